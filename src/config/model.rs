@@ -1,0 +1,228 @@
+//! The checked configuration. Every value here has passed its checks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::order::Faults;
+use crate::recovery::RetryPolicy;
+
+/// Everything orderd runs by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where the broker is and who we are to it.
+    pub broker: Broker,
+    /// The broker's HTTP API.
+    pub management: Management,
+    /// Exchange names and whether orderd declares.
+    pub topology: TopologySettings,
+    /// Work queues by name.
+    pub queues: BTreeMap<String, Queue>,
+    /// Consumers by name.
+    pub consumers: BTreeMap<String, Consumer>,
+    /// The record of effects.
+    pub ledger: Ledger,
+    /// Logging.
+    pub log: Log,
+    /// The admin HTTP listener.
+    pub admin: Admin,
+    /// Shutdown.
+    pub shutdown: Shutdown,
+}
+
+/// `[broker]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Broker {
+    /// At least one; tried in turn, from a random start.
+    pub addresses: Vec<Address>,
+    /// Default `/`.
+    pub virtual_host: String,
+    /// Default `guest`.
+    pub username: String,
+    /// From `password` or `password_file`; default `guest`.
+    pub password: Secret,
+    /// Default 10 s, whole seconds, 2 s to 5 min.
+    pub heartbeat: Duration,
+    /// One connection attempt, handshake included; default 10 s.
+    pub connect_timeout: Duration,
+    /// How long a publication may stay unconfirmed before its connection is given up; default 30 s.
+    pub confirm_timeout: Duration,
+    /// Unconfirmed publications at most; default 4096.
+    pub max_unconfirmed: usize,
+    /// Bytes of unconfirmed publications at most; default 16 MiB.
+    pub max_unconfirmed_bytes: usize,
+    /// Longest back-off between connection attempts; default 30 s (first 100 ms, doubling, full jitter).
+    pub reconnect_max: Duration,
+}
+
+/// A host and port of a broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// A name or an IP address, IPv6 without brackets.
+    pub host: String,
+    /// Not 0.
+    pub port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The secret itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// `[management]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Management {
+    /// Default `http://127.0.0.1:15672`, without a trailing slash.
+    pub url: String,
+    /// Default: the broker's.
+    pub username: String,
+    /// Default: the broker's.
+    pub password: Secret,
+    /// Default 5 s.
+    pub poll_every: Duration,
+}
+
+/// `[topology]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopologySettings {
+    /// Default `orders`; the other exchanges are named after it (`orders.retry`, …).
+    pub exchange: String,
+    /// Whether orderd declares what is missing; default true.
+    pub declare: bool,
+}
+
+/// `[queues.<name>]`: one work queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// Topic patterns on the orders exchange, at least one.
+    pub bindings: Vec<String>,
+}
+
+/// `[consumers.<name>]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Consumer {
+    /// A work queue; each has exactly one consumer.
+    pub queue: String,
+    /// The handler's name; default: the consumer's.
+    pub handler: String,
+    /// Worker tasks, 1 to 1024.
+    pub workers: usize,
+    /// Deliveries one worker holds and works on at a time, at least 1; workers × prefetch ≤ 65,535.
+    pub prefetch: u16,
+    /// A handler's deadline; default 30 s, at most 15 min.
+    pub timeout: Duration,
+    /// What happens to failures. Without meaning for the failed-order consumer.
+    pub retry: RetryPolicy,
+    /// Injected faults; off by default.
+    pub faults: Option<Faults>,
+}
+
+impl Consumer {
+    /// Unsettled deliveries the broker may leave with this consumer: workers × prefetch.
+    pub fn slots(&self) -> u16 {
+        u16::try_from(self.workers * usize::from(self.prefetch)).expect("checked: workers × prefetch fits 16 bits")
+    }
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    /// Where `orderd.db` is, default `/var/lib/orderd`; created if missing.
+    pub directory: PathBuf,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Default `info`.
+    pub level: LogLevel,
+    /// Default `text`.
+    pub format: LogFormat,
+    /// Where rolling files go: orderd's own log and the analytics events. `None`: own log to stderr only,
+    /// analytics events to the ledger's directory.
+    pub directory: Option<PathBuf>,
+    /// When a new file begins; default daily.
+    pub rotation: Rotation,
+    /// Rolled files kept of each kind; default 14.
+    pub keep: usize,
+}
+
+/// `log.level`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// A person must act.
+    Error,
+    /// Degraded, but heals itself.
+    Warn,
+    /// Life cycle.
+    Info,
+    /// One message.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// `log.format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `log.rotation`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// A new file every minute.
+    Minutely,
+    /// A new file every hour.
+    Hourly,
+    /// A new file every day (UTC).
+    Daily,
+    /// One file forever.
+    Never,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Default `127.0.0.1:9640`.
+    pub listen: SocketAddr,
+}
+
+/// `[shutdown]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long work in progress may take to finish; default 30 s.
+    pub drain_timeout: Duration,
+}

@@ -1,0 +1,20 @@
+//! The ledger: the durable record of effects, behind a trait, with SQLite as the default.
+//!
+//! The inbox (have I seen this?) and the effect (the row, the aggregates) are one transaction, and an
+//! answer is given only after its commit is on disk. It never decides what an answer means.
+
+mod entry;
+
+pub use entry::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+
+use futures_util::future::BoxFuture;
+
+/// Records effects, each exactly once.
+pub trait Ledger: Send + Sync + 'static {
+    /// Records one entry and resolves once it is durable. Entries that arrive together share one commit.
+    ///
+    /// # Errors
+    /// The entry has not been recorded; trying again is safe. All errors are worth a retry: a full disk, a
+    /// locked file.
+    fn record(&self, entry: Entry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
+}

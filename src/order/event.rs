@@ -1,0 +1,121 @@
+//! What orderd tells others about an order: notifications and analytics events, and how it reads them.
+//!
+//! Only shapes; routing keys and message ids are made where the events are published.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Currency, Order};
+
+/// The body of `order.notification.<channel>`: what a customer is to be told.
+#[derive(Debug, Serialize)]
+pub struct Notification<'a> {
+    /// What happened: `processed`.
+    pub event: &'static str,
+    /// The order it is about.
+    pub order_id: &'a str,
+    /// `email` or the channel the order asked for.
+    pub channel: &'a str,
+    /// The customer's address, if the order had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<&'a str>,
+    /// The customer, if the order named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub customer_id: Option<&'a str>,
+    /// What was ordered.
+    pub product: &'a str,
+    /// How many pieces.
+    pub quantity: i64,
+    /// Price times quantity.
+    pub total: Decimal,
+    /// The total's currency.
+    pub currency: Currency,
+}
+
+/// The body of `order.analytics.processed` and `order.analytics.failed`.
+#[derive(Debug, Serialize)]
+pub struct AnalyticsEvent<'a> {
+    /// `processed` or `failed`.
+    pub event: &'static str,
+    /// The order it is about.
+    pub order_id: &'a str,
+    /// What was ordered.
+    pub product: &'a str,
+    /// How many pieces.
+    pub quantity: i64,
+    /// Price of one piece.
+    pub price: Decimal,
+    /// Price times quantity.
+    pub total: Decimal,
+    /// The amounts' currency.
+    pub currency: Currency,
+    /// Whether the order was marked urgent.
+    pub priority: bool,
+    /// Who ordered, if named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub customer_id: Option<&'a str>,
+    /// When the customer ordered, if the order said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placed_at: Option<Timestamp>,
+    /// When it was processed; the time the aggregates count it at.
+    pub at: Timestamp,
+    /// The order's fields that orderd does not know.
+    #[serde(flatten)]
+    pub extra: &'a BTreeMap<String, Box<RawValue>>,
+}
+
+impl<'a> Notification<'a> {
+    /// Tells of a processed order with its checked total.
+    pub fn processed(order: &'a Order, total: Decimal, currency: Currency) -> Self {
+        Notification {
+            event: "processed",
+            order_id: order.id.as_str(),
+            channel: order.notification_channel(),
+            email: order.email.as_deref(),
+            customer_id: order.customer_id.as_deref(),
+            product: &order.product,
+            quantity: order.quantity,
+            total,
+            currency,
+        }
+    }
+}
+
+impl<'a> AnalyticsEvent<'a> {
+    /// Tells of a processed order with its checked total.
+    pub fn processed(order: &'a Order, total: Decimal, currency: Currency, at: Timestamp) -> Self {
+        AnalyticsEvent {
+            event: "processed",
+            order_id: order.id.as_str(),
+            product: &order.product,
+            quantity: order.quantity,
+            price: order.price,
+            total,
+            currency,
+            priority: order.priority,
+            customer_id: order.customer_id.as_deref(),
+            placed_at: order.placed_at,
+            at,
+            extra: &order.extra,
+        }
+    }
+}
+
+/// What the aggregates take from an analytics event of a processed order; other events lack these fields.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Sale {
+    /// What was ordered.
+    pub product: String,
+    /// How many pieces.
+    pub quantity: i64,
+    /// Price times quantity.
+    pub total: Decimal,
+    /// Three capital letters.
+    pub currency: String,
+    /// When the order was processed.
+    pub at: Timestamp,
+}

@@ -1,0 +1,11 @@
+//! What a shop's order is: its shape on the wire, the rules it must keep, and what is told about it.
+//!
+//! Pure: no clock, no randomness, no I/O. It never decides what happens to an order that breaks a rule.
+
+mod event;
+mod fault;
+mod model;
+
+pub use event::{AnalyticsEvent, Notification, Sale};
+pub use fault::{FaultKind, Faults};
+pub use model::{Currency, DecodeError, Order, OrderId, RuleError};

@@ -1,0 +1,376 @@
+//! The order: decoding from JSON, and the rules it must keep.
+//!
+//! It never touches a float: a price is read from its own text, so `0.1` stays `0.1`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// Longest order id accepted, in bytes. Ids go into message ids, which AMQP bounds at 255 bytes; this
+/// leaves room for suffixes such as `/notification/processed`.
+pub const MAX_ID_BYTES: usize = 200;
+
+/// The order's identity. A number and its decimal text are the same id: `2` is `"2"`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct OrderId(String);
+
+impl OrderId {
+    /// Makes an id of text that is neither empty nor longer than [`MAX_ID_BYTES`].
+    pub fn new(text: impl Into<String>) -> Option<Self> {
+        let text = text.into();
+        (!text.is_empty() && text.len() <= MAX_ID_BYTES).then_some(Self(text))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for OrderId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IdVisitor;
+        impl Visitor<'_> for IdVisitor {
+            type Value = OrderId;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an id: a whole number or 1 to {MAX_ID_BYTES} bytes of text")
+            }
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<OrderId, E> {
+                Ok(OrderId(v.to_string()))
+            }
+            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<OrderId, E> {
+                Ok(OrderId(v.to_string()))
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<OrderId, E> {
+                OrderId::new(v).ok_or_else(|| E::invalid_length(v.len(), &self))
+            }
+        }
+        deserializer.deserialize_any(IdVisitor)
+    }
+}
+
+/// A currency code: three capital letters, as in ISO 4217.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Currency([u8; 3]);
+
+impl Currency {
+    /// ISO 4217's code for "no currency", which stands for orders that name none. Sums never mix it with
+    /// a real one.
+    pub const NONE: Currency = Currency(*b"XXX");
+
+    /// The code as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("a currency is made of ASCII letters")
+    }
+}
+
+impl FromStr for Currency {
+    type Err = RuleError;
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        match text.as_bytes() {
+            &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_uppercase) => Ok(Currency([a, b, c])),
+            _ => Err(RuleError::Currency(text.chars().take(16).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Currency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// The body is not an order: wrong JSON, a missing field, a field of the wrong type. Failure kind
+/// `malformed`.
+#[derive(Debug, thiserror::Error)]
+#[error("not an order")]
+pub struct DecodeError(#[from] serde_json::Error);
+
+/// The body is an order, but it breaks a rule of the shop. Failure kind `permanent`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    /// Fewer than one piece was ordered.
+    #[error("quantity must be at least 1, is {0}")]
+    Quantity(i64),
+    /// The price is below zero.
+    #[error("price must not be negative, is {0}")]
+    Price(Decimal),
+    /// The currency is not three capital letters.
+    #[error("currency must be three capital letters, is {0:?}")]
+    Currency(String),
+    /// The product has no name.
+    #[error("product must not be empty")]
+    Product,
+    /// Price times quantity does not fit a decimal of 96 bits.
+    #[error("price times quantity is too large")]
+    Total,
+}
+
+impl RuleError {
+    /// The stable code for `x-failure-code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            RuleError::Quantity(_) => "invalid_quantity",
+            RuleError::Price(_) => "invalid_price",
+            RuleError::Currency(_) => "invalid_currency",
+            RuleError::Product => "invalid_product",
+            RuleError::Total => "total_too_large",
+        }
+    }
+}
+
+/// One order as a producer sent it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Identity: a second order with this id is the same order.
+    pub id: OrderId,
+    /// What was ordered.
+    pub product: String,
+    /// How many pieces; at least 1 in a valid order.
+    pub quantity: i64,
+    /// Price of one piece, in `currency`.
+    pub price: Decimal,
+    /// Whether the producer marked it urgent. The queue decides what overtakes, not this field.
+    pub priority: bool,
+    /// Who ordered.
+    pub customer_id: Option<String>,
+    /// Where to tell them.
+    pub email: Option<String>,
+    /// As sent; [`Order::checked_currency`] checks it.
+    pub currency: Option<String>,
+    /// When the customer ordered.
+    pub placed_at: Option<Timestamp>,
+    /// The channel the customer asked to be told by: one word of a routing key, such as `email` or `sms`.
+    pub notify: Option<String>,
+    /// Fields this version does not know, kept as they came.
+    pub extra: BTreeMap<String, Box<RawValue>>,
+}
+
+/// The routing key word of the notification when the order asks for none.
+pub const DEFAULT_NOTIFY: &str = "email";
+
+impl Order {
+    /// Reads an order from a message body.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        Ok(serde_json::from_slice(body)?)
+    }
+
+    /// Checks the shop's rules; a valid order's total in its currency on success.
+    pub fn check(&self) -> Result<(Decimal, Currency), RuleError> {
+        if self.product.is_empty() {
+            return Err(RuleError::Product);
+        }
+        if self.quantity < 1 {
+            return Err(RuleError::Quantity(self.quantity));
+        }
+        if self.price.is_sign_negative() && !self.price.is_zero() {
+            return Err(RuleError::Price(self.price));
+        }
+        let currency = self.checked_currency()?;
+        let total = self.price.checked_mul(Decimal::from(self.quantity)).ok_or(RuleError::Total)?;
+        Ok((total, currency))
+    }
+
+    /// The order's currency, [`Currency::NONE`] where it names none.
+    pub fn checked_currency(&self) -> Result<Currency, RuleError> {
+        self.currency.as_deref().map_or(Ok(Currency::NONE), str::parse)
+    }
+
+    /// The routing key word to notify the customer by: the one asked for if it is a plain word, else
+    /// [`DEFAULT_NOTIFY`].
+    pub fn notification_channel(&self) -> &str {
+        self.notify
+            .as_deref()
+            .filter(|word| {
+                (1..=32).contains(&word.len())
+                    && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+            })
+            .unwrap_or(DEFAULT_NOTIFY)
+    }
+}
+
+const FIELDS: &[&str] =
+    &["id", "product", "quantity", "price", "priority", "customer_id", "email", "currency", "placed_at", "notify"];
+
+impl<'de> Deserialize<'de> for Order {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(OrderVisitor)
+    }
+}
+
+struct OrderVisitor;
+
+impl<'de> Visitor<'de> for OrderVisitor {
+    type Value = Order;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an order: a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Order, A::Error> {
+        let (mut id, mut product, mut quantity, mut price) = (None, None, None, None);
+        let (mut priority, mut customer_id, mut email) = (None, None, None);
+        let (mut currency, mut placed_at, mut notify) = (None, None, None);
+        let mut extra = BTreeMap::new();
+        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+            match key.as_ref() {
+                "id" => set(&mut id, "id", map.next_value::<OrderId>()?)?,
+                "product" => set(&mut product, "product", map.next_value::<String>()?)?,
+                "quantity" => set(&mut quantity, "quantity", map.next_value::<i64>()?)?,
+                "price" => set(&mut price, "price", map.next_value::<Money>()?.0)?,
+                "priority" => set(&mut priority, "priority", map.next_value::<bool>()?)?,
+                "customer_id" => set(&mut customer_id, "customer_id", map.next_value::<Option<OrderId>>()?)?,
+                "email" => set(&mut email, "email", map.next_value::<Option<String>>()?)?,
+                "currency" => set(&mut currency, "currency", map.next_value::<Option<String>>()?)?,
+                "placed_at" => set(&mut placed_at, "placed_at", map.next_value::<Option<Timestamp>>()?)?,
+                "notify" => set(&mut notify, "notify", map.next_value::<Option<String>>()?)?,
+                _ => {
+                    extra.insert(key.into_owned(), map.next_value::<Box<RawValue>>()?);
+                }
+            }
+        }
+        let missing = |field| A::Error::missing_field(field);
+        Ok(Order {
+            id: id.ok_or_else(|| missing(FIELDS[0]))?,
+            product: product.ok_or_else(|| missing(FIELDS[1]))?,
+            quantity: quantity.ok_or_else(|| missing(FIELDS[2]))?,
+            price: price.ok_or_else(|| missing(FIELDS[3]))?,
+            priority: priority.unwrap_or(false),
+            customer_id: customer_id.flatten().map(|id: OrderId| id.0),
+            email: email.flatten(),
+            currency: currency.flatten(),
+            placed_at: placed_at.flatten(),
+            notify: notify.flatten(),
+            extra,
+        })
+    }
+}
+
+/// Fills a field once: a JSON object that names a field twice is ambiguous, and so malformed.
+fn set<T, E: serde::de::Error>(slot: &mut Option<T>, name: &'static str, value: T) -> Result<(), E> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(E::duplicate_field(name)),
+    }
+}
+
+/// An amount written as a JSON number or as text, read from its digits and never through a float.
+struct Money(Decimal);
+
+impl<'de> Deserialize<'de> for Money {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        let digits = raw.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(raw);
+        Decimal::from_str_exact(digits)
+            .or_else(|error| if digits.contains(['e', 'E']) { Decimal::from_scientific(digits) } else { Err(error) })
+            .map(Money)
+            .map_err(|error| D::Error::custom(format_args!("price is not a decimal: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(json: &str) -> Result<Order, DecodeError> {
+        Order::decode(json.as_bytes())
+    }
+
+    #[test]
+    fn a_number_and_its_text_are_the_same_id() {
+        let number = order(r#"{"id": 2, "product": "Laptop", "quantity": 3, "price": 400}"#).unwrap();
+        let text = order(r#"{"id": "2", "product": "Laptop", "quantity": 3, "price": "400.00"}"#).unwrap();
+        assert_eq!(number.id, text.id);
+        assert_eq!(number.price, text.price);
+    }
+
+    #[test]
+    fn money_never_passes_through_a_float() {
+        let order = order(r#"{"id":1,"product":"p","quantity":3,"price":0.1}"#).unwrap();
+        assert_eq!(order.check().unwrap().0.to_string(), "0.3");
+        let long = r#"{"id":1,"product":"p","quantity":1,"price":9007199254740993.01}"#;
+        assert_eq!(super::Order::decode(long.as_bytes()).unwrap().price.to_string(), "9007199254740993.01");
+    }
+
+    #[test]
+    fn unknown_fields_are_kept() {
+        let order = order(r#"{"id":1,"product":"p","quantity":1,"price":1,"gift":{"wrap":true}}"#).unwrap();
+        assert_eq!(order.extra["gift"].get(), r#"{"wrap":true}"#);
+    }
+
+    #[test]
+    fn a_wrong_shape_is_malformed() {
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"id":null,"product":"p","quantity":1,"price":1}"#,
+            r#"{"id":"","product":"p","quantity":1,"price":1}"#,
+            r#"{"id":1,"product":"p","quantity":1.5,"price":1}"#,
+            r#"{"id":1,"product":"p","quantity":1,"price":"cheap"}"#,
+            r#"{"id":1,"product":"p","quantity":1,"price":true}"#,
+            r#"{"id":1,"id":2,"product":"p","quantity":1,"price":1}"#,
+            r#"{"id":1,"product":"p","quantity":1,"price":1} trailing"#,
+        ] {
+            assert!(order(body).is_err(), "accepted {body}");
+        }
+    }
+
+    #[test]
+    fn a_broken_rule_names_itself() {
+        let code = |fields: &str| {
+            let body = format!(r#"{{"id":1,"product":"p",{fields}}}"#);
+            super::Order::decode(body.as_bytes()).unwrap().check().unwrap_err().code()
+        };
+        assert_eq!(code(r#""quantity":0,"price":1"#), "invalid_quantity");
+        assert_eq!(code(r#""quantity":-4,"price":1"#), "invalid_quantity");
+        assert_eq!(code(r#""quantity":1,"price":-0.01"#), "invalid_price");
+        assert_eq!(code(r#""quantity":1,"price":1,"currency":"eur""#), "invalid_currency");
+        assert_eq!(
+            code(r#""quantity":9223372036854775807,"price":"79228162514264337593543950335""#),
+            "total_too_large"
+        );
+    }
+
+    #[test]
+    fn an_order_without_a_currency_is_kept_apart_from_all_currencies() {
+        let order = order(r#"{"id":1,"product":"p","quantity":1,"price":1}"#).unwrap();
+        assert_eq!(order.check().unwrap().1, Currency::NONE);
+    }
+
+    #[test]
+    fn an_odd_notification_channel_falls_back_to_email() {
+        let with = |notify: &str| {
+            let body = format!(r#"{{"id":1,"product":"p","quantity":1,"price":1,"notify":{notify}}}"#);
+            super::Order::decode(body.as_bytes()).unwrap().notification_channel().to_owned()
+        };
+        assert_eq!(with(r#""sms""#), "sms");
+        assert_eq!(with(r#""a.b""#), "email");
+        assert_eq!(with("null"), "email");
+    }
+}

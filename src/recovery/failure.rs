@@ -1,0 +1,105 @@
+//! What can go wrong with a message.
+
+use std::fmt;
+
+/// Longest reason kept, in bytes.
+pub const MAX_REASON_BYTES: usize = 1024;
+
+/// The class of a failure, which decides whether a retry can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// The body cannot be read. Never retried.
+    Malformed,
+    /// A rule is broken. Never retried.
+    Permanent,
+    /// A retry may help.
+    Transient,
+    /// The handler's deadline passed. Retried.
+    TimedOut,
+    /// The handler panicked. Retried.
+    Panicked,
+    /// The broker gave up on it: it was handed out too often without being settled. Retried.
+    DeliveryLimit,
+}
+
+impl FailureKind {
+    /// All kinds.
+    pub const ALL: [FailureKind; 6] = [
+        FailureKind::Malformed,
+        FailureKind::Permanent,
+        FailureKind::Transient,
+        FailureKind::TimedOut,
+        FailureKind::Panicked,
+        FailureKind::DeliveryLimit,
+    ];
+
+    /// The value of `x-failure-kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureKind::Malformed => "malformed",
+            FailureKind::Permanent => "permanent",
+            FailureKind::Transient => "transient",
+            FailureKind::TimedOut => "timed_out",
+            FailureKind::Panicked => "panicked",
+            FailureKind::DeliveryLimit => "delivery_limit",
+        }
+    }
+
+    /// Reads the value of `x-failure-kind`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One failure of one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its class.
+    pub kind: FailureKind,
+    /// Stable, for machines: `ledger_unavailable`.
+    pub code: String,
+    /// For people; at most 1 KiB, see [`Failure::new`].
+    pub reason: String,
+}
+
+impl Failure {
+    /// Cuts the reason to 1 KiB at a character boundary.
+    pub fn new(kind: FailureKind, code: impl Into<String>, reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        Failure { kind, code: code.into(), reason }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.kind, self.code, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let failure = Failure::new(FailureKind::Transient, "x", "ä".repeat(1000));
+        assert_eq!(failure.reason.len(), 1024);
+        let odd = Failure::new(FailureKind::Transient, "x", format!("a{}", "ä".repeat(1000)));
+        assert_eq!(odd.reason.len(), 1023);
+    }
+
+    #[test]
+    fn every_kind_reads_back() {
+        for kind in FailureKind::ALL {
+            assert_eq!(FailureKind::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(FailureKind::parse("other"), None);
+    }
+}
