@@ -1,8 +1,11 @@
 //! orderd: one daemon that processes an online shop's orders from RabbitMQ and loses none of them.
 
+pub mod backoff;
 pub mod config;
+pub mod delay;
 pub mod ledger;
 pub mod message;
 pub mod order;
 pub mod recovery;
+pub mod shutdown;
 pub mod topology;

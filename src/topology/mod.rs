@@ -3,4 +3,5 @@
 
 mod model;
 
-pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Names, Queue};
+pub use crate::message::Names;
+pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
