@@ -11,5 +11,6 @@ pub mod order;
 pub mod recovery;
 pub mod shutdown;
 pub mod supervisor;
+pub mod telemetry;
 pub mod topology;
 pub mod worker;

@@ -9,6 +9,8 @@ mod intake;
 mod pool;
 mod process;
 mod safe_mode;
+#[cfg(test)]
+mod tests;
 
 pub use counters::{Counters, Tally};
 pub use pool::{Pool, PoolError};
