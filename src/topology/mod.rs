@@ -2,5 +2,8 @@
 //! them. Pure; `amqp` carries the plan out.
 
 mod model;
+pub mod pattern;
+mod plan;
 
 pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Names, Queue};
+pub use plan::{DELIVERY_LIMIT, PARKED_DELIVERY_LIMIT, Role, Topology, WorkQueue};
