@@ -4,6 +4,8 @@
 mod model;
 pub mod pattern;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Names, Queue};
 pub use plan::{DELIVERY_LIMIT, PARKED_DELIVERY_LIMIT, Role, Topology, WorkQueue};
