@@ -138,8 +138,6 @@ impl Ledger for SqliteLedger {
 }
 
 /// The writer answers all it takes from the queue, unless a defect makes it panic.
-fn settle(
-    answered: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>,
-) -> Result<Recorded, LedgerError> {
+fn settle(answered: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>) -> Result<Recorded, LedgerError> {
     answered.unwrap_or_else(|dropped| Err(LedgerError::store("finish a commit", dropped)))
 }

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use rust_decimal::Decimal;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
+use rust_decimal::Decimal;
 
 use crate::order::Sale;
 
