@@ -3,6 +3,7 @@
 pub mod config;
 pub mod ledger;
 pub mod message;
+pub mod monitor;
 pub mod order;
 pub mod recovery;
 pub mod topology;
