@@ -7,5 +7,6 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Names, Queue};
+pub use crate::message::Names;
+pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
 pub use plan::{DELIVERY_LIMIT, PARKED_DELIVERY_LIMIT, Role, Topology, WorkQueue};

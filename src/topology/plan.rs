@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Names, Queue};
-use crate::recovery::Delay;
+use super::model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
+use crate::delay::Delay;
+use crate::message::Names;
 
 /// How often a work queue hands a message out again before it dead-letters it. Written out, since RabbitMQ
 /// 3.10 has no default and 4.x has this one.

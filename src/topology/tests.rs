@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::recovery::Delay;
+use crate::delay::Delay;
 
 fn work(name: &str, bindings: &[&str], consumer: &str, delays: &[&str]) -> WorkQueue {
     WorkQueue {
