@@ -32,6 +32,7 @@ pub mod delay;
 pub mod handler;
 pub mod ledger;
 pub mod message;
+pub mod monitor;
 pub mod order;
 pub mod recovery;
 pub mod shutdown;

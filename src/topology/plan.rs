@@ -17,8 +17,11 @@ use crate::message::Names;
 /// 3.10 has no default and 4.x has this one.
 pub const DELIVERY_LIMIT: i64 = 20;
 
-/// The delivery limit of queues from which nothing may ever be dropped. RabbitMQ 4.x drops after 20 returns
-/// where none is given; `-1` lifts that on 4.x, but 3.10 refuses it, so: more returns than ever happen.
+/// The delivery limit of the queues that a person takes from, and from which nothing may ever be dropped.
+///
+/// Measured by returning one message 60 times. None given: kept on 3.10.8, dropped at the 21st return on 4.0.5
+/// and 4.3.6. `-1`: kept on 4.0.5 and 4.3.6, dropped at the first return on 3.10.8. This one, more than there
+/// will ever be: kept on all three.
 pub const PARKED_DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
 /// A queue that orderd consumes.
