@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// Orders are many small allocations that one thread makes and another frees; the system's allocator spends a
+/// seventh of the daemon's time on them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
