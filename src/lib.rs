@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod chain;
+pub mod cli;
 pub mod config;
 pub mod delay;
 pub mod handler;
