@@ -153,3 +153,10 @@ pub enum LedgerError {
     #[error("the ledger is closed")]
     Closed,
 }
+
+impl LedgerError {
+    /// The store's refusal, with its cause.
+    pub(super) fn store(action: &'static str, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        LedgerError::Store { action, source: Arc::new(cause) }
+    }
+}

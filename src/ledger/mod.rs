@@ -4,8 +4,10 @@
 //! answer is given only after its commit is on disk. It never decides what an answer means.
 
 mod entry;
+mod sqlite;
 
 pub use entry::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+pub use sqlite::{FILE_NAME, OpenError, OrderCounts, Revenue, SqliteLedger, Totals, Tuning};
 
 use futures_util::future::BoxFuture;
 

@@ -1,0 +1,143 @@
+//! The default ledger: one SQLite file, written by one thread of its own.
+//!
+//! It owns the file, its thread and the queue between them. It must never block an async task, and never
+//! answer before the commit that holds the answer is on disk.
+
+mod open;
+mod sales;
+mod schema;
+mod statements;
+mod totals;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt, ready};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{Entry, Ledger, LedgerError, Recorded};
+use writer::Request;
+
+pub use open::OpenError;
+pub use totals::{OrderCounts, Revenue, Totals};
+
+/// The ledger's file within its directory. Other programs may read it.
+pub const FILE_NAME: &str = "orderd.db";
+
+/// How the ledger uses its file. [`Tuning::default`] is measured (`benches/ledger.rs`); tests shrink it.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// Entries that may wait for the writer; more wait in their callers.
+    pub queue: usize,
+    /// Most entries in one commit.
+    pub batch: usize,
+    /// How long the writer waits for company after the first entry of a batch.
+    pub gather: Duration,
+    /// How long to wait for another program's lock before the batch fails.
+    pub busy_timeout: Duration,
+    /// SQLite's page cache, in KiB.
+    pub cache_kib: u32,
+    /// Pages in the write-ahead log before they are moved to the file.
+    pub checkpoint_pages: u32,
+    /// Most pages the file may have; a stand-in for a full disk.
+    pub max_pages: Option<u32>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            queue: 4_096,
+            batch: 1_024,
+            gather: Duration::ZERO,
+            busy_timeout: Duration::from_secs(2),
+            cache_kib: 8_192,
+            checkpoint_pages: 4_000,
+            max_pages: None,
+        }
+    }
+}
+
+/// The ledger in `orderd.db`. Dropping it lets the writer finish what waits, unattended; [`SqliteLedger::close`]
+/// awaits that.
+#[derive(Debug)]
+pub struct SqliteLedger {
+    queue: mpsc::Sender<Request>,
+    /// Cancelled when the writer has let go of the file.
+    finished: CancellationToken,
+    commits: Arc<AtomicU64>,
+}
+
+impl SqliteLedger {
+    /// Opens the ledger in a directory, creating both if missing, and starts its thread. Blocks for some
+    /// milliseconds of disk I/O, and up to the busy timeout if another program holds the file.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: each says what to do.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        Self::open_with(directory, Tuning::default())
+    }
+
+    /// [`SqliteLedger::open`] with other limits.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_with(directory: &Path, tuning: Tuning) -> Result<Self, OpenError> {
+        let (queue, requests) = mpsc::channel(tuning.queue);
+        let finished = CancellationToken::new();
+        let commits = Arc::new(AtomicU64::new(0));
+        writer::spawn(directory, tuning, requests, Arc::clone(&commits), finished.clone())?;
+        Ok(Self { queue, finished, commits })
+    }
+
+    /// Counts what an orderd ledger holds, reading it from any process while a daemon writes it. Blocks: it
+    /// reads the whole `orders` table, about 0.3 s per million orders.
+    ///
+    /// # Errors
+    /// There is no readable ledger of this version in the directory.
+    pub fn totals(directory: &Path) -> Result<Totals, OpenError> {
+        totals::read(directory)
+    }
+
+    /// Commits since the ledger was opened. Far fewer than entries, when entries come together.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Refuses further entries, answers those that wait, moves the write-ahead log into the file and ends
+    /// the thread. May be called again, and by many at once.
+    pub async fn close(&self) {
+        // An error means that the writer has closed its end: it is already finishing.
+        let _ = self.queue.send(Request::Close).await;
+        self.finished.cancelled().await;
+    }
+}
+
+impl Ledger for SqliteLedger {
+    /// The entry is queued by the call itself while there is room, so entries are recorded in the order of
+    /// the calls. Dropping the future does not take a queued entry back.
+    fn record(&self, entry: Entry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+        let (answer, answered) = oneshot::channel();
+        match self.queue.try_send(Request::Record { entry, answer }) {
+            Ok(()) => async move { settle(answered.await) }.boxed(),
+            Err(TrySendError::Closed(_)) => ready(Err(LedgerError::Closed)).boxed(),
+            Err(TrySendError::Full(request)) => {
+                let queue = self.queue.clone();
+                async move {
+                    queue.send(request).await.map_err(|_| LedgerError::Closed)?;
+                    settle(answered.await)
+                }
+                .boxed()
+            }
+        }
+    }
+}
+
+/// The writer answers all it takes from the queue, unless a defect makes it panic.
+fn settle(answered: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>) -> Result<Recorded, LedgerError> {
+    answered.unwrap_or_else(|dropped| Err(LedgerError::store("finish a commit", dropped)))
+}

@@ -1,0 +1,128 @@
+//! The tables, and how a file of an older version becomes one of this version.
+//!
+//! Table and column names are a contract with programs that read the file. A step that has been released is
+//! never edited: add another.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Marks the file as an orderd ledger (`PRAGMA application_id`): the letters `ordr`.
+pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"ordr");
+
+/// Step n makes version n of version n - 1. Times are milliseconds since 1970 UTC, amounts are decimal text.
+///
+/// `WITHOUT ROWID` keeps a row in its key's own tree: one tree to write per entry instead of two.
+pub(super) const STEPS: &[&str] = &["
+    CREATE TABLE orders (
+        id           TEXT NOT NULL PRIMARY KEY,
+        status       TEXT NOT NULL,     -- accepted | processed
+        consumer     TEXT NOT NULL,
+        product      TEXT NOT NULL,
+        quantity     INTEGER NOT NULL,
+        price        TEXT NOT NULL,     -- of one piece
+        total        TEXT NOT NULL,     -- price times quantity
+        currency     TEXT NOT NULL,     -- ISO 4217; XXX where the order named none
+        priority     INTEGER NOT NULL,  -- 0 | 1
+        customer_id  TEXT,
+        placed_at    INTEGER,
+        accepted_at  INTEGER NOT NULL,
+        processed_at INTEGER            -- set with status processed
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE events (
+        id          TEXT NOT NULL PRIMARY KEY,  -- the message id
+        kind        TEXT NOT NULL,              -- notification | analytics
+        name        TEXT NOT NULL,              -- the channel, or what happened
+        order_id    TEXT,
+        recorded_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE attempts (
+        identity       TEXT NOT NULL,     -- the order's id, else the message id
+        consumer       TEXT NOT NULL,
+        retry_count    INTEGER NOT NULL,  -- delayed retries before this attempt
+        failure_kind   TEXT NOT NULL,
+        failure_code   TEXT NOT NULL,
+        failure_reason TEXT NOT NULL,
+        delay          TEXT,              -- before the next attempt; none: it was parked
+        failed_at      INTEGER NOT NULL,
+        PRIMARY KEY (identity, consumer, retry_count)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE dead_letters (
+        identity         TEXT NOT NULL,
+        consumer         TEXT NOT NULL,
+        reason           TEXT NOT NULL,     -- x-dead-letter-reason
+        retry_count      INTEGER NOT NULL,
+        failure_kind     TEXT NOT NULL,
+        failure_code     TEXT NOT NULL,
+        failure_reason   TEXT NOT NULL,
+        origin_queue     TEXT,
+        failed_at        INTEGER NOT NULL,  -- the last attempt
+        dead_lettered_at INTEGER NOT NULL,
+        PRIMARY KEY (identity, consumer)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE sales (
+        granularity TEXT NOT NULL,     -- minute | hour | day, in UTC
+        starts_at   INTEGER NOT NULL,
+        currency    TEXT NOT NULL,
+        product     TEXT NOT NULL,
+        orders      INTEGER NOT NULL,
+        quantity    INTEGER NOT NULL,
+        revenue     TEXT NOT NULL,     -- the exact sum of the orders' totals
+        PRIMARY KEY (granularity, starts_at, currency, product)
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// What a migration met.
+#[derive(Debug)]
+pub(super) enum MigrateError {
+    /// The file is of a later version than the last step.
+    Newer { found: i32, known: i32 },
+    /// The file holds another program's tables.
+    Foreign,
+    /// SQLite refused.
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for MigrateError {
+    fn from(error: rusqlite::Error) -> Self {
+        MigrateError::Sqlite(error)
+    }
+}
+
+/// The version that `steps` lead to.
+pub(super) fn last_version(steps: &[&str]) -> i32 {
+    i32::try_from(steps.len()).expect("there are few schema versions")
+}
+
+/// Takes the steps that the file has not seen, each in a transaction with its new version, so that a crash
+/// between two leaves a whole version.
+pub(super) fn migrate(connection: &mut Connection, steps: &[&str]) -> Result<(), MigrateError> {
+    let known = last_version(steps);
+    loop {
+        // Immediate: of two processes that start at once, the second sees what the first has done.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let found = version(&transaction)?;
+        if found > known {
+            return Err(MigrateError::Newer { found, known });
+        }
+        if found == 0 && !is_empty(&transaction)? {
+            return Err(MigrateError::Foreign);
+        }
+        let Some(step) = usize::try_from(found).ok().and_then(|done| steps.get(done)) else { return Ok(()) };
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", found + 1)?;
+        transaction.commit()?;
+    }
+}
+
+/// The version a file says it has; 0 for a new file.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))
+}

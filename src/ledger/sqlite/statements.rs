@@ -1,0 +1,238 @@
+//! Each kind of entry as statements, prepared once.
+//!
+//! It owns what one entry does within an open transaction, and the transaction's edges. Every effect hangs on
+//! the row that proves it new. It must never decide which entries share a transaction.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, Row, Statement, params};
+
+use super::sales::{FoldError, Sales, parse_amount};
+use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use crate::order::OrderId;
+
+/// What failed: one entry, or all that share its transaction.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Only this entry; nothing of it was kept.
+    Entry(LedgerError),
+    /// The transaction cannot go on.
+    Batch(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            // SQLite has undone the one statement and the transaction stands. None: the error is not SQLite's,
+            // but that of a value read from it.
+            Some(
+                ErrorCode::ConstraintViolation
+                | ErrorCode::TypeMismatch
+                | ErrorCode::TooBig
+                | ErrorCode::ParameterOutOfRange,
+            )
+            | None => Fault::Entry(LedgerError::store("record an entry", error)),
+            Some(_) => Fault::Batch(error),
+        }
+    }
+}
+
+/// An order was finished that the ledger has not accepted: its file was replaced in between.
+#[derive(Debug, thiserror::Error)]
+#[error("order {0:?} was never accepted")]
+struct NeverAccepted(OrderId);
+
+/// The prepared statements of the writer's connection.
+pub(super) struct Statements<'c> {
+    begin: Statement<'c>,
+    commit: Statement<'c>,
+    accept: Statement<'c>,
+    accepted: Statement<'c>,
+    finish: Statement<'c>,
+    event_known: Statement<'c>,
+    enter_event: Statement<'c>,
+    remove_event: Statement<'c>,
+    enter_attempt: Statement<'c>,
+    enter_dead_letter: Statement<'c>,
+    sales: Sales<'c>,
+}
+
+// `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
+impl<'c> Statements<'c> {
+    /// Prepares all statements; fails if a table is not as expected.
+    pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
+        Ok(Self {
+            begin: connection.prepare("BEGIN IMMEDIATE")?,
+            commit: connection.prepare("COMMIT")?,
+            accept: connection.prepare(
+                "INSERT INTO orders (id, status, consumer, product, quantity, price, total, currency, priority,
+                                     customer_id, placed_at, accepted_at)
+                 VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (id) DO NOTHING",
+            )?,
+            accepted: connection
+                .prepare("SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1")?,
+            finish: connection.prepare(
+                "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
+            )?,
+            event_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1")?,
+            enter_event: connection.prepare(
+                "INSERT INTO events (id, kind, name, order_id, recorded_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING",
+            )?,
+            remove_event: connection.prepare("DELETE FROM events WHERE id = ?1")?,
+            enter_attempt: connection.prepare(
+                "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
+                                       delay, failed_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (identity, consumer, retry_count) DO NOTHING",
+            )?,
+            enter_dead_letter: connection.prepare(
+                "INSERT INTO dead_letters (identity, consumer, reason, retry_count, failure_kind, failure_code,
+                                           failure_reason, origin_queue, failed_at, dead_lettered_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (identity, consumer) DO NOTHING",
+            )?,
+            sales: Sales::prepare(connection)?,
+        })
+    }
+
+    /// Takes the write lock at once, so that a batch cannot fail half-way because another process wrote.
+    pub(super) fn begin(&mut self) -> rusqlite::Result<()> {
+        self.begin.execute([]).map(drop)
+    }
+
+    /// Writes the folded sales and commits.
+    pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
+        self.sales.write()?;
+        self.commit.execute([]).map(drop)
+    }
+
+    /// Leaves the transaction, if SQLite has not left it by itself, and forgets what it had folded.
+    pub(super) fn roll_back(&mut self, connection: &Connection) {
+        self.sales.forget();
+        if !connection.is_autocommit()
+            && let Err(error) = connection.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "cannot roll back the ledger's transaction");
+        }
+    }
+
+    /// Does what one entry asks, within the open transaction.
+    pub(super) fn record(&mut self, entry: &Entry) -> Result<Recorded, Fault> {
+        match entry {
+            Entry::AcceptOrder(order) => self.accept_order(order),
+            Entry::FinishOrder { id, at } => self.finish_order(id, *at),
+            Entry::LookUpEvent { id } => {
+                let known = self.event_known.exists([id])?;
+                Ok(if known { Recorded::Duplicate } else { Recorded::New })
+            }
+            Entry::Notification(it) => {
+                let at = it.at.as_millisecond();
+                let rows = self.enter_event.execute(params![it.id, "notification", it.channel, it.order_id, at])?;
+                Ok(entered(rows))
+            }
+            Entry::Analytics(event) => self.enter_analytics(event),
+            Entry::Attempt(attempt) => self.enter_attempt(attempt),
+            Entry::DeadLetter(letter) => self.enter_dead_letter(letter),
+        }
+    }
+
+    fn accept_order(&mut self, order: &NewOrder) -> Result<Recorded, Fault> {
+        let rows = self.accept.execute(params![
+            order.id.as_str(),
+            order.consumer,
+            order.product,
+            order.quantity,
+            order.price.to_string(),
+            order.total.to_string(),
+            order.currency.as_str(),
+            order.priority,
+            order.customer_id,
+            order.placed_at.map(Timestamp::as_millisecond),
+            order.at.as_millisecond(),
+        ])?;
+        if rows == 1 {
+            return Ok(Recorded::New);
+        }
+        let mut found = self.accepted.query([order.id.as_str()])?;
+        // The insert met a row of this id in this very transaction.
+        let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        Ok(compare(row, order)?)
+    }
+
+    fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, Fault> {
+        if self.finish.execute(params![id.as_str(), at.as_millisecond()])? == 1 {
+            return Ok(Recorded::New);
+        }
+        if self.accepted.exists([id.as_str()])? {
+            return Ok(Recorded::Duplicate);
+        }
+        Err(Fault::Entry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
+    }
+
+    fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, Fault> {
+        let at = event.at.as_millisecond();
+        let rows = self.enter_event.execute(params![event.id, "analytics", event.name, event.order_id, at])?;
+        let (1, Some(sale)) = (rows, &event.sale) else { return Ok(entered(rows)) };
+        match self.sales.add(sale) {
+            Ok(()) => Ok(Recorded::New),
+            Err(FoldError::Sqlite(error)) => Err(Fault::Batch(error)),
+            Err(FoldError::Overflow(error)) => {
+                // The inbox row goes with its effect. If it cannot, the batch goes.
+                self.remove_event.execute([&event.id]).map_err(Fault::Batch)?;
+                Err(Fault::Entry(LedgerError::store("add a sale to the aggregates", error)))
+            }
+        }
+    }
+
+    fn enter_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, Fault> {
+        let rows = self.enter_attempt.execute(params![
+            attempt.identity,
+            attempt.consumer,
+            attempt.retry_count,
+            attempt.kind,
+            attempt.code,
+            attempt.reason,
+            attempt.delay,
+            attempt.failed_at.as_millisecond(),
+        ])?;
+        Ok(entered(rows))
+    }
+
+    /// Two rows: what fails the second dooms the batch, so that there is never one without the other.
+    fn enter_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, Fault> {
+        let attempt = &letter.attempt;
+        self.enter_attempt(attempt)?;
+        let rows = self
+            .enter_dead_letter
+            .execute(params![
+                attempt.identity,
+                attempt.consumer,
+                letter.reason,
+                attempt.retry_count,
+                attempt.kind,
+                attempt.code,
+                attempt.reason,
+                letter.origin_queue,
+                attempt.failed_at.as_millisecond(),
+                letter.at.as_millisecond(),
+            ])
+            .map_err(Fault::Batch)?;
+        Ok(entered(rows))
+    }
+}
+
+fn entered(rows: usize) -> Recorded {
+    if rows == 1 { Recorded::New } else { Recorded::Duplicate }
+}
+
+/// Tells what a stored order means for one that comes again. Prices are compared as numbers: 400 is 400.00.
+fn compare(row: &Row<'_>, order: &NewOrder) -> rusqlite::Result<Recorded> {
+    let same = row.get_ref(1)?.as_str()? == order.product
+        && row.get::<_, i64>(2)? == order.quantity
+        && parse_amount(row.get_ref(3)?.as_str()?, 3)? == order.price
+        && row.get_ref(4)?.as_str()? == order.currency.as_str()
+        && row.get_ref(5)?.as_str_or_null()? == order.customer_id.as_deref();
+    Ok(match row.get_ref(0)?.as_str()? {
+        _ if !same => Recorded::Conflict,
+        "accepted" => Recorded::Unfinished,
+        _ => Recorded::Duplicate,
+    })
+}

@@ -1,0 +1,168 @@
+//! The writer's thread: takes what waits, runs it in one transaction, commits, then answers.
+//!
+//! It owns the only connection that writes. It must never answer from an open transaction, nor end because
+//! the store refused: a full disk or a lock passes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::open::{self, OpenError};
+use super::statements::{Fault, Statements};
+use super::{FILE_NAME, Tuning};
+use crate::ledger::{Entry, LedgerError, Recorded};
+
+/// What travels to the writer.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Record this, and tell its caller.
+    Record { entry: Entry, answer: Answer },
+    /// Take nothing more; finish what waits.
+    Close,
+}
+
+type Outcome = Result<Recorded, LedgerError>;
+type Answer = oneshot::Sender<Outcome>;
+
+/// Opens the file on a new thread and returns once it is ready to record.
+pub(super) fn spawn(
+    directory: &Path,
+    tuning: Tuning,
+    requests: mpsc::Receiver<Request>,
+    commits: Arc<AtomicU64>,
+    finished: CancellationToken,
+) -> Result<(), OpenError> {
+    let path = directory.join(FILE_NAME);
+    let (opened, ready) = std_mpsc::sync_channel(1);
+    let (directory, thread_path) = (directory.to_owned(), path.clone());
+    thread::Builder::new()
+        .name("ledger".to_owned())
+        .spawn(move || {
+            // Declared first, so that it acts last: when the connection is gone.
+            let _finished = finished.drop_guard();
+            let connection = match open::for_writing(&directory, &tuning) {
+                Ok(connection) => connection,
+                Err(error) => return drop(opened.send(Err(error))),
+            };
+            match Statements::prepare(&connection) {
+                Ok(statements) => {
+                    let _ = opened.send(Ok(()));
+                    Writer { connection: &connection, statements, requests, commits, tuning, failing: false }.run();
+                }
+                Err(error) => return drop(opened.send(Err(OpenError::from_sqlite(&thread_path, error)))),
+            }
+            put_away(connection);
+        })
+        .map_err(|source| OpenError::Thread { path: path.clone(), source })?;
+    ready.recv().unwrap_or_else(|_| {
+        let source = std::io::Error::other("the ledger's thread panicked");
+        Err(OpenError::Thread { path, source })
+    })
+}
+
+/// Leaves one tidy file behind, where no other program reads it at the moment. What was answered is safe
+/// either way.
+fn put_away(connection: Connection) {
+    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        tracing::warn!(%error, "cannot move the ledger's write-ahead log into its file; the next start will");
+    }
+    if let Err((_, error)) = connection.close() {
+        tracing::warn!(%error, "cannot close the ledger");
+    }
+}
+
+struct Writer<'c> {
+    connection: &'c Connection,
+    statements: Statements<'c>,
+    requests: mpsc::Receiver<Request>,
+    commits: Arc<AtomicU64>,
+    tuning: Tuning,
+    /// Whether the last commit failed, so that a lasting failure is told once.
+    failing: bool,
+}
+
+impl Writer<'_> {
+    /// Until the queue is closed and empty.
+    fn run(mut self) {
+        let mut waiting = Vec::with_capacity(self.tuning.batch);
+        let mut batch = Vec::with_capacity(self.tuning.batch);
+        while self.requests.blocking_recv_many(&mut waiting, self.tuning.batch) > 0 {
+            self.gather(&mut waiting);
+            for request in waiting.drain(..) {
+                match request {
+                    Request::Record { entry, answer } => batch.push((entry, answer)),
+                    Request::Close => self.requests.close(),
+                }
+            }
+            // A panic is a defect, and its batch is told so by its dropped answers; the ledger goes on.
+            if catch_unwind(AssertUnwindSafe(|| self.commit(&mut batch))).is_err() {
+                tracing::error!("the ledger's writer panicked; its batch was rolled back");
+                batch.clear();
+                self.statements.roll_back(self.connection);
+            }
+        }
+    }
+
+    /// Waits for company, so that a commit is shared by more.
+    fn gather(&mut self, waiting: &mut Vec<Request>) {
+        if self.tuning.gather > Duration::ZERO && waiting.len() < self.tuning.batch {
+            thread::sleep(self.tuning.gather);
+            while waiting.len() < self.tuning.batch
+                && let Ok(request) = self.requests.try_recv()
+            {
+                waiting.push(request);
+            }
+        }
+    }
+
+    /// Records a batch and answers each of its entries.
+    fn commit(&mut self, batch: &mut Vec<(Entry, Answer)>) {
+        match self.transact(batch) {
+            Ok(outcomes) => {
+                self.commits.fetch_add(1, Ordering::Relaxed);
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("the ledger records again");
+                }
+                for ((_, answer), outcome) in batch.drain(..).zip(outcomes) {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(outcome);
+                }
+            }
+            Err((action, error)) => {
+                self.statements.roll_back(self.connection);
+                let entries = batch.len();
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(%error, action, entries, "the ledger cannot record; its callers will try again");
+                }
+                let error = LedgerError::store(action, error);
+                for (_, answer) in batch.drain(..) {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Runs a batch in one transaction. An entry that fails alone leaves nothing behind and its neighbours
+    /// in place; an error that dooms the transaction is returned.
+    fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, (&'static str, rusqlite::Error)> {
+        self.statements.begin().map_err(|error| ("begin a transaction", error))?;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for (entry, _) in batch {
+            match self.statements.record(entry) {
+                Ok(recorded) => outcomes.push(Ok(recorded)),
+                Err(Fault::Entry(error)) => outcomes.push(Err(error)),
+                Err(Fault::Batch(error)) => return Err(("record an entry", error)),
+            }
+        }
+        self.statements.commit().map_err(|error| ("commit", error))?;
+        Ok(outcomes)
+    }
+}
