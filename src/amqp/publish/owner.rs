@@ -19,11 +19,13 @@ use crate::amqp::callbacks::Confirms;
 use crate::amqp::connect::{ConnectError, Link, Wire};
 use crate::amqp::convert::{sequence_of, to_amqp};
 use crate::amqp::epoch::{Epoch, EpochEnd};
+use crate::backoff::Backoff;
+use crate::chain::chain;
 use crate::message::PublishError;
 
-/// The first back-off between connection attempts; it doubles up to `broker.reconnect_max`.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-/// A connection that lived this long was a good one: the back-off starts over.
+/// The longest first wait between connection attempts; it doubles up to `broker.reconnect_max`.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// A connection that lived this long was a good one: the waits start over.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 /// Epochs in a row without a single confirm double the patience of the next one, this many times at most: while
 /// a broker has an alarm, sending again and again would only add to its load.
@@ -98,37 +100,28 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
     let desk = Arc::new(Desk { outstanding: Mutex::new(Outstanding::new()), progress: Notify::new(), shared });
     let batches = Vec::with_capacity(INTAKE);
     let mut owner = Owner { link, desk, inbox, closing, batches, closer: None, drained: false };
-    let (mut back_off, mut fruitless) = (FIRST_BACK_OFF, 0_u32);
+    let backoff = Backoff { first: FIRST_WAIT, max: owner.link.broker.reconnect_max };
+    let (mut attempt, mut fruitless) = (0, 0_u32);
     while !owner.is_finished() {
-        let begun = Instant::now();
         let epoch = Epoch::begin();
-        let connected = owner.connect(&epoch).await;
-        match connected {
+        match owner.connect(&epoch).await {
             Ok(wire) => {
-                owner.desk.shared.epoch.store(epoch.number, Ordering::Relaxed);
-                owner.desk.shared.connected.store(true, Ordering::Relaxed);
+                let begun = Instant::now();
                 let patience = owner.link.broker.confirm_timeout * 2_u32.pow(fruitless.min(MOST_DOUBLINGS));
-                owner.serve(&wire, &epoch, patience).await;
-                owner.desk.shared.connected.store(false, Ordering::Relaxed);
-                owner.conclude(wire, &epoch).await;
-                let confirmed_nothing =
-                    matches!(epoch.reason(), EpochEnd::Unconfirmed(_)) && !owner.desk.outstanding().is_proven();
-                fruitless = if confirmed_nothing { fruitless + 1 } else { 0 };
-            }
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(tracing::field::display);
-                if error.is_permanent() {
-                    error!(reason = %error, cause, "cannot connect for publishing");
-                } else {
-                    warn!(reason = %error, cause, "cannot connect for publishing");
+                owner.live(wire, &epoch, patience).await;
+                if begun.elapsed() >= GOOD_LIFE {
+                    attempt = 0;
                 }
+                let stuck = matches!(epoch.reason(), EpochEnd::Unconfirmed(_));
+                fruitless = if stuck && !owner.desk.outstanding().is_proven() { fruitless + 1 } else { 0 };
             }
+            Err(error) if error.is_permanent() => {
+                error!(error = %chain(&error), attempt, "cannot connect for publishing");
+            }
+            Err(error) => warn!(error = %chain(&error), attempt, "cannot connect for publishing"),
         }
-        if begun.elapsed() >= GOOD_LIFE {
-            back_off = FIRST_BACK_OFF;
-        }
-        owner.rest(back_off).await;
-        back_off = (back_off * 2).min(owner.link.broker.reconnect_max.max(FIRST_BACK_OFF));
+        owner.rest(backoff.wait(attempt, fastrand::f64())).await;
+        attempt += 1;
     }
     owner.finish();
 }
@@ -147,6 +140,16 @@ impl Owner {
         };
         info!(epoch = epoch.number, address = %wire.address, again, "connected for publishing");
         Ok(wire)
+    }
+
+    /// One epoch, from its first publication to the end of its connection.
+    async fn live(&mut self, wire: Wire, epoch: &Epoch, patience: Duration) {
+        let shared = Arc::clone(&self.desk.shared);
+        shared.epoch.store(epoch.number, Ordering::Relaxed);
+        shared.connected.store(true, Ordering::Relaxed);
+        self.serve(&wire, epoch, patience).await;
+        shared.connected.store(false, Ordering::Relaxed);
+        self.conclude(wire, epoch).await;
     }
 
     /// Publishes until the epoch or the work is over.
@@ -231,12 +234,12 @@ impl Owner {
         }
     }
 
-    /// Waits a random part of `longest`, so that many daemons do not come back at once. Batches wait in the inbox.
-    async fn rest(&mut self, longest: Duration) {
+    /// Waits before the next connection attempt. Batches wait in the inbox.
+    async fn rest(&mut self, wait: Duration) {
         if self.is_finished() {
             return;
         }
-        let pause = sleep(longest.mul_f64(fastrand::f64()));
+        let pause = sleep(wait);
         tokio::pin!(pause);
         loop {
             tokio::select! {
