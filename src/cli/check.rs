@@ -14,7 +14,7 @@ use serde_json::json;
 pub use broker::{BrokerReport, Reach};
 pub use report::{CheckReport, ConsumerReport, Retry, Schedule, TopologyReport};
 
-use super::{Format, exit};
+use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, LoadError, Problem, Sources};
 use crate::handler;
@@ -41,7 +41,7 @@ pub struct CheckArgs {
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
-pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let loaded = match Config::load(sources, &handler::NAMES) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(args.format, &error, out, err),
@@ -50,20 +50,20 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         writeln!(err, "warning: {warning}")?;
     }
     let mut report = CheckReport::new(&loaded);
-    let mut code = exit::DONE;
+    let mut code = Exit::Done;
     if args.connect {
         let broker = broker::ask(&loaded.config).await;
         for fault in broker.faults(loaded.config.topology.declare) {
             writeln!(err, "error: {fault}")?;
         }
-        code = broker.exit_code(loaded.config.topology.declare);
+        code = broker.exit(loaded.config.topology.declare);
         report.connected = Some(broker);
     }
     match args.format {
         Format::Text => text::write(&report, out)?,
         Format::Json => {
             let mut object = serde_json::to_value(&report)?;
-            object["ok"] = json!(code == exit::DONE);
+            object["ok"] = json!(code == Exit::Done);
             object["problems"] = json!([]);
             writeln!(out, "{object:#}")?;
         }
@@ -72,7 +72,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
 }
 
 /// Tells why there is no configuration.
-fn refuse(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+fn refuse(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let (problems, warnings): (&[Problem], &[Problem]) = match error {
         LoadError::Unreadable { .. } => {
             writeln!(err, "{}", chain(error))?;
@@ -93,7 +93,7 @@ fn refuse(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn 
         };
         writeln!(out, "{:#}", json!({"ok": false, "problems": told, "warnings": warnings}))?;
     }
-    Ok(exit::CONFIG)
+    Ok(Exit::Config)
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ use crate::recovery::{DeadLetterReason, Failure, FailureKind};
 
 /// The name of the handler that decides on failures; its consumer's own failures are not handed on.
 pub const FAILED: &str = "failed";
+/// The name of the handler of orders.
+pub const ORDER: &str = "order";
 
 /// One delivery to work on.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +103,7 @@ type Build = fn(&Parts) -> Arc<dyn Handler>;
 
 /// All handlers, by the name that `consumers.<name>.handler` gives.
 const TABLE: [(&str, Build); 4] = [
-    ("order", |parts| Arc::new(order::OrderHandler::new(parts))),
+    (ORDER, |parts| Arc::new(order::OrderHandler::new(parts))),
     ("notification", |parts| Arc::new(notification::NotificationHandler::new(parts))),
     ("analytics", |parts| Arc::new(analytics::AnalyticsHandler::new(parts))),
     (FAILED, |parts| Arc::new(failed::FailedHandler::new(parts))),

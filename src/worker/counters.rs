@@ -46,6 +46,11 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a restart of the pool.
+    pub fn restarted(&self) {
+        Self::count(&self.restarts);
+    }
+
     /// Reads all counters; each is exact, but they are not read at one instant.
     pub fn tally(&self) -> Tally {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

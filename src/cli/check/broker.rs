@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::super::exit;
+use super::super::Exit;
 use crate::chain::chain;
 use crate::config::{Address, Config};
 use crate::monitor::audit::{Audit, Object, audit};
@@ -109,20 +109,20 @@ impl BrokerReport {
     }
 
     /// 69 when it cannot be asked, 78 when it contradicts the configuration.
-    pub fn exit_code(&self, declare: bool) -> u8 {
+    pub fn exit(&self, declare: bool) -> Exit {
         match &self.audit {
-            _ if self.is_unreachable() => exit::UNAVAILABLE,
+            _ if self.is_unreachable() => Exit::Unavailable,
             Err(
                 ManagementError::Refused { .. } | ManagementError::NoVirtualHost { .. } | ManagementError::Setup { .. },
-            ) => exit::CONFIG,
+            ) => Exit::Config,
             Err(
                 ManagementError::Unreachable { .. }
                 | ManagementError::Status { .. }
                 | ManagementError::TooLong { .. }
                 | ManagementError::Malformed { .. },
-            ) => exit::UNAVAILABLE,
-            Ok(audit) if audit.refuses() || (!declare && !audit.missing.is_empty()) => exit::CONFIG,
-            Ok(_) => exit::DONE,
+            ) => Exit::Unavailable,
+            Ok(audit) if audit.refuses() || (!declare && !audit.missing.is_empty()) => Exit::Config,
+            Ok(_) => Exit::Done,
         }
     }
 }

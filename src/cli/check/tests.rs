@@ -10,7 +10,7 @@ use crate::config::DEFAULT_FILE;
 use crate::recovery::RetryPolicy;
 
 struct Answer {
-    code: u8,
+    code: Exit,
     out: String,
     err: String,
 }
@@ -57,7 +57,7 @@ fn the_schedule_adds_up() {
 #[tokio::test]
 async fn the_default_configuration_is_good_and_says_what_would_run() {
     let answer = check(TEXT, DEFAULT_FILE).await;
-    assert_eq!((answer.code, answer.err.as_str()), (0, ""));
+    assert_eq!((answer.code, answer.err.as_str()), (Exit::Done, ""));
     let lines: Vec<String> =
         answer.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     for expected in [
@@ -82,7 +82,7 @@ async fn injected_faults_are_loud() {
     let answer = check(TEXT, &file).await;
     assert!(answer.out.contains("!!! FAULTS ARE INJECTED into consumer \"order\": 5 % fail once"), "{}", answer.out);
     assert!(answer.err.starts_with("warning: consumers.order.faults: "), "{}", answer.err);
-    assert_eq!(answer.code, 0);
+    assert_eq!(answer.code, Exit::Done);
 }
 
 #[tokio::test]
@@ -92,9 +92,9 @@ async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
                     log.keep: must be at least 1, is 0\n\
                     log.kep: unknown key; did you mean \"keep\"?\n";
     let answer = check(TEXT, &file).await;
-    assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (78, "", expected));
+    assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (Exit::Config, "", expected));
     let answer = check(JSON, &file).await;
-    assert_eq!((answer.code, answer.err.as_str()), (78, expected));
+    assert_eq!((answer.code, answer.err.as_str()), (Exit::Config, expected));
     let told: Value = serde_json::from_str(&answer.out).unwrap();
     assert_eq!(told["ok"], false);
     assert_eq!(told["problems"][0]["path"], "consumers.order.prefetch");
@@ -107,7 +107,7 @@ async fn a_missing_file_is_a_configuration_fault() {
     let sources = Sources { file: Some(PathBuf::from("/nowhere/orderd.toml")), ..Sources::default() };
     let code = run(JSON, &sources, &mut out, &mut err).await.unwrap();
     let err = String::from_utf8(err).unwrap();
-    assert_eq!(code, 78);
+    assert_eq!(code, Exit::Config);
     assert!(err.starts_with("cannot read configuration file \"/nowhere/orderd.toml\": No such file"), "{err}");
     let told: Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(told["ok"], false);
@@ -142,7 +142,7 @@ async fn a_broker_that_is_not_there_is_69() {
         1,
     );
     let answer = check(CheckArgs { connect: true, format: Format::Text }, &file).await;
-    assert_eq!(answer.code, 69);
+    assert_eq!(answer.code, Exit::Unavailable);
     assert!(answer.err.contains(&format!("error: cannot connect to 127.0.0.1:{port}: ")), "{}", answer.err);
     assert!(answer.err.contains("error: cannot reach the management API at "), "{}", answer.err);
     assert!(answer.out.contains("consumers\n"), "what would run is told all the same");
