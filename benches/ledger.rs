@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use orderd::ledger::{
-    Entry, Ledger, NewAnalytics, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning,
-};
+use orderd::ledger::{Entry, Ledger, NewAnalytics, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
 use orderd::order::{Currency, OrderId, Sale};
 use rust_decimal::Decimal;
 

@@ -68,9 +68,8 @@ impl<'c> Statements<'c> {
                                      customer_id, placed_at, accepted_at)
                  VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (id) DO NOTHING",
             )?,
-            accepted: connection.prepare(
-                "SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1",
-            )?,
+            accepted: connection
+                .prepare("SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1")?,
             finish: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
             )?,

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use rust_decimal::Decimal;
 use rusqlite::Connection;
+use rust_decimal::Decimal;
 use serde::Serialize;
 
 use super::FILE_NAME;
@@ -102,9 +102,7 @@ fn sum_revenue(snapshot: &Connection) -> rusqlite::Result<BTreeMap<String, Reven
         snapshot.prepare("SELECT currency, orders, quantity, revenue FROM sales WHERE granularity = 'day'")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let sum = revenue
-            .entry(row.get(0)?)
-            .or_insert(Revenue { total: Some(Decimal::ZERO), ..Revenue::default() });
+        let sum = revenue.entry(row.get(0)?).or_insert(Revenue { total: Some(Decimal::ZERO), ..Revenue::default() });
         sum.orders += row.get::<_, i64>(1)?.cast_unsigned();
         sum.quantity = sum.quantity.saturating_add(row.get(2)?);
         let amount = parse_amount(row.get_ref(3)?.as_str()?, 3)?;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::thread;
-use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +78,9 @@ fn put_away(connection: Connection) {
     }
 }
 
+/// Entries from which a batch is not kept waiting: its commit's own cost is shared well enough.
+const ENOUGH: usize = 256;
+
 struct Writer<'c> {
     connection: &'c Connection,
     statements: Statements<'c>,
@@ -94,8 +96,10 @@ impl Writer<'_> {
     fn run(mut self) {
         let mut waiting = Vec::with_capacity(self.tuning.batch);
         let mut batch = Vec::with_capacity(self.tuning.batch);
+        let mut last = 0;
         while self.requests.blocking_recv_many(&mut waiting, self.tuning.batch) > 0 {
-            self.gather(&mut waiting);
+            self.gather(&mut waiting, last);
+            last = waiting.len();
             for request in waiting.drain(..) {
                 match request {
                     Request::Record { entry, answer } => batch.push((entry, answer)),
@@ -111,15 +115,18 @@ impl Writer<'_> {
         }
     }
 
-    /// Waits for company, so that a commit is shared by more.
-    fn gather(&mut self, waiting: &mut Vec<Request>) {
-        if self.tuning.gather > Duration::ZERO && waiting.len() < self.tuning.batch {
-            thread::sleep(self.tuning.gather);
-            while waiting.len() < self.tuning.batch
-                && let Ok(request) = self.requests.try_recv()
-            {
-                waiting.push(request);
-            }
+    /// Waits a moment for company, so that more share the cost of a commit. Not when enough have come, and not
+    /// when the last batch was alone: then nobody would come, and the caller would only wait longer.
+    fn gather(&mut self, waiting: &mut Vec<Request>, last: usize) {
+        let enough = self.tuning.batch.min(ENOUGH);
+        if waiting.len() >= enough || last.max(waiting.len()) <= 1 || self.tuning.gather.is_zero() {
+            return;
+        }
+        thread::sleep(self.tuning.gather);
+        while waiting.len() < self.tuning.batch
+            && let Ok(request) = self.requests.try_recv()
+        {
+            waiting.push(request);
         }
     }
 
