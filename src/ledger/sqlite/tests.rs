@@ -33,6 +33,24 @@ fn impatient() -> Tuning {
     Tuning { busy_timeout: Duration::from_millis(50), ..Tuning::default() }
 }
 
+/// Queues entries behind another program's lock, so that they are one batch however fast the writer is: it
+/// already waits with a batch of one, whose answer comes with theirs.
+async fn record_together(
+    ledger: &SqliteLedger,
+    program: &Connection,
+    entries: impl IntoIterator<Item = Entry>,
+) -> Vec<Result<Recorded, LedgerError>> {
+    program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let plug = ledger.record(look_up("plug"));
+    while ledger.queue.capacity() < ledger.queue.max_capacity() {
+        tokio::task::yield_now().await;
+    }
+    let answers: Vec<_> = entries.into_iter().map(|entry| ledger.record(entry)).collect();
+    program.execute_batch("COMMIT").unwrap();
+    assert_eq!(plug.await.unwrap(), New);
+    join_all(answers).await
+}
+
 fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
     matches!(answer, Err(LedgerError::Store { .. }))
 }
@@ -66,13 +84,10 @@ async fn what_is_answered_can_be_read_by_another_program_with_its_times() {
 async fn entries_that_wait_together_share_one_commit() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
-    let program = other(&directory);
-    program.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // At most the first is on its way; it waits for the lock while the others queue up behind it.
-    let answers: Vec<_> = (0..300).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))).collect();
-    program.execute_batch("COMMIT").unwrap();
-    assert!(join_all(answers).await.into_iter().all(|answer| answer.unwrap() == New));
-    assert!((1..=2).contains(&ledger.commits()), "{} commits", ledger.commits());
+    let entries = (0..300).map(|n| accept(order(&format!("ord-{n}"))));
+    let answers = record_together(&ledger, &other(&directory), entries).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap() == New));
+    assert_eq!(ledger.commits(), 2, "one for the plug and one for the 300");
 }
 
 #[tokio::test]
@@ -95,13 +110,9 @@ async fn a_full_disk_fails_the_whole_batch_and_room_heals_it() {
         ledger.record(large(format!("kept-{n}"))).await.unwrap();
     }
     let program = other(&directory);
-    program.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let answers: Vec<_> = (0..100).map(|n| ledger.record(large(format!("ord-{n}")))).collect();
-    program.execute_batch("COMMIT").unwrap();
-    let answers = join_all(answers).await;
-    // The very first may have been a batch of its own.
-    assert!(answers[1..].iter().all(is_store_error), "{answers:?}");
-    assert!((10..=11).contains(&count(&program, "orders")));
+    let answers = record_together(&ledger, &program, (0..100).map(|n| large(format!("ord-{n}")))).await;
+    assert!(answers.iter().all(is_store_error), "{answers:?}");
+    assert_eq!(count(&program, "orders"), 10);
     program.execute_batch("DELETE FROM orders").unwrap();
     assert_eq!(ledger.record(large("ord-1".to_owned())).await.unwrap(), New);
 }
@@ -120,18 +131,31 @@ async fn a_locked_file_is_an_error_until_it_is_unlocked() {
 #[tokio::test]
 async fn sales_of_a_failed_batch_are_not_counted_by_the_next() {
     let directory = directory();
-    let ledger = SqliteLedger::open_with(directory.path(), impatient()).unwrap();
+    let ledger =
+        SqliteLedger::open_with(directory.path(), Tuning { max_pages: Some(40), ..Tuning::default() }).unwrap();
     let sold = |id: &str| analytics(id, Some(sale("Laptop", Decimal::TEN, at(0))));
     ledger.record(sold("a-1")).await.unwrap();
-    let program = other(&directory);
-    // The sum's own row is refused: everything before it in the transaction has worked.
-    program
-        .execute_batch("CREATE TRIGGER deny BEFORE UPDATE ON sales BEGIN SELECT RAISE(ROLLBACK, 'no'); END")
-        .unwrap();
-    assert!(is_store_error(&ledger.record(sold("a-2")).await));
-    program.execute_batch("DROP TRIGGER deny").unwrap();
+    // The disk is full after the second sale has been added in memory.
+    let large = (0..100).map(|n| accept(NewOrder { product: "x".repeat(3_000), ..order(&format!("ord-{n}")) }));
+    let entries = std::iter::once(sold("a-2")).chain(large);
+    assert!(record_together(&ledger, &other(&directory), entries).await.iter().all(is_store_error));
     assert_eq!(ledger.record(sold("a-2")).await.unwrap(), New);
     assert_eq!(SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"].total, Some(Decimal::from(20)));
+}
+
+#[tokio::test]
+async fn an_entry_that_ends_the_transaction_takes_its_batch_with_it() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let program = other(&directory);
+    let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
+    program.execute_batch(deny).unwrap();
+    let sold = || analytics("a-1", Some(sale("Laptop", Decimal::TEN, at(0))));
+    let entries = [Entry::Attempt(Box::new(attempt("o-1", "order", 0))), sold()];
+    let answers = record_together(&ledger, &program, entries).await;
+    assert!(answers.iter().all(is_store_error), "{answers:?}");
+    program.execute_batch("DROP TRIGGER deny").unwrap();
+    assert_eq!(ledger.record(sold()).await.unwrap(), New);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! It owns the only connection that writes. It must never answer from an open transaction, nor end because
 //! the store refused: a full disk or a lock passes.
 
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -143,13 +144,12 @@ impl Writer<'_> {
                     let _ = answer.send(outcome);
                 }
             }
-            Err((action, error)) => {
+            Err(error) => {
                 self.statements.roll_back(self.connection);
-                let entries = batch.len();
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::warn!(%error, action, entries, "the ledger cannot record; its callers will try again");
+                    let (entries, cause) = (batch.len(), error.source());
+                    tracing::warn!(%error, cause, entries, "the ledger cannot record; its callers will try again");
                 }
-                let error = LedgerError::store(action, error);
                 for (_, answer) in batch.drain(..) {
                     let _ = answer.send(Err(error.clone()));
                 }
@@ -159,17 +159,19 @@ impl Writer<'_> {
 
     /// Runs a batch in one transaction. An entry that fails alone leaves nothing behind and its neighbours
     /// in place; an error that dooms the transaction is returned.
-    fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, (&'static str, rusqlite::Error)> {
-        self.statements.begin().map_err(|error| ("begin a transaction", error))?;
+    fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, LedgerError> {
+        self.statements.begin().map_err(|error| LedgerError::store("begin a transaction", error))?;
         let mut outcomes = Vec::with_capacity(batch.len());
         for (entry, _) in batch {
             match self.statements.record(entry) {
                 Ok(recorded) => outcomes.push(Ok(recorded)),
+                // Should SQLite have left the transaction, what follows would be committed piece by piece.
+                Err(Fault::Entry(error)) if self.connection.is_autocommit() => return Err(error),
                 Err(Fault::Entry(error)) => outcomes.push(Err(error)),
-                Err(Fault::Batch(error)) => return Err(("record an entry", error)),
+                Err(Fault::Batch(error)) => return Err(LedgerError::store("record an entry", error)),
             }
         }
-        self.statements.commit().map_err(|error| ("commit", error))?;
+        self.statements.commit().map_err(|error| LedgerError::store("commit", error))?;
         Ok(outcomes)
     }
 }
