@@ -1,8 +1,42 @@
 //! orderd: one daemon that processes an online shop's orders from RabbitMQ and loses none of them.
+//!
+//! # The map
+//! A module imports only modules of a lower rank, and its own; a test enforces it.
+//! ```text
+//! rank
+//!  5  app (everything is put together here)   cli
+//!  4  monitor (the broker's HTTP API)
+//!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)
+//!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
+//!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown
+//!  0  order   message (deliveries, headers, ports)   backoff   delay   chain        all pure
+//! ```
+//! `worker` and `amqp` never import each other: `app` joins them through the ports in [`message`].
+//!
+//! # One delivery's way
+//! ```text
+//! broker ─► amqp::subscribe ─► worker::intake ─► worker::process ─► handler ─► ledger
+//!                                                   │  events, failures ─► amqp::publish ─► broker
+//!                                                   └─ settle ─► amqp::settle ─► ack
+//! ```
+//! Failures come back through `failed_order_queue`, where [`recovery::decide`] sends them to a retry queue or
+//! to the dead letter queue. Read [`app`], then `worker/process.rs`.
 
+pub mod amqp;
+pub mod app;
+pub mod backoff;
+pub mod chain;
+pub mod cli;
 pub mod config;
+pub mod delay;
+pub mod handler;
 pub mod ledger;
 pub mod message;
+pub mod monitor;
 pub mod order;
 pub mod recovery;
+pub mod shutdown;
+pub mod supervisor;
+pub mod telemetry;
 pub mod topology;
+pub mod worker;

@@ -1,10 +1,28 @@
 //! The configuration: raw TOML and environment in, checked values out.
 //!
-//! After loading nobody sees a raw value. It never touches the broker.
+//! `load` finds and layers (`layers`), `read` and `workload` take each key (`section`, `shape`, `secret`),
+//! `check` holds sections against each other, `report` collects every problem. After loading nobody sees a
+//! raw value. It never touches the broker.
 
+mod check;
+pub mod duration;
+mod layers;
+mod load;
 mod model;
+mod read;
+mod report;
+mod secret;
+mod section;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod topology;
+mod workload;
 
+pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{
     Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Queue, Rotation, Secret,
     Shutdown, TopologySettings,
 };
+pub use report::Problem;
+pub use workload::FAILED_HANDLER;

@@ -1,8 +1,10 @@
 //! Messages, and deliveries of them.
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 use super::header::{HeaderValue, Headers, names};
+use super::route::Names;
 
 /// What a producer sent: properties, headers and body. A clone shares the body.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -71,5 +73,28 @@ impl Delivery {
     /// 0 on a first delivery.
     pub fn delivery_count(&self) -> u64 {
         self.message.headers.get(names::DELIVERY_COUNT).and_then(HeaderValue::as_u64).unwrap_or(0)
+    }
+
+    /// The key the message was first published with. What comes back from a retry has its queue's name for a
+    /// key, a failure one that says so, and both carry the first key in a header. On other messages that header
+    /// is a producer's, and not believed.
+    pub fn first_routing_key(&self) -> &str {
+        let copied = !self.routing_key.contains('.') || self.routing_key.starts_with(Names::FAILED_KEY);
+        let origin = self.message.headers.get(names::ORIGIN_ROUTING_KEY).and_then(HeaderValue::as_text);
+        origin.filter(|_| copied).unwrap_or(&self.routing_key)
+    }
+
+    /// The identity of a message that is not an order: its message id, else a hash of its first routing key
+    /// and its body, so that the same text under the same key is the same message.
+    pub fn identity(&self) -> String {
+        self.message.properties.message_id.clone().unwrap_or_else(|| {
+            let digest = Sha256::new()
+                .chain_update(self.first_routing_key())
+                .chain_update([0])
+                .chain_update(&self.message.body)
+                .finalize();
+            let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("sha256:{hex}")
+        })
     }
 }

@@ -5,9 +5,11 @@
 mod delivery;
 mod header;
 mod port;
+mod route;
 
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
 pub use port::{
     Consumer, Publication, PublishError, Publisher, SettleError, Settlement, Settler, SubscribeError, Subscription,
 };
+pub use route::Names;

@@ -1,11 +1,15 @@
 //! What is done about failures, as pure decisions: no clock, no randomness, no I/O.
 //!
-//! `decide(policy, failure, history, now)` says whether a failed message is retried, after which delay, or
-//! parked; `history` reads and writes the headers it needs to know.
+//! `decide` says whether a failed message is retried, after which delay, or parked; `history` reads the
+//! headers it needs to know and makes the copies that carry them on.
 
+mod decide;
 mod failure;
-
+mod history;
 mod policy;
 
+pub use crate::delay::Delay;
+pub use decide::{DeadLetterReason, Decision, decide};
 pub use failure::{Failure, FailureKind};
-pub use policy::{Delay, RetryPolicy};
+pub use history::{History, Origin, believed_retries, copy_for_dead_letter, copy_for_failure, copy_for_retry};
+pub use policy::RetryPolicy;

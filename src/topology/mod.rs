@@ -2,5 +2,11 @@
 //! them. Pure; `amqp` carries the plan out.
 
 mod model;
+pub mod pattern;
+mod plan;
+#[cfg(test)]
+mod tests;
 
-pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Names, Queue};
+pub use crate::message::Names;
+pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
+pub use plan::{DELIVERY_LIMIT, PARKED_DELIVERY_LIMIT, Role, Topology, WorkQueue};

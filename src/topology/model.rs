@@ -1,57 +1,7 @@
-//! Exchanges, queues, bindings, and their names.
+//! Exchanges, queues and bindings.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-
-use crate::recovery::Delay;
-
-/// The names derived from `topology.exchange`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
-    /// `orders`: topic; everything producers and orderd publish.
-    pub orders: Arc<str>,
-    /// `orders.retry`: direct; to retry queues, by their name.
-    pub retry: Arc<str>,
-    /// `orders.requeue`: direct; to one work queue, by its name.
-    pub requeue: Arc<str>,
-    /// `orders.dead_letter`: fanout; to [`Names::DEAD_LETTER_QUEUE`].
-    pub dead_letter: Arc<str>,
-    /// `orders.unrouted`: fanout; to [`Names::UNROUTED_QUEUE`].
-    pub unrouted: Arc<str>,
-}
-
-impl Names {
-    /// Where messages are parked for a person.
-    pub const DEAD_LETTER_QUEUE: &str = "dead_letter_queue";
-    /// Where messages go that no binding matched.
-    pub const UNROUTED_QUEUE: &str = "unrouted_queue";
-    /// The first words of the routing key of every failure; the consumer's name follows.
-    pub const FAILED_KEY: &str = "order.failed";
-
-    /// Derives all names from the orders exchange's.
-    pub fn new(exchange: &str) -> Self {
-        let derived = |suffix: &str| format!("{exchange}.{suffix}").into();
-        Names {
-            orders: exchange.into(),
-            retry: derived("retry"),
-            requeue: derived("requeue"),
-            dead_letter: derived("dead_letter"),
-            unrouted: derived("unrouted"),
-        }
-    }
-
-    /// The queue in which messages of `queue` wait for `delay`: `order_queue.retry.10s`. Also its routing key
-    /// on the retry exchange.
-    pub fn retry_queue(queue: &str, delay: Delay) -> String {
-        format!("{queue}.retry.{delay}")
-    }
-
-    /// The routing key under which failures of a consumer travel: `order.failed.notification`.
-    pub fn failed_key(consumer: &str) -> String {
-        format!("{}.{consumer}", Self::FAILED_KEY)
-    }
-}
 
 /// An exchange type of AMQP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,3 +1,4 @@
-//! Tests that need no broker but more than one process, or the source tree.
+//! Tests that need no broker.
 
 mod ledger_kill;
+mod tidy;

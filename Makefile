@@ -1,0 +1,43 @@
+# Everything a person or CI does with the project. `make` lists it.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+NODE := tests/support/node.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo up down bench soak clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+build: ## Build orderd in release: target/release/orderd
+	$(CARGO) build --release --bin orderd
+
+test: ## Run what CI runs: formatting, clippy, unit, offline, broker and documentation tests
+	tests/support/test.sh
+
+demo: ## Show the whole pipeline at work on a private broker, and prove that nothing is missing
+	@tests/support/prerequisites.sh
+	$(CARGO) build --release --bin orderd --examples
+	target/release/examples/demo run
+
+up: ## Start the same broker and daemon, and leave them running
+	@tests/support/prerequisites.sh
+	$(CARGO) build --release --bin orderd --examples
+	target/release/examples/demo up
+
+down: ## Stop what `make up` started
+	@if [[ -x target/release/examples/demo ]]; then target/release/examples/demo down; else $(NODE) stop demo; fi
+
+bench: ## Measure orderd against the broker's ceiling; N=10000 makes it shorter
+	@tests/support/prerequisites.sh
+	$(CARGO) bench --bench pipeline -- $(if $(N),--orders $(N))
+
+soak: ## Kill orderd and the broker many times under load, and check that nothing is lost or doubled
+	@tests/support/prerequisites.sh
+	$(CARGO) build --release --bin orderd --examples
+	target/release/examples/soak $(if $(N),--orders $(N))
+
+clean: ## Stop all private nodes and delete target/
+	$(NODE) stop-all
+	$(CARGO) clean

@@ -1,0 +1,356 @@
+//! Messages between orderd's types and the client library's, without loss, and what fits AMQP.
+//!
+//! Pure. Checks everything the library would panic on before it gets to see it.
+
+use amqprs::channel::{BasicPublishArguments, ConsumerMessage};
+use amqprs::{BasicProperties, ByteArray, DELIVERY_MODE_PERSISTENT, DecimalValue, FieldArray, FieldTable, FieldValue};
+use bytes::Bytes;
+
+use super::connect::SHORT_STRING;
+use crate::message::{
+    Delivery, DeliveryId, HeaderValue, Headers, Message, Properties, Publication, PublishError, names,
+};
+
+/// RabbitMQ's largest message by default (`max_message_size` before 4.0), in bytes.
+const MAX_BODY: usize = 128 * 1024 * 1024;
+/// The library sends all properties and headers in one frame, whatever their size. RabbitMQ's default
+/// `frame_max` is 128 KiB; 1 KiB is left for the frame's own fields.
+const MAX_PROPERTIES: usize = 127 * 1024;
+/// What a publication takes beyond what is counted: frame headers, fixed fields.
+const OVERHEAD: usize = 64;
+
+/// Checks that a publication can be sent, and tells its size in bytes for the limit on unconfirmed ones.
+pub(super) fn measure(publication: &Publication, max_bytes: usize) -> Result<usize, PublishError> {
+    let invalid = |problem: String| PublishError::Invalid { exchange: publication.exchange.clone(), problem };
+    check(publication).map_err(invalid)?;
+    let message = &publication.message;
+    let properties = properties_len(&message.properties) + table_len(&message.headers).map_err(invalid)?;
+    if properties > MAX_PROPERTIES {
+        return Err(invalid(format!("its properties and headers take {properties} of {MAX_PROPERTIES} bytes")));
+    }
+    let size = OVERHEAD + publication.exchange.len() + publication.routing_key.len() + properties + message.body.len();
+    if size > max_bytes {
+        return Err(invalid(format!("it takes {size} of broker.max_unconfirmed_bytes = {max_bytes}")));
+    }
+    Ok(size)
+}
+
+fn check(publication: &Publication) -> Result<(), String> {
+    fits("exchange", &publication.exchange)?;
+    fits("routing key", &publication.routing_key)?;
+    for (name, value) in short_strings(&publication.message.properties) {
+        fits(name, value)?;
+    }
+    match publication.message.body.len() {
+        length if length > MAX_BODY => Err(format!("its body has {length} bytes, more than {MAX_BODY}")),
+        _ => Ok(()),
+    }
+}
+
+fn fits(what: &str, text: &str) -> Result<(), String> {
+    match text.len() {
+        0..=SHORT_STRING => Ok(()),
+        length => Err(format!("its {what} has {length} bytes, more than {SHORT_STRING}")),
+    }
+}
+
+fn short_strings(properties: &Properties) -> impl Iterator<Item = (&'static str, &str)> {
+    let Properties { content_type, content_encoding, priority: _, correlation_id, reply_to, .. } = properties;
+    let Properties { expiration, message_id, timestamp: _, message_type, user_id, app_id, .. } = properties;
+    [
+        ("content_type", content_type),
+        ("content_encoding", content_encoding),
+        ("correlation_id", correlation_id),
+        ("reply_to", reply_to),
+        ("expiration", expiration),
+        ("message_id", message_id),
+        ("type", message_type),
+        ("user_id", user_id),
+        ("app_id", app_id),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+}
+
+fn properties_len(properties: &Properties) -> usize {
+    let strings: usize = short_strings(properties).map(|(_, value)| 1 + value.len()).sum();
+    // Flags, delivery mode, priority, timestamp.
+    strings + 2 + 1 + 1 + 8
+}
+
+/// The encoded size of a table.
+fn table_len(headers: &Headers) -> Result<usize, String> {
+    let mut length = 4;
+    for (name, value) in headers {
+        if name.len() > SHORT_STRING {
+            return Err(format!("a header's name has {} bytes, more than {SHORT_STRING}", name.len()));
+        }
+        length += 1 + name.len() + value_len(value)?;
+    }
+    Ok(length)
+}
+
+/// The encoded size of a value and its type.
+fn value_len(value: &HeaderValue) -> Result<usize, String> {
+    Ok(1 + match value {
+        HeaderValue::Void => 0,
+        HeaderValue::Bool(_) | HeaderValue::I8(_) | HeaderValue::U8(_) => 1,
+        HeaderValue::I16(_) | HeaderValue::U16(_) => 2,
+        HeaderValue::I32(_) | HeaderValue::U32(_) | HeaderValue::F32(_) => 4,
+        HeaderValue::Decimal { .. } => 5,
+        HeaderValue::I64(_) | HeaderValue::F64(_) | HeaderValue::Timestamp(_) => 8,
+        HeaderValue::Text(text) => 4 + text.len(),
+        HeaderValue::Bytes(bytes) => 4 + bytes.len(),
+        HeaderValue::List(values) => {
+            let mut length = 4;
+            for value in values {
+                length += value_len(value)?;
+            }
+            length
+        }
+        HeaderValue::Table(headers) => table_len(headers)?,
+    })
+}
+
+/// What the library wants for publishing a message that [`measure`] has accepted, numbered `sequence`.
+pub(super) fn to_amqp(publication: &Publication, sequence: u64) -> (BasicProperties, Vec<u8>, BasicPublishArguments) {
+    let Publication { exchange, routing_key, message } = publication;
+    let p = message.properties.clone();
+    let mut table = to_table(&message.headers, Some(names::PUBLISH_SEQUENCE));
+    insert(&mut table, names::PUBLISH_SEQUENCE, FieldValue::l(sequence as i64));
+    let properties = BasicProperties::new(
+        p.content_type,
+        p.content_encoding,
+        Some(table),
+        Some(DELIVERY_MODE_PERSISTENT),
+        p.priority,
+        p.correlation_id,
+        p.reply_to,
+        p.expiration,
+        p.message_id,
+        p.timestamp,
+        p.message_type,
+        p.user_id,
+        p.app_id,
+        None,
+    );
+    let arguments = BasicPublishArguments {
+        exchange: exchange.as_ref().to_owned(),
+        routing_key: routing_key.clone(),
+        mandatory: true,
+        immediate: false,
+    };
+    (properties, message.body.to_vec(), arguments)
+}
+
+/// The number that [`to_amqp`] gave a message which the broker returns.
+pub(super) fn sequence_of(properties: &BasicProperties) -> Option<u64> {
+    let name = names::PUBLISH_SEQUENCE.try_into().ok()?;
+    match properties.headers()?.get(&name)? {
+        FieldValue::l(sequence) => u64::try_from(*sequence).ok(),
+        _ => None,
+    }
+}
+
+/// A table of everything but `skipped`.
+fn to_table(headers: &Headers, skipped: Option<&str>) -> FieldTable {
+    let mut table = FieldTable::new();
+    for (name, value) in headers {
+        if skipped != Some(name.as_str()) {
+            insert(&mut table, name, to_value(value));
+        }
+    }
+    table
+}
+
+/// Inserts under a name that the table does not have: inserting over one would corrupt the encoded table,
+/// whose length the library keeps by adding up. The sources here are maps, so each name comes once.
+pub(super) fn insert(table: &mut FieldTable, name: &str, value: FieldValue) {
+    let name = name.try_into().expect("checked: names fit 255 bytes");
+    table.remove(&name);
+    table.insert(name, value);
+}
+
+fn to_value(value: &HeaderValue) -> FieldValue {
+    const FITS: &str = "checked: properties are much smaller than 4 GiB";
+    match value {
+        HeaderValue::Bool(v) => FieldValue::t(*v),
+        HeaderValue::I8(v) => FieldValue::b(*v),
+        HeaderValue::U8(v) => FieldValue::B(*v),
+        HeaderValue::I16(v) => FieldValue::s(*v),
+        HeaderValue::U16(v) => FieldValue::u(*v),
+        HeaderValue::I32(v) => FieldValue::I(*v),
+        HeaderValue::U32(v) => FieldValue::i(*v),
+        HeaderValue::I64(v) => FieldValue::l(*v),
+        HeaderValue::F32(v) => FieldValue::f(*v),
+        HeaderValue::F64(v) => FieldValue::d(*v),
+        HeaderValue::Decimal { scale, digits } => FieldValue::D(DecimalValue::new(*scale, *digits)),
+        HeaderValue::Text(text) => FieldValue::S(text.as_str().try_into().expect(FITS)),
+        HeaderValue::Bytes(bytes) => FieldValue::x(ByteArray::try_from(bytes.to_vec()).expect(FITS)),
+        HeaderValue::List(values) => {
+            let values: Vec<_> = values.iter().map(to_value).collect();
+            FieldValue::A(values.try_into().expect(FITS))
+        }
+        HeaderValue::Table(headers) => FieldValue::F(to_table(headers, None)),
+        HeaderValue::Timestamp(seconds) => FieldValue::T(*seconds),
+        HeaderValue::Void => FieldValue::V,
+    }
+}
+
+/// A delivery, its body moved. `None` if the library hands out an incomplete one, which it promises not to.
+pub(super) fn from_amqp(message: ConsumerMessage, epoch: u64) -> Option<Delivery> {
+    let (deliver, properties) = (message.deliver?, message.basic_properties?);
+    Some(Delivery {
+        id: DeliveryId { epoch, tag: deliver.delivery_tag() },
+        exchange: deliver.exchange().clone(),
+        routing_key: deliver.routing_key().clone(),
+        redelivered: deliver.redelivered(),
+        message: Message {
+            headers: properties.headers().map(from_table).unwrap_or_default(),
+            properties: from_properties(&properties),
+            body: Bytes::from(message.content?),
+        },
+    })
+}
+
+fn from_properties(properties: &BasicProperties) -> Properties {
+    Properties {
+        content_type: properties.content_type().cloned(),
+        content_encoding: properties.content_encoding().cloned(),
+        priority: properties.priority(),
+        correlation_id: properties.correlation_id().cloned(),
+        reply_to: properties.reply_to().cloned(),
+        expiration: properties.expiration().cloned(),
+        message_id: properties.message_id().cloned(),
+        timestamp: properties.timestamp(),
+        message_type: properties.message_type().cloned(),
+        user_id: properties.user_id().cloned(),
+        app_id: properties.app_id().cloned(),
+    }
+}
+
+/// All headers but the publisher's number, which was for the broker only: most messages then have none.
+fn from_table(table: &FieldTable) -> Headers {
+    let fields = table.as_ref().iter().filter(|(name, _)| name.as_ref() != names::PUBLISH_SEQUENCE);
+    fields.map(|(name, value)| (name.as_ref().clone(), from_value(value))).collect()
+}
+
+fn from_value(value: &FieldValue) -> HeaderValue {
+    match value {
+        FieldValue::t(v) => HeaderValue::Bool(*v),
+        FieldValue::b(v) => HeaderValue::I8(*v),
+        FieldValue::B(v) => HeaderValue::U8(*v),
+        FieldValue::s(v) => HeaderValue::I16(*v),
+        FieldValue::u(v) => HeaderValue::U16(*v),
+        FieldValue::I(v) => HeaderValue::I32(*v),
+        FieldValue::i(v) => HeaderValue::U32(*v),
+        FieldValue::l(v) => HeaderValue::I64(*v),
+        FieldValue::f(v) => HeaderValue::F32(*v),
+        FieldValue::d(v) => HeaderValue::F64(*v),
+        FieldValue::D(v) => from_decimal(v),
+        FieldValue::S(v) => HeaderValue::Text(v.as_ref().clone()),
+        FieldValue::A(v) => HeaderValue::List(from_array(v)),
+        FieldValue::T(v) => HeaderValue::Timestamp(*v),
+        FieldValue::F(v) => HeaderValue::Table(from_nested(v)),
+        FieldValue::V => HeaderValue::Void,
+        FieldValue::x(v) => HeaderValue::Bytes(Vec::from(v.clone()).into()),
+    }
+}
+
+fn from_nested(table: &FieldTable) -> Headers {
+    table.as_ref().iter().map(|(name, value)| (name.as_ref().clone(), from_value(value))).collect()
+}
+
+fn from_array(array: &FieldArray) -> Vec<HeaderValue> {
+    Vec::from(array.clone()).iter().map(from_value).collect()
+}
+
+/// The library keeps a decimal's parts to itself, except from serde.
+fn from_decimal(value: &DecimalValue) -> HeaderValue {
+    let (scale, digits) = serde_json::to_value(value)
+        .and_then(serde_json::from_value::<(u8, i32)>)
+        .expect("a decimal is a pair of an octet and a 32-bit integer");
+    HeaderValue::Decimal { scale, digits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publication() -> Publication {
+        Publication { exchange: "orders".into(), routing_key: "order.normal.new".into(), message: Message::default() }
+    }
+
+    fn problem(publication: &Publication) -> String {
+        match measure(publication, usize::MAX) {
+            Err(PublishError::Invalid { problem, .. }) => problem,
+            other => panic!("expected it to be invalid, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_header_type_survives_both_ways() {
+        let inner = Headers::from([("a".to_owned(), HeaderValue::U16(7)), ("b".to_owned(), HeaderValue::Void)]);
+        for value in [
+            HeaderValue::Bool(true),
+            HeaderValue::I8(-8),
+            HeaderValue::U8(200),
+            HeaderValue::I16(-300),
+            HeaderValue::U16(60_000),
+            HeaderValue::I32(-70_000),
+            HeaderValue::U32(4_000_000_000),
+            HeaderValue::I64(i64::MIN),
+            HeaderValue::F32(1.5),
+            HeaderValue::F64(-2.25),
+            HeaderValue::Decimal { scale: 2, digits: -39_900 },
+            HeaderValue::Text("Grüße".into()),
+            HeaderValue::Bytes(Bytes::from_static(b"\xff\x00")),
+            HeaderValue::List(vec![HeaderValue::I64(1), HeaderValue::Text("two".into())]),
+            HeaderValue::Table(inner),
+            HeaderValue::Timestamp(1_700_000_000),
+            HeaderValue::Void,
+        ] {
+            assert_eq!(from_value(&to_value(&value)), value);
+        }
+    }
+
+    #[test]
+    fn a_forged_publish_number_is_replaced() {
+        let mut p = publication();
+        p.message.headers.insert(names::PUBLISH_SEQUENCE.into(), HeaderValue::I64(99));
+        let (properties, _, arguments) = to_amqp(&p, 7);
+        assert_eq!(sequence_of(&properties), Some(7));
+        assert_eq!(properties.delivery_mode(), Some(2));
+        assert!(arguments.mandatory);
+    }
+
+    #[test]
+    fn names_over_255_bytes_are_errors_and_no_panics() {
+        let long = "x".repeat(256);
+        let mut p = publication();
+        p.routing_key = long.clone();
+        assert!(problem(&p).contains("routing key has 256 bytes"));
+        let mut p = publication();
+        p.exchange = long.as_str().into();
+        assert!(problem(&p).contains("exchange has 256 bytes"));
+        let mut p = publication();
+        p.message.properties.message_id = Some(long.clone());
+        assert!(problem(&p).contains("message_id has 256 bytes"));
+        let mut p = publication();
+        let nested = Headers::from([(long, HeaderValue::Void)]);
+        p.message.headers.insert("outer".into(), HeaderValue::List(vec![HeaderValue::Table(nested)]));
+        assert!(problem(&p).contains("header's name has 256 bytes"));
+    }
+
+    #[test]
+    fn what_one_frame_or_the_byte_limit_cannot_hold_is_invalid() {
+        let mut p = publication();
+        p.message.headers.insert("note".into(), HeaderValue::Text("x".repeat(MAX_PROPERTIES)));
+        assert!(problem(&p).contains("properties and headers"));
+        let mut p = publication();
+        p.message.body = Bytes::from(vec![0; 1000]);
+        assert!(measure(&p, 1000).is_err());
+        let size = measure(&p, 2000).expect("fits");
+        assert!((1000..1200).contains(&size), "{size}");
+    }
+}

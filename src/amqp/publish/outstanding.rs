@@ -1,0 +1,267 @@
+//! The publications that the broker has not confirmed, in the order they are sent.
+//!
+//! Pure: no I/O, and the clock comes in as an argument. It survives connections: each new epoch sends all of
+//! it again, numbered from 1.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::message::{Publication, PublishError};
+
+/// A publication and its bytes as counted against the limit.
+pub(super) struct Sized {
+    pub publication: Publication,
+    pub bytes: usize,
+}
+
+/// What one caller publishes together, and where it hears of it.
+pub(super) struct Batch {
+    pub publications: Vec<Sized>,
+    pub reply: oneshot::Sender<Result<(), PublishError>>,
+}
+
+/// What the broker says of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    Taken,
+    Refused,
+}
+
+/// A batch's caller, counted down. Only touched under the list's lock.
+struct Caller {
+    left: usize,
+    reply: Option<oneshot::Sender<Result<(), PublishError>>>,
+}
+
+struct Slot {
+    /// Ascending over all epochs; the number in the message's header.
+    sequence: u64,
+    /// When it was sent in this epoch.
+    sent: Option<Instant>,
+    /// `None` once the broker has given its word.
+    entry: Option<Entry>,
+}
+
+struct Entry {
+    item: Sized,
+    /// Key in `callers`.
+    caller: usize,
+    /// The broker's reply, when it found no queue.
+    returned: Option<String>,
+}
+
+/// What the broker's words set free: permits to give back to callers.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Freed {
+    pub publications: usize,
+    pub bytes: usize,
+    /// Whether the owner waits for this, to send more or to finish.
+    pub wake: bool,
+}
+
+/// See the module. In each epoch, the slot at index `i` has delivery tag `first_tag + i`, because slots are
+/// sent in order and leave only from the front.
+pub(super) struct Outstanding {
+    slots: VecDeque<Slot>,
+    callers: Vec<Caller>,
+    free_callers: Vec<usize>,
+    epoch: u64,
+    first_tag: u64,
+    /// Slots sent in this epoch, from the front.
+    sent: usize,
+    /// Of those, the ones without the broker's word.
+    in_flight: usize,
+    last_sequence: u64,
+    /// Whether this epoch has proved itself by a confirm.
+    proven: bool,
+    /// Publications up to this one are sent one at a time, to find the one that the broker closes channels over.
+    suspects: u64,
+    /// Whether the owner waits for a word before it can go on.
+    blocked: bool,
+}
+
+impl Outstanding {
+    pub fn new() -> Self {
+        Outstanding {
+            slots: VecDeque::new(),
+            callers: Vec::new(),
+            free_callers: Vec::new(),
+            epoch: 0,
+            first_tag: 1,
+            sent: 0,
+            in_flight: 0,
+            last_sequence: 0,
+            proven: false,
+            suspects: 0,
+            blocked: false,
+        }
+    }
+
+    /// Queues a batch for sending.
+    pub fn push(&mut self, batch: Batch) {
+        let caller = Caller { left: batch.publications.len(), reply: Some(batch.reply) };
+        let key = match self.free_callers.pop() {
+            Some(key) => {
+                self.callers[key] = caller;
+                key
+            }
+            None => {
+                self.callers.push(caller);
+                self.callers.len() - 1
+            }
+        };
+        for item in batch.publications {
+            self.last_sequence += 1;
+            let entry = Some(Entry { item, caller: key, returned: None });
+            self.slots.push_back(Slot { sequence: self.last_sequence, sent: None, entry });
+        }
+    }
+
+    /// A new channel, whose first publication will have tag 1: everything is to be sent again.
+    pub fn begin_epoch(&mut self, number: u64) {
+        self.slots.retain_mut(|slot| {
+            slot.sent = None;
+            slot.entry.as_mut().is_some_and(|entry| {
+                entry.returned = None;
+                true
+            })
+        });
+        self.epoch = number;
+        (self.first_tag, self.sent, self.in_flight, self.proven) = (1, 0, 0, false);
+    }
+
+    /// The next publication to send and its sequence number, if there is one that may be sent now.
+    ///
+    /// A new epoch sends one and waits for its confirm: a broker with an alarm stops reading, and all that
+    /// were sent into such a connection would stay in memory until the alarm is over.
+    pub fn next_to_send(&mut self, now: Instant) -> Option<(u64, &Publication)> {
+        let slot = self.slots.get_mut(self.sent)?;
+        let one_at_a_time = !self.proven || slot.sequence <= self.suspects;
+        if one_at_a_time && self.in_flight > 0 {
+            self.blocked = true;
+            return None;
+        }
+        slot.sent = Some(now);
+        self.sent += 1;
+        self.in_flight += 1;
+        let entry = slot.entry.as_ref().expect("unsent slots keep their entry");
+        Some((slot.sequence, &entry.item.publication))
+    }
+
+    /// Wakes the owner when everything is confirmed.
+    pub fn await_empty(&mut self) {
+        self.blocked = true;
+    }
+
+    /// Whether a word from the channel of this epoch still counts. A late word on an earlier channel must not
+    /// confirm what has that tag on the present one.
+    pub fn is_of(&self, epoch: u64) -> bool {
+        self.epoch == epoch
+    }
+
+    /// The broker has no queue for this one. Its confirm follows.
+    pub fn returned(&mut self, sequence: u64, reply: String) {
+        let Ok(index) = self.slots.binary_search_by_key(&sequence, |slot| slot.sequence) else { return };
+        if let Some(entry) = &mut self.slots[index].entry {
+            entry.returned = Some(reply);
+        }
+    }
+
+    /// The broker's word on the publication with this tag, or on all up to it. They come in any order.
+    pub fn confirmed(&mut self, tag: u64, multiple: bool, word: Word) -> Freed {
+        let mut freed = Freed::default();
+        let Some(last) = tag.checked_sub(self.first_tag).and_then(|index| usize::try_from(index).ok()) else {
+            return freed;
+        };
+        let last = last.min(self.sent.saturating_sub(1));
+        let first = if multiple { 0 } else { last };
+        for index in first..=last {
+            if index < self.sent && self.conclude(index, word, &mut freed) {
+                self.in_flight -= 1;
+                self.proven = true;
+            }
+        }
+        self.shrink();
+        freed.wake = freed.publications > 0 && std::mem::take(&mut self.blocked);
+        freed
+    }
+
+    /// Takes an entry out and answers its caller if it was the last, or the first to fail.
+    fn conclude(&mut self, index: usize, word: Word, freed: &mut Freed) -> bool {
+        let Some(entry) = self.slots[index].entry.take() else { return false };
+        let Publication { exchange, routing_key, .. } = entry.item.publication;
+        let outcome = match (word, entry.returned) {
+            (Word::Refused, _) => Err(PublishError::Refused { exchange, routing_key }),
+            (Word::Taken, Some(reply)) => Err(PublishError::Unroutable { exchange, routing_key, reply }),
+            (Word::Taken, None) => Ok(()),
+        };
+        self.answer(entry.caller, outcome);
+        freed.publications += 1;
+        freed.bytes += entry.item.bytes;
+        true
+    }
+
+    fn answer(&mut self, key: usize, outcome: Result<(), PublishError>) {
+        let caller = &mut self.callers[key];
+        caller.left -= 1;
+        if (outcome.is_err() || caller.left == 0)
+            && let Some(reply) = caller.reply.take()
+        {
+            // The caller may have given up waiting.
+            let _ = reply.send(outcome);
+        }
+        if caller.left == 0 {
+            self.free_callers.push(key);
+        }
+    }
+
+    fn shrink(&mut self) {
+        while self.sent > 0 && self.slots.front().is_some_and(|slot| slot.entry.is_none()) {
+            self.slots.pop_front();
+            self.sent -= 1;
+            self.first_tag += 1;
+        }
+    }
+
+    /// When the publication that has waited longest in this epoch was sent.
+    pub fn oldest_sent(&self) -> Option<Instant> {
+        // Whatever is at the front has no word yet: `shrink` sees to that.
+        self.slots.front()?.sent
+    }
+
+    /// The broker closed the channel over a publication, saying `text`. If only one was in flight, it was
+    /// that one, and its caller hears of it; else all that were in flight are suspects, and the next epoch
+    /// sends them one at a time. Returns what became free.
+    pub fn blame(&mut self, error: impl FnOnce(&Arc<str>, &str) -> PublishError) -> Freed {
+        let mut freed = Freed::default();
+        if self.in_flight > 1 {
+            self.suspects = self.slots[self.sent - 1].sequence;
+        } else if self.in_flight == 1 {
+            let flying = self.slots.iter_mut().take(self.sent).find_map(|slot| slot.entry.take());
+            let entry = flying.expect("one is in flight");
+            let Publication { exchange, routing_key, .. } = &entry.item.publication;
+            let error = error(exchange, routing_key);
+            self.answer(entry.caller, Err(error));
+            self.in_flight = 0;
+            freed = Freed { publications: 1, bytes: entry.item.bytes, wake: false };
+        }
+        freed
+    }
+
+    /// Whether this epoch has had a confirm.
+    pub fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// How many have no word yet.
+    pub fn len(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.entry.is_some()).count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}

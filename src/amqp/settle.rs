@@ -1,0 +1,234 @@
+//! Settling: many workers note what they finished, one task tells the broker in few frames.
+//!
+//! Owns a subscription's connection from its opening to its closing. Never decides what a settlement is, and
+//! never sends one of a past epoch.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use amqprs::channel::{BasicAckArguments, BasicCancelArguments, BasicNackArguments, QueueDeclareArguments};
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use super::ack_window::{AckWindow, Frame};
+use super::connect::Wire;
+use super::epoch::{Epoch, EpochEnd};
+use crate::message::{DeliveryId, SettleError, Settlement, Settler};
+
+/// How long a settlement may wait for others to share its frame. Each frame costs a system call on both sides.
+const COALESCE: Duration = Duration::from_millis(1);
+/// How often settlements stuck behind a slow delivery are looked at; they wait for one to two of these.
+const STUCK_TICK: Duration = Duration::from_millis(25);
+
+/// Settlements on their way from the workers to the owner task.
+struct Notes {
+    list: Mutex<Vec<(u64, Settlement)>>,
+    /// Told at the first note, and when there are `enough` of them to be sent without delay.
+    noted: Notify,
+    enough: usize,
+}
+
+impl Notes {
+    fn add(&self, tag: u64, settlement: Settlement) {
+        let count = {
+            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+            list.push((tag, settlement));
+            list.len()
+        };
+        if count == 1 || count == self.enough {
+            self.noted.notify_one();
+        }
+    }
+
+    /// Takes all notes, leaving the emptied `spare` to be filled.
+    fn take(&self, spare: &mut Vec<(u64, Settlement)>) {
+        std::mem::swap(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner), spare);
+    }
+
+    fn count(&self) -> usize {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+enum Command {
+    Cancel(oneshot::Sender<()>),
+    Close(oneshot::Sender<Result<(), SettleError>>),
+}
+
+/// The workers' end. Dropping it closes the subscription.
+pub(super) struct ChannelSettler {
+    epoch: Arc<Epoch>,
+    notes: Arc<Notes>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+/// What a subscription's owner task needs to know of it.
+pub(super) struct Subscribed {
+    pub queue: String,
+    pub consumer_tag: String,
+    pub prefetch: u16,
+}
+
+impl ChannelSettler {
+    /// Takes the connection over and spawns its owner task, which ends with the epoch or with the settler.
+    pub fn spawn(wire: Wire, epoch: Arc<Epoch>, subscribed: Subscribed) -> Self {
+        let enough = usize::from(subscribed.prefetch / 2).max(1);
+        let notes = Arc::new(Notes { list: Mutex::default(), noted: Notify::new(), enough });
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let window = AckWindow::new(subscribed.prefetch);
+        let owner = Owner {
+            wire,
+            epoch: Arc::clone(&epoch),
+            notes: Arc::clone(&notes),
+            subscribed,
+            window,
+            spare: Vec::new(),
+            frames: Vec::new(),
+        };
+        tokio::spawn(owner.run(inbox));
+        ChannelSettler { epoch, notes, commands }
+    }
+}
+
+impl Settler for ChannelSettler {
+    fn settle(&self, delivery: DeliveryId, settlement: Settlement) {
+        if delivery.epoch == self.epoch.number && !self.epoch.is_over() {
+            self.notes.add(delivery.tag, settlement);
+        }
+    }
+
+    fn cancel(&self) -> BoxFuture<'static, ()> {
+        let (reply, done) = oneshot::channel();
+        // The owner task is gone if the epoch is over: then there is nothing to cancel.
+        let _ = self.commands.send(Command::Cancel(reply));
+        Box::pin(async move {
+            let _ = done.await;
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {
+        let (reply, done) = oneshot::channel();
+        let _ = self.commands.send(Command::Close(reply));
+        Box::pin(async move { done.await.unwrap_or(Err(SettleError)) })
+    }
+}
+
+/// The owner task's state: the only one that uses the channel.
+struct Owner {
+    wire: Wire,
+    epoch: Arc<Epoch>,
+    notes: Arc<Notes>,
+    subscribed: Subscribed,
+    window: AckWindow,
+    spare: Vec<(u64, Settlement)>,
+    frames: Vec<Frame>,
+}
+
+impl Owner {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        let notes = Arc::clone(&self.notes);
+        let mut tick = Instant::now();
+        loop {
+            tokio::select! {
+                // Cancel-safe, all of them: `over`, `recv` and `notified` lose nothing, a timer neither.
+                () = self.epoch.over() => break,
+                command = inbox.recv() => match command {
+                    Some(Command::Cancel(reply)) => {
+                        self.cancel().await;
+                        let _ = reply.send(());
+                    }
+                    Some(Command::Close(reply)) => return self.close(Some(reply)).await,
+                    None => return self.close(None).await,
+                },
+                () = notes.noted.notified() => {
+                    self.coalesce().await;
+                    if !self.window.has_stuck() {
+                        tick = Instant::now() + STUCK_TICK;
+                    }
+                    self.send_noted().await;
+                }
+                () = sleep_until(tick), if self.window.has_stuck() => {
+                    tick = Instant::now() + STUCK_TICK;
+                    self.window.tick(&mut self.frames);
+                    self.send_frames().await;
+                }
+            }
+        }
+        let (queue, epoch) = (&self.subscribed.queue, self.epoch.number);
+        match self.epoch.reason() {
+            EpochEnd::Closed => {}
+            reason => warn!(%queue, epoch, %reason, "subscription lost"),
+        }
+    }
+
+    /// Waits a moment for more, unless there is enough already.
+    async fn coalesce(&self) {
+        if self.notes.count() < self.notes.enough {
+            tokio::select! {
+                // All branches are cancel-safe: see `run`.
+                () = sleep(COALESCE) => {}
+                () = self.notes.noted.notified() => {}
+                () = self.epoch.over() => {}
+            }
+        }
+    }
+
+    async fn send_noted(&mut self) {
+        self.notes.take(&mut self.spare);
+        self.window.settle(self.spare.drain(..), &mut self.frames);
+        self.send_frames().await;
+    }
+
+    async fn send_frames(&mut self) {
+        let channel = &self.wire.channel;
+        for frame in self.frames.drain(..) {
+            let queued = match frame {
+                Frame::AckUpTo(tag) => self.epoch.queue(channel.basic_ack(BasicAckArguments::new(tag, true))).await,
+                Frame::Ack(tag) => self.epoch.queue(channel.basic_ack(BasicAckArguments::new(tag, false))).await,
+                Frame::Release(tag) => {
+                    self.epoch.queue(channel.basic_nack(BasicNackArguments::new(tag, false, true))).await
+                }
+            };
+            if !queued {
+                return;
+            }
+        }
+    }
+
+    async fn cancel(&mut self) {
+        let channel = self.wire.channel.clone();
+        let arguments = BasicCancelArguments::new(&self.subscribed.consumer_tag);
+        let cancelling = async move { channel.basic_cancel(arguments).await };
+        // A failure has ended the epoch, which ends the deliveries too.
+        let _ = self.epoch.ask("basic.cancel", cancelling).await;
+    }
+
+    async fn close(mut self, reply: Option<oneshot::Sender<Result<(), SettleError>>>) {
+        let result = self.flush().await;
+        let (queue, number) = (&self.subscribed.queue, self.epoch.number);
+        match &result {
+            Ok(()) => info!(%queue, epoch = number, "subscription closed"),
+            Err(reason) => warn!(%queue, epoch = number, %reason, "subscription lost while closing"),
+        }
+        self.wire.close(&self.epoch).await;
+        if let Some(reply) = reply {
+            let _ = reply.send(result.map_err(|_| SettleError));
+        }
+    }
+
+    /// Sends all that was noted, and asks the broker a question that it answers only after reading that.
+    async fn flush(&mut self) -> Result<(), EpochEnd> {
+        self.send_noted().await;
+        self.window.flush(&mut self.frames);
+        self.send_frames().await;
+        if self.epoch.is_over() {
+            return Err(self.epoch.reason());
+        }
+        let channel = self.wire.channel.clone();
+        let arguments = QueueDeclareArguments::new(&self.subscribed.queue).passive(true).finish();
+        let barrier = async move { channel.queue_declare(arguments).await };
+        self.epoch.ask("queue.declare", barrier).await.map(|_| ())
+    }
+}

@@ -1,0 +1,13 @@
+//! An error with its causes, in one line for a log field.
+
+/// The error's text and those of its sources, joined by colons.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}

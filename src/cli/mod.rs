@@ -1,0 +1,112 @@
+//! The command line: its arguments, and which code each command exits with.
+
+pub mod check;
+pub mod run;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, LoadError, Loaded, Sources};
+use crate::handler;
+
+/// How a command ended; the numbers are those of `sysexits.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0
+    Done,
+    /// 1: done, but some input was refused.
+    Refused,
+    /// 64: the arguments are wrong.
+    Usage,
+    /// 69: broker or daemon cannot be reached.
+    Unavailable,
+    /// 70: a bug, or the system failed.
+    Internal,
+    /// 78: the configuration, or what it says about the broker, is wrong.
+    Config,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Refused => 1,
+            Exit::Usage => 64,
+            Exit::Unavailable => 69,
+            Exit::Internal => 70,
+            Exit::Config => 78,
+        })
+    }
+}
+
+/// How a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Processes an online shop's orders from RabbitMQ, and loses none of them.
+#[derive(Debug, Parser)]
+#[command(name = "orderd", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, short, global = true, value_name = "FILE", env = "ORDERD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Overrides one setting, such as consumers.order.workers=8. May be repeated.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, 64 usage, 69 broker unreachable, 70 internal, \
+78 configuration.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
+(default /etc/orderd/orderd.toml), then defaults.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts.
+    Run,
+    /// Says what would run: topology, pools, retry schedules; or every fault of the configuration.
+    Check(check::CheckArgs),
+}
+
+/// Parses the process's arguments and carries the command out.
+pub async fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Prints help and version to stdout, mistakes to stderr.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    let sources = Sources::of_process(arguments.config, arguments.settings);
+    match arguments.command {
+        Command::Run => match load(&sources) {
+            Ok(loaded) => run::run(loaded).await,
+            Err(exit) => exit,
+        },
+        Command::Check(args) => {
+            let checked = check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr()).await;
+            // A reader that went away, such as `head`, is no fault of the configuration.
+            checked.unwrap_or(Exit::Internal)
+        }
+    }
+    .into()
+}
+
+/// Loads the configuration, or prints every problem.
+fn load(sources: &Sources) -> Result<Loaded, Exit> {
+    Config::load(sources, &handler::NAMES).map_err(|error: LoadError| {
+        eprintln!("orderd: {}", crate::chain::chain(&error));
+        Exit::Config
+    })
+}

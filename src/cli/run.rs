@@ -1,0 +1,122 @@
+//! `orderd run`: the daemon's process: logging, signals, exit code.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use super::Exit;
+use crate::chain::chain;
+use crate::config::{Loaded, LogFormat, LogLevel, Rotation};
+use crate::shutdown::Shutdown;
+use crate::{amqp, app, telemetry};
+
+/// Runs the daemon until it is told to stop.
+pub async fn run(loaded: Loaded) -> Exit {
+    let Loaded { config, warnings, path } = loaded;
+    let log = &config.log;
+    let settings = telemetry::Settings {
+        level: log.level.into(),
+        json: log.format == LogFormat::Json,
+        files: log.directory.clone().map(|directory| telemetry::Files {
+            directory,
+            rotation: log.rotation.into(),
+            keep: log.keep,
+        }),
+    };
+    let _guards = match telemetry::start(&settings, amqp::is_client_panic) {
+        Ok(guards) => guards,
+        Err(error) => {
+            eprintln!("orderd: {}", chain(&error));
+            return Exit::Config;
+        }
+    };
+    for warning in warnings {
+        warn!(%warning, "configuration");
+    }
+    info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), pid = std::process::id(), "starting");
+    let shutdown = Shutdown::new();
+    let signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!(%error, "cannot listen to signals");
+            return Exit::Internal;
+        }
+    };
+    let listener = tokio::spawn(signals.obey(shutdown.clone(), config.shutdown.drain_timeout));
+    let outcome = app::run(config, shutdown).await;
+    listener.abort();
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            error!(error = %chain(&error), "cannot start");
+            if error.is_configuration() { Exit::Config } else { Exit::Internal }
+        }
+    }
+}
+
+/// The signals a daemon listens to.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The first TERM or INT begins to drain; a second one, or the end of the drain's time, ends the draining.
+    async fn obey(mut self, shutdown: Shutdown, drain_timeout: Duration) {
+        let first = self.next().await;
+        info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
+        shutdown.begin();
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            second = self.next() => warn!(signal = second, "aborting"),
+            () = tokio::time::sleep(drain_timeout) => warn!(?drain_timeout, "the drain took too long; aborting"),
+        }
+        shutdown.abort();
+    }
+
+    async fn next(&mut self) -> &'static str {
+        loop {
+            // Cancel-safe: a signal not received now is received by the next call.
+            tokio::select! {
+                _ = self.terminate.recv() => return "TERM",
+                _ = self.interrupt.recv() => return "INT",
+                _ = self.hangup.recv() => {
+                    warn!("this version cannot reload; restart it to apply a changed configuration");
+                }
+            }
+        }
+    }
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => tracing::Level::ERROR,
+            LogLevel::Warn => tracing::Level::WARN,
+            LogLevel::Info => tracing::Level::INFO,
+            LogLevel::Debug => tracing::Level::DEBUG,
+            LogLevel::Trace => tracing::Level::TRACE,
+        }
+    }
+}
+
+impl From<Rotation> for tracing_appender::rolling::Rotation {
+    fn from(rotation: Rotation) -> Self {
+        match rotation {
+            Rotation::Minutely => Self::MINUTELY,
+            Rotation::Hourly => Self::HOURLY,
+            Rotation::Daily => Self::DAILY,
+            Rotation::Never => Self::NEVER,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What must hold between sections: every queue has its consumer, failures have one door, no order goes two
+//! ways. Pure but for the report it writes to.
+
+use super::model::{Config, Consumer};
+use super::report::Report;
+use super::section::did_you_mean;
+use super::workload::FAILED_HANDLER;
+use crate::topology::{Names, pattern};
+
+/// Unsettled deliveries of all consumers together that deserve a warning: each is in memory, and after a
+/// crash each is handed out again.
+const MANY_SLOTS: usize = 16_384;
+/// Most queues and most consumers.
+const MOST: usize = 256;
+
+/// Reports what does not hold.
+pub(super) fn check(config: &Config, report: &Report) {
+    sizes(config, report);
+    queue_names(config, report);
+    consumers_have_queues(config, report);
+    queues_have_one_consumer(config, report);
+    if let Some((name, consumer)) = the_failed_consumer(config, report) {
+        failures_have_one_door(config, name, consumer, report);
+    }
+    bindings_are_apart(config, report);
+    events_are_taken(config, report);
+}
+
+fn sizes(config: &Config, report: &Report) {
+    for (section, count) in [("queues", config.queues.len()), ("consumers", config.consumers.len())] {
+        if count == 0 {
+            report.problem(section, "must have at least one");
+        } else if count > MOST {
+            report.problem(section, format!("must be at most {MOST}, are {count}"));
+        }
+    }
+    let slots: usize =
+        config.consumers.values().map(|consumer| consumer.workers * usize::from(consumer.prefetch)).sum();
+    if slots > MANY_SLOTS {
+        let message = format!(
+            "workers × prefetch add up to {slots}: that many orders are in memory, and are handed out again after a crash"
+        );
+        report.warning("consumers", message);
+    }
+}
+
+fn queue_names(config: &Config, report: &Report) {
+    for name in [Names::DEAD_LETTER_QUEUE, Names::UNROUTED_QUEUE] {
+        if config.queues.contains_key(name) {
+            report.problem(&format!("queues.{name}"), "must have another name: orderd declares this one itself");
+        }
+    }
+}
+
+fn consumers_have_queues(config: &Config, report: &Report) {
+    for (name, consumer) in &config.consumers {
+        let known = config.queues.contains_key(&consumer.queue) || report.has(&format!("queues.{}", consumer.queue));
+        if !known && !config.queues.is_empty() {
+            let hint = did_you_mean(&consumer.queue, config.queues.keys().map(String::as_str));
+            let message = format!("must be one of [queues], is {:?}{hint}", consumer.queue);
+            report.problem(&format!("consumers.{name}.queue"), message);
+        }
+    }
+}
+
+fn queues_have_one_consumer(config: &Config, report: &Report) {
+    let consumers_of = |queue: &str| {
+        let queue = queue.to_owned();
+        config.consumers.iter().filter(move |(_, consumer)| consumer.queue == queue).map(|(name, _)| name)
+    };
+    for queue in config.queues.keys() {
+        let mut consumers = consumers_of(queue);
+        let Some(first) = consumers.next() else { continue };
+        for other in consumers {
+            let message =
+                format!("is the queue of consumer {first:?} already; a queue has one consumer (raise its workers)");
+            report.problem(&format!("consumers.{other}.queue"), message);
+        }
+    }
+    // A consumer with a wrong queue may be the one that another queue lacks.
+    if config.consumers.keys().any(|name| report.has(&format!("consumers.{name}.queue"))) {
+        return;
+    }
+    for queue in config.queues.keys().filter(|queue| consumers_of(queue).next().is_none()) {
+        report.problem(&format!("queues.{queue}"), "has no consumer: nobody would work on its orders");
+    }
+}
+
+fn the_failed_consumer<'c>(config: &'c Config, report: &Report) -> Option<(&'c str, &'c Consumer)> {
+    let mut consumers = config.consumers.iter().filter(|(_, consumer)| consumer.handler == FAILED_HANDLER);
+    let Some((first, consumer)) = consumers.next() else {
+        let misspelt = config.consumers.keys().any(|name| report.has(&format!("consumers.{name}.handler")));
+        if !config.consumers.is_empty() && !misspelt {
+            report.problem(
+                "consumers",
+                format!("must have one with the handler {FAILED_HANDLER:?}: it retries and parks what failed"),
+            );
+        }
+        return None;
+    };
+    for (other, _) in consumers {
+        let message = format!("{FAILED_HANDLER:?} is the handler of consumer {first:?} already; exactly one has it");
+        report.problem(&format!("consumers.{other}.handler"), message);
+    }
+    Some((first, consumer))
+}
+
+/// The failures of every other consumer reach the failed-order queue, and no other queue.
+fn failures_have_one_door(config: &Config, failed: &str, consumer: &Consumer, report: &Report) {
+    let keys: Vec<String> =
+        config.consumers.keys().filter(|name| *name != failed).map(|name| Names::failed_key(name)).collect();
+    for (queue, settings) in &config.queues {
+        let path = format!("queues.{queue}.bindings");
+        if *queue == consumer.queue {
+            let missed =
+                keys.iter().find(|key| !settings.bindings.iter().any(|binding| pattern::matches(binding, key)));
+            if let Some(key) = missed.filter(|_| !report.has(&path)) {
+                report
+                    .problem(&path, format!("must match {key:?}, where failures go: add \"{}.#\"", Names::FAILED_KEY));
+            }
+            continue;
+        }
+        for (index, binding) in settings.bindings.iter().enumerate() {
+            if let Some(key) = keys.iter().find(|key| pattern::matches(binding, key)) {
+                let message = format!(
+                    "must not match {key:?}, is {binding:?}: failures belong to queue {:?} alone",
+                    consumer.queue
+                );
+                report.problem(&format!("{path}[{index}]"), message);
+            }
+        }
+    }
+}
+
+fn bindings_are_apart(config: &Config, report: &Report) {
+    let bindings: Vec<(&str, usize, &str)> = config
+        .queues
+        .iter()
+        .flat_map(|(queue, settings)| {
+            settings.bindings.iter().enumerate().map(move |(index, binding)| (queue.as_str(), index, binding.as_str()))
+        })
+        .collect();
+    for (at, (queue, index, binding)) in bindings.iter().enumerate() {
+        let path = format!("queues.{queue}.bindings[{index}]");
+        let former =
+            bindings[..at].iter().find(|(other, _, former)| other != queue && pattern::overlaps(binding, former));
+        if let Some((other, _, former)) = former.filter(|_| !report.has(&path)) {
+            let message = format!(
+                "{binding:?} overlaps {former:?} of queue {other:?}: an order that matches both is worked on in both"
+            );
+            report.warning(&path, message);
+        }
+    }
+}
+
+/// What orderd publishes about processed orders, one key of each kind.
+const EVENTS: [&str; 2] = ["order.notification.email", "order.analytics.processed"];
+
+fn events_are_taken(config: &Config, report: &Report) {
+    let bindings = config.queues.values().flat_map(|queue| &queue.bindings);
+    let unknown = report.has("queues") || config.queues.is_empty();
+    for key in
+        EVENTS.into_iter().filter(|key| !unknown && !bindings.clone().any(|binding| pattern::matches(binding, key)))
+    {
+        let message =
+            format!("none takes {key:?}, which orderd publishes: such events end in {}", Names::UNROUTED_QUEUE);
+        report.warning("queues", message);
+    }
+}

@@ -1,0 +1,59 @@
+//! Durations as people write them: `30s`, `1m 30s`, `500ms`. Text in, text out; no clock.
+
+use std::time::Duration;
+
+use jiff::fmt::friendly::SpanParser;
+use jiff::{SignedDuration, SpanRelativeTo};
+
+static PARSER: SpanParser = SpanParser::new();
+
+/// Reads a duration with units; a day is 24 hours.
+///
+/// # Errors
+/// What is wrong with the text, without the text.
+pub fn parse(text: &str) -> Result<Duration, &'static str> {
+    const NEEDS_UNIT: &str = "must be a duration with a unit, such as \"30s\" or \"1m 30s\"";
+    let span = PARSER.parse_span(text.trim()).map_err(|_| NEEDS_UNIT)?;
+    let signed = span
+        .to_duration(SpanRelativeTo::days_are_24_hours())
+        .map_err(|_| "must be a duration in weeks or smaller units: months and years differ in length")?;
+    Duration::try_from(signed).map_err(|_| "must not be negative")
+}
+
+/// Writes a duration: `1m 11s`, `24h`, `500ms`.
+pub fn format(duration: Duration) -> String {
+    SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |signed| format!("{signed:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, millis) in [
+            ("30s", 30_000),
+            ("1m 30s", 90_000),
+            ("1m30s", 90_000),
+            ("500ms", 500),
+            ("24h", 86_400_000),
+            ("7d", 7 * 86_400_000),
+            ("1.5h", 5_400_000),
+            ("2 minutes", 120_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "30", "s", "1y", "2mo", "-1s", "1s ago", "PT30S", "30 parsecs"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_read_back() {
+        for (millis, text) in [(500, "500ms"), (71_000, "1m 11s"), (86_400_000, "24h"), (0, "0s")] {
+            assert_eq!(format(Duration::from_millis(millis)), text);
+            assert_eq!(parse(text), Ok(Duration::from_millis(millis)));
+        }
+    }
+}

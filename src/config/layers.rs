@@ -1,0 +1,270 @@
+//! The layers of a configuration: the file, over it the environment, over that the settings of the command
+//! line. It knows keys and where each value was written, and never what a key means.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+
+use toml::de::{DeTable, DeValue};
+
+use super::report::{Problem, Report};
+
+/// A value as written. Its type has not been looked at yet.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    Text(String),
+    Integer(i128),
+    Float(f64),
+    Boolean(bool),
+    Time,
+    List(Vec<Value>),
+    Table(Table),
+    /// From the environment or the command line: what it stands for is known to its reader only.
+    Untyped(String),
+}
+
+pub(super) type Table = BTreeMap<String, Value>;
+
+/// Longest value shown in a problem, in characters.
+const SHOWN: usize = 60;
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Text(text) | Value::Untyped(text) => {
+                let shown: String = text.chars().take(SHOWN).collect();
+                let more = if shown.len() < text.len() { "…" } else { "" };
+                write!(f, "{shown:?}{more}")
+            }
+            Value::Integer(number) => write!(f, "{number}"),
+            Value::Float(number) => write!(f, "{number:?}"),
+            Value::Boolean(truth) => write!(f, "{truth}"),
+            Value::Time => f.write_str("a date or time"),
+            Value::List(_) => f.write_str("a list"),
+            Value::Table(_) => f.write_str("a section"),
+        }
+    }
+}
+
+/// Where a value was written. Problems are sorted by it: the file from top to bottom, then the variables and
+/// the settings by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    File { line: usize, column: usize },
+    Environment(String),
+    Setting(String),
+}
+
+impl Origin {
+    /// Which layer: a higher one wins.
+    fn rank(&self) -> u8 {
+        match self {
+            Origin::File { .. } => 0,
+            Origin::Environment(_) => 1,
+            Origin::Setting(_) => 2,
+        }
+    }
+}
+
+/// Where each key was written, by its path.
+pub(super) type Origins = BTreeMap<String, Origin>;
+
+/// All layers, one over the other.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    pub root: Table,
+    pub origins: Origins,
+}
+
+/// The path of a key in a section, quoted where TOML would quote it.
+pub(super) fn join(section: &str, key: &str) -> String {
+    let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    let key = if bare { key.to_owned() } else { format!("{key:?}") };
+    if section.is_empty() { key } else { format!("{section}.{key}") }
+}
+
+impl Layers {
+    /// Reads the lowest layer.
+    ///
+    /// # Errors
+    /// Every syntax error, with line and column. Never shows the line itself: it may hold a password.
+    pub(super) fn read(text: &str) -> Result<Self, Vec<Problem>> {
+        let (document, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            let mut problems: Vec<_> = errors.iter().map(|error| syntax_problem(text, error)).collect();
+            problems.sort_by_key(|problem| (problem.line, problem.column));
+            return Err(problems);
+        }
+        let lines = Lines::new(text);
+        let mut layers = Layers::default();
+        layers.root = layers.table(&lines, "", document.get_ref());
+        Ok(layers)
+    }
+
+    fn table(&mut self, lines: &Lines<'_>, path: &str, table: &DeTable<'_>) -> Table {
+        table
+            .iter()
+            .map(|(key, value)| {
+                let name = key.get_ref().to_string();
+                let path = join(path, &name);
+                self.origins.insert(path.clone(), lines.origin(key.span().start));
+                (name, self.value(lines, &path, value.get_ref()))
+            })
+            .collect()
+    }
+
+    fn value(&mut self, lines: &Lines<'_>, path: &str, value: &DeValue<'_>) -> Value {
+        match value {
+            DeValue::String(text) => Value::Text(text.to_string()),
+            DeValue::Integer(number) => {
+                let digits = i128::from_str_radix(number.as_str(), number.radix());
+                Value::Integer(digits.unwrap_or(if number.as_str().starts_with('-') { i128::MIN } else { i128::MAX }))
+            }
+            DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+            DeValue::Boolean(truth) => Value::Boolean(*truth),
+            DeValue::Datetime(_) => Value::Time,
+            DeValue::Array(items) => {
+                let items = items.iter().enumerate().map(|(index, item)| {
+                    let path = format!("{path}[{index}]");
+                    self.origins.insert(path.clone(), lines.origin(item.span().start));
+                    self.value(lines, &path, item.get_ref())
+                });
+                Value::List(items.collect())
+            }
+            DeValue::Table(table) => Value::Table(self.table(lines, path, table)),
+        }
+    }
+
+    /// Lays the environment over it: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in capitals or not.
+    /// `ORDERD_CONFIG` and names that start with `ORDERD_TEST` are none of its business.
+    pub(super) fn overlay_environment(&mut self, variables: &[(OsString, OsString)], report: &Report) {
+        let mut ours: Vec<(String, &OsString)> = variables
+            .iter()
+            .filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value)))
+            .filter(|(name, _)| environment_key(name).is_some())
+            .collect();
+        ours.sort();
+        for (name, value) in ours {
+            let Some(key) = environment_key(&name) else { continue };
+            let path = self.environment_path(&key);
+            match value.to_str() {
+                Some(text) => self.overlay(&path, text, Origin::Environment(name), report),
+                None => report.problem(&name, "is not UTF-8"),
+            }
+        }
+    }
+
+    /// Lays `key=value` settings of the command line over it: `consumers.order.workers=8`.
+    pub(super) fn overlay_settings(&mut self, settings: &[String], report: &Report) {
+        for setting in settings {
+            let Some((key, value)) = setting.split_once('=') else {
+                // Not shown whole: it may be a password whose key was forgotten.
+                report.problem("--set", "must be KEY=VALUE, such as consumers.order.workers=8");
+                continue;
+            };
+            let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
+            self.overlay(&path, value, Origin::Setting(key.trim().to_owned()), report);
+        }
+    }
+
+    /// The path a variable means. Words are split at two underscores; a queue or consumer that the file names
+    /// is known by its whole name, whatever underscores that has.
+    fn environment_path(&self, key: &str) -> Vec<String> {
+        let named = ["queues", "consumers"].into_iter().find_map(|section| {
+            let rest = key.strip_prefix(section)?.strip_prefix("__")?;
+            let Some(Value::Table(table)) = self.root.get(section) else { return None };
+            let names = table.keys().filter_map(|name| {
+                let rest = rest.strip_prefix(&name.to_ascii_lowercase())?.strip_prefix("__")?;
+                Some((name, rest))
+            });
+            let (name, rest) = names.max_by_key(|(name, _)| name.len())?;
+            Some((vec![section.to_owned(), name.clone()], rest.to_owned()))
+        });
+        let (mut path, rest) = named.unwrap_or((Vec::new(), key.to_owned()));
+        path.extend(rest.split("__").map(str::to_owned));
+        path
+    }
+
+    fn overlay(&mut self, keys: &[String], text: &str, origin: Origin, report: &Report) {
+        let Some((last, sections)) = keys.split_last() else { return };
+        let mut path = String::new();
+        let mut table = &mut self.root;
+        for key in sections {
+            path = join(&path, key);
+            self.origins.entry(path.clone()).or_insert_with(|| origin.clone());
+            match table.entry(key.clone()).or_insert_with(|| Value::Table(Table::new())) {
+                Value::Table(inner) => table = inner,
+                // Its reader will say that it must be a section.
+                _ => return,
+            }
+        }
+        let section = path;
+        let path = join(&section, last);
+        if self.origins.get(&path).is_some_and(|former| former.rank() == origin.rank()) {
+            report.problem(&path, format!("is set twice, the second time by {}", describe(&origin)));
+            return;
+        }
+        if let Some(Value::Table(_)) = table.get(last) {
+            let message = format!("is a section, {} cannot set it: set the keys in it", describe(&origin));
+            report.problem(&path, message);
+            return;
+        }
+        // A password of a higher layer replaces a password file of a lower one, and the other way round.
+        let twin = match last.as_str() {
+            "password" => join(&section, "password_file"),
+            "password_file" => join(&section, "password"),
+            _ => String::new(),
+        };
+        if self.origins.get(&twin).is_some_and(|former| former.rank() < origin.rank()) {
+            table.remove(if last == "password" { "password_file" } else { "password" });
+            self.origins.remove(&twin);
+        }
+        let inside = [format!("{path}["), format!("{path}.")];
+        self.origins.retain(|known, _| !inside.iter().any(|prefix| known.starts_with(prefix.as_str())));
+        self.origins.insert(path, origin);
+        table.insert(last.clone(), Value::Untyped(text.to_owned()));
+    }
+}
+
+/// What follows `ORDERD_`, in lower case, if the variable sets a key.
+fn environment_key(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let key = lower.strip_prefix("orderd_")?;
+    (key != "config" && !key.starts_with("test")).then(|| key.to_owned())
+}
+
+/// Says where something was written, for problems; empty for the file.
+pub(super) fn describe(origin: &Origin) -> String {
+    match origin {
+        Origin::File { .. } => String::new(),
+        Origin::Environment(name) => name.clone(),
+        Origin::Setting(key) => format!("--set {key}"),
+    }
+}
+
+fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
+    let origin = Lines::new(text).origin(error.span().map_or(0, |span| span.start));
+    let Origin::File { line, column } = origin else { unreachable!("positions of a file are in the file") };
+    Problem::in_file(format!("line {line}, column {column}"), error.message().replace('\n', ", "), line, column)
+}
+
+/// Finds lines and columns.
+struct Lines<'t> {
+    text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    fn new(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Lines { text, starts }
+    }
+
+    /// Lines and columns count from 1, columns in characters.
+    fn origin(&self, offset: usize) -> Origin {
+        let offset = self.text.floor_char_boundary(offset);
+        let line = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts[line - 1];
+        Origin::File { line, column: self.text[start..offset].chars().count() + 1 }
+    }
+}

@@ -1,0 +1,155 @@
+//! Loading: finds the file, lays the layers over each other, reads and checks them, and tells every problem
+//! in one go. It reads files and no clock, and never talks to the broker.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::layers::{Layers, Value};
+use super::model::Config;
+use super::report::Problem;
+use super::section::Reading;
+use super::{check, read};
+
+/// The annotated default configuration.
+pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
+/// Where the configuration is if nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/orderd/orderd.toml";
+/// Largest configuration file, in bytes.
+const LARGEST_FILE: usize = 1 << 20;
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file of `--config`; else `$ORDERD_CONFIG`, else [`DEFAULT_PATH`].
+    pub file: Option<PathBuf>,
+    /// `key=value` settings of the command line, such as `consumers.order.workers=8`.
+    pub settings: Vec<String>,
+    /// The environment, as [`std::env::vars_os`] gives it.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+impl Sources {
+    /// The sources of this process.
+    pub fn of_process(file: Option<PathBuf>, settings: Vec<String>) -> Self {
+        Sources { file, settings, environment: std::env::vars_os().collect() }
+    }
+
+    /// The file to read.
+    pub fn path(&self) -> PathBuf {
+        let named = || {
+            let variable = self.environment.iter().find(|(name, _)| name.eq_ignore_ascii_case("ORDERD_CONFIG"));
+            variable.map(|(_, value)| value).filter(|value| !value.is_empty()).map(PathBuf::from)
+        };
+        self.file.clone().or_else(named).unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
+    }
+}
+
+/// A configuration that passed its checks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What a person should look at, sorted by where it stands.
+    pub warnings: Vec<Problem>,
+    /// The file it was read from.
+    pub path: PathBuf,
+}
+
+/// Why there is no configuration. Exit code 78.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {path:?}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was read and is wrong. Displays as one line for each problem.
+    #[error("{}", Lines(path, problems))]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Every problem, sorted by where it stands.
+        problems: Vec<Problem>,
+        /// Every warning, sorted by where it stands.
+        warnings: Vec<Problem>,
+    },
+}
+
+struct Lines<'e>(&'e Path, &'e [Problem]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.1.len() == 1 { "" } else { "s" };
+        write!(f, "configuration {:?} has {} problem{plural}", self.0, self.1.len())?;
+        self.1.iter().try_for_each(|problem| write!(f, "\n{problem}"))
+    }
+}
+
+impl Config {
+    /// Loads and checks a configuration. `handlers` are the names of the handlers there are.
+    ///
+    /// Command-line settings win over the environment, that over the file, that over the defaults. A file
+    /// with neither `[queues]` nor `[consumers]` gets those of [`DEFAULT_FILE`].
+    ///
+    /// # Errors
+    /// An unreadable file, or every problem there is.
+    pub fn load(sources: &Sources, handlers: &[&str]) -> Result<Loaded, LoadError> {
+        let path = sources.path();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(source) => return Err(LoadError::Unreadable { path, source }),
+        };
+        match parse(&bytes, sources, handlers, &Reading::default()) {
+            Ok((config, warnings)) => Ok(Loaded { config, warnings, path }),
+            Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Faults {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+}
+
+/// Everything but finding and reading the file.
+pub(super) fn parse(
+    bytes: &[u8],
+    sources: &Sources,
+    handlers: &[&str],
+    reading: &Reading,
+) -> Result<(Config, Vec<Problem>), Faults> {
+    let unreadable = |problems| Faults { problems, warnings: Vec::new() };
+    let mut layers = text(bytes).and_then(Layers::read).map_err(unreadable)?;
+    if !layers.root.contains_key("queues") && !layers.root.contains_key("consumers") {
+        add_default_workload(&mut layers);
+    }
+    layers.overlay_environment(&sources.environment, &reading.report);
+    layers.overlay_settings(&sources.settings, &reading.report);
+    let config = read::config(layers.root, handlers, reading);
+    check::check(&config, &reading.report);
+    let (problems, warnings) = reading.report.take_sorted(&layers.origins);
+    if problems.is_empty() { Ok((config, warnings)) } else { Err(Faults { problems, warnings }) }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {
+    let start = |message: String| vec![Problem::in_file("line 1, column 1".to_owned(), message, 1, 1)];
+    if bytes.len() > LARGEST_FILE {
+        return Err(start(format!("the file must be at most {LARGEST_FILE} bytes, is {}", bytes.len())));
+    }
+    std::str::from_utf8(bytes).map_err(|error| {
+        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        vec![Problem::in_file(format!("line {line}"), "the file is not UTF-8".to_owned(), line, 1)]
+    })
+}
+
+fn add_default_workload(layers: &mut Layers) {
+    let defaults = Layers::read(DEFAULT_FILE).expect("the default file is valid; a test reads it");
+    let workload = defaults.root.into_iter().filter(|(key, _)| key == "queues" || key == "consumers");
+    layers.root.extend(workload.filter(|(_, value)| matches!(value, Value::Table(_))));
+}

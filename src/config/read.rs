@@ -1,0 +1,203 @@
+//! The sections of the file and their keys, each with its default and its range. It reads; what must hold
+//! between keys is in `check`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::layers::{Table, Value};
+use super::model::{
+    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Rotation, Secret, Shutdown,
+    TopologySettings,
+};
+use super::section::{Reading, Section};
+use super::{secret, shape, workload};
+
+/// Longest name AMQP carries: a short string.
+const SHORT_STRING: usize = 255;
+/// Longest path, as Linux has it.
+const LONGEST_PATH: usize = 4096;
+/// Most addresses.
+const MAX_ADDRESSES: usize = 32;
+/// Longest name of the orders exchange, so that `.dead_letter` fits behind it.
+const LONGEST_EXCHANGE: usize = 200;
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// Reads everything. Where there are problems, defaults stand in; the caller throws them away.
+pub(super) fn config(root: Table, handlers: &[&str], reading: &Reading) -> Config {
+    let mut root = Section::new(String::new(), root, reading);
+    let broker = broker(root.section("broker"));
+    let config = Config {
+        management: management(root.section("management"), &broker),
+        broker,
+        topology: topology(root.section("topology")),
+        queues: named(&mut root, "queues", workload::queue),
+        consumers: named(&mut root, "consumers", |name, section| workload::consumer(name, section, handlers)),
+        ledger: ledger(root.section("ledger")),
+        log: log(root.section("log")),
+        admin: admin(root.section("admin")),
+        shutdown: shutdown(root.section("shutdown")),
+    };
+    root.finish();
+    config
+}
+
+fn named<'r, T>(
+    root: &mut Section<'r>,
+    key: &'static str,
+    read: impl Fn(&str, Section<'r>) -> T,
+) -> BTreeMap<String, T> {
+    let Some(section) = root.optional_section(key) else {
+        let report = root.report();
+        report.problem(
+            key,
+            "is missing; copy it from the annotated default file, or leave out both queues and consumers",
+        );
+        return BTreeMap::new();
+    };
+    section.into_named().into_iter().map(|(name, section)| (name.clone(), read(&name, section))).collect()
+}
+
+fn broker(mut section: Section<'_>) -> Broker {
+    let local = Address { host: "127.0.0.1".to_owned(), port: 5672 };
+    let addresses = section.list("addresses", MAX_ADDRESSES, &shape::address).unwrap_or_else(|| vec![local]);
+    if addresses.is_empty() {
+        section.report().problem(&section.key("addresses"), "must have at least one address");
+    }
+    if section.optional_section("tls").is_some() {
+        section.report().problem(&section.key("tls"), "is not supported yet: orderd speaks AMQP without TLS");
+    }
+    let broker = Broker {
+        addresses,
+        virtual_host: section.or("virtual_host", "/".to_owned(), &shape::text(SHORT_STRING)),
+        username: section.or("username", "guest".to_owned(), &shape::text(SHORT_STRING)),
+        password: secret::password(&mut section).unwrap_or_else(|| Secret::new("guest")),
+        heartbeat: section.or("heartbeat", seconds(10), &heartbeat),
+        connect_timeout: section.or("connect_timeout", seconds(10), &shape::span(MILLISECOND..=seconds(300))),
+        confirm_timeout: section.or("confirm_timeout", seconds(30), &shape::span(MILLISECOND..=seconds(900))),
+        max_unconfirmed: section.or("max_unconfirmed", 4096, &shape::number(1..=65_535)),
+        max_unconfirmed_bytes: section.or("max_unconfirmed_bytes", 16 << 20, &shape::number(1 << 20..=1 << 30)),
+        reconnect_max: section.or(
+            "reconnect_max",
+            seconds(30),
+            &shape::span(Duration::from_millis(100)..=seconds(3600)),
+        ),
+    };
+    section.finish();
+    broker
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// AMQP negotiates heartbeats in whole seconds; 0 would switch them off.
+fn heartbeat(value: &Value) -> Result<Duration, String> {
+    let heartbeat = shape::span(seconds(2)..=seconds(300))(value)?;
+    if heartbeat.subsec_nanos() == 0 { Ok(heartbeat) } else { Err(format!("must be whole seconds, is {value}")) }
+}
+
+fn management(mut section: Section<'_>, broker: &Broker) -> Management {
+    let management = Management {
+        url: section.or("url", "http://127.0.0.1:15672".to_owned(), &url),
+        username: section.or("username", broker.username.clone(), &shape::text(SHORT_STRING)),
+        password: secret::password(&mut section).unwrap_or_else(|| broker.password.clone()),
+        poll_every: section.or("poll_every", seconds(5), &shape::span(Duration::from_millis(100)..=seconds(3600))),
+    };
+    section.finish();
+    management
+}
+
+/// An URL with credentials is refused without being shown.
+fn url(value: &Value) -> Result<String, String> {
+    const FORM: &str = "must be a URL such as \"http://127.0.0.1:15672\"";
+    let text = shape::text(2048)(value)?;
+    let url = url::Url::parse(&text).map_err(|_| FORM.to_owned())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not contain credentials: use username and password".to_owned());
+    }
+    match url.scheme() {
+        "http" if url.query().is_none() && url.fragment().is_none() => Ok(text.trim_end_matches('/').to_owned()),
+        "https" => Err("must begin with http://: TLS is not supported yet".to_owned()),
+        _ => Err(FORM.to_owned()),
+    }
+}
+
+fn topology(mut section: Section<'_>) -> TopologySettings {
+    let topology = TopologySettings {
+        exchange: section.or("exchange", "orders".to_owned(), &exchange),
+        declare: section.or("declare", true, &shape::boolean),
+    };
+    section.finish();
+    topology
+}
+
+fn exchange(value: &Value) -> Result<String, String> {
+    let name = shape::text(LONGEST_EXCHANGE)(value)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if !name.chars().all(plain) {
+        Err(format!("must be letters, digits, \"_\", \"-\" and \".\", is {value}"))
+    } else if name.starts_with("amq.") {
+        Err("must not begin with \"amq.\": the broker keeps those names to itself".to_owned())
+    } else {
+        Ok(name)
+    }
+}
+
+fn path(value: &Value) -> Result<PathBuf, String> {
+    shape::text(LONGEST_PATH)(value).map(PathBuf::from)
+}
+
+fn ledger(mut section: Section<'_>) -> Ledger {
+    let ledger = Ledger { directory: section.or("directory", PathBuf::from("/var/lib/orderd"), &path) };
+    section.finish();
+    ledger
+}
+
+fn log(mut section: Section<'_>) -> Log {
+    let levels = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let rotations = [
+        ("minutely", Rotation::Minutely),
+        ("hourly", Rotation::Hourly),
+        ("daily", Rotation::Daily),
+        ("never", Rotation::Never),
+    ];
+    let log = Log {
+        level: section.or("level", LogLevel::Info, &shape::word(&levels)),
+        format: section.or(
+            "format",
+            LogFormat::Text,
+            &shape::word(&[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        ),
+        directory: section.optional("directory", &path),
+        rotation: section.or("rotation", Rotation::Daily, &shape::word(&rotations)),
+        keep: section.or("keep", 14, &shape::number(1..=1000)),
+    };
+    section.finish();
+    log
+}
+
+fn admin(mut section: Section<'_>) -> Admin {
+    let listen = |value: &Value| {
+        let form = |_| format!("must be an IP address and port such as \"127.0.0.1:9640\", is {value}");
+        shape::text(64)(value)?.parse::<SocketAddr>().map_err(form)
+    };
+    let admin = Admin { listen: section.or("listen", SocketAddr::from(([127, 0, 0, 1], 9640)), &listen) };
+    section.finish();
+    admin
+}
+
+fn shutdown(mut section: Section<'_>) -> Shutdown {
+    let shutdown =
+        Shutdown { drain_timeout: section.or("drain_timeout", seconds(30), &shape::span(MILLISECOND..=seconds(3600))) };
+    section.finish();
+    shutdown
+}

@@ -1,0 +1,100 @@
+//! Collects what is wrong with a configuration. It knows paths, and never shows a value by itself.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::layers::{Origin, Origins, describe};
+
+/// Something wrong, or worth a warning, in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Which key: `consumers.order.prefetch`; of a syntax error `line 3, column 7`.
+    pub path: String,
+    /// What is wrong with it: `must be at least 1, is 0`.
+    pub message: String,
+    /// The line in the file, from 1, if it was written there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The column in that line, in characters from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// The environment variable or `--set` that it was written in, if it was not the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_by: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn in_file(path: String, message: String, line: usize, column: usize) -> Self {
+        Problem { path, message, line: Some(line), column: Some(column), set_by: None }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)?;
+        match &self.set_by {
+            Some(origin) => write!(f, " (set by {origin})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Problems and warnings found so far. Of each path the first problem is kept: what follows from it would
+/// only confuse.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    problems: RefCell<Vec<(String, String)>>,
+    warnings: RefCell<Vec<(String, String)>>,
+}
+
+impl Report {
+    pub(super) fn problem(&self, path: &str, message: impl Into<String>) {
+        let mut problems = self.problems.borrow_mut();
+        if !problems.iter().any(|(known, _)| known == path) {
+            problems.push((path.to_owned(), message.into()));
+        }
+    }
+
+    pub(super) fn warning(&self, path: &str, message: impl Into<String>) {
+        self.warnings.borrow_mut().push((path.to_owned(), message.into()));
+    }
+
+    /// Whether a problem was found at a path or below it.
+    pub(super) fn has(&self, path: &str) -> bool {
+        let below =
+            |known: &str| known.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        self.problems.borrow().iter().any(|(known, _)| below(known))
+    }
+
+    /// All problems and all warnings, each sorted by where they stand.
+    pub(super) fn take_sorted(&self, origins: &Origins) -> (Vec<Problem>, Vec<Problem>) {
+        let sorted = |found: &RefCell<Vec<(String, String)>>| {
+            let mut found: Vec<_> =
+                found.take().into_iter().map(|(path, message)| (origin(origins, &path), path, message)).collect();
+            found.sort();
+            found.into_iter().map(|(origin, path, message)| place(origin, path, message)).collect()
+        };
+        (sorted(&self.problems), sorted(&self.warnings))
+    }
+}
+
+/// Where a key stands; for one that is missing, where its section does.
+fn origin(origins: &Origins, path: &str) -> Option<Origin> {
+    let mut path = path;
+    loop {
+        if let Some(origin) = origins.get(path) {
+            return Some(origin.clone());
+        }
+        path = &path[..path.rfind(['.', '['])?];
+    }
+}
+
+fn place(origin: Option<Origin>, path: String, message: String) -> Problem {
+    match origin {
+        Some(Origin::File { line, column }) => Problem::in_file(path, message, line, column),
+        Some(origin) => Problem { path, message, line: None, column: None, set_by: Some(describe(&origin)) },
+        None => Problem { path, message, line: None, column: None, set_by: None },
+    }
+}

@@ -1,0 +1,208 @@
+//! The shapes of single values: text, numbers, durations, addresses, names. Each reads a value or says what
+//! it must be, in the words of a problem (`must be at least 1, is 0`).
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::duration;
+use super::layers::Value;
+use super::model::Address;
+use super::section::{did_you_mean, listed};
+use crate::recovery::Delay;
+
+/// The port of AMQP without TLS.
+const DEFAULT_PORT: u16 = 5672;
+
+/// Text that is not empty, of at most `most` bytes.
+pub(super) fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
+    move |value| match value {
+        Value::Text(text) | Value::Untyped(text) => match text.len() {
+            0 => Err("must not be empty".to_owned()),
+            length if length > most => Err(format!("must be at most {most} bytes, is {length}")),
+            _ => Ok(text.clone()),
+        },
+        other => Err(format!("must be text in quotes, is {other}")),
+    }
+}
+
+/// A secret: as text, but whatever is wrong, it is never shown.
+pub(super) fn secret(most: usize) -> impl Fn(&Value) -> Result<String, String> {
+    move |value| match value {
+        Value::Text(_) | Value::Untyped(_) => text(most)(value),
+        _ => Err("must be text in quotes".to_owned()),
+    }
+}
+
+pub(super) fn boolean(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Boolean(truth) => Ok(*truth),
+        Value::Untyped(text) if text == "true" => Ok(true),
+        Value::Untyped(text) if text == "false" => Ok(false),
+        other => Err(format!("must be true or false, is {other}")),
+    }
+}
+
+/// A whole number.
+pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&Value) -> Result<T, String>
+where
+    T: TryFrom<i128> + TryInto<i128> + Copy,
+{
+    move |value| {
+        let number = match value {
+            Value::Integer(number) => *number,
+            Value::Untyped(text) => text.trim().parse().map_err(|_| format!("must be a whole number, is {value}"))?,
+            other => return Err(format!("must be a whole number, is {other}")),
+        };
+        let wide = |bound: &T| (*bound).try_into().unwrap_or(i128::MAX);
+        within(number, &(wide(range.start())..=wide(range.end())), |number| number.to_string())?;
+        T::try_from(number).map_err(|_| format!("must be a whole number, is {value}"))
+    }
+}
+
+/// A share from 0 to 1.
+pub(super) fn share(value: &Value) -> Result<f64, String> {
+    let share = match value {
+        Value::Float(share) => *share,
+        Value::Integer(0) => 0.0,
+        Value::Integer(1) => 1.0,
+        Value::Untyped(text) => text.trim().parse().unwrap_or(f64::NAN),
+        Value::Text(_) | Value::Integer(_) | Value::Boolean(_) | Value::Time | Value::List(_) | Value::Table(_) => {
+            f64::NAN
+        }
+    };
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("must be a number from 0 to 1, is {value}")) }
+}
+
+/// A duration with its unit.
+pub(super) fn span(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
+    move |value| {
+        let read = any_span(value)?;
+        within(read, &range, |bound| duration::format(*bound))?;
+        Ok(read)
+    }
+}
+
+fn any_span(value: &Value) -> Result<Duration, String> {
+    let text = match value {
+        Value::Text(text) | Value::Untyped(text) => text.as_str(),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Time | Value::List(_) | Value::Table(_) => "",
+    };
+    duration::parse(text).map_err(|message| format!("{message}, is {value}"))
+}
+
+fn within<T: PartialOrd>(value: T, range: &RangeInclusive<T>, show: impl Fn(&T) -> String) -> Result<(), String> {
+    if value < *range.start() {
+        Err(format!("must be at least {}, is {}", show(range.start()), show(&value)))
+    } else if value > *range.end() {
+        Err(format!("must be at most {}, is {}", show(range.end()), show(&value)))
+    } else {
+        Ok(())
+    }
+}
+
+/// A delay before a retry.
+pub(super) fn delay(value: &Value) -> Result<Delay, String> {
+    let read = any_span(value)?;
+    within(read, &(Duration::from_millis(1)..=Delay::MAX), |bound| duration::format(*bound))?;
+    Delay::new(read).ok_or_else(|| format!("must be whole milliseconds, is {value}"))
+}
+
+/// One of a few words.
+pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
+    move |value| {
+        let text = match value {
+            Value::Text(text) | Value::Untyped(text) => text.as_str(),
+            _ => "",
+        };
+        let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        words.iter().find(|(name, _)| *name == text).map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let hint = did_you_mean(text, names.iter().copied());
+            format!("must be one of {}, is {value}{hint}", listed(&names))
+        })
+    }
+}
+
+/// `host`, `host:port`, `[::1]` or `[::1]:port`.
+///
+/// An address with a scheme or an `@` is refused without being shown: it may hold a password.
+pub(super) fn address(value: &Value) -> Result<Address, String> {
+    let text = text(255)(value)?;
+    if text.contains(['@', '/']) {
+        return Err("must be host or host:port, without scheme and credentials".to_owned());
+    }
+    parse_address(&text).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
+}
+
+fn parse_address(text: &str) -> Option<Address> {
+    let (host, rest) = match text.strip_prefix('[') {
+        Some(inner) => {
+            let (host, rest) = inner.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (host, rest)
+        }
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    if host.is_empty() || !host.chars().all(plain) {
+        return None;
+    }
+    let port = match rest.strip_prefix(':') {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok()?,
+        Some(_) => return None,
+        None if rest.is_empty() => DEFAULT_PORT,
+        None => return None,
+    };
+    (port > 0).then(|| Address { host: host.to_owned(), port })
+}
+
+/// What is wrong with the name of a queue or a consumer, if anything.
+pub(super) fn name_problem(name: &str, most: usize) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if name.is_empty() || !name.bytes().all(plain) {
+        Some("must be named in lower-case letters, digits and underscores".to_owned())
+    } else if name.len() > most {
+        Some(format!("must have a name of at most {most} bytes, has {}", name.len()))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_a_default_port_and_ipv6_brackets() {
+        let read = |text: &str| address(&Value::Text(text.to_owned())).map(|address| address.to_string());
+        assert_eq!(read("rabbit"), Ok("rabbit:5672".to_owned()));
+        assert_eq!(read("127.0.0.1:5673"), Ok("127.0.0.1:5673".to_owned()));
+        assert_eq!(read("[::1]"), Ok("[::1]:5672".to_owned()));
+        assert_eq!(read("[fe80::1]:5671"), Ok("[fe80::1]:5671".to_owned()));
+        for wrong in ["", ":5672", "a:", "a:0", "a:65536", "a:b", "::1", "a:+1", "[::1", "[::1]5672", "[a]:1", "a b"] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_with_credentials_is_refused_and_not_shown() {
+        let problem = address(&Value::Text("amqp://me:hunter2@rabbit".to_owned())).unwrap_err();
+        assert!(!problem.contains("hunter2"), "{problem}");
+    }
+
+    #[test]
+    fn a_number_says_which_bound_it_breaks() {
+        let read = |number| super::number(1u16..=1024)(&Value::Integer(number));
+        assert_eq!(read(0), Err("must be at least 1, is 0".to_owned()));
+        assert_eq!(read(1024), Ok(1024));
+        assert_eq!(read(i128::MAX), Err(format!("must be at most 1024, is {}", i128::MAX)));
+        assert_eq!(super::number(1u16..=9)(&Value::Untyped("8".to_owned())), Ok(8));
+    }
+
+    #[test]
+    fn a_bare_number_is_no_duration() {
+        let read = super::span(Duration::from_secs(1)..=Duration::from_secs(60));
+        let problem = read(&Value::Integer(30)).unwrap_err();
+        assert_eq!(problem, "must be a duration with a unit, such as \"30s\" or \"1m 30s\", is 30");
+        assert_eq!(read(&Value::Untyped("61s".to_owned())), Err("must be at most 1m, is 1m 1s".to_owned()));
+    }
+}

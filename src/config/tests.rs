@@ -1,0 +1,455 @@
+//! The configuration as its users meet it: files and variables in, problems and warnings out.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::load::{Faults, parse};
+use super::section::Reading;
+use super::*;
+
+const HANDLERS: [&str; 4] = ["order", "notification", "analytics", "failed"];
+
+fn load(file: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), Vec<String>> {
+    load_with(file, environment, &[])
+}
+
+fn load_with(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<(Config, Vec<String>), Vec<String>> {
+    let environment = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
+    let settings = set.iter().map(|setting| (*setting).to_owned()).collect();
+    let sources = Sources { file: None, settings, environment };
+    let lines = |problems: Vec<Problem>| problems.iter().map(Problem::to_string).collect::<Vec<_>>();
+    match parse(file.as_bytes(), &sources, &HANDLERS, &Reading::default()) {
+        Ok((config, warnings)) => Ok((config, lines(warnings))),
+        Err(Faults { problems, .. }) => Err(lines(problems)),
+    }
+}
+
+fn good(file: &str) -> Config {
+    load(file, &[]).expect("a good configuration").0
+}
+
+fn problems(file: &str) -> Vec<String> {
+    load(file, &[]).expect_err("a bad configuration")
+}
+
+fn warnings(file: &str) -> Vec<String> {
+    load(file, &[]).expect("a good configuration").1
+}
+
+/// The default workload with one part replaced.
+fn default_with(from: &str, to: &str) -> String {
+    assert!(DEFAULT_FILE.contains(from), "the default file has {from:?}");
+    DEFAULT_FILE.replacen(from, to, 1)
+}
+
+#[test]
+fn the_default_file_says_the_built_in_defaults_key_by_key() {
+    let (config, warnings) = load(DEFAULT_FILE, &[]).expect("the default file is good");
+    assert_eq!(config, good(""));
+    assert_eq!(warnings, [""; 0]);
+    // Each key alone left out gives the same: what stands there is its default. The workload's are its own.
+    let workload =
+        DEFAULT_FILE.find("[queues.order_queue]").expect("queues")..DEFAULT_FILE.find("[ledger]").expect("ledger");
+    for (at, _) in DEFAULT_FILE.match_indices('\n') {
+        let line = DEFAULT_FILE[at + 1..].lines().next().unwrap_or_default();
+        if line.contains(" = ") && !line.starts_with('#') && !workload.contains(&at) {
+            assert_eq!(good(&DEFAULT_FILE.replacen(line, "", 1)), config, "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_default_consumer_says_the_defaults_of_any_consumer() {
+    let config = good(DEFAULT_FILE);
+    for line in ["handler = \"order\"", "workers = 4", "prefetch = 100", "timeout = \"30s\""] {
+        assert_eq!(good(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
+    }
+    for line in ["immediate = 1", "delays = [\"1s\", \"10s\", \"1m\"]", "max_age = \"24h\""] {
+        assert_eq!(good(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
+    }
+}
+
+#[test]
+fn every_key_is_in_the_default_file_with_a_comment_above_it() {
+    let reading = Reading::default();
+    parse(DEFAULT_FILE.as_bytes(), &Sources::default(), &HANDLERS, &reading).expect("the default file is good");
+    let mut section = String::new();
+    let mut documented = std::collections::BTreeSet::new();
+    let mut above = "";
+    for line in DEFAULT_FILE.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
+            && !line.starts_with("# ")
+        {
+            assert!(above.starts_with("# "), "no comment above {section}.{key}");
+            documented.insert(format!("{section}.{key}"));
+        }
+        above = line;
+    }
+    for path in reading.asked.take() {
+        let section = documented.iter().any(|key| key.starts_with(&format!("{path}.")));
+        let optional = path == "broker.tls" || path.starts_with("consumers.") && path.contains(".faults");
+        let refused = path == "consumers.failed.retry";
+        assert!(section || documented.contains(&path) || optional || refused, "{path} is not in the default file");
+    }
+    assert!(documented.contains("consumers.order.faults.hang"));
+}
+
+#[test]
+fn every_problem_is_told_at_once_in_the_order_of_the_file() {
+    let file = default_with("heartbeat = \"10s\"", "heartbeat = 10\nhartbeat = \"1s\"")
+        .replacen("addresses = [\"127.0.0.1:5672\"]", "addresses = [\"a\", 5, \"b:x\"]", 1)
+        .replacen("prefetch = 100", "prefetch = 0", 1)
+        .replacen("workers = 4", "workers = \"four\"", 1)
+        .replacen("bindings = [\"order.analytics.*\"]", "bindings = \"order.analytics.*\"", 1)
+        .replacen("rotation = \"daily\"", "rotation = \"dayly\"", 1)
+        .replacen("[admin]", "[admn]", 1)
+        .replacen("drain_timeout = \"30s\"", "drain_timeout = \"0s\"", 1);
+    let expected = [
+        "broker.addresses[1]: must be text in quotes, is 5",
+        "broker.addresses[2]: must be host or host:port (IPv6 in brackets), is \"b:x\"",
+        "broker.heartbeat: must be a duration with a unit, such as \"30s\" or \"1m 30s\", is 10",
+        "broker.hartbeat: unknown key; did you mean \"heartbeat\"?",
+        "queues.analytics_queue.bindings: must be a list, is \"order.analytics.*\"",
+        "consumers.order.workers: must be a whole number, is \"four\"",
+        "consumers.order.prefetch: must be at least 1, is 0",
+        "log.rotation: must be one of \"minutely\", \"hourly\", \"daily\" and \"never\", is \"dayly\"; did you mean \"daily\"?",
+        "admn: unknown key; did you mean \"admin\"?",
+        "shutdown.drain_timeout: must be at least 1ms, is 0s",
+    ];
+    assert_eq!(problems(&file), expected);
+}
+
+#[test]
+fn a_syntax_error_has_line_and_column_and_does_not_show_the_line() {
+    let found = problems("[broker]\nusername = \"me\"\npassword = \"hunter2\nvirtual_host = =\n");
+    assert!(found[0].starts_with("line 3, column "), "{found:?}");
+    assert!(found.iter().any(|problem| problem.starts_with("line 4, column ")), "{found:?}");
+    assert!(!found.concat().contains("hunter2"), "{found:?}");
+}
+
+#[test]
+fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
+    let variable = [("ORDERD_CONSUMERS__ORDER__WORKERS", "8")];
+    assert_eq!(good(DEFAULT_FILE).consumers["order"].workers, 4);
+    assert_eq!(load(DEFAULT_FILE, &variable).unwrap().0.consumers["order"].workers, 8);
+    let all = load_with(DEFAULT_FILE, &variable, &["consumers.order.workers=9"]);
+    assert_eq!(all.unwrap().0.consumers["order"].workers, 9);
+    assert_eq!(load("", &variable).unwrap().0.consumers["order"].workers, 8);
+}
+
+#[test]
+fn variables_carry_every_type() {
+    let (config, _) = load(
+        DEFAULT_FILE,
+        &[
+            ("orderd_broker__addresses", "a:1, [::1],c"),
+            ("ORDERD_QUEUES__ORDER_QUEUE__BINDINGS", "[\"order.normal.*\", 'x.y']"),
+            ("ORDERD_CONSUMERS__ORDER__RETRY__DELAYS", ""),
+            ("Orderd_Consumers__Order__Faults__Panic", "0.25"),
+            ("ORDERD_BROKER__PASSWORD", "12345"),
+            ("ORDERD_TOPOLOGY__DECLARE", "false"),
+            ("ORDERD_SHUTDOWN__DRAIN_TIMEOUT", "1m"),
+            ("ORDERD_CONFIG", "/somewhere"),
+            ("ORDERD_TEST_THING", "1"),
+            ("ORDERDX", "1"),
+        ],
+    )
+    .unwrap();
+    let addresses: Vec<String> = config.broker.addresses.iter().map(Address::to_string).collect();
+    assert_eq!(addresses, ["a:1", "[::1]:5672", "c:5672"]);
+    assert_eq!(config.queues["order_queue"].bindings, ["order.normal.*", "x.y"]);
+    assert_eq!(config.consumers["order"].retry.delays, []);
+    assert_eq!(config.consumers["order"].faults.map(|faults| faults.panic), Some(0.25));
+    assert_eq!(config.broker.password.expose(), "12345");
+    assert!(!config.topology.declare);
+    assert_eq!(config.shutdown.drain_timeout, Duration::from_secs(60));
+}
+
+#[test]
+fn an_ipv6_address_alone_is_no_toml_array() {
+    let address = |text| load(DEFAULT_FILE, &[("ORDERD_BROKER__ADDRESSES", text)]).unwrap().0.broker.addresses;
+    assert_eq!(address("[::1]")[0].to_string(), "[::1]:5672");
+    assert_eq!(address("[::1]:5673,[::2]:5674").len(), 2);
+    assert_eq!(address("[\"x\"]")[0].to_string(), "x:5672");
+}
+
+#[test]
+fn names_with_underscores_can_be_set_in_the_environment() {
+    let file = DEFAULT_FILE.replace("order_queue]", "order__queue_]").replace("\"order_queue\"", "\"order__queue_\"");
+    let file = file
+        .replace("failed_order__queue_]", "failed_order_queue]")
+        .replace("priority_order__queue_]", "priority_order_queue]");
+    let (config, _) = load(&file, &[("ORDERD_QUEUES__ORDER__QUEUE___BINDINGS", "a.b")]).unwrap();
+    assert_eq!(config.queues["order__queue_"].bindings, ["a.b"]);
+}
+
+#[test]
+fn a_bad_variable_is_named_and_told_after_the_file() {
+    let found = load(
+        &default_with("\ntimeout = \"30s\"", "\ntimeout = \"16m\""),
+        &[
+            ("ORDERD_CONSUMERS__ORDER__PREFETCH", "0"),
+            ("ORDERD_CONSUMER__ORDER__PREFETCH", "1"),
+            ("ORDERD_NONSENSE", "1"),
+            ("ORDERD_BROKER", "here"),
+        ],
+    );
+    assert_eq!(
+        found.unwrap_err(),
+        [
+            "broker: is a section, ORDERD_BROKER cannot set it: set the keys in it",
+            "consumers.order.timeout: must be at most 15m, is 16m: the broker takes back what is not settled within 30m",
+            "consumers.order.prefetch: must be at least 1, is 0 (set by ORDERD_CONSUMERS__ORDER__PREFETCH)",
+            "consumer: unknown key; did you mean \"consumers\"? (set by ORDERD_CONSUMER__ORDER__PREFETCH)",
+            "nonsense: unknown key (set by ORDERD_NONSENSE)",
+        ]
+    );
+    let twice = load(DEFAULT_FILE, &[("ORDERD_LOG__LEVEL", "info"), ("orderd_log__level", "warn")]);
+    assert_eq!(
+        twice.unwrap_err(),
+        ["log.level: is set twice, the second time by orderd_log__level (set by ORDERD_LOG__LEVEL)"]
+    );
+}
+
+#[test]
+fn a_password_file_is_read_and_its_last_newline_is_not_the_password() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let variable = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let read = |path: &std::path::Path| load(DEFAULT_FILE, &[("ORDERD_BROKER__PASSWORD_FILE", &variable(path))]);
+    std::fs::write(&path, "hunter2 \n").unwrap();
+    set_mode(&path, 0o600);
+    let (config, warnings) = read(&path).unwrap();
+    assert_eq!(config.broker.password.expose(), "hunter2 ");
+    assert_eq!(config.management.password.expose(), "hunter2 ");
+    assert_eq!(warnings, [""; 0]);
+    assert!(!format!("{config:?}").contains("hunter2"));
+    set_mode(&path, 0o644);
+    let told = read(&path).unwrap().1;
+    assert!(told[0].starts_with("broker.password_file: every user of this machine can read"), "{told:?}");
+    std::fs::write(&path, "\n").unwrap();
+    assert!(read(&path).unwrap_err()[0].contains("it is empty"));
+    std::fs::remove_file(&path).unwrap();
+    let problem = &read(&path).unwrap_err()[0];
+    assert!(problem.contains("No such file") && problem.contains(&variable(&path)), "{problem}");
+}
+
+#[test]
+fn a_password_and_a_password_file_of_one_layer_are_one_too_many() {
+    let file = default_with("#password_file = \"/run/credentials/orderd.service/broker\"", "password_file = \"/x\"");
+    assert_eq!(problems(&file), ["broker.password_file: stands beside a password: give one of the two"]);
+    let (config, _) = load(&file, &[("ORDERD_BROKER__PASSWORD", "mine")]).unwrap();
+    assert_eq!(config.broker.password.expose(), "mine");
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let file = "[broker]\npassword = [\"hunter2\"]\npasword = \"hunter2\"\naddresses = [\"amqp://a:hunter2@b\"]\n\
+                [management]\nurl = \"http://a:hunter2@b\"\n";
+    let found = problems(file);
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(!found.concat().contains("hunter2"), "{found:?}");
+    let found = load_with("", &[("ORDERD_BROKER__PASWORD", "hunter2")], &["hunter2"]).unwrap_err();
+    assert!(found.len() == 2 && !found.concat().contains("hunter2"), "{found:?}");
+}
+
+#[test]
+fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
+    for (from, to, expected) in [
+        (
+            "queue = \"order_queue\"",
+            "queue = \"oder_queue\"",
+            "consumers.order.queue: must be one of [queues], is \"oder_queue\"; did you mean \"order_queue\"?",
+        ),
+        ("queue = \"order_queue\"\n", "", "consumers.order.queue: is missing: name one of [queues]"),
+        (
+            "[queues.order_queue]",
+            "[queues.other]\n# x\nbindings = [\"x\"]\n[queues.order_queue]",
+            "queues.other: has no consumer: nobody would work on its orders",
+        ),
+        (
+            "[queues.order_queue]",
+            "[queues.Order-Queue]\nbindings = [\"x\"]\n[queues.order_queue]",
+            "queues.Order-Queue: must be named in lower-case letters, digits and underscores",
+        ),
+        (
+            "[queues.order_queue]",
+            "[queues.dead_letter_queue]\nbindings = [\"x\"]\n[queues.order_queue]",
+            "queues.dead_letter_queue: must have another name: orderd declares this one itself",
+        ),
+    ] {
+        let found = problems(&default_with(from, to));
+        assert_eq!(found[0], expected);
+    }
+    let shared = default_with("queue = \"notification_queue\"", "queue = \"analytics_queue\"");
+    assert!(problems(&shared)[0].contains("is the queue of consumer \"analytics\" already"), "{:?}", problems(&shared));
+}
+
+#[test]
+fn failures_have_exactly_one_door() {
+    for (from, to, expected) in [
+        (
+            "handler = \"failed\"",
+            "handler = \"order\"",
+            "consumers: must have one with the handler \"failed\": it retries and parks what failed",
+        ),
+        (
+            "handler = \"analytics\"",
+            "handler = \"failed\"",
+            "consumers.failed.handler: \"failed\" is the handler of consumer \"analytics\" already; exactly one has it",
+        ),
+        (
+            "bindings = [\"order.failed.#\"]",
+            "bindings = [\"order.failed.order\"]",
+            "queues.failed_order_queue.bindings: must match \"order.failed.analytics\", where failures go: add \"order.failed.#\"",
+        ),
+        (
+            "bindings = [\"order.normal.*\"]",
+            "bindings = [\"order.*.*\"]",
+            "queues.order_queue.bindings[0]: must not match \"order.failed.analytics\", is \"order.*.*\": failures belong to queue \"failed_order_queue\" alone",
+        ),
+        (
+            "[ledger]",
+            "[consumers.failed.retry]\n[ledger]",
+            "consumers.failed.retry: has no meaning for the consumer of failures: remove it",
+        ),
+        (
+            "handler = \"analytics\"",
+            "handler = \"analytic\"",
+            "consumers.analytics.handler: must be one of \"order\", \"notification\", \"analytics\" and \"failed\", is \"analytic\"; did you mean \"analytics\"?",
+        ),
+    ] {
+        let found = problems(&default_with(from, to));
+        assert!(found.contains(&expected.to_owned()), "{found:#?}");
+    }
+}
+
+#[test]
+fn what_is_odd_but_works_is_a_warning() {
+    for (from, to, expected) in [
+        (
+            "bindings = [\"order.normal.*\"]",
+            "bindings = [\"order.normal.*\", \"order.analytics.processed\"]",
+            "queues.order_queue.bindings[1]: \"order.analytics.processed\" overlaps \"order.analytics.*\" of queue \"analytics_queue\": an order that matches both is worked on in both",
+        ),
+        (
+            "max_age = \"24h\"",
+            "max_age = \"1m\"",
+            "consumers.order.retry.max_age: is 1m, less than the 1m 11s that the delays add up to: the last retries never happen",
+        ),
+        (
+            "transient = 0.0",
+            "transient = 0.05",
+            "consumers.order.faults: faults are injected on purpose into 5.0 % of its orders",
+        ),
+        (
+            "workers = 4\n",
+            "workers = 600\n",
+            "consumers: workers × prefetch add up to 61100: that many orders are in memory, and are handed out again after a crash",
+        ),
+        (
+            "bindings = [\"order.notification.*\"]",
+            "bindings = [\"x\"]",
+            "queues: none takes \"order.notification.email\", which orderd publishes: such events end in unrouted_queue",
+        ),
+    ] {
+        assert_eq!(warnings(&default_with(from, to)), [expected]);
+    }
+}
+
+#[test]
+fn limits_hold() {
+    for (from, to, expected) in [
+        ("workers = 4", "workers = 1025", "consumers.order.workers: must be at most 1024, is 1025"),
+        (
+            "workers = 4",
+            "workers = 1024",
+            "consumers.order.prefetch: must be at most 65535 times workers, is 1024 × 100 = 102400",
+        ),
+        ("heartbeat = \"10s\"", "heartbeat = \"2500ms\"", "broker.heartbeat: must be whole seconds, is \"2500ms\""),
+        ("heartbeat = \"10s\"", "heartbeat = \"1s\"", "broker.heartbeat: must be at least 2s, is 1s"),
+        ("immediate = 1", "immediate = 11", "consumers.order.retry.immediate: must be at most 10, is 11"),
+        ("immediate = 1", "immediate = true", "consumers.order.retry.immediate: must be a whole number, is true"),
+        ("delays = [\"1s\",", "delays = [\"0s\",", "consumers.order.retry.delays[0]: must be at least 1ms, is 0s"),
+        (
+            "delays = [\"1s\",",
+            "delays = [\"50d\",",
+            "consumers.order.retry.delays[0]: must be at most 1193h 2m 47s 294ms, is 1200h",
+        ),
+        (
+            "delays = [\"1s\",",
+            "delays = [\"1.0005s\",",
+            "consumers.order.retry.delays[0]: must be whole milliseconds, is \"1.0005s\"",
+        ),
+        ("hang = 0.0", "hang = 1.5", "consumers.order.faults.hang: must be a number from 0 to 1, is 1.5"),
+        ("permanent = 0.0\n", "permanent = 0.6\n#\n", ""),
+        (
+            "bindings = [\"order.normal.*\"]",
+            "bindings = []",
+            "queues.order_queue.bindings: must have at least one topic pattern, such as \"order.normal.*\"",
+        ),
+        (
+            "bindings = [\"order.normal.*\"]",
+            "bindings = [\"a\", \"a\"]",
+            "queues.order_queue.bindings[1]: repeats \"a\"",
+        ),
+        (
+            "bindings = [\"order.normal.*\"]",
+            "bindings = [\"a*\"]",
+            "queues.order_queue.bindings[0]: must use \"*\" and \"#\" as whole words only, has \"a*\", is \"a*\"",
+        ),
+        ("addresses = [\"127.0.0.1:5672\"]", "addresses = []", "broker.addresses: must have at least one address"),
+        (
+            "exchange = \"orders\"",
+            "exchange = \"amq.x\"",
+            "topology.exchange: must not begin with \"amq.\": the broker keeps those names to itself",
+        ),
+        (
+            "url = \"http://127.0.0.1:15672\"",
+            "url = \"https://a\"",
+            "management.url: must begin with http://: TLS is not supported yet",
+        ),
+        (
+            "listen = \"127.0.0.1:9640\"",
+            "listen = \"here\"",
+            "admin.listen: must be an IP address and port such as \"127.0.0.1:9640\", is \"here\"",
+        ),
+        (
+            "[management]",
+            "[broker.tls]\n[management]",
+            "broker.tls: is not supported yet: orderd speaks AMQP without TLS",
+        ),
+    ] {
+        match load(&default_with(from, to), &[]) {
+            Ok(_) => assert_eq!(expected, "", "{to} was accepted"),
+            Err(found) => assert_eq!(found, [expected]),
+        }
+    }
+    let both = default_with("permanent = 0.0", "permanent = 0.6").replacen("panic = 0.0", "panic = 0.6", 1);
+    assert_eq!(problems(&both), ["consumers.order.faults: must add up to at most 1, is 1.2"]);
+}
+
+#[test]
+fn queues_without_consumers_are_not_filled_up() {
+    let found = problems("[queues.a]\nbindings = [\"a\"]\n");
+    assert!(found[0].starts_with("consumers: is missing"), "{found:?}");
+    let found = problems("[consumers.order]\nworkers = 3\n");
+    assert!(found.iter().any(|problem| problem.starts_with("queues: is missing")), "{found:?}");
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let sources = Sources { file: Some("/nowhere/orderd.toml".into()), ..Sources::default() };
+    let error = Config::load(&sources, &HANDLERS).unwrap_err();
+    assert_eq!(error.to_string(), "cannot read configuration file \"/nowhere/orderd.toml\"");
+    assert_eq!(Sources::default().path(), std::path::Path::new(DEFAULT_PATH));
+    let environment = vec![(OsString::from("ORDERD_CONFIG"), OsString::from("/x"))];
+    assert_eq!(Sources { environment, ..Sources::default() }.path(), std::path::Path::new("/x"));
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}

@@ -1,0 +1,153 @@
+//! Queues and consumers: the sections `[queues.<name>]` and `[consumers.<name>]`, each for itself.
+
+use std::time::Duration;
+
+use super::layers::Value;
+use super::model::{Consumer, Queue};
+use super::section::{Section, did_you_mean, listed};
+use super::shape;
+use crate::order::Faults;
+use crate::recovery::RetryPolicy;
+use crate::topology::pattern;
+
+/// The handler of the one consumer of failures.
+pub const FAILED_HANDLER: &str = "failed";
+
+/// Longest queue name: `<queue>.retry.<delay>` must fit the 255 bytes of AMQP.
+const LONGEST_QUEUE: usize = 200;
+/// Longest consumer name: it is a word of routing keys and a label of metrics.
+const LONGEST_CONSUMER: usize = 64;
+const MAX_BINDINGS: usize = 64;
+const MAX_DELAYS: usize = 32;
+const MAX_IMMEDIATE: u32 = 10;
+const MAX_WORKERS: usize = 1024;
+/// The broker closes the channel of a consumer that keeps a delivery for 30 minutes.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub(super) fn queue(name: &str, mut section: Section<'_>) -> Queue {
+    if let Some(message) = shape::name_problem(name, LONGEST_QUEUE) {
+        section.report().problem(&section.path, message);
+    }
+    let path = section.key("bindings");
+    let bindings = section.list("bindings", MAX_BINDINGS, &binding);
+    if bindings.as_ref().is_none_or(Vec::is_empty) && !section.report().has(&path) {
+        section.report().problem(&path, "must have at least one topic pattern, such as \"order.normal.*\"");
+    }
+    let bindings = bindings.unwrap_or_default();
+    for (index, pattern) in bindings.iter().enumerate() {
+        if bindings[..index].contains(pattern) {
+            section.report().problem(&format!("{path}[{index}]"), format!("repeats {pattern:?}"));
+        }
+    }
+    section.finish();
+    Queue { bindings }
+}
+
+fn binding(value: &Value) -> Result<String, String> {
+    let pattern = shape::text(pattern::MAX_KEY_BYTES)(value)?;
+    match pattern::fault(&pattern) {
+        Some(message) => Err(format!("{message}, is {value}")),
+        None => Ok(pattern),
+    }
+}
+
+pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: &[&str]) -> Consumer {
+    if let Some(message) = shape::name_problem(name, LONGEST_CONSUMER) {
+        section.report().problem(&section.path, message);
+    }
+    let queue = section.required("queue", ": name one of [queues]", &shape::text(LONGEST_QUEUE));
+    let handler = section.or("handler", name.to_owned(), &shape::text(LONGEST_CONSUMER));
+    if !handlers.contains(&handler.as_str()) {
+        let hint = did_you_mean(&handler, handlers.iter().copied());
+        let message = format!("must be one of {}, is {handler:?}{hint}", listed(handlers));
+        section.report().problem(&section.key("handler"), message);
+    }
+    let consumer = Consumer {
+        queue: queue.unwrap_or_default(),
+        workers: section.or("workers", 4, &shape::number(1..=MAX_WORKERS)),
+        prefetch: section.or("prefetch", 100, &shape::number(1..=u16::MAX)),
+        timeout: section.or("timeout", Duration::from_secs(30), &timeout),
+        retry: retry(&mut section, &handler),
+        faults: faults(&mut section, &handler),
+        handler,
+    };
+    let slots = consumer.workers * usize::from(consumer.prefetch);
+    if slots > usize::from(u16::MAX) {
+        let message =
+            format!("must be at most 65535 times workers, is {} × {} = {slots}", consumer.workers, consumer.prefetch);
+        section.report().problem(&section.key("prefetch"), message);
+    }
+    section.finish();
+    consumer
+}
+
+fn timeout(value: &Value) -> Result<Duration, String> {
+    let why = |message: String| match message.starts_with("must be at most") {
+        true => format!("{message}: the broker takes back what is not settled within 30m"),
+        false => message,
+    };
+    shape::span(MILLISECOND..=LONGEST_TIMEOUT)(value).map_err(why)
+}
+
+/// What a consumer without `[consumers.<name>.retry]` does about failures.
+pub(super) fn default_retry() -> RetryPolicy {
+    let delays = ["1s", "10s", "1m"].map(|delay| delay.parse().expect("a delay as recovery writes it"));
+    RetryPolicy { immediate: 1, delays: delays.to_vec(), max_age: DAY }
+}
+
+fn retry(section: &mut Section<'_>, handler: &str) -> RetryPolicy {
+    let default = default_retry();
+    if handler == FAILED_HANDLER {
+        refuse(section, "retry");
+        return RetryPolicy { immediate: 0, delays: Vec::new(), max_age: default.max_age };
+    }
+    let mut section = section.section("retry");
+    let policy = RetryPolicy {
+        immediate: section.or("immediate", default.immediate, &shape::number(0..=MAX_IMMEDIATE)),
+        delays: section.list("delays", MAX_DELAYS, &shape::delay).unwrap_or(default.delays),
+        max_age: section.or("max_age", default.max_age, &shape::span(MILLISECOND..=365 * DAY)),
+    };
+    if policy.total_delay() > policy.max_age && !section.report().has(&section.path) {
+        let message = format!(
+            "is {}, less than the {} that the delays add up to: the last retries never happen",
+            super::duration::format(policy.max_age),
+            super::duration::format(policy.total_delay())
+        );
+        section.report().warning(&section.key("max_age"), message);
+    }
+    section.finish();
+    policy
+}
+
+fn faults(section: &mut Section<'_>, handler: &str) -> Option<Faults> {
+    if handler == FAILED_HANDLER {
+        refuse(section, "faults");
+        return None;
+    }
+    let mut section = section.section("faults");
+    let faults = Faults {
+        transient: section.or("transient", 0.0, &shape::share),
+        permanent: section.or("permanent", 0.0, &shape::share),
+        panic: section.or("panic", 0.0, &shape::share),
+        hang: section.or("hang", 0.0, &shape::share),
+    };
+    let sum = faults.transient + faults.permanent + faults.panic + faults.hang;
+    if sum > 1.0 + 1e-9 {
+        section.report().problem(&section.path, format!("must add up to at most 1, is {sum}"));
+    } else if sum > 0.0 {
+        section
+            .report()
+            .warning(&section.path, format!("faults are injected on purpose into {:.1} % of its orders", sum * 100.0));
+    }
+    section.finish();
+    (sum > 0.0).then_some(faults)
+}
+
+fn refuse(section: &mut Section<'_>, key: &'static str) {
+    if section.optional_section(key).is_some() {
+        let message = "has no meaning for the consumer of failures: remove it";
+        section.report().problem(&section.key(key), message);
+    }
+}

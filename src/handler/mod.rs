@@ -1,0 +1,123 @@
+//! Handlers: what is done with a message. Here the trait, and the table of all handlers.
+//!
+//! A handler decides and records; it never acks, publishes or retries. What it wants published it returns,
+//! and the worker sees to the rest. A new handler is a file beside this one and a line in [`TABLE`].
+
+mod analytics;
+mod emit;
+mod event_log;
+mod failed;
+mod notification;
+mod order;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+pub use event_log::EventLog;
+pub use failed::Route;
+pub use notification::{Channel, LogChannel};
+
+use crate::chain::chain;
+use crate::ledger::{Entry, Ledger, LedgerError};
+use crate::message::{Delivery, Names, Publication};
+use crate::order::Faults;
+use crate::recovery::{DeadLetterReason, Failure, FailureKind};
+
+/// The name of the handler that decides on failures; its consumer's own failures are not handed on.
+pub const FAILED: &str = "failed";
+/// The name of the handler of orders.
+pub const ORDER: &str = "order";
+
+/// One delivery to work on.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// What was delivered.
+    pub delivery: &'a Delivery,
+    /// The consumer's name.
+    pub consumer: &'a Arc<str>,
+    /// Delayed retries so far.
+    pub retries: u32,
+}
+
+/// What a handler made of a delivery, and what is left to do.
+#[derive(Debug)]
+pub struct Handled {
+    /// What happened.
+    pub verdict: Verdict,
+    /// To be published and confirmed before `record`.
+    pub emit: Vec<Publication>,
+    /// To be recorded after `emit` is confirmed and before the delivery is acked.
+    pub record: Option<Entry>,
+}
+
+impl Handled {
+    /// Nothing left to do.
+    pub fn just(verdict: Verdict) -> Self {
+        Handled { verdict, emit: Vec::new(), record: None }
+    }
+}
+
+/// What happened to a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its effects are recorded.
+    Completed,
+    /// Its effects had been recorded before.
+    Duplicate,
+    /// A failure will be retried after a delay.
+    Retried,
+    /// A failure is parked for a person.
+    Parked(DeadLetterReason),
+}
+
+/// Does the work of one consumer.
+pub trait Handler: Send + Sync + 'static {
+    /// Works on a delivery. May be dropped at any await (deadline, shutdown, lost connection) and called
+    /// again with the same message, so what it records must be recorded once however often it runs.
+    ///
+    /// # Errors
+    /// A [`Failure`], whose kind decides on retries.
+    fn handle<'a>(&'a self, work: Work<'a>) -> BoxFuture<'a, Result<Handled, Failure>>;
+}
+
+/// What handlers are made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where effects are recorded.
+    pub ledger: Arc<dyn Ledger>,
+    /// Exchange names.
+    pub names: Arc<Names>,
+    /// Injected faults of this consumer.
+    pub faults: Option<Faults>,
+    /// The analytics events' file.
+    pub event_log: EventLog,
+    /// Where notifications are delivered.
+    pub channel: Arc<dyn Channel>,
+    /// Where failures go back to, by queue.
+    pub routes: Arc<BTreeMap<String, Route>>,
+}
+
+type Build = fn(&Parts) -> Arc<dyn Handler>;
+
+/// All handlers, by the name that `consumers.<name>.handler` gives.
+const TABLE: [(&str, Build); 4] = [
+    (ORDER, |parts| Arc::new(order::OrderHandler::new(parts))),
+    ("notification", |parts| Arc::new(notification::NotificationHandler::new(parts))),
+    ("analytics", |parts| Arc::new(analytics::AnalyticsHandler::new(parts))),
+    (FAILED, |parts| Arc::new(failed::FailedHandler::new(parts))),
+];
+
+/// The names of all handlers.
+pub const NAMES: [&str; TABLE.len()] = [TABLE[0].0, TABLE[1].0, TABLE[2].0, TABLE[3].0];
+
+/// Makes the handler of this name.
+pub fn build(name: &str, parts: &Parts) -> Option<Arc<dyn Handler>> {
+    TABLE.iter().find(|(known, _)| *known == name).map(|(_, build)| build(parts))
+}
+
+/// A ledger that cannot record now is worth a retry.
+fn ledger_failure(error: &LedgerError) -> Failure {
+    Failure::new(FailureKind::Transient, "ledger_unavailable", chain(error))
+}

@@ -1,0 +1,132 @@
+//! Notifications: delivered to a channel, then recorded.
+//!
+//! Delivered before recorded: a crash between the two tells a customer twice, which beats not at all.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tracing::info;
+
+use super::{Handled, Handler, Parts, Verdict, Work, ledger_failure};
+use crate::ledger::{Entry, Ledger, NewNotification, Recorded};
+use crate::recovery::{Failure, FailureKind};
+
+/// Tells a customer.
+pub trait Channel: Send + Sync + 'static {
+    /// Delivers one notification.
+    ///
+    /// # Errors
+    /// A [`Failure`] whose kind says whether a retry can help.
+    fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+/// One notification to deliver.
+#[derive(Debug, Clone, Copy)]
+pub struct Notice<'a> {
+    /// The message's identity.
+    pub id: &'a str,
+    /// The last word of the routing key: `email`, `sms`, …
+    pub channel: &'a str,
+    /// The order it is about, where the message says so.
+    pub order_id: Option<&'a str>,
+    /// The customer's address, where the message has one.
+    pub email: Option<&'a str>,
+    /// The message's body: a JSON object.
+    pub body: &'a str,
+}
+
+/// Delivers by writing a log line.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogChannel;
+
+impl Channel for LogChannel {
+    fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
+        info!(
+            target: "orderd::notification",
+            id = notice.id, channel = notice.channel, order = notice.order_id, email = notice.email, "Notification"
+        );
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+pub(super) struct NotificationHandler {
+    ledger: Arc<dyn Ledger>,
+    channel: Arc<dyn Channel>,
+}
+
+/// What is read of a notification's body; everything else is the channel's to use.
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    order_id: Option<Id<'a>>,
+    #[serde(borrow, default)]
+    email: Option<Cow<'a, str>>,
+}
+
+/// Producers write ids as text or as numbers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Id<'a> {
+    Text(#[serde(borrow)] Cow<'a, str>),
+    Number(i64),
+}
+
+impl Id<'_> {
+    fn into_text(self) -> String {
+        match self {
+            Id::Text(text) => text.into_owned(),
+            Id::Number(number) => number.to_string(),
+        }
+    }
+}
+
+/// Reads the order id of a JSON object that may have one.
+pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<Cow<'_, str>>), Failure> {
+    let body: Body<'_> = serde_json::from_slice(body).map_err(|error| {
+        Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {error}"))
+    })?;
+    Ok((body.order_id.map(Id::into_text), body.email))
+}
+
+impl NotificationHandler {
+    pub(super) fn new(parts: &Parts) -> Self {
+        NotificationHandler { ledger: Arc::clone(&parts.ledger), channel: Arc::clone(&parts.channel) }
+    }
+
+    async fn notify(&self, work: Work<'_>) -> Result<Handled, Failure> {
+        let message = &work.delivery.message;
+        let (order_id, email) = order_id(&message.body)?;
+        let id = work.delivery.identity();
+        let known = self.ledger.record(Entry::LookUpEvent { id: id.clone() }).await;
+        if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
+            return Ok(Handled::just(Verdict::Duplicate));
+        }
+        let channel = channel_of(work);
+        let notice = Notice {
+            id: &id,
+            channel,
+            order_id: order_id.as_deref(),
+            email: email.as_deref(),
+            body: std::str::from_utf8(&message.body).expect("parsed JSON is UTF-8"),
+        };
+        self.channel.deliver(notice).await?;
+        let channel = channel.to_owned();
+        let entry = Entry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
+        Ok(Handled { verdict: Verdict::Completed, emit: Vec::new(), record: Some(entry) })
+    }
+}
+
+impl Handler for NotificationHandler {
+    fn handle<'a>(&'a self, work: Work<'a>) -> BoxFuture<'a, Result<Handled, Failure>> {
+        Box::pin(self.notify(work))
+    }
+}
+
+/// The last word of the key it was first published with: a retried one has its queue's name for a key.
+pub(super) fn channel_of(work: Work<'_>) -> &str {
+    let key = work.delivery.first_routing_key();
+    key.rsplit_once('.').map_or(key, |(_, word)| word)
+}

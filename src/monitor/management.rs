@@ -1,0 +1,244 @@
+//! A client of RabbitMQ's management API: asks, with a deadline and a limit on each answer, and judges
+//! nothing. It never changes anything on the broker.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::redirect::Policy;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::observed::{Observed, ObservedBinding};
+use crate::config::{Management, Secret};
+use crate::topology::{Binding, Topology};
+
+/// How long one question may take, connecting included.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long connecting may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// Largest answer, in bytes.
+const LARGEST_ANSWER: usize = 8 << 20;
+/// How often policies are asked for until all are known.
+const POLICY_POLL: Duration = Duration::from_millis(500);
+/// An exchange that every virtual host has.
+const EVERYWHERE: &str = "amq.topic";
+
+/// Why the management API gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagementError {
+    /// The client cannot be built.
+    #[error("cannot use the management API at {url}")]
+    Setup {
+        /// The API's address.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No connection, or none of the answer in time.
+    #[error("cannot reach the management API at {url}")]
+    Unreachable {
+        /// The API's address.
+        url: String,
+        /// What went wrong.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// 401 or 403.
+    #[error("the management API at {url} refuses user {username:?} ({status}); it needs the tag \"monitoring\"")]
+    Refused {
+        /// The API's address.
+        url: String,
+        /// Who asked.
+        username: String,
+        /// The answer's status.
+        status: StatusCode,
+    },
+    /// The virtual host is not there, or the user must not see it.
+    #[error("the broker has no virtual host {virtual_host:?}")]
+    NoVirtualHost {
+        /// Its name.
+        virtual_host: String,
+    },
+    /// Another status than 200.
+    #[error("the management API answered {status} to GET {url}")]
+    Status {
+        /// What was asked.
+        url: String,
+        /// The answer's status.
+        status: StatusCode,
+    },
+    /// The answer is longer than a queue's or an exchange's can be.
+    #[error("the management API answered GET {url} with more than {LARGEST_ANSWER} bytes")]
+    TooLong {
+        /// What was asked.
+        url: String,
+    },
+    /// The answer is not what the API is documented to answer.
+    #[error("the management API answered GET {url} with something else than expected")]
+    Malformed {
+        /// What was asked.
+        url: String,
+        /// Where it differs.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Asks the management API about one virtual host.
+#[derive(Debug, Clone)]
+pub struct ManagementClient {
+    http: reqwest::Client,
+    base: Url,
+    username: String,
+    password: Secret,
+    virtual_host: String,
+}
+
+impl ManagementClient {
+    /// Connects to nothing yet. Proxies of the environment are not used: the broker is near.
+    ///
+    /// # Errors
+    /// [`ManagementError::Setup`] when the address cannot be used.
+    pub fn new(settings: &Management, virtual_host: &str) -> Result<Self, ManagementError> {
+        let setup = |source| ManagementError::Setup { url: settings.url.clone(), source };
+        let base = Url::parse(&settings.url).map_err(|error| setup(error.into()))?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_DEADLINE)
+            .timeout(DEADLINE)
+            .build()
+            .map_err(|error| setup(error.into()))?;
+        let (username, password) = (settings.username.clone(), settings.password.clone());
+        Ok(ManagementClient { http, base, username, password, virtual_host: virtual_host.to_owned() })
+    }
+
+    /// Asks about every exchange and queue of a topology, and the queues' bindings.
+    ///
+    /// # Errors
+    /// The first question that gets no answer. What is not there is no error.
+    pub async fn observe(&self, topology: &Topology) -> Result<Observed, ManagementError> {
+        if self.get::<serde_json::Value>(&["exchanges", &self.virtual_host, EVERYWHERE]).await?.is_none() {
+            return Err(ManagementError::NoVirtualHost { virtual_host: self.virtual_host.clone() });
+        }
+        let mut observed = Observed::default();
+        for exchange in topology.exchanges() {
+            if let Some(found) = self.get(&["exchanges", &self.virtual_host, &exchange.name]).await? {
+                observed.exchanges.insert(exchange.name.clone(), found);
+            }
+        }
+        for queue in topology.queues() {
+            if let Some(found) = self.get(&["queues", &self.virtual_host, &queue.name]).await? {
+                observed.queues.insert(queue.name.clone(), found);
+                observed.bindings.extend(self.bindings(&queue.name).await?);
+            }
+        }
+        Ok(observed)
+    }
+
+    /// As [`ManagementClient::observe`], but asks again until every queue has told its policies, for at most
+    /// `patience`: the broker tells them only some seconds after a queue was declared.
+    ///
+    /// # Errors
+    /// As [`ManagementClient::observe`]. Policies that stay unknown are no error: the answer says so.
+    pub async fn observe_with_policies(
+        &self,
+        topology: &Topology,
+        patience: Duration,
+    ) -> Result<Observed, ManagementError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut observed = self.observe(topology).await?;
+        loop {
+            let untold: Vec<String> = observed
+                .queues
+                .iter()
+                .filter(|(_, queue)| queue.effective_policy.is_none())
+                .map(|(name, _)| name.clone())
+                .collect();
+            if untold.is_empty() || tokio::time::Instant::now() + POLICY_POLL > deadline {
+                return Ok(observed);
+            }
+            tokio::time::sleep(POLICY_POLL).await;
+            for name in untold {
+                match self.get(&["queues", &self.virtual_host, &name]).await? {
+                    Some(found) => observed.queues.insert(name, found),
+                    None => observed.queues.remove(&name),
+                };
+            }
+        }
+    }
+
+    async fn bindings(&self, queue: &str) -> Result<Vec<Binding>, ManagementError> {
+        let found: Option<Vec<ObservedBinding>> = self.get(&["queues", &self.virtual_host, queue, "bindings"]).await?;
+        let bindings = found.unwrap_or_default().into_iter().filter(|binding| !binding.source.is_empty());
+        Ok(bindings
+            .map(|binding| Binding {
+                exchange: binding.source,
+                queue: binding.destination,
+                routing_key: binding.routing_key,
+            })
+            .collect())
+    }
+
+    /// The answer to `GET /api/<segments>`; `None` for 404. Segments are percent-encoded, so that the virtual
+    /// host `/` is `%2F`.
+    ///
+    /// # Errors
+    /// No answer, another status, or an answer of another shape.
+    pub async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<Option<T>, ManagementError> {
+        let url = self.url(segments);
+        let unreachable = |error: reqwest::Error| ManagementError::Unreachable {
+            url: self.base.to_string(),
+            source: error.without_url(),
+        };
+        let request = self.http.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
+        let mut response = request.send().await.map_err(unreachable)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                let (url, username) = (self.base.to_string(), self.username.clone());
+                return Err(ManagementError::Refused { url, username, status });
+            }
+            status => return Err(ManagementError::Status { url: url.to_string(), status }),
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > LARGEST_ANSWER {
+                return Err(ManagementError::TooLong { url: url.to_string() });
+            }
+        }
+        let malformed = |source| ManagementError::Malformed { url: url.to_string(), source };
+        serde_json::from_slice(&body).map(Some).map_err(malformed)
+    }
+
+    fn url(&self, segments: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push("api").extend(segments);
+        }
+        url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_percent_encoded() {
+        let settings = |url: &str| Management {
+            url: url.to_owned(),
+            username: "me".to_owned(),
+            password: Secret::new("x"),
+            poll_every: DEADLINE,
+        };
+        let url = |base: &str| {
+            ManagementClient::new(&settings(base), "/").unwrap().url(&["queues", "/", "a b/c%"]).to_string()
+        };
+        assert_eq!(url("http://h:15672"), "http://h:15672/api/queues/%2F/a%20b%2Fc%25");
+        assert_eq!(url("http://h/rabbit"), "http://h/rabbit/api/queues/%2F/a%20b%2Fc%25");
+    }
+}

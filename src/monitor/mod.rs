@@ -1,0 +1,9 @@
+//! What the broker says about itself: a client of its management API, and pure functions that judge what it
+//! answers. It never declares, deletes or consumes anything.
+
+pub mod audit;
+mod management;
+mod observed;
+
+pub use management::{ManagementClient, ManagementError};
+pub use observed::{Observed, ObservedExchange, ObservedQueue};

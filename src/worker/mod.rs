@@ -1,0 +1,17 @@
+//! Pools of workers: what stands between the broker's deliveries and the handlers.
+//!
+//! `process` is one delivery's way; `pool` runs one consumer's subscription after subscription; `intake`
+//! shares one subscription among workers. They know the broker only through `message`'s ports.
+
+mod counters;
+mod held;
+mod intake;
+mod pool;
+mod process;
+mod safe_mode;
+#[cfg(test)]
+mod tests;
+
+pub use counters::{Counters, Tally};
+pub use pool::{Pool, PoolError};
+pub use process::{Line, OnFailure};

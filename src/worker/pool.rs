@@ -1,0 +1,221 @@
+//! One consumer's pool: subscription after subscription, each served by supervised workers.
+//!
+//! It never looks into a message; `process` does.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use super::counters::{Counters, Tally};
+use super::intake::Intake;
+use super::process::{Line, process};
+use super::safe_mode::SafeMode;
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::message::{Consumer, Subscription};
+use crate::shutdown::Shutdown;
+use crate::supervisor::{IntensityExceeded, RestartPolicy, supervise};
+
+/// Waits between attempts to subscribe.
+const RESUBSCRIBE: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(30) };
+/// A subscription that lived so long resets the back-off.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The workers of one consumer.
+pub struct Pool {
+    /// What the workers do.
+    pub line: Arc<Line>,
+    /// Where deliveries come from.
+    pub consumer: Arc<dyn Consumer>,
+    /// Worker tasks, at least 1.
+    pub workers: usize,
+    /// Deliveries one worker works on at a time, at least 1.
+    pub prefetch: u16,
+    /// When to stop.
+    pub shutdown: Shutdown,
+}
+
+/// A pool cannot go on by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// A worker keeps dying.
+    #[error("a worker of consumer {consumer:?} keeps dying")]
+    Worker {
+        /// The consumer's name.
+        consumer: String,
+        /// How often.
+        #[source]
+        source: IntensityExceeded,
+    },
+}
+
+/// How many workers, each with how many deliveries at a time.
+#[derive(Debug, Clone, Copy)]
+struct Slots {
+    workers: usize,
+    each: usize,
+}
+
+impl Pool {
+    /// Serves subscriptions until a shutdown begins and all work in progress is settled.
+    ///
+    /// # Errors
+    /// [`PoolError`] when a worker dies too often; what it held has been released.
+    pub async fn run(self: Arc<Self>) -> Result<(), PoolError> {
+        let safe_mode = Arc::new(Mutex::new(SafeMode::default()));
+        let mut failures = 0_u32;
+        while !self.shutdown.has_begun() {
+            let slots = self.slots(&safe_mode);
+            let prefetch = u16::try_from(slots.workers * slots.each).unwrap_or(u16::MAX);
+            // Dropping the attempt at shutdown is fine: the client cleans up after itself.
+            let subscribed = tokio::select! {
+                subscribed = self.consumer.subscribe(&self.line.queue, prefetch) => subscribed,
+                () = self.shutdown.begun() => return Ok(()),
+            };
+            match subscribed {
+                Ok(subscription) => {
+                    info!(consumer = %self.line.consumer, queue = %self.line.queue, prefetch, "consuming");
+                    let since = Instant::now();
+                    let before = self.line.counters.tally();
+                    let ended = self.serve(subscription, slots, &safe_mode).await?;
+                    let lived = since.elapsed();
+                    if ended == Ended::Lost {
+                        let settled = progress(&before, &self.line.counters.tally());
+                        lock(&safe_mode).lost(lived, settled);
+                        warn!(consumer = %self.line.consumer, ?lived, "lost the subscription");
+                        failures = if lived > STEADY { 0 } else { failures + 1 };
+                    } else {
+                        failures = 0;
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    warn!(consumer = %self.line.consumer, error = %chain(&error), failures, "cannot consume; trying again");
+                }
+            }
+            self.shutdown.sleep(RESUBSCRIBE.wait(failures.saturating_sub(1), fastrand::f64())).await;
+        }
+        Ok(())
+    }
+
+    fn slots(&self, safe_mode: &Mutex<SafeMode>) -> Slots {
+        if lock(safe_mode).is_on() {
+            warn!(consumer = %self.line.consumer, "safe mode: one delivery at a time, since deliveries keep coming back");
+            return Slots { workers: 1, each: 1 };
+        }
+        Slots { workers: self.workers, each: usize::from(self.prefetch) }
+    }
+
+    /// Serves one subscription until it is lost, stopped or the daemon shuts down.
+    async fn serve(
+        self: &Arc<Self>,
+        subscription: Subscription,
+        slots: Slots,
+        safe_mode: &Arc<Mutex<SafeMode>>,
+    ) -> Result<Ended, PoolError> {
+        let Subscription { deliveries, settler } = subscription;
+        let counters = Arc::clone(&self.line.counters);
+        let intake = Arc::new(Intake::new(deliveries, Arc::clone(&settler), Arc::clone(safe_mode), counters));
+        let mut workers: FuturesUnordered<_> = (0..slots.workers)
+            .map(|number| {
+                AbortOnDropHandle::new(tokio::spawn(Arc::clone(self).worker(number, slots.each, Arc::clone(&intake))))
+            })
+            .collect();
+        let mut exceeded = None;
+        let mut stopping = false;
+        loop {
+            // Cancel-safe: joined workers and cancellations can be waited for again.
+            tokio::select! {
+                ended = workers.next() => match ended {
+                    None => break,
+                    Some(Ok(Err(error))) => {
+                        exceeded = Some(error);
+                        intake.stopped.cancel();
+                    }
+                    Some(Ok(Ok(())) | Err(_)) => {}
+                },
+                () = self.shutdown.begun(), if !stopping => intake.stopped.cancel(),
+                () = intake.stopped.cancelled(), if !stopping => {
+                    stopping = true;
+                    settler.cancel().await;
+                }
+            }
+        }
+        if intake.lost.is_cancelled() {
+            return Ok(Ended::Lost);
+        }
+        settler.cancel().await;
+        intake.give_back().await;
+        if let Err(error) = settler.close().await {
+            warn!(consumer = %self.line.consumer, %error, "what was settled last may be handed out again");
+        }
+        match exceeded {
+            Some(source) => Err(PoolError::Worker { consumer: self.line.consumer.to_string(), source }),
+            None => Ok(Ended::Stopped),
+        }
+    }
+
+    /// One worker and its restarts.
+    async fn worker(
+        self: Arc<Self>,
+        number: usize,
+        slots: usize,
+        intake: Arc<Intake>,
+    ) -> Result<(), IntensityExceeded> {
+        let name = format!("{} worker {number}", self.line.consumer);
+        let on_restart = || Counters::count(&self.line.counters.restarts);
+        supervise(&name, RestartPolicy::DEFAULT, &self.shutdown, on_restart, || {
+            work(Arc::clone(&self.line), self.shutdown.clone(), Arc::clone(&intake), slots)
+        })
+        .await
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Lost,
+    Stopped,
+}
+
+/// Takes deliveries and works on up to `slots` of them at a time, until no more come and all are settled.
+async fn work(
+    line: Arc<Line>,
+    shutdown: Shutdown,
+    intake: Arc<Intake>,
+    slots: usize,
+) -> Result<(), std::convert::Infallible> {
+    let mut in_flight = FuturesUnordered::new();
+    let mut batch = Vec::new();
+    let mut open = true;
+    while open || !in_flight.is_empty() {
+        let room = slots - in_flight.len();
+        // Cancel-safe: `take` says so itself, and the other branches only wait. What is dropped with
+        // `in_flight` releases itself.
+        tokio::select! {
+            biased;
+            () = intake.lost.cancelled() => return Ok(()),
+            () = shutdown.aborted() => return Ok(()),
+            Some(()) = in_flight.next(), if room < slots => {}
+            more = intake.take(room, &mut batch), if open && room > 0 => {
+                open = more;
+                in_flight.extend(batch.drain(..).map(|held| process(Arc::clone(&line), held)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lock(safe_mode: &Mutex<SafeMode>) -> std::sync::MutexGuard<'_, SafeMode> {
+    safe_mode.lock().expect("safe mode's lock is never poisoned: nothing panics under it")
+}
+
+fn progress(before: &Tally, after: &Tally) -> bool {
+    let settled = |tally: &Tally| tally.completed + tally.duplicates + tally.forwarded + tally.retried + tally.parked;
+    settled(after) > settled(before)
+}

@@ -1,0 +1,204 @@
+//! One delivery's way through a worker. This is the page to read first.
+//!
+//! ```text
+//! delivery → handler (deadline, panic caught) → events confirmed → effect recorded → ack
+//!                └ failed → immediate retry while allowed → failure published and confirmed → ack
+//! ```
+//! An ack is sent only after whatever replaces the message is confirmed or on disk. In doubt the delivery is
+//! released, and the broker hands it out again.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use tracing::{error, warn};
+
+use super::counters::Counters;
+use super::held::Held;
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::handler::{Handler, Verdict, Work};
+use crate::ledger::{Entry, Ledger};
+use crate::message::{Delivery, Names, Publication, PublishError, Publisher, Settlement};
+use crate::recovery::{Failure, FailureKind, believed_retries, copy_for_failure};
+
+/// The wait before what must not be given up is tried again.
+const PATIENCE: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
+
+/// Everything that working on one consumer's deliveries needs.
+pub struct Line {
+    /// The consumer's name.
+    pub consumer: Arc<str>,
+    /// Its queue.
+    pub queue: Arc<str>,
+    /// What is done with a delivery.
+    pub handler: Arc<dyn Handler>,
+    /// How events and failures are published.
+    pub publisher: Arc<dyn Publisher>,
+    /// Where effects are recorded.
+    pub ledger: Arc<dyn Ledger>,
+    /// Exchange names.
+    pub names: Arc<Names>,
+    /// The handler's deadline.
+    pub timeout: Duration,
+    /// What happens when the handler fails.
+    pub on_failure: OnFailure,
+    /// What was done, counted.
+    pub counters: Arc<Counters>,
+}
+
+/// What a pool does with a delivery whose handler failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Try again at once, so often, if the failure is transient; then hand it to the failed-order queue.
+    Forward {
+        /// Immediate retries.
+        immediate: u32,
+    },
+    /// Hold on to it and try again after a while: for the failed-order consumer itself.
+    Hold,
+}
+
+/// How an attempt ended.
+enum Outcome {
+    Done(Verdict),
+    Failed(Failure),
+    /// The publisher is closed: nothing more can be confirmed.
+    Interrupted,
+}
+
+/// Works on a delivery until it can be settled, and settles it.
+pub(super) async fn process(line: Arc<Line>, held: Held) {
+    let mut tries = 0;
+    let settlement = loop {
+        match attempt(&line, held.delivery()).await {
+            Outcome::Done(verdict) => break done(&line, verdict),
+            Outcome::Interrupted => break Settlement::Release,
+            Outcome::Failed(failure) => {
+                Counters::count(&line.counters.failed_attempts);
+                match line.on_failure {
+                    OnFailure::Forward { immediate } if failure.kind == FailureKind::Transient && tries < immediate => {
+                    }
+                    OnFailure::Forward { .. } => break forward(&line, held.delivery(), failure).await,
+                    OnFailure::Hold => {
+                        error!(consumer = %line.consumer, %failure, "holding on to a failure that cannot be handled now");
+                        tokio::time::sleep(PATIENCE.wait(tries, fastrand::f64())).await;
+                    }
+                }
+                tries = tries.saturating_add(1);
+            }
+        }
+    };
+    held.settle(settlement);
+}
+
+/// One attempt: the handler, then what it wants published, then what it wants recorded.
+async fn attempt(line: &Line, delivery: &Delivery) -> Outcome {
+    let handled = match run_handler(line, delivery).await {
+        Ok(handled) => handled,
+        Err(failure) => return Outcome::Failed(failure),
+    };
+    match publish(line, handled.emit).await {
+        Ok(()) => {}
+        Err(PublishError::Closed) => return Outcome::Interrupted,
+        Err(refusal) => {
+            return Outcome::Failed(Failure::new(FailureKind::Permanent, "cannot_publish", chain(&refusal)));
+        }
+    }
+    let Some(entry) = handled.record else { return Outcome::Done(handled.verdict) };
+    match record(line, entry).await {
+        Ok(()) => Outcome::Done(handled.verdict),
+        Err(failure) => Outcome::Failed(failure),
+    }
+}
+
+/// Runs the handler under its deadline. A panic costs this delivery one attempt, and nothing else.
+async fn run_handler(line: &Line, delivery: &Delivery) -> Result<crate::handler::Handled, Failure> {
+    let work = Work { delivery, consumer: &line.consumer, retries: believed_retries(delivery, &line.names) };
+    let handler = AssertUnwindSafe(line.handler.handle(work)).catch_unwind();
+    match tokio::time::timeout(line.timeout, handler).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(Failure::new(FailureKind::Panicked, "panicked", panic_text(&*panic))),
+        Err(_elapsed) => {
+            let reason = format!("no result within {:?}", line.timeout);
+            Err(Failure::new(FailureKind::TimedOut, "deadline_exceeded", reason))
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("no text"))
+}
+
+/// Publishes until confirmed. What the broker refuses now it may take later; only what can never be published
+/// is an error, and the end of the publisher.
+async fn publish(line: &Line, publications: Vec<Publication>) -> Result<(), PublishError> {
+    if publications.is_empty() {
+        return Ok(());
+    }
+    for attempt in 0.. {
+        match line.publisher.publish(publications.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(final_word @ (PublishError::Invalid { .. } | PublishError::Closed)) => return Err(final_word),
+            Err(refusal @ (PublishError::Unroutable { .. } | PublishError::Refused { .. })) => {
+                error!(consumer = %line.consumer, error = %refusal, "the broker did not take a message; trying again");
+                tokio::time::sleep(PATIENCE.wait(attempt, fastrand::f64())).await;
+            }
+        }
+    }
+    unreachable!("the loop above ends by returning")
+}
+
+/// Records an effect. The failed-order consumer has published already and has nowhere to hand a failure on to,
+/// so it tries until the ledger takes the entry.
+async fn record(line: &Line, entry: Entry) -> Result<(), Failure> {
+    for attempt in 0.. {
+        match (line.ledger.record(entry.clone()).await, line.on_failure) {
+            (Ok(_), _) => return Ok(()),
+            (Err(error), OnFailure::Forward { .. }) => {
+                return Err(Failure::new(FailureKind::Transient, "ledger_unavailable", chain(&error)));
+            }
+            (Err(error), OnFailure::Hold) => {
+                warn!(consumer = %line.consumer, error = %chain(&error), "the ledger did not take a failure; trying again");
+                tokio::time::sleep(PATIENCE.wait(attempt, fastrand::f64())).await;
+            }
+        }
+    }
+    unreachable!("the loop above ends by returning")
+}
+
+/// Hands a failure to the failed-order queue; an ack once that is confirmed.
+async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Settlement {
+    warn!(
+        consumer = %line.consumer, id = %delivery.identity(), kind = %failure.kind, code = failure.code,
+        reason = failure.reason, "Order Failed"
+    );
+    let copy = copy_for_failure(delivery, (&line.consumer, &line.queue), failure, &line.names, Timestamp::now());
+    match publish(line, vec![copy]).await {
+        Ok(()) => {
+            Counters::count(&line.counters.forwarded);
+            Settlement::Ack
+        }
+        Err(PublishError::Closed) => Settlement::Release,
+        Err(refusal) => {
+            // A copy that does not fit AMQP cannot be published at all: the broker's delivery limit is left to
+            // move the message itself, and the wait keeps that from becoming a busy loop.
+            error!(consumer = %line.consumer, error = %refusal, "cannot hand a failure on; releasing the message");
+            tokio::time::sleep(PATIENCE.first).await;
+            Settlement::Release
+        }
+    }
+}
+
+fn done(line: &Line, verdict: Verdict) -> Settlement {
+    Counters::count(match verdict {
+        Verdict::Completed => &line.counters.completed,
+        Verdict::Duplicate => &line.counters.duplicates,
+        Verdict::Retried => &line.counters.retried,
+        Verdict::Parked(_) => &line.counters.parked,
+    });
+    Settlement::Ack
+}

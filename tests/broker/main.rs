@@ -1,0 +1,8 @@
+//! Tests on a real RabbitMQ. They fail, rather than skip, without one.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod smoke;

@@ -1,0 +1,43 @@
+//! The ports on a healthy broker: publish, consume, settle, close.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use orderd::amqp::Link;
+use orderd::message::{Consumer, HeaderValue, Headers, Message, Properties, Publication, Publisher, Settlement};
+
+use crate::support::{Node, soon};
+
+/// A publication to a queue through the default exchange.
+pub fn to_queue(queue: &str, body: impl Into<Bytes>) -> Publication {
+    let message = Message { body: body.into(), ..Message::default() };
+    Publication { exchange: "".into(), routing_key: queue.into(), message }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_is_delivered_and_gone_once_acknowledged() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    let link = Link::new(vhost.broker());
+    let publisher = link.publisher();
+    let mut publication = to_queue("q", "hello");
+    publication.message.headers = Headers::from([("note".to_owned(), HeaderValue::from("keep"))]);
+    publication.message.properties = Properties { message_id: Some("m-1".into()), ..Properties::default() };
+    let expected = publication.message.clone();
+    soon("confirm", publisher.publish(vec![publication])).await.unwrap();
+    assert!(publisher.state().connected);
+    assert_eq!(publisher.state().unconfirmed, 0);
+
+    let mut subscription = soon("subscribe", link.subscribe("q", 10)).await.unwrap();
+    let delivery = soon("delivery", subscription.deliveries.next()).await.unwrap();
+    assert_eq!(delivery.message, expected);
+    assert_eq!((delivery.exchange.as_str(), delivery.routing_key.as_str()), ("", "q"));
+    assert!(!delivery.redelivered);
+    subscription.settler.settle(delivery.id, Settlement::Ack);
+    soon("cancel", subscription.settler.cancel()).await;
+    assert!(soon("end", subscription.deliveries.next()).await.is_none());
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(raw.queue("q"), Some((0, 0)));
+    publisher.close(std::time::Duration::from_secs(5)).await.unwrap();
+}

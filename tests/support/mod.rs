@@ -1,0 +1,221 @@
+//! Real RabbitMQ nodes for tests: started by `node.sh`, told apart by name, with a virtual host for each test.
+//!
+//! Owns brokers and what can be done to them from outside. Knows nothing of the code under test but its
+//! configuration types, so that it can be the judge.
+
+// Each test binary uses its part of this.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+pub mod raw;
+
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use orderd::config::{Address, Broker, Secret};
+use raw::Raw;
+use serde_json::Value;
+
+/// A running RabbitMQ node, on 127.0.0.1 with ports and data of its own.
+pub struct Node {
+    name: String,
+    pub amqp_port: u16,
+    pub management_port: u16,
+    pid: u32,
+    /// Whether this test started it for itself, and ends it.
+    own: bool,
+}
+
+impl Node {
+    /// The node that tests share. It is left running: `make test` or `node.sh stop shared` stops it. Never
+    /// kill, freeze or alarm it.
+    pub fn shared() -> Node {
+        Node::started("shared", false)
+    }
+
+    /// A node for this test alone, with nothing in it, deleted at the end. Takes about ten seconds.
+    pub fn own(name: &str) -> Node {
+        let _ = script(&["wipe", name]);
+        Node::started(name, true)
+    }
+
+    fn started(name: &str, own: bool) -> Node {
+        let mut node = Node { name: name.to_owned(), amqp_port: 0, management_port: 0, pid: 0, own };
+        node.start();
+        node
+    }
+
+    /// Starts it (again) on the ports and data it had before.
+    pub fn start(&mut self) {
+        let output = script(&["start", &self.name]).unwrap_or_else(|error| panic!("{error}"));
+        let value = |key: &str| {
+            let line = output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_else(|| panic!("node.sh start printed no {key}: {output}")).trim().parse::<u32>().unwrap()
+        };
+        self.amqp_port = value("AMQP_PORT").try_into().unwrap();
+        self.management_port = value("MANAGEMENT_PORT").try_into().unwrap();
+        self.pid = value("PID");
+    }
+
+    /// SIGKILL, as in a power cut.
+    pub fn kill(&self) {
+        script(&["kill", &self.name]).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Stops the whole VM: connections stay open and nothing answers.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a frozen VM go on.
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.pid.to_string()]).status().unwrap();
+        assert!(status.success(), "cannot signal node {}", self.name);
+    }
+
+    /// A memory alarm: connections that publish are not read from any more.
+    pub fn set_alarm(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    }
+
+    /// Ends the alarm.
+    pub fn clear_alarm(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.6"]);
+    }
+
+    /// rabbitmqctl; takes a second or two.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let arguments = [&["ctl", &self.name], arguments].concat();
+        script(&arguments).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A request to the management API: status and body.
+    pub fn management(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        // guest:guest
+        let request = format!(
+            "{method} /api{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(("127.0.0.1", self.management_port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).unwrap();
+        let response = String::from_utf8_lossy(&response);
+        let status = response.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let json = body.find(['{', '[']).zip(body.rfind(['}', ']'])).map(|(from, to)| &body[from..=to]);
+        (status, json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(Value::Null))
+    }
+
+    /// A new virtual host in which no name is taken.
+    pub fn vhost(&self) -> Vhost<'_> {
+        let name = format!("t{:016x}", fastrand::u64(..));
+        let (status, _) = self.management("PUT", &format!("/vhosts/{name}"), "");
+        assert_eq!(status, 201, "cannot create a virtual host on node {}", self.name);
+        let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+        let (status, _) = self.management("PUT", &format!("/permissions/{name}/guest"), everything);
+        assert!([201, 204].contains(&status), "cannot grant permissions: {status}");
+        Vhost { node: self, name }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.own {
+            // A frozen VM would not hear of its end.
+            let _ = Command::new("kill")
+                .args(["-CONT", &self.pid.to_string()])
+                .stderr(std::process::Stdio::null())
+                .status();
+            let _ = script(&["kill", &self.name]);
+            let _ = script(&["wipe", &self.name]);
+        }
+    }
+}
+
+/// A virtual host of a test's own, deleted at its end.
+pub struct Vhost<'a> {
+    pub node: &'a Node,
+    pub name: String,
+}
+
+impl Vhost<'_> {
+    /// The configuration for connecting here: quick to notice, quick to come back.
+    pub fn broker(&self) -> Broker {
+        Broker {
+            addresses: vec![Address { host: "127.0.0.1".into(), port: self.node.amqp_port }],
+            virtual_host: self.name.clone(),
+            username: "guest".into(),
+            password: Secret::new("guest"),
+            heartbeat: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(10),
+            confirm_timeout: Duration::from_secs(20),
+            max_unconfirmed: 4096,
+            max_unconfirmed_bytes: 16 * 1024 * 1024,
+            reconnect_max: Duration::from_millis(400),
+        }
+    }
+
+    /// A plain AMQP connection that judges.
+    pub fn raw(&self) -> Raw {
+        Raw::connect(self.node.amqp_port, &self.name)
+    }
+
+    /// Closes every connection to this virtual host from the broker's side.
+    pub fn close_connections(&self) {
+        self.node.ctl(&["close_all_connections", "--vhost", &self.name, "closed by the test"]);
+    }
+}
+
+impl Drop for Vhost<'_> {
+    fn drop(&mut self) {
+        // An own node goes away with all it has, and may be dead or frozen by now.
+        if !self.node.own {
+            self.node.management("DELETE", &format!("/vhosts/{}", self.name), "");
+        }
+    }
+}
+
+/// Polls a condition until it holds or 30 s have passed.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+    within(Duration::from_secs(30), what, condition).await;
+}
+
+/// Polls a condition until it holds or the deadline has passed.
+pub async fn within<F: Future<Output = bool>>(deadline: Duration, what: &str, mut condition: impl FnMut() -> F) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Awaits a future that must complete in time.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let deadline = Duration::from_secs(30);
+    tokio::time::timeout(deadline, future).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
+}
+
+fn script(arguments: &[&str]) -> Result<String, String> {
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/node.sh");
+    let output = Command::new("bash").arg(&path).args(arguments).output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    Err(format!(
+        "node.sh {}: {}\n{stdout}{}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}

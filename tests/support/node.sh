@@ -1,0 +1,304 @@
+#!/usr/bin/env bash
+# Private RabbitMQ nodes for the demo, the tests and the bench.
+#
+# A node has a name of its own, its data and logs under target/broker/NAME/, ports of its own on 127.0.0.1
+# and an Erlang port mapper of its own, so that a RabbitMQ that already runs is neither used nor disturbed.
+# Only processes started here are ever stopped, each by its pid.
+set -euo pipefail
+
+usage() {
+    cat >&2 <<'EOF_USAGE'
+usage: node.sh start NAME        start a node and wait until it takes connections; prints its ports
+       node.sh stop NAME         stop it and keep its data
+       node.sh kill NAME         kill -9 its VM
+       node.sh wipe NAME         stop it and delete its data
+       node.sh ctl NAME ARGS...  rabbitmqctl
+       node.sh list              all nodes and whether they run
+       node.sh stop-all          stop all nodes
+EOF_USAGE
+    exit 64
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+base=$root/target/broker
+# shellcheck source=tests/support/rabbitmq.sh
+source "$here/rabbitmq.sh"
+
+# How long a node may take to start and to stop, in seconds.
+start_deadline=${ORDERD_NODE_START_DEADLINE:-120}
+stop_deadline=60
+# Where ports come from: below the range the kernel hands out to clients, above RabbitMQ's own.
+first_port=28100
+port_blocks=1150
+
+# Sets what all commands know of node NAME.
+select_node() {
+    name=${1:-}
+    [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || die "a node's name is made of a-z, 0-9, - and _, is \"$name\""
+    node=orderd_$name@localhost
+    dir=$base/$name
+    AMQP_PORT='' MANAGEMENT_PORT='' DIST_PORT='' EPMD_PORT='' PID='' EPMD_PID=''
+    local key value
+    if [[ -r $dir/env ]]; then
+        while IFS='=' read -r key value; do
+            case $key in
+            AMQP_PORT | MANAGEMENT_PORT | DIST_PORT | EPMD_PORT | PID | EPMD_PID) printf -v "$key" '%s' "$value" ;;
+            esac
+        done <"$dir/env"
+    fi
+}
+
+# One caller at a time per node. The lock lies beside the node's directory, which `wipe` deletes.
+lock_node() {
+    mkdir -p "$base"
+    exec 9>"$base/$name.lock"
+    flock -w $((start_deadline + stop_deadline + 30)) 9 || die "another caller has held node $name for too long ($base/$name.lock)"
+}
+
+write_env() {
+    cat >"$dir/env.new" <<EOF_ENV
+AMQP_PORT=$AMQP_PORT
+MANAGEMENT_PORT=$MANAGEMENT_PORT
+PID=$PID
+NODE=$node
+DIST_PORT=$DIST_PORT
+EPMD_PORT=$EPMD_PORT
+EPMD_PID=$EPMD_PID
+EOF_ENV
+    mv "$dir/env.new" "$dir/env"
+}
+
+# Whether process $1 lives and was started here for this node: its environment names the node's directory,
+# which no other process's does, so a pid that was handed to a stranger is never taken for ours.
+is_ours() {
+    [[ -n $1 && -r /proc/$1/environ ]] &&
+        grep -qszxF "ORDERD_NODE_DIR=$dir" "/proc/$1/environ" &&
+        ! grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
+}
+
+# A child is a copy of this shell until it has become the program meant, within a moment.
+await_exec() {
+    while kill -0 "$1" 2>/dev/null && ! is_ours "$1"; do sleep 0.01; done
+}
+
+port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# Four neighbouring ports that nothing listens on. Blocks are drawn at random, since another checkout may
+# be drawing at the same time; if two do meet, the start fails on the port and draws again.
+choose_ports() {
+    local try port
+    for try in {1..200}; do
+        AMQP_PORT=$((first_port + 4 * ((RANDOM * 32768 + RANDOM) % port_blocks)))
+        MANAGEMENT_PORT=$((AMQP_PORT + 1)) DIST_PORT=$((AMQP_PORT + 2)) EPMD_PORT=$((AMQP_PORT + 3))
+        grep -qsx "AMQP_PORT=$AMQP_PORT" "$base"/*/env && continue
+        for port in "$AMQP_PORT" "$MANAGEMENT_PORT" "$DIST_PORT" "$EPMD_PORT"; do
+            port_is_taken "$port" && continue 2
+        done
+        return 0
+    done
+    die "found no four free ports on 127.0.0.1 from $first_port in $try tries"
+}
+
+write_node_files() {
+    mkdir -p "$dir/data" "$dir/log" "$dir/conf.d" "$dir/schema"
+    # The node's own Erlang cookie: $HOME is this directory for everything that is run here.
+    if [[ ! -s $dir/.erlang.cookie ]]; then
+        (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$dir/.erlang.cookie")
+        chmod 400 "$dir/.erlang.cookie"
+    fi
+    : >"$dir/rabbitmq-env.conf"
+    printf '[].\n' >"$dir/advanced.config"
+    printf '[rabbitmq_management].\n' >"$dir/enabled_plugins"
+    cat >"$dir/rabbitmq.conf" <<EOF_CONF
+listeners.tcp.1 = 127.0.0.1:$AMQP_PORT
+management.tcp.ip = 127.0.0.1
+management.tcp.port = $MANAGEMENT_PORT
+log.file = $dir/log/node.log
+log.file.level = info
+EOF_CONF
+}
+
+# Becomes "$@", with the node's environment and no other RabbitMQ or Erlang settings of the caller's.
+exec_in_node_env() {
+    local loopback='-kernel inet_dist_use_interface {127,0,0,1}'
+    exec env -i PATH="$PATH" LANG=C.UTF-8 HOME="$dir" ORDERD_NODE_DIR="$dir" \
+        ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP="$dir/log/erl_crash.dump" \
+        RABBITMQ_NODENAME="$node" RABBITMQ_DIST_PORT="$DIST_PORT" RABBITMQ_NODE_PORT="$AMQP_PORT" RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 \
+        RABBITMQ_CONF_ENV_FILE="$dir/rabbitmq-env.conf" RABBITMQ_CONFIG_FILE="$dir/rabbitmq.conf" \
+        RABBITMQ_CONFIG_FILES="$dir/conf.d" RABBITMQ_ADVANCED_CONFIG_FILE="$dir/advanced.config" \
+        RABBITMQ_ENABLED_PLUGINS_FILE="$dir/enabled_plugins" RABBITMQ_PID_FILE="$dir/node.pid" \
+        RABBITMQ_MNESIA_BASE="$dir/data" RABBITMQ_LOG_BASE="$dir/log" RABBITMQ_SCHEMA_DIR="$dir/schema" \
+        RABBITMQ_GENERATED_CONFIG_DIR="$dir/schema" RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$loopback" \
+        RABBITMQ_CTL_ERL_ARGS="$loopback" RABBITMQ_CTL_DIST_PORT_MIN=0 RABBITMQ_CTL_DIST_PORT_MAX=0 \
+        RUNNING_UNDER_SYSTEMD=true "$@"
+}
+
+epmd_program() {
+    local program
+    for program in "$(command -v epmd || true)" /usr/lib/erlang/erts-*/bin/epmd /usr/local/lib/erlang/erts-*/bin/epmd; do
+        if [[ -x $program ]]; then
+            printf '%s\n' "$program"
+            return 0
+        fi
+    done
+    die "found no epmd, which is a part of Erlang"
+}
+
+# The port mapper outlives a killed VM, and is stopped with the node.
+start_epmd() {
+    is_ours "$EPMD_PID" && return 0
+    exec_in_node_env setsid "$(epmd_program)" -port "$EPMD_PORT" -address 127.0.0.1 </dev/null >>"$dir/log/epmd.log" 2>&1 9>&- &
+    EPMD_PID=$!
+    await_exec "$EPMD_PID"
+    write_env
+}
+
+# RUNNING_UNDER_SYSTEMD makes rabbitmq-server become the VM instead of staying as its parent.
+start_vm() {
+    rm -f "$dir/node.pid"
+    exec_in_node_env setsid "$(rabbitmq_bin)/rabbitmq-server" </dev/null >>"$dir/log/console.log" 2>&1 9>&- &
+    PID=$!
+    await_exec "$PID"
+    write_env
+}
+
+# RabbitMQ opens its listeners at the end of its start; a first octet of 1 begins its connection.start.
+answers_amqp() {
+    local octet
+    octet=$(
+        exec 2>/dev/null
+        exec 3<>"/dev/tcp/127.0.0.1/$AMQP_PORT" || exit 1
+        printf 'AMQP\x00\x00\x09\x01' >&3
+        timeout 5 head -c 1 <&3 | od -An -tu1
+    ) || true
+    [[ ${octet//[[:space:]]/} == 1 ]]
+}
+
+# 0 when it takes connections, 1 when its VM has ended, 2 at the deadline.
+await_node() {
+    local end=$((SECONDS + start_deadline))
+    while ((SECONDS < end)); do
+        is_ours "$PID" || return 1
+        if answers_amqp && port_is_taken "$MANAGEMENT_PORT"; then return 0; fi
+        sleep 0.2
+    done
+    return 2
+}
+
+show_log_tail() {
+    say "the end of its log:"
+    tail -n 25 "$dir/log/console.log" >&2 || true
+    if [[ -s $dir/log/node.log ]]; then tail -n 25 "$dir/log/node.log" >&2; fi
+}
+
+# Ends process $1 with TERM and, past the deadline, with KILL.
+end_process() {
+    local pid=$1 end=$((SECONDS + stop_deadline))
+    is_ours "$pid" || return 0
+    kill -TERM "$pid" 2>/dev/null || return 0
+    while is_ours "$pid"; do
+        if ((SECONDS >= end)); then
+            say "process $pid of node $name has not ended in $stop_deadline s: killing it"
+            kill -KILL "$pid" 2>/dev/null || true
+            end=$((SECONDS + stop_deadline))
+        fi
+        sleep 0.1
+    done
+}
+
+stop_node() {
+    end_process "$PID"
+    end_process "$EPMD_PID"
+    PID='' EPMD_PID=''
+    if [[ -d $dir ]]; then write_env; fi
+}
+
+start() {
+    ensure_rabbitmq "$base/install.lock"
+    if is_ours "$PID"; then
+        await_node && return 0
+        say "node $name runs, but does not answer: starting it anew"
+        stop_node
+    fi
+    local try outcome fixed=$AMQP_PORT
+    for try in 1 2 3; do
+        if [[ -z $AMQP_PORT ]]; then
+            choose_ports
+        elif port_is_taken "$AMQP_PORT" || port_is_taken "$MANAGEMENT_PORT"; then
+            die "another process listens on port $AMQP_PORT or $MANAGEMENT_PORT of node $name; 'node.sh wipe $name' gives it new ports"
+        fi
+        write_node_files
+        : >"$dir/log/console.log"
+        start_epmd
+        start_vm
+        outcome=0
+        await_node || outcome=$?
+        if ((outcome == 0)); then return 0; fi
+        # A port that another process took first is drawn again, unless clients know it from an earlier start.
+        if ((outcome == 1)) && [[ -z $fixed ]] && grep -qsE 'eaddrinuse|already in use' "$dir/log/console.log" "$dir/log/node.log"; then
+            stop_node
+            AMQP_PORT=''
+            continue
+        fi
+        break
+    done
+    case $outcome in
+    1) say "node $name ended while starting (try $try)" ;;
+    *) say "node $name did not take connections within $start_deadline s" ;;
+    esac
+    show_log_tail
+    stop_node
+    exit 1
+}
+
+case ${1:-} in
+start)
+    select_node "${2:-}"
+    lock_node
+    select_node "$name"
+    start
+    cat "$dir/env"
+    ;;
+stop)
+    select_node "${2:-}"
+    lock_node
+    select_node "$name"
+    stop_node
+    ;;
+kill)
+    select_node "${2:-}"
+    is_ours "$PID" || die "node $name does not run"
+    kill -KILL "$PID"
+    while is_ours "$PID"; do sleep 0.02; done
+    ;;
+wipe)
+    select_node "${2:-}"
+    lock_node
+    select_node "$name"
+    stop_node
+    rm -rf "$dir"
+    ;;
+ctl)
+    select_node "${2:-}"
+    [[ -n $EPMD_PORT ]] || die "there is no node $name"
+    shift 2
+    exec_in_node_env "$(rabbitmq_bin)/rabbitmqctl" "$@"
+    ;;
+list | stop-all)
+    shopt -s nullglob
+    for env_file in "$base"/*/env; do
+        select_node "$(basename "$(dirname "$env_file")")"
+        if [[ $1 == stop-all ]]; then
+            lock_node
+            select_node "$name"
+            stop_node
+        elif is_ours "$PID"; then
+            printf '%s running, pid %s, AMQP on 127.0.0.1:%s\n' "$name" "$PID" "$AMQP_PORT"
+        else
+            printf '%s stopped\n' "$name"
+        fi
+    done
+    ;;
+*) usage ;;
+esac

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Checks for what a build needs besides the crates, and says how to get what is missing.
+set -euo pipefail
+
+missing=0
+need() {
+    local program=$1 why=$2 how=$3
+    if ! command -v "$program" >/dev/null; then
+        printf 'missing: %s (%s); %s\n' "$program" "$why" "$how" >&2
+        missing=1
+    fi
+}
+need cargo "builds orderd" "install Rust from your distribution or with rustup"
+need cc "links Rust programs and compiles the bundled SQLite" "on Debian: apt-get install gcc libc6-dev"
+need flock "guards the private broker nodes" "on Debian: apt-get install util-linux"
+need setsid "starts the private broker nodes" "on Debian: apt-get install util-linux"
+exit "$missing"

@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# Finds RabbitMQ's programs, and installs them where they are missing. Sourced, never run.
+#
+# It never starts, stops or configures the machine's own RabbitMQ service.
+
+say() { printf 'node.sh: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+# Prints the directory of rabbitmq-server, the program itself and not Debian's wrapper, which insists on
+# the user rabbitmq. ORDERD_RABBITMQ_BIN names another one.
+rabbitmq_bin() {
+    local dir
+    for dir in "${ORDERD_RABBITMQ_BIN:-}" /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin /usr/local/lib/rabbitmq/sbin; do
+        if [[ -n $dir && -x $dir/rabbitmq-server && -x $dir/rabbitmqctl ]]; then
+            printf '%s\n' "$dir"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Makes sure that RabbitMQ is there. Takes the path of a lock file, so that two callers do not both install.
+ensure_rabbitmq() {
+    local lock=$1
+    rabbitmq_bin >/dev/null && return 0
+    exec 8>"$lock"
+    flock -w 900 8 || die "another installation of RabbitMQ has held $lock for 15 minutes"
+    rabbitmq_bin >/dev/null || install_rabbitmq
+    exec 8>&-
+    rabbitmq_bin >/dev/null ||
+        die "RabbitMQ was installed, but rabbitmq-server is not where it is looked for; set ORDERD_RABBITMQ_BIN to its directory"
+}
+
+# apt-get, as root or through sudo. While it runs, /usr/sbin/policy-rc.d forbids packages to start services:
+# otherwise Debian would start a RabbitMQ of its own on the standard ports.
+install_rabbitmq() {
+    command -v apt-get >/dev/null ||
+        die "RabbitMQ is not installed, and there is no apt-get to install it with; install RabbitMQ 3.10 or newer, or set ORDERD_RABBITMQ_BIN to the directory of rabbitmq-server"
+    local as_root=()
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null ||
+            die "RabbitMQ is not installed, and neither root nor sudo is at hand; run as root: apt-get install rabbitmq-server"
+        as_root=(sudo)
+        say "RabbitMQ is missing: installing the package rabbitmq-server with sudo apt-get (its service stays off)"
+    else
+        say "RabbitMQ is missing: installing the package rabbitmq-server with apt-get (its service stays off)"
+    fi
+    "${as_root[@]}" bash -s >&2 <<'ROOT' || die "apt-get could not install rabbitmq-server; what it said stands above"
+set -euo pipefail
+guard=/usr/sbin/policy-rc.d
+saved=$guard.orderd-saved
+restore() {
+    rm -f "$guard"
+    if [[ -e $saved ]]; then mv "$saved" "$guard"; fi
+}
+if [[ -e $guard && ! -e $saved ]]; then mv "$guard" "$saved"; fi
+trap restore EXIT
+trap 'exit 130' INT TERM HUP
+printf '#!/bin/sh\nexit 101\n' >"$guard"
+chmod 755 "$guard"
+export DEBIAN_FRONTEND=noninteractive
+options=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -qq)
+apt-get "${options[@]}" update </dev/null
+apt-get "${options[@]}" install -y --no-install-recommends rabbitmq-server </dev/null
+# The package enables its service for the next boot as well; this installation is for the programs only.
+if command -v systemctl >/dev/null; then systemctl disable rabbitmq-server.service 2>/dev/null || true; fi
+ROOT
+}
