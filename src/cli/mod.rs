@@ -1,6 +1,7 @@
 //! The command line: its arguments, and which code each command exits with.
 
 pub mod check;
+pub mod publish;
 pub mod run;
 mod table;
 
@@ -74,6 +75,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, 64 usage, 69
 enum Command {
     /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts.
     Run,
+    /// Publishes orders from a file or standard input, one JSON object a line.
+    Publish(publish::PublishArgs),
     /// Says what would run: topology, pools, retry schedules; or every fault of the configuration.
     Check(check::CheckArgs),
 }
@@ -92,6 +95,10 @@ pub async fn main() -> ExitCode {
     match arguments.command {
         Command::Run => match load(&sources) {
             Ok(loaded) => run::run(loaded).await,
+            Err(exit) => exit,
+        },
+        Command::Publish(args) => match load(&sources) {
+            Ok(loaded) => publish::run(args, loaded.config).await,
             Err(exit) => exit,
         },
         Command::Check(args) => {
