@@ -40,18 +40,29 @@ impl ConnectionCallback for ConnectionWatch {
     async fn secret_updated(&mut self, _: &Connection) {}
 }
 
+/// A publication that the broker sent back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Returned<'a> {
+    /// Such as `312 NO_ROUTE`.
+    pub reply: &'a str,
+    pub exchange: &'a str,
+    pub routing_key: &'a str,
+    pub message_id: Option<&'a str>,
+    pub body: &'a [u8],
+}
+
 /// Takes what the broker says about publications.
 pub(super) trait Confirms: Send + 'static {
     /// `basic.ack` (`taken`) or `basic.nack` of one publication, or of all up to it.
     fn confirmed(&mut self, tag: u64, multiple: bool, taken: bool);
     /// `basic.return`: no queue for it. Its ack follows.
-    fn returned(&mut self, reply: String, properties: &BasicProperties);
+    fn returned(&mut self, returned: Returned<'_>);
 }
 
 /// For channels that publish nothing.
 impl Confirms for () {
     fn confirmed(&mut self, _: u64, _: bool, _: bool) {}
-    fn returned(&mut self, _: String, _: &BasicProperties) {}
+    fn returned(&mut self, _: Returned<'_>) {}
 }
 
 /// Watches a channel and passes confirms on.
@@ -91,7 +102,13 @@ impl<C: Confirms> ChannelCallback for ChannelWatch<C> {
         self.confirms.confirmed(nack.delivery_tag(), nack.multiple(), false);
     }
 
-    async fn publish_return(&mut self, _: &Channel, ret: Return, properties: BasicProperties, _: Vec<u8>) {
-        self.confirms.returned(format!("{} {}", ret.reply_code(), ret.reply_text()), &properties);
+    async fn publish_return(&mut self, _: &Channel, ret: Return, properties: BasicProperties, body: Vec<u8>) {
+        self.confirms.returned(Returned {
+            reply: &format!("{} {}", ret.reply_code(), ret.reply_text()),
+            exchange: ret.exchange(),
+            routing_key: ret.routing_key(),
+            message_id: properties.message_id().map(String::as_str),
+            body: &body,
+        });
     }
 }

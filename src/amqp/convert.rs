@@ -7,9 +7,7 @@ use amqprs::{BasicProperties, ByteArray, DELIVERY_MODE_PERSISTENT, DecimalValue,
 use bytes::Bytes;
 
 use super::connect::SHORT_STRING;
-use crate::message::{
-    Delivery, DeliveryId, HeaderValue, Headers, Message, Properties, Publication, PublishError, names,
-};
+use crate::message::{Delivery, DeliveryId, HeaderValue, Headers, Message, Properties, Publication, PublishError};
 
 /// RabbitMQ's largest message by default (`max_message_size` before 4.0), in bytes.
 const MAX_BODY: usize = 128 * 1024 * 1024;
@@ -112,16 +110,15 @@ fn value_len(value: &HeaderValue) -> Result<usize, String> {
     })
 }
 
-/// What the library wants for publishing a message that [`measure`] has accepted, numbered `sequence`.
-pub(super) fn to_amqp(publication: &Publication, sequence: u64) -> (BasicProperties, Vec<u8>, BasicPublishArguments) {
+/// What the library wants for publishing a message that [`measure`] has accepted.
+pub(super) fn to_amqp(publication: &Publication) -> (BasicProperties, Vec<u8>, BasicPublishArguments) {
     let Publication { exchange, routing_key, message } = publication;
     let p = message.properties.clone();
-    let mut table = to_table(&message.headers, Some(names::PUBLISH_SEQUENCE));
-    insert(&mut table, names::PUBLISH_SEQUENCE, FieldValue::l(sequence as i64));
+    let table = (!message.headers.is_empty()).then(|| to_table(&message.headers));
     let properties = BasicProperties::new(
         p.content_type,
         p.content_encoding,
-        Some(table),
+        table,
         Some(DELIVERY_MODE_PERSISTENT),
         p.priority,
         p.correlation_id,
@@ -143,22 +140,10 @@ pub(super) fn to_amqp(publication: &Publication, sequence: u64) -> (BasicPropert
     (properties, message.body.to_vec(), arguments)
 }
 
-/// The number that [`to_amqp`] gave a message which the broker returns.
-pub(super) fn sequence_of(properties: &BasicProperties) -> Option<u64> {
-    let name = names::PUBLISH_SEQUENCE.try_into().ok()?;
-    match properties.headers()?.get(&name)? {
-        FieldValue::l(sequence) => u64::try_from(*sequence).ok(),
-        _ => None,
-    }
-}
-
-/// A table of everything but `skipped`.
-fn to_table(headers: &Headers, skipped: Option<&str>) -> FieldTable {
+fn to_table(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::new();
     for (name, value) in headers {
-        if skipped != Some(name.as_str()) {
-            insert(&mut table, name, to_value(value));
-        }
+        insert(&mut table, name, to_value(value));
     }
     table
 }
@@ -191,7 +176,7 @@ fn to_value(value: &HeaderValue) -> FieldValue {
             let values: Vec<_> = values.iter().map(to_value).collect();
             FieldValue::A(values.try_into().expect(FITS))
         }
-        HeaderValue::Table(headers) => FieldValue::F(to_table(headers, None)),
+        HeaderValue::Table(headers) => FieldValue::F(to_table(headers)),
         HeaderValue::Timestamp(seconds) => FieldValue::T(*seconds),
         HeaderValue::Void => FieldValue::V,
     }
@@ -229,12 +214,6 @@ fn from_properties(properties: &BasicProperties) -> Properties {
     }
 }
 
-/// All headers but the publisher's number, which was for the broker only: most messages then have none.
-fn from_table(table: &FieldTable) -> Headers {
-    let fields = table.as_ref().iter().filter(|(name, _)| name.as_ref() != names::PUBLISH_SEQUENCE);
-    fields.map(|(name, value)| (name.as_ref().clone(), from_value(value))).collect()
-}
-
 fn from_value(value: &FieldValue) -> HeaderValue {
     match value {
         FieldValue::t(v) => HeaderValue::Bool(*v),
@@ -251,13 +230,13 @@ fn from_value(value: &FieldValue) -> HeaderValue {
         FieldValue::S(v) => HeaderValue::Text(v.as_ref().clone()),
         FieldValue::A(v) => HeaderValue::List(from_array(v)),
         FieldValue::T(v) => HeaderValue::Timestamp(*v),
-        FieldValue::F(v) => HeaderValue::Table(from_nested(v)),
+        FieldValue::F(v) => HeaderValue::Table(from_table(v)),
         FieldValue::V => HeaderValue::Void,
         FieldValue::x(v) => HeaderValue::Bytes(Vec::from(v.clone()).into()),
     }
 }
 
-fn from_nested(table: &FieldTable) -> Headers {
+fn from_table(table: &FieldTable) -> Headers {
     table.as_ref().iter().map(|(name, value)| (name.as_ref().clone(), from_value(value))).collect()
 }
 
@@ -315,13 +294,11 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_publish_number_is_replaced() {
-        let mut p = publication();
-        p.message.headers.insert(names::PUBLISH_SEQUENCE.into(), HeaderValue::I64(99));
-        let (properties, _, arguments) = to_amqp(&p, 7);
-        assert_eq!(sequence_of(&properties), Some(7));
+    fn everything_published_is_persistent_and_mandatory() {
+        let (properties, _, arguments) = to_amqp(&publication());
         assert_eq!(properties.delivery_mode(), Some(2));
         assert!(arguments.mandatory);
+        assert!(properties.headers().is_none());
     }
 
     #[test]

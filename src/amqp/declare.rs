@@ -117,7 +117,9 @@ impl DeclareError {
 }
 
 impl Link {
-    /// Declares everything in the plan, in order. If that creates queues, waits until they are safe to use.
+    /// Declares everything in the plan, in order. If that creates queues, waits after the last of them until
+    /// they are safe to use, and only then makes the bindings that remain: a producer's message must not get
+    /// into a queue that a killed broker would forget.
     ///
     /// # Errors
     /// [`DeclareError`] at the first declaration that the broker does not accept; those before it stand.
@@ -128,13 +130,18 @@ impl Link {
         let created: Vec<_> = missing.into_iter().filter_map(name_of_queue).collect();
         let epoch = Epoch::begin();
         let wire = Wire::open(self, "orderd declare", &epoch, ()).await?;
-        let outcome = carry_out(&wire.channel, &epoch, plan).await;
-        wire.close(&epoch).await;
-        outcome?;
-        if !created.is_empty() {
+        let last_queue = plan.iter().rposition(|step| matches!(step, Declaration::Queue(_)));
+        let (before, after) = plan.split_at(last_queue.map_or(0, |last| last + 1));
+        let mut outcome = carry_out(&wire.channel, &epoch, before).await;
+        if outcome.is_ok() && !created.is_empty() {
             info!(queues = ?created, "queues created; resting until they are safe to use");
             sleep(NEW_QUEUE_REST).await;
         }
+        if outcome.is_ok() {
+            outcome = carry_out(&wire.channel, &epoch, after).await;
+        }
+        wire.close(&epoch).await;
+        outcome?;
         Ok(Declared { created })
     }
 

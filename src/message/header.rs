@@ -116,8 +116,6 @@ pub mod names {
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
     /// RabbitMQ 4.x' count of acquisitions.
     pub const ACQUIRED_COUNT: &str = "x-acquired-count";
-    /// Carries the publisher's number of a message, to match what the broker returns; never leaves a copy.
-    pub const PUBLISH_SEQUENCE: &str = "x-orderd-publish";
 }
 
 /// Headers that no copy carries: the broker's own marks and routing extras. On RabbitMQ 3.10 a copied
@@ -132,7 +130,6 @@ pub const STRIPPED: &[&str] = &[
     "x-last-death-reason",
     names::DELIVERY_COUNT,
     names::ACQUIRED_COUNT,
-    names::PUBLISH_SEQUENCE,
     "CC",
     "BCC",
 ];

@@ -57,15 +57,18 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Plans for these queues. Failed-order queues are declared before the queues whose failures they take.
+    /// Plans for these queues. Failed-order queues are declared before the queues whose failures they take, and
+    /// bindings to the orders exchange come last: the first message finds everything in place.
     pub fn new(names: Names, queues: &[WorkQueue]) -> Self {
         let mut plan = Plan { names: &names, declarations: Vec::new() };
         plan.parking(&names.unrouted, Names::UNROUTED_QUEUE);
         plan.parking(&names.dead_letter, Names::DEAD_LETTER_QUEUE);
         plan.routing_exchanges();
         let (failed, work): (Vec<_>, Vec<_>) = queues.iter().partition(|queue| queue.role == Role::Failed);
-        for queue in failed.into_iter().chain(work) {
-            plan.work_queue(queue);
+        let queues = || failed.iter().chain(&work);
+        queues().for_each(|queue| plan.work_queue(queue));
+        for queue in queues() {
+            queue.bindings.iter().for_each(|pattern| plan.bind(&names.orders, &queue.name, pattern));
         }
         let declarations = plan.declarations;
         Topology { names, declarations }
@@ -129,8 +132,7 @@ impl Plan<'_> {
         self.exchange(orders, ExchangeKind::Topic, alternate);
     }
 
-    /// A work queue, its way back, its retry queues, and only then its bindings to the orders exchange: the
-    /// first message finds everything in place.
+    /// A work queue, its way back, and its retry queues.
     fn work_queue(&mut self, queue: &WorkQueue) {
         let Names { orders, requeue, dead_letter, .. } = self.names;
         let mut arguments = match &queue.role {
@@ -144,9 +146,6 @@ impl Plan<'_> {
             for delay in delays.iter().collect::<BTreeSet<_>>() {
                 self.retry_queue(&queue.name, *delay);
             }
-        }
-        for pattern in &queue.bindings {
-            self.bind(orders, &queue.name, pattern);
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::amqp::callbacks::Returned;
 use crate::message::{Publication, PublishError};
 
 /// A publication and its bytes as counted against the limit.
@@ -37,7 +38,7 @@ struct Caller {
 }
 
 struct Slot {
-    /// Ascending over all epochs; the number in the message's header.
+    /// Ascending over all epochs.
     sequence: u64,
     /// When it was sent in this epoch.
     sent: Option<Instant>,
@@ -133,11 +134,11 @@ impl Outstanding {
         (self.first_tag, self.sent, self.in_flight, self.proven) = (1, 0, 0, false);
     }
 
-    /// The next publication to send and its sequence number, if there is one that may be sent now.
+    /// The next publication to send, if there is one that may be sent now.
     ///
     /// A new epoch sends one and waits for its confirm: a broker with an alarm stops reading, and all that
     /// were sent into such a connection would stay in memory until the alarm is over.
-    pub fn next_to_send(&mut self, now: Instant) -> Option<(u64, &Publication)> {
+    pub fn next_to_send(&mut self, now: Instant) -> Option<&Publication> {
         let slot = self.slots.get_mut(self.sent)?;
         let one_at_a_time = !self.proven || slot.sequence <= self.suspects;
         if one_at_a_time && self.in_flight > 0 {
@@ -148,7 +149,7 @@ impl Outstanding {
         self.sent += 1;
         self.in_flight += 1;
         let entry = slot.entry.as_ref().expect("unsent slots keep their entry");
-        Some((slot.sequence, &entry.item.publication))
+        Some(&entry.item.publication)
     }
 
     /// Wakes the owner when everything is confirmed.
@@ -163,10 +164,22 @@ impl Outstanding {
     }
 
     /// The broker has no queue for this one. Its confirm follows.
-    pub fn returned(&mut self, sequence: u64, reply: String) {
-        let Ok(index) = self.slots.binary_search_by_key(&sequence, |slot| slot.sequence) else { return };
-        if let Some(entry) = &mut self.slots[index].entry {
-            entry.returned = Some(reply);
+    ///
+    /// A return bears no number, and one in a header would burden every message for the sake of the few that
+    /// come back. So it is matched by what it is: of publications that are alike, all are returned or, if a
+    /// binding changed between them, one that arrived stands for the other.
+    pub fn returned(&mut self, returned: Returned<'_>) {
+        let sent = self.slots.iter_mut().take(self.sent).filter_map(|slot| slot.entry.as_mut());
+        let alike = |entry: &&mut Entry| {
+            let Publication { exchange, routing_key, message } = &entry.item.publication;
+            entry.returned.is_none()
+                && **exchange == *returned.exchange
+                && routing_key == returned.routing_key
+                && message.properties.message_id.as_deref() == returned.message_id
+                && message.body == returned.body
+        };
+        if let Some(entry) = sent.into_iter().find(alike) {
+            entry.returned = Some(returned.reply.to_owned());
         }
     }
 

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amqprs::BasicProperties;
 use amqprs::channel::ConfirmSelectArguments;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep};
@@ -15,9 +14,9 @@ use tracing::{error, info, warn};
 
 use super::Shared;
 use super::outstanding::{Batch, Freed, Outstanding, Word};
-use crate::amqp::callbacks::Confirms;
+use crate::amqp::callbacks::{Confirms, Returned};
 use crate::amqp::connect::{ConnectError, Link, Wire};
-use crate::amqp::convert::{sequence_of, to_amqp};
+use crate::amqp::convert::to_amqp;
 use crate::amqp::epoch::{Epoch, EpochEnd};
 use crate::backoff::Backoff;
 use crate::chain::chain;
@@ -74,10 +73,10 @@ impl Confirms for Clerk {
         }
     }
 
-    fn returned(&mut self, reply: String, properties: &BasicProperties) {
+    fn returned(&mut self, returned: Returned<'_>) {
         let mut outstanding = self.desk.outstanding();
-        if let (true, Some(sequence)) = (outstanding.is_of(self.epoch), sequence_of(properties)) {
-            outstanding.returned(sequence, reply);
+        if outstanding.is_of(self.epoch) {
+            outstanding.returned(returned);
         }
     }
 }
@@ -209,8 +208,8 @@ impl Owner {
             let message = {
                 let mut outstanding = self.desk.outstanding();
                 let next = outstanding.next_to_send(*now.get_or_insert_with(Instant::now));
-                let Some((sequence, publication)) = next else { return };
-                to_amqp(publication, sequence)
+                let Some(publication) = next else { return };
+                to_amqp(publication)
             };
             let (properties, body, arguments) = message;
             epoch.queue(wire.channel.basic_publish(properties, body, arguments)).await;
