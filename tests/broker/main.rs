@@ -5,4 +5,4 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod smoke;
+mod hazards;

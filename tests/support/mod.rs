@@ -186,12 +186,12 @@ impl Drop for Vhost<'_> {
 }
 
 /// Polls a condition until it holds or 30 s have passed.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
     within(Duration::from_secs(30), what, condition).await;
 }
 
 /// Polls a condition until it holds or the deadline has passed.
-pub async fn within<F: Future<Output = bool>>(deadline: Duration, what: &str, mut condition: impl FnMut() -> F) {
+pub async fn within(deadline: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !condition().await {
         assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
