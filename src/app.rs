@@ -20,9 +20,12 @@ use crate::config::{Config, Consumer as ConsumerConfig};
 use crate::handler::{self, EventLog, FAILED, LogChannel, Parts, Route};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::{Consumer, Names, Publisher};
+use crate::monitor::ManagementClient;
+use crate::monitor::audit::audit;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
 use crate::telemetry::{self, Files, TelemetryError};
+use crate::topology::Topology;
 use crate::worker::{Counters, Line, OnFailure, Pool};
 
 /// Waits between attempts to reach the broker at start.
@@ -58,6 +61,9 @@ pub enum TopologyError {
     /// `topology.declare` is off and something is not there.
     #[error("topology.declare is false and the broker lacks: {0}")]
     Missing(String),
+    /// Queues or exchanges are there with other arguments, or policies would lose what queues hold.
+    #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
+    Contradictions(String),
 }
 
 /// Runs the daemon until a shutdown has been carried out.
@@ -118,19 +124,43 @@ async fn prepare_topology(link: &Link, config: &Config, shutdown: &Shutdown) -> 
     unreachable!("the loop above ends by returning")
 }
 
+/// Compares before it declares, so that a broker which contradicts the configuration is left as it is.
 async fn try_topology(link: &Link, config: &Config) -> Result<(), TopologyError> {
     let topology = config.topology();
-    if config.topology.declare {
-        let declared = link.declare(topology.declarations()).await?;
-        info!(created = declared.created.len(), "topology declared");
-        return Ok(());
+    compare(config, &topology).await?;
+    if !config.topology.declare {
+        let missing = link.check(topology.declarations()).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        return Err(TopologyError::Missing(missing.join(", ")));
     }
-    let missing = link.check(topology.declarations()).await?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    Err(TopologyError::Missing(missing.join(", ")))
+    let declared = link.declare(topology.declarations()).await?;
+    info!(created = declared.created.len(), "topology declared");
+    // A policy may match a queue that was not there before.
+    if declared.created.is_empty() { Ok(()) } else { compare(config, &topology).await }
+}
+
+/// Asks the management API what is there and which policies rule it. Without an answer the start goes on: the
+/// broker itself refuses wrong arguments, but says less about them, and policies stay unseen.
+async fn compare(config: &Config, topology: &Topology) -> Result<(), TopologyError> {
+    let client = ManagementClient::new(&config.management, &config.broker.virtual_host);
+    let observed = match client {
+        Ok(client) => client.observe(topology).await,
+        Err(error) => Err(error),
+    };
+    let audit = match observed {
+        Ok(observed) => audit(topology, &observed),
+        Err(error) => {
+            warn!(error = %chain(&error), "cannot ask the management API: queue arguments and policies are not compared");
+            return Ok(());
+        }
+    };
+    let contradictions: Vec<_> = (audit.mismatches.iter().map(ToString::to_string))
+        .chain(audit.dangerous_policies.iter().map(ToString::to_string))
+        .collect();
+    if contradictions.is_empty() { Ok(()) } else { Err(TopologyError::Contradictions(contradictions.join("; "))) }
 }
 
 /// The running pools, each with its consumer's name and counters.

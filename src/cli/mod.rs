@@ -1,6 +1,9 @@
 //! The command line: its arguments, and which code each command exits with.
 
+pub mod check;
+pub mod publish;
 pub mod run;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +43,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// How a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
 /// Processes an online shop's orders from RabbitMQ, and loses none of them.
 #[derive(Debug, Parser)]
 #[command(name = "orderd", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
@@ -62,6 +75,10 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, 64 usage, 69
 enum Command {
     /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts.
     Run,
+    /// Publishes orders from a file or standard input, one JSON object a line.
+    Publish(publish::PublishArgs),
+    /// Says what would run: topology, pools, retry schedules; or every fault of the configuration.
+    Check(check::CheckArgs),
 }
 
 /// Parses the process's arguments and carries the command out.
@@ -80,6 +97,15 @@ pub async fn main() -> ExitCode {
             Ok(loaded) => run::run(loaded).await,
             Err(exit) => exit,
         },
+        Command::Publish(args) => match load(&sources) {
+            Ok(loaded) => publish::run(args, loaded.config).await,
+            Err(exit) => exit,
+        },
+        Command::Check(args) => {
+            let checked = check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr()).await;
+            // A reader that went away, such as `head`, is no fault of the configuration.
+            checked.unwrap_or(Exit::Internal)
+        }
     }
     .into()
 }

@@ -3,20 +3,25 @@
 use std::cell::RefCell;
 use std::fmt;
 
+use serde::Serialize;
+
 use super::layers::{Origin, Origins, describe};
 
 /// Something wrong, or worth a warning, in a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Which key: `consumers.order.prefetch`; of a syntax error `line 3, column 7`.
     pub path: String,
     /// What is wrong with it: `must be at least 1, is 0`.
     pub message: String,
     /// The line in the file, from 1, if it was written there.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
     /// The column in that line, in characters from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
     /// The environment variable or `--set` that it was written in, if it was not the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub set_by: Option<String>,
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::value::RawValue;
+use rust_decimal::Decimal;
+use serde::Deserialize;
 
-use super::notification::{channel_of, order_id};
+use super::notification::{Id, channel_of, order_id};
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
 use crate::ledger::{Entry, Ledger, NewAnalytics, Recorded};
 use crate::order::Sale;
@@ -21,13 +21,16 @@ pub(super) struct AnalyticsHandler {
     event_log: EventLog,
 }
 
-/// One line of the file.
-#[derive(Serialize)]
-struct Line<'a> {
-    id: &'a str,
-    event: &'a str,
-    received_at: Timestamp,
-    body: &'a RawValue,
+/// The body of an event of a processed order.
+#[derive(Deserialize)]
+struct Processed<'a> {
+    #[serde(borrow)]
+    order_id: Id<'a>,
+    product: String,
+    quantity: i64,
+    total: Decimal,
+    currency: String,
+    at: Timestamp,
 }
 
 impl AnalyticsHandler {
@@ -37,12 +40,11 @@ impl AnalyticsHandler {
 
     async fn count(&self, work: Work<'_>) -> Result<Handled, Failure> {
         let body = &work.delivery.message.body;
-        let (order_id, _) = order_id(body)?;
         let name = channel_of(work);
-        let sale = if name == PROCESSED && order_id.is_some() { Some(sale(body)?) } else { None };
+        let (order_id, sale) = read(name, body)?;
         let id = work.delivery.identity();
         let now = Timestamp::now();
-        let line = line(&id, name, now, body)?;
+        let line = line(&id, name, now, body);
         let event = NewAnalytics { id, order_id, name: name.to_owned(), sale, at: now };
         let recorded = self.ledger.record(Entry::Analytics(Box::new(event))).await;
         if recorded.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
@@ -59,25 +61,70 @@ impl Handler for AnalyticsHandler {
     }
 }
 
-fn sale(body: &[u8]) -> Result<Sale, Failure> {
-    serde_json::from_slice(body).map_err(|error| {
-        Failure::new(FailureKind::Malformed, "invalid_sale", format!("not an event of a processed order: {error}"))
-    })
+/// The order an event is about, and what it adds to the aggregates.
+fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failure> {
+    if name != PROCESSED || body.trim_ascii_start().first() != Some(&b'{') {
+        return Ok((order_id(body)?.0, None));
+    }
+    match serde_json::from_slice::<Processed<'_>>(body) {
+        Ok(Processed { order_id, product, quantity, total, currency, at }) => {
+            Ok((Some(order_id.into_text()), Some(Sale { product, quantity, total, currency, at })))
+        }
+        // Another producer's event of the same name is recorded, but is no sale.
+        Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),
+        Err(error) => {
+            let reason = format!("not an event of a processed order: {error}");
+            Err(Failure::new(FailureKind::Malformed, "invalid_sale", reason))
+        }
+    }
 }
 
-fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Result<Vec<u8>, Failure> {
-    let malformed = |error| Failure::new(FailureKind::Malformed, "invalid_event", format!("not JSON: {error}"));
-    let text = std::str::from_utf8(body).expect("parsed JSON is UTF-8");
-    let compact;
-    // One event is one line: a body with line feeds between its tokens is written anew without them.
-    let text = if text.contains(['\n', '\r']) {
-        compact = serde_json::from_str::<serde_json::Value>(text).map_err(malformed)?.to_string();
-        &compact
-    } else {
-        text
-    };
-    let body = serde_json::from_str(text).map_err(malformed)?;
-    let mut line = serde_json::to_vec(&Line { id, event, received_at, body }).map_err(malformed)?;
-    line.push(b'\n');
-    Ok(line)
+/// One line of the file: `{"id":…,"event":…,"received_at":…,"body":…}`. The body was parsed before, so it is
+/// JSON; it is put in as it came, but for line breaks, which JSON allows only between tokens.
+fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
+    let text = |value: &str| serde_json::to_string(value).expect("text is JSON");
+    let mut line = Vec::with_capacity(body.len() + id.len() + event.len() + 96);
+    let start = format!("{{\"id\":{},\"event\":{},\"received_at\":\"{received_at}\",\"body\":", text(id), text(event));
+    line.extend_from_slice(start.as_bytes());
+    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
+    line.extend_from_slice(b"}\n");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",
+        "total":"1200.00","currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
+
+    #[test]
+    fn a_processed_order_is_a_sale() {
+        let (order, sale) = read("processed", SALE.as_bytes()).unwrap();
+        assert_eq!(order.as_deref(), Some("ord-2"));
+        assert_eq!(sale.unwrap().total.to_string(), "1200.00");
+    }
+
+    #[test]
+    fn another_producers_event_is_no_sale() {
+        assert_eq!(read("page_view", br#"{"order_id":7,"total":"1"}"#).unwrap(), (Some("7".to_owned()), None));
+        assert_eq!(read("processed", br#"{"file":"x"}"#).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn a_sale_with_a_hole_is_malformed() {
+        let failure = read("processed", br#"{"order_id":"ord-2","product":"Laptop"}"#).unwrap_err();
+        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"));
+        assert_eq!(read("page_view", b"[1]").unwrap_err().kind, FailureKind::Malformed);
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_json() {
+        let at = "2026-11-22T08:00:01Z".parse().unwrap();
+        let line = String::from_utf8(line("a\"b", "processed", at, SALE.as_bytes())).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["id"], "a\"b");
+        assert_eq!(read["body"]["order_id"], "ord-2");
+    }
 }

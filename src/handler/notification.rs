@@ -69,13 +69,13 @@ struct Body<'a> {
 /// Producers write ids as text or as numbers.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Id<'a> {
+pub(super) enum Id<'a> {
     Text(#[serde(borrow)] Cow<'a, str>),
     Number(i64),
 }
 
 impl Id<'_> {
-    fn into_text(self) -> String {
+    pub(super) fn into_text(self) -> String {
         match self {
             Id::Text(text) => text.into_owned(),
             Id::Number(number) => number.to_string(),
@@ -83,11 +83,15 @@ impl Id<'_> {
     }
 }
 
-/// Reads the order id of a JSON object that may have one.
+/// Reads the order id and the address of a JSON object that may have them.
 pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<Cow<'_, str>>), Failure> {
-    let body: Body<'_> = serde_json::from_slice(body).map_err(|error| {
-        Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {error}"))
-    })?;
+    let malformed = |why: String| Failure::new(FailureKind::Malformed, "invalid_event", why);
+    // Serde would read an array as an object's fields in order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(malformed("not a JSON object".to_owned()));
+    }
+    let body: Body<'_> =
+        serde_json::from_slice(body).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
     Ok((body.order_id.map(Id::into_text), body.email))
 }
 

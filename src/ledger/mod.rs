@@ -3,6 +3,8 @@
 //! The inbox (have I seen this?) and the effect (the row, the aggregates) are one transaction, and an
 //! answer is given only after its commit is on disk. It never decides what an answer means.
 
+#[cfg(test)]
+mod conformance;
 mod entry;
 mod sqlite;
 

@@ -185,7 +185,7 @@ fn queue_mismatches(queue: &Queue, observed: &Observed) -> Vec<Mismatch> {
     for (name, expected, actual) in [
         ("durable", true, actual.durable),
         ("auto_delete", false, actual.auto_delete),
-        ("exclusive", false, actual.exclusive),
+        ("exclusive", false, actual.exclusive.unwrap_or(false)),
     ] {
         property(&mut found, &object, name, &Value::from(expected), &Value::from(actual));
     }

@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::observed::{Observed, ObservedBinding};
+use super::observed::{Observed, ObservedBinding, ObservedQueue};
 use crate::config::{Management, Secret};
 use crate::topology::{Binding, Topology};
 
@@ -45,7 +45,10 @@ pub enum ManagementError {
         source: reqwest::Error,
     },
     /// 401 or 403.
-    #[error("the management API at {url} refuses user {username:?} ({status}); it needs the tag \"monitoring\"")]
+    #[error(
+        "the management API at {url} refuses user {username:?} ({status}): its password is wrong, or it lacks the tag \
+         \"monitoring\""
+    )]
     Refused {
         /// The API's address.
         url: String,
@@ -129,7 +132,7 @@ impl ManagementClient {
             }
         }
         for queue in topology.queues() {
-            if let Some(found) = self.get(&["queues", &self.virtual_host, &queue.name]).await? {
+            if let Some(found) = self.queue(&queue.name).await? {
                 observed.queues.insert(queue.name.clone(), found);
                 observed.bindings.extend(self.bindings(&queue.name).await?);
             }
@@ -161,11 +164,22 @@ impl ManagementClient {
             }
             tokio::time::sleep(POLICY_POLL).await;
             for name in untold {
-                match self.get(&["queues", &self.virtual_host, &name]).await? {
+                match self.queue(&name).await? {
                     Some(found) => observed.queues.insert(name, found),
                     None => observed.queues.remove(&name),
                 };
             }
+        }
+    }
+
+    /// One queue, with the policies in force as fresh as the broker tells them: 4.3 tells them at once if asked
+    /// for no statistics, older ones only with the statistics, which are up to ten seconds old.
+    async fn queue(&self, name: &str) -> Result<Option<ObservedQueue>, ManagementError> {
+        let mut url = self.url(&["queues", &self.virtual_host, name]);
+        url.set_query(Some("disable_stats=true&enable_queue_totals=true"));
+        match self.ask::<ObservedQueue>(url).await? {
+            Some(queue) if queue.effective_policy.is_none() => self.get(&["queues", &self.virtual_host, name]).await,
+            answer => Ok(answer),
         }
     }
 
@@ -187,7 +201,10 @@ impl ManagementClient {
     /// # Errors
     /// No answer, another status, or an answer of another shape.
     pub async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<Option<T>, ManagementError> {
-        let url = self.url(segments);
+        self.ask(self.url(segments)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, url: Url) -> Result<Option<T>, ManagementError> {
         let unreachable = |error: reqwest::Error| ManagementError::Unreachable {
             url: self.base.to_string(),
             source: error.without_url(),
@@ -225,16 +242,49 @@ impl ManagementClient {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    fn settings(url: &str) -> Management {
+        let (username, password) = ("me".to_owned(), Secret::new("hunter2"));
+        Management { url: url.to_owned(), username, password, poll_every: DEADLINE }
+    }
+
+    /// What the client makes of one answer, byte for byte.
+    async fn answered(status: &str, body: Vec<u8>) -> Result<Option<serde_json::Value>, ManagementError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _request = socket.read(&mut [0; 4096]).await;
+            // The client hangs up on an answer that is too long.
+            let _sent = socket.write_all(&[head.into_bytes(), body].concat()).await;
+        });
+        let answer = ManagementClient::new(&settings(&url), "/").unwrap().get(&["overview"]).await;
+        server.await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_answer_is_told_apart() {
+        assert_eq!(answered("200 OK", b"{\"a\":1}".to_vec()).await.unwrap().unwrap()["a"], 1);
+        assert!(answered("404 Not Found", Vec::new()).await.unwrap().is_none());
+        let refused = answered("401 Unauthorized", Vec::new()).await.unwrap_err();
+        assert!(matches!(refused, ManagementError::Refused { .. }), "{refused}");
+        assert!(!format!("{refused} {refused:?}").contains("hunter2"));
+        let busy = answered("503 Service Unavailable", Vec::new()).await;
+        assert!(matches!(busy, Err(ManagementError::Status { .. })), "{busy:?}");
+        let html = answered("200 OK", b"<html>".to_vec()).await;
+        assert!(matches!(html, Err(ManagementError::Malformed { .. })), "{html:?}");
+        let endless = answered("200 OK", vec![b' '; LARGEST_ANSWER + 1]).await;
+        assert!(matches!(endless, Err(ManagementError::TooLong { .. })), "{endless:?}");
+    }
 
     #[test]
     fn segments_are_percent_encoded() {
-        let settings = |url: &str| Management {
-            url: url.to_owned(),
-            username: "me".to_owned(),
-            password: Secret::new("x"),
-            poll_every: DEADLINE,
-        };
         let url = |base: &str| {
             ManagementClient::new(&settings(base), "/").unwrap().url(&["queues", "/", "a b/c%"]).to_string()
         };

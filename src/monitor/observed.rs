@@ -43,9 +43,9 @@ pub struct ObservedQueue {
     pub durable: bool,
     /// Whether it goes with its last consumer.
     pub auto_delete: bool,
-    /// Whether it belongs to one connection.
+    /// Whether it belongs to one connection. RabbitMQ 4.x says null for false where it is asked for no statistics.
     #[serde(default)]
-    pub exclusive: bool,
+    pub exclusive: Option<bool>,
     /// Its arguments.
     #[serde(default, deserialize_with = "table")]
     pub arguments: Map<String, Value>,
@@ -55,8 +55,8 @@ pub struct ObservedQueue {
     /// The name of the operator policy in force.
     #[serde(default)]
     pub operator_policy: Option<String>,
-    /// What both policies say together. `None` until the queue has told the management plugin, up to six
-    /// seconds after it was declared; a changed policy shows as late.
+    /// What both policies say together. `None` until the queue has told the management plugin: measured on
+    /// 3.10.8, 4.0.5 and 4.3.6, up to ten seconds after it was declared. A changed policy shows as late.
     #[serde(default, rename = "effective_policy_definition", deserialize_with = "known_table")]
     pub effective_policy: Option<Map<String, Value>>,
 }

@@ -1,3 +1,6 @@
 //! Tests that need no broker.
 
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers outside of test functions for product code")]
+
+mod ledger_kill;
 mod tidy;

@@ -10,6 +10,9 @@ mod statements;
 mod totals;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,7 +39,7 @@ pub struct Tuning {
     pub queue: usize,
     /// Most entries in one commit.
     pub batch: usize,
-    /// How long the writer waits for company after the first entry of a batch.
+    /// How long the writer waits for company before it commits a small batch, while there is any company.
     pub gather: Duration,
     /// How long to wait for another program's lock before the batch fails.
     pub busy_timeout: Duration,
@@ -53,7 +56,7 @@ impl Default for Tuning {
         Self {
             queue: 4_096,
             batch: 1_024,
-            gather: Duration::ZERO,
+            gather: Duration::from_micros(500),
             busy_timeout: Duration::from_secs(2),
             cache_kib: 8_192,
             checkpoint_pages: 4_000,

@@ -11,7 +11,7 @@ use rust_decimal::Decimal;
 
 use crate::order::Sale;
 
-/// Sums kept in memory between commits; beyond it all are forgotten and read again.
+/// Sums kept in memory between commits, about 1 MiB; beyond it all are dropped and read again.
 const KEPT_SUMS: usize = 4_096;
 
 /// Widths of the buckets in milliseconds, with their names in the table.
@@ -49,7 +49,7 @@ struct Sum {
     orders: i64,
     quantity: i64,
     revenue: Decimal,
-    /// Differs from its row.
+    /// Differs from its row, and is listed in [`Sales::unwritten`].
     unwritten: bool,
 }
 
@@ -73,11 +73,18 @@ pub(super) fn exact_sum(a: Decimal, b: Decimal) -> Option<Decimal> {
     a.checked_add(b).filter(|sum| sum.scale() >= a.scale().max(b.scale()))
 }
 
-/// The sums the writer knows, and the statements that read and write them.
+/// The sums the writer knows, and the statements that read and write them. Sums outlive their transaction, so
+/// that a busy bucket is read once and then only written.
 pub(super) struct Sales<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
+    data_version: Statement<'c>,
     sums: HashMap<Bucket, Sum>,
+    unwritten: Vec<Bucket>,
+    /// SQLite's count of other connections' commits when the sums were last known to be the file's.
+    known_version: i64,
+    /// Whether the sums have been found current in this transaction: none can write from then on.
+    current: bool,
 }
 
 impl<'c> Sales<'c> {
@@ -93,12 +100,17 @@ impl<'c> Sales<'c> {
                  ON CONFLICT (granularity, starts_at, currency, product)
                  DO UPDATE SET orders = excluded.orders, quantity = excluded.quantity, revenue = excluded.revenue",
             )?,
+            data_version: connection.prepare("PRAGMA data_version")?,
             sums: HashMap::new(),
+            unwritten: Vec::new(),
+            known_version: 0,
+            current: false,
         })
     }
 
     /// Adds a sale to its three buckets, or to none.
     pub(super) fn add(&mut self, sale: &Sale) -> Result<(), FoldError> {
+        self.refresh().map_err(FoldError::Sqlite)?;
         let (product, currency): (Rc<str>, Rc<str>) = (sale.product.as_str().into(), sale.currency.as_str().into());
         let at = sale.at.as_millisecond();
         let mut sums = [Sum::default(); GRANULARITIES.len()];
@@ -120,7 +132,22 @@ impl<'c> Sales<'c> {
             })?;
         }
         for (granularity, sum) in sums.into_iter().enumerate() {
-            self.sums.insert(bucket(granularity), sum);
+            let bucket = bucket(granularity);
+            if !self.sums.insert(bucket.clone(), sum).is_some_and(|before| before.unwritten) {
+                self.unwritten.push(bucket);
+            }
+        }
+        Ok(())
+    }
+
+    /// Once per transaction: drops the sums if another process has written to the file, or if they are many.
+    fn refresh(&mut self) -> rusqlite::Result<()> {
+        if !self.current {
+            let version = self.data_version.query_row([], |row| row.get(0))?;
+            if version != self.known_version || self.sums.len() > KEPT_SUMS {
+                self.sums.clear();
+            }
+            (self.known_version, self.current) = (version, true);
         }
         Ok(())
     }
@@ -137,9 +164,10 @@ impl<'c> Sales<'c> {
         Ok(stored.optional()?.unwrap_or_default())
     }
 
-    /// Writes the sums that changed. Part of every commit.
+    /// Writes the sums that changed. The last step before every commit.
     pub(super) fn write(&mut self) -> rusqlite::Result<()> {
-        for (bucket, sum) in self.sums.iter_mut().filter(|(_, sum)| sum.unwritten) {
+        for bucket in self.unwritten.drain(..) {
+            let sum = self.sums.get_mut(&bucket).expect("an unwritten sum is kept until it is written");
             self.write.execute(params![
                 GRANULARITIES[bucket.granularity].0,
                 bucket.starts_at,
@@ -151,13 +179,15 @@ impl<'c> Sales<'c> {
             ])?;
             sum.unwritten = false;
         }
-        self.sums.clear();
+        self.current = false;
         Ok(())
     }
 
-    /// Drops all sums, written or not.
+    /// Drops all sums: after a rollback they are not the file's.
     pub(super) fn forget(&mut self) {
         self.sums.clear();
+        self.unwritten.clear();
+        self.current = false;
     }
 }
 

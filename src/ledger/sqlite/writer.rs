@@ -3,13 +3,13 @@
 //! It owns the only connection that writes. It must never answer from an open transaction, nor end because
 //! the store refused: a full disk or a lock passes.
 
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::thread;
-use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +79,9 @@ fn put_away(connection: Connection) {
     }
 }
 
+/// Entries from which a batch is not kept waiting: its commit's own cost is shared well enough.
+const ENOUGH: usize = 256;
+
 struct Writer<'c> {
     connection: &'c Connection,
     statements: Statements<'c>,
@@ -94,8 +97,10 @@ impl Writer<'_> {
     fn run(mut self) {
         let mut waiting = Vec::with_capacity(self.tuning.batch);
         let mut batch = Vec::with_capacity(self.tuning.batch);
+        let mut last = 0;
         while self.requests.blocking_recv_many(&mut waiting, self.tuning.batch) > 0 {
-            self.gather(&mut waiting);
+            self.gather(&mut waiting, last);
+            last = waiting.len();
             for request in waiting.drain(..) {
                 match request {
                     Request::Record { entry, answer } => batch.push((entry, answer)),
@@ -111,15 +116,18 @@ impl Writer<'_> {
         }
     }
 
-    /// Waits for company, so that a commit is shared by more.
-    fn gather(&mut self, waiting: &mut Vec<Request>) {
-        if self.tuning.gather > Duration::ZERO && waiting.len() < self.tuning.batch {
-            thread::sleep(self.tuning.gather);
-            while waiting.len() < self.tuning.batch
-                && let Ok(request) = self.requests.try_recv()
-            {
-                waiting.push(request);
-            }
+    /// Waits a moment for company, so that more share the cost of a commit. Not when enough have come, and not
+    /// when the last batch was alone: then nobody would come, and the caller would only wait longer.
+    fn gather(&mut self, waiting: &mut Vec<Request>, last: usize) {
+        let enough = self.tuning.batch.min(ENOUGH);
+        if waiting.len() >= enough || last.max(waiting.len()) <= 1 || self.tuning.gather.is_zero() {
+            return;
+        }
+        thread::sleep(self.tuning.gather);
+        while waiting.len() < self.tuning.batch
+            && let Ok(request) = self.requests.try_recv()
+        {
+            waiting.push(request);
         }
     }
 
@@ -136,13 +144,12 @@ impl Writer<'_> {
                     let _ = answer.send(outcome);
                 }
             }
-            Err((action, error)) => {
+            Err(error) => {
                 self.statements.roll_back(self.connection);
-                let entries = batch.len();
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::warn!(%error, action, entries, "the ledger cannot record; its callers will try again");
+                    let (entries, cause) = (batch.len(), error.source());
+                    tracing::warn!(%error, cause, entries, "the ledger cannot record; its callers will try again");
                 }
-                let error = LedgerError::store(action, error);
                 for (_, answer) in batch.drain(..) {
                     let _ = answer.send(Err(error.clone()));
                 }
@@ -152,17 +159,19 @@ impl Writer<'_> {
 
     /// Runs a batch in one transaction. An entry that fails alone leaves nothing behind and its neighbours
     /// in place; an error that dooms the transaction is returned.
-    fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, (&'static str, rusqlite::Error)> {
-        self.statements.begin().map_err(|error| ("begin a transaction", error))?;
+    fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, LedgerError> {
+        self.statements.begin().map_err(|error| LedgerError::store("begin a transaction", error))?;
         let mut outcomes = Vec::with_capacity(batch.len());
         for (entry, _) in batch {
             match self.statements.record(entry) {
                 Ok(recorded) => outcomes.push(Ok(recorded)),
+                // Should SQLite have left the transaction, what follows would be committed piece by piece.
+                Err(Fault::Entry(error)) if self.connection.is_autocommit() => return Err(error),
                 Err(Fault::Entry(error)) => outcomes.push(Err(error)),
-                Err(Fault::Batch(error)) => return Err(("record an entry", error)),
+                Err(Fault::Batch(error)) => return Err(LedgerError::store("record an entry", error)),
             }
         }
-        self.statements.commit().map_err(|error| ("commit", error))?;
+        self.statements.commit().map_err(|error| LedgerError::store("commit", error))?;
         Ok(outcomes)
     }
 }

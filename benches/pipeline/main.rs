@@ -1,0 +1,125 @@
+//! `make bench`: orderd against the broker's ceiling, on one private broker node.
+//!
+//! Each round preloads the order queue and takes the orders through by the bare broker operations (the
+//! ceiling), then preloads it again and lets orderd do the whole job. Queues, messages and machine are the
+//! same for both; neither has its connecting and declaring on the clock.
+
+mod ceiling;
+#[path = "../../tests/support/daemon.rs"]
+#[allow(dead_code, reason = "shared; the bench kills no daemon")]
+mod daemon;
+#[path = "../../tests/support/node.rs"]
+#[allow(dead_code, reason = "shared; the bench kills no broker")]
+mod node;
+mod report;
+mod whole;
+mod wire;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use orderd::config::{Config, Sources};
+
+use ceiling::Window;
+use node::Node;
+use report::{Report, Round};
+use wire::Connection;
+
+const MIB: f64 = 1024.0 * 1024.0;
+/// A new quorum queue needs a moment before it keeps what it confirms, and before it is at full speed.
+const AFTER_DECLARING: Duration = Duration::from_secs(2);
+
+/// Measures orderd against the broker's ceiling.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Orders in each round
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(10..))]
+    orders: u64,
+    /// Rounds; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// The ceiling's unacknowledged deliveries per queue
+    #[arg(long, default_value_t = 1000)]
+    prefetch: u16,
+    /// The ceiling acknowledges so many at a time
+    #[arg(long, default_value_t = 200)]
+    acks: u64,
+    /// Measure the ceiling alone
+    #[arg(long)]
+    ceiling_only: bool,
+    /// A setting for orderd, as in its environment: ORDERD_CONSUMERS__ORDER__WORKERS=8
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Print one JSON object on stdout; the rounds go to stderr
+    #[arg(long)]
+    json: bool,
+    /// `cargo bench` says so to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    Node::wipe("bench")?;
+    let node = Node::start("bench")?;
+    let outcome = measure(&arguments, &node);
+    node.stop()?;
+    let report = outcome?;
+    if arguments.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>> {
+    let settings = arguments
+        .settings
+        .iter()
+        .map(|text| text.split_once('=').map(|(key, value)| (key, value.to_owned())))
+        .collect::<Option<Vec<_>>>()
+        .ok_or("--set takes KEY=VALUE")?;
+    let window = Window { prefetch: arguments.prefetch, acks: arguments.acks.clamp(1, arguments.prefetch.into()) };
+    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    let per_second = |elapsed: Duration| arguments.orders as f64 / elapsed.as_secs_f64();
+
+    declare(node)?;
+    let mut tenth = 0.0;
+    if !arguments.ceiling_only {
+        // Also the warm-up: the broker's first messages are slower than all that follow.
+        ceiling::preload(node.amqp_port, arguments.orders / 10)?;
+        tenth = whole::run(node, arguments.orders / 10, &directory, &settings)?.memory as f64 / MIB;
+    }
+    let mut rounds = Vec::new();
+    for number in 1..=arguments.rounds {
+        ceiling::preload(node.amqp_port, arguments.orders)?;
+        let ceiling = per_second(ceiling::run(node.amqp_port, arguments.orders, window)?);
+        let mut round = Round { ceiling, orderd: None, cpu_micros: 0.0, memory_mib: 0.0 };
+        if !arguments.ceiling_only {
+            ceiling::preload(node.amqp_port, arguments.orders)?;
+            let cost = whole::run(node, arguments.orders, &directory, &settings)?;
+            round.orderd = Some(per_second(cost.elapsed));
+            round.cpu_micros = cost.cpu.as_secs_f64() * 1e6 / arguments.orders as f64;
+            round.memory_mib = cost.memory as f64 / MIB;
+        }
+        eprintln!("round {number}   {round}");
+        rounds.push(round);
+    }
+    Ok(Report::new(arguments.orders, rounds, tenth))
+}
+
+/// The topology of the default configuration, as orderd plans it.
+fn declare(node: &Node) -> Result<(), Box<dyn Error>> {
+    let sources = Sources { file: Some(daemon::CONFIG.into()), ..Sources::default() };
+    let config = Config::load(&sources, &orderd::handler::NAMES)?.config;
+    let mut connection = Connection::open(node.amqp_port)?;
+    for declaration in config.topology().declarations() {
+        connection.declare(declaration)?;
+    }
+    thread::sleep(AFTER_DECLARING);
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! `orderd check --connect`: whether the broker takes connections, and what it has. It only asks.
+
+use std::time::Duration;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use super::super::Exit;
+use crate::chain::chain;
+use crate::config::{Address, Config};
+use crate::monitor::audit::{Audit, Object, audit};
+use crate::monitor::{ManagementClient, ManagementError};
+
+/// How long to wait for queues to tell their policies: they do within ten seconds of their
+/// declaration (measured).
+const POLICY_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What the broker said. In JSON:
+///
+/// ```json
+/// {"addresses": [{"address": "127.0.0.1:5672", "error": null}],
+///  "management": {"url": "http://127.0.0.1:15672", "error": null},
+///  "missing": [{"kind": "queue", "name": "order_queue"}],
+///  "mismatches": [{"object": {"kind": "queue", "name": "order_queue"}, "argument": "x-delivery-limit",
+///                  "expected": 20, "actual": 5}],
+///  "dangerous_policies": [{"queue": "order_queue", "policies": ["mine"], "key": "overflow",
+///                          "value": "drop-head", "effect": "…"}],
+///  "unknown_policies": ["order_queue"],
+///  "extra_bindings": [{"kind": "binding", "exchange": "orders", "queue": "order_queue", "routing_key": "old"}]}
+/// ```
+///
+/// The lists are null when the management API gave no answer.
+#[derive(Debug)]
+pub struct BrokerReport {
+    /// Each address of the configuration.
+    pub addresses: Vec<Reach>,
+    /// The management API's address.
+    pub management_url: String,
+    /// What the management API said.
+    pub audit: Result<Audit, ManagementError>,
+}
+
+/// Whether an address takes connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reach {
+    /// `host:port`.
+    pub address: String,
+    /// Why not; `None`: it does.
+    pub error: Option<String>,
+}
+
+/// Asks the broker.
+pub(super) async fn ask(config: &Config) -> BrokerReport {
+    let mut addresses = Vec::new();
+    for address in &config.broker.addresses {
+        addresses.push(reach(address, config.broker.connect_timeout).await);
+    }
+    let management_url = config.management.url.clone();
+    BrokerReport { addresses, management_url, audit: ask_management(config).await }
+}
+
+async fn reach(address: &Address, patience: Duration) -> Reach {
+    let connecting = TcpStream::connect((address.host.as_str(), address.port));
+    let error = match tokio::time::timeout(patience, connecting).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no connection within {}", crate::config::duration::format(patience))),
+    };
+    Reach { address: address.to_string(), error }
+}
+
+async fn ask_management(config: &Config) -> Result<Audit, ManagementError> {
+    let topology = config.topology();
+    let client = ManagementClient::new(&config.management, &config.broker.virtual_host)?;
+    let observed = client.observe_with_policies(&topology, POLICY_PATIENCE).await?;
+    Ok(audit(&topology, &observed))
+}
+
+impl BrokerReport {
+    /// Whether no address takes connections.
+    fn is_unreachable(&self) -> bool {
+        self.addresses.iter().all(|reach| reach.error.is_some())
+    }
+
+    /// What keeps orderd from running, one line each. What is missing counts only where orderd must not
+    /// declare it.
+    pub fn faults(&self, declare: bool) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.is_unreachable() {
+            faults.extend(
+                self.addresses.iter().filter_map(|reach| {
+                    Some(format!("cannot connect to {}: {}", reach.address, reach.error.as_deref()?))
+                }),
+            );
+        }
+        match &self.audit {
+            Ok(audit) => {
+                faults.extend(audit.mismatches.iter().map(ToString::to_string));
+                faults.extend(audit.dangerous_policies.iter().map(ToString::to_string));
+                if !declare {
+                    faults.extend(audit.missing.iter().map(|object| format!("{object} is missing")));
+                }
+            }
+            Err(error) => faults.push(chain(error)),
+        }
+        faults
+    }
+
+    /// 69 when it cannot be asked, 78 when it contradicts the configuration.
+    pub fn exit(&self, declare: bool) -> Exit {
+        match &self.audit {
+            _ if self.is_unreachable() => Exit::Unavailable,
+            Err(
+                ManagementError::Refused { .. } | ManagementError::NoVirtualHost { .. } | ManagementError::Setup { .. },
+            ) => Exit::Config,
+            Err(
+                ManagementError::Unreachable { .. }
+                | ManagementError::Status { .. }
+                | ManagementError::TooLong { .. }
+                | ManagementError::Malformed { .. },
+            ) => Exit::Unavailable,
+            Ok(audit) if audit.refuses() || (!declare && !audit.missing.is_empty()) => Exit::Config,
+            Ok(_) => Exit::Done,
+        }
+    }
+}
+
+fn object(object: &Object) -> Value {
+    match object {
+        Object::Exchange(name) => json!({"kind": "exchange", "name": name}),
+        Object::Queue(name) => json!({"kind": "queue", "name": name}),
+        Object::Binding { exchange, queue, routing_key } => {
+            json!({"kind": "binding", "exchange": exchange, "queue": queue, "routing_key": routing_key})
+        }
+    }
+}
+
+/// A value that is JSON already.
+fn parsed(json: Option<&str>) -> Value {
+    json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(Value::Null)
+}
+
+impl Serialize for BrokerReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("addresses", &self.addresses)?;
+        let error = self.audit.as_ref().err().map(|error| chain(error));
+        map.serialize_entry("management", &json!({"url": self.management_url, "error": error}))?;
+        let audit = self.audit.as_ref().ok();
+        let objects = |objects: &[Object]| objects.iter().map(object).collect::<Vec<_>>();
+        map.serialize_entry("missing", &audit.map(|audit| objects(&audit.missing)))?;
+        map.serialize_entry("mismatches", &audit.map(mismatches))?;
+        map.serialize_entry("dangerous_policies", &audit.map(policies))?;
+        map.serialize_entry("unknown_policies", &audit.map(|audit| &audit.unknown_policies))?;
+        map.serialize_entry("extra_bindings", &audit.map(|audit| objects(&audit.extra_bindings)))?;
+        map.end()
+    }
+}
+
+fn mismatches(audit: &Audit) -> Vec<Value> {
+    let mismatch = |found: &crate::monitor::audit::Mismatch| {
+        json!({
+            "object": object(&found.object),
+            "argument": found.argument,
+            "expected": parsed(found.expected.as_deref()),
+            "actual": parsed(found.actual.as_deref()),
+        })
+    };
+    audit.mismatches.iter().map(mismatch).collect()
+}
+
+fn policies(audit: &Audit) -> Vec<Value> {
+    let policy = |found: &crate::monitor::audit::DangerousPolicy| {
+        json!({
+            "queue": found.queue,
+            "policies": found.policies,
+            "key": found.key,
+            "value": parsed(Some(&found.value)),
+            "effect": found.effect,
+        })
+    };
+    audit.dangerous_policies.iter().map(policy).collect()
+}

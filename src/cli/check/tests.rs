@@ -1,0 +1,154 @@
+//! `orderd check` as its users meet it: a file in, text and an exit code out.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::*;
+use crate::config::DEFAULT_FILE;
+use crate::recovery::RetryPolicy;
+
+struct Answer {
+    code: Exit,
+    out: String,
+    err: String,
+}
+
+async fn check(args: CheckArgs, file: &str) -> Answer {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("orderd.toml");
+    std::fs::write(&path, file).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let sources = Sources { file: Some(path), ..Sources::default() };
+    let code = run(args, &sources, &mut out, &mut err).await.unwrap();
+    Answer { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+}
+
+const TEXT: CheckArgs = CheckArgs { connect: false, format: Format::Text };
+const JSON: CheckArgs = CheckArgs { connect: false, format: Format::Json };
+
+fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> Schedule {
+    let delays = delays.iter().map(|delay| delay.parse().unwrap()).collect();
+    let policy = RetryPolicy { immediate, delays, max_age: Duration::from_secs(86_400) };
+    Schedule::new("q", &policy, Duration::from_secs(timeout))
+}
+
+#[test]
+fn the_configuration_and_the_handlers_mean_the_same_by_failed() {
+    assert_eq!(crate::config::FAILED_HANDLER, crate::handler::FAILED);
+}
+
+#[test]
+fn the_schedule_adds_up() {
+    for (immediate, delays, after, tries, worst) in [
+        (1, &["1s", "10s", "1m"][..], &[1, 11, 71][..], 8, 71 + 8 * 30),
+        (0, &["1s"], &[1], 2, 1 + 2 * 30),
+        (2, &[], &[], 3, 3 * 30),
+        (0, &["5s", "5s"], &[5, 10], 3, 10 + 3 * 30),
+    ] {
+        let schedule = schedule(immediate, delays, 30);
+        let found: Vec<u64> = schedule.delayed.iter().map(|retry| retry.after.as_secs()).collect();
+        assert_eq!((found.as_slice(), schedule.tries, schedule.worst_case.as_secs()), (after, tries, worst));
+    }
+    assert_eq!(schedule(0, &["60s"], 1).delayed[0].queue, "q.retry.1m");
+}
+
+#[tokio::test]
+async fn the_default_configuration_is_good_and_says_what_would_run() {
+    let answer = check(TEXT, DEFAULT_FILE).await;
+    assert_eq!((answer.code, answer.err.as_str()), (Exit::Done, ""));
+    let lines: Vec<String> =
+        answer.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for expected in [
+        "orders topic alternate-exchange=orders.unrouted",
+        "queues (durable, all with x-overflow=reject-publish x-queue-type=quorum)",
+        "dead_letter_queue x-delivery-limit=2147483647",
+        "order_queue.retry.10s x-dead-letter-exchange=orders.requeue x-dead-letter-routing-key=order_queue \
+         x-dead-letter-strategy=at-least-once x-message-ttl=10000",
+        "orders order.normal.* order_queue",
+        "order order_queue order 4 × 100 = 400 30s",
+        "order once +1s, +11s, +1m 11s 5m 11s = 1m 11s of delays + 8 tries × 30s; max_age 24h",
+        "failed – never: it holds on to what it cannot settle –",
+    ] {
+        assert!(lines.contains(&expected.to_owned()), "{expected}\n{}", answer.out);
+    }
+    assert!(!answer.out.contains("FAULTS"));
+}
+
+#[tokio::test]
+async fn injected_faults_are_loud() {
+    let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
+    let answer = check(TEXT, &file).await;
+    assert!(answer.out.contains("!!! FAULTS ARE INJECTED into consumer \"order\": 5 % fail once"), "{}", answer.out);
+    assert!(answer.err.starts_with("warning: consumers.order.faults: "), "{}", answer.err);
+    assert_eq!(answer.code, Exit::Done);
+}
+
+#[tokio::test]
+async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
+    let file = DEFAULT_FILE.replacen("prefetch = 100", "prefetch = 0", 1).replacen("keep = 14", "keep = 0\nkep = 1", 1);
+    let expected = "consumers.order.prefetch: must be at least 1, is 0\n\
+                    log.keep: must be at least 1, is 0\n\
+                    log.kep: unknown key; did you mean \"keep\"?\n";
+    let answer = check(TEXT, &file).await;
+    assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (Exit::Config, "", expected));
+    let answer = check(JSON, &file).await;
+    assert_eq!((answer.code, answer.err.as_str()), (Exit::Config, expected));
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(told["ok"], false);
+    assert_eq!(told["problems"][0]["path"], "consumers.order.prefetch");
+    assert!(told["problems"][0]["line"].is_u64());
+}
+
+#[tokio::test]
+async fn a_missing_file_is_a_configuration_fault() {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let sources = Sources { file: Some(PathBuf::from("/nowhere/orderd.toml")), ..Sources::default() };
+    let code = run(JSON, &sources, &mut out, &mut err).await.unwrap();
+    let err = String::from_utf8(err).unwrap();
+    assert_eq!(code, Exit::Config);
+    assert!(err.starts_with("cannot read configuration file \"/nowhere/orderd.toml\": No such file"), "{err}");
+    let told: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(told["ok"], false);
+}
+
+#[tokio::test]
+async fn json_has_the_documented_keys() {
+    let answer = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    let keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = ["broker", "config", "connected", "consumers", "ok", "problems", "topology", "warnings"];
+    assert_eq!(keys, expected);
+    let order = told["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
+    let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = ["faults", "handler", "name", "prefetch", "queue", "retry", "slots", "timeout_ms", "workers"];
+    assert_eq!(keys, expected);
+    assert_eq!(order["retry"]["delayed"][1]["after_ms"], 11_000);
+    assert_eq!(order["retry"]["worst_case_ms"], 311_000);
+    assert_eq!(order["faults"]["hang"], 0.5);
+    assert_eq!(told["topology"]["exchanges"][4]["arguments"]["alternate-exchange"], "orders.unrouted");
+    assert_eq!(told["connected"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_there_is_69() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let file = DEFAULT_FILE.replacen("127.0.0.1:5672", &format!("127.0.0.1:{port}"), 1).replacen(
+        "127.0.0.1:15672",
+        &format!("127.0.0.1:{port}"),
+        1,
+    );
+    let answer = check(CheckArgs { connect: true, format: Format::Text }, &file).await;
+    assert_eq!(answer.code, Exit::Unavailable);
+    assert!(answer.err.contains(&format!("error: cannot connect to 127.0.0.1:{port}: ")), "{}", answer.err);
+    assert!(answer.err.contains("error: cannot reach the management API at "), "{}", answer.err);
+    assert!(answer.out.contains("consumers\n"), "what would run is told all the same");
+    let answer = check(CheckArgs { connect: true, format: Format::Json }, &file).await;
+    let told: Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(told["ok"], false);
+    assert_eq!(told["connected"]["missing"], Value::Null);
+    assert!(told["connected"]["management"]["error"].is_string());
+}

@@ -1,0 +1,360 @@
+//! The SQLite ledger's own promises: durable answers, shared commits, exact sums, and errors that pass.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use proptest::prelude::*;
+use rusqlite::Connection;
+use rust_decimal::Decimal;
+use tempfile::TempDir;
+
+use super::schema::{self, MigrateError};
+use super::*;
+use crate::ledger::Recorded::{Duplicate, New};
+use crate::ledger::conformance::{
+    accept, analytics, at, attempt, conforms, dead_letter, finish, look_up, notification, order, sale,
+};
+use crate::ledger::{Entry, NewOrder};
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// A connection of "another program".
+fn other(directory: &TempDir) -> Connection {
+    Connection::open(directory.path().join(FILE_NAME)).unwrap()
+}
+
+fn count(connection: &Connection, table: &str) -> i64 {
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+fn impatient() -> Tuning {
+    Tuning { busy_timeout: Duration::from_millis(50), ..Tuning::default() }
+}
+
+/// Queues entries behind another program's lock, so that they are one batch however fast the writer is: it
+/// already waits with a batch of one, whose answer comes with theirs.
+async fn record_together(
+    ledger: &SqliteLedger,
+    program: &Connection,
+    entries: impl IntoIterator<Item = Entry>,
+) -> Vec<Result<Recorded, LedgerError>> {
+    program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let plug = ledger.record(look_up("plug"));
+    while ledger.queue.capacity() < ledger.queue.max_capacity() {
+        tokio::task::yield_now().await;
+    }
+    let answers: Vec<_> = entries.into_iter().map(|entry| ledger.record(entry)).collect();
+    program.execute_batch("COMMIT").unwrap();
+    assert_eq!(plug.await.unwrap(), New);
+    join_all(answers).await
+}
+
+fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
+    matches!(answer, Err(LedgerError::Store { .. }))
+}
+
+#[tokio::test]
+async fn sqlite_conforms() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    conforms(&ledger).await;
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn what_is_answered_can_be_read_by_another_program_with_its_times() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.record(accept(order("ord-1"))).await.unwrap();
+    ledger.record(finish("ord-1")).await.unwrap();
+    let row: String = other(&directory)
+        .query_row(
+            "SELECT concat_ws('|', id, status, consumer, product, quantity, price, total, currency, priority, customer_id,
+                              placed_at, accepted_at, processed_at) FROM orders",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(row, "ord-1|processed|order|Laptop|3|400|1200|EUR|0|7|1000|2000|3000");
+}
+
+#[tokio::test]
+async fn entries_that_wait_together_share_one_commit() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let entries = (0..300).map(|n| accept(order(&format!("ord-{n}"))));
+    let answers = record_together(&ledger, &other(&directory), entries).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap() == New));
+    assert_eq!(ledger.commits(), 2, "one for the plug and one for the 300");
+}
+
+#[tokio::test]
+async fn callers_wait_for_a_full_queue_and_none_is_turned_away() {
+    let directory = directory();
+    let tuning = Tuning { queue: 4, batch: 3, ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let answers = join_all((0..100).map(|n| ledger.record(accept(order(&format!("ord-{n}")))))).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap() == New));
+    assert_eq!(count(&other(&directory), "orders"), 100);
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_whole_batch_and_room_heals_it() {
+    let directory = directory();
+    let tuning = Tuning { max_pages: Some(40), ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let large = |id: String| accept(NewOrder { product: "x".repeat(3_000), ..order(&id) });
+    for n in 0..10 {
+        ledger.record(large(format!("kept-{n}"))).await.unwrap();
+    }
+    let program = other(&directory);
+    let answers = record_together(&ledger, &program, (0..100).map(|n| large(format!("ord-{n}")))).await;
+    assert!(answers.iter().all(is_store_error), "{answers:?}");
+    assert_eq!(count(&program, "orders"), 10);
+    program.execute_batch("DELETE FROM orders").unwrap();
+    assert_eq!(ledger.record(large("ord-1".to_owned())).await.unwrap(), New);
+}
+
+#[tokio::test]
+async fn a_locked_file_is_an_error_until_it_is_unlocked() {
+    let directory = directory();
+    let ledger = SqliteLedger::open_with(directory.path(), impatient()).unwrap();
+    let program = other(&directory);
+    program.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    assert!(is_store_error(&ledger.record(notification("n-1")).await));
+    program.execute_batch("COMMIT").unwrap();
+    assert_eq!(ledger.record(notification("n-1")).await.unwrap(), New);
+}
+
+#[tokio::test]
+async fn sales_of_a_failed_batch_are_not_counted_by_the_next() {
+    let directory = directory();
+    let ledger =
+        SqliteLedger::open_with(directory.path(), Tuning { max_pages: Some(40), ..Tuning::default() }).unwrap();
+    let sold = |id: &str| analytics(id, Some(sale("Laptop", Decimal::TEN, at(0))));
+    ledger.record(sold("a-1")).await.unwrap();
+    // The disk is full after the second sale has been added in memory.
+    let large = (0..100).map(|n| accept(NewOrder { product: "x".repeat(3_000), ..order(&format!("ord-{n}")) }));
+    let entries = std::iter::once(sold("a-2")).chain(large);
+    assert!(record_together(&ledger, &other(&directory), entries).await.iter().all(is_store_error));
+    assert_eq!(ledger.record(sold("a-2")).await.unwrap(), New);
+    assert_eq!(SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"].total, Some(Decimal::from(20)));
+}
+
+#[tokio::test]
+async fn an_entry_that_ends_the_transaction_takes_its_batch_with_it() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let program = other(&directory);
+    let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
+    program.execute_batch(deny).unwrap();
+    let sold = || analytics("a-1", Some(sale("Laptop", Decimal::TEN, at(0))));
+    let entries = [Entry::Attempt(Box::new(attempt("o-1", "order", 0))), sold()];
+    let answers = record_together(&ledger, &program, entries).await;
+    assert!(answers.iter().all(is_store_error), "{answers:?}");
+    program.execute_batch("DROP TRIGGER deny").unwrap();
+    assert_eq!(ledger.record(sold()).await.unwrap(), New);
+}
+
+#[tokio::test]
+async fn a_sum_that_would_overflow_or_be_rounded_fails_its_entry_and_not_its_neighbours() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let sold = |id: &str, total: Decimal| ledger.record(analytics(id, Some(sale("Laptop", total, at(0)))));
+    let cent = Decimal::new(1, 2);
+    let answers = join_all([
+        sold("first", Decimal::MAX),
+        sold("overflow", Decimal::ONE),
+        sold("rounded", cent),
+        sold("negative", -Decimal::ONE),
+        ledger.record(notification("neighbour")),
+    ])
+    .await;
+    let kept: Vec<bool> = answers.iter().map(Result::is_ok).collect();
+    assert_eq!(kept, [true, false, false, true, true]);
+    assert_eq!(ledger.record(look_up("overflow")).await.unwrap(), New);
+    assert_eq!(ledger.record(look_up("rounded")).await.unwrap(), New);
+    let revenue = SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"];
+    assert_eq!((revenue.orders, revenue.total), (2, Some(Decimal::MAX - Decimal::ONE)));
+}
+
+#[tokio::test]
+async fn two_processes_on_one_file_add_to_the_same_sums() {
+    let directory = directory();
+    let ledgers = [SqliteLedger::open(directory.path()).unwrap(), SqliteLedger::open(directory.path()).unwrap()];
+    for n in 0..20 {
+        // Every event reaches both, as when a connection is lost between the record and its ack.
+        let sold = || analytics(&format!("a-{n}"), Some(sale("Laptop", Decimal::TEN, at(0))));
+        let answers = [ledgers[n % 2].record(sold()).await.unwrap(), ledgers[1 - n % 2].record(sold()).await.unwrap()];
+        assert_eq!(answers, [New, Duplicate]);
+    }
+    assert_eq!(SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"].total, Some(Decimal::from(200)));
+}
+
+#[tokio::test]
+async fn closing_answers_what_waits_and_leaves_one_file() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let waiting: Vec<_> = (0..50).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))).collect();
+    tokio::join!(ledger.close(), ledger.close());
+    assert!(join_all(waiting).await.into_iter().all(|answer| answer.unwrap() == New));
+    assert!(matches!(ledger.record(look_up("x")).await, Err(LedgerError::Closed)));
+    ledger.close().await;
+    let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, [FILE_NAME]);
+}
+
+#[tokio::test]
+async fn what_was_recorded_is_known_after_a_restart() {
+    let directory = directory();
+    for expected in [New, Duplicate] {
+        let ledger = SqliteLedger::open(&directory.path().join("made/on/demand")).unwrap();
+        assert_eq!(ledger.record(notification("n-1")).await.unwrap(), expected);
+        ledger.close().await;
+    }
+}
+
+#[tokio::test]
+async fn totals_count_every_table_while_the_daemon_runs() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let priority = NewOrder { consumer: "priority".into(), ..order("p-1") };
+    let entries = [
+        accept(order("o-1")),
+        accept(order("o-2")),
+        accept(priority),
+        finish("o-1"),
+        notification("n-1"),
+        analytics("a-1", Some(sale("Laptop", Decimal::new(1_050, 2), at(0)))),
+        analytics("a-2", Some(sale("Phone", Decimal::new(25, 1), at(90_000_000)))),
+        analytics("a-3", None),
+        Entry::Attempt(Box::new(attempt("o-2", "order", 0))),
+        dead_letter(attempt("o-2", "order", 1)),
+    ];
+    for entry in entries {
+        ledger.record(entry).await.unwrap();
+    }
+    let totals = SqliteLedger::totals(directory.path()).unwrap();
+    assert_eq!(totals.orders["order"], OrderCounts { accepted: 1, processed: 1 });
+    assert_eq!(totals.orders["priority"], OrderCounts { accepted: 1, processed: 0 });
+    assert_eq!((totals.notifications, totals.analytics, totals.retried), (1, 3, 1));
+    assert_eq!(totals.dead_letters, BTreeMap::from([("retries_exhausted".to_owned(), 1)]));
+    let expected = Revenue { orders: 2, quantity: 6, total: Some(Decimal::from(13)) };
+    assert_eq!(totals.revenue, BTreeMap::from([("EUR".to_owned(), expected)]));
+    ledger.close().await;
+    assert_eq!(SqliteLedger::totals(directory.path()).unwrap(), totals);
+}
+
+#[test]
+fn a_file_in_place_of_the_directory_is_named() {
+    let directory = directory();
+    let path = directory.path().join("taken");
+    std::fs::write(&path, "").unwrap();
+    let error = SqliteLedger::open(&path).unwrap_err();
+    assert!(matches!(&error, OpenError::Directory { .. }), "{error:?}");
+    assert!(error.to_string().contains("taken"));
+}
+
+#[test]
+fn a_file_that_is_no_ledger_is_refused_and_left_alone() {
+    let text = directory();
+    let content = "not a database at all, ".repeat(50);
+    std::fs::write(text.path().join(FILE_NAME), &content).unwrap();
+    assert!(matches!(SqliteLedger::open(text.path()), Err(OpenError::Damaged { .. })));
+    assert_eq!(std::fs::read_to_string(text.path().join(FILE_NAME)).unwrap(), content);
+    let foreign = directory();
+    other(&foreign).execute_batch("CREATE TABLE recipes (name TEXT)").unwrap();
+    assert!(matches!(SqliteLedger::open(foreign.path()), Err(OpenError::Foreign { .. })));
+    assert!(matches!(SqliteLedger::totals(directory().path()), Err(OpenError::Missing { .. })));
+}
+
+#[tokio::test]
+async fn a_file_that_another_program_locks_cannot_be_opened() {
+    let directory = directory();
+    SqliteLedger::open(directory.path()).unwrap().close().await;
+    let program = other(&directory);
+    program.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let error = SqliteLedger::open_with(directory.path(), impatient()).unwrap_err();
+    assert!(matches!(error, OpenError::Locked { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_version_1_file_is_migrated_with_its_rows_and_then_refused_by_version_1() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.record(accept(order("ord-1"))).await.unwrap();
+    ledger.close().await;
+    let mut connection = other(&directory);
+    let steps = |last| [schema::STEPS[0], "ALTER TABLE orders ADD COLUMN note TEXT", last];
+    let broken = steps("ALTER TABLE orders ADD COLUMN colour TEXT; ALTER TABLE nowhere ADD COLUMN x TEXT");
+    assert!(matches!(schema::migrate(&mut connection, &broken), Err(MigrateError::Sqlite(_))));
+    assert_eq!(schema::version(&connection).unwrap(), 2, "a step that fails leaves the version before it");
+    schema::migrate(&mut connection, &steps("ALTER TABLE orders ADD COLUMN colour TEXT")).unwrap();
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let row: (String, Option<String>, Option<String>) =
+        connection.query_row("SELECT id, note, colour FROM orders", [], row).unwrap();
+    assert_eq!(row, ("ord-1".to_owned(), None, None));
+    let error = SqliteLedger::open(directory.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 3, known: 1, .. }), "{error:?}");
+    assert!(error.to_string().contains("version 3") && error.to_string().contains("up to 1"), "{error}");
+    assert!(matches!(SqliteLedger::totals(directory.path()), Err(OpenError::Newer { .. })));
+}
+
+type Sums = BTreeMap<(String, i64, String), (i64, i64, Decimal)>;
+
+fn stored_sums(directory: &TempDir) -> Sums {
+    let connection = other(directory);
+    let mut query =
+        connection.prepare("SELECT granularity, starts_at, product, orders, quantity, revenue FROM sales").unwrap();
+    let rows = query.query_map([], |row| {
+        let revenue: String = row.get(5)?;
+        Ok(((row.get(0)?, row.get(1)?, row.get(2)?), (row.get(3)?, row.get(4)?, revenue.parse().unwrap())))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+fn expected_sums<'a>(sales: impl Iterator<Item = &'a crate::order::Sale>) -> Sums {
+    let mut sums = Sums::new();
+    for sale in sales {
+        for (granularity, width) in [("minute", 60_000), ("hour", 3_600_000), ("day", 86_400_000)] {
+            let starts_at = sale.at.as_millisecond().div_euclid(width) * width;
+            let sum = sums.entry((granularity.to_owned(), starts_at, sale.product.clone())).or_default();
+            *sum = (sum.0 + 1, sum.1 + sale.quantity, sum.2 + sale.total);
+        }
+    }
+    sums
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn sums_equal_their_events_however_these_are_repeated_and_batched(
+        events in prop::collection::vec((0..3usize, -200_000_000..200_000_000i64, 0..10_000_000i64, 0..5u32), 1..40),
+        deliveries in prop::collection::vec((0..40usize, 1..12usize), 1..25),
+    ) {
+        let sales: Vec<_> = events
+            .iter()
+            .map(|(product, time, amount, scale)| sale(["a", "b", "c"][*product], Decimal::new(*amount, *scale), at(*time)))
+            .collect();
+        let directory = directory();
+        let mut delivered = vec![false; sales.len()];
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let tuning = Tuning { batch: 7, gather: Duration::ZERO, ..Tuning::default() };
+            let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+            for (first, length) in &deliveries {
+                let burst: Vec<usize> = (*first..first + length).map(|n| n % sales.len()).collect();
+                let answers = burst.iter().map(|n| ledger.record(analytics(&format!("a-{n}"), Some(sales[*n].clone()))));
+                for (n, answer) in burst.iter().zip(join_all(answers).await) {
+                    let known = std::mem::replace(&mut delivered[*n], true);
+                    assert_eq!(answer.unwrap(), if known { Duplicate } else { New });
+                }
+            }
+            ledger.close().await;
+        });
+        let counted = sales.iter().zip(&delivered).filter_map(|(sale, delivered)| delivered.then_some(sale));
+        prop_assert_eq!(stored_sums(&directory), expected_sums(counted));
+    }
+}

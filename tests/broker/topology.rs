@@ -1,0 +1,97 @@
+//! The plan of the default configuration on a real broker, and what the management API tells of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use orderd::amqp::Link;
+use orderd::config::{Config, Management, Secret, Sources};
+use orderd::handler;
+use orderd::message::Names;
+use orderd::monitor::ManagementClient;
+use orderd::monitor::audit::{Audit, audit};
+use orderd::topology::Topology;
+
+use crate::support::raw::{number, persistent};
+use crate::support::{Node, Vhost, eventually, soon};
+
+/// Every queue tells its policies within ten seconds of its declaration.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+fn topology() -> Topology {
+    let file = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml"));
+    let sources = Sources { file: Some(file), ..Sources::default() };
+    Config::load(&sources, &handler::NAMES).unwrap().config.topology()
+}
+
+fn client(vhost: &Vhost<'_>) -> ManagementClient {
+    let management = Management {
+        url: format!("http://127.0.0.1:{}", vhost.node.management_port),
+        username: "guest".into(),
+        password: Secret::new("guest"),
+        poll_every: Duration::from_secs(5),
+    };
+    ManagementClient::new(&management, &vhost.name).unwrap()
+}
+
+async fn judge(vhost: &Vhost<'_>) -> Audit {
+    let topology = topology();
+    let observed = soon("answer", client(vhost).observe_with_policies(&topology, PATIENCE)).await.unwrap();
+    audit(&topology, &observed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plan_can_be_declared_again_and_again_and_the_broker_has_what_it_says() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let (topology, link) = (topology(), Link::new(vhost.broker()));
+    assert_eq!(judge(&vhost).await.missing.len(), topology.declarations().len());
+    let declared = soon("declared", link.declare(topology.declarations())).await.unwrap();
+    assert_eq!(declared.created.len(), topology.queues().count());
+    assert_eq!(judge(&vhost).await, Audit::default());
+    let again = soon("declared again", link.declare(topology.declarations())).await.unwrap();
+    assert_eq!(again.created, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_would_lose_messages_are_found() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    soon("declared", Link::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
+    let policy = r#"{"pattern":"^order_queue$","definition":{"overflow":"drop-head"},"apply-to":"queues"}"#;
+    let operator = r#"{"pattern":"^dead_letter","definition":{"message-ttl":1000},"apply-to":"queues"}"#;
+    node.management("PUT", &format!("/policies/{}/mine", vhost.name), policy);
+    node.management("PUT", &format!("/operator-policies/{}/ops", vhost.name), operator);
+    eventually("both policies are found", async || {
+        let found = judge(&vhost).await.dangerous_policies;
+        let keys: Vec<_> = found.iter().map(|policy| (policy.queue.as_str(), policy.key.as_str())).collect();
+        keys == [("dead_letter_queue", "message-ttl"), ("order_queue", "overflow")]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_another_argument_is_told_with_both_values() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    vhost.raw().declare_quorum("order_queue", &[number("x-delivery-limit", 5)]);
+    let told: Vec<String> = judge(&vhost).await.mismatches.iter().map(ToString::to_string).collect();
+    let expected = "queue \"order_queue\": argument \"x-delivery-limit\": expected 20, is 5";
+    assert!(told.contains(&expected.to_owned()), "{told:#?}");
+}
+
+/// Where no limit is given, RabbitMQ 4.x drops at the 21st return; where it is -1, 3.10 drops at the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_message_survives_being_looked_at_many_times() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    soon("declared", Link::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
+    let mut raw = vhost.raw();
+    raw.publish(Names::DEAD_LETTER_QUEUE, &persistent(), b"parked");
+    eventually("it is parked", async || vhost.raw().depth(Names::DEAD_LETTER_QUEUE) == 1).await;
+    let get = format!("/queues/{}/{}/get", vhost.name, Names::DEAD_LETTER_QUEUE);
+    for look in 0..30 {
+        let body = r#"{"count":1,"ackmode":"reject_requeue_true","encoding":"auto"}"#;
+        let (_, answer) = node.management("POST", &get, body);
+        assert_eq!(answer[0]["payload"], "parked", "at look {look}");
+    }
+}

@@ -1,0 +1,113 @@
+//! `orderd run` as a child process: started with settings by environment, watched, and ended.
+//!
+//! It never ends a process that it has not started.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The annotated default configuration, which everything here runs by.
+pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+/// Ticks of `/proc/PID/stat` in a second: the same on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+const POLL: Duration = Duration::from_millis(20);
+const TAIL_LINES: usize = 20;
+
+/// A running daemon; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `program run` with the default configuration and these settings over it. What it writes to
+    /// stdout and stderr is appended to `log`.
+    pub fn start(program: &Path, settings: &[(&str, String)], log: &Path) -> io::Result<Daemon> {
+        if let Some(directory) = log.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let output = File::options().create(true).append(true).open(log)?;
+        let child = Command::new(program)
+            .args(["run", "--config", CONFIG])
+            .envs(settings.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot start {}: {error}", program.display())))?;
+        Ok(Daemon { child, log: log.to_owned() })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// An error with the end of its log if it has ended.
+    pub fn check_alive(&mut self) -> io::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(io::Error::other(format!("orderd has ended ({status}):\n{}", self.log_tail()))),
+        }
+    }
+
+    /// Asks it to drain and end, and kills it if it has not by the deadline.
+    pub fn terminate(mut self, deadline: Duration) -> io::Result<ExitStatus> {
+        // The shell's own `kill`: a bare machine need not have another.
+        Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.pid().to_string()]).status()?;
+        let begin = Instant::now();
+        while begin.elapsed() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(POLL);
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        Err(io::Error::other(format!("orderd did not end within {deadline:?} of TERM:\n{}", self.log_tail())))
+    }
+
+    /// SIGKILL, at once.
+    pub fn kill(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
+    /// CPU time it has used, all threads, user and system.
+    pub fn cpu(&self) -> io::Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // Fields are counted behind the program's name, which is in parentheses and may hold spaces.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks: f64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+        Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))
+    }
+
+    /// The most memory it has had resident, in bytes.
+    pub fn peak_memory(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+            .map(|kib| kib * 1024)
+            .ok_or_else(|| io::Error::other("the process has no VmHWM"))
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has been waited for, or this is a way out after an error: nobody is left to tell.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

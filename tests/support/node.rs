@@ -1,0 +1,62 @@
+//! Private broker nodes, by way of `node.sh`.
+//!
+//! It never touches a broker that `node.sh` has not started.
+
+use std::io;
+use std::process::{Command, Output};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/node.sh");
+
+/// A node that runs, or ran when it was last heard of. Dropping it leaves it running.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its name to `node.sh`.
+    pub name: String,
+    /// AMQP on 127.0.0.1; the same after a restart.
+    pub amqp_port: u16,
+    /// The management API on 127.0.0.1; the same after a restart.
+    pub management_port: u16,
+}
+
+impl Node {
+    /// Starts the node, or finds it running, and waits until it takes connections.
+    pub fn start(name: &str) -> io::Result<Node> {
+        let env = script(&["start", name])?;
+        let port = |key: &str| {
+            env.lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+                .ok_or_else(|| io::Error::other(format!("node.sh start {name} printed no {key}")))
+        };
+        Ok(Node { name: name.to_owned(), amqp_port: port("AMQP_PORT")?, management_port: port("MANAGEMENT_PORT")? })
+    }
+
+    /// Stops it in order and keeps its data.
+    pub fn stop(&self) -> io::Result<()> {
+        script(&["stop", &self.name]).map(drop)
+    }
+
+    /// Kills its VM with SIGKILL.
+    pub fn kill(&self) -> io::Result<()> {
+        script(&["kill", &self.name]).map(drop)
+    }
+
+    /// Stops the node and deletes its data, whether or not there is one of the name.
+    pub fn wipe(name: &str) -> io::Result<()> {
+        script(&["wipe", name]).map(drop)
+    }
+
+    /// Runs `rabbitmqctl` and returns what it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> io::Result<String> {
+        script(&[&["ctl", &self.name], arguments].concat())
+    }
+}
+
+/// Runs `node.sh`; its words on stderr become the error.
+fn script(arguments: &[&str]) -> io::Result<String> {
+    let Output { status, stdout, stderr } = Command::new(SCRIPT).args(arguments).output()?;
+    if status.success() {
+        return Ok(String::from_utf8_lossy(&stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&stderr);
+    Err(io::Error::other(format!("node.sh {} failed ({status}):\n{stderr}", arguments.join(" "))))
+}
