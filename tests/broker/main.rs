@@ -5,5 +5,5 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod smoke;
+mod hazards;
 mod topology;

@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use orderd::config::{Address, Broker, Secret};
@@ -76,8 +76,7 @@ impl Node {
     }
 
     fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.pid.to_string()]).status().unwrap();
-        assert!(status.success(), "cannot signal node {}", self.name);
+        assert!(signal_process(signal, self.pid), "cannot signal node {}", self.name);
     }
 
     /// A memory alarm: connections that publish are not read from any more.
@@ -132,10 +131,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         if self.own {
             // A frozen VM would not hear of its end.
-            let _ = Command::new("kill")
-                .args(["-CONT", &self.pid.to_string()])
-                .stderr(std::process::Stdio::null())
-                .status();
+            signal_process("-CONT", self.pid);
             let _ = script(&["kill", &self.name]);
             let _ = script(&["wipe", &self.name]);
         }
@@ -186,12 +182,12 @@ impl Drop for Vhost<'_> {
 }
 
 /// Polls a condition until it holds or 30 s have passed.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
     within(Duration::from_secs(30), what, condition).await;
 }
 
 /// Polls a condition until it holds or the deadline has passed.
-pub async fn within<F: Future<Output = bool>>(deadline: Duration, what: &str, mut condition: impl FnMut() -> F) {
+pub async fn within(deadline: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !condition().await {
         assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
@@ -203,6 +199,13 @@ pub async fn within<F: Future<Output = bool>>(deadline: Duration, what: &str, mu
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let deadline = Duration::from_secs(30);
     tokio::time::timeout(deadline, future).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
+}
+
+/// The shell's own `kill`: a bare machine need not have another.
+fn signal_process(signal: &str, pid: u32) -> bool {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "kill \"$0\" \"$1\"", signal, &pid.to_string()]).stderr(Stdio::null());
+    shell.status().is_ok_and(|status| status.success())
 }
 
 fn script(arguments: &[&str]) -> Result<String, String> {

@@ -186,13 +186,12 @@ impl Outstanding {
     /// The broker's word on the publication with this tag, or on all up to it. They come in any order.
     pub fn confirmed(&mut self, tag: u64, multiple: bool, word: Word) -> Freed {
         let mut freed = Freed::default();
-        let Some(last) = tag.checked_sub(self.first_tag).and_then(|index| usize::try_from(index).ok()) else {
+        let Some(index) = tag.checked_sub(self.first_tag).and_then(|index| usize::try_from(index).ok()) else {
             return freed;
         };
-        let last = last.min(self.sent.saturating_sub(1));
-        let first = if multiple { 0 } else { last };
-        for index in first..=last {
-            if index < self.sent && self.conclude(index, word, &mut freed) {
+        let first = if multiple { 0 } else { index };
+        for index in first..index.saturating_add(1).min(self.sent) {
+            if self.conclude(index, word, &mut freed) {
                 self.in_flight -= 1;
                 self.proven = true;
             }
@@ -276,5 +275,145 @@ impl Outstanding {
 
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Message;
+
+    type Answer = oneshot::Receiver<Result<(), PublishError>>;
+
+    fn batch(keys: &[&str]) -> (Batch, Answer) {
+        let publications = keys.iter().map(|key| {
+            let publication =
+                Publication { exchange: "orders".into(), routing_key: (*key).to_owned(), message: Message::default() };
+            Sized { publication, bytes: 10 }
+        });
+        let (reply, answer) = oneshot::channel();
+        (Batch { publications: publications.collect(), reply }, answer)
+    }
+
+    /// In epoch 1, proven by a first publication.
+    fn proven() -> Outstanding {
+        let mut outstanding = Outstanding::new();
+        outstanding.begin_epoch(1);
+        outstanding.push(batch(&["canary"]).0);
+        assert_eq!(send_all(&mut outstanding), ["canary"]);
+        outstanding.confirmed(1, false, Word::Taken);
+        outstanding
+    }
+
+    fn send_all(outstanding: &mut Outstanding) -> Vec<String> {
+        let now = Instant::now();
+        std::iter::from_fn(|| outstanding.next_to_send(now).map(|(_, p)| p.routing_key.clone())).collect()
+    }
+
+    #[test]
+    fn confirms_in_any_order_answer_when_the_last_is_in() {
+        let mut outstanding = proven();
+        let (one, mut answer) = batch(&["a", "b", "c"]);
+        outstanding.push(one);
+        assert_eq!(send_all(&mut outstanding), ["a", "b", "c"]);
+        outstanding.confirmed(4, false, Word::Taken);
+        outstanding.confirmed(2, false, Word::Taken);
+        assert!(answer.try_recv().is_err());
+        let freed = outstanding.confirmed(3, false, Word::Taken);
+        assert_eq!(freed, Freed { publications: 1, bytes: 10, wake: false });
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+        assert!(outstanding.is_empty());
+    }
+
+    #[test]
+    fn a_multiple_confirm_covers_what_is_left_up_to_it() {
+        let mut outstanding = proven();
+        let (one, mut first) = batch(&["a", "b"]);
+        let (two, mut second) = batch(&["c", "d"]);
+        outstanding.push(one);
+        outstanding.push(two);
+        send_all(&mut outstanding);
+        outstanding.confirmed(3, false, Word::Taken);
+        assert_eq!(outstanding.confirmed(4, true, Word::Taken).publications, 2);
+        assert_eq!(first.try_recv(), Ok(Ok(())));
+        assert!(second.try_recv().is_err());
+        outstanding.confirmed(5, true, Word::Refused);
+        assert!(matches!(second.try_recv(), Ok(Err(PublishError::Refused { routing_key, .. })) if routing_key == "d"));
+    }
+
+    #[test]
+    fn a_return_before_its_ack_is_unroutable() {
+        let mut outstanding = proven();
+        let (one, mut answer) = batch(&["a", "b"]);
+        outstanding.push(one);
+        send_all(&mut outstanding);
+        outstanding.returned(3, "312 NO_ROUTE".into());
+        outstanding.confirmed(3, true, Word::Taken);
+        let expected = PublishError::Unroutable {
+            exchange: "orders".into(),
+            routing_key: "b".into(),
+            reply: "312 NO_ROUTE".into(),
+        };
+        assert_eq!(answer.try_recv(), Ok(Err(expected)));
+    }
+
+    #[test]
+    fn a_new_epoch_sends_everything_unconfirmed_again_in_order() {
+        let mut outstanding = proven();
+        let (one, mut answer) = batch(&["a", "b", "c", "d"]);
+        outstanding.push(one);
+        send_all(&mut outstanding);
+        outstanding.confirmed(3, false, Word::Taken);
+        outstanding.begin_epoch(2);
+        assert!(!outstanding.is_of(1), "late words on the earlier channel do not count");
+        assert_eq!(send_all(&mut outstanding), ["a"], "one to prove the connection");
+        assert!(outstanding.confirmed(1, false, Word::Taken).wake);
+        assert_eq!(send_all(&mut outstanding), ["c", "d"]);
+        outstanding.confirmed(3, true, Word::Taken);
+        assert_eq!(answer.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn the_one_that_the_broker_closes_channels_over_is_found() {
+        let mut outstanding = proven();
+        let (good, mut taken) = batch(&["a", "b"]);
+        let (bad, mut refused) = batch(&["bad"]);
+        let (after, mut later) = batch(&["c"]);
+        for batch in [good, bad, after] {
+            outstanding.push(batch);
+        }
+        assert_eq!(send_all(&mut outstanding).len(), 4);
+        let error = |exchange: &Arc<str>, problem: &str| PublishError::Invalid {
+            exchange: Arc::clone(exchange),
+            problem: problem.to_owned(),
+        };
+        assert_eq!(outstanding.blame(error), Freed::default(), "any of four may be it");
+        outstanding.begin_epoch(2);
+        for (tag, key) in [(1, "a"), (2, "b")] {
+            assert_eq!(send_all(&mut outstanding), [key]);
+            outstanding.confirmed(tag, false, Word::Taken);
+        }
+        assert_eq!(send_all(&mut outstanding), ["bad"]);
+        assert_eq!(outstanding.blame(error).publications, 1);
+        outstanding.begin_epoch(3);
+        assert_eq!(send_all(&mut outstanding), ["c"]);
+        outstanding.confirmed(1, false, Word::Taken);
+        assert_eq!(taken.try_recv(), Ok(Ok(())));
+        assert!(matches!(refused.try_recv(), Ok(Err(PublishError::Invalid { problem, .. })) if problem == "bad"));
+        assert_eq!(later.try_recv(), Ok(Ok(())));
+        assert!(outstanding.is_empty());
+    }
+
+    #[test]
+    fn words_on_tags_never_used_are_passed_over() {
+        let mut outstanding = proven();
+        assert_eq!(outstanding.confirmed(0, false, Word::Taken), Freed::default());
+        assert_eq!(outstanding.confirmed(1, true, Word::Taken), Freed::default());
+        let (one, _answer) = batch(&["a"]);
+        outstanding.push(one);
+        assert_eq!(outstanding.confirmed(9, false, Word::Taken), Freed::default(), "not sent yet");
+        assert_eq!(send_all(&mut outstanding), ["a"]);
+        assert_eq!(outstanding.confirmed(9, false, Word::Taken), Freed::default(), "another tag");
+        assert_eq!(outstanding.confirmed(9, true, Word::Taken).publications, 1);
     }
 }

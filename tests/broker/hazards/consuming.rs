@@ -1,0 +1,315 @@
+//! Prefetch, settling, and the ways in which an epoch of consuming ends.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use orderd::amqp::Link;
+use orderd::message::{Consumer, Delivery, DeliveryId, Message, SettleError, Settlement, Subscription};
+
+use crate::support::raw::{Raw, number, persistent, text, with_headers};
+use crate::support::{Node, Vhost, eventually, soon};
+
+async fn subscribe(vhost: &Vhost<'_>, queue: &str, prefetch: u16) -> Subscription {
+    soon("subscribe", Link::new(vhost.broker()).subscribe(queue, prefetch)).await.unwrap()
+}
+
+async fn take(subscription: &mut Subscription, count: usize) -> Vec<Delivery> {
+    soon("deliveries", (&mut subscription.deliveries).take(count).collect()).await
+}
+
+async fn ends(subscription: &mut Subscription) {
+    soon("the end of the deliveries", async { while subscription.deliveries.next().await.is_some() {} }).await;
+}
+
+fn fill(raw: &mut Raw, queue: &str, count: usize) {
+    raw.publish_many(queue, (0..count).map(|n| format!("m{n}").into_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_prefetch_bounds_what_is_handed_out() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 50);
+    let mut subscription = subscribe(&vhost, "q", 5).await;
+    let held = take(&mut subscription, 5).await;
+    assert!(futures_util::poll!(subscription.deliveries.next()).is_pending());
+    eventually("five are out", async || raw.depth("q") == 45).await;
+    subscription.settler.settle(held[2].id, Settlement::Ack);
+    take(&mut subscription, 1).await;
+    eventually("one more is out", async || raw.depth("q") == 44).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefetch_of_0_does_not_become_unlimited() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 10);
+    let mut subscription = subscribe(&vhost, "q", 0).await;
+    take(&mut subscription, 1).await;
+    eventually("one is out", async || raw.depth("q") == 9).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_is_settled_gets_acked_even_behind_a_slow_head() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 300);
+    let mut subscription = subscribe(&vhost, "q", 20).await;
+    let head = take(&mut subscription, 1).await;
+    // A starved pool would get no more than the 20 of its prefetch.
+    for _ in 1..300 {
+        let delivery = take(&mut subscription, 1).await;
+        subscription.settler.settle(delivery[0].id, Settlement::Ack);
+    }
+    // Unsettled, the head comes back, and what was acked does not.
+    soon("close", subscription.settler.close()).await.unwrap();
+    eventually("the head is back", async || raw.depth("q") == 1).await;
+    assert_eq!(raw.get("q").unwrap().body, head[0].message.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_stuck_behind_a_slow_head_are_acked_without_more_to_push_them() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 4);
+    let mut subscription = subscribe(&vhost, "q", 100).await;
+    let held = take(&mut subscription, 4).await;
+    for delivery in &held[1..] {
+        subscription.settler.settle(delivery.id, Settlement::Ack);
+    }
+    // Dropping everything without closing gives back what the broker has no ack for.
+    eventually("three are acked", async || unacked(&node, &vhost.name, "q") == 1).await;
+}
+
+/// Messages that are handed out and not acked.
+fn unacked(node: &Node, vhost: &str, queue: &str) -> u64 {
+    let listed = node.ctl(&["-q", "list_queues", "--vhost", vhost, "name", "messages_unacknowledged"]);
+    let line = listed.lines().find_map(|line| line.strip_prefix(queue)).unwrap_or_default();
+    line.trim().parse().unwrap_or(u64::MAX)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settlements_from_many_threads_are_all_sent_before_closing() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 400);
+    let mut subscription = subscribe(&vhost, "q", 400).await;
+    let mut held = take(&mut subscription, 400).await;
+    fastrand::shuffle(&mut held);
+    let settling: Vec<_> = held
+        .chunks(100)
+        .map(|part| {
+            let (settler, ids): (_, Vec<_>) = (Arc::clone(&subscription.settler), part.iter().map(|d| d.id).collect());
+            tokio::spawn(async move {
+                for id in ids {
+                    settler.settle(id, Settlement::Ack);
+                }
+            })
+        })
+        .collect();
+    for task in settling {
+        task.await.unwrap();
+    }
+    soon("close", subscription.settler.close()).await.unwrap();
+    eventually("its consumer is gone", async || raw.queue("q").is_some_and(|(_, consumers)| consumers == 0)).await;
+    assert_eq!(raw.depth("q"), 0);
+    ends(&mut subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_brings_the_message_back_and_its_neighbours_stay_acked() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 5);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    let held = take(&mut subscription, 5).await;
+    for (n, delivery) in held.iter().enumerate() {
+        let settlement = if n == 2 { Settlement::Release } else { Settlement::Ack };
+        subscription.settler.settle(delivery.id, settlement);
+    }
+    let again = take(&mut subscription, 1).await.remove(0);
+    assert_eq!((again.message.body.as_ref(), again.redelivered), (&b"m2"[..], true));
+    assert_eq!(again.delivery_count(), 1);
+    subscription.settler.settle(again.id, Settlement::Ack);
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(raw.depth("q"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_settlement_of_an_earlier_epoch_is_ignored() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 1);
+    let mut first = subscribe(&vhost, "q", 10).await;
+    let stale = take(&mut first, 1).await.remove(0);
+    tokio::task::block_in_place(|| vhost.close_connections());
+    ends(&mut first).await;
+    first.settler.settle(stale.id, Settlement::Ack);
+    assert_eq!(soon("close", first.settler.close()).await, Err(SettleError));
+
+    let mut raw = vhost.raw();
+    let mut second = subscribe(&vhost, "q", 10).await;
+    let again = take(&mut second, 1).await.remove(0);
+    assert_eq!(again.id.tag, stale.id.tag, "both epochs must use this tag for the test to mean anything");
+    second.settler.settle(stale.id, Settlement::Ack);
+    soon("close", second.settler.close()).await.unwrap();
+    eventually("it is back: nobody has acked it", async || raw.depth("q") == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_closed_by_the_broker_ends_the_epoch() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 1);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    let held = take(&mut subscription, 1).await.remove(0);
+    // A tag that was never handed out: the broker closes the channel with 406, unknown delivery tag.
+    subscription.settler.settle(DeliveryId { tag: 77, ..held.id }, Settlement::Ack);
+    ends(&mut subscription).await;
+    assert_eq!(soon("close", subscription.settler.close()).await, Err(SettleError));
+    let mut again = subscribe(&vhost, "q", 10).await;
+    assert!(take(&mut again, 1).await[0].redelivered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_queue_ends_the_deliveries() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 3);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    take(&mut subscription, 1).await;
+    raw.delete("q");
+    ends(&mut subscription).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_stops_intake_and_what_was_handed_out_is_still_settled() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 30);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    let first = take(&mut subscription, 1).await;
+    soon("cancel", subscription.settler.cancel()).await;
+    let rest: Vec<_> = soon("rest", (&mut subscription.deliveries).collect()).await;
+    assert!(rest.len() <= 9, "{} are more than the prefetch", rest.len());
+    for delivery in first.iter().chain(&rest) {
+        subscription.settler.settle(delivery.id, Settlement::Ack);
+    }
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(raw.depth("q") as usize, 30 - 1 - rest.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_dropped_in_the_middle_of_a_cancel_do_not_poison_the_subscription() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 3);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    let held = take(&mut subscription, 3).await;
+    for _ in 0..3 {
+        let mut cancelling = subscription.settler.cancel();
+        let _ = futures_util::poll!(&mut cancelling);
+    }
+    for delivery in &held {
+        subscription.settler.settle(delivery.id, Settlement::Ack);
+    }
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(raw.depth("q"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_is_dropped_gives_its_deliveries_back() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 3);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    let held = take(&mut subscription, 3).await;
+    subscription.settler.settle(held[0].id, Settlement::Ack);
+    drop(subscription);
+    eventually("two are back", async || raw.queue("q") == Some((2, 0))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_is_not_utf8_leaves_through_the_delivery_limit_and_its_neighbours_are_worked_on() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("dead", &[]);
+    raw.declare_quorum(
+        "q",
+        &[
+            number("x-delivery-limit", 3),
+            text("x-dead-letter-exchange", ""),
+            text("x-dead-letter-routing-key", "dead"),
+            text("x-dead-letter-strategy", "at-least-once"),
+            text("x-overflow", "reject-publish"),
+        ],
+    );
+    raw.publish("q", &with_headers(&[text("note", b"\xFF\xFE")]), b"poison");
+    raw.publish("q", &persistent(), b"good");
+    let link = Link::new(vhost.broker());
+    let (mut epochs, mut worked_on) = (0, BTreeSet::new());
+    // As a pool in safe mode does: one at a time, and again after each loss.
+    while !worked_on.contains(&b"good"[..]) {
+        epochs += 1;
+        assert!(epochs < 50, "the poison stays");
+        // The poison may come before the subscription stands.
+        let Ok(mut subscription) = soon("subscribe", link.subscribe("q", 1)).await else { continue };
+        while let Some(Delivery { id, message: Message { body, .. }, .. }) =
+            soon("delivery or end", subscription.deliveries.next()).await
+        {
+            subscription.settler.settle(id, Settlement::Ack);
+            if worked_on.insert(body.to_vec()) {
+                soon("close", subscription.settler.close()).await.unwrap();
+                break;
+            }
+        }
+    }
+    assert!((4..=6).contains(&epochs), "{epochs} epochs for a delivery limit of 3");
+    eventually("the poison is dead-lettered", async || raw.depth("dead") == 1).await;
+    assert_eq!(raw.get("dead").unwrap().body, b"poison");
+    assert_eq!(raw.depth("q"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_ack_is_not_kept_waiting() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    fill(&mut raw, "q", 40);
+    // With a prefetch of 2 and one held, each delivery needs the ack of the one before it.
+    let mut subscription = subscribe(&vhost, "q", 2).await;
+    let begun = std::time::Instant::now();
+    for _ in 0..40 {
+        let delivery = take(&mut subscription, 1).await.remove(0);
+        subscription.settler.settle(delivery.id, Settlement::Ack);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?} for 40 acks", begun.elapsed());
+}

@@ -1,0 +1,17 @@
+//! What the AMQP client library and the broker are known to do to the unwary, and that orderd is not hurt.
+
+mod connecting;
+mod consuming;
+mod declaring;
+mod own_node;
+mod publishing;
+mod smoke;
+
+use bytes::Bytes;
+use orderd::message::{Message, Publication};
+
+/// A publication to a queue through the default exchange.
+fn to_queue(queue: &str, body: impl Into<Bytes>) -> Publication {
+    let message = Message { body: body.into(), ..Message::default() };
+    Publication { exchange: "".into(), routing_key: queue.into(), message }
+}

@@ -1,0 +1,136 @@
+//! Brokers that are killed, freeze, or raise an alarm. Each test has a node of its own.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use orderd::amqp::Link;
+use orderd::message::{Consumer, Publisher, SettleError, Settlement};
+use orderd::topology::{Argument, Declaration, Queue};
+
+use super::to_queue;
+use crate::support::{Node, eventually, soon, within};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Declares quorum queues and lets them settle: a new one is not safe from a kill yet.
+async fn declare(link: &Link, queues: &[&str]) {
+    let plan: Vec<_> = queues
+        .iter()
+        .map(|name| {
+            let arguments = [("x-queue-type", Argument::Text("quorum".into()))].into();
+            Declaration::Queue(Queue { name: (*name).into(), arguments })
+        })
+        .collect();
+    link.declare(&plan).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
+    let mut node = Node::own("killed");
+    let broker = node.vhost().broker();
+    let link = Link::new(broker.clone());
+    declare(&link, &["q", "idle"]).await;
+    let publisher = link.publisher();
+    let mut subscription = link.subscribe("idle", 10).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishing: Vec<_> = (0..20)
+        .map(|caller| {
+            let (publisher, stop) = (publisher.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut published = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let body = format!("{caller}-{}", published.len());
+                    publisher.publish(vec![to_queue("q", body.clone())]).await.unwrap();
+                    published.push(body);
+                }
+                published
+            })
+        })
+        .collect();
+    eventually("publishing is under way", async || publisher.state().unconfirmed == 20).await;
+    let before = publisher.state().epoch;
+    tokio::task::block_in_place(|| node.kill());
+    soon("the end of the deliveries", async { while subscription.deliveries.next().await.is_some() {} }).await;
+    assert_eq!(soon("close", subscription.settler.close()).await, Err(SettleError));
+    eventually("the loss is noticed", async || !publisher.state().connected).await;
+    assert_eq!(publisher.state().unconfirmed, 20, "what was unconfirmed is kept");
+    tokio::task::block_in_place(|| node.start());
+    within(MINUTE, "it is back", async || publisher.state().connected && publisher.state().epoch > before).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut expected = BTreeSet::new();
+    for caller in publishing {
+        expected.extend(soon("callers", caller).await.unwrap());
+    }
+    let mut raw = crate::support::raw::Raw::connect(node.amqp_port, &broker.virtual_host);
+    let found: BTreeSet<_> = raw.drain("q").into_iter().map(|got| String::from_utf8(got.body).unwrap()).collect();
+    let lost: Vec<_> = expected.difference(&found).collect();
+    assert!(lost.is_empty(), "{} of {} confirmed messages are lost: {lost:?}", lost.len(), expected.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_broker_is_noticed_and_nothing_counts_as_published_until_it_confirms() {
+    let node = Node::own("frozen");
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    (broker.confirm_timeout, broker.connect_timeout) = (Duration::from_secs(2), Duration::from_secs(2));
+    let link = Link::new(broker);
+    declare(&link, &["q"]).await;
+    let publisher = link.publisher();
+    publisher.publish(vec![to_queue("q", "before")]).await.unwrap();
+    let mut subscription = link.subscribe("q", 10).await.unwrap();
+    let held = soon("delivery", subscription.deliveries.next()).await.unwrap();
+    node.freeze();
+    let publishing = tokio::spawn(publisher.publish(vec![to_queue("q", "during")]));
+    // By the confirm timeout here, by missed heartbeats there.
+    within(MINUTE, "the publisher notices", async || !publisher.state().connected).await;
+    subscription.settler.settle(held.id, Settlement::Ack);
+    let ended = async { while subscription.deliveries.next().await.is_some() {} };
+    tokio::time::timeout(MINUTE, ended).await.expect("the subscription notices");
+    assert!(!publishing.is_finished(), "nobody has confirmed it");
+    assert_eq!(publisher.state().unconfirmed, 1);
+    node.thaw();
+    tokio::time::timeout(MINUTE, publishing).await.expect("it is confirmed").unwrap().unwrap();
+    let mut raw = vhost.raw();
+    let bodies: BTreeSet<_> = raw.drain("q").into_iter().map(|got| got.body).collect();
+    assert!(bodies.contains(&b"during"[..]), "{bodies:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
+    let node = Node::own("alarm");
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    broker.confirm_timeout = Duration::from_secs(1);
+    let link = Link::new(broker);
+    declare(&link, &["in", "out"]).await;
+    vhost.raw().publish_many("in", (0..10).map(|n| format!("m{n}").into_bytes()));
+    let publisher = link.publisher();
+    publisher.publish(vec![to_queue("out", "before")]).await.unwrap();
+    let mut subscription = link.subscribe("in", 10).await.unwrap();
+    let held: Vec<_> = soon("deliveries", (&mut subscription.deliveries).take(10).collect()).await;
+    tokio::task::block_in_place(|| node.set_alarm());
+    let begun = Instant::now();
+    let before = publisher.state().epoch;
+    let publishing: Vec<_> =
+        (0..100).map(|n| tokio::spawn(publisher.publish(vec![to_queue("out", format!("m{n}"))]))).collect();
+    eventually("they wait", async || publisher.state().unconfirmed == 100).await;
+    // The consuming connection publishes nothing, so it is not blocked.
+    for delivery in &held {
+        subscription.settler.settle(delivery.id, Settlement::Ack);
+    }
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(vhost.raw().depth("in"), 0);
+    eventually("it tries again", async || publisher.state().epoch >= before + 3).await;
+    assert_eq!(publisher.state().unconfirmed, 100, "the alarm was no alarm");
+    let (tries, seconds) = (publisher.state().epoch - before, begun.elapsed().as_secs_f64());
+    assert!(tries as f64 <= 1.0 + seconds, "{tries} connections in {seconds} s");
+    tokio::task::block_in_place(|| node.clear_alarm());
+    for publication in publishing {
+        tokio::time::timeout(MINUTE, publication).await.expect("it is confirmed").unwrap().unwrap();
+    }
+    let bodies: BTreeSet<_> = vhost.raw().drain("out").into_iter().map(|got| got.body).collect();
+    assert_eq!(bodies.len(), 101, "100 and the one before");
+}
