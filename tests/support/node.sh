@@ -100,6 +100,15 @@ choose_ports() {
     die "found no four free ports on 127.0.0.1 from $first_port in $try tries"
 }
 
+# Whether this node's ports are free. The sockets of a VM that was killed close a moment after it.
+await_free_ports() {
+    local end=$((SECONDS + 15))
+    while port_is_taken "$AMQP_PORT" || port_is_taken "$MANAGEMENT_PORT" || port_is_taken "$DIST_PORT"; do
+        if ((SECONDS >= end)); then return 1; fi
+        sleep 0.1
+    done
+}
+
 write_node_files() {
     mkdir -p "$dir/data" "$dir/log" "$dir/conf.d" "$dir/schema"
     # The node's own Erlang cookie: $HOME is this directory for everything that is run here.
@@ -225,7 +234,7 @@ start() {
     for try in 1 2 3; do
         if [[ -z $AMQP_PORT ]]; then
             choose_ports
-        elif port_is_taken "$AMQP_PORT" || port_is_taken "$MANAGEMENT_PORT"; then
+        elif ! await_free_ports; then
             die "another process listens on port $AMQP_PORT or $MANAGEMENT_PORT of node $name; 'node.sh wipe $name' gives it new ports"
         fi
         write_node_files

@@ -128,13 +128,13 @@ async fn check_broker(link: &Link, config: &Config) -> Result<(), Exit> {
             eprintln!("orderd: the broker has no exchange {exchange:?}; orderd run declares it");
             Err(Exit::Config)
         }
+        Err(DeclareError::Connect(error)) => {
+            eprintln!("orderd: {}", chain(&error));
+            Err(if error.is_permanent() { Exit::Config } else { Exit::Unavailable })
+        }
         Err(error) => {
             eprintln!("orderd: {}", chain(&error));
-            Err(match error {
-                DeclareError::Connect(refused) if refused.is_permanent() => Exit::Config,
-                DeclareError::Connect(_) => Exit::Unavailable,
-                _ => Exit::Config,
-            })
+            Err(Exit::Config)
         }
     }
 }

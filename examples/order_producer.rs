@@ -1,0 +1,83 @@
+//! Publishes orders, normal and urgent ones, and on request some that are no good.
+//!
+//! ```text
+//! cargo run --example order_producer -- --count 1000 --rate 200 --bad 0.02
+//! ```
+
+mod producer;
+
+use std::error::Error;
+
+use clap::Parser;
+use jiff::Timestamp;
+use producer::{Options, Outgoing, is_in_share, publish};
+use serde_json::json;
+
+/// What the shop sells, and for how much.
+const PRODUCTS: [(&str, &str); 6] = [
+    ("Laptop", "1299.00"),
+    ("Phone", "799.90"),
+    ("Mouse", "24.95"),
+    ("Keyboard", "89.50"),
+    ("Monitor", "349.00"),
+    ("Headphones", "59.99"),
+];
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Share of urgent orders, from 0 to 1
+    #[arg(long, default_value_t = 0.2)]
+    priority: f64,
+    /// Share of bad orders, from 0 to 1: by turns not JSON, without a product, and with a quantity of 0
+    #[arg(long, default_value_t = 0.0)]
+    bad: f64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    let (mut normal, mut urgent, mut bad) = (0_u64, 0_u64, 0_u64);
+    publish(&arguments.options, |number| {
+        let id = format!("{}ord-{number}", arguments.options.prefix);
+        let priority = is_in_share(number, arguments.priority);
+        *if priority { &mut urgent } else { &mut normal } += 1;
+        let mut body = order(&id, number, priority);
+        if is_in_share(number, arguments.bad) {
+            bad += 1;
+            body = spoil(body, bad);
+        }
+        let routing_key = if priority { "order.priority.created" } else { "order.normal.created" }.to_owned();
+        Outgoing { routing_key, id, body: body.into_bytes() }
+    })
+    .await?;
+    println!("published {} orders: {normal} normal, {urgent} urgent; {bad} of them bad", arguments.options.count);
+    Ok(())
+}
+
+fn order(id: &str, number: u64, priority: bool) -> String {
+    let (product, price) = PRODUCTS[(number % PRODUCTS.len() as u64) as usize];
+    let customer = number % 500;
+    json!({
+        "id": id,
+        "product": product,
+        "quantity": 1 + number % 5,
+        "price": price,
+        "currency": if number.is_multiple_of(4) { "USD" } else { "EUR" },
+        "priority": priority,
+        "customer_id": format!("cust-{customer}"),
+        "email": format!("user{customer}@example.com"),
+        "placed_at": Timestamp::now(),
+    })
+    .to_string()
+}
+
+/// The first two kinds are malformed, the third breaks a rule of the shop.
+fn spoil(order: String, turn: u64) -> String {
+    match turn % 3 {
+        0 => order.replace("\"product\"", "\"produkt\""),
+        1 => order.replace('}', ""),
+        _ => order.replace("\"quantity\":", "\"quantity\":0,\"wanted\":"),
+    }
+}
