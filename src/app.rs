@@ -17,11 +17,12 @@ use crate::amqp::{ConfirmingPublisher, DeclareError, Link};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::{Config, Consumer as ConsumerConfig};
-use crate::handler::{self, EventLog, FAILED, LogChannel, Parts, Route};
+use crate::handler::{self, EventLog, LogChannel, Parts, Route};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::{Consumer, Names, Publisher};
 use crate::monitor::ManagementClient;
 use crate::monitor::audit::audit;
+use crate::recovery::FAILED_HANDLER;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
 use crate::telemetry::{self, Files, TelemetryError};
@@ -32,6 +33,8 @@ use crate::worker::{Counters, Line, OnFailure, Pool};
 const REACH: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
 /// How long a pool that keeps dying is left alone.
 const COOL_DOWN: Duration = Duration::from_secs(30);
+/// How long the broker may take to tell the policies of new queues.
+const POLICY_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the publisher may wait for its last confirms, once no worker needs them any more.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
@@ -69,23 +72,28 @@ pub enum TopologyError {
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
-/// [`AppError`] when it cannot start. Once it runs, nothing but a shutdown ends it.
+/// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
+/// messages and was told late.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     let ledger = Arc::new(SqliteLedger::open(&config.ledger.directory)?);
     let (event_log, event_writer, _file_guard) = event_log(&config)?;
     let link = Link::new(config.broker.clone());
-    if !prepare_topology(&link, &config, &shutdown).await? {
+    let Some(policies) = prepare_topology(&link, &config, &shutdown).await? else {
         ledger.close().await;
         return Ok(());
-    }
+    };
     let publisher = Arc::new(link.publisher());
     let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), event_log, &shutdown)?;
     info!(consumers = pools.len(), "started");
+    let judge = (policies == Policies::Untold).then(|| tokio::spawn(judge_policies(config, shutdown.clone())));
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
     // All handlers are gone, and with them all that feed the writer.
     let _ = event_writer.await;
     info!("stopped");
-    Ok(())
+    match judge {
+        Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
+        None => Ok(()),
+    }
 }
 
 fn event_log(
@@ -101,21 +109,21 @@ fn event_log(
     Ok((log, writer, guard))
 }
 
-/// Declares or checks the topology, waiting for a broker that cannot be reached yet. `false` when a shutdown
-/// came first.
-async fn prepare_topology(link: &Link, config: &Config, shutdown: &Shutdown) -> Result<bool, AppError> {
+/// Declares or checks the topology, waiting for a broker that cannot be reached yet. `None` when a shutdown came
+/// first.
+async fn prepare_topology(link: &Link, config: &Config, shutdown: &Shutdown) -> Result<Option<Policies>, AppError> {
     for attempt in 0.. {
         // Dropping the attempt at shutdown is fine: declarations can be repeated.
         let prepared = tokio::select! {
             prepared = try_topology(link, config) => prepared,
-            () = shutdown.begun() => return Ok(false),
+            () = shutdown.begun() => return Ok(None),
         };
         match prepared {
-            Ok(()) => return Ok(true),
+            Ok(policies) => return Ok(Some(policies)),
             Err(TopologyError::Declare(DeclareError::Connect(unreachable))) if !unreachable.is_permanent() => {
                 warn!(error = %chain(&unreachable), attempt, "waiting for the broker");
                 if !shutdown.sleep(REACH.wait(attempt, fastrand::f64())).await {
-                    return Ok(false);
+                    return Ok(None);
                 }
             }
             Err(final_word) => return Err(final_word.into()),
@@ -124,14 +132,23 @@ async fn prepare_topology(link: &Link, config: &Config, shutdown: &Shutdown) -> 
     unreachable!("the loop above ends by returning")
 }
 
+/// Whether the policies in force on the queues have been judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Policies {
+    /// They are harmless, or there is no management API to ask.
+    Judged,
+    /// The broker has not told all of them yet.
+    Untold,
+}
+
 /// Compares before it declares, so that a broker which contradicts the configuration is left as it is.
-async fn try_topology(link: &Link, config: &Config) -> Result<(), TopologyError> {
+async fn try_topology(link: &Link, config: &Config) -> Result<Policies, TopologyError> {
     let topology = config.topology();
-    compare(config, &topology).await?;
+    let policies = compare(config, &topology, Duration::ZERO).await?;
     if !config.topology.declare {
         let missing = link.check(topology.declarations()).await?;
         if missing.is_empty() {
-            return Ok(());
+            return Ok(policies);
         }
         let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
         return Err(TopologyError::Missing(missing.join(", ")));
@@ -139,28 +156,54 @@ async fn try_topology(link: &Link, config: &Config) -> Result<(), TopologyError>
     let declared = link.declare(topology.declarations()).await?;
     info!(created = declared.created.len(), "topology declared");
     // A policy may match a queue that was not there before.
-    if declared.created.is_empty() { Ok(()) } else { compare(config, &topology).await }
+    Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
 }
 
-/// Asks the management API what is there and which policies rule it. Without an answer the start goes on: the
-/// broker itself refuses wrong arguments, but says less about them, and policies stay unseen.
-async fn compare(config: &Config, topology: &Topology) -> Result<(), TopologyError> {
+/// Asks the management API what is there and which policies rule it, for at most `patience` if it has not told
+/// all. Without an answer the start goes on: the broker itself refuses wrong arguments, but says less about
+/// them, and policies stay unseen.
+async fn compare(config: &Config, topology: &Topology, patience: Duration) -> Result<Policies, TopologyError> {
     let client = ManagementClient::new(&config.management, &config.broker.virtual_host);
     let observed = match client {
-        Ok(client) => client.observe(topology).await,
+        Ok(client) => client.observe_with_policies(topology, patience).await,
         Err(error) => Err(error),
     };
     let audit = match observed {
         Ok(observed) => audit(topology, &observed),
         Err(error) => {
             warn!(error = %chain(&error), "cannot ask the management API: queue arguments and policies are not compared");
-            return Ok(());
+            return Ok(Policies::Judged);
         }
     };
-    let contradictions: Vec<_> = (audit.mismatches.iter().map(ToString::to_string))
-        .chain(audit.dangerous_policies.iter().map(ToString::to_string))
-        .collect();
-    if contradictions.is_empty() { Ok(()) } else { Err(TopologyError::Contradictions(contradictions.join("; "))) }
+    if audit.refuses() {
+        let mismatches = audit.mismatches.iter().map(ToString::to_string);
+        let contradictions: Vec<_> =
+            mismatches.chain(audit.dangerous_policies.iter().map(ToString::to_string)).collect();
+        return Err(TopologyError::Contradictions(contradictions.join("; ")));
+    }
+    Ok(if audit.unknown_policies.is_empty() { Policies::Judged } else { Policies::Untold })
+}
+
+/// Judges policies that were not told at the start; a dangerous one ends the daemon. RabbitMQ before 4.3 tells
+/// the policies of a new queue only with its first statistics.
+async fn judge_policies(config: Config, shutdown: Shutdown) -> Result<(), TopologyError> {
+    let topology = config.topology();
+    // Cancel-safe: it only asks.
+    let judged = tokio::select! {
+        judged = compare(&config, &topology, POLICY_PATIENCE) => judged,
+        () = shutdown.begun() => return Ok(()),
+    };
+    match judged {
+        Ok(Policies::Judged) => Ok(()),
+        Ok(Policies::Untold) => {
+            warn!("the broker does not tell which policies are in force; check that none drops messages");
+            Ok(())
+        }
+        Err(contradiction) => {
+            shutdown.begin();
+            Err(contradiction)
+        }
+    }
 }
 
 /// The running pools, each with its consumer's name and counters.
@@ -211,7 +254,7 @@ fn start_pools(
 
 /// Which policy applies to failures in which queue.
 fn routes(config: &Config) -> BTreeMap<String, Route> {
-    let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED);
+    let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
     work.map(|(name, consumer)| {
         let route = Route {
             consumer: name.clone(),
@@ -237,7 +280,7 @@ fn line(
     let handler =
         handler::build(&consumer.handler, &parts).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
     let on_failure = match consumer.handler.as_str() {
-        FAILED => OnFailure::Hold,
+        FAILED_HANDLER => OnFailure::Hold,
         _ => OnFailure::Forward { immediate: consumer.retry.immediate },
     };
     Ok(Line {

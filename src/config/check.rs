@@ -4,7 +4,7 @@
 use super::model::{Config, Consumer};
 use super::report::Report;
 use super::section::did_you_mean;
-use super::workload::FAILED_HANDLER;
+use crate::recovery::FAILED_HANDLER;
 use crate::topology::{Names, pattern};
 
 /// Unsettled deliveries of all consumers together that deserve a warning: each is in memory, and after a

@@ -25,4 +25,3 @@ pub use model::{
     Shutdown, TopologySettings,
 };
 pub use report::Problem;
-pub use workload::FAILED_HANDLER;

@@ -1,7 +1,7 @@
 //! What the configuration says about the topology. Pure.
 
 use super::model::Config;
-use super::workload::FAILED_HANDLER;
+use crate::recovery::FAILED_HANDLER;
 use crate::topology::{Names, Role, Topology, WorkQueue};
 
 impl Config {

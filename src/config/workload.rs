@@ -7,11 +7,8 @@ use super::model::{Consumer, Queue};
 use super::section::{Section, did_you_mean, listed};
 use super::shape;
 use crate::order::Faults;
-use crate::recovery::RetryPolicy;
+use crate::recovery::{FAILED_HANDLER, RetryPolicy};
 use crate::topology::pattern;
-
-/// The handler of the one consumer of failures.
-pub const FAILED_HANDLER: &str = "failed";
 
 /// Longest queue name: `<queue>.retry.<delay>` must fit the 255 bytes of AMQP.
 const LONGEST_QUEUE: usize = 200;

@@ -23,10 +23,8 @@ use crate::chain::chain;
 use crate::ledger::{Entry, Ledger, LedgerError};
 use crate::message::{Delivery, Names, Publication};
 use crate::order::Faults;
-use crate::recovery::{DeadLetterReason, Failure, FailureKind};
+use crate::recovery::{DeadLetterReason, FAILED_HANDLER, Failure, FailureKind};
 
-/// The name of the handler that decides on failures; its consumer's own failures are not handed on.
-pub const FAILED: &str = "failed";
 /// The name of the handler of orders.
 pub const ORDER: &str = "order";
 
@@ -106,7 +104,7 @@ const TABLE: [(&str, Build); 4] = [
     (ORDER, |parts| Arc::new(order::OrderHandler::new(parts))),
     ("notification", |parts| Arc::new(notification::NotificationHandler::new(parts))),
     ("analytics", |parts| Arc::new(analytics::AnalyticsHandler::new(parts))),
-    (FAILED, |parts| Arc::new(failed::FailedHandler::new(parts))),
+    (FAILED_HANDLER, |parts| Arc::new(failed::FailedHandler::new(parts))),
 ];
 
 /// The names of all handlers.

@@ -13,3 +13,7 @@ pub use decide::{DeadLetterReason, Decision, decide};
 pub use failure::{Failure, FailureKind};
 pub use history::{History, Origin, believed_retries, copy_for_dead_letter, copy_for_failure, copy_for_retry};
 pub use policy::RetryPolicy;
+
+/// The handler of the one consumer of failures, which carries the decisions out. Its own failures are not
+/// handed on.
+pub const FAILED_HANDLER: &str = "failed";

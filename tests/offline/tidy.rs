@@ -167,6 +167,7 @@ fn the_top_level_holds_only_what_belongs_there() {
         "README.md",
         "CHANGELOG.md",
         "target",
+        "proptest-regressions",
     ];
     let names = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_none(names.filter(|name| !name.starts_with('.') && !allowed.contains(&name.as_str())).collect());

@@ -307,7 +307,7 @@ mod tests {
 
     fn send_all(outstanding: &mut Outstanding) -> Vec<String> {
         let now = Instant::now();
-        std::iter::from_fn(|| outstanding.next_to_send(now).map(|(_, p)| p.routing_key.clone())).collect()
+        std::iter::from_fn(|| outstanding.next_to_send(now).map(|p| p.routing_key.clone())).collect()
     }
 
     #[test]
@@ -347,7 +347,9 @@ mod tests {
         let (one, mut answer) = batch(&["a", "b"]);
         outstanding.push(one);
         send_all(&mut outstanding);
-        outstanding.returned(3, "312 NO_ROUTE".into());
+        let returned =
+            Returned { reply: "312 NO_ROUTE", exchange: "orders", routing_key: "b", message_id: None, body: b"" };
+        outstanding.returned(returned);
         outstanding.confirmed(3, true, Word::Taken);
         let expected = PublishError::Unroutable {
             exchange: "orders".into(),

@@ -34,9 +34,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
-use crate::config::{Config, Consumer, FAILED_HANDLER, Loaded, Problem};
+use crate::config::{Config, Consumer, Loaded, Problem};
 use crate::message::Names;
-use crate::recovery::RetryPolicy;
+use crate::recovery::{FAILED_HANDLER, RetryPolicy};
 use crate::topology::{Argument, Topology};
 
 /// All that a check says.

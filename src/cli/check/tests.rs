@@ -35,11 +35,6 @@ fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> Schedule {
 }
 
 #[test]
-fn the_configuration_and_the_handlers_mean_the_same_by_failed() {
-    assert_eq!(crate::config::FAILED_HANDLER, crate::handler::FAILED);
-}
-
-#[test]
 fn the_schedule_adds_up() {
     for (immediate, delays, after, tries, worst) in [
         (1, &["1s", "10s", "1m"][..], &[1, 11, 71][..], 8, 71 + 8 * 30),

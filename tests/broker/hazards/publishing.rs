@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use orderd::amqp::{Link, Unconfirmed};
-use orderd::message::{Consumer, HeaderValue, Headers, Properties, PublishError, Publisher, Settlement, names};
+use orderd::message::{Consumer, HeaderValue, Headers, Properties, PublishError, Publisher, Settlement};
 
 use super::to_queue;
 use crate::support::raw::{Raw, number, text, with_headers};
@@ -229,27 +229,6 @@ async fn a_name_of_255_bytes_and_a_full_frame_of_headers_get_through() {
     soon("answer", publisher.publish(vec![publication])).await.unwrap();
     assert_eq!(publisher.state().epoch, 1, "the connection was lost over it");
     assert_eq!(raw.depth(&queue), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_bears_the_publishers_header_already_is_not_corrupted() {
-    let node = Node::shared();
-    let vhost = node.vhost();
-    let mut raw = vhost.raw();
-    raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
-    let mut forged = to_queue("q", "body");
-    forged.message.headers = Headers::from([
-        ("a".to_owned(), HeaderValue::from("1")),
-        (names::PUBLISH_SEQUENCE.to_owned(), HeaderValue::from("a text, longer than the number it becomes")),
-        ("z".to_owned(), HeaderValue::from("2")),
-    ]);
-    soon("answer", publisher.publish(vec![forged])).await.unwrap();
-    assert_eq!(publisher.state().epoch, 1, "a corrupted frame would have cost the connection");
-    let got = raw.get("q").unwrap();
-    assert_eq!(got.body, b"body");
-    assert!(got.has(&text("a", "1")) && got.has(&text("z", "2")), "{got:?}");
-    assert!(got.has(&number(names::PUBLISH_SEQUENCE, 1)) && !got.has(b"a text"), "{got:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
