@@ -8,12 +8,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("orderd: cannot start its threads: {error}");
-            return ExitCode::from(70);
-        }
-    };
-    runtime.block_on(orderd::cli::main())
+    orderd::cli::main()
 }

@@ -82,7 +82,7 @@ enum Command {
 }
 
 /// Parses the process's arguments and carries the command out.
-pub async fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -92,22 +92,34 @@ pub async fn main() -> ExitCode {
         }
     };
     let sources = Sources::of_process(arguments.config, arguments.settings);
-    match arguments.command {
-        Command::Run => match load(&sources) {
-            Ok(loaded) => run::run(loaded).await,
-            Err(exit) => exit,
-        },
-        Command::Publish(args) => match load(&sources) {
-            Ok(loaded) => publish::run(args, loaded.config).await,
-            Err(exit) => exit,
-        },
+    carry_out(arguments.command, &sources).unwrap_or_else(|exit| exit).into()
+}
+
+fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
+    match command {
+        Command::Run => {
+            let loaded = load(sources)?;
+            Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded)))
+        }
+        Command::Publish(args) => {
+            let loaded = load(sources)?;
+            Ok(runtime(1)?.block_on(publish::run(args, loaded.config)))
+        }
         Command::Check(args) => {
-            let checked = check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr()).await;
-            // A reader that went away, such as `head`, is no fault of the configuration.
-            checked.unwrap_or(Exit::Internal)
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            // An output that cannot be written, such as a pipe whose reader is gone, is nobody's configuration.
+            runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|_| Exit::Internal)
         }
     }
-    .into()
+}
+
+/// Makes the threads that tasks run on. The thread that waits for the command's end comes on top.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    runtime.map_err(|error| {
+        eprintln!("orderd: cannot start its threads: {error}");
+        Exit::Internal
+    })
 }
 
 /// Loads the configuration, or prints every problem.

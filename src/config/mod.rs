@@ -21,7 +21,7 @@ mod workload;
 
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{
-    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Queue, Rotation, Secret,
-    Shutdown, TopologySettings,
+    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Queue, Rotation, Runtime,
+    Secret, Shutdown, TopologySettings,
 };
 pub use report::Problem;

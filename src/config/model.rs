@@ -30,6 +30,8 @@ pub struct Config {
     pub admin: Admin,
     /// Shutdown.
     pub shutdown: Shutdown,
+    /// The process itself.
+    pub runtime: Runtime,
 }
 
 /// `[broker]`
@@ -225,4 +227,12 @@ pub struct Admin {
 pub struct Shutdown {
     /// How long work in progress may take to finish; default 30 s.
     pub drain_timeout: Duration,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// Threads that run workers and connections, 1 to 256; default 1. The ledger and the log writers have
+    /// their own.
+    pub threads: usize,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::layers::{Table, Value};
 use super::model::{
-    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Rotation, Secret, Shutdown,
+    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Rotation, Runtime, Secret, Shutdown,
     TopologySettings,
 };
 use super::section::{Reading, Section};
@@ -41,6 +41,7 @@ pub(super) fn config(root: Table, handlers: &[&str], reading: &Reading) -> Confi
         log: log(root.section("log")),
         admin: admin(root.section("admin")),
         shutdown: shutdown(root.section("shutdown")),
+        runtime: runtime(root.section("runtime")),
     };
     root.finish();
     config
@@ -200,4 +201,10 @@ fn shutdown(mut section: Section<'_>) -> Shutdown {
         Shutdown { drain_timeout: section.or("drain_timeout", seconds(30), &shape::span(MILLISECOND..=seconds(3600))) };
     section.finish();
     shutdown
+}
+
+fn runtime(mut section: Section<'_>) -> Runtime {
+    let runtime = Runtime { threads: section.or("threads", 1, &shape::number(1..=256)) };
+    section.finish();
+    runtime
 }
