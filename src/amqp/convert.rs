@@ -116,7 +116,7 @@ fn value_len(value: &HeaderValue) -> Result<usize, String> {
 pub(super) fn to_amqp(publication: &Publication, sequence: u64) -> (BasicProperties, Vec<u8>, BasicPublishArguments) {
     let Publication { exchange, routing_key, message } = publication;
     let p = message.properties.clone();
-    let mut table = to_table(&message.headers, Some(names::PUBLISH_SEQUENCE));
+    let mut table = to_table(&message.headers);
     insert(&mut table, names::PUBLISH_SEQUENCE, FieldValue::l(sequence as i64));
     let properties = BasicProperties::new(
         p.content_type,
@@ -152,19 +152,16 @@ pub(super) fn sequence_of(properties: &BasicProperties) -> Option<u64> {
     }
 }
 
-/// A table of everything but `skipped`.
-fn to_table(headers: &Headers, skipped: Option<&str>) -> FieldTable {
+fn to_table(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::new();
     for (name, value) in headers {
-        if skipped != Some(name.as_str()) {
-            insert(&mut table, name, to_value(value));
-        }
+        insert(&mut table, name, to_value(value));
     }
     table
 }
 
-/// Inserts under a name that the table does not have: inserting over one would corrupt the encoded table,
-/// whose length the library keeps by adding up. The sources here are maps, so each name comes once.
+/// Inserts or replaces. Inserting over a name would corrupt the encoded table, whose length the library keeps
+/// by adding up.
 pub(super) fn insert(table: &mut FieldTable, name: &str, value: FieldValue) {
     let name = name.try_into().expect("checked: names fit 255 bytes");
     table.remove(&name);
@@ -191,7 +188,7 @@ fn to_value(value: &HeaderValue) -> FieldValue {
             let values: Vec<_> = values.iter().map(to_value).collect();
             FieldValue::A(values.try_into().expect(FITS))
         }
-        HeaderValue::Table(headers) => FieldValue::F(to_table(headers, None)),
+        HeaderValue::Table(headers) => FieldValue::F(to_table(headers)),
         HeaderValue::Timestamp(seconds) => FieldValue::T(*seconds),
         HeaderValue::Void => FieldValue::V,
     }
