@@ -148,8 +148,8 @@ fn to_table(headers: &Headers) -> FieldTable {
     table
 }
 
-/// Inserts under a name that the table does not have: inserting over one would corrupt the encoded table,
-/// whose length the library keeps by adding up. The sources here are maps, so each name comes once.
+/// Inserts or replaces. Inserting over a name would corrupt the encoded table, whose length the library keeps
+/// by adding up.
 pub(super) fn insert(table: &mut FieldTable, name: &str, value: FieldValue) {
     let name = name.try_into().expect("checked: names fit 255 bytes");
     table.remove(&name);

@@ -55,7 +55,8 @@ async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
     tokio::task::block_in_place(|| node.kill());
     soon("the end of the deliveries", async { while subscription.deliveries.next().await.is_some() {} }).await;
     assert_eq!(soon("close", subscription.settler.close()).await, Err(SettleError));
-    eventually("the loss is noticed", async || !publisher.state().connected).await;
+    // At once, and not by the confirm timeout.
+    within(Duration::from_secs(5), "the loss is noticed", async || !publisher.state().connected).await;
     assert_eq!(publisher.state().unconfirmed, 20, "what was unconfirmed is kept");
     tokio::task::block_in_place(|| node.start());
     within(MINUTE, "it is back", async || publisher.state().connected && publisher.state().epoch > before).await;
