@@ -13,30 +13,31 @@ help: ## List the targets
 build: ## Build orderd in release: target/release/orderd
 	$(CARGO) build --release --bin orderd
 
+.PHONY: programs
+programs:
+	@tests/support/prerequisites.sh
+	$(CARGO) build --release --locked --bin orderd
+	$(CARGO) build --locked --examples
+
 test: ## Run what CI runs: formatting, clippy, unit, offline, broker and documentation tests
 	tests/support/test.sh
 
-demo: ## Show the whole pipeline at work on a private broker, and prove that nothing is missing
-	@tests/support/prerequisites.sh
-	$(CARGO) build --release --bin orderd --examples
-	target/release/examples/demo run
+# The programs that show and drill orderd need no optimising; orderd itself is the release build.
+demo: programs ## Show the whole pipeline at work on a private broker, and prove that nothing is missing
+	target/debug/examples/demo run
 
-up: ## Start the same broker and daemon, and leave them running
-	@tests/support/prerequisites.sh
-	$(CARGO) build --release --bin orderd --examples
-	target/release/examples/demo up
+up: programs ## Start the same broker and daemon, and leave them running
+	target/debug/examples/demo up
 
 down: ## Stop what `make up` started
-	@if [[ -x target/release/examples/demo ]]; then target/release/examples/demo down; else $(NODE) stop demo; fi
+	@if [[ -x target/debug/examples/demo ]]; then target/debug/examples/demo down; else $(NODE) stop up; fi
 
 bench: ## Measure orderd against the broker's ceiling; N=10000 makes it shorter
 	@tests/support/prerequisites.sh
 	$(CARGO) bench --bench pipeline -- $(if $(N),--orders $(N))
 
-soak: ## Kill orderd and the broker many times under load, and check that nothing is lost or doubled
-	@tests/support/prerequisites.sh
-	$(CARGO) build --release --bin orderd --examples
-	target/release/examples/soak $(if $(N),--orders $(N))
+soak: programs ## Kill orderd and the broker many times under load, and check that nothing is lost or doubled
+	target/debug/examples/soak $(if $(N),--orders $(N))
 
 clean: ## Stop all private nodes and delete target/
 	$(NODE) stop-all

@@ -5,10 +5,10 @@
 //! same for both; neither has its connecting and declaring on the clock.
 
 mod ceiling;
-#[path = "../../tests/support/daemon.rs"]
+#[path = "../../tests/support/drill/daemon.rs"]
 #[allow(dead_code, reason = "shared; the bench kills no daemon")]
 mod daemon;
-#[path = "../../tests/support/node.rs"]
+#[path = "../../tests/support/drill/node.rs"]
 #[allow(dead_code, reason = "shared; the bench kills no broker")]
 mod node;
 mod report;

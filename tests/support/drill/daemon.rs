@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -35,6 +36,8 @@ impl Daemon {
             .args(["run", "--config", CONFIG])
             .envs(settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
+            // Ctrl-C is for who has started it, and who then ends it in order.
+            .process_group(0)
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
@@ -69,6 +72,13 @@ impl Daemon {
         self.child.kill()?;
         self.child.wait()?;
         Err(io::Error::other(format!("orderd did not end within {deadline:?} of TERM:\n{}", self.log_tail())))
+    }
+
+    /// Lets it run on when this process ends.
+    pub fn leave_running(self) -> u32 {
+        let pid = self.pid();
+        std::mem::forget(self);
+        pid
     }
 
     /// SIGKILL, at once.

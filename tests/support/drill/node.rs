@@ -32,7 +32,12 @@ impl Node {
 
     /// Stops it in order and keeps its data.
     pub fn stop(&self) -> io::Result<()> {
-        script(&["stop", &self.name]).map(drop)
+        Node::stop_by_name(&self.name)
+    }
+
+    /// The same, of a node that another process has started; nothing if there is none.
+    pub fn stop_by_name(name: &str) -> io::Result<()> {
+        script(&["stop", name]).map(drop)
     }
 
     /// Kills its VM with SIGKILL.

@@ -1,0 +1,294 @@
+//! `make demo`: the whole pipeline at work, with some faults, and the sum that proves that nothing is missing.
+//! `make up` starts the same broker and daemon and leaves them running, `make down` ends them.
+
+#[path = "../tests/support/drill/mod.rs"]
+mod drill;
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use drill::books::{Books, Progress, Published};
+use drill::daemon::{CONFIG, Daemon};
+use drill::interrupt;
+use drill::node::Node;
+use drill::stage::{ADDRESSES, Stage};
+use drill::{Outcome, release_program};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Runtime;
+
+const POLL: Duration = Duration::from_millis(250);
+/// How often a line is printed where there is no terminal for a bar.
+const LINE: Duration = Duration::from_secs(5);
+/// The slowest machine should be through by then.
+const DEADLINE: Duration = Duration::from_secs(300);
+const DRAIN: Duration = Duration::from_secs(40);
+/// Orders sent to a routing key with a typo in it.
+const UNROUTABLE: u64 = 3;
+
+/// Orders that fail, in every way there is, and retries that do not take long.
+const FAULTS: [(&str, &str); 8] = [
+    ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
+    ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
+    ("ORDERD_CONSUMERS__ORDER__FAULTS__PANIC", "0.002"),
+    ("ORDERD_CONSUMERS__ORDER__FAULTS__HANG", "0.001"),
+    ("ORDERD_CONSUMERS__ORDER__TIMEOUT", "2s"),
+    ("ORDERD_CONSUMERS__ORDER__RETRY__IMMEDIATE", "0"),
+    ("ORDERD_CONSUMERS__ORDER__RETRY__DELAYS", "1s,3s,5s"),
+    ("ORDERD_CONSUMERS__PRIORITY__RETRY__DELAYS", "1s,3s,5s"),
+];
+
+/// Shows orderd at work.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Publish, process, and prove that nothing is missing
+    Run {
+        /// Orders to publish
+        #[arg(long, default_value_t = 5_000)]
+        orders: u64,
+        /// Orders a second
+        #[arg(long, default_value_t = 500)]
+        rate: u64,
+    },
+    /// Start a broker and orderd, and leave them running
+    Up,
+    /// Stop what `up` started
+    Down,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Action::Run { orders, rate } => run(orders, rate.max(1)),
+        Action::Up => up().map(|()| true),
+        Action::Down => down().map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the books balance.
+fn run(orders: u64, rate: u64) -> Outcome<bool> {
+    interrupt::watch()?;
+    let published = Published {
+        prefix: format!("demo-{}-", jiff::Timestamp::now().as_second()),
+        orders,
+        unroutable: UNROUTABLE,
+        notifications: orders.div_ceil(10),
+        analytics: orders.div_ceil(5),
+    };
+    let runtime = Runtime::new()?;
+    let stage = set_stage("demo", &FAULTS, &runtime)?;
+    let books = perform(&stage, published, rate, &runtime);
+    stage.strike()?;
+    let books = books?;
+    println!("\n{books}\n\nthe daemon's log: {}", stage.directory.join("orderd.log").display());
+    Ok(books.balance())
+}
+
+fn set_stage(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Stage> {
+    match std::env::var(ADDRESSES) {
+        Ok(addresses) => println!("using the broker at {addresses}, as {ADDRESSES} says"),
+        Err(_) => println!("starting a private RabbitMQ node, with its data in target/broker/{name}"),
+    }
+    let stage = Stage::set(name, settings, runtime)?;
+    println!("topology declared on {}", stage.config.broker.addresses[0]);
+    Ok(stage)
+}
+
+fn perform(stage: &Stage, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Books> {
+    let mut daemon = stage.start_daemon(&release_program())?;
+    println!("orderd runs as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad", daemon.pid());
+    let seconds = published.orders.div_ceil(rate).max(1);
+    let mut producers = Producers(Vec::new());
+    for (program, count, more) in [
+        ("order_producer", published.orders, &["--bad", "0.01"][..]),
+        ("notification_producer", published.notifications, &[]),
+        ("analytics_producer", published.analytics, &[]),
+    ] {
+        let pace = ["--count", &count.to_string(), "--rate", &count.div_ceil(seconds).to_string()].map(str::to_owned);
+        producers.start(
+            stage,
+            &published.prefix,
+            program,
+            &[&pace, &*more.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()].concat(),
+        )?;
+    }
+    publish_with_a_typo(stage, &published.prefix)?;
+    watch(stage, &published, &mut daemon, &mut producers)?;
+    let status = daemon.terminate(DRAIN)?;
+    if !status.success() {
+        return Err(format!("orderd did not end well: {status}").into());
+    }
+    runtime.block_on(Books::close(published, stage.ledger(), &stage.link()))
+}
+
+/// The running producers; killed when dropped.
+struct Producers(Vec<Child>);
+
+impl Producers {
+    fn start(&mut self, stage: &Stage, prefix: &str, program: &str, arguments: &[String]) -> Outcome<()> {
+        let path = std::env::current_exe()?.with_file_name(program);
+        let child = Command::new(&path)
+            .args(arguments)
+            .args(["--prefix", prefix])
+            .env("ORDERD_CONFIG", CONFIG)
+            .envs(stage.settings().iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", path.display()))?;
+        self.0.push(child);
+        Ok(())
+    }
+
+    /// Whether all have published everything.
+    fn are_done(&mut self) -> Outcome<bool> {
+        let mut done = true;
+        for child in &mut self.0 {
+            match child.try_wait()? {
+                None => done = false,
+                Some(status) if status.success() => {}
+                Some(status) => return Err(format!("a producer failed ({status})").into()),
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for Producers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // One that has ended cannot be killed, which is fine.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a producer with a typo in its configuration does: these orders must not vanish either.
+fn publish_with_a_typo(stage: &Stage, prefix: &str) -> Outcome<()> {
+    let mut child = Command::new(release_program())
+        .args(["publish", "--config", CONFIG, "--routing-key", "order.nromal.created", "-"])
+        .envs(stage.settings().iter().map(|(key, value)| (key, value)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        for number in 1..=UNROUTABLE {
+            writeln!(input, r#"{{"id": "{prefix}typo-{number}", "product": "Pen", "quantity": 1, "price": "1.20"}}"#)?;
+        }
+    }
+    match child.wait()? {
+        status if status.success() => Ok(()),
+        status => Err(format!("orderd publish failed ({status})").into()),
+    }
+}
+
+/// Shows the progress until everything is settled.
+fn watch(stage: &Stage, published: &Published, daemon: &mut Daemon, producers: &mut Producers) -> Outcome<()> {
+    let begin = Instant::now();
+    let bar = ProgressBar::new(published.orders);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} orders  {msg}")?);
+    let mut last_line = begin;
+    loop {
+        interrupt::sleep(POLL)?;
+        let producing = !producers.are_done()?;
+        let progress = Progress::read(stage.ledger(), &published.prefix);
+        let Progress { processed, parked, notifications, analytics } = progress;
+        let message =
+            format!("{processed} processed, {parked} dead-lettered, {notifications} notifications, {analytics} events");
+        bar.set_position(processed + parked);
+        if !io::stderr().is_terminal() && last_line.elapsed() >= LINE {
+            println!("{:>4} s  {message}", begin.elapsed().as_secs());
+            last_line = Instant::now();
+        }
+        bar.set_message(message);
+        if !producing && progress.is_settled(published) {
+            bar.finish();
+            println!("settled after {:.1} s", begin.elapsed().as_secs_f64());
+            return Ok(());
+        }
+        daemon.check_alive()?;
+        if begin.elapsed() > DEADLINE {
+            let hint = "does another orderd consume from this broker?";
+            return Err(format!("not settled within {DEADLINE:?}: {progress:?} of {published:?}; {hint}").into());
+        }
+    }
+}
+
+fn pid_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/up/orderd.pid")
+}
+
+fn up() -> Outcome<()> {
+    if let Some(pid) = running_daemon() {
+        return Err(format!("it is up already, as process {pid}; `make down` ends it").into());
+    }
+    let runtime = Runtime::new()?;
+    let stage = set_stage("up", &[], &runtime)?;
+    let mut daemon = stage.start_daemon(&release_program())?;
+    thread::sleep(Duration::from_secs(1));
+    if let Err(error) = daemon.check_alive() {
+        stage.strike()?;
+        return Err(error.into());
+    }
+    let pid = daemon.leave_running();
+    fs::write(pid_file(), pid.to_string())?;
+    println!("orderd runs as process {pid}, and logs to {}\n", stage.directory.join("orderd.log").display());
+    println!("in the shell from which you play with it:\n");
+    println!("  export ORDERD_CONFIG={CONFIG}");
+    for (key, value) in stage.settings() {
+        println!("  export {key}={value}");
+    }
+    println!("\nthen, for instance:\n");
+    println!("  cargo run --example order_producer -- --count 1000 --bad 0.02");
+    println!("  target/release/orderd publish orders.ndjson");
+    if let Some(node) = &stage.node {
+        println!("\nRabbitMQ's own pages: http://127.0.0.1:{} (guest, guest)", node.management_port);
+    }
+    println!("\n`make down` ends both.");
+    Ok(())
+}
+
+/// The process that `up` started, if it is still this program.
+fn running_daemon() -> Option<u32> {
+    let pid: u32 = fs::read_to_string(pid_file()).ok()?.trim().parse().ok()?;
+    let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let program = words.split(|byte| *byte == 0).next()?;
+    (program == release_program().as_os_str().as_encoded_bytes()).then_some(pid)
+}
+
+fn down() -> Outcome<()> {
+    match running_daemon() {
+        None => println!("orderd was not running"),
+        Some(pid) => {
+            Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid.to_string()]).status()?;
+            let begin = Instant::now();
+            while running_daemon().is_some() {
+                if begin.elapsed() > DRAIN {
+                    return Err(format!("orderd, process {pid}, has not ended within {DRAIN:?} of TERM").into());
+                }
+                thread::sleep(POLL);
+            }
+            println!("orderd has drained and ended");
+        }
+    }
+    Node::stop_by_name("up")?;
+    Ok(())
+}

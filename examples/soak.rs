@@ -1,0 +1,45 @@
+//! `make soak`: 100,000 orders with faults, orderd killed twenty times and the broker three times on the way;
+//! then every order must be in the ledger exactly once or in the dead letter queue.
+
+#[path = "../tests/support/drill/mod.rs"]
+mod drill;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use drill::soak::Soak;
+use drill::{interrupt, stage};
+
+/// Kills orderd and the broker under load and checks that nothing is lost or doubled.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Orders to publish
+    #[arg(long, default_value_t = 100_000)]
+    orders: u64,
+    /// How often orderd is killed with -9
+    #[arg(long, default_value_t = 20)]
+    kills: u64,
+    /// How often the broker is killed with -9
+    #[arg(long, default_value_t = 3)]
+    broker_kills: u64,
+}
+
+fn main() -> ExitCode {
+    let Arguments { orders, kills, broker_kills } = Arguments::parse();
+    if std::env::var_os(stage::ADDRESSES).is_some() {
+        eprintln!("soak: it kills its broker, so it takes none but its own; unset {}", stage::ADDRESSES);
+        return ExitCode::from(64);
+    }
+    let soak = Soak { name: "soak".to_owned(), program: drill::release_program(), orders, kills, broker_kills };
+    let outcome = interrupt::watch().map_err(Into::into).and_then(|()| soak.run(&mut |line| println!("{line}")));
+    match outcome {
+        Ok(books) => {
+            println!("\nafter {kills} kills of orderd and {broker_kills} of the broker:\n\n{books}");
+            if books.balance() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("soak: {error}\nsee target/soak/orderd.log and target/broker/soak/log");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Ctrl-C and TERM: noted, so that a program can stop what it has started before it ends.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+const STEP: Duration = Duration::from_millis(50);
+
+/// Begins to take note.
+pub fn watch() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        });
+    });
+    Ok(())
+}
+
+/// An error once a signal has come.
+pub fn check() -> io::Result<()> {
+    match INTERRUPTED.load(Ordering::Relaxed) {
+        true => Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
+        false => Ok(()),
+    }
+}
+
+/// Sleeps, unless a signal comes.
+pub fn sleep(duration: Duration) -> io::Result<()> {
+    let mut left = duration;
+    while !left.is_zero() {
+        check()?;
+        let step = left.min(STEP);
+        thread::sleep(step);
+        left -= step;
+    }
+    check()
+}
