@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let priority = is_in_share(number, arguments.priority);
         *if priority { &mut urgent } else { &mut normal } += 1;
         let mut body = order(&id, number, priority);
-        if is_in_share(number, arguments.bad) {
+        if is_in_share(number + 3, arguments.bad) {
             bad += 1;
             body = spoil(body, bad);
         }

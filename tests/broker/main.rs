@@ -6,4 +6,5 @@
 mod support;
 
 mod hazards;
+mod soak;
 mod topology;

@@ -1,0 +1,19 @@
+//! The soak, small: `make soak` is the large one.
+
+#[path = "../support/drill/mod.rs"]
+mod drill;
+
+use drill::soak::Soak;
+
+#[test]
+fn nothing_is_lost_or_doubled_when_orderd_and_the_broker_are_killed_under_load() {
+    let soak = Soak {
+        name: "soak_small".to_owned(),
+        program: env!("CARGO_BIN_EXE_orderd").into(),
+        orders: 3_000,
+        kills: 4,
+        broker_kills: 1,
+    };
+    let books = soak.run(&mut |line| println!("{line}")).expect("the soak ends by itself");
+    assert!(books.balance(), "{books}");
+}
