@@ -5,5 +5,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod daemon;
 mod hazards;
 mod topology;
