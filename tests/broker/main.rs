@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod daemon;
 mod hazards;
 mod soak;
 mod topology;

@@ -7,6 +7,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod raw;
+pub mod shop;
 
 use std::future::Future;
 use std::io::{Read, Write};

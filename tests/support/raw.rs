@@ -2,6 +2,9 @@
 //!
 //! Owns one connection with one channel. It shares no code with what is tested.
 
+pub mod properties;
+mod traffic;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;

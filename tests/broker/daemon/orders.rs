@@ -1,0 +1,173 @@
+//! Orders that go well, and the one kind that goes wrong in company: two orders with one id.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::Node;
+use crate::support::raw::properties::{Field, Properties};
+use crate::support::shop::{Shop, order, until};
+
+const NORMAL: &str = "order.normal.created";
+const PRIORITY: &str = "order.priority.created";
+
+fn analytics_lines(shop: &Shop<'_>) -> Vec<Value> {
+    let files = fs::read_dir(shop.ledger()).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    let text: String = files.map(|path| fs::read_to_string(path).unwrap()).collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_published() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let mut orderd = shop.open();
+    let (mut raw, book) = (shop.raw(), shop.book());
+    let normal = br#"{"id":2,"product":"Laptop","quantity":3,"price":400,"currency":"EUR","note":"kept"}"#;
+    let priority = br#"{"id":"p-1","product":"Mouse","quantity":7,"price":"19.99","currency":"EUR","priority":true,
+        "customer_id":"c-7","email":"ada@example.com"}"#;
+    let persistent = Properties::persistent();
+    for _ in 0..2 {
+        raw.send_to("orders", NORMAL, &persistent, normal);
+        raw.send_to("orders", PRIORITY, &persistent, priority);
+    }
+    book.await_settled(2);
+    raw.send_to("orders", NORMAL, &persistent, normal);
+    raw.send_to("orders", PRIORITY, &persistent, priority);
+    raw.send_to("orders", NORMAL, &persistent, &order("ord-3"));
+    raw.send_to("orders", PRIORITY, &persistent, &order("ord-4"));
+    book.await_settled(4);
+    assert_eq!(orderd.stop(), 0);
+
+    assert_eq!(
+        book.rows("SELECT id, status, consumer, product, quantity, total, currency, priority FROM orders ORDER BY id"),
+        [
+            "2|processed|order|Laptop|3|1200|EUR|0",
+            "ord-3|processed|order|Laptop|3|1200.00|EUR|0",
+            "ord-4|processed|priority|Laptop|3|1200.00|EUR|0",
+            "p-1|processed|priority|Mouse|7|139.93|EUR|1",
+        ]
+    );
+    let events: Vec<_> = ["2", "ord-3", "ord-4", "p-1"]
+        .iter()
+        .flat_map(|id| {
+            [
+                format!("{id}/analytics/processed|analytics|processed|{id}"),
+                format!("{id}/notification/processed|notification|email|{id}"),
+            ]
+        })
+        .collect();
+    assert_eq!(book.rows("SELECT id, kind, name, order_id FROM events ORDER BY id"), events);
+    for granularity in ["minute", "hour", "day"] {
+        let mut sales: BTreeMap<String, (u64, u64, Vec<String>)> = BTreeMap::new();
+        for row in book.rows(&format!(
+            "SELECT currency, product, orders, quantity, revenue FROM sales WHERE granularity = '{granularity}'"
+        )) {
+            let columns: Vec<_> = row.split('|').collect();
+            let sum = sales.entry(format!("{} {}", columns[0], columns[1])).or_default();
+            sum.0 += columns[2].parse::<u64>().unwrap();
+            sum.1 += columns[3].parse::<u64>().unwrap();
+            sum.2.push(columns[4].to_owned());
+        }
+        assert_eq!((sales["EUR Laptop"].0, sales["EUR Laptop"].1), (3, 9), "{granularity}");
+        assert_eq!(sales["EUR Mouse"], (1, 7, vec!["139.93".to_owned()]), "{granularity}");
+    }
+    let lines = analytics_lines(&shop);
+    let mut ids: Vec<_> = lines.iter().map(|line| line["body"]["order_id"].to_string()).collect();
+    ids.sort();
+    assert_eq!(ids, [r#""2""#, r#""ord-3""#, r#""ord-4""#, r#""p-1""#]);
+    assert!(book.rows("SELECT * FROM attempts").is_empty());
+    for queue in ["order_queue", "priority_order_queue", "failed_order_queue", "dead_letter_queue"] {
+        assert_eq!(raw.depth(queue), 0, "{queue}");
+    }
+    assert_eq!(orderd.lines("Processing Order").len(), 8);
+    for consumer in ["order", "priority"] {
+        assert!((1..=2).contains(&orderd.tally(consumer, "duplicates")), "{consumer}");
+    }
+}
+
+#[test]
+fn an_order_of_the_same_id_and_other_content_is_parked_with_all_it_came_with() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let _orderd = shop.open();
+    let mut raw = shop.raw();
+    raw.send_to("orders", NORMAL, &Properties::persistent(), &order("ord-1"));
+    shop.book().await_settled(1);
+
+    let forged = |name: &str| Field::Text(format!("forged {name}"));
+    let death = [("queue", "elsewhere"), ("reason", "expired"), ("exchange", "orders")];
+    let death = Field::Table(death.map(|(name, value)| (name.to_owned(), Field::Text(value.into()))).into());
+    let mut sent = Properties::default()
+        .text("message_id", "m-1")
+        .text("correlation_id", "c-1")
+        .text("content_type", "application/json")
+        .text("user_id", "guest")
+        .text("expiration", "600000")
+        .header("tenant", Field::Text("north".into()))
+        .header("weight", Field::Other(b'I', vec![0, 0, 0, 7]))
+        .header("CC", Field::List(vec![Field::Text("of.no.queue".into())]))
+        .header("x-death", Field::List(vec![death]))
+        .header("x-delivery-count", Field::Long(2))
+        .header("x-retry-count", Field::Long(9))
+        .header("x-first-failed-at", Field::Time(1));
+    for name in ["exchange", "queue", "reason"] {
+        sent = sent.header(&format!("x-first-death-{name}"), forged(name));
+        sent = sent.header(&format!("x-last-death-{name}"), forged(name));
+    }
+    sent.delivery_mode = Some(1);
+    sent.timestamp = Some(1_700_000_000);
+    let body = br#"{"id":"ord-1","product":"Laptop","quantity":4,"price":"400.00","currency":"EUR"}"#;
+    let before = now();
+    raw.send_to("orders", NORMAL, &sent, body);
+    until("it is parked", || raw.depth("dead_letter_queue") == 1);
+    let parked = raw.get("dead_letter_queue").unwrap();
+    let mut properties = parked.properties();
+
+    assert_eq!(parked.body, body);
+    assert_eq!((parked.exchange.as_str(), parked.routing_key.as_str()), ("orders.dead_letter", NORMAL));
+    assert_eq!(properties.delivery_mode, Some(2));
+    assert_eq!(properties.timestamp, Some(1_700_000_000));
+    let texts = [("content_type", "application/json"), ("correlation_id", "c-1"), ("message_id", "m-1")];
+    assert_eq!(properties.texts, texts.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+    for name in ["x-first-failed-at", "x-failed-at"] {
+        match properties.headers.remove(name) {
+            Some(Field::Time(at)) => assert!((before..=now()).contains(&at), "{name}: {at}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    let reason = properties.headers.remove("x-failure-reason").unwrap();
+    assert!(reason.text().contains("ord-1"), "{reason:?}");
+    // The publisher's own number of the message, and what the dead letter queue says of this delivery.
+    properties.headers.remove("x-orderd-publish");
+    assert_ne!(properties.headers.remove("x-delivery-count"), Some(Field::Long(2)));
+    let text = |value: &str| Field::Text(value.to_owned());
+    let expected = [
+        ("tenant", text("north")),
+        ("weight", Field::Other(b'I', vec![0, 0, 0, 7])),
+        ("x-original-user-id", text("guest")),
+        ("x-retry-count", Field::Long(0)),
+        ("x-origin-queue", text("order_queue")),
+        ("x-origin-exchange", text("orders")),
+        ("x-origin-routing-key", text(NORMAL)),
+        ("x-failure-kind", text("permanent")),
+        ("x-failure-code", text("id_conflict")),
+        ("x-dead-letter-reason", text("permanent")),
+    ];
+    assert_eq!(properties.headers, expected.map(|(name, value)| (name.to_owned(), value)).into());
+
+    let book = shop.book();
+    until("it is in the books", || book.number("SELECT count(*) FROM dead_letters") == 1);
+    assert_eq!(
+        book.rows("SELECT identity, consumer, reason, retry_count, failure_code, origin_queue FROM dead_letters"),
+        ["ord-1|order|permanent|0|id_conflict|order_queue"]
+    );
+    assert_eq!(book.rows("SELECT id, status, quantity FROM orders"), ["ord-1|processed|3"], "the first one stands");
+    until("analytics is told", || book.number("SELECT count(*) FROM events WHERE id = 'ord-1/analytics/failed'") == 1);
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}

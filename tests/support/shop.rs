@@ -1,0 +1,266 @@
+//! A shop of a test's own: a virtual host, a ledger directory, settings, and `orderd` processes on them.
+//!
+//! Judges by what other programs see: exit codes, logs, queues and the ledger's file.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::raw::Raw;
+use super::{Node, Vhost};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_orderd");
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+/// How long anything may take on a machine that builds at the same time.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Polls a condition until it holds.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// An order for three laptops at 400.00 EUR.
+pub fn order(id: &str) -> Vec<u8> {
+    format!(r#"{{"id":"{id}","product":"Laptop","quantity":3,"price":"400.00","currency":"EUR"}}"#).into_bytes()
+}
+
+/// A virtual host, a directory and settings.
+pub struct Shop<'a> {
+    pub vhost: Vhost<'a>,
+    pub directory: TempDir,
+    settings: BTreeMap<String, String>,
+    runs: AtomicU32,
+}
+
+impl<'a> Shop<'a> {
+    /// On a virtual host of its own, with one short retry delay everywhere, quick to reconnect.
+    pub fn new(node: &'a Node) -> Self {
+        let vhost = node.vhost();
+        // Not in /tmp, which may be in memory.
+        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let shop = Shop { settings: BTreeMap::new(), vhost, directory, runs: AtomicU32::new(0) };
+        let (port, vhost) = (node.amqp_port, shop.vhost.name.clone());
+        let ledger = shop.ledger().to_str().unwrap().to_owned();
+        let mut shop = shop
+            .set("broker.addresses", &format!("127.0.0.1:{port}"))
+            .set("broker.virtual_host", &vhost)
+            .set("broker.reconnect_max", "200ms")
+            .set("management.url", &format!("http://127.0.0.1:{}", node.management_port))
+            .set("ledger.directory", &ledger)
+            .set("log.format", "json")
+            .set("log.level", "debug")
+            .set("admin.listen", "127.0.0.1:0");
+        for consumer in ["order", "priority", "notification", "analytics"] {
+            shop = shop.set(&format!("consumers.{consumer}.retry.delays"), "300ms");
+        }
+        shop
+    }
+
+    /// With a setting such as `consumers.order.workers`.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        let name = format!("ORDERD_{}", key.to_uppercase().replace('.', "__"));
+        self.settings.insert(name, value.to_owned());
+        self
+    }
+
+    /// Where the ledger is.
+    pub fn ledger(&self) -> PathBuf {
+        self.directory.path().join("ledger")
+    }
+
+    /// The ledger, once there is one.
+    pub fn book(&self) -> Book {
+        Book::open(&self.ledger())
+    }
+
+    /// An AMQP connection that produces and judges.
+    pub fn raw(&self) -> Raw {
+        self.vhost.raw()
+    }
+
+    /// Runs a command to its end or until a test ends it.
+    pub fn command(&self, arguments: &[&str]) -> Orderd {
+        let run = self.runs.fetch_add(1, Ordering::Relaxed);
+        let path = |name: &str| self.directory.path().join(format!("run-{run}.{name}"));
+        let (stdout, stderr) = (path("stdout"), path("stderr"));
+        let child = Command::new(PROGRAM)
+            .args(arguments)
+            .args(["--config", CONFIG])
+            .envs(&self.settings)
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout).unwrap())
+            .stderr(File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        Orderd { child, stdout, stderr }
+    }
+
+    /// Starts `orderd run`.
+    pub fn run(&self) -> Orderd {
+        self.command(&["run"])
+    }
+
+    /// Starts `orderd run` and waits until its topology is there and its pools are started.
+    pub fn open(&self) -> Orderd {
+        let mut orderd = self.run();
+        until("orderd has started", || {
+            assert_eq!(orderd.ended(), None, "it ended instead");
+            orderd.says("started")
+        });
+        orderd
+    }
+}
+
+/// A running `orderd`; killed when dropped.
+pub struct Orderd {
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Orderd {
+    /// All it has written.
+    pub fn output(&self) -> String {
+        let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+        read(&self.stdout) + &read(&self.stderr)
+    }
+
+    /// Its log so far, line by line; each must be JSON.
+    pub fn log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(&self.stderr).unwrap();
+        // The last line may be half written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        whole.lines().map(parse).collect()
+    }
+
+    /// The lines with this message.
+    pub fn lines(&self, message: &str) -> Vec<Value> {
+        self.log().into_iter().filter(|line| line["message"] == message).collect()
+    }
+
+    /// Whether a line has this message.
+    pub fn says(&self, message: &str) -> bool {
+        !self.lines(message).is_empty()
+    }
+
+    /// The errors it has logged, message and cause.
+    pub fn errors(&self) -> Vec<String> {
+        let errors = self.log().into_iter().filter(|line| line["level"] == "ERROR");
+        errors
+            .map(|line| {
+                let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+                text("message") + ": " + &text("error")
+            })
+            .collect()
+    }
+
+    /// A counter of a consumer, as told at the end.
+    pub fn tally(&self, consumer: &str, counter: &str) -> u64 {
+        let tallies = self.lines("since start");
+        let line = tallies.iter().find(|line| line["consumer"] == consumer);
+        line.and_then(|line| line[counter].as_u64()).unwrap_or_else(|| panic!("no {counter} of {consumer}"))
+    }
+
+    /// Sends it a signal: `TERM`, `INT`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("sh").args(["-c", "kill -$0 $1", name, &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success(), "cannot send {name}");
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for its end: its exit code.
+    pub fn exit(&mut self) -> i32 {
+        until("orderd ends", || self.ended().is_some());
+        self.ended().unwrap().code().expect("no signal has ended it")
+    }
+
+    /// Asks it to drain: its exit code.
+    pub fn stop(&mut self) -> i32 {
+        self.signal("TERM");
+        self.exit()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Orderd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let output = self.output();
+            let lines: Vec<_> = output.lines().filter(|line| !line.contains("Processing Order")).collect();
+            eprintln!("the end of orderd's output:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// The ledger's file, read as any other program would.
+pub struct Book(Connection);
+
+impl Book {
+    fn open(directory: &Path) -> Self {
+        let connection =
+            Connection::open_with_flags(directory.join("orderd.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        connection.busy_timeout(PATIENCE).unwrap();
+        Book(connection)
+    }
+
+    /// The one number that a query yields.
+    pub fn number(&self, query: &str) -> u64 {
+        self.0.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap()
+    }
+
+    /// The rows that a query yields, their columns joined by `|`.
+    pub fn rows(&self, query: &str) -> Vec<String> {
+        let mut statement = self.0.prepare(query).unwrap();
+        let columns = statement.column_count();
+        let rows = statement.query_map([], |row| {
+            let text = |column| {
+                Ok(match row.get_ref(column)? {
+                    ValueRef::Null => "-".to_owned(),
+                    ValueRef::Integer(number) => number.to_string(),
+                    ValueRef::Real(number) => number.to_string(),
+                    ValueRef::Text(text) | ValueRef::Blob(text) => String::from_utf8_lossy(text).into_owned(),
+                })
+            };
+            Ok((0..columns).map(text).collect::<rusqlite::Result<Vec<_>>>()?.join("|"))
+        });
+        rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    /// Orders processed so far.
+    pub fn processed(&self) -> u64 {
+        self.number("SELECT count(*) FROM orders WHERE status = 'processed'")
+    }
+
+    /// Waits until so many orders are processed and both events of each are recorded.
+    pub fn await_settled(&self, orders: u64) {
+        until(&format!("{orders} orders and their events are recorded"), || {
+            self.processed() == orders
+                && self.number("SELECT count(*) FROM events WHERE name IN ('email', 'processed')") == 2 * orders
+        });
+    }
+}
