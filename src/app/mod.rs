@@ -156,6 +156,7 @@ fn start_pools(
             consumer: Arc::clone(&source),
             workers: consumer.workers,
             prefetch: consumer.prefetch,
+            reconnect_max: config.broker.reconnect_max,
             shutdown: shutdown.clone(),
         });
         pools.tasks.spawn(keep_running(name.clone(), pool, shutdown.clone()));

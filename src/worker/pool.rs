@@ -21,8 +21,11 @@ use crate::message::{Consumer, Subscription};
 use crate::shutdown::Shutdown;
 use crate::supervisor::{IntensityExceeded, RestartPolicy, supervise};
 
-/// Waits between attempts to subscribe.
-const RESUBSCRIBE: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(30) };
+/// The longest first wait between attempts to subscribe; it doubles up to [`Pool::reconnect_max`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest wait in safe mode. A message that kills its connection has to be delivered some twenty times
+/// before the broker's delivery limit takes it out, and holds up its queue until then.
+const SAFE_WAIT: Duration = Duration::from_secs(1);
 /// A subscription that lived so long resets the back-off.
 const STEADY: Duration = Duration::from_secs(10);
 
@@ -36,6 +39,8 @@ pub struct Pool {
     pub workers: usize,
     /// Deliveries one worker works on at a time, at least 1.
     pub prefetch: u16,
+    /// The longest wait between attempts to subscribe.
+    pub reconnect_max: Duration,
     /// When to stop.
     pub shutdown: Shutdown,
 }
@@ -99,9 +104,15 @@ impl Pool {
                     warn!(consumer = %self.line.consumer, error = %chain(&error), failures, "cannot consume; trying again");
                 }
             }
-            self.shutdown.sleep(RESUBSCRIBE.wait(failures.saturating_sub(1), fastrand::f64())).await;
+            let backoff = self.backoff(lock(&safe_mode).is_on());
+            self.shutdown.sleep(backoff.wait(failures.saturating_sub(1), fastrand::f64())).await;
         }
         Ok(())
+    }
+
+    fn backoff(&self, safe_mode: bool) -> Backoff {
+        let max = if safe_mode { self.reconnect_max.min(SAFE_WAIT) } else { self.reconnect_max };
+        Backoff { first: FIRST_WAIT, max }
     }
 
     fn slots(&self, safe_mode: &Mutex<SafeMode>) -> Slots {

@@ -249,6 +249,7 @@ impl Stage {
             consumer: Arc::clone(&broker) as Arc<dyn Consumer>,
             workers,
             prefetch,
+            reconnect_max: Duration::from_secs(30),
             shutdown: shutdown.clone(),
         });
         let pool = tokio::spawn(pool.run());
@@ -427,4 +428,17 @@ async fn deliveries_that_keep_coming_back_turn_on_safe_mode() {
     }
     stage.broker.subscribed.notified().await;
     assert_eq!(*stage.broker.prefetches.lock().unwrap(), [20, 1, 20], "and it ends after a clear streak");
+}
+
+/// A message that kills its connection must come around some twenty times before the broker takes it out.
+#[tokio::test(start_paused = true)]
+async fn in_safe_mode_the_waits_between_subscriptions_stay_short() {
+    let stage = Stage::set(1, 1).await;
+    let begun = tokio::time::Instant::now();
+    for _ in 0..21 {
+        stage.broker.lose();
+        stage.broker.subscribed.notified().await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert_eq!(stage.broker.prefetches.lock().unwrap().last(), Some(&1));
 }

@@ -14,6 +14,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use orderd::config::{Address, Broker, Secret};
@@ -25,7 +26,7 @@ pub struct Node {
     name: String,
     pub amqp_port: u16,
     pub management_port: u16,
-    pid: u32,
+    pid: AtomicU32,
     /// Whether this test started it for itself, and ends it.
     own: bool,
 }
@@ -44,21 +45,25 @@ impl Node {
     }
 
     fn started(name: &str, own: bool) -> Node {
-        let mut node = Node { name: name.to_owned(), amqp_port: 0, management_port: 0, pid: 0, own };
+        let mut node = Node { name: name.to_owned(), amqp_port: 0, management_port: 0, pid: AtomicU32::new(0), own };
         node.start();
         node
     }
 
     /// Starts it (again) on the ports and data it had before.
     pub fn start(&mut self) {
+        (self.amqp_port, self.management_port) = self.restart();
+    }
+
+    /// Starts it again while something refers to it: its ports stay.
+    pub fn restart(&self) -> (u16, u16) {
         let output = script(&["start", &self.name]).unwrap_or_else(|error| panic!("{error}"));
         let value = |key: &str| {
             let line = output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
             line.unwrap_or_else(|| panic!("node.sh start printed no {key}: {output}")).trim().parse::<u32>().unwrap()
         };
-        self.amqp_port = value("AMQP_PORT").try_into().unwrap();
-        self.management_port = value("MANAGEMENT_PORT").try_into().unwrap();
-        self.pid = value("PID");
+        self.pid.store(value("PID"), Ordering::Relaxed);
+        (value("AMQP_PORT").try_into().unwrap(), value("MANAGEMENT_PORT").try_into().unwrap())
     }
 
     /// SIGKILL, as in a power cut.
@@ -77,7 +82,7 @@ impl Node {
     }
 
     fn signal(&self, signal: &str) {
-        assert!(signal_process(signal, self.pid), "cannot signal node {}", self.name);
+        assert!(signal_process(signal, self.pid.load(Ordering::Relaxed)), "cannot signal node {}", self.name);
     }
 
     /// A memory alarm: connections that publish are not read from any more.
@@ -132,7 +137,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         if self.own {
             // A frozen VM would not hear of its end.
-            signal_process("-CONT", self.pid);
+            signal_process("-CONT", self.pid.load(Ordering::Relaxed));
             let _ = script(&["kill", &self.name]);
             let _ = script(&["wipe", &self.name]);
         }

@@ -1,6 +1,10 @@
 //! The whole daemon as a process, on a real broker: what its users see of it.
 
 mod failures;
+mod load;
 mod orders;
+mod own_node;
+mod poison;
+mod secrets;
 mod start;
 mod stop;

@@ -1,0 +1,88 @@
+//! No secret in any output, and logs that machines can read.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::Node;
+use crate::support::raw::properties::Properties;
+use crate::support::shop::{Shop, order};
+
+const PASSWORD: &str = "Zq8-vaNilla%2F&seCret";
+const WRONG: &str = "Wr0ng-&-distinCtive";
+const USER: &str = "teller";
+
+fn assert_silent(output: &str, what: &str) {
+    for secret in [PASSWORD, WRONG] {
+        let base64 = [secret, &format!("{USER}:{secret}")].map(base64);
+        for form in [secret.to_owned()].into_iter().chain(base64) {
+            assert!(!output.contains(&form), "{what} tells a password: {output}");
+        }
+    }
+    assert!(!output.is_empty(), "{what} says nothing at all");
+}
+
+/// Without padding, which may differ.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digits = text.as_bytes().chunks(3).flat_map(|chunk| {
+        let number = chunk.iter().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte)) << (8 * (3 - chunk.len()));
+        (0..=chunk.len()).map(move |digit| char::from(DIGITS[number >> (18 - 6 * digit) & 63]))
+    });
+    digits.collect()
+}
+
+#[test]
+fn no_password_is_ever_printed_and_json_logs_are_json() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let vhost = shop.vhost.name.clone();
+    let user = format!("{USER}-{vhost}");
+    let create = format!(r#"{{"password":"{PASSWORD}","tags":"administrator"}}"#);
+    assert_eq!(node.management("PUT", &format!("/users/{user}"), &create).0, 201);
+    let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+    assert_eq!(node.management("PUT", &format!("/permissions/{vhost}/{user}"), everything).0, 201);
+    let logs = shop.directory.path().join("logs");
+    let shop = shop
+        .set("broker.username", &user)
+        .set("broker.password", PASSWORD)
+        .set("log.level", "trace")
+        .set("log.directory", logs.to_str().unwrap());
+
+    let mut orderd = shop.open();
+    shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
+    shop.book().await_settled(1);
+    assert_eq!(orderd.stop(), 0);
+    assert_silent(&orderd.output(), "the daemon");
+    for line in orderd.output().lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line["timestamp"].is_string() && line["level"].is_string() && line["message"].is_string(), "{line}");
+    }
+    for arguments in [&["check"][..], &["check", "--format", "json"], &["check", "--connect"]] {
+        let mut check = shop.command(arguments);
+        assert_eq!(check.exit(), 0, "{}", check.output());
+        assert_silent(&check.output(), "check");
+    }
+
+    let shop = shop.set("broker.password", WRONG);
+    let mut refused = shop.run();
+    assert_eq!(refused.exit(), 78);
+    assert_silent(&refused.output(), "the refused daemon");
+    let mut check = shop.command(&["check", "--connect"]);
+    assert_ne!(check.exit(), 0);
+    assert_silent(&check.output(), "the refused check");
+    let misspelt = Shop::new(&node).set("broker.passwort", PASSWORD);
+    let mut refused = misspelt.run();
+    assert_eq!(refused.exit(), 78);
+    assert_silent(&refused.output(), "the complaint about an unknown key");
+
+    let files: Vec<_> = fs::read_dir(&logs).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 2, "orderd's own and the analytics events: {files:?}");
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        assert_silent(&text, &file.display().to_string());
+        text.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
+    }
+    assert_eq!(node.management("DELETE", &format!("/users/{user}"), "").0, 204);
+}
