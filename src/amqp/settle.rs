@@ -22,6 +22,10 @@ const COALESCE: Duration = Duration::from_millis(1);
 /// How often settlements stuck behind a slow delivery are looked at; they wait for one to two of these.
 const STUCK_TICK: Duration = Duration::from_millis(25);
 
+/// How long closing waits for the queue to have applied the last settlements, and how often it looks.
+const APPLIED_WITHIN: Duration = Duration::from_secs(1);
+const APPLIED_LOOK: Duration = Duration::from_millis(5);
+
 /// Settlements on their way from the workers to the owner task.
 struct Notes {
     list: Mutex<Vec<(u64, Settlement)>>,
@@ -83,6 +87,7 @@ impl ChannelSettler {
             epoch: Arc::clone(&epoch),
             notes: Arc::clone(&notes),
             subscribed,
+            cancelled: false,
             window,
             spare: Vec::new(),
             frames: Vec::new(),
@@ -121,6 +126,7 @@ struct Owner {
     epoch: Arc<Epoch>,
     notes: Arc<Notes>,
     subscribed: Subscribed,
+    cancelled: bool,
     window: AckWindow,
     spare: Vec<(u64, Settlement)>,
     frames: Vec<Frame>,
@@ -198,6 +204,9 @@ impl Owner {
     }
 
     async fn cancel(&mut self) {
+        if std::mem::replace(&mut self.cancelled, true) {
+            return;
+        }
         let channel = self.wire.channel.clone();
         let arguments = BasicCancelArguments::new(&self.subscribed.consumer_tag);
         let cancelling = async move { channel.basic_cancel(arguments).await };
@@ -218,17 +227,44 @@ impl Owner {
         }
     }
 
-    /// Sends all that was noted, and asks the broker a question that it answers only after reading that.
+    /// Sends all that was noted, gives back the rest, and waits until the queue has it.
     async fn flush(&mut self) -> Result<(), EpochEnd> {
+        self.cancel().await;
         self.send_noted().await;
         self.window.flush(&mut self.frames);
         self.send_frames().await;
-        if self.epoch.is_over() {
-            return Err(self.epoch.reason());
+        // Tag 0 means all that is unsettled. Closing the channel would give it back too, but only with this does
+        // the consumer come to an end that can be waited for.
+        let rest = BasicNackArguments::new(0, true, true);
+        if !self.epoch.is_over() {
+            self.epoch.queue(self.wire.channel.basic_nack(rest)).await;
         }
-        let channel = self.wire.channel.clone();
-        let arguments = QueueDeclareArguments::new(&self.subscribed.queue).passive(true).finish();
-        let barrier = async move { channel.queue_declare(arguments).await };
-        self.epoch.ask("queue.declare", barrier).await.map(|_| ())
+        self.await_applied().await
+    }
+
+    /// Waits until the queue has what the channel was sent. A channel passes no more than 32 commands at a time
+    /// on to a quorum queue (`quorum_commands_soft_limit`) and forgets those it holds back when it closes, so an
+    /// answer from the channel does not do. But a quorum queue counts a cancelled consumer until everything that
+    /// was handed out to it is settled: when the count falls, all has arrived.
+    ///
+    /// With consumers of other processes on the queue, the count may have fallen before it is first looked at,
+    /// and ours cannot be told from theirs. So there is a bound; what is lost then, the broker hands out again.
+    async fn await_applied(&self) -> Result<(), EpochEnd> {
+        let deadline = Instant::now() + APPLIED_WITHIN;
+        let mut most = 0;
+        loop {
+            if self.epoch.is_over() {
+                return Err(self.epoch.reason());
+            }
+            let channel = self.wire.channel.clone();
+            let arguments = QueueDeclareArguments::new(&self.subscribed.queue).passive(true).finish();
+            let asking = async move { channel.queue_declare(arguments).await };
+            let consumers = self.epoch.ask("queue.declare", asking).await?.map_or(0, |(_, _, consumers)| consumers);
+            if consumers == 0 || consumers < most || Instant::now() > deadline {
+                return Ok(());
+            }
+            most = consumers;
+            sleep(APPLIED_LOOK).await;
+        }
     }
 }

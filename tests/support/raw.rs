@@ -12,6 +12,8 @@ use std::time::Duration;
 /// A connection with channel 1 open and in confirm mode.
 pub struct Raw {
     stream: TcpStream,
+    /// Messages sent on the channel: the last one's tag in confirms.
+    sent: u64,
 }
 
 /// What `basic.get` brings.
@@ -68,7 +70,7 @@ impl Raw {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let mut raw = Raw { stream };
+        let mut raw = Raw { stream, sent: 0 };
         raw.stream.write_all(b"AMQP\x00\x00\x09\x01").unwrap();
         raw.expect((10, 10));
         raw.send(0, (10, 11), &[long(b""), short("PLAIN"), long(b"\0guest\0guest"), short("en_US")].concat());
@@ -83,6 +85,7 @@ impl Raw {
     }
 
     fn open_channel(&mut self) {
+        self.sent = 0;
         self.send(1, (20, 10), &[0]);
         self.expect((20, 11));
         self.send(1, (85, 10), &[0]);
@@ -144,25 +147,20 @@ impl Raw {
 
     /// Publishes many, and waits for all confirms at the end.
     pub fn publish_many(&mut self, queue: &str, bodies: impl IntoIterator<Item = Vec<u8>>) {
-        let mut sent = 0;
+        let mut open = std::collections::BTreeSet::new();
         for body in bodies {
             self.send_message(queue, &persistent(), &body);
-            sent += 1;
+            open.insert(self.sent);
         }
-        let mut confirmed = 0;
-        while confirmed < sent {
+        while !open.is_empty() {
             let (method, arguments) = self.read_method();
             assert_eq!(method, (60, 80), "the broker has not taken a message to {queue:?}");
-            // Tags continue over calls, so single acks are counted and multiple ones are rare enough to settle by
-            // asking for the rest.
-            confirmed += if arguments[8] == 0 { 1 } else { self.rest_of_multiple(&arguments, confirmed) };
+            let tag = u64::from_be_bytes(arguments[..8].try_into().unwrap());
+            match arguments[8] {
+                0 => drop(open.remove(&tag)),
+                _multiple => open = open.split_off(&(tag + 1)),
+            }
         }
-    }
-
-    /// How many a multiple ack covers: everything up to its tag, less what was confirmed before. Only exact for
-    /// the first use of a connection, which is what tests do.
-    fn rest_of_multiple(&self, arguments: &[u8], confirmed: u64) -> u64 {
-        u64::from_be_bytes(arguments[..8].try_into().unwrap()).saturating_sub(confirmed)
     }
 
     fn send_message(&mut self, queue: &str, properties: &[u8], body: &[u8]) {
@@ -173,6 +171,7 @@ impl Raw {
             bytes.extend(frame(3, 1, chunk));
         }
         self.stream.write_all(&bytes).unwrap();
+        self.sent += 1;
     }
 
     /// Takes one message off a queue.

@@ -129,6 +129,27 @@ async fn settlements_from_many_threads_are_all_sent_before_closing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn acks_that_the_broker_holds_back_are_not_lost_by_closing() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    for round in 0..10 {
+        fill(&mut raw, "q", 200);
+        let mut subscription = subscribe(&vhost, "q", 200).await;
+        let held = take(&mut subscription, 200).await;
+        // In reverse, so that there is one frame for each: RabbitMQ passes no more than 32 at a time on to a quorum
+        // queue, and forgets the others if the channel closes before it has.
+        for delivery in held[1..].iter().rev() {
+            subscription.settler.settle(delivery.id, Settlement::Ack);
+        }
+        soon("close", subscription.settler.close()).await.unwrap();
+        assert_eq!(raw.depth("q"), 1, "in round {round}: the first is back, the others are not");
+        raw.get("q").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_release_brings_the_message_back_and_its_neighbours_stay_acked() {
     let node = Node::shared();
     let vhost = node.vhost();

@@ -64,6 +64,7 @@ impl Raw {
             bytes.extend(frame(3, 1, chunk));
         }
         self.stream.write_all(&bytes).unwrap();
+        self.sent += 1;
     }
 
     /// Takes one message and its delivery tag, to be settled later. It returns when the connection closes.
