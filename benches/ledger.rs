@@ -13,6 +13,10 @@ use orderd::ledger::{Entry, Ledger, NewAnalytics, NewNotification, NewOrder, Rec
 use orderd::order::{Currency, OrderId, Sale};
 use rust_decimal::Decimal;
 
+/// The daemon's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 struct Load {
     orders: u64,
     concurrency: u64,

@@ -98,7 +98,7 @@ impl SqliteLedger {
     }
 
     /// Counts what an orderd ledger holds, reading it from any process while a daemon writes it. Blocks: it
-    /// reads the whole `orders` table, about 0.3 s per million orders.
+    /// reads the whole `orders` table, about 0.6 s per million orders.
     ///
     /// # Errors
     /// There is no readable ledger of this version in the directory.

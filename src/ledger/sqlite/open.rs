@@ -128,7 +128,8 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<Connectio
 /// Opens an existing file of this version for reading only.
 pub(super) fn for_reading(directory: &Path, busy_timeout: Duration) -> Result<Connection, OpenError> {
     let path = directory.join(FILE_NAME);
-    if !path.exists() {
+    // A directory that may not be entered is not a missing file: SQLite says what is wrong with it.
+    if matches!(path.try_exists(), Ok(false)) {
         return Err(OpenError::Missing { path });
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;

