@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde::Deserialize;
 
+use super::event_log::line;
 use super::notification::{Id, channel_of, order_id};
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
 use crate::ledger::{Entry, Ledger, NewAnalytics, Recorded};
@@ -79,18 +80,6 @@ fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failu
     }
 }
 
-/// One line of the file: `{"id":…,"event":…,"received_at":…,"body":…}`. The body was parsed before, so it is
-/// JSON; it is put in as it came, but for line breaks, which JSON allows only between tokens.
-fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
-    let text = |value: &str| serde_json::to_string(value).expect("text is JSON");
-    let mut line = Vec::with_capacity(body.len() + id.len() + event.len() + 96);
-    let start = format!("{{\"id\":{},\"event\":{},\"received_at\":\"{received_at}\",\"body\":", text(id), text(event));
-    line.extend_from_slice(start.as_bytes());
-    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
-    line.extend_from_slice(b"}\n");
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,15 +105,5 @@ mod tests {
         let failure = read("processed", br#"{"order_id":"ord-2","product":"Laptop"}"#).unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"));
         assert_eq!(read("page_view", b"[1]").unwrap_err().kind, FailureKind::Malformed);
-    }
-
-    #[test]
-    fn an_event_is_one_line_of_json() {
-        let at = "2026-11-22T08:00:01Z".parse().unwrap();
-        let line = String::from_utf8(line("a\"b", "processed", at, SALE.as_bytes())).unwrap();
-        assert_eq!(line.matches('\n').count(), 1);
-        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(read["id"], "a\"b");
-        assert_eq!(read["body"]["order_id"], "ord-2");
     }
 }

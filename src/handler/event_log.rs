@@ -1,9 +1,11 @@
-//! The analytics events' file: JSON lines, rolling, written behind the workers' backs in chunks.
+//! Files of JSON lines for people and log shippers: analytics events, and notifications on the `log` channel.
 //!
-//! A convenience for people and log shippers: a crash may lose its last lines. The ledger is the record.
+//! Rolling, and written behind the workers' backs in chunks. A convenience: a crash may lose a file's last
+//! lines. The ledger is the record.
 
 use std::io::Write;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::warn;
 use tracing_appender::non_blocking::NonBlocking;
@@ -34,13 +36,39 @@ impl EventLog {
     }
 }
 
+/// One line: `{"id":…,"event":…,"received_at":…,"body":…}`. The body must be JSON; it is put in as it came, but for
+/// line breaks, which JSON allows only between tokens.
+pub(super) fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
+    let text = |value: &str| serde_json::to_string(value).expect("text is JSON");
+    let start = format!("{{\"id\":{},\"event\":{},\"received_at\":\"{received_at}\",\"body\":", text(id), text(event));
+    let mut line = Vec::with_capacity(start.len() + body.len() + 2);
+    line.extend_from_slice(start.as_bytes());
+    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
+    line.extend_from_slice(b"}\n");
+    line
+}
+
 async fn write(mut waiting: mpsc::Receiver<Vec<u8>>, mut file: NonBlocking) {
     let mut lines = Vec::with_capacity(MAX_CHUNK);
     while waiting.recv_many(&mut lines, MAX_CHUNK).await > 0 {
         let chunk = lines.concat();
         lines.clear();
         if let Err(error) = file.write_all(&chunk) {
-            warn!(%error, "cannot write analytics events to their file; the ledger has them");
+            warn!(%error, "cannot write events to their file; the ledger has them");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_of_json() {
+        let at = "2026-11-22T08:00:01Z".parse().unwrap();
+        let line = String::from_utf8(line("a\"b", "email", at, b"{\n \"order_id\":\r\n 2}")).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((read["id"].as_str(), read["body"]["order_id"].as_i64()), (Some("a\"b"), Some(2)));
     }
 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Deserialize;
-use tracing::info;
+use tracing::debug;
 
-use super::{Handled, Handler, Parts, Verdict, Work, ledger_failure};
+use super::event_log::line;
+use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
 use crate::ledger::{Entry, Ledger, NewNotification, Recorded};
 use crate::recovery::{Failure, FailureKind};
 
@@ -38,17 +39,21 @@ pub struct Notice<'a> {
     pub body: &'a str,
 }
 
-/// Delivers by writing a log line.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LogChannel;
+/// Delivers by a line in the notifications' file. Not in orderd's own log: a line names the customer.
+#[derive(Debug, Clone)]
+pub struct LogChannel {
+    /// The notifications' file.
+    pub log: EventLog,
+}
 
 impl Channel for LogChannel {
     fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
-        info!(
-            target: "orderd::notification",
-            id = notice.id, channel = notice.channel, order = notice.order_id, email = notice.email, "Notification"
-        );
-        Box::pin(std::future::ready(Ok(())))
+        debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
+        let line = line(notice.id, notice.channel, Timestamp::now(), notice.body.as_bytes());
+        Box::pin(async {
+            self.log.append(line).await;
+            Ok(())
+        })
     }
 }
 

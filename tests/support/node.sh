@@ -69,17 +69,31 @@ EOF_ENV
     mv "$dir/env.new" "$dir/env"
 }
 
+# Whether process $1 lives. One that has ended and was not waited for is a zombie.
+lives() {
+    [[ -n $1 ]] && kill -0 "$1" 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
+}
+
 # Whether process $1 lives and was started here for this node: its environment names the node's directory,
 # which no other process's does, so a pid that was handed to a stranger is never taken for ours.
 is_ours() {
-    [[ -n $1 && -r /proc/$1/environ ]] &&
-        grep -qszxF "ORDERD_NODE_DIR=$dir" "/proc/$1/environ" &&
-        ! grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
+    local try environment
+    for try in 1 2 3 4; do
+        lives "$1" || return 1
+        environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
+        # It is empty for a moment while a program becomes another one, as a shell becomes the VM.
+        if [[ -n $environment ]]; then
+            [[ $'\n'$environment$'\n' == *$'\n'"ORDERD_NODE_DIR=$dir"$'\n'* ]]
+            return
+        fi
+        sleep 0.0"$try"
+    done
+    return 1
 }
 
 # A child is a copy of this shell until it has become the program meant, within a moment.
 await_exec() {
-    while kill -0 "$1" 2>/dev/null && ! is_ours "$1"; do sleep 0.01; done
+    while lives "$1" && ! is_ours "$1"; do sleep 0.01; done
 }
 
 port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
@@ -188,7 +202,8 @@ answers_amqp() {
 await_node() {
     local end=$((SECONDS + start_deadline))
     while ((SECONDS < end)); do
-        is_ours "$PID" || return 1
+        # Just started by us, so its pid cannot be a stranger's.
+        lives "$PID" || return 1
         if answers_amqp && port_is_taken "$MANAGEMENT_PORT"; then return 0; fi
         sleep 0.2
     done

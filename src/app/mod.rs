@@ -6,35 +6,32 @@
 //! ```
 //! It never works on a message.
 
+mod broker;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
+use tracing_appender::non_blocking::WorkerGuard;
 
-use crate::amqp::{ConfirmingPublisher, DeclareError, Link};
-use crate::backoff::Backoff;
-use crate::chain::chain;
+use broker::Policies;
+pub use broker::TopologyError;
+
+use crate::amqp::{ConfirmingPublisher, Link};
 use crate::config::{Config, Consumer as ConsumerConfig};
 use crate::handler::{self, EventLog, LogChannel, Parts, Route};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::{Consumer, Names, Publisher};
-use crate::monitor::ManagementClient;
-use crate::monitor::audit::audit;
 use crate::recovery::FAILED_HANDLER;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
 use crate::telemetry::{self, Files, TelemetryError};
-use crate::topology::Topology;
 use crate::worker::{Counters, Line, OnFailure, Pool};
 
-/// Waits between attempts to reach the broker at start.
-const REACH: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
 /// How long a pool that keeps dying is left alone.
 const COOL_DOWN: Duration = Duration::from_secs(30);
-/// How long the broker may take to tell the policies of new queues.
-const POLICY_PATIENCE: Duration = Duration::from_secs(20);
 /// How long the publisher may wait for its last confirms, once no worker needs them any more.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
@@ -44,8 +41,8 @@ pub enum AppError {
     /// The ledger cannot be opened.
     #[error("cannot open the ledger")]
     Ledger(#[from] OpenError),
-    /// The analytics events' file cannot be made.
-    #[error("cannot open the analytics log")]
+    /// The files of analytics events and notifications cannot be made.
+    #[error("cannot open the files of analytics events and notifications")]
     EventLog(#[source] TelemetryError),
     /// The broker refuses us, or its topology is not what the configuration says. A person must act.
     #[error("the broker and the configuration do not fit")]
@@ -55,20 +52,6 @@ pub enum AppError {
     UnknownHandler(String),
 }
 
-/// Why the topology cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TopologyError {
-    /// Declaring or checking failed.
-    #[error(transparent)]
-    Declare(#[from] DeclareError),
-    /// `topology.declare` is off and something is not there.
-    #[error("topology.declare is false and the broker lacks: {0}")]
-    Missing(String),
-    /// Queues or exchanges are there with other arguments, or policies would lose what queues hold.
-    #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
-    Contradictions(String),
-}
-
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
@@ -76,19 +59,18 @@ pub enum TopologyError {
 /// messages and was told late.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     let ledger = Arc::new(SqliteLedger::open(&config.ledger.directory)?);
-    let (event_log, event_writer, _file_guard) = event_log(&config)?;
+    let logs = EventLogs::start(&config)?;
     let link = Link::new(config.broker.clone());
-    let Some(policies) = prepare_topology(&link, &config, &shutdown).await? else {
+    let Some(policies) = broker::prepare(&link, &config, &shutdown).await? else {
         ledger.close().await;
         return Ok(());
     };
     let publisher = Arc::new(link.publisher());
-    let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), event_log, &shutdown)?;
+    let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &shutdown)?;
     info!(consumers = pools.len(), "started");
-    let judge = (policies == Policies::Untold).then(|| tokio::spawn(judge_policies(config, shutdown.clone())));
+    let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
-    // All handlers are gone, and with them all that feed the writer.
-    let _ = event_writer.await;
+    logs.finish().await;
     info!("stopped");
     match judge {
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
@@ -96,112 +78,41 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     }
 }
 
-fn event_log(
-    config: &Config,
-) -> Result<(EventLog, tokio::task::JoinHandle<()>, tracing_appender::non_blocking::WorkerGuard), AppError> {
-    let files = Files {
-        directory: config.log.directory.clone().unwrap_or_else(|| config.ledger.directory.clone()),
-        rotation: config.log.rotation.into(),
-        keep: config.log.keep,
-    };
-    let (file, guard) = telemetry::rolling(&files, "analytics", "jsonl").map_err(AppError::EventLog)?;
-    let (log, writer) = EventLog::start(file);
-    Ok((log, writer, guard))
+/// The files of JSON lines, and what must outlive their writers.
+struct EventLogs {
+    analytics: EventLog,
+    notifications: EventLog,
+    writers: [JoinHandle<()>; 2],
+    /// Dropped last: writes out what the files' threads hold.
+    _files: [WorkerGuard; 2],
 }
 
-/// Declares or checks the topology, waiting for a broker that cannot be reached yet. `None` when a shutdown came
-/// first.
-async fn prepare_topology(link: &Link, config: &Config, shutdown: &Shutdown) -> Result<Option<Policies>, AppError> {
-    for attempt in 0.. {
-        // Dropping the attempt at shutdown is fine: declarations can be repeated.
-        let prepared = tokio::select! {
-            prepared = try_topology(link, config) => prepared,
-            () = shutdown.begun() => return Ok(None),
+impl EventLogs {
+    fn start(config: &Config) -> Result<Self, AppError> {
+        let files = Files {
+            directory: config.log.directory.clone().unwrap_or_else(|| config.ledger.directory.clone()),
+            rotation: config.log.rotation.into(),
+            keep: config.log.keep,
         };
-        match prepared {
-            Ok(policies) => return Ok(Some(policies)),
-            Err(TopologyError::Declare(DeclareError::Connect(unreachable))) if !unreachable.is_permanent() => {
-                warn!(error = %chain(&unreachable), attempt, "waiting for the broker");
-                if !shutdown.sleep(REACH.wait(attempt, fastrand::f64())).await {
-                    return Ok(None);
-                }
-            }
-            Err(final_word) => return Err(final_word.into()),
-        }
+        let open = |name: &str| telemetry::rolling(&files, name, "jsonl").map_err(AppError::EventLog);
+        let ((analytics_file, analytics_guard), (notifications_file, notifications_guard)) =
+            (open("analytics")?, open("notifications")?);
+        let (analytics, analytics_writer) = EventLog::start(analytics_file);
+        let (notifications, notifications_writer) = EventLog::start(notifications_file);
+        Ok(EventLogs {
+            analytics,
+            notifications,
+            writers: [analytics_writer, notifications_writer],
+            _files: [analytics_guard, notifications_guard],
+        })
     }
-    unreachable!("the loop above ends by returning")
-}
 
-/// Whether the policies in force on the queues have been judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Policies {
-    /// They are harmless, or there is no management API to ask.
-    Judged,
-    /// The broker has not told all of them yet.
-    Untold,
-}
-
-/// Compares before it declares, so that a broker which contradicts the configuration is left as it is.
-async fn try_topology(link: &Link, config: &Config) -> Result<Policies, TopologyError> {
-    let topology = config.topology();
-    let policies = compare(config, &topology, Duration::ZERO).await?;
-    if !config.topology.declare {
-        let missing = link.check(topology.declarations()).await?;
-        if missing.is_empty() {
-            return Ok(policies);
-        }
-        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-        return Err(TopologyError::Missing(missing.join(", ")));
-    }
-    let declared = link.declare(topology.declarations()).await?;
-    info!(created = declared.created.len(), "topology declared");
-    // A policy may match a queue that was not there before.
-    Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
-}
-
-/// Asks the management API what is there and which policies rule it, for at most `patience` if it has not told
-/// all. Without an answer the start goes on: the broker itself refuses wrong arguments, but says less about
-/// them, and policies stay unseen.
-async fn compare(config: &Config, topology: &Topology, patience: Duration) -> Result<Policies, TopologyError> {
-    let client = ManagementClient::new(&config.management, &config.broker.virtual_host);
-    let observed = match client {
-        Ok(client) => client.observe_with_policies(topology, patience).await,
-        Err(error) => Err(error),
-    };
-    let audit = match observed {
-        Ok(observed) => audit(topology, &observed),
-        Err(error) => {
-            warn!(error = %chain(&error), "cannot ask the management API: queue arguments and policies are not compared");
-            return Ok(Policies::Judged);
-        }
-    };
-    if audit.refuses() {
-        let mismatches = audit.mismatches.iter().map(ToString::to_string);
-        let contradictions: Vec<_> =
-            mismatches.chain(audit.dangerous_policies.iter().map(ToString::to_string)).collect();
-        return Err(TopologyError::Contradictions(contradictions.join("; ")));
-    }
-    Ok(if audit.unknown_policies.is_empty() { Policies::Judged } else { Policies::Untold })
-}
-
-/// Judges policies that were not told at the start; a dangerous one ends the daemon. RabbitMQ before 4.3 tells
-/// the policies of a new queue only with its first statistics.
-async fn judge_policies(config: Config, shutdown: Shutdown) -> Result<(), TopologyError> {
-    let topology = config.topology();
-    // Cancel-safe: it only asks.
-    let judged = tokio::select! {
-        judged = compare(&config, &topology, POLICY_PATIENCE) => judged,
-        () = shutdown.begun() => return Ok(()),
-    };
-    match judged {
-        Ok(Policies::Judged) => Ok(()),
-        Ok(Policies::Untold) => {
-            warn!("the broker does not tell which policies are in force; check that none drops messages");
-            Ok(())
-        }
-        Err(contradiction) => {
-            shutdown.begin();
-            Err(contradiction)
+    /// Waits until all lines are handed to the files' threads. To be called when all handlers are gone.
+    async fn finish(self) {
+        let EventLogs { analytics, notifications, writers, _files } = self;
+        drop((analytics, notifications));
+        for writer in writers {
+            let _ = writer.await;
         }
     }
 }
@@ -223,7 +134,7 @@ fn start_pools(
     link: Link,
     publisher: Arc<ConfirmingPublisher>,
     ledger: Arc<SqliteLedger>,
-    event_log: EventLog,
+    logs: &EventLogs,
     shutdown: &Shutdown,
 ) -> Result<Pools, AppError> {
     let names = Arc::new(config.names());
@@ -231,8 +142,8 @@ fn start_pools(
         ledger: ledger as Arc<dyn Ledger>,
         names: Arc::clone(&names),
         faults: None,
-        event_log,
-        channel: Arc::new(LogChannel),
+        event_log: logs.analytics.clone(),
+        channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         routes: Arc::new(routes(config)),
     };
     let source: Arc<dyn Consumer> = Arc::new(link);

@@ -1,0 +1,136 @@
+//! Getting the broker ready: comparing what it has with what it must have, declaring what is missing.
+//!
+//! It never deletes or changes anything that is there.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::amqp::{DeclareError, Link};
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::config::Config;
+use crate::monitor::ManagementClient;
+use crate::monitor::audit::audit;
+use crate::shutdown::Shutdown;
+use crate::topology::Topology;
+
+/// Waits between attempts to reach the broker at start.
+const REACH: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
+/// How long the broker may take to tell the policies of new queues.
+const POLICY_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why the topology cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// Declaring or checking failed.
+    #[error(transparent)]
+    Declare(#[from] DeclareError),
+    /// `topology.declare` is off and something is not there.
+    #[error("topology.declare is false and the broker lacks: {0}")]
+    Missing(String),
+    /// Queues or exchanges are there with other arguments, or policies would lose what queues hold.
+    #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
+    Contradictions(String),
+}
+
+/// Declares or checks the topology, waiting for a broker that cannot be reached yet. `None` when a shutdown came
+/// first.
+pub(super) async fn prepare(
+    link: &Link,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> Result<Option<Policies>, TopologyError> {
+    for attempt in 0.. {
+        // Dropping the attempt at shutdown is fine: declarations can be repeated.
+        let prepared = tokio::select! {
+            prepared = try_topology(link, config) => prepared,
+            () = shutdown.begun() => return Ok(None),
+        };
+        match prepared {
+            Ok(policies) => return Ok(Some(policies)),
+            Err(TopologyError::Declare(DeclareError::Connect(unreachable))) if !unreachable.is_permanent() => {
+                warn!(error = %chain(&unreachable), attempt, "waiting for the broker");
+                if !shutdown.sleep(REACH.wait(attempt, fastrand::f64())).await {
+                    return Ok(None);
+                }
+            }
+            Err(final_word) => return Err(final_word),
+        }
+    }
+    unreachable!("the loop above ends by returning")
+}
+
+/// Whether the policies in force on the queues have been judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Policies {
+    /// They are harmless, or there is no management API to ask.
+    Judged,
+    /// The broker has not told all of them yet.
+    Untold,
+}
+
+/// Compares before it declares, so that a broker which contradicts the configuration is left as it is.
+async fn try_topology(link: &Link, config: &Config) -> Result<Policies, TopologyError> {
+    let topology = config.topology();
+    let policies = compare(config, &topology, Duration::ZERO).await?;
+    if !config.topology.declare {
+        let missing = link.check(topology.declarations()).await?;
+        if missing.is_empty() {
+            return Ok(policies);
+        }
+        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        return Err(TopologyError::Missing(missing.join(", ")));
+    }
+    let declared = link.declare(topology.declarations()).await?;
+    info!(created = declared.created.len(), "topology declared");
+    // A policy may match a queue that was not there before.
+    Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
+}
+
+/// Asks the management API what is there and which policies rule it, for at most `patience` if it has not told
+/// all. Without an answer the start goes on: the broker itself refuses wrong arguments, but says less about
+/// them, and policies stay unseen.
+async fn compare(config: &Config, topology: &Topology, patience: Duration) -> Result<Policies, TopologyError> {
+    let client = ManagementClient::new(&config.management, &config.broker.virtual_host);
+    let observed = match client {
+        Ok(client) => client.observe_with_policies(topology, patience).await,
+        Err(error) => Err(error),
+    };
+    let audit = match observed {
+        Ok(observed) => audit(topology, &observed),
+        Err(error) => {
+            warn!(error = %chain(&error), "cannot ask the management API: queue arguments and policies are not compared");
+            return Ok(Policies::Judged);
+        }
+    };
+    if audit.refuses() {
+        let mismatches = audit.mismatches.iter().map(ToString::to_string);
+        let contradictions: Vec<_> =
+            mismatches.chain(audit.dangerous_policies.iter().map(ToString::to_string)).collect();
+        return Err(TopologyError::Contradictions(contradictions.join("; ")));
+    }
+    Ok(if audit.unknown_policies.is_empty() { Policies::Judged } else { Policies::Untold })
+}
+
+/// Judges policies that were not told at the start; a dangerous one ends the daemon. RabbitMQ before 4.3 tells
+/// the policies of a new queue only with its first statistics.
+pub(super) async fn judge_policies(config: Config, shutdown: Shutdown) -> Result<(), TopologyError> {
+    let topology = config.topology();
+    // Cancel-safe: it only asks.
+    let judged = tokio::select! {
+        judged = compare(&config, &topology, POLICY_PATIENCE) => judged,
+        () = shutdown.begun() => return Ok(()),
+    };
+    match judged {
+        Ok(Policies::Judged) => Ok(()),
+        Ok(Policies::Untold) => {
+            warn!("the broker does not tell which policies are in force; check that none drops messages");
+            Ok(())
+        }
+        Err(contradiction) => {
+            shutdown.begin();
+            Err(contradiction)
+        }
+    }
+}
