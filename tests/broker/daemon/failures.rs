@@ -135,7 +135,7 @@ fn a_retry_returns_to_the_one_queue_it_failed_in() {
 #[test]
 fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_parked() {
     let node = Node::shared();
-    let shop = Shop::new(&node).set("consumers.order.retry.delays", "3s,3s,3s");
+    let shop = Shop::new(&node).set("consumers.order.retry.delays", "5s,5s,5s");
     assert_eq!(shop.open().stop(), 0);
     let mut raw = shop.raw();
     send(&mut raw, "order.normal.created", "innocent");
@@ -149,7 +149,7 @@ fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_parked() {
     until("both are to be retried", || book.number("SELECT count(*) FROM attempts") == 2);
     assert_eq!(orderd.stop(), 0);
     for id in ["innocent", "killer"] {
-        assert_eq!(attempts(&book, id), ["0|delivery_limit|delivery_limit|3s"]);
+        assert_eq!(attempts(&book, id), ["0|delivery_limit|delivery_limit|5s"]);
         assert!(!is_processed(&book, id));
     }
     until("both are back", || raw.depth("order_queue") == 2);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use rust_decimal::Decimal;
 use serde_json::Value;
 
 use crate::support::Node;
@@ -61,7 +62,7 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
         .collect();
     assert_eq!(book.rows("SELECT id, kind, name, order_id FROM events ORDER BY id"), events);
     for granularity in ["minute", "hour", "day"] {
-        let mut sales: BTreeMap<String, (u64, u64, Vec<String>)> = BTreeMap::new();
+        let mut sales: BTreeMap<String, (u64, u64, Decimal)> = BTreeMap::new();
         for row in book.rows(&format!(
             "SELECT currency, product, orders, quantity, revenue FROM sales WHERE granularity = '{granularity}'"
         )) {
@@ -69,10 +70,13 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
             let sum = sales.entry(format!("{} {}", columns[0], columns[1])).or_default();
             sum.0 += columns[2].parse::<u64>().unwrap();
             sum.1 += columns[3].parse::<u64>().unwrap();
-            sum.2.push(columns[4].to_owned());
+            sum.2 += columns[4].parse::<Decimal>().unwrap();
         }
-        assert_eq!((sales["EUR Laptop"].0, sales["EUR Laptop"].1), (3, 9), "{granularity}");
-        assert_eq!(sales["EUR Mouse"], (1, 7, vec!["139.93".to_owned()]), "{granularity}");
+        let expected = [("EUR Laptop", (3, 9, "3600")), ("EUR Mouse", (1, 7, "139.93"))];
+        let expected = expected.map(|(key, (orders, quantity, revenue))| {
+            (key.to_owned(), (orders, quantity, revenue.parse::<Decimal>().unwrap()))
+        });
+        assert_eq!(sales, expected.into(), "{granularity}");
     }
     let lines = analytics_lines(&shop);
     let mut ids: Vec<_> = lines.iter().map(|line| line["body"]["order_id"].to_string()).collect();

@@ -20,8 +20,11 @@ fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
     let node = Node::shared();
     let shop = Shop::new(&node);
     let mut orderd = shop.open();
+    // Held until all are published, so that they cannot be done before.
+    orderd.signal("STOP");
     let ids = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
     shop.raw().flood("orders", ids);
+    orderd.signal("CONT");
     let book = shop.book();
     until("some are processed", || book.processed() >= 50);
     let begun = Instant::now();

@@ -1,0 +1,32 @@
+//! Orders that take the whole daemon down with them, again and again.
+
+use crate::support::Node;
+use crate::support::shop::{Shop, order, until};
+
+#[test]
+fn orders_that_kill_the_daemon_are_taken_out_by_the_delivery_limit_and_none_is_lost() {
+    let node = Node::shared();
+    let deadly =
+        Shop::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.retry.delays", "2s,2s");
+    assert_eq!(deadly.open().stop(), 0);
+    let orders = (0..5).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
+    deadly.raw().flood("orders", orders);
+    let book = deadly.book();
+    let taken_out = || book.number("SELECT count(*) FROM attempts WHERE failure_kind = 'delivery_limit'");
+    let mut kills = 0;
+    while taken_out() == 0 {
+        // Each costs at least one of the 20 deliveries of some order.
+        assert!(kills < 100, "still not taken out");
+        let mut orderd = deadly.run();
+        until("an order strikes", || orderd.says("Processing Order") || taken_out() > 0);
+        orderd.kill();
+        kills += 1;
+    }
+    assert!(kills > 3, "taken out after only {kills} kills");
+    let harmless = deadly.set("consumers.order.faults.hang", "0.0");
+    let mut orderd = harmless.open();
+    book.await_settled(5);
+    assert_eq!(book.rows("SELECT DISTINCT failure_kind FROM attempts"), ["delivery_limit"], "a crash is no attempt");
+    assert_eq!(harmless.raw().depth("dead_letter_queue"), 0);
+    assert_eq!(orderd.stop(), 0);
+}
