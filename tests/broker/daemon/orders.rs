@@ -13,10 +13,11 @@ use crate::support::shop::{Shop, order, until};
 const NORMAL: &str = "order.normal.created";
 const PRIORITY: &str = "order.priority.created";
 
-fn analytics_lines(shop: &Shop<'_>) -> Vec<Value> {
-    let files = fs::read_dir(shop.ledger()).unwrap().map(|entry| entry.unwrap().path());
-    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
-    let text: String = files.map(|path| fs::read_to_string(path).unwrap()).collect();
+/// The lines of a file of events, whatever its date.
+fn event_lines(shop: &Shop<'_>, name: &str) -> Vec<Value> {
+    let paths = fs::read_dir(shop.ledger()).unwrap().map(|entry| entry.unwrap().path());
+    let ours = paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name));
+    let text: String = ours.map(|path| fs::read_to_string(path).unwrap()).collect();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -78,7 +79,7 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
         });
         assert_eq!(sales, expected.into(), "{granularity}");
     }
-    let lines = analytics_lines(&shop);
+    let lines = event_lines(&shop, "analytics.");
     let mut ids: Vec<_> = lines.iter().map(|line| line["body"]["order_id"].to_string()).collect();
     ids.sort();
     assert_eq!(ids, [r#""2""#, r#""ord-3""#, r#""ord-4""#, r#""p-1""#]);
