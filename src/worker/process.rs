@@ -22,6 +22,7 @@ use crate::chain::chain;
 use crate::handler::{Handler, Verdict, Work};
 use crate::ledger::{Entry, Ledger};
 use crate::message::{Delivery, Names, Publication, PublishError, Publisher, Settlement};
+use crate::order::Order;
 use crate::recovery::{Failure, FailureKind, believed_retries, copy_for_failure};
 
 /// The wait before what must not be given up is tried again.
@@ -172,10 +173,7 @@ async fn record(line: &Line, entry: Entry) -> Result<(), Failure> {
 
 /// Hands a failure to the failed-order queue; an ack once that is confirmed.
 async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Settlement {
-    warn!(
-        consumer = %line.consumer, id = %delivery.identity(), kind = %failure.kind, code = failure.code,
-        reason = failure.reason, "Order Failed"
-    );
+    tell(line, delivery, &failure);
     let copy = copy_for_failure(delivery, (&line.consumer, &line.queue), failure, &line.names, Timestamp::now());
     match publish(line, vec![copy]).await {
         Ok(()) => {
@@ -191,6 +189,24 @@ async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Settleme
             Settlement::Release
         }
     }
+}
+
+/// Logs a failed attempt, with the order's fields where the message is an order.
+fn tell(line: &Line, delivery: &Delivery, failure: &Failure) {
+    let order = Order::decode(&delivery.message.body).ok();
+    let order = order.as_ref();
+    warn!(
+        consumer = %line.consumer,
+        order = order.map(|order| order.id.as_str()),
+        product = order.map(|order| order.product.as_str()),
+        quantity = order.map(|order| order.quantity),
+        price = order.map(|order| tracing::field::display(order.price)),
+        message_id = delivery.message.properties.message_id,
+        kind = %failure.kind,
+        code = failure.code,
+        reason = failure.reason,
+        "Order Failed"
+    );
 }
 
 fn done(line: &Line, verdict: Verdict) -> Settlement {
