@@ -11,7 +11,7 @@ fn nothing_is_lost_or_doubled_when_orderd_and_the_broker_are_killed_under_load()
         name: "soak_small".to_owned(),
         program: env!("CARGO_BIN_EXE_orderd").into(),
         orders: 3_000,
-        kills: 4,
+        kills: 20,
         broker_kills: 1,
     };
     let books = soak.run(&mut |line| println!("{line}")).expect("the soak ends by itself");
