@@ -6,9 +6,13 @@
 //! and never waits for a full batch.
 
 use std::io;
+use std::process;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::daemon::cpu_of;
+use super::node::Node;
+use super::report::Side;
 use super::wire::{Connection, Reader, Writer};
 
 /// Flush what has been collected at this size, even if more can be had without waiting.
@@ -65,13 +69,14 @@ fn order(number: u64) -> (String, String) {
 
 /// Takes `count` preloaded orders through the broker. The clock starts when all connections are open and
 /// stops when the broker has taken the last acknowledgement of each queue.
-pub fn run(port: u16, count: u64, window: Window) -> io::Result<Duration> {
+pub fn run(node: &Node, count: u64, window: Window) -> io::Result<Side> {
+    let port = node.amqp_port;
     let mut intake = Connection::open(port)?;
     let mut outlet = Connection::open(port)?;
     outlet.confirm_select()?;
     let drains = [Connection::open(port)?, Connection::open(port)?];
 
-    let begin = Instant::now();
+    let (begin, cpu, broker_cpu) = (Instant::now(), cpu_of(process::id())?, cpu_of(node.pid)?);
     thread::scope(|scope| {
         let draining: Vec<_> = drains
             .into_iter()
@@ -82,12 +87,12 @@ pub fn run(port: u16, count: u64, window: Window) -> io::Result<Duration> {
         let Connection { writer: acks, reader: mut deliveries } = intake;
         let Connection { writer: mut publishes, reader: confirms } = outlet;
         let acknowledging = scope.spawn(move || acknowledge(confirms, acks, count, window));
-        process(&mut deliveries, &mut publishes, count)?;
+        carry(&mut deliveries, &mut publishes, count)?;
         let writer = joined(acknowledging.join())?;
         Connection { writer, reader: deliveries }.inspect(ORDER_QUEUE)?;
         draining.into_iter().try_for_each(|thread| joined(thread.join()))
     })?;
-    Ok(begin.elapsed())
+    Ok(Side::new(count, begin.elapsed(), cpu_of(process::id())? - cpu, cpu_of(node.pid)? - broker_cpu))
 }
 
 fn joined<T>(result: thread::Result<io::Result<T>>) -> io::Result<T> {
@@ -95,7 +100,7 @@ fn joined<T>(result: thread::Result<io::Result<T>>) -> io::Result<T> {
 }
 
 /// Reads each order and publishes its two events.
-fn process(deliveries: &mut Reader, publishes: &mut Writer, count: u64) -> io::Result<()> {
+fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64) -> io::Result<()> {
     let mut body = Vec::new();
     for number in 1..=count {
         deliveries.delivery(&mut body)?;

@@ -85,26 +85,24 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
         .ok_or("--set takes KEY=VALUE")?;
     let window = Window { prefetch: arguments.prefetch, acks: arguments.acks.clamp(1, arguments.prefetch.into()) };
     let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
-    let per_second = |elapsed: Duration| arguments.orders as f64 / elapsed.as_secs_f64();
 
     declare(node)?;
     let mut tenth = 0.0;
     if !arguments.ceiling_only {
         // Also the warm-up: the broker's first messages are slower than all that follow.
         ceiling::preload(node.amqp_port, arguments.orders / 10)?;
-        tenth = whole::run(node, arguments.orders / 10, &directory, &settings)?.memory as f64 / MIB;
+        tenth = whole::run(node, arguments.orders / 10, &directory, &settings)?.1 as f64 / MIB;
     }
     let mut rounds = Vec::new();
     for number in 1..=arguments.rounds {
         ceiling::preload(node.amqp_port, arguments.orders)?;
-        let ceiling = per_second(ceiling::run(node.amqp_port, arguments.orders, window)?);
-        let mut round = Round { ceiling, orderd: None, cpu_micros: 0.0, memory_mib: 0.0 };
+        let ceiling = ceiling::run(node, arguments.orders, window)?;
+        let mut round = Round { ceiling, orderd: None, memory_mib: 0.0 };
         if !arguments.ceiling_only {
             ceiling::preload(node.amqp_port, arguments.orders)?;
-            let cost = whole::run(node, arguments.orders, &directory, &settings)?;
-            round.orderd = Some(per_second(cost.elapsed));
-            round.cpu_micros = cost.cpu.as_secs_f64() * 1e6 / arguments.orders as f64;
-            round.memory_mib = cost.memory as f64 / MIB;
+            let (orderd, memory) = whole::run(node, arguments.orders, &directory, &settings)?;
+            round.orderd = Some(orderd);
+            round.memory_mib = memory as f64 / MIB;
         }
         eprintln!("round {number}   {round}");
         rounds.push(round);

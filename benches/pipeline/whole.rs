@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection as Ledger, OpenFlags};
 
 use super::ceiling::{EVENT_QUEUES, ORDER_QUEUE};
-use super::daemon::Daemon;
+use super::daemon::{Daemon, cpu_of};
 use super::node::Node;
+use super::report::Side;
 use super::wire::Connection;
 
 const ORDERD: &str = env!("CARGO_BIN_EXE_orderd");
@@ -24,29 +25,19 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// How long the broker may take to account for the last acknowledgements.
 const SETTLE: Duration = Duration::from_secs(15);
 
-/// What one run cost.
-#[derive(Debug, Clone, Copy)]
-pub struct Cost {
-    /// From the moment it consumes until everything is done.
-    pub elapsed: Duration,
-    /// CPU time in that span.
-    pub cpu: Duration,
-    /// The most memory resident since its start, in bytes.
-    pub memory: u64,
-}
-
-/// Runs orderd on `count` preloaded orders, in a fresh `directory`.
+/// Runs orderd on `count` preloaded orders, in a fresh `directory`. Also returns the most memory it had
+/// resident since its start, in bytes.
 ///
 /// The clock starts at the last look that found no consumer on the order queue, and stops when a look finds
 /// all three queues empty and then every order and event in the ledger. So start-up is left out, as it is for
 /// the ceiling, and everything uncertain is counted against orderd.
-pub fn run(node: &Node, count: u64, directory: &Path, settings: &[(&str, String)]) -> io::Result<Cost> {
+pub fn run(node: &Node, count: u64, directory: &Path, settings: &[(&str, String)]) -> io::Result<(Side, u64)> {
     if directory.exists() {
         fs::remove_dir_all(directory)?;
     }
     let mut watch = Connection::open(node.amqp_port)?;
     let mut daemon = start(node, directory, settings)?;
-    let (begin, cpu_before) = await_consumer(&mut watch, &mut daemon)?;
+    let Start { at: begin, cpu, broker_cpu } = await_consumer(node, &mut watch, &mut daemon)?;
     loop {
         let mut ready = 0;
         for queue in [ORDER_QUEUE].into_iter().chain(EVENT_QUEUES) {
@@ -63,14 +54,14 @@ pub fn run(node: &Node, count: u64, directory: &Path, settings: &[(&str, String)
         }
         thread::sleep(POLL);
     }
-    let elapsed = begin.elapsed();
-    let cost = Cost { elapsed, cpu: daemon.cpu()?.saturating_sub(cpu_before), memory: daemon.peak_memory()? };
+    let side = Side::new(count, begin.elapsed(), daemon.cpu()? - cpu, cpu_of(node.pid)? - broker_cpu);
+    let memory = daemon.peak_memory()?;
     await_settled(node)?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
         return Err(io::Error::other(format!("orderd ended with {status}")));
     }
-    Ok(cost)
+    Ok((side, memory))
 }
 
 fn start(node: &Node, directory: &Path, settings: &[(&str, String)]) -> io::Result<Daemon> {
@@ -83,10 +74,17 @@ fn start(node: &Node, directory: &Path, settings: &[(&str, String)]) -> io::Resu
     Daemon::start(Path::new(ORDERD), &[&all, settings].concat(), &directory.join("orderd.log"))
 }
 
-fn await_consumer(watch: &mut Connection, daemon: &mut Daemon) -> io::Result<(Instant, Duration)> {
+/// The moment the clock starts, and what had been used by then.
+struct Start {
+    at: Instant,
+    cpu: Duration,
+    broker_cpu: Duration,
+}
+
+fn await_consumer(node: &Node, watch: &mut Connection, daemon: &mut Daemon) -> io::Result<Start> {
     let start = Instant::now();
     loop {
-        let before = (Instant::now(), daemon.cpu()?);
+        let before = Start { at: Instant::now(), cpu: daemon.cpu()?, broker_cpu: cpu_of(node.pid)? };
         if watch.inspect(ORDER_QUEUE)?.1 > 0 {
             return Ok(before);
         }

@@ -16,18 +16,25 @@ pub struct Node {
     pub amqp_port: u16,
     /// The management API on 127.0.0.1; the same after a restart.
     pub management_port: u16,
+    /// The process of its VM.
+    pub pid: u32,
 }
 
 impl Node {
     /// Starts the node, or finds it running, and waits until it takes connections.
     pub fn start(name: &str) -> io::Result<Node> {
         let env = script(&["start", name])?;
-        let port = |key: &str| {
+        let value = |key: &str| {
             env.lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
                 .ok_or_else(|| io::Error::other(format!("node.sh start {name} printed no {key}")))
         };
-        Ok(Node { name: name.to_owned(), amqp_port: port("AMQP_PORT")?, management_port: port("MANAGEMENT_PORT")? })
+        Ok(Node {
+            name: name.to_owned(),
+            amqp_port: value("AMQP_PORT")?.parse().map_err(io::Error::other)?,
+            management_port: value("MANAGEMENT_PORT")?.parse().map_err(io::Error::other)?,
+            pid: value("PID")?.parse().map_err(io::Error::other)?,
+        })
     }
 
     /// Stops it in order and keeps its data.
