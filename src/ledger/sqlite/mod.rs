@@ -45,7 +45,8 @@ pub struct Tuning {
     pub busy_timeout: Duration,
     /// SQLite's page cache, in KiB.
     pub cache_kib: u32,
-    /// Pages in the write-ahead log before they are moved to the file.
+    /// Pages (4 KiB) in the write-ahead log before they are moved to the file; each then moves once, however often
+    /// it was written.
     pub checkpoint_pages: u32,
     /// Most pages the file may have; a stand-in for a full disk.
     pub max_pages: Option<u32>,
@@ -59,7 +60,7 @@ impl Default for Tuning {
             gather: Duration::from_micros(500),
             busy_timeout: Duration::from_secs(2),
             cache_kib: 8_192,
-            checkpoint_pages: 4_000,
+            checkpoint_pages: 16_000,
             max_pages: None,
         }
     }

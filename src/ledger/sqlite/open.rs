@@ -175,5 +175,6 @@ fn configure(connection: &Connection, tuning: &Tuning) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Size that the write-ahead log is cut back to after it was larger.
-const WAL_KEPT_BYTES: i64 = 64 * 1024 * 1024;
+/// Size that the write-ahead log is cut back to after it was larger: above what it has between two moves, since
+/// cutting it each time would cost.
+const WAL_KEPT_BYTES: i64 = 96 * 1024 * 1024;
