@@ -26,7 +26,10 @@ impl Consumer for Link {
         Box::pin(async move {
             match subscribe(self, &queue, prefetch).await {
                 Ok(subscription) => Ok(subscription),
-                Err(error) => Err(SubscribeError { queue, source: Box::new(error) }),
+                Err(error) => {
+                    let was_lost = matches!(error, ConnectError::Lost(_));
+                    Err(SubscribeError { queue, was_lost, source: Box::new(error) })
+                }
             }
         })
     }

@@ -100,6 +100,9 @@ impl Pool {
                     }
                 }
                 Err(error) => {
+                    if error.was_lost {
+                        lock(&safe_mode).lost(Duration::ZERO, false);
+                    }
                     failures += 1;
                     warn!(consumer = %self.line.consumer, error = %chain(&error), failures, "cannot consume; trying again");
                 }

@@ -27,6 +27,8 @@ type Open = Arc<Mutex<Option<()>>>;
 /// A broker of one queue: each subscription is fed by the test.
 #[derive(Default)]
 struct Broker {
+    /// Subscriptions that are lost while they are made.
+    losses: AtomicUsize,
     prefetches: Mutex<Vec<u16>>,
     feeds: Mutex<Vec<Feed>>,
     /// Of each subscription, whether its stream goes on.
@@ -57,7 +59,11 @@ impl Settler for Channel {
 }
 
 impl Consumer for Broker {
-    fn subscribe(&self, _queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
+    fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
+        if self.losses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            let error = SubscribeError { queue: queue.to_owned(), was_lost: true, source: "lost".into() };
+            return Box::pin(async { Err(error) });
+        }
         let (feed, deliveries) = mpsc::unbounded_channel();
         self.prefetches.lock().unwrap().push(prefetch);
         let open = Arc::new(Mutex::new(Some(())));
@@ -441,4 +447,13 @@ async fn in_safe_mode_the_waits_between_subscriptions_stay_short() {
     }
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!(stage.broker.prefetches.lock().unwrap().last(), Some(&1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_that_die_while_they_are_made_turn_on_safe_mode() {
+    let stage = Stage::set(2, 10).await;
+    stage.broker.losses.store(3, Ordering::SeqCst);
+    stage.broker.lose();
+    stage.broker.subscribed.notified().await;
+    assert_eq!(*stage.broker.prefetches.lock().unwrap(), [20, 1]);
 }
