@@ -193,6 +193,10 @@ impl Order {
         }
         let currency = self.checked_currency()?;
         let total = self.price.checked_mul(Decimal::from(self.quantity)).ok_or(RuleError::Total)?;
+        // A product of more than 96 bits is rounded if it has digits behind the point to give up.
+        if total.scale() < self.price.scale() && !total.is_zero() {
+            return Err(RuleError::Total);
+        }
         Ok((total, currency))
     }
 
