@@ -133,7 +133,7 @@ async fn one_order(ledger: &SqliteLedger, n: u64, load: &Load) {
     let finished = Entry::FinishOrder { id: OrderId::new(id.clone()).expect("a valid id"), at };
     record(finished).await;
     let notification = format!("{id}/notification/processed");
-    record(Entry::LookUpEvent { id: notification.clone() }).await;
+    record(Entry::LookUpNotification { id: notification.clone() }).await;
     let order_id = Some(id.clone());
     let channel = "email".to_owned();
     record(Entry::Notification(Box::new(NewNotification { id: notification, order_id, channel, at }))).await;

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
-use tracing_appender::non_blocking::WorkerGuard;
 
 use broker::Policies;
 pub use broker::TopologyError;
@@ -78,13 +77,11 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     }
 }
 
-/// The files of JSON lines, and what must outlive their writers.
+/// The files of JSON lines and the threads that write them.
 struct EventLogs {
     analytics: EventLog,
     notifications: EventLog,
     writers: [JoinHandle<()>; 2],
-    /// Dropped last: writes out what the files' threads hold.
-    _files: [WorkerGuard; 2],
 }
 
 impl EventLogs {
@@ -95,21 +92,14 @@ impl EventLogs {
             keep: config.log.keep,
         };
         let open = |name: &str| telemetry::rolling(&files, name, "jsonl").map_err(AppError::EventLog);
-        let ((analytics_file, analytics_guard), (notifications_file, notifications_guard)) =
-            (open("analytics")?, open("notifications")?);
-        let (analytics, analytics_writer) = EventLog::start(analytics_file);
-        let (notifications, notifications_writer) = EventLog::start(notifications_file);
-        Ok(EventLogs {
-            analytics,
-            notifications,
-            writers: [analytics_writer, notifications_writer],
-            _files: [analytics_guard, notifications_guard],
-        })
+        let (analytics, analytics_writer) = EventLog::start(open("analytics")?);
+        let (notifications, notifications_writer) = EventLog::start(open("notifications")?);
+        Ok(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] })
     }
 
-    /// Waits until all lines are handed to the files' threads. To be called when all handlers are gone.
+    /// Waits until the writers have ended. To be called when all handlers are gone.
     async fn finish(self) {
-        let EventLogs { analytics, notifications, writers, _files } = self;
+        let EventLogs { analytics, notifications, writers } = self;
         drop((analytics, notifications));
         for writer in writers {
             let _ = writer.await;
@@ -260,6 +250,7 @@ impl AppError {
     /// Whether changing the configuration, or the broker's, is what helps; else it is orderd's own trouble.
     pub fn is_configuration(&self) -> bool {
         match self {
+            AppError::Ledger(OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. }) => false,
             AppError::Ledger(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
             AppError::UnknownHandler(_) => false,
         }

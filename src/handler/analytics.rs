@@ -6,12 +6,14 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde::Deserialize;
+use tracing::error;
 
 use super::event_log::line;
-use super::notification::{Id, channel_of, order_id};
+use super::notification::{channel_of, order_id};
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
+use crate::chain::chain;
 use crate::ledger::{Entry, Ledger, NewAnalytics, Recorded};
-use crate::order::Sale;
+use crate::order::{OrderId, Sale};
 use crate::recovery::{Failure, FailureKind};
 
 /// The event that orderd emits for each processed order; only it counts as a sale.
@@ -24,9 +26,8 @@ pub(super) struct AnalyticsHandler {
 
 /// The body of an event of a processed order.
 #[derive(Deserialize)]
-struct Processed<'a> {
-    #[serde(borrow)]
-    order_id: Id<'a>,
+struct Processed {
+    order_id: OrderId,
     product: String,
     quantity: i64,
     total: Decimal,
@@ -51,7 +52,10 @@ impl AnalyticsHandler {
         if recorded.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
             return Ok(Handled::just(Verdict::Duplicate));
         }
-        self.event_log.append(line).await;
+        if let Err(error) = self.event_log.append(line).await {
+            // It has been counted; counting it again to write it again would be worse than a missing line.
+            error!(error = %chain(&error), id = %work.delivery.identity(), "an analytics event is counted but not in its file");
+        }
         Ok(Handled::just(Verdict::Completed))
     }
 }
@@ -67,9 +71,9 @@ fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failu
     if name != PROCESSED || body.trim_ascii_start().first() != Some(&b'{') {
         return Ok((order_id(body)?.0, None));
     }
-    match serde_json::from_slice::<Processed<'_>>(body) {
+    match serde_json::from_slice::<Processed>(body) {
         Ok(Processed { order_id, product, quantity, total, currency, at }) => {
-            Ok((Some(order_id.into_text()), Some(Sale { product, quantity, total, currency, at })))
+            Ok((Some(order_id.as_str().to_owned()), Some(Sale { product, quantity, total, currency, at })))
         }
         // Another producer's event of the same name is recorded, but is no sale.
         Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),

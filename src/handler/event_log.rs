@@ -1,38 +1,66 @@
 //! Files of JSON lines for people and log shippers: analytics events, and notifications on the `log` channel.
 //!
-//! Rolling, and written behind the workers' backs in chunks. A convenience: a crash may lose a file's last
-//! lines. The ledger is the record.
+//! Rolling, and written by a thread of their own in chunks. A line is answered once the system has taken it,
+//! so it outlives the process, though not the machine.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
-use tracing::warn;
-use tracing_appender::non_blocking::NonBlocking;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing_appender::rolling::RollingFileAppender;
 
 /// Lines that may wait for the writer; senders wait beyond that.
 const MAX_WAITING: usize = 4096;
 /// Lines written at once.
 const MAX_CHUNK: usize = 512;
 
-/// Takes lines for the file. Clones write to the same file; it is complete when all are gone and the
-/// appender's guard is dropped.
+struct Line {
+    text: Vec<u8>,
+    written: oneshot::Sender<Result<(), EventLogError>>,
+}
+
+/// A line could not be written.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot write to a file of events")]
+pub struct EventLogError(#[source] Arc<io::Error>);
+
+/// Takes lines for one file. Clones write to the same file.
 #[derive(Debug, Clone)]
 pub struct EventLog {
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Line>,
 }
 
 impl EventLog {
-    /// Starts the task that feeds `file`; it ends when all clones of the log are gone.
-    pub fn start(file: NonBlocking) -> (Self, tokio::task::JoinHandle<()>) {
+    /// Starts the thread that writes; it ends when all clones of the log are gone.
+    pub fn start(file: RollingFileAppender) -> (Self, JoinHandle<()>) {
         let (lines, waiting) = mpsc::channel(MAX_WAITING);
-        (EventLog { lines }, tokio::spawn(write(waiting, file)))
+        (EventLog { lines }, tokio::task::spawn_blocking(move || write(waiting, file)))
     }
 
     /// Adds a line, which must end with a line feed and contain no other.
-    pub async fn append(&self, line: Vec<u8>) {
-        // An error means that the writer is gone, which only a shutdown brings about.
-        let _ = self.lines.send(line).await;
+    ///
+    /// # Errors
+    /// [`EventLogError`] when the system did not take it, such as a full disk.
+    pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogError> {
+        let (written, answer) = oneshot::channel();
+        let gone = |_| EventLogError(Arc::new(io::ErrorKind::BrokenPipe.into()));
+        self.lines.send(Line { text, written }).await.map_err(|_| gone(()))?;
+        answer.await.unwrap_or_else(|_| Err(gone(())))
+    }
+}
+
+fn write(mut waiting: mpsc::Receiver<Line>, mut file: RollingFileAppender) {
+    let (mut lines, mut chunk) = (Vec::with_capacity(MAX_CHUNK), Vec::new());
+    while waiting.blocking_recv_many(&mut lines, MAX_CHUNK) > 0 {
+        chunk.clear();
+        lines.iter().for_each(|line: &Line| chunk.extend_from_slice(&line.text));
+        let result = file.write_all(&chunk).and_then(|()| file.flush()).map_err(|error| EventLogError(Arc::new(error)));
+        for line in lines.drain(..) {
+            // Whoever asked may have given up.
+            let _ = line.written.send(result.clone());
+        }
     }
 }
 
@@ -48,17 +76,6 @@ pub(super) fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -
     line
 }
 
-async fn write(mut waiting: mpsc::Receiver<Vec<u8>>, mut file: NonBlocking) {
-    let mut lines = Vec::with_capacity(MAX_CHUNK);
-    while waiting.recv_many(&mut lines, MAX_CHUNK).await > 0 {
-        let chunk = lines.concat();
-        lines.clear();
-        if let Err(error) = file.write_all(&chunk) {
-            warn!(%error, "cannot write events to their file; the ledger has them");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +87,29 @@ mod tests {
         assert_eq!(line.matches('\n').count(), 1);
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((read["id"].as_str(), read["body"]["order_id"].as_i64()), (Some("a\"b"), Some(2)));
+    }
+
+    fn log_to(path: &std::path::Path) -> (EventLog, JoinHandle<()>) {
+        let builder = RollingFileAppender::builder().filename_prefix(path.file_name().unwrap().to_str().unwrap());
+        EventLog::start(builder.build(path.parent().unwrap()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_answered_line_is_in_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, writer) = log_to(&directory.path().join("events"));
+        log.append(b"one\n".to_vec()).await.unwrap();
+        let file = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(std::fs::read(file).unwrap(), b"one\n");
+        drop(log);
+        writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_error_and_no_silence() {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", directory.path().join("full")).unwrap();
+        let (log, _writer) = log_to(&directory.path().join("full"));
+        assert!(log.append(b"one\n".to_vec()).await.is_err());
     }
 }

@@ -53,7 +53,9 @@ impl FailedHandler {
     fn recover(&self, delivery: &Delivery, now: Timestamp) -> Handled {
         let history = History::read(delivery, &self.names, now);
         let route = history.origin.as_ref().and_then(|origin| self.routes.get(&origin.queue));
-        let case = Case { delivery, history: &history, route, identity: identity(delivery), now };
+        let carries_orders = route.is_some_and(|route| route.carries_orders);
+        let identity = if carries_orders { order_identity(delivery) } else { delivery.identity() };
+        let case = Case { delivery, history: &history, route, identity, now };
         match (decide(route.map(|route| &route.policy), &history, now), history.origin.as_ref()) {
             (Decision::Retry(delay), Some(origin)) => self.retry(&case, &origin.queue, delay),
             (Decision::Retry(_), None) => self.park(&case, DeadLetterReason::NoOrigin),
@@ -140,7 +142,7 @@ impl Case<'_> {
 }
 
 /// The order's id where the body has one, whatever else is wrong with it; else the message's identity.
-fn identity(delivery: &Delivery) -> String {
+fn order_identity(delivery: &Delivery) -> String {
     #[derive(Deserialize)]
     struct Id {
         id: OrderId,

@@ -2,17 +2,19 @@
 //!
 //! Delivered before recorded: a crash between the two tells a customer twice, which beats not at all.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tracing::debug;
 
 use super::event_log::line;
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
+use crate::chain::chain;
 use crate::ledger::{Entry, Ledger, NewNotification, Recorded};
+use crate::order::OrderId;
 use crate::recovery::{Failure, FailureKind};
 
 /// Tells a customer.
@@ -51,8 +53,8 @@ impl Channel for LogChannel {
         debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
         let line = line(notice.id, notice.channel, Timestamp::now(), notice.body.as_bytes());
         Box::pin(async {
-            self.log.append(line).await;
-            Ok(())
+            let written = self.log.append(line).await;
+            written.map_err(|error| Failure::new(FailureKind::Transient, "channel_unavailable", chain(&error)))
         })
     }
 }
@@ -62,34 +64,18 @@ pub(super) struct NotificationHandler {
     channel: Arc<dyn Channel>,
 }
 
-/// What is read of a notification's body; everything else is the channel's to use.
+/// What is read of an event's body; everything else is the channel's to use. Other producers may mean something
+/// else by these names, and what is not understood is not used.
 #[derive(Deserialize)]
 struct Body<'a> {
     #[serde(borrow, default)]
-    order_id: Option<Id<'a>>,
+    order_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    email: Option<Cow<'a, str>>,
-}
-
-/// Producers write ids as text or as numbers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum Id<'a> {
-    Text(#[serde(borrow)] Cow<'a, str>),
-    Number(i64),
-}
-
-impl Id<'_> {
-    pub(super) fn into_text(self) -> String {
-        match self {
-            Id::Text(text) => text.into_owned(),
-            Id::Number(number) => number.to_string(),
-        }
-    }
+    email: Option<&'a RawValue>,
 }
 
 /// Reads the order id and the address of a JSON object that may have them.
-pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<Cow<'_, str>>), Failure> {
+pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<String>), Failure> {
     let malformed = |why: String| Failure::new(FailureKind::Malformed, "invalid_event", why);
     // Serde would read an array as an object's fields in order.
     if body.trim_ascii_start().first() != Some(&b'{') {
@@ -97,7 +83,9 @@ pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<Cow<'_, st
     }
     let body: Body<'_> =
         serde_json::from_slice(body).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
-    Ok((body.order_id.map(Id::into_text), body.email))
+    let id = |raw: &RawValue| serde_json::from_str::<OrderId>(raw.get()).ok().map(|id| id.as_str().to_owned());
+    let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
+    Ok((body.order_id.and_then(id), body.email.and_then(text)))
 }
 
 impl NotificationHandler {
@@ -109,7 +97,7 @@ impl NotificationHandler {
         let message = &work.delivery.message;
         let (order_id, email) = order_id(&message.body)?;
         let id = work.delivery.identity();
-        let known = self.ledger.record(Entry::LookUpEvent { id: id.clone() }).await;
+        let known = self.ledger.record(Entry::LookUpNotification { id: id.clone() }).await;
         if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
             return Ok(Handled::just(Verdict::Duplicate));
         }

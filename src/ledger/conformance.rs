@@ -53,7 +53,7 @@ pub(crate) fn finish(id: &str) -> Entry {
 }
 
 pub(crate) fn look_up(id: &str) -> Entry {
-    Entry::LookUpEvent { id: id.to_owned() }
+    Entry::LookUpNotification { id: id.to_owned() }
 }
 
 pub(crate) fn notification(id: &str) -> Entry {

@@ -20,8 +20,8 @@ pub enum Entry {
         /// When its events had been confirmed.
         at: Timestamp,
     },
-    /// Asks whether an event id is recorded, and records nothing. Answers `Duplicate` if it is, else `New`.
-    LookUpEvent {
+    /// Asks whether a notification is recorded, and records nothing. Answers `Duplicate` if it is, else `New`.
+    LookUpNotification {
         /// The event's message id.
         id: String,
     },
@@ -31,7 +31,8 @@ pub enum Entry {
     Analytics(Box<NewAnalytics>),
     /// Enters a failed attempt that will be retried. Answers `New` or `Duplicate`.
     Attempt(Box<NewAttempt>),
-    /// Enters a parked message (and its last attempt). Answers `New` or `Duplicate`.
+    /// Enters a parked message and its last attempt, or renews its row if it was parked before and has failed
+    /// again since. Answers `New`, or `Duplicate` if nothing changed.
     DeadLetter(Box<NewDeadLetter>),
 }
 
@@ -65,7 +66,7 @@ pub struct NewOrder {
 /// A notification that was handed to its channel.
 #[derive(Debug, Clone)]
 pub struct NewNotification {
-    /// The message id; primary key among events.
+    /// The message id; with the kind of event the primary key.
     pub id: String,
     /// The order it is about, where the message says so.
     pub order_id: Option<String>,
@@ -78,7 +79,7 @@ pub struct NewNotification {
 /// An analytics event.
 #[derive(Debug, Clone)]
 pub struct NewAnalytics {
-    /// The message id; primary key among events.
+    /// The message id; with the kind of event the primary key.
     pub id: String,
     /// The order it is about, where the message says so.
     pub order_id: Option<String>,

@@ -6,6 +6,10 @@ use sha2::{Digest, Sha256};
 use super::header::{HeaderValue, Headers, names};
 use super::route::Names;
 
+/// Longest message id taken as an identity: with a suffix such as `/analytics/failed` it must fit AMQP's 255
+/// bytes.
+const MAX_IDENTITY_BYTES: usize = 200;
+
 /// What a producer sent: properties, headers and body. A clone shares the body.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Message {
@@ -85,16 +89,57 @@ impl Delivery {
     }
 
     /// The identity of a message that is not an order: its message id, else a hash of its first routing key
-    /// and its body, so that the same text under the same key is the same message.
+    /// and its body, so that the same text under the same key is the same message. An id too long to derive
+    /// others from is hashed.
     pub fn identity(&self) -> String {
-        self.message.properties.message_id.clone().unwrap_or_else(|| {
-            let digest = Sha256::new()
-                .chain_update(self.first_routing_key())
-                .chain_update([0])
-                .chain_update(&self.message.body)
-                .finalize();
-            let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("sha256:{hex}")
-        })
+        match self.message.properties.message_id.as_deref() {
+            Some(id) if (1..=MAX_IDENTITY_BYTES).contains(&id.len()) => id.to_owned(),
+            None | Some("") => hash(&[self.first_routing_key().as_bytes(), b"\0", &self.message.body]),
+            Some(long) => hash(&[long.as_bytes()]),
+        }
+    }
+}
+
+fn hash(parts: &[&[u8]]) -> String {
+    let mut digest = Sha256::new();
+    parts.iter().for_each(|part| digest.update(part));
+    let hex: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(message_id: Option<&str>, body: &'static str) -> Delivery {
+        let properties = Properties { message_id: message_id.map(str::to_owned), ..Properties::default() };
+        Delivery {
+            id: DeliveryId { epoch: 1, tag: 1 },
+            exchange: "orders".to_owned(),
+            routing_key: "order.notification.email".to_owned(),
+            redelivered: false,
+            message: Message { properties, headers: Headers::new(), body: body.into() },
+        }
+    }
+
+    #[test]
+    fn an_empty_message_id_is_no_identity() {
+        assert_ne!(delivery(Some(""), "a").identity(), delivery(Some(""), "b").identity());
+        assert_eq!(delivery(Some(""), "a").identity(), delivery(None, "a").identity());
+        assert_eq!(delivery(Some("m-1"), "a").identity(), "m-1");
+    }
+
+    #[test]
+    fn an_identity_is_short_enough_to_derive_message_ids_from() {
+        assert!(delivery(Some(&"x".repeat(255)), "a").identity().len() < 50);
+    }
+
+    #[test]
+    fn a_retried_message_keeps_its_identity() {
+        let mut back = delivery(None, "a");
+        let first = back.identity();
+        back.routing_key = "notification_queue".to_owned();
+        back.message.headers.insert(names::ORIGIN_ROUTING_KEY.to_owned(), "order.notification.email".into());
+        assert_eq!(back.identity(), first);
     }
 }

@@ -63,8 +63,9 @@ pub struct AnalyticsEvent<'a> {
     pub placed_at: Option<Timestamp>,
     /// When it was processed; the time the aggregates count it at.
     pub at: Timestamp,
-    /// The order's fields that orderd does not know.
-    #[serde(flatten)]
+    /// The order's fields that orderd does not know. In an object of their own, since a shop's `total` or `at` is
+    /// not orderd's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: &'a BTreeMap<String, Box<RawValue>>,
 }
 

@@ -290,6 +290,10 @@ impl<'de> Deserialize<'de> for Money {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = <&RawValue>::deserialize(deserializer)?.get();
         let digits = raw.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(raw);
+        // The library reads 1_000 as a thousand; JSON and shops do not.
+        if digits.contains('_') {
+            return Err(D::Error::custom("price is not a decimal: it contains an underscore"));
+        }
         Decimal::from_str_exact(digits)
             .or_else(|error| if digits.contains(['e', 'E']) { Decimal::from_scientific(digits) } else { Err(error) })
             .map(Money)
@@ -338,6 +342,7 @@ mod tests {
             r#"{"id":1,"product":"p","quantity":1.5,"price":1}"#,
             r#"{"id":1,"product":"p","quantity":1,"price":"cheap"}"#,
             r#"{"id":1,"product":"p","quantity":1,"price":true}"#,
+            r#"{"id":1,"product":"p","quantity":1,"price":"1_0"}"#,
             r#"{"id":1,"id":2,"product":"p","quantity":1,"price":1}"#,
             r#"{"id":1,"product":"p","quantity":1,"price":1} trailing"#,
         ] {

@@ -18,6 +18,9 @@ use tracing_subscriber::{Layer, Registry, fmt};
 /// The start of the names of orderd's own log files: `orderd.2026-11-22.log`.
 const LOG_NAME: &str = "orderd";
 
+/// Log lines that may wait for a slow writer.
+const BUFFERED_LINES: usize = 32_768;
+
 /// How to log.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -74,7 +77,7 @@ pub fn start(
     let mut guards = vec![guard];
     let mut layers = vec![layer(settings.json, stderr, io::stderr().is_terminal())];
     if let Some(files) = &settings.files {
-        let (file, guard) = rolling(files, LOG_NAME, "log")?;
+        let (file, guard) = writer(rolling(files, LOG_NAME, "log")?);
         guards.push(guard);
         layers.push(layer(settings.json, file, false));
     }
@@ -85,29 +88,29 @@ pub fn start(
     Ok(Guards(guards))
 }
 
-/// A writer of rolling files named `<name>.<date>.<suffix>`; nothing is dropped when the disk is slow, the
-/// writers wait.
+/// Rolling files named `<name>.<date>.<suffix>`. Writing blocks and reports what the system says.
 ///
 /// # Errors
 /// [`TelemetryError::Files`].
-pub fn rolling(files: &Files, name: &str, suffix: &str) -> Result<(NonBlocking, WorkerGuard), TelemetryError> {
+pub fn rolling(files: &Files, name: &str, suffix: &str) -> Result<RollingFileAppender, TelemetryError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| TelemetryError::Files {
         directory: files.directory.clone(),
         source,
     };
     std::fs::create_dir_all(&files.directory).map_err(|error| failed(error.into()))?;
-    let appender = RollingFileAppender::builder()
+    RollingFileAppender::builder()
         .rotation(files.rotation.clone())
         .filename_prefix(name)
         .filename_suffix(suffix)
         .max_log_files(files.keep)
         .build(&files.directory)
-        .map_err(|error| failed(error.into()))?;
-    Ok(writer(appender))
+        .map_err(|error| failed(error.into()))
 }
 
+/// Lines that find the buffer full, because a terminal, a pipe or a disk takes none, are dropped: the log is not
+/// worth an order.
 fn writer(to: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().lossy(false).buffered_lines_limit(8192).thread_name("log-writer").finish(to)
+    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).thread_name("log-writer").finish(to)
 }
 
 fn layer<W>(json: bool, writer: W, ansi: bool) -> Box<dyn Layer<Registry> + Send + Sync>

@@ -205,7 +205,7 @@ impl Handler for Puppet {
                         routing_key: "order.analytics.x".to_owned(),
                         message: Message::default(),
                     }],
-                    record: Some(Entry::LookUpEvent { id: "x".to_owned() }),
+                    record: Some(Entry::LookUpNotification { id: "x".to_owned() }),
                 }),
                 "transient" => failure(FailureKind::Transient),
                 "permanent" => failure(FailureKind::Permanent),

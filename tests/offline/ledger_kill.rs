@@ -93,7 +93,11 @@ fn what_was_answered_outlives_a_kill_and_nothing_is_half_there() {
     runtime.block_on(async {
         for n in answered {
             let id = format!("event-{n}");
-            assert_eq!(ledger.record(Entry::LookUpEvent { id }).await.unwrap(), Recorded::Duplicate, "event {n}");
+            assert_eq!(
+                ledger.record(Entry::LookUpNotification { id }).await.unwrap(),
+                Recorded::Duplicate,
+                "event {n}"
+            );
         }
         ledger.close().await;
     });

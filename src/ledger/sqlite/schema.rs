@@ -31,11 +31,12 @@ pub(super) const STEPS: &[&str] = &["
     ) STRICT;
 
     CREATE TABLE events (
-        id          TEXT NOT NULL PRIMARY KEY,  -- the message id
-        kind        TEXT NOT NULL,              -- notification | analytics
-        name        TEXT NOT NULL,              -- the channel, or what happened
+        id          TEXT NOT NULL,     -- the message id
+        kind        TEXT NOT NULL,     -- notification | analytics
+        name        TEXT NOT NULL,     -- the channel, or what happened
         order_id    TEXT,
-        recorded_at INTEGER NOT NULL
+        recorded_at INTEGER NOT NULL,
+        PRIMARY KEY (id, kind)
     ) STRICT;
 
     CREATE TABLE attempts (

@@ -48,7 +48,7 @@ pub(super) struct Statements<'c> {
     accept: Statement<'c>,
     accepted: Statement<'c>,
     finish: Statement<'c>,
-    event_known: Statement<'c>,
+    notification_known: Statement<'c>,
     enter_event: Statement<'c>,
     remove_event: Statement<'c>,
     enter_attempt: Statement<'c>,
@@ -73,12 +73,12 @@ impl<'c> Statements<'c> {
             finish: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
             )?,
-            event_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1")?,
+            notification_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
             enter_event: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING",
+                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id, kind) DO NOTHING",
             )?,
-            remove_event: connection.prepare("DELETE FROM events WHERE id = ?1")?,
+            remove_event: connection.prepare("DELETE FROM events WHERE id = ?1 AND kind = 'analytics'")?,
             enter_attempt: connection.prepare(
                 "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
                                        delay, failed_at)
@@ -87,7 +87,12 @@ impl<'c> Statements<'c> {
             enter_dead_letter: connection.prepare(
                 "INSERT INTO dead_letters (identity, consumer, reason, retry_count, failure_kind, failure_code,
                                            failure_reason, origin_queue, failed_at, dead_lettered_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (identity, consumer) DO NOTHING",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (identity, consumer) DO UPDATE SET
+                    reason = excluded.reason, retry_count = excluded.retry_count,
+                    failure_kind = excluded.failure_kind, failure_code = excluded.failure_code,
+                    failure_reason = excluded.failure_reason, origin_queue = excluded.origin_queue,
+                    failed_at = excluded.failed_at, dead_lettered_at = excluded.dead_lettered_at
+                 WHERE excluded.failed_at > failed_at",
             )?,
             sales: Sales::prepare(connection)?,
         })
@@ -119,8 +124,8 @@ impl<'c> Statements<'c> {
         match entry {
             Entry::AcceptOrder(order) => self.accept_order(order),
             Entry::FinishOrder { id, at } => self.finish_order(id, *at),
-            Entry::LookUpEvent { id } => {
-                let known = self.event_known.exists([id])?;
+            Entry::LookUpNotification { id } => {
+                let known = self.notification_known.exists([id])?;
                 Ok(if known { Recorded::Duplicate } else { Recorded::New })
             }
             Entry::Notification(it) => {
