@@ -15,6 +15,8 @@ pub(super) enum Frame {
     Ack(u64),
     /// Give one delivery back to its queue.
     Release(u64),
+    /// Have the broker dead-letter one delivery.
+    Reject(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,10 @@ impl AckWindow {
                 Settlement::Release => {
                     *slot = Slot::Told;
                     frames.push(Frame::Release(tag));
+                }
+                Settlement::Reject => {
+                    *slot = Slot::Told;
+                    frames.push(Frame::Reject(tag));
                 }
             }
         }
@@ -183,12 +189,12 @@ mod tests {
 
     /// What RabbitMQ keeps for a channel. Panics where it would close the channel.
     fn apply(unacked: &mut Vec<u64>, released: &mut Vec<u64>, frame: Frame) {
-        let (Ack(tag) | AckUpTo(tag) | Release(tag)) = frame;
+        let (Ack(tag) | AckUpTo(tag) | Release(tag) | Frame::Reject(tag)) = frame;
         let at = unacked.iter().position(|t| *t == tag).expect("unknown delivery tag");
         match frame {
             AckUpTo(_) => drop(unacked.drain(..=at)),
             Ack(_) => drop(unacked.remove(at)),
-            Release(_) => released.push(unacked.remove(at)),
+            Release(_) | Frame::Reject(_) => released.push(unacked.remove(at)),
         }
     }
 

@@ -101,6 +101,17 @@ pub enum DeclareError {
 }
 
 impl DeclareError {
+    /// Whether trying again cannot help: a person must change the broker or the configuration.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            DeclareError::Mismatch { .. } | DeclareError::AccessRefused { .. } | DeclareError::TooLong { .. } => true,
+            // A queue whose node is down is "not found" until the node is back.
+            DeclareError::NotFound { .. } => false,
+            DeclareError::Connect(error) => error.is_permanent(),
+            DeclareError::Other { source, .. } => matches!(source, EpochEnd::ChannelClosed { .. }),
+        }
+    }
+
     fn new(declaration: &Declaration, end: EpochEnd) -> Self {
         let declaration = describe(declaration);
         match end {

@@ -104,6 +104,10 @@ impl Settler for ChannelSettler {
         }
     }
 
+    fn ended(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.epoch.over_owned())
+    }
+
     fn cancel(&self) -> BoxFuture<'static, ()> {
         let (reply, done) = oneshot::channel();
         // The owner task is gone if the epoch is over: then there is nothing to cancel.
@@ -195,6 +199,9 @@ impl Owner {
                 Frame::Ack(tag) => self.epoch.queue(channel.basic_ack(BasicAckArguments::new(tag, false))).await,
                 Frame::Release(tag) => {
                     self.epoch.queue(channel.basic_nack(BasicNackArguments::new(tag, false, true))).await
+                }
+                Frame::Reject(tag) => {
+                    self.epoch.queue(channel.basic_nack(BasicNackArguments::new(tag, false, false))).await
                 }
             };
             if !queued {

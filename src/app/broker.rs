@@ -49,8 +49,8 @@ pub(super) async fn prepare(
         };
         match prepared {
             Ok(policies) => return Ok(Some(policies)),
-            Err(TopologyError::Declare(DeclareError::Connect(unreachable))) if !unreachable.is_permanent() => {
-                warn!(error = %chain(&unreachable), attempt, "waiting for the broker");
+            Err(TopologyError::Declare(error)) if !error.is_permanent() => {
+                warn!(error = %chain(&error), attempt, "waiting for the broker");
                 if !shutdown.sleep(REACH.wait(attempt, fastrand::f64())).await {
                     return Ok(None);
                 }
@@ -100,10 +100,17 @@ async fn compare(config: &Config, topology: &Topology, patience: Duration) -> Re
     let audit = match observed {
         Ok(observed) => audit(topology, &observed),
         Err(error) => {
-            warn!(error = %chain(&error), "cannot ask the management API: queue arguments and policies are not compared");
+            warn!(
+                error = %chain(&error),
+                "cannot ask the management API: queue arguments, bindings and policies are not compared"
+            );
             return Ok(Policies::Judged);
         }
     };
+    if !config.topology.declare && !audit.missing.is_empty() {
+        let missing: Vec<_> = audit.missing.iter().map(ToString::to_string).collect();
+        return Err(TopologyError::Missing(missing.join(", ")));
+    }
     if audit.refuses() {
         let mismatches = audit.mismatches.iter().map(ToString::to_string);
         let contradictions: Vec<_> =

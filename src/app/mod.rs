@@ -240,6 +240,7 @@ async fn stop_in_order(mut pools: Pools, publisher: &ConfirmingPublisher, ledger
             retried = tally.retried,
             parked = tally.parked,
             released = tally.released,
+            rejected = tally.rejected,
             restarts = tally.restarts,
             "since start"
         );

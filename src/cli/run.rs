@@ -71,10 +71,15 @@ impl Signals {
         })
     }
 
-    /// The first TERM or INT begins to drain; a second one, or the end of the drain's time, ends the draining.
+    /// The first TERM or INT begins to drain; another one, or the end of the drain's time, ends the draining. So
+    /// it is when the daemon itself has begun to drain.
     async fn obey(mut self, shutdown: Shutdown, drain_timeout: Duration) {
-        let first = self.next().await;
-        info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
+        // Cancel-safe: both only wait.
+        let first = tokio::select! {
+            first = self.next() => first,
+            () = shutdown.begun() => "none",
+        };
+        info!(signal = first, ?drain_timeout, "draining; another signal aborts");
         shutdown.begin();
         // Cancel-safe: both only wait.
         tokio::select! {

@@ -1,6 +1,9 @@
 //! What must hold between sections: every queue has its consumer, failures have one door, no order goes two
 //! ways. Pure but for the report it writes to.
 
+use std::time::Duration;
+
+use super::duration;
 use super::model::{Config, Consumer};
 use super::report::Report;
 use super::section::did_you_mean;
@@ -10,12 +13,15 @@ use crate::topology::{Names, pattern};
 /// Unsettled deliveries of all consumers together that deserve a warning: each is in memory, and after a
 /// crash each is handed out again.
 const MANY_SLOTS: usize = 16_384;
+/// Time that a delivery may take with its immediate retries: the broker's ack timeout, with five minutes to spare.
+const LONGEST_UNSETTLED: Duration = Duration::from_secs(25 * 60);
 /// Most queues and most consumers.
 const MOST: usize = 256;
 
 /// Reports what does not hold.
 pub(super) fn check(config: &Config, report: &Report) {
     sizes(config, report);
+    tries_fit_the_ack_timeout(config, report);
     queue_names(config, report);
     consumers_have_queues(config, report);
     queues_have_one_consumer(config, report);
@@ -41,6 +47,24 @@ fn sizes(config: &Config, report: &Report) {
             "workers × prefetch add up to {slots}: that many orders are in memory, and are handed out again after a crash"
         );
         report.warning("consumers", message);
+    }
+}
+
+/// A delivery is unsettled while its immediate retries last, and the broker closes the channel of one that is
+/// unsettled for 30 minutes.
+fn tries_fit_the_ack_timeout(config: &Config, report: &Report) {
+    for (name, consumer) in &config.consumers {
+        let tries = consumer.retry.immediate + 1;
+        let longest = consumer.timeout * tries;
+        if longest > LONGEST_UNSETTLED {
+            let message = format!(
+                "allows {tries} tries of {} each, {} in a row; better stay within {}, for the broker waits 30m for an ack",
+                duration::format(consumer.timeout),
+                duration::format(longest),
+                duration::format(LONGEST_UNSETTLED)
+            );
+            report.warning(&format!("consumers.{name}.retry.immediate"), message);
+        }
     }
 }
 

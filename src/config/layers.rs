@@ -194,8 +194,10 @@ impl Layers {
             self.origins.entry(path.clone()).or_insert_with(|| origin.clone());
             match table.entry(key.clone()).or_insert_with(|| Value::Table(Table::new())) {
                 Value::Table(inner) => table = inner,
-                // Its reader will say that it must be a section.
-                _ => return,
+                _ => {
+                    report.problem(&path, format!("is no section, {} cannot set a key in it", describe(&origin)));
+                    return;
+                }
             }
         }
         let section = path;

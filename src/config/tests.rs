@@ -453,3 +453,16 @@ fn set_mode(path: &std::path::Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
+
+#[test]
+fn tries_that_could_outlast_the_brokers_ack_timeout_deserve_a_warning() {
+    let text = default_with("\ntimeout = \"30s\"\n", "\ntimeout = \"15m\"\n");
+    let (_, warnings) = load(&text, &[]).expect("15 minutes are allowed");
+    assert!(warnings.iter().any(|warning| warning.contains("retry.immediate: allows 2 tries of 15m")), "{warnings:?}");
+}
+
+#[test]
+fn a_variable_below_a_value_is_a_problem() {
+    let problems = load(DEFAULT_FILE, &[("ORDERD_CONSUMERS__ORDER__WORKERS__X", "8")]).unwrap_err();
+    assert!(problems.iter().any(|problem| problem.contains("is no section")), "{problems:?}");
+}

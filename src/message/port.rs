@@ -109,6 +109,9 @@ pub enum Settlement {
     Ack,
     /// Back to its queue, for whoever comes next (`basic.nack` with requeue).
     Release,
+    /// To its queue's dead letter exchange, by the broker itself (`basic.nack` without requeue): the last way out
+    /// for what cannot be published again.
+    Reject,
 }
 
 /// Settles the deliveries of one subscription.
@@ -116,6 +119,9 @@ pub trait Settler: Send + Sync + 'static {
     /// Takes note of a settlement and sends it soon, together with others. Of a past epoch: does nothing,
     /// the broker hands the message out again.
     fn settle(&self, delivery: DeliveryId, settlement: Settlement);
+
+    /// Resolves when the epoch has ended: nothing settled from then on reaches the broker.
+    fn ended(&self) -> BoxFuture<'static, ()>;
 
     /// Stops intake: the broker hands out nothing more, and `deliveries` ends after what it had handed out.
     fn cancel(&self) -> BoxFuture<'static, ()>;

@@ -52,25 +52,32 @@ impl History {
     /// Reads the headers of a delivery of the failed-order queue.
     pub fn read(delivery: &Delivery, names: &Names, now: Timestamp) -> Self {
         let headers = &delivery.message.headers;
-        let earlier = read_failure(headers);
-        let (origin, failure, hit_before) = match BrokerDeath::newest(headers) {
-            // The broker's own dead-lettering: the failure headers, if any, are those of an earlier attempt.
+        match BrokerDeath::newest(headers) {
+            // The broker's own dead-lettering. The failure headers are those of an earlier attempt if the message
+            // had come through the requeue exchange, else a producer's, and not believed.
             Some(death) => {
-                let hit_before = earlier.is_some_and(|failure| failure.kind == FailureKind::DeliveryLimit);
-                (Some(death.origin(headers, names)), death.failure(), hit_before)
+                let believed = if *death.exchange == *names.requeue { headers } else { &Headers::new() };
+                let earlier = read_failure(believed).map(|failure| failure.kind);
+                History {
+                    origin: Some(death.origin(believed)),
+                    retries: header_retries(believed),
+                    first_failed_at: read_time(believed, names::FIRST_FAILED_AT).unwrap_or(now),
+                    failed_at: now,
+                    failure: death.failure(),
+                    hit_delivery_limit_before: earlier == Some(FailureKind::DeliveryLimit),
+                }
             }
             None => {
                 let unknown = || Failure::new(FailureKind::Permanent, "unknown_failure", "no failure headers");
-                (read_origin(headers), earlier.unwrap_or_else(unknown), false)
+                History {
+                    origin: read_origin(headers),
+                    retries: header_retries(headers),
+                    first_failed_at: read_time(headers, names::FIRST_FAILED_AT).unwrap_or(now),
+                    failed_at: read_time(headers, names::FAILED_AT).unwrap_or(now),
+                    failure: read_failure(headers).unwrap_or_else(unknown),
+                    hit_delivery_limit_before: false,
+                }
             }
-        };
-        History {
-            origin,
-            retries: header_retries(headers),
-            first_failed_at: read_time(headers, names::FIRST_FAILED_AT).unwrap_or(now),
-            failed_at: read_time(headers, names::FAILED_AT).unwrap_or(now),
-            failure,
-            hit_delivery_limit_before: hit_before,
         }
     }
 }
@@ -103,12 +110,14 @@ impl<'a> BrokerDeath<'a> {
 
     fn failure(&self) -> Failure {
         let reason = format!("the broker dead-lettered it from queue {:?}: {}", self.queue, self.reason);
-        Failure::new(FailureKind::DeliveryLimit, self.reason.replace('-', "_"), reason)
+        // Whatever else makes the broker give a message up (orderd rejects what it cannot copy) stays as it is.
+        let kind = if self.reason == "delivery_limit" { FailureKind::DeliveryLimit } else { FailureKind::Permanent };
+        Failure::new(kind, self.reason.replace('-', "_"), reason)
     }
 
-    fn origin(&self, headers: &Headers, names: &Names) -> Origin {
-        // A retried message had come through the requeue exchange; its first origin is in its headers.
-        let first = read_origin(headers).filter(|_| *self.exchange == *names.requeue);
+    /// A retried message has its first origin in its believed headers.
+    fn origin(&self, believed: &Headers) -> Origin {
+        let first = read_origin(believed);
         let (exchange, routing_key) = match first {
             Some(first) => (first.exchange, first.routing_key),
             None => (self.exchange.to_owned(), self.routing_key.to_owned()),
@@ -323,6 +332,19 @@ mod tests {
         assert_eq!(history.failure.kind, FailureKind::DeliveryLimit);
         assert_eq!(history.origin.unwrap().queue, "order_queue");
         assert!(!history.hit_delivery_limit_before);
+    }
+
+    #[test]
+    fn a_producers_failure_headers_are_not_believed_at_the_brokers_dead_lettering() {
+        let forged = Headers::from([
+            broker_death("orders"),
+            (names::RETRY_COUNT.to_owned(), HeaderValue::I64(99)),
+            (names::FAILURE_KIND.to_owned(), "delivery_limit".into()),
+            (names::FIRST_FAILED_AT.to_owned(), HeaderValue::Timestamp(1)),
+        ]);
+        let history = History::read(&delivery("orders", "order.failed.order", forged), &Names::new("orders"), now());
+        assert_eq!((history.retries, history.hit_delivery_limit_before), (0, false));
+        assert_eq!(history.first_failed_at, now());
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Counters {
     pub parked: AtomicU64,
     /// Given back to the broker.
     pub released: AtomicU64,
+    /// Left to the broker to dead-letter, because no copy could be published.
+    pub rejected: AtomicU64,
     /// Restarts of workers and of the pool.
     pub restarts: AtomicU64,
 }
@@ -37,6 +39,7 @@ pub struct Tally {
     pub retried: u64,
     pub parked: u64,
     pub released: u64,
+    pub rejected: u64,
     pub restarts: u64,
 }
 
@@ -63,6 +66,7 @@ impl Counters {
             retried: read(&self.retried),
             parked: read(&self.parked),
             released: read(&self.released),
+            rejected: read(&self.rejected),
             restarts: read(&self.restarts),
         }
     }

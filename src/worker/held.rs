@@ -29,8 +29,10 @@ impl Held {
 
     fn settle_once(&mut self, settlement: Settlement) {
         self.settled = true;
-        if settlement == Settlement::Release {
-            Counters::count(&self.counters.released);
+        match settlement {
+            Settlement::Ack => {}
+            Settlement::Release => Counters::count(&self.counters.released),
+            Settlement::Reject => Counters::count(&self.counters.rejected),
         }
         self.settler.settle(self.delivery.id, settlement);
     }

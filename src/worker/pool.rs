@@ -143,6 +143,7 @@ impl Pool {
             .collect();
         let mut exceeded = None;
         let mut stopping = false;
+        let mut ended = settler.ended();
         loop {
             // Cancel-safe: joined workers and cancellations can be waited for again.
             tokio::select! {
@@ -154,6 +155,8 @@ impl Pool {
                     }
                     Some(Ok(Ok(())) | Err(_)) => {}
                 },
+                // Workers whose slots are all taken would not notice.
+                () = &mut ended, if !intake.lost.is_cancelled() => intake.lost.cancel(),
                 () = self.shutdown.begun(), if !stopping => intake.stopped.cancel(),
                 () = intake.stopped.cancelled(), if !stopping => {
                     stopping = true;

@@ -68,6 +68,8 @@ enum Outcome {
     Failed(Failure),
     /// The publisher is closed: nothing more can be confirmed.
     Interrupted,
+    /// There is no copy that could be published, and nobody to hand the failure on to.
+    Stranded,
 }
 
 /// Works on a delivery until it can be settled, and settles it.
@@ -77,6 +79,7 @@ pub(super) async fn process(line: Arc<Line>, held: Held) {
         match attempt(&line, held.delivery()).await {
             Outcome::Done(verdict) => break done(&line, verdict),
             Outcome::Interrupted => break Settlement::Release,
+            Outcome::Stranded => break Settlement::Reject,
             Outcome::Failed(failure) => {
                 Counters::count(&line.counters.failed_attempts);
                 match line.on_failure {
@@ -104,14 +107,26 @@ async fn attempt(line: &Line, delivery: &Delivery) -> Outcome {
     match publish(line, handled.emit).await {
         Ok(()) => {}
         Err(PublishError::Closed) => return Outcome::Interrupted,
-        Err(refusal) => {
-            return Outcome::Failed(Failure::new(FailureKind::Permanent, "cannot_publish", chain(&refusal)));
-        }
+        Err(refusal) => return unpublishable(line, &refusal),
     }
     let Some(entry) = handled.record else { return Outcome::Done(handled.verdict) };
     match record(line, entry).await {
         Ok(()) => Outcome::Done(handled.verdict),
         Err(failure) => Outcome::Failed(failure),
+    }
+}
+
+/// What a handler wants published can never be: a failure, unless this is the consumer of failures. Then the broker
+/// itself moves the message to the dead letter queue.
+fn unpublishable(line: &Line, refusal: &PublishError) -> Outcome {
+    match line.on_failure {
+        OnFailure::Forward { .. } => {
+            Outcome::Failed(Failure::new(FailureKind::Permanent, "cannot_publish", chain(refusal)))
+        }
+        OnFailure::Hold => {
+            error!(consumer = %line.consumer, error = %refusal, "cannot publish a failed message; leaving it to the broker");
+            Outcome::Stranded
+        }
     }
 }
 
@@ -182,11 +197,8 @@ async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Settleme
         }
         Err(PublishError::Closed) => Settlement::Release,
         Err(refusal) => {
-            // A copy that does not fit AMQP cannot be published at all: the broker's delivery limit is left to
-            // move the message itself, and the wait keeps that from becoming a busy loop.
-            error!(consumer = %line.consumer, error = %refusal, "cannot hand a failure on; releasing the message");
-            tokio::time::sleep(PATIENCE.first).await;
-            Settlement::Release
+            error!(consumer = %line.consumer, error = %refusal, "cannot hand a failure on; leaving it to the broker");
+            Settlement::Reject
         }
     }
 }

@@ -2,13 +2,14 @@
 //! elsewhere; here only what pools do.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::{Counters, Line, OnFailure, Pool};
 use crate::handler::{Handled, Handler, Verdict, Work};
@@ -33,6 +34,8 @@ struct Broker {
     feeds: Mutex<Vec<Feed>>,
     /// Of each subscription, whether its stream goes on.
     open: Mutex<Vec<Open>>,
+    /// Of each subscription, its epoch's end.
+    ends: Mutex<Vec<CancellationToken>>,
     subscribed: Notify,
     settled: Settled,
     changed: Arc<Notify>,
@@ -42,12 +45,16 @@ struct Channel {
     settled: Settled,
     changed: Arc<Notify>,
     open: Open,
+    ended: CancellationToken,
 }
 
 impl Settler for Channel {
     fn settle(&self, delivery: DeliveryId, settlement: Settlement) {
         self.settled.lock().unwrap().push((delivery.tag, settlement));
         self.changed.notify_one();
+    }
+    fn ended(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.ended.clone().cancelled_owned())
     }
     fn cancel(&self) -> BoxFuture<'static, ()> {
         self.open.lock().unwrap().take();
@@ -69,8 +76,10 @@ impl Consumer for Broker {
         let open = Arc::new(Mutex::new(Some(())));
         self.open.lock().unwrap().push(Arc::clone(&open));
         self.feeds.lock().unwrap().push(feed);
-        let settler =
-            Channel { settled: Arc::clone(&self.settled), changed: Arc::clone(&self.changed), open: Arc::clone(&open) };
+        let ended = CancellationToken::new();
+        self.ends.lock().unwrap().push(ended.clone());
+        let (settled, changed) = (Arc::clone(&self.settled), Arc::clone(&self.changed));
+        let settler = Channel { settled, changed, open: Arc::clone(&open), ended };
         let stream = futures_util::stream::unfold((deliveries, open), |(mut deliveries, open)| async move {
             loop {
                 if let Ok(delivery) = deliveries.try_recv() {
@@ -110,6 +119,7 @@ impl Broker {
     /// The connection dies: the stream ends though nobody cancelled.
     fn lose(&self) {
         self.open.lock().unwrap().last().unwrap().lock().unwrap().take();
+        self.ends.lock().unwrap().last().unwrap().cancel();
     }
 
     async fn settled(&self, count: usize) -> Vec<(u64, Settlement)> {
@@ -129,6 +139,8 @@ struct Outbox {
     sent: Mutex<Vec<Publication>>,
     gate: Semaphore,
     refusals: AtomicUsize,
+    /// Whether nothing fits AMQP.
+    unfit: AtomicBool,
 }
 
 struct OutboxPort(Arc<Outbox>);
@@ -138,6 +150,9 @@ impl Publisher for OutboxPort {
         let outbox = Arc::clone(&self.0);
         Box::pin(async move {
             outbox.gate.acquire().await.unwrap().forget();
+            if outbox.unfit.load(Ordering::SeqCst) {
+                return Err(PublishError::Invalid { exchange: "orders".into(), problem: "too long".to_owned() });
+            }
             let more = |left: usize| left.checked_sub(1);
             if outbox.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
                 return Err(PublishError::Refused { exchange: "orders".into(), routing_key: String::new() });
@@ -234,8 +249,12 @@ impl Stage {
 
     async fn set_with(workers: usize, prefetch: u16, on_failure: OnFailure) -> Stage {
         let broker = Arc::new(Broker::default());
-        let outbox =
-            Arc::new(Outbox { sent: Mutex::default(), gate: Semaphore::new(1_000), refusals: AtomicUsize::new(0) });
+        let outbox = Arc::new(Outbox {
+            sent: Mutex::default(),
+            gate: Semaphore::new(1_000),
+            refusals: AtomicUsize::new(0),
+            unfit: AtomicBool::new(false),
+        });
         let (book, puppet) = (Arc::new(Book::default()), Arc::new(Puppet::default()));
         let counters = Arc::new(Counters::default());
         let shutdown = Shutdown::new();
@@ -418,6 +437,27 @@ async fn a_lost_subscription_is_replaced_and_costs_no_attempt() {
     stage.broker.deliver(1, "ok");
     assert_eq!(stage.broker.settled(2).await, [(1, RELEASE), (1, ACK)]);
     assert_eq!(stage.counters.tally().failed_attempts, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_subscription_is_noticed_though_all_slots_are_taken() {
+    let stage = Stage::set_with(1, 1, OnFailure::Hold).await;
+    stage.book.failures.store(usize::MAX, Ordering::SeqCst);
+    stage.broker.deliver(1, "emit");
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    stage.broker.lose();
+    stage.broker.subscribed.notified().await;
+    assert_eq!(stage.broker.settled(1).await, [(1, RELEASE)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_be_published_is_left_to_the_broker() {
+    for on_failure in [OnFailure::Hold, OnFailure::Forward { immediate: 0 }] {
+        let stage = Stage::set_with(1, 1, on_failure).await;
+        stage.outbox.unfit.store(true, Ordering::SeqCst);
+        stage.broker.deliver(1, "emit");
+        assert_eq!(stage.broker.settled(1).await, [(1, Settlement::Reject)]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

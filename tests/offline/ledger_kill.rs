@@ -92,12 +92,7 @@ fn what_was_answered_outlives_a_kill_and_nothing_is_half_there() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         for n in answered {
-            let id = format!("event-{n}");
-            assert_eq!(
-                ledger.record(Entry::LookUpNotification { id }).await.unwrap(),
-                Recorded::Duplicate,
-                "event {n}"
-            );
+            assert_eq!(ledger.record(analytics(n)).await.unwrap(), Recorded::Duplicate, "event {n}");
         }
         ledger.close().await;
     });

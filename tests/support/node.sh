@@ -26,7 +26,7 @@ base=$root/target/broker
 source "$here/rabbitmq.sh"
 
 # How long a node may take to start and to stop, in seconds.
-start_deadline=${ORDERD_NODE_START_DEADLINE:-120}
+start_deadline=${NODE_START_DEADLINE:-120}
 stop_deadline=60
 # Where ports come from: below the range the kernel hands out to clients, above RabbitMQ's own.
 first_port=28100

@@ -10,10 +10,10 @@ die() {
 }
 
 # Prints the directory of rabbitmq-server, the program itself and not Debian's wrapper, which insists on
-# the user rabbitmq. ORDERD_RABBITMQ_BIN names another one.
+# the user rabbitmq. RABBITMQ_BIN names another one.
 rabbitmq_bin() {
     local dir
-    for dir in "${ORDERD_RABBITMQ_BIN:-}" /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin /usr/local/lib/rabbitmq/sbin; do
+    for dir in "${RABBITMQ_BIN:-}" /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin /usr/local/lib/rabbitmq/sbin; do
         if [[ -n $dir && -x $dir/rabbitmq-server && -x $dir/rabbitmqctl ]]; then
             printf '%s\n' "$dir"
             return 0
@@ -31,14 +31,14 @@ ensure_rabbitmq() {
     rabbitmq_bin >/dev/null || install_rabbitmq
     exec 8>&-
     rabbitmq_bin >/dev/null ||
-        die "RabbitMQ was installed, but rabbitmq-server is not where it is looked for; set ORDERD_RABBITMQ_BIN to its directory"
+        die "RabbitMQ was installed, but rabbitmq-server is not where it is looked for; set RABBITMQ_BIN to its directory"
 }
 
 # apt-get, as root or through sudo. While it runs, /usr/sbin/policy-rc.d forbids packages to start services:
 # otherwise Debian would start a RabbitMQ of its own on the standard ports.
 install_rabbitmq() {
     command -v apt-get >/dev/null ||
-        die "RabbitMQ is not installed, and there is no apt-get to install it with; install RabbitMQ 3.10 or newer, or set ORDERD_RABBITMQ_BIN to the directory of rabbitmq-server"
+        die "RabbitMQ is not installed, and there is no apt-get to install it with; install RabbitMQ 3.10 or newer, or set RABBITMQ_BIN to the directory of rabbitmq-server"
     local as_root=()
     if ((EUID != 0)); then
         command -v sudo >/dev/null ||

@@ -63,6 +63,10 @@ pub(super) struct Freed {
     pub wake: bool,
 }
 
+/// Slots sent at most. Those with the broker's word stay behind one without until it has its own, or its
+/// connection is given up.
+const MOST_SENT: usize = 1 << 16;
+
 /// See the module. In each epoch, the slot at index `i` has delivery tag `first_tag + i`, because slots are
 /// sent in order and leave only from the front.
 pub(super) struct Outstanding {
@@ -122,7 +126,16 @@ impl Outstanding {
     }
 
     /// A new channel, whose first publication will have tag 1: everything is to be sent again.
+    ///
+    /// One that nothing was confirmed in may have failed over its first publication, to a queue that is stuck:
+    /// another one goes first now, so that one queue does not stop all publishing.
     pub fn begin_epoch(&mut self, number: u64) {
+        if !self.proven
+            && self.sent > 0
+            && let Some(first) = self.slots.pop_front()
+        {
+            self.slots.push_back(first);
+        }
         self.slots.retain_mut(|slot| {
             slot.sent = None;
             slot.entry.as_mut().is_some_and(|entry| {
@@ -139,6 +152,10 @@ impl Outstanding {
     /// A new epoch sends one and waits for its confirm: a broker with an alarm stops reading, and all that
     /// were sent into such a connection would stay in memory until the alarm is over.
     pub fn next_to_send(&mut self, now: Instant) -> Option<&Publication> {
+        if self.sent >= MOST_SENT {
+            self.blocked = true;
+            return None;
+        }
         let slot = self.slots.get_mut(self.sent)?;
         let one_at_a_time = !self.proven || slot.sequence <= self.suspects;
         if one_at_a_time && self.in_flight > 0 {
