@@ -5,6 +5,8 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +16,10 @@ use tracing_appender::rolling::RollingFileAppender;
 /// Lines that may wait for the writer; senders wait beyond that.
 const MAX_WAITING: usize = 4096;
 /// Lines written at once.
-const MAX_CHUNK: usize = 512;
+const MAX_CHUNK: usize = 1024;
+/// How long a line waits for others to share its system call. Waking the thread for each line costs more than
+/// writing it.
+const GATHER: Duration = Duration::from_millis(2);
 
 struct Line {
     text: Vec<u8>,
@@ -53,7 +58,13 @@ impl EventLog {
 
 fn write(mut waiting: mpsc::Receiver<Line>, mut file: RollingFileAppender) {
     let (mut lines, mut chunk) = (Vec::with_capacity(MAX_CHUNK), Vec::new());
-    while waiting.blocking_recv_many(&mut lines, MAX_CHUNK) > 0 {
+    while waiting.blocking_recv_many(&mut lines, 1) > 0 {
+        thread::sleep(GATHER);
+        while lines.len() < MAX_CHUNK
+            && let Ok(line) = waiting.try_recv()
+        {
+            lines.push(line);
+        }
         chunk.clear();
         lines.iter().for_each(|line: &Line| chunk.extend_from_slice(&line.text));
         let result = file.write_all(&chunk).and_then(|()| file.flush()).map_err(|error| EventLogError(Arc::new(error)));

@@ -57,7 +57,7 @@ impl Default for Tuning {
         Self {
             queue: 4_096,
             batch: 1_024,
-            gather: Duration::from_micros(500),
+            gather: Duration::from_millis(2),
             busy_timeout: Duration::from_secs(2),
             cache_kib: 8_192,
             checkpoint_pages: 16_000,
