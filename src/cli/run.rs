@@ -79,7 +79,7 @@ impl Signals {
             first = self.next() => first,
             () = shutdown.begun() => "none",
         };
-        info!(signal = first, ?drain_timeout, "draining; another signal aborts");
+        info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
         shutdown.begin();
         // Cancel-safe: both only wait.
         tokio::select! {

@@ -59,7 +59,8 @@ fn each_failure_is_retried_or_parked_as_its_kind_and_its_consumer_demand() {
     raw.send_to("orders", "order.slow.created", &forged, &order("forger"));
     raw.send_to("orders", "order.normal.created", &persistent.clone().text("message_id", "m-1"), b"{not json");
     raw.send_to("orders", "order.normal.created", &persistent, br#"{"id":"bad","product":"x","quantity":0,"price":1}"#);
-    raw.send_to("orders", "order.failed.by.hand", &persistent, &order("stray"));
+    let named = persistent.clone().text("message_id", "stray");
+    raw.send_to("orders", "order.failed.by.hand", &named, &order("stray"));
     raw.send_to("orders", "order.failed.order", &failed_two_days_ago(), &order("old"));
     send(&mut raw, "oder.normal.created", "typo");
 
