@@ -228,7 +228,7 @@ fn argument_mismatches(
 
 /// Policies in force, operator policies merged in, that would delete or divert what the declared queues hold.
 ///
-/// Which of argument and policy wins is read off `rabbit_quorum_queue` of 3.10.8, 4.0.5 and 4.3.6: for
+/// Which of argument and policy wins is read off `rabbit_quorum_queue` of 3.10.8 and 4.0.5, and taken to be so on 4.3: for
 /// `overflow` the policy, for dead-lettering the argument, for limits and lifetimes the smaller one.
 pub fn dangerous_policies(declarations: &[Declaration], observed: &Observed) -> Vec<DangerousPolicy> {
     let of_queue = |queue: &Queue| -> Vec<DangerousPolicy> {

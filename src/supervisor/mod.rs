@@ -127,21 +127,19 @@ mod tests {
         assert_eq!((starts.load(Ordering::SeqCst), restarts), (3, 2));
     }
 
+    async fn always_dies(shutdown: &Shutdown) -> Result<(), IntensityExceeded> {
+        let start = || async {
+            panic!("always");
+            #[allow(unreachable_code)]
+            Never::Ok(())
+        };
+        supervise("t", RestartPolicy::DEFAULT, shutdown, || {}, start).await
+    }
+
     #[tokio::test(start_paused = true)]
     async fn dying_too_often_is_an_error() {
         let shutdown = Shutdown::new();
-        let outcome = supervise(
-            "t",
-            RestartPolicy::DEFAULT,
-            &shutdown,
-            || {},
-            || async {
-                panic!("always");
-                #[allow(unreachable_code)]
-                Never::Ok(())
-            },
-        );
-        let exceeded = outcome.await.unwrap_err();
+        let exceeded = always_dies(&shutdown).await.unwrap_err();
         assert_eq!(exceeded.deaths, RestartPolicy::DEFAULT.intensity + 1);
     }
 
@@ -171,17 +169,6 @@ mod tests {
     async fn a_shutdown_ends_the_restarts() {
         let shutdown = Shutdown::new();
         shutdown.begin();
-        let outcome = supervise(
-            "t",
-            RestartPolicy::DEFAULT,
-            &shutdown,
-            || {},
-            || async {
-                panic!("always");
-                #[allow(unreachable_code)]
-                Never::Ok(())
-            },
-        );
-        assert_eq!(outcome.await, Ok(()));
+        assert_eq!(always_dies(&shutdown).await, Ok(()));
     }
 }
