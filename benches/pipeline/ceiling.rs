@@ -1,6 +1,9 @@
 //! The ceiling: the broker operations of the pipeline and nothing else. What it reaches is what the broker
 //! allows on this machine; no client that does the same operations can be faster for long.
 //!
+//! What it publishes has the flags, the properties and the size of what orderd publishes; only the content is
+//! always that of one order, since making it is not the broker's work.
+//!
 //! Two connections process (deliveries are read and both events published by one thread; confirms are read
 //! and deliveries acknowledged by another), two drain the event queues. Each works on whatever has arrived
 //! and never waits for a full batch.
@@ -9,6 +12,9 @@ use std::io;
 use std::process;
 use std::thread;
 use std::time::Instant;
+
+use jiff::Timestamp;
+use orderd::order::{AnalyticsEvent, Notification, Order};
 
 use super::daemon::cpu_of;
 use super::node::Node;
@@ -25,6 +31,7 @@ pub const ORDER_QUEUE: &str = "order_queue";
 pub const EVENT_QUEUES: [&str; 2] = ["notification_queue", "analytics_queue"];
 const EXCHANGE: &str = "orders";
 const EVENT_KEYS: [&str; 2] = ["order.notification.email", "order.analytics.processed"];
+const EVENT_TOPICS: [&str; 2] = ["notification/processed", "analytics/processed"];
 
 /// How much may be on its way at a time.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +49,7 @@ pub fn preload(port: u16, count: u64) -> io::Result<()> {
     let mut confirms = Confirms::new(count);
     for number in 1..=count {
         let (id, body) = order(number);
-        connection.writer.publish(EXCHANGE, "order.normal.created", &id, body.as_bytes());
+        connection.writer.publish(EXCHANGE, "order.normal.created", &id, &id, body.as_bytes());
         if connection.writer.out.len() >= FLUSH_BYTES || number == count {
             connection.writer.flush()?;
         }
@@ -87,7 +94,7 @@ pub fn run(node: &Node, count: u64, window: Window) -> io::Result<Side> {
         let Connection { writer: acks, reader: mut deliveries } = intake;
         let Connection { writer: mut publishes, reader: confirms } = outlet;
         let acknowledging = scope.spawn(move || acknowledge(confirms, acks, count, window));
-        carry(&mut deliveries, &mut publishes, count)?;
+        carry(&mut deliveries, &mut publishes, count, &events()?)?;
         let writer = joined(acknowledging.join())?;
         Connection { writer, reader: deliveries }.inspect(ORDER_QUEUE)?;
         draining.into_iter().try_for_each(|thread| joined(thread.join()))
@@ -99,13 +106,23 @@ fn joined<T>(result: thread::Result<io::Result<T>>) -> io::Result<T> {
     result.unwrap_or_else(|_| Err(io::Error::other("a thread of the ceiling panicked")))
 }
 
+/// The bodies of the two events that orderd makes of an order in the middle.
+fn events() -> io::Result<[Vec<u8>; 2]> {
+    let order = Order::decode(order(50_000).1.as_bytes()).map_err(io::Error::other)?;
+    let (total, currency) = order.check().map_err(io::Error::other)?;
+    let notification = serde_json::to_vec(&Notification::processed(&order, total, currency))?;
+    let analytics = serde_json::to_vec(&AnalyticsEvent::processed(&order, total, currency, Timestamp::now()))?;
+    Ok([notification, analytics])
+}
+
 /// Reads each order and publishes its two events.
-fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64) -> io::Result<()> {
+fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64, events: &[Vec<u8>; 2]) -> io::Result<()> {
     let mut body = Vec::new();
     for number in 1..=count {
         deliveries.delivery(&mut body)?;
-        for (event, key) in EVENT_KEYS.into_iter().enumerate() {
-            publishes.publish(EXCHANGE, key, &format!("ord-{number}-{event}"), &body);
+        let id = format!("ord-{number}");
+        for ((key, topic), event) in EVENT_KEYS.into_iter().zip(EVENT_TOPICS).zip(events) {
+            publishes.publish(EXCHANGE, key, &format!("{id}/{topic}"), &id, event);
         }
         if publishes.out.len() >= FLUSH_BYTES || !deliveries.has_frame() {
             publishes.flush()?;
