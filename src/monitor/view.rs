@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the broker says about itself, as far as it told. Readers hold a `watch::Receiver<Arc<BrokerView>>`; a new
 /// one is sent after every answer and every change of [`BrokerView::api`].
@@ -70,7 +70,7 @@ pub enum Trouble {
 }
 
 /// An alarm of a node. While there is one, the broker reads nothing from connections that publish.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Alarm {
     /// The node's name.
     pub node: String,
@@ -126,8 +126,8 @@ impl QueueView {
     }
 }
 
-/// Messages of a queue, counted by the broker since its statistics began. A count that the broker does not mention is
-/// `None`, which is 0 or unknown.
+/// Messages of a queue, counted by the broker since its statistics began. `None`: it has told no statistics, or has none
+/// for want of messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counted {
     /// Published into it. Dead-lettered ones are not counted.
