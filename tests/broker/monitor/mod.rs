@@ -152,6 +152,25 @@ async fn a_login_that_is_refused_is_told_with_its_reason_and_never_its_password(
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_on_later_pages_are_seen() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    // A page holds 500, and the last names come last.
+    (0..505).for_each(|n| raw.declare(&format!("mine_{n}"), &[]));
+    for queue in ["dead_letter_queue", "unrouted_queue"] {
+        raw.declare_quorum(queue, &[]);
+        raw.publish_many(queue, (0..2).map(|n| vec![n]));
+    }
+    let mut polling = poll(&config(&vhost, &[]), Own::default);
+    let ready = |view: &BrokerView| view.queues.values().map(|queue| queue.ready).collect::<Vec<_>>();
+    let view = polling.until("both are seen", |view| ready(view) == [Some(2), Some(2)]).await;
+    let names = |view: &BrokerView| view.queues.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&view), ["dead_letter_queue", "unrouted_queue"]);
+    assert!(!view.missing_queues.contains(&"unrouted_queue".to_owned()));
+}
+
 #[tokio::test]
 async fn a_poller_that_is_off_says_so_and_asks_nothing() {
     let node = Node::shared();
