@@ -1,12 +1,13 @@
 //! The composition root: everything is made here, started in order, and stopped in the safe order.
 //!
 //! ```text
-//! ledger → topology → publisher → one supervised pool per consumer
-//! stop:    intake off → work in progress settled → acks flushed → confirms awaited → ledger closed
+//! ledger → topology → publisher → one supervised pool per consumer → poller of the management API
+//! stop:    poller and intake off → work in progress settled → acks flushed → confirms awaited → ledger closed
 //! ```
 //! It never works on a message.
 
 mod broker;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,9 +67,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     };
     let publisher = Arc::new(link.publisher());
     let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &shutdown)?;
+    let polling = tokio::spawn(watching::poller(&config, &pools.counters, &publisher).run(shutdown.clone()));
     info!(consumers = pools.len(), "started");
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
+    if let Err(died) = polling.await {
+        error!(error = %died, "the poller of the management API died");
+    }
     logs.finish().await;
     info!("stopped");
     match judge {
