@@ -7,6 +7,7 @@
 //! It never works on a message.
 
 mod broker;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,8 +68,16 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     let publisher = Arc::new(link.publisher());
     let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &shutdown)?;
     info!(consumers = pools.len(), "started");
+    let kept = config.ledger.retention;
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
+    let pruning = kept.map(|retention| {
+        let (ledger, shutdown) = (Arc::clone(&ledger), shutdown.clone());
+        tokio::spawn(async move { retention::keep(&ledger, retention, &shutdown).await })
+    });
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
+    if let Some(pruning) = pruning {
+        let _ = pruning.await;
+    }
     logs.finish().await;
     info!("stopped");
     match judge {

@@ -152,7 +152,8 @@ pub(super) fn figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result
     Ok(Figures { orders: row.get(first)?, quantity: row.get(first + 1)?, revenue })
 }
 
-fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
+/// Reads an amount from its text.
+pub(super) fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
     row.get_ref(column)?.as_str()?.parse().map_err(|error| unreadable(column, error))
 }
 

@@ -1,0 +1,44 @@
+//! Keeps the ledger from growing forever: has it remove what is older than `ledger.retention`, a little at a time.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use crate::chain::chain;
+use crate::ledger::{LedgerError, Pruned, SqliteLedger};
+use crate::shutdown::Shutdown;
+
+/// After the start: what the broker hands out again first is still recognised, however long orderd was away.
+const FIRST: Duration = Duration::from_secs(600);
+/// Between two passes over what has become old.
+const BETWEEN_PASSES: Duration = Duration::from_secs(600);
+/// Pause between two removals, in times of what the last one took: a tenth of the writer's time at most.
+const SHARE: u32 = 9;
+/// The shortest such pause.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Runs until a shutdown begins.
+pub(super) async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &Shutdown) {
+    let mut pause = FIRST;
+    let mut removed = Pruned::default();
+    while shutdown.sleep(pause).await {
+        let Ok(before) = Timestamp::now().checked_sub(retention) else { return };
+        let begun = tokio::time::Instant::now();
+        pause = match ledger.prune(before).await {
+            Ok(pruned) => {
+                removed.add(pruned);
+                if pruned.more { (begun.elapsed() * SHARE).max(SHORTEST_PAUSE) } else { BETWEEN_PASSES }
+            }
+            Err(LedgerError::Closed) => return,
+            Err(error) => {
+                warn!(error = %chain(&error), "cannot remove old rows from the ledger; trying again later");
+                BETWEEN_PASSES
+            }
+        };
+        if pause == BETWEEN_PASSES && !removed.is_empty() {
+            let Pruned { orders, events, attempts, minutes, .. } = std::mem::take(&mut removed);
+            info!(orders, events, attempts, minutes, "removed old rows from the ledger");
+        }
+    }
+}
