@@ -42,3 +42,44 @@ pub(super) async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ledger::{Entry, Ledger, NewNotification};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    async fn record(ledger: &SqliteLedger, id: &str, age: Duration) {
+        let at = Timestamp::now().checked_sub(age).unwrap();
+        let (id, channel) = (id.to_owned(), "email".to_owned());
+        let entry = Entry::Notification(Box::new(NewNotification { id, order_id: None, channel, at }));
+        ledger.record(entry).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_older_than_the_retention_goes_until_the_shutdown_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
+        // More than go at once.
+        for n in 0..600 {
+            record(&ledger, &format!("old-{n}"), 4 * DAY).await;
+        }
+        record(&ledger, "young", 2 * DAY).await;
+        let (shutdown, started) = (Shutdown::new(), tokio::time::Instant::now());
+        let (theirs, until) = (Arc::clone(&ledger), shutdown.clone());
+        let keeping = tokio::spawn(async move { keep(&theirs, 3 * DAY, &until).await });
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while SqliteLedger::totals(directory.path()).unwrap().notifications > 1 {
+            assert!(std::time::Instant::now() < deadline, "the old ones are still there");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(started.elapsed() >= FIRST, "not before what comes back first has come back");
+        shutdown.begin();
+        keeping.await.unwrap();
+        assert_eq!(SqliteLedger::totals(directory.path()).unwrap().notifications, 1);
+        ledger.close().await;
+    }
+}
