@@ -7,6 +7,7 @@
 //! It never works on a message.
 
 mod broker;
+mod retention;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -69,10 +70,18 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
     let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &shutdown)?;
     let polling = tokio::spawn(watching::poller(&config, &pools.counters, &publisher).run(shutdown.clone()));
     info!(consumers = pools.len(), "started");
+    let kept = config.ledger.retention;
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
+    let pruning = kept.map(|retention| {
+        let (ledger, shutdown) = (Arc::clone(&ledger), shutdown.clone());
+        tokio::spawn(async move { retention::keep(&ledger, retention, &shutdown).await })
+    });
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
     if let Err(died) = polling.await {
         error!(error = %died, "the poller of the management API died");
+    }
+    if let Some(pruning) = pruning {
+        let _ = pruning.await;
     }
     logs.finish().await;
     info!("stopped");
@@ -256,8 +265,8 @@ impl AppError {
     /// Whether changing the configuration, or the broker's, is what helps; else it is orderd's own trouble.
     pub fn is_configuration(&self) -> bool {
         match self {
-            AppError::Ledger(OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. }) => false,
-            AppError::Ledger(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
+            AppError::Ledger(error) => error.is_configuration(),
+            AppError::EventLog(_) | AppError::Topology(_) => true,
             AppError::UnknownHandler(_) => false,
         }
     }

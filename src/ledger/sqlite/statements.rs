@@ -6,6 +6,8 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
+use super::order_sums::OrderSums;
+use super::prune::{Pruned, Pruner};
 use super::sales::{FoldError, Sales, parse_amount};
 use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::order::OrderId;
@@ -54,6 +56,8 @@ pub(super) struct Statements<'c> {
     enter_attempt: Statement<'c>,
     enter_dead_letter: Statement<'c>,
     sales: Sales<'c>,
+    order_sums: OrderSums<'c>,
+    pruner: Pruner<'c>,
 }
 
 // `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
@@ -95,6 +99,8 @@ impl<'c> Statements<'c> {
                  WHERE excluded.failed_at > failed_at",
             )?,
             sales: Sales::prepare(connection)?,
+            order_sums: OrderSums::prepare(connection)?,
+            pruner: Pruner::prepare(connection)?,
         })
     }
 
@@ -103,20 +109,33 @@ impl<'c> Statements<'c> {
         self.begin.execute([]).map(drop)
     }
 
-    /// Writes the folded sales and commits.
+    /// Writes the folded aggregates and commits.
     pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
         self.sales.write()?;
+        self.order_sums.write()?;
         self.commit.execute([]).map(drop)
     }
 
     /// Leaves the transaction, if SQLite has not left it by itself, and forgets what it had folded.
     pub(super) fn roll_back(&mut self, connection: &Connection) {
         self.sales.forget();
+        self.order_sums.forget();
+        self.pruner.forget();
         if !connection.is_autocommit()
             && let Err(error) = connection.execute_batch("ROLLBACK")
         {
             tracing::error!(%error, "cannot roll back the ledger's transaction");
         }
+    }
+
+    /// Removes a little of what is older, within the open transaction.
+    pub(super) fn prune(&mut self, before: Timestamp) -> rusqlite::Result<Pruned> {
+        let pruned = self.pruner.prune(before.as_millisecond())?;
+        if pruned.minutes > 0 {
+            // They may be among the sums in memory.
+            self.sales.forget();
+        }
+        Ok(pruned)
     }
 
     /// Does what one entry asks, within the open transaction.
@@ -154,6 +173,7 @@ impl<'c> Statements<'c> {
             order.at.as_millisecond(),
         ])?;
         if rows == 1 {
+            self.order_sums.accepted(order);
             return Ok(Recorded::New);
         }
         let mut found = self.accepted.query([order.id.as_str()])?;
@@ -164,6 +184,8 @@ impl<'c> Statements<'c> {
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, Fault> {
         if self.finish.execute(params![id.as_str(), at.as_millisecond()])? == 1 {
+            // The row has changed: if it cannot be counted, it goes with its batch.
+            self.order_sums.processed(id, at).map_err(Fault::Batch)?;
             return Ok(Recorded::New);
         }
         if self.accepted.exists([id.as_str()])? {

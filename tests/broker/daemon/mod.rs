@@ -2,6 +2,7 @@
 
 mod crash;
 mod failures;
+mod insight;
 mod load;
 mod orders;
 mod own_node;
