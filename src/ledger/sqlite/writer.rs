@@ -118,13 +118,18 @@ impl Writer<'_> {
                 }
             }
             // A panic is a defect, and its batch is told so by its dropped answers; the ledger goes on.
-            if catch_unwind(AssertUnwindSafe(|| self.commit(&mut batch))).is_err() {
+            let work = AssertUnwindSafe(|| {
+                self.commit(&mut batch);
+                for (before, answer) in prunings.drain(..) {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.prune(before));
+                }
+            });
+            if catch_unwind(work).is_err() {
                 tracing::error!("the ledger's writer panicked; its batch was rolled back");
                 batch.clear();
+                prunings.clear();
                 self.statements.roll_back(self.connection);
-            }
-            for (before, answer) in prunings.drain(..) {
-                let _ = answer.send(self.prune(before));
             }
         }
     }
@@ -132,7 +137,7 @@ impl Writer<'_> {
     /// Removes a little, in a transaction of its own: no entry fails with it.
     fn prune(&mut self, before: Timestamp) -> Result<Pruned, LedgerError> {
         let begun = self.statements.begin();
-        let pruned = begun.and_then(|()| self.statements.prune(before)).and_then(|pruned| {
+        let pruned = begun.and_then(|()| self.statements.prune(self.connection, before)).and_then(|pruned| {
             self.statements.commit()?;
             Ok(pruned)
         });
@@ -161,6 +166,9 @@ impl Writer<'_> {
 
     /// Records a batch and answers each of its entries.
     fn commit(&mut self, batch: &mut Vec<(Entry, Answer)>) {
+        if batch.is_empty() {
+            return;
+        }
         match self.transact(batch) {
             Ok(outcomes) => {
                 self.commits.fetch_add(1, Ordering::Relaxed);
