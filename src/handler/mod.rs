@@ -4,6 +4,7 @@
 //! and the worker sees to the rest. A new handler is a file beside this one and a line in [`TABLE`].
 
 mod analytics;
+mod claim;
 mod emit;
 mod event_log;
 mod failed;

@@ -1,6 +1,7 @@
 //! Notifications: delivered to a channel, then recorded.
 //!
-//! Delivered before recorded: a crash between the two tells a customer twice, which beats not at all.
+//! Delivered before recorded: a crash between the two tells a customer twice, which beats not at all. Two copies of
+//! one message at the same moment tell once: the second waits, and then finds it recorded.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tracing::debug;
 
+use super::claim::Claims;
 use super::event_log::line;
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
 use crate::chain::chain;
@@ -62,6 +64,7 @@ impl Channel for LogChannel {
 pub(super) struct NotificationHandler {
     ledger: Arc<dyn Ledger>,
     channel: Arc<dyn Channel>,
+    claims: Claims,
 }
 
 /// What is read of an event's body; everything else is the channel's to use. Other producers may mean something
@@ -90,13 +93,18 @@ pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<String>), 
 
 impl NotificationHandler {
     pub(super) fn new(parts: &Parts) -> Self {
-        NotificationHandler { ledger: Arc::clone(&parts.ledger), channel: Arc::clone(&parts.channel) }
+        NotificationHandler {
+            ledger: Arc::clone(&parts.ledger),
+            channel: Arc::clone(&parts.channel),
+            claims: Claims::default(),
+        }
     }
 
     async fn notify(&self, work: Work<'_>) -> Result<Handled, Failure> {
         let message = &work.delivery.message;
         let (order_id, email) = order_id(&message.body)?;
         let id = work.delivery.identity();
+        let _claim = self.claims.claim(&id).await;
         let known = self.ledger.record(Entry::LookUpNotification { id: id.clone() }).await;
         if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
             return Ok(Handled::just(Verdict::Duplicate));
@@ -110,9 +118,10 @@ impl NotificationHandler {
             body: std::str::from_utf8(&message.body).expect("parsed JSON is UTF-8"),
         };
         self.channel.deliver(notice).await?;
-        let channel = channel.to_owned();
+        let (id, channel) = (id.clone(), channel.to_owned());
         let entry = Entry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
-        Ok(Handled { verdict: Verdict::Completed, emit: Vec::new(), record: Some(entry) })
+        self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))?;
+        Ok(Handled::just(Verdict::Completed))
     }
 }
 
@@ -126,4 +135,57 @@ impl Handler for NotificationHandler {
 pub(super) fn channel_of(work: Work<'_>) -> &str {
     let key = work.delivery.first_routing_key();
     key.rsplit_once('.').map_or(key, |(_, word)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::ledger::SqliteLedger;
+    use crate::message::{Delivery, DeliveryId, Message, Properties};
+
+    /// Counts what it delivers, after everybody else had a turn.
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Channel for Counting {
+        fn deliver<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
+            Box::pin(async {
+                tokio::task::yield_now().await;
+                self.0.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn two_copies_at_the_same_moment_tell_the_customer_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
+        let channel = Arc::new(Counting::default());
+        let handler = NotificationHandler {
+            ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
+            channel: Arc::clone(&channel) as Arc<dyn Channel>,
+            claims: Claims::default(),
+        };
+        let delivery = Delivery {
+            id: DeliveryId { epoch: 1, tag: 1 },
+            exchange: "orders".to_owned(),
+            routing_key: "order.notification.email".to_owned(),
+            redelivered: false,
+            message: Message {
+                properties: Properties { message_id: Some("ord-1/x".to_owned()), ..Properties::default() },
+                body: "{}".into(),
+                ..Message::default()
+            },
+        };
+        let work = Work { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
+        let (one, other) = tokio::join!(handler.handle(work), handler.handle(work));
+        let mut verdicts = [one.unwrap().verdict, other.unwrap().verdict];
+        verdicts.sort_by_key(|verdict| *verdict == Verdict::Duplicate);
+        assert_eq!(verdicts, [Verdict::Completed, Verdict::Duplicate]);
+        assert_eq!(channel.0.load(Ordering::SeqCst), 1);
+        ledger.close().await;
+    }
 }
