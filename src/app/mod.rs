@@ -159,7 +159,7 @@ fn routes(config: &Config) -> BTreeMap<String, Route> {
     let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
     work.map(|(name, consumer)| {
         let route = Route {
-            consumer: name.clone(),
+            consumer: name.as_str().into(),
             policy: consumer.retry.clone(),
             carries_orders: consumer.handler == handler::ORDER,
         };
