@@ -4,6 +4,8 @@
 pub mod audit;
 mod management;
 mod observed;
+pub mod view;
 
 pub use management::{ManagementClient, ManagementError};
 pub use observed::{Observed, ObservedExchange, ObservedQueue};
+pub use view::BrokerView;
