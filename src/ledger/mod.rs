@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod conformance;
 mod entry;
+pub mod report;
 mod sqlite;
 
 pub use entry::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};

@@ -3,9 +3,11 @@
 //! Pure: no clock, no randomness, no I/O. It never decides what happens to an order that breaks a rule.
 
 mod event;
+mod exact_sum;
 mod fault;
 mod model;
 
 pub use event::{AnalyticsEvent, Notification, Sale};
+pub use exact_sum::{ExactSum, NotASum};
 pub use fault::{FaultKind, Faults};
 pub use model::{Currency, DecodeError, Order, OrderId, RuleError};

@@ -4,6 +4,8 @@
 //! answer before the commit that holds the answer is on disk.
 
 mod open;
+mod order_sums;
+mod report;
 mod sales;
 mod schema;
 mod statements;
@@ -27,10 +29,14 @@ use super::{Entry, Ledger, LedgerError, Recorded};
 use writer::Request;
 
 pub use open::OpenError;
+pub(super) use report::read as read_report;
 pub use totals::{OrderCounts, Revenue, Totals};
 
 /// The ledger's file within its directory. Other programs may read it.
 pub const FILE_NAME: &str = "orderd.db";
+
+/// How long a reader waits where it must: only while a daemon starts or ends.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How the ledger uses its file. [`Tuning::default`] is measured (`benches/ledger.rs`); tests shrink it.
 #[derive(Debug, Clone)]

@@ -5,15 +5,27 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use super::order_sums;
+
 /// Marks the file as an orderd ledger (`PRAGMA application_id`): the letters `ordr`.
 pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"ordr");
+
+/// What makes a file's next version.
+pub(super) struct Step {
+    pub tables: &'static str,
+    /// Fills new tables from the old.
+    pub fill: Option<fn(&Connection) -> rusqlite::Result<()>>,
+}
 
 /// Step n makes version n of version n - 1. Times are milliseconds since 1970 UTC, amounts are decimal text.
 ///
 /// The busy tables keep their rows in order of arrival, with their keys in a narrow index: ids that come in no
 /// order, such as UUIDs, then touch far fewer pages (a third less CPU time than `WITHOUT ROWID`, measured), and
 /// ids that do come in order cost the same. `sales` is small and found by its key alone.
-pub(super) const STEPS: &[&str] = &["
+pub(super) const STEPS: &[Step] =
+    &[Step { tables: VERSION_1, fill: None }, Step { tables: VERSION_2, fill: Some(order_sums::count_all) }];
+
+const VERSION_1: &str = "
     CREATE TABLE orders (
         id           TEXT NOT NULL PRIMARY KEY,
         status       TEXT NOT NULL,     -- accepted | processed
@@ -75,7 +87,23 @@ pub(super) const STEPS: &[&str] = &["
         revenue     TEXT NOT NULL,     -- the exact sum of the orders' totals
         PRIMARY KEY (granularity, starts_at, currency, product)
     ) STRICT, WITHOUT ROWID;
-"];
+";
+
+const VERSION_2: &str = "
+    CREATE TABLE order_sums (
+        granularity        TEXT NOT NULL,     -- minute | hour, in UTC
+        starts_at          INTEGER NOT NULL,
+        currency           TEXT NOT NULL,
+        priority           INTEGER NOT NULL,  -- 0 | 1
+        accepted           INTEGER NOT NULL,  -- orders accepted in this time
+        accepted_quantity  INTEGER NOT NULL,
+        accepted_total     TEXT NOT NULL,     -- the exact sum of their totals
+        processed          INTEGER NOT NULL,  -- orders processed in this time
+        processed_quantity INTEGER NOT NULL,
+        processed_total    TEXT NOT NULL,
+        PRIMARY KEY (granularity, starts_at, currency, priority)
+    ) STRICT, WITHOUT ROWID;
+";
 
 /// What a migration met.
 #[derive(Debug)]
@@ -95,13 +123,13 @@ impl From<rusqlite::Error> for MigrateError {
 }
 
 /// The version that `steps` lead to.
-pub(super) fn last_version(steps: &[&str]) -> i32 {
+pub(super) fn last_version(steps: &[Step]) -> i32 {
     i32::try_from(steps.len()).expect("there are few schema versions")
 }
 
 /// Takes the steps that the file has not seen, each in a transaction with its new version, so that a crash
 /// between two leaves a whole version.
-pub(super) fn migrate(connection: &mut Connection, steps: &[&str]) -> Result<(), MigrateError> {
+pub(super) fn migrate(connection: &mut Connection, steps: &[Step]) -> Result<(), MigrateError> {
     let known = last_version(steps);
     loop {
         // Immediate: of two processes that start at once, the second sees what the first has done.
@@ -114,7 +142,10 @@ pub(super) fn migrate(connection: &mut Connection, steps: &[&str]) -> Result<(),
             return Err(MigrateError::Foreign);
         }
         let Some(step) = usize::try_from(found).ok().and_then(|done| steps.get(done)) else { return Ok(()) };
-        transaction.execute_batch(step)?;
+        transaction.execute_batch(step.tables)?;
+        if let Some(fill) = step.fill {
+            fill(&transaction)?;
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", found + 1)?;
         transaction.commit()?;

@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
+use super::order_sums::{self, Kind, OrderSums};
 use super::sales::{FoldError, Sales, parse_amount};
 use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::order::OrderId;
@@ -54,6 +55,7 @@ pub(super) struct Statements<'c> {
     enter_attempt: Statement<'c>,
     enter_dead_letter: Statement<'c>,
     sales: Sales<'c>,
+    order_sums: OrderSums<'c>,
 }
 
 // `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
@@ -71,7 +73,8 @@ impl<'c> Statements<'c> {
             accepted: connection
                 .prepare("SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1")?,
             finish: connection.prepare(
-                "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
+                "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'
+                 RETURNING currency, priority, quantity, total",
             )?,
             notification_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
             enter_event: connection.prepare(
@@ -95,6 +98,7 @@ impl<'c> Statements<'c> {
                  WHERE excluded.failed_at > failed_at",
             )?,
             sales: Sales::prepare(connection)?,
+            order_sums: OrderSums::prepare(connection)?,
         })
     }
 
@@ -103,15 +107,17 @@ impl<'c> Statements<'c> {
         self.begin.execute([]).map(drop)
     }
 
-    /// Writes the folded sales and commits.
+    /// Writes the folded aggregates and commits.
     pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
         self.sales.write()?;
+        self.order_sums.write()?;
         self.commit.execute([]).map(drop)
     }
 
     /// Leaves the transaction, if SQLite has not left it by itself, and forgets what it had folded.
     pub(super) fn roll_back(&mut self, connection: &Connection) {
         self.sales.forget();
+        self.order_sums.forget();
         if !connection.is_autocommit()
             && let Err(error) = connection.execute_batch("ROLLBACK")
         {
@@ -154,6 +160,8 @@ impl<'c> Statements<'c> {
             order.at.as_millisecond(),
         ])?;
         if rows == 1 {
+            let kind = Kind { currency: order.currency, priority: order.priority };
+            self.order_sums.accepted(order.at, kind, order.quantity, order.total.into());
             return Ok(Recorded::New);
         }
         let mut found = self.accepted.query([order.id.as_str()])?;
@@ -163,9 +171,15 @@ impl<'c> Statements<'c> {
     }
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, Fault> {
-        if self.finish.execute(params![id.as_str(), at.as_millisecond()])? == 1 {
+        let mut finished = self.finish.query(params![id.as_str(), at.as_millisecond()])?;
+        if let Some(row) = finished.next()? {
+            // The row has changed already: it goes with its batch, if what it says cannot be counted.
+            let counted = || Ok((order_sums::kind(row, 0)?, row.get(2)?, order_sums::exact_amount(row, 3)?));
+            let (kind, quantity, total) = counted().map_err(Fault::Batch)?;
+            self.order_sums.processed(at, kind, quantity, total);
             return Ok(Recorded::New);
         }
+        drop(finished);
         if self.accepted.exists([id.as_str()])? {
             return Ok(Recorded::Duplicate);
         }

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
 
-use super::schema::{self, MigrateError};
+use super::schema::{self, MigrateError, Step};
 use super::*;
 use crate::ledger::Recorded::{Duplicate, New};
 use crate::ledger::conformance::{
@@ -286,24 +286,25 @@ async fn a_file_that_another_program_locks_cannot_be_opened() {
 }
 
 #[tokio::test]
-async fn a_version_1_file_is_migrated_with_its_rows_and_then_refused_by_version_1() {
+async fn a_file_is_migrated_with_its_rows_and_then_refused_by_an_older_program() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     ledger.record(accept(order("ord-1"))).await.unwrap();
     ledger.close().await;
     let mut connection = other(&directory);
-    let steps = |last| [schema::STEPS[0], "ALTER TABLE orders ADD COLUMN note TEXT", last];
+    let step = |tables| Step { tables, fill: None };
+    let steps = |last| [step(""), step(""), step("ALTER TABLE orders ADD COLUMN note TEXT"), step(last)];
     let broken = steps("ALTER TABLE orders ADD COLUMN colour TEXT; ALTER TABLE nowhere ADD COLUMN x TEXT");
     assert!(matches!(schema::migrate(&mut connection, &broken), Err(MigrateError::Sqlite(_))));
-    assert_eq!(schema::version(&connection).unwrap(), 2, "a step that fails leaves the version before it");
+    assert_eq!(schema::version(&connection).unwrap(), 3, "a step that fails leaves the version before it");
     schema::migrate(&mut connection, &steps("ALTER TABLE orders ADD COLUMN colour TEXT")).unwrap();
     let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
     let row: (String, Option<String>, Option<String>) =
         connection.query_row("SELECT id, note, colour FROM orders", [], row).unwrap();
     assert_eq!(row, ("ord-1".to_owned(), None, None));
     let error = SqliteLedger::open(directory.path()).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 3, known: 1, .. }), "{error:?}");
-    assert!(error.to_string().contains("version 3") && error.to_string().contains("up to 1"), "{error}");
+    assert!(matches!(error, OpenError::Newer { found: 4, known: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("version 4") && error.to_string().contains("up to 2"), "{error}");
     assert!(matches!(SqliteLedger::totals(directory.path()), Err(OpenError::Newer { .. })));
 }
 

@@ -4,18 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 use serde::Serialize;
 
-use super::FILE_NAME;
 use super::open::{self, OpenError};
 use super::sales::{exact_sum, parse_amount};
-
-/// How long a reader waits where it must: only while a daemon starts or ends.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+use super::{FILE_NAME, READ_PATIENCE};
 
 /// Counts of one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -56,7 +52,7 @@ pub struct Revenue {
 
 /// Counts all tables of one snapshot.
 pub(super) fn read(directory: &Path) -> Result<Totals, OpenError> {
-    let connection = open::for_reading(directory, BUSY_TIMEOUT)?;
+    let connection = open::for_reading(directory, READ_PATIENCE)?;
     count(&connection).map_err(|error| OpenError::from_sqlite(&directory.join(FILE_NAME), error))
 }
 

@@ -1,0 +1,165 @@
+//! The aggregates of orders themselves: what was accepted and processed per minute and hour (UTC), currency and
+//! priority.
+//!
+//! They outlive the rows they count. Changes are added up in memory and written once per commit and bucket; this
+//! must never count what did not change a row.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Statement, params};
+
+use crate::ledger::report::{Figures, HOUR, MINUTE};
+use crate::order::{Currency, ExactSum};
+
+/// Widths of the buckets in milliseconds, with their names in the table. A day is the sum of its hours.
+const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
+
+/// Buckets that a pass over many orders keeps before it writes them.
+const MANY: usize = 64;
+
+/// What tells one order's bucket from another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub currency: Currency,
+    pub priority: bool,
+}
+
+/// What happened in one bucket.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sums {
+    pub accepted: Figures,
+    pub processed: Figures,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bucket {
+    minute: i64,
+    kind: Kind,
+}
+
+/// What this transaction changes, and the statements that add it to the table.
+pub(super) struct OrderSums<'c> {
+    read: Statement<'c>,
+    write: Statement<'c>,
+    changes: Vec<(Bucket, Sums)>,
+}
+
+impl<'c> OrderSums<'c> {
+    pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
+        Ok(Self {
+            read: connection.prepare(
+                "SELECT accepted, accepted_quantity, accepted_total, processed, processed_quantity, processed_total
+                 FROM order_sums WHERE granularity = ?1 AND starts_at = ?2 AND currency = ?3 AND priority = ?4",
+            )?,
+            write: connection.prepare(
+                "INSERT INTO order_sums (granularity, starts_at, currency, priority,
+                     accepted, accepted_quantity, accepted_total, processed, processed_quantity, processed_total)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 ON CONFLICT (granularity, starts_at, currency, priority) DO UPDATE SET
+                     accepted = excluded.accepted, accepted_quantity = excluded.accepted_quantity,
+                     accepted_total = excluded.accepted_total, processed = excluded.processed,
+                     processed_quantity = excluded.processed_quantity, processed_total = excluded.processed_total",
+            )?,
+            changes: Vec::new(),
+        })
+    }
+
+    /// Counts an order that was accepted.
+    pub(super) fn accepted(&mut self, at: Timestamp, kind: Kind, quantity: i64, total: ExactSum) {
+        self.bucket(at.as_millisecond(), kind).accepted.add(Figures { orders: 1, quantity, revenue: total });
+    }
+
+    /// Counts an order that was processed.
+    pub(super) fn processed(&mut self, at: Timestamp, kind: Kind, quantity: i64, total: ExactSum) {
+        self.bucket(at.as_millisecond(), kind).processed.add(Figures { orders: 1, quantity, revenue: total });
+    }
+
+    /// Orders of one commit are of few buckets, and mostly of the one used last.
+    fn bucket(&mut self, at: i64, kind: Kind) -> &mut Sums {
+        let bucket = Bucket { minute: at - at.rem_euclid(MINUTE), kind };
+        let known = self.changes.iter().rposition(|(other, _)| *other == bucket);
+        let index = known.unwrap_or_else(|| {
+            self.changes.push((bucket, Sums::default()));
+            self.changes.len() - 1
+        });
+        &mut self.changes[index].1
+    }
+
+    /// Adds the changes to the table. Among the last steps before every commit.
+    pub(super) fn write(&mut self) -> rusqlite::Result<()> {
+        for (Bucket { minute, kind: Kind { currency, priority } }, change) in self.changes.drain(..) {
+            for (granularity, width) in GRANULARITIES {
+                let starts_at = minute - minute.rem_euclid(width);
+                let key = params![granularity, starts_at, currency.as_str(), priority];
+                let mut sums = self.read.query_row(key, |row| sums(row, 0)).optional()?.unwrap_or_default();
+                sums.accepted.add(change.accepted);
+                sums.processed.add(change.processed);
+                let Sums { accepted, processed } = sums;
+                self.write.execute(params![
+                    granularity,
+                    starts_at,
+                    currency.as_str(),
+                    priority,
+                    accepted.orders,
+                    accepted.quantity,
+                    accepted.revenue.to_string(),
+                    processed.orders,
+                    processed.quantity,
+                    processed.revenue.to_string(),
+                ])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the changes, after a rollback.
+    pub(super) fn forget(&mut self) {
+        self.changes.clear();
+    }
+}
+
+/// Reads the six columns of sums, from this one on.
+pub(super) fn sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Sums> {
+    Ok(Sums { accepted: figures(row, first)?, processed: figures(row, first + 3)? })
+}
+
+/// Reads orders, quantity and amount, from this column on.
+pub(super) fn figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Figures> {
+    let revenue = exact_amount(row, first + 2)?;
+    Ok(Figures { orders: row.get(first)?, quantity: row.get(first + 1)?, revenue })
+}
+
+/// Reads an amount from its text.
+pub(super) fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+    })
+}
+
+/// Reads currency and priority, from this column on.
+pub(super) fn kind(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Kind> {
+    let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(first, rusqlite::types::Type::Text, Box::new(error))
+    })?;
+    Ok(Kind { currency, priority: row.get(first + 1)? })
+}
+
+/// Counts every order that the file has, for one whose orders were not counted when they came. About two seconds per
+/// million orders.
+pub(super) fn count_all(connection: &Connection) -> rusqlite::Result<()> {
+    let mut order_sums = OrderSums::prepare(connection)?;
+    let mut orders =
+        connection.prepare("SELECT accepted_at, processed_at, currency, priority, quantity, total FROM orders")?;
+    let mut rows = orders.query([])?;
+    while let Some(row) = rows.next()? {
+        let (kind, quantity, total) = (kind(row, 2)?, row.get(4)?, exact_amount(row, 5)?);
+        let figures = Figures { orders: 1, quantity, revenue: total };
+        order_sums.bucket(row.get(0)?, kind).accepted.add(figures);
+        if let Some(at) = row.get(1)? {
+            order_sums.bucket(at, kind).processed.add(figures);
+        }
+        if order_sums.changes.len() > MANY {
+            order_sums.write()?;
+        }
+    }
+    order_sums.write()
+}

@@ -1,0 +1,180 @@
+//! Sums of amounts, exact however many there are.
+//!
+//! A decimal has 96 bits: a sum of decimals may need more digits than one has, and would then have to be rounded.
+//! This one has room for all of them. Pure.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::str::FromStr;
+
+use rust_decimal::Decimal;
+use serde::{Serialize, Serializer};
+
+/// Most digits behind a decimal's point.
+const SCALE: u32 = 28;
+const ONE: u128 = 10_u128.pow(SCALE);
+
+/// An exact sum of decimals, shown with as many digits behind the point as the longest of them had.
+///
+/// Its whole part has 128 bits and saturates: that takes two thousand million times the largest decimal.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExactSum {
+    /// Rounded down.
+    whole: i128,
+    /// Added to `whole`, in units of 10⁻²⁸; less than one.
+    fraction: u128,
+    /// Digits shown behind the point.
+    scale: u32,
+}
+
+impl ExactSum {
+    /// Adds another sum.
+    pub fn add(&mut self, other: ExactSum) {
+        let fraction = self.fraction + other.fraction;
+        let carry = i128::from(fraction >= ONE);
+        self.whole = self.whole.saturating_add(other.whole).saturating_add(carry);
+        self.fraction = fraction % ONE;
+        self.scale = self.scale.max(other.scale);
+    }
+
+    /// Roughly, for the length of a bar.
+    pub fn approximate(self) -> f64 {
+        self.whole as f64 + self.fraction as f64 / ONE as f64
+    }
+
+    fn from_parts(negative: bool, whole: u128, fraction: u128, scale: u32) -> Self {
+        let whole = i128::try_from(whole).unwrap_or(i128::MAX);
+        match (negative, fraction) {
+            (false, fraction) => ExactSum { whole, fraction, scale },
+            (true, 0) => ExactSum { whole: -whole, fraction: 0, scale },
+            (true, fraction) => ExactSum { whole: -whole - 1, fraction: ONE - fraction, scale },
+        }
+    }
+}
+
+impl From<Decimal> for ExactSum {
+    fn from(amount: Decimal) -> Self {
+        let (mantissa, scale) = (amount.mantissa().unsigned_abs(), amount.scale());
+        let unit = 10_u128.pow(scale);
+        let fraction = mantissa % unit * 10_u128.pow(SCALE - scale);
+        Self::from_parts(amount.is_sign_negative(), mantissa / unit, fraction, scale)
+    }
+}
+
+impl PartialEq for ExactSum {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for ExactSum {}
+
+impl PartialOrd for ExactSum {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// As numbers: 1.0 is 1.00.
+impl Ord for ExactSum {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.whole, self.fraction).cmp(&(other.whole, other.fraction))
+    }
+}
+
+impl fmt::Display for ExactSum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sign, whole, fraction) = match (self.whole < 0, self.fraction) {
+            (false, fraction) => ("", self.whole.unsigned_abs(), fraction),
+            (true, 0) => ("-", self.whole.unsigned_abs(), 0),
+            (true, fraction) => ("-", self.whole.unsigned_abs() - 1, ONE - fraction),
+        };
+        if self.scale == 0 {
+            return write!(f, "{sign}{whole}");
+        }
+        let digits = fraction / 10_u128.pow(SCALE - self.scale);
+        write!(f, "{sign}{whole}.{digits:0width$}", width = self.scale as usize)
+    }
+}
+
+/// The text is no sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a decimal number of at most {SCALE} digits behind the point")]
+pub struct NotASum;
+
+/// Reads what `Display` writes, and decimals.
+impl FromStr for ExactSum {
+    type Err = NotASum;
+
+    fn from_str(text: &str) -> Result<Self, NotASum> {
+        let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let scale = u32::try_from(fraction.len()).ok().filter(|scale| *scale <= SCALE).ok_or(NotASum)?;
+        if whole.is_empty() || !digits(whole) || !digits(fraction) || text.ends_with('.') {
+            return Err(NotASum);
+        }
+        let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| NotASum)? };
+        let whole = whole.parse().map_err(|_| NotASum)?;
+        Ok(Self::from_parts(negative, whole, fraction * 10_u128.pow(SCALE - scale), scale))
+    }
+}
+
+/// As text: JSON's numbers are floats to most of its readers.
+impl Serialize for ExactSum {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sum(amounts: &[&str]) -> String {
+        let mut sum = ExactSum::default();
+        amounts.iter().for_each(|amount| sum.add(amount.parse().unwrap()));
+        sum.to_string()
+    }
+
+    #[test]
+    fn a_sum_keeps_every_digit() {
+        assert_eq!(sum(&[]), "0");
+        assert_eq!(sum(&["1200.00", "0.5"]), "1200.50");
+        assert_eq!(sum(&["0.1", "0.2"]), "0.3");
+        let largest = Decimal::MAX.to_string();
+        assert_eq!(sum(&[&largest, &largest, "0.0000000000000000000000000001"]).len(), 29 + 1 + 29);
+        assert_eq!(sum(&[&largest, "1"]), "79228162514264337593543950336");
+    }
+
+    #[test]
+    fn negative_amounts_are_amounts() {
+        assert_eq!(sum(&["-0.75", "0.50"]), "-0.25");
+        assert_eq!(sum(&["-2", "1.5"]), "-0.5");
+        assert_eq!(sum(&["-1.25", "1.25"]), "0.00");
+        assert!("-0.5".parse::<ExactSum>().unwrap() < ExactSum::default());
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        for text in ["", "-", ".5", "5.", "1e3", "+1", " 1", "1.00000000000000000000000000001", "0x1"] {
+            assert_eq!(text.parse::<ExactSum>(), Err(NotASum), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn small_sums_are_those_of_decimals(amounts in prop::collection::vec((any::<i64>(), 0..6u32), 0..50)) {
+            let (mut sum, mut expected) = (ExactSum::default(), Decimal::ZERO);
+            for (mantissa, scale) in amounts {
+                let amount = Decimal::new(mantissa, scale);
+                sum.add(amount.into());
+                expected += amount;
+            }
+            prop_assert_eq!(sum.to_string().parse::<Decimal>().unwrap(), expected);
+            prop_assert_eq!(sum.to_string().parse::<ExactSum>().unwrap(), sum);
+        }
+    }
+}
