@@ -1,14 +1,16 @@
 //! The composition root: everything is made here, started in order, and stopped in the safe order.
 //!
 //! ```text
-//! ledger → topology → publisher → one supervised pool per consumer
-//! stop:    intake off → work in progress settled → acks flushed → confirms awaited → ledger closed
+//! admin listener → ledger → topology → publisher → one supervised pool per consumer
+//! stop:    intake off → work in progress settled → acks flushed → confirms awaited → ledger closed → admin listener
 //! ```
 //! It never works on a message.
 
 mod broker;
+mod outlook;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +19,14 @@ use tracing::{error, info, warn};
 
 use broker::Policies;
 pub use broker::TopologyError;
+use outlook::Outlook;
 
+use crate::admin::{AdminError, Bound, Live};
 use crate::amqp::{ConfirmingPublisher, Link};
 use crate::config::{Config, Consumer as ConsumerConfig};
 use crate::handler::{self, EventLog, LogChannel, Parts, Route};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
-use crate::message::{Consumer, Names, Publisher};
+use crate::message::{Consumer, Publisher};
 use crate::recovery::FAILED_HANDLER;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
@@ -37,6 +41,9 @@ const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The admin listener cannot be set up.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The ledger cannot be opened.
     #[error("cannot open the ledger")]
     Ledger(#[from] OpenError),
@@ -56,20 +63,27 @@ pub enum AppError {
 /// # Errors
 /// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
 /// messages and was told late.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
+pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Result<(), AppError> {
+    let bound = Bound::bind(&config.admin).await?;
     let ledger = Arc::new(SqliteLedger::open(&config.ledger.directory)?);
     let logs = EventLogs::start(&config)?;
+    let outlook = Outlook::open(&config, config_path, bound, &ledger, &shutdown);
+    let live = &outlook.live;
     let link = Link::new(config.broker.clone());
     let Some(policies) = broker::prepare(&link, &config, &shutdown).await? else {
         ledger.close().await;
+        outlook.close().await;
         return Ok(());
     };
     let publisher = Arc::new(link.publisher());
-    let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &shutdown)?;
-    info!(consumers = pools.len(), "started");
+    let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, live, &shutdown)?;
+    live.set_publisher(Arc::clone(&publisher));
+    info!(consumers = live.consumers().len(), "started");
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
+    outlook.tell_tallies();
     logs.finish().await;
+    outlook.close().await;
     info!("stopped");
     match judge {
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
@@ -107,26 +121,15 @@ impl EventLogs {
     }
 }
 
-/// The running pools, each with its consumer's name and counters.
-struct Pools {
-    tasks: JoinSet<()>,
-    counters: Vec<(String, Arc<Counters>)>,
-}
-
-impl Pools {
-    fn len(&self) -> usize {
-        self.counters.len()
-    }
-}
-
 fn start_pools(
     config: &Config,
     link: Link,
     publisher: Arc<ConfirmingPublisher>,
     ledger: Arc<SqliteLedger>,
     logs: &EventLogs,
+    live: &Live,
     shutdown: &Shutdown,
-) -> Result<Pools, AppError> {
+) -> Result<JoinSet<()>, AppError> {
     let names = Arc::new(config.names());
     let parts = Parts {
         ledger: ledger as Arc<dyn Ledger>,
@@ -137,10 +140,10 @@ fn start_pools(
         routes: Arc::new(routes(config)),
     };
     let source: Arc<dyn Consumer> = Arc::new(link);
-    let mut pools = Pools { tasks: JoinSet::new(), counters: Vec::new() };
+    let mut pools = JoinSet::new();
     for (name, consumer) in &config.consumers {
-        let line = line(name, consumer, &parts, Arc::clone(&publisher) as Arc<dyn Publisher>, &names)?;
-        pools.counters.push((name.clone(), Arc::clone(&line.counters)));
+        let counters = live.counters(name).expect("live is made of the same configuration");
+        let line = line(name, consumer, &parts, Arc::clone(&publisher) as Arc<dyn Publisher>, counters)?;
         let pool = Arc::new(Pool {
             line: Arc::new(line),
             consumer: Arc::clone(&source),
@@ -149,7 +152,7 @@ fn start_pools(
             reconnect_max: config.broker.reconnect_max,
             shutdown: shutdown.clone(),
         });
-        pools.tasks.spawn(keep_running(name.clone(), pool, shutdown.clone()));
+        pools.spawn(keep_running(name.clone(), pool, shutdown.clone()));
     }
     Ok(pools)
 }
@@ -173,7 +176,7 @@ fn line(
     consumer: &ConsumerConfig,
     parts: &Parts,
     publisher: Arc<dyn Publisher>,
-    names: &Arc<Names>,
+    counters: Arc<Counters>,
 ) -> Result<Line, AppError> {
     if let Some(faults) = consumer.faults {
         warn!(consumer = name, ?faults, "faults are injected on purpose: not for production");
@@ -191,10 +194,10 @@ fn line(
         handler,
         publisher,
         ledger: Arc::clone(&parts.ledger),
-        names: Arc::clone(names),
+        names: Arc::clone(&parts.names),
         timeout: consumer.timeout,
         on_failure,
-        counters: Arc::new(Counters::default()),
+        counters,
     })
 }
 
@@ -215,8 +218,13 @@ async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
 
 /// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then
 /// closes the ledger.
-async fn stop_in_order(mut pools: Pools, publisher: &ConfirmingPublisher, ledger: &SqliteLedger, shutdown: &Shutdown) {
-    while let Some(ended) = pools.tasks.join_next().await {
+async fn stop_in_order(
+    mut pools: JoinSet<()>,
+    publisher: &ConfirmingPublisher,
+    ledger: &SqliteLedger,
+    shutdown: &Shutdown,
+) {
+    while let Some(ended) = pools.join_next().await {
         if let Err(died) = ended {
             error!(error = %died, "a pool's keeper died");
         }
@@ -228,23 +236,6 @@ async fn stop_in_order(mut pools: Pools, publisher: &ConfirmingPublisher, ledger
         warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
     }
     ledger.close().await;
-    for (consumer, counters) in pools.counters {
-        let tally = counters.tally();
-        info!(
-            consumer,
-            deliveries = tally.deliveries,
-            completed = tally.completed,
-            duplicates = tally.duplicates,
-            failed_attempts = tally.failed_attempts,
-            forwarded = tally.forwarded,
-            retried = tally.retried,
-            parked = tally.parked,
-            released = tally.released,
-            rejected = tally.rejected,
-            restarts = tally.restarts,
-            "since start"
-        );
-    }
 }
 
 impl AppError {
@@ -252,7 +243,7 @@ impl AppError {
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. }) => false,
-            AppError::Ledger(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
+            AppError::Admin(_) | AppError::Ledger(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
             AppError::UnknownHandler(_) => false,
         }
     }

@@ -4,6 +4,7 @@
 pub mod audit;
 mod management;
 mod observed;
+pub mod status;
 pub mod view;
 
 pub use management::{ManagementClient, ManagementError};

@@ -1,5 +1,6 @@
 //! The whole daemon as a process, on a real broker: what its users see of it.
 
+mod admin;
 mod crash;
 mod failures;
 mod load;

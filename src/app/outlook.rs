@@ -1,0 +1,73 @@
+//! What others may see of the daemon: made before the broker is asked, ended when everything else has.
+//!
+//! It never works on a message and never stops one from being worked on.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+
+use crate::admin::{self, Admin, Bound, Live};
+use crate::config::Config;
+use crate::ledger::SqliteLedger;
+use crate::monitor::BrokerView;
+use crate::shutdown::Shutdown;
+
+/// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
+/// the broker is asked until everything else has ended.
+pub(super) struct Outlook {
+    pub live: Arc<Live>,
+    admin: Option<Admin>,
+    watch: JoinHandle<()>,
+}
+
+impl Outlook {
+    /// Begins to tell.
+    pub fn open(
+        config: &Config,
+        config_path: &Path,
+        bound: Option<Bound>,
+        ledger: &Arc<SqliteLedger>,
+        shutdown: &Shutdown,
+    ) -> Self {
+        let (_, view) = watch::channel(Arc::new(BrokerView::default()));
+        let path = config_path.display().to_string();
+        let live = Arc::new(Live::new(config, path, Arc::clone(ledger), view, shutdown.clone()));
+        let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone()));
+        let watch = tokio::spawn(admin::watch(Arc::clone(&live), shutdown.clone()));
+        Outlook { live, admin, watch }
+    }
+
+    /// Waits for its end. To be called once a shutdown has begun.
+    pub async fn close(self) {
+        if let Err(died) = self.watch.await {
+            error!(error = %died, "the watch over the counters died");
+        }
+        if let Some(admin) = self.admin {
+            admin.stop().await;
+        }
+    }
+
+    /// Logs what each consumer has done.
+    pub fn tell_tallies(&self) {
+        for watched in self.live.consumers() {
+            let tally = watched.counters.tally();
+            info!(
+                consumer = watched.name,
+                deliveries = tally.deliveries,
+                completed = tally.completed,
+                duplicates = tally.duplicates,
+                failed_attempts = tally.failed_attempts,
+                forwarded = tally.forwarded,
+                retried = tally.retried,
+                parked = tally.parked,
+                released = tally.released,
+                rejected = tally.rejected,
+                restarts = tally.restarts,
+                "since start"
+            );
+        }
+    }
+}
