@@ -36,6 +36,23 @@ pub struct Watched {
     pub counters: Arc<Counters>,
 }
 
+impl Watched {
+    /// Every consumer of a configuration, with counters that begin at 0.
+    pub fn all(config: &Config) -> Vec<Self> {
+        let consumers = config.consumers.iter();
+        let watched = consumers.map(|(name, consumer)| Watched {
+            name: name.clone(),
+            queue: consumer.queue.clone(),
+            workers: consumer.workers as u64,
+            prefetch: u64::from(consumer.prefetch),
+            delays: (consumer.handler != FAILED_HANDLER)
+                .then(|| consumer.retry.delays.iter().map(ToString::to_string).collect()),
+            counters: Arc::new(Counters::default()),
+        });
+        watched.collect()
+    }
+}
+
 /// The running daemon, as the pages see it.
 pub struct Live {
     begun: Instant,
@@ -44,7 +61,7 @@ pub struct Live {
     consumers: Vec<Watched>,
     ledger: Arc<SqliteLedger>,
     /// Set once the topology is there.
-    publisher: OnceLock<Arc<ConfirmingPublisher>>,
+    publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     view: watch::Receiver<Arc<BrokerView>>,
     shutdown: Shutdown,
     recent: Mutex<Recent>,
@@ -58,30 +75,22 @@ pub(super) struct Snapshot {
 }
 
 impl Live {
-    /// A daemon that starts now. `config_path` is told in the status.
+    /// A daemon that starts now. `config_path` is told in the status; `publisher` is set once there is one.
     pub fn new(
-        config: &Config,
         config_path: String,
+        consumers: Vec<Watched>,
+        publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
         ledger: Arc<SqliteLedger>,
         view: watch::Receiver<Arc<BrokerView>>,
         shutdown: Shutdown,
     ) -> Self {
-        let consumers = config.consumers.iter().map(|(name, consumer)| Watched {
-            name: name.clone(),
-            queue: consumer.queue.clone(),
-            workers: consumer.workers as u64,
-            prefetch: u64::from(consumer.prefetch),
-            delays: (consumer.handler != FAILED_HANDLER)
-                .then(|| consumer.retry.delays.iter().map(ToString::to_string).collect()),
-            counters: Arc::new(Counters::default()),
-        });
         Live {
             begun: Instant::now(),
             started_at: Timestamp::now(),
             config: config_path,
-            consumers: consumers.collect(),
+            consumers,
             ledger,
-            publisher: OnceLock::new(),
+            publisher,
             view,
             shutdown,
             recent: Mutex::default(),

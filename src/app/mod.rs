@@ -1,13 +1,14 @@
 //! The composition root: everything is made here, started in order, and stopped in the safe order.
 //!
 //! ```text
-//! admin listener → ledger → topology → publisher → one supervised pool per consumer
-//! stop:    intake off → work in progress settled → acks flushed → confirms awaited → ledger closed → admin listener
+//! admin listener → ledger → topology → publisher → one supervised pool per consumer → poller of the management API
+//! stop:    poller and intake off → work in progress settled → acks flushed → confirms awaited → ledger closed → admin listener
 //! ```
 //! It never works on a message.
 
 mod broker;
 mod outlook;
+mod watching;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -67,8 +68,7 @@ pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Resu
     let bound = Bound::bind(&config.admin).await?;
     let ledger = Arc::new(SqliteLedger::open(&config.ledger.directory)?);
     let logs = EventLogs::start(&config)?;
-    let outlook = Outlook::open(&config, config_path, bound, &ledger, &shutdown);
-    let live = &outlook.live;
+    let mut outlook = Outlook::open(&config, config_path, bound, &ledger, &shutdown);
     let link = Link::new(config.broker.clone());
     let Some(policies) = broker::prepare(&link, &config, &shutdown).await? else {
         ledger.close().await;
@@ -76,9 +76,10 @@ pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Resu
         return Ok(());
     };
     let publisher = Arc::new(link.publisher());
-    let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, live, &shutdown)?;
-    live.set_publisher(Arc::clone(&publisher));
-    info!(consumers = live.consumers().len(), "started");
+    let pools =
+        start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &outlook.live, &shutdown)?;
+    outlook.started(&publisher, &shutdown);
+    info!(consumers = config.consumers.len(), "started");
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
     outlook.tell_tallies();

@@ -109,8 +109,8 @@ pub struct Management {
     pub username: String,
     /// Default: the broker's.
     pub password: Secret,
-    /// Default 5 s.
-    pub poll_every: Duration,
+    /// How often queue depths are asked for, default 5 s. `None`: never, for `"off"`.
+    pub poll_every: Option<Duration>,
 }
 
 /// `[topology]`

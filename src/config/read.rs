@@ -107,7 +107,11 @@ fn management(mut section: Section<'_>, broker: &Broker) -> Management {
         url: section.or("url", "http://127.0.0.1:15672".to_owned(), &url),
         username: section.or("username", broker.username.clone(), &shape::text(SHORT_STRING)),
         password: secret::password(&mut section).unwrap_or_else(|| broker.password.clone()),
-        poll_every: section.or("poll_every", seconds(5), &shape::span(Duration::from_millis(100)..=seconds(3600))),
+        poll_every: section.or(
+            "poll_every",
+            Some(seconds(5)),
+            &shape::or_off(shape::span(Duration::from_millis(100)..=seconds(3600))),
+        ),
     };
     section.finish();
     management

@@ -82,6 +82,14 @@ pub(super) fn span(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result
     }
 }
 
+/// `"off"`, which is `None`, or another shape.
+pub(super) fn or_off<T>(shape: impl Fn(&Value) -> Result<T, String>) -> impl Fn(&Value) -> Result<Option<T>, String> {
+    move |value| match value {
+        Value::Text(text) | Value::Untyped(text) if text == "off" => Ok(None),
+        _ => shape(value).map(Some).map_err(|message| format!("{message}; or \"off\"")),
+    }
+}
+
 fn any_span(value: &Value) -> Result<Duration, String> {
     let text = match value {
         Value::Text(text) | Value::Untyped(text) => text.as_str(),
@@ -196,6 +204,15 @@ mod tests {
         assert_eq!(read(1024), Ok(1024));
         assert_eq!(read(i128::MAX), Err(format!("must be at most 1024, is {}", i128::MAX)));
         assert_eq!(super::number(1u16..=9)(&Value::Untyped("8".to_owned())), Ok(8));
+    }
+
+    #[test]
+    fn what_can_be_switched_off_is_off_or_its_shape() {
+        let read = super::or_off(super::span(Duration::from_secs(1)..=Duration::from_secs(60)));
+        assert_eq!(read(&Value::Text("off".to_owned())), Ok(None));
+        assert_eq!(read(&Value::Untyped("5s".to_owned())), Ok(Some(Duration::from_secs(5))));
+        let problem = read(&Value::Text("0s".to_owned())).unwrap_err();
+        assert!(problem.contains("at least") && problem.contains("or \"off\""), "{problem}");
     }
 
     #[test]

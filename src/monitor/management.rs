@@ -47,7 +47,7 @@ pub enum ManagementError {
     /// 401 or 403.
     #[error(
         "the management API at {url} refuses user {username:?} ({status}): its password is wrong, or it lacks the tag \
-         \"monitoring\""
+         \"monitoring\" or a permission in the virtual host"
     )]
     Refused {
         /// The API's address.
@@ -95,7 +95,7 @@ pub struct ManagementClient {
     base: Url,
     username: String,
     password: Secret,
-    virtual_host: String,
+    pub(super) virtual_host: String,
 }
 
 impl ManagementClient {
@@ -205,6 +205,15 @@ impl ManagementClient {
     }
 
     async fn ask<T: DeserializeOwned>(&self, url: Url) -> Result<Option<T>, ManagementError> {
+        self.ask_for(url, &[StatusCode::OK]).await
+    }
+
+    /// The answer to `GET url`, if it has one of these statuses; `None` for 404.
+    pub(super) async fn ask_for<T: DeserializeOwned>(
+        &self,
+        url: Url,
+        wanted: &[StatusCode],
+    ) -> Result<Option<T>, ManagementError> {
         let unreachable = |error: reqwest::Error| ManagementError::Unreachable {
             url: self.base.to_string(),
             source: error.without_url(),
@@ -212,7 +221,7 @@ impl ManagementClient {
         let request = self.http.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
         let mut response = request.send().await.map_err(unreachable)?;
         match response.status() {
-            StatusCode::OK => {}
+            status if wanted.contains(&status) => {}
             StatusCode::NOT_FOUND => return Ok(None),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 let (url, username) = (self.base.to_string(), self.username.clone());
@@ -231,7 +240,7 @@ impl ManagementClient {
         serde_json::from_slice(&body).map(Some).map_err(malformed)
     }
 
-    fn url(&self, segments: &[&str]) -> Url {
+    pub(super) fn url(&self, segments: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().push("api").extend(segments);
@@ -249,7 +258,7 @@ mod tests {
 
     fn settings(url: &str) -> Management {
         let (username, password) = ("me".to_owned(), Secret::new("hunter2"));
-        Management { url: url.to_owned(), username, password, poll_every: DEADLINE }
+        Management { url: url.to_owned(), username, password, poll_every: None }
     }
 
     /// What the client makes of one answer, byte for byte.
