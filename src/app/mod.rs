@@ -243,8 +243,8 @@ impl AppError {
     /// Whether changing the configuration, or the broker's, is what helps; else it is orderd's own trouble.
     pub fn is_configuration(&self) -> bool {
         match self {
-            AppError::Ledger(OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. }) => false,
-            AppError::Admin(_) | AppError::Ledger(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
+            AppError::Ledger(error) => error.is_configuration(),
+            AppError::Admin(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
             AppError::UnknownHandler(_) => false,
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod publish;
+pub mod report;
 pub mod run;
 mod table;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use jiff::Timestamp;
 
 use crate::config::{Config, LoadError, Loaded, Sources};
 use crate::handler;
@@ -79,6 +81,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Says what would run: topology, pools, retry schedules; or every fault of the configuration.
     Check(check::CheckArgs),
+    /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
+    Report(report::ReportArgs),
 }
 
 /// Parses the process's arguments and carries the command out.
@@ -109,6 +113,11 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             // An output that cannot be written, such as a pipe whose reader is gone, is nobody's configuration.
             runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|_| Exit::Internal)
+        }
+        Command::Report(args) => {
+            let (loaded, now) = (load(sources)?, Timestamp::now());
+            let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
+            report::run(&args, &loaded.config, now, &mut out, &mut err).map_err(|_| Exit::Internal)
         }
     }
 }

@@ -25,3 +25,8 @@ pub(super) fn write<const N: usize>(
     }
     Ok(())
 }
+
+/// Text of others without its control characters, which a terminal would obey.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

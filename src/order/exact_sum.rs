@@ -31,9 +31,9 @@ impl ExactSum {
     /// Adds another sum.
     pub fn add(&mut self, other: ExactSum) {
         let fraction = self.fraction + other.fraction;
-        let carry = i128::from(fraction >= ONE);
-        self.whole = self.whole.saturating_add(other.whole).saturating_add(carry);
-        self.fraction = fraction % ONE;
+        let carries = fraction >= ONE;
+        self.whole = self.whole.saturating_add(other.whole).saturating_add(carries.into());
+        self.fraction = if carries { fraction - ONE } else { fraction };
         self.scale = self.scale.max(other.scale);
     }
 

@@ -95,6 +95,19 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether a person can mend it by changing the configuration or the file; else the system has failed.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. } => false,
+            OpenError::Directory { .. }
+            | OpenError::Missing { .. }
+            | OpenError::Damaged { .. }
+            | OpenError::Foreign { .. }
+            | OpenError::Newer { .. }
+            | OpenError::Older { .. } => true,
+        }
+    }
+
     /// Sorts what SQLite says by what a person can do about it.
     pub(super) fn from_sqlite(path: &Path, source: rusqlite::Error) -> Self {
         let path = path.to_owned();

@@ -4,11 +4,14 @@
 //! They outlive the rows they count. Changes are added up in memory and written once per commit and bucket; this
 //! must never count what did not change a row.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 
+use crate::ledger::NewOrder;
 use crate::ledger::report::{Figures, HOUR, MINUTE};
-use crate::order::{Currency, ExactSum};
+use crate::order::{Currency, ExactSum, OrderId};
 
 /// Widths of the buckets in milliseconds, with their names in the table. A day is the sum of its hours.
 const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
@@ -16,11 +19,15 @@ const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
 /// Buckets that a pass over many orders keeps before it writes them.
 const MANY: usize = 64;
 
+/// Accepted orders kept in memory until they are processed, about 3 MiB; beyond it all are dropped, and read when
+/// they are processed.
+const KEPT_ORDERS: usize = 16_384;
+
 /// What tells one order's bucket from another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind {
-    pub currency: Currency,
-    pub priority: bool,
+struct Kind {
+    currency: Currency,
+    priority: bool,
 }
 
 /// What happened in one bucket.
@@ -40,7 +47,10 @@ struct Bucket {
 pub(super) struct OrderSums<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
+    read_order: Statement<'c>,
     changes: Vec<(Bucket, Sums)>,
+    /// Accepted and not yet processed. Faster by far than to read the order back, or to let the update return it.
+    open: HashMap<OrderId, (Kind, Figures)>,
 }
 
 impl<'c> OrderSums<'c> {
@@ -59,18 +69,31 @@ impl<'c> OrderSums<'c> {
                      accepted_total = excluded.accepted_total, processed = excluded.processed,
                      processed_quantity = excluded.processed_quantity, processed_total = excluded.processed_total",
             )?,
+            read_order: connection.prepare("SELECT currency, priority, quantity, total FROM orders WHERE id = ?1")?,
             changes: Vec::new(),
+            open: HashMap::new(),
         })
     }
 
     /// Counts an order that was accepted.
-    pub(super) fn accepted(&mut self, at: Timestamp, kind: Kind, quantity: i64, total: ExactSum) {
-        self.bucket(at.as_millisecond(), kind).accepted.add(Figures { orders: 1, quantity, revenue: total });
+    pub(super) fn accepted(&mut self, order: &NewOrder) {
+        let kind = Kind { currency: order.currency, priority: order.priority };
+        let figures = Figures { orders: 1, quantity: order.quantity, revenue: order.total.into() };
+        self.bucket(order.at.as_millisecond(), kind).accepted.add(figures);
+        if self.open.len() >= KEPT_ORDERS {
+            self.open.clear();
+        }
+        self.open.insert(order.id.clone(), (kind, figures));
     }
 
     /// Counts an order that was processed.
-    pub(super) fn processed(&mut self, at: Timestamp, kind: Kind, quantity: i64, total: ExactSum) {
-        self.bucket(at.as_millisecond(), kind).processed.add(Figures { orders: 1, quantity, revenue: total });
+    pub(super) fn processed(&mut self, id: &OrderId, at: Timestamp) -> rusqlite::Result<()> {
+        let (kind, figures) = match self.open.remove(id) {
+            Some(known) => known,
+            None => self.read_order.query_row([id.as_str()], |row| order(row, 0))?,
+        };
+        self.bucket(at.as_millisecond(), kind).processed.add(figures);
+        Ok(())
     }
 
     /// Orders of one commit are of few buckets, and mostly of the one used last.
@@ -111,9 +134,10 @@ impl<'c> OrderSums<'c> {
         Ok(())
     }
 
-    /// Drops the changes, after a rollback.
+    /// Drops all it knows, after a rollback.
     pub(super) fn forget(&mut self) {
         self.changes.clear();
+        self.open.clear();
     }
 }
 
@@ -128,19 +152,19 @@ pub(super) fn figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result
     Ok(Figures { orders: row.get(first)?, quantity: row.get(first + 1)?, revenue })
 }
 
-/// Reads an amount from its text.
-pub(super) fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
-    row.get_ref(column)?.as_str()?.parse().map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
-    })
+fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| unreadable(column, error))
 }
 
-/// Reads currency and priority, from this column on.
-pub(super) fn kind(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Kind> {
-    let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(first, rusqlite::types::Type::Text, Box::new(error))
-    })?;
-    Ok(Kind { currency, priority: row.get(first + 1)? })
+/// Reads currency, priority, quantity and total of an order, from this column on.
+fn order(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(Kind, Figures)> {
+    let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| unreadable(first, error))?;
+    let kind = Kind { currency, priority: row.get(first + 1)? };
+    Ok((kind, Figures { orders: 1, quantity: row.get(first + 2)?, revenue: exact_amount(row, first + 3)? }))
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
 /// Counts every order that the file has, for one whose orders were not counted when they came. About two seconds per
@@ -151,8 +175,7 @@ pub(super) fn count_all(connection: &Connection) -> rusqlite::Result<()> {
         connection.prepare("SELECT accepted_at, processed_at, currency, priority, quantity, total FROM orders")?;
     let mut rows = orders.query([])?;
     while let Some(row) = rows.next()? {
-        let (kind, quantity, total) = (kind(row, 2)?, row.get(4)?, exact_amount(row, 5)?);
-        let figures = Figures { orders: 1, quantity, revenue: total };
+        let (kind, figures) = order(row, 2)?;
         order_sums.bucket(row.get(0)?, kind).accepted.add(figures);
         if let Some(at) = row.get(1)? {
             order_sums.bucket(at, kind).processed.add(figures);

@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
-use super::order_sums::{self, Kind, OrderSums};
+use super::order_sums::OrderSums;
 use super::sales::{FoldError, Sales, parse_amount};
 use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::order::OrderId;
@@ -73,8 +73,7 @@ impl<'c> Statements<'c> {
             accepted: connection
                 .prepare("SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1")?,
             finish: connection.prepare(
-                "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'
-                 RETURNING currency, priority, quantity, total",
+                "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
             )?,
             notification_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
             enter_event: connection.prepare(
@@ -160,8 +159,7 @@ impl<'c> Statements<'c> {
             order.at.as_millisecond(),
         ])?;
         if rows == 1 {
-            let kind = Kind { currency: order.currency, priority: order.priority };
-            self.order_sums.accepted(order.at, kind, order.quantity, order.total.into());
+            self.order_sums.accepted(order);
             return Ok(Recorded::New);
         }
         let mut found = self.accepted.query([order.id.as_str()])?;
@@ -171,15 +169,11 @@ impl<'c> Statements<'c> {
     }
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, Fault> {
-        let mut finished = self.finish.query(params![id.as_str(), at.as_millisecond()])?;
-        if let Some(row) = finished.next()? {
-            // The row has changed already: it goes with its batch, if what it says cannot be counted.
-            let counted = || Ok((order_sums::kind(row, 0)?, row.get(2)?, order_sums::exact_amount(row, 3)?));
-            let (kind, quantity, total) = counted().map_err(Fault::Batch)?;
-            self.order_sums.processed(at, kind, quantity, total);
+        if self.finish.execute(params![id.as_str(), at.as_millisecond()])? == 1 {
+            // The row has changed: if it cannot be counted, it goes with its batch.
+            self.order_sums.processed(id, at).map_err(Fault::Batch)?;
             return Ok(Recorded::New);
         }
-        drop(finished);
         if self.accepted.exists([id.as_str()])? {
             return Ok(Recorded::Duplicate);
         }

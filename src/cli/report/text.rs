@@ -1,0 +1,169 @@
+//! A report for people: a table with bars for each currency. It decides nothing.
+
+use std::io::{self, Write};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::cli::table::plain;
+use crate::ledger::report::{Block, By, Figures, Parked, Report, Row};
+
+/// The longest bar, in characters.
+const LONGEST_BAR: usize = 30;
+
+/// Writes the whole report.
+pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let window = report.window;
+    writeln!(out, "orders and revenue by {}, from {} to {} UTC", report.by, told(window.since), told(window.until))?;
+    if report.currencies.is_empty() {
+        writeln!(out, "\n  no orders in this time")?;
+    }
+    for block in &report.currencies {
+        write_block(report.by, block, out)?;
+    }
+    write_parked(&report.parked, out)
+}
+
+fn told(moment: Timestamp) -> String {
+    moment.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M").to_string()
+}
+
+fn write_block(by: By, block: &Block, out: &mut dyn Write) -> io::Result<()> {
+    let currency = if block.currency == "XXX" { "no currency named" } else { &block.currency };
+    writeln!(out, "\n{currency}")?;
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
+    let bars = Bars::of(&block.rows);
+    for row in &block.rows {
+        let Figures { orders, quantity, revenue } = row.figures;
+        let cells = [plain(&row.key), orders.to_string(), quantity.to_string(), revenue.to_string(), bars.of_row(row)];
+        table.add_row(cells);
+    }
+    // Statuses do not add up: what is processed was accepted before.
+    if by != By::Status {
+        let mut sum = Figures::default();
+        block.rows.iter().for_each(|row| sum.add(row.figures));
+        let Figures { orders, quantity, revenue } = sum;
+        table.add_row(["", &orders.to_string(), &quantity.to_string(), &revenue.to_string(), ""]);
+    }
+    for column in table.column_iter_mut().skip(1).take(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for line in table.lines() {
+        writeln!(out, " {}", line.trim_end())?;
+    }
+    let counted: i64 = block.rows.iter().map(|row| row.figures.orders).sum();
+    if by == By::Product && counted != block.processed.orders {
+        let Figures { orders, revenue, .. } = block.processed;
+        writeln!(
+            out,
+            "  {orders} orders worth {revenue} were processed in this time: products are counted when their"
+        )?;
+        writeln!(out, "  analytics events are worked on")?;
+    }
+    Ok(())
+}
+
+/// Bars in proportion to revenue, or to orders where nothing was earned.
+struct Bars {
+    longest: f64,
+    by_orders: bool,
+}
+
+impl Bars {
+    fn of(rows: &[Row]) -> Self {
+        let longest = |worth: fn(&Row) -> f64| rows.iter().map(worth).fold(0.0, f64::max);
+        let revenue = longest(|row| row.figures.revenue.approximate());
+        if revenue > 0.0 {
+            Bars { longest: revenue, by_orders: false }
+        } else {
+            Bars { longest: longest(|row| row.figures.orders as f64), by_orders: true }
+        }
+    }
+
+    fn of_row(&self, row: &Row) -> String {
+        const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+        let worth = if self.by_orders { row.figures.orders as f64 } else { row.figures.revenue.approximate() };
+        if worth <= 0.0 || self.longest <= 0.0 {
+            return String::new();
+        }
+        // What there is shows, however little it is.
+        let eighths = (worth / self.longest * (LONGEST_BAR * 8) as f64).round().max(1.0) as usize;
+        "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
+    }
+}
+
+fn write_parked(parked: &[Parked], out: &mut dyn Write) -> io::Result<()> {
+    if parked.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nparked in the dead letter queue")?;
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(["CONSUMER", "REASON", "MESSAGES"]);
+    for Parked { consumer, reason, messages } in parked {
+        table.add_row([&plain(consumer), &plain(reason), &messages.to_string()]);
+    }
+    if let Some(column) = table.column_mut(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for line in table.lines() {
+        writeln!(out, " {}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::report::Window;
+
+    fn row(key: &str, orders: i64, revenue: &str) -> Row {
+        let figures = Figures { orders, quantity: 2 * orders, revenue: revenue.parse().unwrap() };
+        Row { key: key.to_owned(), figures }
+    }
+
+    fn text(by: By, rows: Vec<Row>, processed: Figures, parked: Vec<Parked>) -> String {
+        let window =
+            Window { since: "2026-11-20T00:00:00Z".parse().unwrap(), until: "2026-11-22T08:31:00Z".parse().unwrap() };
+        let currencies = vec![Block { currency: "EUR".to_owned(), processed, rows }];
+        let mut out = Vec::new();
+        write(&Report { window, by, currencies, parked }, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn columns_line_up_and_bars_are_in_proportion() {
+        let rows = vec![row("2026-11-20", 10, "1200.00"), row("2026-11-21", 1, "20.09")];
+        let processed = row("", 11, "1220.09").figures;
+        let parked = vec![Parked { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 3 }];
+        let expected = "\
+orders and revenue by day, from 2026-11-20 00:00 to 2026-11-22 08:31 UTC
+
+EUR
+  DAY         ORDERS  PIECES  REVENUE
+  2026-11-20      10      20  1200.00  ██████████████████████████████
+  2026-11-21       1       2    20.09  ▌
+                  11      22  1220.09
+
+parked in the dead letter queue
+  CONSUMER  REASON     MESSAGES
+  order     malformed         3
+";
+        assert_eq!(text(By::Day, rows, processed, parked), expected);
+    }
+
+    #[test]
+    fn a_product_cannot_write_to_the_terminal() {
+        let shown = text(By::Product, vec![row("\u{1b}[2Jx\ny", 1, "5")], row("", 1, "5").figures, Vec::new());
+        assert!(!shown.contains('\u{1b}') && shown.contains("[2Jx"), "{shown}");
+        assert_eq!(shown.lines().count(), 6, "{shown}");
+    }
+
+    #[test]
+    fn orders_that_no_product_counts_yet_are_told() {
+        let shown = text(By::Product, vec![row("Laptop", 1, "5")], row("", 3, "15").figures, Vec::new());
+        assert!(shown.contains("3 orders worth 15 were processed in this time"), "{shown}");
+    }
+}
