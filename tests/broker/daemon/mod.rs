@@ -9,4 +9,5 @@ mod own_node;
 mod poison;
 mod secrets;
 mod start;
+mod status;
 mod stop;
