@@ -1,14 +1,22 @@
 //! The ceiling: the broker operations of the pipeline and nothing else. What it reaches is what the broker
 //! allows on this machine; no client that does the same operations can be faster for long.
 //!
-//! Two connections process (deliveries are read and both events published by one thread; confirms are read
+//! What it publishes has the flags, the properties and the size of what orderd publishes; only the content is
+//! always that of one order, since making it is not the broker's work.
+//!
+//! There are two, of which orderd is compared with both. The stream keeps everything moving: two connections
+//! process (deliveries are read and both events published by one thread; confirms are read
 //! and deliveries acknowledged by another), two drain the event queues. Each works on whatever has arrived
-//! and never waits for a full batch.
+//! and never waits for a full batch. In windows, as simple clients do it, one thread takes so many orders, publishes
+//! their events, waits until all are confirmed, and acknowledges.
 
 use std::io;
 use std::process;
 use std::thread;
 use std::time::Instant;
+
+use jiff::Timestamp;
+use orderd::order::{AnalyticsEvent, Notification, Order};
 
 use super::daemon::cpu_of;
 use super::node::Node;
@@ -25,6 +33,16 @@ pub const ORDER_QUEUE: &str = "order_queue";
 pub const EVENT_QUEUES: [&str; 2] = ["notification_queue", "analytics_queue"];
 const EXCHANGE: &str = "orders";
 const EVENT_KEYS: [&str; 2] = ["order.notification.email", "order.analytics.processed"];
+const EVENT_TOPICS: [&str; 2] = ["notification/processed", "analytics/processed"];
+
+/// How orders are taken through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Everything at once.
+    Stream,
+    /// One window after the other, each of [`Window::acks`] orders.
+    Windows,
+}
 
 /// How much may be on its way at a time.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +60,7 @@ pub fn preload(port: u16, count: u64) -> io::Result<()> {
     let mut confirms = Confirms::new(count);
     for number in 1..=count {
         let (id, body) = order(number);
-        connection.writer.publish(EXCHANGE, "order.normal.created", &id, body.as_bytes());
+        connection.writer.publish(EXCHANGE, "order.normal.created", &id, &id, body.as_bytes());
         if connection.writer.out.len() >= FLUSH_BYTES || number == count {
             connection.writer.flush()?;
         }
@@ -69,7 +87,7 @@ fn order(number: u64) -> (String, String) {
 
 /// Takes `count` preloaded orders through the broker. The clock starts when all connections are open and
 /// stops when the broker has taken the last acknowledgement of each queue.
-pub fn run(node: &Node, count: u64, window: Window) -> io::Result<Side> {
+pub fn run(node: &Node, count: u64, style: Style, window: Window) -> io::Result<Side> {
     let port = node.amqp_port;
     let mut intake = Connection::open(port)?;
     let mut outlet = Connection::open(port)?;
@@ -84,12 +102,12 @@ pub fn run(node: &Node, count: u64, window: Window) -> io::Result<Side> {
             .map(|(connection, queue)| scope.spawn(move || drain(connection, queue, count, window)))
             .collect();
         intake.consume(ORDER_QUEUE, window.prefetch)?;
-        let Connection { writer: acks, reader: mut deliveries } = intake;
-        let Connection { writer: mut publishes, reader: confirms } = outlet;
-        let acknowledging = scope.spawn(move || acknowledge(confirms, acks, count, window));
-        carry(&mut deliveries, &mut publishes, count)?;
-        let writer = joined(acknowledging.join())?;
-        Connection { writer, reader: deliveries }.inspect(ORDER_QUEUE)?;
+        let events = events()?;
+        match style {
+            Style::Windows => in_windows(&mut intake, &mut outlet, count, window.acks, &events)?,
+            Style::Stream => stream(&mut intake, &mut outlet, count, window, &events)?,
+        }
+        intake.inspect(ORDER_QUEUE)?;
         draining.into_iter().try_for_each(|thread| joined(thread.join()))
     })?;
     Ok(Side::new(count, begin.elapsed(), cpu_of(process::id())? - cpu, cpu_of(node.pid)? - broker_cpu))
@@ -99,14 +117,38 @@ fn joined<T>(result: thread::Result<io::Result<T>>) -> io::Result<T> {
     result.unwrap_or_else(|_| Err(io::Error::other("a thread of the ceiling panicked")))
 }
 
+/// Takes all orders at once: one thread publishes while another acknowledges.
+fn stream(
+    intake: &mut Connection,
+    outlet: &mut Connection,
+    count: u64,
+    window: Window,
+    events: &[Vec<u8>; 2],
+) -> io::Result<()> {
+    let Connection { writer: acks, reader: deliveries } = intake;
+    let Connection { writer: publishes, reader: confirms } = outlet;
+    thread::scope(|scope| {
+        let acknowledging = scope.spawn(|| acknowledge(confirms, acks, count, window));
+        carry(deliveries, publishes, count, events)?;
+        joined(acknowledging.join())
+    })
+}
+
+/// The bodies of the two events that orderd makes of an order in the middle.
+fn events() -> io::Result<[Vec<u8>; 2]> {
+    let order = Order::decode(order(50_000).1.as_bytes()).map_err(io::Error::other)?;
+    let (total, currency) = order.check().map_err(io::Error::other)?;
+    let notification = serde_json::to_vec(&Notification::processed(&order, total, currency))?;
+    let analytics = serde_json::to_vec(&AnalyticsEvent::processed(&order, total, currency, Timestamp::now()))?;
+    Ok([notification, analytics])
+}
+
 /// Reads each order and publishes its two events.
-fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64) -> io::Result<()> {
+fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64, events: &[Vec<u8>; 2]) -> io::Result<()> {
     let mut body = Vec::new();
     for number in 1..=count {
         deliveries.delivery(&mut body)?;
-        for (event, key) in EVENT_KEYS.into_iter().enumerate() {
-            publishes.publish(EXCHANGE, key, &format!("ord-{number}-{event}"), &body);
-        }
+        publish_events(publishes, number, events);
         if publishes.out.len() >= FLUSH_BYTES || !deliveries.has_frame() {
             publishes.flush()?;
         }
@@ -114,13 +156,20 @@ fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64) -> io::Res
     publishes.flush()
 }
 
+fn publish_events(publishes: &mut Writer, number: u64, events: &[Vec<u8>; 2]) {
+    let id = format!("ord-{number}");
+    for ((key, topic), event) in EVENT_KEYS.into_iter().zip(EVENT_TOPICS).zip(events) {
+        publishes.publish(EXCHANGE, key, &format!("{id}/{topic}"), &id, event);
+    }
+}
+
 /// Reads confirms, and acknowledges the orders both of whose events are confirmed. Orders are published in
 /// the order of their tags, so order n is done when the first 2n publications are confirmed.
-fn acknowledge(mut confirms: Reader, mut acks: Writer, count: u64, window: Window) -> io::Result<Writer> {
+fn acknowledge(confirms: &mut Reader, acks: &mut Writer, count: u64, window: Window) -> io::Result<()> {
     let mut seen = Confirms::new(2 * count);
     let mut acked = 0;
     while acked < count {
-        seen.read(&mut confirms)?;
+        seen.read(confirms)?;
         let done = seen.prefix() / 2;
         if done - acked >= window.acks || done == count {
             acks.ack_up_to(done);
@@ -128,7 +177,35 @@ fn acknowledge(mut confirms: Reader, mut acks: Writer, count: u64, window: Windo
             acked = done;
         }
     }
-    Ok(acks)
+    Ok(())
+}
+
+/// Takes one window of orders after the other.
+fn in_windows(
+    intake: &mut Connection,
+    outlet: &mut Connection,
+    count: u64,
+    window: u64,
+    events: &[Vec<u8>; 2],
+) -> io::Result<()> {
+    let mut body = Vec::new();
+    let mut seen = Confirms::new(2 * count);
+    for number in 1..=count {
+        intake.reader.delivery(&mut body)?;
+        publish_events(&mut outlet.writer, number, events);
+        if outlet.writer.out.len() >= FLUSH_BYTES || !intake.reader.has_frame() {
+            outlet.writer.flush()?;
+        }
+        if number % window == 0 || number == count {
+            outlet.writer.flush()?;
+            while seen.prefix() < 2 * number {
+                seen.read(&mut outlet.reader)?;
+            }
+            intake.writer.ack_up_to(number);
+            intake.writer.flush()?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes `count` messages from an event queue.

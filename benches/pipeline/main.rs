@@ -1,7 +1,7 @@
 //! `make bench`: orderd against the broker's ceiling, on one private broker node.
 //!
 //! Each round preloads the order queue and takes the orders through by the bare broker operations (the
-//! ceiling), then preloads it again and lets orderd do the whole job. Queues, messages and machine are the
+//! ceilings), then preloads it again and lets orderd do the whole job. Queues, messages and machine are the
 //! same for both; neither has its connecting and declaring on the clock.
 
 mod ceiling;
@@ -23,7 +23,7 @@ use std::time::Duration;
 use clap::Parser;
 use orderd::config::{Config, Sources};
 
-use ceiling::Window;
+use ceiling::{Style, Window};
 use node::Node;
 use report::{Report, Round};
 use wire::Connection;
@@ -32,7 +32,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// A new quorum queue needs a moment before it keeps what it confirms, and before it is at full speed.
 const AFTER_DECLARING: Duration = Duration::from_secs(2);
 
-/// Measures orderd against the broker's ceiling.
+/// Measures orderd against the broker's ceilings.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Orders in each round
@@ -41,13 +41,16 @@ struct Arguments {
     /// Rounds; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// The ceiling's unacknowledged deliveries per queue
+    /// Orders in each window of the ceiling in windows
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=30_000))]
+    window: u16,
+    /// The streaming ceiling's unacknowledged deliveries per queue
     #[arg(long, default_value_t = 1000)]
     prefetch: u16,
-    /// The ceiling acknowledges so many at a time
+    /// The streaming ceiling acknowledges so many at a time
     #[arg(long, default_value_t = 200)]
     acks: u64,
-    /// Measure the ceiling alone
+    /// Measure the ceilings alone
     #[arg(long)]
     ceiling_only: bool,
     /// A setting for orderd, as in its environment: ORDERD_CONSUMERS__ORDER__WORKERS=8
@@ -84,6 +87,7 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
         .collect::<Option<Vec<_>>>()
         .ok_or("--set takes KEY=VALUE")?;
     let window = Window { prefetch: arguments.prefetch, acks: arguments.acks.clamp(1, arguments.prefetch.into()) };
+    let in_windows = Window { prefetch: 2 * arguments.window, acks: arguments.window.into() };
     let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
 
     declare(node)?;
@@ -96,8 +100,10 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
     let mut rounds = Vec::new();
     for number in 1..=arguments.rounds {
         ceiling::preload(node.amqp_port, arguments.orders)?;
-        let ceiling = ceiling::run(node, arguments.orders, window)?;
-        let mut round = Round { ceiling, orderd: None, memory_mib: 0.0 };
+        let windows = ceiling::run(node, arguments.orders, Style::Windows, in_windows)?;
+        ceiling::preload(node.amqp_port, arguments.orders)?;
+        let stream = ceiling::run(node, arguments.orders, Style::Stream, window)?;
+        let mut round = Round { windows, stream, orderd: None, memory_mib: 0.0 };
         if !arguments.ceiling_only {
             ceiling::preload(node.amqp_port, arguments.orders)?;
             let (orderd, memory) = whole::run(node, arguments.orders, &directory, &settings)?;

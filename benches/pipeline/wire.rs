@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use orderd::topology::{Argument, Declaration};
 
+/// Any will do.
+const TIMESTAMP: u64 = 1_795_334_400;
+
 /// A method's class and number.
 type Method = (u16, u16);
 
@@ -74,22 +77,25 @@ impl Writer {
         });
     }
 
-    /// A persistent JSON message with a message id. The body fits one frame.
-    pub fn publish(&mut self, exchange: &str, routing_key: &str, message_id: &str, body: &[u8]) {
+    /// A persistent, mandatory JSON message with the properties that orderd sends. The body fits one frame.
+    pub fn publish(&mut self, exchange: &str, routing_key: &str, message_id: &str, order_id: &str, body: &[u8]) {
+        const MANDATORY: u8 = 0b01;
         self.method(CHANNEL, (60, 40), |out| {
             out.extend_from_slice(&[0, 0]);
             short(out, exchange);
             short(out, routing_key);
-            out.push(0);
+            out.push(MANDATORY);
         });
         self.frame(HEADER_FRAME, CHANNEL, |out| {
             out.extend_from_slice(&[0, 60, 0, 0]);
             out.extend_from_slice(&(body.len() as u64).to_be_bytes());
-            // Content type, delivery mode, message id.
-            out.extend_from_slice(&0x9080_u16.to_be_bytes());
+            // Content type, delivery mode, correlation id, message id, timestamp.
+            out.extend_from_slice(&0x94C0_u16.to_be_bytes());
             short(out, "application/json");
             out.push(2);
+            short(out, order_id);
             short(out, message_id);
+            out.extend_from_slice(&TIMESTAMP.to_be_bytes());
         });
         self.frame(BODY_FRAME, CHANNEL, |out| out.extend_from_slice(body));
     }

@@ -66,7 +66,7 @@ pub async fn publish(options: &Options, mut make: impl FnMut(u64) -> Outgoing) -
         };
         let message = Message { properties, body: body.into(), ..Message::default() };
         let publication = Publication { exchange: exchange.clone(), routing_key, message };
-        confirms.push(timeout(PATIENCE, publisher.publish(vec![publication])));
+        confirms.push(timeout(PATIENCE, publisher.publish([publication].into())));
         if confirms.len() >= MAX_IN_FLIGHT
             && let Some(confirm) = confirms.next().await
         {

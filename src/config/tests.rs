@@ -61,7 +61,7 @@ fn the_default_file_says_the_built_in_defaults_key_by_key() {
 #[test]
 fn the_default_consumer_says_the_defaults_of_any_consumer() {
     let config = good(DEFAULT_FILE);
-    for line in ["handler = \"order\"", "workers = 4", "prefetch = 100", "timeout = \"30s\""] {
+    for line in ["handler = \"order\"", "workers = 4", "prefetch = 250", "timeout = \"30s\""] {
         assert_eq!(good(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
     }
     for line in ["immediate = 1", "delays = [\"1s\", \"10s\", \"1m\"]", "max_age = \"24h\""] {
@@ -100,7 +100,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
 fn every_problem_is_told_at_once_in_the_order_of_the_file() {
     let file = default_with("heartbeat = \"10s\"", "heartbeat = 10\nhartbeat = \"1s\"")
         .replacen("addresses = [\"127.0.0.1:5672\"]", "addresses = [\"a\", 5, \"b:x\"]", 1)
-        .replacen("prefetch = 100", "prefetch = 0", 1)
+        .replacen("prefetch = 250", "prefetch = 0", 1)
         .replacen("workers = 4", "workers = \"four\"", 1)
         .replacen("bindings = [\"order.analytics.*\"]", "bindings = \"order.analytics.*\"", 1)
         .replacen("rotation = \"daily\"", "rotation = \"dayly\"", 1)
@@ -346,8 +346,8 @@ fn what_is_odd_but_works_is_a_warning() {
         ),
         (
             "workers = 4\n",
-            "workers = 600\n",
-            "consumers: workers × prefetch add up to 61100: that many orders are in memory, and are handed out again after a crash",
+            "workers = 240\n",
+            "consumers: workers × prefetch add up to 62300: that many orders are in memory, and are handed out again after a crash",
         ),
         (
             "bindings = [\"order.notification.*\"]",
@@ -366,7 +366,7 @@ fn limits_hold() {
         (
             "workers = 4",
             "workers = 1024",
-            "consumers.order.prefetch: must be at most 65535 times workers, is 1024 × 100 = 102400",
+            "consumers.order.prefetch: must be at most 65535 times workers, is 1024 × 250 = 256000",
         ),
         ("heartbeat = \"10s\"", "heartbeat = \"2500ms\"", "broker.heartbeat: must be whole seconds, is \"2500ms\""),
         ("heartbeat = \"10s\"", "heartbeat = \"1s\"", "broker.heartbeat: must be at least 2s, is 1s"),

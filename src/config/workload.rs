@@ -64,7 +64,7 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: &[&str]) 
     let consumer = Consumer {
         queue: queue.unwrap_or_default(),
         workers: section.or("workers", 4, &shape::number(1..=MAX_WORKERS)),
-        prefetch: section.or("prefetch", 100, &shape::number(1..=u16::MAX)),
+        prefetch: section.or("prefetch", 250, &shape::number(1..=u16::MAX)),
         timeout: section.or("timeout", Duration::from_secs(30), &timeout),
         retry: retry(&mut section, &handler),
         faults: faults(&mut section, &handler),

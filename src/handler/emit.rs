@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use crate::message::{Message, Names, Properties, Publication};
 
+/// Bytes that hold most events, so that their buffer need not grow.
+const USUAL_BODY: usize = 384;
+
 /// An event about an order. Its message id derives from the order's (`ord-2/notification/processed`), so that
 /// a repeated emission is recognised.
 pub(super) fn event(
@@ -17,7 +20,8 @@ pub(super) fn event(
     body: &impl Serialize,
     now: Timestamp,
 ) -> Publication {
-    let body = serde_json::to_vec(body).expect("events are made of text, numbers and JSON that was parsed before");
+    let mut bytes = Vec::with_capacity(USUAL_BODY);
+    serde_json::to_writer(&mut bytes, body).expect("events are made of text, numbers and JSON that was parsed before");
     let properties = Properties {
         content_type: Some("application/json".to_owned()),
         message_id: Some(format!("{order_id}/{topic}")),
@@ -25,6 +29,6 @@ pub(super) fn event(
         timestamp: u64::try_from(now.as_second()).ok(),
         ..Properties::default()
     };
-    let message = Message { properties, body: body.into(), ..Message::default() };
+    let message = Message { properties, body: bytes.into(), ..Message::default() };
     Publication { exchange: Arc::clone(&names.orders), routing_key, message }
 }

@@ -30,7 +30,7 @@ pub trait Publisher: Send + Sync + 'static {
     ///
     /// # Errors
     /// The first refusal among them; the others may or may not have been published.
-    fn publish(&self, publications: Vec<Publication>) -> BoxFuture<'static, Result<(), PublishError>>;
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>>;
 }
 
 /// Why a publication was not taken over by the broker.

@@ -73,6 +73,8 @@ fn held(tally: &Tally) -> u64 {
 struct Consumed {
     acked: Balance,
     delivered: Balance,
+    /// Whether there is one consumer. A quorum queue's `consumers` also counts who holds messages taken by `basic.get`.
+    is_sole: bool,
     /// Taken otherwise, as last told, and how many readings are not to be trusted yet.
     otherwise: Option<(u64, u32)>,
     /// orderd's counts, and since when they have been the same.
@@ -178,10 +180,11 @@ impl Judge {
     /// What the broker waits for, although orderd has done with all it got, and has not moved for longer than the
     /// broker's counts are old.
     fn not_held(&self, asked: Duration, name: &str, queue: &QueueView, consumer: &str) -> Option<Sight> {
-        let (tally, since) = &self.consumed.get(name)?.still;
+        let consumed = self.consumed.get(name)?;
+        let (tally, since) = &consumed.still;
         let is_still = asked >= since.saturating_add(self.limits.lag);
         let (unacked, held) = (queue.unacked?, held(tally));
-        (is_still && queue.consumers == Some(1) && unacked > held).then(|| Sight {
+        (is_still && consumed.is_sole && unacked > held).then(|| Sight {
             queue: name.to_owned(),
             kind: FindingKind::UnackedNotHeld,
             messages: Some(unacked - held),
@@ -221,8 +224,9 @@ impl Judge {
     }
 
     fn consumed_detail(&mut self, asked: Duration, now: Moment, name: &str, detail: &Detail, own: &Own) {
-        let (Some(tally), Some(stats)) = (own.tallies.get(name), &detail.stats) else { return };
         let consumed = consumed(&mut self.consumed, name, self.limits.lag);
+        consumed.is_sole = detail.consumer_tags.as_ref().is_some_and(|tags| tags.len() == 1);
+        let (Some(tally), Some(stats)) = (own.tallies.get(name), &detail.stats) else { return };
         if let Some(count) = stats.counted.taken_otherwise {
             let more = taken(&mut consumed.otherwise, count);
             if more > 0 {
@@ -336,6 +340,7 @@ fn consumed<'m>(all: &'m mut BTreeMap<String, Consumed>, queue: &str, lag: Durat
     all.entry(queue.to_owned()).or_insert_with(|| Consumed {
         acked: Balance::new(lag, Rule::Equal),
         delivered: Balance::new(lag, Rule::Equal),
+        is_sole: false,
         otherwise: None,
         still: (Tally::default(), Duration::ZERO),
     })

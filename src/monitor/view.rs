@@ -93,7 +93,7 @@ pub struct QueueView {
     pub unacked: Option<u64>,
     /// When the details were last told.
     pub detail_at: Option<Timestamp>,
-    /// Consumers, of orderd or of others.
+    /// Consumers, of orderd or of others. Quorum queues count who holds messages taken by `basic.get` as well.
     pub consumers: Option<u64>,
     /// Messages that are to be dead-lettered and that the target has not confirmed yet (`messages_dlx`). In a retry
     /// queue: whose delay is over. More than a moment means that the target refuses or is not there.

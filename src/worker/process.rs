@@ -155,8 +155,9 @@ async fn publish(line: &Line, publications: Vec<Publication>) -> Result<(), Publ
     if publications.is_empty() {
         return Ok(());
     }
+    let publications: Arc<[Publication]> = publications.into();
     for attempt in 0.. {
-        match line.publisher.publish(publications.clone()).await {
+        match line.publisher.publish(Arc::clone(&publications)).await {
             Ok(()) => return Ok(()),
             Err(final_word @ (PublishError::Invalid { .. } | PublishError::Closed)) => return Err(final_word),
             Err(refusal @ (PublishError::Unroutable { .. } | PublishError::Refused { .. })) => {

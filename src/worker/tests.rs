@@ -146,7 +146,7 @@ struct Outbox {
 struct OutboxPort(Arc<Outbox>);
 
 impl Publisher for OutboxPort {
-    fn publish(&self, publications: Vec<Publication>) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
         let outbox = Arc::clone(&self.0);
         Box::pin(async move {
             outbox.gate.acquire().await.unwrap().forget();
@@ -157,7 +157,7 @@ impl Publisher for OutboxPort {
             if outbox.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
                 return Err(PublishError::Refused { exchange: "orders".into(), routing_key: String::new() });
             }
-            outbox.sent.lock().unwrap().extend(publications);
+            outbox.sent.lock().unwrap().extend(publications.iter().cloned());
             Ok(())
         })
     }

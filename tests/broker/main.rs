@@ -7,5 +7,6 @@ mod support;
 
 mod daemon;
 mod hazards;
+mod monitor;
 mod soak;
 mod topology;

@@ -88,34 +88,28 @@ impl Link {
 }
 
 impl Publisher for ConfirmingPublisher {
-    fn publish(&self, publications: Vec<Publication>) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
         let this = self.clone();
         Box::pin(async move { this.publish_all(publications).await })
     }
 }
 
 impl ConfirmingPublisher {
-    async fn publish_all(&self, publications: Vec<Publication>) -> Result<(), PublishError> {
-        let sized = publications
-            .into_iter()
-            .map(|publication| {
-                let bytes = measure(&publication, self.shared.max_bytes as usize)?;
-                Ok(Sized { publication, bytes })
+    async fn publish_all(&self, all: Arc<[Publication]>) -> Result<(), PublishError> {
+        let mut rest = all
+            .iter()
+            .enumerate()
+            .map(|(index, publication)| {
+                let bytes = measure(publication, self.shared.max_bytes as usize)?;
+                Ok(Sized { all: Arc::clone(&all), index, bytes })
             })
             .collect::<Result<Vec<_>, PublishError>>()?;
-        let mut rest = sized.into_iter().peekable();
         let mut waiting = None;
         // One turn, but for those few callers that bring more than the limits allow at a time.
-        while rest.peek().is_some() {
-            let (mut publications, mut bytes) = (Vec::with_capacity(rest.len()), 0);
-            while let Some(next) = rest.next_if(|next| {
-                bytes + next.bytes <= self.shared.max_bytes as usize
-                    && publications.len() < self.shared.max_unconfirmed as usize
-            }) {
-                bytes += next.bytes;
-                publications.push(next);
-            }
-            let answer = self.hand_over(publications, bytes).await?;
+        while !rest.is_empty() {
+            let (count, bytes) = self.fitting(&rest);
+            let later = rest.split_off(count);
+            let answer = self.hand_over(std::mem::replace(&mut rest, later), bytes).await?;
             // Two are under way at a time, one being answered and the next being sent.
             if let Some(earlier) = waiting.replace(answer) {
                 answered(earlier).await?;
@@ -125,6 +119,18 @@ impl ConfirmingPublisher {
             Some(last) => answered(last).await,
             None => Ok(()),
         }
+    }
+
+    /// How many of the first publications may be under way together, at least one, and their bytes.
+    fn fitting(&self, publications: &[Sized]) -> (usize, usize) {
+        let mut bytes = 0;
+        let most = publications.len().min(self.shared.max_unconfirmed as usize);
+        let count = publications[..most].iter().take_while(|next| {
+            let fits = bytes + next.bytes <= self.shared.max_bytes as usize;
+            bytes += if fits { next.bytes } else { 0 };
+            fits
+        });
+        (count.count(), bytes)
     }
 
     /// Waits for room, then queues a batch. Both semaphores are fair, so batches keep the order of their

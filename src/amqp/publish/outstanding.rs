@@ -12,10 +12,17 @@ use tokio::time::Instant;
 use crate::amqp::callbacks::Returned;
 use crate::message::{Publication, PublishError};
 
-/// A publication and its bytes as counted against the limit.
+/// One of a caller's publications, and its bytes as counted against the limit.
 pub(super) struct Sized {
-    pub publication: Publication,
+    pub all: Arc<[Publication]>,
+    pub index: usize,
     pub bytes: usize,
+}
+
+impl Sized {
+    fn publication(&self) -> &Publication {
+        &self.all[self.index]
+    }
 }
 
 /// What one caller publishes together, and where it hears of it.
@@ -166,7 +173,7 @@ impl Outstanding {
         self.sent += 1;
         self.in_flight += 1;
         let entry = slot.entry.as_ref().expect("unsent slots keep their entry");
-        Some(&entry.item.publication)
+        Some(entry.item.publication())
     }
 
     /// Wakes the owner when everything is confirmed.
@@ -188,7 +195,7 @@ impl Outstanding {
     pub fn returned(&mut self, returned: Returned<'_>) {
         let sent = self.slots.iter_mut().take(self.sent).filter_map(|slot| slot.entry.as_mut());
         let alike = |entry: &&mut Entry| {
-            let Publication { exchange, routing_key, message } = &entry.item.publication;
+            let Publication { exchange, routing_key, message } = entry.item.publication();
             entry.returned.is_none()
                 && **exchange == *returned.exchange
                 && routing_key == returned.routing_key
@@ -221,10 +228,19 @@ impl Outstanding {
     /// Takes an entry out and answers its caller if it was the last, or the first to fail.
     fn conclude(&mut self, index: usize, word: Word, freed: &mut Freed) -> bool {
         let Some(entry) = self.slots[index].entry.take() else { return false };
-        let Publication { exchange, routing_key, .. } = entry.item.publication;
+        let address = || {
+            let Publication { exchange, routing_key, .. } = entry.item.publication();
+            (Arc::clone(exchange), routing_key.clone())
+        };
         let outcome = match (word, entry.returned) {
-            (Word::Refused, _) => Err(PublishError::Refused { exchange, routing_key }),
-            (Word::Taken, Some(reply)) => Err(PublishError::Unroutable { exchange, routing_key, reply }),
+            (Word::Refused, _) => {
+                let (exchange, routing_key) = address();
+                Err(PublishError::Refused { exchange, routing_key })
+            }
+            (Word::Taken, Some(reply)) => {
+                let (exchange, routing_key) = address();
+                Err(PublishError::Unroutable { exchange, routing_key, reply })
+            }
             (Word::Taken, None) => Ok(()),
         };
         self.answer(entry.caller, outcome);
@@ -271,7 +287,7 @@ impl Outstanding {
         } else if self.in_flight == 1 {
             let flying = self.slots.iter_mut().take(self.sent).find_map(|slot| slot.entry.take());
             let entry = flying.expect("one is in flight");
-            let Publication { exchange, routing_key, .. } = &entry.item.publication;
+            let Publication { exchange, routing_key, .. } = entry.item.publication();
             let error = error(exchange, routing_key);
             self.answer(entry.caller, Err(error));
             self.in_flight = 0;
@@ -303,11 +319,13 @@ mod tests {
     type Answer = oneshot::Receiver<Result<(), PublishError>>;
 
     fn batch(keys: &[&str]) -> (Batch, Answer) {
-        let publications = keys.iter().map(|key| {
-            let publication =
-                Publication { exchange: "orders".into(), routing_key: (*key).to_owned(), message: Message::default() };
-            Sized { publication, bytes: 10 }
-        });
+        let to = |key: &&str| Publication {
+            exchange: "orders".into(),
+            routing_key: (*key).to_owned(),
+            message: Message::default(),
+        };
+        let all: Arc<[Publication]> = keys.iter().map(to).collect();
+        let publications = (0..all.len()).map(|index| Sized { all: Arc::clone(&all), index, bytes: 10 });
         let (reply, answer) = oneshot::channel();
         (Batch { publications: publications.collect(), reply }, answer)
     }

@@ -62,7 +62,7 @@ async fn the_default_configuration_is_good_and_says_what_would_run() {
         "order_queue.retry.10s x-dead-letter-exchange=orders.requeue x-dead-letter-routing-key=order_queue \
          x-dead-letter-strategy=at-least-once x-message-ttl=10000",
         "orders order.normal.* order_queue",
-        "order order_queue order 4 × 100 = 400 30s",
+        "order order_queue order 4 × 250 = 1000 30s",
         "order once +1s, +11s, +1m 11s 5m 11s = 1m 11s of delays + 8 tries × 30s; max_age 24h",
         "failed – never: it holds on to what it cannot settle –",
     ] {
@@ -82,7 +82,7 @@ async fn injected_faults_are_loud() {
 
 #[tokio::test]
 async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
-    let file = DEFAULT_FILE.replacen("prefetch = 100", "prefetch = 0", 1).replacen("keep = 14", "keep = 0\nkep = 1", 1);
+    let file = DEFAULT_FILE.replacen("prefetch = 250", "prefetch = 0", 1).replacen("keep = 14", "keep = 0\nkep = 1", 1);
     let expected = "consumers.order.prefetch: must be at least 1, is 0\n\
                     log.keep: must be at least 1, is 0\n\
                     log.kep: unknown key; did you mean \"keep\"?\n";

@@ -192,7 +192,7 @@ impl Sender<'_> {
         let bytes = publication.message.body.len();
         flight.lines.insert(number);
         flight.bytes += bytes;
-        let answer = self.publisher.publish(vec![publication]);
+        let answer = self.publisher.publish([publication].into());
         flight.answers.push(Box::pin(async move { (number, bytes, answer.await) }));
     }
 
@@ -220,13 +220,13 @@ mod tests {
     }
 
     impl Publisher for Broker {
-        fn publish(&self, publications: Vec<Publication>) -> BoxFuture<'static, Result<(), PublishError>> {
+        fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
             let open = Arc::clone(&self.open);
             self.most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             Box::pin(async move {
                 tokio::task::yield_now().await;
                 open.fetch_sub(1, Ordering::SeqCst);
-                let Publication { exchange, routing_key, .. } = publications.into_iter().next().unwrap();
+                let Publication { exchange, routing_key, .. } = publications[0].clone();
                 match routing_key.as_str() {
                     "no" => Err(PublishError::Refused { exchange, routing_key }),
                     "never" => std::future::pending().await,

@@ -45,7 +45,7 @@ pub struct Tuning {
     pub queue: usize,
     /// Most entries in one commit.
     pub batch: usize,
-    /// How long the writer waits for company before it commits a small batch, while there is any company.
+    /// How long the writer may wait for company before it commits a small batch; less the fewer shared the last one.
     pub gather: Duration,
     /// How long to wait for another program's lock before the batch fails.
     pub busy_timeout: Duration,
@@ -63,7 +63,7 @@ impl Default for Tuning {
         Self {
             queue: 4_096,
             batch: 1_024,
-            gather: Duration::from_millis(2),
+            gather: Duration::from_millis(10),
             busy_timeout: Duration::from_secs(2),
             cache_kib: 8_192,
             checkpoint_pages: 16_000,

@@ -43,7 +43,7 @@ async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
                 let mut published = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let body = format!("{caller}-{}", published.len());
-                    publisher.publish(vec![to_queue("q", body.clone())]).await.unwrap();
+                    publisher.publish([to_queue("q", body.clone())].into()).await.unwrap();
                     published.push(body);
                 }
                 published
@@ -80,11 +80,11 @@ async fn a_frozen_broker_is_noticed_and_nothing_counts_as_published_until_it_con
     let link = Link::new(broker);
     declare(&link, &["q"]).await;
     let publisher = link.publisher();
-    publisher.publish(vec![to_queue("q", "before")]).await.unwrap();
+    publisher.publish([to_queue("q", "before")].into()).await.unwrap();
     let mut subscription = link.subscribe("q", 10).await.unwrap();
     let held = soon("delivery", subscription.deliveries.next()).await.unwrap();
     node.freeze();
-    let publishing = tokio::spawn(publisher.publish(vec![to_queue("q", "during")]));
+    let publishing = tokio::spawn(publisher.publish([to_queue("q", "during")].into()));
     // By the confirm timeout here, by missed heartbeats there.
     within(MINUTE, "the publisher notices", async || !publisher.state().connected).await;
     subscription.settler.settle(held.id, Settlement::Ack);
@@ -109,14 +109,14 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
     declare(&link, &["in", "out"]).await;
     vhost.raw().publish_many("in", (0..10).map(|n| format!("m{n}").into_bytes()));
     let publisher = link.publisher();
-    publisher.publish(vec![to_queue("out", "before")]).await.unwrap();
+    publisher.publish([to_queue("out", "before")].into()).await.unwrap();
     let mut subscription = link.subscribe("in", 10).await.unwrap();
     let held: Vec<_> = soon("deliveries", (&mut subscription.deliveries).take(10).collect()).await;
     tokio::task::block_in_place(|| node.set_alarm());
     let begun = Instant::now();
     let before = publisher.state().epoch;
     let publishing: Vec<_> =
-        (0..100).map(|n| tokio::spawn(publisher.publish(vec![to_queue("out", format!("m{n}"))]))).collect();
+        (0..100).map(|n| tokio::spawn(publisher.publish([to_queue("out", format!("m{n}"))].into()))).collect();
     eventually("they wait", async || publisher.state().unconfirmed == 100).await;
     // The consuming connection publishes nothing, so it is not blocked.
     for delivery in &held {

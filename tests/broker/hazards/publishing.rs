@@ -31,7 +31,7 @@ async fn a_message_that_no_queue_takes_is_unroutable_and_its_neighbours_are_not(
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
     let publisher = Link::new(vhost.broker()).publisher();
-    let answers = ["q", "nowhere", "q"].map(|queue| publisher.publish(vec![to_queue(queue, "x")]));
+    let answers = ["q", "nowhere", "q"].map(|queue| publisher.publish([to_queue(queue, "x")].into()));
     let answers = soon("answers", join_all(answers)).await;
     assert_eq!(answers[0], Ok(()));
     assert_eq!(answers[2], Ok(()));
@@ -50,7 +50,7 @@ async fn a_message_that_a_full_queue_rejects_is_refused() {
     let mut refused = None;
     // A quorum queue notices that it is full a moment late.
     for _ in 0..50 {
-        if let Err(error) = soon("answer", publisher.publish(vec![to_queue("full", "x")])).await {
+        if let Err(error) = soon("answer", publisher.publish([to_queue("full", "x")].into())).await {
             refused = Some(error);
             break;
         }
@@ -73,7 +73,7 @@ async fn a_missing_exchange_fails_its_own_publication_only() {
         if n == 20 {
             publication.exchange = "no-such-exchange".into();
         }
-        publisher.publish(vec![publication])
+        publisher.publish([publication].into())
     }));
     let answers = soon("answers", answers).await;
     for (n, answer) in answers.into_iter().enumerate() {
@@ -95,7 +95,7 @@ async fn callers_never_see_a_lost_connection() {
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
     let publisher = Link::new(vhost.broker()).publisher();
-    soon("first confirm", publisher.publish(vec![to_queue("q", "first")])).await.unwrap();
+    soon("first confirm", publisher.publish([to_queue("q", "first")].into())).await.unwrap();
     let epoch = publisher.state().epoch;
     let publishing = tokio::spawn({
         let publisher = publisher.clone();
@@ -127,7 +127,7 @@ async fn closing_under_load_loses_no_publish() {
     let publisher = Link::new(vhost.broker()).publisher();
     let body = Bytes::from(vec![b'x'; 2_000]);
     let answers: Vec<_> =
-        (0..2_000).map(|_| tokio::spawn(publisher.publish(vec![to_queue("q", body.clone())]))).collect();
+        (0..2_000).map(|_| tokio::spawn(publisher.publish([to_queue("q", body.clone())].into()))).collect();
     eventually("all are handed over", async || publisher.state().unconfirmed > 500 || raw_is_busy(&publisher)).await;
     assert_eq!(publisher.close(PATIENCE).await, Ok(()));
     let mut published = 0;
@@ -140,7 +140,7 @@ async fn closing_under_load_loses_no_publish() {
     }
     assert!(published > 0);
     assert_eq!(raw.depth("q"), published, "confirmed, but not in the queue");
-    assert_eq!(soon("answer", publisher.publish(vec![to_queue("q", "late")])).await, Err(PublishError::Closed));
+    assert_eq!(soon("answer", publisher.publish([to_queue("q", "late")].into())).await, Err(PublishError::Closed));
     assert!(!publisher.state().connected);
     assert_eq!(publisher.close(PATIENCE).await, Ok(()), "closing twice");
 }
@@ -157,7 +157,7 @@ async fn callers_that_give_up_waiting_leave_nothing_behind() {
     raw.declare_quorum("q", &[]);
     let publisher = Link::new(vhost.broker()).publisher();
     for n in 0..100 {
-        let mut publishing = publisher.publish(vec![to_queue("q", format!("m{n}"))]);
+        let mut publishing = publisher.publish([to_queue("q", format!("m{n}"))].into());
         // Polled once, which hands it over, then dropped.
         assert!(futures_util::poll!(&mut publishing).is_pending());
         // Else tokio's budget for one turn of a task would keep later ones from being handed over.
@@ -165,7 +165,7 @@ async fn callers_that_give_up_waiting_leave_nothing_behind() {
     }
     eventually("all are confirmed", async || publisher.state().unconfirmed == 0).await;
     assert_eq!(raw.depth("q"), 100);
-    soon("answer", publisher.publish(vec![to_queue("q", "after")])).await.unwrap();
+    soon("answer", publisher.publish([to_queue("q", "after")].into())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +178,7 @@ async fn no_more_are_unconfirmed_than_allowed_and_larger_batches_get_through() {
     (broker.max_unconfirmed, broker.max_unconfirmed_bytes) = (10, 20_000);
     let publisher = Link::new(broker).publisher();
     let body = Bytes::from(vec![b'x'; 3_000]);
-    let callers = (0..30).map(|_| publisher.publish(vec![to_queue("q", body.clone()); 25]));
+    let callers = (0..30).map(|_| publisher.publish(vec![to_queue("q", body.clone()); 25].into()));
     let watch = async {
         loop {
             assert!(publisher.state().unconfirmed <= 10, "{:?}", publisher.state());
@@ -190,7 +190,7 @@ async fn no_more_are_unconfirmed_than_allowed_and_larger_batches_get_through() {
         () = watch => {}
     }
     assert_eq!(raw.depth("q"), 750);
-    let too_large = soon("answer", publisher.publish(vec![to_queue("q", vec![0; 20_000])])).await;
+    let too_large = soon("answer", publisher.publish([to_queue("q", vec![0; 20_000])].into())).await;
     assert!(matches!(too_large, Err(PublishError::Invalid { .. })), "{too_large:?}");
 }
 
@@ -208,11 +208,11 @@ async fn names_over_255_bytes_are_errors_and_the_publisher_goes_on() {
     let mut bad_table = to_queue("q", "x");
     bad_table.message.headers.insert("big".into(), HeaderValue::Text("x".repeat(200_000)));
     for bad in [to_queue(&long, "x"), bad_header, bad_property, bad_table] {
-        let answer = soon("answer", publisher.publish(vec![bad])).await;
+        let answer = soon("answer", publisher.publish([bad].into())).await;
         assert!(matches!(answer, Err(PublishError::Invalid { .. })), "{answer:?}");
     }
     let epoch = publisher.state().epoch;
-    soon("answer", publisher.publish(vec![to_queue("q", "good")])).await.unwrap();
+    soon("answer", publisher.publish([to_queue("q", "good")].into())).await.unwrap();
     assert!(publisher.state().epoch == epoch || epoch == 0, "the connection was lost over it");
 }
 
@@ -226,7 +226,7 @@ async fn a_name_of_255_bytes_and_a_full_frame_of_headers_get_through() {
     let publisher = Link::new(vhost.broker()).publisher();
     let mut publication = to_queue(&queue, "x");
     publication.message.headers.insert("n".repeat(255), HeaderValue::Text("x".repeat(129_000)));
-    soon("answer", publisher.publish(vec![publication])).await.unwrap();
+    soon("answer", publisher.publish([publication].into())).await.unwrap();
     assert_eq!(publisher.state().epoch, 1, "the connection was lost over it");
     assert_eq!(raw.depth(&queue), 1);
 }
@@ -278,7 +278,7 @@ async fn properties_and_headers_of_every_type_come_back_as_they_were() {
         app_id: Some("shop".into()),
     };
     let expected = publication.message.clone();
-    soon("answer", publisher.publish(vec![publication])).await.unwrap();
+    soon("answer", publisher.publish([publication].into())).await.unwrap();
     let mut subscription = soon("subscribe", link.subscribe("q", 1)).await.unwrap();
     let delivery = soon("delivery", subscription.deliveries.next()).await.unwrap();
     assert_eq!(delivery.message, expected);
@@ -294,9 +294,9 @@ async fn what_the_broker_finds_wrong_with_a_message_is_the_callers_to_know() {
     let publisher = Link::new(vhost.broker()).publisher();
     let mut impostor = to_queue("q", "x");
     impostor.message.properties.user_id = Some("somebody-else".into());
-    let answer = soon("answer", publisher.publish(vec![impostor])).await;
+    let answer = soon("answer", publisher.publish([impostor].into())).await;
     assert!(matches!(&answer, Err(PublishError::Invalid { problem, .. }) if problem.starts_with("406")), "{answer:?}");
-    soon("answer", publisher.publish(vec![to_queue("q", "x")])).await.unwrap();
+    soon("answer", publisher.publish([to_queue("q", "x")].into())).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -306,7 +306,7 @@ async fn closing_an_unconnected_publisher_ends_with_its_patience() {
     let mut broker = vhost.broker();
     broker.addresses[0].port = 1;
     let publisher = Link::new(broker).publisher();
-    let waiting = tokio::spawn(publisher.publish(vec![to_queue("q", "x")]));
+    let waiting = tokio::spawn(publisher.publish([to_queue("q", "x")].into()));
     eventually("it is handed over", async || publisher.state().unconfirmed == 1).await;
     assert_eq!(publisher.close(Duration::from_millis(300)).await, Err(Unconfirmed(1)));
     assert_eq!(soon("answer", waiting).await.unwrap(), Err(PublishError::Closed));
@@ -326,7 +326,7 @@ async fn a_foreign_message_is_published_on_as_it_came() {
     let delivery = soon("delivery", subscription.deliveries.next()).await.unwrap();
     let mut copy = to_queue("out", "");
     copy.message = delivery.message;
-    soon("answer", publisher.publish(vec![copy])).await.unwrap();
+    soon("answer", publisher.publish([copy].into())).await.unwrap();
     let got = raw.get("out").unwrap();
     assert_eq!(got.body, b"payload");
     assert!(got.has(&text("source", "shop")) && got.has(&number("attempt", -7)), "{got:?}");

@@ -19,7 +19,7 @@ async fn what_is_published_is_delivered_and_gone_once_acknowledged() {
     publication.message.headers = Headers::from([("note".to_owned(), HeaderValue::from("keep"))]);
     publication.message.properties = Properties { message_id: Some("m-1".into()), ..Properties::default() };
     let expected = publication.message.clone();
-    soon("confirm", publisher.publish(vec![publication])).await.unwrap();
+    soon("confirm", publisher.publish([publication].into())).await.unwrap();
     assert!(publisher.state().connected);
     // Callers hear of it a moment before their room is free again.
     eventually("its room is free", async || publisher.state().unconfirmed == 0).await;

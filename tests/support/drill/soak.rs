@@ -195,7 +195,7 @@ async fn produce(
             }
             tokio::time::sleep(POLL / 10).await;
         }
-        confirms.push(publisher.publish(vec![order(number)]));
+        confirms.push(publisher.publish([order(number)].into()));
         if confirms.len() >= MAX_IN_FLIGHT
             && let Some(answer) = confirms.next().await
         {

@@ -88,6 +88,11 @@ impl Raw {
         Some((tag, Got { redelivered, exchange, routing_key, properties: header[12..].to_vec(), body }))
     }
 
+    /// `basic.ack`: settles a held message.
+    pub fn ack(&mut self, tag: u64) {
+        self.send(1, (60, 80), &[&tag.to_be_bytes()[..], &[0]].concat());
+    }
+
     /// `basic.reject`: gives a held message back, which counts toward its delivery limit.
     pub fn reject(&mut self, tag: u64) {
         self.send(1, (60, 90), &[&tag.to_be_bytes()[..], &[1]].concat());

@@ -1,0 +1,128 @@
+//! A real broker's counts against those of a real pool: none differ while connections are killed under load, and what
+//! others take is found.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use orderd::amqp::Link;
+use orderd::handler::{Handled, Handler, Verdict, Work};
+use orderd::ledger::SqliteLedger;
+use orderd::message::Names;
+use orderd::monitor::view::FindingKind;
+use orderd::monitor::{BrokerView, Own};
+use orderd::recovery::Failure;
+use orderd::shutdown::Shutdown;
+use orderd::worker::{Counters, Line, OnFailure, Pool};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{QUICK, config, poll};
+use crate::support::{Node, eventually, soon};
+
+const QUEUE: &str = "order_queue";
+const RETRY: &str = "order_queue.retry.1s";
+
+/// Works only while the gate is open.
+struct Gated(watch::Receiver<bool>);
+
+impl Handler for Gated {
+    fn handle<'a>(&'a self, _work: Work<'a>) -> BoxFuture<'a, Result<Handled, Failure>> {
+        Box::pin(async {
+            self.0.clone().wait_for(|open| *open).await.unwrap();
+            Ok(Handled::just(Verdict::Completed))
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let config = config(&vhost, &[]);
+    let link = Link::new(vhost.broker());
+    soon("declared", link.declare(config.topology().declarations())).await.unwrap();
+    let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (gate, counters) = (watch::Sender::new(true), Arc::new(Counters::default()));
+    let publisher = Arc::new(link.publisher());
+    let line = Line {
+        consumer: "order".into(),
+        queue: QUEUE.into(),
+        handler: Arc::new(Gated(gate.subscribe())),
+        publisher: Arc::clone(&publisher) as Arc<_>,
+        ledger: Arc::new(SqliteLedger::open(directory.path()).unwrap()),
+        names: Arc::new(Names::new("orders")),
+        timeout: Duration::from_secs(600),
+        on_failure: OnFailure::Forward { immediate: 0 },
+        counters: Arc::clone(&counters),
+    };
+    let shutdown = Shutdown::new();
+    let pool = Arc::new(Pool {
+        line: Arc::new(line),
+        consumer: Arc::new(link),
+        workers: 2,
+        prefetch: 5,
+        reconnect_max: Duration::from_millis(200),
+        shutdown: shutdown.clone(),
+    });
+    let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
+    let counted = Arc::clone(&counters);
+    let own = move || Own { tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]), publisher_epoch: 1 };
+    let mut polling = poll(&config, own);
+
+    let raw = || vhost.raw();
+    for batch in 0..5 {
+        tokio::task::block_in_place(|| raw().publish_many(QUEUE, (0..2000).map(|n: u32| n.to_be_bytes().to_vec())));
+        eventually("under way", async || counters.tally().completed > 2000 * batch + 500).await;
+        // Deliveries in hand are finished after their connection is gone: acked for orderd, and handed out again.
+        gate.send_replace(false);
+        tokio::task::block_in_place(|| vhost.close_connections());
+        gate.send_replace(true);
+    }
+    eventually("all is consumed", async || {
+        tokio::task::block_in_place(|| raw().depth(QUEUE)) == 0 && counters.tally().completed >= 10_000
+    })
+    .await;
+    let quiet = jiff::Timestamp::now();
+    // Two lags and a round later, all readings have been judged.
+    let judged = quiet + 2 * QUICK.lag + 2 * QUICK.details_every;
+    let count = |view: &BrokerView| view.queues[QUEUE].counted.acked;
+    let view = polling.until("all is judged", |view| view.taken_at > Some(judged)).await;
+    assert_eq!(view.findings, [], "nothing was lost, and nothing was taken");
+    assert!(counters.tally().deliveries > 10_000, "no delivery was in hand when its connection was lost");
+    assert!(count(&view) > Some(5_000), "the broker counts: {:?}", count(&view));
+    assert_eq!(view.queues[QUEUE].consumers, Some(1));
+
+    // The workers hold ten that they do not finish; three of the others are taken, of which two are acked.
+    gate.send_replace(false);
+    let mut thief = raw();
+    tokio::task::block_in_place(|| raw().publish_many(QUEUE, (0..20).map(|n| vec![n])));
+    eventually("ten are held", async || {
+        counters.tally().deliveries == counters.tally().completed + counters.tally().released + 10
+    })
+    .await;
+    let tags: Vec<u64> = (0..3).map(|_| thief.hold(QUEUE).unwrap().0).collect();
+    thief.ack(tags[0]);
+    thief.ack(tags[1]);
+    // And what waits for a retry cannot return.
+    let unbind = format!("/bindings/{}/e/orders.requeue/q/{QUEUE}/{QUEUE}", vhost.name);
+    assert_eq!(node.management("DELETE", &unbind, "").0, 204);
+    raw().publish_many(RETRY, (0..4).map(|n| vec![n]));
+
+    let found = |view: &BrokerView| -> Vec<(String, FindingKind, u64)> {
+        let messages = |count: Option<u64>| count.unwrap_or(0);
+        view.findings.iter().map(|found| (found.queue.clone(), found.kind, messages(found.messages))).collect()
+    };
+    let expected = [
+        (QUEUE.to_owned(), FindingKind::AckedByOthers, 2),
+        (QUEUE.to_owned(), FindingKind::TakenOtherwise, 3),
+        (QUEUE.to_owned(), FindingKind::UnackedNotHeld, 1),
+        (RETRY.to_owned(), FindingKind::RetriesOverdue, 4),
+    ];
+    let patience = 2 * super::PATIENCE;
+    let all = tokio::time::timeout(patience, polling.view.wait_for(|view| found(view) == expected)).await.is_ok();
+    let view = polling.view.borrow().clone();
+    assert!(all, "{:#?}, {:#?}, {:?}", view.findings, view.queues[QUEUE], counters.tally());
+    shutdown.begin();
+}
