@@ -8,6 +8,7 @@
 
 mod broker;
 mod outlook;
+mod retention;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -80,9 +81,17 @@ pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Resu
         start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &outlook.live, &shutdown)?;
     outlook.started(&publisher, &shutdown);
     info!(consumers = config.consumers.len(), "started");
+    let kept = config.ledger.retention;
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
+    let pruning = kept.map(|retention| {
+        let (ledger, shutdown) = (Arc::clone(&ledger), shutdown.clone());
+        tokio::spawn(async move { retention::keep(&ledger, retention, &shutdown).await })
+    });
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
     outlook.tell_tallies();
+    if let Some(pruning) = pruning {
+        let _ = pruning.await;
+    }
     logs.finish().await;
     outlook.close().await;
     info!("stopped");

@@ -6,6 +6,7 @@ pub mod report;
 pub mod run;
 pub mod status;
 mod table;
+pub mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use crate::handler;
 pub enum Exit {
     /// 0
     Done,
-    /// 1: done, but some input was refused.
+    /// 1: done, but some input was refused, or what was asked for is unknown.
     Refused,
     /// 64: the arguments are wrong.
     Usage,
@@ -70,7 +71,7 @@ struct Arguments {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, 64 usage, 69 broker or daemon unreachable, 70 internal, \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused or an order unknown, 64 usage, 69 broker or daemon unreachable, 70 internal, \
 78 configuration.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
 (default /etc/orderd/orderd.toml), then defaults.";
 
@@ -86,6 +87,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
     Report(report::ReportArgs),
+    /// Tells one order's life from the ledger: attempts, failures, delays, events; and where it is now.
+    Trace(trace::TraceArgs),
 }
 
 /// Parses the process's arguments and carries the command out.
@@ -127,6 +130,12 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
             report::run(&args, &loaded.config, now, &mut out, &mut err).map_err(|_| Exit::Internal)
+        }
+        Command::Trace(args) => {
+            let (loaded, now) = (load(sources)?, Timestamp::now());
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            let traced = trace::run(&args, &loaded.config, now, &mut out, &mut err);
+            runtime(1)?.block_on(traced).map_err(|_| Exit::Internal)
         }
     }
 }

@@ -15,6 +15,8 @@ use crate::topology::{Names, pattern};
 const MANY_SLOTS: usize = 16_384;
 /// Time that a delivery may take with its immediate retries: the broker's ack timeout, with five minutes to spare.
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(25 * 60);
+/// Time for which a row is kept beyond the last possible retry.
+const RETENTION_TO_SPARE: Duration = Duration::from_secs(24 * 3600);
 /// Most queues and most consumers.
 const MOST: usize = 256;
 
@@ -22,6 +24,7 @@ const MOST: usize = 256;
 pub(super) fn check(config: &Config, report: &Report) {
     sizes(config, report);
     tries_fit_the_ack_timeout(config, report);
+    retention_outlasts_retries(config, report);
     queue_names(config, report);
     consumers_have_queues(config, report);
     queues_have_one_consumer(config, report);
@@ -64,6 +67,27 @@ fn tries_fit_the_ack_timeout(config: &Config, report: &Report) {
                 duration::format(LONGEST_UNSETTLED)
             );
             report.warning(&format!("consumers.{name}.retry.immediate"), message);
+        }
+    }
+}
+
+/// What is retried is recognised by its row: that must be there for as long as the last retry can take, and a while
+/// longer, since a message also waits in queues.
+fn retention_outlasts_retries(config: &Config, report: &Report) {
+    let Some(retention) = config.ledger.retention else { return };
+    for (name, consumer) in &config.consumers {
+        let retry = &consumer.retry;
+        let longest_delay = retry.delays.iter().map(|delay| delay.as_duration()).max().unwrap_or_default();
+        let least = retry.max_age + longest_delay + RETENTION_TO_SPARE;
+        if retention < least {
+            let message = format!(
+                "must be at least {}, is {}: consumer {name:?} may retry an order for {} (its max_age and its longest \
+                 delay), and a day to spare",
+                duration::format(least),
+                duration::format(retention),
+                duration::format(retry.max_age + longest_delay)
+            );
+            return report.problem("ledger.retention", message);
         }
     }
 }

@@ -160,6 +160,9 @@ impl Consumer {
 pub struct Ledger {
     /// Where `orderd.db` is, default `/var/lib/orderd`; created if missing.
     pub directory: PathBuf,
+    /// How long rows are kept once they are done with; `None`, the default: forever. Aggregates and dead letters
+    /// always are.
+    pub retention: Option<Duration>,
 }
 
 /// `[log]`

@@ -25,6 +25,10 @@ const MAX_HOSTS: usize = 32;
 /// Longest name of the orders exchange, so that `.dead_letter` fits behind it.
 const LONGEST_EXCHANGE: usize = 200;
 
+/// Reports are exact to the minute for the last two days; a day to spare.
+const SHORTEST_RETENTION: Duration = seconds(3 * 86_400);
+const LONGEST_RETENTION: Duration = seconds(36_500 * 86_400);
+
 const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
@@ -158,9 +162,19 @@ fn path(value: &Value) -> Result<PathBuf, String> {
 }
 
 fn ledger(mut section: Section<'_>) -> Ledger {
-    let ledger = Ledger { directory: section.or("directory", PathBuf::from("/var/lib/orderd"), &path) };
+    let ledger = Ledger {
+        directory: section.or("directory", PathBuf::from("/var/lib/orderd"), &path),
+        retention: section.or("retention", None, &retention),
+    };
     section.finish();
     ledger
+}
+
+fn retention(value: &Value) -> Result<Option<Duration>, String> {
+    match value {
+        Value::Text(text) | Value::Untyped(text) if text == "forever" => Ok(None),
+        _ => shape::span(SHORTEST_RETENTION..=LONGEST_RETENTION)(value).map(Some),
+    }
 }
 
 fn log(mut section: Section<'_>) -> Log {

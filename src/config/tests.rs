@@ -462,6 +462,17 @@ fn tries_that_could_outlast_the_brokers_ack_timeout_deserve_a_warning() {
 }
 
 #[test]
+fn a_retention_must_outlast_every_retry() {
+    let keep = |text: &str| default_with("retention = \"forever\"", &format!("retention = \"{text}\""));
+    assert_eq!(good("").ledger.retention, None);
+    assert_eq!(good(&keep("90d")).ledger.retention, Some(Duration::from_secs(90 * 86_400)));
+    assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 72h, is 48h"]);
+    let patient = keep("3d").replacen("max_age = \"24h\"", "max_age = \"48h\"", 1);
+    let found = problems(&patient);
+    assert!(found[0].starts_with("ledger.retention: must be at least 72h 1m, is 72h: consumer \"order\""), "{found:?}");
+}
+
+#[test]
 fn a_variable_below_a_value_is_a_problem() {
     let problems = load(DEFAULT_FILE, &[("ORDERD_CONSUMERS__ORDER__WORKERS__X", "8")]).unwrap_err();
     assert!(problems.iter().any(|problem| problem.contains("is no section")), "{problems:?}");

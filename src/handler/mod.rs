@@ -27,6 +27,10 @@ use crate::recovery::{DeadLetterReason, Delay, FAILED_HANDLER, Failure, FailureK
 
 /// The name of the handler of orders.
 pub const ORDER: &str = "order";
+/// The name of the handler of notifications.
+pub const NOTIFICATION: &str = "notification";
+/// The name of the handler of analytics events.
+pub const ANALYTICS: &str = "analytics";
 
 /// One delivery to work on.
 #[derive(Debug, Clone, Copy)]
@@ -112,8 +116,8 @@ type Build = fn(&Parts) -> Arc<dyn Handler>;
 /// All handlers, by the name that `consumers.<name>.handler` gives.
 const TABLE: [(&str, Build); 4] = [
     (ORDER, |parts| Arc::new(order::OrderHandler::new(parts))),
-    ("notification", |parts| Arc::new(notification::NotificationHandler::new(parts))),
-    ("analytics", |parts| Arc::new(analytics::AnalyticsHandler::new(parts))),
+    (NOTIFICATION, |parts| Arc::new(notification::NotificationHandler::new(parts))),
+    (ANALYTICS, |parts| Arc::new(analytics::AnalyticsHandler::new(parts))),
     (FAILED_HANDLER, |parts| Arc::new(failed::FailedHandler::new(parts))),
 ];
 

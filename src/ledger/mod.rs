@@ -8,9 +8,10 @@ mod conformance;
 mod entry;
 pub mod report;
 mod sqlite;
+pub mod trace;
 
 pub use entry::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
-pub use sqlite::{FILE_NAME, OpenError, OrderCounts, Revenue, SqliteLedger, Totals, Tuning};
+pub use sqlite::{FILE_NAME, OpenError, OrderCounts, Pruned, Revenue, SqliteLedger, Totals, Tuning};
 
 use futures_util::future::BoxFuture;
 

@@ -12,7 +12,17 @@ use serde::{Serialize, Serializer};
 
 /// Most digits behind a decimal's point.
 const SCALE: u32 = 28;
-const ONE: u128 = 10_u128.pow(SCALE);
+const ONE: u128 = POWERS[SCALE as usize];
+/// Powers of ten.
+const POWERS: [u128; SCALE as usize + 1] = {
+    let mut powers = [1; SCALE as usize + 1];
+    let mut exponent = 1;
+    while exponent < powers.len() {
+        powers[exponent] = powers[exponent - 1] * 10;
+        exponent += 1;
+    }
+    powers
+};
 
 /// An exact sum of decimals, shown with as many digits behind the point as the longest of them had.
 ///
@@ -55,9 +65,13 @@ impl ExactSum {
 impl From<Decimal> for ExactSum {
     fn from(amount: Decimal) -> Self {
         let (mantissa, scale) = (amount.mantissa().unsigned_abs(), amount.scale());
-        let unit = 10_u128.pow(scale);
-        let fraction = mantissa % unit * 10_u128.pow(SCALE - scale);
-        Self::from_parts(amount.is_sign_negative(), mantissa / unit, fraction, scale)
+        let unit = POWERS[scale as usize];
+        // Amounts are small, and small divisions much faster.
+        let (whole, rest) = match (u64::try_from(mantissa), u64::try_from(unit)) {
+            (Ok(mantissa), Ok(unit)) => (u128::from(mantissa / unit), u128::from(mantissa % unit)),
+            (Err(_), _) | (_, Err(_)) => (mantissa / unit, mantissa % unit),
+        };
+        Self::from_parts(amount.is_sign_negative(), whole, rest * POWERS[(SCALE - scale) as usize], scale)
     }
 }
 
@@ -92,7 +106,7 @@ impl fmt::Display for ExactSum {
         if self.scale == 0 {
             return write!(f, "{sign}{whole}");
         }
-        let digits = fraction / 10_u128.pow(SCALE - self.scale);
+        let digits = fraction / POWERS[(SCALE - self.scale) as usize];
         write!(f, "{sign}{whole}.{digits:0width$}", width = self.scale as usize)
     }
 }
@@ -116,7 +130,7 @@ impl FromStr for ExactSum {
         }
         let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| NotASum)? };
         let whole = whole.parse().map_err(|_| NotASum)?;
-        Ok(Self::from_parts(negative, whole, fraction * 10_u128.pow(SCALE - scale), scale))
+        Ok(Self::from_parts(negative, whole, fraction * POWERS[(SCALE - scale) as usize], scale))
     }
 }
 

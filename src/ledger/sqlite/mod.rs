@@ -5,11 +5,13 @@
 
 mod open;
 mod order_sums;
+mod prune;
 mod report;
 mod sales;
 mod schema;
 mod statements;
 mod totals;
+mod trace;
 mod writer;
 
 #[cfg(test)]
@@ -21,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
+use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -29,8 +32,10 @@ use super::{Entry, Ledger, LedgerError, Recorded};
 use writer::Request;
 
 pub use open::OpenError;
+pub use prune::Pruned;
 pub(super) use report::read as read_report;
 pub use totals::{OrderCounts, Revenue, Totals};
+pub(super) use trace::read as read_trace;
 
 /// The ledger's file within its directory. Other programs may read it.
 pub const FILE_NAME: &str = "orderd.db";
@@ -124,6 +129,18 @@ impl SqliteLedger {
     /// Whether it can record, as far as the last commit tells.
     pub fn is_recording(&self) -> bool {
         !self.failing.load(Ordering::Relaxed) && !self.finished.is_cancelled()
+    }
+
+    /// Removes a little of what is older than `before`: rows of processed orders, events and attempts, and the
+    /// aggregates' minutes. Entries wait for it a few milliseconds. Never removes orders that are not processed, nor
+    /// dead letters. To be called again while the answer says that there is more.
+    ///
+    /// # Errors
+    /// The store refused; nothing of this call's was removed.
+    pub async fn prune(&self, before: Timestamp) -> Result<Pruned, LedgerError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(Request::Prune { before, answer }).await.map_err(|_| LedgerError::Closed)?;
+        answered.await.unwrap_or_else(|dropped| Err(LedgerError::store("remove old rows", dropped)))
     }
 
     /// Refuses further entries, answers those that wait, moves the write-ahead log into the file and ends

@@ -152,7 +152,8 @@ pub(super) fn figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result
     Ok(Figures { orders: row.get(first)?, quantity: row.get(first + 1)?, revenue })
 }
 
-fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
+/// Reads an amount from its text.
+pub(super) fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
     row.get_ref(column)?.as_str()?.parse().map_err(|error| unreadable(column, error))
 }
 
@@ -167,8 +168,8 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-/// Counts every order that the file has, for one whose orders were not counted when they came. About two seconds per
-/// million orders.
+/// Counts every order that the file has, for one whose orders were not counted when they came. About 2.5 s per million
+/// orders (`benches/report.rs`).
 pub(super) fn count_all(connection: &Connection) -> rusqlite::Result<()> {
     let mut order_sums = OrderSums::prepare(connection)?;
     let mut orders =

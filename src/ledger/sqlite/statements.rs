@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
 use super::order_sums::OrderSums;
+use super::prune::{Pruned, Pruner};
 use super::sales::{FoldError, Sales, parse_amount};
 use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::order::OrderId;
@@ -56,6 +57,7 @@ pub(super) struct Statements<'c> {
     enter_dead_letter: Statement<'c>,
     sales: Sales<'c>,
     order_sums: OrderSums<'c>,
+    pruner: Pruner<'c>,
 }
 
 // `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
@@ -98,6 +100,7 @@ impl<'c> Statements<'c> {
             )?,
             sales: Sales::prepare(connection)?,
             order_sums: OrderSums::prepare(connection)?,
+            pruner: Pruner::prepare(connection)?,
         })
     }
 
@@ -117,11 +120,22 @@ impl<'c> Statements<'c> {
     pub(super) fn roll_back(&mut self, connection: &Connection) {
         self.sales.forget();
         self.order_sums.forget();
+        self.pruner.forget();
         if !connection.is_autocommit()
             && let Err(error) = connection.execute_batch("ROLLBACK")
         {
             tracing::error!(%error, "cannot roll back the ledger's transaction");
         }
+    }
+
+    /// Removes a little of what is older, within the open transaction.
+    pub(super) fn prune(&mut self, before: Timestamp) -> rusqlite::Result<Pruned> {
+        let pruned = self.pruner.prune(before.as_millisecond())?;
+        if pruned.minutes > 0 {
+            // They may be among the sums in memory.
+            self.sales.forget();
+        }
+        Ok(pruned)
     }
 
     /// Does what one entry asks, within the open transaction.

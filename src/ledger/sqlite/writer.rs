@@ -12,11 +12,13 @@ use std::sync::mpsc as std_mpsc;
 use std::thread;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::open::{self, OpenError};
+use super::prune::Pruned;
 use super::statements::{Fault, Statements};
 use super::{FILE_NAME, Tuning};
 use crate::ledger::{Entry, LedgerError, Recorded};
@@ -26,6 +28,8 @@ use crate::ledger::{Entry, LedgerError, Recorded};
 pub(super) enum Request {
     /// Record this, and tell its caller.
     Record { entry: Entry, answer: Answer },
+    /// Remove a little of what is older, and tell how much.
+    Prune { before: Timestamp, answer: oneshot::Sender<Result<Pruned, LedgerError>> },
     /// Take nothing more; finish what waits.
     Close,
 }
@@ -108,6 +112,7 @@ impl Writer<'_> {
     fn run(mut self) {
         let mut waiting = Vec::with_capacity(self.tuning.batch);
         let mut batch = Vec::with_capacity(self.tuning.batch);
+        let mut prunings = Vec::new();
         let mut last = 0;
         while self.requests.blocking_recv_many(&mut waiting, self.tuning.batch) > 0 {
             self.gather(&mut waiting, last);
@@ -115,16 +120,38 @@ impl Writer<'_> {
             for request in waiting.drain(..) {
                 match request {
                     Request::Record { entry, answer } => batch.push((entry, answer)),
+                    Request::Prune { before, answer } => prunings.push((before, answer)),
                     Request::Close => self.requests.close(),
                 }
             }
             // A panic is a defect, and its batch is told so by its dropped answers; the ledger goes on.
-            if catch_unwind(AssertUnwindSafe(|| self.commit(&mut batch))).is_err() {
+            let work = AssertUnwindSafe(|| {
+                self.commit(&mut batch);
+                for (before, answer) in prunings.drain(..) {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.prune(before));
+                }
+            });
+            if catch_unwind(work).is_err() {
                 tracing::error!("the ledger's writer panicked; its batch was rolled back");
                 batch.clear();
+                prunings.clear();
                 self.statements.roll_back(self.connection);
             }
         }
+    }
+
+    /// Removes a little, in a transaction of its own: no entry fails with it.
+    fn prune(&mut self, before: Timestamp) -> Result<Pruned, LedgerError> {
+        let begun = self.statements.begin();
+        let pruned = begun.and_then(|()| self.statements.prune(before)).and_then(|pruned| {
+            self.statements.commit()?;
+            Ok(pruned)
+        });
+        pruned.map_err(|error| {
+            self.statements.roll_back(self.connection);
+            LedgerError::store("remove old rows", error)
+        })
     }
 
     /// Waits a moment for company, so that more share the cost of a commit. Not when enough have come, and not
@@ -146,6 +173,9 @@ impl Writer<'_> {
 
     /// Records a batch and answers each of its entries.
     fn commit(&mut self, batch: &mut Vec<(Entry, Answer)>) {
+        if batch.is_empty() {
+            return;
+        }
         match self.transact(batch) {
             Ok(outcomes) => {
                 self.signs.commits.fetch_add(1, Ordering::Relaxed);

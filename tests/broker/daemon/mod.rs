@@ -3,6 +3,7 @@
 mod admin;
 mod crash;
 mod failures;
+mod insight;
 mod load;
 mod orders;
 mod own_node;

@@ -1,0 +1,132 @@
+//! How long reports and traces take on a large ledger, and what retention costs: on a generated one.
+//!
+//! `cargo bench --bench report -- [orders] [days] [products] [directory]`: by default five million orders of a year,
+//! a thousand products, two currencies. The rows are written by SQL into the tables of an ordinary ledger; the
+//! aggregates of orders are then filled by orderd's own migration, and the sales from them by SQL.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use orderd::ledger::report::{self, By, Query, When};
+use orderd::ledger::{FILE_NAME, SqliteLedger, trace};
+use rusqlite::Connection;
+
+/// The daemon's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Times that each question is asked; the median is told.
+const ROUNDS: usize = 9;
+/// The generated year ends here.
+const NOW: &str = "2026-11-22T08:30:00Z";
+
+fn main() {
+    let given: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let number = |n: usize, default| given.get(n).map_or(default, |text| text.parse().expect("a number"));
+    let (orders, days, products) = (number(0, 5_000_000), number(1, 365), number(2, 1_000));
+    let scratch = tempfile::tempdir_in(given.get(3).map_or_else(|| PathBuf::from("target"), PathBuf::from));
+    let scratch = scratch.expect("the directory is writable");
+    let directory = scratch.path();
+    let now: Timestamp = NOW.parse().expect("a time");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    let generating = Instant::now();
+    runtime.block_on(async { SqliteLedger::open(directory).expect("the ledger opens").close().await });
+    generate(directory, now, orders, days, products);
+    println!("{orders} orders of {days} days and {products} products generated in {:.0?}", generating.elapsed());
+    let migrating = Instant::now();
+    runtime.block_on(async { SqliteLedger::open(directory).expect("the ledger opens").close().await });
+    println!("migrated, aggregates of orders included, in {:.1?}", migrating.elapsed());
+    let size = std::fs::metadata(directory.join(FILE_NAME)).expect("it is there").len();
+    println!("file: {} MiB", size >> 20);
+
+    for (since, days) in [("24h", 1), ("7d", 7), ("365d", 365)] {
+        for by in [By::Product, By::Hour, By::Day, By::Status, By::Priority] {
+            let query = Query { since: since.parse().expect("an age"), until: When::Ago(Duration::ZERO), by };
+            let mut rows = 0;
+            let time = median(|| {
+                let report = report::read(directory, &query, now).expect("it can be read");
+                rows = report.currencies.iter().map(|block| block.rows.len()).sum::<usize>();
+            });
+            println!("report of {days:>3} days by {by:<8}: {:>8.2} ms, {rows} rows", time.as_secs_f64() * 1e3);
+        }
+    }
+    let mut order = 0;
+    let time = median(|| {
+        order += orders / 10;
+        assert!(!trace::read(directory, &format!("ord-{order}")).expect("it can be read").is_empty());
+    });
+    println!("trace: {:.2} ms", time.as_secs_f64() * 1e3);
+    runtime.block_on(prune(directory, now, days));
+}
+
+fn generate(directory: &Path, now: Timestamp, orders: u64, days: u64, products: u64) {
+    let file = Connection::open(directory.join(FILE_NAME)).expect("it opens");
+    let step = days * 86_400_000 / orders;
+    let first = now.as_millisecond() - i64::try_from(step * orders).expect("it is some years");
+    let from = format!("WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {orders})");
+    let at = format!("{first} + n * {step}");
+    let product = format!("'Product ' || (n * 7919 % {products})");
+    let currency = "CASE n % 5 WHEN 0 THEN 'USD' ELSE 'EUR' END";
+    let widths = [("minute", 60_000), ("hour", 3_600_000), ("day", 86_400_000)];
+    // Cents as whole numbers, so that SQLite's own sums are exact.
+    let sales = widths.map(|(name, width)| {
+        format!(
+            "INSERT INTO sales SELECT '{name}', processed_at - processed_at % {width} AS starts_at, currency, product,
+                 count(*), sum(quantity), printf('%d.%02d', sum(cents) / 100, sum(cents) % 100)
+             FROM (SELECT processed_at, currency, product, quantity, CAST(replace(total, '.', '') AS INTEGER) AS cents
+                   FROM orders) GROUP BY 2, 3, 4;"
+        )
+    });
+    let script = format!(
+        "PRAGMA synchronous = off; PRAGMA cache_size = -200000; BEGIN;
+         INSERT INTO orders {from} SELECT 'ord-' || n, 'processed', 'order', {product}, 1 + n % 3, '19.99',
+             printf('%d.%02d', (1 + n % 3) * 1999 / 100, (1 + n % 3) * 1999 % 100), {currency}, n % 10 = 0,
+             'customer-' || (n % 100000), {at}, {at}, {at} FROM n;
+         INSERT INTO events {from} SELECT 'ord-' || n || '/notification/processed', 'notification', 'email',
+             'ord-' || n, {at} FROM n;
+         INSERT INTO events {from} SELECT 'ord-' || n || '/analytics/processed', 'analytics', 'processed',
+             'ord-' || n, {at} FROM n;
+         {} DROP TABLE order_sums; PRAGMA user_version = 1; COMMIT;",
+        sales.join("\n")
+    );
+    file.execute_batch(&script).expect("the rows are written");
+}
+
+/// Removes the older half, and says how long each transaction took.
+async fn prune(directory: &Path, now: Timestamp, days: u64) {
+    let ledger = SqliteLedger::open(directory).expect("the ledger opens");
+    let before = now.checked_sub(Duration::from_secs(days * 86_400 / 2)).expect("it is some years");
+    let (mut times, mut removed, begun) = (Vec::new(), 0, Instant::now());
+    loop {
+        let chunk = Instant::now();
+        let pruned = ledger.prune(before).await.expect("it can be written");
+        times.push(chunk.elapsed());
+        removed += pruned.orders + pruned.events + pruned.attempts + pruned.minutes;
+        if !pruned.more || begun.elapsed() > Duration::from_secs(30) {
+            break;
+        }
+    }
+    times.sort_unstable();
+    let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
+    println!(
+        "retention: {removed} rows in {} transactions, {:.1} ms in the middle, {:.1} ms for 99 of 100, {:.1} ms at worst",
+        times.len(),
+        at(50),
+        at(99),
+        at(100)
+    );
+    ledger.close().await;
+}
+
+fn median(mut ask: impl FnMut()) -> Duration {
+    let mut times: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            let begun = Instant::now();
+            ask();
+            begun.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[ROUNDS / 2]
+}

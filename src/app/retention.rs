@@ -1,0 +1,85 @@
+//! Keeps the ledger from growing forever: has it remove what is older than `ledger.retention`, a little at a time.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use crate::chain::chain;
+use crate::ledger::{LedgerError, Pruned, SqliteLedger};
+use crate::shutdown::Shutdown;
+
+/// After the start: what the broker hands out again first is still recognised, however long orderd was away.
+const FIRST: Duration = Duration::from_secs(600);
+/// Between two passes over what has become old.
+const BETWEEN_PASSES: Duration = Duration::from_secs(600);
+/// Pause between two removals, in times of what the last one took: a tenth of the writer's time at most.
+const SHARE: u32 = 9;
+/// The shortest such pause.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Runs until a shutdown begins.
+pub(super) async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &Shutdown) {
+    let mut pause = FIRST;
+    let mut removed = Pruned::default();
+    while shutdown.sleep(pause).await {
+        let Ok(before) = Timestamp::now().checked_sub(retention) else { return };
+        let begun = tokio::time::Instant::now();
+        pause = match ledger.prune(before).await {
+            Ok(pruned) => {
+                removed.add(pruned);
+                if pruned.more { (begun.elapsed() * SHARE).max(SHORTEST_PAUSE) } else { BETWEEN_PASSES }
+            }
+            Err(LedgerError::Closed) => return,
+            Err(error) => {
+                warn!(error = %chain(&error), "cannot remove old rows from the ledger; trying again later");
+                BETWEEN_PASSES
+            }
+        };
+        if pause == BETWEEN_PASSES && !removed.is_empty() {
+            let Pruned { orders, events, attempts, minutes, .. } = std::mem::take(&mut removed);
+            info!(orders, events, attempts, minutes, "removed old rows from the ledger");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ledger::{Entry, Ledger, NewNotification};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    async fn record(ledger: &SqliteLedger, id: &str, age: Duration) {
+        let at = Timestamp::now().checked_sub(age).unwrap();
+        let (id, channel) = (id.to_owned(), "email".to_owned());
+        let entry = Entry::Notification(Box::new(NewNotification { id, order_id: None, channel, at }));
+        ledger.record(entry).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_older_than_the_retention_goes_until_the_shutdown_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
+        // More than go at once.
+        for n in 0..600 {
+            record(&ledger, &format!("old-{n}"), 4 * DAY).await;
+        }
+        record(&ledger, "young", 2 * DAY).await;
+        let (shutdown, started) = (Shutdown::new(), tokio::time::Instant::now());
+        let (theirs, until) = (Arc::clone(&ledger), shutdown.clone());
+        let keeping = tokio::spawn(async move { keep(&theirs, 3 * DAY, &until).await });
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while SqliteLedger::totals(directory.path()).unwrap().notifications > 1 {
+            assert!(std::time::Instant::now() < deadline, "the old ones are still there");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(started.elapsed() >= FIRST, "not before what comes back first has come back");
+        shutdown.begin();
+        keeping.await.unwrap();
+        assert_eq!(SqliteLedger::totals(directory.path()).unwrap().notifications, 1);
+        ledger.close().await;
+    }
+}

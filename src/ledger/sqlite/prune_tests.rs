@@ -1,0 +1,149 @@
+//! Retention takes what is old, all of it and nothing else, and no report can tell.
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use rust_decimal::Decimal;
+use tempfile::TempDir;
+
+use super::{Pruned, ROWS};
+use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, notification, order, sale};
+use crate::ledger::report::{self, By, Query, When};
+use crate::ledger::{Entry, FILE_NAME, Ledger, NewAttempt, NewNotification, NewOrder, Recorded, SqliteLedger};
+use crate::order::OrderId;
+
+const DAY: i64 = 86_400_000;
+
+fn ids(directory: &TempDir, table: &str, column: &str) -> Vec<String> {
+    let connection = Connection::open(directory.path().join(FILE_NAME)).unwrap();
+    let mut query = connection.prepare(&format!("SELECT {column} FROM {table} ORDER BY rowid")).unwrap();
+    query.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+fn count(directory: &TempDir, table: &str) -> i64 {
+    let connection = Connection::open(directory.path().join(FILE_NAME)).unwrap();
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+/// Removes all that is older, in as many transactions as it takes.
+async fn prune_all(ledger: &SqliteLedger, before: i64) -> (Pruned, usize) {
+    let (mut sum, mut transactions) = (Pruned::default(), 0);
+    loop {
+        sum.add(ledger.prune(at(before)).await.unwrap());
+        transactions += 1;
+        if !sum.more {
+            return (sum, transactions);
+        }
+    }
+}
+
+/// Everything the daemon records of an order that is processed at one moment.
+fn processed(id: &str, moment: Timestamp) -> [Entry; 4] {
+    let event = |topic: &str| format!("{id}/{topic}");
+    let notified = NewNotification {
+        id: event("notification/processed"),
+        order_id: Some(id.to_owned()),
+        channel: "email".to_owned(),
+        at: moment,
+    };
+    let mut counted = analytics(&event("analytics/processed"), Some(sale("Laptop", Decimal::from(1_200), moment)));
+    if let Entry::Analytics(event) = &mut counted {
+        event.at = moment;
+    }
+    [
+        accept(NewOrder { at: moment, ..order(id) }),
+        Entry::FinishOrder { id: OrderId::new(id).unwrap(), at: moment },
+        Entry::Notification(Box::new(notified)),
+        counted,
+    ]
+}
+
+async fn record(ledger: &SqliteLedger, entries: impl IntoIterator<Item = Entry>) {
+    for entry in entries {
+        assert_eq!(ledger.record(entry).await.unwrap(), Recorded::New);
+    }
+}
+
+#[tokio::test]
+async fn what_is_old_goes_and_the_rest_stays() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let failed =
+        |id: &str, moment| Entry::Attempt(Box::new(NewAttempt { failed_at: moment, ..attempt(id, "order", 0) }));
+    record(&ledger, processed("old", at(DAY))).await;
+    record(&ledger, [accept(NewOrder { at: at(DAY), ..order("open") }), failed("old", at(DAY))]).await;
+    record(&ledger, [dead_letter(attempt("parked", "order", 0))]).await;
+    record(&ledger, processed("young", at(3 * DAY))).await;
+    record(&ledger, [failed("young", at(3 * DAY))]).await;
+    let (pruned, _) = prune_all(&ledger, 2 * DAY).await;
+    // The parked message's attempt is one of the two, and a sale's and an order's minute.
+    assert_eq!(pruned, Pruned { orders: 1, events: 2, attempts: 2, minutes: 2, more: false });
+    assert_eq!(ids(&directory, "orders", "id"), ["open", "young"], "an order that is not finished stays");
+    assert_eq!(ids(&directory, "events", "id"), ["young/notification/processed", "young/analytics/processed"]);
+    assert_eq!(ids(&directory, "attempts", "identity"), ["young"]);
+    assert_eq!(ids(&directory, "dead_letters", "identity"), ["parked"]);
+    assert!(ledger.prune(at(2 * DAY)).await.unwrap().is_empty());
+    ledger.close().await;
+    assert!(ledger.prune(at(2 * DAY)).await.is_err());
+}
+
+#[tokio::test]
+async fn each_transaction_is_small_and_unfinished_orders_hold_none_up() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let rows = usize::try_from(ROWS).unwrap();
+    let old = |n: usize| NewOrder { at: at(DAY), ..order(&format!("ord-{n}")) };
+    let waiting: Vec<_> = (0..4 * rows).map(|n| ledger.record(accept(old(n)))).collect();
+    for answer in waiting {
+        answer.await.unwrap();
+    }
+    // The first are never finished.
+    let finished = |n: usize| Entry::FinishOrder { id: OrderId::new(format!("ord-{n}")).unwrap(), at: at(DAY) };
+    let waiting: Vec<_> = (2 * rows..4 * rows).map(|n| ledger.record(finished(n))).collect();
+    for answer in waiting {
+        answer.await.unwrap();
+    }
+    let (pruned, transactions) = prune_all(&ledger, 2 * DAY).await;
+    assert_eq!((pruned.orders, count(&directory, "orders")), (2 * rows, 2 * ROWS));
+    assert!(transactions >= 4, "{transactions}");
+}
+
+#[tokio::test]
+async fn an_order_processed_late_is_kept_as_long_as_one_that_came_late() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    record(&ledger, [accept(NewOrder { at: at(DAY), ..order("slow") })]).await;
+    record(&ledger, [Entry::FinishOrder { id: OrderId::new("slow").unwrap(), at: at(3 * DAY) }]).await;
+    assert_eq!(prune_all(&ledger, 2 * DAY).await.0.orders, 0);
+    assert_eq!(prune_all(&ledger, 4 * DAY).await.0.orders, 1);
+}
+
+#[tokio::test]
+async fn no_report_changes_when_old_rows_go() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for n in 0..50 {
+        record(&ledger, processed(&format!("ord-{n}"), at(n * 7_000_000))).await;
+    }
+    record(&ledger, [notification("other"), dead_letter(attempt("parked", "order", 0))]).await;
+    let now = at(50 * 7_000_000);
+    let reports = || {
+        let mut reports = Vec::new();
+        for by in [By::Product, By::Hour, By::Day, By::Status, By::Priority] {
+            for (since, until) in [(0, 350_000_000), (10_000_000, 100_000_000), (90_000_000, 349_000_000)] {
+                let query = Query { since: When::At(at(since)), until: When::At(at(until)), by };
+                reports.push(report::read(directory.path(), &query, now).unwrap());
+            }
+        }
+        reports
+    };
+    let before = reports();
+    let (pruned, _) = prune_all(&ledger, now.as_millisecond() - 49 * 3_600_000).await;
+    assert!(pruned.orders > 20 && pruned.minutes > 40, "{pruned:?}");
+    assert_eq!(reports(), before);
+    // A sale of long ago, whose event comes late, is still added to its hour and day.
+    let late = analytics("late", Some(sale("Laptop", Decimal::ONE, at(0))));
+    assert_eq!(ledger.record(late).await.unwrap(), Recorded::New);
+    let query = Query { since: When::At(at(0)), until: When::At(at(3_600_000)), by: By::Product };
+    let first = report::read(directory.path(), &query, now).unwrap();
+    assert_eq!(first.currencies[0].rows[0].figures.revenue.to_string(), "1201");
+}
