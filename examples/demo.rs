@@ -131,6 +131,8 @@ fn perform(stage: &Stage, published: Published, rate: u64, runtime: &Runtime) ->
     }
     publish_with_a_typo(stage, &published.prefix)?;
     watch(stage, &published, &mut daemon, &mut producers)?;
+    ask(stage, &["status"])?;
+    ask(stage, &["report", "--by", "product"])?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
         return Err(format!("orderd did not end well: {status}").into());
@@ -200,6 +202,17 @@ fn publish_with_a_typo(stage: &Stage, prefix: &str) -> Outcome<()> {
     }
 }
 
+/// Shows what orderd answers to a person who asks.
+fn ask(stage: &Stage, command: &[&str]) -> Outcome<()> {
+    println!("\n$ orderd {}", command.join(" "));
+    let status = Command::new(release_program())
+        .args(command)
+        .args(["--config", CONFIG])
+        .envs(stage.settings().iter().map(|(key, value)| (key, value)))
+        .status()?;
+    if status.success() { Ok(()) } else { Err(format!("orderd {} failed ({status})", command.join(" ")).into()) }
+}
+
 /// Shows the progress until everything is settled.
 fn watch(stage: &Stage, published: &Published, daemon: &mut Daemon, producers: &mut Producers) -> Outcome<()> {
     let begin = Instant::now();
@@ -259,6 +272,8 @@ fn up() -> Outcome<()> {
     println!("\nthen, for instance:\n");
     println!("  cargo run --example order_producer -- --count 1000 --bad 0.02");
     println!("  target/release/orderd publish orders.ndjson");
+    println!("  target/release/orderd status --watch");
+    println!("  target/release/orderd report");
     if let Some(node) = &stage.node {
         println!("\nRabbitMQ's own pages: http://127.0.0.1:{} (guest, guest)", node.management_port);
     }

@@ -47,7 +47,7 @@ struct Bucket {
 pub(super) struct OrderSums<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
-    read_order: Statement<'c>,
+    connection: &'c Connection,
     changes: Vec<(Bucket, Sums)>,
     /// Accepted and not yet processed. Faster by far than to read the order back, or to let the update return it.
     open: HashMap<OrderId, (Kind, Figures)>,
@@ -69,7 +69,7 @@ impl<'c> OrderSums<'c> {
                      accepted_total = excluded.accepted_total, processed = excluded.processed,
                      processed_quantity = excluded.processed_quantity, processed_total = excluded.processed_total",
             )?,
-            read_order: connection.prepare("SELECT currency, priority, quantity, total FROM orders WHERE id = ?1")?,
+            connection,
             changes: Vec::new(),
             open: HashMap::new(),
         })
@@ -90,7 +90,10 @@ impl<'c> OrderSums<'c> {
     pub(super) fn processed(&mut self, id: &OrderId, at: Timestamp) -> rusqlite::Result<()> {
         let (kind, figures) = match self.open.remove(id) {
             Some(known) => known,
-            None => self.read_order.query_row([id.as_str()], |row| order(row, 0))?,
+            None => {
+                let read = "SELECT currency, priority, quantity, total FROM orders WHERE id = ?1";
+                self.connection.prepare_cached(read)?.query_row([id.as_str()], |row| order(row, 0))?
+            }
         };
         self.bucket(at.as_millisecond(), kind).processed.add(figures);
         Ok(())

@@ -4,7 +4,7 @@
 //! removes an order that is not finished, a dead letter (its message is still in the queue), or an aggregate that a
 //! report could need: of these only the minutes go.
 
-use rusqlite::{Connection, Statement};
+use rusqlite::Connection;
 
 /// Rows looked at in each table in one transaction: a few milliseconds for the writer, which records nothing
 /// meanwhile.
@@ -43,37 +43,33 @@ impl Pruned {
 }
 
 /// One table with rows in order of arrival.
-struct Table<'c> {
-    look: Statement<'c>,
-    remove: Statement<'c>,
+struct Table {
+    name: &'static str,
+    /// Tells rows that may go once they are old.
+    done: &'static str,
+    /// When a row came.
+    came_at: &'static str,
+    /// When it was done with.
+    old_at: &'static str,
     /// The last row looked at in this pass.
     cursor: i64,
 }
 
-impl<'c> Table<'c> {
-    /// `done` tells rows that may go once they are old, `came_at` when they came, `old_at` when they were done with.
-    fn prepare(
-        connection: &'c Connection,
-        name: &str,
-        done: &str,
-        came_at: &str,
-        old_at: &str,
-    ) -> rusqlite::Result<Self> {
-        let look = format!(
-            "SELECT rowid, {done} AND {old_at} < ?2, {came_at} < ?2 FROM {name} WHERE rowid > ?1 ORDER BY rowid LIMIT {ROWS}"
-        );
-        let remove = format!("DELETE FROM {name} WHERE rowid = ?1");
-        Ok(Table { look: connection.prepare(&look)?, remove: connection.prepare(&remove)?, cursor: 0 })
-    }
-
+impl Table {
     /// Removes what is old among the next rows: how many, and whether the pass goes on. It ends, and the next begins
     /// anew, where rows are young.
-    fn prune(&mut self, before: i64) -> rusqlite::Result<(usize, bool)> {
-        let rows = self.look.query_map((self.cursor, before), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    fn prune(&mut self, connection: &Connection, before: i64) -> rusqlite::Result<(usize, bool)> {
+        let Table { name, done, came_at, old_at, cursor } = self;
+        let mut look = connection.prepare(&format!(
+            "SELECT rowid, {done} AND {old_at} < ?2, {came_at} < ?2 FROM {name} WHERE rowid > ?1
+             ORDER BY rowid LIMIT {ROWS}"
+        ))?;
+        let rows = look.query_map((*cursor, before), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let rows: Vec<(i64, bool, bool)> = rows.collect::<rusqlite::Result<_>>()?;
+        let mut remove = connection.prepare(&format!("DELETE FROM {name} WHERE rowid = ?1"))?;
         let mut removed = 0;
         for (rowid, _, _) in rows.iter().filter(|(_, goes, _)| *goes) {
-            removed += self.remove.execute([rowid])?;
+            removed += remove.execute([rowid])?;
         }
         let any_old = rows.iter().any(|(_, _, came_before)| *came_before);
         let goes_on = any_old && rows.len() == usize::try_from(ROWS).expect("it is positive");
@@ -82,39 +78,38 @@ impl<'c> Table<'c> {
     }
 }
 
-/// The statements that remove, and how far they have come.
-pub(super) struct Pruner<'c> {
-    orders: Table<'c>,
-    events: Table<'c>,
-    attempts: Table<'c>,
-    minutes: [Statement<'c>; 2],
+/// How far the removing has come.
+///
+/// It prepares its statements each time: kept ones take up the memory that SQLite sets aside for a connection's
+/// small allocations, and each order would cost more (`benches/ledger.rs`).
+pub(super) struct Pruner {
+    orders: Table,
+    events: Table,
+    attempts: Table,
 }
 
-impl<'c> Pruner<'c> {
-    pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
-        let minutes = |table: &str, key: &str| {
-            connection.prepare(&format!(
-                "DELETE FROM {table} WHERE (granularity, starts_at, {key}) IN (SELECT granularity, starts_at, {key}
-                 FROM {table} WHERE granularity = 'minute' AND starts_at < ?1 ORDER BY starts_at LIMIT {ROWS})"
-            ))
-        };
-        let finished = "status = 'processed'";
-        Ok(Pruner {
-            orders: Table::prepare(connection, "orders", finished, "accepted_at", "processed_at")?,
-            events: Table::prepare(connection, "events", "TRUE", "recorded_at", "recorded_at")?,
-            attempts: Table::prepare(connection, "attempts", "TRUE", "failed_at", "failed_at")?,
-            minutes: [minutes("sales", "currency, product")?, minutes("order_sums", "currency, priority")?],
-        })
+impl Pruner {
+    pub(super) fn new() -> Self {
+        let table = |name, done, came_at, old_at| Table { name, done, came_at, old_at, cursor: 0 };
+        Pruner {
+            orders: table("orders", "status = 'processed'", "accepted_at", "processed_at"),
+            events: table("events", "TRUE", "recorded_at", "recorded_at"),
+            attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
+        }
     }
 
     /// Removes a little of what is older than `before`, in milliseconds since 1970, within the open transaction.
-    pub(super) fn prune(&mut self, before: i64) -> rusqlite::Result<Pruned> {
-        let (orders, more_orders) = self.orders.prune(before)?;
-        let (events, more_events) = self.events.prune(before)?;
-        let (attempts, more_attempts) = self.attempts.prune(before)?;
+    pub(super) fn prune(&mut self, connection: &Connection, before: i64) -> rusqlite::Result<Pruned> {
+        let (orders, more_orders) = self.orders.prune(connection, before)?;
+        let (events, more_events) = self.events.prune(connection, before)?;
+        let (attempts, more_attempts) = self.attempts.prune(connection, before)?;
         let mut minutes = 0;
-        for statement in &mut self.minutes {
-            minutes += statement.execute([before])?;
+        for (table, key) in [("sales", "currency, product"), ("order_sums", "currency, priority")] {
+            let remove = format!(
+                "DELETE FROM {table} WHERE (granularity, starts_at, {key}) IN (SELECT granularity, starts_at, {key}
+                 FROM {table} WHERE granularity = 'minute' AND starts_at < ?1 ORDER BY starts_at LIMIT {ROWS})"
+            );
+            minutes += connection.execute(&remove, [before])?;
         }
         Ok(Pruned {
             orders,
@@ -127,9 +122,7 @@ impl<'c> Pruner<'c> {
 
     /// Begins anew, after a rollback.
     pub(super) fn forget(&mut self) {
-        for table in [&mut self.orders, &mut self.events, &mut self.attempts] {
-            table.cursor = 0;
-        }
+        *self = Pruner::new();
     }
 }
 

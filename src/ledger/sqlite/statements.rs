@@ -57,7 +57,7 @@ pub(super) struct Statements<'c> {
     enter_dead_letter: Statement<'c>,
     sales: Sales<'c>,
     order_sums: OrderSums<'c>,
-    pruner: Pruner<'c>,
+    pruner: Pruner,
 }
 
 // `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
@@ -100,7 +100,7 @@ impl<'c> Statements<'c> {
             )?,
             sales: Sales::prepare(connection)?,
             order_sums: OrderSums::prepare(connection)?,
-            pruner: Pruner::prepare(connection)?,
+            pruner: Pruner::new(),
         })
     }
 
@@ -129,8 +129,8 @@ impl<'c> Statements<'c> {
     }
 
     /// Removes a little of what is older, within the open transaction.
-    pub(super) fn prune(&mut self, before: Timestamp) -> rusqlite::Result<Pruned> {
-        let pruned = self.pruner.prune(before.as_millisecond())?;
+    pub(super) fn prune(&mut self, connection: &Connection, before: Timestamp) -> rusqlite::Result<Pruned> {
+        let pruned = self.pruner.prune(connection, before.as_millisecond())?;
         if pruned.minutes > 0 {
             // They may be among the sums in memory.
             self.sales.forget();

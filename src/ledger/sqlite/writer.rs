@@ -144,7 +144,7 @@ impl Writer<'_> {
     /// Removes a little, in a transaction of its own: no entry fails with it.
     fn prune(&mut self, before: Timestamp) -> Result<Pruned, LedgerError> {
         let begun = self.statements.begin();
-        let pruned = begun.and_then(|()| self.statements.prune(before)).and_then(|pruned| {
+        let pruned = begun.and_then(|()| self.statements.prune(self.connection, before)).and_then(|pruned| {
             self.statements.commit()?;
             Ok(pruned)
         });
