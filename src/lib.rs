@@ -4,8 +4,8 @@
 //! A module imports only modules of a lower rank, and its own; a test enforces it.
 //! ```text
 //! rank
-//!  5  app (everything is put together here)   cli
-//!  4  monitor (the broker's HTTP API)
+//!  5  app (everything is put together here)   cli   admin (HTTP: health, metrics, status)
+//!  4  monitor (the broker's HTTP API; the status)
 //!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)
 //!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
 //!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown
@@ -22,6 +22,7 @@
 //! Failures come back through `failed_order_queue`, where [`recovery::decide`] sends them to a retry queue or
 //! to the dead letter queue. Read [`app`], then `worker/process.rs`.
 
+pub mod admin;
 pub mod amqp;
 pub mod app;
 pub mod backoff;

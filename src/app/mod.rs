@@ -1,16 +1,18 @@
 //! The composition root: everything is made here, started in order, and stopped in the safe order.
 //!
 //! ```text
-//! ledger → topology → publisher → one supervised pool per consumer → poller of the management API
-//! stop:    poller and intake off → work in progress settled → acks flushed → confirms awaited → ledger closed
+//! admin listener → ledger → topology → publisher → one supervised pool per consumer → poller of the management API
+//! stop:    poller and intake off → work in progress settled → acks flushed → confirms awaited → ledger closed → admin listener
 //! ```
 //! It never works on a message.
 
 mod broker;
+mod outlook;
 mod retention;
 mod watching;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +21,14 @@ use tracing::{error, info, warn};
 
 use broker::Policies;
 pub use broker::TopologyError;
+use outlook::Outlook;
 
+use crate::admin::{AdminError, Bound, Live};
 use crate::amqp::{ConfirmingPublisher, Link};
 use crate::config::{Config, Consumer as ConsumerConfig};
 use crate::handler::{self, EventLog, LogChannel, Parts, Route};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
-use crate::message::{Consumer, Names, Publisher};
+use crate::message::{Consumer, Publisher};
 use crate::recovery::FAILED_HANDLER;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
@@ -39,6 +43,9 @@ const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The admin listener cannot be set up.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The ledger cannot be opened.
     #[error("cannot open the ledger")]
     Ledger(#[from] OpenError),
@@ -58,18 +65,22 @@ pub enum AppError {
 /// # Errors
 /// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
 /// messages and was told late.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
+pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Result<(), AppError> {
+    let bound = Bound::bind(&config.admin).await?;
     let ledger = Arc::new(SqliteLedger::open(&config.ledger.directory)?);
     let logs = EventLogs::start(&config)?;
+    let mut outlook = Outlook::open(&config, config_path, bound, &ledger, &shutdown);
     let link = Link::new(config.broker.clone());
     let Some(policies) = broker::prepare(&link, &config, &shutdown).await? else {
         ledger.close().await;
+        outlook.close().await;
         return Ok(());
     };
     let publisher = Arc::new(link.publisher());
-    let pools = start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &shutdown)?;
-    let polling = tokio::spawn(watching::poller(&config, &pools.counters, &publisher).run(shutdown.clone()));
-    info!(consumers = pools.len(), "started");
+    let pools =
+        start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &outlook.live, &shutdown)?;
+    outlook.started(&publisher, &shutdown);
+    info!(consumers = config.consumers.len(), "started");
     let kept = config.ledger.retention;
     let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
     let pruning = kept.map(|retention| {
@@ -77,13 +88,12 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
         tokio::spawn(async move { retention::keep(&ledger, retention, &shutdown).await })
     });
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
-    if let Err(died) = polling.await {
-        error!(error = %died, "the poller of the management API died");
-    }
+    outlook.tell_tallies();
     if let Some(pruning) = pruning {
         let _ = pruning.await;
     }
     logs.finish().await;
+    outlook.close().await;
     info!("stopped");
     match judge {
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
@@ -121,26 +131,15 @@ impl EventLogs {
     }
 }
 
-/// The running pools, each with its consumer's name and counters.
-struct Pools {
-    tasks: JoinSet<()>,
-    counters: Vec<(String, Arc<Counters>)>,
-}
-
-impl Pools {
-    fn len(&self) -> usize {
-        self.counters.len()
-    }
-}
-
 fn start_pools(
     config: &Config,
     link: Link,
     publisher: Arc<ConfirmingPublisher>,
     ledger: Arc<SqliteLedger>,
     logs: &EventLogs,
+    live: &Live,
     shutdown: &Shutdown,
-) -> Result<Pools, AppError> {
+) -> Result<JoinSet<()>, AppError> {
     let names = Arc::new(config.names());
     let parts = Parts {
         ledger: ledger as Arc<dyn Ledger>,
@@ -151,10 +150,10 @@ fn start_pools(
         routes: Arc::new(routes(config)),
     };
     let source: Arc<dyn Consumer> = Arc::new(link);
-    let mut pools = Pools { tasks: JoinSet::new(), counters: Vec::new() };
+    let mut pools = JoinSet::new();
     for (name, consumer) in &config.consumers {
-        let line = line(name, consumer, &parts, Arc::clone(&publisher) as Arc<dyn Publisher>, &names)?;
-        pools.counters.push((name.clone(), Arc::clone(&line.counters)));
+        let counters = live.counters(name).expect("live is made of the same configuration");
+        let line = line(name, consumer, &parts, Arc::clone(&publisher) as Arc<dyn Publisher>, counters)?;
         let pool = Arc::new(Pool {
             line: Arc::new(line),
             consumer: Arc::clone(&source),
@@ -163,7 +162,7 @@ fn start_pools(
             reconnect_max: config.broker.reconnect_max,
             shutdown: shutdown.clone(),
         });
-        pools.tasks.spawn(keep_running(name.clone(), pool, shutdown.clone()));
+        pools.spawn(keep_running(name.clone(), pool, shutdown.clone()));
     }
     Ok(pools)
 }
@@ -173,7 +172,7 @@ fn routes(config: &Config) -> BTreeMap<String, Route> {
     let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
     work.map(|(name, consumer)| {
         let route = Route {
-            consumer: name.clone(),
+            consumer: name.as_str().into(),
             policy: consumer.retry.clone(),
             carries_orders: consumer.handler == handler::ORDER,
         };
@@ -187,7 +186,7 @@ fn line(
     consumer: &ConsumerConfig,
     parts: &Parts,
     publisher: Arc<dyn Publisher>,
-    names: &Arc<Names>,
+    counters: Arc<Counters>,
 ) -> Result<Line, AppError> {
     if let Some(faults) = consumer.faults {
         warn!(consumer = name, ?faults, "faults are injected on purpose: not for production");
@@ -205,10 +204,10 @@ fn line(
         handler,
         publisher,
         ledger: Arc::clone(&parts.ledger),
-        names: Arc::clone(names),
+        names: Arc::clone(&parts.names),
         timeout: consumer.timeout,
         on_failure,
-        counters: Arc::new(Counters::default()),
+        counters,
     })
 }
 
@@ -229,8 +228,13 @@ async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
 
 /// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then
 /// closes the ledger.
-async fn stop_in_order(mut pools: Pools, publisher: &ConfirmingPublisher, ledger: &SqliteLedger, shutdown: &Shutdown) {
-    while let Some(ended) = pools.tasks.join_next().await {
+async fn stop_in_order(
+    mut pools: JoinSet<()>,
+    publisher: &ConfirmingPublisher,
+    ledger: &SqliteLedger,
+    shutdown: &Shutdown,
+) {
+    while let Some(ended) = pools.join_next().await {
         if let Err(died) = ended {
             error!(error = %died, "a pool's keeper died");
         }
@@ -242,23 +246,6 @@ async fn stop_in_order(mut pools: Pools, publisher: &ConfirmingPublisher, ledger
         warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
     }
     ledger.close().await;
-    for (consumer, counters) in pools.counters {
-        let tally = counters.tally();
-        info!(
-            consumer,
-            deliveries = tally.deliveries,
-            completed = tally.completed,
-            duplicates = tally.duplicates,
-            failed_attempts = tally.failed_attempts,
-            forwarded = tally.forwarded,
-            retried = tally.retried,
-            parked = tally.parked,
-            released = tally.released,
-            rejected = tally.rejected,
-            restarts = tally.restarts,
-            "since start"
-        );
-    }
 }
 
 impl AppError {
@@ -266,7 +253,7 @@ impl AppError {
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
-            AppError::EventLog(_) | AppError::Topology(_) => true,
+            AppError::Admin(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
             AppError::UnknownHandler(_) => false,
         }
     }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod publish;
 pub mod report;
 pub mod run;
+pub mod status;
 mod table;
 pub mod trace;
 
@@ -70,7 +71,7 @@ struct Arguments {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused or an order unknown, 64 usage, 69 broker unreachable, 70 internal, \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused or an order unknown, 64 usage, 69 broker or daemon unreachable, 70 internal, \
 78 configuration.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
 (default /etc/orderd/orderd.toml), then defaults.";
 
@@ -82,6 +83,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Says what would run: topology, pools, retry schedules; or every fault of the configuration.
     Check(check::CheckArgs),
+    /// Shows what the running daemon is doing: connections, queues, consumers, failures, what does not add up.
+    Status(status::StatusArgs),
     /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
     Report(report::ReportArgs),
     /// Tells one order's life from the ledger: attempts, failures, delays, events; and where it is now.
@@ -116,6 +119,12 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             // An output that cannot be written, such as a pipe whose reader is gone, is nobody's configuration.
             runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|_| Exit::Internal)
+        }
+        Command::Status(args) => {
+            let loaded = load(sources)?;
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            let shown = status::run(args, &loaded.config, &loaded.path, &mut out, &mut err);
+            runtime(1)?.block_on(shown).map_err(|_| Exit::Internal)
         }
         Command::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());

@@ -44,7 +44,7 @@ pub async fn run(loaded: Loaded) -> Exit {
         }
     };
     let listener = tokio::spawn(signals.obey(shutdown.clone(), config.shutdown.drain_timeout));
-    let outcome = app::run(config, shutdown).await;
+    let outcome = app::run(config, &path, shutdown).await;
     listener.abort();
     match outcome {
         Ok(()) => Exit::Done,

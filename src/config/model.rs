@@ -221,8 +221,12 @@ pub enum Rotation {
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
-    /// Default `127.0.0.1:9640`.
-    pub listen: SocketAddr,
+    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. Beyond loopback only with a token.
+    pub listen: Option<SocketAddr>,
+    /// From `token_file`: the bearer token of everything but the plain health checks.
+    pub token: Option<Secret>,
+    /// Names by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
+    pub hosts: Vec<String>,
 }
 
 /// `[shutdown]`

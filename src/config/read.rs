@@ -20,6 +20,8 @@ const SHORT_STRING: usize = 255;
 const LONGEST_PATH: usize = 4096;
 /// Most addresses.
 const MAX_ADDRESSES: usize = 32;
+/// Most names of the admin listener.
+const MAX_HOSTS: usize = 32;
 /// Longest name of the orders exchange, so that `.dead_letter` fits behind it.
 const LONGEST_EXCHANGE: usize = 200;
 
@@ -205,13 +207,36 @@ fn log(mut section: Section<'_>) -> Log {
 }
 
 fn admin(mut section: Section<'_>) -> Admin {
-    let listen = |value: &Value| {
-        let form = |_| format!("must be an IP address and port such as \"127.0.0.1:9640\", is {value}");
-        shape::text(64)(value)?.parse::<SocketAddr>().map_err(form)
+    let admin = Admin {
+        listen: section.or("listen", Some(SocketAddr::from(([127, 0, 0, 1], 9640))), &listen),
+        token: secret::token(&mut section),
+        hosts: section.list("hosts", MAX_HOSTS, &host).unwrap_or_default(),
     };
-    let admin = Admin { listen: section.or("listen", SocketAddr::from(([127, 0, 0, 1], 9640)), &listen) };
+    let open = admin.listen.is_some_and(|listen| !listen.ip().is_loopback());
+    if open && admin.token.is_none() && !section.report().has(&section.key("token_file")) {
+        section.report().problem(
+            &section.key("listen"),
+            "must be a loopback address such as \"127.0.0.1:9640\", unless token_file names a file with a token",
+        );
+    }
     section.finish();
     admin
+}
+
+fn listen(value: &Value) -> Result<Option<SocketAddr>, String> {
+    let text = shape::text(64)(value)?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let form = |_| format!("must be an IP address and port such as \"127.0.0.1:9640\", or \"off\", is {value}");
+    text.parse().map(Some).map_err(form)
+}
+
+/// A name by which the admin pages may be asked.
+fn host(value: &Value) -> Result<String, String> {
+    let name = shape::text(SHORT_STRING)(value)?.to_ascii_lowercase();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if name.chars().all(plain) { Ok(name) } else { Err(format!("must be a host name without a port, is {value}")) }
 }
 
 fn shutdown(mut section: Section<'_>) -> Shutdown {

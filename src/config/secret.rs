@@ -11,6 +11,8 @@ use super::shape;
 
 /// Longest password, in bytes.
 const LONGEST: usize = 1024;
+/// Shortest token, in bytes: what may be tried over a network must not be guessed.
+const SHORTEST_TOKEN: usize = 16;
 
 /// `password` or `password_file`, if either is there.
 pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
@@ -21,16 +23,43 @@ pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
         section.report().problem(&path, "stands beside a password: give one of the two");
         return None;
     }
-    let Some(file) = file else { return given.map(Secret::new) };
-    match read(Path::new(&file)) {
+    match file {
+        Some(file) => from_file(section, &path, &file, read),
+        None => given.map(Secret::new),
+    }
+}
+
+/// The bearer token in `token_file`, if that is there.
+pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
+    let file = section.optional("token_file", &shape::text(4096))?;
+    from_file(section, &section.key("token_file"), &file, |path| {
+        let found = read(path)?;
+        let token = found.secret.expose();
+        if token.len() < SHORTEST_TOKEN {
+            Err(format!("its token must have at least {SHORTEST_TOKEN} bytes, has {}", token.len()))
+        } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Err("its token must be one line of visible ASCII characters without spaces".to_owned())
+        } else {
+            Ok(found)
+        }
+    })
+}
+
+fn from_file(
+    section: &Section<'_>,
+    path: &str,
+    file: &str,
+    read: impl Fn(&Path) -> Result<Found, String>,
+) -> Option<Secret> {
+    match read(Path::new(file)) {
         Ok(found) => {
             if found.world_readable {
-                section.report().warning(&path, format!("every user of this machine can read {file:?}"));
+                section.report().warning(path, format!("every user of this machine can read {file:?}"));
             }
             Some(found.secret)
         }
         Err(message) => {
-            section.report().problem(&path, format!("cannot use {file:?}: {message}"));
+            section.report().problem(path, format!("cannot use {file:?}: {message}"));
             None
         }
     }
@@ -41,7 +70,7 @@ struct Found {
     world_readable: bool,
 }
 
-/// Reads a password file; the newline that editors leave at its end is no part of the password.
+/// Reads a file with a secret; the newline that editors leave at its end is no part of it.
 fn read(path: &Path) -> Result<Found, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let metadata = file.metadata().map_err(|error| error.to_string())?;

@@ -414,7 +414,7 @@ fn limits_hold() {
         (
             "listen = \"127.0.0.1:9640\"",
             "listen = \"here\"",
-            "admin.listen: must be an IP address and port such as \"127.0.0.1:9640\", is \"here\"",
+            "admin.listen: must be an IP address and port such as \"127.0.0.1:9640\", or \"off\", is \"here\"",
         ),
         (
             "[management]",
@@ -476,4 +476,34 @@ fn a_retention_must_outlast_every_retry() {
 fn a_variable_below_a_value_is_a_problem() {
     let problems = load(DEFAULT_FILE, &[("ORDERD_CONSUMERS__ORDER__WORKERS__X", "8")]).unwrap_err();
     assert!(problems.iter().any(|problem| problem.contains("is no section")), "{problems:?}");
+}
+
+#[test]
+fn the_admin_listener_leaves_loopback_only_with_a_token() {
+    let beyond = "[admin]\nlisten = \"0.0.0.0:9640\"\n";
+    let found = problems(beyond);
+    assert!(matches!(&found[..], [one] if one.starts_with("admin.listen: must be a loopback address")), "{found:?}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("token");
+    let with_token = |token: &str| {
+        std::fs::write(&file, token).expect("a token file");
+        load(&format!("{beyond}token_file = {:?}\nhosts = [\"Orderd.Internal\"]\n", file.display().to_string()), &[])
+    };
+    let admin = with_token("0123456789abcdef\n").expect("a good configuration").0.admin;
+    assert_eq!(admin.token.expect("a token").expose(), "0123456789abcdef");
+    assert_eq!(admin.hosts, ["orderd.internal"]);
+    for token in ["short", "0123456789 abcdef", "0123456789abcdéf", ""] {
+        let found = with_token(token).expect_err("a bad token");
+        assert!(matches!(&found[..], [one] if one.starts_with("admin.token_file: ")), "{token:?}: {found:?}");
+        assert!(token.is_empty() || !found[0].contains(token), "{found:?}");
+    }
+}
+
+#[test]
+fn the_admin_listener_can_be_off() {
+    assert_eq!(good("[admin]\nlisten = \"off\"\n").admin.listen, None);
+    let address = good("[admin]\nlisten = \"[::1]:9640\"\n").admin.listen.expect("an address");
+    assert_eq!(address.to_string(), "[::1]:9640");
+    assert!(problems("[admin]\nlisten = \"\"\n")[0].starts_with("admin.listen: must not be empty"));
+    assert!(problems("[admin]\nhosts = [\"a:80\"]\n")[0].starts_with("admin.hosts[0]: must be a host name"));
 }

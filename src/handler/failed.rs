@@ -21,7 +21,7 @@ use crate::recovery::{
 #[derive(Debug, Clone)]
 pub struct Route {
     /// The queue's consumer.
-    pub consumer: String,
+    pub consumer: Arc<str>,
     /// Its policy.
     pub policy: RetryPolicy,
     /// Whether its messages are orders, so that analytics is told of parked ones.
@@ -70,7 +70,7 @@ impl FailedHandler {
             reason = history.failure.reason, retry = history.retries + 1, %delay, "[Failed] will be retried"
         );
         Handled {
-            verdict: Verdict::Retried,
+            verdict: Verdict::Retried { consumer: case.failed_consumer(), delay },
             emit: vec![copy_for_retry(delivery, history, queue, delay, &self.names)],
             record: Some(Entry::Attempt(Box::new(case.attempt(Some(delay))))),
         }
@@ -89,7 +89,8 @@ impl FailedHandler {
             emit.push(case.parked_event(reason, &self.names));
         }
         let dead = NewDeadLetter { attempt: case.attempt(None), reason: reason.as_str(), origin_queue, at: case.now };
-        Handled { verdict: Verdict::Parked(reason), emit, record: Some(Entry::DeadLetter(Box::new(dead))) }
+        let verdict = Verdict::Parked { consumer: case.failed_consumer(), reason };
+        Handled { verdict, emit, record: Some(Entry::DeadLetter(Box::new(dead))) }
     }
 }
 
@@ -109,6 +110,10 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
+    fn failed_consumer(&self) -> Option<Arc<str>> {
+        self.route.map(|route| Arc::clone(&route.consumer))
+    }
+
     fn consumer(&self) -> &str {
         self.route.map_or("unknown", |route| &route.consumer)
     }

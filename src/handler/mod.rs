@@ -24,7 +24,7 @@ use crate::chain::chain;
 use crate::ledger::{Entry, Ledger, LedgerError};
 use crate::message::{Delivery, Names, Publication};
 use crate::order::Faults;
-use crate::recovery::{DeadLetterReason, FAILED_HANDLER, Failure, FailureKind};
+use crate::recovery::{DeadLetterReason, Delay, FAILED_HANDLER, Failure, FailureKind};
 
 /// The name of the handler of orders.
 pub const ORDER: &str = "order";
@@ -63,16 +63,26 @@ impl Handled {
 }
 
 /// What happened to a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Its effects are recorded.
     Completed,
     /// Its effects had been recorded before.
     Duplicate,
     /// A failure will be retried after a delay.
-    Retried,
+    Retried {
+        /// The consumer that failed.
+        consumer: Option<Arc<str>>,
+        /// The delay.
+        delay: Delay,
+    },
     /// A failure is parked for a person.
-    Parked(DeadLetterReason),
+    Parked {
+        /// The consumer that failed; `None` if the queue it failed in is unknown.
+        consumer: Option<Arc<str>>,
+        /// Why.
+        reason: DeadLetterReason,
+    },
 }
 
 /// Does the work of one consumer.

@@ -1,8 +1,9 @@
 //! What the broker says about itself: a client of its management API, a poller that keeps asking, and pure functions that
-//! judge what is answered. It never declares, deletes or consumes anything.
+//! judge what is answered; and the status, which joins it to what orderd says of itself. It never declares, deletes or
+//! consumes anything.
 //!
 //! ```text
-//! poller ─► ask (client, answers) ─► judge ─► balance, overdue, findings ─► view ─► whoever reads it
+//! poller ─► ask (client, answers) ─► judge ─► balance, overdue, findings ─► view ─► status ─► whoever reads it
 //! ```
 
 mod answers;
@@ -16,6 +17,7 @@ mod observed;
 mod overdue;
 mod poller;
 mod roles;
+pub mod status;
 pub mod view;
 
 pub use judge::{Limits, Own};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the broker says about itself, as far as it told. Readers hold a `watch::Receiver<Arc<BrokerView>>`; a new
 /// one is sent after every answer and every change of [`BrokerView::api`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 pub struct BrokerView {
     /// Whether the management API answers.
     pub api: ApiState,
@@ -31,7 +31,7 @@ pub struct BrokerView {
 }
 
 /// Whether the management API answers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ApiState {
     /// It is not asked: `management.poll_every` is `"off"`.
@@ -53,7 +53,7 @@ pub enum ApiState {
 }
 
 /// Why the management API gives no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trouble {
     /// No connection: no broker, or the management plugin is not enabled.
@@ -83,7 +83,7 @@ pub struct Alarm {
 /// they are switched off there (`management_agent.disable_metrics_collector`, `rates_mode = none`).
 ///
 /// The broker itself refreshes totals and details every 5 s unless it is configured otherwise.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct QueueView {
     /// What it is for.
     pub role: QueueRole,
@@ -128,7 +128,7 @@ impl QueueView {
 
 /// Messages of a queue, counted by the broker since its statistics began. `None`: it has told no statistics, or has none
 /// for want of messages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Counted {
     /// Published into it. Dead-lettered ones are not counted.
     pub published: Option<u64>,
@@ -143,7 +143,7 @@ pub struct Counted {
 }
 
 /// What a queue is for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum QueueRole {
     /// Consumed by orderd.
@@ -167,7 +167,7 @@ pub enum QueueRole {
 }
 
 /// Something that lasts and should not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Finding {
     /// Which queue.
     pub queue: String,
@@ -182,7 +182,7 @@ pub struct Finding {
 }
 
 /// What can be found. Few words, fit for a metric's label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
     /// A queue of the topology is not there.

@@ -2,46 +2,37 @@
 
 use std::sync::Arc;
 
-use super::counters::Counters;
-use crate::message::{Delivery, Settlement, Settler};
+use super::counters::{Counters, Ending, Flight, Taken};
+use crate::message::{Delivery, Settler};
 
 /// Guards a delivery. Dropped unsettled (a worker died, a drain ended) it goes back to its queue.
 pub(super) struct Held {
     delivery: Delivery,
     settler: Arc<dyn Settler>,
     counters: Arc<Counters>,
-    settled: bool,
+    flight: Flight,
+    taken: Taken,
+    ending: Ending,
 }
 
 impl Held {
-    pub(super) fn new(delivery: Delivery, settler: Arc<dyn Settler>, counters: Arc<Counters>) -> Self {
-        Counters::count(&counters.deliveries);
-        Held { delivery, settler, counters, settled: false }
+    pub(super) fn new(delivery: Delivery, settler: Arc<dyn Settler>, counters: Arc<Counters>, taken: Taken) -> Self {
+        let flight = counters.taken(taken);
+        Held { delivery, settler, counters, flight, taken, ending: Ending::Released }
     }
 
     pub(super) fn delivery(&self) -> &Delivery {
         &self.delivery
     }
 
-    pub(super) fn settle(mut self, settlement: Settlement) {
-        self.settle_once(settlement);
-    }
-
-    fn settle_once(&mut self, settlement: Settlement) {
-        self.settled = true;
-        match settlement {
-            Settlement::Ack => {}
-            Settlement::Release => Counters::count(&self.counters.released),
-            Settlement::Reject => Counters::count(&self.counters.rejected),
-        }
-        self.settler.settle(self.delivery.id, settlement);
+    pub(super) fn settle(mut self, ending: Ending) {
+        self.ending = ending;
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.settled {
-            self.settle_once(Settlement::Release);
-        }
+        self.settler.settle(self.delivery.id, self.ending.settlement());
+        self.counters.let_go(&self.flight, &self.ending, self.taken, self.delivery.message.properties.timestamp);
     }
 }

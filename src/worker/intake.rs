@@ -9,7 +9,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::counters::Counters;
+use super::counters::{Counters, Taken};
 use super::held::Held;
 use super::safe_mode::{Change, SafeMode};
 use crate::message::{Delivery, Settler};
@@ -66,11 +66,12 @@ impl Intake {
             }
             return false;
         };
-        batch.push(self.hold(first));
+        let taken = Taken::now();
+        batch.push(self.hold(first, taken));
         let mut ready = std::task::Context::from_waker(std::task::Waker::noop());
         while batch.len() < room.min(MAX_BATCH) {
             match deliveries.poll_next_unpin(&mut ready) {
-                std::task::Poll::Ready(Some(delivery)) => batch.push(self.hold(delivery)),
+                std::task::Poll::Ready(Some(delivery)) => batch.push(self.hold(delivery, taken)),
                 // The end, or the next arrival, is seen by the next call, which waits for it properly.
                 std::task::Poll::Ready(None) | std::task::Poll::Pending => break,
             }
@@ -83,12 +84,12 @@ impl Intake {
     pub(super) async fn give_back(&self) {
         let mut deliveries = self.deliveries.lock().await;
         while let Some(unstarted) = deliveries.next().await {
-            drop(self.hold(unstarted));
+            drop(self.hold(unstarted, Taken::now()));
         }
     }
 
-    fn hold(&self, delivery: Delivery) -> Held {
-        Held::new(delivery, Arc::clone(&self.settler), Arc::clone(&self.counters))
+    fn hold(&self, delivery: Delivery, taken: Taken) -> Held {
+        Held::new(delivery, Arc::clone(&self.settler), Arc::clone(&self.counters), taken)
     }
 
     fn watch(&self, batch: &mut Vec<Held>) -> bool {

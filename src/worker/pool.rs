@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::intake::Intake;
 use super::process::{Line, process};
 use super::safe_mode::SafeMode;
@@ -119,7 +119,9 @@ impl Pool {
     }
 
     fn slots(&self, safe_mode: &Mutex<SafeMode>) -> Slots {
-        if lock(safe_mode).is_on() {
+        let safe = lock(safe_mode).is_on();
+        self.line.counters.safe_mode(safe);
+        if safe {
             warn!(consumer = %self.line.consumer, "safe mode: one delivery at a time, since deliveries keep coming back");
             return Slots { workers: 1, each: 1 };
         }
@@ -135,7 +137,9 @@ impl Pool {
     ) -> Result<Ended, PoolError> {
         let Subscription { deliveries, settler } = subscription;
         let counters = Arc::clone(&self.line.counters);
-        let intake = Arc::new(Intake::new(deliveries, Arc::clone(&settler), Arc::clone(safe_mode), counters));
+        let _serving = counters.serving();
+        let intake =
+            Arc::new(Intake::new(deliveries, Arc::clone(&settler), Arc::clone(safe_mode), Arc::clone(&counters)));
         let mut workers: FuturesUnordered<_> = (0..slots.workers)
             .map(|number| {
                 AbortOnDropHandle::new(tokio::spawn(Arc::clone(self).worker(number, slots.each, Arc::clone(&intake))))
@@ -186,7 +190,7 @@ impl Pool {
         intake: Arc<Intake>,
     ) -> Result<(), IntensityExceeded> {
         let name = format!("{} worker {number}", self.line.consumer);
-        let on_restart = || Counters::count(&self.line.counters.restarts);
+        let on_restart = || self.line.counters.restarted();
         supervise(&name, RestartPolicy::DEFAULT, &self.shutdown, on_restart, || {
             work(Arc::clone(&self.line), self.shutdown.clone(), Arc::clone(&intake), slots)
         })
@@ -207,6 +211,7 @@ async fn work(
     intake: Arc<Intake>,
     slots: usize,
 ) -> Result<(), std::convert::Infallible> {
+    let _working = line.counters.working();
     let mut in_flight = FuturesUnordered::new();
     let mut batch = Vec::new();
     let mut open = true;
@@ -233,6 +238,5 @@ fn lock(safe_mode: &Mutex<SafeMode>) -> std::sync::MutexGuard<'_, SafeMode> {
 }
 
 fn progress(before: &Tally, after: &Tally) -> bool {
-    let settled = |tally: &Tally| tally.completed + tally.duplicates + tally.forwarded + tally.retried + tally.parked;
-    settled(after) > settled(before)
+    after.settled() > before.settled()
 }

@@ -15,13 +15,13 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use tracing::{error, warn};
 
-use super::counters::Counters;
+use super::counters::{Counters, Ending};
 use super::held::Held;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::handler::{Handler, Verdict, Work};
 use crate::ledger::{Entry, Ledger};
-use crate::message::{Delivery, Names, Publication, PublishError, Publisher, Settlement};
+use crate::message::{Delivery, Names, Publication, PublishError, Publisher};
 use crate::order::Order;
 use crate::recovery::{Failure, FailureKind, believed_retries, copy_for_failure};
 
@@ -75,13 +75,13 @@ enum Outcome {
 /// Works on a delivery until it can be settled, and settles it.
 pub(super) async fn process(line: Arc<Line>, held: Held) {
     let mut tries = 0;
-    let settlement = loop {
+    let ending = loop {
         match attempt(&line, held.delivery()).await {
-            Outcome::Done(verdict) => break done(&line, verdict),
-            Outcome::Interrupted => break Settlement::Release,
-            Outcome::Stranded => break Settlement::Reject,
+            Outcome::Done(verdict) => break Ending::Done(verdict),
+            Outcome::Interrupted => break Ending::Released,
+            Outcome::Stranded => break Ending::Rejected,
             Outcome::Failed(failure) => {
-                Counters::count(&line.counters.failed_attempts);
+                line.counters.failed(&failure);
                 match line.on_failure {
                     OnFailure::Forward { immediate } if failure.kind == FailureKind::Transient && tries < immediate => {
                     }
@@ -95,7 +95,7 @@ pub(super) async fn process(line: Arc<Line>, held: Held) {
             }
         }
     };
-    held.settle(settlement);
+    held.settle(ending);
 }
 
 /// One attempt: the handler, then what it wants published, then what it wants recorded.
@@ -188,18 +188,15 @@ async fn record(line: &Line, entry: Entry) -> Result<(), Failure> {
 }
 
 /// Hands a failure to the failed-order queue; an ack once that is confirmed.
-async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Settlement {
+async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Ending {
     tell(line, delivery, &failure);
     let copy = copy_for_failure(delivery, (&line.consumer, &line.queue), failure, &line.names, Timestamp::now());
     match publish(line, vec![copy]).await {
-        Ok(()) => {
-            Counters::count(&line.counters.forwarded);
-            Settlement::Ack
-        }
-        Err(PublishError::Closed) => Settlement::Release,
+        Ok(()) => Ending::Forwarded,
+        Err(PublishError::Closed) => Ending::Released,
         Err(refusal) => {
             error!(consumer = %line.consumer, error = %refusal, "cannot hand a failure on; leaving it to the broker");
-            Settlement::Reject
+            Ending::Rejected
         }
     }
 }
@@ -220,14 +217,4 @@ fn tell(line: &Line, delivery: &Delivery, failure: &Failure) {
         reason = failure.reason,
         "Order Failed"
     );
-}
-
-fn done(line: &Line, verdict: Verdict) -> Settlement {
-    Counters::count(match verdict {
-        Verdict::Completed => &line.counters.completed,
-        Verdict::Duplicate => &line.counters.duplicates,
-        Verdict::Retried => &line.counters.retried,
-        Verdict::Parked(_) => &line.counters.parked,
-    });
-    Settlement::Ack
 }

@@ -11,14 +11,14 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{Counters, Line, OnFailure, Pool};
+use super::{Counters, Line, OnFailure, Pool, PoolState, conservation};
 use crate::handler::{Handled, Handler, Verdict, Work};
 use crate::ledger::{Entry, Ledger, LedgerError, Recorded};
 use crate::message::{
     Consumer, Delivery, DeliveryId, HeaderValue, Headers, Message, Names, Publication, PublishError, Publisher,
     SettleError, Settlement, Settler, SubscribeError, Subscription, names,
 };
-use crate::recovery::{Failure, FailureKind};
+use crate::recovery::{DeadLetterReason, Failure, FailureKind};
 use crate::shutdown::Shutdown;
 
 type Settled = Arc<Mutex<Vec<(u64, Settlement)>>>;
@@ -186,6 +186,10 @@ struct Puppet {
     calls: AtomicUsize,
 }
 
+fn delay() -> crate::recovery::Delay {
+    "10s".parse().unwrap()
+}
+
 /// A handler's future that panics where nobody catches it.
 struct PanicsWhenDropped;
 
@@ -213,6 +217,9 @@ impl Handler for Puppet {
             let failure = |kind| Err(Failure::new(kind, "told", "told to"));
             match body {
                 "ok" => Ok(Handled::just(Verdict::Completed)),
+                "seen" => Ok(Handled::just(Verdict::Duplicate)),
+                "retry" => Ok(Handled::just(Verdict::Retried { consumer: Some("order".into()), delay: delay() })),
+                "park" => Ok(Handled::just(Verdict::Parked { consumer: None, reason: DeadLetterReason::NoOrigin })),
                 "emit" => Ok(Handled {
                     verdict: Verdict::Completed,
                     emit: vec![Publication {
@@ -232,7 +239,32 @@ impl Handler for Puppet {
     }
 }
 
+/// Holds the counters against what the broker was told, at the end of every test.
+struct Audit {
+    counters: Arc<Counters>,
+    settled: Settled,
+    most: u64,
+}
+
+impl Drop for Audit {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let tally = self.counters.tally();
+        assert_eq!(conservation::check(&tally, true, self.most), Ok(()), "{tally:?}");
+        let told = self.settled.lock().unwrap();
+        let told = |settlement| told.iter().filter(|(_, told)| *told == settlement).count() as u64;
+        assert_eq!(
+            (tally.settled(), tally.released, tally.rejected),
+            (told(ACK), told(RELEASE), told(Settlement::Reject)),
+            "{tally:?}"
+        );
+    }
+}
+
 struct Stage {
+    _audit: Audit,
     broker: Arc<Broker>,
     outbox: Arc<Outbox>,
     book: Arc<Book>,
@@ -279,7 +311,9 @@ impl Stage {
         });
         let pool = tokio::spawn(pool.run());
         broker.subscribed.notified().await;
-        Stage { broker, outbox, book, puppet, counters, shutdown, pool }
+        let most = workers as u64 * u64::from(prefetch);
+        let audit = Audit { counters: Arc::clone(&counters), settled: Arc::clone(&broker.settled), most };
+        Stage { _audit: audit, broker, outbox, book, puppet, counters, shutdown, pool }
     }
 
     async fn stop(self) -> Vec<(u64, Settlement)> {
@@ -496,4 +530,44 @@ async fn subscriptions_that_die_while_they_are_made_turn_on_safe_mode() {
     stage.broker.lose();
     stage.broker.subscribed.notified().await;
     assert_eq!(*stage.broker.prefetches.lock().unwrap(), [20, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_ending_is_counted_where_it_belongs() {
+    let stage = Stage::set(1, 10).await;
+    for (tag, body) in [(1, "ok"), (2, "seen"), (3, "retry"), (4, "park"), (5, "permanent"), (6, "transient")] {
+        stage.broker.deliver(tag, body);
+    }
+    stage.broker.settled(6).await;
+    stage.broker.deliver(7, "hang");
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let reading = stage.counters.read();
+    let tally = reading.tally;
+    assert_eq!((tally.deliveries, tally.in_flight, tally.accounted()), (7, 1, 7));
+    assert_eq!((tally.completed, tally.duplicates, tally.retried, tally.parked), (1, 1, 1, 1));
+    assert_eq!((tally.forwarded, tally.failed_attempts), (2, 4), "one permanent, one tried three times");
+    assert_eq!(reading.oldest, Some(Duration::from_secs(7)));
+    assert_eq!(reading.failures[&(FailureKind::Transient, "told".to_owned())], 3);
+    assert_eq!(reading.retries[&("order".into(), delay())], 1);
+    assert_eq!(reading.dead_letters[&("unknown".into(), DeadLetterReason::NoOrigin)], 1);
+    assert_eq!(reading.handling.count(), 6);
+    assert_eq!(reading.done_after.count(), 0, "no message had a timestamp");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pool_tells_its_workers_subscriptions_and_safe_mode() {
+    let stage = Stage::set(2, 10).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let state =
+        |subscriptions, workers_up, safe_mode| PoolState { serving: true, subscriptions, workers_up, safe_mode };
+    assert_eq!(stage.counters.read().pool, state(1, 2, false));
+    stage.broker.deliver_again(1, "ok", 3);
+    stage.broker.subscribed.notified().await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(stage.counters.read().pool, state(2, 1, true));
+    let counters = Arc::clone(&stage.counters);
+    stage.stop().await;
+    let stopped = PoolState { serving: false, subscriptions: 2, workers_up: 0, safe_mode: true };
+    assert_eq!(counters.read().pool, stopped);
+    assert_eq!(conservation::check(&counters.tally(), false, 20), Ok(()));
 }

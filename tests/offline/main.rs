@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers outside of test functions for product code")]
 
 mod ledger_kill;
+mod metrics;
 mod tidy;

@@ -21,6 +21,7 @@ const RANKS: &[(&str, u8)] = &[
     ("worker", 3),
     ("amqp", 3),
     ("monitor", 4),
+    ("admin", 5),
     ("app", 5),
     ("cli", 5),
     ("lib", 6),
@@ -28,7 +29,8 @@ const RANKS: &[(&str, u8)] = &[
 ];
 
 /// `message` names delays in its queue names, which are as basic as it is.
-const SAME_RANK: &[(&str, &str)] = &[("message", "delay"), ("app", "cli"), ("cli", "app")];
+const SAME_RANK: &[(&str, &str)] =
+    &[("message", "delay"), ("app", "cli"), ("cli", "app"), ("app", "admin"), ("cli", "admin")];
 
 /// Files are split before they have this many lines, tests not counted.
 const MAX_LINES: usize = 500;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -150,6 +151,12 @@ impl Orderd {
     /// The lines with this message.
     pub fn lines(&self, message: &str) -> Vec<Value> {
         self.log().into_iter().filter(|line| line["message"] == message).collect()
+    }
+
+    /// Where its admin listener answers.
+    pub fn admin(&self) -> SocketAddr {
+        until("the admin listener answers", || self.says("admin listener answers"));
+        self.lines("admin listener answers")[0]["address"].as_str().unwrap().parse().unwrap()
     }
 
     /// Whether a line has this message.

@@ -34,6 +34,8 @@ pub struct PublisherState {
     pub connected: bool,
     /// The number of the last epoch begun; 0 before the first connection.
     pub epoch: u64,
+    /// Connections made so far; each is an epoch of its own.
+    pub connections: u64,
     /// Publications that callers wait for.
     pub unconfirmed: usize,
 }
@@ -53,6 +55,7 @@ struct Shared {
     max_bytes: u32,
     connected: AtomicBool,
     epoch: AtomicU64,
+    connections: AtomicU64,
 }
 
 impl Shared {
@@ -75,6 +78,7 @@ impl Link {
             max_bytes,
             connected: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
         });
         let (batches, inbox) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
@@ -167,6 +171,7 @@ impl ConfirmingPublisher {
         PublisherState {
             connected: self.shared.connected.load(Ordering::Relaxed),
             epoch: self.shared.epoch.load(Ordering::Relaxed),
+            connections: self.shared.connections.load(Ordering::Relaxed),
             unconfirmed: (self.shared.max_unconfirmed as usize).saturating_sub(self.shared.room.available_permits()),
         }
     }

@@ -145,6 +145,7 @@ impl Owner {
     async fn live(&mut self, wire: Wire, epoch: &Epoch, patience: Duration) {
         let shared = Arc::clone(&self.desk.shared);
         shared.epoch.store(epoch.number, Ordering::Relaxed);
+        shared.connections.fetch_add(1, Ordering::Relaxed);
         shared.connected.store(true, Ordering::Relaxed);
         self.serve(&wire, epoch, patience).await;
         shared.connected.store(false, Ordering::Relaxed);

@@ -19,7 +19,7 @@ mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
@@ -85,6 +85,7 @@ pub struct SqliteLedger {
     /// Cancelled when the writer has let go of the file.
     finished: CancellationToken,
     commits: Arc<AtomicU64>,
+    failing: Arc<AtomicBool>,
 }
 
 impl SqliteLedger {
@@ -105,8 +106,10 @@ impl SqliteLedger {
         let (queue, requests) = mpsc::channel(tuning.queue);
         let finished = CancellationToken::new();
         let commits = Arc::new(AtomicU64::new(0));
-        writer::spawn(directory, tuning, requests, Arc::clone(&commits), finished.clone())?;
-        Ok(Self { queue, finished, commits })
+        let failing = Arc::new(AtomicBool::new(false));
+        let signs = writer::Signs { commits: Arc::clone(&commits), failing: Arc::clone(&failing) };
+        writer::spawn(directory, tuning, requests, signs, finished.clone())?;
+        Ok(Self { queue, finished, commits, failing })
     }
 
     /// Counts what an orderd ledger holds, reading it from any process while a daemon writes it. Blocks: it
@@ -121,6 +124,11 @@ impl SqliteLedger {
     /// Commits since the ledger was opened. Far fewer than entries, when entries come together.
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Whether it can record, as far as the last commit tells.
+    pub fn is_recording(&self) -> bool {
+        !self.failing.load(Ordering::Relaxed) && !self.finished.is_cancelled()
     }
 
     /// Removes a little of what is older than `before`: rows of processed orders, events and attempts, and the

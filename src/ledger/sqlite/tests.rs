@@ -122,10 +122,15 @@ async fn a_locked_file_is_an_error_until_it_is_unlocked() {
     let directory = directory();
     let ledger = SqliteLedger::open_with(directory.path(), impatient()).unwrap();
     let program = other(&directory);
+    assert!(ledger.is_recording());
     program.execute_batch("BEGIN EXCLUSIVE").unwrap();
     assert!(is_store_error(&ledger.record(notification("n-1")).await));
+    assert!(!ledger.is_recording());
     program.execute_batch("COMMIT").unwrap();
     assert_eq!(ledger.record(notification("n-1")).await.unwrap(), New);
+    assert!(ledger.is_recording());
+    ledger.close().await;
+    assert!(!ledger.is_recording());
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 use std::time::Duration;
@@ -34,6 +34,15 @@ pub(super) enum Request {
     Close,
 }
 
+/// What the writer shows of itself.
+#[derive(Debug)]
+pub(super) struct Signs {
+    /// Commits so far.
+    pub commits: Arc<AtomicU64>,
+    /// Whether the last commit failed; a lasting failure is logged once.
+    pub failing: Arc<AtomicBool>,
+}
+
 type Outcome = Result<Recorded, LedgerError>;
 type Answer = oneshot::Sender<Outcome>;
 
@@ -42,7 +51,7 @@ pub(super) fn spawn(
     directory: &Path,
     tuning: Tuning,
     requests: mpsc::Receiver<Request>,
-    commits: Arc<AtomicU64>,
+    signs: Signs,
     finished: CancellationToken,
 ) -> Result<(), OpenError> {
     let path = directory.join(FILE_NAME);
@@ -60,7 +69,7 @@ pub(super) fn spawn(
             match Statements::prepare(&connection) {
                 Ok(statements) => {
                     let _ = opened.send(Ok(()));
-                    Writer { connection: &connection, statements, requests, commits, tuning, failing: false }.run();
+                    Writer { connection: &connection, statements, requests, signs, tuning }.run();
                 }
                 Err(error) => return drop(opened.send(Err(OpenError::from_sqlite(&thread_path, error)))),
             }
@@ -94,10 +103,8 @@ struct Writer<'c> {
     connection: &'c Connection,
     statements: Statements<'c>,
     requests: mpsc::Receiver<Request>,
-    commits: Arc<AtomicU64>,
+    signs: Signs,
     tuning: Tuning,
-    /// Whether the last commit failed, so that a lasting failure is told once.
-    failing: bool,
 }
 
 impl Writer<'_> {
@@ -171,8 +178,8 @@ impl Writer<'_> {
         }
         match self.transact(batch) {
             Ok(outcomes) => {
-                self.commits.fetch_add(1, Ordering::Relaxed);
-                if std::mem::take(&mut self.failing) {
+                self.signs.commits.fetch_add(1, Ordering::Relaxed);
+                if self.signs.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("the ledger records again");
                 }
                 for ((_, answer), outcome) in batch.drain(..).zip(outcomes) {
@@ -182,7 +189,7 @@ impl Writer<'_> {
             }
             Err(error) => {
                 self.statements.roll_back(self.connection);
-                if !std::mem::replace(&mut self.failing, true) {
+                if !self.signs.failing.swap(true, Ordering::Relaxed) {
                     let (entries, cause) = (batch.len(), error.source());
                     tracing::warn!(%error, cause, entries, "the ledger cannot record; its callers will try again");
                 }

@@ -1,5 +1,6 @@
 //! The whole daemon as a process, on a real broker: what its users see of it.
 
+mod admin;
 mod crash;
 mod failures;
 mod insight;
@@ -9,4 +10,5 @@ mod own_node;
 mod poison;
 mod secrets;
 mod start;
+mod status;
 mod stop;

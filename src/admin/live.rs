@@ -1,0 +1,207 @@
+//! What the pages are made of: the running daemon's counters, publisher, ledger and view of the broker.
+//!
+//! It reads and never changes anything, but for its own samples of the last minute.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::amqp::ConfirmingPublisher;
+use crate::config::Config;
+use crate::ledger::SqliteLedger;
+use crate::monitor::BrokerView;
+use crate::monitor::status::{self, Check, ConsumerFacts, Daemon, Ledger, Publisher, Recent, Sample, Stage, Status};
+use crate::recovery::FAILED_HANDLER;
+use crate::shutdown::Shutdown;
+use crate::worker::Counters;
+
+/// One consumer and its counters.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// Its name.
+    pub name: String,
+    /// Its queue.
+    pub queue: String,
+    /// Workers configured.
+    pub workers: u64,
+    /// Deliveries one worker works on at a time.
+    pub prefetch: u64,
+    /// The delays of its retries; `None` for the consumer of failures.
+    pub delays: Option<Vec<String>>,
+    /// What it counts.
+    pub counters: Arc<Counters>,
+}
+
+impl Watched {
+    /// Every consumer of a configuration, with counters that begin at 0.
+    pub fn all(config: &Config) -> Vec<Self> {
+        let consumers = config.consumers.iter();
+        let watched = consumers.map(|(name, consumer)| Watched {
+            name: name.clone(),
+            queue: consumer.queue.clone(),
+            workers: consumer.workers as u64,
+            prefetch: u64::from(consumer.prefetch),
+            delays: (consumer.handler != FAILED_HANDLER)
+                .then(|| consumer.retry.delays.iter().map(ToString::to_string).collect()),
+            counters: Arc::new(Counters::default()),
+        });
+        watched.collect()
+    }
+}
+
+/// The running daemon, as the pages see it.
+pub struct Live {
+    begun: Instant,
+    started_at: Timestamp,
+    config: String,
+    consumers: Vec<Watched>,
+    ledger: Arc<SqliteLedger>,
+    /// Set once the topology is there.
+    publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
+    view: watch::Receiver<Arc<BrokerView>>,
+    shutdown: Shutdown,
+    recent: Mutex<Recent>,
+}
+
+/// Everything, read at one time.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    pub status: Status,
+    pub facts: Vec<ConsumerFacts>,
+}
+
+impl Live {
+    /// A daemon that starts now. `config_path` is told in the status; `publisher` is set once there is one.
+    pub fn new(
+        config_path: String,
+        consumers: Vec<Watched>,
+        publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
+        ledger: Arc<SqliteLedger>,
+        view: watch::Receiver<Arc<BrokerView>>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Live {
+            begun: Instant::now(),
+            started_at: Timestamp::now(),
+            config: config_path,
+            consumers,
+            ledger,
+            publisher,
+            view,
+            shutdown,
+            recent: Mutex::default(),
+        }
+    }
+
+    /// The consumers, by name.
+    pub fn consumers(&self) -> &[Watched] {
+        &self.consumers
+    }
+
+    /// The counters of a consumer.
+    pub fn counters(&self, consumer: &str) -> Option<Arc<Counters>> {
+        self.consumers.iter().find(|watched| watched.name == consumer).map(|watched| Arc::clone(&watched.counters))
+    }
+
+    /// The topology is there and publishing begins.
+    pub fn set_publisher(&self, publisher: Arc<ConfirmingPublisher>) {
+        // It is set once; a second one would be a second daemon.
+        let _ = self.publisher.set(publisher);
+    }
+
+    /// Keeps a sample for the rates of the last minute.
+    pub(super) fn sample(&self) {
+        let now = self.begun.elapsed();
+        let samples: BTreeMap<_, _> =
+            self.consumers.iter().map(|one| (one.name.clone(), Sample::from(&one.counters.read()))).collect();
+        self.recent().push(now, samples);
+    }
+
+    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything, read now.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let up = self.begun.elapsed();
+        let facts: Vec<_> = {
+            let recent = self.recent();
+            self.consumers.iter().map(|watched| facts(watched, &recent, up)).collect()
+        };
+        let consumers = status::consumers(&facts);
+        let publisher = self.publisher.get().map(|publisher| {
+            let state = publisher.state();
+            let (connected, connections) = (state.connected, state.connections);
+            Publisher { connected, connections, unconfirmed: state.unconfirmed as u64 }
+        });
+        let subscribed = consumers.values().filter(|consumer| consumer.subscribed).count() as u64;
+        let subscriptions: u64 = consumers.values().map(|consumer| consumer.subscriptions).sum();
+        let daemon = Daemon {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            stage: self.stage(),
+            started_at: self.started_at,
+            uptime_seconds: up.as_secs_f64(),
+            config: self.config.clone(),
+            config_generation: 1,
+            connections: subscribed + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
+            epochs: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
+            publisher,
+            ledger: Ledger { recording: self.ledger.is_recording(), commits: self.ledger.commits() },
+        };
+        let status = Status {
+            checks: checks(&daemon, &consumers),
+            daemon,
+            conserved: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
+            consumers,
+            broker: BrokerView::clone(&self.view.borrow()),
+        };
+        Snapshot { status, facts }
+    }
+
+    fn stage(&self) -> Stage {
+        if self.shutdown.has_begun() {
+            Stage::Draining
+        } else if self.publisher.get().is_none() {
+            Stage::Starting
+        } else {
+            Stage::Running
+        }
+    }
+}
+
+fn facts(watched: &Watched, recent: &Recent, up: Duration) -> ConsumerFacts {
+    let reading = watched.counters.read();
+    ConsumerFacts {
+        name: watched.name.clone(),
+        queue: watched.queue.clone(),
+        workers: watched.workers,
+        prefetch: watched.prefetch,
+        delays: watched.delays.clone(),
+        window: recent.window(&watched.name, up, &reading),
+        reading,
+    }
+}
+
+/// What must be so before the daemon is ready.
+fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>) -> Vec<Check> {
+    let check = |name: &str, ok: bool, good: &str, bad: &str| {
+        let detail = if ok { good } else { bad };
+        Check { name: name.to_owned(), ok, detail: detail.to_owned() }
+    };
+    let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
+    let mut checks = vec![
+        check("not draining", daemon.stage != Stage::Draining, "it works", "a shutdown has begun"),
+        check("ledger", daemon.ledger.recording, "it records", "the last commit failed, or it is closed"),
+        check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
+        check("publisher", connected, "connected", "no connection"),
+    ];
+    for (name, consumer) in consumers {
+        checks.push(check(&format!("consumer {name}"), consumer.subscribed, "subscribed", "no subscription"));
+    }
+    checks
+}

@@ -1,0 +1,278 @@
+//! The metrics: one snapshot, written as Prometheus reads it (OpenMetrics text). Every name begins with `orderd_`.
+//!
+//! Labels have few values: names of queues and consumers of the configuration, and words of orderd's own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::live::{Live, Snapshot};
+use crate::monitor::status::{ConsumerFacts, Stage};
+use crate::monitor::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
+use crate::recovery::DeadLetterReason;
+use crate::worker::{Histogram, conservation};
+
+/// What the answer is.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of this moment, as text.
+pub fn exposition(live: &Arc<Live>) -> String {
+    let mut registry = Registry::with_prefix("orderd");
+    registry.register_collector(Box::new(Page(live.snapshot())));
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("writing to a string does not fail");
+    text
+}
+
+#[derive(Debug)]
+struct Page(Snapshot);
+
+impl Collector for Page {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut sheet = Sheet(encoder);
+        self.daemon(&mut sheet)?;
+        self.deliveries(&mut sheet)?;
+        self.failures(&mut sheet)?;
+        self.pools(&mut sheet)?;
+        broker(&self.0.status.broker, &mut sheet)?;
+        queues(&self.0.status.broker, &mut sheet)
+    }
+}
+
+impl Page {
+    fn daemon(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let status = &self.0.status;
+        let daemon = &status.daemon;
+        let version = [("version", daemon.version.as_str())];
+        sheet.gauges("build", "Always 1; which orderd this is", [(version, 1.0)])?;
+        sheet.gauge(
+            "start_time_seconds",
+            "When it started, Unix time",
+            daemon.started_at.as_millisecond() as f64 / 1e3,
+        )?;
+        sheet.gauge("config_generation", "Configurations applied since the start", daemon.config_generation as f64)?;
+        sheet.gauge("draining", "Whether a shutdown has begun", flag(daemon.stage == Stage::Draining))?;
+        sheet.gauge(
+            "ready",
+            "Whether every readiness check holds",
+            flag(status.checks.iter().all(|check| check.ok)),
+        )?;
+        let checks = status.checks.iter().map(|check| ([("check", check.name.as_str())], flag(check.ok)));
+        sheet.gauges("ready_check", "Each readiness check", checks)?;
+        sheet.gauge("ledger_recording", "Whether the ledger can record", flag(daemon.ledger.recording))?;
+        sheet.counter("ledger_commits", "Commits of the ledger", daemon.ledger.commits)?;
+        let publisher = daemon.publisher.as_ref();
+        let connected = publisher.is_some_and(|publisher| publisher.connected);
+        sheet.gauge("publisher_connected", "Whether the publishing connection stands", flag(connected))?;
+        let connections = publisher.map_or(0, |publisher| publisher.connections);
+        sheet.counter("publisher_connections", "Publishing connections made, each an epoch", connections)?;
+        let unconfirmed = publisher.map_or(0, |publisher| publisher.unconfirmed);
+        sheet.gauge("publisher_unconfirmed", "Publications the broker has not confirmed yet", unconfirmed as f64)
+    }
+
+    fn deliveries(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let facts = || self.0.facts.iter();
+        let taken = facts().map(|one| (whose(one), one.reading.tally.deliveries));
+        sheet.counters("deliveries", "Deliveries taken from the broker", taken)?;
+        let settled = facts().flat_map(|one| {
+            let tally = &one.reading.tally;
+            [
+                ("completed", tally.completed),
+                ("duplicate", tally.duplicates),
+                ("forwarded", tally.forwarded),
+                ("retried", tally.retried),
+                ("parked", tally.parked),
+                ("released", tally.released),
+                ("rejected", tally.rejected),
+            ]
+            .map(|(outcome, count)| {
+                let [queue, consumer] = whose(one);
+                ([queue, consumer, ("outcome", outcome)], count)
+            })
+        });
+        sheet.counters("settled", "Deliveries let go of, by outcome", settled)?;
+        let in_flight = facts().map(|one| (whose(one), one.reading.tally.in_flight as f64));
+        sheet.gauges("in_flight", "Deliveries in hand", in_flight)?;
+        let oldest = facts().map(|one| (whose(one), one.reading.oldest.map_or(0.0, |age| age.as_secs_f64())));
+        sheet.gauges("oldest_in_flight_seconds", "Age of the oldest delivery in hand; 0 without any", oldest)?;
+        let broken = facts().map(|one| {
+            let held = conservation::check(&one.reading.tally, one.reading.pool.serving, one.workers * one.prefetch);
+            (whose(one), flag(held.is_err()))
+        });
+        sheet.gauges("conservation_broken", "Whether deliveries are lost or counted twice", broken)?;
+        let difference =
+            facts().map(|one| (whose(one), one.reading.tally.deliveries as f64 - one.reading.tally.accounted() as f64));
+        sheet.gauges("conservation_difference", "Deliveries taken less those settled or in hand", difference)?;
+        let handling = facts().map(|one| (whose(one), &one.reading.handling));
+        sheet.histograms("handling_seconds", "From a delivery's arrival to its ack", handling)?;
+        let done = facts().map(|one| (whose(one), &one.reading.done_after));
+        let help = "From the message's AMQP timestamp (whole seconds) to done, up to a second more than it took";
+        sheet.histograms("publish_to_done_seconds", help, done)
+    }
+
+    fn failures(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let facts = || self.0.facts.iter();
+        let failed = facts().flat_map(|one| {
+            one.reading.failures.iter().map(move |((kind, code), count)| {
+                let [queue, consumer] = whose(one);
+                ([queue, consumer, ("kind", kind.as_str()), ("code", code.as_str())], *count)
+            })
+        });
+        sheet.counters("failed_attempts", "Attempts that failed, by kind and code", failed)?;
+        let mut retries = std::collections::BTreeMap::new();
+        let mut parked = std::collections::BTreeMap::new();
+        for one in facts() {
+            // From the start on, so that the first of them is seen as an increase.
+            for delay in one.delays.iter().flatten() {
+                retries.entry((one.name.as_str(), delay.clone())).or_insert(0);
+            }
+            for reason in one.delays.iter().flat_map(|_| DeadLetterReason::ALL) {
+                parked.entry((one.name.as_str(), reason)).or_insert(0);
+            }
+            for ((consumer, delay), count) in &one.reading.retries {
+                *retries.entry((&**consumer, delay.to_string())).or_insert(0) += count;
+            }
+            for ((consumer, reason), count) in &one.reading.dead_letters {
+                *parked.entry((&**consumer, *reason)).or_insert(0) += count;
+            }
+        }
+        let retries =
+            retries.iter().map(|((consumer, delay), count)| ([("consumer", *consumer), ("delay", delay)], *count));
+        sheet.counters("retries", "Failures sent to a retry queue, by the consumer that failed", retries)?;
+        let parked = parked
+            .iter()
+            .map(|((consumer, reason), count)| ([("consumer", *consumer), ("reason", reason.as_str())], *count));
+        sheet.counters("dead_letters", "Messages parked, by the consumer that failed", parked)
+    }
+
+    fn pools(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let facts = || self.0.facts.iter();
+        let pool = |one: &ConsumerFacts| one.reading.pool;
+        sheet.gauges("workers", "Workers that run", facts().map(|one| (whose(one), pool(one).workers_up as f64)))?;
+        sheet.gauges("workers_wanted", "Workers configured", facts().map(|one| (whose(one), one.workers as f64)))?;
+        let subscribed = facts().map(|one| (whose(one), flag(pool(one).serving)));
+        sheet.gauges("subscribed", "Whether the consumer has a subscription", subscribed)?;
+        let subscriptions = facts().map(|one| (whose(one), pool(one).subscriptions));
+        sheet.counters("subscriptions", "Subscriptions made, each an epoch", subscriptions)?;
+        let safe = facts().map(|one| (whose(one), flag(pool(one).safe_mode)));
+        sheet.gauges("safe_mode", "Whether deliveries are worked on one at a time", safe)?;
+        let restarts = facts().map(|one| (whose(one), one.reading.tally.restarts));
+        sheet.counters("restarts", "Restarts of workers and pools", restarts)
+    }
+}
+
+fn broker(view: &BrokerView, sheet: &mut Sheet<'_>) -> fmt::Result {
+    let up = match view.api {
+        ApiState::Fresh => 1.0,
+        ApiState::Off | ApiState::Unasked | ApiState::Stale { .. } => 0.0,
+    };
+    sheet.gauge("management_up", "Whether the management API answered the last question", up)?;
+    let alarms = view.alarms.iter().flatten();
+    let alarms = alarms.map(|alarm| ([("node", alarm.node.as_str()), ("resource", alarm.resource.as_str())], 1.0));
+    sheet.gauges("broker_alarm", "An alarm of a node: publishing is blocked", alarms)?;
+    // A gauge for every kind, so that an alert on it has something to compare.
+    let kinds = FindingKind::ALL.map(|kind| {
+        let count = view.findings.iter().filter(|finding| finding.kind == kind).count();
+        ([("kind", kind.as_str())], count as f64)
+    });
+    sheet.gauges("findings", "Queues on which something lasts that should not", kinds)
+}
+
+fn queues(view: &BrokerView, sheet: &mut Sheet<'_>) -> fmt::Result {
+    let mut gauge = |name, help, value: fn(&QueueView) -> Option<f64>| {
+        let known = view
+            .queues
+            .iter()
+            .filter_map(|(name, queue)| Some(([("queue", name.as_str()), ("role", role(&queue.role))], value(queue)?)));
+        sheet.gauges(name, help, known)
+    };
+    gauge("queue_ready", "Messages that wait, as the broker told last", |queue| Some(queue.ready? as f64))?;
+    gauge("queue_unacked", "Messages handed out and not settled", |queue| Some(queue.unacked? as f64))?;
+    gauge("queue_consumers", "Consumers of the queue, of orderd or others", |queue| Some(queue.consumers? as f64))?;
+    gauge("queue_dead_letters_held", "Messages that the broker cannot hand on yet", |queue| {
+        Some(queue.dead_letters_held? as f64)
+    })
+}
+
+fn role(role: &QueueRole) -> &'static str {
+    match role {
+        QueueRole::Work { .. } => "work",
+        QueueRole::Retry { .. } => "retry",
+        QueueRole::DeadLetter => "dead_letter",
+        QueueRole::Unrouted => "unrouted",
+    }
+}
+
+type Label<'a> = (&'static str, &'a str);
+
+fn whose(facts: &ConsumerFacts) -> [Label<'_>; 2] {
+    [("queue", &facts.queue), ("consumer", &facts.name)]
+}
+
+fn flag(so: bool) -> f64 {
+    f64::from(u8::from(so))
+}
+
+/// Writes one family after the other.
+struct Sheet<'a>(DescriptorEncoder<'a>);
+
+impl Sheet<'_> {
+    fn counter(&mut self, name: &str, help: &str, count: u64) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        family.encode_counter::<NoLabelSet, _, u64>(&count, None)
+    }
+
+    fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        counts: impl IntoIterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, count) in counts {
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn gauges<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn histograms<'h, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        histograms: impl IntoIterator<Item = (L, &'h Histogram)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, histogram) in histograms {
+            // The encoder makes them cumulative.
+            let buckets: Vec<_> = histogram
+                .buckets()
+                .map(|(bound, count)| (bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64()), count))
+                .collect();
+            let (sum, count) = (histogram.sum().as_secs_f64(), histogram.count());
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+}

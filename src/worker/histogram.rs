@@ -1,0 +1,123 @@
+//! Durations counted in fixed buckets, and the quantiles estimated from them.
+//!
+//! Pure: no clock, no lock.
+
+use std::time::Duration;
+
+/// Durations in fixed buckets, as Prometheus counts them. A histogram is copied and subtracted at little cost, so
+/// that the last minute is the difference of two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histogram {
+    /// Upper bounds of the buckets, inclusive, ascending; a last bucket without a bound follows.
+    bounds: &'static [Duration],
+    /// Durations in each bucket, not cumulative; one more than bounds.
+    counts: Vec<u64>,
+    sum: Duration,
+}
+
+impl Histogram {
+    /// An empty one with these inclusive upper bounds, ascending.
+    pub fn new(bounds: &'static [Duration]) -> Self {
+        Histogram { bounds, counts: vec![0; bounds.len() + 1], sum: Duration::ZERO }
+    }
+
+    /// Counts one duration.
+    pub fn add(&mut self, duration: Duration) {
+        let bucket = self.bounds.partition_point(|bound| *bound < duration);
+        self.counts[bucket] += 1;
+        self.sum = self.sum.saturating_add(duration);
+    }
+
+    /// Durations counted.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Their sum.
+    pub fn sum(&self) -> Duration {
+        self.sum
+    }
+
+    /// Each bucket's upper bound, `None` for the last, with the durations in it alone.
+    pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
+        self.bounds.iter().copied().map(Some).chain([None]).zip(self.counts.iter().copied())
+    }
+
+    /// What was counted since `earlier`, a former state of this one.
+    pub fn since(&self, earlier: &Histogram) -> Histogram {
+        let counts = self.counts.iter().zip(&earlier.counts).map(|(now, then)| now.saturating_sub(*then));
+        Histogram { bounds: self.bounds, counts: counts.collect(), sum: self.sum.saturating_sub(earlier.sum) }
+    }
+
+    /// Estimates the duration that a share `quantile` of all stays within, taking durations as spread evenly in
+    /// their bucket; past the last bound it is that bound. `None` if there are no durations.
+    pub fn quantile(&self, quantile: f64) -> Option<Duration> {
+        let count = self.count();
+        if count == 0 {
+            return None;
+        }
+        let rank = quantile.clamp(0.0, 1.0) * count as f64;
+        let (mut below, mut lower) = (0.0, Duration::ZERO);
+        for (bound, here) in self.buckets() {
+            let Some(bound) = bound else { break };
+            let here = here as f64;
+            if here > 0.0 && below + here >= rank {
+                return Some(lower + (bound - lower).mul_f64(((rank - below) / here).clamp(0.0, 1.0)));
+            }
+            below += here;
+            lower = bound;
+        }
+        Some(lower)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    const BOUNDS: [Duration; 3] = [ms(10), ms(100), ms(1000)];
+
+    #[test]
+    fn a_duration_on_a_bound_is_within_it() {
+        let mut histogram = Histogram::new(&BOUNDS);
+        for millis in [0, 10, 11, 100, 1000, 1001] {
+            histogram.add(ms(millis));
+        }
+        let counts: Vec<_> = histogram.buckets().map(|(_, count)| count).collect();
+        assert_eq!(counts, [2, 2, 1, 1]);
+        assert_eq!((histogram.count(), histogram.sum()), (6, ms(2122)));
+    }
+
+    #[test]
+    fn quantiles_are_interpolated_in_their_bucket() {
+        let mut histogram = Histogram::new(&BOUNDS);
+        assert_eq!(histogram.quantile(0.5), None);
+        (0..50).for_each(|_| histogram.add(ms(5)));
+        (0..50).for_each(|_| histogram.add(ms(60)));
+        assert_eq!(histogram.quantile(0.25), Some(ms(5)));
+        assert_eq!(histogram.quantile(0.5), Some(ms(10)));
+        assert_eq!(histogram.quantile(0.75), Some(ms(55)));
+        assert_eq!(histogram.quantile(1.0), Some(ms(100)));
+    }
+
+    #[test]
+    fn what_is_past_the_last_bound_counts_as_that_bound() {
+        let mut histogram = Histogram::new(&BOUNDS);
+        histogram.add(ms(90_000));
+        assert_eq!(histogram.quantile(0.99), Some(ms(1000)));
+    }
+
+    #[test]
+    fn a_difference_is_what_came_in_between() {
+        let mut histogram = Histogram::new(&BOUNDS);
+        histogram.add(ms(5));
+        let earlier = histogram.clone();
+        histogram.add(ms(500));
+        let between = histogram.since(&earlier);
+        assert_eq!((between.count(), between.sum()), (1, ms(500)));
+    }
+}

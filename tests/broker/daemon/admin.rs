@@ -1,0 +1,286 @@
+//! The admin listener of a running daemon: who may ask, and whether what it tells is true.
+
+use std::net::{TcpListener, TcpStream};
+
+use crate::support::Node;
+use crate::support::http::{Scrape, ask, get, json};
+use crate::support::raw::properties::Properties;
+use crate::support::shop::{Orderd, Shop, order, until};
+
+const CONSUMERS: [&str; 5] = ["analytics", "failed", "notification", "order", "priority"];
+
+/// Each consumer's deliveries add up, in the metrics and in the status.
+fn assert_conserved(orderd: &Orderd) {
+    let scrape = Scrape::of(orderd.admin());
+    for consumer in CONSUMERS {
+        let (taken, settled) = (
+            scrape.of_consumer("orderd_deliveries_total", consumer),
+            scrape.of_consumer("orderd_settled_total", consumer),
+        );
+        assert_eq!(taken, settled + scrape.of_consumer("orderd_in_flight", consumer), "{consumer}");
+        assert_eq!(scrape.of_consumer("orderd_conservation_difference", consumer), 0.0, "{consumer}");
+    }
+    let status = json(orderd.admin(), "/api/v1/status");
+    for consumer in CONSUMERS {
+        let books = &status["consumers"][consumer]["conservation"];
+        let count = |name: &str| books[name].as_u64().unwrap_or_else(|| panic!("no {name} in {books}"));
+        let whereabouts = ["succeeded", "handed_on", "released", "rejected", "in_flight"];
+        assert_eq!(count("deliveries"), whereabouts.map(count).iter().sum::<u64>(), "{consumer}: {books}");
+    }
+}
+
+#[test]
+fn known_numbers_in_are_the_same_numbers_out() {
+    const ORDERS: u64 = 8000;
+    let node = Node::shared();
+    let shop = Shop::new(&node)
+        .set("log.level", "info")
+        .set("consumers.order.faults.transient", "0.1")
+        .set("consumers.order.faults.permanent", "0.05")
+        .set("consumers.order.retry.immediate", "0");
+    let mut orderd = shop.open();
+    let admin = orderd.admin();
+    let book = shop.book();
+    let orders = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
+    shop.raw().flood("orders", orders);
+    let mut raw = shop.raw();
+    (0..7).for_each(|_| raw.send_to("orders", "order.normal.created", &Properties::persistent(), b"{not json"));
+    // All connections die meanwhile: what was in hand is handed out again.
+    let mut left = None;
+    let parked = || book.number("SELECT count(*) FROM dead_letters WHERE reason = 'permanent'");
+    until("all orders are through", || {
+        assert_conserved(&orderd);
+        if left.is_none() && book.processed() > 0 {
+            shop.vhost.close_connections();
+            left = Some(ORDERS - book.processed() - parked());
+        }
+        book.processed() + parked() == ORDERS
+    });
+    let (processed, parked) = (book.processed(), parked());
+    let attempts = |of: &str| book.number(&format!("SELECT count(*) FROM attempts WHERE {of}"));
+    until("all is settled", || {
+        let scrape = Scrape::of(admin);
+        let waiting = |consumer| scrape.of_consumer("orderd_in_flight", consumer) > 0.0;
+        let parked_events = book.number("SELECT count(*) FROM events WHERE name = 'failed'");
+        !CONSUMERS.into_iter().any(waiting)
+            && book.number("SELECT count(*) FROM events WHERE name = 'processed'") == processed
+            && book.number("SELECT count(*) FROM events WHERE name = 'email'") == processed
+            && parked_events == book.number("SELECT count(*) FROM dead_letters")
+    });
+    assert_conserved(&orderd);
+    assert!(left > Some(0), "no connection was killed under load");
+    until("all connections stand again", || json(admin, "/api/v1/status")["daemon"]["connections"] == 6);
+
+    let (scrape, status) = (Scrape::of(admin), json(admin, "/api/v1/status"));
+    let settled =
+        |consumer, outcome| scrape.sum("orderd_settled_total", &[("consumer", consumer), ("outcome", outcome)]);
+    // A delivery lost with its connection, before or after its effect was recorded, comes again: as a duplicate if
+    // the effect was.
+    let through = settled("order", "completed") + settled("order", "duplicate");
+    assert!(through >= processed as f64, "{through} of {processed}");
+    assert!(settled("order", "completed") + settled("order", "released") >= processed as f64);
+    assert_eq!(settled("order", "rejected"), 0.0);
+    let reason = |reason| scrape.sum("orderd_dead_letters_total", &[("consumer", "order"), ("reason", reason)]);
+    assert!(reason("permanent") >= parked as f64 && reason("malformed") >= 7.0);
+    assert_eq!(reason("retries_exhausted"), 0.0);
+    let retried = scrape.sum("orderd_retries_total", &[("consumer", "order"), ("delay", "300ms")]);
+    assert!(retried >= attempts("delay = '300ms'") as f64 && retried > 400.0, "{retried}");
+    let failed = scrape.sum("orderd_failed_attempts_total", &[("kind", "transient"), ("code", "injected_transient")]);
+    assert!(failed >= attempts("failure_code = 'injected_transient'") as f64);
+    let subscriptions = scrape.of_consumer("orderd_subscriptions_total", "order");
+    assert!(subscriptions >= 2.0, "{subscriptions}");
+    let handled = scrape.of_consumer("orderd_handling_seconds_count", "order");
+    let acked = ["completed", "duplicate", "forwarded"].map(|outcome| settled("order", outcome)).iter().sum::<f64>();
+    assert_eq!(handled, acked);
+    let done = scrape.of_consumer("orderd_publish_to_done_seconds_count", "notification");
+    assert_eq!(done, settled("notification", "completed"), "orderd's own events carry a timestamp");
+
+    let of = &status["consumers"]["order"];
+    assert_eq!(of["processed"].as_f64().unwrap(), settled("order", "completed"));
+    assert_eq!(of["retried"].as_f64().unwrap(), retried);
+    assert_eq!(of["dead_letters"]["malformed"].as_f64().unwrap(), reason("malformed"));
+    assert_eq!((status["conserved"].as_bool(), of["in_flight"].as_u64()), (Some(true), Some(0)));
+    assert_eq!(status["daemon"]["stage"], "running");
+    assert!(status["daemon"]["epochs"].as_u64().unwrap() >= 8, "{}", status["daemon"]);
+    assert_eq!(status["daemon"]["connections"], 6);
+    assert!(!orderd.says("deliveries do not add up: report this with the log"));
+    let sold = json(admin, "/api/v1/report?by=status&since=24h");
+    let rows = sold["currencies"][0]["rows"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["key"] == "processed").unwrap();
+    assert_eq!(row["orders"].as_u64(), Some(processed), "{sold}");
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn without_kills_every_figure_is_exact() {
+    const ORDERS: u64 = 500;
+    let node = Node::shared();
+    let shop = Shop::new(&node)
+        .set("consumers.order.faults.transient", "0.2")
+        .set("consumers.order.retry.immediate", "1")
+        .set("consumers.priority.faults.permanent", "1.0");
+    let mut orderd = shop.open();
+    let admin = orderd.admin();
+    let orders = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
+    shop.raw().flood("orders", orders.clone());
+    let book = shop.book();
+    book.await_settled(ORDERS);
+    // All of them again, and ten that can never be processed.
+    shop.raw().flood("orders", orders);
+    let urgent = (0..10).map(|n| ("order.priority.created".to_owned(), order(&format!("urgent-{n}"))));
+    shop.raw().flood("orders", urgent);
+    let settled = |scrape: &Scrape, consumer, outcome| {
+        scrape.sum("orderd_settled_total", &[("consumer", consumer), ("outcome", outcome)])
+    };
+    until("all is settled", || {
+        let scrape = Scrape::of(admin);
+        settled(&scrape, "order", "duplicate") == ORDERS as f64
+            && settled(&scrape, "failed", "parked") == 10.0
+            && settled(&scrape, "analytics", "completed") == ORDERS as f64 + 10.0
+    });
+    let scrape = Scrape::of(admin);
+    // An injected fault strikes the repetition too, and the ledger records equal attempts once.
+    let struck = book.number("SELECT count(*) FROM attempts WHERE delay IS NOT NULL") as f64;
+    assert!(struck > 50.0, "{struck}");
+    let retried = 2.0 * struck;
+    let expected = [
+        // First deliveries, the delayed retries, and the repetitions.
+        ("order", [("completed", 500.0), ("duplicate", 500.0), ("forwarded", retried), ("released", 0.0)]),
+        ("priority", [("completed", 0.0), ("duplicate", 0.0), ("forwarded", 10.0), ("released", 0.0)]),
+        ("failed", [("completed", 0.0), ("retried", retried), ("parked", 10.0), ("released", 0.0)]),
+        ("notification", [("completed", 500.0), ("duplicate", 0.0), ("forwarded", 0.0), ("released", 0.0)]),
+    ];
+    for (consumer, outcomes) in expected {
+        for (outcome, count) in outcomes {
+            assert_eq!(settled(&scrape, consumer, outcome), count, "{consumer} {outcome}");
+        }
+        let sum: f64 = outcomes.iter().map(|(_, count)| count).sum();
+        assert_eq!(scrape.of_consumer("orderd_deliveries_total", consumer), sum, "{consumer}");
+    }
+    let failed = scrape.sum("orderd_failed_attempts_total", &[("consumer", "order")]);
+    assert_eq!(failed, 2.0 * retried, "an immediate retry fails again");
+    assert_eq!(scrape.sum("orderd_dead_letters_total", &[("consumer", "priority"), ("reason", "permanent")]), 10.0);
+    assert_eq!(scrape.sum("orderd_dead_letters_total", &[]), 10.0);
+    assert_eq!(scrape.sum("orderd_retries_total", &[]), retried);
+    assert_eq!((scrape.sum("orderd_ready", &[]), scrape.sum("orderd_draining", &[])), (1.0, 0.0));
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn without_a_broker_it_is_alive_and_not_ready() {
+    let node = Node::shared();
+    // Reserved by binding it, and free again when dropped.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let shop = Shop::new(&node).set("broker.addresses", &nobody.to_string());
+    let mut orderd = shop.run();
+    let admin = orderd.admin();
+    assert_eq!(get(admin, "/livez").status, 200);
+    let plain = get(admin, "/readyz");
+    assert_eq!((plain.status, plain.body.trim()), (503, "not ready"));
+    let verbose = get(admin, "/readyz?verbose");
+    assert_eq!(verbose.status, 503);
+    for line in ["[+] ledger", "[-] topology", "[-] publisher", "[-] consumer order", "[+] not draining"] {
+        assert!(verbose.body.contains(line), "no {line}: {}", verbose.body);
+    }
+    let status = json(admin, "/api/v1/status");
+    assert_eq!(status["daemon"]["stage"], "starting");
+    assert_eq!(Scrape::of(admin).sum("orderd_ready", &[]), 0.0);
+    assert_eq!(orderd.stop(), 0);
+    assert!(TcpStream::connect(admin).is_err(), "it still listens");
+}
+
+#[test]
+fn a_ready_daemon_says_so_and_a_draining_one_does_not() {
+    let node = Node::shared();
+    let shop = Shop::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "5s");
+    let mut orderd = shop.open();
+    let admin = orderd.admin();
+    until("it is ready", || get(admin, "/readyz").status == 200);
+    let verbose = get(admin, "/readyz?verbose");
+    assert!(verbose.body.ends_with("ready\n") && !verbose.body.contains("[-]"), "{}", verbose.body);
+    shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("hangs"));
+    until("an order hangs", || {
+        let status = json(admin, "/api/v1/status");
+        status["consumers"]["order"]["oldest_in_flight_seconds"].as_f64().is_some_and(|age| age > 0.5)
+    });
+    orderd.signal("TERM");
+    until("it drains", || get(admin, "/readyz").status == 503);
+    assert_eq!(get(admin, "/livez").status, 200);
+    assert_eq!(json(admin, "/api/v1/status")["daemon"]["stage"], "draining");
+    assert_eq!(orderd.exit(), 0);
+}
+
+#[test]
+fn who_may_not_ask_is_turned_away() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let token = shop.directory.path().join("token");
+    std::fs::write(&token, "0123456789abcdef\n").unwrap();
+    let shop = shop.set("admin.token_file", token.to_str().unwrap());
+    let mut orderd = shop.run();
+    let admin = orderd.admin();
+    let asked = |path: &str, fields: &str| {
+        ask(admin, &format!("GET {path} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n")).status
+    };
+    let host = format!("Host: {admin}\r\n");
+    let bearer = format!("{host}Authorization: Bearer 0123456789abcdef\r\n");
+    assert_eq!(asked("/livez", &host), 200);
+    for path in ["/metrics", "/api/v1/status", "/api/v1/report", "/readyz?verbose"] {
+        assert_eq!(asked(path, &host), 401, "{path}");
+        assert_eq!(asked(path, &host.replace("\r\n", "\r\nAuthorization: Bearer guess\r\n")), 401, "{path}");
+    }
+    assert_eq!(asked("/metrics", &bearer), 200);
+    assert_eq!(asked("/livez", "Host: evil.example\r\n"), 421);
+    assert_eq!(asked("/livez", &format!("{host}Origin: http://evil.example\r\n")), 403);
+    assert_eq!(asked("/metrics", &format!("{bearer}Content-Length: 1\r\n")), 413);
+    assert_eq!(asked("/metrics", &format!("{bearer}X: {}\r\n", "x".repeat(20_000))), 431);
+    assert_eq!(asked("/api/v1/report?by=colour", &bearer), 400);
+    assert_eq!(asked("/nothing", &bearer), 404);
+    let posted = ask(admin, &format!("POST /metrics HTTP/1.1\r\n{bearer}Connection: close\r\n\r\n"));
+    assert_eq!(posted.status, 405);
+    assert!(!orderd.output().contains("0123456789abcdef"));
+    orderd.kill();
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_others_out() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let mut orderd = shop.run();
+    let admin = orderd.admin();
+    let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    // Answered once those that came before have run out of time.
+    assert_eq!(get(admin, "/livez").status, 200);
+    drop(silent);
+    orderd.kill();
+}
+
+#[test]
+fn an_address_that_is_taken_is_one_clear_error() {
+    let node = Node::shared();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let shop = Shop::new(&node).set("admin.listen", &address);
+    let mut orderd = shop.run();
+    assert_eq!(orderd.exit(), 78, "{}", orderd.output());
+    let errors = orderd.errors();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    for part in ["admin.listen", &address, "in use", "off"] {
+        assert!(errors[0].contains(part), "no {part:?}: {errors:?}");
+    }
+    assert!(!shop.ledger().exists(), "it has made a ledger");
+
+    let without = shop.set("admin.listen", "off");
+    let mut orderd = without.open();
+    assert!(!orderd.says("admin listener answers"));
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn beyond_loopback_it_does_not_start_without_a_token() {
+    let node = Node::shared();
+    let shop = Shop::new(&node).set("admin.listen", "0.0.0.0:0");
+    let mut orderd = shop.run();
+    assert_eq!(orderd.exit(), 78);
+    assert!(orderd.output().contains("token_file"), "{}", orderd.output());
+}

@@ -1,0 +1,158 @@
+//! The dashboard and the alert rules name only metrics, labels and words that orderd has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use orderd::admin::{Live, Watched, exposition};
+use orderd::config::{Config, Sources};
+use orderd::ledger::SqliteLedger;
+use orderd::monitor::BrokerView;
+use orderd::monitor::view::{Alarm, FindingKind, QueueRole, QueueView};
+use orderd::shutdown::Shutdown;
+
+fn file(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// A scrape of a daemon that runs by the default configuration and has just begun.
+async fn scrape() -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/orderd.toml");
+    let sources = Sources { file: Some(path), ..Sources::default() };
+    let config = Config::load(&sources, &orderd::handler::NAMES).unwrap().config;
+    let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
+    let mut queue = QueueView::unknown(QueueRole::Unrouted);
+    (queue.ready, queue.unacked, queue.consumers, queue.dead_letters_held) = (Some(1), Some(2), Some(3), Some(4));
+    let alarm = Alarm { node: "rabbit@a".to_owned(), resource: "memory".to_owned() };
+    let queues = [("unrouted_queue".to_owned(), queue)].into();
+    let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
+    let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
+    let consumers = Watched::all(&config);
+    let live =
+        Live::new(String::new(), consumers, Arc::new(OnceLock::new()), Arc::clone(&ledger), view, Shutdown::new());
+    let text = exposition(&Arc::new(live));
+    ledger.close().await;
+    text
+}
+
+/// The names samples have, by what the scrape says of each metric's type.
+fn names(scrape: &str) -> BTreeSet<String> {
+    let types = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let suffixes = |kind: &str| match kind {
+        "counter" => vec!["_total"],
+        "gauge" => vec![""],
+        "histogram" => vec!["_bucket", "_sum", "_count"],
+        other => panic!("a metric of type {other}"),
+    };
+    types.flat_map(|(name, kind)| suffixes(kind).into_iter().map(move |suffix| format!("{name}{suffix}"))).collect()
+}
+
+/// The labels each metric's samples have.
+fn labels(scrape: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in scrape.lines().filter(|line| !line.starts_with('#')) {
+        let Some((name, rest)) = line.split_once('{') else { continue };
+        let of_name = labels.entry(name.to_owned()).or_default();
+        of_name.extend(rest.split("=\"").filter_map(|part| {
+            let label = part.rsplit([',', '{', '"']).next()?;
+            label.chars().all(|c| c.is_ascii_lowercase() || c == '_').then(|| label.to_owned())
+        }));
+    }
+    labels
+}
+
+/// Every metric of orderd's in a PromQL expression, with the labels that are matched on it.
+fn named(expression: &str) -> Vec<(String, Vec<String>)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut found = Vec::new();
+    for (at, _) in expression.match_indices("orderd_") {
+        if expression[..at].ends_with(is_name) {
+            continue;
+        }
+        let rest = &expression[at..];
+        let name = rest.split(|c| !is_name(c)).next().unwrap_or_default().to_owned();
+        let matchers = rest[name.len()..].strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let matched = matchers.map_or_else(Vec::new, |(matchers, _)| {
+            let labels = matchers.split(',').filter_map(|matcher| matcher.split(['=', '!']).next());
+            labels.map(|label| label.trim().to_owned()).collect()
+        });
+        found.push((name, matched));
+    }
+    found
+}
+
+fn dashboard_expressions() -> Vec<String> {
+    let dashboard: serde_json::Value = serde_json::from_str(&file("config/grafana/orderd.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut expressions: Vec<_> = targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    expressions.extend(variables.iter().filter_map(|variable| variable["query"].as_str().map(str::to_owned)));
+    expressions
+}
+
+fn rule_expressions() -> Vec<String> {
+    let rules = file("config/prometheus/orderd.rules.yml");
+    rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn every_metric_on_the_dashboard_and_in_the_rules_exists_with_its_labels() {
+    let scrape = scrape().await;
+    let (names, labels) = (names(&scrape), labels(&scrape));
+    let expressions = [dashboard_expressions(), rule_expressions()].concat();
+    assert!(expressions.len() > 30, "{expressions:?}");
+    for expression in &expressions {
+        for (name, matched) in named(expression) {
+            assert!(names.contains(&name), "there is no {name}: {expression}");
+            for label in matched.iter().filter(|label| *label != "instance") {
+                assert!(labels[&name].contains(label), "{name} has no label {label}: {expression}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_that_an_operator_relies_on_is_there() {
+    let rules = file("config/prometheus/orderd.rules.yml");
+    for alert in
+        ["DeadLettersGrowing", "NoConsumer", "RetriesOverdue", "UnroutedMessages", "ConservationBroken", "NotReady"]
+    {
+        assert!(rules.contains(&format!("- alert: Orderd{alert}\n")), "{alert}");
+    }
+    assert_eq!(rules.matches("- alert: ").count(), rule_expressions().len(), "an alert has no expression of one line");
+    let kinds = rules.split("kind=~\"").skip(1).chain(rules.split("kind=\"").skip(1));
+    let kinds: Vec<_> = kinds.flat_map(|rest| rest.split('"').next().unwrap_or_default().split('|')).collect();
+    assert!(kinds.len() > 5);
+    for kind in kinds {
+        assert!(FindingKind::ALL.iter().any(|known| known.as_str() == kind), "there is no kind {kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_scrape_is_well_formed() {
+    let scrape = scrape().await;
+    assert!(scrape.ends_with("# EOF\n"));
+    let mut seen = BTreeSet::new();
+    for line in scrape.lines().filter(|line| !line.starts_with('#')) {
+        let (sample, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        assert!(sample.starts_with("orderd_"), "{line}");
+        assert!(seen.insert(sample.to_owned()), "told twice: {line}");
+    }
+    // From the first scrape on, so that the first dead letter is an increase.
+    let first = r#"orderd_dead_letters_total{consumer="order",reason="malformed"} 0"#;
+    assert!(scrape.contains(first), "{scrape}");
+    for metric in names(&scrape) {
+        assert!(metric.starts_with("orderd_"), "{metric}");
+    }
+}
+
+#[test]
+fn expressions_are_read_as_they_are_written() {
+    let found = named("sum by (x) (rate(orderd_a_total{k=~\"a|b\",l!=\"c\"}[5m])) / orderd_b > my_orderd_c");
+    let labels = vec!["k".to_owned(), "l".to_owned()];
+    assert_eq!(found, [("orderd_a_total".to_owned(), labels), ("orderd_b".to_owned(), vec![])]);
+}
