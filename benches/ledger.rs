@@ -15,7 +15,7 @@ use rust_decimal::Decimal;
 
 /// The daemon's own.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 struct Load {
     orders: u64,

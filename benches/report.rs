@@ -14,7 +14,7 @@ use rusqlite::Connection;
 
 /// The daemon's own.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Times that each question is asked; the median is told.
 const ROUNDS: usize = 9;
