@@ -264,6 +264,15 @@ fn a_file_in_place_of_the_directory_is_named() {
 }
 
 #[test]
+fn a_ledger_in_a_directory_that_may_not_be_written_says_who_may_read_it() {
+    // What SQLite says there; permissions do not bind every user that runs tests.
+    let source =
+        rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY_DIRECTORY), None);
+    let error = OpenError::from_sqlite(Path::new("/ledger/orderd.db"), source);
+    assert!(error.is_configuration() && error.to_string().contains("as orderd's user"), "{error}");
+}
+
+#[test]
 fn a_file_that_is_no_ledger_is_refused_and_left_alone() {
     let text = directory();
     let content = "not a database at all, ".repeat(50);
