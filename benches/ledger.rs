@@ -137,7 +137,7 @@ async fn one_order(ledger: &SqliteLedger, n: u64, load: &Load) {
     let order_id = Some(id.clone());
     let channel = "email".to_owned();
     record(Entry::Notification(Box::new(NewNotification { id: notification, order_id, channel, at }))).await;
-    let sale = Sale { product, quantity: 3, total, currency: currency.to_string(), at };
+    let sale = Sale { product, quantity: 3, total, currency, at };
     record(Entry::Analytics(Box::new(NewAnalytics {
         id: format!("{id}/analytics/processed"),
         order_id: Some(id),

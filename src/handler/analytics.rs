@@ -13,7 +13,7 @@ use super::notification::{channel_of, order_id};
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
 use crate::chain::chain;
 use crate::ledger::{Entry, Ledger, NewAnalytics, Recorded};
-use crate::order::{OrderId, Sale};
+use crate::order::{Currency, MAX_QUANTITY, OrderId, RuleError, Sale};
 use crate::recovery::{Failure, FailureKind};
 
 /// The event that orderd emits for each processed order; only it counts as a sale.
@@ -33,6 +33,25 @@ struct Processed {
     total: Decimal,
     currency: String,
     at: Timestamp,
+}
+
+impl Processed {
+    /// What it adds to the aggregates, if that is what a processed order can be worth: anybody can publish one.
+    fn sale(self) -> Result<Sale, Failure> {
+        let Processed { order_id: _, product, quantity, total, currency, at } = self;
+        let currency: Currency = currency.parse().map_err(|error: RuleError| no_sale(error.to_string()))?;
+        if !(1..=MAX_QUANTITY).contains(&quantity) {
+            return Err(no_sale(RuleError::Quantity(quantity).to_string()));
+        }
+        if total < Decimal::ZERO {
+            return Err(no_sale(format!("total must not be negative, is {total}")));
+        }
+        Ok(Sale { product, quantity, total, currency, at })
+    }
+}
+
+fn no_sale(reason: String) -> Failure {
+    Failure::new(FailureKind::Malformed, "invalid_sale", reason)
 }
 
 impl AnalyticsHandler {
@@ -72,15 +91,10 @@ fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failu
         return Ok((order_id(body)?.0, None));
     }
     match serde_json::from_slice::<Processed>(body) {
-        Ok(Processed { order_id, product, quantity, total, currency, at }) => {
-            Ok((Some(order_id.as_str().to_owned()), Some(Sale { product, quantity, total, currency, at })))
-        }
+        Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.sale()?))),
         // Another producer's event of the same name is recorded, but is no sale.
         Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),
-        Err(error) => {
-            let reason = format!("not an event of a processed order: {error}");
-            Err(Failure::new(FailureKind::Malformed, "invalid_sale", reason))
-        }
+        Err(error) => Err(no_sale(format!("not an event of a processed order: {error}"))),
     }
 }
 
@@ -102,6 +116,19 @@ mod tests {
     fn another_producers_event_is_no_sale() {
         assert_eq!(read("page_view", br#"{"order_id":7,"total":"1"}"#).unwrap(), (Some("7".to_owned()), None));
         assert_eq!(read("processed", br#"{"file":"x"}"#).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn a_sale_that_no_order_could_be_is_malformed() {
+        for (there, instead) in [
+            (r#""EUR""#, r#""\u001b[2J""#),
+            (r#""1200.00""#, r#""-1200.00""#),
+            (r#""quantity":3"#, r#""quantity":0"#),
+            (r#""quantity":3"#, r#""quantity":9223372036854775807"#),
+        ] {
+            let failure = read("processed", SALE.replace(there, instead).as_bytes()).unwrap_err();
+            assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"), "{instead}");
+        }
     }
 
     #[test]

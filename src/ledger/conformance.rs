@@ -67,7 +67,7 @@ pub(crate) fn analytics(id: &str, sale: Option<Sale>) -> Entry {
 }
 
 pub(crate) fn sale(product: &str, total: Decimal, at: Timestamp) -> Sale {
-    Sale { product: product.to_owned(), quantity: 3, total, currency: "EUR".to_owned(), at }
+    Sale { product: product.to_owned(), quantity: 3, total, currency: "EUR".parse().unwrap(), at }
 }
 
 pub(crate) fn attempt(identity: &str, consumer: &str, retry_count: u32) -> NewAttempt {

@@ -180,7 +180,18 @@ impl Trace {
         self.order.is_none() && self.steps.is_empty()
     }
 
-    /// Where each message of the order is that must be somewhere: the order, and what was published of it.
+    /// Drops failures that do not belong to the order: messages of different kinds may have the same identity, such as
+    /// an order `o/notification/processed` and the notification of order `o`. `belongs` is told the message and the
+    /// consumer that failed.
+    pub fn keep_failures(&mut self, belongs: impl Fn(Subject, &str) -> bool) {
+        self.steps.retain(|step| match &step.event {
+            Happened::Failed { consumer, .. } | Happened::Parked { consumer, .. } => belongs(step.message, consumer),
+            Happened::Accepted { .. } | Happened::Processed | Happened::Notified { .. } | Happened::Counted => true,
+        });
+    }
+
+    /// Where each message of the order is that must be somewhere: the order, what was published of it, and another order
+    /// of its id that was parked after it was done.
     pub fn places(&self, now: Timestamp) -> Vec<(Subject, Place)> {
         let order = self.place(Subject::Order, now).unwrap_or(Place::Unknown);
         let done = match order {
@@ -192,6 +203,13 @@ impl Trace {
             | Place::UnderWay { .. } => None,
         };
         let mut places = vec![(Subject::Order, order)];
+        let parked_since = self.steps.iter().rfind(|step| {
+            step.message == Subject::Order && matches!(step.event, Happened::Parked { .. }) && done < Some(step.at)
+        });
+        if let (Some(_), Some(step)) = (done, parked_since) {
+            // Another order of the same id.
+            places.push((Subject::Order, Place::Parked { since: step.at }));
+        }
         for subject in [Subject::Notification, Subject::Analytics, Subject::AnalyticsFailed] {
             let published = done.filter(|_| subject != Subject::AnalyticsFailed).map(|since| Place::UnderWay { since });
             places.extend(self.place(subject, now).or(published).map(|place| (subject, place)));

@@ -35,6 +35,33 @@ fn counted(id: &str) -> Entry {
 }
 
 #[tokio::test]
+async fn a_failure_known_to_the_second_is_not_told_before_its_order() {
+    let early = attempt("o-1/analytics/processed", "analytics", 0);
+    let early = Entry::Attempt(Box::new(NewAttempt { failed_at: at(1_000), ..early }));
+    let trace = traced([accept(order("o-1")), early], "o-1").await;
+    assert_eq!(told(&trace), ["2000 order accepted", "1000 analytics failed"]);
+}
+
+#[tokio::test]
+async fn another_order_of_the_same_id_is_told_to_be_parked() {
+    let conflict = dead_letter(attempt("o-1", "order", 0));
+    let trace = traced([accept(order("o-1")), finish("o-1"), conflict], "o-1").await;
+    let places = trace.places(at(100_000));
+    let order = places.into_iter().filter(|(subject, _)| *subject == Subject::Order).map(|(_, place)| place);
+    assert_eq!(order.collect::<Vec<_>>(), [Place::Done { since: at(3_000) }, Place::Parked { since: at(7_000) }]);
+}
+
+#[tokio::test]
+async fn failures_of_an_order_with_an_events_identity_are_not_the_events() {
+    let order_like_an_event = Entry::Attempt(Box::new(attempt("o-1/notification/processed", "order", 0)));
+    let event = Entry::Attempt(Box::new(attempt("o-1/notification/processed", "notification", 0)));
+    let mut trace = traced([accept(order("o-1")), order_like_an_event, event], "o-1").await;
+    assert_eq!(trace.steps.len(), 3);
+    trace.keep_failures(|message, consumer| message == Subject::Order || consumer != "order");
+    assert_eq!(told(&trace), ["2000 order accepted", "6000 notification failed"]);
+}
+
+#[tokio::test]
 async fn a_life_is_told_in_the_order_of_its_times() {
     let others = [accept(order("o-10")), notification("o-10/notification/processed"), failed(9, 1)];
     let own = [

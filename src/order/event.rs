@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Currency, Order};
@@ -107,7 +107,7 @@ impl<'a> AnalyticsEvent<'a> {
 }
 
 /// What the aggregates take from an analytics event of a processed order; other events lack these fields.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sale {
     /// What was ordered.
     pub product: String,
@@ -115,8 +115,8 @@ pub struct Sale {
     pub quantity: i64,
     /// Price times quantity.
     pub total: Decimal,
-    /// Three capital letters.
-    pub currency: String,
+    /// The total's currency.
+    pub currency: Currency,
     /// When the order was processed.
     pub at: Timestamp,
 }

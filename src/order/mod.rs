@@ -10,4 +10,4 @@ mod model;
 pub use event::{AnalyticsEvent, Notification, Sale};
 pub use exact_sum::{ExactSum, NotASum};
 pub use fault::{FaultKind, Faults};
-pub use model::{Currency, DecodeError, Order, OrderId, RuleError};
+pub use model::{Currency, DecodeError, MAX_QUANTITY, Order, OrderId, RuleError};

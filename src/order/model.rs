@@ -16,6 +16,9 @@ use serde_json::value::RawValue;
 /// leaves room for suffixes such as `/notification/processed`.
 pub const MAX_ID_BYTES: usize = 200;
 
+/// Most pieces of one order. Nobody means more, and a sum of pieces, which is 64 bits, has room for nine million such orders.
+pub const MAX_QUANTITY: i64 = 1_000_000_000_000;
+
 /// The order's identity. A number and its decimal text are the same id: `2` is `"2"`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -114,8 +117,8 @@ pub struct DecodeError(#[from] serde_json::Error);
 /// The body is an order, but it breaks a rule of the shop. Failure kind `permanent`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    /// Fewer than one piece was ordered.
-    #[error("quantity must be at least 1, is {0}")]
+    /// Fewer than one piece was ordered, or more than [`MAX_QUANTITY`].
+    #[error("quantity must be 1 to {MAX_QUANTITY}, is {0}")]
     Quantity(i64),
     /// The price is below zero.
     #[error("price must not be negative, is {0}")]
@@ -151,7 +154,7 @@ pub struct Order {
     pub id: OrderId,
     /// What was ordered.
     pub product: String,
-    /// How many pieces; at least 1 in a valid order.
+    /// How many pieces; 1 to [`MAX_QUANTITY`] in a valid order.
     pub quantity: i64,
     /// Price of one piece, in `currency`.
     pub price: Decimal,
@@ -185,7 +188,7 @@ impl Order {
         if self.product.is_empty() {
             return Err(RuleError::Product);
         }
-        if self.quantity < 1 {
+        if !(1..=MAX_QUANTITY).contains(&self.quantity) {
             return Err(RuleError::Quantity(self.quantity));
         }
         if self.price.is_sign_negative() && !self.price.is_zero() {
@@ -360,10 +363,8 @@ mod tests {
         assert_eq!(code(r#""quantity":-4,"price":1"#), "invalid_quantity");
         assert_eq!(code(r#""quantity":1,"price":-0.01"#), "invalid_price");
         assert_eq!(code(r#""quantity":1,"price":1,"currency":"eur""#), "invalid_currency");
-        assert_eq!(
-            code(r#""quantity":9223372036854775807,"price":"79228162514264337593543950335""#),
-            "total_too_large"
-        );
+        assert_eq!(code(r#""quantity":1000000000001,"price":0"#), "invalid_quantity");
+        assert_eq!(code(r#""quantity":1000000000000,"price":"79228162514264337593543950335""#), "total_too_large");
     }
 
     #[test]

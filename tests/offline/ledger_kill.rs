@@ -23,7 +23,7 @@ const CONCURRENCY: u64 = 100;
 
 fn analytics(n: u64) -> Entry {
     let at = Timestamp::UNIX_EPOCH;
-    let currency = "EUR".to_owned();
+    let currency = "EUR".parse().unwrap();
     let sale = Sale { product: format!("Product {}", n % 3), quantity: 1, total: Decimal::new(1, 2), currency, at };
     let (id, name) = (format!("event-{n}"), "processed".to_owned());
     Entry::Analytics(Box::new(NewAnalytics { id, order_id: None, name, sale: Some(sale), at }))

@@ -5,6 +5,7 @@
 //!   "ok": true, "problems": [], "warnings": [{"path": "…", "message": "…"}],
 //!   "config": "/etc/orderd/orderd.toml",
 //!   "broker": {"addresses": ["127.0.0.1:5672"], "virtual_host": "/", "username": "guest"},
+//!   "ledger": {"directory": "/var/lib/orderd", "retention_ms": null},
 //!   "topology": {
 //!     "declare": true,
 //!     "exchanges": [{"name": "orders", "type": "topic", "arguments": {"alternate-exchange": "orders.unrouted"}}],
@@ -26,8 +27,9 @@
 //! ```
 //!
 //! Topology is in the order of declaration, consumers by name. `retry` is null for the consumer of failures,
-//! `faults` where none are injected, `connected` without `--connect`.
+//! `retention_ms` where rows are kept forever, `faults` where none are injected, `connected` without `--connect`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -48,6 +50,8 @@ pub struct CheckReport {
     pub warnings: Vec<Problem>,
     /// Where the broker is.
     pub broker: BrokerSettings,
+    /// Where effects are recorded, and for how long.
+    pub ledger: LedgerSettings,
     /// What must be on it.
     pub topology: TopologyReport,
     /// What runs.
@@ -65,6 +69,16 @@ pub struct BrokerSettings {
     pub virtual_host: String,
     /// Without the password.
     pub username: String,
+}
+
+/// The ledger's place, and how long it keeps the rows of what is done.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LedgerSettings {
+    /// Where `orderd.db` is.
+    pub directory: PathBuf,
+    /// How long rows are kept; none: forever.
+    #[serde(rename = "retention_ms", serialize_with = "maybe_millis")]
+    pub retention: Option<Duration>,
 }
 
 /// The topology, in the order of declaration.
@@ -187,6 +201,13 @@ fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S:
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
+fn maybe_millis<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => millis(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl CheckReport {
     /// What would run by a configuration.
     pub fn new(loaded: &Loaded) -> Self {
@@ -199,6 +220,7 @@ impl CheckReport {
                 virtual_host: config.broker.virtual_host.clone(),
                 username: config.broker.username.clone(),
             },
+            ledger: LedgerSettings { directory: config.ledger.directory.clone(), retention: config.ledger.retention },
             topology: TopologyReport::new(config),
             consumers: config.consumers.iter().map(|(name, consumer)| ConsumerReport::new(name, consumer)).collect(),
             connected: None,

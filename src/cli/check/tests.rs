@@ -50,6 +50,22 @@ fn the_schedule_adds_up() {
 }
 
 #[tokio::test]
+async fn the_ledgers_retention_is_shown() {
+    let answer = check(TEXT, DEFAULT_FILE).await;
+    assert!(
+        answer.out.contains("\nledger         /var/lib/orderd, rows of what is done kept forever\n"),
+        "{}",
+        answer.out
+    );
+    let file = DEFAULT_FILE.replace("retention = \"forever\"", "retention = \"90d\"");
+    assert!(check(TEXT, &file).await.out.contains(" kept 2160h\n"));
+    let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
+    assert_eq!(json["ledger"]["retention_ms"], 90 * 86_400_000_i64);
+    let json: Value = serde_json::from_str(&check(JSON, DEFAULT_FILE).await.out).unwrap();
+    assert!(json["ledger"]["retention_ms"].is_null());
+}
+
+#[tokio::test]
 async fn the_default_configuration_is_good_and_says_what_would_run() {
     let answer = check(TEXT, DEFAULT_FILE).await;
     assert_eq!((answer.code, answer.err.as_str()), (Exit::Done, ""));
@@ -113,7 +129,7 @@ async fn json_has_the_documented_keys() {
     let answer = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
     let told: Value = serde_json::from_str(&answer.out).unwrap();
     let keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = ["broker", "config", "connected", "consumers", "ok", "problems", "topology", "warnings"];
+    let expected = ["broker", "config", "connected", "consumers", "ledger", "ok", "problems", "topology", "warnings"];
     assert_eq!(keys, expected);
     let order = told["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();

@@ -20,6 +20,8 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
         broker.virtual_host,
         broker.username
     )?;
+    let kept = report.ledger.retention.map_or_else(|| "forever".to_owned(), duration);
+    writeln!(out, "ledger         {}, rows of what is done kept {kept}", report.ledger.directory.display())?;
     faults(report, out)?;
     topology(report, out)?;
     pools(report, out)?;

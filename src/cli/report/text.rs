@@ -7,11 +7,15 @@ use comfy_table::{CellAlignment, Table};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::cli::table::plain;
+use crate::cli::table::{plain, shortened};
 use crate::ledger::report::{Block, By, Figures, Parked, Report, Row};
 
-/// The longest bar, in characters.
-const LONGEST_BAR: usize = 30;
+/// Characters of a line that is not broken on a usual terminal.
+const WIDTH: usize = 80;
+/// The longest bar, in characters, and the longest where the figures leave no room for it.
+const BAR: (usize, usize) = (30, 8);
+/// Most characters shown of a product's name; the other formats give all of it.
+const KEY: usize = 36;
 
 /// Writes the whole report.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -32,21 +36,22 @@ fn told(moment: Timestamp) -> String {
 
 fn write_block(by: By, block: &Block, out: &mut dyn Write) -> io::Result<()> {
     let currency = if block.currency == "XXX" { "no currency named" } else { &block.currency };
-    writeln!(out, "\n{currency}")?;
+    writeln!(out, "\n{}", plain(currency))?;
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
-    let bars = Bars::of(&block.rows);
-    for row in &block.rows {
-        let Figures { orders, quantity, revenue } = row.figures;
-        let cells = [plain(&row.key), orders.to_string(), quantity.to_string(), revenue.to_string(), bars.of_row(row)];
-        table.add_row(cells);
-    }
+    let mut rows: Vec<_> = block.rows.iter().map(|row| cells(&shortened(&plain(&row.key), KEY), row.figures)).collect();
     // Statuses do not add up: what is processed was accepted before.
     if by != By::Status {
         let mut sum = Figures::default();
         block.rows.iter().for_each(|row| sum.add(row.figures));
-        let Figures { orders, quantity, revenue } = sum;
-        table.add_row(["", &orders.to_string(), &quantity.to_string(), &revenue.to_string(), ""]);
+        rows.push(cells("", sum));
+    }
+    table.add_rows(rows);
+    // The last column is the heading's, so far.
+    let figures: usize = table.column_max_content_widths().iter().map(|width| usize::from(*width) + 2).sum();
+    let bars = Bars::of(&block.rows, WIDTH.saturating_sub(figures + 1).clamp(BAR.1, BAR.0));
+    for (shown, row) in table.row_iter_mut().zip(&block.rows) {
+        shown.add_cell(bars.of_row(row).into());
     }
     for column in table.column_iter_mut().skip(1).take(3) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -66,20 +71,27 @@ fn write_block(by: By, block: &Block, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+fn cells(key: &str, figures: Figures) -> [String; 4] {
+    let Figures { orders, quantity, revenue } = figures;
+    [key.to_owned(), orders.to_string(), quantity.to_string(), revenue.to_string()]
+}
+
 /// Bars in proportion to revenue, or to orders where nothing was earned.
 struct Bars {
     longest: f64,
+    /// Of the longest, in characters.
+    width: usize,
     by_orders: bool,
 }
 
 impl Bars {
-    fn of(rows: &[Row]) -> Self {
+    fn of(rows: &[Row], width: usize) -> Self {
         let longest = |worth: fn(&Row) -> f64| rows.iter().map(worth).fold(0.0, f64::max);
         let revenue = longest(|row| row.figures.revenue.approximate());
         if revenue > 0.0 {
-            Bars { longest: revenue, by_orders: false }
+            Bars { longest: revenue, width, by_orders: false }
         } else {
-            Bars { longest: longest(|row| row.figures.orders as f64), by_orders: true }
+            Bars { longest: longest(|row| row.figures.orders as f64), width, by_orders: true }
         }
     }
 
@@ -90,7 +102,7 @@ impl Bars {
             return String::new();
         }
         // What there is shows, however little it is.
-        let eighths = (worth / self.longest * (LONGEST_BAR * 8) as f64).round().max(1.0) as usize;
+        let eighths = (worth / self.longest * (self.width * 8) as f64).round().max(1.0) as usize;
         "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
     }
 }
@@ -159,6 +171,24 @@ parked in the dead letter queue
         let shown = text(By::Product, vec![row("\u{1b}[2Jx\ny", 1, "5")], row("", 1, "5").figures, Vec::new());
         assert!(!shown.contains('\u{1b}') && shown.contains("[2Jx"), "{shown}");
         assert_eq!(shown.lines().count(), 6, "{shown}");
+    }
+
+    #[test]
+    fn a_currency_cannot_write_to_the_terminal() {
+        let figures = row("", 1, "5").figures;
+        let block = Block { currency: "\u{1b}[2J".to_owned(), processed: figures, rows: Vec::new() };
+        let mut out = Vec::new();
+        write_block(By::Product, &block, &mut out).unwrap();
+        assert!(!String::from_utf8(out).unwrap().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn usual_figures_fit_a_terminal_however_long_the_names() {
+        let rows = vec![row(&"x".repeat(300), 12_345, "1234567.89"), row("Mouse", 1, "19.99")];
+        let shown = text(By::Product, rows, row("", 12_346, "1234587.88").figures, Vec::new());
+        let widest = shown.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(WIDTH), "{widest:?}\n{shown}");
+        assert!(shown.contains("xxx…") && shown.contains('█'), "{shown}");
     }
 
     #[test]

@@ -77,13 +77,22 @@ pub async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let trace = match trace::read(&config.ledger.directory, &args.id) {
+    let mut trace = match trace::read(&config.ledger.directory, &args.id) {
         Ok(trace) => trace,
         Err(error) => {
             writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
             return Ok(unreadable(&error));
         }
     };
+    let accepted = trace.order.is_some();
+    trace.keep_failures(|message, consumer| {
+        let handler = config.consumers.get(consumer).map(|consumer| consumer.handler.as_str());
+        match message {
+            // Without an order, it may be the id of some other message that failed.
+            Subject::Order => !accepted || !matches!(handler, Some(handler::NOTIFICATION | handler::ANALYTICS)),
+            Subject::Notification | Subject::Analytics | Subject::AnalyticsFailed => handler != Some(handler::ORDER),
+        }
+    });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
     let mut places: Vec<Whereabouts> = trace
         .places(now)

@@ -20,7 +20,7 @@ pub(super) fn write(told: &Told, now: Timestamp, out: &mut dyn Write) -> io::Res
             "  the ledger knows nothing of it: it may wait unread in a queue, have another id, or be older than \
              ledger.retention"
         )?,
-        None => writeln!(out, "  not accepted")?,
+        None => writeln!(out, "  not accepted, or done for longer than ledger.retention")?,
     }
     if !trace.steps.is_empty() {
         writeln!(out)?;

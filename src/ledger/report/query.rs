@@ -83,7 +83,9 @@ impl FromStr for When {
         if let Ok(moment) = text.parse() {
             return Ok(When::At(moment));
         }
-        if let Ok(date) = text.parse::<DateTime>()
+        // A time zone's name would be read over.
+        if !text.contains('[')
+            && let Ok(date) = text.parse::<DateTime>()
             && let Ok(zoned) = date.to_zoned(TimeZone::UTC)
         {
             return Ok(When::At(zoned.timestamp()));
@@ -135,7 +137,9 @@ mod tests {
         ] {
             assert_eq!(when(text, now).as_deref(), Some(moment), "{text}");
         }
-        for text in ["", "7", "yesterday-ish", "2026-13-01", "22.11.2026", "2 months"] {
+        for text in
+            ["", "7", "yesterday-ish", "2026-13-01", "22.11.2026", "2 months", "2026-11-22T08:00[Europe/Berlin]"]
+        {
             assert_eq!(when(text, now), None, "{text}");
         }
     }

@@ -63,7 +63,7 @@ impl Sold {
                 product: self.product.to_owned(),
                 quantity: self.quantity,
                 total: self.total,
-                currency: self.currency.to_owned(),
+                currency: self.currency.parse().unwrap(),
                 at: self.at,
             }),
             at: self.at,

@@ -74,6 +74,19 @@ pub enum OpenError {
         #[source]
         source: rusqlite::Error,
     },
+    /// The file or its directory may not be written. Reading needs that too while no daemon runs: the write-ahead log and
+    /// its index lie beside the file, and have to be made first.
+    #[error(
+        "ledger {path:?} or its directory may not be written, which even reading needs while no daemon runs: \
+             run this as orderd's user, or change the permissions"
+    )]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// The file system refused: permissions, a full disk, an I/O error.
     #[error("cannot use ledger {path:?}: check its permissions and the space on its disk")]
     Store {
@@ -101,6 +114,7 @@ impl OpenError {
             OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. } => false,
             OpenError::Directory { .. }
             | OpenError::Missing { .. }
+            | OpenError::ReadOnly { .. }
             | OpenError::Damaged { .. }
             | OpenError::Foreign { .. }
             | OpenError::Newer { .. }
@@ -114,6 +128,7 @@ impl OpenError {
         match source.sqlite_error_code() {
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged { path, source },
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Locked { path, source },
+            Some(ErrorCode::ReadOnly) => OpenError::ReadOnly { path, source },
             _ => OpenError::Store { path, source },
         }
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::{Pruned, ROWS};
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, notification, order, sale};
 use crate::ledger::report::{self, By, Query, When};
-use crate::ledger::{Entry, FILE_NAME, Ledger, NewAttempt, NewNotification, NewOrder, Recorded, SqliteLedger};
+use crate::ledger::{Entry, FILE_NAME, Ledger, NewAttempt, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
 use crate::order::OrderId;
 
 const DAY: i64 = 86_400_000;
@@ -146,4 +146,26 @@ async fn no_report_changes_when_old_rows_go() {
     let query = Query { since: When::At(at(0)), until: When::At(at(3_600_000)), by: By::Product };
     let first = report::read(directory.path(), &query, now).unwrap();
     assert_eq!(first.currencies[0].rows[0].figures.revenue.to_string(), "1201");
+}
+
+#[tokio::test]
+async fn retention_makes_room_on_a_full_disk() {
+    let directory = TempDir::new().unwrap();
+    let tuning = Tuning { max_pages: Some(45), ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let mut finished = 0;
+    for n in 0..10_000 {
+        let id = format!("ord-{n}");
+        let [accepted, finish, ..] = processed(&id, at(DAY));
+        if ledger.record(accepted).await.is_err() || ledger.record(finish).await.is_err() {
+            break;
+        }
+        finished += 1;
+    }
+    assert!(!ledger.is_recording());
+    let (pruned, _) = prune_all(&ledger, 2 * DAY).await;
+    assert_eq!(pruned.orders, finished, "all but the one that did not fit");
+    record(&ledger, processed("young", at(3 * DAY))).await;
+    assert!(ledger.is_recording());
+    ledger.close().await;
 }

@@ -1,6 +1,6 @@
 //! The aggregates for reports: what was sold per minute, hour and day (UTC), currency and product.
 //!
-//! Sums are exact decimals, never floats. A sale is added in memory and written once per commit and bucket;
+//! Sums are exact however many digits they take, never floats, so no sale can keep another from being counted. A sale is added in memory and written once per commit and bucket;
 //! this must never add one whose event was not new.
 
 use std::collections::HashMap;
@@ -9,68 +9,29 @@ use std::rc::Rc;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 use rust_decimal::Decimal;
 
-use crate::order::Sale;
+use super::order_sums;
+use crate::ledger::report::{DAY, Figures, HOUR, MINUTE};
+use crate::order::{Currency, Sale};
 
 /// Sums kept in memory between commits, about 1 MiB; beyond it all are dropped and read again.
 const KEPT_SUMS: usize = 4_096;
 
 /// Widths of the buckets in milliseconds, with their names in the table.
-const GRANULARITIES: [(&str, i64); 3] = [("minute", 60_000), ("hour", 3_600_000), ("day", 86_400_000)];
-
-/// A sum would not fit its type, or would have to be rounded.
-#[derive(Debug, thiserror::Error)]
-#[error("the {granularity}'s sum of {product:?} in {currency} cannot take {total} more")]
-pub(super) struct Overflow {
-    granularity: &'static str,
-    product: String,
-    currency: String,
-    total: Decimal,
-}
-
-/// Why a sale was not added.
-#[derive(Debug)]
-pub(super) enum FoldError {
-    /// The sum is full; nothing was added.
-    Overflow(Overflow),
-    /// SQLite refused to read a sum.
-    Sqlite(rusqlite::Error),
-}
+const GRANULARITIES: [(&str, i64); 3] = [("minute", MINUTE), ("hour", HOUR), ("day", DAY)];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Bucket {
     granularity: usize,
     starts_at: i64,
-    currency: Rc<str>,
+    currency: Currency,
     product: Rc<str>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Sum {
-    orders: i64,
-    quantity: i64,
-    revenue: Decimal,
+    figures: Figures,
     /// Differs from its row, and is listed in [`Sales::unwritten`].
     unwritten: bool,
-}
-
-impl Sum {
-    /// One sale more; `None` if that does not fit exactly.
-    fn plus(self, sale: &Sale) -> Option<Sum> {
-        Some(Sum {
-            orders: self.orders.checked_add(1)?,
-            quantity: self.quantity.checked_add(sale.quantity)?,
-            revenue: exact_sum(self.revenue, sale.total)?,
-            unwritten: true,
-        })
-    }
-}
-
-/// Adds two decimals; `None` if the sum needs more than 96 bits. `checked_add` alone would drop digits.
-pub(super) fn exact_sum(a: Decimal, b: Decimal) -> Option<Decimal> {
-    if a.is_zero() || b.is_zero() {
-        return Some(if a.is_zero() { b } else { a });
-    }
-    a.checked_add(b).filter(|sum| sum.scale() >= a.scale().max(b.scale()))
 }
 
 /// The sums the writer knows, and the statements that read and write them. Sums outlive their transaction, so
@@ -109,27 +70,21 @@ impl<'c> Sales<'c> {
     }
 
     /// Adds a sale to its three buckets, or to none.
-    pub(super) fn add(&mut self, sale: &Sale) -> Result<(), FoldError> {
-        self.refresh().map_err(FoldError::Sqlite)?;
-        let (product, currency): (Rc<str>, Rc<str>) = (sale.product.as_str().into(), sale.currency.as_str().into());
+    pub(super) fn add(&mut self, sale: &Sale) -> rusqlite::Result<()> {
+        self.refresh()?;
+        let product: Rc<str> = sale.product.as_str().into();
+        let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
         let at = sale.at.as_millisecond();
         let mut sums = [Sum::default(); GRANULARITIES.len()];
         let bucket = |granularity: usize| Bucket {
             granularity,
             starts_at: at - at.rem_euclid(GRANULARITIES[granularity].1),
-            currency: Rc::clone(&currency),
+            currency: sale.currency,
             product: Rc::clone(&product),
         };
         for (granularity, sum) in sums.iter_mut().enumerate() {
-            let before = self.sum(&bucket(granularity)).map_err(FoldError::Sqlite)?;
-            *sum = before.plus(sale).ok_or_else(|| {
-                FoldError::Overflow(Overflow {
-                    granularity: GRANULARITIES[granularity].0,
-                    product: sale.product.clone(),
-                    currency: sale.currency.clone(),
-                    total: sale.total,
-                })
-            })?;
+            *sum = Sum { unwritten: true, ..self.sum(&bucket(granularity))? };
+            sum.figures.add(figures);
         }
         for (granularity, sum) in sums.into_iter().enumerate() {
             let bucket = bucket(granularity);
@@ -156,12 +111,10 @@ impl<'c> Sales<'c> {
         if let Some(sum) = self.sums.get(bucket) {
             return Ok(*sum);
         }
-        let key = params![GRANULARITIES[bucket.granularity].0, bucket.starts_at, bucket.currency, bucket.product];
-        let stored = self.read.query_row(key, |row| {
-            let revenue = parse_amount(row.get_ref(2)?.as_str()?, 2)?;
-            Ok(Sum { orders: row.get(0)?, quantity: row.get(1)?, revenue, unwritten: false })
-        });
-        Ok(stored.optional()?.unwrap_or_default())
+        let key =
+            params![GRANULARITIES[bucket.granularity].0, bucket.starts_at, bucket.currency.as_str(), bucket.product];
+        let stored = self.read.query_row(key, |row| order_sums::figures(row, 0)).optional()?;
+        Ok(Sum { figures: stored.unwrap_or_default(), unwritten: false })
     }
 
     /// Writes the sums that changed. The last step before every commit.
@@ -171,11 +124,11 @@ impl<'c> Sales<'c> {
             self.write.execute(params![
                 GRANULARITIES[bucket.granularity].0,
                 bucket.starts_at,
-                bucket.currency,
+                bucket.currency.as_str(),
                 bucket.product,
-                sum.orders,
-                sum.quantity,
-                sum.revenue.to_string(),
+                sum.figures.orders,
+                sum.figures.quantity,
+                sum.figures.revenue.to_string(),
             ])?;
             sum.unwritten = false;
         }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
 use super::order_sums::OrderSums;
 use super::prune::{Pruned, Pruner};
-use super::sales::{FoldError, Sales, parse_amount};
+use super::sales::{Sales, parse_amount};
 use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::order::OrderId;
 
@@ -52,7 +52,6 @@ pub(super) struct Statements<'c> {
     finish: Statement<'c>,
     notification_known: Statement<'c>,
     enter_event: Statement<'c>,
-    remove_event: Statement<'c>,
     enter_attempt: Statement<'c>,
     enter_dead_letter: Statement<'c>,
     sales: Sales<'c>,
@@ -82,7 +81,6 @@ impl<'c> Statements<'c> {
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id, kind) DO NOTHING",
             )?,
-            remove_event: connection.prepare("DELETE FROM events WHERE id = ?1 AND kind = 'analytics'")?,
             enter_attempt: connection.prepare(
                 "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
                                        delay, failed_at)
@@ -197,16 +195,11 @@ impl<'c> Statements<'c> {
     fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, Fault> {
         let at = event.at.as_millisecond();
         let rows = self.enter_event.execute(params![event.id, "analytics", event.name, event.order_id, at])?;
-        let (1, Some(sale)) = (rows, &event.sale) else { return Ok(entered(rows)) };
-        match self.sales.add(sale) {
-            Ok(()) => Ok(Recorded::New),
-            Err(FoldError::Sqlite(error)) => Err(Fault::Batch(error)),
-            Err(FoldError::Overflow(error)) => {
-                // The inbox row goes with its effect. If it cannot, the batch goes.
-                self.remove_event.execute([&event.id]).map_err(Fault::Batch)?;
-                Err(Fault::Entry(LedgerError::store("add a sale to the aggregates", error)))
-            }
+        if let (1, Some(sale)) = (rows, &event.sale) {
+            // The inbox row is there: without its effect, it goes with its batch.
+            self.sales.add(sale).map_err(Fault::Batch)?;
         }
+        Ok(entered(rows))
     }
 
     fn enter_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, Fault> {

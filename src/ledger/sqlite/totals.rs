@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use rusqlite::Connection;
-use rust_decimal::Decimal;
 use serde::Serialize;
 
 use super::open::{self, OpenError};
-use super::sales::{exact_sum, parse_amount};
+use super::order_sums;
 use super::{FILE_NAME, READ_PATIENCE};
+use crate::order::ExactSum;
 
 /// Counts of one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -46,8 +46,8 @@ pub struct Revenue {
     pub orders: u64,
     /// Their pieces.
     pub quantity: i64,
-    /// The exact sum of their totals; `None` if it exceeds 96 bits.
-    pub total: Option<Decimal>,
+    /// The exact sum of their totals.
+    pub total: ExactSum,
 }
 
 /// Counts all tables of one snapshot.
@@ -98,11 +98,11 @@ fn sum_revenue(snapshot: &Connection) -> rusqlite::Result<BTreeMap<String, Reven
         snapshot.prepare("SELECT currency, orders, quantity, revenue FROM sales WHERE granularity = 'day'")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let sum = revenue.entry(row.get(0)?).or_insert(Revenue { total: Some(Decimal::ZERO), ..Revenue::default() });
-        sum.orders += row.get::<_, i64>(1)?.cast_unsigned();
-        sum.quantity = sum.quantity.saturating_add(row.get(2)?);
-        let amount = parse_amount(row.get_ref(3)?.as_str()?, 3)?;
-        sum.total = sum.total.and_then(|total| exact_sum(total, amount));
+        let sum = revenue.entry(row.get(0)?).or_default();
+        let figures = order_sums::figures(row, 1)?;
+        sum.orders += figures.orders.cast_unsigned();
+        sum.quantity = sum.quantity.saturating_add(figures.quantity);
+        sum.total.add(figures.revenue);
     }
     Ok(revenue)
 }

@@ -26,8 +26,12 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
         read_dead_letters(&snapshot, subject, &identity, &mut steps)?;
         read_event(&snapshot, subject, &identity, &mut steps)?;
     }
-    // Stable: of one time, an attempt stays before the parking that it led to.
-    steps.sort_by_key(|step| step.at);
+    // What became of its events came after it was accepted, though failures are known to the second only. Stable: of
+    // one time, an attempt stays before the parking that it led to.
+    let accepted = steps.iter().find(|step| matches!(step.event, Happened::Accepted { .. })).map(|step| step.at);
+    steps.sort_by_key(
+        |step| if step.message == Subject::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) },
+    );
     Ok(Trace { id: id.to_owned(), order, steps })
 }
 

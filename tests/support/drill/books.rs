@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 use orderd::amqp::Link;
 use orderd::ledger::{SqliteLedger, Totals};
 use orderd::message::{Consumer, Delivery, HeaderValue, Names, names};
+use orderd::order::ExactSum;
 use rusqlite::{Connection, OpenFlags};
-use rust_decimal::Decimal;
 use tokio::time::timeout;
 
 use super::Outcome;
@@ -192,16 +192,16 @@ impl Books {
 
     /// The aggregates are the sums over the processed orders, to the last cent.
     fn compare_sales(&mut self, ledger: &Connection) -> Outcome<()> {
-        let mut sums: BTreeMap<String, (u64, Decimal)> = BTreeMap::new();
+        let mut sums: BTreeMap<String, (u64, ExactSum)> = BTreeMap::new();
         let mut query = ledger.prepare("SELECT currency, total FROM orders WHERE status = 'processed'")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let sum = sums.entry(row.get(0)?).or_default();
             sum.0 += 1;
-            sum.1 += row.get_ref(1)?.as_str()?.parse::<Decimal>()?;
+            sum.1.add(row.get_ref(1)?.as_str()?.parse()?);
         }
-        let aggregates: BTreeMap<String, (u64, Decimal)> = (self.totals.revenue.iter())
-            .map(|(currency, revenue)| (currency.clone(), (revenue.orders, revenue.total.unwrap_or_default())))
+        let aggregates: BTreeMap<String, (u64, ExactSum)> = (self.totals.revenue.iter())
+            .map(|(currency, revenue)| (currency.clone(), (revenue.orders, revenue.total)))
             .collect();
         if sums != aggregates {
             self.problems.push(format!("sales do not add up: orders say {sums:?}, aggregates say {aggregates:?}"));
@@ -231,8 +231,7 @@ impl fmt::Display for Books {
         line(f, &format!("notifications ({notifications} by others)"), self.totals.notifications)?;
         line(f, &format!("analytics events ({analytics} by others)"), self.totals.analytics)?;
         for (currency, revenue) in &self.totals.revenue {
-            let total = revenue.total.map_or_else(|| "too large to sum".to_owned(), |total| total.to_string());
-            writeln!(f, "  {:<34} {total:>9}", format!("sold, in {currency}"))?;
+            writeln!(f, "  {:<34} {:>9}", format!("sold, in {currency}"), revenue.total.to_string())?;
         }
         let (all, done, parked, lost) =
             (orders + unroutable, self.processed.len(), self.parked.len(), self.unrouted.len());
