@@ -19,6 +19,9 @@ use crate::recovery::FAILED_HANDLER;
 use crate::shutdown::Shutdown;
 use crate::worker::Counters;
 
+/// The ledger while it is being opened: one of an earlier version is made new then, which may take minutes.
+const NOT_OPEN: Ledger = Ledger { recording: false, commits: 0 };
+
 /// One consumer and its counters.
 #[derive(Debug, Clone)]
 pub struct Watched {
@@ -59,7 +62,8 @@ pub struct Live {
     started_at: Timestamp,
     config: String,
     consumers: Vec<Watched>,
-    ledger: Arc<SqliteLedger>,
+    /// Set once it is open.
+    ledger: OnceLock<Arc<SqliteLedger>>,
     /// Set once the topology is there.
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     view: watch::Receiver<Arc<BrokerView>>,
@@ -75,12 +79,12 @@ pub(super) struct Snapshot {
 }
 
 impl Live {
-    /// A daemon that starts now. `config_path` is told in the status; `publisher` is set once there is one.
+    /// A daemon that starts now, without its ledger yet. `config_path` is told in the status; `publisher` is set once there
+    /// is one.
     pub fn new(
         config_path: String,
         consumers: Vec<Watched>,
         publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
-        ledger: Arc<SqliteLedger>,
         view: watch::Receiver<Arc<BrokerView>>,
         shutdown: Shutdown,
     ) -> Self {
@@ -89,7 +93,7 @@ impl Live {
             started_at: Timestamp::now(),
             config: config_path,
             consumers,
-            ledger,
+            ledger: OnceLock::new(),
             publisher,
             view,
             shutdown,
@@ -105,6 +109,12 @@ impl Live {
     /// The counters of a consumer.
     pub fn counters(&self, consumer: &str) -> Option<Arc<Counters>> {
         self.consumers.iter().find(|watched| watched.name == consumer).map(|watched| Arc::clone(&watched.counters))
+    }
+
+    /// The ledger is open.
+    pub fn set_ledger(&self, ledger: Arc<SqliteLedger>) {
+        // It is set once, as the publisher is.
+        let _ = self.ledger.set(ledger);
     }
 
     /// The topology is there and publishing begins.
@@ -151,7 +161,10 @@ impl Live {
             connections: subscribed + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
             epochs: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
             publisher,
-            ledger: Ledger { recording: self.ledger.is_recording(), commits: self.ledger.commits() },
+            ledger: self
+                .ledger
+                .get()
+                .map_or(NOT_OPEN, |ledger| Ledger { recording: ledger.is_recording(), commits: ledger.commits() }),
         };
         let status = Status {
             checks: checks(&daemon, &consumers),
@@ -196,7 +209,7 @@ fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>) -> Ve
     let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
     let mut checks = vec![
         check("not draining", daemon.stage != Stage::Draining, "it works", "a shutdown has begun"),
-        check("ledger", daemon.ledger.recording, "it records", "the last commit failed, or it is closed"),
+        check("ledger", daemon.ledger.recording, "it records", "not open yet, or closed, or the last commit failed"),
         check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
         check("publisher", connected, "connected", "no connection"),
     ];

@@ -5,16 +5,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
@@ -24,8 +25,11 @@ use super::live::Live;
 use super::pages::Pages;
 use crate::config;
 
-/// Connections at a time; more wait in the system's queue.
+/// Connections at a time; more wait in the system's queue until one has ended or makes room.
 const CONNECTIONS: usize = 32;
+/// A connection on which nothing has been asked for so long makes room for another one once all are taken: those that
+/// only stay, or send a byte now and then, do not keep others out.
+const IDLE: Duration = Duration::from_millis(250);
 /// How long a request's head may take to arrive, the wait for the next request included.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// Largest request head, in bytes.
@@ -108,15 +112,24 @@ impl Admin {
 
 async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let mut guests: Vec<Guest> = Vec::new();
     loop {
+        let full = connections.len() >= CONNECTIONS;
         // Cancel-safe, all of them: a connection or an end not taken now is taken by the next turn.
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            taken = listener.accept(), if connections.len() < CONNECTIONS => match taken {
+            Some(_) = connections.join_next() => guests.retain(|guest| !guest.task.is_finished()),
+            // Its end is awaited: until then there is no room.
+            () = make_room(&guests), if full => {
+                let _ = connections.join_next().await;
+                guests.retain(|guest| !guest.task.is_finished());
+            }
+            taken = listener.accept(), if !full => match taken {
                 Ok((stream, peer)) => {
                     debug!(%peer, "admin connection");
-                    connections.spawn(converse(stream, router.clone(), stop.clone()));
+                    let quiet = Quiet::default();
+                    let task = connections.spawn(converse(stream, router.clone(), quiet.clone(), stop.clone()));
+                    guests.push(Guest { quiet, task });
                 }
                 Err(error) => {
                     warn!(%error, "cannot take an admin connection");
@@ -129,9 +142,58 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
     while connections.join_next().await.is_some() {}
 }
 
+/// A connection that was taken.
+struct Guest {
+    quiet: Quiet,
+    task: AbortHandle,
+}
+
+/// Since when nothing is asked on a connection; `None` while an answer is being made.
+#[derive(Clone)]
+struct Quiet(Arc<Mutex<Option<Instant>>>);
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Quiet(Arc::new(Mutex::new(Some(Instant::now()))))
+    }
+}
+
+impl Quiet {
+    fn is(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the connection that has been quiet for longest, once that is long enough. Those that wait for an answer stay:
+/// answers have a deadline.
+async fn make_room(guests: &[Guest]) {
+    loop {
+        let quiet = guests.iter().filter(|guest| !guest.task.is_finished());
+        let quiet = quiet.filter_map(|guest| Some((guest.quiet.since()?, guest)));
+        match quiet.min_by_key(|(since, _)| *since) {
+            Some((since, guest)) if since.elapsed() >= IDLE => return guest.task.abort(),
+            Some((since, _)) => sleep_until(since + IDLE).await,
+            None => sleep(IDLE).await,
+        }
+    }
+}
+
 /// Serves one connection, for a while.
-async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
-    let service = TowerToHyperService::new(router);
+async fn converse(stream: TcpStream, router: Router, quiet: Quiet, stop: CancellationToken) {
+    let pages = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        quiet.is(None);
+        let (answer, quiet) = (pages.call(request), quiet.clone());
+        async move {
+            let answer = answer.await;
+            quiet.is(Some(Instant::now()));
+            answer
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
@@ -147,4 +209,57 @@ async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
     }
     connection.as_mut().graceful_shutdown();
     let _ = timeout(LAST_ANSWER, connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// A listener with a page that answers at once and one that waits.
+    async fn listener(answers: &Arc<Notify>) -> (SocketAddr, AbortOnDropHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, answers) = (listener.local_addr().unwrap(), Arc::clone(answers));
+        let waiting = || async move {
+            answers.notified().await;
+            "late"
+        };
+        let router = Router::new().route("/", get(|| async { "at once" })).route("/late", get(waiting));
+        let task = tokio::spawn(accept(listener, router, CancellationToken::new()));
+        (address, AbortOnDropHandle::new(task))
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn answer(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn connections_that_send_a_byte_now_and_then_do_not_keep_others_out() {
+        let answers = Arc::new(Notify::new());
+        let (address, _task) = listener(&answers).await;
+        let patient = ask(address, "/late").await;
+        let mut slow = Vec::new();
+        for _ in 0..10 * CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"G").await.unwrap();
+            slow.push(stream);
+        }
+        // By their deadline alone these would be through in 100 s.
+        let asked = timeout(HEAD_WITHIN, async { answer(ask(address, "/").await).await });
+        assert!(asked.await.expect("an answer in time").ends_with("at once"));
+        answers.notify_one();
+        assert!(answer(patient).await.ends_with("late"), "whoever waits for an answer is not sent away");
+    }
 }

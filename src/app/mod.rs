@@ -12,7 +12,7 @@ mod retention;
 mod watching;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,9 +67,10 @@ pub enum AppError {
 /// messages and was told late.
 pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Result<(), AppError> {
     let bound = Bound::bind(&config.admin).await?;
-    let ledger = Arc::new(SqliteLedger::open(&config.ledger.directory)?);
+    let mut outlook = Outlook::open(&config, config_path, bound, &shutdown);
+    let ledger = open_ledger(config.ledger.directory.clone()).await?;
+    outlook.records(&ledger);
     let logs = EventLogs::start(&config)?;
-    let mut outlook = Outlook::open(&config, config_path, bound, &ledger, &shutdown);
     let link = Link::new(config.broker.clone());
     let Some(policies) = broker::prepare(&link, &config, &shutdown).await? else {
         ledger.close().await;
@@ -99,6 +100,13 @@ pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Resu
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
         None => Ok(()),
     }
+}
+
+/// Opens the ledger aside: making one of an earlier version new may take minutes, and health checks are answered
+/// meanwhile.
+async fn open_ledger(directory: PathBuf) -> Result<Arc<SqliteLedger>, AppError> {
+    let opening = tokio::task::spawn_blocking(move || SqliteLedger::open(&directory));
+    Ok(Arc::new(opening.await.expect("opening a ledger neither panics nor is it cancelled")?))
 }
 
 /// The files of JSON lines and the threads that write them.

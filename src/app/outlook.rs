@@ -1,4 +1,4 @@
-//! What others may see of the daemon: made before the broker is asked, ended when everything else has.
+//! What others may see of the daemon: made before anything else, ended when everything else has.
 //!
 //! It never works on a message and never stops one from being worked on.
 
@@ -17,7 +17,7 @@ use crate::monitor::Poller;
 use crate::shutdown::Shutdown;
 
 /// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
-/// the broker is asked until everything else has ended.
+/// the ledger is opened until everything else has ended.
 pub(super) struct Outlook {
     pub live: Arc<Live>,
     admin: Option<Admin>,
@@ -29,21 +29,20 @@ pub(super) struct Outlook {
 
 impl Outlook {
     /// Begins to tell.
-    pub fn open(
-        config: &Config,
-        config_path: &Path,
-        bound: Option<Bound>,
-        ledger: &Arc<SqliteLedger>,
-        shutdown: &Shutdown,
-    ) -> Self {
+    pub fn open(config: &Config, config_path: &Path, bound: Option<Bound>, shutdown: &Shutdown) -> Self {
         let (consumers, publisher) = (Watched::all(config), Arc::new(OnceLock::new()));
         let poller = watching::poller(config, &consumers, Arc::clone(&publisher));
         let path = config_path.display().to_string();
-        let live = Live::new(path, consumers, publisher, Arc::clone(ledger), poller.view(), shutdown.clone());
+        let live = Live::new(path, consumers, publisher, poller.view(), shutdown.clone());
         let live = Arc::new(live);
         let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone()));
         let watch = tokio::spawn(admin::watch(Arc::clone(&live), shutdown.clone()));
         Outlook { live, admin, watch, poller: Some(poller), polling: None }
+    }
+
+    /// The ledger is open.
+    pub fn records(&self, ledger: &Arc<SqliteLedger>) {
+        self.live.set_ledger(Arc::clone(ledger));
     }
 
     /// The topology is there and the pools are started: begins to ask the broker about itself.

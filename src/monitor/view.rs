@@ -93,6 +93,8 @@ pub struct QueueView {
     pub unacked: Option<u64>,
     /// When the details were last told.
     pub detail_at: Option<Timestamp>,
+    /// Why the details were not told since, though the API answers; never holds a password.
+    pub detail_error: Option<String>,
     /// Consumers, of orderd or of others. Quorum queues count who holds messages taken by `basic.get` as well.
     pub consumers: Option<u64>,
     /// Messages that are to be dead-lettered and that the target has not confirmed yet (`messages_dlx`). In a retry
@@ -116,6 +118,7 @@ impl QueueView {
             ready: None,
             unacked: None,
             detail_at: None,
+            detail_error: None,
             consumers: None,
             dead_letters_held: None,
             policy: None,

@@ -99,11 +99,15 @@ impl Intake {
                 Change::None => {}
                 Change::Enter => {
                     drop(safe_mode);
+                    self.counters.safe_mode(true);
                     self.stopped.cancel();
                     batch.clear();
                     return false;
                 }
-                Change::Leave => self.stopped.cancel(),
+                Change::Leave => {
+                    self.counters.safe_mode(false);
+                    self.stopped.cancel();
+                }
             }
         }
         true

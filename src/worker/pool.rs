@@ -91,7 +91,7 @@ impl Pool {
                     let lived = since.elapsed();
                     if ended == Ended::Lost {
                         let settled = progress(&before, &self.line.counters.tally());
-                        lock(&safe_mode).lost(lived, settled);
+                        self.lost(&safe_mode, lived, settled);
                         warn!(consumer = %self.line.consumer, ?lived, "lost the subscription");
                         failures = if lived > STEADY { 0 } else { failures + 1 };
                     } else {
@@ -101,7 +101,7 @@ impl Pool {
                 }
                 Err(error) => {
                     if error.was_lost {
-                        lock(&safe_mode).lost(Duration::ZERO, false);
+                        self.lost(&safe_mode, Duration::ZERO, false);
                     }
                     failures += 1;
                     warn!(consumer = %self.line.consumer, error = %chain(&error), failures, "cannot consume; trying again");
@@ -111,6 +111,13 @@ impl Pool {
             self.shutdown.sleep(backoff.wait(failures.saturating_sub(1), fastrand::f64())).await;
         }
         Ok(())
+    }
+
+    /// A subscription was lost; that may turn safe mode on.
+    fn lost(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
+        let mut safe_mode = lock(safe_mode);
+        safe_mode.lost(lived, settled);
+        self.line.counters.safe_mode(safe_mode.is_on());
     }
 
     fn backoff(&self, safe_mode: bool) -> Backoff {

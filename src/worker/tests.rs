@@ -555,6 +555,17 @@ async fn every_ending_is_counted_where_it_belongs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn safe_mode_is_told_while_work_begun_before_it_goes_on() {
+    let stage = Stage::set(2, 10).await;
+    stage.broker.deliver(1, "hang");
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    stage.broker.deliver_again(2, "ok", 3);
+    stage.broker.settled(1).await;
+    let reading = stage.counters.read();
+    assert_eq!((reading.tally.in_flight, reading.pool.subscriptions, reading.pool.safe_mode), (1, 1, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_pool_tells_its_workers_subscriptions_and_safe_mode() {
     let stage = Stage::set(2, 10).await;
     tokio::time::sleep(Duration::from_millis(10)).await;

@@ -30,8 +30,8 @@ async fn scrape() -> String {
     let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
     let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
     let consumers = Watched::all(&config);
-    let live =
-        Live::new(String::new(), consumers, Arc::new(OnceLock::new()), Arc::clone(&ledger), view, Shutdown::new());
+    let live = Live::new(String::new(), consumers, Arc::new(OnceLock::new()), view, Shutdown::new());
+    live.set_ledger(Arc::clone(&ledger));
     let text = exposition(&Arc::new(live));
     ledger.close().await;
     text

@@ -68,17 +68,22 @@ pub async fn run(
     let in_place = args.format == Format::Text && io::stdout().is_terminal();
     loop {
         let asked = client.status().await;
+        // Written at once, so that a terminal does not flicker.
+        let mut screen = Vec::new();
         if in_place {
-            write!(out, "{CLEAR}")?;
+            write!(screen, "{CLEAR}")?;
         }
-        match &asked {
-            Ok((told, status)) => show(args.clone(), told, status, out)?,
-            Err(error) => writeln!(err, "orderd: {}", chain(error))?,
+        if let Ok((told, status)) = &asked {
+            show(args.clone(), told, status, &mut screen)?;
         }
         if args.format == Format::Text && !in_place {
-            writeln!(out)?;
+            writeln!(screen)?;
         }
+        out.write_all(&screen)?;
         out.flush()?;
+        if let Err(error) = &asked {
+            writeln!(err, "orderd: {}", chain(error))?;
+        }
         tokio::time::sleep(every).await;
     }
 }

@@ -284,3 +284,21 @@ fn beyond_loopback_it_does_not_start_without_a_token() {
     assert_eq!(orderd.exit(), 78);
     assert!(orderd.output().contains("token_file"), "{}", orderd.output());
 }
+
+#[test]
+fn health_checks_are_answered_while_the_ledger_is_opened() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    std::fs::create_dir_all(shop.ledger()).unwrap();
+    let other = rusqlite::Connection::open(shop.ledger().join("orderd.db")).unwrap();
+    other.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (a); DROP TABLE t; BEGIN IMMEDIATE").unwrap();
+    let mut orderd = shop.run();
+    let admin = orderd.admin();
+    assert_eq!(get(admin, "/livez").status, 200);
+    let verbose = get(admin, "/readyz?verbose");
+    assert!(verbose.status == 503 && verbose.body.contains("[-] ledger: not open yet"), "{}", verbose.body);
+    assert_eq!(json(admin, "/api/v1/status")["daemon"]["ledger"]["recording"], false);
+    other.execute_batch("ROLLBACK").unwrap();
+    until("it has started", || orderd.says("started"));
+    assert_eq!(orderd.stop(), 0);
+}
