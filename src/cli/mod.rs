@@ -117,27 +117,35 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
         }
         Command::Check(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            // An output that cannot be written, such as a pipe whose reader is gone, is nobody's configuration.
-            runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|_| Exit::Internal)
+            runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
         }
         Command::Status(args) => {
             let loaded = load(sources)?;
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let shown = status::run(args, &loaded.config, &loaded.path, &mut out, &mut err);
-            runtime(1)?.block_on(shown).map_err(|_| Exit::Internal)
+            runtime(1)?.block_on(shown).map_err(|error| unwritable(&error))
         }
         Command::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
-            report::run(&args, &loaded.config, now, &mut out, &mut err).map_err(|_| Exit::Internal)
+            report::run(&args, &loaded.config, now, &mut out, &mut err).map_err(|error| unwritable(&error))
         }
         Command::Trace(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let traced = trace::run(&args, &loaded.config, now, &mut out, &mut err);
-            runtime(1)?.block_on(traced).map_err(|_| Exit::Internal)
+            runtime(1)?.block_on(traced).map_err(|error| unwritable(&error))
         }
     }
+}
+
+/// A reader that has seen enough, such as `head`, is no fault; anything else that keeps output from being written is.
+fn unwritable(error: &std::io::Error) -> Exit {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return Exit::Done;
+    }
+    eprintln!("orderd: cannot write the output: {error}");
+    Exit::Internal
 }
 
 /// Makes the threads that tasks run on. The thread that waits for the command's end comes on top.

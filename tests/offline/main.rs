@@ -4,4 +4,5 @@
 
 mod ledger_kill;
 mod metrics;
+mod output;
 mod tidy;

@@ -1,0 +1,25 @@
+//! What becomes of output that cannot be written.
+
+use std::fs::File;
+use std::io;
+use std::process::{Command, Output, Stdio};
+
+fn check_printing_to(out: Stdio) -> Output {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+    Command::new(env!("CARGO_BIN_EXE_orderd")).args(["check", "--config", config]).stdout(out).output().unwrap()
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_fault() {
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let output = check_printing_to(writer.into());
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).contains("output")), (Some(0), false));
+}
+
+#[test]
+fn a_full_device_is_told() {
+    let output = check_printing_to(File::create("/dev/full").unwrap().into());
+    assert_eq!(output.status.code(), Some(70));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));
+}
