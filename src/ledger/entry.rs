@@ -36,6 +36,24 @@ pub enum Entry {
     DeadLetter(Box<NewDeadLetter>),
 }
 
+impl Entry {
+    /// Dates what is over once its publications are confirmed, which they are only now: an order processed, a
+    /// message parked.
+    #[must_use]
+    pub fn confirmed_at(mut self, now: Timestamp) -> Self {
+        match &mut self {
+            Entry::FinishOrder { at, .. } => *at = now,
+            Entry::DeadLetter(letter) => letter.at = now,
+            Entry::AcceptOrder(_)
+            | Entry::LookUpNotification { .. }
+            | Entry::Notification(_)
+            | Entry::Analytics(_)
+            | Entry::Attempt(_) => {}
+        }
+        self
+    }
+}
+
 /// An order that passed its checks.
 #[derive(Debug, Clone)]
 pub struct NewOrder {

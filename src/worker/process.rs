@@ -110,7 +110,7 @@ async fn attempt(line: &Line, delivery: &Delivery) -> Outcome {
         Err(refusal) => return unpublishable(line, &refusal),
     }
     let Some(entry) = handled.record else { return Outcome::Done(handled.verdict) };
-    match record(line, entry).await {
+    match record(line, entry.confirmed_at(Timestamp::now())).await {
         Ok(()) => Outcome::Done(handled.verdict),
         Err(failure) => Outcome::Failed(failure),
     }

@@ -52,6 +52,11 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
             "p-1|processed|priority|Mouse|7|139.93|EUR|1",
         ]
     );
+    // An order is processed when its events are confirmed, not when it was accepted.
+    assert_eq!(
+        book.rows("SELECT min(processed_at - accepted_at) >= 0, max(processed_at - accepted_at) > 0 FROM orders"),
+        ["1|1"]
+    );
     let events: Vec<_> = ["2", "ord-3", "ord-4", "p-1"]
         .iter()
         .flat_map(|id| {
