@@ -94,9 +94,10 @@ fn known_orders_are_reported_and_traced_as_they_were() {
     assert!(told(&shop, &["report", "--since", "1h", "--until", "2h"], 64).contains("before it begins"));
 
     let plain = json(&shop, &["trace", "ord-3"], 0);
-    let done = ["order accepted", "order processed", "notification notified", "analytics counted"];
+    // An event may be worked on before the other is confirmed, and with it the order processed.
+    let done = ["order accepted", "analytics counted", "notification notified", "order processed"];
     let mut found = steps(&plain);
-    found[2..].sort_by_key(|step| step.starts_with("analytics"));
+    found[1..].sort();
     assert_eq!(found, done);
     assert_eq!(plain["order"]["total"], "1200.00");
     assert!(plain["places"].as_array().unwrap().iter().all(|place| place["state"] == "done"), "{plain}");

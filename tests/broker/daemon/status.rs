@@ -141,7 +141,7 @@ fn the_token_is_taken_from_the_configuration() {
     std::fs::write(&file, "0123456789abcdef").unwrap();
     let shop = shop.set("admin.token_file", file.to_str().unwrap());
     let mut orderd = shop.open();
-    assert_eq!(status(&shop, &[]).0, 0);
+    until("its connections stand", || status(&shop, &[]).0 == 0);
     std::fs::write(&file, "fedcba9876543210").unwrap();
     let (code, said) = status(&shop, &[]);
     assert_eq!(code, 78, "{said}");
