@@ -15,6 +15,7 @@ const RANKS: &[(&str, u8)] = &[
     ("topology", 1),
     ("telemetry", 1),
     ("shutdown", 1),
+    ("control", 1),
     ("config", 2),
     ("supervisor", 2),
     ("handler", 2),

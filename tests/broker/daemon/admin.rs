@@ -169,12 +169,15 @@ fn without_kills_every_figure_is_exact() {
 #[test]
 fn without_a_broker_it_is_alive_and_not_ready() {
     let node = Node::shared();
-    // Reserved by binding it, and free again when dropped.
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Kept, so that no other test's program comes to answer there; nobody answers here.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = silent.local_addr().unwrap();
     let shop = Shop::new(&node).set("broker.addresses", &nobody.to_string());
     let mut orderd = shop.run();
     let admin = orderd.admin();
     assert_eq!(get(admin, "/livez").status, 200);
+    // It answers before the ledger is open.
+    until("the ledger is open", || get(admin, "/readyz?verbose").body.contains("[+] ledger"));
     let plain = get(admin, "/readyz");
     assert_eq!((plain.status, plain.body.trim()), (503, "not ready"));
     let verbose = get(admin, "/readyz?verbose");
