@@ -9,6 +9,7 @@ mod orders;
 mod own_node;
 mod poison;
 mod reload;
+mod probe;
 mod secrets;
 mod start;
 mod status;
