@@ -1,6 +1,7 @@
 //! The command line: its arguments, and which code each command exits with.
 
 pub mod check;
+pub mod follow;
 pub mod publish;
 pub mod report;
 pub mod run;
