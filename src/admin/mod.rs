@@ -5,6 +5,7 @@
 //! ```
 //! It only tells: nothing can be changed here, and whatever happens to it, processing goes on.
 
+mod commands;
 mod guard;
 mod live;
 mod metrics;
@@ -12,6 +13,7 @@ mod pages;
 mod server;
 mod watch;
 
+pub use commands::{COMMAND_TYPE, COMMAND_WITHIN};
 pub use guard::{AUTHORIZATION, bearer};
 pub use live::{Live, Watched};
 pub use metrics::exposition;
