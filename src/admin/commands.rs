@@ -104,6 +104,7 @@ fn status(error: &ControlError) -> StatusCode {
     match error {
         ControlError::UnknownConsumer { .. } => StatusCode::NOT_FOUND,
         ControlError::NotRemembered { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        ControlError::Busy { .. } => StatusCode::CONFLICT,
         ControlError::NotNow => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -12,6 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::live::{Live, Snapshot};
+use crate::control::Outcome;
 use crate::monitor::status::{ConsumerFacts, Stage};
 use crate::monitor::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
@@ -56,6 +57,11 @@ impl Page {
             daemon.started_at.as_millisecond() as f64 / 1e3,
         )?;
         sheet.gauge("config_generation", "Configurations applied since the start", daemon.config_generation as f64)?;
+        let outcome = daemon.last_reload.as_ref().map(|reload| reload.verdict.outcome);
+        let help = "Whether the last reload was rejected, so that the file does not say what is in force";
+        sheet.gauge("config_reload_failed", help, flag(outcome == Some(Outcome::Rejected)))?;
+        let help = "Whether part of the last reload waits for a restart or a person";
+        sheet.gauge("config_pending", help, flag(outcome == Some(Outcome::Partly)))?;
         sheet.gauge("draining", "Whether a shutdown has begun", flag(daemon.stage == Stage::Draining))?;
         sheet.gauge(
             "ready",
@@ -101,7 +107,7 @@ impl Page {
         let oldest = facts().map(|one| (whose(one), one.reading.oldest.map_or(0.0, |age| age.as_secs_f64())));
         sheet.gauges("oldest_in_flight_seconds", "Age of the oldest delivery in hand; 0 without any", oldest)?;
         let broken = facts().map(|one| {
-            let held = conservation::check(&one.reading.tally, one.reading.pool.serving, one.workers * one.prefetch);
+            let held = conservation::check(&one.reading.tally, &one.reading.pool);
             (whose(one), flag(held.is_err()))
         });
         sheet.gauges("conservation_broken", "Whether deliveries are lost or counted twice", broken)?;
@@ -155,8 +161,12 @@ impl Page {
         let pool = |one: &ConsumerFacts| one.reading.pool;
         sheet.gauges("workers", "Workers that run", facts().map(|one| (whose(one), pool(one).workers_up as f64)))?;
         sheet.gauges("workers_wanted", "Workers configured", facts().map(|one| (whose(one), one.workers as f64)))?;
-        let subscribed = facts().map(|one| (whose(one), flag(pool(one).serving)));
-        sheet.gauges("subscribed", "Whether the consumer has a subscription", subscribed)?;
+        let subscribed = facts().map(|one| (whose(one), flag(pool(one).taking > 0)));
+        sheet.gauges("subscribed", "Whether the consumer has a subscription that takes deliveries in", subscribed)?;
+        let paused = facts().map(|one| (whose(one), flag(one.paused_since.is_some())));
+        sheet.gauges("paused", "Whether the consumer is paused", paused)?;
+        let draining = facts().map(|one| (whose(one), pool(one).draining as f64));
+        sheet.gauges("draining_subscriptions", "Former subscriptions that finish what they were handed", draining)?;
         let subscriptions = facts().map(|one| (whose(one), pool(one).subscriptions));
         sheet.counters("subscriptions", "Subscriptions made, each an epoch", subscriptions)?;
         let safe = facts().map(|one| (whose(one), flag(pool(one).safe_mode)));

@@ -114,7 +114,7 @@ impl AskError {
             AskError::Control(error) => match error {
                 ControlError::UnknownConsumer { .. } => Exit::Usage,
                 ControlError::NotRemembered { .. } => Exit::Internal,
-                ControlError::NotNow => Exit::Unavailable,
+                ControlError::Busy { .. } | ControlError::NotNow => Exit::Unavailable,
             },
         }
     }
