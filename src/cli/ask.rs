@@ -185,13 +185,30 @@ impl Client {
         Ok(Client { http, address, token, config })
     }
 
+    /// Asks where this configuration says.
+    ///
+    /// # Errors
+    /// When that is nowhere.
+    pub(super) fn of(admin: &Admin, config: &Path) -> Result<Self, AskError> {
+        Client::new(listening(admin, config)?, admin.token.clone(), Some((config.to_owned(), true)))
+    }
+
+    /// Where it asks.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What a path answers within a time: any status, and at most [`LARGEST_ANSWER`] bytes.
+    pub(super) async fn get(&self, path: &str, within: Duration) -> Result<(StatusCode, Vec<u8>), AskError> {
+        self.exchange(self.http.get(format!("http://{}{path}", self.address)).timeout(within)).await
+    }
+
     /// The status, as it was told and as this version understands it.
     pub(super) async fn status(&self) -> Result<(Value, Status), AskError> {
-        let request = self.http.get(format!("http://{}/api/v1/status", self.address)).timeout(DEADLINE);
-        let (status, body) = self.exchange(request).await?;
-        match status {
-            StatusCode::OK => {}
-            other => return Err(self.foreign(other.to_string())),
+        let (status, body) = self.get("/api/v1/status", DEADLINE).await?;
+        self.is_let_in(status, &body)?;
+        if status != StatusCode::OK {
+            return Err(self.foreign(status.to_string()));
         }
         let (told, status): (Value, Status) = self.read(&body)?;
         self.verify(&status.daemon.config)?;
@@ -205,6 +222,7 @@ impl Client {
         }
         let request = self.http.post(format!("http://{}{path}", self.address)).timeout(COMMAND_WITHIN + GRACE);
         let (status, body) = self.exchange(request.header("content-type", COMMAND_TYPE)).await?;
+        self.is_let_in(status, &body)?;
         match status {
             StatusCode::OK => self.read(&body),
             StatusCode::METHOD_NOT_ALLOWED => Err(self.foreign(status.to_string())),
@@ -250,12 +268,16 @@ impl Client {
                 return Err(self.foreign(format!("more than {LARGEST_ANSWER} bytes")));
             }
         }
+        Ok((status, body))
+    }
+
+    fn is_let_in(&self, status: StatusCode, body: &[u8]) -> Result<(), AskError> {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST => {
-                let said = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
-                Err(AskError::Refused { address, status, said })
+                let said = String::from_utf8_lossy(body).trim().chars().take(200).collect();
+                Err(AskError::Refused { address: self.address, status, said })
             }
-            status => Ok((status, body)),
+            _ => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 mod ask;
 pub mod check;
 pub mod follow;
+pub mod probe;
 pub mod publish;
 pub mod report;
 pub mod run;
@@ -94,6 +95,8 @@ enum Command {
     Pause(tell::IntakeArgs),
     /// Restarts the intake of a paused consumer.
     Resume(tell::IntakeArgs),
+    /// Asks whether the daemon lives, or is ready: for health checks and scripts; exit 69 if not.
+    Probe(probe::ProbeArgs),
     /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
     Report(report::ReportArgs),
     /// Tells one order's life from the ledger: attempts, failures, delays, events; and where it is now.
@@ -140,6 +143,10 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
         }
         Command::Pause(args) => intake(args, true, sources),
         Command::Resume(args) => intake(args, false, sources),
+        Command::Probe(args) => {
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
+        }
         Command::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());

@@ -338,10 +338,14 @@ mod tests {
             "dead_letters": {"malformed": 1000, "retries_exhausted": 200, "too_old": 34}, "restarts": 123,
             "subscriptions": 9, "rate": 1234.56, "handling_seconds": quantiles, "publish_to_done_seconds": null,
             "conservation": books});
-        let consumers: serde_json::Map<_, _> = ["analytics", "failed", "notification", "order", "priority"]
+        let mut paused = consumer.clone();
+        paused["paused"] = json!(true);
+        paused["paused_since"] = json!("2026-11-22T08:00:00Z");
+        let mut consumers: serde_json::Map<_, _> = ["analytics", "failed", "notification", "order", "priority"]
             .map(|name| (name.to_owned(), consumer.clone()))
             .into_iter()
             .collect();
+        consumers.insert("priority".to_owned(), paused);
         let check = |name: &str| json!({"name": name, "ok": false, "detail": "no subscription"});
         let checks = ["publisher", "consumer analytics", "consumer failed", "consumer notification"].map(check);
         let mut queue = serde_json::to_value(QueueView::unknown(QueueRole::Work { consumer: "order".into() })).unwrap();
@@ -358,9 +362,12 @@ mod tests {
         let api = json!({"state": "stale", "since": "2026-11-22T08:00:00Z", "cause": "timed_out", "reason": long});
         let finding = json!({"queue": "order_queue", "kind": "no_consumer", "since": "2026-11-22T08:00:00Z",
             "messages": 7, "detail": long});
+        let verdict = json!({"outcome": "rejected", "generation": 7, "changes": [], "notes": [],
+            "problems": [long, "a\u{1b}b", long, long]});
+        let reload = json!({"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "verdict": verdict});
         let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "stage": "running",
             "started_at": "2026-11-22T08:00:00Z", "uptime_seconds": 8e7, "config": "/etc/orderd/production/orderd.toml",
-            "config_generation": 1, "connections": 6, "epochs": 123_456, "publisher": null,
+            "config_generation": 1, "last_reload": reload, "connections": 6, "epochs": 123_456, "publisher": null,
             "ledger": {"recording": false, "commits": 123_456_789}});
         serde_json::from_value(json!({"daemon": daemon, "conserved": false, "consumers": consumers,
             "checks": checks,
@@ -388,6 +395,10 @@ mod tests {
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "THIS DOES NOT ADD UP",
             "SAFE MODE analytics, failed,",
+            "but PAUSED: priority",
+            "priority PAUSED 1000 478ms",
+            "PAUSED priority for 1h: takes nothing in until `orderd resume priority`",
+            "reload REJECTED 1h ago, asked for by SIGHUP",
             "found on order_queue for 1h (7): why",
         ] {
             assert!(words.to_lowercase().contains(&part.to_lowercase()), "no {part:?}:\n{text}");
