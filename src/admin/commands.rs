@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -47,6 +47,10 @@ pub(super) fn router(control: Control) -> Router {
 
 /// Turns away what a browser sends on behalf of another site, and what any form can send.
 async fn on_purpose(request: Request, next: Next) -> Response {
+    if request.method() != Method::POST {
+        // It is told that it is the wrong one.
+        return next.run(request).await;
+    }
     let headers = request.headers();
     let site = headers.get(FETCH_SITE).map(|site| site.as_bytes());
     if !matches!(site, None | Some(b"same-origin" | b"none")) {
@@ -188,12 +192,14 @@ mod tests {
         assert_eq!(body["message"], "there is no consumer \"nobody\"; there are order");
         let (status, body) = ask(&daemon, "POST", "/api/v1/consumers/stuck/pause", &[JSON]).await;
         assert_eq!((status, &body["error"], &body["reason"]), (500, &json!("not_remembered"), &json!("full")));
-        assert_eq!(ask(&daemon, "GET", "/api/v1/reload", &[JSON]).await.0, 405);
+        assert_eq!(ask(&daemon, "GET", "/api/v1/reload", &[]).await.0, 405);
         assert_eq!(ask(&daemon, "POST", "/api/v1/consumers/order/stop", &[JSON]).await.0, 404);
         task.abort();
         let _ = task.await;
         let (status, body) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
         assert_eq!((status, &body["error"]), (503, &json!("not_now")));
+        // Whoever knows the errors reads them, whatever stands beside.
+        assert_eq!(serde_json::from_value::<ControlError>(body).unwrap(), ControlError::NotNow);
     }
 
     #[tokio::test]
