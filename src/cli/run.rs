@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Exit;
+use super::follow::Follower;
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
 use crate::control::Control;
@@ -50,9 +51,15 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let (control, commands) = Control::new();
     let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
     let listener = AbortOnDropHandle::new(tokio::spawn(signals.obey(shutdown.clone(), drain, control.clone())));
+    let following = if config.reload.watch {
+        let follower = Follower::new(path.clone()).await;
+        Some(AbortOnDropHandle::new(tokio::spawn(follower.run(control.clone(), shutdown.clone()))))
+    } else {
+        None
+    };
     let process = app::Process { path, sources, control, commands, level, drain_timeout };
     let outcome = app::run(config, process, shutdown).await;
-    drop(listener);
+    drop((listener, following));
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {

@@ -121,11 +121,12 @@ fn every_alert_that_an_operator_relies_on_is_there() {
     for alert in [
         "DeadLettersGrowing",
         "NoConsumer",
-        "Paused",
         "RetriesOverdue",
         "UnroutedMessages",
         "ConservationBroken",
         "NotReady",
+        "ConfigRejected",
+        "ConsumerPaused",
     ] {
         assert!(rules.contains(&format!("- alert: Orderd{alert}\n")), "{alert}");
     }
