@@ -78,7 +78,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused or an order u
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts.
+    /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts. SIGHUP reloads.
     Run,
     /// Publishes orders from a file or standard input, one JSON object a line.
     Publish(publish::PublishArgs),
@@ -112,7 +112,7 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
     match command {
         Command::Run => {
             let loaded = load(sources)?;
-            Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded)))
+            Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded, sources.clone())))
         }
         Command::Publish(args) => {
             let loaded = load(sources)?;
