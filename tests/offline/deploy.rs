@@ -131,7 +131,7 @@ fn all_that_is_copied_into_the_image_is_given_to_the_build() {
         for source in &words[..words.len() - 1] {
             assert!(path(source).exists(), "there is no {source}");
             let inside = |given: &&str| *given == *source || given.starts_with(&format!("{source}/"));
-            assert!(given.iter().any(|given| inside(&given)), ".dockerignore keeps out {source}");
+            assert!(given.iter().any(inside), ".dockerignore keeps out {source}");
         }
     }
 }
