@@ -7,12 +7,13 @@
 //! It never works on a message.
 
 mod broker;
+mod ledger;
 mod outlook;
 mod retention;
 mod watching;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,7 +69,10 @@ pub enum AppError {
 pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Result<(), AppError> {
     let bound = Bound::bind(&config.admin).await?;
     let mut outlook = Outlook::open(&config, config_path, bound, &shutdown);
-    let ledger = open_ledger(config.ledger.directory.clone()).await?;
+    let Some(ledger) = ledger::open(&config.ledger.directory, &shutdown).await? else {
+        outlook.close().await;
+        return Ok(());
+    };
     outlook.records(&ledger);
     let logs = EventLogs::start(&config)?;
     let link = Link::new(config.broker.clone());
@@ -100,13 +104,6 @@ pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Resu
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
         None => Ok(()),
     }
-}
-
-/// Opens the ledger aside: making one of an earlier version new may take minutes, and health checks are answered
-/// meanwhile.
-async fn open_ledger(directory: PathBuf) -> Result<Arc<SqliteLedger>, AppError> {
-    let opening = tokio::task::spawn_blocking(move || SqliteLedger::open(&directory));
-    Ok(Arc::new(opening.await.expect("opening a ledger neither panics nor is it cancelled")?))
 }
 
 /// The files of JSON lines and the threads that write them.

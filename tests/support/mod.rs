@@ -6,6 +6,7 @@
 // Each test binary uses its part of this.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod gate;
 pub mod http;
 pub mod raw;
 pub mod shop;

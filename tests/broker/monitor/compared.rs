@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use orderd::amqp::Link;
 use orderd::handler::{Handled, Handler, Verdict, Work};
+use orderd::instance::tag_prefix;
 use orderd::ledger::SqliteLedger;
 use orderd::message::Names;
 use orderd::monitor::view::FindingKind;
@@ -68,7 +69,11 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);
-    let own = move || Own { tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]), publisher_epoch: 1 };
+    let own = move || Own {
+        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
+        publisher_epoch: 1,
+        tag_prefix: tag_prefix(),
+    };
     let mut polling = poll(&config, own);
 
     let raw = || vhost.raw();

@@ -2,6 +2,7 @@
 
 mod absent;
 mod compared;
+mod many;
 mod own_node;
 mod proxy;
 
