@@ -146,6 +146,10 @@ fn instances_killed_in_turn_under_load_lose_nothing_and_count_nothing_twice_in_t
     });
     assert_each_counted_once(&book, orders);
     assert_eq!(book.rows("SELECT * FROM attempts"), [""; 0], "a crash is no attempt");
+    let path = format!("/queues/{}/order_queue", shop.vhost.name);
+    until("the broker tells of orders handed out again: else none was in hand at any kill", || {
+        node.management("GET", &path, "").1["message_stats"]["redeliver"].as_u64() > Some(0)
+    });
     assert_queues_are_empty(&shop, &["order_queue.retry.300ms"]);
     for mut instance in instances {
         assert_eq!(instance.stop(), 0);
@@ -252,5 +256,37 @@ fn an_instance_waits_for_another_that_makes_their_ledger_new() {
     until("it waits", || orderd.says("waiting for the ledger"));
     migration.commit().unwrap();
     until("it goes on", || consumes(&orderd, "order_queue"));
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// RabbitMQ before 4.3 counts what is given back at a restart toward the delivery limit.
+#[test]
+fn an_order_outlasts_twenty_restarts_that_give_it_back() {
+    const TRIES: u32 = 50;
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    assert_eq!(shop.open().stop(), 0);
+    let mut raw = shop.raw();
+    raw.send_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    let mut given_back = 0;
+    while given_back < TRIES
+        && let Some((tag, _)) = raw.hold("order_queue")
+    {
+        raw.give_back(tag);
+        given_back += 1;
+    }
+    let version = node.management("GET", "/overview", "").1["rabbitmq_version"].as_str().unwrap().to_owned();
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap());
+    let counts = (numbers.next().unwrap(), numbers.next().unwrap()) < (4, 3);
+    assert_eq!(given_back, if counts { 21 } else { TRIES }, "on RabbitMQ {version}");
+    // Then it is parked by way of the failures, and not lost.
+    let mut orderd = shop.open();
+    let book = shop.book();
+    if counts {
+        until("it is a failure", || {
+            book.number("SELECT count(*) FROM attempts WHERE failure_kind = 'delivery_limit'") == 1
+        });
+    }
+    book.await_settled(1);
     assert_eq!(orderd.stop(), 0);
 }
