@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use crate::admin::Watched;
 use crate::amqp::ConfirmingPublisher;
 use crate::config::Config;
-use crate::instance;
 use crate::monitor::{Limits, Own, Poller};
 
 /// A poller that holds these consumers' counters against the broker's. It is to run once there is a publisher.
@@ -20,7 +19,6 @@ pub(super) fn poller(
     let own = move || Own {
         tallies: by_queue.iter().map(|(queue, counters)| (queue.clone(), counters.tally())).collect(),
         publisher_epoch: publisher.get().map_or(0, |publisher| publisher.state().epoch),
-        tag_prefix: instance::tag_prefix(),
     };
     Poller::new(config, Limits::DEFAULT, own)
 }

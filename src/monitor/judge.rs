@@ -57,8 +57,6 @@ pub struct Own {
     pub tallies: BTreeMap<String, Tally>,
     /// The publisher's epoch.
     pub publisher_epoch: u64,
-    /// How the tags of orderd's own consumers begin, and no other's.
-    pub tag_prefix: String,
 }
 
 /// Acked, for whatever reason.
@@ -98,6 +96,8 @@ struct Waiting {
 /// Keeps what judging needs to remember.
 pub struct Judge {
     limits: Limits,
+    /// How the tags of this instance's own consumers begin, and no other's.
+    tag_prefix: String,
     failed_queue: String,
     consumed: BTreeMap<String, Consumed>,
     /// By the queue that orderd publishes into.
@@ -109,11 +109,12 @@ pub struct Judge {
 }
 
 impl Judge {
-    pub(super) fn new(roles: &Roles, limits: Limits) -> Self {
+    pub(super) fn new(roles: &Roles, limits: Limits, tag_prefix: String) -> Self {
         let failed_queue = roles.failed_queue().to_owned();
         let entering = [failed_queue.as_str(), RETRY_QUEUES, Names::DEAD_LETTER_QUEUE];
         Judge {
             limits,
+            tag_prefix,
             entering: entering
                 .into_iter()
                 .map(|queue| (queue.to_owned(), Balance::new(limits.lag, Rule::AtLeast)))
@@ -230,7 +231,7 @@ impl Judge {
 
     fn consumed_detail(&mut self, asked: Duration, now: Moment, name: &str, detail: &Detail, own: &Own) {
         let consumed = consumed(&mut self.consumed, name, self.limits.lag);
-        let sole = sole_tag(detail, own);
+        let sole = sole_tag(detail, &self.tag_prefix);
         consumed.is_sole = sole.is_some();
         // The tag is another for each connection. What is counted while others consume too is compared with nothing:
         // each such reading is a context of its own, and begins another one for the time after it.
@@ -359,9 +360,9 @@ fn consumed<'m>(all: &'m mut BTreeMap<String, Consumed>, queue: &str, lag: Durat
 }
 
 /// The tag of the queue's only consumer, if that is orderd's own.
-fn sole_tag<'d>(detail: &'d Detail, own: &Own) -> Option<&'d str> {
+fn sole_tag<'d>(detail: &'d Detail, prefix: &str) -> Option<&'d str> {
     match detail.consumer_tags.as_deref() {
-        Some([tag]) if tag.starts_with(&own.tag_prefix) => Some(tag),
+        Some([tag]) if tag.starts_with(prefix) => Some(tag),
         Some(_) | None => None,
     }
 }

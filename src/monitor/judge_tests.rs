@@ -33,9 +33,8 @@ impl Court {
         let own = Own {
             tallies: config().consumers.values().map(|c| (c.queue.clone(), Tally::default())).collect(),
             publisher_epoch: 1,
-            tag_prefix: "t".to_owned(),
         };
-        Court { judge: Judge::new(&roles, LIMITS), roles, second: 0, view, own }
+        Court { judge: Judge::new(&roles, LIMITS, "t".to_owned()), roles, second: 0, view, own }
     }
 
     fn now(&self) -> Moment {

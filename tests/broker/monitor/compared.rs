@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use orderd::amqp::Link;
 use orderd::handler::{Handled, Handler, Verdict, Work};
-use orderd::instance::tag_prefix;
 use orderd::ledger::SqliteLedger;
 use orderd::message::Names;
 use orderd::monitor::view::FindingKind;
@@ -69,11 +68,7 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);
-    let own = move || Own {
-        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
-        publisher_epoch: 1,
-        tag_prefix: tag_prefix(),
-    };
+    let own = move || Own { tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]), publisher_epoch: 1 };
     let mut polling = poll(&config, own);
 
     let raw = || vhost.raw();

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use orderd::amqp::Link;
 use orderd::handler::{Handled, Handler, Verdict, Work};
-use orderd::instance::tag_prefix;
 use orderd::ledger::SqliteLedger;
 use orderd::message::Names;
 use orderd::monitor::Own;
@@ -60,11 +59,7 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);
-    let own = move || Own {
-        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
-        publisher_epoch: 1,
-        tag_prefix: tag_prefix(),
-    };
+    let own = move || Own { tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]), publisher_epoch: 1 };
     let mut polling = poll(&config, own);
     let consumers = |count: u64| {
         let mut view = polling.view.clone();
