@@ -123,6 +123,13 @@ impl Node {
         (status, json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(Value::Null))
     }
 
+    /// Major and minor version of RabbitMQ.
+    pub fn version(&self) -> (u32, u32) {
+        let overview = self.management("GET", "/overview", "").1;
+        let mut numbers = overview["rabbitmq_version"].as_str().unwrap().split('.').map(|it| it.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    }
+
     /// A new virtual host in which no name is taken.
     pub fn vhost(&self) -> Vhost<'_> {
         let name = format!("t{:016x}", fastrand::u64(..));

@@ -9,6 +9,7 @@ mod many;
 mod orders;
 mod own_node;
 mod poison;
+mod probe;
 mod secrets;
 mod start;
 mod status;

@@ -56,10 +56,15 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
         prefetch: 5,
         reconnect_max: Duration::from_millis(200),
         shutdown: shutdown.clone(),
+        retired: Default::default(),
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);
-    let own = move || Own { tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]), publisher_epoch: 1 };
+    let own = move || Own {
+        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
+        publisher_epoch: 1,
+        ..Own::default()
+    };
     let mut polling = poll(&config, own);
     let consumers = |count: u64| {
         let mut view = polling.view.clone();
