@@ -142,6 +142,7 @@ impl Live {
         let daemon = Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            instance: crate::instance::name().to_owned(),
             stage: self.stage(),
             started_at: self.started_at,
             uptime_seconds: up.as_secs_f64(),

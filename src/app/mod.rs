@@ -10,6 +10,7 @@
 mod broker;
 mod daemon;
 mod event_logs;
+mod ledger;
 mod leftovers;
 mod line;
 mod outlook;
@@ -99,7 +100,10 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
     let Process { path, sources, control, mut commands, level, drain_timeout } = process;
     let bound = Bound::bind(&config.admin).await?;
     let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown);
-    let ledger = open_ledger(config.ledger.directory.clone()).await?;
+    let Some(ledger) = ledger::open(&config.ledger.directory, &shutdown).await? else {
+        outlook.close().await;
+        return Ok(());
+    };
     outlook.records(&ledger);
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config);
@@ -175,13 +179,6 @@ fn site(
         live: Arc::clone(&outlook.live),
         shutdown: shutdown.clone(),
     }
-}
-
-/// Opens the ledger aside: making one of an earlier version new may take minutes, and health checks are answered
-/// meanwhile.
-async fn open_ledger(directory: PathBuf) -> Result<Arc<SqliteLedger>, AppError> {
-    let opening = tokio::task::spawn_blocking(move || SqliteLedger::open(&directory));
-    Ok(Arc::new(opening.await.expect("opening a ledger neither panics nor is it cancelled")?))
 }
 
 /// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then

@@ -5,6 +5,7 @@ mod crash;
 mod failures;
 mod insight;
 mod load;
+mod many;
 mod orders;
 mod own_node;
 mod pause;
