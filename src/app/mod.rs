@@ -9,6 +9,7 @@
 mod broker;
 mod outlook;
 mod retention;
+mod standing;
 mod watching;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::handler::{self, EventLog, LogChannel, Parts, Route};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::{Consumer, Publisher};
 use crate::recovery::FAILED_HANDLER;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
 use crate::telemetry::{self, Files, TelemetryError};
@@ -65,9 +67,9 @@ pub enum AppError {
 /// # Errors
 /// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
 /// messages and was told late.
-pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Result<(), AppError> {
+pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown, service: &Service) -> Result<(), AppError> {
     let bound = Bound::bind(&config.admin).await?;
-    let mut outlook = Outlook::open(&config, config_path, bound, &shutdown);
+    let mut outlook = Outlook::open(&config, config_path, bound, &shutdown, service);
     let ledger = open_ledger(config.ledger.directory.clone()).await?;
     outlook.records(&ledger);
     let logs = EventLogs::start(&config)?;

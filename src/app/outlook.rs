@@ -8,12 +8,14 @@ use std::sync::{Arc, OnceLock};
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
+use super::standing::Seen;
 use super::watching;
 use crate::admin::{self, Admin, Bound, Live, Watched};
 use crate::amqp::ConfirmingPublisher;
 use crate::config::Config;
 use crate::ledger::SqliteLedger;
 use crate::monitor::Poller;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
 
 /// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
@@ -29,12 +31,19 @@ pub(super) struct Outlook {
 
 impl Outlook {
     /// Begins to tell.
-    pub fn open(config: &Config, config_path: &Path, bound: Option<Bound>, shutdown: &Shutdown) -> Self {
+    pub fn open(
+        config: &Config,
+        config_path: &Path,
+        bound: Option<Bound>,
+        shutdown: &Shutdown,
+        service: &Service,
+    ) -> Self {
         let (consumers, publisher) = (Watched::all(config), Arc::new(OnceLock::new()));
         let poller = watching::poller(config, &consumers, Arc::clone(&publisher));
         let path = config_path.display().to_string();
-        let live = Live::new(path, consumers, publisher, poller.view(), shutdown.clone());
+        let live = Live::new(path, consumers, publisher, poller.view(), shutdown.clone(), service.health());
         let live = Arc::new(live);
+        service.watch(Arc::new(Seen(Arc::clone(&live))));
         let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone()));
         let watch = tokio::spawn(admin::watch(Arc::clone(&live), shutdown.clone()));
         Outlook { live, admin, watch, poller: Some(poller), polling: None }

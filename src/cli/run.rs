@@ -8,8 +8,13 @@ use tracing::{error, info, warn};
 use super::Exit;
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation};
+use crate::service::Service;
 use crate::shutdown::Shutdown;
-use crate::{amqp, app, telemetry};
+use crate::{amqp, app, service, telemetry};
+
+/// What may come after the drain: the last confirms, the ledger's last commit, the files. The service manager is asked
+/// for no more time than this.
+const AFTER_DRAIN: Duration = Duration::from_secs(30);
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(loaded: Loaded) -> Exit {
@@ -43,9 +48,17 @@ pub async fn run(loaded: Loaded) -> Exit {
             return Exit::Internal;
         }
     };
-    let listener = tokio::spawn(signals.obey(shutdown.clone(), config.shutdown.drain_timeout));
-    let outcome = app::run(config, &path, shutdown).await;
+    let service = match service::of_process() {
+        Ok(service) => service,
+        Err(error) => {
+            error!(%error, "cannot start the service thread");
+            return Exit::Internal;
+        }
+    };
+    let listener = tokio::spawn(signals.obey(shutdown.clone(), config.shutdown.drain_timeout, service.clone()));
+    let outcome = app::run(config, &path, shutdown, &service).await;
     listener.abort();
+    service.end(outcome.as_ref().err().map(|error| format!("cannot start: {}", chain(error))));
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {
@@ -73,29 +86,31 @@ impl Signals {
 
     /// The first TERM or INT begins to drain; another one, or the end of the drain's time, ends the draining. So
     /// it is when the daemon itself has begun to drain.
-    async fn obey(mut self, shutdown: Shutdown, drain_timeout: Duration) {
+    async fn obey(mut self, shutdown: Shutdown, drain_timeout: Duration, service: Service) {
         // Cancel-safe: both only wait.
         let first = tokio::select! {
-            first = self.next() => first,
+            first = self.next(&service) => first,
             () = shutdown.begun() => "none",
         };
         info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
         shutdown.begin();
+        service.stopping(drain_timeout + AFTER_DRAIN);
         // Cancel-safe: both only wait.
         tokio::select! {
-            second = self.next() => warn!(signal = second, "aborting"),
+            second = self.next(&service) => warn!(signal = second, "aborting"),
             () = tokio::time::sleep(drain_timeout) => warn!(?drain_timeout, "the drain took too long; aborting"),
         }
         shutdown.abort();
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self, service: &Service) -> &'static str {
         loop {
             // Cancel-safe: a signal not received now is received by the next call.
             tokio::select! {
                 _ = self.terminate.recv() => return "TERM",
                 _ = self.interrupt.recv() => return "INT",
                 _ = self.hangup.recv() => {
+                    let _reloading = service.reloading();
                     warn!("this version cannot reload; restart it to apply a changed configuration");
                 }
             }

@@ -10,6 +10,7 @@ use orderd::config::{Config, Sources};
 use orderd::ledger::SqliteLedger;
 use orderd::monitor::BrokerView;
 use orderd::monitor::view::{Alarm, FindingKind, QueueRole, QueueView};
+use orderd::service::Health;
 use orderd::shutdown::Shutdown;
 
 fn file(path: &str) -> String {
@@ -30,7 +31,7 @@ async fn scrape() -> String {
     let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
     let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
     let consumers = Watched::all(&config);
-    let live = Live::new(String::new(), consumers, Arc::new(OnceLock::new()), view, Shutdown::new());
+    let live = Live::new(String::new(), consumers, Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
     live.set_ledger(Arc::clone(&ledger));
     let text = exposition(&Arc::new(live));
     ledger.close().await;
