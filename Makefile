@@ -32,7 +32,7 @@ install: ## Put program, unit, configuration, completions and man page in place;
 	@install -d $(addprefix $(DESTDIR),$(UNITDIR) $(CONFIGDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(MANDIR))
 	sed 's|/usr/local/bin/|$(BINDIR)/|' config/systemd/orderd.service >$(DESTDIR)$(UNITDIR)/orderd.service
 	@chmod 644 $(DESTDIR)$(UNITDIR)/orderd.service
-	@if ((0$(SYSTEMD) > 0 && 0$(SYSTEMD) < 253)); then \
+	@if (($(or $(SYSTEMD),0) > 0 && $(or $(SYSTEMD),0) < 253)); then \
 	    set -x; install -D -m 644 -t $(DESTDIR)$(UNITDIR)/orderd.service.d config/systemd/orderd.service.d/*; \
 	else rm -rf $(DESTDIR)$(UNITDIR)/orderd.service.d; fi
 	$(BINARY) completions bash >$(DESTDIR)$(BASHDIR)/orderd

@@ -77,6 +77,12 @@ impl<'a> Shop<'a> {
         self
     }
 
+    /// With a variable of its environment.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.settings.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// Where the ledger is.
     pub fn ledger(&self) -> PathBuf {
         self.directory.path().join("ledger")

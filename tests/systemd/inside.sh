@@ -39,9 +39,9 @@ until_so() {
     done
     ok "$what"
 }
-# The journal of orderd since mark.
-mark() { journalctl --sync; cursor=$(journalctl -u orderd -n 0 --show-cursor --no-pager | sed -n 's/^-- cursor: //p'); }
-says() { journalctl --no-pager --output=cat -u orderd --after-cursor "$cursor" | grep -q -- "$1"; }
+# What orderd itself has logged since mark.
+mark() { journalctl --sync; cursor=$(journalctl -n 1 --show-cursor --no-pager | sed -n 's/^-- cursor: //p'); }
+says() { journalctl --no-pager --output=cat _SYSTEMD_UNIT=orderd.service --after-cursor "$cursor" | grep -qi -- "$1"; }
 # Settings for the time of one check, in a drop-in.
 with() { mkdir -p /run/systemd/system/orderd.service.d && printf '[Service]\n%s\n' "$@" >/run/systemd/system/orderd.service.d/test.conf && systemctl daemon-reload; }
 without() { rm -f /run/systemd/system/orderd.service.d/test.conf && systemctl daemon-reload; }
@@ -91,9 +91,9 @@ mark
 check "systemctl reload succeeds" systemctl reload orderd
 if ((version >= 253)); then
     journalctl --sync
-    check "and returns only when the reload is over" says -i "reload"
+    check "and returns only when the reload is over" says reload
 else
-    until_so "and the reload is carried out" says -i "reload"
+    until_so "and the reload is carried out" says reload
 fi
 until_so "it is active again" is ActiveState active
 check "it is the same process" is MainPID "$pid"

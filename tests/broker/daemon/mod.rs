@@ -9,6 +9,7 @@ mod orders;
 mod own_node;
 mod poison;
 mod secrets;
+mod service;
 mod start;
 mod status;
 mod stop;
