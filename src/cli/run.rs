@@ -1,13 +1,17 @@
 //! `orderd run`: the daemon's process: logging, signals, exit code.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Exit;
 use crate::chain::chain;
-use crate::config::{Loaded, LogFormat, LogLevel, Rotation};
+use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
+use crate::control::Control;
 use crate::service::Service;
 use crate::shutdown::Shutdown;
 use crate::{amqp, app, service, telemetry};
@@ -16,8 +20,8 @@ use crate::{amqp, app, service, telemetry};
 /// for no more time than this.
 const AFTER_DRAIN: Duration = Duration::from_secs(30);
 
-/// Runs the daemon until it is told to stop.
-pub async fn run(loaded: Loaded) -> Exit {
+/// Runs the daemon until it is told to stop. `sources` are where `loaded` came from, and where it is read again.
+pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let Loaded { config, warnings, path } = loaded;
     let log = &config.log;
     let settings = telemetry::Settings {
@@ -29,8 +33,8 @@ pub async fn run(loaded: Loaded) -> Exit {
             keep: log.keep,
         }),
     };
-    let _guards = match telemetry::start(&settings, amqp::is_client_panic) {
-        Ok(guards) => guards,
+    let (_guards, level) = match telemetry::start(&settings, amqp::is_client_panic) {
+        Ok(started) => started,
         Err(error) => {
             eprintln!("orderd: {}", chain(&error));
             return Exit::Config;
@@ -55,9 +59,13 @@ pub async fn run(loaded: Loaded) -> Exit {
             return Exit::Internal;
         }
     };
-    let listener = tokio::spawn(signals.obey(shutdown.clone(), config.shutdown.drain_timeout, service.clone()));
-    let outcome = app::run(config, &path, shutdown, &service).await;
-    listener.abort();
+    let (control, commands) = Control::new();
+    let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
+    let obeying = signals.obey(shutdown.clone(), drain, control.clone(), service.clone());
+    let listener = AbortOnDropHandle::new(tokio::spawn(obeying));
+    let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
+    let outcome = app::run(config, process, shutdown).await;
+    drop(listener);
     service.end(outcome.as_ref().err().map(|error| format!("cannot start: {}", chain(error))));
     match outcome {
         Ok(()) => Exit::Done,
@@ -73,6 +81,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Told at each HUP: however many come while a reload is under way, one more follows it.
+    hung_up: Arc<Notify>,
 }
 
 impl Signals {
@@ -81,39 +91,55 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            hung_up: Arc::default(),
         })
     }
 
     /// The first TERM or INT begins to drain; another one, or the end of the drain's time, ends the draining. So
-    /// it is when the daemon itself has begun to drain.
-    async fn obey(mut self, shutdown: Shutdown, drain_timeout: Duration, service: Service) {
+    /// it is when the daemon itself has begun to drain. HUP reloads.
+    async fn obey(
+        mut self,
+        shutdown: Shutdown,
+        drain_timeout: watch::Receiver<Duration>,
+        control: Control,
+        service: Service,
+    ) {
+        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload_when_told(Arc::clone(&self.hung_up), control)));
         // Cancel-safe: both only wait.
         let first = tokio::select! {
-            first = self.next(&service) => first,
+            first = self.next() => first,
             () = shutdown.begun() => "none",
         };
+        let drain_timeout = *drain_timeout.borrow();
         info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
         shutdown.begin();
         service.stopping(drain_timeout + AFTER_DRAIN);
         // Cancel-safe: both only wait.
         tokio::select! {
-            second = self.next(&service) => warn!(signal = second, "aborting"),
+            second = self.next() => warn!(signal = second, "aborting"),
             () = tokio::time::sleep(drain_timeout) => warn!(?drain_timeout, "the drain took too long; aborting"),
         }
         shutdown.abort();
     }
 
-    async fn next(&mut self, service: &Service) -> &'static str {
+    async fn next(&mut self) -> &'static str {
         loop {
             // Cancel-safe: a signal not received now is received by the next call.
             tokio::select! {
                 _ = self.terminate.recv() => return "TERM",
                 _ = self.interrupt.recv() => return "INT",
-                _ = self.hangup.recv() => {
-                    let _reloading = service.reloading();
-                    warn!("this version cannot reload; restart it to apply a changed configuration");
-                }
+                _ = self.hangup.recv() => self.hung_up.notify_one(),
             }
+        }
+    }
+}
+
+/// Reloads at each HUP. The verdict is logged by whoever reaches it.
+async fn reload_when_told(hung_up: Arc<Notify>, control: Control) {
+    loop {
+        hung_up.notified().await;
+        if let Err(error) = control.reload("SIGHUP").await {
+            warn!(%error, "SIGHUP");
         }
     }
 }

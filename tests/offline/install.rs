@@ -102,15 +102,17 @@ fn installing_again_changes_nothing_and_never_a_configuration_that_was_edited() 
 fn words() -> BTreeSet<String> {
     let top = orderd(&["--help"]);
     let commands = top.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let commands: Vec<&str> = commands.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    let commands: Vec<_> = commands.into_iter().filter(|name| *name != "help").collect();
+    // Names are indented by two, the rest of what is said about them by more.
+    let names = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let commands: Vec<&str> = names.filter(|name| !name.is_empty() && *name != "help").collect();
     assert!(commands.contains(&"run") && commands.contains(&"trace"), "{commands:?}");
     let mut words: BTreeSet<String> = commands.iter().map(|name| (*name).to_owned()).collect();
     for command in commands {
         let help = orderd(&[command, "--help"]);
         let options = help.lines().filter(|line| line.trim_start().starts_with('-'));
         let long = options.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")));
-        words.extend(long.map(|word| word.trim_start_matches("--").to_owned()));
+        let name = |word: &str| word.chars().skip(2).take_while(|c| c.is_alphanumeric() || *c == '-').collect();
+        words.extend(long.map(name));
     }
     words
 }

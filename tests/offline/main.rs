@@ -6,4 +6,5 @@ mod install;
 mod ledger_kill;
 mod metrics;
 mod output;
+mod probe;
 mod tidy;

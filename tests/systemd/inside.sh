@@ -91,9 +91,9 @@ mark
 check "systemctl reload succeeds" systemctl reload orderd
 if ((version >= 253)); then
     journalctl --sync
-    check "and returns only when the reload is over" says reload
+    check "and returns only when the reload is over" says reloaded
 else
-    until_so "and the reload is carried out" says reload
+    until_so "and the reload is carried out" says reloaded
 fi
 until_so "it is active again" is ActiveState active
 check "it is the same process" is MainPID "$pid"

@@ -8,6 +8,7 @@ mod load;
 mod orders;
 mod own_node;
 mod poison;
+mod probe;
 mod secrets;
 mod service;
 mod start;
