@@ -21,7 +21,7 @@ deadline=${SYSTEMD_TEST_DEADLINE:-420}
 as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
 
 exec 8>"$trees/lock"
-flock -n 8 || { echo "another systemd test runs here" >&2; exit 1; }
+flock 8
 
 missing=()
 command -v debootstrap >/dev/null || missing+=(debootstrap)

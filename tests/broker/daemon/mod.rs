@@ -9,6 +9,7 @@ mod orders;
 mod own_node;
 mod poison;
 mod probe;
+mod reload;
 mod secrets;
 mod service;
 mod start;

@@ -114,6 +114,29 @@ fn a_start_a_reload_and_a_stop_are_told_in_order() {
 }
 
 #[test]
+fn a_reload_ends_with_ready_whatever_became_of_it() {
+    let node = Node::shared();
+    let (shop, mut file) = Shop::new(&node).with_file();
+    let (manager, shop) = Manager::of(shop);
+    let mut orderd = shop.run();
+    manager.hear_up_to("READY=1");
+    let reload = |outcome: &str| {
+        orderd.signal("HUP");
+        let begun = manager.hear_up_to("RELOADING=1").pop().unwrap();
+        let ended = manager.hear_up_to("READY=1").pop().unwrap();
+        until("the verdict is logged", || orderd.says(outcome));
+        assert!(begun[1].starts_with("MONOTONIC_USEC="), "{begun:?}");
+        ended
+    };
+    file.write("nonsense = 1");
+    reload("not reloaded: what was in force stays in force, whole");
+    file.set("consumers.order.workers", "7").save();
+    let ended = reload("reloaded: all of the configuration is in force");
+    assert!(ended[1].starts_with("STATUS=5 consumers, "), "{ended:?}");
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
 fn while_the_broker_is_away_at_the_start_more_time_is_asked_for_and_the_status_says_why() {
     let node = Node::shared();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
