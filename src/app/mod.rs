@@ -18,6 +18,7 @@ mod pauses;
 mod pools;
 mod reload;
 mod retention;
+mod standing;
 mod watching;
 
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ use crate::control::{Commands, Control};
 use crate::handler::{LogChannel, Parts};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{LevelSwitch, TelemetryError};
 
@@ -89,6 +91,8 @@ pub struct Process {
     pub level: LevelSwitch,
     /// Tells whoever obeys signals how long a drain may take.
     pub drain_timeout: watch::Sender<Duration>,
+    /// Tells the service manager.
+    pub service: Service,
 }
 
 /// Runs the daemon until a shutdown has been carried out.
@@ -97,9 +101,9 @@ pub struct Process {
 /// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
 /// messages and was told late.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
-    let Process { path, sources, control, mut commands, level, drain_timeout } = process;
+    let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
     let bound = Bound::bind(&config.admin).await?;
-    let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown);
+    let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown, &service);
     let Some(ledger) = ledger::open(&config.ledger.directory, &shutdown).await? else {
         outlook.close().await;
         return Ok(());
@@ -137,6 +141,7 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
         retention,
         level,
         drain_timeout,
+        service,
         shutdown: shutdown_too,
     };
     daemon.obey(reload_first, commands).await;

@@ -17,6 +17,7 @@ const RANKS: &[(&str, u8)] = &[
     ("shutdown", 1),
     ("control", 1),
     ("instance", 1),
+    ("service", 1),
     ("config", 2),
     ("supervisor", 2),
     ("handler", 2),

@@ -43,6 +43,8 @@ pub struct Shop<'a> {
     pub vhost: Vhost<'a>,
     pub directory: TempDir,
     settings: BTreeMap<String, String>,
+    /// Further variables of its environment.
+    environment: BTreeMap<String, String>,
     config: PathBuf,
     runs: AtomicU32,
 }
@@ -53,7 +55,14 @@ impl<'a> Shop<'a> {
         let vhost = node.vhost();
         // Not in /tmp, which may be in memory.
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let shop = Shop { settings: BTreeMap::new(), vhost, directory, config: CONFIG.into(), runs: AtomicU32::new(0) };
+        let shop = Shop {
+            settings: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            vhost,
+            directory,
+            config: CONFIG.into(),
+            runs: AtomicU32::new(0),
+        };
         let (port, vhost) = (node.amqp_port, shop.vhost.name.clone());
         let ledger = shop.ledger().to_str().unwrap().to_owned();
         let mut shop = shop
@@ -74,6 +83,12 @@ impl<'a> Shop<'a> {
     /// With a setting such as `consumers.order.workers`.
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.insert(variable(key), value.to_owned());
+        self
+    }
+
+    /// With a variable of its environment.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -121,6 +136,7 @@ impl<'a> Shop<'a> {
             .arg(&self.config)
             .envs(&self.settings)
             .envs(settings.iter().map(|(key, value)| (variable(key), value)))
+            .envs(&self.environment)
             .stdin(Stdio::null())
             .stdout(File::create(&stdout).unwrap())
             .stderr(File::create(&stderr).unwrap())

@@ -13,6 +13,7 @@ mod poison;
 mod probe;
 mod reload;
 mod secrets;
+mod service;
 mod start;
 mod status;
 mod stop;
