@@ -9,7 +9,7 @@ use super::layers::{Layers, Value};
 use super::model::Config;
 use super::report::Problem;
 use super::section::Reading;
-use super::{check, read};
+use super::{check, read, secret};
 
 /// The annotated default configuration.
 pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
@@ -104,7 +104,8 @@ impl Config {
             Ok(bytes) => bytes,
             Err(source) => return Err(LoadError::Unreadable { path, source }),
         };
-        match parse(&bytes, sources, handlers, &Reading::default()) {
+        let reading = Reading::with(&sources.environment, secret::is_open(&path));
+        match parse(&bytes, sources, handlers, &reading) {
             Ok((config, warnings)) => Ok(Loaded { config, warnings, path }),
             Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
         }
@@ -133,6 +134,7 @@ pub(super) fn parse(
     layers.overlay_settings(&sources.settings, &reading.report);
     let config = read::config(layers.root, handlers, reading);
     check::check(&config, &reading.report);
+    secret::look_at_places(&config, &layers.origins, reading);
     let (problems, warnings) = reading.report.take_sorted(&layers.origins);
     if problems.is_empty() { Ok((config, warnings)) } else { Err(Faults { problems, warnings }) }
 }

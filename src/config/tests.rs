@@ -245,6 +245,47 @@ fn a_password_and_a_password_file_of_one_layer_are_one_too_many() {
 }
 
 #[test]
+fn a_file_may_be_one_of_systemds_credentials() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("broker");
+    std::fs::write(&path, "hunter2\n").unwrap();
+    set_mode(&path, 0o400);
+    let file = default_with("password = \"guest\"", "password_file = \"$CREDENTIALS_DIRECTORY/broker\"");
+    let with = |environment: &[(OsString, OsString)], file: &str| {
+        parse(file.as_bytes(), &Sources::default(), &HANDLERS, &Reading::with(environment, false))
+    };
+    let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
+    let (config, warnings) = with(&set, &file).expect("a good configuration");
+    assert_eq!((config.broker.password.expose(), warnings.len()), ("hunter2", 0));
+    let problem = |result: Result<_, Faults>| result.expect_err("a bad configuration").problems[0].to_string();
+    let unset = problem(with(&[], &file));
+    assert!(unset.starts_with("broker.password_file: ") && unset.contains("is not set"), "{unset}");
+    let other = problem(with(&set, &file.replace("$CREDENTIALS_DIRECTORY", "$HOME")));
+    assert!(other.contains("must be a path or begin with \"$CREDENTIALS_DIRECTORY/\""), "{other}");
+}
+
+#[test]
+fn a_password_is_refused_on_the_command_line_and_warned_of_where_others_may_read_it() {
+    for key in ["broker.password", "management.password"] {
+        let found = load_with("", &[], &[&format!("{key}=hunter2")]).unwrap_err();
+        assert!(found[0].starts_with(&format!("{key}: must not be on the command line")), "{found:?}");
+        assert!(!found.concat().contains("hunter2"), "{found:?}");
+    }
+    let (_, told) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("it works");
+    assert!(told.len() == 1 && told[0].contains("sees its environment"), "{told:?}");
+    let warnings = |file: &str, is_open| {
+        let reading = Reading::with(&[], is_open);
+        let (_, warnings) = parse(file.as_bytes(), &Sources::default(), &HANDLERS, &reading).expect("it works");
+        warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "guest's is no secret");
+    let file = default_with("password = \"guest\"", "password = \"hunter2\"");
+    assert_eq!(warnings(&file, false), [""; 0]);
+    let told = warnings(&file, true);
+    assert!(told[0].starts_with("broker.password: every user of this machine can read the file"), "{told:?}");
+}
+
+#[test]
 fn no_secret_is_ever_shown() {
     let file = "[broker]\npassword = [\"hunter2\"]\npasword = \"hunter2\"\naddresses = [\"amqp://a:hunter2@b\"]\n\
                 [management]\nurl = \"http://a:hunter2@b\"\n";
