@@ -8,7 +8,7 @@
 //!  4  monitor (the broker's HTTP API; the status)
 //!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)
 //!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
-//!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control
+//!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control   tls
 //!  0  order   message (deliveries, headers, ports)   backoff   delay   chain        all pure
 //! ```
 //! `worker` and `amqp` never import each other: `app` joins them through the ports in [`message`].
@@ -40,5 +40,6 @@ pub mod recovery;
 pub mod shutdown;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;
 pub mod worker;

@@ -1,5 +1,5 @@
 //! Loading: finds the file, lays the layers over each other, reads and checks them, and tells every problem
-//! in one go. It reads files and no clock, and never talks to the broker.
+//! in one go. It reads files, and the clock only for the dates in certificates, and never talks to the broker.
 
 use std::ffi::OsString;
 use std::fmt;

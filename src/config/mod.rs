@@ -16,12 +16,13 @@ mod section;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod topology;
 mod workload;
 
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{
-    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Queue, Rotation, Runtime,
-    Secret, Shutdown, TopologySettings,
+    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Rotation,
+    Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
 pub use report::Problem;

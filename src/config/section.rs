@@ -14,7 +14,7 @@ use super::shape;
 /// Where systemd puts the credentials of a unit.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Longest path, as Linux has it.
-const LONGEST_PATH: usize = 4096;
+pub(super) const LONGEST_PATH: usize = 4096;
 
 /// What every section of one configuration shares.
 #[derive(Debug, Default)]

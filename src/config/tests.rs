@@ -77,7 +77,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
     let mut documented = std::collections::BTreeSet::new();
     let mut above = "";
     for line in DEFAULT_FILE.lines() {
-        if let Some(name) = line.strip_prefix('[') {
+        if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {
             section = name.trim_end_matches(']').to_owned();
         } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
             && !line.starts_with("# ")
@@ -89,7 +89,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
     }
     for path in reading.asked.take() {
         let section = documented.iter().any(|key| key.starts_with(&format!("{path}.")));
-        let optional = path == "broker.tls" || path.starts_with("consumers.") && path.contains(".faults");
+        let optional = path.starts_with("consumers.") && path.contains(".faults");
         let refused = path == "consumers.failed.retry";
         assert!(section || documented.contains(&path) || optional || refused, "{path} is not in the default file");
     }
@@ -449,8 +449,8 @@ fn limits_hold() {
         ),
         (
             "url = \"http://127.0.0.1:15672\"",
-            "url = \"https://a\"",
-            "management.url: must begin with http://: TLS is not supported yet",
+            "url = \"ftp://a\"",
+            "management.url: must be a URL such as \"http://127.0.0.1:15672\"",
         ),
         (
             "listen = \"127.0.0.1:9640\"",
@@ -458,10 +458,26 @@ fn limits_hold() {
             "admin.listen: must be an IP address and port such as \"127.0.0.1:9640\", or \"off\", is \"here\"",
         ),
         (
-            "[management]",
-            "[broker.tls]\n[management]",
-            "broker.tls: is not supported yet: orderd speaks AMQP without TLS",
+            "mechanism = \"plain\"",
+            "mechanism = \"external\"",
+            "broker.mechanism: \"external\" is by client certificate: give tls.certificate_file and tls.key_file",
         ),
+        (
+            "[management]",
+            "[broker.tls]\nkey_file = \"/k\"\n[management]",
+            "broker.tls.certificate_file: is missing: key_file is of no use alone",
+        ),
+        (
+            "[management]",
+            "[broker.tls]\nca_file = \"/nowhere/ca.pem\"\n[management]",
+            "broker.tls.ca_file: cannot use \"/nowhere/ca.pem\": No such file or directory (os error 2)",
+        ),
+        (
+            "[management]",
+            "[broker.tls]\nserver_name = \"a b\"\n[management]",
+            "broker.tls.server_name: must be a host name or an IP address, is \"a b\"",
+        ),
+        ("[topology]", "[management.tls]\n[topology]", "management.tls: is without use: url begins with http://"),
     ] {
         match load(&default_with(from, to), &[]) {
             Ok(_) => assert_eq!(expected, "", "{to} was accepted"),

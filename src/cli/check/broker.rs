@@ -115,8 +115,10 @@ impl BrokerReport {
             Err(
                 ManagementError::Refused { .. } | ManagementError::NoVirtualHost { .. } | ManagementError::Setup { .. },
             ) => Exit::Config,
+            Err(ManagementError::Tls { fault, .. }) if fault.is_permanent() => Exit::Config,
             Err(
                 ManagementError::Unreachable { .. }
+                | ManagementError::Tls { .. }
                 | ManagementError::Status { .. }
                 | ManagementError::TooLong { .. }
                 | ManagementError::Malformed { .. },

@@ -12,6 +12,7 @@ use crate::admin::{AUTHORIZATION, bearer};
 use crate::cli::Exit;
 use crate::config::{Admin, Secret};
 use crate::monitor::status::Status;
+use crate::tls;
 
 /// How long the answer may take.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -86,6 +87,7 @@ impl Client {
             .redirect(Policy::none())
             .connect_timeout(CONNECT_DEADLINE)
             .timeout(DEADLINE)
+            .tls_backend_preconfigured(tls::unused())
             .build()
             .map_err(AskError::Client)?;
         Ok(Client { http, address, token: admin.token.clone(), config: config.to_owned() })

@@ -12,3 +12,4 @@ mod secrets;
 mod start;
 mod status;
 mod stop;
+mod tls;
