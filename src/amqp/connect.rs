@@ -173,9 +173,13 @@ impl Link {
     /// Opens a connection, and remembers why there is none.
     pub(super) async fn connect(&self, name: &str) -> Result<(Connection, Address), ConnectError> {
         let connected = self.connect_to_any(name).await;
-        let trouble = connected.as_ref().err().map(|error| chain(error));
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        self.note(connected.as_ref().err().map(|error| chain(error)));
         connected
+    }
+
+    /// Remembers what keeps us from working, for the status.
+    pub(super) fn note(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Opens a connection that the broker's management pages show as `name`: one round over all addresses,

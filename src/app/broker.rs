@@ -26,6 +26,11 @@ pub enum TopologyError {
     /// Declaring or checking failed.
     #[error(transparent)]
     Declare(#[from] DeclareError),
+    /// The user may not do all that orderd does.
+    #[error(
+        "the broker does not let the user {0}; `orderd check --permissions` prints the commands that grant what is needed"
+    )]
+    Denied(String),
     /// `topology.declare` is off and something is not there.
     #[error("topology.declare is false and the broker lacks: {0}")]
     Missing(String),
@@ -77,6 +82,7 @@ async fn try_topology(link: &Link, config: &Config) -> Result<Policies, Topology
     if !config.topology.declare {
         let missing = link.check(topology.declarations()).await?;
         if missing.is_empty() {
+            may_work(link, config).await?;
             return Ok(policies);
         }
         let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
@@ -84,8 +90,25 @@ async fn try_topology(link: &Link, config: &Config) -> Result<Policies, Topology
     }
     let declared = link.declare(topology.declarations()).await?;
     info!(created = declared.created.len(), "topology declared");
+    may_work(link, config).await?;
     // A policy may match a queue that was not there before.
     Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
+}
+
+/// Asks whether the user may consume and publish all that it will have to: it had better be known now than with the
+/// first failure.
+async fn may_work(link: &Link, config: &Config) -> Result<(), TopologyError> {
+    let denied = match link.denied(&config.work()).await {
+        Ok(denied) if denied.is_empty() => return Ok(()),
+        Ok(denied) => denied,
+        // It was there a moment ago: whatever it is, those who work will meet it, and wait.
+        Err(error) => {
+            warn!(error = %chain(&error), "cannot ask what the user may do");
+            return Ok(());
+        }
+    };
+    let denied: Vec<_> = denied.iter().map(|denied| denied.need.to_string()).collect();
+    Err(TopologyError::Denied(denied.join(", nor ")))
 }
 
 /// Asks the management API what is there and which policies rule it, for at most `patience` if it has not told

@@ -72,9 +72,14 @@ impl<'a> Shop<'a> {
 
     /// With a setting such as `consumers.order.workers`.
     pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.change(key, value);
+        self
+    }
+
+    /// With another setting from now on.
+    pub fn change(&mut self, key: &str, value: &str) {
         let name = format!("ORDERD_{}", key.to_uppercase().replace('.', "__"));
         self.settings.insert(name, value.to_owned());
-        self
     }
 
     /// Where the ledger is.
@@ -137,6 +142,16 @@ impl Orderd {
     pub fn output(&self) -> String {
         let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
         read(&self.stdout) + &read(&self.stderr)
+    }
+
+    /// What it has written to standard output.
+    pub fn stdout(&self) -> String {
+        fs::read_to_string(&self.stdout).unwrap()
+    }
+
+    /// How it was called, as every user of the machine can see.
+    pub fn command_line(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cmdline", self.child.id())).unwrap().replace('\0', " ")
     }
 
     /// Its log so far, line by line; each must be JSON.

@@ -7,6 +7,7 @@ mod insight;
 mod load;
 mod orders;
 mod own_node;
+mod permissions;
 mod poison;
 mod secrets;
 mod start;

@@ -160,6 +160,10 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, dir
     assert!(connections(&shop).iter().all(|one| one["user"] == USER && one["auth_mechanism"] == "EXTERNAL"));
     assert!(connections(&shop).iter().all(|one| shows_serial(one, "1001")), "{:#?}", connections(&shop));
 
+    let private = fs::read_to_string(authority.file("client", "key")).unwrap();
+    let line = private.lines().nth(1).unwrap();
+    assert!(!(orderd.output() + &status(&orderd).to_string()).contains(line), "it tells its key");
+
     // A key that is not its certificate's: what was good stays in force, and a person is told once.
     let key = fs::read(authority.file("client", "key")).unwrap();
     authority.vouch_for("client", USER, 0x1002);
