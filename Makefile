@@ -5,10 +5,10 @@ CARGO ?= cargo
 NODE := tests/support/node.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build test deny demo up down bench soak clean
+.PHONY: help build test deny demo up down bench soak image image-test clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: ## Build orderd in release: target/release/orderd
 	$(CARGO) build --release --bin orderd
@@ -42,6 +42,12 @@ bench: ## Measure orderd against the broker's ceiling; N=10000 makes it shorter
 
 soak: programs ## Kill orderd and the broker many times under load, and check that nothing is lost or doubled
 	target/debug/examples/soak $(if $(N),--orders $(N))
+
+image: ## Build the container image, orderd:VERSION
+	tests/image/build.sh
+
+image-test: ## Build the image and run it against a real broker in a second container: stop, kill, restart, counts
+	tests/image/test.sh
 
 clean: ## Stop all private nodes and delete target/
 	$(NODE) stop-all

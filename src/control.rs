@@ -113,6 +113,16 @@ pub enum ControlError {
         /// What the system said.
         reason: String,
     },
+    /// Former pools of the consumer have not finished what they were handed, and another one would be too many.
+    #[error(
+        "consumer {consumer:?} was changed too often: {draining} former pools still finish their work; try again later"
+    )]
+    Busy {
+        /// The consumer's name.
+        consumer: String,
+        /// How many there are.
+        draining: usize,
+    },
     /// The daemon is still starting, or is stopping.
     #[error("the daemon is starting or stopping; try again later")]
     NotNow,

@@ -3,6 +3,7 @@
 //! It reads and never changes anything, but for its own samples of the last minute.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -10,58 +11,27 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::watched::{Register, Watched};
 use crate::amqp::ConfirmingPublisher;
-use crate::config::Config;
 use crate::ledger::SqliteLedger;
 use crate::monitor::BrokerView;
-use crate::monitor::status::{self, Check, ConsumerFacts, Daemon, Ledger, Publisher, Recent, Sample, Stage, Status};
-use crate::recovery::FAILED_HANDLER;
+use crate::monitor::status::{
+    self, Check, ConsumerFacts, Daemon, LastReload, Ledger, Publisher, Recent, Sample, Stage, Status,
+};
 use crate::shutdown::Shutdown;
 use crate::worker::Counters;
 
 /// The ledger while it is being opened: one of an earlier version is made new then, which may take minutes.
 const NOT_OPEN: Ledger = Ledger { recording: false, commits: 0 };
 
-/// One consumer and its counters.
-#[derive(Debug, Clone)]
-pub struct Watched {
-    /// Its name.
-    pub name: String,
-    /// Its queue.
-    pub queue: String,
-    /// Workers configured.
-    pub workers: u64,
-    /// Deliveries one worker works on at a time.
-    pub prefetch: u64,
-    /// The delays of its retries; `None` for the consumer of failures.
-    pub delays: Option<Vec<String>>,
-    /// What it counts.
-    pub counters: Arc<Counters>,
-}
-
-impl Watched {
-    /// Every consumer of a configuration, with counters that begin at 0.
-    pub fn all(config: &Config) -> Vec<Self> {
-        let consumers = config.consumers.iter();
-        let watched = consumers.map(|(name, consumer)| Watched {
-            name: name.clone(),
-            queue: consumer.queue.clone(),
-            workers: consumer.workers as u64,
-            prefetch: u64::from(consumer.prefetch),
-            delays: (consumer.handler != FAILED_HANDLER)
-                .then(|| consumer.retry.delays.iter().map(ToString::to_string).collect()),
-            counters: Arc::new(Counters::default()),
-        });
-        watched.collect()
-    }
-}
-
 /// The running daemon, as the pages see it.
 pub struct Live {
     begun: Instant,
     started_at: Timestamp,
     config: String,
-    consumers: Vec<Watched>,
+    consumers: Register,
+    generation: AtomicU64,
+    last_reload: Mutex<Option<LastReload>>,
     /// Set once it is open.
     ledger: OnceLock<Arc<SqliteLedger>>,
     /// Set once the topology is there.
@@ -79,11 +49,10 @@ pub(super) struct Snapshot {
 }
 
 impl Live {
-    /// A daemon that starts now, without its ledger yet. `config_path` is told in the status; `publisher` is set once there
-    /// is one.
+    /// A daemon that starts now, without consumers and without its ledger yet. `config_path` is told in the status;
+    /// `publisher` is set once there is one.
     pub fn new(
         config_path: String,
-        consumers: Vec<Watched>,
         publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
         view: watch::Receiver<Arc<BrokerView>>,
         shutdown: Shutdown,
@@ -92,7 +61,9 @@ impl Live {
             begun: Instant::now(),
             started_at: Timestamp::now(),
             config: config_path,
-            consumers,
+            consumers: Register::default(),
+            generation: AtomicU64::new(1),
+            last_reload: Mutex::default(),
             ledger: OnceLock::new(),
             publisher,
             view,
@@ -101,14 +72,30 @@ impl Live {
         }
     }
 
-    /// The consumers, by name.
-    pub fn consumers(&self) -> &[Watched] {
-        &self.consumers
+    /// The consumers, and those removed that finish what they were handed, by name.
+    pub fn consumers(&self) -> Arc<[Watched]> {
+        self.consumers.watched()
     }
 
-    /// The counters of a consumer.
-    pub fn counters(&self, consumer: &str) -> Option<Arc<Counters>> {
-        self.consumers.iter().find(|watched| watched.name == consumer).map(|watched| Arc::clone(&watched.counters))
+    /// These are the consumers from now on.
+    pub fn show(&self, consumers: Vec<Watched>) {
+        self.consumers.show(consumers);
+    }
+
+    /// The counters of a consumer, the same for as long as the daemon lives.
+    pub fn counters(&self, consumer: &str) -> Arc<Counters> {
+        self.consumers.counters(consumer)
+    }
+
+    /// The counters of all consumers there ever were, by name.
+    pub fn all_counters(&self) -> BTreeMap<String, Arc<Counters>> {
+        self.consumers.all()
+    }
+
+    /// A reload has ended.
+    pub fn reloaded(&self, reload: LastReload) {
+        self.generation.store(reload.verdict.generation, Ordering::Relaxed);
+        *self.last_reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 
     /// The ledger is open.
@@ -127,7 +114,7 @@ impl Live {
     pub(super) fn sample(&self) {
         let now = self.begun.elapsed();
         let samples: BTreeMap<_, _> =
-            self.consumers.iter().map(|one| (one.name.clone(), Sample::from(&one.counters.read()))).collect();
+            self.consumers().iter().map(|one| (one.name.clone(), Sample::from(&one.counters.read()))).collect();
         self.recent().push(now, samples);
     }
 
@@ -140,7 +127,7 @@ impl Live {
         let up = self.begun.elapsed();
         let facts: Vec<_> = {
             let recent = self.recent();
-            self.consumers.iter().map(|watched| facts(watched, &recent, up)).collect()
+            self.consumers().iter().map(|watched| facts(watched, &recent, up)).collect()
         };
         let consumers = status::consumers(&facts);
         let publisher = self.publisher.get().map(|publisher| {
@@ -148,8 +135,10 @@ impl Live {
             let (connected, connections) = (state.connected, state.connections);
             Publisher { connected, connections, unconfirmed: state.unconfirmed as u64 }
         });
-        let subscribed = consumers.values().filter(|consumer| consumer.subscribed).count() as u64;
-        let subscriptions: u64 = consumers.values().map(|consumer| consumer.subscriptions).sum();
+        let subscribed: u64 = facts.iter().map(|one| one.reading.pool.taking + one.reading.pool.draining).sum();
+        // Also those of consumers that are gone: the number never falls.
+        let made = self.all_counters();
+        let subscriptions: u64 = made.values().map(|counters| counters.pool().subscriptions).sum();
         let daemon = Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -157,7 +146,8 @@ impl Live {
             started_at: self.started_at,
             uptime_seconds: up.as_secs_f64(),
             config: self.config.clone(),
-            config_generation: 1,
+            config_generation: self.generation.load(Ordering::Relaxed),
+            last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             connections: subscribed + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
             epochs: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
             publisher,
@@ -195,6 +185,7 @@ fn facts(watched: &Watched, recent: &Recent, up: Duration) -> ConsumerFacts {
         workers: watched.workers,
         prefetch: watched.prefetch,
         delays: watched.delays.clone(),
+        paused_since: watched.paused_since,
         window: recent.window(&watched.name, up, &reading),
         reading,
     }
@@ -215,13 +206,11 @@ fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>, troub
         check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
         check("publisher", connected, "connected", &because("no connection", trouble.as_deref())),
     ];
-    for (name, consumer) in consumers {
-        checks.push(check(
-            &format!("consumer {name}"),
-            consumer.subscribed,
-            "subscribed",
-            &because("no subscription", trouble.as_deref()),
-        ));
+    // One that was removed only finishes its work; one that is paused is so on purpose.
+    for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_wanted > 0) {
+        let good = if consumer.paused { "paused" } else { "subscribed" };
+        let ok = consumer.paused || consumer.subscribed;
+        checks.push(check(&format!("consumer {name}"), ok, good, &because("no subscription", trouble.as_deref())));
     }
     checks
 }

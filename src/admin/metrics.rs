@@ -101,7 +101,7 @@ impl Page {
         let oldest = facts().map(|one| (whose(one), one.reading.oldest.map_or(0.0, |age| age.as_secs_f64())));
         sheet.gauges("oldest_in_flight_seconds", "Age of the oldest delivery in hand; 0 without any", oldest)?;
         let broken = facts().map(|one| {
-            let held = conservation::check(&one.reading.tally, one.reading.pool.serving, one.workers * one.prefetch);
+            let held = conservation::check(&one.reading.tally, &one.reading.pool);
             (whose(one), flag(held.is_err()))
         });
         sheet.gauges("conservation_broken", "Whether deliveries are lost or counted twice", broken)?;
@@ -155,8 +155,12 @@ impl Page {
         let pool = |one: &ConsumerFacts| one.reading.pool;
         sheet.gauges("workers", "Workers that run", facts().map(|one| (whose(one), pool(one).workers_up as f64)))?;
         sheet.gauges("workers_wanted", "Workers configured", facts().map(|one| (whose(one), one.workers as f64)))?;
-        let subscribed = facts().map(|one| (whose(one), flag(pool(one).serving)));
-        sheet.gauges("subscribed", "Whether the consumer has a subscription", subscribed)?;
+        let subscribed = facts().map(|one| (whose(one), flag(pool(one).taking > 0)));
+        sheet.gauges("subscribed", "Whether the consumer has a subscription that takes deliveries in", subscribed)?;
+        let paused = facts().map(|one| (whose(one), flag(one.paused_since.is_some())));
+        sheet.gauges("paused", "Whether the consumer is paused", paused)?;
+        let draining = facts().map(|one| (whose(one), pool(one).draining as f64));
+        sheet.gauges("draining_subscriptions", "Former subscriptions that finish what they were handed", draining)?;
         let subscriptions = facts().map(|one| (whose(one), pool(one).subscriptions));
         sheet.counters("subscriptions", "Subscriptions made, each an epoch", subscriptions)?;
         let safe = facts().map(|one| (whose(one), flag(pool(one).safe_mode)));

@@ -3,7 +3,7 @@
 //! ```text
 //! server (connections, bounded) → guard (host, origin, token, body) → pages → live (readings)
 //! ```
-//! It only tells: nothing can be changed here, and whatever happens to it, processing goes on.
+//! Whatever happens to it, processing goes on.
 
 mod guard;
 mod live;
@@ -11,9 +11,11 @@ mod metrics;
 mod pages;
 mod server;
 mod watch;
+mod watched;
 
 pub use guard::{AUTHORIZATION, bearer};
-pub use live::{Live, Watched};
+pub use live::Live;
 pub use metrics::exposition;
 pub use server::{Admin, AdminError, Bound};
 pub use watch::watch;
+pub use watched::Watched;

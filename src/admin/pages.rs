@@ -23,6 +23,7 @@ use super::guard::{Guard, guard};
 use super::live::Live;
 use super::metrics;
 use crate::chain::chain;
+use crate::control::Control;
 use crate::ledger::report;
 use crate::monitor::status::Check;
 
@@ -37,12 +38,15 @@ pub(super) struct Pages {
     pub live: Arc<Live>,
     /// Where the ledger is.
     pub ledger: PathBuf,
+    /// The way to whoever obeys.
+    #[allow(dead_code, reason = "the pages that command use it")]
+    pub control: Control,
     reports: Arc<Semaphore>,
 }
 
 impl Pages {
-    pub(super) fn new(live: Arc<Live>, ledger: PathBuf) -> Self {
-        Pages { live, ledger, reports: Arc::new(Semaphore::new(REPORTS)) }
+    pub(super) fn new(live: Arc<Live>, ledger: PathBuf, control: Control) -> Self {
+        Pages { live, ledger, control, reports: Arc::new(Semaphore::new(REPORTS)) }
     }
 
     /// All paths, guarded and bounded in time.

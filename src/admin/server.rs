@@ -24,6 +24,7 @@ use super::guard::Guard;
 use super::live::Live;
 use super::pages::Pages;
 use crate::config;
+use crate::control::Control;
 
 /// Connections at a time; more wait in the system's queue until one has ended or makes room.
 const CONNECTIONS: usize = 32;
@@ -81,12 +82,12 @@ impl Bound {
         Ok(Some(Bound { listener, address, config: config.clone() }))
     }
 
-    /// Begins to answer. `ledger` is the directory reports are read from.
-    pub fn serve(self, live: Arc<Live>, ledger: PathBuf) -> Admin {
+    /// Begins to answer. `ledger` is the directory reports are read from, `control` the way to whoever obeys.
+    pub fn serve(self, live: Arc<Live>, ledger: PathBuf, control: Control) -> Admin {
         let Bound { listener, address, config } = self;
         info!(%address, token = config.token.is_some(), "admin listener answers");
         let guard = Guard { loopback: address.ip().is_loopback(), hosts: config.hosts, token: config.token };
-        let router = Pages::new(live, ledger).router(Arc::new(guard));
+        let router = Pages::new(live, ledger, control).router(Arc::new(guard));
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, router, stop.clone())));
         Admin { stop, task }

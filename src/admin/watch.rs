@@ -24,9 +24,9 @@ const LASTING: u32 = 3;
 pub async fn watch(live: Arc<Live>, shutdown: Shutdown) {
     let mut doubts = BTreeMap::new();
     for look in 0_u32.. {
-        for watched in live.consumers() {
+        for watched in live.consumers().iter() {
             let reading = watched.counters.read();
-            let judged = check(&reading.tally, reading.pool.serving, watched.workers * watched.prefetch);
+            let judged = check(&reading.tally, &reading.pool);
             match doubts.entry(watched.name.clone()).or_insert_with(Doubt::default).look(judged.err()) {
                 Change::None => {}
                 Change::Broken(imbalance) => {

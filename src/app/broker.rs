@@ -19,6 +19,8 @@ use crate::topology::Topology;
 const REACH: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
 /// How long the broker may take to tell the policies of new queues.
 const POLICY_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a running daemon may take to change the topology.
+const EXTEND_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why the topology cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,9 @@ pub enum TopologyError {
     /// Queues or exchanges are there with other arguments, or policies would lose what queues hold.
     #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
     Contradictions(String),
+    /// The broker took too long. What it has declared by then stays.
+    #[error("the broker did not do what the topology needs within {} s", EXTEND_WITHIN.as_secs())]
+    TooSlow,
 }
 
 /// Declares or checks the topology, waiting for a broker that cannot be reached yet. `None` when a shutdown came
@@ -80,13 +85,9 @@ async fn try_topology(link: &Link, config: &Config) -> Result<Policies, Topology
     let topology = config.topology();
     let policies = compare(config, &topology, Duration::ZERO).await?;
     if !config.topology.declare {
-        let missing = link.check(topology.declarations()).await?;
-        if missing.is_empty() {
-            may_work(link, config).await?;
-            return Ok(policies);
-        }
-        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-        return Err(TopologyError::Missing(missing.join(", ")));
+        missing(link, &topology).await?;
+        may_work(link, config).await?;
+        return Ok(policies);
     }
     let declared = link.declare(topology.declarations()).await?;
     info!(created = declared.created.len(), "topology declared");
@@ -109,6 +110,43 @@ async fn may_work(link: &Link, config: &Config) -> Result<(), TopologyError> {
     };
     let denied: Vec<_> = denied.iter().map(|denied| denied.need.to_string()).collect();
     Err(TopologyError::Denied(denied.join(", nor ")))
+}
+
+/// Adds what a running daemon's new configuration needs, once: whoever asked for it is there to try again.
+///
+/// New queues are bound to the orders exchange only when the policies that rule them are known to be harmless, so that
+/// none gets an order that a policy could delete; at the start such a policy ends the daemon, here it must not. RabbitMQ
+/// before 4.3 tells the policies of a new queue only after some seconds.
+///
+/// # Errors
+/// [`TopologyError`]. Queues declared by then stay, unbound.
+pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, TopologyError> {
+    let extending = async {
+        let topology = config.topology();
+        let policies = compare(config, &topology, Duration::ZERO).await?;
+        if !config.topology.declare {
+            missing(link, &topology).await?;
+            may_work(link, config).await?;
+            return Ok(policies);
+        }
+        let (before, bindings) = topology.before_orders_come();
+        let created = link.declare(before).await?.created;
+        let policies = match (created.is_empty(), policies) {
+            (true, Policies::Judged) => Policies::Judged,
+            (true, Policies::Untold) | (false, _) => compare(config, &topology, POLICY_PATIENCE).await?,
+        };
+        link.declare(bindings).await?;
+        may_work(link, config).await?;
+        info!(?created, "topology extended");
+        Ok(policies)
+    };
+    tokio::time::timeout(EXTEND_WITHIN, extending).await.unwrap_or(Err(TopologyError::TooSlow))
+}
+
+/// With `topology.declare` off, everything must be there.
+async fn missing(link: &Link, topology: &Topology) -> Result<(), TopologyError> {
+    let missing: Vec<_> = link.check(topology.declarations()).await?.iter().map(ToString::to_string).collect();
+    if missing.is_empty() { Ok(()) } else { Err(TopologyError::Missing(missing.join(", "))) }
 }
 
 /// Asks the management API what is there and which policies rule it, for at most `patience` if it has not told

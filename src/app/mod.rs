@@ -7,36 +7,45 @@
 //! It never works on a message.
 
 mod broker;
+mod daemon;
+mod leftovers;
+mod line;
 mod outlook;
+mod pauses;
+mod pools;
+mod reload;
 mod retention;
 mod watching;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::{JoinHandle, JoinSet};
-use tracing::{error, info, warn};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
 
 use broker::Policies;
 pub use broker::TopologyError;
+use daemon::Daemon;
 use outlook::Outlook;
+use pauses::Pauses;
+pub use pauses::PausesError;
+use pools::{Pools, Site};
+use retention::Retention;
 
-use crate::admin::{AdminError, Bound, Live};
+use crate::admin::{AdminError, Bound};
 use crate::amqp::{ConfirmingPublisher, Link};
-use crate::config::{Config, Consumer as ConsumerConfig};
-use crate::handler::{self, EventLog, LogChannel, Parts, Route};
+use crate::config::{Config, Sources};
+use crate::control::{Commands, Control};
+use crate::handler::{EventLog, LogChannel, Parts};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
-use crate::message::{Consumer, Publisher};
-use crate::recovery::FAILED_HANDLER;
+use crate::message::Publisher;
 use crate::shutdown::Shutdown;
-use crate::supervisor::{RestartPolicy, supervise};
-use crate::telemetry::{self, Files, TelemetryError};
-use crate::worker::{Counters, Line, OnFailure, Pool};
+use crate::telemetry::{self, Files, LevelSwitch, TelemetryError};
 
-/// How long a pool that keeps dying is left alone.
-const COOL_DOWN: Duration = Duration::from_secs(30);
+/// The configuration of the start; each one put in force later counts one up.
+const FIRST_GENERATION: u64 = 1;
 /// How long the publisher may wait for its last confirms, once no worker needs them any more.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
@@ -49,6 +58,9 @@ pub enum AppError {
     /// The ledger cannot be opened.
     #[error("cannot open the ledger")]
     Ledger(#[from] OpenError),
+    /// Nobody knows which consumers are paused.
+    #[error(transparent)]
+    Pauses(#[from] PausesError),
     /// The files of analytics events and notifications cannot be made.
     #[error("cannot open the files of analytics events and notifications")]
     EventLog(#[source] TelemetryError),
@@ -60,45 +72,105 @@ pub enum AppError {
     UnknownHandler(String),
 }
 
+/// What the app needs of its process.
+pub struct Process {
+    /// The configuration's file, for people.
+    pub path: PathBuf,
+    /// Where the configuration came from, and is read again.
+    pub sources: Sources,
+    /// The way for those who command.
+    pub control: Control,
+    /// Its other end.
+    pub commands: Commands,
+    /// Changes what is logged.
+    pub level: LevelSwitch,
+    /// Tells whoever obeys signals how long a drain may take.
+    pub drain_timeout: watch::Sender<Duration>,
+}
+
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
 /// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
 /// messages and was told late.
-pub async fn run(config: Config, config_path: &Path, shutdown: Shutdown) -> Result<(), AppError> {
+pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
+    let Process { path, sources, control, mut commands, level, drain_timeout } = process;
     let bound = Bound::bind(&config.admin).await?;
-    let mut outlook = Outlook::open(&config, config_path, bound, &shutdown);
+    let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown);
     let ledger = open_ledger(config.ledger.directory.clone()).await?;
     outlook.records(&ledger);
+    let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     let logs = EventLogs::start(&config)?;
     let link = Link::new(config.broker.clone());
-    let Some(policies) = broker::prepare(&link, &config, &shutdown).await? else {
+    let preparing = broker::prepare(&link, &config, &shutdown);
+    let (prepared, reload_first) = daemon::hold_back(preparing, &mut commands).await;
+    let Some(policies) = prepared? else {
         ledger.close().await;
         outlook.close().await;
         return Ok(());
     };
     let publisher = Arc::new(link.publisher());
-    let pools =
-        start_pools(&config, link, Arc::clone(&publisher), Arc::clone(&ledger), &logs, &outlook.live, &shutdown)?;
-    outlook.started(&publisher, &shutdown);
+    let mut pools = Pools::new(site(&config, &link, &publisher, &ledger, &logs, &outlook, &shutdown));
+    pools.turn_into(&config, &pauses)?;
+    outlook.started(&config, &publisher).await;
     info!(consumers = config.consumers.len(), "started");
-    let kept = config.ledger.retention;
-    let judge = (policies == Policies::Untold).then(|| tokio::spawn(broker::judge_policies(config, shutdown.clone())));
-    let pruning = kept.map(|retention| {
-        let (ledger, shutdown) = (Arc::clone(&ledger), shutdown.clone());
-        tokio::spawn(async move { retention::keep(&ledger, retention, &shutdown).await })
-    });
+    let judging = (policies == Policies::Untold).then(|| broker::judge_policies(config.clone(), shutdown.clone()));
+    let judge = judging.map(tokio::spawn);
+    let retention = Retention::start(Arc::clone(&ledger), config.ledger.retention, &shutdown);
+    let generation = FIRST_GENERATION;
+    let shutdown_too = shutdown.clone();
+    let mut daemon = Daemon {
+        config,
+        generation,
+        sources,
+        link,
+        pools,
+        pauses,
+        outlook,
+        retention,
+        level,
+        drain_timeout,
+        shutdown: shutdown_too,
+    };
+    daemon.obey(reload_first, commands).await;
+    let Daemon { pools, outlook, retention, .. } = daemon;
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
     outlook.tell_tallies();
-    if let Some(pruning) = pruning {
-        let _ = pruning.await;
-    }
+    retention.finish().await;
     logs.finish().await;
     outlook.close().await;
     info!("stopped");
     match judge {
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
         None => Ok(()),
+    }
+}
+
+/// What all pools are made of.
+fn site(
+    config: &Config,
+    link: &Link,
+    publisher: &Arc<ConfirmingPublisher>,
+    ledger: &Arc<SqliteLedger>,
+    logs: &EventLogs,
+    outlook: &Outlook,
+    shutdown: &Shutdown,
+) -> Site {
+    let parts = Parts {
+        ledger: Arc::clone(ledger) as Arc<dyn Ledger>,
+        names: Arc::new(config.names()),
+        faults: None,
+        event_log: logs.analytics.clone(),
+        channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
+        routes: Arc::default(),
+    };
+    Site {
+        source: Arc::new(link.clone()),
+        publisher: Arc::clone(publisher) as Arc<dyn Publisher>,
+        parts,
+        reconnect_max: config.broker.reconnect_max,
+        live: Arc::clone(&outlook.live),
+        shutdown: shutdown.clone(),
     }
 }
 
@@ -139,114 +211,10 @@ impl EventLogs {
     }
 }
 
-fn start_pools(
-    config: &Config,
-    link: Link,
-    publisher: Arc<ConfirmingPublisher>,
-    ledger: Arc<SqliteLedger>,
-    logs: &EventLogs,
-    live: &Live,
-    shutdown: &Shutdown,
-) -> Result<JoinSet<()>, AppError> {
-    let names = Arc::new(config.names());
-    let parts = Parts {
-        ledger: ledger as Arc<dyn Ledger>,
-        names: Arc::clone(&names),
-        faults: None,
-        event_log: logs.analytics.clone(),
-        channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
-        routes: Arc::new(routes(config)),
-    };
-    let source: Arc<dyn Consumer> = Arc::new(link);
-    let mut pools = JoinSet::new();
-    for (name, consumer) in &config.consumers {
-        let counters = live.counters(name).expect("live is made of the same configuration");
-        let line = line(name, consumer, &parts, Arc::clone(&publisher) as Arc<dyn Publisher>, counters)?;
-        let pool = Arc::new(Pool {
-            line: Arc::new(line),
-            consumer: Arc::clone(&source),
-            workers: consumer.workers,
-            prefetch: consumer.prefetch,
-            reconnect_max: config.broker.reconnect_max,
-            shutdown: shutdown.clone(),
-        });
-        pools.spawn(keep_running(name.clone(), pool, shutdown.clone()));
-    }
-    Ok(pools)
-}
-
-/// Which policy applies to failures in which queue.
-fn routes(config: &Config) -> BTreeMap<String, Route> {
-    let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
-    work.map(|(name, consumer)| {
-        let route = Route {
-            consumer: name.as_str().into(),
-            policy: consumer.retry.clone(),
-            carries_orders: consumer.handler == handler::ORDER,
-        };
-        (consumer.queue.clone(), route)
-    })
-    .collect()
-}
-
-fn line(
-    name: &str,
-    consumer: &ConsumerConfig,
-    parts: &Parts,
-    publisher: Arc<dyn Publisher>,
-    counters: Arc<Counters>,
-) -> Result<Line, AppError> {
-    if let Some(faults) = consumer.faults {
-        warn!(consumer = name, ?faults, "faults are injected on purpose: not for production");
-    }
-    let parts = Parts { faults: consumer.faults, ..parts.clone() };
-    let handler =
-        handler::build(&consumer.handler, &parts).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
-    let on_failure = match consumer.handler.as_str() {
-        FAILED_HANDLER => OnFailure::Hold,
-        _ => OnFailure::Forward { immediate: consumer.retry.immediate },
-    };
-    Ok(Line {
-        consumer: name.into(),
-        queue: consumer.queue.as_str().into(),
-        handler,
-        publisher,
-        ledger: Arc::clone(&parts.ledger),
-        names: Arc::clone(&parts.names),
-        timeout: consumer.timeout,
-        on_failure,
-        counters,
-    })
-}
-
-/// Keeps one pool running until a shutdown. One that keeps dying is left alone for a while, and then tried
-/// again: the other pools, and the daemon, go on.
-async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
-    let task = format!("{name} pool");
-    let on_restart = || pool.line.counters.restarted();
-    while let Err(exceeded) =
-        supervise(&task, RestartPolicy::DEFAULT, &shutdown, on_restart, || Arc::clone(&pool).run()).await
-    {
-        error!(consumer = name, error = %exceeded, pause = ?COOL_DOWN, "a pool keeps dying; pausing it");
-        if !shutdown.sleep(COOL_DOWN).await {
-            return;
-        }
-    }
-}
-
 /// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then
 /// closes the ledger.
-async fn stop_in_order(
-    mut pools: JoinSet<()>,
-    publisher: &ConfirmingPublisher,
-    ledger: &SqliteLedger,
-    shutdown: &Shutdown,
-) {
-    while let Some(ended) = pools.join_next().await {
-        if let Err(died) = ended {
-            error!(error = %died, "a pool's keeper died");
-        }
-    }
+async fn stop_in_order(pools: Pools, publisher: &ConfirmingPublisher, ledger: &SqliteLedger, shutdown: &Shutdown) {
+    pools.finish().await;
     if shutdown.is_aborted() {
         warn!("not all work was finished in time; what was not acked goes back to the broker");
     }
@@ -261,7 +229,7 @@ impl AppError {
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
-            AppError::Admin(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
+            AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
             AppError::UnknownHandler(_) => false,
         }
     }

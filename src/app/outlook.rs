@@ -2,18 +2,20 @@
 //!
 //! It never works on a message and never stops one from being worked on.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
 use super::watching;
 use crate::admin::{self, Admin, Bound, Live, Watched};
 use crate::amqp::ConfirmingPublisher;
 use crate::config::Config;
+use crate::control::Control;
 use crate::ledger::SqliteLedger;
-use crate::monitor::Poller;
+use crate::monitor::BrokerView;
 use crate::shutdown::Shutdown;
 
 /// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
@@ -22,22 +24,25 @@ pub(super) struct Outlook {
     pub live: Arc<Live>,
     admin: Option<Admin>,
     watch: JoinHandle<()>,
-    /// Until it runs.
-    poller: Option<Poller>,
-    polling: Option<JoinHandle<()>>,
+    publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
+    readers: watch::Sender<Arc<BrokerView>>,
+    polling: Option<AbortOnDropHandle<()>>,
+    shutdown: Shutdown,
 }
 
 impl Outlook {
-    /// Begins to tell.
-    pub fn open(config: &Config, config_path: &Path, bound: Option<Bound>, shutdown: &Shutdown) -> Self {
-        let (consumers, publisher) = (Watched::all(config), Arc::new(OnceLock::new()));
-        let poller = watching::poller(config, &consumers, Arc::clone(&publisher));
-        let path = config_path.display().to_string();
-        let live = Live::new(path, consumers, publisher, poller.view(), shutdown.clone());
-        let live = Arc::new(live);
-        let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone()));
+    /// Begins to tell. `path` is the configuration's file, `control` the way for those who command.
+    pub fn open(config: &Config, path: String, bound: Option<Bound>, control: Control, shutdown: &Shutdown) -> Self {
+        let publisher = Arc::new(OnceLock::new());
+        let (readers, view) = watch::channel(Arc::default());
+        let live = Arc::new(Live::new(path, Arc::clone(&publisher), view, shutdown.clone()));
+        let consumers = config.consumers.iter().map(|(name, one)| Watched::new(name, one, live.counters(name)));
+        live.show(consumers.collect());
+        let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone(), control));
         let watch = tokio::spawn(admin::watch(Arc::clone(&live), shutdown.clone()));
-        Outlook { live, admin, watch, poller: Some(poller), polling: None }
+        // Until it runs, it tells whether it will.
+        drop(watching::poller(config, Arc::clone(&live), Arc::clone(&publisher), readers.clone()));
+        Outlook { live, admin, watch, publisher, readers, polling: None, shutdown: shutdown.clone() }
     }
 
     /// The ledger is open.
@@ -46,9 +51,20 @@ impl Outlook {
     }
 
     /// The topology is there and the pools are started: begins to ask the broker about itself.
-    pub fn started(&mut self, publisher: &Arc<ConfirmingPublisher>, shutdown: &Shutdown) {
+    pub async fn started(&mut self, config: &Config, publisher: &Arc<ConfirmingPublisher>) {
         self.live.set_publisher(Arc::clone(publisher));
-        self.polling = self.poller.take().map(|poller| tokio::spawn(poller.run(shutdown.clone())));
+        self.poll(config).await;
+    }
+
+    /// Asks the broker about this configuration from now on. What was told before stays to be seen until more is.
+    pub async fn poll(&mut self, config: &Config) {
+        if let Some(former) = self.polling.take() {
+            former.abort();
+            let _ = former.await;
+        }
+        let poller =
+            watching::poller(config, Arc::clone(&self.live), Arc::clone(&self.publisher), self.readers.clone());
+        self.polling = Some(AbortOnDropHandle::new(tokio::spawn(poller.run(self.shutdown.clone()))));
     }
 
     /// Waits for its end. To be called once a shutdown has begun.
@@ -66,12 +82,12 @@ impl Outlook {
         }
     }
 
-    /// Logs what each consumer has done.
+    /// Logs what each consumer has done, also those that were removed.
     pub fn tell_tallies(&self) {
-        for watched in self.live.consumers() {
-            let tally = watched.counters.tally();
+        for (consumer, counters) in self.live.all_counters() {
+            let tally = counters.tally();
             info!(
-                consumer = watched.name,
+                consumer,
                 deliveries = tally.deliveries,
                 completed = tally.completed,
                 duplicates = tally.duplicates,

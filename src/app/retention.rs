@@ -1,8 +1,10 @@
 //! Keeps the ledger from growing forever: has it remove what is older than `ledger.retention`, a little at a time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::chain::chain;
@@ -18,8 +20,41 @@ const SHARE: u32 = 9;
 /// The shortest such pause.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
+/// The task that does it, if anything is ever to be removed.
+pub(super) struct Retention {
+    ledger: Arc<SqliteLedger>,
+    shutdown: Shutdown,
+    task: Option<AbortOnDropHandle<()>>,
+}
+
+impl Retention {
+    /// Begins.
+    pub fn start(ledger: Arc<SqliteLedger>, retention: Option<Duration>, shutdown: &Shutdown) -> Self {
+        let mut kept = Retention { ledger, shutdown: shutdown.clone(), task: None };
+        kept.keep(retention);
+        kept
+    }
+
+    /// Keeps rows for so long from now on.
+    pub fn keep(&mut self, retention: Option<Duration>) {
+        let (ledger, shutdown) = (&self.ledger, &self.shutdown);
+        // What the former task is just having removed is removed; nothing waits for its answer.
+        self.task = retention.map(|retention| {
+            let (ledger, shutdown) = (Arc::clone(ledger), shutdown.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move { keep(&ledger, retention, &shutdown).await }))
+        });
+    }
+
+    /// Waits for its end. To be called once a shutdown has begun.
+    pub async fn finish(self) {
+        if let Some(task) = self.task {
+            let _ = task.await;
+        }
+    }
+}
+
 /// Runs until a shutdown begins.
-pub(super) async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &Shutdown) {
+async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &Shutdown) {
     let mut pause = FIRST;
     let mut removed = Pruned::default();
     while shutdown.sleep(pause).await {
@@ -45,8 +80,6 @@ pub(super) async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures_util::future::join_all;
 
     use super::*;

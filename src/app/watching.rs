@@ -4,21 +4,29 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::admin::Watched;
+use tokio::sync::watch;
+
+use crate::admin::Live;
 use crate::amqp::ConfirmingPublisher;
 use crate::config::Config;
-use crate::monitor::{Limits, Own, Poller};
+use crate::monitor::{BrokerView, Limits, Own, Poller};
 
-/// A poller that holds these consumers' counters against the broker's. It is to run once there is a publisher.
+/// A poller that holds the consumers' counters against the broker's. It is to run once there is a publisher.
 pub(super) fn poller(
     config: &Config,
-    consumers: &[Watched],
+    live: Arc<Live>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
+    readers: watch::Sender<Arc<BrokerView>>,
 ) -> Poller {
-    let by_queue: Vec<_> = consumers.iter().map(|one| (one.queue.clone(), Arc::clone(&one.counters))).collect();
-    let own = move || Own {
-        tallies: by_queue.iter().map(|(queue, counters)| (queue.clone(), counters.tally())).collect(),
-        publisher_epoch: publisher.get().map_or(0, |publisher| publisher.state().epoch),
+    let own = move || {
+        let consumers = live.consumers();
+        // The broker counts by queue. Those that were removed are no queues of the configuration any more.
+        let counted = consumers.iter().filter(|one| one.workers > 0 && !one.drains_elsewhere);
+        Own {
+            tallies: counted.map(|one| (one.queue.clone(), one.counters.tally())).collect(),
+            paused: consumers.iter().filter_map(|one| Some((one.queue.clone(), one.paused_since?))).collect(),
+            publisher_epoch: publisher.get().map_or(0, |publisher| publisher.state().epoch),
+        }
     };
-    Poller::new(config, Limits::DEFAULT, own)
+    Poller::new(config, Limits::DEFAULT, own).telling(readers)
 }

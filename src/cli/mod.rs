@@ -1,6 +1,7 @@
 //! The command line: its arguments, and which code each command exits with.
 
 pub mod check;
+pub mod probe;
 pub mod publish;
 pub mod report;
 pub mod run;
@@ -77,7 +78,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused or an order u
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts.
+    /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts. SIGHUP reloads.
     Run,
     /// Publishes orders from a file or standard input, one JSON object a line.
     Publish(publish::PublishArgs),
@@ -85,6 +86,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Shows what the running daemon is doing: connections, queues, consumers, failures, what does not add up.
     Status(status::StatusArgs),
+    /// Asks whether the daemon lives, or is ready: for health checks and scripts; exit 69 if not.
+    Probe(probe::ProbeArgs),
     /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
     Report(report::ReportArgs),
     /// Tells one order's life from the ledger: attempts, failures, delays, events; and where it is now.
@@ -109,7 +112,7 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
     match command {
         Command::Run => {
             let loaded = load(sources)?;
-            Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded)))
+            Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded, sources.clone())))
         }
         Command::Publish(args) => {
             let loaded = load(sources)?;
@@ -124,6 +127,10 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let shown = status::run(args, &loaded.config, &loaded.path, &mut out, &mut err);
             runtime(1)?.block_on(shown).map_err(|error| unwritable(&error))
+        }
+        Command::Probe(args) => {
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
         }
         Command::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());

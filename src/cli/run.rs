@@ -1,18 +1,22 @@
 //! `orderd run`: the daemon's process: logging, signals, exit code.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Exit;
 use crate::chain::chain;
-use crate::config::{Loaded, LogFormat, LogLevel, Rotation};
+use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
+use crate::control::Control;
 use crate::shutdown::Shutdown;
 use crate::{amqp, app, telemetry};
 
-/// Runs the daemon until it is told to stop.
-pub async fn run(loaded: Loaded) -> Exit {
+/// Runs the daemon until it is told to stop. `sources` are where `loaded` came from, and where it is read again.
+pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let Loaded { config, warnings, path } = loaded;
     let log = &config.log;
     let settings = telemetry::Settings {
@@ -24,8 +28,8 @@ pub async fn run(loaded: Loaded) -> Exit {
             keep: log.keep,
         }),
     };
-    let _guards = match telemetry::start(&settings, amqp::is_client_panic) {
-        Ok(guards) => guards,
+    let (_guards, level) = match telemetry::start(&settings, amqp::is_client_panic) {
+        Ok(started) => started,
         Err(error) => {
             eprintln!("orderd: {}", chain(&error));
             return Exit::Config;
@@ -43,9 +47,12 @@ pub async fn run(loaded: Loaded) -> Exit {
             return Exit::Internal;
         }
     };
-    let listener = tokio::spawn(signals.obey(shutdown.clone(), config.shutdown.drain_timeout));
-    let outcome = app::run(config, &path, shutdown).await;
-    listener.abort();
+    let (control, commands) = Control::new();
+    let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
+    let listener = AbortOnDropHandle::new(tokio::spawn(signals.obey(shutdown.clone(), drain, control.clone())));
+    let process = app::Process { path, sources, control, commands, level, drain_timeout };
+    let outcome = app::run(config, process, shutdown).await;
+    drop(listener);
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {
@@ -60,6 +67,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Told at each HUP: however many come while a reload is under way, one more follows it.
+    hung_up: Arc<Notify>,
 }
 
 impl Signals {
@@ -68,17 +77,20 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            hung_up: Arc::default(),
         })
     }
 
     /// The first TERM or INT begins to drain; another one, or the end of the drain's time, ends the draining. So
-    /// it is when the daemon itself has begun to drain.
-    async fn obey(mut self, shutdown: Shutdown, drain_timeout: Duration) {
+    /// it is when the daemon itself has begun to drain. HUP reloads.
+    async fn obey(mut self, shutdown: Shutdown, drain_timeout: watch::Receiver<Duration>, control: Control) {
+        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload_when_told(Arc::clone(&self.hung_up), control)));
         // Cancel-safe: both only wait.
         let first = tokio::select! {
             first = self.next() => first,
             () = shutdown.begun() => "none",
         };
+        let drain_timeout = *drain_timeout.borrow();
         info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
         shutdown.begin();
         // Cancel-safe: both only wait.
@@ -95,10 +107,18 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "TERM",
                 _ = self.interrupt.recv() => return "INT",
-                _ = self.hangup.recv() => {
-                    warn!("this version cannot reload; restart it to apply a changed configuration");
-                }
+                _ = self.hangup.recv() => self.hung_up.notify_one(),
             }
+        }
+    }
+}
+
+/// Reloads at each HUP. The verdict is logged by whoever reaches it.
+async fn reload_when_told(hung_up: Arc<Notify>, control: Control) {
+    loop {
+        hung_up.notified().await;
+        if let Err(error) = control.reload("SIGHUP").await {
+            warn!(%error, "SIGHUP");
         }
     }
 }

@@ -16,7 +16,7 @@ pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
 /// Where the configuration is if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/orderd/orderd.toml";
 /// Largest configuration file, in bytes.
-const LARGEST_FILE: usize = 1 << 20;
+pub(super) const LARGEST_FILE: usize = 1 << 20;
 
 /// Where a configuration comes from.
 #[derive(Debug, Clone, Default)]
@@ -104,12 +104,53 @@ impl Config {
             Ok(bytes) => bytes,
             Err(source) => return Err(LoadError::Unreadable { path, source }),
         };
+        Self::of_bytes(&bytes, path, sources, handlers)
+    }
+
+    /// The configuration that a file's content says.
+    pub(super) fn of_bytes(
+        bytes: &[u8],
+        path: PathBuf,
+        sources: &Sources,
+        handlers: &[&str],
+    ) -> Result<Loaded, LoadError> {
         let reading = Reading::with(&sources.environment, secret::is_open(&path));
-        match parse(&bytes, sources, handlers, &reading) {
-            Ok((config, warnings)) => Ok(Loaded { config, warnings, path }),
+        match parse(bytes, sources, handlers, &reading) {
+            Ok((config, mut warnings)) => {
+                warnings.extend(unended(bytes));
+                Ok(Loaded { config, warnings, path })
+            }
             Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
         }
     }
+
+    /// What environment and command line alone make of [`DEFAULT_FILE`]: for commands that should go on where the file
+    /// cannot be read.
+    ///
+    /// # Errors
+    /// Every problem there is.
+    pub fn without_file(sources: &Sources, handlers: &[&str]) -> Result<Self, LoadError> {
+        match parse(DEFAULT_FILE.as_bytes(), sources, handlers, &Reading::default()) {
+            Ok((config, _)) => Ok(config),
+            Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path: sources.path(), problems, warnings }),
+        }
+    }
+}
+
+/// The running daemon takes a file whose last line has no end for one that was cut off.
+fn unended(bytes: &[u8]) -> Option<Problem> {
+    if bytes.is_empty() || bytes.ends_with(b"\n") {
+        return None;
+    }
+    let line = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let message = "the last line has no newline at its end: a reload would refuse the file as cut off";
+    Some(Problem::in_file(format!("line {line}"), message.to_owned(), line, 1))
+}
+
+/// Whether a file's content has queues or consumers of its own; else it gets the default ones.
+pub(super) fn has_workload(bytes: &[u8]) -> bool {
+    let layers = text(bytes).and_then(Layers::read);
+    layers.is_ok_and(|layers| layers.root.contains_key("queues") || layers.root.contains_key("consumers"))
 }
 
 #[derive(Debug)]

@@ -2,8 +2,10 @@
 //!
 //! `load` finds and layers (`layers`), `read` and `workload` take each key (`section`, `shape`, `secret`),
 //! `check` holds sections against each other, `report` collects every problem. After loading nobody sees a
-//! raw value. It never touches the broker.
+//! raw value. `reread` and `change` are for the running daemon: a changed file, once it is whole, and what in it differs.
+//! It never touches the broker.
 
+mod change;
 mod check;
 pub mod duration;
 mod layers;
@@ -11,6 +13,7 @@ mod load;
 mod model;
 mod read;
 mod report;
+mod reread;
 mod secret;
 mod section;
 mod shape;
@@ -20,9 +23,11 @@ mod tls;
 mod topology;
 mod workload;
 
+pub use change::{changes, in_force};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{
-    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Rotation,
-    Runtime, Secret, Shutdown, Tls, TopologySettings,
+    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload,
+    Rotation, Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
 pub use report::Problem;
+pub use reread::{RereadError, reread};

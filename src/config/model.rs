@@ -29,6 +29,8 @@ pub struct Config {
     pub log: Log,
     /// The admin HTTP listener.
     pub admin: Admin,
+    /// Reloading.
+    pub reload: Reload,
     /// Shutdown.
     pub shutdown: Shutdown,
     /// The process itself.
@@ -252,6 +254,13 @@ pub struct Admin {
     pub token: Option<Secret>,
     /// Names by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
     pub hosts: Vec<String>,
+}
+
+/// `[reload]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reload {
+    /// Whether a changed file is applied by itself; default false.
+    pub watch: bool,
 }
 
 /// `[shutdown]`

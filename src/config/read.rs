@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::layers::{Table, Value};
 use super::model::{
-    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Rotation, Runtime, Secret,
-    Shutdown, Tls, TopologySettings,
+    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
+    Secret, Shutdown, Tls, TopologySettings,
 };
 use super::section::{LONGEST_PATH, Reading, Section};
 use super::{secret, shape, tls, workload};
@@ -47,6 +47,7 @@ pub(super) fn config(root: Table, handlers: &[&str], reading: &Reading) -> Confi
         ledger: ledger(root.section("ledger")),
         log: log(root.section("log")),
         admin: admin(root.section("admin")),
+        reload: reload(root.section("reload")),
         shutdown: shutdown(root.section("shutdown")),
         runtime: runtime(root.section("runtime")),
     };
@@ -254,6 +255,12 @@ fn host(value: &Value) -> Result<String, String> {
     let name = shape::text(SHORT_STRING)(value)?.to_ascii_lowercase();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if name.chars().all(plain) { Ok(name) } else { Err(format!("must be a host name without a port, is {value}")) }
+}
+
+fn reload(mut section: Section<'_>) -> Reload {
+    let reload = Reload { watch: section.or("watch", false, &shape::boolean) };
+    section.finish();
+    reload
 }
 
 fn shutdown(mut section: Section<'_>) -> Shutdown {

@@ -18,7 +18,7 @@ use crate::recovery::{
 };
 
 /// How failures in one work queue are treated.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// The queue's consumer.
     pub consumer: Arc<str>,

@@ -14,6 +14,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::answers::Detail;
 use super::balance::{Balance, Gap, Reading, Rule};
 use super::findings::{Changes, Findings, Moment, Sight};
@@ -55,6 +57,8 @@ impl Limits {
 pub struct Own {
     /// The consumers' counts, by queue.
     pub tallies: BTreeMap<String, Tally>,
+    /// Since when the consumers are paused that are, by queue.
+    pub paused: BTreeMap<String, Timestamp>,
     /// The publisher's epoch.
     pub publisher_epoch: u64,
 }
@@ -98,6 +102,7 @@ pub struct Judge {
     /// By the queue that orderd publishes into.
     entering: BTreeMap<String, Balance>,
     waiting: BTreeMap<String, Waiting>,
+    paused: BTreeMap<String, Timestamp>,
     /// Dead letters held, as last told.
     dead_letters: BTreeMap<String, u64>,
     findings: Findings,
@@ -116,6 +121,7 @@ impl Judge {
             failed_queue,
             consumed: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            paused: BTreeMap::new(),
             dead_letters: BTreeMap::new(),
             findings: Findings::default(),
         }
@@ -123,6 +129,7 @@ impl Judge {
 
     /// Takes note of orderd's own counts.
     pub(super) fn own(&mut self, now: Moment, own: &Own) {
+        self.paused.clone_from(&own.paused);
         let reading = |count| Reading { from: now.elapsed, at: now.elapsed, own: count, broker: None };
         for (queue, tally) in &own.tallies {
             let consumed = consumed(&mut self.consumed, queue, self.limits.lag);
@@ -170,8 +177,13 @@ impl Judge {
         }
         for (name, queue) in &view.queues {
             if let QueueRole::Work { consumer } = &queue.role {
-                let (idle, unheld) = (unconsumed(name, queue), self.not_held(asked, name, queue, consumer));
+                let unheld = self.not_held(asked, name, queue, consumer);
+                let (idle, paused) = match self.paused.get(name) {
+                    Some(since) => (None, waits_for_resumption(name, queue, consumer, *since)),
+                    None => (unconsumed(name, queue), None),
+                };
                 self.lasts(name, FindingKind::NoConsumer, idle, now, self.limits.lag);
+                self.lasts(name, FindingKind::ConsumerPaused, paused, now, Duration::ZERO);
                 self.lasts(name, FindingKind::UnackedNotHeld, unheld, now, self.limits.lag);
             }
         }
@@ -353,6 +365,18 @@ fn unconsumed(name: &str, queue: &QueueView) -> Option<Sight> {
         kind: FindingKind::NoConsumer,
         messages: Some(ready),
         detail: "messages wait and nobody consumes the queue".to_owned(),
+    })
+}
+
+fn waits_for_resumption(name: &str, queue: &QueueView, consumer: &str, since: Timestamp) -> Option<Sight> {
+    let ready = queue.ready.filter(|ready| *ready > 0)?;
+    Some(Sight {
+        queue: name.to_owned(),
+        kind: FindingKind::ConsumerPaused,
+        messages: Some(ready),
+        detail: format!(
+            "messages wait, for consumer {consumer:?} is paused since {since:.0}; `orderd resume {consumer}` goes on"
+        ),
     })
 }
 

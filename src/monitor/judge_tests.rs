@@ -33,6 +33,7 @@ impl Court {
         let own = Own {
             tallies: config().consumers.values().map(|c| (c.queue.clone(), Tally::default())).collect(),
             publisher_epoch: 1,
+            ..Own::default()
         };
         Court { judge: Judge::new(&roles, LIMITS), roles, second: 0, view, own }
     }

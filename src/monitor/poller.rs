@@ -91,6 +91,25 @@ impl Poller {
         }
     }
 
+    /// Takes over from a former poller: its readers go on reading, and see what it was told last until there is more.
+    pub fn telling(mut self, readers: watch::Sender<Arc<BrokerView>>) -> Self {
+        let former = BrokerView::clone(&readers.borrow());
+        let role = |name: &String| self.roles.of(name);
+        let queues = former.queues.into_iter().filter_map(|(name, queue)| {
+            let role = role(&name)?;
+            Some((name, QueueView { role, ..queue }))
+        });
+        let api = match (self.poll_every.is_some(), former.api) {
+            (false, _) => ApiState::Off,
+            (true, ApiState::Off) => ApiState::Unasked,
+            (true, api) => api,
+        };
+        self.view = BrokerView { api, queues: queues.collect(), ..former };
+        self.readers = readers;
+        self.readers.send_replace(Arc::new(self.view.clone()));
+        self
+    }
+
     /// The view as it is, and as it will be.
     pub fn view(&self) -> watch::Receiver<Arc<BrokerView>> {
         self.readers.subscribe()

@@ -192,6 +192,8 @@ pub enum FindingKind {
     QueueMissing,
     /// Messages wait in a work queue, and nobody consumes it.
     NoConsumer,
+    /// Messages wait in a work queue whose consumer is paused.
+    ConsumerPaused,
     /// The broker counts more acks than orderd: messages were taken by somebody else, or acked without being settled.
     AckedByOthers,
     /// The broker counts fewer acks than orderd, though no connection was lost.
@@ -212,9 +214,10 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// All of them, in order.
-    pub const ALL: [FindingKind; 10] = [
+    pub const ALL: [FindingKind; 11] = [
         FindingKind::QueueMissing,
         FindingKind::NoConsumer,
+        FindingKind::ConsumerPaused,
         FindingKind::AckedByOthers,
         FindingKind::AcksMissing,
         FindingKind::DeliveriesMissing,
@@ -230,6 +233,7 @@ impl FindingKind {
         match self {
             FindingKind::QueueMissing => "queue_missing",
             FindingKind::NoConsumer => "no_consumer",
+            FindingKind::ConsumerPaused => "consumer_paused",
             FindingKind::AckedByOthers => "acked_by_others",
             FindingKind::AcksMissing => "acks_missing",
             FindingKind::DeliveriesMissing => "deliveries_missing",
@@ -241,7 +245,7 @@ impl FindingKind {
         }
     }
 
-    /// Whether a person must act; else it heals by itself once its cause is gone.
+    /// Whether a person must act; else it heals by itself once its cause is gone, or a person wants it so.
     pub fn needs_a_person(self) -> bool {
         match self {
             FindingKind::QueueMissing
@@ -251,7 +255,10 @@ impl FindingKind {
             | FindingKind::TakenOtherwise
             | FindingKind::DeadLettersHeld
             | FindingKind::RetriesOverdue => true,
-            FindingKind::AcksMissing | FindingKind::DeliveriesMissing | FindingKind::UnackedNotHeld => false,
+            FindingKind::ConsumerPaused
+            | FindingKind::AcksMissing
+            | FindingKind::DeliveriesMissing
+            | FindingKind::UnackedNotHeld => false,
         }
     }
 }

@@ -13,7 +13,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, Registry, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 /// The start of the names of orderd's own log files: `orderd.2026-11-22.log`.
 const LOG_NAME: &str = "orderd";
@@ -65,6 +65,23 @@ pub enum TelemetryError {
 #[derive(Debug)]
 pub struct Guards(#[allow(dead_code)] Vec<WorkerGuard>);
 
+/// Changes the least severe level shown, while the process runs.
+#[derive(Debug, Clone)]
+pub struct LevelSwitch(reload::Handle<Targets, Registry>);
+
+impl LevelSwitch {
+    /// Shows what is as severe as `level`, and more.
+    pub fn set(&self, level: Level) {
+        // An error means that the subscriber is gone, and nothing is shown any more.
+        let _ = self.0.reload(filter(level));
+    }
+}
+
+/// Client libraries are kept at info: what they say below that may hold message bodies or credentials.
+fn filter(level: Level) -> Targets {
+    Targets::new().with_target("orderd", level).with_default(level.min(Level::INFO))
+}
+
 /// Starts logging for the process, and turns panics into log lines.
 ///
 /// # Errors
@@ -72,7 +89,7 @@ pub struct Guards(#[allow(dead_code)] Vec<WorkerGuard>);
 pub fn start(
     settings: &Settings,
     is_library_panic: fn(&std::panic::PanicHookInfo<'_>) -> bool,
-) -> Result<Guards, TelemetryError> {
+) -> Result<(Guards, LevelSwitch), TelemetryError> {
     let (stderr, guard) = writer(io::stderr());
     let mut guards = vec![guard];
     let mut layers = vec![layer(settings.json, stderr, io::stderr().is_terminal())];
@@ -81,11 +98,10 @@ pub fn start(
         guards.push(guard);
         layers.push(layer(settings.json, file, false));
     }
-    // Client libraries are kept at info: what they say below that may hold message bodies or credentials.
-    let filter = Targets::new().with_target("orderd", settings.level).with_default(settings.level.min(Level::INFO));
+    let (filter, switch) = reload::Layer::new(filter(settings.level));
     tracing_subscriber::registry().with(layers.with_filter(filter)).try_init().map_err(|_| TelemetryError::Twice)?;
     log_panics(is_library_panic);
-    Ok(Guards(guards))
+    Ok((Guards(guards), LevelSwitch(switch)))
 }
 
 /// Rolling files named `<name>.<date>.<suffix>`. Writing blocks and reports what the system says.

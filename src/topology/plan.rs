@@ -84,6 +84,16 @@ impl Topology {
         &self.declarations
     }
 
+    /// The steps before any order comes, and those that let orders come: the bindings to the orders exchange.
+    pub fn before_orders_come(&self) -> (&[Declaration], &[Declaration]) {
+        let brings_orders = |step: &Declaration| match step {
+            Declaration::Binding(binding) => binding.exchange == *self.names.orders,
+            Declaration::Exchange(_) | Declaration::Queue(_) => false,
+        };
+        let last = self.declarations.iter().rposition(|step| !brings_orders(step));
+        self.declarations.split_at(last.map_or(0, |last| last + 1))
+    }
+
     /// The exchanges, in order.
     pub fn exchanges(&self) -> impl Iterator<Item = &Exchange> {
         self.declarations.iter().filter_map(|step| match step {

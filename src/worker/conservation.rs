@@ -2,7 +2,7 @@
 //!
 //! Pure: it judges one consistent reading of a consumer's counters.
 
-use super::counters::Tally;
+use super::counters::{PoolState, Tally};
 
 /// What does not add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum Imbalance {
     TooManyInFlight {
         /// How many are.
         in_flight: u64,
-        /// Workers × prefetch.
+        /// Workers × prefetch, of all subscriptions together.
         most: u64,
     },
     /// Deliveries are in flight though no subscription is: whoever held them has not let go.
@@ -35,11 +35,11 @@ pub enum Imbalance {
     },
 }
 
-/// Judges one consumer. `most` is workers × prefetch.
+/// Judges one consumer. While a pool replaces another one, both have deliveries in flight.
 ///
 /// # Errors
 /// What does not add up.
-pub fn check(tally: &Tally, serving: bool, most: u64) -> Result<(), Imbalance> {
+pub fn check(tally: &Tally, pool: &PoolState) -> Result<(), Imbalance> {
     let accounted = tally.accounted();
     if accounted < tally.deliveries {
         return Err(Imbalance::Missing { missing: tally.deliveries - accounted });
@@ -47,11 +47,11 @@ pub fn check(tally: &Tally, serving: bool, most: u64) -> Result<(), Imbalance> {
     if accounted > tally.deliveries {
         return Err(Imbalance::Surplus { surplus: accounted - tally.deliveries });
     }
-    if tally.in_flight > 0 && !serving {
+    if tally.in_flight > 0 && !pool.is_serving() {
         return Err(Imbalance::Stranded { in_flight: tally.in_flight });
     }
-    if tally.in_flight > most {
-        return Err(Imbalance::TooManyInFlight { in_flight: tally.in_flight, most });
+    if tally.in_flight > pool.slots {
+        return Err(Imbalance::TooManyInFlight { in_flight: tally.in_flight, most: pool.slots });
     }
     Ok(())
 }
@@ -76,10 +76,15 @@ mod tests {
         }
     }
 
+    fn serving(slots: u64) -> PoolState {
+        PoolState { taking: 1, slots, ..PoolState::default() }
+    }
+
     #[test]
     fn what_is_settled_or_in_flight_adds_up() {
-        assert_eq!(check(&balanced(), true, 100), Ok(()));
-        assert_eq!(check(&Tally::default(), false, 1), Ok(()));
+        assert_eq!(check(&balanced(), &serving(100)), Ok(()));
+        assert_eq!(check(&balanced(), &PoolState { draining: 1, slots: 2, ..PoolState::default() }), Ok(()));
+        assert_eq!(check(&Tally::default(), &PoolState::default()), Ok(()));
     }
 
     #[test]
@@ -92,7 +97,7 @@ mod tests {
         ] {
             let mut tally = balanced();
             lost(&mut tally);
-            assert_eq!(check(&tally, true, 100), Err(Imbalance::Missing { missing: 1 }));
+            assert_eq!(check(&tally, &serving(100)), Err(Imbalance::Missing { missing: 1 }));
         }
     }
 
@@ -107,13 +112,13 @@ mod tests {
         ] {
             let mut tally = balanced();
             doubled(&mut tally);
-            assert_eq!(check(&tally, true, 100), Err(Imbalance::Surplus { surplus: 1 }));
+            assert_eq!(check(&tally, &serving(100)), Err(Imbalance::Surplus { surplus: 1 }));
         }
     }
 
     #[test]
     fn deliveries_that_nobody_lets_go_of_are_found() {
-        assert_eq!(check(&balanced(), true, 1), Err(Imbalance::TooManyInFlight { in_flight: 2, most: 1 }));
-        assert_eq!(check(&balanced(), false, 100), Err(Imbalance::Stranded { in_flight: 2 }));
+        assert_eq!(check(&balanced(), &serving(1)), Err(Imbalance::TooManyInFlight { in_flight: 2, most: 1 }));
+        assert_eq!(check(&balanced(), &PoolState::default()), Err(Imbalance::Stranded { in_flight: 2 }));
     }
 }

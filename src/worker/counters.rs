@@ -178,17 +178,28 @@ impl Tally {
     }
 }
 
-/// How a consumer's pool is doing.
+/// How a consumer's pool is doing, and those it had before that still finish their work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolState {
-    /// Whether there is a subscription whose deliveries are worked on.
-    pub serving: bool,
+    /// Subscriptions that take deliveries in: one, or none while there is no connection.
+    pub taking: u64,
+    /// Subscriptions of retired pools, which only finish what they were handed.
+    pub draining: u64,
+    /// Deliveries that all of these may be handed at a time.
+    pub slots: u64,
     /// Subscriptions made; each is an epoch of its own.
     pub subscriptions: u64,
     /// Workers that run now; one in safe mode.
     pub workers_up: u64,
     /// Whether deliveries are worked on one at a time, since something kills whoever holds them.
     pub safe_mode: bool,
+}
+
+impl PoolState {
+    /// Whether there is a subscription whose deliveries are worked on.
+    pub fn is_serving(&self) -> bool {
+        self.taking + self.draining > 0
+    }
 }
 
 /// Everything a consumer has counted, at one instant.
@@ -275,18 +286,19 @@ impl Counters {
         self.books().tally.restarts += 1;
     }
 
-    /// Notes a subscription that is worked on from now until the guard is dropped.
-    pub(super) fn serving(self: &Arc<Self>) -> Note {
+    /// Notes a subscription of so many slots that is worked on from now until the guard is dropped.
+    pub(super) fn serving(self: &Arc<Self>, slots: u64) -> Serving {
         let mut books = self.books();
-        books.pool.serving = true;
+        books.pool.taking += 1;
+        books.pool.slots += slots;
         books.pool.subscriptions += 1;
-        Note { counters: Arc::clone(self), undo: |pool| pool.serving = false }
+        Serving { counters: Arc::clone(self), slots, is_draining: false }
     }
 
     /// Notes a worker that runs from now until the guard is dropped.
-    pub(super) fn working(self: &Arc<Self>) -> Note {
+    pub(super) fn working(self: &Arc<Self>) -> Working {
         self.books().pool.workers_up += 1;
-        Note { counters: Arc::clone(self), undo: |pool| pool.workers_up -= 1 }
+        Working { counters: Arc::clone(self) }
     }
 
     /// Notes whether safe mode is on.
@@ -298,6 +310,11 @@ impl Counters {
     pub fn tally(&self) -> Tally {
         let books = self.books();
         Tally { in_flight: books.in_hand.len() as u64, ..books.tally }
+    }
+
+    /// How its pools are doing.
+    pub fn pool(&self) -> PoolState {
+        self.books().pool
     }
 
     /// Everything, all of one instant. Looks at each delivery in hand.
@@ -330,16 +347,41 @@ fn done_after(published: u64, done: SystemTime) -> Option<Duration> {
     }
 }
 
-/// Something that is so until this is dropped.
+/// A subscription that is worked on until this is dropped.
 #[derive(Debug)]
-pub(super) struct Note {
+pub(super) struct Serving {
     counters: Arc<Counters>,
-    undo: fn(&mut PoolState),
+    slots: u64,
+    is_draining: bool,
 }
 
-impl Drop for Note {
+impl Serving {
+    /// It takes nothing in any more.
+    pub fn drains(&mut self) {
+        if !std::mem::replace(&mut self.is_draining, true) {
+            let pool = &mut self.counters.books().pool;
+            (pool.taking, pool.draining) = (pool.taking - 1, pool.draining + 1);
+        }
+    }
+}
+
+impl Drop for Serving {
     fn drop(&mut self) {
-        (self.undo)(&mut self.counters.books().pool);
+        let pool = &mut self.counters.books().pool;
+        *(if self.is_draining { &mut pool.draining } else { &mut pool.taking }) -= 1;
+        pool.slots -= self.slots;
+    }
+}
+
+/// A worker that runs until this is dropped.
+#[derive(Debug)]
+pub(super) struct Working {
+    counters: Arc<Counters>,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.counters.books().pool.workers_up -= 1;
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Intake {
     counters: Arc<Counters>,
     /// No more deliveries are to be started: shutdown, or safe mode was entered or left.
     pub(super) stopped: CancellationToken,
+    /// The broker hands out nothing more; what it has handed out is still to be worked on.
+    pub(super) retired: CancellationToken,
     /// The subscription is gone; what is in flight will be handed out again.
     pub(super) lost: CancellationToken,
 }
@@ -42,6 +44,7 @@ impl Intake {
             safe_mode,
             counters,
             stopped: CancellationToken::new(),
+            retired: CancellationToken::new(),
             lost: CancellationToken::new(),
         }
     }
@@ -61,7 +64,7 @@ impl Intake {
             } => first,
         };
         let Some((first, mut deliveries)) = first else {
-            if !self.stopped.is_cancelled() {
+            if !self.stopped.is_cancelled() && !self.retired.is_cancelled() {
                 self.lost.cancel();
             }
             return false;
@@ -92,7 +95,12 @@ impl Intake {
         Held::new(delivery, Arc::clone(&self.settler), Arc::clone(&self.counters), taken)
     }
 
+    /// Watches for safe mode. Not once it is retired: nothing is handed out that could be kept small, and giving back
+    /// what was would count toward the delivery limit just as a killed process does.
     fn watch(&self, batch: &mut Vec<Held>) -> bool {
+        if self.retired.is_cancelled() {
+            return true;
+        }
         let mut safe_mode = self.safe_mode.lock().expect("safe mode's lock is never poisoned: nothing panics under it");
         for held in batch.iter() {
             match safe_mode.delivered(held.delivery().delivery_count()) {

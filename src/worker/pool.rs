@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
@@ -28,6 +29,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const SAFE_WAIT: Duration = Duration::from_secs(1);
 /// A subscription that lived so long resets the back-off.
 const STEADY: Duration = Duration::from_secs(10);
+/// How long a retired pool's last acks have before its subscription is closed. Closing waits for the queue's count of
+/// consumers to fall, and that falls too when another former pool of the same queue is done.
+const LAST_ACKS: Duration = Duration::from_secs(1);
 
 /// The workers of one consumer.
 pub struct Pool {
@@ -43,6 +47,9 @@ pub struct Pool {
     pub reconnect_max: Duration,
     /// When to stop.
     pub shutdown: Shutdown,
+    /// When to take nothing in any more, finish all that was handed out, and end: another pool takes over, or none. What
+    /// was in flight is then neither given back nor handed out again, unless a connection is lost or a shutdown begins.
+    pub retired: CancellationToken,
 }
 
 /// A pool cannot go on by itself.
@@ -67,17 +74,19 @@ struct Slots {
 }
 
 impl Pool {
-    /// Serves subscriptions until a shutdown begins and all work in progress is settled.
+    /// Serves subscriptions until a shutdown begins or it is retired, and all work in progress is settled. It begins in
+    /// safe mode if the pool before it was in it.
     ///
     /// # Errors
     /// [`PoolError`] when a worker dies too often; what it held has been released.
     pub async fn run(self: Arc<Self>) -> Result<(), PoolError> {
-        let safe_mode = Arc::new(Mutex::new(SafeMode::default()));
+        let safe_mode = Arc::new(Mutex::new(SafeMode::beginning(self.line.counters.pool().safe_mode)));
         let mut failures = 0_u32;
-        while !self.shutdown.has_begun() {
+        while !self.is_over() {
             let slots = self.slots(&safe_mode);
             let prefetch = u16::try_from(slots.workers * slots.each).unwrap_or(u16::MAX);
-            // Dropping the attempt at shutdown is fine: the client cleans up after itself.
+            // Dropping the attempt at shutdown is fine: the client cleans up after itself. Retired, it waits: the broker
+            // may have handed out the first deliveries, and would hand them out again.
             let subscribed = tokio::select! {
                 subscribed = self.consumer.subscribe(&self.line.queue, prefetch) => subscribed,
                 () = self.shutdown.begun() => return Ok(()),
@@ -89,6 +98,9 @@ impl Pool {
                     let before = self.line.counters.tally();
                     let ended = self.serve(subscription, slots, &safe_mode).await?;
                     let lived = since.elapsed();
+                    if self.is_over() {
+                        return Ok(());
+                    }
                     if ended == Ended::Lost {
                         let settled = progress(&before, &self.line.counters.tally());
                         self.lost(&safe_mode, lived, settled);
@@ -108,9 +120,28 @@ impl Pool {
                 }
             }
             let backoff = self.backoff(lock(&safe_mode).is_on());
-            self.shutdown.sleep(backoff.wait(failures.saturating_sub(1), fastrand::f64())).await;
+            let wait = backoff.wait(failures.saturating_sub(1), fastrand::f64());
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.over() => {}
+            }
         }
         Ok(())
+    }
+
+    /// Whether no subscription is to follow.
+    fn is_over(&self) -> bool {
+        self.shutdown.has_begun() || self.retired.is_cancelled()
+    }
+
+    /// Resolves when no subscription is to follow. Cancel-safe.
+    pub async fn over(&self) {
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = self.shutdown.begun() => {}
+            () = self.retired.cancelled() => {}
+        }
     }
 
     /// A subscription was lost; that may turn safe mode on.
@@ -135,7 +166,8 @@ impl Pool {
         Slots { workers: self.workers, each: usize::from(self.prefetch) }
     }
 
-    /// Serves one subscription until it is lost, stopped or the daemon shuts down.
+    /// Serves one subscription until it is lost or stopped, or the daemon shuts down, or the pool is retired and all that
+    /// was handed out is settled.
     async fn serve(
         self: &Arc<Self>,
         subscription: Subscription,
@@ -144,7 +176,7 @@ impl Pool {
     ) -> Result<Ended, PoolError> {
         let Subscription { deliveries, settler } = subscription;
         let counters = Arc::clone(&self.line.counters);
-        let _serving = counters.serving();
+        let mut serving = counters.serving((slots.workers * slots.each) as u64);
         let intake =
             Arc::new(Intake::new(deliveries, Arc::clone(&settler), Arc::clone(safe_mode), Arc::clone(&counters)));
         let mut workers: FuturesUnordered<_> = (0..slots.workers)
@@ -173,6 +205,12 @@ impl Pool {
                     stopping = true;
                     settler.cancel().await;
                 }
+                // Before the broker hears of it, or the end of what it has handed out would look like a loss.
+                () = self.retired.cancelled(), if !intake.retired.is_cancelled() => {
+                    intake.retired.cancel();
+                    serving.drains();
+                    settler.cancel().await;
+                }
             }
         }
         if intake.lost.is_cancelled() {
@@ -180,6 +218,9 @@ impl Pool {
         }
         settler.cancel().await;
         intake.give_back().await;
+        if intake.retired.is_cancelled() {
+            self.shutdown.sleep(LAST_ACKS).await;
+        }
         if let Err(error) = settler.close().await {
             warn!(consumer = %self.line.consumer, %error, "what was settled last may be handed out again");
         }

@@ -42,6 +42,11 @@ pub(super) struct SafeMode {
 }
 
 impl SafeMode {
+    /// On from the beginning, or not.
+    pub(super) fn beginning(on: bool) -> Self {
+        SafeMode { mode: if on { Mode::Safe { streak: 0 } } else { Mode::Normal }, fruitless: 0 }
+    }
+
     pub(super) fn is_on(&self) -> bool {
         self.mode != Mode::Normal
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,8 @@ struct Broker {
     /// Of each subscription, its epoch's end.
     ends: Mutex<Vec<CancellationToken>>,
     subscribed: Notify,
+    /// What an attempt to subscribe waits for after the first deliveries were handed out, if anything.
+    door: Mutex<Option<Arc<Notify>>>,
     settled: Settled,
     changed: Arc<Notify>,
 }
@@ -95,7 +97,13 @@ impl Consumer for Broker {
             }
         });
         self.subscribed.notify_one();
-        Box::pin(async move { Ok(Subscription { deliveries: stream.boxed(), settler: Arc::new(settler) }) })
+        let door = self.door.lock().unwrap().take();
+        Box::pin(async move {
+            if let Some(door) = door {
+                door.notified().await;
+            }
+            Ok(Subscription { deliveries: stream.boxed(), settler: Arc::new(settler) })
+        })
     }
 }
 
@@ -252,7 +260,8 @@ impl Drop for Audit {
             return;
         }
         let tally = self.counters.tally();
-        assert_eq!(conservation::check(&tally, true, self.most), Ok(()), "{tally:?}");
+        let pool = PoolState { taking: 1, slots: self.most, ..PoolState::default() };
+        assert_eq!(conservation::check(&tally, &pool), Ok(()), "{tally:?}");
         let told = self.settled.lock().unwrap();
         let told = |settlement| told.iter().filter(|(_, told)| *told == settlement).count() as u64;
         assert_eq!(
@@ -271,6 +280,7 @@ struct Stage {
     puppet: Arc<Puppet>,
     counters: Arc<Counters>,
     shutdown: Shutdown,
+    retired: CancellationToken,
     pool: tokio::task::JoinHandle<Result<(), super::PoolError>>,
 }
 
@@ -289,7 +299,7 @@ impl Stage {
         });
         let (book, puppet) = (Arc::new(Book::default()), Arc::new(Puppet::default()));
         let counters = Arc::new(Counters::default());
-        let shutdown = Shutdown::new();
+        let (shutdown, retired) = (Shutdown::new(), CancellationToken::new());
         let line = Line {
             consumer: "order".into(),
             queue: "order_queue".into(),
@@ -308,12 +318,13 @@ impl Stage {
             prefetch,
             reconnect_max: Duration::from_secs(30),
             shutdown: shutdown.clone(),
+            retired: retired.clone(),
         });
         let pool = tokio::spawn(pool.run());
         broker.subscribed.notified().await;
         let most = workers as u64 * u64::from(prefetch);
         let audit = Audit { counters: Arc::clone(&counters), settled: Arc::clone(&broker.settled), most };
-        Stage { _audit: audit, broker, outbox, book, puppet, counters, shutdown, pool }
+        Stage { _audit: audit, broker, outbox, book, puppet, counters, shutdown, retired, pool }
     }
 
     async fn stop(self) -> Vec<(u64, Settlement)> {
@@ -569,16 +580,168 @@ async fn safe_mode_is_told_while_work_begun_before_it_goes_on() {
 async fn the_pool_tells_its_workers_subscriptions_and_safe_mode() {
     let stage = Stage::set(2, 10).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
-    let state =
-        |subscriptions, workers_up, safe_mode| PoolState { serving: true, subscriptions, workers_up, safe_mode };
-    assert_eq!(stage.counters.read().pool, state(1, 2, false));
+    let state = |subscriptions, workers_up, slots, safe_mode| PoolState {
+        taking: 1,
+        draining: 0,
+        slots,
+        subscriptions,
+        workers_up,
+        safe_mode,
+    };
+    assert_eq!(stage.counters.read().pool, state(1, 2, 20, false));
     stage.broker.deliver_again(1, "ok", 3);
     stage.broker.subscribed.notified().await;
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert_eq!(stage.counters.read().pool, state(2, 1, true));
+    assert_eq!(stage.counters.read().pool, state(2, 1, 1, true));
     let counters = Arc::clone(&stage.counters);
     stage.stop().await;
-    let stopped = PoolState { serving: false, subscriptions: 2, workers_up: 0, safe_mode: true };
+    let stopped = PoolState { subscriptions: 2, safe_mode: true, ..PoolState::default() };
     assert_eq!(counters.read().pool, stopped);
-    assert_eq!(conservation::check(&counters.tally(), false, 20), Ok(()));
+    assert_eq!(conservation::check(&counters.tally(), &stopped), Ok(()));
+}
+
+/// Lets all tasks go as far as they can.
+async fn calm() {
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retired_pool_finishes_all_it_was_handed_and_gives_nothing_back() {
+    let stage = Stage::set(1, 1).await;
+    stage.outbox.gate.forget_permits(1_000);
+    stage.broker.deliver(1, "emit");
+    calm().await;
+    // Handed out, though not started. That they came back before is no reason to give them back now.
+    stage.broker.deliver_again(2, "ok", 7);
+    stage.broker.deliver_again(3, "transient", 8);
+    stage.retired.cancel();
+    calm().await;
+    let pool = stage.counters.pool();
+    assert_eq!((pool.taking, pool.draining, pool.slots, pool.safe_mode), (0, 1, 1, false));
+    stage.outbox.gate.add_permits(2);
+    stage.pool.await.unwrap().unwrap();
+    assert_eq!(stage.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
+    assert_eq!((stage.counters.tally().forwarded, stage.counters.tally().released), (1, 0));
+    let pool = stage.counters.pool();
+    assert_eq!((pool.taking, pool.draining, pool.slots, pool.workers_up), (0, 0, 0, 0));
+    assert_eq!(stage.broker.prefetches.lock().unwrap().len(), 1, "it subscribed again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_drains_a_retired_pool_like_any_other() {
+    let stage = Stage::set(1, 1).await;
+    stage.outbox.gate.forget_permits(1_000);
+    stage.broker.deliver(1, "emit");
+    calm().await;
+    stage.broker.deliver(2, "ok");
+    stage.retired.cancel();
+    calm().await;
+    stage.shutdown.begin();
+    calm().await;
+    stage.outbox.gate.add_permits(1);
+    assert_eq!(stage.stop().await, [(1, ACK), (2, RELEASE)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_ends_a_retired_pool() {
+    let stage = Stage::set(1, 1).await;
+    stage.broker.deliver(1, "hang");
+    calm().await;
+    stage.retired.cancel();
+    calm().await;
+    stage.shutdown.abort();
+    assert_eq!(stage.stop().await, [(1, RELEASE)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_subscription_ends_a_retired_pool() {
+    let stage = Stage::set(1, 1).await;
+    stage.broker.deliver(1, "hang");
+    calm().await;
+    stage.retired.cancel();
+    calm().await;
+    stage.broker.lose();
+    stage.pool.await.unwrap().unwrap();
+    assert_eq!(stage.broker.settled(1).await, [(1, RELEASE)]);
+    assert_eq!(stage.broker.prefetches.lock().unwrap().len(), 1, "it subscribed again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_retired_while_it_subscribes_finishes_what_it_was_handed_by_then() {
+    let stage = Stage::set(1, 1).await;
+    let door = Arc::new(Notify::new());
+    *stage.broker.door.lock().unwrap() = Some(Arc::clone(&door));
+    stage.broker.lose();
+    stage.broker.subscribed.notified().await;
+    stage.broker.deliver(1, "ok");
+    stage.retired.cancel();
+    calm().await;
+    door.notify_one();
+    stage.pool.await.unwrap().unwrap();
+    assert_eq!(stage.broker.settled(1).await, [(1, ACK)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_retired_while_it_waits_for_the_broker_ends_at_once() {
+    let stage = Stage::set(1, 1).await;
+    stage.broker.losses.store(usize::MAX, Ordering::SeqCst);
+    stage.broker.lose();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let begun = tokio::time::Instant::now();
+    stage.retired.cancel();
+    stage.pool.await.unwrap().unwrap();
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retired_pool_whose_worker_dies_still_finishes_the_rest() {
+    let stage = Stage::set(1, 1).await;
+    stage.outbox.gate.forget_permits(1_000);
+    stage.broker.deliver(1, "emit");
+    calm().await;
+    stage.broker.deliver(2, "kill");
+    stage.broker.deliver(3, "ok");
+    stage.retired.cancel();
+    stage.outbox.gate.add_permits(1);
+    stage.pool.await.unwrap().unwrap();
+    assert_eq!(stage.broker.settled(3).await, [(1, ACK), (2, RELEASE), (3, ACK)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn safe_mode_is_handed_on_to_the_pool_that_takes_over() {
+    let stage = Stage::set(2, 10).await;
+    stage.broker.deliver_again(1, "ok", 3);
+    stage.broker.subscribed.notified().await;
+    stage.retired.cancel();
+    stage.pool.await.unwrap().unwrap();
+    let line = Line {
+        consumer: "order".into(),
+        queue: "order_queue".into(),
+        handler: Arc::clone(&stage.puppet) as Arc<dyn Handler>,
+        publisher: Arc::new(OutboxPort(Arc::clone(&stage.outbox))),
+        ledger: Arc::clone(&stage.book) as Arc<dyn Ledger>,
+        names: Arc::new(Names::new("orders")),
+        timeout: Duration::from_secs(30),
+        on_failure: OnFailure::Hold,
+        counters: Arc::clone(&stage.counters),
+    };
+    let pool = Arc::new(Pool {
+        line: Arc::new(line),
+        consumer: Arc::clone(&stage.broker) as Arc<dyn Consumer>,
+        workers: 2,
+        prefetch: 10,
+        reconnect_max: Duration::from_secs(30),
+        shutdown: stage.shutdown.clone(),
+        retired: CancellationToken::new(),
+    });
+    let pool = tokio::spawn(pool.run());
+    for tag in 2..=21 {
+        stage.broker.subscribed.notified().now_or_never();
+        calm().await;
+        stage.broker.deliver(tag, "ok");
+    }
+    stage.broker.subscribed.notified().await;
+    assert_eq!(*stage.broker.prefetches.lock().unwrap(), [20, 1, 1, 20]);
+    stage.shutdown.begin();
+    pool.await.unwrap().unwrap();
 }

@@ -5,4 +5,5 @@
 mod ledger_kill;
 mod metrics;
 mod output;
+mod probe;
 mod tidy;

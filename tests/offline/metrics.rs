@@ -29,8 +29,9 @@ async fn scrape() -> String {
     let queues = [("unrouted_queue".to_owned(), queue)].into();
     let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
     let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
-    let consumers = Watched::all(&config);
-    let live = Live::new(String::new(), consumers, Arc::new(OnceLock::new()), view, Shutdown::new());
+    let live = Live::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new());
+    let watched = config.consumers.iter().map(|(name, one)| Watched::new(name, one, live.counters(name)));
+    live.show(watched.collect());
     live.set_ledger(Arc::clone(&ledger));
     let text = exposition(&Arc::new(live));
     ledger.close().await;

@@ -43,6 +43,7 @@ pub struct Shop<'a> {
     pub vhost: Vhost<'a>,
     pub directory: TempDir,
     settings: BTreeMap<String, String>,
+    config: PathBuf,
     runs: AtomicU32,
 }
 
@@ -52,7 +53,7 @@ impl<'a> Shop<'a> {
         let vhost = node.vhost();
         // Not in /tmp, which may be in memory.
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let shop = Shop { settings: BTreeMap::new(), vhost, directory, runs: AtomicU32::new(0) };
+        let shop = Shop { settings: BTreeMap::new(), vhost, directory, config: CONFIG.into(), runs: AtomicU32::new(0) };
         let (port, vhost) = (node.amqp_port, shop.vhost.name.clone());
         let ledger = shop.ledger().to_str().unwrap().to_owned();
         let mut shop = shop
@@ -82,6 +83,19 @@ impl<'a> Shop<'a> {
         self.settings.insert(name, value.to_owned());
     }
 
+    /// Moves its settings into a file of its own, which can be edited while orderd runs.
+    pub fn with_file(mut self) -> (Self, ConfigFile) {
+        self.config = self.directory.path().join("orderd.toml");
+        let mut file =
+            ConfigFile { table: fs::read_to_string(CONFIG).unwrap().parse().unwrap(), path: self.config.clone() };
+        for (name, value) in std::mem::take(&mut self.settings) {
+            let key = name.trim_start_matches("ORDERD_").to_lowercase().replace("__", ".");
+            file.set(&key, &value);
+        }
+        file.save();
+        (self, file)
+    }
+
     /// Where the ledger is.
     pub fn ledger(&self) -> PathBuf {
         self.directory.path().join("ledger")
@@ -104,7 +118,8 @@ impl<'a> Shop<'a> {
         let (stdout, stderr) = (path("stdout"), path("stderr"));
         let child = Command::new(PROGRAM)
             .args(arguments)
-            .args(["--config", CONFIG])
+            .arg("--config")
+            .arg(&self.config)
             .envs(&self.settings)
             .stdin(Stdio::null())
             .stdout(File::create(&stdout).unwrap())
@@ -127,6 +142,51 @@ impl<'a> Shop<'a> {
             orderd.says("started")
         });
         orderd
+    }
+}
+
+/// The configuration file of a shop.
+#[derive(Clone)]
+pub struct ConfigFile {
+    table: toml::Table,
+    path: PathBuf,
+}
+
+impl ConfigFile {
+    /// Sets a key such as `consumers.order.workers`, written as in the environment.
+    pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
+        let (section, last) = key.rsplit_once('.').unwrap();
+        let table = section.split('.').fold(&mut self.table, |table, part| {
+            let inner = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            inner.as_table_mut().unwrap()
+        });
+        let text = |text: &str| toml::Value::String(text.to_owned());
+        let value = match last {
+            "delays" | "addresses" | "bindings" => toml::Value::Array(value.split(',').map(text).collect()),
+            _ => value.parse::<toml::Value>().ok().filter(|value| !value.is_str()).unwrap_or_else(|| text(value)),
+        };
+        table.insert(last.to_owned(), value);
+        self
+    }
+
+    /// Removes a key or a section.
+    pub fn remove(&mut self, key: &str) -> &mut Self {
+        let (section, last) = key.rsplit_once('.').unwrap();
+        let table = section.split('.').fold(&mut self.table, |table, part| table[part].as_table_mut().unwrap());
+        table.remove(last).unwrap_or_else(|| panic!("there is no {key}"));
+        self
+    }
+
+    /// Replaces the file as a whole.
+    pub fn save(&self) {
+        self.write(&toml::to_string(&self.table).unwrap());
+    }
+
+    /// The same, with any text.
+    pub fn write(&self, text: &str) {
+        let unfinished = self.path.with_extension("new");
+        fs::write(&unfinished, text).unwrap();
+        fs::rename(unfinished, &self.path).unwrap();
     }
 }
 
@@ -197,7 +257,21 @@ impl Orderd {
         line.and_then(|line| line[counter].as_u64()).unwrap_or_else(|| panic!("no {counter} of {consumer}"))
     }
 
-    /// Sends it a signal: `TERM`, `INT`, `STOP`, `CONT`.
+    /// Its status.
+    pub fn status(&self) -> Value {
+        super::http::json(self.admin(), "/api/v1/status")
+    }
+
+    /// Has it read its configuration again: the verdict.
+    pub fn reload(&self) -> Value {
+        let last = || self.status()["daemon"]["last_reload"].clone();
+        let before = last();
+        self.signal("HUP");
+        until("there is a verdict", || last() != before);
+        last()["verdict"].clone()
+    }
+
+    /// Sends it a signal: `TERM`, `INT`, `HUP`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("sh").args(["-c", "kill -$0 $1", name, &self.child.id().to_string()]).status();
         assert!(status.unwrap().success(), "cannot send {name}");

@@ -23,7 +23,7 @@ const LARGEST_ANSWER: usize = 8 << 20;
 
 /// Why there is no status.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(in crate::cli) enum AskError {
     /// The configuration says that nobody answers.
     #[error(
         "the daemon cannot be asked: admin.listen is {listen} in {config:?}; give it an address, and restart the daemon"
@@ -52,7 +52,7 @@ pub(super) enum AskError {
 }
 
 impl AskError {
-    pub(super) fn exit(&self) -> Exit {
+    pub(in crate::cli) fn exit(&self) -> Exit {
         match self {
             AskError::Nowhere { .. } | AskError::Refused { .. } => Exit::Config,
             AskError::Unreachable { .. } | AskError::Foreign { .. } => Exit::Unavailable,
@@ -62,7 +62,7 @@ impl AskError {
 }
 
 /// Knows where to ask and by which token.
-pub(super) struct Client {
+pub(in crate::cli) struct Client {
     http: reqwest::Client,
     address: SocketAddr,
     token: Option<Secret>,
@@ -70,7 +70,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(admin: &Admin, config: &Path) -> Result<Self, AskError> {
+    pub(in crate::cli) fn new(admin: &Admin, config: &Path) -> Result<Self, AskError> {
         let nowhere = |listen| AskError::Nowhere { listen, config: config.to_owned() };
         let mut address = admin.listen.ok_or_else(|| nowhere("\"off\""))?;
         if address.port() == 0 {
@@ -86,35 +86,22 @@ impl Client {
             .no_proxy()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_DEADLINE)
-            .timeout(DEADLINE)
             .tls_backend_preconfigured(tls::unused())
             .build()
             .map_err(AskError::Client)?;
         Ok(Client { http, address, token: admin.token.clone(), config: config.to_owned() })
     }
 
+    /// Where it asks.
+    pub(in crate::cli) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The status, as it was told and as this version understands it.
     pub(super) async fn status(&self) -> Result<(Value, Status), AskError> {
         let address = self.address;
-        let unreachable = |source: reqwest::Error| AskError::Unreachable {
-            address,
-            config: self.config.clone(),
-            source: source.without_url(),
-        };
         let foreign = |problem: String| AskError::Foreign { address, problem };
-        let mut request = self.http.get(format!("http://{address}/api/v1/status"));
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, bearer(token));
-        }
-        let mut response = request.send().await.map_err(unreachable)?;
-        let status = response.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > LARGEST_ANSWER {
-                return Err(foreign(format!("more than {LARGEST_ANSWER} bytes")));
-            }
-        }
+        let (status, body) = self.get("/api/v1/status", DEADLINE).await?;
         let said = || String::from_utf8_lossy(&body).trim().chars().take(200).collect();
         match status {
             StatusCode::OK => {}
@@ -126,5 +113,28 @@ impl Client {
         let told: Value = serde_json::from_slice(&body).map_err(|error| foreign(error.to_string()))?;
         let status = serde_json::from_slice(&body).map_err(|error| foreign(error.to_string()))?;
         Ok((told, status))
+    }
+
+    /// What a path answers within a time: any status, and at most [`LARGEST_ANSWER`] bytes.
+    pub(in crate::cli) async fn get(&self, path: &str, within: Duration) -> Result<(StatusCode, Vec<u8>), AskError> {
+        let address = self.address;
+        let unreachable = |source: reqwest::Error| AskError::Unreachable {
+            address,
+            config: self.config.clone(),
+            source: source.without_url(),
+        };
+        let mut request = self.http.get(format!("http://{address}{path}")).timeout(within);
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, bearer(token));
+        }
+        let mut response = request.send().await.map_err(unreachable)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > LARGEST_ANSWER {
+                return Err(AskError::Foreign { address, problem: format!("more than {LARGEST_ANSWER} bytes") });
+            }
+        }
+        Ok((response.status(), body))
     }
 }

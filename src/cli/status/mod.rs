@@ -3,7 +3,7 @@
 //! It asks the admin listener only, never the broker. The status goes to standard output, what is wrong to standard
 //! error.
 
-mod ask;
+pub(super) mod ask;
 mod text;
 
 use std::io::{self, IsTerminal, Write};

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::recent::Window;
 use super::{Conservation, Consumer, FailureCount, Quantiles};
 use crate::worker::{Histogram, Reading, conservation};
@@ -21,6 +23,8 @@ pub struct ConsumerFacts {
     pub prefetch: u64,
     /// The delays of its retries; `None` for the consumer of failures, which has none.
     pub delays: Option<Vec<String>>,
+    /// Since when it is paused, if it is.
+    pub paused_since: Option<Timestamp>,
     /// Its counters.
     pub reading: Reading,
     /// What it did lately.
@@ -49,7 +53,10 @@ pub fn consumer(facts: &ConsumerFacts, all: &[ConsumerFacts]) -> Consumer {
     let failures = reading.failures.iter();
     Consumer {
         queue: queue.clone(),
-        subscribed: reading.pool.serving,
+        paused: facts.paused_since.is_some(),
+        paused_since: facts.paused_since,
+        subscribed: reading.pool.taking > 0,
+        draining: reading.pool.draining,
         workers_up: reading.pool.workers_up,
         workers_wanted: facts.workers,
         prefetch: facts.prefetch,
@@ -78,8 +85,7 @@ pub fn consumer(facts: &ConsumerFacts, all: &[ConsumerFacts]) -> Consumer {
 
 fn conservation(facts: &ConsumerFacts) -> Conservation {
     let tally = &facts.reading.tally;
-    let most = facts.workers * facts.prefetch;
-    let problem = conservation::check(tally, facts.reading.pool.serving, most).err();
+    let problem = conservation::check(tally, &facts.reading.pool).err();
     Conservation {
         deliveries: tally.deliveries,
         succeeded: tally.completed + tally.duplicates,
@@ -114,6 +120,7 @@ mod tests {
             workers: 2,
             prefetch: 10,
             delays: Some(Vec::new()),
+            paused_since: None,
             reading,
             window,
         }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::view::BrokerView;
+use crate::control::Verdict;
 
 pub use assemble::{ConsumerFacts, consumer, consumers};
 pub use recent::{Recent, Sample, Window};
@@ -48,6 +49,8 @@ pub struct Daemon {
     pub config: String,
     /// Counts the configurations applied since the start; 1 is the first.
     pub config_generation: u64,
+    /// The last reload; `None` before the first.
+    pub last_reload: Option<LastReload>,
     /// AMQP connections that stand now: one for each subscription, one for publishing.
     pub connections: u64,
     /// AMQP connections made since the start for consuming and publishing; each is an epoch of its own.
@@ -56,6 +59,17 @@ pub struct Daemon {
     pub publisher: Option<Publisher>,
     /// The ledger.
     pub ledger: Ledger,
+}
+
+/// The last reload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastReload {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Who wanted it: `SIGHUP`, `admin`, `file`.
+    pub by: String,
+    /// What became of it.
+    pub verdict: Verdict,
 }
 
 /// How far the daemon is.
@@ -117,11 +131,19 @@ pub struct Check {
 pub struct Consumer {
     /// Its queue.
     pub queue: String,
-    /// Whether it has a subscription.
+    /// Whether its intake is stopped on purpose, until it is resumed.
+    #[serde(default)]
+    pub paused: bool,
+    /// Since when.
+    pub paused_since: Option<Timestamp>,
+    /// Whether it has a subscription that takes deliveries in.
     pub subscribed: bool,
+    /// Subscriptions of former configurations, or from before a pause, that only finish what they were handed.
+    #[serde(default)]
+    pub draining: u64,
     /// Workers that run.
     pub workers_up: u64,
-    /// Workers configured.
+    /// Workers configured; 0 of a consumer that was removed and only finishes what it was handed.
     pub workers_wanted: u64,
     /// Deliveries one worker works on at a time.
     pub prefetch: u64,

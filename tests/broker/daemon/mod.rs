@@ -9,6 +9,8 @@ mod orders;
 mod own_node;
 mod permissions;
 mod poison;
+mod probe;
+mod reload;
 mod secrets;
 mod start;
 mod status;

@@ -65,10 +65,15 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
         prefetch: 5,
         reconnect_max: Duration::from_millis(200),
         shutdown: shutdown.clone(),
+        retired: Default::default(),
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);
-    let own = move || Own { tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]), publisher_epoch: 1 };
+    let own = move || Own {
+        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
+        publisher_epoch: 1,
+        ..Own::default()
+    };
     let mut polling = poll(&config, own);
 
     let raw = || vhost.raw();

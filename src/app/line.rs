@@ -1,0 +1,77 @@
+//! What one consumer's workers need, made from its part of the configuration.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::AppError;
+use crate::config::{Config, Consumer};
+use crate::handler::{self, Parts, Route};
+use crate::message::Publisher;
+use crate::recovery::FAILED_HANDLER;
+use crate::worker::{Counters, Line, OnFailure};
+
+/// All that makes one pool another than the pool before it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Spec {
+    pub consumer: Consumer,
+    /// Of the consumer of failures: where they go back to.
+    routes: BTreeMap<String, Route>,
+}
+
+impl Spec {
+    pub fn new(consumer: &Consumer, routes: &BTreeMap<String, Route>) -> Self {
+        let routes = if consumer.handler == FAILED_HANDLER { routes.clone() } else { BTreeMap::new() };
+        Spec { consumer: consumer.clone(), routes }
+    }
+}
+
+/// Which policy applies to failures in which queue.
+pub(super) fn routes(config: &Config) -> BTreeMap<String, Route> {
+    let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
+    work.map(|(name, consumer)| {
+        let route = Route {
+            consumer: name.as_str().into(),
+            policy: consumer.retry.clone(),
+            carries_orders: consumer.handler == handler::ORDER,
+        };
+        (consumer.queue.clone(), route)
+    })
+    .collect()
+}
+
+/// Puts it together. `parts` are without faults and routes, which are the consumer's own.
+///
+/// # Errors
+/// [`AppError::UnknownHandler`].
+pub(super) fn line(
+    name: &str,
+    spec: &Spec,
+    parts: &Parts,
+    publisher: Arc<dyn Publisher>,
+    counters: Arc<Counters>,
+) -> Result<Line, AppError> {
+    let Spec { consumer, routes } = spec;
+    if let Some(faults) = consumer.faults {
+        warn!(consumer = name, ?faults, "faults are injected on purpose: not for production");
+    }
+    let parts = Parts { faults: consumer.faults, routes: Arc::new(routes.clone()), ..parts.clone() };
+    let handler =
+        handler::build(&consumer.handler, &parts).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
+    let on_failure = match consumer.handler.as_str() {
+        FAILED_HANDLER => OnFailure::Hold,
+        _ => OnFailure::Forward { immediate: consumer.retry.immediate },
+    };
+    Ok(Line {
+        consumer: name.into(),
+        queue: consumer.queue.as_str().into(),
+        handler,
+        publisher,
+        ledger: Arc::clone(&parts.ledger),
+        names: Arc::clone(&parts.names),
+        timeout: consumer.timeout,
+        on_failure,
+        counters,
+    })
+}

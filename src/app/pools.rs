@@ -1,0 +1,221 @@
+//! The pools that run: one for each consumer that is not paused, and former ones that finish what they were handed.
+//!
+//! A pool is never changed. Whatever changes of a consumer, a new pool starts and the former one is retired: it takes
+//! nothing in any more, and works off what the broker has handed to it. Consumers that do not change keep their pool.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::AppError;
+use super::line::{Spec, line, routes};
+use super::pauses::Pauses;
+use crate::admin::{Live, Watched};
+use crate::config::Config;
+use crate::handler::{Parts, Route};
+use crate::message::{Consumer, Publisher};
+use crate::shutdown::Shutdown;
+use crate::supervisor::{RestartPolicy, supervise};
+use crate::worker::Pool;
+
+/// How long a pool that keeps dying is left alone.
+const COOL_DOWN: Duration = Duration::from_secs(30);
+/// Former pools of one consumer that may be unfinished when another one starts. Each has a connection, and slots of its
+/// own; one with nothing in hand takes a second to end.
+const MOST_FORMER: usize = 8;
+/// How long a change waits for former pools to end, if there are too many.
+const ROOM_WITHIN: Duration = Duration::from_secs(10);
+
+/// What all pools are made of.
+pub(super) struct Site {
+    pub source: Arc<dyn Consumer>,
+    pub publisher: Arc<dyn Publisher>,
+    /// Without faults and routes, which are a consumer's own.
+    pub parts: Parts,
+    pub reconnect_max: Duration,
+    pub live: Arc<Live>,
+    pub shutdown: Shutdown,
+}
+
+/// See the head of this file.
+pub(super) struct Pools {
+    site: Site,
+    /// Where failures go back to. Those of removed queues stay: what is still worked on may fail.
+    routes: BTreeMap<String, Route>,
+    current: BTreeMap<String, Current>,
+    former: BTreeMap<Id, Watched>,
+    keepers: JoinSet<()>,
+}
+
+/// The pool of a consumer that is not paused.
+struct Current {
+    spec: Spec,
+    watched: Watched,
+    retired: CancellationToken,
+    keeper: Id,
+}
+
+/// A consumer has too many former pools that are unfinished.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "consumers.{consumer}: was changed too often: {former} former pools have not finished what they were handed; nothing \
+     was changed, try again once they have"
+)]
+pub(super) struct Crowded {
+    pub consumer: String,
+    pub former: usize,
+}
+
+impl Pools {
+    /// None yet.
+    pub fn new(site: Site) -> Self {
+        let (current, former) = (BTreeMap::new(), BTreeMap::new());
+        Pools { site, routes: BTreeMap::new(), current, former, keepers: JoinSet::new() }
+    }
+
+    /// Starts, replaces and retires pools until they are those of this configuration. Does not wait for anything.
+    ///
+    /// # Errors
+    /// [`AppError::UnknownHandler`]; nothing was changed then.
+    pub fn turn_into(&mut self, config: &Config, pauses: &Pauses) -> Result<(), AppError> {
+        let mut routes_then = self.routes.clone();
+        routes_then.extend(routes(config));
+        let mut starting = Vec::new();
+        for (name, spec) in self.different(config, pauses, &routes_then) {
+            let (site, counters) = (&self.site, self.site.live.counters(&name));
+            let line = line(&name, &spec, &site.parts, Arc::clone(&site.publisher), counters)?;
+            starting.push((name, spec, line));
+        }
+        self.routes = routes_then;
+        let gone = |name: &&String| !config.consumers.contains_key(*name) || pauses.since(name).is_some();
+        let gone: Vec<_> = self.current.keys().filter(gone).cloned().collect();
+        gone.iter().for_each(|name| self.retire(name));
+        for (name, spec, line) in starting {
+            self.retire(&name);
+            self.start(name, spec, line);
+        }
+        self.show(config, pauses);
+        Ok(())
+    }
+
+    /// The consumers that need another pool than they have, or have none.
+    fn different(&self, config: &Config, pauses: &Pauses, routes: &BTreeMap<String, Route>) -> Vec<(String, Spec)> {
+        let wanted = config.consumers.iter().filter(|(name, _)| pauses.since(name).is_none());
+        let wanted = wanted.map(|(name, consumer)| (name.clone(), Spec::new(consumer, routes)));
+        wanted.filter(|(name, spec)| self.current.get(name).is_none_or(|current| current.spec != *spec)).collect()
+    }
+
+    fn start(&mut self, name: String, spec: Spec, line: crate::worker::Line) {
+        let (retired, shutdown) = (CancellationToken::new(), self.site.shutdown.clone());
+        let watched = Watched::new(&name, &spec.consumer, Arc::clone(&line.counters));
+        let pool = Arc::new(Pool {
+            line: Arc::new(line),
+            consumer: Arc::clone(&self.site.source),
+            workers: spec.consumer.workers,
+            prefetch: spec.consumer.prefetch,
+            reconnect_max: self.site.reconnect_max,
+            shutdown: shutdown.clone(),
+            retired: retired.clone(),
+        });
+        let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
+        self.current.insert(name, Current { spec, watched, retired, keeper });
+    }
+
+    fn retire(&mut self, name: &str) {
+        if let Some(Current { watched, retired, keeper, .. }) = self.current.remove(name) {
+            retired.cancel();
+            self.former.insert(keeper, watched);
+        }
+    }
+
+    /// Waits until no consumer that needs another pool has too many former ones. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Crowded`] if that takes too long.
+    pub async fn room(&mut self, config: &Config, pauses: &Pauses) -> Result<(), Crowded> {
+        let deadline = Instant::now() + ROOM_WITHIN;
+        while let Some(crowded) = self.crowded(config, pauses) {
+            // Cancel-safe: see `ended`.
+            if timeout_at(deadline, self.ended()).await.is_err() {
+                return Err(crowded);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many former pools a consumer has, if they are too many for another one.
+    pub fn crowd_of(&self, consumer: &str) -> Option<usize> {
+        let former = self.former.values().filter(|former| former.name == consumer).count();
+        let former = former + usize::from(self.current.contains_key(consumer));
+        (former > MOST_FORMER).then_some(former)
+    }
+
+    fn crowded(&self, config: &Config, pauses: &Pauses) -> Option<Crowded> {
+        let mut routes_then = self.routes.clone();
+        routes_then.extend(routes(config));
+        self.different(config, pauses, &routes_then).into_iter().find_map(|(consumer, _)| {
+            let former = self.crowd_of(&consumer)?;
+            Some(Crowded { consumer, former })
+        })
+    }
+
+    /// Waits until a former pool has ended; [`Pools::show`] then forgets it. Cancel-safe.
+    pub async fn ended(&mut self) {
+        let (id, died) = match self.keepers.join_next_with_id().await {
+            Some(Ok((id, ()))) => (id, None),
+            Some(Err(died)) => (died.id(), Some(died)),
+            None => std::future::pending().await,
+        };
+        if let Some(died) = died {
+            error!(error = %died, "a pool's keeper died");
+        }
+        if let Some(Watched { name, queue, .. }) = self.former.remove(&id) {
+            info!(consumer = name, queue, "a former pool has finished");
+        }
+    }
+
+    /// Has the pages show the consumers of a configuration, and those removed that finish their work.
+    pub fn show(&self, config: &Config, pauses: &Pauses) {
+        let mut shown = BTreeMap::new();
+        for former in self.former.values() {
+            shown.insert(former.name.clone(), Watched { workers: 0, ..former.clone() });
+        }
+        for (name, consumer) in &config.consumers {
+            let mut watched = Watched::new(name, consumer, self.site.live.counters(name));
+            watched.paused_since = pauses.since(name);
+            let elsewhere = |former: &Watched| former.name == *name && former.queue != consumer.queue;
+            watched.drains_elsewhere = self.former.values().any(elsewhere);
+            shown.insert(name.clone(), watched);
+        }
+        self.site.live.show(shown.into_values().collect());
+    }
+
+    /// Waits for all of them, which settle their work once a shutdown has begun.
+    pub async fn finish(mut self) {
+        while let Some(ended) = self.keepers.join_next().await {
+            if let Err(died) = ended {
+                error!(error = %died, "a pool's keeper died");
+            }
+        }
+    }
+}
+
+/// Keeps one pool running until a shutdown, or until it is retired and done. One that keeps dying is left alone for a
+/// while, and then tried again: the other pools, and the daemon, go on.
+async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
+    let task = format!("{name} pool");
+    let on_restart = || pool.line.counters.restarted();
+    while let Err(exceeded) =
+        supervise(&task, RestartPolicy::DEFAULT, &shutdown, on_restart, || Arc::clone(&pool).run()).await
+    {
+        error!(consumer = name, error = %exceeded, pause = ?COOL_DOWN, "a pool keeps dying; pausing it");
+        if tokio::time::timeout(COOL_DOWN, pool.over()).await.is_ok() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Changes as whoever edits the file meets them.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
+use super::super::load::{DEFAULT_FILE, Sources, parse};
+use super::super::section::Reading;
+use super::*;
+
+const HANDLERS: [&str; 4] = ["order", "notification", "analytics", "failed"];
+
+fn with(settings: &[&str]) -> Config {
+    let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    let sources = Sources { file: None, settings, environment: Vec::<(OsString, OsString)>::new() };
+    parse(DEFAULT_FILE.as_bytes(), &sources, &HANDLERS, &Reading::default()).expect("a good configuration").0
+}
+
+/// Each change as `key: from → to, effect`.
+fn told(old: &Config, new: &Config) -> Vec<String> {
+    let value = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+    changes(old, new)
+        .into_iter()
+        .map(|change| format!("{}: {} → {}, {:?}", change.key, value(change.from), value(change.to), change.effect))
+        .collect()
+}
+
+/// One key after the other.
+#[test]
+fn each_changed_key_is_told_with_its_values_and_what_it_takes() {
+    let old = with(&[]);
+    for (setting, expected) in [
+        ("consumers.order.workers=64", "consumers.order.workers: 4 → 64, Live"),
+        ("consumers.order.prefetch=9", "consumers.order.prefetch: 250 → 9, Live"),
+        ("consumers.order.timeout=1m 30s", "consumers.order.timeout: \"30s\" → \"1m 30s\", Live"),
+        ("consumers.order.retry.immediate=0", "consumers.order.retry.immediate: 1 → 0, Live"),
+        (
+            "consumers.order.retry.delays=2s,1h",
+            r#"consumers.order.retry.delays: ["1s", "10s", "1m"] → ["2s", "1h"], Live"#,
+        ),
+        ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"24h\" → \"168h\", Live"),
+        ("consumers.order.faults.hang=0.25", "consumers.order.faults.hang: 0.0 → 0.25, Live"),
+        ("consumers.analytics.handler=order", "consumers.analytics.handler: \"analytics\" → \"order\", Live"),
+        (
+            "queues.order_queue.bindings=order.normal.*,order.plain",
+            r#"queues.order_queue.bindings: ["order.normal.*"] → ["order.normal.*", "order.plain"], Live"#,
+        ),
+        (
+            "queues.order_queue.bindings=order.usual.*",
+            r#"queues.order_queue.bindings: ["order.normal.*"] → ["order.usual.*"], Broker"#,
+        ),
+        ("management.url=http://b:1", "management.url: \"http://127.0.0.1:15672\" → \"http://b:1\", Live"),
+        ("management.username=m", "management.username: \"guest\" → \"m\", Live"),
+        ("management.password=hunter2", "management.password: [redacted] → [redacted], Live"),
+        ("management.poll_every=off", "management.poll_every: \"5s\" → \"off\", Live"),
+        ("topology.declare=false", "topology.declare: true → false, Live"),
+        ("topology.exchange=o", "topology.exchange: \"orders\" → \"o\", Restart"),
+        ("ledger.retention=90d", "ledger.retention: \"forever\" → \"2160h\", Live"),
+        ("ledger.directory=/d", "ledger.directory: \"/var/lib/orderd\" → \"/d\", Restart"),
+        ("log.level=debug", "log.level: \"info\" → \"debug\", Live"),
+        ("log.format=json", "log.format: \"text\" → \"json\", Restart"),
+        ("log.directory=/l", "log.directory: none → \"/l\", Restart"),
+        ("log.rotation=never", "log.rotation: \"daily\" → \"never\", Restart"),
+        ("log.keep=1", "log.keep: 14 → 1, Restart"),
+        ("admin.listen=off", "admin.listen: \"127.0.0.1:9640\" → \"off\", Restart"),
+        ("admin.hosts=a.b", r#"admin.hosts: [] → ["a.b"], Restart"#),
+        ("reload.watch=true", "reload.watch: false → true, Restart"),
+        ("shutdown.drain_timeout=5s", "shutdown.drain_timeout: \"30s\" → \"5s\", Live"),
+        ("runtime.threads=2", "runtime.threads: 1 → 2, Restart"),
+        ("broker.addresses=a:1,b", r#"broker.addresses: ["127.0.0.1:5672"] → ["a:1", "b:5672"], Restart"#),
+        ("broker.virtual_host=v", "broker.virtual_host: \"/\" → \"v\", Restart"),
+        ("broker.heartbeat=20s", "broker.heartbeat: \"10s\" → \"20s\", Restart"),
+        ("broker.connect_timeout=1s", "broker.connect_timeout: \"10s\" → \"1s\", Restart"),
+        ("broker.confirm_timeout=1s", "broker.confirm_timeout: \"30s\" → \"1s\", Restart"),
+        ("broker.max_unconfirmed=7", "broker.max_unconfirmed: 4096 → 7, Restart"),
+        ("broker.max_unconfirmed_bytes=2097152", "broker.max_unconfirmed_bytes: 16777216 → 2097152, Restart"),
+        ("broker.reconnect_max=1s", "broker.reconnect_max: \"30s\" → \"1s\", Restart"),
+    ] {
+        let new = with(&[setting]);
+        assert_eq!(told(&old, &new), [expected]);
+        let asked = changes(&old, &new).remove(0);
+        let (applied, pending) = (in_force(&old, &new), asked.effect == Effect::Restart);
+        assert_eq!(applied, if pending { old.clone() } else { new.clone() }, "{setting}");
+    }
+    assert_eq!(told(&old, &old), [""; 0]);
+}
+
+#[test]
+fn the_management_api_follows_the_brokers_login_unless_it_has_its_own() {
+    let told = told(&with(&[]), &with(&["broker.username=u", "broker.password=hunter2"]));
+    let expected = [
+        "broker.password: [redacted] → [redacted], Restart",
+        "broker.username: \"guest\" → \"u\", Restart",
+        "management.password: [redacted] → [redacted], Live",
+        "management.username: \"guest\" → \"u\", Live",
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_consumer_that_comes_or_goes_is_told_key_by_key() {
+    let old = with(&[]);
+    let mut new = old.clone();
+    new.queues.insert("vip_queue".to_owned(), Queue { bindings: vec!["order.vip.#".to_owned()] });
+    new.consumers
+        .insert("vip".to_owned(), Consumer { queue: "vip_queue".to_owned(), ..old.consumers["order"].clone() });
+    let come = changes(&old, &new);
+    let keys: Vec<_> = come.iter().map(|change| change.key.as_str()).collect();
+    assert!(keys.is_sorted() && keys.len() == 13, "{keys:?}");
+    assert!(keys.contains(&"queues.vip_queue.bindings") && keys.contains(&"consumers.vip.retry.delays"), "{keys:?}");
+    assert!(come.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
+    let gone = changes(&new, &old);
+    assert!(gone.iter().all(|change| change.to.is_none() && change.from.is_some() && change.effect == Effect::Live));
+    assert_eq!(gone.len(), come.len());
+    assert_eq!((in_force(&old, &new), in_force(&new, &old)), (new, old));
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let mut new = with(&["broker.password=hunter2", "management.password=hunter3"]);
+    new.admin.token = Some(Secret::new("hunter4hunter4hunter4"));
+    for (old, new) in [(&with(&[]), &new), (&new, &with(&[]))] {
+        let told = told(old, new);
+        assert!(told.iter().any(|line| line.contains("admin.token_file: ")), "{told:?}");
+        assert!(!told.concat().contains("hunter"), "{told:?}");
+    }
+}
+
+#[test]
+fn what_needs_a_restart_goes_on_being_told() {
+    let (old, new) = (with(&[]), with(&["runtime.threads=2", "consumers.order.workers=8", "admin.listen=off"]));
+    let applied = in_force(&old, &new);
+    assert_eq!(told(&old, &applied), ["consumers.order.workers: 4 → 8, Live"]);
+    let pending = told(&applied, &new);
+    assert_eq!(pending, ["admin.listen: \"127.0.0.1:9640\" → \"off\", Restart", "runtime.threads: 1 → 2, Restart"]);
+    assert_eq!(in_force(&applied, &new), applied);
+}
+
+/// A key that the model has is told, for every struct is taken apart; this holds it against the annotated file.
+#[test]
+fn every_key_of_the_default_file_is_told_by_its_path() {
+    let mut config = with(&["log.directory=/l"]);
+    config.admin.token = Some(Secret::new("x"));
+    let known: BTreeSet<_> = Sheet::of(&config).0.into_keys().collect();
+    let (mut section, mut documented) = (String::new(), BTreeSet::new());
+    for line in DEFAULT_FILE.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
+            && !line.starts_with("# ")
+        {
+            // The file is named, what counts is the password in it.
+            documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
+        }
+    }
+    let unknown: Vec<_> = documented.difference(&known).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    // Faults are documented once.
+    let silent: Vec<_> = known.difference(&documented).filter(|key| !key.contains(".faults.")).collect();
+    assert!(silent.is_empty(), "{silent:?}");
+}

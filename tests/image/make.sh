@@ -1,0 +1,13 @@
+# shellcheck shell=bash
+# Makes the image. Sourced, after engine.sh and bases.sh.
+
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
+image=orderd:$version
+
+make_image() {
+    local revision
+    revision=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
+    provide_rust
+    docker build "${build_network[@]}" --build-arg VERSION="$version" --build-arg REVISION="$revision" \
+        --tag "$image" "$root" || die "the image cannot be built"
+}

@@ -1,0 +1,123 @@
+//! `orderd probe` where no daemon answers: it says so, in time.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+
+fn probe_by(config: &Path, listen: &str, arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_orderd"))
+        .args([&["probe", "--timeout", "500ms"], arguments].concat())
+        .arg("--config")
+        .arg(config)
+        .env("ORDERD_ADMIN__LISTEN", listen)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn probe(listen: &str, arguments: &[&str]) -> (i32, String, String) {
+    probe_by(Path::new(CONFIG), listen, arguments)
+}
+
+/// Gives every request the same answer, and tells the first line of each.
+fn answering(answer: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, requests) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap();
+            let request = String::from_utf8_lossy(&request[..read]).into_owned();
+            if asked.send(request.lines().next().unwrap_or_default().to_owned()).is_err() {
+                return;
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    (address, requests)
+}
+
+#[test]
+fn nobody_there_is_69() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, out, err) = probe(&free.to_string(), &[]);
+    assert_eq!((code, out.as_str()), (69, ""), "{err}");
+    assert!(err.contains(&free.to_string()) && err.contains("no daemon answers"), "{err}");
+
+    let (code, out, err) = probe(&free.to_string(), &["--format", "json", "--ready"]);
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"));
+    assert_eq!((code, &told["ok"], &told["asked"]), (69, &false.into(), &"ready".into()), "{err}");
+    assert_eq!((&told["status"], &told["address"]), (&serde_json::Value::Null, &free.to_string().into()));
+}
+
+#[test]
+fn somebody_who_never_answers_is_69() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, _, err) = probe(&silent.local_addr().unwrap().to_string(), &[]);
+    assert_eq!(code, 69, "{err}");
+}
+
+#[test]
+fn an_admin_listener_that_is_off_is_78() {
+    let (code, out, err) = probe("off", &[]);
+    assert_eq!((code, out.as_str()), (78, ""));
+    assert!(err.contains("admin.listen is \"off\""), "{err}");
+}
+
+#[test]
+fn what_answers_otherwise_is_not_alive() {
+    let (address, requests) =
+        answering("HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwhat?");
+    let (code, _, err) = probe(&address.to_string(), &[]);
+    assert_eq!(code, 69);
+    assert!(err.contains("not live (404): what?"), "{err}");
+    assert_eq!(requests.recv().unwrap(), "GET /livez HTTP/1.1");
+}
+
+#[test]
+fn the_program_that_listens_everywhere_is_asked_on_loopback() {
+    let (address, requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    fs::write(&token, "a-token-of-many-bytes").unwrap();
+    let set = format!("admin.token_file={}", token.display());
+    let (code, out, err) = probe(&format!("0.0.0.0:{}", address.port()), &["--set", &set]);
+    assert_eq!((code, out.as_str()), (0, "live\n"), "{err}");
+    assert_eq!(requests.recv().unwrap(), "GET /livez HTTP/1.1");
+}
+
+#[test]
+fn a_file_that_somebody_is_at_work_on_does_not_make_a_daemon_dead() {
+    let (address, _requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
+    let directory = tempfile::tempdir().unwrap();
+    let half = directory.path().join("orderd.toml");
+    for text in [Some("[broker]\naddr"), Some("[broker]\nadress = 1\n"), None] {
+        match text {
+            Some(text) => fs::write(&half, text).unwrap(),
+            None => fs::remove_file(&half).unwrap(),
+        }
+        let (code, out, err) = probe_by(&half, &address.to_string(), &[]);
+        assert_eq!((code, out.as_str()), (0, "live\n"), "{err}");
+        assert!(err.contains("orderd.toml") && err.contains("that nobody tells otherwise"), "{err}");
+    }
+}
+
+#[test]
+fn a_wrong_environment_is_78() {
+    let (code, _, err) = probe("everywhere", &[]);
+    assert_eq!(code, 78);
+    assert!(err.contains("admin.listen"), "{err}");
+}
+
+#[test]
+fn a_time_out_beyond_reason_is_64() {
+    assert_eq!(probe("off", &["--timeout", "2m"]).0, 64);
+}
