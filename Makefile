@@ -5,7 +5,7 @@ CARGO ?= cargo
 NODE := tests/support/node.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall test systemd-test demo up down bench soak image image-test clean
+.PHONY: help build install uninstall test systemd-test deny demo up down bench soak image image-test clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,10 @@ programs:
 
 test: ## Run what CI runs: formatting, clippy, unit, offline, broker and documentation tests
 	tests/support/test.sh
+
+deny: ## Check licences, duplicates, sources and known vulnerabilities of what orderd is made of
+	@cargo deny --version >/dev/null 2>&1 || { echo 'cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
+	cargo deny --config .cargo/deny.toml check
 
 # The programs that show and drill orderd need no optimising; orderd itself is the release build.
 demo: programs ## Show the whole pipeline at work on a private broker, and prove that nothing is missing

@@ -8,7 +8,7 @@
 //!  4  monitor (the broker's HTTP API; the status)
 //!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)
 //!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
-//!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control
+//!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control   tls
 //!     instance (which process this is)   service (what the service manager is told; the watch over stuck tasks)
 //!  0  order   message (deliveries, headers, ports)   backoff   delay   chain        all pure
 //! ```
@@ -43,5 +43,6 @@ pub mod service;
 pub mod shutdown;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;
 pub mod worker;

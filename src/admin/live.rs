@@ -162,7 +162,7 @@ impl Live {
                 .map_or(NOT_OPEN, |ledger| Ledger { recording: ledger.is_recording(), commits: ledger.commits() }),
         };
         let status = Status {
-            checks: checks(&daemon, &consumers),
+            checks: checks(&daemon, &consumers, self.publisher.get().and_then(|publisher| publisher.trouble())),
             daemon,
             conserved: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,
@@ -213,7 +213,9 @@ fn facts(watched: &Watched, recent: &Recent, up: Duration) -> ConsumerFacts {
 }
 
 /// What must be so before the daemon is ready.
-fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>) -> Vec<Check> {
+///
+/// `trouble`: why the last attempt to connect to the broker failed, if it did.
+fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>, trouble: Option<String>) -> Vec<Check> {
     let check = |name: &str, ok: bool, good: &str, bad: &str| {
         let detail = if ok { good } else { bad };
         Check { name: name.to_owned(), ok, detail: detail.to_owned() }
@@ -223,13 +225,17 @@ fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>) -> Ve
         check("not draining", daemon.stage != Stage::Draining, "it works", "a shutdown has begun"),
         check("ledger", daemon.ledger.recording, "it records", "not open yet, or closed, or the last commit failed"),
         check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
-        check("publisher", connected, "connected", "no connection"),
+        check("publisher", connected, "connected", &because("no connection", trouble.as_deref())),
     ];
     // One that was removed only finishes its work; one that is paused is so on purpose.
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_wanted > 0) {
         let good = if consumer.paused { "paused" } else { "subscribed" };
         let ok = consumer.paused || consumer.subscribed;
-        checks.push(check(&format!("consumer {name}"), ok, good, "no subscription"));
+        checks.push(check(&format!("consumer {name}"), ok, good, &because("no subscription", trouble.as_deref())));
     }
     checks
+}
+
+fn because(what: &str, why: Option<&str>) -> String {
+    why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"))
 }

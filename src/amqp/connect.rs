@@ -3,18 +3,23 @@
 //! Owns the opening and closing of connections and their one channel. Never retries: callers back off.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use amqprs::channel::Channel;
 use amqprs::connection::{Connection, OpenConnectionArguments};
+use amqprs::security::SecurityCredentials;
+use amqprs::tls::TlsAdaptor;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 
 use super::callbacks::{ChannelWatch, Confirms, ConnectionWatch};
 use super::epoch::{ANSWER_TIMEOUT, Epoch, EpochEnd};
-use super::inquire::{Verdict, inquire};
-use crate::config::{Address, Broker};
+use super::inquire::{Puzzle, Verdict, inquire};
+use crate::chain::chain;
+use crate::config::{Address, Broker, Mechanism};
 use crate::instance;
+use crate::tls::{FileError, Identity, Source, TlsFault};
 
 /// AMQP's bound for exchange, queue and virtual host names, routing keys and other short strings, in bytes.
 pub(super) const SHORT_STRING: usize = 255;
@@ -44,13 +49,44 @@ pub enum ConnectError {
         /// `broker.connect_timeout`.
         after: Duration,
     },
-    /// The broker does not accept this user name and password.
-    #[error("the broker at {address} refuses user {username:?}: {reply}")]
+    /// There is no TLS with the broker.
+    #[error("no TLS with the broker at {address} by [broker.tls]: {fault}")]
+    Tls {
+        /// The last address tried.
+        address: Address,
+        /// Why not.
+        fault: TlsFault,
+    },
+    /// The broker answers in TLS, and we do not ask in it.
+    #[error("the broker at {address} speaks TLS on this port: add [broker.tls], or give the port of plain AMQP")]
+    WantsTls {
+        /// Who answered.
+        address: Address,
+    },
+    /// A file with certificates or a key cannot be used.
+    #[error("broker.tls.{0}")]
+    File(FileError),
+    /// The broker does not let anybody say who they are the way we do.
+    #[error(
+        "the broker at {address} does not offer the mechanism {wanted} that broker.mechanism asks for, but {offered}: \
+         EXTERNAL needs its plugin rabbitmq_auth_mechanism_ssl, EXTERNAL among its auth_mechanisms, and \
+         ssl_options.verify = verify_peer"
+    )]
+    Mechanism {
+        /// Who answered.
+        address: Address,
+        /// `PLAIN` or `EXTERNAL`.
+        wanted: &'static str,
+        /// What the broker offers.
+        offered: String,
+    },
+    /// The broker does not accept this user name and password, or this certificate.
+    #[error("the broker at {address} refuses {who}: {reply}")]
     Credentials {
         /// Who refused.
         address: Address,
-        /// `broker.username`.
-        username: String,
+        /// The user of `broker.username`, or the certificate.
+        who: String,
         /// The broker's words.
         reply: String,
     },
@@ -89,7 +125,13 @@ impl ConnectError {
     /// Whether only a person can help, so that trying again is pointless.
     pub fn is_permanent(&self) -> bool {
         match self {
-            ConnectError::Credentials { .. } | ConnectError::VirtualHost { .. } | ConnectError::Invalid { .. } => true,
+            ConnectError::Tls { fault, .. } => fault.is_permanent(),
+            ConnectError::WantsTls { .. }
+            | ConnectError::File(_)
+            | ConnectError::Mechanism { .. }
+            | ConnectError::Credentials { .. }
+            | ConnectError::VirtualHost { .. }
+            | ConnectError::Invalid { .. } => true,
             ConnectError::Unreachable { .. }
             | ConnectError::TimedOut { .. }
             | ConnectError::Refused { .. }
@@ -102,22 +144,54 @@ impl ConnectError {
 #[derive(Debug, Clone)]
 pub struct Link {
     pub(super) broker: Arc<Broker>,
+    /// Certificates and key, read again for each connection.
+    tls: Option<Arc<Source>>,
+    /// Why the last attempt to connect failed, if it did.
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+/// Who and how one attempt to connect is made.
+#[derive(Clone, Default)]
+pub(super) struct Credentials {
+    /// By which TLS; `None`: without.
+    pub connector: Option<TlsConnector>,
+    /// Who we are to it.
+    pub identity: Option<Identity>,
 }
 
 impl Link {
     /// Knows the way; connects only when asked to.
     pub fn new(broker: Broker) -> Self {
-        Link { broker: Arc::new(broker) }
+        let tls = broker.tls.as_ref().map(|tls| Arc::new(Source::new("broker.tls", tls.files.clone())));
+        Link { broker: Arc::new(broker), tls, trouble: Arc::default() }
+    }
+
+    /// Why the last attempt to connect failed; `None` if it did not.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Opens a connection, and remembers why there is none.
+    pub(super) async fn connect(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
+        let connected = self.connect_to_any(purpose).await;
+        self.note(connected.as_ref().err().map(|error| chain(error)));
+        connected
+    }
+
+    /// Remembers what keeps us from working, for the status.
+    pub(super) fn note(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Opens a connection that the broker's management pages show with its purpose and this instance: one round over
     /// all addresses, from a random one on, within `connect_timeout`.
-    pub(super) async fn connect(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
+    async fn connect_to_any(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
         let broker = &self.broker;
         if broker.virtual_host.len() > SHORT_STRING {
             let problem = format!("the virtual host's name is longer than {SHORT_STRING} bytes");
             return Err(ConnectError::Invalid { problem });
         }
+        let credentials = self.credentials().await?;
         let deadline = Instant::now() + broker.connect_timeout;
         let count = broker.addresses.len();
         let first = fastrand::usize(..count.max(1));
@@ -126,7 +200,7 @@ impl Link {
             let address = &broker.addresses[(first + turn) % count];
             // What is left is shared evenly, so that a dead address leaves time for the others.
             let share = deadline.saturating_duration_since(Instant::now()) / (count - turn) as u32;
-            match self.connect_to(address, purpose, share).await {
+            match self.connect_to(address, purpose, &credentials, share).await {
                 Ok(connection) => return Ok((connection, address.clone())),
                 // A refusal tells a person more than a dead address does.
                 Err(error) if failure.as_ref().is_none_or(|known: &ConnectError| !known.is_permanent()) => {
@@ -138,9 +212,24 @@ impl Link {
         Err(failure.unwrap_or(ConnectError::Invalid { problem: "there is no broker address".into() }))
     }
 
-    async fn connect_to(&self, address: &Address, purpose: &str, share: Duration) -> Result<Connection, ConnectError> {
+    /// What the files of TLS say now. A disk may be slow, so they are read aside.
+    async fn credentials(&self) -> Result<Credentials, ConnectError> {
+        let Some(source) = self.tls.clone() else { return Ok(Credentials::default()) };
+        let reading = tokio::task::spawn_blocking(move || source.read()).await;
+        let loaded = reading.expect("reading certificates neither panics nor is it cancelled");
+        let loaded = loaded.map_err(ConnectError::File)?;
+        Ok(Credentials { connector: Some(TlsConnector::from(loaded.client)), identity: loaded.identity })
+    }
+
+    async fn connect_to(
+        &self,
+        address: &Address,
+        purpose: &str,
+        credentials: &Credentials,
+        share: Duration,
+    ) -> Result<Connection, ConnectError> {
         let deadline = Instant::now() + share;
-        let arguments = self.arguments(address, purpose);
+        let arguments = self.arguments(address, purpose, credentials);
         let mut opening = tokio::spawn(async move { Connection::open(&arguments).await });
         // A quarter of the time is kept for asking what is wrong.
         match timeout(share * 3 / 4, &mut opening).await {
@@ -151,17 +240,24 @@ impl Link {
             Err(_) => opening.abort(),
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        Err(self.explain(address, left).await)
+        Err(self.explain(address, credentials, left).await)
     }
 
     /// Why a connection to `address` failed.
-    async fn explain(&self, address: &Address, left: Duration) -> ConnectError {
+    async fn explain(&self, address: &Address, credentials: &Credentials, left: Duration) -> ConnectError {
         let address = address.clone();
-        match timeout(left, inquire(&self.broker, &address)).await {
+        match timeout(left, inquire(&self.broker, &address, credentials)).await {
             Err(_) => ConnectError::TimedOut { address, after: self.broker.connect_timeout },
-            Ok(Err(source)) => ConnectError::Unreachable { address, source },
+            Ok(Err(Puzzle::Io(source))) => ConnectError::Unreachable { address, source },
+            Ok(Err(Puzzle::Tls(fault))) => ConnectError::Tls { address, fault },
+            Ok(Err(Puzzle::WantsTls)) => ConnectError::WantsTls { address },
+            Ok(Ok(Verdict::NotOffered { wanted, offered })) => ConnectError::Mechanism { address, wanted, offered },
             Ok(Ok(Verdict::Refused { code: ACCESS_REFUSED, text: reply })) => {
-                ConnectError::Credentials { address, username: self.broker.username.clone(), reply }
+                let who = match (self.broker.mechanism, &credentials.identity) {
+                    (Mechanism::External, Some(identity)) => format!("the certificate of {identity}"),
+                    (Mechanism::External, None) | (Mechanism::Plain, _) => format!("user {:?}", self.broker.username),
+                };
+                ConnectError::Credentials { address, who, reply }
             }
             Ok(Ok(Verdict::Refused { code: NOT_ALLOWED, text: reply })) => {
                 ConnectError::VirtualHost { address, virtual_host: self.broker.virtual_host.clone(), reply }
@@ -172,17 +268,30 @@ impl Link {
         }
     }
 
-    fn arguments(&self, address: &Address, purpose: &str) -> OpenConnectionArguments {
+    fn arguments(&self, address: &Address, purpose: &str, credentials: &Credentials) -> OpenConnectionArguments {
         let broker = &self.broker;
         // The library joins host and port with a colon, so IPv6 needs its brackets.
         let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
         let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX);
-        OpenConnectionArguments::new(&host, address.port, &broker.username, broker.password.expose())
+        let mut arguments =
+            OpenConnectionArguments::new(&host, address.port, &broker.username, broker.password.expose());
+        arguments
             .virtual_host(&broker.virtual_host)
             .connection_name(&instance::connection_name(purpose))
-            .heartbeat(heartbeat)
-            .finish()
+            .heartbeat(heartbeat);
+        if broker.mechanism == Mechanism::External {
+            arguments.credentials(SecurityCredentials::new_external());
+        }
+        if let Some(connector) = credentials.connector.clone() {
+            arguments.tls_adaptor(TlsAdaptor::new(connector, server_name(broker, address).to_owned()));
+        }
+        arguments.finish()
     }
+}
+
+/// The name that the broker's certificate must have.
+pub(super) fn server_name<'a>(broker: &'a Broker, address: &'a Address) -> &'a str {
+    broker.tls.as_ref().and_then(|tls| tls.server_name.as_deref()).unwrap_or(&address.host)
 }
 
 /// A connection with its one channel. Dropping it closes both in the background, as well as may be.

@@ -65,7 +65,10 @@ pub enum DeclareError {
         reply: String,
     },
     /// The user lacks a permission (403).
-    #[error("the broker does not let us declare {declaration}: {reply}")]
+    #[error(
+        "the broker does not let us declare {declaration}: {reply}; `orderd check --permissions` prints the commands that \
+         grant what is needed"
+    )]
     AccessRefused {
         /// What was to be declared.
         declaration: String,
@@ -248,7 +251,7 @@ async fn declare(channel: &Channel, epoch: &Epoch, step: &Declaration, passive: 
     }
 }
 
-fn to_table<'a>(arguments: impl Iterator<Item = (&'a &'static str, &'a Argument)>) -> FieldTable {
+pub(super) fn to_table<'a>(arguments: impl Iterator<Item = (&'a &'static str, &'a Argument)>) -> FieldTable {
     let mut table = FieldTable::new();
     for (name, value) in arguments {
         let value = match value {

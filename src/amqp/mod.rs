@@ -17,6 +17,7 @@ mod convert;
 mod declare;
 mod epoch;
 mod inquire;
+mod permit;
 mod publish;
 mod settle;
 mod subscribe;
@@ -24,6 +25,7 @@ mod subscribe;
 pub use connect::{ConnectError, Link};
 pub use declare::{DeclareError, Declared, Missing};
 pub use epoch::EpochEnd;
+pub use permit::Denied;
 pub use publish::{ConfirmingPublisher, PublisherState, Unconfirmed};
 
 /// Whether a panic came out of the AMQP client library.

@@ -19,6 +19,7 @@ use super::connect::{ConnectError, Link, SHORT_STRING, Wire};
 use super::convert::from_amqp;
 use super::epoch::{Epoch, EpochEnd};
 use super::settle::{ChannelSettler, Subscribed};
+use crate::chain::chain;
 use crate::instance;
 use crate::message::{Consumer, Delivery, SubscribeError, Subscription};
 
@@ -29,6 +30,7 @@ impl Consumer for Link {
             match subscribe(self, &queue, prefetch).await {
                 Ok(subscription) => Ok(subscription),
                 Err(error) => {
+                    self.note(Some(chain(&error)));
                     let was_lost = matches!(error, ConnectError::Lost(_));
                     Err(SubscribeError { queue, was_lost, source: Box::new(error) })
                 }

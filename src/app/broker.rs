@@ -28,6 +28,11 @@ pub enum TopologyError {
     /// Declaring or checking failed.
     #[error(transparent)]
     Declare(#[from] DeclareError),
+    /// The user may not do all that orderd does.
+    #[error(
+        "the broker does not let the user {0}; `orderd check --permissions` prints the commands that grant what is needed"
+    )]
+    Denied(String),
     /// `topology.declare` is off and something is not there.
     #[error("topology.declare is false and the broker lacks: {0}")]
     Missing(String),
@@ -80,12 +85,31 @@ async fn try_topology(link: &Link, config: &Config) -> Result<Policies, Topology
     let topology = config.topology();
     let policies = compare(config, &topology, Duration::ZERO).await?;
     if !config.topology.declare {
-        return missing(link, &topology).await.map(|()| policies);
+        missing(link, &topology).await?;
+        may_work(link, config).await?;
+        return Ok(policies);
     }
     let declared = link.declare(topology.declarations()).await?;
     info!(created = declared.created.len(), "topology declared");
+    may_work(link, config).await?;
     // A policy may match a queue that was not there before.
     Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
+}
+
+/// Asks whether the user may consume and publish all that it will have to: it had better be known now than with the
+/// first failure.
+async fn may_work(link: &Link, config: &Config) -> Result<(), TopologyError> {
+    let denied = match link.denied(&config.work()).await {
+        Ok(denied) if denied.is_empty() => return Ok(()),
+        Ok(denied) => denied,
+        // It was there a moment ago: whatever it is, those who work will meet it, and wait.
+        Err(error) => {
+            warn!(error = %chain(&error), "cannot ask what the user may do");
+            return Ok(());
+        }
+    };
+    let denied: Vec<_> = denied.iter().map(|denied| denied.need.to_string()).collect();
+    Err(TopologyError::Denied(denied.join(", nor ")))
 }
 
 /// Adds what a running daemon's new configuration needs, once: whoever asked for it is there to try again.
@@ -101,7 +125,9 @@ pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, Top
         let topology = config.topology();
         let policies = compare(config, &topology, Duration::ZERO).await?;
         if !config.topology.declare {
-            return missing(link, &topology).await.map(|()| policies);
+            missing(link, &topology).await?;
+            may_work(link, config).await?;
+            return Ok(policies);
         }
         let (before, bindings) = topology.before_orders_come();
         let created = link.declare(before).await?.created;
@@ -110,6 +136,7 @@ pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, Top
             (true, Policies::Untold) | (false, _) => compare(config, &topology, POLICY_PATIENCE).await?,
         };
         link.declare(bindings).await?;
+        may_work(link, config).await?;
         info!(?created, "topology extended");
         Ok(policies)
     };

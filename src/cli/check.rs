@@ -25,6 +25,9 @@ pub struct CheckArgs {
     /// Ask the broker too: what is missing, what differs, which policies would lose messages
     #[arg(long)]
     pub connect: bool,
+    /// Print only the commands that grant orderd's user the least permissions it needs
+    #[arg(long, conflicts_with = "connect")]
+    pub permissions: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -48,6 +51,13 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     };
     for warning in &loaded.warnings {
         writeln!(err, "warning: {warning}")?;
+    }
+    if args.permissions && args.format == Format::Text {
+        let broker = &loaded.config.broker;
+        for command in loaded.config.permissions().commands(&broker.virtual_host, &broker.username) {
+            writeln!(out, "{command}")?;
+        }
+        return Ok(Exit::Done);
     }
     let mut report = CheckReport::new(&loaded);
     let mut code = Exit::Done;

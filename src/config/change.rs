@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use super::duration;
 use super::model::{
-    Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Queue, Reload, Rotation, Runtime,
-    Secret, Shutdown, TopologySettings,
+    Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,
+    Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
 use crate::control::{Change, Effect};
 use crate::order::Faults;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
+use crate::tls::{Files, Pair};
 
 /// Shown in place of a secret.
 const REDACTED: &str = "[redacted]";
@@ -162,6 +163,8 @@ impl Sheet {
             virtual_host,
             username,
             password,
+            mechanism,
+            tls,
             heartbeat,
             connect_timeout,
             confirm_timeout,
@@ -173,6 +176,19 @@ impl Sheet {
         self.restart("broker.virtual_host", text(virtual_host));
         self.restart("broker.username", text(username));
         self.secret("broker.password", password, Effect::Restart);
+        let mechanism = match mechanism {
+            Mechanism::Plain => "plain",
+            Mechanism::External => "external",
+        };
+        self.restart("broker.mechanism", text(mechanism));
+        if let Some(Tls { files, server_name }) = tls {
+            // There may be no key in it.
+            self.restart("broker.tls", "{}");
+            self.files("broker.tls", files, Effect::Restart);
+            if let Some(name) = server_name {
+                self.restart("broker.tls.server_name", text(name));
+            }
+        }
         self.restart("broker.heartbeat", span(*heartbeat));
         self.restart("broker.connect_timeout", span(*connect_timeout));
         self.restart("broker.confirm_timeout", span(*confirm_timeout));
@@ -181,9 +197,21 @@ impl Sheet {
         self.restart("broker.reconnect_max", span(*reconnect_max));
     }
 
+    /// What the files hold is no part of a configuration: they are read again for each connection.
+    fn files(&mut self, section: &str, files: &Files, effect: Effect) {
+        let Files { ca, own } = files;
+        let (certificate, key) = own.as_ref().map(|Pair { certificate, key }| (certificate, key)).unzip();
+        for (name, file) in [("ca_file", ca.as_ref()), ("certificate_file", certificate), ("key_file", key)] {
+            if let Some(file) = file {
+                self.put(format!("{section}.{name}"), Value::Plain(path(file)), effect);
+            }
+        }
+    }
+
     fn management(&mut self, management: &Management) {
-        let Management { url, username, password, poll_every } = management;
+        let Management { url, tls, username, password, poll_every } = management;
         self.live("management.url", text(url));
+        self.files("management.tls", tls, Effect::Live);
         self.live("management.username", text(username));
         self.secret("management.password", password, Effect::Live);
         self.live("management.poll_every", poll_every.map_or_else(|| text("off"), span));

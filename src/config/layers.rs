@@ -173,6 +173,12 @@ impl Layers {
                 continue;
             };
             let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
+            if path.last().is_some_and(|last| last == "password") {
+                let message =
+                    "must not be on the command line, which every user of this machine can read: give password_file";
+                report.problem(key.trim(), message);
+                continue;
+            }
             self.overlay(&path, value, Origin::Setting(key.trim().to_owned()), report);
         }
     }

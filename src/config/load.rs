@@ -1,5 +1,5 @@
 //! Loading: finds the file, lays the layers over each other, reads and checks them, and tells every problem
-//! in one go. It reads files and no clock, and never talks to the broker.
+//! in one go. It reads files, and the clock only for the dates in certificates, and never talks to the broker.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,7 +9,7 @@ use super::layers::{Layers, Value};
 use super::model::Config;
 use super::report::Problem;
 use super::section::Reading;
-use super::{check, read};
+use super::{check, read, secret};
 
 /// The annotated default configuration.
 pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
@@ -114,7 +114,8 @@ impl Config {
         sources: &Sources,
         handlers: &[&str],
     ) -> Result<Loaded, LoadError> {
-        match parse(bytes, sources, handlers, &Reading::default()) {
+        let reading = Reading::with(&sources.environment, secret::is_open(&path));
+        match parse(bytes, sources, handlers, &reading) {
             Ok((config, mut warnings)) => {
                 warnings.extend(unended(bytes));
                 Ok(Loaded { config, warnings, path })
@@ -174,6 +175,7 @@ pub(super) fn parse(
     layers.overlay_settings(&sources.settings, &reading.report);
     let config = read::config(layers.root, handlers, reading);
     check::check(&config, &reading.report);
+    secret::look_at_places(&config, &layers.origins, reading);
     let (problems, warnings) = reading.report.take_sorted(&layers.origins);
     if problems.is_empty() { Ok((config, warnings)) } else { Err(Faults { problems, warnings }) }
 }

@@ -20,6 +20,7 @@ mod section;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod topology;
 mod workload;
 
@@ -27,8 +28,8 @@ pub use alone::admin_alone;
 pub use change::{changes, in_force};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{
-    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Queue, Reload, Rotation,
-    Runtime, Secret, Shutdown, TopologySettings,
+    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload,
+    Rotation, Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
 pub use report::Problem;
 pub use reread::{RereadError, reread};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::order::Faults;
 use crate::recovery::RetryPolicy;
+use crate::tls::Files;
 
 /// Everything orderd runs by.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +48,10 @@ pub struct Broker {
     pub username: String,
     /// From `password` or `password_file`; default `guest`.
     pub password: Secret,
+    /// How orderd says who it is; default `plain`.
+    pub mechanism: Mechanism,
+    /// `None`: AMQP without TLS.
+    pub tls: Option<Tls>,
     /// Default 10 s, whole seconds, 2 s to 5 min.
     pub heartbeat: Duration,
     /// One connection attempt, handshake included; default 10 s.
@@ -59,6 +64,24 @@ pub struct Broker {
     pub max_unconfirmed_bytes: usize,
     /// Longest back-off between connection attempts; default 30 s (first 100 ms, doubling, full jitter).
     pub reconnect_max: Duration,
+}
+
+/// `broker.mechanism`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// By user name and password.
+    Plain,
+    /// By the client certificate.
+    External,
+}
+
+/// `[broker.tls]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// Read again for each connection.
+    pub files: Files,
+    /// The name that the broker's certificate must have; `None`: the host in its address.
+    pub server_name: Option<String>,
 }
 
 /// A host and port of a broker.
@@ -107,6 +130,8 @@ impl fmt::Debug for Secret {
 pub struct Management {
     /// Default `http://127.0.0.1:15672`, without a trailing slash.
     pub url: String,
+    /// From `[management.tls]`; default: the broker's. Used if the URL begins with `https://`.
+    pub tls: Files,
     /// Default: the broker's.
     pub username: String,
     /// Default: the broker's.

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use super::layers::{Table, Value};
 use super::model::{
-    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Reload, Rotation, Runtime, Secret,
-    Shutdown, TopologySettings,
+    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
+    Secret, Shutdown, Tls, TopologySettings,
 };
-use super::section::{Reading, Section};
-use super::{secret, shape, workload};
+use super::section::{LONGEST_PATH, Reading, Section};
+use super::{secret, shape, tls, workload};
 
 /// Longest name AMQP carries: a short string.
 const SHORT_STRING: usize = 255;
-/// Longest path, as Linux has it.
-const LONGEST_PATH: usize = 4096;
+/// The port of AMQP without TLS, and with it.
+const AMQP_PORT: u16 = 5672;
+const AMQPS_PORT: u16 = 5671;
 /// Most addresses.
 const MAX_ADDRESSES: usize = 32;
 /// Most names of the admin listener.
@@ -71,19 +72,20 @@ fn named<'r, T>(
 }
 
 fn broker(mut section: Section<'_>) -> Broker {
-    let local = Address { host: "127.0.0.1".to_owned(), port: 5672 };
-    let addresses = section.list("addresses", MAX_ADDRESSES, &shape::address).unwrap_or_else(|| vec![local]);
+    let tls = section.optional_section("tls").map(tls::broker);
+    let port = if tls.is_some() { AMQPS_PORT } else { AMQP_PORT };
+    let local = Address { host: "127.0.0.1".to_owned(), port };
+    let addresses = section.list("addresses", MAX_ADDRESSES, &shape::address(port)).unwrap_or_else(|| vec![local]);
     if addresses.is_empty() {
         section.report().problem(&section.key("addresses"), "must have at least one address");
-    }
-    if section.optional_section("tls").is_some() {
-        section.report().problem(&section.key("tls"), "is not supported yet: orderd speaks AMQP without TLS");
     }
     let broker = Broker {
         addresses,
         virtual_host: section.or("virtual_host", "/".to_owned(), &shape::text(SHORT_STRING)),
         username: section.or("username", "guest".to_owned(), &shape::text(SHORT_STRING)),
         password: secret::password(&mut section).unwrap_or_else(|| Secret::new("guest")),
+        mechanism: mechanism(&mut section, tls.as_ref()),
+        tls,
         heartbeat: section.or("heartbeat", seconds(10), &heartbeat),
         connect_timeout: section.or("connect_timeout", seconds(10), &shape::span(MILLISECOND..=seconds(300))),
         confirm_timeout: section.or("confirm_timeout", seconds(30), &shape::span(MILLISECOND..=seconds(900))),
@@ -99,6 +101,18 @@ fn broker(mut section: Section<'_>) -> Broker {
     broker
 }
 
+/// How orderd says who it is. Without a certificate there is nothing but a password.
+fn mechanism(section: &mut Section<'_>, tls: Option<&Tls>) -> Mechanism {
+    let words = [("plain", Mechanism::Plain), ("external", Mechanism::External)];
+    let mechanism = section.or("mechanism", Mechanism::Plain, &shape::word(&words));
+    let identified = tls.is_some_and(|tls| tls.files.own.is_some()) || section.report().has(&section.key("tls"));
+    if mechanism == Mechanism::External && !identified {
+        let message = "\"external\" is by client certificate: give tls.certificate_file and tls.key_file";
+        section.report().problem(&section.key("mechanism"), message);
+    }
+    mechanism
+}
+
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// AMQP negotiates heartbeats in whole seconds; 0 would switch them off.
@@ -108,8 +122,10 @@ fn heartbeat(value: &Value) -> Result<Duration, String> {
 }
 
 fn management(mut section: Section<'_>, broker: &Broker) -> Management {
+    let url = section.or("url", "http://127.0.0.1:15672".to_owned(), &url);
     let management = Management {
-        url: section.or("url", "http://127.0.0.1:15672".to_owned(), &url),
+        tls: tls::management(&mut section, broker.tls.as_ref(), url.starts_with("https:")),
+        url,
         username: section.or("username", broker.username.clone(), &shape::text(SHORT_STRING)),
         password: secret::password(&mut section).unwrap_or_else(|| broker.password.clone()),
         poll_every: section.or(
@@ -131,8 +147,9 @@ fn url(value: &Value) -> Result<String, String> {
         return Err("must not contain credentials: use username and password".to_owned());
     }
     match url.scheme() {
-        "http" if url.query().is_none() && url.fragment().is_none() => Ok(text.trim_end_matches('/').to_owned()),
-        "https" => Err("must begin with http://: TLS is not supported yet".to_owned()),
+        "http" | "https" if url.query().is_none() && url.fragment().is_none() => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
         _ => Err(FORM.to_owned()),
     }
 }

@@ -5,10 +5,13 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::model::Secret;
-use super::section::Section;
+use super::layers::{Origin, Origins};
+use super::model::{Config, Secret};
+use super::section::{Reading, Section};
 use super::shape;
 
+/// RabbitMQ's own password for the user that it lets in from its own machine only: no secret.
+const NO_SECRET: &str = "guest";
 /// Longest password, in bytes.
 const LONGEST: usize = 1024;
 /// Shortest token, in bytes: what may be tried over a network must not be guessed.
@@ -17,7 +20,7 @@ const SHORTEST_TOKEN: usize = 16;
 /// `password` or `password_file`, if either is there.
 pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
     let given = section.optional("password", &shape::secret(LONGEST));
-    let file = section.optional("password_file", &shape::text(4096));
+    let file = section.file("password_file");
     let path = section.key("password_file");
     if given.is_some() && file.is_some() {
         section.report().problem(&path, "stands beside a password: give one of the two");
@@ -31,7 +34,7 @@ pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
 
 /// The bearer token in `token_file`, if that is there.
 pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
-    let file = section.optional("token_file", &shape::text(4096))?;
+    let file = section.file("token_file")?;
     from_file(section, &section.key("token_file"), &file, read_token)
 }
 
@@ -40,12 +43,12 @@ pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
 /// # Errors
 /// Why it cannot be used, without showing it.
 pub fn token_in(path: &Path) -> Result<Secret, String> {
-    read_token(path).map(|found| found.secret)
+    read_token(path)
 }
 
-fn read_token(path: &Path) -> Result<Found, String> {
+fn read_token(path: &Path) -> Result<Secret, String> {
     let found = read(path)?;
-    let token = found.secret.expose();
+    let token = found.expose();
     if token.len() < SHORTEST_TOKEN {
         Err(format!("its token must have at least {SHORTEST_TOKEN} bytes, has {}", token.len()))
     } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -58,15 +61,13 @@ fn read_token(path: &Path) -> Result<Found, String> {
 fn from_file(
     section: &Section<'_>,
     path: &str,
-    file: &str,
-    read: impl Fn(&Path) -> Result<Found, String>,
+    file: &Path,
+    read: impl Fn(&Path) -> Result<Secret, String>,
 ) -> Option<Secret> {
-    match read(Path::new(file)) {
+    match read(file) {
         Ok(found) => {
-            if found.world_readable {
-                section.report().warning(path, format!("every user of this machine can read {file:?}"));
-            }
-            Some(found.secret)
+            warn_if_open(section, path, file);
+            Some(found)
         }
         Err(message) => {
             section.report().problem(path, format!("cannot use {file:?}: {message}"));
@@ -75,13 +76,37 @@ fn from_file(
     }
 }
 
-struct Found {
-    secret: Secret,
-    world_readable: bool,
+/// Warns of passwords that stand where others may see them. Those of the command line were refused before.
+pub(super) fn look_at_places(config: &Config, origins: &Origins, reading: &Reading) {
+    for (key, password) in
+        [("broker.password", &config.broker.password), ("management.password", &config.management.password)]
+    {
+        let place = match origins.get(key) {
+            Some(Origin::File { .. }) if reading.is_open => "every user of this machine can read the file it stands in",
+            Some(Origin::Environment(_)) => "whoever may inspect the service or the container sees its environment",
+            Some(Origin::File { .. } | Origin::Setting(_)) | None => continue,
+        };
+        if password.expose() != NO_SECRET {
+            reading.report.warning(key, format!("{place}; better give password_file"));
+        }
+    }
+}
+
+/// Warns of a file with a secret that others than its owner and its group can read.
+pub(super) fn warn_if_open(section: &Section<'_>, key: &str, file: &Path) {
+    if is_open(file) {
+        section.report().warning(key, format!("every user of this machine can read {file:?}"));
+    }
+}
+
+/// Whether every user of this machine can read a file.
+pub(super) fn is_open(file: &Path) -> bool {
+    const OTHERS_READ: u32 = 0o004;
+    std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
 }
 
 /// Reads a file with a secret; the newline that editors leave at its end is no part of it.
-fn read(path: &Path) -> Result<Found, String> {
+fn read(path: &Path) -> Result<Secret, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if metadata.is_dir() {
@@ -96,6 +121,6 @@ fn read(path: &Path) -> Result<Found, String> {
         0 => Err("it is empty".to_owned()),
         length if length > LONGEST => Err(format!("it is longer than {LONGEST} bytes")),
         _ if text.contains('\0') => Err("it contains a zero byte".to_owned()),
-        _ => Ok(Found { secret: Secret::new(text), world_readable: metadata.permissions().mode() & 0o004 != 0 }),
+        _ => Ok(Secret::new(text)),
     }
 }

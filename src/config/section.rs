@@ -3,10 +3,18 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use super::layers::{Table, Value, join};
 use super::report::Report;
+use super::shape;
+
+/// Where systemd puts the credentials of a unit.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// Longest path, as Linux has it.
+pub(super) const LONGEST_PATH: usize = 4096;
 
 /// What every section of one configuration shares.
 #[derive(Debug, Default)]
@@ -14,6 +22,18 @@ pub(super) struct Reading {
     pub report: Report,
     /// Every path that was asked for, so that a test can hold the default file against it.
     pub asked: RefCell<BTreeSet<String>>,
+    /// `$CREDENTIALS_DIRECTORY`, if it is set.
+    credentials: Option<PathBuf>,
+    /// Whether every user of this machine can read the configuration file.
+    pub is_open: bool,
+}
+
+impl Reading {
+    /// In a process with these variables, from a file that everybody may read or not.
+    pub(super) fn with(environment: &[(OsString, OsString)], is_open: bool) -> Self {
+        let set = environment.iter().find(|(name, value)| name == CREDENTIALS && !value.is_empty());
+        Reading { credentials: set.map(|(_, value)| PathBuf::from(value)), is_open, ..Reading::default() }
+    }
 }
 
 /// A section whose keys are being read.
@@ -50,6 +70,22 @@ impl<'r> Section<'r> {
     pub(super) fn optional<T>(&mut self, key: &'static str, shape: Shape<'_, T>) -> Option<T> {
         let value = self.take(key)?;
         shape(&value).map_err(|message| self.report().problem(&self.key(key), message)).ok()
+    }
+
+    /// A file's path, which may begin with `$CREDENTIALS_DIRECTORY/`: whoever runs orderd knows where that is.
+    pub(super) fn file(&mut self, key: &'static str) -> Option<PathBuf> {
+        let text = self.optional(key, &shape::text(LONGEST_PATH))?;
+        let Some(name) = text.strip_prefix('$') else { return Some(PathBuf::from(text)) };
+        let name = name.strip_prefix(CREDENTIALS).and_then(|rest| rest.strip_prefix('/'));
+        let problem = match (name, &self.reading.credentials) {
+            (Some(name), Some(directory)) => return Some(directory.join(name)),
+            (Some(_), None) => {
+                format!("cannot use {text:?}: ${CREDENTIALS} is not set; systemd sets it with LoadCredential")
+            }
+            (None, _) => format!("must be a path or begin with \"${CREDENTIALS}/\", is {text:?}"),
+        };
+        self.report().problem(&self.key(key), problem);
+        None
     }
 
     /// A key with a default, which also stands in for a wrong value until the problems are told.

@@ -10,9 +10,6 @@ use super::model::Address;
 use super::section::{did_you_mean, listed};
 use crate::recovery::Delay;
 
-/// The port of AMQP without TLS.
-const DEFAULT_PORT: u16 = 5672;
-
 /// Text that is not empty, of at most `most` bytes.
 pub(super) fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
     move |value| match value {
@@ -130,18 +127,20 @@ pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T,
     }
 }
 
-/// `host`, `host:port`, `[::1]` or `[::1]:port`.
+/// `host`, `host:port`, `[::1]` or `[::1]:port`, with a port for those that have none.
 ///
 /// An address with a scheme or an `@` is refused without being shown: it may hold a password.
-pub(super) fn address(value: &Value) -> Result<Address, String> {
-    let text = text(255)(value)?;
-    if text.contains(['@', '/']) {
-        return Err("must be host or host:port, without scheme and credentials".to_owned());
+pub(super) fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
+    move |value| {
+        let text = text(255)(value)?;
+        if text.contains(['@', '/']) {
+            return Err("must be host or host:port, without scheme and credentials".to_owned());
+        }
+        parse_address(&text, port).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
     }
-    parse_address(&text).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
 }
 
-fn parse_address(text: &str) -> Option<Address> {
+fn parse_address(text: &str, default_port: u16) -> Option<Address> {
     let (host, rest) = match text.strip_prefix('[') {
         Some(inner) => {
             let (host, rest) = inner.split_once(']')?;
@@ -157,7 +156,7 @@ fn parse_address(text: &str) -> Option<Address> {
     let port = match rest.strip_prefix(':') {
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok()?,
         Some(_) => return None,
-        None if rest.is_empty() => DEFAULT_PORT,
+        None if rest.is_empty() => default_port,
         None => return None,
     };
     (port > 0).then(|| Address { host: host.to_owned(), port })
@@ -181,7 +180,7 @@ mod tests {
 
     #[test]
     fn addresses_have_a_default_port_and_ipv6_brackets() {
-        let read = |text: &str| address(&Value::Text(text.to_owned())).map(|address| address.to_string());
+        let read = |text: &str| address(5672)(&Value::Text(text.to_owned())).map(|address| address.to_string());
         assert_eq!(read("rabbit"), Ok("rabbit:5672".to_owned()));
         assert_eq!(read("127.0.0.1:5673"), Ok("127.0.0.1:5673".to_owned()));
         assert_eq!(read("[::1]"), Ok("[::1]:5672".to_owned()));
@@ -193,7 +192,7 @@ mod tests {
 
     #[test]
     fn an_address_with_credentials_is_refused_and_not_shown() {
-        let problem = address(&Value::Text("amqp://me:hunter2@rabbit".to_owned())).unwrap_err();
+        let problem = address(5672)(&Value::Text("amqp://me:hunter2@rabbit".to_owned())).unwrap_err();
         assert!(!problem.contains("hunter2"), "{problem}");
     }
 

@@ -77,7 +77,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
     let mut documented = std::collections::BTreeSet::new();
     let mut above = "";
     for line in DEFAULT_FILE.lines() {
-        if let Some(name) = line.strip_prefix('[') {
+        if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {
             section = name.trim_end_matches(']').to_owned();
         } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
             && !line.starts_with("# ")
@@ -89,7 +89,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
     }
     for path in reading.asked.take() {
         let section = documented.iter().any(|key| key.starts_with(&format!("{path}.")));
-        let optional = path == "broker.tls" || path.starts_with("consumers.") && path.contains(".faults");
+        let optional = path.starts_with("consumers.") && path.contains(".faults");
         let refused = path == "consumers.failed.retry";
         assert!(section || documented.contains(&path) || optional || refused, "{path} is not in the default file");
     }
@@ -242,6 +242,47 @@ fn a_password_and_a_password_file_of_one_layer_are_one_too_many() {
     assert_eq!(problems(&file), ["broker.password_file: stands beside a password: give one of the two"]);
     let (config, _) = load(&file, &[("ORDERD_BROKER__PASSWORD", "mine")]).unwrap();
     assert_eq!(config.broker.password.expose(), "mine");
+}
+
+#[test]
+fn a_file_may_be_one_of_systemds_credentials() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("broker");
+    std::fs::write(&path, "hunter2\n").unwrap();
+    set_mode(&path, 0o400);
+    let file = default_with("password = \"guest\"", "password_file = \"$CREDENTIALS_DIRECTORY/broker\"");
+    let with = |environment: &[(OsString, OsString)], file: &str| {
+        parse(file.as_bytes(), &Sources::default(), &HANDLERS, &Reading::with(environment, false))
+    };
+    let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
+    let (config, warnings) = with(&set, &file).expect("a good configuration");
+    assert_eq!((config.broker.password.expose(), warnings.len()), ("hunter2", 0));
+    let problem = |result: Result<_, Faults>| result.expect_err("a bad configuration").problems[0].to_string();
+    let unset = problem(with(&[], &file));
+    assert!(unset.starts_with("broker.password_file: ") && unset.contains("is not set"), "{unset}");
+    let other = problem(with(&set, &file.replace("$CREDENTIALS_DIRECTORY", "$HOME")));
+    assert!(other.contains("must be a path or begin with \"$CREDENTIALS_DIRECTORY/\""), "{other}");
+}
+
+#[test]
+fn a_password_is_refused_on_the_command_line_and_warned_of_where_others_may_read_it() {
+    for key in ["broker.password", "management.password"] {
+        let found = load_with("", &[], &[&format!("{key}=hunter2")]).unwrap_err();
+        assert!(found[0].starts_with(&format!("{key}: must not be on the command line")), "{found:?}");
+        assert!(!found.concat().contains("hunter2"), "{found:?}");
+    }
+    let (_, told) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("it works");
+    assert!(told.len() == 1 && told[0].contains("sees its environment"), "{told:?}");
+    let warnings = |file: &str, is_open| {
+        let reading = Reading::with(&[], is_open);
+        let (_, warnings) = parse(file.as_bytes(), &Sources::default(), &HANDLERS, &reading).expect("it works");
+        warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "guest's is no secret");
+    let file = default_with("password = \"guest\"", "password = \"hunter2\"");
+    assert_eq!(warnings(&file, false), [""; 0]);
+    let told = warnings(&file, true);
+    assert!(told[0].starts_with("broker.password: every user of this machine can read the file"), "{told:?}");
 }
 
 #[test]
@@ -408,8 +449,8 @@ fn limits_hold() {
         ),
         (
             "url = \"http://127.0.0.1:15672\"",
-            "url = \"https://a\"",
-            "management.url: must begin with http://: TLS is not supported yet",
+            "url = \"ftp://a\"",
+            "management.url: must be a URL such as \"http://127.0.0.1:15672\"",
         ),
         (
             "listen = \"127.0.0.1:9640\"",
@@ -417,10 +458,26 @@ fn limits_hold() {
             "admin.listen: must be an IP address and port such as \"127.0.0.1:9640\", or \"off\", is \"here\"",
         ),
         (
-            "[management]",
-            "[broker.tls]\n[management]",
-            "broker.tls: is not supported yet: orderd speaks AMQP without TLS",
+            "mechanism = \"plain\"",
+            "mechanism = \"external\"",
+            "broker.mechanism: \"external\" is by client certificate: give tls.certificate_file and tls.key_file",
         ),
+        (
+            "[management]",
+            "[broker.tls]\nkey_file = \"/k\"\n[management]",
+            "broker.tls.certificate_file: is missing: key_file is of no use alone",
+        ),
+        (
+            "[management]",
+            "[broker.tls]\nca_file = \"/nowhere/ca.pem\"\n[management]",
+            "broker.tls.ca_file: cannot use \"/nowhere/ca.pem\": No such file or directory (os error 2)",
+        ),
+        (
+            "[management]",
+            "[broker.tls]\nserver_name = \"a b\"\n[management]",
+            "broker.tls.server_name: must be a host name or an IP address, is \"a b\"",
+        ),
+        ("[topology]", "[management.tls]\n[topology]", "management.tls: is without use: url begins with http://"),
     ] {
         match load(&default_with(from, to), &[]) {
             Ok(_) => assert_eq!(expected, "", "{to} was accepted"),

@@ -1,8 +1,8 @@
 //! What the configuration says about the topology. Pure.
 
-use super::model::Config;
+use super::model::{Config, Consumer};
 use crate::recovery::FAILED_HANDLER;
-use crate::topology::{Names, Role, Topology, WorkQueue};
+use crate::topology::{Names, Need, Permissions, Role, Topology, WorkQueue};
 
 impl Config {
     /// The names of the exchanges.
@@ -14,6 +14,38 @@ impl Config {
     pub fn failed_consumer(&self) -> &str {
         let mut consumers = self.consumers.iter().filter(|(_, consumer)| consumer.handler == FAILED_HANDLER);
         consumers.next().map(|(name, _)| name.as_str()).expect("checked: one consumer has the failed handler")
+    }
+
+    /// What orderd does on the broker while it works. Of each exchange that does not look at keys one stands for all,
+    /// and of notifications one channel.
+    pub fn work(&self) -> Vec<Need> {
+        let names = self.names();
+        let publish = |exchange: &str, routing_key: &str| Need::Publish {
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+        };
+        let consume = |consumer: &Consumer| Need::Consume { queue: consumer.queue.clone() };
+        let mut needs: Vec<Need> = self.consumers.values().map(consume).collect();
+        let working = self.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
+        needs.extend(working.map(|(name, _)| publish(&names.orders, &Names::failed_key(name))));
+        let events = ["order.notification.email", "order.analytics.processed", "order.analytics.failed"];
+        needs.extend(events.map(|key| publish(&names.orders, key)));
+        needs.extend([publish(&names.retry, ""), publish(&names.dead_letter, "")]);
+        needs
+    }
+
+    /// What orderd does on the broker, declaring included if it is to.
+    pub fn needs(&self) -> Vec<Need> {
+        let mut needs = self.work();
+        if self.topology.declare {
+            needs.extend(self.topology().declarations().iter().cloned().map(Need::Declare));
+        }
+        needs
+    }
+
+    /// The least permissions that serve.
+    pub fn permissions(&self) -> Permissions {
+        Permissions::least(&self.needs(), &self.topology.exchange)
     }
 
     /// All that must be on the broker for this configuration.

@@ -73,7 +73,9 @@ impl ManagementError {
     pub(super) fn trouble(&self) -> Trouble {
         match self {
             ManagementError::Unreachable { source, .. } if source.is_timeout() => Trouble::TimedOut,
-            ManagementError::Unreachable { .. } | ManagementError::Setup { .. } => Trouble::Unreachable,
+            ManagementError::Unreachable { .. } | ManagementError::Tls { .. } | ManagementError::Setup { .. } => {
+                Trouble::Unreachable
+            }
             ManagementError::Refused { .. } => Trouble::Refused,
             ManagementError::NoVirtualHost { .. } => Trouble::NoVirtualHost,
             ManagementError::Status { .. } | ManagementError::TooLong { .. } | ManagementError::Malformed { .. } => {

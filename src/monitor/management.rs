@@ -1,15 +1,17 @@
 //! A client of RabbitMQ's management API: asks, with a deadline and a limit on each answer, and judges
 //! nothing. It never changes anything on the broker.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::StatusCode;
 use reqwest::redirect::Policy;
+use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::observed::{Observed, ObservedBinding, ObservedQueue};
 use crate::config::{Management, Secret};
+use crate::tls::{self, Source, TlsFault};
 use crate::topology::{Binding, Topology};
 
 /// How long one question may take, connecting included.
@@ -43,6 +45,14 @@ pub enum ManagementError {
         /// What went wrong.
         #[source]
         source: reqwest::Error,
+    },
+    /// There is no TLS with it.
+    #[error("no TLS with the management API at {url} by [management.tls], or else [broker.tls]: {fault}")]
+    Tls {
+        /// The API's address.
+        url: String,
+        /// Why not.
+        fault: TlsFault,
     },
     /// 401 or 403.
     #[error(
@@ -91,11 +101,36 @@ pub enum ManagementError {
 /// Asks the management API about one virtual host.
 #[derive(Debug, Clone)]
 pub struct ManagementClient {
-    http: reqwest::Client,
+    http: Arc<Mutex<Http>>,
+    /// Where certificates come from; `None`: HTTP without TLS.
+    tls: Option<Arc<Source>>,
     base: Url,
     username: String,
     password: Secret,
     pub(super) virtual_host: String,
+}
+
+/// A pool of connections, with the certificates there were when it was made.
+#[derive(Debug, Clone)]
+struct Http {
+    client: reqwest::Client,
+    /// Whether we have a certificate.
+    identified: bool,
+}
+
+impl Http {
+    /// Reads the files, if TLS is to be spoken.
+    fn new(tls: Option<&Source>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let loaded = tls.map(Source::read).transpose()?;
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_DEADLINE)
+            .timeout(DEADLINE)
+            .tls_backend_preconfigured(loaded.as_ref().map_or_else(tls::unused, |loaded| (*loaded.client).clone()))
+            .build()?;
+        Ok(Http { client, identified: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
+    }
 }
 
 impl ManagementClient {
@@ -106,15 +141,36 @@ impl ManagementClient {
     pub fn new(settings: &Management, virtual_host: &str) -> Result<Self, ManagementError> {
         let setup = |source| ManagementError::Setup { url: settings.url.clone(), source };
         let base = Url::parse(&settings.url).map_err(|error| setup(error.into()))?;
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(Policy::none())
-            .connect_timeout(CONNECT_DEADLINE)
-            .timeout(DEADLINE)
-            .build()
-            .map_err(|error| setup(error.into()))?;
+        let tls = (base.scheme() == "https").then(|| Arc::new(Source::new("management.tls", settings.tls.clone())));
+        let http = Arc::new(Mutex::new(Http::new(tls.as_deref()).map_err(setup)?));
         let (username, password) = (settings.username.clone(), settings.password.clone());
-        Ok(ManagementClient { http, base, username, password, virtual_host: virtual_host.to_owned() })
+        Ok(ManagementClient { http, tls, base, username, password, virtual_host: virtual_host.to_owned() })
+    }
+
+    /// Asks; where TLS fails, once more with the files as they are now, which may have been replaced meanwhile.
+    async fn send(&self, url: &Url) -> Result<Response, ManagementError> {
+        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failure = match self.send_by(&http, url).await {
+            Err(failure @ ManagementError::Tls { .. }) => failure,
+            answer => return answer,
+        };
+        let source = self.tls.clone();
+        let reading = tokio::task::spawn_blocking(move || Http::new(source.as_deref())).await;
+        let Ok(Ok(renewed)) = reading else { return Err(failure) };
+        *self.http.lock().unwrap_or_else(PoisonError::into_inner) = renewed.clone();
+        self.send_by(&renewed, url).await
+    }
+
+    async fn send_by(&self, http: &Http, url: &Url) -> Result<Response, ManagementError> {
+        let request = http.client.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
+        request.send().await.map_err(|error| match TlsFault::within(&error, http.identified) {
+            Some(fault) => ManagementError::Tls { url: self.base.to_string(), fault },
+            None => self.unreachable(error),
+        })
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> ManagementError {
+        ManagementError::Unreachable { url: self.base.to_string(), source: error.without_url() }
     }
 
     /// Asks about every exchange and queue of a topology, and the queues' bindings.
@@ -214,12 +270,7 @@ impl ManagementClient {
         url: Url,
         wanted: &[StatusCode],
     ) -> Result<Option<T>, ManagementError> {
-        let unreachable = |error: reqwest::Error| ManagementError::Unreachable {
-            url: self.base.to_string(),
-            source: error.without_url(),
-        };
-        let request = self.http.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
-        let mut response = request.send().await.map_err(unreachable)?;
+        let mut response = self.send(&url).await?;
         match response.status() {
             status if wanted.contains(&status) => {}
             StatusCode::NOT_FOUND => return Ok(None),
@@ -230,7 +281,7 @@ impl ManagementClient {
             status => return Err(ManagementError::Status { url: url.to_string(), status }),
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
             body.extend_from_slice(&chunk);
             if body.len() > LARGEST_ANSWER {
                 return Err(ManagementError::TooLong { url: url.to_string() });
@@ -255,10 +306,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::tls::Files;
 
     fn settings(url: &str) -> Management {
         let (username, password) = ("me".to_owned(), Secret::new("hunter2"));
-        Management { url: url.to_owned(), username, password, poll_every: None }
+        Management { url: url.to_owned(), username, password, tls: Files::default(), poll_every: None }
     }
 
     /// What the client makes of one answer, byte for byte.

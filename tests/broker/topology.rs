@@ -28,6 +28,7 @@ fn client(vhost: &Vhost<'_>) -> ManagementClient {
         url: format!("http://127.0.0.1:{}", vhost.node.management_port),
         username: "guest".into(),
         password: Secret::new("guest"),
+        tls: Default::default(),
         poll_every: None,
     };
     ManagementClient::new(&management, &vhost.name).unwrap()

@@ -18,6 +18,7 @@ const RANKS: &[(&str, u8)] = &[
     ("control", 1),
     ("instance", 1),
     ("service", 1),
+    ("tls", 1),
     ("config", 2),
     ("supervisor", 2),
     ("handler", 2),

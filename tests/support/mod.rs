@@ -6,6 +6,7 @@
 // Each test binary uses its part of this.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod certificates;
 pub mod gate;
 pub mod http;
 pub mod raw;
@@ -19,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use orderd::config::{Address, Broker, Secret};
+use orderd::config::{Address, Broker, Mechanism, Secret};
 use raw::Raw;
 use serde_json::Value;
 
@@ -28,6 +29,8 @@ pub struct Node {
     name: String,
     pub amqp_port: u16,
     pub management_port: u16,
+    pub amqps_port: u16,
+    pub management_tls_port: u16,
     pid: AtomicU32,
     /// Whether this test started it for itself, and ends it.
     own: bool,
@@ -37,19 +40,32 @@ impl Node {
     /// The node that tests share. It is left running: `make test` or `node.sh stop shared` stops it. Never
     /// kill, freeze or alarm it.
     pub fn shared() -> Node {
-        Node::started("shared", false)
+        Node::started("shared", false, None)
     }
 
     /// A node for this test alone, with nothing in it, deleted at the end. Takes about ten seconds.
     pub fn own(name: &str) -> Node {
         let _ = script(&["wipe", name]);
-        Node::started(name, true)
+        Node::started(name, true, None)
     }
 
-    fn started(name: &str, own: bool) -> Node {
-        let mut node = Node { name: name.to_owned(), amqp_port: 0, management_port: 0, pid: AtomicU32::new(0), own };
-        node.start();
-        node
+    /// One that also speaks TLS, as the `rabbitmq.conf` in a directory says, which is read at every start.
+    pub fn own_with_tls(name: &str, directory: &Path) -> Node {
+        let _ = script(&["wipe", name]);
+        Node::started(name, true, Some(directory))
+    }
+
+    fn started(name: &str, own: bool, tls: Option<&Path>) -> Node {
+        let text = script_with(&["start", name], tls).unwrap_or_else(|error| panic!("{error}"));
+        Node {
+            name: name.to_owned(),
+            amqp_port: told(&text, "AMQP_PORT"),
+            management_port: told(&text, "MANAGEMENT_PORT"),
+            amqps_port: told(&text, "AMQPS_PORT"),
+            management_tls_port: told(&text, "MANAGEMENT_TLS_PORT"),
+            pid: AtomicU32::new(told(&text, "PID")),
+            own,
+        }
     }
 
     /// Starts it (again) on the ports and data it had before.
@@ -60,12 +76,8 @@ impl Node {
     /// Starts it again while something refers to it: its ports stay.
     pub fn restart(&self) -> (u16, u16) {
         let output = script(&["start", &self.name]).unwrap_or_else(|error| panic!("{error}"));
-        let value = |key: &str| {
-            let line = output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            line.unwrap_or_else(|| panic!("node.sh start printed no {key}: {output}")).trim().parse::<u32>().unwrap()
-        };
-        self.pid.store(value("PID"), Ordering::Relaxed);
-        (value("AMQP_PORT").try_into().unwrap(), value("MANAGEMENT_PORT").try_into().unwrap())
+        self.pid.store(told(&output, "PID"), Ordering::Relaxed);
+        (told(&output, "AMQP_PORT"), told(&output, "MANAGEMENT_PORT"))
     }
 
     /// SIGKILL, as in a power cut.
@@ -167,6 +179,8 @@ impl Vhost<'_> {
             virtual_host: self.name.clone(),
             username: "guest".into(),
             password: Secret::new("guest"),
+            mechanism: Mechanism::Plain,
+            tls: None,
             heartbeat: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(20),
@@ -223,9 +237,24 @@ fn signal_process(signal: &str, pid: u32) -> bool {
     shell.status().is_ok_and(|status| status.success())
 }
 
+/// A number that `node.sh start` has printed.
+fn told<N: std::str::FromStr>(output: &str, key: &str) -> N {
+    let line = output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let number = line.and_then(|text| text.trim().parse().ok());
+    number.unwrap_or_else(|| panic!("node.sh start printed no {key}: {output}"))
+}
+
 fn script(arguments: &[&str]) -> Result<String, String> {
+    script_with(arguments, None)
+}
+
+fn script_with(arguments: &[&str], tls: Option<&Path>) -> Result<String, String> {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/node.sh");
-    let output = Command::new("bash").arg(&path).args(arguments).output().unwrap();
+    let mut bash = Command::new("bash");
+    if let Some(directory) = tls {
+        bash.env("NODE_TLS", directory);
+    }
+    let output = bash.arg(&path).args(arguments).output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(stdout);

@@ -19,6 +19,9 @@ usage: node.sh start NAME        start a node and wait until it takes connection
        node.sh ctl NAME ARGS...  rabbitmqctl
        node.sh list              all nodes and whether they run
        node.sh stop-all          stop all nodes
+
+NODE_TLS=DIRECTORY at a node's first start makes it listen for TLS too, on AMQPS_PORT and MANAGEMENT_TLS_PORT, and
+offer EXTERNAL; DIRECTORY/rabbitmq.conf, read at every start, says with which certificates.
 EOF_USAGE
     exit 64
 }
@@ -36,7 +39,7 @@ start_deadline=${NODE_START_DEADLINE:-120}
 stop_deadline=60
 # Where ports come from: below the range the kernel hands out to clients, above RabbitMQ's own.
 first_port=28100
-port_blocks=1150
+port_blocks=760
 
 # Sets what all commands know of node NAME.
 select_node() {
@@ -44,15 +47,21 @@ select_node() {
     [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || die "a node's name is made of a-z, 0-9, - and _, is \"$name\""
     node=orderd_$name@localhost
     dir=$base/$name
-    AMQP_PORT='' MANAGEMENT_PORT='' DIST_PORT='' EPMD_PORT='' PID='' EPMD_PID=''
+    AMQP_PORT='' MANAGEMENT_PORT='' DIST_PORT='' EPMD_PORT='' PID='' EPMD_PID='' TLS_DIRECTORY=${NODE_TLS:-}
     local key value
     if [[ -r $dir/env ]]; then
         while IFS='=' read -r key value; do
             case $key in
-            AMQP_PORT | MANAGEMENT_PORT | DIST_PORT | EPMD_PORT | PID | EPMD_PID) printf -v "$key" '%s' "$value" ;;
+            AMQP_PORT | MANAGEMENT_PORT | DIST_PORT | EPMD_PORT | PID | EPMD_PID | TLS_DIRECTORY) printf -v "$key" '%s' "$value" ;;
             esac
         done <"$dir/env"
     fi
+    derive_ports
+}
+
+# The ports of TLS follow the others.
+derive_ports() {
+    AMQPS_PORT=$((AMQP_PORT + 4)) MANAGEMENT_TLS_PORT=$((AMQP_PORT + 5))
 }
 
 # One caller at a time per node. The lock lies beside the node's directory, which `wipe` deletes.
@@ -66,6 +75,9 @@ write_env() {
     cat >"$dir/env.new" <<EOF_ENV
 AMQP_PORT=$AMQP_PORT
 MANAGEMENT_PORT=$MANAGEMENT_PORT
+AMQPS_PORT=$AMQPS_PORT
+MANAGEMENT_TLS_PORT=$MANAGEMENT_TLS_PORT
+TLS_DIRECTORY=$TLS_DIRECTORY
 PID=$PID
 NODE=$node
 DIST_PORT=$DIST_PORT
@@ -104,20 +116,21 @@ await_exec() {
 
 port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Four neighbouring ports that nothing listens on. Blocks are drawn at random, since another checkout may
+# Six neighbouring ports that nothing listens on. Blocks are drawn at random, since another checkout may
 # be drawing at the same time; if two do meet, the start fails on the port and draws again.
 choose_ports() {
     local try port
     for try in {1..200}; do
-        AMQP_PORT=$((first_port + 4 * ((RANDOM * 32768 + RANDOM) % port_blocks)))
+        AMQP_PORT=$((first_port + 6 * ((RANDOM * 32768 + RANDOM) % port_blocks)))
         MANAGEMENT_PORT=$((AMQP_PORT + 1)) DIST_PORT=$((AMQP_PORT + 2)) EPMD_PORT=$((AMQP_PORT + 3))
+        derive_ports
         grep -qsx "AMQP_PORT=$AMQP_PORT" "$base"/*/env && continue
-        for port in "$AMQP_PORT" "$MANAGEMENT_PORT" "$DIST_PORT" "$EPMD_PORT"; do
+        for port in "$AMQP_PORT" "$MANAGEMENT_PORT" "$DIST_PORT" "$EPMD_PORT" "$AMQPS_PORT" "$MANAGEMENT_TLS_PORT"; do
             port_is_taken "$port" && continue 2
         done
         return 0
     done
-    die "found no four free ports on 127.0.0.1 from $first_port in $try tries"
+    die "found no six free ports on 127.0.0.1 from $first_port in $try tries"
 }
 
 # Whether this node's ports are free. The sockets of a VM that was killed close a moment after it.
@@ -146,6 +159,14 @@ management.tcp.port = $MANAGEMENT_PORT
 log.file = $dir/log/node.log
 log.file.level = info
 EOF_CONF
+    if [[ -n $TLS_DIRECTORY ]]; then
+        printf '[rabbitmq_management,rabbitmq_auth_mechanism_ssl].\n' >"$dir/enabled_plugins"
+        cat - "$TLS_DIRECTORY/rabbitmq.conf" >>"$dir/rabbitmq.conf" <<EOF_TLS
+listeners.ssl.1 = 127.0.0.1:$AMQPS_PORT
+management.ssl.ip = 127.0.0.1
+management.ssl.port = $MANAGEMENT_TLS_PORT
+EOF_TLS
+    fi
 }
 
 # Becomes its arguments, in the other root directory if there is one: there the node's directory is at its own path, in

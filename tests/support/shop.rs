@@ -82,8 +82,13 @@ impl<'a> Shop<'a> {
 
     /// With a setting such as `consumers.order.workers`.
     pub fn set(mut self, key: &str, value: &str) -> Self {
-        self.settings.insert(variable(key), value.to_owned());
+        self.change(key, value);
         self
+    }
+
+    /// With another setting from now on.
+    pub fn change(&mut self, key: &str, value: &str) {
+        self.settings.insert(variable(key), value.to_owned());
     }
 
     /// With a variable of its environment.
@@ -228,6 +233,16 @@ impl Orderd {
     pub fn output(&self) -> String {
         let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
         read(&self.stdout) + &read(&self.stderr)
+    }
+
+    /// What it has written to standard output.
+    pub fn stdout(&self) -> String {
+        fs::read_to_string(&self.stdout).unwrap()
+    }
+
+    /// How it was called, as every user of the machine can see.
+    pub fn command_line(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cmdline", self.child.id())).unwrap().replace('\0', " ")
     }
 
     /// Its log so far, line by line; each must be JSON.

@@ -32,6 +32,12 @@ cargo fmt --check
 step "clippy"
 cargo clippy --all-targets --locked -- -D warnings
 
+# Takes minutes to install, so that it is run where it is; its advisories need a network, the rest does not.
+if cargo deny --version >/dev/null 2>&1; then
+    step "licences, duplicates and sources"
+    cargo deny --config .cargo/deny.toml --offline check licenses bans sources
+fi
+
 # Without a broker the tests fail, so it had better be known before they are built.
 step "a private broker node"
 "$node" start test

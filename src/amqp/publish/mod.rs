@@ -23,6 +23,7 @@ use outstanding::{Batch, Sized};
 #[derive(Clone)]
 pub struct ConfirmingPublisher {
     shared: Arc<Shared>,
+    link: Link,
     batches: mpsc::UnboundedSender<Batch>,
     close: mpsc::Sender<oneshot::Sender<usize>>,
 }
@@ -83,7 +84,7 @@ impl Link {
         let (batches, inbox) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
         tokio::spawn(owner::run(self.clone(), Arc::clone(&shared), inbox, closing));
-        ConfirmingPublisher { shared, batches, close }
+        ConfirmingPublisher { shared, link: self.clone(), batches, close }
     }
 }
 
@@ -164,6 +165,11 @@ impl ConfirmingPublisher {
             Ok(Ok(unconfirmed)) => Err(Unconfirmed(unconfirmed)),
             Err(_) => Err(Unconfirmed(self.state().unconfirmed)),
         }
+    }
+
+    /// Why its link's last attempt to connect failed, whoever made it; `None` if it did not.
+    pub fn trouble(&self) -> Option<String> {
+        self.link.trouble()
     }
 
     /// How it is doing. Cheap.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::super::Exit;
+use crate::amqp::{ConnectError, Denied, Link};
 use crate::chain::chain;
 use crate::config::{Address, Config};
 use crate::monitor::audit::{Audit, Object, audit};
@@ -21,6 +22,7 @@ const POLICY_PATIENCE: Duration = Duration::from_secs(15);
 ///
 /// ```json
 /// {"addresses": [{"address": "127.0.0.1:5672", "error": null}],
+///  "amqp": {"error": null}, "denied": ["publish to exchange \"orders.retry\" with key \"\""],
 ///  "management": {"url": "http://127.0.0.1:15672", "error": null},
 ///  "missing": [{"kind": "queue", "name": "order_queue"}],
 ///  "mismatches": [{"object": {"kind": "queue", "name": "order_queue"}, "argument": "x-delivery-limit",
@@ -36,6 +38,8 @@ const POLICY_PATIENCE: Duration = Duration::from_secs(15);
 pub struct BrokerReport {
     /// Each address of the configuration.
     pub addresses: Vec<Reach>,
+    /// What the user of `[broker]` may not do; without an answer in AMQP, why not.
+    pub denied: Result<Vec<Denied>, ConnectError>,
     /// The management API's address.
     pub management_url: String,
     /// What the management API said.
@@ -58,7 +62,8 @@ pub(super) async fn ask(config: &Config) -> BrokerReport {
         addresses.push(reach(address, config.broker.connect_timeout).await);
     }
     let management_url = config.management.url.clone();
-    BrokerReport { addresses, management_url, audit: ask_management(config).await }
+    let denied = Link::new(config.broker.clone()).denied(&config.needs()).await;
+    BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
 }
 
 async fn reach(address: &Address, patience: Duration) -> Reach {
@@ -95,6 +100,13 @@ impl BrokerReport {
                 }),
             );
         }
+        match &self.denied {
+            Ok(denied) => faults.extend(denied.iter().map(|denied| {
+                format!("the user may not {}: {} (--permissions prints what to grant)", denied.need, denied.reply)
+            })),
+            Err(_) if self.is_unreachable() => {}
+            Err(error) => faults.push(chain(error)),
+        }
         match &self.audit {
             Ok(audit) => {
                 faults.extend(audit.mismatches.iter().map(ToString::to_string));
@@ -110,13 +122,21 @@ impl BrokerReport {
 
     /// 69 when it cannot be asked, 78 when it contradicts the configuration.
     pub fn exit(&self, declare: bool) -> Exit {
+        match &self.denied {
+            _ if self.is_unreachable() => return Exit::Unavailable,
+            Ok(denied) if !denied.is_empty() => return Exit::Config,
+            Err(error) if error.is_permanent() => return Exit::Config,
+            Err(_) => return Exit::Unavailable,
+            Ok(_) => {}
+        }
         match &self.audit {
-            _ if self.is_unreachable() => Exit::Unavailable,
             Err(
                 ManagementError::Refused { .. } | ManagementError::NoVirtualHost { .. } | ManagementError::Setup { .. },
             ) => Exit::Config,
+            Err(ManagementError::Tls { fault, .. }) if fault.is_permanent() => Exit::Config,
             Err(
                 ManagementError::Unreachable { .. }
+                | ManagementError::Tls { .. }
                 | ManagementError::Status { .. }
                 | ManagementError::TooLong { .. }
                 | ManagementError::Malformed { .. },
@@ -146,6 +166,11 @@ impl Serialize for BrokerReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("addresses", &self.addresses)?;
+        let error = self.denied.as_ref().err().map(|error| chain(error));
+        map.serialize_entry("amqp", &json!({"error": error}))?;
+        let denied = self.denied.as_ref().ok();
+        let needs = denied.map(|denied| denied.iter().map(|denied| denied.need.to_string()).collect::<Vec<_>>());
+        map.serialize_entry("denied", &needs)?;
         let error = self.audit.as_ref().err().map(|error| chain(error));
         map.serialize_entry("management", &json!({"url": self.management_url, "error": error}))?;
         let audit = self.audit.as_ref().ok();

@@ -13,6 +13,7 @@
 //!     "queues": [{"name": "order_queue", "arguments": {"x-queue-type": "quorum"}}],
 //!     "bindings": [{"exchange": "orders", "queue": "order_queue", "routing_key": "order.normal.*"}]
 //!   },
+//!   "permissions": {"configure": "^(orders|…)$", "write": "…", "read": "…", "commands": ["rabbitmqctl …"]},
 //!   "consumers": [{
 //!     "name": "order", "queue": "order_queue", "handler": "order",
 //!     "workers": 4, "prefetch": 100, "slots": 400, "timeout_ms": 30000,
@@ -40,7 +41,7 @@ use super::broker::BrokerReport;
 use crate::config::{Config, Consumer, Loaded, Problem};
 use crate::message::Names;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
-use crate::topology::{Argument, Topology};
+use crate::topology::{Argument, Permissions, Topology};
 
 /// All that a check says.
 #[derive(Debug, Serialize)]
@@ -57,10 +58,25 @@ pub struct CheckReport {
     pub reload: ReloadSettings,
     /// What must be on it.
     pub topology: TopologyReport,
+    /// What orderd's user must be allowed.
+    pub permissions: PermissionsReport,
     /// What runs.
     pub consumers: Vec<ConsumerReport>,
     /// What the broker has, if it was asked.
     pub connected: Option<BrokerReport>,
+}
+
+/// The least permissions, as regular expressions, and the commands that grant them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PermissionsReport {
+    /// What may be declared.
+    pub configure: String,
+    /// What may be published to, and bound.
+    pub write: String,
+    /// What may be consumed, and bound to.
+    pub read: String,
+    /// For a shell.
+    pub commands: [String; 2],
 }
 
 /// Where the broker is and who orderd is to it.
@@ -233,9 +249,19 @@ impl CheckReport {
             ledger: LedgerSettings { directory: config.ledger.directory.clone(), retention: config.ledger.retention },
             reload: ReloadSettings { watch: config.reload.watch },
             topology: TopologyReport::new(config),
+            permissions: PermissionsReport::new(config),
             consumers: config.consumers.iter().map(|(name, consumer)| ConsumerReport::new(name, consumer)).collect(),
             connected: None,
         }
+    }
+}
+
+impl PermissionsReport {
+    fn new(config: &Config) -> Self {
+        let permissions = config.permissions();
+        let commands = permissions.commands(&config.broker.virtual_host, &config.broker.username);
+        let Permissions { configure, write, read, topic: _ } = permissions;
+        PermissionsReport { configure, write, read, commands }
     }
 }
 

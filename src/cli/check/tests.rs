@@ -25,8 +25,8 @@ async fn check(args: CheckArgs, file: &str) -> Answer {
     Answer { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
-const TEXT: CheckArgs = CheckArgs { connect: false, format: Format::Text };
-const JSON: CheckArgs = CheckArgs { connect: false, format: Format::Json };
+const TEXT: CheckArgs = CheckArgs { connect: false, permissions: false, format: Format::Text };
+const JSON: CheckArgs = CheckArgs { connect: false, permissions: false, format: Format::Json };
 
 fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> Schedule {
     let delays = delays.iter().map(|delay| delay.parse().unwrap()).collect();
@@ -139,8 +139,19 @@ async fn json_has_the_documented_keys() {
     let answer = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
     let told: Value = serde_json::from_str(&answer.out).unwrap();
     let keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected =
-        ["broker", "config", "connected", "consumers", "ledger", "ok", "problems", "reload", "topology", "warnings"];
+    let expected = [
+        "broker",
+        "config",
+        "connected",
+        "consumers",
+        "ledger",
+        "ok",
+        "permissions",
+        "problems",
+        "reload",
+        "topology",
+        "warnings",
+    ];
     assert_eq!(keys, expected);
     let order = told["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();
@@ -163,14 +174,30 @@ async fn a_broker_that_is_not_there_is_69() {
         &format!("127.0.0.1:{port}"),
         1,
     );
-    let answer = check(CheckArgs { connect: true, format: Format::Text }, &file).await;
+    let answer = check(CheckArgs { connect: true, permissions: false, format: Format::Text }, &file).await;
     assert_eq!(answer.code, Exit::Unavailable);
     assert!(answer.err.contains(&format!("error: cannot connect to 127.0.0.1:{port}: ")), "{}", answer.err);
     assert!(answer.err.contains("error: cannot reach the management API at "), "{}", answer.err);
     assert!(answer.out.contains("consumers\n"), "what would run is told all the same");
-    let answer = check(CheckArgs { connect: true, format: Format::Json }, &file).await;
+    let answer = check(CheckArgs { connect: true, permissions: false, format: Format::Json }, &file).await;
     let told: Value = serde_json::from_str(&answer.out).unwrap();
     assert_eq!(told["ok"], false);
     assert_eq!(told["connected"]["missing"], Value::Null);
     assert!(told["connected"]["management"]["error"].is_string());
+}
+
+#[tokio::test]
+async fn the_readme_shows_the_permissions_of_the_default_configuration() {
+    let file = DEFAULT_FILE.replacen("declare = true", "declare = false", 1).replacen(
+        "username = \"guest\"",
+        "username = \"orderd\"",
+        1,
+    );
+    let answer = check(CheckArgs { connect: false, permissions: true, format: Format::Text }, &file).await;
+    assert_eq!(answer.code, Exit::Done);
+    let readme = include_str!("../../../README.md");
+    assert_eq!(answer.out.lines().count(), 2);
+    for command in answer.out.lines() {
+        assert!(readme.lines().any(|line| line == command), "README lacks: {command}");
+    }
 }

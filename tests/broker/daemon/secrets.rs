@@ -4,16 +4,18 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::Node;
 use crate::support::raw::properties::Properties;
 use crate::support::shop::{Shop, order};
+use crate::support::{Node, http};
 
 const PASSWORD: &str = "Zq8-vaNilla%2F&seCret";
 const WRONG: &str = "Wr0ng-&-distinCtive";
+const MANAGEMENT: &str = "Mgmt-#-pAssword";
+const TOKEN: &str = "t0ken-0f-the-admin-listener";
 const USER: &str = "teller";
 
 fn assert_silent(output: &str, what: &str) {
-    for secret in [PASSWORD, WRONG] {
+    for secret in [PASSWORD, WRONG, MANAGEMENT, TOKEN] {
         let base64 = [secret, &format!("{USER}:{secret}")].map(base64);
         for form in [secret.to_owned()].into_iter().chain(base64) {
             assert!(!output.contains(&form), "{what} tells a password: {output}");
@@ -42,10 +44,18 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
     assert_eq!(node.management("PUT", &format!("/users/{user}"), &create).0, 201);
     let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
     assert_eq!(node.management("PUT", &format!("/permissions/{vhost}/{user}"), everything).0, 201);
+    let watcher = format!("watcher-{vhost}");
+    let create = format!(r#"{{"password":"{MANAGEMENT}","tags":"administrator"}}"#);
+    assert_eq!(node.management("PUT", &format!("/users/{watcher}"), &create).0, 201);
     let logs = shop.directory.path().join("logs");
+    let token = shop.directory.path().join("token");
+    fs::write(&token, TOKEN).unwrap();
     let shop = shop
         .set("broker.username", &user)
         .set("broker.password", PASSWORD)
+        .set("management.username", &watcher)
+        .set("management.password", MANAGEMENT)
+        .set("admin.token_file", token.to_str().unwrap())
         .set("log.level", "trace")
         .set("log.directory", logs.to_str().unwrap());
 
@@ -53,6 +63,16 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
     shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
     shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
     shop.book().await_settled(1);
+    for page in ["/api/v1/status", "/metrics", "/readyz"] {
+        let address = orderd.admin();
+        let request = format!(
+            "GET {page} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+        );
+        let answer = http::ask(address, &request);
+        assert_eq!(answer.status, 200, "{page}: {answer:?}");
+        assert_silent(&format!("{answer:?}"), page);
+    }
+    assert_silent(&orderd.command_line(), "the command line");
     assert_eq!(orderd.stop(), 0);
     assert_silent(&orderd.output(), "the daemon");
     for line in orderd.output().lines() {
@@ -72,6 +92,10 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
     let mut check = shop.command(&["check", "--connect"]);
     assert_ne!(check.exit(), 0);
     assert_silent(&check.output(), "the refused check");
+    let mut refused = shop.command(&["check", "--set", &format!("broker.password={PASSWORD}")]);
+    assert_eq!(refused.exit(), 78);
+    assert!(refused.output().contains("broker.password: must not be on the command line"), "{}", refused.output());
+    assert_silent(&refused.output(), "the complaint about the command line");
     let misspelt = Shop::new(&node).set("broker.passwort", PASSWORD);
     let mut refused = misspelt.run();
     assert_eq!(refused.exit(), 78);
@@ -84,5 +108,7 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
         assert_silent(&text, &file.display().to_string());
         text.lines().for_each(|line| drop(serde_json::from_str::<Value>(line).unwrap()));
     }
-    assert_eq!(node.management("DELETE", &format!("/users/{user}"), "").0, 204);
+    for user in [user, watcher] {
+        assert_eq!(node.management("DELETE", &format!("/users/{user}"), "").0, 204);
+    }
 }

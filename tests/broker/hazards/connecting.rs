@@ -23,7 +23,7 @@ async fn wrong_credentials_are_told_from_a_broken_network() {
     let mut broker = vhost.broker();
     broker.password = Secret::new("wrong");
     let error = refusal(broker).await;
-    assert!(matches!(&error, ConnectError::Credentials { username, .. } if username == "guest"), "{error:?}");
+    assert!(matches!(&error, ConnectError::Credentials { who, .. } if who == "user \"guest\""), "{error:?}");
     assert!(error.is_permanent());
     assert!(!format!("{error} {error:?}").contains("wrong"), "the password is printed");
 }

@@ -1,0 +1,132 @@
+//! Asks the broker what our user may do, without doing it: each question is a request that RabbitMQ refuses in any
+//! case, for the lack of a permission (403) or, where that is there, for what is wrong with the request (406).
+//!
+//! It never changes anything: no question could be carried out.
+
+use amqprs::channel::{
+    BasicConsumeArguments, BasicPublishArguments, Channel, ExchangeDeclareArguments, QueueDeclareArguments,
+    QueueUnbindArguments,
+};
+use amqprs::{BasicProperties, FieldTable, FieldValue};
+use tokio::time::timeout;
+
+use super::callbacks::{ChannelWatch, ConnectionWatch};
+use super::connect::{ConnectError, Link, close_connection};
+use super::convert::insert;
+use super::declare::to_table;
+use super::epoch::{ANSWER_TIMEOUT, Epoch, EpochEnd};
+use crate::topology::{Binding, Declaration, Exchange, Need, Queue};
+
+const ACCESS_REFUSED: u16 = 403;
+/// Questions on one connection, each on a channel of its own, which its answer closes.
+const QUESTIONS: usize = 256;
+/// What no broker takes for a number.
+const NO_NUMBER: &str = "orderd only asks";
+
+/// Something that the broker does not let our user do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    /// What.
+    pub need: Need,
+    /// The broker's words.
+    pub reply: String,
+}
+
+impl Link {
+    /// Which needs the broker would not serve for lack of a permission.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if it gives no clear answer.
+    pub async fn denied(&self, needs: &[Need]) -> Result<Vec<Denied>, ConnectError> {
+        let mut denied = Vec::new();
+        for needs in needs.chunks(QUESTIONS) {
+            let (connection, _) = self.connect("orderd check").await?;
+            let life = Epoch::begin();
+            let (watched, watch) = (connection.clone(), ConnectionWatch::new(&life));
+            let watching = async move { watched.register_callback(watch).await };
+            let mut answer = life.ask("connection", watching).await;
+            let mut asked = Vec::with_capacity(needs.len());
+            // All channels first: a connection that has lost one is not safe to open another on.
+            for _ in needs {
+                if answer.is_ok() {
+                    let epoch = Epoch::begin();
+                    let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch, ()));
+                    let opening = async move {
+                        let channel = connection.open_channel(None).await?;
+                        channel.register_callback(watch).await?;
+                        Ok(channel)
+                    };
+                    answer = epoch.ask("channel.open", opening).await.map(|channel| asked.push((channel, epoch)));
+                }
+            }
+            for (need, (channel, epoch)) in needs.iter().zip(&asked) {
+                match ask(channel, epoch, need).await {
+                    EpochEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
+                        denied.push(Denied { need: need.clone(), reply });
+                    }
+                    // 406, as expected; 404: what is not there yet is others' to tell; closed by us: it was done.
+                    EpochEnd::ChannelClosed { .. } | EpochEnd::Closed => {}
+                    end => answer = answer.and(Err(end)),
+                }
+            }
+            close_connection(connection).await;
+            answer.map_err(ConnectError::Lost)?;
+        }
+        Ok(denied)
+    }
+}
+
+/// Asks, and waits for the refusal. [`EpochEnd::Closed`]: it was not refused, so the permission is there.
+async fn ask(channel: &Channel, epoch: &Epoch, need: &Need) -> EpochEnd {
+    let on = channel.clone();
+    let answered = match need.clone() {
+        Need::Publish { exchange, routing_key } => {
+            let properties = BasicProperties::default().with_expiration(NO_NUMBER).finish();
+            let arguments = BasicPublishArguments::new(&exchange, &routing_key);
+            epoch.queue(on.basic_publish(properties, Vec::new(), arguments)).await;
+            // Refused, or the epoch never ends.
+            return match timeout(ANSWER_TIMEOUT, epoch.over()).await {
+                Ok(()) => epoch.reason(),
+                Err(_) => EpochEnd::NoAnswer { request: "basic.publish" },
+            };
+        }
+        Need::Consume { queue } => {
+            let arguments =
+                BasicConsumeArguments::new(&queue, "orderd-asks").arguments(table("x-priority", text())).finish();
+            epoch.ask("basic.consume", async move { on.basic_consume_rx(arguments).await.map(drop) }).await
+        }
+        Need::Declare(Declaration::Queue(Queue { name, arguments })) => {
+            // With its own arguments, for a dead-letter exchange has its price too.
+            let mut wrong = to_table(arguments.iter());
+            insert(&mut wrong, "x-message-ttl", text());
+            let arguments = QueueDeclareArguments::durable_client_named(&name).arguments(wrong).finish();
+            epoch.ask("queue.declare", async move { on.queue_declare(arguments).await.map(drop) }).await
+        }
+        Need::Declare(Declaration::Exchange(Exchange { name, kind, .. })) => {
+            let arguments = ExchangeDeclareArguments::new(&name, kind.as_str())
+                .durable(true)
+                .arguments(table("alternate-exchange", FieldValue::l(0)))
+                .finish();
+            epoch.ask("exchange.declare", async move { on.exchange_declare(arguments).await }).await
+        }
+        // Taking a binding away asks for the same permissions as making it. There is none with such an argument, so
+        // that the broker takes nothing away and says that it is done.
+        Need::Declare(Declaration::Binding(Binding { exchange, queue, routing_key })) => {
+            let arguments = QueueUnbindArguments::new(&queue, &exchange, &routing_key)
+                .arguments(table("x-orderd-asks", text()))
+                .finish();
+            epoch.ask("queue.unbind", async move { on.queue_unbind(arguments).await }).await
+        }
+    };
+    answered.map_or_else(|end| end, |()| EpochEnd::Closed)
+}
+
+fn text() -> FieldValue {
+    NO_NUMBER.into()
+}
+
+fn table(name: &'static str, value: FieldValue) -> FieldTable {
+    let mut table = FieldTable::new();
+    insert(&mut table, name, value);
+    table
+}

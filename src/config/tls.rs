@@ -1,0 +1,97 @@
+//! `[broker.tls]` and `[management.tls]`: which files, and whether they can be used now. Reads the files, and the time
+//! of day for the dates in certificates.
+
+use std::time::SystemTime;
+
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::layers::Value;
+use super::model::Tls;
+use super::section::Section;
+use super::{secret, shape};
+use crate::tls::{self, Files, Pair};
+
+/// Longest host name.
+const LONGEST_NAME: usize = 255;
+
+/// `[broker.tls]`.
+pub(super) fn broker(mut section: Section<'_>) -> Tls {
+    let files = files(&mut section);
+    let tls = Tls { files, server_name: section.optional("server_name", &server_name) };
+    check(&section, &tls.files);
+    section.finish();
+    tls
+}
+
+/// `[management.tls]`, if it is there, else the broker's files; checked if they are `used`.
+pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: bool) -> Files {
+    match section.optional_section("tls") {
+        Some(mut own) => {
+            let files = files(&mut own);
+            if used {
+                check(&own, &files);
+            } else {
+                own.report().problem(&own.path, "is without use: url begins with http://");
+            }
+            own.finish();
+            files
+        }
+        None => {
+            let files = broker.map(|tls| tls.files.clone()).unwrap_or_default();
+            if used && broker.is_none() {
+                check(section, &files);
+            }
+            files
+        }
+    }
+}
+
+fn files(section: &mut Section<'_>) -> Files {
+    let ca = section.file("ca_file");
+    let own = match (section.file("certificate_file"), section.file("key_file")) {
+        (Some(certificate), Some(key)) => {
+            secret::warn_if_open(section, &section.key("key_file"), &key);
+            Some(Pair { certificate, key })
+        }
+        (None, None) => None,
+        (present, _) => {
+            let (there, lacking) =
+                if present.is_some() { ("certificate_file", "key_file") } else { ("key_file", "certificate_file") };
+            if !section.report().has(&section.key(lacking)) {
+                section.report().problem(&section.key(lacking), format!("is missing: {there} is of no use alone"));
+            }
+            None
+        }
+    };
+    Files { ca, own }
+}
+
+fn check(section: &Section<'_>, files: &Files) {
+    if section.report().has(&section.path) {
+        return;
+    }
+    let now = SystemTime::now();
+    match tls::load(files, now) {
+        Ok(loaded) => {
+            if let Some(identity) = loaded.identity.filter(|identity| identity.ends_soon(now)) {
+                let message = format!("the certificate of {identity} ends soon");
+                section.report().warning(&section.key("certificate_file"), message);
+            }
+        }
+        Err(error) => {
+            let what = match error.file.as_os_str().is_empty() {
+                true => String::new(),
+                false => format!("cannot use {:?}: ", error.file),
+            };
+            section.report().problem(&section.key(error.key), format!("{what}{}", error.fault));
+        }
+    }
+}
+
+fn server_name(value: &Value) -> Result<String, String> {
+    let name = shape::text(LONGEST_NAME)(value)?;
+    match ServerName::try_from(name.as_str()) {
+        Ok(_) => Ok(name),
+        Err(_) => Err(format!("must be a host name or an IP address, is {value}")),
+    }
+}

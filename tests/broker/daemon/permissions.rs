@@ -1,0 +1,233 @@
+//! Users with no more than they need, and with less; wrong passwords and virtual hosts.
+
+use serde_json::{Value, json};
+
+use crate::support::raw::properties::Properties;
+use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::{Node, http};
+
+const CONFIG: i32 = 78;
+const PASSWORD: &str = "p4ssword-of-this-test";
+const OTHER_PASSWORD: &str = "another-of-this-test";
+
+/// A shop whose orderd is a user of its own, who may do nothing yet.
+struct Restricted<'a> {
+    shop: Shop<'a>,
+    user: String,
+}
+
+impl<'a> Restricted<'a> {
+    fn new(node: &'a Node) -> Self {
+        let shop = Shop::new(node);
+        let user = format!("orderd-{}", shop.vhost.name);
+        let shop = shop
+            .set("broker.username", &user)
+            .set("broker.password", PASSWORD)
+            .set("log.level", "info")
+            // As an administrator would have it: the API has a user of its own.
+            .set("management.username", "guest")
+            .set("management.password", "guest");
+        let restricted = Restricted { shop, user };
+        restricted.set_password(PASSWORD);
+        restricted
+    }
+
+    fn set_password(&self, password: &str) {
+        let user = format!(r#"{{"password":"{password}","tags":""}}"#);
+        let (status, _) = self.shop.vhost.node.management("PUT", &format!("/users/{}", self.user), &user);
+        assert!([201, 204].contains(&status), "{status}");
+    }
+
+    /// Runs a printed command: every argument is in single quotes, and none has a space or a quote.
+    fn obey(&self, command: &str) {
+        let words = command.strip_prefix("rabbitmqctl ").unwrap().split(' ');
+        let words: Vec<&str> = words.map(|word| word.trim_matches('\'')).collect();
+        self.shop.vhost.node.ctl(&words);
+    }
+
+    /// What `orderd check` says that it needs.
+    fn needed(&self) -> Value {
+        let mut check = self.shop.command(&["check", "--format", "json"]);
+        assert_eq!(check.exit(), 0, "{}", check.output());
+        let output = check.stdout();
+        serde_json::from_str::<Value>(&output).unwrap()["permissions"].clone()
+    }
+
+    fn grant(&self, permissions: &Value) {
+        let body =
+            json!({"configure": permissions["configure"], "write": permissions["write"], "read": permissions["read"]});
+        let path = format!("/permissions/{}/{}", self.shop.vhost.name, self.user);
+        let (status, _) = self.shop.vhost.node.management("PUT", &path, &body.to_string());
+        assert!([201, 204].contains(&status), "{status}");
+    }
+}
+
+impl Drop for Restricted<'_> {
+    fn drop(&mut self) {
+        self.shop.vhost.node.management("DELETE", &format!("/users/{}", self.user), "");
+    }
+}
+
+/// Its only error, after an exit for a configuration that does not work.
+fn refusal(shop: &Shop<'_>) -> String {
+    let mut orderd = shop.run();
+    assert_eq!(orderd.exit(), CONFIG, "{}", orderd.output());
+    let errors = orderd.errors();
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    errors[0].clone()
+}
+
+/// Orders of every fate: processed, retried, parked.
+fn work(shop: &Shop<'_>) {
+    let mut orderd = shop.open();
+    let mut raw = shop.raw();
+    for n in 0..40 {
+        let id = format!("ord-{n}");
+        raw.send_to("orders", "order.normal.created", &Properties::persistent(), &order(&id));
+    }
+    raw.send_to("orders", "order.priority.created", &Properties::persistent(), &order("urgent"));
+    raw.send_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
+    shop.book().await_settled(41);
+    let book = shop.book();
+    until("one is parked", || book.number("SELECT count(*) FROM dead_letters") == 1);
+    assert!(book.number("SELECT count(*) FROM attempts WHERE delay = '300ms'") > 0, "none was retried");
+    assert_eq!(orderd.stop(), 0);
+    assert_eq!(orderd.errors(), ["[Failed] parked in the dead letter queue: "], "nothing else is an error");
+}
+
+#[test]
+fn the_permissions_that_check_prints_suffice_where_orderd_declares() {
+    let node = Node::shared();
+    let mut own = Restricted::new(&node);
+    own.shop.change("consumers.order.faults.transient", "0.5");
+    let mut check = own.shop.command(&["check", "--permissions"]);
+    assert_eq!(check.exit(), 0);
+    let printed = check.stdout();
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    printed.lines().for_each(|command| own.obey(command));
+    work(&own.shop);
+    let mut check = own.shop.command(&["check", "--connect"]);
+    assert_eq!(check.exit(), 0, "{}", check.output());
+}
+
+#[test]
+fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
+    let node = Node::shared();
+    let mut own = Restricted::new(&node);
+    own.shop.change("consumers.order.faults.transient", "0.5");
+    // The same virtual host, by guest, who declares; then by the user, who must not.
+    own.shop.change("broker.username", "guest");
+    own.shop.change("broker.password", "guest");
+    assert_eq!(own.shop.open().stop(), 0);
+    own.shop.change("broker.username", &own.user.clone());
+    own.shop.change("broker.password", PASSWORD);
+    own.shop.change("topology.declare", "false");
+    let needed = own.needed();
+    assert_eq!(needed["configure"], "^$");
+    for command in needed["commands"].as_array().unwrap() {
+        own.obey(command.as_str().unwrap());
+    }
+    work(&own.shop);
+    // Without the way to where failures wait, the start says so, and not the first failure.
+    let mut less = needed.clone();
+    less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.retry", ""));
+    own.grant(&less);
+    let error = refusal(&own.shop);
+    assert!(error.contains("publish to exchange \"orders.retry\"") && error.contains("--permissions"), "{error}");
+    less = needed;
+    less["read"] = json!(less["read"].as_str().unwrap().replace("|order_queue", ""));
+    own.grant(&less);
+    let error = refusal(&own.shop);
+    assert!(error.contains("consume from queue \"order_queue\""), "{error}");
+}
+
+#[test]
+fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_declared() {
+    let node = Node::shared();
+    let own = Restricted::new(&node);
+    let needed = own.needed();
+    let mut missed = 0;
+    for kind in ["configure", "write", "read"] {
+        let whole = needed[kind].as_str().unwrap();
+        let names: Vec<&str> = whole.trim_start_matches("^(").trim_end_matches(")$").split('|').collect();
+        assert!(names.len() > 5, "{whole}");
+        for without in &names {
+            // An exchange's alternate exchange is asked for only when the exchange is made.
+            if (kind, *without) == ("write", r"orders\.unrouted") {
+                continue;
+            }
+            let rest: Vec<&str> = names.iter().filter(|name| *name != without).copied().collect();
+            let mut less = needed.clone();
+            less[kind] = json!(format!("^({})$", rest.join("|")));
+            own.grant(&less);
+            let mut check = own.shop.command(&["check", "--connect"]);
+            assert_eq!(check.exit(), CONFIG, "without {kind} on {without}: {}", check.output());
+            let name = without.replace('\\', "");
+            let told = check.output();
+            let about = told.lines().filter(|line| line.starts_with("error: the user may not "));
+            assert!(about.clone().count() > 0, "without {kind} on {without}: {told}");
+            assert!(about.clone().all(|line| line.contains(&name)), "without {kind} on {without}: {told}");
+            missed += 1;
+        }
+    }
+    assert!(missed > 30, "{missed}");
+    let (_, found) = node.management("GET", &format!("/queues/{}", own.shop.vhost.name), "");
+    assert_eq!(found, json!([]), "asking has declared something");
+
+    let mut less = needed.clone();
+    less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.unrouted", ""));
+    own.grant(&less);
+    let error = refusal(&own.shop);
+    assert!(error.contains("declare exchange \"orders\"") && error.contains("orders.unrouted"), "{error}");
+    less = needed;
+    less["configure"] = json!(less["configure"].as_str().unwrap().replace("|order_queue|", "|"));
+    own.grant(&less);
+    let error = refusal(&own.shop);
+    assert!(error.contains("declare queue \"order_queue\"") && error.contains("--permissions"), "{error}");
+}
+
+#[test]
+fn a_virtual_host_that_is_not_there_is_one_clear_error() {
+    let node = Node::shared();
+    let shop = Shop::new(&node).set("broker.virtual_host", "nowhere");
+    let error = refusal(&shop);
+    assert!(error.contains("refuses virtual host \"nowhere\""), "{error}");
+    let own = Restricted::new(&node);
+    let error = refusal(&own.shop);
+    assert!(error.contains(&format!("refuses virtual host {:?}", own.shop.vhost.name)), "{error}");
+}
+
+#[test]
+fn what_is_taken_away_from_a_running_orderd_is_shown_and_waited_for() {
+    let node = Node::shared();
+    let own = Restricted::new(&node);
+    let needed = own.needed();
+    own.grant(&needed);
+    let mut orderd = own.shop.open();
+    until("it is ready", || http::get(orderd.admin(), "/readyz").status == 200);
+
+    own.set_password(OTHER_PASSWORD);
+    own.shop.vhost.close_connections();
+    until("status tells of the password", || trouble(&orderd).contains(&format!("refuses user {:?}", own.user)));
+    assert_eq!(orderd.ended(), None, "it has given up");
+    assert!(!orderd.output().contains(PASSWORD));
+    own.set_password(PASSWORD);
+    until("it is ready again", || http::get(orderd.admin(), "/readyz").status == 200);
+
+    let mut less = needed.clone();
+    less["read"] = json!(needed["read"].as_str().unwrap().replace("|order_queue|", "|"));
+    own.grant(&less);
+    own.shop.vhost.close_connections();
+    until("status tells of the permission", || trouble(&orderd).contains("ACCESS_REFUSED"));
+    own.grant(&needed);
+    own.shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    own.shop.book().await_settled(1);
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// What the checks that fail say, together.
+fn trouble(orderd: &Orderd) -> String {
+    let status = http::json(orderd.admin(), "/api/v1/status");
+    let failing = status["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
+    failing.map(|check| check["detail"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("; ")
+}
