@@ -191,7 +191,14 @@ fn create(directory: &Path) -> io::Result<()> {
 
 fn configure(connection: &mut Connection, tuning: &Tuning) -> rusqlite::Result<()> {
     connection.busy_handler(Some(await_turn(tuning.busy_timeout)))?;
-    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    // Of several that make a new file's log at once SQLite refuses some without asking the busy handler.
+    let (mut is_patient, mut tried) = (await_turn(tuning.busy_timeout), 0);
+    while let Err(error) = connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())) {
+        if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || !is_patient(tried) {
+            return Err(error);
+        }
+        tried += 1;
+    }
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "wal_autocheckpoint", tuning.checkpoint_pages)?;
     // Negative means KiB rather than pages.
