@@ -12,6 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::live::{Live, Snapshot};
+use crate::control::Outcome;
 use crate::monitor::status::{ConsumerFacts, Stage};
 use crate::monitor::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
@@ -56,6 +57,11 @@ impl Page {
             daemon.started_at.as_millisecond() as f64 / 1e3,
         )?;
         sheet.gauge("config_generation", "Configurations applied since the start", daemon.config_generation as f64)?;
+        let outcome = daemon.last_reload.as_ref().map(|reload| reload.verdict.outcome);
+        let help = "Whether the last reload was rejected, so that the file does not say what is in force";
+        sheet.gauge("config_reload_failed", help, flag(outcome == Some(Outcome::Rejected)))?;
+        let help = "Whether part of the last reload waits for a restart or a person";
+        sheet.gauge("config_pending", help, flag(outcome == Some(Outcome::Partly)))?;
         sheet.gauge("draining", "Whether a shutdown has begun", flag(daemon.stage == Stage::Draining))?;
         sheet.gauge(
             "ready",

@@ -5,6 +5,7 @@
 //! ```
 //! Whatever happens to it, processing goes on.
 
+mod commands;
 mod guard;
 mod live;
 mod metrics;
@@ -13,6 +14,7 @@ mod server;
 mod watch;
 mod watched;
 
+pub use commands::{COMMAND_TYPE, COMMAND_WITHIN};
 pub use guard::{AUTHORIZATION, bearer};
 pub use live::Live;
 pub use metrics::exposition;

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
+use super::commands;
 use super::guard::{Guard, guard};
 use super::live::Live;
 use super::metrics;
@@ -39,7 +40,6 @@ pub(super) struct Pages {
     /// Where the ledger is.
     pub ledger: PathBuf,
     /// The way to whoever obeys.
-    #[allow(dead_code, reason = "the pages that command use it")]
     pub control: Control,
     reports: Arc<Semaphore>,
 }
@@ -51,6 +51,7 @@ impl Pages {
 
     /// All paths, guarded and bounded in time.
     pub(super) fn router(self, who: Arc<Guard>) -> Router {
+        let commands = commands::router(self.control.clone());
         Router::new()
             .route("/", get(index))
             .route("/livez", get(livez))
@@ -59,15 +60,21 @@ impl Pages {
             .route("/api/v1/status", get(status))
             .route("/api/v1/report", get(report_page))
             .with_state(self)
-            .layer(from_fn_with_state(who, guard))
             .layer(from_fn(in_time))
+            .merge(commands)
+            .layer(from_fn_with_state(who, guard))
+            .layer(from_fn(labelled))
     }
 }
 
 async fn in_time(request: Request, next: Next) -> Response {
     let answer = tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await;
-    let mut answer = answer
-        .unwrap_or_else(|_| (StatusCode::SERVICE_UNAVAILABLE, "the answer took too long; try again\n").into_response());
+    answer
+        .unwrap_or_else(|_| (StatusCode::SERVICE_UNAVAILABLE, "the answer took too long; try again\n").into_response())
+}
+
+async fn labelled(request: Request, next: Next) -> Response {
+    let mut answer = next.run(request).await;
     let headers = [(CACHE_CONTROL, "no-store"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
     for (name, value) in headers {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -79,7 +86,8 @@ async fn index() -> &'static str {
     concat!(
         "orderd ",
         env!("CARGO_PKG_VERSION"),
-        "\n/livez\n/readyz\n/readyz?verbose\n/metrics\n/api/v1/status\n/api/v1/report?since=7d&until=now&by=day\n"
+        "\n/livez\n/readyz\n/readyz?verbose\n/metrics\n/api/v1/status\n/api/v1/report?since=7d&until=now&by=day\n",
+        "POST /api/v1/reload\nPOST /api/v1/consumers/<name>/pause\nPOST /api/v1/consumers/<name>/resume\n"
     )
 }
 
@@ -140,7 +148,7 @@ fn typed(value: &'static str) -> [(HeaderName, &'static str); 1] {
     [(CONTENT_TYPE, value)]
 }
 
-fn as_json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn as_json(status: StatusCode, value: &impl Serialize) -> Response {
     let body = serde_json::to_vec(value).expect("statuses and reports are text, numbers and maps with text for keys");
     (status, typed("application/json"), body).into_response()
 }

@@ -3,6 +3,7 @@
 //! Owns a subscription's connection from its opening to its closing. Never decides what a settlement is, and
 //! never sends one of a past epoch.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,11 @@ use crate::message::{DeliveryId, SettleError, Settlement, Settler};
 const COALESCE: Duration = Duration::from_millis(1);
 /// How often settlements stuck behind a slow delivery are looked at; they wait for one to two of these.
 const STUCK_TICK: Duration = Duration::from_millis(25);
+
+/// Nothing is on its way any more if nothing has come for so long while no ack was sent.
+const QUIET: Duration = Duration::from_millis(100);
+/// How long that is waited for.
+const QUIET_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long closing waits for the queue to have applied the last settlements, and how often it looks.
 const APPLIED_WITHIN: Duration = Duration::from_secs(1);
@@ -58,6 +64,7 @@ impl Notes {
 
 enum Command {
     Cancel(oneshot::Sender<()>),
+    WindDown(oneshot::Sender<()>),
     Close(oneshot::Sender<Result<(), SettleError>>),
 }
 
@@ -73,6 +80,8 @@ pub(super) struct Subscribed {
     pub queue: String,
     pub consumer_tag: String,
     pub prefetch: u16,
+    /// The tag of the latest delivery that was yielded.
+    pub latest: Arc<AtomicU64>,
 }
 
 impl ChannelSettler {
@@ -117,6 +126,14 @@ impl Settler for ChannelSettler {
         })
     }
 
+    fn wind_down(&self) -> BoxFuture<'static, ()> {
+        let (reply, done) = oneshot::channel();
+        let _ = self.commands.send(Command::WindDown(reply));
+        Box::pin(async move {
+            let _ = done.await;
+        })
+    }
+
     fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {
         let (reply, done) = oneshot::channel();
         let _ = self.commands.send(Command::Close(reply));
@@ -146,6 +163,11 @@ impl Owner {
                 () = self.epoch.over() => break,
                 command = inbox.recv() => match command {
                     Some(Command::Cancel(reply)) => {
+                        self.cancel().await;
+                        let _ = reply.send(());
+                    }
+                    Some(Command::WindDown(reply)) => {
+                        self.await_quiet().await;
                         self.cancel().await;
                         let _ = reply.send(());
                     }
@@ -206,6 +228,23 @@ impl Owner {
             };
             if !queued {
                 return;
+            }
+        }
+    }
+
+    /// Holds acks back until the broker hands out nothing more, since as much is unacked as may be, or nothing waits. What
+    /// is on its way inside the broker when it is asked to cancel, it takes back by itself, marks as redelivered and counts
+    /// toward the delivery limit, though nobody ever saw it (measured on 3.10.8 under load: some fifty messages).
+    async fn await_quiet(&self) {
+        let deadline = Instant::now() + QUIET_WITHIN;
+        let latest = || self.subscribed.latest.load(Ordering::Relaxed);
+        let mut before = None;
+        while !self.cancelled && before != Some(latest()) && Instant::now() < deadline {
+            before = Some(latest());
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = sleep(QUIET) => {}
+                () = self.epoch.over() => return,
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use amqprs::channel::{BasicConsumeArguments, BasicQosArguments, ConsumerMessage};
@@ -46,8 +47,10 @@ async fn subscribe(link: &Link, queue: &str, prefetch: u16) -> Result<Subscripti
     match consume(&wire, &epoch, queue, prefetch).await {
         Ok((consumer_tag, messages)) => {
             info!(queue, epoch = epoch.number, address = %wire.address, prefetch, "subscribed");
-            let deliveries = Deliveries { messages, epoch: Arc::clone(&epoch), over: Box::pin(epoch.over_owned()) };
-            let subscribed = Subscribed { queue: queue.to_owned(), consumer_tag, prefetch };
+            let latest = Arc::new(AtomicU64::new(0));
+            let over = Box::pin(epoch.over_owned());
+            let deliveries = Deliveries { messages, latest: Arc::clone(&latest), epoch: Arc::clone(&epoch), over };
+            let subscribed = Subscribed { queue: queue.to_owned(), consumer_tag, prefetch, latest };
             let settler = ChannelSettler::spawn(wire, epoch, subscribed);
             Ok(Subscription { deliveries: Box::pin(deliveries), settler: Arc::new(settler) })
         }
@@ -75,6 +78,8 @@ async fn consume(
 /// The deliveries of one epoch, straight from the library's queue, which the prefetch bounds.
 struct Deliveries {
     messages: UnboundedReceiver<ConsumerMessage>,
+    /// The tag of the latest one yielded.
+    latest: Arc<AtomicU64>,
     epoch: Arc<Epoch>,
     /// Wakes the stream at the end of the epoch; polled only when there is nothing to yield.
     over: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -92,6 +97,7 @@ impl Stream for Deliveries {
             match self.messages.poll_recv(cx) {
                 Poll::Ready(Some(message)) => {
                     if let Some(delivery) = from_amqp(message, self.epoch.number) {
+                        self.latest.store(delivery.id.tag, Ordering::Relaxed);
                         return Poll::Ready(Some(delivery));
                     }
                 }

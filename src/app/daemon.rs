@@ -66,7 +66,6 @@ pub(super) async fn hold_back<T>(start: impl Future<Output = T>, commands: &mut 
 impl Daemon {
     /// Obeys `first`, and then what comes, until a shutdown begins: that wins over a reload under way.
     pub async fn obey(&mut self, first: Option<Command>, mut commands: Commands) {
-        self.pauses.warn_of_all(&self.config);
         if let Some(command) = first {
             self.carry_out(command).await;
         }
@@ -118,6 +117,8 @@ impl Daemon {
             planned = reload::plan(&self.sources, &self.config, &self.link, &mut self.pools, &self.pauses) => planned,
             () = shutdown.begun() => return None,
         };
+        // Room may have been made meanwhile.
+        self.former_ended().await;
         let log_by = self.config.log.level;
         let verdict = match planned {
             Ok(plan) => self.put_in_force(plan).await,

@@ -1,13 +1,15 @@
 //! The composition root: everything is made here, started in order, and stopped in the safe order.
 //!
 //! ```text
-//! admin listener → ledger → topology → publisher → one supervised pool per consumer → poller of the management API
+//! start:   admin listener → ledger → topology → publisher → one supervised pool per consumer → poller of the management API
+//! run:     daemon obeys: reload (plan, then pools replaced), pause, resume
 //! stop:    poller and intake off → work in progress settled → acks flushed → confirms awaited → ledger closed → admin listener
 //! ```
 //! It never works on a message.
 
 mod broker;
 mod daemon;
+mod event_logs;
 mod leftovers;
 mod line;
 mod outlook;
@@ -23,12 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use broker::Policies;
 pub use broker::TopologyError;
 use daemon::Daemon;
+use event_logs::EventLogs;
 use outlook::Outlook;
 use pauses::Pauses;
 pub use pauses::PausesError;
@@ -39,12 +41,12 @@ use crate::admin::{AdminError, Bound};
 use crate::amqp::{ConfirmingPublisher, Link};
 use crate::config::{Config, Sources};
 use crate::control::{Commands, Control};
-use crate::handler::{EventLog, LogChannel, Parts};
+use crate::handler::{LogChannel, Parts};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
 use crate::service::Service;
 use crate::shutdown::Shutdown;
-use crate::telemetry::{self, Files, LevelSwitch, TelemetryError};
+use crate::telemetry::{LevelSwitch, TelemetryError};
 
 /// The configuration of the start; each one put in force later counts one up.
 const FIRST_GENERATION: u64 = 1;
@@ -104,6 +106,7 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
     let ledger = open_ledger(config.ledger.directory.clone()).await?;
     outlook.records(&ledger);
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
+    pauses.warn_of_all(&config);
     let logs = EventLogs::start(&config)?;
     let link = Link::new(config.broker.clone());
     let preparing = broker::prepare(&link, &config, &shutdown);
@@ -184,36 +187,6 @@ fn site(
 async fn open_ledger(directory: PathBuf) -> Result<Arc<SqliteLedger>, AppError> {
     let opening = tokio::task::spawn_blocking(move || SqliteLedger::open(&directory));
     Ok(Arc::new(opening.await.expect("opening a ledger neither panics nor is it cancelled")?))
-}
-
-/// The files of JSON lines and the threads that write them.
-struct EventLogs {
-    analytics: EventLog,
-    notifications: EventLog,
-    writers: [JoinHandle<()>; 2],
-}
-
-impl EventLogs {
-    fn start(config: &Config) -> Result<Self, AppError> {
-        let files = Files {
-            directory: config.log.directory.clone().unwrap_or_else(|| config.ledger.directory.clone()),
-            rotation: config.log.rotation.into(),
-            keep: config.log.keep,
-        };
-        let open = |name: &str| telemetry::rolling(&files, name, "jsonl").map_err(AppError::EventLog);
-        let (analytics, analytics_writer) = EventLog::start(open("analytics")?);
-        let (notifications, notifications_writer) = EventLog::start(open("notifications")?);
-        Ok(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] })
-    }
-
-    /// Waits until the writers have ended. To be called when all handlers are gone.
-    async fn finish(self) {
-        let EventLogs { analytics, notifications, writers } = self;
-        drop((analytics, notifications));
-        for writer in writers {
-            let _ = writer.await;
-        }
-    }
 }
 
 /// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then

@@ -1,6 +1,8 @@
 //! The command line: its arguments, and which code each command exits with.
 
+mod ask;
 pub mod check;
+pub mod follow;
 mod pages;
 pub mod probe;
 pub mod publish;
@@ -8,6 +10,7 @@ pub mod report;
 pub mod run;
 pub mod status;
 mod table;
+pub mod tell;
 pub mod trace;
 
 use std::io::Write;
@@ -25,7 +28,7 @@ use crate::handler;
 pub enum Exit {
     /// 0
     Done,
-    /// 1: done, but some input was refused, or what was asked for is unknown.
+    /// 1: done, but some input was refused, what was asked for is unknown, or not all of a reload is in force.
     Refused,
     /// 64: the arguments are wrong.
     Usage,
@@ -74,8 +77,8 @@ struct Arguments {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused or an order unknown, 64 usage, 69 broker or daemon unreachable, 70 internal, \
-78 configuration.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, an order unknown, or not all of a reload in force, 64 usage or no such \
+consumer, 69 broker or daemon unreachable, 70 internal, 78 configuration, also a rejected reload.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
 (default /etc/orderd/orderd.toml), then defaults.";
 
 #[derive(Debug, Subcommand)]
@@ -88,6 +91,12 @@ enum Command {
     Check(check::CheckArgs),
     /// Shows what the running daemon is doing: connections, queues, consumers, failures, what does not add up.
     Status(status::StatusArgs),
+    /// Has the running daemon read its configuration again, and says what is in force now; exit 0 only if all of it is.
+    Reload(tell::ReloadArgs),
+    /// Stops the intake of one consumer of the running daemon, until it is resumed; a restart does not end it.
+    Pause(tell::IntakeArgs),
+    /// Restarts the intake of a paused consumer.
+    Resume(tell::IntakeArgs),
     /// Asks whether the daemon lives, or is ready: for health checks and scripts; exit 69 if not.
     Probe(probe::ProbeArgs),
     /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
@@ -132,11 +141,17 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
             runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
         }
         Command::Status(args) => {
-            let loaded = load(sources)?;
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            let shown = status::run(args, &loaded.config, &loaded.path, &mut out, &mut err);
+            let shown = status::run(args, sources, &mut out, &mut err);
             runtime(1)?.block_on(shown).map_err(|error| unwritable(&error))
         }
+        Command::Reload(args) => {
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            let told = tell::reload(args, sources, &mut out, &mut err);
+            runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
+        }
+        Command::Pause(args) => intake(args, true, sources),
+        Command::Resume(args) => intake(args, false, sources),
         Command::Probe(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
@@ -162,6 +177,12 @@ fn print(page: &[u8]) -> Result<Exit, Exit> {
     let mut out = std::io::stdout().lock();
     out.write_all(page).and_then(|()| out.flush()).map_err(|error| unwritable(&error))?;
     Ok(Exit::Done)
+}
+
+fn intake(args: tell::IntakeArgs, pause: bool, sources: &Sources) -> Result<Exit, Exit> {
+    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let told = tell::intake(args, pause, sources, &mut out, &mut err);
+    runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
 }
 
 /// A reader that has seen enough, such as `head`, is no fault; anything else that keeps output from being written is.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use super::status::ask::{AskError, Client};
+use super::ask::{AskError, Client};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, Sources, duration};
@@ -59,7 +59,7 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
             config
         }
     };
-    let client = match Client::new(&config.admin, &sources.path()) {
+    let client = match Client::of(&config.admin, &sources.path()) {
         Ok(client) => client,
         Err(error) => return tell(args, None, Err(error), out, err),
     };

@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Exit;
+use super::follow::Follower;
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
 use crate::control::Control;
@@ -63,9 +64,15 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
     let obeying = signals.obey(shutdown.clone(), drain, control.clone(), service.clone());
     let listener = AbortOnDropHandle::new(tokio::spawn(obeying));
+    let following = if config.reload.watch {
+        let follower = Follower::new(path.clone()).await;
+        Some(AbortOnDropHandle::new(tokio::spawn(follower.run(control.clone(), shutdown.clone()))))
+    } else {
+        None
+    };
     let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
     let outcome = app::run(config, process, shutdown).await;
-    drop(listener);
+    drop((listener, following));
     service.end(outcome.as_ref().err().map(|error| format!("cannot start: {}", chain(error))));
     match outcome {
         Ok(()) => Exit::Done,

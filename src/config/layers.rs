@@ -95,10 +95,20 @@ impl Layers {
             problems.sort_by_key(|problem| (problem.line, problem.column));
             return Err(problems);
         }
+        Ok(Self::of(text, document.get_ref()))
+    }
+
+    /// Reads of the lowest layer what can be made out in spite of syntax errors.
+    pub(super) fn recovered(text: &str) -> Self {
+        let (document, _) = DeTable::parse_recoverable(text);
+        Self::of(text, document.get_ref())
+    }
+
+    fn of(text: &str, document: &DeTable<'_>) -> Self {
         let lines = Lines::new(text);
         let mut layers = Layers::default();
-        layers.root = layers.table(&lines, "", document.get_ref());
-        Ok(layers)
+        layers.root = layers.table(&lines, "", document);
+        layers
     }
 
     fn table(&mut self, lines: &Lines<'_>, path: &str, table: &DeTable<'_>) -> Table {

@@ -178,7 +178,7 @@ pub(super) fn parse(
     if problems.is_empty() { Ok((config, warnings)) } else { Err(Faults { problems, warnings }) }
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {
     let start = |message: String| vec![Problem::in_file("line 1, column 1".to_owned(), message, 1, 1)];
     if bytes.len() > LARGEST_FILE {
         return Err(start(format!("the file must be at most {LARGEST_FILE} bytes, is {}", bytes.len())));

@@ -5,6 +5,7 @@
 //! raw value. `reread` and `change` are for the running daemon: a changed file, once it is whole, and what in it differs.
 //! It never touches the broker.
 
+mod alone;
 mod change;
 mod check;
 pub mod duration;
@@ -22,6 +23,7 @@ mod tests;
 mod topology;
 mod workload;
 
+pub use alone::admin_alone;
 pub use change::{changes, in_force};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{
@@ -30,3 +32,4 @@ pub use model::{
 };
 pub use report::Problem;
 pub use reread::{RereadError, reread};
+pub use secret::token_in;

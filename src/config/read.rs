@@ -207,7 +207,7 @@ fn log(mut section: Section<'_>) -> Log {
     log
 }
 
-fn admin(mut section: Section<'_>) -> Admin {
+pub(super) fn admin(mut section: Section<'_>) -> Admin {
     let admin = Admin {
         listen: section.or("listen", Some(SocketAddr::from(([127, 0, 0, 1], 9640))), &listen),
         token: secret::token(&mut section),

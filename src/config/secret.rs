@@ -32,17 +32,27 @@ pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
 /// The bearer token in `token_file`, if that is there.
 pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
     let file = section.optional("token_file", &shape::text(4096))?;
-    from_file(section, &section.key("token_file"), &file, |path| {
-        let found = read(path)?;
-        let token = found.secret.expose();
-        if token.len() < SHORTEST_TOKEN {
-            Err(format!("its token must have at least {SHORTEST_TOKEN} bytes, has {}", token.len()))
-        } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Err("its token must be one line of visible ASCII characters without spaces".to_owned())
-        } else {
-            Ok(found)
-        }
-    })
+    from_file(section, &section.key("token_file"), &file, read_token)
+}
+
+/// The bearer token in a file.
+///
+/// # Errors
+/// Why it cannot be used, without showing it.
+pub fn token_in(path: &Path) -> Result<Secret, String> {
+    read_token(path).map(|found| found.secret)
+}
+
+fn read_token(path: &Path) -> Result<Found, String> {
+    let found = read(path)?;
+    let token = found.secret.expose();
+    if token.len() < SHORTEST_TOKEN {
+        Err(format!("its token must have at least {SHORTEST_TOKEN} bytes, has {}", token.len()))
+    } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Err("its token must be one line of visible ASCII characters without spaces".to_owned())
+    } else {
+        Ok(found)
+    }
 }
 
 fn from_file(

@@ -126,6 +126,10 @@ pub trait Settler: Send + Sync + 'static {
     /// Stops intake: the broker hands out nothing more, and `deliveries` ends after what it had handed out.
     fn cancel(&self) -> BoxFuture<'static, ()>;
 
+    /// Stops intake as [`Settler::cancel`] does, for whoever will work on all that was handed out: at a moment, if there
+    /// is one soon, at which nothing is on its way from the broker.
+    fn wind_down(&self) -> BoxFuture<'static, ()>;
+
     /// Sends all settlements noted so far, waits until the broker has them, and closes the subscription.
     ///
     /// # Errors

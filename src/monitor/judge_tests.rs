@@ -265,3 +265,16 @@ fn a_broker_without_statistics_leads_to_no_findings() {
     }
     assert_eq!(court.found(), []);
 }
+
+#[test]
+fn messages_that_wait_for_a_paused_consumer_are_said_to_and_are_no_error() {
+    let mut court = Court::new();
+    court.totals(QUEUE, 7, 0, Some(0));
+    court.own.paused = [(QUEUE.to_owned(), Timestamp::UNIX_EPOCH)].into();
+    court.pass(40, QUEUE, &json!({"consumers": 0, "consumer_details": []}));
+    assert_eq!(court.found(), one(QUEUE, FindingKind::ConsumerPaused, 7));
+    assert!(court.judge.findings()[0].detail.contains("orderd resume order"));
+    court.own.paused.clear();
+    court.pass(40, QUEUE, &json!({"consumers": 0, "consumer_details": []}));
+    assert_eq!(court.found(), one(QUEUE, FindingKind::NoConsumer, 7), "resumed, and still nobody there");
+}

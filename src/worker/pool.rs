@@ -209,7 +209,7 @@ impl Pool {
                 () = self.retired.cancelled(), if !intake.retired.is_cancelled() => {
                     intake.retired.cancel();
                     serving.drains();
-                    settler.cancel().await;
+                    settler.wind_down().await;
                 }
             }
         }

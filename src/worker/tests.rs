@@ -62,6 +62,9 @@ impl Settler for Channel {
         self.open.lock().unwrap().take();
         Box::pin(async {})
     }
+    fn wind_down(&self) -> BoxFuture<'static, ()> {
+        self.cancel()
+    }
     fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {
         Box::pin(async { Ok(()) })
     }

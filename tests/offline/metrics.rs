@@ -119,9 +119,16 @@ async fn every_metric_on_the_dashboard_and_in_the_rules_exists_with_its_labels()
 #[test]
 fn every_alert_that_an_operator_relies_on_is_there() {
     let rules = file("config/prometheus/orderd.rules.yml");
-    for alert in
-        ["DeadLettersGrowing", "NoConsumer", "RetriesOverdue", "UnroutedMessages", "ConservationBroken", "NotReady"]
-    {
+    for alert in [
+        "DeadLettersGrowing",
+        "NoConsumer",
+        "RetriesOverdue",
+        "UnroutedMessages",
+        "ConservationBroken",
+        "NotReady",
+        "ConfigRejected",
+        "ConsumerPaused",
+    ] {
         assert!(rules.contains(&format!("- alert: Orderd{alert}\n")), "{alert}");
     }
     assert_eq!(rules.matches("- alert: ").count(), rule_expressions().len(), "an alert has no expression of one line");

@@ -6,6 +6,7 @@
 //!   "config": "/etc/orderd/orderd.toml",
 //!   "broker": {"addresses": ["127.0.0.1:5672"], "virtual_host": "/", "username": "guest"},
 //!   "ledger": {"directory": "/var/lib/orderd", "retention_ms": null},
+//!   "reload": {"watch": false},
 //!   "topology": {
 //!     "declare": true,
 //!     "exchanges": [{"name": "orders", "type": "topic", "arguments": {"alternate-exchange": "orders.unrouted"}}],
@@ -52,6 +53,8 @@ pub struct CheckReport {
     pub broker: BrokerSettings,
     /// Where effects are recorded, and for how long.
     pub ledger: LedgerSettings,
+    /// When a changed file is applied.
+    pub reload: ReloadSettings,
     /// What must be on it.
     pub topology: TopologyReport,
     /// What runs.
@@ -69,6 +72,13 @@ pub struct BrokerSettings {
     pub virtual_host: String,
     /// Without the password.
     pub username: String,
+}
+
+/// When a changed file is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ReloadSettings {
+    /// By itself; else when told to.
+    pub watch: bool,
 }
 
 /// The ledger's place, and how long it keeps the rows of what is done.
@@ -221,6 +231,7 @@ impl CheckReport {
                 username: config.broker.username.clone(),
             },
             ledger: LedgerSettings { directory: config.ledger.directory.clone(), retention: config.ledger.retention },
+            reload: ReloadSettings { watch: config.reload.watch },
             topology: TopologyReport::new(config),
             consumers: config.consumers.iter().map(|(name, consumer)| ConsumerReport::new(name, consumer)).collect(),
             connected: None,

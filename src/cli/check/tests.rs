@@ -88,6 +88,16 @@ async fn the_default_configuration_is_good_and_says_what_would_run() {
 }
 
 #[tokio::test]
+async fn whether_the_file_is_followed_is_shown() {
+    let answer = check(TEXT, DEFAULT_FILE).await;
+    assert!(answer.out.contains("\na changed file is applied by `orderd reload` or SIGHUP\n"), "{}", answer.out);
+    let file = DEFAULT_FILE.replacen("watch = false", "watch = true", 1);
+    assert!(check(TEXT, &file).await.out.contains("applied by itself"));
+    let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
+    assert_eq!(json["reload"]["watch"], true);
+}
+
+#[tokio::test]
 async fn injected_faults_are_loud() {
     let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
     let answer = check(TEXT, &file).await;
@@ -129,7 +139,8 @@ async fn json_has_the_documented_keys() {
     let answer = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
     let told: Value = serde_json::from_str(&answer.out).unwrap();
     let keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = ["broker", "config", "connected", "consumers", "ledger", "ok", "problems", "topology", "warnings"];
+    let expected =
+        ["broker", "config", "connected", "consumers", "ledger", "ok", "problems", "reload", "topology", "warnings"];
     assert_eq!(keys, expected);
     let order = told["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();

@@ -22,6 +22,8 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     )?;
     let kept = report.ledger.retention.map_or_else(|| "forever".to_owned(), duration);
     writeln!(out, "ledger         {}, rows of what is done kept {kept}", report.ledger.directory.display())?;
+    let applied = if report.reload.watch { "by itself, once it rests" } else { "by `orderd reload` or SIGHUP" };
+    writeln!(out, "a changed file is applied {applied}")?;
     faults(report, out)?;
     topology(report, out)?;
     pools(report, out)?;

@@ -3,21 +3,20 @@
 //! It asks the admin listener only, never the broker. The status goes to standard output, what is wrong to standard
 //! error.
 
-pub(super) mod ask;
+mod reload;
 mod text;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::ask::{AskError, Whom};
 use super::{Exit, Format};
 use crate::chain::chain;
-use crate::config::{self, duration};
+use crate::config::{Sources, duration};
 use crate::monitor::status::{Stage, Status};
-use ask::{AskError, Client};
 
 /// Goes to the upper left and clears the screen from there.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -25,6 +24,8 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// Arguments of `orderd status`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct StatusArgs {
+    #[command(flatten)]
+    whom: Whom,
     /// Show it again and again, every two seconds unless told otherwise; in place if in a terminal
     #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "2s", value_parser = every)]
     watch: Option<Duration>,
@@ -45,14 +46,8 @@ fn every(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
-pub async fn run(
-    args: StatusArgs,
-    config: &config::Config,
-    path: &Path,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> io::Result<Exit> {
-    let client = match Client::new(&config.admin, path) {
+pub async fn run(args: StatusArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    let client = match args.whom.find(sources, err)? {
         Ok(client) => client,
         Err(error) => return refuse(&error, err),
     };

@@ -8,6 +8,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use jiff::Timestamp;
 
+use super::reload;
 use crate::cli::table::plain;
 use crate::config::duration;
 use crate::monitor::status::{Consumer, Quantiles, Stage, Status};
@@ -23,9 +24,10 @@ const UNKNOWN: &str = "-";
 /// Writes the whole status. `now` is what ages are told from.
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     daemon(status, out)?;
+    reload::write(&status.daemon, now, out)?;
     broker(&status.broker, now, out)?;
     queues(&status.broker, out)?;
-    consumers(&status.consumers, out)?;
+    consumers(&status.consumers, now, out)?;
     writeln!(out)?;
     counts("retries", status, |consumer| &consumer.retries, out)?;
     counts("dead letters", status, |consumer| &consumer.dead_letters, out)?;
@@ -63,23 +65,25 @@ fn daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     );
     labelled("connections", &told, out)?;
     let failing: Vec<_> = status.checks.iter().filter(|check| !check.ok).collect();
+    let paused: Vec<_> = status.consumers.iter().filter(|(_, one)| one.paused).map(|(name, _)| plain(name)).collect();
+    let but = if paused.is_empty() { String::new() } else { format!(", but PAUSED: {}", paused.join(", ")) };
     if failing.is_empty() {
-        return labelled("ready", "yes", out);
+        return labelled("ready", &format!("yes{but}"), out);
     }
     let told: Vec<_> =
         failing.iter().map(|check| format!("{} ({})", plain(&check.name), plain(&check.detail))).collect();
-    labelled("ready", &format!("NO: {}", told.join(", ")), out)
+    labelled("ready", &format!("NO: {}{but}", told.join(", ")), out)
 }
 
 fn broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
-    let age = |moment: Timestamp| whole_seconds(now.duration_since(moment).as_secs_f64().max(0.0));
-    let told = view.taken_at.map_or_else(|| "nothing told yet".to_owned(), |taken| format!("told {} ago", age(taken)));
+    let told =
+        view.taken_at.map_or_else(|| "nothing told yet".to_owned(), |taken| format!("told {} ago", age(taken, now)));
     match &view.api {
         ApiState::Off => labelled("broker", "not asked: management.poll_every is \"off\"", out)?,
         ApiState::Unasked => labelled("broker", "not asked yet", out)?,
         ApiState::Fresh => labelled("broker", &told, out)?,
         ApiState::Stale { since, reason, .. } => {
-            let told = format!("DOES NOT TELL for {}: {}; {told}", age(*since), plain(reason));
+            let told = format!("DOES NOT TELL for {}: {}; {told}", age(*since, now), plain(reason));
             labelled("broker", &told, out)?;
         }
     }
@@ -129,7 +133,7 @@ fn waiting(queue: &str, view: &BrokerView) -> String {
     view.queues.values().filter_map(waits).collect::<Vec<_>>().join(", ")
 }
 
-fn consumers(consumers: &BTreeMap<String, Consumer>, out: &mut dyn Write) -> io::Result<()> {
+fn consumers(consumers: &BTreeMap<String, Consumer>, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([
         "CONSUMER", "UP", "HAND", "OLDEST", "DONE", "AGAIN", "FAILED", "RETRIED", "DEAD", "DIED", "RATE/S", "P50",
@@ -140,7 +144,7 @@ fn consumers(consumers: &BTreeMap<String, Consumer>, out: &mut dyn Write) -> io:
             |of: fn(&Quantiles) -> f64| one.handling_seconds.as_ref().map_or(UNKNOWN.to_owned(), |q| short(of(q)));
         table.add_row([
             plain(name),
-            format!("{}/{}", one.workers_up, one.workers_wanted),
+            if one.paused { "PAUSED".to_owned() } else { format!("{}/{}", one.workers_up, one.workers_wanted) },
             one.in_flight.to_string(),
             one.oldest_in_flight_seconds.map_or_else(|| UNKNOWN.to_owned(), short),
             one.processed.to_string(),
@@ -156,16 +160,27 @@ fn consumers(consumers: &BTreeMap<String, Consumer>, out: &mut dyn Write) -> io:
         ]);
     }
     print(table, 1..14, 1, out)?;
-    let safe: Vec<_> = consumers.iter().filter(|(_, one)| one.safe_mode).map(|(name, _)| plain(name)).collect();
-    if safe.is_empty() {
-        return Ok(());
+    let mut told = Vec::new();
+    for (name, one) in consumers.iter().filter(|(_, one)| one.paused) {
+        let age = one.paused_since.map_or_else(String::new, |since| format!(" for {}", age(since, now)));
+        told.push(("PAUSED", format!("{}{age}: takes nothing in until `orderd resume {0}`", plain(name))));
     }
-    writeln!(out)?;
-    labelled(
-        "SAFE MODE",
-        &format!("{}: one delivery at a time, since deliveries keep coming back", safe.join(", ")),
-        out,
-    )
+    let safe: Vec<_> = consumers.iter().filter(|(_, one)| one.safe_mode).map(|(name, _)| plain(name)).collect();
+    if !safe.is_empty() {
+        told.push((
+            "SAFE MODE",
+            format!("{}: one delivery at a time, since deliveries keep coming back", safe.join(", ")),
+        ));
+    }
+    let removed = consumers.iter().filter(|(_, one)| one.workers_wanted == 0 && one.draining > 0);
+    let removed: Vec<_> = removed.map(|(name, _)| plain(name)).collect();
+    if !removed.is_empty() {
+        told.push(("removed", format!("{}: finishes what it was handed", removed.join(", "))));
+    }
+    if !told.is_empty() {
+        writeln!(out)?;
+    }
+    told.iter().try_for_each(|(label, text)| labelled(label, text, out))
 }
 
 /// Counts of each consumer by some word, where there are any.
@@ -220,7 +235,7 @@ fn conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 
 fn findings(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     for finding in &view.findings {
-        let age = whole_seconds(now.duration_since(finding.since).as_secs_f64().max(0.0));
+        let age = age(finding.since, now);
         let word = if finding.kind.needs_a_person() { "FOUND" } else { "found" };
         let count = finding.messages.map_or_else(String::new, |count| format!(" ({count})"));
         let told = format!("{word} on {} for {age}{count}: {}", plain(&finding.queue), plain(&finding.detail));
@@ -246,8 +261,13 @@ fn print(mut table: Table, numbers: std::ops::Range<usize>, gap: u16, out: &mut 
     Ok(())
 }
 
+/// How long ago something was.
+pub(super) fn age(moment: Timestamp, now: Timestamp) -> String {
+    whole_seconds(now.duration_since(moment).as_secs_f64())
+}
+
 /// Writes a label and, beside it, text.
-fn labelled(label: &str, text: &str, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn labelled(label: &str, text: &str, out: &mut dyn Write) -> io::Result<()> {
     broken(&format!("{label:<width$} {text}", width = INDENT - 1), INDENT, out)
 }
 
@@ -318,10 +338,14 @@ mod tests {
             "dead_letters": {"malformed": 1000, "retries_exhausted": 200, "too_old": 34}, "restarts": 123,
             "subscriptions": 9, "rate": 1234.56, "handling_seconds": quantiles, "publish_to_done_seconds": null,
             "conservation": books});
-        let consumers: serde_json::Map<_, _> = ["analytics", "failed", "notification", "order", "priority"]
+        let mut paused = consumer.clone();
+        paused["paused"] = json!(true);
+        paused["paused_since"] = json!("2026-11-22T08:00:00Z");
+        let mut consumers: serde_json::Map<_, _> = ["analytics", "failed", "notification", "order", "priority"]
             .map(|name| (name.to_owned(), consumer.clone()))
             .into_iter()
             .collect();
+        consumers.insert("priority".to_owned(), paused);
         let check = |name: &str| json!({"name": name, "ok": false, "detail": "no subscription"});
         let checks = ["publisher", "consumer analytics", "consumer failed", "consumer notification"].map(check);
         let mut queue = serde_json::to_value(QueueView::unknown(QueueRole::Work { consumer: "order".into() })).unwrap();
@@ -338,9 +362,12 @@ mod tests {
         let api = json!({"state": "stale", "since": "2026-11-22T08:00:00Z", "cause": "timed_out", "reason": long});
         let finding = json!({"queue": "order_queue", "kind": "no_consumer", "since": "2026-11-22T08:00:00Z",
             "messages": 7, "detail": long});
+        let verdict = json!({"outcome": "rejected", "generation": 7, "changes": [], "notes": [],
+            "problems": [long, "a\u{1b}b", long, long]});
+        let reload = json!({"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "verdict": verdict});
         let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "stage": "running",
             "started_at": "2026-11-22T08:00:00Z", "uptime_seconds": 8e7, "config": "/etc/orderd/production/orderd.toml",
-            "config_generation": 1, "connections": 6, "epochs": 123_456, "publisher": null,
+            "config_generation": 1, "last_reload": reload, "connections": 6, "epochs": 123_456, "publisher": null,
             "ledger": {"recording": false, "commits": 123_456_789}});
         serde_json::from_value(json!({"daemon": daemon, "conserved": false, "consumers": consumers,
             "checks": checks,
@@ -368,6 +395,10 @@ mod tests {
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "THIS DOES NOT ADD UP",
             "SAFE MODE analytics, failed,",
+            "but PAUSED: priority",
+            "priority PAUSED 1000 478ms",
+            "PAUSED priority for 1h: takes nothing in until `orderd resume priority`",
+            "reload REJECTED 1h ago, asked for by SIGHUP",
             "found on order_queue for 1h (7): why",
         ] {
             assert!(words.to_lowercase().contains(&part.to_lowercase()), "no {part:?}:\n{text}");

@@ -16,6 +16,7 @@ fn an_alarm_and_a_killed_broker_delay_orders_and_lose_none() {
     let node = Node::own("daemon");
     an_alarm_stops_publishing_and_neither_consuming_nor_acks(&node);
     a_killed_broker_loses_no_order_in_flight_or_waiting_for_its_retry(&node);
+    a_broker_that_is_away_rejects_only_reloads_that_need_it(&node);
 }
 
 fn an_alarm_stops_publishing_and_neither_consuming_nor_acks(node: &Node) {
@@ -74,5 +75,24 @@ fn a_killed_broker_loses_no_order_in_flight_or_waiting_for_its_retry(node: &Node
         book.rows("SELECT sum(orders), sum(quantity) FROM sales WHERE granularity = 'day'"),
         [format!("{ORDERS}|{}", 3 * ORDERS)]
     );
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
+    let (shop, mut file) = Shop::new(node).with_file();
+    let mut orderd = shop.open();
+    node.kill();
+    until("it has noticed", || orderd.status()["consumers"]["order"]["subscribed"] == false);
+    file.set("consumers.order.workers", "2").save();
+    assert_eq!(orderd.reload()["outcome"], "applied");
+    file.set("consumers.order.workers", "3").set("consumers.order.retry.delays", "700ms").save();
+    let verdict = orderd.reload();
+    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&"rejected".into(), &2.into()), "{verdict}");
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 2);
+    node.restart();
+    until("it is put in force once the broker is back", || orderd.reload()["outcome"] == "applied");
+    flood(&shop, "ord", 10);
+    shop.book().await_settled(10);
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_up"], 3);
     assert_eq!(orderd.stop(), 0);
 }
