@@ -172,17 +172,17 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
     }
 }
 
-fn intake(args: tell::IntakeArgs, pause: bool, sources: &Sources) -> Result<Exit, Exit> {
-    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    let told = tell::intake(args, pause, sources, &mut out, &mut err);
-    runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
-}
-
 /// Prints what is made from the table of arguments.
 fn print(page: &[u8]) -> Result<Exit, Exit> {
     let mut out = std::io::stdout().lock();
     out.write_all(page).and_then(|()| out.flush()).map_err(|error| unwritable(&error))?;
     Ok(Exit::Done)
+}
+
+fn intake(args: tell::IntakeArgs, pause: bool, sources: &Sources) -> Result<Exit, Exit> {
+    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let told = tell::intake(args, pause, sources, &mut out, &mut err);
+    runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
 }
 
 /// A reader that has seen enough, such as `head`, is no fault; anything else that keeps output from being written is.

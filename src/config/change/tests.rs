@@ -105,7 +105,7 @@ fn a_consumer_that_comes_or_goes_is_told_key_by_key() {
         .insert("vip".to_owned(), Consumer { queue: "vip_queue".to_owned(), ..old.consumers["order"].clone() });
     let come = changes(&old, &new);
     let keys: Vec<_> = come.iter().map(|change| change.key.as_str()).collect();
-    assert!(keys.is_sorted() && keys.len() == 13, "{keys:?}");
+    assert!(keys.is_sorted() && keys.len() == 14, "{keys:?}");
     assert!(keys.contains(&"queues.vip_queue.bindings") && keys.contains(&"consumers.vip.retry.delays"), "{keys:?}");
     assert!(come.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
     let gone = changes(&new, &old);
