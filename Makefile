@@ -5,13 +5,58 @@ CARGO ?= cargo
 NODE := tests/support/node.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo up down bench soak image image-test clean
+.PHONY: help build install uninstall test systemd-test demo up down bench soak image image-test clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## Build orderd in release: target/release/orderd
 	$(CARGO) build --release --bin orderd
+
+# Where things go. DESTDIR goes before everything, for packages and images.
+PREFIX ?= /usr/local
+BINDIR := $(PREFIX)/bin
+UNITDIR := $(PREFIX)/lib/systemd/system
+CONFIGDIR := /etc/orderd
+BASHDIR := $(PREFIX)/share/bash-completion/completions
+ZSHDIR := $(PREFIX)/share/zsh/site-functions
+FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
+MANDIR := $(PREFIX)/share/man/man8
+# What is installed, and for which version of systemd; 0 where there is none.
+BINARY ?= target/release/orderd
+SYSTEMD ?= $(shell systemctl --version 2>/dev/null | awk 'NR == 1 && $$2 ~ /^[0-9]+$$/ { print $$2 }')
+
+install: ## Put program, unit, configuration, completions and man page in place; PREFIX, DESTDIR
+	@[[ -x $(BINARY) ]] || { echo "there is no $(BINARY): run make build first" >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(BINDIR)/orderd
+	@install -d $(addprefix $(DESTDIR),$(UNITDIR) $(CONFIGDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(MANDIR))
+	sed 's|/usr/local/bin/|$(BINDIR)/|' config/systemd/orderd.service >$(DESTDIR)$(UNITDIR)/orderd.service
+	@chmod 644 $(DESTDIR)$(UNITDIR)/orderd.service
+	@if (($(or $(SYSTEMD),0) > 0 && $(or $(SYSTEMD),0) < 253)); then \
+	    set -x; install -D -m 644 -t $(DESTDIR)$(UNITDIR)/orderd.service.d config/systemd/orderd.service.d/*; \
+	else rm -rf $(DESTDIR)$(UNITDIR)/orderd.service.d; fi
+	$(BINARY) completions bash >$(DESTDIR)$(BASHDIR)/orderd
+	$(BINARY) completions zsh >$(DESTDIR)$(ZSHDIR)/_orderd
+	$(BINARY) completions fish >$(DESTDIR)$(FISHDIR)/orderd.fish
+	$(BINARY) man >$(DESTDIR)$(MANDIR)/orderd.8
+	@chmod 644 $(DESTDIR)$(BASHDIR)/orderd $(DESTDIR)$(ZSHDIR)/_orderd $(DESTDIR)$(FISHDIR)/orderd.fish $(DESTDIR)$(MANDIR)/orderd.8
+	@config=$(DESTDIR)$(CONFIGDIR)/orderd.toml; \
+	if [[ ! -e $$config ]]; then set -x; install -m 644 config/orderd.toml $$config; \
+	elif cmp -s config/orderd.toml $$config; then rm -f $$config.new; \
+	else install -m 644 config/orderd.toml $$config.new; \
+	    echo "$$config is yours and stays as it is; the annotated default is in $$config.new"; fi
+	@echo "installed; next: systemctl daemon-reload && systemctl enable --now orderd"
+
+uninstall: ## Take away what install put in place, but no configuration and no ledger
+	rm -f $(DESTDIR)$(BINDIR)/orderd $(DESTDIR)$(UNITDIR)/orderd.service $(DESTDIR)$(CONFIGDIR)/orderd.toml.new
+	rm -f $(DESTDIR)$(BASHDIR)/orderd $(DESTDIR)$(ZSHDIR)/_orderd $(DESTDIR)$(FISHDIR)/orderd.fish $(DESTDIR)$(MANDIR)/orderd.8
+	rm -rf $(DESTDIR)$(UNITDIR)/orderd.service.d
+	@echo "left in place: $(CONFIGDIR)/orderd.toml and /var/lib/orderd"
+
+systemd-test: ## Boot Debian in a container and run orderd under its systemd; SUITES="bookworm trixie"
+	@tests/support/prerequisites.sh
+	$(if $(ORDERD),,$(CARGO) build --locked --bin orderd)
+	tests/systemd/run.sh $(or $(ORDERD),target/debug/orderd) $(or $(SUITES),bookworm trixie)
 
 .PHONY: programs
 programs:

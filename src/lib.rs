@@ -9,6 +9,7 @@
 //!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)
 //!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
 //!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control
+//!     instance (which process this is)   service (what the service manager is told; the watch over stuck tasks)
 //!  0  order   message (deliveries, headers, ports)   backoff   delay   chain        all pure
 //! ```
 //! `worker` and `amqp` never import each other: `app` joins them through the ports in [`message`].
@@ -32,11 +33,13 @@ pub mod config;
 pub mod control;
 pub mod delay;
 pub mod handler;
+pub mod instance;
 pub mod ledger;
 pub mod message;
 pub mod monitor;
 pub mod order;
 pub mod recovery;
+pub mod service;
 pub mod shutdown;
 pub mod supervisor;
 pub mod telemetry;

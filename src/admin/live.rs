@@ -18,6 +18,7 @@ use crate::monitor::BrokerView;
 use crate::monitor::status::{
     self, Check, ConsumerFacts, Daemon, LastReload, Ledger, Publisher, Recent, Sample, Stage, Status,
 };
+use crate::service::{Health, Stuck};
 use crate::shutdown::Shutdown;
 use crate::worker::Counters;
 
@@ -38,6 +39,7 @@ pub struct Live {
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     view: watch::Receiver<Arc<BrokerView>>,
     shutdown: Shutdown,
+    health: Health,
     recent: Mutex<Recent>,
 }
 
@@ -56,6 +58,7 @@ impl Live {
         publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
         view: watch::Receiver<Arc<BrokerView>>,
         shutdown: Shutdown,
+        health: Health,
     ) -> Self {
         Live {
             begun: Instant::now(),
@@ -68,6 +71,7 @@ impl Live {
             publisher,
             view,
             shutdown,
+            health,
             recent: Mutex::default(),
         }
     }
@@ -142,6 +146,7 @@ impl Live {
         let daemon = Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            instance: crate::instance::name().to_owned(),
             stage: self.stage(),
             started_at: self.started_at,
             uptime_seconds: up.as_secs_f64(),
@@ -166,7 +171,23 @@ impl Live {
         Snapshot { status, facts }
     }
 
-    fn stage(&self) -> Stage {
+    /// Tasks that are stuck now.
+    pub(super) fn stuck(&self) -> Vec<Stuck> {
+        self.health.stuck()
+    }
+
+    /// Whether the ledger is open.
+    pub fn has_ledger(&self) -> bool {
+        self.ledger.get().is_some()
+    }
+
+    /// Whether there is a connection to publish on; `None` before the topology is there.
+    pub fn publishes(&self) -> Option<bool> {
+        self.publisher.get().map(|publisher| publisher.state().connected)
+    }
+
+    /// How far the daemon has come.
+    pub fn stage(&self) -> Stage {
         if self.shutdown.has_begun() {
             Stage::Draining
         } else if self.publisher.get().is_none() {

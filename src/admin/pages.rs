@@ -91,9 +91,15 @@ async fn index() -> &'static str {
     )
 }
 
-/// That this is answered at all says that the process runs and its tasks get their turn.
-async fn livez() -> &'static str {
-    "ok\n"
+/// That this is answered at all says that tasks get their turn; that nobody is stuck is the judgement that the service
+/// manager's watchdog goes by.
+async fn livez(State(pages): State<Pages>) -> Response {
+    let stuck = pages.live.stuck();
+    if stuck.is_empty() {
+        return "ok\n".into_response();
+    }
+    let text: String = stuck.iter().map(|who| format!("{who}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
 async fn readyz(State(pages): State<Pages>, RawQuery(query): RawQuery) -> Response {

@@ -14,6 +14,7 @@ use super::callbacks::{ChannelWatch, Confirms, ConnectionWatch};
 use super::epoch::{ANSWER_TIMEOUT, Epoch, EpochEnd};
 use super::inquire::{Verdict, inquire};
 use crate::config::{Address, Broker};
+use crate::instance;
 
 /// AMQP's bound for exchange, queue and virtual host names, routing keys and other short strings, in bytes.
 pub(super) const SHORT_STRING: usize = 255;
@@ -109,9 +110,9 @@ impl Link {
         Link { broker: Arc::new(broker) }
     }
 
-    /// Opens a connection that the broker's management pages show as `name`: one round over all addresses,
-    /// from a random one on, within `connect_timeout`.
-    pub(super) async fn connect(&self, name: &str) -> Result<(Connection, Address), ConnectError> {
+    /// Opens a connection that the broker's management pages show with its purpose and this instance: one round over
+    /// all addresses, from a random one on, within `connect_timeout`.
+    pub(super) async fn connect(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
         let broker = &self.broker;
         if broker.virtual_host.len() > SHORT_STRING {
             let problem = format!("the virtual host's name is longer than {SHORT_STRING} bytes");
@@ -125,7 +126,7 @@ impl Link {
             let address = &broker.addresses[(first + turn) % count];
             // What is left is shared evenly, so that a dead address leaves time for the others.
             let share = deadline.saturating_duration_since(Instant::now()) / (count - turn) as u32;
-            match self.connect_to(address, name, share).await {
+            match self.connect_to(address, purpose, share).await {
                 Ok(connection) => return Ok((connection, address.clone())),
                 // A refusal tells a person more than a dead address does.
                 Err(error) if failure.as_ref().is_none_or(|known: &ConnectError| !known.is_permanent()) => {
@@ -137,9 +138,9 @@ impl Link {
         Err(failure.unwrap_or(ConnectError::Invalid { problem: "there is no broker address".into() }))
     }
 
-    async fn connect_to(&self, address: &Address, name: &str, share: Duration) -> Result<Connection, ConnectError> {
+    async fn connect_to(&self, address: &Address, purpose: &str, share: Duration) -> Result<Connection, ConnectError> {
         let deadline = Instant::now() + share;
-        let arguments = self.arguments(address, name);
+        let arguments = self.arguments(address, purpose);
         let mut opening = tokio::spawn(async move { Connection::open(&arguments).await });
         // A quarter of the time is kept for asking what is wrong.
         match timeout(share * 3 / 4, &mut opening).await {
@@ -171,14 +172,14 @@ impl Link {
         }
     }
 
-    fn arguments(&self, address: &Address, name: &str) -> OpenConnectionArguments {
+    fn arguments(&self, address: &Address, purpose: &str) -> OpenConnectionArguments {
         let broker = &self.broker;
         // The library joins host and port with a colon, so IPv6 needs its brackets.
         let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
         let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX);
         OpenConnectionArguments::new(&host, address.port, &broker.username, broker.password.expose())
             .virtual_host(&broker.virtual_host)
-            .connection_name(name)
+            .connection_name(&instance::connection_name(purpose))
             .heartbeat(heartbeat)
             .finish()
     }
@@ -197,11 +198,11 @@ impl Wire {
     /// Connects and opens the channel, both watched for `epoch`.
     pub async fn open<C: Confirms>(
         link: &Link,
-        name: &str,
+        purpose: &str,
         epoch: &Arc<Epoch>,
         confirms: C,
     ) -> Result<Wire, ConnectError> {
-        let (connection, address) = link.connect(name).await?;
+        let (connection, address) = link.connect(purpose).await?;
         let (watch, channel_watch) = (ConnectionWatch::new(epoch), ChannelWatch::new(epoch, confirms));
         let opening = {
             let connection = connection.clone();

@@ -19,6 +19,7 @@ use super::connect::{ConnectError, Link, SHORT_STRING, Wire};
 use super::convert::from_amqp;
 use super::epoch::{Epoch, EpochEnd};
 use super::settle::{ChannelSettler, Subscribed};
+use crate::instance;
 use crate::message::{Consumer, Delivery, SubscribeError, Subscription};
 
 impl Consumer for Link {
@@ -43,7 +44,7 @@ async fn subscribe(link: &Link, queue: &str, prefetch: u16) -> Result<Subscripti
     // 0 would mean no limit, and the library buffers whatever the broker sends.
     let prefetch = prefetch.max(1);
     let epoch = Epoch::begin();
-    let wire = Wire::open(link, &format!("orderd consume {queue}"), &epoch, ()).await?;
+    let wire = Wire::open(link, &format!("consume {queue}"), &epoch, ()).await?;
     match consume(&wire, &epoch, queue, prefetch).await {
         Ok((consumer_tag, messages)) => {
             info!(queue, epoch = epoch.number, address = %wire.address, prefetch, "subscribed");
@@ -71,7 +72,7 @@ async fn consume(
     let qos = async move { channel.basic_qos(BasicQosArguments::new(0, prefetch, false)).await };
     epoch.ask("basic.qos", qos).await?;
     let channel = wire.channel.clone();
-    let arguments = BasicConsumeArguments::new(queue, &format!("orderd-{}", epoch.number));
+    let arguments = BasicConsumeArguments::new(queue, &format!("{}{}", instance::tag_prefix(), epoch.number));
     epoch.ask("basic.consume", async move { channel.basic_consume_rx(arguments).await }).await
 }
 

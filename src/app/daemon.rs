@@ -19,6 +19,7 @@ use crate::chain::chain;
 use crate::config::{Config, Sources};
 use crate::control::{Command, Commands, ControlError, Intake, Verdict};
 use crate::monitor::status::LastReload;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
 use crate::telemetry::LevelSwitch;
 
@@ -36,6 +37,7 @@ pub(super) struct Daemon {
     pub retention: Retention,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
+    pub service: Service,
     pub shutdown: Shutdown,
 }
 
@@ -107,6 +109,8 @@ impl Daemon {
     /// Reads the configuration again and puts in force what can be. `None` if a shutdown came first.
     async fn reload(&mut self, by: &'static str) -> Option<Verdict> {
         info!(by, "reading the configuration again");
+        // Until this returns, with whatever verdict, the service manager knows that it is under way.
+        let _reloading = self.service.reloading();
         let shutdown = self.shutdown.clone();
         // Cancel-safe: until the plan is made nothing has changed here; what was declared on the broker may stay.
         let planned = tokio::select! {

@@ -10,6 +10,7 @@
 mod broker;
 mod daemon;
 mod event_logs;
+mod ledger;
 mod leftovers;
 mod line;
 mod outlook;
@@ -17,6 +18,7 @@ mod pauses;
 mod pools;
 mod reload;
 mod retention;
+mod standing;
 mod watching;
 
 use std::path::PathBuf;
@@ -43,6 +45,7 @@ use crate::control::{Commands, Control};
 use crate::handler::{LogChannel, Parts};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{LevelSwitch, TelemetryError};
 
@@ -88,6 +91,8 @@ pub struct Process {
     pub level: LevelSwitch,
     /// Tells whoever obeys signals how long a drain may take.
     pub drain_timeout: watch::Sender<Duration>,
+    /// Tells the service manager.
+    pub service: Service,
 }
 
 /// Runs the daemon until a shutdown has been carried out.
@@ -96,10 +101,13 @@ pub struct Process {
 /// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
 /// messages and was told late.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
-    let Process { path, sources, control, mut commands, level, drain_timeout } = process;
+    let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
     let bound = Bound::bind(&config.admin).await?;
-    let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown);
-    let ledger = open_ledger(config.ledger.directory.clone()).await?;
+    let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown, &service);
+    let Some(ledger) = ledger::open(&config.ledger.directory, &shutdown).await? else {
+        outlook.close().await;
+        return Ok(());
+    };
     outlook.records(&ledger);
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config);
@@ -133,6 +141,7 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
         retention,
         level,
         drain_timeout,
+        service,
         shutdown: shutdown_too,
     };
     daemon.obey(reload_first, commands).await;
@@ -175,13 +184,6 @@ fn site(
         live: Arc::clone(&outlook.live),
         shutdown: shutdown.clone(),
     }
-}
-
-/// Opens the ledger aside: making one of an earlier version new may take minutes, and health checks are answered
-/// meanwhile.
-async fn open_ledger(directory: PathBuf) -> Result<Arc<SqliteLedger>, AppError> {
-    let opening = tokio::task::spawn_blocking(move || SqliteLedger::open(&directory));
-    Ok(Arc::new(opening.await.expect("opening a ledger neither panics nor is it cancelled")?))
 }
 
 /// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info};
 
+use super::standing::Seen;
 use super::watching;
 use crate::admin::{self, Admin, Bound, Live, Watched};
 use crate::amqp::ConfirmingPublisher;
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::ledger::SqliteLedger;
 use crate::monitor::BrokerView;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
 
 /// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
@@ -32,12 +34,21 @@ pub(super) struct Outlook {
 
 impl Outlook {
     /// Begins to tell. `path` is the configuration's file, `control` the way for those who command.
-    pub fn open(config: &Config, path: String, bound: Option<Bound>, control: Control, shutdown: &Shutdown) -> Self {
+    pub fn open(
+        config: &Config,
+        path: String,
+        bound: Option<Bound>,
+        control: Control,
+        shutdown: &Shutdown,
+        service: &Service,
+    ) -> Self {
         let publisher = Arc::new(OnceLock::new());
         let (readers, view) = watch::channel(Arc::default());
-        let live = Arc::new(Live::new(path, Arc::clone(&publisher), view, shutdown.clone()));
+        let live = Live::new(path, Arc::clone(&publisher), view, shutdown.clone(), service.health());
+        let live = Arc::new(live);
         let consumers = config.consumers.iter().map(|(name, one)| Watched::new(name, one, live.counters(name)));
         live.show(consumers.collect());
+        service.watch(Arc::new(Seen(Arc::clone(&live))));
         let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone(), control));
         let watch = tokio::spawn(admin::watch(Arc::clone(&live), shutdown.clone()));
         // Until it runs, it tells whether it will.

@@ -3,6 +3,7 @@
 mod ask;
 pub mod check;
 pub mod follow;
+mod pages;
 pub mod probe;
 pub mod publish;
 pub mod report;
@@ -12,10 +13,11 @@ mod table;
 pub mod tell;
 pub mod trace;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 
 use crate::config::{Config, LoadError, Loaded, Sources};
@@ -63,7 +65,7 @@ pub enum Format {
 
 /// Processes an online shop's orders from RabbitMQ, and loses none of them.
 #[derive(Debug, Parser)]
-#[command(name = "orderd", version, about, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = EXIT_CODES)]
 struct Arguments {
     /// Configuration file.
     #[arg(long, short, global = true, value_name = "FILE", env = "ORDERD_CONFIG")]
@@ -101,6 +103,13 @@ enum Command {
     Report(report::ReportArgs),
     /// Tells one order's life from the ledger: attempts, failures, delays, events; and where it is now.
     Trace(trace::TraceArgs),
+    /// Prints what a shell needs to complete commands and options; `make install` puts it in place.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Prints the man page, as roff; `make install` puts it in place.
+    Man,
 }
 
 /// Parses the process's arguments and carries the command out.
@@ -158,6 +167,8 @@ fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
             let traced = trace::run(&args, &loaded.config, now, &mut out, &mut err);
             runtime(1)?.block_on(traced).map_err(|error| unwritable(&error))
         }
+        Command::Completions { shell } => print(&pages::completions(shell, Arguments::command())),
+        Command::Man => print(&pages::man(Arguments::command()).map_err(|error| unwritable(&error))?),
     }
 }
 
@@ -165,6 +176,13 @@ fn intake(args: tell::IntakeArgs, pause: bool, sources: &Sources) -> Result<Exit
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     let told = tell::intake(args, pause, sources, &mut out, &mut err);
     runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
+}
+
+/// Prints what is made from the table of arguments.
+fn print(page: &[u8]) -> Result<Exit, Exit> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(page).and_then(|()| out.flush()).map_err(|error| unwritable(&error))?;
+    Ok(Exit::Done)
 }
 
 /// A reader that has seen enough, such as `head`, is no fault; anything else that keeps output from being written is.

@@ -13,8 +13,13 @@ use super::follow::Follower;
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
 use crate::control::Control;
+use crate::service::Service;
 use crate::shutdown::Shutdown;
-use crate::{amqp, app, telemetry};
+use crate::{amqp, app, service, telemetry};
+
+/// What may come after the drain: the last confirms, the ledger's last commit, the files. The service manager is asked
+/// for no more time than this.
+const AFTER_DRAIN: Duration = Duration::from_secs(30);
 
 /// Runs the daemon until it is told to stop. `sources` are where `loaded` came from, and where it is read again.
 pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
@@ -48,18 +53,27 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
             return Exit::Internal;
         }
     };
+    let service = match service::of_process() {
+        Ok(service) => service,
+        Err(error) => {
+            error!(%error, "cannot start the service thread");
+            return Exit::Internal;
+        }
+    };
     let (control, commands) = Control::new();
     let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
-    let listener = AbortOnDropHandle::new(tokio::spawn(signals.obey(shutdown.clone(), drain, control.clone())));
+    let obeying = signals.obey(shutdown.clone(), drain, control.clone(), service.clone());
+    let listener = AbortOnDropHandle::new(tokio::spawn(obeying));
     let following = if config.reload.watch {
         let follower = Follower::new(path.clone()).await;
         Some(AbortOnDropHandle::new(tokio::spawn(follower.run(control.clone(), shutdown.clone()))))
     } else {
         None
     };
-    let process = app::Process { path, sources, control, commands, level, drain_timeout };
+    let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
     let outcome = app::run(config, process, shutdown).await;
     drop((listener, following));
+    service.end(outcome.as_ref().err().map(|error| format!("cannot start: {}", chain(error))));
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {
@@ -90,7 +104,13 @@ impl Signals {
 
     /// The first TERM or INT begins to drain; another one, or the end of the drain's time, ends the draining. So
     /// it is when the daemon itself has begun to drain. HUP reloads.
-    async fn obey(mut self, shutdown: Shutdown, drain_timeout: watch::Receiver<Duration>, control: Control) {
+    async fn obey(
+        mut self,
+        shutdown: Shutdown,
+        drain_timeout: watch::Receiver<Duration>,
+        control: Control,
+        service: Service,
+    ) {
         let _reloading = AbortOnDropHandle::new(tokio::spawn(reload_when_told(Arc::clone(&self.hung_up), control)));
         // Cancel-safe: both only wait.
         let first = tokio::select! {
@@ -100,6 +120,7 @@ impl Signals {
         let drain_timeout = *drain_timeout.borrow();
         info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
         shutdown.begin();
+        service.stopping(drain_timeout + AFTER_DRAIN);
         // Cancel-safe: both only wait.
         tokio::select! {
             second = self.next() => warn!(signal = second, "aborting"),

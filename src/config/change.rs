@@ -211,8 +211,10 @@ impl Sheet {
         live("retry.immediate", immediate);
         live("retry.delays", &list(delays));
         live("retry.max_age", &span(*max_age));
-        let Faults { transient, permanent, panic, hang } = faults.unwrap_or_default();
-        for (kind, share) in [("transient", transient), ("permanent", permanent), ("panic", panic), ("hang", hang)] {
+        let Faults { transient, permanent, panic, hang, block } = faults.unwrap_or_default();
+        let shares =
+            [("transient", transient), ("permanent", permanent), ("panic", panic), ("hang", hang), ("block", block)];
+        for (kind, share) in shares {
             live(&format!("faults.{kind}"), &format!("{share:?}"));
         }
     }

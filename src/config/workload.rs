@@ -129,8 +129,9 @@ fn faults(section: &mut Section<'_>, handler: &str) -> Option<Faults> {
         permanent: section.or("permanent", 0.0, &shape::share),
         panic: section.or("panic", 0.0, &shape::share),
         hang: section.or("hang", 0.0, &shape::share),
+        block: section.or("block", 0.0, &shape::share),
     };
-    let sum = faults.transient + faults.permanent + faults.panic + faults.hang;
+    let sum = faults.transient + faults.permanent + faults.panic + faults.hang + faults.block;
     if sum > 1.0 + 1e-9 {
         section.report().problem(&section.path, format!("must add up to at most 1, is {sum}"));
     } else if sum > 0.0 {

@@ -1,6 +1,6 @@
 //! Claims: of two copies of a message that arrive at the same moment, the second waits until the first is done.
 //!
-//! Only within one handler; a claim ends with its guard, whatever becomes of the work. It never decides what a
+//! Only within one handler of one process; a claim ends with its guard, whatever becomes of the work. It never decides what a
 //! copy is.
 
 use std::collections::HashSet;

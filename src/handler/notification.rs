@@ -1,7 +1,8 @@
 //! Notifications: delivered to a channel, then recorded.
 //!
 //! Delivered before recorded: a crash between the two tells a customer twice, which beats not at all. Two copies of
-//! one message at the same moment tell once: the second waits, and then finds it recorded.
+//! one message at the same moment tell once: the second waits, and then finds it recorded. Not so in two instances, whose
+//! ledger may be the same: both may tell, and one records.
 
 use std::sync::Arc;
 

@@ -103,5 +103,8 @@ async fn inject(fault: FaultKind) -> Result<(), Failure> {
         FaultKind::Permanent => Err(Failure::new(FailureKind::Permanent, "injected_permanent", "injected fault")),
         FaultKind::Panic => panic!("injected fault"),
         FaultKind::Hang => std::future::pending().await,
+        FaultKind::Block => loop {
+            std::thread::park();
+        },
     }
 }

@@ -11,7 +11,9 @@ mod sqlite;
 pub mod trace;
 
 pub use entry::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
-pub use sqlite::{FILE_NAME, OpenError, OrderCounts, Pruned, Revenue, SqliteLedger, Totals, Tuning};
+pub use sqlite::{
+    FILE_NAME, OpenError, OrderCounts, Pruned, Revenue, SqliteLedger, Totals, Tuning, remote_file_system,
+};
 
 use futures_util::future::BoxFuture;
 

@@ -1,7 +1,7 @@
 //! Judges what the broker tells against what must be and against orderd's own counts. Pure: answers, counts and times
 //! are arguments.
 //!
-//! What is held against what, for as long as connections last:
+//! What is held against what, for as long as connections last and no other instance consumes the queue too:
 //! ```text
 //! work queue       acked at the broker      = deliveries that its consumer's workers have done with
 //!                  delivered by the broker  = deliveries that its consumer has received
@@ -77,8 +77,11 @@ fn held(tally: &Tally) -> u64 {
 struct Consumed {
     acked: Balance,
     delivered: Balance,
-    /// Whether there is one consumer. A quorum queue's `consumers` also counts who holds messages taken by `basic.get`.
+    /// Whether orderd's is the only consumer. A quorum queue's `consumers` also counts who holds messages taken by
+    /// `basic.get`.
     is_sole: bool,
+    /// How often it was found not to be: other instances' acks are in the broker's counts from then on.
+    shared: u64,
     /// Taken otherwise, as last told, and how many readings are not to be trusted yet.
     otherwise: Option<(u64, u32)>,
     /// orderd's counts, and since when they have been the same.
@@ -97,6 +100,8 @@ struct Waiting {
 /// Keeps what judging needs to remember.
 pub struct Judge {
     limits: Limits,
+    /// How the tags of this instance's own consumers begin, and no other's.
+    tag_prefix: String,
     failed_queue: String,
     consumed: BTreeMap<String, Consumed>,
     /// By the queue that orderd publishes into.
@@ -109,11 +114,12 @@ pub struct Judge {
 }
 
 impl Judge {
-    pub(super) fn new(roles: &Roles, limits: Limits) -> Self {
+    pub(super) fn new(roles: &Roles, limits: Limits, tag_prefix: String) -> Self {
         let failed_queue = roles.failed_queue().to_owned();
         let entering = [failed_queue.as_str(), RETRY_QUEUES, Names::DEAD_LETTER_QUEUE];
         Judge {
             limits,
+            tag_prefix,
             entering: entering
                 .into_iter()
                 .map(|queue| (queue.to_owned(), Balance::new(limits.lag, Rule::AtLeast)))
@@ -237,9 +243,15 @@ impl Judge {
 
     fn consumed_detail(&mut self, asked: Duration, now: Moment, name: &str, detail: &Detail, own: &Own) {
         let consumed = consumed(&mut self.consumed, name, self.limits.lag);
-        consumed.is_sole = detail.consumer_tags.as_ref().is_some_and(|tags| tags.len() == 1);
-        let (Some(tally), Some(stats)) = (own.tallies.get(name), &detail.stats) else { return };
-        if let Some(count) = stats.counted.taken_otherwise {
+        let sole = sole_tag(detail, &self.tag_prefix);
+        consumed.is_sole = sole.is_some();
+        // The tag is another for each connection. What is counted while others consume too is compared with nothing:
+        // each such reading is a context of its own, and begins another one for the time after it.
+        consumed.shared += u64::from(!consumed.is_sole);
+        let context = format!("{} {}", sole.unwrap_or("shared"), consumed.shared);
+        let counted = detail.stats.map(|stats| stats.counted).unwrap_or_default();
+        let Some(tally) = own.tallies.get(name) else { return };
+        if let Some(count) = counted.taken_otherwise {
             let more = taken(&mut consumed.otherwise, count);
             if more > 0 {
                 let detail = "somebody else takes messages from the queue, with basic.get or without acks".to_owned();
@@ -248,15 +260,15 @@ impl Judge {
                 self.findings.happened(sight, now, self.limits.remembered);
             }
         }
-        // The tag is another for each connection. With several consumers the broker's counts are not only ours.
-        let Some([tag]) = detail.consumer_tags.as_deref() else { return };
         let reading = |own, count: Option<u64>| {
-            let broker = count.map(|count| (tag.clone(), count));
+            let broker = count.or((!consumed.is_sole).then_some(0)).map(|count| (context.clone(), count));
             Reading { from: asked, at: now.elapsed, own, broker }
         };
-        let gap = consumed.acked.read(reading(acked(tally), stats.counted.acked));
+        let (read_acked, read_delivered) =
+            (reading(acked(tally), counted.acked), reading(tally.deliveries, counted.delivered));
+        let gap = consumed.acked.read(read_acked);
         report_acked(&mut self.findings, name, gap, now, self.limits);
-        let gap = consumed.delivered.read(reading(tally.deliveries, stats.counted.delivered));
+        let gap = consumed.delivered.read(read_delivered);
         report_delivered(&mut self.findings, name, gap, now, self.limits);
     }
 
@@ -353,9 +365,18 @@ fn consumed<'m>(all: &'m mut BTreeMap<String, Consumed>, queue: &str, lag: Durat
         acked: Balance::new(lag, Rule::Equal),
         delivered: Balance::new(lag, Rule::Equal),
         is_sole: false,
+        shared: 0,
         otherwise: None,
         still: (Tally::default(), Duration::ZERO),
     })
+}
+
+/// The tag of the queue's only consumer, if that is orderd's own.
+fn sole_tag<'d>(detail: &'d Detail, prefix: &str) -> Option<&'d str> {
+    match detail.consumer_tags.as_deref() {
+        Some([tag]) if tag.starts_with(prefix) => Some(tag),
+        Some(_) | None => None,
+    }
 }
 
 fn unconsumed(name: &str, queue: &QueueView) -> Option<Sight> {

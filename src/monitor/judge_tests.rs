@@ -35,7 +35,7 @@ impl Court {
             publisher_epoch: 1,
             ..Own::default()
         };
-        Court { judge: Judge::new(&roles, LIMITS), roles, second: 0, view, own }
+        Court { judge: Judge::new(&roles, LIMITS, "t".to_owned()), roles, second: 0, view, own }
     }
 
     fn now(&self) -> Moment {
@@ -110,6 +110,34 @@ fn acks_of_several_consumers_are_not_compared() {
     };
     let mut court = Court::new();
     assert_eq!(court.pass(40, QUEUE, &two(5)).pass(80, QUEUE, &two(900)).found(), []);
+}
+
+#[test]
+fn what_other_instances_acked_is_not_held_against_the_one_that_is_left_alone_again() {
+    let two = |acks: u64| {
+        json!({"consumers": 2, "consumer_details": [{"consumer_tag": "t1"}, {"consumer_tag": "u"}],
+            "message_stats": {"deliver": acks, "ack": acks}})
+    };
+    let mut court = Court::new();
+    *court.tally(QUEUE) = Tally { deliveries: 5, completed: 5, ..Tally::default() };
+    court.pass(40, QUEUE, &work("t1", json!({"deliver": 5, "ack": 5})));
+    // Seen once only, and what it acked last is counted after it has gone.
+    court.pass(1, QUEUE, &two(400)).pass(8, QUEUE, &work("t1", json!({"deliver": 800, "ack": 800})));
+    court.pass(60, QUEUE, &work("t1", json!({"deliver": 900, "ack": 900})));
+    assert_eq!(court.found(), []);
+    court.pass(40, QUEUE, &work("t1", json!({"deliver": 900, "ack": 903})));
+    assert_eq!(court.found(), one(QUEUE, FindingKind::AckedByOthers, 3), "it is judged again");
+}
+
+#[test]
+fn what_another_instance_does_alone_is_not_held_against_one_that_does_not_consume() {
+    let mut court = Court::new();
+    court.pass(40, QUEUE, &work("t1", json!({"deliver": 5, "ack": 5})));
+    court.totals(QUEUE, 0, 50, Some(1));
+    for n in 1..60 {
+        court.pass(1, QUEUE, &work("u1", json!({"deliver": 10 * n, "ack": 9 * n})));
+    }
+    assert_eq!(court.pass(60, QUEUE, &work("u1", json!({"deliver": 600, "ack": 550}))).found(), []);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use super::{ManagementClient, ManagementError};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::Config;
+use crate::instance;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
 
@@ -79,7 +80,7 @@ impl Poller {
             client: ManagementClient::new(&config.management, &config.broker.virtual_host),
             poll_every,
             limits,
-            judge: Judge::new(&roles, limits),
+            judge: Judge::new(&roles, limits, instance::tag_prefix()),
             roles,
             own: Box::new(own),
             begun: now,
@@ -141,7 +142,7 @@ impl Poller {
 
     /// What was remembered may be what it died of.
     fn begin(&mut self) {
-        self.judge = Judge::new(&self.roles, self.limits);
+        self.judge = Judge::new(&self.roles, self.limits, instance::tag_prefix());
         self.doubt = None;
         self.schedule.totals_at = Instant::now();
     }

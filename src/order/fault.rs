@@ -15,6 +15,8 @@ pub struct Faults {
     pub panic: f64,
     /// Never finishes, so that the deadline ends it, until it has been retried once.
     pub hang: f64,
+    /// Blocks its thread for good, where no deadline reaches it, until it has been retried once.
+    pub block: f64,
 }
 
 /// How an order is made to fail.
@@ -28,6 +30,8 @@ pub enum FaultKind {
     Panic,
     /// See [`Faults::hang`].
     Hang,
+    /// See [`Faults::block`].
+    Block,
 }
 
 impl Faults {
@@ -43,6 +47,7 @@ impl Faults {
             (self.transient, FaultKind::Transient),
             (self.panic, FaultKind::Panic),
             (self.hang, FaultKind::Hang),
+            (self.block, FaultKind::Block),
         ] {
             upper += share;
             if point < upper {
@@ -77,7 +82,7 @@ mod tests {
             match faults.strike(&OrderId::new(format!("ord-{n}")).unwrap(), 0) {
                 Some(FaultKind::Transient) => counts.0 += 1,
                 Some(FaultKind::Permanent) => counts.1 += 1,
-                Some(FaultKind::Panic | FaultKind::Hang) => panic!("a share of zero struck"),
+                Some(FaultKind::Panic | FaultKind::Hang | FaultKind::Block) => panic!("a share of zero struck"),
                 None => {}
             }
         }

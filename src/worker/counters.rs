@@ -15,6 +15,7 @@ use super::histogram::Histogram;
 use crate::handler::Verdict;
 use crate::message::Settlement;
 use crate::recovery::{DeadLetterReason, Delay, Failure, FailureKind};
+use crate::service::Pulses;
 
 /// Bounds of handling times.
 const HANDLING: [Duration; 20] = [
@@ -109,6 +110,7 @@ pub(super) struct Flight(usize);
 #[derive(Debug, Default)]
 pub struct Counters {
     books: Mutex<Books>,
+    pulses: Pulses,
 }
 
 #[derive(Debug)]
@@ -299,6 +301,11 @@ impl Counters {
     pub(super) fn working(self: &Arc<Self>) -> Working {
         self.books().pool.workers_up += 1;
         Working { counters: Arc::clone(self) }
+    }
+
+    /// The pulses of the workers that run now. They are apart from the counts: a worker that is stuck may hold those.
+    pub fn pulses(&self) -> &Pulses {
+        &self.pulses
     }
 
     /// Notes whether safe mode is on.

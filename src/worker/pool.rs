@@ -240,7 +240,8 @@ impl Pool {
         let name = format!("{} worker {number}", self.line.consumer);
         let on_restart = || self.line.counters.restarted();
         supervise(&name, RestartPolicy::DEFAULT, &self.shutdown, on_restart, || {
-            work(Arc::clone(&self.line), self.shutdown.clone(), Arc::clone(&intake), slots)
+            let work = work(Arc::clone(&self.line), self.shutdown.clone(), Arc::clone(&intake), slots);
+            self.line.counters.pulses().register().around(work)
         })
         .await
     }

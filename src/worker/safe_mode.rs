@@ -5,8 +5,13 @@
 
 use std::time::Duration;
 
+use crate::topology::DELIVERY_LIMIT;
+
 /// Deliveries that came back this often look suspicious.
 const SUSPICIOUS_COUNT: u64 = 3;
+/// No queue hands a message out that has come back to it more often. RabbitMQ 4.3 lets a message that it dead-letters keep
+/// its count, so a higher one tells of the queue before: what has hit the delivery limit there is no danger here.
+const HIGHEST_COUNT: u64 = DELIVERY_LIMIT.unsigned_abs();
 /// So many unsuspicious deliveries in a row end safe mode.
 const CLEAR_STREAK: u32 = 20;
 /// Subscriptions lost in a row, each soon and before anything was settled, look like a killer the client
@@ -53,7 +58,7 @@ impl SafeMode {
 
     /// A delivery arrived that had been handed out `delivery_count` times before.
     pub(super) fn delivered(&mut self, delivery_count: u64) -> Change {
-        let suspicious = delivery_count >= SUSPICIOUS_COUNT;
+        let suspicious = (SUSPICIOUS_COUNT..=HIGHEST_COUNT).contains(&delivery_count);
         match (&mut self.mode, suspicious) {
             (Mode::Normal, false) => Change::None,
             (Mode::Normal, true) => {
@@ -119,6 +124,13 @@ mod tests {
         assert!(!safe.is_on());
         safe.lost(Duration::from_millis(5), false);
         assert!(safe.is_on());
+    }
+
+    #[test]
+    fn a_count_that_only_an_earlier_queue_can_have_reached_is_not_suspicious() {
+        let mut safe_mode = SafeMode::default();
+        assert_eq!(safe_mode.delivered(21), Change::None);
+        assert_eq!(safe_mode.delivered(20), Change::Enter);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use orderd::config::{Config, Sources};
 use orderd::ledger::SqliteLedger;
 use orderd::monitor::BrokerView;
 use orderd::monitor::view::{Alarm, FindingKind, QueueRole, QueueView};
+use orderd::service::Health;
 use orderd::shutdown::Shutdown;
 
 fn file(path: &str) -> String {
@@ -29,7 +30,7 @@ async fn scrape() -> String {
     let queues = [("unrouted_queue".to_owned(), queue)].into();
     let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
     let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
-    let live = Live::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new());
+    let live = Live::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
     let watched = config.consumers.iter().map(|(name, one)| Watched::new(name, one, live.counters(name)));
     live.show(watched.collect());
     live.set_ledger(Arc::clone(&ledger));

@@ -16,6 +16,8 @@ const RANKS: &[(&str, u8)] = &[
     ("telemetry", 1),
     ("shutdown", 1),
     ("control", 1),
+    ("instance", 1),
+    ("service", 1),
     ("config", 2),
     ("supervisor", 2),
     ("handler", 2),

@@ -6,6 +6,7 @@
 // Each test binary uses its part of this.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod gate;
 pub mod http;
 pub mod raw;
 pub mod shop;
@@ -120,6 +121,13 @@ impl Node {
         let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         let json = body.find(['{', '[']).zip(body.rfind(['}', ']'])).map(|(from, to)| &body[from..=to]);
         (status, json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(Value::Null))
+    }
+
+    /// Major and minor version of RabbitMQ.
+    pub fn version(&self) -> (u32, u32) {
+        let overview = self.management("GET", "/overview", "").1;
+        let mut numbers = overview["rabbitmq_version"].as_str().unwrap().split('.').map(|it| it.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
     }
 
     /// A new virtual host in which no name is taken.

@@ -4,6 +4,10 @@
 # A node has a name of its own, its data and logs under target/broker/NAME/, ports of its own on 127.0.0.1
 # and an Erlang port mapper of its own, so that a RabbitMQ that already runs is neither used nor disturbed.
 # Only processes started here are ever stopped, each by its pid.
+#
+# ORDERD_TEST_BROKER_ROOT names the root directory of another Debian, such as debootstrap makes, whose RabbitMQ is run
+# instead of this one's: so the tests run against other versions. It takes root. Its nodes are under
+# target/broker-DIRECTORY/.
 set -euo pipefail
 
 usage() {
@@ -21,7 +25,9 @@ EOF_USAGE
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-base=$root/target/broker
+other_root=${ORDERD_TEST_BROKER_ROOT:-}
+other_root=${other_root%/}
+base=$root/target/broker${other_root:+-$(basename "$other_root")}
 # shellcheck source=tests/support/rabbitmq.sh
 source "$here/rabbitmq.sh"
 
@@ -142,9 +148,20 @@ log.file.level = info
 EOF_CONF
 }
 
+# Becomes its arguments, in the other root directory if there is one: there the node's directory is at its own path, in
+# mounts that nobody else sees and that end with the process.
+in_root='
+    set -e
+    mkdir -p "$0$1"
+    mount --bind "$1" "$0$1"
+    mount --bind /dev "$0/dev"
+    mount -t proc proc "$0/proc"
+    exec chroot "$0" "${@:2}"'
+
 # Becomes "$@", with the node's environment and no other RabbitMQ or Erlang settings of the caller's.
 exec_in_node_env() {
     local loopback='-kernel inet_dist_use_interface {127,0,0,1}'
+    if [[ -n $other_root ]]; then set -- unshare --mount bash -c "$in_root" "$other_root" "$dir" "$@"; fi
     exec env -i PATH="$PATH" LANG=C.UTF-8 HOME="$dir" ORDERD_NODE_DIR="$dir" \
         ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP="$dir/log/erl_crash.dump" \
         RABBITMQ_NODENAME="$node" RABBITMQ_DIST_PORT="$DIST_PORT" RABBITMQ_NODE_PORT="$AMQP_PORT" RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 \
@@ -158,10 +175,11 @@ exec_in_node_env() {
 }
 
 epmd_program() {
-    local program
-    for program in "$(command -v epmd || true)" /usr/lib/erlang/erts-*/bin/epmd /usr/local/lib/erlang/erts-*/bin/epmd; do
+    local program here
+    here=$(command -v epmd || true)
+    for program in ${here:+"$other_root$here"} "$other_root"/usr/lib/erlang/erts-*/bin/epmd "$other_root"/usr/local/lib/erlang/erts-*/bin/epmd; do
         if [[ -x $program ]]; then
-            printf '%s\n' "$program"
+            printf '%s\n' "${program#"$other_root"}"
             return 0
         fi
     done

@@ -10,9 +10,15 @@ die() {
 }
 
 # Prints the directory of rabbitmq-server, the program itself and not Debian's wrapper, which insists on
-# the user rabbitmq. RABBITMQ_BIN names another one.
+# the user rabbitmq. RABBITMQ_BIN names another one. With another root directory, as seen from there.
 rabbitmq_bin() {
     local dir
+    if [[ -n ${other_root:-} ]]; then
+        dir=/usr/lib/rabbitmq/bin
+        [[ -x $other_root$dir/rabbitmq-server ]] || die "there is no $dir/rabbitmq-server under $other_root"
+        printf '%s\n' "$dir"
+        return 0
+    fi
     for dir in "${RABBITMQ_BIN:-}" /usr/lib/rabbitmq/bin /opt/rabbitmq/sbin /usr/local/lib/rabbitmq/sbin; do
         if [[ -n $dir && -x $dir/rabbitmq-server && -x $dir/rabbitmqctl ]]; then
             printf '%s\n' "$dir"

@@ -43,6 +43,8 @@ pub struct Shop<'a> {
     pub vhost: Vhost<'a>,
     pub directory: TempDir,
     settings: BTreeMap<String, String>,
+    /// Further variables of its environment.
+    environment: BTreeMap<String, String>,
     config: PathBuf,
     runs: AtomicU32,
 }
@@ -53,7 +55,14 @@ impl<'a> Shop<'a> {
         let vhost = node.vhost();
         // Not in /tmp, which may be in memory.
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let shop = Shop { settings: BTreeMap::new(), vhost, directory, config: CONFIG.into(), runs: AtomicU32::new(0) };
+        let shop = Shop {
+            settings: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            vhost,
+            directory,
+            config: CONFIG.into(),
+            runs: AtomicU32::new(0),
+        };
         let (port, vhost) = (node.amqp_port, shop.vhost.name.clone());
         let ledger = shop.ledger().to_str().unwrap().to_owned();
         let mut shop = shop
@@ -73,8 +82,13 @@ impl<'a> Shop<'a> {
 
     /// With a setting such as `consumers.order.workers`.
     pub fn set(mut self, key: &str, value: &str) -> Self {
-        let name = format!("ORDERD_{}", key.to_uppercase().replace('.', "__"));
-        self.settings.insert(name, value.to_owned());
+        self.settings.insert(variable(key), value.to_owned());
+        self
+    }
+
+    /// With a variable of its environment.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -108,6 +122,11 @@ impl<'a> Shop<'a> {
 
     /// Runs a command to its end or until a test ends it.
     pub fn command(&self, arguments: &[&str]) -> Orderd {
+        self.command_with(arguments, &[])
+    }
+
+    /// [`Shop::command`] with settings of its own.
+    fn command_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Orderd {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let path = |name: &str| self.directory.path().join(format!("run-{run}.{name}"));
         let (stdout, stderr) = (path("stdout"), path("stderr"));
@@ -116,6 +135,8 @@ impl<'a> Shop<'a> {
             .arg("--config")
             .arg(&self.config)
             .envs(&self.settings)
+            .envs(settings.iter().map(|(key, value)| (variable(key), value)))
+            .envs(&self.environment)
             .stdin(Stdio::null())
             .stdout(File::create(&stdout).unwrap())
             .stderr(File::create(&stderr).unwrap())
@@ -131,7 +152,12 @@ impl<'a> Shop<'a> {
 
     /// Starts `orderd run` and waits until its topology is there and its pools are started.
     pub fn open(&self) -> Orderd {
-        let mut orderd = self.run();
+        self.open_with(&[])
+    }
+
+    /// [`Shop::open`] with settings of its own: one of several instances.
+    pub fn open_with(&self, settings: &[(&str, &str)]) -> Orderd {
+        let mut orderd = self.command_with(&["run"], settings);
         until("orderd has started", || {
             assert_eq!(orderd.ended(), None, "it ended instead");
             orderd.says("started")
@@ -183,6 +209,11 @@ impl ConfigFile {
         fs::write(&unfinished, text).unwrap();
         fs::rename(unfinished, &self.path).unwrap();
     }
+}
+
+/// The environment variable of a setting such as `consumers.order.workers`.
+fn variable(key: &str) -> String {
+    format!("ORDERD_{}", key.to_uppercase().replace('.', "__"))
 }
 
 /// A running `orderd`; killed when dropped.
@@ -302,7 +333,8 @@ impl Drop for Orderd {
 pub struct Book(Connection);
 
 impl Book {
-    fn open(directory: &Path) -> Self {
+    /// The ledger in this directory.
+    pub fn open(directory: &Path) -> Self {
         let connection =
             Connection::open_with_flags(directory.join("orderd.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         connection.busy_timeout(PATIENCE).unwrap();

@@ -128,7 +128,7 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
 impl Owner {
     async fn connect(&self, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
         let clerk = Clerk { desk: Arc::clone(&self.desk), epoch: epoch.number };
-        let wire = Wire::open(&self.link, "orderd publish", epoch, clerk).await?;
+        let wire = Wire::open(&self.link, "publish", epoch, clerk).await?;
         let channel = wire.channel.clone();
         let select = async move { channel.confirm_select(ConfirmSelectArguments::new(false)).await };
         epoch.ask("confirm.select", select).await.map_err(ConnectError::Lost)?;

@@ -5,6 +5,7 @@
 
 mod open;
 mod order_sums;
+mod place;
 mod prune;
 mod report;
 mod sales;
@@ -14,6 +15,8 @@ mod totals;
 mod trace;
 mod writer;
 
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +35,7 @@ use super::{Entry, Ledger, LedgerError, Recorded};
 use writer::Request;
 
 pub use open::OpenError;
+pub use place::remote_file_system;
 pub use prune::Pruned;
 pub(super) use report::read as read_report;
 pub use totals::{OrderCounts, Revenue, Totals};
@@ -52,7 +56,8 @@ pub struct Tuning {
     pub batch: usize,
     /// How long the writer may wait for company before it commits a small batch; less the fewer shared the last one.
     pub gather: Duration,
-    /// How long to wait for another program's lock before the batch fails.
+    /// How long to wait for another program's lock before the batch fails; another instance's is held for as long as
+    /// a commit takes.
     pub busy_timeout: Duration,
     /// SQLite's page cache, in KiB.
     pub cache_kib: u32,
@@ -69,7 +74,7 @@ impl Default for Tuning {
             queue: 4_096,
             batch: 1_024,
             gather: Duration::from_millis(10),
-            busy_timeout: Duration::from_secs(2),
+            busy_timeout: Duration::from_secs(5),
             cache_kib: 8_192,
             checkpoint_pages: 16_000,
             max_pages: None,

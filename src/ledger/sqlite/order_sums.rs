@@ -86,6 +86,11 @@ impl<'c> OrderSums<'c> {
         self.open.insert(order.id.clone(), (kind, figures));
     }
 
+    /// Drops what it knows of an order that was accepted before.
+    pub(super) fn forget_order(&mut self, id: &OrderId) {
+        self.open.remove(id);
+    }
+
     /// Counts an order that was processed.
     pub(super) fn processed(&mut self, id: &OrderId, at: Timestamp) -> rusqlite::Result<()> {
         let (kind, figures) = match self.open.remove(id) {

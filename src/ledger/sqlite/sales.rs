@@ -39,13 +39,8 @@ struct Sum {
 pub(super) struct Sales<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
-    data_version: Statement<'c>,
     sums: HashMap<Bucket, Sum>,
     unwritten: Vec<Bucket>,
-    /// SQLite's count of other connections' commits when the sums were last known to be the file's.
-    known_version: i64,
-    /// Whether the sums have been found current in this transaction: none can write from then on.
-    current: bool,
 }
 
 impl<'c> Sales<'c> {
@@ -61,17 +56,13 @@ impl<'c> Sales<'c> {
                  ON CONFLICT (granularity, starts_at, currency, product)
                  DO UPDATE SET orders = excluded.orders, quantity = excluded.quantity, revenue = excluded.revenue",
             )?,
-            data_version: connection.prepare("PRAGMA data_version")?,
             sums: HashMap::new(),
             unwritten: Vec::new(),
-            known_version: 0,
-            current: false,
         })
     }
 
     /// Adds a sale to its three buckets, or to none.
     pub(super) fn add(&mut self, sale: &Sale) -> rusqlite::Result<()> {
-        self.refresh()?;
         let product: Rc<str> = sale.product.as_str().into();
         let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
         let at = sale.at.as_millisecond();
@@ -91,18 +82,6 @@ impl<'c> Sales<'c> {
             if !self.sums.insert(bucket.clone(), sum).is_some_and(|before| before.unwritten) {
                 self.unwritten.push(bucket);
             }
-        }
-        Ok(())
-    }
-
-    /// Once per transaction: drops the sums if another process has written to the file, or if they are many.
-    fn refresh(&mut self) -> rusqlite::Result<()> {
-        if !self.current {
-            let version = self.data_version.query_row([], |row| row.get(0))?;
-            if version != self.known_version || self.sums.len() > KEPT_SUMS {
-                self.sums.clear();
-            }
-            (self.known_version, self.current) = (version, true);
         }
         Ok(())
     }
@@ -132,15 +111,16 @@ impl<'c> Sales<'c> {
             ])?;
             sum.unwritten = false;
         }
-        self.current = false;
+        if self.sums.len() > KEPT_SUMS {
+            self.sums.clear();
+        }
         Ok(())
     }
 
-    /// Drops all sums: after a rollback they are not the file's.
+    /// Drops all sums: after a rollback, or another process's commit, they are not the file's.
     pub(super) fn forget(&mut self) {
         self.sums.clear();
         self.unwritten.clear();
-        self.current = false;
     }
 }
 

@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 use super::order_sums::OrderSums;
 use super::prune::{Pruned, Pruner};
 use super::sales::{Sales, parse_amount};
+use super::schema;
 use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::order::OrderId;
 
@@ -43,9 +44,21 @@ impl From<rusqlite::Error> for Fault {
 #[error("order {0:?} was never accepted")]
 struct NeverAccepted(OrderId);
 
+/// Another instance has made the file one of a later version, and this one would leave out what that version keeps.
+#[derive(Debug, thiserror::Error)]
+#[error("a later orderd has made it version {found}, this one writes version {known}: restart this one with the later")]
+struct Migrated {
+    found: i32,
+    known: i32,
+}
+
 /// The prepared statements of the writer's connection.
 pub(super) struct Statements<'c> {
+    connection: &'c Connection,
     begin: Statement<'c>,
+    data_version: Statement<'c>,
+    /// SQLite's count of other connections' commits, when last asked.
+    others: i64,
     commit: Statement<'c>,
     accept: Statement<'c>,
     accepted: Statement<'c>,
@@ -64,7 +77,10 @@ impl<'c> Statements<'c> {
     /// Prepares all statements; fails if a table is not as expected.
     pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
         Ok(Self {
+            connection,
             begin: connection.prepare("BEGIN IMMEDIATE")?,
+            data_version: connection.prepare("PRAGMA data_version")?,
+            others: 0,
             commit: connection.prepare("COMMIT")?,
             accept: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, total, currency, priority,
@@ -102,9 +118,21 @@ impl<'c> Statements<'c> {
         })
     }
 
-    /// Takes the write lock at once, so that a batch cannot fail half-way because another process wrote.
-    pub(super) fn begin(&mut self) -> rusqlite::Result<()> {
-        self.begin.execute([]).map(drop)
+    /// Takes the write lock at once, so that a batch cannot fail half-way because another process wrote. If one has
+    /// written before, sums in memory are no longer the file's, nor need the file be of this version.
+    pub(super) fn begin(&mut self) -> Result<(), LedgerError> {
+        let began = self.begin.execute([]).and_then(|_| self.data_version.query_row([], |row| row.get(0)));
+        let others = began.map_err(|error| LedgerError::store(BEGIN, error))?;
+        if others != self.others {
+            let found = schema::version(self.connection).map_err(|error| LedgerError::store(BEGIN, error))?;
+            let known = schema::last_version(schema::STEPS);
+            if found != known {
+                return Err(LedgerError::store(BEGIN, Migrated { found, known }));
+            }
+            self.sales.forget();
+            self.others = others;
+        }
+        Ok(())
     }
 
     /// Writes the folded aggregates and commits.
@@ -174,6 +202,8 @@ impl<'c> Statements<'c> {
             self.order_sums.accepted(order);
             return Ok(Recorded::New);
         }
+        // Whoever accepted it may be another instance, and this one's memory of the id older.
+        self.order_sums.forget_order(&order.id);
         let mut found = self.accepted.query([order.id.as_str()])?;
         // The insert met a row of this id in this very transaction.
         let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
@@ -238,6 +268,9 @@ impl<'c> Statements<'c> {
         Ok(entered(rows))
     }
 }
+
+/// What fails when a transaction cannot be begun.
+const BEGIN: &str = "begin a transaction";
 
 fn entered(rows: usize) -> Recorded {
     if rows == 1 { Recorded::New } else { Recorded::Duplicate }

@@ -21,7 +21,7 @@ fn directory() -> TempDir {
 }
 
 /// A connection of "another program".
-fn other(directory: &TempDir) -> Connection {
+pub(super) fn other(directory: &TempDir) -> Connection {
     Connection::open(directory.path().join(FILE_NAME)).unwrap()
 }
 

@@ -82,10 +82,13 @@ pub(super) fn spawn(
     })
 }
 
-/// Leaves one tidy file behind, where no other program reads it at the moment. What was answered is safe
-/// either way.
+/// Leaves one tidy file behind, where no other program uses it at the moment. What was answered is safe either way.
+///
+/// Most is moved without a lock, and nothing is waited for: another instance's writer would have to wait as well.
 fn put_away(connection: Connection) {
-    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+    let move_log = |how| connection.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |_| Ok(()));
+    let moved = connection.busy_timeout(Duration::ZERO).and_then(|()| move_log("PASSIVE"));
+    if let Err(error) = moved.and_then(|()| move_log("TRUNCATE")) {
         tracing::warn!(%error, "cannot move the ledger's write-ahead log into its file; the next start will");
     }
     if let Err((_, error)) = connection.close() {
@@ -143,15 +146,14 @@ impl Writer<'_> {
 
     /// Removes a little, in a transaction of its own: no entry fails with it.
     fn prune(&mut self, before: Timestamp) -> Result<Pruned, LedgerError> {
-        let begun = self.statements.begin();
-        let pruned = begun.and_then(|()| self.statements.prune(self.connection, before)).and_then(|pruned| {
-            self.statements.commit()?;
-            Ok(pruned)
+        let pruned = self.statements.begin().and_then(|()| {
+            let pruned = self.statements.prune(self.connection, before).and_then(|pruned| {
+                self.statements.commit()?;
+                Ok(pruned)
+            });
+            pruned.map_err(|error| LedgerError::store("remove old rows", error))
         });
-        pruned.map_err(|error| {
-            self.statements.roll_back(self.connection);
-            LedgerError::store("remove old rows", error)
-        })
+        pruned.inspect_err(|_| self.statements.roll_back(self.connection))
     }
 
     /// Waits a moment for company, so that more share the cost of a commit. Not when enough have come, and not
@@ -203,7 +205,7 @@ impl Writer<'_> {
     /// Runs a batch in one transaction. An entry that fails alone leaves nothing behind and its neighbours
     /// in place; an error that dooms the transaction is returned.
     fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, LedgerError> {
-        self.statements.begin().map_err(|error| LedgerError::store("begin a transaction", error))?;
+        self.statements.begin()?;
         let mut outcomes = Vec::with_capacity(batch.len());
         for (entry, _) in batch {
             match self.statements.record(entry) {

@@ -39,6 +39,9 @@ pub struct Daemon {
     pub version: String,
     /// Its process id.
     pub pid: u32,
+    /// `<host>:<process id>`, as in the names of its connections; empty if an earlier orderd answered.
+    #[serde(default)]
+    pub instance: String,
     /// How far it is.
     pub stage: Stage,
     /// When it started.

@@ -164,7 +164,8 @@ async fn a_release_brings_the_message_back_and_its_neighbours_stay_acked() {
     }
     let again = take(&mut subscription, 1).await.remove(0);
     assert_eq!((again.message.body.as_ref(), again.redelivered), (&b"m2"[..], true));
-    assert_eq!(again.delivery_count(), 1);
+    // RabbitMQ 4.3 does not count what is given back.
+    assert_eq!(again.delivery_count(), u64::from(node.version() < (4, 3)));
     subscription.settler.settle(again.id, Settlement::Ack);
     soon("close", subscription.settler.close()).await.unwrap();
     assert_eq!(raw.depth("q"), 0);

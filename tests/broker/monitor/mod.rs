@@ -2,6 +2,7 @@
 
 mod absent;
 mod compared;
+mod many;
 mod own_node;
 mod proxy;
 
@@ -132,9 +133,11 @@ async fn a_login_that_is_refused_is_told_with_its_reason_and_never_its_password(
     let node = Node::shared();
     let vhost = node.vhost();
     let users = [user(&vhost, "", true), user(&vhost, "monitoring", false)];
+    // RabbitMQ 4.3 does not tell a virtual host that may not be read from one that is not there.
+    let unreadable = if node.version() < (4, 3) { Trouble::Refused } else { Trouble::NoVirtualHost };
     let logins = [
         (format!("management.username={}", users[0]), "let me in", Trouble::Refused, "no tag"),
-        (format!("management.username={}", users[1]), "let me in", Trouble::Refused, "no permission"),
+        (format!("management.username={}", users[1]), "let me in", unreadable, "no permission"),
         ("management.username=guest".to_owned(), "hunter2", Trouble::Refused, "a wrong password"),
         ("broker.virtual_host=nosuch".to_owned(), "guest", Trouble::NoVirtualHost, "no virtual host"),
     ];

@@ -93,6 +93,12 @@ impl Raw {
         self.send(1, (60, 80), &[&tag.to_be_bytes()[..], &[0]].concat());
     }
 
+    /// `basic.nack`: gives a held message back as orderd does.
+    pub fn give_back(&mut self, tag: u64) {
+        const REQUEUE: u8 = 2;
+        self.send(1, (60, 120), &[&tag.to_be_bytes()[..], &[REQUEUE]].concat());
+    }
+
     /// `basic.reject`: gives a held message back, which counts toward its delivery limit.
     pub fn reject(&mut self, tag: u64) {
         self.send(1, (60, 90), &[&tag.to_be_bytes()[..], &[1]].concat());

@@ -1,0 +1,140 @@
+//! One file and several ledgers on it, as several instances have: nothing twice, nothing lost, nobody kept out.
+
+use std::sync::Barrier;
+use std::thread;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+
+use super::tests::other;
+use super::*;
+use crate::ledger::Recorded::{Duplicate, New};
+use crate::ledger::conformance::{accept, analytics, at, finish, order, sale};
+use crate::ledger::{Entry, NewOrder};
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn open(directory: &TempDir) -> SqliteLedger {
+    SqliteLedger::open(directory.path()).unwrap()
+}
+
+/// The columns of one row, joined by `|`.
+fn row(directory: &TempDir, query: &str) -> String {
+    other(directory).query_row(query, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn instances_that_start_at_once_make_one_new_file() {
+    for _ in 0..20 {
+        let directory = directory();
+        let together = Barrier::new(4);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    together.wait();
+                    open(&directory)
+                });
+            }
+        });
+        assert_eq!(schema::version(&other(&directory)).unwrap(), schema::last_version(schema::STEPS));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_all_are_told_at_once_is_recorded_by_one_and_counted_once() {
+    const ORDERS: usize = 500;
+    let directory = directory();
+    let ledgers = [open(&directory), open(&directory), open(&directory)];
+    let ids: Vec<_> = (0..ORDERS).map(|n| format!("ord-{n}")).collect();
+    let tell = async |entry: fn(&str) -> Entry| {
+        let told = ids.iter().flat_map(|id| ledgers.iter().map(move |ledger| ledger.record(entry(id))));
+        let answers: Vec<_> = join_all(told).await.into_iter().map(Result::unwrap).collect();
+        let new = |answers: &[Recorded]| answers.iter().filter(|answer| **answer == New).count();
+        answers.chunks(ledgers.len()).map(new).collect::<Vec<_>>()
+    };
+    let once: Vec<usize> = vec![1; ORDERS];
+    assert_eq!(tell(|id| accept(order(id))).await, once);
+    assert_eq!(tell(finish).await, once);
+    assert_eq!(tell(|id| analytics(id, Some(sale("Laptop", 1200.into(), at(4_000))))).await, once);
+    assert!(ledgers.iter().all(|ledger| ledger.commits() > 0), "one of them recorded nothing at all");
+    join_all(ledgers.iter().map(SqliteLedger::close)).await;
+    let sold = "SELECT sum(orders) || '|' || sum(CAST(revenue AS INTEGER)) FROM sales WHERE granularity = 'minute'";
+    assert_eq!(row(&directory, sold), format!("{ORDERS}|{}", 1200 * ORDERS));
+    let sums = "SELECT sum(accepted) || '|' || sum(processed) || '|' || sum(CAST(processed_total AS INTEGER))
+                FROM order_sums WHERE granularity = 'hour'";
+    assert_eq!(row(&directory, sums), format!("{ORDERS}|{ORDERS}|{}", 1200 * ORDERS));
+}
+
+#[tokio::test]
+async fn sums_in_memory_never_overwrite_what_another_instance_has_added() {
+    let directory = directory();
+    let (one, two) = (open(&directory), open(&directory));
+    for n in 0..10 {
+        let ledger = if n % 3 == 0 { &one } else { &two };
+        ledger.record(analytics(&format!("event-{n}"), Some(sale("Laptop", 1200.into(), at(4_000))))).await.unwrap();
+    }
+    assert_eq!(row(&directory, "SELECT orders || '|' || revenue FROM sales WHERE granularity = 'day'"), "10|12000");
+}
+
+#[tokio::test]
+async fn an_order_accepted_by_one_is_finished_by_another_and_counted_with_its_own_figures() {
+    let directory = directory();
+    let (one, two) = (open(&directory), open(&directory));
+    one.record(accept(order("ord-1"))).await.unwrap();
+    assert_eq!(two.record(accept(order("ord-1"))).await.unwrap(), Recorded::Unfinished);
+    assert_eq!(two.record(finish("ord-1")).await.unwrap(), New);
+    assert_eq!(one.record(finish("ord-1")).await.unwrap(), Duplicate);
+    // It goes by retention, and its id comes again with other content; the first still remembers the old one.
+    while two.prune(at(1_000_000_000)).await.unwrap().more {}
+    let other_content = || NewOrder { quantity: 1, total: 400.into(), at: at(4_000), ..order("ord-1") };
+    assert_eq!(two.record(accept(other_content())).await.unwrap(), New);
+    assert_eq!(one.record(accept(other_content())).await.unwrap(), Recorded::Unfinished);
+    assert_eq!(one.record(finish("ord-1")).await.unwrap(), New);
+    let sums = "SELECT processed || '|' || processed_quantity || '|' || processed_total FROM order_sums
+                WHERE granularity = 'hour'";
+    assert_eq!(row(&directory, sums), "2|4|1600");
+}
+
+#[tokio::test]
+async fn two_that_remove_old_rows_remove_them_all_and_nothing_else() {
+    let directory = directory();
+    let (one, two) = (open(&directory), open(&directory));
+    let old: Vec<_> = (0..1_000).map(|n| format!("old-{n}")).collect();
+    join_all(old.iter().flat_map(|id| [one.record(accept(order(id))), one.record(finish(id))])).await;
+    let young = NewOrder { at: at(9_000_000), ..order("young") };
+    two.record(accept(young)).await.unwrap();
+    let prune = async |ledger: &SqliteLedger| while ledger.prune(at(8_000_000)).await.unwrap().more {};
+    tokio::join!(prune(&one), prune(&two));
+    assert_eq!(row(&directory, "SELECT group_concat(id) FROM orders"), "young");
+}
+
+#[tokio::test]
+async fn one_that_closes_waits_for_no_other_and_holds_none_up() {
+    let directory = directory();
+    let (one, two) = (open(&directory), open(&directory));
+    two.record(accept(order("ord-1"))).await.unwrap();
+    let reader = other(&directory);
+    reader.execute_batch("BEGIN; SELECT count(*) FROM orders").unwrap();
+    two.record(accept(order("ord-2"))).await.unwrap();
+    let writer = other(&directory);
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Both locks are held until it has closed: had it waited for them, it would not close.
+    one.close().await;
+    writer.execute_batch("COMMIT").unwrap();
+    assert_eq!(two.record(accept(order("ord-3"))).await.unwrap(), New);
+}
+
+#[tokio::test]
+async fn a_file_made_new_by_a_later_orderd_is_written_no_more() {
+    let directory = directory();
+    let ledger = open(&directory);
+    ledger.record(accept(order("ord-1"))).await.unwrap();
+    other(&directory).pragma_update(None, "user_version", 3).unwrap();
+    let error = ledger.record(accept(order("ord-2"))).await.unwrap_err();
+    let told = crate::chain::chain(&error);
+    assert!(told.contains("version 3") && told.contains("restart this one"), "{told}");
+    assert!(!ledger.is_recording());
+    assert_eq!(row(&directory, "SELECT group_concat(id) FROM orders"), "ord-1");
+}

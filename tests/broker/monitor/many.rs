@@ -1,0 +1,108 @@
+//! A real broker's counts against those of one of two instances: what the other takes is never held against anybody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use orderd::amqp::Link;
+use orderd::handler::{Handled, Handler, Verdict, Work};
+use orderd::ledger::SqliteLedger;
+use orderd::message::Names;
+use orderd::monitor::Own;
+use orderd::recovery::Failure;
+use orderd::shutdown::Shutdown;
+use orderd::worker::{Counters, Line, OnFailure, Pool};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{QUICK, config, poll};
+use crate::support::shop::{Shop, order, until};
+use crate::support::{Node, soon};
+
+const QUEUE: &str = "order_queue";
+
+struct Done;
+
+impl Handler for Done {
+    fn handle<'a>(&'a self, _work: Work<'a>) -> BoxFuture<'a, Result<Handled, Failure>> {
+        Box::pin(async { Ok(Handled::just(Verdict::Completed)) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_finding() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let config = config(&shop.vhost, &[]);
+    let link = Link::new(shop.vhost.broker());
+    soon("declared", link.declare(config.topology().declarations())).await.unwrap();
+    let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (counters, shutdown) = (Arc::new(Counters::default()), Shutdown::new());
+    let line = Line {
+        consumer: "order".into(),
+        queue: QUEUE.into(),
+        handler: Arc::new(Done),
+        publisher: Arc::new(link.publisher()),
+        ledger: Arc::new(SqliteLedger::open(directory.path()).unwrap()),
+        names: Arc::new(Names::new("orders")),
+        timeout: Duration::from_secs(600),
+        on_failure: OnFailure::Forward { immediate: 0 },
+        counters: Arc::clone(&counters),
+    };
+    let pool = Arc::new(Pool {
+        line: Arc::new(line),
+        consumer: Arc::new(link),
+        workers: 2,
+        prefetch: 5,
+        reconnect_max: Duration::from_millis(200),
+        shutdown: shutdown.clone(),
+        retired: Default::default(),
+    });
+    let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
+    let counted = Arc::clone(&counters);
+    let own = move || Own {
+        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
+        publisher_epoch: 1,
+        ..Own::default()
+    };
+    let mut polling = poll(&config, own);
+    let consumers = |count: u64| {
+        let mut view = polling.view.clone();
+        async move {
+            let seen = |view: &Arc<orderd::monitor::BrokerView>| {
+                view.queues.get(QUEUE).is_some_and(|queue| queue.consumers == Some(count))
+            };
+            tokio::time::timeout(super::PATIENCE, view.wait_for(seen)).await.unwrap().unwrap();
+        }
+    };
+    let work = |name: &str| {
+        let orders = (0..500).map(|n| ("order.normal.created".to_owned(), order(&format!("{name}-{n}"))));
+        tokio::task::block_in_place(|| {
+            shop.raw().flood("orders", orders);
+            until("all is taken", || shop.raw().depth(QUEUE) == 0);
+        });
+    };
+
+    consumers(1).await;
+    work("alone");
+    for round in ["stopped", "killed"] {
+        let mut other = tokio::task::block_in_place(|| shop.open());
+        consumers(2).await;
+        work(round);
+        tokio::task::block_in_place(|| until("the other takes part", || other.says("Processing Order")));
+        if round == "stopped" {
+            tokio::task::block_in_place(|| assert_eq!(other.stop(), 0));
+        } else {
+            other.kill();
+        }
+        work(&format!("after-{round}"));
+    }
+    // Two lags and a round later, all readings have been judged.
+    let judged = jiff::Timestamp::now() + 2 * QUICK.lag + 2 * QUICK.details_every;
+    let view = polling.until("all is judged", |view| view.taken_at > Some(judged)).await;
+    // The other queues have no consumer now, which is found, and rightly.
+    let found: Vec<_> = view.findings.iter().filter(|finding| finding.queue == QUEUE).collect();
+    assert!(found.is_empty(), "{found:#?}");
+    assert!(counters.tally().completed > 1_000, "the first took hardly any part: {:?}", counters.tally());
+    shutdown.begin();
+}
