@@ -12,30 +12,22 @@ use crate::topology::{Binding, Names};
 pub(super) fn leftovers(old: &Config, new: &Config) -> Vec<String> {
     let mut notes = Vec::new();
     for (queue, settings) in &old.queues {
-        let bindings = |patterns: &mut dyn Iterator<Item = &String>| -> Vec<String> {
-            patterns.map(|pattern| unbind(new, queue, pattern)).collect()
-        };
-        match new.queues.get(queue) {
-            Some(kept) => {
-                let gone = |pattern: &&String| !kept.bindings.contains(pattern);
-                for (pattern, command) in settings
-                    .bindings
-                    .iter()
-                    .filter(gone)
-                    .zip(bindings(&mut settings.bindings.iter().filter(gone)))
-                {
-                    notes.push(format!(
-                        "queue {queue:?} is still bound by {pattern:?} on the broker; to remove the binding: {command}"
-                    ));
-                }
-                notes.extend(drained(old, new, queue));
-            }
-            None => notes.push(format!(
+        let Some(kept) = new.queues.get(queue) else {
+            let commands: Vec<_> = settings.bindings.iter().map(|pattern| unbind(new, queue, pattern)).collect();
+            notes.push(format!(
                 "queue {queue:?} stays on the broker with its messages, and orders still go there, but nobody works on them; \
                  to send none there any more: {}",
-                bindings(&mut settings.bindings.iter()).join("; ")
-            )),
+                commands.join("; ")
+            ));
+            continue;
+        };
+        for pattern in settings.bindings.iter().filter(|pattern| !kept.bindings.contains(pattern)) {
+            let command = unbind(new, queue, pattern);
+            notes.push(format!(
+                "queue {queue:?} is still bound by {pattern:?} on the broker; to remove the binding: {command}"
+            ));
         }
+        notes.extend(drained(old, new, queue));
     }
     notes
 }

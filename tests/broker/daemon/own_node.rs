@@ -93,6 +93,6 @@ fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
     until("it is put in force once the broker is back", || orderd.reload()["outcome"] == "applied");
     flood(&shop, "ord", 10);
     shop.book().await_settled(10);
-    assert_eq!(orderd.status()["consumers"]["order"]["workers_up"], 3);
+    until("the former pool has finished", || orderd.status()["consumers"]["order"]["workers_up"] == 3);
     assert_eq!(orderd.stop(), 0);
 }
