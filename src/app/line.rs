@@ -12,21 +12,6 @@ use crate::message::Publisher;
 use crate::recovery::FAILED_HANDLER;
 use crate::worker::{Counters, Line, OnFailure};
 
-/// All that makes one pool another than the pool before it.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Spec {
-    pub consumer: Consumer,
-    /// Of the consumer of failures: where they go back to.
-    routes: BTreeMap<String, Route>,
-}
-
-impl Spec {
-    pub fn new(consumer: &Consumer, routes: &BTreeMap<String, Route>) -> Self {
-        let routes = if consumer.handler == FAILED_HANDLER { routes.clone() } else { BTreeMap::new() };
-        Spec { consumer: consumer.clone(), routes }
-    }
-}
-
 /// Which policy applies to failures in which queue.
 pub(super) fn routes(config: &Config) -> BTreeMap<String, Route> {
     let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
@@ -41,22 +26,21 @@ pub(super) fn routes(config: &Config) -> BTreeMap<String, Route> {
     .collect()
 }
 
-/// Puts it together. `parts` are without faults and routes, which are the consumer's own.
+/// Puts it together. `parts` are without faults, which are the consumer's own.
 ///
 /// # Errors
 /// [`AppError::UnknownHandler`].
 pub(super) fn line(
     name: &str,
-    spec: &Spec,
+    consumer: &Consumer,
     parts: &Parts,
     publisher: Arc<dyn Publisher>,
     counters: Arc<Counters>,
 ) -> Result<Line, AppError> {
-    let Spec { consumer, routes } = spec;
     if let Some(faults) = consumer.faults {
         warn!(consumer = name, ?faults, "faults are injected on purpose: not for production");
     }
-    let parts = Parts { faults: consumer.faults, routes: Arc::new(routes.clone()), ..parts.clone() };
+    let parts = Parts { faults: consumer.faults, ..parts.clone() };
     let handler =
         handler::build(&consumer.handler, &parts).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
     let on_failure = match consumer.handler.as_str() {

@@ -168,18 +168,20 @@ fn site(
     outlook: &Outlook,
     shutdown: &Shutdown,
 ) -> Site {
+    let routes = watch::Sender::default();
     let parts = Parts {
         ledger: Arc::clone(ledger) as Arc<dyn Ledger>,
         names: Arc::new(config.names()),
         faults: None,
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
-        routes: Arc::default(),
+        routes: routes.subscribe(),
     };
     Site {
         source: Arc::new(link.clone()),
         publisher: Arc::clone(publisher) as Arc<dyn Publisher>,
         parts,
+        routes,
         reconnect_max: config.broker.reconnect_max,
         live: Arc::clone(&outlook.live),
         shutdown: shutdown.clone(),

@@ -7,16 +7,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::AppError;
-use super::line::{Spec, line, routes};
+use super::line::{line, routes};
 use super::pauses::Pauses;
 use crate::admin::{Live, Watched};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::handler::{Parts, Route};
 use crate::message::{Consumer, Publisher};
 use crate::shutdown::Shutdown;
@@ -35,8 +36,10 @@ const ROOM_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Site {
     pub source: Arc<dyn Consumer>,
     pub publisher: Arc<dyn Publisher>,
-    /// Without faults and routes, which are a consumer's own.
+    /// Without faults, which are a consumer's own.
     pub parts: Parts,
+    /// Where failures go back to. Those of removed queues stay: what is still worked on may fail.
+    pub routes: watch::Sender<BTreeMap<String, Route>>,
     pub reconnect_max: Duration,
     pub live: Arc<Live>,
     pub shutdown: Shutdown,
@@ -45,8 +48,6 @@ pub(super) struct Site {
 /// See the head of this file.
 pub(super) struct Pools {
     site: Site,
-    /// Where failures go back to. Those of removed queues stay: what is still worked on may fail.
-    routes: BTreeMap<String, Route>,
     current: BTreeMap<String, Current>,
     former: BTreeMap<Id, Watched>,
     keepers: JoinSet<()>,
@@ -54,7 +55,7 @@ pub(super) struct Pools {
 
 /// The pool of a consumer that is not paused.
 struct Current {
-    spec: Spec,
+    consumer: config::Consumer,
     watched: Watched,
     retired: CancellationToken,
     keeper: Id,
@@ -75,7 +76,7 @@ impl Pools {
     /// None yet.
     pub fn new(site: Site) -> Self {
         let (current, former) = (BTreeMap::new(), BTreeMap::new());
-        Pools { site, routes: BTreeMap::new(), current, former, keepers: JoinSet::new() }
+        Pools { site, current, former, keepers: JoinSet::new() }
     }
 
     /// Starts, replaces and retires pools until they are those of this configuration. Does not wait for anything.
@@ -83,47 +84,47 @@ impl Pools {
     /// # Errors
     /// [`AppError::UnknownHandler`]; nothing was changed then.
     pub fn turn_into(&mut self, config: &Config, pauses: &Pauses) -> Result<(), AppError> {
-        let mut routes_then = self.routes.clone();
-        routes_then.extend(routes(config));
         let mut starting = Vec::new();
-        for (name, spec) in self.different(config, pauses, &routes_then) {
+        for (name, consumer) in self.different(config, pauses) {
             let (site, counters) = (&self.site, self.site.live.counters(&name));
-            let line = line(&name, &spec, &site.parts, Arc::clone(&site.publisher), counters)?;
-            starting.push((name, spec, line));
+            let line = line(&name, &consumer, &site.parts, Arc::clone(&site.publisher), counters)?;
+            starting.push((name, consumer, line));
         }
-        self.routes = routes_then;
+        // Before a new consumer fails anything: whoever recovers it must know where it goes back to.
+        self.site.routes.send_modify(|known| known.extend(routes(config)));
         let gone = |name: &&String| !config.consumers.contains_key(*name) || pauses.since(name).is_some();
         let gone: Vec<_> = self.current.keys().filter(gone).cloned().collect();
         gone.iter().for_each(|name| self.retire(name));
-        for (name, spec, line) in starting {
+        for (name, consumer, line) in starting {
             self.retire(&name);
-            self.start(name, spec, line);
+            self.start(name, consumer, line);
         }
         self.show(config, pauses);
         Ok(())
     }
 
     /// The consumers that need another pool than they have, or have none.
-    fn different(&self, config: &Config, pauses: &Pauses, routes: &BTreeMap<String, Route>) -> Vec<(String, Spec)> {
+    fn different(&self, config: &Config, pauses: &Pauses) -> Vec<(String, config::Consumer)> {
         let wanted = config.consumers.iter().filter(|(name, _)| pauses.since(name).is_none());
-        let wanted = wanted.map(|(name, consumer)| (name.clone(), Spec::new(consumer, routes)));
-        wanted.filter(|(name, spec)| self.current.get(name).is_none_or(|current| current.spec != *spec)).collect()
+        let different = wanted
+            .filter(|(name, consumer)| self.current.get(*name).is_none_or(|current| current.consumer != **consumer));
+        different.map(|(name, consumer)| (name.clone(), consumer.clone())).collect()
     }
 
-    fn start(&mut self, name: String, spec: Spec, line: crate::worker::Line) {
+    fn start(&mut self, name: String, consumer: config::Consumer, line: crate::worker::Line) {
         let (retired, shutdown) = (CancellationToken::new(), self.site.shutdown.clone());
-        let watched = Watched::new(&name, &spec.consumer, Arc::clone(&line.counters));
+        let watched = Watched::new(&name, &consumer, Arc::clone(&line.counters));
         let pool = Arc::new(Pool {
             line: Arc::new(line),
             consumer: Arc::clone(&self.site.source),
-            workers: spec.consumer.workers,
-            prefetch: spec.consumer.prefetch,
+            workers: consumer.workers,
+            prefetch: consumer.prefetch,
             reconnect_max: self.site.reconnect_max,
             shutdown: shutdown.clone(),
             retired: retired.clone(),
         });
         let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
-        self.current.insert(name, Current { spec, watched, retired, keeper });
+        self.current.insert(name, Current { consumer, watched, retired, keeper });
     }
 
     fn retire(&mut self, name: &str) {
@@ -156,9 +157,7 @@ impl Pools {
     }
 
     fn crowded(&self, config: &Config, pauses: &Pauses) -> Option<Crowded> {
-        let mut routes_then = self.routes.clone();
-        routes_then.extend(routes(config));
-        self.different(config, pauses, &routes_then).into_iter().find_map(|(consumer, _)| {
+        self.different(config, pauses).into_iter().find_map(|(consumer, _)| {
             let former = self.crowd_of(&consumer)?;
             Some(Crowded { consumer, former })
         })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::emit::event;
@@ -30,7 +31,7 @@ pub struct Route {
 
 pub(super) struct FailedHandler {
     names: Arc<Names>,
-    routes: Arc<BTreeMap<String, Route>>,
+    routes: watch::Receiver<BTreeMap<String, Route>>,
 }
 
 /// The body of `order.analytics.failed`.
@@ -47,12 +48,13 @@ struct ParkedEvent<'a> {
 
 impl FailedHandler {
     pub(super) fn new(parts: &Parts) -> Self {
-        FailedHandler { names: Arc::clone(&parts.names), routes: Arc::clone(&parts.routes) }
+        FailedHandler { names: Arc::clone(&parts.names), routes: parts.routes.clone() }
     }
 
     fn recover(&self, delivery: &Delivery, now: Timestamp) -> Handled {
         let history = History::read(delivery, &self.names, now);
-        let route = history.origin.as_ref().and_then(|origin| self.routes.get(&origin.queue));
+        let routes = self.routes.borrow();
+        let route = history.origin.as_ref().and_then(|origin| routes.get(&origin.queue));
         let carries_orders = route.is_some_and(|route| route.carries_orders);
         let identity = if carries_orders { order_identity(delivery) } else { delivery.identity() };
         let case = Case { delivery, history: &history, route, identity, now };

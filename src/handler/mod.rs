@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 pub use event_log::EventLog;
 pub use failed::Route;
@@ -108,8 +109,8 @@ pub struct Parts {
     pub event_log: EventLog,
     /// Where notifications are delivered.
     pub channel: Arc<dyn Channel>,
-    /// Where failures go back to, by queue.
-    pub routes: Arc<BTreeMap<String, Route>>,
+    /// Where failures go back to, by queue: as it is at the moment of each.
+    pub routes: watch::Receiver<BTreeMap<String, Route>>,
 }
 
 type Build = fn(&Parts) -> Arc<dyn Handler>;

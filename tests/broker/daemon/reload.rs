@@ -165,6 +165,8 @@ fn changed_delays_make_new_retry_queues_and_the_old_ones_drain() {
     // The consumer of failures knows the new delays too.
     file.set("consumers.order.faults.transient", "1.0").save();
     assert_eq!(orderd.reload()["outcome"], "applied");
+    // The former pool goes on taking orders in until a quiet moment.
+    until("the former pool is done", || orderd.lines("a former pool has finished").len() == 2);
     raw.send_to("orders", NORMAL, &Properties::persistent(), &order("late"));
     // An injected failure is one of the first try alone.
     shop.book().await_settled(ORDERS + 1);
@@ -227,6 +229,39 @@ fn consumers_and_queues_come_and_go_while_others_work() {
     assert_eq!(book.rows("SELECT * FROM attempts"), [""; 0]);
     assert_eq!(orderd.stop(), 0);
     assert_eq!(orderd.tally("bulk", "deliveries"), 500);
+}
+
+#[test]
+fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_parked_without_an_origin() {
+    const ORDERS: u32 = 300;
+    let node = Node::shared();
+    let (shop, file) = Shop::new(&node).with_file();
+    let bulk = [
+        ("queues.bulk_queue.bindings", "order.bulk.*"),
+        ("consumers.bulk.queue", "bulk_queue"),
+        ("consumers.bulk.handler", "order"),
+        ("consumers.bulk.retry.immediate", "0"),
+        ("consumers.bulk.retry.delays", "1h"),
+        ("consumers.bulk.faults.transient", "1.0"),
+    ];
+    let mut with_bulk = file.clone();
+    for (key, value) in bulk {
+        with_bulk.set(key, value);
+    }
+    // Its queue is there before it is.
+    with_bulk.save();
+    assert_eq!(shop.open().stop(), 0);
+    file.save();
+    let mut orderd = shop.open();
+    flood(&shop, "order.bulk.created", "ord", ORDERS.into());
+    with_bulk.save();
+    assert_eq!(orderd.reload()["outcome"], "applied");
+    until("all are retried or parked", || {
+        shop.raw().depth("bulk_queue.retry.1h") + shop.raw().depth("dead_letter_queue") == ORDERS
+    });
+    assert_eq!(shop.raw().depth("dead_letter_queue"), 0);
+    assert_eq!(orderd.status()["consumers"]["failed"]["subscriptions"], 1, "it has not changed, and its pool stays");
+    assert_eq!(orderd.stop(), 0);
 }
 
 #[test]
