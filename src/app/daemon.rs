@@ -151,6 +151,7 @@ impl Daemon {
                 self.outlook.poll(&self.config).await;
             }
             self.generation += 1;
+            self.pools.subscribed().await;
         }
         let outcome = reload::outcome(&changes);
         Verdict { outcome, generation: self.generation, changes, problems: Vec::new(), notes }
@@ -179,7 +180,10 @@ impl Daemon {
             self.pools.turn_into(&self.config, &self.pauses).expect("what is in force names handlers that there are");
             match pause {
                 true => warn!(consumer, "paused: takes nothing in, also after a restart, until it is resumed"),
-                false => info!(consumer, "resumed"),
+                false => {
+                    info!(consumer, "resumed");
+                    self.pools.subscribed().await;
+                }
             }
         }
         Ok(Intake { consumer, paused: pause, changed })

@@ -31,6 +31,9 @@ const COOL_DOWN: Duration = Duration::from_secs(30);
 const MOST_FORMER: usize = 8;
 /// How long a change waits for former pools to end, if there are too many.
 const ROOM_WITHIN: Duration = Duration::from_secs(10);
+/// How long a change waits for new pools to be subscribed, and how often it looks.
+const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(2);
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// What all pools are made of.
 pub(super) struct Site {
@@ -57,6 +60,8 @@ pub(super) struct Pools {
 struct Current {
     consumer: config::Consumer,
     watched: Watched,
+    /// Subscriptions that the consumer had had before this pool.
+    before: u64,
     retired: CancellationToken,
     keeper: Id,
 }
@@ -114,6 +119,7 @@ impl Pools {
     fn start(&mut self, name: String, consumer: config::Consumer, line: crate::worker::Line) {
         let (retired, shutdown) = (CancellationToken::new(), self.site.shutdown.clone());
         let watched = Watched::new(&name, &consumer, Arc::clone(&line.counters));
+        let before = watched.counters.pool().subscriptions;
         let pool = Arc::new(Pool {
             line: Arc::new(line),
             consumer: Arc::clone(&self.site.source),
@@ -124,7 +130,7 @@ impl Pools {
             retired: retired.clone(),
         });
         let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
-        self.current.insert(name, Current { consumer, watched, retired, keeper });
+        self.current.insert(name, Current { consumer, watched, before, retired, keeper });
     }
 
     fn retire(&mut self, name: &str) {
@@ -147,6 +153,18 @@ impl Pools {
             }
         }
         Ok(())
+    }
+
+    /// Waits until all pools have had a subscription, so that whoever asked for a change finds it at work; but not for
+    /// long, since the broker may be away, and not once a shutdown begins. Cancel-safe.
+    pub async fn subscribed(&self) {
+        let deadline = Instant::now() + SUBSCRIBED_WITHIN;
+        let has = |current: &Current| current.watched.counters.pool().subscriptions > current.before;
+        while !self.current.values().all(has) && Instant::now() < deadline {
+            if !self.site.shutdown.sleep(GLANCE).await {
+                return;
+            }
+        }
     }
 
     /// How many former pools a consumer has, if they are too many for another one.

@@ -10,7 +10,7 @@ use crate::support::shop::{Orderd, Shop, until};
 const NORMAL: &str = "order.normal.created";
 
 /// Pauses or resumes a consumer: status and answer.
-fn tell(orderd: &Orderd, verb: &str, consumer: &str) -> (u16, Value) {
+pub(super) fn tell(orderd: &Orderd, verb: &str, consumer: &str) -> (u16, Value) {
     let admin = orderd.admin();
     let request = format!(
         "POST /api/v1/consumers/{consumer}/{verb} HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\n\

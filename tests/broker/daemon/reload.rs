@@ -114,6 +114,32 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
 }
 
 #[test]
+fn whoever_looks_right_after_a_reload_or_a_resumption_finds_every_consumer_subscribed() {
+    let node = Node::shared();
+    let (shop, mut file) = Shop::new(&node).with_file();
+    let mut orderd = shop.open();
+    let subscribed = || {
+        let told = orderd.status();
+        let consumers = told["consumers"].as_object().unwrap();
+        consumers.iter().filter(|(_, one)| one["subscribed"] == true).map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    let all = ["analytics", "failed", "notification", "order", "priority"];
+    for workers in ["3", "5", "2"] {
+        for consumer in all {
+            file.set(&format!("consumers.{consumer}.workers"), workers);
+        }
+        file.save();
+        assert_eq!(orderd.reload()["outcome"], "applied");
+        assert_eq!(subscribed(), all);
+    }
+    for verb in ["pause", "resume"] {
+        assert_eq!(super::pause::tell(&orderd, verb, "order").0, 200);
+    }
+    assert_eq!(subscribed(), all);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
 fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
     let node = Node::shared();
     let (shop, mut file) =
