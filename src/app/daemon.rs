@@ -3,6 +3,7 @@
 //! It starts and retires pools, and never works on a message.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use crate::amqp::Link;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
 use crate::control::{Command, Commands, ControlError, Intake, Verdict};
+use crate::ledger::SqliteLedger;
 use crate::monitor::status::LastReload;
 use crate::service::Service;
 use crate::shutdown::Shutdown;
@@ -35,6 +37,7 @@ pub(super) struct Daemon {
     pub pauses: Pauses,
     pub outlook: Outlook,
     pub retention: Retention,
+    pub ledger: Arc<SqliteLedger>,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
     pub service: Service,
@@ -71,9 +74,11 @@ impl Daemon {
         }
         let shutdown = self.shutdown.clone();
         loop {
-            // Cancel-safe: `ended` says so itself, and the others lose nothing.
+            // Cancel-safe: `outdated` and `ended` say so themselves, and the others lose nothing.
             tokio::select! {
                 () = shutdown.begun() => return,
+                // Whatever came would fail, be retried, most likely here, and be parked in the end.
+                () = self.ledger.outdated() => return shutdown.begin(),
                 Some(command) = commands.recv() => self.carry_out(command).await,
                 () = self.pools.ended() => self.former_ended().await,
             }
