@@ -198,6 +198,24 @@ fn a_virtual_host_that_is_not_there_is_one_clear_error() {
 }
 
 #[test]
+fn a_broker_that_gives_no_more_connections_is_waited_for() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let limit = format!("/vhost-limits/{}/max-connections", shop.vhost.name);
+    assert_eq!(node.management("PUT", &limit, r#"{"value":0}"#).0, 204);
+    let mut orderd = shop.run();
+    until("it waits", || orderd.says("waiting for the broker"));
+    let told = orderd.lines("waiting for the broker")[0]["error"].to_string();
+    assert!(told.contains("connection limit"), "{told}");
+    assert_eq!(node.management("DELETE", &limit, "").0, 204);
+    until("it has started", || {
+        assert_eq!(orderd.ended(), None, "it has given up");
+        orderd.says("started")
+    });
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
 fn what_is_taken_away_from_a_running_orderd_is_shown_and_waited_for() {
     let node = Node::shared();
     let own = Restricted::new(&node);
