@@ -123,18 +123,6 @@ impl Config {
             Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
         }
     }
-
-    /// What environment and command line alone make of [`DEFAULT_FILE`]: for commands that should go on where the file
-    /// cannot be read.
-    ///
-    /// # Errors
-    /// Every problem there is.
-    pub fn without_file(sources: &Sources, handlers: &[&str]) -> Result<Self, LoadError> {
-        match parse(DEFAULT_FILE.as_bytes(), sources, handlers, &Reading::default()) {
-            Ok((config, _)) => Ok(config),
-            Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path: sources.path(), problems, warnings }),
-        }
-    }
 }
 
 /// The running daemon takes a file whose last line has no end for one that was cut off.
