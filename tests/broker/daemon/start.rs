@@ -4,10 +4,10 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-use crate::support::Node;
 use crate::support::raw::number;
 use crate::support::raw::properties::Properties;
 use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::{Node, free_address};
 
 const CONFIG: i32 = 78;
 
@@ -64,8 +64,7 @@ fn a_wrong_password_is_one_clear_error() {
 #[test]
 fn it_waits_for_a_broker_that_is_not_there_yet() {
     let node = Node::shared();
-    // Reserved by binding it, and free again when dropped.
-    let later = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let later = free_address();
     let shop = Shop::new(&node).set("broker.addresses", &later.to_string());
     let mut orderd = shop.run();
     until("it waits", || orderd.lines("waiting for the broker").len() >= 2);
