@@ -319,6 +319,14 @@ impl Orderd {
         self.ended().unwrap().code().expect("no signal has ended it")
     }
 
+    /// Its only error, after an exit for a configuration that does not work.
+    pub fn refusal(&mut self) -> String {
+        assert_eq!(self.exit(), 78, "{}", self.output());
+        let errors = self.errors();
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        errors[0].clone()
+    }
+
     /// Asks it to drain: its exit code.
     pub fn stop(&mut self) -> i32 {
         self.signal("TERM");

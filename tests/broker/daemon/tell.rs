@@ -80,7 +80,7 @@ fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
         "rejected: nothing of it is in force, what was before still is (generation 1)",
         "problem: consumers.order.workers: must be at least 1, is 0",
         "problem: log.level: ",
-        "the configuration has faults; asking where it says that the daemon answers",
+        "the configuration has faults, which `orderd check` names; asking where it says that the daemon answers",
     ] {
         assert!(text.contains(part), "no {part:?}: {text}");
     }
