@@ -146,6 +146,7 @@ impl Daemon {
                 let refused = reload::Refused { problems: vec![chain(&error)], changes };
                 return refused.verdict(self.generation);
             }
+            self.pools.taken_over().await;
             let old = std::mem::replace(&mut self.config, next);
             let new = &self.config;
             if old.ledger.retention != new.ledger.retention {
@@ -182,6 +183,7 @@ impl Daemon {
         })?;
         if changed {
             self.pools.turn_into(&self.config, &self.pauses).expect("what is in force names handlers that there are");
+            self.pools.taken_over().await;
             match pause {
                 true => warn!(consumer, "paused: takes nothing in, also after a restart, until it is resumed"),
                 false => info!(consumer, "resumed"),

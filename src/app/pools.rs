@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::AppError;
 use super::line::{Spec, line, routes};
@@ -31,6 +32,9 @@ const MOST_FORMER: usize = 8;
 /// How long a change waits for former pools to end, if there are too many.
 const ROOM_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a change waits until former pools take nothing in.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(2);
+
 /// What all pools are made of.
 pub(super) struct Site {
     pub source: Arc<dyn Consumer>,
@@ -49,6 +53,8 @@ pub(super) struct Pools {
     routes: BTreeMap<String, Route>,
     current: BTreeMap<String, Current>,
     former: BTreeMap<Id, Watched>,
+    /// Of former pools that may still take something in.
+    winding_down: Vec<CancellationToken>,
     keepers: JoinSet<()>,
 }
 
@@ -57,6 +63,7 @@ struct Current {
     spec: Spec,
     watched: Watched,
     retired: CancellationToken,
+    intake_ended: CancellationToken,
     keeper: Id,
 }
 
@@ -75,7 +82,8 @@ impl Pools {
     /// None yet.
     pub fn new(site: Site) -> Self {
         let (current, former) = (BTreeMap::new(), BTreeMap::new());
-        Pools { site, routes: BTreeMap::new(), current, former, keepers: JoinSet::new() }
+        let (winding_down, keepers) = (Vec::new(), JoinSet::new());
+        Pools { site, routes: BTreeMap::new(), current, former, winding_down, keepers }
     }
 
     /// Starts, replaces and retires pools until they are those of this configuration. Does not wait for anything.
@@ -111,7 +119,8 @@ impl Pools {
     }
 
     fn start(&mut self, name: String, spec: Spec, line: crate::worker::Line) {
-        let (retired, shutdown) = (CancellationToken::new(), self.site.shutdown.clone());
+        let (retired, intake_ended) = (CancellationToken::new(), CancellationToken::new());
+        let shutdown = self.site.shutdown.clone();
         let watched = Watched::new(&name, &spec.consumer, Arc::clone(&line.counters));
         let pool = Arc::new(Pool {
             line: Arc::new(line),
@@ -121,14 +130,16 @@ impl Pools {
             reconnect_max: self.site.reconnect_max,
             shutdown: shutdown.clone(),
             retired: retired.clone(),
+            intake_ended: intake_ended.clone(),
         });
         let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
-        self.current.insert(name, Current { spec, watched, retired, keeper });
+        self.current.insert(name, Current { spec, watched, retired, intake_ended, keeper });
     }
 
     fn retire(&mut self, name: &str) {
-        if let Some(Current { watched, retired, keeper, .. }) = self.current.remove(name) {
+        if let Some(Current { watched, retired, intake_ended, keeper, .. }) = self.current.remove(name) {
             retired.cancel();
+            self.winding_down.push(intake_ended);
             self.former.insert(keeper, watched);
         }
     }
@@ -146,6 +157,16 @@ impl Pools {
             }
         }
         Ok(())
+    }
+
+    /// Waits until former pools take nothing in any more, so that what arrives from now on is worked on by the current
+    /// ones: half a second, or longer while the broker does not answer. Not cancel-safe.
+    pub async fn taken_over(&mut self) {
+        let former = std::mem::take(&mut self.winding_down);
+        let all = async { join_all(former.iter().map(CancellationToken::cancelled)).await };
+        if timeout(TAKEN_OVER_WITHIN, all).await.is_err() {
+            warn!("former pools still take deliveries in: the broker does not answer");
+        }
     }
 
     /// How many former pools a consumer has, if they are too many for another one.
@@ -209,6 +230,7 @@ impl Pools {
 /// while, and then tried again: the other pools, and the daemon, go on.
 async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
     let task = format!("{name} pool");
+    let _intake_ended = pool.intake_ended.clone().drop_guard();
     let on_restart = || pool.line.counters.restarted();
     while let Err(exceeded) =
         supervise(&task, RestartPolicy::DEFAULT, &shutdown, on_restart, || Arc::clone(&pool).run()).await

@@ -217,7 +217,7 @@ impl ConfigFile {
 }
 
 /// The environment variable of a setting such as `consumers.order.workers`.
-fn variable(key: &str) -> String {
+pub fn variable(key: &str) -> String {
     format!("ORDERD_{}", key.to_uppercase().replace('.', "__"))
 }
 

@@ -117,7 +117,7 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
 fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
     let node = Node::shared();
     let (shop, mut file) =
-        Shop::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "6s").with_file();
+        Shop::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "12s").with_file();
     let mut orderd = shop.open();
     flood(&shop, NORMAL, "slow", 3);
     until("they hang", || orderd.lines("Processing Order").len() == 3);
@@ -134,7 +134,7 @@ fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
     book.await_settled(6);
     let failed = orderd.lines("Order Failed");
     assert_eq!(failed.len(), 3, "{failed:?}");
-    assert!(failed.iter().all(|line| line["reason"] == "no result within 6s"), "{failed:?}");
+    assert!(failed.iter().all(|line| line["reason"] == "no result within 12s"), "{failed:?}");
     until("the former pool is done", || orderd.status()["consumers"]["order"]["draining"] == 0);
     assert_eq!(counted(&shop, "order_queue").1, 0);
     assert_eq!(orderd.stop(), 0);
