@@ -28,6 +28,8 @@ pub(super) const SHORT_STRING: usize = 255;
 const ACCESS_REFUSED: u16 = 403;
 /// RabbitMQ's reply code for a virtual host that does not exist or that the user may not use.
 const NOT_ALLOWED: u16 = 530;
+/// How its words end where a virtual host, a user or a node has no more connections to give, under the same code.
+const LIMIT_REACHED: &str = "is reached";
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -246,7 +248,7 @@ impl Link {
     /// Why a connection to `address` failed.
     async fn explain(&self, address: &Address, credentials: &Credentials, left: Duration) -> ConnectError {
         let address = address.clone();
-        match timeout(left, inquire(&self.broker, &address, credentials)).await {
+        match timeout(left, inquire(&self.broker, &address, credentials, left)).await {
             Err(_) => ConnectError::TimedOut { address, after: self.broker.connect_timeout },
             Ok(Err(Puzzle::Io(source))) => ConnectError::Unreachable { address, source },
             Ok(Err(Puzzle::Tls(fault))) => ConnectError::Tls { address, fault },
@@ -258,6 +260,10 @@ impl Link {
                     (Mechanism::External, None) | (Mechanism::Plain, _) => format!("user {:?}", self.broker.username),
                 };
                 ConnectError::Credentials { address, who, reply }
+            }
+            // The broker has one code for both, and only its words tell them apart. Connections end, and then there is room.
+            Ok(Ok(Verdict::Refused { code: NOT_ALLOWED, text: reply })) if reply.ends_with(LIMIT_REACHED) => {
+                ConnectError::Refused { address, code: NOT_ALLOWED, reply }
             }
             Ok(Ok(Verdict::Refused { code: NOT_ALLOWED, text: reply })) => {
                 ConnectError::VirtualHost { address, virtual_host: self.broker.virtual_host.clone(), reply }

@@ -27,7 +27,7 @@ const CLOSE: u16 = 50;
 
 /// What a server that speaks TLS begins its complaint with.
 const TLS_ALERT: u8 = 21;
-/// How long a broker may take to say that it does not accept our certificate. Under TLS 1.3 it does so after the
+/// How long a broker may take, at most, to say that it does not accept our certificate. Under TLS 1.3 it does so after the
 /// handshake, and what is sent to it meanwhile may make its word get lost.
 const SECOND_THOUGHTS: Duration = Duration::from_millis(500);
 
@@ -57,8 +57,13 @@ pub(super) enum Puzzle {
     WantsTls,
 }
 
-/// Goes through the handshake and hangs up. Safe to drop at any time.
-pub(super) async fn inquire(broker: &Broker, address: &Address, credentials: &Credentials) -> Result<Verdict, Puzzle> {
+/// Goes through the handshake and hangs up. Safe to drop at any time, as it will be after `left`.
+pub(super) async fn inquire(
+    broker: &Broker,
+    address: &Address,
+    credentials: &Credentials,
+    left: Duration,
+) -> Result<Verdict, Puzzle> {
     let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(Puzzle::Io)?;
     let Some(connector) = &credentials.connector else {
         return converse(&mut stream, broker, None).await.map_err(|error| match error.kind() {
@@ -74,7 +79,7 @@ pub(super) async fn inquire(broker: &Broker, address: &Address, credentials: &Cr
     let name = name.map_err(|_| Puzzle::Io(invalid("the host is no name that a certificate could have")))?;
     let mut stream = connector.connect(name, stream).await.map_err(puzzle)?;
     // A broker never speaks first, unless to complain.
-    let first = match timeout(SECOND_THOUGHTS, stream.read_u8()).await {
+    let first = match timeout(SECOND_THOUGHTS.min(left / 4), stream.read_u8()).await {
         Ok(first) => Some(first.map_err(puzzle)?),
         Err(_) => None,
     };

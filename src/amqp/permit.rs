@@ -60,13 +60,17 @@ impl Link {
                 }
             }
             for (need, (channel, epoch)) in needs.iter().zip(&asked) {
+                // A broker with an alarm reads nothing more after the first message: the others would wait in vain.
+                if answer.is_err() {
+                    break;
+                }
                 match ask(channel, epoch, need).await {
                     EpochEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
                         denied.push(Denied { need: need.clone(), reply });
                     }
                     // 406, as expected; 404: what is not there yet is others' to tell; closed by us: it was done.
                     EpochEnd::ChannelClosed { .. } | EpochEnd::Closed => {}
-                    end => answer = answer.and(Err(end)),
+                    end => answer = Err(end),
                 }
             }
             close_connection(connection).await;

@@ -3,6 +3,7 @@
 //! It starts and retires pools, and never works on a message.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use crate::amqp::Link;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
 use crate::control::{Command, Commands, ControlError, Intake, Verdict};
+use crate::ledger::SqliteLedger;
 use crate::monitor::status::LastReload;
 use crate::service::Service;
 use crate::shutdown::Shutdown;
@@ -35,6 +37,7 @@ pub(super) struct Daemon {
     pub pauses: Pauses,
     pub outlook: Outlook,
     pub retention: Retention,
+    pub ledger: Arc<SqliteLedger>,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
     pub service: Service,
@@ -71,9 +74,11 @@ impl Daemon {
         }
         let shutdown = self.shutdown.clone();
         loop {
-            // Cancel-safe: `ended` says so itself, and the others lose nothing.
+            // Cancel-safe: `outdated` and `ended` say so themselves, and the others lose nothing.
             tokio::select! {
                 () = shutdown.begun() => return,
+                // Whatever came would fail, be retried, most likely here, and be parked in the end.
+                () = self.ledger.outdated() => return shutdown.begin(),
                 Some(command) = commands.recv() => self.carry_out(command).await,
                 () = self.pools.ended() => self.former_ended().await,
             }
@@ -141,6 +146,7 @@ impl Daemon {
                 let refused = reload::Refused { problems: vec![chain(&error)], changes };
                 return refused.verdict(self.generation);
             }
+            self.pools.taken_over().await;
             let old = std::mem::replace(&mut self.config, next);
             let new = &self.config;
             if old.ledger.retention != new.ledger.retention {
@@ -151,7 +157,6 @@ impl Daemon {
                 self.outlook.poll(&self.config).await;
             }
             self.generation += 1;
-            self.pools.subscribed().await;
         }
         let outcome = reload::outcome(&changes);
         Verdict { outcome, generation: self.generation, changes, problems: Vec::new(), notes }
@@ -178,12 +183,10 @@ impl Daemon {
         })?;
         if changed {
             self.pools.turn_into(&self.config, &self.pauses).expect("what is in force names handlers that there are");
+            self.pools.taken_over().await;
             match pause {
                 true => warn!(consumer, "paused: takes nothing in, also after a restart, until it is resumed"),
-                false => {
-                    info!(consumer, "resumed");
-                    self.pools.subscribed().await;
-                }
+                false => info!(consumer, "resumed"),
             }
         }
         Ok(Intake { consumer, paused: pause, changed })

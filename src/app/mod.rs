@@ -54,7 +54,7 @@ const FIRST_GENERATION: u64 = 1;
 /// How long the publisher may wait for its last confirms, once no worker needs them any more.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
-/// Why the daemon could not start.
+/// Why the daemon could not start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The admin listener cannot be set up.
@@ -72,6 +72,9 @@ pub enum AppError {
     /// The broker refuses us, or its topology is not what the configuration says. A person must act.
     #[error("the broker and the configuration do not fit")]
     Topology(#[from] TopologyError),
+    /// Another instance has made the ledger one of a later version.
+    #[error("a later orderd that shares the ledger has made it new: start this instance as that version")]
+    Outdated,
     /// The configuration names a handler that does not exist; loading has checked that, so it is a bug.
     #[error("there is no handler {0:?}")]
     UnknownHandler(String),
@@ -98,8 +101,8 @@ pub struct Process {
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
-/// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, or a policy that would lose
-/// messages and was told late.
+/// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, a policy that would lose messages and was
+/// told late, or a ledger that a later version has made new.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
     let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
     let bound = Bound::bind(&config.admin).await?;
@@ -139,6 +142,7 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
         pauses,
         outlook,
         retention,
+        ledger: Arc::clone(&ledger),
         level,
         drain_timeout,
         service,
@@ -152,6 +156,9 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
     logs.finish().await;
     outlook.close().await;
     info!("stopped");
+    if ledger.is_outdated() {
+        return Err(AppError::Outdated);
+    }
     match judge {
         Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
         None => Ok(()),
@@ -202,12 +209,18 @@ async fn stop_in_order(pools: Pools, publisher: &ConfirmingPublisher, ledger: &S
 }
 
 impl AppError {
+    /// What could not be done, for people.
+    pub fn what(&self) -> &'static str {
+        if matches!(self, AppError::Outdated) { "cannot go on" } else { "cannot start" }
+    }
+
     /// Whether changing the configuration, or the broker's, is what helps; else it is orderd's own trouble.
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
             AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
-            AppError::UnknownHandler(_) => false,
+            // A restart starts the version that is installed by now.
+            AppError::Outdated | AppError::UnknownHandler(_) => false,
         }
     }
 }

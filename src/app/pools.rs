@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::AppError;
 use super::line::{line, routes};
@@ -31,7 +32,9 @@ const COOL_DOWN: Duration = Duration::from_secs(30);
 const MOST_FORMER: usize = 8;
 /// How long a change waits for former pools to end, if there are too many.
 const ROOM_WITHIN: Duration = Duration::from_secs(10);
-/// How long a change waits for new pools to be subscribed, and how often it looks.
+/// How long a change waits until former pools take nothing in. They await a quiet moment for up to two seconds.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// How long it then waits for new pools to be subscribed, and how often it looks.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(2);
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -53,6 +56,8 @@ pub(super) struct Pools {
     site: Site,
     current: BTreeMap<String, Current>,
     former: BTreeMap<Id, Watched>,
+    /// Of former pools that may still take something in.
+    winding_down: Vec<CancellationToken>,
     keepers: JoinSet<()>,
 }
 
@@ -63,6 +68,7 @@ struct Current {
     /// Subscriptions that the consumer had had before this pool.
     before: u64,
     retired: CancellationToken,
+    intake_ended: CancellationToken,
     keeper: Id,
 }
 
@@ -81,7 +87,8 @@ impl Pools {
     /// None yet.
     pub fn new(site: Site) -> Self {
         let (current, former) = (BTreeMap::new(), BTreeMap::new());
-        Pools { site, current, former, keepers: JoinSet::new() }
+        let (winding_down, keepers) = (Vec::new(), JoinSet::new());
+        Pools { site, current, former, winding_down, keepers }
     }
 
     /// Starts, replaces and retires pools until they are those of this configuration. Does not wait for anything.
@@ -117,7 +124,8 @@ impl Pools {
     }
 
     fn start(&mut self, name: String, consumer: config::Consumer, line: crate::worker::Line) {
-        let (retired, shutdown) = (CancellationToken::new(), self.site.shutdown.clone());
+        let (retired, intake_ended) = (CancellationToken::new(), CancellationToken::new());
+        let shutdown = self.site.shutdown.clone();
         let watched = Watched::new(&name, &consumer, Arc::clone(&line.counters));
         let before = watched.counters.pool().subscriptions;
         let pool = Arc::new(Pool {
@@ -128,14 +136,16 @@ impl Pools {
             reconnect_max: self.site.reconnect_max,
             shutdown: shutdown.clone(),
             retired: retired.clone(),
+            intake_ended: intake_ended.clone(),
         });
         let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
-        self.current.insert(name, Current { consumer, watched, before, retired, keeper });
+        self.current.insert(name, Current { consumer, watched, before, retired, intake_ended, keeper });
     }
 
     fn retire(&mut self, name: &str) {
-        if let Some(Current { watched, retired, keeper, .. }) = self.current.remove(name) {
+        if let Some(Current { watched, retired, intake_ended, keeper, .. }) = self.current.remove(name) {
             retired.cancel();
+            self.winding_down.push(intake_ended);
             self.former.insert(keeper, watched);
         }
     }
@@ -155,9 +165,15 @@ impl Pools {
         Ok(())
     }
 
-    /// Waits until all pools have had a subscription, so that whoever asked for a change finds it at work; but not for
-    /// long, since the broker may be away, and not once a shutdown begins. Cancel-safe.
-    pub async fn subscribed(&self) {
+    /// Waits until former pools take nothing in any more and all current ones have had a subscription, so that what
+    /// arrives from now on is worked on by these, and whoever asked for the change finds them at work: half a second, or
+    /// some more while the broker does not answer, but not once a shutdown begins. Not cancel-safe.
+    pub async fn taken_over(&mut self) {
+        let former = std::mem::take(&mut self.winding_down);
+        let all = async { join_all(former.iter().map(CancellationToken::cancelled)).await };
+        if timeout(TAKEN_OVER_WITHIN, all).await.is_err() {
+            warn!("former pools still take deliveries in: the broker does not answer");
+        }
         let deadline = Instant::now() + SUBSCRIBED_WITHIN;
         let has = |current: &Current| current.watched.counters.pool().subscriptions > current.before;
         while !self.current.values().all(has) && Instant::now() < deadline {
@@ -226,6 +242,7 @@ impl Pools {
 /// while, and then tried again: the other pools, and the daemon, go on.
 async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
     let task = format!("{name} pool");
+    let _intake_ended = pool.intake_ended.clone().drop_guard();
     let on_restart = || pool.line.counters.restarted();
     while let Err(exceeded) =
         supervise(&task, RestartPolicy::DEFAULT, &shutdown, on_restart, || Arc::clone(&pool).run()).await

@@ -144,7 +144,7 @@ impl Whom {
                 Ok(admin) => {
                     writeln!(
                         err,
-                        "orderd: the configuration has faults; asking where it says that the daemon answers"
+                        "orderd: the configuration has faults, which `orderd check` names; asking where it says that the daemon answers"
                     )?;
                     (admin, false)
                 }

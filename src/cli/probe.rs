@@ -12,7 +12,7 @@ use serde_json::json;
 use super::ask::{AskError, Client};
 use super::{Exit, Format};
 use crate::chain::chain;
-use crate::config::{Config, Sources, duration};
+use crate::config::{Config, Sources, admin_without_token, duration};
 use crate::handler;
 
 /// Longest part of an answer that is shown, in characters.
@@ -49,17 +49,18 @@ fn within(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let config = match Config::load(sources, &handler::NAMES) {
-        Ok(loaded) => loaded.config,
-        // A file that someone is at work on says nothing about the daemon, which was started by another one.
+    let admin = match Config::load(sources, &handler::NAMES) {
+        Ok(loaded) => loaded.config.admin,
+        // A file that someone is at work on, or a certificate that has ended, says nothing about the daemon, which was
+        // started by another one.
         Err(error) => {
             writeln!(err, "orderd: {}", chain(&error))?;
-            let Ok(config) = Config::without_file(sources, &handler::NAMES) else { return Ok(Exit::Config) };
-            writeln!(err, "orderd: asking where a daemon answers that nobody tells otherwise")?;
-            config
+            let Some(admin) = admin_without_token(sources) else { return Ok(Exit::Config) };
+            writeln!(err, "orderd: asking where the daemon answers as far as can be made out")?;
+            admin
         }
     };
-    let client = match Client::of(&config.admin, &sources.path()) {
+    let client = match Client::of(&admin, &sources.path()) {
         Ok(client) => client,
         Err(error) => return tell(args, None, Err(error), out, err),
     };

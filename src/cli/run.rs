@@ -73,11 +73,12 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
     let outcome = app::run(config, process, shutdown).await;
     drop((listener, following));
-    service.end(outcome.as_ref().err().map(|error| format!("cannot start: {}", chain(error))));
+    let failure = outcome.as_ref().err().map(|error| format!("{}: {}", error.what(), chain(error)));
+    service.end(failure);
     match outcome {
         Ok(()) => Exit::Done,
         Err(error) => {
-            error!(error = %chain(&error), "cannot start");
+            error!(error = %chain(&error), "{}", error.what());
             if error.is_configuration() { Exit::Config } else { Exit::Internal }
         }
     }

@@ -19,18 +19,33 @@ pub fn admin_alone(sources: &Sources) -> Result<Admin, LoadError> {
         Ok(bytes) => bytes,
         Err(source) => return Err(LoadError::Unreadable { path, source }),
     };
-    let reading = Reading::default();
-    let mut layers = match text(&bytes) {
-        Ok(text) => Layers::recovered(text),
+    let (admin, problems, warnings) = match text(&bytes) {
+        Ok(text) => read_admin(text, sources),
         Err(problems) => return Err(LoadError::Invalid { path, problems, warnings: Vec::new() }),
     };
+    if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings }) }
+}
+
+/// The same for those who ask only what is open to everybody: a token that cannot be used does not matter. Where the
+/// file says nothing that could be used, what environment and settings say.
+pub fn admin_without_token(sources: &Sources) -> Option<Admin> {
+    let bytes = std::fs::read(sources.path()).unwrap_or_default();
+    [text(&bytes).unwrap_or_default(), ""].into_iter().find_map(|text| {
+        let (admin, problems, _) = read_admin(text, sources);
+        problems.iter().all(|problem| problem.path == "admin.token_file").then_some(admin)
+    })
+}
+
+/// With its problems and all warnings.
+fn read_admin(text: &str, sources: &Sources) -> (Admin, Vec<Problem>, Vec<Problem>) {
+    let reading = Reading::default();
+    let mut layers = Layers::recovered(text);
     layers.overlay_environment(&sources.environment, &reading.report);
     layers.overlay_settings(&sources.settings, &reading.report);
     let admin = read::admin(Section::new(String::new(), layers.root, &reading).section("admin"));
     let (problems, warnings) = reading.report.take_sorted(&layers.origins);
     let ours = |problem: &Problem| problem.path == "admin" || problem.path.starts_with("admin.");
-    let problems: Vec<_> = problems.into_iter().filter(ours).collect();
-    if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings }) }
+    (admin, problems.into_iter().filter(ours).collect(), warnings)
 }
 
 #[cfg(test)]
@@ -64,5 +79,26 @@ mod tests {
         for broken in ["admin = 3\n", "[admin]\nlisten = \"here\"\n", "[admin]\ntoken_file = \"/nowhere\"\n"] {
             assert!(matches!(read(broken, &[]), Err(LoadError::Invalid { .. })), "{broken}");
         }
+    }
+
+    #[test]
+    fn who_needs_no_token_learns_the_address_as_far_as_anybody_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("orderd.toml");
+        let listen = |file: Option<&str>, settings: &[&str]| {
+            let _ = match file {
+                Some(file) => std::fs::write(&path, file),
+                None => std::fs::remove_file(&path),
+            };
+            let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+            admin_without_token(&Sources { file: Some(path.clone()), settings, ..Sources::default() })
+                .map(|admin| admin.listen.unwrap().to_string())
+        };
+        let open = "[admin]\nlisten = \"0.0.0.0:7\"\ntoken_file = \"/nowhere\"\n";
+        assert_eq!(listen(Some(open), &[]).as_deref(), Some("0.0.0.0:7"));
+        let by_default = listen(Some("[admin]\nlisten = \"here\"\n"), &[]);
+        assert_eq!(by_default.as_deref(), Some("127.0.0.1:9640"));
+        assert_eq!(listen(None, &["admin.listen=127.0.0.1:8"]).as_deref(), Some("127.0.0.1:8"));
+        assert_eq!(listen(None, &["admin.listen=here"]), None);
     }
 }

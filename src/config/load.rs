@@ -19,7 +19,7 @@ pub const DEFAULT_PATH: &str = "/etc/orderd/orderd.toml";
 pub(super) const LARGEST_FILE: usize = 1 << 20;
 
 /// Where a configuration comes from.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file of `--config`; else `$ORDERD_CONFIG`, else [`DEFAULT_PATH`].
     pub file: Option<PathBuf>,
@@ -27,6 +27,19 @@ pub struct Sources {
     pub settings: Vec<String>,
     /// The environment, as [`std::env::vars_os`] gives it.
     pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Shows which keys are set and never to what: there may be secrets among them, other programs' too.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = self.settings.iter().map(|setting| setting.split('=').next().unwrap_or_default());
+        let variables = self.environment.iter().map(|(name, _)| name);
+        f.debug_struct("Sources")
+            .field("file", &self.file)
+            .field("settings", &settings.collect::<Vec<_>>())
+            .field("environment", &variables.collect::<Vec<_>>())
+            .finish()
+    }
 }
 
 impl Sources {
@@ -121,18 +134,6 @@ impl Config {
                 Ok(Loaded { config, warnings, path })
             }
             Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
-        }
-    }
-
-    /// What environment and command line alone make of [`DEFAULT_FILE`]: for commands that should go on where the file
-    /// cannot be read.
-    ///
-    /// # Errors
-    /// Every problem there is.
-    pub fn without_file(sources: &Sources, handlers: &[&str]) -> Result<Self, LoadError> {
-        match parse(DEFAULT_FILE.as_bytes(), sources, handlers, &Reading::default()) {
-            Ok((config, _)) => Ok(config),
-            Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path: sources.path(), problems, warnings }),
         }
     }
 }

@@ -24,7 +24,7 @@ mod tls;
 mod topology;
 mod workload;
 
-pub use alone::admin_alone;
+pub use alone::{admin_alone, admin_without_token};
 pub use change::{changes, in_force};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub use model::{

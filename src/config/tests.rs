@@ -294,6 +294,13 @@ fn no_secret_is_ever_shown() {
     assert!(!found.concat().contains("hunter2"), "{found:?}");
     let found = load_with("", &[("ORDERD_BROKER__PASWORD", "hunter2")], &["hunter2"]).unwrap_err();
     assert!(found.len() == 2 && !found.concat().contains("hunter2"), "{found:?}");
+    let sources = Sources {
+        settings: vec!["broker.password=hunter2".to_owned()],
+        environment: vec![("ORDERD_BROKER__PASSWORD".into(), "hunter2".into())],
+        ..Sources::default()
+    };
+    let shown = format!("{sources:?}");
+    assert!(shown.contains("ORDERD_BROKER__PASSWORD") && !shown.contains("hunter2"), "{shown}");
 }
 
 #[test]

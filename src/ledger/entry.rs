@@ -168,6 +168,14 @@ pub enum LedgerError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// A later orderd has made the store one of its own version; this one would leave out what that version keeps.
+    #[error("a later orderd has made the ledger version {found}, this one writes version {known}: start the later one")]
+    Outdated {
+        /// The store's version.
+        found: i32,
+        /// The version this program writes.
+        known: i32,
+    },
     /// The ledger has been closed.
     #[error("the ledger is closed")]
     Closed,

@@ -147,18 +147,21 @@ impl ManagementClient {
         Ok(ManagementClient { http, tls, base, username, password, virtual_host: virtual_host.to_owned() })
     }
 
-    /// Asks; where TLS fails, once more with the files as they are now, which may have been replaced meanwhile.
+    /// Asks. Where that fails, the files of TLS, which may have been replaced meanwhile, are read again for the next time;
+    /// where TLS itself has failed, for a second try at once. A broker that refuses a certificate may just hang up.
     async fn send(&self, url: &Url) -> Result<Response, ManagementError> {
         let http = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let failure = match self.send_by(&http, url).await {
-            Err(failure @ ManagementError::Tls { .. }) => failure,
-            answer => return answer,
+        let (failure, source) = match (self.send_by(&http, url).await, self.tls.clone()) {
+            (Err(failure), Some(source)) => (failure, source),
+            (answer, _) => return answer,
         };
-        let source = self.tls.clone();
-        let reading = tokio::task::spawn_blocking(move || Http::new(source.as_deref())).await;
+        let reading = tokio::task::spawn_blocking(move || Http::new(Some(&source))).await;
         let Ok(Ok(renewed)) = reading else { return Err(failure) };
         *self.http.lock().unwrap_or_else(PoisonError::into_inner) = renewed.clone();
-        self.send_by(&renewed, url).await
+        match failure {
+            ManagementError::Tls { .. } => self.send_by(&renewed, url).await,
+            _ => Err(failure),
+        }
     }
 
     async fn send_by(&self, http: &Http, url: &Url) -> Result<Response, ManagementError> {

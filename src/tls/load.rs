@@ -194,24 +194,24 @@ fn seconds(time: Timestamp) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair};
 
     use super::*;
 
-    struct Made {
+    pub struct Made {
         directory: tempfile::TempDir,
     }
 
     impl Made {
         /// A certificate for `CN=orderd` of 90 days that is its own authority, and its key.
-        fn new() -> Self {
+        pub fn new() -> Self {
             let made = Made { directory: tempfile::tempdir().unwrap() };
             made.renew();
             made
         }
 
-        fn renew(&self) {
+        pub fn renew(&self) {
             let mut parameters = CertificateParams::default();
             parameters.distinguished_name.push(DnType::CommonName, "orderd");
             parameters.distinguished_name.remove(DnType::OrganizationName);
@@ -222,11 +222,11 @@ mod tests {
             std::fs::write(self.file("key.pem"), key.serialize_pem()).unwrap();
         }
 
-        fn file(&self, name: &str) -> PathBuf {
+        pub fn file(&self, name: &str) -> PathBuf {
             self.directory.path().join(name)
         }
 
-        fn files(&self) -> Files {
+        pub fn files(&self) -> Files {
             let own = Pair { certificate: self.file("cert.pem"), key: self.file("key.pem") };
             Files { ca: Some(self.file("cert.pem")), own: Some(own) }
         }
@@ -236,11 +236,11 @@ mod tests {
         }
     }
 
-    fn time(text: &str) -> SystemTime {
+    pub fn time(text: &str) -> SystemTime {
         SystemTime::from(text.parse::<Timestamp>().unwrap())
     }
 
-    const MARCH: &str = "2026-03-01T00:00:00Z";
+    pub const MARCH: &str = "2026-03-01T00:00:00Z";
 
     #[test]
     fn a_good_pair_tells_who_it_is_and_when_it_ends() {

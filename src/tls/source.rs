@@ -36,7 +36,10 @@ impl Source {
     /// # Errors
     /// [`FileError`] if they never could.
     pub fn read(&self) -> Result<Loaded, FileError> {
-        let now = SystemTime::now();
+        self.read_at(SystemTime::now())
+    }
+
+    fn read_at(&self, now: SystemTime) -> Result<Loaded, FileError> {
         let read = load(&self.files, now);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let failure = match read {
@@ -46,6 +49,8 @@ impl Source {
                     && before != identity
                 {
                     self.announce(identity, now);
+                } else if last.complaint.is_some() {
+                    info!(section = self.section, "the certificates can be used again");
                 }
                 *last = Last { good: Some(loaded.clone()), complaint: None };
                 return Ok(loaded);
@@ -58,7 +63,7 @@ impl Source {
             error!(
                 section = self.section,
                 error = complaint,
-                "cannot use the new certificates; going on with those read before"
+                "cannot use the certificates there are now; going on with those read before"
             );
             last.complaint = Some(complaint);
         }
@@ -73,6 +78,58 @@ impl Source {
             warn!(section, subject, serial, %until, "the new client certificate ends soon; replace its files again");
         } else {
             info!(section, subject, serial, %until, "a new client certificate is in use");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::tests::{MARCH, Made, time};
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_used_any_more_leaves_the_last_good_one_in_force_until_it_can() {
+        let made = Made::new();
+        let source = Source::new("broker.tls", made.files());
+        let late = time("2026-04-02T00:00:00Z");
+        assert!(source.read_at(late).is_err(), "there was none that was good");
+        let good = source.read_at(time(MARCH)).unwrap();
+        let serial = |loaded: Loaded| loaded.identity.map(|identity| identity.serial);
+        let first = serial(good);
+
+        // It has ended.
+        assert_eq!(serial(source.read_at(late).unwrap()), first);
+        // Half of what comes after it; then the whole certificate, and still the key of before.
+        let key = std::fs::read(made.file("key.pem")).unwrap();
+        made.renew();
+        let (new, new_key) = (made.file("cert.pem"), std::fs::read(made.file("key.pem")).unwrap());
+        let whole = std::fs::read(&new).unwrap();
+        std::fs::write(made.file("key.pem"), key).unwrap();
+        for written in [0, 1, whole.len() / 2, whole.len() - 2, whole.len()] {
+            std::fs::write(&new, &whole[..written]).unwrap();
+            assert_eq!(serial(source.read_at(time(MARCH)).unwrap()), first, "after {written} bytes");
+        }
+        std::fs::write(made.file("key.pem"), &new_key[..new_key.len() - 30]).unwrap();
+        assert_eq!(serial(source.read_at(time(MARCH)).unwrap()), first);
+
+        std::fs::write(made.file("key.pem"), new_key).unwrap();
+        assert_ne!(serial(source.read_at(time(MARCH)).unwrap()), first);
+    }
+
+    #[test]
+    fn nothing_that_is_read_shows_the_key_when_it_is_debugged() {
+        let made = Made::new();
+        let source = Source::new("broker.tls", made.files());
+        source.read_at(time(MARCH)).unwrap();
+        let shown = format!("{source:?}").replace([' ', '\n'], "");
+        let key = std::fs::read_to_string(made.file("key.pem")).unwrap();
+        let key = rcgen::KeyPair::from_pem(&key).unwrap().serialize_der();
+        // As numbers or as digits, any part of the secret half of it.
+        let secret = &key[36..68];
+        for part in secret.windows(4) {
+            let numbers = format!("{part:?}").replace([' ', '[', ']'], "");
+            let digits: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(!shown.contains(&format!(",{numbers},")) && !shown.contains(&digits), "{shown}");
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct Pool {
     /// When to take nothing in any more, finish all that was handed out, and end: another pool takes over, or none. What
     /// was in flight is then neither given back nor handed out again, unless a connection is lost or a shutdown begins.
     pub retired: CancellationToken,
+    /// Cancelled once it is retired and takes nothing in any more, or has ended.
+    pub intake_ended: CancellationToken,
 }
 
 /// A pool cannot go on by itself.
@@ -210,6 +212,7 @@ impl Pool {
                     intake.retired.cancel();
                     serving.drains();
                     settler.wind_down().await;
+                    self.intake_ended.cancel();
                 }
             }
         }

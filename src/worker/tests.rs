@@ -322,6 +322,7 @@ impl Stage {
             reconnect_max: Duration::from_secs(30),
             shutdown: shutdown.clone(),
             retired: retired.clone(),
+            intake_ended: CancellationToken::new(),
         });
         let pool = tokio::spawn(pool.run());
         broker.subscribed.notified().await;
@@ -736,6 +737,7 @@ async fn safe_mode_is_handed_on_to_the_pool_that_takes_over() {
         reconnect_max: Duration::from_secs(30),
         shutdown: stage.shutdown.clone(),
         retired: CancellationToken::new(),
+        intake_ended: CancellationToken::new(),
     });
     let pool = tokio::spawn(pool.run());
     for tag in 2..=21 {

@@ -47,7 +47,8 @@ fn answering(answer: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<Str
 
 #[test]
 fn nobody_there_is_69() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Where nobody listens, nor will by chance.
+    let free = SocketAddr::from(([127, 9, 9, 9], 9));
     let (code, out, err) = probe(&free.to_string(), &[]);
     assert_eq!((code, out.as_str()), (69, ""), "{err}");
     assert!(err.contains(&free.to_string()) && err.contains("no daemon answers"), "{err}");
@@ -106,7 +107,24 @@ fn a_file_that_somebody_is_at_work_on_does_not_make_a_daemon_dead() {
         }
         let (code, out, err) = probe_by(&half, &address.to_string(), &[]);
         assert_eq!((code, out.as_str()), (0, "live\n"), "{err}");
-        assert!(err.contains("orderd.toml") && err.contains("that nobody tells otherwise"), "{err}");
+        assert!(err.contains("orderd.toml") && err.contains("as far as can be made out"), "{err}");
+    }
+}
+
+#[test]
+fn a_certificate_or_a_token_that_is_gone_does_not_make_a_daemon_dead() {
+    let (address, _requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("orderd.toml");
+    let admin = format!("[admin]\nlisten = \"0.0.0.0:{}\"\ntoken_file = \"/nowhere\"\n", address.port());
+    fs::write(&file, format!("[broker.tls]\nca_file = \"/nowhere\"\n{admin}")).unwrap();
+    let mut probe = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    probe.arg("probe").arg("--config").arg(&file).env("ORDERD_BROKER__PASSWORD_FILE", "/nowhere");
+    let Output { status, stderr, .. } = probe.output().unwrap();
+    let err = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(0), "{err}");
+    for key in ["broker.tls.ca_file", "broker.password_file", "admin.token_file"] {
+        assert!(err.contains(key), "{key}: {err}");
     }
 }
 

@@ -14,15 +14,23 @@ pub mod shop;
 
 use std::future::Future;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use orderd::config::{Address, Broker, Mechanism, Secret};
 use raw::Raw;
 use serde_json::Value;
+
+/// An address on this machine that nobody listens at, nor will by chance: whoever takes any free port, clients included,
+/// is on 127.0.0.1.
+pub fn free_address() -> SocketAddr {
+    static LAST: AtomicU16 = AtomicU16::new(20_000);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    ([127, 64 + a, b, c], LAST.fetch_add(1, Ordering::Relaxed)).into()
+}
 
 /// A running RabbitMQ node, on 127.0.0.1 with ports and data of its own.
 pub struct Node {

@@ -217,7 +217,7 @@ impl ConfigFile {
 }
 
 /// The environment variable of a setting such as `consumers.order.workers`.
-fn variable(key: &str) -> String {
+pub fn variable(key: &str) -> String {
     format!("ORDERD_{}", key.to_uppercase().replace('.', "__"))
 }
 
@@ -317,6 +317,14 @@ impl Orderd {
     pub fn exit(&mut self) -> i32 {
         until("orderd ends", || self.ended().is_some());
         self.ended().unwrap().code().expect("no signal has ended it")
+    }
+
+    /// Its only error, after an exit for a configuration that does not work.
+    pub fn refusal(&mut self) -> String {
+        assert_eq!(self.exit(), 78, "{}", self.output());
+        let errors = self.errors();
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        errors[0].clone()
     }
 
     /// Asks it to drain: its exit code.

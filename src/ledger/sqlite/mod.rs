@@ -91,6 +91,7 @@ pub struct SqliteLedger {
     finished: CancellationToken,
     commits: Arc<AtomicU64>,
     failing: Arc<AtomicBool>,
+    outdated: CancellationToken,
 }
 
 impl SqliteLedger {
@@ -112,9 +113,11 @@ impl SqliteLedger {
         let finished = CancellationToken::new();
         let commits = Arc::new(AtomicU64::new(0));
         let failing = Arc::new(AtomicBool::new(false));
-        let signs = writer::Signs { commits: Arc::clone(&commits), failing: Arc::clone(&failing) };
+        let outdated = CancellationToken::new();
+        let (commits_too, failing_too) = (Arc::clone(&commits), Arc::clone(&failing));
+        let signs = writer::Signs { commits: commits_too, failing: failing_too, outdated: outdated.clone() };
         writer::spawn(directory, tuning, requests, signs, finished.clone())?;
-        Ok(Self { queue, finished, commits, failing })
+        Ok(Self { queue, finished, commits, failing, outdated })
     }
 
     /// Counts what an orderd ledger holds, reading it from any process while a daemon writes it. Blocks: it
@@ -134,6 +137,17 @@ impl SqliteLedger {
     /// Whether it can record, as far as the last commit tells.
     pub fn is_recording(&self) -> bool {
         !self.failing.load(Ordering::Relaxed) && !self.finished.is_cancelled()
+    }
+
+    /// Resolves once a later orderd that shares the file has made it new, so that nothing can be recorded any more.
+    /// Cancel-safe.
+    pub async fn outdated(&self) {
+        self.outdated.cancelled().await;
+    }
+
+    /// Whether [`SqliteLedger::outdated`] has resolved.
+    pub fn is_outdated(&self) -> bool {
+        self.outdated.is_cancelled()
     }
 
     /// Removes a little of what is older than `before`: rows of processed orders, events and attempts, and the

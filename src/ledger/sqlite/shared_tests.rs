@@ -134,7 +134,7 @@ async fn a_file_made_new_by_a_later_orderd_is_written_no_more() {
     other(&directory).pragma_update(None, "user_version", 3).unwrap();
     let error = ledger.record(accept(order("ord-2"))).await.unwrap_err();
     let told = crate::chain::chain(&error);
-    assert!(told.contains("version 3") && told.contains("restart this one"), "{told}");
-    assert!(!ledger.is_recording());
+    assert!(told.contains("version 3") && told.contains("start the later one"), "{told}");
+    assert!(!ledger.is_recording() && ledger.is_outdated());
     assert_eq!(row(&directory, "SELECT group_concat(id) FROM orders"), "ord-1");
 }

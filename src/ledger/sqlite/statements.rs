@@ -44,14 +44,6 @@ impl From<rusqlite::Error> for Fault {
 #[error("order {0:?} was never accepted")]
 struct NeverAccepted(OrderId);
 
-/// Another instance has made the file one of a later version, and this one would leave out what that version keeps.
-#[derive(Debug, thiserror::Error)]
-#[error("a later orderd has made it version {found}, this one writes version {known}: restart this one with the later")]
-struct Migrated {
-    found: i32,
-    known: i32,
-}
-
 /// The prepared statements of the writer's connection.
 pub(super) struct Statements<'c> {
     connection: &'c Connection,
@@ -127,7 +119,7 @@ impl<'c> Statements<'c> {
             let found = schema::version(self.connection).map_err(|error| LedgerError::store(BEGIN, error))?;
             let known = schema::last_version(schema::STEPS);
             if found != known {
-                return Err(LedgerError::store(BEGIN, Migrated { found, known }));
+                return Err(LedgerError::Outdated { found, known });
             }
             self.sales.forget();
             self.others = others;

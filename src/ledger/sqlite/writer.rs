@@ -41,6 +41,8 @@ pub(super) struct Signs {
     pub commits: Arc<AtomicU64>,
     /// Whether the last commit failed; a lasting failure is logged once.
     pub failing: Arc<AtomicBool>,
+    /// Cancelled when a later orderd has made the file new.
+    pub outdated: CancellationToken,
 }
 
 type Outcome = Result<Recorded, LedgerError>;
@@ -191,6 +193,9 @@ impl Writer<'_> {
             }
             Err(error) => {
                 self.statements.roll_back(self.connection);
+                if matches!(error, LedgerError::Outdated { .. }) {
+                    self.signs.outdated.cancel();
+                }
                 if !self.signs.failing.swap(true, Ordering::Relaxed) {
                     let (entries, cause) = (batch.len(), error.source());
                     tracing::warn!(%error, cause, entries, "the ledger cannot record; its callers will try again");

@@ -77,6 +77,11 @@ fn assert_queues_are_empty(shop: &Shop<'_>, more: &[&str]) {
     }
 }
 
+/// Waits until an instance works on an order that is none of the priority ones.
+fn takes_part(instance: &Orderd) {
+    until("it takes part", || instance.lines("Processing Order").iter().any(|line| line["consumer"] == "order"));
+}
+
 /// Waits until so many more orders have been processed and some priority orders among them.
 fn await_progress(book: &Book, orders: u64) {
     let urgent = || book.number("SELECT count(*) FROM orders WHERE consumer = 'priority' AND status = 'processed'");
@@ -96,10 +101,12 @@ fn a_rolling_restart_under_load_loses_nothing_doubles_nothing_and_uses_up_no_att
     let orders = while_publishing(&shop, "ord", |_| {
         for instance in &mut instances {
             await_progress(&book, 100);
+            takes_part(instance);
             assert_eq!(instance.stop(), 0);
             stopped.push(std::mem::replace(instance, shop.open()));
         }
         await_progress(&book, 100);
+        instances.iter().for_each(takes_part);
     });
     assert_each_counted_once(&book, orders);
     assert_eq!(book.rows("SELECT * FROM attempts"), [""; 0]);
@@ -287,4 +294,30 @@ fn an_order_outlasts_twenty_restarts_that_give_it_back() {
     }
     book.await_settled(1);
     assert_eq!(orderd.stop(), 0);
+}
+
+/// What is handed out to an instance that cannot record any more fails there at once, and would be parked in the end.
+#[test]
+fn an_instance_ends_before_it_parks_orders_once_a_later_version_has_made_the_ledger_new() {
+    const INTERNAL: i32 = 70;
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let mut old = shop.open();
+    shop.raw().flood("orders", [placed("ord", 0)]);
+    shop.book().await_settled(1);
+    let later = Connection::open(shop.ledger().join("orderd.db")).unwrap();
+    later.pragma_update(None, "user_version", 3).unwrap();
+    shop.raw().flood("orders", (1..50).map(|n| placed("ord", n)));
+    assert_eq!(old.exit(), INTERNAL, "it is restarted, by now as the later version");
+    let told = old.errors();
+    assert!(told.len() == 1 && told[0].contains("a later orderd that shares the ledger"), "{told:#?}");
+    let mut again = shop.run();
+    assert_eq!(again.exit(), 78, "{}", again.output());
+
+    // Stands for the later version, which this one cannot be.
+    later.pragma_update(None, "user_version", 2).unwrap();
+    let mut new = shop.open();
+    assert_each_counted_once(&shop.book(), 50);
+    assert_queues_are_empty(&shop, &["order_queue.retry.300ms"]);
+    assert_eq!(new.stop(), 0);
 }

@@ -68,15 +68,6 @@ impl Drop for Restricted<'_> {
     }
 }
 
-/// Its only error, after an exit for a configuration that does not work.
-fn refusal(shop: &Shop<'_>) -> String {
-    let mut orderd = shop.run();
-    assert_eq!(orderd.exit(), CONFIG, "{}", orderd.output());
-    let errors = orderd.errors();
-    assert_eq!(errors.len(), 1, "{errors:#?}");
-    errors[0].clone()
-}
-
 /// Orders of every fate: processed, retried, parked.
 fn work(shop: &Shop<'_>) {
     let mut orderd = shop.open();
@@ -132,12 +123,12 @@ fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
     let mut less = needed.clone();
     less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.retry", ""));
     own.grant(&less);
-    let error = refusal(&own.shop);
+    let error = own.shop.run().refusal();
     assert!(error.contains("publish to exchange \"orders.retry\"") && error.contains("--permissions"), "{error}");
     less = needed;
     less["read"] = json!(less["read"].as_str().unwrap().replace("|order_queue", ""));
     own.grant(&less);
-    let error = refusal(&own.shop);
+    let error = own.shop.run().refusal();
     assert!(error.contains("consume from queue \"order_queue\""), "{error}");
 }
 
@@ -177,12 +168,12 @@ fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_
     let mut less = needed.clone();
     less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.unrouted", ""));
     own.grant(&less);
-    let error = refusal(&own.shop);
+    let error = own.shop.run().refusal();
     assert!(error.contains("declare exchange \"orders\"") && error.contains("orders.unrouted"), "{error}");
     less = needed;
     less["configure"] = json!(less["configure"].as_str().unwrap().replace("|order_queue|", "|"));
     own.grant(&less);
-    let error = refusal(&own.shop);
+    let error = own.shop.run().refusal();
     assert!(error.contains("declare queue \"order_queue\"") && error.contains("--permissions"), "{error}");
 }
 
@@ -190,11 +181,29 @@ fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_
 fn a_virtual_host_that_is_not_there_is_one_clear_error() {
     let node = Node::shared();
     let shop = Shop::new(&node).set("broker.virtual_host", "nowhere");
-    let error = refusal(&shop);
+    let error = shop.run().refusal();
     assert!(error.contains("refuses virtual host \"nowhere\""), "{error}");
     let own = Restricted::new(&node);
-    let error = refusal(&own.shop);
+    let error = own.shop.run().refusal();
     assert!(error.contains(&format!("refuses virtual host {:?}", own.shop.vhost.name)), "{error}");
+}
+
+#[test]
+fn a_broker_that_gives_no_more_connections_is_waited_for() {
+    let node = Node::shared();
+    let shop = Shop::new(&node);
+    let limit = format!("/vhost-limits/{}/max-connections", shop.vhost.name);
+    assert_eq!(node.management("PUT", &limit, r#"{"value":0}"#).0, 204);
+    let mut orderd = shop.run();
+    until("it waits", || orderd.says("waiting for the broker"));
+    let told = orderd.lines("waiting for the broker")[0]["error"].to_string();
+    assert!(told.contains("connection limit"), "{told}");
+    assert_eq!(node.management("DELETE", &limit, "").0, 204);
+    until("it has started", || {
+        assert_eq!(orderd.ended(), None, "it has given up");
+        orderd.says("started")
+    });
+    assert_eq!(orderd.stop(), 0);
 }
 
 #[test]

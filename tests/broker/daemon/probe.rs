@@ -1,14 +1,11 @@
 //! `orderd probe` of a running daemon.
 
-use std::net::TcpListener;
-
-use crate::support::Node;
 use crate::support::shop::{Shop, until};
+use crate::support::{Node, free_address};
 
 /// A shop whose daemon answers at a fixed address, by which it can be asked from its configuration.
-fn with_admin<'a>(node: &'a Node, ip: &str) -> Shop<'a> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    Shop::new(node).set("admin.listen", &format!("{ip}:{port}"))
+fn with_admin(node: &Node) -> Shop<'_> {
+    Shop::new(node).set("admin.listen", &free_address().to_string())
 }
 
 fn probe(shop: &Shop<'_>, arguments: &[&str]) -> (i32, String) {
@@ -19,7 +16,7 @@ fn probe(shop: &Shop<'_>, arguments: &[&str]) -> (i32, String) {
 #[test]
 fn it_tells_living_from_ready_and_names_what_is_missing() {
     let node = Node::shared();
-    let shop = with_admin(&node, "127.0.0.1");
+    let shop = with_admin(&node);
     std::fs::create_dir_all(shop.ledger()).unwrap();
     let other = rusqlite::Connection::open(shop.ledger().join("orderd.db")).unwrap();
     other.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (a); DROP TABLE t; BEGIN IMMEDIATE").unwrap();
@@ -42,7 +39,7 @@ fn it_tells_living_from_ready_and_names_what_is_missing() {
 #[test]
 fn a_daemon_with_another_token_is_alive_and_ready_all_the_same() {
     let node = Node::shared();
-    let shop = with_admin(&node, "127.0.0.1");
+    let shop = with_admin(&node);
     let token = shop.directory.path().join("token");
     std::fs::write(&token, "the-token-of-the-start").unwrap();
     let shop = shop.set("admin.token_file", token.to_str().unwrap());

@@ -1,14 +1,13 @@
 //! What the service manager hears: a socket of the test's own, and `orderd run` on a real broker.
 
-use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use crate::support::Node;
 use crate::support::http;
 use crate::support::raw::properties::Properties;
 use crate::support::shop::{Orderd, PATIENCE, Shop, order, until};
+use crate::support::{Node, free_address};
 
 /// A watchdog whose half is the shortest patience there is.
 const WATCHDOG: (&str, &str) = ("WATCHDOG_USEC", "6000000");
@@ -139,7 +138,7 @@ fn a_reload_ends_with_ready_whatever_became_of_it() {
 #[test]
 fn while_the_broker_is_away_at_the_start_more_time_is_asked_for_and_the_status_says_why() {
     let node = Node::shared();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = free_address();
     let (manager, shop) = Manager::of(Shop::new(&node).set("broker.addresses", &nobody.to_string()));
     let mut orderd = shop.run();
     let mut heard = manager.hear_up_to("EXTEND_TIMEOUT_USEC=30000000");

@@ -4,20 +4,12 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-use crate::support::Node;
 use crate::support::raw::number;
 use crate::support::raw::properties::Properties;
-use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::shop::{Shop, order, until};
+use crate::support::{Node, free_address};
 
 const CONFIG: i32 = 78;
-
-/// Its only error, after an exit for a configuration that does not work.
-fn refusal(orderd: &mut Orderd) -> String {
-    assert_eq!(orderd.exit(), CONFIG, "{}", orderd.output());
-    let errors = orderd.errors();
-    assert_eq!(errors.len(), 1, "{errors:#?}");
-    errors[0].clone()
-}
 
 fn exchanges(shop: &Shop<'_>) -> Vec<String> {
     let (_, found) = shop.vhost.node.management("GET", &format!("/exchanges/{}", shop.vhost.name), "");
@@ -56,7 +48,7 @@ fn a_bad_configuration_is_refused_with_all_its_faults_before_the_broker_is_asked
 fn a_wrong_password_is_one_clear_error() {
     let node = Node::shared();
     let shop = Shop::new(&node).set("broker.password", "not-it");
-    let error = refusal(&mut shop.run());
+    let error = shop.run().refusal();
     assert!(error.contains("guest") && !error.contains("not-it"), "{error}");
     assert!(queues(&shop).is_empty());
 }
@@ -64,8 +56,7 @@ fn a_wrong_password_is_one_clear_error() {
 #[test]
 fn it_waits_for_a_broker_that_is_not_there_yet() {
     let node = Node::shared();
-    // Reserved by binding it, and free again when dropped.
-    let later = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let later = free_address();
     let shop = Shop::new(&node).set("broker.addresses", &later.to_string());
     let mut orderd = shop.run();
     until("it waits", || orderd.lines("waiting for the broker").len() >= 2);
@@ -102,7 +93,7 @@ fn a_queue_with_another_argument_is_named_with_both_values_and_nothing_is_change
     let node = Node::shared();
     let shop = Shop::new(&node);
     shop.raw().declare_quorum("analytics_queue", &[number("x-delivery-limit", 5)]);
-    let error = refusal(&mut shop.run());
+    let error = shop.run().refusal();
     for part in ["analytics_queue", "x-delivery-limit", "expected 20", "is 5"] {
         assert!(error.contains(part), "no {part:?}: {error}");
     }
@@ -115,7 +106,7 @@ fn without_a_management_api_the_broker_itself_refuses_a_queue_with_another_argum
     let node = Node::shared();
     let shop = Shop::new(&node).set("management.url", "http://127.0.0.1:1");
     shop.raw().declare_quorum("analytics_queue", &[number("x-delivery-limit", 5)]);
-    let error = refusal(&mut shop.run());
+    let error = shop.run().refusal();
     assert!(error.contains("analytics_queue") && error.contains("inequivalent arg"), "{error}");
     assert_eq!(shop.raw().queue("analytics_queue"), Some((0, 0)));
 }
@@ -128,7 +119,7 @@ fn a_policy_that_would_drop_messages_is_refused() {
     let policy = r#"{"pattern":"^order_queue$","definition":{"overflow":"drop-head"},"apply-to":"queues"}"#;
     let (status, _) = node.management("PUT", &format!("/policies/{}/drop", shop.vhost.name), policy);
     assert_eq!(status, 201);
-    let error = refusal(&mut shop.run());
+    let error = shop.run().refusal();
     for part in ["order_queue", "overflow", "drop-head"] {
         assert!(error.contains(part), "no {part:?}: {error}");
     }
@@ -138,7 +129,7 @@ fn a_policy_that_would_drop_messages_is_refused() {
 fn where_an_administrator_declares_orderd_names_what_is_missing_and_runs_once_it_is_there() {
     let node = Node::shared();
     let bare = Shop::new(&node).set("topology.declare", "false");
-    let error = refusal(&mut bare.run());
+    let error = bare.run().refusal();
     for part in ["exchange \"orders\"", "order_queue", "dead_letter_queue", "order_queue.retry.300ms"] {
         assert!(error.contains(part), "no {part:?}: {error}");
     }

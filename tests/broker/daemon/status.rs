@@ -1,20 +1,13 @@
 //! `orderd status`: what it shows of a running daemon, and what it says when something is not there.
 
-use std::net::TcpListener;
-
 use serde_json::Value;
 
-use crate::support::Node;
 use crate::support::raw::properties::Properties;
 use crate::support::shop::{Shop, order, until};
-
-/// An address that is free now.
-fn free() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
+use crate::support::{Node, free_address};
 
 fn with_admin(node: &Node) -> Shop<'_> {
-    Shop::new(node).set("admin.listen", &free()).set("management.poll_every", "500ms")
+    Shop::new(node).set("admin.listen", &free_address().to_string()).set("management.poll_every", "500ms")
 }
 
 /// Its exit code and all it printed.
@@ -100,7 +93,7 @@ fn without_a_daemon_it_says_what_to_do() {
 #[test]
 fn without_a_broker_it_shows_the_daemon_and_says_so() {
     let node = Node::shared();
-    let shop = with_admin(&node).set("broker.addresses", &free());
+    let shop = with_admin(&node).set("broker.addresses", &free_address().to_string());
     let mut orderd = shop.run();
     orderd.admin();
     let (code, said) = status(&shop, &[]);

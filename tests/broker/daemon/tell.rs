@@ -3,18 +3,13 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::support::Node;
 use crate::support::http::{Answer, Scrape, ask};
 use crate::support::shop::{Orderd, Shop, until};
-
-/// An address that is free now.
-fn free() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
+use crate::support::{Node, free_address};
 
 /// Its exit code and all it printed.
 fn told(shop: &Shop<'_>, arguments: &[&str]) -> (i32, String) {
@@ -46,7 +41,7 @@ fn shown(shop: &Shop<'_>) -> String {
 #[test]
 fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).set("admin.listen", &free()).with_file();
+    let (shop, mut file) = Shop::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     let mut orderd = shop.open();
     let (code, text) = told(&shop, &["reload"]);
     assert_eq!((code, text.trim()), (0, "unchanged: all of it is in force already (generation 1)"));
@@ -74,7 +69,7 @@ fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
 #[test]
 fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).set("admin.listen", &free()).with_file();
+    let (shop, mut file) = Shop::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     let mut orderd = shop.open();
     let path = shop.directory.path().join("orderd.toml");
     let whole = fs::read_to_string(&path).unwrap();
@@ -85,7 +80,7 @@ fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
         "rejected: nothing of it is in force, what was before still is (generation 1)",
         "problem: consumers.order.workers: must be at least 1, is 0",
         "problem: log.level: ",
-        "the configuration has faults; asking where it says that the daemon answers",
+        "the configuration has faults, which `orderd check` names; asking where it says that the daemon answers",
     ] {
         assert!(text.contains(part), "no {part:?}: {text}");
     }
@@ -117,7 +112,7 @@ fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
 #[test]
 fn a_daemon_that_is_not_there_is_named() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).set("admin.listen", &free()).with_file();
+    let (shop, mut file) = Shop::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     for command in [&["reload"][..], &["pause", "order"], &["resume", "order"]] {
         let (code, text) = told(&shop, command);
         assert_eq!(code, 69, "{command:?}: {text}");
@@ -125,7 +120,7 @@ fn a_daemon_that_is_not_there_is_named() {
     }
     let mut orderd = shop.open();
     let former = orderd.admin().to_string();
-    file.set("admin.listen", &free()).save();
+    file.set("admin.listen", &free_address().to_string()).save();
     let (code, text) = told(&shop, &["reload"]);
     assert!(code == 69 && text.contains("former address") && text.contains("--address"), "{code}: {text}");
     let (code, verdict) = told_json(&shop, &["reload", "--address", &former]);
@@ -142,7 +137,7 @@ fn a_daemon_that_is_not_there_is_named() {
 #[test]
 fn a_consumer_is_paused_and_resumed_by_command_and_it_is_seen() {
     let node = Node::shared();
-    let shop = Shop::new(&node).set("admin.listen", &free());
+    let shop = Shop::new(&node).set("admin.listen", &free_address().to_string());
     let mut orderd = shop.open();
     let answer = |paused, changed| json!({"consumer": "order", "paused": paused, "changed": changed});
     assert_eq!(told_json(&shop, &["pause", "order"]), (0, answer(true, true)));
@@ -176,7 +171,10 @@ fn only_those_who_may_ask_may_command() {
     let shop = Shop::new(&node);
     let token = shop.directory.path().join("token");
     fs::write(&token, "0123456789abcdef\n").unwrap();
-    let (shop, _) = shop.set("admin.listen", &free()).set("admin.token_file", token.to_str().unwrap()).with_file();
+    let (shop, _) = shop
+        .set("admin.listen", &free_address().to_string())
+        .set("admin.token_file", token.to_str().unwrap())
+        .with_file();
     let mut orderd = shop.open();
     let admin = orderd.admin();
     let bearer = "Authorization: Bearer 0123456789abcdef\r\n";

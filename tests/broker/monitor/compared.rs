@@ -66,6 +66,7 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
         reconnect_max: Duration::from_millis(200),
         shutdown: shutdown.clone(),
         retired: Default::default(),
+        intake_ended: Default::default(),
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);

@@ -57,6 +57,7 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
         reconnect_max: Duration::from_millis(200),
         shutdown: shutdown.clone(),
         retired: Default::default(),
+        intake_ended: Default::default(),
     });
     let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
     let counted = Arc::clone(&counters);

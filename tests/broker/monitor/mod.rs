@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::raw::number;
+use crate::support::shop::variable;
 use crate::support::{Node, Vhost, soon};
 
 /// The broker tells some statistics only after ten seconds, and the machine may be busy.
@@ -42,7 +43,12 @@ fn config(vhost: &Vhost<'_>, settings: &[&str]) -> Config {
     let key = |setting: &str| setting.split('=').next().unwrap().to_owned();
     all.retain(|ours| settings.iter().all(|setting| key(setting) != key(ours)));
     all.extend(settings.iter().map(|setting| (*setting).to_owned()));
-    let sources = Sources { file: Some(file), settings: all, ..Sources::default() };
+    // In the environment, for passwords are refused on the command line.
+    let environment = all.iter().map(|setting| {
+        let (key, value) = setting.split_once('=').unwrap();
+        (variable(key).into(), value.into())
+    });
+    let sources = Sources { file: Some(file), environment: environment.collect(), ..Sources::default() };
     Config::load(&sources, &handler::NAMES).unwrap().config
 }
 
