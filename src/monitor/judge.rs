@@ -391,7 +391,8 @@ fn unconsumed(name: &str, queue: &QueueView) -> Option<Sight> {
 
 fn waits_for_resumption(name: &str, queue: &QueueView, consumer: &str, since: Timestamp) -> Option<Sight> {
     let ready = queue.ready.filter(|ready| *ready > 0)?;
-    Some(Sight {
+    // Another instance may not be paused, and then they wait for nobody's resumption.
+    queue.consumers.is_none_or(|consumers| consumers == 0).then(|| Sight {
         queue: name.to_owned(),
         kind: FindingKind::ConsumerPaused,
         messages: Some(ready),

@@ -302,6 +302,10 @@ fn messages_that_wait_for_a_paused_consumer_are_said_to_and_are_no_error() {
     court.pass(40, QUEUE, &json!({"consumers": 0, "consumer_details": []}));
     assert_eq!(court.found(), one(QUEUE, FindingKind::ConsumerPaused, 7));
     assert!(court.judge.findings()[0].detail.contains("orderd resume order"));
+    court.totals(QUEUE, 7, 0, Some(1));
+    court.pass(40, QUEUE, &json!({"consumers": 1, "consumer_details": [{"consumer_tag": "another's"}]}));
+    assert_eq!(court.found(), [], "another instance works on them");
+    court.totals(QUEUE, 7, 0, Some(0));
     court.own.paused.clear();
     court.pass(40, QUEUE, &json!({"consumers": 0, "consumer_details": []}));
     assert_eq!(court.found(), one(QUEUE, FindingKind::NoConsumer, 7), "resumed, and still nobody there");

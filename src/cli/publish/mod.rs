@@ -22,11 +22,11 @@ use self::lines::Lines;
 use self::parse::{Refusal, Shape};
 use self::send::{End, Feed, Sender, Summary};
 use super::{Exit, Format};
-use crate::amqp::{DeclareError, Link};
+use crate::amqp::{DeclareError, Denied, Link};
 use crate::chain::chain;
 use crate::config::{Config, duration};
 use crate::message::Publication;
-use crate::topology::Declaration;
+use crate::topology::{Declaration, Need};
 
 /// Lines that wait between the reader and the publisher.
 const READ_AHEAD: usize = 32;
@@ -85,7 +85,7 @@ pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
         raw: arguments.raw,
     };
     let link = Link::new(config.broker.clone());
-    if let Err(exit) = check_broker(&link, &config).await {
+    if let Err(exit) = check_broker(&link, &config, shape.routing_key.as_deref()).await {
         return exit;
     }
     let bar = progress_bar(length);
@@ -117,13 +117,14 @@ fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// Whether the broker is there and has the exchange. Publishing to one that is missing would only wait.
-async fn check_broker(link: &Link, config: &Config) -> Result<(), Exit> {
+/// Whether the broker is there, has the exchange and lets us publish to it. Publishing to one that is missing would only
+/// wait.
+async fn check_broker(link: &Link, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
     let exchange = config.names().orders;
     let topology = config.topology();
     let question = topology.exchanges().filter(|known| *known.name == *exchange).cloned().map(Declaration::Exchange);
     match link.check(&question.collect::<Vec<_>>()).await {
-        Ok(missing) if missing.is_empty() => Ok(()),
+        Ok(missing) if missing.is_empty() => check_permission(link, config, routing_key).await,
         Ok(_) => {
             eprintln!("orderd: the broker has no exchange {exchange:?}; orderd run declares it");
             Err(Exit::Config)
@@ -136,6 +137,22 @@ async fn check_broker(link: &Link, config: &Config) -> Result<(), Exit> {
             eprintln!("orderd: {}", chain(&error));
             Err(Exit::Config)
         }
+    }
+}
+
+/// Whether the user may publish with any of the keys that lines may get. Where only some are allowed, each line is told.
+async fn check_permission(link: &Link, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
+    let exchange = config.names().orders;
+    let keys = routing_key.map_or_else(|| vec![parse::NORMAL_KEY, parse::PRIORITY_KEY], |key| vec![key]);
+    let need = |key: &&str| Need::Publish { exchange: exchange.to_string(), routing_key: (*key).to_owned() };
+    match link.denied(&keys.iter().map(need).collect::<Vec<_>>()).await {
+        Ok(denied) if denied.len() == keys.len() => {
+            let Denied { need, reply } = &denied[0];
+            eprintln!("orderd: the broker does not let the user {:?} {need}: {reply}", config.broker.username);
+            Err(Exit::Config)
+        }
+        // A broker that does not answer now may do so for as long as we are patient.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

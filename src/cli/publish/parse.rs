@@ -13,8 +13,8 @@ use crate::order::{DecodeError, Order, RuleError};
 /// Longest message id, as AMQP bounds it, in bytes.
 const MAX_MESSAGE_ID: usize = 255;
 /// The routing keys of orders.
-const NORMAL_KEY: &str = "order.normal.created";
-const PRIORITY_KEY: &str = "order.priority.created";
+pub(super) const NORMAL_KEY: &str = "order.normal.created";
+pub(super) const PRIORITY_KEY: &str = "order.priority.created";
 
 /// What the lines are and where they go.
 #[derive(Debug, Clone)]

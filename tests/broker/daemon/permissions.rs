@@ -189,6 +189,36 @@ fn a_virtual_host_that_is_not_there_is_one_clear_error() {
 }
 
 #[test]
+fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
+    let node = Node::shared();
+    let own = Restricted::new(&node);
+    own.grant(&json!({"configure": ".*", "write": ".*", "read": ".*"}));
+    assert_eq!(own.shop.open().stop(), 0);
+    let orders = own.shop.directory.path().join("orders.ndjson");
+    std::fs::write(&orders, order("ord-1")).unwrap();
+    let publish = || {
+        let mut publish = own.shop.command(&["publish", orders.to_str().unwrap()]);
+        (publish.exit(), publish.output())
+    };
+    own.grant(&own.needed());
+    let topic = |write: &str| {
+        let path = format!("/topic-permissions/{}/{}", own.shop.vhost.name, own.user);
+        let body = json!({"exchange": "orders", "write": write, "read": "^$"});
+        assert!([201, 204].contains(&node.management("PUT", &path, &body.to_string()).0));
+    };
+    topic("^order\\.other$");
+    let (code, told) = publish();
+    assert_eq!(code, CONFIG, "{told}");
+    assert!(told.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    // As README has it for producers.
+    own.grant(&json!({"configure": "^$", "write": "^orders$", "read": "^$"}));
+    topic("^order\\.(normal|priority)\\.");
+    let (code, told) = publish();
+    assert_eq!(code, 0, "{told}");
+}
+
+#[test]
 fn a_broker_that_gives_no_more_connections_is_waited_for() {
     let node = Node::shared();
     let shop = Shop::new(&node);
