@@ -96,6 +96,8 @@ fn without_a_broker_it_shows_the_daemon_and_says_so() {
     let shop = with_admin(&node).set("broker.addresses", &free_address().to_string());
     let mut orderd = shop.run();
     orderd.admin();
+    // It answers before the ledger is open.
+    until("the ledger is open", || status(&shop, &[]).1.contains("NO: topology"));
     let (code, said) = status(&shop, &[]);
     assert_eq!(code, 69, "{said}");
     for part in ["starting", "NO: topology", "its broker is not there"] {
