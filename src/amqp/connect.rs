@@ -345,6 +345,19 @@ impl Wire {
     }
 }
 
+/// Opens one more channel, watched for an epoch of its own.
+pub(super) async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<Epoch>), EpochEnd> {
+    let epoch = Epoch::begin();
+    let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch, ()));
+    let opening = async move {
+        let channel = connection.open_channel(None).await?;
+        channel.register_callback(watch).await?;
+        Ok(channel)
+    };
+    let channel = epoch.ask("channel.open", opening).await?;
+    Ok((channel, epoch))
+}
+
 /// Closes a connection whose channels are done. Its answer tells nothing that would change anything.
 pub(super) async fn close_connection(connection: Connection) {
     let _ = timeout(ANSWER_TIMEOUT, tokio::spawn(connection.close())).await;

@@ -12,8 +12,8 @@ use amqprs::connection::Connection;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::callbacks::{ChannelWatch, ConnectionWatch};
-use super::connect::{ConnectError, Link, SHORT_STRING, Wire, close_connection};
+use super::callbacks::ConnectionWatch;
+use super::connect::{ConnectError, Link, SHORT_STRING, Wire, close_connection, open_channel};
 use super::convert::insert;
 use super::epoch::{Epoch, EpochEnd};
 use crate::topology::{Argument, Binding, Declaration, Exchange, Queue};
@@ -192,15 +192,7 @@ async fn ask_all(connection: &Connection, questions: &[&Declaration]) -> Result<
         .map_err(|end| DeclareError::Connect(ConnectError::Lost(end)))?;
     let mut channels = Vec::with_capacity(questions.len());
     for question in questions {
-        let epoch = Epoch::begin();
-        let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch, ()));
-        let opening = async move {
-            let channel = connection.open_channel(None).await?;
-            channel.register_callback(watch).await?;
-            Ok(channel)
-        };
-        let channel = epoch.ask("channel.open", opening).await.map_err(|end| DeclareError::new(question, end))?;
-        channels.push((channel, epoch));
+        channels.push(open_channel(connection).await.map_err(|end| DeclareError::new(question, end))?);
     }
     let mut missing = Vec::new();
     for (question, (channel, epoch)) in questions.iter().zip(&channels) {

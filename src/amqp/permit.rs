@@ -10,8 +10,8 @@ use amqprs::channel::{
 use amqprs::{BasicProperties, FieldTable, FieldValue};
 use tokio::time::timeout;
 
-use super::callbacks::{ChannelWatch, ConnectionWatch};
-use super::connect::{ConnectError, Link, close_connection};
+use super::callbacks::ConnectionWatch;
+use super::connect::{ConnectError, Link, close_connection, open_channel};
 use super::convert::insert;
 use super::declare::to_table;
 use super::epoch::{ANSWER_TIMEOUT, Epoch, EpochEnd};
@@ -49,14 +49,7 @@ impl Link {
             // All channels first: a connection that has lost one is not safe to open another on.
             for _ in needs {
                 if answer.is_ok() {
-                    let epoch = Epoch::begin();
-                    let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch, ()));
-                    let opening = async move {
-                        let channel = connection.open_channel(None).await?;
-                        channel.register_callback(watch).await?;
-                        Ok(channel)
-                    };
-                    answer = epoch.ask("channel.open", opening).await.map(|channel| asked.push((channel, epoch)));
+                    answer = open_channel(&connection).await.map(|opened| asked.push(opened));
                 }
             }
             for (need, (channel, epoch)) in needs.iter().zip(&asked) {

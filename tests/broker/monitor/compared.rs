@@ -3,25 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use orderd::amqp::Link;
 use orderd::handler::{Handled, Handler, Verdict, Work};
-use orderd::ledger::SqliteLedger;
-use orderd::message::Names;
 use orderd::monitor::view::FindingKind;
 use orderd::monitor::{BrokerView, Own};
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
-use orderd::worker::{Counters, Line, OnFailure, Pool};
+use orderd::worker::Counters;
 use tokio::sync::watch;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{QUICK, config, poll};
+use super::{QUEUE, QUICK, config, poll, work};
 use crate::support::{Node, eventually, soon};
 
-const QUEUE: &str = "order_queue";
 const RETRY: &str = "order_queue.retry.1s";
 
 /// Works only while the gate is open.
@@ -45,30 +40,8 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     soon("declared", link.declare(config.topology().declarations())).await.unwrap();
     let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (gate, counters) = (watch::Sender::new(true), Arc::new(Counters::default()));
-    let publisher = Arc::new(link.publisher());
-    let line = Line {
-        consumer: "order".into(),
-        queue: QUEUE.into(),
-        handler: Arc::new(Gated(gate.subscribe())),
-        publisher: Arc::clone(&publisher) as Arc<_>,
-        ledger: Arc::new(SqliteLedger::open(directory.path()).unwrap()),
-        names: Arc::new(Names::new("orders")),
-        timeout: Duration::from_secs(600),
-        on_failure: OnFailure::Forward { immediate: 0 },
-        counters: Arc::clone(&counters),
-    };
     let shutdown = Shutdown::new();
-    let pool = Arc::new(Pool {
-        line: Arc::new(line),
-        consumer: Arc::new(link),
-        workers: 2,
-        prefetch: 5,
-        reconnect_max: Duration::from_millis(200),
-        shutdown: shutdown.clone(),
-        retired: Default::default(),
-        intake_ended: Default::default(),
-    });
-    let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
+    let _pool = work(link, Arc::new(Gated(gate.subscribe())), directory.path(), &counters, &shutdown);
     let counted = Arc::clone(&counters);
     let own = move || Own {
         tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),

@@ -2,24 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use orderd::amqp::Link;
 use orderd::handler::{Handled, Handler, Verdict, Work};
-use orderd::ledger::SqliteLedger;
-use orderd::message::Names;
 use orderd::monitor::Own;
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
-use orderd::worker::{Counters, Line, OnFailure, Pool};
-use tokio_util::task::AbortOnDropHandle;
+use orderd::worker::Counters;
 
-use super::{QUICK, config, poll};
+use super::{QUEUE, QUICK, config, poll, work};
 use crate::support::shop::{Shop, order, until};
 use crate::support::{Node, soon};
-
-const QUEUE: &str = "order_queue";
 
 struct Done;
 
@@ -38,28 +32,7 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
     soon("declared", link.declare(config.topology().declarations())).await.unwrap();
     let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (counters, shutdown) = (Arc::new(Counters::default()), Shutdown::new());
-    let line = Line {
-        consumer: "order".into(),
-        queue: QUEUE.into(),
-        handler: Arc::new(Done),
-        publisher: Arc::new(link.publisher()),
-        ledger: Arc::new(SqliteLedger::open(directory.path()).unwrap()),
-        names: Arc::new(Names::new("orders")),
-        timeout: Duration::from_secs(600),
-        on_failure: OnFailure::Forward { immediate: 0 },
-        counters: Arc::clone(&counters),
-    };
-    let pool = Arc::new(Pool {
-        line: Arc::new(line),
-        consumer: Arc::new(link),
-        workers: 2,
-        prefetch: 5,
-        reconnect_max: Duration::from_millis(200),
-        shutdown: shutdown.clone(),
-        retired: Default::default(),
-        intake_ended: Default::default(),
-    });
-    let _pool = AbortOnDropHandle::new(tokio::spawn(pool.run()));
+    let _pool = work(link, Arc::new(Done), directory.path(), &counters, &shutdown);
     let counted = Arc::clone(&counters);
     let own = move || Own {
         tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),

@@ -6,23 +6,28 @@ mod many;
 mod own_node;
 mod proxy;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use orderd::amqp::Link;
 use orderd::config::{Config, Sources};
-use orderd::handler;
+use orderd::handler::{self, Handler};
+use orderd::ledger::SqliteLedger;
+use orderd::message::Names;
 use orderd::monitor::view::{ApiState, FindingKind, QueueRole, Trouble};
 use orderd::monitor::{BrokerView, Limits, Own, Poller};
 use orderd::shutdown::Shutdown;
+use orderd::worker::{Counters, Line, OnFailure, Pool, PoolError};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::raw::number;
 use crate::support::shop::variable;
 use crate::support::{Node, Vhost, soon};
 
+const QUEUE: &str = "order_queue";
 /// The broker tells some statistics only after ten seconds, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 const QUICK: Limits = Limits {
@@ -50,6 +55,38 @@ fn config(vhost: &Vhost<'_>, settings: &[&str]) -> Config {
     });
     let sources = Sources { file: Some(file), environment: environment.collect(), ..Sources::default() };
     Config::load(&sources, &handler::NAMES).unwrap().config
+}
+
+/// Starts a pool of two workers with five deliveries each on the queue of orders.
+fn work(
+    link: Link,
+    handler: Arc<dyn Handler>,
+    ledger: &Path,
+    counters: &Arc<Counters>,
+    shutdown: &Shutdown,
+) -> AbortOnDropHandle<Result<(), PoolError>> {
+    let line = Line {
+        consumer: "order".into(),
+        queue: QUEUE.into(),
+        handler,
+        publisher: Arc::new(link.publisher()),
+        ledger: Arc::new(SqliteLedger::open(ledger).unwrap()),
+        names: Arc::new(Names::new("orders")),
+        timeout: Duration::from_secs(600),
+        on_failure: OnFailure::Forward { immediate: 0 },
+        counters: Arc::clone(counters),
+    };
+    let pool = Pool {
+        line: Arc::new(line),
+        consumer: Arc::new(link),
+        workers: 2,
+        prefetch: 5,
+        reconnect_max: Duration::from_millis(200),
+        shutdown: shutdown.clone(),
+        retired: CancellationToken::new(),
+        intake_ended: CancellationToken::new(),
+    };
+    AbortOnDropHandle::new(tokio::spawn(Arc::new(pool).run()))
 }
 
 /// A poller at work.
