@@ -1,0 +1,401 @@
+//! What pools and handlers cost: CPU time per order of the thread that runs the workers, without a broker.
+//!
+//! `cargo bench --bench worker -- [orders] [memory|sqlite] [directory]`.
+//! An order, its notification and its analytics event each pass their pool, with the handlers and files of the daemon.
+//! What stands for the broker hands out and confirms on a thread of its own, and so does the ledger in memory, which
+//! answers in batches as the real one does and keeps nothing. CPU time is from Linux's `/proc/self/task/*/schedstat`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt};
+use orderd::handler::{self, EventLog, LogChannel, Parts};
+use orderd::ledger::{Entry, Ledger, LedgerError, Recorded, SqliteLedger};
+use orderd::message::{
+    Consumer, Delivery, DeliveryId, Message, Names, Properties, Publication, PublishError, Publisher, SettleError,
+    Settlement, Settler, SubscribeError, Subscription,
+};
+use orderd::shutdown::Shutdown;
+use orderd::telemetry::{Files, rolling};
+use orderd::worker::{Counters, Line, OnFailure, Pool};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing_appender::rolling::Rotation;
+
+/// The daemon's own.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// How long what stands for broker and ledger lets requests gather before it answers them.
+const GATHER: Duration = Duration::from_millis(2);
+/// Requests answered at once, at most.
+const BATCH: usize = 4096;
+/// Consumer, handler, queue, first words of its routing keys, workers and prefetch, as in the default configuration.
+const CONSUMERS: [(&str, &str, &str, usize, u16); 3] = [
+    (handler::ORDER, "order_queue", "order.normal.", 4, 250),
+    (handler::NOTIFICATION, "notification_queue", "order.notification.", 2, 500),
+    (handler::ANALYTICS, "analytics_queue", "order.analytics.", 2, 500),
+];
+
+fn main() {
+    let given: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let orders = given.first().map_or(100_000, |text| text.parse().expect("a number"));
+    let sqlite = given.get(1).is_some_and(|ledger| ledger == "sqlite");
+    let scratch = tempfile::tempdir_in(given.get(2).map_or_else(|| PathBuf::from("target"), PathBuf::from));
+    let scratch = scratch.expect("the directory is writable");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let directory = scratch.path().to_owned();
+    runtime.expect("a runtime starts").block_on(async move {
+        // On the thread that is measured.
+        tokio::spawn(async move { measure(orders, sqlite, &directory).await }).await.expect("no pool fails");
+    });
+}
+
+async fn measure(orders: u64, sqlite: bool, directory: &Path) {
+    let broker = Broker::start(orders);
+    let kept = sqlite.then(|| Arc::new(SqliteLedger::open(directory).expect("the ledger opens")));
+    let ledger: Arc<dyn Ledger> = match &kept {
+        Some(ledger) => Arc::clone(ledger) as Arc<dyn Ledger>,
+        None => Arc::new(MemoryLedger::start()),
+    };
+    let shutdown = Shutdown::new();
+    let parts = parts(ledger, directory);
+    let (started, cpu) = (Instant::now(), CpuTime::now());
+    let pools: Vec<_> = CONSUMERS
+        .map(|(name, queue, _, workers, prefetch)| Pool {
+            line: Arc::new(line(name, queue, &parts, &broker)),
+            consumer: Arc::new(broker.clone()),
+            workers,
+            prefetch,
+            reconnect_max: Duration::from_secs(1),
+            shutdown: shutdown.clone(),
+            retired: CancellationToken::new(),
+            intake_ended: CancellationToken::new(),
+        })
+        .map(|pool| tokio::spawn(Arc::new(pool).run()))
+        .into();
+    broker.all_settled.notified().await;
+    let (elapsed, cpu) = (started.elapsed(), CpuTime::now().since(cpu));
+    shutdown.begin();
+    for pool in pools {
+        pool.await.expect("no pool panics").expect("no worker dies");
+    }
+    if let Some(ledger) = kept {
+        ledger.close().await;
+    }
+    let per_order = |time: Duration| time.as_secs_f64() * 1e6 / orders as f64;
+    println!(
+        "orders {orders} ledger {}: {:.2} µs CPU per order in workers, {:.2} in event logs, {:.2} in the ledger, \
+         {:.0} orders/s",
+        if sqlite { "sqlite" } else { "memory" },
+        per_order(cpu.workers),
+        per_order(cpu.event_logs),
+        per_order(cpu.ledger),
+        orders as f64 / elapsed.as_secs_f64(),
+    );
+}
+
+/// What the daemon makes its handlers of.
+fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> Parts {
+    let files = Files { directory: directory.to_owned(), rotation: Rotation::DAILY, keep: 2 };
+    let open = |name| EventLog::start(rolling(&files, name, "jsonl").expect("the directory is writable")).0;
+    Parts {
+        ledger,
+        names: Arc::new(Names::new("orders")),
+        faults: None,
+        event_log: open("analytics"),
+        channel: Arc::new(LogChannel { log: open("notifications") }),
+        routes: watch::channel(BTreeMap::new()).1,
+    }
+}
+
+fn line(name: &str, queue: &str, parts: &Parts, broker: &Broker) -> Line {
+    Line {
+        consumer: name.into(),
+        queue: queue.into(),
+        handler: handler::build(name, parts).expect("the handler is known"),
+        publisher: Arc::new(broker.clone()),
+        ledger: Arc::clone(&parts.ledger),
+        names: Arc::clone(&parts.names),
+        timeout: Duration::from_secs(30),
+        on_failure: OnFailure::Forward { immediate: 1 },
+        counters: Arc::new(Counters::default()),
+    }
+}
+
+/// Alike in shape and size, and valid: the orders of the pipeline's benchmark.
+fn order(number: u64) -> Delivery {
+    let customer = number % 5000;
+    let body = format!(
+        "{{\"id\":\"ord-{number}\",\"customer_id\":\"cust-{customer}\",\"product\":\"Laptop\",\"quantity\":{},\
+         \"price\":\"{}.99\",\"currency\":\"EUR\",\"priority\":false,\"email\":\"user{customer}@example.com\",\
+         \"placed_at\":\"2026-11-22T08:00:00Z\"}}",
+        1 + number % 5,
+        100 + number % 900,
+    );
+    let id = Some(format!("ord-{number}"));
+    let properties = Properties {
+        content_type: Some("application/json".to_owned()),
+        message_id: id.clone(),
+        correlation_id: id,
+        ..Properties::default()
+    };
+    delivery("orders", "order.normal.created", Message { properties, body: body.into(), ..Message::default() })
+}
+
+fn delivery(exchange: &str, routing_key: &str, message: Message) -> Delivery {
+    let id = DeliveryId { epoch: 1, tag: 0 };
+    Delivery { id, exchange: exchange.to_owned(), routing_key: routing_key.to_owned(), redelivered: false, message }
+}
+
+type Unconfirmed = (Arc<[Publication]>, oneshot::Sender<Result<(), PublishError>>);
+
+/// Queues in memory.
+#[derive(Clone)]
+struct Broker {
+    queues: [Arc<Queue>; CONSUMERS.len()],
+    unconfirmed: mpsc::UnboundedSender<Unconfirmed>,
+    all_settled: Arc<Notify>,
+}
+
+impl Broker {
+    /// Holds so many orders, and awaits the settlement of each and of its two events.
+    fn start(orders: u64) -> Self {
+        let unsettled = Arc::new(AtomicU64::new(orders * CONSUMERS.len() as u64));
+        let all_settled = Arc::new(Notify::new());
+        let queues = CONSUMERS.map(|_| Arc::new(Queue::new(Arc::clone(&unsettled), Arc::clone(&all_settled))));
+        queues[0].state().ready.extend((0..orders).map(order));
+        let (unconfirmed, waiting) = mpsc::unbounded_channel();
+        let routed = queues.clone();
+        in_batches("broker", waiting, move |batch| confirm(&routed, batch));
+        Broker { queues, unconfirmed, all_settled }
+    }
+}
+
+/// Answers what comes in, many at a time, on a thread of its own.
+fn in_batches<T: Send + 'static>(
+    name: &str,
+    mut waiting: mpsc::UnboundedReceiver<T>,
+    mut answer: impl FnMut(std::vec::Drain<'_, T>) + Send + 'static,
+) {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let run = move || {
+        let mut batch = Vec::with_capacity(BATCH);
+        while waiting.blocking_recv_many(&mut batch, 1) > 0 {
+            std::thread::sleep(GATHER);
+            while batch.len() < BATCH
+                && let Ok(more) = waiting.try_recv()
+            {
+                batch.push(more);
+            }
+            answer(batch.drain(..));
+        }
+    };
+    thread.spawn(run).expect("a thread starts");
+}
+
+/// Hands publications to their queues, and confirms them.
+fn confirm(queues: &[Arc<Queue>; CONSUMERS.len()], batch: std::vec::Drain<'_, Unconfirmed>) {
+    let mut arrived: [Vec<Delivery>; CONSUMERS.len()] = Default::default();
+    let mut replies = Vec::with_capacity(batch.len());
+    for (publications, reply) in batch {
+        for Publication { exchange, routing_key, message } in publications.iter() {
+            let queue = CONSUMERS.iter().position(|(_, _, words, _, _)| routing_key.starts_with(words));
+            let queue = queue.expect("every event has a queue");
+            arrived[queue].push(delivery(exchange, routing_key, message.clone()));
+        }
+        replies.push(reply);
+    }
+    for (queue, arrived) in queues.iter().zip(arrived) {
+        queue.arrive(arrived);
+    }
+    for reply in replies {
+        reply.send(Ok(())).expect("no worker gives up");
+    }
+}
+
+impl Publisher for Broker {
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
+        let (reply, confirmed) = oneshot::channel();
+        self.unconfirmed.send((publications, reply)).expect("the broker stays");
+        Box::pin(async { confirmed.await.expect("the broker answers") })
+    }
+}
+
+impl Consumer for Broker {
+    fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
+        let number = CONSUMERS.iter().position(|(_, name, ..)| *name == queue).expect("the queue is known");
+        let queue = Arc::clone(&self.queues[number]);
+        queue.state().prefetch = usize::from(prefetch);
+        let deliveries = Deliveries(Arc::clone(&queue)).boxed();
+        Box::pin(async { Ok(Subscription { deliveries, settler: Arc::new(Channel(queue)) }) })
+    }
+}
+
+struct Queue {
+    state: Mutex<State>,
+    /// Of all queues together.
+    unsettled: Arc<AtomicU64>,
+    all_settled: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Delivery>,
+    prefetch: usize,
+    handed_out: usize,
+    consumer: Option<Waker>,
+    cancelled: bool,
+}
+
+impl Queue {
+    fn new(unsettled: Arc<AtomicU64>, all_settled: Arc<Notify>) -> Self {
+        Queue { state: Mutex::default(), unsettled, all_settled }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under the lock")
+    }
+
+    fn arrive(&self, deliveries: Vec<Delivery>) {
+        let mut state = self.state();
+        state.ready.extend(deliveries);
+        state.wake();
+    }
+}
+
+impl State {
+    /// Acks reach a broker in batches, and so deliveries come in batches too.
+    fn wake(&mut self) {
+        if !self.ready.is_empty()
+            && self.handed_out * 2 <= self.prefetch
+            && let Some(consumer) = self.consumer.take()
+        {
+            consumer.wake();
+        }
+    }
+}
+
+struct Deliveries(Arc<Queue>);
+
+impl Stream for Deliveries {
+    type Item = Delivery;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        let mut state = self.0.state();
+        if state.cancelled {
+            return Poll::Ready(None);
+        }
+        if state.handed_out < state.prefetch
+            && let Some(delivery) = state.ready.pop_front()
+        {
+            state.handed_out += 1;
+            return Poll::Ready(Some(delivery));
+        }
+        // Some ask without waiting.
+        if !context.waker().will_wake(Waker::noop()) {
+            state.consumer = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+struct Channel(Arc<Queue>);
+
+impl Settler for Channel {
+    fn settle(&self, _: DeliveryId, settlement: Settlement) {
+        assert_eq!(settlement, Settlement::Ack, "all of it succeeds");
+        let mut state = self.0.state();
+        state.handed_out -= 1;
+        state.wake();
+        if self.0.unsettled.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.all_settled.notify_one();
+        }
+    }
+
+    fn ended(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    fn cancel(&self) -> BoxFuture<'static, ()> {
+        let mut state = self.0.state();
+        state.cancelled = true;
+        state.consumer.take().into_iter().for_each(Waker::wake);
+        Box::pin(std::future::ready(()))
+    }
+
+    fn wind_down(&self) -> BoxFuture<'static, ()> {
+        self.cancel()
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+type Unanswered = (Entry, oneshot::Sender<Recorded>);
+
+struct MemoryLedger(mpsc::UnboundedSender<Unanswered>);
+
+impl MemoryLedger {
+    fn start() -> Self {
+        let (entries, waiting) = mpsc::unbounded_channel::<Unanswered>();
+        in_batches("ledger", waiting, |batch| {
+            for (entry, answer) in batch {
+                drop(entry);
+                answer.send(Recorded::New).expect("no worker gives up");
+            }
+        });
+        MemoryLedger(entries)
+    }
+}
+
+impl Ledger for MemoryLedger {
+    fn record(&self, entry: Entry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send((entry, answer)).expect("the ledger stays");
+        Box::pin(async { Ok(answered.await.expect("the ledger answers")) })
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct CpuTime {
+    workers: Duration,
+    event_logs: Duration,
+    ledger: Duration,
+}
+
+impl CpuTime {
+    /// The calling thread is the one that runs the workers.
+    fn now() -> Self {
+        let worker = std::fs::read_link("/proc/thread-self").expect("Linux has it");
+        let mut time = CpuTime::default();
+        for task in std::fs::read_dir("/proc/self/task").expect("Linux has it").flatten() {
+            let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let nanos = read("schedstat").split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
+            let spent = match read("comm").trim() {
+                _ if worker.ends_with(task.file_name()) => &mut time.workers,
+                "ledger" => &mut time.ledger,
+                // The runtime's threads for what blocks.
+                name if name.starts_with("tokio") => &mut time.event_logs,
+                _ => continue,
+            };
+            *spent += Duration::from_nanos(nanos);
+        }
+        time
+    }
+
+    fn since(self, start: Self) -> Self {
+        CpuTime {
+            workers: self.workers.saturating_sub(start.workers),
+            event_logs: self.event_logs.saturating_sub(start.event_logs),
+            ledger: self.ledger.saturating_sub(start.ledger),
+        }
+    }
+}
