@@ -88,11 +88,7 @@ pub(super) fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -
     line.extend_from_slice(b",\"event\":");
     serde_json::to_writer(&mut line, event).expect(NEVER);
     write!(line, ",\"received_at\":\"{received_at}\",\"body\":").expect(NEVER);
-    let start = line.len();
-    line.extend_from_slice(body);
-    for byte in line[start..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
-        *byte = b' ';
-    }
+    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
     line.extend_from_slice(b"}\n");
     line
 }
