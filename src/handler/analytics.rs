@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tracing::error;
 
 use super::event_log::line;
-use super::notification::{channel_of, order_id};
+use super::notification::{channel_of, object, order_id};
 use super::{EventLog, Handled, Handler, Parts, Verdict, Work, ledger_failure};
 use crate::chain::chain;
 use crate::ledger::{Entry, Ledger, NewAnalytics, Recorded};
@@ -87,10 +87,11 @@ impl Handler for AnalyticsHandler {
 
 /// The order an event is about, and what it adds to the aggregates.
 fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failure> {
-    if name != PROCESSED || body.trim_ascii_start().first() != Some(&b'{') {
+    let body = object(body)?;
+    if name != PROCESSED {
         return Ok((order_id(body)?.0, None));
     }
-    match serde_json::from_slice::<Processed>(body) {
+    match serde_json::from_str::<Processed>(body) {
         Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.sale()?))),
         // Another producer's event of the same name is recorded, but is no sale.
         Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),

@@ -4,6 +4,7 @@
 //! one message at the same moment tell once: the second waits, and then finds it recorded. Not so in two instances, whose
 //! ledger may be the same: both may tell, and one records.
 
+use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -78,15 +79,22 @@ struct Body<'a> {
     email: Option<&'a RawValue>,
 }
 
-/// Reads the order id and the address of a JSON object that may have them.
-pub(super) fn order_id(body: &[u8]) -> Result<(Option<String>, Option<String>), Failure> {
-    let malformed = |why: String| Failure::new(FailureKind::Malformed, "invalid_event", why);
+fn no_object(why: impl fmt::Display) -> Failure {
+    Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {why}"))
+}
+
+/// The text of what may be a JSON object, and is nothing else.
+pub(super) fn object(body: &[u8]) -> Result<&str, Failure> {
     // Serde would read an array as an object's fields in order.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(malformed("not a JSON object".to_owned()));
+        return Err(no_object("it does not begin with a brace"));
     }
-    let body: Body<'_> =
-        serde_json::from_slice(body).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
+    std::str::from_utf8(body).map_err(no_object)
+}
+
+/// Reads the order id and the address of a JSON object that may have them.
+pub(super) fn order_id(object: &str) -> Result<(Option<String>, Option<String>), Failure> {
+    let body: Body<'_> = serde_json::from_str(object).map_err(no_object)?;
     let id = |raw: &RawValue| serde_json::from_str::<OrderId>(raw.get()).ok().map(|id| id.as_str().to_owned());
     let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
     Ok((body.order_id.and_then(id), body.email.and_then(text)))
@@ -102,8 +110,8 @@ impl NotificationHandler {
     }
 
     async fn notify(&self, work: Work<'_>) -> Result<Handled, Failure> {
-        let message = &work.delivery.message;
-        let (order_id, email) = order_id(&message.body)?;
+        let body = object(&work.delivery.message.body)?;
+        let (order_id, email) = order_id(body)?;
         let id = work.delivery.identity();
         let _claim = self.claims.claim(&id).await;
         let known = self.ledger.record(Entry::LookUpNotification { id: id.clone() }).await;
@@ -111,13 +119,7 @@ impl NotificationHandler {
             return Ok(Handled::just(Verdict::Duplicate));
         }
         let channel = channel_of(work);
-        let notice = Notice {
-            id: &id,
-            channel,
-            order_id: order_id.as_deref(),
-            email: email.as_deref(),
-            body: std::str::from_utf8(&message.body).expect("parsed JSON is UTF-8"),
-        };
+        let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), email: email.as_deref(), body };
         self.channel.deliver(notice).await?;
         let (id, channel) = (id.clone(), channel.to_owned());
         let entry = Entry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
