@@ -7,7 +7,8 @@ use crate::message::{Delivery, Settler};
 
 /// Guards a delivery. Dropped unsettled (a worker died, a drain ended) it goes back to its queue.
 pub(super) struct Held {
-    delivery: Delivery,
+    /// In a box, since it is large and passed on from hand to hand.
+    delivery: Box<Delivery>,
     settler: Arc<dyn Settler>,
     counters: Arc<Counters>,
     flight: Flight,
@@ -18,6 +19,7 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn new(delivery: Delivery, settler: Arc<dyn Settler>, counters: Arc<Counters>, taken: Taken) -> Self {
         let flight = counters.taken(taken);
+        let delivery = Box::new(delivery);
         Held { delivery, settler, counters, flight, taken, ending: Ending::Released }
     }
 
