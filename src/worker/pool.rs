@@ -2,6 +2,7 @@
 //!
 //! It never looks into a message; `process` does.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -266,6 +267,7 @@ async fn work(
     let _working = line.counters.working();
     let mut in_flight = FuturesUnordered::new();
     let mut batch = Vec::new();
+    let (mut lost, mut aborted) = (pin!(intake.lost.cancelled()), pin!(shutdown.aborted()));
     let mut open = true;
     while open || !in_flight.is_empty() {
         let room = slots - in_flight.len();
@@ -273,9 +275,10 @@ async fn work(
         // `in_flight` releases itself.
         tokio::select! {
             biased;
-            () = intake.lost.cancelled() => return Ok(()),
-            () = shutdown.aborted() => return Ok(()),
-            Some(()) = in_flight.next(), if room < slots => {}
+            () = &mut lost => return Ok(()),
+            () = &mut aborted => return Ok(()),
+            // All that are done by now: to ask for each anew costs as much as a small step of its work.
+            Some(_done) = async { in_flight.by_ref().ready_chunks(slots).next().await }, if room < slots => {}
             more = intake.take(room, &mut batch), if open && room > 0 => {
                 open = more;
                 in_flight.extend(batch.drain(..).map(|held| process(Arc::clone(&line), held)));
