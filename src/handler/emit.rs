@@ -24,7 +24,7 @@ pub(super) fn event(
     serde_json::to_writer(&mut bytes, body).expect("events are made of text, numbers and JSON that was parsed before");
     let properties = Properties {
         content_type: Some("application/json".to_owned()),
-        message_id: Some(format!("{order_id}/{topic}")),
+        message_id: Some([order_id, "/", topic].concat()),
         correlation_id: Some(order_id.to_owned()),
         timestamp: u64::try_from(now.as_second()).ok(),
         ..Properties::default()

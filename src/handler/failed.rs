@@ -73,7 +73,7 @@ impl FailedHandler {
         );
         Handled {
             verdict: Verdict::Retried { consumer: case.failed_consumer(), delay },
-            emit: vec![copy_for_retry(delivery, history, queue, delay, &self.names)],
+            emit: Arc::new([copy_for_retry(delivery, history, queue, delay, &self.names)]),
             record: Some(Entry::Attempt(Box::new(case.attempt(Some(delay))))),
         }
     }
@@ -92,7 +92,7 @@ impl FailedHandler {
         }
         let dead = NewDeadLetter { attempt: case.attempt(None), reason: reason.as_str(), origin_queue, at: case.now };
         let verdict = Verdict::Parked { consumer: case.failed_consumer(), reason };
-        Handled { verdict, emit, record: Some(Entry::DeadLetter(Box::new(dead))) }
+        Handled { verdict, emit: emit.into(), record: Some(Entry::DeadLetter(Box::new(dead))) }
     }
 }
 

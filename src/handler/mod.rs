@@ -51,7 +51,7 @@ pub struct Handled {
     /// What happened.
     pub verdict: Verdict,
     /// To be published and confirmed before `record`.
-    pub emit: Vec<Publication>,
+    pub emit: Arc<[Publication]>,
     /// To be recorded after `emit` is confirmed and before the delivery is acked.
     pub record: Option<Entry>,
 }
@@ -59,7 +59,7 @@ pub struct Handled {
 impl Handled {
     /// Nothing left to do.
     pub fn just(verdict: Verdict) -> Self {
-        Handled { verdict, emit: Vec::new(), record: None }
+        Handled { verdict, emit: Arc::default(), record: None }
     }
 }
 

@@ -56,11 +56,11 @@ impl OrderHandler {
         })
     }
 
-    fn events(&self, order: &Order, total: Decimal, currency: Currency, now: Timestamp) -> Vec<Publication> {
+    fn events(&self, order: &Order, total: Decimal, currency: Currency, now: Timestamp) -> Arc<[Publication]> {
         let notification = Notification::processed(order, total, currency);
         let analytics = AnalyticsEvent::processed(order, total, currency, now);
-        let key = format!("order.notification.{}", notification.channel);
-        vec![
+        let key = ["order.notification.", notification.channel].concat();
+        Arc::new([
             event(&self.names, key, order.id.as_str(), "notification/processed", &notification, now),
             event(
                 &self.names,
@@ -70,7 +70,7 @@ impl OrderHandler {
                 &analytics,
                 now,
             ),
-        ]
+        ])
     }
 }
 

@@ -85,7 +85,8 @@ pub(super) async fn process(line: Arc<Line>, held: Held) {
                 match line.on_failure {
                     OnFailure::Forward { immediate } if failure.kind == FailureKind::Transient && tries < immediate => {
                     }
-                    OnFailure::Forward { .. } => break forward(&line, held.delivery(), failure).await,
+                    // In a box, since it is large, and rare.
+                    OnFailure::Forward { .. } => break forward(&line, held.delivery(), failure).boxed().await,
                     OnFailure::Hold => {
                         error!(consumer = %line.consumer, %failure, "holding on to a failure that cannot be handled now");
                         tokio::time::sleep(PATIENCE.wait(tries, fastrand::f64())).await;
@@ -151,11 +152,10 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Publishes until confirmed. What the broker refuses now it may take later; only what can never be published
 /// is an error, and the end of the publisher.
-async fn publish(line: &Line, publications: Vec<Publication>) -> Result<(), PublishError> {
+async fn publish(line: &Line, publications: Arc<[Publication]>) -> Result<(), PublishError> {
     if publications.is_empty() {
         return Ok(());
     }
-    let publications: Arc<[Publication]> = publications.into();
     for attempt in 0.. {
         match line.publisher.publish(Arc::clone(&publications)).await {
             Ok(()) => return Ok(()),
@@ -172,26 +172,28 @@ async fn publish(line: &Line, publications: Vec<Publication>) -> Result<(), Publ
 /// Records an effect. The failed-order consumer has published already and has nowhere to hand a failure on to,
 /// so it tries until the ledger takes the entry.
 async fn record(line: &Line, entry: Entry) -> Result<(), Failure> {
-    for attempt in 0.. {
-        match (line.ledger.record(entry.clone()).await, line.on_failure) {
-            (Ok(_), _) => return Ok(()),
-            (Err(error), OnFailure::Forward { .. }) => {
-                return Err(Failure::new(FailureKind::Transient, "ledger_unavailable", chain(&error)));
-            }
-            (Err(error), OnFailure::Hold) => {
+    match line.on_failure {
+        OnFailure::Forward { .. } => match line.ledger.record(entry).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::new(FailureKind::Transient, "ledger_unavailable", chain(&error))),
+        },
+        OnFailure::Hold => {
+            let mut attempt = 0;
+            while let Err(error) = line.ledger.record(entry.clone()).await {
                 warn!(consumer = %line.consumer, error = %chain(&error), "the ledger did not take a failure; trying again");
                 tokio::time::sleep(PATIENCE.wait(attempt, fastrand::f64())).await;
+                attempt += 1;
             }
+            Ok(())
         }
     }
-    unreachable!("the loop above ends by returning")
 }
 
 /// Hands a failure to the failed-order queue; an ack once that is confirmed.
 async fn forward(line: &Line, delivery: &Delivery, failure: Failure) -> Ending {
     tell(line, delivery, &failure);
     let copy = copy_for_failure(delivery, (&line.consumer, &line.queue), failure, &line.names, Timestamp::now());
-    match publish(line, vec![copy]).await {
+    match publish(line, Arc::new([copy])).await {
         Ok(()) => Ending::Forwarded,
         Err(PublishError::Closed) => Ending::Released,
         Err(refusal) => {

@@ -233,11 +233,11 @@ impl Handler for Puppet {
                 "park" => Ok(Handled::just(Verdict::Parked { consumer: None, reason: DeadLetterReason::NoOrigin })),
                 "emit" => Ok(Handled {
                     verdict: Verdict::Completed,
-                    emit: vec![Publication {
+                    emit: Arc::new([Publication {
                         exchange: "orders".into(),
                         routing_key: "order.analytics.x".to_owned(),
                         message: Message::default(),
-                    }],
+                    }]),
                     record: Some(Entry::LookUpNotification { id: "x".to_owned() }),
                 }),
                 "transient" => failure(FailureKind::Transient),
