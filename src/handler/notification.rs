@@ -162,6 +162,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_not_utf_8_is_malformed_even_where_it_is_not_read() {
+        let failure = object(b"{\"note\":\"\xff\"}").unwrap_err();
+        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"));
+    }
+
     #[tokio::test]
     async fn two_copies_at_the_same_moment_tell_the_customer_once() {
         let directory = tempfile::tempdir().unwrap();
