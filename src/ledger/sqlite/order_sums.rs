@@ -30,6 +30,14 @@ struct Kind {
     priority: bool,
 }
 
+/// An order as far as it is counted, and its row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CountedOrder {
+    pub rowid: i64,
+    kind: Kind,
+    figures: Figures,
+}
+
 /// What happened in one bucket.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sums {
@@ -50,7 +58,7 @@ pub(super) struct OrderSums<'c> {
     connection: &'c Connection,
     changes: Vec<(Bucket, Sums)>,
     /// Accepted and not yet processed. Faster by far than to read the order back, or to let the update return it.
-    open: HashMap<OrderId, (Kind, Figures)>,
+    open: HashMap<OrderId, CountedOrder>,
 }
 
 impl<'c> OrderSums<'c> {
@@ -75,33 +83,34 @@ impl<'c> OrderSums<'c> {
         })
     }
 
-    /// Counts an order that was accepted.
-    pub(super) fn accepted(&mut self, order: &NewOrder) {
+    /// Counts an order that was accepted as this row.
+    pub(super) fn accepted(&mut self, order: &NewOrder, rowid: i64) {
         let kind = Kind { currency: order.currency, priority: order.priority };
         let figures = Figures { orders: 1, quantity: order.quantity, revenue: order.total.into() };
         self.bucket(order.at.as_millisecond(), kind).accepted.add(figures);
         if self.open.len() >= KEPT_ORDERS {
             self.open.clear();
         }
-        self.open.insert(order.id.clone(), (kind, figures));
+        self.open.insert(order.id.clone(), CountedOrder { rowid, kind, figures });
     }
 
-    /// Drops what it knows of an order that was accepted before.
-    pub(super) fn forget_order(&mut self, id: &OrderId) {
-        self.open.remove(id);
+    /// Hands out, and drops, what it remembers of an order that was accepted.
+    pub(super) fn take(&mut self, id: &OrderId) -> Option<CountedOrder> {
+        self.open.remove(id)
+    }
+
+    /// Reads an order that is not remembered.
+    pub(super) fn read_order(&self, id: &OrderId) -> rusqlite::Result<CountedOrder> {
+        let read = "SELECT rowid, currency, priority, quantity, total FROM orders WHERE id = ?1";
+        self.connection.prepare_cached(read)?.query_row([id.as_str()], |row| {
+            let (kind, figures) = order(row, 1)?;
+            Ok(CountedOrder { rowid: row.get(0)?, kind, figures })
+        })
     }
 
     /// Counts an order that was processed.
-    pub(super) fn processed(&mut self, id: &OrderId, at: Timestamp) -> rusqlite::Result<()> {
-        let (kind, figures) = match self.open.remove(id) {
-            Some(known) => known,
-            None => {
-                let read = "SELECT currency, priority, quantity, total FROM orders WHERE id = ?1";
-                self.connection.prepare_cached(read)?.query_row([id.as_str()], |row| order(row, 0))?
-            }
-        };
-        self.bucket(at.as_millisecond(), kind).processed.add(figures);
-        Ok(())
+    pub(super) fn processed(&mut self, order: &CountedOrder, at: Timestamp) {
+        self.bucket(at.as_millisecond(), order.kind).processed.add(order.figures);
     }
 
     /// Orders of one commit are of few buckets, and mostly of the one used last.

@@ -1,12 +1,13 @@
 //! The aggregates for reports: what was sold per minute, hour and day (UTC), currency and product.
 //!
-//! Sums are exact however many digits they take, never floats, so no sale can keep another from being counted. A sale is added in memory and written once per commit and bucket;
-//! this must never add one whose event was not new.
+//! Sums are exact however many digits they take, never floats, so no sale can keep another from being counted.
+//! A sale is added in memory and written once per commit and bucket; this must never add one whose event was not new.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
-use rusqlite::{Connection, OptionalExtension, Statement, params};
+use rusqlite::{Connection, OptionalExtension, Statement};
 use rust_decimal::Decimal;
 
 use super::order_sums;
@@ -27,11 +28,11 @@ struct Bucket {
     product: Rc<str>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    figures: Figures,
-    /// Differs from its row, and is listed in [`Sales::unwritten`].
-    unwritten: bool,
+/// What was sold in one minute and currency, since the last commit.
+struct Minute {
+    starts_at: i64,
+    currency: Currency,
+    products: HashMap<Rc<str>, Figures>,
 }
 
 /// The sums the writer knows, and the statements that read and write them. Sums outlive their transaction, so
@@ -39,8 +40,8 @@ struct Sum {
 pub(super) struct Sales<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
-    sums: HashMap<Bucket, Sum>,
-    unwritten: Vec<Bucket>,
+    sums: HashMap<Bucket, Figures>,
+    changes: Vec<Minute>,
 }
 
 impl<'c> Sales<'c> {
@@ -57,59 +58,55 @@ impl<'c> Sales<'c> {
                  DO UPDATE SET orders = excluded.orders, quantity = excluded.quantity, revenue = excluded.revenue",
             )?,
             sums: HashMap::new(),
-            unwritten: Vec::new(),
+            changes: Vec::new(),
         })
     }
 
-    /// Adds a sale to its three buckets, or to none.
-    pub(super) fn add(&mut self, sale: &Sale) -> rusqlite::Result<()> {
-        let product: Rc<str> = sale.product.as_str().into();
+    /// Counts a sale.
+    pub(super) fn add(&mut self, sale: &Sale) {
         let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
         let at = sale.at.as_millisecond();
-        let mut sums = [Sum::default(); GRANULARITIES.len()];
-        let bucket = |granularity: usize| Bucket {
-            granularity,
-            starts_at: at - at.rem_euclid(GRANULARITIES[granularity].1),
-            currency: sale.currency,
-            product: Rc::clone(&product),
-        };
-        for (granularity, sum) in sums.iter_mut().enumerate() {
-            *sum = Sum { unwritten: true, ..self.sum(&bucket(granularity))? };
-            sum.figures.add(figures);
+        let (starts_at, currency) = (at - at.rem_euclid(MINUTE), sale.currency);
+        // Sales of one commit are of few minutes and currencies, and mostly of those used last.
+        let known = self.changes.iter().rposition(|it| it.starts_at == starts_at && it.currency == currency);
+        let index = known.unwrap_or_else(|| {
+            self.changes.push(Minute { starts_at, currency, products: HashMap::new() });
+            self.changes.len() - 1
+        });
+        let products = &mut self.changes[index].products;
+        match products.get_mut(sale.product.as_str()) {
+            Some(sum) => sum.add(figures),
+            None => drop(products.insert(sale.product.as_str().into(), figures)),
         }
-        for (granularity, sum) in sums.into_iter().enumerate() {
-            let bucket = bucket(granularity);
-            if !self.sums.insert(bucket.clone(), sum).is_some_and(|before| before.unwritten) {
-                self.unwritten.push(bucket);
-            }
-        }
-        Ok(())
     }
 
-    fn sum(&mut self, bucket: &Bucket) -> rusqlite::Result<Sum> {
-        if let Some(sum) = self.sums.get(bucket) {
-            return Ok(*sum);
-        }
-        let key =
-            params![GRANULARITIES[bucket.granularity].0, bucket.starts_at, bucket.currency.as_str(), bucket.product];
-        let stored = self.read.query_row(key, |row| order_sums::figures(row, 0)).optional()?;
-        Ok(Sum { figures: stored.unwrap_or_default(), unwritten: false })
-    }
-
-    /// Writes the sums that changed. The last step before every commit.
+    /// Adds what changed to the three buckets it belongs to. Among the last steps before every commit.
     pub(super) fn write(&mut self) -> rusqlite::Result<()> {
-        for bucket in self.unwritten.drain(..) {
-            let sum = self.sums.get_mut(&bucket).expect("an unwritten sum is kept until it is written");
-            self.write.execute(params![
-                GRANULARITIES[bucket.granularity].0,
-                bucket.starts_at,
-                bucket.currency.as_str(),
-                bucket.product,
-                sum.figures.orders,
-                sum.figures.quantity,
-                sum.figures.revenue.to_string(),
-            ])?;
-            sum.unwritten = false;
+        for Minute { starts_at: minute, currency, products } in self.changes.drain(..) {
+            for (product, change) in products {
+                for (granularity, (name, width)) in GRANULARITIES.into_iter().enumerate() {
+                    let starts_at = minute - minute.rem_euclid(width);
+                    let bucket = Bucket { granularity, starts_at, currency, product: Rc::clone(&product) };
+                    let sum = match self.sums.entry(bucket) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(unknown) => {
+                            let key = (name, starts_at, currency.as_str(), &product);
+                            let stored = self.read.query_row(key, |row| order_sums::figures(row, 0)).optional()?;
+                            unknown.insert(stored.unwrap_or_default())
+                        }
+                    };
+                    sum.add(change);
+                    self.write.execute((
+                        name,
+                        starts_at,
+                        currency.as_str(),
+                        &product,
+                        sum.orders,
+                        sum.quantity,
+                        sum.revenue.to_string(),
+                    ))?;
+                }
+            }
         }
         if self.sums.len() > KEPT_SUMS {
             self.sums.clear();
@@ -120,7 +117,7 @@ impl<'c> Sales<'c> {
     /// Drops all sums: after a rollback, or another process's commit, they are not the file's.
     pub(super) fn forget(&mut self) {
         self.sums.clear();
-        self.unwritten.clear();
+        self.changes.clear();
     }
 }
 

@@ -98,6 +98,18 @@ async fn an_order_accepted_by_one_is_finished_by_another_and_counted_with_its_ow
 }
 
 #[tokio::test]
+async fn an_order_is_never_finished_in_the_row_of_another_that_took_its_place() {
+    let directory = directory();
+    let (one, two) = (open(&directory), open(&directory));
+    one.record(accept(order("ord-1"))).await.unwrap();
+    other(&directory).execute_batch("DELETE FROM orders").unwrap();
+    two.record(accept(order("ord-2"))).await.unwrap();
+    assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders"), "1", "the row that the first remembers");
+    assert!(one.record(finish("ord-1")).await.is_err());
+    assert_eq!(row(&directory, "SELECT id || '|' || status FROM orders"), "ord-2|accepted");
+}
+
+#[tokio::test]
 async fn two_that_remove_old_rows_remove_them_all_and_nothing_else() {
     let directory = directory();
     let (one, two) = (open(&directory), open(&directory));

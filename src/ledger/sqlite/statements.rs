@@ -55,8 +55,10 @@ pub(super) struct Statements<'c> {
     accept: Statement<'c>,
     accepted: Statement<'c>,
     finish: Statement<'c>,
+    finish_row: Statement<'c>,
     notification_known: Statement<'c>,
-    enter_event: Statement<'c>,
+    enter_notification: Statement<'c>,
+    enter_analytics: Statement<'c>,
     enter_attempt: Statement<'c>,
     enter_dead_letter: Statement<'c>,
     sales: Sales<'c>,
@@ -84,10 +86,18 @@ impl<'c> Statements<'c> {
             finish: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
             )?,
+            finish_row: connection.prepare(
+                "UPDATE orders SET status = 'processed', processed_at = ?3
+                 WHERE rowid = ?1 AND id = ?2 AND status = 'accepted'",
+            )?,
             notification_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
-            enter_event: connection.prepare(
+            enter_notification: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id, kind) DO NOTHING",
+                 VALUES (?1, 'notification', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
+            )?,
+            enter_analytics: connection.prepare(
+                "INSERT INTO events (id, kind, name, order_id, recorded_at)
+                 VALUES (?1, 'analytics', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
             )?,
             enter_attempt: connection.prepare(
                 "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
@@ -167,7 +177,7 @@ impl<'c> Statements<'c> {
             }
             Entry::Notification(it) => {
                 let at = it.at.as_millisecond();
-                let rows = self.enter_event.execute(params![it.id, "notification", it.channel, it.order_id, at])?;
+                let rows = self.enter_notification.execute((&it.id, &it.channel, &it.order_id, at))?;
                 Ok(entered(rows))
             }
             Entry::Analytics(event) => self.enter_analytics(event),
@@ -177,25 +187,25 @@ impl<'c> Statements<'c> {
     }
 
     fn accept_order(&mut self, order: &NewOrder) -> Result<Recorded, Fault> {
-        let rows = self.accept.execute(params![
+        let rows = self.accept.execute((
             order.id.as_str(),
-            order.consumer,
-            order.product,
+            &order.consumer,
+            &order.product,
             order.quantity,
             order.price.to_string(),
             order.total.to_string(),
             order.currency.as_str(),
             order.priority,
-            order.customer_id,
+            &order.customer_id,
             order.placed_at.map(Timestamp::as_millisecond),
             order.at.as_millisecond(),
-        ])?;
+        ))?;
         if rows == 1 {
-            self.order_sums.accepted(order);
+            self.order_sums.accepted(order, self.connection.last_insert_rowid());
             return Ok(Recorded::New);
         }
         // Whoever accepted it may be another instance, and this one's memory of the id older.
-        self.order_sums.forget_order(&order.id);
+        self.order_sums.take(&order.id);
         let mut found = self.accepted.query([order.id.as_str()])?;
         // The insert met a row of this id in this very transaction.
         let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
@@ -203,9 +213,18 @@ impl<'c> Statements<'c> {
     }
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, Fault> {
-        if self.finish.execute(params![id.as_str(), at.as_millisecond()])? == 1 {
+        let millis = at.as_millisecond();
+        // By its row, no index is searched. Another instance may have changed, or removed, what this one remembers.
+        if let Some(order) = self.order_sums.take(id)
+            && self.finish_row.execute((order.rowid, id.as_str(), millis))? == 1
+        {
+            self.order_sums.processed(&order, at);
+            return Ok(Recorded::New);
+        }
+        if self.finish.execute((id.as_str(), millis))? == 1 {
             // The row has changed: if it cannot be counted, it goes with its batch.
-            self.order_sums.processed(id, at).map_err(Fault::Batch)?;
+            let order = self.order_sums.read_order(id).map_err(Fault::Batch)?;
+            self.order_sums.processed(&order, at);
             return Ok(Recorded::New);
         }
         if self.accepted.exists([id.as_str()])? {
@@ -216,10 +235,9 @@ impl<'c> Statements<'c> {
 
     fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, Fault> {
         let at = event.at.as_millisecond();
-        let rows = self.enter_event.execute(params![event.id, "analytics", event.name, event.order_id, at])?;
+        let rows = self.enter_analytics.execute((&event.id, &event.name, &event.order_id, at))?;
         if let (1, Some(sale)) = (rows, &event.sale) {
-            // The inbox row is there: without its effect, it goes with its batch.
-            self.sales.add(sale).map_err(Fault::Batch)?;
+            self.sales.add(sale);
         }
         Ok(entered(rows))
     }
