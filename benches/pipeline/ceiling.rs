@@ -138,8 +138,8 @@ fn stream(
 fn events() -> io::Result<[Vec<u8>; 2]> {
     let order = Order::decode(order(50_000).1.as_bytes()).map_err(io::Error::other)?;
     let (total, currency) = order.check().map_err(io::Error::other)?;
-    let notification = Notification::processed(&order, total, currency).to_json();
-    let analytics = AnalyticsEvent::processed(&order, total, currency, Timestamp::now()).to_json();
+    let notification = serde_json::to_vec(&Notification::processed(&order, total, currency))?;
+    let analytics = serde_json::to_vec(&AnalyticsEvent::processed(&order, total, currency, Timestamp::now()))?;
     Ok([notification, analytics])
 }
 

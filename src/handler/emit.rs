@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::message::{Message, Names, Properties, Publication};
+
+/// Bytes that hold most events, so that their buffer need not grow.
+const USUAL_BODY: usize = 384;
 
 /// An event about an order. Its message id derives from the order's (`ord-2/notification/processed`), so that
 /// a repeated emission is recognised.
@@ -13,9 +17,11 @@ pub(super) fn event(
     routing_key: String,
     order_id: &str,
     topic: &str,
-    json: Vec<u8>,
+    body: &impl Serialize,
     now: Timestamp,
 ) -> Publication {
+    let mut bytes = Vec::with_capacity(USUAL_BODY);
+    serde_json::to_writer(&mut bytes, body).expect("events are made of text, numbers and JSON that was parsed before");
     let properties = Properties {
         content_type: Some("application/json".to_owned()),
         message_id: Some([order_id, "/", topic].concat()),
@@ -23,6 +29,6 @@ pub(super) fn event(
         timestamp: u64::try_from(now.as_second()).ok(),
         ..Properties::default()
     };
-    let message = Message { properties, body: json.into(), ..Message::default() };
+    let message = Message { properties, body: bytes.into(), ..Message::default() };
     Publication { exchange: Arc::clone(&names.orders), routing_key, message }
 }

@@ -144,8 +144,7 @@ impl Case<'_> {
             consumer: self.consumer(),
             at: self.now,
         };
-        let json = serde_json::to_vec(&body).expect("text becomes JSON");
-        event(names, "order.analytics.failed".to_owned(), &self.identity, "analytics/failed", json, self.now)
+        event(names, "order.analytics.failed".to_owned(), &self.identity, "analytics/failed", &body, self.now)
     }
 }
 

@@ -61,13 +61,13 @@ impl OrderHandler {
         let analytics = AnalyticsEvent::processed(order, total, currency, now);
         let key = ["order.notification.", notification.channel].concat();
         Arc::new([
-            event(&self.names, key, order.id.as_str(), "notification/processed", notification.to_json(), now),
+            event(&self.names, key, order.id.as_str(), "notification/processed", &notification, now),
             event(
                 &self.names,
                 "order.analytics.processed".to_owned(),
                 order.id.as_str(),
                 "analytics/processed",
-                analytics.to_json(),
+                &analytics,
                 now,
             ),
         ])

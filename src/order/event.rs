@@ -11,11 +11,8 @@ use serde_json::value::RawValue;
 
 use super::{Currency, Order};
 
-/// Bytes that hold most events, so that their buffer need not grow.
-const USUAL_JSON: usize = 384;
-
 /// The body of `order.notification.<channel>`: what a customer is to be told.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Notification<'a> {
     /// What happened: `processed`.
     pub event: &'static str,
@@ -24,8 +21,10 @@ pub struct Notification<'a> {
     /// `email` or the channel the order asked for.
     pub channel: &'a str,
     /// The customer's address, if the order had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<&'a str>,
     /// The customer, if the order named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<&'a str>,
     /// What was ordered.
     pub product: &'a str,
@@ -38,7 +37,7 @@ pub struct Notification<'a> {
 }
 
 /// The body of `order.analytics.processed` and `order.analytics.failed`.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct AnalyticsEvent<'a> {
     /// `processed` or `failed`.
     pub event: &'static str,
@@ -57,13 +56,16 @@ pub struct AnalyticsEvent<'a> {
     /// Whether the order was marked urgent.
     pub priority: bool,
     /// Who ordered, if named.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<&'a str>,
     /// When the customer ordered, if the order said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub placed_at: Option<Timestamp>,
     /// When it was processed; the time the aggregates count it at.
     pub at: Timestamp,
     /// The order's fields that orderd does not know. In an object of their own, since a shop's `total` or `at` is
     /// not orderd's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: &'a BTreeMap<String, Box<RawValue>>,
 }
 
@@ -104,69 +106,6 @@ impl<'a> AnalyticsEvent<'a> {
     }
 }
 
-impl Notification<'_> {
-    /// Its JSON.
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut json = Json::beginning("{\"event\":", self.event);
-        json.field(",\"order_id\":", self.order_id);
-        json.field(",\"channel\":", self.channel);
-        json.field_if(",\"email\":", self.email);
-        json.field_if(",\"customer_id\":", self.customer_id);
-        json.field(",\"product\":", self.product);
-        json.field(",\"quantity\":", self.quantity);
-        json.field(",\"total\":", self.total);
-        json.field(",\"currency\":", self.currency);
-        json.end()
-    }
-}
-
-impl AnalyticsEvent<'_> {
-    /// Its JSON.
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut json = Json::beginning("{\"event\":", self.event);
-        json.field(",\"order_id\":", self.order_id);
-        json.field(",\"product\":", self.product);
-        json.field(",\"quantity\":", self.quantity);
-        json.field(",\"price\":", self.price);
-        json.field(",\"total\":", self.total);
-        json.field(",\"currency\":", self.currency);
-        json.field(",\"priority\":", self.priority);
-        json.field_if(",\"customer_id\":", self.customer_id);
-        json.field_if(",\"placed_at\":", self.placed_at);
-        json.field(",\"at\":", self.at);
-        json.field_if(",\"extra\":", (!self.extra.is_empty()).then_some(self.extra));
-        json.end()
-    }
-}
-
-/// A JSON object whose names are known beforehand, each written in one piece with what stands around it: serde would
-/// write the same in five.
-struct Json(Vec<u8>);
-
-impl Json {
-    fn beginning(name: &str, value: impl Serialize) -> Self {
-        let mut json = Json(Vec::with_capacity(USUAL_JSON));
-        json.field(name, value);
-        json
-    }
-
-    fn field(&mut self, name: &str, value: impl Serialize) {
-        self.0.extend_from_slice(name.as_bytes());
-        serde_json::to_writer(&mut self.0, &value).expect("text, numbers and JSON that was parsed before");
-    }
-
-    fn field_if(&mut self, name: &str, value: Option<impl Serialize>) {
-        if let Some(value) = value {
-            self.field(name, value);
-        }
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.0.push(b'}');
-        self.0
-    }
-}
-
 /// What the aggregates take from an analytics event of a processed order; other events lack these fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sale {
@@ -190,9 +129,9 @@ mod tests {
         let order = Order::decode(order.as_bytes()).unwrap();
         let (total, currency) = order.check().unwrap();
         let at = "2026-11-22T08:00:01.5Z".parse().unwrap();
-        let notification = Notification::processed(&order, total, currency).to_json();
-        let analytics = AnalyticsEvent::processed(&order, total, currency, at).to_json();
-        [notification, analytics].map(|json| String::from_utf8(json).unwrap())
+        let notification = serde_json::to_string(&Notification::processed(&order, total, currency)).unwrap();
+        let analytics = serde_json::to_string(&AnalyticsEvent::processed(&order, total, currency, at)).unwrap();
+        [notification, analytics]
     }
 
     #[test]
