@@ -110,6 +110,28 @@ async fn an_order_is_never_finished_in_the_row_of_another_that_took_its_place() 
 }
 
 #[tokio::test]
+async fn an_order_whose_row_was_moved_is_finished_where_it_is_now() {
+    let directory = directory();
+    let ledger = open(&directory);
+    for id in ["ord-1", "ord-2", "ord-3"] {
+        ledger.record(accept(order(id))).await.unwrap();
+    }
+    // Each is now in the row that the one before it had, as after a reload.
+    let close_the_gap = "DELETE FROM orders WHERE id = 'ord-1'; UPDATE orders SET rowid = rowid - 1";
+    other(&directory).execute_batch(close_the_gap).unwrap();
+    assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders WHERE id = 'ord-3'"), "2");
+    for (id, expected) in [("ord-3", New), ("ord-2", New), ("ord-3", Duplicate)] {
+        assert_eq!(ledger.record(finish(id)).await.unwrap(), expected, "{id}");
+    }
+    assert_eq!(
+        row(&directory, "SELECT group_concat(id || ' ' || status) FROM orders"),
+        "ord-2 processed,ord-3 processed"
+    );
+    let sums = "SELECT processed || '|' || processed_total FROM order_sums WHERE granularity = 'hour'";
+    assert_eq!(row(&directory, sums), "2|2400");
+}
+
+#[tokio::test]
 async fn two_that_remove_old_rows_remove_them_all_and_nothing_else() {
     let directory = directory();
     let (one, two) = (open(&directory), open(&directory));
