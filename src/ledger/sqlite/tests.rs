@@ -35,7 +35,7 @@ fn impatient() -> Tuning {
 
 /// Queues entries behind another program's lock, so that they are one batch however fast the writer is: it
 /// already waits with a batch of one, whose answer comes with theirs.
-async fn record_together(
+pub(super) async fn record_together(
     ledger: &SqliteLedger,
     program: &Connection,
     entries: impl IntoIterator<Item = Entry>,
@@ -51,7 +51,7 @@ async fn record_together(
     join_all(answers).await
 }
 
-fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
+pub(super) fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
     matches!(answer, Err(LedgerError::Store { .. }))
 }
 
