@@ -1,7 +1,9 @@
 //! What the ledger costs: CPU time per order for its five entries, with many orders in flight.
 //!
 //! `cargo bench --bench ledger -- [orders] [concurrency] [products] [sequential|random] [directory]`.
-//! CPU time is that of all the process's threads, from Linux's `/proc/self/task/*/schedstat`.
+//! CPU time is that of all the process's threads.
+
+mod threads;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use jiff::Timestamp;
 use orderd::ledger::{Entry, Ledger, NewAnalytics, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
 use orderd::order::{Currency, OrderId, Sale};
 use rust_decimal::Decimal;
+use threads::threads;
 
 /// The daemon's own.
 #[global_allocator]
@@ -157,12 +160,10 @@ struct CpuTime {
 impl CpuTime {
     fn now() -> Self {
         let mut time = CpuTime { all: Duration::ZERO, writer: Duration::ZERO };
-        for task in std::fs::read_dir("/proc/self/task").expect("Linux has it").flatten() {
-            let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-            let nanos = read("schedstat").split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
-            time.all += Duration::from_nanos(nanos);
-            if read("comm").trim() == "ledger" {
-                time.writer += Duration::from_nanos(nanos);
+        for (_, name, spent) in threads() {
+            time.all += spent;
+            if name == "ledger" {
+                time.writer += spent;
             }
         }
         time

@@ -3,7 +3,9 @@
 //! `cargo bench --bench worker -- [orders] [memory|sqlite] [directory]`.
 //! An order, its notification and its analytics event each pass their pool, with the handlers and files of the daemon.
 //! What stands for the broker hands out and confirms on a thread of its own, and so does the ledger in memory, which
-//! answers in batches as the real one does and keeps nothing. CPU time is from Linux's `/proc/self/task/*/schedstat`.
+//! answers in batches as the real one does and keeps nothing.
+
+mod threads;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use orderd::message::{
 use orderd::shutdown::Shutdown;
 use orderd::telemetry::{Files, rolling};
 use orderd::worker::{Counters, Line, OnFailure, Pool};
+use threads::threads;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing_appender::rolling::Rotation;
@@ -46,7 +49,11 @@ const CONSUMERS: [(&str, &str, &str, usize, u16); 3] = [
 fn main() {
     let given: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let orders = given.first().map_or(100_000, |text| text.parse().expect("a number"));
-    let sqlite = given.get(1).is_some_and(|ledger| ledger == "sqlite");
+    let sqlite = match given.get(1).map(String::as_str) {
+        None | Some("memory") => false,
+        Some("sqlite") => true,
+        Some(other) => panic!("memory or sqlite, not {other:?}"),
+    };
     let scratch = tempfile::tempdir_in(given.get(2).map_or_else(|| PathBuf::from("target"), PathBuf::from));
     let scratch = scratch.expect("the directory is writable");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -376,17 +383,15 @@ impl CpuTime {
     fn now() -> Self {
         let worker = std::fs::read_link("/proc/thread-self").expect("Linux has it");
         let mut time = CpuTime::default();
-        for task in std::fs::read_dir("/proc/self/task").expect("Linux has it").flatten() {
-            let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-            let nanos = read("schedstat").split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
-            let spent = match read("comm").trim() {
-                _ if worker.ends_with(task.file_name()) => &mut time.workers,
+        for (number, name, spent) in threads() {
+            let sum = match name.as_str() {
+                _ if worker.ends_with(&number) => &mut time.workers,
                 "ledger" => &mut time.ledger,
                 // The runtime's threads for what blocks.
                 name if name.starts_with("tokio") => &mut time.event_logs,
                 _ => continue,
             };
-            *spent += Duration::from_nanos(nanos);
+            *sum += spent;
         }
         time
     }

@@ -138,4 +138,13 @@ mod tests {
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"));
         assert_eq!(read("page_view", b"[1]").unwrap_err().kind, FailureKind::Malformed);
     }
+
+    #[test]
+    fn an_event_that_would_make_its_file_unreadable_is_malformed() {
+        let sale = [&SALE.as_bytes()[..SALE.len() - 1], b",\"note\":\"\xff\"}"].concat();
+        for (name, body) in [("processed", sale.as_slice()), ("page_view", b"{\"note\":\"\xff\"}")] {
+            let failure = read(name, body).unwrap_err();
+            assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"), "{name}");
+        }
+    }
 }

@@ -144,6 +144,8 @@ pub(super) fn channel_of(work: Work<'_>) -> &str {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use tempfile::TempDir;
+
     use super::*;
     use crate::ledger::SqliteLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties};
@@ -162,14 +164,28 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_not_utf_8_is_malformed_even_where_it_is_not_read() {
-        let failure = object(b"{\"note\":\"\xff\"}").unwrap_err();
-        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"));
+    fn delivery(body: &'static [u8]) -> Delivery {
+        Delivery {
+            id: DeliveryId { epoch: 1, tag: 1 },
+            exchange: "orders".to_owned(),
+            routing_key: "order.notification.email".to_owned(),
+            redelivered: false,
+            message: Message {
+                properties: Properties { message_id: Some("ord-1/x".to_owned()), ..Properties::default() },
+                body: body.into(),
+                ..Message::default()
+            },
+        }
     }
 
-    #[tokio::test]
-    async fn two_copies_at_the_same_moment_tell_the_customer_once() {
+    struct Stage {
+        _directory: TempDir,
+        ledger: Arc<SqliteLedger>,
+        channel: Arc<Counting>,
+        handler: NotificationHandler,
+    }
+
+    fn stage() -> Stage {
         let directory = tempfile::tempdir().unwrap();
         let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
         let channel = Arc::new(Counting::default());
@@ -178,17 +194,24 @@ mod tests {
             channel: Arc::clone(&channel) as Arc<dyn Channel>,
             claims: Claims::default(),
         };
-        let delivery = Delivery {
-            id: DeliveryId { epoch: 1, tag: 1 },
-            exchange: "orders".to_owned(),
-            routing_key: "order.notification.email".to_owned(),
-            redelivered: false,
-            message: Message {
-                properties: Properties { message_id: Some("ord-1/x".to_owned()), ..Properties::default() },
-                body: "{}".into(),
-                ..Message::default()
-            },
-        };
+        Stage { _directory: directory, ledger, channel, handler }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_utf_8_is_malformed_even_where_it_is_not_read() {
+        let Stage { _directory, ledger, channel, handler } = stage();
+        let delivery = delivery(b"{\"note\":\"\xff\"}");
+        let work = Work { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
+        let failure = handler.handle(work).await.unwrap_err();
+        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"));
+        assert_eq!(channel.0.load(Ordering::SeqCst), 0);
+        ledger.close().await;
+    }
+
+    #[tokio::test]
+    async fn two_copies_at_the_same_moment_tell_the_customer_once() {
+        let Stage { _directory, ledger, channel, handler } = stage();
+        let delivery = delivery(b"{}");
         let work = Work { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
         let (one, other) = tokio::join!(handler.handle(work), handler.handle(work));
         let mut verdicts = [one.unwrap().verdict, other.unwrap().verdict];

@@ -180,7 +180,7 @@ pub const DEFAULT_NOTIFY: &str = "email";
 impl Order {
     /// Reads an order from a message body.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        // Checked once for all its strings; what is not UTF-8 the other one tells best.
+        // UTF-8 is checked once, not for each string anew; where it is wrong `from_slice` tells best.
         Ok(std::str::from_utf8(body).map_or_else(|_| serde_json::from_slice(body), serde_json::from_str)?)
     }
 
@@ -333,6 +333,18 @@ mod tests {
     fn unknown_fields_are_kept() {
         let order = order(r#"{"id":1,"product":"p","quantity":1,"price":1,"gift":{"wrap":true}}"#).unwrap();
         assert_eq!(order.extra["gift"].get(), r#"{"wrap":true}"#);
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_malformed_wherever_it_stands() {
+        let sound = br#"{"id":1,"product":"p","quantity":1,"price":1,"gift":"g","_":0} "#;
+        assert!(Order::decode(sound).is_ok());
+        for place in [br#"p""#.as_slice(), br#"g""#, b"_", b" "] {
+            let at = sound.windows(place.len()).rposition(|window| window == place).unwrap();
+            let mut body = sound.to_vec();
+            body[at] = 0xff;
+            assert!(Order::decode(&body).is_err(), "{}", String::from_utf8_lossy(&body));
+        }
     }
 
     #[test]

@@ -271,8 +271,8 @@ async fn work(
     let mut open = true;
     while open || !in_flight.is_empty() {
         let room = slots - in_flight.len();
-        // Cancel-safe: `take` says so itself, and the other branches only wait. What is dropped with
-        // `in_flight` releases itself.
+        // Cancel-safe: `take` says so itself, what is done has settled itself, and the other branches only wait. What is
+        // dropped with `in_flight` releases itself.
         tokio::select! {
             biased;
             () = &mut lost => return Ok(()),

@@ -437,6 +437,16 @@ async fn a_worker_that_dies_is_restarted_and_what_it_held_is_released() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_done_in_the_turn_in_which_its_worker_dies_stays_done() {
+    let stage = Stage::set(1, 10).await;
+    for (tag, body) in [(1, "ok"), (2, "permanent"), (3, "kill"), (4, "ok")] {
+        stage.broker.deliver(tag, body);
+    }
+    assert_eq!(stage.broker.settled(4).await, [(1, ACK), (2, ACK), (3, RELEASE), (4, RELEASE)]);
+    assert_eq!(stage.failure_kinds(), ["permanent"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_keeps_dying_ends_its_pool() {
     let stage = Stage::set(1, 1).await;
     for tag in 1..=11 {

@@ -1,15 +1,17 @@
 //! One file and several ledgers on it, as several instances have: nothing twice, nothing lost, nobody kept out.
 
+use std::collections::BTreeMap;
 use std::sync::Barrier;
 use std::thread;
 
 use futures_util::future::join_all;
+use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::tests::other;
+use super::tests::{is_store_error, other, record_together};
 use super::*;
-use crate::ledger::Recorded::{Duplicate, New};
-use crate::ledger::conformance::{accept, analytics, at, finish, order, sale};
+use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
+use crate::ledger::conformance::{accept, analytics, at, attempt, finish, order, sale};
 use crate::ledger::{Entry, NewOrder};
 
 fn directory() -> TempDir {
@@ -85,13 +87,14 @@ async fn an_order_accepted_by_one_is_finished_by_another_and_counted_with_its_ow
     one.record(accept(order("ord-1"))).await.unwrap();
     assert_eq!(two.record(accept(order("ord-1"))).await.unwrap(), Recorded::Unfinished);
     assert_eq!(two.record(finish("ord-1")).await.unwrap(), New);
-    assert_eq!(one.record(finish("ord-1")).await.unwrap(), Duplicate);
-    // It goes by retention, and its id comes again with other content; the first still remembers the old one.
+    // It goes by retention, and its id comes again with other content, in the same row; the first still remembers the old.
     while two.prune(at(1_000_000_000)).await.unwrap().more {}
     let other_content = || NewOrder { quantity: 1, total: 400.into(), at: at(4_000), ..order("ord-1") };
     assert_eq!(two.record(accept(other_content())).await.unwrap(), New);
     assert_eq!(one.record(accept(other_content())).await.unwrap(), Recorded::Unfinished);
+    assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders"), "1");
     assert_eq!(one.record(finish("ord-1")).await.unwrap(), New);
+    assert_eq!(two.record(finish("ord-1")).await.unwrap(), Duplicate);
     let sums = "SELECT processed || '|' || processed_quantity || '|' || processed_total FROM order_sums
                 WHERE granularity = 'hour'";
     assert_eq!(row(&directory, sums), "2|4|1600");
@@ -107,6 +110,28 @@ async fn an_order_is_never_finished_in_the_row_of_another_that_took_its_place() 
     assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders"), "1", "the row that the first remembers");
     assert!(one.record(finish("ord-1")).await.is_err());
     assert_eq!(row(&directory, "SELECT id || '|' || status FROM orders"), "ord-2|accepted");
+}
+
+#[tokio::test]
+async fn an_order_whose_row_was_moved_is_finished_where_it_is_now() {
+    let directory = directory();
+    let ledger = open(&directory);
+    for id in ["ord-1", "ord-2", "ord-3"] {
+        ledger.record(accept(order(id))).await.unwrap();
+    }
+    // Each is now in the row that the one before it had, as after a reload.
+    let close_the_gap = "DELETE FROM orders WHERE id = 'ord-1'; UPDATE orders SET rowid = rowid - 1";
+    other(&directory).execute_batch(close_the_gap).unwrap();
+    assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders WHERE id = 'ord-3'"), "2");
+    for (id, expected) in [("ord-2", New), ("ord-3", New), ("ord-2", Duplicate)] {
+        assert_eq!(ledger.record(finish(id)).await.unwrap(), expected, "{id}");
+    }
+    assert_eq!(
+        row(&directory, "SELECT group_concat(id || ' ' || status) FROM orders"),
+        "ord-2 processed,ord-3 processed"
+    );
+    let sums = "SELECT processed || '|' || processed_total FROM order_sums WHERE granularity = 'hour'";
+    assert_eq!(row(&directory, sums), "2|2400");
 }
 
 #[tokio::test]
@@ -149,4 +174,123 @@ async fn a_file_made_new_by_a_later_orderd_is_written_no_more() {
     assert!(told.contains("version 3") && told.contains("start the later one"), "{told}");
     assert!(!ledger.is_recording() && ledger.is_outdated());
     assert_eq!(row(&directory, "SELECT group_concat(id) FROM orders"), "ord-1");
+}
+
+/// What happens to one of two ledgers on a file, and to one order.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Accept,
+    /// By whoever accepted it, be it that the other has finished it meanwhile.
+    Finish,
+    /// Accepted and finished in a batch that is rolled back.
+    Fail,
+    /// All that is finished goes.
+    Prune,
+    /// Another program removes the order.
+    Remove,
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        6 => Just(Act::Accept),
+        6 => Just(Act::Finish),
+        1 => Just(Act::Fail),
+        1 => Just(Act::Prune),
+        1 => Just(Act::Remove),
+    ]
+}
+
+/// What the orders' rows and sums must be.
+#[derive(Debug, Default, PartialEq)]
+struct Model {
+    /// Quantity, and whether it is processed.
+    orders: BTreeMap<String, (i64, bool)>,
+    accepted: (i64, i64),
+    processed: (i64, i64),
+}
+
+impl Model {
+    fn accept(&mut self, id: &str, quantity: i64) -> Recorded {
+        match self.orders.get(id) {
+            Some((other, _)) if *other != quantity => Conflict,
+            Some((_, true)) => Duplicate,
+            Some((_, false)) => Unfinished,
+            None => {
+                self.orders.insert(id.to_owned(), (quantity, false));
+                self.accepted = (self.accepted.0 + 1, self.accepted.1 + quantity);
+                New
+            }
+        }
+    }
+
+    /// `None`: there is none to finish.
+    fn finish(&mut self, id: &str) -> Option<Recorded> {
+        let (quantity, processed) = self.orders.get_mut(id)?;
+        if std::mem::replace(processed, true) {
+            return Some(Duplicate);
+        }
+        self.processed = (self.processed.0 + 1, self.processed.1 + *quantity);
+        Some(New)
+    }
+
+    fn read(directory: &TempDir) -> Self {
+        let connection = other(directory);
+        let mut read = connection.prepare("SELECT id, quantity, status = 'processed' FROM orders").unwrap();
+        let orders = read.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).unwrap();
+        const SUMS: &str = "
+            SELECT coalesce(sum(accepted), 0), coalesce(sum(accepted_quantity), 0), coalesce(sum(processed), 0),
+                           coalesce(sum(processed_quantity), 0) FROM order_sums WHERE granularity = 'hour'";
+        let sums = |row: &rusqlite::Row<'_>| Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?)));
+        let (accepted, processed) = connection.query_row(SUMS, [], sums).unwrap();
+        Model { orders: orders.map(Result::unwrap).collect(), accepted, processed }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn orders_and_their_sums_are_what_was_answered_whoever_accepts_finishes_and_removes_them(
+        acts in prop::collection::vec((acts(), 0..2usize, 0..2u8, 1..3i64), 1..60),
+    ) {
+        let directory = directory();
+        let mut model = Model::default();
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let tuning = Tuning { gather: Duration::ZERO, ..Tuning::default() };
+            let open = || SqliteLedger::open_with(directory.path(), tuning.clone()).unwrap();
+            let (ledgers, program) = ([open(), open()], other(&directory));
+            let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
+            program.execute_batch(deny).unwrap();
+            // Which quantity of which order a ledger has accepted last.
+            let mut known = BTreeMap::new();
+            for (act, number, id, quantity) in acts {
+                let (ledger, id) = (&ledgers[number], format!("ord-{id}"));
+                let accepted = || accept(NewOrder { quantity, ..order(&id) });
+                match act {
+                    Act::Accept => {
+                        assert_eq!(ledger.record(accepted()).await.unwrap(), model.accept(&id, quantity));
+                        known.insert((number, id), quantity);
+                    }
+                    // A handler accepts before it finishes.
+                    Act::Finish if known.get(&(number, id.clone())) != model.orders.get(&id).map(|it| &it.0) => {}
+                    Act::Finish => assert_eq!(ledger.record(finish(&id)).await.ok(), model.finish(&id)),
+                    Act::Fail => {
+                        let ends_it = Entry::Attempt(Box::new(attempt(&id, "order", 0)));
+                        let answers = record_together(ledger, &program, [accepted(), finish(&id), ends_it]).await;
+                        assert!(answers.iter().all(is_store_error), "{answers:?}");
+                    }
+                    Act::Prune => {
+                        while ledger.prune(at(1_000_000_000)).await.unwrap().more {}
+                        model.orders.retain(|_, (_, processed)| !*processed);
+                    }
+                    Act::Remove => {
+                        program.execute("DELETE FROM orders WHERE id = ?1", [&id]).unwrap();
+                        model.orders.remove(&id);
+                    }
+                }
+            }
+            join_all(ledgers.iter().map(SqliteLedger::close)).await;
+        });
+        prop_assert_eq!(Model::read(&directory), model);
+    }
 }

@@ -35,7 +35,7 @@ fn impatient() -> Tuning {
 
 /// Queues entries behind another program's lock, so that they are one batch however fast the writer is: it
 /// already waits with a batch of one, whose answer comes with theirs.
-async fn record_together(
+pub(super) async fn record_together(
     ledger: &SqliteLedger,
     program: &Connection,
     entries: impl IntoIterator<Item = Entry>,
@@ -51,7 +51,7 @@ async fn record_together(
     join_all(answers).await
 }
 
-fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
+pub(super) fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
     matches!(answer, Err(LedgerError::Store { .. }))
 }
 
@@ -146,6 +146,32 @@ async fn sales_of_a_failed_batch_are_not_counted_by_the_next() {
     assert!(record_together(&ledger, &other(&directory), entries).await.iter().all(is_store_error));
     assert_eq!(ledger.record(sold("a-2")).await.unwrap(), New);
     assert_eq!(SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"].total, Decimal::from(20).into());
+}
+
+#[tokio::test]
+async fn orders_of_a_failed_batch_are_not_counted_by_the_next() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let program = other(&directory);
+    ledger.record(accept(order("ord-1"))).await.unwrap();
+    let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
+    program.execute_batch(deny).unwrap();
+    let entries = || [finish("ord-1"), accept(order("ord-2")), finish("ord-2")];
+    let ends_it = Entry::Attempt(Box::new(attempt("o-1", "order", 0)));
+    let answers = record_together(&ledger, &program, entries().into_iter().chain([ends_it])).await;
+    assert!(answers.iter().all(is_store_error), "{answers:?}");
+    // It takes the row that the other would have had.
+    ledger.record(accept(order("ord-3"))).await.unwrap();
+    assert!(is_store_error(&ledger.record(finish("ord-2")).await));
+    for entry in entries() {
+        assert_eq!(ledger.record(entry).await.unwrap(), New);
+    }
+    let statuses = "SELECT group_concat(rowid || ' ' || id || ' ' || status) FROM orders";
+    let statuses: String = program.query_row(statuses, [], |row| row.get(0)).unwrap();
+    assert_eq!(statuses, "1 ord-1 processed,2 ord-3 accepted,3 ord-2 processed");
+    let sums = "SELECT concat_ws('|', accepted, processed, processed_total) FROM order_sums WHERE granularity = 'hour'";
+    let sums: String = program.query_row(sums, [], |row| row.get(0)).unwrap();
+    assert_eq!(sums, "3|2|2400");
 }
 
 #[tokio::test]
