@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::monitor::ManagementClient;
 use crate::monitor::audit::audit;
 use crate::shutdown::Shutdown;
-use crate::topology::Topology;
+use crate::topology::{Need, Topology};
 
 /// Waits between attempts to reach the broker at start.
 const REACH: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
@@ -85,21 +85,20 @@ async fn try_topology(link: &Link, config: &Config) -> Result<Policies, Topology
     let topology = config.topology();
     let policies = compare(config, &topology, Duration::ZERO).await?;
     if !config.topology.declare {
+        may(link, &config.needs()).await?;
         missing(link, &topology).await?;
-        may_work(link, config).await?;
         return Ok(policies);
     }
     let declared = link.declare(topology.declarations()).await?;
     info!(created = declared.created.len(), "topology declared");
-    may_work(link, config).await?;
+    may(link, &config.work()).await?;
     // A policy may match a queue that was not there before.
     Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
 }
 
-/// Asks whether the user may consume and publish all that it will have to: it had better be known now than with the
-/// first failure.
-async fn may_work(link: &Link, config: &Config) -> Result<(), TopologyError> {
-    let denied = match link.denied(&config.work()).await {
+/// Asks whether the user may do all that it will have to: it had better be known now than with the first failure.
+async fn may(link: &Link, needs: &[Need]) -> Result<(), TopologyError> {
+    let denied = match link.denied(needs).await {
         Ok(denied) if denied.is_empty() => return Ok(()),
         Ok(denied) => denied,
         // It was there a moment ago: whatever it is, those who work will meet it, and wait.
@@ -125,8 +124,8 @@ pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, Top
         let topology = config.topology();
         let policies = compare(config, &topology, Duration::ZERO).await?;
         if !config.topology.declare {
+            may(link, &config.needs()).await?;
             missing(link, &topology).await?;
-            may_work(link, config).await?;
             return Ok(policies);
         }
         let (before, bindings) = topology.before_orders_come();
@@ -136,7 +135,7 @@ pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, Top
             (true, Policies::Untold) | (false, _) => compare(config, &topology, POLICY_PATIENCE).await?,
         };
         link.declare(bindings).await?;
-        may_work(link, config).await?;
+        may(link, &config.work()).await?;
         info!(?created, "topology extended");
         Ok(policies)
     };

@@ -54,9 +54,12 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     }
     if args.permissions && args.format == Format::Text {
         let broker = &loaded.config.broker;
-        for command in loaded.config.permissions().commands(&broker.virtual_host, &broker.username) {
-            writeln!(out, "{command}")?;
+        let [permissions, topics] = loaded.config.permissions().commands(&broker.virtual_host, &broker.username);
+        writeln!(out, "{permissions}")?;
+        if loaded.config.topology.declare {
+            writeln!(out, "# RabbitMQ 4.3 takes the next once the exchange is there: after orderd's first start")?;
         }
+        writeln!(out, "{topics}")?;
         return Ok(Exit::Done);
     }
     let mut report = CheckReport::new(&loaded);

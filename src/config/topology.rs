@@ -2,7 +2,7 @@
 
 use super::model::{Config, Consumer};
 use crate::recovery::FAILED_HANDLER;
-use crate::topology::{Names, Need, Permissions, Role, Topology, WorkQueue};
+use crate::topology::{Declaration, Exchange, Names, Need, Permissions, Queue, Role, Topology, WorkQueue};
 
 impl Config {
     /// The names of the exchanges.
@@ -34,11 +34,19 @@ impl Config {
         needs
     }
 
-    /// What orderd does on the broker, declaring included if it is to.
+    /// What orderd does on the broker, declaring included if it is to; if not, it looks whether others have.
     pub fn needs(&self) -> Vec<Need> {
         let mut needs = self.work();
+        let topology = self.topology();
+        let declarations = topology.declarations().iter().cloned();
         if self.topology.declare {
-            needs.extend(self.topology().declarations().iter().cloned().map(Need::Declare));
+            needs.extend(declarations.map(Need::Declare));
+        } else {
+            needs.extend(declarations.filter_map(|declaration| match declaration {
+                Declaration::Exchange(Exchange { name, .. }) => Some(Need::FindExchange { exchange: name }),
+                Declaration::Queue(Queue { name, .. }) => Some(Need::FindQueue { queue: name }),
+                Declaration::Binding(_) => None,
+            }));
         }
         needs
     }

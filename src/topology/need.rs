@@ -10,6 +10,16 @@ use super::{Argument, Binding, Declaration, Exchange, Queue};
 pub enum Need {
     /// Declares.
     Declare(Declaration),
+    /// Looks whether an exchange that others declare is there.
+    FindExchange {
+        /// Its name.
+        exchange: String,
+    },
+    /// Looks whether a queue that others declare is there.
+    FindQueue {
+        /// Its name.
+        queue: String,
+    },
     /// Publishes.
     Publish {
         /// To this exchange.
@@ -32,6 +42,8 @@ impl fmt::Display for Need {
             Need::Declare(Declaration::Binding(Binding { exchange, queue, routing_key })) => {
                 write!(f, "bind queue {queue:?} to exchange {exchange:?} with key {routing_key:?}")
             }
+            Need::FindExchange { exchange } => write!(f, "look for exchange {exchange:?}"),
+            Need::FindQueue { queue } => write!(f, "look for queue {queue:?}"),
             Need::Publish { exchange, routing_key } => {
                 write!(f, "publish to exchange {exchange:?} with key {routing_key:?}")
             }
@@ -67,9 +79,12 @@ pub struct TopicPermissions {
 impl Permissions {
     /// The least that serves all needs. `orders` is the topic exchange. What RabbitMQ asks for: declaring needs
     /// `configure`; with a dead-letter or alternate exchange also `read` on what is declared and `write` on that
-    /// exchange; binding needs `write` on the queue and `read` on the exchange.
+    /// exchange; binding needs `write` on the queue and `read` on the exchange. Looking for something needs any permission
+    /// on it since RabbitMQ 4.2.7 and 4.3.1 (`configure` in 4.2.6 and 4.3.0, nothing before): `write` if there is no other,
+    /// since a queue that may be read may be emptied.
     pub fn least(needs: &[Need], orders: &str) -> Self {
         let (mut configure, mut write, mut read) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut found = BTreeSet::new();
         let (mut keys, mut patterns) = (BTreeSet::new(), BTreeSet::new());
         for need in needs {
             match need {
@@ -99,8 +114,12 @@ impl Permissions {
                     }
                 }
                 Need::Consume { queue } => drop(read.insert(queue.as_str())),
+                Need::FindExchange { exchange: name } | Need::FindQueue { queue: name } => {
+                    found.insert(name.as_str());
+                }
             }
         }
+        write.extend(found.into_iter().filter(|name| !configure.contains(name) && !read.contains(name)));
         let topic = TopicPermissions {
             exchange: orders.to_owned(),
             write: any_channel(expression(&keys)),
@@ -171,14 +190,20 @@ mod tests {
             Need::Publish { exchange: "orders".into(), routing_key: "order.failed.a".into() },
             Need::Publish { exchange: "orders.retry".into(), routing_key: "a.retry.1s".into() },
             Need::Consume { queue: "a".into() },
+            Need::FindQueue { queue: "a".into() },
+            Need::FindExchange { exchange: "orders.retry".into() },
+            Need::FindQueue { queue: "a.retry.1s".into() },
         ];
         let least = Permissions::least(&needs, "orders");
         assert_eq!(least.configure, "^$");
-        assert_eq!(least.write, r"^(orders|orders\.retry)$");
+        assert_eq!(least.write, r"^(a\.retry\.1s|orders|orders\.retry)$", "what is only looked for among them");
         assert_eq!(least.read, "^a$");
         assert_eq!((least.topic.write.as_str(), least.topic.read.as_str()), (r"^order\.failed\.a$", "^$"));
         let [all, topic] = least.commands("/", "it's");
-        assert_eq!(all, r"rabbitmqctl set_permissions -p '/' 'it'\''s' '^$' '^(orders|orders\.retry)$' '^a$'");
+        assert_eq!(
+            all,
+            r"rabbitmqctl set_permissions -p '/' 'it'\''s' '^$' '^(a\.retry\.1s|orders|orders\.retry)$' '^a$'"
+        );
         assert_eq!(topic, r"rabbitmqctl set_topic_permissions -p '/' 'it'\''s' 'orders' '^order\.failed\.a$' '^$'");
     }
 

@@ -169,20 +169,23 @@ EOF_TLS
     fi
 }
 
-# Becomes its arguments, in the other root directory if there is one: there the node's directory is at its own path, in
-# mounts that nobody else sees and that end with the process.
+# Becomes its arguments, in the other root directory if there is one: there the node's directory and that of its
+# certificates are at their own paths, in mounts that nobody else sees and that end with the process.
 in_root='
     set -e
-    mkdir -p "$0$1"
-    mount --bind "$1" "$0$1"
+    for directory in "$1" "$2"; do
+        if [[ -z $directory ]]; then continue; fi
+        mkdir -p "$0$directory"
+        mount --bind "$directory" "$0$directory"
+    done
     mount --bind /dev "$0/dev"
     mount -t proc proc "$0/proc"
-    exec chroot "$0" "${@:2}"'
+    exec chroot "$0" "${@:3}"'
 
 # Becomes "$@", with the node's environment and no other RabbitMQ or Erlang settings of the caller's.
 exec_in_node_env() {
     local loopback='-kernel inet_dist_use_interface {127,0,0,1}'
-    if [[ -n $other_root ]]; then set -- unshare --mount bash -c "$in_root" "$other_root" "$dir" "$@"; fi
+    if [[ -n $other_root ]]; then set -- unshare --mount bash -c "$in_root" "$other_root" "$dir" "$TLS_DIRECTORY" "$@"; fi
     exec env -i PATH="$PATH" LANG=C.UTF-8 HOME="$dir" ORDERD_NODE_DIR="$dir" \
         ERL_EPMD_PORT="$EPMD_PORT" ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP="$dir/log/erl_crash.dump" \
         RABBITMQ_NODENAME="$node" RABBITMQ_DIST_PORT="$DIST_PORT" RABBITMQ_NODE_PORT="$AMQP_PORT" RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 \

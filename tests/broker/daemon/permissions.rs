@@ -94,8 +94,11 @@ fn the_permissions_that_check_prints_suffice_where_orderd_declares() {
     let mut check = own.shop.command(&["check", "--permissions"]);
     assert_eq!(check.exit(), 0);
     let printed = check.stdout();
-    assert_eq!(printed.lines().count(), 2, "{printed}");
-    printed.lines().for_each(|command| own.obey(command));
+    let commands: Vec<_> = printed.lines().filter(|line| !line.starts_with('#')).collect();
+    let [permissions, topics] = commands[..] else { panic!("{printed}") };
+    own.obey(permissions);
+    assert_eq!(own.shop.open().stop(), 0);
+    own.obey(topics);
     work(&own.shop);
     let mut check = own.shop.command(&["check", "--connect"]);
     assert_eq!(check.exit(), 0, "{}", check.output());
@@ -216,6 +219,11 @@ fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
     topic("^order\\.(normal|priority)\\.");
     let (code, told) = publish();
     assert_eq!(code, 0, "{told}");
+    // Asking has published nothing.
+    let mut raw = own.shop.raw();
+    let (_, published) = raw.hold("order_queue").expect("the order is there");
+    assert_eq!(published.text().as_bytes(), order("ord-1"));
+    assert!(raw.hold("order_queue").is_none(), "there is more than the order");
 }
 
 #[test]
