@@ -123,7 +123,7 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
 /// The broker's write-ahead log is full about once a round (512 MiB) and then rolled over: its messages are written to
 /// the queues' own files and read from there, which costs a fifth more of its CPU per order until they are gone. Left
 /// alone that happened in the same run of every round, and always to orderd. So each run begins with a new log, in which
-/// filling and taking 100,000 orders (200 MiB) fit.
+/// filling and taking 100,000 orders (200 MiB) fit; with more than 250,000 it is full in the run again.
 fn prepare(node: &Node, orders: u64) -> Result<(), Box<dyn Error>> {
     node.ctl(&["eval", "ok = ra_log_wal:force_roll_over(ra_log_wal)."])?;
     thread::sleep(AFTER_ROLLING);

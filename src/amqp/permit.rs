@@ -2,7 +2,7 @@
 //! case, for the lack of a permission (403) or, where that is there, for what is wrong with the request (406); or one
 //! that changes nothing: a publication in a transaction that is rolled back, a look for a queue.
 //!
-//! It never changes anything: no question could be carried out.
+//! It never changes anything: what is not refused is undone, or was only a look.
 
 use amqprs::channel::{
     BasicConsumeArguments, BasicPublishArguments, Channel, ExchangeDeclareArguments, QueueDeclareArguments,
@@ -18,7 +18,7 @@ use super::epoch::{Epoch, EpochEnd};
 use crate::topology::{Binding, Declaration, Exchange, Need, Queue};
 
 const ACCESS_REFUSED: u16 = 403;
-/// Questions on one connection, each on a channel of its own, which its answer closes.
+/// Questions on one connection, each on a channel of its own, which a refusal closes.
 const QUESTIONS: usize = 256;
 /// What no broker takes for a number.
 const NO_NUMBER: &str = "orderd only asks";
@@ -33,10 +33,10 @@ pub struct Denied {
 }
 
 impl Link {
-    /// Which needs the broker would not serve for lack of a permission.
+    /// Which needs the broker would not serve for lack of a permission; some of them, if it answered no more after them.
     ///
     /// # Errors
-    /// [`ConnectError`] if it gives no clear answer.
+    /// [`ConnectError`] if it gives no clear answer and has denied nothing.
     pub async fn denied(&self, needs: &[Need]) -> Result<Vec<Denied>, ConnectError> {
         let mut denied = Vec::new();
         for needs in needs.chunks(QUESTIONS) {
@@ -67,28 +67,23 @@ impl Link {
                 }
             }
             close_connection(connection).await;
-            answer.map_err(ConnectError::Lost)?;
+            match answer {
+                Ok(()) => {}
+                // What was denied stays denied, though the rest could not be asked.
+                Err(_) if !denied.is_empty() => break,
+                Err(end) => return Err(ConnectError::Lost(end)),
+            }
         }
         Ok(denied)
     }
 }
 
-/// Asks, and waits for the refusal. [`EpochEnd::Closed`]: it was not refused, so the permission is there.
+/// Asks, and waits for the answer. [`EpochEnd::Closed`]: it was not refused, so the permission is there.
 async fn ask(channel: &Channel, epoch: &Epoch, need: &Need) -> EpochEnd {
     let on = channel.clone();
     let answered = match need.clone() {
         Need::Publish { exchange, routing_key } => {
-            // What is wrong with a publication would not do: RabbitMQ 4.3 finds that before it looks at the key.
-            let selecting = channel.clone();
-            let selected = epoch.ask("tx.select", async move { selecting.tx_select().await }).await;
-            if selected.is_ok() {
-                let arguments = BasicPublishArguments::new(&exchange, &routing_key);
-                epoch.queue(channel.basic_publish(BasicProperties::default(), Vec::new(), arguments)).await;
-            }
-            match selected {
-                Ok(()) => epoch.ask("tx.rollback", async move { on.tx_rollback().await }).await,
-                Err(end) => Err(end),
-            }
+            publish_nothing(channel, epoch, BasicPublishArguments::new(&exchange, &routing_key)).await
         }
         Need::FindExchange { exchange } => {
             let arguments = ExchangeDeclareArguments::new(&exchange, "topic").passive(true).finish();
@@ -127,6 +122,17 @@ async fn ask(channel: &Channel, epoch: &Epoch, need: &Need) -> EpochEnd {
         }
     };
     answered.map_or_else(|end| end, |()| EpochEnd::Closed)
+}
+
+/// Publishes in a transaction and rolls it back. A publication with something wrong in it would not do: RabbitMQ 4.3 finds
+/// that before it looks at the key.
+async fn publish_nothing(channel: &Channel, epoch: &Epoch, arguments: BasicPublishArguments) -> Result<(), EpochEnd> {
+    let on = channel.clone();
+    epoch.ask("tx.select", async move { on.tx_select().await }).await?;
+    epoch.queue(channel.basic_publish(BasicProperties::default(), Vec::new(), arguments)).await;
+    let on = channel.clone();
+    // Its answer is the publication's.
+    epoch.ask("basic.publish", async move { on.tx_rollback().await }).await
 }
 
 fn text() -> FieldValue {

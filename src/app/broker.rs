@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::amqp::{DeclareError, Link};
+use crate::amqp::{ConnectError, DeclareError, Link};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::Config;
@@ -101,11 +101,12 @@ async fn may(link: &Link, needs: &[Need]) -> Result<(), TopologyError> {
     let denied = match link.denied(needs).await {
         Ok(denied) if denied.is_empty() => return Ok(()),
         Ok(denied) => denied,
-        // It was there a moment ago: whatever it is, those who work will meet it, and wait.
-        Err(error) => {
+        // Connected, and then no answer, as under an alarm: those who work will meet it, and wait.
+        Err(error @ ConnectError::Lost(_)) => {
             warn!(error = %chain(&error), "cannot ask what the user may do");
             return Ok(());
         }
+        Err(error) => return Err(DeclareError::Connect(error).into()),
     };
     let denied: Vec<_> = denied.iter().map(|denied| denied.need.to_string()).collect();
     Err(TopologyError::Denied(denied.join(", nor ")))

@@ -36,18 +36,20 @@ impl Config {
 
     /// What orderd does on the broker, declaring included if it is to; if not, it looks whether others have.
     pub fn needs(&self) -> Vec<Need> {
-        let mut needs = self.work();
         let topology = self.topology();
         let declarations = topology.declarations().iter().cloned();
-        if self.topology.declare {
-            needs.extend(declarations.map(Need::Declare));
+        let mut needs: Vec<Need> = if self.topology.declare {
+            declarations.map(Need::Declare).collect()
         } else {
-            needs.extend(declarations.filter_map(|declaration| match declaration {
+            let find = |declaration| match declaration {
                 Declaration::Exchange(Exchange { name, .. }) => Some(Need::FindExchange { exchange: name }),
                 Declaration::Queue(Queue { name, .. }) => Some(Need::FindQueue { queue: name }),
                 Declaration::Binding(_) => None,
-            }));
-        }
+            };
+            declarations.filter_map(find).collect()
+        };
+        // Last what publishes: a broker with an alarm answers nothing after that.
+        needs.extend(self.work());
         needs
     }
 

@@ -57,7 +57,7 @@ impl fmt::Display for Need {
 pub struct Permissions {
     /// What may be declared.
     pub configure: String,
-    /// What may be published to, and bound.
+    /// What may be published to and bound, or only looked for.
     pub write: String,
     /// What may be consumed, and bound to.
     pub read: String,

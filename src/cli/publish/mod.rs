@@ -133,6 +133,8 @@ async fn check_broker(link: &Link, config: &Config, routing_key: Option<&str>) -
             eprintln!("orderd: {}", chain(&error));
             Err(if error.is_permanent() { Exit::Config } else { Exit::Unavailable })
         }
+        // RabbitMQ 4.3 does not let everybody look.
+        Err(DeclareError::AccessRefused { .. }) => check_permission(link, config, routing_key).await,
         Err(error) => {
             eprintln!("orderd: {}", chain(&error));
             Err(Exit::Config)

@@ -203,12 +203,17 @@ fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
         let mut publish = own.shop.command(&["publish", orders.to_str().unwrap()]);
         (publish.exit(), publish.output())
     };
-    own.grant(&own.needed());
     let topic = |write: &str| {
         let path = format!("/topic-permissions/{}/{}", own.shop.vhost.name, own.user);
         let body = json!({"exchange": "orders", "write": write, "read": "^$"});
         assert!([201, 204].contains(&node.management("PUT", &path, &body.to_string()).0));
     };
+    // One who may do nothing is told of the publishing, even by a broker that does not let it look.
+    own.grant(&json!({"configure": "^$", "write": "^$", "read": "^$"}));
+    let (code, told) = publish();
+    assert_eq!(code, CONFIG, "{told}");
+    assert!(told.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{told}");
+    own.grant(&own.needed());
     topic("^order\\.other$");
     let (code, told) = publish();
     assert_eq!(code, CONFIG, "{told}");
@@ -241,6 +246,22 @@ fn a_broker_that_gives_no_more_connections_is_waited_for() {
         assert_eq!(orderd.ended(), None, "it has given up");
         orderd.says("started")
     });
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn a_broker_that_is_away_is_waited_for_where_an_administrator_declares() {
+    let node = Node::shared();
+    let mut shop = Shop::new(&node);
+    assert_eq!(shop.open().stop(), 0);
+    shop.change("topology.declare", "false");
+    shop.change("broker.addresses", "127.0.0.1:1");
+    let mut orderd = shop.run();
+    until("it waits", || {
+        assert_eq!(orderd.ended(), None, "it has given up");
+        orderd.says("waiting for the broker")
+    });
+    assert!(!orderd.says("cannot ask what the user may do"), "{}", orderd.output());
     assert_eq!(orderd.stop(), 0);
 }
 
