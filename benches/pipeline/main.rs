@@ -121,8 +121,8 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
 /// Fills the order queue, with the same state of the broker before each run.
 ///
 /// The broker's write-ahead log is full about once a round (512 MiB) and then rolled over: its messages are written to
-/// the queues' own files and read from there, which costs a fifth more of its CPU per order until they are gone. Left
-/// alone that happened in the same run of every round, and always to orderd. So each run begins with a new log, in which
+/// the queues' own files and read from there. Left alone that happened in orderd's run in each round that was watched,
+/// which then took a fifth or more of the broker's CPU per order on top. So each run begins with a new log, in which
 /// filling and taking 100,000 orders (200 MiB) fit; with more than 250,000 it is full in the run again.
 fn prepare(node: &Node, orders: u64) -> Result<(), Box<dyn Error>> {
     node.ctl(&["eval", "ok = ra_log_wal:force_roll_over(ra_log_wal)."])?;
