@@ -57,7 +57,8 @@ ask() {
     exec 7>&-
 }
 told() { grep -q "$1" < <(ask /api/v1/status "$(cat /etc/credstore/orderd.admin)"); }
-another_pid() { is ActiveState active && [[ $(property MainPID) != "$pid" ]]; }
+# The process first: asked the other way round, it may end in between, and there is none (0) until the next starts.
+another_pid() { local now; now=$(property MainPID) && [[ $now != 0 && $now != "$pid" ]] && is ActiveState active; }
 
 version=$(systemctl --version | awk 'NR == 1 { print $2 }')
 echo "systemd $version"
