@@ -17,8 +17,8 @@ use super::report::Side;
 use super::wire::Connection;
 
 const ORDERD: &str = env!("CARGO_BIN_EXE_orderd");
-const START_POLL: Duration = Duration::from_millis(20);
-const POLL: Duration = Duration::from_millis(100);
+/// Between two looks: what a run is found to take longer than it does, at the most.
+const POLL: Duration = Duration::from_millis(20);
 /// A run that has not ended by then is stuck, or the machine is not fit for a measurement.
 const DEADLINE: Duration = Duration::from_secs(600);
 const DRAIN: Duration = Duration::from_secs(60);
@@ -92,7 +92,7 @@ fn await_consumer(node: &Node, watch: &mut Connection, daemon: &mut Daemon) -> i
         if start.elapsed() > DRAIN {
             return Err(io::Error::other(format!("orderd has not begun to consume:\n{}", daemon.log_tail())));
         }
-        thread::sleep(START_POLL);
+        thread::sleep(POLL);
     }
 }
 
