@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 /// Orders are many small allocations that one thread makes and another frees. Measured with `make bench`, in turns:
 /// mimalloc takes a tenth more CPU time per order, and 59 MiB where this takes 35; the system's allocator took a
-/// third more CPU time than mimalloc. Its settings are in `.cargo/config.toml`.
+/// third more CPU time than mimalloc.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
