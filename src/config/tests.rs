@@ -1,5 +1,7 @@
 //! The configuration as its users meet it: files and variables in, problems and warnings out.
 
+mod secrets;
+
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -214,96 +216,6 @@ fn a_bad_variable_is_named_and_told_after_the_file() {
 }
 
 #[test]
-fn a_password_file_is_read_and_its_last_newline_is_not_the_password() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("password");
-    let variable = |path: &std::path::Path| path.to_str().unwrap().to_owned();
-    let read = |path: &std::path::Path| load(DEFAULT_FILE, &[("ORDERD_BROKER__PASSWORD_FILE", &variable(path))]);
-    std::fs::write(&path, "hunter2 \n").unwrap();
-    set_mode(&path, 0o600);
-    let (config, warnings) = read(&path).unwrap();
-    assert_eq!(config.broker.password.expose(), "hunter2 ");
-    assert_eq!(config.management.password.expose(), "hunter2 ");
-    assert_eq!(warnings, [""; 0]);
-    assert!(!format!("{config:?}").contains("hunter2"));
-    set_mode(&path, 0o644);
-    let told = read(&path).unwrap().1;
-    assert!(told[0].starts_with("broker.password_file: every user of this machine can read"), "{told:?}");
-    std::fs::write(&path, "\n").unwrap();
-    assert!(read(&path).unwrap_err()[0].contains("it is empty"));
-    std::fs::remove_file(&path).unwrap();
-    let problem = &read(&path).unwrap_err()[0];
-    assert!(problem.contains("No such file") && problem.contains(&variable(&path)), "{problem}");
-}
-
-#[test]
-fn a_password_and_a_password_file_of_one_layer_are_one_too_many() {
-    let file = default_with("#password_file = \"/run/credentials/orderd.service/broker\"", "password_file = \"/x\"");
-    assert_eq!(problems(&file), ["broker.password_file: stands beside a password: give one of the two"]);
-    let (config, _) = load(&file, &[("ORDERD_BROKER__PASSWORD", "mine")]).unwrap();
-    assert_eq!(config.broker.password.expose(), "mine");
-}
-
-#[test]
-fn a_file_may_be_one_of_systemds_credentials() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("broker");
-    std::fs::write(&path, "hunter2\n").unwrap();
-    set_mode(&path, 0o400);
-    let file = default_with("password = \"guest\"", "password_file = \"$CREDENTIALS_DIRECTORY/broker\"");
-    let with = |environment: &[(OsString, OsString)], file: &str| {
-        parse(file.as_bytes(), &Sources::default(), &HANDLERS, &Reading::with(environment, false))
-    };
-    let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
-    let (config, warnings) = with(&set, &file).expect("a good configuration");
-    assert_eq!((config.broker.password.expose(), warnings.len()), ("hunter2", 0));
-    let problem = |result: Result<_, Faults>| result.expect_err("a bad configuration").problems[0].to_string();
-    let unset = problem(with(&[], &file));
-    assert!(unset.starts_with("broker.password_file: ") && unset.contains("is not set"), "{unset}");
-    let other = problem(with(&set, &file.replace("$CREDENTIALS_DIRECTORY", "$HOME")));
-    assert!(other.contains("must be a path or begin with \"$CREDENTIALS_DIRECTORY/\""), "{other}");
-}
-
-#[test]
-fn a_password_is_refused_on_the_command_line_and_warned_of_where_others_may_read_it() {
-    for key in ["broker.password", "management.password"] {
-        let found = load_with("", &[], &[&format!("{key}=hunter2")]).unwrap_err();
-        assert!(found[0].starts_with(&format!("{key}: must not be on the command line")), "{found:?}");
-        assert!(!found.concat().contains("hunter2"), "{found:?}");
-    }
-    let (_, told) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("it works");
-    assert!(told.len() == 1 && told[0].contains("sees its environment"), "{told:?}");
-    let warnings = |file: &str, is_open| {
-        let reading = Reading::with(&[], is_open);
-        let (_, warnings) = parse(file.as_bytes(), &Sources::default(), &HANDLERS, &reading).expect("it works");
-        warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
-    };
-    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "guest's is no secret");
-    let file = default_with("password = \"guest\"", "password = \"hunter2\"");
-    assert_eq!(warnings(&file, false), [""; 0]);
-    let told = warnings(&file, true);
-    assert!(told[0].starts_with("broker.password: every user of this machine can read the file"), "{told:?}");
-}
-
-#[test]
-fn no_secret_is_ever_shown() {
-    let file = "[broker]\npassword = [\"hunter2\"]\npasword = \"hunter2\"\naddresses = [\"amqp://a:hunter2@b\"]\n\
-                [management]\nurl = \"http://a:hunter2@b\"\n";
-    let found = problems(file);
-    assert_eq!(found.len(), 4, "{found:?}");
-    assert!(!found.concat().contains("hunter2"), "{found:?}");
-    let found = load_with("", &[("ORDERD_BROKER__PASWORD", "hunter2")], &["hunter2"]).unwrap_err();
-    assert!(found.len() == 2 && !found.concat().contains("hunter2"), "{found:?}");
-    let sources = Sources {
-        settings: vec!["broker.password=hunter2".to_owned()],
-        environment: vec![("ORDERD_BROKER__PASSWORD".into(), "hunter2".into())],
-        ..Sources::default()
-    };
-    let shown = format!("{sources:?}");
-    assert!(shown.contains("ORDERD_BROKER__PASSWORD") && !shown.contains("hunter2"), "{shown}");
-}
-
-#[test]
 fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
     for (from, to, expected) in [
         (
@@ -511,11 +423,6 @@ fn an_unreadable_file_is_named() {
     assert_eq!(Sources::default().path(), std::path::Path::new(DEFAULT_PATH));
     let environment = vec![(OsString::from("ORDERD_CONFIG"), OsString::from("/x"))];
     assert_eq!(Sources { environment, ..Sources::default() }.path(), std::path::Path::new("/x"));
-}
-
-fn set_mode(path: &std::path::Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
