@@ -41,6 +41,9 @@ pub struct Verdict {
     pub changes: Vec<Change>,
     /// Why it was rejected, one text for each fault.
     pub problems: Vec<String>,
+    /// Whether it was rejected for nothing but what passes, such as a broker that is away: later it may be taken as it is.
+    #[serde(default)]
+    pub passing: bool,
     /// What a person should know or do besides.
     pub notes: Vec<String>,
 }

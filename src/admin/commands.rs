@@ -137,7 +137,8 @@ mod tests {
                     Command::Reload { by, answer } => {
                         let notes = vec![by.to_owned()];
                         let (outcome, changes, problems) = (Outcome::Rejected, Vec::new(), vec!["x".to_owned()]);
-                        let _ = answer.send(Verdict { outcome, generation: 7, changes, problems, notes });
+                        let _ =
+                            answer.send(Verdict { outcome, generation: 7, changes, problems, passing: false, notes });
                     }
                     Command::Intake { consumer, answer, .. } if consumer == "slow" => kept.push(answer),
                     Command::Intake { consumer, pause, answer } => {
@@ -174,8 +175,8 @@ mod tests {
     async fn commands_are_handed_on_and_their_answers_back() {
         let (daemon, _task) = daemon();
         let (status, verdict) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
-        let expected =
-            json!({"outcome": "rejected", "generation": 7, "changes": [], "problems": ["x"], "notes": ["admin"]});
+        let expected = json!({"outcome": "rejected", "generation": 7, "changes": [], "problems": ["x"],
+            "passing": false, "notes": ["admin"]});
         assert_eq!((status, verdict), (200, expected));
         for (verb, paused) in [("pause", true), ("resume", false)] {
             let path = format!("/api/v1/consumers/order/{verb}");

@@ -44,6 +44,17 @@ pub enum TopologyError {
     TooSlow,
 }
 
+impl TopologyError {
+    /// Whether it passes by itself: no person has to change anything.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            TopologyError::Declare(error) => !error.is_permanent(),
+            TopologyError::TooSlow => true,
+            TopologyError::Denied(_) | TopologyError::Missing(_) | TopologyError::Contradictions(_) => false,
+        }
+    }
+}
+
 /// Declares or checks the topology, waiting for a broker that cannot be reached yet. `None` when a shutdown came
 /// first.
 pub(super) async fn prepare(
@@ -59,7 +70,7 @@ pub(super) async fn prepare(
         };
         match prepared {
             Ok(policies) => return Ok(Some(policies)),
-            Err(TopologyError::Declare(error)) if !error.is_permanent() => {
+            Err(error) if error.passes() => {
                 warn!(error = %chain(&error), attempt, "waiting for the broker");
                 if !shutdown.sleep(REACH.wait(attempt, fastrand::f64())).await {
                     return Ok(None);

@@ -143,7 +143,7 @@ impl Daemon {
         let Plan { next, changes, notes } = plan;
         if next != self.config {
             if let Err(error) = self.pools.turn_into(&next, &self.pauses) {
-                let refused = reload::Refused { problems: vec![chain(&error)], changes };
+                let refused = reload::Refused { problems: vec![chain(&error)], passing: false, changes };
                 return refused.verdict(self.generation);
             }
             self.pools.taken_over().await;
@@ -159,7 +159,7 @@ impl Daemon {
             self.generation += 1;
         }
         let outcome = reload::outcome(&changes);
-        Verdict { outcome, generation: self.generation, changes, problems: Vec::new(), notes }
+        Verdict { outcome, generation: self.generation, changes, problems: Vec::new(), passing: false, notes }
     }
 
     /// Pauses or resumes a consumer. A pause of a consumer that is gone can be ended too.

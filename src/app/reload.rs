@@ -27,14 +27,16 @@ pub(super) struct Plan {
 /// Why nothing is put in force.
 pub(super) struct Refused {
     pub problems: Vec<String>,
+    /// Whether they pass by themselves.
+    pub passing: bool,
     /// As far as they could be told.
     pub changes: Vec<Change>,
 }
 
 impl Refused {
     pub fn verdict(self, generation: u64) -> Verdict {
-        let Refused { problems, changes } = self;
-        Verdict { outcome: Outcome::Rejected, generation, changes, problems, notes: Vec::new() }
+        let Refused { problems, passing, changes } = self;
+        Verdict { outcome: Outcome::Rejected, generation, changes, problems, passing, notes: Vec::new() }
     }
 }
 
@@ -51,14 +53,14 @@ pub(super) async fn plan(
     pauses: &Pauses,
 ) -> Result<Plan, Refused> {
     let reread = config::reread(sources, &handler::NAMES, old).await;
-    let loaded = reread.map_err(|error| Refused { problems: error.problems(), changes: Vec::new() })?;
+    let loaded = reread.map_err(|error| Refused { problems: error.problems(), passing: false, changes: Vec::new() })?;
     let changes = config::changes(old, &loaded.config);
     let next = config::in_force(old, &loaded.config);
-    let refused = |problem: String| Refused { problems: vec![problem], changes: changes.clone() };
-    pools.room(&next, pauses).await.map_err(|crowded| refused(crowded.to_string()))?;
+    let refused = |problem, passing| Refused { problems: vec![problem], passing, changes: changes.clone() };
+    pools.room(&next, pauses).await.map_err(|crowded| refused(crowded.to_string(), true))?;
     let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     if needs_broker(old, &next) {
-        match broker::extend(link, &next).await.map_err(|error| refused(chain(&error)))? {
+        match broker::extend(link, &next).await.map_err(|error| refused(chain(&error), error.passes()))? {
             Policies::Judged => {}
             Policies::Untold => notes.push(
                 "the broker does not tell which policies rule the new queues; check that none drops messages"
@@ -90,7 +92,7 @@ pub(super) fn outcome(changes: &[Change]) -> Outcome {
 
 /// Logs a verdict: one line for the whole, and one for each change, problem and note.
 pub(super) fn tell(by: &str, verdict: &Verdict) {
-    let Verdict { outcome, generation, changes, problems, notes } = verdict;
+    let Verdict { outcome, generation, changes, problems, passing: _, notes } = verdict;
     match outcome {
         Outcome::Unchanged => info!(by, generation, "reloaded: the configuration says what is in force already"),
         Outcome::Applied => info!(by, generation, "reloaded: all of the configuration is in force"),

@@ -26,7 +26,8 @@ use crate::shutdown::Shutdown;
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long a writer that keeps the file open is waited for. Then it is looked at as it is.
 const WRITER: Duration = Duration::from_secs(60);
-/// How often it is looked at without any event: some file systems send none, and directories can be replaced.
+/// How often it is looked at without any event: some file systems send none, and directories can be replaced. And how
+/// often one is tried that was rejected for what passes.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// The wait before the daemon is asked again to reload, while it is starting.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -95,6 +96,7 @@ impl Follower {
             }
             while let Some(changed) = self.changed().await {
                 match control.reload("file").await {
+                    Ok(verdict) if verdict.passing => break,
                     Ok(_) => self.reloaded = Some(changed),
                     // Starting; or stopping, which ends this too.
                     Err(ControlError::NotNow) => sleep(AGAIN).await,
@@ -263,13 +265,18 @@ mod tests {
             self.directory.path().join(name)
         }
 
-        /// What is in the file when a reload is asked for.
+        /// What is in the file when a reload is asked for, which is then done.
         async fn reloaded(&mut self) -> String {
+            self.asked(Outcome::Applied, false).await
+        }
+
+        /// What is in the file when a reload is asked for, and that is the answer.
+        async fn asked(&mut self, outcome: Outcome, passing: bool) -> String {
             let command = timeout(NOTICED_WITHIN, self.commands.recv()).await.expect("noticed in time");
             let Some(Command::Reload { by: "file", answer }) = command else { panic!("{command:?}") };
             let content = fs::read_to_string(self.path("orderd.toml")).unwrap();
             let (changes, problems, notes) = (Vec::new(), Vec::new(), Vec::new());
-            let _ = answer.send(Verdict { outcome: Outcome::Applied, generation: 2, changes, problems, notes });
+            let _ = answer.send(Verdict { outcome, generation: 2, changes, problems, passing, notes });
             content
         }
 
@@ -340,6 +347,23 @@ mod tests {
         let mut scene = Scene::new().await;
         fs::write(scene.path("other.toml"), "x").unwrap();
         assert_eq!(fs::read_to_string(scene.path("orderd.toml")).unwrap(), "old");
+        scene.assert_nothing_is_asked().await;
+    }
+
+    #[tokio::test]
+    async fn only_what_was_rejected_for_what_passes_is_tried_again() {
+        let mut scene = Scene::new().await;
+        // What happens beside it has it look again, before it would by itself.
+        let stir = |scene: &Scene| fs::write(scene.path("other.toml"), "x").unwrap();
+        fs::write(scene.path("orderd.toml"), "while the broker is away").unwrap();
+        for _ in 0..2 {
+            assert_eq!(scene.asked(Outcome::Rejected, true).await, "while the broker is away");
+            stir(&scene);
+        }
+        assert_eq!(scene.reloaded().await, "while the broker is away");
+        fs::write(scene.path("orderd.toml"), "wrong").unwrap();
+        assert_eq!(scene.asked(Outcome::Rejected, false).await, "wrong");
+        stir(&scene);
         scene.assert_nothing_is_asked().await;
     }
 

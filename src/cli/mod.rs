@@ -78,7 +78,7 @@ struct Arguments {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, an order unknown, or not all of a reload in force, 64 usage or no such \
-consumer, 69 broker or daemon unreachable, 70 internal, 78 configuration, also a rejected reload.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
+consumer, 69 broker or daemon unreachable, or a reload rejected for what passes, 70 internal, 78 configuration, also any other rejected reload.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
 (default /etc/orderd/orderd.toml), then defaults.";
 
 #[derive(Debug, Subcommand)]

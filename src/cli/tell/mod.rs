@@ -51,7 +51,7 @@ fn name(text: &str) -> Result<String, &'static str> {
 /// Has the daemon read its configuration again.
 ///
 /// Returns the exit code: 0 only if everything asked for is in force, 1 if part of it waits for a restart or a person,
-/// 78 if it was rejected, 69 if no daemon answers.
+/// 78 if it was rejected, 69 if it was for nothing but what passes, or if no daemon answers.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
@@ -71,6 +71,7 @@ pub async fn reload(args: ReloadArgs, sources: &Sources, out: &mut dyn Write, er
     Ok(match verdict.outcome {
         Outcome::Unchanged | Outcome::Applied => Exit::Done,
         Outcome::Partly => Exit::Refused,
+        Outcome::Rejected if verdict.passing => Exit::Unavailable,
         Outcome::Rejected => Exit::Config,
     })
 }

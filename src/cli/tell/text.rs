@@ -23,6 +23,9 @@ pub(super) fn verdict(verdict: &Verdict, out: &mut dyn Write) -> io::Result<()> 
     for problem in &verdict.problems {
         writeln!(out, "problem: {}", plain(problem))?;
     }
+    if verdict.passing {
+        writeln!(out, "that passes by itself; then try again")?;
+    }
     verdict.notes.iter().try_for_each(|note| writeln!(out, "note: {}", plain(note)))
 }
 
@@ -59,7 +62,8 @@ mod tests {
         ];
         let (problems, notes) = (vec!["line 3\nis wrong".to_owned()], vec!["unbind it".to_owned()]);
         let mut out = Vec::new();
-        verdict(&Verdict { outcome, generation: 3, changes, problems, notes }, &mut out).unwrap();
+        let passing = outcome == Outcome::Rejected;
+        verdict(&Verdict { outcome, generation: 3, changes, problems, passing, notes }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -78,6 +82,7 @@ note: unbind it
         let rejected = text(Outcome::Rejected);
         assert!(rejected.starts_with("rejected: nothing of it is in force"), "{rejected}");
         assert_eq!(rejected.matches(", not applied\n").count(), 4, "{rejected}");
+        assert!(rejected.contains("problem: line 3\u{fffd}is wrong\nthat passes by itself"), "{rejected}");
         assert!(!rejected.contains(", in force\n"), "{rejected}");
     }
 }

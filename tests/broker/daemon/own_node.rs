@@ -1,5 +1,7 @@
 //! A broker that raises an alarm, and one that is killed, while orders are on every part of their way.
 
+use std::fs;
+
 use crate::support::Node;
 use crate::support::shop::{Shop, order, until};
 
@@ -82,7 +84,7 @@ fn a_killed_broker_loses_no_order_in_flight_or_waiting_for_its_retry(node: &Node
 }
 
 fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
-    let (shop, mut file) = Shop::new(node).with_file();
+    let (shop, mut file) = Shop::new(node).set("reload.watch", "true").with_file();
     let mut orderd = shop.open();
     node.kill();
     until("it has noticed", || orderd.status()["consumers"]["order"]["subscribed"] == false);
@@ -91,9 +93,21 @@ fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
     file.set("consumers.order.workers", "3").set("consumers.order.retry.delays", "700ms").save();
     let verdict = orderd.reload();
     assert_eq!((&verdict["outcome"], &verdict["generation"]), (&"rejected".into(), &2.into()), "{verdict}");
+    assert_eq!(verdict["passing"], true, "{verdict}");
+    let address = orderd.admin().to_string();
+    let mut command = shop.command(&["reload", "--address", &address]);
+    assert_eq!(command.exit(), 69);
+    assert!(command.output().contains("that passes by itself"), "{}", command.output());
+    let last_reload = || orderd.status()["daemon"]["last_reload"].clone();
+    until("who follows the file has tried it too", || last_reload()["by"] == "file");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 2);
     node.restart();
-    until("it is put in force once the broker is back", || orderd.reload()["outcome"] == "applied");
+    until("the file is put in force by itself once the broker is back", || {
+        // Otherwise it is looked at once a minute.
+        fs::write(shop.directory.path().join("beside"), "").unwrap();
+        last_reload()["verdict"]["generation"] == 3
+    });
+    assert_eq!(last_reload()["by"], "file");
     flood(&shop, "ord", 10);
     shop.book().await_settled(10);
     until("the former pool has finished", || orderd.status()["consumers"]["order"]["workers_up"] == 3);

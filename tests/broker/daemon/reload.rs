@@ -327,7 +327,7 @@ fn what_the_broker_contradicts_is_rejected_whole() {
         .set("consumers.bulk.retry.delays", "300ms")
         .save();
     let verdict = orderd.reload();
-    assert_eq!(verdict["outcome"], "rejected");
+    assert_eq!((&verdict["outcome"], &verdict["passing"]), (&json!("rejected"), &json!(false)));
     assert!(verdict["problems"].to_string().contains("x-queue-type"), "{verdict}");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 4);
     assert!(raw.queue("bulk_queue.retry.300ms").is_none(), "something was declared");

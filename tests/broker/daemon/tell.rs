@@ -48,7 +48,7 @@ fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
 
     file.set("consumers.order.workers", "2").save();
     let change = json!({"key": "consumers.order.workers", "from": "4", "to": "2", "effect": "live"});
-    let verdict = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "notes": []});
+    let verdict = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "passing": false, "notes": []});
     assert_eq!(told_json(&shop, &["reload"]), (0, verdict));
 
     file.set("runtime.threads", "2").set("log.level", "info").save();
