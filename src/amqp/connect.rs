@@ -13,9 +13,9 @@ use amqprs::tls::TlsAdaptor;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::callbacks::{ChannelWatch, Confirms, ConnectionWatch};
+use super::callbacks::{ChannelWatch, ConnectionWatch};
 use super::epoch::{ANSWER_TIMEOUT, Epoch, EpochEnd};
-use super::inquire::{Puzzle, Verdict, inquire};
+use super::handshake::{self, Refusal, Session};
 use crate::chain::chain;
 use crate::config::{Address, Broker, Mechanism};
 use crate::instance;
@@ -173,9 +173,32 @@ impl Link {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Opens a connection, and remembers why there is none.
+    /// Opens a connection of the client library, and remembers why there is none.
     pub(super) async fn connect(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
-        let connected = self.connect_to_any(purpose).await;
+        let opening = |address: &Address, credentials: &Credentials| {
+            let arguments = self.arguments(address, purpose, credentials);
+            async move { Connection::open(&arguments).await.ok() }
+        };
+        self.connect_by(opening).await
+    }
+
+    /// Opens a connection that orderd itself speaks on, and remembers why there is none.
+    pub(super) async fn session(&self, purpose: &str) -> Result<(Session, Address), ConnectError> {
+        let opening = |address: &Address, credentials: &Credentials| {
+            let (broker, address, credentials) = (Arc::clone(&self.broker), address.clone(), credentials.clone());
+            let name = instance::connection_name(purpose);
+            async move { handshake::open(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() }
+        };
+        self.connect_by(opening).await
+    }
+
+    async fn connect_by<C, O, F>(&self, opening: O) -> Result<(C, Address), ConnectError>
+    where
+        C: Send + 'static,
+        O: Fn(&Address, &Credentials) -> F,
+        F: Future<Output = Option<C>> + Send + 'static,
+    {
+        let connected = self.connect_to_any(opening).await;
         self.note(connected.as_ref().err().map(|error| chain(error)));
         connected
     }
@@ -187,7 +210,12 @@ impl Link {
 
     /// Opens a connection that the broker's management pages show with its purpose and this instance: one round over
     /// all addresses, from a random one on, within `connect_timeout`.
-    async fn connect_to_any(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
+    async fn connect_to_any<C, O, F>(&self, opening: O) -> Result<(C, Address), ConnectError>
+    where
+        C: Send + 'static,
+        O: Fn(&Address, &Credentials) -> F,
+        F: Future<Output = Option<C>> + Send + 'static,
+    {
         let broker = &self.broker;
         if broker.virtual_host.len() > SHORT_STRING {
             let problem = format!("the virtual host's name is longer than {SHORT_STRING} bytes");
@@ -202,7 +230,7 @@ impl Link {
             let address = &broker.addresses[(first + turn) % count];
             // What is left is shared evenly, so that a dead address leaves time for the others.
             let share = deadline.saturating_duration_since(Instant::now()) / (count - turn) as u32;
-            match self.connect_to(address, purpose, &credentials, share).await {
+            match self.connect_to(address, opening(address, &credentials), &credentials, share).await {
                 Ok(connection) => return Ok((connection, address.clone())),
                 // A refusal tells a person more than a dead address does.
                 Err(error) if failure.as_ref().is_none_or(|known: &ConnectError| !known.is_permanent()) => {
@@ -223,19 +251,18 @@ impl Link {
         Ok(Credentials { connector: Some(TlsConnector::from(loaded.client)), identity: loaded.identity })
     }
 
-    async fn connect_to(
+    async fn connect_to<C: Send + 'static>(
         &self,
         address: &Address,
-        purpose: &str,
+        opening: impl Future<Output = Option<C>> + Send + 'static,
         credentials: &Credentials,
         share: Duration,
-    ) -> Result<Connection, ConnectError> {
+    ) -> Result<C, ConnectError> {
         let deadline = Instant::now() + share;
-        let arguments = self.arguments(address, purpose, credentials);
-        let mut opening = tokio::spawn(async move { Connection::open(&arguments).await });
+        let mut opening = tokio::spawn(opening);
         // A quarter of the time is kept for asking what is wrong.
         match timeout(share * 3 / 4, &mut opening).await {
-            Ok(Ok(Ok(connection))) => return Ok(connection),
+            Ok(Ok(Some(connection))) => return Ok(connection),
             Ok(_failed_or_panicked) => {}
             // Unlike requests on an open connection, a handshake is safe to abort: until it is through, no
             // task of the library knows of it. Left alone it would wait forever for a frozen broker.
@@ -247,14 +274,16 @@ impl Link {
 
     /// Why a connection to `address` failed.
     async fn explain(&self, address: &Address, credentials: &Credentials, left: Duration) -> ConnectError {
+        let name = instance::connection_name("inquire");
+        let asked = timeout(left, handshake::open(&self.broker, address, credentials, &name, left)).await;
         let address = address.clone();
-        match timeout(left, inquire(&self.broker, &address, credentials, left)).await {
+        match asked {
             Err(_) => ConnectError::TimedOut { address, after: self.broker.connect_timeout },
-            Ok(Err(Puzzle::Io(source))) => ConnectError::Unreachable { address, source },
-            Ok(Err(Puzzle::Tls(fault))) => ConnectError::Tls { address, fault },
-            Ok(Err(Puzzle::WantsTls)) => ConnectError::WantsTls { address },
-            Ok(Ok(Verdict::NotOffered { wanted, offered })) => ConnectError::Mechanism { address, wanted, offered },
-            Ok(Ok(Verdict::Refused { code: ACCESS_REFUSED, text: reply })) => {
+            Ok(Err(Refusal::Io(source))) => ConnectError::Unreachable { address, source },
+            Ok(Err(Refusal::Tls(fault))) => ConnectError::Tls { address, fault },
+            Ok(Err(Refusal::WantsTls)) => ConnectError::WantsTls { address },
+            Ok(Err(Refusal::NotOffered { wanted, offered })) => ConnectError::Mechanism { address, wanted, offered },
+            Ok(Err(Refusal::Refused { code: ACCESS_REFUSED, text: reply })) => {
                 let who = match (self.broker.mechanism, &credentials.identity) {
                     (Mechanism::External, Some(identity)) => format!("the certificate of {identity}"),
                     (Mechanism::External, None) | (Mechanism::Plain, _) => format!("user {:?}", self.broker.username),
@@ -262,15 +291,18 @@ impl Link {
                 ConnectError::Credentials { address, who, reply }
             }
             // The broker has one code for both, and only its words tell them apart. Connections end, and then there is room.
-            Ok(Ok(Verdict::Refused { code: NOT_ALLOWED, text: reply })) if reply.ends_with(LIMIT_REACHED) => {
+            Ok(Err(Refusal::Refused { code: NOT_ALLOWED, text: reply })) if reply.ends_with(LIMIT_REACHED) => {
                 ConnectError::Refused { address, code: NOT_ALLOWED, reply }
             }
-            Ok(Ok(Verdict::Refused { code: NOT_ALLOWED, text: reply })) => {
+            Ok(Err(Refusal::Refused { code: NOT_ALLOWED, text: reply })) => {
                 ConnectError::VirtualHost { address, virtual_host: self.broker.virtual_host.clone(), reply }
             }
-            Ok(Ok(Verdict::Refused { code, text: reply })) => ConnectError::Refused { address, code, reply },
-            // It would let us in now: the first attempt met a moment of weakness.
-            Ok(Ok(Verdict::Welcome)) => ConnectError::Lost(EpochEnd::Broke),
+            Ok(Err(Refusal::Refused { code, text: reply })) => ConnectError::Refused { address, code, reply },
+            // It lets us in now: the first attempt met a moment of weakness.
+            Ok(Ok(session)) => {
+                session.hang_up().await;
+                ConnectError::Lost(EpochEnd::Broke)
+            }
         }
     }
 
@@ -311,14 +343,9 @@ pub(super) struct Wire {
 
 impl Wire {
     /// Connects and opens the channel, both watched for `epoch`.
-    pub async fn open<C: Confirms>(
-        link: &Link,
-        purpose: &str,
-        epoch: &Arc<Epoch>,
-        confirms: C,
-    ) -> Result<Wire, ConnectError> {
+    pub async fn open(link: &Link, purpose: &str, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
         let (connection, address) = link.connect(purpose).await?;
-        let (watch, channel_watch) = (ConnectionWatch::new(epoch), ChannelWatch::new(epoch, confirms));
+        let (watch, channel_watch) = (ConnectionWatch::new(epoch), ChannelWatch::new(epoch));
         let opening = {
             let connection = connection.clone();
             async move {
@@ -348,7 +375,7 @@ impl Wire {
 /// Opens one more channel, watched for an epoch of its own.
 pub(super) async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<Epoch>), EpochEnd> {
     let epoch = Epoch::begin();
-    let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch, ()));
+    let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch));
     let opening = async move {
         let channel = connection.open_channel(None).await?;
         channel.register_callback(watch).await?;

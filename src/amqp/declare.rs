@@ -143,7 +143,7 @@ impl Link {
         let missing = self.missing(&queues).await?;
         let created: Vec<_> = missing.into_iter().filter_map(name_of_queue).collect();
         let epoch = Epoch::begin();
-        let wire = Wire::open(self, "declare", &epoch, ()).await?;
+        let wire = Wire::open(self, "declare", &epoch).await?;
         let last_queue = plan.iter().rposition(|step| matches!(step, Declaration::Queue(_)));
         let (before, after) = plan.split_at(last_queue.map_or(0, |last| last + 1));
         let mut outcome = carry_out(&wire.channel, &epoch, before).await;

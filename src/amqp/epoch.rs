@@ -55,6 +55,12 @@ pub enum EpochEnd {
     Closed,
 }
 
+/// The number of the next epoch, by which a log tells one connection from another.
+pub(super) fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
 /// One connection's life. Shared by everything that lives on that connection.
 #[derive(Debug)]
 pub(super) struct Epoch {
@@ -67,9 +73,7 @@ pub(super) struct Epoch {
 impl Epoch {
     /// Begins the next epoch of this process.
     pub fn begin() -> Arc<Self> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        Arc::new(Epoch { number, over: CancellationToken::new(), end: OnceLock::new() })
+        Arc::new(Epoch { number: next_number(), over: CancellationToken::new(), end: OnceLock::new() })
     }
 
     /// Ends the epoch. The first reason given stays.
@@ -117,7 +121,7 @@ impl Epoch {
         Err(self.reason())
     }
 
-    /// Queues one frame that the broker does not answer: `basic_publish`, `basic_ack`, `basic_nack`. Unlike
+    /// Queues one frame that the broker does not answer: `basic_ack`, `basic_nack`. Unlike
     /// requests, these are safe to drop. They wait while the library's queue is full, which it is when the
     /// broker has stopped reading; that ends the epoch, as does any failure. Returns whether it is queued.
     pub async fn queue(&self, frame: impl Future<Output = Result<(), amqprs::error::Error>>) -> bool {

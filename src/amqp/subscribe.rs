@@ -46,7 +46,7 @@ async fn subscribe(link: &Link, queue: &str, prefetch: u16) -> Result<Subscripti
     // 0 would mean no limit, and the library buffers whatever the broker sends.
     let prefetch = prefetch.max(1);
     let epoch = Epoch::begin();
-    let wire = Wire::open(link, &format!("consume {queue}"), &epoch, ()).await?;
+    let wire = Wire::open(link, &format!("consume {queue}"), &epoch).await?;
     match consume(&wire, &epoch, queue, prefetch).await {
         Ok((consumer_tag, messages)) => {
             info!(queue, epoch = epoch.number, address = %wire.address, prefetch, "subscribed");

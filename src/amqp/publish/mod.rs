@@ -3,8 +3,13 @@
 //! Owns the callers' side: checks, limits, waiting. A lost connection is never seen here: [`owner`] keeps what
 //! is unconfirmed and sends it again.
 
+mod channel;
+mod decode;
+mod encode;
 mod outstanding;
 mod owner;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,7 +51,7 @@ pub struct PublisherState {
 #[error("{0} publications were still unconfirmed")]
 pub struct Unconfirmed(pub usize);
 
-/// What callers, owner task and confirms share.
+/// What callers and owner task share.
 struct Shared {
     /// One permit for each publication that may be unconfirmed.
     room: Semaphore,
@@ -163,7 +168,11 @@ impl ConfirmingPublisher {
         match timeout(patience, closed).await {
             Ok(Ok(0) | Err(_)) => Ok(()),
             Ok(Ok(unconfirmed)) => Err(Unconfirmed(unconfirmed)),
-            Err(_) => Err(Unconfirmed(self.state().unconfirmed)),
+            Err(_) => match self.state().unconfirmed {
+                // What is left is to connect, or to say goodbye.
+                0 => Ok(()),
+                unconfirmed => Err(Unconfirmed(unconfirmed)),
+            },
         }
     }
 

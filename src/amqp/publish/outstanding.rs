@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::amqp::callbacks::Returned;
+use super::decode::Returned;
 use crate::message::{Publication, PublishError};
 
 /// One of a caller's publications, and its bytes as counted against the limit.
@@ -38,7 +38,7 @@ pub(super) enum Word {
     Refused,
 }
 
-/// A batch's caller, counted down. Only touched under the list's lock.
+/// A batch's caller, counted down.
 struct Caller {
     left: usize,
     reply: Option<oneshot::Sender<Result<(), PublishError>>>,
@@ -66,8 +66,6 @@ struct Entry {
 pub(super) struct Freed {
     pub publications: usize,
     pub bytes: usize,
-    /// Whether the owner waits for this, to send more or to finish.
-    pub wake: bool,
 }
 
 /// Slots sent at most. Those with the broker's word stay behind one without until it has its own, or its
@@ -80,7 +78,6 @@ pub(super) struct Outstanding {
     slots: VecDeque<Slot>,
     callers: Vec<Caller>,
     free_callers: Vec<usize>,
-    epoch: u64,
     first_tag: u64,
     /// Slots sent in this epoch, from the front.
     sent: usize,
@@ -91,8 +88,6 @@ pub(super) struct Outstanding {
     proven: bool,
     /// Publications up to this one are sent one at a time, to find the one that the broker closes channels over.
     suspects: u64,
-    /// Whether the owner waits for a word before it can go on.
-    blocked: bool,
 }
 
 impl Outstanding {
@@ -101,14 +96,12 @@ impl Outstanding {
             slots: VecDeque::new(),
             callers: Vec::new(),
             free_callers: Vec::new(),
-            epoch: 0,
             first_tag: 1,
             sent: 0,
             in_flight: 0,
             last_sequence: 0,
             proven: false,
             suspects: 0,
-            blocked: false,
         }
     }
 
@@ -136,7 +129,7 @@ impl Outstanding {
     ///
     /// One that nothing was confirmed in may have failed over its first publication, to a queue that is stuck:
     /// another one goes first now, so that one queue does not stop all publishing.
-    pub fn begin_epoch(&mut self, number: u64) {
+    pub fn begin_epoch(&mut self) {
         if !self.proven
             && self.sent > 0
             && let Some(first) = self.slots.pop_front()
@@ -150,7 +143,6 @@ impl Outstanding {
                 true
             })
         });
-        self.epoch = number;
         (self.first_tag, self.sent, self.in_flight, self.proven) = (1, 0, 0, false);
     }
 
@@ -160,13 +152,11 @@ impl Outstanding {
     /// were sent into such a connection would stay in memory until the alarm is over.
     pub fn next_to_send(&mut self, now: Instant) -> Option<&Publication> {
         if self.sent >= MOST_SENT {
-            self.blocked = true;
             return None;
         }
         let slot = self.slots.get_mut(self.sent)?;
         let one_at_a_time = !self.proven || slot.sequence <= self.suspects;
         if one_at_a_time && self.in_flight > 0 {
-            self.blocked = true;
             return None;
         }
         slot.sent = Some(now);
@@ -176,35 +166,29 @@ impl Outstanding {
         Some(entry.item.publication())
     }
 
-    /// Wakes the owner when everything is confirmed.
-    pub fn await_empty(&mut self) {
-        self.blocked = true;
-    }
-
-    /// Whether a word from the channel of this epoch still counts. A late word on an earlier channel must not
-    /// confirm what has that tag on the present one.
-    pub fn is_of(&self, epoch: u64) -> bool {
-        self.epoch == epoch
-    }
-
     /// The broker has no queue for this one. Its confirm follows.
     ///
     /// A return bears no number, and one in a header would burden every message for the sake of the few that
     /// come back. So it is matched by what it is: of publications that are alike, all are returned or, if a
     /// binding changed between them, one that arrived stands for the other.
-    pub fn returned(&mut self, returned: Returned<'_>) {
+    pub fn returned(&mut self, returned: Returned) {
         let sent = self.slots.iter_mut().take(self.sent).filter_map(|slot| slot.entry.as_mut());
         let alike = |entry: &&mut Entry| {
             let Publication { exchange, routing_key, message } = entry.item.publication();
             entry.returned.is_none()
                 && **exchange == *returned.exchange
-                && routing_key == returned.routing_key
-                && message.properties.message_id.as_deref() == returned.message_id
+                && *routing_key == returned.routing_key
+                && message.properties.message_id == returned.message_id
                 && message.body == returned.body
         };
         if let Some(entry) = sent.into_iter().find(alike) {
-            entry.returned = Some(returned.reply.to_owned());
+            entry.returned = Some(returned.reply);
         }
+    }
+
+    /// Whether a publication has been sent under this tag in this epoch.
+    pub fn has_sent(&self, tag: u64) -> bool {
+        (1..self.first_tag + self.sent as u64).contains(&tag)
     }
 
     /// The broker's word on the publication with this tag, or on all up to it. They come in any order.
@@ -221,7 +205,6 @@ impl Outstanding {
             }
         }
         self.shrink();
-        freed.wake = freed.publications > 0 && std::mem::take(&mut self.blocked);
         freed
     }
 
@@ -291,7 +274,8 @@ impl Outstanding {
             let error = error(exchange, routing_key);
             self.answer(entry.caller, Err(error));
             self.in_flight = 0;
-            freed = Freed { publications: 1, bytes: entry.item.bytes, wake: false };
+            self.shrink();
+            freed = Freed { publications: 1, bytes: entry.item.bytes };
         }
         freed
     }
@@ -333,7 +317,7 @@ mod tests {
     /// In epoch 1, proven by a first publication.
     fn proven() -> Outstanding {
         let mut outstanding = Outstanding::new();
-        outstanding.begin_epoch(1);
+        outstanding.begin_epoch();
         outstanding.push(batch(&["canary"]).0);
         assert_eq!(send_all(&mut outstanding), ["canary"]);
         outstanding.confirmed(1, false, Word::Taken);
@@ -355,7 +339,7 @@ mod tests {
         outstanding.confirmed(2, false, Word::Taken);
         assert!(answer.try_recv().is_err());
         let freed = outstanding.confirmed(3, false, Word::Taken);
-        assert_eq!(freed, Freed { publications: 1, bytes: 10, wake: false });
+        assert_eq!(freed, Freed { publications: 1, bytes: 10 });
         assert_eq!(answer.try_recv(), Ok(Ok(())));
         assert!(outstanding.is_empty());
     }
@@ -382,8 +366,12 @@ mod tests {
         let (one, mut answer) = batch(&["a", "b"]);
         outstanding.push(one);
         send_all(&mut outstanding);
-        let returned =
-            Returned { reply: "312 NO_ROUTE", exchange: "orders", routing_key: "b", message_id: None, body: b"" };
+        let returned = Returned {
+            reply: "312 NO_ROUTE".into(),
+            exchange: "orders".into(),
+            routing_key: "b".into(),
+            ..Returned::default()
+        };
         outstanding.returned(returned);
         outstanding.confirmed(3, true, Word::Taken);
         let expected = PublishError::Unroutable {
@@ -401,10 +389,9 @@ mod tests {
         outstanding.push(one);
         send_all(&mut outstanding);
         outstanding.confirmed(3, false, Word::Taken);
-        outstanding.begin_epoch(2);
-        assert!(!outstanding.is_of(1), "late words on the earlier channel do not count");
+        outstanding.begin_epoch();
         assert_eq!(send_all(&mut outstanding), ["a"], "one to prove the connection");
-        assert!(outstanding.confirmed(1, false, Word::Taken).wake);
+        assert_eq!(outstanding.confirmed(1, false, Word::Taken).publications, 1);
         assert_eq!(send_all(&mut outstanding), ["c", "d"]);
         outstanding.confirmed(3, true, Word::Taken);
         assert_eq!(answer.try_recv(), Ok(Ok(())));
@@ -425,20 +412,44 @@ mod tests {
             problem: problem.to_owned(),
         };
         assert_eq!(outstanding.blame(error), Freed::default(), "any of four may be it");
-        outstanding.begin_epoch(2);
+        outstanding.begin_epoch();
         for (tag, key) in [(1, "a"), (2, "b")] {
             assert_eq!(send_all(&mut outstanding), [key]);
             outstanding.confirmed(tag, false, Word::Taken);
         }
         assert_eq!(send_all(&mut outstanding), ["bad"]);
         assert_eq!(outstanding.blame(error).publications, 1);
-        outstanding.begin_epoch(3);
+        outstanding.begin_epoch();
         assert_eq!(send_all(&mut outstanding), ["c"]);
         outstanding.confirmed(1, false, Word::Taken);
         assert_eq!(taken.try_recv(), Ok(Ok(())));
         assert!(matches!(refused.try_recv(), Ok(Err(PublishError::Invalid { problem, .. })) if problem == "bad"));
         assert_eq!(later.try_recv(), Ok(Ok(())));
         assert!(outstanding.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_left_to_connect_for_once_the_last_one_has_its_blame() {
+        let mut outstanding = proven();
+        let (bad, mut answer) = batch(&["bad"]);
+        outstanding.push(bad);
+        assert_eq!(send_all(&mut outstanding), ["bad"]);
+        let error =
+            |exchange: &Arc<str>, _: &str| PublishError::Invalid { exchange: exchange.clone(), problem: "406".into() };
+        assert_eq!(outstanding.blame(error).publications, 1);
+        assert!(answer.try_recv().unwrap().is_err());
+        assert!(outstanding.is_empty());
+    }
+
+    #[test]
+    fn only_what_was_sent_in_this_epoch_has_a_tag() {
+        let mut outstanding = proven();
+        outstanding.push(batch(&["a", "b"]).0);
+        assert!(outstanding.has_sent(1) && !outstanding.has_sent(0) && !outstanding.has_sent(2));
+        send_all(&mut outstanding);
+        assert!(outstanding.has_sent(3) && !outstanding.has_sent(4) && !outstanding.has_sent(u64::MAX));
+        outstanding.begin_epoch();
+        assert!(!outstanding.has_sent(1), "a word on an earlier channel");
     }
 
     #[test]

@@ -3,21 +3,21 @@
 //! The only one that publishes on the channel, because confirms count publications in the order the channel
 //! saw them. Never gives up on a publication that the broker has not given its word on.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amqprs::channel::ConfirmSelectArguments;
-use tokio::sync::{Notify, mpsc, oneshot};
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep};
 use tracing::{error, info, warn};
 
 use super::Shared;
-use super::outstanding::{Batch, Freed, Outstanding, Word};
-use crate::amqp::callbacks::{Confirms, Returned};
-use crate::amqp::connect::{ConnectError, Link, Wire};
-use crate::amqp::convert::to_amqp;
-use crate::amqp::epoch::{Epoch, EpochEnd};
+use super::channel::Channel;
+use super::decode::Heard;
+use super::outstanding::{Batch, Freed, Outstanding};
+use crate::amqp::connect::Link;
+use crate::amqp::epoch::{self, EpochEnd};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::message::PublishError;
@@ -34,57 +34,11 @@ const INTAKE: usize = 128;
 
 type Closing = mpsc::Receiver<oneshot::Sender<usize>>;
 
-/// The outstanding, and what wakes the owner when a confirm makes room for the next send.
-struct Desk {
-    outstanding: Mutex<Outstanding>,
-    progress: Notify,
-    shared: Arc<Shared>,
-}
-
-impl Desk {
-    fn outstanding(&self) -> MutexGuard<'_, Outstanding> {
-        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn release(&self, freed: &Freed) {
-        if freed.publications > 0 {
-            self.shared.release(freed.publications, freed.bytes);
-        }
-        if freed.wake {
-            self.progress.notify_one();
-        }
-    }
-}
-
-/// Applies the broker's words on one channel.
-struct Clerk {
-    desk: Arc<Desk>,
-    epoch: u64,
-}
-
-impl Confirms for Clerk {
-    fn confirmed(&mut self, tag: u64, multiple: bool, taken: bool) {
-        let word = if taken { Word::Taken } else { Word::Refused };
-        let mut outstanding = self.desk.outstanding();
-        if outstanding.is_of(self.epoch) {
-            let freed = outstanding.confirmed(tag, multiple, word);
-            drop(outstanding);
-            self.desk.release(&freed);
-        }
-    }
-
-    fn returned(&mut self, returned: Returned<'_>) {
-        let mut outstanding = self.desk.outstanding();
-        if outstanding.is_of(self.epoch) {
-            outstanding.returned(returned);
-        }
-    }
-}
-
 /// What the owner keeps between epochs.
 struct Owner {
     link: Link,
-    desk: Arc<Desk>,
+    shared: Arc<Shared>,
+    outstanding: Outstanding,
     inbox: mpsc::UnboundedReceiver<Batch>,
     closing: Closing,
     batches: Vec<Batch>,
@@ -96,23 +50,21 @@ struct Owner {
 
 /// Runs a publisher until it is closed or all its handles are dropped and everything is confirmed.
 pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
-    let desk = Arc::new(Desk { outstanding: Mutex::new(Outstanding::new()), progress: Notify::new(), shared });
-    let batches = Vec::with_capacity(INTAKE);
-    let mut owner = Owner { link, desk, inbox, closing, batches, closer: None, drained: false };
+    let (outstanding, batches) = (Outstanding::new(), Vec::with_capacity(INTAKE));
+    let mut owner = Owner { link, shared, outstanding, inbox, closing, batches, closer: None, drained: false };
     let backoff = Backoff { first: FIRST_WAIT, max: owner.link.broker.reconnect_max };
     let (mut attempt, mut fruitless) = (0, 0_u32);
     while !owner.is_finished() {
-        let epoch = Epoch::begin();
-        match owner.connect(&epoch).await {
-            Ok(wire) => {
+        match Channel::open(&owner.link).await {
+            Ok(channel) => {
                 let begun = Instant::now();
                 let patience = owner.link.broker.confirm_timeout * 2_u32.pow(fruitless.min(MOST_DOUBLINGS));
-                owner.live(wire, &epoch, patience).await;
+                let end = owner.live(channel, patience).await;
                 if begun.elapsed() >= GOOD_LIFE {
                     attempt = 0;
                 }
-                let stuck = matches!(epoch.reason(), EpochEnd::Unconfirmed(_));
-                fruitless = if stuck && !owner.desk.outstanding().is_proven() { fruitless + 1 } else { 0 };
+                let stuck = matches!(end, Err(EpochEnd::Unconfirmed(_)));
+                fruitless = if stuck && !owner.outstanding.is_proven() { fruitless + 1 } else { 0 };
             }
             Err(error) if error.is_permanent() => {
                 error!(error = %chain(&error), attempt, "cannot connect for publishing");
@@ -126,63 +78,99 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
 }
 
 impl Owner {
-    async fn connect(&self, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
-        let clerk = Clerk { desk: Arc::clone(&self.desk), epoch: epoch.number };
-        let wire = Wire::open(&self.link, "publish", epoch, clerk).await?;
-        let channel = wire.channel.clone();
-        let select = async move { channel.confirm_select(ConfirmSelectArguments::new(false)).await };
-        epoch.ask("confirm.select", select).await.map_err(ConnectError::Lost)?;
-        let again = {
-            let mut outstanding = self.desk.outstanding();
-            outstanding.begin_epoch(epoch.number);
-            outstanding.len()
-        };
-        info!(epoch = epoch.number, address = %wire.address, again, "connected for publishing");
-        Ok(wire)
-    }
-
-    /// One epoch, from its first publication to the end of its connection.
-    async fn live(&mut self, wire: Wire, epoch: &Epoch, patience: Duration) {
-        let shared = Arc::clone(&self.desk.shared);
-        shared.epoch.store(epoch.number, Ordering::Relaxed);
-        shared.connections.fetch_add(1, Ordering::Relaxed);
-        shared.connected.store(true, Ordering::Relaxed);
-        self.serve(&wire, epoch, patience).await;
-        shared.connected.store(false, Ordering::Relaxed);
-        self.conclude(wire, epoch).await;
+    /// One epoch, from the first publication on a new channel to the end of its connection.
+    async fn live(&mut self, mut channel: Channel, patience: Duration) -> Result<(), EpochEnd> {
+        let epoch = epoch::next_number();
+        self.outstanding.begin_epoch();
+        info!(epoch, address = %channel.address, again = self.outstanding.len(), "connected for publishing");
+        self.shared.epoch.store(epoch, Ordering::Relaxed);
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        self.shared.connected.store(true, Ordering::Relaxed);
+        let served = self.serve(&mut channel, patience).await;
+        self.shared.connected.store(false, Ordering::Relaxed);
+        if let Err(reason) = &served {
+            warn!(epoch, %reason, unconfirmed = self.outstanding.len(), "publishing connection lost");
+            self.learn(reason);
+        }
+        channel.close(served.as_ref().err()).await;
+        served
     }
 
     /// Publishes until the epoch or the work is over.
-    async fn serve(&mut self, wire: &Wire, epoch: &Epoch, patience: Duration) {
-        let desk = Arc::clone(&self.desk);
+    async fn serve(&mut self, channel: &mut Channel, patience: Duration) -> Result<(), EpochEnd> {
+        // What came along with the last answer of the handshake.
+        self.hear(channel)?;
         let mut look = interval((patience / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
         loop {
-            self.send_all(wire, epoch).await;
+            self.send(channel);
             if self.is_finished() {
-                return;
+                return Ok(());
             }
             tokio::select! {
-                // Cancel-safe, all of them: `recv_many` takes nothing unless it completes, the rest keeps no state.
-                () = epoch.over() => return,
-                count = self.inbox.recv_many(&mut self.batches, INTAKE), if !self.drained => self.take_in(count),
-                () = desk.progress.notified() => {}
-                Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
-                () = abandoned(&mut self.closer) => return,
+                // In this order: under load the last two are always ready, and what callers hand over before an exchange
+                // goes out in one. Cancel-safe, all of them: `recv_many` takes nothing unless it completes, `exchange` keeps
+                // what it has done, the rest keeps no state.
+                biased;
                 _ = look.tick() => {
-                    let oldest = desk.outstanding().oldest_sent();
-                    if oldest.is_some_and(|sent| sent.elapsed() > patience) {
-                        epoch.end(EpochEnd::Unconfirmed(patience));
+                    // If it is this task that was kept waiting, what has come meanwhile counts.
+                    if let Some(exchanged) = channel.exchange().now_or_never() {
+                        exchanged?;
+                        self.hear(channel)?;
                     }
+                    if self.outstanding.oldest_sent().is_some_and(|sent| sent.elapsed() > patience) {
+                        return Err(EpochEnd::Unconfirmed(patience));
+                    }
+                    channel.beat()?;
+                }
+                Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
+                () = abandoned(&mut self.closer) => return Ok(()),
+                count = self.inbox.recv_many(&mut self.batches, INTAKE), if !self.drained && !channel.is_full() => self.take_in(count),
+                exchanged = channel.exchange() => {
+                    exchanged?;
+                    self.hear(channel)?;
                 }
             }
         }
     }
 
+    /// Hands the channel as much as it takes and may be sent.
+    fn send(&mut self, channel: &mut Channel) {
+        let mut now = None;
+        while !channel.is_full() {
+            let next = self.outstanding.next_to_send(*now.get_or_insert_with(Instant::now));
+            let Some(publication) = next else { return };
+            channel.publish(publication);
+        }
+    }
+
+    /// Takes in what the broker has said.
+    fn hear(&mut self, channel: &mut Channel) -> Result<(), EpochEnd> {
+        while let Some(heard) = channel.next()? {
+            match heard {
+                // We do not count alike, so none of its words can be trusted.
+                Heard::Confirmed { tag, .. } if !self.outstanding.has_sent(tag) => return Err(EpochEnd::Broke),
+                Heard::Confirmed { tag, multiple, word } => {
+                    let freed = self.outstanding.confirmed(tag, multiple, word);
+                    self.release(&freed);
+                }
+                Heard::Returned(returned) => self.outstanding.returned(returned),
+                Heard::Ended(end) => return Err(end),
+                Heard::Agreed => return Err(EpochEnd::Broke),
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, freed: &Freed) {
+        if freed.publications > 0 {
+            self.shared.release(freed.publications, freed.bytes);
+        }
+    }
+
     fn take_in(&mut self, count: usize) {
         self.drained = count == 0;
-        let mut outstanding = self.desk.outstanding();
         for batch in self.batches.drain(..) {
-            outstanding.push(batch);
+            self.outstanding.push(batch);
         }
     }
 
@@ -198,40 +186,17 @@ impl Owner {
         if given_up || !self.drained {
             return given_up;
         }
-        let mut outstanding = self.desk.outstanding();
-        outstanding.await_empty();
-        outstanding.is_empty()
+        self.outstanding.is_empty()
     }
 
-    async fn send_all(&self, wire: &Wire, epoch: &Epoch) {
-        let mut now = None;
-        while !epoch.is_over() {
-            let message = {
-                let mut outstanding = self.desk.outstanding();
-                let next = outstanding.next_to_send(*now.get_or_insert_with(Instant::now));
-                let Some(publication) = next else { return };
-                to_amqp(publication)
-            };
-            let (properties, body, arguments) = message;
-            epoch.queue(wire.channel.basic_publish(properties, body, arguments)).await;
-        }
-    }
-
-    /// Closes an epoch's connection and learns from its end.
-    async fn conclude(&mut self, wire: Wire, epoch: &Epoch) {
-        if !epoch.is_over() {
-            return wire.close(epoch).await;
-        }
-        let reason = epoch.reason();
-        warn!(epoch = epoch.number, %reason, unconfirmed = self.desk.outstanding().len(), "publishing connection lost");
-        drop(wire);
-        if let Some((code, text)) = fault_of_a_publication(&reason) {
-            let freed = self.desk.outstanding().blame(|exchange, key| {
-                warn!(%exchange, routing_key = key, code, text, "the broker closes the connection over a message");
-                blame(code, text, exchange, key)
-            });
-            self.desk.release(&freed);
-        }
+    /// Learns from the end of an epoch which publication the broker would not have, if that was why.
+    fn learn(&mut self, reason: &EpochEnd) {
+        let Some((code, text)) = fault_of_a_publication(reason) else { return };
+        let freed = self.outstanding.blame(|exchange, key| {
+            warn!(%exchange, routing_key = key, code, text, "the broker closes the connection over a message");
+            blame(code, text, exchange, key)
+        });
+        self.release(&freed);
     }
 
     /// Waits before the next connection attempt. Batches wait in the inbox.
@@ -251,17 +216,17 @@ impl Owner {
         }
         // So that a publisher which is closed while it has nothing to publish does not connect for it.
         while let Ok(batch) = self.inbox.try_recv() {
-            self.desk.outstanding().push(batch);
+            self.outstanding.push(batch);
         }
         self.drained = self.inbox.is_closed() && self.inbox.is_empty();
     }
 
     /// Drops what is unconfirmed, which tells its callers, and answers the closer.
     fn finish(mut self) {
-        self.desk.shared.room.close();
-        self.desk.shared.bytes.close();
-        let unconfirmed = self.desk.outstanding().len();
-        *self.desk.outstanding() = Outstanding::new();
+        self.shared.room.close();
+        self.shared.bytes.close();
+        let unconfirmed = self.outstanding.len();
+        self.outstanding = Outstanding::new();
         info!(unconfirmed, "publisher closed");
         if let Some(closer) = self.closer.take() {
             let _ = closer.send(unconfirmed);

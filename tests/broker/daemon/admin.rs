@@ -31,7 +31,7 @@ fn assert_conserved(orderd: &Orderd) {
 
 #[test]
 fn known_numbers_in_are_the_same_numbers_out() {
-    const ORDERS: u64 = 8000;
+    const ORDERS: u64 = 16_000;
     let node = Node::shared();
     let shop = Shop::new(&node)
         .set("log.level", "info")

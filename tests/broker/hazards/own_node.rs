@@ -135,3 +135,23 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
     let bodies: BTreeSet<_> = vhost.raw().drain("out").into_iter().map(|got| got.body).collect();
     assert_eq!(bodies.len(), 101, "100 and the one before");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_takes_only_small_frames_gets_bodies_in_small_frames_and_large_headers_are_invalid() {
+    let node = Node::own("frames");
+    let vhost = node.vhost();
+    let link = Link::new(vhost.broker());
+    declare(&link, &["q"]).await;
+    tokio::task::block_in_place(|| node.ctl(&["eval", "application:set_env(rabbit, frame_max, 4096)."]));
+    let publisher = link.publisher();
+    let mut headers = to_queue("q", "large headers");
+    headers.message.headers.insert("note".into(), "x".repeat(6_000).as_str().into());
+    let answers = [to_queue("q", vec![b'x'; 1_000_000]), headers, to_queue("q", "after")]
+        .map(|publication| publisher.publish([publication].into()));
+    let answers = tokio::time::timeout(MINUTE, futures_util::future::join_all(answers)).await.expect("answers");
+    assert_eq!((&answers[0], &answers[2]), (&Ok(()), &Ok(())));
+    let Err(orderd::message::PublishError::Invalid { problem, .. }) = &answers[1] else { panic!("{answers:?}") };
+    assert!(problem.starts_with("501 "), "{problem}");
+    let bodies: BTreeSet<_> = vhost.raw().drain("q").into_iter().map(|got| got.body.len()).collect();
+    assert_eq!(bodies, [1_000_000, 5].into());
+}

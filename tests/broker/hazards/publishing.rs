@@ -41,6 +41,23 @@ async fn a_message_that_no_queue_takes_is_unroutable_and_its_neighbours_are_not(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_message_that_no_queue_takes_is_told_from_others_like_it() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    let publisher = Link::new(vhost.broker()).publisher();
+    let mut large = vec![b'x'; 3_000_000];
+    large[2_999_999] = b'y';
+    let answers = [("nowhere", large.clone()), ("nowhere", vec![b'x'; 3_000_000]), ("q", large)]
+        .map(|(queue, body)| publisher.publish([to_queue(queue, body)].into()));
+    let answers = soon("answers", join_all(answers)).await;
+    assert!(answers[..2].iter().all(|answer| matches!(answer, Err(PublishError::Unroutable { .. }))), "{answers:?}");
+    assert_eq!(answers[2], Ok(()));
+    assert_eq!(raw.drain("q")[0].body.len(), 3_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_a_full_queue_rejects_is_refused() {
     let node = Node::shared();
     let vhost = node.vhost();
