@@ -40,7 +40,7 @@ impl ConnectionCallback for ConnectionWatch {
     async fn secret_updated(&mut self, _: &Connection) {}
 }
 
-/// Watches a channel that publishes nothing.
+/// Watches a channel that neither publishes nor consumes.
 pub(super) struct ChannelWatch(EndOnDrop);
 
 impl ChannelWatch {
@@ -58,7 +58,6 @@ impl ChannelCallback for ChannelWatch {
     }
 
     async fn cancel(&mut self, _: &Channel, _: Cancel) -> Answer<()> {
-        self.0.0.end(EpochEnd::ConsumerCancelled);
         Ok(())
     }
 

@@ -332,19 +332,17 @@ pub(super) fn server_name<'a>(broker: &'a Broker, address: &'a Address) -> &'a s
     broker.tls.as_ref().and_then(|tls| tls.server_name.as_deref()).unwrap_or(&address.host)
 }
 
-/// A connection with its one channel. Dropping it closes both in the background, as well as may be.
+/// A connection of the client library with its one channel. Dropping it closes both in the background, as well as may be.
 pub(super) struct Wire {
     // Dropped in this order: the channel before its connection.
     pub channel: Channel,
     connection: Connection,
-    /// Where it leads.
-    pub address: Address,
 }
 
 impl Wire {
     /// Connects and opens the channel, both watched for `epoch`.
     pub async fn open(link: &Link, purpose: &str, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
-        let (connection, address) = link.connect(purpose).await?;
+        let (connection, _) = link.connect(purpose).await?;
         let (watch, channel_watch) = (ConnectionWatch::new(epoch), ChannelWatch::new(epoch));
         let opening = {
             let connection = connection.clone();
@@ -356,13 +354,12 @@ impl Wire {
             }
         };
         let channel = epoch.ask("channel.open", opening).await.map_err(ConnectError::Lost)?;
-        Ok(Wire { channel, connection, address })
+        Ok(Wire { channel, connection })
     }
 
-    /// Closes the channel, then the connection. Whatever had to reach the broker must have been confirmed
-    /// before: frames still queued are not waited for.
+    /// Closes the channel, then the connection.
     pub async fn close(self, epoch: &Epoch) {
-        let Wire { channel, connection, address: _ } = self;
+        let Wire { channel, connection } = self;
         let alive = !epoch.is_over();
         epoch.end(EpochEnd::Closed);
         if alive {

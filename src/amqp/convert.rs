@@ -1,13 +1,11 @@
-//! Deliveries as orderd's own types, without loss, and what fits AMQP.
+//! What fits AMQP.
 //!
 //! Pure. Checks everything that AMQP has no room for before it is written, by the library or by us.
 
-use amqprs::channel::ConsumerMessage;
-use amqprs::{BasicProperties, DecimalValue, FieldArray, FieldTable, FieldValue};
-use bytes::Bytes;
+use amqprs::{FieldTable, FieldValue};
 
 use super::connect::SHORT_STRING;
-use crate::message::{Delivery, DeliveryId, HeaderValue, Headers, Message, Properties, Publication, PublishError};
+use crate::message::{HeaderValue, Headers, Properties, Publication, PublishError};
 
 /// RabbitMQ's largest message by default (`max_message_size` before 4.0), in bytes.
 pub(super) const MAX_BODY: usize = 128 * 1024 * 1024;
@@ -118,81 +116,12 @@ pub(super) fn insert(table: &mut FieldTable, name: &str, value: FieldValue) {
     table.insert(name, value);
 }
 
-/// A delivery, its body moved. `None` if the library hands out an incomplete one, which it promises not to.
-pub(super) fn from_amqp(message: ConsumerMessage, epoch: u64) -> Option<Delivery> {
-    let (deliver, properties) = (message.deliver?, message.basic_properties?);
-    Some(Delivery {
-        id: DeliveryId { epoch, tag: deliver.delivery_tag() },
-        exchange: deliver.exchange().clone(),
-        routing_key: deliver.routing_key().clone(),
-        redelivered: deliver.redelivered(),
-        message: Message {
-            headers: properties.headers().map(from_table).unwrap_or_default(),
-            properties: from_properties(&properties),
-            body: Bytes::from(message.content?),
-        },
-    })
-}
-
-fn from_properties(properties: &BasicProperties) -> Properties {
-    Properties {
-        content_type: properties.content_type().cloned(),
-        content_encoding: properties.content_encoding().cloned(),
-        priority: properties.priority(),
-        correlation_id: properties.correlation_id().cloned(),
-        reply_to: properties.reply_to().cloned(),
-        expiration: properties.expiration().cloned(),
-        message_id: properties.message_id().cloned(),
-        timestamp: properties.timestamp(),
-        message_type: properties.message_type().cloned(),
-        user_id: properties.user_id().cloned(),
-        app_id: properties.app_id().cloned(),
-    }
-}
-
-fn from_value(value: &FieldValue) -> HeaderValue {
-    match value {
-        FieldValue::t(v) => HeaderValue::Bool(*v),
-        FieldValue::b(v) => HeaderValue::I8(*v),
-        FieldValue::B(v) => HeaderValue::U8(*v),
-        FieldValue::s(v) => HeaderValue::I16(*v),
-        FieldValue::u(v) => HeaderValue::U16(*v),
-        FieldValue::I(v) => HeaderValue::I32(*v),
-        FieldValue::i(v) => HeaderValue::U32(*v),
-        FieldValue::l(v) => HeaderValue::I64(*v),
-        FieldValue::f(v) => HeaderValue::F32(*v),
-        FieldValue::d(v) => HeaderValue::F64(*v),
-        FieldValue::D(v) => from_decimal(v),
-        FieldValue::S(v) => HeaderValue::Text(v.as_ref().clone()),
-        FieldValue::A(v) => HeaderValue::List(from_array(v)),
-        FieldValue::T(v) => HeaderValue::Timestamp(*v),
-        FieldValue::F(v) => HeaderValue::Table(from_table(v)),
-        FieldValue::V => HeaderValue::Void,
-        FieldValue::x(v) => HeaderValue::Bytes(Vec::from(v.clone()).into()),
-    }
-}
-
-fn from_table(table: &FieldTable) -> Headers {
-    table.as_ref().iter().map(|(name, value)| (name.as_ref().clone(), from_value(value))).collect()
-}
-
-fn from_array(array: &FieldArray) -> Vec<HeaderValue> {
-    Vec::from(array.clone()).iter().map(from_value).collect()
-}
-
-/// The library keeps a decimal's parts to itself, except from serde.
-fn from_decimal(value: &DecimalValue) -> HeaderValue {
-    let (scale, digits) = serde_json::to_value(value)
-        .and_then(serde_json::from_value::<(u8, i32)>)
-        .expect("a decimal is a pair of an octet and a 32-bit integer");
-    HeaderValue::Decimal { scale, digits }
-}
-
 #[cfg(test)]
 mod tests {
-    use amqprs::ByteArray;
+    use bytes::Bytes;
 
     use super::*;
+    use crate::message::Message;
 
     fn publication() -> Publication {
         Publication { exchange: "orders".into(), routing_key: "order.normal.new".into(), message: Message::default() }
@@ -202,39 +131,6 @@ mod tests {
         match measure(publication, usize::MAX) {
             Err(PublishError::Invalid { problem, .. }) => problem,
             other => panic!("expected it to be invalid, got {other:?}"),
-        }
-    }
-
-    #[test]
-    fn every_header_type_is_taken_over_as_it_is() {
-        let mut inner = FieldTable::new();
-        insert(&mut inner, "a", FieldValue::u(7));
-        insert(&mut inner, "b", FieldValue::V);
-        let list = vec![FieldValue::l(1), FieldValue::S("two".try_into().unwrap())];
-        let headers = Headers::from([("a".to_owned(), HeaderValue::U16(7)), ("b".to_owned(), HeaderValue::Void)]);
-        for (theirs, ours) in [
-            (FieldValue::t(true), HeaderValue::Bool(true)),
-            (FieldValue::b(-8), HeaderValue::I8(-8)),
-            (FieldValue::B(200), HeaderValue::U8(200)),
-            (FieldValue::s(-300), HeaderValue::I16(-300)),
-            (FieldValue::u(60_000), HeaderValue::U16(60_000)),
-            (FieldValue::I(-70_000), HeaderValue::I32(-70_000)),
-            (FieldValue::i(4_000_000_000), HeaderValue::U32(4_000_000_000)),
-            (FieldValue::l(i64::MIN), HeaderValue::I64(i64::MIN)),
-            (FieldValue::f(1.5), HeaderValue::F32(1.5)),
-            (FieldValue::d(-2.25), HeaderValue::F64(-2.25)),
-            (FieldValue::D(DecimalValue::new(2, -39_900)), HeaderValue::Decimal { scale: 2, digits: -39_900 }),
-            (FieldValue::S("Grüße".try_into().unwrap()), "Grüße".into()),
-            (
-                FieldValue::x(ByteArray::try_from(vec![0xff, 0]).unwrap()),
-                HeaderValue::Bytes(Bytes::from_static(b"\xff\x00")),
-            ),
-            (FieldValue::A(list.try_into().unwrap()), HeaderValue::List(vec![HeaderValue::I64(1), "two".into()])),
-            (FieldValue::F(inner), HeaderValue::Table(headers)),
-            (FieldValue::T(1_700_000_000), HeaderValue::Timestamp(1_700_000_000)),
-            (FieldValue::V, HeaderValue::Void),
-        ] {
-            assert_eq!(from_value(&theirs), ours);
         }
     }
 

@@ -1,5 +1,5 @@
-//! The first conversation with a broker, spoken by orderd itself: to open the connection for publishing, and to hear why
-//! any connection does not come about.
+//! The first conversation with a broker, spoken by orderd itself: to open a connection for publishing or consuming, and to
+//! hear why any connection does not come about.
 //!
 //! The client library cannot tell wrong credentials from a broken network: it does not announce that it understands
 //! `authentication_failure_close`, so the broker hangs up on it without a word. This file never logs what it sends.
@@ -129,12 +129,12 @@ impl Session {
         if !offered.split(' ').any(|offered| offered == wanted) {
             return Err(Refusal::NotOffered { wanted, offered });
         }
-        session.say(0, START_OK, |out| start_ok(out, broker, name)).await?;
+        session.say(START_OK, |out| start_ok(out, broker, name)).await?;
         let tune = session.hear(TUNE).await?;
         let channels = session.tune(&tune, broker.heartbeat)?;
         let (max_frame, heartbeat) = (session.max_frame as u32, session.heartbeat.as_secs() as u16);
         session
-            .say(0, TUNE_OK, |out| {
+            .say(TUNE_OK, |out| {
                 out.put_u16(channels);
                 out.put_u32(max_frame);
                 out.put_u16(heartbeat);
@@ -142,7 +142,7 @@ impl Session {
             .await?;
         // Two reserved fields follow the virtual host.
         session
-            .say(0, OPEN, |out| {
+            .say(OPEN, |out| {
                 put_short(out, &broker.virtual_host);
                 out.put_u16(0);
             })
@@ -166,21 +166,9 @@ impl Session {
         Ok(channels)
     }
 
-    /// Asks for something that the broker answers, with nothing else under way.
-    pub async fn ask(
-        &mut self,
-        channel: u16,
-        method: Method,
-        fill: impl FnOnce(&mut BytesMut),
-        answer: Method,
-    ) -> Result<(), Refusal> {
-        self.say(channel, method, fill).await?;
-        self.hear(answer).await.map(drop)
-    }
-
-    async fn say(&mut self, channel: u16, method: Method, fill: impl FnOnce(&mut BytesMut)) -> io::Result<()> {
+    async fn say(&mut self, method: Method, fill: impl FnOnce(&mut BytesMut)) -> io::Result<()> {
         let mut out = BytesMut::new();
-        put_method(&mut out, channel, method, fill);
+        put_method(&mut out, 0, method, fill);
         self.stream.write_all(&out).await?;
         self.stream.flush().await
     }
@@ -214,7 +202,7 @@ impl Session {
 
     /// Says goodbye and hangs up. The broker's answer would tell nothing new.
     pub async fn hang_up(mut self) {
-        let _ = self.say(0, CLOSE, put_goodbye).await;
+        let _ = self.say(CLOSE, put_goodbye).await;
     }
 }
 
@@ -250,7 +238,9 @@ fn start_ok(out: &mut BytesMut, broker: &Broker, name: &str) {
         put_short(out, "capabilities");
         out.put_u8(b'F');
         put_sized(out, |out| {
-            for capability in ["authentication_failure_close", "publisher_confirms", "basic.nack"] {
+            for capability in
+                ["authentication_failure_close", "consumer_cancel_notify", "publisher_confirms", "basic.nack"]
+            {
                 put_short(out, capability);
                 out.put_slice(b"t\x01");
             }

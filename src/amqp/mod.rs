@@ -5,19 +5,24 @@
 //!
 //! ```text
 //! Link ── subscribe ──► one connection + channel per subscription   (subscribe.rs, settle.rs, ack_window.rs)
-//!      ── publisher ──► one connection, rebuilt whenever it is lost (publish/, handshake.rs, frame.rs)
-//!      ── declare, check ──► short-lived connections                (declare.rs)
+//!      ── publisher ──► one connection, rebuilt whenever it is lost (publish/)
+//!                       └─ both over channel.rs, on handshake.rs, frame.rs, content.rs, decode.rs
+//!      ── declare, check ──► short-lived connections of the library (declare.rs, permit.rs, callbacks.rs)
 //! ```
-//! Whatever consumes or declares goes through the library, and what lives on one of its connections belongs to an
-//! [`epoch::Epoch`], which ends once and for all. Publishing speaks AMQP itself: the library sends each publication by
-//! itself and tells of confirms through two further tasks, which cost a sixth of all of orderd's CPU time; and one task
-//! that owns socket and list needs no lock, no queue between them, and none of the library's ways to lose what it took.
+//! Consuming and publishing speak AMQP themselves, each subscription and each publisher in one task that owns its socket:
+//! the library sends each publication by itself and passes each delivery and each confirm through two further tasks, which
+//! cost more than a fifth of all of orderd's CPU time; and a task that owns all there is needs no lock, no queue between,
+//! and has none of the library's ways to lose what it took or to die of what it was sent. Whatever declares or asks, the
+//! library does. What lives on a connection belongs to an [`epoch::Epoch`], which ends once and for all.
 
 mod ack_window;
 mod callbacks;
+mod channel;
 mod connect;
+mod content;
 mod convert;
 mod declare;
+mod decode;
 mod epoch;
 mod frame;
 mod handshake;

@@ -1,22 +1,24 @@
 //! Settling: many workers note what they finished, one task tells the broker in few frames.
 //!
-//! Owns a subscription's connection from its opening to its closing. Never decides what a settlement is, and
-//! never sends one of a past epoch.
+//! Owns a subscription's connection, and hands out what comes on it. Never decides what a settlement is, and never sends one
+//! of a past epoch.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use amqprs::channel::{BasicAckArguments, BasicCancelArguments, BasicNackArguments, QueueDeclareArguments};
+use bytes::{Buf, BufMut};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::ack_window::{AckWindow, Frame};
-use super::connect::Wire;
-use super::epoch::{Epoch, EpochEnd};
-use crate::message::{DeliveryId, SettleError, Settlement, Settler};
+use super::channel::Channel;
+use super::decode::{ACK, CANCEL, Delivered, Heard, NACK, QUEUE_DECLARE};
+use super::epoch::{EndOnDrop, Epoch, EpochEnd};
+use super::frame::{Method, get_short, put_short};
+use crate::message::{Delivery, DeliveryId, SettleError, Settlement, Settler};
 
 /// How long a settlement may wait for others to share its frame. Each frame costs a system call on both sides.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -32,6 +34,10 @@ const QUIET_WITHIN: Duration = Duration::from_secs(2);
 /// How long closing waits for the queue to have applied the last settlements, and how often it looks.
 const APPLIED_WITHIN: Duration = Duration::from_secs(1);
 const APPLIED_LOOK: Duration = Duration::from_millis(5);
+
+/// The bits of an ack or a nack: this one and all before it; back to the queue.
+const MULTIPLE: u8 = 1;
+const REQUEUE: u8 = 2;
 
 /// Settlements on their way from the workers to the owner task.
 struct Notes {
@@ -66,7 +72,7 @@ impl Notes {
 enum Command {
     Cancel(oneshot::Sender<()>),
     WindDown(oneshot::Sender<()>),
-    Close(oneshot::Sender<Result<(), SettleError>>),
+    Close(Closer),
 }
 
 /// The workers' end. Dropping it closes the subscription.
@@ -81,29 +87,34 @@ pub(super) struct Subscribed {
     pub queue: String,
     pub consumer_tag: String,
     pub prefetch: u16,
-    /// The tag of the latest delivery that was yielded.
-    pub latest: Arc<AtomicU64>,
 }
 
 impl ChannelSettler {
-    /// Takes the connection over and spawns its owner task, which ends with the epoch or with the settler.
-    pub fn spawn(wire: Wire, epoch: Arc<Epoch>, subscribed: Subscribed) -> Self {
+    /// Takes over a channel that consumes, and spawns its owner task, which ends with the epoch or with the settler. It
+    /// hands out what comes, until the epoch is over or the consumer is cancelled.
+    pub fn spawn(
+        channel: Channel,
+        epoch: Arc<Epoch>,
+        subscribed: Subscribed,
+    ) -> (Self, mpsc::UnboundedReceiver<Delivery>) {
         let enough = usize::from(subscribed.prefetch / 2).max(1);
         let notes = Arc::new(Notes { list: Mutex::default(), noted: Notify::new(), enough });
         let (commands, inbox) = mpsc::unbounded_channel();
+        // The prefetch bounds it.
+        let (handing, handed_out) = mpsc::unbounded_channel();
         let window = AckWindow::new(subscribed.prefetch);
         let owner = Owner {
-            wire,
+            channel,
+            arrivals: Arrivals { epoch: epoch.number, latest: 0, handing: Some(handing) },
             epoch: Arc::clone(&epoch),
             notes: Arc::clone(&notes),
             subscribed,
-            cancelled: false,
             window,
             spare: Vec::new(),
             frames: Vec::new(),
         };
         tokio::spawn(owner.run(inbox));
-        ChannelSettler { epoch, notes, commands }
+        (ChannelSettler { epoch, notes, commands }, handed_out)
     }
 }
 
@@ -142,13 +153,44 @@ impl Settler for ChannelSettler {
     }
 }
 
+/// What has come from the broker, on its way to the workers.
+struct Arrivals {
+    /// The epoch's number.
+    epoch: u64,
+    /// The tag of the latest one.
+    latest: u64,
+    /// `None` once the broker hands out nothing more.
+    handing: Option<mpsc::UnboundedSender<Delivery>>,
+}
+
+impl Arrivals {
+    fn take_in(&mut self, delivered: Delivered) {
+        let Delivered { tag, redelivered, exchange, routing_key, message } = delivered;
+        self.latest = tag;
+        let id = DeliveryId { epoch: self.epoch, tag };
+        if let Some(handing) = &self.handing {
+            // If nobody takes it any more, it stays unsettled, and goes back when the subscription is closed.
+            let _ = handing.send(Delivery { id, exchange, routing_key, redelivered, message });
+        }
+    }
+
+    /// Takes in what is heard while an answer is waited for.
+    fn aside(&mut self, heard: Heard) {
+        if let Heard::Delivered(delivered) = heard {
+            self.take_in(delivered);
+        }
+    }
+}
+
+type Closer = oneshot::Sender<Result<(), SettleError>>;
+
 /// The owner task's state: the only one that uses the channel.
 struct Owner {
-    wire: Wire,
+    channel: Channel,
+    arrivals: Arrivals,
     epoch: Arc<Epoch>,
     notes: Arc<Notes>,
     subscribed: Subscribed,
-    cancelled: bool,
     window: AckWindow,
     spare: Vec<(u64, Settlement)>,
     frames: Vec<Frame>,
@@ -156,136 +198,186 @@ struct Owner {
 
 impl Owner {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        // Should this task die.
+        let _over = EndOnDrop(Arc::clone(&self.epoch));
+        let (closer, outcome) = match self.serve(&mut inbox).await {
+            Ok(closer) => (closer, self.flush().await),
+            Err(end) => (None, Err(end)),
+        };
+        let (queue, epoch) = (&self.subscribed.queue, self.epoch.number);
+        match &outcome {
+            Ok(()) => info!(%queue, epoch, "subscription closed"),
+            Err(reason) => warn!(%queue, epoch, %reason, "subscription lost"),
+        }
+        self.epoch.end(outcome.clone().err().unwrap_or(EpochEnd::Closed));
+        // Whoever waits for a cancel need not wait for goodbyes.
+        drop(inbox);
+        self.channel.close(outcome.as_ref().err()).await;
+        if let Some(closer) = closer {
+            let _ = closer.send(outcome.map_err(|_| SettleError));
+        }
+    }
+
+    /// Hands out and settles until it is to be closed. Returns who wants to hear of that, if anyone.
+    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Command>) -> Result<Option<Closer>, EpochEnd> {
         let notes = Arc::clone(&self.notes);
-        let mut tick = Instant::now();
+        let mut tick = pin!(sleep(STUCK_TICK));
+        // What came along with the answer to `basic.consume`.
+        self.hear()?;
         loop {
             tokio::select! {
-                // Cancel-safe, all of them: `over`, `recv` and `notified` lose nothing, a timer neither.
-                () = self.epoch.over() => break,
+                // Cancel-safe, all of them: `recv`, `notified` and `exchange` lose nothing, a timer neither.
+                biased;
                 command = inbox.recv() => match command {
                     Some(Command::Cancel(reply)) => {
-                        self.cancel().await;
+                        self.cancel().await?;
                         let _ = reply.send(());
                     }
                     Some(Command::WindDown(reply)) => {
-                        self.await_quiet().await;
-                        self.cancel().await;
+                        self.await_quiet().await?;
+                        self.cancel().await?;
                         let _ = reply.send(());
                     }
-                    Some(Command::Close(reply)) => return self.close(Some(reply)).await,
-                    None => return self.close(None).await,
+                    Some(Command::Close(reply)) => return Ok(Some(reply)),
+                    None => return Ok(None),
                 },
                 () = notes.noted.notified() => {
-                    self.coalesce().await;
+                    self.coalesce().await?;
                     if !self.window.has_stuck() {
-                        tick = Instant::now() + STUCK_TICK;
+                        tick.as_mut().reset(Instant::now() + STUCK_TICK);
                     }
-                    self.send_noted().await;
+                    self.take_notes();
+                    self.say_frames();
                 }
-                () = sleep_until(tick), if self.window.has_stuck() => {
-                    tick = Instant::now() + STUCK_TICK;
+                () = &mut tick, if self.window.has_stuck() => {
+                    tick.as_mut().reset(Instant::now() + STUCK_TICK);
                     self.window.tick(&mut self.frames);
-                    self.send_frames().await;
+                    self.say_frames();
+                }
+                exchanged = self.channel.exchange() => {
+                    exchanged?;
+                    self.hear()?;
                 }
             }
         }
-        let (queue, epoch) = (&self.subscribed.queue, self.epoch.number);
-        match self.epoch.reason() {
-            EpochEnd::Closed => {}
-            reason => warn!(%queue, epoch, %reason, "subscription lost"),
+    }
+
+    /// Takes in what the broker has said.
+    fn hear(&mut self) -> Result<(), EpochEnd> {
+        while let Some(heard) = self.channel.next()? {
+            match heard {
+                Heard::Delivered(delivered) => self.arrivals.take_in(delivered),
+                Heard::Ended(end) => return Err(end),
+                Heard::Confirmed { .. } | Heard::Returned(_) | Heard::Answered(..) | Heard::Agreed => {
+                    return Err(EpochEnd::Broke);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, and goes on exchanging with the broker meanwhile.
+    async fn exchange_during(&mut self, wait: impl Future<Output = ()>) -> Result<(), EpochEnd> {
+        let mut wait = pin!(wait);
+        loop {
+            tokio::select! {
+                // Cancel-safe: the wait is kept over turns, and `exchange` keeps what it has done.
+                biased;
+                () = &mut wait => return Ok(()),
+                exchanged = self.channel.exchange() => {
+                    exchanged?;
+                    self.hear()?;
+                }
+            }
         }
     }
 
     /// Waits a moment for more, unless there is enough already.
-    async fn coalesce(&self) {
-        if self.notes.count() < self.notes.enough {
-            tokio::select! {
-                // All branches are cancel-safe: see `run`.
-                () = sleep(COALESCE) => {}
-                () = self.notes.noted.notified() => {}
-                () = self.epoch.over() => {}
-            }
+    async fn coalesce(&mut self) -> Result<(), EpochEnd> {
+        let notes = Arc::clone(&self.notes);
+        if notes.count() >= notes.enough {
+            return Ok(());
         }
+        let moment = async {
+            tokio::select! {
+                // Cancel-safe: both only wait.
+                () = sleep(COALESCE) => {}
+                () = notes.noted.notified() => {}
+            }
+        };
+        self.exchange_during(moment).await
     }
 
-    async fn send_noted(&mut self) {
+    fn take_notes(&mut self) {
         self.notes.take(&mut self.spare);
         self.window.settle(self.spare.drain(..), &mut self.frames);
-        self.send_frames().await;
     }
 
-    async fn send_frames(&mut self) {
-        let channel = &self.wire.channel;
-        for frame in self.frames.drain(..) {
-            let queued = match frame {
-                Frame::AckUpTo(tag) => self.epoch.queue(channel.basic_ack(BasicAckArguments::new(tag, true))).await,
-                Frame::Ack(tag) => self.epoch.queue(channel.basic_ack(BasicAckArguments::new(tag, false))).await,
-                Frame::Release(tag) => {
-                    self.epoch.queue(channel.basic_nack(BasicNackArguments::new(tag, false, true))).await
-                }
-                Frame::Reject(tag) => {
-                    self.epoch.queue(channel.basic_nack(BasicNackArguments::new(tag, false, false))).await
-                }
+    fn say_frames(&mut self) {
+        let mut frames = std::mem::take(&mut self.frames);
+        for frame in frames.drain(..) {
+            let (method, tag, bits) = match frame {
+                Frame::AckUpTo(tag) => (ACK, tag, MULTIPLE),
+                Frame::Ack(tag) => (ACK, tag, 0),
+                Frame::Release(tag) => (NACK, tag, REQUEUE),
+                Frame::Reject(tag) => (NACK, tag, 0),
             };
-            if !queued {
-                return;
-            }
+            self.say(method, tag, bits);
         }
+        // Empty, with its room.
+        self.frames = frames;
+    }
+
+    fn say(&mut self, method: Method, tag: u64, bits: u8) {
+        self.channel.say(method, |out| {
+            out.put_u64(tag);
+            out.put_u8(bits);
+        });
     }
 
     /// Holds acks back until the broker hands out nothing more, since as much is unacked as may be, or nothing waits. What
     /// is on its way inside the broker when it is asked to cancel, it takes back by itself, marks as redelivered and counts
     /// toward the delivery limit, though nobody ever saw it (measured on 3.10.8 under load: some fifty messages).
-    async fn await_quiet(&self) {
+    async fn await_quiet(&mut self) -> Result<(), EpochEnd> {
         let deadline = Instant::now() + QUIET_WITHIN;
-        let latest = || self.subscribed.latest.load(Ordering::Relaxed);
         let mut before = None;
-        while !self.cancelled && before != Some(latest()) && Instant::now() < deadline {
-            before = Some(latest());
-            // Cancel-safe: both only wait.
-            tokio::select! {
-                () = sleep(QUIET) => {}
-                () = self.epoch.over() => return,
-            }
+        while self.arrivals.handing.is_some() && before != Some(self.arrivals.latest) && Instant::now() < deadline {
+            before = Some(self.arrivals.latest);
+            self.exchange_during(sleep(QUIET)).await?;
         }
+        Ok(())
     }
 
-    async fn cancel(&mut self) {
-        if std::mem::replace(&mut self.cancelled, true) {
-            return;
+    /// Stops what the broker hands out. All that it had handed out before is then in the stream, which ends.
+    async fn cancel(&mut self) -> Result<(), EpochEnd> {
+        if self.arrivals.handing.is_none() {
+            return Ok(());
         }
-        let channel = self.wire.channel.clone();
-        let arguments = BasicCancelArguments::new(&self.subscribed.consumer_tag);
-        let cancelling = async move { channel.basic_cancel(arguments).await };
-        // A failure has ended the epoch, which ends the deliveries too.
-        let _ = self.epoch.ask("basic.cancel", cancelling).await;
-    }
-
-    async fn close(mut self, reply: Option<oneshot::Sender<Result<(), SettleError>>>) {
-        let result = self.flush().await;
-        let (queue, number) = (&self.subscribed.queue, self.epoch.number);
-        match &result {
-            Ok(()) => info!(%queue, epoch = number, "subscription closed"),
-            Err(reason) => warn!(%queue, epoch = number, %reason, "subscription lost while closing"),
-        }
-        self.wire.close(&self.epoch).await;
-        if let Some(reply) = reply {
-            let _ = reply.send(result.map_err(|_| SettleError));
-        }
+        let Owner { channel, arrivals, subscribed, .. } = self;
+        let cancelling = channel.ask(
+            "basic.cancel",
+            CANCEL,
+            |out| {
+                put_short(out, &subscribed.consumer_tag);
+                // With an answer.
+                out.put_u8(0);
+            },
+            |heard| arrivals.aside(heard),
+        );
+        cancelling.await?;
+        self.arrivals.handing = None;
+        Ok(())
     }
 
     /// Sends all that was noted, gives back the rest, and waits until the queue has it.
     async fn flush(&mut self) -> Result<(), EpochEnd> {
-        self.cancel().await;
-        self.send_noted().await;
+        self.cancel().await?;
+        self.take_notes();
         self.window.flush(&mut self.frames);
-        self.send_frames().await;
-        // Tag 0 means all that is unsettled. Closing the channel would give it back too, but only with this does
-        // the consumer come to an end that can be waited for.
-        let rest = BasicNackArguments::new(0, true, true);
-        if !self.epoch.is_over() {
-            self.epoch.queue(self.wire.channel.basic_nack(rest)).await;
-        }
+        self.say_frames();
+        // Tag 0 means all that is unsettled. Closing the channel would give the rest back too, but only with this does the consumer come to an end that can be
+        // waited for.
+        self.say(NACK, 0, MULTIPLE | REQUEUE);
         self.await_applied().await
     }
 
@@ -296,22 +388,45 @@ impl Owner {
     ///
     /// With consumers of other processes on the queue, the count may have fallen before it is first looked at,
     /// and ours cannot be told from theirs. So there is a bound; what is lost then, the broker hands out again.
-    async fn await_applied(&self) -> Result<(), EpochEnd> {
+    async fn await_applied(&mut self) -> Result<(), EpochEnd> {
         let deadline = Instant::now() + APPLIED_WITHIN;
         let mut most = 0;
         loop {
-            if self.epoch.is_over() {
-                return Err(self.epoch.reason());
-            }
-            let channel = self.wire.channel.clone();
-            let arguments = QueueDeclareArguments::new(&self.subscribed.queue).passive(true).finish();
-            let asking = async move { channel.queue_declare(arguments).await };
-            let consumers = self.epoch.ask("queue.declare", asking).await?.map_or(0, |(_, _, consumers)| consumers);
+            let consumers = self.consumers().await?;
             if consumers == 0 || consumers < most || Instant::now() > deadline {
                 return Ok(());
             }
             most = consumers;
-            sleep(APPLIED_LOOK).await;
+            self.exchange_during(sleep(APPLIED_LOOK)).await?;
         }
     }
+
+    /// How many consumers the queue has.
+    async fn consumers(&mut self) -> Result<u32, EpochEnd> {
+        /// Changes nothing: only asks.
+        const PASSIVE: u8 = 1;
+        let Owner { channel, arrivals, subscribed, .. } = self;
+        let asking = channel.ask(
+            "queue.declare",
+            QUEUE_DECLARE,
+            |out| {
+                // Reserved.
+                out.put_u16(0);
+                put_short(out, &subscribed.queue);
+                out.put_u8(PASSIVE);
+                // No arguments.
+                out.put_u32(0);
+            },
+            |heard| arrivals.aside(heard),
+        );
+        let answer = asking.await?;
+        count_of_consumers(&answer).ok_or(EpochEnd::Broke)
+    }
+}
+
+/// The last of `queue.declare-ok`'s arguments, behind the queue's name and its number of messages.
+fn count_of_consumers(mut answer: &[u8]) -> Option<u32> {
+    get_short(&mut answer).ok()?;
+    answer.try_get_u32().ok()?;
+    answer.try_get_u32().ok()
 }

@@ -1,23 +1,23 @@
-//! Subscribing: a connection of its own for each, so that a message which kills the connection it is delivered
-//! on (a header that is not UTF-8 does) stops no other queue.
+//! Subscribing: a connection of its own for each, so that what ends one subscription stops no other queue.
 //!
-//! Owns the way from the client library to the stream of deliveries. Never settles anything.
+//! Owns the way to a subscription, and its stream of deliveries. Never settles anything.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use amqprs::channel::{BasicConsumeArguments, BasicQosArguments, ConsumerMessage};
+use bytes::BufMut;
 use futures_util::future::BoxFuture;
 use futures_util::stream::Stream;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::info;
 
-use super::connect::{ConnectError, Link, SHORT_STRING, Wire};
-use super::convert::from_amqp;
+use super::channel::Channel;
+use super::connect::{ConnectError, Link, SHORT_STRING};
+use super::decode::{CONSUME, QOS};
 use super::epoch::{Epoch, EpochEnd};
+use super::frame::put_short;
 use super::settle::{ChannelSettler, Subscribed};
 use crate::chain::chain;
 use crate::instance;
@@ -43,46 +43,57 @@ async fn subscribe(link: &Link, queue: &str, prefetch: u16) -> Result<Subscripti
     if queue.len() > SHORT_STRING {
         return Err(ConnectError::Invalid { problem: format!("the queue's name has {} bytes", queue.len()) });
     }
-    // 0 would mean no limit, and the library buffers whatever the broker sends.
+    // 0 would mean no limit, and all that is handed out is taken in.
     let prefetch = prefetch.max(1);
     let epoch = Epoch::begin();
-    let wire = Wire::open(link, &format!("consume {queue}"), &epoch).await?;
-    match consume(&wire, &epoch, queue, prefetch).await {
-        Ok((consumer_tag, messages)) => {
-            info!(queue, epoch = epoch.number, address = %wire.address, prefetch, "subscribed");
-            let latest = Arc::new(AtomicU64::new(0));
-            let over = Box::pin(epoch.over_owned());
-            let deliveries = Deliveries { messages, latest: Arc::clone(&latest), epoch: Arc::clone(&epoch), over };
-            let subscribed = Subscribed { queue: queue.to_owned(), consumer_tag, prefetch, latest };
-            let settler = ChannelSettler::spawn(wire, epoch, subscribed);
-            Ok(Subscription { deliveries: Box::pin(deliveries), settler: Arc::new(settler) })
-        }
-        Err(reason) => {
-            wire.close(&epoch).await;
-            Err(ConnectError::Lost(reason))
-        }
+    let consumer_tag = format!("{}{}", instance::tag_prefix(), epoch.number);
+    let mut channel = Channel::open(link, &format!("consume {queue}")).await?;
+    if let Err(end) = consume(&mut channel, queue, prefetch, &consumer_tag).await {
+        channel.close(Some(&end)).await;
+        return Err(ConnectError::Lost(end));
     }
+    info!(queue, epoch = epoch.number, address = %channel.address, prefetch, "subscribed");
+    let subscribed = Subscribed { queue: queue.to_owned(), consumer_tag, prefetch };
+    let (settler, handed_out) = ChannelSettler::spawn(channel, Arc::clone(&epoch), subscribed);
+    let over = Box::pin(epoch.over_owned());
+    let deliveries = Deliveries { handed_out, epoch, over };
+    Ok(Subscription { deliveries: Box::pin(deliveries), settler: Arc::new(settler) })
 }
 
-async fn consume(
-    wire: &Wire,
-    epoch: &Epoch,
-    queue: &str,
-    prefetch: u16,
-) -> Result<(String, UnboundedReceiver<ConsumerMessage>), EpochEnd> {
-    let channel = wire.channel.clone();
-    let qos = async move { channel.basic_qos(BasicQosArguments::new(0, prefetch, false)).await };
-    epoch.ask("basic.qos", qos).await?;
-    let channel = wire.channel.clone();
-    let arguments = BasicConsumeArguments::new(queue, &format!("{}{}", instance::tag_prefix(), epoch.number));
-    epoch.ask("basic.consume", async move { channel.basic_consume_rx(arguments).await }).await
+async fn consume(channel: &mut Channel, queue: &str, prefetch: u16, consumer_tag: &str) -> Result<(), EpochEnd> {
+    let qos = channel.ask(
+        "basic.qos",
+        QOS,
+        |out| {
+            // No limit in bytes, which RabbitMQ does not have; and for the consumers to come, not for the channel.
+            out.put_u32(0);
+            out.put_u16(prefetch);
+            out.put_u8(0);
+        },
+        drop,
+    );
+    qos.await?;
+    let consuming = channel.ask(
+        "basic.consume",
+        CONSUME,
+        |out| {
+            // Reserved.
+            out.put_u16(0);
+            put_short(out, queue);
+            put_short(out, consumer_tag);
+            // With acknowledgements, not exclusive, with an answer.
+            out.put_u8(0);
+            // No arguments.
+            out.put_u32(0);
+        },
+        drop,
+    );
+    consuming.await.map(drop)
 }
 
-/// The deliveries of one epoch, straight from the library's queue, which the prefetch bounds.
+/// The deliveries of one epoch, which the prefetch bounds.
 struct Deliveries {
-    messages: UnboundedReceiver<ConsumerMessage>,
-    /// The tag of the latest one yielded.
-    latest: Arc<AtomicU64>,
+    handed_out: UnboundedReceiver<Delivery>,
     epoch: Arc<Epoch>,
     /// Wakes the stream at the end of the epoch; polled only when there is nothing to yield.
     over: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -96,17 +107,9 @@ impl Stream for Deliveries {
         if self.epoch.is_over() {
             return Poll::Ready(None);
         }
-        loop {
-            match self.messages.poll_recv(cx) {
-                Poll::Ready(Some(message)) => {
-                    if let Some(delivery) = from_amqp(message, self.epoch.number) {
-                        self.latest.store(delivery.id.tag, Ordering::Relaxed);
-                        return Poll::Ready(Some(delivery));
-                    }
-                }
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => return self.over.as_mut().poll(cx).map(|()| None),
-            }
+        match self.handed_out.poll_recv(cx) {
+            Poll::Pending => self.over.as_mut().poll(cx).map(|()| None),
+            ready => ready,
         }
     }
 }

@@ -14,8 +14,7 @@ const SUSPICIOUS_COUNT: u64 = 3;
 const HIGHEST_COUNT: u64 = DELIVERY_LIMIT.unsigned_abs();
 /// So many unsuspicious deliveries in a row end safe mode.
 const CLEAR_STREAK: u32 = 20;
-/// Subscriptions lost in a row, each soon and before anything was settled, look like a killer the client
-/// library never even hands out.
+/// Subscriptions lost in a row, each soon and before anything was settled, look like a killer that cannot even be read.
 const FRUITLESS_EPOCHS: u32 = 3;
 /// "Soon", for the rule above.
 const SOON: Duration = Duration::from_secs(5);

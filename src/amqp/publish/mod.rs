@@ -3,9 +3,6 @@
 //! Owns the callers' side: checks, limits, waiting. A lost connection is never seen here: [`owner`] keeps what
 //! is unconfirmed and sends it again.
 
-mod channel;
-mod decode;
-mod encode;
 mod outstanding;
 mod owner;
 #[cfg(test)]

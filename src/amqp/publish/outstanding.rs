@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::decode::Returned;
+use crate::amqp::decode::{Returned, Word};
 use crate::message::{Publication, PublishError};
 
 /// One of a caller's publications, and its bytes as counted against the limit.
@@ -29,13 +29,6 @@ impl Sized {
 pub(super) struct Batch {
     pub publications: Vec<Sized>,
     pub reply: oneshot::Sender<Result<(), PublishError>>,
-}
-
-/// What the broker says of a publication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    Taken,
-    Refused,
 }
 
 /// A batch's caller, counted down.
@@ -178,8 +171,8 @@ impl Outstanding {
             entry.returned.is_none()
                 && **exchange == *returned.exchange
                 && *routing_key == returned.routing_key
-                && message.properties.message_id == returned.message_id
-                && message.body == returned.body
+                && message.properties.message_id == returned.message.properties.message_id
+                && message.body == returned.message.body
         };
         if let Some(entry) = sent.into_iter().find(alike) {
             entry.returned = Some(returned.reply);

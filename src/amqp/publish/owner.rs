@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::BufMut;
 use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep};
 use tracing::{error, info, warn};
 
 use super::Shared;
-use super::channel::Channel;
-use super::decode::Heard;
 use super::outstanding::{Batch, Freed, Outstanding};
-use crate::amqp::connect::Link;
+use crate::amqp::channel::Channel;
+use crate::amqp::connect::{ConnectError, Link};
+use crate::amqp::decode::{CONFIRM_SELECT, Heard};
 use crate::amqp::epoch::{self, EpochEnd};
 use crate::backoff::Backoff;
 use crate::chain::chain;
@@ -55,7 +56,7 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
     let backoff = Backoff { first: FIRST_WAIT, max: owner.link.broker.reconnect_max };
     let (mut attempt, mut fruitless) = (0, 0_u32);
     while !owner.is_finished() {
-        match Channel::open(&owner.link).await {
+        match open(&owner.link).await {
             Ok(channel) => {
                 let begun = Instant::now();
                 let patience = owner.link.broker.confirm_timeout * 2_u32.pow(fruitless.min(MOST_DOUBLINGS));
@@ -75,6 +76,14 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
         attempt += 1;
     }
     owner.finish();
+}
+
+/// Connects and opens the channel, in confirm mode.
+async fn open(link: &Link) -> Result<Channel, ConnectError> {
+    let mut channel = Channel::open(link, "publish").await?;
+    let selecting = channel.ask("confirm.select", CONFIRM_SELECT, |out| out.put_u8(0), drop);
+    selecting.await.map_err(ConnectError::Lost)?;
+    Ok(channel)
 }
 
 impl Owner {
@@ -120,7 +129,6 @@ impl Owner {
                     if self.outstanding.oldest_sent().is_some_and(|sent| sent.elapsed() > patience) {
                         return Err(EpochEnd::Unconfirmed(patience));
                     }
-                    channel.beat()?;
                 }
                 Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
                 () = abandoned(&mut self.closer) => return Ok(()),
@@ -155,7 +163,7 @@ impl Owner {
                 }
                 Heard::Returned(returned) => self.outstanding.returned(returned),
                 Heard::Ended(end) => return Err(end),
-                Heard::Agreed => return Err(EpochEnd::Broke),
+                Heard::Delivered(_) | Heard::Answered(..) | Heard::Agreed => return Err(EpochEnd::Broke),
             }
         }
         Ok(())

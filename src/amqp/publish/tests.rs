@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::decode::CHANNEL_CLOSE;
 use super::*;
+use crate::amqp::decode::CHANNEL_CLOSE;
 use crate::amqp::frame::{Frame, HEARTBEAT, METHOD, Method, put_frame, put_long, put_method, put_short};
 use crate::amqp::handshake::{CLOSE, CLOSE_OK};
 use crate::config::{Address, Broker, Mechanism, Secret};

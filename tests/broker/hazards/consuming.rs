@@ -1,14 +1,13 @@
 //! Prefetch, settling, and the ways in which an epoch of consuming ends.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use orderd::amqp::Link;
-use orderd::message::{Consumer, Delivery, DeliveryId, Message, SettleError, Settlement, Subscription};
+use orderd::message::{Consumer, Delivery, DeliveryId, HeaderValue, SettleError, Settlement, Subscription};
 
-use crate::support::raw::{Raw, number, persistent, text, with_headers};
+use crate::support::raw::{Raw, field, persistent, text, with_headers};
 use crate::support::{Node, Vhost, eventually, soon};
 
 async fn subscribe(vhost: &Vhost<'_>, queue: &str, prefetch: u16) -> Subscription {
@@ -277,46 +276,55 @@ async fn a_subscription_that_is_dropped_gives_its_deliveries_back() {
     eventually("two are back", async || raw.queue("q") == Some((2, 0))).await;
 }
 
+/// A table in a table in a table, so many levels deep.
+fn nested(levels: usize) -> Vec<u8> {
+    (0..levels)
+        .fold(Vec::new(), |inner, _| field("n", b'F', &[&(inner.len() as u32).to_be_bytes()[..], &inner].concat()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_is_not_utf8_leaves_through_the_delivery_limit_and_its_neighbours_are_worked_on() {
+async fn headers_that_no_client_should_send_end_nothing_and_are_kept() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
-    raw.declare_quorum("dead", &[]);
-    raw.declare_quorum(
-        "q",
-        &[
-            number("x-delivery-limit", 3),
-            text("x-dead-letter-exchange", ""),
-            text("x-dead-letter-routing-key", "dead"),
-            text("x-dead-letter-strategy", "at-least-once"),
-            text("x-overflow", "reject-publish"),
-        ],
-    );
-    raw.publish("q", &with_headers(&[text("note", b"\xFF\xFE")]), b"poison");
+    raw.declare_quorum("q", &[]);
+    let odd_name = [b"\x02\xC3\x28".to_vec(), b"V".to_vec()].concat();
+    raw.publish("q", &with_headers(&[text("note", b"\xFF\xFE")]), b"text");
+    raw.publish("q", &with_headers(&[odd_name]), b"name");
+    raw.publish("q", &with_headers(&[nested(1000)]), b"deep");
     raw.publish("q", &persistent(), b"good");
-    let link = Link::new(vhost.broker());
-    let (mut epochs, mut worked_on) = (0, BTreeSet::new());
-    // As a pool in safe mode does: one at a time, and again after each loss.
-    while !worked_on.contains(&b"good"[..]) {
-        epochs += 1;
-        assert!(epochs < 50, "the poison stays");
-        // The poison may come before the subscription stands.
-        let Ok(mut subscription) = soon("subscribe", link.subscribe("q", 1)).await else { continue };
-        while let Some(Delivery { id, message: Message { body, .. }, .. }) =
-            soon("delivery or end", subscription.deliveries.next()).await
-        {
-            subscription.settler.settle(id, Settlement::Ack);
-            if worked_on.insert(body.to_vec()) {
-                soon("close", subscription.settler.close()).await.unwrap();
-                break;
-            }
-        }
-    }
-    assert!((4..=6).contains(&epochs), "{epochs} epochs for a delivery limit of 3");
-    eventually("the poison is dead-lettered", async || raw.depth("dead") == 1).await;
-    assert_eq!(raw.get("dead").unwrap().body, b"poison");
-    assert_eq!(raw.depth("q"), 0);
+    let mut subscription = subscribe(&vhost, "q", 10).await;
+    let held = take(&mut subscription, 4).await;
+    let bodies: Vec<_> = held.iter().map(|delivery| &delivery.message.body[..]).collect();
+    assert_eq!(bodies, [&b"text"[..], b"name", b"deep", b"good"], "in one epoch");
+    assert_eq!(held[0].message.headers["note"], HeaderValue::Bytes(b"\xFF\xFE"[..].into()));
+    assert_eq!(held[1].message.headers[r"\xc3("], HeaderValue::Void);
+    assert!(matches!(&held[2].message.headers["n"], HeaderValue::Table(_)));
+    held.iter().for_each(|delivery| subscription.settler.settle(delivery.id, Settlement::Ack));
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(raw.queue("q"), Some((0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_the_broker_lets_outgrow_a_frame_are_read() {
+    const FRAME: usize = 128 * 1024;
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    // What a frame has beside its payload, what the payload has before the properties, and those with an empty note.
+    let rest = FRAME - 8 - 12 - with_headers(&[text("note", "")]).len();
+    raw.publish("q", &with_headers(&[text("note", vec![b'x'; rest])]), b"full");
+    let mut subscription = subscribe(&vhost, "q", 1).await;
+    let first = take(&mut subscription, 1).await.remove(0);
+    assert_eq!(first.delivery_count(), 0);
+    subscription.settler.settle(first.id, Settlement::Release);
+    let again = take(&mut subscription, 1).await.remove(0);
+    assert_eq!(again.delivery_count(), 1, "in a header that did not fit any more");
+    assert_eq!(again.message.headers["note"].as_text().map(str::len), Some(rest));
+    subscription.settler.settle(again.id, Settlement::Ack);
+    soon("close", subscription.settler.close()).await.unwrap();
+    assert_eq!(raw.queue("q"), Some((0, 0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
