@@ -226,6 +226,7 @@ mod tests {
 
     use super::*;
     use crate::amqp::frame::{HEARTBEAT, put_frame, put_long, put_method, put_short};
+    use crate::amqp::peer::put_deliver;
     use crate::message::HeaderValue;
 
     /// What is heard of all these frames.
@@ -245,16 +246,6 @@ mod tests {
             for text in ["NO_ROUTE", "orders", "order.odd"] {
                 put_short(out, text);
             }
-        });
-    }
-
-    fn put_delivery(out: &mut BytesMut, tag: u64) {
-        put_method(out, 1, DELIVER, |out| {
-            put_short(out, "orderd-1");
-            out.put_u64(tag);
-            out.put_u8(1);
-            put_short(out, "orders");
-            put_short(out, "order.normal.new");
         });
     }
 
@@ -310,10 +301,10 @@ mod tests {
             Heard::Delivered(Delivered { tag, redelivered: true, exchange, routing_key, message: message(body) })
         };
         let heard = hear(|out| {
-            put_delivery(out, 1);
+            put_deliver(out, 1);
             put_header(out, 3);
             put_body(out, b"abc");
-            put_delivery(out, 2);
+            put_deliver(out, 2);
             put_header(out, 0);
         });
         assert_eq!(heard, Ok(vec![delivered(1, b"abc"), delivered(2, b"")]));
@@ -323,7 +314,7 @@ mod tests {
     fn the_end_of_the_connection_may_come_in_the_middle_of_a_message() {
         let close = |channel, method| {
             hear(|out| {
-                put_delivery(out, 1);
+                put_deliver(out, 1);
                 put_method(out, channel, method, |out| {
                     out.put_u16(320);
                     put_short(out, "shutdown");
@@ -347,7 +338,7 @@ mod tests {
     fn what_the_broker_would_never_say_is_an_error_and_no_panic() {
         assert!(hear(|out| put_body(out, b"abc")).is_err(), "a body of nothing");
         assert!(hear(|out| put_header(out, 1)).is_err(), "a header of nothing");
-        for begin in [put_return, |out: &mut BytesMut| put_delivery(out, 1)] {
+        for begin in [put_return, |out: &mut BytesMut| put_deliver(out, 1)] {
             let after = |more: &dyn Fn(&mut BytesMut)| {
                 hear(|out| {
                     begin(out);

@@ -26,6 +26,8 @@ mod decode;
 mod epoch;
 mod frame;
 mod handshake;
+#[cfg(test)]
+mod peer;
 mod permit;
 mod publish;
 mod settle;

@@ -3,6 +3,9 @@
 //! Owns a subscription's connection, and hands out what comes on it. Never decides what a settlement is, and never sends one
 //! of a past epoch.
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
