@@ -225,9 +225,9 @@ impl Owner {
     async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Command>) -> Result<Option<Closer>, EpochEnd> {
         let notes = Arc::clone(&self.notes);
         let mut tick = pin!(sleep(STUCK_TICK));
-        // What came along with the answer to `basic.consume`.
-        self.hear()?;
         loop {
+            // Not only after an exchange: more may have come along with an answer.
+            self.hear()?;
             tokio::select! {
                 // Cancel-safe, all of them: `recv`, `notified` and `exchange` lose nothing, a timer neither.
                 biased;
@@ -257,10 +257,7 @@ impl Owner {
                     self.window.tick(&mut self.frames);
                     self.say_frames();
                 }
-                exchanged = self.channel.exchange() => {
-                    exchanged?;
-                    self.hear()?;
-                }
+                exchanged = self.channel.exchange() => exchanged?,
             }
         }
     }
@@ -283,14 +280,12 @@ impl Owner {
     async fn exchange_during(&mut self, wait: impl Future<Output = ()>) -> Result<(), EpochEnd> {
         let mut wait = pin!(wait);
         loop {
+            self.hear()?;
             tokio::select! {
                 // Cancel-safe: the wait is kept over turns, and `exchange` keeps what it has done.
                 biased;
                 () = &mut wait => return Ok(()),
-                exchanged = self.channel.exchange() => {
-                    exchanged?;
-                    self.hear()?;
-                }
+                exchanged = self.channel.exchange() => exchanged?,
             }
         }
     }

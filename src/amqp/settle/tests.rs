@@ -2,13 +2,14 @@
 
 use bytes::BytesMut;
 use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::*;
-use crate::amqp::decode::{CHANNEL_OPEN, CONSUME, QOS, answer_to};
+use crate::amqp::decode::{CHANNEL_CLOSE, CHANNEL_OPEN, CONSUME, QOS, answer_to};
 use crate::amqp::frame::{BODY, HEADER, HEARTBEAT, put_frame, put_method};
 use crate::amqp::handshake::{CLOSE, CLOSE_OK};
-use crate::amqp::peer::{DEADLINE, Guest, Peer, put_deliver};
+use crate::amqp::peer::{DEADLINE, Guest, Peer, put_close, put_deliver};
 use crate::message::{Consumer, Subscription};
 
 const SUBSCRIBING: &[Method] = &[CHANNEL_OPEN, QOS, CONSUME];
@@ -124,6 +125,25 @@ async fn a_consumer_that_the_broker_cancels_is_over_and_says_goodbye() {
         guest.say(|out| put_method(out, 0, CLOSE_OK, |_| {})).await;
         guest.hangs_up().await;
         assert_eq!(subscription.settler.close().await, Err(SettleError));
+    }
+}
+
+#[tokio::test]
+async fn why_the_broker_hangs_up_is_heard_though_it_comes_along_with_an_answer() {
+    let peer = Peer::new(SUBSCRIBING).await;
+    for (ending, agreeing) in [((0, CLOSE), CLOSE_OK), ((1, CHANNEL_CLOSE), answer_to(CHANNEL_CLOSE))] {
+        let (subscription, mut guest) = subscribed(&peer, |_| {}).await;
+        let cancelling = tokio::spawn(subscription.settler.cancel());
+        guest.hears(CANCEL).await;
+        guest
+            .say(|out| {
+                put_answer(out, CANCEL);
+                put_close(out, ending, 320, "CONNECTION_FORCED");
+            })
+            .await;
+        guest.stream.shutdown().await.unwrap();
+        done(cancelling).await;
+        guest.hears(agreeing).await;
     }
 }
 
