@@ -69,17 +69,21 @@ impl Channel {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (swollen, flushed, mute, sent, heard) = (false, true, false, now, now);
         let mut channel = Channel { session, ear, outgoing, swollen, flushed, mute, sent, heard, look, address };
-        channel.ask("channel.open", CHANNEL_OPEN, |out| put_short(out, ""), drop).await.map_err(ConnectError::Lost)?;
+        channel
+            .ask("channel.open", CHANNEL_OPEN, |out| put_short(out, ""), nothing)
+            .await
+            .map_err(ConnectError::Lost)?;
         Ok(channel)
     }
 
-    /// Asks for something and waits for the answer, of which it returns the arguments. What is heard before goes aside.
+    /// Asks for something and waits for the answer, of which it returns the arguments. What is heard before goes aside,
+    /// which may end the waiting.
     pub async fn ask(
         &mut self,
         request: &'static str,
         method: Method,
         fill: impl FnOnce(&mut BytesMut),
-        mut aside: impl FnMut(Heard),
+        mut aside: impl FnMut(Heard) -> Result<(), EpochEnd>,
     ) -> Result<Vec<u8>, EpochEnd> {
         self.say(method, fill);
         let asking = async {
@@ -87,8 +91,7 @@ impl Channel {
                 while let Some(heard) = self.next()? {
                     match heard {
                         Heard::Answered(answer, arguments) if answer == answer_to(method) => return Ok(arguments),
-                        Heard::Ended(end) => return Err(end),
-                        other => aside(other),
+                        other => aside(other)?,
                     }
                 }
                 self.exchange().await?;
@@ -229,8 +232,18 @@ impl Channel {
     }
 }
 
+/// Takes in what is heard where nothing but an answer or the end may be.
+pub(super) fn nothing(heard: Heard) -> Result<(), EpochEnd> {
+    match heard {
+        Heard::Ended(end) => Err(end),
+        Heard::Confirmed { .. } | Heard::Returned(_) | Heard::Delivered(_) | Heard::Answered(..) | Heard::Agreed => {
+            Err(broke(&"something that nobody asked for"))
+        }
+    }
+}
+
 /// For whoever searches the network for what the end of the epoch does not tell.
-fn broke(why: &dyn Display) -> EpochEnd {
+pub(super) fn broke(why: &dyn Display) -> EpochEnd {
     debug!(%why, "the connection is of no more use");
     EpochEnd::Broke
 }

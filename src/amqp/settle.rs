@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::ack_window::{AckWindow, Frame};
-use super::channel::Channel;
+use super::channel::{Channel, broke, nothing};
 use super::decode::{ACK, CANCEL, Delivered, Heard, NACK, QUEUE_DECLARE};
 use super::epoch::{EndOnDrop, Epoch, EpochEnd};
 use super::frame::{Method, get_short, put_short};
@@ -167,20 +167,31 @@ struct Arrivals {
 }
 
 impl Arrivals {
-    fn take_in(&mut self, delivered: Delivered) {
+    /// Takes in what the broker has said unasked.
+    fn take_in(&mut self, heard: Heard) -> Result<(), EpochEnd> {
+        match heard {
+            // The broker numbers what it hands out on a channel one by one. If it does not, one was lost on the way, and
+            // there is no telling any more which one a settlement is for.
+            Heard::Delivered(delivered) if delivered.tag != self.latest + 1 => {
+                Err(broke(&"a delivery that is numbered out of turn"))
+            }
+            Heard::Delivered(delivered) => {
+                self.hand_out(delivered);
+                Ok(())
+            }
+            Heard::Ended(_) | Heard::Confirmed { .. } | Heard::Returned(_) | Heard::Answered(..) | Heard::Agreed => {
+                nothing(heard)
+            }
+        }
+    }
+
+    fn hand_out(&mut self, delivered: Delivered) {
         let Delivered { tag, redelivered, exchange, routing_key, message } = delivered;
         self.latest = tag;
         let id = DeliveryId { epoch: self.epoch, tag };
         if let Some(handing) = &self.handing {
             // If nobody takes it any more, it stays unsettled, and goes back when the subscription is closed.
             let _ = handing.send(Delivery { id, exchange, routing_key, redelivered, message });
-        }
-    }
-
-    /// Takes in what is heard while an answer is waited for.
-    fn aside(&mut self, heard: Heard) {
-        if let Heard::Delivered(delivered) = heard {
-            self.take_in(delivered);
         }
     }
 }
@@ -265,13 +276,7 @@ impl Owner {
     /// Takes in what the broker has said.
     fn hear(&mut self) -> Result<(), EpochEnd> {
         while let Some(heard) = self.channel.next()? {
-            match heard {
-                Heard::Delivered(delivered) => self.arrivals.take_in(delivered),
-                Heard::Ended(end) => return Err(end),
-                Heard::Confirmed { .. } | Heard::Returned(_) | Heard::Answered(..) | Heard::Agreed => {
-                    return Err(EpochEnd::Broke);
-                }
-            }
+            self.arrivals.take_in(heard)?;
         }
         Ok(())
     }
@@ -360,7 +365,7 @@ impl Owner {
                 // With an answer.
                 out.put_u8(0);
             },
-            |heard| arrivals.aside(heard),
+            |heard| arrivals.take_in(heard),
         );
         cancelling.await?;
         self.arrivals.handing = None;
@@ -415,7 +420,7 @@ impl Owner {
                 // No arguments.
                 out.put_u32(0);
             },
-            |heard| arrivals.aside(heard),
+            |heard| arrivals.take_in(heard),
         );
         let answer = asking.await?;
         count_of_consumers(&answer).ok_or(EpochEnd::Broke)

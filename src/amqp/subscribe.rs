@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::info;
 
-use super::channel::Channel;
+use super::channel::{Channel, nothing};
 use super::connect::{ConnectError, Link, SHORT_STRING};
 use super::decode::{CONSUME, QOS};
 use super::epoch::{Epoch, EpochEnd};
@@ -70,7 +70,7 @@ async fn consume(channel: &mut Channel, queue: &str, prefetch: u16, consumer_tag
             out.put_u16(prefetch);
             out.put_u8(0);
         },
-        drop,
+        nothing,
     );
     qos.await?;
     let consuming = channel.ask(
@@ -86,7 +86,7 @@ async fn consume(channel: &mut Channel, queue: &str, prefetch: u16, consumer_tag
             // No arguments.
             out.put_u32(0);
         },
-        drop,
+        nothing,
     );
     consuming.await.map(drop)
 }

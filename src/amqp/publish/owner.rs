@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::Shared;
 use super::outstanding::{Batch, Freed, Outstanding};
-use crate::amqp::channel::Channel;
+use crate::amqp::channel::{Channel, nothing};
 use crate::amqp::connect::{ConnectError, Link};
 use crate::amqp::decode::{CONFIRM_SELECT, Heard};
 use crate::amqp::epoch::{self, EpochEnd};
@@ -81,7 +81,7 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
 /// Connects and opens the channel, in confirm mode.
 async fn open(link: &Link) -> Result<Channel, ConnectError> {
     let mut channel = Channel::open(link, "publish").await?;
-    let selecting = channel.ask("confirm.select", CONFIRM_SELECT, |out| out.put_u8(0), drop);
+    let selecting = channel.ask("confirm.select", CONFIRM_SELECT, |out| out.put_u8(0), nothing);
     selecting.await.map_err(ConnectError::Lost)?;
     Ok(channel)
 }

@@ -148,6 +148,19 @@ async fn why_the_broker_hangs_up_is_heard_though_it_comes_along_with_an_answer()
 }
 
 #[tokio::test]
+async fn a_delivery_numbered_out_of_turn_is_not_worked_on() {
+    let peer = Peer::new(SUBSCRIBING).await;
+    for tag in [0, 1, 3, u64::MAX] {
+        let (mut subscription, mut guest) = subscribed(&peer, |out| put_delivery(out, 1, b"one")).await;
+        let held = next(&mut subscription).await.unwrap();
+        guest.say(|out| put_delivery(out, tag, b"odd")).await;
+        assert!(next(&mut subscription).await.is_none(), "{tag}");
+        subscription.settler.settle(held.id, Settlement::Ack);
+        guest.hangs_up().await;
+    }
+}
+
+#[tokio::test]
 async fn an_idle_subscription_is_kept_by_heartbeats_and_given_up_without() {
     let mut peer = Peer::new(SUBSCRIBING).await;
     peer.broker.heartbeat = Duration::from_secs(6);
