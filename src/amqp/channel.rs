@@ -69,11 +69,10 @@ impl Channel {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (swollen, flushed, mute, sent, heard) = (false, true, false, now, now);
         let mut channel = Channel { session, ear, outgoing, swollen, flushed, mute, sent, heard, look, address };
-        channel
-            .ask("channel.open", CHANNEL_OPEN, |out| put_short(out, ""), nothing)
-            .await
-            .map_err(ConnectError::Lost)?;
-        Ok(channel)
+        match channel.ask("channel.open", CHANNEL_OPEN, |out| put_short(out, ""), nothing).await {
+            Ok(_) => Ok(channel),
+            Err(end) => Err(channel.give_up(end).await),
+        }
     }
 
     /// Asks for something and waits for the answer, of which it returns the arguments. What is heard before goes aside,
@@ -216,6 +215,12 @@ impl Channel {
             Some(_) => return,
         }
         let _ = timeout(GOODBYE, self.agree()).await;
+    }
+
+    /// Ends a connection that came to its end while it was being set up.
+    pub async fn give_up(self, end: EpochEnd) -> ConnectError {
+        self.close(Some(&end)).await;
+        ConnectError::Lost(end)
     }
 
     /// Waits until the broker has hung up or agrees that we do.

@@ -49,8 +49,7 @@ async fn subscribe(link: &Link, queue: &str, prefetch: u16) -> Result<Subscripti
     let consumer_tag = format!("{}{}", instance::tag_prefix(), epoch.number);
     let mut channel = Channel::open(link, &format!("consume {queue}")).await?;
     if let Err(end) = consume(&mut channel, queue, prefetch, &consumer_tag).await {
-        channel.close(Some(&end)).await;
-        return Err(ConnectError::Lost(end));
+        return Err(channel.give_up(end).await);
     }
     info!(queue, epoch = epoch.number, address = %channel.address, prefetch, "subscribed");
     let subscribed = Subscribed { queue: queue.to_owned(), consumer_tag, prefetch };

@@ -81,9 +81,10 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
 /// Connects and opens the channel, in confirm mode.
 async fn open(link: &Link) -> Result<Channel, ConnectError> {
     let mut channel = Channel::open(link, "publish").await?;
-    let selecting = channel.ask("confirm.select", CONFIRM_SELECT, |out| out.put_u8(0), nothing);
-    selecting.await.map_err(ConnectError::Lost)?;
-    Ok(channel)
+    match channel.ask("confirm.select", CONFIRM_SELECT, |out| out.put_u8(0), nothing).await {
+        Ok(_) => Ok(channel),
+        Err(end) => Err(channel.give_up(end).await),
+    }
 }
 
 impl Owner {

@@ -10,6 +10,7 @@ use crate::amqp::decode::{CHANNEL_CLOSE, CHANNEL_OPEN, CONSUME, QOS, answer_to};
 use crate::amqp::frame::{BODY, HEADER, HEARTBEAT, put_frame, put_method};
 use crate::amqp::handshake::{CLOSE, CLOSE_OK};
 use crate::amqp::peer::{DEADLINE, Guest, Peer, put_close, put_deliver};
+use crate::chain::chain;
 use crate::message::{Consumer, Subscription};
 
 const SUBSCRIBING: &[Method] = &[CHANNEL_OPEN, QOS, CONSUME];
@@ -144,6 +145,20 @@ async fn why_the_broker_hangs_up_is_heard_though_it_comes_along_with_an_answer()
         guest.stream.shutdown().await.unwrap();
         done(cancelling).await;
         guest.hears(agreeing).await;
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_ends_the_connection_while_we_subscribe_is_agreed_with_and_quoted() {
+    for answered in [&[], &SUBSCRIBING[..1], &SUBSCRIBING[..2]] {
+        let peer = Peer::new(answered).await;
+        let link = peer.link();
+        let subscribing = tokio::spawn(async move { link.subscribe("q", 10).await });
+        let mut guest = peer.welcome(|out| put_close(out, (0, CLOSE), 320, "CONNECTION_FORCED")).await;
+        guest.hears(CLOSE_OK).await;
+        drop(guest);
+        let error = done(subscribing).await.unwrap_err();
+        assert!(error.was_lost && chain(&error).ends_with("320 CONNECTION_FORCED"), "{error:?}");
     }
 }
 
