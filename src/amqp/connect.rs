@@ -174,12 +174,12 @@ impl Link {
     }
 
     /// Opens a connection of the client library, and remembers why there is none.
-    pub(super) async fn connect(&self, purpose: &str) -> Result<(Connection, Address), ConnectError> {
+    pub(super) async fn connect(&self, purpose: &str) -> Result<Connection, ConnectError> {
         let opening = |address: &Address, credentials: &Credentials| {
             let arguments = self.arguments(address, purpose, credentials);
             async move { Connection::open(&arguments).await.ok() }
         };
-        self.connect_by(opening).await
+        self.connect_by(opening).await.map(|(connection, _)| connection)
     }
 
     /// Opens a connection that orderd itself speaks on, and remembers why there is none.
@@ -342,7 +342,7 @@ pub(super) struct Wire {
 impl Wire {
     /// Connects and opens the channel, both watched for `epoch`.
     pub async fn open(link: &Link, purpose: &str, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
-        let (connection, _) = link.connect(purpose).await?;
+        let connection = link.connect(purpose).await?;
         let (watch, channel_watch) = (ConnectionWatch::new(epoch), ChannelWatch::new(epoch));
         let opening = {
             let connection = connection.clone();

@@ -175,7 +175,7 @@ impl Link {
     async fn missing(&self, questions: &[&Declaration]) -> Result<Vec<Missing>, DeclareError> {
         let mut missing = Vec::new();
         for questions in questions.chunks(QUESTIONS) {
-            let (connection, _) = self.connect("declare").await?;
+            let connection = self.connect("declare").await?;
             let answers = ask_all(&connection, questions).await;
             close_connection(connection).await;
             missing.extend(answers?);

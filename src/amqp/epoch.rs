@@ -121,9 +121,9 @@ impl Epoch {
         Err(self.reason())
     }
 
-    /// Queues one frame that the broker does not answer: `basic_ack`, `basic_nack`. Unlike
-    /// requests, these are safe to drop. They wait while the library's queue is full, which it is when the
-    /// broker has stopped reading; that ends the epoch, as does any failure. Returns whether it is queued.
+    /// Queues one frame that the broker does not answer: `basic_publish`. Unlike requests, it is safe to drop. It waits
+    /// while the library's queue is full, which it is when the broker has stopped reading; that ends the epoch, as does
+    /// any failure. Returns whether it is queued.
     pub async fn queue(&self, frame: impl Future<Output = Result<(), amqprs::error::Error>>) -> bool {
         let end = tokio::select! {
             biased;
@@ -141,8 +141,9 @@ impl Epoch {
     }
 }
 
-/// Ends its epoch when dropped. Callback structs hold one: the client library drops them when their channel
-/// or connection dies, whatever it died of. Its other signs (`is_open`, failure listeners) miss some deaths.
+/// Ends its epoch when dropped. A subscription's owner task holds one, should it die. So do callback structs: the client
+/// library drops them when their channel or connection dies, whatever it died of. Its other signs (`is_open`, failure
+/// listeners) miss some deaths.
 #[derive(Debug)]
 pub(super) struct EndOnDrop(pub Arc<Epoch>);
 

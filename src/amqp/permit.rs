@@ -40,7 +40,7 @@ impl Link {
     pub async fn denied(&self, needs: &[Need]) -> Result<Vec<Denied>, ConnectError> {
         let mut denied = Vec::new();
         for needs in needs.chunks(QUESTIONS) {
-            let (connection, _) = self.connect("orderd check").await?;
+            let connection = self.connect("orderd check").await?;
             let life = Epoch::begin();
             let (watched, watch) = (connection.clone(), ConnectionWatch::new(&life));
             let watching = async move { watched.register_callback(watch).await };

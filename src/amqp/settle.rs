@@ -378,8 +378,8 @@ impl Owner {
         self.take_notes();
         self.window.flush(&mut self.frames);
         self.say_frames();
-        // Tag 0 means all that is unsettled. Closing the channel would give the rest back too, but only with this does the consumer come to an end that can be
-        // waited for.
+        // Tag 0 means all that is unsettled. Closing the channel would give the rest back too, but only with this does the
+        // consumer come to an end that can be waited for.
         self.say(NACK, 0, MULTIPLE | REQUEUE);
         self.await_applied().await
     }

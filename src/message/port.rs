@@ -82,7 +82,7 @@ pub struct SubscribeError {
     /// Whether the connection stood and was lost while subscribing: perhaps over a delivery, for the broker sends
     /// the first ones together with its answer.
     pub was_lost: bool,
-    /// What the client library or the broker said.
+    /// What the network or the broker said.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
