@@ -31,8 +31,7 @@ impl Consumer for Link {
                 Ok(subscription) => Ok(subscription),
                 Err(error) => {
                     self.note(Some(chain(&error)));
-                    let was_lost = matches!(error, ConnectError::Lost(_));
-                    Err(SubscribeError { queue, was_lost, source: Box::new(error) })
+                    Err(SubscribeError { queue, source: Box::new(error) })
                 }
             }
         })

@@ -79,9 +79,6 @@ pub trait Consumer: Send + Sync + 'static {
 pub struct SubscribeError {
     /// The queue's name.
     pub queue: String,
-    /// Whether the connection stood and was lost while subscribing: perhaps over a delivery, for the broker sends
-    /// the first ones together with its answer.
-    pub was_lost: bool,
     /// What the network or the broker said.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,

@@ -115,9 +115,6 @@ impl Pool {
                     }
                 }
                 Err(error) => {
-                    if error.was_lost {
-                        self.lost(&safe_mode, Duration::ZERO, false);
-                    }
                     failures += 1;
                     warn!(consumer = %self.line.consumer, error = %chain(&error), failures, "cannot consume; trying again");
                 }

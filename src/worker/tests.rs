@@ -31,8 +31,8 @@ type Open = Arc<Mutex<Option<()>>>;
 /// A broker of one queue: each subscription is fed by the test.
 #[derive(Default)]
 struct Broker {
-    /// Subscriptions that are lost while they are made.
-    losses: AtomicUsize,
+    /// Attempts to subscribe that are still to fail.
+    refusals: AtomicUsize,
     prefetches: Mutex<Vec<u16>>,
     feeds: Mutex<Vec<Feed>>,
     /// Of each subscription, whether its stream goes on.
@@ -75,8 +75,8 @@ impl Settler for Channel {
 
 impl Consumer for Broker {
     fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
-        if self.losses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-            let error = SubscribeError { queue: queue.to_owned(), was_lost: true, source: "lost".into() };
+        if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            let error = SubscribeError { queue: queue.to_owned(), source: "there is no such queue".into() };
             return Box::pin(async { Err(error) });
         }
         let (feed, deliveries) = mpsc::unbounded_channel();

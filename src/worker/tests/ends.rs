@@ -116,7 +116,7 @@ async fn a_pool_retired_while_it_subscribes_finishes_what_it_was_handed_by_then(
 #[tokio::test(start_paused = true)]
 async fn a_pool_retired_while_it_waits_for_the_broker_ends_at_once() {
     let stage = Stage::set(1, 1).await;
-    stage.broker.losses.store(usize::MAX, Ordering::SeqCst);
+    stage.broker.refusals.store(usize::MAX, Ordering::SeqCst);
     stage.broker.lose();
     tokio::time::sleep(Duration::from_secs(600)).await;
     let begun = tokio::time::Instant::now();

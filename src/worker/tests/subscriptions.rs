@@ -55,12 +55,12 @@ async fn in_safe_mode_the_waits_between_subscriptions_stay_short() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn subscriptions_that_die_while_they_are_made_turn_on_safe_mode() {
+async fn a_queue_that_cannot_be_consumed_for_a_while_does_not_turn_on_safe_mode() {
     let stage = Stage::set(2, 10).await;
-    stage.broker.losses.store(3, Ordering::SeqCst);
+    stage.broker.refusals.store(3, Ordering::SeqCst);
     stage.broker.lose();
     stage.broker.subscribed.notified().await;
-    assert_eq!(*stage.broker.prefetches.lock().unwrap(), [20, 1]);
+    assert_eq!(*stage.broker.prefetches.lock().unwrap(), [20, 20]);
 }
 
 #[tokio::test(start_paused = true)]
