@@ -92,6 +92,46 @@ async fn what_is_handed_out_before_the_broker_agrees_to_cancel_is_worked_on_and_
 }
 
 #[tokio::test]
+async fn winding_down_works_on_what_is_on_its_way_and_holds_acks_back_until_the_broker_is_asked_to_stop() {
+    let peer = Peer::new(SUBSCRIBING).await;
+    let (mut subscription, mut guest) = subscribed(&peer, |out| put_delivery(out, 1, b"one")).await;
+    let held = next(&mut subscription).await.unwrap();
+    let (begun, winding) = (Instant::now(), tokio::spawn(subscription.settler.wind_down()));
+    subscription.settler.settle(held.id, Settlement::Ack);
+    guest.say(|out| put_delivery(out, 2, b"two")).await;
+    guest
+        .sees(|frame| {
+            let method = frame.method().unwrap().map(|(method, _)| method);
+            assert_ne!(method, Some(ACK), "there is room for one more");
+            method == Some(CANCEL)
+        })
+        .await;
+    assert!(begun.elapsed() >= QUIET, "{:?}", begun.elapsed());
+    guest.say(|out| put_answer(out, CANCEL)).await;
+    done(winding).await;
+    guest.hears(ACK).await;
+    assert_eq!(next(&mut subscription).await.unwrap().message.body, b"two"[..]);
+    assert!(next(&mut subscription).await.is_none());
+}
+
+#[tokio::test]
+async fn a_subscription_closes_well_though_the_broker_says_no_goodbye_and_a_second_time_not() {
+    let peer = Peer::new(SUBSCRIBING).await;
+    let (subscription, mut guest) = subscribed(&peer, |_| {}).await;
+    let [first, second] = [(); 2].map(|()| tokio::spawn(subscription.settler.close()));
+    guest.hears(CANCEL).await;
+    guest.say(|out| put_answer(out, CANCEL)).await;
+    guest.hears(QUEUE_DECLARE).await;
+    guest.say(|out| put_consumers(out, 0)).await;
+    guest.hears(CLOSE).await;
+    assert_eq!(done(second).await, Err(SettleError));
+    assert_eq!(done(first).await, Ok(()));
+    done(tokio::spawn(subscription.settler.cancel())).await;
+    done(tokio::spawn(subscription.settler.wind_down())).await;
+    guest.hangs_up().await;
+}
+
+#[tokio::test]
 async fn a_broker_that_hangs_up_in_the_middle_of_a_delivery_has_handed_out_nothing_of_it() {
     let peer = Peer::new(SUBSCRIBING).await;
     let mut whole = BytesMut::new();
