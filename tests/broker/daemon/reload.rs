@@ -76,7 +76,7 @@ fn live(keys: &[&str]) -> Vec<(String, String)> {
 
 #[test]
 fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
-    const ORDERS: u64 = 20_000;
+    const ORDERS: u64 = 40_000;
     let node = Node::shared();
     let (shop, mut file) = Shop::new(&node).set("log.level", "info").with_file();
     let mut orderd = shop.open();
