@@ -97,6 +97,12 @@ impl AckWindow {
         !self.stuck.is_empty()
     }
 
+    /// How many deliveries up to this tag, the latest, the broker was told nothing of.
+    pub fn untold(&self, latest: u64) -> usize {
+        let told = self.slots.iter().filter(|slot| **slot == Slot::Told).count();
+        usize::try_from((latest + 1).saturating_sub(self.first)).unwrap_or(usize::MAX) - told
+    }
+
     fn open_slot(&mut self, tag: u64) -> Option<&mut Slot> {
         let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
         if index >= self.slots.len() {
@@ -176,6 +182,18 @@ mod tests {
         frames.clear();
         window.settle([(4, Settlement::Ack), (5, Settlement::Release)], &mut frames);
         assert_eq!(frames, [Release(5), AckUpTo(4)], "an unknown tag would close the channel");
+    }
+
+    #[test]
+    fn what_the_broker_was_told_nothing_of_is_counted() {
+        let mut window = AckWindow::new(100);
+        assert_eq!((window.untold(0), window.untold(4)), (0, 4));
+        assert_eq!(acks(&mut window, &[1, 3]), [AckUpTo(1)]);
+        assert_eq!(window.untold(4), 3, "3 is finished, but stuck behind 2");
+        window.settle([(4, Settlement::Release)], &mut Vec::new());
+        assert_eq!(window.untold(4), 2);
+        assert_eq!(acks(&mut window, &[2]), [AckUpTo(3)]);
+        assert_eq!((window.untold(4), window.untold(9)), (0, 5));
     }
 
     #[test]

@@ -135,8 +135,8 @@ pub(super) fn get_properties(bytes: &mut &[u8]) -> Result<(Properties, Headers),
     Ok((properties, headers))
 }
 
-/// Takes a short string off the front. AMQP has it in UTF-8, which no broker checks; one that is not comes with its odd bytes
-/// spelled out, so that two that differ still do.
+/// Takes a short string off the front. AMQP has it in UTF-8, which no broker checks in names of headers; one that is not
+/// comes with its odd bytes spelled out, since replacing them would make different ones alike.
 pub(super) fn get_text(bytes: &mut &[u8]) -> Result<String, Malformed> {
     let text = get_short(bytes)?;
     Ok(str::from_utf8(text).map_or_else(|_| text.escape_ascii().to_string(), str::to_owned))

@@ -20,7 +20,7 @@ use super::ack_window::{AckWindow, Frame};
 use super::channel::{Channel, broke, nothing};
 use super::decode::{ACK, CANCEL, Delivered, Heard, NACK, QUEUE_DECLARE};
 use super::epoch::{EndOnDrop, Epoch, EpochEnd};
-use super::frame::{Method, get_short, put_short};
+use super::frame::{Malformed, Method, get_short, put_short};
 use crate::message::{Delivery, DeliveryId, SettleError, Settlement, Settler};
 
 /// How long a settlement may wait for others to share its frame. Each frame costs a system call on both sides.
@@ -28,7 +28,7 @@ const COALESCE: Duration = Duration::from_millis(1);
 /// How often settlements stuck behind a slow delivery are looked at; they wait for one to two of these.
 const STUCK_TICK: Duration = Duration::from_millis(25);
 
-/// Nothing is on its way any more if nothing has come for so long while no ack was sent.
+/// Nothing is on its way any more if nothing has come for so long, nor waits in the queue, while no ack was sent.
 const QUIET: Duration = Duration::from_millis(100);
 /// How long that is waited for. A broker whose machine is busy needs more than half a second to fill a prefetch of some
 /// thousands: cut off in the middle of that, it took 610 messages back.
@@ -338,14 +338,21 @@ impl Owner {
         });
     }
 
-    /// Holds acks back until the broker hands out nothing more, since as much is unacked as may be, or nothing waits. What
+    /// Holds acks back until the broker hands out nothing more: since as much is unacked as may be, or nothing waits. What
     /// is on its way inside the broker when it is asked to cancel, it takes back by itself, marks as redelivered and counts
     /// toward the delivery limit, though nobody ever saw it (measured on 3.10.8 under load: some fifty messages).
     async fn await_quiet(&mut self) -> Result<(), EpochEnd> {
         let deadline = Instant::now() + QUIET_WITHIN;
         let mut before = None;
-        while self.arrivals.handing.is_some() && before != Some(self.arrivals.latest) && Instant::now() < deadline {
-            before = Some(self.arrivals.latest);
+        while self.arrivals.handing.is_some() && Instant::now() < deadline {
+            let latest = self.arrivals.latest;
+            if self.window.untold(latest) >= usize::from(self.subscribed.prefetch) {
+                break;
+            }
+            // A broker that is silent may only be slow: it is asked whether there is more to come.
+            if before.replace(latest) == Some(latest) && self.counts().await?.ready == 0 {
+                break;
+            }
             self.exchange_during(sleep(QUIET)).await?;
         }
         Ok(())
@@ -395,7 +402,7 @@ impl Owner {
         let deadline = Instant::now() + APPLIED_WITHIN;
         let mut most = 0;
         loop {
-            let consumers = self.consumers().await?;
+            let consumers = self.counts().await?.consumers;
             if consumers == 0 || consumers < most || Instant::now() > deadline {
                 return Ok(());
             }
@@ -404,8 +411,8 @@ impl Owner {
         }
     }
 
-    /// How many consumers the queue has.
-    async fn consumers(&mut self) -> Result<u32, EpochEnd> {
+    /// What the queue has.
+    async fn counts(&mut self) -> Result<Counts, EpochEnd> {
         /// Changes nothing: only asks.
         const PASSIVE: u8 = 1;
         let Owner { channel, arrivals, subscribed, .. } = self;
@@ -423,13 +430,20 @@ impl Owner {
             |heard| arrivals.take_in(heard),
         );
         let answer = asking.await?;
-        count_of_consumers(&answer).ok_or(EpochEnd::Broke)
+        Counts::read(&answer).map_err(|malformed| broke(&malformed))
     }
 }
 
-/// The last of `queue.declare-ok`'s arguments, behind the queue's name and its number of messages.
-fn count_of_consumers(mut answer: &[u8]) -> Option<u32> {
-    get_short(&mut answer).ok()?;
-    answer.try_get_u32().ok()?;
-    answer.try_get_u32().ok()
+/// What a passive `queue.declare` tells of a queue.
+struct Counts {
+    /// Messages that wait to be handed out.
+    ready: u32,
+    consumers: u32,
+}
+
+impl Counts {
+    fn read(mut answer: &[u8]) -> Result<Counts, Malformed> {
+        let _queue = get_short(&mut answer)?;
+        Ok(Counts { ready: answer.try_get_u32()?, consumers: answer.try_get_u32()? })
+    }
 }
