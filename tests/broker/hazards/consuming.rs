@@ -317,10 +317,11 @@ async fn headers_that_the_broker_lets_outgrow_a_frame_are_read() {
     raw.publish("q", &with_headers(&[text("note", vec![b'x'; rest])]), b"full");
     let mut subscription = subscribe(&vhost, "q", 1).await;
     let first = take(&mut subscription, 1).await.remove(0);
-    assert_eq!(first.delivery_count(), 0);
+    assert_eq!(first.message.headers.len(), 1);
     subscription.settler.settle(first.id, Settlement::Release);
     let again = take(&mut subscription, 1).await.remove(0);
-    assert_eq!(again.delivery_count(), 1, "in a header that did not fit any more");
+    // Its count of deliveries, and from 4.3 on another.
+    assert!(again.message.headers.len() > 1, "the broker has added none");
     assert_eq!(again.message.headers["note"].as_text().map(str::len), Some(rest));
     subscription.settler.settle(again.id, Settlement::Ack);
     soon("close", subscription.settler.close()).await.unwrap();

@@ -142,10 +142,11 @@ async fn a_broker_that_takes_only_small_frames_gets_bodies_in_small_frames_and_l
     let vhost = node.vhost();
     let link = Link::new(vhost.broker());
     declare(&link, &["q"]).await;
-    tokio::task::block_in_place(|| node.ctl(&["eval", "application:set_env(rabbit, frame_max, 4096)."]));
+    // AMQP's least is 4096, but RabbitMQ from 4.1 on lets nobody in with less than 8192.
+    tokio::task::block_in_place(|| node.ctl(&["eval", "application:set_env(rabbit, frame_max, 8192)."]));
     let publisher = link.publisher();
     let mut headers = to_queue("q", "large headers");
-    headers.message.headers.insert("note".into(), "x".repeat(6_000).as_str().into());
+    headers.message.headers.insert("note".into(), "x".repeat(12_000).as_str().into());
     let answers = [to_queue("q", vec![b'x'; 1_000_000]), headers, to_queue("q", "after")]
         .map(|publication| publisher.publish([publication].into()));
     let answers = tokio::time::timeout(MINUTE, futures_util::future::join_all(answers)).await.expect("answers");
