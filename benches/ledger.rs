@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use orderd::ledger::{Entry, Ledger, NewAnalytics, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
-use orderd::order::{Currency, OrderId, Sale};
+use orderd::domain::{Currency, OrderId, Sale};
+use orderd::ledger::{Ledger, LedgerEntry, NewAnalytics, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
 use rust_decimal::Decimal;
 use threads::threads;
 
@@ -132,16 +132,16 @@ async fn one_order(ledger: &SqliteLedger, n: u64, load: &Load) {
         at,
     };
     let record = async |entry| assert_eq!(ledger.record(entry).await.expect("it is recorded"), Recorded::New);
-    record(Entry::AcceptOrder(Box::new(order))).await;
-    let finished = Entry::FinishOrder { id: OrderId::new(id.clone()).expect("a valid id"), at };
+    record(LedgerEntry::AcceptOrder(Box::new(order))).await;
+    let finished = LedgerEntry::FinishOrder { id: OrderId::new(id.clone()).expect("a valid id"), at };
     record(finished).await;
     let notification = format!("{id}/notification/processed");
-    record(Entry::LookUpNotification { id: notification.clone() }).await;
+    record(LedgerEntry::LookUpNotification { id: notification.clone() }).await;
     let order_id = Some(id.clone());
     let channel = "email".to_owned();
-    record(Entry::Notification(Box::new(NewNotification { id: notification, order_id, channel, at }))).await;
+    record(LedgerEntry::Notification(Box::new(NewNotification { id: notification, order_id, channel, at }))).await;
     let sale = Sale { product, quantity: 3, total, currency, at };
-    record(Entry::Analytics(Box::new(NewAnalytics {
+    record(LedgerEntry::Analytics(Box::new(NewAnalytics {
         id: format!("{id}/analytics/processed"),
         order_id: Some(id),
         name: "processed".to_owned(),

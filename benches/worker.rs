@@ -17,15 +17,16 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
-use orderd::handler::{self, EventLog, LogChannel, Parts};
-use orderd::ledger::{Entry, Ledger, LedgerError, Recorded, SqliteLedger};
+use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
+use orderd::ledger::{Ledger, LedgerEntry, LedgerError, Recorded, SqliteLedger};
 use orderd::message::{
-    Consumer, Delivery, DeliveryId, Message, Names, Properties, Publication, PublishError, Publisher, SettleError,
-    Settlement, Settler, SubscribeError, Subscription,
+    Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, PublishError, Publisher,
+    SettleError, Settlement, Settler, SubscribeError, Subscription,
 };
+use orderd::metrics::Counters;
+use orderd::pipeline::{ConsumerContext, OnFailure, Pool};
 use orderd::shutdown::Shutdown;
 use orderd::telemetry::{Files, rolling};
-use orderd::worker::{Counters, Line, OnFailure, Pool};
 use threads::threads;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -41,9 +42,9 @@ const GATHER: Duration = Duration::from_millis(2);
 const BATCH: usize = 4096;
 /// Consumer, handler, queue, first words of its routing keys, workers and prefetch, as in the default configuration.
 const CONSUMERS: [(&str, &str, &str, usize, u16); 3] = [
-    (handler::ORDER, "order_queue", "order.normal.", 4, 250),
-    (handler::NOTIFICATION, "notification_queue", "order.notification.", 2, 500),
-    (handler::ANALYTICS, "analytics_queue", "order.analytics.", 2, 500),
+    (handlers::ORDER, "order_queue", "order.normal.", 4, 250),
+    (handlers::NOTIFICATION, "notification_queue", "order.notification.", 2, 500),
+    (handlers::ANALYTICS, "analytics_queue", "order.analytics.", 2, 500),
 ];
 
 fn main() {
@@ -109,12 +110,12 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
 }
 
 /// What the daemon makes its handlers of.
-fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> Parts {
+fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> HandlerDeps {
     let files = Files { directory: directory.to_owned(), rotation: Rotation::DAILY, keep: 2 };
     let open = |name| EventLog::start(rolling(&files, name, "jsonl").expect("the directory is writable")).0;
-    Parts {
+    HandlerDeps {
         ledger,
-        names: Arc::new(Names::new("orders")),
+        names: Arc::new(ExchangeNames::new("orders")),
         faults: None,
         event_log: open("analytics"),
         channel: Arc::new(LogChannel { log: open("notifications") }),
@@ -122,11 +123,11 @@ fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> Parts {
     }
 }
 
-fn line(name: &str, queue: &str, parts: &Parts, broker: &Broker) -> Line {
-    Line {
+fn line(name: &str, queue: &str, parts: &HandlerDeps, broker: &Broker) -> ConsumerContext {
+    ConsumerContext {
         consumer: name.into(),
         queue: queue.into(),
-        handler: handler::build(name, parts).expect("the handler is known"),
+        handler: handlers::build(name, parts).expect("the handler is known"),
         publisher: Arc::new(broker.clone()),
         ledger: Arc::clone(&parts.ledger),
         names: Arc::clone(&parts.names),
@@ -346,7 +347,7 @@ impl Settler for Channel {
     }
 }
 
-type Unanswered = (Entry, oneshot::Sender<Recorded>);
+type Unanswered = (LedgerEntry, oneshot::Sender<Recorded>);
 
 struct MemoryLedger(mpsc::UnboundedSender<Unanswered>);
 
@@ -364,7 +365,7 @@ impl MemoryLedger {
 }
 
 impl Ledger for MemoryLedger {
-    fn record(&self, entry: Entry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         let (answer, answered) = oneshot::channel();
         self.0.send((entry, answer)).expect("the ledger stays");
         Box::pin(async { Ok(answered.await.expect("the ledger answers")) })

@@ -223,10 +223,11 @@ fn watch(stage: &Stage, published: &Published, daemon: &mut Daemon, producers: &
         interrupt::sleep(POLL)?;
         let producing = !producers.are_done()?;
         let progress = Progress::read(stage.ledger(), &published.prefix);
-        let Progress { processed, parked, notifications, analytics } = progress;
-        let message =
-            format!("{processed} processed, {parked} dead-lettered, {notifications} notifications, {analytics} events");
-        bar.set_position(processed + parked);
+        let Progress { processed, dead_lettered, notifications, analytics } = progress;
+        let message = format!(
+            "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
+        );
+        bar.set_position(processed + dead_lettered);
         if !io::stderr().is_terminal() && last_line.elapsed() >= LINE {
             println!("{:>4} s  {message}", begin.elapsed().as_secs());
             last_line = Instant::now();

@@ -17,7 +17,7 @@ pub enum Command {
         /// Who wants it, for the log: `SIGHUP`, `admin`, `file`.
         by: &'static str,
         /// What became of it.
-        answer: oneshot::Sender<Verdict>,
+        answer: oneshot::Sender<ReloadReport>,
     },
     /// Stop or restart the intake of one consumer.
     Intake {
@@ -30,9 +30,9 @@ pub enum Command {
     },
 }
 
-/// What became of a reload. Names of fields and words are a contract; new ones may be added.
+/// What became of a reload. ExchangeNames of fields and words are a contract; new ones may be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct ReloadReport {
     /// Altogether.
     pub outcome: Outcome,
     /// The generation in force now; 1 is the one of the start, each reload that changed anything counts one up.
@@ -152,7 +152,7 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::NotNow`].
-    pub async fn reload(&self, by: &'static str) -> Result<Verdict, ControlError> {
+    pub async fn reload(&self, by: &'static str) -> Result<ReloadReport, ControlError> {
         self.ask(|answer| Command::Reload { by, answer }).await
     }
 
@@ -171,7 +171,7 @@ impl Control {
     }
 }
 
-impl Verdict {
+impl ReloadReport {
     /// Whether everything asked for is in force.
     pub fn is_in_force(&self) -> bool {
         match self.outcome {

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use orderd::order::{AnalyticsEvent, Notification, Order};
+use orderd::domain::{AnalyticsEvent, Notification, Order};
 
 use super::daemon::cpu_of;
 use super::node::Node;

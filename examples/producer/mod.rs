@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
 use orderd::message::{Message, Properties, Publication, Publisher};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -48,9 +48,9 @@ pub struct Outgoing {
 /// The configuration is wrong, the broker cannot be reached, or it refused a message.
 pub async fn publish(options: &Options, mut make: impl FnMut(u64) -> Outgoing) -> Result<(), Box<dyn Error>> {
     let sources = Sources::of_process(Some(options.config.clone()), Vec::new());
-    let config = Config::load(&sources, &orderd::handler::NAMES)?.config;
+    let config = Config::load(&sources, &orderd::handlers::NAMES)?.config;
     let exchange = config.names().orders;
-    let publisher = Link::new(config.broker).publisher();
+    let publisher = Connector::new(config.broker).publisher();
 
     let begin = Instant::now();
     let mut confirms = FuturesUnordered::new();

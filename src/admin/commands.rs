@@ -125,7 +125,7 @@ mod tests {
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::control::{Command, Intake, Outcome, Verdict};
+    use crate::control::{Command, Intake, Outcome, ReloadReport};
 
     /// A daemon that has consumer `order` alone, cannot remember pauses of `stuck`, and never answers about `slow`.
     fn daemon() -> (TowerToHyperService<Router>, AbortOnDropHandle<()>) {
@@ -137,8 +137,14 @@ mod tests {
                     Command::Reload { by, answer } => {
                         let notes = vec![by.to_owned()];
                         let (outcome, changes, problems) = (Outcome::Rejected, Vec::new(), vec!["x".to_owned()]);
-                        let _ =
-                            answer.send(Verdict { outcome, generation: 7, changes, problems, passing: false, notes });
+                        let _ = answer.send(ReloadReport {
+                            outcome,
+                            generation: 7,
+                            changes,
+                            problems,
+                            passing: false,
+                            notes,
+                        });
                     }
                     Command::Intake { consumer, answer, .. } if consumer == "slow" => kept.push(answer),
                     Command::Intake { consumer, pause, answer } => {

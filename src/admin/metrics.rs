@@ -11,18 +11,18 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet}
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::live::{Live, Snapshot};
 use crate::control::Outcome;
-use crate::monitor::status::{ConsumerFacts, Stage};
-use crate::monitor::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
+use crate::metrics::{Histogram, conservation};
+use crate::reconcile::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
-use crate::worker::{Histogram, conservation};
+use crate::status::{ConsumerFacts, Stage};
+use crate::status::{Snapshot, StatusRegistry};
 
 /// What the answer is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All metrics of this moment, as text.
-pub fn exposition(live: &Arc<Live>) -> String {
+pub fn exposition(live: &Arc<StatusRegistry>) -> String {
     let mut registry = Registry::with_prefix("orderd");
     registry.register_collector(Box::new(Page(live.snapshot())));
     let mut text = String::new();
@@ -83,18 +83,18 @@ impl Page {
 
     fn deliveries(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
         let facts = || self.0.facts.iter();
-        let taken = facts().map(|one| (whose(one), one.reading.tally.deliveries));
+        let taken = facts().map(|one| (whose(one), one.reading.counts.deliveries));
         sheet.counters("deliveries", "Deliveries taken from the broker", taken)?;
         let settled = facts().flat_map(|one| {
-            let tally = &one.reading.tally;
+            let counts = &one.reading.counts;
             [
-                ("completed", tally.completed),
-                ("duplicate", tally.duplicates),
-                ("forwarded", tally.forwarded),
-                ("retried", tally.retried),
-                ("parked", tally.parked),
-                ("released", tally.released),
-                ("rejected", tally.rejected),
+                ("completed", counts.completed),
+                ("duplicate", counts.duplicates),
+                ("forwarded", counts.forwarded),
+                ("retried", counts.retried),
+                ("dead_lettered", counts.dead_lettered),
+                ("released", counts.released),
+                ("rejected", counts.rejected),
             ]
             .map(|(outcome, count)| {
                 let [queue, consumer] = whose(one);
@@ -102,17 +102,17 @@ impl Page {
             })
         });
         sheet.counters("settled", "Deliveries let go of, by outcome", settled)?;
-        let in_flight = facts().map(|one| (whose(one), one.reading.tally.in_flight as f64));
+        let in_flight = facts().map(|one| (whose(one), one.reading.counts.in_flight as f64));
         sheet.gauges("in_flight", "Deliveries in hand", in_flight)?;
         let oldest = facts().map(|one| (whose(one), one.reading.oldest.map_or(0.0, |age| age.as_secs_f64())));
         sheet.gauges("oldest_in_flight_seconds", "Age of the oldest delivery in hand; 0 without any", oldest)?;
         let broken = facts().map(|one| {
-            let held = conservation::check(&one.reading.tally, &one.reading.pool);
+            let held = conservation::check(&one.reading.counts, &one.reading.pool);
             (whose(one), flag(held.is_err()))
         });
         sheet.gauges("conservation_broken", "Whether deliveries are lost or counted twice", broken)?;
-        let difference =
-            facts().map(|one| (whose(one), one.reading.tally.deliveries as f64 - one.reading.tally.accounted() as f64));
+        let difference = facts()
+            .map(|one| (whose(one), one.reading.counts.deliveries as f64 - one.reading.counts.accounted() as f64));
         sheet.gauges("conservation_difference", "Deliveries taken less those settled or in hand", difference)?;
         let handling = facts().map(|one| (whose(one), &one.reading.handling));
         sheet.histograms("handling_seconds", "From a delivery's arrival to its ack", handling)?;
@@ -131,29 +131,29 @@ impl Page {
         });
         sheet.counters("failed_attempts", "Attempts that failed, by kind and code", failed)?;
         let mut retries = std::collections::BTreeMap::new();
-        let mut parked = std::collections::BTreeMap::new();
+        let mut dead_lettered = std::collections::BTreeMap::new();
         for one in facts() {
             // From the start on, so that the first of them is seen as an increase.
             for delay in one.delays.iter().flatten() {
                 retries.entry((one.name.as_str(), delay.clone())).or_insert(0);
             }
             for reason in one.delays.iter().flat_map(|_| DeadLetterReason::ALL) {
-                parked.entry((one.name.as_str(), reason)).or_insert(0);
+                dead_lettered.entry((one.name.as_str(), reason)).or_insert(0);
             }
             for ((consumer, delay), count) in &one.reading.retries {
                 *retries.entry((&**consumer, delay.to_string())).or_insert(0) += count;
             }
             for ((consumer, reason), count) in &one.reading.dead_letters {
-                *parked.entry((&**consumer, *reason)).or_insert(0) += count;
+                *dead_lettered.entry((&**consumer, *reason)).or_insert(0) += count;
             }
         }
         let retries =
             retries.iter().map(|((consumer, delay), count)| ([("consumer", *consumer), ("delay", delay)], *count));
         sheet.counters("retries", "Failures sent to a retry queue, by the consumer that failed", retries)?;
-        let parked = parked
+        let dead_lettered = dead_lettered
             .iter()
             .map(|((consumer, reason), count)| ([("consumer", *consumer), ("reason", reason.as_str())], *count));
-        sheet.counters("dead_letters", "Messages parked, by the consumer that failed", parked)
+        sheet.counters("dead_letters", "Messages dead-lettered, by the consumer that failed", dead_lettered)
     }
 
     fn pools(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
@@ -171,7 +171,7 @@ impl Page {
         sheet.counters("subscriptions", "Subscriptions made, each an epoch", subscriptions)?;
         let safe = facts().map(|one| (whose(one), flag(pool(one).safe_mode)));
         sheet.gauges("safe_mode", "Whether deliveries are worked on one at a time", safe)?;
-        let restarts = facts().map(|one| (whose(one), one.reading.tally.restarts));
+        let restarts = facts().map(|one| (whose(one), one.reading.counts.restarts));
         sheet.counters("restarts", "Restarts of workers and pools", restarts)
     }
 }
@@ -211,7 +211,7 @@ fn queues(view: &BrokerView, sheet: &mut Sheet<'_>) -> fmt::Result {
 
 fn role(role: &QueueRole) -> &'static str {
     match role {
-        QueueRole::Work { .. } => "work",
+        QueueRole::HandlerInput { .. } => "work",
         QueueRole::Retry { .. } => "retry",
         QueueRole::DeadLetter => "dead_letter",
         QueueRole::Unrouted => "unrouted",

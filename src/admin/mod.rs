@@ -7,17 +7,11 @@
 
 mod commands;
 mod guard;
-mod live;
 mod metrics;
 mod pages;
 mod server;
-mod watch;
-mod watched;
 
 pub use commands::{COMMAND_TYPE, COMMAND_WITHIN};
 pub use guard::{AUTHORIZATION, bearer};
-pub use live::Live;
 pub use metrics::exposition;
 pub use server::{Admin, AdminError, Bound};
-pub use watch::watch;
-pub use watched::Watched;

@@ -21,12 +21,12 @@ use tokio::sync::Semaphore;
 
 use super::commands;
 use super::guard::{Guard, guard};
-use super::live::Live;
 use super::metrics;
 use crate::chain::chain;
 use crate::control::Control;
 use crate::ledger::report;
-use crate::monitor::status::Check;
+use crate::status::Check;
+use crate::status::StatusRegistry;
 
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ const REPORTS: usize = 1;
 /// What the pages are made from.
 #[derive(Clone)]
 pub(super) struct Pages {
-    pub live: Arc<Live>,
+    pub live: Arc<StatusRegistry>,
     /// Where the ledger is.
     pub ledger: PathBuf,
     /// The way to whoever obeys.
@@ -45,7 +45,7 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub(super) fn new(live: Arc<Live>, ledger: PathBuf, control: Control) -> Self {
+    pub(super) fn new(live: Arc<StatusRegistry>, ledger: PathBuf, control: Control) -> Self {
         Pages { live, ledger, control, reports: Arc::new(Semaphore::new(REPORTS)) }
     }
 

@@ -21,10 +21,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::guard::Guard;
-use super::live::Live;
 use super::pages::Pages;
 use crate::config;
 use crate::control::Control;
+use crate::status::StatusRegistry;
 
 /// Connections at a time; more wait in the system's queue until one has ended or makes room.
 const CONNECTIONS: usize = 32;
@@ -83,7 +83,7 @@ impl Bound {
     }
 
     /// Begins to answer. `ledger` is the directory reports are read from, `control` the way to whoever obeys.
-    pub fn serve(self, live: Arc<Live>, ledger: PathBuf, control: Control) -> Admin {
+    pub fn serve(self, live: Arc<StatusRegistry>, ledger: PathBuf, control: Control) -> Admin {
         let Bound { listener, address, config } = self;
         info!(%address, token = config.token.is_some(), "admin listener answers");
         let guard = Guard { loopback: address.ip().is_loopback(), hosts: config.hosts, token: config.token };

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tracing::debug;
 
-use super::connect::{ConnectError, Link};
+use super::connect::{ConnectError, Connector};
 use super::content::put_properties;
 use super::decode::{CHANNEL_CLOSE, CHANNEL_OPEN, Ear, Heard, answer_to};
 use super::epoch::{ANSWER_TIMEOUT, EpochEnd};
@@ -63,7 +63,7 @@ pub(super) struct Channel {
 
 impl Channel {
     /// Connects and opens the channel.
-    pub async fn open(link: &Link, purpose: &str) -> Result<Channel, ConnectError> {
+    pub async fn open(link: &Connector, purpose: &str) -> Result<Channel, ConnectError> {
         let (session, address) = link.session(purpose).await?;
         let (ear, outgoing, now, mut look) = (Ear::default(), BytesMut::new(), Instant::now(), interval(LOOK));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -144,7 +144,7 @@ impl ConnectError {
 
 /// The way to the broker: opens subscriptions, publishers and declarations. A clone shares the configuration.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub struct Connector {
     pub(super) broker: Arc<Broker>,
     /// Certificates and key, read again for each connection.
     tls: Option<Arc<Source>>,
@@ -161,11 +161,11 @@ pub(super) struct Credentials {
     pub identity: Option<Identity>,
 }
 
-impl Link {
+impl Connector {
     /// Knows the way; connects only when asked to.
     pub fn new(broker: Broker) -> Self {
         let tls = broker.tls.as_ref().map(|tls| Arc::new(Source::new("broker.tls", tls.files.clone())));
-        Link { broker: Arc::new(broker), tls, trouble: Arc::default() }
+        Connector { broker: Arc::new(broker), tls, trouble: Arc::default() }
     }
 
     /// Why the last attempt to connect failed; `None` if it did not.
@@ -341,7 +341,7 @@ pub(super) struct Wire {
 
 impl Wire {
     /// Connects and opens the channel, both watched for `epoch`.
-    pub async fn open(link: &Link, purpose: &str, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
+    pub async fn open(link: &Connector, purpose: &str, epoch: &Arc<Epoch>) -> Result<Wire, ConnectError> {
         let connection = link.connect(purpose).await?;
         let (watch, channel_watch) = (ConnectionWatch::new(epoch), ChannelWatch::new(epoch));
         let opening = {

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tracing::info;
 
 use super::callbacks::ConnectionWatch;
-use super::connect::{ConnectError, Link, SHORT_STRING, Wire, close_connection, open_channel};
+use super::connect::{ConnectError, Connector, SHORT_STRING, Wire, close_connection, open_channel};
 use super::convert::insert;
 use super::epoch::{Epoch, EpochEnd};
 use crate::topology::{Argument, Binding, Declaration, Exchange, Queue};
@@ -130,7 +130,7 @@ impl DeclareError {
     }
 }
 
-impl Link {
+impl Connector {
     /// Declares everything in the plan, in order. If that creates queues, waits after the last of them until
     /// they are safe to use, and only then makes the bindings that remain: a producer's message must not get
     /// into a queue that a killed broker would forget.

@@ -4,7 +4,7 @@
 //! [`crate::message::Consumer`] and [`crate::message::Publisher`] and never decides what becomes of a message.
 //!
 //! ```text
-//! Link ── subscribe ──► one connection + channel per subscription   (subscribe.rs, settle.rs, ack_window.rs)
+//! Connector ── subscribe ──► one connection + channel per subscription   (subscribe.rs, settle.rs, ack_window.rs)
 //!      ── publisher ──► one connection, rebuilt whenever it is lost (publish/)
 //!                       └─ both over channel.rs, on handshake.rs, frame.rs, content.rs, decode.rs
 //!      ── declare, check ──► short-lived connections of the library (declare.rs, permit.rs, callbacks.rs)
@@ -33,7 +33,7 @@ mod publish;
 mod settle;
 mod subscribe;
 
-pub use connect::{ConnectError, Link};
+pub use connect::{ConnectError, Connector};
 pub use declare::{DeclareError, Declared, Missing};
 pub use epoch::EpochEnd;
 pub use permit::Denied;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::connect::Link;
+use super::connect::Connector;
 use super::decode::answer_to;
 use super::frame::{Frame, METHOD, Method, put_long, put_method, put_short};
 use crate::config::{Address, Broker, Mechanism, Secret};
@@ -51,8 +51,8 @@ impl Peer {
         Peer { listener, broker, answered }
     }
 
-    pub fn link(&self) -> Link {
-        Link::new(self.broker.clone())
+    pub fn link(&self) -> Connector {
+        Connector::new(self.broker.clone())
     }
 
     /// Lets the next one in, says `more` in the same breath, and has heard all that the other said meanwhile.

@@ -11,11 +11,11 @@ use amqprs::channel::{
 use amqprs::{BasicProperties, FieldTable, FieldValue};
 
 use super::callbacks::ConnectionWatch;
-use super::connect::{ConnectError, Link, close_connection, open_channel};
+use super::connect::{ConnectError, Connector, close_connection, open_channel};
 use super::convert::insert;
 use super::declare::to_table;
 use super::epoch::{Epoch, EpochEnd};
-use crate::topology::{Binding, Declaration, Exchange, Need, Queue};
+use crate::topology::{Binding, Declaration, Exchange, Queue, RequiredPermission};
 
 const ACCESS_REFUSED: u16 = 403;
 /// Questions on one connection, each on a channel of its own, which a refusal closes.
@@ -27,17 +27,17 @@ const NO_NUMBER: &str = "orderd only asks";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
     /// What.
-    pub need: Need,
+    pub need: RequiredPermission,
     /// The broker's words.
     pub reply: String,
 }
 
-impl Link {
+impl Connector {
     /// Which needs the broker would not serve for lack of a permission; some of them, if it answered no more after them.
     ///
     /// # Errors
     /// [`ConnectError`] if it gives no clear answer and has denied nothing.
-    pub async fn denied(&self, needs: &[Need]) -> Result<Vec<Denied>, ConnectError> {
+    pub async fn denied(&self, needs: &[RequiredPermission]) -> Result<Vec<Denied>, ConnectError> {
         let mut denied = Vec::new();
         for needs in needs.chunks(QUESTIONS) {
             let connection = self.connect("orderd check").await?;
@@ -79,33 +79,33 @@ impl Link {
 }
 
 /// Asks, and waits for the answer. [`EpochEnd::Closed`]: it was not refused, so the permission is there.
-async fn ask(channel: &Channel, epoch: &Epoch, need: &Need) -> EpochEnd {
+async fn ask(channel: &Channel, epoch: &Epoch, need: &RequiredPermission) -> EpochEnd {
     let on = channel.clone();
     let answered = match need.clone() {
-        Need::Publish { exchange, routing_key } => {
+        RequiredPermission::Publish { exchange, routing_key } => {
             publish_nothing(channel, epoch, BasicPublishArguments::new(&exchange, &routing_key)).await
         }
-        Need::FindExchange { exchange } => {
+        RequiredPermission::FindExchange { exchange } => {
             let arguments = ExchangeDeclareArguments::new(&exchange, "topic").passive(true).finish();
             epoch.ask("exchange.declare", async move { on.exchange_declare(arguments).await }).await
         }
-        Need::FindQueue { queue } => {
+        RequiredPermission::FindQueue { queue } => {
             let arguments = QueueDeclareArguments::new(&queue).passive(true).finish();
             epoch.ask("queue.declare", async move { on.queue_declare(arguments).await.map(drop) }).await
         }
-        Need::Consume { queue } => {
+        RequiredPermission::Consume { queue } => {
             let arguments =
                 BasicConsumeArguments::new(&queue, "orderd-asks").arguments(table("x-priority", text())).finish();
             epoch.ask("basic.consume", async move { on.basic_consume_rx(arguments).await.map(drop) }).await
         }
-        Need::Declare(Declaration::Queue(Queue { name, arguments })) => {
+        RequiredPermission::Declare(Declaration::Queue(Queue { name, arguments })) => {
             // With its own arguments, for a dead-letter exchange has its price too.
             let mut wrong = to_table(arguments.iter());
             insert(&mut wrong, "x-message-ttl", text());
             let arguments = QueueDeclareArguments::durable_client_named(&name).arguments(wrong).finish();
             epoch.ask("queue.declare", async move { on.queue_declare(arguments).await.map(drop) }).await
         }
-        Need::Declare(Declaration::Exchange(Exchange { name, kind, .. })) => {
+        RequiredPermission::Declare(Declaration::Exchange(Exchange { name, kind, .. })) => {
             let arguments = ExchangeDeclareArguments::new(&name, kind.as_str())
                 .durable(true)
                 .arguments(table("alternate-exchange", FieldValue::l(0)))
@@ -114,7 +114,7 @@ async fn ask(channel: &Channel, epoch: &Epoch, need: &Need) -> EpochEnd {
         }
         // Taking a binding away asks for the same permissions as making it. There is none with such an argument, so
         // that the broker takes nothing away and says that it is done.
-        Need::Declare(Declaration::Binding(Binding { exchange, queue, routing_key })) => {
+        RequiredPermission::Declare(Declaration::Binding(Binding { exchange, queue, routing_key })) => {
             let arguments = QueueUnbindArguments::new(&queue, &exchange, &routing_key)
                 .arguments(table("x-orderd-asks", text()))
                 .finish();

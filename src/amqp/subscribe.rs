@@ -14,7 +14,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::info;
 
 use super::channel::{Channel, nothing};
-use super::connect::{ConnectError, Link, SHORT_STRING};
+use super::connect::{ConnectError, Connector, SHORT_STRING};
 use super::decode::{CONSUME, QOS};
 use super::epoch::{Epoch, EpochEnd};
 use super::frame::put_short;
@@ -23,7 +23,7 @@ use crate::chain::chain;
 use crate::instance;
 use crate::message::{Consumer, Delivery, SubscribeError, Subscription};
 
-impl Consumer for Link {
+impl Consumer for Connector {
     fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
         let queue = queue.to_owned();
         Box::pin(async move {
@@ -38,7 +38,7 @@ impl Consumer for Link {
     }
 }
 
-async fn subscribe(link: &Link, queue: &str, prefetch: u16) -> Result<Subscription, ConnectError> {
+async fn subscribe(link: &Connector, queue: &str, prefetch: u16) -> Result<Subscription, ConnectError> {
     if queue.len() > SHORT_STRING {
         return Err(ConnectError::Invalid { problem: format!("the queue's name has {} bytes", queue.len()) });
     }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::amqp::{ConnectError, DeclareError, Link};
+use crate::amqp::{ConnectError, Connector, DeclareError};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::Config;
-use crate::monitor::ManagementClient;
-use crate::monitor::audit::audit;
+use crate::management::ManagementClient;
+use crate::reconcile::audit::audit;
 use crate::shutdown::Shutdown;
-use crate::topology::{Need, Topology};
+use crate::topology::{RequiredPermission, Topology};
 
 /// Waits between attempts to reach the broker at start.
 const REACH: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
@@ -58,7 +58,7 @@ impl TopologyError {
 /// Declares or checks the topology, waiting for a broker that cannot be reached yet. `None` when a shutdown came
 /// first.
 pub(super) async fn prepare(
-    link: &Link,
+    link: &Connector,
     config: &Config,
     shutdown: &Shutdown,
 ) -> Result<Option<Policies>, TopologyError> {
@@ -92,7 +92,7 @@ pub(super) enum Policies {
 }
 
 /// Compares before it declares, so that a broker which contradicts the configuration is left as it is.
-async fn try_topology(link: &Link, config: &Config) -> Result<Policies, TopologyError> {
+async fn try_topology(link: &Connector, config: &Config) -> Result<Policies, TopologyError> {
     let topology = config.topology();
     let policies = compare(config, &topology, Duration::ZERO).await?;
     if !config.topology.declare {
@@ -108,7 +108,7 @@ async fn try_topology(link: &Link, config: &Config) -> Result<Policies, Topology
 }
 
 /// Asks whether the user may do all that it will have to: it had better be known now than with the first failure.
-async fn may(link: &Link, needs: &[Need]) -> Result<(), TopologyError> {
+async fn may(link: &Connector, needs: &[RequiredPermission]) -> Result<(), TopologyError> {
     let denied = match link.denied(needs).await {
         Ok(denied) if denied.is_empty() => return Ok(()),
         Ok(denied) => denied,
@@ -131,7 +131,7 @@ async fn may(link: &Link, needs: &[Need]) -> Result<(), TopologyError> {
 ///
 /// # Errors
 /// [`TopologyError`]. Queues declared by then stay, unbound.
-pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, TopologyError> {
+pub(super) async fn extend(link: &Connector, config: &Config) -> Result<Policies, TopologyError> {
     let extending = async {
         let topology = config.topology();
         let policies = compare(config, &topology, Duration::ZERO).await?;
@@ -155,7 +155,7 @@ pub(super) async fn extend(link: &Link, config: &Config) -> Result<Policies, Top
 }
 
 /// With `topology.declare` off, everything must be there.
-async fn missing(link: &Link, topology: &Topology) -> Result<(), TopologyError> {
+async fn missing(link: &Connector, topology: &Topology) -> Result<(), TopologyError> {
     let missing: Vec<_> = link.check(topology.declarations()).await?.iter().map(ToString::to_string).collect();
     if missing.is_empty() { Ok(()) } else { Err(TopologyError::Missing(missing.join(", "))) }
 }

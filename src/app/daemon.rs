@@ -10,19 +10,19 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::outlook::Outlook;
+use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
 use super::reload::{self, Plan};
 use super::retention::Retention;
-use crate::amqp::Link;
+use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
-use crate::control::{Command, Commands, ControlError, Intake, Verdict};
+use crate::control::{Command, Commands, ControlError, Intake, ReloadReport};
 use crate::ledger::SqliteLedger;
-use crate::monitor::status::LastReload;
-use crate::service::Service;
 use crate::shutdown::Shutdown;
+use crate::status::LastReload;
+use crate::systemd::Service;
 use crate::telemetry::LevelSwitch;
 
 /// What a command may change.
@@ -32,10 +32,10 @@ pub(super) struct Daemon {
     /// Counts the configurations in force since the start.
     pub generation: u64,
     pub sources: Sources,
-    pub link: Link,
+    pub link: Connector,
     pub pools: Pools,
     pub pauses: Pauses,
-    pub outlook: Outlook,
+    pub observability: Observability,
     pub retention: Retention,
     pub ledger: Arc<SqliteLedger>,
     pub level: LevelSwitch,
@@ -77,7 +77,7 @@ impl Daemon {
             // Cancel-safe: `outdated` and `ended` say so themselves, and the others lose nothing.
             tokio::select! {
                 () = shutdown.begun() => return,
-                // Whatever came would fail, be retried, most likely here, and be parked in the end.
+                // Whatever came would fail, be retried, most likely here, and be dead-lettered in the end.
                 () = self.ledger.outdated() => return shutdown.begin(),
                 Some(command) = commands.recv() => self.carry_out(command).await,
                 () = self.pools.ended() => self.former_ended().await,
@@ -103,16 +103,16 @@ impl Daemon {
     /// A former pool has finished. If it was one of another queue than its consumer's now, the counts of both, which the
     /// poller left alone, can be told apart again.
     async fn former_ended(&mut self) {
-        let elsewhere = || self.outlook.live.consumers().iter().filter(|one| one.drains_elsewhere).count();
+        let elsewhere = || self.observability.live.consumers().iter().filter(|one| one.drains_elsewhere).count();
         let before = elsewhere();
         self.pools.show(&self.config, &self.pauses);
         if elsewhere() < before {
-            self.outlook.poll(&self.config).await;
+            self.observability.poll(&self.config).await;
         }
     }
 
     /// Reads the configuration again and puts in force what can be. `None` if a shutdown came first.
-    async fn reload(&mut self, by: &'static str) -> Option<Verdict> {
+    async fn reload(&mut self, by: &'static str) -> Option<ReloadReport> {
         info!(by, "reading the configuration again");
         // Until this returns, with whatever verdict, the service manager knows that it is under way.
         let _reloading = self.service.reloading();
@@ -134,15 +134,15 @@ impl Daemon {
         reload::tell(by, &verdict);
         self.level.set(self.config.log.level.into());
         let last = LastReload { at: Timestamp::now(), by: by.to_owned(), verdict: verdict.clone() };
-        self.outlook.live.reloaded(last);
+        self.observability.live.reloaded(last);
         Some(verdict)
     }
 
     /// The pools first: that is all that can fail, and it changes nothing then.
-    async fn put_in_force(&mut self, plan: Plan) -> Verdict {
+    async fn put_in_force(&mut self, plan: Plan) -> ReloadReport {
         let Plan { next, changes, notes } = plan;
         if next != self.config {
-            if let Err(error) = self.pools.turn_into(&next, &self.pauses) {
+            if let Err(error) = self.pools.apply(&next, &self.pauses) {
                 let refused = reload::Refused { problems: vec![chain(&error)], passing: false, changes };
                 return refused.verdict(self.generation);
             }
@@ -154,12 +154,12 @@ impl Daemon {
             }
             self.drain_timeout.send_replace(new.shutdown.drain_timeout);
             if old.management != new.management || old.topology() != new.topology() {
-                self.outlook.poll(&self.config).await;
+                self.observability.poll(&self.config).await;
             }
             self.generation += 1;
         }
         let outcome = reload::outcome(&changes);
-        Verdict { outcome, generation: self.generation, changes, problems: Vec::new(), passing: false, notes }
+        ReloadReport { outcome, generation: self.generation, changes, problems: Vec::new(), passing: false, notes }
     }
 
     /// Pauses or resumes a consumer. A pause of a consumer that is gone can be ended too.
@@ -182,7 +182,7 @@ impl Daemon {
             ControlError::NotRemembered { reason: chain(&error) }
         })?;
         if changed {
-            self.pools.turn_into(&self.config, &self.pauses).expect("what is in force names handlers that there are");
+            self.pools.apply(&self.config, &self.pauses).expect("what is in force names handlers that there are");
             self.pools.taken_over().await;
             match pause {
                 true => warn!(consumer, "paused: takes nothing in, also after a restart, until it is resumed"),

@@ -4,7 +4,7 @@ use tokio::task::JoinHandle;
 
 use super::AppError;
 use crate::config::Config;
-use crate::handler::EventLog;
+use crate::handlers::EventLog;
 use crate::telemetry::{self, Files};
 
 /// The files of JSON lines and the threads that write them.

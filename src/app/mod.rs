@@ -8,18 +8,18 @@
 //! It never works on a message.
 
 mod broker;
+mod consumer_context;
 mod daemon;
 mod event_logs;
 mod ledger;
-mod leftovers;
-mod line;
-mod outlook;
+mod observability;
+mod orphaned_objects;
 mod pauses;
 mod pools;
+mod reconciliation;
 mod reload;
 mod retention;
-mod standing;
-mod watching;
+mod service_status;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,21 +32,21 @@ use broker::Policies;
 pub use broker::TopologyError;
 use daemon::Daemon;
 use event_logs::EventLogs;
-use outlook::Outlook;
+use observability::Observability;
 use pauses::Pauses;
 pub use pauses::PausesError;
-use pools::{Pools, Site};
+use pools::{PoolDeps, Pools};
 use retention::Retention;
 
 use crate::admin::{AdminError, Bound};
-use crate::amqp::{ConfirmingPublisher, Link};
+use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{Config, Sources};
 use crate::control::{Commands, Control};
-use crate::handler::{LogChannel, Parts};
+use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
-use crate::service::Service;
 use crate::shutdown::Shutdown;
+use crate::systemd::Service;
 use crate::telemetry::{LevelSwitch, TelemetryError};
 
 /// The configuration of the start; each one put in force later counts one up.
@@ -106,27 +106,28 @@ pub struct Process {
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
     let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
     let bound = Bound::bind(&config.admin).await?;
-    let mut outlook = Outlook::open(&config, path.display().to_string(), bound, control, &shutdown, &service);
+    let mut observability =
+        Observability::open(&config, path.display().to_string(), bound, control, &shutdown, &service);
     let Some(ledger) = ledger::open(&config.ledger.directory, &shutdown).await? else {
-        outlook.close().await;
+        observability.close().await;
         return Ok(());
     };
-    outlook.records(&ledger);
+    observability.records(&ledger);
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config);
     let logs = EventLogs::start(&config)?;
-    let link = Link::new(config.broker.clone());
+    let link = Connector::new(config.broker.clone());
     let preparing = broker::prepare(&link, &config, &shutdown);
     let (prepared, reload_first) = daemon::hold_back(preparing, &mut commands).await;
     let Some(policies) = prepared? else {
         ledger.close().await;
-        outlook.close().await;
+        observability.close().await;
         return Ok(());
     };
     let publisher = Arc::new(link.publisher());
-    let mut pools = Pools::new(site(&config, &link, &publisher, &ledger, &logs, &outlook, &shutdown));
-    pools.turn_into(&config, &pauses)?;
-    outlook.started(&config, &publisher).await;
+    let mut pools = Pools::new(site(&config, &link, &publisher, &ledger, &logs, &observability, &shutdown));
+    pools.apply(&config, &pauses)?;
+    observability.started(&config, &publisher).await;
     info!(consumers = config.consumers.len(), "started");
     let judging = (policies == Policies::Untold).then(|| broker::judge_policies(config.clone(), shutdown.clone()));
     let judge = judging.map(tokio::spawn);
@@ -140,7 +141,7 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
         link,
         pools,
         pauses,
-        outlook,
+        observability,
         retention,
         ledger: Arc::clone(&ledger),
         level,
@@ -149,12 +150,12 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
         shutdown: shutdown_too,
     };
     daemon.obey(reload_first, commands).await;
-    let Daemon { pools, outlook, retention, .. } = daemon;
+    let Daemon { pools, observability, retention, .. } = daemon;
     stop_in_order(pools, &publisher, &ledger, &shutdown).await;
-    outlook.tell_tallies();
+    observability.tell_tallies();
     retention.finish().await;
     logs.finish().await;
-    outlook.close().await;
+    observability.close().await;
     info!("stopped");
     if ledger.is_outdated() {
         return Err(AppError::Outdated);
@@ -168,15 +169,15 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
 /// What all pools are made of.
 fn site(
     config: &Config,
-    link: &Link,
+    link: &Connector,
     publisher: &Arc<ConfirmingPublisher>,
     ledger: &Arc<SqliteLedger>,
     logs: &EventLogs,
-    outlook: &Outlook,
+    observability: &Observability,
     shutdown: &Shutdown,
-) -> Site {
+) -> PoolDeps {
     let routes = watch::Sender::default();
-    let parts = Parts {
+    let parts = HandlerDeps {
         ledger: Arc::clone(ledger) as Arc<dyn Ledger>,
         names: Arc::new(config.names()),
         faults: None,
@@ -184,13 +185,13 @@ fn site(
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         routes: routes.subscribe(),
     };
-    Site {
+    PoolDeps {
         source: Arc::new(link.clone()),
         publisher: Arc::clone(publisher) as Arc<dyn Publisher>,
         parts,
         routes,
         reconnect_max: config.broker.reconnect_max,
-        live: Arc::clone(&outlook.live),
+        live: Arc::clone(&observability.live),
         shutdown: shutdown.clone(),
     }
 }

@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::AppError;
-use super::line::{line, routes};
+use super::consumer_context::{line, routes};
 use super::pauses::Pauses;
-use crate::admin::{Live, Watched};
 use crate::config::{self, Config};
-use crate::handler::{Parts, Route};
+use crate::handlers::{HandlerDeps, Route};
 use crate::message::{Consumer, Publisher};
+use crate::pipeline::Pool;
 use crate::shutdown::Shutdown;
+use crate::status::{RegisteredConsumer, StatusRegistry};
 use crate::supervisor::{RestartPolicy, supervise};
-use crate::worker::Pool;
 
 /// How long a pool that keeps dying is left alone.
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -39,23 +39,23 @@ const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(2);
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// What all pools are made of.
-pub(super) struct Site {
+pub(super) struct PoolDeps {
     pub source: Arc<dyn Consumer>,
     pub publisher: Arc<dyn Publisher>,
     /// Without faults, which are a consumer's own.
-    pub parts: Parts,
+    pub parts: HandlerDeps,
     /// Where failures go back to. Those of removed queues stay: what is still worked on may fail.
     pub routes: watch::Sender<BTreeMap<String, Route>>,
     pub reconnect_max: Duration,
-    pub live: Arc<Live>,
+    pub live: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
 }
 
 /// See the head of this file.
 pub(super) struct Pools {
-    site: Site,
+    site: PoolDeps,
     current: BTreeMap<String, Current>,
-    former: BTreeMap<Id, Watched>,
+    former: BTreeMap<Id, RegisteredConsumer>,
     /// Of former pools that may still take something in.
     winding_down: Vec<CancellationToken>,
     keepers: JoinSet<()>,
@@ -64,7 +64,7 @@ pub(super) struct Pools {
 /// The pool of a consumer that is not paused.
 struct Current {
     consumer: config::Consumer,
-    watched: Watched,
+    watched: RegisteredConsumer,
     /// Subscriptions that the consumer had had before this pool.
     before: u64,
     retired: CancellationToken,
@@ -78,14 +78,14 @@ struct Current {
     "consumers.{consumer}: was changed too often: {former} former pools have not finished what they were handed; nothing \
      was changed, try again once they have"
 )]
-pub(super) struct Crowded {
+pub(super) struct TooManyDrainingPools {
     pub consumer: String,
     pub former: usize,
 }
 
 impl Pools {
     /// None yet.
-    pub fn new(site: Site) -> Self {
+    pub fn new(site: PoolDeps) -> Self {
         let (current, former) = (BTreeMap::new(), BTreeMap::new());
         let (winding_down, keepers) = (Vec::new(), JoinSet::new());
         Pools { site, current, former, winding_down, keepers }
@@ -95,7 +95,7 @@ impl Pools {
     ///
     /// # Errors
     /// [`AppError::UnknownHandler`]; nothing was changed then.
-    pub fn turn_into(&mut self, config: &Config, pauses: &Pauses) -> Result<(), AppError> {
+    pub fn apply(&mut self, config: &Config, pauses: &Pauses) -> Result<(), AppError> {
         let mut starting = Vec::new();
         for (name, consumer) in self.different(config, pauses) {
             let (site, counters) = (&self.site, self.site.live.counters(&name));
@@ -123,10 +123,10 @@ impl Pools {
         different.map(|(name, consumer)| (name.clone(), consumer.clone())).collect()
     }
 
-    fn start(&mut self, name: String, consumer: config::Consumer, line: crate::worker::Line) {
+    fn start(&mut self, name: String, consumer: config::Consumer, line: crate::pipeline::ConsumerContext) {
         let (retired, intake_ended) = (CancellationToken::new(), CancellationToken::new());
         let shutdown = self.site.shutdown.clone();
-        let watched = Watched::new(&name, &consumer, Arc::clone(&line.counters));
+        let watched = RegisteredConsumer::new(&name, &consumer, Arc::clone(&line.counters));
         let before = watched.counters.pool().subscriptions;
         let pool = Arc::new(Pool {
             line: Arc::new(line),
@@ -153,8 +153,8 @@ impl Pools {
     /// Waits until no consumer that needs another pool has too many former ones. Cancel-safe.
     ///
     /// # Errors
-    /// [`Crowded`] if that takes too long.
-    pub async fn room(&mut self, config: &Config, pauses: &Pauses) -> Result<(), Crowded> {
+    /// [`TooManyDrainingPools`] if that takes too long.
+    pub async fn room(&mut self, config: &Config, pauses: &Pauses) -> Result<(), TooManyDrainingPools> {
         let deadline = Instant::now() + ROOM_WITHIN;
         while let Some(crowded) = self.crowded(config, pauses) {
             // Cancel-safe: see `ended`.
@@ -190,10 +190,10 @@ impl Pools {
         (former > MOST_FORMER).then_some(former)
     }
 
-    fn crowded(&self, config: &Config, pauses: &Pauses) -> Option<Crowded> {
+    fn crowded(&self, config: &Config, pauses: &Pauses) -> Option<TooManyDrainingPools> {
         self.different(config, pauses).into_iter().find_map(|(consumer, _)| {
             let former = self.crowd_of(&consumer)?;
-            Some(Crowded { consumer, former })
+            Some(TooManyDrainingPools { consumer, former })
         })
     }
 
@@ -207,7 +207,7 @@ impl Pools {
         if let Some(died) = died {
             error!(error = %died, "a pool's keeper died");
         }
-        if let Some(Watched { name, queue, .. }) = self.former.remove(&id) {
+        if let Some(RegisteredConsumer { name, queue, .. }) = self.former.remove(&id) {
             info!(consumer = name, queue, "a former pool has finished");
         }
     }
@@ -216,12 +216,12 @@ impl Pools {
     pub fn show(&self, config: &Config, pauses: &Pauses) {
         let mut shown = BTreeMap::new();
         for former in self.former.values() {
-            shown.insert(former.name.clone(), Watched { workers: 0, ..former.clone() });
+            shown.insert(former.name.clone(), RegisteredConsumer { workers: 0, ..former.clone() });
         }
         for (name, consumer) in &config.consumers {
-            let mut watched = Watched::new(name, consumer, self.site.live.counters(name));
+            let mut watched = RegisteredConsumer::new(name, consumer, self.site.live.counters(name));
             watched.paused_since = pauses.since(name);
-            let elsewhere = |former: &Watched| former.name == *name && former.queue != consumer.queue;
+            let elsewhere = |former: &RegisteredConsumer| former.name == *name && former.queue != consumer.queue;
             watched.drains_elsewhere = self.former.values().any(elsewhere);
             shown.insert(name.clone(), watched);
         }

@@ -5,14 +5,14 @@
 use tracing::{info, warn};
 
 use super::broker::{self, Policies};
-use super::leftovers::leftovers;
+use super::orphaned_objects::orphaned_objects;
 use super::pauses::Pauses;
 use super::pools::Pools;
-use crate::amqp::Link;
+use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{self, Config, Sources};
-use crate::control::{Change, Effect, Outcome, Verdict};
-use crate::handler;
+use crate::control::{Change, Effect, Outcome, ReloadReport};
+use crate::handlers;
 
 /// What is to be put in force.
 pub(super) struct Plan {
@@ -34,9 +34,9 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    pub fn verdict(self, generation: u64) -> Verdict {
+    pub fn verdict(self, generation: u64) -> ReloadReport {
         let Refused { problems, passing, changes } = self;
-        Verdict { outcome: Outcome::Rejected, generation, changes, problems, passing, notes: Vec::new() }
+        ReloadReport { outcome: Outcome::Rejected, generation, changes, problems, passing, notes: Vec::new() }
     }
 }
 
@@ -48,11 +48,11 @@ impl Refused {
 pub(super) async fn plan(
     sources: &Sources,
     old: &Config,
-    link: &Link,
+    link: &Connector,
     pools: &mut Pools,
     pauses: &Pauses,
 ) -> Result<Plan, Refused> {
-    let reread = config::reread(sources, &handler::NAMES, old).await;
+    let reread = config::reread(sources, &handlers::NAMES, old).await;
     let loaded = reread.map_err(|error| Refused { problems: error.problems(), passing: false, changes: Vec::new() })?;
     let changes = config::changes(old, &loaded.config);
     let next = config::in_force(old, &loaded.config);
@@ -68,7 +68,7 @@ pub(super) async fn plan(
             ),
         }
     }
-    notes.extend(leftovers(old, &next));
+    notes.extend(orphaned_objects(old, &next));
     Ok(Plan { next, changes, notes })
 }
 
@@ -91,8 +91,8 @@ pub(super) fn outcome(changes: &[Change]) -> Outcome {
 }
 
 /// Logs a verdict: one line for the whole, and one for each change, problem and note.
-pub(super) fn tell(by: &str, verdict: &Verdict) {
-    let Verdict { outcome, generation, changes, problems, passing: _, notes } = verdict;
+pub(super) fn tell(by: &str, verdict: &ReloadReport) {
+    let ReloadReport { outcome, generation, changes, problems, passing: _, notes } = verdict;
     match outcome {
         Outcome::Unchanged => info!(by, generation, "reloaded: the configuration says what is in force already"),
         Outcome::Applied => info!(by, generation, "reloaded: all of the configuration is in force"),

@@ -83,14 +83,14 @@ mod tests {
     use futures_util::future::join_all;
 
     use super::*;
-    use crate::ledger::{Entry, Ledger, NewNotification};
+    use crate::ledger::{Ledger, LedgerEntry, NewNotification};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
     async fn record(ledger: &SqliteLedger, id: &str, age: Duration) {
         let at = Timestamp::now().checked_sub(age).unwrap();
         let (id, channel) = (id.to_owned(), "email".to_owned());
-        let entry = Entry::Notification(Box::new(NewNotification { id, order_id: None, channel, at }));
+        let entry = LedgerEntry::Notification(Box::new(NewNotification { id, order_id: None, channel, at }));
         ledger.record(entry).await.unwrap();
     }
 

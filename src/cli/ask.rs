@@ -19,8 +19,8 @@ use crate::chain::chain;
 use crate::cli::Exit;
 use crate::config::{Admin, Config, LoadError, Secret, Sources, admin_alone, token_in};
 use crate::control::ControlError;
-use crate::handler;
-use crate::monitor::status::Status;
+use crate::handlers;
+use crate::status::Status;
 use crate::tls;
 
 /// How long a page may take.
@@ -138,7 +138,7 @@ impl Whom {
             return Ok(Client::new(address, token, None));
         }
         let path = sources.path();
-        let (admin, is_sound) = match Config::load(sources, &handler::NAMES) {
+        let (admin, is_sound) = match Config::load(sources, &handlers::NAMES) {
             Ok(loaded) => (loaded.config.admin, true),
             Err(faults) => match admin_alone(sources) {
                 Ok(admin) => {

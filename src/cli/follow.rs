@@ -236,7 +236,7 @@ mod tests {
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::control::{Command, Commands, Outcome, Verdict};
+    use crate::control::{Command, Commands, Outcome, ReloadReport};
 
     /// Shorter than [`LOOK_EVERY`]: what is noticed within it was noticed by its event.
     const NOTICED_WITHIN: Duration = Duration::from_secs(50);
@@ -276,7 +276,7 @@ mod tests {
             let Some(Command::Reload { by: "file", answer }) = command else { panic!("{command:?}") };
             let content = fs::read_to_string(self.path("orderd.toml")).unwrap();
             let (changes, problems, notes) = (Vec::new(), Vec::new(), Vec::new());
-            let _ = answer.send(Verdict { outcome, generation: 2, changes, problems, passing, notes });
+            let _ = answer.send(ReloadReport { outcome, generation: 2, changes, problems, passing, notes });
             content
         }
 

@@ -21,7 +21,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 
 use crate::config::{Config, LoadError, Loaded, Sources};
-use crate::handler;
+use crate::handlers;
 
 /// How a command ended; the numbers are those of `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +205,7 @@ fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Exit> {
 
 /// Loads the configuration, or prints every problem.
 fn load(sources: &Sources) -> Result<Loaded, Exit> {
-    Config::load(sources, &handler::NAMES).map_err(|error: LoadError| {
+    Config::load(sources, &handlers::NAMES).map_err(|error: LoadError| {
         eprintln!("orderd: {}", crate::chain::chain(&error));
         Exit::Config
     })

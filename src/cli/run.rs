@@ -13,9 +13,9 @@ use super::follow::Follower;
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
 use crate::control::Control;
-use crate::service::Service;
 use crate::shutdown::Shutdown;
-use crate::{amqp, app, service, telemetry};
+use crate::systemd::Service;
+use crate::{amqp, app, systemd, telemetry};
 
 /// What may come after the drain: the last confirms, the ledger's last commit, the files. The service manager is asked
 /// for no more time than this.
@@ -53,7 +53,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
             return Exit::Internal;
         }
     };
-    let service = match service::of_process() {
+    let service = match systemd::of_process() {
         Ok(service) => service,
         Err(error) => {
             error!(%error, "cannot start the service thread");

@@ -14,7 +14,7 @@ use super::model::{
     Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
 use crate::control::{Change, Effect};
-use crate::order::Faults;
+use crate::domain::FaultInjection;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
 use crate::tls::{Files, Pair};
 
@@ -239,7 +239,7 @@ impl Sheet {
         live("retry.immediate", immediate);
         live("retry.delays", &list(delays));
         live("retry.max_age", &span(*max_age));
-        let Faults { transient, permanent, panic, hang, block } = faults.unwrap_or_default();
+        let FaultInjection { transient, permanent, panic, hang, block } = faults.unwrap_or_default();
         let shares =
             [("transient", transient), ("permanent", permanent), ("panic", panic), ("hang", hang), ("block", block)];
         for (kind, share) in shares {

@@ -8,7 +8,7 @@ use super::model::{Config, Consumer};
 use super::report::Report;
 use super::section::did_you_mean;
 use crate::recovery::FAILED_HANDLER;
-use crate::topology::{Names, pattern};
+use crate::topology::{ExchangeNames, pattern};
 
 /// Unsettled deliveries of all consumers together that deserve a warning: each is in memory, and after a
 /// crash each is handed out again.
@@ -93,7 +93,7 @@ fn retention_outlasts_retries(config: &Config, report: &Report) {
 }
 
 fn queue_names(config: &Config, report: &Report) {
-    for name in [Names::DEAD_LETTER_QUEUE, Names::UNROUTED_QUEUE] {
+    for name in [ExchangeNames::DEAD_LETTER_QUEUE, ExchangeNames::UNROUTED_QUEUE] {
         if config.queues.contains_key(name) {
             report.problem(&format!("queues.{name}"), "must have another name: orderd declares this one itself");
         }
@@ -141,7 +141,7 @@ fn the_failed_consumer<'c>(config: &'c Config, report: &Report) -> Option<(&'c s
         if !config.consumers.is_empty() && !misspelt {
             report.problem(
                 "consumers",
-                format!("must have one with the handler {FAILED_HANDLER:?}: it retries and parks what failed"),
+                format!("must have one with the handler {FAILED_HANDLER:?}: it retries or dead-letters what failed"),
             );
         }
         return None;
@@ -156,15 +156,17 @@ fn the_failed_consumer<'c>(config: &'c Config, report: &Report) -> Option<(&'c s
 /// The failures of every other consumer reach the failed-order queue, and no other queue.
 fn failures_have_one_door(config: &Config, failed: &str, consumer: &Consumer, report: &Report) {
     let keys: Vec<String> =
-        config.consumers.keys().filter(|name| *name != failed).map(|name| Names::failed_key(name)).collect();
+        config.consumers.keys().filter(|name| *name != failed).map(|name| ExchangeNames::failed_key(name)).collect();
     for (queue, settings) in &config.queues {
         let path = format!("queues.{queue}.bindings");
         if *queue == consumer.queue {
             let missed =
                 keys.iter().find(|key| !settings.bindings.iter().any(|binding| pattern::matches(binding, key)));
             if let Some(key) = missed.filter(|_| !report.has(&path)) {
-                report
-                    .problem(&path, format!("must match {key:?}, where failures go: add \"{}.#\"", Names::FAILED_KEY));
+                report.problem(
+                    &path,
+                    format!("must match {key:?}, where failures go: add \"{}.#\"", ExchangeNames::FAILED_KEY),
+                );
             }
             continue;
         }
@@ -211,7 +213,7 @@ fn events_are_taken(config: &Config, report: &Report) {
         EVENTS.into_iter().filter(|key| !unknown && !bindings.clone().any(|binding| pattern::matches(binding, key)))
     {
         let message =
-            format!("none takes {key:?}, which orderd publishes: such events end in {}", Names::UNROUTED_QUEUE);
+            format!("none takes {key:?}, which orderd publishes: such events end in {}", ExchangeNames::UNROUTED_QUEUE);
         report.warning("queues", message);
     }
 }

@@ -133,7 +133,7 @@ impl Config {
                 warnings.extend(unended(bytes));
                 Ok(Loaded { config, warnings, path })
             }
-            Err(Faults { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
+            Err(ConfigErrors { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
         }
     }
 }
@@ -155,7 +155,7 @@ pub(super) fn has_workload(bytes: &[u8]) -> bool {
 }
 
 #[derive(Debug)]
-pub(super) struct Faults {
+pub(super) struct ConfigErrors {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
 }
@@ -166,8 +166,8 @@ pub(super) fn parse(
     sources: &Sources,
     handlers: &[&str],
     reading: &Reading,
-) -> Result<(Config, Vec<Problem>), Faults> {
-    let unreadable = |problems| Faults { problems, warnings: Vec::new() };
+) -> Result<(Config, Vec<Problem>), ConfigErrors> {
+    let unreadable = |problems| ConfigErrors { problems, warnings: Vec::new() };
     let mut layers = text(bytes).and_then(Layers::read).map_err(unreadable)?;
     if !layers.root.contains_key("queues") && !layers.root.contains_key("consumers") {
         add_default_workload(&mut layers);
@@ -178,7 +178,7 @@ pub(super) fn parse(
     check::check(&config, &reading.report);
     secret::look_at_places(&config, &layers.origins, reading);
     let (problems, warnings) = reading.report.take_sorted(&layers.origins);
-    if problems.is_empty() { Ok((config, warnings)) } else { Err(Faults { problems, warnings }) }
+    if problems.is_empty() { Ok((config, warnings)) } else { Err(ConfigErrors { problems, warnings }) }
 }
 
 pub(super) fn text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::order::Faults;
+use crate::domain::FaultInjection;
 use crate::recovery::RetryPolicy;
 use crate::tls::Files;
 
@@ -19,7 +19,7 @@ pub struct Config {
     pub management: Management,
     /// Exchange names and whether orderd declares.
     pub topology: TopologySettings,
-    /// Work queues by name.
+    /// HandlerInput queues by name.
     pub queues: BTreeMap<String, Queue>,
     /// Consumers by name.
     pub consumers: BTreeMap<String, Consumer>,
@@ -172,7 +172,7 @@ pub struct Consumer {
     /// What happens to failures. Without meaning for the failed-order consumer.
     pub retry: RetryPolicy,
     /// Injected faults; off by default.
-    pub faults: Option<Faults>,
+    pub faults: Option<FaultInjection>,
 }
 
 impl Consumer {
@@ -252,7 +252,7 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
     /// From `token_file`: the bearer token of everything but the plain health checks.
     pub token: Option<Secret>,
-    /// Names by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
+    /// ExchangeNames by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
     pub hosts: Vec<String>,
 }
 

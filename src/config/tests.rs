@@ -5,7 +5,7 @@ mod secrets;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use super::load::{Faults, parse};
+use super::load::{ConfigErrors, parse};
 use super::section::Reading;
 use super::*;
 
@@ -22,7 +22,7 @@ fn load_with(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<(
     let lines = |problems: Vec<Problem>| problems.iter().map(Problem::to_string).collect::<Vec<_>>();
     match parse(file.as_bytes(), &sources, &HANDLERS, &Reading::default()) {
         Ok((config, warnings)) => Ok((config, lines(warnings))),
-        Err(Faults { problems, .. }) => Err(lines(problems)),
+        Err(ConfigErrors { problems, .. }) => Err(lines(problems)),
     }
 }
 
@@ -253,7 +253,7 @@ fn failures_have_exactly_one_door() {
         (
             "handler = \"failed\"",
             "handler = \"order\"",
-            "consumers: must have one with the handler \"failed\": it retries and parks what failed",
+            "consumers: must have one with the handler \"failed\": it retries or dead-letters what failed",
         ),
         (
             "handler = \"analytics\"",

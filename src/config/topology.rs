@@ -2,12 +2,14 @@
 
 use super::model::{Config, Consumer};
 use crate::recovery::FAILED_HANDLER;
-use crate::topology::{Declaration, Exchange, Names, Need, Permissions, Queue, Role, Topology, WorkQueue};
+use crate::topology::{
+    Declaration, Exchange, ExchangeNames, Permissions, Queue, RequiredPermission, Role, Topology, WorkQueue,
+};
 
 impl Config {
     /// The names of the exchanges.
-    pub fn names(&self) -> Names {
-        Names::new(&self.topology.exchange)
+    pub fn names(&self) -> ExchangeNames {
+        ExchangeNames::new(&self.topology.exchange)
     }
 
     /// The consumer of failures.
@@ -18,16 +20,16 @@ impl Config {
 
     /// What orderd does on the broker while it works. Of each exchange that does not look at keys one stands for all,
     /// and of notifications one channel.
-    pub fn work(&self) -> Vec<Need> {
+    pub fn work(&self) -> Vec<RequiredPermission> {
         let names = self.names();
-        let publish = |exchange: &str, routing_key: &str| Need::Publish {
+        let publish = |exchange: &str, routing_key: &str| RequiredPermission::Publish {
             exchange: exchange.to_owned(),
             routing_key: routing_key.to_owned(),
         };
-        let consume = |consumer: &Consumer| Need::Consume { queue: consumer.queue.clone() };
-        let mut needs: Vec<Need> = self.consumers.values().map(consume).collect();
+        let consume = |consumer: &Consumer| RequiredPermission::Consume { queue: consumer.queue.clone() };
+        let mut needs: Vec<RequiredPermission> = self.consumers.values().map(consume).collect();
         let working = self.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
-        needs.extend(working.map(|(name, _)| publish(&names.orders, &Names::failed_key(name))));
+        needs.extend(working.map(|(name, _)| publish(&names.orders, &ExchangeNames::failed_key(name))));
         let events = ["order.notification.email", "order.analytics.processed", "order.analytics.failed"];
         needs.extend(events.map(|key| publish(&names.orders, key)));
         needs.extend([publish(&names.retry, ""), publish(&names.dead_letter, "")]);
@@ -35,15 +37,17 @@ impl Config {
     }
 
     /// What orderd does on the broker, declaring included if it is to; if not, it looks whether others have.
-    pub fn needs(&self) -> Vec<Need> {
+    pub fn needs(&self) -> Vec<RequiredPermission> {
         let topology = self.topology();
         let declarations = topology.declarations().iter().cloned();
-        let mut needs: Vec<Need> = if self.topology.declare {
-            declarations.map(Need::Declare).collect()
+        let mut needs: Vec<RequiredPermission> = if self.topology.declare {
+            declarations.map(RequiredPermission::Declare).collect()
         } else {
             let find = |declaration| match declaration {
-                Declaration::Exchange(Exchange { name, .. }) => Some(Need::FindExchange { exchange: name }),
-                Declaration::Queue(Queue { name, .. }) => Some(Need::FindQueue { queue: name }),
+                Declaration::Exchange(Exchange { name, .. }) => {
+                    Some(RequiredPermission::FindExchange { exchange: name })
+                }
+                Declaration::Queue(Queue { name, .. }) => Some(RequiredPermission::FindQueue { queue: name }),
                 Declaration::Binding(_) => None,
             };
             declarations.filter_map(find).collect()
@@ -68,7 +72,7 @@ impl Config {
                 let role = if consumer.handler == FAILED_HANDLER {
                     Role::Failed
                 } else {
-                    Role::Work { consumer: name.clone(), delays: consumer.retry.delays.clone() }
+                    Role::HandlerInput { consumer: name.clone(), delays: consumer.retry.delays.clone() }
                 };
                 Some(WorkQueue { name: consumer.queue.clone(), bindings, role })
             })

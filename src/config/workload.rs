@@ -6,7 +6,7 @@ use super::layers::Value;
 use super::model::{Consumer, Queue};
 use super::section::{Section, did_you_mean, listed};
 use super::shape;
-use crate::order::Faults;
+use crate::domain::FaultInjection;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
 use crate::topology::pattern;
 
@@ -118,13 +118,13 @@ fn retry(section: &mut Section<'_>, handler: &str) -> RetryPolicy {
     policy
 }
 
-fn faults(section: &mut Section<'_>, handler: &str) -> Option<Faults> {
+fn faults(section: &mut Section<'_>, handler: &str) -> Option<FaultInjection> {
     if handler == FAILED_HANDLER {
         refuse(section, "faults");
         return None;
     }
     let mut section = section.section("faults");
-    let faults = Faults {
+    let faults = FaultInjection {
         transient: section.or("transient", 0.0, &shape::share),
         permanent: section.or("permanent", 0.0, &shape::share),
         panic: section.or("panic", 0.0, &shape::share),

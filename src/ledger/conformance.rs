@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 
 use super::Recorded::{Conflict, Duplicate, New, Unfinished};
-use super::{Entry, Ledger, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
-use crate::order::{OrderId, Sale};
+use super::{Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+use crate::domain::{OrderId, Sale};
 
 /// Runs every rule against one empty ledger.
 pub(crate) async fn conforms(ledger: &dyn Ledger) {
@@ -44,26 +44,26 @@ pub(crate) fn order(id: &str) -> NewOrder {
     }
 }
 
-pub(crate) fn accept(order: NewOrder) -> Entry {
-    Entry::AcceptOrder(Box::new(order))
+pub(crate) fn accept(order: NewOrder) -> LedgerEntry {
+    LedgerEntry::AcceptOrder(Box::new(order))
 }
 
-pub(crate) fn finish(id: &str) -> Entry {
-    Entry::FinishOrder { id: OrderId::new(id).unwrap(), at: at(3_000) }
+pub(crate) fn finish(id: &str) -> LedgerEntry {
+    LedgerEntry::FinishOrder { id: OrderId::new(id).unwrap(), at: at(3_000) }
 }
 
-pub(crate) fn look_up(id: &str) -> Entry {
-    Entry::LookUpNotification { id: id.to_owned() }
+pub(crate) fn look_up(id: &str) -> LedgerEntry {
+    LedgerEntry::LookUpNotification { id: id.to_owned() }
 }
 
-pub(crate) fn notification(id: &str) -> Entry {
+pub(crate) fn notification(id: &str) -> LedgerEntry {
     let channel = "email".to_owned();
-    Entry::Notification(Box::new(NewNotification { id: id.to_owned(), order_id: None, channel, at: at(4_000) }))
+    LedgerEntry::Notification(Box::new(NewNotification { id: id.to_owned(), order_id: None, channel, at: at(4_000) }))
 }
 
-pub(crate) fn analytics(id: &str, sale: Option<Sale>) -> Entry {
+pub(crate) fn analytics(id: &str, sale: Option<Sale>) -> LedgerEntry {
     let name = "processed".to_owned();
-    Entry::Analytics(Box::new(NewAnalytics { id: id.to_owned(), order_id: None, name, sale, at: at(5_000) }))
+    LedgerEntry::Analytics(Box::new(NewAnalytics { id: id.to_owned(), order_id: None, name, sale, at: at(5_000) }))
 }
 
 pub(crate) fn sale(product: &str, total: Decimal, at: Timestamp) -> Sale {
@@ -83,8 +83,8 @@ pub(crate) fn attempt(identity: &str, consumer: &str, retry_count: u32) -> NewAt
     }
 }
 
-pub(crate) fn dead_letter(attempt: NewAttempt) -> Entry {
-    Entry::DeadLetter(Box::new(NewDeadLetter {
+pub(crate) fn dead_letter(attempt: NewAttempt) -> LedgerEntry {
+    LedgerEntry::DeadLetter(Box::new(NewDeadLetter {
         attempt: NewAttempt { delay: None, ..attempt },
         reason: "retries_exhausted",
         origin_queue: Some("order_queue".to_owned()),
@@ -92,7 +92,7 @@ pub(crate) fn dead_letter(attempt: NewAttempt) -> Entry {
     }))
 }
 
-async fn answer(ledger: &dyn Ledger, entry: Entry) -> Recorded {
+async fn answer(ledger: &dyn Ledger, entry: LedgerEntry) -> Recorded {
     ledger.record(entry).await.unwrap()
 }
 
@@ -161,25 +161,25 @@ async fn an_attempt_is_known_by_message_consumer_and_retry_count(ledger: &dyn Le
     for (identity, consumer, retry_count) in
         [("a", "order", 0), ("a", "order", 1), ("a", "priority", 0), ("b", "order", 0)]
     {
-        let entry = || Entry::Attempt(Box::new(attempt(identity, consumer, retry_count)));
+        let entry = || LedgerEntry::Attempt(Box::new(attempt(identity, consumer, retry_count)));
         assert_eq!(answer(ledger, entry()).await, New);
         assert_eq!(answer(ledger, entry()).await, Duplicate);
     }
 }
 
 async fn a_dead_letter_is_known_by_message_and_consumer_and_records_its_attempt(ledger: &dyn Ledger) {
-    assert_eq!(answer(ledger, dead_letter(attempt("parked", "order", 3))).await, New);
-    assert_eq!(answer(ledger, dead_letter(attempt("parked", "order", 4))).await, Duplicate);
-    assert_eq!(answer(ledger, dead_letter(attempt("parked", "priority", 3))).await, New);
-    assert_eq!(answer(ledger, Entry::Attempt(Box::new(attempt("parked", "order", 3)))).await, Duplicate);
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 3))).await, New);
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 4))).await, Duplicate);
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "priority", 3))).await, New);
+    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(attempt("dead_lettered", "order", 3)))).await, Duplicate);
 }
 
 async fn of_concurrent_equal_entries_exactly_one_is_new(ledger: &dyn Ledger) {
-    let entries: [&dyn Fn() -> Entry; 5] = [
+    let entries: [&dyn Fn() -> LedgerEntry; 5] = [
         &|| accept(order("crowd")),
         &|| notification("crowd-1"),
         &|| analytics("crowd-2", Some(sale("Laptop", Decimal::ONE, at(0)))),
-        &|| Entry::Attempt(Box::new(attempt("crowd", "order", 0))),
+        &|| LedgerEntry::Attempt(Box::new(attempt("crowd", "order", 0))),
         &|| dead_letter(attempt("crowd", "order", 1)),
     ];
     for entry in entries {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
-use crate::order::{Currency, OrderId, Sale};
+use crate::domain::{Currency, OrderId, Sale};
 
 /// One thing to record, or to look up.
 #[derive(Debug, Clone)]
-pub enum Entry {
+pub enum LedgerEntry {
     /// Enters an order with status `accepted`. Answers [`Recorded::New`], [`Recorded::Unfinished`],
     /// [`Recorded::Duplicate`] (already `processed`) or [`Recorded::Conflict`].
     AcceptOrder(Box<NewOrder>),
@@ -31,24 +31,24 @@ pub enum Entry {
     Analytics(Box<NewAnalytics>),
     /// Enters a failed attempt that will be retried. Answers `New` or `Duplicate`.
     Attempt(Box<NewAttempt>),
-    /// Enters a parked message and its last attempt, or renews its row if it was parked before and has failed
+    /// Enters a dead-lettered message and its last attempt, or renews its row if it was dead-lettered before and has failed
     /// again since. Answers `New`, or `Duplicate` if nothing changed.
     DeadLetter(Box<NewDeadLetter>),
 }
 
-impl Entry {
+impl LedgerEntry {
     /// Dates what is over once its publications are confirmed, which they are only now: an order processed, a
-    /// message parked.
+    /// message dead-lettered.
     #[must_use]
     pub fn confirmed_at(mut self, now: Timestamp) -> Self {
         match &mut self {
-            Entry::FinishOrder { at, .. } => *at = now,
-            Entry::DeadLetter(letter) => letter.at = now,
-            Entry::AcceptOrder(_)
-            | Entry::LookUpNotification { .. }
-            | Entry::Notification(_)
-            | Entry::Analytics(_)
-            | Entry::Attempt(_) => {}
+            LedgerEntry::FinishOrder { at, .. } => *at = now,
+            LedgerEntry::DeadLetter(letter) => letter.at = now,
+            LedgerEntry::AcceptOrder(_)
+            | LedgerEntry::LookUpNotification { .. }
+            | LedgerEntry::Notification(_)
+            | LedgerEntry::Analytics(_)
+            | LedgerEntry::Attempt(_) => {}
         }
         self
     }
@@ -126,11 +126,11 @@ pub struct NewAttempt {
     pub reason: String,
     /// When it failed.
     pub failed_at: Timestamp,
-    /// The delay before the retry, such as `10s`; `None` when it is parked instead.
+    /// The delay before the retry, such as `10s`; `None` when it is dead-lettered instead.
     pub delay: Option<String>,
 }
 
-/// One message that was parked.
+/// One message that was dead-lettered.
 #[derive(Debug, Clone)]
 pub struct NewDeadLetter {
     /// The last attempt. Its identity and consumer are the primary key here.
@@ -139,7 +139,7 @@ pub struct NewDeadLetter {
     pub reason: &'static str,
     /// The queue it had failed in, where known.
     pub origin_queue: Option<String>,
-    /// When it was parked.
+    /// When it was dead-lettered.
     pub at: Timestamp,
 }
 

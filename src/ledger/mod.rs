@@ -10,7 +10,9 @@ pub mod report;
 mod sqlite;
 pub mod trace;
 
-pub use entry::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+pub use entry::{
+    LedgerEntry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded,
+};
 pub use sqlite::{
     FILE_NAME, OpenError, OrderCounts, Pruned, Revenue, SqliteLedger, Totals, Tuning, remote_file_system,
 };
@@ -24,5 +26,5 @@ pub trait Ledger: Send + Sync + 'static {
     /// # Errors
     /// The entry has not been recorded; trying again is safe. All errors are worth a retry: a full disk, a
     /// locked file.
-    fn record(&self, entry: Entry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::sqlite::{self, OpenError};
 use crate::delay::Delay;
-use crate::order::ExactSum;
+use crate::domain::ExactSum;
 
 /// What is recorded of one order. Its JSON is a contract: see the README.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,7 +69,7 @@ pub enum Subject {
     Notification,
     /// What is counted: that it was processed.
     Analytics,
-    /// What is counted: that it was parked.
+    /// What is counted: that it was dead-lettered.
     AnalyticsFailed,
 }
 
@@ -99,8 +99,8 @@ pub enum Happened {
         /// When that delay was over, at the earliest.
         due_at: Option<Timestamp>,
     },
-    /// The message was parked in the dead letter queue.
-    Parked {
+    /// The message was dead-lettered in the dead letter queue.
+    DeadLettered {
         /// The consumer that failed.
         consumer: String,
         /// The value of `x-dead-letter-reason`.
@@ -135,8 +135,8 @@ pub enum Place {
         since: Timestamp,
     },
     /// In the dead letter queue since then, unless somebody has taken it out.
-    Parked {
-        /// When it was parked.
+    DeadLettered {
+        /// When it was dead-lettered.
         since: Timestamp,
     },
     /// In a retry queue.
@@ -185,30 +185,34 @@ impl Trace {
     /// consumer that failed.
     pub fn keep_failures(&mut self, belongs: impl Fn(Subject, &str) -> bool) {
         self.steps.retain(|step| match &step.event {
-            Happened::Failed { consumer, .. } | Happened::Parked { consumer, .. } => belongs(step.message, consumer),
+            Happened::Failed { consumer, .. } | Happened::DeadLettered { consumer, .. } => {
+                belongs(step.message, consumer)
+            }
             Happened::Accepted { .. } | Happened::Processed | Happened::Notified { .. } | Happened::Counted => true,
         });
     }
 
     /// Where each message of the order is that must be somewhere: the order, what was published of it, and another order
-    /// of its id that was parked after it was done.
+    /// of its id that was dead-lettered after it was done.
     pub fn places(&self, now: Timestamp) -> Vec<(Subject, Place)> {
         let order = self.place(Subject::Order, now).unwrap_or(Place::Unknown);
         let done = match order {
             Place::Done { since } => Some(since),
             Place::Unknown
-            | Place::Parked { .. }
+            | Place::DeadLettered { .. }
             | Place::Waiting { .. }
             | Place::Due { .. }
             | Place::UnderWay { .. } => None,
         };
         let mut places = vec![(Subject::Order, order)];
-        let parked_since = self.steps.iter().rfind(|step| {
-            step.message == Subject::Order && matches!(step.event, Happened::Parked { .. }) && done < Some(step.at)
+        let dead_lettered_since = self.steps.iter().rfind(|step| {
+            step.message == Subject::Order
+                && matches!(step.event, Happened::DeadLettered { .. })
+                && done < Some(step.at)
         });
-        if let (Some(_), Some(step)) = (done, parked_since) {
+        if let (Some(_), Some(step)) = (done, dead_lettered_since) {
             // Another order of the same id.
-            places.push((Subject::Order, Place::Parked { since: step.at }));
+            places.push((Subject::Order, Place::DeadLettered { since: step.at }));
         }
         for subject in [Subject::Notification, Subject::Analytics, Subject::AnalyticsFailed] {
             let published = done.filter(|_| subject != Subject::AnalyticsFailed).map(|since| Place::UnderWay { since });
@@ -235,7 +239,7 @@ impl Trace {
             Happened::Failed { consumer, due_at, .. } => {
                 Place::Due { consumer: consumer.clone(), since: due_at.unwrap_or(last.at) }
             }
-            Happened::Parked { .. } => Place::Parked { since: last.at },
+            Happened::DeadLettered { .. } => Place::DeadLettered { since: last.at },
             Happened::Accepted { .. } => Place::UnderWay { since: last.at },
             Happened::Processed | Happened::Notified { .. } | Happened::Counted => Place::Done { since: last.at },
         })

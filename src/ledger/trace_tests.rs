@@ -4,9 +4,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, finish, notification, order};
-use crate::ledger::{Entry, Ledger, NewAnalytics, NewAttempt, SqliteLedger};
+use crate::ledger::{Ledger, LedgerEntry, NewAnalytics, NewAttempt, SqliteLedger};
 
-async fn traced(entries: impl IntoIterator<Item = Entry>, id: &str) -> Trace {
+async fn traced(entries: impl IntoIterator<Item = LedgerEntry>, id: &str) -> Trace {
     let directory = TempDir::new().unwrap();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     for entry in entries {
@@ -25,36 +25,36 @@ fn told(trace: &Trace) -> Vec<String> {
     trace.steps.iter().map(step).collect()
 }
 
-fn failed(retry_count: u32, at_millis: i64) -> Entry {
-    Entry::Attempt(Box::new(NewAttempt { failed_at: at(at_millis), ..attempt("o-1", "order", retry_count) }))
+fn failed(retry_count: u32, at_millis: i64) -> LedgerEntry {
+    LedgerEntry::Attempt(Box::new(NewAttempt { failed_at: at(at_millis), ..attempt("o-1", "order", retry_count) }))
 }
 
-fn counted(id: &str) -> Entry {
+fn counted(id: &str) -> LedgerEntry {
     let (order_id, name) = (Some("o-1".to_owned()), "processed".to_owned());
-    Entry::Analytics(Box::new(NewAnalytics { id: id.to_owned(), order_id, name, sale: None, at: at(5_000) }))
+    LedgerEntry::Analytics(Box::new(NewAnalytics { id: id.to_owned(), order_id, name, sale: None, at: at(5_000) }))
 }
 
 #[tokio::test]
 async fn a_failure_known_to_the_second_is_not_told_before_its_order() {
     let early = attempt("o-1/analytics/processed", "analytics", 0);
-    let early = Entry::Attempt(Box::new(NewAttempt { failed_at: at(1_000), ..early }));
+    let early = LedgerEntry::Attempt(Box::new(NewAttempt { failed_at: at(1_000), ..early }));
     let trace = traced([accept(order("o-1")), early], "o-1").await;
     assert_eq!(told(&trace), ["2000 order accepted", "1000 analytics failed"]);
 }
 
 #[tokio::test]
-async fn another_order_of_the_same_id_is_told_to_be_parked() {
+async fn another_order_of_the_same_id_is_told_to_be_dead_lettered() {
     let conflict = dead_letter(attempt("o-1", "order", 0));
     let trace = traced([accept(order("o-1")), finish("o-1"), conflict], "o-1").await;
     let places = trace.places(at(100_000));
     let order = places.into_iter().filter(|(subject, _)| *subject == Subject::Order).map(|(_, place)| place);
-    assert_eq!(order.collect::<Vec<_>>(), [Place::Done { since: at(3_000) }, Place::Parked { since: at(7_000) }]);
+    assert_eq!(order.collect::<Vec<_>>(), [Place::Done { since: at(3_000) }, Place::DeadLettered { since: at(7_000) }]);
 }
 
 #[tokio::test]
 async fn failures_of_an_order_with_an_events_identity_are_not_the_events() {
-    let order_like_an_event = Entry::Attempt(Box::new(attempt("o-1/notification/processed", "order", 0)));
-    let event = Entry::Attempt(Box::new(attempt("o-1/notification/processed", "notification", 0)));
+    let order_like_an_event = LedgerEntry::Attempt(Box::new(attempt("o-1/notification/processed", "order", 0)));
+    let event = LedgerEntry::Attempt(Box::new(attempt("o-1/notification/processed", "notification", 0)));
     let mut trace = traced([accept(order("o-1")), order_like_an_event, event], "o-1").await;
     assert_eq!(trace.steps.len(), 3);
     trace.keep_failures(|message, consumer| message == Subject::Order || consumer != "order");
@@ -109,12 +109,12 @@ async fn an_order_waits_until_its_delay_is_over_and_is_due_from_then_on() {
 }
 
 #[tokio::test]
-async fn a_parked_order_is_in_the_dead_letter_queue_until_it_is_processed() {
-    let parked = || dead_letter(attempt("o-1", "order", 3));
-    let trace = traced([failed(0, 1_000), parked()], "o-1").await;
-    assert_eq!(told(&trace), ["1000 order failed", "6000 order failed", "7000 order parked"]);
-    assert_eq!(trace.places(at(99_000)), [(Subject::Order, Place::Parked { since: at(7_000) })]);
-    let replayed = traced([parked(), accept(order("o-1")), finish("o-1")], "o-1").await;
+async fn a_dead_lettered_order_is_in_the_dead_letter_queue_until_it_is_processed() {
+    let dead_lettered = || dead_letter(attempt("o-1", "order", 3));
+    let trace = traced([failed(0, 1_000), dead_lettered()], "o-1").await;
+    assert_eq!(told(&trace), ["1000 order failed", "6000 order failed", "7000 order dead-lettered"]);
+    assert_eq!(trace.places(at(99_000)), [(Subject::Order, Place::DeadLettered { since: at(7_000) })]);
+    let replayed = traced([dead_lettered(), accept(order("o-1")), finish("o-1")], "o-1").await;
     assert_eq!(replayed.places(at(99_000))[0], (Subject::Order, Place::Done { since: at(3_000) }));
 }
 
@@ -129,7 +129,7 @@ async fn events_that_are_not_recorded_yet_are_under_way() {
 #[tokio::test]
 async fn a_notification_that_fails_is_traced_with_its_order() {
     let event = "o-1/notification/processed";
-    let entry = Entry::Attempt(Box::new(attempt(event, "notification", 0)));
+    let entry = LedgerEntry::Attempt(Box::new(attempt(event, "notification", 0)));
     let trace = traced([accept(order("o-1")), finish("o-1"), entry], "o-1").await;
     let (subject, place) = &trace.places(at(6_500))[1];
     assert_eq!(*subject, Subject::Notification);

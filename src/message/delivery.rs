@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::header::{HeaderValue, Headers, names};
-use super::route::Names;
+use super::route::ExchangeNames;
 
 /// Longest message id taken as an identity: with a suffix such as `/analytics/failed` it must fit AMQP's 255
 /// bytes.
@@ -48,7 +48,7 @@ pub struct Properties {
     pub app_id: Option<String>,
 }
 
-/// Names one delivery on one channel of one epoch. Settling it after its epoch has ended does nothing.
+/// ExchangeNames one delivery on one channel of one epoch. Settling it after its epoch has ended does nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     /// Counts the subscriptions of this process; never reused.
@@ -83,7 +83,7 @@ impl Delivery {
     /// key, a failure one that says so, and both carry the first key in a header. On other messages that header
     /// is a producer's, and not believed.
     pub fn first_routing_key(&self) -> &str {
-        let copied = !self.routing_key.contains('.') || self.routing_key.starts_with(Names::FAILED_KEY);
+        let copied = !self.routing_key.contains('.') || self.routing_key.starts_with(ExchangeNames::FAILED_KEY);
         let origin = self.message.headers.get(names::ORIGIN_ROUTING_KEY).and_then(HeaderValue::as_text);
         origin.filter(|_| copied).unwrap_or(&self.routing_key)
     }

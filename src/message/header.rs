@@ -106,7 +106,7 @@ pub mod names {
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
     /// When it last failed (timestamp).
     pub const FAILED_AT: &str = "x-failed-at";
-    /// Why it was parked.
+    /// Why it was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
     /// The `user_id` property of a copy, which the broker would check.
     pub const ORIGINAL_USER_ID: &str = "x-original-user-id";

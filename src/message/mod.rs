@@ -12,4 +12,4 @@ pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
 pub use port::{
     Consumer, Publication, PublishError, Publisher, SettleError, Settlement, Settler, SubscribeError, Subscription,
 };
-pub use route::Names;
+pub use route::ExchangeNames;

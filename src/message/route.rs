@@ -6,21 +6,21 @@ use crate::delay::Delay;
 
 /// The names derived from `topology.exchange`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
+pub struct ExchangeNames {
     /// `orders`: topic; everything producers and orderd publish.
     pub orders: Arc<str>,
     /// `orders.retry`: direct; to retry queues, by their name.
     pub retry: Arc<str>,
     /// `orders.requeue`: direct; to one work queue, by its name.
     pub requeue: Arc<str>,
-    /// `orders.dead_letter`: fanout; to [`Names::DEAD_LETTER_QUEUE`].
+    /// `orders.dead_letter`: fanout; to [`ExchangeNames::DEAD_LETTER_QUEUE`].
     pub dead_letter: Arc<str>,
-    /// `orders.unrouted`: fanout; to [`Names::UNROUTED_QUEUE`].
+    /// `orders.unrouted`: fanout; to [`ExchangeNames::UNROUTED_QUEUE`].
     pub unrouted: Arc<str>,
 }
 
-impl Names {
-    /// Where messages are parked for a person.
+impl ExchangeNames {
+    /// Where messages are dead-lettered for a person.
     pub const DEAD_LETTER_QUEUE: &str = "dead_letter_queue";
     /// Where messages go that no binding matched.
     pub const UNROUTED_QUEUE: &str = "unrouted_queue";
@@ -30,7 +30,7 @@ impl Names {
     /// Derives all names from the orders exchange's.
     pub fn new(exchange: &str) -> Self {
         let derived = |suffix: &str| format!("{exchange}.{suffix}").into();
-        Names {
+        ExchangeNames {
             orders: exchange.into(),
             retry: derived("retry"),
             requeue: derived("requeue"),

@@ -10,10 +10,10 @@ pub enum Decision {
     /// Back to its queue after a delay.
     Retry(Delay),
     /// To the dead letter queue, for a person.
-    Park(DeadLetterReason),
+    DeadLetter(DeadLetterReason),
 }
 
-/// Why a message was parked.
+/// Why a message was dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeadLetterReason {
     /// It cannot be read.
@@ -58,27 +58,27 @@ impl DeadLetterReason {
 /// queue is unknown.
 ///
 /// A message that hit the delivery limit gets its retries like a transient failure, for it may be an innocent
-/// neighbour of one that kills the process; hitting the limit a second time parks it.
+/// neighbour of one that kills the process; hitting the limit a second time dead-letters it.
 pub fn decide(policy: Option<&RetryPolicy>, history: &History, now: Timestamp) -> Decision {
     let Some(policy) = policy else {
-        return Decision::Park(DeadLetterReason::NoOrigin);
+        return Decision::DeadLetter(DeadLetterReason::NoOrigin);
     };
     let exhausted = match history.failure.kind {
-        FailureKind::Malformed => return Decision::Park(DeadLetterReason::Malformed),
-        FailureKind::Permanent => return Decision::Park(DeadLetterReason::Permanent),
+        FailureKind::Malformed => return Decision::DeadLetter(DeadLetterReason::Malformed),
+        FailureKind::Permanent => return Decision::DeadLetter(DeadLetterReason::Permanent),
         FailureKind::DeliveryLimit if history.hit_delivery_limit_before => {
-            return Decision::Park(DeadLetterReason::DeliveryLimit);
+            return Decision::DeadLetter(DeadLetterReason::DeliveryLimit);
         }
         FailureKind::DeliveryLimit => DeadLetterReason::DeliveryLimit,
         FailureKind::Transient | FailureKind::TimedOut | FailureKind::Panicked => DeadLetterReason::RetriesExhausted,
     };
     let Some(delay) = usize::try_from(history.retries).ok().and_then(|retries| policy.delays.get(retries)) else {
-        return Decision::Park(exhausted);
+        return Decision::DeadLetter(exhausted);
     };
     // A first failure in the future (a clock set back) makes the age negative: not too old.
     let age = now.duration_since(history.first_failed_at);
     if age > jiff::SignedDuration::try_from(policy.max_age).unwrap_or(jiff::SignedDuration::MAX) {
-        return Decision::Park(DeadLetterReason::TooOld);
+        return Decision::DeadLetter(DeadLetterReason::TooOld);
     }
     Decision::Retry(*delay)
 }
@@ -121,35 +121,35 @@ mod tests {
         for (kind, retries, age, expected) in [
             (Transient, 0, 0, retry(1)),
             (Transient, 1, 5, retry(10)),
-            (Transient, 2, 20, Decision::Park(Reason::RetriesExhausted)),
+            (Transient, 2, 20, Decision::DeadLetter(Reason::RetriesExhausted)),
             (TimedOut, 0, 0, retry(1)),
-            (TimedOut, 2, 0, Decision::Park(Reason::RetriesExhausted)),
+            (TimedOut, 2, 0, Decision::DeadLetter(Reason::RetriesExhausted)),
             (Panicked, 1, 0, retry(10)),
-            (Panicked, 2, 0, Decision::Park(Reason::RetriesExhausted)),
+            (Panicked, 2, 0, Decision::DeadLetter(Reason::RetriesExhausted)),
             (DeliveryLimit, 0, 0, retry(1)),
-            (DeliveryLimit, 2, 0, Decision::Park(Reason::DeliveryLimit)),
+            (DeliveryLimit, 2, 0, Decision::DeadLetter(Reason::DeliveryLimit)),
             (Transient, 0, 3600, retry(1)),
-            (Transient, 0, 3601, Decision::Park(Reason::TooOld)),
+            (Transient, 0, 3601, Decision::DeadLetter(Reason::TooOld)),
             (Transient, 0, -50, retry(1)),
-            (Malformed, 0, 0, Decision::Park(Reason::Malformed)),
-            (Permanent, 0, 0, Decision::Park(Reason::Permanent)),
-            (Transient, u32::MAX, 0, Decision::Park(Reason::RetriesExhausted)),
+            (Malformed, 0, 0, Decision::DeadLetter(Reason::Malformed)),
+            (Permanent, 0, 0, Decision::DeadLetter(Reason::Permanent)),
+            (Transient, u32::MAX, 0, Decision::DeadLetter(Reason::RetriesExhausted)),
         ] {
             assert_eq!(decided(kind, retries, age), expected, "{kind} after {retries} retries at age {age}");
         }
     }
 
     #[test]
-    fn a_second_delivery_limit_parks() {
+    fn a_second_delivery_limit_is_dead_lettered() {
         let again = History { hit_delivery_limit_before: true, ..history(FailureKind::DeliveryLimit, 1, 0) };
         let now = Timestamp::from_second(1_000_000).unwrap();
-        assert_eq!(decide(Some(&policy()), &again, now), Decision::Park(DeadLetterReason::DeliveryLimit));
+        assert_eq!(decide(Some(&policy()), &again, now), Decision::DeadLetter(DeadLetterReason::DeliveryLimit));
     }
 
     #[test]
     fn without_an_origin_there_is_nowhere_to_retry() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let history = history(FailureKind::Transient, 0, 0);
-        assert_eq!(decide(None, &history, now), Decision::Park(DeadLetterReason::NoOrigin));
+        assert_eq!(decide(None, &history, now), Decision::DeadLetter(DeadLetterReason::NoOrigin));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{DeadLetterReason, Delay, Failure, FailureKind};
-use crate::message::{Delivery, HeaderValue, Headers, Message, Names, Publication, STRIPPED, names};
+use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Message, Publication, STRIPPED, names};
 
 /// Where a message was when it first failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct History {
 
 /// The delayed retries a message has had, as far as its delivery can be believed: a producer could send the
 /// header too, so it counts only on what came through the requeue exchange.
-pub fn believed_retries(delivery: &Delivery, names: &Names) -> u32 {
+pub fn believed_retries(delivery: &Delivery, names: &ExchangeNames) -> u32 {
     if *delivery.exchange == *names.requeue { header_retries(&delivery.message.headers) } else { 0 }
 }
 
@@ -50,7 +50,7 @@ fn header_retries(headers: &Headers) -> u32 {
 
 impl History {
     /// Reads the headers of a delivery of the failed-order queue.
-    pub fn read(delivery: &Delivery, names: &Names, now: Timestamp) -> Self {
+    pub fn read(delivery: &Delivery, names: &ExchangeNames, now: Timestamp) -> Self {
         let headers = &delivery.message.headers;
         match BrokerDeath::newest(headers) {
             // The broker's own dead-lettering. The failure headers are those of an earlier attempt if the message
@@ -192,7 +192,7 @@ pub fn copy_for_failure(
     delivery: &Delivery,
     (consumer, queue): (&str, &str),
     failure: Failure,
-    names: &Names,
+    names: &ExchangeNames,
     now: Timestamp,
 ) -> Publication {
     let headers = &delivery.message.headers;
@@ -213,23 +213,29 @@ pub fn copy_for_failure(
     let mut message = copy(&delivery.message);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set_failure(&mut message.headers, &history);
-    Publication { exchange: Arc::clone(&names.orders), routing_key: Names::failed_key(consumer), message }
+    Publication { exchange: Arc::clone(&names.orders), routing_key: ExchangeNames::failed_key(consumer), message }
 }
 
 /// The copy that waits for its retry in `queue`'s retry queue of this delay.
-pub fn copy_for_retry(delivery: &Delivery, history: &History, queue: &str, delay: Delay, names: &Names) -> Publication {
+pub fn copy_for_retry(
+    delivery: &Delivery,
+    history: &History,
+    queue: &str,
+    delay: Delay,
+    names: &ExchangeNames,
+) -> Publication {
     let mut message = copy(&delivery.message);
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries.saturating_add(1)));
-    Publication { exchange: Arc::clone(&names.retry), routing_key: Names::retry_queue(queue, delay), message }
+    Publication { exchange: Arc::clone(&names.retry), routing_key: ExchangeNames::retry_queue(queue, delay), message }
 }
 
-/// The copy that is parked for a person.
+/// The copy that is dead-lettered for a person.
 pub fn copy_for_dead_letter(
     delivery: &Delivery,
     history: &History,
     reason: DeadLetterReason,
-    names: &Names,
+    names: &ExchangeNames,
 ) -> Publication {
     let mut message = copy(&delivery.message);
     set_failure(&mut message.headers, history);
@@ -267,9 +273,9 @@ mod tests {
     fn failed(delivery: &Delivery, at: i64) -> History {
         let failure = Failure::new(FailureKind::Transient, "busy", "try later");
         let at = Timestamp::from_second(at).unwrap();
-        let copy = copy_for_failure(delivery, ("order", "order_queue"), failure, &Names::new("orders"), at);
+        let copy = copy_for_failure(delivery, ("order", "order_queue"), failure, &ExchangeNames::new("orders"), at);
         assert_eq!(copy.routing_key, "order.failed.order");
-        History::read(&received(copy), &Names::new("orders"), now())
+        History::read(&received(copy), &ExchangeNames::new("orders"), now())
     }
 
     #[test]
@@ -287,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_retried_message_keeps_its_first_origin_and_counts_on() {
-        let names = Names::new("orders");
+        let names = ExchangeNames::new("orders");
         let first = delivery("orders", "order.normal.created", Headers::new());
         let history = failed(&first, 500);
         let delay = "10s".parse().unwrap();
@@ -328,7 +334,7 @@ mod tests {
     #[test]
     fn the_brokers_own_dead_lettering_is_a_failure_like_any_other() {
         let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
-        let history = History::read(&dead, &Names::new("orders"), now());
+        let history = History::read(&dead, &ExchangeNames::new("orders"), now());
         assert_eq!(history.failure.kind, FailureKind::DeliveryLimit);
         assert_eq!(history.origin.unwrap().queue, "order_queue");
         assert!(!history.hit_delivery_limit_before);
@@ -342,14 +348,15 @@ mod tests {
             (names::FAILURE_KIND.to_owned(), "delivery_limit".into()),
             (names::FIRST_FAILED_AT.to_owned(), HeaderValue::Timestamp(1)),
         ]);
-        let history = History::read(&delivery("orders", "order.failed.order", forged), &Names::new("orders"), now());
+        let history =
+            History::read(&delivery("orders", "order.failed.order", forged), &ExchangeNames::new("orders"), now());
         assert_eq!((history.retries, history.hit_delivery_limit_before), (0, false));
         assert_eq!(history.first_failed_at, now());
     }
 
     #[test]
     fn a_second_delivery_limit_is_recognised() {
-        let names = Names::new("orders");
+        let names = ExchangeNames::new("orders");
         let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
         let history = History::read(&dead, &names, now());
         let retry = copy_for_retry(&dead, &history, "order_queue", "1s".parse().unwrap(), &names);
@@ -382,7 +389,7 @@ mod tests {
     #[test]
     fn a_stray_message_has_no_origin() {
         let stray = delivery("orders", "order.failed.by.hand", Headers::new());
-        let history = History::read(&stray, &Names::new("orders"), now());
+        let history = History::read(&stray, &ExchangeNames::new("orders"), now());
         assert_eq!(history.origin, None);
     }
 }

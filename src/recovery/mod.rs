@@ -1,6 +1,6 @@
 //! What is done about failures, as pure decisions: no clock, no randomness, no I/O.
 //!
-//! `decide` says whether a failed message is retried, after which delay, or parked; `history` reads the
+//! `decide` says whether a failed message is retried, after which delay, or dead-lettered; `history` reads the
 //! headers it needs to know and makes the copies that carry them on.
 
 mod decide;

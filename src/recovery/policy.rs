@@ -9,9 +9,9 @@ use crate::delay::Delay;
 pub struct RetryPolicy {
     /// Retries at once, in the worker, of transient failures only.
     pub immediate: u32,
-    /// The delay before each delayed retry, in order. Empty: the first failure parks the message.
+    /// The delay before each delayed retry, in order. Empty: the first failure dead-letters the message.
     pub delays: Vec<Delay>,
-    /// Messages whose first failure lies further back than this are parked.
+    /// Messages whose first failure lies further back than this are dead-lettered.
     pub max_age: Duration,
 }
 

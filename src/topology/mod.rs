@@ -2,13 +2,13 @@
 //! them. Pure; `amqp` carries the plan out.
 
 mod model;
-mod need;
 pub mod pattern;
+mod permission;
 mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use crate::message::Names;
+pub use crate::message::ExchangeNames;
 pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
-pub use need::{Need, Permissions, TopicPermissions};
-pub use plan::{DELIVERY_LIMIT, PARKED_DELIVERY_LIMIT, Role, Topology, WorkQueue};
+pub use permission::{Permissions, RequiredPermission, TopicPermissions};
+pub use plan::{DELIVERY_LIMIT, Role, Topology, UNLIMITED_DELIVERIES, WorkQueue};

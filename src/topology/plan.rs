@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
 use crate::delay::Delay;
-use crate::message::Names;
+use crate::message::ExchangeNames;
 
 /// How often a work queue hands a message out again before it dead-letters it. Written out, since RabbitMQ
 /// 3.10 has no default and 4.x has this one.
@@ -22,7 +22,7 @@ pub const DELIVERY_LIMIT: i64 = 20;
 /// Measured by returning one message 60 times. None given: kept on 3.10.8, dropped at the 21st return on 4.0.5
 /// and 4.3.6. `-1`: kept on 4.0.5 and 4.3.6, dropped at the first return on 3.10.8. This one, more than there
 /// will ever be: kept on all three.
-pub const PARKED_DELIVERY_LIMIT: i64 = i32::MAX as i64;
+pub const UNLIMITED_DELIVERIES: i64 = i32::MAX as i64;
 
 /// A queue that orderd consumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct WorkQueue {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// They go to the failed-order queue, and come back after a delay or not at all.
-    Work {
+    HandlerInput {
         /// Its consumer's name, the last word of the routing key of its failures.
         consumer: String,
         /// Its consumer's delays; each distinct one gets a retry queue.
@@ -52,17 +52,17 @@ pub enum Role {
 /// All that must be there, in the order in which to declare it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
-    names: Names,
+    names: ExchangeNames,
     declarations: Vec<Declaration>,
 }
 
 impl Topology {
     /// Plans for these queues. Failed-order queues are declared before the queues whose failures they take, and
     /// bindings to the orders exchange come last: the first message finds everything in place.
-    pub fn new(names: Names, queues: &[WorkQueue]) -> Self {
+    pub fn new(names: ExchangeNames, queues: &[WorkQueue]) -> Self {
         let mut plan = Plan { names: &names, declarations: Vec::new() };
-        plan.parking(&names.unrouted, Names::UNROUTED_QUEUE);
-        plan.parking(&names.dead_letter, Names::DEAD_LETTER_QUEUE);
+        plan.parking(&names.unrouted, ExchangeNames::UNROUTED_QUEUE);
+        plan.parking(&names.dead_letter, ExchangeNames::DEAD_LETTER_QUEUE);
         plan.routing_exchanges();
         let (failed, work): (Vec<_>, Vec<_>) = queues.iter().partition(|queue| queue.role == Role::Failed);
         let queues = || failed.iter().chain(&work);
@@ -75,7 +75,7 @@ impl Topology {
     }
 
     /// The exchanges' names.
-    pub fn names(&self) -> &Names {
+    pub fn names(&self) -> &ExchangeNames {
         &self.names
     }
 
@@ -122,7 +122,7 @@ impl Topology {
 type Arguments = BTreeMap<&'static str, Argument>;
 
 struct Plan<'n> {
-    names: &'n Names,
+    names: &'n ExchangeNames,
     declarations: Vec<Declaration>,
 }
 
@@ -130,12 +130,12 @@ impl Plan<'_> {
     /// A fanout and the one queue bound to it, from which a person takes messages.
     fn parking(&mut self, exchange: &str, queue: &str) {
         self.exchange(exchange, ExchangeKind::Fanout, Arguments::new());
-        self.queue(queue, Arguments::from([("x-delivery-limit", Argument::Number(PARKED_DELIVERY_LIMIT))]));
+        self.queue(queue, Arguments::from([("x-delivery-limit", Argument::Number(UNLIMITED_DELIVERIES))]));
         self.bind(exchange, queue, "");
     }
 
     fn routing_exchanges(&mut self) {
-        let Names { orders, retry, requeue, unrouted, .. } = self.names;
+        let ExchangeNames { orders, retry, requeue, unrouted, .. } = self.names;
         self.exchange(requeue, ExchangeKind::Direct, Arguments::new());
         self.exchange(retry, ExchangeKind::Direct, Arguments::new());
         let alternate = Arguments::from([("alternate-exchange", text(unrouted))]);
@@ -144,15 +144,15 @@ impl Plan<'_> {
 
     /// A work queue, its way back, and its retry queues.
     fn work_queue(&mut self, queue: &WorkQueue) {
-        let Names { orders, requeue, dead_letter, .. } = self.names;
+        let ExchangeNames { orders, requeue, dead_letter, .. } = self.names;
         let mut arguments = match &queue.role {
-            Role::Work { consumer, .. } => dead_lettering(orders, Some(&Names::failed_key(consumer))),
+            Role::HandlerInput { consumer, .. } => dead_lettering(orders, Some(&ExchangeNames::failed_key(consumer))),
             Role::Failed => dead_lettering(dead_letter, None),
         };
         arguments.insert("x-delivery-limit", Argument::Number(DELIVERY_LIMIT));
         self.queue(&queue.name, arguments);
         self.bind(requeue, &queue.name, &queue.name);
-        if let Role::Work { delays, .. } = &queue.role {
+        if let Role::HandlerInput { delays, .. } = &queue.role {
             for delay in delays.iter().collect::<BTreeSet<_>>() {
                 self.retry_queue(&queue.name, *delay);
             }
@@ -161,8 +161,8 @@ impl Plan<'_> {
 
     /// Where messages of one work queue wait for one delay.
     fn retry_queue(&mut self, queue: &str, delay: Delay) {
-        let Names { retry, requeue, .. } = self.names;
-        let name = Names::retry_queue(queue, delay);
+        let ExchangeNames { retry, requeue, .. } = self.names;
+        let name = ExchangeNames::retry_queue(queue, delay);
         let mut arguments = dead_lettering(requeue, Some(queue));
         let millis = i64::try_from(delay.as_millis()).expect("a delay is below 2³² ms");
         arguments.insert("x-message-ttl", Argument::Number(millis));

@@ -11,7 +11,7 @@ fn work(name: &str, bindings: &[&str], consumer: &str, delays: &[&str]) -> WorkQ
     WorkQueue {
         name: name.to_owned(),
         bindings: bindings.iter().map(|binding| (*binding).to_owned()).collect(),
-        role: Role::Work {
+        role: Role::HandlerInput {
             consumer: consumer.to_owned(),
             delays: delays.iter().map(|delay| delay.parse().unwrap()).collect(),
         },
@@ -67,19 +67,19 @@ fn the_plan_is_the_design_targets_first() {
         "bind order_queue to orders by \"order.normal.*\"",
         "bind order_queue to orders by \"x\"",
     ];
-    assert_eq!(lines(&Topology::new(Names::new("orders"), &queues)), expected);
+    assert_eq!(lines(&Topology::new(ExchangeNames::new("orders"), &queues)), expected);
 }
 
 #[test]
 fn the_exchanges_are_named_after_the_orders_exchange() {
-    let topology = Topology::new(Names::new("shop"), &[failed()]);
+    let topology = Topology::new(ExchangeNames::new("shop"), &[failed()]);
     let names: Vec<&str> = topology.exchanges().map(|exchange| exchange.name.as_str()).collect();
     assert_eq!(names, ["shop.unrouted", "shop.dead_letter", "shop.requeue", "shop.retry", "shop"]);
 }
 
 #[test]
 fn a_consumer_without_delays_has_no_retry_queues() {
-    let topology = Topology::new(Names::new("orders"), &[work("q", &["a"], "c", &[]), failed()]);
+    let topology = Topology::new(ExchangeNames::new("orders"), &[work("q", &["a"], "c", &[]), failed()]);
     assert!(!topology.queues().any(|queue| queue.name.contains(".retry.")));
 }
 
@@ -93,7 +93,7 @@ fn some_queues() -> impl Strategy<Value = Vec<WorkQueue>> {
             .map(|(index, (bindings, delays))| WorkQueue {
                 name: format!("queue_{index}"),
                 bindings,
-                role: Role::Work {
+                role: Role::HandlerInput {
                     consumer: format!("consumer_{index}"),
                     delays: delays
                         .into_iter()
@@ -113,7 +113,7 @@ proptest! {
     /// failed-order queue first, for no message comes into a new queue before that.
     #[test]
     fn whatever_a_declaration_names_is_declared_before_it(queues in some_queues()) {
-        let topology = Topology::new(Names::new("orders"), &queues);
+        let topology = Topology::new(ExchangeNames::new("orders"), &queues);
         let (mut exchanges, mut declared) = (BTreeSet::new(), BTreeSet::new());
         let mut bindings: Vec<&Binding> = Vec::new();
         let leads_on = |bindings: &[&Binding], exchange: &str, key: &str| {

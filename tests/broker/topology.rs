@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::config::{Config, Management, Secret, Sources};
-use orderd::handler;
-use orderd::message::Names;
-use orderd::monitor::ManagementClient;
-use orderd::monitor::audit::{Audit, audit};
+use orderd::handlers;
+use orderd::management::ManagementClient;
+use orderd::message::ExchangeNames;
+use orderd::reconcile::audit::{Audit, audit};
 use orderd::topology::Topology;
 
 use crate::support::raw::{number, persistent};
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(25);
 fn topology() -> Topology {
     let file = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml"));
     let sources = Sources { file: Some(file), ..Sources::default() };
-    Config::load(&sources, &handler::NAMES).unwrap().config.topology()
+    Config::load(&sources, &handlers::NAMES).unwrap().config.topology()
 }
 
 fn client(vhost: &Vhost<'_>) -> ManagementClient {
@@ -44,7 +44,7 @@ async fn judge(vhost: &Vhost<'_>) -> Audit {
 async fn the_plan_can_be_declared_again_and_again_and_the_broker_has_what_it_says() {
     let node = Node::shared();
     let vhost = node.vhost();
-    let (topology, link) = (topology(), Link::new(vhost.broker()));
+    let (topology, link) = (topology(), Connector::new(vhost.broker()));
     assert_eq!(judge(&vhost).await.missing.len(), topology.declarations().len());
     let declared = soon("declared", link.declare(topology.declarations())).await.unwrap();
     assert_eq!(declared.created.len(), topology.queues().count());
@@ -57,7 +57,7 @@ async fn the_plan_can_be_declared_again_and_again_and_the_broker_has_what_it_say
 async fn policies_that_would_lose_messages_are_found() {
     let node = Node::shared();
     let vhost = node.vhost();
-    soon("declared", Link::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
+    soon("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
     let policy = r#"{"pattern":"^order_queue$","definition":{"overflow":"drop-head"},"apply-to":"queues"}"#;
     let operator = r#"{"pattern":"^dead_letter","definition":{"message-ttl":1000},"apply-to":"queues"}"#;
     node.management("PUT", &format!("/policies/{}/mine", vhost.name), policy);
@@ -82,17 +82,17 @@ async fn a_queue_with_another_argument_is_told_with_both_values() {
 
 /// Where no limit is given, RabbitMQ 4.x drops at the 21st return; where it is -1, 3.10 drops at the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parked_message_survives_being_looked_at_many_times() {
+async fn a_dead_lettered_message_survives_being_looked_at_many_times() {
     let node = Node::shared();
     let vhost = node.vhost();
-    soon("declared", Link::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
+    soon("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
     let mut raw = vhost.raw();
-    raw.publish(Names::DEAD_LETTER_QUEUE, &persistent(), b"parked");
-    eventually("it is parked", async || vhost.raw().depth(Names::DEAD_LETTER_QUEUE) == 1).await;
-    let get = format!("/queues/{}/{}/get", vhost.name, Names::DEAD_LETTER_QUEUE);
+    raw.publish(ExchangeNames::DEAD_LETTER_QUEUE, &persistent(), b"dead_lettered");
+    eventually("it is dead-lettered", async || vhost.raw().depth(ExchangeNames::DEAD_LETTER_QUEUE) == 1).await;
+    let get = format!("/queues/{}/{}/get", vhost.name, ExchangeNames::DEAD_LETTER_QUEUE);
     for look in 0..30 {
         let body = r#"{"count":1,"ackmode":"reject_requeue_true","encoding":"auto"}"#;
         let (_, answer) = node.management("POST", &get, body);
-        assert_eq!(answer[0]["payload"], "parked", "at look {look}");
+        assert_eq!(answer[0]["payload"], "dead_lettered", "at look {look}");
     }
 }

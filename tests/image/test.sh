@@ -72,7 +72,7 @@ processed() {
 }
 processed_are() { [[ $(processed) == "$1" ]]; }
 work_queues_are_empty() { ! waiting | awk '$1 !~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit !found }'; }
-none_parked() { waiting | awk '$1 ~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit found }'; }
+none_dead_lettered() { waiting | awk '$1 ~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit found }'; }
 
 run_broker() {
     local options=(--detach --name "$broker" --network none --hostname rabbitmq --add-host rabbitmq:127.0.0.1)
@@ -146,9 +146,9 @@ check_all_processed() {
     local total=$1 why=$2
     until_ok "$total orders are processed" processed_are "$total"
     until_ok "nothing is left to do" work_queues_are_empty
-    none_parked || fail "orders were parked: $(waiting)"
+    none_dead_lettered || fail "orders were dead-lettered: $(waiting)"
     processed_are "$total" || fail "$(processed) of $total orders were processed"
-    ok "$why: $total orders published, $total processed, none parked"
+    ok "$why: $total orders published, $total processed, none dead-lettered"
 }
 
 # Work for a while is published while orderd is away, so that it is interrupted in the middle of it.

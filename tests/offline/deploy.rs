@@ -63,7 +63,7 @@ fn load(toml: &str) -> (Config, toml::Table) {
     fs::write(&secret, "a-secret-of-many-bytes").unwrap();
     let settings = ["broker.password_file", "admin.token_file"].map(|key| format!("{key}={}", secret.display()));
     let sources = Sources { file: Some(file), settings: settings.into(), ..Sources::default() };
-    let loaded = Config::load(&sources, &orderd::handler::NAMES).unwrap_or_else(|error| panic!("{error}"));
+    let loaded = Config::load(&sources, &orderd::handlers::NAMES).unwrap_or_else(|error| panic!("{error}"));
     (loaded.config, toml.parse().unwrap())
 }
 
@@ -71,7 +71,7 @@ fn load(toml: &str) -> (Config, toml::Table) {
 fn assert_fit_for_a_container(config: &Config, raw: &toml::Table, secrets: &str, grace: Duration) {
     let default = Config::load(
         &Sources { file: Some(path("config/orderd.toml")), ..Sources::default() },
-        &orderd::handler::NAMES,
+        &orderd::handlers::NAMES,
     )
     .unwrap()
     .config;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use jiff::Timestamp;
-use orderd::ledger::{Entry, Ledger, NewAnalytics, NewAttempt, NewDeadLetter, Recorded, SqliteLedger};
-use orderd::order::Sale;
+use orderd::domain::Sale;
+use orderd::ledger::{Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, Recorded, SqliteLedger};
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 
@@ -21,15 +21,15 @@ const ANSWERS: usize = 20_000;
 /// Entries of the victim in flight.
 const CONCURRENCY: u64 = 100;
 
-fn analytics(n: u64) -> Entry {
+fn analytics(n: u64) -> LedgerEntry {
     let at = Timestamp::UNIX_EPOCH;
     let currency = "EUR".parse().unwrap();
     let sale = Sale { product: format!("Product {}", n % 3), quantity: 1, total: Decimal::new(1, 2), currency, at };
     let (id, name) = (format!("event-{n}"), "processed".to_owned());
-    Entry::Analytics(Box::new(NewAnalytics { id, order_id: None, name, sale: Some(sale), at }))
+    LedgerEntry::Analytics(Box::new(NewAnalytics { id, order_id: None, name, sale: Some(sale), at }))
 }
 
-fn dead_letter(n: u64) -> Entry {
+fn dead_letter(n: u64) -> LedgerEntry {
     let at = Timestamp::UNIX_EPOCH;
     let attempt = NewAttempt {
         identity: format!("event-{n}"),
@@ -41,7 +41,7 @@ fn dead_letter(n: u64) -> Entry {
         failed_at: at,
         delay: None,
     };
-    Entry::DeadLetter(Box::new(NewDeadLetter { attempt, reason: "retries_exhausted", origin_queue: None, at }))
+    LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, reason: "retries_exhausted", origin_queue: None, at }))
 }
 
 /// Not a test in an ordinary run: the victim's body, which never returns.

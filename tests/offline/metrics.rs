@@ -5,13 +5,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use orderd::admin::{Live, Watched, exposition};
+use orderd::admin::exposition;
 use orderd::config::{Config, Sources};
 use orderd::ledger::SqliteLedger;
-use orderd::monitor::BrokerView;
-use orderd::monitor::view::{Alarm, FindingKind, QueueRole, QueueView};
-use orderd::service::Health;
+use orderd::management::Alarm;
+use orderd::reconcile::BrokerView;
+use orderd::reconcile::view::{FindingKind, QueueRole, QueueView};
 use orderd::shutdown::Shutdown;
+use orderd::status::{RegisteredConsumer, StatusRegistry};
+use orderd::watchdog::Health;
 
 fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -22,7 +24,7 @@ async fn scrape() -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/orderd.toml");
     let sources = Sources { file: Some(path), ..Sources::default() };
-    let config = Config::load(&sources, &orderd::handler::NAMES).unwrap().config;
+    let config = Config::load(&sources, &orderd::handlers::NAMES).unwrap().config;
     let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
     let mut queue = QueueView::unknown(QueueRole::Unrouted);
     (queue.ready, queue.unacked, queue.consumers, queue.dead_letters_held) = (Some(1), Some(2), Some(3), Some(4));
@@ -30,8 +32,8 @@ async fn scrape() -> String {
     let queues = [("unrouted_queue".to_owned(), queue)].into();
     let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
     let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
-    let live = Live::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
-    let watched = config.consumers.iter().map(|(name, one)| Watched::new(name, one, live.counters(name)));
+    let live = StatusRegistry::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
+    let watched = config.consumers.iter().map(|(name, one)| RegisteredConsumer::new(name, one, live.counters(name)));
     live.show(watched.collect());
     live.set_ledger(Arc::clone(&ledger));
     let text = exposition(&Arc::new(live));

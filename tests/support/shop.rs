@@ -282,9 +282,9 @@ impl Orderd {
     }
 
     /// A counter of a consumer, as told at the end.
-    pub fn tally(&self, consumer: &str, counter: &str) -> u64 {
-        let tallies = self.lines("since start");
-        let line = tallies.iter().find(|line| line["consumer"] == consumer);
+    pub fn counts(&self, consumer: &str, counter: &str) -> u64 {
+        let counts = self.lines("since start");
+        let line = counts.iter().find(|line| line["consumer"] == consumer);
         line.and_then(|line| line[counter].as_u64()).unwrap_or_else(|| panic!("no {counter} of {consumer}"))
     }
 

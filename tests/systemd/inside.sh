@@ -77,7 +77,7 @@ check "it is active when start returns" is ActiveState active
 check "its consumers have subscribed by then" bash -c '[[ $(systemctl show -P StatusText orderd) != *"no subscription"* ]]'
 [[ $(property StatusText) == *consumers,* ]] || fail "STATUS is $(property StatusText)"
 ok "STATUS: $(property StatusText)"
-until_so "ExecStartPre has told what would run" says "RETRY\|PARKED AT THE LATEST"
+until_so "ExecStartPre has told what would run" says "RETRY\|DEAD AT THE LATEST"
 pid=$(property MainPID)
 uid=$(stat -c %u "/proc/$pid")
 check "its user is dynamic, nobody of /etc/passwd" bash -c "((61184 <= $uid && $uid <= 65519)) && ! grep -q orderd /etc/passwd"

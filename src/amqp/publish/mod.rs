@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::connect::Link;
+use super::connect::Connector;
 use super::convert::measure;
 use crate::message::{Publication, PublishError, Publisher};
 use outstanding::{Batch, Sized};
@@ -25,7 +25,7 @@ use outstanding::{Batch, Sized};
 #[derive(Clone)]
 pub struct ConfirmingPublisher {
     shared: Arc<Shared>,
-    link: Link,
+    link: Connector,
     batches: mpsc::UnboundedSender<Batch>,
     close: mpsc::Sender<oneshot::Sender<usize>>,
 }
@@ -68,7 +68,7 @@ impl Shared {
     }
 }
 
-impl Link {
+impl Connector {
     /// Starts a publisher and its owner task. It connects by itself and goes on trying; until then callers
     /// wait. Needs a tokio runtime.
     pub fn publisher(&self) -> ConfirmingPublisher {

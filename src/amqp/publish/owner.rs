@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use super::Shared;
 use super::outstanding::{Batch, Freed, Outstanding};
 use crate::amqp::channel::{Channel, nothing};
-use crate::amqp::connect::{ConnectError, Link};
+use crate::amqp::connect::{ConnectError, Connector};
 use crate::amqp::decode::{CONFIRM_SELECT, Heard};
 use crate::amqp::epoch::{self, EpochEnd};
 use crate::backoff::Backoff;
@@ -37,7 +37,7 @@ type Closing = mpsc::Receiver<oneshot::Sender<usize>>;
 
 /// What the owner keeps between epochs.
 struct Owner {
-    link: Link,
+    link: Connector,
     shared: Arc<Shared>,
     outstanding: Outstanding,
     inbox: mpsc::UnboundedReceiver<Batch>,
@@ -50,7 +50,7 @@ struct Owner {
 }
 
 /// Runs a publisher until it is closed or all its handles are dropped and everything is confirmed.
-pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
+pub(super) async fn run(link: Connector, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
     let (outstanding, batches) = (Outstanding::new(), Vec::with_capacity(INTAKE));
     let mut owner = Owner { link, shared, outstanding, inbox, closing, batches, closer: None, drained: false };
     let backoff = Backoff { first: FIRST_WAIT, max: owner.link.broker.reconnect_max };
@@ -79,7 +79,7 @@ pub(super) async fn run(link: Link, shared: Arc<Shared>, inbox: mpsc::UnboundedR
 }
 
 /// Connects and opens the channel, in confirm mode.
-async fn open(link: &Link) -> Result<Channel, ConnectError> {
+async fn open(link: &Connector) -> Result<Channel, ConnectError> {
     let mut channel = Channel::open(link, "publish").await?;
     match channel.ask("confirm.select", CONFIRM_SELECT, |out| out.put_u8(0), nothing).await {
         Ok(_) => Ok(channel),

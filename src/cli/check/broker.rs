@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::super::Exit;
-use crate::amqp::{ConnectError, Denied, Link};
+use crate::amqp::{ConnectError, Connector, Denied};
 use crate::chain::chain;
 use crate::config::{Address, Config};
-use crate::monitor::audit::{Audit, Object, audit};
-use crate::monitor::{ManagementClient, ManagementError};
+use crate::management::{ManagementClient, ManagementError};
+use crate::reconcile::audit::{Audit, Object, audit};
 
 /// How long to wait for queues to tell their policies: they do within ten seconds of their
 /// declaration (measured).
@@ -62,7 +62,7 @@ pub(super) async fn ask(config: &Config) -> BrokerReport {
         addresses.push(reach(address, config.broker.connect_timeout).await);
     }
     let management_url = config.management.url.clone();
-    let denied = Link::new(config.broker.clone()).denied(&config.needs()).await;
+    let denied = Connector::new(config.broker.clone()).denied(&config.needs()).await;
     BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
 }
 
@@ -185,7 +185,7 @@ impl Serialize for BrokerReport {
 }
 
 fn mismatches(audit: &Audit) -> Vec<Value> {
-    let mismatch = |found: &crate::monitor::audit::Mismatch| {
+    let mismatch = |found: &crate::reconcile::audit::Mismatch| {
         json!({
             "object": object(&found.object),
             "argument": found.argument,
@@ -197,7 +197,7 @@ fn mismatches(audit: &Audit) -> Vec<Value> {
 }
 
 fn policies(audit: &Audit) -> Vec<Value> {
-    let policy = |found: &crate::monitor::audit::DangerousPolicy| {
+    let policy = |found: &crate::reconcile::audit::DangerousPolicy| {
         json!({
             "queue": found.queue,
             "policies": found.policies,

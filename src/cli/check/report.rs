@@ -39,7 +39,7 @@ use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
 use crate::config::{Config, Consumer, Loaded, Problem};
-use crate::message::Names;
+use crate::message::ExchangeNames;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
 use crate::topology::{Argument, Permissions, Topology};
 
@@ -196,7 +196,7 @@ pub struct Schedule {
     pub immediate: u32,
     /// Retries after a delay.
     pub delayed: Vec<Retry>,
-    /// Parked when its first failure lies further back.
+    /// Dead-lettered when its first failure lies further back.
     #[serde(rename = "max_age_ms", serialize_with = "millis")]
     pub max_age: Duration,
     /// Calls of the handler at most: each delivery is tried once and then `immediate` times more.
@@ -330,7 +330,7 @@ impl Schedule {
             .iter()
             .map(|delay| {
                 after += delay.as_duration();
-                Retry { delay: delay.as_duration(), after, queue: Names::retry_queue(queue, *delay) }
+                Retry { delay: delay.as_duration(), after, queue: ExchangeNames::retry_queue(queue, *delay) }
             })
             .collect();
         let deliveries = u32::try_from(delayed.len()).unwrap_or(u32::MAX).saturating_add(1);

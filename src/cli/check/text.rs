@@ -127,12 +127,15 @@ fn retries(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
         };
         [consumer.name.clone(), at_once(retry.immediate), delayed(retry), worst_case(retry, consumer)]
     };
-    table::write(out, ["CONSUMER", "AT ONCE", "THEN AFTER", "PARKED AT THE LATEST"], report.consumers.iter().map(row))?;
+    table::write(out, ["CONSUMER", "AT ONCE", "THEN AFTER", "DEAD AT THE LATEST"], report.consumers.iter().map(row))?;
     writeln!(
         out,
         "  Waiting for a free worker comes on top. An order whose first failure is older than its consumer's"
     )?;
-    writeln!(out, "  max_age is parked instead of retried; a malformed or permanent failure is parked at once.")
+    writeln!(
+        out,
+        "  max_age is dead-lettered instead of retried; a malformed or permanent failure is dead-lettered at once."
+    )
 }
 
 fn at_once(immediate: u32) -> String {

@@ -22,11 +22,11 @@ use self::lines::Lines;
 use self::parse::{Refusal, Shape};
 use self::send::{End, Feed, Sender, Summary};
 use super::{Exit, Format};
-use crate::amqp::{DeclareError, Denied, Link};
+use crate::amqp::{Connector, DeclareError, Denied};
 use crate::chain::chain;
 use crate::config::{Config, duration};
 use crate::message::Publication;
-use crate::topology::{Declaration, Need};
+use crate::topology::{Declaration, RequiredPermission};
 
 /// Lines that wait between the reader and the publisher.
 const READ_AHEAD: usize = 32;
@@ -84,7 +84,7 @@ pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
         routing_key: arguments.routing_key.clone(),
         raw: arguments.raw,
     };
-    let link = Link::new(config.broker.clone());
+    let link = Connector::new(config.broker.clone());
     if let Err(exit) = check_broker(&link, &config, shape.routing_key.as_deref()).await {
         return exit;
     }
@@ -119,7 +119,7 @@ fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
 
 /// Whether the broker is there, has the exchange and lets us publish to it. Publishing to one that is missing would only
 /// wait.
-async fn check_broker(link: &Link, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
+async fn check_broker(link: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
     let exchange = config.names().orders;
     let topology = config.topology();
     let question = topology.exchanges().filter(|known| *known.name == *exchange).cloned().map(Declaration::Exchange);
@@ -143,10 +143,11 @@ async fn check_broker(link: &Link, config: &Config, routing_key: Option<&str>) -
 }
 
 /// Whether the user may publish with any of the keys that lines may get. Where only some are allowed, each line is told.
-async fn check_permission(link: &Link, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
+async fn check_permission(link: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
     let exchange = config.names().orders;
     let keys = routing_key.map_or_else(|| vec![parse::NORMAL_KEY, parse::PRIORITY_KEY], |key| vec![key]);
-    let need = |key: &&str| Need::Publish { exchange: exchange.to_string(), routing_key: (*key).to_owned() };
+    let need =
+        |key: &&str| RequiredPermission::Publish { exchange: exchange.to_string(), routing_key: (*key).to_owned() };
     match link.denied(&keys.iter().map(need).collect::<Vec<_>>()).await {
         Ok(denied) if denied.len() == keys.len() => {
             let Denied { need, reply } = &denied[0];

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::Number;
 
 use super::lines::MAX_LINE_BYTES;
+use crate::domain::{DecodeError, Order, RuleError};
 use crate::message::{Message, Properties, Publication};
-use crate::order::{DecodeError, Order, RuleError};
 
 /// Longest message id, as AMQP bounds it, in bytes.
 const MAX_MESSAGE_ID: usize = 255;

@@ -116,13 +116,13 @@ type Answer = (u64, usize, Result<(), PublishError>);
 
 /// What is on its way.
 #[derive(Default)]
-struct Flight {
+struct InFlightKey {
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
     lines: BTreeSet<u64>,
     bytes: usize,
 }
 
-impl Flight {
+impl InFlightKey {
     fn has_room(&self) -> bool {
         self.answers.len() < MAX_IN_FLIGHT && self.bytes < MAX_BYTES_IN_FLIGHT
     }
@@ -137,7 +137,7 @@ impl Sender<'_> {
         let mut interrupts = pin!(interrupts);
         let mut look = tokio::time::interval(LOOK);
         let mut last_connected = Instant::now();
-        let mut flight = Flight::default();
+        let mut flight = InFlightKey::default();
         let (mut reading, mut interrupted) = (true, false);
         while reading || !flight.answers.is_empty() {
             // Cancel-safe: a line, an answer, a signal or a tick not taken in this turn is there in the next.
@@ -188,7 +188,7 @@ impl Sender<'_> {
         summary
     }
 
-    fn publish(&self, flight: &mut Flight, number: u64, publication: Publication) {
+    fn publish(&self, flight: &mut InFlightKey, number: u64, publication: Publication) {
         let bytes = publication.message.body.len();
         flight.lines.insert(number);
         flight.bytes += bytes;

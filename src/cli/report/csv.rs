@@ -6,7 +6,7 @@ use csv::Writer;
 
 use crate::ledger::report::Report;
 
-/// Writes the rows. What was parked is not among them: it has neither currency nor worth.
+/// Writes the rows. What was dead-lettered is not among them: it has neither currency nor worth.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let mut csv = Writer::from_writer(out);
     csv.write_record([&report.by.to_string(), "currency", "orders", "quantity", "revenue"])?;

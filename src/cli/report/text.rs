@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cli::table::{plain, shortened};
-use crate::ledger::report::{Block, By, Figures, Parked, Report, Row};
+use crate::ledger::report::{Block, By, DeadLettered, Figures, Report, Row};
 
 /// Characters of a line that is not broken on a usual terminal.
 const WIDTH: usize = 80;
@@ -27,7 +27,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for block in &report.currencies {
         write_block(report.by, block, out)?;
     }
-    write_parked(&report.parked, out)
+    write_dead_lettered(&report.dead_lettered, out)
 }
 
 fn told(moment: Timestamp) -> String {
@@ -107,14 +107,14 @@ impl Bars {
     }
 }
 
-fn write_parked(parked: &[Parked], out: &mut dyn Write) -> io::Result<()> {
-    if parked.is_empty() {
+fn write_dead_lettered(dead_lettered: &[DeadLettered], out: &mut dyn Write) -> io::Result<()> {
+    if dead_lettered.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\nparked in the dead letter queue")?;
+    writeln!(out, "\ndead_lettered in the dead letter queue")?;
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(["CONSUMER", "REASON", "MESSAGES"]);
-    for Parked { consumer, reason, messages } in parked {
+    for DeadLettered { consumer, reason, messages } in dead_lettered {
         table.add_row([&plain(consumer), &plain(reason), &messages.to_string()]);
     }
     if let Some(column) = table.column_mut(2) {
@@ -136,12 +136,12 @@ mod tests {
         Row { key: key.to_owned(), figures }
     }
 
-    fn text(by: By, rows: Vec<Row>, processed: Figures, parked: Vec<Parked>) -> String {
+    fn text(by: By, rows: Vec<Row>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
         let window =
             Window { since: "2026-11-20T00:00:00Z".parse().unwrap(), until: "2026-11-22T08:31:00Z".parse().unwrap() };
         let currencies = vec![Block { currency: "EUR".to_owned(), processed, rows }];
         let mut out = Vec::new();
-        write(&Report { window, by, currencies, parked }, &mut out).unwrap();
+        write(&Report { window, by, currencies, dead_lettered }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -149,7 +149,8 @@ mod tests {
     fn columns_line_up_and_bars_are_in_proportion() {
         let rows = vec![row("2026-11-20", 10, "1200.00"), row("2026-11-21", 1, "20.09")];
         let processed = row("", 11, "1220.09").figures;
-        let parked = vec![Parked { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 3 }];
+        let dead_lettered =
+            vec![DeadLettered { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 3 }];
         let expected = "\
 orders and revenue by day, from 2026-11-20 00:00 to 2026-11-22 08:31 UTC
 
@@ -159,11 +160,11 @@ EUR
   2026-11-21       1       2    20.09  ▌
                   11      22  1220.09
 
-parked in the dead letter queue
+dead_lettered in the dead letter queue
   CONSUMER  REASON     MESSAGES
   order     malformed         3
 ";
-        assert_eq!(text(By::Day, rows, processed, parked), expected);
+        assert_eq!(text(By::Day, rows, processed, dead_lettered), expected);
     }
 
     #[test]

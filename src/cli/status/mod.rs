@@ -16,7 +16,7 @@ use super::ask::{AskError, Whom};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Sources, duration};
-use crate::monitor::status::{Stage, Status};
+use crate::status::{Stage, Status};
 
 /// Goes to the upper left and clears the screen from there.
 const CLEAR: &str = "\x1b[H\x1b[2J";

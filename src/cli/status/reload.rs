@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::text::{age, labelled};
 use crate::cli::table::plain;
 use crate::control::{Effect, Outcome};
-use crate::monitor::status::Daemon;
+use crate::status::Daemon;
 
 /// Problems shown; the rest is counted.
 const SHOWN: usize = 3;

@@ -13,7 +13,7 @@ use super::ask::{AskError, Client, Whom};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::Sources;
-use crate::control::{Change, Effect, Intake, Outcome, Verdict};
+use crate::control::{Change, Effect, Intake, Outcome, ReloadReport};
 
 /// Arguments of `orderd reload`.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,7 +57,7 @@ fn name(text: &str) -> Result<String, &'static str> {
 /// When `out` or `err` cannot be written.
 pub async fn reload(args: ReloadArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let answer = match args.whom.find(sources, err)? {
-        Ok(client) => tell::<Verdict>(&client, "/api/v1/reload").await,
+        Ok(client) => tell::<ReloadReport>(&client, "/api/v1/reload").await,
         Err(error) => Err(error),
     };
     let (told, verdict) = match answer {

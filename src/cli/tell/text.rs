@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use super::change_line;
 use crate::cli::table::plain;
-use crate::control::{Intake, Outcome, Verdict};
+use crate::control::{Intake, Outcome, ReloadReport};
 
 /// Writes a verdict: what became of it in one line, then one line for each key, note and problem.
-pub(super) fn verdict(verdict: &Verdict, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn verdict(verdict: &ReloadReport, out: &mut dyn Write) -> io::Result<()> {
     let generation = verdict.generation;
     match verdict.outcome {
         Outcome::Unchanged => writeln!(out, "unchanged: all of it is in force already (generation {generation})")?,
@@ -63,7 +63,7 @@ mod tests {
         let (problems, notes) = (vec!["line 3\nis wrong".to_owned()], vec!["unbind it".to_owned()]);
         let mut out = Vec::new();
         let passing = outcome == Outcome::Rejected;
-        verdict(&Verdict { outcome, generation: 3, changes, problems, passing, notes }, &mut out).unwrap();
+        verdict(&ReloadReport { outcome, generation: 3, changes, problems, passing, notes }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

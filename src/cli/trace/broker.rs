@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Whereabouts;
 use crate::config::Config;
-use crate::monitor::{ManagementClient, ManagementError};
+use crate::management::{ManagementClient, ManagementError};
 
 /// What the broker counted in a queue, up to some seconds ago. It says nothing for a moment after it has started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

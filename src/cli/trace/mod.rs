@@ -18,9 +18,9 @@ use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::Config;
 use crate::delay::Delay;
-use crate::handler;
+use crate::handlers;
 use crate::ledger::trace::{self, Place, Subject, Trace};
-use crate::message::Names;
+use crate::message::ExchangeNames;
 use crate::recovery::FAILED_HANDLER;
 
 /// Arguments of `orderd trace`.
@@ -89,8 +89,8 @@ pub async fn run(
         let handler = config.consumers.get(consumer).map(|consumer| consumer.handler.as_str());
         match message {
             // Without an order, it may be the id of some other message that failed.
-            Subject::Order => !accepted || !matches!(handler, Some(handler::NOTIFICATION | handler::ANALYTICS)),
-            Subject::Notification | Subject::Analytics | Subject::AnalyticsFailed => handler != Some(handler::ORDER),
+            Subject::Order => !accepted || !matches!(handler, Some(handlers::NOTIFICATION | handlers::ANALYTICS)),
+            Subject::Notification | Subject::Analytics | Subject::AnalyticsFailed => handler != Some(handlers::ORDER),
         }
     });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
@@ -125,17 +125,17 @@ fn queues(config: &Config, message: Subject, place: &Place, trace: &Trace) -> Ve
     };
     match place {
         Place::Done { .. } => Vec::new(),
-        Place::Parked { .. } => vec![Names::DEAD_LETTER_QUEUE.to_owned()],
+        Place::DeadLettered { .. } => vec![ExchangeNames::DEAD_LETTER_QUEUE.to_owned()],
         Place::Waiting { consumer, delay, .. } => {
             let queue = of(consumer).zip(delay.parse::<Delay>().ok());
-            queue.map(|(queue, delay)| Names::retry_queue(&queue, delay)).into_iter().collect()
+            queue.map(|(queue, delay)| ExchangeNames::retry_queue(&queue, delay)).into_iter().collect()
         }
         Place::Due { consumer, .. } => with_failures(of(consumer).into_iter().collect()),
-        Place::Unknown => with_failures(of_handler(handler::ORDER)),
+        Place::Unknown => with_failures(of_handler(handlers::ORDER)),
         Place::UnderWay { .. } => with_failures(match message {
             Subject::Order => trace.order.iter().filter_map(|order| of(&order.consumer)).collect(),
-            Subject::Notification => of_handler(handler::NOTIFICATION),
-            Subject::Analytics | Subject::AnalyticsFailed => of_handler(handler::ANALYTICS),
+            Subject::Notification => of_handler(handlers::NOTIFICATION),
+            Subject::Analytics | Subject::AnalyticsFailed => of_handler(handlers::ANALYTICS),
         }),
     }
 }

@@ -85,9 +85,9 @@ fn happened(event: &Happened) -> String {
             };
             format!("{attempt} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
         }
-        Happened::Parked { consumer, reason, retries, code, .. } => {
+        Happened::DeadLettered { consumer, reason, retries, code, .. } => {
             format!(
-                "parked in the dead letter queue: {reason} ({code} in consumer {consumer}, after {retries} retries)"
+                "dead-lettered in the dead letter queue: {reason} ({code} in consumer {consumer}, after {retries} retries)"
             )
         }
         Happened::Processed => "processed: its events are confirmed".to_owned(),
@@ -105,7 +105,7 @@ fn whereabouts(told: &Whereabouts, now: Timestamp) -> String {
     match &told.place {
         Place::Unknown => format!("unknown; if it was published, perhaps in {queues}"),
         Place::Done { since } => format!("done, since {}", moment(*since)),
-        Place::Parked { since } => {
+        Place::DeadLettered { since } => {
             format!("in {queues} since {}, unless somebody has taken it out", moment(*since))
         }
         Place::Waiting { due_at, .. } => {

@@ -163,7 +163,7 @@ fn every_key_of_the_default_file_is_told_by_its_path() {
     }
     let unknown: Vec<_> = documented.difference(&known).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
-    // Faults are documented once, and a section is told by its presence too.
+    // ConfigErrors are documented once, and a section is told by its presence too.
     let silent: Vec<_> =
         known.difference(&documented).filter(|key| !key.contains(".faults.") && *key != "broker.tls").collect();
     assert!(silent.is_empty(), "{silent:?}");

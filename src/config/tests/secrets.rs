@@ -46,7 +46,7 @@ fn a_file_may_be_one_of_systemds_credentials() {
     let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
     let (config, warnings) = with(&set, &file).expect("a good configuration");
     assert_eq!((config.broker.password.expose(), warnings.len()), ("hunter2", 0));
-    let problem = |result: Result<_, Faults>| result.expect_err("a bad configuration").problems[0].to_string();
+    let problem = |result: Result<_, ConfigErrors>| result.expect_err("a bad configuration").problems[0].to_string();
     let unset = problem(with(&[], &file));
     assert!(unset.starts_with("broker.password_file: ") && unset.contains("is not set"), "{unset}");
     let other = problem(with(&set, &file.replace("$CREDENTIALS_DIRECTORY", "$HOME")));

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::sqlite::{self, OpenError};
-use crate::order::ExactSum;
+use crate::domain::ExactSum;
 
 pub use query::{By, Query, When, WrongTime};
 pub use window::Window;
@@ -34,8 +34,8 @@ pub struct Report {
     pub by: By,
     /// One for each currency in which there was anything, by its code. `XXX` are orders that named none.
     pub currencies: Vec<Block>,
-    /// What was parked in this time, by consumer and reason.
-    pub parked: Vec<Parked>,
+    /// What was dead-lettered in this time, by consumer and reason.
+    pub dead_lettered: Vec<DeadLettered>,
 }
 
 /// What there was in one currency.
@@ -80,14 +80,14 @@ impl Figures {
     }
 }
 
-/// Messages of one consumer, parked for one reason.
+/// Messages of one consumer, dead-lettered for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Parked {
+pub struct DeadLettered {
     /// The consumer that could not process them; `unknown` where that cannot be told.
     pub consumer: String,
     /// The value of `x-dead-letter-reason`.
     pub reason: String,
-    /// How many. One that was replayed and parked again counts once, when it was parked last.
+    /// How many. One that was replayed and dead-lettered again counts once, when it was dead-lettered last.
     pub messages: i64,
 }
 

@@ -8,9 +8,9 @@ use rust_decimal::Decimal;
 use tempfile::TempDir;
 
 use super::*;
+use crate::domain::{OrderId, Sale};
 use crate::ledger::conformance::{accept, attempt};
-use crate::ledger::{Entry, FILE_NAME, Ledger, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, SqliteLedger};
-use crate::order::{OrderId, Sale};
+use crate::ledger::{FILE_NAME, Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, SqliteLedger};
 
 const NOW: &str = "2026-11-22T08:30:30Z";
 
@@ -34,7 +34,7 @@ fn sold(product: &'static str, total: &str, currency: &'static str, urgent: bool
 }
 
 impl Sold {
-    fn accepted(&self, id: &str) -> Entry {
+    fn accepted(&self, id: &str) -> LedgerEntry {
         accept(NewOrder {
             id: OrderId::new(id).unwrap(),
             consumer: if self.urgent { "priority" } else { "order" }.into(),
@@ -50,12 +50,12 @@ impl Sold {
         })
     }
 
-    fn finished(&self, id: &str) -> Entry {
-        Entry::FinishOrder { id: OrderId::new(id).unwrap(), at: self.at }
+    fn finished(&self, id: &str) -> LedgerEntry {
+        LedgerEntry::FinishOrder { id: OrderId::new(id).unwrap(), at: self.at }
     }
 
-    fn counted(&self, id: &str) -> Entry {
-        Entry::Analytics(Box::new(NewAnalytics {
+    fn counted(&self, id: &str) -> LedgerEntry {
+        LedgerEntry::Analytics(Box::new(NewAnalytics {
             id: format!("{id}/analytics/processed"),
             order_id: Some(id.to_owned()),
             name: "processed".to_owned(),
@@ -77,9 +77,9 @@ async fn sell(ledger: &SqliteLedger, id: &str, sold: &Sold) {
     }
 }
 
-fn parked(identity: &str, consumer: &str, reason: &'static str, at: &str) -> Entry {
+fn dead_lettered(identity: &str, consumer: &str, reason: &'static str, at: &str) -> LedgerEntry {
     let attempt = NewAttempt { delay: None, ..attempt(identity, consumer, 0) };
-    Entry::DeadLetter(Box::new(NewDeadLetter { attempt, reason, origin_queue: None, at: moment(at) }))
+    LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, reason, origin_queue: None, at: moment(at) }))
 }
 
 fn query(since: &str, until: &str, by: By) -> Query {
@@ -116,9 +116,9 @@ async fn shop(directory: &TempDir) {
     }
     let unfinished = sold("Desk", "99", "EUR", false, "2026-11-22T08:00:00Z");
     ledger.record(unfinished.accepted("open")).await.unwrap();
-    ledger.record(parked("bad-1", "order", "malformed", "2026-11-21T12:00:00Z")).await.unwrap();
-    ledger.record(parked("bad-2", "order", "malformed", "2026-11-22T08:29:00Z")).await.unwrap();
-    ledger.record(parked("bad-3", "notification", "too_old", "2026-11-22T08:29:00Z")).await.unwrap();
+    ledger.record(dead_lettered("bad-1", "order", "malformed", "2026-11-21T12:00:00Z")).await.unwrap();
+    ledger.record(dead_lettered("bad-2", "order", "malformed", "2026-11-22T08:29:00Z")).await.unwrap();
+    ledger.record(dead_lettered("bad-3", "notification", "too_old", "2026-11-22T08:29:00Z")).await.unwrap();
     ledger.close().await;
 }
 
@@ -156,11 +156,14 @@ async fn a_report_covers_the_time_it_says_and_no_more() {
     shop(&directory).await;
     let day = report(&directory, "2026-11-21", "2026-11-22", By::Product);
     assert_eq!(told(&day), ["EUR: Laptop 1 2 400.10; Mouse 1 2 19.99", "USD: Mouse 1 2 0.015"]);
-    assert_eq!(day.parked, [Parked { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 1 }]);
+    assert_eq!(
+        day.dead_lettered,
+        [DeadLettered { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 1 }]
+    );
     let minutes = report(&directory, "2m", "now", By::Status);
     assert_eq!(minutes.window.since, moment("2026-11-22T08:28:00Z"));
     assert_eq!(told(&minutes), ["XXX: accepted 1 2 5; processed 1 2 5"]);
-    assert_eq!(minutes.parked.len(), 2);
+    assert_eq!(minutes.dead_lettered.len(), 2);
     let before = report(&directory, "2026-11-21T07:00", "2026-11-21T07:30", By::Product);
     assert_eq!(told(&before), [""; 0], "the end is not part of it");
 }
@@ -179,7 +182,7 @@ async fn the_json_of_a_report_is_a_contract() {
             "processed": {"orders": 1, "quantity": 2, "revenue": "1200.00"},
             "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00"}],
         }],
-        "parked": [],
+        "dead_lettered": [],
     });
     assert_eq!(json, expected);
 }

@@ -31,7 +31,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Entry, Ledger, LedgerError, Recorded};
+use super::{Ledger, LedgerEntry, LedgerError, Recorded};
 use writer::Request;
 
 pub use open::OpenError;
@@ -174,7 +174,7 @@ impl SqliteLedger {
 impl Ledger for SqliteLedger {
     /// The entry is queued by the call itself while there is room, so entries are recorded in the order of
     /// the calls. Dropping the future does not take a queued entry back.
-    fn record(&self, entry: Entry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         let (answer, answered) = oneshot::channel();
         match self.queue.try_send(Request::Record { entry, answer }) {
             Ok(()) => async move { settle(answered.await) }.boxed(),

@@ -9,9 +9,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 
+use crate::domain::{Currency, ExactSum, OrderId};
 use crate::ledger::NewOrder;
 use crate::ledger::report::{Figures, HOUR, MINUTE};
-use crate::order::{Currency, ExactSum, OrderId};
 
 /// Widths of the buckets in milliseconds, with their names in the table. A day is the sum of its hours.
 const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];

@@ -6,10 +6,12 @@ use rust_decimal::Decimal;
 use tempfile::TempDir;
 
 use super::{Pruned, ROWS};
+use crate::domain::OrderId;
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, notification, order, sale};
 use crate::ledger::report::{self, By, Query, When};
-use crate::ledger::{Entry, FILE_NAME, Ledger, NewAttempt, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
-use crate::order::OrderId;
+use crate::ledger::{
+    FILE_NAME, Ledger, LedgerEntry, NewAttempt, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning,
+};
 
 const DAY: i64 = 86_400_000;
 
@@ -37,7 +39,7 @@ async fn prune_all(ledger: &SqliteLedger, before: i64) -> (Pruned, usize) {
 }
 
 /// Everything the daemon records of an order that is processed at one moment.
-fn processed(id: &str, moment: Timestamp) -> [Entry; 4] {
+fn processed(id: &str, moment: Timestamp) -> [LedgerEntry; 4] {
     let event = |topic: &str| format!("{id}/{topic}");
     let notified = NewNotification {
         id: event("notification/processed"),
@@ -46,18 +48,18 @@ fn processed(id: &str, moment: Timestamp) -> [Entry; 4] {
         at: moment,
     };
     let mut counted = analytics(&event("analytics/processed"), Some(sale("Laptop", Decimal::from(1_200), moment)));
-    if let Entry::Analytics(event) = &mut counted {
+    if let LedgerEntry::Analytics(event) = &mut counted {
         event.at = moment;
     }
     [
         accept(NewOrder { at: moment, ..order(id) }),
-        Entry::FinishOrder { id: OrderId::new(id).unwrap(), at: moment },
-        Entry::Notification(Box::new(notified)),
+        LedgerEntry::FinishOrder { id: OrderId::new(id).unwrap(), at: moment },
+        LedgerEntry::Notification(Box::new(notified)),
         counted,
     ]
 }
 
-async fn record(ledger: &SqliteLedger, entries: impl IntoIterator<Item = Entry>) {
+async fn record(ledger: &SqliteLedger, entries: impl IntoIterator<Item = LedgerEntry>) {
     for entry in entries {
         assert_eq!(ledger.record(entry).await.unwrap(), Recorded::New);
     }
@@ -68,19 +70,19 @@ async fn what_is_old_goes_and_the_rest_stays() {
     let directory = TempDir::new().unwrap();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let failed =
-        |id: &str, moment| Entry::Attempt(Box::new(NewAttempt { failed_at: moment, ..attempt(id, "order", 0) }));
+        |id: &str, moment| LedgerEntry::Attempt(Box::new(NewAttempt { failed_at: moment, ..attempt(id, "order", 0) }));
     record(&ledger, processed("old", at(DAY))).await;
     record(&ledger, [accept(NewOrder { at: at(DAY), ..order("open") }), failed("old", at(DAY))]).await;
-    record(&ledger, [dead_letter(attempt("parked", "order", 0))]).await;
+    record(&ledger, [dead_letter(attempt("dead_lettered", "order", 0))]).await;
     record(&ledger, processed("young", at(3 * DAY))).await;
     record(&ledger, [failed("young", at(3 * DAY))]).await;
     let (pruned, _) = prune_all(&ledger, 2 * DAY).await;
-    // The parked message's attempt is one of the two, and a sale's and an order's minute.
+    // The dead-lettered message's attempt is one of the two, and a sale's and an order's minute.
     assert_eq!(pruned, Pruned { orders: 1, events: 2, attempts: 2, minutes: 2, more: false });
     assert_eq!(ids(&directory, "orders", "id"), ["open", "young"], "an order that is not finished stays");
     assert_eq!(ids(&directory, "events", "id"), ["young/notification/processed", "young/analytics/processed"]);
     assert_eq!(ids(&directory, "attempts", "identity"), ["young"]);
-    assert_eq!(ids(&directory, "dead_letters", "identity"), ["parked"]);
+    assert_eq!(ids(&directory, "dead_letters", "identity"), ["dead_lettered"]);
     assert!(ledger.prune(at(2 * DAY)).await.unwrap().is_empty());
     ledger.close().await;
     assert!(ledger.prune(at(2 * DAY)).await.is_err());
@@ -97,7 +99,7 @@ async fn each_transaction_is_small_and_unfinished_orders_hold_none_up() {
         answer.await.unwrap();
     }
     // The first are never finished.
-    let finished = |n: usize| Entry::FinishOrder { id: OrderId::new(format!("ord-{n}")).unwrap(), at: at(DAY) };
+    let finished = |n: usize| LedgerEntry::FinishOrder { id: OrderId::new(format!("ord-{n}")).unwrap(), at: at(DAY) };
     let waiting: Vec<_> = (2 * rows..4 * rows).map(|n| ledger.record(finished(n))).collect();
     for answer in waiting {
         answer.await.unwrap();
@@ -112,7 +114,7 @@ async fn an_order_processed_late_is_kept_as_long_as_one_that_came_late() {
     let directory = TempDir::new().unwrap();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     record(&ledger, [accept(NewOrder { at: at(DAY), ..order("slow") })]).await;
-    record(&ledger, [Entry::FinishOrder { id: OrderId::new("slow").unwrap(), at: at(3 * DAY) }]).await;
+    record(&ledger, [LedgerEntry::FinishOrder { id: OrderId::new("slow").unwrap(), at: at(3 * DAY) }]).await;
     assert_eq!(prune_all(&ledger, 2 * DAY).await.0.orders, 0);
     assert_eq!(prune_all(&ledger, 4 * DAY).await.0.orders, 1);
 }
@@ -124,7 +126,7 @@ async fn no_report_changes_when_old_rows_go() {
     for n in 0..50 {
         record(&ledger, processed(&format!("ord-{n}"), at(n * 7_000_000))).await;
     }
-    record(&ledger, [notification("other"), dead_letter(attempt("parked", "order", 0))]).await;
+    record(&ledger, [notification("other"), dead_letter(attempt("dead_lettered", "order", 0))]).await;
     let now = at(50 * 7_000_000);
     let reports = || {
         let mut reports = Vec::new();

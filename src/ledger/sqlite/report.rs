@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use super::open::{self, OpenError};
 use super::order_sums::{self, Sums};
 use super::{FILE_NAME, READ_PATIENCE};
-use crate::ledger::report::{Block, By, DAY, Figures, HOUR, MAX_ROWS, Parked, Report, ReportError, Row, Window};
+use crate::ledger::report::{Block, By, DAY, DeadLettered, Figures, HOUR, MAX_ROWS, Report, ReportError, Row, Window};
 
 /// What tells rows apart. Its order is theirs, but for products.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,15 +41,15 @@ type Sheets = BTreeMap<String, Sheet>;
 pub(in crate::ledger) fn read(directory: &Path, window: Window, by: By) -> Result<Report, ReportError> {
     let connection = open::for_reading(directory, READ_PATIENCE)?;
     let failed = |error| ReportError::Ledger(OpenError::from_sqlite(&directory.join(FILE_NAME), error));
-    let (sheets, parked) = read_all(&connection, window, by).map_err(failed)?;
+    let (sheets, dead_lettered) = read_all(&connection, window, by).map_err(failed)?;
     if sheets.values().map(|sheet| sheet.rows.len()).sum::<usize>() > MAX_ROWS {
         return Err(ReportError::TooLong);
     }
     let currencies = sheets.into_iter().map(|(currency, sheet)| block(currency, sheet)).collect();
-    Ok(Report { window, by, currencies, parked })
+    Ok(Report { window, by, currencies, dead_lettered })
 }
 
-fn read_all(connection: &Connection, window: Window, by: By) -> rusqlite::Result<(Sheets, Vec<Parked>)> {
+fn read_all(connection: &Connection, window: Window, by: By) -> rusqlite::Result<(Sheets, Vec<DeadLettered>)> {
     // One transaction: all figures are of the same instant.
     let snapshot = connection.unchecked_transaction()?;
     let mut sheets = Sheets::new();
@@ -57,7 +57,7 @@ fn read_all(connection: &Connection, window: Window, by: By) -> rusqlite::Result
     if by == By::Product {
         read_products(&snapshot, window, &mut sheets)?;
     }
-    Ok((sheets, read_parked(&snapshot, window)?))
+    Ok((sheets, read_dead_lettered(&snapshot, window)?))
 }
 
 fn read_orders(snapshot: &Connection, window: Window, by: By, sheets: &mut Sheets) -> rusqlite::Result<()> {
@@ -115,15 +115,16 @@ fn read_products(snapshot: &Connection, window: Window, sheets: &mut Sheets) -> 
     Ok(())
 }
 
-fn read_parked(snapshot: &Connection, window: Window) -> rusqlite::Result<Vec<Parked>> {
+fn read_dead_lettered(snapshot: &Connection, window: Window) -> rusqlite::Result<Vec<DeadLettered>> {
     let mut query = snapshot.prepare(
         "SELECT consumer, reason, count(*) FROM dead_letters WHERE dead_lettered_at >= ?1 AND dead_lettered_at < ?2
          GROUP BY consumer, reason ORDER BY consumer, reason",
     )?;
     let ends = (window.since.as_millisecond(), window.until.as_millisecond());
-    let parked = query
-        .query_map(ends, |row| Ok(Parked { consumer: row.get(0)?, reason: row.get(1)?, messages: row.get(2)? }))?;
-    parked.collect()
+    let dead_lettered = query.query_map(ends, |row| {
+        Ok(DeadLettered { consumer: row.get(0)?, reason: row.get(1)?, messages: row.get(2)? })
+    })?;
+    dead_lettered.collect()
 }
 
 /// Every stretch with its granularity.

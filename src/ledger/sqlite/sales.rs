@@ -11,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension, Statement};
 use rust_decimal::Decimal;
 
 use super::order_sums;
+use crate::domain::{Currency, Sale};
 use crate::ledger::report::{DAY, Figures, HOUR, MINUTE};
-use crate::order::{Currency, Sale};
 
 /// Sums kept in memory between commits, about 1 MiB; beyond it all are dropped and read again.
 const KEPT_SUMS: usize = 4_096;

@@ -12,7 +12,7 @@ use super::tests::{is_store_error, other, record_together};
 use super::*;
 use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
 use crate::ledger::conformance::{accept, analytics, at, attempt, finish, order, sale};
-use crate::ledger::{Entry, NewOrder};
+use crate::ledger::{LedgerEntry, NewOrder};
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -50,7 +50,7 @@ async fn what_all_are_told_at_once_is_recorded_by_one_and_counted_once() {
     let directory = directory();
     let ledgers = [open(&directory), open(&directory), open(&directory)];
     let ids: Vec<_> = (0..ORDERS).map(|n| format!("ord-{n}")).collect();
-    let tell = async |entry: fn(&str) -> Entry| {
+    let tell = async |entry: fn(&str) -> LedgerEntry| {
         let told = ids.iter().flat_map(|id| ledgers.iter().map(move |ledger| ledger.record(entry(id))));
         let answers: Vec<_> = join_all(told).await.into_iter().map(Result::unwrap).collect();
         let new = |answers: &[Recorded]| answers.iter().filter(|answer| **answer == New).count();
@@ -275,7 +275,7 @@ proptest! {
                     Act::Finish if known.get(&(number, id.clone())) != model.orders.get(&id).map(|it| &it.0) => {}
                     Act::Finish => assert_eq!(ledger.record(finish(&id)).await.ok(), model.finish(&id)),
                     Act::Fail => {
-                        let ends_it = Entry::Attempt(Box::new(attempt(&id, "order", 0)));
+                        let ends_it = LedgerEntry::Attempt(Box::new(attempt(&id, "order", 0)));
                         let answers = record_together(ledger, &program, [accepted(), finish(&id), ends_it]).await;
                         assert!(answers.iter().all(is_store_error), "{answers:?}");
                     }

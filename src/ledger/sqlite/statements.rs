@@ -10,14 +10,14 @@ use super::order_sums::OrderSums;
 use super::prune::{Pruned, Pruner};
 use super::sales::{Sales, parse_amount};
 use super::schema;
-use crate::ledger::{Entry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
-use crate::order::OrderId;
+use crate::domain::OrderId;
+use crate::ledger::{LedgerEntry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 
 /// What failed: one entry, or all that share its transaction.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// Only this entry; nothing of it was kept.
-    Entry(LedgerError),
+    LedgerEntry(LedgerError),
     /// The transaction cannot go on.
     Batch(rusqlite::Error),
 }
@@ -33,7 +33,7 @@ impl From<rusqlite::Error> for Fault {
                 | ErrorCode::TooBig
                 | ErrorCode::ParameterOutOfRange,
             )
-            | None => Fault::Entry(LedgerError::store("record an entry", error)),
+            | None => Fault::LedgerEntry(LedgerError::store("record an entry", error)),
             Some(_) => Fault::Batch(error),
         }
     }
@@ -167,22 +167,22 @@ impl<'c> Statements<'c> {
     }
 
     /// Does what one entry asks, within the open transaction.
-    pub(super) fn record(&mut self, entry: &Entry) -> Result<Recorded, Fault> {
+    pub(super) fn record(&mut self, entry: &LedgerEntry) -> Result<Recorded, Fault> {
         match entry {
-            Entry::AcceptOrder(order) => self.accept_order(order),
-            Entry::FinishOrder { id, at } => self.finish_order(id, *at),
-            Entry::LookUpNotification { id } => {
+            LedgerEntry::AcceptOrder(order) => self.accept_order(order),
+            LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),
+            LedgerEntry::LookUpNotification { id } => {
                 let known = self.notification_known.exists([id])?;
                 Ok(if known { Recorded::Duplicate } else { Recorded::New })
             }
-            Entry::Notification(it) => {
+            LedgerEntry::Notification(it) => {
                 let at = it.at.as_millisecond();
                 let rows = self.enter_notification.execute((&it.id, &it.channel, &it.order_id, at))?;
                 Ok(entered(rows))
             }
-            Entry::Analytics(event) => self.enter_analytics(event),
-            Entry::Attempt(attempt) => self.enter_attempt(attempt),
-            Entry::DeadLetter(letter) => self.enter_dead_letter(letter),
+            LedgerEntry::Analytics(event) => self.enter_analytics(event),
+            LedgerEntry::Attempt(attempt) => self.enter_attempt(attempt),
+            LedgerEntry::DeadLetter(letter) => self.enter_dead_letter(letter),
         }
     }
 
@@ -230,7 +230,7 @@ impl<'c> Statements<'c> {
         if self.accepted.exists([id.as_str()])? {
             return Ok(Recorded::Duplicate);
         }
-        Err(Fault::Entry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
+        Err(Fault::LedgerEntry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
     }
 
     fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, Fault> {

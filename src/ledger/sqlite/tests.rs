@@ -14,7 +14,7 @@ use crate::ledger::Recorded::{Duplicate, New};
 use crate::ledger::conformance::{
     accept, analytics, at, attempt, conforms, dead_letter, finish, look_up, notification, order, sale,
 };
-use crate::ledger::{Entry, NewOrder};
+use crate::ledger::{LedgerEntry, NewOrder};
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -38,7 +38,7 @@ fn impatient() -> Tuning {
 pub(super) async fn record_together(
     ledger: &SqliteLedger,
     program: &Connection,
-    entries: impl IntoIterator<Item = Entry>,
+    entries: impl IntoIterator<Item = LedgerEntry>,
 ) -> Vec<Result<Recorded, LedgerError>> {
     program.execute_batch("BEGIN IMMEDIATE").unwrap();
     let plug = ledger.record(look_up("plug"));
@@ -157,7 +157,7 @@ async fn orders_of_a_failed_batch_are_not_counted_by_the_next() {
     let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
     program.execute_batch(deny).unwrap();
     let entries = || [finish("ord-1"), accept(order("ord-2")), finish("ord-2")];
-    let ends_it = Entry::Attempt(Box::new(attempt("o-1", "order", 0)));
+    let ends_it = LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0)));
     let answers = record_together(&ledger, &program, entries().into_iter().chain([ends_it])).await;
     assert!(answers.iter().all(is_store_error), "{answers:?}");
     // It takes the row that the other would have had.
@@ -182,7 +182,7 @@ async fn an_entry_that_ends_the_transaction_takes_its_batch_with_it() {
     let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
     program.execute_batch(deny).unwrap();
     let sold = || analytics("a-1", Some(sale("Laptop", Decimal::TEN, at(0))));
-    let entries = [Entry::Attempt(Box::new(attempt("o-1", "order", 0))), sold()];
+    let entries = [LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0))), sold()];
     let answers = record_together(&ledger, &program, entries).await;
     assert!(answers.iter().all(is_store_error), "{answers:?}");
     program.execute_batch("DROP TRIGGER deny").unwrap();
@@ -262,7 +262,7 @@ async fn totals_count_every_table_while_the_daemon_runs() {
         analytics("a-1", Some(sale("Laptop", Decimal::new(1_050, 2), at(0)))),
         analytics("a-2", Some(sale("Phone", Decimal::new(25, 1), at(90_000_000)))),
         analytics("a-3", None),
-        Entry::Attempt(Box::new(attempt("o-2", "order", 0))),
+        LedgerEntry::Attempt(Box::new(attempt("o-2", "order", 0))),
         dead_letter(attempt("o-2", "order", 1)),
     ];
     for entry in entries {
@@ -357,7 +357,7 @@ fn stored_sums(directory: &TempDir) -> Sums {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-fn expected_sums<'a>(sales: impl Iterator<Item = &'a crate::order::Sale>) -> Sums {
+fn expected_sums<'a>(sales: impl Iterator<Item = &'a crate::domain::Sale>) -> Sums {
     let mut sums = Sums::new();
     for sale in sales {
         for (granularity, width) in [("minute", 60_000), ("hour", 3_600_000), ("day", 86_400_000)] {

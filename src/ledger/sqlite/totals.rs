@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::open::{self, OpenError};
 use super::order_sums;
 use super::{FILE_NAME, READ_PATIENCE};
-use crate::order::ExactSum;
+use crate::domain::ExactSum;
 
 /// Counts of one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -24,7 +24,7 @@ pub struct Totals {
     pub analytics: u64,
     /// Failed attempts that were sent to a delayed retry.
     pub retried: u64,
-    /// Parked messages by `x-dead-letter-reason`.
+    /// Dead-lettered messages by `x-dead-letter-reason`.
     pub dead_letters: BTreeMap<String, u64>,
     /// What was sold, by currency.
     pub revenue: BTreeMap<String, Revenue>,

@@ -101,7 +101,7 @@ fn read_dead_letters(
     )?;
     let mut rows = query.query([identity])?;
     while let Some(row) = rows.next()? {
-        let event = Happened::Parked {
+        let event = Happened::DeadLettered {
             consumer: row.get(1)?,
             reason: row.get(2)?,
             retries: row.get(3)?,

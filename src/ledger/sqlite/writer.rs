@@ -21,13 +21,13 @@ use super::open::{self, OpenError};
 use super::prune::Pruned;
 use super::statements::{Fault, Statements};
 use super::{FILE_NAME, Tuning};
-use crate::ledger::{Entry, LedgerError, Recorded};
+use crate::ledger::{LedgerEntry, LedgerError, Recorded};
 
 /// What travels to the writer.
 #[derive(Debug)]
 pub(super) enum Request {
     /// Record this, and tell its caller.
-    Record { entry: Entry, answer: Answer },
+    Record { entry: LedgerEntry, answer: Answer },
     /// Remove a little of what is older, and tell how much.
     Prune { before: Timestamp, answer: oneshot::Sender<Result<Pruned, LedgerError>> },
     /// Take nothing more; finish what waits.
@@ -176,7 +176,7 @@ impl Writer<'_> {
     }
 
     /// Records a batch and answers each of its entries.
-    fn commit(&mut self, batch: &mut Vec<(Entry, Answer)>) {
+    fn commit(&mut self, batch: &mut Vec<(LedgerEntry, Answer)>) {
         if batch.is_empty() {
             return;
         }
@@ -209,15 +209,15 @@ impl Writer<'_> {
 
     /// Runs a batch in one transaction. An entry that fails alone leaves nothing behind and its neighbours
     /// in place; an error that dooms the transaction is returned.
-    fn transact(&mut self, batch: &[(Entry, Answer)]) -> Result<Vec<Outcome>, LedgerError> {
+    fn transact(&mut self, batch: &[(LedgerEntry, Answer)]) -> Result<Vec<Outcome>, LedgerError> {
         self.statements.begin()?;
         let mut outcomes = Vec::with_capacity(batch.len());
         for (entry, _) in batch {
             match self.statements.record(entry) {
                 Ok(recorded) => outcomes.push(Ok(recorded)),
                 // Should SQLite have left the transaction, what follows would be committed piece by piece.
-                Err(Fault::Entry(error)) if self.connection.is_autocommit() => return Err(error),
-                Err(Fault::Entry(error)) => outcomes.push(Err(error)),
+                Err(Fault::LedgerEntry(error)) if self.connection.is_autocommit() => return Err(error),
+                Err(Fault::LedgerEntry(error)) => outcomes.push(Err(error)),
                 Err(Fault::Batch(error)) => return Err(LedgerError::store("record an entry", error)),
             }
         }

@@ -47,25 +47,25 @@ fn known_numbers_in_are_the_same_numbers_out() {
     (0..7).for_each(|_| raw.send_to("orders", "order.normal.created", &Properties::persistent(), b"{not json"));
     // All connections die meanwhile: what was in hand is handed out again.
     let mut left = None;
-    let parked = || book.number("SELECT count(*) FROM dead_letters WHERE reason = 'permanent'");
+    let dead_lettered = || book.number("SELECT count(*) FROM dead_letters WHERE reason = 'permanent'");
     until("all orders are through", || {
         assert_conserved(&orderd);
         if left.is_none() && book.processed() > 0 {
             shop.vhost.close_connections();
-            left = Some(ORDERS - book.processed() - parked());
+            left = Some(ORDERS - book.processed() - dead_lettered());
         }
-        book.processed() + parked() == ORDERS
+        book.processed() + dead_lettered() == ORDERS
     });
-    let (processed, parked) = (book.processed(), parked());
+    let (processed, dead_lettered) = (book.processed(), dead_lettered());
     let attempts = |of: &str| book.number(&format!("SELECT count(*) FROM attempts WHERE {of}"));
     until("all is settled", || {
         let scrape = Scrape::of(admin);
         let waiting = |consumer| scrape.of_consumer("orderd_in_flight", consumer) > 0.0;
-        let parked_events = book.number("SELECT count(*) FROM events WHERE name = 'failed'");
+        let dead_lettered_events = book.number("SELECT count(*) FROM events WHERE name = 'failed'");
         !CONSUMERS.into_iter().any(waiting)
             && book.number("SELECT count(*) FROM events WHERE name = 'processed'") == processed
             && book.number("SELECT count(*) FROM events WHERE name = 'email'") == processed
-            && parked_events == book.number("SELECT count(*) FROM dead_letters")
+            && dead_lettered_events == book.number("SELECT count(*) FROM dead_letters")
     });
     assert_conserved(&orderd);
     assert!(left > Some(0), "no connection was killed under load");
@@ -81,7 +81,7 @@ fn known_numbers_in_are_the_same_numbers_out() {
     assert!(settled("order", "completed") + settled("order", "released") >= processed as f64);
     assert_eq!(settled("order", "rejected"), 0.0);
     let reason = |reason| scrape.sum("orderd_dead_letters_total", &[("consumer", "order"), ("reason", reason)]);
-    assert!(reason("permanent") >= parked as f64 && reason("malformed") >= 7.0);
+    assert!(reason("permanent") >= dead_lettered as f64 && reason("malformed") >= 7.0);
     assert_eq!(reason("retries_exhausted"), 0.0);
     let retried = scrape.sum("orderd_retries_total", &[("consumer", "order"), ("delay", "300ms")]);
     assert!(retried >= attempts("delay = '300ms'") as f64 && retried > 400.0, "{retried}");
@@ -135,7 +135,7 @@ fn without_kills_every_figure_is_exact() {
     until("all is settled", || {
         let scrape = Scrape::of(admin);
         settled(&scrape, "order", "duplicate") == ORDERS as f64
-            && settled(&scrape, "failed", "parked") == 10.0
+            && settled(&scrape, "failed", "dead_lettered") == 10.0
             && settled(&scrape, "analytics", "completed") == ORDERS as f64 + 10.0
     });
     let scrape = Scrape::of(admin);
@@ -147,7 +147,7 @@ fn without_kills_every_figure_is_exact() {
         // First deliveries, the delayed retries, and the repetitions.
         ("order", [("completed", 500.0), ("duplicate", 500.0), ("forwarded", retried), ("released", 0.0)]),
         ("priority", [("completed", 0.0), ("duplicate", 0.0), ("forwarded", 10.0), ("released", 0.0)]),
-        ("failed", [("completed", 0.0), ("retried", retried), ("parked", 10.0), ("released", 0.0)]),
+        ("failed", [("completed", 0.0), ("retried", retried), ("dead_lettered", 10.0), ("released", 0.0)]),
         ("notification", [("completed", 500.0), ("duplicate", 0.0), ("forwarded", 0.0), ("released", 0.0)]),
     ];
     for (consumer, outcomes) in expected {

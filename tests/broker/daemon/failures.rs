@@ -24,7 +24,7 @@ fn attempts(book: &Book, identity: &str) -> Vec<String> {
     book.rows(&format!("SELECT {columns} FROM attempts WHERE identity = '{identity}' ORDER BY retry_count"))
 }
 
-fn parked(book: &Book, identity: &str) -> Vec<String> {
+fn dead_lettered(book: &Book, identity: &str) -> Vec<String> {
     let columns = "consumer, reason, retry_count, failure_kind, failure_code, origin_queue";
     book.rows(&format!("SELECT {columns} FROM dead_letters WHERE identity = '{identity}'"))
 }
@@ -38,7 +38,7 @@ fn send(raw: &mut Raw, key: &str, id: &str) {
 }
 
 #[test]
-fn each_failure_is_retried_or_parked_as_its_kind_and_its_consumer_demand() {
+fn each_failure_is_retried_or_dead_lettered_as_its_kind_and_its_consumer_demand() {
     let node = Node::shared();
     let shop = Shop::new(&node);
     let shop = with_consumer(shop, "flaky", &[("faults.transient", "1.0")]);
@@ -79,8 +79,8 @@ fn each_failure_is_retried_or_parked_as_its_kind_and_its_consumer_demand() {
         ("old", "order|too_old|0|transient|busy|order_queue"),
         ("stray", "unknown|no_origin|0|permanent|unknown_failure|-"),
     ] {
-        until(&format!("{id} is parked"), || !parked(&book, id).is_empty());
-        assert_eq!(parked(&book, id), [expected]);
+        until(&format!("{id} is dead-lettered"), || !dead_lettered(&book, id).is_empty());
+        assert_eq!(dead_lettered(&book, id), [expected]);
         assert!(!is_processed(&book, id), "{id}");
     }
     let mut reasons: Vec<_> = raw.drain("dead_letter_queue").iter().map(told_reason).collect();
@@ -95,11 +95,11 @@ fn each_failure_is_retried_or_parked_as_its_kind_and_its_consumer_demand() {
     }
     assert_eq!(raw.drain("unrouted_queue").iter().map(|got| got.body.clone()).collect::<Vec<_>>(), [order("typo")]);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.tally("panicky", "restarts"), 0, "a panic costs a delivery, no worker");
+    assert_eq!(orderd.counts("panicky", "restarts"), 0, "a panic costs a delivery, no worker");
 }
 
-fn told_reason(parked: &crate::support::raw::Got) -> String {
-    parked.properties().headers["x-dead-letter-reason"].text().to_owned()
+fn told_reason(dead_lettered: &crate::support::raw::Got) -> String {
+    dead_lettered.properties().headers["x-dead-letter-reason"].text().to_owned()
 }
 
 /// What a failure in `order_queue` looks like whose retries took longer than `max_age`.
@@ -129,12 +129,12 @@ fn a_retry_returns_to_the_one_queue_it_failed_in() {
     book.await_settled(10);
     assert_eq!(orderd.stop(), 0);
     // Left: a first and an immediate attempt of each in one delivery, and the delayed retry in another.
-    assert_eq!((orderd.tally("left", "deliveries"), orderd.tally("right", "deliveries")), (20, 10));
-    assert_eq!(orderd.tally("failed", "retried"), 10);
+    assert_eq!((orderd.counts("left", "deliveries"), orderd.counts("right", "deliveries")), (20, 10));
+    assert_eq!(orderd.counts("failed", "retried"), 10);
 }
 
 #[test]
-fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_parked() {
+fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_dead_lettered() {
     let node = Node::shared();
     let shop = Shop::new(&node).set("consumers.order.retry.delays", "5s,5s,5s");
     assert_eq!(shop.open().stop(), 0);
@@ -158,9 +158,9 @@ fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_parked() {
     until("the killer has failed again", || raw.depth("failed_order_queue") == 1);
 
     let mut orderd = shop.open();
-    until("the killer is parked", || !parked(&book, "killer").is_empty());
+    until("the killer is dead-lettered", || !dead_lettered(&book, "killer").is_empty());
     until("the innocent is processed", || is_processed(&book, "innocent"));
-    assert_eq!(parked(&book, "killer"), ["order|delivery_limit|1|delivery_limit|delivery_limit|order_queue"]);
+    assert_eq!(dead_lettered(&book, "killer"), ["order|delivery_limit|1|delivery_limit|delivery_limit|order_queue"]);
     let got = raw.get("dead_letter_queue").unwrap();
     assert_eq!(got.body, order("killer"));
     let headers = got.properties().headers;

@@ -62,7 +62,7 @@ fn known_orders_are_reported_and_traced_as_they_were() {
     send("order.slow.created", &order("slow"));
     send("order.flaky.created", &order("flaky"));
     book.await_settled(23);
-    until("one is parked and one waits", || {
+    until("one is dead-lettered and one waits", || {
         book.number("SELECT (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM attempts)") == 4
     });
     until("analytics is told", || book.number("SELECT count(*) FROM events WHERE name = 'failed'") == 1);
@@ -83,7 +83,7 @@ fn known_orders_are_reported_and_traced_as_they_were() {
         ])
     );
     let report = json(&shop, &["report", "--since", "1h"], 0);
-    assert_eq!(report["parked"], json!([{"consumer": "order", "reason": "permanent", "messages": 1}]));
+    assert_eq!(report["dead_lettered"], json!([{"consumer": "order", "reason": "permanent", "messages": 1}]));
     let text = told(&shop, &["report", "--since", "1h", "--by", "product"], 0);
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("PRODUCT ORDERS PIECES REVENUE Laptop 21 63 25200.00 ██████"), "{text}");
@@ -109,8 +109,8 @@ fn known_orders_are_reported_and_traced_as_they_were() {
     let bad = json(&shop, &["trace", "bad"], 0);
     let mut found = steps(&bad);
     found[1..].sort();
-    assert_eq!(found, ["order failed", "analytics_failed counted", "order parked"]);
-    assert_eq!(bad["places"][0]["state"], "parked");
+    assert_eq!(found, ["order failed", "analytics_failed counted", "order dead-lettered"]);
+    assert_eq!(bad["places"][0]["state"], "dead_lettered");
     assert_eq!(bad["places"][0]["queues"][0]["name"], "dead_letter_queue");
 
     // The management plugin counts every few seconds.

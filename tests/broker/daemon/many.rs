@@ -115,10 +115,10 @@ fn a_rolling_restart_under_load_loses_nothing_doubles_nothing_and_uses_up_no_att
         stopped.push(instance);
     }
     for instance in &stopped {
-        assert!(instance.tally("order", "completed") > 0, "an instance has done nothing");
+        assert!(instance.counts("order", "completed") > 0, "an instance has done nothing");
         assert_eq!(instance.errors(), [""; 0]);
         for consumer in ["order", "priority", "notification", "analytics"] {
-            assert_eq!(instance.tally(consumer, "duplicates"), 0, "{consumer}");
+            assert_eq!(instance.counts(consumer, "duplicates"), 0, "{consumer}");
         }
     }
     assert_queues_are_empty(&shop, &["order_queue.retry.300ms"]);
@@ -214,7 +214,7 @@ fn an_order_whose_ack_was_lost_is_recorded_once_in_a_shared_ledger() {
     let node = Node::shared();
     let shop = Shop::new(&node);
     let (two, book) = an_ack_is_lost_with_its_instance(&shop, &shop.ledger());
-    assert_eq!(two.tally("order", "duplicates"), 1);
+    assert_eq!(two.counts("order", "duplicates"), 1);
     assert_each_counted_once(&book, 1);
 }
 
@@ -223,7 +223,7 @@ fn an_order_whose_ack_was_lost_is_recorded_once_in_each_of_two_ledgers_and_twice
     let node = Node::shared();
     let shop = Shop::new(&node);
     let (two, book) = an_ack_is_lost_with_its_instance(&shop, &shop.directory.path().join("other"));
-    assert_eq!(two.tally("order", "duplicates"), 0);
+    assert_eq!(two.counts("order", "duplicates"), 0);
     // Exactly once in each: the limit is what they do not know of each other.
     assert_each_counted_once(&shop.book(), 1);
     assert_each_counted_once(&book, 1);
@@ -284,7 +284,7 @@ fn an_order_outlasts_twenty_restarts_that_give_it_back() {
     }
     let counts = node.version() < (4, 3);
     assert_eq!(given_back, if counts { 21 } else { TRIES }, "on RabbitMQ {:?}", node.version());
-    // Then it is parked by way of the failures, and not lost.
+    // Then it is dead-lettered by way of the failures, and not lost.
     let mut orderd = shop.open();
     let book = shop.book();
     if counts {
@@ -296,7 +296,7 @@ fn an_order_outlasts_twenty_restarts_that_give_it_back() {
     assert_eq!(orderd.stop(), 0);
 }
 
-/// What is handed out to an instance that cannot record any more fails there at once, and would be parked in the end.
+/// What is handed out to an instance that cannot record any more fails there at once, and would be dead-lettered in the end.
 #[test]
 fn an_instance_ends_before_it_parks_orders_once_a_later_version_has_made_the_ledger_new() {
     const INTERNAL: i32 = 70;

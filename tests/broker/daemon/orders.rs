@@ -94,12 +94,12 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
     }
     assert_eq!(orderd.lines("Processing Order").len(), 8);
     for consumer in ["order", "priority"] {
-        assert!((1..=2).contains(&orderd.tally(consumer, "duplicates")), "{consumer}");
+        assert!((1..=2).contains(&orderd.counts(consumer, "duplicates")), "{consumer}");
     }
 }
 
 #[test]
-fn an_order_of_the_same_id_and_other_content_is_parked_with_all_it_came_with() {
+fn an_order_of_the_same_id_and_other_content_is_dead_lettered_with_all_it_came_with() {
     let node = Node::shared();
     let shop = Shop::new(&node);
     let _orderd = shop.open();
@@ -132,12 +132,12 @@ fn an_order_of_the_same_id_and_other_content_is_parked_with_all_it_came_with() {
     let body = br#"{"id":"ord-1","product":"Laptop","quantity":4,"price":"400.00","currency":"EUR"}"#;
     let before = now();
     raw.send_to("orders", NORMAL, &sent, body);
-    until("it is parked", || raw.depth("dead_letter_queue") == 1);
-    let parked = raw.get("dead_letter_queue").unwrap();
-    let mut properties = parked.properties();
+    until("it is dead-lettered", || raw.depth("dead_letter_queue") == 1);
+    let dead_lettered = raw.get("dead_letter_queue").unwrap();
+    let mut properties = dead_lettered.properties();
 
-    assert_eq!(parked.body, body);
-    assert_eq!((parked.exchange.as_str(), parked.routing_key.as_str()), ("orders.dead_letter", NORMAL));
+    assert_eq!(dead_lettered.body, body);
+    assert_eq!((dead_lettered.exchange.as_str(), dead_lettered.routing_key.as_str()), ("orders.dead_letter", NORMAL));
     assert_eq!(properties.delivery_mode, Some(2));
     assert_eq!(properties.timestamp, Some(1_700_000_000));
     let texts = [("content_type", "application/json"), ("correlation_id", "c-1"), ("message_id", "m-1")];

@@ -68,7 +68,7 @@ impl Drop for Restricted<'_> {
     }
 }
 
-/// Orders of every fate: processed, retried, parked.
+/// Orders of every fate: processed, retried, dead-lettered.
 fn work(shop: &Shop<'_>) {
     let mut orderd = shop.open();
     let mut raw = shop.raw();
@@ -80,10 +80,10 @@ fn work(shop: &Shop<'_>) {
     raw.send_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
     shop.book().await_settled(41);
     let book = shop.book();
-    until("one is parked", || book.number("SELECT count(*) FROM dead_letters") == 1);
+    until("one is dead-lettered", || book.number("SELECT count(*) FROM dead_letters") == 1);
     assert!(book.number("SELECT count(*) FROM attempts WHERE delay = '300ms'") > 0, "none was retried");
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.errors(), ["[Failed] parked in the dead letter queue: "], "nothing else is an error");
+    assert_eq!(orderd.errors(), ["[Failed] dead-lettered in the dead letter queue: "], "nothing else is an error");
 }
 
 #[test]

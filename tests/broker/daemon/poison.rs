@@ -19,13 +19,13 @@ fn odd_headers_cost_no_connection_and_go_where_their_message_goes() {
     raw.publish("order_queue", &odd, b"poison");
     raw.publish("order_queue", &odd, &order("odd"));
     (10..20).for_each(&mut innocent);
-    until("the poison is parked", || raw.depth("dead_letter_queue") == 1);
+    until("the poison is dead-lettered", || raw.depth("dead_letter_queue") == 1);
     let book = shop.book();
     book.await_settled(21);
     assert_eq!(book.number("SELECT count(*) FROM orders WHERE id = 'odd' AND status = 'processed'"), 1);
-    let parked = raw.get("dead_letter_queue").unwrap();
-    assert_eq!(parked.body, b"poison");
-    assert!(parked.has(b"\x04notex\0\0\0\x02\xff\xfe"), "its header is kept, as bytes");
+    let dead_lettered = raw.get("dead_letter_queue").unwrap();
+    assert_eq!(dead_lettered.body, b"poison");
+    assert!(dead_lettered.has(b"\x04notex\0\0\0\x02\xff\xfe"), "its header is kept, as bytes");
     assert_eq!(orderd.lines("lost the subscription"), Vec::<serde_json::Value>::new());
     assert_eq!(orderd.stop(), 0);
 }

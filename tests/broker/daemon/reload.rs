@@ -252,11 +252,11 @@ fn consumers_and_queues_come_and_go_while_others_work() {
     assert_eq!(keys, [r#""bulk_queue""#.to_owned()].into(), "{bound}");
     assert_eq!(book.rows("SELECT * FROM attempts"), [""; 0]);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.tally("bulk", "deliveries"), 500);
+    assert_eq!(orderd.counts("bulk", "deliveries"), 500);
 }
 
 #[test]
-fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_parked_without_an_origin() {
+fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_dead_lettered_without_an_origin() {
     const ORDERS: u32 = 300;
     let node = Node::shared();
     let (shop, file) = Shop::new(&node).with_file();
@@ -280,7 +280,7 @@ fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_parked_without
     flood(&shop, "order.bulk.created", "ord", ORDERS.into());
     with_bulk.save();
     assert_eq!(orderd.reload()["outcome"], "applied");
-    until("all are retried or parked", || {
+    until("all are retried or dead-lettered", || {
         shop.raw().depth("bulk_queue.retry.1h") + shop.raw().depth("dead_letter_queue") == ORDERS
     });
     assert_eq!(shop.raw().depth("dead_letter_queue"), 0);

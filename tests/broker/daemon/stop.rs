@@ -20,7 +20,7 @@ fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
     let node = Node::shared();
     let shop = Shop::new(&node);
     let mut orderd = shop.open();
-    // Held until all are published, so that they cannot be done before.
+    // DeliveryGuard until all are published, so that they cannot be done before.
     orderd.signal("STOP");
     let ids = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
     shop.raw().flood("orders", ids);
@@ -35,7 +35,7 @@ fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
     assert!(processed < ORDERS, "all were done before the signal came: no test of draining");
     assert_eq!(processed + left, ORDERS);
     assert_eq!(book.number("SELECT count(*) FROM orders"), processed, "none is half done");
-    let told = u64::from(shop.raw().depth("notification_queue")) + orderd.tally("notification", "completed");
+    let told = u64::from(shop.raw().depth("notification_queue")) + orderd.counts("notification", "completed");
     assert_eq!(told, processed);
     assert_no_attempt_used_up(&shop, &book);
 
@@ -44,7 +44,7 @@ fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
     assert_eq!(again.stop(), 0);
     for run in [&orderd, &again] {
         for consumer in ["order", "notification", "analytics"] {
-            assert_eq!(run.tally(consumer, "duplicates"), 0, "{consumer}");
+            assert_eq!(run.counts(consumer, "duplicates"), 0, "{consumer}");
         }
     }
     assert_no_attempt_used_up(&shop, &book);

@@ -4,14 +4,14 @@ use std::error::Error;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use orderd::amqp::{ConnectError, EpochEnd, Link};
+use orderd::amqp::{ConnectError, Connector, EpochEnd};
 use orderd::config::{Address, Broker, Secret};
 use orderd::message::{Consumer, SubscribeError};
 
 use crate::support::{Node, eventually, soon};
 
 async fn refusal(broker: Broker) -> ConnectError {
-    let error: SubscribeError = soon("refusal", Link::new(broker).subscribe("q", 1)).await.unwrap_err();
+    let error: SubscribeError = soon("refusal", Connector::new(broker).subscribe("q", 1)).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot consume queue \"q\"");
     *error.source.downcast::<ConnectError>().unwrap()
 }
@@ -80,7 +80,7 @@ async fn dead_addresses_leave_time_for_the_living() {
     broker.addresses.extend([dead(1), dead(silent.local_addr().unwrap().port())]);
     // From a random address on, so often enough to have begun at each.
     for _ in 0..6 {
-        soon("subscribe", Link::new(broker.clone()).subscribe("q", 1)).await.unwrap();
+        soon("subscribe", Connector::new(broker.clone()).subscribe("q", 1)).await.unwrap();
     }
 }
 
@@ -100,7 +100,7 @@ async fn names_over_255_bytes_are_errors_when_connecting_too() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut broker = vhost.broker();
-    let error = soon("refusal", Link::new(broker.clone()).subscribe(&"q".repeat(256), 1)).await.unwrap_err();
+    let error = soon("refusal", Connector::new(broker.clone()).subscribe(&"q".repeat(256), 1)).await.unwrap_err();
     assert!(matches!(error.source.downcast_ref(), Some(ConnectError::Invalid { .. })), "{error:?}");
     broker.virtual_host = "v".repeat(256);
     assert!(matches!(refusal(broker).await, ConnectError::Invalid { .. }));
@@ -111,7 +111,7 @@ async fn connections_have_names_that_a_person_recognises() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     let _subscription = soon("subscribe", link.subscribe("q", 1)).await.unwrap();
     let _publisher = link.publisher();
     eventually("both are listed", async || {

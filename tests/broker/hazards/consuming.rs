@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::message::{Consumer, Delivery, DeliveryId, HeaderValue, SettleError, Settlement, Subscription};
 
 use crate::support::raw::{Raw, field, persistent, text, with_headers};
 use crate::support::{Node, Vhost, eventually, soon};
 
 async fn subscribe(vhost: &Vhost<'_>, queue: &str, prefetch: u16) -> Subscription {
-    soon("subscribe", Link::new(vhost.broker()).subscribe(queue, prefetch)).await.unwrap()
+    soon("subscribe", Connector::new(vhost.broker()).subscribe(queue, prefetch)).await.unwrap()
 }
 
 async fn take(subscription: &mut Subscription, count: usize) -> Vec<Delivery> {

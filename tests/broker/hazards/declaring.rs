@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use orderd::amqp::{ConnectError, DeclareError, Declared, Link, Missing};
+use orderd::amqp::{ConnectError, Connector, DeclareError, Declared, Missing};
 use orderd::config::Secret;
 use orderd::topology::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
 
@@ -30,7 +30,7 @@ fn binding(exchange: &str, queue: &str) -> Declaration {
 async fn a_plan_is_carried_out_and_new_queues_are_rested() {
     let node = Node::shared();
     let vhost = node.vhost();
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     let mut plan = vec![exchange("x")];
     for n in 0..20 {
         plan.push(queue(&format!("q{n}"), &[("x-message-ttl", Argument::Number(3_600_000))]));
@@ -54,7 +54,7 @@ async fn a_mismatch_names_the_declaration_and_leaves_no_connection() {
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[number("x-message-ttl", 1000)]);
     let plan = [exchange("x"), queue("q", &[("x-message-ttl", Argument::Number(2000))]), queue("never", &[])];
-    let error = soon("declare", Link::new(vhost.broker()).declare(&plan)).await.unwrap_err();
+    let error = soon("declare", Connector::new(vhost.broker()).declare(&plan)).await.unwrap_err();
     let DeclareError::Mismatch { declaration, reply } = &error else { panic!("{error:?}") };
     assert_eq!(declaration, "queue \"q\"");
     assert!(reply.contains("x-message-ttl") && reply.contains("2000") && reply.contains("1000"), "{reply}");
@@ -71,7 +71,7 @@ async fn a_binding_to_a_missing_exchange_is_not_found() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
-    let error = soon("declare", Link::new(vhost.broker()).declare(&[binding("nowhere", "q")])).await.unwrap_err();
+    let error = soon("declare", Connector::new(vhost.broker()).declare(&[binding("nowhere", "q")])).await.unwrap_err();
     assert!(
         matches!(&error, DeclareError::NotFound { declaration, .. } if declaration.contains("nowhere")),
         "{error:?}"
@@ -88,7 +88,7 @@ async fn a_missing_permission_is_access_refused() {
     node.management("PUT", &format!("/permissions/{}/{user}", vhost.name), permissions);
     let mut broker = vhost.broker();
     (broker.username, broker.password) = (user.clone(), Secret::new("secret"));
-    let error = soon("declare", Link::new(broker).declare(&[queue("q", &[])])).await.unwrap_err();
+    let error = soon("declare", Connector::new(broker).declare(&[queue("q", &[])])).await.unwrap_err();
     node.management("DELETE", &format!("/users/{user}"), "");
     assert!(
         matches!(&error, DeclareError::AccessRefused { declaration, .. } if declaration == "queue \"q\""),
@@ -105,7 +105,7 @@ async fn checking_lists_all_that_is_missing_and_creates_nothing() {
     raw.declare_exchange("x1", "direct", &[]);
     let plan =
         [exchange("x1"), exchange("x2"), queue("q1", &[]), queue("q2", &[]), queue("q3", &[]), binding("x1", "q2")];
-    let missing = soon("check", Link::new(vhost.broker()).check(&plan)).await.unwrap();
+    let missing = soon("check", Connector::new(vhost.broker()).check(&plan)).await.unwrap();
     let expected = [Missing::Exchange("x2".into()), Missing::Queue("q2".into()), Missing::Queue("q3".into())];
     assert_eq!(missing, expected);
     assert_eq!(raw.queue("q2"), None);
@@ -116,9 +116,9 @@ async fn what_cannot_be_connected_to_or_named_is_an_error() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut broker = vhost.broker();
-    let long = soon("declare", Link::new(broker.clone()).declare(&[queue(&"q".repeat(256), &[])])).await;
+    let long = soon("declare", Connector::new(broker.clone()).declare(&[queue(&"q".repeat(256), &[])])).await;
     assert!(matches!(long, Err(DeclareError::TooLong { .. })), "{long:?}");
     broker.addresses[0].port = 1;
-    let unreachable = soon("declare", Link::new(broker).declare(&[queue("q", &[])])).await;
+    let unreachable = soon("declare", Connector::new(broker).declare(&[queue("q", &[])])).await;
     assert!(matches!(unreachable, Err(DeclareError::Connect(ConnectError::Unreachable { .. }))), "{unreachable:?}");
 }

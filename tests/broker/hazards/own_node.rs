@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::message::{Consumer, Publisher, SettleError, Settlement};
 use orderd::topology::{Argument, Declaration, Queue};
 
@@ -16,7 +16,7 @@ use crate::support::{Node, eventually, soon, within};
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Declares quorum queues and lets them settle: a new one is not safe from a kill yet.
-async fn declare(link: &Link, queues: &[&str]) {
+async fn declare(link: &Connector, queues: &[&str]) {
     let plan: Vec<_> = queues
         .iter()
         .map(|name| {
@@ -31,7 +31,7 @@ async fn declare(link: &Link, queues: &[&str]) {
 async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
     let mut node = Node::own("killed");
     let broker = node.vhost().broker();
-    let link = Link::new(broker.clone());
+    let link = Connector::new(broker.clone());
     declare(&link, &["q", "idle"]).await;
     let publisher = link.publisher();
     let mut subscription = link.subscribe("idle", 10).await.unwrap();
@@ -77,7 +77,7 @@ async fn a_frozen_broker_is_noticed_and_nothing_counts_as_published_until_it_con
     let vhost = node.vhost();
     let mut broker = vhost.broker();
     (broker.confirm_timeout, broker.connect_timeout) = (Duration::from_secs(2), Duration::from_secs(2));
-    let link = Link::new(broker);
+    let link = Connector::new(broker);
     declare(&link, &["q"]).await;
     let publisher = link.publisher();
     publisher.publish([to_queue("q", "before")].into()).await.unwrap();
@@ -105,7 +105,7 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
     let vhost = node.vhost();
     let mut broker = vhost.broker();
     broker.confirm_timeout = Duration::from_secs(1);
-    let link = Link::new(broker);
+    let link = Connector::new(broker);
     declare(&link, &["in", "out"]).await;
     vhost.raw().publish_many("in", (0..10).map(|n| format!("m{n}").into_bytes()));
     let publisher = link.publisher();
@@ -140,7 +140,7 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
 async fn a_broker_that_takes_only_small_frames_gets_bodies_in_small_frames_and_large_headers_are_invalid() {
     let node = Node::own("frames");
     let vhost = node.vhost();
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     declare(&link, &["q"]).await;
     // AMQP's least is 4096, but RabbitMQ from 4.1 on lets nobody in with less than 8192.
     tokio::task::block_in_place(|| node.ctl(&["eval", "application:set_env(rabbit, frame_max, 8192)."]));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use orderd::amqp::{Link, Unconfirmed};
+use orderd::amqp::{Connector, Unconfirmed};
 use orderd::message::{Consumer, HeaderValue, Headers, Properties, PublishError, Publisher, Settlement};
 
 use super::to_queue;
@@ -30,7 +30,7 @@ async fn a_message_that_no_queue_takes_is_unroutable_and_its_neighbours_are_not(
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let answers = ["q", "nowhere", "q"].map(|queue| publisher.publish([to_queue(queue, "x")].into()));
     let answers = soon("answers", join_all(answers)).await;
     assert_eq!(answers[0], Ok(()));
@@ -46,7 +46,7 @@ async fn a_large_message_that_no_queue_takes_is_told_from_others_like_it() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let mut large = vec![b'x'; 3_000_000];
     large[2_999_999] = b'y';
     let answers = [("nowhere", large.clone()), ("nowhere", vec![b'x'; 3_000_000]), ("q", large)]
@@ -63,7 +63,7 @@ async fn a_message_that_a_full_queue_rejects_is_refused() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("full", &[number("x-max-length", 1), text("x-overflow", "reject-publish")]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let mut refused = None;
     // A quorum queue notices that it is full a moment late.
     for _ in 0..50 {
@@ -84,7 +84,7 @@ async fn a_missing_exchange_fails_its_own_publication_only() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let answers = join_all((0..40).map(|n| {
         let mut publication = to_queue("q", format!("m{n}"));
         if n == 20 {
@@ -111,7 +111,7 @@ async fn callers_never_see_a_lost_connection() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     soon("first confirm", publisher.publish([to_queue("q", "first")].into())).await.unwrap();
     let epoch = publisher.state().epoch;
     let publishing = tokio::spawn({
@@ -141,7 +141,7 @@ async fn closing_under_load_loses_no_publish() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let body = Bytes::from(vec![b'x'; 2_000]);
     let answers: Vec<_> =
         (0..2_000).map(|_| tokio::spawn(publisher.publish([to_queue("q", body.clone())].into()))).collect();
@@ -172,7 +172,7 @@ async fn callers_that_give_up_waiting_leave_nothing_behind() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     for n in 0..100 {
         let mut publishing = publisher.publish([to_queue("q", format!("m{n}"))].into());
         // Polled once, which hands it over, then dropped.
@@ -193,7 +193,7 @@ async fn no_more_are_unconfirmed_than_allowed_and_larger_batches_get_through() {
     raw.declare_quorum("q", &[]);
     let mut broker = vhost.broker();
     (broker.max_unconfirmed, broker.max_unconfirmed_bytes) = (10, 20_000);
-    let publisher = Link::new(broker).publisher();
+    let publisher = Connector::new(broker).publisher();
     let body = Bytes::from(vec![b'x'; 3_000]);
     let callers = (0..30).map(|_| publisher.publish(vec![to_queue("q", body.clone()); 25].into()));
     let watch = async {
@@ -216,7 +216,7 @@ async fn names_over_255_bytes_are_errors_and_the_publisher_goes_on() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let long = "é".repeat(128);
     let mut bad_header = to_queue("q", "x");
     bad_header.message.headers.insert(long.clone(), HeaderValue::Void);
@@ -240,7 +240,7 @@ async fn a_name_of_255_bytes_and_a_full_frame_of_headers_get_through() {
     let mut raw = vhost.raw();
     let queue = "q".repeat(255);
     raw.declare_quorum(&queue, &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let mut publication = to_queue(&queue, "x");
     publication.message.headers.insert("n".repeat(255), HeaderValue::Text("x".repeat(129_000)));
     soon("answer", publisher.publish([publication].into())).await.unwrap();
@@ -253,7 +253,7 @@ async fn properties_and_headers_of_every_type_come_back_as_they_were() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     let publisher = link.publisher();
     let mut publication = to_queue("q", "");
     let table =
@@ -308,7 +308,7 @@ async fn what_the_broker_finds_wrong_with_a_message_is_the_callers_to_know() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
-    let publisher = Link::new(vhost.broker()).publisher();
+    let publisher = Connector::new(vhost.broker()).publisher();
     let mut impostor = to_queue("q", "x");
     impostor.message.properties.user_id = Some("somebody-else".into());
     let answer = soon("answer", publisher.publish([impostor].into())).await;
@@ -322,7 +322,7 @@ async fn closing_an_unconnected_publisher_ends_with_its_patience() {
     let vhost = node.vhost();
     let mut broker = vhost.broker();
     broker.addresses[0].port = 1;
-    let publisher = Link::new(broker).publisher();
+    let publisher = Connector::new(broker).publisher();
     let waiting = tokio::spawn(publisher.publish([to_queue("q", "x")].into()));
     eventually("it is handed over", async || publisher.state().unconfirmed == 1).await;
     assert_eq!(publisher.close(Duration::from_millis(300)).await, Err(Unconfirmed(1)));
@@ -337,7 +337,7 @@ async fn a_foreign_message_is_published_on_as_it_came() {
     raw.declare_quorum("in", &[]);
     raw.declare_quorum("out", &[]);
     raw.publish("in", &with_headers(&[text("source", "shop"), number("attempt", -7)]), b"payload");
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     let publisher = link.publisher();
     let mut subscription = soon("subscribe", link.subscribe("in", 1)).await.unwrap();
     let delivery = soon("delivery", subscription.deliveries.next()).await.unwrap();

@@ -1,7 +1,7 @@
 //! The ports on a healthy broker: publish, consume, settle, close.
 
 use futures_util::StreamExt;
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::message::{Consumer, HeaderValue, Headers, Properties, Publisher, Settlement};
 
 use super::to_queue;
@@ -13,7 +13,7 @@ async fn what_is_published_is_delivered_and_gone_once_acknowledged() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     let publisher = link.publisher();
     let mut publication = to_queue("q", "hello");
     publication.message.headers = Headers::from([("note".to_owned(), HeaderValue::from("keep"))]);

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use orderd::monitor::Own;
-use orderd::monitor::view::ApiState;
+use orderd::reconcile::LocalCounts;
+use orderd::reconcile::view::ApiState;
 
 use super::proxy::{Proxy, Weather};
 use super::{config, poll};
@@ -71,8 +71,8 @@ async fn an_api_that_is_slow_within_its_deadline_is_as_good_as_a_fast_one() {
     let proxy = Proxy::to(node.management_port);
     proxy.set(Weather::Slow);
     let config = config(&vhost, &[&format!("management.url={}", proxy.url)]);
-    let mut polling = poll(&config, Own::default);
-    let ready = |view: &orderd::monitor::BrokerView| view.queues.get("order_queue").and_then(|queue| queue.ready);
+    let mut polling = poll(&config, LocalCounts::default);
+    let ready = |view: &orderd::reconcile::BrokerView| view.queues.get("order_queue").and_then(|queue| queue.ready);
     polling.until("five are ready", |view| view.api == ApiState::Fresh && ready(view) == Some(5)).await;
 
     proxy.set(Weather::Down);

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use orderd::amqp::Link;
-use orderd::handler::{Handled, Handler, Verdict, Work};
-use orderd::monitor::view::FindingKind;
-use orderd::monitor::{BrokerView, Own};
+use orderd::amqp::Connector;
+use orderd::handlers::{Handler, HandlerInput, HandlerOutcome, HandlerOutput};
+use orderd::metrics::Counters;
+use orderd::reconcile::view::FindingKind;
+use orderd::reconcile::{BrokerView, LocalCounts};
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
-use orderd::worker::Counters;
 use tokio::sync::watch;
 
 use super::{QUEUE, QUICK, config, poll, work};
@@ -23,10 +23,10 @@ const RETRY: &str = "order_queue.retry.1s";
 struct Gated(watch::Receiver<bool>);
 
 impl Handler for Gated {
-    fn handle<'a>(&'a self, _work: Work<'a>) -> BoxFuture<'a, Result<Handled, Failure>> {
+    fn handle<'a>(&'a self, _work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         Box::pin(async {
             self.0.clone().wait_for(|open| *open).await.unwrap();
-            Ok(Handled::just(Verdict::Completed))
+            Ok(HandlerOutput::just(HandlerOutcome::Completed))
         })
     }
 }
@@ -36,31 +36,31 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     let node = Node::shared();
     let vhost = node.vhost();
     let config = config(&vhost, &[]);
-    let link = Link::new(vhost.broker());
+    let link = Connector::new(vhost.broker());
     soon("declared", link.declare(config.topology().declarations())).await.unwrap();
     let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (gate, counters) = (watch::Sender::new(true), Arc::new(Counters::default()));
     let shutdown = Shutdown::new();
     let _pool = work(link, Arc::new(Gated(gate.subscribe())), directory.path(), &counters, &shutdown);
     let counted = Arc::clone(&counters);
-    let own = move || Own {
-        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
+    let own = move || LocalCounts {
+        counts: BTreeMap::from([(QUEUE.to_owned(), counted.counts())]),
         publisher_epoch: 1,
-        ..Own::default()
+        ..LocalCounts::default()
     };
     let mut polling = poll(&config, own);
 
     let raw = || vhost.raw();
     for batch in 0..5 {
         tokio::task::block_in_place(|| raw().publish_many(QUEUE, (0..2000).map(|n: u32| n.to_be_bytes().to_vec())));
-        eventually("under way", async || counters.tally().completed > 2000 * batch + 500).await;
+        eventually("under way", async || counters.counts().completed > 2000 * batch + 500).await;
         // Deliveries in hand are finished after their connection is gone: acked for orderd, and handed out again.
         gate.send_replace(false);
         tokio::task::block_in_place(|| vhost.close_connections());
         gate.send_replace(true);
     }
     eventually("all is consumed", async || {
-        tokio::task::block_in_place(|| raw().depth(QUEUE)) == 0 && counters.tally().completed >= 10_000
+        tokio::task::block_in_place(|| raw().depth(QUEUE)) == 0 && counters.counts().completed >= 10_000
     })
     .await;
     let quiet = jiff::Timestamp::now();
@@ -69,7 +69,7 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     let count = |view: &BrokerView| view.queues[QUEUE].counted.acked;
     let view = polling.until("all is judged", |view| view.taken_at > Some(judged)).await;
     assert_eq!(view.findings, [], "nothing was lost, and nothing was taken");
-    assert!(counters.tally().deliveries > 10_000, "no delivery was in hand when its connection was lost");
+    assert!(counters.counts().deliveries > 10_000, "no delivery was in hand when its connection was lost");
     // What a connection had not reported yet is lost with it, so that a fast machine leaves little of what went before.
     assert!(count(&view) > Some(0), "the broker counts: {:?}", count(&view));
     assert_eq!(view.queues[QUEUE].consumers, Some(1));
@@ -79,7 +79,7 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     let mut thief = raw();
     tokio::task::block_in_place(|| raw().publish_many(QUEUE, (0..20).map(|n| vec![n])));
     eventually("ten are held", async || {
-        counters.tally().deliveries == counters.tally().completed + counters.tally().released + 10
+        counters.counts().deliveries == counters.counts().completed + counters.counts().released + 10
     })
     .await;
     let tags: Vec<u64> = (0..3).map(|_| thief.hold(QUEUE).unwrap().0).collect();
@@ -103,6 +103,6 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     let patience = 2 * super::PATIENCE;
     let all = tokio::time::timeout(patience, polling.view.wait_for(|view| found(view) == expected)).await.is_ok();
     let view = polling.view.borrow().clone();
-    assert!(all, "{:#?}, {:#?}, {:?}", view.findings, view.queues[QUEUE], counters.tally());
+    assert!(all, "{:#?}, {:#?}, {:?}", view.findings, view.queues[QUEUE], counters.counts());
     shutdown.begin();
 }

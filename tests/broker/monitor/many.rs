@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use orderd::amqp::Link;
-use orderd::handler::{Handled, Handler, Verdict, Work};
-use orderd::monitor::Own;
+use orderd::amqp::Connector;
+use orderd::handlers::{Handler, HandlerInput, HandlerOutcome, HandlerOutput};
+use orderd::metrics::Counters;
+use orderd::reconcile::LocalCounts;
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
-use orderd::worker::Counters;
 
 use super::{QUEUE, QUICK, config, poll, work};
 use crate::support::shop::{Shop, order, until};
@@ -18,8 +18,8 @@ use crate::support::{Node, soon};
 struct Done;
 
 impl Handler for Done {
-    fn handle<'a>(&'a self, _work: Work<'a>) -> BoxFuture<'a, Result<Handled, Failure>> {
-        Box::pin(async { Ok(Handled::just(Verdict::Completed)) })
+    fn handle<'a>(&'a self, _work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+        Box::pin(async { Ok(HandlerOutput::just(HandlerOutcome::Completed)) })
     }
 }
 
@@ -28,22 +28,22 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
     let node = Node::shared();
     let shop = Shop::new(&node);
     let config = config(&shop.vhost, &[]);
-    let link = Link::new(shop.vhost.broker());
+    let link = Connector::new(shop.vhost.broker());
     soon("declared", link.declare(config.topology().declarations())).await.unwrap();
     let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (counters, shutdown) = (Arc::new(Counters::default()), Shutdown::new());
     let _pool = work(link, Arc::new(Done), directory.path(), &counters, &shutdown);
     let counted = Arc::clone(&counters);
-    let own = move || Own {
-        tallies: BTreeMap::from([(QUEUE.to_owned(), counted.tally())]),
+    let own = move || LocalCounts {
+        counts: BTreeMap::from([(QUEUE.to_owned(), counted.counts())]),
         publisher_epoch: 1,
-        ..Own::default()
+        ..LocalCounts::default()
     };
     let mut polling = poll(&config, own);
     let consumers = |count: u64| {
         let mut view = polling.view.clone();
         async move {
-            let seen = |view: &Arc<orderd::monitor::BrokerView>| {
+            let seen = |view: &Arc<orderd::reconcile::BrokerView>| {
                 view.queues.get(QUEUE).is_some_and(|queue| queue.consumers == Some(count))
             };
             tokio::time::timeout(super::PATIENCE, view.wait_for(seen)).await.unwrap().unwrap();
@@ -77,6 +77,6 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
     // The other queues have no consumer now, which is found, and rightly.
     let found: Vec<_> = view.findings.iter().filter(|finding| finding.queue == QUEUE).collect();
     assert!(found.is_empty(), "{found:#?}");
-    assert!(counters.tally().completed > 1_000, "the first took hardly any part: {:?}", counters.tally());
+    assert!(counters.counts().completed > 1_000, "the first took hardly any part: {:?}", counters.counts());
     shutdown.begin();
 }

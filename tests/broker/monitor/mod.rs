@@ -10,15 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
-use orderd::handler::{self, Handler};
+use orderd::handlers::{self, Handler};
 use orderd::ledger::SqliteLedger;
-use orderd::message::Names;
-use orderd::monitor::view::{ApiState, FindingKind, QueueRole, Trouble};
-use orderd::monitor::{BrokerView, Limits, Own, Poller};
+use orderd::management::Trouble;
+use orderd::message::ExchangeNames;
+use orderd::metrics::Counters;
+use orderd::pipeline::{ConsumerContext, OnFailure, Pool, PoolError};
+use orderd::reconcile::view::{ApiState, FindingKind, QueueRole};
+use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use orderd::shutdown::Shutdown;
-use orderd::worker::{Counters, Line, OnFailure, Pool, PoolError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -54,24 +56,24 @@ fn config(vhost: &Vhost<'_>, settings: &[&str]) -> Config {
         (variable(key).into(), value.into())
     });
     let sources = Sources { file: Some(file), environment: environment.collect(), ..Sources::default() };
-    Config::load(&sources, &handler::NAMES).unwrap().config
+    Config::load(&sources, &handlers::NAMES).unwrap().config
 }
 
 /// Starts a pool of two workers with five deliveries each on the queue of orders.
 fn work(
-    link: Link,
+    link: Connector,
     handler: Arc<dyn Handler>,
     ledger: &Path,
     counters: &Arc<Counters>,
     shutdown: &Shutdown,
 ) -> AbortOnDropHandle<Result<(), PoolError>> {
-    let line = Line {
+    let line = ConsumerContext {
         consumer: "order".into(),
         queue: QUEUE.into(),
         handler,
         publisher: Arc::new(link.publisher()),
         ledger: Arc::new(SqliteLedger::open(ledger).unwrap()),
-        names: Arc::new(Names::new("orders")),
+        names: Arc::new(ExchangeNames::new("orders")),
         timeout: Duration::from_secs(600),
         on_failure: OnFailure::Forward { immediate: 0 },
         counters: Arc::clone(counters),
@@ -95,7 +97,7 @@ struct Polling {
     _task: AbortOnDropHandle<()>,
 }
 
-fn poll(config: &Config, own: impl Fn() -> Own + Send + Sync + 'static) -> Polling {
+fn poll(config: &Config, own: impl Fn() -> LocalCounts + Send + Sync + 'static) -> Polling {
     let poller = Poller::new(config, QUICK, own);
     let view = poller.view();
     Polling { view, _task: AbortOnDropHandle::new(tokio::spawn(poller.run(Shutdown::new()))) }
@@ -128,7 +130,7 @@ async fn a_monitoring_user_sees_known_numbers_of_messages_in_their_queues() {
     let vhost = node.vhost();
     let user = user(&vhost, "monitoring", true);
     let config = config(&vhost, &[&format!("management.username={user}"), "management.password=let me in"]);
-    soon("declared", Link::new(vhost.broker()).declare(config.topology().declarations())).await.unwrap();
+    soon("declared", Connector::new(vhost.broker()).declare(config.topology().declarations())).await.unwrap();
     let mut raw = vhost.raw();
     raw.declare_quorum("order_queue.retry.7h", &[number("x-message-ttl", 25_200_000)]);
     raw.declare_quorum("mine", &[]);
@@ -144,7 +146,7 @@ async fn a_monitoring_user_sees_known_numbers_of_messages_in_their_queues() {
         raw.publish_many(queue, (0..count).map(|n| vec![n]));
     }
     raw.publish_many("mine", [vec![0]]);
-    let mut polling = poll(&config, Own::default);
+    let mut polling = poll(&config, LocalCounts::default);
     let counts = |view: &BrokerView| there.map(|(queue, _)| view.queues.get(queue).and_then(|queue| queue.ready));
     let expected = there.map(|(_, count)| Some(u64::from(count)));
     let view = polling.until("the counts are told", |view| counts(view) == expected).await;
@@ -186,7 +188,7 @@ async fn a_login_that_is_refused_is_told_with_its_reason_and_never_its_password(
     ];
     for (setting, password, expected, what) in logins {
         let config = config(&vhost, &[&setting, &format!("management.password={password}")]);
-        let mut polling = poll(&config, Own::default);
+        let mut polling = poll(&config, LocalCounts::default);
         let view = polling.until(what, |view| matches!(view.api, ApiState::Stale { .. })).await;
         let ApiState::Stale { cause, reason, .. } = &view.api else { panic!("{view:?}") };
         assert_eq!(*cause, expected, "{what}: {reason}");
@@ -209,7 +211,7 @@ async fn queues_on_later_pages_are_seen() {
         raw.declare_quorum(queue, &[]);
         raw.publish_many(queue, (0..2).map(|n| vec![n]));
     }
-    let mut polling = poll(&config(&vhost, &[]), Own::default);
+    let mut polling = poll(&config(&vhost, &[]), LocalCounts::default);
     let ready = |view: &BrokerView| view.queues.values().map(|queue| queue.ready).collect::<Vec<_>>();
     let view = polling.until("both are seen", |view| ready(view) == [Some(2), Some(2)]).await;
     let names = |view: &BrokerView| view.queues.keys().cloned().collect::<Vec<_>>();
@@ -222,7 +224,7 @@ async fn a_poller_that_is_off_says_so_and_asks_nothing() {
     let node = Node::shared();
     let vhost = node.vhost();
     let config = config(&vhost, &["management.poll_every=off", "management.url=http://127.0.0.1:1"]);
-    let poller = Poller::new(&config, QUICK, Own::default);
+    let poller = Poller::new(&config, QUICK, LocalCounts::default);
     let view = poller.view();
     soon("it ends at once", poller.run(Shutdown::new())).await;
     assert_eq!(view.borrow().api, ApiState::Off);

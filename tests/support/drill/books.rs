@@ -8,10 +8,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
+use orderd::domain::ExactSum;
 use orderd::ledger::{SqliteLedger, Totals};
-use orderd::message::{Consumer, Delivery, HeaderValue, Names, names};
-use orderd::order::ExactSum;
+use orderd::message::{Consumer, Delivery, ExchangeNames, HeaderValue, names};
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::timeout;
 
@@ -42,7 +42,7 @@ pub struct Published {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub processed: u64,
-    pub parked: u64,
+    pub dead_lettered: u64,
     pub notifications: u64,
     pub analytics: u64,
 }
@@ -62,7 +62,10 @@ impl Progress {
                     &ledger,
                     "SELECT count(*) FROM orders WHERE id >= ?1 AND id < ?2 AND status = 'processed'",
                 )?,
-                parked: count(&ledger, "SELECT count(*) FROM dead_letters WHERE identity >= ?1 AND identity < ?2")?,
+                dead_lettered: count(
+                    &ledger,
+                    "SELECT count(*) FROM dead_letters WHERE identity >= ?1 AND identity < ?2",
+                )?,
                 notifications: count(&ledger, &format!("{events} 'notification'"))?,
                 analytics: count(&ledger, &format!("{events} 'analytics'"))?,
             })
@@ -71,11 +74,11 @@ impl Progress {
     }
 
     /// Whether everything published has come to its end, with all that orderd emits about it: a notification
-    /// and an event for each processed order, an event for each parked one.
+    /// and an event for each processed order, an event for each dead-lettered one.
     pub fn is_settled(&self, published: &Published) -> bool {
-        self.processed + self.parked >= published.orders
+        self.processed + self.dead_lettered >= published.orders
             && self.notifications >= self.processed + published.notifications
-            && self.analytics >= self.processed + self.parked + published.analytics
+            && self.analytics >= self.processed + self.dead_lettered + published.analytics
     }
 }
 
@@ -94,8 +97,8 @@ pub struct Books {
     /// Ids of processed orders.
     processed: HashSet<String>,
     /// Ids in the dead letter queue.
-    parked: HashSet<String>,
-    /// How many of them were parked for each `x-dead-letter-reason`.
+    dead_lettered: HashSet<String>,
+    /// How many of them were dead-lettered for each `x-dead-letter-reason`.
     reasons: BTreeMap<String, u64>,
     /// Ids in the unrouted queue.
     unrouted: HashSet<String>,
@@ -105,11 +108,11 @@ pub struct Books {
 
 impl Books {
     /// Takes stock of ledger and broker, and compares.
-    pub async fn close(published: Published, directory: &Path, link: &Link) -> Outcome<Books> {
+    pub async fn close(published: Published, directory: &Path, link: &Connector) -> Outcome<Books> {
         let mut books = Books {
             totals: SqliteLedger::totals(directory)?,
             processed: HashSet::new(),
-            parked: HashSet::new(),
+            dead_lettered: HashSet::new(),
             reasons: BTreeMap::new(),
             unrouted: HashSet::new(),
             problems: Vec::new(),
@@ -117,16 +120,16 @@ impl Books {
         };
         let ledger = open(directory)?;
         books.processed = books.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
-        for delivery in look_into(link, Names::DEAD_LETTER_QUEUE).await? {
+        for delivery in look_into(link, ExchangeNames::DEAD_LETTER_QUEUE).await? {
             if let Some(id) = books.id_of_this_run(&delivery)
-                // A crash between parking and recording it parks a copy once more.
-                && books.parked.insert(id)
+                // A crash between parking and recording it dead-letters a copy once more.
+                && books.dead_lettered.insert(id)
             {
                 let reason = delivery.message.headers.get(names::DEAD_LETTER_REASON).and_then(HeaderValue::as_text);
                 *books.reasons.entry(reason.unwrap_or("none given").to_owned()).or_default() += 1;
             }
         }
-        let unrouted = look_into(link, Names::UNROUTED_QUEUE).await?;
+        let unrouted = look_into(link, ExchangeNames::UNROUTED_QUEUE).await?;
         books.unrouted = unrouted.iter().filter_map(|delivery| books.id_of_this_run(delivery)).collect();
         books.compare_ids(&ledger)?;
         books.compare_events(&ledger)?;
@@ -150,7 +153,7 @@ impl Books {
         let Published { prefix, orders, unroutable, .. } = &self.published;
         let ordered: HashSet<String> = (1..=*orders).map(|number| format!("{prefix}ord-{number}")).collect();
         let mistyped: HashSet<String> = (1..=*unroutable).map(|number| format!("{prefix}typo-{number}")).collect();
-        let settled: HashSet<String> = self.processed.union(&self.parked).cloned().collect();
+        let settled: HashSet<String> = self.processed.union(&self.dead_lettered).cloned().collect();
         let recorded = self.ids(ledger, "SELECT identity FROM dead_letters")?;
         let mut problems = Vec::new();
         let mut complain = |what: &str, ids: BTreeSet<&String>| {
@@ -159,23 +162,26 @@ impl Books {
                 problems.push(format!("{} {what}, such as {}", ids.len(), named.join(", ")));
             }
         };
-        complain("orders are missing: neither processed nor parked", ordered.difference(&settled).collect());
-        complain("orders were processed and parked as well", self.processed.intersection(&self.parked).collect());
+        complain("orders are missing: neither processed nor dead-lettered", ordered.difference(&settled).collect());
+        complain(
+            "orders were processed and dead-lettered as well",
+            self.processed.intersection(&self.dead_lettered).collect(),
+        );
         complain("orders are there that were never published", settled.difference(&ordered).collect());
         complain("unroutable orders are not in the unrouted queue", mistyped.difference(&self.unrouted).collect());
         complain("messages went unrouted that have a queue", self.unrouted.difference(&mistyped).collect());
-        complain("parked messages are not in the ledger", self.parked.difference(&recorded).collect());
-        complain("messages are parked by the ledger only", recorded.difference(&self.parked).collect());
+        complain("dead-lettered messages are not in the ledger", self.dead_lettered.difference(&recorded).collect());
+        complain("messages are dead-lettered by the ledger only", recorded.difference(&self.dead_lettered).collect());
         self.problems.extend(problems);
         Ok(())
     }
 
-    /// Each processed order has told the customer and the statistics, each parked one the statistics.
+    /// Each processed order has told the customer and the statistics, each dead-lettered one the statistics.
     fn compare_events(&mut self, ledger: &Connection) -> rusqlite::Result<()> {
         let events = self.ids(ledger, "SELECT id FROM events")?;
         let expected: HashSet<String> = (self.processed.iter())
             .flat_map(|id| [format!("{id}/notification/processed"), format!("{id}/analytics/processed")])
-            .chain(self.parked.iter().map(|id| format!("{id}/analytics/failed")))
+            .chain(self.dead_lettered.iter().map(|id| format!("{id}/analytics/failed")))
             .collect();
         let missing = expected.difference(&events).count();
         if missing > 0 {
@@ -233,25 +239,25 @@ impl fmt::Display for Books {
         for (currency, revenue) in &self.totals.revenue {
             writeln!(f, "  {:<34} {:>9}", format!("sold, in {currency}"), revenue.total.to_string())?;
         }
-        let (all, done, parked, lost) =
-            (orders + unroutable, self.processed.len(), self.parked.len(), self.unrouted.len());
+        let (all, done, dead_lettered, lost) =
+            (orders + unroutable, self.processed.len(), self.dead_lettered.len(), self.unrouted.len());
         writeln!(f)?;
         if self.balance() {
             return write!(
                 f,
-                "  {all} published = {done} processed + {parked} dead-lettered + {lost} unrouted: nothing is missing"
+                "  {all} published = {done} processed + {dead_lettered} dead-lettered + {lost} unrouted: nothing is missing"
             );
         }
         writeln!(
             f,
-            "  the books do not balance ({all} published, {done} processed, {parked} dead-lettered, {lost} unrouted):"
+            "  the books do not balance ({all} published, {done} processed, {dead_lettered} dead-lettered, {lost} unrouted):"
         )?;
         self.problems.iter().try_for_each(|problem| writeln!(f, "  - {problem}"))
     }
 }
 
 /// Everything a queue holds, handed out and given back.
-async fn look_into(link: &Link, queue: &str) -> Outcome<Vec<Delivery>> {
+async fn look_into(link: &Connector, queue: &str) -> Outcome<Vec<Delivery>> {
     let mut subscription = link.subscribe(queue, u16::MAX).await?;
     let mut all = Vec::new();
     while let Ok(Some(delivery)) = timeout(SILENCE, subscription.deliveries.next()).await {

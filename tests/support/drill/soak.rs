@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::message::{Message, Properties, Publication, Publisher};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -48,7 +48,7 @@ const SETTINGS: [(&str, &str); 7] = [
 /// How long and how hard.
 #[derive(Debug, Clone)]
 pub struct Soak {
-    /// Names the broker node and the directory under `target/`.
+    /// ExchangeNames the broker node and the directory under `target/`.
     pub name: String,
     /// orderd's program.
     pub program: PathBuf,
@@ -80,7 +80,7 @@ impl Soak {
         loop {
             interrupt::sleep(POLL)?;
             let progress = Progress::read(stage.ledger(), &published.prefix);
-            producer.let_up_to(progress.processed + progress.parked + BACKLOG);
+            producer.let_up_to(progress.processed + progress.dead_lettered + BACKLOG);
             if progress.is_settled(&published) {
                 break;
             }
@@ -122,7 +122,7 @@ impl Storm<'_> {
         progress: Progress,
         tell: &mut dyn FnMut(String),
     ) -> Outcome<Daemon> {
-        let done = progress.processed + progress.parked;
+        let done = progress.processed + progress.dead_lettered;
         let is_due = |times: u64, all: u64| times < all && done * (all + 1) >= (times + 1) * self.soak.orders;
         let (broker_is_due, daemon_is_due) =
             (is_due(self.broker_kills, self.soak.broker_kills), is_due(self.kills, self.soak.kills));
@@ -152,7 +152,7 @@ struct Producer {
 }
 
 impl Producer {
-    fn start(link: Link, orders: u64, runtime: &Runtime) -> Producer {
+    fn start(link: Connector, orders: u64, runtime: &Runtime) -> Producer {
         let (limit, confirmed) = (Arc::new(AtomicU64::new(BACKLOG)), Arc::new(AtomicU64::new(0)));
         let given_up = Arc::new(AtomicBool::new(false));
         let task =
@@ -180,7 +180,7 @@ impl Drop for Producer {
 }
 
 async fn produce(
-    link: Link,
+    link: Connector,
     orders: u64,
     limit: Arc<AtomicU64>,
     confirmed: Arc<AtomicU64>,

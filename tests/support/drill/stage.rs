@@ -10,7 +10,7 @@ use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use orderd::amqp::Link;
+use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
 use tokio::runtime::Runtime;
 
@@ -18,7 +18,7 @@ use super::Outcome;
 use super::daemon::{CONFIG, Daemon};
 use super::node::Node;
 
-/// Names the broker to use instead of a private one.
+/// ExchangeNames the broker to use instead of a private one.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
 
 /// A broker, ready, and all that a daemon on it needs to know.
@@ -59,8 +59,8 @@ impl Stage {
             let environment = env::vars_os().chain(all.iter().map(|(key, value)| (OsString::from(key), value.into())));
             let sources =
                 Sources { file: Some(CONFIG.into()), environment: environment.collect(), ..Sources::default() };
-            let config = Config::load(&sources, &orderd::handler::NAMES)?.config;
-            runtime.block_on(Link::new(config.broker.clone()).declare(config.topology().declarations()))?;
+            let config = Config::load(&sources, &orderd::handlers::NAMES)?.config;
+            runtime.block_on(Connector::new(config.broker.clone()).declare(config.topology().declarations()))?;
             Ok(config)
         };
         let prepared = prepare();
@@ -73,8 +73,8 @@ impl Stage {
     }
 
     /// The way to the broker.
-    pub fn link(&self) -> Link {
-        Link::new(self.config.broker.clone())
+    pub fn link(&self) -> Connector {
+        Connector::new(self.config.broker.clone())
     }
 
     /// Where `orderd.db` is.

@@ -1,0 +1,150 @@
+//! Analytics events: recorded, added to the aggregates, and written to a file.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use serde::Deserialize;
+use tracing::error;
+
+use super::event_log::line;
+use super::notification::{channel_of, object, order_id};
+use super::{EventLog, Handler, HandlerDeps, HandlerInput, HandlerOutcome, HandlerOutput, ledger_failure};
+use crate::chain::chain;
+use crate::domain::{Currency, MAX_QUANTITY, OrderId, RuleError, Sale};
+use crate::ledger::{Ledger, LedgerEntry, NewAnalytics, Recorded};
+use crate::recovery::{Failure, FailureKind};
+
+/// The event that orderd emits for each processed order; only it counts as a sale.
+const PROCESSED: &str = "processed";
+
+pub(super) struct AnalyticsHandler {
+    ledger: Arc<dyn Ledger>,
+    event_log: EventLog,
+}
+
+/// The body of an event of a processed order.
+#[derive(Deserialize)]
+struct Processed {
+    order_id: OrderId,
+    product: String,
+    quantity: i64,
+    total: Decimal,
+    currency: String,
+    at: Timestamp,
+}
+
+impl Processed {
+    /// What it adds to the aggregates, if that is what a processed order can be worth: anybody can publish one.
+    fn sale(self) -> Result<Sale, Failure> {
+        let Processed { order_id: _, product, quantity, total, currency, at } = self;
+        let currency: Currency = currency.parse().map_err(|error: RuleError| no_sale(error.to_string()))?;
+        if !(1..=MAX_QUANTITY).contains(&quantity) {
+            return Err(no_sale(RuleError::Quantity(quantity).to_string()));
+        }
+        if total < Decimal::ZERO {
+            return Err(no_sale(format!("total must not be negative, is {total}")));
+        }
+        Ok(Sale { product, quantity, total, currency, at })
+    }
+}
+
+fn no_sale(reason: String) -> Failure {
+    Failure::new(FailureKind::Malformed, "invalid_sale", reason)
+}
+
+impl AnalyticsHandler {
+    pub(super) fn new(parts: &HandlerDeps) -> Self {
+        AnalyticsHandler { ledger: Arc::clone(&parts.ledger), event_log: parts.event_log.clone() }
+    }
+
+    async fn count(&self, work: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+        let body = &work.delivery.message.body;
+        let name = channel_of(work);
+        let (order_id, sale) = read(name, body)?;
+        let id = work.delivery.identity();
+        let now = Timestamp::now();
+        let line = line(&id, name, now, body);
+        let event = NewAnalytics { id, order_id, name: name.to_owned(), sale, at: now };
+        let recorded = self.ledger.record(LedgerEntry::Analytics(Box::new(event))).await;
+        if recorded.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
+            return Ok(HandlerOutput::just(HandlerOutcome::Duplicate));
+        }
+        if let Err(error) = self.event_log.append(line).await {
+            // It has been counted; counting it again to write it again would be worse than a missing line.
+            error!(error = %chain(&error), id = %work.delivery.identity(), "an analytics event is counted but not in its file");
+        }
+        Ok(HandlerOutput::just(HandlerOutcome::Completed))
+    }
+}
+
+impl Handler for AnalyticsHandler {
+    fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+        Box::pin(self.count(work))
+    }
+}
+
+/// The order an event is about, and what it adds to the aggregates.
+fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failure> {
+    let body = object(body)?;
+    if name != PROCESSED {
+        return Ok((order_id(body)?.0, None));
+    }
+    match serde_json::from_str::<Processed>(body) {
+        Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.sale()?))),
+        // Another producer's event of the same name is recorded, but is no sale.
+        Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),
+        Err(error) => Err(no_sale(format!("not an event of a processed order: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",
+        "total":"1200.00","currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
+
+    #[test]
+    fn a_processed_order_is_a_sale() {
+        let (order, sale) = read("processed", SALE.as_bytes()).unwrap();
+        assert_eq!(order.as_deref(), Some("ord-2"));
+        assert_eq!(sale.unwrap().total.to_string(), "1200.00");
+    }
+
+    #[test]
+    fn another_producers_event_is_no_sale() {
+        assert_eq!(read("page_view", br#"{"order_id":7,"total":"1"}"#).unwrap(), (Some("7".to_owned()), None));
+        assert_eq!(read("processed", br#"{"file":"x"}"#).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn a_sale_that_no_order_could_be_is_malformed() {
+        for (there, instead) in [
+            (r#""EUR""#, r#""\u001b[2J""#),
+            (r#""1200.00""#, r#""-1200.00""#),
+            (r#""quantity":3"#, r#""quantity":0"#),
+            (r#""quantity":3"#, r#""quantity":9223372036854775807"#),
+        ] {
+            let failure = read("processed", SALE.replace(there, instead).as_bytes()).unwrap_err();
+            assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"), "{instead}");
+        }
+    }
+
+    #[test]
+    fn a_sale_with_a_hole_is_malformed() {
+        let failure = read("processed", br#"{"order_id":"ord-2","product":"Laptop"}"#).unwrap_err();
+        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"));
+        assert_eq!(read("page_view", b"[1]").unwrap_err().kind, FailureKind::Malformed);
+    }
+
+    #[test]
+    fn an_event_that_would_make_its_file_unreadable_is_malformed() {
+        let sale = [&SALE.as_bytes()[..SALE.len() - 1], b",\"note\":\"\xff\"}"].concat();
+        for (name, body) in [("processed", sale.as_slice()), ("page_view", b"{\"note\":\"\xff\"}")] {
+            let failure = read(name, body).unwrap_err();
+            assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"), "{name}");
+        }
+    }
+}

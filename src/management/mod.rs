@@ -1,0 +1,11 @@
+//! A client of RabbitMQ's management HTTP API and the shapes of its answers. It never changes anything on the broker.
+
+mod answers;
+mod client;
+mod observed;
+mod queries;
+
+pub(crate) use answers::Detail;
+pub use answers::{Alarm, Counted, Trouble};
+pub use client::{ManagementClient, ManagementError};
+pub use observed::{Observed, ObservedExchange, ObservedQueue};

@@ -1,0 +1,91 @@
+//! Which queues of a virtual host are orderd's, and what each is for, by name. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::view::QueueRole;
+use crate::config::Config;
+use crate::message::ExchangeNames;
+use crate::recovery::{Delay, FAILED_HANDLER};
+
+/// The queues that are orderd's.
+#[derive(Debug)]
+pub(super) struct Roles {
+    declared: BTreeSet<String>,
+    /// HandlerInput queue → consumer.
+    consumers: BTreeMap<String, String>,
+    /// Where failures go.
+    failed_queue: String,
+}
+
+impl Roles {
+    pub(super) fn new(config: &Config) -> Self {
+        let declared = config.topology().queues().map(|queue| queue.name.clone()).collect();
+        let consumers =
+            config.consumers.iter().map(|(name, consumer)| (consumer.queue.clone(), name.clone())).collect();
+        let failed = config.consumers.values().find(|consumer| consumer.handler == FAILED_HANDLER);
+        let failed_queue = failed.map(|consumer| consumer.queue.clone()).unwrap_or_default();
+        Roles { declared, consumers, failed_queue }
+    }
+
+    /// The queues that must be there.
+    pub(super) fn declared(&self) -> impl Iterator<Item = &str> {
+        self.declared.iter().map(String::as_str)
+    }
+
+    /// The queue of failures.
+    pub(super) fn failed_queue(&self) -> &str {
+        &self.failed_queue
+    }
+
+    /// What a queue is for; `None`: it is none of orderd's. Queues named like retry queues of a work queue are its
+    /// retry queues, of this configuration or an earlier one.
+    pub(super) fn of(&self, queue: &str) -> Option<QueueRole> {
+        match queue {
+            ExchangeNames::DEAD_LETTER_QUEUE => return Some(QueueRole::DeadLetter),
+            ExchangeNames::UNROUTED_QUEUE => return Some(QueueRole::Unrouted),
+            _ => {}
+        }
+        if let Some(consumer) = self.consumers.get(queue) {
+            return Some(QueueRole::HandlerInput { consumer: consumer.clone() });
+        }
+        let (of, delay) = queue.rsplit_once(".retry.")?;
+        let waits: Delay = delay.parse().ok()?;
+        let is_ours = self.consumers.contains_key(of) && ExchangeNames::retry_queue(of, waits) == queue;
+        is_ours.then(|| QueueRole::Retry {
+            of: of.to_owned(),
+            delay: delay.to_owned(),
+            configured: self.declared.contains(queue),
+        })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    pub fn config() -> Config {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+        let sources = Sources { file: Some(file.into()), ..Sources::default() };
+        Config::load(&sources, &["order", "notification", "analytics", "failed"]).unwrap().config
+    }
+
+    #[test]
+    fn queues_are_told_apart_by_their_names() {
+        let roles = Roles::new(&config());
+        let retry = |delay: &str, configured| {
+            Some(QueueRole::Retry { of: "order_queue".into(), delay: delay.into(), configured })
+        };
+        assert_eq!(roles.of("order_queue"), Some(QueueRole::HandlerInput { consumer: "order".into() }));
+        assert_eq!(roles.of("order_queue.retry.10s"), retry("10s", true));
+        assert_eq!(roles.of("order_queue.retry.7s"), retry("7s", false));
+        assert_eq!(roles.of("dead_letter_queue"), Some(QueueRole::DeadLetter));
+        assert_eq!(roles.of("unrouted_queue"), Some(QueueRole::Unrouted));
+        for other in ["mine", "mine.retry.10s", "order_queue.retry.60s", "order_queue.retry.soon", "order_queue.retry."]
+        {
+            assert_eq!(roles.of(other), None, "{other}");
+        }
+        assert_eq!(roles.failed_queue(), "failed_order_queue");
+        assert_eq!(roles.declared().count(), 20);
+    }
+}
