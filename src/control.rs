@@ -30,7 +30,7 @@ pub enum Command {
     },
 }
 
-/// What became of a reload. ExchangeNames of fields and words are a contract; new ones may be added.
+/// What became of a reload. Names of fields and words are a contract; new ones may be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
     /// Altogether.

@@ -29,7 +29,7 @@ pub fn bearer(token: &Secret) -> String {
 pub(super) struct Guard {
     /// Whether only this machine reaches the listener.
     pub loopback: bool,
-    /// ExchangeNames by which it may be asked, lower case.
+    /// Names by which it may be asked, lower case.
     pub hosts: Vec<String>,
     /// What whoever asks must know.
     pub token: Option<Secret>,

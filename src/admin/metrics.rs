@@ -211,7 +211,7 @@ fn queues(view: &BrokerView, sheet: &mut Sheet<'_>) -> fmt::Result {
 
 fn role(role: &QueueRole) -> &'static str {
     match role {
-        QueueRole::HandlerInput { .. } => "work",
+        QueueRole::Work { .. } => "work",
         QueueRole::Retry { .. } => "retry",
         QueueRole::DeadLetter => "dead_letter",
         QueueRole::Unrouted => "unrouted",

@@ -139,7 +139,7 @@ fn forget(folder: &Path, consumer: &str) -> io::Result<()> {
     }
 }
 
-/// ExchangeNames in a directory are on disk once the directory is, and the folder's own once its parent is.
+/// Names in a directory are on disk once the directory is, and the folder's own once its parent is.
 fn settle(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()?;
     folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())

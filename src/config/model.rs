@@ -19,7 +19,7 @@ pub struct Config {
     pub management: Management,
     /// Exchange names and whether orderd declares.
     pub topology: TopologySettings,
-    /// HandlerInput queues by name.
+    /// Work queues by name.
     pub queues: BTreeMap<String, Queue>,
     /// Consumers by name.
     pub consumers: BTreeMap<String, Consumer>,
@@ -252,7 +252,7 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
     /// From `token_file`: the bearer token of everything but the plain health checks.
     pub token: Option<Secret>,
-    /// ExchangeNames by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
+    /// Names by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
     pub hosts: Vec<String>,
 }
 

@@ -72,7 +72,7 @@ impl Config {
                 let role = if consumer.handler == FAILED_HANDLER {
                     Role::Failed
                 } else {
-                    Role::HandlerInput { consumer: name.clone(), delays: consumer.retry.delays.clone() }
+                    Role::Work { consumer: name.clone(), delays: consumer.retry.delays.clone() }
                 };
                 Some(WorkQueue { name: consumer.queue.clone(), bindings, role })
             })

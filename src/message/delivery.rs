@@ -48,7 +48,7 @@ pub struct Properties {
     pub app_id: Option<String>,
 }
 
-/// ExchangeNames one delivery on one channel of one epoch. Settling it after its epoch has ended does nothing.
+/// Names one delivery on one channel of one epoch. Settling it after its epoch has ended does nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     /// Counts the subscriptions of this process; never reused.

@@ -102,7 +102,7 @@ impl ReceivedAt {
     }
 }
 
-/// ExchangeNames a delivery in hand to the counters.
+/// Names a delivery in hand to the counters.
 #[derive(Debug)]
 pub(crate) struct InFlightKey(usize);
 

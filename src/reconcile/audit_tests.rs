@@ -10,7 +10,7 @@ fn topology() -> Topology {
         WorkQueue {
             name: "order_queue".into(),
             bindings: vec!["order.normal.*".into()],
-            role: Role::HandlerInput { consumer: "order".into(), delays: vec!["10s".parse().unwrap()] },
+            role: Role::Work { consumer: "order".into(), delays: vec!["10s".parse().unwrap()] },
         },
         WorkQueue { name: "failed_order_queue".into(), bindings: vec!["order.failed.#".into()], role: Role::Failed },
     ];

@@ -82,7 +82,7 @@ struct Consumed {
     is_sole: bool,
     /// How often it was found not to be: other instances' acks are in the broker's counts from then on.
     shared: u64,
-    /// ReceivedAt otherwise, as last told, and how many readings are not to be trusted yet.
+    /// Taken otherwise, as last told, and how many readings are not to be trusted yet.
     otherwise: Option<(u64, u32)>,
     /// orderd's counts, and since when they have been the same.
     still: (DeliveryCounts, Duration),
@@ -182,7 +182,7 @@ impl Reconciler {
             self.lasts(queue, FindingKind::QueueMissing, sight, now, self.limits.lag);
         }
         for (name, queue) in &view.queues {
-            if let QueueRole::HandlerInput { consumer } = &queue.role {
+            if let QueueRole::Work { consumer } = &queue.role {
                 let unheld = self.not_held(asked, name, queue, consumer);
                 let (idle, paused) = match self.paused.get(name) {
                     Some(since) => (None, waits_for_resumption(name, queue, consumer, *since)),
@@ -224,7 +224,7 @@ impl Reconciler {
         own: &LocalCounts,
     ) {
         match role {
-            QueueRole::HandlerInput { .. } => {
+            QueueRole::Work { .. } => {
                 self.consumed_detail(asked, now, name, detail, own);
                 self.held_back(now, name, detail.dead_letters_held, FindingKind::DeadLettersHeld);
             }

@@ -11,7 +11,7 @@ use crate::recovery::{Delay, FAILED_HANDLER};
 #[derive(Debug)]
 pub(super) struct Roles {
     declared: BTreeSet<String>,
-    /// HandlerInput queue → consumer.
+    /// Work queue → consumer.
     consumers: BTreeMap<String, String>,
     /// Where failures go.
     failed_queue: String,
@@ -46,7 +46,7 @@ impl Roles {
             _ => {}
         }
         if let Some(consumer) = self.consumers.get(queue) {
-            return Some(QueueRole::HandlerInput { consumer: consumer.clone() });
+            return Some(QueueRole::Work { consumer: consumer.clone() });
         }
         let (of, delay) = queue.rsplit_once(".retry.")?;
         let waits: Delay = delay.parse().ok()?;
@@ -76,7 +76,7 @@ pub(super) mod tests {
         let retry = |delay: &str, configured| {
             Some(QueueRole::Retry { of: "order_queue".into(), delay: delay.into(), configured })
         };
-        assert_eq!(roles.of("order_queue"), Some(QueueRole::HandlerInput { consumer: "order".into() }));
+        assert_eq!(roles.of("order_queue"), Some(QueueRole::Work { consumer: "order".into() }));
         assert_eq!(roles.of("order_queue.retry.10s"), retry("10s", true));
         assert_eq!(roles.of("order_queue.retry.7s"), retry("7s", false));
         assert_eq!(roles.of("dead_letter_queue"), Some(QueueRole::DeadLetter));

@@ -110,7 +110,7 @@ impl QueueView {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum QueueRole {
     /// Consumed by orderd.
-    HandlerInput {
+    Work {
         /// The consumer's name.
         consumer: String,
     },

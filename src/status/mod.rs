@@ -1,5 +1,5 @@
 //! The status: what orderd and the broker are doing, in the shape that `/api/v1/status` and
-//! `orderd status --format json` print. ExchangeNames of fields and words are a contract; new ones may be added.
+//! `orderd status --format json` print. Names of fields and words are a contract; new ones may be added.
 //!
 //! Pure: it is put together from readings and shown elsewhere.
 
@@ -223,7 +223,7 @@ pub struct Quantiles {
 /// `deliveries = succeeded + handed_on + released + rejected + in_flight`, all of one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conservation {
-    /// ReceivedAt from the broker.
+    /// Taken from the broker.
     pub deliveries: u64,
     /// Acked because their effects are recorded.
     pub succeeded: u64,

@@ -39,7 +39,7 @@ pub struct WorkQueue {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// They go to the failed-order queue, and come back after a delay or not at all.
-    HandlerInput {
+    Work {
         /// Its consumer's name, the last word of the routing key of its failures.
         consumer: String,
         /// Its consumer's delays; each distinct one gets a retry queue.
@@ -146,13 +146,13 @@ impl Plan<'_> {
     fn work_queue(&mut self, queue: &WorkQueue) {
         let ExchangeNames { orders, requeue, dead_letter, .. } = self.names;
         let mut arguments = match &queue.role {
-            Role::HandlerInput { consumer, .. } => dead_lettering(orders, Some(&ExchangeNames::failed_key(consumer))),
+            Role::Work { consumer, .. } => dead_lettering(orders, Some(&ExchangeNames::failed_key(consumer))),
             Role::Failed => dead_lettering(dead_letter, None),
         };
         arguments.insert("x-delivery-limit", Argument::Number(DELIVERY_LIMIT));
         self.queue(&queue.name, arguments);
         self.bind(requeue, &queue.name, &queue.name);
-        if let Role::HandlerInput { delays, .. } = &queue.role {
+        if let Role::Work { delays, .. } = &queue.role {
             for delay in delays.iter().collect::<BTreeSet<_>>() {
                 self.retry_queue(&queue.name, *delay);
             }

@@ -11,7 +11,7 @@ fn work(name: &str, bindings: &[&str], consumer: &str, delays: &[&str]) -> WorkQ
     WorkQueue {
         name: name.to_owned(),
         bindings: bindings.iter().map(|binding| (*binding).to_owned()).collect(),
-        role: Role::HandlerInput {
+        role: Role::Work {
             consumer: consumer.to_owned(),
             delays: delays.iter().map(|delay| delay.parse().unwrap()).collect(),
         },
@@ -93,7 +93,7 @@ fn some_queues() -> impl Strategy<Value = Vec<WorkQueue>> {
             .map(|(index, (bindings, delays))| WorkQueue {
                 name: format!("queue_{index}"),
                 bindings,
-                role: Role::HandlerInput {
+                role: Role::Work {
                     consumer: format!("consumer_{index}"),
                     delays: delays
                         .into_iter()

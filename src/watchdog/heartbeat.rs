@@ -17,7 +17,7 @@ struct Registry {
     live: Mutex<BTreeMap<u64, Arc<AtomicU64>>>,
 }
 
-/// ExchangeNames of heartbeats: unique in the process, so that a new task is never taken for one that ended.
+/// Names of heartbeats: unique in the process, so that a new task is never taken for one that ended.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// One reading of one heartbeat.

@@ -102,7 +102,7 @@ fn installing_again_changes_nothing_and_never_a_configuration_that_was_edited() 
 fn words() -> BTreeSet<String> {
     let top = orderd(&["--help"]);
     let commands = top.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    // ExchangeNames are indented by two, the rest of what is said about them by more.
+    // Names are indented by two, the rest of what is said about them by more.
     let names = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     let commands: Vec<&str> = names.filter(|name| !name.is_empty() && *name != "help").collect();
     assert!(commands.contains(&"run") && commands.contains(&"trace"), "{commands:?}");

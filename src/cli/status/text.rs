@@ -348,8 +348,7 @@ mod tests {
         consumers.insert("priority".to_owned(), paused);
         let check = |name: &str| json!({"name": name, "ok": false, "detail": "no subscription"});
         let checks = ["publisher", "consumer analytics", "consumer failed", "consumer notification"].map(check);
-        let mut queue =
-            serde_json::to_value(QueueView::unknown(QueueRole::HandlerInput { consumer: "order".into() })).unwrap();
+        let mut queue = serde_json::to_value(QueueView::unknown(QueueRole::Work { consumer: "order".into() })).unwrap();
         queue["ready"] = json!(98_765_432);
         queue["detail_error"] = json!(long);
         let retry = |delay: &str| {

@@ -20,7 +20,7 @@ fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
     let node = Node::shared();
     let shop = Shop::new(&node);
     let mut orderd = shop.open();
-    // DeliveryGuard until all are published, so that they cannot be done before.
+    // Held until all are published, so that they cannot be done before.
     orderd.signal("STOP");
     let ids = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
     shop.raw().flood("orders", ids);

@@ -48,7 +48,7 @@ const SETTINGS: [(&str, &str); 7] = [
 /// How long and how hard.
 #[derive(Debug, Clone)]
 pub struct Soak {
-    /// ExchangeNames the broker node and the directory under `target/`.
+    /// Names the broker node and the directory under `target/`.
     pub name: String,
     /// orderd's program.
     pub program: PathBuf,

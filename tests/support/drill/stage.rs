@@ -18,7 +18,7 @@ use super::Outcome;
 use super::daemon::{CONFIG, Daemon};
 use super::node::Node;
 
-/// ExchangeNames the broker to use instead of a private one.
+/// Names the broker to use instead of a private one.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
 
 /// A broker, ready, and all that a daemon on it needs to know.
