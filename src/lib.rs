@@ -6,7 +6,7 @@
 //! rank
 //!  5  app (everything is put together here)   cli   admin (HTTP: health, metrics, status)
 //!  4  monitor (the broker's HTTP API; the status)
-//!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)
+//!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)   config_watcher
 //!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
 //!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control   tls
 //!     instance (which process this is)   service (what the service manager is told; the watch over stuck tasks)
@@ -30,6 +30,7 @@ pub mod backoff;
 pub mod chain;
 pub mod cli;
 pub mod config;
+pub mod config_watcher;
 pub mod control;
 pub mod delay;
 pub mod domain;

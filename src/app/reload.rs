@@ -12,7 +12,7 @@ use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{self, Config, Sources};
 use crate::control::{Change, Effect, Outcome, ReloadReport};
-use crate::handlers;
+use crate::{config_watcher, handlers};
 
 /// What is to be put in force.
 pub(super) struct Plan {
@@ -52,7 +52,7 @@ pub(super) async fn plan(
     pools: &mut Pools,
     pauses: &Pauses,
 ) -> Result<Plan, Refused> {
-    let reread = config::reread(sources, &handlers::NAMES, old).await;
+    let reread = config_watcher::reread(sources, &handlers::NAMES, old).await;
     let loaded = reread.map_err(|error| Refused { problems: error.problems(), passing: false, changes: Vec::new() })?;
     let changes = config::changes(old, &loaded.config);
     let next = config::in_force(old, &loaded.config);

@@ -2,7 +2,6 @@
 
 mod ask;
 pub mod check;
-pub mod follow;
 mod pages;
 pub mod probe;
 pub mod publish;

@@ -9,9 +9,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Exit;
-use super::follow::Follower;
+
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
+use crate::config_watcher::ConfigWatcher;
 use crate::control::Control;
 use crate::shutdown::Shutdown;
 use crate::systemd::Service;
@@ -64,15 +65,15 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
     let obeying = signals.obey(shutdown.clone(), drain, control.clone(), service.clone());
     let listener = AbortOnDropHandle::new(tokio::spawn(obeying));
-    let following = if config.reload.watch {
-        let follower = Follower::new(path.clone()).await;
-        Some(AbortOnDropHandle::new(tokio::spawn(follower.run(control.clone(), shutdown.clone()))))
+    let watching = if config.reload.watch {
+        let watcher = ConfigWatcher::new(path.clone()).await;
+        Some(AbortOnDropHandle::new(tokio::spawn(watcher.run(control.clone(), shutdown.clone()))))
     } else {
         None
     };
     let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
     let outcome = app::run(config, process, shutdown).await;
-    drop((listener, following));
+    drop((listener, watching));
     let failure = outcome.as_ref().err().map(|error| format!("{}: {}", error.what(), chain(error)));
     service.end(failure);
     match outcome {

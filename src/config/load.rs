@@ -16,7 +16,7 @@ pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
 /// Where the configuration is if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/orderd/orderd.toml";
 /// Largest configuration file, in bytes.
-pub(super) const LARGEST_FILE: usize = 1 << 20;
+pub(crate) const LARGEST_FILE: usize = 1 << 20;
 
 /// Where a configuration comes from.
 #[derive(Clone, Default)]
@@ -121,7 +121,7 @@ impl Config {
     }
 
     /// The configuration that a file's content says.
-    pub(super) fn of_bytes(
+    pub(crate) fn of_bytes(
         bytes: &[u8],
         path: PathBuf,
         sources: &Sources,
@@ -149,7 +149,7 @@ fn unended(bytes: &[u8]) -> Option<Problem> {
 }
 
 /// Whether a file's content has queues or consumers of its own; else it gets the default ones.
-pub(super) fn has_workload(bytes: &[u8]) -> bool {
+pub(crate) fn has_workload(bytes: &[u8]) -> bool {
     let layers = text(bytes).and_then(Layers::read);
     layers.is_ok_and(|layers| layers.root.contains_key("queues") || layers.root.contains_key("consumers"))
 }

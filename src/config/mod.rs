@@ -2,7 +2,7 @@
 //!
 //! `load` finds and layers (`layers`), `read` and `workload` take each key (`section`, `shape`, `secret`),
 //! `check` holds sections against each other, `report` collects every problem. After loading nobody sees a
-//! raw value. `reread` and `change` are for the running daemon: a changed file, once it is whole, and what in it differs.
+//! raw value. `change` compares the configuration of a running daemon with a changed one.
 //! It never touches the broker.
 
 mod alone;
@@ -14,7 +14,6 @@ mod load;
 mod model;
 mod read;
 mod report;
-mod reread;
 mod secret;
 mod section;
 mod shape;
@@ -27,10 +26,11 @@ mod workload;
 pub use alone::{admin_alone, admin_without_token};
 pub use change::{changes, in_force};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
+pub(crate) use load::{LARGEST_FILE, has_workload};
 pub use model::{
     Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload,
     Rotation, Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
 pub use report::Problem;
-pub use reread::{RereadError, reread};
+
 pub use secret::token_in;

@@ -21,6 +21,7 @@ const RANKS: &[(&str, u8)] = &[
     ("tls", 1),
     ("systemd", 2),
     ("config", 2),
+    ("config_watcher", 3),
     ("supervisor", 2),
     ("handlers", 2),
     ("metrics", 3),

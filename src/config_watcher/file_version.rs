@@ -1,0 +1,91 @@
+//! Which version of a file a path leads to, and which directories decide that. It never reads a file's content.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Most symbolic links followed in one path; the kernel's own limit.
+const MAX_LINKS: usize = 40;
+
+/// One version of one file: a write or a replacement changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileVersion {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Last change of the content, in seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Last change of content or metadata, in seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for FileVersion {
+    fn from(metadata: &Metadata) -> Self {
+        FileVersion {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// The file that a path leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ResolvedFile {
+    /// Its path without symbolic links.
+    pub target: PathBuf,
+    pub version: FileVersion,
+}
+
+impl ResolvedFile {
+    /// # Errors
+    /// When there is no such file, or it cannot be accessed.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        Ok(ResolvedFile { target: fs::canonicalize(path)?, version: FileVersion::from(&fs::metadata(path)?) })
+    }
+}
+
+/// A directory: its path without symbolic links, and its device and inode. A directory that replaces another at the same
+/// path is a different one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Directory {
+    pub path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// The directories in which an entry must change for the path to lead to another file: the parent of each symbolic link
+/// in the path, and the parent of the file. Missing directories are left out.
+pub(super) fn directories_on_path(path: &Path) -> BTreeSet<Directory> {
+    let mut directories = BTreeSet::new();
+    let Ok(mut path) = std::path::absolute(path) else { return directories };
+    for _ in 0..MAX_LINKS {
+        let link = first_link(&path);
+        let entry = link.as_ref().map_or(&path, |(link, _)| link);
+        let parent = entry.parent().unwrap_or(entry).to_owned();
+        if let (Ok(path), Ok(metadata)) = (fs::canonicalize(&parent), fs::metadata(&parent)) {
+            directories.insert(Directory { path, device: metadata.dev(), inode: metadata.ino() });
+        }
+        let Some((link, rest)) = link else { break };
+        let Ok(target) = fs::read_link(&link) else { break };
+        path = parent.join(target).join(rest);
+    }
+    directories
+}
+
+/// The first symbolic link in a path, and the part of the path after it.
+fn first_link(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut components = path.components();
+    let mut prefix = PathBuf::new();
+    while let Some(component) = components.next() {
+        prefix.push(component);
+        if prefix.is_symlink() {
+            return Some((prefix, components.as_path().to_owned()));
+        }
+    }
+    None
+}

@@ -1,0 +1,328 @@
+//! Requests a reload when the configuration file of a running daemon changes.
+//!
+//! It watches the directories that lead to the file rather than the file, since editors and orchestrators replace the
+//! file or a symbolic link. Events only trigger a check; what counts is whether the path leads to another file, or to the
+//! same file with other times or another length. It never reads the file's content.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::file_version::{Directory, ResolvedFile, directories_on_path};
+use crate::control::{Control, ControlError};
+use crate::shutdown::Shutdown;
+
+/// How long a changed file must stay unchanged before it is reloaded.
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
+/// How long to wait for a writer to close the file. After that the file is reloaded although it is open.
+const OPEN_WRITER_DEADLINE: Duration = Duration::from_secs(60);
+/// Interval of the checks without any event: some file systems send none, and directories can be replaced. Also the
+/// interval at which a file is reloaded again that was rejected for a temporary reason.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
+/// Delay before a reload is requested again while the daemon is starting.
+const NOT_NOW_DELAY: Duration = Duration::from_secs(1);
+
+/// Watches one file.
+pub struct ConfigWatcher {
+    path: PathBuf,
+    /// `None` where the operating system's file events are not available.
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<Directory>,
+    events: Arc<FileEvents>,
+    /// The file as of the last reload, or of the start.
+    reloaded: Option<ResolvedFile>,
+}
+
+/// Shared with the thread that receives the operating system's events.
+#[derive(Debug, Default)]
+struct FileEvents {
+    /// Notified when anything changed in a watched directory.
+    changed: Notify,
+    writer: Mutex<WriterState>,
+}
+
+#[derive(Debug, Default)]
+struct WriterState {
+    /// The file's path without symbolic links.
+    target: PathBuf,
+    /// A process has written to the file and not closed it yet.
+    is_open: bool,
+}
+
+impl ConfigWatcher {
+    /// Starts to watch. If that fails, it is logged, and the file is polled instead.
+    pub async fn new(path: PathBuf) -> Self {
+        let events = Arc::<FileEvents>::default();
+        let receiver = Arc::clone(&events);
+        let watcher = notify::recommended_watcher(move |event| receiver.receive(event));
+        let watcher = watcher.inspect_err(|error| warn_cannot_watch(&path, error)).ok();
+        let mut config_watcher = ConfigWatcher { path, watcher, watched: BTreeSet::new(), events, reloaded: None };
+        config_watcher.reloaded = config_watcher.check_file().await;
+        config_watcher
+    }
+
+    /// Requests a reload whenever the file has changed, until the daemon shuts down.
+    pub async fn run(mut self, control: Control, shutdown: Shutdown) {
+        info!(path = %self.path.display(), "watching the configuration file");
+        // Cancel-safe: the daemon carries out a requested reload even if its answer is dropped.
+        tokio::select! {
+            () = shutdown.begun() => {}
+            () = self.reload_on_change(&control) => {}
+        }
+    }
+
+    async fn reload_on_change(&mut self, control: &Control) {
+        loop {
+            // Cancel-safe: both only wait, and the next check finds a change whose event was missed here.
+            tokio::select! {
+                () = self.events.changed.notified() => {}
+                () = sleep(POLL_INTERVAL) => {}
+            }
+            while let Some(changed) = self.changed_file().await {
+                match control.reload("file").await {
+                    Ok(report) if report.passing => break,
+                    Ok(_) => self.reloaded = Some(changed),
+                    // The daemon is starting; or it is stopping, which ends this task too.
+                    Err(ControlError::NotNow) => sleep(NOT_NOW_DELAY).await,
+                    Err(error) => {
+                        warn!(%error, "cannot reload the changed configuration file");
+                        self.reloaded = Some(changed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The file, if it differs from the one reloaded last. Waits until it stays unchanged and no writer has it open.
+    async fn changed_file(&mut self) -> Option<ResolvedFile> {
+        let start = Instant::now();
+        let mut last = self.check_file().await?;
+        while Some(&last) != self.reloaded.as_ref() {
+            sleep(QUIET_PERIOD).await;
+            // A file that stays missing is not reloaded; the active configuration remains.
+            let file = self.check_file().await?;
+            let is_open = self.events.writer().is_open && start.elapsed() < OPEN_WRITER_DEADLINE;
+            if file == last && !is_open {
+                return Some(file);
+            }
+            last = file;
+        }
+        None
+    }
+
+    /// Resolves the path, and watches the directories on it.
+    async fn check_file(&mut self) -> Option<ResolvedFile> {
+        let path = self.path.clone();
+        let resolving = spawn_blocking(move || (directories_on_path(&path), ResolvedFile::at(&path).ok()));
+        let (directories, file) = resolving.await.expect("resolving a path neither panics nor is cancelled");
+        if let Some(file) = &file {
+            self.events.writer().target.clone_from(&file.target);
+        }
+        self.watch(directories);
+        file
+    }
+
+    fn watch(&mut self, directories: BTreeSet<Directory>) {
+        let Some(watcher) = &mut self.watcher else { return };
+        for directory in self.watched.difference(&directories) {
+            // Fails if the directory is gone, and the watch with it.
+            let _ = watcher.unwatch(&directory.path);
+        }
+        for directory in directories.difference(&self.watched) {
+            if let Err(error) = watcher.watch(&directory.path, RecursiveMode::NonRecursive) {
+                warn_cannot_watch(&directory.path, &error);
+            }
+        }
+        self.watched = directories;
+    }
+}
+
+fn warn_cannot_watch(path: &Path, error: &notify::Error) {
+    warn!(path = %path.display(), %error, interval = ?POLL_INTERVAL, "cannot watch the configuration file for changes; polling it instead");
+}
+
+impl FileEvents {
+    fn writer(&self) -> MutexGuard<'_, WriterState> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn receive(&self, event: notify::Result<Event>) {
+        if let Ok(event) = event {
+            let mut writer = self.writer();
+            let is_target = event.paths.contains(&writer.target);
+            match event.kind {
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) if is_target => writer.is_open = false,
+                // Reading changes nothing; orderd reads the file itself.
+                EventKind::Access(_) => return,
+                EventKind::Modify(ModifyKind::Data(_)) if is_target => writer.is_open = true,
+                // Another file has this name now.
+                EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if is_target => {
+                    writer.is_open = false;
+                }
+                EventKind::Any
+                | EventKind::Create(_)
+                | EventKind::Modify(_)
+                | EventKind::Remove(_)
+                | EventKind::Other => {}
+            }
+        }
+        self.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+
+    use tokio::time::timeout;
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+    use crate::control::{Command, Commands, Outcome, ReloadReport};
+
+    /// Shorter than [`POLL_INTERVAL`]: a change noticed within it was noticed by its event.
+    const NOTICED_WITHIN: Duration = Duration::from_secs(50);
+
+    struct WatchedDirectory {
+        directory: tempfile::TempDir,
+        commands: Commands,
+        _watching: AbortOnDropHandle<()>,
+    }
+
+    impl WatchedDirectory {
+        async fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join("orderd.toml"), "old").unwrap();
+            Self::of(directory).await
+        }
+
+        async fn of(directory: tempfile::TempDir) -> Self {
+            let (control, commands) = Control::new();
+            let watcher = ConfigWatcher::new(directory.path().join("orderd.toml")).await;
+            let watching = tokio::spawn(watcher.run(control, Shutdown::new()));
+            WatchedDirectory { directory, commands, _watching: AbortOnDropHandle::new(watching) }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        /// The file's content when a reload is requested; the reload succeeds.
+        async fn reloaded(&mut self) -> String {
+            self.reloaded_with(Outcome::Applied, false).await
+        }
+
+        /// The file's content when a reload is requested; the reload ends as given.
+        async fn reloaded_with(&mut self, outcome: Outcome, passing: bool) -> String {
+            let command = timeout(NOTICED_WITHIN, self.commands.recv()).await.expect("noticed in time");
+            let Some(Command::Reload { by: "file", answer }) = command else { panic!("{command:?}") };
+            let content = fs::read_to_string(self.path("orderd.toml")).unwrap();
+            let (changes, problems, notes) = (Vec::new(), Vec::new(), Vec::new());
+            let _ = answer.send(ReloadReport { outcome, generation: 2, changes, problems, passing, notes });
+            content
+        }
+
+        /// Waits twice as long as a file must stay unchanged.
+        async fn assert_no_reload(&mut self) {
+            let command = timeout(2 * QUIET_PERIOD, self.commands.recv()).await;
+            assert!(command.is_err(), "{command:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_renamed_over_it_is_reloaded_once() {
+        let mut directory = WatchedDirectory::new().await;
+        for content in ["new", "newer"] {
+            fs::write(directory.path(".orderd.toml.swp"), content).unwrap();
+            fs::rename(directory.path(".orderd.toml.swp"), directory.path("orderd.toml")).unwrap();
+            assert_eq!(directory.reloaded().await, content);
+            directory.assert_no_reload().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_moved_away_and_written_again_is_reloaded_when_it_is_back() {
+        let mut directory = WatchedDirectory::new().await;
+        fs::rename(directory.path("orderd.toml"), directory.path("orderd.toml~")).unwrap();
+        directory.assert_no_reload().await;
+        fs::write(directory.path("orderd.toml"), "new").unwrap();
+        assert_eq!(directory.reloaded().await, "new");
+    }
+
+    #[tokio::test]
+    async fn a_file_written_in_pieces_is_reloaded_once_it_is_closed() {
+        let mut directory = WatchedDirectory::new().await;
+        let mut file = fs::File::create(directory.path("orderd.toml")).unwrap();
+        for _ in 0..3 {
+            file.write_all(b"a piece, ").unwrap();
+            file.flush().unwrap();
+            directory.assert_no_reload().await;
+        }
+        file.write_all(b"the end").unwrap();
+        drop(file);
+        assert_eq!(directory.reloaded().await, "a piece, a piece, a piece, the end");
+    }
+
+    #[tokio::test]
+    async fn a_replaced_link_to_the_directory_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for version in ["..1", "..2", "..3"] {
+            fs::create_dir(path(version)).unwrap();
+            fs::write(path(version).join("orderd.toml"), version).unwrap();
+        }
+        symlink("..1", path("..data")).unwrap();
+        symlink("..data/orderd.toml", path("orderd.toml")).unwrap();
+        let mut directory = WatchedDirectory::of(directory).await;
+        for version in ["..2", "..3"] {
+            symlink(version, directory.path("..data_tmp")).unwrap();
+            fs::rename(directory.path("..data_tmp"), directory.path("..data")).unwrap();
+            assert_eq!(directory.reloaded().await, version);
+        }
+        // The directory it leads to now is watched too.
+        fs::write(directory.path("..3/orderd.toml"), "in place").unwrap();
+        assert_eq!(directory.reloaded().await, "in place");
+    }
+
+    #[tokio::test]
+    async fn a_change_of_another_file_in_the_directory_is_ignored() {
+        let mut directory = WatchedDirectory::new().await;
+        fs::write(directory.path("other.toml"), "x").unwrap();
+        assert_eq!(fs::read_to_string(directory.path("orderd.toml")).unwrap(), "old");
+        directory.assert_no_reload().await;
+    }
+
+    #[tokio::test]
+    async fn only_a_file_rejected_for_a_temporary_reason_is_reloaded_again() {
+        let mut directory = WatchedDirectory::new().await;
+        // A change of another file triggers a check before the next poll.
+        let trigger_check = |directory: &WatchedDirectory| fs::write(directory.path("other.toml"), "x").unwrap();
+        fs::write(directory.path("orderd.toml"), "while the broker is away").unwrap();
+        for _ in 0..2 {
+            assert_eq!(directory.reloaded_with(Outcome::Rejected, true).await, "while the broker is away");
+            trigger_check(&directory);
+        }
+        assert_eq!(directory.reloaded().await, "while the broker is away");
+        fs::write(directory.path("orderd.toml"), "wrong").unwrap();
+        assert_eq!(directory.reloaded_with(Outcome::Rejected, false).await, "wrong");
+        trigger_check(&directory);
+        directory.assert_no_reload().await;
+    }
+
+    #[tokio::test]
+    async fn a_missing_directory_is_not_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watcher = ConfigWatcher::new(directory.path().join("later/orderd.toml")).await;
+        assert_eq!(watcher.changed_file().await, None);
+    }
+}
