@@ -1,100 +1,101 @@
-//! What a running daemon can be told: to read its configuration again, to pause a consumer, to resume it.
+//! Commands to a running daemon: reload the configuration, pause a consumer, resume it.
 //!
-//! Owns the commands, their answers and the way from whoever asks (signal, file, admin listener) to the one task that
-//! obeys. It never carries anything out.
+//! Owns the commands, their answers, and the channel from whoever sends a command (signal, file watcher, HTTP) to the one
+//! task that carries it out. It never carries anything out itself.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-/// Commands that wait at a time; those who ask wait for room.
-const WAITING: usize = 16;
+/// Commands queued at a time; further senders wait for room.
+const MAX_QUEUED: usize = 16;
 
-/// What to do, and where the answer goes. Whoever asked may be gone by then.
+/// A command, with the sender of its answer. The receiver may be gone by the time it is answered.
 #[derive(Debug)]
-pub enum Command {
-    /// Read the configuration again.
+pub enum ControlCommand {
+    /// Reload the configuration.
     Reload {
-        /// Who wants it, for the log: `SIGHUP`, `admin`, `file`.
+        /// What requested it, for the log and the status: `SIGHUP`, `admin` or `file`.
         by: &'static str,
-        /// What became of it.
+        /// Receives the result.
         answer: oneshot::Sender<ReloadReport>,
     },
-    /// Stop or restart the intake of one consumer.
-    Intake {
+    /// Pause or resume the intake of one consumer.
+    SetPaused {
         /// The consumer's name.
         consumer: String,
-        /// Whether it is to be paused.
-        pause: bool,
-        /// What became of it.
-        answer: oneshot::Sender<Result<Intake, ControlError>>,
+        /// `true` pauses it, `false` resumes it.
+        paused: bool,
+        /// Receives the result.
+        answer: oneshot::Sender<Result<PauseReport, ControlError>>,
     },
 }
 
-/// What became of a reload. Names of fields and words are a contract; new ones may be added.
+/// The result of a reload. As JSON a contract: fields and words stay, new ones may be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
-    /// Altogether.
-    pub outcome: Outcome,
-    /// The generation in force now; 1 is the one of the start, each reload that changed anything counts one up.
+    /// The result as a whole.
+    pub outcome: ReloadOutcome,
+    /// Number of the active configuration: 1 at the start, plus 1 for each reload that changed something.
     pub generation: u64,
-    /// Each changed key, sorted by key. Of a rejected configuration: those that could be told.
-    pub changes: Vec<Change>,
-    /// Why it was rejected, one text for each fault.
+    /// Each changed key, sorted by key. For a rejected configuration, as far as known.
+    pub changes: Vec<ConfigChange>,
+    /// Why it was rejected, one text for each problem.
     pub problems: Vec<String>,
-    /// Whether it was rejected for nothing but what passes, such as a broker that is away: later it may be taken as it is.
+    /// It was rejected only for a temporary reason, such as an unreachable broker: the same configuration may be accepted
+    /// later.
     #[serde(default)]
-    pub passing: bool,
-    /// What a person should know or do besides.
+    pub temporary: bool,
+    /// Warnings, and what has to be done outside orderd.
     pub notes: Vec<String>,
 }
 
-/// What became of a reload, in a word.
+/// The result of a reload as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The file says what is in force already.
+pub enum ReloadOutcome {
+    /// The file does not differ from the active configuration.
     Unchanged,
-    /// All of it is in force.
+    /// All changes are active.
     Applied,
-    /// Part of it is in force; the rest waits for a restart or for a person.
-    Partly,
-    /// Nothing of it is in force; what was in force before still is.
+    /// Some changes are active; the others need a restart or a change at the broker.
+    PartlyApplied,
+    /// No change is active; the configuration is the same as before.
     Rejected,
 }
 
 /// One changed key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct ConfigChange {
     /// Such as `consumers.order.workers`.
     pub key: String,
-    /// The value in force before; `null` if the key was not there. Secrets read `[redacted]`.
+    /// The former value; `null` for a new key. Secrets read `[redacted]`.
     pub from: Option<String>,
-    /// The value asked for; `null` if the key is gone.
+    /// The new value; `null` for a removed key.
     pub to: Option<String>,
-    /// When it is in force.
+    /// When the change becomes active.
     pub effect: Effect,
 }
 
-/// When a changed key is in force.
+/// When a change becomes active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// Now.
+    /// With the reload.
     Live,
     /// After a restart.
     Restart,
-    /// Once a person has changed the broker too, for orderd never takes anything away there; a note says what.
+    /// Once the broker is changed by hand, since orderd never removes anything there; a note says what to do.
     Broker,
 }
 
-/// What became of a pause or a resumption. The names are a contract.
+/// The result of a pause or a resume. As JSON a contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Intake {
-    /// The consumer.
+pub struct PauseReport {
+    /// The consumer's name.
     pub consumer: String,
-    /// Whether it is paused now.
+    /// The consumer is paused now.
     pub paused: bool,
-    /// Whether it was not so before.
+    /// `false` if it was so before the command.
     pub changed: bool,
 }
 
@@ -103,80 +104,68 @@ pub struct Intake {
 #[serde(rename_all = "snake_case", tag = "error")]
 pub enum ControlError {
     /// There is no such consumer.
-    #[error("there is no consumer {consumer:?}; there are {}", known.join(", "))]
+    #[error("unknown consumer {consumer:?}; known consumers: {}", known.join(", "))]
     UnknownConsumer {
-        /// The name asked for.
+        /// The name in the command.
         consumer: String,
-        /// Those there are.
+        /// The names of all consumers.
         known: Vec<String>,
     },
-    /// It could not be written down, so it would be forgotten at a restart; nothing was changed.
-    #[error("cannot remember it: {reason}")]
-    NotRemembered {
-        /// What the system said.
+    /// It could not be written to disk, so it would be lost at a restart. Nothing was changed.
+    #[error("cannot write the pause to disk, nothing changed: {reason}")]
+    NotPersisted {
+        /// The operating system's error.
         reason: String,
     },
-    /// Former pools of the consumer have not finished what they were handed, and another one would be too many.
-    #[error(
-        "consumer {consumer:?} was changed too often: {draining} former pools still finish their work; try again later"
-    )]
+    /// The consumer's former pools are still draining, and one more would exceed the limit.
+    #[error("consumer {consumer:?} was changed too often: {draining} former pools are still draining; try again later")]
     Busy {
         /// The consumer's name.
         consumer: String,
-        /// How many there are.
+        /// How many pools are draining.
         draining: usize,
     },
     /// The daemon is still starting, or is stopping.
     #[error("the daemon is starting or stopping; try again later")]
-    NotNow,
+    NotRunning,
 }
 
-/// The way to the task that obeys. A clone leads there too.
+/// Handle to the task that carries out commands; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Control {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<ControlCommand>,
 }
 
-/// What arrives by it.
-pub type Commands = mpsc::Receiver<Command>;
+/// The receiving end of [`Control`].
+pub type CommandReceiver = mpsc::Receiver<ControlCommand>;
 
 impl Control {
-    /// Both ends of the way.
-    pub fn new() -> (Self, Commands) {
-        let (commands, inbox) = mpsc::channel(WAITING);
-        (Control { commands }, inbox)
+    /// Makes a handle and its receiving end.
+    pub fn new() -> (Self, CommandReceiver) {
+        let (commands, receiver) = mpsc::channel(MAX_QUEUED);
+        (Control { commands }, receiver)
     }
 
-    /// Has the configuration read again, and waits for the verdict, which takes as long as changing the broker's
-    /// topology does. Dropping the future gives up waiting, not reloading.
+    /// Reloads the configuration and waits for the result, which takes as long as changing the broker's topology does.
+    /// Dropping the future stops waiting, not the reload. `by` names what requested it.
     ///
     /// # Errors
-    /// [`ControlError::NotNow`].
+    /// [`ControlError::NotRunning`].
     pub async fn reload(&self, by: &'static str) -> Result<ReloadReport, ControlError> {
-        self.ask(|answer| Command::Reload { by, answer }).await
+        self.send(|answer| ControlCommand::Reload { by, answer }).await
     }
 
-    /// Pauses or resumes a consumer.
+    /// Pauses or resumes a consumer. Dropping the future stops waiting, not the command.
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn intake(&self, consumer: String, pause: bool) -> Result<Intake, ControlError> {
-        self.ask(|answer| Command::Intake { consumer, pause, answer }).await?
+    pub async fn set_paused(&self, consumer: String, paused: bool) -> Result<PauseReport, ControlError> {
+        self.send(|answer| ControlCommand::SetPaused { consumer, paused, answer }).await?
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ControlError> {
+    async fn send<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> ControlCommand) -> Result<T, ControlError> {
         let (answer, answered) = oneshot::channel();
-        self.commands.send(command(answer)).await.map_err(|_| ControlError::NotNow)?;
-        answered.await.map_err(|_| ControlError::NotNow)
-    }
-}
-
-impl ReloadReport {
-    /// Whether everything asked for is in force.
-    pub fn is_in_force(&self) -> bool {
-        match self.outcome {
-            Outcome::Unchanged | Outcome::Applied => true,
-            Outcome::Partly | Outcome::Rejected => false,
-        }
+        self.commands.send(command(answer)).await.map_err(|_| ControlError::NotRunning)?;
+        answered.await.map_err(|_| ControlError::NotRunning)
     }
 }

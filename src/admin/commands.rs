@@ -74,11 +74,11 @@ async fn reload(State(commands): State<Commands>) -> Response {
 }
 
 async fn pause(State(commands): State<Commands>, Path(consumer): Path<String>) -> Response {
-    answered(&commands, commands.control.intake(consumer, true)).await
+    answered(&commands, commands.control.set_paused(consumer, true)).await
 }
 
 async fn resume(State(commands): State<Commands>, Path(consumer): Path<String>) -> Response {
-    answered(&commands, commands.control.intake(consumer, false)).await
+    answered(&commands, commands.control.set_paused(consumer, false)).await
 }
 
 /// Waits for an answer, but not for ever; what was asked for goes on.
@@ -107,9 +107,9 @@ async fn answered<T: serde::Serialize>(
 fn status(error: &ControlError) -> StatusCode {
     match error {
         ControlError::UnknownConsumer { .. } => StatusCode::NOT_FOUND,
-        ControlError::NotRemembered { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        ControlError::NotPersisted { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         ControlError::Busy { .. } => StatusCode::CONFLICT,
-        ControlError::NotNow => StatusCode::SERVICE_UNAVAILABLE,
+        ControlError::NotRunning => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::control::{Command, Intake, Outcome, ReloadReport};
+    use crate::control::{ControlCommand, PauseReport, ReloadOutcome, ReloadReport};
 
     /// A daemon that has consumer `order` alone, cannot remember pauses of `stuck`, and never answers about `slow`.
     fn daemon() -> (TowerToHyperService<Router>, AbortOnDropHandle<()>) {
@@ -134,23 +134,23 @@ mod tests {
             let mut kept = Vec::new();
             while let Some(command) = inbox.recv().await {
                 match command {
-                    Command::Reload { by, answer } => {
+                    ControlCommand::Reload { by, answer } => {
                         let notes = vec![by.to_owned()];
-                        let (outcome, changes, problems) = (Outcome::Rejected, Vec::new(), vec!["x".to_owned()]);
+                        let (outcome, changes, problems) = (ReloadOutcome::Rejected, Vec::new(), vec!["x".to_owned()]);
                         let _ = answer.send(ReloadReport {
                             outcome,
                             generation: 7,
                             changes,
                             problems,
-                            passing: false,
+                            temporary: false,
                             notes,
                         });
                     }
-                    Command::Intake { consumer, answer, .. } if consumer == "slow" => kept.push(answer),
-                    Command::Intake { consumer, pause, answer } => {
+                    ControlCommand::SetPaused { consumer, answer, .. } if consumer == "slow" => kept.push(answer),
+                    ControlCommand::SetPaused { consumer, paused, answer } => {
                         let _ = answer.send(match consumer.as_str() {
-                            "order" => Ok(Intake { consumer, paused: pause, changed: true }),
-                            "stuck" => Err(ControlError::NotRemembered { reason: "full".to_owned() }),
+                            "order" => Ok(PauseReport { consumer, paused, changed: true }),
+                            "stuck" => Err(ControlError::NotPersisted { reason: "full".to_owned() }),
                             _ => Err(ControlError::UnknownConsumer { consumer, known: vec!["order".to_owned()] }),
                         });
                     }
@@ -182,7 +182,7 @@ mod tests {
         let (daemon, _task) = daemon();
         let (status, verdict) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
         let expected = json!({"outcome": "rejected", "generation": 7, "changes": [], "problems": ["x"],
-            "passing": false, "notes": ["admin"]});
+            "temporary": false, "notes": ["admin"]});
         assert_eq!((status, verdict), (200, expected));
         for (verb, paused) in [("pause", true), ("resume", false)] {
             let path = format!("/api/v1/consumers/order/{verb}");
@@ -196,17 +196,17 @@ mod tests {
         let (daemon, task) = daemon();
         let (status, body) = ask(&daemon, "POST", "/api/v1/consumers/nobody/pause", &[JSON]).await;
         assert_eq!((status, &body["error"], &body["known"]), (404, &json!("unknown_consumer"), &json!(["order"])));
-        assert_eq!(body["message"], "there is no consumer \"nobody\"; there are order");
+        assert_eq!(body["message"], "unknown consumer \"nobody\"; known consumers: order");
         let (status, body) = ask(&daemon, "POST", "/api/v1/consumers/stuck/pause", &[JSON]).await;
-        assert_eq!((status, &body["error"], &body["reason"]), (500, &json!("not_remembered"), &json!("full")));
+        assert_eq!((status, &body["error"], &body["reason"]), (500, &json!("not_persisted"), &json!("full")));
         assert_eq!(ask(&daemon, "GET", "/api/v1/reload", &[]).await.0, 405);
         assert_eq!(ask(&daemon, "POST", "/api/v1/consumers/order/stop", &[JSON]).await.0, 404);
         task.abort();
         let _ = task.await;
         let (status, body) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
-        assert_eq!((status, &body["error"]), (503, &json!("not_now")));
+        assert_eq!((status, &body["error"]), (503, &json!("not_running")));
         // Whoever knows the errors reads them, whatever stands beside.
-        assert_eq!(serde_json::from_value::<ControlError>(body).unwrap(), ControlError::NotNow);
+        assert_eq!(serde_json::from_value::<ControlError>(body).unwrap(), ControlError::NotRunning);
     }
 
     #[tokio::test]

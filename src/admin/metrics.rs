@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet}
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::control::Outcome;
+use crate::control::ReloadOutcome;
 use crate::metrics::{Histogram, conservation};
 use crate::reconcile::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
@@ -57,11 +57,11 @@ impl Page {
             daemon.started_at.as_millisecond() as f64 / 1e3,
         )?;
         sheet.gauge("config_generation", "Configurations applied since the start", daemon.config_generation as f64)?;
-        let outcome = daemon.last_reload.as_ref().map(|reload| reload.verdict.outcome);
+        let outcome = daemon.last_reload.as_ref().map(|reload| reload.report.outcome);
         let help = "Whether the last reload was rejected, so that the file does not say what is in force";
-        sheet.gauge("config_reload_failed", help, flag(outcome == Some(Outcome::Rejected)))?;
+        sheet.gauge("config_reload_failed", help, flag(outcome == Some(ReloadOutcome::Rejected)))?;
         let help = "Whether part of the last reload waits for a restart or a person";
-        sheet.gauge("config_pending", help, flag(outcome == Some(Outcome::Partly)))?;
+        sheet.gauge("config_pending", help, flag(outcome == Some(ReloadOutcome::PartlyApplied)))?;
         sheet.gauge("draining", "Whether a shutdown has begun", flag(daemon.stage == Stage::Draining))?;
         sheet.gauge(
             "ready",

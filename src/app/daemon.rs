@@ -18,7 +18,7 @@ use super::retention::Retention;
 use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
-use crate::control::{Command, Commands, ControlError, Intake, ReloadReport};
+use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport, ReloadReport};
 use crate::ledger::SqliteLedger;
 use crate::shutdown::Shutdown;
 use crate::status::LastReload;
@@ -46,7 +46,10 @@ pub(super) struct Daemon {
 
 /// Waits for the start. Meanwhile the last wish for a reload is kept, to be fulfilled after it; to whatever else is asked
 /// the answer is that it is too early.
-pub(super) async fn hold_back<T>(start: impl Future<Output = T>, commands: &mut Commands) -> (T, Option<Command>) {
+pub(super) async fn hold_back<T>(
+    start: impl Future<Output = T>,
+    commands: &mut CommandReceiver,
+) -> (T, Option<ControlCommand>) {
     tokio::pin!(start);
     let mut kept = None;
     loop {
@@ -54,12 +57,12 @@ pub(super) async fn hold_back<T>(start: impl Future<Output = T>, commands: &mut 
         tokio::select! {
             started = &mut start => return (started, kept),
             Some(command) = commands.recv() => match command {
-                Command::Reload { by, .. } => {
+                ControlCommand::Reload { by, .. } => {
                     info!(by, "still starting; the configuration is read again after it");
                     kept = Some(command);
                 }
-                Command::Intake { consumer, pause, .. } => {
-                    warn!(consumer, pause, "still starting: neither paused nor resumed");
+                ControlCommand::SetPaused { consumer, paused, .. } => {
+                    warn!(consumer, paused, "still starting: neither paused nor resumed");
                 }
             },
         }
@@ -68,7 +71,7 @@ pub(super) async fn hold_back<T>(start: impl Future<Output = T>, commands: &mut 
 
 impl Daemon {
     /// Obeys `first`, and then what comes, until a shutdown begins: that wins over a reload under way.
-    pub async fn obey(&mut self, first: Option<Command>, mut commands: Commands) {
+    pub async fn obey(&mut self, first: Option<ControlCommand>, mut commands: CommandReceiver) {
         if let Some(command) = first {
             self.carry_out(command).await;
         }
@@ -86,15 +89,15 @@ impl Daemon {
     }
 
     /// Whoever asked may be gone; a command dropped unanswered says that it was not the time.
-    async fn carry_out(&mut self, command: Command) {
+    async fn carry_out(&mut self, command: ControlCommand) {
         match command {
-            Command::Reload { by, answer } => {
+            ControlCommand::Reload { by, answer } => {
                 if let Some(verdict) = self.reload(by).await {
                     let _ = answer.send(verdict);
                 }
             }
-            Command::Intake { consumer, pause, answer } => {
-                let outcome = self.intake(consumer, pause).await;
+            ControlCommand::SetPaused { consumer, paused, answer } => {
+                let outcome = self.set_paused(consumer, paused).await;
                 let _ = answer.send(outcome);
             }
         }
@@ -133,7 +136,7 @@ impl Daemon {
         self.level.set(tracing::Level::from(log_by).max(self.config.log.level.into()));
         reload::tell(by, &verdict);
         self.level.set(self.config.log.level.into());
-        let last = LastReload { at: Timestamp::now(), by: by.to_owned(), verdict: verdict.clone() };
+        let last = LastReload { at: Timestamp::now(), by: by.to_owned(), report: verdict.clone() };
         self.observability.live.reloaded(last);
         Some(verdict)
     }
@@ -143,7 +146,7 @@ impl Daemon {
         let Plan { next, changes, notes } = plan;
         if next != self.config {
             if let Err(error) = self.pools.apply(&next, &self.pauses) {
-                let refused = reload::Refused { problems: vec![chain(&error)], passing: false, changes };
+                let refused = reload::Refused { problems: vec![chain(&error)], temporary: false, changes };
                 return refused.verdict(self.generation);
             }
             self.pools.taken_over().await;
@@ -159,11 +162,11 @@ impl Daemon {
             self.generation += 1;
         }
         let outcome = reload::outcome(&changes);
-        ReloadReport { outcome, generation: self.generation, changes, problems: Vec::new(), passing: false, notes }
+        ReloadReport { outcome, generation: self.generation, changes, problems: Vec::new(), temporary: false, notes }
     }
 
     /// Pauses or resumes a consumer. A pause of a consumer that is gone can be ended too.
-    async fn intake(&mut self, consumer: String, pause: bool) -> Result<Intake, ControlError> {
+    async fn set_paused(&mut self, consumer: String, pause: bool) -> Result<PauseReport, ControlError> {
         let is_known = self.config.consumers.contains_key(&consumer);
         if !is_known && (pause || self.pauses.since(&consumer).is_none()) {
             let known = self.config.consumers.keys().cloned().collect();
@@ -179,7 +182,7 @@ impl Daemon {
         };
         let changed = written.map_err(|error| {
             error!(consumer, pause, error = %chain(&error), "cannot remember it, so it is not done");
-            ControlError::NotRemembered { reason: chain(&error) }
+            ControlError::NotPersisted { reason: chain(&error) }
         })?;
         if changed {
             self.pools.apply(&self.config, &self.pauses).expect("what is in force names handlers that there are");
@@ -189,6 +192,6 @@ impl Daemon {
                 false => info!(consumer, "resumed"),
             }
         }
-        Ok(Intake { consumer, paused: pause, changed })
+        Ok(PauseReport { consumer, paused: pause, changed })
     }
 }

@@ -41,7 +41,7 @@ use retention::Retention;
 use crate::admin::{AdminError, Bound};
 use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{Config, Sources};
-use crate::control::{Commands, Control};
+use crate::control::{CommandReceiver, Control};
 use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
@@ -89,7 +89,7 @@ pub struct Process {
     /// The way for those who command.
     pub control: Control,
     /// Its other end.
-    pub commands: Commands,
+    pub commands: CommandReceiver,
     /// Changes what is logged.
     pub level: LevelSwitch,
     /// Tells whoever obeys signals how long a drain may take.

@@ -11,7 +11,7 @@ use super::pools::Pools;
 use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{self, Config, Sources};
-use crate::control::{Change, Effect, Outcome, ReloadReport};
+use crate::control::{ConfigChange, Effect, ReloadOutcome, ReloadReport};
 use crate::{config_watcher, handlers};
 
 /// What is to be put in force.
@@ -19,7 +19,7 @@ pub(super) struct Plan {
     /// The new configuration, but for what needs a restart.
     pub next: Config,
     /// Each changed key.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
     /// What a person should know besides.
     pub notes: Vec<String>,
 }
@@ -28,15 +28,15 @@ pub(super) struct Plan {
 pub(super) struct Refused {
     pub problems: Vec<String>,
     /// Whether they pass by themselves.
-    pub passing: bool,
+    pub temporary: bool,
     /// As far as they could be told.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
 }
 
 impl Refused {
     pub fn verdict(self, generation: u64) -> ReloadReport {
-        let Refused { problems, passing, changes } = self;
-        ReloadReport { outcome: Outcome::Rejected, generation, changes, problems, passing, notes: Vec::new() }
+        let Refused { problems, temporary, changes } = self;
+        ReloadReport { outcome: ReloadOutcome::Rejected, generation, changes, problems, temporary, notes: Vec::new() }
     }
 }
 
@@ -53,10 +53,11 @@ pub(super) async fn plan(
     pauses: &Pauses,
 ) -> Result<Plan, Refused> {
     let reread = config_watcher::reread(sources, &handlers::NAMES, old).await;
-    let loaded = reread.map_err(|error| Refused { problems: error.problems(), passing: false, changes: Vec::new() })?;
+    let loaded =
+        reread.map_err(|error| Refused { problems: error.problems(), temporary: false, changes: Vec::new() })?;
     let changes = config::changes(old, &loaded.config);
     let next = config::in_force(old, &loaded.config);
-    let refused = |problem, passing| Refused { problems: vec![problem], passing, changes: changes.clone() };
+    let refused = |problem, temporary| Refused { problems: vec![problem], temporary, changes: changes.clone() };
     pools.room(&next, pauses).await.map_err(|crowded| refused(crowded.to_string(), true))?;
     let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     if needs_broker(old, &next) {
@@ -80,31 +81,31 @@ fn needs_broker(old: &Config, next: &Config) -> bool {
 }
 
 /// What became of changes that were put in force as far as they could be.
-pub(super) fn outcome(changes: &[Change]) -> Outcome {
+pub(super) fn outcome(changes: &[ConfigChange]) -> ReloadOutcome {
     if changes.is_empty() {
-        Outcome::Unchanged
+        ReloadOutcome::Unchanged
     } else if changes.iter().all(|change| change.effect == Effect::Live) {
-        Outcome::Applied
+        ReloadOutcome::Applied
     } else {
-        Outcome::Partly
+        ReloadOutcome::PartlyApplied
     }
 }
 
 /// Logs a verdict: one line for the whole, and one for each change, problem and note.
 pub(super) fn tell(by: &str, verdict: &ReloadReport) {
-    let ReloadReport { outcome, generation, changes, problems, passing: _, notes } = verdict;
+    let ReloadReport { outcome, generation, changes, problems, temporary: _, notes } = verdict;
     match outcome {
-        Outcome::Unchanged => info!(by, generation, "reloaded: the configuration says what is in force already"),
-        Outcome::Applied => info!(by, generation, "reloaded: all of the configuration is in force"),
-        Outcome::Partly => warn!(by, generation, "reloaded: part of the configuration is in force"),
-        Outcome::Rejected => warn!(by, generation, "not reloaded: what was in force stays in force, whole"),
+        ReloadOutcome::Unchanged => info!(by, generation, "reloaded: the configuration says what is in force already"),
+        ReloadOutcome::Applied => info!(by, generation, "reloaded: all of the configuration is in force"),
+        ReloadOutcome::PartlyApplied => warn!(by, generation, "reloaded: part of the configuration is in force"),
+        ReloadOutcome::Rejected => warn!(by, generation, "not reloaded: what was in force stays in force, whole"),
     }
     for problem in problems {
         warn!(problem, "not reloaded");
     }
-    for Change { key, from, to, effect } in changes {
+    for ConfigChange { key, from, to, effect } in changes {
         match (outcome, effect) {
-            (Outcome::Rejected, _) => warn!(key, from, to, "not changed"),
+            (ReloadOutcome::Rejected, _) => warn!(key, from, to, "not changed"),
             (_, Effect::Live) => info!(key, from, to, "changed"),
             (_, Effect::Restart) => warn!(key, from, to, "changes with a restart"),
             (_, Effect::Broker) => warn!(key, from, to, "changed, but the broker goes on by what it has"),

@@ -114,8 +114,8 @@ impl AskError {
             AskError::Client(_) => Exit::Internal,
             AskError::Control(error) => match error {
                 ControlError::UnknownConsumer { .. } => Exit::Usage,
-                ControlError::NotRemembered { .. } => Exit::Internal,
-                ControlError::Busy { .. } | ControlError::NotNow => Exit::Unavailable,
+                ControlError::NotPersisted { .. } => Exit::Internal,
+                ControlError::Busy { .. } | ControlError::NotRunning => Exit::Unavailable,
             },
         }
     }

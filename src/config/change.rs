@@ -13,7 +13,7 @@ use super::model::{
     Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,
     Runtime, Secret, Shutdown, Tls, TopologySettings,
 };
-use crate::control::{Change, Effect};
+use crate::control::{ConfigChange, Effect};
 use crate::domain::FaultInjection;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
 use crate::tls::{Files, Pair};
@@ -25,7 +25,7 @@ const REDACTED: &str = "[redacted]";
 ///
 /// A queue that stays and lost a binding has [`Effect::Broker`], even if it gained another one. Keys that are not there
 /// in one of the two have no value there. Two configurations without changes are equal.
-pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
+pub fn changes(old: &Config, new: &Config) -> Vec<ConfigChange> {
     let (mut former, mut wanted) = (Sheet::of(old), Sheet::of(new));
     let keys: std::collections::BTreeSet<_> = former.0.keys().chain(wanted.0.keys()).cloned().collect();
     let changes = keys.into_iter().filter_map(|key| {
@@ -35,7 +35,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
             (Some(from), Some(to)) => from.value.effect_of_turning_into(&to.value, to.effect),
             (from, to) => to.as_ref().or(from.as_ref())?.effect,
         };
-        Some(Change {
+        Some(ConfigChange {
             key,
             from: from.map(|entry| entry.value.shown()),
             to: to.map(|entry| entry.value.shown()),

@@ -88,10 +88,10 @@ impl ConfigWatcher {
             }
             while let Some(changed) = self.changed_file().await {
                 match control.reload("file").await {
-                    Ok(report) if report.passing => break,
+                    Ok(report) if report.temporary => break,
                     Ok(_) => self.reloaded = Some(changed),
                     // The daemon is starting; or it is stopping, which ends this task too.
-                    Err(ControlError::NotNow) => sleep(NOT_NOW_DELAY).await,
+                    Err(ControlError::NotRunning) => sleep(NOT_NOW_DELAY).await,
                     Err(error) => {
                         warn!(%error, "cannot reload the changed configuration file");
                         self.reloaded = Some(changed);
@@ -188,14 +188,14 @@ mod tests {
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::control::{Command, Commands, Outcome, ReloadReport};
+    use crate::control::{CommandReceiver, ControlCommand, ReloadOutcome, ReloadReport};
 
     /// Shorter than [`POLL_INTERVAL`]: a change noticed within it was noticed by its event.
     const NOTICED_WITHIN: Duration = Duration::from_secs(50);
 
     struct WatchedDirectory {
         directory: tempfile::TempDir,
-        commands: Commands,
+        commands: CommandReceiver,
         _watching: AbortOnDropHandle<()>,
     }
 
@@ -219,16 +219,16 @@ mod tests {
 
         /// The file's content when a reload is requested; the reload succeeds.
         async fn reloaded(&mut self) -> String {
-            self.reloaded_with(Outcome::Applied, false).await
+            self.reloaded_with(ReloadOutcome::Applied, false).await
         }
 
         /// The file's content when a reload is requested; the reload ends as given.
-        async fn reloaded_with(&mut self, outcome: Outcome, passing: bool) -> String {
+        async fn reloaded_with(&mut self, outcome: ReloadOutcome, temporary: bool) -> String {
             let command = timeout(NOTICED_WITHIN, self.commands.recv()).await.expect("noticed in time");
-            let Some(Command::Reload { by: "file", answer }) = command else { panic!("{command:?}") };
+            let Some(ControlCommand::Reload { by: "file", answer }) = command else { panic!("{command:?}") };
             let content = fs::read_to_string(self.path("orderd.toml")).unwrap();
             let (changes, problems, notes) = (Vec::new(), Vec::new(), Vec::new());
-            let _ = answer.send(ReloadReport { outcome, generation: 2, changes, problems, passing, notes });
+            let _ = answer.send(ReloadReport { outcome, generation: 2, changes, problems, temporary, notes });
             content
         }
 
@@ -309,12 +309,12 @@ mod tests {
         let trigger_check = |directory: &WatchedDirectory| fs::write(directory.path("other.toml"), "x").unwrap();
         fs::write(directory.path("orderd.toml"), "while the broker is away").unwrap();
         for _ in 0..2 {
-            assert_eq!(directory.reloaded_with(Outcome::Rejected, true).await, "while the broker is away");
+            assert_eq!(directory.reloaded_with(ReloadOutcome::Rejected, true).await, "while the broker is away");
             trigger_check(&directory);
         }
         assert_eq!(directory.reloaded().await, "while the broker is away");
         fs::write(directory.path("orderd.toml"), "wrong").unwrap();
-        assert_eq!(directory.reloaded_with(Outcome::Rejected, false).await, "wrong");
+        assert_eq!(directory.reloaded_with(ReloadOutcome::Rejected, false).await, "wrong");
         trigger_check(&directory);
         directory.assert_no_reload().await;
     }

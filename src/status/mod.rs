@@ -79,7 +79,7 @@ pub struct LastReload {
     /// Who wanted it: `SIGHUP`, `admin`, `file`.
     pub by: String,
     /// What became of it.
-    pub verdict: ReloadReport,
+    pub report: ReloadReport,
 }
 
 /// How far the daemon is.

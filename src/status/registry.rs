@@ -96,7 +96,7 @@ impl StatusRegistry {
 
     /// A reload has ended.
     pub fn reloaded(&self, reload: LastReload) {
-        self.generation.store(reload.verdict.generation, Ordering::Relaxed);
+        self.generation.store(reload.report.generation, Ordering::Relaxed);
         *self.last_reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 

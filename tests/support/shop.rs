@@ -293,13 +293,13 @@ impl Orderd {
         super::http::json(self.admin(), "/api/v1/status")
     }
 
-    /// Has it read its configuration again: the verdict.
+    /// Has it read its configuration again: the report.
     pub fn reload(&self) -> Value {
         let last = || self.status()["daemon"]["last_reload"].clone();
         let before = last();
         self.signal("HUP");
-        until("there is a verdict", || last() != before);
-        last()["verdict"].clone()
+        until("there is a report", || last() != before);
+        last()["report"].clone()
     }
 
     /// Sends it a signal: `TERM`, `INT`, `HUP`, `STOP`, `CONT`.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::text::{age, labelled};
 use crate::cli::table::plain;
-use crate::control::{Effect, Outcome};
+use crate::control::{Effect, ReloadOutcome};
 use crate::status::Daemon;
 
 /// Problems shown; the rest is counted.
@@ -15,15 +15,15 @@ const SHOWN: usize = 3;
 /// Writes nothing before the first reload.
 pub(super) fn write(daemon: &Daemon, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     let Some(last) = &daemon.last_reload else { return Ok(()) };
-    let verdict = &last.verdict;
+    let verdict = &last.report;
     let word = match verdict.outcome {
-        Outcome::Unchanged => "nothing new",
-        Outcome::Applied => "applied",
-        Outcome::Partly => "PARTLY applied",
-        Outcome::Rejected => "REJECTED",
+        ReloadOutcome::Unchanged => "nothing new",
+        ReloadOutcome::Applied => "applied",
+        ReloadOutcome::PartlyApplied => "PARTLY applied",
+        ReloadOutcome::Rejected => "REJECTED",
     };
     let told = format!("{word} {} ago, asked for by {}", age(last.at, now), plain(&last.by));
-    if verdict.outcome != Outcome::Rejected {
+    if verdict.outcome != ReloadOutcome::Rejected {
         labelled("reload", &told, out)?;
         let waiting = |effect: Effect| {
             let keys = verdict.changes.iter().filter(move |change| change.effect == effect);
@@ -61,7 +61,7 @@ mod tests {
             json!({"outcome": outcome, "generation": 4, "changes": changes, "problems": problems, "notes": []});
         let daemon = json!({"version": "0.1.0", "pid": 1, "stage": "running", "started_at": "2026-11-22T08:00:00Z",
             "uptime_seconds": 1, "config": "c", "config_generation": 4, "connections": 6, "epochs": 6,
-            "last_reload": {"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "verdict": verdict}, "publisher": null,
+            "last_reload": {"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "report": verdict}, "publisher": null,
             "ledger": {"recording": true, "commits": 1}});
         let mut out = Vec::new();
         let daemon = serde_json::from_value(daemon).unwrap();
@@ -79,7 +79,7 @@ mod tests {
             change("queues.a.bindings", "broker"),
             change("runtime.threads", "restart"),
         ]);
-        let partly = shown("partly", changes, &[]);
+        let partly = shown("partly_applied", changes, &[]);
         assert!(partly.contains("PARTLY applied 2m ago"), "{partly}");
         assert!(partly.contains("\n              RESTART NEEDED for admin.listen, runtime.threads\n"), "{partly}");
         assert!(partly.contains("TO BE DONE at the broker") && !partly.contains("log.level"), "{partly}");

@@ -364,7 +364,7 @@ mod tests {
             "messages": 7, "detail": long});
         let verdict = json!({"outcome": "rejected", "generation": 7, "changes": [], "notes": [],
             "problems": [long, "a\u{1b}b", long, long]});
-        let reload = json!({"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "verdict": verdict});
+        let reload = json!({"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "report": verdict});
         let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "stage": "running",
             "started_at": "2026-11-22T08:00:00Z", "uptime_seconds": 8e7, "config": "/etc/orderd/production/orderd.toml",
             "config_generation": 1, "last_reload": reload, "connections": 6, "epochs": 123_456, "publisher": null,

@@ -13,7 +13,7 @@ use super::ask::{AskError, Client, Whom};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::Sources;
-use crate::control::{Change, Effect, Intake, Outcome, ReloadReport};
+use crate::control::{ConfigChange, Effect, PauseReport, ReloadOutcome, ReloadReport};
 
 /// Arguments of `orderd reload`.
 #[derive(Debug, Clone, clap::Args)]
@@ -69,10 +69,10 @@ pub async fn reload(args: ReloadArgs, sources: &Sources, out: &mut dyn Write, er
         Format::Json => writeln!(out, "{told:#}")?,
     }
     Ok(match verdict.outcome {
-        Outcome::Unchanged | Outcome::Applied => Exit::Done,
-        Outcome::Partly => Exit::Refused,
-        Outcome::Rejected if verdict.passing => Exit::Unavailable,
-        Outcome::Rejected => Exit::Config,
+        ReloadOutcome::Unchanged | ReloadOutcome::Applied => Exit::Done,
+        ReloadOutcome::PartlyApplied => Exit::Refused,
+        ReloadOutcome::Rejected if verdict.temporary => Exit::Unavailable,
+        ReloadOutcome::Rejected => Exit::Config,
     })
 }
 
@@ -92,7 +92,7 @@ pub async fn intake(
 ) -> io::Result<Exit> {
     let path = format!("/api/v1/consumers/{}/{}", args.consumer, if pause { "pause" } else { "resume" });
     let answer = match args.whom.find(sources, err)? {
-        Ok(client) => tell::<Intake>(&client, &path).await,
+        Ok(client) => tell::<PauseReport>(&client, &path).await,
         Err(error) => Err(error),
     };
     let (told, intake) = match answer {
@@ -124,10 +124,10 @@ fn refuse(error: &AskError, format: Format, out: &mut dyn Write, err: &mut dyn W
 }
 
 /// One line about a changed key: its values, and when the new one is in force.
-pub(super) fn change_line(change: &Change, outcome: Outcome) -> String {
+pub(super) fn change_line(change: &ConfigChange, outcome: ReloadOutcome) -> String {
     let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
     let when = match (outcome, change.effect) {
-        (Outcome::Rejected, _) => "not applied",
+        (ReloadOutcome::Rejected, _) => "not applied",
         (_, Effect::Live) => "in force",
         (_, Effect::Restart) => "needs a restart",
         (_, Effect::Broker) => "in force once the broker is changed too",

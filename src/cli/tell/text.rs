@@ -4,16 +4,20 @@ use std::io::{self, Write};
 
 use super::change_line;
 use crate::cli::table::plain;
-use crate::control::{Intake, Outcome, ReloadReport};
+use crate::control::{PauseReport, ReloadOutcome, ReloadReport};
 
 /// Writes a verdict: what became of it in one line, then one line for each key, note and problem.
 pub(super) fn verdict(verdict: &ReloadReport, out: &mut dyn Write) -> io::Result<()> {
     let generation = verdict.generation;
     match verdict.outcome {
-        Outcome::Unchanged => writeln!(out, "unchanged: all of it is in force already (generation {generation})")?,
-        Outcome::Applied => writeln!(out, "applied: all of it is in force (generation {generation})")?,
-        Outcome::Partly => writeln!(out, "partly applied: not all of it is in force (generation {generation})")?,
-        Outcome::Rejected => {
+        ReloadOutcome::Unchanged => {
+            writeln!(out, "unchanged: all of it is in force already (generation {generation})")?
+        }
+        ReloadOutcome::Applied => writeln!(out, "applied: all of it is in force (generation {generation})")?,
+        ReloadOutcome::PartlyApplied => {
+            writeln!(out, "partly applied: not all of it is in force (generation {generation})")?
+        }
+        ReloadOutcome::Rejected => {
             writeln!(out, "rejected: nothing of it is in force, what was before still is (generation {generation})")?;
         }
     }
@@ -23,14 +27,14 @@ pub(super) fn verdict(verdict: &ReloadReport, out: &mut dyn Write) -> io::Result
     for problem in &verdict.problems {
         writeln!(out, "problem: {}", plain(problem))?;
     }
-    if verdict.passing {
+    if verdict.temporary {
         writeln!(out, "that passes by itself; then try again")?;
     }
     verdict.notes.iter().try_for_each(|note| writeln!(out, "note: {}", plain(note)))
 }
 
 /// Writes what became of a pause or a resumption.
-pub(super) fn intake(intake: &Intake, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn intake(intake: &PauseReport, out: &mut dyn Write) -> io::Result<()> {
     let name = plain(&intake.consumer);
     match (intake.paused, intake.changed) {
         (true, true) => writeln!(
@@ -47,12 +51,12 @@ pub(super) fn intake(intake: &Intake, out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Change, Effect};
+    use crate::control::{ConfigChange, Effect};
 
-    fn text(outcome: Outcome) -> String {
+    fn text(outcome: ReloadOutcome) -> String {
         let change = |key: &str, from: Option<&str>, to: Option<&str>, effect| {
             let value = |value: Option<&str>| value.map(str::to_owned);
-            Change { key: key.to_owned(), from: value(from), to: value(to), effect }
+            ConfigChange { key: key.to_owned(), from: value(from), to: value(to), effect }
         };
         let changes = vec![
             change("broker.password", Some("[redacted]"), Some("[redacted]"), Effect::Restart),
@@ -62,8 +66,8 @@ mod tests {
         ];
         let (problems, notes) = (vec!["line 3\nis wrong".to_owned()], vec!["unbind it".to_owned()]);
         let mut out = Vec::new();
-        let passing = outcome == Outcome::Rejected;
-        verdict(&ReloadReport { outcome, generation: 3, changes, problems, passing, notes }, &mut out).unwrap();
+        let temporary = outcome == ReloadOutcome::Rejected;
+        verdict(&ReloadReport { outcome, generation: 3, changes, problems, temporary, notes }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -78,8 +82,8 @@ partly applied: not all of it is in force (generation 3)
 problem: line 3\u{fffd}is wrong
 note: unbind it
 ";
-        assert_eq!(text(Outcome::Partly), expected);
-        let rejected = text(Outcome::Rejected);
+        assert_eq!(text(ReloadOutcome::PartlyApplied), expected);
+        let rejected = text(ReloadOutcome::Rejected);
         assert!(rejected.starts_with("rejected: nothing of it is in force"), "{rejected}");
         assert_eq!(rejected.matches(", not applied\n").count(), 4, "{rejected}");
         assert!(rejected.contains("problem: line 3\u{fffd}is wrong\nthat passes by itself"), "{rejected}");

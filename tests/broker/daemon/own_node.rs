@@ -93,7 +93,7 @@ fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
     file.set("consumers.order.workers", "3").set("consumers.order.retry.delays", "700ms").save();
     let verdict = orderd.reload();
     assert_eq!((&verdict["outcome"], &verdict["generation"]), (&"rejected".into(), &2.into()), "{verdict}");
-    assert_eq!(verdict["passing"], true, "{verdict}");
+    assert_eq!(verdict["temporary"], true, "{verdict}");
     let address = orderd.admin().to_string();
     let mut command = shop.command(&["reload", "--address", &address]);
     assert_eq!(command.exit(), 69);
@@ -105,7 +105,7 @@ fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
     until("the file is put in force by itself once the broker is back", || {
         // Otherwise it is looked at once a minute.
         fs::write(shop.directory.path().join("beside"), "").unwrap();
-        last_reload()["verdict"]["generation"] == 3
+        last_reload()["report"]["generation"] == 3
     });
     assert_eq!(last_reload()["by"], "file");
     flood(&shop, "ord", 10);

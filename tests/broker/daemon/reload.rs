@@ -327,7 +327,7 @@ fn what_the_broker_contradicts_is_rejected_whole() {
         .set("consumers.bulk.retry.delays", "300ms")
         .save();
     let verdict = orderd.reload();
-    assert_eq!((&verdict["outcome"], &verdict["passing"]), (&json!("rejected"), &json!(false)));
+    assert_eq!((&verdict["outcome"], &verdict["temporary"]), (&json!("rejected"), &json!(false)));
     assert!(verdict["problems"].to_string().contains("x-queue-type"), "{verdict}");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 4);
     assert!(raw.queue("bulk_queue.retry.300ms").is_none(), "something was declared");
@@ -362,7 +362,7 @@ fn what_needs_a_restart_or_a_person_is_named_and_the_rest_is_in_force() {
     file.set("broker.heartbeat", "7s").set("ledger.retention", "90d").set("log.level", "debug");
     file.set("queues.order_queue.bindings", "order.normal.*").set("shutdown.drain_timeout", "7s").save();
     let verdict = orderd.reload();
-    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("partly"), &json!(2)), "{verdict}");
+    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("partly_applied"), &json!(2)), "{verdict}");
     let expected = [
         ("broker.heartbeat", "restart"),
         ("ledger.retention", "live"),
@@ -380,7 +380,7 @@ fn what_needs_a_restart_or_a_person_is_named_and_the_rest_is_in_force() {
     assert!(orderd.log().iter().any(|line| line["level"] == "DEBUG"), "the new level is not in force");
     // It goes on asking for the restart, and for that alone.
     let verdict = orderd.reload();
-    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("partly"), &json!(2)));
+    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("partly_applied"), &json!(2)));
     assert_eq!(effects(&verdict), [("broker.heartbeat".to_owned(), "restart".to_owned())]);
     assert_eq!(orderd.stop(), 0);
     assert_eq!(orderd.lines("draining; a second signal aborts")[0]["drain_timeout"], "7s");

@@ -48,7 +48,7 @@ fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
 
     file.set("consumers.order.workers", "2").save();
     let change = json!({"key": "consumers.order.workers", "from": "4", "to": "2", "effect": "live"});
-    let verdict = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "passing": false, "notes": []});
+    let verdict = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "temporary": false, "notes": []});
     assert_eq!(told_json(&shop, &["reload"]), (0, verdict));
 
     file.set("runtime.threads", "2").set("log.level", "info").save();
@@ -126,7 +126,7 @@ fn a_daemon_that_is_not_there_is_named() {
     let (code, verdict) = told_json(&shop, &["reload", "--address", &former]);
     assert_eq!(
         (code, &verdict["outcome"], &verdict["changes"][0]["key"]),
-        (1, &json!("partly"), &json!("admin.listen"))
+        (1, &json!("partly_applied"), &json!("admin.listen"))
     );
     file.set("admin.listen", "off").save();
     let (code, text) = told(&shop, &["reload"]);
@@ -157,7 +157,7 @@ fn a_consumer_is_paused_and_resumed_by_command_and_it_is_seen() {
     let (code, text) = told(&shop, &["pause", "nobody"]);
     assert_eq!(code, 64, "{text}");
     assert!(
-        text.contains("there is no consumer \"nobody\"; there are analytics, failed, notification, order"),
+        text.contains("unknown consumer \"nobody\"; known consumers: analytics, failed, notification, order"),
         "{text}"
     );
     assert_eq!(told(&shop, &["pause", "../reload"]).0, 64);
@@ -232,15 +232,15 @@ fn a_file_that_is_followed_is_applied_once_it_is_whole() {
     let (shop, mut file) = Shop::new(&node).set("reload.watch", "true").with_file();
     let mut orderd = shop.open();
     file.set("consumers.order.workers", "2").save();
-    until("the file renamed over it is applied", || last_reload(&orderd)["verdict"]["generation"] == 2);
+    until("the file renamed over it is applied", || last_reload(&orderd)["report"]["generation"] == 2);
     let last = last_reload(&orderd);
-    assert_eq!((&last["by"], &last["verdict"]["outcome"]), (&json!("file"), &json!("applied")));
+    assert_eq!((&last["by"], &last["report"]["outcome"]), (&json!("file"), &json!("applied")));
 
     // Cut in the middle of a number: what is there so far is a configuration with fewer workers.
     let path = shop.directory.path().join("orderd.toml");
     file.set("consumers.order.workers", "64").save();
     let whole = fs::read_to_string(&path).unwrap();
-    until("that one too", || last_reload(&orderd)["verdict"]["generation"] == 3);
+    until("that one too", || last_reload(&orderd)["report"]["generation"] == 3);
     let (head, tail) = whole.split_at(whole.find("workers = 64").unwrap() + "workers = 6".len());
     let mut writing = fs::File::create(&path).unwrap();
     writing.write_all(head.as_bytes()).unwrap();
@@ -251,7 +251,7 @@ fn a_file_that_is_followed_is_applied_once_it_is_whole() {
     writing.write_all(tail.as_bytes()).unwrap();
     drop(writing);
     until("the whole file is read", || last_reload(&orderd)["by"] == "file");
-    assert_eq!(last_reload(&orderd)["verdict"]["outcome"], "unchanged");
+    assert_eq!(last_reload(&orderd)["report"]["outcome"], "unchanged");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 64);
     assert_eq!(orderd.stop(), 0);
 }
