@@ -25,6 +25,7 @@ use orderd::message::{
 };
 use orderd::metrics::Counters;
 use orderd::pipeline::{ConsumerContext, OnFailure, Pool};
+use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
 use orderd::telemetry::{Files, rolling};
 use threads::threads;
@@ -77,13 +78,13 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
     let (started, cpu) = (Instant::now(), CpuTime::now());
     let pools: Vec<_> = CONSUMERS
         .map(|(name, queue, _, workers, prefetch)| Pool {
-            line: Arc::new(line(name, queue, &parts, &broker)),
+            context: Arc::new(context(name, queue, &parts, &broker)),
             consumer: Arc::new(broker.clone()),
             workers,
             prefetch,
             reconnect_max: Duration::from_secs(1),
             shutdown: shutdown.clone(),
-            retired: CancellationToken::new(),
+            drain: CancellationToken::new(),
             intake_ended: CancellationToken::new(),
         })
         .map(|pool| tokio::spawn(Arc::new(pool).run()))
@@ -123,7 +124,7 @@ fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> HandlerDeps {
     }
 }
 
-fn line(name: &str, queue: &str, parts: &HandlerDeps, broker: &Broker) -> ConsumerContext {
+fn context(name: &str, queue: &str, parts: &HandlerDeps, broker: &Broker) -> ConsumerContext {
     ConsumerContext {
         consumer: name.into(),
         queue: queue.into(),
@@ -132,7 +133,7 @@ fn line(name: &str, queue: &str, parts: &HandlerDeps, broker: &Broker) -> Consum
         ledger: Arc::clone(&parts.ledger),
         names: Arc::clone(&parts.names),
         timeout: Duration::from_secs(30),
-        on_failure: OnFailure::Forward { immediate: 1 },
+        on_failure: OnFailure::Forward(RetryPolicy { immediate: 1, delays: Vec::new(), max_age: Duration::MAX }),
         counters: Arc::new(Counters::default()),
     }
 }

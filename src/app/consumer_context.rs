@@ -45,8 +45,8 @@ pub(super) fn line(
     let handler =
         handlers::build(&consumer.handler, &parts).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
     let on_failure = match consumer.handler.as_str() {
-        FAILED_HANDLER => OnFailure::Hold,
-        _ => OnFailure::Forward { immediate: consumer.retry.immediate },
+        FAILED_HANDLER => OnFailure::KeepRetrying,
+        _ => OnFailure::Forward(consumer.retry.clone()),
     };
     Ok(ConsumerContext {
         consumer: name.into(),

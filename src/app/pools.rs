@@ -129,13 +129,13 @@ impl Pools {
         let watched = RegisteredConsumer::new(&name, &consumer, Arc::clone(&line.counters));
         let before = watched.counters.pool().subscriptions;
         let pool = Arc::new(Pool {
-            line: Arc::new(line),
+            context: Arc::new(line),
             consumer: Arc::clone(&self.site.source),
             workers: consumer.workers,
             prefetch: consumer.prefetch,
             reconnect_max: self.site.reconnect_max,
             shutdown: shutdown.clone(),
-            retired: retired.clone(),
+            drain: retired.clone(),
             intake_ended: intake_ended.clone(),
         });
         let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
@@ -243,12 +243,12 @@ impl Pools {
 async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
     let task = format!("{name} pool");
     let _intake_ended = pool.intake_ended.clone().drop_guard();
-    let on_restart = || pool.line.counters.restarted();
+    let on_restart = || pool.context.counters.restarted();
     while let Err(exceeded) =
         supervise(&task, RestartPolicy::DEFAULT, &shutdown, on_restart, || Arc::clone(&pool).run()).await
     {
         error!(consumer = name, error = %exceeded, pause = ?COOL_DOWN, "a pool keeps dying; pausing it");
-        if tokio::time::timeout(COOL_DOWN, pool.over()).await.is_ok() {
+        if tokio::time::timeout(COOL_DOWN, pool.stopping()).await.is_ok() {
             return;
         }
     }

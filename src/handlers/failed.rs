@@ -15,7 +15,8 @@ use crate::domain::OrderId;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames};
 use crate::recovery::{
-    DeadLetterReason, Decision, Delay, Failure, History, RetryPolicy, copy_for_dead_letter, copy_for_retry, decide,
+    Action, DeadLetterReason, DecisionPoint, Delay, Failure, History, RetryPolicy, copy_for_dead_letter,
+    copy_for_retry, decide,
 };
 
 /// How failures in one work queue are treated.
@@ -58,10 +59,17 @@ impl FailedHandler {
         let carries_orders = route.is_some_and(|route| route.carries_orders);
         let identity = if carries_orders { order_identity(delivery) } else { delivery.identity() };
         let case = Case { delivery, history: &history, route, identity, now };
-        match (decide(route.map(|route| &route.policy), &history, now), history.origin.as_ref()) {
-            (Decision::Retry(delay), Some(origin)) => self.retry(&case, &origin.queue, delay),
-            (Decision::Retry(_), None) => self.dead_letter(&case, DeadLetterReason::NoOrigin),
-            (Decision::DeadLetter(reason), _) => self.dead_letter(&case, reason),
+        let policy = route.map(|route| &route.policy);
+        match (
+            decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&history), now),
+            history.origin.as_ref(),
+        ) {
+            (Action::RetryAfter(delay), Some(origin)) => self.retry(&case, &origin.queue, delay),
+            (Action::RetryAfter(_), None) => self.dead_letter(&case, DeadLetterReason::NoOrigin),
+            (Action::DeadLetter(reason), _) => self.dead_letter(&case, reason),
+            (Action::RetryNow | Action::Forward | Action::KeepRetrying, _) => {
+                unreachable!("these are decided in workers only")
+            }
         }
     }
 

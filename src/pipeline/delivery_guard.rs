@@ -1,19 +1,22 @@
-//! A delivery in a worker's hands: settled once, and released if the hands let go of it.
+//! A delivery in flight: settled exactly once, and released if it is dropped before.
+//!
+//! It never decides how a delivery is settled.
 
 use std::sync::Arc;
 
 use crate::message::{Delivery, Settler};
 use crate::metrics::{Counters, DeliveryOutcome, InFlightKey, ReceivedAt};
 
-/// Guards a delivery. Dropped unsettled (a worker died, a drain ended) it goes back to its queue.
+/// Owns a delivery until it is settled. Dropped before (a worker died, a drain was aborted), it releases the delivery, and
+/// the broker delivers it again.
 pub(super) struct DeliveryGuard {
-    /// In a box, since it is large and passed on from hand to hand.
+    /// Boxed, because it is large and the guard is moved often.
     delivery: Box<Delivery>,
     settler: Arc<dyn Settler>,
     counters: Arc<Counters>,
-    flight: InFlightKey,
-    taken: ReceivedAt,
-    ending: DeliveryOutcome,
+    in_flight: InFlightKey,
+    received_at: ReceivedAt,
+    outcome: DeliveryOutcome,
 }
 
 impl DeliveryGuard {
@@ -21,25 +24,27 @@ impl DeliveryGuard {
         delivery: Delivery,
         settler: Arc<dyn Settler>,
         counters: Arc<Counters>,
-        taken: ReceivedAt,
+        received_at: ReceivedAt,
     ) -> Self {
-        let flight = counters.taken(taken);
+        let in_flight = counters.taken(received_at);
         let delivery = Box::new(delivery);
-        DeliveryGuard { delivery, settler, counters, flight, taken, ending: DeliveryOutcome::Released }
+        DeliveryGuard { delivery, settler, counters, in_flight, received_at, outcome: DeliveryOutcome::Released }
     }
 
     pub(super) fn delivery(&self) -> &Delivery {
         &self.delivery
     }
 
-    pub(super) fn settle(mut self, ending: DeliveryOutcome) {
-        self.ending = ending;
+    /// Settles and counts the delivery.
+    pub(super) fn settle(mut self, outcome: DeliveryOutcome) {
+        self.outcome = outcome;
     }
 }
 
 impl Drop for DeliveryGuard {
     fn drop(&mut self) {
-        self.settler.settle(self.delivery.id, self.ending.settlement());
-        self.counters.finish(&self.flight, &self.ending, self.taken, self.delivery.message.properties.timestamp);
+        self.settler.settle(self.delivery.id, self.outcome.settlement());
+        let published = self.delivery.message.properties.timestamp;
+        self.counters.finish(&self.in_flight, &self.outcome, self.received_at, published);
     }
 }

@@ -1,15 +1,16 @@
-//! Pools of workers: what stands between the broker's deliveries and the handlers.
+//! Worker pools: they receive a consumer's deliveries and have its handler process them.
 //!
-//! `process` is one delivery's way; `pool` runs one consumer's subscription after subscription; `intake`
-//! shares one subscription among workers. They know the broker only through `message`'s ports.
+//! `process` takes one delivery from handler to settlement; `pool` keeps one consumer subscribed; `shared_subscription`
+//! spreads one subscription over the workers. They know the broker only through the traits of `message`.
 
+mod consumer_context;
 mod delivery_guard;
-mod intake;
 mod pool;
 mod process;
 mod safe_mode;
+mod shared_subscription;
 #[cfg(test)]
 mod tests;
 
+pub use consumer_context::{ConsumerContext, OnFailure};
 pub use pool::{Pool, PoolError};
-pub use process::{ConsumerContext, OnFailure};

@@ -1,6 +1,6 @@
 //! One consumer's pool: subscription after subscription, each served by supervised workers.
 //!
-//! It never looks into a message; `process` does.
+//! It never reads a message; `process` does.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -13,101 +13,101 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::intake::Intake;
-use super::process::{ConsumerContext, process};
+use super::consumer_context::ConsumerContext;
+use super::process::process;
 use super::safe_mode::SafeMode;
+use super::shared_subscription::SharedSubscription;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::message::{Consumer, Subscription};
-use crate::metrics::DeliveryCounts;
 use crate::shutdown::Shutdown;
 use crate::supervisor::{IntensityExceeded, RestartPolicy, supervise};
 
-/// The longest first wait between attempts to subscribe; it doubles up to [`Pool::reconnect_max`].
+/// Upper bound of the first wait between attempts to subscribe; it doubles up to [`Pool::reconnect_max`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// The longest wait in safe mode. A message that kills its connection has to be delivered some twenty times
-/// before the broker's delivery limit takes it out, and holds up its queue until then.
-const SAFE_WAIT: Duration = Duration::from_secs(1);
-/// A subscription that lived so long resets the back-off.
+/// The longest wait in safe mode. A message that kills its connection has to be delivered some twenty times before the
+/// broker's delivery limit removes it, and blocks its queue until then.
+const SAFE_MODE_WAIT: Duration = Duration::from_secs(1);
+/// A subscription that lived longer than this resets the back-off.
 const STEADY: Duration = Duration::from_secs(10);
-/// How long a retired pool's last acks have before its subscription is closed. Closing waits for the queue's count of
-/// consumers to fall, and that falls too when another former pool of the same queue is done.
+/// The time for a drained pool's last acks to be sent before its subscription is closed. Closing waits for the queue's
+/// consumer count to fall, which it also does when another draining pool of the same queue ends.
 const LAST_ACKS: Duration = Duration::from_secs(1);
 
 /// The workers of one consumer.
 pub struct Pool {
-    /// What the workers do.
-    pub line: Arc<ConsumerContext>,
+    /// What the workers need to process deliveries.
+    pub context: Arc<ConsumerContext>,
     /// Where deliveries come from.
     pub consumer: Arc<dyn Consumer>,
     /// Worker tasks, at least 1.
     pub workers: usize,
-    /// Deliveries one worker works on at a time, at least 1.
+    /// Deliveries that one worker processes at a time, at least 1.
     pub prefetch: u16,
     /// The longest wait between attempts to subscribe.
     pub reconnect_max: Duration,
-    /// When to stop.
+    /// Stops the pool: unstarted deliveries are released, those in flight are finished.
     pub shutdown: Shutdown,
-    /// When to take nothing in any more, finish all that was handed out, and end: another pool takes over, or none. What
-    /// was in flight is then neither given back nor handed out again, unless a connection is lost or a shutdown begins.
-    pub retired: CancellationToken,
-    /// Cancelled once it is retired and takes nothing in any more, or has ended.
+    /// To be cancelled when the pool is replaced or paused. It then stops consuming, finishes everything the broker has
+    /// delivered, and ends. Nothing is released or redelivered, unless a connection is lost or a shutdown begins.
+    pub drain: CancellationToken,
+    /// Cancelled once a draining pool has stopped consuming.
     pub intake_ended: CancellationToken,
 }
 
-/// A pool cannot go on by itself.
+/// Why a pool ended although it was not stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// A worker keeps dying.
+    /// A worker died more often than its restart policy allows.
     #[error("a worker of consumer {consumer:?} keeps dying")]
     Worker {
         /// The consumer's name.
         consumer: String,
-        /// How often.
+        /// How often it died.
         #[source]
         source: IntensityExceeded,
     },
 }
 
-/// How many workers, each with how many deliveries at a time.
+/// The workers of one subscription, and the deliveries that each may process at a time.
 #[derive(Debug, Clone, Copy)]
 struct Slots {
     workers: usize,
-    each: usize,
+    per_worker: usize,
 }
 
 impl Pool {
-    /// Serves subscriptions until a shutdown begins or it is retired, and all work in progress is settled. It begins in
-    /// safe mode if the pool before it was in it.
+    /// Consumes until a shutdown begins or the pool is drained, and everything in flight is settled. Starts in safe mode if
+    /// the consumer's previous pool was in safe mode.
     ///
     /// # Errors
-    /// [`PoolError`] when a worker dies too often; what it held has been released.
+    /// [`PoolError`] when a worker dies too often. Its deliveries have been released.
     pub async fn run(self: Arc<Self>) -> Result<(), PoolError> {
-        let safe_mode = Arc::new(Mutex::new(SafeMode::beginning(self.line.counters.pool().safe_mode)));
+        let safe_mode = Arc::new(Mutex::new(SafeMode::new(self.context.counters.pool().safe_mode)));
         let mut failures = 0_u32;
-        while !self.is_over() {
+        while !self.is_stopping() {
             let slots = self.slots(&safe_mode);
-            let prefetch = u16::try_from(slots.workers * slots.each).unwrap_or(u16::MAX);
-            // Dropping the attempt at shutdown is fine: the client cleans up after itself. Retired, it waits: the broker
-            // may have handed out the first deliveries, and would hand them out again.
+            let prefetch = u16::try_from(slots.workers * slots.per_worker).unwrap_or(u16::MAX);
+            // A shutdown may drop the attempt: the client cleans up after itself. A drain must not: the broker may already
+            // have delivered the first messages, and would deliver them again.
             let subscribed = tokio::select! {
-                subscribed = self.consumer.subscribe(&self.line.queue, prefetch) => subscribed,
+                subscribed = self.consumer.subscribe(&self.context.queue, prefetch) => subscribed,
                 () = self.shutdown.begun() => return Ok(()),
             };
             match subscribed {
                 Ok(subscription) => {
-                    info!(consumer = %self.line.consumer, queue = %self.line.queue, prefetch, "consuming");
-                    let since = Instant::now();
-                    let before = self.line.counters.counts();
+                    info!(consumer = %self.context.consumer, queue = %self.context.queue, prefetch, "consuming");
+                    let subscribed_at = Instant::now();
+                    let settled_before = self.context.counters.counts().settled();
                     let ended = self.serve(subscription, slots, &safe_mode).await?;
-                    let lived = since.elapsed();
-                    if self.is_over() {
+                    let lived = subscribed_at.elapsed();
+                    if self.is_stopping() {
                         return Ok(());
                     }
-                    if ended == Ended::Lost {
-                        let settled = progress(&before, &self.line.counters.counts());
-                        self.lost(&safe_mode, lived, settled);
-                        warn!(consumer = %self.line.consumer, ?lived, "lost the subscription");
+                    if ended == SubscriptionEnd::Lost {
+                        let settled = self.context.counters.counts().settled() > settled_before;
+                        self.report_loss(&safe_mode, lived, settled);
+                        warn!(consumer = %self.context.consumer, ?lived, "lost the subscription");
                         failures = if lived > STEADY { 0 } else { failures + 1 };
                     } else {
                         failures = 0;
@@ -116,7 +116,7 @@ impl Pool {
                 }
                 Err(error) => {
                     failures += 1;
-                    warn!(consumer = %self.line.consumer, error = %chain(&error), failures, "cannot consume; trying again");
+                    warn!(consumer = %self.context.consumer, error = %chain(&error), failures, "cannot consume; retrying");
                 }
             }
             let backoff = self.backoff(lock(&safe_mode).is_on());
@@ -124,161 +124,169 @@ impl Pool {
             // Cancel-safe: both only wait.
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.over() => {}
+                () = self.stopping() => {}
             }
         }
         Ok(())
     }
 
-    /// Whether no subscription is to follow.
-    fn is_over(&self) -> bool {
-        self.shutdown.has_begun() || self.retired.is_cancelled()
+    /// Whether the pool is not to subscribe again.
+    fn is_stopping(&self) -> bool {
+        self.shutdown.has_begun() || self.drain.is_cancelled()
     }
 
-    /// Resolves when no subscription is to follow. Cancel-safe.
-    pub async fn over(&self) {
+    /// Resolves when the pool is not to subscribe again. Cancel-safe.
+    pub async fn stopping(&self) {
         // Cancel-safe: both only wait.
         tokio::select! {
             () = self.shutdown.begun() => {}
-            () = self.retired.cancelled() => {}
+            () = self.drain.cancelled() => {}
         }
     }
 
-    /// A subscription was lost; that may turn safe mode on.
-    fn lost(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
+    /// Reports a lost subscription to safe mode, which that may turn on.
+    fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
         let mut safe_mode = lock(safe_mode);
         safe_mode.lost(lived, settled);
-        self.line.counters.safe_mode(safe_mode.is_on());
+        self.context.counters.safe_mode(safe_mode.is_on());
     }
 
     fn backoff(&self, safe_mode: bool) -> Backoff {
-        let max = if safe_mode { self.reconnect_max.min(SAFE_WAIT) } else { self.reconnect_max };
+        let max = if safe_mode { self.reconnect_max.min(SAFE_MODE_WAIT) } else { self.reconnect_max };
         Backoff { first: FIRST_WAIT, max }
     }
 
     fn slots(&self, safe_mode: &Mutex<SafeMode>) -> Slots {
-        let safe = lock(safe_mode).is_on();
-        self.line.counters.safe_mode(safe);
-        if safe {
-            warn!(consumer = %self.line.consumer, "safe mode: one delivery at a time, since deliveries keep coming back");
-            return Slots { workers: 1, each: 1 };
+        let is_safe = lock(safe_mode).is_on();
+        self.context.counters.safe_mode(is_safe);
+        if is_safe {
+            warn!(consumer = %self.context.consumer, "safe mode: one delivery at a time, because deliveries keep being redelivered");
+            return Slots { workers: 1, per_worker: 1 };
         }
-        Slots { workers: self.workers, each: usize::from(self.prefetch) }
+        Slots { workers: self.workers, per_worker: usize::from(self.prefetch) }
     }
 
-    /// Serves one subscription until it is lost or stopped, or the daemon shuts down, or the pool is retired and all that
-    /// was handed out is settled.
+    /// Runs the workers of one subscription until it is lost, stopped by a shutdown or by safe mode, or drained.
     async fn serve(
         self: &Arc<Self>,
         subscription: Subscription,
         slots: Slots,
         safe_mode: &Arc<Mutex<SafeMode>>,
-    ) -> Result<Ended, PoolError> {
+    ) -> Result<SubscriptionEnd, PoolError> {
         let Subscription { deliveries, settler } = subscription;
-        let counters = Arc::clone(&self.line.counters);
-        let mut serving = counters.serving((slots.workers * slots.each) as u64);
-        let intake =
-            Arc::new(Intake::new(deliveries, Arc::clone(&settler), Arc::clone(safe_mode), Arc::clone(&counters)));
+        let counters = Arc::clone(&self.context.counters);
+        let mut serving = counters.serving((slots.workers * slots.per_worker) as u64);
+        let shared = Arc::new(SharedSubscription::new(
+            deliveries,
+            Arc::clone(&settler),
+            Arc::clone(safe_mode),
+            Arc::clone(&counters),
+        ));
         let mut workers: FuturesUnordered<_> = (0..slots.workers)
             .map(|number| {
-                AbortOnDropHandle::new(tokio::spawn(Arc::clone(self).worker(number, slots.each, Arc::clone(&intake))))
+                AbortOnDropHandle::new(tokio::spawn(Arc::clone(self).worker(
+                    number,
+                    slots.per_worker,
+                    Arc::clone(&shared),
+                )))
             })
             .collect();
         let mut exceeded = None;
-        let mut stopping = false;
-        let mut ended = settler.ended();
+        let mut cancelled = false;
+        let mut lost = settler.ended();
         loop {
-            // Cancel-safe: joined workers and cancellations can be waited for again.
+            // Cancel-safe: joining a worker and waiting for a cancellation can both be started again.
             tokio::select! {
-                ended = workers.next() => match ended {
+                joined = workers.next() => match joined {
                     None => break,
                     Some(Ok(Err(error))) => {
                         exceeded = Some(error);
-                        intake.stopped.cancel();
+                        shared.stopped.cancel();
                     }
                     Some(Ok(Ok(())) | Err(_)) => {}
                 },
-                // Workers whose slots are all taken would not notice.
-                () = &mut ended, if !intake.lost.is_cancelled() => intake.lost.cancel(),
-                () = self.shutdown.begun(), if !stopping => intake.stopped.cancel(),
-                () = intake.stopped.cancelled(), if !stopping => {
-                    stopping = true;
+                // Workers without a free slot do not poll the subscription, so they would not notice.
+                () = &mut lost, if !shared.lost.is_cancelled() => shared.lost.cancel(),
+                () = self.shutdown.begun(), if !cancelled => shared.stopped.cancel(),
+                () = shared.stopped.cancelled(), if !cancelled => {
+                    cancelled = true;
                     settler.cancel().await;
                 }
-                // Before the broker hears of it, or the end of what it has handed out would look like a loss.
-                () = self.retired.cancelled(), if !intake.retired.is_cancelled() => {
-                    intake.retired.cancel();
+                () = self.drain.cancelled(), if !shared.draining.is_cancelled() => {
+                    // Before the broker is asked to stop, or the end of the deliveries would look like a loss.
+                    shared.draining.cancel();
                     serving.drains();
                     settler.wind_down().await;
                     self.intake_ended.cancel();
                 }
             }
         }
-        if intake.lost.is_cancelled() {
-            return Ok(Ended::Lost);
+        if shared.lost.is_cancelled() {
+            return Ok(SubscriptionEnd::Lost);
         }
         settler.cancel().await;
-        intake.give_back().await;
-        if intake.retired.is_cancelled() {
+        shared.release_unstarted().await;
+        if shared.draining.is_cancelled() {
             self.shutdown.sleep(LAST_ACKS).await;
         }
         if let Err(error) = settler.close().await {
-            warn!(consumer = %self.line.consumer, %error, "what was settled last may be handed out again");
+            warn!(consumer = %self.context.consumer, %error, "the last settlements may be lost: their messages would be delivered again");
         }
         match exceeded {
-            Some(source) => Err(PoolError::Worker { consumer: self.line.consumer.to_string(), source }),
-            None => Ok(Ended::Stopped),
+            Some(source) => Err(PoolError::Worker { consumer: self.context.consumer.to_string(), source }),
+            None => Ok(SubscriptionEnd::Stopped),
         }
     }
 
-    /// One worker and its restarts.
+    /// Runs one worker and restarts it when it dies.
     async fn worker(
         self: Arc<Self>,
         number: usize,
         slots: usize,
-        intake: Arc<Intake>,
+        shared: Arc<SharedSubscription>,
     ) -> Result<(), IntensityExceeded> {
-        let name = format!("{} worker {number}", self.line.consumer);
-        let on_restart = || self.line.counters.restarted();
+        let name = format!("{} worker {number}", self.context.consumer);
+        let on_restart = || self.context.counters.restarted();
         supervise(&name, RestartPolicy::DEFAULT, &self.shutdown, on_restart, || {
-            let work = work(Arc::clone(&self.line), self.shutdown.clone(), Arc::clone(&intake), slots);
-            self.line.counters.heartbeats().register().around(work)
+            let work = work(Arc::clone(&self.context), self.shutdown.clone(), Arc::clone(&shared), slots);
+            self.context.counters.heartbeats().register().around(work)
         })
         .await
     }
 }
 
+/// Why a subscription ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+enum SubscriptionEnd {
     Lost,
     Stopped,
 }
 
-/// Takes deliveries and works on up to `slots` of them at a time, until no more come and all are settled.
+/// Receives deliveries and processes up to `slots` of them at a time, until no more arrive and all are settled.
 async fn work(
-    line: Arc<ConsumerContext>,
+    context: Arc<ConsumerContext>,
     shutdown: Shutdown,
-    intake: Arc<Intake>,
+    shared: Arc<SharedSubscription>,
     slots: usize,
 ) -> Result<(), std::convert::Infallible> {
-    let _working = line.counters.working();
+    let _working = context.counters.working();
     let mut in_flight = FuturesUnordered::new();
     let mut batch = Vec::new();
-    let (mut lost, mut aborted) = (pin!(intake.lost.cancelled()), pin!(shutdown.aborted()));
+    let (mut lost, mut aborted) = (pin!(shared.lost.cancelled()), pin!(shutdown.aborted()));
     let mut open = true;
     while open || !in_flight.is_empty() {
         let room = slots - in_flight.len();
-        // Cancel-safe: `take` says so itself, what is done has settled itself, and the other branches only wait. What is
-        // dropped with `in_flight` releases itself.
+        // Cancel-safe: `receive` is, finished deliveries have settled themselves, and the other branches only wait.
+        // Returning drops `in_flight`, which releases its deliveries.
         tokio::select! {
             biased;
             () = &mut lost => return Ok(()),
             () = &mut aborted => return Ok(()),
-            // All that are done by now: to ask for each anew costs as much as a small step of its work.
+            // All that have finished by now: a round of this loop for each costs as much as a small step of its work.
             Some(_done) = async { in_flight.by_ref().ready_chunks(slots).next().await }, if room < slots => {}
-            more = intake.take(room, &mut batch), if open && room > 0 => {
+            more = shared.receive(room, &mut batch), if open && room > 0 => {
                 open = more;
-                in_flight.extend(batch.drain(..).map(|held| process(Arc::clone(&line), held)));
+                in_flight.extend(batch.drain(..).map(|guard| process(Arc::clone(&context), guard)));
             }
         }
     }
@@ -287,8 +295,4 @@ async fn work(
 
 fn lock(safe_mode: &Mutex<SafeMode>) -> std::sync::MutexGuard<'_, SafeMode> {
     safe_mode.lock().expect("safe mode's lock is never poisoned: nothing panics under it")
-}
-
-fn progress(before: &DeliveryCounts, after: &DeliveryCounts) -> bool {
-    after.settled() > before.settled()
 }

@@ -1,11 +1,14 @@
-//! One delivery's way through a worker. This is the page to read first.
+//! One delivery, from the worker that received it to its settlement. This is the page to read first.
 //!
 //! ```text
-//! delivery → handler (deadline, panic caught) → events confirmed → effect recorded → ack
-//!                └ failed → immediate retry while allowed → failure published and confirmed → ack
+//! delivery → handler (deadline, panic caught) → events published, confirmed → effect recorded → ack
+//!                └ failed → recovery::decide → retry now
+//!                                            → copy published to the failed-order queue, confirmed → ack
 //! ```
-//! An ack is sent only after whatever replaces the message is confirmed or on disk. In doubt the delivery is
-//! released, and the broker hands it out again.
+//! An ack is sent only after whatever replaces the message is confirmed by the broker or committed to the ledger. In doubt
+//! the delivery is released, and the broker delivers it again.
+//!
+//! It never decides on a retry (`recovery` does) and never speaks AMQP (`amqp` does, behind the traits of `message`).
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,131 +18,97 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use tracing::{error, warn};
 
+use super::consumer_context::{ConsumerContext, OnFailure};
 use super::delivery_guard::DeliveryGuard;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
-use crate::handlers::{Handler, HandlerInput, HandlerOutcome};
-use crate::ledger::{Ledger, LedgerEntry};
-use crate::message::{Delivery, ExchangeNames, Publication, PublishError, Publisher};
-use crate::metrics::{Counters, DeliveryOutcome};
-use crate::recovery::{Failure, FailureKind, believed_retries, copy_for_failure};
+use crate::handlers::{HandlerInput, HandlerOutcome, HandlerOutput};
+use crate::ledger::LedgerEntry;
+use crate::message::{Delivery, Publication, PublishError};
+use crate::metrics::DeliveryOutcome;
+use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
 
-/// The wait before what must not be given up is tried again.
-const PATIENCE: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
+/// Waits between attempts at what has to succeed in the end.
+const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
 
-/// Everything that working on one consumer's deliveries needs.
-pub struct ConsumerContext {
-    /// The consumer's name.
-    pub consumer: Arc<str>,
-    /// Its queue.
-    pub queue: Arc<str>,
-    /// What is done with a delivery.
-    pub handler: Arc<dyn Handler>,
-    /// How events and failures are published.
-    pub publisher: Arc<dyn Publisher>,
-    /// Where effects are recorded.
-    pub ledger: Arc<dyn Ledger>,
-    /// Exchange names.
-    pub names: Arc<ExchangeNames>,
-    /// The handler's deadline.
-    pub timeout: Duration,
-    /// What happens when the handler fails.
-    pub on_failure: OnFailure,
-    /// What was done, counted.
-    pub counters: Arc<Counters>,
-}
-
-/// What a pool does with a delivery whose handler failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnFailure {
-    /// Try again at once, so often, if the failure is transient; then hand it to the failed-order queue.
-    Forward {
-        /// Immediate retries.
-        immediate: u32,
-    },
-    /// Hold on to it and try again after a while: for the failed-order consumer itself.
-    Hold,
-}
-
-/// How an attempt ended.
-enum Outcome {
-    Done(HandlerOutcome),
+/// How one attempt at a delivery ended.
+enum AttemptOutcome {
+    /// The handler succeeded; its events are confirmed and its effect is recorded.
+    Handled(HandlerOutcome),
     Failed(Failure),
-    /// The publisher is closed: nothing more can be confirmed.
-    Interrupted,
-    /// There is no copy that could be published, and nobody to hand the failure on to.
-    Stranded,
+    /// The publisher is closed, so nothing more can be confirmed.
+    PublisherClosed,
+    /// No copy of a failed message can ever be published. Only the broker itself can dead-letter it.
+    CannotPublish,
 }
 
-/// Works on a delivery until it can be settled, and settles it.
-pub(super) async fn process(line: Arc<ConsumerContext>, held: DeliveryGuard) {
-    let mut tries = 0;
-    let ending = loop {
-        match attempt(&line, held.delivery()).await {
-            Outcome::Done(verdict) => break DeliveryOutcome::Done(verdict),
-            Outcome::Interrupted => break DeliveryOutcome::Released,
-            Outcome::Stranded => break DeliveryOutcome::Rejected,
-            Outcome::Failed(failure) => {
-                line.counters.failed(&failure);
-                match line.on_failure {
-                    OnFailure::Forward { immediate } if failure.kind == FailureKind::Transient && tries < immediate => {
+/// Processes a delivery until it can be settled, and settles it.
+pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) {
+    let mut retries = 0;
+    let outcome = loop {
+        match attempt(&context, guard.delivery()).await {
+            AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Done(outcome),
+            AttemptOutcome::PublisherClosed => break DeliveryOutcome::Released,
+            AttemptOutcome::CannotPublish => break DeliveryOutcome::Rejected,
+            AttemptOutcome::Failed(failure) => {
+                context.counters.failed(&failure);
+                match next_action(&context, &failure, retries) {
+                    Action::RetryNow => {}
+                    Action::KeepRetrying => {
+                        error!(consumer = %context.consumer, %failure, "cannot process a failed order; retrying");
+                        tokio::time::sleep(RETRY_BACKOFF.wait(retries, fastrand::f64())).await;
                     }
-                    // In a box, since it is large, and rare.
-                    OnFailure::Forward { .. } => break forward(&line, held.delivery(), failure).boxed().await,
-                    OnFailure::Hold => {
-                        error!(consumer = %line.consumer, %failure, "holding on to a failure that cannot be handled now");
-                        tokio::time::sleep(PATIENCE.wait(tries, fastrand::f64())).await;
+                    // Boxed, because this future is large and rarely needed.
+                    Action::Forward => break forward(&context, guard.delivery(), failure).boxed().await,
+                    Action::RetryAfter(_) | Action::DeadLetter(_) => {
+                        unreachable!("these are decided in the failed-order queue only")
                     }
                 }
-                tries = tries.saturating_add(1);
+                retries = retries.saturating_add(1);
             }
         }
     };
-    held.settle(ending);
+    guard.settle(outcome);
 }
 
-/// One attempt: the handler, then what it wants published, then what it wants recorded.
-async fn attempt(line: &ConsumerContext, delivery: &Delivery) -> Outcome {
-    let handled = match run_handler(line, delivery).await {
-        Ok(handled) => handled,
-        Err(failure) => return Outcome::Failed(failure),
+/// What happens after a failure, given the retries of this delivery so far.
+fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Action {
+    let (policy, point) = match &context.on_failure {
+        OnFailure::Forward(policy) => (Some(policy), DecisionPoint::Worker { immediate_retries: retries }),
+        OnFailure::KeepRetrying => (None, DecisionPoint::FailedOrderWorker),
     };
-    match publish(line, handled.emit).await {
-        Ok(()) => {}
-        Err(PublishError::Closed) => return Outcome::Interrupted,
-        Err(refusal) => return unpublishable(line, &refusal),
-    }
-    let Some(entry) = handled.record else { return Outcome::Done(handled.verdict) };
-    match record(line, entry.confirmed_at(Timestamp::now())).await {
-        Ok(()) => Outcome::Done(handled.verdict),
-        Err(failure) => Outcome::Failed(failure),
-    }
+    decide(policy, failure, point, Timestamp::now())
 }
 
-/// What a handler wants published can never be: a failure, unless this is the consumer of failures. Then the broker
-/// itself moves the message to the dead letter queue.
-fn unpublishable(line: &ConsumerContext, refusal: &PublishError) -> Outcome {
-    match line.on_failure {
-        OnFailure::Forward { .. } => {
-            Outcome::Failed(Failure::new(FailureKind::Permanent, "cannot_publish", chain(refusal)))
-        }
-        OnFailure::Hold => {
-            error!(consumer = %line.consumer, error = %refusal, "cannot publish a failed message; leaving it to the broker");
-            Outcome::Stranded
-        }
+/// One attempt: run the handler, publish its events, record its effect.
+async fn attempt(context: &ConsumerContext, delivery: &Delivery) -> AttemptOutcome {
+    let output = match run_handler(context, delivery).await {
+        Ok(output) => output,
+        Err(failure) => return AttemptOutcome::Failed(failure),
+    };
+    match publish(context, output.emit).await {
+        Ok(()) => {}
+        Err(PublishError::Closed) => return AttemptOutcome::PublisherClosed,
+        Err(error) => return cannot_publish(context, &error),
+    }
+    let Some(entry) = output.record else { return AttemptOutcome::Handled(output.verdict) };
+    match record(context, entry.confirmed_at(Timestamp::now())).await {
+        Ok(()) => AttemptOutcome::Handled(output.verdict),
+        Err(failure) => AttemptOutcome::Failed(failure),
     }
 }
 
 /// Runs the handler under its deadline. A panic costs this delivery one attempt, and nothing else.
-async fn run_handler(line: &ConsumerContext, delivery: &Delivery) -> Result<crate::handlers::HandlerOutput, Failure> {
-    let work = HandlerInput { delivery, consumer: &line.consumer, retries: believed_retries(delivery, &line.names) };
-    let handler = AssertUnwindSafe(line.handler.handle(work)).catch_unwind();
-    match tokio::time::timeout(line.timeout, handler).await {
+async fn run_handler(context: &ConsumerContext, delivery: &Delivery) -> Result<HandlerOutput, Failure> {
+    let retries = trusted_retry_count(delivery, &context.names);
+    let input = HandlerInput { delivery, consumer: &context.consumer, retries };
+    let handling = AssertUnwindSafe(context.handler.handle(input)).catch_unwind();
+    match tokio::time::timeout(context.timeout, handling).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => Err(Failure::new(FailureKind::Panicked, "panicked", panic_text(&*panic))),
         Err(_elapsed) => {
-            let reason = format!("no result within {:?}", line.timeout);
+            let reason = format!("no result within {:?}", context.timeout);
             Err(Failure::new(FailureKind::TimedOut, "deadline_exceeded", reason))
         }
     }
@@ -150,38 +119,54 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("the handler panicked: {}", text.unwrap_or("no text"))
 }
 
-/// Publishes until confirmed. What the broker refuses now it may take later; only what can never be published
-/// is an error, and the end of the publisher.
-async fn publish(line: &ConsumerContext, publications: Arc<[Publication]>) -> Result<(), PublishError> {
+/// Publishes until the broker has confirmed all of them. A refusal may pass, so it is retried.
+///
+/// # Errors
+/// [`PublishError::Invalid`] and [`PublishError::Closed`], which never pass.
+async fn publish(context: &ConsumerContext, publications: Arc<[Publication]>) -> Result<(), PublishError> {
     if publications.is_empty() {
         return Ok(());
     }
     for attempt in 0.. {
-        match line.publisher.publish(Arc::clone(&publications)).await {
+        match context.publisher.publish(Arc::clone(&publications)).await {
             Ok(()) => return Ok(()),
-            Err(final_word @ (PublishError::Invalid { .. } | PublishError::Closed)) => return Err(final_word),
-            Err(refusal @ (PublishError::Unroutable { .. } | PublishError::Refused { .. })) => {
-                error!(consumer = %line.consumer, error = %refusal, "the broker did not take a message; trying again");
-                tokio::time::sleep(PATIENCE.wait(attempt, fastrand::f64())).await;
+            Err(error @ (PublishError::Invalid { .. } | PublishError::Closed)) => return Err(error),
+            Err(error @ (PublishError::Unroutable { .. } | PublishError::Refused { .. })) => {
+                error!(consumer = %context.consumer, %error, "the broker did not accept a message; retrying");
+                tokio::time::sleep(RETRY_BACKOFF.wait(attempt, fastrand::f64())).await;
             }
         }
     }
     unreachable!("the loop above ends by returning")
 }
 
-/// Records an effect. The failed-order consumer has published already and has nowhere to hand a failure on to,
-/// so it tries until the ledger takes the entry.
-async fn record(line: &ConsumerContext, entry: LedgerEntry) -> Result<(), Failure> {
-    match line.on_failure {
-        OnFailure::Forward { .. } => match line.ledger.record(entry).await {
+/// What the handler wants published can never be. That is a failure like any other, except for the failed-order consumer,
+/// whose publication is the failed message itself: the broker then moves that to the dead letter queue.
+fn cannot_publish(context: &ConsumerContext, error: &PublishError) -> AttemptOutcome {
+    match context.on_failure {
+        OnFailure::Forward(_) => {
+            AttemptOutcome::Failed(Failure::new(FailureKind::Permanent, "cannot_publish", chain(error)))
+        }
+        OnFailure::KeepRetrying => {
+            error!(consumer = %context.consumer, %error, "cannot publish a failed message; the broker will dead-letter it");
+            AttemptOutcome::CannotPublish
+        }
+    }
+}
+
+/// Records an effect. The failed-order consumer has already published, so it retries until the ledger accepts the entry
+/// rather than publish a second time.
+async fn record(context: &ConsumerContext, entry: LedgerEntry) -> Result<(), Failure> {
+    match context.on_failure {
+        OnFailure::Forward(_) => match context.ledger.record(entry).await {
             Ok(_) => Ok(()),
             Err(error) => Err(Failure::new(FailureKind::Transient, "ledger_unavailable", chain(&error))),
         },
-        OnFailure::Hold => {
+        OnFailure::KeepRetrying => {
             let mut attempt = 0;
-            while let Err(error) = line.ledger.record(entry.clone()).await {
-                warn!(consumer = %line.consumer, error = %chain(&error), "the ledger did not take a failure; trying again");
-                tokio::time::sleep(PATIENCE.wait(attempt, fastrand::f64())).await;
+            while let Err(error) = context.ledger.record(entry.clone()).await {
+                warn!(consumer = %context.consumer, error = %chain(&error), "cannot record a failure in the ledger; retrying");
+                tokio::time::sleep(RETRY_BACKOFF.wait(attempt, fastrand::f64())).await;
                 attempt += 1;
             }
             Ok(())
@@ -189,26 +174,27 @@ async fn record(line: &ConsumerContext, entry: LedgerEntry) -> Result<(), Failur
     }
 }
 
-/// Hands a failure to the failed-order queue; an ack once that is confirmed.
-async fn forward(line: &ConsumerContext, delivery: &Delivery, failure: Failure) -> DeliveryOutcome {
-    tell(line, delivery, &failure);
-    let copy = copy_for_failure(delivery, (&line.consumer, &line.queue), failure, &line.names, Timestamp::now());
-    match publish(line, Arc::new([copy])).await {
+/// Publishes a copy to the failed-order queue. The delivery may be acked once the copy is confirmed.
+async fn forward(context: &ConsumerContext, delivery: &Delivery, failure: Failure) -> DeliveryOutcome {
+    log_failure(context, delivery, &failure);
+    let failed_in = (&*context.consumer, &*context.queue);
+    let copy = copy_for_failure(delivery, failed_in, failure, &context.names, Timestamp::now());
+    match publish(context, Arc::new([copy])).await {
         Ok(()) => DeliveryOutcome::Forwarded,
         Err(PublishError::Closed) => DeliveryOutcome::Released,
-        Err(refusal) => {
-            error!(consumer = %line.consumer, error = %refusal, "cannot hand a failure on; leaving it to the broker");
+        Err(error) => {
+            error!(consumer = %context.consumer, %error, "cannot forward a failed message; the broker will dead-letter it");
             DeliveryOutcome::Rejected
         }
     }
 }
 
-/// Logs a failed attempt, with the order's fields where the message is an order.
-fn tell(line: &ConsumerContext, delivery: &Delivery, failure: &Failure) {
+/// Logs a failed delivery, with the order's fields if the message is an order.
+fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure) {
     let order = Order::decode(&delivery.message.body).ok();
     let order = order.as_ref();
     warn!(
-        consumer = %line.consumer,
+        consumer = %context.consumer,
         order = order.map(|order| order.id.as_str()),
         product = order.map(|order| order.product.as_str()),
         quantity = order.map(|order| order.quantity),

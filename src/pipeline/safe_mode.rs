@@ -1,30 +1,31 @@
-//! Safe mode: one delivery at a time while something seems to kill whoever holds it.
+//! Safe mode: one delivery at a time while a message seems to kill the process or the connection at every delivery.
 //!
-//! A message that kills the process, or the connection, at every delivery drags all prefetched neighbours along
-//! toward the broker's delivery limit. Pure: a state machine fed with what the pool sees.
+//! Such a message drags all prefetched neighbours along toward the broker's delivery limit. Pure: a state machine that is
+//! fed with what the pool observes.
 
 use std::time::Duration;
 
 use crate::topology::DELIVERY_LIMIT;
 
-/// Deliveries that came back this often look suspicious.
+/// A delivery that was delivered this often before is suspicious.
 const SUSPICIOUS_COUNT: u64 = 3;
-/// No queue hands a message out that has come back to it more often. RabbitMQ 4.3 lets a message that it dead-letters keep
-/// its count, so a higher one tells of the queue before: what has hit the delivery limit there is no danger here.
+/// No queue delivers a message with a higher count. RabbitMQ 4.3 keeps the count of a message that it dead-letters, so a
+/// higher one comes from the queue before: a message that reached the delivery limit there is no danger here.
 const HIGHEST_COUNT: u64 = DELIVERY_LIMIT.unsigned_abs();
-/// So many unsuspicious deliveries in a row end safe mode.
+/// This many unsuspicious deliveries in a row end safe mode.
 const CLEAR_STREAK: u32 = 20;
-/// Subscriptions lost in a row, each soon and before anything was settled, look like a killer that cannot even be read.
-const FRUITLESS_EPOCHS: u32 = 3;
-/// "Soon", for the rule above.
+/// This many subscriptions in a row that were lost within [`SOON`] and settled nothing turn safe mode on: a message may
+/// kill the connection before it is read.
+const FRUITLESS_SUBSCRIPTIONS: u32 = 3;
+/// See [`FRUITLESS_SUBSCRIPTIONS`].
 const SOON: Duration = Duration::from_secs(5);
 
-/// What the pool is to do after an observation.
+/// What the pool has to do after a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Go on.
+    /// Nothing.
     None,
-    /// Give back what has not been started, subscribe again with a prefetch of 1.
+    /// Release what has not been started, and subscribe again with a prefetch of 1.
     Enter,
     /// Subscribe again with the full prefetch.
     Leave,
@@ -35,6 +36,7 @@ enum Mode {
     #[default]
     Normal,
     Safe {
+        /// Unsuspicious deliveries in a row.
         streak: u32,
     },
 }
@@ -42,12 +44,13 @@ enum Mode {
 #[derive(Debug, Default)]
 pub(super) struct SafeMode {
     mode: Mode,
+    /// Fruitless subscriptions in a row.
     fruitless: u32,
 }
 
 impl SafeMode {
-    /// On from the beginning, or not.
-    pub(super) fn beginning(on: bool) -> Self {
+    /// On or off from the start.
+    pub(super) fn new(on: bool) -> Self {
         SafeMode { mode: if on { Mode::Safe { streak: 0 } } else { Mode::Normal }, fruitless: 0 }
     }
 
@@ -55,7 +58,7 @@ impl SafeMode {
         self.mode != Mode::Normal
     }
 
-    /// A delivery arrived that had been handed out `delivery_count` times before.
+    /// A delivery arrived that was delivered `delivery_count` times before.
     pub(super) fn delivered(&mut self, delivery_count: u64) -> Change {
         let suspicious = (SUSPICIOUS_COUNT..=HIGHEST_COUNT).contains(&delivery_count);
         match (&mut self.mode, suspicious) {
@@ -79,10 +82,10 @@ impl SafeMode {
         }
     }
 
-    /// A subscription was lost after `lived`; `settled` says whether anything was settled in it.
+    /// A subscription was lost after `lived`. `settled`: whether any of its deliveries was settled.
     pub(super) fn lost(&mut self, lived: Duration, settled: bool) {
         self.fruitless = if settled || lived > SOON { 0 } else { self.fruitless + 1 };
-        if self.fruitless >= FRUITLESS_EPOCHS && !self.is_on() {
+        if self.fruitless >= FRUITLESS_SUBSCRIPTIONS && !self.is_on() {
             self.mode = Mode::Safe { streak: 0 };
         }
     }
@@ -93,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delivery_that_came_back_three_times_turns_it_on() {
+    fn a_delivery_that_was_delivered_three_times_before_turns_safe_mode_on() {
         let mut safe = SafeMode::default();
         assert_eq!(safe.delivered(2), Change::None);
         assert_eq!(safe.delivered(3), Change::Enter);
@@ -101,13 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_only_after_a_clear_streak() {
+    fn safe_mode_ends_only_after_a_clear_streak() {
         let mut safe = SafeMode::default();
         safe.delivered(7);
         for _ in 1..CLEAR_STREAK {
             assert_eq!(safe.delivered(0), Change::None);
         }
-        assert_eq!(safe.delivered(4), Change::None, "a suspicious one begins the streak anew");
+        assert_eq!(safe.delivered(4), Change::None, "a suspicious delivery restarts the streak");
         for _ in 1..CLEAR_STREAK {
             assert_eq!(safe.delivered(0), Change::None);
         }
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_keep_dying_turn_it_on() {
+    fn connections_that_keep_dying_turn_safe_mode_on() {
         let mut safe = SafeMode::default();
         safe.lost(Duration::from_millis(5), false);
         safe.lost(Duration::from_millis(5), false);
@@ -133,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_restarts_now_and_then_does_not() {
+    fn a_broker_that_restarts_now_and_then_does_not_turn_safe_mode_on() {
         let mut safe = SafeMode::default();
         for _ in 0..10 {
             safe.lost(Duration::from_secs(600), false);

@@ -1,7 +1,6 @@
-//! Pools against ports made for the test. What is claimed about the broker is tested against a real one
-//! elsewhere; here only what pools do.
+//! Pools against fakes of the broker, the publisher and the ledger. What a real broker does is tested in `tests/broker`.
 
-mod ends;
+mod ending;
 mod subscriptions;
 
 use std::collections::VecDeque;
@@ -22,39 +21,39 @@ use crate::message::{
     SettleError, Settlement, Settler, SubscribeError, Subscription, names,
 };
 use crate::metrics::{Counters, PoolState, conservation};
-use crate::recovery::{DeadLetterReason, Failure, FailureKind};
+use crate::recovery::{DeadLetterReason, Failure, FailureKind, RetryPolicy};
 use crate::shutdown::Shutdown;
 
 type Settled = Arc<Mutex<Vec<(u64, Settlement)>>>;
 type Feed = mpsc::UnboundedSender<Delivery>;
 type Open = Arc<Mutex<Option<()>>>;
 
-/// A broker of one queue: each subscription is fed by the test.
+/// A broker with one queue. The test feeds the latest subscription.
 #[derive(Default)]
-struct Broker {
-    /// Attempts to subscribe that are still to fail.
+struct FakeBroker {
+    /// How many of the next attempts to subscribe fail.
     refusals: AtomicUsize,
     prefetches: Mutex<Vec<u16>>,
     feeds: Mutex<Vec<Feed>>,
-    /// Of each subscription, whether its stream goes on.
+    /// For each subscription: `Some` while its stream continues.
     open: Mutex<Vec<Open>>,
-    /// Of each subscription, its epoch's end.
+    /// For each subscription: cancelled when it is lost.
     ends: Mutex<Vec<CancellationToken>>,
     subscribed: Notify,
-    /// What an attempt to subscribe waits for after the first deliveries were handed out, if anything.
-    door: Mutex<Option<Arc<Notify>>>,
+    /// If set, the next attempt to subscribe waits for it after the deliveries have started.
+    subscribe_gate: Mutex<Option<Arc<Notify>>>,
     settled: Settled,
     changed: Arc<Notify>,
 }
 
-struct Channel {
+struct FakeSettler {
     settled: Settled,
     changed: Arc<Notify>,
     open: Open,
     ended: CancellationToken,
 }
 
-impl Settler for Channel {
+impl Settler for FakeSettler {
     fn settle(&self, delivery: DeliveryId, settlement: Settlement) {
         self.settled.lock().unwrap().push((delivery.tag, settlement));
         self.changed.notify_one();
@@ -74,7 +73,7 @@ impl Settler for Channel {
     }
 }
 
-impl Consumer for Broker {
+impl Consumer for FakeBroker {
     fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
         if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             let error = SubscribeError { queue: queue.to_owned(), source: "there is no such queue".into() };
@@ -88,7 +87,7 @@ impl Consumer for Broker {
         let ended = CancellationToken::new();
         self.ends.lock().unwrap().push(ended.clone());
         let (settled, changed) = (Arc::clone(&self.settled), Arc::clone(&self.changed));
-        let settler = Channel { settled, changed, open: Arc::clone(&open), ended };
+        let settler = FakeSettler { settled, changed, open: Arc::clone(&open), ended };
         let stream = futures_util::stream::unfold((deliveries, open), |(mut deliveries, open)| async move {
             loop {
                 if let Ok(delivery) = deliveries.try_recv() {
@@ -104,17 +103,17 @@ impl Consumer for Broker {
             }
         });
         self.subscribed.notify_one();
-        let door = self.door.lock().unwrap().take();
+        let subscribe_gate = self.subscribe_gate.lock().unwrap().take();
         Box::pin(async move {
-            if let Some(door) = door {
-                door.notified().await;
+            if let Some(subscribe_gate) = subscribe_gate {
+                subscribe_gate.notified().await;
             }
             Ok(Subscription { deliveries: stream.boxed(), settler: Arc::new(settler) })
         })
     }
 }
 
-impl Broker {
+impl FakeBroker {
     fn deliver(&self, tag: u64, body: &'static str) {
         self.deliver_again(tag, body, 0);
     }
@@ -131,7 +130,7 @@ impl Broker {
         self.feeds.lock().unwrap().last().unwrap().send(delivery).unwrap();
     }
 
-    /// The connection dies: the stream ends though nobody cancelled.
+    /// The connection dies: the stream ends without having been cancelled.
     fn lose(&self) {
         self.open.lock().unwrap().last().unwrap().lock().unwrap().take();
         self.ends.lock().unwrap().last().unwrap().cancel();
@@ -149,43 +148,43 @@ impl Broker {
     }
 }
 
-/// Takes publications, once the gate lets them through; refuses the first `refusals`.
-struct Outbox {
+/// Confirms publications as far as the gate has permits; refuses the first `refusals`.
+struct FakePublisher {
     sent: Mutex<Vec<Publication>>,
     gate: Semaphore,
     refusals: AtomicUsize,
-    /// Whether nothing fits AMQP.
-    unfit: AtomicBool,
+    /// Whether every publication is invalid.
+    invalid: AtomicBool,
 }
 
-struct OutboxPort(Arc<Outbox>);
+struct SharedPublisher(Arc<FakePublisher>);
 
-impl Publisher for OutboxPort {
+impl Publisher for SharedPublisher {
     fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
-        let outbox = Arc::clone(&self.0);
+        let publisher = Arc::clone(&self.0);
         Box::pin(async move {
-            outbox.gate.acquire().await.unwrap().forget();
-            if outbox.unfit.load(Ordering::SeqCst) {
+            publisher.gate.acquire().await.unwrap().forget();
+            if publisher.invalid.load(Ordering::SeqCst) {
                 return Err(PublishError::Invalid { exchange: "orders".into(), problem: "too long".to_owned() });
             }
             let more = |left: usize| left.checked_sub(1);
-            if outbox.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
+            if publisher.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
                 return Err(PublishError::Refused { exchange: "orders".into(), routing_key: String::new() });
             }
-            outbox.sent.lock().unwrap().extend(publications.iter().cloned());
+            publisher.sent.lock().unwrap().extend(publications.iter().cloned());
             Ok(())
         })
     }
 }
 
-/// Fails as often as told.
+/// Fails the first `failures` times.
 #[derive(Default)]
-struct Book {
+struct FakeLedger {
     failures: AtomicUsize,
     recorded: AtomicUsize,
 }
 
-impl Ledger for Book {
+impl Ledger for FakeLedger {
     fn record(&self, _entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         let fail = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         if !fail {
@@ -195,9 +194,9 @@ impl Ledger for Book {
     }
 }
 
-/// Does what the body says.
+/// Does what the body of the delivery names.
 #[derive(Default)]
-struct Puppet {
+struct ScriptedHandler {
     calls: AtomicUsize,
 }
 
@@ -205,7 +204,7 @@ fn delay() -> crate::recovery::Delay {
     "10s".parse().unwrap()
 }
 
-/// A handler's future that panics where nobody catches it.
+/// A future of a handler that panics when it is dropped, outside of what a worker catches.
 struct PanicsWhenDropped;
 
 impl Future for PanicsWhenDropped {
@@ -221,7 +220,7 @@ impl Drop for PanicsWhenDropped {
     }
 }
 
-impl Handler for Puppet {
+impl Handler for ScriptedHandler {
     fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let body = std::str::from_utf8(&work.delivery.message.body).unwrap();
@@ -229,7 +228,7 @@ impl Handler for Puppet {
             return Box::pin(PanicsWhenDropped);
         }
         Box::pin(async move {
-            let failure = |kind| Err(Failure::new(kind, "told", "told to"));
+            let failure = |kind| Err(Failure::new(kind, "scripted", "as scripted"));
             match body {
                 "ok" => Ok(HandlerOutput::just(HandlerOutcome::Completed)),
                 "seen" => Ok(HandlerOutput::just(HandlerOutcome::Duplicate)),
@@ -251,7 +250,7 @@ impl Handler for Puppet {
                 }),
                 "transient" => failure(FailureKind::Transient),
                 "permanent" => failure(FailureKind::Permanent),
-                "panic" => panic!("told to"),
+                "panic" => panic!("as scripted"),
                 "hang" => std::future::pending().await,
                 other => unreachable!("{other}"),
             }
@@ -259,85 +258,85 @@ impl Handler for Puppet {
     }
 }
 
-/// Holds the counters against what the broker was told, at the end of every test.
-struct Audit {
+/// Compares the counters with the settlements the broker received, at the end of every test.
+struct CountersCheck {
     counters: Arc<Counters>,
     settled: Settled,
-    most: u64,
+    max_slots: u64,
 }
 
-impl Drop for Audit {
+impl Drop for CountersCheck {
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;
         }
         let counts = self.counters.counts();
-        let pool = PoolState { taking: 1, slots: self.most, ..PoolState::default() };
+        let pool = PoolState { taking: 1, slots: self.max_slots, ..PoolState::default() };
         assert_eq!(conservation::check(&counts, &pool), Ok(()), "{counts:?}");
-        let told = self.settled.lock().unwrap();
-        let told = |settlement| told.iter().filter(|(_, told)| *told == settlement).count() as u64;
+        let settled = self.settled.lock().unwrap();
+        let count = |expected| settled.iter().filter(|(_, settlement)| *settlement == expected).count() as u64;
         assert_eq!(
             (counts.settled(), counts.released, counts.rejected),
-            (told(ACK), told(RELEASE), told(Settlement::Reject)),
+            (count(ACK), count(RELEASE), count(Settlement::Reject)),
             "{counts:?}"
         );
     }
 }
 
-struct Stage {
-    _audit: Audit,
-    broker: Arc<Broker>,
-    outbox: Arc<Outbox>,
-    book: Arc<Book>,
-    puppet: Arc<Puppet>,
+struct TestEnv {
+    _check: CountersCheck,
+    broker: Arc<FakeBroker>,
+    publisher: Arc<FakePublisher>,
+    ledger: Arc<FakeLedger>,
+    handler: Arc<ScriptedHandler>,
     counters: Arc<Counters>,
     shutdown: Shutdown,
-    retired: CancellationToken,
+    drain: CancellationToken,
     pool: tokio::task::JoinHandle<Result<(), super::PoolError>>,
 }
 
-impl Stage {
-    async fn set(workers: usize, prefetch: u16) -> Stage {
-        Self::set_with(workers, prefetch, OnFailure::Forward { immediate: 2 }).await
+impl TestEnv {
+    async fn start(workers: usize, prefetch: u16) -> TestEnv {
+        Self::start_with(workers, prefetch, forward_after(2)).await
     }
 
-    async fn set_with(workers: usize, prefetch: u16, on_failure: OnFailure) -> Stage {
-        let broker = Arc::new(Broker::default());
-        let outbox = Arc::new(Outbox {
+    async fn start_with(workers: usize, prefetch: u16, on_failure: OnFailure) -> TestEnv {
+        let broker = Arc::new(FakeBroker::default());
+        let publisher = Arc::new(FakePublisher {
             sent: Mutex::default(),
             gate: Semaphore::new(1_000),
             refusals: AtomicUsize::new(0),
-            unfit: AtomicBool::new(false),
+            invalid: AtomicBool::new(false),
         });
-        let (book, puppet) = (Arc::new(Book::default()), Arc::new(Puppet::default()));
+        let (ledger, handler) = (Arc::new(FakeLedger::default()), Arc::new(ScriptedHandler::default()));
         let counters = Arc::new(Counters::default());
-        let (shutdown, retired) = (Shutdown::new(), CancellationToken::new());
-        let line = ConsumerContext {
+        let (shutdown, drain) = (Shutdown::new(), CancellationToken::new());
+        let context = ConsumerContext {
             consumer: "order".into(),
             queue: "order_queue".into(),
-            handler: Arc::clone(&puppet) as Arc<dyn Handler>,
-            publisher: Arc::new(OutboxPort(Arc::clone(&outbox))),
-            ledger: Arc::clone(&book) as Arc<dyn Ledger>,
+            handler: Arc::clone(&handler) as Arc<dyn Handler>,
+            publisher: Arc::new(SharedPublisher(Arc::clone(&publisher))),
+            ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
             names: Arc::new(ExchangeNames::new("orders")),
             timeout: Duration::from_secs(30),
             on_failure,
             counters: Arc::clone(&counters),
         };
         let pool = Arc::new(Pool {
-            line: Arc::new(line),
+            context: Arc::new(context),
             consumer: Arc::clone(&broker) as Arc<dyn Consumer>,
             workers,
             prefetch,
             reconnect_max: Duration::from_secs(30),
             shutdown: shutdown.clone(),
-            retired: retired.clone(),
+            drain: drain.clone(),
             intake_ended: CancellationToken::new(),
         });
         let pool = tokio::spawn(pool.run());
         broker.subscribed.notified().await;
-        let most = workers as u64 * u64::from(prefetch);
-        let audit = Audit { counters: Arc::clone(&counters), settled: Arc::clone(&broker.settled), most };
-        Stage { _audit: audit, broker, outbox, book, puppet, counters, shutdown, retired, pool }
+        let max_slots = workers as u64 * u64::from(prefetch);
+        let check = CountersCheck { counters: Arc::clone(&counters), settled: Arc::clone(&broker.settled), max_slots };
+        TestEnv { _check: check, broker, publisher, ledger, handler, counters, shutdown, drain, pool }
     }
 
     async fn stop(self) -> Vec<(u64, Settlement)> {
@@ -347,10 +346,15 @@ impl Stage {
     }
 
     fn failure_kinds(&self) -> VecDeque<String> {
-        let sent = self.outbox.sent.lock().unwrap();
+        let sent = self.publisher.sent.lock().unwrap();
         let kind = |copy: &Publication| copy.message.headers[names::FAILURE_KIND].as_text().unwrap().to_owned();
         sent.iter().map(kind).collect()
     }
+}
+
+/// For a work queue: this many immediate retries, then forward.
+fn forward_after(immediate: u32) -> OnFailure {
+    OnFailure::Forward(RetryPolicy { immediate, delays: Vec::new(), max_age: Duration::MAX })
 }
 
 const ACK: Settlement = Settlement::Ack;
@@ -358,139 +362,139 @@ const RELEASE: Settlement = Settlement::Release;
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_costs_one_delivery() {
-    let stage = Stage::set(1, 10).await;
+    let env = TestEnv::start(1, 10).await;
     for (tag, body) in [(1, "ok"), (2, "panic"), (3, "ok")] {
-        stage.broker.deliver(tag, body);
+        env.broker.deliver(tag, body);
     }
-    assert_eq!(stage.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
-    assert_eq!(stage.failure_kinds(), ["panicked"]);
-    assert_eq!(stage.counters.counts().restarts, 0);
+    assert_eq!(env.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
+    assert_eq!(env.failure_kinds(), ["panicked"]);
+    assert_eq!(env.counters.counts().restarts, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_past_its_deadline_is_timed_out_and_holds_up_nobody() {
-    let stage = Stage::set(1, 2).await;
-    stage.broker.deliver(1, "hang");
-    stage.broker.deliver(2, "ok");
-    assert_eq!(stage.broker.settled(1).await, [(2, ACK)]);
-    assert_eq!(stage.broker.settled(2).await, [(1, ACK), (2, ACK)]);
-    assert_eq!(stage.failure_kinds(), ["timed_out"]);
+async fn a_handler_past_its_deadline_times_out_and_does_not_delay_others() {
+    let env = TestEnv::start(1, 2).await;
+    env.broker.deliver(1, "hang");
+    env.broker.deliver(2, "ok");
+    assert_eq!(env.broker.settled(1).await, [(2, ACK)]);
+    assert_eq!(env.broker.settled(2).await, [(1, ACK), (2, ACK)]);
+    assert_eq!(env.failure_kinds(), ["timed_out"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_transient_failures_are_retried_at_once() {
-    let stage = Stage::set(1, 1).await;
-    stage.broker.deliver(1, "transient");
-    stage.broker.settled(1).await;
-    assert_eq!(stage.puppet.calls.load(Ordering::SeqCst), 3, "one try and two immediate retries");
-    stage.broker.deliver(2, "permanent");
-    stage.broker.settled(2).await;
-    assert_eq!(stage.puppet.calls.load(Ordering::SeqCst), 4);
-    assert_eq!(stage.failure_kinds(), ["transient", "permanent"]);
+async fn only_transient_failures_are_retried_immediately() {
+    let env = TestEnv::start(1, 1).await;
+    env.broker.deliver(1, "transient");
+    env.broker.settled(1).await;
+    assert_eq!(env.handler.calls.load(Ordering::SeqCst), 3, "one attempt and two immediate retries");
+    env.broker.deliver(2, "permanent");
+    env.broker.settled(2).await;
+    assert_eq!(env.handler.calls.load(Ordering::SeqCst), 4);
+    assert_eq!(env.failure_kinds(), ["transient", "permanent"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
-    let stage = Stage::set(1, 10).await;
-    stage.outbox.gate.forget_permits(1_000);
-    stage.broker.deliver(1, "emit");
-    stage.broker.deliver(2, "permanent");
-    stage.broker.deliver(3, "ok");
-    assert_eq!(stage.broker.settled(1).await, [(3, ACK)]);
+    let env = TestEnv::start(1, 10).await;
+    env.publisher.gate.forget_permits(1_000);
+    env.broker.deliver(1, "emit");
+    env.broker.deliver(2, "permanent");
+    env.broker.deliver(3, "ok");
+    assert_eq!(env.broker.settled(1).await, [(3, ACK)]);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(stage.broker.settled(1).await, [(3, ACK)]);
-    assert_eq!(stage.book.recorded.load(Ordering::SeqCst), 0, "nor recorded");
-    stage.outbox.gate.add_permits(2);
-    assert_eq!(stage.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
-    assert_eq!(stage.book.recorded.load(Ordering::SeqCst), 1);
+    assert_eq!(env.broker.settled(1).await, [(3, ACK)]);
+    assert_eq!(env.ledger.recorded.load(Ordering::SeqCst), 0, "nor recorded");
+    env.publisher.gate.add_permits(2);
+    assert_eq!(env.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
+    assert_eq!(env.ledger.recorded.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_broker_refuses_is_published_again_until_it_takes_it() {
-    let stage = Stage::set(1, 1).await;
-    stage.outbox.refusals.store(5, Ordering::SeqCst);
-    stage.broker.deliver(1, "emit");
-    assert_eq!(stage.broker.settled(1).await, [(1, ACK)]);
-    assert_eq!(stage.outbox.sent.lock().unwrap().len(), 1);
+async fn a_refused_publication_is_repeated_until_the_broker_confirms_it() {
+    let env = TestEnv::start(1, 1).await;
+    env.publisher.refusals.store(5, Ordering::SeqCst);
+    env.broker.deliver(1, "emit");
+    assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
+    assert_eq!(env.publisher.sent.lock().unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_ledger_that_cannot_record_is_a_transient_failure() {
-    let stage = Stage::set(1, 1).await;
-    stage.book.failures.store(100, Ordering::SeqCst);
-    stage.broker.deliver(1, "emit");
-    assert_eq!(stage.broker.settled(1).await, [(1, ACK)]);
-    let last = stage.outbox.sent.lock().unwrap().pop().unwrap();
+    let env = TestEnv::start(1, 1).await;
+    env.ledger.failures.store(100, Ordering::SeqCst);
+    env.broker.deliver(1, "emit");
+    assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
+    let last = env.publisher.sent.lock().unwrap().pop().unwrap();
     assert_eq!(last.message.headers[names::FAILURE_CODE].as_text(), Some("ledger_unavailable"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_failed_order_consumer_holds_on_until_the_ledger_records() {
-    let stage = Stage::set_with(1, 1, OnFailure::Hold).await;
-    stage.book.failures.store(7, Ordering::SeqCst);
-    stage.broker.deliver(1, "emit");
-    assert_eq!(stage.broker.settled(1).await, [(1, ACK)]);
-    assert_eq!(stage.outbox.sent.lock().unwrap().len(), 1, "published once, though recorded late");
+async fn the_failed_order_consumer_retries_until_the_ledger_records() {
+    let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
+    env.ledger.failures.store(7, Ordering::SeqCst);
+    env.broker.deliver(1, "emit");
+    assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
+    assert_eq!(env.publisher.sent.lock().unwrap().len(), 1, "published once, though recorded late");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_dies_is_restarted_and_what_it_held_is_released() {
-    let stage = Stage::set(1, 10).await;
-    stage.broker.deliver(1, "hang");
-    stage.broker.deliver(2, "kill");
-    let settled = stage.broker.settled(2).await;
+async fn a_worker_that_dies_is_restarted_and_its_deliveries_are_released() {
+    let env = TestEnv::start(1, 10).await;
+    env.broker.deliver(1, "hang");
+    env.broker.deliver(2, "kill");
+    let settled = env.broker.settled(2).await;
     assert_eq!(settled, [(1, RELEASE), (2, RELEASE)]);
-    stage.broker.deliver(3, "ok");
-    assert_eq!(stage.broker.settled(3).await[2], (3, ACK));
-    assert_eq!(stage.counters.counts().restarts, 1);
+    env.broker.deliver(3, "ok");
+    assert_eq!(env.broker.settled(3).await[2], (3, ACK));
+    assert_eq!(env.counters.counts().restarts, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_done_in_the_turn_in_which_its_worker_dies_stays_done() {
-    let stage = Stage::set(1, 10).await;
+async fn deliveries_finished_just_before_their_worker_dies_stay_acked() {
+    let env = TestEnv::start(1, 10).await;
     for (tag, body) in [(1, "ok"), (2, "permanent"), (3, "kill"), (4, "ok")] {
-        stage.broker.deliver(tag, body);
+        env.broker.deliver(tag, body);
     }
-    assert_eq!(stage.broker.settled(4).await, [(1, ACK), (2, ACK), (3, RELEASE), (4, RELEASE)]);
-    assert_eq!(stage.failure_kinds(), ["permanent"]);
+    assert_eq!(env.broker.settled(4).await, [(1, ACK), (2, ACK), (3, RELEASE), (4, RELEASE)]);
+    assert_eq!(env.failure_kinds(), ["permanent"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_keeps_dying_ends_its_pool() {
-    let stage = Stage::set(1, 1).await;
+    let env = TestEnv::start(1, 1).await;
     for tag in 1..=11 {
-        stage.broker.deliver(tag, "kill");
+        env.broker.deliver(tag, "kill");
     }
-    let error = stage.pool.await.unwrap().unwrap_err();
+    let error = env.pool.await.unwrap().unwrap_err();
     assert!(matches!(error, super::PoolError::Worker { .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_never_be_published_is_left_to_the_broker() {
-    for on_failure in [OnFailure::Hold, OnFailure::Forward { immediate: 0 }] {
-        let stage = Stage::set_with(1, 1, on_failure).await;
-        stage.outbox.unfit.store(true, Ordering::SeqCst);
-        stage.broker.deliver(1, "emit");
-        assert_eq!(stage.broker.settled(1).await, [(1, Settlement::Reject)]);
+async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters_it() {
+    for on_failure in [OnFailure::KeepRetrying, forward_after(0)] {
+        let env = TestEnv::start_with(1, 1, on_failure).await;
+        env.publisher.invalid.store(true, Ordering::SeqCst);
+        env.broker.deliver(1, "emit");
+        assert_eq!(env.broker.settled(1).await, [(1, Settlement::Reject)]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_ending_is_counted_where_it_belongs() {
-    let stage = Stage::set(1, 10).await;
+async fn every_outcome_is_counted_once() {
+    let env = TestEnv::start(1, 10).await;
     for (tag, body) in [(1, "ok"), (2, "seen"), (3, "retry"), (4, "dead_letter"), (5, "permanent"), (6, "transient")] {
-        stage.broker.deliver(tag, body);
+        env.broker.deliver(tag, body);
     }
-    stage.broker.settled(6).await;
-    stage.broker.deliver(7, "hang");
+    env.broker.settled(6).await;
+    env.broker.deliver(7, "hang");
     tokio::time::sleep(Duration::from_secs(7)).await;
-    let reading = stage.counters.read();
+    let reading = env.counters.read();
     let counts = reading.counts;
     assert_eq!((counts.deliveries, counts.in_flight, counts.accounted()), (7, 1, 7));
     assert_eq!((counts.completed, counts.duplicates, counts.retried, counts.dead_lettered), (1, 1, 1, 1));
     assert_eq!((counts.forwarded, counts.failed_attempts), (2, 4), "one permanent, one tried three times");
     assert_eq!(reading.oldest, Some(Duration::from_secs(7)));
-    assert_eq!(reading.failures[&(FailureKind::Transient, "told".to_owned())], 3);
+    assert_eq!(reading.failures[&(FailureKind::Transient, "scripted".to_owned())], 3);
     assert_eq!(reading.retries[&("order".into(), delay())], 1);
     assert_eq!(reading.dead_letters[&("unknown".into(), DeadLetterReason::NoOrigin)], 1);
     assert_eq!(reading.handling.count(), 6);

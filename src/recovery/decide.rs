@@ -1,37 +1,60 @@
-//! The retry decision.
+//! The decision about a failed message, wherever it failed: immediate retry, delayed retry, dead letter.
+//!
+//! Pure: a table from policy, failure and earlier attempts to an [`Action`]. No clock, no randomness, no I/O; the worker
+//! and the failed-order handler carry the action out.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::{Delay, FailureKind, History, RetryPolicy};
+use super::{Delay, Failure, FailureKind, History, RetryPolicy};
 
-/// What becomes of a failed message.
+/// What happens next to a failed message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// Back to its queue after a delay.
-    Retry(Delay),
-    /// To the dead letter queue, for a person.
+pub enum Action {
+    /// The worker calls the handler again at once.
+    RetryNow,
+    /// The worker publishes it to the failed-order queue, whose consumer decides on the delayed retry.
+    Forward,
+    /// The worker keeps the delivery and calls the handler again after a back-off, until it succeeds.
+    KeepRetrying,
+    /// It goes to the retry queue of this delay, from which it returns to the queue it failed in.
+    RetryAfter(Delay),
+    /// It goes to the dead letter queue.
     DeadLetter(DeadLetterReason),
+}
+
+/// Where a failure is decided on, with the attempts that were made before.
+#[derive(Debug, Clone, Copy)]
+pub enum DecisionPoint<'a> {
+    /// In a worker of the queue it failed in.
+    Worker {
+        /// Immediate retries of this delivery so far.
+        immediate_retries: u32,
+    },
+    /// In a worker of the failed-order queue, whose handler failed. No other consumer takes over its failures.
+    FailedOrderWorker,
+    /// In the failed-order queue.
+    FailedOrderQueue(&'a History),
 }
 
 /// Why a message was dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeadLetterReason {
-    /// It cannot be read.
+    /// It cannot be decoded.
     Malformed,
     /// It breaks a rule.
     Permanent,
     /// Every retry failed.
     RetriesExhausted,
-    /// Its first failure lies further back than the policy's `max_age`.
+    /// Its first failure is older than the policy's `max_age`.
     TooOld,
-    /// It was handed out too often without being settled, again after a retry.
+    /// It reached the broker's delivery limit twice, or once with no retry left.
     DeliveryLimit,
-    /// It is not known which queue it failed in, so there is nowhere to retry it.
+    /// The queue it failed in is unknown, so there is nowhere to retry it.
     NoOrigin,
 }
 
 impl DeadLetterReason {
-    /// All reasons.
+    /// Every reason.
     pub const ALL: [DeadLetterReason; 6] = [
         DeadLetterReason::Malformed,
         DeadLetterReason::Permanent,
@@ -54,33 +77,51 @@ impl DeadLetterReason {
     }
 }
 
-/// Decides what becomes of a failed message. `policy` is that of the queue it failed in, `None` where that
-/// queue is unknown.
+/// Decides what happens next to a failed message. `policy` is that of the queue it failed in; `None` where that queue is
+/// unknown, and for the failed-order queue, which has none.
 ///
-/// A message that hit the delivery limit gets its retries like a transient failure, for it may be an innocent
-/// neighbour of one that kills the process; hitting the limit a second time dead-letters it.
-pub fn decide(policy: Option<&RetryPolicy>, history: &History, now: Timestamp) -> Decision {
-    let Some(policy) = policy else {
-        return Decision::DeadLetter(DeadLetterReason::NoOrigin);
-    };
-    let exhausted = match history.failure.kind {
-        FailureKind::Malformed => return Decision::DeadLetter(DeadLetterReason::Malformed),
-        FailureKind::Permanent => return Decision::DeadLetter(DeadLetterReason::Permanent),
-        FailureKind::DeliveryLimit if history.hit_delivery_limit_before => {
-            return Decision::DeadLetter(DeadLetterReason::DeliveryLimit);
+/// Only transient failures are retried at once.
+pub fn decide(policy: Option<&RetryPolicy>, failure: &Failure, at: DecisionPoint<'_>, now: Timestamp) -> Action {
+    match at {
+        DecisionPoint::FailedOrderWorker => Action::KeepRetrying,
+        DecisionPoint::Worker { immediate_retries } => {
+            let allowed = policy.map_or(0, |policy| policy.immediate);
+            let retry = failure.kind == FailureKind::Transient && immediate_retries < allowed;
+            if retry { Action::RetryNow } else { Action::Forward }
         }
+        DecisionPoint::FailedOrderQueue(history) => match delayed_retry(policy, failure, history, now) {
+            Ok(delay) => Action::RetryAfter(delay),
+            Err(reason) => Action::DeadLetter(reason),
+        },
+    }
+}
+
+/// The delay of the next delayed retry, or the reason why there is none.
+///
+/// A message that reached the delivery limit is retried like a transient failure: it may only have been prefetched along
+/// with one that kills the process. Reaching the limit a second time dead-letters it.
+fn delayed_retry(
+    policy: Option<&RetryPolicy>,
+    failure: &Failure,
+    history: &History,
+    now: Timestamp,
+) -> Result<Delay, DeadLetterReason> {
+    let policy = policy.ok_or(DeadLetterReason::NoOrigin)?;
+    let exhausted = match failure.kind {
+        FailureKind::Malformed => return Err(DeadLetterReason::Malformed),
+        FailureKind::Permanent => return Err(DeadLetterReason::Permanent),
+        FailureKind::DeliveryLimit if history.hit_delivery_limit_before => return Err(DeadLetterReason::DeliveryLimit),
         FailureKind::DeliveryLimit => DeadLetterReason::DeliveryLimit,
         FailureKind::Transient | FailureKind::TimedOut | FailureKind::Panicked => DeadLetterReason::RetriesExhausted,
     };
-    let Some(delay) = usize::try_from(history.retries).ok().and_then(|retries| policy.delays.get(retries)) else {
-        return Decision::DeadLetter(exhausted);
-    };
-    // A first failure in the future (a clock set back) makes the age negative: not too old.
+    let next = usize::try_from(history.retries).ok().and_then(|retries| policy.delays.get(retries));
+    let delay = next.ok_or(exhausted)?;
+    // A first failure in the future (a clock that was set back) makes the age negative, so it is never too old.
     let age = now.duration_since(history.first_failed_at);
-    if age > jiff::SignedDuration::try_from(policy.max_age).unwrap_or(jiff::SignedDuration::MAX) {
-        return Decision::DeadLetter(DeadLetterReason::TooOld);
+    if age > SignedDuration::try_from(policy.max_age).unwrap_or(SignedDuration::MAX) {
+        return Err(DeadLetterReason::TooOld);
     }
-    Decision::Retry(*delay)
+    Ok(*delay)
 }
 
 #[cfg(test)]
@@ -88,7 +129,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::recovery::Failure;
+
+    /// The second every decision is made at.
+    const NOW: i64 = 1_000_000;
 
     fn seconds(seconds: u64) -> Delay {
         Delay::new(Duration::from_secs(seconds)).unwrap()
@@ -98,58 +141,109 @@ mod tests {
         RetryPolicy { immediate: 1, delays: vec![seconds(1), seconds(10)], max_age: Duration::from_secs(3600) }
     }
 
+    fn failure(kind: FailureKind) -> Failure {
+        Failure::new(kind, "code", "reason")
+    }
+
+    /// After this many delayed retries, `age` seconds after the first failure.
     fn history(kind: FailureKind, retries: u32, age: i64) -> History {
         History {
             origin: None,
             retries,
-            first_failed_at: Timestamp::from_second(1_000_000 - age).unwrap(),
-            failed_at: Timestamp::from_second(1_000_000).unwrap(),
-            failure: Failure::new(kind, "code", "reason"),
+            first_failed_at: Timestamp::from_second(NOW - age).unwrap(),
+            failed_at: Timestamp::from_second(NOW).unwrap(),
+            failure: failure(kind),
             hit_delivery_limit_before: false,
         }
     }
 
-    fn decided(kind: FailureKind, retries: u32, age: i64) -> Decision {
-        decide(Some(&policy()), &history(kind, retries, age), Timestamp::from_second(1_000_000).unwrap())
+    fn decided(policy: Option<&RetryPolicy>, kind: FailureKind, at: DecisionPoint<'_>) -> Action {
+        decide(policy, &failure(kind), at, Timestamp::from_second(NOW).unwrap())
     }
 
     #[test]
     fn the_decision_table() {
+        use Action::{DeadLetter, Forward, KeepRetrying, RetryNow};
         use DeadLetterReason as Reason;
         use FailureKind::*;
-        let retry = |s| Decision::Retry(seconds(s));
-        for (kind, retries, age, expected) in [
-            (Transient, 0, 0, retry(1)),
-            (Transient, 1, 5, retry(10)),
-            (Transient, 2, 20, Decision::DeadLetter(Reason::RetriesExhausted)),
-            (TimedOut, 0, 0, retry(1)),
-            (TimedOut, 2, 0, Decision::DeadLetter(Reason::RetriesExhausted)),
-            (Panicked, 1, 0, retry(10)),
-            (Panicked, 2, 0, Decision::DeadLetter(Reason::RetriesExhausted)),
-            (DeliveryLimit, 0, 0, retry(1)),
-            (DeliveryLimit, 2, 0, Decision::DeadLetter(Reason::DeliveryLimit)),
-            (Transient, 0, 3600, retry(1)),
-            (Transient, 0, 3601, Decision::DeadLetter(Reason::TooOld)),
-            (Transient, 0, -50, retry(1)),
-            (Malformed, 0, 0, Decision::DeadLetter(Reason::Malformed)),
-            (Permanent, 0, 0, Decision::DeadLetter(Reason::Permanent)),
-            (Transient, u32::MAX, 0, Decision::DeadLetter(Reason::RetriesExhausted)),
+        /// A row's decision point, in short.
+        #[derive(Debug)]
+        enum At {
+            /// Immediate retries so far.
+            Worker(u32),
+            FailedOrderWorker,
+            /// Delayed retries so far, and the age of the first failure in seconds.
+            Queue(u32, i64),
+            /// As `Queue`, of a message that reached the delivery limit before.
+            QueueAfterLimit(u32, i64),
+        }
+        use At::{FailedOrderWorker, Queue, QueueAfterLimit, Worker};
+        let retry_after = |s| Action::RetryAfter(seconds(s));
+        let (known, unknown) = (Some(policy()), None);
+        for (policy, kind, at, expected) in [
+            // In a worker: one immediate retry, of transient failures only.
+            (&known, Transient, Worker(0), RetryNow),
+            (&known, Transient, Worker(1), Forward),
+            (&known, Transient, Worker(u32::MAX), Forward),
+            (&known, TimedOut, Worker(0), Forward),
+            (&known, Panicked, Worker(0), Forward),
+            (&known, Malformed, Worker(0), Forward),
+            (&known, Permanent, Worker(0), Forward),
+            (&known, DeliveryLimit, Worker(0), Forward),
+            (&unknown, Transient, Worker(0), Forward),
+            // The failed-order consumer's own failures, whatever they are.
+            (&unknown, Transient, FailedOrderWorker, KeepRetrying),
+            (&unknown, Permanent, FailedOrderWorker, KeepRetrying),
+            (&unknown, Panicked, FailedOrderWorker, KeepRetrying),
+            (&known, TimedOut, FailedOrderWorker, KeepRetrying),
+            // In the failed-order queue: two delayed retries, within an hour.
+            (&known, Transient, Queue(0, 0), retry_after(1)),
+            (&known, Transient, Queue(1, 5), retry_after(10)),
+            (&known, Transient, Queue(2, 20), DeadLetter(Reason::RetriesExhausted)),
+            (&known, Transient, Queue(u32::MAX, 0), DeadLetter(Reason::RetriesExhausted)),
+            (&known, TimedOut, Queue(0, 0), retry_after(1)),
+            (&known, TimedOut, Queue(2, 0), DeadLetter(Reason::RetriesExhausted)),
+            (&known, Panicked, Queue(1, 0), retry_after(10)),
+            (&known, Panicked, Queue(2, 0), DeadLetter(Reason::RetriesExhausted)),
+            (&known, DeliveryLimit, Queue(0, 0), retry_after(1)),
+            (&known, DeliveryLimit, Queue(2, 0), DeadLetter(Reason::DeliveryLimit)),
+            (&known, DeliveryLimit, QueueAfterLimit(1, 0), DeadLetter(Reason::DeliveryLimit)),
+            (&known, Transient, QueueAfterLimit(1, 0), retry_after(10)),
+            (&known, Transient, Queue(0, 3600), retry_after(1)),
+            (&known, Transient, Queue(0, 3601), DeadLetter(Reason::TooOld)),
+            (&known, Transient, Queue(0, -50), retry_after(1)),
+            (&known, Malformed, Queue(0, 0), DeadLetter(Reason::Malformed)),
+            (&known, Permanent, Queue(0, 0), DeadLetter(Reason::Permanent)),
+            (&unknown, Transient, Queue(0, 0), DeadLetter(Reason::NoOrigin)),
+            (&unknown, Permanent, Queue(0, 0), DeadLetter(Reason::NoOrigin)),
         ] {
-            assert_eq!(decided(kind, retries, age), expected, "{kind} after {retries} retries at age {age}");
+            let earlier = match at {
+                Queue(retries, age) => history(kind, retries, age),
+                QueueAfterLimit(retries, age) => {
+                    History { hit_delivery_limit_before: true, ..history(kind, retries, age) }
+                }
+                Worker(_) | FailedOrderWorker => history(kind, 0, 0),
+            };
+            let point = match at {
+                Worker(immediate_retries) => DecisionPoint::Worker { immediate_retries },
+                FailedOrderWorker => DecisionPoint::FailedOrderWorker,
+                Queue(..) | QueueAfterLimit(..) => DecisionPoint::FailedOrderQueue(&earlier),
+            };
+            assert_eq!(decided(policy.as_ref(), kind, point), expected, "{kind} at {at:?}, policy {policy:?}");
         }
     }
 
     #[test]
     fn a_second_delivery_limit_is_dead_lettered() {
         let again = History { hit_delivery_limit_before: true, ..history(FailureKind::DeliveryLimit, 1, 0) };
-        let now = Timestamp::from_second(1_000_000).unwrap();
-        assert_eq!(decide(Some(&policy()), &again, now), Decision::DeadLetter(DeadLetterReason::DeliveryLimit));
+        let action = decided(Some(&policy()), FailureKind::DeliveryLimit, DecisionPoint::FailedOrderQueue(&again));
+        assert_eq!(action, Action::DeadLetter(DeadLetterReason::DeliveryLimit));
     }
 
     #[test]
     fn without_an_origin_there_is_nowhere_to_retry() {
-        let now = Timestamp::from_second(1_000_000).unwrap();
         let history = history(FailureKind::Transient, 0, 0);
-        assert_eq!(decide(None, &history, now), Decision::DeadLetter(DeadLetterReason::NoOrigin));
+        let action = decided(None, FailureKind::Transient, DecisionPoint::FailedOrderQueue(&history));
+        assert_eq!(action, Action::DeadLetter(DeadLetterReason::NoOrigin));
     }
 }

@@ -1,29 +1,29 @@
-//! What can go wrong with a message.
+//! A failure of one message: its kind, code and reason. Pure.
 
 use std::fmt;
 
-/// Longest reason kept, in bytes.
+/// The longest reason that is kept, in bytes.
 pub const MAX_REASON_BYTES: usize = 1024;
 
 /// The class of a failure, which decides whether a retry can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// The body cannot be read. Never retried.
+    /// The body cannot be decoded. Never retried.
     Malformed,
-    /// A rule is broken. Never retried.
+    /// The message breaks a rule. Never retried.
     Permanent,
-    /// A retry may help.
+    /// A retry may help. The only kind that is also retried immediately.
     Transient,
     /// The handler's deadline passed. Retried.
     TimedOut,
     /// The handler panicked. Retried.
     Panicked,
-    /// The broker gave up on it: it was handed out too often without being settled. Retried.
+    /// The broker dead-lettered it, because it was delivered too often without being settled. Retried.
     DeliveryLimit,
 }
 
 impl FailureKind {
-    /// All kinds.
+    /// Every kind.
     pub const ALL: [FailureKind; 6] = [
         FailureKind::Malformed,
         FailureKind::Permanent,
@@ -45,7 +45,7 @@ impl FailureKind {
         }
     }
 
-    /// Reads the value of `x-failure-kind`.
+    /// Parses the value of `x-failure-kind`.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
@@ -60,16 +60,16 @@ impl fmt::Display for FailureKind {
 /// One failure of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Its class.
+    /// Its kind.
     pub kind: FailureKind,
-    /// Stable, for machines: `ledger_unavailable`.
+    /// A stable code for programs, such as `ledger_unavailable`.
     pub code: String,
-    /// For people; at most 1 KiB, see [`Failure::new`].
+    /// The explanation, at most [`MAX_REASON_BYTES`].
     pub reason: String,
 }
 
 impl Failure {
-    /// Cuts the reason to 1 KiB at a character boundary.
+    /// Cuts the reason to [`MAX_REASON_BYTES`] at a character boundary.
     pub fn new(kind: FailureKind, code: impl Into<String>, reason: impl Into<String>) -> Self {
         let mut reason = reason.into();
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_reads_back() {
+    fn every_kind_parses_from_its_text() {
         for kind in FailureKind::ALL {
             assert_eq!(FailureKind::parse(kind.as_str()), Some(kind));
         }

@@ -1,19 +1,23 @@
-//! What is done about failures, as pure decisions: no clock, no randomness, no I/O.
+//! The whole policy for failed messages, as pure functions: no clock, no randomness, no I/O.
 //!
-//! `decide` says whether a failed message is retried, after which delay, or dead-lettered; `history` reads the
-//! headers it needs to know and makes the copies that carry them on.
+//! [`decide`] chooses between immediate retry, delayed retry and dead letter; `history` reads what a message's headers
+//! say about its failures; `copies` builds the publications that carry those headers on.
 
+mod copies;
 mod decide;
 mod failure;
 mod history;
 mod policy;
+#[cfg(test)]
+mod tests;
 
 pub use crate::delay::Delay;
-pub use decide::{DeadLetterReason, Decision, decide};
+pub use copies::{copy_for_dead_letter, copy_for_failure, copy_for_retry};
+pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{Failure, FailureKind};
-pub use history::{History, Origin, believed_retries, copy_for_dead_letter, copy_for_failure, copy_for_retry};
+pub use history::{History, Origin, trusted_retry_count};
 pub use policy::RetryPolicy;
 
-/// The handler of the one consumer of failures, which carries the decisions out. Its own failures are not
-/// handed on.
+/// The name of the handler that consumes the failed-order queue. Its own failures are not forwarded: they would return
+/// to it.
 pub const FAILED_HANDLER: &str = "failed";

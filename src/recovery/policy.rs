@@ -1,4 +1,4 @@
-//! The retry policy of one consumer.
+//! The retry policy of one consumer, as configured in `consumers.<name>.retry`. Pure.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use crate::delay::Delay;
 /// How failures of one consumer are retried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Retries at once, in the worker, of transient failures only.
+    /// Immediate retries in the worker, of transient failures only.
     pub immediate: u32,
     /// The delay before each delayed retry, in order. Empty: the first failure dead-letters the message.
     pub delays: Vec<Delay>,
-    /// Messages whose first failure lies further back than this are dead-lettered.
+    /// Messages whose first failure is older than this are dead-lettered.
     pub max_age: Duration,
 }
 

@@ -20,6 +20,7 @@ use orderd::metrics::Counters;
 use orderd::pipeline::{ConsumerContext, OnFailure, Pool, PoolError};
 use orderd::reconcile::view::{ApiState, FindingKind, QueueRole};
 use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
+use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +68,7 @@ fn work(
     counters: &Arc<Counters>,
     shutdown: &Shutdown,
 ) -> AbortOnDropHandle<Result<(), PoolError>> {
-    let line = ConsumerContext {
+    let context = ConsumerContext {
         consumer: "order".into(),
         queue: QUEUE.into(),
         handler,
@@ -75,17 +76,17 @@ fn work(
         ledger: Arc::new(SqliteLedger::open(ledger).unwrap()),
         names: Arc::new(ExchangeNames::new("orders")),
         timeout: Duration::from_secs(600),
-        on_failure: OnFailure::Forward { immediate: 0 },
+        on_failure: OnFailure::Forward(RetryPolicy { immediate: 0, delays: Vec::new(), max_age: Duration::MAX }),
         counters: Arc::clone(counters),
     };
     let pool = Pool {
-        line: Arc::new(line),
+        context: Arc::new(context),
         consumer: Arc::new(link),
         workers: 2,
         prefetch: 5,
         reconnect_max: Duration::from_millis(200),
         shutdown: shutdown.clone(),
-        retired: CancellationToken::new(),
+        drain: CancellationToken::new(),
         intake_ended: CancellationToken::new(),
     };
     AbortOnDropHandle::new(tokio::spawn(Arc::new(pool).run()))

@@ -1,0 +1,43 @@
+//! Everything that processing one consumer's deliveries needs.
+//!
+//! It is fixed when a pool starts: a changed configuration makes a new context and a new pool.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::handlers::Handler;
+use crate::ledger::Ledger;
+use crate::message::{ExchangeNames, Publisher};
+use crate::metrics::Counters;
+use crate::recovery::RetryPolicy;
+
+/// Shared by all workers of a pool.
+pub struct ConsumerContext {
+    /// The consumer's name.
+    pub consumer: Arc<str>,
+    /// The queue it consumes.
+    pub queue: Arc<str>,
+    /// Processes its deliveries.
+    pub handler: Arc<dyn Handler>,
+    /// Publishes events and failures.
+    pub publisher: Arc<dyn Publisher>,
+    /// Records effects.
+    pub ledger: Arc<dyn Ledger>,
+    /// The names of the exchanges.
+    pub names: Arc<ExchangeNames>,
+    /// The handler's deadline for one attempt.
+    pub timeout: Duration,
+    /// What happens when the handler fails.
+    pub on_failure: OnFailure,
+    /// What the consumer has done, counted.
+    pub counters: Arc<Counters>,
+}
+
+/// What a worker may do with a delivery whose handler failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Retry it immediately as far as the policy allows, then forward it to the failed-order queue.
+    Forward(RetryPolicy),
+    /// Keep it and retry it until it succeeds: for the failed-order consumer, whose failures no other consumer takes.
+    KeepRetrying,
+}

@@ -1,0 +1,128 @@
+//! One subscription, shared by the workers of a pool.
+//!
+//! It gives each delivery to one worker and reports delivery counts to safe mode. It never processes a delivery.
+
+use std::sync::{Arc, Mutex as StdMutex};
+use std::task::{Context, Poll, Waker};
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::delivery_guard::DeliveryGuard;
+use super::safe_mode::{Change, SafeMode};
+use crate::message::{Delivery, Settler};
+use crate::metrics::{Counters, ReceivedAt};
+
+/// The most deliveries that one worker takes at once, so that a burst is spread over the workers.
+const MAX_BATCH: usize = 32;
+
+pub(super) struct SharedSubscription {
+    deliveries: Mutex<BoxStream<'static, Delivery>>,
+    pub(super) settler: Arc<dyn Settler>,
+    safe_mode: Arc<StdMutex<SafeMode>>,
+    counters: Arc<Counters>,
+    /// Cancelled when no more deliveries are to be started: at a shutdown, or when safe mode changes.
+    pub(super) stopped: CancellationToken,
+    /// Cancelled when the pool drains: the broker delivers nothing more, and all that it has delivered is to be processed.
+    pub(super) draining: CancellationToken,
+    /// Cancelled when the subscription is lost: the broker will deliver again whatever is in flight.
+    pub(super) lost: CancellationToken,
+}
+
+impl SharedSubscription {
+    pub(super) fn new(
+        deliveries: BoxStream<'static, Delivery>,
+        settler: Arc<dyn Settler>,
+        safe_mode: Arc<StdMutex<SafeMode>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        SharedSubscription {
+            // Fused, because every worker polls it until it has seen the end.
+            deliveries: Mutex::new(deliveries.fuse().boxed()),
+            settler,
+            safe_mode,
+            counters,
+            stopped: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            lost: CancellationToken::new(),
+        }
+    }
+
+    /// Waits for a delivery and adds it, and all others that are ready, to `batch`, up to a length of `room`. Returns
+    /// whether more may follow.
+    ///
+    /// Cancel-safe: it does not wait once it has received the first delivery.
+    pub(super) async fn receive(&self, room: usize, batch: &mut Vec<DeliveryGuard>) -> bool {
+        // Cancel-safe: locking and receiving the next item can both be started again.
+        let first = tokio::select! {
+            biased;
+            () = self.stopped.cancelled() => return false,
+            first = async {
+                let mut deliveries = self.deliveries.lock().await;
+                let first = deliveries.next().await?;
+                Some((first, deliveries))
+            } => first,
+        };
+        let Some((first, mut deliveries)) = first else {
+            if !self.stopped.is_cancelled() && !self.draining.is_cancelled() {
+                self.lost.cancel();
+            }
+            return false;
+        };
+        let received_at = ReceivedAt::now();
+        batch.push(self.guard(first, received_at));
+        let mut without_waiting = Context::from_waker(Waker::noop());
+        while batch.len() < room.min(MAX_BATCH) {
+            match deliveries.poll_next_unpin(&mut without_waiting) {
+                Poll::Ready(Some(delivery)) => batch.push(self.guard(delivery, received_at)),
+                // The next call waits for more, or sees the end, with a waker of its own.
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        drop(deliveries);
+        self.check_safe_mode(batch)
+    }
+
+    /// Releases all deliveries that no worker has started. To be called after the subscription is cancelled.
+    pub(super) async fn release_unstarted(&self) {
+        let mut deliveries = self.deliveries.lock().await;
+        while let Some(unstarted) = deliveries.next().await {
+            drop(self.guard(unstarted, ReceivedAt::now()));
+        }
+    }
+
+    fn guard(&self, delivery: Delivery, received_at: ReceivedAt) -> DeliveryGuard {
+        DeliveryGuard::new(delivery, Arc::clone(&self.settler), Arc::clone(&self.counters), received_at)
+    }
+
+    /// Reports the batch's delivery counts to safe mode; empties the batch if that turns safe mode on. Returns whether
+    /// more deliveries may follow.
+    ///
+    /// Does nothing while draining: no more deliveries arrive whose number could be limited, and releasing these would
+    /// count toward the delivery limit just as a killed process does.
+    fn check_safe_mode(&self, batch: &mut Vec<DeliveryGuard>) -> bool {
+        if self.draining.is_cancelled() {
+            return true;
+        }
+        let mut safe_mode = self.safe_mode.lock().expect("safe mode's lock is never poisoned: nothing panics under it");
+        for guard in batch.iter() {
+            match safe_mode.delivered(guard.delivery().delivery_count()) {
+                Change::None => {}
+                Change::Enter => {
+                    drop(safe_mode);
+                    self.counters.safe_mode(true);
+                    self.stopped.cancel();
+                    batch.clear();
+                    return false;
+                }
+                Change::Leave => {
+                    self.counters.safe_mode(false);
+                    self.stopped.cancel();
+                }
+            }
+        }
+        true
+    }
+}

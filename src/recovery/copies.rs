@@ -1,0 +1,110 @@
+//! The publications that replace a failed message: the copy with the headers that record its failures.
+//!
+//! It only builds them; workers publish.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::history::{read_origin, read_time};
+use super::{DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
+use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Message, Publication, STRIPPED, names};
+
+/// The copy for the failed-order queue, of a message whose handler failed in `consumer`, which consumes `queue`.
+pub fn copy_for_failure(
+    delivery: &Delivery,
+    (consumer, queue): (&str, &str),
+    failure: Failure,
+    names: &ExchangeNames,
+    now: Timestamp,
+) -> Publication {
+    let headers = &delivery.message.headers;
+    let retried = *delivery.exchange == *names.requeue;
+    let first = if retried { read_origin(headers) } else { None };
+    let history = History {
+        origin: Some(Origin {
+            queue: queue.to_owned(),
+            exchange: first.as_ref().map_or_else(|| delivery.exchange.clone(), |origin| origin.exchange.clone()),
+            routing_key: first.map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key),
+        }),
+        retries: trusted_retry_count(delivery, names),
+        first_failed_at: read_time(headers, names::FIRST_FAILED_AT).filter(|_| retried).unwrap_or(now),
+        failed_at: now,
+        failure,
+        hit_delivery_limit_before: false,
+    };
+    let mut message = copy(&delivery.message);
+    set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
+    set_failure(&mut message.headers, &history);
+    Publication { exchange: Arc::clone(&names.orders), routing_key: ExchangeNames::failed_key(consumer), message }
+}
+
+/// The copy that waits in the retry queue of `queue` and `delay`.
+pub fn copy_for_retry(
+    delivery: &Delivery,
+    history: &History,
+    queue: &str,
+    delay: Delay,
+    names: &ExchangeNames,
+) -> Publication {
+    let mut message = copy(&delivery.message);
+    set_failure(&mut message.headers, history);
+    set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries.saturating_add(1)));
+    Publication { exchange: Arc::clone(&names.retry), routing_key: ExchangeNames::retry_queue(queue, delay), message }
+}
+
+/// The copy for the dead letter queue.
+pub fn copy_for_dead_letter(
+    delivery: &Delivery,
+    history: &History,
+    reason: DeadLetterReason,
+    names: &ExchangeNames,
+) -> Publication {
+    let mut message = copy(&delivery.message);
+    set_failure(&mut message.headers, history);
+    set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
+    set(&mut message.headers, names::DEAD_LETTER_REASON, reason.as_str().into());
+    let routing_key =
+        history.origin.as_ref().map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key.clone());
+    Publication { exchange: Arc::clone(&names.dead_letter), routing_key, message }
+}
+
+/// A copy without what must not be published again: the broker's own headers, the expiration (it would block the head of
+/// a queue) and the user id (the broker would compare it with orderd's).
+pub(super) fn copy(message: &Message) -> Message {
+    let mut copy = message.clone();
+    for name in STRIPPED {
+        copy.headers.remove(*name);
+    }
+    copy.properties.expiration = None;
+    if let Some(user) = copy.properties.user_id.take() {
+        copy.headers.entry(names::ORIGINAL_USER_ID.to_owned()).or_insert(HeaderValue::Text(user));
+    }
+    copy
+}
+
+fn time_value(at: Timestamp) -> HeaderValue {
+    HeaderValue::Timestamp(u64::try_from(at.as_second()).unwrap_or(0))
+}
+
+fn set(headers: &mut Headers, name: &str, value: HeaderValue) {
+    headers.insert(name.to_owned(), value);
+}
+
+fn set_failure(headers: &mut Headers, history: &History) {
+    let failure = &history.failure;
+    set(headers, names::FAILURE_KIND, failure.kind.as_str().into());
+    set(headers, names::FAILURE_CODE, failure.code.as_str().into());
+    set(headers, names::FAILURE_REASON, failure.reason.as_str().into());
+    set(headers, names::FIRST_FAILED_AT, time_value(history.first_failed_at));
+    set(headers, names::FAILED_AT, time_value(history.failed_at));
+    if let Some(origin) = &history.origin {
+        set(headers, names::ORIGIN_QUEUE, origin.queue.as_str().into());
+        set(headers, names::ORIGIN_EXCHANGE, origin.exchange.as_str().into());
+        set(headers, names::ORIGIN_ROUTING_KEY, origin.routing_key.as_str().into());
+    }
+}
+
+fn retry_count(retries: u32) -> HeaderValue {
+    HeaderValue::I64(retries.into())
+}

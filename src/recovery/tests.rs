@@ -1,0 +1,148 @@
+//! Histories read from headers, and the copies that write them.
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::message::{Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Publication, names};
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000).unwrap()
+}
+
+fn delivery(exchange: &str, routing_key: &str, headers: Headers) -> Delivery {
+    Delivery {
+        id: DeliveryId { epoch: 1, tag: 1 },
+        exchange: exchange.to_owned(),
+        routing_key: routing_key.to_owned(),
+        redelivered: false,
+        message: Message { headers, ..Message::default() },
+    }
+}
+
+fn received(publication: Publication) -> Delivery {
+    let Publication { exchange, routing_key, message } = publication;
+    Delivery { message, ..delivery(&exchange, &routing_key, Headers::new()) }
+}
+
+fn failed(delivery: &Delivery, at: i64) -> History {
+    let failure = Failure::new(FailureKind::Transient, "busy", "try later");
+    let at = Timestamp::from_second(at).unwrap();
+    let copy = copy_for_failure(delivery, ("order", "order_queue"), failure, &ExchangeNames::new("orders"), at);
+    assert_eq!(copy.routing_key, "order.failed.order");
+    History::read(&received(copy), &ExchangeNames::new("orders"), now())
+}
+
+#[test]
+fn a_failure_remembers_where_it_happened() {
+    let history = failed(&delivery("orders", "order.normal.created", Headers::new()), 500);
+    let origin = history.origin.unwrap();
+    assert_eq!(
+        (origin.queue.as_str(), origin.exchange.as_str(), origin.routing_key.as_str()),
+        ("order_queue", "orders", "order.normal.created")
+    );
+    assert_eq!(history.retries, 0);
+    assert_eq!(history.first_failed_at.as_second(), 500);
+    assert_eq!(history.failure.code, "busy");
+}
+
+#[test]
+fn a_retried_message_keeps_its_first_origin_and_counts_on() {
+    let names = ExchangeNames::new("orders");
+    let first = delivery("orders", "order.normal.created", Headers::new());
+    let history = failed(&first, 500);
+    let delay = "10s".parse().unwrap();
+    let retry = copy_for_retry(&first, &history, "order_queue", delay, &names);
+    assert_eq!((&*retry.exchange, retry.routing_key.as_str()), ("orders.retry", "order_queue.retry.10s"));
+    let back = Delivery { message: retry.message, ..delivery("orders.requeue", "order_queue", Headers::new()) };
+    assert_eq!(trusted_retry_count(&back, &names), 1);
+    let again = failed(&back, 600);
+    assert_eq!(again.retries, 1);
+    assert_eq!(again.first_failed_at.as_second(), 500);
+    assert_eq!(again.failed_at.as_second(), 600);
+    assert_eq!(again.origin.unwrap().routing_key, "order.normal.created");
+}
+
+#[test]
+fn a_producers_retry_count_is_not_trusted() {
+    let forged = Headers::from([
+        (names::RETRY_COUNT.to_owned(), HeaderValue::I64(99)),
+        (names::FIRST_FAILED_AT.to_owned(), HeaderValue::Timestamp(1)),
+        (names::ORIGIN_QUEUE.to_owned(), "elsewhere".into()),
+    ]);
+    let history = failed(&delivery("orders", "order.normal.created", forged), 500);
+    assert_eq!(history.retries, 0);
+    assert_eq!(history.first_failed_at.as_second(), 500);
+    assert_eq!(history.origin.unwrap().queue, "order_queue");
+}
+
+fn broker_death(exchange: &str) -> (String, HeaderValue) {
+    let death = Headers::from([
+        ("reason".to_owned(), "delivery_limit".into()),
+        ("queue".to_owned(), "order_queue".into()),
+        ("exchange".to_owned(), exchange.into()),
+        ("routing-keys".to_owned(), HeaderValue::List(vec!["order.normal.created".into()])),
+    ]);
+    (names::DEATH.to_owned(), HeaderValue::List(vec![HeaderValue::Table(death)]))
+}
+
+#[test]
+fn the_brokers_own_dead_lettering_is_a_failure_like_any_other() {
+    let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
+    let history = History::read(&dead, &ExchangeNames::new("orders"), now());
+    assert_eq!(history.failure.kind, FailureKind::DeliveryLimit);
+    assert_eq!(history.origin.unwrap().queue, "order_queue");
+    assert!(!history.hit_delivery_limit_before);
+}
+
+#[test]
+fn a_producers_failure_headers_are_not_trusted_at_the_brokers_dead_lettering() {
+    let forged = Headers::from([
+        broker_death("orders"),
+        (names::RETRY_COUNT.to_owned(), HeaderValue::I64(99)),
+        (names::FAILURE_KIND.to_owned(), "delivery_limit".into()),
+        (names::FIRST_FAILED_AT.to_owned(), HeaderValue::Timestamp(1)),
+    ]);
+    let history =
+        History::read(&delivery("orders", "order.failed.order", forged), &ExchangeNames::new("orders"), now());
+    assert_eq!((history.retries, history.hit_delivery_limit_before), (0, false));
+    assert_eq!(history.first_failed_at, now());
+}
+
+#[test]
+fn a_second_delivery_limit_is_recognised() {
+    let names = ExchangeNames::new("orders");
+    let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
+    let history = History::read(&dead, &names, now());
+    let retry = copy_for_retry(&dead, &history, "order_queue", "1s".parse().unwrap(), &names);
+    assert!(!retry.message.headers.contains_key(names::DEATH), "a copied x-death can make a broker drop it");
+    let mut again = received(retry);
+    again.message.headers.extend([broker_death("orders.requeue")]);
+    let history = History::read(&again, &names, now());
+    assert!(history.hit_delivery_limit_before);
+    assert_eq!(history.retries, 1);
+    assert_eq!(history.origin.unwrap().routing_key, "order.normal.created");
+}
+
+#[test]
+fn a_copy_keeps_what_the_sender_set_and_drops_what_the_broker_did() {
+    let mut original = delivery("orders", "order.normal.created", Headers::new());
+    original.message.properties.message_id = Some("m-1".to_owned());
+    original.message.properties.correlation_id = Some("c-1".to_owned());
+    original.message.properties.user_id = Some("shop".to_owned());
+    original.message.properties.expiration = Some("60000".to_owned());
+    let sent = [("tenant", "north"), ("CC", "elsewhere"), (names::ACQUIRED_COUNT, "1")];
+    original.message.headers.extend(sent.map(|(name, value)| (name.to_owned(), value.into())));
+    let copy = copies::copy(&original.message);
+    assert_eq!(copy.properties.message_id.as_deref(), Some("m-1"));
+    assert_eq!(copy.properties.correlation_id.as_deref(), Some("c-1"));
+    assert_eq!((copy.properties.expiration, copy.properties.user_id), (None, None));
+    let kept: Vec<_> = copy.headers.keys().map(String::as_str).collect();
+    assert_eq!(kept, ["tenant", names::ORIGINAL_USER_ID]);
+}
+
+#[test]
+fn a_stray_message_has_no_origin() {
+    let stray = delivery("orders", "order.failed.by.hand", Headers::new());
+    let history = History::read(&stray, &ExchangeNames::new("orders"), now());
+    assert_eq!(history.origin, None);
+}
