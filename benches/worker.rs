@@ -159,7 +159,7 @@ fn order(number: u64) -> Delivery {
 }
 
 fn delivery(exchange: &str, routing_key: &str, message: Message) -> Delivery {
-    let id = DeliveryId { epoch: 1, tag: 0 };
+    let id = DeliveryId { connection: 1, tag: 0 };
     Delivery { id, exchange: exchange.to_owned(), routing_key: routing_key.to_owned(), redelivered: false, message }
 }
 

@@ -76,7 +76,7 @@ impl Page {
         let connected = publisher.is_some_and(|publisher| publisher.connected);
         sheet.gauge("publisher_connected", "Whether the publishing connection stands", flag(connected))?;
         let connections = publisher.map_or(0, |publisher| publisher.connections);
-        sheet.counter("publisher_connections", "Publishing connections made, each an epoch", connections)?;
+        sheet.counter("publisher_connections", "Publishing connections made", connections)?;
         let unconfirmed = publisher.map_or(0, |publisher| publisher.unconfirmed);
         sheet.gauge("publisher_unconfirmed", "Publications the broker has not confirmed yet", unconfirmed as f64)
     }
@@ -168,7 +168,7 @@ impl Page {
         let draining = facts().map(|one| (whose(one), pool(one).draining as f64));
         sheet.gauges("draining_subscriptions", "Former subscriptions that finish what they were handed", draining)?;
         let subscriptions = facts().map(|one| (whose(one), pool(one).subscriptions));
-        sheet.counters("subscriptions", "Subscriptions made, each an epoch", subscriptions)?;
+        sheet.counters("subscriptions", "Subscriptions made", subscriptions)?;
         let safe = facts().map(|one| (whose(one), flag(pool(one).safe_mode)));
         sheet.gauges("safe_mode", "Whether deliveries are worked on one at a time", safe)?;
         let restarts = facts().map(|one| (whose(one), one.reading.counts.restarts));

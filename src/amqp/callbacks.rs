@@ -11,7 +11,7 @@ use amqprs::connection::Connection;
 use amqprs::{Ack, BasicProperties, Cancel, Close, CloseChannel, Nack, Return};
 use async_trait::async_trait;
 
-use super::epoch::{EndOnDrop, Epoch, EpochEnd};
+use super::epoch::{ConnectionEnd, EndOnDrop, Epoch};
 
 type Answer<T> = Result<T, amqprs::error::Error>;
 
@@ -28,7 +28,7 @@ impl ConnectionWatch {
 impl ConnectionCallback for ConnectionWatch {
     async fn close(&mut self, _: &Connection, close: Close) -> Answer<()> {
         let (code, text) = (close.reply_code(), close.reply_text().clone());
-        self.0.0.end(EpochEnd::ConnectionClosed { code, text });
+        self.0.0.end(ConnectionEnd::ConnectionClosed { code, text });
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl ChannelWatch {
 impl ChannelCallback for ChannelWatch {
     async fn close(&mut self, _: &Channel, close: CloseChannel) -> Answer<()> {
         let (code, text) = (close.reply_code(), close.reply_text().clone());
-        self.0.0.end(EpochEnd::ChannelClosed { code, text });
+        self.0.0.end(ConnectionEnd::ChannelClosed { code, text });
         Ok(())
     }
 

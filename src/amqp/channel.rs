@@ -18,7 +18,7 @@ use tracing::debug;
 use super::connect::{ConnectError, Connector};
 use super::content::put_properties;
 use super::decode::{CHANNEL_CLOSE, CHANNEL_OPEN, Ear, Heard, answer_to};
-use super::epoch::{ANSWER_TIMEOUT, EpochEnd};
+use super::epoch::{ANSWER_TIMEOUT, ConnectionEnd};
 use super::frame::{AROUND, BODY, Frame, HEADER, HEARTBEAT, Malformed, Method, put_frame, put_method, put_short};
 use super::handshake::{CLOSE, CLOSE_OK, Session, put_goodbye};
 use crate::config::Address;
@@ -82,8 +82,8 @@ impl Channel {
         request: &'static str,
         method: Method,
         fill: impl FnOnce(&mut BytesMut),
-        mut aside: impl FnMut(Heard) -> Result<(), EpochEnd>,
-    ) -> Result<Vec<u8>, EpochEnd> {
+        mut aside: impl FnMut(Heard) -> Result<(), ConnectionEnd>,
+    ) -> Result<Vec<u8>, ConnectionEnd> {
         self.say(method, fill);
         let asking = async {
             loop {
@@ -96,7 +96,7 @@ impl Channel {
                 self.exchange().await?;
             }
         };
-        timeout(ANSWER_TIMEOUT, asking).await.unwrap_or(Err(EpochEnd::NoAnswer { request }))
+        timeout(ANSWER_TIMEOUT, asking).await.unwrap_or(Err(ConnectionEnd::NoAnswer { request }))
     }
 
     /// Collects a method, for [`Channel::exchange`] to send.
@@ -117,7 +117,7 @@ impl Channel {
 
     /// Sends and receives until something has come in, or all is sent, or it is time to look after heartbeats. To be called
     /// again and again. Cancel-safe: what it has done is kept.
-    pub async fn exchange(&mut self) -> Result<(), EpochEnd> {
+    pub async fn exchange(&mut self) -> Result<(), ConnectionEnd> {
         poll_fn(|cx| {
             let sent = self.poll_send(cx);
             let received = self.poll_receive(cx).map_err(|error| broke(&error))?;
@@ -170,7 +170,7 @@ impl Channel {
     }
 
     /// The next thing the broker has said, if it is here.
-    pub fn next(&mut self) -> Result<Option<Heard>, EpochEnd> {
+    pub fn next(&mut self) -> Result<Option<Heard>, ConnectionEnd> {
         self.read().map_err(|error: Malformed| broke(&error))
     }
 
@@ -187,7 +187,7 @@ impl Channel {
     }
 
     /// Keeps a silent connection alive, and notices a dead one.
-    fn beat(&mut self) -> Result<(), EpochEnd> {
+    fn beat(&mut self) -> Result<(), ConnectionEnd> {
         let heartbeat = self.session.heartbeat;
         if heartbeat.is_zero() {
             return Ok(());
@@ -204,27 +204,27 @@ impl Channel {
 
     /// Ends the connection in agreement with the broker, as well as may be. What was published must have been confirmed
     /// before, and what was settled be known to have arrived. `end`: what the broker has ended, if it was the broker.
-    pub async fn close(mut self, end: Option<&EpochEnd>) {
+    pub async fn close(mut self, end: Option<&ConnectionEnd>) {
         match end {
-            Some(EpochEnd::ConnectionClosed { .. }) => put_method(&mut self.outgoing, 0, CLOSE_OK, |_| {}),
-            Some(EpochEnd::ChannelClosed { .. }) => {
+            Some(ConnectionEnd::ConnectionClosed { .. }) => put_method(&mut self.outgoing, 0, CLOSE_OK, |_| {}),
+            Some(ConnectionEnd::ChannelClosed { .. }) => {
                 self.say(answer_to(CHANNEL_CLOSE), |_| {});
                 put_method(&mut self.outgoing, 0, CLOSE, put_goodbye);
             }
-            None | Some(EpochEnd::ConsumerCancelled) => put_method(&mut self.outgoing, 0, CLOSE, put_goodbye),
+            None | Some(ConnectionEnd::ConsumerCancelled) => put_method(&mut self.outgoing, 0, CLOSE, put_goodbye),
             Some(_) => return,
         }
         let _ = timeout(GOODBYE, self.agree()).await;
     }
 
     /// Ends a connection that came to its end while it was being set up.
-    pub async fn give_up(self, end: EpochEnd) -> ConnectError {
+    pub async fn give_up(self, end: ConnectionEnd) -> ConnectError {
         self.close(Some(&end)).await;
         ConnectError::Lost(end)
     }
 
     /// Waits until the broker has hung up or agrees that we do.
-    async fn agree(mut self) -> Result<(), EpochEnd> {
+    async fn agree(mut self) -> Result<(), ConnectionEnd> {
         loop {
             self.exchange().await?;
             while let Some(heard) = self.next()? {
@@ -238,7 +238,7 @@ impl Channel {
 }
 
 /// Takes in what is heard where nothing but an answer or the end may be.
-pub(super) fn nothing(heard: Heard) -> Result<(), EpochEnd> {
+pub(super) fn nothing(heard: Heard) -> Result<(), ConnectionEnd> {
     match heard {
         Heard::Ended(end) => Err(end),
         Heard::Confirmed { .. } | Heard::Returned(_) | Heard::Delivered(_) | Heard::Answered(..) | Heard::Agreed => {
@@ -248,9 +248,9 @@ pub(super) fn nothing(heard: Heard) -> Result<(), EpochEnd> {
 }
 
 /// For whoever searches the network for what the end of the epoch does not tell.
-pub(super) fn broke(why: &dyn Display) -> EpochEnd {
+pub(super) fn broke(why: &dyn Display) -> ConnectionEnd {
     debug!(%why, "the connection is of no more use");
-    EpochEnd::Broke
+    ConnectionEnd::Broke
 }
 
 /// Appends `basic.publish` with its content, the body in frames of at most `max_frame` bytes.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::callbacks::{ChannelWatch, ConnectionWatch};
-use super::epoch::{ANSWER_TIMEOUT, Epoch, EpochEnd};
+use super::epoch::{ANSWER_TIMEOUT, ConnectionEnd, Epoch};
 use super::handshake::{self, Refusal, Session};
 use crate::chain::chain;
 use crate::config::{Address, Broker, Mechanism};
@@ -120,7 +120,7 @@ pub enum ConnectError {
     },
     /// The connection ended while it was being set up.
     #[error("the new connection to the broker was lost")]
-    Lost(#[source] EpochEnd),
+    Lost(#[source] ConnectionEnd),
 }
 
 impl ConnectError {
@@ -169,7 +169,7 @@ impl Connector {
     }
 
     /// Why the last attempt to connect failed; `None` if it did not.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn last_connect_error(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -301,7 +301,7 @@ impl Connector {
             // It lets us in now: the first attempt met a moment of weakness.
             Ok(Ok(session)) => {
                 session.hang_up().await;
-                ConnectError::Lost(EpochEnd::Broke)
+                ConnectError::Lost(ConnectionEnd::Broke)
             }
         }
     }
@@ -361,7 +361,7 @@ impl Wire {
     pub async fn close(self, epoch: &Epoch) {
         let Wire { channel, connection } = self;
         let alive = !epoch.is_over();
-        epoch.end(EpochEnd::Closed);
+        epoch.end(ConnectionEnd::Closed);
         if alive {
             let _ = epoch.ask("channel.close", channel.close()).await;
         }
@@ -370,7 +370,7 @@ impl Wire {
 }
 
 /// Opens one more channel, watched for an epoch of its own.
-pub(super) async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<Epoch>), EpochEnd> {
+pub(super) async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<Epoch>), ConnectionEnd> {
     let epoch = Epoch::begin();
     let (connection, watch) = (connection.clone(), ChannelWatch::new(&epoch));
     let opening = async move {

@@ -15,7 +15,7 @@ use tracing::info;
 use super::callbacks::ConnectionWatch;
 use super::connect::{ConnectError, Connector, SHORT_STRING, Wire, close_connection, open_channel};
 use super::convert::insert;
-use super::epoch::{Epoch, EpochEnd};
+use super::epoch::{ConnectionEnd, Epoch};
 use crate::topology::{Argument, Binding, Declaration, Exchange, Queue};
 
 /// A quorum queue loses confirmed messages if its broker is killed within about 1 s of the declaration
@@ -30,18 +30,18 @@ const PRECONDITION_FAILED: u16 = 406;
 
 /// An exchange or queue that the broker does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Missing {
+pub enum MissingObject {
     /// An exchange of this name.
     Exchange(String),
     /// A queue of this name.
     Queue(String),
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Missing::Exchange(name) => write!(f, "exchange {name:?}"),
-            Missing::Queue(name) => write!(f, "queue {name:?}"),
+            MissingObject::Exchange(name) => write!(f, "exchange {name:?}"),
+            MissingObject::Queue(name) => write!(f, "queue {name:?}"),
         }
     }
 }
@@ -99,7 +99,7 @@ pub enum DeclareError {
         declaration: String,
         /// Why not.
         #[source]
-        source: EpochEnd,
+        source: ConnectionEnd,
     },
 }
 
@@ -111,20 +111,22 @@ impl DeclareError {
             // A queue whose node is down is "not found" until the node is back.
             DeclareError::NotFound { .. } => false,
             DeclareError::Connect(error) => error.is_permanent(),
-            DeclareError::Other { source, .. } => matches!(source, EpochEnd::ChannelClosed { .. }),
+            DeclareError::Other { source, .. } => matches!(source, ConnectionEnd::ChannelClosed { .. }),
         }
     }
 
-    fn new(declaration: &Declaration, end: EpochEnd) -> Self {
+    fn new(declaration: &Declaration, end: ConnectionEnd) -> Self {
         let declaration = describe(declaration);
         match end {
-            EpochEnd::ChannelClosed { code: PRECONDITION_FAILED, text: reply } => {
+            ConnectionEnd::ChannelClosed { code: PRECONDITION_FAILED, text: reply } => {
                 DeclareError::Mismatch { declaration, reply }
             }
-            EpochEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
+            ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
                 DeclareError::AccessRefused { declaration, reply }
             }
-            EpochEnd::ChannelClosed { code: NOT_FOUND, text: reply } => DeclareError::NotFound { declaration, reply },
+            ConnectionEnd::ChannelClosed { code: NOT_FOUND, text: reply } => {
+                DeclareError::NotFound { declaration, reply }
+            }
             source => DeclareError::Other { declaration, source },
         }
     }
@@ -164,7 +166,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`DeclareError`] if the broker gives no clear answer.
-    pub async fn check(&self, plan: &[Declaration]) -> Result<Vec<Missing>, DeclareError> {
+    pub async fn missing_objects(&self, plan: &[Declaration]) -> Result<Vec<MissingObject>, DeclareError> {
         plan.iter().try_for_each(check_names)?;
         let questions: Vec<_> = plan.iter().filter(|step| !matches!(step, Declaration::Binding(_))).collect();
         self.missing(&questions).await
@@ -172,7 +174,7 @@ impl Connector {
 
     /// Asks for each exchange or queue whether it exists. A "no" closes the channel it was asked on, and a new
     /// channel on a connection that has lost one is not safe, so every question gets its channel beforehand.
-    async fn missing(&self, questions: &[&Declaration]) -> Result<Vec<Missing>, DeclareError> {
+    async fn missing(&self, questions: &[&Declaration]) -> Result<Vec<MissingObject>, DeclareError> {
         let mut missing = Vec::new();
         for questions in questions.chunks(QUESTIONS) {
             let connection = self.connect("declare").await?;
@@ -184,7 +186,7 @@ impl Connector {
     }
 }
 
-async fn ask_all(connection: &Connection, questions: &[&Declaration]) -> Result<Vec<Missing>, DeclareError> {
+async fn ask_all(connection: &Connection, questions: &[&Declaration]) -> Result<Vec<MissingObject>, DeclareError> {
     let life = Epoch::begin();
     let (watching, watch) = (connection.clone(), ConnectionWatch::new(&life));
     life.ask("connection", async move { watching.register_callback(watch).await })
@@ -198,7 +200,7 @@ async fn ask_all(connection: &Connection, questions: &[&Declaration]) -> Result<
     for (question, (channel, epoch)) in questions.iter().zip(&channels) {
         match declare(channel, epoch, question, true).await {
             Ok(()) => {}
-            Err(EpochEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.extend(name_of(question)),
+            Err(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.extend(name_of(question)),
             Err(_) if life.is_over() => return Err(DeclareError::Connect(ConnectError::Lost(life.reason()))),
             Err(end) => return Err(DeclareError::new(question, end)),
         }
@@ -218,7 +220,7 @@ async fn carry_out(channel: &Channel, epoch: &Epoch, plan: &[Declaration]) -> Re
     Ok(())
 }
 
-async fn declare(channel: &Channel, epoch: &Epoch, step: &Declaration, passive: bool) -> Result<(), EpochEnd> {
+async fn declare(channel: &Channel, epoch: &Epoch, step: &Declaration, passive: bool) -> Result<(), ConnectionEnd> {
     let channel = channel.clone();
     match step {
         Declaration::Exchange(Exchange { name, kind, arguments }) => {
@@ -276,17 +278,17 @@ fn describe(step: &Declaration) -> String {
     }
 }
 
-fn name_of(step: &Declaration) -> Option<Missing> {
+fn name_of(step: &Declaration) -> Option<MissingObject> {
     match step {
-        Declaration::Exchange(Exchange { name, .. }) => Some(Missing::Exchange(name.clone())),
-        Declaration::Queue(Queue { name, .. }) => Some(Missing::Queue(name.clone())),
+        Declaration::Exchange(Exchange { name, .. }) => Some(MissingObject::Exchange(name.clone())),
+        Declaration::Queue(Queue { name, .. }) => Some(MissingObject::Queue(name.clone())),
         Declaration::Binding(_) => None,
     }
 }
 
-fn name_of_queue(missing: Missing) -> Option<String> {
+fn name_of_queue(missing: MissingObject) -> Option<String> {
     match missing {
-        Missing::Queue(name) => Some(name),
-        Missing::Exchange(_) => None,
+        MissingObject::Queue(name) => Some(name),
+        MissingObject::Exchange(_) => None,
     }
 }

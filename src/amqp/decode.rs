@@ -5,7 +5,7 @@
 use bytes::{Buf, Bytes};
 
 use super::content::{get_properties, get_text};
-use super::epoch::EpochEnd;
+use super::epoch::ConnectionEnd;
 use super::frame::{BODY, Frame, HEADER, Malformed, Method, get_short, reason};
 use super::handshake::{CLOSE, CLOSE_OK};
 use crate::message::{Headers, Message, Properties};
@@ -85,7 +85,7 @@ pub(super) enum Heard {
     /// What was asked for is done: the answer's method and its arguments.
     Answered(Method, Vec<u8>),
     /// The broker ends the consumer, the channel or the connection, and waits in the last two cases for us to agree.
-    Ended(EpochEnd),
+    Ended(ConnectionEnd),
     /// It agrees that the connection ends.
     Agreed,
 }
@@ -164,14 +164,14 @@ impl Ear {
                 self.coming = Coming::Head(Head::Delivered(delivered));
                 return Ok(None);
             }
-            CANCEL => Heard::Ended(EpochEnd::ConsumerCancelled),
+            CANCEL => Heard::Ended(ConnectionEnd::ConsumerCancelled),
             CLOSE => {
                 let (code, text) = reason(bytes)?;
-                Heard::Ended(EpochEnd::ConnectionClosed { code, text })
+                Heard::Ended(ConnectionEnd::ConnectionClosed { code, text })
             }
             CHANNEL_CLOSE => {
                 let (code, text) = reason(bytes)?;
-                Heard::Ended(EpochEnd::ChannelClosed { code, text })
+                Heard::Ended(ConnectionEnd::ChannelClosed { code, text })
             }
             CLOSE_OK => Heard::Agreed,
             answer if ANSWERS.contains(&answer) => Heard::Answered(answer, bytes.to_vec()),
@@ -225,8 +225,8 @@ mod tests {
     use bytes::{BufMut, BytesMut};
 
     use super::*;
+    use crate::amqp::fake_broker::put_deliver;
     use crate::amqp::frame::{HEARTBEAT, put_frame, put_long, put_method, put_short};
-    use crate::amqp::peer::put_deliver;
     use crate::message::HeaderValue;
 
     /// What is heard of all these frames.
@@ -322,7 +322,7 @@ mod tests {
                 });
             })
         };
-        let end = EpochEnd::ConnectionClosed { code: 320, text: "shutdown".into() };
+        let end = ConnectionEnd::ConnectionClosed { code: 320, text: "shutdown".into() };
         assert_eq!(close(0, CLOSE), Ok(vec![Heard::Ended(end)]));
         assert!(close(1, CHANNEL_CLOSE).is_err());
     }
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_cancel_ends_the_consumer_and_its_answer_does_not() {
         let cancel = |method| hear(|out| put_method(out, 1, method, |out| put_short(out, "tag")));
-        assert_eq!(cancel(CANCEL), Ok(vec![Heard::Ended(EpochEnd::ConsumerCancelled)]));
+        assert_eq!(cancel(CANCEL), Ok(vec![Heard::Ended(ConnectionEnd::ConsumerCancelled)]));
         assert_eq!(cancel(answer_to(CANCEL)), Ok(vec![Heard::Answered((60, 31), b"\x03tag".to_vec())]));
     }
 

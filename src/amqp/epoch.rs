@@ -15,7 +15,7 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an epoch ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EpochEnd {
+pub enum ConnectionEnd {
     /// The broker closed the channel: something asked of it on this channel was wrong.
     #[error("the broker closed the channel: {code} {text}")]
     ChannelClosed {
@@ -67,7 +67,7 @@ pub(super) struct Epoch {
     /// Unique in this process, ascending.
     pub number: u64,
     over: CancellationToken,
-    end: OnceLock<EpochEnd>,
+    end: OnceLock<ConnectionEnd>,
 }
 
 impl Epoch {
@@ -77,7 +77,7 @@ impl Epoch {
     }
 
     /// Ends the epoch. The first reason given stays.
-    pub fn end(&self, reason: EpochEnd) {
+    pub fn end(&self, reason: ConnectionEnd) {
         // An error means that it has ended before, for the reason already set.
         let _ = self.end.set(reason);
         self.over.cancel();
@@ -97,16 +97,16 @@ impl Epoch {
         self.over.clone().cancelled_owned()
     }
 
-    /// Why it ended; [`EpochEnd::Broke`] while it has not.
-    pub fn reason(&self) -> EpochEnd {
-        self.end.get().cloned().unwrap_or(EpochEnd::Broke)
+    /// Why it ended; [`ConnectionEnd::Broke`] while it has not.
+    pub fn reason(&self) -> ConnectionEnd {
+        self.end.get().cloned().unwrap_or(ConnectionEnd::Broke)
     }
 
     /// Runs one request to the broker to its end, and ends the epoch if it fails or is not answered in time.
     ///
     /// The request runs in a task of its own that is never aborted: a client library request that is dropped
     /// half-way makes the library's own tasks panic later. It ends by itself when its connection does.
-    pub async fn ask<T, F>(&self, request: &'static str, future: F) -> Result<T, EpochEnd>
+    pub async fn ask<T, F>(&self, request: &'static str, future: F) -> Result<T, ConnectionEnd>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, amqprs::error::Error>> + Send + 'static,
@@ -115,8 +115,8 @@ impl Epoch {
             Ok(Ok(Ok(answer))) => return Ok(answer),
             // The broker closed the channel instead of answering, or the connection died. Where it gave a
             // reason, the callbacks have noted that before the request failed, and theirs stays.
-            Ok(Ok(Err(_)) | Err(_)) => self.end(EpochEnd::Broke),
-            Err(_) => self.end(EpochEnd::NoAnswer { request }),
+            Ok(Ok(Err(_)) | Err(_)) => self.end(ConnectionEnd::Broke),
+            Err(_) => self.end(ConnectionEnd::NoAnswer { request }),
         }
         Err(self.reason())
     }
@@ -131,10 +131,10 @@ impl Epoch {
             // only if the queue is full.
             queued = frame => match queued {
                 Ok(()) => return true,
-                Err(_) => EpochEnd::Broke,
+                Err(_) => ConnectionEnd::Broke,
             },
             () = self.over() => return false,
-            () = async { sleep(ANSWER_TIMEOUT).await } => EpochEnd::Stuck,
+            () = async { sleep(ANSWER_TIMEOUT).await } => ConnectionEnd::Stuck,
         };
         self.end(end);
         false
@@ -149,7 +149,7 @@ pub(super) struct EndOnDrop(pub Arc<Epoch>);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.0.end(EpochEnd::Broke);
+        self.0.end(ConnectionEnd::Broke);
     }
 }
 
@@ -161,10 +161,10 @@ mod tests {
     fn the_first_reason_for_an_end_stays() {
         let epoch = Epoch::begin();
         assert!(!epoch.is_over());
-        epoch.end(EpochEnd::ConsumerCancelled);
+        epoch.end(ConnectionEnd::ConsumerCancelled);
         drop(EndOnDrop(Arc::clone(&epoch)));
         assert!(epoch.is_over());
-        assert_eq!(epoch.reason(), EpochEnd::ConsumerCancelled);
+        assert_eq!(epoch.reason(), ConnectionEnd::ConsumerCancelled);
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
             let _ = answer.send(());
             Ok(())
         });
-        assert_eq!(asked.await, Err(EpochEnd::NoAnswer { request: "queue.declare" }));
+        assert_eq!(asked.await, Err(ConnectionEnd::NoAnswer { request: "queue.declare" }));
         assert!(epoch.is_over());
         assert_eq!(late.await, Ok(()), "the request was dropped");
     }
@@ -190,6 +190,6 @@ mod tests {
     async fn a_panic_inside_the_client_ends_the_epoch_only() {
         let epoch = Epoch::begin();
         let asked: Result<(), _> = epoch.ask("basic.qos", async { panic!("client bug") }).await;
-        assert_eq!(asked, Err(EpochEnd::Broke));
+        assert_eq!(asked, Err(ConnectionEnd::Broke));
     }
 }

@@ -24,19 +24,19 @@ mod convert;
 mod declare;
 mod decode;
 mod epoch;
+#[cfg(test)]
+mod fake_broker;
 mod frame;
 mod handshake;
-#[cfg(test)]
-mod peer;
 mod permit;
 mod publish;
 mod settle;
 mod subscribe;
 
 pub use connect::{ConnectError, Connector};
-pub use declare::{DeclareError, Declared, Missing};
-pub use epoch::EpochEnd;
-pub use permit::Denied;
+pub use declare::{DeclareError, Declared, MissingObject};
+pub use epoch::ConnectionEnd;
+pub use permit::DeniedPermission;
 pub use publish::{ConfirmingPublisher, PublisherState, Unconfirmed};
 
 /// Whether a panic came out of the AMQP client library.

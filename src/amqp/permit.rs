@@ -14,7 +14,7 @@ use super::callbacks::ConnectionWatch;
 use super::connect::{ConnectError, Connector, close_connection, open_channel};
 use super::convert::insert;
 use super::declare::to_table;
-use super::epoch::{Epoch, EpochEnd};
+use super::epoch::{ConnectionEnd, Epoch};
 use crate::topology::{Binding, Declaration, Exchange, Queue, RequiredPermission};
 
 const ACCESS_REFUSED: u16 = 403;
@@ -25,9 +25,9 @@ const NO_NUMBER: &str = "orderd only asks";
 
 /// Something that the broker does not let our user do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denied {
+pub struct DeniedPermission {
     /// What.
-    pub need: RequiredPermission,
+    pub permission: RequiredPermission,
     /// The broker's words.
     pub reply: String,
 }
@@ -37,7 +37,10 @@ impl Connector {
     ///
     /// # Errors
     /// [`ConnectError`] if it gives no clear answer and has denied nothing.
-    pub async fn denied(&self, needs: &[RequiredPermission]) -> Result<Vec<Denied>, ConnectError> {
+    pub async fn denied_permissions(
+        &self,
+        needs: &[RequiredPermission],
+    ) -> Result<Vec<DeniedPermission>, ConnectError> {
         let mut denied = Vec::new();
         for needs in needs.chunks(QUESTIONS) {
             let connection = self.connect("orderd check").await?;
@@ -58,11 +61,11 @@ impl Connector {
                     break;
                 }
                 match ask(channel, epoch, need).await {
-                    EpochEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
-                        denied.push(Denied { need: need.clone(), reply });
+                    ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
+                        denied.push(DeniedPermission { permission: need.clone(), reply });
                     }
                     // 406, as expected; 404: what is not there yet is others' to tell; closed by us: it was done.
-                    EpochEnd::ChannelClosed { .. } | EpochEnd::Closed => {}
+                    ConnectionEnd::ChannelClosed { .. } | ConnectionEnd::Closed => {}
                     end => answer = Err(end),
                 }
             }
@@ -78,8 +81,8 @@ impl Connector {
     }
 }
 
-/// Asks, and waits for the answer. [`EpochEnd::Closed`]: it was not refused, so the permission is there.
-async fn ask(channel: &Channel, epoch: &Epoch, need: &RequiredPermission) -> EpochEnd {
+/// Asks, and waits for the answer. [`ConnectionEnd::Closed`]: it was not refused, so the permission is there.
+async fn ask(channel: &Channel, epoch: &Epoch, need: &RequiredPermission) -> ConnectionEnd {
     let on = channel.clone();
     let answered = match need.clone() {
         RequiredPermission::Publish { exchange, routing_key } => {
@@ -121,12 +124,16 @@ async fn ask(channel: &Channel, epoch: &Epoch, need: &RequiredPermission) -> Epo
             epoch.ask("queue.unbind", async move { on.queue_unbind(arguments).await }).await
         }
     };
-    answered.map_or_else(|end| end, |()| EpochEnd::Closed)
+    answered.map_or_else(|end| end, |()| ConnectionEnd::Closed)
 }
 
 /// Publishes in a transaction and rolls it back. A publication with something wrong in it would not do: RabbitMQ 4.3 finds
 /// that before it looks at the key.
-async fn publish_nothing(channel: &Channel, epoch: &Epoch, arguments: BasicPublishArguments) -> Result<(), EpochEnd> {
+async fn publish_nothing(
+    channel: &Channel,
+    epoch: &Epoch,
+    arguments: BasicPublishArguments,
+) -> Result<(), ConnectionEnd> {
     let on = channel.clone();
     epoch.ask("tx.select", async move { on.tx_select().await }).await?;
     epoch.queue(channel.basic_publish(BasicProperties::default(), Vec::new(), arguments)).await;

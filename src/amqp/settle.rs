@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::ack_window::{AckWindow, Frame};
 use super::channel::{Channel, broke, nothing};
 use super::decode::{ACK, CANCEL, Delivered, Heard, NACK, QUEUE_DECLARE};
-use super::epoch::{EndOnDrop, Epoch, EpochEnd};
+use super::epoch::{ConnectionEnd, EndOnDrop, Epoch};
 use super::frame::{Malformed, Method, get_short, put_short};
 use crate::message::{Delivery, DeliveryId, SettleError, Settlement, Settler};
 
@@ -123,7 +123,7 @@ impl ChannelSettler {
 
 impl Settler for ChannelSettler {
     fn settle(&self, delivery: DeliveryId, settlement: Settlement) {
-        if delivery.epoch == self.epoch.number && !self.epoch.is_over() {
+        if delivery.connection == self.epoch.number && !self.epoch.is_over() {
             self.notes.add(delivery.tag, settlement);
         }
     }
@@ -168,7 +168,7 @@ struct Arrivals {
 
 impl Arrivals {
     /// Takes in what the broker has said unasked.
-    fn take_in(&mut self, heard: Heard) -> Result<(), EpochEnd> {
+    fn take_in(&mut self, heard: Heard) -> Result<(), ConnectionEnd> {
         match heard {
             // The broker numbers what it hands out on a channel one by one. If it does not, one was lost on the way, and
             // there is no telling any more which one a settlement is for.
@@ -188,7 +188,7 @@ impl Arrivals {
     fn hand_out(&mut self, delivered: Delivered) {
         let Delivered { tag, redelivered, exchange, routing_key, message } = delivered;
         self.latest = tag;
-        let id = DeliveryId { epoch: self.epoch, tag };
+        let id = DeliveryId { connection: self.epoch, tag };
         if let Some(handing) = &self.handing {
             // If nobody takes it any more, it stays unsettled, and goes back when the subscription is closed.
             let _ = handing.send(Delivery { id, exchange, routing_key, redelivered, message });
@@ -223,7 +223,7 @@ impl Owner {
             Ok(()) => info!(%queue, epoch, "subscription closed"),
             Err(reason) => warn!(%queue, epoch, %reason, "subscription lost"),
         }
-        self.epoch.end(outcome.clone().err().unwrap_or(EpochEnd::Closed));
+        self.epoch.end(outcome.clone().err().unwrap_or(ConnectionEnd::Closed));
         // Whoever waits for a cancel need not wait for goodbyes.
         drop(inbox);
         self.channel.close(outcome.as_ref().err()).await;
@@ -233,7 +233,7 @@ impl Owner {
     }
 
     /// Hands out and settles until it is to be closed. Returns who wants to hear of that, if anyone.
-    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Command>) -> Result<Option<Closer>, EpochEnd> {
+    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Command>) -> Result<Option<Closer>, ConnectionEnd> {
         let notes = Arc::clone(&self.notes);
         let mut tick = pin!(sleep(STUCK_TICK));
         loop {
@@ -274,7 +274,7 @@ impl Owner {
     }
 
     /// Takes in what the broker has said.
-    fn hear(&mut self) -> Result<(), EpochEnd> {
+    fn hear(&mut self) -> Result<(), ConnectionEnd> {
         while let Some(heard) = self.channel.next()? {
             self.arrivals.take_in(heard)?;
         }
@@ -282,7 +282,7 @@ impl Owner {
     }
 
     /// Waits, and goes on exchanging with the broker meanwhile.
-    async fn exchange_during(&mut self, wait: impl Future<Output = ()>) -> Result<(), EpochEnd> {
+    async fn exchange_during(&mut self, wait: impl Future<Output = ()>) -> Result<(), ConnectionEnd> {
         let mut wait = pin!(wait);
         loop {
             self.hear()?;
@@ -296,7 +296,7 @@ impl Owner {
     }
 
     /// Waits a moment for more, unless there is enough already.
-    async fn coalesce(&mut self) -> Result<(), EpochEnd> {
+    async fn coalesce(&mut self) -> Result<(), ConnectionEnd> {
         let notes = Arc::clone(&self.notes);
         if notes.count() >= notes.enough {
             return Ok(());
@@ -341,7 +341,7 @@ impl Owner {
     /// Holds acks back until the broker hands out nothing more: since as much is unacked as may be, or nothing waits. What
     /// is on its way inside the broker when it is asked to cancel, it takes back by itself, marks as redelivered and counts
     /// toward the delivery limit, though nobody ever saw it (measured on 3.10.8 under load: some fifty messages).
-    async fn await_quiet(&mut self) -> Result<(), EpochEnd> {
+    async fn await_quiet(&mut self) -> Result<(), ConnectionEnd> {
         let deadline = Instant::now() + QUIET_WITHIN;
         let mut before = None;
         while self.arrivals.handing.is_some() && Instant::now() < deadline {
@@ -359,7 +359,7 @@ impl Owner {
     }
 
     /// Stops what the broker hands out. All that it had handed out before is then in the stream, which ends.
-    async fn cancel(&mut self) -> Result<(), EpochEnd> {
+    async fn cancel(&mut self) -> Result<(), ConnectionEnd> {
         if self.arrivals.handing.is_none() {
             return Ok(());
         }
@@ -380,7 +380,7 @@ impl Owner {
     }
 
     /// Sends all that was noted, gives back the rest, and waits until the queue has it.
-    async fn flush(&mut self) -> Result<(), EpochEnd> {
+    async fn flush(&mut self) -> Result<(), ConnectionEnd> {
         self.cancel().await?;
         self.take_notes();
         self.window.flush(&mut self.frames);
@@ -398,7 +398,7 @@ impl Owner {
     ///
     /// With consumers of other processes on the queue, the count may have fallen before it is first looked at,
     /// and ours cannot be told from theirs. So there is a bound; what is lost then, the broker hands out again.
-    async fn await_applied(&mut self) -> Result<(), EpochEnd> {
+    async fn await_applied(&mut self) -> Result<(), ConnectionEnd> {
         let deadline = Instant::now() + APPLIED_WITHIN;
         let mut most = 0;
         loop {
@@ -412,7 +412,7 @@ impl Owner {
     }
 
     /// What the queue has.
-    async fn counts(&mut self) -> Result<Counts, EpochEnd> {
+    async fn counts(&mut self) -> Result<Counts, ConnectionEnd> {
         /// Changes nothing: only asks.
         const PASSIVE: u8 = 1;
         let Owner { channel, arrivals, subscribed, .. } = self;

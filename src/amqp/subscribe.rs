@@ -16,7 +16,7 @@ use tracing::info;
 use super::channel::{Channel, nothing};
 use super::connect::{ConnectError, Connector, SHORT_STRING};
 use super::decode::{CONSUME, QOS};
-use super::epoch::{Epoch, EpochEnd};
+use super::epoch::{ConnectionEnd, Epoch};
 use super::frame::put_short;
 use super::settle::{ChannelSettler, Subscribed};
 use crate::chain::chain;
@@ -58,7 +58,7 @@ async fn subscribe(link: &Connector, queue: &str, prefetch: u16) -> Result<Subsc
     Ok(Subscription { deliveries: Box::pin(deliveries), settler: Arc::new(settler) })
 }
 
-async fn consume(channel: &mut Channel, queue: &str, prefetch: u16, consumer_tag: &str) -> Result<(), EpochEnd> {
+async fn consume(channel: &mut Channel, queue: &str, prefetch: u16, consumer_tag: &str) -> Result<(), ConnectionEnd> {
     let qos = channel.ask(
         "basic.qos",
         QOS,

@@ -96,20 +96,20 @@ async fn try_topology(link: &Connector, config: &Config) -> Result<Policies, Top
     let topology = config.topology();
     let policies = compare(config, &topology, Duration::ZERO).await?;
     if !config.topology.declare {
-        may(link, &config.needs()).await?;
+        check_permissions(link, &config.needs()).await?;
         missing(link, &topology).await?;
         return Ok(policies);
     }
     let declared = link.declare(topology.declarations()).await?;
     info!(created = declared.created.len(), "topology declared");
-    may(link, &config.work()).await?;
+    check_permissions(link, &config.work()).await?;
     // A policy may match a queue that was not there before.
     Ok(if declared.created.is_empty() { policies } else { Policies::Untold })
 }
 
 /// Asks whether the user may do all that it will have to: it had better be known now than with the first failure.
-async fn may(link: &Connector, needs: &[RequiredPermission]) -> Result<(), TopologyError> {
-    let denied = match link.denied(needs).await {
+async fn check_permissions(link: &Connector, needs: &[RequiredPermission]) -> Result<(), TopologyError> {
+    let denied = match link.denied_permissions(needs).await {
         Ok(denied) if denied.is_empty() => return Ok(()),
         Ok(denied) => denied,
         // Connected, and then no answer, as under an alarm: those who work will meet it, and wait.
@@ -119,7 +119,7 @@ async fn may(link: &Connector, needs: &[RequiredPermission]) -> Result<(), Topol
         }
         Err(error) => return Err(DeclareError::Connect(error).into()),
     };
-    let denied: Vec<_> = denied.iter().map(|denied| denied.need.to_string()).collect();
+    let denied: Vec<_> = denied.iter().map(|denied| denied.permission.to_string()).collect();
     Err(TopologyError::Denied(denied.join(", nor ")))
 }
 
@@ -136,7 +136,7 @@ pub(super) async fn extend(link: &Connector, config: &Config) -> Result<Policies
         let topology = config.topology();
         let policies = compare(config, &topology, Duration::ZERO).await?;
         if !config.topology.declare {
-            may(link, &config.needs()).await?;
+            check_permissions(link, &config.needs()).await?;
             missing(link, &topology).await?;
             return Ok(policies);
         }
@@ -147,7 +147,7 @@ pub(super) async fn extend(link: &Connector, config: &Config) -> Result<Policies
             (true, Policies::Untold) | (false, _) => compare(config, &topology, POLICY_PATIENCE).await?,
         };
         link.declare(bindings).await?;
-        may(link, &config.work()).await?;
+        check_permissions(link, &config.work()).await?;
         info!(?created, "topology extended");
         Ok(policies)
     };
@@ -156,7 +156,8 @@ pub(super) async fn extend(link: &Connector, config: &Config) -> Result<Policies
 
 /// With `topology.declare` off, everything must be there.
 async fn missing(link: &Connector, topology: &Topology) -> Result<(), TopologyError> {
-    let missing: Vec<_> = link.check(topology.declarations()).await?.iter().map(ToString::to_string).collect();
+    let missing: Vec<_> =
+        link.missing_objects(topology.declarations()).await?.iter().map(ToString::to_string).collect();
     if missing.is_empty() { Ok(()) } else { Err(TopologyError::Missing(missing.join(", "))) }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn poller(
         LocalCounts {
             counts: counted.map(|one| (one.queue.clone(), one.counters.counts())).collect(),
             paused: consumers.iter().filter_map(|one| Some((one.queue.clone(), one.paused_since?))).collect(),
-            publisher_epoch: publisher.get().map_or(0, |publisher| publisher.state().epoch),
+            publisher_connection: publisher.get().map_or(0, |publisher| publisher.state().connection),
         }
     };
     Poller::new(config, Limits::DEFAULT, own).telling(readers)

@@ -167,7 +167,7 @@ mod tests {
 
     fn delivery(body: &'static [u8]) -> Delivery {
         Delivery {
-            id: DeliveryId { epoch: 1, tag: 1 },
+            id: DeliveryId { connection: 1, tag: 1 },
             exchange: "orders".to_owned(),
             routing_key: "order.notification.email".to_owned(),
             redelivered: false,

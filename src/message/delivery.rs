@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::exchange_names::ExchangeNames;
 use super::header::{HeaderValue, Headers, names};
-use super::route::ExchangeNames;
 
 /// Longest message id taken as an identity: with a suffix such as `/analytics/failed` it must fit AMQP's 255
 /// bytes.
@@ -52,7 +52,7 @@ pub struct Properties {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
     /// Counts the subscriptions of this process; never reused.
-    pub epoch: u64,
+    pub connection: u64,
     /// The broker's delivery tag: 1, 2, 3, … on its channel.
     pub tag: u64,
 }
@@ -114,7 +114,7 @@ mod tests {
     fn delivery(message_id: Option<&str>, body: &'static str) -> Delivery {
         let properties = Properties { message_id: message_id.map(str::to_owned), ..Properties::default() };
         Delivery {
-            id: DeliveryId { epoch: 1, tag: 1 },
+            id: DeliveryId { connection: 1, tag: 1 },
             exchange: "orders".to_owned(),
             routing_key: "order.notification.email".to_owned(),
             redelivered: false,

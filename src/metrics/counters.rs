@@ -189,7 +189,7 @@ pub struct PoolState {
     pub draining: u64,
     /// Deliveries that all of these may be handed at a time.
     pub slots: u64,
-    /// Subscriptions made; each is an epoch of its own.
+    /// Subscriptions made; each has a connection of its own.
     pub subscriptions: u64,
     /// Workers that run now; one in safe mode.
     pub workers_up: u64,

@@ -121,7 +121,7 @@ impl FakeBroker {
     fn deliver_again(&self, tag: u64, body: &'static str, count: i64) {
         let headers = Headers::from([(names::DELIVERY_COUNT.to_owned(), HeaderValue::I64(count))]);
         let delivery = Delivery {
-            id: DeliveryId { epoch: 1, tag },
+            id: DeliveryId { connection: 1, tag },
             exchange: "orders".to_owned(),
             routing_key: "order.normal.created".to_owned(),
             redelivered: count > 0,

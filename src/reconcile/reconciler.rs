@@ -59,8 +59,8 @@ pub struct LocalCounts {
     pub counts: BTreeMap<String, DeliveryCounts>,
     /// Since when the consumers are paused that are, by queue.
     pub paused: BTreeMap<String, Timestamp>,
-    /// The publisher's epoch.
-    pub publisher_epoch: u64,
+    /// The number of the publisher's connection.
+    pub publisher_connection: u64,
 }
 
 /// Acked, for whatever reason.
@@ -235,7 +235,7 @@ impl Reconciler {
             QueueRole::DeadLetter | QueueRole::Unrouted => {}
         }
         if let (true, Some(stats)) = (self.entering.contains_key(name), &detail.stats) {
-            let broker = stats.counted.published.map(|count| (own.publisher_epoch.to_string(), count));
+            let broker = stats.counted.published.map(|count| (own.publisher_connection.to_string(), count));
             let reading = Reading { from: asked, at: now.elapsed, own: self.sent(name, own), broker };
             self.enters(name, reading, now);
         }
@@ -323,7 +323,7 @@ impl Reconciler {
         let from = counts().map(|(asked, _)| asked).min().unwrap_or(now.elapsed);
         let sum = counts().filter_map(|(_, count)| count).sum();
         let queues: Vec<_> = self.waiting.keys().map(String::as_str).collect();
-        let context = format!("{} {}", own.publisher_epoch, queues.join(" "));
+        let context = format!("{} {}", own.publisher_connection, queues.join(" "));
         let own = self.sent(RETRY_QUEUES, own);
         self.enters(RETRY_QUEUES, Reading { from, at: now.elapsed, own, broker: Some((context, sum)) }, now);
     }

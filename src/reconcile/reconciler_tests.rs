@@ -32,7 +32,7 @@ impl Court {
         }
         let own = LocalCounts {
             counts: config().consumers.values().map(|c| (c.queue.clone(), DeliveryCounts::default())).collect(),
-            publisher_epoch: 1,
+            publisher_connection: 1,
             ..LocalCounts::default()
         };
         Court { reconciler: Reconciler::new(&roles, LIMITS, "t".to_owned()), roles, second: 0, view, own }

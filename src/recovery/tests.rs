@@ -11,7 +11,7 @@ fn now() -> Timestamp {
 
 fn delivery(exchange: &str, routing_key: &str, headers: Headers) -> Delivery {
     Delivery {
-        id: DeliveryId { epoch: 1, tag: 1 },
+        id: DeliveryId { connection: 1, tag: 1 },
         exchange: exchange.to_owned(),
         routing_key: routing_key.to_owned(),
         redelivered: false,

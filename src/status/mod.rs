@@ -63,8 +63,8 @@ pub struct Daemon {
     pub last_reload: Option<LastReload>,
     /// AMQP connections that stand now: one for each subscription, one for publishing.
     pub connections: u64,
-    /// AMQP connections made since the start for consuming and publishing; each is an epoch of its own.
-    pub epochs: u64,
+    /// AMQP connections made since the start for consuming and publishing.
+    pub connections_made: u64,
     /// Publishing; `None` until the topology is there.
     pub publisher: Option<Publisher>,
     /// The ledger.

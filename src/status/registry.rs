@@ -152,7 +152,7 @@ impl StatusRegistry {
             config_generation: self.generation.load(Ordering::Relaxed),
             last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             connections: subscribed + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
-            epochs: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
+            connections_made: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
             publisher,
             ledger: self
                 .ledger
@@ -160,7 +160,11 @@ impl StatusRegistry {
                 .map_or(NOT_OPEN, |ledger| Ledger { recording: ledger.is_recording(), commits: ledger.commits() }),
         };
         let status = Status {
-            checks: checks(&daemon, &consumers, self.publisher.get().and_then(|publisher| publisher.trouble())),
+            checks: checks(
+                &daemon,
+                &consumers,
+                self.publisher.get().and_then(|publisher| publisher.last_connect_error()),
+            ),
             daemon,
             conserved: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,

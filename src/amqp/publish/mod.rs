@@ -36,7 +36,7 @@ pub struct PublisherState {
     /// Whether there is a connection now.
     pub connected: bool,
     /// The number of the last epoch begun; 0 before the first connection.
-    pub epoch: u64,
+    pub connection: u64,
     /// Connections made so far; each is an epoch of its own.
     pub connections: u64,
     /// Publications that callers wait for.
@@ -174,15 +174,15 @@ impl ConfirmingPublisher {
     }
 
     /// Why its link's last attempt to connect failed, whoever made it; `None` if it did not.
-    pub fn trouble(&self) -> Option<String> {
-        self.link.trouble()
+    pub fn last_connect_error(&self) -> Option<String> {
+        self.link.last_connect_error()
     }
 
     /// How it is doing. Cheap.
     pub fn state(&self) -> PublisherState {
         PublisherState {
             connected: self.shared.connected.load(Ordering::Relaxed),
-            epoch: self.shared.epoch.load(Ordering::Relaxed),
+            connection: self.shared.epoch.load(Ordering::Relaxed),
             connections: self.shared.connections.load(Ordering::Relaxed),
             unconfirmed: (self.shared.max_unconfirmed as usize).saturating_sub(self.shared.room.available_permits()),
         }

@@ -18,7 +18,7 @@ use super::outstanding::{Batch, Freed, Outstanding};
 use crate::amqp::channel::{Channel, nothing};
 use crate::amqp::connect::{ConnectError, Connector};
 use crate::amqp::decode::{CONFIRM_SELECT, Heard};
-use crate::amqp::epoch::{self, EpochEnd};
+use crate::amqp::epoch::{self, ConnectionEnd};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::message::PublishError;
@@ -64,7 +64,7 @@ pub(super) async fn run(link: Connector, shared: Arc<Shared>, inbox: mpsc::Unbou
                 if begun.elapsed() >= GOOD_LIFE {
                     attempt = 0;
                 }
-                let stuck = matches!(end, Err(EpochEnd::Unconfirmed(_)));
+                let stuck = matches!(end, Err(ConnectionEnd::Unconfirmed(_)));
                 fruitless = if stuck && !owner.outstanding.is_proven() { fruitless + 1 } else { 0 };
             }
             Err(error) if error.is_permanent() => {
@@ -89,7 +89,7 @@ async fn open(link: &Connector) -> Result<Channel, ConnectError> {
 
 impl Owner {
     /// One epoch, from the first publication on a new channel to the end of its connection.
-    async fn live(&mut self, mut channel: Channel, patience: Duration) -> Result<(), EpochEnd> {
+    async fn live(&mut self, mut channel: Channel, patience: Duration) -> Result<(), ConnectionEnd> {
         let epoch = epoch::next_number();
         self.outstanding.begin_epoch();
         info!(epoch, address = %channel.address, again = self.outstanding.len(), "connected for publishing");
@@ -107,7 +107,7 @@ impl Owner {
     }
 
     /// Publishes until the epoch or the work is over.
-    async fn serve(&mut self, channel: &mut Channel, patience: Duration) -> Result<(), EpochEnd> {
+    async fn serve(&mut self, channel: &mut Channel, patience: Duration) -> Result<(), ConnectionEnd> {
         // What came along with the last answer of the handshake.
         self.hear(channel)?;
         let mut look = interval((patience / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
@@ -128,7 +128,7 @@ impl Owner {
                         self.hear(channel)?;
                     }
                     if self.outstanding.oldest_sent().is_some_and(|sent| sent.elapsed() > patience) {
-                        return Err(EpochEnd::Unconfirmed(patience));
+                        return Err(ConnectionEnd::Unconfirmed(patience));
                     }
                 }
                 Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
@@ -153,18 +153,18 @@ impl Owner {
     }
 
     /// Takes in what the broker has said.
-    fn hear(&mut self, channel: &mut Channel) -> Result<(), EpochEnd> {
+    fn hear(&mut self, channel: &mut Channel) -> Result<(), ConnectionEnd> {
         while let Some(heard) = channel.next()? {
             match heard {
                 // We do not count alike, so none of its words can be trusted.
-                Heard::Confirmed { tag, .. } if !self.outstanding.has_sent(tag) => return Err(EpochEnd::Broke),
+                Heard::Confirmed { tag, .. } if !self.outstanding.has_sent(tag) => return Err(ConnectionEnd::Broke),
                 Heard::Confirmed { tag, multiple, word } => {
                     let freed = self.outstanding.confirmed(tag, multiple, word);
                     self.release(&freed);
                 }
                 Heard::Returned(returned) => self.outstanding.returned(returned),
                 Heard::Ended(end) => return Err(end),
-                Heard::Delivered(_) | Heard::Answered(..) | Heard::Agreed => return Err(EpochEnd::Broke),
+                Heard::Delivered(_) | Heard::Answered(..) | Heard::Agreed => return Err(ConnectionEnd::Broke),
             }
         }
         Ok(())
@@ -199,7 +199,7 @@ impl Owner {
     }
 
     /// Learns from the end of an epoch which publication the broker would not have, if that was why.
-    fn learn(&mut self, reason: &EpochEnd) {
+    fn learn(&mut self, reason: &ConnectionEnd) {
         let Some((code, text)) = fault_of_a_publication(reason) else { return };
         let freed = self.outstanding.blame(|exchange, key| {
             warn!(%exchange, routing_key = key, code, text, "the broker closes the connection over a message");
@@ -252,18 +252,18 @@ async fn abandoned(closer: &mut Option<oneshot::Sender<usize>>) {
 }
 
 /// Whether the broker ended the epoch over something that was published, and its words.
-fn fault_of_a_publication(reason: &EpochEnd) -> Option<(u16, &str)> {
+fn fault_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
     match reason {
-        EpochEnd::ChannelClosed { code, text } => Some((*code, text)),
+        ConnectionEnd::ChannelClosed { code, text } => Some((*code, text)),
         // Frame, syntax and unexpected-frame errors, not implemented. Others are the broker's own affairs.
-        EpochEnd::ConnectionClosed { code: code @ (501 | 502 | 505 | 540), text } => Some((*code, text)),
-        EpochEnd::ConnectionClosed { .. }
-        | EpochEnd::ConsumerCancelled
-        | EpochEnd::Broke
-        | EpochEnd::Stuck
-        | EpochEnd::NoAnswer { .. }
-        | EpochEnd::Unconfirmed(_)
-        | EpochEnd::Closed => None,
+        ConnectionEnd::ConnectionClosed { code: code @ (501 | 502 | 505 | 540), text } => Some((*code, text)),
+        ConnectionEnd::ConnectionClosed { .. }
+        | ConnectionEnd::ConsumerCancelled
+        | ConnectionEnd::Broke
+        | ConnectionEnd::Stuck
+        | ConnectionEnd::NoAnswer { .. }
+        | ConnectionEnd::Unconfirmed(_)
+        | ConnectionEnd::Closed => None,
     }
 }
 

@@ -7,9 +7,9 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::amqp::decode::{ACK, CHANNEL_CLOSE, CHANNEL_OPEN, CONFIRM_SELECT};
+use crate::amqp::fake_broker::{DEADLINE, Guest, Peer, put_close};
 use crate::amqp::frame::{HEARTBEAT, Method, put_frame, put_method};
 use crate::amqp::handshake::{CLOSE, CLOSE_OK};
-use crate::amqp::peer::{DEADLINE, Guest, Peer, put_close};
 use crate::message::Message;
 
 const PUBLISH: Method = (60, 40);

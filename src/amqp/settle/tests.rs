@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::amqp::decode::{CHANNEL_CLOSE, CHANNEL_OPEN, CONSUME, QOS, answer_to};
+use crate::amqp::fake_broker::{DEADLINE, Guest, Peer, put_close, put_deliver};
 use crate::amqp::frame::{BODY, HEADER, HEARTBEAT, put_frame, put_method};
 use crate::amqp::handshake::{CLOSE, CLOSE_OK};
-use crate::amqp::peer::{DEADLINE, Guest, Peer, put_close, put_deliver};
 use crate::chain::chain;
 use crate::message::{Consumer, Subscription};
 

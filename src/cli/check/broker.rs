@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::super::Exit;
-use crate::amqp::{ConnectError, Connector, Denied};
+use crate::amqp::{ConnectError, Connector, DeniedPermission};
 use crate::chain::chain;
 use crate::config::{Address, Config};
 use crate::management::{ManagementClient, ManagementError};
@@ -39,7 +39,7 @@ pub struct BrokerReport {
     /// Each address of the configuration.
     pub addresses: Vec<Reach>,
     /// What the user of `[broker]` may not do; without an answer in AMQP, why not.
-    pub denied: Result<Vec<Denied>, ConnectError>,
+    pub denied: Result<Vec<DeniedPermission>, ConnectError>,
     /// The management API's address.
     pub management_url: String,
     /// What the management API said.
@@ -62,7 +62,7 @@ pub(super) async fn ask(config: &Config) -> BrokerReport {
         addresses.push(reach(address, config.broker.connect_timeout).await);
     }
     let management_url = config.management.url.clone();
-    let denied = Connector::new(config.broker.clone()).denied(&config.needs()).await;
+    let denied = Connector::new(config.broker.clone()).denied_permissions(&config.needs()).await;
     BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
 }
 
@@ -102,7 +102,7 @@ impl BrokerReport {
         }
         match &self.denied {
             Ok(denied) => faults.extend(denied.iter().map(|denied| {
-                format!("the user may not {}: {} (--permissions prints what to grant)", denied.need, denied.reply)
+                format!("the user may not {}: {} (--permissions prints what to grant)", denied.permission, denied.reply)
             })),
             Err(_) if self.is_unreachable() => {}
             Err(error) => faults.push(chain(error)),
@@ -169,7 +169,7 @@ impl Serialize for BrokerReport {
         let error = self.denied.as_ref().err().map(|error| chain(error));
         map.serialize_entry("amqp", &json!({"error": error}))?;
         let denied = self.denied.as_ref().ok();
-        let needs = denied.map(|denied| denied.iter().map(|denied| denied.need.to_string()).collect::<Vec<_>>());
+        let needs = denied.map(|denied| denied.iter().map(|denied| denied.permission.to_string()).collect::<Vec<_>>());
         map.serialize_entry("denied", &needs)?;
         let error = self.audit.as_ref().err().map(|error| chain(error));
         map.serialize_entry("management", &json!({"url": self.management_url, "error": error}))?;

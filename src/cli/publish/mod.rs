@@ -22,7 +22,7 @@ use self::lines::Lines;
 use self::parse::{Refusal, Shape};
 use self::send::{End, Feed, Sender, Summary};
 use super::{Exit, Format};
-use crate::amqp::{Connector, DeclareError, Denied};
+use crate::amqp::{Connector, DeclareError, DeniedPermission};
 use crate::chain::chain;
 use crate::config::{Config, duration};
 use crate::message::Publication;
@@ -123,7 +123,7 @@ async fn check_broker(link: &Connector, config: &Config, routing_key: Option<&st
     let exchange = config.names().orders;
     let topology = config.topology();
     let question = topology.exchanges().filter(|known| *known.name == *exchange).cloned().map(Declaration::Exchange);
-    match link.check(&question.collect::<Vec<_>>()).await {
+    match link.missing_objects(&question.collect::<Vec<_>>()).await {
         Ok(missing) if missing.is_empty() => check_permission(link, config, routing_key).await,
         Ok(_) => {
             eprintln!("orderd: the broker has no exchange {exchange:?}; orderd run declares it");
@@ -148,10 +148,10 @@ async fn check_permission(link: &Connector, config: &Config, routing_key: Option
     let keys = routing_key.map_or_else(|| vec![parse::NORMAL_KEY, parse::PRIORITY_KEY], |key| vec![key]);
     let need =
         |key: &&str| RequiredPermission::Publish { exchange: exchange.to_string(), routing_key: (*key).to_owned() };
-    match link.denied(&keys.iter().map(need).collect::<Vec<_>>()).await {
+    match link.denied_permissions(&keys.iter().map(need).collect::<Vec<_>>()).await {
         Ok(denied) if denied.len() == keys.len() => {
-            let Denied { need, reply } = &denied[0];
-            eprintln!("orderd: the broker does not let the user {:?} {need}: {reply}", config.broker.username);
+            let DeniedPermission { permission, reply } = &denied[0];
+            eprintln!("orderd: the broker does not let the user {:?} {permission}: {reply}", config.broker.username);
             Err(Exit::Config)
         }
         // A broker that does not answer now may do so for as long as we are patient.

@@ -60,7 +60,7 @@ mod tests {
         let verdict =
             json!({"outcome": outcome, "generation": 4, "changes": changes, "problems": problems, "notes": []});
         let daemon = json!({"version": "0.1.0", "pid": 1, "stage": "running", "started_at": "2026-11-22T08:00:00Z",
-            "uptime_seconds": 1, "config": "c", "config_generation": 4, "connections": 6, "epochs": 6,
+            "uptime_seconds": 1, "config": "c", "config_generation": 4, "connections": 6, "connections_made": 6,
             "last_reload": {"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "report": verdict}, "publisher": null,
             "ledger": {"recording": true, "commits": 1}});
         let mut out = Vec::new();

@@ -61,7 +61,7 @@ fn daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     };
     let told = format!(
         "{} of {} made so far; {publishing}; the ledger {ledger}, {} commits",
-        daemon.connections, daemon.epochs, daemon.ledger.commits
+        daemon.connections, daemon.connections_made, daemon.ledger.commits
     );
     labelled("connections", &told, out)?;
     let failing: Vec<_> = status.checks.iter().filter(|check| !check.ok).collect();
@@ -367,7 +367,7 @@ mod tests {
         let reload = json!({"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "report": verdict});
         let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "stage": "running",
             "started_at": "2026-11-22T08:00:00Z", "uptime_seconds": 8e7, "config": "/etc/orderd/production/orderd.toml",
-            "config_generation": 1, "last_reload": reload, "connections": 6, "epochs": 123_456, "publisher": null,
+            "config_generation": 1, "last_reload": reload, "connections": 6, "connections_made": 123_456, "publisher": null,
             "ledger": {"recording": false, "commits": 123_456_789}});
         serde_json::from_value(json!({"daemon": daemon, "conserved": false, "consumers": consumers,
             "checks": checks,

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use orderd::amqp::{ConnectError, Connector, EpochEnd};
+use orderd::amqp::{ConnectError, ConnectionEnd, Connector};
 use orderd::config::{Address, Broker, Secret};
 use orderd::message::{Consumer, SubscribeError};
 
@@ -90,7 +90,7 @@ async fn a_missing_queue_is_the_brokers_word() {
     let vhost = node.vhost();
     let error = refusal(vhost.broker()).await;
     assert!(
-        matches!(&error, ConnectError::Lost(EpochEnd::ChannelClosed { code: 404, text }) if text.contains("'q'")),
+        matches!(&error, ConnectError::Lost(ConnectionEnd::ChannelClosed { code: 404, text }) if text.contains("'q'")),
         "{error:?}"
     );
 }

@@ -1,4 +1,4 @@
-//! Prefetch, settling, and the ways in which an epoch of consuming ends.
+//! Prefetch, settling, and how subscriptions end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,7 +171,7 @@ async fn a_release_brings_the_message_back_and_its_neighbours_stay_acked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stale_settlement_of_an_earlier_epoch_is_ignored() {
+async fn a_stale_settlement_of_an_earlier_connection_is_ignored() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -187,14 +187,14 @@ async fn a_stale_settlement_of_an_earlier_epoch_is_ignored() {
     let mut raw = vhost.raw();
     let mut second = subscribe(&vhost, "q", 10).await;
     let again = take(&mut second, 1).await.remove(0);
-    assert_eq!(again.id.tag, stale.id.tag, "both epochs must use this tag for the test to mean anything");
+    assert_eq!(again.id.tag, stale.id.tag, "both connections must use this tag for the test to mean anything");
     second.settler.settle(stale.id, Settlement::Ack);
     soon("close", second.settler.close()).await.unwrap();
     eventually("it is back: nobody has acked it", async || raw.depth("q") == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_channel_closed_by_the_broker_ends_the_epoch() {
+async fn a_channel_closed_by_the_broker_ends_the_subscription() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -296,7 +296,7 @@ async fn headers_that_no_client_should_send_end_nothing_and_are_kept() {
     let mut subscription = subscribe(&vhost, "q", 10).await;
     let held = take(&mut subscription, 4).await;
     let bodies: Vec<_> = held.iter().map(|delivery| &delivery.message.body[..]).collect();
-    assert_eq!(bodies, [&b"text"[..], b"name", b"deep", b"good"], "in one epoch");
+    assert_eq!(bodies, [&b"text"[..], b"name", b"deep", b"good"], "on one connection");
     assert_eq!(held[0].message.headers["note"], HeaderValue::Bytes(b"\xFF\xFE"[..].into()));
     assert_eq!(held[1].message.headers[r"\xc3("], HeaderValue::Void);
     assert!(matches!(&held[2].message.headers["n"], HeaderValue::Table(_)));

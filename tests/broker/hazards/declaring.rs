@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use orderd::amqp::{ConnectError, Connector, DeclareError, Declared, Missing};
+use orderd::amqp::{ConnectError, Connector, DeclareError, Declared, MissingObject};
 use orderd::config::Secret;
 use orderd::topology::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
 
@@ -45,7 +45,7 @@ async fn a_plan_is_carried_out_and_new_queues_are_rested() {
     let begun = Instant::now();
     assert_eq!(soon("declare again", link.declare(&plan)).await.unwrap(), Declared::default());
     assert!(begun.elapsed() < Duration::from_secs(2), "nothing was new");
-    assert_eq!(soon("check", link.check(&plan)).await.unwrap(), []);
+    assert_eq!(soon("check", link.missing_objects(&plan)).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,8 +105,9 @@ async fn checking_lists_all_that_is_missing_and_creates_nothing() {
     raw.declare_exchange("x1", "direct", &[]);
     let plan =
         [exchange("x1"), exchange("x2"), queue("q1", &[]), queue("q2", &[]), queue("q3", &[]), binding("x1", "q2")];
-    let missing = soon("check", Connector::new(vhost.broker()).check(&plan)).await.unwrap();
-    let expected = [Missing::Exchange("x2".into()), Missing::Queue("q2".into()), Missing::Queue("q3".into())];
+    let missing = soon("check", Connector::new(vhost.broker()).missing_objects(&plan)).await.unwrap();
+    let expected =
+        [MissingObject::Exchange("x2".into()), MissingObject::Queue("q2".into()), MissingObject::Queue("q3".into())];
     assert_eq!(missing, expected);
     assert_eq!(raw.queue("q2"), None);
 }

@@ -51,7 +51,7 @@ async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
         })
         .collect();
     eventually("publishing is under way", async || publisher.state().unconfirmed == 20).await;
-    let before = publisher.state().epoch;
+    let before = publisher.state().connection;
     tokio::task::block_in_place(|| node.kill());
     soon("the end of the deliveries", async { while subscription.deliveries.next().await.is_some() {} }).await;
     assert_eq!(soon("close", subscription.settler.close()).await, Err(SettleError));
@@ -59,7 +59,7 @@ async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
     within(Duration::from_secs(5), "the loss is noticed", async || !publisher.state().connected).await;
     assert_eq!(publisher.state().unconfirmed, 20, "what was unconfirmed is kept");
     tokio::task::block_in_place(|| node.start());
-    within(MINUTE, "it is back", async || publisher.state().connected && publisher.state().epoch > before).await;
+    within(MINUTE, "it is back", async || publisher.state().connected && publisher.state().connection > before).await;
     stop.store(true, Ordering::Relaxed);
     let mut expected = BTreeSet::new();
     for caller in publishing {
@@ -114,7 +114,7 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
     let held: Vec<_> = soon("deliveries", (&mut subscription.deliveries).take(10).collect()).await;
     tokio::task::block_in_place(|| node.set_alarm());
     let begun = Instant::now();
-    let before = publisher.state().epoch;
+    let before = publisher.state().connection;
     let publishing: Vec<_> =
         (0..100).map(|n| tokio::spawn(publisher.publish([to_queue("out", format!("m{n}"))].into()))).collect();
     eventually("they wait", async || publisher.state().unconfirmed == 100).await;
@@ -124,9 +124,9 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
     }
     soon("close", subscription.settler.close()).await.unwrap();
     assert_eq!(vhost.raw().depth("in"), 0);
-    eventually("it tries again", async || publisher.state().epoch >= before + 3).await;
+    eventually("it tries again", async || publisher.state().connection >= before + 3).await;
     assert_eq!(publisher.state().unconfirmed, 100, "the alarm was no alarm");
-    let (tries, seconds) = (publisher.state().epoch - before, begun.elapsed().as_secs_f64());
+    let (tries, seconds) = (publisher.state().connection - before, begun.elapsed().as_secs_f64());
     assert!(tries as f64 <= 1.0 + seconds, "{tries} connections in {seconds} s");
     tokio::task::block_in_place(|| node.clear_alarm());
     for publication in publishing {

@@ -113,12 +113,12 @@ async fn callers_never_see_a_lost_connection() {
     raw.declare_quorum("q", &[]);
     let publisher = Connector::new(vhost.broker()).publisher();
     soon("first confirm", publisher.publish([to_queue("q", "first")].into())).await.unwrap();
-    let epoch = publisher.state().epoch;
+    let connection = publisher.state().connection;
     let publishing = tokio::spawn({
         let publisher = publisher.clone();
         async move {
             let mut published = 0;
-            while publisher.state().epoch == epoch || published % 100 != 0 {
+            while publisher.state().connection == connection || published % 100 != 0 {
                 let batch = (0..10).map(|n| to_queue("q", format!("m{}", published + n))).collect();
                 publisher.publish(batch).await.unwrap();
                 published += 10;
@@ -228,9 +228,9 @@ async fn names_over_255_bytes_are_errors_and_the_publisher_goes_on() {
         let answer = soon("answer", publisher.publish([bad].into())).await;
         assert!(matches!(answer, Err(PublishError::Invalid { .. })), "{answer:?}");
     }
-    let epoch = publisher.state().epoch;
+    let connection = publisher.state().connection;
     soon("answer", publisher.publish([to_queue("q", "good")].into())).await.unwrap();
-    assert!(publisher.state().epoch == epoch || epoch == 0, "the connection was lost over it");
+    assert!(publisher.state().connection == connection || connection == 0, "the connection was lost over it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,7 +244,7 @@ async fn a_name_of_255_bytes_and_a_full_frame_of_headers_get_through() {
     let mut publication = to_queue(&queue, "x");
     publication.message.headers.insert("n".repeat(255), HeaderValue::Text("x".repeat(129_000)));
     soon("answer", publisher.publish([publication].into())).await.unwrap();
-    assert_eq!(publisher.state().epoch, 1, "the connection was lost over it");
+    assert_eq!(publisher.state().connection, 1, "the connection was lost over it");
     assert_eq!(raw.depth(&queue), 1);
 }
 

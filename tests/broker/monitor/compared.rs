@@ -45,7 +45,7 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     let counted = Arc::clone(&counters);
     let own = move || LocalCounts {
         counts: BTreeMap::from([(QUEUE.to_owned(), counted.counts())]),
-        publisher_epoch: 1,
+        publisher_connection: 1,
         ..LocalCounts::default()
     };
     let mut polling = poll(&config, own);

@@ -36,7 +36,7 @@ async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_fin
     let counted = Arc::clone(&counters);
     let own = move || LocalCounts {
         counts: BTreeMap::from([(QUEUE.to_owned(), counted.counts())]),
-        publisher_epoch: 1,
+        publisher_connection: 1,
         ..LocalCounts::default()
     };
     let mut polling = poll(&config, own);
