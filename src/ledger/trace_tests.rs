@@ -112,7 +112,7 @@ async fn an_order_waits_until_its_delay_is_over_and_is_due_from_then_on() {
 async fn a_dead_lettered_order_is_in_the_dead_letter_queue_until_it_is_processed() {
     let dead_lettered = || dead_letter(attempt("o-1", "order", 3));
     let trace = traced([failed(0, 1_000), dead_lettered()], "o-1").await;
-    assert_eq!(told(&trace), ["1000 order failed", "6000 order failed", "7000 order dead-lettered"]);
+    assert_eq!(told(&trace), ["1000 order failed", "6000 order failed", "7000 order dead_lettered"]);
     assert_eq!(trace.places(at(99_000)), [(Subject::Order, Place::DeadLettered { since: at(7_000) })]);
     let replayed = traced([dead_lettered(), accept(order("o-1")), finish("o-1")], "o-1").await;
     assert_eq!(replayed.places(at(99_000))[0], (Subject::Order, Place::Done { since: at(3_000) }));

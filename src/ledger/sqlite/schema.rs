@@ -58,7 +58,7 @@ const VERSION_1: &str = "
         failure_kind   TEXT NOT NULL,
         failure_code   TEXT NOT NULL,
         failure_reason TEXT NOT NULL,
-        delay          TEXT,              -- before the next attempt; none: it was dead_lettered
+        delay          TEXT,              -- before the next attempt; NULL: the message was dead-lettered
         failed_at      INTEGER NOT NULL,
         PRIMARY KEY (identity, consumer, retry_count)
     ) STRICT;
