@@ -19,7 +19,7 @@ use super::handshake::{self, Refusal, Session};
 use crate::chain::chain;
 use crate::config::{Address, Broker, Mechanism};
 use crate::instance;
-use crate::tls::{FileError, Identity, Source, TlsFault};
+use crate::tls::{Identity, TlsError, TlsFileError, TlsReloader};
 
 /// AMQP's bound for exchange, queue and virtual host names, routing keys and other short strings, in bytes.
 pub(super) const SHORT_STRING: usize = 255;
@@ -57,7 +57,7 @@ pub enum ConnectError {
         /// The last address tried.
         address: Address,
         /// Why not.
-        fault: TlsFault,
+        fault: TlsError,
     },
     /// The broker answers in TLS, and we do not ask in it.
     #[error("the broker at {address} speaks TLS on this port: add [broker.tls], or give the port of plain AMQP")]
@@ -67,7 +67,7 @@ pub enum ConnectError {
     },
     /// A file with certificates or a key cannot be used.
     #[error("broker.tls.{0}")]
-    File(FileError),
+    File(TlsFileError),
     /// The broker does not let anybody say who they are the way we do.
     #[error(
         "the broker at {address} does not offer the mechanism {wanted} that broker.mechanism asks for, but {offered}: \
@@ -147,7 +147,7 @@ impl ConnectError {
 pub struct Connector {
     pub(super) broker: Arc<Broker>,
     /// Certificates and key, read again for each connection.
-    tls: Option<Arc<Source>>,
+    tls: Option<Arc<TlsReloader>>,
     /// Why the last attempt to connect failed, if it did.
     trouble: Arc<Mutex<Option<String>>>,
 }
@@ -164,7 +164,7 @@ pub(super) struct Credentials {
 impl Connector {
     /// Knows the way; connects only when asked to.
     pub fn new(broker: Broker) -> Self {
-        let tls = broker.tls.as_ref().map(|tls| Arc::new(Source::new("broker.tls", tls.files.clone())));
+        let tls = broker.tls.as_ref().map(|tls| Arc::new(TlsReloader::new("broker.tls", tls.files.clone())));
         Connector { broker: Arc::new(broker), tls, trouble: Arc::default() }
     }
 
@@ -248,7 +248,7 @@ impl Connector {
         let reading = tokio::task::spawn_blocking(move || source.read()).await;
         let loaded = reading.expect("reading certificates neither panics nor is it cancelled");
         let loaded = loaded.map_err(ConnectError::File)?;
-        Ok(Credentials { connector: Some(TlsConnector::from(loaded.client)), identity: loaded.identity })
+        Ok(Credentials { connector: Some(TlsConnector::from(loaded.config)), identity: loaded.identity })
     }
 
     async fn connect_to<C: Send + 'static>(

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::connect::{Credentials, server_name};
 use super::frame::{Frame, Malformed, Method, PROTOCOL, get_long, put_long, put_method, put_short, put_sized, reason};
 use crate::config::{Address, Broker, Mechanism};
-use crate::tls::TlsFault;
+use crate::tls::TlsError;
 
 const START: Method = (10, 10);
 const START_OK: Method = (10, 11);
@@ -49,7 +49,7 @@ pub(super) enum Refusal {
     /// Nothing answers, or not in AMQP.
     Io(io::Error),
     /// TLS failed.
-    Tls(TlsFault),
+    Tls(TlsError),
     /// It speaks TLS, and we do not.
     WantsTls,
 }
@@ -98,7 +98,7 @@ pub(super) async fn open(
     stream.set_nodelay(true)?;
     let Some(connector) = &credentials.connector else { return Session::begin(Box::new(stream), broker, name).await };
     let named = |refusal| match refusal {
-        Refusal::Io(error) => match TlsFault::of(&error, credentials.identity.is_some()) {
+        Refusal::Io(error) => match TlsError::of(&error, credentials.identity.is_some()) {
             Some(fault) => Refusal::Tls(fault),
             None => Refusal::Io(error),
         },

@@ -182,7 +182,7 @@ impl Client {
             own => own,
         });
         let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).connect_timeout(CONNECT_DEADLINE);
-        let http = client.tls_backend_preconfigured(tls::unused()).build().map_err(AskError::Client)?;
+        let http = client.tls_backend_preconfigured(tls::without_trust()).build().map_err(AskError::Client)?;
         Ok(Client { http, address, token, config })
     }
 

@@ -16,7 +16,7 @@ use super::model::{
 use crate::control::{ConfigChange, Effect};
 use crate::domain::FaultInjection;
 use crate::recovery::{FAILED_HANDLER, RetryPolicy};
-use crate::tls::{Files, Pair};
+use crate::tls::{CertificateFiles, TlsFiles};
 
 /// Shown in place of a secret.
 const REDACTED: &str = "[redacted]";
@@ -198,9 +198,10 @@ impl Sheet {
     }
 
     /// What the files hold is no part of a configuration: they are read again for each connection.
-    fn files(&mut self, section: &str, files: &Files, effect: Effect) {
-        let Files { ca, own } = files;
-        let (certificate, key) = own.as_ref().map(|Pair { certificate, key }| (certificate, key)).unzip();
+    fn files(&mut self, section: &str, files: &TlsFiles, effect: Effect) {
+        let TlsFiles { ca, client } = files;
+        let (certificate, key) =
+            client.as_ref().map(|CertificateFiles { certificate, key }| (certificate, key)).unzip();
         for (name, file) in [("ca_file", ca.as_ref()), ("certificate_file", certificate), ("key_file", key)] {
             if let Some(file) = file {
                 self.put(format!("{section}.{name}"), Value::Plain(path(file)), effect);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::domain::FaultInjection;
 use crate::recovery::RetryPolicy;
-use crate::tls::Files;
+use crate::tls::TlsFiles;
 
 /// Everything orderd runs by.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +79,7 @@ pub enum Mechanism {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
     /// Read again for each connection.
-    pub files: Files,
+    pub files: TlsFiles,
     /// The name that the broker's certificate must have; `None`: the host in its address.
     pub server_name: Option<String>,
 }
@@ -131,7 +131,7 @@ pub struct Management {
     /// Default `http://127.0.0.1:15672`, without a trailing slash.
     pub url: String,
     /// From `[management.tls]`; default: the broker's. Used if the URL begins with `https://`.
-    pub tls: Files,
+    pub tls: TlsFiles,
     /// Default: the broker's.
     pub username: String,
     /// Default: the broker's.

@@ -105,7 +105,7 @@ fn broker(mut section: Section<'_>) -> Broker {
 fn mechanism(section: &mut Section<'_>, tls: Option<&Tls>) -> Mechanism {
     let words = [("plain", Mechanism::Plain), ("external", Mechanism::External)];
     let mechanism = section.or("mechanism", Mechanism::Plain, &shape::word(&words));
-    let identified = tls.is_some_and(|tls| tls.files.own.is_some()) || section.report().has(&section.key("tls"));
+    let identified = tls.is_some_and(|tls| tls.files.client.is_some()) || section.report().has(&section.key("tls"));
     if mechanism == Mechanism::External && !identified {
         let message = "\"external\" is by client certificate: give tls.certificate_file and tls.key_file";
         section.report().problem(&section.key("mechanism"), message);

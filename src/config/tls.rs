@@ -9,7 +9,7 @@ use super::layers::Value;
 use super::model::Tls;
 use super::section::Section;
 use super::{secret, shape};
-use crate::tls::{self, Files, Pair};
+use crate::tls::{self, CertificateFiles, TlsFiles};
 
 /// Longest host name.
 const LONGEST_NAME: usize = 255;
@@ -24,7 +24,7 @@ pub(super) fn broker(mut section: Section<'_>) -> Tls {
 }
 
 /// `[management.tls]`, if it is there, else the broker's files; checked if they are `used`.
-pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: bool) -> Files {
+pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: bool) -> TlsFiles {
     match section.optional_section("tls") {
         Some(mut own) => {
             let files = files(&mut own);
@@ -46,12 +46,12 @@ pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: 
     }
 }
 
-fn files(section: &mut Section<'_>) -> Files {
+fn files(section: &mut Section<'_>) -> TlsFiles {
     let ca = section.file("ca_file");
-    let own = match (section.file("certificate_file"), section.file("key_file")) {
+    let client = match (section.file("certificate_file"), section.file("key_file")) {
         (Some(certificate), Some(key)) => {
             secret::warn_if_open(section, &section.key("key_file"), &key);
-            Some(Pair { certificate, key })
+            Some(CertificateFiles { certificate, key })
         }
         (None, None) => None,
         (present, _) => {
@@ -63,18 +63,18 @@ fn files(section: &mut Section<'_>) -> Files {
             None
         }
     };
-    Files { ca, own }
+    TlsFiles { ca, client }
 }
 
-fn check(section: &Section<'_>, files: &Files) {
+fn check(section: &Section<'_>, files: &TlsFiles) {
     if section.report().has(&section.path) {
         return;
     }
     let now = SystemTime::now();
     match tls::load(files, now) {
         Ok(loaded) => {
-            if let Some(identity) = loaded.identity.filter(|identity| identity.ends_soon(now)) {
-                let message = format!("the certificate of {identity} ends soon");
+            if let Some(identity) = loaded.identity.filter(|identity| identity.expires_soon(now)) {
+                let message = format!("the certificate of {identity} expires soon; replace it");
                 section.report().warning(&section.key("certificate_file"), message);
             }
         }
@@ -83,7 +83,7 @@ fn check(section: &Section<'_>, files: &Files) {
                 true => String::new(),
                 false => format!("cannot use {:?}: ", error.file),
             };
-            section.report().problem(&section.key(error.key), format!("{what}{}", error.fault));
+            section.report().problem(&section.key(error.key), format!("{what}{}", error.problem));
         }
     }
 }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::observed::{Observed, ObservedBinding, ObservedQueue};
 use crate::config::{Management, Secret};
-use crate::tls::{self, Source, TlsFault};
+use crate::tls::{self, TlsError, TlsReloader};
 use crate::topology::{Binding, Topology};
 
 /// How long one question may take, connecting included.
@@ -52,7 +52,7 @@ pub enum ManagementError {
         /// The API's address.
         url: String,
         /// Why not.
-        fault: TlsFault,
+        fault: TlsError,
     },
     /// 401 or 403.
     #[error(
@@ -103,7 +103,7 @@ pub enum ManagementError {
 pub struct ManagementClient {
     http: Arc<Mutex<Http>>,
     /// Where certificates come from; `None`: HTTP without TLS.
-    tls: Option<Arc<Source>>,
+    tls: Option<Arc<TlsReloader>>,
     base: Url,
     username: String,
     password: Secret,
@@ -120,14 +120,16 @@ struct Http {
 
 impl Http {
     /// Reads the files, if TLS is to be spoken.
-    fn new(tls: Option<&Source>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let loaded = tls.map(Source::read).transpose()?;
+    fn new(tls: Option<&TlsReloader>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let loaded = tls.map(TlsReloader::read).transpose()?;
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(Policy::none())
             .connect_timeout(CONNECT_DEADLINE)
             .timeout(DEADLINE)
-            .tls_backend_preconfigured(loaded.as_ref().map_or_else(tls::unused, |loaded| (*loaded.client).clone()))
+            .tls_backend_preconfigured(
+                loaded.as_ref().map_or_else(tls::without_trust, |loaded| (*loaded.config).clone()),
+            )
             .build()?;
         Ok(Http { client, identified: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
     }
@@ -141,7 +143,8 @@ impl ManagementClient {
     pub fn new(settings: &Management, virtual_host: &str) -> Result<Self, ManagementError> {
         let setup = |source| ManagementError::Setup { url: settings.url.clone(), source };
         let base = Url::parse(&settings.url).map_err(|error| setup(error.into()))?;
-        let tls = (base.scheme() == "https").then(|| Arc::new(Source::new("management.tls", settings.tls.clone())));
+        let tls =
+            (base.scheme() == "https").then(|| Arc::new(TlsReloader::new("management.tls", settings.tls.clone())));
         let http = Arc::new(Mutex::new(Http::new(tls.as_deref()).map_err(setup)?));
         let (username, password) = (settings.username.clone(), settings.password.clone());
         Ok(ManagementClient { http, tls, base, username, password, virtual_host: virtual_host.to_owned() })
@@ -166,7 +169,7 @@ impl ManagementClient {
 
     async fn send_by(&self, http: &Http, url: &Url) -> Result<Response, ManagementError> {
         let request = http.client.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
-        request.send().await.map_err(|error| match TlsFault::within(&error, http.identified) {
+        request.send().await.map_err(|error| match TlsError::within(&error, http.identified) {
             Some(fault) => ManagementError::Tls { url: self.base.to_string(), fault },
             None => self.unreachable(error),
         })
@@ -309,11 +312,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::tls::Files;
+    use crate::tls::TlsFiles;
 
     fn settings(url: &str) -> Management {
         let (username, password) = ("me".to_owned(), Secret::new("hunter2"));
-        Management { url: url.to_owned(), username, password, tls: Files::default(), poll_every: None }
+        Management { url: url.to_owned(), username, password, tls: TlsFiles::default(), poll_every: None }
     }
 
     /// What the client makes of one answer, byte for byte.

@@ -1,11 +1,11 @@
-//! TLS towards the broker: which files, what they hold, and why a handshake failed.
+//! TLS towards the broker: which files to use, reading them, and why a handshake failed.
 //!
-//! Owns the choice of cryptography and the reading of certificates and keys. It opens no connection, and never shows
-//! what is in a key.
+//! Owns the choice of cryptography and the reading of certificates and keys. It opens no connection, and never shows the
+//! content of a key.
 
-mod fault;
-mod load;
-mod source;
+mod files;
+mod handshake_error;
+mod reloader;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,39 +13,38 @@ use std::sync::Arc;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 
-pub use fault::TlsFault;
-pub use load::{FileError, FileFault, Identity, Loaded, load};
-pub use source::Source;
+pub use files::{Identity, TlsClient, TlsFileError, TlsFileProblem, load};
+pub use handshake_error::TlsError;
+pub use reloader::TlsReloader;
 
-/// The files that a TLS client needs. They are named here and read when a connection is made.
+/// The files a TLS client needs. The configuration names them; they are read for each new connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files {
-    /// Certificates in PEM of those who sign the broker's. `None`: those that this machine trusts.
+pub struct TlsFiles {
+    /// Certificate authorities to trust, in PEM. `None`: those the operating system trusts.
     pub ca: Option<PathBuf>,
-    /// Who orderd is, if the broker wants to know.
-    pub own: Option<Pair>,
+    /// The client certificate, for brokers that ask for one.
+    pub client: Option<CertificateFiles>,
 }
 
 /// A client certificate and its key, both in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pair {
-    /// The certificate, and after it those between it and its authority.
+pub struct CertificateFiles {
+    /// The certificate, followed by intermediate certificates.
     pub certificate: PathBuf,
     /// Its private key, without a passphrase.
     pub key: PathBuf,
 }
 
-/// A client that trusts nobody: for HTTP clients that never speak TLS, yet want to know how.
-pub fn unused() -> ClientConfig {
+/// A TLS client that trusts no certificate: for HTTP clients that never use TLS but require its configuration.
+pub fn without_trust() -> ClientConfig {
     builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
 }
 
-/// TLS 1.3 and 1.2, with cryptography that is handed over and never looked up: a process in which nobody has
-/// installed one, or two have, works the same.
+/// TLS 1.3 and 1.2. The cryptography is passed explicitly, so it does not depend on a process-wide default provider.
 fn builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
     ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .expect("the cryptography serves TLS 1.3 and 1.2")
+        .expect("ring supports TLS 1.3 and 1.2")
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -145,8 +145,8 @@ fn what_needs_a_restart_goes_on_being_told() {
 fn every_key_of_the_default_file_is_told_by_its_path() {
     let mut config = with(&["log.directory=/l"]);
     config.admin.token = Some(Secret::new("x"));
-    let own = Some(Pair { certificate: "/c".into(), key: "/k".into() });
-    let files = Files { ca: Some("/ca".into()), own };
+    let client = Some(CertificateFiles { certificate: "/c".into(), key: "/k".into() });
+    let files = TlsFiles { ca: Some("/ca".into()), client };
     config.management.tls = files.clone();
     config.broker.tls = Some(Tls { files, server_name: Some("rabbit".to_owned()) });
     let known: BTreeSet<_> = Sheet::of(&config).0.into_keys().collect();

@@ -162,11 +162,11 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, dir
     fs::write(authority.file("client", "key"), &key).unwrap();
     shop.vhost.close_connections();
     until("the bad pair is told", || {
-        orderd.says("cannot use the certificates there are now; going on with those read before")
+        orderd.says("cannot use the current certificate files; still using the last good ones")
     });
     flood(&shop, "bad-pair");
     shop.book().await_settled(2 * ORDERS);
-    let told = orderd.lines("cannot use the certificates there are now; going on with those read before");
+    let told = orderd.lines("cannot use the current certificate files; still using the last good ones");
     assert_eq!(told.len(), 1, "{told:#?}");
     assert_says(told[0]["error"].as_str().unwrap(), &["key_file", "client.key", "client.pem"]);
 
@@ -179,7 +179,7 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, dir
     });
     flood(&shop, "renewed");
     shop.book().await_settled(3 * ORDERS);
-    let told = orderd.lines("a new client certificate is in use");
+    let told = orderd.lines("using a new client certificate");
     assert_eq!(told.iter().map(|line| line["serial"].as_str().unwrap()).collect::<Vec<_>>(), ["1002"]);
     assert_eq!(orderd.stop(), 0);
 }
@@ -240,7 +240,7 @@ fn a_server_certificate_that_has_ended_is_told(node: &Node, directory: &Path, au
 
 fn a_broker_that_wants_a_certificate_gets_one_or_says_so(node: &Node, directory: &Path, authority: &Authority) {
     let nobody = shop(node, directory);
-    assert_says(&nobody.run().refusal(), &["asks for a client certificate", "certificate_file and key_file"]);
+    assert_says(&nobody.run().refusal(), &["requires a client certificate", "certificate_file and key_file"]);
     authority.vouch_for("client", USER, 9);
     let external = shop(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
     assert_says(&external.run().refusal(), &["EXTERNAL", "PLAIN", "rabbitmq_auth_mechanism_ssl"]);
