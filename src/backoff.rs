@@ -1,11 +1,11 @@
-//! How long to wait before trying again: exponential growth with full jitter.
+//! Back-off: how long to wait before the next retry. Exponential, with jitter.
 //!
-//! Pure: the caller brings the random number. Full jitter (a wait anywhere between nothing and the bound)
-//! keeps many clients of one broker from coming back in step.
+//! Pure: the caller supplies the random number. The jitter keeps many clients of one broker from reconnecting at the same
+//! moment.
 
 use std::time::Duration;
 
-/// Bounds of a back-off.
+/// The bounds of a back-off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     /// Upper bound of the first wait.
@@ -15,9 +15,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait before try number `attempt` (0 is the first retry), with `jitter` from `[0, 1)`.
+    /// The wait before retry number `attempt`, counted from 0, with a random `jitter` from `[0, 1)`.
     ///
-    /// At least a tenth of the bound, so that no sequence of unlucky draws becomes a busy loop.
+    /// At least a tenth of the bound, so that no series of small random numbers becomes a busy loop.
     pub fn wait(&self, attempt: u32, jitter: f64) -> Duration {
         let bound = self.first.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(self.max);
         bound.mul_f64(0.1 + 0.9 * jitter.clamp(0.0, 1.0))
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_never_nothing() {
+    fn a_wait_is_never_zero() {
         assert_eq!(BACKOFF.wait(0, 0.0), Duration::from_millis(10));
     }
 }

@@ -1,6 +1,6 @@
-//! An error with its causes, in one line for a log field.
+//! An error with its causes, in one line for a log field or for stderr.
 
-/// The error's text and those of its sources, joined by colons.
+/// The error's text and the texts of its sources, joined by colons.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

@@ -1,11 +1,11 @@
-//! The delay before a retry, and the text that names its queue.
+//! The delay before a delayed retry, and its text, which is part of a retry queue's name. Pure.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A delay before a retry. Its text names the retry queue (`order_queue.retry.10s`), so equal delays have
-/// equal texts: the largest unit that divides it (`60s` is `1m`).
+/// The delay before a delayed retry, in whole milliseconds. Its text is part of the retry queue's name
+/// (`order_queue.retry.10s`), so equal delays have equal texts: they use the largest unit that divides them (`60s` is `1m`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Delay {
     millis: u64,
@@ -14,22 +14,22 @@ pub struct Delay {
 const UNITS: [(u64, &str); 5] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
 
 impl Delay {
-    /// Longest delay: RabbitMQ takes a queue's `x-message-ttl` as milliseconds below 2³².
+    /// The longest delay: RabbitMQ takes a queue's `x-message-ttl` as milliseconds below 2³².
     pub const MAX: Duration = Duration::from_millis(u32::MAX as u64 - 1);
 
-    /// A delay of whole milliseconds, from 1 ms to [`Delay::MAX`].
+    /// `None` unless the duration is a whole number of milliseconds from 1 ms to [`Delay::MAX`].
     pub fn new(duration: Duration) -> Option<Self> {
         let millis = u64::try_from(duration.as_millis()).ok()?;
         let whole = Duration::from_millis(millis) == duration;
         (whole && millis > 0 && duration <= Self::MAX).then_some(Delay { millis })
     }
 
-    /// For `x-message-ttl`.
+    /// In milliseconds, as `x-message-ttl` takes it.
     pub fn as_millis(self) -> u64 {
         self.millis
     }
 
-    /// As a duration.
+    /// The delay as a duration.
     pub fn as_duration(self) -> Duration {
         Duration::from_millis(self.millis)
     }
@@ -45,7 +45,7 @@ impl fmt::Display for Delay {
     }
 }
 
-/// Reads what `Display` writes.
+/// Parses what `Display` writes.
 impl FromStr for Delay {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {

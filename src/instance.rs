@@ -1,11 +1,11 @@
-//! Which of several running orderds this process is: what the broker's pages, the status and the monitor tell it by.
+//! The identity of this process among several instances: the names of its connections and consumer tags on the broker.
 //!
-//! It only names. Nothing that is recorded or published depends on it.
+//! For display and for counting only. Nothing that is recorded or published depends on it.
 
 use std::process;
 use std::sync::LazyLock;
 
-/// Told apart from every other process, those on other hosts and those before it in the same container included.
+/// Differs between hosts, between processes, and between successive processes in one container.
 static INSTANCE: LazyLock<Instance> = LazyLock::new(|| {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Instance { name: format!("{host}:{}", process::id()), start: fastrand::u32(..) }
@@ -13,21 +13,21 @@ static INSTANCE: LazyLock<Instance> = LazyLock::new(|| {
 
 struct Instance {
     name: String,
-    /// Another one at every start: in containers of one name, process ids are always the same.
+    /// A random number for each start: in a restarted container, host name and process id are the same again.
     start: u32,
 }
 
-/// `<host>:<process id>`, for people. At most 76 bytes: Linux allows host names of 64.
+/// `<host>:<process id>`. At most 76 bytes, because Linux limits host names to 64.
 pub fn name() -> &'static str {
     &INSTANCE.name
 }
 
-/// What a connection of this process is called on the broker's management pages.
+/// The name of a connection of this process in RabbitMQ's management pages.
 pub fn connection_name(purpose: &str) -> String {
     format!("orderd {purpose} ({})", name())
 }
 
-/// How the tags of this process's consumers begin, and no other process's.
+/// The prefix of the consumer tags of this process. No other process has the same.
 pub fn tag_prefix() -> String {
     format!("orderd {} {:08x} ", name(), INSTANCE.start)
 }
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_this_process_and_fit_into_amqp() {
+    fn names_contain_the_process_id_and_fit_into_amqp() {
         assert!(name().ends_with(&format!(":{}", process::id())) && name().len() <= 76, "{}", name());
         assert_eq!(connection_name("publish"), format!("orderd publish ({})", name()));
         assert_eq!(tag_prefix(), tag_prefix());

@@ -1,12 +1,12 @@
-//! The two stages of stopping: drain, then abort.
+//! A shutdown, which has two stages: drain, then abort.
 //!
-//! It only tells; what draining means is up to those who listen.
+//! It only signals. Each part of the daemon decides what to do in each stage.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// Tells every part of the daemon how far a shutdown has come. Clones share the state.
+/// Signals the stages of a shutdown to every part of the daemon. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     drain: CancellationToken,
@@ -14,45 +14,43 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Not stopping yet.
+    /// No shutdown yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Begins to drain: no intake, work in progress goes on.
+    /// Begins the drain: no new deliveries are started, those in flight are finished.
     pub fn begin(&self) {
         self.drain.cancel();
     }
 
-    /// Ends the draining: work in progress is given back.
+    /// Aborts the drain: deliveries in flight are released.
     pub fn abort(&self) {
         self.drain.cancel();
         self.abort.cancel();
     }
 
-    /// Whether draining has begun.
+    /// Whether the drain has begun.
     pub fn has_begun(&self) -> bool {
         self.drain.is_cancelled()
     }
 
-    /// Whether it is over with draining too.
+    /// Whether the drain was aborted.
     pub fn is_aborted(&self) -> bool {
         self.abort.is_cancelled()
     }
 
-    /// Resolves when draining begins. Cancel-safe.
+    /// Resolves when the drain begins. Cancel-safe.
     pub async fn begun(&self) {
         self.drain.cancelled().await;
     }
 
-    /// Resolves when draining is over. Cancel-safe.
+    /// Resolves when the drain is aborted. Cancel-safe.
     pub async fn aborted(&self) {
         self.abort.cancelled().await;
     }
 
-    /// Waits, unless draining begins before.
-    ///
-    /// Returns whether the whole time passed.
+    /// Sleeps until the duration has passed or the drain begins. Returns whether the whole duration passed. Cancel-safe.
     pub async fn sleep(&self, duration: Duration) -> bool {
         // Cancel-safe: both futures only wait.
         tokio::select! {

@@ -140,7 +140,7 @@ pub(super) async fn extend(link: &Connector, config: &Config) -> Result<Policies
             missing(link, &topology).await?;
             return Ok(policies);
         }
-        let (before, bindings) = topology.before_orders_come();
+        let (before, bindings) = topology.split_at_order_bindings();
         let created = link.declare(before).await?.created;
         let policies = match (created.is_empty(), policies) {
             (true, Policies::Judged) => Policies::Judged,

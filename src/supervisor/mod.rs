@@ -1,7 +1,7 @@
-//! Supervision: a task that dies is started again, after a back-off, unless it dies too often.
+//! Supervision: a task that dies is restarted after a back-off, unless it dies too often.
 //!
-//! Words and rules are OTP's: a restart intensity is a number of restarts within a period. It never hides a
-//! death: each is logged, and going past the intensity is an error for whoever supervises the supervisor.
+//! Terms and rules are OTP's: the restart intensity is a number of restarts within a period. It never hides a death: each
+//! is logged, and exceeding the intensity is an error for the caller.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -15,14 +15,14 @@ use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::shutdown::Shutdown;
 
-/// How often and how fast a task is restarted.
+/// How often and how soon a task is restarted.
 #[derive(Debug, Clone, Copy)]
 pub struct RestartPolicy {
     /// Restarts allowed within `period`.
     pub intensity: usize,
-    /// See `intensity`.
+    /// The period that `intensity` refers to.
     pub period: Duration,
-    /// The wait before a restart, by the number of restarts within the period.
+    /// The wait before a restart; it grows with the number of deaths within the period.
     pub backoff: Backoff,
 }
 
@@ -35,11 +35,11 @@ impl RestartPolicy {
     };
 }
 
-/// A task died more often than its policy allows.
+/// A task died more often than its restart policy allows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("task {task:?} died {deaths} times within {period:?}")]
 pub struct IntensityExceeded {
-    /// Its name.
+    /// The task's name.
     pub task: String,
     /// Deaths within the period.
     pub deaths: usize,
@@ -47,13 +47,12 @@ pub struct IntensityExceeded {
     pub period: Duration,
 }
 
-/// Runs a task until it returns `Ok`, starting it again when it panics or returns an error.
+/// Runs a task until it returns `Ok`; restarts it when it panics or returns an error.
 ///
-/// Dropping the future aborts the task. Between restarts it waits, but not once a shutdown has begun: then a
-/// death is the end.
+/// Dropping the future aborts the task. Once a shutdown has begun, a task that dies is not restarted.
 ///
 /// # Errors
-/// [`IntensityExceeded`] when it died too often.
+/// [`IntensityExceeded`] when the task died too often.
 pub async fn supervise<F, Fut, E>(
     name: &str,
     policy: RestartPolicy,
@@ -71,7 +70,7 @@ where
         match AbortOnDropHandle::new(tokio::spawn(start())).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(failure)) => warn!(task = name, error = %chain(&failure), "task failed"),
-            // The panic hook has logged where and why.
+            // The panic hook has logged the location and the text.
             Err(died) if died.is_panic() => error!(task = name, "task panicked"),
             Err(_cancelled) => return Ok(()),
         }
@@ -105,7 +104,7 @@ mod tests {
     type Never = Result<(), Infallible>;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_is_started_again() {
+    async fn a_task_that_panics_is_restarted() {
         let starts = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&starts);
         let mut restarts = 0;

@@ -1,7 +1,7 @@
-//! Logging: to stderr and, where asked for, to rolling files. Panics are log lines too.
+//! Logging: to stderr and, if configured, to rolling files. Panics are logged too.
 //!
-//! Lines are written by threads of their own, so that a slow terminal or disk never holds up a worker; what
-//! they hold is written out when the guards are dropped. It never sees a secret: those do not print.
+//! Separate threads write the lines, so that a slow terminal or disk never delays a worker. Dropping the guards writes out
+//! what is buffered. It never sees a secret: the secret type does not print its value.
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -15,43 +15,43 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-/// The start of the names of orderd's own log files: `orderd.2026-11-22.log`.
+/// The prefix of orderd's own log files: `orderd.2026-11-22.log`.
 const LOG_NAME: &str = "orderd";
 
-/// Log lines that may wait for a slow writer.
+/// The most log lines that are buffered for a slow writer.
 const BUFFERED_LINES: usize = 32_768;
 
-/// How to log.
+/// How and where to log.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The least severe level shown.
+    /// The least severe level that is logged.
     pub level: Level,
-    /// One JSON object a line, instead of text.
+    /// One JSON object per line, instead of text.
     pub json: bool,
-    /// Rolling files beside stderr.
+    /// Rolling files, in addition to stderr.
     pub files: Option<Files>,
 }
 
-/// Rolling files of one kind.
+/// A directory of rolling files.
 #[derive(Debug, Clone)]
 pub struct Files {
-    /// Created if missing.
+    /// The directory; created if missing.
     pub directory: PathBuf,
     /// When a new file begins.
     pub rotation: Rotation,
-    /// Rolled files kept.
+    /// The number of files that are kept.
     pub keep: usize,
 }
 
-/// Logging could not be set up.
+/// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A log file cannot be made.
+    /// A log file cannot be created.
     #[error("cannot write log files in {directory:?}: create the directory and let orderd's user write there")]
     Files {
         /// The configured directory.
         directory: PathBuf,
-        /// Why.
+        /// What the system reported.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -60,29 +60,29 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Keeps the writers alive; dropped, they write out what they hold.
+/// Keeps the writing threads alive. Dropping it writes out what they have buffered.
 #[must_use = "dropping the guards ends logging"]
 #[derive(Debug)]
 pub struct Guards(#[allow(dead_code)] Vec<WorkerGuard>);
 
-/// Changes the least severe level shown, while the process runs.
+/// Changes the log level while the process runs.
 #[derive(Debug, Clone)]
 pub struct LevelSwitch(reload::Handle<Targets, Registry>);
 
 impl LevelSwitch {
-    /// Shows what is as severe as `level`, and more.
+    /// Logs what is at least as severe as `level`.
     pub fn set(&self, level: Level) {
-        // An error means that the subscriber is gone, and nothing is shown any more.
+        // An error means that the subscriber is gone: nothing is logged any more.
         let _ = self.0.reload(filter(level));
     }
 }
 
-/// Client libraries are kept at info: what they say below that may hold message bodies or credentials.
+/// Libraries log nothing below info: their debug lines may contain message bodies or credentials.
 fn filter(level: Level) -> Targets {
     Targets::new().with_target("orderd", level).with_default(level.min(Level::INFO))
 }
 
-/// Starts logging for the process, and turns panics into log lines.
+/// Starts logging for the whole process, panics included.
 ///
 /// # Errors
 /// [`TelemetryError`].
@@ -104,7 +104,7 @@ pub fn start(
     Ok((Guards(guards), LevelSwitch(switch)))
 }
 
-/// Rolling files named `<name>.<date>.<suffix>`. Writing blocks and reports what the system says.
+/// Rolling files named `<name>.<date>.<suffix>`. Writing to them blocks, and returns the system's errors.
 ///
 /// # Errors
 /// [`TelemetryError::Files`].
@@ -123,8 +123,8 @@ pub fn rolling(files: &Files, name: &str, suffix: &str) -> Result<RollingFileApp
         .map_err(|error| failed(error.into()))
 }
 
-/// Lines that find the buffer full, because a terminal, a pipe or a disk takes none, are dropped: the log is not
-/// worth an order.
+/// When the buffer is full, because a terminal, pipe or disk does not accept data, lines are dropped: processing orders
+/// matters more than the log.
 fn writer(to: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).thread_name("log-writer").finish(to)
 }
@@ -137,14 +137,14 @@ where
     if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
 }
 
-/// Panics become log lines. The AMQP client panics in its own tasks when a broker sends what it cannot read;
-/// that ends a connection, which is noticed and healed, so it is only a warning.
+/// Logs panics. The AMQP client library panics in its own tasks when a broker sends what it cannot decode. That ends a
+/// connection, which orderd notices and replaces, so it is only a warning.
 fn log_panics(is_library_panic: fn(&std::panic::PanicHookInfo<'_>) -> bool) {
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic.payload_as_str().unwrap_or("no text");
         let at = panic.location().map(ToString::to_string);
         if is_library_panic(panic) {
-            tracing::warn!(panic = text, at, "the AMQP client lost a connection by a panic of its own");
+            tracing::warn!(panic = text, at, "the AMQP client library panicked and lost a connection");
         } else {
             tracing::error!(panic = text, at, "panic");
         }

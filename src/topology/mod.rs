@@ -1,5 +1,6 @@
-//! The topology as data: which exchanges, queues and bindings there must be, and in which order to declare
-//! them. Pure; `amqp` carries the plan out.
+//! The topology as data: the exchanges, queues and bindings that must exist, in the order in which to declare them.
+//!
+//! Pure. `amqp` declares them.
 
 mod model;
 pub mod pattern;

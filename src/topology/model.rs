@@ -1,21 +1,21 @@
-//! Exchanges, queues and bindings.
+//! Exchanges, queues and bindings. Pure data.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// An exchange type of AMQP.
+/// An AMQP exchange type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeKind {
-    /// By pattern.
+    /// Routes by topic pattern.
     Topic,
-    /// By exact key.
+    /// Routes by exact routing key.
     Direct,
-    /// To all.
+    /// Routes to every bound queue.
     Fanout,
 }
 
 impl ExchangeKind {
-    /// The name AMQP gives it.
+    /// The type's name in AMQP.
     pub fn as_str(self) -> &'static str {
         match self {
             ExchangeKind::Topic => "topic",
@@ -25,12 +25,12 @@ impl ExchangeKind {
     }
 }
 
-/// The value of an `x-…` argument.
+/// The value of a queue's or exchange's argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument {
-    /// AMQP long string.
+    /// An AMQP long string.
     Text(String),
-    /// AMQP signed 64-bit integer.
+    /// An AMQP signed 64-bit integer.
     Number(i64),
 }
 
@@ -63,7 +63,7 @@ pub struct Queue {
     pub arguments: BTreeMap<&'static str, Argument>,
 }
 
-/// A queue bound to an exchange.
+/// A binding of a queue to an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// The exchange's name.
@@ -74,7 +74,7 @@ pub struct Binding {
     pub routing_key: String,
 }
 
-/// One step of a plan.
+/// One step of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Declaration {
     /// Declare an exchange.

@@ -1,10 +1,10 @@
-//! Topic patterns: which are valid, what they match, and whether two of them can match one message. Pure.
+//! Topic patterns: which are valid, what they match, and whether two of them overlap. Pure.
 
-/// Longest routing key and longest pattern: AMQP short strings.
+/// The longest routing key and the longest pattern: both are AMQP short strings.
 pub const MAX_KEY_BYTES: usize = 255;
 
-/// What is wrong with a topic pattern, if anything. Stricter than RabbitMQ, which takes `order*` for the word
-/// "order*" and an empty word for a word: nobody who writes that means it.
+/// What is wrong with a topic pattern, or `None`. Stricter than RabbitMQ, for which `order*` is the literal word "order*"
+/// and an empty word is a word: both are most likely mistakes.
 pub fn fault(pattern: &str) -> Option<String> {
     if pattern.len() > MAX_KEY_BYTES {
         return Some(format!("must be at most {MAX_KEY_BYTES} bytes, is {}", pattern.len()));
@@ -25,11 +25,11 @@ pub fn fault(pattern: &str) -> Option<String> {
 
 /// Whether a pattern matches a routing key: `*` stands for one word, `#` for any number of them.
 pub fn matches(pattern: &str, key: &str) -> bool {
-    // A key's words are literal even where they look like wildcards.
+    // The words of a key are literal, even `*` and `#`.
     overlap(&words(pattern), &key.split('.').map(Word::Literal).collect::<Vec<_>>())
 }
 
-/// Whether there is a routing key that both patterns match.
+/// Whether some routing key matches both patterns.
 pub fn overlaps(a: &str, b: &str) -> bool {
     overlap(&words(a), &words(b))
 }
@@ -50,8 +50,8 @@ fn words(pattern: &str) -> Vec<Word<'_>> {
     pattern.split('.').map(word).collect()
 }
 
-/// Fills, from the ends backwards, a table of "the rest of `a` from i and the rest of `b` from j have a key in
-/// common": at most 128 × 128 cells.
+/// Fills a table, from the ends backwards, of whether `a` from word i on and `b` from word j on have a routing key in
+/// common. At most 128 × 128 cells.
 fn overlap(a: &[Word<'_>], b: &[Word<'_>]) -> bool {
     let mut later = vec![false; b.len() + 1];
     for i in (0..=a.len()).rev() {

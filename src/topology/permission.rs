@@ -1,33 +1,33 @@
-//! What a broker's user must be allowed: the needs of a plan, and the permissions that they add up to. Pure.
+//! What orderd's user must be allowed to do on the broker, and the RabbitMQ permissions that grant it. Pure.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Argument, Binding, Declaration, Exchange, Queue};
 
-/// Something that orderd does on the broker.
+/// One thing that orderd does on the broker and needs permission for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequiredPermission {
-    /// Declares.
+    /// Declare this.
     Declare(Declaration),
-    /// Looks whether an exchange that others declare is there.
+    /// Check passively that an exchange exists.
     FindExchange {
         /// Its name.
         exchange: String,
     },
-    /// Looks whether a queue that others declare is there.
+    /// Check passively that a queue exists.
     FindQueue {
         /// Its name.
         queue: String,
     },
-    /// Publishes.
+    /// Publish a message.
     Publish {
-        /// To this exchange.
+        /// The exchange.
         exchange: String,
-        /// With this key.
+        /// The routing key.
         routing_key: String,
     },
-    /// Consumes from a queue.
+    /// Consume from a queue.
     Consume {
         /// Its name.
         queue: String,
@@ -44,8 +44,8 @@ impl fmt::Display for RequiredPermission {
             RequiredPermission::Declare(Declaration::Binding(Binding { exchange, queue, routing_key })) => {
                 write!(f, "bind queue {queue:?} to exchange {exchange:?} with key {routing_key:?}")
             }
-            RequiredPermission::FindExchange { exchange } => write!(f, "look for exchange {exchange:?}"),
-            RequiredPermission::FindQueue { queue } => write!(f, "look for queue {queue:?}"),
+            RequiredPermission::FindExchange { exchange } => write!(f, "check that exchange {exchange:?} exists"),
+            RequiredPermission::FindQueue { queue } => write!(f, "check that queue {queue:?} exists"),
             RequiredPermission::Publish { exchange, routing_key } => {
                 write!(f, "publish to exchange {exchange:?} with key {routing_key:?}")
             }
@@ -54,20 +54,20 @@ impl fmt::Display for RequiredPermission {
     }
 }
 
-/// Permissions in a virtual host, as RabbitMQ has them: regular expressions that match names.
+/// Permissions in a virtual host. As in RabbitMQ, each is a regular expression that matches names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permissions {
-    /// What may be declared.
+    /// What the user may declare.
     pub configure: String,
-    /// What may be published to and bound, or only looked for.
+    /// Exchanges to publish to, queues to bind, and objects whose existence is only checked.
     pub write: String,
-    /// What may be consumed, and bound to.
+    /// Queues to consume, and exchanges to bind to.
     pub read: String,
-    /// On the topic exchange: what keys may be published with, and bound with.
+    /// Routing keys on the topic exchange.
     pub topic: TopicPermissions,
 }
 
-/// Permissions on one topic exchange.
+/// Topic permissions on one exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicPermissions {
     /// Its name.
@@ -79,17 +79,18 @@ pub struct TopicPermissions {
 }
 
 impl Permissions {
-    /// The least that serves all needs. `orders` is the topic exchange. What RabbitMQ asks for: declaring needs
-    /// `configure`; with a dead-letter or alternate exchange also `read` on what is declared and `write` on that
-    /// exchange; binding needs `write` on the queue and `read` on the exchange. Looking for something needs any permission
-    /// on it since RabbitMQ 4.2.7 and 4.3.1 (`configure` in 4.2.6 and 4.3.0, nothing before): `write` if there is no other,
-    /// since a queue that may be read may be emptied.
-    pub fn least(needs: &[RequiredPermission], orders: &str) -> Self {
+    /// The least permissions that cover everything in `required`. `orders` is the name of the topic exchange.
+    ///
+    /// RabbitMQ's rules: declaring needs `configure`; with a dead-letter or alternate exchange also `read` on what is
+    /// declared and `write` on that exchange. Binding needs `write` on the queue and `read` on the exchange. A passive check
+    /// needs any permission on the object since RabbitMQ 4.2.7 and 4.3.1 (`configure` in 4.2.6 and 4.3.0, none before). It
+    /// is given `write` if it has no other, because `read` on a queue would allow emptying it.
+    pub fn least(required: &[RequiredPermission], orders: &str) -> Self {
         let (mut configure, mut write, mut read) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let mut found = BTreeSet::new();
+        let mut checked = BTreeSet::new();
         let (mut keys, mut patterns) = (BTreeSet::new(), BTreeSet::new());
-        for need in needs {
-            match need {
+        for permission in required {
+            match permission {
                 RequiredPermission::Declare(
                     Declaration::Exchange(Exchange { name, arguments, .. })
                     | Declaration::Queue(Queue { name, arguments }),
@@ -117,11 +118,11 @@ impl Permissions {
                 }
                 RequiredPermission::Consume { queue } => drop(read.insert(queue.as_str())),
                 RequiredPermission::FindExchange { exchange: name } | RequiredPermission::FindQueue { queue: name } => {
-                    found.insert(name.as_str());
+                    checked.insert(name.as_str());
                 }
             }
         }
-        write.extend(found.into_iter().filter(|name| !configure.contains(name) && !read.contains(name)));
+        write.extend(checked.into_iter().filter(|name| !configure.contains(name) && !read.contains(name)));
         let topic = TopicPermissions {
             exchange: orders.to_owned(),
             write: any_channel(expression(&keys)),
@@ -130,7 +131,7 @@ impl Permissions {
         Permissions { configure: expression(&configure), write: expression(&write), read: expression(&read), topic }
     }
 
-    /// The commands that grant them, ready for a shell.
+    /// The `rabbitmqctl` commands that grant them, quoted for a shell.
     pub fn commands(&self, virtual_host: &str, user: &str) -> [String; 2] {
         let (place, user) = (quoted(virtual_host), quoted(user));
         let TopicPermissions { exchange, write, read } = &self.topic;
@@ -151,7 +152,7 @@ impl Permissions {
     }
 }
 
-/// Matches exactly these names; `^$`, which matches no name of ours, if there are none.
+/// A regular expression that matches exactly these names; `^$` if there are none.
 fn expression(names: &BTreeSet<&str>) -> String {
     let escaped: Vec<String> = names.iter().map(|name| escape(name)).collect();
     match &escaped[..] {
@@ -172,12 +173,12 @@ fn escape(name: &str) -> String {
     escaped
 }
 
-/// An order may ask for its notification by any channel, of which a plan knows one.
+/// Each order names its notification channel, so the one channel that the plan contains stands for all.
 fn any_channel(expression: String) -> String {
     expression.replace(r"order\.notification\.email", r"order\.notification\.[^.]+")
 }
 
-/// In single quotes, as a shell takes it.
+/// In single quotes, for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -187,8 +188,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_granted_beyond_the_names() {
-        let needs = [
+    fn only_the_named_objects_are_granted() {
+        let required = [
             RequiredPermission::Publish { exchange: "orders".into(), routing_key: "order.failed.a".into() },
             RequiredPermission::Publish { exchange: "orders.retry".into(), routing_key: "a.retry.1s".into() },
             RequiredPermission::Consume { queue: "a".into() },
@@ -196,9 +197,9 @@ mod tests {
             RequiredPermission::FindExchange { exchange: "orders.retry".into() },
             RequiredPermission::FindQueue { queue: "a.retry.1s".into() },
         ];
-        let least = Permissions::least(&needs, "orders");
+        let least = Permissions::least(&required, "orders");
         assert_eq!(least.configure, "^$");
-        assert_eq!(least.write, r"^(a\.retry\.1s|orders|orders\.retry)$", "what is only looked for among them");
+        assert_eq!(least.write, r"^(a\.retry\.1s|orders|orders\.retry)$", "including what is only checked");
         assert_eq!(least.read, "^a$");
         assert_eq!((least.topic.write.as_str(), least.topic.read.as_str()), (r"^order\.failed\.a$", "^$"));
         let [all, topic] = least.commands("/", "it's");
@@ -210,9 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn dead_letter_exchanges_and_bindings_have_their_price() {
+    fn dead_letter_exchanges_and_bindings_need_permissions_of_their_own() {
         let arguments = [("x-dead-letter-exchange", Argument::Text("dlx".into()))].into();
-        let needs = [
+        let required = [
             RequiredPermission::Declare(Declaration::Queue(Queue { name: "a".into(), arguments })),
             RequiredPermission::Declare(Declaration::Binding(Binding {
                 exchange: "orders".into(),
@@ -220,7 +221,7 @@ mod tests {
                 routing_key: "order.*".into(),
             })),
         ];
-        let least = Permissions::least(&needs, "orders");
+        let least = Permissions::least(&required, "orders");
         assert_eq!((least.configure.as_str(), least.write.as_str()), ("^a$", "^(a|dlx)$"));
         assert_eq!((least.read.as_str(), least.topic.read.as_str()), ("^(a|orders)$", r"^order\.\*$"));
     }

@@ -1,10 +1,10 @@
-//! The plan: which exchanges, queues and bindings there must be, in the order in which to declare them.
+//! The plan: the exchanges, queues and bindings that must exist, in the order in which to declare them.
 //!
-//! Pure. Targets come before sources: when a queue is declared, the exchange it dead-letters to and the queue
-//! bound there exist, so that no message can fall between two declarations.
+//! Pure. Targets come before sources: when a queue is declared, the exchange it dead-letters to and the queue bound there
+//! already exist, so no message is lost between two declarations.
 //!
-//! The arguments were measured on RabbitMQ 3.10.8, 4.0.5 and 4.3.6 and are the same for all: changing one is
-//! a 406 on every broker that has the queue.
+//! The arguments were tested on RabbitMQ 3.10.8, 4.0.5 and 4.3.6 and are the same for all of them. Changing one makes every
+//! broker that already has the queue refuse the declaration with 406.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use super::model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue
 use crate::delay::Delay;
 use crate::message::ExchangeNames;
 
-/// How often a work queue hands a message out again before it dead-letters it. Written out, since RabbitMQ
-/// 3.10 has no default and 4.x has this one.
+/// How often a work queue redelivers a message before it dead-letters it. Set explicitly, because RabbitMQ 3.10 has no
+/// default; in 4.x the default is the same.
 pub const DELIVERY_LIMIT: i64 = 20;
 
-/// The delivery limit of the queues that a person takes from, and from which nothing may ever be dropped.
+/// The delivery limit of `dead_letter_queue` and `unrouted_queue`, which must never drop a message: so high that it is never
+/// reached.
 ///
-/// Measured by returning one message 60 times. None given: kept on 3.10.8, dropped at the 21st return on 4.0.5
-/// and 4.3.6. `-1`: kept on 4.0.5 and 4.3.6, dropped at the first return on 3.10.8. This one, more than there
-/// will ever be: kept on all three.
+/// Measured by returning one message 60 times. Without a limit: kept on 3.10.8, dropped at the 21st return on 4.0.5 and
+/// 4.3.6. With `-1`: kept on 4.0.5 and 4.3.6, dropped at the first return on 3.10.8. With this value: kept on all three.
 pub const UNLIMITED_DELIVERIES: i64 = i32::MAX as i64;
 
 /// A queue that orderd consumes.
@@ -31,25 +31,25 @@ pub struct WorkQueue {
     pub name: String,
     /// Topic patterns on the orders exchange.
     pub bindings: Vec<String>,
-    /// What becomes of its failures.
+    /// What happens to its failures.
     pub role: Role,
 }
 
-/// What becomes of the failures of a work queue.
+/// What happens to the failures of a work queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// They go to the failed-order queue, and come back after a delay or not at all.
+    /// They go to the failed-order queue, from which they return after a delay or are dead-lettered.
     Work {
-        /// Its consumer's name, the last word of the routing key of its failures.
+        /// The name of its consumer, which is the last word of the routing key of its failures.
         consumer: String,
-        /// Its consumer's delays; each distinct one gets a retry queue.
+        /// The consumer's retry delays. Each distinct one has a retry queue.
         delays: Vec<Delay>,
     },
-    /// It is the failed-order queue: they go to the dead letter queue.
+    /// This is the failed-order queue: the broker dead-letters them to the dead letter queue.
     Failed,
 }
 
-/// All that must be there, in the order in which to declare it.
+/// Everything that must exist, in the order in which to declare it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
     names: ExchangeNames,
@@ -57,12 +57,12 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Plans for these queues. Failed-order queues are declared before the queues whose failures they take, and
-    /// bindings to the orders exchange come last: the first message finds everything in place.
+    /// The plan for these queues. Failed-order queues are declared before the queues whose failures they receive. Bindings
+    /// to the orders exchange come last, so that everything exists when the first message arrives.
     pub fn new(names: ExchangeNames, queues: &[WorkQueue]) -> Self {
         let mut plan = Plan { names: &names, declarations: Vec::new() };
-        plan.parking(&names.unrouted, ExchangeNames::UNROUTED_QUEUE);
-        plan.parking(&names.dead_letter, ExchangeNames::DEAD_LETTER_QUEUE);
+        plan.fanout_with_queue(&names.unrouted, ExchangeNames::UNROUTED_QUEUE);
+        plan.fanout_with_queue(&names.dead_letter, ExchangeNames::DEAD_LETTER_QUEUE);
         plan.routing_exchanges();
         let (failed, work): (Vec<_>, Vec<_>) = queues.iter().partition(|queue| queue.role == Role::Failed);
         let queues = || failed.iter().chain(&work);
@@ -84,13 +84,13 @@ impl Topology {
         &self.declarations
     }
 
-    /// The steps before any order comes, and those that let orders come: the bindings to the orders exchange.
-    pub fn before_orders_come(&self) -> (&[Declaration], &[Declaration]) {
-        let brings_orders = |step: &Declaration| match step {
+    /// The steps before any order can arrive, and the bindings to the orders exchange, after which orders arrive.
+    pub fn split_at_order_bindings(&self) -> (&[Declaration], &[Declaration]) {
+        let binds_orders = |step: &Declaration| match step {
             Declaration::Binding(binding) => binding.exchange == *self.names.orders,
             Declaration::Exchange(_) | Declaration::Queue(_) => false,
         };
-        let last = self.declarations.iter().rposition(|step| !brings_orders(step));
+        let last = self.declarations.iter().rposition(|step| !binds_orders(step));
         self.declarations.split_at(last.map_or(0, |last| last + 1))
     }
 
@@ -127,8 +127,8 @@ struct Plan<'n> {
 }
 
 impl Plan<'_> {
-    /// A fanout and the one queue bound to it, from which a person takes messages.
-    fn parking(&mut self, exchange: &str, queue: &str) {
+    /// A fanout exchange and the one queue bound to it, whose messages wait for an operator.
+    fn fanout_with_queue(&mut self, exchange: &str, queue: &str) {
         self.exchange(exchange, ExchangeKind::Fanout, Arguments::new());
         self.queue(queue, Arguments::from([("x-delivery-limit", Argument::Number(UNLIMITED_DELIVERIES))]));
         self.bind(exchange, queue, "");
@@ -142,7 +142,7 @@ impl Plan<'_> {
         self.exchange(orders, ExchangeKind::Topic, alternate);
     }
 
-    /// A work queue, its way back, and its retry queues.
+    /// A work queue, its binding to the requeue exchange, and its retry queues.
     fn work_queue(&mut self, queue: &WorkQueue) {
         let ExchangeNames { orders, requeue, dead_letter, .. } = self.names;
         let mut arguments = match &queue.role {
@@ -159,7 +159,7 @@ impl Plan<'_> {
         }
     }
 
-    /// Where messages of one work queue wait for one delay.
+    /// The queue in which messages of one work queue wait for one delay.
     fn retry_queue(&mut self, queue: &str, delay: Delay) {
         let ExchangeNames { retry, requeue, .. } = self.names;
         let name = ExchangeNames::retry_queue(queue, delay);
@@ -174,7 +174,7 @@ impl Plan<'_> {
         self.declarations.push(Declaration::Exchange(Exchange { name: name.to_owned(), kind, arguments }));
     }
 
-    /// Every queue is a quorum queue that refuses rather than drops.
+    /// Every queue is a quorum queue that refuses publishes when it is full, rather than drop messages.
     fn queue(&mut self, name: &str, mut arguments: Arguments) {
         arguments.insert("x-queue-type", text("quorum"));
         arguments.insert("x-overflow", text("reject-publish"));
@@ -190,8 +190,8 @@ impl Plan<'_> {
     }
 }
 
-/// At least once: the broker keeps a dead-lettered message until its target has confirmed it. The default
-/// loses every message whose delay ends while the target or the broker is down.
+/// Dead-lettering with the at-least-once strategy: the broker keeps a message until the target queue has confirmed it. The
+/// default strategy loses every message whose delay ends while the target or the broker is down.
 fn dead_lettering(exchange: &Arc<str>, routing_key: Option<&str>) -> Arguments {
     let mut arguments = Arguments::from([
         ("x-dead-letter-exchange", text(exchange)),

@@ -22,7 +22,7 @@ fn failed() -> WorkQueue {
     WorkQueue { name: "failed_order_queue".into(), bindings: vec!["order.failed.#".into()], role: Role::Failed }
 }
 
-/// One line for each declaration.
+/// One line per declaration.
 fn lines(topology: &Topology) -> Vec<String> {
     let shown = |arguments: &std::collections::BTreeMap<&str, Argument>| {
         arguments.iter().map(|(name, value)| format!(" {name}={value}")).collect::<String>().replace('"', "")
@@ -108,15 +108,15 @@ fn some_queues() -> impl Strategy<Value = Vec<WorkQueue>> {
 }
 
 proptest! {
-    /// A queue that dead-letters, or an exchange with an alternate, is declared when the message would find
-    /// its way: the exchange is there, and a binding of it leads on. Only the orders exchange is bound last, the
-    /// failed-order queue first, for no message comes into a new queue before that.
+    /// When a queue with a dead-letter exchange, or an exchange with an alternate, is declared, that exchange exists and is
+    /// bound to a queue. Only the orders exchange is bound last, and first to the failed-order queue: no message enters a
+    /// new queue before that.
     #[test]
-    fn whatever_a_declaration_names_is_declared_before_it(queues in some_queues()) {
+    fn what_a_declaration_refers_to_is_declared_before_it(queues in some_queues()) {
         let topology = Topology::new(ExchangeNames::new("orders"), &queues);
         let (mut exchanges, mut declared) = (BTreeSet::new(), BTreeSet::new());
         let mut bindings: Vec<&Binding> = Vec::new();
-        let leads_on = |bindings: &[&Binding], exchange: &str, key: &str| {
+        let routes_on = |bindings: &[&Binding], exchange: &str, key: &str| {
             let pattern = |binding: &Binding| binding.routing_key.is_empty() || pattern::matches(&binding.routing_key, key);
             bindings.iter().any(|binding| binding.exchange == exchange && pattern(binding))
         };
@@ -128,7 +128,7 @@ proptest! {
             match declaration {
                 Declaration::Exchange(exchange) => {
                     if let Some(alternate) = text(&exchange.arguments, "alternate-exchange") {
-                        prop_assert!(leads_on(&bindings, &alternate, ""), "{exchange:?}");
+                        prop_assert!(routes_on(&bindings, &alternate, ""), "{exchange:?}");
                     }
                     prop_assert!(exchanges.insert(exchange.name.clone()), "twice: {exchange:?}");
                 }
@@ -136,7 +136,7 @@ proptest! {
                     if let Some(target) = text(&queue.arguments, "x-dead-letter-exchange") {
                         let key = text(&queue.arguments, "x-dead-letter-routing-key").unwrap_or_default();
                         prop_assert!(exchanges.contains(&target), "{queue:?}");
-                        prop_assert!(target == "orders" || leads_on(&bindings, &target, &key), "{queue:?}");
+                        prop_assert!(target == "orders" || routes_on(&bindings, &target, &key), "{queue:?}");
                     }
                     prop_assert!(declared.insert(queue.name.clone()), "twice: {queue:?}");
                 }
