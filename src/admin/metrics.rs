@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use crate::control::ReloadOutcome;
 use crate::metrics::{Histogram, conservation};
-use crate::reconcile::view::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
+use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
 use crate::status::{ConsumerFacts, Stage};
 use crate::status::{Snapshot, StatusRegistry};
@@ -179,7 +179,7 @@ impl Page {
 fn broker(view: &BrokerView, sheet: &mut Sheet<'_>) -> fmt::Result {
     let up = match view.api {
         ApiState::Fresh => 1.0,
-        ApiState::Off | ApiState::Unasked | ApiState::Stale { .. } => 0.0,
+        ApiState::Off | ApiState::Pending | ApiState::Stale { .. } => 0.0,
     };
     sheet.gauge("management_up", "Whether the management API answered the last question", up)?;
     let alarms = view.alarms.iter().flatten();

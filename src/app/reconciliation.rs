@@ -28,5 +28,5 @@ pub(super) fn poller(
             publisher_connection: publisher.get().map_or(0, |publisher| publisher.state().connection),
         }
     };
-    Poller::new(config, Limits::DEFAULT, own).telling(readers)
+    Poller::new(config, Limits::DEFAULT, own).with_readers(readers)
 }

@@ -1,50 +1,49 @@
-//! What the management API answers about queues' totals, details and alarms. Shapes only; no I/O, no judgement.
+//! Answers of the management API about queue totals, queue details and alarms. Types only; no I/O.
 //!
-//! Every statistics field may be missing, or of a type that nobody expects: then it is `None`, and no error.
+//! Any statistics field may be missing or have an unexpected type. It is then `None`, never an error.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// Why the management API gives no answer.
+/// The kinds of errors of the management API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trouble {
+pub enum ManagementErrorKind {
     /// No connection: no broker, or the management plugin is not enabled.
     Unreachable,
-    /// No answer in time, or not all of it.
+    /// No complete answer in time.
     TimedOut,
     /// The user or the password is wrong, or the user lacks the tag `monitoring` or the permission to see the virtual
     /// host.
     Refused,
-    /// There is no such virtual host.
+    /// The virtual host does not exist.
     NoVirtualHost,
-    /// It answers, but not as a management API does.
+    /// The answer is not one of a management API.
     Malformed,
 }
 
-/// An alarm of a node. While there is one, the broker reads nothing from connections that publish.
+/// A resource alarm of a node. While there is one, the broker blocks connections that publish.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Alarm {
     /// The node's name.
     pub node: String,
-    /// What runs out: `memory` or `disk space`.
+    /// The resource that is low: `memory` or `disk space`.
     pub resource: String,
 }
 
-/// Messages of a queue, counted by the broker since its statistics began. `None`: it has told no statistics, or has none
-/// for want of messages.
+/// The broker's message counters of one queue since its statistics began. `None`: it has not reported any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Counted {
-    /// Published into it. Dead-lettered ones are not counted.
+pub struct MessageCounters {
+    /// Messages published into it, without dead-lettered ones.
     pub published: Option<u64>,
-    /// Handed out to consumers that ack, again or for the first time.
+    /// Deliveries and redeliveries to consumers that ack.
     pub delivered: Option<u64>,
-    /// Acked.
+    /// Messages acked.
     pub acked: Option<u64>,
-    /// Handed out again.
+    /// Redeliveries.
     pub redelivered: Option<u64>,
-    /// ReceivedAt in other ways than orderd's: `basic.get`, and consumers that do not ack.
-    pub taken_otherwise: Option<u64>,
+    /// Messages taken with `basic.get` or without acks; orderd does neither.
+    pub taken_by_others: Option<u64>,
 }
 
 /// One page of the answer to `GET /api/queues/{vhost}?disable_stats=true&enable_queue_totals=true&page=…`.
@@ -65,7 +64,7 @@ pub(crate) struct Totals {
     pub unacked: Option<u64>,
 }
 
-/// The answer to `GET /api/queues/{vhost}/{name}`, as far as it is watched.
+/// The answer to `GET /api/queues/{vhost}/{name}`: the fields that orderd uses.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub(crate) struct Detail {
     #[serde(default, rename = "messages_ready", deserialize_with = "count")]
@@ -82,10 +81,10 @@ pub(crate) struct Detail {
     pub stats: Option<Stats>,
 }
 
-/// `message_stats`. A count that is not mentioned in it is 0: the broker begins to mention one when it first counts.
+/// `message_stats`. A counter that is missing from it is 0: the broker adds a counter when it first counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Stats {
-    pub counted: Counted,
+    pub counted: MessageCounters,
     pub in_rate: f64,
     pub out_rate: f64,
 }
@@ -93,7 +92,7 @@ pub(crate) struct Stats {
 /// The answer to `GET /api/health/checks/alarms`: 503 and a list when there are any.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Alarms {
-    /// `ok` or `failed`. Other answers with 503 have none.
+    /// `ok` or `failed`. Other answers with status 503 lack it.
     #[serde(rename = "status")]
     pub _status: String,
     #[serde(default)]
@@ -115,18 +114,18 @@ fn tags<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>
     Ok(value.as_array().map(|consumers| consumers.iter().filter_map(tag).collect()))
 }
 
-/// Empty statistics come as `{}` or `[]`, and may as well be statistics that are switched off: unknown.
+/// Empty statistics are reported as `{}` or `[]`. They may also mean that statistics are disabled, so they are unknown.
 fn stats<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Stats>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let Some(stats) = value.as_object().filter(|stats| !stats.is_empty()) else { return Ok(None) };
     let count = |key: &str| stats.get(key).and_then(Value::as_u64).unwrap_or(0);
     let rate = |key: &str| stats.get(key).and_then(|details| details.get("rate")?.as_f64()).unwrap_or(0.0);
-    let counted = Counted {
+    let counted = MessageCounters {
         published: Some(count("publish")),
         delivered: Some(count("deliver")),
         acked: Some(count("ack")),
         redelivered: Some(count("redeliver")),
-        taken_otherwise: Some(count("get") + count("get_no_ack") + count("deliver_no_ack")),
+        taken_by_others: Some(count("get") + count("get_no_ack") + count("deliver_no_ack")),
     };
     Ok(Some(Stats { counted, in_rate: rate("publish_details"), out_rate: rate("ack_details") }))
 }
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_as_3_10_8_tells_it_is_read() {
+    fn a_detail_of_3_10_8_is_parsed() {
         let read = detail(json!({
             "name": "order_queue", "consumers": 1, "messages": 7, "messages_ready": 4, "messages_dlx": 1, "policy": "mine",
             "consumer_details": [{"consumer_tag": "orderd-25", "prefetch_count": 400}],
@@ -153,24 +152,24 @@ mod tests {
         assert_eq!((read.policy.as_deref(), read.consumer_tags), (Some("mine"), Some(vec!["orderd-25".to_owned()])));
         let stats = read.stats.unwrap();
         assert_eq!((stats.in_rate, stats.out_rate), (2.0, 1.5));
-        let expected = Counted {
+        let expected = MessageCounters {
             published: Some(67),
             delivered: Some(61),
             acked: Some(60),
             redelivered: Some(1),
-            taken_otherwise: Some(3),
+            taken_by_others: Some(3),
         };
         assert_eq!(stats.counted, expected);
     }
 
     #[test]
-    fn a_count_that_the_statistics_do_not_mention_is_0() {
+    fn a_counter_missing_from_the_statistics_is_0() {
         let stats = detail(json!({"message_stats": {"publish": 8, "publish_details": {"rate": 0.0}}})).stats.unwrap();
         assert_eq!((stats.counted.published, stats.counted.acked), (Some(8), Some(0)));
     }
 
     #[test]
-    fn an_error_of_the_broker_is_not_taken_for_no_alarms() {
+    fn an_error_of_the_broker_is_not_read_as_no_alarms() {
         let alarms = |answer: Value| serde_json::from_value::<Alarms>(answer).map(|answer| answer.alarms.len()).ok();
         assert_eq!(alarms(json!({"status": "ok"})), Some(0));
         assert_eq!(alarms(json!({"status": "failed", "alarms": [{"node": "a@b", "resource": "memory"}]})), Some(1));
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_empty_or_odd_is_unknown_and_no_error() {
+    fn missing_empty_or_unexpected_fields_are_unknown_and_no_error() {
         assert_eq!(detail(json!({"name": "q"})), Detail::default());
         let odd = json!({"messages_ready": "many", "consumers": -1, "messages_dlx": null, "policy": "",
             "consumer_details": {}, "message_stats": []});

@@ -1,5 +1,5 @@
-//! A client of RabbitMQ's management API: asks, with a deadline and a limit on each answer, and judges
-//! nothing. It never changes anything on the broker.
+//! The client of RabbitMQ's management API: GET requests with a deadline and a size limit on each answer.
+//! It never changes anything on the broker.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,18 +14,18 @@ use crate::config::{Management, Secret};
 use crate::tls::{self, TlsError, TlsReloader};
 use crate::topology::{Binding, Topology};
 
-/// How long one question may take, connecting included.
+/// The deadline of one request, connecting included.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long connecting may take.
+/// The deadline for connecting.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// Largest answer, in bytes.
-const LARGEST_ANSWER: usize = 8 << 20;
-/// How often policies are asked for until all are known.
+/// The largest accepted answer, in bytes.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
+/// How often effective policies are requested until all are known.
 const POLICY_POLL: Duration = Duration::from_millis(500);
-/// An exchange that every virtual host has.
-const EVERYWHERE: &str = "amq.topic";
+/// An exchange that exists in every virtual host.
+const BUILT_IN_EXCHANGE: &str = "amq.topic";
 
-/// Why the management API gave no answer.
+/// Why a request to the management API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {
     /// The client cannot be built.
@@ -33,11 +33,11 @@ pub enum ManagementError {
     Setup {
         /// The API's address.
         url: String,
-        /// What is wrong with it.
+        /// What is wrong with the address or the certificates.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// No connection, or none of the answer in time.
+    /// No connection, or no answer in time.
     #[error("cannot reach the management API at {url}")]
     Unreachable {
         /// The API's address.
@@ -46,15 +46,18 @@ pub enum ManagementError {
         #[source]
         source: reqwest::Error,
     },
-    /// There is no TLS with it.
-    #[error("no TLS with the management API at {url} by [management.tls], or else [broker.tls]: {fault}")]
+    /// The TLS handshake failed.
+    #[error(
+        "cannot establish TLS with the management API at {url}: {fault}; check [management.tls], or [broker.tls] where that \
+         is not set"
+    )]
     Tls {
         /// The API's address.
         url: String,
         /// Why not.
         fault: TlsError,
     },
-    /// 401 or 403.
+    /// The API refused the user: status 401 or 403.
     #[error(
         "the management API at {url} refuses user {username:?} ({status}): its password is wrong, or it lacks the tag \
          \"monitoring\" or a permission in the virtual host"
@@ -62,47 +65,47 @@ pub enum ManagementError {
     Refused {
         /// The API's address.
         url: String,
-        /// Who asked.
+        /// The user name of the request.
         username: String,
-        /// The answer's status.
+        /// The status of the answer.
         status: StatusCode,
     },
-    /// The virtual host is not there, or the user must not see it.
+    /// The virtual host does not exist, or the user has no permission to see it.
     #[error("the broker has no virtual host {virtual_host:?}")]
     NoVirtualHost {
         /// Its name.
         virtual_host: String,
     },
-    /// Another status than 200.
+    /// An unexpected status.
     #[error("the management API answered {status} to GET {url}")]
     Status {
-        /// What was asked.
+        /// The requested URL.
         url: String,
-        /// The answer's status.
+        /// The status of the answer.
         status: StatusCode,
     },
-    /// The answer is longer than a queue's or an exchange's can be.
-    #[error("the management API answered GET {url} with more than {LARGEST_ANSWER} bytes")]
+    /// The answer is larger than the limit.
+    #[error("the management API answered GET {url} with more than {MAX_ANSWER_BYTES} bytes")]
     TooLong {
-        /// What was asked.
+        /// The requested URL.
         url: String,
     },
-    /// The answer is not what the API is documented to answer.
-    #[error("the management API answered GET {url} with something else than expected")]
+    /// The answer does not have the documented form.
+    #[error("the management API answered GET {url} in an unexpected form")]
     Malformed {
-        /// What was asked.
+        /// The requested URL.
         url: String,
-        /// Where it differs.
+        /// Where the answer differs.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// Asks the management API about one virtual host.
+/// Reads from the management API of one broker, for one virtual host.
 #[derive(Debug, Clone)]
 pub struct ManagementClient {
     http: Arc<Mutex<Http>>,
-    /// Where certificates come from; `None`: HTTP without TLS.
+    /// The source of the certificates; `None`: HTTP without TLS.
     tls: Option<Arc<TlsReloader>>,
     base: Url,
     username: String,
@@ -110,16 +113,16 @@ pub struct ManagementClient {
     pub(super) virtual_host: String,
 }
 
-/// A pool of connections, with the certificates there were when it was made.
+/// A pool of connections with the certificates that were current when it was created.
 #[derive(Debug, Clone)]
 struct Http {
     client: reqwest::Client,
-    /// Whether we have a certificate.
+    /// Whether it presents a client certificate.
     identified: bool,
 }
 
 impl Http {
-    /// Reads the files, if TLS is to be spoken.
+    /// Reads the certificate files if TLS is used.
     fn new(tls: Option<&TlsReloader>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let loaded = tls.map(TlsReloader::read).transpose()?;
         let client = reqwest::Client::builder()
@@ -136,7 +139,7 @@ impl Http {
 }
 
 impl ManagementClient {
-    /// Connects to nothing yet. Proxies of the environment are not used: the broker is near.
+    /// Does not connect yet. Proxy settings of the environment are ignored.
     ///
     /// # Errors
     /// [`ManagementError::Setup`] when the address cannot be used.
@@ -150,8 +153,9 @@ impl ManagementClient {
         Ok(ManagementClient { http, tls, base, username, password, virtual_host: virtual_host.to_owned() })
     }
 
-    /// Asks. Where that fails, the files of TLS, which may have been replaced meanwhile, are read again for the next time;
-    /// where TLS itself has failed, for a second try at once. A broker that refuses a certificate may just hang up.
+    /// Sends a GET request. If it fails, the TLS files are read again, since they may have been replaced. After a TLS
+    /// failure the request is retried at once; after other failures the new files are used for the next request,
+    /// because a broker that refuses a certificate may just close the connection.
     async fn send(&self, url: &Url) -> Result<Response, ManagementError> {
         let http = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (failure, source) = match (self.send_by(&http, url).await, self.tls.clone()) {
@@ -179,12 +183,12 @@ impl ManagementClient {
         ManagementError::Unreachable { url: self.base.to_string(), source: error.without_url() }
     }
 
-    /// Asks about every exchange and queue of a topology, and the queues' bindings.
+    /// Reads every exchange and queue of a topology, and the queues' bindings.
     ///
     /// # Errors
-    /// The first question that gets no answer. What is not there is no error.
+    /// The first request that fails. Missing objects are not an error.
     pub async fn observe(&self, topology: &Topology) -> Result<Observed, ManagementError> {
-        if self.get::<serde_json::Value>(&["exchanges", &self.virtual_host, EVERYWHERE]).await?.is_none() {
+        if self.get::<serde_json::Value>(&["exchanges", &self.virtual_host, BUILT_IN_EXCHANGE]).await?.is_none() {
             return Err(ManagementError::NoVirtualHost { virtual_host: self.virtual_host.clone() });
         }
         let mut observed = Observed::default();
@@ -202,30 +206,30 @@ impl ManagementClient {
         Ok(observed)
     }
 
-    /// As [`ManagementClient::observe`], but asks again until every queue has told its policies, for at most
-    /// `patience`: the broker tells them only some seconds after a queue was declared.
+    /// Like [`ManagementClient::observe`], but repeats the requests until the effective policies of every queue are
+    /// known, for at most `max_wait`: the broker reports them only some seconds after a queue was declared.
     ///
     /// # Errors
-    /// As [`ManagementClient::observe`]. Policies that stay unknown are no error: the answer says so.
+    /// As [`ManagementClient::observe`]. Policies that stay unknown are not an error; they are `None` in the result.
     pub async fn observe_with_policies(
         &self,
         topology: &Topology,
-        patience: Duration,
+        max_wait: Duration,
     ) -> Result<Observed, ManagementError> {
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = tokio::time::Instant::now() + max_wait;
         let mut observed = self.observe(topology).await?;
         loop {
-            let untold: Vec<String> = observed
+            let unknown: Vec<String> = observed
                 .queues
                 .iter()
                 .filter(|(_, queue)| queue.effective_policy.is_none())
                 .map(|(name, _)| name.clone())
                 .collect();
-            if untold.is_empty() || tokio::time::Instant::now() + POLICY_POLL > deadline {
+            if unknown.is_empty() || tokio::time::Instant::now() + POLICY_POLL > deadline {
                 return Ok(observed);
             }
             tokio::time::sleep(POLICY_POLL).await;
-            for name in untold {
+            for name in unknown {
                 match self.queue(&name).await? {
                     Some(found) => observed.queues.insert(name, found),
                     None => observed.queues.remove(&name),
@@ -234,12 +238,12 @@ impl ManagementClient {
         }
     }
 
-    /// One queue, with the policies in force as fresh as the broker tells them: 4.3 tells them at once if asked
-    /// for no statistics, older ones only with the statistics, which are up to ten seconds old.
+    /// One queue with the latest effective policies. RabbitMQ 4.3 reports them at once in answers without statistics;
+    /// older versions only together with statistics, which are up to ten seconds old.
     async fn queue(&self, name: &str) -> Result<Option<ObservedQueue>, ManagementError> {
         let mut url = self.url(&["queues", &self.virtual_host, name]);
         url.set_query(Some("disable_stats=true&enable_queue_totals=true"));
-        match self.ask::<ObservedQueue>(url).await? {
+        match self.get_url::<ObservedQueue>(url).await? {
             Some(queue) if queue.effective_policy.is_none() => self.get(&["queues", &self.virtual_host, name]).await,
             answer => Ok(answer),
         }
@@ -263,22 +267,22 @@ impl ManagementClient {
     /// # Errors
     /// No answer, another status, or an answer of another shape.
     pub async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<Option<T>, ManagementError> {
-        self.ask(self.url(segments)).await
+        self.get_url(self.url(segments)).await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, url: Url) -> Result<Option<T>, ManagementError> {
-        self.ask_for(url, &[StatusCode::OK]).await
+    async fn get_url<T: DeserializeOwned>(&self, url: Url) -> Result<Option<T>, ManagementError> {
+        self.get_with_status(url, &[StatusCode::OK]).await
     }
 
-    /// The answer to `GET url`, if it has one of these statuses; `None` for 404.
-    pub(super) async fn ask_for<T: DeserializeOwned>(
+    /// The answer to `GET url` if it has one of the `accepted` statuses; `None` for 404.
+    pub(super) async fn get_with_status<T: DeserializeOwned>(
         &self,
         url: Url,
-        wanted: &[StatusCode],
+        accepted: &[StatusCode],
     ) -> Result<Option<T>, ManagementError> {
         let mut response = self.send(&url).await?;
         match response.status() {
-            status if wanted.contains(&status) => {}
+            status if accepted.contains(&status) => {}
             StatusCode::NOT_FOUND => return Ok(None),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 let (url, username) = (self.base.to_string(), self.username.clone());
@@ -289,7 +293,7 @@ impl ManagementClient {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
             body.extend_from_slice(&chunk);
-            if body.len() > LARGEST_ANSWER {
+            if body.len() > MAX_ANSWER_BYTES {
                 return Err(ManagementError::TooLong { url: url.to_string() });
             }
         }
@@ -319,15 +323,15 @@ mod tests {
         Management { url: url.to_owned(), username, password, tls: TlsFiles::default(), poll_every: None }
     }
 
-    /// What the client makes of one answer, byte for byte.
-    async fn answered(status: &str, body: Vec<u8>) -> Result<Option<serde_json::Value>, ManagementError> {
+    /// The client's result for one raw answer.
+    async fn result_of(status: &str, body: Vec<u8>) -> Result<Option<serde_json::Value>, ManagementError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         let server = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
             let _request = socket.read(&mut [0; 4096]).await;
-            // The client hangs up on an answer that is too long.
+            // The client closes the connection when the answer is too long.
             let _sent = socket.write_all(&[head.into_bytes(), body].concat()).await;
         });
         let answer = ManagementClient::new(&settings(&url), "/").unwrap().get(&["overview"]).await;
@@ -336,17 +340,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_kind_of_answer_is_told_apart() {
-        assert_eq!(answered("200 OK", b"{\"a\":1}".to_vec()).await.unwrap().unwrap()["a"], 1);
-        assert!(answered("404 Not Found", Vec::new()).await.unwrap().is_none());
-        let refused = answered("401 Unauthorized", Vec::new()).await.unwrap_err();
+    async fn each_kind_of_answer_has_its_own_error() {
+        assert_eq!(result_of("200 OK", b"{\"a\":1}".to_vec()).await.unwrap().unwrap()["a"], 1);
+        assert!(result_of("404 Not Found", Vec::new()).await.unwrap().is_none());
+        let refused = result_of("401 Unauthorized", Vec::new()).await.unwrap_err();
         assert!(matches!(refused, ManagementError::Refused { .. }), "{refused}");
         assert!(!format!("{refused} {refused:?}").contains("hunter2"));
-        let busy = answered("503 Service Unavailable", Vec::new()).await;
-        assert!(matches!(busy, Err(ManagementError::Status { .. })), "{busy:?}");
-        let html = answered("200 OK", b"<html>".to_vec()).await;
+        let unavailable = result_of("503 Service Unavailable", Vec::new()).await;
+        assert!(matches!(unavailable, Err(ManagementError::Status { .. })), "{unavailable:?}");
+        let html = result_of("200 OK", b"<html>".to_vec()).await;
         assert!(matches!(html, Err(ManagementError::Malformed { .. })), "{html:?}");
-        let endless = answered("200 OK", vec![b' '; LARGEST_ANSWER + 1]).await;
+        let endless = result_of("200 OK", vec![b' '; MAX_ANSWER_BYTES + 1]).await;
         assert!(matches!(endless, Err(ManagementError::TooLong { .. })), "{endless:?}");
     }
 

@@ -6,6 +6,6 @@ mod observed;
 mod queries;
 
 pub(crate) use answers::Detail;
-pub use answers::{Alarm, Counted, Trouble};
+pub use answers::{Alarm, ManagementErrorKind, MessageCounters};
 pub use client::{ManagementClient, ManagementError};
 pub use observed::{Observed, ObservedExchange, ObservedQueue};

@@ -1,4 +1,4 @@
-//! What the management API answers about exchanges, queues and bindings. Shapes only; no I/O, no judgement.
+//! Answers of the management API about exchanges, queues and bindings. Types only; no I/O.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 
 use crate::topology::Binding;
 
-/// What the broker has of a topology.
+/// The objects of a topology that exist on the broker.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observed {
     /// Exchanges by name.
     pub exchanges: BTreeMap<String, ObservedExchange>,
     /// Queues by name.
     pub queues: BTreeMap<String, ObservedQueue>,
-    /// The bindings of these queues, but for those that every queue has to the default exchange.
+    /// The bindings of these queues, without each queue's implicit binding to the default exchange.
     pub bindings: Vec<Binding>,
 }
 
@@ -24,11 +24,11 @@ pub struct ObservedExchange {
     /// `topic`, `direct`, `fanout` or another.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Whether it outlives the broker.
+    /// Whether it survives a restart of the broker.
     pub durable: bool,
-    /// Whether it goes with its last binding.
+    /// Whether it is deleted with its last binding.
     pub auto_delete: bool,
-    /// Whether publishers are kept out.
+    /// Whether clients cannot publish to it.
     #[serde(default)]
     pub internal: bool,
     /// Its arguments.
@@ -39,24 +39,25 @@ pub struct ObservedExchange {
 /// The answer to `GET /api/queues/{vhost}/{name}`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ObservedQueue {
-    /// Whether it outlives the broker.
+    /// Whether it survives a restart of the broker.
     pub durable: bool,
-    /// Whether it goes with its last consumer.
+    /// Whether it is deleted with its last consumer.
     pub auto_delete: bool,
-    /// Whether it belongs to one connection. RabbitMQ 4.x says null for false where it is asked for no statistics.
+    /// Whether it belongs to one connection. RabbitMQ 4.x reports null for false in answers without statistics.
     #[serde(default)]
     pub exclusive: Option<bool>,
     /// Its arguments.
     #[serde(default, deserialize_with = "table")]
     pub arguments: Map<String, Value>,
-    /// The name of the policy in force.
+    /// The name of the effective user policy.
     #[serde(default)]
     pub policy: Option<String>,
-    /// The name of the operator policy in force.
+    /// The name of the effective operator policy.
     #[serde(default)]
     pub operator_policy: Option<String>,
-    /// What both policies say together. `None` until the queue has told the management plugin: measured on
-    /// 3.10.8, 4.0.5 and 4.3.6, up to ten seconds after it was declared. A changed policy shows as late.
+    /// The merged definition of both policies. `None` until the queue has reported it to the management plugin, which
+    /// takes up to ten seconds after the declaration (measured on 3.10.8, 4.0.5 and 4.3.6). A changed policy is
+    /// reported as late.
     #[serde(default, rename = "effective_policy_definition", deserialize_with = "known_table")]
     pub effective_policy: Option<Map<String, Value>>,
 }
@@ -69,7 +70,7 @@ pub(super) struct ObservedBinding {
     pub routing_key: String,
 }
 
-/// An empty Erlang property list may come as `[]`.
+/// An empty Erlang property list may be encoded as `[]`.
 fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Object(map) => map,

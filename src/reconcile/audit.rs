@@ -1,5 +1,5 @@
-//! Compares what must be on the broker with what is there, and finds policies that would delete or divert
-//! what a queue holds. Pure: the broker's answers are arguments.
+//! Compares the topology with the objects that exist on the broker, and finds policies that would delete or divert
+//! messages. Pure: the broker's answers are arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,11 +18,11 @@ pub enum Object {
     Queue(String),
     /// A binding.
     Binding {
-        /// From which exchange.
+        /// The source exchange.
         exchange: String,
-        /// To which queue.
+        /// The destination queue.
         queue: String,
-        /// By which key.
+        /// The routing key or pattern.
         routing_key: String,
     },
 }
@@ -46,16 +46,16 @@ impl fmt::Display for Object {
     }
 }
 
-/// An object that is there, but not as it must be. Only its deletion would help, and orderd never deletes.
+/// An object that exists with a different definition. Only deleting it would help, and orderd never deletes objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Which object.
+    /// The object.
     pub object: Object,
     /// An argument (`x-delivery-limit`) or a property (`type`, `durable`).
     pub argument: String,
-    /// What it must be, as JSON; `None`: it must not be there.
+    /// The expected value as JSON; `None`: it must not be set.
     pub expected: Option<String>,
-    /// What it is, as JSON; `None`: it is not there.
+    /// The actual value as JSON; `None`: it is not set.
     pub actual: Option<String>,
 }
 
@@ -67,18 +67,18 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// A policy that would delete or divert what a queue holds. orderd refuses to start on it.
+/// A policy that would delete or divert the messages of a queue. orderd refuses to start while it applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DangerousPolicy {
     /// The queue's name.
     pub queue: String,
-    /// The policies in force: of users, of operators, or both.
+    /// The names of the effective policies: the user policy, the operator policy, or both.
     pub policies: Vec<String>,
-    /// The key: `overflow`.
+    /// The key, such as `overflow`.
     pub key: String,
     /// Its value, as JSON.
     pub value: String,
-    /// What it would do.
+    /// What it would do to messages.
     pub effect: &'static str,
 }
 
@@ -93,19 +93,19 @@ impl fmt::Display for DangerousPolicy {
     }
 }
 
-/// What a broker lacks or has otherwise.
+/// How a broker differs from the topology.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Audit {
-    /// Not there. Harmless where orderd declares.
+    /// Objects that do not exist. Harmless where orderd declares the topology.
     pub missing: Vec<Object>,
-    /// There, but otherwise.
+    /// Objects that exist with a different definition.
     pub mismatches: Vec<Mismatch>,
-    /// Policies in force that would lose messages.
+    /// Effective policies that would lose messages.
     pub dangerous_policies: Vec<DangerousPolicy>,
-    /// Queues whose policies the broker has not told yet.
+    /// Queues whose effective policies the broker has not reported yet.
     pub unknown_policies: Vec<String>,
-    /// Bindings from orderd's exchanges to its queues that the configuration does not name, left over from an
-    /// earlier one. They still route.
+    /// Bindings between orderd's exchanges and queues that the configuration does not contain; an earlier one did. They
+    /// still route messages.
     pub extra_bindings: Vec<Object>,
 }
 
@@ -116,18 +116,18 @@ impl Audit {
     }
 }
 
-/// Judges a broker.
+/// Compares a broker with the topology.
 pub fn audit(topology: &Topology, observed: &Observed) -> Audit {
     let expected: BTreeSet<Object> = topology.bindings().map(Object::from).collect();
     let exchanges: BTreeSet<&str> = topology.exchanges().map(|exchange| exchange.name.as_str()).collect();
     let extra = |binding: &&Binding| exchanges.contains(binding.exchange.as_str());
-    let untold =
+    let unknown_policies =
         |queue: &&Queue| observed.queues.get(&queue.name).is_some_and(|found| found.effective_policy.is_none());
     Audit {
         missing: missing(topology.declarations(), observed),
         mismatches: mismatches(topology.declarations(), observed),
         dangerous_policies: dangerous_policies(topology.declarations(), observed),
-        unknown_policies: topology.queues().filter(untold).map(|queue| queue.name.clone()).collect(),
+        unknown_policies: topology.queues().filter(unknown_policies).map(|queue| queue.name.clone()).collect(),
         extra_bindings: observed
             .bindings
             .iter()
@@ -138,7 +138,7 @@ pub fn audit(topology: &Topology, observed: &Observed) -> Audit {
     }
 }
 
-/// What is not there.
+/// Declared objects that do not exist.
 pub fn missing(declarations: &[Declaration], observed: &Observed) -> Vec<Object> {
     let absent = |declaration: &Declaration| match declaration {
         Declaration::Exchange(exchange) => {
@@ -152,7 +152,7 @@ pub fn missing(declarations: &[Declaration], observed: &Observed) -> Vec<Object>
     declarations.iter().filter_map(absent).collect()
 }
 
-/// What is there otherwise than declared.
+/// Objects whose definition differs from the declared one.
 pub fn mismatches(declarations: &[Declaration], observed: &Observed) -> Vec<Mismatch> {
     let differing = |declaration: &Declaration| match declaration {
         Declaration::Exchange(exchange) => exchange_mismatches(exchange, observed),
@@ -226,10 +226,11 @@ fn argument_mismatches(
     differing.collect()
 }
 
-/// Policies in force, operator policies merged in, that would delete or divert what the declared queues hold.
+/// Effective policies, operator policies included, that would delete or divert messages of the declared queues.
 ///
-/// Which of argument and policy wins is read off `rabbit_quorum_queue` of 3.10.8 and 4.0.5, and taken to be so on 4.3: for
-/// `overflow` the policy, for dead-lettering the argument, for limits and lifetimes the smaller one.
+/// Whether a queue's argument or the policy takes precedence is taken from `rabbit_quorum_queue` of 3.10.8 and 4.0.5, and
+/// assumed to be the same on 4.3: for `overflow` the policy, for dead-lettering the argument, for limits and TTLs the
+/// smaller value.
 pub fn dangerous_policies(declarations: &[Declaration], observed: &Observed) -> Vec<DangerousPolicy> {
     let of_queue = |queue: &Queue| -> Vec<DangerousPolicy> {
         let Some(actual) = observed.queues.get(&queue.name) else { return Vec::new() };
@@ -249,7 +250,7 @@ pub fn dangerous_policies(declarations: &[Declaration], observed: &Observed) -> 
     declarations.iter().flat_map(of_declaration).collect()
 }
 
-/// What one key of a policy would do to one queue, if it is harm.
+/// The harm that one key of a policy would do to one queue; `None` if it does none.
 fn effect(queue: &Queue, key: &str, value: &Value) -> Option<&'static str> {
     let lowers = |argument: &str| match (queue.arguments.get(argument), value.as_i64()) {
         (Some(Argument::Number(ours)), Some(theirs)) => theirs < *ours,
@@ -257,20 +258,19 @@ fn effect(queue: &Queue, key: &str, value: &Value) -> Option<&'static str> {
     };
     let has = |argument: &str| queue.arguments.contains_key(argument);
     match key {
-        "overflow" if value != "reject-publish" => Some("a full queue would delete what it holds"),
-        "message-ttl" if lowers("x-message-ttl") => Some("messages would be gone or diverted before their time"),
-        "expires" => Some("the queue would be deleted with all it holds"),
-        "max-length" | "max-length-bytes" => {
-            Some("a full queue would refuse orders, and retries would wait for minutes")
-        }
+        "overflow" if value != "reject-publish" => Some("a full queue would delete messages"),
+        "message-ttl" if lowers("x-message-ttl") => Some("messages would be deleted or diverted too early"),
+        "expires" => Some("the queue would be deleted with all its messages"),
+        "max-length" | "max-length-bytes" => Some("a full queue would refuse orders and delay retries by minutes"),
         "delivery-limit" if has("x-delivery-limit") && lowers("x-delivery-limit") => {
-            Some("messages would be dropped or diverted after fewer returns")
+            Some("messages would be dropped or diverted after fewer redeliveries")
         }
-        "dead-letter-exchange" if !has("x-dead-letter-exchange") => Some("what a person rejects would go elsewhere"),
+        "dead-letter-exchange" if !has("x-dead-letter-exchange") => {
+            Some("messages that an operator rejects would be routed elsewhere")
+        }
         _ => None,
     }
 }
 
 #[cfg(test)]
-#[path = "audit_tests.rs"]
 mod tests;

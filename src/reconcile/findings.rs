@@ -1,120 +1,127 @@
-//! What lasts and should not: remembers since when, and tells what begins and what ends. Pure: times are arguments.
+//! Turns observations into findings: a condition becomes one once it has lasted, an event at once. Remembers since when,
+//! and reports what begins and what ends. Pure: times are arguments.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::view::{Finding, FindingKind};
+use super::broker_view::{Finding, FindingKind};
 
-/// A moment, on both clocks.
+/// One moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Since some fixed moment; never goes back.
+    /// Monotonic time since the poller was created; used for all arithmetic.
     pub elapsed: Duration,
-    /// For people.
+    /// Wall-clock time, for display only.
     pub wall: Timestamp,
 }
 
-/// What was seen of one queue.
+/// One problem seen on one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
-    /// Which queue.
+    /// The queue's name.
     pub queue: String,
-    /// What.
+    /// The kind of problem.
     pub kind: FindingKind,
-    /// How many messages, where that is known.
+    /// How many messages are concerned; `None` where that is unknown.
     pub messages: Option<u64>,
-    /// For people.
+    /// An explanation for the operator.
     pub detail: String,
 }
 
-/// What has begun and ended since it was asked before.
+/// Findings that began and ended since the previous call.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Findings that are new.
+pub struct FindingChanges {
+    /// New findings.
     pub begun: Vec<Finding>,
-    /// Findings that hold no more.
+    /// Findings that no longer hold.
     pub ended: Vec<Finding>,
 }
 
+/// An observation that is a finding, or may become one.
 #[derive(Debug)]
-struct Entry {
+struct TrackedObservation {
     since: Moment,
-    sight: Observation,
-    /// Whether it is a finding by now, and told.
-    told: bool,
-    /// When it is forgotten; `None`: when it is seen no more.
-    until: Option<Duration>,
+    observation: Observation,
+    /// Whether it has lasted long enough to be a finding, and has been reported as one.
+    reported: bool,
+    /// When an event's finding ends. `None` for a condition, which ends when it is cleared.
+    expires_at: Option<Duration>,
 }
 
-/// The findings, and what may become one.
+/// All current findings and the observations that may become findings.
 #[derive(Debug, Default)]
 pub struct Findings {
-    entries: BTreeMap<(String, FindingKind), Entry>,
-    changes: Changes,
+    tracked: BTreeMap<(String, FindingKind), TrackedObservation>,
+    changes: FindingChanges,
 }
 
 impl Findings {
-    /// A condition holds: a finding once it has held for `patience`.
-    pub fn holds(&mut self, sight: Observation, now: Moment, patience: Duration) {
-        let entry = self.entry(sight, now);
-        if !entry.told && now.elapsed >= entry.since.elapsed.saturating_add(patience) {
-            entry.told = true;
-            let begun = finding(entry);
+    /// Records that a condition holds. It becomes a finding once it has held for `min_duration`.
+    pub fn record_condition(&mut self, observation: Observation, now: Moment, min_duration: Duration) {
+        let tracked = self.track(observation, now);
+        if !tracked.reported && now.elapsed >= tracked.since.elapsed.saturating_add(min_duration) {
+            tracked.reported = true;
+            let begun = finding(tracked);
             self.changes.begun.push(begun);
         }
     }
 
-    /// A condition does not hold.
-    pub fn is_not(&mut self, queue: &str, kind: FindingKind) {
-        if let Some(entry) = self.entries.remove(&(queue.to_owned(), kind))
-            && entry.told
+    /// Records that a condition does not hold.
+    pub fn clear(&mut self, queue: &str, kind: FindingKind) {
+        if let Some(tracked) = self.tracked.remove(&(queue.to_owned(), kind))
+            && tracked.reported
         {
-            self.changes.ended.push(finding(&entry));
+            self.changes.ended.push(finding(&tracked));
         }
     }
 
-    /// Something has happened: a finding at once, until it has not happened again for `remembered`. Its messages add up.
-    pub fn happened(&mut self, mut sight: Observation, now: Moment, remembered: Duration) {
-        let before = self.entries.get(&(sight.queue.clone(), sight.kind)).and_then(|entry| entry.sight.messages);
-        sight.messages = sight.messages.map(|more| more.saturating_add(before.unwrap_or(0)));
-        self.entry(sight.clone(), now).until = Some(now.elapsed.saturating_add(remembered));
-        self.holds(sight, now, Duration::ZERO);
+    /// Records an event. It is a finding at once and until no further event of its kind has followed for `retention`;
+    /// the message counts of repeated events are added up.
+    pub fn record_event(&mut self, mut observation: Observation, now: Moment, retention: Duration) {
+        let key = (observation.queue.clone(), observation.kind);
+        let before = self.tracked.get(&key).and_then(|tracked| tracked.observation.messages);
+        observation.messages = observation.messages.map(|more| more.saturating_add(before.unwrap_or(0)));
+        self.track(observation.clone(), now).expires_at = Some(now.elapsed.saturating_add(retention));
+        self.record_condition(observation, now, Duration::ZERO);
     }
 
-    /// Nothing could be seen for a while: what was not yet a finding may have ended unseen.
-    pub fn interrupted(&mut self) {
-        self.entries.retain(|_, entry| entry.told);
+    /// Forgets conditions that are not findings yet: the API could not be asked for a while, so they may have ended
+    /// meanwhile.
+    pub fn discard_unreported(&mut self) {
+        self.tracked.retain(|_, tracked| tracked.reported);
     }
 
-    /// What has begun and ended since the last call.
-    pub fn changes(&mut self, now: Moment) -> Changes {
-        let over = |entry: &Entry| entry.until.is_some_and(|until| now.elapsed >= until);
-        let gone: Vec<_> = self.entries.iter().filter(|(_, entry)| over(entry)).map(|(key, _)| key.clone()).collect();
-        for (queue, kind) in gone {
-            self.is_not(&queue, kind);
+    /// Returns what has begun and ended since the previous call.
+    pub fn take_changes(&mut self, now: Moment) -> FindingChanges {
+        let is_over = |tracked: &TrackedObservation| tracked.expires_at.is_some_and(|end| now.elapsed >= end);
+        let over = self.tracked.iter().filter(|(_, tracked)| is_over(tracked));
+        let over: Vec<_> = over.map(|(key, _)| key.clone()).collect();
+        for (queue, kind) in over {
+            self.clear(&queue, kind);
         }
         std::mem::take(&mut self.changes)
     }
 
-    /// All findings, by queue and kind.
+    /// All current findings, sorted by queue and kind.
     pub fn all(&self) -> Vec<Finding> {
-        self.entries.values().filter(|entry| entry.told).map(finding).collect()
+        self.tracked.values().filter(|tracked| tracked.reported).map(finding).collect()
     }
 
-    fn entry(&mut self, sight: Observation, now: Moment) -> &mut Entry {
-        let key = (sight.queue.clone(), sight.kind);
-        let fresh = || Entry { since: now, sight: sight.clone(), told: false, until: None };
-        let entry = self.entries.entry(key).or_insert_with(fresh);
-        entry.sight = sight;
-        entry
+    fn track(&mut self, observation: Observation, now: Moment) -> &mut TrackedObservation {
+        let key = (observation.queue.clone(), observation.kind);
+        let new =
+            || TrackedObservation { since: now, observation: observation.clone(), reported: false, expires_at: None };
+        let tracked = self.tracked.entry(key).or_insert_with(new);
+        tracked.observation = observation;
+        tracked
     }
 }
 
-fn finding(entry: &Entry) -> Finding {
-    let Observation { queue, kind, messages, detail } = entry.sight.clone();
-    Finding { queue, kind, since: entry.since.wall, messages, detail }
+fn finding(tracked: &TrackedObservation) -> Finding {
+    let Observation { queue, kind, messages, detail } = tracked.observation.clone();
+    Finding { queue, kind, since: tracked.since.wall, messages, detail }
 }
 
 #[cfg(test)]
@@ -127,61 +134,61 @@ mod tests {
         Moment { elapsed: Duration::from_secs(second.unsigned_abs()), wall: Timestamp::from_second(second).unwrap() }
     }
 
-    fn sight(messages: u64) -> Observation {
+    fn observation(messages: u64) -> Observation {
         let (queue, kind) = ("q".to_owned(), FindingKind::NoConsumer);
         Observation { queue, kind, messages: Some(messages), detail: String::new() }
     }
 
-    /// Seconds at which findings began, and how many messages they have.
-    fn told(findings: &[Finding]) -> Vec<(i64, u64)> {
+    /// The second at which each finding began, and its number of messages.
+    fn since_and_messages(findings: &[Finding]) -> Vec<(i64, u64)> {
         findings.iter().map(|finding| (finding.since.as_second(), finding.messages.unwrap())).collect()
     }
 
     #[test]
-    fn a_condition_is_a_finding_once_it_has_lasted_and_is_told_once() {
+    fn a_condition_becomes_a_finding_once_it_has_lasted_and_is_reported_once() {
         let mut findings = Findings::default();
-        findings.holds(sight(1), at(100), MINUTE);
-        findings.holds(sight(2), at(159), MINUTE);
-        assert_eq!((findings.all(), findings.changes(at(159))), (vec![], Changes::default()));
-        findings.holds(sight(3), at(160), MINUTE);
-        assert_eq!(told(&findings.changes(at(160)).begun), [(100, 3)]);
-        findings.holds(sight(4), at(170), MINUTE);
-        assert_eq!(findings.changes(at(170)), Changes::default());
-        assert_eq!(told(&findings.all()), [(100, 4)]);
-        findings.is_not("q", FindingKind::NoConsumer);
-        assert_eq!(told(&findings.changes(at(171)).ended), [(100, 4)]);
+        findings.record_condition(observation(1), at(100), MINUTE);
+        findings.record_condition(observation(2), at(159), MINUTE);
+        assert_eq!((findings.all(), findings.take_changes(at(159))), (vec![], FindingChanges::default()));
+        findings.record_condition(observation(3), at(160), MINUTE);
+        assert_eq!(since_and_messages(&findings.take_changes(at(160)).begun), [(100, 3)]);
+        findings.record_condition(observation(4), at(170), MINUTE);
+        assert_eq!(findings.take_changes(at(170)), FindingChanges::default());
+        assert_eq!(since_and_messages(&findings.all()), [(100, 4)]);
+        findings.clear("q", FindingKind::NoConsumer);
+        assert_eq!(since_and_messages(&findings.take_changes(at(171)).ended), [(100, 4)]);
         assert!(findings.all().is_empty());
     }
 
     #[test]
-    fn a_condition_that_comes_and_goes_is_no_finding() {
+    fn a_condition_that_comes_and_goes_is_not_a_finding() {
         let mut findings = Findings::default();
         for second in 0..300 {
             if second % 50 == 0 {
-                findings.is_not("q", FindingKind::NoConsumer);
+                findings.clear("q", FindingKind::NoConsumer);
             }
-            findings.holds(sight(1), at(second), MINUTE);
+            findings.record_condition(observation(1), at(second), MINUTE);
         }
-        assert_eq!(findings.changes(at(300)), Changes::default());
+        assert_eq!(findings.take_changes(at(300)), FindingChanges::default());
     }
 
     #[test]
-    fn what_was_not_seen_does_not_count_as_lasting() {
+    fn time_without_answers_does_not_count_toward_a_conditions_duration() {
         let mut findings = Findings::default();
-        findings.holds(sight(1), at(0), MINUTE);
-        findings.interrupted();
-        findings.holds(sight(1), at(600), MINUTE);
-        assert_eq!(findings.changes(at(600)), Changes::default());
+        findings.record_condition(observation(1), at(0), MINUTE);
+        findings.discard_unreported();
+        findings.record_condition(observation(1), at(600), MINUTE);
+        assert_eq!(findings.take_changes(at(600)), FindingChanges::default());
     }
 
     #[test]
-    fn an_event_is_a_finding_at_once_adds_up_and_is_forgotten_after_a_while() {
+    fn an_event_is_a_finding_at_once_adds_up_and_expires() {
         let mut findings = Findings::default();
-        findings.happened(sight(3), at(0), MINUTE);
-        assert_eq!(told(&findings.changes(at(0)).begun), [(0, 3)]);
-        findings.happened(sight(2), at(50), MINUTE);
-        assert_eq!(findings.changes(at(109)), Changes::default());
-        assert_eq!(told(&findings.all()), [(0, 5)]);
-        assert_eq!(told(&findings.changes(at(110)).ended), [(0, 5)]);
+        findings.record_event(observation(3), at(0), MINUTE);
+        assert_eq!(since_and_messages(&findings.take_changes(at(0)).begun), [(0, 3)]);
+        findings.record_event(observation(2), at(50), MINUTE);
+        assert_eq!(findings.take_changes(at(109)), FindingChanges::default());
+        assert_eq!(since_and_messages(&findings.all()), [(0, 5)]);
+        assert_eq!(since_and_messages(&findings.take_changes(at(110)).ended), [(0, 5)]);
     }
 }

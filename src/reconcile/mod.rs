@@ -1,19 +1,20 @@
-//! Reconciles what the broker reports through its management API with what must be there and with orderd's own counts.
-//! Optional: with `management.poll_every = "off"` nothing here runs, and processing never depends on it.
+//! Compares what the broker reports through its management API with the topology and with orderd's own counts.
 //!
+//! Optional: with `management.poll_every = "off"` nothing here runs, and processing never depends on it.
 //! ```text
-//! poller ─► management (client, answers) ─► reconciler ─► balance, overdue, findings ─► view ─► status
+//! poller ─► management (client, answers) ─► reconciler ─┬─► count_comparison, overdue_detector
+//!                                                       └─► findings ─► broker_view ─► status
 //! ```
 
 pub mod audit;
-mod balance;
+mod broker_view;
+mod count_comparison;
 mod findings;
-mod overdue;
+mod overdue_detector;
 mod poller;
+mod queue_roles;
 mod reconciler;
-mod roles;
-pub mod view;
 
+pub use broker_view::{ApiState, BrokerView, Finding, FindingKind, QueueRole, QueueView};
 pub use poller::Poller;
 pub use reconciler::{Limits, LocalCounts};
-pub use view::BrokerView;

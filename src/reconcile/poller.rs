@@ -1,7 +1,7 @@
-//! The poller: asks the management API again and again, and tells the broker's view to whoever reads it.
+//! Polls the management API and publishes the broker's view to its readers.
 //!
-//! An API that is absent, slow or refuses only makes the view stale. It never touches the broker, and nothing waits for
-//! it; orderd processes as well without.
+//! An API that is absent, slow or refuses requests only makes the view stale. The poller never changes anything on the
+//! broker, and processing never waits for it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,66 +13,70 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::broker_view::{ApiState, BrokerView, Finding, QueueView};
 use super::findings::Moment;
+use super::queue_roles::QueueRoles;
 use super::reconciler::{Limits, LocalCounts, Reconciler};
-use super::roles::Roles;
-use super::view::{ApiState, BrokerView, Finding, QueueView};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::Config;
 use crate::instance;
-use crate::management::{Alarm, Detail, ManagementClient, ManagementError, Trouble};
+use crate::management::{Alarm, Detail, ManagementClient, ManagementError, ManagementErrorKind};
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
 
-/// Least pause between two questions about details.
-const LEAST_PAUSE: Duration = Duration::from_millis(250);
-/// The longest wait for an API that does not answer.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The shortest pause between two requests for details.
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between requests to an API that does not answer.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Polls the management API. Made with [`Poller::new`], run once with [`Poller::run`].
+/// Polls the management API. Created with [`Poller::new`], run once with [`Poller::run`].
 pub struct Poller {
     client: Result<ManagementClient, ManagementError>,
     poll_every: Option<Duration>,
     limits: Limits,
-    roles: Roles,
+    roles: QueueRoles,
     reconciler: Reconciler,
-    own: Box<dyn Fn() -> LocalCounts + Send + Sync>,
-    begun: Instant,
+    local_counts: Box<dyn Fn() -> LocalCounts + Send + Sync>,
+    created_at: Instant,
     view: BrokerView,
     readers: watch::Sender<Arc<BrokerView>>,
     schedule: Schedule,
-    /// Details that were not told, and why. The next totals show whether it is that queue's trouble or the API's.
-    doubt: Option<(String, ManagementError)>,
-    /// Queues whose details are not told though the API answers.
-    untold: BTreeMap<String, Trouble>,
+    /// A queue whose details could not be read, and the error. The next totals show whether the API answers at all.
+    failed_detail: Option<(String, ManagementError)>,
+    /// Queues whose details cannot be read although the API answers.
+    unreadable: BTreeMap<String, ManagementErrorKind>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Question {
+enum Request {
     /// Alarms, and all queues' totals.
     Totals,
     /// One queue's details.
     Detail,
 }
 
-/// What is asked next, and when.
+/// What is requested next, and when.
 #[derive(Debug)]
 struct Schedule {
     totals_at: Instant,
     detail_at: Instant,
-    /// The queue whose details were asked for last.
+    /// The queue whose details were requested last.
     last: Option<String>,
-    /// Whether all queues have been asked about once; the first round is a fast one.
-    been_round: bool,
+    /// Whether the details of all queues have been requested once; the first round has no pauses beyond the shortest.
+    first_round_done: bool,
 }
 
 impl Poller {
-    /// Asks nothing yet. `own` reads orderd's own counts; it is called a few times a second at the most.
-    pub fn new(config: &Config, limits: Limits, own: impl Fn() -> LocalCounts + Send + Sync + 'static) -> Self {
+    /// Sends no request yet. `local_counts` reads orderd's own counts; it is called a few times a second.
+    pub fn new(
+        config: &Config,
+        limits: Limits,
+        local_counts: impl Fn() -> LocalCounts + Send + Sync + 'static,
+    ) -> Self {
         let poll_every = config.management.poll_every;
-        let roles = Roles::new(config);
-        let api = if poll_every.is_some() { ApiState::Unasked } else { ApiState::Off };
+        let roles = QueueRoles::new(config);
+        let api = if poll_every.is_some() { ApiState::Pending } else { ApiState::Off };
         let view = BrokerView { api, ..BrokerView::default() };
         let now = Instant::now();
         Poller {
@@ -81,18 +85,18 @@ impl Poller {
             limits,
             reconciler: Reconciler::new(&roles, limits, instance::tag_prefix()),
             roles,
-            own: Box::new(own),
-            begun: now,
+            local_counts: Box::new(local_counts),
+            created_at: now,
             readers: watch::Sender::new(Arc::new(view.clone())),
             view,
-            schedule: Schedule { totals_at: now, detail_at: now, last: None, been_round: false },
-            doubt: None,
-            untold: BTreeMap::new(),
+            schedule: Schedule { totals_at: now, detail_at: now, last: None, first_round_done: false },
+            failed_detail: None,
+            unreadable: BTreeMap::new(),
         }
     }
 
-    /// Takes over from a former poller: its readers go on reading, and see what it was told last until there is more.
-    pub fn telling(mut self, readers: watch::Sender<Arc<BrokerView>>) -> Self {
+    /// Takes over the readers of a former poller. They keep the former view until there is a new one.
+    pub fn with_readers(mut self, readers: watch::Sender<Arc<BrokerView>>) -> Self {
         let former = BrokerView::clone(&readers.borrow());
         let role = |name: &String| self.roles.of(name);
         let queues = former.queues.into_iter().filter_map(|(name, queue)| {
@@ -101,7 +105,7 @@ impl Poller {
         });
         let api = match (self.poll_every.is_some(), former.api) {
             (false, _) => ApiState::Off,
-            (true, ApiState::Off) => ApiState::Unasked,
+            (true, ApiState::Off) => ApiState::Pending,
             (true, api) => api,
         };
         self.view = BrokerView { api, queues: queues.collect(), ..former };
@@ -110,13 +114,13 @@ impl Poller {
         self
     }
 
-    /// The view as it is, and as it will be.
+    /// Subscribes to the view.
     pub fn view(&self) -> watch::Receiver<Arc<BrokerView>> {
         self.readers.subscribe()
     }
 
-    /// Polls until a shutdown begins, at once if `management.poll_every` is `"off"`. What consumers do in a shutdown is
-    /// not for judging. A panic costs what was remembered for judging, and a moment.
+    /// Polls until a shutdown begins; returns at once if `management.poll_every` is `"off"`. It ends with the shutdown's
+    /// begin because draining consumers would look like findings. A panic restarts it without its history.
     pub async fn run(self, shutdown: Shutdown) {
         let Some(every) = self.poll_every else { return };
         let poller = Arc::new(Mutex::new(self));
@@ -124,8 +128,8 @@ impl Poller {
             let (poller, shutdown) = (Arc::clone(&poller), shutdown.clone());
             async move {
                 let mut poller = poller.lock().await;
-                poller.begin();
-                // Cancel-safe: it only asks.
+                poller.start_over();
+                // Cancel-safe: polling only reads.
                 tokio::select! {
                     never = poller.poll(every) => match never {},
                     () = shutdown.begun() => Ok::<(), Infallible>(()),
@@ -134,49 +138,49 @@ impl Poller {
         };
         let polled = supervise("poller of the management API", RestartPolicy::DEFAULT, &shutdown, || {}, start).await;
         if let Err(exceeded) = polled {
-            error!(error = %exceeded, "the poller keeps dying: the broker's side is not shown until orderd restarts");
+            error!(error = %exceeded, "the poller keeps failing: no broker state is shown until orderd restarts");
             poller.lock().await.give_up();
         }
     }
 
-    /// What was remembered may be what it died of.
-    fn begin(&mut self) {
+    /// Discards the history, which may have caused the panic.
+    fn start_over(&mut self) {
         self.reconciler = Reconciler::new(&self.roles, self.limits, instance::tag_prefix());
-        self.doubt = None;
+        self.failed_detail = None;
         self.schedule.totals_at = Instant::now();
     }
 
     fn give_up(&mut self) {
-        let reason = "orderd's own poller keeps dying: a bug; report it with the log".to_owned();
-        self.view.api = ApiState::Stale { since: Timestamp::now(), cause: Trouble::Malformed, reason };
+        let reason = "orderd's poller keeps failing, which is a bug; report it with the log".to_owned();
+        self.view.api = ApiState::Stale { since: Timestamp::now(), cause: ManagementErrorKind::Malformed, reason };
         self.readers.send_replace(Arc::new(self.view.clone()));
     }
 
-    /// Whether the API answers is told by the totals alone: one queue may have no details to tell, for its leader is
-    /// away, say.
+    /// Only the totals decide whether the API answers: the details of a single queue may be unavailable, for instance
+    /// while it has no leader.
     async fn poll(&mut self, every: Duration) -> Infallible {
-        let patience = Backoff { first: every.clamp(Duration::from_secs(1), LONGEST_WAIT), max: LONGEST_WAIT };
+        let backoff = Backoff { first: every.clamp(Duration::from_secs(1), MAX_PAUSE), max: MAX_PAUSE };
         let mut failures = 0;
         loop {
-            let pause = match self.next_question().await {
-                Question::Totals => match self.ask_totals(every).await {
+            let pause = match self.next_request().await {
+                Request::Totals => match self.request_totals(every).await {
                     Ok(()) => {
                         failures = 0;
-                        self.answers();
+                        self.record_answer();
                         None
                     }
                     Err(error) => {
-                        self.does_not_answer(&error);
+                        self.record_no_answer(&error);
                         failures += 1;
-                        Some(patience.wait(failures - 1, fastrand::f64()))
+                        Some(backoff.wait(failures - 1, fastrand::f64()))
                     }
                 },
-                Question::Detail => {
-                    self.ask_detail().await;
+                Request::Detail => {
+                    self.request_detail().await;
                     None
                 }
             };
-            self.tell();
+            self.publish_view();
             if let Some(pause) = pause {
                 tokio::time::sleep(pause).await;
                 self.schedule.totals_at = Instant::now();
@@ -184,18 +188,18 @@ impl Poller {
         }
     }
 
-    /// Waits until something is to be asked.
-    async fn next_question(&mut self) -> Question {
+    /// Waits until the next request is due.
+    async fn next_request(&mut self) -> Request {
         let queues = self.view.queues.len();
         if queues == 0 || self.schedule.totals_at <= self.schedule.detail_at {
             tokio::time::sleep_until(self.schedule.totals_at).await;
-            Question::Totals
+            Request::Totals
         } else {
             tokio::time::sleep_until(self.schedule.detail_at).await;
             let share = self.limits.details_every / u32::try_from(queues).unwrap_or(u32::MAX);
-            let pause = if self.schedule.been_round { share.max(LEAST_PAUSE) } else { LEAST_PAUSE };
+            let pause = if self.schedule.first_round_done { share.max(MIN_PAUSE) } else { MIN_PAUSE };
             self.schedule.detail_at = Instant::now() + pause;
-            Question::Detail
+            Request::Detail
         }
     }
 
@@ -203,13 +207,13 @@ impl Poller {
         self.client.as_ref().map_err(|error| ManagementError::Setup { url: String::new(), source: chain(error).into() })
     }
 
-    async fn ask_totals(&mut self, every: Duration) -> Result<(), ManagementError> {
+    async fn request_totals(&mut self, every: Duration) -> Result<(), ManagementError> {
         self.schedule.totals_at = Instant::now() + every;
-        let asked = self.begun.elapsed();
+        let asked = self.created_at.elapsed();
         let client = self.client()?;
         let alarms = client.alarms().await?;
         let all = client.totals().await?;
-        self.alarms_are(alarms);
+        self.record_alarms(alarms);
         let mut found = BTreeMap::new();
         for totals in all.queues {
             let Some(role) = self.roles.of(&totals.name) else { continue };
@@ -223,46 +227,46 @@ impl Poller {
         if all.complete {
             self.view.missing_queues = missing.collect();
             for name in gone.keys() {
-                self.reconciler.gone(name);
-                self.untold.remove(name);
+                self.reconciler.forget_queue(name);
+                self.unreadable.remove(name);
             }
         } else {
             self.view.queues.extend(gone);
         }
         let now = self.now();
         self.view.taken_at = Some(now.wall);
-        self.reconciler.own(now, &(self.own)());
-        self.reconciler.totals(asked, now, &self.view, &self.roles);
+        self.reconciler.record_local_counts(now, &(self.local_counts)());
+        self.reconciler.compare_totals(asked, now, &self.view, &self.roles);
         Ok(())
     }
 
-    async fn ask_detail(&mut self) {
+    async fn request_detail(&mut self) {
         let Some(name) = self.next_queue() else { return };
-        // Also if it fails: the others are asked about as well.
+        // Even if the request fails, the next queue is next.
         self.schedule.last = Some(name.clone());
-        let asked = self.begun.elapsed();
+        let asked = self.created_at.elapsed();
         let answer = match self.client() {
             Ok(client) => client.detail(&name).await,
             Err(error) => Err(error),
         };
         match answer {
-            Ok(answer) => self.detail_is(asked, &name, answer),
+            Ok(answer) => self.record_detail(asked, &name, answer),
             Err(error) => {
-                self.doubt = Some((name, error));
+                self.failed_detail = Some((name, error));
                 self.schedule.totals_at = Instant::now();
             }
         }
     }
 
-    fn detail_is(&mut self, asked: Duration, name: &str, answer: Option<Detail>) {
-        if self.untold.remove(name).is_some() {
-            info!(queue = name, "the management API tells the queue's details again");
+    fn record_detail(&mut self, asked: Duration, name: &str, answer: Option<Detail>) {
+        if self.unreadable.remove(name).is_some() {
+            info!(queue = name, "the management API reports the queue's details again");
         }
-        let (now, own) = (self.now(), (self.own)());
-        self.reconciler.own(now, &own);
-        // One that is not there any more is missing from the next totals.
+        let (now, local) = (self.now(), (self.local_counts)());
+        self.reconciler.record_local_counts(now, &local);
+        // A queue that no longer exists will be missing from the next totals.
         if let (Some(detail), Some(queue)) = (answer, self.view.queues.get_mut(name)) {
-            self.reconciler.detail(asked, now, name, &queue.role, &detail, &own);
+            self.reconciler.compare_detail(asked, now, name, &queue.role, &detail, &local);
             queue.detail_at = Some(now.wall);
             queue.detail_error = None;
             queue.consumers = detail.consumers;
@@ -274,22 +278,22 @@ impl Poller {
         }
     }
 
-    /// The queues in the order of their names, round and round.
+    /// The next queue in the order of names, starting over after the last.
     fn next_queue(&mut self) -> Option<String> {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = self.schedule.last.as_ref().map_or(Unbounded, Excluded);
         if let Some((name, _)) = self.view.queues.range::<String, _>((after, Unbounded)).next() {
             return Some(name.clone());
         }
-        self.schedule.been_round = true;
+        self.schedule.first_round_done = true;
         self.view.queues.keys().next().cloned()
     }
 
     fn now(&self) -> Moment {
-        Moment { elapsed: self.begun.elapsed(), wall: Timestamp::now() }
+        Moment { elapsed: self.created_at.elapsed(), wall: Timestamp::now() }
     }
 
-    fn alarms_are(&mut self, alarms: Option<Vec<Alarm>>) {
+    fn record_alarms(&mut self, alarms: Option<Vec<Alarm>>) {
         let none = Vec::new();
         let (before, after) = (self.view.alarms.as_ref().unwrap_or(&none), alarms.as_ref().unwrap_or(&none));
         for Alarm { node, resource } in after.iter().filter(|alarm| !before.contains(alarm)) {
@@ -301,60 +305,60 @@ impl Poller {
         self.view.alarms = alarms;
     }
 
-    fn answers(&mut self) {
+    fn record_answer(&mut self) {
         match std::mem::replace(&mut self.view.api, ApiState::Fresh) {
             ApiState::Fresh => {}
             ApiState::Stale { since, .. } => info!(%since, "the management API answers again"),
-            ApiState::Unasked | ApiState::Off => info!("the management API answers"),
+            ApiState::Pending | ApiState::Off => info!("the management API answers"),
         }
-        if let Some((name, error)) = self.doubt.take() {
-            self.details_untold(&name, &error);
+        if let Some((name, error)) = self.failed_detail.take() {
+            self.record_unreadable_detail(&name, &error);
         }
     }
 
-    /// One queue's details are not told, though the API answers. Logged as [`Poller::does_not_answer`] is.
-    fn details_untold(&mut self, name: &str, error: &ManagementError) {
+    /// Notes that one queue's details cannot be read although the API answers. Logged once per cause.
+    fn record_unreadable_detail(&mut self, name: &str, error: &ManagementError) {
         let Some(queue) = self.view.queues.get_mut(name) else { return };
-        let (cause, reason) = (error.trouble(), chain(error));
-        if self.untold.insert(name.to_owned(), cause) != Some(cause) {
-            warn!(queue = name, error = reason, "the management API does not tell the queue's details");
+        let (cause, reason) = (error.kind(), chain(error));
+        if self.unreadable.insert(name.to_owned(), cause) != Some(cause) {
+            warn!(queue = name, error = reason, "cannot read the queue's details from the management API");
         }
         queue.detail_error = Some(reason);
     }
 
-    /// Logged when it begins and when its cause changes.
-    fn does_not_answer(&mut self, error: &ManagementError) {
-        let (cause, reason) = (error.trouble(), chain(error));
+    /// Notes that the API does not answer. Logged when that begins and when its cause changes.
+    fn record_no_answer(&mut self, error: &ManagementError) {
+        let (cause, reason) = (error.kind(), chain(error));
         let (since, known) = match &self.view.api {
             ApiState::Stale { since, cause, .. } => (*since, Some(*cause)),
-            ApiState::Off | ApiState::Unasked | ApiState::Fresh => (Timestamp::now(), None),
+            ApiState::Off | ApiState::Pending | ApiState::Fresh => (Timestamp::now(), None),
         };
         if known != Some(cause) {
-            warn!(error = reason, "the management API does not answer: the broker's side is not shown");
+            warn!(error = reason, "the management API does not answer: the broker state is stale");
         }
         self.view.api = ApiState::Stale { since, cause, reason };
-        self.doubt = None;
-        self.reconciler.interrupted();
+        self.failed_detail = None;
+        self.reconciler.record_interruption();
     }
 
-    /// Logs what the reconciler has found, and sends the view to its readers.
-    fn tell(&mut self) {
-        let changes = self.reconciler.changes(self.now());
-        changes.begun.iter().for_each(tell_begun);
+    /// Logs changed findings and sends the view to its readers.
+    fn publish_view(&mut self) {
+        let changes = self.reconciler.take_changes(self.now());
+        changes.begun.iter().for_each(log_new_finding);
         for Finding { queue, kind, since, .. } in &changes.ended {
-            info!(queue, kind = kind.as_str(), %since, "no longer found on the broker");
+            info!(queue, kind = kind.as_str(), %since, "finding ended");
         }
         self.view.findings = self.reconciler.findings();
         self.readers.send_replace(Arc::new(self.view.clone()));
     }
 }
 
-fn tell_begun(finding: &Finding) {
+fn log_new_finding(finding: &Finding) {
     let Finding { queue, kind, since, messages, detail } = finding;
-    if kind.needs_a_person() {
-        error!(queue, kind = kind.as_str(), messages, %since, detail, "found on the broker");
+    if kind.requires_action() {
+        error!(queue, kind = kind.as_str(), messages, %since, detail, "new finding");
     } else {
-        warn!(queue, kind = kind.as_str(), messages, %since, detail, "found on the broker");
+        warn!(queue, kind = kind.as_str(), messages, %since, detail, "new finding");
     }
 }
 
@@ -372,7 +376,7 @@ mod tests {
 
     const QUICK: Limits = Limits { details_every: Duration::from_millis(100), ..Limits::DEFAULT };
 
-    /// An API with two queues, of which it can tell one's details.
+    /// An API with two queues; it can report the details of one of them.
     fn answer(path: &str) -> Option<Value> {
         let queue = |name| json!({"name": name, "messages_ready": 1, "messages_unacknowledged": 0});
         match path.split('?').next()? {
@@ -410,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_queue_without_details_does_not_make_the_api_come_and_go() {
+    async fn a_queue_without_details_does_not_make_the_api_stale() {
         let (config, _serving) = api().await;
         let poller = Poller::new(&config, QUICK, LocalCounts::default);
         let mut view = poller.view();
@@ -420,10 +424,10 @@ mod tests {
             let (one, other) = (queue("order_queue")?, queue("unrouted_queue")?);
             (other.consumers == Some(3)).then_some(one.detail_error?)
         };
-        let told = tokio::time::timeout(Duration::from_secs(30), view.wait_for(|view| round(view).is_some()));
-        let told = Arc::clone(&told.await.expect("in time").unwrap());
-        assert!(round(&told).unwrap().contains("500"), "{told:?}");
-        assert_eq!((&told.api, told.queues["order_queue"].ready), (&ApiState::Fresh, Some(1)));
+        let changed = tokio::time::timeout(Duration::from_secs(30), view.wait_for(|view| round(view).is_some()));
+        let changed = Arc::clone(&changed.await.expect("in time").unwrap());
+        assert!(round(&changed).unwrap().contains("500"), "{changed:?}");
+        assert_eq!((&changed.api, changed.queues["order_queue"].ready), (&ApiState::Fresh, Some(1)));
         for _ in 0..20 {
             view.changed().await.unwrap();
             assert_eq!(view.borrow_and_update().api, ApiState::Fresh);
@@ -431,19 +435,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_poller_that_panics_goes_on() {
+    async fn a_poller_that_panics_is_restarted() {
         let (config, _serving) = api().await;
         let panics = AtomicBool::new(true);
-        let own = move || if panics.swap(false, Ordering::SeqCst) { panic!("once") } else { LocalCounts::default() };
-        let poller = Poller::new(&config, QUICK, own);
+        let local_counts =
+            move || if panics.swap(false, Ordering::SeqCst) { panic!("once") } else { LocalCounts::default() };
+        let poller = Poller::new(&config, QUICK, local_counts);
         let mut view = poller.view();
         let _polling = AbortOnDropHandle::new(tokio::spawn(poller.run(Shutdown::new())));
-        let told = tokio::time::timeout(Duration::from_secs(30), view.wait_for(|view| view.api == ApiState::Fresh));
-        assert!(told.await.expect("in time").is_ok(), "nobody polls any more");
+        let changed = tokio::time::timeout(Duration::from_secs(30), view.wait_for(|view| view.api == ApiState::Fresh));
+        assert!(changed.await.expect("in time").is_ok(), "the poller was not restarted");
     }
 
     #[tokio::test]
-    async fn an_api_that_does_not_answer_is_shown_before_it_is_asked_again() {
+    async fn an_api_that_does_not_answer_is_shown_as_stale_before_the_next_request() {
         let (mut config, _serving) = api().await;
         config.management.url = "http://127.0.0.1:1".to_owned();
         config.management.poll_every = Some(Duration::from_secs(3600));
@@ -451,8 +456,8 @@ mod tests {
         let mut view = poller.view();
         let _polling = AbortOnDropHandle::new(tokio::spawn(poller.run(Shutdown::new())));
         let stale = |view: &Arc<BrokerView>| matches!(view.api, ApiState::Stale { .. });
-        // The first pause takes six seconds at least.
-        let told = tokio::time::timeout(Duration::from_secs(5), view.wait_for(stale)).await;
-        assert!(told.expect("in time").is_ok());
+        // The first pause takes at least six seconds.
+        let changed = tokio::time::timeout(Duration::from_secs(5), view.wait_for(stale)).await;
+        assert!(changed.expect("in time").is_ok());
     }
 }

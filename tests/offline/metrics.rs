@@ -10,7 +10,7 @@ use orderd::config::{Config, Sources};
 use orderd::ledger::SqliteLedger;
 use orderd::management::Alarm;
 use orderd::reconcile::BrokerView;
-use orderd::reconcile::view::{FindingKind, QueueRole, QueueView};
+use orderd::reconcile::{FindingKind, QueueRole, QueueView};
 use orderd::shutdown::Shutdown;
 use orderd::status::{RegisteredConsumer, StatusRegistry};
 use orderd::watchdog::Health;

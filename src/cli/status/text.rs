@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::reload;
 use crate::cli::table::plain;
 use crate::config::duration;
-use crate::reconcile::view::{ApiState, BrokerView, QueueRole, QueueView};
+use crate::reconcile::{ApiState, BrokerView, QueueRole, QueueView};
 use crate::status::{Consumer, Quantiles, Stage, Status};
 
 /// Columns that everything fits into.
@@ -80,7 +80,7 @@ fn broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<
         view.taken_at.map_or_else(|| "nothing told yet".to_owned(), |taken| format!("told {} ago", age(taken, now)));
     match &view.api {
         ApiState::Off => labelled("broker", "not asked: management.poll_every is \"off\"", out)?,
-        ApiState::Unasked => labelled("broker", "not asked yet", out)?,
+        ApiState::Pending => labelled("broker", "not asked yet", out)?,
         ApiState::Fresh => labelled("broker", &told, out)?,
         ApiState::Stale { since, reason, .. } => {
             let told = format!("DOES NOT TELL for {}: {}; {told}", age(*since, now), plain(reason));
@@ -236,7 +236,7 @@ fn conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 fn findings(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     for finding in &view.findings {
         let age = age(finding.since, now);
-        let word = if finding.kind.needs_a_person() { "FOUND" } else { "found" };
+        let word = if finding.kind.requires_action() { "FOUND" } else { "found" };
         let count = finding.messages.map_or_else(String::new, |count| format!(" ({count})"));
         let told = format!("{word} on {} for {age}{count}: {}", plain(&finding.queue), plain(&finding.detail));
         wrapped(&told, out)?;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use orderd::reconcile::ApiState;
 use orderd::reconcile::LocalCounts;
-use orderd::reconcile::view::ApiState;
 
 use super::proxy::{Proxy, Weather};
 use super::{config, poll};

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use orderd::amqp::Connector;
 use orderd::handlers::{Handler, HandlerInput, HandlerOutcome, HandlerOutput};
 use orderd::metrics::Counters;
-use orderd::reconcile::view::FindingKind;
+use orderd::reconcile::FindingKind;
 use orderd::reconcile::{BrokerView, LocalCounts};
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
@@ -96,7 +96,7 @@ async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
     };
     let expected = [
         (QUEUE.to_owned(), FindingKind::AckedByOthers, 2),
-        (QUEUE.to_owned(), FindingKind::TakenOtherwise, 3),
+        (QUEUE.to_owned(), FindingKind::TakenByOthers, 3),
         (QUEUE.to_owned(), FindingKind::UnackedNotHeld, 1),
         (RETRY.to_owned(), FindingKind::RetriesOverdue, 4),
     ];

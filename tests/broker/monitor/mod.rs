@@ -14,11 +14,11 @@ use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
 use orderd::handlers::{self, Handler};
 use orderd::ledger::SqliteLedger;
-use orderd::management::Trouble;
+use orderd::management::ManagementErrorKind;
 use orderd::message::ExchangeNames;
 use orderd::metrics::Counters;
 use orderd::pipeline::{ConsumerContext, OnFailure, Pool, PoolError};
-use orderd::reconcile::view::{ApiState, FindingKind, QueueRole};
+use orderd::reconcile::{ApiState, FindingKind, QueueRole};
 use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
@@ -35,7 +35,7 @@ const QUEUE: &str = "order_queue";
 const PATIENCE: Duration = Duration::from_secs(60);
 const QUICK: Limits = Limits {
     lag: Duration::from_secs(12),
-    remembered: Duration::from_secs(600),
+    event_retention: Duration::from_secs(600),
     details_every: Duration::from_secs(2),
 };
 
@@ -180,12 +180,13 @@ async fn a_login_that_is_refused_is_told_with_its_reason_and_never_its_password(
     let vhost = node.vhost();
     let users = [user(&vhost, "", true), user(&vhost, "monitoring", false)];
     // RabbitMQ 4.3 does not tell a virtual host that may not be read from one that is not there.
-    let unreadable = if node.version() < (4, 3) { Trouble::Refused } else { Trouble::NoVirtualHost };
+    let unreadable =
+        if node.version() < (4, 3) { ManagementErrorKind::Refused } else { ManagementErrorKind::NoVirtualHost };
     let logins = [
-        (format!("management.username={}", users[0]), "let me in", Trouble::Refused, "no tag"),
+        (format!("management.username={}", users[0]), "let me in", ManagementErrorKind::Refused, "no tag"),
         (format!("management.username={}", users[1]), "let me in", unreadable, "no permission"),
-        ("management.username=guest".to_owned(), "hunter2", Trouble::Refused, "a wrong password"),
-        ("broker.virtual_host=nosuch".to_owned(), "guest", Trouble::NoVirtualHost, "no virtual host"),
+        ("management.username=guest".to_owned(), "hunter2", ManagementErrorKind::Refused, "a wrong password"),
+        ("broker.virtual_host=nosuch".to_owned(), "guest", ManagementErrorKind::NoVirtualHost, "no virtual host"),
     ];
     for (setting, password, expected, what) in logins {
         let config = config(&vhost, &[&setting, &format!("management.password={password}")]);

@@ -1,34 +1,33 @@
-//! The broker's view: what the management API told last, how fresh that is, and what does not fit orderd's own
-//! counts. Shapes only; no I/O, no clock, no judgement.
+//! The broker's state as last reported by the management API, its age, and the findings. Types only; no I/O, no clock,
+//! no decisions.
 //!
-//! It serializes as it stands into the status; names of fields and words are a contract.
+//! It is serialized unchanged into the status: field names and values are a contract.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::management::{Alarm, Counted, Trouble};
+use crate::management::{Alarm, ManagementErrorKind, MessageCounters};
 
-/// What the broker says about itself, as far as it told. Readers hold a `watch::Receiver<Arc<BrokerView>>`; a new
-/// one is sent after every answer and every change of [`BrokerView::api`].
+/// The broker's state as far as it is known. Readers hold a `watch::Receiver<Arc<BrokerView>>`; a new view is sent after
+/// every answer and every change of [`BrokerView::api`].
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 pub struct BrokerView {
     /// Whether the management API answers.
     pub api: ApiState,
-    /// When the totals (`ready`, `unacked`) were last told in full. `None`: never since orderd started. They are kept
-    /// while the API is [`ApiState::Stale`].
+    /// When the totals (`ready`, `unacked`) of all queues were last reported; `None`: not since orderd started. They are
+    /// kept while the API is [`ApiState::Stale`].
     pub taken_at: Option<Timestamp>,
-    /// Queues of the topology that are there, and retry queues left over from earlier configurations, by name. Other
-    /// queues of the virtual host are none of orderd's.
+    /// Existing queues of the topology and retry queues of earlier configurations, by name. Other queues of the virtual
+    /// host do not belong to orderd.
     pub queues: BTreeMap<String, QueueView>,
-    /// Queues of the topology that were not there when the totals were last told.
+    /// Queues of the topology that did not exist when the totals were last reported.
     pub missing_queues: Vec<String>,
-    /// Alarms in effect on any node, now or when last told: while there is one, publishing is blocked. `None`: not told
-    /// yet.
+    /// Resource alarms of all nodes, as last reported. While there is one, publishing is blocked. `None`: not known yet.
     pub alarms: Option<Vec<Alarm>>,
-    /// What lasts and should not: the broker against orderd's own counts, queues without a consumer, overdue retries.
-    /// By queue, then kind. Kept while the API is stale, for nothing can be learnt then.
+    /// Lasting problems: counts that differ from orderd's own, queues without a consumer, overdue retries. Sorted by
+    /// queue and kind. Kept while the API is stale.
     pub findings: Vec<Finding>,
 }
 
@@ -36,58 +35,59 @@ pub struct BrokerView {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum ApiState {
-    /// It is not asked: `management.poll_every` is `"off"`.
+    /// Polling is off: `management.poll_every` is `"off"`.
     Off,
-    /// It has not answered yet, nor failed to.
+    /// The first request has neither been answered nor failed.
     #[default]
-    Unasked,
-    /// The last question was answered.
+    Pending,
+    /// The last request was answered.
     Fresh,
-    /// It does not answer; everything else in the view is as old as it says.
+    /// It does not answer; the rest of the view dates from `taken_at`.
     Stale {
         /// Since when.
         since: Timestamp,
-        /// Why, in a word.
-        cause: Trouble,
-        /// Why, in full, with its causes; never holds a password.
+        /// The kind of error.
+        cause: ManagementErrorKind,
+        /// The error with its causes; never contains a password.
         reason: String,
     },
 }
 
-/// One queue. The totals come with every poll; the details, all that follows `detail_at`, at a slower rate. What the
-/// broker has not told yet is `None`: it tells statistics only seconds after a queue's or its own start, and never if
-/// they are switched off there (`management_agent.disable_metrics_collector`, `rates_mode = none`).
+/// One queue. Totals are refreshed with every poll; the details, which are `detail_at` and the fields after it, less
+/// often. What the broker has not reported is `None`: it reports statistics only some seconds after it or the queue was
+/// started, and never if they are disabled (`management_agent.disable_metrics_collector`, `rates_mode = none`).
 ///
-/// The broker itself refreshes totals and details every 5 s unless it is configured otherwise.
+/// The broker itself refreshes totals and details every 5 s by default.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct QueueView {
-    /// What it is for.
+    /// Its role in the topology.
     pub role: QueueRole,
-    /// Messages that wait to be handed out; in a retry queue, for their delay to end.
+    /// Messages ready for delivery; in a retry queue, messages whose delay has not ended.
     pub ready: Option<u64>,
-    /// Messages handed out and not settled.
+    /// Messages delivered and not yet acked.
     pub unacked: Option<u64>,
-    /// When the details were last told.
+    /// When the details were last reported.
     pub detail_at: Option<Timestamp>,
-    /// Why the details were not told since, though the API answers; never holds a password.
+    /// Why the details could not be read since, although the API answers; never contains a password.
     pub detail_error: Option<String>,
-    /// Consumers, of orderd or of others. Quorum queues count who holds messages taken by `basic.get` as well.
+    /// Consumers, of orderd or of other clients. Quorum queues also count clients that hold messages taken with
+    /// `basic.get`.
     pub consumers: Option<u64>,
-    /// Messages that are to be dead-lettered and that the target has not confirmed yet (`messages_dlx`). In a retry
-    /// queue: whose delay is over. More than a moment means that the target refuses or is not there.
+    /// Messages being dead-lettered that the target has not confirmed yet (`messages_dlx`); in a retry queue, messages
+    /// whose delay has ended. If they remain, the target refuses them or does not exist.
     pub dead_letters_held: Option<u64>,
-    /// The policy in force, operators' policies not counted.
+    /// The name of the effective policy; operator policies are not included.
     pub policy: Option<String>,
-    /// Messages published into it, per second. Dead-lettered ones are not counted by the broker.
+    /// Messages published into it, per second. The broker does not count dead-lettered ones.
     pub in_rate: Option<f64>,
-    /// Messages acked, per second. Retry queues have none: messages leave them by their delay.
+    /// Messages acked, per second. Always 0 for a retry queue, which messages leave when their delay ends.
     pub out_rate: Option<f64>,
-    /// What the broker has counted. Starts over when a node does.
-    pub counted: Counted,
+    /// The broker's counters. They start over when a node restarts.
+    pub counted: MessageCounters,
 }
 
 impl QueueView {
-    /// One of which nothing is known yet.
+    /// A queue of which only the role is known.
     pub fn unknown(role: QueueRole) -> Self {
         QueueView {
             role,
@@ -100,12 +100,12 @@ impl QueueView {
             policy: None,
             in_rate: None,
             out_rate: None,
-            counted: Counted::default(),
+            counted: MessageCounters::default(),
         }
     }
 }
 
-/// What a queue is for.
+/// The role of a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum QueueRole {
@@ -114,66 +114,67 @@ pub enum QueueRole {
         /// The consumer's name.
         consumer: String,
     },
-    /// Where messages wait for a retry.
+    /// Holds messages until their retry.
     Retry {
         /// The work queue to which they return.
         of: String,
-        /// How long each waits, such as `10s`.
+        /// The delay of each message, such as `10s`.
         delay: String,
-        /// Whether the configuration has it; else an earlier one had, and it only drains.
+        /// Whether the current configuration contains it. If not, an earlier one did, and the queue only drains.
         configured: bool,
     },
-    /// Where messages are dead-lettered for a person.
+    /// Holds dead letters until an operator handles them.
     DeadLetter,
-    /// Where messages go that no binding matched.
+    /// Holds messages that matched no binding.
     Unrouted,
 }
 
-/// Something that lasts and should not.
+/// A lasting problem on one queue.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Finding {
-    /// Which queue.
+    /// The queue's name.
     pub queue: String,
-    /// What.
+    /// The kind of problem.
     pub kind: FindingKind,
-    /// Since when it has been so, as far as it was seen.
+    /// When it was first observed.
     pub since: Timestamp,
-    /// How many messages, where that is known.
+    /// How many messages are concerned; `None` where that is unknown.
     pub messages: Option<u64>,
-    /// For people: what, and what it means.
+    /// An explanation for the operator.
     pub detail: String,
 }
 
-/// What can be found. Few words, fit for a metric's label.
+/// The kinds of findings; also the values of a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// A queue of the topology is not there.
+    /// A queue of the topology does not exist.
     QueueMissing,
-    /// Messages wait in a work queue, and nobody consumes it.
+    /// Messages wait in a work queue that has no consumer.
     NoConsumer,
     /// Messages wait in a work queue whose consumer is paused.
     ConsumerPaused,
-    /// The broker counts more acks than orderd: messages were taken by somebody else, or acked without being settled.
+    /// The broker counts more acks than orderd has sent: another client has consumed messages, or messages were acked
+    /// without being settled.
     AckedByOthers,
-    /// The broker counts fewer acks than orderd, though no connection was lost.
+    /// The broker counts fewer acks than orderd has sent, although no connection was lost.
     AcksMissing,
-    /// The broker handed out more than orderd received, though no connection was lost.
+    /// The broker delivered more messages than orderd received, although no connection was lost.
     DeliveriesMissing,
-    /// The broker took in fewer messages than it confirmed to orderd.
+    /// The broker counted fewer messages into a queue than it confirmed to orderd.
     PublishesMissing,
-    /// Somebody takes messages with `basic.get`, or consumes without acks.
-    TakenOtherwise,
+    /// Another client takes messages with `basic.get`, or consumes without acks.
+    TakenByOthers,
     /// The broker waits for acks of messages that orderd does not hold.
     UnackedNotHeld,
-    /// The broker cannot hand on dead-lettered messages: their target refuses or is not there.
+    /// The broker cannot dead-letter messages: the target refuses them or does not exist.
     DeadLettersHeld,
     /// Messages stay in a retry queue past its delay.
     RetriesOverdue,
 }
 
 impl FindingKind {
-    /// All of them, in order.
+    /// All kinds, in order.
     pub const ALL: [FindingKind; 11] = [
         FindingKind::QueueMissing,
         FindingKind::NoConsumer,
@@ -182,13 +183,13 @@ impl FindingKind {
         FindingKind::AcksMissing,
         FindingKind::DeliveriesMissing,
         FindingKind::PublishesMissing,
-        FindingKind::TakenOtherwise,
+        FindingKind::TakenByOthers,
         FindingKind::UnackedNotHeld,
         FindingKind::DeadLettersHeld,
         FindingKind::RetriesOverdue,
     ];
 
-    /// Its name in JSON, in metrics and in logs.
+    /// Its name in JSON, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             FindingKind::QueueMissing => "queue_missing",
@@ -198,21 +199,21 @@ impl FindingKind {
             FindingKind::AcksMissing => "acks_missing",
             FindingKind::DeliveriesMissing => "deliveries_missing",
             FindingKind::PublishesMissing => "publishes_missing",
-            FindingKind::TakenOtherwise => "taken_otherwise",
+            FindingKind::TakenByOthers => "taken_by_others",
             FindingKind::UnackedNotHeld => "unacked_not_held",
             FindingKind::DeadLettersHeld => "dead_letters_held",
             FindingKind::RetriesOverdue => "retries_overdue",
         }
     }
 
-    /// Whether a person must act; else it heals by itself once its cause is gone, or a person wants it so.
-    pub fn needs_a_person(self) -> bool {
+    /// Whether an operator must act. If not, it ends by itself, or was caused on purpose.
+    pub fn requires_action(self) -> bool {
         match self {
             FindingKind::QueueMissing
             | FindingKind::NoConsumer
             | FindingKind::AckedByOthers
             | FindingKind::PublishesMissing
-            | FindingKind::TakenOtherwise
+            | FindingKind::TakenByOthers
             | FindingKind::DeadLettersHeld
             | FindingKind::RetriesOverdue => true,
             FindingKind::ConsumerPaused
@@ -228,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_has_one_name_everywhere() {
+    fn a_kind_has_the_same_name_in_json_and_in_text() {
         for kind in FindingKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
@@ -237,12 +238,12 @@ mod tests {
     #[test]
     fn states_and_roles_are_flat_in_json() {
         let since = "2026-11-22T08:00:00Z".parse().unwrap();
-        let stale = ApiState::Stale { since, cause: Trouble::TimedOut, reason: "slow".into() };
+        let stale = ApiState::Stale { since, cause: ManagementErrorKind::TimedOut, reason: "slow".into() };
         let expected = serde_json::json!(
             {"state": "stale", "since": "2026-11-22T08:00:00Z", "cause": "timed_out", "reason": "slow"}
         );
         assert_eq!(serde_json::to_value(stale).unwrap(), expected);
-        assert_eq!(serde_json::to_value(ApiState::default()).unwrap(), serde_json::json!({"state": "unasked"}));
+        assert_eq!(serde_json::to_value(ApiState::default()).unwrap(), serde_json::json!({"state": "pending"}));
         let role = QueueRole::Retry { of: "order_queue".into(), delay: "10s".into(), configured: true };
         let expected = serde_json::json!(
             {"kind": "retry", "of": "order_queue", "delay": "10s", "configured": true}

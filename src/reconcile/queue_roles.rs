@@ -1,44 +1,44 @@
-//! Which queues of a virtual host are orderd's, and what each is for, by name. Pure.
+//! Tells by name which queues of a virtual host belong to orderd, and the role of each. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::view::QueueRole;
+use super::broker_view::QueueRole;
 use crate::config::Config;
 use crate::message::ExchangeNames;
 use crate::recovery::{Delay, FAILED_HANDLER};
 
-/// The queues that are orderd's.
+/// The queues that belong to orderd.
 #[derive(Debug)]
-pub(super) struct Roles {
+pub(super) struct QueueRoles {
     declared: BTreeSet<String>,
-    /// Work queue → consumer.
+    /// The consumer of each work queue.
     consumers: BTreeMap<String, String>,
-    /// Where failures go.
+    /// The queue of the failed-order consumer.
     failed_queue: String,
 }
 
-impl Roles {
+impl QueueRoles {
     pub(super) fn new(config: &Config) -> Self {
         let declared = config.topology().queues().map(|queue| queue.name.clone()).collect();
         let consumers =
             config.consumers.iter().map(|(name, consumer)| (consumer.queue.clone(), name.clone())).collect();
         let failed = config.consumers.values().find(|consumer| consumer.handler == FAILED_HANDLER);
         let failed_queue = failed.map(|consumer| consumer.queue.clone()).unwrap_or_default();
-        Roles { declared, consumers, failed_queue }
+        QueueRoles { declared, consumers, failed_queue }
     }
 
-    /// The queues that must be there.
+    /// The names of all queues that must exist.
     pub(super) fn declared(&self) -> impl Iterator<Item = &str> {
         self.declared.iter().map(String::as_str)
     }
 
-    /// The queue of failures.
+    /// The queue of the failed-order consumer.
     pub(super) fn failed_queue(&self) -> &str {
         &self.failed_queue
     }
 
-    /// What a queue is for; `None`: it is none of orderd's. Queues named like retry queues of a work queue are its
-    /// retry queues, of this configuration or an earlier one.
+    /// The role of a queue; `None` if it does not belong to orderd. A queue that is named like a retry queue of a work
+    /// queue is one, of this configuration or of an earlier one.
     pub(super) fn of(&self, queue: &str) -> Option<QueueRole> {
         match queue {
             ExchangeNames::DEAD_LETTER_QUEUE => return Some(QueueRole::DeadLetter),
@@ -49,8 +49,8 @@ impl Roles {
             return Some(QueueRole::Work { consumer: consumer.clone() });
         }
         let (of, delay) = queue.rsplit_once(".retry.")?;
-        let waits: Delay = delay.parse().ok()?;
-        let is_ours = self.consumers.contains_key(of) && ExchangeNames::retry_queue(of, waits) == queue;
+        let parsed: Delay = delay.parse().ok()?;
+        let is_ours = self.consumers.contains_key(of) && ExchangeNames::retry_queue(of, parsed) == queue;
         is_ours.then(|| QueueRole::Retry {
             of: of.to_owned(),
             delay: delay.to_owned(),
@@ -71,8 +71,8 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn queues_are_told_apart_by_their_names() {
-        let roles = Roles::new(&config());
+    fn the_role_of_a_queue_follows_from_its_name() {
+        let roles = QueueRoles::new(&config());
         let retry = |delay: &str, configured| {
             Some(QueueRole::Retry { of: "order_queue".into(), delay: delay.into(), configured })
         };

@@ -1,4 +1,4 @@
-//! The audit against answers as RabbitMQ 3.10.8, 4.0.5 and 4.3.6 give them.
+//! The audit against answers of RabbitMQ 3.10.8, 4.0.5 and 4.3.6.
 
 use serde_json::json;
 
@@ -17,8 +17,8 @@ fn topology() -> Topology {
     Topology::new(ExchangeNames::new("orders"), &queues)
 }
 
-/// A broker that has just what the plan says.
-fn faithful() -> Observed {
+/// A broker whose objects match the topology exactly.
+fn matching_broker() -> Observed {
     let arguments = |arguments: &BTreeMap<&'static str, Argument>| -> Value {
         arguments.iter().map(|(name, value)| ((*name).to_owned(), super::json(value))).collect::<Map<_, _>>().into()
     };
@@ -45,7 +45,7 @@ fn faithful() -> Observed {
 }
 
 fn with_policy(queue: &str, definition: Value) -> Vec<String> {
-    let mut observed = faithful();
+    let mut observed = matching_broker();
     let found = observed.queues.get_mut(queue).unwrap();
     found.policy = Some("mine".to_owned());
     found.operator_policy = Some("ops".to_owned());
@@ -54,14 +54,14 @@ fn with_policy(queue: &str, definition: Value) -> Vec<String> {
 }
 
 #[test]
-fn a_broker_that_has_the_plan_passes() {
-    let audit = audit(&topology(), &faithful());
+fn a_broker_that_matches_the_topology_passes() {
+    let audit = audit(&topology(), &matching_broker());
     assert_eq!(audit, Audit::default());
     assert!(!audit.refuses());
 }
 
 #[test]
-fn an_empty_broker_lacks_everything_and_may_be_started_on() {
+fn an_empty_broker_misses_every_object_and_is_accepted() {
     let audit = audit(&topology(), &Observed::default());
     assert_eq!(audit.missing.len(), topology().declarations().len());
     assert!(audit.missing.contains(&Object::Queue("order_queue.retry.10s".into())));
@@ -69,8 +69,8 @@ fn an_empty_broker_lacks_everything_and_may_be_started_on() {
 }
 
 #[test]
-fn every_difference_is_told_with_what_is_expected_and_what_is() {
-    let mut observed = faithful();
+fn each_mismatch_names_the_expected_and_the_actual_value() {
+    let mut observed = matching_broker();
     let orders = observed.exchanges.get_mut("orders").unwrap();
     orders.kind = "direct".to_owned();
     orders.arguments.clear();
@@ -79,9 +79,9 @@ fn every_difference_is_told_with_what_is_expected_and_what_is() {
     queue.arguments.insert("x-max-length".to_owned(), json!(10));
     queue.durable = false;
     let audit = audit(&topology(), &observed);
-    let told: Vec<String> = audit.mismatches.iter().map(ToString::to_string).collect();
+    let mismatches: Vec<String> = audit.mismatches.iter().map(ToString::to_string).collect();
     assert_eq!(
-        told,
+        mismatches,
         [
             "exchange \"orders\": argument \"type\": expected \"topic\", is \"direct\"",
             "exchange \"orders\": argument \"alternate-exchange\": expected \"orders.unrouted\", is missing",
@@ -94,8 +94,8 @@ fn every_difference_is_told_with_what_is_expected_and_what_is() {
 }
 
 #[test]
-fn a_binding_of_an_earlier_configuration_is_told_and_foreign_ones_are_not() {
-    let mut observed = faithful();
+fn a_binding_of_an_earlier_configuration_is_reported_and_foreign_ones_are_not() {
+    let mut observed = matching_broker();
     let binding = |exchange: &str, key: &str| Binding {
         exchange: exchange.to_owned(),
         queue: "order_queue".to_owned(),
@@ -109,10 +109,10 @@ fn a_binding_of_an_earlier_configuration_is_told_and_foreign_ones_are_not() {
 
 #[test]
 fn policies_that_delete_or_divert_are_refused() {
-    let told = with_policy("order_queue", json!({"overflow": "drop-head"}));
+    let policies = with_policy("order_queue", json!({"overflow": "drop-head"}));
     let expected = "queue \"order_queue\": policy \"mine\" and \"ops\" sets \"overflow\" to \"drop-head\": \
-                    a full queue would delete what it holds";
-    assert_eq!(told, [expected]);
+                    a full queue would delete messages";
+    assert_eq!(policies, [expected]);
     for (queue, definition, dangers) in [
         ("order_queue", json!({"overflow": "reject-publish"}), 0),
         ("order_queue", json!({"message-ttl": 1000, "expires": 1, "max-length": 5, "max-length-bytes": 5}), 4),
@@ -133,9 +133,9 @@ fn policies_that_delete_or_divert_are_refused() {
 }
 
 #[test]
-fn a_queue_that_has_not_told_its_policies_yet_is_unknown_not_safe() {
-    let mut observed = faithful();
-    // Asked within ten seconds of the declaration, the answer lacks these keys.
+fn a_queue_whose_policies_are_not_reported_yet_is_unknown_not_safe() {
+    let mut observed = matching_broker();
+    // Within ten seconds of the declaration, the answer lacks these keys.
     let fresh = json!({"name": "order_queue", "durable": true, "auto_delete": false, "exclusive": false,
         "arguments": observed.queues["order_queue"].arguments, "vhost": "/", "type": "quorum"});
     observed.queues.insert("order_queue".to_owned(), serde_json::from_value(fresh).unwrap());
@@ -143,7 +143,7 @@ fn a_queue_that_has_not_told_its_policies_yet_is_unknown_not_safe() {
 }
 
 #[test]
-fn an_answer_without_statistics_is_read() {
+fn an_answer_without_statistics_is_parsed() {
     // GET /api/queues/%2F/order_queue?disable_stats=true&enable_queue_totals=true, RabbitMQ 4.3.6.
     let answer = json!({"arguments": {"x-queue-type": "quorum"}, "auto_delete": false, "delivery_limit": 20,
         "durable": true, "effective_policy_definition": {"overflow": "drop-head"}, "exclusive": null,

@@ -1,0 +1,63 @@
+//! Observations that follow from one queue's state or from one gap, with their texts. Pure.
+
+use jiff::Timestamp;
+
+use super::super::broker_view::{FindingKind, QueueView};
+use super::super::count_comparison::Gap;
+use super::super::findings::Observation;
+
+/// Messages wait, and the queue has no consumer.
+pub(super) fn no_consumer(name: &str, queue: &QueueView) -> Option<Observation> {
+    let ready = queue.ready.filter(|ready| *ready > 0)?;
+    (queue.consumers == Some(0)).then(|| Observation {
+        queue: name.to_owned(),
+        kind: FindingKind::NoConsumer,
+        messages: Some(ready),
+        detail: "messages are waiting, but the queue has no consumer".to_owned(),
+    })
+}
+
+/// Messages wait, and the consumer is paused. Not if another instance consumes the queue, which need not be paused.
+pub(super) fn paused_consumer(name: &str, queue: &QueueView, consumer: &str, since: Timestamp) -> Option<Observation> {
+    let ready = queue.ready.filter(|ready| *ready > 0)?;
+    queue.consumers.is_none_or(|consumers| consumers == 0).then(|| Observation {
+        queue: name.to_owned(),
+        kind: FindingKind::ConsumerPaused,
+        messages: Some(ready),
+        detail: format!(
+            "messages are waiting: consumer {consumer:?} has been paused since {since:.0}; resume it with \
+             `orderd resume {consumer}`"
+        ),
+    })
+}
+
+/// The broker's count of acks differs from orderd's.
+pub(super) fn ack_gap(queue: &str, gap: Option<Gap>) -> Option<Observation> {
+    let (kind, messages, detail) = match gap? {
+        Gap::More(messages) => {
+            let detail = "the broker counts more acks than orderd has sent: another client has taken messages";
+            (FindingKind::AckedByOthers, messages, detail)
+        }
+        Gap::Fewer(messages) => {
+            let detail = "the broker counts fewer acks than orderd has sent, although the connection was not lost";
+            (FindingKind::AcksMissing, messages, detail)
+        }
+    };
+    Some(Observation { queue: queue.to_owned(), kind, messages: Some(messages), detail: detail.to_owned() })
+}
+
+/// The broker's count of deliveries exceeds orderd's. orderd cannot have received more than was delivered, so a lower
+/// count only shows that the broker has lost statistics.
+pub(super) fn delivery_gap(queue: &str, gap: Option<Gap>) -> Option<Observation> {
+    match gap? {
+        Gap::More(messages) => Some(Observation {
+            queue: queue.to_owned(),
+            kind: FindingKind::DeliveriesMissing,
+            messages: Some(messages),
+            detail: "the broker delivered more messages than orderd received; it redelivers them when the connection \
+                     closes"
+                .to_owned(),
+        }),
+        Gap::Fewer(_) => None,
+    }
+}
