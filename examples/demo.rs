@@ -1,8 +1,8 @@
 //! `make demo`: the whole pipeline at work, with some faults, and the sum that proves that nothing is missing.
 //! `make up` starts the same broker and daemon and leaves them running, `make down` ends them.
 
-#[path = "../tests/support/drill/mod.rs"]
-mod drill;
+#[path = "../tests/support/harness/mod.rs"]
+mod harness;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -12,12 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use drill::books::{Books, Progress, Published};
-use drill::daemon::{CONFIG, Daemon};
-use drill::interrupt;
-use drill::node::Node;
-use drill::stage::{ADDRESSES, Stage};
-use drill::{Outcome, release_program};
+use harness::audit::{Audit, Progress, Published};
+use harness::daemon::{CONFIG, Daemon};
+use harness::environment::{ADDRESSES, Environment};
+use harness::interrupt;
+use harness::node::Node;
+use harness::{Outcome, release_program};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the books balance.
+/// Whether the audit balance.
 fn run(orders: u64, rate: u64) -> Outcome<bool> {
     interrupt::watch()?;
     let published = Published {
@@ -93,26 +93,26 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
         analytics: orders.div_ceil(5),
     };
     let runtime = Runtime::new()?;
-    let stage = set_stage("demo", &FAULTS, &runtime)?;
-    let books = perform(&stage, published, rate, &runtime);
-    stage.strike()?;
-    let books = books?;
-    println!("\n{books}\n\nthe daemon's log: {}", stage.directory.join("orderd.log").display());
-    Ok(books.balance())
+    let environment = prepare_environment("demo", &FAULTS, &runtime)?;
+    let audit = perform(&environment, published, rate, &runtime);
+    environment.tear_down()?;
+    let audit = audit?;
+    println!("\n{audit}\n\nthe daemon's log: {}", environment.directory.join("orderd.log").display());
+    Ok(audit.passed())
 }
 
-fn set_stage(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Stage> {
+fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
     match std::env::var(ADDRESSES) {
         Ok(addresses) => println!("using the broker at {addresses}, as {ADDRESSES} says"),
         Err(_) => println!("starting a private RabbitMQ node, with its data in target/broker/{name}"),
     }
-    let stage = Stage::set(name, settings, runtime)?;
-    println!("topology declared on {}", stage.config.broker.addresses[0]);
-    Ok(stage)
+    let environment = Environment::prepare(name, settings, runtime)?;
+    println!("topology declared on {}", environment.config.broker.addresses[0]);
+    Ok(environment)
 }
 
-fn perform(stage: &Stage, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Books> {
-    let mut daemon = stage.start_daemon(&release_program())?;
+fn perform(environment: &Environment, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Audit> {
+    let mut daemon = environment.start_daemon(&release_program())?;
     println!("orderd runs as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad", daemon.pid());
     let seconds = published.orders.div_ceil(rate).max(1);
     let mut producers = Producers(Vec::new());
@@ -123,34 +123,34 @@ fn perform(stage: &Stage, published: Published, rate: u64, runtime: &Runtime) ->
     ] {
         let pace = ["--count", &count.to_string(), "--rate", &count.div_ceil(seconds).to_string()].map(str::to_owned);
         producers.start(
-            stage,
+            environment,
             &published.prefix,
             program,
             &[&pace, &*more.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()].concat(),
         )?;
     }
-    publish_with_a_typo(stage, &published.prefix)?;
-    watch(stage, &published, &mut daemon, &mut producers)?;
-    ask(stage, &["status"])?;
-    ask(stage, &["report", "--by", "product"])?;
+    publish_with_a_typo(environment, &published.prefix)?;
+    watch(environment, &published, &mut daemon, &mut producers)?;
+    ask(environment, &["status"])?;
+    ask(environment, &["report", "--by", "product"])?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
         return Err(format!("orderd did not end well: {status}").into());
     }
-    runtime.block_on(Books::close(published, stage.ledger(), &stage.link()))
+    runtime.block_on(Audit::of_run(published, environment.ledger(), &environment.link()))
 }
 
 /// The running producers; killed when dropped.
 struct Producers(Vec<Child>);
 
 impl Producers {
-    fn start(&mut self, stage: &Stage, prefix: &str, program: &str, arguments: &[String]) -> Outcome<()> {
+    fn start(&mut self, environment: &Environment, prefix: &str, program: &str, arguments: &[String]) -> Outcome<()> {
         let path = std::env::current_exe()?.with_file_name(program);
         let child = Command::new(&path)
             .args(arguments)
             .args(["--prefix", prefix])
             .env("ORDERD_CONFIG", CONFIG)
-            .envs(stage.settings().iter().map(|(key, value)| (key, value)))
+            .envs(environment.settings().iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -184,10 +184,10 @@ impl Drop for Producers {
 }
 
 /// What a producer with a typo in its configuration does: these orders must not vanish either.
-fn publish_with_a_typo(stage: &Stage, prefix: &str) -> Outcome<()> {
+fn publish_with_a_typo(environment: &Environment, prefix: &str) -> Outcome<()> {
     let mut child = Command::new(release_program())
         .args(["publish", "--config", CONFIG, "--routing-key", "order.nromal.created", "-"])
-        .envs(stage.settings().iter().map(|(key, value)| (key, value)))
+        .envs(environment.settings().iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()?;
@@ -203,18 +203,23 @@ fn publish_with_a_typo(stage: &Stage, prefix: &str) -> Outcome<()> {
 }
 
 /// Shows what orderd answers to a person who asks.
-fn ask(stage: &Stage, command: &[&str]) -> Outcome<()> {
+fn ask(environment: &Environment, command: &[&str]) -> Outcome<()> {
     println!("\n$ orderd {}", command.join(" "));
     let status = Command::new(release_program())
         .args(command)
         .args(["--config", CONFIG])
-        .envs(stage.settings().iter().map(|(key, value)| (key, value)))
+        .envs(environment.settings().iter().map(|(key, value)| (key, value)))
         .status()?;
     if status.success() { Ok(()) } else { Err(format!("orderd {} failed ({status})", command.join(" ")).into()) }
 }
 
 /// Shows the progress until everything is settled.
-fn watch(stage: &Stage, published: &Published, daemon: &mut Daemon, producers: &mut Producers) -> Outcome<()> {
+fn watch(
+    environment: &Environment,
+    published: &Published,
+    daemon: &mut Daemon,
+    producers: &mut Producers,
+) -> Outcome<()> {
     let begin = Instant::now();
     let bar = ProgressBar::new(published.orders);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} orders  {msg}")?);
@@ -222,7 +227,7 @@ fn watch(stage: &Stage, published: &Published, daemon: &mut Daemon, producers: &
     loop {
         interrupt::sleep(POLL)?;
         let producing = !producers.are_done()?;
-        let progress = Progress::read(stage.ledger(), &published.prefix);
+        let progress = Progress::read(environment.ledger(), &published.prefix);
         let Progress { processed, dead_lettered, notifications, analytics } = progress;
         let message = format!(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
@@ -255,19 +260,19 @@ fn up() -> Outcome<()> {
         return Err(format!("it is up already, as process {pid}; `make down` ends it").into());
     }
     let runtime = Runtime::new()?;
-    let stage = set_stage("up", &[], &runtime)?;
-    let mut daemon = stage.start_daemon(&release_program())?;
+    let environment = prepare_environment("up", &[], &runtime)?;
+    let mut daemon = environment.start_daemon(&release_program())?;
     thread::sleep(Duration::from_secs(1));
     if let Err(error) = daemon.check_alive() {
-        stage.strike()?;
+        environment.tear_down()?;
         return Err(error.into());
     }
     let pid = daemon.leave_running();
     fs::write(pid_file(), pid.to_string())?;
-    println!("orderd runs as process {pid}, and logs to {}\n", stage.directory.join("orderd.log").display());
+    println!("orderd runs as process {pid}, and logs to {}\n", environment.directory.join("orderd.log").display());
     println!("in the shell from which you play with it:\n");
     println!("  export ORDERD_CONFIG={CONFIG}");
-    for (key, value) in stage.settings() {
+    for (key, value) in environment.settings() {
         println!("  export {key}={value}");
     }
     println!("\nthen, for instance:\n");
@@ -275,7 +280,7 @@ fn up() -> Outcome<()> {
     println!("  target/release/orderd publish orders.ndjson");
     println!("  target/release/orderd status --watch");
     println!("  target/release/orderd report");
-    if let Some(node) = &stage.node {
+    if let Some(node) = &environment.node {
         println!("\nRabbitMQ's own pages: http://127.0.0.1:{} (guest, guest)", node.management_port);
     }
     println!("\n`make down` ends both.");

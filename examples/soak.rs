@@ -1,14 +1,14 @@
 //! `make soak`: 100,000 orders with faults, orderd killed twenty times and the broker three times on the way;
 //! then every order must be in the ledger exactly once or in the dead letter queue.
 
-#[path = "../tests/support/drill/mod.rs"]
-mod drill;
+#[path = "../tests/support/harness/mod.rs"]
+mod harness;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use drill::soak::Soak;
-use drill::{interrupt, stage};
+use harness::soak::Soak;
+use harness::{environment, interrupt};
 
 /// Kills orderd and the broker under load and checks that nothing is lost or doubled.
 #[derive(Debug, Parser)]
@@ -26,16 +26,16 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let Arguments { orders, kills, broker_kills } = Arguments::parse();
-    if std::env::var_os(stage::ADDRESSES).is_some() {
-        eprintln!("soak: it kills its broker, so it takes none but its own; unset {}", stage::ADDRESSES);
+    if std::env::var_os(environment::ADDRESSES).is_some() {
+        eprintln!("soak: it kills its broker, so it takes none but its own; unset {}", environment::ADDRESSES);
         return ExitCode::from(64);
     }
-    let soak = Soak { name: "soak".to_owned(), program: drill::release_program(), orders, kills, broker_kills };
+    let soak = Soak { name: "soak".to_owned(), program: harness::release_program(), orders, kills, broker_kills };
     let outcome = interrupt::watch().map_err(Into::into).and_then(|()| soak.run(&mut |line| println!("{line}")));
     match outcome {
-        Ok(books) => {
-            println!("\nafter {kills} kills of orderd and {broker_kills} of the broker:\n\n{books}");
-            if books.balance() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        Ok(audit) => {
+            println!("\nafter {kills} kills of orderd and {broker_kills} of the broker:\n\n{audit}");
+            if audit.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("soak: {error}\nsee target/soak/orderd.log and target/broker/soak/log");

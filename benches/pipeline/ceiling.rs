@@ -19,9 +19,9 @@ use jiff::Timestamp;
 use orderd::domain::{AnalyticsEvent, Notification, Order};
 
 use super::daemon::cpu_of;
+use super::minimal_client::{Connection, Reader, Writer};
 use super::node::Node;
 use super::report::Side;
-use super::wire::{Connection, Reader, Writer};
 
 /// Flush what has been collected at this size, even if more can be had without waiting.
 const FLUSH_BYTES: usize = 64 * 1024;

@@ -5,15 +5,15 @@
 //! same for both; neither has its connecting and declaring on the clock.
 
 mod ceiling;
-#[path = "../../tests/support/drill/daemon.rs"]
+#[path = "../../tests/support/harness/daemon.rs"]
 #[allow(dead_code, reason = "shared; the bench kills no daemon")]
 mod daemon;
-#[path = "../../tests/support/drill/node.rs"]
+mod end_to_end;
+mod minimal_client;
+#[path = "../../tests/support/harness/node.rs"]
 #[allow(dead_code, reason = "shared; the bench kills no broker")]
 mod node;
 mod report;
-mod whole;
-mod wire;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -24,9 +24,9 @@ use clap::Parser;
 use orderd::config::{Config, Sources};
 
 use ceiling::{Style, Window};
+use minimal_client::Connection;
 use node::Node;
 use report::{Report, Round};
-use wire::Connection;
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// A new quorum queue needs a moment before it keeps what it confirms, and before it is at full speed.
@@ -97,7 +97,7 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
     if !arguments.ceiling_only {
         // Also the warm-up: the broker's first messages are slower than all that follow.
         ceiling::preload(node.amqp_port, arguments.orders / 10)?;
-        tenth = whole::run(node, arguments.orders / 10, &directory, &settings)?.1 as f64 / MIB;
+        tenth = end_to_end::run(node, arguments.orders / 10, &directory, &settings)?.1 as f64 / MIB;
     }
     let mut rounds = Vec::new();
     for number in 1..=arguments.rounds {
@@ -108,7 +108,7 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
         let mut round = Round { windows, stream, orderd: None, memory_mib: 0.0 };
         if !arguments.ceiling_only {
             prepare(node, arguments.orders)?;
-            let (orderd, memory) = whole::run(node, arguments.orders, &directory, &settings)?;
+            let (orderd, memory) = end_to_end::run(node, arguments.orders, &directory, &settings)?;
             round.orderd = Some(orderd);
             round.memory_mib = memory as f64 / MIB;
         }

@@ -5,8 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod amqp;
 mod daemon;
-mod hazards;
-mod monitor;
+mod management;
 mod soak;
 mod topology;

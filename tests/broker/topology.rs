@@ -11,8 +11,8 @@ use orderd::message::ExchangeNames;
 use orderd::reconcile::audit::{Audit, audit};
 use orderd::topology::Topology;
 
-use crate::support::raw::{number, persistent};
-use crate::support::{Node, Vhost, eventually, soon};
+use crate::support::raw_client::{number, persistent};
+use crate::support::{Node, Vhost, eventually, with_deadline};
 
 /// Every queue tells its policies within ten seconds of its declaration.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -36,7 +36,7 @@ fn client(vhost: &Vhost<'_>) -> ManagementClient {
 
 async fn judge(vhost: &Vhost<'_>) -> Audit {
     let topology = topology();
-    let observed = soon("answer", client(vhost).observe_with_policies(&topology, PATIENCE)).await.unwrap();
+    let observed = with_deadline("answer", client(vhost).observe_with_policies(&topology, PATIENCE)).await.unwrap();
     audit(&topology, &observed)
 }
 
@@ -46,10 +46,10 @@ async fn the_plan_can_be_declared_again_and_again_and_the_broker_has_what_it_say
     let vhost = node.vhost();
     let (topology, link) = (topology(), Connector::new(vhost.broker()));
     assert_eq!(judge(&vhost).await.missing.len(), topology.declarations().len());
-    let declared = soon("declared", link.declare(topology.declarations())).await.unwrap();
+    let declared = with_deadline("declared", link.declare(topology.declarations())).await.unwrap();
     assert_eq!(declared.created.len(), topology.queues().count());
     assert_eq!(judge(&vhost).await, Audit::default());
-    let again = soon("declared again", link.declare(topology.declarations())).await.unwrap();
+    let again = with_deadline("declared again", link.declare(topology.declarations())).await.unwrap();
     assert_eq!(again.created, [""; 0]);
 }
 
@@ -57,7 +57,7 @@ async fn the_plan_can_be_declared_again_and_again_and_the_broker_has_what_it_say
 async fn policies_that_would_lose_messages_are_found() {
     let node = Node::shared();
     let vhost = node.vhost();
-    soon("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
+    with_deadline("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
     let policy = r#"{"pattern":"^order_queue$","definition":{"overflow":"drop-head"},"apply-to":"queues"}"#;
     let operator = r#"{"pattern":"^dead_letter","definition":{"message-ttl":1000},"apply-to":"queues"}"#;
     node.management("PUT", &format!("/policies/{}/mine", vhost.name), policy);
@@ -85,7 +85,7 @@ async fn a_queue_with_another_argument_is_told_with_both_values() {
 async fn a_dead_lettered_message_survives_being_looked_at_many_times() {
     let node = Node::shared();
     let vhost = node.vhost();
-    soon("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
+    with_deadline("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
     let mut raw = vhost.raw();
     raw.publish(ExchangeNames::DEAD_LETTER_QUEUE, &persistent(), b"dead_lettered");
     eventually("it is dead-lettered", async || vhost.raw().depth(ExchangeNames::DEAD_LETTER_QUEUE) == 1).await;

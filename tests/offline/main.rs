@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers outside of test functions for product code")]
 
-mod deploy;
+mod deployment_files;
 mod install;
 mod ledger_kill;
 mod metrics;

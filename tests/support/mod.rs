@@ -6,11 +6,11 @@
 // Each test binary uses its part of this.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod amqp_proxy;
 pub mod certificates;
-pub mod gate;
 pub mod http;
-pub mod raw;
-pub mod shop;
+pub mod raw_client;
+pub mod test_env;
 
 use std::future::Future;
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use orderd::config::{Address, Broker, Mechanism, Secret};
-use raw::Raw;
+use raw_client::RawClient;
 use serde_json::Value;
 
 /// An address on this machine that nobody listens at, nor will by chance: whoever takes any free port, clients included,
@@ -199,8 +199,8 @@ impl Vhost<'_> {
     }
 
     /// A plain AMQP connection that judges.
-    pub fn raw(&self) -> Raw {
-        Raw::connect(self.node.amqp_port, &self.name)
+    pub fn raw(&self) -> RawClient {
+        RawClient::connect(self.node.amqp_port, &self.name)
     }
 
     /// Closes every connection to this virtual host from the broker's side.
@@ -233,7 +233,7 @@ pub async fn within(deadline: Duration, what: &str, mut condition: impl AsyncFnM
 }
 
 /// Awaits a future that must complete in time.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub async fn with_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
     let deadline = Duration::from_secs(30);
     tokio::time::timeout(deadline, future).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }

@@ -4,14 +4,14 @@ use std::net::{TcpListener, TcpStream};
 
 use crate::support::Node;
 use crate::support::http::{Scrape, ask, get, json};
-use crate::support::raw::properties::Properties;
-use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 
 const CONSUMERS: [&str; 5] = ["analytics", "failed", "notification", "order", "priority"];
 
 /// Each consumer's deliveries add up, in the metrics and in the status.
-fn assert_conserved(orderd: &Orderd) {
-    let scrape = Scrape::of(orderd.admin());
+fn assert_conserved(orderd: &OrderdProcess) {
+    let scrape = Scrape::of(orderd.admin_address());
     for consumer in CONSUMERS {
         let (taken, settled) = (
             scrape.of_consumer("orderd_deliveries_total", consumer),
@@ -20,7 +20,7 @@ fn assert_conserved(orderd: &Orderd) {
         assert_eq!(taken, settled + scrape.of_consumer("orderd_in_flight", consumer), "{consumer}");
         assert_eq!(scrape.of_consumer("orderd_conservation_difference", consumer), 0.0, "{consumer}");
     }
-    let status = json(orderd.admin(), "/api/v1/status");
+    let status = json(orderd.admin_address(), "/api/v1/status");
     for consumer in CONSUMERS {
         let books = &status["consumers"][consumer]["conservation"];
         let count = |name: &str| books[name].as_u64().unwrap_or_else(|| panic!("no {name} in {books}"));
@@ -33,43 +33,43 @@ fn assert_conserved(orderd: &Orderd) {
 fn known_numbers_in_are_the_same_numbers_out() {
     const ORDERS: u64 = 16_000;
     let node = Node::shared();
-    let shop = Shop::new(&node)
+    let env = TestEnv::new(&node)
         .set("log.level", "info")
         .set("consumers.order.faults.transient", "0.1")
         .set("consumers.order.faults.permanent", "0.05")
         .set("consumers.order.retry.immediate", "0");
-    let mut orderd = shop.open();
-    let admin = orderd.admin();
-    let book = shop.book();
+    let mut orderd = env.start();
+    let admin = orderd.admin_address();
+    let ledger = env.ledger();
     let orders = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
-    shop.raw().flood("orders", orders);
-    let mut raw = shop.raw();
-    (0..7).for_each(|_| raw.send_to("orders", "order.normal.created", &Properties::persistent(), b"{not json"));
+    env.raw().publish_all("orders", orders);
+    let mut raw = env.raw();
+    (0..7).for_each(|_| raw.publish_to("orders", "order.normal.created", &Properties::persistent(), b"{not json"));
     // All connections die meanwhile: what was in hand is handed out again.
     let mut left = None;
-    let dead_lettered = || book.number("SELECT count(*) FROM dead_letters WHERE reason = 'permanent'");
-    until("all orders are through", || {
+    let dead_lettered = || ledger.number("SELECT count(*) FROM dead_letters WHERE reason = 'permanent'");
+    wait_until("all orders are through", || {
         assert_conserved(&orderd);
-        if left.is_none() && book.processed() > 0 {
-            shop.vhost.close_connections();
-            left = Some(ORDERS - book.processed() - dead_lettered());
+        if left.is_none() && ledger.processed() > 0 {
+            env.vhost.close_connections();
+            left = Some(ORDERS - ledger.processed() - dead_lettered());
         }
-        book.processed() + dead_lettered() == ORDERS
+        ledger.processed() + dead_lettered() == ORDERS
     });
-    let (processed, dead_lettered) = (book.processed(), dead_lettered());
-    let attempts = |of: &str| book.number(&format!("SELECT count(*) FROM attempts WHERE {of}"));
-    until("all is settled", || {
+    let (processed, dead_lettered) = (ledger.processed(), dead_lettered());
+    let attempts = |of: &str| ledger.number(&format!("SELECT count(*) FROM attempts WHERE {of}"));
+    wait_until("all is settled", || {
         let scrape = Scrape::of(admin);
         let waiting = |consumer| scrape.of_consumer("orderd_in_flight", consumer) > 0.0;
-        let dead_lettered_events = book.number("SELECT count(*) FROM events WHERE name = 'failed'");
+        let dead_lettered_events = ledger.number("SELECT count(*) FROM events WHERE name = 'failed'");
         !CONSUMERS.into_iter().any(waiting)
-            && book.number("SELECT count(*) FROM events WHERE name = 'processed'") == processed
-            && book.number("SELECT count(*) FROM events WHERE name = 'email'") == processed
-            && dead_lettered_events == book.number("SELECT count(*) FROM dead_letters")
+            && ledger.number("SELECT count(*) FROM events WHERE name = 'processed'") == processed
+            && ledger.number("SELECT count(*) FROM events WHERE name = 'email'") == processed
+            && dead_lettered_events == ledger.number("SELECT count(*) FROM dead_letters")
     });
     assert_conserved(&orderd);
     assert!(left > Some(0), "no connection was killed under load");
-    until("all connections stand again", || json(admin, "/api/v1/status")["daemon"]["connections"] == 6);
+    wait_until("all connections stand again", || json(admin, "/api/v1/status")["daemon"]["connections"] == 6);
 
     let (scrape, status) = (Scrape::of(admin), json(admin, "/api/v1/status"));
     let settled =
@@ -103,7 +103,7 @@ fn known_numbers_in_are_the_same_numbers_out() {
     assert_eq!(status["daemon"]["stage"], "running");
     assert!(status["daemon"]["connections_made"].as_u64().unwrap() >= 8, "{}", status["daemon"]);
     assert_eq!(status["daemon"]["connections"], 6);
-    assert!(!orderd.says("deliveries do not add up: report this with the log"));
+    assert!(!orderd.has_logged("deliveries do not add up: report this with the log"));
     let sold = json(admin, "/api/v1/report?by=status&since=24h");
     let rows = sold["currencies"][0]["rows"].as_array().unwrap();
     let row = rows.iter().find(|row| row["key"] == "processed").unwrap();
@@ -115,24 +115,24 @@ fn known_numbers_in_are_the_same_numbers_out() {
 fn without_kills_every_figure_is_exact() {
     const ORDERS: u64 = 500;
     let node = Node::shared();
-    let shop = Shop::new(&node)
+    let env = TestEnv::new(&node)
         .set("consumers.order.faults.transient", "0.2")
         .set("consumers.order.retry.immediate", "1")
         .set("consumers.priority.faults.permanent", "1.0");
-    let mut orderd = shop.open();
-    let admin = orderd.admin();
+    let mut orderd = env.start();
+    let admin = orderd.admin_address();
     let orders = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
-    shop.raw().flood("orders", orders.clone());
-    let book = shop.book();
-    book.await_settled(ORDERS);
+    env.raw().publish_all("orders", orders.clone());
+    let ledger = env.ledger();
+    ledger.await_settled(ORDERS);
     // All of them again, and ten that can never be processed.
-    shop.raw().flood("orders", orders);
+    env.raw().publish_all("orders", orders);
     let urgent = (0..10).map(|n| ("order.priority.created".to_owned(), order(&format!("urgent-{n}"))));
-    shop.raw().flood("orders", urgent);
+    env.raw().publish_all("orders", urgent);
     let settled = |scrape: &Scrape, consumer, outcome| {
         scrape.sum("orderd_settled_total", &[("consumer", consumer), ("outcome", outcome)])
     };
-    until("all is settled", || {
+    wait_until("all is settled", || {
         let scrape = Scrape::of(admin);
         settled(&scrape, "order", "duplicate") == ORDERS as f64
             && settled(&scrape, "failed", "dead_lettered") == 10.0
@@ -140,7 +140,7 @@ fn without_kills_every_figure_is_exact() {
     });
     let scrape = Scrape::of(admin);
     // An injected fault strikes the repetition too, and the ledger records equal attempts once.
-    let struck = book.number("SELECT count(*) FROM attempts WHERE delay IS NOT NULL") as f64;
+    let struck = ledger.number("SELECT count(*) FROM attempts WHERE delay IS NOT NULL") as f64;
     assert!(struck > 50.0, "{struck}");
     let retried = 2.0 * struck;
     let expected = [
@@ -172,12 +172,12 @@ fn without_a_broker_it_is_alive_and_not_ready() {
     // Kept, so that no other test's program comes to answer there; nobody answers here.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let nobody = silent.local_addr().unwrap();
-    let shop = Shop::new(&node).set("broker.addresses", &nobody.to_string());
-    let mut orderd = shop.run();
-    let admin = orderd.admin();
+    let env = TestEnv::new(&node).set("broker.addresses", &nobody.to_string());
+    let mut orderd = env.spawn();
+    let admin = orderd.admin_address();
     assert_eq!(get(admin, "/livez").status, 200);
     // It answers before the ledger is open.
-    until("the ledger is open", || get(admin, "/readyz?verbose").body.contains("[+] ledger"));
+    wait_until("the ledger is open", || get(admin, "/readyz?verbose").body.contains("[+] ledger"));
     let plain = get(admin, "/readyz");
     assert_eq!((plain.status, plain.body.trim()), (503, "not ready"));
     let verbose = get(admin, "/readyz?verbose");
@@ -195,33 +195,33 @@ fn without_a_broker_it_is_alive_and_not_ready() {
 #[test]
 fn a_ready_daemon_says_so_and_a_draining_one_does_not() {
     let node = Node::shared();
-    let shop = Shop::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "5s");
-    let mut orderd = shop.open();
-    let admin = orderd.admin();
-    until("it is ready", || get(admin, "/readyz").status == 200);
+    let env = TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "5s");
+    let mut orderd = env.start();
+    let admin = orderd.admin_address();
+    wait_until("it is ready", || get(admin, "/readyz").status == 200);
     let verbose = get(admin, "/readyz?verbose");
     assert!(verbose.body.ends_with("ready\n") && !verbose.body.contains("[-]"), "{}", verbose.body);
-    shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("hangs"));
-    until("an order hangs", || {
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("hangs"));
+    wait_until("an order hangs", || {
         let status = json(admin, "/api/v1/status");
         status["consumers"]["order"]["oldest_in_flight_seconds"].as_f64().is_some_and(|age| age > 0.5)
     });
     orderd.signal("TERM");
-    until("it drains", || get(admin, "/readyz").status == 503);
+    wait_until("it drains", || get(admin, "/readyz").status == 503);
     assert_eq!(get(admin, "/livez").status, 200);
     assert_eq!(json(admin, "/api/v1/status")["daemon"]["stage"], "draining");
-    assert_eq!(orderd.exit(), 0);
+    assert_eq!(orderd.wait_for_exit(), 0);
 }
 
 #[test]
 fn who_may_not_ask_is_turned_away() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let token = shop.directory.path().join("token");
+    let env = TestEnv::new(&node);
+    let token = env.directory.path().join("token");
     std::fs::write(&token, "0123456789abcdef\n").unwrap();
-    let shop = shop.set("admin.token_file", token.to_str().unwrap());
-    let mut orderd = shop.run();
-    let admin = orderd.admin();
+    let env = env.set("admin.token_file", token.to_str().unwrap());
+    let mut orderd = env.spawn();
+    let admin = orderd.admin_address();
     let asked = |path: &str, fields: &str| {
         ask(admin, &format!("GET {path} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n")).status
     };
@@ -248,9 +248,9 @@ fn who_may_not_ask_is_turned_away() {
 #[test]
 fn connections_that_say_nothing_do_not_keep_others_out() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let mut orderd = shop.run();
-    let admin = orderd.admin();
+    let env = TestEnv::new(&node);
+    let mut orderd = env.spawn();
+    let admin = orderd.admin_address();
     let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(admin).unwrap()).collect();
     // Answered once those that came before have run out of time.
     assert_eq!(get(admin, "/livez").status, 200);
@@ -263,45 +263,45 @@ fn an_address_that_is_taken_is_one_clear_error() {
     let node = Node::shared();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let shop = Shop::new(&node).set("admin.listen", &address);
-    let mut orderd = shop.run();
-    assert_eq!(orderd.exit(), 78, "{}", orderd.output());
-    let errors = orderd.errors();
+    let env = TestEnv::new(&node).set("admin.listen", &address);
+    let mut orderd = env.spawn();
+    assert_eq!(orderd.wait_for_exit(), 78, "{}", orderd.output());
+    let errors = orderd.logged_errors();
     assert_eq!(errors.len(), 1, "{errors:?}");
     for part in ["admin.listen", &address, "in use", "off"] {
         assert!(errors[0].contains(part), "no {part:?}: {errors:?}");
     }
-    assert!(!shop.ledger().exists(), "it has made a ledger");
+    assert!(!env.ledger_directory().exists(), "it has made a ledger");
 
-    let without = shop.set("admin.listen", "off");
-    let mut orderd = without.open();
-    assert!(!orderd.says("admin listener answers"));
+    let without = env.set("admin.listen", "off");
+    let mut orderd = without.start();
+    assert!(!orderd.has_logged("admin listener answers"));
     assert_eq!(orderd.stop(), 0);
 }
 
 #[test]
 fn beyond_loopback_it_does_not_start_without_a_token() {
     let node = Node::shared();
-    let shop = Shop::new(&node).set("admin.listen", "0.0.0.0:0");
-    let mut orderd = shop.run();
-    assert_eq!(orderd.exit(), 78);
+    let env = TestEnv::new(&node).set("admin.listen", "0.0.0.0:0");
+    let mut orderd = env.spawn();
+    assert_eq!(orderd.wait_for_exit(), 78);
     assert!(orderd.output().contains("token_file"), "{}", orderd.output());
 }
 
 #[test]
 fn health_checks_are_answered_while_the_ledger_is_opened() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    std::fs::create_dir_all(shop.ledger()).unwrap();
-    let other = rusqlite::Connection::open(shop.ledger().join("orderd.db")).unwrap();
+    let env = TestEnv::new(&node);
+    std::fs::create_dir_all(env.ledger_directory()).unwrap();
+    let other = rusqlite::Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
     other.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (a); DROP TABLE t; BEGIN IMMEDIATE").unwrap();
-    let mut orderd = shop.run();
-    let admin = orderd.admin();
+    let mut orderd = env.spawn();
+    let admin = orderd.admin_address();
     assert_eq!(get(admin, "/livez").status, 200);
     let verbose = get(admin, "/readyz?verbose");
     assert!(verbose.status == 503 && verbose.body.contains("[-] ledger: not open yet"), "{}", verbose.body);
     assert_eq!(json(admin, "/api/v1/status")["daemon"]["ledger"]["recording"], false);
     other.execute_batch("ROLLBACK").unwrap();
-    until("it has started", || orderd.says("started"));
+    wait_until("it has started", || orderd.has_logged("started"));
     assert_eq!(orderd.stop(), 0);
 }

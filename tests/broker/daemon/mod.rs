@@ -1,22 +1,22 @@
 //! The whole daemon as a process, on a real broker: what its users see of it.
 
 mod admin;
-mod crash;
+mod backlog;
+mod control;
+mod delivery_limit;
+mod drain;
 mod failures;
-mod insight;
-mod load;
-mod many;
+mod multiple_instances;
+mod odd_headers;
 mod orders;
 mod own_node;
 mod pause;
 mod permissions;
-mod poison;
 mod probe;
 mod reload;
+mod report_and_trace;
 mod secrets;
-mod service;
 mod start;
 mod status;
-mod stop;
-mod tell;
+mod systemd;
 mod tls;

@@ -7,15 +7,15 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 
 use crate::support::Node;
-use crate::support::raw::properties::{Field, Properties};
-use crate::support::shop::{Shop, order, until};
+use crate::support::raw_client::properties::{Field, Properties};
+use crate::support::test_env::{TestEnv, order, wait_until};
 
 const NORMAL: &str = "order.normal.created";
 const PRIORITY: &str = "order.priority.created";
 
 /// The lines of a file of events, whatever its date.
-fn event_lines(shop: &Shop<'_>, name: &str) -> Vec<Value> {
-    let paths = fs::read_dir(shop.ledger()).unwrap().map(|entry| entry.unwrap().path());
+fn event_lines(env: &TestEnv<'_>, name: &str) -> Vec<Value> {
+    let paths = fs::read_dir(env.ledger_directory()).unwrap().map(|entry| entry.unwrap().path());
     let ours = paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name));
     let text: String = ours.map(|path| fs::read_to_string(path).unwrap()).collect();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -24,27 +24,28 @@ fn event_lines(shop: &Shop<'_>, name: &str) -> Vec<Value> {
 #[test]
 fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_published() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let mut orderd = shop.open();
-    let (mut raw, book) = (shop.raw(), shop.book());
+    let env = TestEnv::new(&node);
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
     let normal = br#"{"id":2,"product":"Laptop","quantity":3,"price":400,"currency":"EUR","note":"kept"}"#;
     let priority = br#"{"id":"p-1","product":"Mouse","quantity":7,"price":"19.99","currency":"EUR","priority":true,
         "customer_id":"c-7","email":"ada@example.com"}"#;
     let persistent = Properties::persistent();
     for _ in 0..2 {
-        raw.send_to("orders", NORMAL, &persistent, normal);
-        raw.send_to("orders", PRIORITY, &persistent, priority);
+        raw.publish_to("orders", NORMAL, &persistent, normal);
+        raw.publish_to("orders", PRIORITY, &persistent, priority);
     }
-    book.await_settled(2);
-    raw.send_to("orders", NORMAL, &persistent, normal);
-    raw.send_to("orders", PRIORITY, &persistent, priority);
-    raw.send_to("orders", NORMAL, &persistent, &order("ord-3"));
-    raw.send_to("orders", PRIORITY, &persistent, &order("ord-4"));
-    book.await_settled(4);
+    ledger.await_settled(2);
+    raw.publish_to("orders", NORMAL, &persistent, normal);
+    raw.publish_to("orders", PRIORITY, &persistent, priority);
+    raw.publish_to("orders", NORMAL, &persistent, &order("ord-3"));
+    raw.publish_to("orders", PRIORITY, &persistent, &order("ord-4"));
+    ledger.await_settled(4);
     assert_eq!(orderd.stop(), 0);
 
     assert_eq!(
-        book.rows("SELECT id, status, consumer, product, quantity, total, currency, priority FROM orders ORDER BY id"),
+        ledger
+            .rows("SELECT id, status, consumer, product, quantity, total, currency, priority FROM orders ORDER BY id"),
         [
             "2|processed|order|Laptop|3|1200|EUR|0",
             "ord-3|processed|order|Laptop|3|1200.00|EUR|0",
@@ -54,7 +55,7 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
     );
     // An order is processed when its events are confirmed, not when it was accepted.
     assert_eq!(
-        book.rows("SELECT min(processed_at - accepted_at) >= 0, max(processed_at - accepted_at) > 0 FROM orders"),
+        ledger.rows("SELECT min(processed_at - accepted_at) >= 0, max(processed_at - accepted_at) > 0 FROM orders"),
         ["1|1"]
     );
     let events: Vec<_> = ["2", "ord-3", "ord-4", "p-1"]
@@ -66,10 +67,10 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
             ]
         })
         .collect();
-    assert_eq!(book.rows("SELECT id, kind, name, order_id FROM events ORDER BY id"), events);
+    assert_eq!(ledger.rows("SELECT id, kind, name, order_id FROM events ORDER BY id"), events);
     for granularity in ["minute", "hour", "day"] {
         let mut sales: BTreeMap<String, (u64, u64, Decimal)> = BTreeMap::new();
-        for row in book.rows(&format!(
+        for row in ledger.rows(&format!(
             "SELECT currency, product, orders, quantity, revenue FROM sales WHERE granularity = '{granularity}'"
         )) {
             let columns: Vec<_> = row.split('|').collect();
@@ -84,15 +85,15 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
         });
         assert_eq!(sales, expected.into(), "{granularity}");
     }
-    let lines = event_lines(&shop, "analytics.");
+    let lines = event_lines(&env, "analytics.");
     let mut ids: Vec<_> = lines.iter().map(|line| line["body"]["order_id"].to_string()).collect();
     ids.sort();
     assert_eq!(ids, [r#""2""#, r#""ord-3""#, r#""ord-4""#, r#""p-1""#]);
-    assert!(book.rows("SELECT * FROM attempts").is_empty());
+    assert!(ledger.rows("SELECT * FROM attempts").is_empty());
     for queue in ["order_queue", "priority_order_queue", "failed_order_queue", "dead_letter_queue"] {
         assert_eq!(raw.depth(queue), 0, "{queue}");
     }
-    assert_eq!(orderd.lines("Processing Order").len(), 8);
+    assert_eq!(orderd.log_lines("Processing Order").len(), 8);
     for consumer in ["order", "priority"] {
         assert!((1..=2).contains(&orderd.counts(consumer, "duplicates")), "{consumer}");
     }
@@ -101,11 +102,11 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
 #[test]
 fn an_order_of_the_same_id_and_other_content_is_dead_lettered_with_all_it_came_with() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let _orderd = shop.open();
-    let mut raw = shop.raw();
-    raw.send_to("orders", NORMAL, &Properties::persistent(), &order("ord-1"));
-    shop.book().await_settled(1);
+    let env = TestEnv::new(&node);
+    let _orderd = env.start();
+    let mut raw = env.raw();
+    raw.publish_to("orders", NORMAL, &Properties::persistent(), &order("ord-1"));
+    env.ledger().await_settled(1);
 
     let forged = |name: &str| Field::Text(format!("forged {name}"));
     let death = [("queue", "elsewhere"), ("reason", "expired"), ("exchange", "orders")];
@@ -131,8 +132,8 @@ fn an_order_of_the_same_id_and_other_content_is_dead_lettered_with_all_it_came_w
     sent.timestamp = Some(1_700_000_000);
     let body = br#"{"id":"ord-1","product":"Laptop","quantity":4,"price":"400.00","currency":"EUR"}"#;
     let before = now();
-    raw.send_to("orders", NORMAL, &sent, body);
-    until("it is dead-lettered", || raw.depth("dead_letter_queue") == 1);
+    raw.publish_to("orders", NORMAL, &sent, body);
+    wait_until("it is dead-lettered", || raw.depth("dead_letter_queue") == 1);
     let dead_lettered = raw.get("dead_letter_queue").unwrap();
     let mut properties = dead_lettered.properties();
 
@@ -167,14 +168,16 @@ fn an_order_of_the_same_id_and_other_content_is_dead_lettered_with_all_it_came_w
     ];
     assert_eq!(properties.headers, expected.map(|(name, value)| (name.to_owned(), value)).into());
 
-    let book = shop.book();
-    until("it is in the books", || book.number("SELECT count(*) FROM dead_letters") == 1);
+    let ledger = env.ledger();
+    wait_until("it is in the books", || ledger.number("SELECT count(*) FROM dead_letters") == 1);
     assert_eq!(
-        book.rows("SELECT identity, consumer, reason, retry_count, failure_code, origin_queue FROM dead_letters"),
+        ledger.rows("SELECT identity, consumer, reason, retry_count, failure_code, origin_queue FROM dead_letters"),
         ["ord-1|order|permanent|0|id_conflict|order_queue"]
     );
-    assert_eq!(book.rows("SELECT id, status, quantity FROM orders"), ["ord-1|processed|3"], "the first one stands");
-    until("analytics is told", || book.number("SELECT count(*) FROM events WHERE id = 'ord-1/analytics/failed'") == 1);
+    assert_eq!(ledger.rows("SELECT id, status, quantity FROM orders"), ["ord-1|processed|3"], "the first one stands");
+    wait_until("analytics is told", || {
+        ledger.number("SELECT count(*) FROM events WHERE id = 'ord-1/analytics/failed'") == 1
+    });
 }
 
 fn now() -> u64 {

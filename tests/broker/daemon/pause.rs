@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use super::reload::{assert_once, flood};
 use crate::support::Node;
 use crate::support::http::{Scrape, ask, get};
-use crate::support::shop::{Orderd, Shop, until};
+use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
 
 const NORMAL: &str = "order.normal.created";
 
 /// Pauses or resumes a consumer: status and answer.
-pub(super) fn tell(orderd: &Orderd, verb: &str, consumer: &str) -> (u16, Value) {
-    let admin = orderd.admin();
+pub(super) fn tell(orderd: &OrderdProcess, verb: &str, consumer: &str) -> (u16, Value) {
+    let admin = orderd.admin_address();
     let request = format!(
         "POST /api/v1/consumers/{consumer}/{verb} HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\n\
          Content-Length: 0\r\nConnection: close\r\n\r\n"
@@ -28,30 +28,33 @@ fn told(consumer: &str, paused: bool, changed: bool) -> (u16, Value) {
 fn a_paused_consumer_takes_nothing_in_and_what_it_had_is_finished() {
     const ORDERS: u64 = 6_000;
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).set("log.level", "info").set("management.poll_every", "500ms").with_file();
-    let mut orderd = shop.open();
-    let book = shop.book();
+    let (env, mut file) =
+        TestEnv::new(&node).set("log.level", "info").set("management.poll_every", "500ms").with_file();
+    let mut orderd = env.start();
+    let ledger = env.ledger();
     std::thread::scope(|scope| {
-        let feeding = scope.spawn(|| flood(&shop, NORMAL, "ord", ORDERS));
-        until("orders flow", || book.processed() > 100);
+        let feeding = scope.spawn(|| flood(&env, NORMAL, "ord", ORDERS));
+        wait_until("orders flow", || ledger.processed() > 100);
         assert_eq!(tell(&orderd, "pause", "order"), told("order", true, true));
         feeding.join().unwrap();
     });
-    until("what it had is finished", || orderd.status()["consumers"]["order"]["draining"] == 0);
-    let scrape = Scrape::of(orderd.admin());
+    wait_until("what it had is finished", || orderd.status()["consumers"]["order"]["draining"] == 0);
+    let scrape = Scrape::of(orderd.admin_address());
     let taken = scrape.of_consumer("orderd_deliveries_total", "order");
     assert_eq!(
         (scrape.of_consumer("orderd_paused", "order"), scrape.of_consumer("orderd_paused", "failed")),
         (1.0, 0.0)
     );
-    assert_eq!(book.processed() as f64, taken);
-    assert!(book.processed() < ORDERS, "all were done before the pause");
-    assert_eq!(u64::from(shop.raw().depth("order_queue")), ORDERS - book.processed());
+    assert_eq!(ledger.processed() as f64, taken);
+    assert!(ledger.processed() < ORDERS, "all were done before the pause");
+    assert_eq!(u64::from(env.raw().depth("order_queue")), ORDERS - ledger.processed());
 
-    let verbose = get(orderd.admin(), "/readyz?verbose");
+    let verbose = get(orderd.admin_address(), "/readyz?verbose");
     assert!(verbose.status == 200 && verbose.body.contains("[+] consumer order: paused"), "{}", verbose.body);
-    assert!(orderd.lines("paused: takes nothing in, also after a restart, until it is resumed")[0]["level"] == "WARN");
-    until("the broker's side says why orders wait", || {
+    assert!(
+        orderd.log_lines("paused: takes nothing in, also after a restart, until it is resumed")[0]["level"] == "WARN"
+    );
+    wait_until("the broker's side says why orders wait", || {
         let findings = orderd.status()["broker"]["findings"].clone();
         let kinds: Vec<_> = findings.as_array().unwrap().iter().map(|one| one["kind"].clone()).collect();
         kinds == [json!("consumer_paused")] && findings[0]["detail"].as_str().unwrap().contains("orderd resume order")
@@ -65,42 +68,42 @@ fn a_paused_consumer_takes_nothing_in_and_what_it_had_is_finished() {
     assert_eq!((&of["paused"], &of["subscribed"], &of["workers_up"]), (&json!(true), &json!(false), &json!(0)), "{of}");
     assert!(of["paused_since"].is_string());
     assert_eq!(tell(&orderd, "resume", "order"), told("order", false, true));
-    book.await_settled(ORDERS);
+    ledger.await_settled(ORDERS);
     let of = orderd.status()["consumers"]["order"].clone();
     assert_eq!(
         (&of["paused"], &of["workers_up"], &of["paused_since"]),
         (&json!(false), &json!(3), &Value::Null),
         "{of}"
     );
-    assert_once(&shop, &orderd, ORDERS);
-    until("the finding ends", || orderd.status()["broker"]["findings"] == json!([]));
+    assert_once(&env, &orderd, ORDERS);
+    wait_until("the finding ends", || orderd.status()["broker"]["findings"] == json!([]));
     assert_eq!(orderd.stop(), 0);
 }
 
 #[test]
 fn a_pause_outlives_a_restart_and_a_kill_and_so_does_its_end() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let mut orderd = shop.open();
+    let env = TestEnv::new(&node);
+    let mut orderd = env.start();
     assert_eq!(tell(&orderd, "pause", "order"), told("order", true, true));
     // At once: whatever is answered is on disk.
     orderd.kill();
-    flood(&shop, NORMAL, "ord", 10);
+    flood(&env, NORMAL, "ord", 10);
     for end in ["TERM", "KILL"] {
-        let mut orderd = shop.open();
-        let warned = orderd.lines("paused: takes nothing in until it is resumed");
+        let mut orderd = env.start();
+        let warned = orderd.log_lines("paused: takes nothing in until it is resumed");
         assert_eq!((warned.len(), &warned[0]["consumer"]), (1, &json!("order")));
-        until("the others are ready", || get(orderd.admin(), "/readyz").status == 200);
+        wait_until("the others are ready", || get(orderd.admin_address(), "/readyz").status == 200);
         assert_eq!(orderd.status()["consumers"]["order"]["paused"], true);
-        assert_eq!(shop.raw().depth("order_queue"), 10);
+        assert_eq!(env.raw().depth("order_queue"), 10);
         orderd.signal(end);
-        until("it has ended", || orderd.ended().is_some());
+        wait_until("it has ended", || orderd.exit_status().is_some());
     }
-    let mut orderd = shop.open();
+    let mut orderd = env.start();
     assert_eq!(tell(&orderd, "resume", "order"), told("order", false, true));
     orderd.kill();
-    let mut orderd = shop.open();
-    shop.book().await_settled(10);
+    let mut orderd = env.start();
+    env.ledger().await_settled(10);
     assert_eq!(orderd.status()["consumers"]["order"]["paused"], false);
     assert_eq!(orderd.stop(), 0);
 }
@@ -108,25 +111,25 @@ fn a_pause_outlives_a_restart_and_a_kill_and_so_does_its_end() {
 #[test]
 fn what_cannot_be_remembered_is_not_done_and_what_is_unknown_is_said() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let mut orderd = shop.open();
+    let env = TestEnv::new(&node);
+    let mut orderd = env.start();
     let (code, answer) = tell(&orderd, "pause", "nobody");
     assert_eq!((code, &answer["error"]), (404, &json!("unknown_consumer")));
-    let folder = shop.ledger().join("paused");
+    let folder = env.ledger_directory().join("paused");
     std::fs::write(&folder, "in the way").unwrap();
     let (code, answer) = tell(&orderd, "pause", "order");
     assert_eq!((code, &answer["error"]), (500, &json!("not_remembered")), "{answer}");
-    flood(&shop, NORMAL, "ord", 5);
-    shop.book().await_settled(5);
+    flood(&env, NORMAL, "ord", 5);
+    env.ledger().await_settled(5);
     std::fs::remove_file(&folder).unwrap();
     assert_eq!(tell(&orderd, "pause", "order"), told("order", true, true));
     assert_eq!(orderd.stop(), 0);
 
     // A consumer that is gone: its pause is kept, and can be ended.
     std::fs::write(folder.join("former"), "2026-11-22T08:00:00Z\n").unwrap();
-    let mut orderd = shop.open();
+    let mut orderd = env.start();
     assert_eq!(
-        orderd.lines("a pause is remembered of a consumer that is not configured; resuming it forgets it").len(),
+        orderd.log_lines("a pause is remembered of a consumer that is not configured; resuming it forgets it").len(),
         1
     );
     assert_eq!(tell(&orderd, "resume", "former"), told("former", false, true));

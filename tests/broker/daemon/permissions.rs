@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::raw::properties::Properties;
-use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 use crate::support::{Node, http};
 
 const CONFIG: i32 = 78;
@@ -12,29 +12,29 @@ const OTHER_PASSWORD: &str = "another-of-this-test";
 
 /// A shop whose orderd is a user of its own, who may do nothing yet.
 struct Restricted<'a> {
-    shop: Shop<'a>,
+    env: TestEnv<'a>,
     user: String,
 }
 
 impl<'a> Restricted<'a> {
     fn new(node: &'a Node) -> Self {
-        let shop = Shop::new(node);
-        let user = format!("orderd-{}", shop.vhost.name);
-        let shop = shop
+        let env = TestEnv::new(node);
+        let user = format!("orderd-{}", env.vhost.name);
+        let env = env
             .set("broker.username", &user)
             .set("broker.password", PASSWORD)
             .set("log.level", "info")
             // As an administrator would have it: the API has a user of its own.
             .set("management.username", "guest")
             .set("management.password", "guest");
-        let restricted = Restricted { shop, user };
+        let restricted = Restricted { env, user };
         restricted.set_password(PASSWORD);
         restricted
     }
 
     fn set_password(&self, password: &str) {
         let user = format!(r#"{{"password":"{password}","tags":""}}"#);
-        let (status, _) = self.shop.vhost.node.management("PUT", &format!("/users/{}", self.user), &user);
+        let (status, _) = self.env.vhost.node.management("PUT", &format!("/users/{}", self.user), &user);
         assert!([201, 204].contains(&status), "{status}");
     }
 
@@ -42,13 +42,13 @@ impl<'a> Restricted<'a> {
     fn obey(&self, command: &str) {
         let words = command.strip_prefix("rabbitmqctl ").unwrap().split(' ');
         let words: Vec<&str> = words.map(|word| word.trim_matches('\'')).collect();
-        self.shop.vhost.node.ctl(&words);
+        self.env.vhost.node.ctl(&words);
     }
 
     /// What `orderd check` says that it needs.
     fn needed(&self) -> Value {
-        let mut check = self.shop.command(&["check", "--format", "json"]);
-        assert_eq!(check.exit(), 0, "{}", check.output());
+        let mut check = self.env.command(&["check", "--format", "json"]);
+        assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
         let output = check.stdout();
         serde_json::from_str::<Value>(&output).unwrap()["permissions"].clone()
     }
@@ -56,82 +56,86 @@ impl<'a> Restricted<'a> {
     fn grant(&self, permissions: &Value) {
         let body =
             json!({"configure": permissions["configure"], "write": permissions["write"], "read": permissions["read"]});
-        let path = format!("/permissions/{}/{}", self.shop.vhost.name, self.user);
-        let (status, _) = self.shop.vhost.node.management("PUT", &path, &body.to_string());
+        let path = format!("/permissions/{}/{}", self.env.vhost.name, self.user);
+        let (status, _) = self.env.vhost.node.management("PUT", &path, &body.to_string());
         assert!([201, 204].contains(&status), "{status}");
     }
 }
 
 impl Drop for Restricted<'_> {
     fn drop(&mut self) {
-        self.shop.vhost.node.management("DELETE", &format!("/users/{}", self.user), "");
+        self.env.vhost.node.management("DELETE", &format!("/users/{}", self.user), "");
     }
 }
 
 /// Orders of every fate: processed, retried, dead-lettered.
-fn work(shop: &Shop<'_>) {
-    let mut orderd = shop.open();
-    let mut raw = shop.raw();
+fn work(env: &TestEnv<'_>) {
+    let mut orderd = env.start();
+    let mut raw = env.raw();
     for n in 0..40 {
         let id = format!("ord-{n}");
-        raw.send_to("orders", "order.normal.created", &Properties::persistent(), &order(&id));
+        raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order(&id));
     }
-    raw.send_to("orders", "order.priority.created", &Properties::persistent(), &order("urgent"));
-    raw.send_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
-    shop.book().await_settled(41);
-    let book = shop.book();
-    until("one is dead-lettered", || book.number("SELECT count(*) FROM dead_letters") == 1);
-    assert!(book.number("SELECT count(*) FROM attempts WHERE delay = '300ms'") > 0, "none was retried");
+    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("urgent"));
+    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
+    env.ledger().await_settled(41);
+    let ledger = env.ledger();
+    wait_until("one is dead-lettered", || ledger.number("SELECT count(*) FROM dead_letters") == 1);
+    assert!(ledger.number("SELECT count(*) FROM attempts WHERE delay = '300ms'") > 0, "none was retried");
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.errors(), ["[Failed] dead-lettered in the dead letter queue: "], "nothing else is an error");
+    assert_eq!(
+        orderd.logged_errors(),
+        ["[Failed] dead-lettered in the dead letter queue: "],
+        "nothing else is an error"
+    );
 }
 
 #[test]
 fn the_permissions_that_check_prints_suffice_where_orderd_declares() {
     let node = Node::shared();
     let mut own = Restricted::new(&node);
-    own.shop.change("consumers.order.faults.transient", "0.5");
-    let mut check = own.shop.command(&["check", "--permissions"]);
-    assert_eq!(check.exit(), 0);
+    own.env.change("consumers.order.faults.transient", "0.5");
+    let mut check = own.env.command(&["check", "--permissions"]);
+    assert_eq!(check.wait_for_exit(), 0);
     let printed = check.stdout();
     let commands: Vec<_> = printed.lines().filter(|line| !line.starts_with('#')).collect();
     let [permissions, topics] = commands[..] else { panic!("{printed}") };
     own.obey(permissions);
-    assert_eq!(own.shop.open().stop(), 0);
+    assert_eq!(own.env.start().stop(), 0);
     own.obey(topics);
-    work(&own.shop);
-    let mut check = own.shop.command(&["check", "--connect"]);
-    assert_eq!(check.exit(), 0, "{}", check.output());
+    work(&own.env);
+    let mut check = own.env.command(&["check", "--connect"]);
+    assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
 }
 
 #[test]
 fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
     let node = Node::shared();
     let mut own = Restricted::new(&node);
-    own.shop.change("consumers.order.faults.transient", "0.5");
+    own.env.change("consumers.order.faults.transient", "0.5");
     // The same virtual host, by guest, who declares; then by the user, who must not.
-    own.shop.change("broker.username", "guest");
-    own.shop.change("broker.password", "guest");
-    assert_eq!(own.shop.open().stop(), 0);
-    own.shop.change("broker.username", &own.user.clone());
-    own.shop.change("broker.password", PASSWORD);
-    own.shop.change("topology.declare", "false");
+    own.env.change("broker.username", "guest");
+    own.env.change("broker.password", "guest");
+    assert_eq!(own.env.start().stop(), 0);
+    own.env.change("broker.username", &own.user.clone());
+    own.env.change("broker.password", PASSWORD);
+    own.env.change("topology.declare", "false");
     let needed = own.needed();
     assert_eq!(needed["configure"], "^$");
     for command in needed["commands"].as_array().unwrap() {
         own.obey(command.as_str().unwrap());
     }
-    work(&own.shop);
+    work(&own.env);
     // Without the way to where failures wait, the start says so, and not the first failure.
     let mut less = needed.clone();
     less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.retry", ""));
     own.grant(&less);
-    let error = own.shop.run().refusal();
+    let error = own.env.spawn().startup_error();
     assert!(error.contains("publish to exchange \"orders.retry\"") && error.contains("--permissions"), "{error}");
     less = needed;
     less["read"] = json!(less["read"].as_str().unwrap().replace("|order_queue", ""));
     own.grant(&less);
-    let error = own.shop.run().refusal();
+    let error = own.env.spawn().startup_error();
     assert!(error.contains("consume from queue \"order_queue\""), "{error}");
 }
 
@@ -154,8 +158,8 @@ fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_
             let mut less = needed.clone();
             less[kind] = json!(format!("^({})$", rest.join("|")));
             own.grant(&less);
-            let mut check = own.shop.command(&["check", "--connect"]);
-            assert_eq!(check.exit(), CONFIG, "without {kind} on {without}: {}", check.output());
+            let mut check = own.env.command(&["check", "--connect"]);
+            assert_eq!(check.wait_for_exit(), CONFIG, "without {kind} on {without}: {}", check.output());
             let name = without.replace('\\', "");
             let told = check.output();
             let about = told.lines().filter(|line| line.starts_with("error: the user may not "));
@@ -165,30 +169,30 @@ fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_
         }
     }
     assert!(missed > 30, "{missed}");
-    let (_, found) = node.management("GET", &format!("/queues/{}", own.shop.vhost.name), "");
+    let (_, found) = node.management("GET", &format!("/queues/{}", own.env.vhost.name), "");
     assert_eq!(found, json!([]), "asking has declared something");
 
     let mut less = needed.clone();
     less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.unrouted", ""));
     own.grant(&less);
-    let error = own.shop.run().refusal();
+    let error = own.env.spawn().startup_error();
     assert!(error.contains("declare exchange \"orders\"") && error.contains("orders.unrouted"), "{error}");
     less = needed;
     less["configure"] = json!(less["configure"].as_str().unwrap().replace("|order_queue|", "|"));
     own.grant(&less);
-    let error = own.shop.run().refusal();
+    let error = own.env.spawn().startup_error();
     assert!(error.contains("declare queue \"order_queue\"") && error.contains("--permissions"), "{error}");
 }
 
 #[test]
 fn a_virtual_host_that_is_not_there_is_one_clear_error() {
     let node = Node::shared();
-    let shop = Shop::new(&node).set("broker.virtual_host", "nowhere");
-    let error = shop.run().refusal();
+    let env = TestEnv::new(&node).set("broker.virtual_host", "nowhere");
+    let error = env.spawn().startup_error();
     assert!(error.contains("refuses virtual host \"nowhere\""), "{error}");
     let own = Restricted::new(&node);
-    let error = own.shop.run().refusal();
-    assert!(error.contains(&format!("refuses virtual host {:?}", own.shop.vhost.name)), "{error}");
+    let error = own.env.spawn().startup_error();
+    assert!(error.contains(&format!("refuses virtual host {:?}", own.env.vhost.name)), "{error}");
 }
 
 #[test]
@@ -196,15 +200,15 @@ fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
     let node = Node::shared();
     let own = Restricted::new(&node);
     own.grant(&json!({"configure": ".*", "write": ".*", "read": ".*"}));
-    assert_eq!(own.shop.open().stop(), 0);
-    let orders = own.shop.directory.path().join("orders.ndjson");
+    assert_eq!(own.env.start().stop(), 0);
+    let orders = own.env.directory.path().join("orders.ndjson");
     std::fs::write(&orders, order("ord-1")).unwrap();
     let publish = || {
-        let mut publish = own.shop.command(&["publish", orders.to_str().unwrap()]);
-        (publish.exit(), publish.output())
+        let mut publish = own.env.command(&["publish", orders.to_str().unwrap()]);
+        (publish.wait_for_exit(), publish.output())
     };
     let topic = |write: &str| {
-        let path = format!("/topic-permissions/{}/{}", own.shop.vhost.name, own.user);
+        let path = format!("/topic-permissions/{}/{}", own.env.vhost.name, own.user);
         let body = json!({"exchange": "orders", "write": write, "read": "^$"});
         assert!([201, 204].contains(&node.management("PUT", &path, &body.to_string()).0));
     };
@@ -225,26 +229,26 @@ fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
     let (code, told) = publish();
     assert_eq!(code, 0, "{told}");
     // Asking has published nothing.
-    let mut raw = own.shop.raw();
-    let (_, published) = raw.hold("order_queue").expect("the order is there");
+    let mut raw = own.env.raw();
+    let (_, published) = raw.get_unacked("order_queue").expect("the order is there");
     assert_eq!(published.text().as_bytes(), order("ord-1"));
-    assert!(raw.hold("order_queue").is_none(), "there is more than the order");
+    assert!(raw.get_unacked("order_queue").is_none(), "there is more than the order");
 }
 
 #[test]
 fn a_broker_that_gives_no_more_connections_is_waited_for() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let limit = format!("/vhost-limits/{}/max-connections", shop.vhost.name);
+    let env = TestEnv::new(&node);
+    let limit = format!("/vhost-limits/{}/max-connections", env.vhost.name);
     assert_eq!(node.management("PUT", &limit, r#"{"value":0}"#).0, 204);
-    let mut orderd = shop.run();
-    until("it waits", || orderd.says("waiting for the broker"));
-    let told = orderd.lines("waiting for the broker")[0]["error"].to_string();
+    let mut orderd = env.spawn();
+    wait_until("it waits", || orderd.has_logged("waiting for the broker"));
+    let told = orderd.log_lines("waiting for the broker")[0]["error"].to_string();
     assert!(told.contains("connection limit"), "{told}");
     assert_eq!(node.management("DELETE", &limit, "").0, 204);
-    until("it has started", || {
-        assert_eq!(orderd.ended(), None, "it has given up");
-        orderd.says("started")
+    wait_until("it has started", || {
+        assert_eq!(orderd.exit_status(), None, "it has given up");
+        orderd.has_logged("started")
     });
     assert_eq!(orderd.stop(), 0);
 }
@@ -252,16 +256,16 @@ fn a_broker_that_gives_no_more_connections_is_waited_for() {
 #[test]
 fn a_broker_that_is_away_is_waited_for_where_an_administrator_declares() {
     let node = Node::shared();
-    let mut shop = Shop::new(&node);
-    assert_eq!(shop.open().stop(), 0);
-    shop.change("topology.declare", "false");
-    shop.change("broker.addresses", "127.0.0.1:1");
-    let mut orderd = shop.run();
-    until("it waits", || {
-        assert_eq!(orderd.ended(), None, "it has given up");
-        orderd.says("waiting for the broker")
+    let mut env = TestEnv::new(&node);
+    assert_eq!(env.start().stop(), 0);
+    env.change("topology.declare", "false");
+    env.change("broker.addresses", "127.0.0.1:1");
+    let mut orderd = env.spawn();
+    wait_until("it waits", || {
+        assert_eq!(orderd.exit_status(), None, "it has given up");
+        orderd.has_logged("waiting for the broker")
     });
-    assert!(!orderd.says("cannot ask what the user may do"), "{}", orderd.output());
+    assert!(!orderd.has_logged("cannot ask what the user may do"), "{}", orderd.output());
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -271,31 +275,31 @@ fn what_is_taken_away_from_a_running_orderd_is_shown_and_waited_for() {
     let own = Restricted::new(&node);
     let needed = own.needed();
     own.grant(&needed);
-    let mut orderd = own.shop.open();
-    until("it is ready", || http::get(orderd.admin(), "/readyz").status == 200);
+    let mut orderd = own.env.start();
+    wait_until("it is ready", || http::get(orderd.admin_address(), "/readyz").status == 200);
 
     own.set_password(OTHER_PASSWORD);
-    own.shop.vhost.close_connections();
-    until("status tells of the password", || trouble(&orderd).contains(&format!("refuses user {:?}", own.user)));
-    assert_eq!(orderd.ended(), None, "it has given up");
+    own.env.vhost.close_connections();
+    wait_until("status tells of the password", || trouble(&orderd).contains(&format!("refuses user {:?}", own.user)));
+    assert_eq!(orderd.exit_status(), None, "it has given up");
     assert!(!orderd.output().contains(PASSWORD));
     own.set_password(PASSWORD);
-    until("it is ready again", || http::get(orderd.admin(), "/readyz").status == 200);
+    wait_until("it is ready again", || http::get(orderd.admin_address(), "/readyz").status == 200);
 
     let mut less = needed.clone();
     less["read"] = json!(needed["read"].as_str().unwrap().replace("|order_queue|", "|"));
     own.grant(&less);
-    own.shop.vhost.close_connections();
-    until("status tells of the permission", || trouble(&orderd).contains("ACCESS_REFUSED"));
+    own.env.vhost.close_connections();
+    wait_until("status tells of the permission", || trouble(&orderd).contains("ACCESS_REFUSED"));
     own.grant(&needed);
-    own.shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
-    own.shop.book().await_settled(1);
+    own.env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    own.env.ledger().await_settled(1);
     assert_eq!(orderd.stop(), 0);
 }
 
 /// What the checks that fail say, together.
-fn trouble(orderd: &Orderd) -> String {
-    let status = http::json(orderd.admin(), "/api/v1/status");
+fn trouble(orderd: &OrderdProcess) -> String {
+    let status = http::json(orderd.admin_address(), "/api/v1/status");
     let failing = status["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
     failing.map(|check| check["detail"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("; ")
 }

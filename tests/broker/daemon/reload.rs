@@ -7,19 +7,19 @@ use serde_json::{Value, json};
 
 use crate::support::Node;
 use crate::support::http::Scrape;
-use crate::support::raw::properties::Properties;
-use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 
 const NORMAL: &str = "order.normal.created";
 
-pub(super) fn flood(shop: &Shop<'_>, key: &str, name: &str, orders: u64) {
+pub(super) fn flood(env: &TestEnv<'_>, key: &str, name: &str, orders: u64) {
     let orders = (0..orders).map(|n| (key.to_owned(), order(&format!("{name}-{n}"))));
-    shop.raw().flood("orders", orders);
+    env.raw().publish_all("orders", orders);
 }
 
 /// Scrapes until told to stop: each scrape must add up. Returns how many there were.
-fn watch(orderd: &Orderd, stop: &AtomicBool) -> u64 {
-    let admin = orderd.admin();
+fn watch(orderd: &OrderdProcess, stop: &AtomicBool) -> u64 {
+    let admin = orderd.admin_address();
     let mut scrapes = 0;
     while !stop.load(Ordering::Relaxed) {
         let scrape = Scrape::of(admin);
@@ -34,19 +34,19 @@ fn watch(orderd: &Orderd, stop: &AtomicBool) -> u64 {
 }
 
 /// What the broker has counted of a queue: acked, and handed out again.
-pub(super) fn counted(shop: &Shop<'_>, queue: &str) -> (u64, u64) {
-    let (status, told) = shop.vhost.node.management("GET", &format!("/queues/{}/{queue}", shop.vhost.name), "");
+pub(super) fn counted(env: &TestEnv<'_>, queue: &str) -> (u64, u64) {
+    let (status, told) = env.vhost.node.management("GET", &format!("/queues/{}/{queue}", env.vhost.name), "");
     assert_eq!(status, 200, "{told}");
     let count = |name: &str| told["message_stats"][name].as_u64().unwrap_or(0);
     (count("ack"), count("redeliver"))
 }
 
 /// All were received once, worked on once and acked once: nothing that was in hand has come again.
-pub(super) fn assert_once(shop: &Shop<'_>, orderd: &Orderd, orders: u64) {
-    let book = shop.book();
-    assert_eq!(book.rows("SELECT * FROM attempts"), [""; 0]);
-    until("all is settled", || Scrape::of(orderd.admin()).sum("orderd_in_flight", &[]) == 0.0);
-    let scrape = Scrape::of(orderd.admin());
+pub(super) fn assert_once(env: &TestEnv<'_>, orderd: &OrderdProcess, orders: u64) {
+    let ledger = env.ledger();
+    assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0]);
+    wait_until("all is settled", || Scrape::of(orderd.admin_address()).sum("orderd_in_flight", &[]) == 0.0);
+    let scrape = Scrape::of(orderd.admin_address());
     for consumer in ["order", "notification", "analytics"] {
         assert_eq!(scrape.of_consumer("orderd_deliveries_total", consumer), orders as f64, "{consumer}");
         for (outcome, count) in [("completed", orders), ("duplicate", 0), ("forwarded", 0), ("released", 0)] {
@@ -55,13 +55,13 @@ pub(super) fn assert_once(shop: &Shop<'_>, orderd: &Orderd, orders: u64) {
         }
     }
     // Its statistics are some seconds old; once it has counted all acks, it has counted all deliveries.
-    until("the broker has counted all acks", || counted(shop, "order_queue").0 == orders);
+    wait_until("the broker has counted all acks", || counted(env, "order_queue").0 == orders);
     // What is on its way inside the broker when a consumer is cancelled, it takes back though nobody saw it: some fifty
     // messages a time, unless orderd waits for a quiet moment, which a starved machine may let pass.
-    let taken_back = counted(shop, "order_queue").1;
+    let taken_back = counted(env, "order_queue").1;
     assert!(taken_back < 10, "the broker took {taken_back} messages back");
-    assert_eq!(shop.raw().depth("dead_letter_queue"), 0);
-    assert!(!orderd.says("deliveries do not add up: report this with the log"));
+    assert_eq!(env.raw().depth("dead_letter_queue"), 0);
+    assert!(!orderd.has_logged("deliveries do not add up: report this with the log"));
 }
 
 fn effects(verdict: &Value) -> Vec<(String, String)> {
@@ -78,13 +78,13 @@ fn live(keys: &[&str]) -> Vec<(String, String)> {
 fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
     const ORDERS: u64 = 40_000;
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).set("log.level", "info").with_file();
-    let mut orderd = shop.open();
-    let (book, stop) = (shop.book(), AtomicBool::new(false));
+    let (env, mut file) = TestEnv::new(&node).set("log.level", "info").with_file();
+    let mut orderd = env.start();
+    let (ledger, stop) = (env.ledger(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let watching = scope.spawn(|| watch(&orderd, &stop));
-        let feeding = scope.spawn(|| flood(&shop, NORMAL, "ord", ORDERS));
-        until("orders flow", || book.processed() > 100);
+        let feeding = scope.spawn(|| flood(&env, NORMAL, "ord", ORDERS));
+        wait_until("orders flow", || ledger.processed() > 100);
         for (generation, (workers, prefetch)) in
             [("64", "50"), ("2", "250"), ("64", "10"), ("2", "250")].iter().enumerate()
         {
@@ -98,15 +98,15 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
             let told = orderd.status();
             assert_eq!(told["consumers"]["order"]["workers_wanted"], workers.parse::<u64>().unwrap());
             assert_eq!(told["daemon"]["config_generation"], generation + 2);
-            assert!(book.processed() < ORDERS, "all were done before the change: no test of scaling");
+            assert!(ledger.processed() < ORDERS, "all were done before the change: no test of scaling");
         }
         feeding.join().unwrap();
-        book.await_settled(ORDERS);
-        until("former pools have finished", || orderd.status()["daemon"]["connections"] == 6);
+        ledger.await_settled(ORDERS);
+        wait_until("former pools have finished", || orderd.status()["daemon"]["connections"] == 6);
         stop.store(true, Ordering::Relaxed);
         assert!(watching.join().unwrap() > 5);
     });
-    assert_once(&shop, &orderd, ORDERS);
+    assert_once(&env, &orderd, ORDERS);
     let told = orderd.status();
     assert_eq!((&told["consumers"]["order"]["workers_up"], &told["conserved"]), (&json!(2), &json!(true)));
     assert_eq!(told["consumers"]["priority"]["subscriptions"], 1, "it has not changed, and its connection stays");
@@ -116,8 +116,8 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
 #[test]
 fn whoever_looks_right_after_a_reload_or_a_resumption_finds_every_consumer_subscribed() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).with_file();
-    let mut orderd = shop.open();
+    let (env, mut file) = TestEnv::new(&node).with_file();
+    let mut orderd = env.start();
     let subscribed = || {
         let told = orderd.status();
         let consumers = told["consumers"].as_object().unwrap();
@@ -142,27 +142,27 @@ fn whoever_looks_right_after_a_reload_or_a_resumption_finds_every_consumer_subsc
 #[test]
 fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
     let node = Node::shared();
-    let (shop, mut file) =
-        Shop::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "12s").with_file();
-    let mut orderd = shop.open();
-    flood(&shop, NORMAL, "slow", 3);
-    until("they hang", || orderd.lines("Processing Order").len() == 3);
+    let (env, mut file) =
+        TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "12s").with_file();
+    let mut orderd = env.start();
+    flood(&env, NORMAL, "slow", 3);
+    wait_until("they hang", || orderd.log_lines("Processing Order").len() == 3);
     file.set("consumers.order.timeout", "1s").set("consumers.order.faults.hang", "0.0").save();
     let verdict = orderd.reload();
     assert_eq!(effects(&verdict), live(&["consumers.order.faults.hang", "consumers.order.timeout"]));
-    flood(&shop, NORMAL, "quick", 3);
-    let book = shop.book();
-    until("the new pool works", || book.processed() >= 3);
+    flood(&env, NORMAL, "quick", 3);
+    let ledger = env.ledger();
+    wait_until("the new pool works", || ledger.processed() >= 3);
     let told = orderd.status();
     let of = &told["consumers"]["order"];
     assert_eq!((&of["subscribed"], &of["draining"], &of["in_flight"]), (&json!(true), &json!(1), &json!(3)), "{of}");
     // By the old deadline they fail, and by the new rules they are retried and done.
-    book.await_settled(6);
-    let failed = orderd.lines("Order Failed");
+    ledger.await_settled(6);
+    let failed = orderd.log_lines("Order Failed");
     assert_eq!(failed.len(), 3, "{failed:?}");
     assert!(failed.iter().all(|line| line["reason"] == "no result within 12s"), "{failed:?}");
-    until("the former pool is done", || orderd.status()["consumers"]["order"]["draining"] == 0);
-    assert_eq!(counted(&shop, "order_queue").1, 0);
+    wait_until("the former pool is done", || orderd.status()["consumers"]["order"]["draining"] == 0);
+    assert_eq!(counted(&env, "order_queue").1, 0);
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -170,15 +170,15 @@ fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
 fn changed_delays_make_new_retry_queues_and_the_old_ones_drain() {
     const ORDERS: u64 = 20;
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node)
+    let (env, mut file) = TestEnv::new(&node)
         .set("consumers.order.faults.transient", "1.0")
         .set("consumers.order.retry.immediate", "0")
         .set("consumers.order.retry.delays", "15s")
         .with_file();
-    let mut orderd = shop.open();
-    flood(&shop, NORMAL, "ord", ORDERS);
-    let mut raw = shop.raw();
-    until("all wait for their retry", || raw.depth("order_queue.retry.15s") == ORDERS as u32);
+    let mut orderd = env.start();
+    flood(&env, NORMAL, "ord", ORDERS);
+    let mut raw = env.raw();
+    wait_until("all wait for their retry", || raw.depth("order_queue.retry.15s") == ORDERS as u32);
     file.set("consumers.order.retry.delays", "400ms,2s").set("consumers.order.faults.transient", "0.0").save();
     let verdict = orderd.reload();
     assert_eq!(verdict["outcome"], "applied", "{verdict}");
@@ -186,16 +186,16 @@ fn changed_delays_make_new_retry_queues_and_the_old_ones_drain() {
     let notes = verdict["notes"].to_string();
     assert!(notes.contains("order_queue.retry.15s"), "{notes}");
     assert_eq!((raw.depth("order_queue.retry.400ms"), raw.depth("order_queue.retry.2s")), (0, 0));
-    shop.book().await_settled(ORDERS);
+    env.ledger().await_settled(ORDERS);
     assert_eq!(raw.depth("order_queue.retry.15s"), 0);
     // The consumer of failures knows the new delays too.
     file.set("consumers.order.faults.transient", "1.0").save();
     assert_eq!(orderd.reload()["outcome"], "applied");
-    raw.send_to("orders", NORMAL, &Properties::persistent(), &order("late"));
+    raw.publish_to("orders", NORMAL, &Properties::persistent(), &order("late"));
     // An injected failure is one of the first try alone.
-    shop.book().await_settled(ORDERS + 1);
-    let delays = || shop.book().rows("SELECT delay FROM attempts WHERE identity = 'late'");
-    until("its failure is in the books", || delays() == ["400ms"]);
+    env.ledger().await_settled(ORDERS + 1);
+    let delays = || env.ledger().rows("SELECT delay FROM attempts WHERE identity = 'late'");
+    wait_until("its failure is in the books", || delays() == ["400ms"]);
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -203,23 +203,23 @@ fn changed_delays_make_new_retry_queues_and_the_old_ones_drain() {
 fn consumers_and_queues_come_and_go_while_others_work() {
     const ORDERS: u64 = 8_000;
     let node = Node::shared();
-    let (shop, file) = Shop::new(&node).set("log.level", "info").with_file();
+    let (env, file) = TestEnv::new(&node).set("log.level", "info").with_file();
     let mut with_bulk = file.clone();
     with_bulk
         .set("queues.bulk_queue.bindings", "order.bulk.*")
         .set("consumers.bulk.queue", "bulk_queue")
         .set("consumers.bulk.handler", "order")
         .set("consumers.bulk.retry.delays", "300ms");
-    let mut orderd = shop.open();
-    let book = shop.book();
-    let of_bulk = || book.number("SELECT count(*) FROM orders WHERE consumer = 'bulk' AND status = 'processed'");
+    let mut orderd = env.start();
+    let ledger = env.ledger();
+    let of_bulk = || ledger.number("SELECT count(*) FROM orders WHERE consumer = 'bulk' AND status = 'processed'");
     std::thread::scope(|scope| {
-        let feeding = scope.spawn(|| flood(&shop, NORMAL, "ord", ORDERS));
+        let feeding = scope.spawn(|| flood(&env, NORMAL, "ord", ORDERS));
         with_bulk.save();
         let verdict = orderd.reload();
         assert_eq!((&verdict["outcome"], &verdict["notes"]), (&json!("applied"), &json!([])), "{verdict}");
-        flood(&shop, "order.bulk.created", "bulk", 500);
-        until("the new consumer works", || of_bulk() > 0);
+        flood(&env, "order.bulk.created", "bulk", 500);
+        wait_until("the new consumer works", || of_bulk() > 0);
         file.save();
         let verdict = orderd.reload();
         assert_eq!(verdict["outcome"], "applied", "{verdict}");
@@ -227,30 +227,30 @@ fn consumers_and_queues_come_and_go_while_others_work() {
         assert!(notes.contains("bulk_queue") && notes.contains("order.bulk.%2A"), "{notes}");
         feeding.join().unwrap();
     });
-    until("it is gone", || orderd.status()["consumers"].get("bulk").is_none());
-    until("all others are through", || {
-        book.number("SELECT count(*) FROM orders WHERE consumer = 'order' AND status = 'processed'") == ORDERS
+    wait_until("it is gone", || orderd.status()["consumers"].get("bulk").is_none());
+    wait_until("all others are through", || {
+        ledger.number("SELECT count(*) FROM orders WHERE consumer = 'order' AND status = 'processed'") == ORDERS
     });
-    let (done, left) = (of_bulk(), u64::from(shop.raw().depth("bulk_queue")));
+    let (done, left) = (of_bulk(), u64::from(env.raw().depth("bulk_queue")));
     assert_eq!(done + left, 500);
-    assert_eq!(counted(&shop, "bulk_queue").1, 0, "handed out again");
+    assert_eq!(counted(&env, "bulk_queue").1, 0, "handed out again");
 
     // It comes back: what was left is done, and its counters go on.
     with_bulk.save();
     assert_eq!(orderd.reload()["outcome"], "applied");
-    book.await_settled(ORDERS + 500);
-    let counted = || Scrape::of(orderd.admin()).of_consumer("orderd_deliveries_total", "bulk");
-    until("all are counted", || counted() == 500.0);
+    ledger.await_settled(ORDERS + 500);
+    let counted = || Scrape::of(orderd.admin_address()).of_consumer("orderd_deliveries_total", "bulk");
+    wait_until("all are counted", || counted() == 500.0);
 
     // The command of the note removes the binding, and nothing else.
     file.save();
     let notes = orderd.reload()["notes"].to_string();
     let path = notes.split("/api").nth(1).and_then(|rest| rest.split('\'').next()).unwrap();
     assert_eq!(node.management("DELETE", path, "").0, 204, "{notes}");
-    let bound = node.management("GET", &format!("/queues/{}/bulk_queue/bindings", shop.vhost.name), "").1;
+    let bound = node.management("GET", &format!("/queues/{}/bulk_queue/bindings", env.vhost.name), "").1;
     let keys: BTreeSet<_> = bound.as_array().unwrap().iter().map(|one| one["routing_key"].to_string()).collect();
     assert_eq!(keys, [r#""bulk_queue""#.to_owned()].into(), "{bound}");
-    assert_eq!(book.rows("SELECT * FROM attempts"), [""; 0]);
+    assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0]);
     assert_eq!(orderd.stop(), 0);
     assert_eq!(orderd.counts("bulk", "deliveries"), 500);
 }
@@ -259,7 +259,7 @@ fn consumers_and_queues_come_and_go_while_others_work() {
 fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_dead_lettered_without_an_origin() {
     const ORDERS: u32 = 300;
     let node = Node::shared();
-    let (shop, file) = Shop::new(&node).with_file();
+    let (env, file) = TestEnv::new(&node).with_file();
     let bulk = [
         ("queues.bulk_queue.bindings", "order.bulk.*"),
         ("consumers.bulk.queue", "bulk_queue"),
@@ -274,16 +274,16 @@ fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_dead_lettered_
     }
     // Its queue is there before it is.
     with_bulk.save();
-    assert_eq!(shop.open().stop(), 0);
+    assert_eq!(env.start().stop(), 0);
     file.save();
-    let mut orderd = shop.open();
-    flood(&shop, "order.bulk.created", "ord", ORDERS.into());
+    let mut orderd = env.start();
+    flood(&env, "order.bulk.created", "ord", ORDERS.into());
     with_bulk.save();
     assert_eq!(orderd.reload()["outcome"], "applied");
-    until("all are retried or dead-lettered", || {
-        shop.raw().depth("bulk_queue.retry.1h") + shop.raw().depth("dead_letter_queue") == ORDERS
+    wait_until("all are retried or dead-lettered", || {
+        env.raw().depth("bulk_queue.retry.1h") + env.raw().depth("dead_letter_queue") == ORDERS
     });
-    assert_eq!(shop.raw().depth("dead_letter_queue"), 0);
+    assert_eq!(env.raw().depth("dead_letter_queue"), 0);
     assert_eq!(orderd.status()["consumers"]["failed"]["subscriptions"], 1, "it has not changed, and its pool stays");
     assert_eq!(orderd.stop(), 0);
 }
@@ -291,8 +291,8 @@ fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_dead_lettered_
 #[test]
 fn a_file_with_faults_changes_nothing_at_all() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).with_file();
-    let mut orderd = shop.open();
+    let (env, mut file) = TestEnv::new(&node).with_file();
+    let mut orderd = env.start();
     let before = orderd.status()["consumers"].clone();
     file.set("consumers.order.workers", "9").set("consumers.order.prefetch", "0").set("log.colour", "red").save();
     let verdict = orderd.reload();
@@ -301,7 +301,7 @@ fn a_file_with_faults_changes_nothing_at_all() {
     assert!(problems.contains("consumers.order.prefetch") && problems.contains("log.colour"), "{problems}");
     let wanted = |status: &Value| status["order"]["workers_wanted"].clone();
     assert_eq!(wanted(&orderd.status()["consumers"]), wanted(&before));
-    assert!(orderd.says("not reloaded: what was in force stays in force, whole"));
+    assert!(orderd.has_logged("not reloaded: what was in force stays in force, whole"));
 
     file.write("[consumers.order\n");
     assert_eq!(orderd.reload()["outcome"], "rejected");
@@ -316,9 +316,9 @@ fn a_file_with_faults_changes_nothing_at_all() {
 #[test]
 fn what_the_broker_contradicts_is_rejected_whole() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).with_file();
-    let mut orderd = shop.open();
-    let mut raw = shop.raw();
+    let (env, mut file) = TestEnv::new(&node).with_file();
+    let mut orderd = env.start();
+    let mut raw = env.raw();
     raw.declare("bulk_queue", &[]);
     file.set("consumers.order.workers", "9")
         .set("queues.bulk_queue.bindings", "order.bulk.*")
@@ -333,20 +333,20 @@ fn what_the_broker_contradicts_is_rejected_whole() {
     assert!(raw.queue("bulk_queue.retry.300ms").is_none(), "something was declared");
 
     // A policy that would delete orders is found before any order can get into the new queue.
-    let mut raw = shop.raw();
+    let mut raw = env.raw();
     raw.delete("bulk_queue");
     let policy = r#"{"pattern":"^bulk","definition":{"overflow":"drop-head"},"apply-to":"queues"}"#;
-    assert_eq!(node.management("PUT", &format!("/policies/{}/bulk", shop.vhost.name), policy).0, 201);
+    assert_eq!(node.management("PUT", &format!("/policies/{}/bulk", env.vhost.name), policy).0, 201);
     let verdict = orderd.reload();
     assert_eq!(verdict["outcome"], "rejected");
     assert!(verdict["problems"].to_string().contains("overflow"), "{verdict}");
-    raw.send_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-1"));
+    raw.publish_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-1"));
     assert_eq!((raw.depth("unrouted_queue"), raw.depth("bulk_queue")), (1, 0));
 
-    assert_eq!(node.management("DELETE", &format!("/policies/{}/bulk", shop.vhost.name), "").0, 204);
-    until("the policy is gone", || orderd.reload()["outcome"] == "applied");
-    raw.send_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-2"));
-    shop.book().await_settled(1);
+    assert_eq!(node.management("DELETE", &format!("/policies/{}/bulk", env.vhost.name), "").0, 204);
+    wait_until("the policy is gone", || orderd.reload()["outcome"] == "applied");
+    raw.publish_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-2"));
+    env.ledger().await_settled(1);
     assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 9);
     assert_eq!(orderd.stop(), 0);
 }
@@ -354,11 +354,11 @@ fn what_the_broker_contradicts_is_rejected_whole() {
 #[test]
 fn what_needs_a_restart_or_a_person_is_named_and_the_rest_is_in_force() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node)
+    let (env, mut file) = TestEnv::new(&node)
         .set("log.level", "info")
         .set("queues.order_queue.bindings", "order.normal.*,order.bulk.*")
         .with_file();
-    let mut orderd = shop.open();
+    let mut orderd = env.start();
     file.set("broker.heartbeat", "7s").set("ledger.retention", "90d").set("log.level", "debug");
     file.set("queues.order_queue.bindings", "order.normal.*").set("shutdown.drain_timeout", "7s").save();
     let verdict = orderd.reload();
@@ -372,67 +372,67 @@ fn what_needs_a_restart_or_a_person_is_named_and_the_rest_is_in_force() {
     ];
     assert_eq!(effects(&verdict), expected.map(|(key, effect)| (key.to_owned(), effect.to_owned())));
     assert!(verdict["notes"].to_string().contains("/e/orders/q/order_queue/order.bulk.%2A"), "{verdict}");
-    assert_eq!(orderd.lines("changes with a restart")[0]["key"], "broker.heartbeat");
+    assert_eq!(orderd.log_lines("changes with a restart")[0]["key"], "broker.heartbeat");
     // The binding still routes.
-    let mut raw = shop.raw();
-    raw.send_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-1"));
-    shop.book().await_settled(1);
+    let mut raw = env.raw();
+    raw.publish_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-1"));
+    env.ledger().await_settled(1);
     assert!(orderd.log().iter().any(|line| line["level"] == "DEBUG"), "the new level is not in force");
     // It goes on asking for the restart, and for that alone.
     let verdict = orderd.reload();
     assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("partly_applied"), &json!(2)));
     assert_eq!(effects(&verdict), [("broker.heartbeat".to_owned(), "restart".to_owned())]);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.lines("draining; a second signal aborts")[0]["drain_timeout"], "7s");
+    assert_eq!(orderd.log_lines("draining; a second signal aborts")[0]["drain_timeout"], "7s");
 }
 
 #[test]
 fn a_storm_of_reloads_ends_with_the_last_configuration_and_every_order_done_once() {
     const ORDERS: u64 = 4_000;
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).set("log.level", "info").with_file();
-    let mut orderd = shop.open();
+    let (env, mut file) = TestEnv::new(&node).set("log.level", "info").with_file();
+    let mut orderd = env.start();
     std::thread::scope(|scope| {
-        let feeding = scope.spawn(|| flood(&shop, NORMAL, "ord", ORDERS));
+        let feeding = scope.spawn(|| flood(&env, NORMAL, "ord", ORDERS));
         for workers in 1..=100_u32 {
             file.set("consumers.order.workers", &(workers % 9 + 1).to_string()).save();
             orderd.signal("HUP");
         }
         feeding.join().unwrap();
     });
-    let reloads = || orderd.lines("reloaded: all of the configuration is in force").len();
-    until("the last one is in force", || orderd.status()["consumers"]["order"]["workers_wanted"] == 100 % 9 + 1);
-    shop.book().await_settled(ORDERS);
-    until("former pools have finished", || orderd.status()["daemon"]["connections"] == 6);
+    let reloads = || orderd.log_lines("reloaded: all of the configuration is in force").len();
+    wait_until("the last one is in force", || orderd.status()["consumers"]["order"]["workers_wanted"] == 100 % 9 + 1);
+    env.ledger().await_settled(ORDERS);
+    wait_until("former pools have finished", || orderd.status()["daemon"]["connections"] == 6);
     assert!(reloads() < 50, "each signal was a reload: {}", reloads());
-    assert_once(&shop, &orderd, ORDERS);
+    assert_once(&env, &orderd, ORDERS);
     assert_eq!(orderd.stop(), 0);
 }
 
 #[test]
 fn a_shutdown_wins_over_a_reload_and_a_reload_during_the_start_is_kept() {
     let node = Node::shared();
-    let (shop, mut file) = Shop::new(&node).with_file();
+    let (env, mut file) = TestEnv::new(&node).with_file();
     let (address, wrong) = (format!("127.0.0.1:{}", node.amqp_port), "127.0.0.1:1");
     file.set("broker.addresses", wrong).save();
-    let mut orderd = shop.run();
-    until("it waits for the broker", || orderd.says("waiting for the broker"));
+    let mut orderd = env.spawn();
+    wait_until("it waits for the broker", || orderd.has_logged("waiting for the broker"));
     orderd.signal("HUP");
-    until("it says so", || orderd.says("still starting; the configuration is read again after it"));
+    wait_until("it says so", || orderd.has_logged("still starting; the configuration is read again after it"));
     assert_eq!(orderd.stop(), 0);
 
     file.set("broker.addresses", &address).save();
-    let mut orderd = shop.run();
-    until("it starts", || orderd.says("starting"));
+    let mut orderd = env.spawn();
+    wait_until("it starts", || orderd.has_logged("starting"));
     orderd.signal("HUP");
-    until("it has reloaded", || orderd.says("reloaded: the configuration says what is in force already"));
+    wait_until("it has reloaded", || orderd.has_logged("reloaded: the configuration says what is in force already"));
 
     // Declaring a queue takes two seconds and more.
     file.set("consumers.order.retry.delays", "400ms").save();
     orderd.signal("HUP");
-    until("it reads", || orderd.lines("reading the configuration again").len() == 2);
-    until("it declares", || orderd.lines("queues created; resting until they are safe to use").len() == 2);
+    wait_until("it reads", || orderd.log_lines("reading the configuration again").len() == 2);
+    wait_until("it declares", || orderd.log_lines("queues created; resting until they are safe to use").len() == 2);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.lines("reloaded: all of the configuration is in force").len(), 0);
-    assert!(orderd.says("stopped") && orderd.errors().is_empty(), "{:?}", orderd.errors());
+    assert_eq!(orderd.log_lines("reloaded: all of the configuration is in force").len(), 0);
+    assert!(orderd.has_logged("stopped") && orderd.logged_errors().is_empty(), "{:?}", orderd.logged_errors());
 }

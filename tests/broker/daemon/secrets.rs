@@ -4,8 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::raw::properties::Properties;
-use crate::support::shop::{Shop, order};
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{TestEnv, order};
 use crate::support::{Node, http};
 
 const PASSWORD: &str = "Zq8-vaNilla%2F&seCret";
@@ -37,8 +37,8 @@ fn base64(text: &str) -> String {
 #[test]
 fn no_password_is_ever_printed_and_json_logs_are_json() {
     let node = Node::shared();
-    let shop = Shop::new(&node);
-    let vhost = shop.vhost.name.clone();
+    let env = TestEnv::new(&node);
+    let vhost = env.vhost.name.clone();
     let user = format!("{USER}-{vhost}");
     let create = format!(r#"{{"password":"{PASSWORD}","tags":"administrator"}}"#);
     assert_eq!(node.management("PUT", &format!("/users/{user}"), &create).0, 201);
@@ -47,10 +47,10 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
     let watcher = format!("watcher-{vhost}");
     let create = format!(r#"{{"password":"{MANAGEMENT}","tags":"administrator"}}"#);
     assert_eq!(node.management("PUT", &format!("/users/{watcher}"), &create).0, 201);
-    let logs = shop.directory.path().join("logs");
-    let token = shop.directory.path().join("token");
+    let logs = env.directory.path().join("logs");
+    let token = env.directory.path().join("token");
     fs::write(&token, TOKEN).unwrap();
-    let shop = shop
+    let env = env
         .set("broker.username", &user)
         .set("broker.password", PASSWORD)
         .set("management.username", &watcher)
@@ -59,12 +59,12 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
         .set("log.level", "trace")
         .set("log.directory", logs.to_str().unwrap());
 
-    let mut orderd = shop.open();
-    shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
-    shop.raw().send_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
-    shop.book().await_settled(1);
+    let mut orderd = env.start();
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
+    env.ledger().await_settled(1);
     for page in ["/api/v1/status", "/metrics", "/readyz"] {
-        let address = orderd.admin();
+        let address = orderd.admin_address();
         let request = format!(
             "GET {page} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
         );
@@ -80,25 +80,25 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
         assert!(line["timestamp"].is_string() && line["level"].is_string() && line["message"].is_string(), "{line}");
     }
     for arguments in [&["check"][..], &["check", "--format", "json"], &["check", "--connect"]] {
-        let mut check = shop.command(arguments);
-        assert_eq!(check.exit(), 0, "{}", check.output());
+        let mut check = env.command(arguments);
+        assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
         assert_silent(&check.output(), "check");
     }
 
-    let shop = shop.set("broker.password", WRONG);
-    let mut refused = shop.run();
-    assert_eq!(refused.exit(), 78);
+    let env = env.set("broker.password", WRONG);
+    let mut refused = env.spawn();
+    assert_eq!(refused.wait_for_exit(), 78);
     assert_silent(&refused.output(), "the refused daemon");
-    let mut check = shop.command(&["check", "--connect"]);
-    assert_ne!(check.exit(), 0);
+    let mut check = env.command(&["check", "--connect"]);
+    assert_ne!(check.wait_for_exit(), 0);
     assert_silent(&check.output(), "the refused check");
-    let mut refused = shop.command(&["check", "--set", &format!("broker.password={PASSWORD}")]);
-    assert_eq!(refused.exit(), 78);
+    let mut refused = env.command(&["check", "--set", &format!("broker.password={PASSWORD}")]);
+    assert_eq!(refused.wait_for_exit(), 78);
     assert!(refused.output().contains("broker.password: must not be on the command line"), "{}", refused.output());
     assert_silent(&refused.output(), "the complaint about the command line");
-    let misspelt = Shop::new(&node).set("broker.passwort", PASSWORD);
-    let mut refused = misspelt.run();
-    assert_eq!(refused.exit(), 78);
+    let misspelt = TestEnv::new(&node).set("broker.passwort", PASSWORD);
+    let mut refused = misspelt.spawn();
+    assert_eq!(refused.wait_for_exit(), 78);
     assert_silent(&refused.output(), "the complaint about an unknown key");
 
     let files: Vec<_> = fs::read_dir(&logs).unwrap().map(|entry| entry.unwrap().path()).collect();

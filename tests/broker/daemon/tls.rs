@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::certificates::{Authority, Until};
-use crate::support::shop::{Orderd, Shop, order, until};
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 use crate::support::{Node, http};
 
 const CONFIG: i32 = 78;
@@ -37,8 +37,8 @@ fn write_broker_conf(directory: &Path, strict: bool) {
 }
 
 /// A shop whose orderd speaks TLS to broker and management API.
-fn shop<'a>(node: &'a Node, directory: &Path) -> Shop<'a> {
-    Shop::new(node)
+fn env<'a>(node: &'a Node, directory: &Path) -> TestEnv<'a> {
+    TestEnv::new(node)
         .set("log.level", "info")
         .set("broker.addresses", &format!("localhost:{}", node.amqps_port))
         .set("broker.tls.ca_file", directory.join("ca.pem").to_str().unwrap())
@@ -49,21 +49,21 @@ trait Identified {
     fn with_certificate(self, directory: &Path, name: &str) -> Self;
 }
 
-impl Identified for Shop<'_> {
+impl Identified for TestEnv<'_> {
     fn with_certificate(self, directory: &Path, name: &str) -> Self {
         self.set("broker.tls.certificate_file", directory.join(format!("{name}.pem")).to_str().unwrap())
             .set("broker.tls.key_file", directory.join(format!("{name}.key")).to_str().unwrap())
     }
 }
 
-fn flood(shop: &Shop<'_>, name: &str) {
+fn flood(env: &TestEnv<'_>, name: &str) {
     let orders = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("{name}-{n}"))));
-    shop.raw().flood("orders", orders);
+    env.raw().publish_all("orders", orders);
 }
 
 /// What the broker knows of orderd's connections in a virtual host, each with all its fields.
-fn connections(shop: &Shop<'_>) -> Vec<Value> {
-    let (_, found) = shop.vhost.node.management("GET", &format!("/vhosts/{}/connections", shop.vhost.name), "");
+fn connections(env: &TestEnv<'_>) -> Vec<Value> {
+    let (_, found) = env.vhost.node.management("GET", &format!("/vhosts/{}/connections", env.vhost.name), "");
     let of_orderd = |one: &&Value| {
         one["client_properties"]["connection_name"].as_str().is_some_and(|name| name.starts_with("orderd "))
     };
@@ -97,59 +97,62 @@ fn own_node_tls_is_spoken_renewed_and_refused_with_a_clear_word() {
 }
 
 fn orders_are_processed_over_tls_and_idle_connections_live(node: &Node, directory: &Path) {
-    let shop = shop(node, directory).set("broker.heartbeat", "4s");
-    let mut orderd = shop.open();
-    flood(&shop, "tls");
-    shop.book().await_settled(ORDERS);
-    until("its connections are told", || connections(&shop).len() >= 6);
-    for connection in connections(&shop) {
+    let env = env(node, directory).set("broker.heartbeat", "4s");
+    let mut orderd = env.start();
+    flood(&env, "tls");
+    env.ledger().await_settled(ORDERS);
+    wait_until("its connections are told", || connections(&env).len() >= 6);
+    for connection in connections(&env) {
         assert_eq!(connection["ssl"], true, "{connection}");
         assert!(connection["ssl_protocol"].as_str().unwrap().starts_with("tlsv1."), "{connection}");
     }
-    until("the management API is asked over TLS", || status(&orderd)["broker"]["api"]["state"] == "fresh");
+    wait_until("the management API is asked over TLS", || status(&orderd)["broker"]["api"]["state"] == "fresh");
 
     // Silent but for heartbeats, several of which each connection must show. A connection whose frames are stuck
     // is closed by the broker within two.
     let names = |found: &[Value]| found.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     let octets = |found: &[Value]| found.iter().map(|one| one["recv_oct"].as_u64().unwrap_or(0)).collect::<Vec<_>>();
-    let standing = connections(&shop);
+    let standing = connections(&env);
     let (before, mut last) = (names(&standing), octets(&standing));
     for beat in 0..3 {
-        until(&format!("heartbeat {beat} arrives on each connection"), || {
-            let found = connections(&shop);
+        wait_until(&format!("heartbeat {beat} arrives on each connection"), || {
+            let found = connections(&env);
             assert_eq!(names(&found), before, "a connection was lost while idle");
             octets(&found).iter().zip(&last).all(|(now, then)| now > then)
         });
-        last = octets(&connections(&shop));
+        last = octets(&connections(&env));
     }
-    assert_eq!(orderd.lines("publishing connection lost").len() + orderd.lines("lost the subscription").len(), 0);
+    assert_eq!(
+        orderd.log_lines("publishing connection lost").len() + orderd.log_lines("lost the subscription").len(),
+        0
+    );
 
     // And a connection that is lost is made anew.
-    flood(&shop, "again");
-    shop.vhost.close_connections();
-    shop.book().await_settled(2 * ORDERS);
+    flood(&env, "again");
+    env.vhost.close_connections();
+    env.ledger().await_settled(2 * ORDERS);
     assert_eq!(orderd.stop(), 0);
 }
 
 /// What the admin listener tells.
-fn status(orderd: &Orderd) -> Value {
-    http::json(orderd.admin(), "/api/v1/status")
+fn status(orderd: &OrderdProcess) -> Value {
+    http::json(orderd.admin_address(), "/api/v1/status")
 }
 
 fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, directory: &Path, authority: &Authority) {
     authority.vouch_for("client", USER, 0x1001);
-    let shop = shop(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
+    let env = env(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
     // Nobody needs to know a password of this user.
     let user = format!("/users/{USER}");
     assert_eq!(node.management("PUT", &user, r#"{"password_hash":"","tags":""}"#).0, 201);
     let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
-    node.management("PUT", &format!("/permissions/{}/{USER}", shop.vhost.name), everything);
-    let mut orderd = shop.open();
-    flood(&shop, "mtls");
-    shop.book().await_settled(ORDERS);
-    until("its connections are told", || connections(&shop).len() >= 6);
-    assert!(connections(&shop).iter().all(|one| one["user"] == USER && one["auth_mechanism"] == "EXTERNAL"));
-    assert!(connections(&shop).iter().all(|one| shows_serial(one, "1001")), "{:#?}", connections(&shop));
+    node.management("PUT", &format!("/permissions/{}/{USER}", env.vhost.name), everything);
+    let mut orderd = env.start();
+    flood(&env, "mtls");
+    env.ledger().await_settled(ORDERS);
+    wait_until("its connections are told", || connections(&env).len() >= 6);
+    assert!(connections(&env).iter().all(|one| one["user"] == USER && one["auth_mechanism"] == "EXTERNAL"));
+    assert!(connections(&env).iter().all(|one| shows_serial(one, "1001")), "{:#?}", connections(&env));
 
     let private = fs::read_to_string(authority.file("client", "key")).unwrap();
     let line = private.lines().nth(1).unwrap();
@@ -160,26 +163,26 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, dir
     authority.vouch_for("client", USER, 0x1002);
     let renewed = fs::read(authority.file("client", "key")).unwrap();
     fs::write(authority.file("client", "key"), &key).unwrap();
-    shop.vhost.close_connections();
-    until("the bad pair is told", || {
-        orderd.says("cannot use the current certificate files; still using the last good ones")
+    env.vhost.close_connections();
+    wait_until("the bad pair is told", || {
+        orderd.has_logged("cannot use the current certificate files; still using the last good ones")
     });
-    flood(&shop, "bad-pair");
-    shop.book().await_settled(2 * ORDERS);
-    let told = orderd.lines("cannot use the current certificate files; still using the last good ones");
+    flood(&env, "bad-pair");
+    env.ledger().await_settled(2 * ORDERS);
+    let told = orderd.log_lines("cannot use the current certificate files; still using the last good ones");
     assert_eq!(told.len(), 1, "{told:#?}");
     assert_says(told[0]["error"].as_str().unwrap(), &["key_file", "client.key", "client.pem"]);
 
     // With its own key, the new certificate is who orderd is.
     fs::write(authority.file("client", "key"), renewed).unwrap();
-    shop.vhost.close_connections();
-    until("the broker sees the new certificate on every connection", || {
-        let found = connections(&shop);
+    env.vhost.close_connections();
+    wait_until("the broker sees the new certificate on every connection", || {
+        let found = connections(&env);
         found.len() >= 6 && found.iter().all(|one| shows_serial(one, "1002"))
     });
-    flood(&shop, "renewed");
-    shop.book().await_settled(3 * ORDERS);
-    let told = orderd.lines("using a new client certificate");
+    flood(&env, "renewed");
+    env.ledger().await_settled(3 * ORDERS);
+    let told = orderd.log_lines("using a new client certificate");
     assert_eq!(told.iter().map(|line| line["serial"].as_str().unwrap()).collect::<Vec<_>>(), ["1002"]);
     assert_eq!(orderd.stop(), 0);
 }
@@ -190,63 +193,64 @@ fn shows_serial(connection: &Value, serial: &str) -> bool {
 
 fn each_misunderstanding_has_its_own_word(node: &Node, directory: &Path, authority: &Authority) {
     let other = Authority::new(directory, "other");
-    let stranger = shop(node, directory).set("broker.tls.ca_file", other.file("other", "pem").to_str().unwrap());
-    assert_says(&stranger.run().refusal(), &["[broker.tls]", "ca_file", "not signed"]);
-    let misnamed = shop(node, directory).set("broker.tls.server_name", "rabbit.internal");
-    assert_says(&misnamed.run().refusal(), &["rabbit.internal", "localhost", "server_name"]);
-    let plain_port = shop(node, directory).set("broker.addresses", &format!("localhost:{}", node.amqp_port));
-    assert_says(&plain_port.run().refusal(), &["does not speak TLS", "5671"]);
-    let tls_port = Shop::new(node).set("broker.addresses", &format!("localhost:{}", node.amqps_port));
-    assert_says(&tls_port.run().refusal(), &["speaks TLS", "[broker.tls]"]);
-    let password = shop(node, directory).set("broker.password", "not-it");
-    assert_says(&password.run().refusal(), &["refuses user \"guest\""]);
+    let stranger = env(node, directory).set("broker.tls.ca_file", other.file("other", "pem").to_str().unwrap());
+    assert_says(&stranger.spawn().startup_error(), &["[broker.tls]", "ca_file", "not signed"]);
+    let misnamed = env(node, directory).set("broker.tls.server_name", "rabbit.internal");
+    assert_says(&misnamed.spawn().startup_error(), &["rabbit.internal", "localhost", "server_name"]);
+    let plain_port = env(node, directory).set("broker.addresses", &format!("localhost:{}", node.amqp_port));
+    assert_says(&plain_port.spawn().startup_error(), &["does not speak TLS", "5671"]);
+    let tls_port = TestEnv::new(node).set("broker.addresses", &format!("localhost:{}", node.amqps_port));
+    assert_says(&tls_port.spawn().startup_error(), &["speaks TLS", "[broker.tls]"]);
+    let password = env(node, directory).set("broker.password", "not-it");
+    assert_says(&password.spawn().startup_error(), &["refuses user \"guest\""]);
     authority.vouch_for("nobody", "nobody", 7);
-    let nobody = shop(node, directory).with_certificate(directory, "nobody").set("broker.mechanism", "external");
-    assert_says(&nobody.run().refusal(), &["refuses the certificate of ", "ACCESS_REFUSED"]);
+    let nobody = env(node, directory).with_certificate(directory, "nobody").set("broker.mechanism", "external");
+    assert_says(&nobody.spawn().startup_error(), &["refuses the certificate of ", "ACCESS_REFUSED"]);
     other.vouch_for("foreign", USER, 8);
-    let foreign = shop(node, directory).with_certificate(directory, "foreign").set("broker.mechanism", "external");
-    assert_says(&foreign.run().refusal(), &["certificate_file", "does not accept"]);
+    let foreign = env(node, directory).with_certificate(directory, "foreign").set("broker.mechanism", "external");
+    assert_says(&foreign.spawn().startup_error(), &["certificate_file", "does not accept"]);
     // The management API alone: it is not vital, so that orderd starts and says so.
-    let deaf = shop(node, directory)
+    let deaf = env(node, directory)
         .set("management.tls.ca_file", other.file("other", "pem").to_str().unwrap())
         .set("management.poll_every", "200ms");
-    let mut orderd = deaf.open();
-    let told = orderd.lines("cannot ask the management API: queue arguments, bindings and policies are not compared");
+    let mut orderd = deaf.start();
+    let told =
+        orderd.log_lines("cannot ask the management API: queue arguments, bindings and policies are not compared");
     assert_says(told[0]["error"].as_str().unwrap(), &["no TLS with the management API", "ca_file"]);
     assert_eq!(orderd.stop(), 0);
     let mut check = deaf.command(&["check", "--connect"]);
-    assert_eq!(check.exit(), CONFIG, "{}", check.output());
+    assert_eq!(check.wait_for_exit(), CONFIG, "{}", check.output());
 }
 
 fn a_server_certificate_that_has_ended_is_told(node: &Node, directory: &Path, authority: &Authority) {
-    let shop = shop(node, directory);
-    let mut orderd = shop.open();
+    let env = env(node, directory);
+    let mut orderd = env.start();
     authority.vouch_for_server("server", Until::Past);
     // Erlang remembers files for two minutes.
     node.ctl(&["eval", "ssl:clear_pem_cache()."]);
-    assert_says(&shop.run().refusal(), &["expired", "2021-01-01", "renew it on the broker"]);
+    assert_says(&env.spawn().startup_error(), &["expired", "2021-01-01", "renew it on the broker"]);
     // One that runs already goes on trying, and says why in its status.
-    shop.vhost.close_connections();
-    until("status tells why", || {
+    env.vhost.close_connections();
+    wait_until("status tells why", || {
         let checks = status(&orderd)["checks"].clone();
         checks.as_array().unwrap().iter().any(|check| check["detail"].as_str().unwrap().contains("expired"))
     });
     authority.vouch_for_server("server", Until::Long);
     node.ctl(&["eval", "ssl:clear_pem_cache()."]);
-    flood(&shop, "renewed");
-    shop.book().await_settled(ORDERS);
+    flood(&env, "renewed");
+    env.ledger().await_settled(ORDERS);
     assert_eq!(orderd.stop(), 0);
 }
 
 fn a_broker_that_wants_a_certificate_gets_one_or_says_so(node: &Node, directory: &Path, authority: &Authority) {
-    let nobody = shop(node, directory);
-    assert_says(&nobody.run().refusal(), &["requires a client certificate", "certificate_file and key_file"]);
+    let nobody = env(node, directory);
+    assert_says(&nobody.spawn().startup_error(), &["requires a client certificate", "certificate_file and key_file"]);
     authority.vouch_for("client", USER, 9);
-    let external = shop(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
-    assert_says(&external.run().refusal(), &["EXTERNAL", "PLAIN", "rabbitmq_auth_mechanism_ssl"]);
-    let both = shop(node, directory).with_certificate(directory, "client");
-    let mut orderd = both.open();
+    let external = env(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
+    assert_says(&external.spawn().startup_error(), &["EXTERNAL", "PLAIN", "rabbitmq_auth_mechanism_ssl"]);
+    let both = env(node, directory).with_certificate(directory, "client");
+    let mut orderd = both.start();
     flood(&both, "both");
-    both.book().await_settled(ORDERS);
+    both.ledger().await_settled(ORDERS);
     assert_eq!(orderd.stop(), 0);
 }

@@ -1,0 +1,124 @@
+//! Why a connection does not come about, told apart, and how connections look to the broker's people.
+
+use std::error::Error;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use orderd::amqp::{ConnectError, ConnectionEnd, Connector};
+use orderd::config::{Address, Broker, Secret};
+use orderd::message::{Consumer, SubscribeError};
+
+use crate::support::{Node, eventually, with_deadline};
+
+async fn refusal(broker: Broker) -> ConnectError {
+    let error: SubscribeError = with_deadline("refusal", Connector::new(broker).subscribe("q", 1)).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot consume queue \"q\"");
+    *error.source.downcast::<ConnectError>().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_are_told_from_a_broken_network() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    broker.password = Secret::new("wrong");
+    let error = refusal(broker).await;
+    assert!(matches!(&error, ConnectError::Credentials { who, .. } if who == "user \"guest\""), "{error:?}");
+    assert!(error.is_permanent());
+    assert!(!format!("{error} {error:?}").contains("wrong"), "the password is printed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_virtual_host_is_named() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    broker.virtual_host = "no-such-vhost".into();
+    let error = refusal(broker).await;
+    assert!(
+        matches!(&error, ConnectError::VirtualHost { virtual_host, .. } if virtual_host == "no-such-vhost"),
+        "{error:?}"
+    );
+    assert!(error.is_permanent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_not_there_is_unreachable() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    broker.addresses[0].port = 1;
+    let error = refusal(broker).await;
+    assert!(matches!(&error, ConnectError::Unreachable { .. }), "{error:?}");
+    assert!(error.source().is_some_and(|cause| cause.to_string().contains("refused")), "{error:?}");
+    assert!(!error.is_permanent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_says_nothing_costs_no_more_than_the_timeout() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    broker.addresses[0].port = silent.local_addr().unwrap().port();
+    broker.connect_timeout = Duration::from_secs(1);
+    let begun = Instant::now();
+    let error = refusal(broker).await;
+    assert!(matches!(&error, ConnectError::TimedOut { .. }), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_addresses_leave_time_for_the_living() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let node = Node::shared();
+    let vhost = node.vhost();
+    vhost.raw().declare_quorum("q", &[]);
+    let mut broker = vhost.broker();
+    broker.connect_timeout = Duration::from_secs(3);
+    let dead = |port| Address { host: "127.0.0.1".into(), port };
+    broker.addresses.extend([dead(1), dead(silent.local_addr().unwrap().port())]);
+    // From a random address on, so often enough to have begun at each.
+    for _ in 0..6 {
+        with_deadline("subscribe", Connector::new(broker.clone()).subscribe("q", 1)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_queue_is_the_brokers_word() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let error = refusal(vhost.broker()).await;
+    assert!(
+        matches!(&error, ConnectError::Lost(ConnectionEnd::ChannelClosed { code: 404, text }) if text.contains("'q'")),
+        "{error:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_over_255_bytes_are_errors_when_connecting_too() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut broker = vhost.broker();
+    let error =
+        with_deadline("refusal", Connector::new(broker.clone()).subscribe(&"q".repeat(256), 1)).await.unwrap_err();
+    assert!(matches!(error.source.downcast_ref(), Some(ConnectError::Invalid { .. })), "{error:?}");
+    broker.virtual_host = "v".repeat(256);
+    assert!(matches!(refusal(broker).await, ConnectError::Invalid { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_have_names_that_a_person_recognises() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    vhost.raw().declare_quorum("q", &[]);
+    let link = Connector::new(vhost.broker());
+    let _subscription = with_deadline("subscribe", link.subscribe("q", 1)).await.unwrap();
+    let _publisher = link.publisher();
+    eventually("both are listed", async || {
+        let (_, connections) = node.management("GET", &format!("/vhosts/{}/connections", vhost.name), "");
+        let listed = connections.to_string();
+        ["consume q", "publish"].iter().all(|purpose| listed.contains(&orderd::instance::connection_name(purpose)))
+    })
+    .await;
+}

@@ -1,0 +1,257 @@
+//! `orderd reload`, `pause` and `resume`, the requests behind them, and the file that is followed: who may, what is
+//! answered, and with which exit code.
+
+use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use crate::support::http::{Answer, Scrape, ask};
+use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
+use crate::support::{Node, free_address};
+
+/// Its exit code and all it printed.
+fn told(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, String) {
+    let mut command = env.command(arguments);
+    (command.wait_for_exit(), command.output())
+}
+
+/// The same as JSON.
+fn told_json(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, Value) {
+    let (code, text) = told(env, &[arguments, &["--format", "json"]].concat());
+    (code, serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}")))
+}
+
+/// Posts as a well-behaved client would, with these header lines besides.
+fn post(address: SocketAddr, path: &str, headers: &str) -> Answer {
+    ask(address, &format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\n\r\n"))
+}
+
+const JSON: &str = "Content-Type: application/json\r\n";
+
+fn body(answer: &Answer) -> Value {
+    serde_json::from_str(&answer.body).unwrap_or_else(|_| panic!("no JSON: {answer:?}"))
+}
+
+fn shown(env: &TestEnv<'_>) -> String {
+    told(env, &["status"]).1.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
+    let node = Node::shared();
+    let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
+    let mut orderd = env.start();
+    let (code, text) = told(&env, &["reload"]);
+    assert_eq!((code, text.trim()), (0, "unchanged: all of it is in force already (generation 1)"));
+
+    file.set("consumers.order.workers", "2").save();
+    let change = json!({"key": "consumers.order.workers", "from": "4", "to": "2", "effect": "live"});
+    let verdict = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "temporary": false, "notes": []});
+    assert_eq!(told_json(&env, &["reload"]), (0, verdict));
+
+    file.set("runtime.threads", "2").set("log.level", "info").save();
+    let (code, text) = told(&env, &["reload"]);
+    assert_eq!(code, 1, "{text}");
+    for line in ["  log.level: \"debug\" → \"info\", in force", "  runtime.threads: 1 → 2, needs a restart"] {
+        assert!(text.lines().any(|told| told == line), "no {line:?}: {text}");
+    }
+    // It goes on being asked for.
+    assert_eq!(told(&env, &["reload"]).0, 1);
+    let status = shown(&env);
+    assert!(status.contains("asked for by admin RESTART NEEDED for runtime.threads"), "{status}");
+    assert!(status.contains("(generation 3)"), "{status}");
+    assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_pending", &[]), 1.0);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
+    let node = Node::shared();
+    let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
+    let mut orderd = env.start();
+    let path = env.directory.path().join("orderd.toml");
+    let whole = fs::read_to_string(&path).unwrap();
+    file.set("consumers.order.workers", "0").set("log.level", "loud").save();
+    let (code, text) = told(&env, &["reload"]);
+    assert_eq!(code, 78, "{text}");
+    for part in [
+        "rejected: nothing of it is in force, what was before still is (generation 1)",
+        "problem: consumers.order.workers: must be at least 1, is 0",
+        "problem: log.level: ",
+        "the configuration has faults, which `orderd check` names; asking where it says that the daemon answers",
+    ] {
+        assert!(text.contains(part), "no {part:?}: {text}");
+    }
+    let status = shown(&env);
+    assert!(status.contains("REJECTED") && status.contains("must be at least 1, is 0"), "{status}");
+    assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_reload_failed", &[]), 1.0);
+
+    for (broken, problem) in [
+        (whole.replacen("[broker]", "[broker", 1), "line "),
+        (whole.trim_end().to_owned(), "no newline"),
+        (whole[..whole.find("workers = ").unwrap() + 10].to_owned(), "no newline"),
+    ] {
+        file.write(&broken);
+        let address = orderd.admin_address().to_string();
+        let (code, text) = told(&env, &["reload", "--address", &address]);
+        assert_eq!(code, 78, "{text}");
+        assert!(text.contains("rejected: ") && text.contains(problem), "{text}");
+    }
+    // A file without anything says where its daemon would answer by default, which is not its own.
+    file.write("consumers = 3\n");
+    let (code, text) = told(&env, &["reload"]);
+    assert!(code == 69 && text.contains("--address"), "{code}: {text}");
+    file.write(&whole);
+    assert_eq!(told(&env, &["reload"]).0, 0);
+    assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_reload_failed", &[]), 0.0);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_named() {
+    let node = Node::shared();
+    let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
+    for command in [&["reload"][..], &["pause", "order"], &["resume", "order"]] {
+        let (code, text) = told(&env, command);
+        assert_eq!(code, 69, "{command:?}: {text}");
+        assert!(text.contains("no daemon answers at") && text.contains("orderd run"), "{text}");
+    }
+    let mut orderd = env.start();
+    let former = orderd.admin_address().to_string();
+    file.set("admin.listen", &free_address().to_string()).save();
+    let (code, text) = told(&env, &["reload"]);
+    assert!(code == 69 && text.contains("former address") && text.contains("--address"), "{code}: {text}");
+    let (code, verdict) = told_json(&env, &["reload", "--address", &former]);
+    assert_eq!(
+        (code, &verdict["outcome"], &verdict["changes"][0]["key"]),
+        (1, &json!("partly_applied"), &json!("admin.listen"))
+    );
+    file.set("admin.listen", "off").save();
+    let (code, text) = told(&env, &["reload"]);
+    assert!(code == 69 && text.contains("SIGHUP") && text.contains("systemctl reload orderd"), "{code}: {text}");
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn a_consumer_is_paused_and_resumed_by_command_and_it_is_seen() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("admin.listen", &free_address().to_string());
+    let mut orderd = env.start();
+    let answer = |paused, changed| json!({"consumer": "order", "paused": paused, "changed": changed});
+    assert_eq!(told_json(&env, &["pause", "order"]), (0, answer(true, true)));
+    assert_eq!(told_json(&env, &["pause", "order"]), (0, answer(true, false)));
+    let screen = told(&env, &["status"]).1;
+    for part in ["but PAUSED: order", "takes nothing in until `orderd resume order`"] {
+        assert!(screen.split_whitespace().collect::<Vec<_>>().join(" ").contains(part), "no {part:?}: {screen}");
+    }
+    let row = screen.lines().find(|line| line.starts_with("order ")).unwrap_or_else(|| panic!("{screen}"));
+    assert_eq!(row.split_whitespace().nth(1), Some("PAUSED"), "{screen}");
+    assert_eq!(Scrape::of(orderd.admin_address()).of_consumer("orderd_paused", "order"), 1.0);
+    let (code, text) = told(&env, &["resume", "order"]);
+    assert_eq!((code, text.trim()), (0, "consumer order takes deliveries again"));
+    assert_eq!(told_json(&env, &["resume", "order"]), (0, answer(false, false)));
+    assert!(!told(&env, &["status"]).1.contains("PAUSED"));
+
+    let (code, text) = told(&env, &["pause", "nobody"]);
+    assert_eq!(code, 64, "{text}");
+    assert!(
+        text.contains("unknown consumer \"nobody\"; known consumers: analytics, failed, notification, order"),
+        "{text}"
+    );
+    assert_eq!(told(&env, &["pause", "../reload"]).0, 64);
+    assert_eq!(told(&env, &["pause"]).0, 64);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn only_those_who_may_ask_may_command() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let token = env.directory.path().join("token");
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    let (env, _) = env
+        .set("admin.listen", &free_address().to_string())
+        .set("admin.token_file", token.to_str().unwrap())
+        .with_file();
+    let mut orderd = env.start();
+    let admin = orderd.admin_address();
+    let bearer = "Authorization: Bearer 0123456789abcdef\r\n";
+    let paths = ["/api/v1/reload", "/api/v1/consumers/order/pause", "/api/v1/consumers/order/resume"];
+    for path in paths {
+        for (headers, expected) in [
+            (JSON.to_owned(), 401),
+            (bearer.to_owned(), 415),
+            (format!("{bearer}Content-Type: text/plain\r\n"), 415),
+            (format!("{bearer}{JSON}Origin: http://evil.example\r\n"), 403),
+            (format!("{bearer}{JSON}Origin: null\r\n"), 403),
+            (format!("{bearer}{JSON}Sec-Fetch-Site: cross-site\r\n"), 403),
+            (format!("{bearer}{JSON}Content-Length: 2\r\n"), 413),
+        ] {
+            assert_eq!(post(admin, path, &headers).status, expected, "{path} {headers}");
+        }
+        let get = format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{bearer}{JSON}Connection: close\r\n\r\n");
+        assert_eq!(ask(admin, &get).status, 405, "{path}");
+        let foreign = format!("POST {path} HTTP/1.1\r\nHost: evil.example\r\n{bearer}{JSON}Connection: close\r\n\r\n");
+        assert_eq!(ask(admin, &foreign).status, 421, "{path}");
+    }
+    let status = orderd_status(admin, bearer);
+    assert_eq!(
+        (&status["daemon"]["last_reload"], &status["consumers"]["order"]["paused"]),
+        (&Value::Null, &json!(false))
+    );
+
+    let answer = post(admin, "/api/v1/reload", &format!("{bearer}{JSON}"));
+    assert_eq!((answer.status, &body(&answer)["outcome"]), (200, &json!("unchanged")), "{answer:?}");
+    let answer = post(admin, "/api/v1/consumers/nobody/pause", &format!("{bearer}{JSON}"));
+    assert_eq!((answer.status, &body(&answer)["error"]), (404, &json!("unknown_consumer")), "{answer:?}");
+
+    // The commands send the token of the configuration, or the one they are given.
+    assert_eq!(told(&env, &["reload"]).0, 0);
+    let address = admin.to_string();
+    let (code, text) = told(&env, &["reload", "--address", &address]);
+    assert!(code == 78 && text.contains("401"), "{code}: {text}");
+    let given = ["reload", "--address", &address, "--token-file", token.to_str().unwrap()];
+    assert_eq!(told(&env, &given).0, 0);
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn orderd_status(admin: SocketAddr, bearer: &str) -> Value {
+    let request = format!("GET /api/v1/status HTTP/1.1\r\nHost: {admin}\r\n{bearer}Connection: close\r\n\r\n");
+    body(&ask(admin, &request))
+}
+
+fn last_reload(orderd: &OrderdProcess) -> Value {
+    orderd.status()["daemon"]["last_reload"].clone()
+}
+
+#[test]
+fn a_file_that_is_followed_is_applied_once_it_is_whole() {
+    let node = Node::shared();
+    let (env, mut file) = TestEnv::new(&node).set("reload.watch", "true").with_file();
+    let mut orderd = env.start();
+    file.set("consumers.order.workers", "2").save();
+    wait_until("the file renamed over it is applied", || last_reload(&orderd)["report"]["generation"] == 2);
+    let last = last_reload(&orderd);
+    assert_eq!((&last["by"], &last["report"]["outcome"]), (&json!("file"), &json!("applied")));
+
+    // Cut in the middle of a number: what is there so far is a configuration with fewer workers.
+    let path = env.directory.path().join("orderd.toml");
+    file.set("consumers.order.workers", "64").save();
+    let whole = fs::read_to_string(&path).unwrap();
+    wait_until("that one too", || last_reload(&orderd)["report"]["generation"] == 3);
+    let (head, tail) = whole.split_at(whole.find("workers = 64").unwrap() + "workers = 6".len());
+    let mut writing = fs::File::create(&path).unwrap();
+    writing.write_all(head.as_bytes()).unwrap();
+    writing.sync_all().unwrap();
+    // A reload that somebody asks for meanwhile is refused; none happens by itself.
+    let verdict = orderd.reload();
+    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("rejected"), &json!(3)), "{verdict}");
+    writing.write_all(tail.as_bytes()).unwrap();
+    drop(writing);
+    wait_until("the whole file is read", || last_reload(&orderd)["by"] == "file");
+    assert_eq!(last_reload(&orderd)["report"]["outcome"], "unchanged");
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 64);
+    assert_eq!(orderd.stop(), 0);
+}

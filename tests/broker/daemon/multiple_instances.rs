@@ -1,0 +1,325 @@
+//! Several instances on the same queues: with one ledger and with one each, restarted and killed in turn under load.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use rusqlite::Connection;
+
+use crate::support::Node;
+use crate::support::amqp_proxy::AmqpProxy;
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
+
+const INSTANCES: usize = 3;
+/// Orders that wait at most while publishing goes on.
+const BACKLOG: u64 = 600;
+/// Every so many-th order is a priority order.
+const URGENT: u64 = 10;
+
+fn consumes(orderd: &OrderdProcess, queue: &str) -> bool {
+    orderd.log_lines("consuming").iter().any(|line| line["queue"] == queue)
+}
+
+/// Publishes orders for as long as something goes on, and tells how many; all are confirmed.
+fn while_publishing(env: &TestEnv<'_>, name: &str, go_on: impl FnOnce(&AtomicU64)) -> u64 {
+    let (published, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let ledger = env.ledger();
+            let before = ledger.processed();
+            while !over.load(Ordering::SeqCst) {
+                let first = published.load(Ordering::SeqCst);
+                env.raw().publish_all("orders", (first..first + 100).map(|n| placed(name, n)));
+                published.store(first + 100, Ordering::SeqCst);
+                wait_until("the backlog is worked on", || {
+                    over.load(Ordering::SeqCst) || ledger.processed() + BACKLOG > before + first
+                });
+            }
+        });
+        // Ends the publisher also when this panics.
+        let _end = End(&over);
+        go_on(&published);
+    });
+    published.into_inner()
+}
+
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn placed(name: &str, n: u64) -> (String, Vec<u8>) {
+    let kind = if n.is_multiple_of(URGENT) { "priority" } else { "normal" };
+    (format!("order.{kind}.created"), order(&format!("{name}-{n}")))
+}
+
+fn assert_each_counted_once(ledger: &LedgerReader, orders: u64) {
+    ledger.await_settled(orders);
+    assert_eq!(
+        ledger.rows("SELECT sum(orders), sum(quantity) FROM sales WHERE granularity = 'day'"),
+        [format!("{orders}|{}", 3 * orders)]
+    );
+    assert_eq!(
+        ledger.rows("SELECT sum(accepted), sum(processed) FROM order_sums WHERE granularity = 'hour'"),
+        [format!("{orders}|{orders}")]
+    );
+}
+
+fn assert_queues_are_empty(env: &TestEnv<'_>, more: &[&str]) {
+    let queues = ["order_queue", "priority_order_queue", "notification_queue", "analytics_queue", "failed_order_queue"];
+    for queue in queues.iter().chain(&["dead_letter_queue", "unrouted_queue"]).chain(more) {
+        let mut raw = env.raw();
+        wait_until(&format!("{queue} is empty"), || raw.depth(queue) == 0);
+    }
+}
+
+/// Waits until an instance works on an order that is none of the priority ones.
+fn takes_part(instance: &OrderdProcess) {
+    wait_until("it takes part", || {
+        instance.log_lines("Processing Order").iter().any(|line| line["consumer"] == "order")
+    });
+}
+
+/// Waits until so many more orders have been processed and some priority orders among them.
+fn await_progress(ledger: &LedgerReader, orders: u64) {
+    let urgent = || ledger.number("SELECT count(*) FROM orders WHERE consumer = 'priority' AND status = 'processed'");
+    let (before, urgent_before) = (ledger.processed(), urgent());
+    wait_until("orders and priority orders are processed meanwhile", || {
+        ledger.processed() >= before + orders && urgent() > urgent_before
+    });
+}
+
+#[test]
+fn a_rolling_restart_under_load_loses_nothing_doubles_nothing_and_uses_up_no_attempt() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.start()).collect();
+    let ledger = env.ledger();
+    let mut stopped = Vec::new();
+    let orders = while_publishing(&env, "ord", |_| {
+        for instance in &mut instances {
+            await_progress(&ledger, 100);
+            takes_part(instance);
+            assert_eq!(instance.stop(), 0);
+            stopped.push(std::mem::replace(instance, env.start()));
+        }
+        await_progress(&ledger, 100);
+        instances.iter().for_each(takes_part);
+    });
+    assert_each_counted_once(&ledger, orders);
+    assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0]);
+    for mut instance in instances {
+        assert_eq!(instance.stop(), 0);
+        stopped.push(instance);
+    }
+    for instance in &stopped {
+        assert!(instance.counts("order", "completed") > 0, "an instance has done nothing");
+        assert_eq!(instance.logged_errors(), [""; 0]);
+        for consumer in ["order", "priority", "notification", "analytics"] {
+            assert_eq!(instance.counts(consumer, "duplicates"), 0, "{consumer}");
+        }
+    }
+    assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);
+    assert_lines_are_whole(&env.ledger_directory(), orders);
+}
+
+/// All instances write to the same files of events.
+fn assert_lines_are_whole(ledger: &Path, orders: u64) {
+    for name in ["analytics", "notifications"] {
+        let files = std::fs::read_dir(ledger).unwrap().map(|entry| entry.unwrap().path());
+        let theirs = files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name));
+        let text: String = theirs.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        let ids = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].to_string());
+        let ids: std::collections::BTreeSet<_> = ids.collect();
+        assert_eq!((ids.len() as u64, text.lines().count() as u64), (orders, orders), "{name}");
+    }
+}
+
+#[test]
+fn instances_killed_in_turn_under_load_lose_nothing_and_count_nothing_twice_in_their_ledger() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.start()).collect();
+    let ledger = env.ledger();
+    let orders = while_publishing(&env, "ord", |_| {
+        for instance in &mut instances {
+            await_progress(&ledger, 100);
+            instance.kill();
+            await_progress(&ledger, 100);
+            *instance = env.start();
+        }
+    });
+    assert_each_counted_once(&ledger, orders);
+    assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0], "a crash is no attempt");
+    let path = format!("/queues/{}/order_queue", env.vhost.name);
+    wait_until("the broker tells of orders handed out again: else none was in hand at any kill", || {
+        node.management("GET", &path, "").1["message_stats"]["redeliver"].as_u64() > Some(0)
+    });
+    assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);
+    for mut instance in instances {
+        assert_eq!(instance.stop(), 0);
+    }
+}
+
+#[test]
+fn a_rolling_change_of_delays_leaves_no_retry_behind() {
+    const NEW: &[(&str, &str)] = &[("consumers.order.retry.delays", "700ms")];
+    let node = Node::shared();
+    let env =
+        TestEnv::new(&node).set("consumers.order.faults.transient", "0.3").set("consumers.order.retry.immediate", "0");
+    let (mut one, mut two) = (env.start(), env.start());
+    let ledger = env.ledger();
+    let orders = while_publishing(&env, "ord", |_| {
+        await_progress(&ledger, 200);
+        assert_eq!(one.stop(), 0);
+        one = env.start_with(NEW);
+        // Either decides on whatever failed in the other.
+        await_progress(&ledger, 300);
+        assert_eq!(two.stop(), 0);
+        two = env.start_with(NEW);
+        await_progress(&ledger, 200);
+    });
+    assert_each_counted_once(&ledger, orders);
+    let retried = |delay: &str| ledger.number(&format!("SELECT count(*) FROM attempts WHERE delay = '{delay}'"));
+    assert!(retried("300ms") > 0 && retried("700ms") > 0, "{} and {}", retried("300ms"), retried("700ms"));
+    assert_eq!(ledger.rows("SELECT * FROM attempts WHERE retry_count > 0"), [""; 0], "each was retried once");
+    assert_queues_are_empty(&env, &["order_queue.retry.300ms", "order_queue.retry.700ms"]);
+    assert_eq!((one.stop(), two.stop()), (0, 0));
+}
+
+/// One instance commits and dies before its ack reaches the broker; the other gets the order again.
+fn an_ack_is_lost_with_its_instance(env: &TestEnv<'_>, others_ledger: &Path) -> (OrderdProcess, LedgerReader) {
+    let proxy = AmqpProxy::to(env.vhost.node.amqp_port);
+    let mut one = env.start_with(&[("broker.addresses", &proxy.address)]);
+    wait_until("it consumes", || consumes(&one, "order_queue"));
+    proxy.block("orderd consume order_queue");
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    env.ledger().await_settled(1);
+    let mut two = env.start_with(&[("ledger.directory", others_ledger.to_str().unwrap())]);
+    wait_until("the other consumes too", || consumes(&two, "order_queue"));
+    assert!(!two.has_logged("Processing Order"), "the broker has the ack, or never gave the order out");
+    one.kill();
+    wait_until("the other gets it", || two.has_logged("Processing Order"));
+    let ledger = LedgerReader::open(others_ledger);
+    ledger.await_settled(1);
+    assert_queues_are_empty(env, &[]);
+    assert_eq!(two.stop(), 0);
+    (two, ledger)
+}
+
+#[test]
+fn an_order_whose_ack_was_lost_is_recorded_once_in_a_shared_ledger() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let (two, ledger) = an_ack_is_lost_with_its_instance(&env, &env.ledger_directory());
+    assert_eq!(two.counts("order", "duplicates"), 1);
+    assert_each_counted_once(&ledger, 1);
+}
+
+#[test]
+fn an_order_whose_ack_was_lost_is_recorded_once_in_each_of_two_ledgers_and_twice_in_their_sum() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let (two, ledger) = an_ack_is_lost_with_its_instance(&env, &env.directory.path().join("other"));
+    assert_eq!(two.counts("order", "duplicates"), 0);
+    // Exactly once in each: the limit is what they do not know of each other.
+    assert_each_counted_once(&env.ledger(), 1);
+    assert_each_counted_once(&ledger, 1);
+    // Whoever joins them recognises the order and both events by their ids.
+    for ids in ["SELECT id FROM orders", "SELECT kind, id FROM events ORDER BY kind"] {
+        assert_eq!(env.ledger().rows(ids), ledger.rows(ids));
+    }
+}
+
+#[test]
+fn instances_that_start_at_once_on_nothing_all_come_up() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.spawn()).collect();
+    for instance in &mut instances {
+        wait_until("it has started", || {
+            assert_eq!(instance.exit_status(), None, "it ended instead");
+            consumes(instance, "order_queue")
+        });
+    }
+    env.raw().publish_all("orders", (0..50).map(|n| placed("ord", n)));
+    assert_each_counted_once(&env.ledger(), 50);
+    for mut instance in instances {
+        assert_eq!(instance.stop(), 0);
+        assert_eq!(instance.logged_errors(), [""; 0]);
+    }
+}
+
+#[test]
+fn an_instance_waits_for_another_that_makes_their_ledger_new() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    assert_eq!(env.start().stop(), 0);
+    let mut migration = Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
+    let migration = migration.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    let mut orderd = env.spawn();
+    wait_until("it waits", || orderd.has_logged("waiting for the ledger"));
+    migration.commit().unwrap();
+    wait_until("it goes on", || consumes(&orderd, "order_queue"));
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// RabbitMQ before 4.3 counts what is given back at a restart toward the delivery limit.
+#[test]
+fn an_order_outlasts_twenty_restarts_that_give_it_back() {
+    const TRIES: u32 = 50;
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    assert_eq!(env.start().stop(), 0);
+    let mut raw = env.raw();
+    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    let mut given_back = 0;
+    while given_back < TRIES
+        && let Some((tag, _)) = raw.get_unacked("order_queue")
+    {
+        raw.nack_requeue(tag);
+        given_back += 1;
+    }
+    let counts = node.version() < (4, 3);
+    assert_eq!(given_back, if counts { 21 } else { TRIES }, "on RabbitMQ {:?}", node.version());
+    // Then it is dead-lettered by way of the failures, and not lost.
+    let mut orderd = env.start();
+    let ledger = env.ledger();
+    if counts {
+        wait_until("it is a failure", || {
+            ledger.number("SELECT count(*) FROM attempts WHERE failure_kind = 'delivery_limit'") == 1
+        });
+    }
+    ledger.await_settled(1);
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// What is handed out to an instance that cannot record any more fails there at once, and would be dead-lettered in the end.
+#[test]
+fn an_instance_ends_before_it_parks_orders_once_a_later_version_has_made_the_ledger_new() {
+    const INTERNAL: i32 = 70;
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut old = env.start();
+    env.raw().publish_all("orders", [placed("ord", 0)]);
+    env.ledger().await_settled(1);
+    let later = Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
+    later.pragma_update(None, "user_version", 3).unwrap();
+    env.raw().publish_all("orders", (1..50).map(|n| placed("ord", n)));
+    assert_eq!(old.wait_for_exit(), INTERNAL, "it is restarted, by now as the later version");
+    let told = old.logged_errors();
+    assert!(told.len() == 1 && told[0].contains("a later orderd that shares the ledger"), "{told:#?}");
+    let mut again = env.spawn();
+    assert_eq!(again.wait_for_exit(), 78, "{}", again.output());
+
+    // Stands for the later version, which this one cannot be.
+    later.pragma_update(None, "user_version", 2).unwrap();
+    let mut new = env.start();
+    assert_each_counted_once(&env.ledger(), 50);
+    assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);
+    assert_eq!(new.stop(), 0);
+}

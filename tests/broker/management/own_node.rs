@@ -1,0 +1,28 @@
+//! A broker whose management plugin is off, and comes up later; then an alarm.
+
+use crate::support::Node;
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{TestEnv, order, wait_until};
+
+#[test]
+fn without_the_plugin_orders_are_processed_and_once_it_is_on_the_broker_is_watched() {
+    let node = Node::own("plugin");
+    let env = TestEnv::new(&node).set("management.poll_every", "100ms");
+    node.ctl(&["eval", "application:stop(rabbitmq_management)."]);
+    let mut orderd = env.start();
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    env.ledger().await_settled(1);
+    let silent = "the management API does not answer: the broker's side is not shown";
+    wait_until("it says so", || orderd.has_logged(silent));
+    node.ctl(&["eval", "application:start(rabbitmq_management)."]);
+    wait_until("it is watched", || orderd.has_logged("the management API answers again"));
+    assert_eq!(orderd.log_lines(silent).len(), 1, "once");
+
+    let alarm = "the broker has an alarm: publishing is blocked";
+    node.set_alarm();
+    wait_until("the alarm is told", || orderd.has_logged(alarm));
+    assert_eq!(orderd.log_lines(alarm)[0]["resource"], "memory");
+    node.clear_alarm();
+    wait_until("its end is told", || orderd.has_logged("the broker's alarm is over"));
+    assert_eq!((orderd.log_lines(alarm).len(), orderd.stop()), (1, 0));
+}

@@ -1,0 +1,85 @@
+//! A daemon whose management API is slow, trickles, is gone or falls silent: it says so, and works as before.
+
+use std::time::{Duration, Instant};
+
+use orderd::reconcile::ApiState;
+use orderd::reconcile::LocalCounts;
+
+use super::http_proxy::{HttpProxy, NetworkCondition};
+use super::{config, poll};
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
+use crate::support::{Node, with_deadline};
+
+const SILENT: &str = "the management API does not answer: the broker's side is not shown";
+
+fn publish(env: &TestEnv<'_>, name: &str) {
+    let mut raw = env.raw();
+    for n in 0..10 {
+        raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order(&format!("{name}-{n}")));
+    }
+}
+
+fn causes(orderd: &OrderdProcess) -> Vec<String> {
+    orderd.log_lines(SILENT).iter().map(|line| line["error"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn an_api_that_trickles_or_is_gone_is_told_once_each_and_costs_no_order_and_no_time_at_the_end() {
+    let node = Node::shared();
+    let proxy = HttpProxy::to(node.management_port);
+    let env = TestEnv::new(&node).set("management.url", &proxy.url).set("management.poll_every", "100ms");
+    let mut orderd = env.start();
+    wait_until("it answers", || orderd.has_logged("the management API answers"));
+    assert_eq!(causes(&orderd), [""; 0]);
+
+    proxy.set(NetworkCondition::Trickling);
+    publish(&env, "trickling");
+    env.ledger().await_settled(10);
+    wait_until("it is given up", || causes(&orderd).len() == 1);
+
+    proxy.set(NetworkCondition::Down);
+    publish(&env, "down");
+    env.ledger().await_settled(20);
+    let before = proxy.connections();
+    wait_until("it has been tried again and again", || proxy.connections() >= before + 4);
+    let causes_so_far = causes(&orderd);
+    assert_eq!(causes_so_far.len(), 2, "one line for each cause: {causes_so_far:#?}");
+    assert!(causes_so_far.iter().all(|cause| cause.contains("cannot reach")), "{causes_so_far:#?}");
+
+    proxy.set(NetworkCondition::Normal);
+    wait_until("it answers again", || orderd.has_logged("the management API answers again"));
+    proxy.set(NetworkCondition::Silent);
+    let before = proxy.connections();
+    publish(&env, "silent");
+    env.ledger().await_settled(30);
+    // The one question that is on its way will never be answered, nor one on a new connection.
+    wait_until("it is given up again", || causes(&orderd).len() == 3);
+    wait_until("it is tried again", || proxy.connections() > before);
+    let begun = Instant::now();
+    assert_eq!(orderd.stop(), 0);
+    assert!(begun.elapsed() < Duration::from_secs(8), "the end has waited for the API: {:?}", begun.elapsed());
+    assert_eq!(orderd.logged_errors(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_is_slow_within_its_deadline_is_as_good_as_a_fast_one() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    vhost.raw().declare_quorum("order_queue", &[]);
+    vhost.raw().publish_many("order_queue", (0..5).map(|n| vec![n]));
+    let proxy = HttpProxy::to(node.management_port);
+    proxy.set(NetworkCondition::Slow);
+    let config = config(&vhost, &[&format!("management.url={}", proxy.url)]);
+    let mut polling = poll(&config, LocalCounts::default);
+    let ready = |view: &orderd::reconcile::BrokerView| view.queues.get("order_queue").and_then(|queue| queue.ready);
+    polling.until("five are ready", |view| view.api == ApiState::Fresh && ready(view) == Some(5)).await;
+
+    proxy.set(NetworkCondition::Down);
+    let view = polling.until("it is stale", |view| matches!(view.api, ApiState::Stale { .. })).await;
+    assert_eq!(ready(&view), Some(5), "what was known is kept");
+    let taken_at = view.taken_at;
+    proxy.set(NetworkCondition::Slow);
+    let fresh = polling.until("it is fresh", |view| view.api == ApiState::Fresh && view.taken_at > taken_at);
+    with_deadline("fresh", fresh).await;
+}

@@ -1,0 +1,104 @@
+//! The stage of a drill: a broker with its topology, and the settings and places of a daemon.
+//!
+//! With `ORDERD_BROKER__ADDRESSES` in the environment the broker is the one named there, which is then neither
+//! started nor stopped; else it is a private node.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use orderd::amqp::Connector;
+use orderd::config::{Config, Sources};
+use tokio::runtime::Runtime;
+
+use super::Outcome;
+use super::daemon::{CONFIG, Daemon};
+use super::node::Node;
+
+/// Names the broker to use instead of a private one.
+pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
+
+/// A broker, ready, and all that a daemon on it needs to know.
+#[derive(Debug)]
+pub struct Environment {
+    /// The private node, unless the broker is somebody else's.
+    pub node: Option<Node>,
+    /// What the daemon will run by.
+    pub config: Config,
+    /// Everything that belongs to this drill: ledger, logs.
+    pub directory: PathBuf,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Environment {
+    /// Prepares the broker and an empty directory `target/<name>`, and declares the topology.
+    pub fn prepare(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(name);
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        fs::create_dir_all(&directory)?;
+        let mut all: Vec<_> = settings.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        all.push(("ORDERD_LEDGER__DIRECTORY", directory.join("ledger").display().to_string()));
+        all.push(("ORDERD_LOG__DIRECTORY", directory.join("log").display().to_string()));
+        all.push(("ORDERD_ADMIN__LISTEN", free_address()?));
+        let node = match env::var_os(ADDRESSES) {
+            Some(_) => None,
+            None => {
+                Node::wipe(name)?;
+                let node = Node::start(name)?;
+                all.push((ADDRESSES, format!("127.0.0.1:{}", node.amqp_port)));
+                all.push(("ORDERD_MANAGEMENT__URL", format!("http://127.0.0.1:{}", node.management_port)));
+                Some(node)
+            }
+        };
+        let prepare = || -> Outcome<Config> {
+            let environment = env::vars_os().chain(all.iter().map(|(key, value)| (OsString::from(key), value.into())));
+            let sources =
+                Sources { file: Some(CONFIG.into()), environment: environment.collect(), ..Sources::default() };
+            let config = Config::load(&sources, &orderd::handlers::NAMES)?.config;
+            runtime.block_on(Connector::new(config.broker.clone()).declare(config.topology().declarations()))?;
+            Ok(config)
+        };
+        let prepared = prepare();
+        if prepared.is_err()
+            && let Some(node) = &node
+        {
+            node.stop()?;
+        }
+        Ok(Environment { node, config: prepared?, directory, settings: all })
+    }
+
+    /// The way to the broker.
+    pub fn link(&self) -> Connector {
+        Connector::new(self.config.broker.clone())
+    }
+
+    /// Where `orderd.db` is.
+    pub fn ledger(&self) -> &Path {
+        &self.config.ledger.directory
+    }
+
+    /// What a program needs in its environment to find this broker and this daemon.
+    pub fn settings(&self) -> &[(&'static str, String)] {
+        &self.settings
+    }
+
+    /// Starts orderd.
+    pub fn start_daemon(&self, program: &Path) -> io::Result<Daemon> {
+        Daemon::start(program, &self.settings, &self.directory.join("orderd.log"))
+    }
+
+    /// Stops the private node.
+    pub fn tear_down(&self) -> io::Result<()> {
+        self.node.as_ref().map_or(Ok(()), Node::stop)
+    }
+}
+
+/// An address that nothing listens on now.
+fn free_address() -> io::Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}

@@ -1,0 +1,231 @@
+//! The soak: orders under load, some of which fail, while orderd and the broker are killed again and again.
+//! In the end every published order has been processed once or is in the dead letter queue, and the sums fit.
+//!
+//! Kills are spread over the progress of the work and not over time, so that a fast machine meets as many.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use orderd::amqp::Connector;
+use orderd::message::{Message, Properties, Publication, Publisher};
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use super::Outcome;
+use super::audit::{Audit, Progress, Published};
+use super::daemon::Daemon;
+use super::environment::Environment;
+use super::interrupt;
+use super::node::Node;
+
+const POLL: Duration = Duration::from_millis(200);
+/// Without any progress for so long it is stuck: longer than the longest back-offs together.
+const STUCK: Duration = Duration::from_secs(180);
+const DRAIN: Duration = Duration::from_secs(40);
+/// Orders that may wait on the broker, so that publishing lasts as long as the killing.
+const BACKLOG: u64 = 5_000;
+/// Publications on their way at most.
+const MAX_IN_FLIGHT: usize = 500;
+const PRODUCTS: [&str; 3] = ["Laptop", "Phone", "Mouse"];
+/// The longest a killed orderd stays down.
+const LONGEST_PAUSE_MS: u64 = 300;
+
+/// 5 % of the orders fail once, 1 % always; retries are quick, so that a run ends.
+const SETTINGS: [(&str, &str); 7] = [
+    ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
+    ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
+    ("ORDERD_CONSUMERS__ORDER__RETRY__IMMEDIATE", "0"),
+    ("ORDERD_CONSUMERS__ORDER__RETRY__DELAYS", "1s,2s,5s"),
+    ("ORDERD_CONSUMERS__NOTIFICATION__RETRY__DELAYS", "1s,5s"),
+    ("ORDERD_CONSUMERS__ANALYTICS__RETRY__DELAYS", "1s,5s"),
+    ("ORDERD_BROKER__RECONNECT_MAX", "2s"),
+];
+
+/// How long and how hard.
+#[derive(Debug, Clone)]
+pub struct Soak {
+    /// Names the broker node and the directory under `target/`.
+    pub name: String,
+    /// orderd's program.
+    pub program: PathBuf,
+    /// Orders to publish.
+    pub orders: u64,
+    /// How often orderd is killed with -9.
+    pub kills: u64,
+    /// How often the broker is killed with -9.
+    pub broker_kills: u64,
+}
+
+impl Soak {
+    /// Runs it. `tell` is told of every kill and, now and then, of the progress.
+    pub fn run(&self, log: &mut dyn FnMut(String)) -> Outcome<Audit> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let environment = Environment::prepare(&self.name, &SETTINGS, &runtime)?;
+        let audit = self.on(&environment, &runtime, log);
+        environment.tear_down()?;
+        audit
+    }
+
+    fn on(&self, environment: &Environment, runtime: &Runtime, log: &mut dyn FnMut(String)) -> Outcome<Audit> {
+        let published =
+            Published { prefix: String::new(), orders: self.orders, unroutable: 0, notifications: 0, analytics: 0 };
+        let producer = Producer::start(environment.link(), self.orders, runtime);
+        let mut daemon = environment.start_daemon(&self.program)?;
+        let mut schedule = KillSchedule { soak: self, kills: 0, broker_kills: 0 };
+        let (mut last, mut last_change) = (Progress::default(), Instant::now());
+        loop {
+            interrupt::sleep(POLL)?;
+            let progress = Progress::read(environment.ledger(), &published.prefix);
+            producer.let_up_to(progress.processed + progress.dead_lettered + BACKLOG);
+            if progress.is_settled(&published) {
+                break;
+            }
+            if progress != last {
+                (last, last_change) = (progress, Instant::now());
+            } else if last_change.elapsed() > STUCK {
+                let confirmed = producer.confirmed();
+                let tail = daemon.log_tail();
+                return Err(format!("stuck at {progress:?} with {confirmed} confirmed; orderd says:\n{tail}").into());
+            }
+            daemon.check_alive()?;
+            daemon = schedule.kill_what_is_due(environment, daemon, progress, log)?;
+        }
+        producer.finish(runtime)?;
+        let status = daemon.terminate(DRAIN)?;
+        if !status.success() {
+            return Err(format!("orderd did not end well: {status}").into());
+        }
+        if schedule.kills < self.kills || schedule.broker_kills < self.broker_kills {
+            return Err("the work was done before everything had been killed".into());
+        }
+        runtime.block_on(Audit::of_run(published, environment.ledger(), &environment.link()))
+    }
+}
+
+/// Kills what is due.
+struct KillSchedule<'s> {
+    soak: &'s Soak,
+    kills: u64,
+    broker_kills: u64,
+}
+
+impl KillSchedule<'_> {
+    /// Kills and starts again whatever is due by now; at most one of each.
+    fn kill_what_is_due(
+        &mut self,
+        environment: &Environment,
+        mut daemon: Daemon,
+        progress: Progress,
+        log: &mut dyn FnMut(String),
+    ) -> Outcome<Daemon> {
+        let done = progress.processed + progress.dead_lettered;
+        let is_due = |times: u64, all: u64| times < all && done * (all + 1) >= (times + 1) * self.soak.orders;
+        let (broker_is_due, daemon_is_due) =
+            (is_due(self.broker_kills, self.soak.broker_kills), is_due(self.kills, self.soak.kills));
+        if let Some(node) = environment.node.as_ref().filter(|_| broker_is_due) {
+            self.broker_kills += 1;
+            log(format!("{done:>7} orders settled; kill -9 of the broker, number {}", self.broker_kills));
+            node.kill()?;
+            Node::start(&node.name)?;
+        }
+        if daemon_is_due {
+            self.kills += 1;
+            log(format!("{done:>7} orders settled; kill -9 of orderd, number {}", self.kills));
+            daemon.kill()?;
+            thread::sleep(Duration::from_millis(fastrand::u64(0..LONGEST_PAUSE_MS)));
+            daemon = environment.start_daemon(&self.soak.program)?;
+        }
+        Ok(daemon)
+    }
+}
+
+/// Publishes orders in the background, through kills of the broker, as far as it is let.
+struct Producer {
+    limit: Arc<AtomicU64>,
+    confirmed: Arc<AtomicU64>,
+    given_up: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Result<(), String>>,
+}
+
+impl Producer {
+    fn start(link: Connector, orders: u64, runtime: &Runtime) -> Producer {
+        let (limit, confirmed) = (Arc::new(AtomicU64::new(BACKLOG)), Arc::new(AtomicU64::new(0)));
+        let given_up = Arc::new(AtomicBool::new(false));
+        let task =
+            runtime.spawn(produce(link, orders, Arc::clone(&limit), Arc::clone(&confirmed), Arc::clone(&given_up)));
+        Producer { limit, confirmed, given_up, task }
+    }
+
+    fn let_up_to(&self, number: u64) {
+        self.limit.store(number, Ordering::Relaxed);
+    }
+
+    fn confirmed(&self) -> u64 {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    fn finish(mut self, runtime: &Runtime) -> Outcome<()> {
+        Ok(runtime.block_on(&mut self.task)??)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn produce(
+    link: Connector,
+    orders: u64,
+    limit: Arc<AtomicU64>,
+    confirmed: Arc<AtomicU64>,
+    given_up: Arc<AtomicBool>,
+) -> Result<(), String> {
+    let publisher = link.publisher();
+    let mut confirms = FuturesUnordered::new();
+    for number in 1..=orders {
+        while number > limit.load(Ordering::Relaxed) {
+            if given_up.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL / 10).await;
+        }
+        confirms.push(publisher.publish([order(number)].into()));
+        if confirms.len() >= MAX_IN_FLIGHT
+            && let Some(answer) = confirms.next().await
+        {
+            answer.map_err(|error| error.to_string())?;
+            confirmed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    while let Some(answer) = confirms.next().await {
+        answer.map_err(|error| error.to_string())?;
+        confirmed.fetch_add(1, Ordering::Relaxed);
+    }
+    publisher.close(DRAIN).await.map_err(|error| error.to_string())
+}
+
+/// Every tenth is urgent; only the normal ones are made to fail.
+fn order(number: u64) -> Publication {
+    let id = format!("ord-{number}");
+    let urgent = number.is_multiple_of(10);
+    let body = json!({
+        "id": id,
+        "product": PRODUCTS[(number % 3) as usize],
+        "quantity": 1 + number % 5,
+        "price": format!("{}.{:02}", 10 + number % 900, number % 100),
+        "currency": if number.is_multiple_of(7) { "USD" } else { "EUR" },
+        "priority": urgent,
+    });
+    let properties = Properties { message_id: Some(id), ..Properties::default() };
+    Publication {
+        exchange: "orders".into(),
+        routing_key: if urgent { "order.priority.created" } else { "order.normal.created" }.to_owned(),
+        message: Message { properties, body: body.to_string().into(), ..Message::default() },
+    }
+}
