@@ -15,8 +15,8 @@ use crate::control::ReloadOutcome;
 use crate::metrics::{Histogram, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
-use crate::status::{ConsumerFacts, Stage};
-use crate::status::{Snapshot, StatusRegistry};
+use crate::status::{ConsumerReading, DaemonState};
+use crate::status::{StatusSnapshot, StatusRegistry};
 
 /// What the answer is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -31,7 +31,7 @@ pub fn exposition(live: &Arc<StatusRegistry>) -> String {
 }
 
 #[derive(Debug)]
-struct Page(Snapshot);
+struct Page(StatusSnapshot);
 
 impl Collector for Page {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
@@ -50,7 +50,7 @@ impl Page {
         let status = &self.0.status;
         let daemon = &status.daemon;
         let version = [("version", daemon.version.as_str())];
-        sheet.gauges("build", "Always 1; which orderd this is", [(version, 1.0)])?;
+        sheet.gauges("build_info", "Always 1; which orderd this is", [(version, 1.0)])?;
         sheet.gauge(
             "start_time_seconds",
             "When it started, Unix time",
@@ -62,14 +62,14 @@ impl Page {
         sheet.gauge("config_reload_failed", help, flag(outcome == Some(ReloadOutcome::Rejected)))?;
         let help = "Whether part of the last reload waits for a restart or a person";
         sheet.gauge("config_pending", help, flag(outcome == Some(ReloadOutcome::PartlyApplied)))?;
-        sheet.gauge("draining", "Whether a shutdown has begun", flag(daemon.stage == Stage::Draining))?;
+        sheet.gauge("draining", "Whether a shutdown has begun", flag(daemon.state == DaemonState::Draining))?;
         sheet.gauge(
             "ready",
             "Whether every readiness check holds",
             flag(status.checks.iter().all(|check| check.ok)),
         )?;
         let checks = status.checks.iter().map(|check| ([("check", check.name.as_str())], flag(check.ok)));
-        sheet.gauges("ready_check", "Each readiness check", checks)?;
+        sheet.gauges("readiness_check", "Each readiness check", checks)?;
         sheet.gauge("ledger_recording", "Whether the ledger can record", flag(daemon.ledger.recording))?;
         sheet.counter("ledger_commits", "Commits of the ledger", daemon.ledger.commits)?;
         let publisher = daemon.publisher.as_ref();
@@ -116,9 +116,9 @@ impl Page {
         sheet.gauges("conservation_difference", "Deliveries taken less those settled or in hand", difference)?;
         let handling = facts().map(|one| (whose(one), &one.reading.handling));
         sheet.histograms("handling_seconds", "From a delivery's arrival to its ack", handling)?;
-        let done = facts().map(|one| (whose(one), &one.reading.done_after));
+        let done = facts().map(|one| (whose(one), &one.reading.publish_to_ack));
         let help = "From the message's AMQP timestamp (whole seconds) to done, up to a second more than it took";
-        sheet.histograms("publish_to_done_seconds", help, done)
+        sheet.histograms("publish_to_ack_seconds", help, done)
     }
 
     fn failures(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
@@ -158,14 +158,14 @@ impl Page {
 
     fn pools(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
         let facts = || self.0.facts.iter();
-        let pool = |one: &ConsumerFacts| one.reading.pool;
-        sheet.gauges("workers", "Workers that run", facts().map(|one| (whose(one), pool(one).workers_up as f64)))?;
-        sheet.gauges("workers_wanted", "Workers configured", facts().map(|one| (whose(one), one.workers as f64)))?;
-        let subscribed = facts().map(|one| (whose(one), flag(pool(one).taking > 0)));
+        let pool = |one: &ConsumerReading| one.reading.pool;
+        sheet.gauges("workers", "Workers that run", facts().map(|one| (whose(one), pool(one).workers_running as f64)))?;
+        sheet.gauges("workers_configured", "Workers configured", facts().map(|one| (whose(one), one.workers as f64)))?;
+        let subscribed = facts().map(|one| (whose(one), flag(pool(one).active_subscriptions > 0)));
         sheet.gauges("subscribed", "Whether the consumer has a subscription that takes deliveries in", subscribed)?;
         let paused = facts().map(|one| (whose(one), flag(one.paused_since.is_some())));
         sheet.gauges("paused", "Whether the consumer is paused", paused)?;
-        let draining = facts().map(|one| (whose(one), pool(one).draining as f64));
+        let draining = facts().map(|one| (whose(one), pool(one).draining_subscriptions as f64));
         sheet.gauges("draining_subscriptions", "Former subscriptions that finish what they were handed", draining)?;
         let subscriptions = facts().map(|one| (whose(one), pool(one).subscriptions));
         sheet.counters("subscriptions", "Subscriptions made", subscriptions)?;
@@ -220,7 +220,7 @@ fn role(role: &QueueRole) -> &'static str {
 
 type Label<'a> = (&'static str, &'a str);
 
-fn whose(facts: &ConsumerFacts) -> [Label<'_>; 2] {
+fn whose(facts: &ConsumerReading) -> [Label<'_>; 2] {
     [("queue", &facts.queue), ("consumer", &facts.name)]
 }
 

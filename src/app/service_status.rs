@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::status::Stage;
+use crate::status::DaemonState;
 use crate::status::{RegisteredConsumer, StatusRegistry};
 use crate::{
     systemd::{Readiness, StatusSource},
@@ -23,13 +23,13 @@ impl StatusSource for ServiceStatus {
 
     fn readiness(&self) -> Readiness {
         let in_flight: u64 = self.0.all_counters().values().map(|counters| counters.counts().in_flight).sum();
-        match (self.0.stage(), self.0.publishes()) {
-            (Stage::Draining, _) => Readiness::Waiting(format!("draining, {in_flight} in flight")),
-            (Stage::Starting | Stage::Running, None) if !self.0.has_ledger() => {
+        match (self.0.state(), self.0.publishes()) {
+            (DaemonState::Draining, _) => Readiness::Waiting(format!("draining, {in_flight} in flight")),
+            (DaemonState::Starting | DaemonState::Running, None) if !self.0.has_ledger() => {
                 Readiness::Waiting("opening the ledger".to_owned())
             }
-            (Stage::Starting | Stage::Running, None) => Readiness::Waiting("waiting for the broker".to_owned()),
-            (Stage::Starting | Stage::Running, Some(publishes)) => running(&self.0.consumers(), publishes, in_flight),
+            (DaemonState::Starting | DaemonState::Running, None) => Readiness::Waiting("waiting for the broker".to_owned()),
+            (DaemonState::Starting | DaemonState::Running, Some(publishes)) => running(&self.0.consumers(), publishes, in_flight),
         }
     }
 }
@@ -53,7 +53,7 @@ fn running(consumers: &[RegisteredConsumer], publishes: bool, in_flight: u64) ->
         }
     };
     add("; PAUSED: ", &names(|one| one.paused_since.is_some()));
-    add("; no subscription: ", &names(|one| one.paused_since.is_none() && one.counters.pool().taking == 0));
+    add("; no subscription: ", &names(|one| one.paused_since.is_none() && one.counters.pool().active_subscriptions == 0));
     if !publishes {
         line.push_str("; no connection to publish on");
     }

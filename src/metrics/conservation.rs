@@ -50,8 +50,8 @@ pub fn check(counts: &DeliveryCounts, pool: &PoolState) -> Result<(), Imbalance>
     if counts.in_flight > 0 && !pool.is_serving() {
         return Err(Imbalance::Stranded { in_flight: counts.in_flight });
     }
-    if counts.in_flight > pool.slots {
-        return Err(Imbalance::TooManyInFlight { in_flight: counts.in_flight, most: pool.slots });
+    if counts.in_flight > pool.capacity {
+        return Err(Imbalance::TooManyInFlight { in_flight: counts.in_flight, most: pool.capacity });
     }
     Ok(())
 }
@@ -77,13 +77,13 @@ mod tests {
     }
 
     fn serving(slots: u64) -> PoolState {
-        PoolState { taking: 1, slots, ..PoolState::default() }
+        PoolState { active_subscriptions: 1, capacity: slots, ..PoolState::default() }
     }
 
     #[test]
     fn what_is_settled_or_in_flight_adds_up() {
         assert_eq!(check(&balanced(), &serving(100)), Ok(()));
-        assert_eq!(check(&balanced(), &PoolState { draining: 1, slots: 2, ..PoolState::default() }), Ok(()));
+        assert_eq!(check(&balanced(), &PoolState { draining_subscriptions: 1, capacity: 2, ..PoolState::default() }), Ok(()));
         assert_eq!(check(&DeliveryCounts::default(), &PoolState::default()), Ok(()));
     }
 

@@ -41,7 +41,7 @@ const HANDLING: [Duration; 20] = [
     Duration::from_secs(900),
 ];
 /// Bounds of the time from publishing to done. AMQP timestamps are whole seconds, so none is below one.
-const DONE_AFTER: [Duration; 14] = [
+const PUBLISH_TO_ACK: [Duration; 14] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(3),
@@ -119,7 +119,7 @@ struct CounterState {
     /// When each delivery in hand was taken: as many as there are live `DeliveryGuard`.
     in_hand: Slab<Instant>,
     handling: Histogram,
-    done_after: Histogram,
+    publish_to_ack: Histogram,
     failures: BTreeMap<(FailureKind, String), u64>,
     retries: BTreeMap<(Arc<str>, Delay), u64>,
     dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
@@ -132,7 +132,7 @@ impl Default for CounterState {
             counts: DeliveryCounts::default(),
             in_hand: Slab::new(),
             handling: Histogram::new(&HANDLING),
-            done_after: Histogram::new(&DONE_AFTER),
+            publish_to_ack: Histogram::new(&PUBLISH_TO_ACK),
             failures: BTreeMap::new(),
             retries: BTreeMap::new(),
             dead_letters: BTreeMap::new(),
@@ -184,15 +184,15 @@ impl DeliveryCounts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolState {
     /// Subscriptions that take deliveries in: one, or none while there is no connection.
-    pub taking: u64,
+    pub active_subscriptions: u64,
     /// Subscriptions of retired pools, which only finish what they were handed.
-    pub draining: u64,
+    pub draining_subscriptions: u64,
     /// Deliveries that all of these may be handed at a time.
-    pub slots: u64,
+    pub capacity: u64,
     /// Subscriptions made; each has a connection of its own.
     pub subscriptions: u64,
     /// Workers that run now; one in safe mode.
-    pub workers_up: u64,
+    pub workers_running: u64,
     /// Whether deliveries are worked on one at a time, since something kills whoever holds them.
     pub safe_mode: bool,
 }
@@ -200,7 +200,7 @@ pub struct PoolState {
 impl PoolState {
     /// Whether there is a subscription whose deliveries are worked on.
     pub fn is_serving(&self) -> bool {
-        self.taking + self.draining > 0
+        self.active_subscriptions + self.draining_subscriptions > 0
     }
 }
 
@@ -217,7 +217,7 @@ pub struct Reading {
     pub handling: Histogram,
     /// From the message's AMQP timestamp, which is in whole seconds, to acked with its effects recorded: up to a
     /// second more than it took. Messages without a timestamp are not counted.
-    pub done_after: Histogram,
+    pub publish_to_ack: Histogram,
     /// Failed attempts by kind and code.
     pub failures: BTreeMap<(FailureKind, String), u64>,
     /// Delayed retries by the consumer that failed and the delay (failed-order consumer only).
@@ -259,9 +259,9 @@ impl Counters {
         match ending {
             DeliveryOutcome::Done(HandlerOutcome::Completed) => {
                 books.counts.completed += 1;
-                let done = handled.and_then(|handled| done_after(published?, taken.wall + handled));
+                let done = handled.and_then(|handled| publish_to_ack(published?, taken.wall + handled));
                 if let Some(after) = done {
-                    books.done_after.add(after);
+                    books.publish_to_ack.add(after);
                 }
             }
             DeliveryOutcome::Done(HandlerOutcome::Duplicate) => books.counts.duplicates += 1,
@@ -297,15 +297,15 @@ impl Counters {
     /// Notes a subscription of so many slots that is worked on from now until the guard is dropped.
     pub(crate) fn serving(self: &Arc<Self>, slots: u64) -> Serving {
         let mut books = self.books();
-        books.pool.taking += 1;
-        books.pool.slots += slots;
+        books.pool.active_subscriptions += 1;
+        books.pool.capacity += slots;
         books.pool.subscriptions += 1;
         Serving { counters: Arc::clone(self), slots, is_draining: false }
     }
 
     /// Notes a worker that runs from now until the guard is dropped.
     pub(crate) fn working(self: &Arc<Self>) -> Working {
-        self.books().pool.workers_up += 1;
+        self.books().pool.workers_running += 1;
         Working { counters: Arc::clone(self) }
     }
 
@@ -338,7 +338,7 @@ impl Counters {
             pool: books.pool,
             oldest: books.in_hand.iter().map(|(_, taken)| *taken).min().map(|taken| taken.elapsed()),
             handling: books.handling.clone(),
-            done_after: books.done_after.clone(),
+            publish_to_ack: books.publish_to_ack.clone(),
             failures: books.failures.clone(),
             retries: books.retries.clone(),
             dead_letters: books.dead_letters.clone(),
@@ -351,7 +351,7 @@ fn whose(consumer: &Option<Arc<str>>) -> Arc<str> {
 }
 
 /// From publishing to done; `None` if the timestamp is no time of publishing.
-fn done_after(published: u64, done: SystemTime) -> Option<Duration> {
+fn publish_to_ack(published: u64, done: SystemTime) -> Option<Duration> {
     let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(published))?;
     match done.duration_since(published) {
         Ok(after) => Some(after),
@@ -373,7 +373,7 @@ impl Serving {
     pub fn drains(&mut self) {
         if !std::mem::replace(&mut self.is_draining, true) {
             let pool = &mut self.counters.books().pool;
-            (pool.taking, pool.draining) = (pool.taking - 1, pool.draining + 1);
+            (pool.active_subscriptions, pool.draining_subscriptions) = (pool.active_subscriptions - 1, pool.draining_subscriptions + 1);
         }
     }
 }
@@ -381,8 +381,8 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         let pool = &mut self.counters.books().pool;
-        *(if self.is_draining { &mut pool.draining } else { &mut pool.taking }) -= 1;
-        pool.slots -= self.slots;
+        *(if self.is_draining { &mut pool.draining_subscriptions } else { &mut pool.active_subscriptions }) -= 1;
+        pool.capacity -= self.slots;
     }
 }
 
@@ -394,7 +394,7 @@ pub(crate) struct Working {
 
 impl Drop for Working {
     fn drop(&mut self) {
-        self.counters.books().pool.workers_up -= 1;
+        self.counters.books().pool.workers_running -= 1;
     }
 }
 
@@ -408,10 +408,10 @@ mod tests {
 
     #[test]
     fn a_timestamp_far_in_the_future_is_no_time_of_publishing() {
-        assert_eq!(done_after(1000, at(1007)), Some(Duration::from_secs(7)));
-        assert_eq!(done_after(1030, at(1000)), Some(Duration::ZERO), "clocks that are a little apart");
-        assert_eq!(done_after(1_700_000_000_000, at(1_700_000_000)), None, "milliseconds");
-        assert_eq!(done_after(u64::MAX, at(0)), None);
+        assert_eq!(publish_to_ack(1000, at(1007)), Some(Duration::from_secs(7)));
+        assert_eq!(publish_to_ack(1030, at(1000)), Some(Duration::ZERO), "clocks that are a little apart");
+        assert_eq!(publish_to_ack(1_700_000_000_000, at(1_700_000_000)), None, "milliseconds");
+        assert_eq!(publish_to_ack(u64::MAX, at(0)), None);
     }
 
     #[test]

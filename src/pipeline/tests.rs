@@ -271,7 +271,7 @@ impl Drop for CountersCheck {
             return;
         }
         let counts = self.counters.counts();
-        let pool = PoolState { taking: 1, slots: self.max_slots, ..PoolState::default() };
+        let pool = PoolState { active_subscriptions: 1, capacity: self.max_slots, ..PoolState::default() };
         assert_eq!(conservation::check(&counts, &pool), Ok(()), "{counts:?}");
         let settled = self.settled.lock().unwrap();
         let count = |expected| settled.iter().filter(|(_, settlement)| *settlement == expected).count() as u64;
@@ -498,5 +498,5 @@ async fn every_outcome_is_counted_once() {
     assert_eq!(reading.retries[&("order".into(), delay())], 1);
     assert_eq!(reading.dead_letters[&("unknown".into(), DeadLetterReason::NoOrigin)], 1);
     assert_eq!(reading.handling.count(), 6);
-    assert_eq!(reading.done_after.count(), 0, "no message had a timestamp");
+    assert_eq!(reading.publish_to_ack.count(), 0, "no message had a timestamp");
 }

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::recent::Window;
-use super::{Conservation, Consumer, FailureCount, Quantiles};
+use super::{Conservation, ConsumerStatus, FailureCount, Quantiles};
 use crate::metrics::{Histogram, Reading, conservation};
 
 /// What is known of one consumer.
 #[derive(Debug, Clone)]
-pub struct ConsumerFacts {
+pub struct ConsumerReading {
     /// Its name.
     pub name: String,
     /// Its queue.
@@ -32,13 +32,13 @@ pub struct ConsumerFacts {
 }
 
 /// All consumers. Retries and dead letters, which the consumer of failures counts, are told where they failed.
-pub fn consumers(facts: &[ConsumerFacts]) -> BTreeMap<String, Consumer> {
+pub fn consumers(facts: &[ConsumerReading]) -> BTreeMap<String, ConsumerStatus> {
     facts.iter().map(|one| (one.name.clone(), consumer(one, facts))).collect()
 }
 
 /// One consumer among `all`.
-pub fn consumer(facts: &ConsumerFacts, all: &[ConsumerFacts]) -> Consumer {
-    let ConsumerFacts { name, queue, reading, window, .. } = facts;
+pub fn consumer(facts: &ConsumerReading, all: &[ConsumerReading]) -> ConsumerStatus {
+    let ConsumerReading { name, queue, reading, window, .. } = facts;
     let counts = &reading.counts;
     let mut retries = BTreeMap::new();
     let mut dead_letters = BTreeMap::new();
@@ -51,14 +51,14 @@ pub fn consumer(facts: &ConsumerFacts, all: &[ConsumerFacts]) -> Consumer {
         }
     }
     let failures = reading.failures.iter();
-    Consumer {
+    ConsumerStatus {
         queue: queue.clone(),
         paused: facts.paused_since.is_some(),
         paused_since: facts.paused_since,
-        subscribed: reading.pool.taking > 0,
-        draining: reading.pool.draining,
-        workers_up: reading.pool.workers_up,
-        workers_wanted: facts.workers,
+        subscribed: reading.pool.active_subscriptions > 0,
+        draining: reading.pool.draining_subscriptions,
+        workers_running: reading.pool.workers_running,
+        workers_configured: facts.workers,
         prefetch: facts.prefetch,
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
@@ -76,20 +76,20 @@ pub fn consumer(facts: &ConsumerFacts, all: &[ConsumerFacts]) -> Consumer {
         dead_letters,
         restarts: counts.restarts,
         subscriptions: reading.pool.subscriptions,
-        rate: window.rate,
+        acks_per_second: window.acks_per_second,
         handling_seconds: quantiles(&window.handling),
-        publish_to_done_seconds: quantiles(&window.done_after),
+        publish_to_ack_seconds: quantiles(&window.publish_to_ack),
         conservation: conservation(facts),
     }
 }
 
-fn conservation(facts: &ConsumerFacts) -> Conservation {
+fn conservation(facts: &ConsumerReading) -> Conservation {
     let counts = &facts.reading.counts;
     let problem = conservation::check(counts, &facts.reading.pool).err();
     Conservation {
         deliveries: counts.deliveries,
         succeeded: counts.completed + counts.duplicates,
-        handed_on: counts.forwarded + counts.retried + counts.dead_lettered,
+        republished: counts.forwarded + counts.retried + counts.dead_lettered,
         released: counts.released,
         rejected: counts.rejected,
         in_flight: counts.in_flight,
@@ -111,10 +111,10 @@ mod tests {
     use crate::recovery::DeadLetterReason;
     use crate::status::Recent;
 
-    fn facts(name: &str) -> ConsumerFacts {
+    fn facts(name: &str) -> ConsumerReading {
         let reading = Counters::default().read();
         let window = Recent::default().window(name, Duration::ZERO, &reading);
-        ConsumerFacts {
+        ConsumerReading {
             name: name.to_owned(),
             queue: format!("{name}_queue"),
             workers: 2,
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!((order.retried, &order.retries), (5, &[("10s".to_owned(), 5)].into()));
         assert_eq!((order.dead_lettered, &order.dead_letters), (1, &[("malformed".to_owned(), 1)].into()));
         assert_eq!((failed.processed, failed.retried, failed.dead_lettered), (7, 0, 0));
-        assert_eq!(failed.conservation.handed_on, 7);
+        assert_eq!(failed.conservation.republished, 7);
         assert_eq!(failed.conservation.problem, None);
     }
 

@@ -17,31 +17,31 @@ use serde::{Deserialize, Serialize};
 use crate::control::ReloadReport;
 use crate::reconcile::BrokerView;
 
-pub use assemble::{ConsumerFacts, consumer, consumers};
+pub use assemble::{ConsumerReading, consumer, consumers};
 pub use consumer_registry::RegisteredConsumer;
 pub use invariant_check::watch;
 pub use recent::{Recent, Sample, Window};
-pub(crate) use registry::Snapshot;
+pub(crate) use registry::StatusSnapshot;
 pub use registry::StatusRegistry;
 
 /// Everything an operator asks for first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The process.
-    pub daemon: Daemon,
+    pub daemon: DaemonStatus,
     /// Whether it is ready to work, check by check.
-    pub checks: Vec<Check>,
+    pub checks: Vec<ReadinessCheck>,
     /// Each consumer, by name.
-    pub consumers: BTreeMap<String, Consumer>,
+    pub consumers: BTreeMap<String, ConsumerStatus>,
     /// The broker's queues, alarms and what does not fit, as the management API told last.
     pub broker: BrokerView,
     /// Whether each delivery of every consumer is accounted for.
-    pub conserved: bool,
+    pub conservation_ok: bool,
 }
 
 /// The process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Daemon {
+pub struct DaemonStatus {
     /// orderd's version.
     pub version: String,
     /// Its process id.
@@ -50,7 +50,7 @@ pub struct Daemon {
     #[serde(default)]
     pub instance: String,
     /// How far it is.
-    pub stage: Stage,
+    pub state: DaemonState,
     /// When it started.
     pub started_at: Timestamp,
     /// Seconds since then.
@@ -66,9 +66,9 @@ pub struct Daemon {
     /// AMQP connections made since the start for consuming and publishing.
     pub connections_made: u64,
     /// Publishing; `None` until the topology is there.
-    pub publisher: Option<Publisher>,
+    pub publisher: Option<PublisherStatus>,
     /// The ledger.
-    pub ledger: Ledger,
+    pub ledger: LedgerStatus,
 }
 
 /// The last reload.
@@ -85,7 +85,7 @@ pub struct LastReload {
 /// How far the daemon is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum DaemonState {
     /// It waits for the broker, or makes the topology.
     Starting,
     /// It works.
@@ -94,20 +94,20 @@ pub enum Stage {
     Draining,
 }
 
-impl Stage {
+impl DaemonState {
     /// Its name in JSON and in texts.
     pub fn as_str(self) -> &'static str {
         match self {
-            Stage::Starting => "starting",
-            Stage::Running => "running",
-            Stage::Draining => "draining",
+            DaemonState::Starting => "starting",
+            DaemonState::Running => "running",
+            DaemonState::Draining => "draining",
         }
     }
 }
 
 /// The publishing connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Publisher {
+pub struct PublisherStatus {
     /// Whether there is one now.
     pub connected: bool,
     /// Connections made since the start.
@@ -118,7 +118,7 @@ pub struct Publisher {
 
 /// The ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct LedgerStatus {
     /// Whether it can record, as far as the last commit tells.
     pub recording: bool,
     /// Commits since the start.
@@ -127,8 +127,8 @@ pub struct Ledger {
 
 /// One thing that must be so before orderd is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// What: `topology`, `ledger`, `publisher`, `consumer <name>`, `not draining`.
+pub struct ReadinessCheck {
+    /// What: `topology`, `ledger`, `publisher`, `consumer <name>`, `shutdown`.
     pub name: String,
     /// Whether it is so.
     pub ok: bool,
@@ -138,7 +138,7 @@ pub struct Check {
 
 /// One consumer since the start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Consumer {
+pub struct ConsumerStatus {
     /// Its queue.
     pub queue: String,
     /// Whether its intake is stopped on purpose, until it is resumed.
@@ -152,9 +152,9 @@ pub struct Consumer {
     #[serde(default)]
     pub draining: u64,
     /// Workers that run.
-    pub workers_up: u64,
+    pub workers_running: u64,
     /// Workers configured; 0 of a consumer that was removed and only finishes what it was handed.
-    pub workers_wanted: u64,
+    pub workers_configured: u64,
     /// Deliveries one worker works on at a time.
     pub prefetch: u64,
     /// Whether deliveries are worked on one at a time, since something kills whoever holds them.
@@ -186,12 +186,12 @@ pub struct Consumer {
     /// Subscriptions made.
     pub subscriptions: u64,
     /// Deliveries acked per second, over the last minute or since the start. `None` in the first seconds.
-    pub rate: Option<f64>,
+    pub acks_per_second: Option<f64>,
     /// From a delivery's arrival to its ack, over the last minute or since the start.
     pub handling_seconds: Option<Quantiles>,
     /// From the message's AMQP timestamp, which is in whole seconds, to done: up to a second more than it took.
     /// Over the last minute or since the start, of messages that have a timestamp.
-    pub publish_to_done_seconds: Option<Quantiles>,
+    pub publish_to_ack_seconds: Option<Quantiles>,
     /// Whether each of its deliveries is accounted for.
     pub conservation: Conservation,
 }
@@ -220,7 +220,7 @@ pub struct Quantiles {
     pub count: u64,
 }
 
-/// `deliveries = succeeded + handed_on + released + rejected + in_flight`, all of one instant.
+/// `deliveries = succeeded + republished + released + rejected + in_flight`, all of one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conservation {
     /// Taken from the broker.
@@ -228,7 +228,7 @@ pub struct Conservation {
     /// Acked because their effects are recorded.
     pub succeeded: u64,
     /// Acked because what replaces them is confirmed: a failure, a retry, a dead letter.
-    pub handed_on: u64,
+    pub republished: u64,
     /// Given back, or in hand when a subscription was lost.
     pub released: u64,
     /// Left to the broker to dead-letter.

@@ -17,7 +17,7 @@ const LEAST: Duration = Duration::from_secs(2);
 pub struct Sample {
     settled: u64,
     handling: Histogram,
-    done_after: Histogram,
+    publish_to_ack: Histogram,
 }
 
 impl From<&Reading> for Sample {
@@ -25,7 +25,7 @@ impl From<&Reading> for Sample {
         Sample {
             settled: reading.counts.settled(),
             handling: reading.handling.clone(),
-            done_after: reading.done_after.clone(),
+            publish_to_ack: reading.publish_to_ack.clone(),
         }
     }
 }
@@ -40,11 +40,11 @@ pub struct Recent {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Window {
     /// Deliveries acked per second.
-    pub rate: Option<f64>,
+    pub acks_per_second: Option<f64>,
     /// Handling times.
     pub handling: Histogram,
     /// Times from publishing to done.
-    pub done_after: Histogram,
+    pub publish_to_ack: Histogram,
 }
 
 impl Recent {
@@ -61,17 +61,17 @@ impl Recent {
     pub fn window(&self, consumer: &str, now: Duration, reading: &Reading) -> Window {
         let current = Sample::from(reading);
         let oldest = self.samples.front().and_then(|(taken, samples)| Some((*taken, samples.get(consumer)?)));
-        let (span, settled, handling, done_after) = match oldest {
+        let (span, settled, handling, publish_to_ack) = match oldest {
             Some((taken, sample)) => (
                 now.saturating_sub(taken),
                 current.settled.saturating_sub(sample.settled),
                 current.handling.since(&sample.handling),
-                current.done_after.since(&sample.done_after),
+                current.publish_to_ack.since(&sample.publish_to_ack),
             ),
-            None => (now, current.settled, current.handling, current.done_after),
+            None => (now, current.settled, current.handling, current.publish_to_ack),
         };
-        let rate = (span >= LEAST).then(|| settled as f64 / span.as_secs_f64());
-        Window { rate, handling, done_after }
+        let acks_per_second = (span >= LEAST).then(|| settled as f64 / span.as_secs_f64());
+        Window { acks_per_second, handling, publish_to_ack }
     }
 }
 
@@ -97,14 +97,14 @@ mod tests {
     #[test]
     fn a_rate_is_that_of_the_last_minute() {
         let mut recent = Recent::default();
-        assert_eq!(recent.window("order", s(1), &reading(10)).rate, None, "too early to tell");
-        assert_eq!(recent.window("order", s(10), &reading(20)).rate, Some(2.0), "since the start");
+        assert_eq!(recent.window("order", s(1), &reading(10)).acks_per_second, None, "too early to tell");
+        assert_eq!(recent.window("order", s(10), &reading(20)).acks_per_second, Some(2.0), "since the start");
         for second in (0..=600_u64).step_by(5) {
             // A thousand a second in the first minute, one a second after.
             let settled = second.min(60) * 1000 + second.saturating_sub(60);
             recent.push(s(second), sampled(settled));
         }
-        assert_eq!(recent.window("order", s(602), &reading(60_542)).rate, Some(1.0));
+        assert_eq!(recent.window("order", s(602), &reading(60_542)).acks_per_second, Some(1.0));
         assert_eq!(recent.samples.len(), 13);
     }
 
@@ -112,6 +112,6 @@ mod tests {
     fn a_consumer_without_samples_is_measured_from_the_start() {
         let mut recent = Recent::default();
         recent.push(s(5), sampled(5));
-        assert_eq!(recent.window("new", s(10), &reading(100)).rate, Some(10.0));
+        assert_eq!(recent.window("new", s(10), &reading(100)).acks_per_second, Some(10.0));
     }
 }

@@ -17,11 +17,11 @@ use crate::ledger::SqliteLedger;
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
-use crate::status::{self, Check, ConsumerFacts, Daemon, LastReload, Ledger, Publisher, Recent, Sample, Stage, Status};
+use crate::status::{self, ReadinessCheck, ConsumerReading, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Recent, Sample, DaemonState, Status};
 use crate::watchdog::{Health, Stuck};
 
 /// The ledger while it is being opened: one of an earlier version is made new then, which may take minutes.
-const NOT_OPEN: Ledger = Ledger { recording: false, commits: 0 };
+const NOT_OPEN: LedgerStatus = LedgerStatus { recording: false, commits: 0 };
 
 /// The running daemon, as the pages see it.
 pub struct StatusRegistry {
@@ -43,9 +43,9 @@ pub struct StatusRegistry {
 
 /// Everything, read at one time.
 #[derive(Debug, Clone)]
-pub(crate) struct Snapshot {
+pub(crate) struct StatusSnapshot {
     pub status: Status,
-    pub facts: Vec<ConsumerFacts>,
+    pub facts: Vec<ConsumerReading>,
 }
 
 impl StatusRegistry {
@@ -125,7 +125,7 @@ impl StatusRegistry {
     }
 
     /// Everything, read now.
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> StatusSnapshot {
         let up = self.begun.elapsed();
         let facts: Vec<_> = {
             let recent = self.recent();
@@ -135,17 +135,17 @@ impl StatusRegistry {
         let publisher = self.publisher.get().map(|publisher| {
             let state = publisher.state();
             let (connected, connections) = (state.connected, state.connections);
-            Publisher { connected, connections, unconfirmed: state.unconfirmed as u64 }
+            PublisherStatus { connected, connections, unconfirmed: state.unconfirmed as u64 }
         });
-        let subscribed: u64 = facts.iter().map(|one| one.reading.pool.taking + one.reading.pool.draining).sum();
+        let subscribed: u64 = facts.iter().map(|one| one.reading.pool.active_subscriptions + one.reading.pool.draining_subscriptions).sum();
         // Also those of consumers that are gone: the number never falls.
         let made = self.all_counters();
         let subscriptions: u64 = made.values().map(|counters| counters.pool().subscriptions).sum();
-        let daemon = Daemon {
+        let daemon = DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             instance: crate::instance::name().to_owned(),
-            stage: self.stage(),
+            state: self.state(),
             started_at: self.started_at,
             uptime_seconds: up.as_secs_f64(),
             config: self.config.clone(),
@@ -157,7 +157,7 @@ impl StatusRegistry {
             ledger: self
                 .ledger
                 .get()
-                .map_or(NOT_OPEN, |ledger| Ledger { recording: ledger.is_recording(), commits: ledger.commits() }),
+                .map_or(NOT_OPEN, |ledger| LedgerStatus { recording: ledger.is_recording(), commits: ledger.commits() }),
         };
         let status = Status {
             checks: checks(
@@ -166,11 +166,11 @@ impl StatusRegistry {
                 self.publisher.get().and_then(|publisher| publisher.last_connect_error()),
             ),
             daemon,
-            conserved: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
+            conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,
             broker: BrokerView::clone(&self.view.borrow()),
         };
-        Snapshot { status, facts }
+        StatusSnapshot { status, facts }
     }
 
     /// Tasks that are stuck now.
@@ -189,20 +189,20 @@ impl StatusRegistry {
     }
 
     /// How far the daemon has come.
-    pub fn stage(&self) -> Stage {
+    pub fn state(&self) -> DaemonState {
         if self.shutdown.has_begun() {
-            Stage::Draining
+            DaemonState::Draining
         } else if self.publisher.get().is_none() {
-            Stage::Starting
+            DaemonState::Starting
         } else {
-            Stage::Running
+            DaemonState::Running
         }
     }
 }
 
-fn facts(watched: &RegisteredConsumer, recent: &Recent, up: Duration) -> ConsumerFacts {
+fn facts(watched: &RegisteredConsumer, recent: &Recent, up: Duration) -> ConsumerReading {
     let reading = watched.counters.read();
-    ConsumerFacts {
+    ConsumerReading {
         name: watched.name.clone(),
         queue: watched.queue.clone(),
         workers: watched.workers,
@@ -217,20 +217,20 @@ fn facts(watched: &RegisteredConsumer, recent: &Recent, up: Duration) -> Consume
 /// What must be so before the daemon is ready.
 ///
 /// `trouble`: why the last attempt to connect to the broker failed, if it did.
-fn checks(daemon: &Daemon, consumers: &BTreeMap<String, status::Consumer>, trouble: Option<String>) -> Vec<Check> {
+fn checks(daemon: &DaemonStatus, consumers: &BTreeMap<String, status::ConsumerStatus>, trouble: Option<String>) -> Vec<ReadinessCheck> {
     let check = |name: &str, ok: bool, good: &str, bad: &str| {
         let detail = if ok { good } else { bad };
-        Check { name: name.to_owned(), ok, detail: detail.to_owned() }
+        ReadinessCheck { name: name.to_owned(), ok, detail: detail.to_owned() }
     };
     let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
     let mut checks = vec![
-        check("not draining", daemon.stage != Stage::Draining, "it works", "a shutdown has begun"),
-        check("ledger", daemon.ledger.recording, "it records", "not open yet, or closed, or the last commit failed"),
+        check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
+        check("ledger", daemon.ledger.recording, "recording", "cannot record: not open, or the last commit failed"),
         check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
         check("publisher", connected, "connected", &because("no connection", trouble.as_deref())),
     ];
     // One that was removed only finishes its work; one that is paused is so on purpose.
-    for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_wanted > 0) {
+    for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
         let good = if consumer.paused { "paused" } else { "subscribed" };
         let ok = consumer.paused || consumer.subscribed;
         checks.push(check(&format!("consumer {name}"), ok, good, &because("no subscription", trouble.as_deref())));

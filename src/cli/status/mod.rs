@@ -16,7 +16,7 @@ use super::ask::{AskError, Whom};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Sources, duration};
-use crate::status::{Stage, Status};
+use crate::status::{DaemonState, Status};
 
 /// Goes to the upper left and clears the screen from there.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -93,7 +93,7 @@ fn show(args: StatusArgs, told: &Value, status: &Status, out: &mut dyn Write) ->
 
 /// A daemon that runs without its broker is not what whoever asks hopes for.
 fn verdict(status: &Status, err: &mut dyn Write) -> io::Result<Exit> {
-    if status.daemon.connections > 0 || status.daemon.stage == Stage::Draining {
+    if status.daemon.connections > 0 || status.daemon.state == DaemonState::Draining {
         return Ok(Exit::Done);
     }
     writeln!(

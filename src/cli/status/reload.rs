@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use super::text::{age, labelled};
 use crate::cli::table::plain;
 use crate::control::{Effect, ReloadOutcome};
-use crate::status::Daemon;
+use crate::status::DaemonStatus;
 
 /// Problems shown; the rest is counted.
 const SHOWN: usize = 3;
 
 /// Writes nothing before the first reload.
-pub(super) fn write(daemon: &Daemon, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write(daemon: &DaemonStatus, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     let Some(last) = &daemon.last_reload else { return Ok(()) };
     let verdict = &last.report;
     let word = match verdict.outcome {
@@ -59,7 +59,7 @@ mod tests {
     fn shown(outcome: &str, changes: Value, problems: &[&str]) -> String {
         let verdict =
             json!({"outcome": outcome, "generation": 4, "changes": changes, "problems": problems, "notes": []});
-        let daemon = json!({"version": "0.1.0", "pid": 1, "stage": "running", "started_at": "2026-11-22T08:00:00Z",
+        let daemon = json!({"version": "0.1.0", "pid": 1, "state": "running", "started_at": "2026-11-22T08:00:00Z",
             "uptime_seconds": 1, "config": "c", "config_generation": 4, "connections": 6, "connections_made": 6,
             "last_reload": {"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "report": verdict}, "publisher": null,
             "ledger": {"recording": true, "commits": 1}});

@@ -12,7 +12,7 @@ use super::reload;
 use crate::cli::table::plain;
 use crate::config::duration;
 use crate::reconcile::{ApiState, BrokerView, QueueRole, QueueView};
-use crate::status::{Consumer, Quantiles, Stage, Status};
+use crate::status::{ConsumerStatus, DaemonState, Quantiles, Status};
 
 /// Columns that everything fits into.
 const WIDTH: usize = 100;
@@ -41,7 +41,7 @@ fn daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let program = format!("orderd {}", plain(&daemon.version));
     let told = format!(
         "{}, up {}, pid {}, configuration {} (generation {})",
-        daemon.stage.as_str(),
+        daemon.state.as_str(),
         whole_seconds(daemon.uptime_seconds),
         daemon.pid,
         plain(&daemon.config),
@@ -53,11 +53,11 @@ fn daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         Some(publisher) => format!("not connected for publishing, {} unconfirmed", publisher.unconfirmed),
         None => "not publishing yet".to_owned(),
     };
-    let ledger = match (daemon.ledger.recording, daemon.stage) {
+    let ledger = match (daemon.ledger.recording, daemon.state) {
         (true, _) => "records",
-        (false, Stage::Starting) => "does not record yet",
-        (false, Stage::Draining) => "does not record any more",
-        (false, Stage::Running) => "CANNOT RECORD",
+        (false, DaemonState::Starting) => "does not record yet",
+        (false, DaemonState::Draining) => "does not record any more",
+        (false, DaemonState::Running) => "CANNOT RECORD",
     };
     let told = format!(
         "{} of {} made so far; {publishing}; the ledger {ledger}, {} commits",
@@ -133,7 +133,7 @@ fn waiting(queue: &str, view: &BrokerView) -> String {
     view.queues.values().filter_map(waits).collect::<Vec<_>>().join(", ")
 }
 
-fn consumers(consumers: &BTreeMap<String, Consumer>, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
+fn consumers(consumers: &BTreeMap<String, ConsumerStatus>, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([
         "CONSUMER", "UP", "HAND", "OLDEST", "DONE", "AGAIN", "FAILED", "RETRIED", "DEAD", "DIED", "RATE/S", "P50",
@@ -144,7 +144,7 @@ fn consumers(consumers: &BTreeMap<String, Consumer>, now: Timestamp, out: &mut d
             |of: fn(&Quantiles) -> f64| one.handling_seconds.as_ref().map_or(UNKNOWN.to_owned(), |q| short(of(q)));
         table.add_row([
             plain(name),
-            if one.paused { "PAUSED".to_owned() } else { format!("{}/{}", one.workers_up, one.workers_wanted) },
+            if one.paused { "PAUSED".to_owned() } else { format!("{}/{}", one.workers_running, one.workers_configured) },
             one.in_flight.to_string(),
             one.oldest_in_flight_seconds.map_or_else(|| UNKNOWN.to_owned(), short),
             one.processed.to_string(),
@@ -153,7 +153,7 @@ fn consumers(consumers: &BTreeMap<String, Consumer>, now: Timestamp, out: &mut d
             one.retried.to_string(),
             one.dead_lettered.to_string(),
             one.restarts.to_string(),
-            one.rate.map_or_else(|| UNKNOWN.to_owned(), |rate| format!("{rate:.1}")),
+            one.acks_per_second.map_or_else(|| UNKNOWN.to_owned(), |rate| format!("{rate:.1}")),
             quantile(|q| q.p50),
             quantile(|q| q.p95),
             quantile(|q| q.p99),
@@ -172,7 +172,7 @@ fn consumers(consumers: &BTreeMap<String, Consumer>, now: Timestamp, out: &mut d
             format!("{}: one delivery at a time, since deliveries keep coming back", safe.join(", ")),
         ));
     }
-    let removed = consumers.iter().filter(|(_, one)| one.workers_wanted == 0 && one.draining > 0);
+    let removed = consumers.iter().filter(|(_, one)| one.workers_configured == 0 && one.draining > 0);
     let removed: Vec<_> = removed.map(|(name, _)| plain(name)).collect();
     if !removed.is_empty() {
         told.push(("removed", format!("{}: finishes what it was handed", removed.join(", "))));
@@ -187,7 +187,7 @@ fn consumers(consumers: &BTreeMap<String, Consumer>, now: Timestamp, out: &mut d
 fn counts(
     what: &str,
     status: &Status,
-    of: fn(&Consumer) -> &BTreeMap<String, u64>,
+    of: fn(&ConsumerStatus) -> &BTreeMap<String, u64>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let consumers = status.consumers.iter().filter(|(_, consumer)| !of(consumer).is_empty());
@@ -213,13 +213,13 @@ fn failures(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {
-    let sum = |of: fn(&Consumer) -> u64| status.consumers.values().map(of).sum::<u64>();
+    let sum = |of: fn(&ConsumerStatus) -> u64| status.consumers.values().map(of).sum::<u64>();
     let told = format!(
         "{}: {} deliveries = {} done + {} handed on + {} released + {} rejected + {} in hand",
-        if status.conserved { "nothing is missing" } else { "THIS DOES NOT ADD UP" },
+        if status.conservation_ok { "nothing is missing" } else { "THIS DOES NOT ADD UP" },
         sum(|one| one.conservation.deliveries),
         sum(|one| one.conservation.succeeded),
-        sum(|one| one.conservation.handed_on),
+        sum(|one| one.conservation.republished),
         sum(|one| one.conservation.released),
         sum(|one| one.conservation.rejected),
         sum(|one| one.conservation.in_flight),
@@ -327,16 +327,16 @@ mod tests {
     /// A daemon in every kind of trouble, with names that a terminal would obey and counts as large as they get.
     fn troubled() -> Status {
         let long = "why ".repeat(60);
-        let books = json!({"deliveries": 98_765_432, "succeeded": 98_765_000, "handed_on": 432, "released": 123_456,
+        let books = json!({"deliveries": 98_765_432, "succeeded": 98_765_000, "republished": 432, "released": 123_456,
             "rejected": 0, "in_flight": 1000, "problem": "\u{1b}[31m3 deliveries are neither settled nor in flight"});
         let quantiles = json!({"p50": 0.0487, "p95": 0.2274, "p99": 0.4937, "count": 5});
-        let consumer = json!({"queue": "notification_queue", "subscribed": true, "workers_up": 1, "workers_wanted": 16,
+        let consumer = json!({"queue": "notification_queue", "subscribed": true, "workers_running": 1, "workers_configured": 16,
             "prefetch": 1, "safe_mode": true, "in_flight": 1000, "oldest_in_flight_seconds": 0.478,
             "processed": 9_876_543, "duplicates": 12_345, "failed": 123_456, "failed_attempts": 1,
             "failures": [{"kind": "transient", "code": "a\u{9b}2J", "count": 1}], "retried": 1_234_567,
             "retries": {"10s": 1_234_000, "1m": 500, "10m": 60, "1h": 7}, "dead_lettered": 1234,
             "dead_letters": {"malformed": 1000, "retries_exhausted": 200, "too_old": 34}, "restarts": 123,
-            "subscriptions": 9, "rate": 1234.56, "handling_seconds": quantiles, "publish_to_done_seconds": null,
+            "subscriptions": 9, "acks_per_second": 1234.56, "handling_seconds": quantiles, "publish_to_ack_seconds": null,
             "conservation": books});
         let mut paused = consumer.clone();
         paused["paused"] = json!(true);
@@ -365,11 +365,11 @@ mod tests {
         let verdict = json!({"outcome": "rejected", "generation": 7, "changes": [], "notes": [],
             "problems": [long, "a\u{1b}b", long, long]});
         let reload = json!({"at": "2026-11-22T08:00:00Z", "by": "SIGHUP", "report": verdict});
-        let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "stage": "running",
+        let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "state": "running",
             "started_at": "2026-11-22T08:00:00Z", "uptime_seconds": 8e7, "config": "/etc/orderd/production/orderd.toml",
             "config_generation": 1, "last_reload": reload, "connections": 6, "connections_made": 123_456, "publisher": null,
             "ledger": {"recording": false, "commits": 123_456_789}});
-        serde_json::from_value(json!({"daemon": daemon, "conserved": false, "consumers": consumers,
+        serde_json::from_value(json!({"daemon": daemon, "conservation_ok": false, "consumers": consumers,
             "checks": checks,
             "broker": {"api": api, "taken_at": null, "queues": queues, "missing_queues": [],
                 "alarms": [{"node": "rabbit@a\u{1b}]0;x", "resource": "memory"}], "findings": [finding]}}))

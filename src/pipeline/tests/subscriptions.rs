@@ -78,12 +78,12 @@ async fn safe_mode_is_shown_while_earlier_deliveries_are_still_in_flight() {
 async fn the_pool_counts_its_workers_and_subscriptions_and_shows_safe_mode() {
     let env = TestEnv::start(2, 10).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
-    let state = |subscriptions, workers_up, slots, safe_mode| PoolState {
-        taking: 1,
-        draining: 0,
-        slots,
+    let state = |subscriptions, workers_running, slots, safe_mode| PoolState {
+        active_subscriptions: 1,
+        draining_subscriptions: 0,
+        capacity: slots,
         subscriptions,
-        workers_up,
+        workers_running,
         safe_mode,
     };
     assert_eq!(env.counters.read().pool, state(1, 2, 20, false));

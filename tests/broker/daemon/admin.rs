@@ -24,7 +24,7 @@ fn assert_conserved(orderd: &OrderdProcess) {
     for consumer in CONSUMERS {
         let books = &status["consumers"][consumer]["conservation"];
         let count = |name: &str| books[name].as_u64().unwrap_or_else(|| panic!("no {name} in {books}"));
-        let whereabouts = ["succeeded", "handed_on", "released", "rejected", "in_flight"];
+        let whereabouts = ["succeeded", "republished", "released", "rejected", "in_flight"];
         assert_eq!(count("deliveries"), whereabouts.map(count).iter().sum::<u64>(), "{consumer}: {books}");
     }
 }
@@ -92,15 +92,15 @@ fn known_numbers_in_are_the_same_numbers_out() {
     let handled = scrape.of_consumer("orderd_handling_seconds_count", "order");
     let acked = ["completed", "duplicate", "forwarded"].map(|outcome| settled("order", outcome)).iter().sum::<f64>();
     assert_eq!(handled, acked);
-    let done = scrape.of_consumer("orderd_publish_to_done_seconds_count", "notification");
+    let done = scrape.of_consumer("orderd_publish_to_ack_seconds_count", "notification");
     assert_eq!(done, settled("notification", "completed"), "orderd's own events carry a timestamp");
 
     let of = &status["consumers"]["order"];
     assert_eq!(of["processed"].as_f64().unwrap(), settled("order", "completed"));
     assert_eq!(of["retried"].as_f64().unwrap(), retried);
     assert_eq!(of["dead_letters"]["malformed"].as_f64().unwrap(), reason("malformed"));
-    assert_eq!((status["conserved"].as_bool(), of["in_flight"].as_u64()), (Some(true), Some(0)));
-    assert_eq!(status["daemon"]["stage"], "running");
+    assert_eq!((status["conservation_ok"].as_bool(), of["in_flight"].as_u64()), (Some(true), Some(0)));
+    assert_eq!(status["daemon"]["state"], "running");
     assert!(status["daemon"]["connections_made"].as_u64().unwrap() >= 8, "{}", status["daemon"]);
     assert_eq!(status["daemon"]["connections"], 6);
     assert!(!orderd.has_logged("deliveries do not add up: report this with the log"));
@@ -182,11 +182,11 @@ fn without_a_broker_it_is_alive_and_not_ready() {
     assert_eq!((plain.status, plain.body.trim()), (503, "not ready"));
     let verbose = get(admin, "/readyz?verbose");
     assert_eq!(verbose.status, 503);
-    for line in ["[+] ledger", "[-] topology", "[-] publisher", "[-] consumer order", "[+] not draining"] {
+    for line in ["[+] ledger", "[-] topology", "[-] publisher", "[-] consumer order", "[+] shutdown"] {
         assert!(verbose.body.contains(line), "no {line}: {}", verbose.body);
     }
     let status = json(admin, "/api/v1/status");
-    assert_eq!(status["daemon"]["stage"], "starting");
+    assert_eq!(status["daemon"]["state"], "starting");
     assert_eq!(Scrape::of(admin).sum("orderd_ready", &[]), 0.0);
     assert_eq!(orderd.stop(), 0);
     assert!(TcpStream::connect(admin).is_err(), "it still listens");
@@ -209,7 +209,7 @@ fn a_ready_daemon_says_so_and_a_draining_one_does_not() {
     orderd.signal("TERM");
     wait_until("it drains", || get(admin, "/readyz").status == 503);
     assert_eq!(get(admin, "/livez").status, 200);
-    assert_eq!(json(admin, "/api/v1/status")["daemon"]["stage"], "draining");
+    assert_eq!(json(admin, "/api/v1/status")["daemon"]["state"], "draining");
     assert_eq!(orderd.wait_for_exit(), 0);
 }
 

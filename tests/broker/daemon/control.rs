@@ -252,6 +252,6 @@ fn a_file_that_is_followed_is_applied_once_it_is_whole() {
     drop(writing);
     wait_until("the whole file is read", || last_reload(&orderd)["by"] == "file");
     assert_eq!(last_reload(&orderd)["report"]["outcome"], "unchanged");
-    assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 64);
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 64);
     assert_eq!(orderd.stop(), 0);
 }

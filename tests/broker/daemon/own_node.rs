@@ -101,7 +101,7 @@ fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
     assert!(command.output().contains("that passes by itself"), "{}", command.output());
     let last_reload = || orderd.status()["daemon"]["last_reload"].clone();
     wait_until("who follows the file has tried it too", || last_reload()["by"] == "file");
-    assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 2);
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 2);
     node.restart();
     wait_until("the file is put in force by itself once the broker is back", || {
         // Otherwise it is looked at once a minute.
@@ -111,6 +111,6 @@ fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
     assert_eq!(last_reload()["by"], "file");
     flood(&env, "ord", 10);
     env.ledger().await_settled(10);
-    wait_until("the former pool has finished", || orderd.status()["consumers"]["order"]["workers_up"] == 3);
+    wait_until("the former pool has finished", || orderd.status()["consumers"]["order"]["workers_running"] == 3);
     assert_eq!(orderd.stop(), 0);
 }

@@ -65,13 +65,13 @@ fn a_paused_consumer_takes_nothing_in_and_what_it_had_is_finished() {
     file.set("consumers.order.workers", "3").save();
     assert_eq!(orderd.reload()["outcome"], "applied");
     let of = orderd.status()["consumers"]["order"].clone();
-    assert_eq!((&of["paused"], &of["subscribed"], &of["workers_up"]), (&json!(true), &json!(false), &json!(0)), "{of}");
+    assert_eq!((&of["paused"], &of["subscribed"], &of["workers_running"]), (&json!(true), &json!(false), &json!(0)), "{of}");
     assert!(of["paused_since"].is_string());
     assert_eq!(tell(&orderd, "resume", "order"), told("order", false, true));
     ledger.await_settled(ORDERS);
     let of = orderd.status()["consumers"]["order"].clone();
     assert_eq!(
-        (&of["paused"], &of["workers_up"], &of["paused_since"]),
+        (&of["paused"], &of["workers_running"], &of["paused_since"]),
         (&json!(false), &json!(3), &Value::Null),
         "{of}"
     );

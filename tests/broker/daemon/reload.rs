@@ -96,7 +96,7 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
             let verdict = orderd.reload();
             assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("applied"), &json!(generation + 2)));
             let told = orderd.status();
-            assert_eq!(told["consumers"]["order"]["workers_wanted"], workers.parse::<u64>().unwrap());
+            assert_eq!(told["consumers"]["order"]["workers_configured"], workers.parse::<u64>().unwrap());
             assert_eq!(told["daemon"]["config_generation"], generation + 2);
             assert!(ledger.processed() < ORDERS, "all were done before the change: no test of scaling");
         }
@@ -108,7 +108,7 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
     });
     assert_once(&env, &orderd, ORDERS);
     let told = orderd.status();
-    assert_eq!((&told["consumers"]["order"]["workers_up"], &told["conserved"]), (&json!(2), &json!(true)));
+    assert_eq!((&told["consumers"]["order"]["workers_running"], &told["conservation_ok"]), (&json!(2), &json!(true)));
     assert_eq!(told["consumers"]["priority"]["subscriptions"], 1, "it has not changed, and its connection stays");
     assert_eq!(orderd.stop(), 0);
 }
@@ -299,7 +299,7 @@ fn a_file_with_faults_changes_nothing_at_all() {
     assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("rejected"), &json!(1)));
     let problems = verdict["problems"].to_string();
     assert!(problems.contains("consumers.order.prefetch") && problems.contains("log.colour"), "{problems}");
-    let wanted = |status: &Value| status["order"]["workers_wanted"].clone();
+    let wanted = |status: &Value| status["order"]["workers_configured"].clone();
     assert_eq!(wanted(&orderd.status()["consumers"]), wanted(&before));
     assert!(orderd.has_logged("not reloaded: what was in force stays in force, whole"));
 
@@ -329,7 +329,7 @@ fn what_the_broker_contradicts_is_rejected_whole() {
     let verdict = orderd.reload();
     assert_eq!((&verdict["outcome"], &verdict["temporary"]), (&json!("rejected"), &json!(false)));
     assert!(verdict["problems"].to_string().contains("x-queue-type"), "{verdict}");
-    assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 4);
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 4);
     assert!(raw.queue("bulk_queue.retry.300ms").is_none(), "something was declared");
 
     // A policy that would delete orders is found before any order can get into the new queue.
@@ -347,7 +347,7 @@ fn what_the_broker_contradicts_is_rejected_whole() {
     wait_until("the policy is gone", || orderd.reload()["outcome"] == "applied");
     raw.publish_to("orders", "order.bulk.created", &Properties::persistent(), &order("ord-2"));
     env.ledger().await_settled(1);
-    assert_eq!(orderd.status()["consumers"]["order"]["workers_wanted"], 9);
+    assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 9);
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -401,7 +401,7 @@ fn a_storm_of_reloads_ends_with_the_last_configuration_and_every_order_done_once
         feeding.join().unwrap();
     });
     let reloads = || orderd.log_lines("reloaded: all of the configuration is in force").len();
-    wait_until("the last one is in force", || orderd.status()["consumers"]["order"]["workers_wanted"] == 100 % 9 + 1);
+    wait_until("the last one is in force", || orderd.status()["consumers"]["order"]["workers_configured"] == 100 % 9 + 1);
     env.ledger().await_settled(ORDERS);
     wait_until("former pools have finished", || orderd.status()["daemon"]["connections"] == 6);
     assert!(reloads() < 50, "each signal was a reload: {}", reloads());

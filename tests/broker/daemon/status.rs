@@ -66,13 +66,13 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
     assert_eq!(told["consumers"]["order"]["dead_letters"]["malformed"], 1);
     assert_eq!(told["broker"]["queues"]["order_queue.retry.1h"]["ready"], retried);
     assert_eq!(told["broker"]["api"]["state"], "fresh");
-    assert_eq!((&told["conserved"], &told["daemon"]["config_generation"]), (&true.into(), &1.into()));
+    assert_eq!((&told["conservation_ok"], &told["daemon"]["config_generation"]), (&true.into(), &1.into()));
 
     let mut watching = env.command(&["status", "--watch", "100ms", "--format", "json"]);
     wait_until("it is shown again and again", || watching.output().lines().count() >= 3);
     watching.kill();
     for line in watching.output().lines().take(2) {
-        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["conserved"], true);
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["conservation_ok"], true);
     }
     assert_eq!(orderd.stop(), 0);
 }
