@@ -16,7 +16,7 @@ use crate::metrics::{Histogram, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
 use crate::status::{ConsumerReading, DaemonState};
-use crate::status::{StatusSnapshot, StatusRegistry};
+use crate::status::{StatusRegistry, StatusSnapshot};
 
 /// What the answer is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -159,8 +159,16 @@ impl Page {
     fn pools(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
         let facts = || self.0.facts.iter();
         let pool = |one: &ConsumerReading| one.reading.pool;
-        sheet.gauges("workers", "Workers that run", facts().map(|one| (whose(one), pool(one).workers_running as f64)))?;
-        sheet.gauges("workers_configured", "Workers configured", facts().map(|one| (whose(one), one.workers as f64)))?;
+        sheet.gauges(
+            "workers",
+            "Workers that run",
+            facts().map(|one| (whose(one), pool(one).workers_running as f64)),
+        )?;
+        sheet.gauges(
+            "workers_configured",
+            "Workers configured",
+            facts().map(|one| (whose(one), one.workers as f64)),
+        )?;
         let subscribed = facts().map(|one| (whose(one), flag(pool(one).active_subscriptions > 0)));
         sheet.gauges("subscribed", "Whether the consumer has a subscription that takes deliveries in", subscribed)?;
         let paused = facts().map(|one| (whose(one), flag(one.paused_since.is_some())));

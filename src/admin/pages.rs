@@ -108,7 +108,9 @@ async fn readyz(State(pages): State<Pages>, RawQuery(query): RawQuery) -> Respon
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut text = String::new();
     if query.is_some_and(|query| query.split('&').any(|key| key == "verbose" || key.starts_with("verbose="))) {
-        let line = |ReadinessCheck { name, ok, detail }: &ReadinessCheck| format!("[{}] {name}: {detail}\n", if *ok { '+' } else { '-' });
+        let line = |ReadinessCheck { name, ok, detail }: &ReadinessCheck| {
+            format!("[{}] {name}: {detail}\n", if *ok { '+' } else { '-' })
+        };
         text.extend(checks.iter().map(line));
     }
     text.push_str(if ready { "ready\n" } else { "not ready\n" });

@@ -28,8 +28,12 @@ impl StatusSource for ServiceStatus {
             (DaemonState::Starting | DaemonState::Running, None) if !self.0.has_ledger() => {
                 Readiness::Waiting("opening the ledger".to_owned())
             }
-            (DaemonState::Starting | DaemonState::Running, None) => Readiness::Waiting("waiting for the broker".to_owned()),
-            (DaemonState::Starting | DaemonState::Running, Some(publishes)) => running(&self.0.consumers(), publishes, in_flight),
+            (DaemonState::Starting | DaemonState::Running, None) => {
+                Readiness::Waiting("waiting for the broker".to_owned())
+            }
+            (DaemonState::Starting | DaemonState::Running, Some(publishes)) => {
+                running(&self.0.consumers(), publishes, in_flight)
+            }
         }
     }
 }
@@ -53,7 +57,10 @@ fn running(consumers: &[RegisteredConsumer], publishes: bool, in_flight: u64) ->
         }
     };
     add("; PAUSED: ", &names(|one| one.paused_since.is_some()));
-    add("; no subscription: ", &names(|one| one.paused_since.is_none() && one.counters.pool().active_subscriptions == 0));
+    add(
+        "; no subscription: ",
+        &names(|one| one.paused_since.is_none() && one.counters.pool().active_subscriptions == 0),
+    );
     if !publishes {
         line.push_str("; no connection to publish on");
     }

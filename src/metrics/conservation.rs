@@ -83,7 +83,10 @@ mod tests {
     #[test]
     fn what_is_settled_or_in_flight_adds_up() {
         assert_eq!(check(&balanced(), &serving(100)), Ok(()));
-        assert_eq!(check(&balanced(), &PoolState { draining_subscriptions: 1, capacity: 2, ..PoolState::default() }), Ok(()));
+        assert_eq!(
+            check(&balanced(), &PoolState { draining_subscriptions: 1, capacity: 2, ..PoolState::default() }),
+            Ok(())
+        );
         assert_eq!(check(&DeliveryCounts::default(), &PoolState::default()), Ok(()));
     }
 

@@ -373,7 +373,8 @@ impl Serving {
     pub fn drains(&mut self) {
         if !std::mem::replace(&mut self.is_draining, true) {
             let pool = &mut self.counters.books().pool;
-            (pool.active_subscriptions, pool.draining_subscriptions) = (pool.active_subscriptions - 1, pool.draining_subscriptions + 1);
+            (pool.active_subscriptions, pool.draining_subscriptions) =
+                (pool.active_subscriptions - 1, pool.draining_subscriptions + 1);
         }
     }
 }

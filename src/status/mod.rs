@@ -21,8 +21,8 @@ pub use assemble::{ConsumerReading, consumer, consumers};
 pub use consumer_registry::RegisteredConsumer;
 pub use invariant_check::watch;
 pub use recent::{Recent, Sample, Window};
-pub(crate) use registry::StatusSnapshot;
 pub use registry::StatusRegistry;
+pub(crate) use registry::StatusSnapshot;
 
 /// Everything an operator asks for first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

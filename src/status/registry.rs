@@ -17,7 +17,10 @@ use crate::ledger::SqliteLedger;
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
-use crate::status::{self, ReadinessCheck, ConsumerReading, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Recent, Sample, DaemonState, Status};
+use crate::status::{
+    self, ConsumerReading, DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, ReadinessCheck,
+    Recent, Sample, Status,
+};
 use crate::watchdog::{Health, Stuck};
 
 /// The ledger while it is being opened: one of an earlier version is made new then, which may take minutes.
@@ -137,7 +140,10 @@ impl StatusRegistry {
             let (connected, connections) = (state.connected, state.connections);
             PublisherStatus { connected, connections, unconfirmed: state.unconfirmed as u64 }
         });
-        let subscribed: u64 = facts.iter().map(|one| one.reading.pool.active_subscriptions + one.reading.pool.draining_subscriptions).sum();
+        let subscribed: u64 = facts
+            .iter()
+            .map(|one| one.reading.pool.active_subscriptions + one.reading.pool.draining_subscriptions)
+            .sum();
         // Also those of consumers that are gone: the number never falls.
         let made = self.all_counters();
         let subscriptions: u64 = made.values().map(|counters| counters.pool().subscriptions).sum();
@@ -154,10 +160,10 @@ impl StatusRegistry {
             connections: subscribed + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
             connections_made: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
             publisher,
-            ledger: self
-                .ledger
-                .get()
-                .map_or(NOT_OPEN, |ledger| LedgerStatus { recording: ledger.is_recording(), commits: ledger.commits() }),
+            ledger: self.ledger.get().map_or(NOT_OPEN, |ledger| LedgerStatus {
+                recording: ledger.is_recording(),
+                commits: ledger.commits(),
+            }),
         };
         let status = Status {
             checks: checks(
@@ -217,7 +223,11 @@ fn facts(watched: &RegisteredConsumer, recent: &Recent, up: Duration) -> Consume
 /// What must be so before the daemon is ready.
 ///
 /// `trouble`: why the last attempt to connect to the broker failed, if it did.
-fn checks(daemon: &DaemonStatus, consumers: &BTreeMap<String, status::ConsumerStatus>, trouble: Option<String>) -> Vec<ReadinessCheck> {
+fn checks(
+    daemon: &DaemonStatus,
+    consumers: &BTreeMap<String, status::ConsumerStatus>,
+    trouble: Option<String>,
+) -> Vec<ReadinessCheck> {
     let check = |name: &str, ok: bool, good: &str, bad: &str| {
         let detail = if ok { good } else { bad };
         ReadinessCheck { name: name.to_owned(), ok, detail: detail.to_owned() }

@@ -144,7 +144,11 @@ fn consumers(consumers: &BTreeMap<String, ConsumerStatus>, now: Timestamp, out: 
             |of: fn(&Quantiles) -> f64| one.handling_seconds.as_ref().map_or(UNKNOWN.to_owned(), |q| short(of(q)));
         table.add_row([
             plain(name),
-            if one.paused { "PAUSED".to_owned() } else { format!("{}/{}", one.workers_running, one.workers_configured) },
+            if one.paused {
+                "PAUSED".to_owned()
+            } else {
+                format!("{}/{}", one.workers_running, one.workers_configured)
+            },
             one.in_flight.to_string(),
             one.oldest_in_flight_seconds.map_or_else(|| UNKNOWN.to_owned(), short),
             one.processed.to_string(),

@@ -49,13 +49,19 @@ async fn a_draining_pool_finishes_everything_delivered_and_releases_nothing() {
     env.drain.cancel();
     settle_down().await;
     let pool = env.counters.pool();
-    assert_eq!((pool.active_subscriptions, pool.draining_subscriptions, pool.capacity, pool.safe_mode), (0, 1, 1, false));
+    assert_eq!(
+        (pool.active_subscriptions, pool.draining_subscriptions, pool.capacity, pool.safe_mode),
+        (0, 1, 1, false)
+    );
     env.publisher.gate.add_permits(2);
     env.pool.await.unwrap().unwrap();
     assert_eq!(env.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
     assert_eq!((env.counters.counts().forwarded, env.counters.counts().released), (1, 0));
     let pool = env.counters.pool();
-    assert_eq!((pool.active_subscriptions, pool.draining_subscriptions, pool.capacity, pool.workers_running), (0, 0, 0, 0));
+    assert_eq!(
+        (pool.active_subscriptions, pool.draining_subscriptions, pool.capacity, pool.workers_running),
+        (0, 0, 0, 0)
+    );
     assert_eq!(env.broker.prefetches.lock().unwrap().len(), 1, "it subscribed again");
 }
 

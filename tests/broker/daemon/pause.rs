@@ -65,7 +65,11 @@ fn a_paused_consumer_takes_nothing_in_and_what_it_had_is_finished() {
     file.set("consumers.order.workers", "3").save();
     assert_eq!(orderd.reload()["outcome"], "applied");
     let of = orderd.status()["consumers"]["order"].clone();
-    assert_eq!((&of["paused"], &of["subscribed"], &of["workers_running"]), (&json!(true), &json!(false), &json!(0)), "{of}");
+    assert_eq!(
+        (&of["paused"], &of["subscribed"], &of["workers_running"]),
+        (&json!(true), &json!(false), &json!(0)),
+        "{of}"
+    );
     assert!(of["paused_since"].is_string());
     assert_eq!(tell(&orderd, "resume", "order"), told("order", false, true));
     ledger.await_settled(ORDERS);

@@ -401,7 +401,9 @@ fn a_storm_of_reloads_ends_with_the_last_configuration_and_every_order_done_once
         feeding.join().unwrap();
     });
     let reloads = || orderd.log_lines("reloaded: all of the configuration is in force").len();
-    wait_until("the last one is in force", || orderd.status()["consumers"]["order"]["workers_configured"] == 100 % 9 + 1);
+    wait_until("the last one is in force", || {
+        orderd.status()["consumers"]["order"]["workers_configured"] == 100 % 9 + 1
+    });
     env.ledger().await_settled(ORDERS);
     wait_until("former pools have finished", || orderd.status()["daemon"]["connections"] == 6);
     assert!(reloads() < 50, "each signal was a reload: {}", reloads());
