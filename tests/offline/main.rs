@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers outside of test functions for product code")]
 
 mod deployment_files;
+mod docs;
 mod install;
 mod ledger_kill;
 mod metrics;

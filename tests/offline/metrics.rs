@@ -144,7 +144,7 @@ fn every_alert_that_an_operator_relies_on_is_there() {
 
 #[test]
 fn every_alert_has_its_row_in_the_guide_for_who_is_on_call() {
-    let (rules, guide) = (file("config/prometheus/orderd.rules.yml"), file("README.md"));
+    let (rules, guide) = (file("config/prometheus/orderd.rules.yml"), file("docs/operations/runbook.md"));
     let alerts: BTreeSet<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let rows = guide.lines().filter(|line| line.starts_with("| `OrderdProcess"));
     let told: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();

@@ -187,7 +187,7 @@ async fn a_broker_that_is_not_there_is_69() {
 }
 
 #[tokio::test]
-async fn the_readme_shows_the_permissions_of_the_default_configuration() {
+async fn the_security_guide_shows_the_permissions_of_the_default_configuration() {
     let file = DEFAULT_FILE.replacen("declare = true", "declare = false", 1).replacen(
         "username = \"guest\"",
         "username = \"orderd\"",
@@ -195,9 +195,9 @@ async fn the_readme_shows_the_permissions_of_the_default_configuration() {
     );
     let answer = check(CheckArgs { connect: false, permissions: true, format: Format::Text }, &file).await;
     assert_eq!(answer.code, Exit::Done);
-    let readme = include_str!("../../../README.md");
+    let guide = include_str!("../../../docs/operations/security.md");
     assert_eq!(answer.out.lines().count(), 2);
     for command in answer.out.lines() {
-        assert!(readme.lines().any(|line| line == command), "README lacks: {command}");
+        assert!(guide.lines().any(|line| line == command), "the guide lacks: {command}");
     }
 }

@@ -223,7 +223,7 @@ fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
     assert_eq!(code, CONFIG, "{told}");
     assert!(told.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{told}");
     assert_eq!(told.lines().count(), 1, "{told}");
-    // As README has it for producers.
+    // As docs/operations/security.md has it for producers.
     own.grant(&json!({"configure": "^$", "write": "^orders$", "read": "^$"}));
     topic("^order\\.(normal|priority)\\.");
     let (code, told) = publish();

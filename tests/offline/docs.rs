@@ -1,0 +1,144 @@
+//! The documentation agrees with the program: its links resolve, and its references list everything there is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use orderd::reconcile::view::FindingKind;
+
+/// Longest README, in lines.
+const README_LINES: usize = 150;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// README and every page below docs/.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut folders = vec![root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { pages.push(path) }
+        }
+    }
+    pages
+}
+
+/// The anchors of a page's headings, made as GitHub makes them.
+fn anchors(page: &str) -> Vec<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let kept = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | ' ');
+    headings.map(|heading| heading.to_lowercase().replace(|c| !kept(c), "").replace(' ', "-")).collect()
+}
+
+/// The targets of all Markdown links.
+fn links(page: &str) -> impl Iterator<Item = &str> {
+    page.split("](").skip(1).filter_map(|rest| rest.split(')').next())
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_a_heading() {
+    let mut broken = Vec::new();
+    for path in pages() {
+        let page = fs::read_to_string(&path).unwrap();
+        for link in links(&page).filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let found = target.exists()
+                && anchor.is_none_or(|anchor| anchors(&fs::read_to_string(&target).unwrap()).contains(&anchor.to_owned()));
+            if !found {
+                broken.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn the_readme_stays_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= README_LINES, "{lines} lines; move text to docs/");
+}
+
+/// The keys of the annotated default file by section, with `<name>` in place of a queue's or consumer's name.
+fn default_keys() -> BTreeMap<String, Vec<String>> {
+    let (mut keys, mut section) = (BTreeMap::<_, Vec<_>>::new(), String::new());
+    for line in read("config/orderd.toml").lines() {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            let mut parts: Vec<_> = name.split('.').collect();
+            if let [first @ ("queues" | "consumers"), _, rest @ ..] = parts.as_slice() {
+                parts = [&[*first, "<name>"], rest].concat();
+            }
+            section = parts.join(".");
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.contains(' ')) {
+            keys.entry(section.clone()).or_default().push(key.to_owned());
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_configuration_reference_lists_every_key_in_its_section() {
+    let reference = read("docs/reference/config.md");
+    let keys = default_keys();
+    assert!(keys.len() > 10, "{keys:?}");
+    for (section, keys) in keys {
+        let heading = format!("`[{section}]`");
+        let part = reference.split("\n##").find(|part| part.lines().next().is_some_and(|line| line.contains(&heading)));
+        let part = part.unwrap_or_else(|| panic!("no heading for {heading}"));
+        for key in keys {
+            let row = [format!("\n| `{key}` |"), format!("\n| `{section}.{key}` |")];
+            assert!(row.iter().any(|row| part.contains(row)), "{heading} lacks {key}");
+        }
+    }
+}
+
+#[test]
+fn the_findings_reference_lists_every_kind() {
+    let reference = read("docs/reference/findings.md");
+    for kind in FindingKind::ALL {
+        let name = format!("`{}`", kind.as_str());
+        let row = reference.lines().find(|line| line.starts_with("| `") && line.contains(&name));
+        let level = if kind.needs_a_person() { "error" } else { "warn" };
+        assert!(row.is_some_and(|row| row.contains(&format!("| {level} |"))), "{name} at {level}");
+    }
+}
+
+fn help(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_orderd")).args(arguments).arg("--help").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_command_reference_lists_every_command_with_its_options() {
+    let reference = read("docs/reference/cli.md");
+    let help_text = help(&[]);
+    let commands = help_text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<_> = commands
+        .filter(|line| !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.len() > 8, "{commands:?}");
+    for command in commands {
+        let heading = |line: &str| line.contains(&format!("`orderd {command}"));
+        let part = reference.split("\n## ").find(|part| part.lines().next().is_some_and(heading));
+        let part = part.unwrap_or_else(|| panic!("no heading for {command}"));
+        let help_text = help(&[command]);
+        let options = help_text.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
+        let options = options.map(|word| word.trim_end_matches([',', '.', ';', ':'])).filter(|option| {
+            option[2..].chars().all(|c| c.is_ascii_lowercase() || c == '-') && !["--config", "--set", "--help"].contains(option)
+        });
+        for option in options {
+            assert!(part.contains(option), "{command} lacks {option}");
+        }
+    }
+}
