@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use orderd::reconcile::view::FindingKind;
+use orderd::reconcile::FindingKind;
 
 /// Longest README, in lines.
 const README_LINES: usize = 150;
@@ -52,7 +52,8 @@ fn every_link_leads_to_a_file_and_a_heading() {
             let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
             let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
             let found = target.exists()
-                && anchor.is_none_or(|anchor| anchors(&fs::read_to_string(&target).unwrap()).contains(&anchor.to_owned()));
+                && anchor
+                    .is_none_or(|anchor| anchors(&fs::read_to_string(&target).unwrap()).contains(&anchor.to_owned()));
             if !found {
                 broken.push(format!("{}: {link}", path.display()));
             }
@@ -107,7 +108,7 @@ fn the_findings_reference_lists_every_kind() {
     for kind in FindingKind::ALL {
         let name = format!("`{}`", kind.as_str());
         let row = reference.lines().find(|line| line.starts_with("| `") && line.contains(&name));
-        let level = if kind.needs_a_person() { "error" } else { "warn" };
+        let level = if kind.requires_action() { "error" } else { "warn" };
         assert!(row.is_some_and(|row| row.contains(&format!("| {level} |"))), "{name} at {level}");
     }
 }
@@ -121,7 +122,8 @@ fn help(arguments: &[&str]) -> String {
 fn the_command_reference_lists_every_command_with_its_options() {
     let reference = read("docs/reference/cli.md");
     let help_text = help(&[]);
-    let commands = help_text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands =
+        help_text.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands
         .filter(|line| !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
@@ -135,7 +137,8 @@ fn the_command_reference_lists_every_command_with_its_options() {
         let help_text = help(&[command]);
         let options = help_text.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2);
         let options = options.map(|word| word.trim_end_matches([',', '.', ';', ':'])).filter(|option| {
-            option[2..].chars().all(|c| c.is_ascii_lowercase() || c == '-') && !["--config", "--set", "--help"].contains(option)
+            option[2..].chars().all(|c| c.is_ascii_lowercase() || c == '-')
+                && !["--config", "--set", "--help"].contains(option)
         });
         for option in options {
             assert!(part.contains(option), "{command} lacks {option}");

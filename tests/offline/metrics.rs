@@ -153,6 +153,17 @@ fn every_alert_has_its_row_in_the_guide_for_who_is_on_call() {
 }
 
 #[tokio::test]
+async fn the_metrics_reference_lists_every_metric_and_no_other() {
+    let reference = file("docs/reference/metrics.md");
+    let rows = reference.lines().filter_map(|line| line.strip_prefix("| `orderd_")?.split('`').next());
+    let listed: BTreeSet<_> = rows.map(|name| format!("orderd_{name}")).collect();
+    let suffixes = ["_bucket", "_sum", "_count"];
+    let family = |name: &String| suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned();
+    let exist: BTreeSet<_> = names(&scrape().await).iter().map(family).collect();
+    assert_eq!(listed, exist);
+}
+
+#[tokio::test]
 async fn a_scrape_is_well_formed() {
     let scrape = scrape().await;
     assert!(scrape.ends_with("# EOF\n"));
