@@ -131,7 +131,7 @@ fn every_alert_that_an_operator_relies_on_is_there() {
         "ConfigRejected",
         "ConsumerPaused",
     ] {
-        assert!(rules.contains(&format!("- alert: OrderdProcess{alert}\n")), "{alert}");
+        assert!(rules.contains(&format!("- alert: Orderd{alert}\n")), "{alert}");
     }
     assert_eq!(rules.matches("- alert: ").count(), rule_expressions().len(), "an alert has no expression of one line");
     let kinds = rules.split("kind=~\"").skip(1).chain(rules.split("kind=\"").skip(1));
@@ -146,7 +146,7 @@ fn every_alert_that_an_operator_relies_on_is_there() {
 fn every_alert_has_its_row_in_the_guide_for_who_is_on_call() {
     let (rules, guide) = (file("config/prometheus/orderd.rules.yml"), file("docs/operations/runbook.md"));
     let alerts: BTreeSet<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    let rows = guide.lines().filter(|line| line.starts_with("| `OrderdProcess"));
+    let rows = guide.lines().filter(|line| line.starts_with("| `Orderd"));
     let told: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
     assert!(alerts.len() > 10);
     assert_eq!(alerts, told);
