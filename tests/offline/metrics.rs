@@ -158,7 +158,8 @@ async fn the_metrics_reference_lists_every_metric_and_no_other() {
     let rows = reference.lines().filter_map(|line| line.strip_prefix("| `orderd_")?.split('`').next());
     let listed: BTreeSet<_> = rows.map(|name| format!("orderd_{name}")).collect();
     let suffixes = ["_bucket", "_sum", "_count"];
-    let family = |name: &String| suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned();
+    let family =
+        |name: &String| suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned();
     let exist: BTreeSet<_> = names(&scrape().await).iter().map(family).collect();
     assert_eq!(listed, exist);
 }
