@@ -1,4 +1,4 @@
-//! What one consumer's workers need, made from its part of the configuration.
+//! Builds what one consumer's workers need from the consumer's settings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::AppError;
-use crate::config::{Config, Consumer};
+use crate::config::Consumer;
 use crate::handlers::{self, HandlerDeps, Route};
 use crate::message::Publisher;
 use crate::metrics::Counters;
 use crate::pipeline::{ConsumerContext, OnFailure};
 use crate::recovery::FAILED_HANDLER;
 
-/// Which policy applies to failures in which queue.
-pub(super) fn routes(config: &Config) -> BTreeMap<String, Route> {
-    let work = config.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
+/// How failures are retried, by the queue they happened in.
+pub(super) fn routes(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, Route> {
+    let work = consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
     work.map(|(name, consumer)| {
         let route = Route {
             consumer: name.as_str().into(),
@@ -27,23 +27,23 @@ pub(super) fn routes(config: &Config) -> BTreeMap<String, Route> {
     .collect()
 }
 
-/// Puts it together. `parts` are without faults, which are the consumer's own.
+/// `deps` contain no injected faults; those are the consumer's own.
 ///
 /// # Errors
 /// [`AppError::UnknownHandler`].
-pub(super) fn line(
+pub(super) fn consumer_context(
     name: &str,
     consumer: &Consumer,
-    parts: &HandlerDeps,
+    deps: &HandlerDeps,
     publisher: Arc<dyn Publisher>,
     counters: Arc<Counters>,
 ) -> Result<ConsumerContext, AppError> {
     if let Some(faults) = consumer.faults {
         warn!(consumer = name, ?faults, "faults are injected on purpose: not for production");
     }
-    let parts = HandlerDeps { faults: consumer.faults, ..parts.clone() };
+    let deps = HandlerDeps { faults: consumer.faults, ..deps.clone() };
     let handler =
-        handlers::build(&consumer.handler, &parts).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
+        handlers::build(&consumer.handler, &deps).ok_or_else(|| AppError::UnknownHandler(consumer.handler.clone()))?;
     let on_failure = match consumer.handler.as_str() {
         FAILED_HANDLER => OnFailure::KeepRetrying,
         _ => OnFailure::Forward(consumer.retry.clone()),
@@ -53,8 +53,8 @@ pub(super) fn line(
         queue: consumer.queue.as_str().into(),
         handler,
         publisher,
-        ledger: Arc::clone(&parts.ledger),
-        names: Arc::clone(&parts.names),
+        ledger: Arc::clone(&deps.ledger),
+        names: Arc::clone(&deps.names),
         timeout: consumer.timeout,
         on_failure,
         counters,

@@ -1,6 +1,6 @@
-//! The running daemon, as far as it changes while it runs: obeys one command after the other until a shutdown begins.
+//! The running daemon, as far as it changes while it runs: it carries out one command after another until a shutdown.
 //!
-//! It starts and retires pools, and never works on a message.
+//! It starts and drains pools. It never processes a message.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
-use super::reload::{self, Plan};
+use super::reload::{self, Rejection, ReloadPlan};
 use super::retention::Retention;
 use crate::amqp::Connector;
 use crate::chain::chain;
@@ -25,14 +25,14 @@ use crate::status::LastReload;
 use crate::systemd::Service;
 use crate::telemetry::LevelSwitch;
 
-/// What a command may change.
+/// Everything that a command may read or change.
 pub(super) struct Daemon {
-    /// What is in force.
+    /// The active configuration.
     pub config: Config,
-    /// Counts the configurations in force since the start.
+    /// Number of the active configuration, see [`ReloadReport::generation`].
     pub generation: u64,
     pub sources: Sources,
-    pub link: Connector,
+    pub connector: Connector,
     pub pools: Pools,
     pub pauses: Pauses,
     pub observability: Observability,
@@ -44,22 +44,22 @@ pub(super) struct Daemon {
     pub shutdown: Shutdown,
 }
 
-/// Waits for the start. Meanwhile the last wish for a reload is kept, to be fulfilled after it; to whatever else is asked
-/// the answer is that it is too early.
-pub(super) async fn hold_back<T>(
+/// Waits for `start` and returns the last reload that was requested meanwhile, which is to be carried out then. Other
+/// commands are dropped, which answers that the daemon is not running yet.
+pub(super) async fn defer_reload<T>(
     start: impl Future<Output = T>,
     commands: &mut CommandReceiver,
 ) -> (T, Option<ControlCommand>) {
     tokio::pin!(start);
-    let mut kept = None;
+    let mut deferred = None;
     loop {
-        // Cancel-safe: the start is kept, and a command not received now is received by the next turn.
+        // Cancel-safe: `start` is only borrowed, and a command not received now is received in the next round.
         tokio::select! {
-            started = &mut start => return (started, kept),
+            started = &mut start => return (started, deferred),
             Some(command) = commands.recv() => match command {
                 ControlCommand::Reload { by, .. } => {
-                    info!(by, "still starting; the configuration is read again after it");
-                    kept = Some(command);
+                    info!(by, "still starting; the configuration will be reloaded afterwards");
+                    deferred = Some(command);
                 }
                 ControlCommand::SetPaused { consumer, paused, .. } => {
                     warn!(consumer, paused, "still starting: neither paused nor resumed");
@@ -70,94 +70,97 @@ pub(super) async fn hold_back<T>(
 }
 
 impl Daemon {
-    /// Obeys `first`, and then what comes, until a shutdown begins: that wins over a reload under way.
-    pub async fn obey(&mut self, first: Option<ControlCommand>, mut commands: CommandReceiver) {
-        if let Some(command) = first {
+    /// Carries out the deferred command, then every command received, until a shutdown begins. A shutdown interrupts the
+    /// planning of a reload.
+    pub async fn run(&mut self, deferred: Option<ControlCommand>, mut commands: CommandReceiver) {
+        if let Some(command) = deferred {
             self.carry_out(command).await;
         }
         let shutdown = self.shutdown.clone();
         loop {
-            // Cancel-safe: `outdated` and `ended` say so themselves, and the others lose nothing.
+            // Cancel-safe: `outdated` and `next_drained` are, and the others lose nothing.
             tokio::select! {
                 () = shutdown.begun() => return,
-                // Whatever came would fail, be retried, most likely here, and be dead-lettered in the end.
+                // Every delivery would fail, be retried, most likely by this instance, and be dead-lettered in the end.
                 () = self.ledger.outdated() => return shutdown.begin(),
                 Some(command) = commands.recv() => self.carry_out(command).await,
-                () = self.pools.ended() => self.former_ended().await,
+                () = self.pools.next_drained() => self.update_status().await,
             }
         }
     }
 
-    /// Whoever asked may be gone; a command dropped unanswered says that it was not the time.
+    /// The receiver of the answer may be gone. A command that is dropped without an answer counts as
+    /// [`ControlError::NotRunning`].
     async fn carry_out(&mut self, command: ControlCommand) {
         match command {
             ControlCommand::Reload { by, answer } => {
-                if let Some(verdict) = self.reload(by).await {
-                    let _ = answer.send(verdict);
+                if let Some(report) = self.reload(by).await {
+                    let _ = answer.send(report);
                 }
             }
             ControlCommand::SetPaused { consumer, paused, answer } => {
-                let outcome = self.set_paused(consumer, paused).await;
-                let _ = answer.send(outcome);
+                let result = self.set_paused(consumer, paused).await;
+                let _ = answer.send(result);
             }
         }
     }
 
-    /// A former pool has finished. If it was one of another queue than its consumer's now, the counts of both, which the
-    /// poller left alone, can be told apart again.
-    async fn former_ended(&mut self) {
-        let elsewhere = || self.observability.live.consumers().iter().filter(|one| one.drains_elsewhere).count();
-        let before = elsewhere();
-        self.pools.show(&self.config, &self.pauses);
-        if elsewhere() < before {
+    /// Updates the consumers in the status after draining pools have ended. While a consumer drains a pool of another queue
+    /// than its present one, the poller compares neither queue with the broker; it starts again once that is over.
+    async fn update_status(&mut self) {
+        let draining_elsewhere =
+            || self.observability.live.consumers().iter().filter(|consumer| consumer.drains_elsewhere).count();
+        let before = draining_elsewhere();
+        self.pools.update_status(&self.config.consumers, &self.pauses);
+        if draining_elsewhere() < before {
             self.observability.poll(&self.config).await;
         }
     }
 
-    /// Reads the configuration again and puts in force what can be. `None` if a shutdown came first.
+    /// Reads the configuration again and applies what can be applied. `None` if a shutdown came first.
     async fn reload(&mut self, by: &'static str) -> Option<ReloadReport> {
-        info!(by, "reading the configuration again");
-        // Until this returns, with whatever verdict, the service manager knows that it is under way.
+        info!(by, "reloading the configuration");
+        // Until this returns, the service manager knows that a reload is under way.
         let _reloading = self.service.reloading();
         let shutdown = self.shutdown.clone();
-        // Cancel-safe: until the plan is made nothing has changed here; what was declared on the broker may stay.
+        // Cancel-safe: planning changes nothing here. What it has declared on the broker may stay.
         let planned = tokio::select! {
-            planned = reload::plan(&self.sources, &self.config, &self.link, &mut self.pools, &self.pauses) => planned,
+            planned = reload::plan(&self.sources, &self.config, &self.connector, &mut self.pools, &self.pauses) => planned,
             () = shutdown.begun() => return None,
         };
-        // Room may have been made meanwhile.
-        self.former_ended().await;
-        let log_by = self.config.log.level;
-        let verdict = match planned {
-            Ok(plan) => self.put_in_force(plan).await,
-            Err(refused) => refused.verdict(self.generation),
+        // Planning may have waited for draining pools to end.
+        self.update_status().await;
+        let former_level = self.config.log.level;
+        let report = match planned {
+            Ok(plan) => self.apply(plan).await,
+            Err(rejection) => rejection.report(self.generation),
         };
-        // The verdict is to be seen if either level shows it.
-        self.level.set(tracing::Level::from(log_by).max(self.config.log.level.into()));
-        reload::tell(by, &verdict);
+        // The report is logged if either the former or the new level shows it.
+        self.level.set(tracing::Level::from(former_level).max(self.config.log.level.into()));
+        reload::log_report(by, &report);
         self.level.set(self.config.log.level.into());
-        let last = LastReload { at: Timestamp::now(), by: by.to_owned(), report: verdict.clone() };
+        let last = LastReload { at: Timestamp::now(), by: by.to_owned(), report: report.clone() };
         self.observability.live.reloaded(last);
-        Some(verdict)
+        Some(report)
     }
 
-    /// The pools first: that is all that can fail, and it changes nothing then.
-    async fn put_in_force(&mut self, plan: Plan) -> ReloadReport {
-        let Plan { next, changes, notes } = plan;
+    /// Applies a plan, the pools first: only they can fail, and then they change nothing.
+    async fn apply(&mut self, plan: ReloadPlan) -> ReloadReport {
+        let ReloadPlan { next, changes, notes } = plan;
         if next != self.config {
-            if let Err(error) = self.pools.apply(&next, &self.pauses) {
-                let refused = reload::Refused { problems: vec![chain(&error)], temporary: false, changes };
-                return refused.verdict(self.generation);
+            if let Err(error) = self.pools.apply(&next.consumers, &self.pauses) {
+                let rejection = Rejection { problems: vec![chain(&error)], temporary: false, changes };
+                return rejection.report(self.generation);
             }
-            self.pools.taken_over().await;
-            let old = std::mem::replace(&mut self.config, next);
-            let new = &self.config;
-            if old.ledger.retention != new.ledger.retention {
-                self.retention.keep(new.ledger.retention);
+            self.pools.wait_for_handover().await;
+            let former = std::mem::replace(&mut self.config, next);
+            let active = &self.config;
+            if former.ledger.retention != active.ledger.retention {
+                self.retention.keep(active.ledger.retention);
             }
-            self.drain_timeout.send_replace(new.shutdown.drain_timeout);
-            if old.management != new.management || old.topology() != new.topology() {
-                self.observability.poll(&self.config).await;
+            self.drain_timeout.send_replace(active.shutdown.drain_timeout);
+            if former.management != active.management || former.topology() != active.topology() {
+                self.observability.poll(active).await;
             }
             self.generation += 1;
         }
@@ -165,33 +168,35 @@ impl Daemon {
         ReloadReport { outcome, generation: self.generation, changes, problems: Vec::new(), temporary: false, notes }
     }
 
-    /// Pauses or resumes a consumer. A pause of a consumer that is gone can be ended too.
-    async fn set_paused(&mut self, consumer: String, pause: bool) -> Result<PauseReport, ControlError> {
+    /// Pauses or resumes a consumer. A consumer that was paused and then removed can still be resumed.
+    async fn set_paused(&mut self, consumer: String, paused: bool) -> Result<PauseReport, ControlError> {
         let is_known = self.config.consumers.contains_key(&consumer);
-        if !is_known && (pause || self.pauses.since(&consumer).is_none()) {
+        if !is_known && (paused || self.pauses.since(&consumer).is_none()) {
             let known = self.config.consumers.keys().cloned().collect();
             return Err(ControlError::UnknownConsumer { consumer, known });
         }
-        if let (false, Some(draining)) = (pause, self.pools.crowd_of(&consumer)) {
+        if let (false, Some(draining)) = (paused, self.pools.too_many_draining(&consumer)) {
             return Err(ControlError::Busy { consumer, draining });
         }
-        let written = if pause {
+        let written = if paused {
             self.pauses.pause(&consumer, Timestamp::now()).await
         } else {
             self.pauses.resume(&consumer).await
         };
         let changed = written.map_err(|error| {
-            error!(consumer, pause, error = %chain(&error), "cannot remember it, so it is not done");
+            error!(consumer, paused, error = %chain(&error), "cannot write the pause to disk, so nothing was changed");
             ControlError::NotPersisted { reason: chain(&error) }
         })?;
         if changed {
-            self.pools.apply(&self.config, &self.pauses).expect("what is in force names handlers that there are");
-            self.pools.taken_over().await;
-            match pause {
-                true => warn!(consumer, "paused: takes nothing in, also after a restart, until it is resumed"),
+            self.pools
+                .apply(&self.config.consumers, &self.pauses)
+                .expect("the active configuration names existing handlers only");
+            self.pools.wait_for_handover().await;
+            match paused {
+                true => warn!(consumer, "paused: consumes nothing until it is resumed, also after a restart"),
                 false => info!(consumer, "resumed"),
             }
         }
-        Ok(PauseReport { consumer, paused: pause, changed })
+        Ok(PauseReport { consumer, paused, changed })
     }
 }

@@ -1,13 +1,17 @@
-//! The files of analytics events and notifications, for as long as the daemon runs.
+//! The files that analytics events and notifications are written to.
+//!
+//! It never decides what is written.
+
+use std::path::Path;
 
 use tokio::task::JoinHandle;
 
 use super::AppError;
-use crate::config::Config;
+use crate::config::Log;
 use crate::handlers::EventLog;
 use crate::telemetry::{self, Files};
 
-/// The files of JSON lines and the threads that write them.
+/// The two files of JSON lines, and the tasks that write them.
 pub(super) struct EventLogs {
     pub analytics: EventLog,
     pub notifications: EventLog,
@@ -15,15 +19,15 @@ pub(super) struct EventLogs {
 }
 
 impl EventLogs {
-    /// Opens the files.
+    /// Opens the files in `log.directory`, or in the ledger's directory if none is set.
     ///
     /// # Errors
     /// [`AppError::EventLog`].
-    pub fn start(config: &Config) -> Result<Self, AppError> {
+    pub fn start(log: &Log, ledger_directory: &Path) -> Result<Self, AppError> {
         let files = Files {
-            directory: config.log.directory.clone().unwrap_or_else(|| config.ledger.directory.clone()),
-            rotation: config.log.rotation.into(),
-            keep: config.log.keep,
+            directory: log.directory.clone().unwrap_or_else(|| ledger_directory.to_owned()),
+            rotation: log.rotation.into(),
+            keep: log.keep,
         };
         let open = |name: &str| telemetry::rolling(&files, name, "jsonl").map_err(AppError::EventLog);
         let (analytics, analytics_writer) = EventLog::start(open("analytics")?);
@@ -31,7 +35,7 @@ impl EventLogs {
         Ok(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] })
     }
 
-    /// Waits until the writers have ended. To be called when all handlers are gone.
+    /// Waits until everything is written. To be called when no handler exists any more.
     pub async fn finish(self) {
         let EventLogs { analytics, notifications, writers } = self;
         drop((analytics, notifications));

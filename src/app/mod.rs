@@ -1,13 +1,13 @@
-//! The composition root: everything is made here, started in order, and stopped in the safe order.
+//! The composition root: builds everything, starts it in order, and stops it in the reverse order.
 //!
 //! ```text
-//! start:   admin listener → ledger → topology → publisher → one supervised pool per consumer → poller of the management API
-//! run:     daemon obeys: reload (plan, then pools replaced), pause, resume
-//! stop:    poller and intake off → work in progress settled → acks flushed → confirms awaited → ledger closed → admin listener
+//! start:  admin listener → ledger → topology → publisher → one supervised pool per consumer → management API poller
+//! run:    daemon carries out commands: reload (plan, then replace pools), pause, resume
+//! stop:   pools stop consuming and settle → confirms awaited → ledger closed → files written → poller, admin listener
 //! ```
-//! It never works on a message.
+//! It never processes a message.
 
-mod broker;
+mod broker_setup;
 mod consumer_context;
 mod daemon;
 mod event_logs;
@@ -26,10 +26,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use broker::Policies;
-pub use broker::TopologyError;
+pub use broker_setup::TopologyError;
+use broker_setup::{BrokerSetup, PolicyCheck};
 use daemon::Daemon;
 use event_logs::EventLogs;
 use observability::Observability;
@@ -41,7 +42,7 @@ use retention::Retention;
 use crate::admin::{AdminError, Bound};
 use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{Config, Sources};
-use crate::control::{CommandReceiver, Control};
+use crate::control::{CommandReceiver, Control, ControlCommand};
 use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
@@ -49,12 +50,12 @@ use crate::shutdown::Shutdown;
 use crate::systemd::Service;
 use crate::telemetry::{LevelSwitch, TelemetryError};
 
-/// The configuration of the start; each one put in force later counts one up.
+/// The number of the configuration that the daemon starts with.
 const FIRST_GENERATION: u64 = 1;
-/// How long the publisher may wait for its last confirms, once no worker needs them any more.
+/// How long the publisher may wait for its last confirms after all workers have ended.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
-/// Why the daemon could not start, or go on.
+/// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The admin listener cannot be set up.
@@ -63,113 +64,128 @@ pub enum AppError {
     /// The ledger cannot be opened.
     #[error("cannot open the ledger")]
     Ledger(#[from] OpenError),
-    /// Nobody knows which consumers are paused.
+    /// It cannot be read which consumers are paused.
     #[error(transparent)]
     Pauses(#[from] PausesError),
-    /// The files of analytics events and notifications cannot be made.
+    /// The files of analytics events and notifications cannot be created.
     #[error("cannot open the files of analytics events and notifications")]
     EventLog(#[source] TelemetryError),
-    /// The broker refuses us, or its topology is not what the configuration says. A person must act.
+    /// The broker refuses orderd, or its topology contradicts the configuration. An operator has to act.
     #[error("the broker and the configuration do not fit")]
     Topology(#[from] TopologyError),
-    /// Another instance has made the ledger one of a later version.
-    #[error("a later orderd that shares the ledger has made it new: start this instance as that version")]
+    /// A newer orderd that shares the ledger has migrated it.
+    #[error("the ledger was migrated by a newer orderd; upgrade this instance")]
     Outdated,
-    /// The configuration names a handler that does not exist; loading has checked that, so it is a bug.
+    /// The configuration names a handler that does not exist. Loading has checked that, so it is a bug.
     #[error("there is no handler {0:?}")]
     UnknownHandler(String),
 }
 
-/// What the app needs of its process.
+/// What the daemon needs from its process.
 pub struct Process {
-    /// The configuration's file, for people.
+    /// The configuration file, for display.
     pub path: PathBuf,
-    /// Where the configuration came from, and is read again.
+    /// Where the configuration is loaded from, again at each reload.
     pub sources: Sources,
-    /// The way for those who command.
+    /// The handle for sending commands, for the admin listener.
     pub control: Control,
-    /// Its other end.
+    /// The receiving end of `control`.
     pub commands: CommandReceiver,
-    /// Changes what is logged.
+    /// Changes the log level.
     pub level: LevelSwitch,
-    /// Tells whoever obeys signals how long a drain may take.
+    /// Receives the configured drain timeout, for the signal handler.
     pub drain_timeout: watch::Sender<Duration>,
-    /// Tells the service manager.
+    /// Notifies the service manager.
     pub service: Service,
 }
 
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
-/// [`AppError`] when it cannot start. Once it runs, only a shutdown ends it, a policy that would lose messages and was
-/// told late, or a ledger that a later version has made new.
+/// [`AppError`] when it cannot start. Once it runs, it ends only after a shutdown; it begins one itself when a policy that
+/// was reported late would drop messages, or when a newer orderd has migrated the ledger.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
-    let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
-    let bound = Bound::bind(&config.admin).await?;
-    let mut observability =
-        Observability::open(&config, path.display().to_string(), bound, control, &shutdown, &service);
-    let Some(ledger) = ledger::open(&config.ledger.directory, &shutdown).await? else {
-        observability.close().await;
-        return Ok(());
-    };
-    observability.records(&ledger);
-    let pauses = Pauses::read(config.ledger.directory.clone()).await?;
-    pauses.warn_of_all(&config);
-    let logs = EventLogs::start(&config)?;
-    let link = Connector::new(config.broker.clone());
-    let preparing = broker::prepare(&link, &config, &shutdown);
-    let (prepared, reload_first) = daemon::hold_back(preparing, &mut commands).await;
-    let Some(policies) = prepared? else {
-        ledger.close().await;
-        observability.close().await;
-        return Ok(());
-    };
-    let publisher = Arc::new(link.publisher());
-    let mut pools = Pools::new(site(&config, &link, &publisher, &ledger, &logs, &observability, &shutdown));
-    pools.apply(&config, &pauses)?;
-    observability.started(&config, &publisher).await;
-    info!(consumers = config.consumers.len(), "started");
-    let judging = (policies == Policies::Untold).then(|| broker::judge_policies(config.clone(), shutdown.clone()));
-    let judge = judging.map(tokio::spawn);
-    let retention = Retention::start(Arc::clone(&ledger), config.ledger.retention, &shutdown);
-    let generation = FIRST_GENERATION;
-    let shutdown_too = shutdown.clone();
-    let mut daemon = Daemon {
-        config,
-        generation,
-        sources,
-        link,
-        pools,
-        pauses,
-        observability,
-        retention,
-        ledger: Arc::clone(&ledger),
-        level,
-        drain_timeout,
-        service,
-        shutdown: shutdown_too,
-    };
-    daemon.obey(reload_first, commands).await;
-    let Daemon { pools, observability, retention, .. } = daemon;
-    stop_in_order(pools, &publisher, &ledger, &shutdown).await;
-    observability.tell_tallies();
-    retention.finish().await;
-    logs.finish().await;
-    observability.close().await;
-    info!("stopped");
+    let Some(running) = start(config, process, &shutdown).await? else { return Ok(()) };
+    let Running { mut daemon, commands, deferred_reload, publisher, logs, policy_check } = running;
+    let ledger = Arc::clone(&daemon.ledger);
+    daemon.run(deferred_reload, commands).await;
+    stop(daemon, &publisher, logs, &shutdown).await;
     if ledger.is_outdated() {
         return Err(AppError::Outdated);
     }
-    match judge {
-        Some(judge) => Ok(judge.await.unwrap_or(Ok(()))?),
+    match policy_check {
+        Some(policy_check) => Ok(policy_check.await.unwrap_or(Ok(()))?),
         None => Ok(()),
     }
 }
 
-/// What all pools are made of.
-fn site(
+/// What a start has started.
+struct Running {
+    daemon: Daemon,
+    commands: CommandReceiver,
+    /// The last reload that was requested during the start.
+    deferred_reload: Option<ControlCommand>,
+    publisher: Arc<ConfirmingPublisher>,
+    logs: EventLogs,
+    /// Runs if the policies could not all be checked at the start.
+    policy_check: Option<JoinHandle<Result<(), TopologyError>>>,
+}
+
+/// Starts everything in order. `None` when a shutdown came first.
+async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<Option<Running>, AppError> {
+    let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
+    let bound = Bound::bind(&config.admin).await?;
+    let mut observability =
+        Observability::open(&config, path.display().to_string(), bound, control, shutdown, &service);
+    let Some(ledger) = ledger::open(&config.ledger.directory, shutdown).await? else {
+        observability.close().await;
+        return Ok(None);
+    };
+    observability.records(&ledger);
+    let pauses = Pauses::read(config.ledger.directory.clone()).await?;
+    pauses.warn_of_all(&config.consumers);
+    let logs = EventLogs::start(&config.log, &config.ledger.directory)?;
+
+    let connector = Connector::new(config.broker.clone());
+    let setup = BrokerSetup::new(&config);
+    let (prepared, deferred_reload) = daemon::defer_reload(setup.prepare(&connector, shutdown), &mut commands).await;
+    let Some(policies) = prepared? else {
+        ledger.close().await;
+        observability.close().await;
+        return Ok(None);
+    };
+
+    let publisher = Arc::new(connector.publisher());
+    let mut pools = Pools::new(pool_deps(&config, &connector, &publisher, &ledger, &logs, &observability, shutdown));
+    pools.apply(&config.consumers, &pauses)?;
+    observability.started(&config, &publisher).await;
+    info!(consumers = config.consumers.len(), "started");
+    let policy_check = match policies {
+        PolicyCheck::Passed => None,
+        PolicyCheck::Incomplete => Some(tokio::spawn(setup.complete_policy_check(shutdown.clone()))),
+    };
+    let daemon = Daemon {
+        retention: Retention::start(Arc::clone(&ledger), config.ledger.retention, shutdown),
+        config,
+        generation: FIRST_GENERATION,
+        sources,
+        connector,
+        pools,
+        pauses,
+        observability,
+        ledger,
+        level,
+        drain_timeout,
+        service,
+        shutdown: shutdown.clone(),
+    };
+    Ok(Some(Running { daemon, commands, deferred_reload, publisher, logs, policy_check }))
+}
+
+/// What all pools are built from.
+fn pool_deps(
     config: &Config,
-    link: &Connector,
+    connector: &Connector,
     publisher: &Arc<ConfirmingPublisher>,
     ledger: &Arc<SqliteLedger>,
     logs: &EventLogs,
@@ -177,7 +193,7 @@ fn site(
     shutdown: &Shutdown,
 ) -> PoolDeps {
     let routes = watch::Sender::default();
-    let parts = HandlerDeps {
+    let handlers = HandlerDeps {
         ledger: Arc::clone(ledger) as Arc<dyn Ledger>,
         names: Arc::new(config.names()),
         faults: None,
@@ -186,9 +202,9 @@ fn site(
         routes: routes.subscribe(),
     };
     PoolDeps {
-        source: Arc::new(link.clone()),
+        source: Arc::new(connector.clone()),
         publisher: Arc::clone(publisher) as Arc<dyn Publisher>,
-        parts,
+        handlers,
         routes,
         reconnect_max: config.broker.reconnect_max,
         live: Arc::clone(&observability.live),
@@ -196,31 +212,37 @@ fn site(
     }
 }
 
-/// Waits for the pools, which settle their work once a shutdown begins, then for what they published, then
-/// closes the ledger.
-async fn stop_in_order(pools: Pools, publisher: &ConfirmingPublisher, ledger: &SqliteLedger, shutdown: &Shutdown) {
+/// Stops everything, after a shutdown has begun. Deliveries are settled before the publisher closes, and recorded before
+/// the ledger closes.
+async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, logs: EventLogs, shutdown: &Shutdown) {
+    let Daemon { pools, observability, retention, ledger, .. } = daemon;
     pools.finish().await;
     if shutdown.is_aborted() {
-        warn!("not all work was finished in time; what was not acked goes back to the broker");
+        warn!("not all deliveries were finished in time; the broker will deliver those again");
     }
     if let Err(unconfirmed) = publisher.close(LAST_CONFIRMS).await {
         warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
     }
     ledger.close().await;
+    observability.tell_tallies();
+    retention.finish().await;
+    logs.finish().await;
+    observability.close().await;
+    info!("stopped");
 }
 
 impl AppError {
-    /// What could not be done, for people.
+    /// What could not be done, to introduce the error.
     pub fn what(&self) -> &'static str {
-        if matches!(self, AppError::Outdated) { "cannot go on" } else { "cannot start" }
+        if matches!(self, AppError::Outdated) { "cannot continue" } else { "cannot start" }
     }
 
-    /// Whether changing the configuration, or the broker's, is what helps; else it is orderd's own trouble.
+    /// Whether a change of the configuration or of the broker is needed; otherwise the problem is orderd's own.
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
             AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
-            // A restart starts the version that is installed by now.
+            // A restart runs the version that is installed by then.
             AppError::Outdated | AppError::UnknownHandler(_) => false,
         }
     }

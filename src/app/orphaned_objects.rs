@@ -1,6 +1,6 @@
-//! What a changed configuration leaves behind on the broker, and how a person takes it away. orderd never deletes.
+//! Queues, bindings and retry queues that a changed configuration no longer uses and that stay on the broker.
 //!
-//! Pure: it only compares.
+//! Pure: it compares two configurations and describes how to remove the rest by hand. orderd itself never deletes.
 
 use std::fmt::Write;
 
@@ -15,8 +15,8 @@ pub(super) fn orphaned_objects(old: &Config, new: &Config) -> Vec<String> {
         let Some(kept) = new.queues.get(queue) else {
             let commands: Vec<_> = settings.bindings.iter().map(|pattern| unbind(new, queue, pattern)).collect();
             notes.push(format!(
-                "queue {queue:?} stays on the broker with its messages, and orders still go there, but nobody works on them; \
-                 to send none there any more: {}",
+                "queue {queue:?} stays on the broker with its messages and still receives orders, but has no consumer any \
+                 more; to remove its bindings: {}",
                 commands.join("; ")
             ));
             continue;
@@ -27,26 +27,26 @@ pub(super) fn orphaned_objects(old: &Config, new: &Config) -> Vec<String> {
                 "queue {queue:?} is still bound by {pattern:?} on the broker; to remove the binding: {command}"
             ));
         }
-        notes.extend(drained(old, new, queue));
+        notes.extend(orphaned_retry_queues(old, new, queue));
     }
     notes
 }
 
-/// Retry queues of delays that are gone.
-fn drained(old: &Config, new: &Config, queue: &str) -> Vec<String> {
+/// One note for each retry queue whose delay is no longer configured.
+fn orphaned_retry_queues(old: &Config, new: &Config, queue: &str) -> Vec<String> {
     let delays = |config: &Config| {
         let consumers = config.consumers.values().filter(|consumer| consumer.handler != FAILED_HANDLER);
         let of_queue = consumers.filter(|consumer| consumer.queue == queue);
         of_queue.flat_map(|consumer| consumer.retry.delays.clone()).collect::<std::collections::BTreeSet<_>>()
     };
-    let gone =
+    let removed =
         delays(old).difference(&delays(new)).map(|delay| ExchangeNames::retry_queue(queue, *delay)).collect::<Vec<_>>();
     let note =
-        |name| format!("queue {name:?} stays on the broker; what waits in it still returns to {queue:?} in time");
-    gone.into_iter().map(note).collect()
+        |name| format!("queue {name:?} stays on the broker; its messages still return to {queue:?} after the delay");
+    removed.into_iter().map(note).collect()
 }
 
-/// The command that removes a binding of the orders exchange.
+/// The command that removes a binding to the orders exchange.
 fn unbind(config: &Config, queue: &str, pattern: &str) -> String {
     let binding = Binding {
         exchange: config.names().orders.to_string(),
@@ -61,19 +61,19 @@ fn unbind(config: &Config, queue: &str, pattern: &str) -> String {
     )
 }
 
-/// Its path in the management API.
+/// The binding's path in the management API.
 fn path(virtual_host: &str, binding: &Binding) -> String {
     let Binding { exchange, queue, routing_key } = binding;
     format!(
         "/api/bindings/{}/e/{}/q/{}/{}",
-        encoded(virtual_host),
-        encoded(exchange),
-        encoded(queue),
-        encoded(routing_key)
+        percent_encoded(virtual_host),
+        percent_encoded(exchange),
+        percent_encoded(queue),
+        percent_encoded(routing_key)
     )
 }
 
-fn encoded(text: &str) -> String {
+fn percent_encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
@@ -97,13 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_behind_by_what_is_only_added() {
+    fn additions_orphan_nothing() {
         let more = config(&["queues.order_queue.bindings=order.normal.*,order.bulk.*", "consumers.order.workers=9"]);
         assert_eq!(orphaned_objects(&config(&[]), &more), [""; 0]);
     }
 
     #[test]
-    fn a_binding_that_is_gone_comes_with_the_command_that_removes_it() {
+    fn a_removed_binding_is_noted_with_the_command_that_removes_it_from_the_broker() {
         let before = config(&["queues.order_queue.bindings=order.normal.*,order.bulk.#", "broker.virtual_host=a/b"]);
         let after = config(&["broker.virtual_host=a/b"]);
         let notes = orphaned_objects(&before, &after);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_is_gone_and_a_delay_that_is_gone_are_told() {
+    fn a_removed_queue_and_a_removed_delay_are_noted() {
         let (before, mut after) = (config(&[]), config(&["consumers.order.retry.delays=1s,10s,2m"]));
         after.queues.remove("analytics_queue");
         after.consumers.remove("analytics");

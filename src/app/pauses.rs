@@ -1,8 +1,8 @@
-//! Which consumers are paused, remembered over restarts.
+//! Which consumers are paused, kept on disk so that a pause outlives a restart.
 //!
-//! Each pause is a file of its own, `paused/<consumer>` in the ledger's directory, which holds the time it began. It is
-//! written and on disk before a pause is answered, and gone before a resumption is. Daemons that share the directory
-//! share what is remembered; each reads it when it starts, and none writes another's file half-way.
+//! Each pause is one file, `paused/<consumer>` in the ledger's directory, which contains the time the pause began. It is
+//! synced to disk before a pause is answered, and removed before a resume is answered. Daemons that share the directory
+//! share the pauses: each reads them when it starts. It never starts or stops a pool.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tracing::warn;
 
 use crate::chain::chain;
-use crate::config::Config;
+use crate::config::Consumer;
 
 /// The folder in the ledger's directory.
 const FOLDER: &str = "paused";
@@ -25,28 +25,28 @@ pub(super) struct Pauses {
     since: BTreeMap<String, Timestamp>,
 }
 
-/// What is remembered cannot be read: nobody may start what somebody has paused.
+/// The pauses cannot be read. The daemon must not start a consumer that may be paused.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read which consumers are paused, in {path:?}: let orderd's user read it")]
 pub struct PausesError {
     /// The folder or file.
     pub path: PathBuf,
-    /// What the system said.
+    /// The operating system's error.
     #[source]
     pub source: io::Error,
 }
 
 impl Pauses {
-    /// Reads what is remembered. `directory` is the ledger's.
+    /// Reads the pauses. `directory` is the ledger's directory.
     ///
     /// # Errors
     /// [`PausesError`].
     pub async fn read(directory: PathBuf) -> Result<Self, PausesError> {
-        let reading = tokio::task::spawn_blocking(move || Self::read_now(&directory));
-        reading.await.expect("reading pauses neither panics nor is it cancelled")
+        let reading = tokio::task::spawn_blocking(move || Self::read_blocking(&directory));
+        reading.await.expect("reading pauses neither panics nor is cancelled")
     }
 
-    fn read_now(directory: &Path) -> Result<Self, PausesError> {
+    fn read_blocking(directory: &Path) -> Result<Self, PausesError> {
         let folder = directory.join(FOLDER);
         let failed = |path: &Path, source| PausesError { path: path.to_owned(), source };
         let mut since = BTreeMap::new();
@@ -57,13 +57,13 @@ impl Pauses {
         };
         for entry in entries {
             let entry = entry.map_err(|error| failed(&folder, error))?;
-            // What begins with a dot was being written when orderd was killed: it was never answered.
+            // A name with a leading dot was being written when orderd was killed: that pause was never answered.
             let Some(name) = entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned) else {
                 continue;
             };
             let text = fs::read_to_string(entry.path()).map_err(|error| failed(&entry.path(), error))?;
             let began = text.trim().parse().unwrap_or_else(|error: jiff::Error| {
-                warn!(consumer = name, error = %chain(&error), "cannot read since when it is paused");
+                warn!(consumer = name, error = %chain(&error), "cannot read when the pause began");
                 Timestamp::now()
             });
             since.insert(name, began);
@@ -76,13 +76,13 @@ impl Pauses {
         self.since.get(consumer).copied()
     }
 
-    /// Warns of each, so that nobody wonders why orders wait.
-    pub fn warn_of_all(&self, config: &Config) {
+    /// Logs a warning for each pause, which explains why orders wait.
+    pub fn warn_of_all(&self, consumers: &BTreeMap<String, Consumer>) {
         for (consumer, since) in &self.since {
-            if config.consumers.contains_key(consumer) {
-                warn!(consumer, %since, "paused: takes nothing in until it is resumed");
+            if consumers.contains_key(consumer) {
+                warn!(consumer, %since, "paused: consumes nothing until it is resumed");
             } else {
-                warn!(consumer, %since, "a pause is remembered of a consumer that is not configured; resuming it forgets it");
+                warn!(consumer, %since, "a consumer is paused that is not configured; resume it to remove the pause");
             }
         }
     }
@@ -90,13 +90,13 @@ impl Pauses {
     /// Pauses a consumer. Returns whether it was not paused before.
     ///
     /// # Errors
-    /// What the system said; it is not paused then.
+    /// The operating system's error; the consumer is not paused then.
     pub async fn pause(&mut self, consumer: &str, now: Timestamp) -> io::Result<bool> {
         if self.since.contains_key(consumer) {
             return Ok(false);
         }
         let (folder, name) = (self.folder.clone(), consumer.to_owned());
-        aside(move || remember(&folder, &name, now)).await?;
+        run_blocking(move || write_pause(&folder, &name, now)).await?;
         self.since.insert(consumer.to_owned(), now);
         Ok(true)
     }
@@ -104,43 +104,43 @@ impl Pauses {
     /// Resumes a consumer. Returns whether it was paused.
     ///
     /// # Errors
-    /// What the system said; it is still paused then.
+    /// The operating system's error; the consumer is still paused then.
     pub async fn resume(&mut self, consumer: &str) -> io::Result<bool> {
         if !self.since.contains_key(consumer) {
             return Ok(false);
         }
         let (folder, name) = (self.folder.clone(), consumer.to_owned());
-        aside(move || forget(&folder, &name)).await?;
+        run_blocking(move || remove_pause(&folder, &name)).await?;
         self.since.remove(consumer);
         Ok(true)
     }
 }
 
-/// Waits for the disk where no worker does.
-async fn aside(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    tokio::task::spawn_blocking(work).await.expect("writing a pause down neither panics nor is it cancelled")
+/// Runs blocking file operations on a thread of their own.
+async fn run_blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work).await.expect("writing a pause neither panics nor is cancelled")
 }
 
-fn remember(folder: &Path, consumer: &str, now: Timestamp) -> io::Result<()> {
+fn write_pause(folder: &Path, consumer: &str, now: Timestamp) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let unfinished = folder.join(format!(".{consumer}"));
     let mut file = File::create(&unfinished)?;
     writeln!(file, "{now}")?;
     file.sync_all()?;
     fs::rename(&unfinished, folder.join(consumer))?;
-    settle(folder)
+    sync_folder(folder)
 }
 
-fn forget(folder: &Path, consumer: &str) -> io::Result<()> {
+fn remove_pause(folder: &Path, consumer: &str) -> io::Result<()> {
     match fs::remove_file(folder.join(consumer)) {
-        // Another daemon on this directory has resumed it.
+        // Another daemon that shares the directory has resumed it.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => settle(folder),
+        Ok(()) | Err(_) => sync_folder(folder),
     }
 }
 
-/// Names in a directory are on disk once the directory is, and the folder's own once its parent is.
-fn settle(folder: &Path) -> io::Result<()> {
+/// A file's name is on disk only once its directory is synced, and the folder's own name once its parent is.
+fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()?;
     folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_paused_is_still_so_when_it_is_read_again() {
+    async fn a_pause_is_still_there_when_it_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let mut pauses = Pauses::read(directory.path().to_owned()).await.unwrap();
         assert!(pauses.since.is_empty());
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_written_down_is_not_paused_and_not_resumed() {
+    async fn a_consumer_is_neither_paused_nor_resumed_when_the_disk_refuses() {
         let directory = tempfile::tempdir().unwrap();
         let mut pauses = Pauses::read(directory.path().to_owned()).await.unwrap();
         fs::write(directory.path().join(FOLDER), "in the way").unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_half_written_is_no_pause_and_one_that_cannot_be_read_is_one() {
+    async fn a_half_written_file_is_no_pause_but_an_unreadable_time_still_is() {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join(FOLDER);
         fs::create_dir(&folder).unwrap();
@@ -195,6 +195,9 @@ mod tests {
         let pauses = Pauses::read(directory.path().to_owned()).await.unwrap();
         assert_eq!(pauses.since.keys().collect::<Vec<_>>(), ["priority"]);
         fs::create_dir(folder.join("order")).unwrap();
-        assert!(Pauses::read(directory.path().to_owned()).await.is_err(), "better not start than start what is paused");
+        assert!(
+            Pauses::read(directory.path().to_owned()).await.is_err(),
+            "the daemon must not start a consumer that may be paused"
+        );
     }
 }

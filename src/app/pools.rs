@@ -1,7 +1,7 @@
-//! The pools that run: one for each consumer that is not paused, and former ones that finish what they were handed.
+//! The pools of the daemon: one running pool for each consumer that is not paused, and former pools that are draining.
 //!
-//! A pool is never changed. Whatever changes of a consumer, a new pool starts and the former one is retired: it takes
-//! nothing in any more, and works off what the broker has handed to it. Consumers that do not change keep their pool.
+//! A pool is never changed. When anything about a consumer changes, a new pool starts and the former one drains: it stops
+//! consuming and finishes what the broker has delivered to it. Consumers that do not change keep their pool.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,238 +9,254 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::AppError;
-use super::consumer_context::{line, routes};
+use super::consumer_context::{consumer_context, routes};
 use super::pauses::Pauses;
-use crate::config::{self, Config};
+use crate::config;
 use crate::handlers::{HandlerDeps, Route};
 use crate::message::{Consumer, Publisher};
-use crate::pipeline::Pool;
+use crate::pipeline::{ConsumerContext, Pool};
 use crate::shutdown::Shutdown;
 use crate::status::{RegisteredConsumer, StatusRegistry};
 use crate::supervisor::{RestartPolicy, supervise};
 
-/// How long a pool that keeps dying is left alone.
+/// How long a pool that keeps dying is left stopped.
 const COOL_DOWN: Duration = Duration::from_secs(30);
-/// Former pools of one consumer that may be unfinished when another one starts. Each has a connection, and slots of its
-/// own; one with nothing in hand takes a second to end.
-const MOST_FORMER: usize = 8;
-/// How long a change waits for former pools to end, if there are too many.
-const ROOM_WITHIN: Duration = Duration::from_secs(10);
-/// How long a change waits until former pools take nothing in. They await a quiet moment for up to two seconds.
-const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(3);
-/// How long it then waits for new pools to be subscribed, and how often it looks.
+/// The most draining pools that a consumer may have when another pool starts. Each has a connection and slots of its own;
+/// one with nothing in flight takes a second to end.
+const MAX_DRAINING: usize = 8;
+/// How long a change waits for draining pools to end, if there are too many.
+const CAPACITY_WITHIN: Duration = Duration::from_secs(10);
+/// How long a change waits for former pools to stop consuming. They wait up to two seconds for a moment with no delivery
+/// on its way.
+const INTAKE_ENDED_WITHIN: Duration = Duration::from_secs(3);
+/// How long a change then waits for new pools to subscribe.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(2);
-const GLANCE: Duration = Duration::from_millis(20);
+/// How often it checks whether they have.
+const SUBSCRIBED_CHECK: Duration = Duration::from_millis(20);
 
-/// What all pools are made of.
+/// The configured consumers, by name.
+type Consumers = BTreeMap<String, config::Consumer>;
+
+/// What all pools are built from.
 pub(super) struct PoolDeps {
     pub source: Arc<dyn Consumer>,
     pub publisher: Arc<dyn Publisher>,
-    /// Without faults, which are a consumer's own.
-    pub parts: HandlerDeps,
-    /// Where failures go back to. Those of removed queues stay: what is still worked on may fail.
+    /// Without injected faults, which each consumer has of its own.
+    pub handlers: HandlerDeps,
+    /// How failures are retried, by the queue they happened in. Removed queues stay in it: a draining pool may still fail.
     pub routes: watch::Sender<BTreeMap<String, Route>>,
     pub reconnect_max: Duration,
     pub live: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
 }
 
-/// See the head of this file.
+/// All pools of the daemon.
 pub(super) struct Pools {
-    site: PoolDeps,
-    current: BTreeMap<String, Current>,
-    former: BTreeMap<Id, RegisteredConsumer>,
-    /// Of former pools that may still take something in.
-    winding_down: Vec<CancellationToken>,
-    keepers: JoinSet<()>,
+    deps: PoolDeps,
+    /// By the consumer's name.
+    running: BTreeMap<String, RunningPool>,
+    /// By the pool's task.
+    draining: BTreeMap<Id, RegisteredConsumer>,
+    /// [`Pool::intake_ended`] of former pools that may still be consuming.
+    intake_ending: Vec<CancellationToken>,
+    tasks: JoinSet<()>,
 }
 
 /// The pool of a consumer that is not paused.
-struct Current {
-    consumer: config::Consumer,
-    watched: RegisteredConsumer,
-    /// Subscriptions that the consumer had had before this pool.
-    before: u64,
-    retired: CancellationToken,
+struct RunningPool {
+    settings: config::Consumer,
+    registered: RegisteredConsumer,
+    /// The consumer's subscriptions before this pool started.
+    earlier_subscriptions: u64,
+    drain: CancellationToken,
     intake_ended: CancellationToken,
-    keeper: Id,
+    task: Id,
 }
 
-/// A consumer has too many former pools that are unfinished.
+/// A consumer has too many draining pools for another one to start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "consumers.{consumer}: was changed too often: {former} former pools have not finished what they were handed; nothing \
-     was changed, try again once they have"
+    "consumers.{consumer}: was changed too often: {draining} former pools are still draining; nothing was changed, try \
+     again later"
 )]
 pub(super) struct TooManyDrainingPools {
     pub consumer: String,
-    pub former: usize,
+    pub draining: usize,
 }
 
 impl Pools {
-    /// None yet.
-    pub fn new(site: PoolDeps) -> Self {
-        let (current, former) = (BTreeMap::new(), BTreeMap::new());
-        let (winding_down, keepers) = (Vec::new(), JoinSet::new());
-        Pools { site, current, former, winding_down, keepers }
+    /// No pools yet.
+    pub fn new(deps: PoolDeps) -> Self {
+        let (running, draining) = (BTreeMap::new(), BTreeMap::new());
+        Pools { deps, running, draining, intake_ending: Vec::new(), tasks: JoinSet::new() }
     }
 
-    /// Starts, replaces and retires pools until they are those of this configuration. Does not wait for anything.
+    /// Starts, replaces and drains pools until they match the configuration. Does not wait for anything.
     ///
     /// # Errors
     /// [`AppError::UnknownHandler`]; nothing was changed then.
-    pub fn apply(&mut self, config: &Config, pauses: &Pauses) -> Result<(), AppError> {
+    pub fn apply(&mut self, consumers: &Consumers, pauses: &Pauses) -> Result<(), AppError> {
         let mut starting = Vec::new();
-        for (name, consumer) in self.different(config, pauses) {
-            let (site, counters) = (&self.site, self.site.live.counters(&name));
-            let line = line(&name, &consumer, &site.parts, Arc::clone(&site.publisher), counters)?;
-            starting.push((name, consumer, line));
+        for (name, settings) in self.changed(consumers, pauses) {
+            let (deps, counters) = (&self.deps, self.deps.live.counters(&name));
+            let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters)?;
+            starting.push((name, settings, context));
         }
-        // Before a new consumer fails anything: whoever recovers it must know where it goes back to.
-        self.site.routes.send_modify(|known| known.extend(routes(config)));
-        let gone = |name: &&String| !config.consumers.contains_key(*name) || pauses.since(name).is_some();
-        let gone: Vec<_> = self.current.keys().filter(gone).cloned().collect();
-        gone.iter().for_each(|name| self.retire(name));
-        for (name, consumer, line) in starting {
-            self.retire(&name);
-            self.start(name, consumer, line);
+        // Before a new consumer can fail: the failed-order consumer has to know where its messages return to.
+        self.deps.routes.send_modify(|known| known.extend(routes(consumers)));
+        let is_stopped = |name: &&String| !consumers.contains_key(*name) || pauses.since(name).is_some();
+        let stopped: Vec<_> = self.running.keys().filter(is_stopped).cloned().collect();
+        stopped.iter().for_each(|name| self.drain(name));
+        for (name, settings, context) in starting {
+            self.drain(&name);
+            self.start(name, settings, context);
         }
-        self.show(config, pauses);
+        self.update_status(consumers, pauses);
         Ok(())
     }
 
-    /// The consumers that need another pool than they have, or have none.
-    fn different(&self, config: &Config, pauses: &Pauses) -> Vec<(String, config::Consumer)> {
-        let wanted = config.consumers.iter().filter(|(name, _)| pauses.since(name).is_none());
-        let different = wanted
-            .filter(|(name, consumer)| self.current.get(*name).is_none_or(|current| current.consumer != **consumer));
-        different.map(|(name, consumer)| (name.clone(), consumer.clone())).collect()
+    /// The consumers that need a new pool, because they have none or a different one.
+    fn changed(&self, consumers: &Consumers, pauses: &Pauses) -> Vec<(String, config::Consumer)> {
+        let wanted = consumers.iter().filter(|(name, _)| pauses.since(name).is_none());
+        let changed = wanted
+            .filter(|(name, settings)| self.running.get(*name).is_none_or(|running| running.settings != **settings));
+        changed.map(|(name, settings)| (name.clone(), settings.clone())).collect()
     }
 
-    fn start(&mut self, name: String, consumer: config::Consumer, line: crate::pipeline::ConsumerContext) {
-        let (retired, intake_ended) = (CancellationToken::new(), CancellationToken::new());
-        let shutdown = self.site.shutdown.clone();
-        let watched = RegisteredConsumer::new(&name, &consumer, Arc::clone(&line.counters));
-        let before = watched.counters.pool().subscriptions;
+    fn start(&mut self, name: String, settings: config::Consumer, context: ConsumerContext) {
+        let (drain, intake_ended) = (CancellationToken::new(), CancellationToken::new());
+        let shutdown = self.deps.shutdown.clone();
+        let registered = RegisteredConsumer::new(&name, &settings, Arc::clone(&context.counters));
+        let earlier_subscriptions = registered.counters.pool().subscriptions;
         let pool = Arc::new(Pool {
-            context: Arc::new(line),
-            consumer: Arc::clone(&self.site.source),
-            workers: consumer.workers,
-            prefetch: consumer.prefetch,
-            reconnect_max: self.site.reconnect_max,
+            context: Arc::new(context),
+            consumer: Arc::clone(&self.deps.source),
+            workers: settings.workers,
+            prefetch: settings.prefetch,
+            reconnect_max: self.deps.reconnect_max,
             shutdown: shutdown.clone(),
-            drain: retired.clone(),
+            drain: drain.clone(),
             intake_ended: intake_ended.clone(),
         });
-        let keeper = self.keepers.spawn(keep_running(name.clone(), pool, shutdown)).id();
-        self.current.insert(name, Current { consumer, watched, before, retired, intake_ended, keeper });
+        let task = self.tasks.spawn(run_supervised(name.clone(), pool, shutdown)).id();
+        let running = RunningPool { settings, registered, earlier_subscriptions, drain, intake_ended, task };
+        self.running.insert(name, running);
     }
 
-    fn retire(&mut self, name: &str) {
-        if let Some(Current { watched, retired, intake_ended, keeper, .. }) = self.current.remove(name) {
-            retired.cancel();
-            self.winding_down.push(intake_ended);
-            self.former.insert(keeper, watched);
+    fn drain(&mut self, name: &str) {
+        if let Some(RunningPool { registered, drain, intake_ended, task, .. }) = self.running.remove(name) {
+            drain.cancel();
+            self.intake_ending.push(intake_ended);
+            self.draining.insert(task, registered);
         }
     }
 
-    /// Waits until no consumer that needs another pool has too many former ones. Cancel-safe.
+    /// Waits until no consumer that needs a new pool has too many draining ones. Cancel-safe.
     ///
     /// # Errors
     /// [`TooManyDrainingPools`] if that takes too long.
-    pub async fn room(&mut self, config: &Config, pauses: &Pauses) -> Result<(), TooManyDrainingPools> {
-        let deadline = Instant::now() + ROOM_WITHIN;
-        while let Some(crowded) = self.crowded(config, pauses) {
-            // Cancel-safe: see `ended`.
-            if timeout_at(deadline, self.ended()).await.is_err() {
-                return Err(crowded);
+    pub async fn wait_for_capacity(
+        &mut self,
+        consumers: &Consumers,
+        pauses: &Pauses,
+    ) -> Result<(), TooManyDrainingPools> {
+        let deadline = Instant::now() + CAPACITY_WITHIN;
+        while let Some(error) = self.without_capacity(consumers, pauses) {
+            // Cancel-safe: `next_drained` is.
+            if timeout_at(deadline, self.next_drained()).await.is_err() {
+                return Err(error);
             }
         }
         Ok(())
     }
 
-    /// Waits until former pools take nothing in any more and all current ones have had a subscription, so that what
-    /// arrives from now on is worked on by these, and whoever asked for the change finds them at work: half a second, or
-    /// some more while the broker does not answer, but not once a shutdown begins. Not cancel-safe.
-    pub async fn taken_over(&mut self) {
-        let former = std::mem::take(&mut self.winding_down);
-        let all = async { join_all(former.iter().map(CancellationToken::cancelled)).await };
-        if timeout(TAKEN_OVER_WITHIN, all).await.is_err() {
-            warn!("former pools still take deliveries in: the broker does not answer");
+    fn without_capacity(&self, consumers: &Consumers, pauses: &Pauses) -> Option<TooManyDrainingPools> {
+        self.changed(consumers, pauses).into_iter().find_map(|(consumer, _)| {
+            let draining = self.too_many_draining(&consumer)?;
+            Some(TooManyDrainingPools { consumer, draining })
+        })
+    }
+
+    /// How many draining pools the consumer would have if it got a new one, if they would be too many.
+    pub fn too_many_draining(&self, consumer: &str) -> Option<usize> {
+        let draining = self.draining.values().filter(|pool| pool.name == consumer).count();
+        let draining = draining + usize::from(self.running.contains_key(consumer));
+        (draining > MAX_DRAINING).then_some(draining)
+    }
+
+    /// Waits until former pools have stopped consuming and all running ones have had a subscription, so that the change is
+    /// complete when it is answered. Takes half a second; a few seconds if the broker does not answer. Ends early once a
+    /// shutdown begins. Not cancel-safe.
+    pub async fn wait_for_handover(&mut self) {
+        let ending = std::mem::take(&mut self.intake_ending);
+        let all_ended = async { join_all(ending.iter().map(CancellationToken::cancelled)).await };
+        if timeout(INTAKE_ENDED_WITHIN, all_ended).await.is_err() {
+            warn!("former pools are still consuming: the broker does not answer");
         }
         let deadline = Instant::now() + SUBSCRIBED_WITHIN;
-        let has = |current: &Current| current.watched.counters.pool().subscriptions > current.before;
-        while !self.current.values().all(has) && Instant::now() < deadline {
-            if !self.site.shutdown.sleep(GLANCE).await {
+        let has_subscribed =
+            |pool: &RunningPool| pool.registered.counters.pool().subscriptions > pool.earlier_subscriptions;
+        while !self.running.values().all(has_subscribed) && Instant::now() < deadline {
+            if !self.deps.shutdown.sleep(SUBSCRIBED_CHECK).await {
                 return;
             }
         }
     }
 
-    /// How many former pools a consumer has, if they are too many for another one.
-    pub fn crowd_of(&self, consumer: &str) -> Option<usize> {
-        let former = self.former.values().filter(|former| former.name == consumer).count();
-        let former = former + usize::from(self.current.contains_key(consumer));
-        (former > MOST_FORMER).then_some(former)
-    }
-
-    fn crowded(&self, config: &Config, pauses: &Pauses) -> Option<TooManyDrainingPools> {
-        self.different(config, pauses).into_iter().find_map(|(consumer, _)| {
-            let former = self.crowd_of(&consumer)?;
-            Some(TooManyDrainingPools { consumer, former })
-        })
-    }
-
-    /// Waits until a former pool has ended; [`Pools::show`] then forgets it. Cancel-safe.
-    pub async fn ended(&mut self) {
-        let (id, died) = match self.keepers.join_next_with_id().await {
-            Some(Ok((id, ()))) => (id, None),
-            Some(Err(died)) => (died.id(), Some(died)),
+    /// Waits until a draining pool has ended. [`Pools::update_status`] then removes it from the status. Cancel-safe.
+    pub async fn next_drained(&mut self) {
+        let task = match self.tasks.join_next_with_id().await {
+            Some(Ok((task, ()))) => task,
+            Some(Err(died)) => {
+                log_death(&died);
+                died.id()
+            }
             None => std::future::pending().await,
         };
-        if let Some(died) = died {
-            error!(error = %died, "a pool's keeper died");
-        }
-        if let Some(RegisteredConsumer { name, queue, .. }) = self.former.remove(&id) {
+        if let Some(RegisteredConsumer { name, queue, .. }) = self.draining.remove(&task) {
             info!(consumer = name, queue, "a former pool has finished");
         }
     }
 
-    /// Has the pages show the consumers of a configuration, and those removed that finish their work.
-    pub fn show(&self, config: &Config, pauses: &Pauses) {
-        let mut shown = BTreeMap::new();
-        for former in self.former.values() {
-            shown.insert(former.name.clone(), RegisteredConsumer { workers: 0, ..former.clone() });
+    /// Puts the configured consumers into the status, and removed ones that are still draining.
+    pub fn update_status(&self, consumers: &Consumers, pauses: &Pauses) {
+        let mut listed = BTreeMap::new();
+        for pool in self.draining.values() {
+            listed.insert(pool.name.clone(), RegisteredConsumer { workers: 0, ..pool.clone() });
         }
-        for (name, consumer) in &config.consumers {
-            let mut watched = RegisteredConsumer::new(name, consumer, self.site.live.counters(name));
-            watched.paused_since = pauses.since(name);
-            let elsewhere = |former: &RegisteredConsumer| former.name == *name && former.queue != consumer.queue;
-            watched.drains_elsewhere = self.former.values().any(elsewhere);
-            shown.insert(name.clone(), watched);
+        for (name, settings) in consumers {
+            let mut registered = RegisteredConsumer::new(name, settings, self.deps.live.counters(name));
+            registered.paused_since = pauses.since(name);
+            let elsewhere = |pool: &RegisteredConsumer| pool.name == *name && pool.queue != settings.queue;
+            registered.drains_elsewhere = self.draining.values().any(elsewhere);
+            listed.insert(name.clone(), registered);
         }
-        self.site.live.show(shown.into_values().collect());
+        self.deps.live.show(listed.into_values().collect());
     }
 
-    /// Waits for all of them, which settle their work once a shutdown has begun.
+    /// Waits for all pools, which settle their deliveries once a shutdown has begun.
     pub async fn finish(mut self) {
-        while let Some(ended) = self.keepers.join_next().await {
+        while let Some(ended) = self.tasks.join_next().await {
             if let Err(died) = ended {
-                error!(error = %died, "a pool's keeper died");
+                log_death(&died);
             }
         }
     }
 }
 
-/// Keeps one pool running until a shutdown, or until it is retired and done. One that keeps dying is left alone for a
-/// while, and then tried again: the other pools, and the daemon, go on.
-async fn keep_running(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
+fn log_death(died: &JoinError) {
+    error!(error = %died, "the supervisor of a pool died");
+}
+
+/// Runs one pool until a shutdown, or until it has drained. A pool that keeps dying is left stopped for a while and then
+/// started again. The other pools are not affected.
+async fn run_supervised(name: String, pool: Arc<Pool>, shutdown: Shutdown) {
     let task = format!("{name} pool");
     let _intake_ended = pool.intake_ended.clone().drop_guard();
     let on_restart = || pool.context.counters.restarted();

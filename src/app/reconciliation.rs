@@ -1,6 +1,6 @@
-//! The poller of the management API, with orderd's own counts joined to it.
+//! Builds the poller of the management API, which compares the broker's counts with orderd's own.
 //!
-//! It reads counters and nothing else.
+//! It only reads counters.
 
 use std::sync::{Arc, OnceLock};
 

@@ -312,7 +312,7 @@ fn an_instance_ends_before_it_parks_orders_once_a_later_version_has_made_the_led
     env.raw().publish_all("orders", (1..50).map(|n| placed("ord", n)));
     assert_eq!(old.wait_for_exit(), INTERNAL, "it is restarted, by now as the later version");
     let told = old.logged_errors();
-    assert!(told.len() == 1 && told[0].contains("a later orderd that shares the ledger"), "{told:#?}");
+    assert!(told.len() == 1 && told[0].contains("the ledger was migrated by a newer orderd"), "{told:#?}");
     let mut again = env.spawn();
     assert_eq!(again.wait_for_exit(), 78, "{}", again.output());
 

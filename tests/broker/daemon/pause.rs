@@ -52,7 +52,7 @@ fn a_paused_consumer_takes_nothing_in_and_what_it_had_is_finished() {
     let verbose = get(orderd.admin_address(), "/readyz?verbose");
     assert!(verbose.status == 200 && verbose.body.contains("[+] consumer order: paused"), "{}", verbose.body);
     assert!(
-        orderd.log_lines("paused: takes nothing in, also after a restart, until it is resumed")[0]["level"] == "WARN"
+        orderd.log_lines("paused: consumes nothing until it is resumed, also after a restart")[0]["level"] == "WARN"
     );
     wait_until("the broker's side says why orders wait", || {
         let findings = orderd.status()["broker"]["findings"].clone();
@@ -95,7 +95,7 @@ fn a_pause_outlives_a_restart_and_a_kill_and_so_does_its_end() {
     flood(&env, NORMAL, "ord", 10);
     for end in ["TERM", "KILL"] {
         let mut orderd = env.start();
-        let warned = orderd.log_lines("paused: takes nothing in until it is resumed");
+        let warned = orderd.log_lines("paused: consumes nothing until it is resumed");
         assert_eq!((warned.len(), &warned[0]["consumer"]), (1, &json!("order")));
         wait_until("the others are ready", || get(orderd.admin_address(), "/readyz").status == 200);
         assert_eq!(orderd.status()["consumers"]["order"]["paused"], true);

@@ -301,7 +301,7 @@ fn a_file_with_faults_changes_nothing_at_all() {
     assert!(problems.contains("consumers.order.prefetch") && problems.contains("log.colour"), "{problems}");
     let wanted = |status: &Value| status["order"]["workers_configured"].clone();
     assert_eq!(wanted(&orderd.status()["consumers"]), wanted(&before));
-    assert!(orderd.has_logged("not reloaded: what was in force stays in force, whole"));
+    assert!(orderd.has_logged("reload rejected, configuration unchanged"));
 
     file.write("[consumers.order\n");
     assert_eq!(orderd.reload()["outcome"], "rejected");
@@ -400,7 +400,7 @@ fn a_storm_of_reloads_ends_with_the_last_configuration_and_every_order_done_once
         }
         feeding.join().unwrap();
     });
-    let reloads = || orderd.log_lines("reloaded: all of the configuration is in force").len();
+    let reloads = || orderd.log_lines("reloaded: all changes are active").len();
     wait_until("the last one is in force", || {
         orderd.status()["consumers"]["order"]["workers_configured"] == 100 % 9 + 1
     });
@@ -427,14 +427,14 @@ fn a_shutdown_wins_over_a_reload_and_a_reload_during_the_start_is_kept() {
     let mut orderd = env.spawn();
     wait_until("it starts", || orderd.has_logged("starting"));
     orderd.signal("HUP");
-    wait_until("it has reloaded", || orderd.has_logged("reloaded: the configuration says what is in force already"));
+    wait_until("it has reloaded", || orderd.has_logged("reloaded: no changes"));
 
     // Declaring a queue takes two seconds and more.
     file.set("consumers.order.retry.delays", "400ms").save();
     orderd.signal("HUP");
-    wait_until("it reads", || orderd.log_lines("reading the configuration again").len() == 2);
+    wait_until("it reads", || orderd.log_lines("reloading the configuration").len() == 2);
     wait_until("it declares", || orderd.log_lines("queues created; resting until they are safe to use").len() == 2);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.log_lines("reloaded: all of the configuration is in force").len(), 0);
+    assert_eq!(orderd.log_lines("reloaded: all changes are active").len(), 0);
     assert!(orderd.has_logged("stopped") && orderd.logged_errors().is_empty(), "{:?}", orderd.logged_errors());
 }

@@ -128,9 +128,9 @@ fn a_reload_ends_with_ready_whatever_became_of_it() {
         ended
     };
     file.write("nonsense = 1");
-    reload("not reloaded: what was in force stays in force, whole");
+    reload("reload rejected, configuration unchanged");
     file.set("consumers.order.workers", "7").save();
-    let ended = reload("reloaded: all of the configuration is in force");
+    let ended = reload("reloaded: all changes are active");
     assert!(ended[1].starts_with("STATUS=5 consumers, "), "{ended:?}");
     assert_eq!(orderd.stop(), 0);
 }

@@ -1,0 +1,244 @@
+//! Preparing the broker: comparing what exists there with what the configuration needs, then declaring what is missing.
+//!
+//! It never deletes or changes anything that exists.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::amqp::{ConnectError, Connector, DeclareError};
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::config::{self, Config};
+use crate::management::ManagementClient;
+use crate::reconcile::audit::{Audit, audit};
+use crate::shutdown::Shutdown;
+use crate::topology::{RequiredPermission, Topology};
+
+/// Waits between attempts to reach the broker at the start.
+const CONNECT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
+/// How long the broker may take to report the policies of new queues.
+const POLICIES_WITHIN: Duration = Duration::from_secs(20);
+/// How long a running daemon may take to extend the topology.
+const EXTEND_WITHIN: Duration = Duration::from_secs(60);
+
+/// Why the topology cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// Declaring or checking failed.
+    #[error(transparent)]
+    Declare(#[from] DeclareError),
+    /// The user lacks permissions that orderd needs.
+    #[error(
+        "the broker does not let the user {0}; `orderd check --permissions` prints the commands that grant what is needed"
+    )]
+    Denied(String),
+    /// `topology.declare` is off and something does not exist.
+    #[error("topology.declare is false and the broker lacks: {0}")]
+    Missing(String),
+    /// Queues or exchanges exist with other arguments, or policies would drop messages from queues.
+    #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
+    Contradictions(String),
+    /// The broker took too long. What it has declared until then stays.
+    #[error("the broker did not do what the topology needs within {} s", EXTEND_WITHIN.as_secs())]
+    TooSlow,
+}
+
+impl TopologyError {
+    /// Whether it may pass without anyone changing anything.
+    pub(super) fn is_temporary(&self) -> bool {
+        match self {
+            TopologyError::Declare(error) => !error.is_permanent(),
+            TopologyError::TooSlow => true,
+            TopologyError::Denied(_) | TopologyError::Missing(_) | TopologyError::Contradictions(_) => false,
+        }
+    }
+}
+
+/// Whether the policies that apply to the queues have been checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PolicyCheck {
+    /// They drop no messages, or there is no management API to ask.
+    Passed,
+    /// The broker has not reported all of them yet.
+    Incomplete,
+}
+
+/// What one configuration needs on the broker.
+pub(super) struct BrokerSetup {
+    topology: Topology,
+    /// Whether orderd declares; if not, it only checks that everything exists.
+    declare: bool,
+    /// Checked before consuming, so that a missing permission is reported now and not with the first failed order.
+    permissions: Vec<RequiredPermission>,
+    management: config::Management,
+    virtual_host: String,
+}
+
+impl BrokerSetup {
+    pub fn new(config: &Config) -> Self {
+        let declare = config.topology.declare;
+        BrokerSetup {
+            topology: config.topology(),
+            declare,
+            // Declaring has already shown that the user may declare.
+            permissions: if declare { config.work() } else { config.needs() },
+            management: config.management.clone(),
+            virtual_host: config.broker.virtual_host.clone(),
+        }
+    }
+
+    /// Whether it needs anything on the broker that `former` did not, or has it checked differently.
+    pub fn extends(&self, former: &BrokerSetup) -> bool {
+        let known = former.topology.declarations();
+        self.declare != former.declare || self.topology.declarations().iter().any(|step| !known.contains(step))
+    }
+
+    /// Declares or checks the topology at the start. Waits for a broker that cannot be reached yet. `None` when a shutdown
+    /// came first.
+    pub async fn prepare(
+        &self,
+        connector: &Connector,
+        shutdown: &Shutdown,
+    ) -> Result<Option<PolicyCheck>, TopologyError> {
+        for attempt in 0.. {
+            // A shutdown may drop the attempt: declarations can be repeated.
+            let prepared = tokio::select! {
+                prepared = self.try_prepare(connector) => prepared,
+                () = shutdown.begun() => return Ok(None),
+            };
+            match prepared {
+                Ok(policies) => return Ok(Some(policies)),
+                Err(error) if error.is_temporary() => {
+                    warn!(error = %chain(&error), attempt, "waiting for the broker");
+                    if !shutdown.sleep(CONNECT_BACKOFF.wait(attempt, fastrand::f64())).await {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop above ends by returning")
+    }
+
+    /// Compares before it declares, so that a broker that contradicts the configuration is left unchanged.
+    async fn try_prepare(&self, connector: &Connector) -> Result<PolicyCheck, TopologyError> {
+        let policies = self.compare(Duration::ZERO).await?;
+        if !self.declare {
+            self.check_without_declaring(connector).await?;
+            return Ok(policies);
+        }
+        let declared = connector.declare(self.topology.declarations()).await?;
+        info!(created = declared.created.len(), "topology declared");
+        self.check_permissions(connector).await?;
+        // A policy may match a queue that did not exist at the comparison.
+        Ok(if declared.created.is_empty() { policies } else { PolicyCheck::Incomplete })
+    }
+
+    /// Declares or checks what a running daemon's new configuration needs. Does not retry: whoever requested the reload can.
+    ///
+    /// New queues are bound to the orders exchange only after their policies are known to drop no messages, so that no
+    /// order enters a queue that a policy could delete it from. (At the start such a policy ends the daemon; here it must
+    /// not.) RabbitMQ before 4.3 reports the policies of a new queue only after some seconds.
+    ///
+    /// # Errors
+    /// [`TopologyError`]. Queues declared until then stay, unbound.
+    pub async fn extend(&self, connector: &Connector) -> Result<PolicyCheck, TopologyError> {
+        let extending = async {
+            let policies = self.compare(Duration::ZERO).await?;
+            if !self.declare {
+                self.check_without_declaring(connector).await?;
+                return Ok(policies);
+            }
+            let (before, order_bindings) = self.topology.split_at_order_bindings();
+            let created = connector.declare(before).await?.created;
+            let policies = match (created.is_empty(), policies) {
+                (true, PolicyCheck::Passed) => PolicyCheck::Passed,
+                (true, PolicyCheck::Incomplete) | (false, _) => self.compare(POLICIES_WITHIN).await?,
+            };
+            connector.declare(order_bindings).await?;
+            self.check_permissions(connector).await?;
+            info!(?created, "topology extended");
+            Ok(policies)
+        };
+        tokio::time::timeout(EXTEND_WITHIN, extending).await.unwrap_or(Err(TopologyError::TooSlow))
+    }
+
+    /// Completes a policy check that was incomplete at the start, and begins a shutdown if a policy would drop messages.
+    /// RabbitMQ before 4.3 reports the policies of a new queue only with its first statistics.
+    pub async fn complete_policy_check(self, shutdown: Shutdown) -> Result<(), TopologyError> {
+        // Cancel-safe: it only reads.
+        let compared = tokio::select! {
+            compared = self.compare(POLICIES_WITHIN) => compared,
+            () = shutdown.begun() => return Ok(()),
+        };
+        match compared {
+            Ok(PolicyCheck::Passed) => Ok(()),
+            Ok(PolicyCheck::Incomplete) => {
+                warn!("the broker does not report which policies apply to the queues; check that none drops messages");
+                Ok(())
+            }
+            Err(contradiction) => {
+                shutdown.begin();
+                Err(contradiction)
+            }
+        }
+    }
+
+    async fn check_without_declaring(&self, connector: &Connector) -> Result<(), TopologyError> {
+        self.check_permissions(connector).await?;
+        let missing = connector.missing_objects(self.topology.declarations()).await?;
+        if missing.is_empty() { Ok(()) } else { Err(TopologyError::Missing(joined(&missing, ", "))) }
+    }
+
+    async fn check_permissions(&self, connector: &Connector) -> Result<(), TopologyError> {
+        let denied = match connector.denied_permissions(&self.permissions).await {
+            Ok(denied) if denied.is_empty() => return Ok(()),
+            Ok(denied) => denied,
+            // Connected, but then no answer, as under an alarm. Consumers and the publisher wait until it is over.
+            Err(error @ ConnectError::Lost(_)) => {
+                warn!(error = %chain(&error), "cannot check the user's permissions");
+                return Ok(());
+            }
+            Err(error) => return Err(DeclareError::Connect(error).into()),
+        };
+        let denied: Vec<_> = denied.iter().map(|denied| &denied.permission).collect();
+        Err(TopologyError::Denied(joined(&denied, ", nor ")))
+    }
+
+    /// Reads from the management API what exists and which policies apply to it; waits for at most `max_wait` while it does
+    /// not report all policies. If the API does not answer, nothing is compared: the broker itself refuses wrong arguments,
+    /// with less detail, and policies stay unknown.
+    async fn compare(&self, max_wait: Duration) -> Result<PolicyCheck, TopologyError> {
+        let observed = match ManagementClient::new(&self.management, &self.virtual_host) {
+            Ok(client) => client.observe_with_policies(&self.topology, max_wait).await,
+            Err(error) => Err(error),
+        };
+        match observed {
+            Ok(observed) => self.evaluate(&audit(&self.topology, &observed)),
+            Err(error) => {
+                warn!(
+                    error = %chain(&error),
+                    "cannot ask the management API: queue arguments, bindings and policies are not compared"
+                );
+                Ok(PolicyCheck::Passed)
+            }
+        }
+    }
+
+    fn evaluate(&self, audit: &Audit) -> Result<PolicyCheck, TopologyError> {
+        if !self.declare && !audit.missing.is_empty() {
+            return Err(TopologyError::Missing(joined(&audit.missing, ", ")));
+        }
+        if audit.refuses() {
+            let mismatches = audit.mismatches.iter().map(ToString::to_string);
+            let policies = audit.dangerous_policies.iter().map(ToString::to_string);
+            return Err(TopologyError::Contradictions(mismatches.chain(policies).collect::<Vec<_>>().join("; ")));
+        }
+        Ok(if audit.unknown_policies.is_empty() { PolicyCheck::Passed } else { PolicyCheck::Incomplete })
+    }
+}
+
+fn joined(items: &[impl ToString], separator: &str) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
+}
