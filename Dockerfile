@@ -1,32 +1,32 @@
-# orderd in a container: built in the first stage, run from an image that holds the program, the system libraries it
-# is linked with, and nothing else: no shell, no package manager. `docker exec NAME orderd status` works all the same.
+# orderd in a container. The first stage builds it; the image holds the program, the system libraries it is linked with, and
+# nothing else: no shell, no package manager. `docker exec NAME orderd status` works all the same.
 #
 #   docker build --tag orderd .        or: make image
 
-# The compiler that the project is tested with.
+# The compiler version the project is tested with.
 ARG RUST_VERSION=1.95
 
 FROM rust:${RUST_VERSION}-bookworm AS build
 WORKDIR /build
-# Without debugging information, which is most of the file; backtraces still name functions.
+# Without debug information, which would be most of the file. Backtraces still name functions.
 ENV CARGO_PROFILE_RELEASE_DEBUG=none CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
-# The dependencies, in a layer of their own: it is made anew only when one of these files changes. Benchmarks are
-# left out of the manifest, as their sources are not here.
+# The dependencies, in a layer of their own that is rebuilt only when one of these files changes. Benchmarks are removed
+# from the manifest, because their sources are not copied.
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN sed -i '/^\[\[bench\]\]/,/^$/d' Cargo.toml \
     && mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
     && cargo build --release --locked --bin orderd
 
-# orderd. Its files may be older than the stand-ins above, which Cargo would take for unchanged.
+# orderd itself. `touch`: its files may be older than the placeholders above, and Cargo would consider them unchanged.
 COPY config config
 COPY src src
 RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin orderd
 
-# What the image holds: orderd, the default configuration without its password, so that ORDERD_BROKER__PASSWORD_FILE may
-# name one, the libraries it is linked with, how names are resolved, the
-# certificates of public authorities, a name for the user, and an empty ledger directory of that user's.
+# The contents of the image: orderd, the default configuration without its password (so that
+# ORDERD_BROKER__PASSWORD_FILE can be set), the libraries it is linked with, the name resolution order, the certificates of
+# public authorities, a name for the user, and an empty ledger directory that belongs to this user.
 RUN mkdir -p /image/etc/ssl/certs /image/usr/local/bin /image/etc/orderd /ledger \
     && cp target/release/orderd /image/usr/local/bin/orderd \
     && ldd target/release/orderd | grep -o '/[^ ]*' | xargs -I'{}' cp --parents --dereference '{}' /image \
@@ -47,10 +47,10 @@ LABEL org.opencontainers.image.title="orderd" \
 COPY --from=build /image/ /
 COPY --from=build --chown=10001:10001 /ledger /var/lib/orderd
 ENV PATH=/usr/local/bin
-# By number, so that Kubernetes can tell that it is not root.
+# Numeric, so that Kubernetes can verify that it is not root.
 USER 10001:10001
-# The one place that is written to; the root file system may be read-only. Also where the program is started: what
-# does not fit into memory while a report is sorted goes there.
+# The only directory orderd writes to; the root file system may be read-only. It is also the working directory, where SQLite
+# puts temporary files when sorting a report does not fit into memory.
 WORKDIR /var/lib/orderd
 VOLUME /var/lib/orderd
 EXPOSE 9640

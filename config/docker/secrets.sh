@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the passwords of compose.yaml, each as a file in secrets/ beside it; those that are there stay.
+# Creates the passwords of compose.yaml, each as a file in secrets/ beside it; existing ones are kept.
 #
-# Compose hands such files to containers as they are, owner and mode included, and each container has a user of its own,
-# so everybody may read the files; the directory keeps others on this machine from them.
+# Compose mounts these files with their owner and mode, and each container runs as another user, so the files are readable
+# for all; the closed directory keeps other users of this machine out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 mkdir -p secrets
