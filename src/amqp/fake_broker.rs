@@ -1,6 +1,6 @@
-//! A peer for tests: it says what a test lets it say, and hears what it is told. No real broker can be made to do that.
+//! A broker for tests that sends exactly what a test makes it send, which no real broker can be made to do.
 //!
-//! It knows nothing of what orderd does with it.
+//! Speaks the protocol only. Never knows what the client does with what it sends.
 
 use std::time::Duration;
 
@@ -10,31 +10,33 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::connect::Connector;
-use super::decode::answer_to;
-use super::frame::{Frame, METHOD, Method, put_long, put_method, put_short};
+use super::protocol::{Frame, FrameType, Method, MethodId, put_content_header, put_frame, put_method};
 use crate::config::{Address, Broker, Mechanism, Secret};
+use crate::message::Message;
 
-/// Ends a test that would wait for ever.
+/// Ends a test that would otherwise wait forever.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+const PROTOCOL_HEADER_LENGTH: usize = 8;
+const FRAME_MAX: usize = 4096;
 
-/// Where connections come to that a test answers.
-pub(super) struct Peer {
+/// A listening fake broker.
+pub(super) struct FakeBroker {
     listener: TcpListener,
-    pub broker: Broker,
-    /// What it answers to by itself, in this order.
-    answered: &'static [Method],
+    pub config: Broker,
+    /// The requests after the handshake to which it replies by itself, in this order.
+    expected: &'static [MethodId],
 }
 
-/// One of them.
-pub(super) struct Guest {
+/// The broker's side of one connection.
+pub(super) struct FakeConnection {
     pub stream: TcpStream,
     incoming: BytesMut,
 }
 
-impl Peer {
-    pub async fn new(answered: &'static [Method]) -> Peer {
+impl FakeBroker {
+    pub async fn new(expected: &'static [MethodId]) -> FakeBroker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let broker = Broker {
+        let config = Broker {
             addresses: vec![Address { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() }],
             virtual_host: "/".into(),
             username: "guest".into(),
@@ -48,102 +50,118 @@ impl Peer {
             max_unconfirmed_bytes: 64 << 20,
             reconnect_max: Duration::from_millis(10),
         };
-        Peer { listener, broker, answered }
+        FakeBroker { listener, config, expected }
     }
 
-    pub fn link(&self) -> Connector {
-        Connector::new(self.broker.clone())
+    pub fn connector(&self) -> Connector {
+        Connector::new(self.config.clone())
     }
 
-    /// Lets the next one in, says `more` in the same breath, and has heard all that the other said meanwhile.
-    pub async fn welcome(&self, more: impl FnOnce(&mut BytesMut)) -> Guest {
-        let stream = timeout(DEADLINE, self.listener.accept()).await.expect("nobody comes").unwrap().0;
-        let mut guest = Guest { stream, incoming: BytesMut::new() };
-        guest
-            .say(|out| {
-                put_method(out, 0, (10, 10), |out| {
-                    out.put_u16(9);
-                    // What it says of itself, as much as a real one.
-                    put_long(out, &[0; 2000]);
-                    put_long(out, b"PLAIN");
-                    put_long(out, b"en_US");
-                });
-                put_method(out, 0, (10, 30), |out| {
-                    out.put_u16(10);
-                    out.put_u32(4096);
-                    out.put_u16(0);
-                });
-                put_method(out, 0, (10, 41), |out| out.put_u8(0));
-                for request in self.answered {
-                    put_method(out, 1, answer_to(*request), |_| {});
+    /// Accepts the next connection, sends its side of the handshake and `more` in one write, and waits for the client's side.
+    pub async fn accept(&self, more: impl FnOnce(&mut BytesMut)) -> FakeConnection {
+        let stream = timeout(DEADLINE, self.listener.accept()).await.expect("no connection").unwrap().0;
+        let mut connection = FakeConnection { stream, incoming: BytesMut::new() };
+        connection
+            .send(|out| {
+                // As large as a real broker's properties.
+                let server_properties = &[0; 2000];
+                put_method(out, 0, &Method::ConnectionStart { server_properties, mechanisms: "PLAIN".into() });
+                let frame_max = FRAME_MAX as u32;
+                put_method(out, 0, &Method::ConnectionTune { channel_max: 10, frame_max, heartbeat: 0 });
+                put_method(out, 0, &Method::ConnectionOpenOk);
+                for request in self.expected {
+                    put_method(out, 1, &reply_to(*request));
                 }
                 more(out);
             })
             .await;
-        while guest.incoming.len() < 8 {
-            guest.read().await;
+        while connection.incoming.len() < PROTOCOL_HEADER_LENGTH {
+            connection.read().await;
         }
-        guest.incoming.advance(8);
-        for request in self.answered {
-            guest.hears(*request).await;
+        connection.incoming.advance(PROTOCOL_HEADER_LENGTH);
+        for request in self.expected {
+            connection.expect_method(*request).await;
         }
-        guest
+        connection
     }
 }
 
-impl Guest {
-    pub async fn say(&mut self, fill: impl FnOnce(&mut BytesMut)) {
+fn reply_to(request: MethodId) -> Method<'static> {
+    match request {
+        MethodId::CHANNEL_OPEN => Method::ChannelOpenOk,
+        MethodId::CONFIRM_SELECT => Method::ConfirmSelectOk,
+        MethodId::BASIC_QOS => Method::BasicQosOk,
+        MethodId::BASIC_CONSUME => Method::BasicConsumeOk,
+        other => panic!("no reply to {other:?}"),
+    }
+}
+
+impl FakeConnection {
+    pub async fn send(&mut self, fill: impl FnOnce(&mut BytesMut)) {
         let mut out = BytesMut::new();
         fill(&mut out);
         self.stream.write_all(&out).await.unwrap();
     }
 
-    async fn read(&mut self) {
-        let read = timeout(DEADLINE, self.stream.read_buf(&mut self.incoming)).await.expect("nothing comes");
-        assert_ne!(read.unwrap(), 0, "it has hung up");
+    /// Sends a method on the client's channel.
+    pub async fn send_method(&mut self, method: Method<'_>) {
+        self.send(|out| put_method(out, 1, &method)).await;
     }
 
-    /// Waits for a frame; all before it is dropped.
-    pub async fn sees(&mut self, wanted: impl Fn(&Frame<'_>) -> bool) {
+    /// Sends a method that concerns the connection.
+    pub async fn send_connection_method(&mut self, method: Method<'_>) {
+        self.send(|out| put_method(out, 0, &method)).await;
+    }
+
+    async fn read(&mut self) {
+        let read = timeout(DEADLINE, self.stream.read_buf(&mut self.incoming)).await.expect("nothing received");
+        assert_ne!(read.unwrap(), 0, "the client closed the connection");
+    }
+
+    /// Waits for a frame from which `take` returns something. Drops all before it.
+    pub async fn expect_frame<T>(&mut self, take: impl Fn(&Frame<'_>) -> Option<T>) -> T {
         loop {
-            let Some(frame) = Frame::first(&self.incoming, 4096).unwrap() else {
+            let Some(frame) = Frame::parse(&self.incoming, FRAME_MAX).unwrap() else {
                 self.read().await;
                 continue;
             };
-            let (found, length) = (wanted(&frame), frame.len());
+            let (taken, length) = (take(&frame), frame.len());
             self.incoming.advance(length);
-            if found {
-                return;
+            if let Some(taken) = taken {
+                return taken;
             }
         }
     }
 
-    pub async fn hears(&mut self, wanted: Method) {
-        self.sees(|frame| frame.kind == METHOD && frame.method().unwrap().unwrap().0 == wanted).await;
+    /// Waits for the first of these methods. Drops all frames before it.
+    pub async fn expect_one_of(&mut self, wanted: &[MethodId]) -> MethodId {
+        let id = |frame: &Frame<'_>| Method::parse(frame).unwrap().map(|method| method.id());
+        self.expect_frame(|frame| id(frame).filter(|id| wanted.contains(id))).await
     }
 
-    /// Waits until the other hangs up.
-    pub async fn hangs_up(mut self) {
+    pub async fn expect_method(&mut self, wanted: MethodId) {
+        self.expect_one_of(&[wanted]).await;
+    }
+
+    pub async fn expect_heartbeat(&mut self) {
+        self.expect_frame(|frame| (frame.kind == FrameType::Heartbeat).then_some(())).await;
+    }
+
+    /// Waits until the client closes the socket.
+    pub async fn expect_hang_up(mut self) {
         let gone = async { while self.stream.read_buf(&mut self.incoming).await.is_ok_and(|read| read > 0) {} };
-        timeout(DEADLINE, gone).await.expect("it does not hang up");
+        timeout(DEADLINE, gone).await.expect("the client does not close the socket");
     }
 }
 
-pub(super) fn put_close(out: &mut BytesMut, (channel, method): (u16, Method), code: u16, text: &str) {
-    put_method(out, channel, method, |out| {
-        out.put_u16(code);
-        put_short(out, text);
-        out.put_u32(0);
-    });
+/// Appends a complete delivery, without properties.
+pub(super) fn put_delivery(out: &mut BytesMut, delivery_tag: u64, body: &'static [u8]) {
+    let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
+    put_method(out, 1, &Method::BasicDeliver { delivery_tag, redelivered: true, exchange, routing_key });
+    put_content_header(out, 1, &Message { body: body.into(), ..Message::default() });
+    put_frame(out, FrameType::Body, 1, |out| out.put_slice(body));
 }
 
-/// The beginning of a delivery.
-pub(super) fn put_deliver(out: &mut BytesMut, tag: u64) {
-    put_method(out, 1, (60, 60), |out| {
-        put_short(out, "orderd-1");
-        out.put_u64(tag);
-        out.put_u8(1);
-        put_short(out, "orders");
-        put_short(out, "order.normal.new");
-    });
+pub(super) fn put_heartbeat(out: &mut BytesMut) {
+    put_frame(out, FrameType::Heartbeat, 0, |_| {});
 }

@@ -1,51 +1,36 @@
-//! AMQP 0-9-1: connections, subscriptions, confirmed publishing, declaring.
+//! AMQP 0-9-1: connections, subscriptions, confirmed publishing, declaring, permission checks.
 //!
-//! The only user of the crate `amqprs`; nothing outside this module knows how it behaves. It implements
-//! [`crate::message::Consumer`] and [`crate::message::Publisher`] and never decides what becomes of a message.
+//! The only module that knows the protocol. Implements [`crate::message::Consumer`] and [`crate::message::Publisher`]. Never
+//! decides what happens to a message.
 //!
 //! ```text
-//! Connector ── subscribe ──► one connection + channel per subscription   (subscribe.rs, settle.rs, ack_window.rs)
-//!      ── publisher ──► one connection, rebuilt whenever it is lost (publish/)
-//!                       └─ both over channel.rs, on handshake.rs, frame.rs, content.rs, decode.rs
-//!      ── declare, check ──► short-lived connections of the library (declare.rs, permit.rs, callbacks.rs)
+//! Connector (connect.rs)
+//!   ├─ subscribe ───► consume/   one connection for each subscription: deliveries in, settlements out
+//!   ├─ publisher ───► publish/   one connection, reopened whenever it is lost
+//!   │                 both on    protocol/  frames, typed methods, contents, handshake, one channel per connection
+//!   └─ declare, missing_objects, denied_permissions
+//!                 └─► admin/     short-lived connections of the client library `amqprs`
 //! ```
-//! Consuming and publishing speak AMQP themselves, each subscription and each publisher in one task that owns its socket:
-//! the library sends each publication by itself and passes each delivery and each confirm through two further tasks, which
-//! cost more than a fifth of all of orderd's CPU time; and a task that owns all there is needs no lock, no queue between,
-//! and has none of the library's ways to lose what it took or to die of what it was sent. Whatever declares or asks, the
-//! library does. What lives on a connection belongs to an [`epoch::Epoch`], which ends once and for all.
+//! Consuming and publishing speak AMQP themselves; one task owns each connection's socket. The client library sends each
+//! publication by itself and passes each delivery and each confirm through two more tasks, which cost more than a fifth of
+//! orderd's CPU time. A task that owns its socket needs no lock and no queue, and has none of the library's ways of losing
+//! what it received or of panicking on unexpected input. Declaring and checking permissions are rare, so the library does
+//! those. Whatever lives on a connection shares its [`lifetime::ConnectionLifetime`].
 
-mod ack_window;
-mod callbacks;
-mod channel;
+mod admin;
 mod connect;
-mod content;
-mod convert;
-mod declare;
-mod decode;
-mod epoch;
+mod connect_error;
+mod consume;
 #[cfg(test)]
 mod fake_broker;
-mod frame;
-mod handshake;
-mod permit;
+mod lifetime;
+mod protocol;
 mod publish;
-mod settle;
-mod subscribe;
 
-pub use connect::{ConnectError, Connector};
-pub use declare::{DeclareError, Declared, MissingObject};
-pub use epoch::ConnectionEnd;
-pub use permit::DeniedPermission;
+pub use admin::{DeclareError, Declared, DeniedPermission, MissingObject, is_client_panic};
+pub use connect::Connector;
+pub use connect_error::ConnectError;
+pub use lifetime::ConnectionEnd;
+#[doc(hidden)]
+pub use protocol::decode_stream;
 pub use publish::{ConfirmingPublisher, PublisherState, Unconfirmed};
-
-/// Whether a panic came out of the AMQP client library.
-///
-/// Its tasks panic on input they did not expect. That ends the connection it happened on, which this module
-/// notices and repairs, so a panic hook need not raise an alarm over it.
-pub fn is_client_panic(panic: &std::panic::PanicHookInfo<'_>) -> bool {
-    panic.location().is_some_and(|location| {
-        let file = location.file();
-        file.contains("amqprs-") || file.contains("amqp_serde-")
-    })
-}

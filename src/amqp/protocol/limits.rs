@@ -1,26 +1,29 @@
-//! What fits AMQP.
+//! The limits of AMQP and RabbitMQ that a publication must fit, checked before it is encoded.
 //!
-//! Pure. Checks everything that AMQP has no room for before it is written, by the library or by us.
+//! Pure. Never truncates anything: a publication that does not fit is an error.
 
-use amqprs::{FieldTable, FieldValue};
-
-use super::connect::SHORT_STRING;
-use crate::message::{HeaderValue, Headers, Properties, Publication, PublishError};
+use super::encoding::MAX_SHORT_STRING;
+use super::field_table::encoded_len;
+use crate::message::{Properties, Publication, PublishError};
 
 /// RabbitMQ's largest message by default (`max_message_size` before 4.0), in bytes.
-pub(super) const MAX_BODY: usize = 128 * 1024 * 1024;
-/// All properties and headers go into one frame, as AMQP has it. RabbitMQ's default
-/// `frame_max` is 128 KiB; 1 KiB is left for the frame's own fields.
+const MAX_BODY: usize = 128 * 1024 * 1024;
+/// All properties and headers go into one frame. RabbitMQ's default `frame_max` is 128 KiB; 1 KiB is left for the frame's
+/// own fields.
 const MAX_PROPERTIES: usize = 127 * 1024;
-/// What a publication takes beyond what is counted: frame headers, fixed fields.
+/// What a publication takes besides what is counted, in bytes: frame headers, fixed fields.
 const OVERHEAD: usize = 64;
 
-/// Checks that a publication can be sent, and tells its size in bytes for the limit on unconfirmed ones.
-pub(super) fn measure(publication: &Publication, max_bytes: usize) -> Result<usize, PublishError> {
+/// Checks that a publication can be encoded, and returns its size in bytes, which counts against the limit on
+/// unconfirmed bytes (`max_bytes`).
+///
+/// # Errors
+/// [`PublishError::Invalid`] with the limit it breaks.
+pub fn check_size(publication: &Publication, max_bytes: usize) -> Result<usize, PublishError> {
     let invalid = |problem: String| PublishError::Invalid { exchange: publication.exchange.clone(), problem };
     check(publication).map_err(invalid)?;
     let message = &publication.message;
-    let properties = properties_len(&message.properties) + table_len(&message.headers).map_err(invalid)?;
+    let properties = properties_len(&message.properties) + encoded_len(&message.headers).map_err(invalid)?;
     if properties > MAX_PROPERTIES {
         return Err(invalid(format!("its properties and headers take {properties} of {MAX_PROPERTIES} bytes")));
     }
@@ -45,8 +48,8 @@ fn check(publication: &Publication) -> Result<(), String> {
 
 fn fits(what: &str, text: &str) -> Result<(), String> {
     match text.len() {
-        0..=SHORT_STRING => Ok(()),
-        length => Err(format!("its {what} has {length} bytes, more than {SHORT_STRING}")),
+        0..=MAX_SHORT_STRING => Ok(()),
+        length => Err(format!("its {what} has {length} bytes, more than {MAX_SHORT_STRING}")),
     }
 }
 
@@ -74,61 +77,19 @@ fn properties_len(properties: &Properties) -> usize {
     strings + 2 + 1 + 1 + 8
 }
 
-/// The encoded size of a table.
-pub(super) fn table_len(headers: &Headers) -> Result<usize, String> {
-    let mut length = 4;
-    for (name, value) in headers {
-        if name.len() > SHORT_STRING {
-            return Err(format!("a header's name has {} bytes, more than {SHORT_STRING}", name.len()));
-        }
-        length += 1 + name.len() + value_len(value)?;
-    }
-    Ok(length)
-}
-
-/// The encoded size of a value and its type.
-fn value_len(value: &HeaderValue) -> Result<usize, String> {
-    Ok(1 + match value {
-        HeaderValue::Void => 0,
-        HeaderValue::Bool(_) | HeaderValue::I8(_) | HeaderValue::U8(_) => 1,
-        HeaderValue::I16(_) | HeaderValue::U16(_) => 2,
-        HeaderValue::I32(_) | HeaderValue::U32(_) | HeaderValue::F32(_) => 4,
-        HeaderValue::Decimal { .. } => 5,
-        HeaderValue::I64(_) | HeaderValue::F64(_) | HeaderValue::Timestamp(_) => 8,
-        HeaderValue::Text(text) => 4 + text.len(),
-        HeaderValue::Bytes(bytes) => 4 + bytes.len(),
-        HeaderValue::List(values) => {
-            let mut length = 4;
-            for value in values {
-                length += value_len(value)?;
-            }
-            length
-        }
-        HeaderValue::Table(headers) => table_len(headers)?,
-    })
-}
-
-/// Inserts or replaces. Inserting over a name would corrupt the encoded table, whose length the library keeps
-/// by adding up.
-pub(super) fn insert(table: &mut FieldTable, name: &str, value: FieldValue) {
-    let name = name.try_into().expect("checked: names fit 255 bytes");
-    table.remove(&name);
-    table.insert(name, value);
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::message::Message;
+    use crate::message::{HeaderValue, Headers, Message};
 
     fn publication() -> Publication {
         Publication { exchange: "orders".into(), routing_key: "order.normal.new".into(), message: Message::default() }
     }
 
     fn problem(publication: &Publication) -> String {
-        match measure(publication, usize::MAX) {
+        match check_size(publication, usize::MAX) {
             Err(PublishError::Invalid { problem, .. }) => problem,
             other => panic!("expected it to be invalid, got {other:?}"),
         }
@@ -159,8 +120,8 @@ mod tests {
         assert!(problem(&p).contains("properties and headers"));
         let mut p = publication();
         p.message.body = Bytes::from(vec![0; 1000]);
-        assert!(measure(&p, 1000).is_err());
-        let size = measure(&p, 2000).expect("fits");
+        assert!(check_size(&p, 1000).is_err());
+        let size = check_size(&p, 2000).expect("fits");
         assert!((1000..1200).contains(&size), "{size}");
     }
 }

@@ -1,144 +1,144 @@
-//! Which deliveries of one channel are settled, and which acknowledgements tell the broker so in few frames.
+//! Which deliveries of one channel are settled, and the few acknowledgements that report it to the broker.
 //!
-//! Pure: no clock, no I/O. The caller sends what comes out, in order.
+//! Pure: no clock, no I/O. The caller sends the frames in the order given.
 
 use std::collections::VecDeque;
 
 use crate::message::Settlement;
 
-/// One frame to the broker.
+/// One acknowledgement frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Frame {
+pub enum AckFrame {
     /// Acknowledge everything up to this delivery tag.
     AckUpTo(u64),
     /// Acknowledge one delivery.
     Ack(u64),
-    /// Give one delivery back to its queue.
+    /// Requeue one delivery.
     Release(u64),
     /// Have the broker dead-letter one delivery.
     Reject(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slot {
-    /// With a worker.
+enum DeliveryState {
+    /// In flight.
     Open,
-    /// Finished; the broker does not know yet.
+    /// Acked by its worker; the frame is not sent yet.
     Finished,
-    /// The broker was told.
-    Told,
+    /// A frame that settles it was sent.
+    Sent,
 }
 
 /// The deliveries of one channel from the first unsettled one on.
 #[derive(Debug)]
-pub(super) struct AckWindow {
-    /// The delivery tag of the first slot; all before it are settled and told.
+pub struct AckWindow {
+    /// The delivery tag of the first state; all before it are settled, and the frames were sent.
     first: u64,
-    slots: VecDeque<Slot>,
+    states: VecDeque<DeliveryState>,
     /// Tags finished behind an open one, each with whether a tick has passed since.
-    stuck: Vec<(u64, bool)>,
-    /// This many stuck ones are acknowledged one by one at once.
-    most_stuck: usize,
+    blocked: Vec<(u64, bool)>,
+    /// When so many are blocked, they are acknowledged one by one at once.
+    max_blocked: usize,
 }
 
 impl AckWindow {
-    /// For a channel with this prefetch. Half of it may be stuck behind slow deliveries, no more: what is not
-    /// acknowledged counts against the prefetch, and a slow head must not starve the other workers.
+    /// For a channel with this prefetch. At most half of it may be blocked behind slow deliveries: what is not acknowledged
+    /// counts against the prefetch, and one slow delivery must not starve the other workers.
     pub fn new(prefetch: u16) -> Self {
-        let most_stuck = usize::from(prefetch / 2).max(1);
-        AckWindow { first: 1, slots: VecDeque::new(), stuck: Vec::new(), most_stuck }
+        let max_blocked = usize::from(prefetch / 2).max(1);
+        AckWindow { first: 1, states: VecDeque::new(), blocked: Vec::new(), max_blocked }
     }
 
-    /// Takes note of settlements and pushes the frames due now. What was settled before is passed over.
-    pub fn settle(&mut self, settlements: impl IntoIterator<Item = (u64, Settlement)>, frames: &mut Vec<Frame>) {
+    /// Records settlements and appends the frames due now. Ignores what was settled before.
+    pub fn settle(&mut self, settlements: impl IntoIterator<Item = (u64, Settlement)>, frames: &mut Vec<AckFrame>) {
         for (tag, settlement) in settlements {
-            let Some(slot) = self.open_slot(tag) else { continue };
+            let Some(state) = self.open_state(tag) else { continue };
             match settlement {
                 Settlement::Ack => {
-                    *slot = Slot::Finished;
-                    self.stuck.push((tag, false));
+                    *state = DeliveryState::Finished;
+                    self.blocked.push((tag, false));
                 }
                 // Before the next AckUpTo, which would otherwise acknowledge it.
                 Settlement::Release => {
-                    *slot = Slot::Told;
-                    frames.push(Frame::Release(tag));
+                    *state = DeliveryState::Sent;
+                    frames.push(AckFrame::Release(tag));
                 }
                 Settlement::Reject => {
-                    *slot = Slot::Told;
-                    frames.push(Frame::Reject(tag));
+                    *state = DeliveryState::Sent;
+                    frames.push(AckFrame::Reject(tag));
                 }
             }
         }
         self.advance(frames);
-        if self.stuck.len() >= self.most_stuck {
+        if self.blocked.len() >= self.max_blocked {
             self.flush(frames);
         }
     }
 
-    /// Acknowledges what has been stuck since before the last tick.
-    pub fn tick(&mut self, frames: &mut Vec<Frame>) {
-        let old = self.stuck.extract_if(.., |(_, old)| std::mem::replace(old, true));
+    /// Acknowledges what has been blocked since before the last tick.
+    pub fn tick(&mut self, frames: &mut Vec<AckFrame>) {
+        let old = self.blocked.extract_if(.., |(_, old)| std::mem::replace(old, true));
         for (tag, _) in old {
-            self.slots[(tag - self.first) as usize] = Slot::Told;
-            frames.push(Frame::Ack(tag));
+            self.states[(tag - self.first) as usize] = DeliveryState::Sent;
+            frames.push(AckFrame::Ack(tag));
         }
     }
 
-    /// Acknowledges all that is finished.
-    pub fn flush(&mut self, frames: &mut Vec<Frame>) {
-        for (tag, _) in self.stuck.drain(..) {
-            self.slots[(tag - self.first) as usize] = Slot::Told;
-            frames.push(Frame::Ack(tag));
+    /// Acknowledges everything that is finished.
+    pub fn flush(&mut self, frames: &mut Vec<AckFrame>) {
+        for (tag, _) in self.blocked.drain(..) {
+            self.states[(tag - self.first) as usize] = DeliveryState::Sent;
+            frames.push(AckFrame::Ack(tag));
         }
     }
 
     /// Whether ticks are needed.
-    pub fn has_stuck(&self) -> bool {
-        !self.stuck.is_empty()
+    pub fn has_blocked(&self) -> bool {
+        !self.blocked.is_empty()
     }
 
-    /// How many deliveries up to this tag, the latest, the broker was told nothing of.
-    pub fn untold(&self, latest: u64) -> usize {
-        let told = self.slots.iter().filter(|slot| **slot == Slot::Told).count();
-        usize::try_from((latest + 1).saturating_sub(self.first)).unwrap_or(usize::MAX) - told
+    /// How many deliveries up to the latest tag the broker has no settlement for.
+    pub fn unsettled(&self, latest: u64) -> usize {
+        let sent = self.states.iter().filter(|state| **state == DeliveryState::Sent).count();
+        usize::try_from((latest + 1).saturating_sub(self.first)).unwrap_or(usize::MAX) - sent
     }
 
-    fn open_slot(&mut self, tag: u64) -> Option<&mut Slot> {
+    fn open_state(&mut self, tag: u64) -> Option<&mut DeliveryState> {
         let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
-        if index >= self.slots.len() {
-            self.slots.resize(index + 1, Slot::Open);
+        if index >= self.states.len() {
+            self.states.resize(index + 1, DeliveryState::Open);
         }
-        Some(&mut self.slots[index]).filter(|slot| **slot == Slot::Open)
+        Some(&mut self.states[index]).filter(|state| **state == DeliveryState::Open)
     }
 
-    /// Acknowledges the settled prefix in one frame. It names the last tag that the broker still waits for:
-    /// one that it was told of before would be an unknown delivery tag, which closes the channel.
-    fn advance(&mut self, frames: &mut Vec<Frame>) {
+    /// Acknowledges the settled prefix in one frame. The frame names the last tag that is not settled at the broker: one that
+    /// is settled there would be an unknown delivery tag, which closes the channel.
+    fn advance(&mut self, frames: &mut Vec<AckFrame>) {
         let mut last = None;
-        while let Some(slot) = self.slots.front() {
-            match slot {
-                Slot::Open => break,
-                Slot::Finished => last = Some(self.first),
-                Slot::Told => {}
+        while let Some(state) = self.states.front() {
+            match state {
+                DeliveryState::Open => break,
+                DeliveryState::Finished => last = Some(self.first),
+                DeliveryState::Sent => {}
             }
-            self.slots.pop_front();
+            self.states.pop_front();
             self.first += 1;
         }
         if let Some(last) = last {
             let first = self.first;
-            self.stuck.retain(|(tag, _)| *tag >= first);
-            frames.push(Frame::AckUpTo(last));
+            self.blocked.retain(|(tag, _)| *tag >= first);
+            frames.push(AckFrame::AckUpTo(last));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Frame::{Ack, AckUpTo, Release};
+    use super::AckFrame::{Ack, AckUpTo, Release};
     use super::*;
     use proptest::prelude::*;
 
-    fn acks(window: &mut AckWindow, tags: &[u64]) -> Vec<Frame> {
+    fn acks(window: &mut AckWindow, tags: &[u64]) -> Vec<AckFrame> {
         let mut frames = Vec::new();
         window.settle(tags.iter().map(|tag| (*tag, Settlement::Ack)), &mut frames);
         frames
@@ -149,11 +149,11 @@ mod tests {
         let mut window = AckWindow::new(100);
         assert_eq!(acks(&mut window, &[3, 1, 2, 5]), [AckUpTo(3)]);
         assert_eq!(acks(&mut window, &[4]), [AckUpTo(5)]);
-        assert!(!window.has_stuck());
+        assert!(!window.has_blocked());
     }
 
     #[test]
-    fn what_is_stuck_behind_a_slow_head_is_acknowledged_at_the_second_tick() {
+    fn acks_behind_a_slow_delivery_are_sent_at_the_second_tick() {
         let mut window = AckWindow::new(100);
         assert_eq!(acks(&mut window, &[2]), []);
         let mut frames = Vec::new();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn half_the_prefetch_stuck_is_acknowledged_at_once() {
+    fn blocked_acks_are_sent_at_once_when_they_are_half_the_prefetch() {
         let mut window = AckWindow::new(4);
         assert_eq!(acks(&mut window, &[2]), []);
         assert_eq!(acks(&mut window, &[3]), [Ack(2), Ack(3)]);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_never_swallowed_by_the_ack_around_it() {
+    fn a_release_is_sent_before_the_ack_around_it() {
         let mut window = AckWindow::new(100);
         let mut frames = Vec::new();
         window.settle([(1, Settlement::Ack), (3, Settlement::Ack), (2, Settlement::Release)], &mut frames);
@@ -185,15 +185,15 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_was_told_nothing_of_is_counted() {
+    fn deliveries_without_a_settlement_at_the_broker_are_counted() {
         let mut window = AckWindow::new(100);
-        assert_eq!((window.untold(0), window.untold(4)), (0, 4));
+        assert_eq!((window.unsettled(0), window.unsettled(4)), (0, 4));
         assert_eq!(acks(&mut window, &[1, 3]), [AckUpTo(1)]);
-        assert_eq!(window.untold(4), 3, "3 is finished, but stuck behind 2");
+        assert_eq!(window.unsettled(4), 3, "3 is finished, but blocked by 2");
         window.settle([(4, Settlement::Release)], &mut Vec::new());
-        assert_eq!(window.untold(4), 2);
+        assert_eq!(window.unsettled(4), 2);
         assert_eq!(acks(&mut window, &[2]), [AckUpTo(3)]);
-        assert_eq!((window.untold(4), window.untold(9)), (0, 5));
+        assert_eq!((window.unsettled(4), window.unsettled(9)), (0, 5));
     }
 
     #[test]
@@ -205,20 +205,20 @@ mod tests {
         assert_eq!(acks(&mut window, &[2]), [AckUpTo(3)]);
     }
 
-    /// What RabbitMQ keeps for a channel. Panics where it would close the channel.
-    fn apply(unacked: &mut Vec<u64>, released: &mut Vec<u64>, frame: Frame) {
-        let (Ack(tag) | AckUpTo(tag) | Release(tag) | Frame::Reject(tag)) = frame;
+    /// What RabbitMQ keeps for a channel. Panics where RabbitMQ would close the channel.
+    fn apply(unacked: &mut Vec<u64>, released: &mut Vec<u64>, frame: AckFrame) {
+        let (Ack(tag) | AckUpTo(tag) | Release(tag) | AckFrame::Reject(tag)) = frame;
         let at = unacked.iter().position(|t| *t == tag).expect("unknown delivery tag");
         match frame {
             AckUpTo(_) => drop(unacked.drain(..=at)),
             Ack(_) => drop(unacked.remove(at)),
-            Release(_) | Frame::Reject(_) => released.push(unacked.remove(at)),
+            Release(_) | AckFrame::Reject(_) => released.push(unacked.remove(at)),
         }
     }
 
     proptest! {
         #[test]
-        fn in_any_order_all_is_told_once_and_nothing_else(
+        fn in_any_order_every_settlement_is_sent_once_and_nothing_else(
             order in Just((1..=60_u64).collect::<Vec<_>>()).prop_shuffle(),
             releases in proptest::collection::vec(any::<bool>(), 60),
             batch in 1..20_usize,

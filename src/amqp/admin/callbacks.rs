@@ -1,7 +1,7 @@
-//! What the client library calls when a connection or channel ends.
+//! Callbacks that the client library calls when a connection or channel ends.
 //!
-//! Notes the end in the epoch and nothing else: a request made from inside a callback would deadlock the
-//! library's dispatcher.
+//! Record the end in the lifetime, and never do anything else: a request made inside a callback would deadlock the library's
+//! dispatcher.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use amqprs::connection::Connection;
 use amqprs::{Ack, BasicProperties, Cancel, Close, CloseChannel, Nack, Return};
 use async_trait::async_trait;
 
-use super::epoch::{ConnectionEnd, EndOnDrop, Epoch};
+use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop};
 
-type Answer<T> = Result<T, amqprs::error::Error>;
+type CallbackResult<T> = Result<T, amqprs::error::Error>;
 
-/// Watches a connection.
-pub(super) struct ConnectionWatch(EndOnDrop);
+/// Ends a lifetime when its connection ends.
+pub struct ConnectionWatch(EndOnDrop);
 
 impl ConnectionWatch {
-    pub fn new(epoch: &Arc<Epoch>) -> Self {
-        ConnectionWatch(EndOnDrop(Arc::clone(epoch)))
+    pub fn new(lifetime: &Arc<ConnectionLifetime>) -> Self {
+        ConnectionWatch(EndOnDrop(Arc::clone(lifetime)))
     }
 }
 
 #[async_trait]
 impl ConnectionCallback for ConnectionWatch {
-    async fn close(&mut self, _: &Connection, close: Close) -> Answer<()> {
+    async fn close(&mut self, _: &Connection, close: Close) -> CallbackResult<()> {
         let (code, text) = (close.reply_code(), close.reply_text().clone());
         self.0.0.end(ConnectionEnd::ConnectionClosed { code, text });
         Ok(())
@@ -40,28 +40,28 @@ impl ConnectionCallback for ConnectionWatch {
     async fn secret_updated(&mut self, _: &Connection) {}
 }
 
-/// Watches a channel that neither publishes nor consumes.
-pub(super) struct ChannelWatch(EndOnDrop);
+/// Ends a lifetime when its channel ends. The channel neither publishes nor consumes.
+pub struct ChannelWatch(EndOnDrop);
 
 impl ChannelWatch {
-    pub fn new(epoch: &Arc<Epoch>) -> Self {
-        ChannelWatch(EndOnDrop(Arc::clone(epoch)))
+    pub fn new(lifetime: &Arc<ConnectionLifetime>) -> Self {
+        ChannelWatch(EndOnDrop(Arc::clone(lifetime)))
     }
 }
 
 #[async_trait]
 impl ChannelCallback for ChannelWatch {
-    async fn close(&mut self, _: &Channel, close: CloseChannel) -> Answer<()> {
+    async fn close(&mut self, _: &Channel, close: CloseChannel) -> CallbackResult<()> {
         let (code, text) = (close.reply_code(), close.reply_text().clone());
         self.0.0.end(ConnectionEnd::ChannelClosed { code, text });
         Ok(())
     }
 
-    async fn cancel(&mut self, _: &Channel, _: Cancel) -> Answer<()> {
+    async fn cancel(&mut self, _: &Channel, _: Cancel) -> CallbackResult<()> {
         Ok(())
     }
 
-    async fn flow(&mut self, _: &Channel, active: bool) -> Answer<bool> {
+    async fn flow(&mut self, _: &Channel, active: bool) -> CallbackResult<bool> {
         Ok(active)
     }
 

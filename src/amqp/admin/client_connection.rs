@@ -1,0 +1,119 @@
+//! Connections of the client library: opened, watched, closed.
+//!
+//! Never leaves one open: dropping a [`ClientConnection`] closes it in the background, as far as the library does.
+
+use std::sync::Arc;
+
+use amqprs::channel::Channel;
+use amqprs::connection::{Connection, OpenConnectionArguments};
+use amqprs::security::SecurityCredentials;
+use amqprs::tls::TlsAdaptor;
+use tokio::time::timeout;
+
+use super::callbacks::{ChannelWatch, ConnectionWatch};
+use super::request::request;
+use crate::amqp::connect::Connector;
+use crate::amqp::connect_error::ConnectError;
+use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, REPLY_TIMEOUT};
+use crate::amqp::protocol::{Credentials, server_name};
+use crate::config::{Address, Broker, Mechanism};
+use crate::instance;
+
+impl Connector {
+    /// Opens a connection of the client library that the broker's management pages show with its purpose.
+    pub(super) async fn open_client(&self, purpose: &str) -> Result<Connection, ConnectError> {
+        let opening = |address: &Address, credentials: &Credentials| {
+            let arguments = open_arguments(&self.broker, address, purpose, credentials);
+            async move { Connection::open(&arguments).await.ok() }
+        };
+        self.connect_with(opening).await.map(|(connection, _)| connection)
+    }
+}
+
+fn open_arguments(
+    broker: &Broker,
+    address: &Address,
+    purpose: &str,
+    credentials: &Credentials,
+) -> OpenConnectionArguments {
+    // The library joins host and port with a colon, so an IPv6 address needs brackets.
+    let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
+    let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX);
+    let mut arguments = OpenConnectionArguments::new(&host, address.port, &broker.username, broker.password.expose());
+    arguments
+        .virtual_host(&broker.virtual_host)
+        .connection_name(&instance::connection_name(purpose))
+        .heartbeat(heartbeat);
+    if broker.mechanism == Mechanism::External {
+        arguments.credentials(SecurityCredentials::new_external());
+    }
+    if let Some(connector) = credentials.connector.clone() {
+        arguments.tls_adaptor(TlsAdaptor::new(connector, server_name(broker, address).to_owned()));
+    }
+    arguments.finish()
+}
+
+/// A connection of the client library with one channel.
+pub struct ClientConnection {
+    // Dropped in this order: the channel before its connection.
+    pub channel: Channel,
+    connection: Connection,
+}
+
+impl ClientConnection {
+    /// Connects and opens the channel. The end of either ends `lifetime`.
+    pub async fn open(
+        connector: &Connector,
+        purpose: &str,
+        lifetime: &Arc<ConnectionLifetime>,
+    ) -> Result<ClientConnection, ConnectError> {
+        let connection = connector.open_client(purpose).await?;
+        let (watch, channel_watch) = (ConnectionWatch::new(lifetime), ChannelWatch::new(lifetime));
+        let opening = {
+            let connection = connection.clone();
+            async move {
+                connection.register_callback(watch).await?;
+                let channel = connection.open_channel(None).await?;
+                channel.register_callback(channel_watch).await?;
+                Ok(channel)
+            }
+        };
+        let channel = request(lifetime, "channel.open", opening).await.map_err(ConnectError::Lost)?;
+        Ok(ClientConnection { channel, connection })
+    }
+
+    /// Closes the channel, then the connection.
+    pub async fn close(self, lifetime: &ConnectionLifetime) {
+        let ClientConnection { channel, connection } = self;
+        let usable = !lifetime.has_ended();
+        lifetime.end(ConnectionEnd::ClosedByUs);
+        if usable {
+            let _ = request(lifetime, "channel.close", channel.close()).await;
+        }
+        close(connection).await;
+    }
+}
+
+/// Lets the end of a connection end `lifetime`.
+pub async fn watch(connection: &Connection, lifetime: &Arc<ConnectionLifetime>) -> Result<(), ConnectionEnd> {
+    let (connection, watch) = (connection.clone(), ConnectionWatch::new(lifetime));
+    request(lifetime, "connection", async move { connection.register_callback(watch).await }).await
+}
+
+/// Opens one more channel, with a lifetime of its own.
+pub async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<ConnectionLifetime>), ConnectionEnd> {
+    let lifetime = ConnectionLifetime::begin();
+    let (connection, watch) = (connection.clone(), ChannelWatch::new(&lifetime));
+    let opening = async move {
+        let channel = connection.open_channel(None).await?;
+        channel.register_callback(watch).await?;
+        Ok(channel)
+    };
+    let channel = request(&lifetime, "channel.open", opening).await?;
+    Ok((channel, lifetime))
+}
+
+/// Closes a connection whose channels are no longer used. The outcome would change nothing.
+pub async fn close(connection: Connection) {
+    let _ = timeout(REPLY_TIMEOUT, tokio::spawn(connection.close())).await;
+}

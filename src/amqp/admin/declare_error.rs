@@ -1,0 +1,102 @@
+//! Why the topology could not be declared.
+//!
+//! Owns the error type and which of its variants are permanent. Never decides what to do about them.
+
+use crate::amqp::connect_error::ConnectError;
+use crate::amqp::lifetime::ConnectionEnd;
+use crate::amqp::protocol::MAX_SHORT_STRING;
+use crate::topology::{Binding, Declaration, Exchange, Queue};
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+
+/// Why a topology plan was not declared completely.
+#[derive(Debug, thiserror::Error)]
+pub enum DeclareError {
+    /// It exists with other properties (406). The reply names the argument, its value and the value asked for.
+    #[error("{declaration} exists with other properties: {reply}")]
+    Mismatch {
+        /// What was to be declared.
+        declaration: String,
+        /// The broker's reply text.
+        reply: String,
+    },
+    /// The user lacks a permission (403).
+    #[error(
+        "the broker does not allow declaring {declaration}: {reply}; `orderd check --permissions` prints the commands that \
+         grant what is needed"
+    )]
+    AccessRefused {
+        /// What was to be declared.
+        declaration: String,
+        /// The broker's reply text.
+        reply: String,
+    },
+    /// Something it refers to does not exist, or the node of that is down (404).
+    #[error("cannot declare {declaration}: {reply}")]
+    NotFound {
+        /// What was to be declared.
+        declaration: String,
+        /// The broker's reply text.
+        reply: String,
+    },
+    /// orderd could not connect.
+    #[error("cannot declare the topology")]
+    Connect(#[from] ConnectError),
+    /// A name or key does not fit AMQP.
+    #[error("{declaration} has a name or key of more than {MAX_SHORT_STRING} bytes")]
+    TooLong {
+        /// What was to be declared.
+        declaration: String,
+    },
+    /// The broker refused it for another reason, or the connection was lost.
+    #[error("cannot declare {declaration}")]
+    Other {
+        /// What was to be declared.
+        declaration: String,
+        /// Why.
+        #[source]
+        source: ConnectionEnd,
+    },
+}
+
+impl DeclareError {
+    /// Whether trying again is pointless until someone changes the broker or the configuration.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            DeclareError::Mismatch { .. } | DeclareError::AccessRefused { .. } | DeclareError::TooLong { .. } => true,
+            // A queue whose node is down is "not found" until the node is up again.
+            DeclareError::NotFound { .. } => false,
+            DeclareError::Connect(error) => error.is_permanent(),
+            DeclareError::Other { source, .. } => matches!(source, ConnectionEnd::ChannelClosed { .. }),
+        }
+    }
+
+    pub(super) fn new(declaration: &Declaration, end: ConnectionEnd) -> Self {
+        let declaration = describe(declaration);
+        match end {
+            ConnectionEnd::ChannelClosed { code: PRECONDITION_FAILED, text: reply } => {
+                DeclareError::Mismatch { declaration, reply }
+            }
+            ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
+                DeclareError::AccessRefused { declaration, reply }
+            }
+            ConnectionEnd::ChannelClosed { code: NOT_FOUND, text: reply } => {
+                DeclareError::NotFound { declaration, reply }
+            }
+            source => DeclareError::Other { declaration, source },
+        }
+    }
+}
+
+/// Names a declaration in an error.
+pub fn describe(step: &Declaration) -> String {
+    match step {
+        Declaration::Exchange(Exchange { name, .. }) => format!("exchange {name:?}"),
+        Declaration::Queue(Queue { name, .. }) => format!("queue {name:?}"),
+        Declaration::Binding(Binding { exchange, queue, routing_key }) => {
+            format!("the binding of queue {queue:?} to exchange {exchange:?} with key {routing_key:?}")
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Declaring the topology and checking permissions, with the client library `amqprs`.
+//!
+//! The only user of that library: nothing outside this folder knows how it behaves. Never publishes or consumes a message.
+
+mod callbacks;
+mod client_connection;
+mod declare;
+mod declare_error;
+mod field_table;
+mod permissions;
+mod request;
+
+pub use declare::{Declared, MissingObject};
+pub use declare_error::DeclareError;
+pub use permissions::DeniedPermission;
+
+/// Whether a panic came from the client library.
+///
+/// Its tasks panic on input they did not expect. Such a panic ends only the connection it happened on, which orderd notices
+/// and handles, so a panic hook need not report it as an error.
+pub fn is_client_panic(panic: &std::panic::PanicHookInfo<'_>) -> bool {
+    panic.location().is_some_and(|location| {
+        let file = location.file();
+        file.contains("amqprs-") || file.contains("amqp_serde-")
+    })
+}

@@ -1,0 +1,246 @@
+//! The task that owns a subscription's connection: receives deliveries and sends settlements.
+//!
+//! The only user of the channel. Passes deliveries on in the order they arrive. Never decides how a delivery is settled.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::ack_window::{AckFrame, AckWindow};
+use super::settler::{ChannelSettler, CloseReply, Command, PendingSettlements};
+use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop};
+use crate::amqp::protocol::{Channel, Delivered, Method, ServerEvent, broken, reject_unexpected};
+use crate::message::{Delivery, DeliveryId, SettleError, Settlement};
+
+/// How long a settlement may wait for others to share its frame. Each frame costs a system call on both sides.
+const BATCH_WAIT: Duration = Duration::from_millis(1);
+/// How often acks that wait behind an unfinished delivery are checked. They wait for one to two of these.
+const BLOCKED_ACK_TICK: Duration = Duration::from_millis(25);
+
+/// What the receiver task needs to know about its subscription.
+pub struct SubscriptionSettings {
+    pub queue: String,
+    pub consumer_tag: String,
+    pub prefetch: u16,
+}
+
+/// Spawns the receiver task of a channel that consumes. The task ends with the connection or with the settler; the
+/// deliveries end when the connection has ended or the consumer is cancelled.
+pub fn spawn(
+    channel: Channel,
+    lifetime: Arc<ConnectionLifetime>,
+    settings: SubscriptionSettings,
+) -> (ChannelSettler, mpsc::UnboundedReceiver<Delivery>) {
+    let pending = Arc::new(PendingSettlements::new(usize::from(settings.prefetch / 2).max(1)));
+    let (commands, inbox) = mpsc::unbounded_channel();
+    // The prefetch bounds it.
+    let (output, received) = mpsc::unbounded_channel();
+    let window = AckWindow::new(settings.prefetch);
+    let task = ReceiverTask {
+        channel,
+        intake: DeliveryIntake { connection: lifetime.number, latest: 0, output: Some(output) },
+        lifetime: Arc::clone(&lifetime),
+        pending: Arc::clone(&pending),
+        settings,
+        window,
+        spare: Vec::new(),
+        frames: Vec::new(),
+    };
+    tokio::spawn(task.run(inbox));
+    (ChannelSettler { lifetime, pending, commands }, received)
+}
+
+/// Passes deliveries from the broker on to the workers.
+pub struct DeliveryIntake {
+    /// The connection's number.
+    connection: u64,
+    /// The latest delivery tag.
+    pub latest: u64,
+    /// `None` once the consumer is cancelled.
+    output: Option<mpsc::UnboundedSender<Delivery>>,
+}
+
+impl DeliveryIntake {
+    /// Whether the broker may still deliver.
+    pub fn is_open(&self) -> bool {
+        self.output.is_some()
+    }
+
+    /// Ends the stream of deliveries after those it has.
+    pub fn close(&mut self) {
+        self.output = None;
+    }
+
+    /// Handles an event that is not the reply to a request.
+    pub fn accept(&mut self, event: ServerEvent) -> Result<(), ConnectionEnd> {
+        match event {
+            // The broker numbers the deliveries of a channel consecutively. If a number is missing, a delivery was lost, and
+            // it is no longer certain which one a settlement refers to.
+            ServerEvent::Delivered(delivered) if delivered.tag != self.latest + 1 => {
+                Err(broken(&"a delivery tag out of sequence"))
+            }
+            ServerEvent::Delivered(delivered) => {
+                self.pass_on(delivered);
+                Ok(())
+            }
+            ServerEvent::Ended(_)
+            | ServerEvent::Confirmed { .. }
+            | ServerEvent::Returned(_)
+            | ServerEvent::Reply(_)
+            | ServerEvent::ConnectionCloseOk => reject_unexpected(event),
+        }
+    }
+
+    fn pass_on(&mut self, delivered: Delivered) {
+        let Delivered { tag, redelivered, exchange, routing_key, message } = delivered;
+        self.latest = tag;
+        let id = DeliveryId { connection: self.connection, tag };
+        if let Some(output) = &self.output {
+            // If the stream was dropped, the delivery stays unsettled and is requeued when the subscription is closed.
+            let _ = output.send(Delivery { id, exchange, routing_key, redelivered, message });
+        }
+    }
+}
+
+/// The task's state. `closing.rs` has the methods that end a subscription.
+pub struct ReceiverTask {
+    pub channel: Channel,
+    pub intake: DeliveryIntake,
+    lifetime: Arc<ConnectionLifetime>,
+    pending: Arc<PendingSettlements>,
+    pub settings: SubscriptionSettings,
+    pub window: AckWindow,
+    /// Emptied settlements and frames, kept for their capacity.
+    spare: Vec<(u64, Settlement)>,
+    pub frames: Vec<AckFrame>,
+}
+
+impl ReceiverTask {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        // In case this task panics.
+        let _end = EndOnDrop(Arc::clone(&self.lifetime));
+        let (close_reply, outcome) = match self.serve(&mut inbox).await {
+            Ok(close_reply) => (close_reply, self.flush().await),
+            Err(end) => (None, Err(end)),
+        };
+        let (queue, connection) = (&self.settings.queue, self.lifetime.number);
+        match &outcome {
+            Ok(()) => info!(%queue, connection, "subscription closed"),
+            Err(reason) => warn!(%queue, connection, %reason, "subscription lost"),
+        }
+        self.lifetime.end(outcome.clone().err().unwrap_or(ConnectionEnd::ClosedByUs));
+        // Callers that wait for a cancel need not wait for the connection to be closed.
+        drop(inbox);
+        self.channel.close(outcome.as_ref().err()).await;
+        if let Some(reply) = close_reply {
+            let _ = reply.send(outcome.map_err(|_| SettleError));
+        }
+    }
+
+    /// Receives and settles until the subscription is to be closed. Returns where to send the outcome, if someone waits for
+    /// it.
+    async fn serve(
+        &mut self,
+        inbox: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> Result<Option<CloseReply>, ConnectionEnd> {
+        let pending = Arc::clone(&self.pending);
+        let mut tick = pin!(sleep(BLOCKED_ACK_TICK));
+        loop {
+            // Not only after `drive_io`: more events may have arrived together with a reply.
+            self.receive()?;
+            tokio::select! {
+                // All branches are cancel-safe: `recv`, `notified` and `drive_io` lose nothing, and neither does a timer.
+                biased;
+                command = inbox.recv() => match command {
+                    Some(Command::Cancel(reply)) => self.cancel_for(reply).await?,
+                    Some(Command::WindDown(reply)) => {
+                        self.await_quiet().await?;
+                        self.cancel_for(reply).await?;
+                    }
+                    Some(Command::Close(reply)) => return Ok(Some(reply)),
+                    None => return Ok(None),
+                },
+                () = pending.added.notified() => {
+                    self.await_batch().await?;
+                    if !self.window.has_blocked() {
+                        tick.as_mut().reset(Instant::now() + BLOCKED_ACK_TICK);
+                    }
+                    self.take_settlements();
+                    self.send_settlements();
+                }
+                () = &mut tick, if self.window.has_blocked() => {
+                    tick.as_mut().reset(Instant::now() + BLOCKED_ACK_TICK);
+                    self.window.tick(&mut self.frames);
+                    self.send_settlements();
+                }
+                driven = self.channel.drive_io() => driven?,
+            }
+        }
+    }
+
+    async fn cancel_for(&mut self, reply: oneshot::Sender<()>) -> Result<(), ConnectionEnd> {
+        self.cancel().await?;
+        let _ = reply.send(());
+        Ok(())
+    }
+
+    /// Handles the events that have arrived.
+    fn receive(&mut self) -> Result<(), ConnectionEnd> {
+        while let Some(event) = self.channel.next_event()? {
+            self.intake.accept(event)?;
+        }
+        Ok(())
+    }
+
+    /// Waits, and sends and receives meanwhile.
+    pub async fn receive_during(&mut self, wait: impl Future<Output = ()>) -> Result<(), ConnectionEnd> {
+        let mut wait = pin!(wait);
+        loop {
+            self.receive()?;
+            tokio::select! {
+                // Cancel-safe: `wait` is kept over iterations, and `drive_io` keeps its progress.
+                biased;
+                () = &mut wait => return Ok(()),
+                driven = self.channel.drive_io() => driven?,
+            }
+        }
+    }
+
+    /// Waits briefly for more settlements, unless there are enough for a batch.
+    async fn await_batch(&mut self) -> Result<(), ConnectionEnd> {
+        let pending = Arc::clone(&self.pending);
+        if pending.is_batch() {
+            return Ok(());
+        }
+        let more = async {
+            tokio::select! {
+                // Cancel-safe: both only wait.
+                () = sleep(BATCH_WAIT) => {}
+                () = pending.added.notified() => {}
+            }
+        };
+        self.receive_during(more).await
+    }
+
+    pub fn take_settlements(&mut self) {
+        self.pending.take(&mut self.spare);
+        self.window.settle(self.spare.drain(..), &mut self.frames);
+    }
+
+    /// Queues the frames that are due.
+    pub fn send_settlements(&mut self) {
+        for frame in self.frames.drain(..) {
+            let nack = |delivery_tag, requeue| Method::BasicNack { delivery_tag, multiple: false, requeue };
+            self.channel.send_method(&match frame {
+                AckFrame::AckUpTo(delivery_tag) => Method::BasicAck { delivery_tag, multiple: true },
+                AckFrame::Ack(delivery_tag) => Method::BasicAck { delivery_tag, multiple: false },
+                AckFrame::Release(delivery_tag) => nack(delivery_tag, true),
+                AckFrame::Reject(delivery_tag) => nack(delivery_tag, false),
+            });
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The workers' side of settling: they note what they finished, and the receiver task sends it.
+//!
+//! Owns the notes between the two. Never sends anything itself, and ignores settlements of an earlier connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::amqp::lifetime::ConnectionLifetime;
+use crate::message::{DeliveryId, SettleError, Settlement, Settler};
+
+/// Settlements that the receiver task has not taken yet, as delivery tags with what becomes of each.
+pub struct PendingSettlements {
+    list: Mutex<Vec<(u64, Settlement)>>,
+    /// Notified at the first settlement, and when there are `batch_size` of them.
+    pub added: Notify,
+    /// So many are sent without waiting for more.
+    batch_size: usize,
+}
+
+impl PendingSettlements {
+    pub fn new(batch_size: usize) -> Self {
+        PendingSettlements { list: Mutex::default(), added: Notify::new(), batch_size }
+    }
+
+    fn add(&self, tag: u64, settlement: Settlement) {
+        let count = {
+            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+            list.push((tag, settlement));
+            list.len()
+        };
+        if count == 1 || count == self.batch_size {
+            self.added.notify_one();
+        }
+    }
+
+    /// Takes all of them, in exchange for the emptied `spare`, whose capacity is reused.
+    pub fn take(&self, spare: &mut Vec<(u64, Settlement)>) {
+        std::mem::swap(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner), spare);
+    }
+
+    /// Whether there are enough for a batch.
+    pub fn is_batch(&self) -> bool {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner).len() >= self.batch_size
+    }
+}
+
+/// What the receiver task is asked to do.
+pub enum Command {
+    Cancel(oneshot::Sender<()>),
+    WindDown(oneshot::Sender<()>),
+    Close(CloseReply),
+}
+
+pub type CloseReply = oneshot::Sender<Result<(), SettleError>>;
+
+/// Handle to a subscription's receiver task. Dropping it closes the subscription.
+pub struct ChannelSettler {
+    pub lifetime: Arc<ConnectionLifetime>,
+    pub pending: Arc<PendingSettlements>,
+    pub commands: mpsc::UnboundedSender<Command>,
+}
+
+impl ChannelSettler {
+    /// Sends a command and waits until it is done. If the receiver task is gone, so is the connection, and there is nothing
+    /// left to do.
+    fn command(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> BoxFuture<'static, ()> {
+        let (reply, done) = oneshot::channel();
+        let _ = self.commands.send(command(reply));
+        Box::pin(async move {
+            let _ = done.await;
+        })
+    }
+}
+
+impl Settler for ChannelSettler {
+    fn settle(&self, delivery: DeliveryId, settlement: Settlement) {
+        if delivery.connection == self.lifetime.number && !self.lifetime.has_ended() {
+            self.pending.add(delivery.tag, settlement);
+        }
+    }
+
+    fn ended(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.lifetime.ended_owned())
+    }
+
+    fn cancel(&self) -> BoxFuture<'static, ()> {
+        self.command(Command::Cancel)
+    }
+
+    fn wind_down(&self) -> BoxFuture<'static, ()> {
+        self.command(Command::WindDown)
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {
+        let (reply, done) = oneshot::channel();
+        let _ = self.commands.send(Command::Close(reply));
+        Box::pin(async move { done.await.unwrap_or(Err(SettleError)) })
+    }
+}

@@ -1,0 +1,137 @@
+//! The lifetime of one AMQP connection: from its opening until something ends it.
+//!
+//! Owns the one answer to whether a connection is still usable, and to why it ended. Never opens or closes a connection.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// How long the broker may take to reply to one request.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a connection, or the one channel on it, ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionEnd {
+    /// The broker closed the channel because of a request it did not accept.
+    #[error("the broker closed the channel: {code} {text}")]
+    ChannelClosed {
+        /// AMQP reply code, such as 404.
+        code: u16,
+        /// The broker's explanation.
+        text: String,
+    },
+    /// The broker closed the connection because of a protocol error or because it is stopping.
+    #[error("the broker closed the connection: {code} {text}")]
+    ConnectionClosed {
+        /// AMQP reply code, such as 320.
+        code: u16,
+        /// The broker's explanation.
+        text: String,
+    },
+    /// The broker cancelled the consumer because its queue is gone.
+    #[error("the broker cancelled the consumer: its queue was deleted or moved")]
+    ConsumerCancelled,
+    /// The connection broke: a network failure, missed heartbeats, a killed broker, or input that is not AMQP.
+    #[error("the connection broke")]
+    Broken,
+    /// The broker did not reply to a request in time.
+    #[error("no reply to {request} within {} s", REPLY_TIMEOUT.as_secs())]
+    NoReply {
+        /// Name of the AMQP method sent.
+        request: &'static str,
+    },
+    /// The connection accepted no more frames because the broker has stopped reading.
+    #[error("the broker has read nothing for {} s", REPLY_TIMEOUT.as_secs())]
+    WriteStalled,
+    /// A publication stayed unconfirmed for too long: the broker is stuck or has an alarm.
+    #[error("a publication stayed unconfirmed for {} s", .0.as_secs_f64())]
+    ConfirmTimeout(Duration),
+    /// orderd closed it.
+    #[error("closed by orderd")]
+    ClosedByUs,
+}
+
+/// The number of the next connection. Unique in this process and ascending; logs identify connections by it.
+pub(super) fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// The state of one connection's lifetime, shared by everything that uses the connection.
+#[derive(Debug)]
+pub(super) struct ConnectionLifetime {
+    /// See [`next_number`].
+    pub number: u64,
+    ended: CancellationToken,
+    reason: OnceLock<ConnectionEnd>,
+}
+
+impl ConnectionLifetime {
+    /// Begins the lifetime of a new connection.
+    pub fn begin() -> Arc<Self> {
+        let (ended, reason) = (CancellationToken::new(), OnceLock::new());
+        Arc::new(ConnectionLifetime { number: next_number(), ended, reason })
+    }
+
+    /// Ends the lifetime. The first reason given is kept.
+    pub fn end(&self, reason: ConnectionEnd) {
+        // An error means that it ended before, for the reason already set.
+        let _ = self.reason.set(reason);
+        self.ended.cancel();
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    /// Resolves when the lifetime has ended. Cancel-safe.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Like [`ConnectionLifetime::ended`], but without borrowing `self`.
+    pub fn ended_owned(&self) -> WaitForCancellationFutureOwned {
+        self.ended.clone().cancelled_owned()
+    }
+
+    /// Why it ended; [`ConnectionEnd::Broken`] while it has not.
+    pub fn reason(&self) -> ConnectionEnd {
+        self.reason.get().cloned().unwrap_or(ConnectionEnd::Broken)
+    }
+}
+
+/// Ends a lifetime as [`ConnectionEnd::Broken`] when dropped.
+///
+/// The task that owns a connection holds one in case it panics. The callbacks registered with the client library hold
+/// one because the library drops them when their channel or connection dies, whatever the cause. The library's other
+/// signs (`is_open`, failure listeners) miss some deaths.
+#[derive(Debug)]
+pub(super) struct EndOnDrop(pub Arc<ConnectionLifetime>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end(ConnectionEnd::Broken);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_for_an_end_is_kept() {
+        let lifetime = ConnectionLifetime::begin();
+        assert!(!lifetime.has_ended());
+        lifetime.end(ConnectionEnd::ConsumerCancelled);
+        drop(EndOnDrop(Arc::clone(&lifetime)));
+        assert!(lifetime.has_ended());
+        assert_eq!(lifetime.reason(), ConnectionEnd::ConsumerCancelled);
+    }
+
+    #[test]
+    fn every_connection_has_a_number_of_its_own() {
+        assert!(ConnectionLifetime::begin().number < ConnectionLifetime::begin().number);
+    }
+}

@@ -1,0 +1,342 @@
+//! What the broker's frames mean on a connection that publishes or consumes: frames in, server events out.
+//!
+//! Pure. Puts messages together, which come in several frames each. Trusts nothing that came over the network: what it
+//! cannot decode is an error.
+
+use bytes::Bytes;
+
+use super::content_header::{ContentHeader, get_content_header};
+use super::encoding::ProtocolError;
+use super::frame::{Frame, FrameType};
+use super::method::Method;
+use crate::amqp::lifetime::ConnectionEnd;
+use crate::message::Message;
+
+/// Memory reserved for a body before any of it has arrived, at most, in bytes.
+const MAX_RESERVED: usize = 64 * 1024;
+
+/// Whether the broker accepted a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirm {
+    Ack,
+    Nack,
+}
+
+/// A publication that the broker sent back because no queue is bound for it. Its confirm follows.
+#[derive(Debug, Default, PartialEq)]
+pub struct Returned {
+    /// Such as `312 NO_ROUTE`.
+    pub reply: String,
+    pub exchange: String,
+    pub routing_key: String,
+    pub message: Message,
+}
+
+/// A message that the broker delivers to the consumer.
+#[derive(Debug, PartialEq)]
+pub struct Delivered {
+    pub tag: u64,
+    pub redelivered: bool,
+    pub exchange: String,
+    pub routing_key: String,
+    pub message: Message,
+}
+
+/// What the broker has sent, once it is complete.
+#[derive(Debug, PartialEq)]
+pub enum ServerEvent {
+    /// The confirm of one publication, or of all up to it.
+    Confirmed {
+        tag: u64,
+        multiple: bool,
+        confirm: Confirm,
+    },
+    Returned(Returned),
+    Delivered(Delivered),
+    /// The reply to a request.
+    Reply(Method<'static>),
+    /// The broker ended the consumer, the channel or the connection. In the last two cases it waits for a close-ok.
+    Ended(ConnectionEnd),
+    /// The broker agrees that the connection is closed.
+    ConnectionCloseOk,
+}
+
+/// The method that a content belongs to, with its message so far.
+enum ContentOwner {
+    Returned(Returned),
+    Delivered(Delivered),
+}
+
+impl ContentOwner {
+    fn message(&mut self) -> &mut Message {
+        match self {
+            ContentOwner::Returned(returned) => &mut returned.message,
+            ContentOwner::Delivered(delivered) => &mut delivered.message,
+        }
+    }
+
+    fn into_event(self) -> ServerEvent {
+        match self {
+            ContentOwner::Returned(returned) => ServerEvent::Returned(returned),
+            ContentOwner::Delivered(delivered) => ServerEvent::Delivered(delivered),
+        }
+    }
+}
+
+/// How much of a message's content has arrived.
+#[derive(Default)]
+enum PendingContent {
+    /// No message has begun.
+    #[default]
+    None,
+    /// The method has arrived; the content header comes next.
+    Header(ContentOwner),
+    /// The header and part of the body have arrived; `missing` bytes of the body have not.
+    Body { owner: ContentOwner, missing: usize, body: Vec<u8> },
+}
+
+/// Turns the frames of a connection into events, one after another.
+#[derive(Default)]
+pub struct ContentAssembler {
+    pending: PendingContent,
+}
+
+impl ContentAssembler {
+    /// The event that this frame completes; `None` if it completes none.
+    pub fn accept(&mut self, frame: &Frame<'_>) -> Result<Option<ServerEvent>, ProtocolError> {
+        match Method::parse(frame)? {
+            // Methods on channel 0, which concern the connection, may come between any two frames.
+            Some(_) if frame.channel != 0 && !matches!(self.pending, PendingContent::None) => {
+                Err(ProtocolError("method inside a message's content"))
+            }
+            Some(method) => self.accept_method(method),
+            None => self.accept_content(frame),
+        }
+    }
+
+    fn accept_method(&mut self, method: Method<'_>) -> Result<Option<ServerEvent>, ProtocolError> {
+        Ok(Some(match method {
+            Method::BasicAck { delivery_tag: tag, multiple } => {
+                ServerEvent::Confirmed { tag, multiple, confirm: Confirm::Ack }
+            }
+            Method::BasicNack { delivery_tag: tag, multiple, requeue: _ } => {
+                ServerEvent::Confirmed { tag, multiple, confirm: Confirm::Nack }
+            }
+            Method::BasicReturn { code, text, exchange, routing_key } => {
+                let reply = format!("{code} {text}");
+                let (exchange, routing_key) = (exchange.into_owned(), routing_key.into_owned());
+                let returned = Returned { reply, exchange, routing_key, message: Message::default() };
+                self.pending = PendingContent::Header(ContentOwner::Returned(returned));
+                return Ok(None);
+            }
+            Method::BasicDeliver { delivery_tag: tag, redelivered, exchange, routing_key } => {
+                let (exchange, routing_key) = (exchange.into_owned(), routing_key.into_owned());
+                let delivered = Delivered { tag, redelivered, exchange, routing_key, message: Message::default() };
+                self.pending = PendingContent::Header(ContentOwner::Delivered(delivered));
+                return Ok(None);
+            }
+            Method::BasicCancel { .. } => ServerEvent::Ended(ConnectionEnd::ConsumerCancelled),
+            Method::ConnectionClose { code, text } => {
+                ServerEvent::Ended(ConnectionEnd::ConnectionClosed { code, text: text.into_owned() })
+            }
+            Method::ChannelClose { code, text } => {
+                ServerEvent::Ended(ConnectionEnd::ChannelClosed { code, text: text.into_owned() })
+            }
+            Method::ConnectionCloseOk => ServerEvent::ConnectionCloseOk,
+            Method::ChannelOpenOk => ServerEvent::Reply(Method::ChannelOpenOk),
+            Method::ConfirmSelectOk => ServerEvent::Reply(Method::ConfirmSelectOk),
+            Method::QueueDeclareOk { message_count, consumer_count } => {
+                ServerEvent::Reply(Method::QueueDeclareOk { message_count, consumer_count })
+            }
+            Method::BasicQosOk => ServerEvent::Reply(Method::BasicQosOk),
+            Method::BasicConsumeOk => ServerEvent::Reply(Method::BasicConsumeOk),
+            Method::BasicCancelOk => ServerEvent::Reply(Method::BasicCancelOk),
+            // Of the handshake, sent by clients only, or the reply to what orderd never sends here.
+            Method::ConnectionStart { .. }
+            | Method::ConnectionStartOk { .. }
+            | Method::ConnectionTune { .. }
+            | Method::ConnectionTuneOk { .. }
+            | Method::ConnectionOpen { .. }
+            | Method::ConnectionOpenOk
+            | Method::ChannelOpen
+            | Method::ChannelCloseOk
+            | Method::QueueDeclare { .. }
+            | Method::BasicQos { .. }
+            | Method::BasicConsume { .. }
+            | Method::BasicPublish { .. }
+            | Method::ConfirmSelect => return Err(ProtocolError("unexpected method")),
+        }))
+    }
+
+    fn accept_content(&mut self, frame: &Frame<'_>) -> Result<Option<ServerEvent>, ProtocolError> {
+        let (mut owner, missing, body) = match (frame.kind, std::mem::take(&mut self.pending)) {
+            (FrameType::Header, PendingContent::Header(mut owner)) => {
+                let ContentHeader { body_size, properties, headers } = get_content_header(frame.payload)?;
+                let message = owner.message();
+                (message.properties, message.headers) = (properties, headers);
+                // Most bodies come in one frame.
+                (owner, body_size, Vec::with_capacity(body_size.min(MAX_RESERVED)))
+            }
+            (FrameType::Body, PendingContent::Body { owner, missing, mut body }) => {
+                let missing = missing.checked_sub(frame.payload.len());
+                let missing = missing.ok_or(ProtocolError("body longer than announced"))?;
+                body.extend_from_slice(frame.payload);
+                (owner, missing, body)
+            }
+            (FrameType::Header | FrameType::Body, _) => return Err(ProtocolError("content without its method")),
+            (FrameType::Heartbeat | FrameType::Method, pending) => {
+                self.pending = pending;
+                return Ok(None);
+            }
+        };
+        if missing > 0 {
+            self.pending = PendingContent::Body { owner, missing, body };
+            return Ok(None);
+        }
+        owner.message().body = Bytes::from(body);
+        Ok(Some(owner.into_event()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{BufMut, BytesMut};
+
+    use super::*;
+    use crate::amqp::protocol::encoding::{put_long_string, put_short_string};
+    use crate::amqp::protocol::frame::put_frame;
+    use crate::amqp::protocol::method::put_method;
+    use crate::message::{HeaderValue, Headers, Properties};
+
+    /// The events of all these frames.
+    fn events(fill: impl FnOnce(&mut BytesMut)) -> Result<Vec<ServerEvent>, ProtocolError> {
+        let (mut bytes, mut assembler, mut events) = (BytesMut::new(), ContentAssembler::default(), Vec::new());
+        fill(&mut bytes);
+        while let Some(frame) = Frame::parse(&bytes, 4096)? {
+            events.extend(assembler.accept(&frame)?);
+            let _ = bytes.split_to(frame.len());
+        }
+        Ok(events)
+    }
+
+    fn put_return(out: &mut BytesMut) {
+        let (text, exchange, routing_key) = ("NO_ROUTE".into(), "orders".into(), "order.odd".into());
+        put_method(out, 1, &Method::BasicReturn { code: 312, text, exchange, routing_key });
+    }
+
+    fn put_deliver(out: &mut BytesMut, delivery_tag: u64) {
+        let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
+        put_method(out, 1, &Method::BasicDeliver { delivery_tag, redelivered: true, exchange, routing_key });
+    }
+
+    /// Of a message with an id and a header.
+    fn put_header(out: &mut BytesMut, size: u64) {
+        put_frame(out, FrameType::Header, 1, |out| {
+            out.put_u32(60 << 16);
+            out.put_u64(size);
+            out.put_u16(0x2080);
+            put_long_string(out, b"\x01xV");
+            put_short_string(out, "ord-1");
+        });
+    }
+
+    fn put_body(out: &mut BytesMut, body: &[u8]) {
+        put_frame(out, FrameType::Body, 1, |out| out.put_slice(body));
+    }
+
+    fn message(body: &'static [u8]) -> Message {
+        let properties = Properties { message_id: Some("ord-1".into()), ..Properties::default() };
+        let headers = Headers::from([("x".to_owned(), HeaderValue::Void)]);
+        Message { properties, headers, body: Bytes::from_static(body) }
+    }
+
+    #[test]
+    fn a_return_is_an_event_once_it_is_complete() {
+        let complete = events(|out| {
+            put_return(out);
+            put_header(out, 5);
+            put_body(out, b"abc");
+            put_frame(out, FrameType::Heartbeat, 0, |_| {});
+            put_body(out, b"de");
+            put_method(out, 1, &Method::BasicAck { delivery_tag: 7, multiple: false });
+        });
+        let returned = Returned {
+            reply: "312 NO_ROUTE".into(),
+            exchange: "orders".into(),
+            routing_key: "order.odd".into(),
+            message: message(b"abcde"),
+        };
+        let confirmed = ServerEvent::Confirmed { tag: 7, multiple: false, confirm: Confirm::Ack };
+        assert_eq!(events(put_return), Ok(vec![]));
+        assert_eq!(complete, Ok(vec![ServerEvent::Returned(returned), confirmed]));
+    }
+
+    #[test]
+    fn a_delivery_is_an_event_once_it_is_complete() {
+        let delivered = |tag, body| {
+            let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
+            ServerEvent::Delivered(Delivered { tag, redelivered: true, exchange, routing_key, message: message(body) })
+        };
+        let complete = events(|out| {
+            put_deliver(out, 1);
+            put_header(out, 3);
+            put_body(out, b"abc");
+            put_deliver(out, 2);
+            put_header(out, 0);
+        });
+        assert_eq!(complete, Ok(vec![delivered(1, b"abc"), delivered(2, b"")]));
+    }
+
+    #[test]
+    fn the_connection_may_be_closed_in_the_middle_of_a_message() {
+        let close = |channel, method: Method<'_>| {
+            events(|out| {
+                put_deliver(out, 1);
+                put_method(out, channel, &method);
+            })
+        };
+        let end = ConnectionEnd::ConnectionClosed { code: 320, text: "shutdown".into() };
+        let closed = close(0, Method::ConnectionClose { code: 320, text: "shutdown".into() });
+        assert_eq!(closed, Ok(vec![ServerEvent::Ended(end)]));
+        assert!(close(1, Method::ChannelClose { code: 320, text: "shutdown".into() }).is_err());
+    }
+
+    #[test]
+    fn a_cancel_by_the_broker_ends_the_consumer_and_a_cancel_ok_does_not() {
+        let event = |method| events(|out| put_method(out, 1, &method));
+        let cancelled = ServerEvent::Ended(ConnectionEnd::ConsumerCancelled);
+        assert_eq!(event(Method::BasicCancel { consumer_tag: "tag".into() }), Ok(vec![cancelled]));
+        assert_eq!(event(Method::BasicCancelOk), Ok(vec![ServerEvent::Reply(Method::BasicCancelOk)]));
+    }
+
+    #[test]
+    fn what_no_broker_sends_is_an_error_and_no_panic() {
+        assert!(events(|out| put_body(out, b"abc")).is_err(), "a body without a method");
+        assert!(events(|out| put_header(out, 1)).is_err(), "a header without a method");
+        for begin in [put_return, |out: &mut BytesMut| put_deliver(out, 1)] {
+            let after = |more: &dyn Fn(&mut BytesMut)| {
+                events(|out| {
+                    begin(out);
+                    more(out);
+                })
+            };
+            assert!(after(&|out| put_body(out, b"abc")).is_err(), "a body before its header");
+            assert!(after(&|out| put_header(out, u64::MAX)).is_err(), "an endless body");
+            assert!(after(&begin).is_err(), "one inside another");
+            let long = |out: &mut BytesMut| {
+                put_header(out, 2);
+                put_body(out, b"abc");
+            };
+            assert!(after(&long).is_err(), "a body that is too long");
+            let mut whole = BytesMut::new();
+            put_header(&mut whole, 1);
+            for cut in 7..whole.len() - 1 {
+                let short =
+                    |out: &mut BytesMut| put_frame(out, FrameType::Header, 1, |out| out.put_slice(&whole[7..cut]));
+                assert!(after(&short).is_err(), "a header of {} bytes", cut - 7);
+            }
+        }
+        let client_method = Method::ConfirmSelect;
+        assert!(events(|out| put_method(out, 1, &client_method)).is_err(), "a method that only clients send");
+    }
+}

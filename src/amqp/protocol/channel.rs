@@ -1,0 +1,327 @@
+//! A connection with its one channel, on which orderd publishes or consumes.
+//!
+//! Owns the bytes: collects what is to be sent, sends as much at a time as the network takes, decodes what the broker
+//! sends, and exchanges heartbeats. Never decides what is sent, or what a server event leads to.
+
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tracing::debug;
+
+use super::assembler::{ContentAssembler, ServerEvent};
+use super::content_header::put_content_header;
+use super::encoding::ProtocolError;
+use super::frame::{FRAME_OVERHEAD, Frame, FrameType, put_frame};
+use super::handshake::{Connection, close_without_error};
+use super::method::{Method, put_method};
+use crate::amqp::lifetime::{ConnectionEnd, REPLY_TIMEOUT};
+use crate::config::Address;
+use crate::message::Publication;
+
+/// The number of the one channel that orderd opens.
+const CHANNEL: u16 = 1;
+/// No more is published while this many bytes wait to be sent: a few hundred publications of the usual size. A larger one
+/// waits alone.
+const SEND_BUFFER_LIMIT: usize = 64 * 1024;
+/// A send buffer that grew beyond this many bytes is freed once it is empty.
+const SHRINK_ABOVE: usize = 4 * SEND_BUFFER_LIMIT;
+/// The largest frame that is accepted, in bytes. It may exceed what was negotiated: RabbitMQ adds headers of its own to
+/// those that a producer filled a frame with, and still sends them in one frame.
+const MAX_INCOMING_FRAME: usize = 512 * 1024;
+/// Space reserved for each read, in bytes.
+const READ_SIZE: usize = 16 * 1024;
+/// How often heartbeats are checked. Their interval is in whole seconds, and a connection survives one late heartbeat.
+const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
+/// How long the broker may take to answer a close. Nothing depends on the answer, and the next connection waits for it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// See the module. Dropping it closes the socket.
+pub struct Channel {
+    connection: Connection,
+    assembler: ContentAssembler,
+    outgoing: BytesMut,
+    /// Whether `outgoing` grew for a large publication, so that its memory is to be freed.
+    shrink_after_flush: bool,
+    /// Whether everything written has been flushed, which matters under TLS.
+    flushed: bool,
+    /// Whether nothing can be sent any more because the broker has closed the connection. What it sent before is still to be
+    /// received.
+    write_closed: bool,
+    last_sent: Instant,
+    last_received: Instant,
+    heartbeat_check: Interval,
+    /// The broker's address.
+    pub address: Address,
+}
+
+impl Channel {
+    /// Opens the channel of a new connection to `address`.
+    pub async fn open(connection: Connection, address: Address) -> Result<Channel, ConnectionEnd> {
+        let (now, mut heartbeat_check) = (Instant::now(), interval(HEARTBEAT_CHECK));
+        heartbeat_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut channel = Channel {
+            connection,
+            assembler: ContentAssembler::default(),
+            outgoing: BytesMut::new(),
+            shrink_after_flush: false,
+            flushed: true,
+            write_closed: false,
+            last_sent: now,
+            last_received: now,
+            heartbeat_check,
+            address,
+        };
+        match channel.request(&Method::ChannelOpen, reject_unexpected).await {
+            Ok(_) => Ok(channel),
+            Err(end) => Err(channel.close_after(end).await),
+        }
+    }
+
+    /// Sends a request and waits for its reply, which it returns. `on_event` gets every event that comes before the reply,
+    /// and may end the wait with an error.
+    pub async fn request(
+        &mut self,
+        request: &Method<'_>,
+        mut on_event: impl FnMut(ServerEvent) -> Result<(), ConnectionEnd>,
+    ) -> Result<Method<'static>, ConnectionEnd> {
+        self.send_method(request);
+        let id = request.id();
+        let replied = async {
+            loop {
+                while let Some(event) = self.next_event()? {
+                    match event {
+                        ServerEvent::Reply(reply) if reply.id() == id.reply() => return Ok(reply),
+                        other => on_event(other)?,
+                    }
+                }
+                self.drive_io().await?;
+            }
+        };
+        timeout(REPLY_TIMEOUT, replied).await.unwrap_or(Err(ConnectionEnd::NoReply { request: id.name() }))
+    }
+
+    /// Queues a method, which [`Channel::drive_io`] sends.
+    pub fn send_method(&mut self, method: &Method<'_>) {
+        put_method(&mut self.outgoing, CHANNEL, method);
+    }
+
+    /// Whether so much waits to be sent that no more should be published now.
+    pub fn is_full(&self) -> bool {
+        self.outgoing.len() >= SEND_BUFFER_LIMIT
+    }
+
+    /// Queues a publication, which [`Channel::drive_io`] sends. Its size has been checked before.
+    pub fn publish(&mut self, publication: &Publication) {
+        put_publication(&mut self.outgoing, publication, self.connection.max_frame);
+        self.shrink_after_flush |= self.outgoing.len() > SHRINK_ABOVE;
+    }
+
+    /// Sends and receives until something was received, everything is sent, or heartbeats were checked. To be called
+    /// repeatedly. Cancel-safe: its progress is kept in `self`.
+    pub async fn drive_io(&mut self) -> Result<(), ConnectionEnd> {
+        poll_fn(|cx| {
+            let sent = self.poll_send(cx);
+            let received = self.poll_receive(cx).map_err(|error| broken(&error))?;
+            let checked = self.heartbeat_check.poll_tick(cx);
+            if checked.is_ready() {
+                self.check_heartbeats()?;
+            }
+            let idle = sent.is_pending() && received.is_pending() && checked.is_pending();
+            if idle { Poll::Pending } else { Poll::Ready(Ok(())) }
+        })
+        .await
+    }
+
+    /// Ready once everything is sent, if there was anything to send. A failure is not returned: receiving meets it as well,
+    /// but only after what the broker sent first, which says why it closes the connection.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.write_closed || (self.outgoing.is_empty() && self.flushed) {
+            return Poll::Pending;
+        }
+        self.write_closed = ready!(self.poll_write(cx)).is_err();
+        if self.write_closed { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let written = ready!(Pin::new(&mut self.connection.stream).poll_write(cx, &self.outgoing))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.advance(written);
+            self.flushed = false;
+            self.last_sent = Instant::now();
+        }
+        if std::mem::take(&mut self.shrink_after_flush) {
+            self.outgoing = BytesMut::new();
+        }
+        ready!(Pin::new(&mut self.connection.stream).poll_flush(cx))?;
+        self.flushed = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Connection { stream, incoming, .. } = &mut self.connection;
+        incoming.reserve(READ_SIZE);
+        if ready!(pin!(stream.read_buf(incoming)).poll(cx))? == 0 {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.last_received = Instant::now();
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next event among the bytes received so far, if it is complete.
+    pub fn next_event(&mut self) -> Result<Option<ServerEvent>, ConnectionEnd> {
+        self.decode().map_err(|error: ProtocolError| broken(&error))
+    }
+
+    fn decode(&mut self) -> Result<Option<ServerEvent>, ProtocolError> {
+        let Connection { incoming, .. } = &mut self.connection;
+        while let Some(frame) = Frame::parse(incoming, MAX_INCOMING_FRAME)? {
+            let (event, length) = (self.assembler.accept(&frame)?, frame.len());
+            incoming.advance(length);
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keeps an idle connection alive, and notices a dead one.
+    fn check_heartbeats(&mut self) -> Result<(), ConnectionEnd> {
+        let heartbeat = self.connection.heartbeat;
+        if heartbeat.is_zero() {
+            return Ok(());
+        }
+        // Two missed heartbeats, as RabbitMQ counts them too.
+        if self.last_received.elapsed() > heartbeat * 2 {
+            return Err(broken(&"nothing was received for two heartbeats"));
+        }
+        if self.last_sent.elapsed() >= heartbeat / 2 && self.outgoing.is_empty() {
+            put_frame(&mut self.outgoing, FrameType::Heartbeat, 0, |_| {});
+        }
+        Ok(())
+    }
+
+    /// Closes the connection, with the broker's agreement if it answers in time. What was published must have been confirmed
+    /// before, and what was settled be known to have arrived. `end`: why the connection ended already, if it did.
+    pub async fn close(mut self, end: Option<&ConnectionEnd>) {
+        match end {
+            Some(ConnectionEnd::ConnectionClosed { .. }) => self.send_on_connection(&Method::ConnectionCloseOk),
+            Some(ConnectionEnd::ChannelClosed { .. }) => {
+                self.send_method(&Method::ChannelCloseOk);
+                self.send_on_connection(&close_without_error());
+            }
+            None | Some(ConnectionEnd::ConsumerCancelled) => self.send_on_connection(&close_without_error()),
+            Some(
+                ConnectionEnd::Broken
+                | ConnectionEnd::NoReply { .. }
+                | ConnectionEnd::WriteStalled
+                | ConnectionEnd::ConfirmTimeout(_)
+                | ConnectionEnd::ClosedByUs,
+            ) => return,
+        }
+        let _ = timeout(CLOSE_TIMEOUT, self.await_close_ok()).await;
+    }
+
+    /// Closes a connection that ended while it was being set up, and returns why it ended.
+    pub async fn close_after(self, end: ConnectionEnd) -> ConnectionEnd {
+        self.close(Some(&end)).await;
+        end
+    }
+
+    fn send_on_connection(&mut self, method: &Method<'_>) {
+        put_method(&mut self.outgoing, 0, method);
+    }
+
+    /// Waits until the broker has closed the socket or agrees that we do.
+    async fn await_close_ok(mut self) -> Result<(), ConnectionEnd> {
+        loop {
+            self.drive_io().await?;
+            while let Some(event) = self.next_event()? {
+                if event == ServerEvent::ConnectionCloseOk {
+                    let _ = self.connection.stream.shutdown().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Handles an event where only a reply or an end is expected.
+pub fn reject_unexpected(event: ServerEvent) -> Result<(), ConnectionEnd> {
+    match event {
+        ServerEvent::Ended(end) => Err(end),
+        ServerEvent::Confirmed { .. }
+        | ServerEvent::Returned(_)
+        | ServerEvent::Delivered(_)
+        | ServerEvent::Reply(_)
+        | ServerEvent::ConnectionCloseOk => Err(broken(&"the broker sent something unexpected")),
+    }
+}
+
+/// Logs the cause, which [`ConnectionEnd::Broken`] does not contain.
+pub fn broken(cause: &dyn Display) -> ConnectionEnd {
+    debug!(%cause, "the connection is no longer usable");
+    ConnectionEnd::Broken
+}
+
+/// Appends `basic.publish` with its content, the body in frames of at most `max_frame` bytes.
+fn put_publication(out: &mut BytesMut, publication: &Publication, max_frame: usize) {
+    let Publication { exchange, routing_key, message } = publication;
+    let (exchange, routing_key) = (Cow::Borrowed(&**exchange), Cow::Borrowed(routing_key.as_str()));
+    // Mandatory: the broker returns what no queue receives.
+    put_method(out, CHANNEL, &Method::BasicPublish { exchange, routing_key, mandatory: true });
+    put_content_header(out, CHANNEL, message);
+    for part in message.body.chunks(max_frame - FRAME_OVERHEAD) {
+        put_frame(out, FrameType::Body, CHANNEL, |out| out.put_slice(part));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::Message;
+
+    /// The kind and the payload of each frame.
+    fn frames(message: Message, max_frame: usize) -> Vec<(FrameType, Vec<u8>)> {
+        let publication = Publication { exchange: "orders".into(), routing_key: "order.normal.new".into(), message };
+        let (mut out, mut frames) = (BytesMut::new(), Vec::new());
+        put_publication(&mut out, &publication, max_frame);
+        while let Some(frame) = Frame::parse(&out, max_frame).unwrap() {
+            assert_eq!(frame.channel, 1);
+            frames.push((frame.kind, frame.payload.to_vec()));
+            let _ = out.split_to(frame.len());
+        }
+        assert!(out.is_empty(), "an incomplete frame");
+        frames
+    }
+
+    #[test]
+    fn every_publication_is_mandatory() {
+        let frames = frames(Message::default(), 4096);
+        assert_eq!(frames[0], (FrameType::Method, b"\0\x3c\0\x28\0\0\x06orders\x10order.normal.new\x01".to_vec()));
+        assert_eq!(frames[1].1[..12], [&[0, 60, 0, 0][..], &0_u64.to_be_bytes()].concat());
+        assert_eq!(frames.len(), 2, "an empty body has no frame");
+    }
+
+    #[test]
+    fn a_body_is_split_into_frames_of_the_negotiated_size() {
+        let body = Bytes::from((0..=255).cycle().take(10_000).collect::<Vec<u8>>());
+        let frames = frames(Message { body: body.clone(), ..Message::default() }, 4096);
+        assert_eq!(frames[1].1[4..12], 10_000_u64.to_be_bytes());
+        let sizes: Vec<_> = frames[2..].iter().map(|(kind, payload)| (*kind, payload.len())).collect();
+        assert_eq!(sizes, [(FrameType::Body, 4088), (FrameType::Body, 4088), (FrameType::Body, 1824)]);
+        assert_eq!(frames[2..].iter().flat_map(|(_, payload)| payload.clone()).collect::<Vec<_>>(), body);
+    }
+}

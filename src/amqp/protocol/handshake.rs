@@ -1,0 +1,259 @@
+//! The handshake that opens a connection: protocol header, mechanism, credentials, limits, virtual host.
+//!
+//! orderd does it itself for connections that publish or consume, and to find out why any connection fails: the client
+//! library cannot tell wrong credentials from a broken network, because it does not announce the capability
+//! `authentication_failure_close` and so the broker hangs up on it without a word. This file never logs what it sends.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::encoding::ProtocolError;
+use super::field_table::put_table;
+use super::frame::Frame;
+use super::method::{Method, SaslResponse, put_method};
+use crate::config::{Address, Broker, Mechanism};
+use crate::message::{HeaderValue, Headers};
+use crate::tls::{Identity, TlsError};
+
+/// What every AMQP 0-9-1 connection begins with.
+const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+/// The first octet of an alert that a TLS server sends to a client that does not speak TLS.
+const TLS_ALERT: u8 = 21;
+/// How long a broker may take, at most, to reject our certificate. Under TLS 1.3 it does so after the handshake, and its
+/// alert may get lost if something is sent to it meanwhile.
+const CERTIFICATE_ALERT_WAIT: Duration = Duration::from_millis(500);
+/// RabbitMQ's default for the largest frame, and the largest that orderd accepts, in bytes.
+const MAX_FRAME: usize = 128 * 1024;
+/// AMQP 0-9-1, 4.2.3: every peer accepts frames of this many bytes.
+const MIN_FRAME_MAX: u32 = 4096;
+/// The reply code of a close without an error.
+const REPLY_SUCCESS: u16 = 200;
+
+/// How orderd identifies itself on one attempt to connect.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// How to speak TLS; `None` without TLS.
+    pub connector: Option<TlsConnector>,
+    /// The client certificate's identity, if there is one.
+    pub identity: Option<Identity>,
+}
+
+/// Why the handshake failed.
+#[derive(Debug)]
+pub enum HandshakeError {
+    /// The broker refuses the connection: AMQP reply code and text.
+    Refused { code: u16, text: String },
+    /// The broker does not offer the configured mechanism.
+    MechanismNotOffered { wanted: &'static str, offered: String },
+    /// Nothing answers, or what answers does not speak AMQP.
+    Io(io::Error),
+    /// TLS failed.
+    Tls(TlsError),
+    /// The broker speaks TLS on this port, and orderd did not.
+    ExpectsTls,
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        HandshakeError::Io(error)
+    }
+}
+
+impl From<ProtocolError> for HandshakeError {
+    fn from(error: ProtocolError) -> Self {
+        HandshakeError::Io(io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// A connection's byte stream, with or without TLS.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
+
+/// An open connection that has no channels yet. Dropping it closes the socket.
+pub struct Connection {
+    pub stream: Box<dyn ByteStream>,
+    /// Bytes that were received and are not decoded yet.
+    pub incoming: BytesMut,
+    /// The largest frame that either side sends, in bytes.
+    pub max_frame: usize,
+    /// Each side sends something at least this often, and is considered dead after twice as long. Zero: no heartbeats.
+    pub heartbeat: Duration,
+}
+
+/// The name that the broker's certificate must have.
+pub fn server_name<'a>(broker: &'a Broker, address: &'a Address) -> &'a str {
+    broker.tls.as_ref().and_then(|tls| tls.server_name.as_deref()).unwrap_or(&address.host)
+}
+
+/// Opens a connection that the broker shows under this name. Safe to drop at any time.
+///
+/// To find out what is wrong, give `time_left`: a broker that speaks TLS is then first listened to for a quarter of it,
+/// so that its alert about our certificate is received. Zero does not listen.
+pub async fn connect(
+    broker: &Broker,
+    address: &Address,
+    credentials: &Credentials,
+    name: &str,
+    time_left: Duration,
+) -> Result<Connection, HandshakeError> {
+    let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    // Writes are batched before they reach the socket.
+    stream.set_nodelay(true)?;
+    let Some(connector) = &credentials.connector else {
+        return Connection::open(Box::new(stream), broker, name).await;
+    };
+    let classify = |error| match error {
+        HandshakeError::Io(error) => match TlsError::of(&error, credentials.identity.is_some()) {
+            Some(error) => HandshakeError::Tls(error),
+            None => HandshakeError::Io(error),
+        },
+        other => other,
+    };
+    let server = ServerName::try_from(server_name(broker, address).to_owned());
+    let server = server.map_err(|_| ProtocolError("the host is not a name that a certificate could have"))?;
+    let mut stream = connector.connect(server, stream).await.map_err(|error| classify(error.into()))?;
+    // An AMQP broker never sends first, except for an alert.
+    if !time_left.is_zero()
+        && let Ok(first) = timeout(CERTIFICATE_ALERT_WAIT.min(time_left / 4), stream.read_u8()).await
+    {
+        first.map_err(|error| classify(error.into()))?;
+        return Err(ProtocolError("the server sends first").into());
+    }
+    Connection::open(Box::new(stream), broker, name).await.map_err(classify)
+}
+
+impl Connection {
+    async fn open(stream: Box<dyn ByteStream>, broker: &Broker, name: &str) -> Result<Connection, HandshakeError> {
+        let (incoming, heartbeat) = (BytesMut::new(), Duration::ZERO);
+        let mut connection = Connection { stream, incoming, max_frame: MAX_FRAME, heartbeat };
+        connection.stream.write_all(PROTOCOL_HEADER).await?;
+        connection.stream.flush().await?;
+        connection.authenticate(broker, name).await?;
+        let channel_max = connection.tune(broker.heartbeat).await?;
+        let (frame_max, heartbeat) = (connection.max_frame as u32, connection.heartbeat.as_secs() as u16);
+        connection.send_method(&Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }).await?;
+        connection.send_method(&Method::ConnectionOpen { virtual_host: broker.virtual_host.as_str().into() }).await?;
+        connection.receive(|method| matches!(method, Method::ConnectionOpenOk).then_some(())).await?;
+        Ok(connection)
+    }
+
+    async fn authenticate(&mut self, broker: &Broker, name: &str) -> Result<(), HandshakeError> {
+        let mechanisms = |method: Method<'_>| match method {
+            Method::ConnectionStart { mechanisms, .. } => Some(mechanisms.into_owned()),
+            _ => None,
+        };
+        let (wanted, offered) = (mechanism(broker), self.receive(mechanisms).await?);
+        if !offered.split(' ').any(|offered| offered == wanted) {
+            return Err(HandshakeError::MechanismNotOffered { wanted, offered });
+        }
+        let mut response = BytesMut::new();
+        match broker.mechanism {
+            Mechanism::Plain => {
+                for part in [&broker.username, broker.password.expose()] {
+                    response.put_u8(0);
+                    response.put_slice(part.as_bytes());
+                }
+            }
+            Mechanism::External => {}
+        }
+        let mut properties = BytesMut::new();
+        put_table(&mut properties, &client_properties(name));
+        let start_ok = Method::ConnectionStartOk {
+            // Without the size, which the method adds.
+            client_properties: &properties[4..],
+            mechanism: wanted.into(),
+            response: SaslResponse(&response),
+        };
+        Ok(self.send_method(&start_ok).await?)
+    }
+
+    /// Accepts the broker's limits where they are lower than ours; 0 means no limit. Returns how many channels it allows.
+    async fn tune(&mut self, heartbeat: Duration) -> Result<u16, HandshakeError> {
+        let limits = |method: Method<'_>| match method {
+            Method::ConnectionTune { channel_max, frame_max, heartbeat } => Some((channel_max, frame_max, heartbeat)),
+            _ => None,
+        };
+        let (channel_max, frame_max, theirs) = self.receive(limits).await?;
+        if (1..MIN_FRAME_MAX).contains(&frame_max) {
+            return Err(ProtocolError("maximum frame size below 4096 bytes").into());
+        }
+        if frame_max > 0 {
+            self.max_frame = self.max_frame.min(frame_max as usize);
+        }
+        let ours = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX);
+        let lower = if ours == 0 || theirs == 0 { ours.max(theirs) } else { ours.min(theirs) };
+        self.heartbeat = Duration::from_secs(lower.into());
+        Ok(channel_max)
+    }
+
+    async fn send_method(&mut self, method: &Method<'_>) -> io::Result<()> {
+        let mut out = BytesMut::new();
+        put_method(&mut out, 0, method);
+        self.stream.write_all(&out).await?;
+        self.stream.flush().await
+    }
+
+    /// Waits for the next method, which must be one from which `take` returns something. Skips heartbeats.
+    async fn receive<T>(&mut self, take: impl Fn(Method<'_>) -> Option<T>) -> Result<T, HandshakeError> {
+        loop {
+            if self.incoming.first() == Some(&TLS_ALERT) {
+                return Err(HandshakeError::ExpectsTls);
+            }
+            let Some(frame) = Frame::parse(&self.incoming, self.max_frame)? else {
+                if self.stream.read_buf(&mut self.incoming).await? == 0 {
+                    return Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into()));
+                }
+                continue;
+            };
+            let length = frame.len();
+            let taken = match Method::parse(&frame)? {
+                None => None,
+                Some(Method::ConnectionClose { code, text }) => {
+                    return Err(HandshakeError::Refused { code, text: text.into_owned() });
+                }
+                Some(method) => Some(take(method).ok_or(ProtocolError("unexpected method"))?),
+            };
+            self.incoming.advance(length);
+            if let Some(taken) = taken {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Sends a close and closes the socket. The broker's close-ok would add nothing.
+    pub async fn close(mut self) {
+        let _ = self.send_method(&close_without_error()).await;
+    }
+}
+
+/// The `connection.close` that reports no error.
+pub fn close_without_error() -> Method<'static> {
+    Method::ConnectionClose { code: REPLY_SUCCESS, text: "".into() }
+}
+
+fn mechanism(broker: &Broker) -> &'static str {
+    match broker.mechanism {
+        Mechanism::Plain => "PLAIN",
+        Mechanism::External => "EXTERNAL",
+    }
+}
+
+/// What orderd says of itself. The broker's management pages show it.
+fn client_properties(name: &str) -> Headers {
+    let capabilities = ["authentication_failure_close", "basic.nack", "consumer_cancel_notify", "publisher_confirms"];
+    let capabilities = capabilities.map(|capability| (capability.to_owned(), HeaderValue::Bool(true)));
+    Headers::from([
+        ("product".to_owned(), "orderd".into()),
+        ("version".to_owned(), env!("CARGO_PKG_VERSION").into()),
+        ("connection_name".to_owned(), name.into()),
+        ("capabilities".to_owned(), HeaderValue::Table(Headers::from(capabilities))),
+    ])
+}

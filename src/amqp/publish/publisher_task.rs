@@ -1,0 +1,286 @@
+//! The task that owns the publishing connection: sends, handles confirms, reconnects, sends again.
+//!
+//! The only user of the channel, because confirms number publications in the order in which they were sent on it. Never drops
+//! a publication that the broker has not confirmed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval, sleep};
+use tracing::{error, info, warn};
+
+use super::Shared;
+use super::outstanding_confirms::{Batch, OutstandingConfirms, ReleasedPermits};
+use crate::amqp::connect::Connector;
+use crate::amqp::connect_error::ConnectError;
+use crate::amqp::lifetime::{self, ConnectionEnd};
+use crate::amqp::protocol::{Channel, Method, ServerEvent, reject_unexpected};
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::message::PublishError;
+
+/// Upper bound of the first wait between connection attempts. It doubles up to `broker.reconnect_max`.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// After a connection that lasted this long, the waits start over.
+const STABLE_CONNECTION: Duration = Duration::from_secs(10);
+/// Each connection in a row without a single confirm doubles the confirm timeout of the next one, at most so often: while a
+/// broker has an alarm, sending again and again would only add to its load.
+const MAX_DOUBLINGS: u32 = 3;
+/// Batches accepted at a time.
+const INTAKE: usize = 128;
+
+type Closing = mpsc::Receiver<oneshot::Sender<usize>>;
+
+/// What the task keeps between connections.
+struct PublisherTask {
+    connector: Connector,
+    shared: Arc<Shared>,
+    outstanding: OutstandingConfirms,
+    inbox: mpsc::UnboundedReceiver<Batch>,
+    closing: Closing,
+    batches: Vec<Batch>,
+    /// Where to report the close, once it was requested.
+    closer: Option<oneshot::Sender<usize>>,
+    /// Whether no more batches can arrive.
+    drained: bool,
+}
+
+/// Runs a publisher until it is closed or all its handles are dropped and everything is confirmed.
+pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
+    let (outstanding, batches) = (OutstandingConfirms::new(), Vec::with_capacity(INTAKE));
+    let mut task =
+        PublisherTask { connector, shared, outstanding, inbox, closing, batches, closer: None, drained: false };
+    let backoff = Backoff { first: FIRST_WAIT, max: task.connector.broker.reconnect_max };
+    let (mut attempt, mut without_confirm) = (0, 0_u32);
+    while !task.is_finished() {
+        match open(&task.connector).await {
+            Ok(channel) => {
+                let connected_at = Instant::now();
+                let confirm_timeout =
+                    task.connector.broker.confirm_timeout * 2_u32.pow(without_confirm.min(MAX_DOUBLINGS));
+                let end = task.run_connection(channel, confirm_timeout).await;
+                if connected_at.elapsed() >= STABLE_CONNECTION {
+                    attempt = 0;
+                }
+                let stuck = matches!(end, Err(ConnectionEnd::ConfirmTimeout(_)));
+                without_confirm = if stuck && !task.outstanding.is_proven() { without_confirm + 1 } else { 0 };
+            }
+            Err(error) if error.is_permanent() => {
+                error!(error = %chain(&error), attempt, "cannot connect for publishing");
+            }
+            Err(error) => warn!(error = %chain(&error), attempt, "cannot connect for publishing"),
+        }
+        task.wait_to_reconnect(backoff.wait(attempt, fastrand::f64())).await;
+        attempt += 1;
+    }
+    task.finish();
+}
+
+/// Connects and opens the channel, in confirm mode.
+async fn open(connector: &Connector) -> Result<Channel, ConnectError> {
+    let mut channel = connector.open_channel("publish").await?;
+    match channel.request(&Method::ConfirmSelect, reject_unexpected).await {
+        Ok(_) => Ok(channel),
+        Err(end) => Err(ConnectError::Lost(channel.close_after(end).await)),
+    }
+}
+
+impl PublisherTask {
+    /// Publishes on a new channel until its connection ends.
+    async fn run_connection(&mut self, mut channel: Channel, confirm_timeout: Duration) -> Result<(), ConnectionEnd> {
+        let connection = lifetime::next_number();
+        self.outstanding.begin_connection();
+        info!(connection, address = %channel.address, unconfirmed = self.outstanding.len(), "connected for publishing");
+        self.shared.connection.store(connection, Ordering::Relaxed);
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        self.shared.connected.store(true, Ordering::Relaxed);
+        let served = self.serve(&mut channel, confirm_timeout).await;
+        self.shared.connected.store(false, Ordering::Relaxed);
+        if let Err(reason) = &served {
+            warn!(connection, %reason, unconfirmed = self.outstanding.len(), "publishing connection lost");
+            self.reject_at_fault(reason);
+        }
+        channel.close(served.as_ref().err()).await;
+        served
+    }
+
+    /// Publishes until the connection ends or everything is confirmed and the publisher is closed.
+    async fn serve(&mut self, channel: &mut Channel, confirm_timeout: Duration) -> Result<(), ConnectionEnd> {
+        // Events that arrived together with the reply to `confirm.select`.
+        self.receive(channel)?;
+        let mut check = interval((confirm_timeout / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
+        loop {
+            self.send(channel);
+            if self.is_finished() {
+                return Ok(());
+            }
+            tokio::select! {
+                // In this order: under load the last two are always ready, and everything accepted before `drive_io` is sent
+                // in one write. All branches are cancel-safe: `recv_many` takes nothing unless it completes, `drive_io` keeps
+                // its progress, the others keep no state.
+                biased;
+                _ = check.tick() => {
+                    // If it was this task that did not run, confirms that arrived meanwhile count.
+                    if let Some(driven) = channel.drive_io().now_or_never() {
+                        driven?;
+                        self.receive(channel)?;
+                    }
+                    if self.outstanding.oldest_sent().is_some_and(|sent| sent.elapsed() > confirm_timeout) {
+                        return Err(ConnectionEnd::ConfirmTimeout(confirm_timeout));
+                    }
+                }
+                Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
+                () = abandoned(&mut self.closer) => return Ok(()),
+                count = self.inbox.recv_many(&mut self.batches, INTAKE), if !self.drained && !channel.is_full() => self.accept(count),
+                driven = channel.drive_io() => {
+                    driven?;
+                    self.receive(channel)?;
+                }
+            }
+        }
+    }
+
+    /// Queues on the channel what may be sent, until the channel is full.
+    fn send(&mut self, channel: &mut Channel) {
+        let mut now = None;
+        while !channel.is_full() {
+            let next = self.outstanding.next_to_send(*now.get_or_insert_with(Instant::now));
+            let Some(publication) = next else { return };
+            channel.publish(publication);
+        }
+    }
+
+    /// Handles the events that have arrived.
+    fn receive(&mut self, channel: &mut Channel) -> Result<(), ConnectionEnd> {
+        while let Some(event) = channel.next_event()? {
+            match event {
+                // The broker's numbers differ from ours, so no confirm can be trusted.
+                ServerEvent::Confirmed { tag, .. } if !self.outstanding.has_sent(tag) => {
+                    return Err(ConnectionEnd::Broken);
+                }
+                ServerEvent::Confirmed { tag, multiple, confirm } => {
+                    let released = self.outstanding.confirmed(tag, multiple, confirm);
+                    self.release(&released);
+                }
+                ServerEvent::Returned(returned) => self.outstanding.returned(returned),
+                ServerEvent::Ended(end) => return Err(end),
+                ServerEvent::Delivered(_) | ServerEvent::Reply(_) | ServerEvent::ConnectionCloseOk => {
+                    return Err(ConnectionEnd::Broken);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, released: &ReleasedPermits) {
+        if released.publications > 0 {
+            self.shared.release(released.publications, released.bytes);
+        }
+    }
+
+    fn accept(&mut self, count: usize) {
+        self.drained = count == 0;
+        for batch in self.batches.drain(..) {
+            self.outstanding.push(batch);
+        }
+    }
+
+    /// Accepts no more batches. Those already queued are still published.
+    fn begin_closing(&mut self, closer: oneshot::Sender<usize>) {
+        self.inbox.close();
+        self.closer = Some(closer);
+    }
+
+    /// Whether there is nothing left to do and nothing more can arrive.
+    fn is_finished(&mut self) -> bool {
+        let abandoned = self.closer.as_ref().is_some_and(oneshot::Sender::is_closed);
+        if abandoned || !self.drained {
+            return abandoned;
+        }
+        self.outstanding.is_empty()
+    }
+
+    /// If the connection ended because of a publication, finds out which one and rejects it.
+    fn reject_at_fault(&mut self, reason: &ConnectionEnd) {
+        let Some((code, text)) = error_of_a_publication(reason) else { return };
+        let released = self.outstanding.reject_in_flight(|exchange, key| {
+            warn!(%exchange, routing_key = key, code, text, "the broker closed the connection because of a message");
+            publish_error(code, text, exchange, key)
+        });
+        self.release(&released);
+    }
+
+    /// Waits before the next connection attempt. Batches stay in the inbox.
+    async fn wait_to_reconnect(&mut self, wait: Duration) {
+        if self.is_finished() {
+            return;
+        }
+        let pause = sleep(wait);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                // Cancel-safe: `pause` is kept over iterations, `recv` and `abandoned` keep no state.
+                () = &mut pause => break,
+                Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
+                () = abandoned(&mut self.closer) => break,
+            }
+        }
+        // A publisher that is closed while it has nothing to publish need not connect.
+        while let Ok(batch) = self.inbox.try_recv() {
+            self.outstanding.push(batch);
+        }
+        self.drained = self.inbox.is_closed() && self.inbox.is_empty();
+    }
+
+    /// Drops what is unconfirmed, so that its callers get [`PublishError::Closed`], and reports the close.
+    fn finish(mut self) {
+        self.shared.publications.close();
+        self.shared.bytes.close();
+        let unconfirmed = self.outstanding.len();
+        self.outstanding = OutstandingConfirms::new();
+        info!(unconfirmed, "publisher closed");
+        if let Some(closer) = self.closer.take() {
+            let _ = closer.send(unconfirmed);
+        }
+    }
+}
+
+/// Resolves when the caller of a close stops waiting; never if no close was requested.
+async fn abandoned(closer: &mut Option<oneshot::Sender<usize>>) {
+    match closer {
+        Some(closer) => closer.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reply code and text if the broker ended the connection because of a publication.
+fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
+    match reason {
+        ConnectionEnd::ChannelClosed { code, text } => Some((*code, text)),
+        // Frame error, syntax error, unexpected frame, not implemented. Other codes are not about a publication.
+        ConnectionEnd::ConnectionClosed { code: code @ (501 | 502 | 505 | 540), text } => Some((*code, text)),
+        ConnectionEnd::ConnectionClosed { .. }
+        | ConnectionEnd::ConsumerCancelled
+        | ConnectionEnd::Broken
+        | ConnectionEnd::WriteStalled
+        | ConnectionEnd::NoReply { .. }
+        | ConnectionEnd::ConfirmTimeout(_)
+        | ConnectionEnd::ClosedByUs => None,
+    }
+}
+
+/// The error for the publication that made the broker close the channel.
+fn publish_error(code: u16, text: &str, exchange: &Arc<str>, routing_key: &str) -> PublishError {
+    let (exchange, routing_key) = (Arc::clone(exchange), routing_key.to_owned());
+    match code {
+        // The exchange does not exist.
+        404 => PublishError::Unroutable { exchange, routing_key, reply: format!("{code} {text}") },
+        // Too large, a `user_id` that is not ours, an `expiration` that is not a number; and protocol errors.
+        311 | 406 | 500.. => PublishError::Invalid { exchange, problem: format!("{code} {text}") },
+        // For example 403: the user may not publish there, for now.
+        _ => PublishError::Refused { exchange, routing_key },
+    }
+}
