@@ -22,7 +22,7 @@ use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport,
 use crate::ledger::SqliteLedger;
 use crate::shutdown::Shutdown;
 use crate::status::LastReload;
-use crate::systemd::Service;
+use crate::systemd::ServiceNotifier;
 use crate::telemetry::LevelSwitch;
 
 /// Everything that a command may read or change.
@@ -40,7 +40,7 @@ pub(super) struct Daemon {
     pub ledger: Arc<SqliteLedger>,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
-    pub service: Service,
+    pub service: ServiceNotifier,
     pub shutdown: Shutdown,
 }
 

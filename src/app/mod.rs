@@ -47,7 +47,7 @@ use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::message::Publisher;
 use crate::shutdown::Shutdown;
-use crate::systemd::Service;
+use crate::systemd::ServiceNotifier;
 use crate::telemetry::{LevelSwitch, TelemetryError};
 
 /// The number of the configuration that the daemon starts with.
@@ -96,7 +96,7 @@ pub struct Process {
     /// Receives the configured drain timeout, for the signal handler.
     pub drain_timeout: watch::Sender<Duration>,
     /// Notifies the service manager.
-    pub service: Service,
+    pub service: ServiceNotifier,
 }
 
 /// Runs the daemon until a shutdown has been carried out.

@@ -19,7 +19,7 @@ use crate::ledger::SqliteLedger;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
 use crate::status::{self, RegisteredConsumer, StatusRegistry};
-use crate::systemd::Service;
+use crate::systemd::ServiceNotifier;
 
 /// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
 /// the ledger is opened until everything else has ended.
@@ -41,7 +41,7 @@ impl Observability {
         bound: Option<Bound>,
         control: Control,
         shutdown: &Shutdown,
-        service: &Service,
+        service: &ServiceNotifier,
     ) -> Self {
         let publisher = Arc::new(OnceLock::new());
         let (readers, view) = watch::channel(Arc::default());
@@ -50,7 +50,7 @@ impl Observability {
         let consumers =
             config.consumers.iter().map(|(name, one)| RegisteredConsumer::new(name, one, live.counters(name)));
         live.show(consumers.collect());
-        service.watch(Arc::new(ServiceStatus(Arc::clone(&live))));
+        service.attach(Arc::new(ServiceStatus(Arc::clone(&live))));
         let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone(), control));
         let watch = tokio::spawn(status::watch(Arc::clone(&live), shutdown.clone()));
         // Until it runs, it tells whether it will.

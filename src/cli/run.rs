@@ -15,8 +15,8 @@ use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
 use crate::config_watcher::ConfigWatcher;
 use crate::control::Control;
 use crate::shutdown::Shutdown;
-use crate::systemd::Service;
-use crate::{amqp, app, systemd, telemetry};
+use crate::systemd::ServiceNotifier;
+use crate::{amqp, app, telemetry};
 
 /// What may come after the drain: the last confirms, the ledger's last commit, the files. The service manager is asked
 /// for no more time than this.
@@ -54,10 +54,10 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
             return Exit::Internal;
         }
     };
-    let service = match systemd::of_process() {
+    let service = match ServiceNotifier::from_env() {
         Ok(service) => service,
         Err(error) => {
-            error!(%error, "cannot start the service thread");
+            error!(%error, "cannot start the notifier thread");
             return Exit::Internal;
         }
     };
@@ -111,7 +111,7 @@ impl Signals {
         shutdown: Shutdown,
         drain_timeout: watch::Receiver<Duration>,
         control: Control,
-        service: Service,
+        service: ServiceNotifier,
     ) {
         let _reloading = AbortOnDropHandle::new(tokio::spawn(reload_when_told(Arc::clone(&self.hung_up), control)));
         // Cancel-safe: both only wait.

@@ -249,7 +249,7 @@ impl Pool {
         let on_restart = || self.context.counters.restarted();
         supervise(&name, RestartPolicy::DEFAULT, &self.shutdown, on_restart, || {
             let work = work(Arc::clone(&self.context), self.shutdown.clone(), Arc::clone(&shared), slots);
-            self.context.counters.heartbeats().register().around(work)
+            self.context.counters.heartbeats().register().track(work)
         })
         .await
     }

@@ -235,7 +235,7 @@ fn checks(
     let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
     let mut checks = vec![
         check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
-        check("ledger", daemon.ledger.recording, "recording", "cannot record: not open, or the last commit failed"),
+        check("ledger", daemon.ledger.recording, "recording", "not open yet, closed, or the last commit failed"),
         check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
         check("publisher", connected, "connected", &because("no connection", trouble.as_deref())),
     ];

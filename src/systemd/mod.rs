@@ -1,16 +1,15 @@
-//! What the service manager is told (systemd, or whoever set `$NOTIFY_SOCKET`), and the watch over orderd's own tasks.
+//! Notifies systemd (or any service manager that sets `$NOTIFY_SOCKET`) of readiness, status and liveness.
 //!
 //! ```text
-//! heartbeats of workers and runtime ─► stall_detector (pure) ─┬─► WATCHDOG=1, only while nobody is stuck
-//! readiness of the daemon ────────────────────────┼─► READY=1, STATUS=…, EXTEND_TIMEOUT_USEC=…
-//! reload, stop ──────────────────────────────────┘
+//! heartbeats ─► watchdog::Watchdog ─► WATCHDOG=1, only while no task is stuck
+//! readiness of the daemon ─────────► READY=1, STATUS=…, EXTEND_TIMEOUT_USEC=…
+//! reload, stop ────────────────────► RELOADING=1, STOPPING=1
 //! ```
-//! A thread of its own looks and tells, for a runtime that is stuck could do neither. It never touches a message, and
-//! works the same without a service manager, but for the telling.
-
-mod manager;
+//! A thread of its own drives the watchdog and sends the notifications, since a stuck runtime could do neither. It runs
+//! without a service manager too; then it sends nothing. It never handles a message.
 
 mod notifier;
+mod notify_socket;
 #[cfg(test)]
 mod tests;
 
@@ -18,135 +17,117 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-pub use manager::{Manager, NotifyError};
+pub use notify_socket::{NotifyError, NotifySocket};
 
 use crate::chain::chain;
-use crate::watchdog::{Health, HeartbeatReading, Heartbeats};
+use crate::watchdog::{Health, HeartbeatReading};
 use notifier::Notifier;
 
-/// How often the runtime shows that tasks get their turn.
-const BEAT: Duration = Duration::from_millis(500);
-
-/// The daemon, as seen by the watch over it. Asked twice a second from a thread outside the runtime.
+/// What the notifier thread reads from the daemon, twice a second, outside the runtime.
 pub trait StatusSource: Send + Sync {
-    /// The heartbeats of all workers that run now. Must not wait for what a task may hold while it works.
+    /// The heartbeats of all running workers. Must not take a lock that a task may hold while it works.
     fn heartbeats(&self) -> Vec<HeartbeatReading>;
-    /// How the daemon is doing.
+    /// The readiness, with a status line.
     fn readiness(&self) -> Readiness;
 }
 
-/// How the daemon is doing.
+/// Readiness as systemd knows it: once up, the daemon stays up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not ready yet; says what it waits for.
+    /// Not up; the line says what the daemon waits for.
     Waiting(String),
-    /// Topology and pools are up, or have been; says in one line how it goes.
+    /// Topology and pools are up, or have been; the line summarizes the state.
     Up(String),
 }
 
-/// What the service thread is to do.
-enum Notice {
-    Watch(Arc<dyn StatusSource>),
+/// A message to the notifier thread.
+enum NotifierCommand {
+    Attach(Arc<dyn StatusSource>),
     Reloading { monotonic_usec: u128 },
     Reloaded,
-    Stopping { budget: Duration },
+    Stopping { timeout: Duration },
     End { status: Option<String> },
 }
 
-/// The way to the service manager. Clones share it.
+/// Handle to the notifier thread; cheap to clone.
 #[derive(Clone)]
-pub struct Service {
-    notices: mpsc::Sender<Notice>,
+pub struct ServiceNotifier {
+    commands: mpsc::Sender<NotifierCommand>,
     health: Health,
-    running: Arc<Mutex<Option<Running>>>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
-/// What runs until the end.
-struct Running {
-    notifier: JoinHandle<()>,
-    _beating: AbortOnDropHandle<()>,
-}
-
-impl Service {
-    /// Starts the thread that watches and tells. Needs a tokio runtime.
+impl ServiceNotifier {
+    /// Starts the notifier thread. Needs a tokio runtime.
     ///
     /// # Errors
-    /// What the system said when it would not start the thread.
-    pub fn start(manager: Manager) -> std::io::Result<Self> {
-        let (notices, inbox) = mpsc::channel();
-        let (health, runtime) = (Health::default(), Heartbeats::default());
-        let own = runtime.register();
-        let beating = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut beat = tokio::time::interval(BEAT);
-            loop {
-                beat.tick().await;
-                own.beat();
-            }
-        }));
-        let notifier = Notifier::new(manager, runtime, health.clone());
-        let notifier = std::thread::Builder::new().name("service".to_owned()).spawn(move || notifier.run(&inbox))?;
-        let running = Running { notifier, _beating: beating };
-        Ok(Service { notices, health, running: Arc::new(Mutex::new(Some(running))) })
+    /// The operating system cannot start the thread.
+    pub fn start(socket: NotifySocket) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let health = Health::default();
+        let notifier = Notifier::new(socket, health.clone());
+        let thread = std::thread::Builder::new().name("service".to_owned()).spawn(move || notifier.run(&inbox))?;
+        Ok(ServiceNotifier { commands, health, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
-    /// Who is stuck.
+    /// Starts the notifier for the `$NOTIFY_SOCKET` of this process. Without one, or with one that cannot be used, it
+    /// only logs.
+    ///
+    /// # Errors
+    /// The operating system cannot start the thread.
+    pub fn from_env() -> std::io::Result<Self> {
+        let socket = NotifySocket::from_env().unwrap_or_else(|error| {
+            warn!(error = %chain(&error), "cannot notify the service manager");
+            NotifySocket::disabled()
+        });
+        Self::start(socket)
+    }
+
+    /// The tasks that are stuck now.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// From now on the daemon is looked at; READY=1 is told as soon as it is up.
-    pub fn watch(&self, status_source: Arc<dyn StatusSource>) {
-        self.tell(Notice::Watch(status_source));
+    /// Reads the daemon's state from now on, and sends READY=1 as soon as it is up.
+    pub fn attach(&self, source: Arc<dyn StatusSource>) {
+        self.send(NotifierCommand::Attach(source));
     }
 
-    /// A reload begins: RELOADING=1. READY=1 follows when the guard is dropped, whatever became of the reload.
+    /// A reload begins: RELOADING=1. READY=1 follows when the guard is dropped, whatever the outcome of the reload.
     #[must_use = "dropping the guard says that the reload is over"]
-    pub fn reloading(&self) -> Reloading {
-        self.tell(Notice::Reloading { monotonic_usec: manager::monotonic_usec() });
-        Reloading(self.clone())
+    pub fn reloading(&self) -> ReloadGuard {
+        self.send(NotifierCommand::Reloading { monotonic_usec: notify_socket::monotonic_usec() });
+        ReloadGuard(self.clone())
     }
 
-    /// The daemon stops: STOPPING=1, and more time is asked for again and again, but for no longer than `budget`.
-    pub fn stopping(&self, budget: Duration) {
-        self.tell(Notice::Stopping { budget });
+    /// The daemon stops: STOPPING=1, then EXTEND_TIMEOUT_USEC repeatedly, but no longer than for `timeout`.
+    pub fn stopping(&self, timeout: Duration) {
+        self.send(NotifierCommand::Stopping { timeout });
     }
 
-    /// Ends the watch; the last STATUS says why, if there is a reason. Waits until it is told: a second at the most.
+    /// Ends the thread; the last STATUS is `status`, if given. Waits until it is sent, at most one second.
     pub fn end(&self, status: Option<String>) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(running) = running else { return };
-        self.tell(Notice::End { status });
-        if running.notifier.join().is_err() {
-            warn!("the service thread has panicked");
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        self.send(NotifierCommand::End { status });
+        if thread.join().is_err() {
+            warn!("the notifier thread panicked");
         }
     }
 
-    fn tell(&self, notice: Notice) {
-        // The thread ends by `end` alone; after it nobody needs to know.
-        let _ = self.notices.send(notice);
+    fn send(&self, command: NotifierCommand) {
+        // Fails only after `end`, when nothing is left to notify.
+        let _ = self.commands.send(command);
     }
 }
 
-/// A reload that is being carried out.
-pub struct Reloading(Service);
+/// A reload in progress.
+pub struct ReloadGuard(ServiceNotifier);
 
-impl Drop for Reloading {
+impl Drop for ReloadGuard {
     fn drop(&mut self) {
-        self.0.tell(Notice::Reloaded);
+        self.0.send(NotifierCommand::Reloaded);
     }
-}
-
-/// A service that tells nobody but the log, if the environment names no service manager; one that can be told, else.
-///
-/// # Errors
-/// What the system said when it would not start the thread.
-pub fn of_process() -> std::io::Result<Service> {
-    let manager = Manager::of_process().unwrap_or_else(|error| {
-        warn!(error = %chain(&error), "cannot tell the service manager anything");
-        Manager::none()
-    });
-    Service::start(manager)
 }

@@ -1,223 +1,201 @@
-//! The thread that looks twice a second, tells the service manager, and logs who is stuck.
+//! The notifier thread: drives the watchdog, and sends notifications when the daemon's state changes.
 //!
-//! Whatever happens to the manager's socket, orderd goes on.
+//! A notification that cannot be sent never stops orderd.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use tracing::{error, info, warn};
+use tracing::warn;
 
-use super::{Manager, Notice, Readiness, StatusSource};
+use super::{NotifierCommand, NotifySocket, Readiness, StatusSource};
 use crate::chain::chain;
-use crate::watchdog::{Health, Heartbeats, StallDetector, Stuck};
+use crate::watchdog::{CHECK_INTERVAL, Health, Watchdog, checks_in};
 
-/// How often it looks. So long may READY=1 and a change of STATUS be late.
-pub(super) const LOOK: Duration = Duration::from_millis(500);
-/// How long somebody may go without progress where no watchdog says how long; about half of what the unit says.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The shortest such time, whatever the watchdog says: a machine may be so busy.
-const SHORTEST_PATIENCE: Duration = Duration::from_secs(3);
-/// How much time is asked for at a time while starting, reloading and stopping.
+/// Stall timeout without a systemd watchdog; about half of the unit's `WatchdogSec`.
+const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Shortest stall timeout whatever `WatchdogSec` says: a busy machine may delay a task that long.
+const MIN_STALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// The time requested with each EXTEND_TIMEOUT_USEC while starting, reloading and stopping.
 const EXTENSION: Duration = Duration::from_secs(30);
-/// How often it is asked for; every STATUS that only counts on waits as long.
-const EXTEND_EVERY: u32 = 10;
+/// Ticks between two requests for more time, and between two changes of STATUS once the daemon is up.
+const TICKS_BETWEEN_UPDATES: u32 = 10;
 
-/// How far the daemon has come, as the service manager knows it.
+/// The daemon's state as last sent to the service manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum NotifiedState {
     Starting,
     Running,
     Reloading,
-    /// So many more looks may ask for time.
+    /// More time may be requested for this many more ticks.
     Stopping {
-        looks: u32,
+        ticks_left: u32,
     },
 }
 
+/// The state of the notifier thread.
 pub(super) struct Notifier {
-    manager: Manager,
-    runtime: Heartbeats,
-    health: Health,
-    stall_detector: StallDetector,
-    status_source: Option<Arc<dyn StatusSource>>,
-    stage: Stage,
-    stuck: Vec<Stuck>,
-    looks: u32,
-    /// The STATUS told last, and at which look.
-    told: (String, u32),
-    /// Whether the last message could be sent.
-    reached: bool,
+    socket: NotifySocket,
+    watchdog: Watchdog,
+    source: Option<Arc<dyn StatusSource>>,
+    state: NotifiedState,
+    ticks: u32,
+    last_status: LastStatus,
+    /// The last message could be sent.
+    socket_works: bool,
 }
 
-fn in_looks(time: Duration) -> u32 {
-    u32::try_from(time.as_millis().div_ceil(LOOK.as_millis())).unwrap_or(u32::MAX)
+/// The STATUS sent last, and the tick at which it was sent.
+#[derive(Default)]
+struct LastStatus {
+    line: String,
+    tick: u32,
 }
 
 impl Notifier {
-    pub(super) fn new(manager: Manager, runtime: Heartbeats, health: Health) -> Self {
-        // The other half is what is left for the log to say why, before the manager kills.
-        let patience = manager.watchdog.map_or(PATIENCE, |every| (every / 2).max(SHORTEST_PATIENCE));
+    /// Needs a tokio runtime.
+    pub(super) fn new(socket: NotifySocket, health: Health) -> Self {
+        // Half of WatchdogSec, so that the other half is left to log the cause before systemd kills the process.
+        let stall_timeout =
+            socket.watchdog.map_or(DEFAULT_STALL_TIMEOUT, |interval| (interval / 2).max(MIN_STALL_TIMEOUT));
         Notifier {
-            manager,
-            runtime,
-            health,
-            stall_detector: StallDetector::new(in_looks(patience)),
-            status_source: None,
-            stage: Stage::Starting,
-            stuck: Vec::new(),
-            looks: 0,
-            told: (String::new(), 0),
-            reached: true,
+            socket,
+            watchdog: Watchdog::new(stall_timeout, health),
+            source: None,
+            state: NotifiedState::Starting,
+            ticks: 0,
+            last_status: LastStatus::default(),
+            socket_works: true,
         }
     }
 
-    /// Runs until it is told to end.
-    pub(super) fn run(mut self, inbox: &Receiver<Notice>) {
-        let mut next = Instant::now();
+    /// Runs until [`NotifierCommand::End`].
+    pub(super) fn run(mut self, inbox: &Receiver<NotifierCommand>) {
+        let mut next_tick = Instant::now();
         loop {
-            match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Notice::End { status }) => return self.end(status),
-                Ok(notice) => self.take(notice),
+            match inbox.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(NotifierCommand::End { status }) => return self.end(status),
+                Ok(command) => self.apply(command),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.look();
-                    next = Instant::now() + LOOK;
+                    self.tick();
+                    next_tick = Instant::now() + CHECK_INTERVAL;
                 }
             }
         }
     }
 
-    fn take(&mut self, notice: Notice) {
-        match notice {
-            Notice::Watch(status_source) => self.status_source = Some(status_source),
-            // While it starts, READY=1 would be told too early afterwards; while it stops, too late.
-            Notice::Reloading { monotonic_usec } if self.stage == Stage::Running => {
-                self.stage = Stage::Reloading;
-                let status = self.note("reloading");
-                self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={monotonic_usec}\n{status}"));
+    fn apply(&mut self, command: NotifierCommand) {
+        match command {
+            NotifierCommand::Attach(source) => self.source = Some(source),
+            // In any other state, the READY=1 at the end of the reload would be wrong.
+            NotifierCommand::Reloading { monotonic_usec } if self.state == NotifiedState::Running => {
+                self.state = NotifiedState::Reloading;
+                let status = self.status_line("reloading");
+                self.send(&format!("RELOADING=1\nMONOTONIC_USEC={monotonic_usec}\n{status}"));
             }
-            Notice::Reloaded if self.stage == Stage::Reloading => {
-                self.stage = Stage::Running;
-                self.ready();
+            NotifierCommand::Reloaded if self.state == NotifiedState::Reloading => {
+                self.state = NotifiedState::Running;
+                self.send_ready();
             }
-            Notice::Reloading { .. } | Notice::Reloaded => {}
-            Notice::Stopping { .. } if matches!(self.stage, Stage::Stopping { .. }) => {}
-            Notice::Stopping { budget } => {
-                self.stage = Stage::Stopping { looks: in_looks(budget) };
-                let status = self.status();
-                self.tell(&format!("STOPPING=1\n{}{status}", extension()));
+            NotifierCommand::Reloading { .. } | NotifierCommand::Reloaded => {}
+            NotifierCommand::Stopping { .. } if matches!(self.state, NotifiedState::Stopping { .. }) => {}
+            NotifierCommand::Stopping { timeout } => {
+                self.state = NotifiedState::Stopping { ticks_left: checks_in(timeout) };
+                let status = self.current_status_line();
+                self.send(&format!("STOPPING=1\n{}{status}", extension()));
             }
-            Notice::End { .. } => unreachable!("`run` has seen to it"),
+            NotifierCommand::End { .. } => unreachable!("`run` handles it"),
         }
     }
 
     fn end(mut self, status: Option<String>) {
-        let status = self.note(status.as_deref().unwrap_or("stopped"));
-        self.tell(&format!("STOPPING=1\n{status}"));
+        let status = self.status_line(status.as_deref().unwrap_or("stopped"));
+        self.send(&format!("STOPPING=1\n{status}"));
     }
 
-    fn look(&mut self) {
-        self.looks = self.looks.wrapping_add(1);
-        let runtime = self.runtime.read("").first().map_or(0, |heartbeat| heartbeat.count);
-        let heartbeats = self.status_source.as_ref().map_or_else(Vec::new, |status_source| status_source.heartbeats());
-        let stuck = self.stall_detector.look(runtime, &heartbeats);
-        self.report(stuck);
-        if self.stuck.is_empty() {
-            self.live();
+    fn tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        let heartbeats = self.source.as_ref().map_or_else(Vec::new, |source| source.heartbeats());
+        if self.watchdog.check(&heartbeats) {
+            self.send_liveness();
         }
-        // Counters may be what somebody stuck holds: whoever is, is told by now.
-        self.look_at_standing();
+        // Last, since it reads counters, whose lock a stuck task may hold; the watchdog has logged that task by now.
+        self.send_readiness();
     }
 
-    /// Logs who has become stuck, and who no longer is.
-    fn report(&mut self, stuck: Vec<Stuck>) {
-        for who in stuck.iter().filter(|who| !self.stuck.contains(who)) {
-            let watchdog = self.manager.watchdog;
-            match who {
-                Stuck::Worker { consumer } => error!(consumer, ?watchdog, "stuck: {who}"),
-                Stuck::Runtime => error!(?watchdog, "stuck: {who}"),
-            }
-        }
-        for who in self.stuck.iter().filter(|who| !stuck.contains(who)) {
-            info!("no longer stuck: {who}");
-        }
-        if stuck != self.stuck {
-            self.health.set(stuck.clone());
-            self.stuck = stuck;
-        }
-    }
-
-    /// Nobody is stuck: shows that orderd lives, and asks for time where some is needed.
-    fn live(&mut self) {
+    /// Nothing is stuck: sends WATCHDOG=1, and requests more time where the state may need it.
+    fn send_liveness(&mut self) {
         let mut message = String::new();
-        if let Some(every) = self.manager.watchdog
-            && self.looks.is_multiple_of(in_looks(every / 4).max(1))
+        if let Some(interval) = self.socket.watchdog
+            && self.ticks.is_multiple_of(checks_in(interval / 4).max(1))
         {
             message.push_str("WATCHDOG=1\n");
         }
-        let extend = self.looks.is_multiple_of(EXTEND_EVERY);
-        match &mut self.stage {
-            Stage::Starting | Stage::Reloading if extend => message.push_str(&extension()),
-            Stage::Stopping { looks } => {
-                *looks = looks.saturating_sub(1);
-                if extend && *looks > 0 {
+        let extend = self.ticks.is_multiple_of(TICKS_BETWEEN_UPDATES);
+        match &mut self.state {
+            NotifiedState::Starting | NotifiedState::Reloading if extend => message.push_str(&extension()),
+            NotifiedState::Stopping { ticks_left } => {
+                *ticks_left = ticks_left.saturating_sub(1);
+                if extend && *ticks_left > 0 {
                     message.push_str(&extension());
                 }
             }
-            Stage::Starting | Stage::Reloading | Stage::Running => {}
+            NotifiedState::Starting | NotifiedState::Reloading | NotifiedState::Running => {}
         }
         if !message.is_empty() {
-            self.tell(&message);
+            self.send(&message);
         }
     }
 
-    fn look_at_standing(&mut self) {
-        let Some(status_source) = self.status_source.clone() else { return };
-        match (status_source.readiness(), self.stage) {
-            (Readiness::Up(_), Stage::Starting) => {
-                self.stage = Stage::Running;
-                self.ready();
+    /// Sends READY=1 when the daemon is up for the first time, and STATUS when it has changed.
+    fn send_readiness(&mut self) {
+        let Some(source) = self.source.clone() else { return };
+        match (source.readiness(), self.state) {
+            (Readiness::Up(_), NotifiedState::Starting) => {
+                self.state = NotifiedState::Running;
+                self.send_ready();
             }
-            (_, Stage::Reloading) => {}
-            (Readiness::Up(line) | Readiness::Waiting(line), stage) => {
-                // While it starts, what it waits for is told at once; later, numbers change all the time.
-                let rest = self.looks.wrapping_sub(self.told.1) < EXTEND_EVERY && stage != Stage::Starting;
-                if line != self.told.0 && !rest {
-                    let status = self.note(&line);
-                    self.tell(&status);
+            (_, NotifiedState::Reloading) => {}
+            (Readiness::Up(line) | Readiness::Waiting(line), state) => {
+                // While starting, what the daemon waits for is sent at once; later, counts change all the time.
+                let too_soon = self.ticks.wrapping_sub(self.last_status.tick) < TICKS_BETWEEN_UPDATES
+                    && state != NotifiedState::Starting;
+                if line != self.last_status.line && !too_soon {
+                    let status = self.status_line(&line);
+                    self.send(&status);
                 }
             }
         }
     }
 
-    fn ready(&mut self) {
-        let status = self.status();
-        self.tell(&format!("READY=1\n{status}"));
+    fn send_ready(&mut self) {
+        let status = self.current_status_line();
+        self.send(&format!("READY=1\n{status}"));
     }
 
-    /// The STATUS line of now.
-    fn status(&mut self) -> String {
-        let readiness = self.status_source.as_ref().map(|status_source| status_source.readiness());
+    /// `STATUS=…` of the daemon's current state; empty before a source is attached.
+    fn current_status_line(&mut self) -> String {
+        let readiness = self.source.as_ref().map(|source| source.readiness());
         match readiness {
-            Some(Readiness::Up(line) | Readiness::Waiting(line)) => self.note(&line),
+            Some(Readiness::Up(line) | Readiness::Waiting(line)) => self.status_line(&line),
             None => String::new(),
         }
     }
 
-    /// Makes a STATUS line, and remembers it as told.
-    fn note(&mut self, line: &str) -> String {
-        self.told = (line.to_owned(), self.looks);
-        format!("STATUS={}\n", line.replace(char::is_control, " "))
+    /// `STATUS=…` with this text, which is remembered as the last one sent.
+    fn status_line(&mut self, text: &str) -> String {
+        self.last_status = LastStatus { line: text.to_owned(), tick: self.ticks };
+        format!("STATUS={}\n", text.replace(char::is_control, " "))
     }
 
-    /// Sends; a manager that cannot be reached is logged once.
-    fn tell(&mut self, message: &str) {
-        match self.manager.tell(message) {
-            Ok(()) => self.reached = true,
+    /// Sends a message. Logs the first of several failures in a row.
+    fn send(&mut self, message: &str) {
+        match self.socket.send(message) {
+            Ok(()) => self.socket_works = true,
             Err(error) => {
-                if std::mem::replace(&mut self.reached, false) {
-                    warn!(error = %chain(&error), "cannot tell the service manager anything");
+                if std::mem::replace(&mut self.socket_works, false) {
+                    warn!(error = %chain(&error), "cannot notify the service manager");
                 }
             }
         }

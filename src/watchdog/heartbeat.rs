@@ -1,59 +1,59 @@
-//! Heartbeats: which tasks run on a thread right now, and whether they ever give it back.
+//! Heartbeats: counters that show which tasks are being polled right now, and whether the poll ever returns.
 //!
-//! A heartbeat is one counter, odd while its task is being polled. It costs two additions for each poll, which serves many
-//! deliveries, and reads no clock.
+//! A heartbeat is one counter, odd while its task is being polled. It costs two additions per poll, and one poll serves
+//! many deliveries. It reads no clock and never judges what it counts.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The heartbeats of some tasks. Clones share them.
+/// The heartbeats of a group of tasks; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Heartbeats(Arc<Registry>);
+pub struct Heartbeats(Arc<HeartbeatRegistry>);
 
 #[derive(Debug, Default)]
-struct Registry {
+struct HeartbeatRegistry {
     live: Mutex<BTreeMap<u64, Arc<AtomicU64>>>,
 }
 
-/// Names of heartbeats: unique in the process, so that a new task is never taken for one that ended.
-static NEXT: AtomicU64 = AtomicU64::new(0);
+/// The next heartbeat id. Ids are unique in the process, so a new task is never mistaken for one that ended.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// One reading of one heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatReading {
-    /// Which; unique in the process.
+    /// Unique in the process.
     pub id: u64,
-    /// The consumer whose worker it is.
+    /// The consumer that the worker belongs to; empty for the runtime.
     pub consumer: String,
     /// Odd while the task is being polled; changes with every poll.
     pub count: u64,
 }
 
-/// A task's own end of its heartbeat. Dropped, the heartbeat is gone.
+/// Registration of one task's heartbeat; dropping it removes the heartbeat.
 #[derive(Debug)]
 pub struct HeartbeatGuard {
     id: u64,
     count: Arc<AtomicU64>,
-    registry: Arc<Registry>,
+    registry: Arc<HeartbeatRegistry>,
 }
 
-impl Registry {
+impl HeartbeatRegistry {
     fn live(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<AtomicU64>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Heartbeats {
-    /// A new heartbeat.
+    /// Registers a new heartbeat.
     pub fn register(&self) -> HeartbeatGuard {
-        let (id, count) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::new(AtomicU64::new(0)));
+        let (id, count) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Arc::new(AtomicU64::new(0)));
         self.0.live().insert(id, Arc::clone(&count));
         HeartbeatGuard { id, count, registry: Arc::clone(&self.0) }
     }
 
-    /// All that are live now, as those of this consumer.
+    /// Reads all registered heartbeats, labelled with this consumer.
     pub fn read(&self, consumer: &str) -> Vec<HeartbeatReading> {
         let read = |(id, count): (&u64, &Arc<AtomicU64>)| HeartbeatReading {
             id: *id,
@@ -65,31 +65,31 @@ impl Heartbeats {
 }
 
 impl HeartbeatGuard {
-    /// Runs a task with this heartbeat.
-    pub async fn around<F: Future>(self, task: F) -> F::Output {
+    /// Runs a task and counts its polls.
+    pub async fn track<F: Future>(self, task: F) -> F::Output {
         let mut task = std::pin::pin!(task);
         std::future::poll_fn(|context| {
-            let _turn = self.turn();
+            let _poll = self.begin_poll();
             task.as_mut().poll(context)
         })
         .await
     }
 
-    /// Counts on, for a task that only shows that it gets its turn.
+    /// Counts one poll, for a task whose only purpose is to show that it is scheduled.
     pub(crate) fn beat(&self) {
-        drop(self.turn());
+        drop(self.begin_poll());
     }
 
-    /// From here until the guard is dropped, by a panic too, the task has the thread.
-    fn turn(&self) -> Turn<'_> {
+    /// Makes the counter odd until the guard is dropped, which a panic does as well.
+    fn begin_poll(&self) -> PollGuard<'_> {
         self.count.fetch_add(1, Ordering::Relaxed);
-        Turn(&self.count)
+        PollGuard(&self.count)
     }
 }
 
-struct Turn<'a>(&'a AtomicU64);
+struct PollGuard<'a>(&'a AtomicU64);
 
-impl Drop for Turn<'_> {
+impl Drop for PollGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -112,10 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pulse_is_odd_only_while_its_task_is_polled_and_gone_with_it() {
+    fn a_heartbeat_is_odd_only_while_its_task_is_polled_and_is_removed_with_it() {
         let heartbeats = Heartbeats::default();
         let inside = heartbeats.clone();
-        let mut task = Box::pin(heartbeats.register().around(async move {
+        let mut task = Box::pin(heartbeats.register().track(async move {
             let at_first = counts(&inside);
             tokio::task::yield_now().await;
             (at_first, counts(&inside))
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_panics_does_not_look_as_if_it_still_ran() {
+    fn a_task_that_panicked_does_not_appear_to_be_running() {
         let heartbeats = Heartbeats::default();
-        let beating = heartbeats.register();
-        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _turn = beating.turn();
-            panic!("dies");
+        let heartbeat = heartbeats.register();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _poll = heartbeat.begin_poll();
+            panic!("in a poll");
         }));
-        assert!(died.is_err());
+        assert!(panicked.is_err());
         assert_eq!(counts(&heartbeats), [2]);
     }
 }

@@ -1,78 +1,78 @@
-//! Who is stuck: a worker that does not give its thread back, or a runtime in which no task gets its turn.
+//! Decides which tasks are stuck: a worker that does not yield its thread, or a runtime in which no task is scheduled.
 //!
-//! Pure. Time is counted in looks and not by a clock, so that a process that was stopped and goes on is not blamed for
-//! the time in between. Waiting is never being stuck: for the broker, for a confirm, for a handler that awaits.
+//! Pure: no clock, no I/O. Time is counted in checks, so that a process that was suspended and resumed is not blamed
+//! for the time in between. Waiting is never being stuck, be it for the broker, a confirm, or a handler that awaits.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::heartbeat::HeartbeatReading;
 
-/// Who makes no progress.
+/// A task, or the runtime, that makes no progress.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stuck {
-    /// A worker of this consumer has had a thread for too long: a handler that blocks or computes, or a deadlock.
+    /// A worker of this consumer has been in one poll for too long: a handler that blocks or computes, or a deadlock.
     Worker {
         /// The consumer's name.
         consumer: String,
     },
-    /// No task gets its turn: all threads are taken.
+    /// No task is scheduled: all threads are blocked.
     Runtime,
 }
 
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Stuck::Worker { consumer } => write!(f, "a worker of consumer {consumer} does not give its thread back"),
-            Stuck::Runtime => f.write_str("no task gets its turn"),
+            Stuck::Worker { consumer } => write!(f, "a worker of consumer {consumer} does not yield its thread"),
+            Stuck::Runtime => f.write_str("the runtime schedules no task"),
         }
     }
 }
 
-/// A counter, and in how many looks it has not changed.
+/// A counter, and the number of checks in a row in which it has not changed.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct Unchanged {
     count: u64,
-    looks: u32,
+    checks: u32,
 }
 
-impl Seen {
-    /// What is known after one more look.
-    fn after(before: Option<&Seen>, count: u64) -> Seen {
-        let looks = before.filter(|seen| seen.count == count).map_or(0, |seen| seen.looks.saturating_add(1));
-        Seen { count, looks }
+impl Unchanged {
+    /// The state after one more check.
+    fn after(before: Option<&Unchanged>, count: u64) -> Unchanged {
+        let checks = before.filter(|last| last.count == count).map_or(0, |last| last.checks.saturating_add(1));
+        Unchanged { count, checks }
     }
 }
 
-/// Remembers what it saw.
+/// Compares heartbeats from check to check.
 #[derive(Debug)]
-pub(crate) struct StallDetector {
-    /// Looks without a change that are one too many.
-    patience: u32,
-    runtime: Option<Seen>,
-    workers: BTreeMap<u64, Seen>,
+pub(super) struct StallDetector {
+    /// Checks without a change after which a task is stuck.
+    max_unchanged: u32,
+    runtime: Option<Unchanged>,
+    workers: BTreeMap<u64, Unchanged>,
 }
 
 impl StallDetector {
-    pub(crate) fn new(patience: u32) -> Self {
-        StallDetector { patience: patience.max(1), runtime: None, workers: BTreeMap::new() }
+    pub(super) fn new(max_unchanged: u32) -> Self {
+        StallDetector { max_unchanged: max_unchanged.max(1), runtime: None, workers: BTreeMap::new() }
     }
 
-    /// One more look: who is stuck now, each named once.
-    pub(crate) fn look(&mut self, runtime: u64, workers: &[HeartbeatReading]) -> Vec<Stuck> {
-        let seen = Seen::after(self.runtime.as_ref(), runtime);
-        self.runtime = Some(seen);
-        let now = workers
+    /// One check. Returns what is stuck now, sorted, each consumer once.
+    pub(super) fn check(&mut self, runtime: u64, workers: &[HeartbeatReading]) -> Vec<Stuck> {
+        let runtime = Unchanged::after(self.runtime.as_ref(), runtime);
+        self.runtime = Some(runtime);
+        self.workers = workers
             .iter()
-            .map(|heartbeat| (heartbeat.id, Seen::after(self.workers.get(&heartbeat.id), heartbeat.count)));
-        self.workers = now.collect();
+            .map(|heartbeat| (heartbeat.id, Unchanged::after(self.workers.get(&heartbeat.id), heartbeat.count)))
+            .collect();
         let is_stuck = |heartbeat: &&HeartbeatReading| {
-            // Even: it waits for something, which it may do for as long as it likes.
-            heartbeat.count % 2 == 1 && self.workers[&heartbeat.id].looks >= self.patience
+            // Even: the task waits for something, which may take as long as it likes.
+            heartbeat.count % 2 == 1 && self.workers[&heartbeat.id].checks >= self.max_unchanged
         };
         let worker = |heartbeat: &HeartbeatReading| Stuck::Worker { consumer: heartbeat.consumer.clone() };
         let mut stuck: Vec<_> = workers.iter().filter(is_stuck).map(worker).collect();
-        if seen.looks >= self.patience {
+        if runtime.checks >= self.max_unchanged {
             stuck.push(Stuck::Runtime);
         }
         stuck.sort();
@@ -94,46 +94,46 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_keeps_its_thread_is_stuck_and_named_and_one_that_waits_is_not() {
-        let mut stall_detector = StallDetector::new(3);
-        for look in 0..3 {
-            assert_eq!(stall_detector.look(look, &[heartbeat(1, "order", 7), heartbeat(2, "priority", 8)]), []);
+    fn a_worker_that_does_not_yield_is_stuck_and_one_that_waits_is_not() {
+        let mut detector = StallDetector::new(3);
+        for check in 0..3 {
+            assert_eq!(detector.check(check, &[heartbeat(1, "order", 7), heartbeat(2, "priority", 8)]), []);
         }
-        for look in 3..6 {
-            let stuck = stall_detector.look(look, &[heartbeat(1, "order", 7), heartbeat(2, "priority", 8)]);
+        for check in 3..6 {
+            let stuck = detector.check(check, &[heartbeat(1, "order", 7), heartbeat(2, "priority", 8)]);
             assert_eq!(stuck, [worker("order")], "priority only waits");
         }
         assert_eq!(
-            stall_detector.look(6, &[heartbeat(1, "order", 8), heartbeat(2, "priority", 8)]),
+            detector.check(6, &[heartbeat(1, "order", 8), heartbeat(2, "priority", 8)]),
             [],
-            "it went on after all"
+            "it has made progress"
         );
     }
 
     #[test]
-    fn one_that_is_always_found_at_work_makes_progress_as_long_as_it_counts_on() {
-        let mut stall_detector = StallDetector::new(2);
-        for look in 0..20 {
-            assert_eq!(stall_detector.look(look, &[heartbeat(1, "order", 2 * look + 1)]), []);
+    fn a_worker_that_is_polled_at_every_check_is_not_stuck_while_its_count_changes() {
+        let mut detector = StallDetector::new(2);
+        for check in 0..20 {
+            assert_eq!(detector.check(check, &[heartbeat(1, "order", 2 * check + 1)]), []);
         }
     }
 
     #[test]
-    fn a_runtime_that_does_not_count_on_is_stuck_with_whoever_holds_its_threads() {
-        let mut stall_detector = StallDetector::new(2);
-        let held = [heartbeat(1, "order", 3), heartbeat(2, "order", 5), heartbeat(3, "analytics", 6)];
-        assert_eq!(stall_detector.look(4, &held), []);
-        assert_eq!(stall_detector.look(4, &held), []);
-        assert_eq!(stall_detector.look(4, &held), [worker("order"), Stuck::Runtime]);
-        assert_eq!(stall_detector.look(4, &[]), [Stuck::Runtime], "nobody to blame");
-        assert_eq!(stall_detector.look(5, &[]), []);
+    fn a_runtime_whose_count_stops_is_stuck_together_with_the_workers_that_block_it() {
+        let mut detector = StallDetector::new(2);
+        let blocked = [heartbeat(1, "order", 3), heartbeat(2, "order", 5), heartbeat(3, "analytics", 6)];
+        assert_eq!(detector.check(4, &blocked), []);
+        assert_eq!(detector.check(4, &blocked), []);
+        assert_eq!(detector.check(4, &blocked), [worker("order"), Stuck::Runtime]);
+        assert_eq!(detector.check(4, &[]), [Stuck::Runtime], "no worker blocks it");
+        assert_eq!(detector.check(5, &[]), []);
     }
 
     #[test]
-    fn a_new_worker_is_not_blamed_for_one_that_ended() {
-        let mut stall_detector = StallDetector::new(1);
-        stall_detector.look(0, &[heartbeat(1, "order", 1)]);
-        assert_eq!(stall_detector.look(1, &[heartbeat(1, "order", 1)]), [worker("order")]);
-        assert_eq!(stall_detector.look(2, &[heartbeat(2, "order", 1)]), []);
+    fn a_new_worker_is_not_mistaken_for_one_that_ended() {
+        let mut detector = StallDetector::new(1);
+        detector.check(0, &[heartbeat(1, "order", 1)]);
+        assert_eq!(detector.check(1, &[heartbeat(1, "order", 1)]), [worker("order")]);
+        assert_eq!(detector.check(2, &[heartbeat(2, "order", 1)]), []);
     }
 }

@@ -200,7 +200,7 @@ fn an_abstract_socket_will_do_and_so_will_none() {
 
 /// Waits until somebody is stuck, and checks that the pings have stopped.
 fn assert_stuck(manager: &Manager, orderd: &OrderdProcess, consumer: &str) {
-    let stuck = format!("stuck: a worker of consumer {consumer} does not give its thread back");
+    let stuck = format!("stuck: a worker of consumer {consumer} does not yield its thread");
     wait_until("somebody is stuck", || orderd.has_logged(&stuck));
     assert_eq!(orderd.log_lines(&stuck)[0]["level"], "ERROR");
     assert!(manager.hears_no_life_for(Duration::from_secs(4)), "it still shows life, or asks for more time");
@@ -217,7 +217,7 @@ fn a_handler_that_blocks_its_thread_stops_the_pings_and_is_named() {
     manager.hear_up_to("WATCHDOG=1");
     send(&env, "ord-1");
     assert_stuck(&manager, &orderd, "order");
-    assert!(orderd.has_logged("stuck: no task gets its turn"));
+    assert!(orderd.has_logged("stuck: the runtime schedules no task"));
     orderd.kill();
 
     // One of several: the others go on, and so does the runtime, but this pool's orders stay where they are.
@@ -226,7 +226,7 @@ fn a_handler_that_blocks_its_thread_stops_the_pings_and_is_named() {
     manager.hear_up_to("READY=1");
     assert_stuck(&manager, &orderd, "order");
     let answer = http::get(orderd.admin_address(), "/livez");
-    assert_eq!((answer.status, answer.body.trim()), (503, "a worker of consumer order does not give its thread back"));
+    assert_eq!((answer.status, answer.body.trim()), (503, "a worker of consumer order does not yield its thread"));
     orderd.kill();
 }
 
