@@ -1,7 +1,8 @@
-//! The command line: its arguments, and which code each command exits with.
+//! The command line: parses arguments, runs commands, and maps their results to exit codes.
 
-mod ask;
+mod admin_client;
 pub mod check;
+pub mod control;
 mod pages;
 pub mod probe;
 pub mod publish;
@@ -9,7 +10,7 @@ pub mod report;
 pub mod run;
 pub mod status;
 mod table;
-pub mod tell;
+mod text;
 pub mod trace;
 
 use std::io::Write;
@@ -22,20 +23,20 @@ use jiff::Timestamp;
 use crate::config::{Config, LoadError, Loaded, Sources};
 use crate::handlers;
 
-/// How a command ended; the numbers are those of `sysexits.h`.
+/// How a command ended. The codes are those of `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// 0
+    /// 0: success.
     Done,
-    /// 1: done, but some input was refused, what was asked for is unknown, or not all of a reload is in force.
+    /// 1: some input was refused, the order is unknown, or a reload was only partly applied.
     Refused,
-    /// 64: the arguments are wrong.
+    /// 64: wrong arguments, or an unknown consumer.
     Usage,
-    /// 69: broker or daemon cannot be reached.
+    /// 69: broker or daemon unreachable, or a reload rejected for a temporary reason.
     Unavailable,
-    /// 70: a bug, or the system failed.
+    /// 70: a bug, or an error of the operating system.
     Internal,
-    /// 78: the configuration, or what it says about the broker, is wrong.
+    /// 78: the configuration is wrong, or the broker contradicts it.
     Config,
 }
 
@@ -52,66 +53,79 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// How a command prints.
+/// Output format of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text
     #[default]
     Text,
-    /// For machines.
+    /// JSON
     Json,
 }
 
-/// Processes an online shop's orders from RabbitMQ, and loses none of them.
+/// Process an online shop's orders from RabbitMQ without losing any
 #[derive(Debug, Parser)]
-#[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = EXIT_CODES)]
+#[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = AFTER_HELP)]
 struct Arguments {
-    /// Configuration file.
+    /// Configuration file [default: /etc/orderd/orderd.toml]
     #[arg(long, short, global = true, value_name = "FILE", env = "ORDERD_CONFIG")]
     config: Option<PathBuf>,
-    /// Overrides one setting, such as consumers.order.workers=8. May be repeated.
+    /// Override one setting, such as consumers.order.workers=8; may be repeated
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     settings: Vec<String>,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 some input refused, an order unknown, or not all of a reload in force, 64 usage or no such \
-consumer, 69 broker or daemon unreachable, or a reload rejected for what passes, 70 internal, 78 configuration, also any other rejected reload.\nSettings come from --set, then ORDERD_<SECTION>__<KEY> in the environment, then the file \
-(default /etc/orderd/orderd.toml), then defaults.";
+/// Printed after the options; the man page has it as sections of its own.
+const AFTER_HELP: &str = "\
+Exit codes:
+   0  success
+   1  some input was refused, the order is unknown, or a reload was only partly applied
+  64  usage error, or unknown consumer
+  69  broker or daemon unreachable, or reload rejected for a temporary reason
+  70  internal error
+  78  configuration error, or reload rejected
+
+Settings are taken from --set, then from ORDERD_<SECTION>__<KEY> in the environment, then from the file, then from the
+defaults.";
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Runs the daemon until SIGTERM or SIGINT, which drain; a second signal aborts. SIGHUP reloads.
+enum CliCommand {
+    /// Run the daemon; SIGTERM or SIGINT drains it, a second one aborts, SIGHUP reloads the configuration
     Run,
-    /// Publishes orders from a file or standard input, one JSON object a line.
+    /// Publish orders from a file or standard input, one JSON object per line
     Publish(publish::PublishArgs),
-    /// Says what would run: topology, pools, retry schedules; or every fault of the configuration.
+    /// Check the configuration and show what would run: topology, consumers, retry schedules
     Check(check::CheckArgs),
-    /// Shows what the running daemon is doing: connections, queues, consumers, failures, what does not add up.
+    /// Show what the running daemon is doing: connections, queues, consumers, failures, findings
     Status(status::StatusArgs),
-    /// Has the running daemon read its configuration again, and says what is in force now; exit 0 only if all of it is.
-    Reload(tell::ReloadArgs),
-    /// Stops the intake of one consumer of the running daemon, until it is resumed; a restart does not end it.
-    Pause(tell::IntakeArgs),
-    /// Restarts the intake of a paused consumer.
-    Resume(tell::IntakeArgs),
-    /// Asks whether the daemon lives, or is ready: for health checks and scripts; exit 69 if not.
+    /// Reload the configuration of the running daemon and show what changed
+    ///
+    /// Exits with 0 only if all changes are active.
+    Reload(control::ReloadArgs),
+    /// Pause a consumer of the running daemon until it is resumed, even across restarts
+    Pause(control::PauseArgs),
+    /// Resume a paused consumer of the running daemon
+    Resume(control::PauseArgs),
+    /// Check whether the daemon is alive or ready, for health checks and scripts
+    ///
+    /// Exits with 69 if it is not.
     Probe(probe::ProbeArgs),
-    /// Says what was ordered and earned over time, from the ledger; the daemon may run meanwhile or not.
+    /// Show orders and revenue over time, from the ledger; the daemon need not run
     Report(report::ReportArgs),
-    /// Tells one order's life from the ledger: attempts, failures, delays, events; and where it is now.
+    /// Show the history of one order, from the ledger: attempts, failures, delays, events, and where it is now
     Trace(trace::TraceArgs),
-    /// Prints what a shell needs to complete commands and options; `make install` puts it in place.
+    /// Print a shell completion script
     Completions {
-        /// The shell.
+        /// Shell to complete for
         shell: clap_complete::Shell,
     },
-    /// Prints the man page, as roff; `make install` puts it in place.
+    /// Print the man page, as roff
     Man,
 }
 
-/// Parses the process's arguments and carries the command out.
+/// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -122,69 +136,69 @@ pub fn main() -> ExitCode {
         }
     };
     let sources = Sources::of_process(arguments.config, arguments.settings);
-    carry_out(arguments.command, &sources).unwrap_or_else(|exit| exit).into()
+    run_command(arguments.command, &sources).unwrap_or_else(|exit| exit).into()
 }
 
-fn carry_out(command: Command, sources: &Sources) -> Result<Exit, Exit> {
+fn run_command(command: CliCommand, sources: &Sources) -> Result<Exit, Exit> {
     match command {
-        Command::Run => {
+        CliCommand::Run => {
             let loaded = load(sources)?;
             Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded, sources.clone())))
         }
-        Command::Publish(args) => {
+        CliCommand::Publish(args) => {
             let loaded = load(sources)?;
             Ok(runtime(1)?.block_on(publish::run(args, loaded.config)))
         }
-        Command::Check(args) => {
+        CliCommand::Check(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
         }
-        Command::Status(args) => {
+        CliCommand::Status(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let shown = status::run(args, sources, &mut out, &mut err);
             runtime(1)?.block_on(shown).map_err(|error| unwritable(&error))
         }
-        Command::Reload(args) => {
+        CliCommand::Reload(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            let told = tell::reload(args, sources, &mut out, &mut err);
-            runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
+            let reload = control::reload(args, sources, &mut out, &mut err);
+            runtime(1)?.block_on(reload).map_err(|error| unwritable(&error))
         }
-        Command::Pause(args) => intake(args, true, sources),
-        Command::Resume(args) => intake(args, false, sources),
-        Command::Probe(args) => {
+        CliCommand::Pause(args) => set_paused(args, true, sources),
+        CliCommand::Resume(args) => set_paused(args, false, sources),
+        CliCommand::Probe(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
         }
-        Command::Report(args) => {
+        CliCommand::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
             report::run(&args, &loaded.config, now, &mut out, &mut err).map_err(|error| unwritable(&error))
         }
-        Command::Trace(args) => {
+        CliCommand::Trace(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let traced = trace::run(&args, &loaded.config, now, &mut out, &mut err);
             runtime(1)?.block_on(traced).map_err(|error| unwritable(&error))
         }
-        Command::Completions { shell } => print(&pages::completions(shell, Arguments::command())),
-        Command::Man => print(&pages::man(Arguments::command()).map_err(|error| unwritable(&error))?),
+        CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command())),
+        CliCommand::Man => print(&pages::man(Arguments::command()).map_err(|error| unwritable(&error))?),
     }
 }
 
-/// Prints what is made from the table of arguments.
+/// Prints a generated page.
 fn print(page: &[u8]) -> Result<Exit, Exit> {
     let mut out = std::io::stdout().lock();
     out.write_all(page).and_then(|()| out.flush()).map_err(|error| unwritable(&error))?;
     Ok(Exit::Done)
 }
 
-fn intake(args: tell::IntakeArgs, pause: bool, sources: &Sources) -> Result<Exit, Exit> {
+fn set_paused(args: control::PauseArgs, paused: bool, sources: &Sources) -> Result<Exit, Exit> {
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    let told = tell::intake(args, pause, sources, &mut out, &mut err);
-    runtime(1)?.block_on(told).map_err(|error| unwritable(&error))
+    let command = control::set_paused(args, paused, sources, &mut out, &mut err);
+    runtime(1)?.block_on(command).map_err(|error| unwritable(&error))
 }
 
-/// A reader that has seen enough, such as `head`, is no fault; anything else that keeps output from being written is.
+/// The exit code for output that cannot be written. A reader that closes the pipe early, such as `head`, is not an error.
 fn unwritable(error: &std::io::Error) -> Exit {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         return Exit::Done;
@@ -193,11 +207,12 @@ fn unwritable(error: &std::io::Error) -> Exit {
     Exit::Internal
 }
 
-/// Makes the threads that tasks run on. The thread that waits for the command's end comes on top.
+/// Starts a runtime with this many worker threads. The calling thread, which waits for the command to end, is not one of
+/// them.
 fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     runtime.map_err(|error| {
-        eprintln!("orderd: cannot start its threads: {error}");
+        eprintln!("orderd: cannot start threads: {error}");
         Exit::Internal
     })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use super::ask::{AskError, Client};
+use super::admin_client::{AdminClient, AdminClientError};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, Sources, admin_without_token, duration};
@@ -60,7 +60,7 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
             admin
         }
     };
-    let client = match Client::of(&admin, &sources.path()) {
+    let client = match AdminClient::of_config(&admin, &sources.path()) {
         Ok(client) => client,
         Err(error) => return tell(args, None, Err(error), out, err),
     };
@@ -70,7 +70,7 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
 
 /// Asks the page that is open to everybody, and for the reasons only if it says no: they are told to those who know
 /// the token, and this process may have an older one than the daemon.
-async fn ask(args: ProbeArgs, client: &Client) -> Result<(StatusCode, String), AskError> {
+async fn ask(args: ProbeArgs, client: &AdminClient) -> Result<(StatusCode, String), AdminClientError> {
     let text = |body: Vec<u8>| String::from_utf8_lossy(&body).trim().chars().take(SHOWN).collect::<String>();
     let page = if args.ready { "/readyz" } else { "/livez" };
     let (status, body) = client.get(page, args.timeout).await?;
@@ -87,13 +87,13 @@ async fn ask(args: ProbeArgs, client: &Client) -> Result<(StatusCode, String), A
 
 fn tell(
     args: ProbeArgs,
-    client: Option<&Client>,
-    answer: Result<(StatusCode, String), AskError>,
+    client: Option<&AdminClient>,
+    answer: Result<(StatusCode, String), AdminClientError>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
     let asked = if args.ready { "ready" } else { "live" };
-    let address = client.map(Client::address);
+    let address = client.map(AdminClient::address);
     let (exit, status, said) = match answer {
         Ok((StatusCode::OK, said)) => (Exit::Done, Some(StatusCode::OK), said),
         Ok((status, said)) => (Exit::Unavailable, Some(status), said),

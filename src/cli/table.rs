@@ -1,47 +1,64 @@
-//! Aligned columns for people. It knows nothing of what it shows.
+//! Tables without borders, in one style for all commands. It knows nothing of what it shows.
 
 use std::io::{self, Write};
+use std::ops::Range;
 
-/// Space between columns.
-const GAP: usize = 2;
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-/// Writes rows below a heading, indented, each column as wide as its widest cell; the last one ends freely.
-pub(super) fn write<const N: usize>(
+/// How a table is laid out, in columns of the terminal.
+pub(super) struct Layout {
+    /// Space before each line.
+    pub indent: usize,
+    /// Space between columns.
+    pub gap: u16,
+    /// The columns that are aligned to the right: numbers.
+    pub numbers: Range<usize>,
+    /// Widest line. Longer cells are wrapped within their column; `None`: nothing is wrapped.
+    pub max_width: Option<u16>,
+}
+
+/// Two columns of indentation and gap, everything aligned to the left, nothing wrapped.
+impl Default for Layout {
+    fn default() -> Self {
+        Layout { indent: 2, gap: 2, numbers: 0..0, max_width: None }
+    }
+}
+
+/// An empty table with this header.
+pub(super) fn new<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    table
+}
+
+/// Writes rows of text below a header, in the default layout.
+pub(super) fn write_rows<const N: usize>(
     out: &mut dyn Write,
-    heading: [&str; N],
+    header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> io::Result<()> {
-    let mut lines = vec![heading.map(str::to_owned)];
-    lines.extend(rows);
-    let widths: Vec<usize> =
-        (0..N).map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)).collect();
-    for line in &lines {
-        let mut text = String::from("  ");
-        for (cell, width) in line.iter().zip(&widths) {
-            text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width + GAP - cell.chars().count()));
+    let mut table = new(header);
+    table.add_rows(rows);
+    write(table, &Layout::default(), out)
+}
+
+/// Writes a table, without spaces at the ends of lines.
+pub(super) fn write(mut table: Table, layout: &Layout, out: &mut dyn Write) -> io::Result<()> {
+    let last = table.column_count().saturating_sub(1);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { layout.gap }));
+        if layout.numbers.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
-        writeln!(out, "{}", text.trim_end())?;
+    }
+    if let Some(width) = layout.max_width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    for line in table.lines() {
+        writeln!(out, "{:indent$}{}", "", line.trim_end(), indent = layout.indent)?;
     }
     Ok(())
-}
-
-/// Text of others without the characters that a terminal would obey: those that control it, and those that change the
-/// direction or the line of what follows.
-pub(super) fn plain(text: &str) -> String {
-    let obeyed = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if obeyed(c) { '\u{fffd}' } else { c }).collect()
-}
-
-/// The beginning of a text that has more characters than this, or all of it.
-pub(super) fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
-    }
 }
 
 #[cfg(test)]
@@ -49,20 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_replaced() {
-        for (text, shown) in [
-            ("\u{1b}[2J", "\u{fffd}[2J"),
-            ("\u{9b}31m", "\u{fffd}31m"),
-            ("\u{202e}gnp.exe", "\u{fffd}gnp.exe"),
-            ("a\nb", "a\u{fffd}b"),
-            ("Café 产品", "Café 产品"),
-        ] {
-            assert_eq!(plain(text), shown);
-        }
-    }
-
-    #[test]
-    fn a_long_text_is_shown_by_its_beginning() {
-        assert_eq!(["", "abc", "abcd", "产品产品"].map(|text| shortened(text, 3)), ["", "abc", "ab…", "产品…"]);
+    fn columns_line_up_whatever_the_width_of_their_characters() {
+        let mut table = new(["NAME", "PIECES", "NOTE"]);
+        table.add_row(["产品", "7", "x"]).add_row(["Café", "12345678", ""]);
+        let mut out = Vec::new();
+        write(table, &Layout { numbers: 1..2, ..Layout::default() }, &mut out).unwrap();
+        // Each of the first row's two characters takes two columns.
+        let lines = ["  NAME    PIECES  NOTE", "  产品         7  x", "  Café  12345678"];
+        assert_eq!(String::from_utf8(out).unwrap().lines().collect::<Vec<_>>(), lines);
     }
 }

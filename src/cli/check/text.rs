@@ -60,19 +60,19 @@ fn topology(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
         .exchanges
         .iter()
         .map(|exchange| [exchange.name.clone(), exchange.kind.to_owned(), arguments(&exchange.arguments, &Map::new())]);
-    table::write(out, ["NAME", "TYPE", "ARGUMENTS"], rows)?;
+    table::write_rows(out, ["NAME", "TYPE", "ARGUMENTS"], rows)?;
 
     let common = common(&topology.queues);
     writeln!(out, "\nqueues (durable, all with {})", arguments(&common, &Map::new()))?;
     let rows = topology.queues.iter().map(|queue| [queue.name.clone(), arguments(&queue.arguments, &common)]);
-    table::write(out, ["NAME", "FURTHER ARGUMENTS"], rows)?;
+    table::write_rows(out, ["NAME", "FURTHER ARGUMENTS"], rows)?;
 
     writeln!(out, "\nbindings")?;
     let rows = topology
         .bindings
         .iter()
         .map(|binding| [binding.exchange.clone(), binding.routing_key.clone(), binding.queue.clone()]);
-    table::write(out, ["EXCHANGE", "ROUTING KEY", "QUEUE"], rows)?;
+    table::write_rows(out, ["EXCHANGE", "ROUTING KEY", "QUEUE"], rows)?;
     if !topology.declare {
         writeln!(out, "  orderd declares none of this: topology.declare is false")?;
     }
@@ -110,7 +110,11 @@ fn pools(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
             duration(consumer.timeout),
         ]
     };
-    table::write(out, ["NAME", "QUEUE", "HANDLER", "WORKERS × PREFETCH", "TIMEOUT"], report.consumers.iter().map(row))
+    table::write_rows(
+        out,
+        ["NAME", "QUEUE", "HANDLER", "WORKERS × PREFETCH", "TIMEOUT"],
+        report.consumers.iter().map(row),
+    )
 }
 
 fn retries(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
@@ -127,7 +131,11 @@ fn retries(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
         };
         [consumer.name.clone(), at_once(retry.immediate), delayed(retry), worst_case(retry, consumer)]
     };
-    table::write(out, ["CONSUMER", "AT ONCE", "THEN AFTER", "DEAD AT THE LATEST"], report.consumers.iter().map(row))?;
+    table::write_rows(
+        out,
+        ["CONSUMER", "AT ONCE", "THEN AFTER", "DEAD AT THE LATEST"],
+        report.consumers.iter().map(row),
+    )?;
     writeln!(
         out,
         "  Waiting for a free worker comes on top. An order whose first failure is older than its consumer's"

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::cli::table::{plain, shortened};
+use crate::cli::text::{plain, shortened};
 use crate::ledger::report::{Block, By, DeadLettered, Figures, Report, Row};
 
 /// Characters of a line that is not broken on a usual terminal.

@@ -1,9 +1,9 @@
 //! `orderd status`: asks the running daemon what it is doing, and shows it.
 //!
-//! It asks the admin listener only, never the broker. The status goes to standard output, what is wrong to standard
-//! error.
+//! It asks only the admin listener, never the broker. The status goes to standard output, errors go to standard error.
 
 mod reload;
+mod tables;
 mod text;
 
 use std::io::{self, IsTerminal, Write};
@@ -12,99 +12,100 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::ask::{AskError, Whom};
+use super::admin_client::{AdminClientError, DaemonTarget};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Sources, duration};
 use crate::status::{DaemonState, Status};
 
-/// Goes to the upper left and clears the screen from there.
-const CLEAR: &str = "\x1b[H\x1b[2J";
+/// Moves the cursor to the upper left corner and clears the screen.
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
+/// Allowed intervals of `--watch`.
+const WATCH_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// Arguments of `orderd status`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct StatusArgs {
     #[command(flatten)]
-    whom: Whom,
-    /// Show it again and again, every two seconds unless told otherwise; in place if in a terminal
-    #[arg(long, value_name = "EVERY", num_args = 0..=1, default_missing_value = "2s", value_parser = every)]
+    daemon: DaemonTarget,
+    /// Show the status repeatedly, every INTERVAL from 100ms to 1h (2s by default); in place on a terminal
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = watch_interval)]
     watch: Option<Duration>,
-    /// How to print; JSON is one object, with --watch one a line
+    /// Output format; json prints one object, with --watch one object per line
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
-fn every(text: &str) -> Result<Duration, String> {
-    let every = duration::parse(text)?;
-    let range = Duration::from_millis(100)..=Duration::from_secs(3600);
-    if range.contains(&every) { Ok(every) } else { Err("must be from 100ms to 1h".to_owned()) }
+fn watch_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration::parse(text)?;
+    if WATCH_INTERVALS.contains(&interval) { Ok(interval) } else { Err("must be from 100ms to 1h".to_owned()) }
 }
 
-/// Asks and prints, once or until it is interrupted.
+/// Shows the status once, or repeatedly until interrupted.
 ///
-/// Returns the exit code: 0, 69 if the daemon or its broker is not there, 78 if it may not be asked.
+/// Returns the exit code: 0, 69 if the daemon cannot be reached or has no connection to its broker, 78 if it rejects the
+/// request or the configuration has no address.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: StatusArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let client = match args.whom.find(sources, err)? {
+    let client = match args.daemon.client(sources, err)? {
         Ok(client) => client,
-        Err(error) => return refuse(&error, err),
+        Err(error) => return report_error(&error, err),
     };
-    let Some(every) = args.watch else {
+    let Some(interval) = args.watch else {
         return match client.status().await {
-            Ok((told, status)) => {
-                show(args, &told, &status, out)?;
-                verdict(&status, err)
+            Ok((json, status)) => {
+                show(&args, &json, &status, out)?;
+                exit_code(&status, err)
             }
-            Err(error) => refuse(&error, err),
+            Err(error) => report_error(&error, err),
         };
     };
     let in_place = args.format == Format::Text && io::stdout().is_terminal();
     loop {
-        let asked = client.status().await;
-        // Written at once, so that a terminal does not flicker.
+        let answer = client.status().await;
+        // Written in one piece, so that a terminal does not flicker.
         let mut screen = Vec::new();
         if in_place {
-            write!(screen, "{CLEAR}")?;
+            write!(screen, "{CLEAR_SCREEN}")?;
         }
-        if let Ok((told, status)) = &asked {
-            show(args.clone(), told, status, &mut screen)?;
+        if let Ok((json, status)) = &answer {
+            show(&args, json, status, &mut screen)?;
         }
         if args.format == Format::Text && !in_place {
             writeln!(screen)?;
         }
         out.write_all(&screen)?;
         out.flush()?;
-        if let Err(error) = &asked {
+        if let Err(error) = &answer {
             writeln!(err, "orderd: {}", chain(error))?;
         }
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(interval).await;
     }
 }
 
-fn show(args: StatusArgs, told: &Value, status: &Status, out: &mut dyn Write) -> io::Result<()> {
+fn show(args: &StatusArgs, json: &Value, status: &Status, out: &mut dyn Write) -> io::Result<()> {
     match (args.format, args.watch) {
         (Format::Text, _) => text::write(status, Timestamp::now(), out),
-        (Format::Json, None) => writeln!(out, "{told:#}"),
-        (Format::Json, Some(_)) => writeln!(out, "{told}"),
+        (Format::Json, None) => writeln!(out, "{json:#}"),
+        (Format::Json, Some(_)) => writeln!(out, "{json}"),
     }
 }
 
-/// A daemon that runs without its broker is not what whoever asks hopes for.
-fn verdict(status: &Status, err: &mut dyn Write) -> io::Result<Exit> {
+/// A daemon without a connection to its broker is not available, unless it is draining.
+fn exit_code(status: &Status, err: &mut dyn Write) -> io::Result<Exit> {
     if status.daemon.connections > 0 || status.daemon.state == DaemonState::Draining {
         return Ok(Exit::Done);
     }
     writeln!(
         err,
-        "orderd: the daemon runs, but its broker is not there: no AMQP connection stands; it goes on trying, and its log \
-         says why"
+        "orderd: the daemon is running but has no connection to the broker; it keeps trying, see its log for the reason"
     )?;
     Ok(Exit::Unavailable)
 }
 
-fn refuse(error: &AskError, err: &mut dyn Write) -> io::Result<Exit> {
+fn report_error(error: &AdminClientError, err: &mut dyn Write) -> io::Result<Exit> {
     writeln!(err, "orderd: {}", chain(error))?;
     Ok(error.exit())
 }

@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::broker::Depth;
 use super::{Told, Whereabouts};
-use crate::cli::table::{self, plain};
+use crate::cli::table;
+use crate::cli::text::plain;
 use crate::ledger::trace::{Happened, Place, Step, Subject, TracedOrder};
 
 /// Writes the whole trace.
@@ -24,10 +25,10 @@ pub(super) fn write(told: &Told, now: Timestamp, out: &mut dyn Write) -> io::Res
     }
     if !trace.steps.is_empty() {
         writeln!(out)?;
-        table::write(out, ["UTC", "MESSAGE", "WHAT HAPPENED"], trace.steps.iter().map(row))?;
+        table::write_rows(out, ["UTC", "MESSAGE", "WHAT HAPPENED"], trace.steps.iter().map(row))?;
     }
     writeln!(out, "\nnow")?;
-    table::write(
+    table::write_rows(
         out,
         ["MESSAGE", "WHERE IT IS"],
         told.places.iter().map(|place| [subject(place.message).to_owned(), whereabouts(place, now)]),

@@ -44,7 +44,7 @@ fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
     let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     let mut orderd = env.start();
     let (code, text) = told(&env, &["reload"]);
-    assert_eq!((code, text.trim()), (0, "unchanged: all of it is in force already (generation 1)"));
+    assert_eq!((code, text.trim()), (0, "configuration unchanged (generation 1)"));
 
     file.set("consumers.order.workers", "2").save();
     let change = json!({"key": "consumers.order.workers", "from": "4", "to": "2", "effect": "live"});
@@ -54,13 +54,13 @@ fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
     file.set("runtime.threads", "2").set("log.level", "info").save();
     let (code, text) = told(&env, &["reload"]);
     assert_eq!(code, 1, "{text}");
-    for line in ["  log.level: \"debug\" → \"info\", in force", "  runtime.threads: 1 → 2, needs a restart"] {
+    for line in ["  log.level: \"debug\" → \"info\", active", "  runtime.threads: 1 → 2, needs a restart"] {
         assert!(text.lines().any(|told| told == line), "no {line:?}: {text}");
     }
     // It goes on being asked for.
     assert_eq!(told(&env, &["reload"]).0, 1);
     let status = shown(&env);
-    assert!(status.contains("asked for by admin RESTART NEEDED for runtime.threads"), "{status}");
+    assert!(status.contains("requested by admin RESTART NEEDED for runtime.threads"), "{status}");
     assert!(status.contains("(generation 3)"), "{status}");
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_pending", &[]), 1.0);
     assert_eq!(orderd.stop(), 0);
@@ -77,10 +77,10 @@ fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
     let (code, text) = told(&env, &["reload"]);
     assert_eq!(code, 78, "{text}");
     for part in [
-        "rejected: nothing of it is in force, what was before still is (generation 1)",
+        "reload rejected, configuration unchanged (generation 1)",
         "problem: consumers.order.workers: must be at least 1, is 0",
         "problem: log.level: ",
-        "the configuration has faults, which `orderd check` names; asking where it says that the daemon answers",
+        "the configuration has errors, see `orderd check`; using its admin section to find the daemon",
     ] {
         assert!(text.contains(part), "no {part:?}: {text}");
     }
@@ -97,7 +97,7 @@ fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
         let address = orderd.admin_address().to_string();
         let (code, text) = told(&env, &["reload", "--address", &address]);
         assert_eq!(code, 78, "{text}");
-        assert!(text.contains("rejected: ") && text.contains(problem), "{text}");
+        assert!(text.contains("reload rejected") && text.contains(problem), "{text}");
     }
     // A file without anything says where its daemon would answer by default, which is not its own.
     file.write("consumers = 3\n");
@@ -143,14 +143,14 @@ fn a_consumer_is_paused_and_resumed_by_command_and_it_is_seen() {
     assert_eq!(told_json(&env, &["pause", "order"]), (0, answer(true, true)));
     assert_eq!(told_json(&env, &["pause", "order"]), (0, answer(true, false)));
     let screen = told(&env, &["status"]).1;
-    for part in ["but PAUSED: order", "takes nothing in until `orderd resume order`"] {
+    for part in ["but PAUSED: order", "takes no deliveries until `orderd resume order`"] {
         assert!(screen.split_whitespace().collect::<Vec<_>>().join(" ").contains(part), "no {part:?}: {screen}");
     }
     let row = screen.lines().find(|line| line.starts_with("order ")).unwrap_or_else(|| panic!("{screen}"));
     assert_eq!(row.split_whitespace().nth(1), Some("PAUSED"), "{screen}");
     assert_eq!(Scrape::of(orderd.admin_address()).of_consumer("orderd_paused", "order"), 1.0);
     let (code, text) = told(&env, &["resume", "order"]);
-    assert_eq!((code, text.trim()), (0, "consumer order takes deliveries again"));
+    assert_eq!((code, text.trim()), (0, "consumer order resumed"));
     assert_eq!(told_json(&env, &["resume", "order"]), (0, answer(false, false)));
     assert!(!told(&env, &["status"]).1.contains("PAUSED"));
 

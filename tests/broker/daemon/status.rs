@@ -43,7 +43,7 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
         "running, up ",
         "(generation 1)",
         "ready yes",
-        "connections 6 of 6",
+        "connections 6 open",
         "nothing is missing",
         "order: 1h",
         "malformed 1",
@@ -52,7 +52,7 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
     }
     let row = text.lines().find(|line| line.trim_start().starts_with("order ")).unwrap_or_else(|| panic!("{text}"));
     let cells: Vec<_> = row.split_whitespace().collect();
-    // Name, workers, in hand, oldest, done, again, failed, retried, dead.
+    // Consumer, workers, in-flight, oldest, done, duplicate, failed, retried, dead.
     assert_eq!(cells[..3], ["order", "4/4", "0"], "{text}");
     let numbers = [processed, 0, retried + 1, retried, 1].map(|number| number.to_string());
     assert_eq!(cells[4..9], numbers, "{text}");
@@ -100,7 +100,7 @@ fn without_a_broker_it_shows_the_daemon_and_says_so() {
     wait_until("the ledger is open", || status(&env, &[]).1.contains("NO: topology"));
     let (code, said) = status(&env, &[]);
     assert_eq!(code, 69, "{said}");
-    for part in ["starting", "NO: topology", "its broker is not there"] {
+    for part in ["starting", "NO: topology", "no connection to the broker"] {
         assert!(said.contains(part), "no {part:?}: {said}");
     }
     assert_eq!(orderd.stop(), 0);
@@ -116,7 +116,7 @@ fn without_a_management_api_the_reason_is_shown_and_the_rest_too() {
     wait_until("the reason is shown", || {
         let (code, said) = status(&env, &[]);
         assert_eq!(code, 0, "{said}");
-        said.contains("DOES NOT TELL")
+        said.contains("UNREACHABLE")
             && said.contains("cannot reach the management API")
             && said.contains("ready         yes")
     });

@@ -110,5 +110,4 @@ fn refuse(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn 
 }
 
 #[cfg(test)]
-#[path = "check/tests.rs"]
 mod tests;

@@ -1,0 +1,217 @@
+//! HTTP client for the admin listener of a running daemon, with deadlines and a limit on answers. It shows nothing.
+
+mod error;
+mod target;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{RequestBuilder, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub(super) use error::AdminClientError;
+pub(super) use target::DaemonTarget;
+
+use crate::admin::{AUTHORIZATION, COMMAND_TYPE, COMMAND_WITHIN, bearer};
+use crate::config::{Admin, Secret};
+use crate::status::Status;
+use crate::tls;
+
+/// Deadline of a request that reads.
+const READ_DEADLINE: Duration = Duration::from_secs(15);
+/// How much longer than the daemon's own deadline to wait for the answer to a command.
+const COMMAND_GRACE: Duration = Duration::from_secs(10);
+/// Deadline of connecting.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// Largest answer, in bytes.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
+/// Longest message of a rejection that is shown, in characters.
+const MAX_MESSAGE_CHARS: usize = 200;
+
+/// Client for one daemon.
+pub(super) struct AdminClient {
+    http: reqwest::Client,
+    address: SocketAddr,
+    token: Option<Secret>,
+    /// The configuration file the address was read from; `None` for `--address`.
+    config: Option<ConfigFile>,
+}
+
+/// The configuration file that an address was read from.
+struct ConfigFile {
+    path: PathBuf,
+    /// `false` if it has errors, so that the address may belong to another daemon.
+    is_valid: bool,
+}
+
+impl AdminClient {
+    fn new(
+        mut address: SocketAddr,
+        token: Option<Secret>,
+        config: Option<ConfigFile>,
+    ) -> Result<Self, AdminClientError> {
+        // A daemon that listens on all addresses is asked on the loopback address.
+        address.set_ip(match address.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            specific => specific,
+        });
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_DEADLINE)
+            .tls_backend_preconfigured(tls::without_trust())
+            .build()
+            .map_err(AdminClientError::Client)?;
+        Ok(AdminClient { http, address, token, config })
+    }
+
+    /// A client for the daemon of a valid configuration.
+    ///
+    /// # Errors
+    /// [`AdminClientError::NoAddress`] or [`AdminClientError::Client`].
+    pub(super) fn of_config(admin: &Admin, config: &Path) -> Result<Self, AdminClientError> {
+        let config_file = ConfigFile { path: config.to_owned(), is_valid: true };
+        AdminClient::new(target::listen_address(admin, config)?, admin.token.clone(), Some(config_file))
+    }
+
+    /// The daemon's address.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Gets a path within a time: any status, and at most [`MAX_ANSWER_BYTES`].
+    pub(super) async fn get(&self, path: &str, within: Duration) -> Result<(StatusCode, Vec<u8>), AdminClientError> {
+        self.exchange(self.http.get(format!("http://{}{path}", self.address)).timeout(within)).await
+    }
+
+    /// The daemon's status: as sent, and as this version understands it.
+    pub(super) async fn status(&self) -> Result<(Value, Status), AdminClientError> {
+        let (code, body) = self.get("/api/v1/status", READ_DEADLINE).await?;
+        self.check_accepted(code, &body)?;
+        if code != StatusCode::OK {
+            return Err(self.not_orderd(code.to_string()));
+        }
+        let (json, status): (Value, Status) = self.parse(&body)?;
+        self.check_daemon(&status.daemon.config)?;
+        Ok((json, status))
+    }
+
+    /// Sends a command. Returns the answer: as sent, and as this version understands it.
+    pub(super) async fn command<T: DeserializeOwned>(&self, path: &str) -> Result<(Value, T), AdminClientError> {
+        if self.config.as_ref().is_some_and(|config| !config.is_valid) {
+            // Fails if it is another daemon.
+            self.status().await?;
+        }
+        let request = self.http.post(format!("http://{}{path}", self.address)).timeout(COMMAND_WITHIN + COMMAND_GRACE);
+        let (code, body) = self.exchange(request.header("content-type", COMMAND_TYPE)).await?;
+        self.check_accepted(code, &body)?;
+        match code {
+            StatusCode::OK => self.parse(&body),
+            StatusCode::METHOD_NOT_ALLOWED => Err(self.not_orderd(code.to_string())),
+            _ => Err(match serde_json::from_slice(&body) {
+                Ok(error) => AdminClientError::Control(error),
+                Err(_) => self.busy(code, &body),
+            }),
+        }
+    }
+
+    /// The error for an answer that is neither a result nor a [`ControlError`](crate::control::ControlError).
+    fn busy(&self, code: StatusCode, body: &[u8]) -> AdminClientError {
+        let json: Value = serde_json::from_slice(body).unwrap_or_default();
+        match json["message"].as_str() {
+            Some(message) => AdminClientError::Busy { address: self.address, message: message.to_owned() },
+            None => self.not_orderd(code.to_string()),
+        }
+    }
+
+    /// Makes sure that the daemon runs with our configuration file, where that has errors and may hide the address of its
+    /// own daemon. `theirs` is the daemon's file.
+    fn check_daemon(&self, theirs: &str) -> Result<(), AdminClientError> {
+        match &self.config {
+            Some(ConfigFile { path: ours, is_valid: false }) if !is_same_file(ours, Path::new(theirs)) => {
+                Err(AdminClientError::AnotherDaemon {
+                    address: self.address,
+                    theirs: theirs.to_owned(),
+                    ours: ours.clone(),
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), AdminClientError> {
+        let address = self.address;
+        let unreachable = |source: reqwest::Error| {
+            let source = source.without_url();
+            match &self.config {
+                Some(config) => AdminClientError::Unreachable { address, config: config.path.clone(), source },
+                None => AdminClientError::UnreachableAddress { address, source },
+            }
+        };
+        let request = match &self.token {
+            Some(token) => request.header(AUTHORIZATION, bearer(token)),
+            None => request,
+        };
+        let mut response = request.send().await.map_err(unreachable)?;
+        let code = response.status();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_ANSWER_BYTES {
+                return Err(self.not_orderd(format!("more than {MAX_ANSWER_BYTES} bytes")));
+            }
+        }
+        Ok((code, body))
+    }
+
+    fn check_accepted(&self, status: StatusCode, body: &[u8]) -> Result<(), AdminClientError> {
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST => {
+                let message = String::from_utf8_lossy(body).trim().chars().take(MAX_MESSAGE_CHARS).collect();
+                Err(AdminClientError::Rejected { address: self.address, status, message })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<(Value, T), AdminClientError> {
+        let not_orderd = |error: serde_json::Error| self.not_orderd(error.to_string());
+        Ok((serde_json::from_slice(body).map_err(not_orderd)?, serde_json::from_slice(body).map_err(not_orderd)?))
+    }
+
+    fn not_orderd(&self, problem: String) -> AdminClientError {
+        AdminClientError::NotOrderd { address: self.address, problem }
+    }
+}
+
+/// `true` if two paths lead to one file, as far as this process can tell: the daemon's path may be relative to the
+/// directory it was started in.
+fn is_same_file(ours: &Path, theirs: &Path) -> bool {
+    let resolve = |path: &Path| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    let ours = resolve(ours).unwrap_or_else(|_| ours.to_owned());
+    let is_same = resolve(theirs).is_ok_and(|theirs| theirs == ours);
+    is_same || theirs.is_relative() && ours.ends_with(theirs.strip_prefix(".").unwrap_or(theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemons_file_is_recognized_however_its_path_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("orderd.toml");
+        std::fs::write(&file, "").unwrap();
+        let name = directory.path().file_name().unwrap();
+        for theirs in [file.clone(), directory.path().join("./orderd.toml"), Path::new(name).join("orderd.toml")] {
+            assert!(is_same_file(&file, &theirs), "{theirs:?}");
+        }
+        for theirs in ["/etc/orderd/orderd.toml", "derd.toml", "other/orderd.toml", "orderd.toml.bak"] {
+            assert!(!is_same_file(&file, Path::new(theirs)), "{theirs}");
+        }
+    }
+}

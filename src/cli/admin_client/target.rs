@@ -1,0 +1,74 @@
+//! Which daemon a command addresses: by the command line, or by the configuration that the daemon runs with. It sends
+//! nothing.
+//!
+//! A configuration with errors must not keep anybody from asking the daemon about it. Then the address is read on its own,
+//! and the client verifies that the daemon runs with that file.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::{AdminClient, AdminClientError, ConfigFile};
+use crate::config::{Admin, Config, Sources, admin_alone, token_in};
+use crate::handlers;
+
+/// The daemon that a command addresses.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(in crate::cli) struct DaemonTarget {
+    /// Address of the daemon's admin listener, instead of the configuration's admin.listen
+    #[arg(long, value_name = "IP:PORT")]
+    address: Option<SocketAddr>,
+    /// File with the daemon's token, instead of the configuration's admin.token_file
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+impl DaemonTarget {
+    /// A client for the daemon. Writes a warning to `err` if the configuration has errors.
+    ///
+    /// # Errors
+    /// The outer one when `err` cannot be written.
+    pub(in crate::cli) fn client(
+        &self,
+        sources: &Sources,
+        err: &mut dyn Write,
+    ) -> io::Result<Result<AdminClient, AdminClientError>> {
+        let token = match &self.token_file {
+            Some(path) => match token_in(path) {
+                Ok(token) => Some(token),
+                Err(problem) => return Ok(Err(AdminClientError::TokenFile { path: path.clone(), problem })),
+            },
+            None => None,
+        };
+        if let Some(address) = self.address {
+            return Ok(AdminClient::new(address, token, None));
+        }
+        let path = sources.path();
+        let (admin, is_valid) = match Config::load(sources, &handlers::NAMES) {
+            Ok(loaded) => (loaded.config.admin, true),
+            Err(errors) => match admin_alone(sources) {
+                Ok(admin) => {
+                    writeln!(
+                        err,
+                        "orderd: the configuration has errors, see `orderd check`; using its admin section to find the daemon"
+                    )?;
+                    (admin, false)
+                }
+                Err(_) => return Ok(Err(AdminClientError::Load(errors))),
+            },
+        };
+        let token = token.or_else(|| admin.token.clone());
+        let address = listen_address(&admin, &path);
+        Ok(address.and_then(|address| AdminClient::new(address, token, Some(ConfigFile { path, is_valid }))))
+    }
+}
+
+/// The address of the admin listener in a configuration.
+///
+/// # Errors
+/// [`AdminClientError::NoAddress`].
+pub(super) fn listen_address(admin: &Admin, config: &Path) -> Result<SocketAddr, AdminClientError> {
+    let no_address = |listen| AdminClientError::NoAddress { listen, config: config.to_owned() };
+    let address = admin.listen.ok_or_else(|| no_address("\"off\""))?;
+    if address.port() == 0 { Err(no_address("any free port")) } else { Ok(address) }
+}

@@ -1,0 +1,131 @@
+//! The tables of a status: queues and consumers.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use crate::cli::table::{self, Layout};
+use crate::cli::text::{MAX_WIDTH, plain, wrapped};
+use crate::config::duration;
+use crate::reconcile::{BrokerView, QueueRole, QueueView};
+use crate::status::{ConsumerStatus, Quantiles};
+
+/// Shown for a value that is not known.
+const UNKNOWN: &str = "-";
+
+/// Writes the queues that are not retry queues; those are a column of their work queue's row.
+pub(super) fn write_queues(view: &BrokerView, out: &mut dyn Write) -> io::Result<()> {
+    if view.queues.is_empty() {
+        return Ok(());
+    }
+    let count = |count: Option<u64>| count.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string());
+    let mut table = table::new(["QUEUE", "READY", "UNACKED", "CONSUMERS", "IN/S", "OUT/S", "WAITING FOR RETRY"]);
+    for (name, queue) in view.queues.iter().filter(|(_, queue)| !matches!(queue.role, QueueRole::Retry { .. })) {
+        table.add_row([
+            plain(name),
+            count(queue.ready),
+            count(queue.unacked),
+            count(queue.consumers),
+            rate(queue.in_rate),
+            rate(queue.out_rate),
+            waiting_for_retry(name, view),
+        ]);
+    }
+    writeln!(out)?;
+    table::write(table, &layout(2, 1..6), out)?;
+    for (name, queue) in &view.queues {
+        if let Some(reason) = &queue.detail_error {
+            wrapped(&format!("{}: consumers and rates unavailable: {}", plain(name), plain(reason)), out)?;
+        }
+    }
+    Ok(())
+}
+
+/// Messages in the retry queues of a work queue, by delay.
+fn waiting_for_retry(queue: &str, view: &BrokerView) -> String {
+    let waiting = |retry: &QueueView| {
+        let QueueRole::Retry { of, delay, .. } = &retry.role else { return None };
+        let count = retry.ready.filter(|count| *count > 0 && of == queue)?;
+        Some(format!("{count} in {}", plain(delay)))
+    };
+    view.queues.values().filter_map(waiting).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes the consumers.
+pub(super) fn write_consumers(consumers: &BTreeMap<String, ConsumerStatus>, out: &mut dyn Write) -> io::Result<()> {
+    let mut table = table::new([
+        "CONSUMER",
+        "WORKERS",
+        "IN-FLIGHT",
+        "OLDEST",
+        "DONE",
+        "DUPLICATE",
+        "FAILED",
+        "RETRIED",
+        "DEAD",
+        "RESTARTS",
+        "RATE/S",
+        "P50",
+        "P95",
+        "P99",
+    ]);
+    for (name, consumer) in consumers {
+        let workers = || format!("{}/{}", consumer.workers_running, consumer.workers_configured);
+        let quantile = |value: fn(&Quantiles) -> f64| seconds(consumer.handling_seconds.as_ref().map(value));
+        table.add_row([
+            plain(name),
+            if consumer.paused { "PAUSED".to_owned() } else { workers() },
+            consumer.in_flight.to_string(),
+            seconds(consumer.oldest_in_flight_seconds),
+            consumer.processed.to_string(),
+            consumer.duplicates.to_string(),
+            consumer.failed.to_string(),
+            consumer.retried.to_string(),
+            consumer.dead_lettered.to_string(),
+            consumer.restarts.to_string(),
+            rate(consumer.acks_per_second),
+            quantile(|quantiles| quantiles.p50),
+            quantile(|quantiles| quantiles.p95),
+            quantile(|quantiles| quantiles.p99),
+        ]);
+    }
+    writeln!(out)?;
+    table::write(table, &layout(1, 1..14), out)
+}
+
+fn layout(gap: u16, numbers: std::ops::Range<usize>) -> Layout {
+    Layout { indent: 0, gap, numbers, max_width: Some(MAX_WIDTH as u16) }
+}
+
+fn rate(rate: Option<f64>) -> String {
+    rate.map_or_else(|| UNKNOWN.to_owned(), |rate| format!("{rate:.1}"))
+}
+
+fn seconds(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| UNKNOWN.to_owned(), three_digits)
+}
+
+/// A time with three significant digits and a unit; in whole seconds from 100 seconds on.
+fn three_digits(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.001 => format!("{:.0}µs", s * 1e6),
+        s if s < 0.1 => format!("{:.1}ms", s * 1e3),
+        s if s < 1.0 => format!("{:.0}ms", s * 1e3),
+        s if s < 100.0 => format!("{s:.1}s"),
+        s => duration::format(Duration::from_secs(s as u64)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in
+            [(0.000_25, "250µs"), (0.0123, "12.3ms"), (0.25, "250ms"), (2.5, "2.5s"), (3725.0, "1h 2m 5s")]
+        {
+            assert_eq!(three_digits(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Text for a terminal: control characters are replaced, long text is shortened or wrapped, ages are formatted. It knows
+//! nothing of what it shows.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::config::duration;
+
+/// Widest line of a status, in columns.
+pub(super) const MAX_WIDTH: usize = 110;
+/// Column at which the text after a label begins.
+const LABEL_WIDTH: usize = 14;
+
+/// Replaces the characters that a terminal would act on: control characters, and those that change the direction of the
+/// text or break the line.
+pub(super) fn plain(text: &str) -> String {
+    let is_control = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if is_control(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// At most `max` characters of a text; an ellipsis replaces the rest.
+pub(super) fn shortened(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(max - 1).chain(['…']).collect(),
+    }
+}
+
+/// How long ago a moment was, in whole seconds.
+pub(super) fn age(moment: Timestamp, now: Timestamp) -> String {
+    whole_seconds(now.duration_since(moment).as_secs_f64())
+}
+
+/// A time such as `1h 2m 5s`.
+pub(super) fn whole_seconds(seconds: f64) -> String {
+    duration::format(Duration::from_secs(seconds.max(0.0) as u64))
+}
+
+/// Writes a label with text beside it, wrapped.
+pub(super) fn labelled(label: &str, text: &str, out: &mut dyn Write) -> io::Result<()> {
+    wrap(&format!("{label:<width$} {text}", width = LABEL_WIDTH - 1), LABEL_WIDTH, out)
+}
+
+/// Writes text, wrapped; further lines are indented a little.
+pub(super) fn wrapped(text: &str, out: &mut dyn Write) -> io::Result<()> {
+    wrap(text, 2, out)
+}
+
+/// Writes text in lines of at most [`MAX_WIDTH`] characters, broken at spaces; all but the first are indented. A longer
+/// word gets a line of its own.
+fn wrap(text: &str, indent: usize, out: &mut dyn Write) -> io::Result<()> {
+    let width = |text: &str| text.chars().count();
+    let (mut line, mut has_word) = (String::new(), false);
+    for word in text.split(' ') {
+        if has_word && width(&line) + 1 + width(word) > MAX_WIDTH {
+            writeln!(out, "{}", line.trim_end())?;
+            (line, has_word) = (" ".repeat(indent), false);
+        }
+        if has_word {
+            line.push(' ');
+        }
+        line.push_str(word);
+        has_word = true;
+    }
+    writeln!(out, "{}", line.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_that_a_terminal_acts_on_are_replaced() {
+        for (text, shown) in [
+            ("\u{1b}[2J", "\u{fffd}[2J"),
+            ("\u{9b}31m", "\u{fffd}31m"),
+            ("\u{202e}gnp.exe", "\u{fffd}gnp.exe"),
+            ("a\nb", "a\u{fffd}b"),
+            ("Café 产品", "Café 产品"),
+        ] {
+            assert_eq!(plain(text), shown);
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_shortened_to_its_beginning() {
+        assert_eq!(["", "abc", "abcd", "产品产品"].map(|text| shortened(text, 3)), ["", "abc", "ab…", "产品…"]);
+    }
+}
