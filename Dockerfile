@@ -8,28 +8,28 @@ ARG RUST_VERSION=1.95
 
 FROM rust:${RUST_VERSION}-bookworm AS build
 WORKDIR /build
-# Without debug information, which would be most of the file. Backtraces still name functions.
-ENV CARGO_PROFILE_RELEASE_DEBUG=none CARGO_PROFILE_RELEASE_STRIP=debuginfo
 
-# The dependencies, in a layer of their own that is rebuilt only when one of these files changes. Benchmarks are removed
-# from the manifest, because their sources are not copied.
+# The dependencies, in a layer of their own, which is rebuilt only when one of these files changes. Benchmarks are taken
+# out of the manifest, because their sources are not here; the package in examples/ is a member of the workspace, which
+# Cargo needs to see but not to build.
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
+COPY examples/Cargo.toml examples/
 RUN sed -i '/^\[\[bench\]\]/,/^$/d' Cargo.toml \
     && mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs \
-    && cargo build --release --locked --bin orderd
+    && cargo build --profile dist --locked --bin orderd
 
 # orderd itself. `touch`: its files may be older than the placeholders above, and Cargo would consider them unchanged.
 COPY config config
 COPY src src
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin orderd
+RUN touch src/lib.rs src/main.rs && cargo build --profile dist --locked --bin orderd
 
 # The contents of the image: orderd, the default configuration without its password (so that
 # ORDERD_BROKER__PASSWORD_FILE can be set), the libraries it is linked with, the name resolution order, the certificates of
 # public authorities, a name for the user, and an empty ledger directory that belongs to this user.
 RUN mkdir -p /image/etc/ssl/certs /image/usr/local/bin /image/etc/orderd /ledger \
-    && cp target/release/orderd /image/usr/local/bin/orderd \
-    && ldd target/release/orderd | grep -o '/[^ ]*' | xargs -I'{}' cp --parents --dereference '{}' /image \
+    && cp target/dist/orderd /image/usr/local/bin/orderd \
+    && ldd target/dist/orderd | grep -o '/[^ ]*' | xargs -I'{}' cp --parents --dereference '{}' /image \
     && sed 's/^password = /#&/' config/orderd.toml >/image/etc/orderd/orderd.toml \
     && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
     && echo 'hosts: files dns' >/image/etc/nsswitch.conf \

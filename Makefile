@@ -1,8 +1,15 @@
-# Everything a person or CI does with the project. `make` lists it.
+# What developers and CI do with the project. `make` lists the targets.
 
 SHELL := /bin/bash
 CARGO ?= cargo
 NODE := tests/support/node.sh
+# Prints the name of a part, runs it, and prints how long it took.
+STEP := tests/support/step.sh
+# Where Cargo puts what it builds; exported, so that Cargo and the scripts agree with this file. Broker nodes, ledgers
+# and logs of test runs are always in target/.
+export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+DEBUG := $(CARGO_TARGET_DIR)/debug
+DIST := $(CARGO_TARGET_DIR)/dist
 
 .DEFAULT_GOAL := help
 .PHONY: help build install uninstall test systemd-test deny demo up down bench soak image image-test clean
@@ -10,8 +17,9 @@ NODE := tests/support/node.sh
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-build: ## Build orderd in release: target/release/orderd
-	$(CARGO) build --release --bin orderd
+build: ## Build orderd to be installed: target/dist/orderd
+	@tests/support/prerequisites.sh
+	@$(STEP) "build orderd with full optimization: $(DIST)/orderd" $(CARGO) build --profile dist --locked --bin orderd
 
 # Where things go. DESTDIR goes before everything, for packages and images.
 PREFIX ?= /usr/local
@@ -23,7 +31,7 @@ ZSHDIR := $(PREFIX)/share/zsh/site-functions
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
 MANDIR := $(PREFIX)/share/man/man8
 # What is installed, and for which version of systemd; 0 where there is none.
-BINARY ?= target/release/orderd
+BINARY ?= $(DIST)/orderd
 SYSTEMD ?= $(shell systemctl --version 2>/dev/null | awk 'NR == 1 && $$2 ~ /^[0-9]+$$/ { print $$2 }')
 
 install: ## Put program, unit, configuration, completions and man page in place; PREFIX, DESTDIR
@@ -47,7 +55,7 @@ install: ## Put program, unit, configuration, completions and man page in place;
 	    echo "$$config is yours and stays as it is; the annotated default is in $$config.new"; fi
 	@echo "installed; next: systemctl daemon-reload && systemctl enable --now orderd"
 
-uninstall: ## Take away what install put in place, but no configuration and no ledger
+uninstall: ## Remove what install put in place, but no configuration and no ledger
 	rm -f $(DESTDIR)$(BINDIR)/orderd $(DESTDIR)$(UNITDIR)/orderd.service $(DESTDIR)$(CONFIGDIR)/orderd.toml.new
 	rm -f $(DESTDIR)$(BASHDIR)/orderd $(DESTDIR)$(ZSHDIR)/_orderd $(DESTDIR)$(FISHDIR)/orderd.fish $(DESTDIR)$(MANDIR)/orderd.8
 	rm -rf $(DESTDIR)$(UNITDIR)/orderd.service.d
@@ -55,45 +63,45 @@ uninstall: ## Take away what install put in place, but no configuration and no l
 
 systemd-test: ## Boot Debian in a container and run orderd under its systemd; SUITES="bookworm trixie"
 	@tests/support/prerequisites.sh
-	$(if $(ORDERD),,$(CARGO) build --locked --bin orderd)
-	tests/systemd/run.sh $(or $(ORDERD),target/debug/orderd) $(or $(SUITES),bookworm trixie)
+	@$(if $(ORDERD),,$(STEP) "build orderd" $(CARGO) build --locked --bin orderd)
+	@$(STEP) "systemd tests" tests/systemd/run.sh $(or $(ORDERD),$(DEBUG)/orderd) $(or $(SUITES),bookworm trixie)
 
 .PHONY: programs
 programs:
 	@tests/support/prerequisites.sh
-	$(CARGO) build --release --locked --bin orderd
-	$(CARGO) build --locked --examples
+	@$(STEP) "build orderd, the demo, the soak and the producers" $(CARGO) build --locked --bins
+	@$(STEP) "find or install RabbitMQ" $(NODE) install
 
 test: ## Run what CI runs: formatting, clippy, unit, offline, broker and documentation tests
 	tests/support/test.sh
 
 deny: ## Check licences, duplicates, sources and known vulnerabilities of what orderd is made of
 	@cargo deny --version >/dev/null 2>&1 || { echo 'cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
-	cargo deny --config .cargo/deny.toml check
+	@$(STEP) "check dependencies" cargo deny --config .cargo/deny.toml check
 
-# The programs that show and drill orderd need no optimising; orderd itself is the release build.
 demo: programs ## Show the whole pipeline at work on a private broker, and prove that nothing is missing
-	target/debug/examples/demo run
+	@$(STEP) "demo" $(DEBUG)/demo run
 
 up: programs ## Start the same broker and daemon, and leave them running
-	target/debug/examples/demo up
+	@$(STEP) "start RabbitMQ and orderd" $(DEBUG)/demo up
 
 down: ## Stop what `make up` started
-	@if [[ -x target/debug/examples/demo ]]; then target/debug/examples/demo down; else $(NODE) stop up; fi
+	@if [[ -x $(DEBUG)/demo ]]; then $(STEP) "stop orderd and RabbitMQ" $(DEBUG)/demo down; else $(STEP) "stop RabbitMQ" $(NODE) stop up; fi
 
-bench: ## Measure orderd against the broker's ceiling; N=10000 makes it shorter
+bench: ## Compare orderd's throughput with the broker's own limit; N=10000 makes it shorter
 	@tests/support/prerequisites.sh
-	$(CARGO) bench --bench pipeline -- $(if $(N),--orders $(N))
+	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench pipeline --no-run
+	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N))
 
 soak: programs ## Kill orderd and the broker many times under load, and check that nothing is lost or doubled
-	target/debug/examples/soak $(if $(N),--orders $(N))
+	@$(STEP) "soak" $(DEBUG)/soak $(if $(N),--orders $(N))
 
 image: ## Build the container image, orderd:VERSION
-	tests/image/build.sh
+	@$(STEP) "build the image" tests/image/build.sh
 
 image-test: ## Build the image and run it against a real broker in a second container: stop, kill, restart, counts
-	tests/image/test.sh
+	@$(STEP) "build and test the image" tests/image/test.sh
 
-clean: ## Stop all private nodes and delete target/
-	$(NODE) stop-all
-	$(CARGO) clean
+clean: ## Stop all private nodes and delete target/ and Cargo's target directory
+	@$(STEP) "stop private broker nodes" $(NODE) stop-all
+	@$(STEP) "delete what was built and what test runs left" bash -c '$(CARGO) clean && rm -rf target'

@@ -36,7 +36,8 @@ fn main() {
         products: number(2, 10),
         random: given.get(3).is_some_and(|keys| keys == "random"),
     };
-    let scratch = tempfile::tempdir_in(given.get(4).map_or_else(|| PathBuf::from("target"), PathBuf::from));
+    let scratch =
+        tempfile::tempdir_in(given.get(4).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from));
     let scratch = scratch.expect("the directory is writable");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime starts");
     runtime.block_on(measure(load, scratch.path()));

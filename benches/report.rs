@@ -25,7 +25,8 @@ fn main() {
     let given: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let number = |n: usize, default| given.get(n).map_or(default, |text| text.parse().expect("a number"));
     let (orders, days, products) = (number(0, 5_000_000), number(1, 365), number(2, 1_000));
-    let scratch = tempfile::tempdir_in(given.get(3).map_or_else(|| PathBuf::from("target"), PathBuf::from));
+    let scratch =
+        tempfile::tempdir_in(given.get(3).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from));
     let scratch = scratch.expect("the directory is writable");
     let directory = scratch.path();
     let now: Timestamp = NOW.parse().expect("a time");

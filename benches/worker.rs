@@ -56,7 +56,8 @@ fn main() {
         Some("sqlite") => true,
         Some(other) => panic!("memory or sqlite, not {other:?}"),
     };
-    let scratch = tempfile::tempdir_in(given.get(2).map_or_else(|| PathBuf::from("target"), PathBuf::from));
+    let scratch =
+        tempfile::tempdir_in(given.get(2).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from));
     let scratch = scratch.expect("the directory is writable");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let directory = scratch.path().to_owned();

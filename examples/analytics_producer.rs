@@ -1,7 +1,7 @@
 //! Publishes analytics events, as the shop's web site would: page views, searches and filled carts.
 //!
 //! ```text
-//! cargo run --example analytics_producer -- --count 100
+//! cargo run --bin analytics_producer -- --count 100
 //! ```
 
 mod producer;

@@ -6,7 +6,6 @@ mod harness;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use harness::daemon::{CONFIG, Daemon};
 use harness::environment::{ADDRESSES, Environment};
 use harness::interrupt;
 use harness::node::Node;
-use harness::{Outcome, release_program};
+use harness::{Outcome, repository, sibling_program};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
@@ -112,7 +111,7 @@ fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &
 }
 
 fn perform(environment: &Environment, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Audit> {
-    let mut daemon = environment.start_daemon(&release_program())?;
+    let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
     println!("orderd runs as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad", daemon.pid());
     let seconds = published.orders.div_ceil(rate).max(1);
     let mut producers = Producers(Vec::new());
@@ -145,7 +144,7 @@ struct Producers(Vec<Child>);
 
 impl Producers {
     fn start(&mut self, environment: &Environment, prefix: &str, program: &str, arguments: &[String]) -> Outcome<()> {
-        let path = std::env::current_exe()?.with_file_name(program);
+        let path = sibling_program(program)?;
         let child = Command::new(&path)
             .args(arguments)
             .args(["--prefix", prefix])
@@ -185,7 +184,7 @@ impl Drop for Producers {
 
 /// What a producer with a typo in its configuration does: these orders must not vanish either.
 fn publish_with_a_typo(environment: &Environment, prefix: &str) -> Outcome<()> {
-    let mut child = Command::new(release_program())
+    let mut child = Command::new(sibling_program("orderd")?)
         .args(["publish", "--config", CONFIG, "--routing-key", "order.nromal.created", "-"])
         .envs(environment.settings().iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::piped())
@@ -205,7 +204,7 @@ fn publish_with_a_typo(environment: &Environment, prefix: &str) -> Outcome<()> {
 /// Shows what orderd answers to a person who asks.
 fn ask(environment: &Environment, command: &[&str]) -> Outcome<()> {
     println!("\n$ orderd {}", command.join(" "));
-    let status = Command::new(release_program())
+    let status = Command::new(sibling_program("orderd")?)
         .args(command)
         .args(["--config", CONFIG])
         .envs(environment.settings().iter().map(|(key, value)| (key, value)))
@@ -251,9 +250,8 @@ fn watch(
     }
 }
 
-fn pid_file() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/up/orderd.pid")
-}
+/// Where `up` leaves the daemon's process id, relative to the repository.
+const PID_FILE: &str = "target/up/orderd.pid";
 
 fn up() -> Outcome<()> {
     if let Some(pid) = running_daemon() {
@@ -261,25 +259,26 @@ fn up() -> Outcome<()> {
     }
     let runtime = Runtime::new()?;
     let environment = prepare_environment("up", &[], &runtime)?;
-    let mut daemon = environment.start_daemon(&release_program())?;
+    let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
     thread::sleep(Duration::from_secs(1));
     if let Err(error) = daemon.check_alive() {
         environment.tear_down()?;
         return Err(error.into());
     }
     let pid = daemon.leave_running();
-    fs::write(pid_file(), pid.to_string())?;
+    fs::write(PID_FILE, pid.to_string())?;
     println!("orderd runs as process {pid}, and logs to {}\n", environment.directory.join("orderd.log").display());
-    println!("in the shell from which you play with it:\n");
-    println!("  export ORDERD_CONFIG={CONFIG}");
+    println!("to use it, enter in your shell:\n");
+    println!("  export ORDERD_CONFIG={}", repository()?.join(CONFIG).display());
     for (key, value) in environment.settings() {
         println!("  export {key}={value}");
     }
     println!("\nthen, for instance:\n");
-    println!("  cargo run --example order_producer -- --count 1000 --bad 0.02");
-    println!("  target/release/orderd publish orders.ndjson");
-    println!("  target/release/orderd status --watch");
-    println!("  target/release/orderd report");
+    let (orderd, producer) = (sibling_program("orderd")?, sibling_program("order_producer")?);
+    println!("  {} --count 1000 --bad 0.02", producer.display());
+    for command in ["publish orders.ndjson", "status --watch", "report"] {
+        println!("  {} {command}", orderd.display());
+    }
     if let Some(node) = &environment.node {
         println!("\nRabbitMQ's own pages: http://127.0.0.1:{} (guest, guest)", node.management_port);
     }
@@ -289,10 +288,10 @@ fn up() -> Outcome<()> {
 
 /// The process that `up` started, if it is still this program.
 fn running_daemon() -> Option<u32> {
-    let pid: u32 = fs::read_to_string(pid_file()).ok()?.trim().parse().ok()?;
+    let pid: u32 = fs::read_to_string(PID_FILE).ok()?.trim().parse().ok()?;
     let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let program = words.split(|byte| *byte == 0).next()?;
-    (program == release_program().as_os_str().as_encoded_bytes()).then_some(pid)
+    (program == sibling_program("orderd").ok()?.as_os_str().as_encoded_bytes()).then_some(pid)
 }
 
 fn down() -> Outcome<()> {

@@ -1,7 +1,7 @@
 //! Publishes notifications, as other services of the shop would: by e-mail and SMS.
 //!
 //! ```text
-//! cargo run --example notification_producer -- --count 100
+//! cargo run --bin notification_producer -- --count 100
 //! ```
 
 mod producer;

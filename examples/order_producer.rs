@@ -1,7 +1,7 @@
 //! Publishes orders, normal and urgent ones, and on request some that are no good.
 //!
 //! ```text
-//! cargo run --example order_producer -- --count 1000 --rate 200 --bad 0.02
+//! cargo run --bin order_producer -- --count 1000 --rate 200 --bad 0.02
 //! ```
 
 mod producer;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use harness::soak::Soak;
-use harness::{environment, interrupt};
+use harness::{environment, interrupt, sibling_program};
 
 /// Kills orderd and the broker under load and checks that nothing is lost or doubled.
 #[derive(Debug, Parser)]
@@ -30,9 +30,13 @@ fn main() -> ExitCode {
         eprintln!("soak: it kills its broker, so it takes none but its own; unset {}", environment::ADDRESSES);
         return ExitCode::from(64);
     }
-    let soak = Soak { name: "soak".to_owned(), program: harness::release_program(), orders, kills, broker_kills };
-    let outcome = interrupt::watch().map_err(Into::into).and_then(|()| soak.run(&mut |line| println!("{line}")));
-    match outcome {
+    let run = || {
+        interrupt::watch()?;
+        let program = sibling_program("orderd")?;
+        let soak = Soak { name: "soak".to_owned(), program, orders, kills, broker_kills };
+        soak.run(&mut |line| println!("{line}"))
+    };
+    match run() {
         Ok(audit) => {
             println!("\nafter {kills} kills of orderd and {broker_kills} of the broker:\n\n{audit}");
             if audit.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

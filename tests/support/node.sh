@@ -12,7 +12,8 @@ set -euo pipefail
 
 usage() {
     cat >&2 <<'EOF_USAGE'
-usage: node.sh start NAME        start a node and wait until it takes connections; prints its ports
+usage: node.sh install           install RabbitMQ unless it is there
+       node.sh start NAME        start a node and wait until it takes connections; prints its ports
        node.sh stop NAME         stop it and keep its data
        node.sh kill NAME         kill -9 its VM
        node.sh wipe NAME         stop it and delete its data
@@ -319,6 +320,11 @@ start() {
 }
 
 case ${1:-} in
+install)
+    mkdir -p "$base"
+    ensure_rabbitmq "$base/install.lock"
+    say "RabbitMQ's programs are in $(rabbitmq_bin)"
+    ;;
 start)
     select_node "${2:-}"
     lock_node

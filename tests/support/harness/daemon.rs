@@ -10,8 +10,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The annotated default configuration, which everything here runs by.
-pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+/// The annotated default configuration, which everything here runs with.
+pub const CONFIG: &str = "config/orderd.toml";
 /// Ticks of `/proc/PID/stat` in a second: the same on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 const POLL: Duration = Duration::from_millis(20);

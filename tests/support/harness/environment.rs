@@ -36,7 +36,7 @@ pub struct Environment {
 impl Environment {
     /// Prepares the broker and an empty directory `target/<name>`, and declares the topology.
     pub fn prepare(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(name);
+        let directory = super::repository()?.join("target").join(name);
         if directory.exists() {
             fs::remove_dir_all(&directory)?;
         }

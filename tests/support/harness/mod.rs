@@ -1,7 +1,8 @@
-//! What the demo, the soak and its small sister in the tests are made of: a broker node and a daemon as child
-//! processes, what is published, and the books that must balance at the end.
+//! What the demo, the soak and its small version in the tests are made of: a broker node and a daemon as child
+//! processes, what is published to them, and an audit of what became of it.
 //!
-//! It sees orderd from outside: as a program, and by what it leaves in the ledger and on the broker.
+//! It sees orderd from outside only: as a program, and by what it leaves in the ledger and on the broker. Paths are
+//! relative to the repository, from which `make` and `cargo test` start these programs; other directories are refused.
 
 #![allow(dead_code, reason = "each program uses its part")]
 
@@ -12,11 +13,23 @@ pub mod interrupt;
 pub mod node;
 pub mod soak;
 
-/// The drills end at the first error, whatever it is.
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// These programs end at the first error, whatever it is.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// orderd's release build, beside the profile directory this program is in.
-pub fn release_program() -> std::path::PathBuf {
-    let target = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.parent()?.to_owned()));
-    target.unwrap_or_else(|| "target".into()).join("release/orderd")
+/// The program `name` that was built together with this one.
+pub fn sibling_program(name: &str) -> io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(name))
+}
+
+/// The repository: the working directory, which must hold the default configuration.
+pub fn repository() -> io::Result<PathBuf> {
+    let directory = std::env::current_dir()?;
+    if !Path::new(daemon::CONFIG).is_file() {
+        let text = format!("{} is not orderd's repository: start this program from there", directory.display());
+        return Err(io::Error::other(text));
+    }
+    Ok(directory)
 }

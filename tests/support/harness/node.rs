@@ -5,7 +5,8 @@
 use std::io;
 use std::process::{Command, Output};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/node.sh");
+/// Relative to the repository, as everything here is.
+const SCRIPT: &str = "tests/support/node.sh";
 
 /// A node that runs, or ran when it was last heard of. Dropping it leaves it running.
 #[derive(Debug, Clone)]
