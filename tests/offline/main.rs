@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers outside of test functions for product code")]
 
+mod decoder;
 mod deployment_files;
 mod docs;
 mod install;
