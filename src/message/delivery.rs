@@ -1,4 +1,6 @@
-//! Messages, and deliveries of them.
+//! Messages, deliveries, and the identity of a message.
+//!
+//! Pure. Never changes what was received.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -6,11 +8,11 @@ use sha2::{Digest, Sha256};
 use super::exchange_names::ExchangeNames;
 use super::header::{HeaderValue, Headers, names};
 
-/// Longest message id taken as an identity: with a suffix such as `/analytics/failed` it must fit AMQP's 255
+/// Longest message id that is used as an identity. With a suffix such as `/analytics/failed` it must fit AMQP's 255
 /// bytes.
 const MAX_IDENTITY_BYTES: usize = 200;
 
-/// What a producer sent: properties, headers and body. A clone shares the body.
+/// A message: properties, headers and body. A clone shares the body.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Message {
     /// The AMQP properties that orderd keeps.
@@ -30,13 +32,13 @@ pub struct Properties {
     pub content_encoding: Option<String>,
     /// 0 to 255.
     pub priority: Option<u8>,
-    /// Chosen by the application.
+    /// Set by the application.
     pub correlation_id: Option<String>,
-    /// Chosen by the application.
+    /// Set by the application.
     pub reply_to: Option<String>,
-    /// Per-message TTL in milliseconds, as text. Never republished: it would block a queue's head.
+    /// Per-message TTL in milliseconds, as text. Never republished: it would block the head of a queue.
     pub expiration: Option<String>,
-    /// The message's identity where the body has none.
+    /// The message's identity if the body has none.
     pub message_id: Option<String>,
     /// Seconds since the Unix epoch.
     pub timestamp: Option<u64>,
@@ -44,53 +46,54 @@ pub struct Properties {
     pub message_type: Option<String>,
     /// The broker checks it against the publishing connection's user, so it is never republished.
     pub user_id: Option<String>,
-    /// Chosen by the application.
+    /// Set by the application.
     pub app_id: Option<String>,
 }
 
-/// Names one delivery on one channel of one epoch. Settling it after its epoch has ended does nothing.
+/// Identifies a delivery by the connection it came on and its tag. Settling it after that connection has ended does nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeliveryId {
-    /// Counts the subscriptions of this process; never reused.
+    /// The number of the connection, unique in this process.
     pub connection: u64,
     /// The broker's delivery tag: 1, 2, 3, … on its channel.
     pub tag: u64,
 }
 
-/// One message handed to this process, to be settled exactly once.
+/// A message delivered to this process, to be settled exactly once.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// What to settle it by.
+    /// Identifies it when it is settled.
     pub id: DeliveryId,
-    /// The exchange it was last published to; empty for the default exchange.
+    /// The exchange it was last published to. Empty for the default exchange.
     pub exchange: String,
     /// The key it was last published with.
     pub routing_key: String,
     /// The broker's hint that it may have been delivered before. Says nothing about identity.
     pub redelivered: bool,
-    /// What was sent.
+    /// The message.
     pub message: Message,
 }
 
 impl Delivery {
-    /// How often the broker has handed this message out before, from the quorum queue's `x-delivery-count`;
-    /// 0 on a first delivery.
+    /// How often the broker has delivered this message before, from the quorum queue's `x-delivery-count`; 0 on a first
+    /// delivery.
     pub fn delivery_count(&self) -> u64 {
         self.message.headers.get(names::DELIVERY_COUNT).and_then(HeaderValue::as_u64).unwrap_or(0)
     }
 
-    /// The key the message was first published with. What comes back from a retry has its queue's name for a
-    /// key, a failure one that says so, and both carry the first key in a header. On other messages that header
-    /// is a producer's, and not believed.
+    /// The routing key the message was first published with.
+    ///
+    /// A message that returns from a retry has its queue's name as routing key, and a failed one a key that begins with
+    /// [`ExchangeNames::FAILED_KEY`]; both have the first key in a header. On other messages that header comes from a
+    /// producer, and is ignored.
     pub fn first_routing_key(&self) -> &str {
         let copied = !self.routing_key.contains('.') || self.routing_key.starts_with(ExchangeNames::FAILED_KEY);
         let origin = self.message.headers.get(names::ORIGIN_ROUTING_KEY).and_then(HeaderValue::as_text);
         origin.filter(|_| copied).unwrap_or(&self.routing_key)
     }
 
-    /// The identity of a message that is not an order: its message id, else a hash of its first routing key
-    /// and its body, so that the same text under the same key is the same message. An id too long to derive
-    /// others from is hashed.
+    /// The identity of a message that is not an order: its message id, or else a hash of its first routing key and its body,
+    /// so that the same text with the same key is the same message. An id that is too long to derive others from is hashed.
     pub fn identity(&self) -> String {
         match self.message.properties.message_id.as_deref() {
             Some(id) if (1..=MAX_IDENTITY_BYTES).contains(&id.len()) => id.to_owned(),

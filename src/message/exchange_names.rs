@@ -1,4 +1,6 @@
-//! The names messages are routed by, all derived from the orders exchange's.
+//! The names by which messages are routed, all derived from the name of the orders exchange.
+//!
+//! Pure.
 
 use std::sync::Arc;
 
@@ -7,9 +9,9 @@ use crate::delay::Delay;
 /// The names derived from `topology.exchange`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExchangeNames {
-    /// `orders`: topic; everything producers and orderd publish.
+    /// `orders`: topic; everything that producers and orderd publish.
     pub orders: Arc<str>,
-    /// `orders.retry`: direct; to retry queues, by their name.
+    /// `orders.retry`: direct; to one retry queue, by its name.
     pub retry: Arc<str>,
     /// `orders.requeue`: direct; to one work queue, by its name.
     pub requeue: Arc<str>,
@@ -20,11 +22,11 @@ pub struct ExchangeNames {
 }
 
 impl ExchangeNames {
-    /// Where messages are dead-lettered for a person.
+    /// The queue of dead-lettered messages.
     pub const DEAD_LETTER_QUEUE: &str = "dead_letter_queue";
-    /// Where messages go that no binding matched.
+    /// The queue of messages that matched no binding.
     pub const UNROUTED_QUEUE: &str = "unrouted_queue";
-    /// The first words of the routing key of every failure; the consumer's name follows.
+    /// The beginning of every failed message's routing key; the consumer's name follows.
     pub const FAILED_KEY: &str = "order.failed";
 
     /// Derives all names from the orders exchange's.
@@ -45,7 +47,7 @@ impl ExchangeNames {
         format!("{queue}.retry.{delay}")
     }
 
-    /// The routing key under which failures of a consumer travel: `order.failed.notification`.
+    /// The routing key of a consumer's failed messages: `order.failed.notification`.
     pub fn failed_key(consumer: &str) -> String {
         format!("{}.{consumer}", Self::FAILED_KEY)
     }

@@ -1,16 +1,18 @@
-//! Application headers: the AMQP field table without loss, and the names orderd gives meaning to.
+//! Application headers: AMQP's field table without loss, and the header names that have a meaning to orderd.
+//!
+//! Pure.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-/// A header's name: at most 255 bytes, as AMQP bounds it.
+/// A header's name: at most 255 bytes, AMQP's limit.
 pub type HeaderName = String;
 
-/// Application headers, in the order of their names.
+/// Application headers, ordered by name.
 pub type Headers = BTreeMap<HeaderName, HeaderValue>;
 
-/// One value of an AMQP field table, in the type it was sent in, so that a copy is the same to its reader.
+/// A value of an AMQP field table, with the type it was sent with, so that a copy is the same to its consumer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderValue {
     /// `t`
@@ -33,9 +35,9 @@ pub enum HeaderValue {
     F32(f32),
     /// `d`
     F64(f64),
-    /// `D`: digits and how many of them follow the point.
+    /// `D`: digits, and how many of them follow the decimal point.
     Decimal {
-        /// Digits behind the point.
+        /// Digits after the decimal point.
         scale: u8,
         /// All digits.
         digits: i32,
@@ -63,8 +65,7 @@ impl HeaderValue {
         }
     }
 
-    /// The value as a whole number of at least 0, whatever integer type it came in. Producers in other
-    /// languages choose types of their own.
+    /// The value as an integer of at least 0, whatever its integer type: producers in other languages use different types.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             HeaderValue::I8(v) => v.try_into().ok(),
@@ -86,21 +87,21 @@ impl From<&str> for HeaderValue {
     }
 }
 
-/// Header names with a meaning to orderd or to the broker.
+/// Names of headers that have a meaning to orderd or to the broker.
 pub mod names {
     /// Delayed retries so far (long).
     pub const RETRY_COUNT: &str = "x-retry-count";
     /// The queue a message was in when it first failed.
     pub const ORIGIN_QUEUE: &str = "x-origin-queue";
-    /// The routing key it had then.
+    /// The routing key it had when it first failed.
     pub const ORIGIN_ROUTING_KEY: &str = "x-origin-routing-key";
-    /// The exchange it had come through then.
+    /// The exchange it had been published to when it first failed.
     pub const ORIGIN_EXCHANGE: &str = "x-origin-exchange";
     /// See [`crate::recovery::FailureKind`].
     pub const FAILURE_KIND: &str = "x-failure-kind";
-    /// Stable code of the failure.
+    /// The failure's stable code.
     pub const FAILURE_CODE: &str = "x-failure-code";
-    /// Text of the failure, at most 1 KiB.
+    /// The failure's text, at most 1 KiB.
     pub const FAILURE_REASON: &str = "x-failure-reason";
     /// When it first failed (timestamp).
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
@@ -108,18 +109,18 @@ pub mod names {
     pub const FAILED_AT: &str = "x-failed-at";
     /// Why it was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
-    /// The `user_id` property of a copy, which the broker would check.
+    /// The original message's `user_id`. As a property of a copy, the broker would check it.
     pub const ORIGINAL_USER_ID: &str = "x-original-user-id";
     /// The broker's history of dead-lettering (array of tables).
     pub const DEATH: &str = "x-death";
-    /// Quorum queues' count of earlier deliveries.
+    /// A quorum queue's count of earlier deliveries.
     pub const DELIVERY_COUNT: &str = "x-delivery-count";
-    /// RabbitMQ 4.x' count of acquisitions.
+    /// RabbitMQ 4.x's count of acquisitions.
     pub const ACQUIRED_COUNT: &str = "x-acquired-count";
 }
 
-/// Headers that no copy carries: the broker's own marks and routing extras. On RabbitMQ 3.10 a copied
-/// `x-death` can make the broker drop a message as a cycle.
+/// Headers that are removed from every copy: those that the broker sets, and those that add routes. On RabbitMQ 3.10, a
+/// copied `x-death` can make the broker drop a message as a cycle.
 pub const STRIPPED: &[&str] = &[
     names::DEATH,
     "x-first-death-exchange",

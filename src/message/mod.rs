@@ -1,15 +1,15 @@
-//! A message as orderd sees it, and the ports through which messages come and go.
+//! Messages and deliveries, and the traits through which they are consumed and published.
 //!
-//! Pure: the types here know nothing of the AMQP client, so that it can be replaced.
+//! Pure. The types here know nothing about the AMQP client, so that it can be replaced.
 
+mod consumer;
 mod delivery;
 mod exchange_names;
 mod header;
-mod port;
+mod publisher;
 
+pub use consumer::{Consumer, SettleError, Settlement, Settler, SubscribeError, Subscription};
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
-pub use port::{
-    Consumer, Publication, PublishError, Publisher, SettleError, Settlement, Settler, SubscribeError, Subscription,
-};
+pub use publisher::{Publication, PublishError, Publisher};

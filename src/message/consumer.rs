@@ -1,0 +1,84 @@
+//! The traits through which messages are consumed: subscribing, and settling deliveries. `amqp` implements them, and
+//! `pipeline` uses them.
+//!
+//! Never names the AMQP client or a handler, so that neither depends on the other.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+
+use super::{Delivery, DeliveryId};
+
+/// Opens subscriptions to queues.
+pub trait Consumer: Send + Sync + 'static {
+    /// Consumes `queue` with at most `prefetch` unsettled deliveries. Makes one attempt: the caller backs off.
+    fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>>;
+}
+
+/// Why a queue cannot be consumed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot consume queue {queue:?}")]
+pub struct SubscribeError {
+    /// The queue's name.
+    pub queue: String,
+    /// The cause, such as the broker's refusal.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A consumer on a connection of its own. Ends with that connection.
+pub struct Subscription {
+    /// What the broker delivers. Ends when the connection has ended, or after [`Settler::cancel`] once everything delivered
+    /// before is yielded.
+    pub deliveries: BoxStream<'static, Delivery>,
+    /// Settles them.
+    pub settler: Arc<dyn Settler>,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").finish_non_exhaustive()
+    }
+}
+
+/// How a delivery is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// Processed: the broker removes it from the queue (`basic.ack`).
+    Ack,
+    /// Requeued, for any consumer (`basic.nack` with requeue).
+    Release,
+    /// Dead-lettered by the broker itself (`basic.nack` without requeue): the last resort for a message that cannot be
+    /// republished.
+    Reject,
+}
+
+/// Settles the deliveries of one subscription.
+pub trait Settler: Send + Sync + 'static {
+    /// Notes a settlement, which is sent soon, together with others. Does nothing if the delivery came on an earlier
+    /// connection: the broker delivers it again.
+    fn settle(&self, delivery: DeliveryId, settlement: Settlement);
+
+    /// Resolves when the connection has ended: nothing settled from then on reaches the broker.
+    fn ended(&self) -> BoxFuture<'static, ()>;
+
+    /// Cancels the consumer: the broker delivers nothing more, and `deliveries` ends after what was delivered before.
+    fn cancel(&self) -> BoxFuture<'static, ()>;
+
+    /// Like [`Settler::cancel`], but waits for a moment at which no delivery is on its way from the broker, if there is one
+    /// soon. For callers that will process everything delivered.
+    fn wind_down(&self) -> BoxFuture<'static, ()>;
+
+    /// Sends all settlements noted so far, waits until the broker has applied them, and closes the subscription.
+    ///
+    /// # Errors
+    /// [`SettleError`] if the connection ended before: what was settled last may be delivered again.
+    fn close(&self) -> BoxFuture<'static, Result<(), SettleError>>;
+}
+
+/// The subscription was lost before the broker was known to have its last settlements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the subscription was lost before its last settlements reached the broker")]
+pub struct SettleError;
