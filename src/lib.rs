@@ -1,27 +1,33 @@
 //! orderd: one daemon that processes an online shop's orders from RabbitMQ and loses none of them.
 //!
 //! # The map
-//! A module imports only modules of a lower rank, and its own; a test enforces it.
+//! A module imports only modules of a lower rank. `tests/offline/tidy.rs` reads this table and enforces it.
 //! ```text
 //! rank
-//!  5  app (everything is put together here)   cli   admin (HTTP: health, metrics, status)
-//!  4  monitor (the broker's HTTP API; the status)
-//!  3  worker (pools; process.rs is THE page)   amqp (the only user of the AMQP client)   config_watcher
-//!  2  config (raw → checked)   supervisor   handler (trait, table, the handlers)
-//!  1  ledger (trait; SQLite)   recovery (pure: decide, history)   topology (pure: plan)   telemetry   shutdown   control   tls
-//!     instance (which process this is)   service (what the service manager is told; the watch over stuck tasks)
-//!  0  order   message (deliveries, headers, ports)   backoff   delay   chain        all pure
+//!  10  main (exit code)
+//!   9  cli (commands and their output)
+//!   8  app (builds, starts and stops everything)
+//!   7  admin (HTTP: health, metrics, status, commands)
+//!   6  status (live state of the daemon)
+//!   5  pipeline (worker pools; process.rs first)            reconcile (orderd's counts against the broker's)
+//!   4  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (rereads the file)
+//!   3  config (TOML → checked)   handlers (what is done with a message)
+//!   2  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
+//!   1  ledger (record of effects)   message (deliveries and the traits to get and publish them)
+//!      supervisor (restarts tasks)   systemd (notifies the service manager)
+//!   0  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   telemetry (logging)
+//!      tls   instance (this process's name)   backoff   delay   chain
 //! ```
-//! `worker` and `amqp` never import each other: `app` joins them through the ports in [`message`].
+//! `pipeline` and `amqp` never import each other: `app` joins them through the traits in [`message`].
 //!
-//! # One delivery's way
+//! # The life of a delivery
 //! ```text
-//! broker ─► amqp::subscribe ─► worker::intake ─► worker::process ─► handler ─► ledger
-//!                                                   │  events, failures ─► amqp::publish ─► broker
-//!                                                   └─ settle ─► amqp::settle ─► ack
+//! broker ─► amqp ─► pipeline: pool ─► process ─► handler ─► ledger
+//!                                        │  events, failures ─► amqp ─► broker
+//!                                        └─ settle ─► amqp ─► ack
 //! ```
-//! Failures come back through `failed_order_queue`, where [`recovery::decide`] sends them to a retry queue or
-//! to the dead letter queue. Read [`app`], then `worker/process.rs`.
+//! Failures return through `failed_order_queue`. [`recovery::decide`] makes every decision about them: immediate retry,
+//! delayed retry or dead letter. Read [`app`] next, then `pipeline/process.rs`.
 
 pub mod admin;
 pub mod amqp;

@@ -1,48 +1,19 @@
-//! The rules of the house, checked: layers, file sizes, headers, leftovers.
+//! Checks of the source code itself: layers, import cycles, file sizes, headers, leftovers, the top level.
 
+#[path = "tidy/imports.rs"]
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Rank of each module at the top of `src/`. A module imports only modules of a lower rank, and its own.
-const RANKS: &[(&str, u8)] = &[
-    ("domain", 0),
-    ("message", 0),
-    ("backoff", 0),
-    ("delay", 0),
-    ("chain", 0),
-    ("ledger", 1),
-    ("recovery", 1),
-    ("topology", 1),
-    ("telemetry", 1),
-    ("shutdown", 1),
-    ("control", 1),
-    ("instance", 1),
-    ("watchdog", 1),
-    ("tls", 1),
-    ("systemd", 2),
-    ("config", 2),
-    ("config_watcher", 3),
-    ("supervisor", 2),
-    ("handlers", 2),
-    ("metrics", 3),
-    ("management", 3),
-    ("pipeline", 4),
-    ("amqp", 3),
-    ("reconcile", 4),
-    ("status", 5),
-    ("admin", 6),
-    ("app", 6),
-    ("cli", 6),
-    ("lib", 7),
-    ("main", 7),
-];
-
-/// `message` names delays in its queue names, which are as basic as it is.
-const SAME_RANK: &[(&str, &str)] =
-    &[("message", "delay"), ("app", "cli"), ("cli", "app"), ("app", "admin"), ("cli", "admin")];
+use imports::{Imports, ModulePath, imports};
 
 /// Files are split before they have this many lines, tests not counted.
 const MAX_LINES: usize = 500;
+
+/// Modules whose parts still import each other in a cycle. Empty this list; never extend it.
+const KNOWN_CYCLES: &[&str] = &["admin", "config", "ledger"];
 
 struct Source {
     path: PathBuf,
@@ -52,19 +23,28 @@ struct Source {
 impl Source {
     /// The text before the unit tests.
     fn code(&self) -> &str {
-        self.text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default()
+        let tests = ["\n#[cfg(test)]\nmod tests {", "\n#[cfg(test)]\npub(super) mod tests {"];
+        let end = tests.iter().filter_map(|start| self.text.find(start)).min();
+        &self.text[..end.unwrap_or(self.text.len())]
     }
 
-    /// `amqp` for `src/amqp/connect.rs`, `app` for `src/app.rs`.
-    fn module(&self) -> String {
-        let below = self.path.strip_prefix(root().join("src")).unwrap();
-        let first = below.components().next().unwrap().as_os_str().to_str().unwrap();
-        first.trim_end_matches(".rs").to_owned()
+    /// `["amqp", "connect"]` for `src/amqp/connect.rs`, `["amqp"]` for `src/amqp/mod.rs`, `[]` for `src/lib.rs`.
+    fn module(&self) -> ModulePath {
+        let below = self.path.strip_prefix(root().join("src")).unwrap().with_extension("");
+        let mut module: ModulePath = below.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        if module.last().is_some_and(|last| last == "mod") || module == ["lib"] {
+            module.pop();
+        }
+        module
     }
 
     fn is_test(&self) -> bool {
         self.path.file_stem().is_some_and(|stem| stem.to_str().unwrap().ends_with("tests"))
-            || self.path.components().any(|part| part.as_os_str() == "tests")
+            || self.path.strip_prefix(root().join("src")).is_ok_and(|below| below.iter().any(|part| part == "tests"))
+    }
+
+    fn shown(&self) -> String {
+        self.path.strip_prefix(root()).unwrap().display().to_string()
     }
 }
 
@@ -93,17 +73,15 @@ fn all_sources() -> Vec<Source> {
     ["src", "tests", "examples", "benches"].into_iter().flat_map(sources).collect()
 }
 
-fn rank(module: &str) -> u8 {
-    let known = RANKS.iter().find(|(name, _)| *name == module);
-    known.unwrap_or_else(|| panic!("module {module:?} has no rank in tests/offline/tidy.rs")).1
-}
-
-fn imports(code: &str) -> Vec<String> {
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    lines
-        .flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>())
-        .map(|rest| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect())
-        .filter(|name: &String| !name.is_empty())
+/// The files of the product, by module, with what each imports. Tests may import anything.
+fn modules() -> BTreeMap<ModulePath, (Source, Imports)> {
+    let product = sources("src").into_iter().filter(|source| !source.is_test());
+    product
+        .map(|source| {
+            let module = source.module();
+            let imports = imports(&module, &source.text);
+            (module, (source, imports))
+        })
         .collect()
 }
 
@@ -111,52 +89,152 @@ fn assert_none(complaints: Vec<String>) {
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
+/// The rank of each top-level module, as the map in `src/lib.rs` gives it: lines of a rank and the names of its modules,
+/// with remarks in parentheses.
+fn ranks() -> BTreeMap<String, u32> {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let map = lib.split("//! ```text\n//! rank").nth(1).expect("the map begins with a line \"rank\"");
+    let map = map.split("//! ```").next().unwrap();
+    let mut ranks = BTreeMap::new();
+    let (mut rank, mut remark) = (None, 0);
+    for word in map.replace("//!", " ").replace('(', " ( ").replace(')', " ) ").split_whitespace() {
+        match (word, word.parse()) {
+            ("(", _) => remark += 1,
+            (")", _) => remark -= 1,
+            _ if remark > 0 => {}
+            (_, Ok(number)) => rank = Some(number),
+            (name, Err(_)) => {
+                let former = ranks.insert(name.to_owned(), rank.expect("the map begins with a rank"));
+                assert!(former.is_none(), "{name} stands in the map twice");
+            }
+        }
+    }
+    ranks
+}
+
+#[test]
+fn the_map_names_every_module() {
+    let mapped: BTreeSet<String> = ranks().into_keys().collect();
+    let existing: BTreeSet<String> = modules().into_keys().filter_map(|module| module.first().cloned()).collect();
+    assert_eq!(mapped, existing);
+}
+
+/// Two modules that import each other would break this, too.
 #[test]
 fn a_module_imports_only_lower_ranks() {
-    let mut complaints = Vec::new();
-    for source in sources("src") {
-        let module = source.module();
-        for imported in imports(source.code()) {
-            let allowed = imported == module
-                || rank(&imported) < rank(&module)
-                || SAME_RANK.contains(&(module.as_str(), imported.as_str()));
-            if !allowed {
-                complaints.push(format!("{}: {module} imports {imported}", source.path.display()));
+    let ranks = ranks();
+    let mut complaints = BTreeSet::new();
+    for (module, (source, imports)) in modules() {
+        let Some(importing) = module.first() else { continue };
+        for imported in imports.paths.iter().filter_map(|path| path.first()).filter(|name| ranks.contains_key(*name)) {
+            if imported != importing && ranks[imported] >= ranks[importing] {
+                complaints.insert(format!("{}: {importing} imports {imported}", source.shown()));
             }
+        }
+    }
+    assert_none(complaints.into_iter().collect());
+}
+
+/// Inside a module too: no two of its files or folders depend on each other, directly or through others. A folder's
+/// `mod.rs` and the files below it may.
+#[test]
+fn no_modules_import_each_other_in_a_cycle() {
+    let modules = modules();
+    // For each module, which of its direct children import which others.
+    let mut imported: BTreeMap<ModulePath, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for (module, (_, imports)) in &modules {
+        for path in &imports.paths {
+            let target = defining_module(&modules, path, 0);
+            let common = module.iter().zip(&target).take_while(|(a, b)| a == b).count();
+            if common < module.len() && common < target.len() {
+                let children = imported.entry(module[..common].to_vec()).or_default();
+                children.entry(module[common].clone()).or_default().insert(target[common].clone());
+            }
+        }
+    }
+    let mut complaints = Vec::new();
+    for (parent, children) in &imported {
+        let is_known = KNOWN_CYCLES.contains(&parent.join("/").as_str());
+        if let Some(cycle) = cycle(children).filter(|_| !is_known) {
+            complaints.push(format!("in src/{}: {}", parent.join("/"), cycle.join(" -> ")));
         }
     }
     assert_none(complaints);
 }
 
+/// The module whose file defines what a path names: re-exports are followed.
+fn defining_module(modules: &BTreeMap<ModulePath, (Source, Imports)>, path: &[String], followed: usize) -> ModulePath {
+    let mut module = Vec::new();
+    for (at, segment) in path.iter().enumerate() {
+        module.push(segment.clone());
+        if modules.contains_key(&module) {
+            continue;
+        }
+        module.pop();
+        let reexport = modules.get(&module).and_then(|(_, imports)| imports.names.get(segment));
+        return match reexport {
+            Some(target) if followed < 10 && target.as_slice() != path => {
+                let target: ModulePath = target.iter().chain(&path[at + 1..]).cloned().collect();
+                defining_module(modules, &target, followed + 1)
+            }
+            Some(_) | None => module,
+        };
+    }
+    module
+}
+
+/// A cycle in a graph, as the names on it, the first one repeated at the end.
+fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
+    fn visit<'g>(
+        graph: &'g BTreeMap<String, BTreeSet<String>>,
+        name: &'g String,
+        way: &mut Vec<&'g String>,
+        done: &mut BTreeSet<&'g String>,
+    ) -> Option<Vec<String>> {
+        if let Some(start) = way.iter().position(|earlier| *earlier == name) {
+            return Some(way[start..].iter().copied().chain([name]).cloned().collect());
+        }
+        if !done.insert(name) {
+            return None;
+        }
+        way.push(name);
+        let found = graph.get(name).into_iter().flatten().find_map(|next| visit(graph, next, way, done));
+        way.pop();
+        found
+    }
+    let mut done = BTreeSet::new();
+    graph.keys().find_map(|name| visit(graph, name, &mut Vec::new(), &mut done))
+}
+
 #[test]
-fn only_amqp_admin_knows_the_client_library() {
-    let elsewhere = sources("src").into_iter().filter(|source| !source.path.starts_with(root().join("src/amqp/admin")));
-    let users = elsewhere.filter(|source| source.text.contains("amqprs::")).map(|s| s.path.display().to_string());
+fn only_amqp_uses_the_client_library() {
+    let elsewhere = sources("src").into_iter().filter(|source| source.module().first().is_none_or(|top| top != "amqp"));
+    let users = elsewhere.filter(|source| source.text.contains("amqprs::")).map(|source| source.shown());
     assert_none(users.collect());
 }
 
 #[test]
-fn files_say_what_they_own() {
-    let silent = all_sources().into_iter().filter(|source| !source.text.starts_with("//! "));
-    assert_none(silent.map(|source| format!("{}: opens without //!", source.path.display())).collect());
+fn every_file_opens_with_a_header() {
+    let without = all_sources().into_iter().filter(|source| !source.text.starts_with("//! "));
+    assert_none(without.map(|source| format!("{}: opens without //!", source.shown())).collect());
 }
 
 #[test]
 fn files_are_short() {
     let count = |source: &Source| source.code().lines().count();
     let long = sources("src").into_iter().filter(|source| !source.is_test() && count(source) >= MAX_LINES);
-    assert_none(long.map(|source| format!("{}: {} lines", source.path.display(), count(&source))).collect());
+    assert_none(long.map(|source| format!("{}: {} lines", source.shown(), count(&source))).collect());
 }
 
 #[test]
-fn nothing_is_left_over() {
+fn nothing_is_left_over_from_debugging() {
     // Put together here so that this file does not contain them.
     let leftovers = [["dbg", "!("].concat(), ["FIX", "ME"].concat(), ["TO", "DO"].concat(), ["todo", "!("].concat()];
     let mut complaints = Vec::new();
     for source in all_sources() {
         for (number, line) in source.text.lines().enumerate() {
             if leftovers.iter().any(|leftover| line.contains(leftover.as_str())) {
-                complaints.push(format!("{}:{}: {line}", source.path.display(), number + 1));
+                complaints.push(format!("{}:{}: {line}", source.shown(), number + 1));
             }
         }
     }
@@ -173,13 +251,13 @@ fn the_top_level_holds_only_what_belongs_there() {
         "examples",
         "tests",
         "benches",
+        "docs",
         "Dockerfile",
         "Makefile",
-        "docs",
         "README.md",
+        "CHANGELOG.md",
         "LICENSE-MIT",
         "LICENSE-APACHE",
-        "CHANGELOG.md",
         "target",
         "proptest-regressions",
     ];
@@ -189,8 +267,19 @@ fn the_top_level_holds_only_what_belongs_there() {
 
 #[test]
 fn the_checks_see_something() {
-    assert!(sources("src").len() > 20);
-    assert!(imports("use crate::domain::Order;\n// crate::amqp\n").contains(&"domain".to_owned()));
-    assert!(!imports("// crate::amqp").contains(&"amqp".to_owned()));
-    assert!(Path::new(&root()).join("src/lib.rs").exists());
+    let modules = modules();
+    assert!(modules.len() > 100);
+    let imported: usize = modules.values().map(|(_, imports)| imports.paths.len()).sum();
+    assert!(imported > 500, "{imported}");
+    let config: ModulePath = ["config", "Config"].map(str::to_owned).into();
+    assert_eq!(defining_module(&modules, &config, 0), ["config", "model"], "re-exports are followed");
+    let graph = |edges: &[(&str, &str)]| {
+        edges.iter().fold(BTreeMap::<String, BTreeSet<String>>::new(), |mut graph, (from, to)| {
+            graph.entry((*from).to_owned()).or_default().insert((*to).to_owned());
+            graph
+        })
+    };
+    assert_eq!(cycle(&graph(&[("a", "b"), ("a", "c"), ("b", "c")])), None);
+    let found = cycle(&graph(&[("a", "b"), ("b", "c"), ("c", "b")])).unwrap();
+    assert_eq!(found, ["b", "c", "b"]);
 }
