@@ -6,7 +6,7 @@ mod harness;
 use harness::soak::Soak;
 
 #[test]
-fn nothing_is_lost_or_doubled_when_orderd_and_the_broker_are_killed_under_load() {
+fn nothing_is_lost_or_duplicated_when_orderd_and_the_broker_are_killed_under_load() {
     let soak = Soak {
         name: "soak_small".to_owned(),
         program: env!("CARGO_BIN_EXE_orderd").into(),

@@ -41,7 +41,7 @@ async fn judge(vhost: &Vhost<'_>) -> Audit {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_plan_can_be_declared_again_and_again_and_the_broker_has_what_it_says() {
+async fn the_topology_can_be_declared_repeatedly_and_matches_the_broker() {
     let node = Node::shared();
     let vhost = node.vhost();
     let (topology, link) = (topology(), Connector::new(vhost.broker()));
@@ -71,7 +71,7 @@ async fn policies_that_would_lose_messages_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_another_argument_is_told_with_both_values() {
+async fn a_queue_with_another_argument_is_reported_with_both_values() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("order_queue", &[number("x-delivery-limit", 5)]);
@@ -82,7 +82,7 @@ async fn a_queue_with_another_argument_is_told_with_both_values() {
 
 /// Where no limit is given, RabbitMQ 4.x drops at the 21st return; where it is -1, 3.10 drops at the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_lettered_message_survives_being_looked_at_many_times() {
+async fn a_dead_lettered_message_survives_being_inspected_many_times() {
     let node = Node::shared();
     let vhost = node.vhost();
     with_deadline("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();

@@ -88,7 +88,7 @@ fn assert_fit_for_a_container(config: &Config, raw: &toml::Table, secrets: &str,
 }
 
 #[test]
-fn the_image_starts_and_checks_orderd_by_commands_it_has() {
+fn the_image_starts_and_checks_orderd_with_existing_commands() {
     let exec = |form: &str| -> Vec<String> { serde_json::from_str(form).unwrap_or_else(|e| panic!("{form}: {e}")) };
     let health = instruction("HEALTHCHECK");
     let health = exec(health.split_once(" CMD ").unwrap().1);
@@ -102,7 +102,7 @@ fn the_image_starts_and_checks_orderd_by_commands_it_has() {
 }
 
 #[test]
-fn the_image_fits_the_configuration() {
+fn the_image_matches_the_configuration() {
     let config: toml::Table = DEFAULT_FILE.parse().unwrap();
     let of = |section: &str, key: &str| config[section][key].as_str().unwrap().to_owned();
     assert_eq!(instruction("VOLUME"), of("ledger", "directory"));
@@ -120,7 +120,7 @@ fn the_image_fits_the_configuration() {
 }
 
 #[test]
-fn all_that_is_copied_into_the_image_is_given_to_the_build() {
+fn everything_copied_into_the_image_is_in_the_build_context() {
     let ignored = file(".dockerignore");
     let given: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
     assert!(ignored.lines().any(|line| line == "*"), "the whole checkout is given to the build");
@@ -137,7 +137,7 @@ fn all_that_is_copied_into_the_image_is_given_to_the_build() {
 }
 
 #[test]
-fn the_compose_file_runs_orderd_by_a_valid_configuration() {
+fn the_compose_file_runs_orderd_with_a_valid_configuration() {
     let compose = compose();
     let services = &compose["services"];
     let orderd = &services["orderd"];
@@ -166,7 +166,7 @@ fn the_compose_file_runs_orderd_by_a_valid_configuration() {
 }
 
 #[test]
-fn the_compose_file_gives_away_no_more_than_it_must() {
+fn the_compose_file_grants_only_the_needed_privileges() {
     let compose = compose();
     let script = file("config/docker/secrets.sh");
     for (name, service) in compose["services"].as_object().unwrap() {
@@ -198,7 +198,7 @@ fn the_compose_file_gives_away_no_more_than_it_must() {
 }
 
 #[test]
-fn kubernetes_runs_orderd_by_a_valid_configuration() {
+fn kubernetes_runs_orderd_with_a_valid_configuration() {
     let of = |kind| manifest("config/kubernetes/orderd.yaml", kind);
     let (config_map, set, service) = (of("ConfigMap"), of("StatefulSet"), of("Service"));
     let pod = &set["spec"]["template"]["spec"];
@@ -233,7 +233,7 @@ fn kubernetes_runs_orderd_by_a_valid_configuration() {
 }
 
 #[test]
-fn a_pod_of_orderd_has_no_rights() {
+fn a_pod_of_orderd_has_no_privileges() {
     let set = manifest("config/kubernetes/orderd.yaml", "StatefulSet");
     let pod = &set["spec"]["template"]["spec"];
     let user = instruction("USER");
@@ -251,7 +251,7 @@ fn a_pod_of_orderd_has_no_rights() {
 }
 
 #[test]
-fn the_scaler_and_the_monitor_name_what_there_is() {
+fn the_scaler_and_the_monitor_refer_to_existing_objects() {
     let set = manifest("config/kubernetes/orderd.yaml", "StatefulSet");
     let config_map = manifest("config/kubernetes/orderd.yaml", "ConfigMap");
     let (config, _) = load(text(&config_map["data"]["orderd.toml"]));

@@ -53,7 +53,7 @@ fn orderd(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn everything_is_put_in_place_and_taken_away_again() {
+fn everything_is_installed_and_uninstalled() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     make("install", directory.path(), "252");
     let everything = [
@@ -118,7 +118,7 @@ fn words() -> BTreeSet<String> {
 }
 
 #[test]
-fn man_page_and_completions_know_every_command_and_option() {
+fn man_page_and_completions_cover_every_command_and_option() {
     let man = orderd(&["man"]).replace("\\-", "-").replace("\\fR", "").replace("\\fB", "").replace("\\fI", "");
     let pages = ["bash", "zsh", "fish"].map(|shell| (shell, orderd(&["completions", shell])));
     let words = words();
@@ -135,7 +135,7 @@ fn man_page_and_completions_know_every_command_and_option() {
 }
 
 #[test]
-fn the_completions_are_good_bash() {
+fn the_completions_are_valid_bash() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let script = directory.path().join("orderd");
     fs::write(&script, orderd(&["completions", "bash"])).unwrap();
@@ -148,7 +148,7 @@ fn the_completions_are_good_bash() {
 /// Where systemd is installed, it judges the unit itself: what it lets orderd do, and that nothing in it is unknown but
 /// what older versions do not know yet.
 #[test]
-fn systemd_finds_little_that_the_unit_lets_orderd_do() {
+fn systemd_rates_the_unit_as_well_confined() {
     let unit = Path::new(ROOT).join("config/systemd/orderd.service");
     let judge = Command::new("systemd-analyze")
         .args(["security", "--offline=true", "--no-pager", "--threshold=15"])

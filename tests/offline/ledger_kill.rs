@@ -71,7 +71,7 @@ fn start_victim(directory: &Path) -> Child {
 }
 
 #[test]
-fn what_was_answered_outlives_a_kill_and_nothing_is_half_there() {
+fn answered_entries_survive_a_kill_and_no_entry_is_partial() {
     let directory = tempfile::tempdir().unwrap();
     let mut victim = start_victim(directory.path());
     let mut output = BufReader::new(victim.stdout.take().unwrap());

@@ -119,7 +119,7 @@ async fn every_metric_on_the_dashboard_and_in_the_rules_exists_with_its_labels()
 }
 
 #[test]
-fn every_alert_that_an_operator_relies_on_is_there() {
+fn every_alert_that_an_operator_relies_on_exists() {
     let rules = file("config/prometheus/orderd.rules.yml");
     for alert in [
         "DeadLettersGrowing",
@@ -143,7 +143,7 @@ fn every_alert_that_an_operator_relies_on_is_there() {
 }
 
 #[test]
-fn every_alert_has_its_row_in_the_guide_for_who_is_on_call() {
+fn every_alert_has_a_row_in_the_runbook() {
     let (rules, guide) = (file("config/prometheus/orderd.rules.yml"), file("docs/operations/runbook.md"));
     let alerts: BTreeSet<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let rows = guide.lines().filter(|line| line.starts_with("| `Orderd"));
@@ -184,7 +184,7 @@ async fn a_scrape_is_well_formed() {
 }
 
 #[test]
-fn expressions_are_read_as_they_are_written() {
+fn expressions_are_parsed_as_written() {
     let found = named("sum by (x) (rate(orderd_a_total{k=~\"a|b\",l!=\"c\"}[5m])) / orderd_b > my_orderd_c");
     let labels = vec!["k".to_owned(), "l".to_owned()];
     assert_eq!(found, [("orderd_a_total".to_owned(), labels), ("orderd_b".to_owned(), vec![])]);

@@ -10,7 +10,7 @@ fn check_printing_to(out: Stdio) -> Output {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_fault() {
+fn a_closed_pipe_is_no_error() {
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
     let output = check_printing_to(writer.into());
@@ -18,7 +18,7 @@ fn a_reader_that_has_seen_enough_is_no_fault() {
 }
 
 #[test]
-fn a_full_device_is_told() {
+fn a_full_device_is_reported() {
     let output = check_printing_to(File::create("/dev/full").unwrap().into());
     assert_eq!(output.status.code(), Some(70));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the output"));

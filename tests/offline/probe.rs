@@ -46,7 +46,7 @@ fn answering(answer: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<Str
 }
 
 #[test]
-fn nobody_there_is_69() {
+fn no_listener_exits_with_69() {
     // Where nobody listens, nor will by chance.
     let free = SocketAddr::from(([127, 9, 9, 9], 9));
     let (code, out, err) = probe(&free.to_string(), &[]);
@@ -60,21 +60,21 @@ fn nobody_there_is_69() {
 }
 
 #[test]
-fn somebody_who_never_answers_is_69() {
+fn a_listener_that_never_answers_exits_with_69() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let (code, _, err) = probe(&silent.local_addr().unwrap().to_string(), &[]);
     assert_eq!(code, 69, "{err}");
 }
 
 #[test]
-fn an_admin_listener_that_is_off_is_78() {
+fn an_admin_listener_that_is_off_exits_with_78() {
     let (code, out, err) = probe("off", &[]);
     assert_eq!((code, out.as_str()), (78, ""));
     assert!(err.contains("admin.listen is \"off\""), "{err}");
 }
 
 #[test]
-fn what_answers_otherwise_is_not_alive() {
+fn an_unexpected_answer_is_not_alive() {
     let (address, requests) =
         answering("HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwhat?");
     let (code, _, err) = probe(&address.to_string(), &[]);
@@ -84,7 +84,7 @@ fn what_answers_otherwise_is_not_alive() {
 }
 
 #[test]
-fn the_program_that_listens_everywhere_is_asked_on_loopback() {
+fn a_daemon_that_listens_on_all_addresses_is_probed_on_loopback() {
     let (address, requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
@@ -96,7 +96,7 @@ fn the_program_that_listens_everywhere_is_asked_on_loopback() {
 }
 
 #[test]
-fn a_file_that_somebody_is_at_work_on_does_not_make_a_daemon_dead() {
+fn a_configuration_file_being_edited_does_not_make_a_daemon_dead() {
     let (address, _requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
     let half = directory.path().join("orderd.toml");
@@ -112,7 +112,7 @@ fn a_file_that_somebody_is_at_work_on_does_not_make_a_daemon_dead() {
 }
 
 #[test]
-fn a_certificate_or_a_token_that_is_gone_does_not_make_a_daemon_dead() {
+fn a_missing_certificate_or_token_does_not_make_a_daemon_dead() {
     let (address, _requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("orderd.toml");
@@ -129,13 +129,13 @@ fn a_certificate_or_a_token_that_is_gone_does_not_make_a_daemon_dead() {
 }
 
 #[test]
-fn a_wrong_environment_is_78() {
+fn an_invalid_environment_exits_with_78() {
     let (code, _, err) = probe("everywhere", &[]);
     assert_eq!(code, 78);
     assert!(err.contains("admin.listen"), "{err}");
 }
 
 #[test]
-fn a_time_out_beyond_reason_is_64() {
+fn a_timeout_out_of_range_exits_with_64() {
     assert_eq!(probe("off", &["--timeout", "2m"]).0, 64);
 }

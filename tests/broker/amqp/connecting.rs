@@ -17,7 +17,7 @@ async fn refusal(broker: Broker) -> ConnectError {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_credentials_are_told_from_a_broken_network() {
+async fn wrong_credentials_are_distinguished_from_a_broken_network() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut broker = vhost.broker();
@@ -43,7 +43,7 @@ async fn an_unknown_virtual_host_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_not_there_is_unreachable() {
+async fn a_broker_that_does_not_run_is_unreachable() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut broker = vhost.broker();
@@ -55,7 +55,7 @@ async fn a_broker_that_is_not_there_is_unreachable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_says_nothing_costs_no_more_than_the_timeout() {
+async fn connecting_to_a_silent_peer_ends_at_the_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let node = Node::shared();
     let vhost = node.vhost();
@@ -69,7 +69,7 @@ async fn a_peer_that_says_nothing_costs_no_more_than_the_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_addresses_leave_time_for_the_living() {
+async fn unreachable_addresses_leave_time_for_reachable_ones() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let node = Node::shared();
     let vhost = node.vhost();
@@ -85,7 +85,7 @@ async fn dead_addresses_leave_time_for_the_living() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_queue_is_the_brokers_word() {
+async fn subscribing_to_a_missing_queue_reports_the_brokers_error() {
     let node = Node::shared();
     let vhost = node.vhost();
     let error = refusal(vhost.broker()).await;
@@ -108,7 +108,7 @@ async fn names_over_255_bytes_are_errors_when_connecting_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_have_names_that_a_person_recognises() {
+async fn connections_have_recognizable_names() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);

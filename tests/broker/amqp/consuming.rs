@@ -27,7 +27,7 @@ fn fill(raw: &mut RawClient, queue: &str, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_prefetch_bounds_what_is_handed_out() {
+async fn the_prefetch_limits_unacked_deliveries() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -55,7 +55,7 @@ async fn a_prefetch_of_0_does_not_become_unlimited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_is_settled_gets_acked_even_behind_a_slow_head() {
+async fn every_settled_delivery_is_acked_even_behind_a_slow_first_one() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -75,7 +75,7 @@ async fn all_that_is_settled_gets_acked_even_behind_a_slow_head() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_few_stuck_behind_a_slow_head_are_acked_without_more_to_push_them() {
+async fn a_few_deliveries_behind_a_slow_first_one_are_acked_without_further_traffic() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -128,7 +128,7 @@ async fn settlements_from_many_threads_are_all_sent_before_closing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn acks_that_the_broker_holds_back_are_not_lost_by_closing() {
+async fn acks_that_the_broker_does_not_read_yet_are_not_lost_by_closing() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -149,7 +149,7 @@ async fn acks_that_the_broker_holds_back_are_not_lost_by_closing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_brings_the_message_back_and_its_neighbours_stay_acked() {
+async fn a_released_message_is_redelivered_and_its_neighbours_stay_acked() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -224,7 +224,7 @@ async fn a_deleted_queue_ends_the_deliveries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cancelling_stops_intake_and_what_was_handed_out_is_still_settled() {
+async fn cancelling_stops_intake_and_open_deliveries_can_still_be_settled() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -243,7 +243,7 @@ async fn cancelling_stops_intake_and_what_was_handed_out_is_still_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_dropped_in_the_middle_of_a_cancel_do_not_poison_the_subscription() {
+async fn dropping_a_caller_during_a_cancel_leaves_the_subscription_usable() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -263,7 +263,7 @@ async fn callers_dropped_in_the_middle_of_a_cancel_do_not_poison_the_subscriptio
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_that_is_dropped_gives_its_deliveries_back() {
+async fn dropping_a_subscription_requeues_its_deliveries() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -283,7 +283,7 @@ fn nested(levels: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_that_no_client_should_send_end_nothing_and_are_kept() {
+async fn unusual_headers_close_no_connection_and_are_kept() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -306,7 +306,7 @@ async fn headers_that_no_client_should_send_end_nothing_and_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_that_the_broker_lets_outgrow_a_frame_are_read() {
+async fn headers_larger_than_a_frame_are_read() {
     const FRAME: usize = 128 * 1024;
     let node = Node::shared();
     let vhost = node.vhost();
@@ -329,7 +329,7 @@ async fn headers_that_the_broker_lets_outgrow_a_frame_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lone_ack_is_not_kept_waiting() {
+async fn a_single_ack_is_sent_without_delay() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();

@@ -27,7 +27,7 @@ fn binding(exchange: &str, queue: &str) -> Declaration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_is_carried_out_and_new_queues_are_rested() {
+async fn declaring_creates_everything_and_waits_until_new_queues_are_safe() {
     let node = Node::shared();
     let vhost = node.vhost();
     let link = Connector::new(vhost.broker());
@@ -98,7 +98,7 @@ async fn a_missing_permission_is_access_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn checking_lists_all_that_is_missing_and_creates_nothing() {
+async fn a_check_lists_every_missing_object_and_creates_nothing() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -114,7 +114,7 @@ async fn checking_lists_all_that_is_missing_and_creates_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_connected_to_or_named_is_an_error() {
+async fn an_unreachable_broker_and_an_overlong_name_are_errors() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut broker = vhost.broker();

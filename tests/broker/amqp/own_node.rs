@@ -137,7 +137,7 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_takes_only_small_frames_gets_bodies_in_small_frames_and_large_headers_are_invalid() {
+async fn a_small_negotiated_frame_size_splits_bodies_and_makes_large_headers_invalid() {
     let node = Node::own("frames");
     let vhost = node.vhost();
     let link = Connector::new(vhost.broker());

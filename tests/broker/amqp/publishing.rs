@@ -25,7 +25,7 @@ fn bodies(raw: &mut RawClient, queue: &str) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_no_queue_takes_is_unroutable_and_its_neighbours_are_not() {
+async fn an_unroutable_message_is_reported_and_its_neighbours_are_published() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -41,7 +41,7 @@ async fn a_message_that_no_queue_takes_is_unroutable_and_its_neighbours_are_not(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_message_that_no_queue_takes_is_told_from_others_like_it() {
+async fn a_large_unroutable_message_is_distinguished_from_similar_ones() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -58,7 +58,7 @@ async fn a_large_message_that_no_queue_takes_is_told_from_others_like_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_a_full_queue_rejects_is_refused() {
+async fn a_message_that_a_full_queue_rejects_is_reported_as_refused() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -170,7 +170,7 @@ fn raw_is_busy(publisher: &orderd::amqp::ConfirmingPublisher) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_that_give_up_waiting_leave_nothing_behind() {
+async fn callers_that_stop_waiting_leave_no_state_behind() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -189,7 +189,7 @@ async fn callers_that_give_up_waiting_leave_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_are_unconfirmed_than_allowed_and_larger_batches_get_through() {
+async fn the_limit_of_unconfirmed_messages_holds_and_larger_batches_are_published() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -215,7 +215,7 @@ async fn no_more_are_unconfirmed_than_allowed_and_larger_batches_get_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_over_255_bytes_are_errors_and_the_publisher_goes_on() {
+async fn names_over_255_bytes_are_errors_and_the_publisher_stays_usable() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
@@ -237,7 +237,7 @@ async fn names_over_255_bytes_are_errors_and_the_publisher_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_of_255_bytes_and_a_full_frame_of_headers_get_through() {
+async fn a_name_of_255_bytes_and_a_full_frame_of_headers_are_published() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();
@@ -252,7 +252,7 @@ async fn a_name_of_255_bytes_and_a_full_frame_of_headers_get_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn properties_and_headers_of_every_type_come_back_as_they_were() {
+async fn properties_and_headers_of_every_type_round_trip() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
@@ -307,7 +307,7 @@ async fn properties_and_headers_of_every_type_come_back_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_broker_finds_wrong_with_a_message_is_the_callers_to_know() {
+async fn the_brokers_error_about_a_message_reaches_the_caller() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
@@ -320,7 +320,7 @@ async fn what_the_broker_finds_wrong_with_a_message_is_the_callers_to_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_an_unconnected_publisher_ends_with_its_patience() {
+async fn closing_an_unconnected_publisher_ends_at_its_deadline() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut broker = vhost.broker();
@@ -333,7 +333,7 @@ async fn closing_an_unconnected_publisher_ends_with_its_patience() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_message_is_published_on_as_it_came() {
+async fn a_message_from_another_client_is_republished_unchanged() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();

@@ -8,7 +8,7 @@ use super::to_queue;
 use crate::support::{Node, eventually, with_deadline};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_published_is_delivered_and_gone_once_acknowledged() {
+async fn a_published_message_is_delivered_and_gone_once_acknowledged() {
     let node = Node::shared();
     let vhost = node.vhost();
     let mut raw = vhost.raw();

@@ -30,7 +30,7 @@ fn assert_conserved(orderd: &OrderdProcess) {
 }
 
 #[test]
-fn known_numbers_in_are_the_same_numbers_out() {
+fn the_admin_listener_reports_exactly_what_was_published() {
     const ORDERS: u64 = 16_000;
     let node = Node::shared();
     let env = TestEnv::new(&node)
@@ -112,7 +112,7 @@ fn known_numbers_in_are_the_same_numbers_out() {
 }
 
 #[test]
-fn without_kills_every_figure_is_exact() {
+fn without_kills_every_count_is_exact() {
     const ORDERS: u64 = 500;
     let node = Node::shared();
     let env = TestEnv::new(&node)
@@ -214,7 +214,7 @@ fn a_ready_daemon_says_so_and_a_draining_one_does_not() {
 }
 
 #[test]
-fn who_may_not_ask_is_turned_away() {
+fn unauthorized_requests_are_rejected() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let token = env.directory.path().join("token");
@@ -246,7 +246,7 @@ fn who_may_not_ask_is_turned_away() {
 }
 
 #[test]
-fn connections_that_say_nothing_do_not_keep_others_out() {
+fn silent_connections_do_not_block_others() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.spawn();
@@ -259,7 +259,7 @@ fn connections_that_say_nothing_do_not_keep_others_out() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_one_clear_error() {
+fn an_address_in_use_is_one_clear_error() {
     let node = Node::shared();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

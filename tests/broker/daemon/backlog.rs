@@ -32,7 +32,7 @@ fn a_priority_order_does_not_wait_behind_a_backlog_of_normal_ones() {
 }
 
 #[test]
-fn orders_outlast_a_ledger_that_another_program_has_locked() {
+fn orders_survive_a_ledger_that_another_program_has_locked() {
     const ORDERS: u64 = 50;
     let node = Node::shared();
     let env = TestEnv::new(&node).set("consumers.order.retry.delays", "500ms,1s,5s,10s");

@@ -39,7 +39,7 @@ fn shown(env: &TestEnv<'_>) -> String {
 }
 
 #[test]
-fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
+fn the_reload_command_succeeds_only_if_every_change_is_applied() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     let mut orderd = env.start();
@@ -67,7 +67,7 @@ fn a_reload_is_done_by_command_only_if_everything_asked_for_is_in_force() {
 }
 
 #[test]
-fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
+fn the_reload_command_finds_the_daemon_despite_a_broken_file() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     let mut orderd = env.start();
@@ -110,7 +110,7 @@ fn a_broken_file_is_rejected_by_the_daemon_which_is_found_in_spite_of_it() {
 }
 
 #[test]
-fn a_daemon_that_is_not_there_is_named() {
+fn a_command_without_a_daemon_names_the_address_it_tried() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     for command in [&["reload"][..], &["pause", "order"], &["resume", "order"]] {
@@ -135,7 +135,7 @@ fn a_daemon_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_consumer_is_paused_and_resumed_by_command_and_it_is_seen() {
+fn pause_and_resume_work_by_command_and_are_shown() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("admin.listen", &free_address().to_string());
     let mut orderd = env.start();
@@ -166,7 +166,7 @@ fn a_consumer_is_paused_and_resumed_by_command_and_it_is_seen() {
 }
 
 #[test]
-fn only_those_who_may_ask_may_command() {
+fn control_requests_need_the_token() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let token = env.directory.path().join("token");
@@ -227,7 +227,7 @@ fn last_reload(orderd: &OrderdProcess) -> Value {
 }
 
 #[test]
-fn a_file_that_is_followed_is_applied_once_it_is_whole() {
+fn a_watched_file_is_applied_once_it_is_complete() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("reload.watch", "true").with_file();
     let mut orderd = env.start();

@@ -4,7 +4,7 @@ use crate::support::Node;
 use crate::support::test_env::{TestEnv, order, wait_until};
 
 #[test]
-fn orders_that_kill_the_daemon_are_taken_out_by_the_delivery_limit_and_none_is_lost() {
+fn orders_that_kill_the_daemon_are_removed_by_the_delivery_limit_and_none_is_lost() {
     let node = Node::shared();
     let deadly =
         TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.retry.delays", "2s,2s");

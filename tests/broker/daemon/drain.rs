@@ -16,7 +16,7 @@ fn assert_no_attempt_used_up(env: &TestEnv<'_>, ledger: &LedgerReader) {
 }
 
 #[test]
-fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
+fn a_drain_under_load_loses_nothing_and_repeats_nothing() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.start();
@@ -51,7 +51,7 @@ fn a_drain_under_load_loses_nothing_and_does_nothing_twice() {
 }
 
 #[test]
-fn handlers_that_hang_hold_up_neither_a_second_signal_nor_the_end_of_the_drain() {
+fn hanging_handlers_delay_neither_a_second_signal_nor_the_end_of_the_drain() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "10min");
     let mut orderd = env.start();

@@ -38,7 +38,7 @@ fn send(raw: &mut RawClient, key: &str, id: &str) {
 }
 
 #[test]
-fn each_failure_is_retried_or_dead_lettered_as_its_kind_and_its_consumer_demand() {
+fn each_failure_is_retried_or_dead_lettered_by_its_kind_and_its_consumers_policy() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let env = with_consumer(env, "flaky", &[("faults.transient", "1.0")]);

@@ -94,7 +94,7 @@ fn await_progress(ledger: &LedgerReader, orders: u64) {
 }
 
 #[test]
-fn a_rolling_restart_under_load_loses_nothing_doubles_nothing_and_uses_up_no_attempt() {
+fn a_rolling_restart_under_load_loses_nothing_duplicates_nothing_and_uses_up_no_attempt() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.start()).collect();
@@ -236,7 +236,7 @@ fn an_order_whose_ack_was_lost_is_recorded_once_in_each_of_two_ledgers_and_twice
 }
 
 #[test]
-fn instances_that_start_at_once_on_nothing_all_come_up() {
+fn instances_started_at_once_on_an_empty_broker_all_start() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.spawn()).collect();
@@ -255,7 +255,7 @@ fn instances_that_start_at_once_on_nothing_all_come_up() {
 }
 
 #[test]
-fn an_instance_waits_for_another_that_makes_their_ledger_new() {
+fn an_instance_waits_while_another_migrates_their_ledger() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     assert_eq!(env.start().stop(), 0);
@@ -270,7 +270,7 @@ fn an_instance_waits_for_another_that_makes_their_ledger_new() {
 
 /// RabbitMQ before 4.3 counts what is given back at a restart toward the delivery limit.
 #[test]
-fn an_order_outlasts_twenty_restarts_that_give_it_back() {
+fn an_order_survives_twenty_restarts_that_requeue_it() {
     const TRIES: u32 = 50;
     let node = Node::shared();
     let env = TestEnv::new(&node);
@@ -300,7 +300,7 @@ fn an_order_outlasts_twenty_restarts_that_give_it_back() {
 
 /// What is handed out to an instance that cannot record any more fails there at once, and would be dead-lettered in the end.
 #[test]
-fn an_instance_ends_before_it_parks_orders_once_a_later_version_has_made_the_ledger_new() {
+fn an_instance_exits_before_it_dead_letters_orders_once_a_newer_version_has_migrated_the_ledger() {
     const INTERNAL: i32 = 70;
     let node = Node::shared();
     let env = TestEnv::new(&node);

@@ -6,7 +6,7 @@ use crate::support::raw_client::{text, with_headers};
 use crate::support::test_env::{TestEnv, order, wait_until};
 
 #[test]
-fn odd_headers_cost_no_connection_and_go_where_their_message_goes() {
+fn odd_headers_close_no_connection_and_stay_with_their_message() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.start();

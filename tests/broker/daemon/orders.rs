@@ -100,7 +100,7 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
 }
 
 #[test]
-fn an_order_of_the_same_id_and_other_content_is_dead_lettered_with_all_it_came_with() {
+fn an_order_with_a_known_id_and_other_content_is_dead_lettered_with_its_whole_message() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let _orderd = env.start();

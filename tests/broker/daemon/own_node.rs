@@ -18,7 +18,7 @@ fn an_alarm_and_a_killed_broker_delay_orders_and_lose_none() {
     let node = Node::own("daemon");
     an_alarm_stops_publishing_and_neither_consuming_nor_acks(&node);
     a_killed_broker_loses_no_order_in_flight_or_waiting_for_its_retry(&node);
-    a_broker_that_is_away_rejects_only_reloads_that_need_it(&node);
+    an_unreachable_broker_rejects_only_reloads_that_need_it(&node);
 }
 
 fn an_alarm_stops_publishing_and_neither_consuming_nor_acks(node: &Node) {
@@ -84,7 +84,7 @@ fn a_killed_broker_loses_no_order_in_flight_or_waiting_for_its_retry(node: &Node
     assert_eq!(orderd.stop(), 0);
 }
 
-fn a_broker_that_is_away_rejects_only_reloads_that_need_it(node: &Node) {
+fn an_unreachable_broker_rejects_only_reloads_that_need_it(node: &Node) {
     let (env, mut file) = TestEnv::new(node).set("reload.watch", "true").with_file();
     let mut orderd = env.start();
     node.kill();

@@ -25,7 +25,7 @@ fn told(consumer: &str, paused: bool, changed: bool) -> (u16, Value) {
 }
 
 #[test]
-fn a_paused_consumer_takes_nothing_in_and_what_it_had_is_finished() {
+fn a_paused_consumer_receives_nothing_and_finishes_deliveries_in_flight() {
     const ORDERS: u64 = 6_000;
     let node = Node::shared();
     let (env, mut file) =
@@ -113,7 +113,7 @@ fn a_pause_outlives_a_restart_and_a_kill_and_so_does_its_end() {
 }
 
 #[test]
-fn what_cannot_be_remembered_is_not_done_and_what_is_unknown_is_said() {
+fn a_pause_that_cannot_be_stored_is_refused_and_an_unknown_consumer_is_named() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.start();

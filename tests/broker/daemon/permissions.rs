@@ -140,7 +140,7 @@ fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
 }
 
 #[test]
-fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_declared() {
+fn check_reports_each_revoked_permission_and_declares_nothing() {
     let node = Node::shared();
     let own = Restricted::new(&node);
     let needed = own.needed();
@@ -185,7 +185,7 @@ fn each_permission_that_is_taken_away_is_missed_by_check_without_anything_being_
 }
 
 #[test]
-fn a_virtual_host_that_is_not_there_is_one_clear_error() {
+fn a_missing_virtual_host_is_one_clear_error() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("broker.virtual_host", "nowhere");
     let error = env.spawn().startup_error();
@@ -196,7 +196,7 @@ fn a_virtual_host_that_is_not_there_is_one_clear_error() {
 }
 
 #[test]
-fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
+fn publish_reports_a_missing_permission_before_the_first_line() {
     let node = Node::shared();
     let own = Restricted::new(&node);
     own.grant(&json!({"configure": ".*", "write": ".*", "read": ".*"}));
@@ -236,7 +236,7 @@ fn a_producer_that_may_not_publish_is_told_so_before_the_first_line() {
 }
 
 #[test]
-fn a_broker_that_gives_no_more_connections_is_waited_for() {
+fn it_waits_for_a_broker_at_its_connection_limit() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let limit = format!("/vhost-limits/{}/max-connections", env.vhost.name);
@@ -254,7 +254,7 @@ fn a_broker_that_gives_no_more_connections_is_waited_for() {
 }
 
 #[test]
-fn a_broker_that_is_away_is_waited_for_where_an_administrator_declares() {
+fn without_declare_it_waits_for_an_unreachable_broker() {
     let node = Node::shared();
     let mut env = TestEnv::new(&node);
     assert_eq!(env.start().stop(), 0);
@@ -270,7 +270,7 @@ fn a_broker_that_is_away_is_waited_for_where_an_administrator_declares() {
 }
 
 #[test]
-fn what_is_taken_away_from_a_running_orderd_is_shown_and_waited_for() {
+fn permissions_revoked_at_run_time_are_shown_and_waited_for() {
     let node = Node::shared();
     let own = Restricted::new(&node);
     let needed = own.needed();

@@ -14,7 +14,7 @@ fn probe(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn it_tells_living_from_ready_and_names_what_is_missing() {
+fn probe_distinguishes_alive_from_ready_and_names_what_is_missing() {
     let node = Node::shared();
     let env = with_admin(&node);
     std::fs::create_dir_all(env.ledger_directory()).unwrap();

@@ -114,7 +114,7 @@ fn scaling_under_load_loses_nothing_fails_nothing_and_redelivers_nothing() {
 }
 
 #[test]
-fn whoever_looks_right_after_a_reload_or_a_resumption_finds_every_consumer_subscribed() {
+fn every_consumer_is_subscribed_when_a_reload_or_a_resume_returns() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).with_file();
     let mut orderd = env.start();
@@ -140,7 +140,7 @@ fn whoever_looks_right_after_a_reload_or_a_resumption_finds_every_consumer_subsc
 }
 
 #[test]
-fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
+fn deliveries_in_flight_finish_under_the_settings_they_started_with() {
     let node = Node::shared();
     let (env, mut file) =
         TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "12s").with_file();
@@ -167,7 +167,7 @@ fn what_is_in_hand_is_finished_by_the_rules_it_began_under() {
 }
 
 #[test]
-fn changed_delays_make_new_retry_queues_and_the_old_ones_drain() {
+fn changed_delays_create_new_retry_queues_and_the_old_ones_drain() {
     const ORDERS: u64 = 20;
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node)
@@ -200,7 +200,7 @@ fn changed_delays_make_new_retry_queues_and_the_old_ones_drain() {
 }
 
 #[test]
-fn consumers_and_queues_come_and_go_while_others_work() {
+fn consumers_and_queues_are_added_and_removed_while_others_work() {
     const ORDERS: u64 = 8_000;
     let node = Node::shared();
     let (env, file) = TestEnv::new(&node).set("log.level", "info").with_file();
@@ -256,7 +256,7 @@ fn consumers_and_queues_come_and_go_while_others_work() {
 }
 
 #[test]
-fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_dead_lettered_without_an_origin() {
+fn a_failure_right_after_its_consumer_was_added_is_retried_and_keeps_its_origin() {
     const ORDERS: u32 = 300;
     let node = Node::shared();
     let (env, file) = TestEnv::new(&node).with_file();
@@ -289,7 +289,7 @@ fn what_fails_as_soon_as_its_consumer_is_added_is_retried_and_not_dead_lettered_
 }
 
 #[test]
-fn a_file_with_faults_changes_nothing_at_all() {
+fn an_invalid_file_changes_nothing() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).with_file();
     let mut orderd = env.start();
@@ -314,7 +314,7 @@ fn a_file_with_faults_changes_nothing_at_all() {
 }
 
 #[test]
-fn what_the_broker_contradicts_is_rejected_whole() {
+fn a_reload_that_the_broker_contradicts_is_rejected_as_a_whole() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).with_file();
     let mut orderd = env.start();
@@ -352,7 +352,7 @@ fn what_the_broker_contradicts_is_rejected_whole() {
 }
 
 #[test]
-fn what_needs_a_restart_or_a_person_is_named_and_the_rest_is_in_force() {
+fn changes_that_need_a_restart_or_an_operator_are_named_and_the_rest_is_applied() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node)
         .set("log.level", "info")
@@ -387,7 +387,7 @@ fn what_needs_a_restart_or_a_person_is_named_and_the_rest_is_in_force() {
 }
 
 #[test]
-fn a_storm_of_reloads_ends_with_the_last_configuration_and_every_order_done_once() {
+fn many_reloads_end_with_the_last_configuration_and_every_order_processed_once() {
     const ORDERS: u64 = 4_000;
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("log.level", "info").with_file();

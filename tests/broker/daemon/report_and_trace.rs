@@ -33,7 +33,7 @@ fn steps(trace: &Value) -> Vec<String> {
 }
 
 #[test]
-fn known_orders_are_reported_and_traced_as_they_were() {
+fn reports_and_traces_show_known_orders_exactly() {
     let node = Node::shared();
     let env = TestEnv::new(&node)
         .set("queues.slow_queue.bindings", "order.slow.*")

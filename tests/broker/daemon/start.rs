@@ -23,7 +23,7 @@ fn queues(env: &TestEnv<'_>) -> Vec<String> {
 }
 
 #[test]
-fn a_bad_configuration_is_refused_with_all_its_faults_before_the_broker_is_asked() {
+fn an_invalid_configuration_is_refused_with_every_problem_before_connecting() {
     let node = Node::shared();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -54,7 +54,7 @@ fn a_wrong_password_is_one_clear_error() {
 }
 
 #[test]
-fn it_waits_for_a_broker_that_is_not_there_yet() {
+fn it_waits_for_a_broker_that_starts_later() {
     let node = Node::shared();
     let later = free_address();
     let env = TestEnv::new(&node).set("broker.addresses", &later.to_string());
@@ -126,7 +126,7 @@ fn a_policy_that_would_drop_messages_is_refused() {
 }
 
 #[test]
-fn where_an_administrator_declares_orderd_names_what_is_missing_and_runs_once_it_is_there() {
+fn without_declare_missing_objects_are_named_and_orderd_runs_once_they_exist() {
     let node = Node::shared();
     let bare = TestEnv::new(&node).set("topology.declare", "false");
     let error = bare.spawn().startup_error();

@@ -78,7 +78,7 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
 }
 
 #[test]
-fn without_a_daemon_it_says_what_to_do() {
+fn without_a_daemon_status_says_what_to_do() {
     let node = Node::shared();
     let env = with_admin(&node);
     let (code, said) = status(&env, &[]);
@@ -91,7 +91,7 @@ fn without_a_daemon_it_says_what_to_do() {
 }
 
 #[test]
-fn without_a_broker_it_shows_the_daemon_and_says_so() {
+fn without_a_broker_status_shows_the_daemon_and_that_the_broker_is_unreachable() {
     let node = Node::shared();
     let env = with_admin(&node).set("broker.addresses", &free_address().to_string());
     let mut orderd = env.spawn();
@@ -107,7 +107,7 @@ fn without_a_broker_it_shows_the_daemon_and_says_so() {
 }
 
 #[test]
-fn without_a_management_api_the_reason_is_shown_and_the_rest_too() {
+fn without_a_management_api_status_shows_the_reason_and_everything_else() {
     let node = Node::shared();
     let env = with_admin(&node).set("management.url", "http://127.0.0.1:1");
     let mut orderd = env.start();
@@ -129,7 +129,7 @@ fn without_a_management_api_the_reason_is_shown_and_the_rest_too() {
 }
 
 #[test]
-fn the_token_is_taken_from_the_configuration() {
+fn status_takes_the_token_from_the_configuration() {
     let node = Node::shared();
     let env = with_admin(&node);
     let file = env.directory.path().join("token");

@@ -74,7 +74,7 @@ fn monotonic_usec(line: &str) -> u64 {
 }
 
 #[test]
-fn a_start_a_reload_and_a_stop_are_told_in_order() {
+fn start_reload_and_stop_are_notified_in_order() {
     let node = Node::shared();
     let (manager, env) = Manager::of(TestEnv::new(&node));
     let mut orderd = env.spawn();
@@ -113,7 +113,7 @@ fn a_start_a_reload_and_a_stop_are_told_in_order() {
 }
 
 #[test]
-fn a_reload_ends_with_ready_whatever_became_of_it() {
+fn a_reload_ends_with_ready_whatever_its_outcome() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).with_file();
     let (manager, env) = Manager::of(env);
@@ -136,7 +136,7 @@ fn a_reload_ends_with_ready_whatever_became_of_it() {
 }
 
 #[test]
-fn while_the_broker_is_away_at_the_start_more_time_is_asked_for_and_the_status_says_why() {
+fn while_the_broker_is_unreachable_at_start_the_timeout_is_extended_and_the_status_says_why() {
     let node = Node::shared();
     let nobody = free_address();
     let (manager, env) = Manager::of(TestEnv::new(&node).set("broker.addresses", &nobody.to_string()));
@@ -169,7 +169,7 @@ fn a_start_that_fails_says_why_in_its_status() {
 }
 
 #[test]
-fn an_abstract_socket_will_do_and_so_will_none() {
+fn an_abstract_notify_socket_works_and_so_does_none() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let name = format!("orderd-test-{}", env.vhost.name);
@@ -207,7 +207,7 @@ fn assert_stuck(manager: &Manager, orderd: &OrderdProcess, consumer: &str) {
 }
 
 #[test]
-fn a_handler_that_blocks_its_thread_stops_the_pings_and_is_named() {
+fn a_handler_that_blocks_its_thread_stops_the_watchdog_pings_and_is_named() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("consumers.order.faults.block", "1.0");
     let (manager, env) = Manager::of(env.variable(WATCHDOG.0, WATCHDOG.1));
@@ -231,7 +231,7 @@ fn a_handler_that_blocks_its_thread_stops_the_pings_and_is_named() {
 }
 
 #[test]
-fn waiting_is_no_reason_to_stop_the_pings() {
+fn waiting_does_not_stop_the_watchdog_pings() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "10min");
     let env = env.set("shutdown.drain_timeout", "1s");

@@ -77,7 +77,7 @@ fn assert_says(error: &str, parts: &[&str]) {
 }
 
 #[test]
-fn own_node_tls_is_spoken_renewed_and_refused_with_a_clear_word() {
+fn own_node_tls_works_is_renewed_and_fails_with_clear_errors() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let directory = directory.path();
     let authority = Authority::new(directory, "ca");
@@ -87,13 +87,13 @@ fn own_node_tls_is_spoken_renewed_and_refused_with_a_clear_word() {
 
     orders_are_processed_over_tls_and_idle_connections_live(&node, directory);
     a_replaced_certificate_is_in_use_from_the_next_connection_on(&node, directory, &authority);
-    each_misunderstanding_has_its_own_word(&node, directory, &authority);
-    a_server_certificate_that_has_ended_is_told(&node, directory, &authority);
+    each_tls_mismatch_has_its_own_error(&node, directory, &authority);
+    an_expired_server_certificate_is_reported(&node, directory, &authority);
 
     write_broker_conf(directory, true);
     node.kill();
     node.restart();
-    a_broker_that_wants_a_certificate_gets_one_or_says_so(&node, directory, &authority);
+    a_required_client_certificate_is_sent_or_reported_missing(&node, directory, &authority);
 }
 
 fn orders_are_processed_over_tls_and_idle_connections_live(node: &Node, directory: &Path) {
@@ -191,7 +191,7 @@ fn shows_serial(connection: &Value, serial: &str) -> bool {
     connection["peer_cert_subject"].as_str().is_some_and(|subject| subject.contains(&format!("serial {serial}")))
 }
 
-fn each_misunderstanding_has_its_own_word(node: &Node, directory: &Path, authority: &Authority) {
+fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority: &Authority) {
     let other = Authority::new(directory, "other");
     let stranger = env(node, directory).set("broker.tls.ca_file", other.file("other", "pem").to_str().unwrap());
     assert_says(&stranger.spawn().startup_error(), &["[broker.tls]", "ca_file", "not signed"]);
@@ -222,7 +222,7 @@ fn each_misunderstanding_has_its_own_word(node: &Node, directory: &Path, authori
     assert_eq!(check.wait_for_exit(), CONFIG, "{}", check.output());
 }
 
-fn a_server_certificate_that_has_ended_is_told(node: &Node, directory: &Path, authority: &Authority) {
+fn an_expired_server_certificate_is_reported(node: &Node, directory: &Path, authority: &Authority) {
     let env = env(node, directory);
     let mut orderd = env.start();
     authority.vouch_for_server("server", Until::Past);
@@ -242,7 +242,7 @@ fn a_server_certificate_that_has_ended_is_told(node: &Node, directory: &Path, au
     assert_eq!(orderd.stop(), 0);
 }
 
-fn a_broker_that_wants_a_certificate_gets_one_or_says_so(node: &Node, directory: &Path, authority: &Authority) {
+fn a_required_client_certificate_is_sent_or_reported_missing(node: &Node, directory: &Path, authority: &Authority) {
     let nobody = env(node, directory);
     assert_says(&nobody.spawn().startup_error(), &["requires a client certificate", "certificate_file and key_file"]);
     authority.vouch_for("client", USER, 9);

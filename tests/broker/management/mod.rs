@@ -175,7 +175,7 @@ async fn a_monitoring_user_sees_known_numbers_of_messages_in_their_queues() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_refused_is_told_with_its_reason_and_never_its_password() {
+async fn a_refused_login_is_reported_with_its_reason_and_never_its_password() {
     let node = Node::shared();
     let vhost = node.vhost();
     let users = [user(&vhost, "", true), user(&vhost, "monitoring", false)];
@@ -222,7 +222,7 @@ async fn queues_on_later_pages_are_seen() {
 }
 
 #[tokio::test]
-async fn a_poller_that_is_off_says_so_and_asks_nothing() {
+async fn a_poller_that_is_off_says_so_and_sends_no_request() {
     let node = Node::shared();
     let vhost = node.vhost();
     let config = config(&vhost, &["management.poll_every=off", "management.url=http://127.0.0.1:1"]);

@@ -24,7 +24,7 @@ impl Handler for Done {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_instance_that_comes_stops_and_is_killed_under_load_makes_no_finding() {
+async fn another_instance_that_starts_stops_and_is_killed_under_load_causes_no_finding() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let config = config(&env.vhost, &[]);

@@ -5,7 +5,7 @@ use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{TestEnv, order, wait_until};
 
 #[test]
-fn without_the_plugin_orders_are_processed_and_once_it_is_on_the_broker_is_watched() {
+fn without_the_management_plugin_orders_are_processed_and_polling_starts_once_it_is_on() {
     let node = Node::own("plugin");
     let env = TestEnv::new(&node).set("management.poll_every", "100ms");
     node.ctl(&["eval", "application:stop(rabbitmq_management)."]);

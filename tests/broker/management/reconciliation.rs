@@ -32,7 +32,7 @@ impl Handler for Gated {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_agree_through_lost_connections_and_what_others_take_is_found() {
+async fn counts_agree_through_lost_connections_and_messages_taken_by_others_are_found() {
     let node = Node::shared();
     let vhost = node.vhost();
     let config = config(&vhost, &[]);

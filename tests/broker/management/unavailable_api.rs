@@ -25,7 +25,7 @@ fn causes(orderd: &OrderdProcess) -> Vec<String> {
 }
 
 #[test]
-fn an_api_that_trickles_or_is_gone_is_told_once_each_and_costs_no_order_and_no_time_at_the_end() {
+fn a_trickling_or_unreachable_api_is_logged_once_each_and_delays_neither_orders_nor_shutdown() {
     let node = Node::shared();
     let proxy = HttpProxy::to(node.management_port);
     let env = TestEnv::new(&node).set("management.url", &proxy.url).set("management.poll_every", "100ms");
@@ -63,7 +63,7 @@ fn an_api_that_trickles_or_is_gone_is_told_once_each_and_costs_no_order_and_no_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_that_is_slow_within_its_deadline_is_as_good_as_a_fast_one() {
+async fn an_api_that_is_slow_within_its_deadline_is_used_like_a_fast_one() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("order_queue", &[]);
