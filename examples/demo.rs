@@ -136,7 +136,7 @@ fn perform(environment: &Environment, published: Published, rate: u64, runtime: 
     if !status.success() {
         return Err(format!("orderd did not end well: {status}").into());
     }
-    runtime.block_on(Audit::of_run(published, environment.ledger(), &environment.link()))
+    runtime.block_on(Audit::of_run(published, environment.ledger_directory(), &environment.connector()))
 }
 
 /// The running producers; killed when dropped.
@@ -226,7 +226,7 @@ fn watch(
     loop {
         interrupt::sleep(POLL)?;
         let producing = !producers.are_done()?;
-        let progress = Progress::read(environment.ledger(), &published.prefix);
+        let progress = Progress::read(environment.ledger_directory(), &published.prefix);
         let Progress { processed, dead_lettered, notifications, analytics } = progress;
         let message = format!(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"

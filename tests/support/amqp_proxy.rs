@@ -1,15 +1,14 @@
-//! A network between orderd and the broker that stops carrying what orderd says on one connection. What the broker
-//! answers is real.
+//! A TCP proxy between orderd and the broker that can stop forwarding what orderd sends on one connection.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Bytes at the beginning of a connection in which its name stands.
-const GREETING: usize = 4_096;
+/// Bytes at the start of a connection that contain its name.
+const PREAMBLE: usize = 4_096;
 
-/// Listens on a port of its own and hands connections on.
+/// Listens on its own port and forwards connections.
 pub struct AmqpProxy {
     /// Where it listens.
     pub address: String,
@@ -17,7 +16,7 @@ pub struct AmqpProxy {
 }
 
 impl AmqpProxy {
-    /// To a port on this machine; open.
+    /// Forwards to a port on this machine.
     pub fn to(port: u16) -> AmqpProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -35,22 +34,22 @@ impl AmqpProxy {
         AmqpProxy { address, blocked }
     }
 
-    /// From now on nothing is carried to the broker on connections whose names contain this.
+    /// Stops forwarding to the broker on connections whose names contain `name`.
     pub fn block(&self, name: &str) {
         *self.blocked.lock().unwrap() = Some(name.to_owned());
     }
 }
 
-/// Until either side closes; the other is told.
+/// Forwards until either side closes, then closes both.
 fn forward(mut from: TcpStream, mut to: TcpStream, blocked: &Mutex<Option<String>>) {
-    let (mut greeting, mut buffer) = (Vec::new(), [0; 16_384]);
+    let (mut preamble, mut buffer) = (Vec::new(), [0; 16_384]);
     while let Ok(count) = from.read(&mut buffer)
         && count > 0
     {
-        if greeting.len() < GREETING {
-            greeting.extend_from_slice(&buffer[..count]);
+        if preamble.len() < PREAMBLE {
+            preamble.extend_from_slice(&buffer[..count]);
         }
-        let is_blocked = blocked.lock().unwrap().as_ref().is_some_and(|name| contains(&greeting, name.as_bytes()));
+        let is_blocked = blocked.lock().unwrap().as_ref().is_some_and(|name| contains(&preamble, name.as_bytes()));
         if !is_blocked && to.write_all(&buffer[..count]).is_err() {
             break;
         }

@@ -1,7 +1,7 @@
-//! Real RabbitMQ nodes for tests: started by `node.sh`, told apart by name, with a virtual host for each test.
+//! Real RabbitMQ nodes for tests: started by `node.sh`, identified by name, with a virtual host for each test.
 //!
-//! Owns brokers and what can be done to them from outside. Knows nothing of the code under test but its
-//! configuration types, so that it can be the judge.
+//! Owns brokers and what can be done to them from outside. Of the code under test it uses only the configuration types,
+//! so that its results are independent.
 
 // Each test binary uses its part of this.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
@@ -24,8 +24,8 @@ use orderd::config::{Address, Broker, Mechanism, Secret};
 use raw_client::RawClient;
 use serde_json::Value;
 
-/// An address on this machine that nobody listens at, nor will by chance: whoever takes any free port, clients included,
-/// is on 127.0.0.1.
+/// An address on this machine that nothing listens on, and that no other program takes by chance: ports that the kernel
+/// assigns, also to clients, are on 127.0.0.1.
 pub fn free_address() -> SocketAddr {
     static LAST: AtomicU16 = AtomicU16::new(20_000);
     let [_, a, b, c] = std::process::id().to_be_bytes();
@@ -40,7 +40,7 @@ pub struct Node {
     pub amqps_port: u16,
     pub management_tls_port: u16,
     pid: AtomicU32,
-    /// Whether this test started it for itself, and ends it.
+    /// Whether it belongs to this test alone, which then deletes it.
     own: bool,
 }
 
@@ -51,13 +51,13 @@ impl Node {
         Node::started("shared", false, None)
     }
 
-    /// A node for this test alone, with nothing in it, deleted at the end. Takes about ten seconds.
+    /// An empty node for this test alone, deleted at the end. Starting takes about ten seconds.
     pub fn own(name: &str) -> Node {
         let _ = script(&["wipe", name]);
         Node::started(name, true, None)
     }
 
-    /// One that also speaks TLS, as the `rabbitmq.conf` in a directory says, which is read at every start.
+    /// An own node that also speaks TLS, configured by the `rabbitmq.conf` in `directory`, which is read at every start.
     pub fn own_with_tls(name: &str, directory: &Path) -> Node {
         let _ = script(&["wipe", name]);
         Node::started(name, true, Some(directory))
@@ -67,11 +67,11 @@ impl Node {
         let text = script_with(&["start", name], tls).unwrap_or_else(|error| panic!("{error}"));
         Node {
             name: name.to_owned(),
-            amqp_port: told(&text, "AMQP_PORT"),
-            management_port: told(&text, "MANAGEMENT_PORT"),
-            amqps_port: told(&text, "AMQPS_PORT"),
-            management_tls_port: told(&text, "MANAGEMENT_TLS_PORT"),
-            pid: AtomicU32::new(told(&text, "PID")),
+            amqp_port: parse_number(&text, "AMQP_PORT"),
+            management_port: parse_number(&text, "MANAGEMENT_PORT"),
+            amqps_port: parse_number(&text, "AMQPS_PORT"),
+            management_tls_port: parse_number(&text, "MANAGEMENT_TLS_PORT"),
+            pid: AtomicU32::new(parse_number(&text, "PID")),
             own,
         }
     }
@@ -81,11 +81,11 @@ impl Node {
         (self.amqp_port, self.management_port) = self.restart();
     }
 
-    /// Starts it again while something refers to it: its ports stay.
+    /// Starts it again through a shared reference; its ports do not change.
     pub fn restart(&self) -> (u16, u16) {
         let output = script(&["start", &self.name]).unwrap_or_else(|error| panic!("{error}"));
-        self.pid.store(told(&output, "PID"), Ordering::Relaxed);
-        (told(&output, "AMQP_PORT"), told(&output, "MANAGEMENT_PORT"))
+        self.pid.store(parse_number(&output, "PID"), Ordering::Relaxed);
+        (parse_number(&output, "AMQP_PORT"), parse_number(&output, "MANAGEMENT_PORT"))
     }
 
     /// SIGKILL, as in a power cut.
@@ -93,12 +93,12 @@ impl Node {
         script(&["kill", &self.name]).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Stops the whole VM: connections stay open and nothing answers.
+    /// Freezes the VM with SIGSTOP: connections stay open and nothing answers.
     pub fn freeze(&self) {
         self.signal("-STOP");
     }
 
-    /// Lets a frozen VM go on.
+    /// Continues a frozen VM.
     pub fn thaw(&self) {
         self.signal("-CONT");
     }
@@ -107,7 +107,7 @@ impl Node {
         assert!(signal_process(signal, self.pid.load(Ordering::Relaxed)), "cannot signal node {}", self.name);
     }
 
-    /// A memory alarm: connections that publish are not read from any more.
+    /// Raises a memory alarm: the broker stops reading from connections that publish.
     pub fn set_alarm(&self) {
         self.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
     }
@@ -150,7 +150,7 @@ impl Node {
         (numbers.next().unwrap(), numbers.next().unwrap())
     }
 
-    /// A new virtual host in which no name is taken.
+    /// A new, empty virtual host.
     pub fn vhost(&self) -> Vhost<'_> {
         let name = format!("t{:016x}", fastrand::u64(..));
         let (status, _) = self.management("PUT", &format!("/vhosts/{name}"), "");
@@ -165,7 +165,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if self.own {
-            // A frozen VM would not hear of its end.
+            // A frozen VM would not react to a signal.
             signal_process("-CONT", self.pid.load(Ordering::Relaxed));
             let _ = script(&["kill", &self.name]);
             let _ = script(&["wipe", &self.name]);
@@ -173,14 +173,14 @@ impl Drop for Node {
     }
 }
 
-/// A virtual host of a test's own, deleted at its end.
+/// A test's own virtual host, deleted when dropped.
 pub struct Vhost<'a> {
     pub node: &'a Node,
     pub name: String,
 }
 
 impl Vhost<'_> {
-    /// The configuration for connecting here: quick to notice, quick to come back.
+    /// A broker configuration for this virtual host, with short heartbeat and reconnect times.
     pub fn broker(&self) -> Broker {
         Broker {
             addresses: vec![Address { host: "127.0.0.1".into(), port: self.node.amqp_port }],
@@ -198,7 +198,7 @@ impl Vhost<'_> {
         }
     }
 
-    /// A plain AMQP connection that judges.
+    /// A plain AMQP connection, independent of the code under test.
     pub fn raw(&self) -> RawClient {
         RawClient::connect(self.node.amqp_port, &self.name)
     }
@@ -211,7 +211,7 @@ impl Vhost<'_> {
 
 impl Drop for Vhost<'_> {
     fn drop(&mut self) {
-        // An own node goes away with all it has, and may be dead or frozen by now.
+        // An own node is deleted with everything on it, and may be dead or frozen by now.
         if !self.node.own {
             self.node.management("DELETE", &format!("/vhosts/{}", self.name), "");
         }
@@ -232,21 +232,21 @@ pub async fn within(deadline: Duration, what: &str, mut condition: impl AsyncFnM
     }
 }
 
-/// Awaits a future that must complete in time.
+/// Awaits a future that must complete within 30 s.
 pub async fn with_deadline<T>(what: &str, future: impl Future<Output = T>) -> T {
     let deadline = Duration::from_secs(30);
     tokio::time::timeout(deadline, future).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }
 
-/// The shell's own `kill`: a bare machine need not have another.
+/// Uses the shell's built-in `kill`: a minimal system may have no other.
 fn signal_process(signal: &str, pid: u32) -> bool {
     let mut shell = Command::new("sh");
     shell.args(["-c", "kill \"$0\" \"$1\"", signal, &pid.to_string()]).stderr(Stdio::null());
     shell.status().is_ok_and(|status| status.success())
 }
 
-/// A number that `node.sh start` has printed.
-fn told<N: std::str::FromStr>(output: &str, key: &str) -> N {
+/// A number in the output of `node.sh start`.
+fn parse_number<N: std::str::FromStr>(output: &str, key: &str) -> N {
     let line = output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let number = line.and_then(|text| text.trim().parse().ok());
     number.unwrap_or_else(|| panic!("node.sh start printed no {key}: {output}"))

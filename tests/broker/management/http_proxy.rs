@@ -1,4 +1,4 @@
-//! A network between orderd and the management API that can be slow, or fail. What the API answers is real.
+//! A proxy between orderd and the management API that can be slow or fail.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// What the network does to answers.
+/// What the proxy does to responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum NetworkCondition {
-    /// Nothing.
+    /// Forwards them unchanged.
     Normal,
     /// Delays each by 300 ms.
     Slow,
-    /// Lets one byte through every 100 ms.
+    /// Forwards one byte every 100 ms.
     Trickling,
-    /// Lets nothing through.
+    /// Forwards nothing.
     Silent,
     /// Closes all connections.
     Down,
@@ -45,14 +45,14 @@ impl State {
     }
 }
 
-/// Listens on a port of its own and hands connections on.
+/// Listens on its own port and forwards connections.
 pub struct HttpProxy {
     pub url: String,
     state: Arc<State>,
 }
 
 impl HttpProxy {
-    /// To a port on this machine; clear.
+    /// Forwards to a port on this machine; `Normal` at first.
     pub fn to(port: u16) -> HttpProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -68,7 +68,7 @@ impl HttpProxy {
         HttpProxy { url, state }
     }
 
-    /// Changes the condition, for connections that are open as well.
+    /// Changes the condition, also for open connections.
     pub fn set(&self, condition: NetworkCondition) {
         self.state.condition.store(condition as u8, Ordering::SeqCst);
     }
@@ -89,7 +89,7 @@ fn forward(client: &TcpStream, port: u16, state: &Arc<State>) {
         let _ = std::io::copy(&mut requests, &mut to);
         let _ = to.shutdown(Shutdown::Both);
     });
-    // Either side may close; the other is told.
+    // When either side closes, both are closed.
     let _ = forward_answers(&broker, client, state);
     let _ = client.shutdown(Shutdown::Both);
     let _ = broker.shutdown(Shutdown::Both);

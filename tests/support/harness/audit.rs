@@ -1,6 +1,6 @@
-//! The books of a run: what was published against what the ledger and the broker hold, id by id.
+//! The audit of a run: compares, id by id, what was published with what the ledger and the broker hold.
 //!
-//! It only reads: messages it looks at go back to their queues.
+//! It only reads: messages it inspects are requeued.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -17,28 +17,28 @@ use tokio::time::timeout;
 
 use super::Outcome;
 
-/// A queue that has been silent for so long has handed out all it holds.
+/// A queue that has delivered nothing for this long has delivered all its messages.
 const SILENCE: Duration = Duration::from_secs(2);
-/// Ids named in one complaint.
-const NAMED: usize = 5;
+/// Ids listed in one problem.
+const MAX_LISTED_IDS: usize = 5;
 
-/// What was published, and confirmed. Ids begin with the run's own prefix, so that whatever else is on the
-/// broker does not count.
+/// What was published and confirmed. Ids begin with the run's own prefix, so that other messages on the broker are
+/// not counted.
 #[derive(Debug, Clone)]
 pub struct Published {
-    /// What every id of the run begins with.
+    /// The prefix of every id of the run.
     pub prefix: String,
     /// Orders `<prefix>ord-1` to `<prefix>ord-<orders>`.
     pub orders: u64,
-    /// Orders `<prefix>typo-1` and so on, to a routing key that no queue is bound for.
+    /// Orders `<prefix>typo-1` and so on, with a routing key that matches no binding.
     pub unroutable: u64,
-    /// Notifications, besides those that orderd emits.
+    /// Notifications, without those that orderd emits.
     pub notifications: u64,
-    /// Analytics events, besides those that orderd emits.
+    /// Analytics events, without those that orderd emits.
     pub analytics: u64,
 }
 
-/// How far the ledger has come. Cheap to take while orderd runs.
+/// Counts in the ledger. Cheap to read while orderd runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub processed: u64,
@@ -48,7 +48,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Reads the ledger in `directory`; nothing if it is not there yet.
+    /// Reads the ledger in `directory`; zeros if there is none yet.
     pub fn read(directory: &Path, prefix: &str) -> Progress {
         let count = |ledger: &Connection, sql: &str| {
             let range = [prefix.to_owned(), format!("{prefix}\u{10FFFF}")];
@@ -73,8 +73,8 @@ impl Progress {
         read().unwrap_or_default()
     }
 
-    /// Whether everything published has come to its end, with all that orderd emits about it: a notification
-    /// and an event for each processed order, an event for each dead-lettered one.
+    /// Whether everything published is processed or dead-lettered, and everything that orderd emits about it is recorded:
+    /// a notification and an event for each processed order, an event for each dead-lettered one.
     pub fn is_settled(&self, published: &Published) -> bool {
         self.processed + self.dead_lettered >= published.orders
             && self.notifications >= self.processed + published.notifications
@@ -82,14 +82,14 @@ impl Progress {
     }
 }
 
-/// Read-only, and patient where the writer is just starting or ending.
+/// Read-only; waits while the writer is starting or ending.
 fn open(directory: &Path) -> rusqlite::Result<Connection> {
     let ledger = Connection::open_with_flags(directory.join("orderd.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     ledger.busy_timeout(Duration::from_secs(5))?;
     Ok(ledger)
 }
 
-/// The account of a settled run.
+/// The comparison of a settled run.
 #[derive(Debug)]
 pub struct Audit {
     published: Published,
@@ -98,16 +98,16 @@ pub struct Audit {
     processed: HashSet<String>,
     /// Ids in the dead letter queue.
     dead_lettered: HashSet<String>,
-    /// How many of them were dead-lettered for each `x-dead-letter-reason`.
+    /// Their number by `x-dead-letter-reason`.
     reasons: BTreeMap<String, u64>,
     /// Ids in the unrouted queue.
     unrouted: HashSet<String>,
-    /// What does not add up.
+    /// Discrepancies; empty if the audit passed.
     problems: Vec<String>,
 }
 
 impl Audit {
-    /// Takes stock of ledger and broker, and compares.
+    /// Reads ledger and broker, and compares them with what was published.
     pub async fn of_run(published: Published, directory: &Path, link: &Connector) -> Outcome<Audit> {
         let mut audit = Audit {
             totals: SqliteLedger::totals(directory)?,
@@ -120,16 +120,16 @@ impl Audit {
         };
         let ledger = open(directory)?;
         audit.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
-        for delivery in look_into(link, ExchangeNames::DEAD_LETTER_QUEUE).await? {
+        for delivery in read_queue(link, ExchangeNames::DEAD_LETTER_QUEUE).await? {
             if let Some(id) = audit.id_of_this_run(&delivery)
-                // A crash between parking and recording it dead-letters a copy once more.
+                // A crash between dead-lettering a message and recording that dead-letters a second copy.
                 && audit.dead_lettered.insert(id)
             {
                 let reason = delivery.message.headers.get(names::DEAD_LETTER_REASON).and_then(HeaderValue::as_text);
                 *audit.reasons.entry(reason.unwrap_or("none given").to_owned()).or_default() += 1;
             }
         }
-        let unrouted = look_into(link, ExchangeNames::UNROUTED_QUEUE).await?;
+        let unrouted = read_queue(link, ExchangeNames::UNROUTED_QUEUE).await?;
         audit.unrouted = unrouted.iter().filter_map(|delivery| audit.id_of_this_run(delivery)).collect();
         audit.compare_ids(&ledger)?;
         audit.compare_events(&ledger)?;
@@ -156,27 +156,27 @@ impl Audit {
         let settled: HashSet<String> = self.processed.union(&self.dead_lettered).cloned().collect();
         let recorded = self.ids(ledger, "SELECT identity FROM dead_letters")?;
         let mut problems = Vec::new();
-        let mut complain = |what: &str, ids: BTreeSet<&String>| {
+        let mut report = |what: &str, ids: BTreeSet<&String>| {
             if !ids.is_empty() {
-                let named: Vec<_> = ids.iter().take(NAMED).map(|id| id.as_str()).collect();
+                let named: Vec<_> = ids.iter().take(MAX_LISTED_IDS).map(|id| id.as_str()).collect();
                 problems.push(format!("{} {what}, such as {}", ids.len(), named.join(", ")));
             }
         };
-        complain("orders are missing: neither processed nor dead-lettered", ordered.difference(&settled).collect());
-        complain(
+        report("orders are missing: neither processed nor dead-lettered", ordered.difference(&settled).collect());
+        report(
             "orders were processed and dead-lettered as well",
             self.processed.intersection(&self.dead_lettered).collect(),
         );
-        complain("orders are there that were never published", settled.difference(&ordered).collect());
-        complain("unroutable orders are not in the unrouted queue", mistyped.difference(&self.unrouted).collect());
-        complain("messages went unrouted that have a queue", self.unrouted.difference(&mistyped).collect());
-        complain("dead-lettered messages are not in the ledger", self.dead_lettered.difference(&recorded).collect());
-        complain("messages are dead-lettered by the ledger only", recorded.difference(&self.dead_lettered).collect());
+        report("orders exist that were never published", settled.difference(&ordered).collect());
+        report("unroutable orders are not in the unrouted queue", mistyped.difference(&self.unrouted).collect());
+        report("messages went unrouted that have a queue", self.unrouted.difference(&mistyped).collect());
+        report("dead-lettered messages are not in the ledger", self.dead_lettered.difference(&recorded).collect());
+        report("messages are dead-lettered by the ledger only", recorded.difference(&self.dead_lettered).collect());
         self.problems.extend(problems);
         Ok(())
     }
 
-    /// Each processed order has told the customer and the statistics, each dead-lettered one the statistics.
+    /// Each processed order has emitted a notification and an analytics event, each dead-lettered one an analytics event.
     fn compare_events(&mut self, ledger: &Connection) -> rusqlite::Result<()> {
         let events = self.ids(ledger, "SELECT id FROM events")?;
         let expected: HashSet<String> = (self.processed.iter())
@@ -196,7 +196,7 @@ impl Audit {
         Ok(())
     }
 
-    /// The aggregates are the sums over the processed orders, to the last cent.
+    /// The aggregates equal the sums over the processed orders, to the cent.
     fn compare_sales(&mut self, ledger: &Connection) -> Outcome<()> {
         let mut sums: BTreeMap<String, (u64, ExactSum)> = BTreeMap::new();
         let mut query = ledger.prepare("SELECT currency, total FROM orders WHERE status = 'processed'")?;
@@ -215,7 +215,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Whether everything adds up.
+    /// Whether there are no discrepancies.
     pub fn passed(&self) -> bool {
         self.problems.is_empty()
     }
@@ -256,17 +256,17 @@ impl fmt::Display for Audit {
     }
 }
 
-/// Everything a queue holds, handed out and given back.
-async fn look_into(link: &Connector, queue: &str) -> Outcome<Vec<Delivery>> {
+/// Everything a queue holds; the messages are requeued.
+async fn read_queue(link: &Connector, queue: &str) -> Outcome<Vec<Delivery>> {
     let mut subscription = link.subscribe(queue, u16::MAX).await?;
     let mut all = Vec::new();
     while let Ok(Some(delivery)) = timeout(SILENCE, subscription.deliveries.next()).await {
         all.push(delivery);
     }
     if all.len() >= usize::from(u16::MAX) {
-        return Err(format!("{queue} holds more messages than can be looked at").into());
+        return Err(format!("{queue} holds more messages than can be inspected").into());
     }
-    // What is unsettled when a subscription closes goes back.
+    // Deliveries that are unsettled when a subscription closes are requeued.
     subscription.settler.close().await?;
     Ok(all)
 }

@@ -1,6 +1,6 @@
-//! `orderd run` as a child process: started with settings by environment, watched, and ended.
+//! `orderd run` as a child process: started with settings in its environment, observed, and stopped.
 //!
-//! It never ends a process that it has not started.
+//! It never signals a process that it has not started.
 
 use std::fs::{self, File};
 use std::io;
@@ -36,7 +36,7 @@ impl Daemon {
             .args(["run", "--config", CONFIG])
             .envs(settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
-            // Ctrl-C is for who has started it, and who then ends it in order.
+            // Ctrl-C goes only to the parent, which then stops the daemon in an orderly way.
             .process_group(0)
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -50,7 +50,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// An error with the end of its log if it has ended.
+    /// Fails with the end of the log if the daemon has exited.
     pub fn check_alive(&mut self) -> io::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -58,9 +58,9 @@ impl Daemon {
         }
     }
 
-    /// Asks it to drain and end, and kills it if it has not by the deadline.
+    /// Sends TERM and waits until it has drained; kills it at the deadline.
     pub fn terminate(mut self, deadline: Duration) -> io::Result<ExitStatus> {
-        // The shell's own `kill`: a bare machine need not have another.
+        // The shell's built-in `kill`: a minimal system may have no other.
         Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.pid().to_string()]).status()?;
         let begin = Instant::now();
         while begin.elapsed() < deadline {
@@ -74,7 +74,7 @@ impl Daemon {
         Err(io::Error::other(format!("orderd did not end within {deadline:?} of TERM:\n{}", self.log_tail())))
     }
 
-    /// Lets it run on when this process ends.
+    /// Leaves it running when this process ends.
     pub fn leave_running(self) -> u32 {
         let pid = self.pid();
         std::mem::forget(self);
@@ -87,12 +87,12 @@ impl Daemon {
         self.child.wait().map(drop)
     }
 
-    /// CPU time it has used, all threads, user and system.
+    /// CPU time it has used: all threads, user and system.
     pub fn cpu(&self) -> io::Result<Duration> {
         cpu_of(self.pid())
     }
 
-    /// The most memory it has had resident, in bytes.
+    /// Its peak resident memory, in bytes.
     pub fn peak_memory(&self) -> io::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         status
@@ -112,16 +112,16 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It has been waited for, or this is a way out after an error: nobody is left to tell.
+        // It has exited already, or an earlier error is being reported: nothing to report here.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// CPU time a process has used, all threads, user and system.
+/// CPU time a process has used: all threads, user and system.
 pub fn cpu_of(pid: u32) -> io::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Fields are counted behind the program's name, which is in parentheses and may hold spaces.
+    // Fields are counted after the program's name, which is in parentheses and may contain spaces.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: f64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))

@@ -1,7 +1,7 @@
-//! The stage of a drill: a broker with its topology, and the settings and places of a daemon.
+//! The environment of a run: a broker with its topology, and the settings and directories of a daemon.
 //!
-//! With `ORDERD_BROKER__ADDRESSES` in the environment the broker is the one named there, which is then neither
-//! started nor stopped; else it is a private node.
+//! If `ORDERD_BROKER__ADDRESSES` is set, the broker is the one it names, which is neither started nor stopped; otherwise
+//! it is a private node.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,14 +21,14 @@ use super::node::Node;
 /// Names the broker to use instead of a private one.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
 
-/// A broker, ready, and all that a daemon on it needs to know.
+/// A broker that is ready, and everything that a daemon needs to use it.
 #[derive(Debug)]
 pub struct Environment {
-    /// The private node, unless the broker is somebody else's.
+    /// The private node; `None` with an external broker.
     pub node: Option<Node>,
-    /// What the daemon will run by.
+    /// The daemon's configuration.
     pub config: Config,
-    /// Everything that belongs to this drill: ledger, logs.
+    /// The run's own directory: ledger, logs.
     pub directory: PathBuf,
     settings: Vec<(&'static str, String)>,
 }
@@ -72,17 +72,17 @@ impl Environment {
         Ok(Environment { node, config: prepared?, directory, settings: all })
     }
 
-    /// The way to the broker.
-    pub fn link(&self) -> Connector {
+    /// A connector to the broker.
+    pub fn connector(&self) -> Connector {
         Connector::new(self.config.broker.clone())
     }
 
-    /// Where `orderd.db` is.
-    pub fn ledger(&self) -> &Path {
+    /// The directory of `orderd.db`.
+    pub fn ledger_directory(&self) -> &Path {
         &self.config.ledger.directory
     }
 
-    /// What a program needs in its environment to find this broker and this daemon.
+    /// Environment variables with which a program finds this broker and this daemon.
     pub fn settings(&self) -> &[(&'static str, String)] {
         &self.settings
     }
@@ -98,7 +98,7 @@ impl Environment {
     }
 }
 
-/// An address that nothing listens on now.
+/// An address that nothing listens on at present.
 fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C and TERM: noted, so that a program can stop what it has started before it ends.
+//! Ctrl-C and TERM are recorded, so that a program can stop what it has started before it exits.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const STEP: Duration = Duration::from_millis(50);
 
-/// Begins to take note.
+/// Starts recording signals.
 pub fn watch() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::spawn(move || {
@@ -31,7 +31,7 @@ pub fn watch() -> io::Result<()> {
     Ok(())
 }
 
-/// An error once a signal has come.
+/// Fails once a signal has been received.
 pub fn check() -> io::Result<()> {
     match INTERRUPTED.load(Ordering::Relaxed) {
         true => Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
@@ -39,7 +39,7 @@ pub fn check() -> io::Result<()> {
     }
 }
 
-/// Sleeps, unless a signal comes.
+/// Sleeps; fails early if a signal is received.
 pub fn sleep(duration: Duration) -> io::Result<()> {
     let mut left = duration;
     while !left.is_zero() {

@@ -1,4 +1,4 @@
-//! Private broker nodes, by way of `node.sh`.
+//! Private broker nodes, managed through `node.sh`.
 //!
 //! It never touches a broker that `node.sh` has not started.
 
@@ -8,10 +8,10 @@ use std::process::{Command, Output};
 /// Relative to the repository, as everything here is.
 const SCRIPT: &str = "tests/support/node.sh";
 
-/// A node that runs, or ran when it was last heard of. Dropping it leaves it running.
+/// A node that was running when it was last checked. Dropping the value leaves it running.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Its name to `node.sh`.
+    /// Its name for `node.sh`.
     pub name: String,
     /// AMQP on 127.0.0.1; the same after a restart.
     pub amqp_port: u16,
@@ -22,7 +22,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts the node, or finds it running, and waits until it takes connections.
+    /// Starts the node unless it runs, and waits until it accepts connections.
     pub fn start(name: &str) -> io::Result<Node> {
         let env = script(&["start", name])?;
         let value = |key: &str| {
@@ -38,12 +38,12 @@ impl Node {
         })
     }
 
-    /// Stops it in order and keeps its data.
+    /// Shuts it down and keeps its data.
     pub fn stop(&self) -> io::Result<()> {
         Node::stop_by_name(&self.name)
     }
 
-    /// The same, of a node that another process has started; nothing if there is none.
+    /// [`Node::stop`] for a node that another process has started; no error if there is none.
     pub fn stop_by_name(name: &str) -> io::Result<()> {
         script(&["stop", name]).map(drop)
     }
@@ -64,7 +64,7 @@ impl Node {
     }
 }
 
-/// Runs `node.sh`; its words on stderr become the error.
+/// Runs `node.sh`; its stderr becomes the error.
 fn script(arguments: &[&str]) -> io::Result<String> {
     let Output { status, stdout, stderr } = Command::new(SCRIPT).args(arguments).output()?;
     if status.success() {

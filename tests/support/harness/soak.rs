@@ -1,7 +1,7 @@
-//! The soak: orders under load, some of which fail, while orderd and the broker are killed again and again.
-//! In the end every published order has been processed once or is in the dead letter queue, and the sums fit.
+//! The soak: orders under load, some of which fail, while orderd and the broker are killed repeatedly. At the end every
+//! published order must have been processed once or be in the dead letter queue, and the sums must match.
 //!
-//! Kills are spread over the progress of the work and not over time, so that a fast machine meets as many.
+//! Kills are spread over the progress of the work and not over time, so that their number does not depend on the machine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use super::interrupt;
 use super::node::Node;
 
 const POLL: Duration = Duration::from_millis(200);
-/// Without any progress for so long it is stuck: longer than the longest back-offs together.
+/// A run without progress for this long is stuck: more than the longest back-offs together.
 const STUCK: Duration = Duration::from_secs(180);
 const DRAIN: Duration = Duration::from_secs(40);
-/// Orders that may wait on the broker, so that publishing lasts as long as the killing.
+/// Orders that may wait on the broker, so that publishing lasts as long as the kills.
 const BACKLOG: u64 = 5_000;
-/// Publications on their way at most.
+/// Limit of unconfirmed publications.
 const MAX_IN_FLIGHT: usize = 500;
 const PRODUCTS: [&str; 3] = ["Laptop", "Phone", "Mouse"];
 /// The longest a killed orderd stays down.
@@ -45,10 +45,10 @@ const SETTINGS: [(&str, &str); 7] = [
     ("ORDERD_BROKER__RECONNECT_MAX", "2s"),
 ];
 
-/// How long and how hard.
+/// The size of a run.
 #[derive(Debug, Clone)]
 pub struct Soak {
-    /// Names the broker node and the directory under `target/`.
+    /// Name of the broker node and of the directory under `target/`.
     pub name: String,
     /// orderd's program.
     pub program: PathBuf,
@@ -61,26 +61,26 @@ pub struct Soak {
 }
 
 impl Soak {
-    /// Runs it. `tell` is told of every kill and, now and then, of the progress.
+    /// Runs it, and passes a line about every kill to `log`.
     pub fn run(&self, log: &mut dyn FnMut(String)) -> Outcome<Audit> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let environment = Environment::prepare(&self.name, &SETTINGS, &runtime)?;
-        let audit = self.on(&environment, &runtime, log);
+        let audit = self.run_in(&environment, &runtime, log);
         environment.tear_down()?;
         audit
     }
 
-    fn on(&self, environment: &Environment, runtime: &Runtime, log: &mut dyn FnMut(String)) -> Outcome<Audit> {
+    fn run_in(&self, environment: &Environment, runtime: &Runtime, log: &mut dyn FnMut(String)) -> Outcome<Audit> {
         let published =
             Published { prefix: String::new(), orders: self.orders, unroutable: 0, notifications: 0, analytics: 0 };
-        let producer = Producer::start(environment.link(), self.orders, runtime);
+        let producer = Producer::start(environment.connector(), self.orders, runtime);
         let mut daemon = environment.start_daemon(&self.program)?;
         let mut schedule = KillSchedule { soak: self, kills: 0, broker_kills: 0 };
         let (mut last, mut last_change) = (Progress::default(), Instant::now());
         loop {
             interrupt::sleep(POLL)?;
-            let progress = Progress::read(environment.ledger(), &published.prefix);
-            producer.let_up_to(progress.processed + progress.dead_lettered + BACKLOG);
+            let progress = Progress::read(environment.ledger_directory(), &published.prefix);
+            producer.raise_limit(progress.processed + progress.dead_lettered + BACKLOG);
             if progress.is_settled(&published) {
                 break;
             }
@@ -97,16 +97,16 @@ impl Soak {
         producer.finish(runtime)?;
         let status = daemon.terminate(DRAIN)?;
         if !status.success() {
-            return Err(format!("orderd did not end well: {status}").into());
+            return Err(format!("orderd failed at its end: {status}").into());
         }
         if schedule.kills < self.kills || schedule.broker_kills < self.broker_kills {
-            return Err("the work was done before everything had been killed".into());
+            return Err("all orders were processed before every kill had been carried out".into());
         }
-        runtime.block_on(Audit::of_run(published, environment.ledger(), &environment.link()))
+        runtime.block_on(Audit::of_run(published, environment.ledger_directory(), &environment.connector()))
     }
 }
 
-/// Kills what is due.
+/// Decides which kills are due, and carries them out.
 struct KillSchedule<'s> {
     soak: &'s Soak,
     kills: u64,
@@ -114,7 +114,7 @@ struct KillSchedule<'s> {
 }
 
 impl KillSchedule<'_> {
-    /// Kills and starts again whatever is due by now; at most one of each.
+    /// Kills and restarts the daemon and the broker if they are due; each at most once.
     fn kill_what_is_due(
         &mut self,
         environment: &Environment,
@@ -143,24 +143,29 @@ impl KillSchedule<'_> {
     }
 }
 
-/// Publishes orders in the background, through kills of the broker, as far as it is let.
+/// Publishes orders in the background, up to a limit that is raised as the run progresses.
 struct Producer {
     limit: Arc<AtomicU64>,
     confirmed: Arc<AtomicU64>,
-    given_up: Arc<AtomicBool>,
+    cancelled: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Result<(), String>>,
 }
 
 impl Producer {
-    fn start(link: Connector, orders: u64, runtime: &Runtime) -> Producer {
+    fn start(connector: Connector, orders: u64, runtime: &Runtime) -> Producer {
         let (limit, confirmed) = (Arc::new(AtomicU64::new(BACKLOG)), Arc::new(AtomicU64::new(0)));
-        let given_up = Arc::new(AtomicBool::new(false));
-        let task =
-            runtime.spawn(produce(link, orders, Arc::clone(&limit), Arc::clone(&confirmed), Arc::clone(&given_up)));
-        Producer { limit, confirmed, given_up, task }
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let task = runtime.spawn(produce(
+            connector,
+            orders,
+            Arc::clone(&limit),
+            Arc::clone(&confirmed),
+            Arc::clone(&cancelled),
+        ));
+        Producer { limit, confirmed, cancelled, task }
     }
 
-    fn let_up_to(&self, number: u64) {
+    fn raise_limit(&self, number: u64) {
         self.limit.store(number, Ordering::Relaxed);
     }
 
@@ -175,22 +180,22 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        self.given_up.store(true, Ordering::Relaxed);
+        self.cancelled.store(true, Ordering::Relaxed);
     }
 }
 
 async fn produce(
-    link: Connector,
+    connector: Connector,
     orders: u64,
     limit: Arc<AtomicU64>,
     confirmed: Arc<AtomicU64>,
-    given_up: Arc<AtomicBool>,
+    cancelled: Arc<AtomicBool>,
 ) -> Result<(), String> {
-    let publisher = link.publisher();
+    let publisher = connector.publisher();
     let mut confirms = FuturesUnordered::new();
     for number in 1..=orders {
         while number > limit.load(Ordering::Relaxed) {
-            if given_up.load(Ordering::Relaxed) {
+            if cancelled.load(Ordering::Relaxed) {
                 return Ok(());
             }
             tokio::time::sleep(POLL / 10).await;
@@ -210,7 +215,7 @@ async fn produce(
     publisher.close(DRAIN).await.map_err(|error| error.to_string())
 }
 
-/// Every tenth is urgent; only the normal ones are made to fail.
+/// Every tenth order is urgent; faults are injected into normal ones only.
 fn order(number: u64) -> Publication {
     let id = format!("ord-{number}");
     let urgent = number.is_multiple_of(10);
