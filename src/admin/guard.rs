@@ -1,7 +1,8 @@
-//! Who may ask: the request's host and origin, its token, and that it brings no body.
+//! Access control of every request: its host and origin, its token, and that it has no body.
 //!
-//! Browsers are the reason for the first two: a page of any site can ask what listens on its reader's loopback
-//! address, and by rebinding its own name even read the answer, but then the host or the origin is its own.
+//! Host and origin protect against browsers: a web page of any site can send requests to its reader's loopback address,
+//! and with DNS rebinding even read the answer, but then the host or the origin is that site's own. It never looks at
+//! what a request asks for, but for the two paths that need no token.
 
 use std::net::IpAddr;
 
@@ -17,27 +18,27 @@ use crate::config::Secret;
 
 /// The header that carries the token.
 pub const AUTHORIZATION: &str = "authorization";
-/// What anybody may ask who reaches the listener: programs that watch over processes carry no tokens.
-const OPEN: [&str; 2] = ["/livez", "/readyz"];
+/// Paths that need no token: health checks of container runtimes and load balancers cannot send one.
+const OPEN_PATHS: [&str; 2] = ["/livez", "/readyz"];
 
 /// The value of [`AUTHORIZATION`] for a token.
 pub fn bearer(token: &Secret) -> String {
     format!("Bearer {}", token.expose())
 }
 
-/// Who may ask.
-pub(super) struct Guard {
-    /// Whether only this machine reaches the listener.
+/// The rules for access.
+pub(super) struct AccessGuard {
+    /// The listener is on a loopback address, which only this machine can reach.
     pub loopback: bool,
-    /// Names by which it may be asked, lower case.
+    /// Host names that requests may use, in lower case.
     pub hosts: Vec<String>,
-    /// What whoever asks must know.
+    /// The token that requests must send, if there is one.
     pub token: Option<Secret>,
 }
 
-/// Why a request is turned away.
+/// Why a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+enum AccessError {
     NoHost,
     ForeignHost,
     ForeignOrigin,
@@ -45,63 +46,71 @@ enum Refusal {
     Token,
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for AccessError {
     fn into_response(self) -> Response {
         let (status, text) = match self {
-            Refusal::NoHost => (StatusCode::BAD_REQUEST, "the request has no valid Host\n"),
-            Refusal::ForeignHost => (
+            AccessError::NoHost => (StatusCode::BAD_REQUEST, "the request has no valid Host header\n"),
+            AccessError::ForeignHost => (
                 StatusCode::MISDIRECTED_REQUEST,
-                "the request is for another host; admin.hosts names those that orderd answers for\n",
+                "the request is for another host; add its name to admin.hosts if orderd is to answer\n",
             ),
-            Refusal::ForeignOrigin => (StatusCode::FORBIDDEN, "pages of other sites may not ask\n"),
-            Refusal::Body => (StatusCode::PAYLOAD_TOO_LARGE, "requests have no body here\n"),
-            Refusal::Token => (StatusCode::UNAUTHORIZED, "send the token of admin.token_file as a bearer token\n"),
+            AccessError::ForeignOrigin => (StatusCode::FORBIDDEN, "web pages of other sites have no access\n"),
+            AccessError::Body => (StatusCode::PAYLOAD_TOO_LARGE, "requests must not have a body\n"),
+            AccessError::Token => (StatusCode::UNAUTHORIZED, "send the token in admin.token_file as a bearer token\n"),
         };
         let mut response = (status, text).into_response();
-        if self == Refusal::Token {
+        if self == AccessError::Token {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
 }
 
-/// Turns away what may not ask.
-pub(super) async fn guard(State(guard): State<std::sync::Arc<Guard>>, request: Request, next: Next) -> Response {
-    match guard.judge(&request) {
+/// Middleware that rejects requests without access.
+pub(super) async fn check_access(
+    State(guard): State<std::sync::Arc<AccessGuard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match guard.check(&request) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
-impl Guard {
-    fn judge(&self, request: &Request) -> Result<(), Refusal> {
+impl AccessGuard {
+    fn check(&self, request: &Request) -> Result<(), AccessError> {
         let host = self.host(request)?;
         if let Some(origin) = request.headers().get(ORIGIN)
             && origin.as_bytes() != format!("http://{host}").as_bytes()
         {
-            return Err(Refusal::ForeignOrigin);
+            return Err(AccessError::ForeignOrigin);
         }
         if !axum::body::HttpBody::is_end_stream(request.body()) {
-            return Err(Refusal::Body);
+            return Err(AccessError::Body);
         }
-        // Which checks there are is told to those who know the token.
-        let open = OPEN.contains(&request.uri().path()) && request.uri().query().is_none();
-        if open || self.knows_token(request) { Ok(()) } else { Err(Refusal::Token) }
+        // Not with a query: `/readyz?verbose` shows the checks, which requires the token.
+        let open = OPEN_PATHS.contains(&request.uri().path()) && request.uri().query().is_none();
+        if open || self.knows_token(request) { Ok(()) } else { Err(AccessError::Token) }
     }
 
-    /// The host that the request is for, if orderd answers for it.
-    fn host(&self, request: &Request) -> Result<Authority, Refusal> {
+    /// The host that the request is for, if orderd answers for that host.
+    fn host(&self, request: &Request) -> Result<Authority, AccessError> {
         let header = request.headers().get(HOST).map(|host| Authority::try_from(host.as_bytes()));
-        let header = header.transpose().map_err(|_| Refusal::NoHost)?;
-        // Of the two, the one in the request line rules; but neither may be another's.
+        let header = header.transpose().map_err(|_| AccessError::NoHost)?;
+        // The host in the request line takes precedence over the header, but both must be ours.
         let named = [request.uri().authority().cloned(), header];
         let mut named = named.into_iter().flatten().peekable();
-        let first = named.peek().cloned().ok_or(Refusal::NoHost)?;
-        if named.all(|authority| self.answers_for(authority.host())) { Ok(first) } else { Err(Refusal::ForeignHost) }
+        let first = named.peek().cloned().ok_or(AccessError::NoHost)?;
+        if named.all(|authority| self.answers_for(authority.host())) {
+            Ok(first)
+        } else {
+            Err(AccessError::ForeignHost)
+        }
     }
 
-    /// A name can be made to lead anywhere, so names must be known. An address cannot, but on loopback nobody
-    /// has reason to use another one.
+    /// A DNS name can be made to resolve to any address, so only known names are accepted. Addresses are safe; on
+    /// loopback only loopback addresses can be right.
     fn answers_for(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
@@ -116,7 +125,7 @@ impl Guard {
         let given = request.headers().get(AUTHORIZATION_HEADER).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.split_once(' '));
         let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        // Digests, so that the time it takes tells nothing about where they differ.
+        // Digests are compared, so that timing reveals nothing about where the tokens differ.
         given.is_some_and(|(_, given)| Sha256::digest(given.trim()) == Sha256::digest(token.expose()))
     }
 }
@@ -127,68 +136,68 @@ mod tests {
 
     use super::*;
 
-    fn judged(guard: &Guard, uri: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
+    fn checked(guard: &AccessGuard, uri: &str, headers: &[(&str, &str)]) -> Result<(), AccessError> {
         let request = headers.iter().fold(Request::get(uri), |request, (name, value)| request.header(*name, *value));
-        guard.judge(&request.body(Body::empty()).unwrap())
+        guard.check(&request.body(Body::empty()).unwrap())
     }
 
-    fn local() -> Guard {
-        Guard { loopback: true, hosts: vec!["orderd.internal".to_owned()], token: None }
+    fn local() -> AccessGuard {
+        AccessGuard { loopback: true, hosts: vec!["orderd.internal".to_owned()], token: None }
     }
 
     #[test]
-    fn on_loopback_only_this_machine_is_a_host() {
+    fn on_loopback_only_names_of_this_machine_are_accepted() {
         for host in ["localhost:9640", "LOCALHOST", "127.0.0.1:9640", "127.0.0.2", "[::1]:9640", "orderd.internal:80"] {
-            assert_eq!(judged(&local(), "/metrics", &[("host", host)]), Ok(()), "{host}");
+            assert_eq!(checked(&local(), "/metrics", &[("host", host)]), Ok(()), "{host}");
         }
         for host in ["evil.example", "127.0.0.1.evil.example:9640", "192.0.2.7:9640", "localhost.evil.example", "0"] {
-            assert_eq!(judged(&local(), "/livez", &[("host", host)]), Err(Refusal::ForeignHost), "{host}");
+            assert_eq!(checked(&local(), "/livez", &[("host", host)]), Err(AccessError::ForeignHost), "{host}");
         }
-        let absolute = judged(&local(), "http://evil.example/metrics", &[("host", "localhost")]);
-        assert_eq!(absolute, Err(Refusal::ForeignHost));
-        assert_eq!(judged(&local(), "/metrics", &[]), Err(Refusal::NoHost));
-        assert_eq!(judged(&local(), "/metrics", &[("host", "a b")]), Err(Refusal::NoHost));
+        let absolute = checked(&local(), "http://evil.example/metrics", &[("host", "localhost")]);
+        assert_eq!(absolute, Err(AccessError::ForeignHost));
+        assert_eq!(checked(&local(), "/metrics", &[]), Err(AccessError::NoHost));
+        assert_eq!(checked(&local(), "/metrics", &[("host", "a b")]), Err(AccessError::NoHost));
     }
 
     #[test]
-    fn beyond_loopback_addresses_and_known_names_are_hosts() {
-        let open = Guard { loopback: false, ..local() };
-        assert_eq!(judged(&open, "/metrics", &[("host", "192.0.2.7:9640")]), Ok(()));
-        assert_eq!(judged(&open, "/metrics", &[("host", "orderd.internal")]), Ok(()));
-        assert_eq!(judged(&open, "/metrics", &[("host", "evil.example")]), Err(Refusal::ForeignHost));
+    fn beyond_loopback_addresses_and_known_names_are_accepted() {
+        let open = AccessGuard { loopback: false, ..local() };
+        assert_eq!(checked(&open, "/metrics", &[("host", "192.0.2.7:9640")]), Ok(()));
+        assert_eq!(checked(&open, "/metrics", &[("host", "orderd.internal")]), Ok(()));
+        assert_eq!(checked(&open, "/metrics", &[("host", "evil.example")]), Err(AccessError::ForeignHost));
     }
 
     #[test]
-    fn pages_of_other_sites_may_not_ask() {
-        let asked = |origin| judged(&local(), "/metrics", &[("host", "localhost:9640"), ("origin", origin)]);
-        assert_eq!(asked("http://localhost:9640"), Ok(()));
+    fn pages_of_other_sites_have_no_access() {
+        let accepted = |origin| checked(&local(), "/metrics", &[("host", "localhost:9640"), ("origin", origin)]);
+        assert_eq!(accepted("http://localhost:9640"), Ok(()));
         for origin in
             ["http://evil.example", "null", "https://localhost:9640", "http://localhost", "http://localhost:80"]
         {
-            assert_eq!(asked(origin), Err(Refusal::ForeignOrigin), "{origin}");
+            assert_eq!(accepted(origin), Err(AccessError::ForeignOrigin), "{origin}");
         }
     }
 
     #[test]
-    fn a_token_is_demanded_of_all_but_plain_health_checks() {
-        let guard = Guard { token: Some(Secret::new("0123456789abcdef")), ..local() };
-        let asked = |uri, token: &str| judged(&guard, uri, &[("host", "localhost"), ("authorization", token)]);
+    fn a_token_is_required_for_everything_but_plain_health_checks() {
+        let guard = AccessGuard { token: Some(Secret::new("0123456789abcdef")), ..local() };
+        let accepted = |uri, token: &str| checked(&guard, uri, &[("host", "localhost"), ("authorization", token)]);
         for uri in ["/metrics", "/api/v1/status", "/readyz?verbose", "/", "/livez/", "//livez", "/nothing"] {
             for wrong in
                 ["", "Bearer", "Bearer ", "Bearer 0123456789abcdeF", "Basic 0123456789abcdef", "0123456789abcdef"]
             {
-                assert_eq!(asked(uri, wrong), Err(Refusal::Token), "{uri} {wrong}");
+                assert_eq!(accepted(uri, wrong), Err(AccessError::Token), "{uri} {wrong}");
             }
-            assert_eq!(asked(uri, "Bearer 0123456789abcdef"), Ok(()), "{uri}");
-            assert_eq!(asked(uri, "bearer 0123456789abcdef"), Ok(()), "{uri}");
+            assert_eq!(accepted(uri, "Bearer 0123456789abcdef"), Ok(()), "{uri}");
+            assert_eq!(accepted(uri, "bearer 0123456789abcdef"), Ok(()), "{uri}");
         }
-        assert_eq!(asked("/livez", ""), Ok(()));
-        assert_eq!(asked("/readyz", ""), Ok(()));
+        assert_eq!(accepted("/livez", ""), Ok(()));
+        assert_eq!(accepted("/readyz", ""), Ok(()));
     }
 
     #[test]
-    fn requests_with_a_body_are_turned_away() {
+    fn requests_with_a_body_are_rejected() {
         let request = Request::get("/metrics").header("host", "localhost").body(Body::from("x")).unwrap();
-        assert_eq!(local().judge(&request), Err(Refusal::Body));
+        assert_eq!(local().check(&request), Err(AccessError::Body));
     }
 }

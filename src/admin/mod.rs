@@ -1,17 +1,18 @@
-//! The admin HTTP listener: health, metrics, status and reports of the running daemon.
+//! The admin HTTP server: health checks, metrics, status, reports and commands of the running daemon.
 //!
 //! ```text
-//! server (connections, bounded) → guard (host, origin, token, body) → pages → live (readings)
+//! server (connections, limits) → routes → guard (host, origin, body, token) → pages, api → status, ledger, control
 //! ```
-//! Whatever happens to it, processing goes on.
+//! It holds no state of the daemon, and its failure never stops the processing of orders.
 
-mod commands;
+mod api;
 mod guard;
-mod metrics;
 mod pages;
+mod response;
+mod routes;
 mod server;
 
-pub use commands::{COMMAND_TYPE, COMMAND_WITHIN};
+pub use api::commands::{COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT};
 pub use guard::{AUTHORIZATION, bearer};
-pub use metrics::exposition;
-pub use server::{Admin, AdminError, Bound};
+pub use pages::exposition::exposition;
+pub use server::{AdminError, AdminServer, BoundListener};

@@ -1,6 +1,6 @@
-//! Connections of the admin listener: taken up to a limit, each bounded in time and in what it may send.
+//! The listener and its connections: limited in number, in time, and in what they may send.
 //!
-//! It knows nothing of what is asked. Its end, for whatever reason, ends nothing else.
+//! It knows nothing of what is requested. Its end, for whatever reason, ends nothing else.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,57 +20,57 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use super::guard::Guard;
-use super::pages::Pages;
+use super::guard::AccessGuard;
+use super::routes;
 use crate::config;
 use crate::control::Control;
 use crate::status::StatusRegistry;
 
-/// Connections at a time; more wait in the system's queue until one has ended or makes room.
-const CONNECTIONS: usize = 32;
-/// A connection on which nothing has been asked for so long makes room for another one once all are taken: those that
-/// only stay, or send a byte now and then, do not keep others out.
-const IDLE: Duration = Duration::from_millis(250);
-/// How long a request's head may take to arrive, the wait for the next request included.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// Connections at a time; more wait in the kernel's queue until one has ended or is evicted.
+const MAX_CONNECTIONS: usize = 32;
+/// When all connections are taken, one that has made no request for this long is evicted for a new one. So clients that
+/// only stay connected, or send a byte now and then, do not keep others out.
+const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
+/// How long a request's head may take to arrive, including the wait for the next request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest request head, in bytes.
-const LARGEST_HEAD: usize = 8 * 1024;
+const MAX_HEAD: usize = 8 * 1024;
 /// Most header fields of a request.
-const MOST_HEADERS: usize = 64;
-/// How long a connection is kept, and how long its last answer may then take. A client that goes on asks again on
-/// a new one.
-const CONNECTION_LIFE: Duration = Duration::from_secs(120);
-const LAST_ANSWER: Duration = Duration::from_secs(2);
-/// The wait after a connection could not be taken: out of file descriptors, say.
-const PAUSE: Duration = Duration::from_millis(200);
+const MAX_HEADERS: usize = 64;
+/// How long a connection is kept. A client that needs more opens a new one.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
+/// How long the last answer may take once a connection is being closed.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause after a connection could not be accepted, for want of file descriptors for example.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// The listener could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The address is taken, or not one of this machine's.
+    /// The address is in use, or is not an address of this machine.
     #[error(
-        "cannot listen on admin.listen = {address}: another program, perhaps another orderd, may have it; choose another \
+        "cannot listen on admin.listen = {address}: another program, perhaps another orderd, may use it; choose another \
          address, or \"off\""
     )]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The operating system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// An address taken, on which nobody answers yet.
+/// A bound address that is not served yet.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundListener {
     listener: TcpListener,
     address: SocketAddr,
     config: config::Admin,
 }
 
-impl Bound {
-    /// Takes the address; `None` if the listener is off.
+impl BoundListener {
+    /// Binds `admin.listen`; `None` if it is `"off"`.
     ///
     /// # Errors
     /// [`AdminError::Bind`].
@@ -79,137 +79,137 @@ impl Bound {
         let failed = |source| AdminError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Some(Bound { listener, address, config: config.clone() }))
+        Ok(Some(BoundListener { listener, address, config: config.clone() }))
     }
 
-    /// Begins to answer. `ledger` is the directory reports are read from, `control` the way to whoever obeys.
-    pub fn serve(self, live: Arc<StatusRegistry>, ledger: PathBuf, control: Control) -> Admin {
-        let Bound { listener, address, config } = self;
-        info!(%address, token = config.token.is_some(), "admin listener answers");
-        let guard = Guard { loopback: address.ip().is_loopback(), hosts: config.hosts, token: config.token };
-        let router = Pages::new(live, ledger, control).router(Arc::new(guard));
+    /// Starts to serve. `ledger` is the directory that reports are read from; `control` receives the commands.
+    pub fn serve(self, registry: Arc<StatusRegistry>, ledger: PathBuf, control: Control) -> AdminServer {
+        let BoundListener { listener, address, config } = self;
+        info!(%address, token = config.token.is_some(), "admin server started");
+        let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, token: config.token };
+        let router = routes::router(registry, ledger, control, guard);
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, router, stop.clone())));
-        Admin { stop, task }
+        AdminServer { stop, task }
     }
 }
 
-/// The running listener. Dropping it ends it at once.
+/// The running server. Dropping it ends it at once.
 #[derive(Debug)]
-pub struct Admin {
+pub struct AdminServer {
     stop: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
 
-impl Admin {
-    /// Takes no more connections, and gives answers that are under way a moment.
+impl AdminServer {
+    /// Accepts no more connections, and gives answers in progress up to [`LAST_ANSWER_TIMEOUT`].
     pub async fn stop(self) {
         self.stop.cancel();
-        if let Err(died) = self.task.await {
-            warn!(error = %died, "the admin listener had died");
+        if let Err(panicked) = self.task.await {
+            warn!(error = %panicked, "the admin server had panicked");
         }
     }
 }
 
 async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    let mut guests: Vec<Guest> = Vec::new();
+    let mut tasks = JoinSet::new();
+    let mut connections: Vec<Connection> = Vec::new();
     loop {
-        let full = connections.len() >= CONNECTIONS;
-        // Cancel-safe, all of them: a connection or an end not taken now is taken by the next turn.
+        let full = tasks.len() >= MAX_CONNECTIONS;
+        // All branches are cancel-safe: a connection or an end not received now is received in the next iteration.
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => guests.retain(|guest| !guest.task.is_finished()),
-            // Its end is awaited: until then there is no room.
-            () = make_room(&guests), if full => {
-                let _ = connections.join_next().await;
-                guests.retain(|guest| !guest.task.is_finished());
+            Some(_) = tasks.join_next() => connections.retain(|connection| !connection.task.is_finished()),
+            // The end of the evicted connection is awaited: until then there is no room.
+            () = evict_idle(&connections), if full => {
+                let _ = tasks.join_next().await;
+                connections.retain(|connection| !connection.task.is_finished());
             }
-            taken = listener.accept(), if !full => match taken {
+            accepted = listener.accept(), if !full => match accepted {
                 Ok((stream, peer)) => {
                     debug!(%peer, "admin connection");
-                    let quiet = Quiet::default();
-                    let task = connections.spawn(converse(stream, router.clone(), quiet.clone(), stop.clone()));
-                    guests.push(Guest { quiet, task });
+                    let idle = IdleSince::default();
+                    let task = tasks.spawn(serve_connection(stream, router.clone(), idle.clone(), stop.clone()));
+                    connections.push(Connection { idle, task });
                 }
                 Err(error) => {
-                    warn!(%error, "cannot take an admin connection");
-                    sleep(PAUSE).await;
+                    warn!(%error, "cannot accept an admin connection");
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
         }
     }
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while tasks.join_next().await.is_some() {}
 }
 
-/// A connection that was taken.
-struct Guest {
-    quiet: Quiet,
+/// An open connection.
+struct Connection {
+    idle: IdleSince,
     task: AbortHandle,
 }
 
-/// Since when nothing is asked on a connection; `None` while an answer is being made.
+/// When the last answer on a connection was complete; `None` while one is being made.
 #[derive(Clone)]
-struct Quiet(Arc<Mutex<Option<Instant>>>);
+struct IdleSince(Arc<Mutex<Option<Instant>>>);
 
-impl Default for Quiet {
+impl Default for IdleSince {
     fn default() -> Self {
-        Quiet(Arc::new(Mutex::new(Some(Instant::now()))))
+        IdleSince(Arc::new(Mutex::new(Some(Instant::now()))))
     }
 }
 
-impl Quiet {
-    fn is(&self, since: Option<Instant>) {
+impl IdleSince {
+    fn set(&self, since: Option<Instant>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    fn since(&self) -> Option<Instant> {
+    fn get(&self) -> Option<Instant> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Ends the connection that has been quiet for longest, once that is long enough. Those that wait for an answer stay:
-/// answers have a deadline.
-async fn make_room(guests: &[Guest]) {
+/// Ends the connection that has been idle for longest, once that is [`EVICTABLE_AFTER`]. Connections with an answer in
+/// progress stay: answers have a time limit.
+async fn evict_idle(connections: &[Connection]) {
     loop {
-        let quiet = guests.iter().filter(|guest| !guest.task.is_finished());
-        let quiet = quiet.filter_map(|guest| Some((guest.quiet.since()?, guest)));
-        match quiet.min_by_key(|(since, _)| *since) {
-            Some((since, guest)) if since.elapsed() >= IDLE => return guest.task.abort(),
-            Some((since, _)) => sleep_until(since + IDLE).await,
-            None => sleep(IDLE).await,
+        let open = connections.iter().filter(|connection| !connection.task.is_finished());
+        let idle = open.filter_map(|connection| Some((connection.idle.get()?, connection)));
+        match idle.min_by_key(|(since, _)| *since) {
+            Some((since, connection)) if since.elapsed() >= EVICTABLE_AFTER => return connection.task.abort(),
+            Some((since, _)) => sleep_until(since + EVICTABLE_AFTER).await,
+            None => sleep(EVICTABLE_AFTER).await,
         }
     }
 }
 
-/// Serves one connection, for a while.
-async fn converse(stream: TcpStream, router: Router, quiet: Quiet, stop: CancellationToken) {
-    let pages = TowerToHyperService::new(router);
+/// Serves one connection for up to [`CONNECTION_LIFETIME`].
+async fn serve_connection(stream: TcpStream, router: Router, idle: IdleSince, stop: CancellationToken) {
+    let routes = TowerToHyperService::new(router);
     let service = service_fn(move |request| {
-        quiet.is(None);
-        let (answer, quiet) = (pages.call(request), quiet.clone());
+        idle.set(None);
+        let (answer, idle) = (routes.call(request), idle.clone());
         async move {
             let answer = answer.await;
-            quiet.is(Some(Instant::now()));
+            idle.set(Some(Instant::now()));
             answer
         }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(LARGEST_HEAD)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    // Cancel-safe: the connection is kept, the others only wait. What clients do wrong is their affair.
+    // Cancel-safe: the connection is kept, the other branches only wait. Errors are the client's and are not logged.
     tokio::select! {
         _ = &mut connection => return,
-        () = sleep(CONNECTION_LIFE) => {}
+        () = sleep(CONNECTION_LIFETIME) => {}
         () = stop.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = timeout(LAST_ANSWER, connection).await;
+    let _ = timeout(LAST_ANSWER_TIMEOUT, connection).await;
 }
 
 #[cfg(test)]
@@ -220,8 +220,8 @@ mod tests {
 
     use super::*;
 
-    /// A listener with a page that answers at once and one that waits.
-    async fn listener(answers: &Arc<Notify>) -> (SocketAddr, AbortOnDropHandle<()>) {
+    /// A server with one path that answers at once, and one that waits for `answers`.
+    async fn serve(answers: &Arc<Notify>) -> (SocketAddr, AbortOnDropHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, answers) = (listener.local_addr().unwrap(), Arc::clone(answers));
         let waiting = || async move {
@@ -233,10 +233,10 @@ mod tests {
         (address, AbortOnDropHandle::new(task))
     }
 
-    async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+    async fn request(address: SocketAddr, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
         stream
     }
 
@@ -249,18 +249,18 @@ mod tests {
     #[tokio::test]
     async fn connections_that_send_a_byte_now_and_then_do_not_keep_others_out() {
         let answers = Arc::new(Notify::new());
-        let (address, _task) = listener(&answers).await;
-        let patient = ask(address, "/late").await;
+        let (address, _task) = serve(&answers).await;
+        let patient = request(address, "/late").await;
         let mut slow = Vec::new();
-        for _ in 0..10 * CONNECTIONS {
+        for _ in 0..10 * MAX_CONNECTIONS {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"G").await.unwrap();
             slow.push(stream);
         }
-        // By their deadline alone these would be through in 100 s.
-        let asked = timeout(HEAD_WITHIN, async { answer(ask(address, "/").await).await });
-        assert!(asked.await.expect("an answer in time").ends_with("at once"));
+        // If only their deadline ended them, the last would be accepted after 100 s.
+        let answered = timeout(HEAD_TIMEOUT, async { answer(request(address, "/").await).await });
+        assert!(answered.await.expect("an answer in time").ends_with("at once"));
         answers.notify_one();
-        assert!(answer(patient).await.ends_with("late"), "whoever waits for an answer is not sent away");
+        assert!(answer(patient).await.ends_with("late"), "a connection that waits for its answer is not evicted");
     }
 }

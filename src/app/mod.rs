@@ -39,7 +39,7 @@ pub use pauses::PausesError;
 use pools::{PoolDeps, Pools};
 use retention::Retention;
 
-use crate::admin::{AdminError, Bound};
+use crate::admin::{AdminError, BoundListener};
 use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{Config, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
@@ -134,7 +134,7 @@ struct Running {
 /// Starts everything in order. `None` when a shutdown came first.
 async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<Option<Running>, AppError> {
     let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
-    let bound = Bound::bind(&config.admin).await?;
+    let bound = BoundListener::bind(&config.admin).await?;
     let mut observability =
         Observability::open(&config, path.display().to_string(), bound, control, shutdown, &service);
     let Some(ledger) = ledger::open(&config.ledger.directory, shutdown).await? else {

@@ -11,7 +11,7 @@ use tracing::{error, info};
 
 use super::reconciliation;
 use super::service_status::ServiceStatus;
-use crate::admin::{Admin, Bound};
+use crate::admin::{AdminServer, BoundListener};
 use crate::amqp::ConfirmingPublisher;
 use crate::config::Config;
 use crate::control::Control;
@@ -25,7 +25,7 @@ use crate::systemd::ServiceNotifier;
 /// the ledger is opened until everything else has ended.
 pub(super) struct Observability {
     pub live: Arc<StatusRegistry>,
-    admin: Option<Admin>,
+    admin: Option<AdminServer>,
     watch: JoinHandle<()>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     readers: watch::Sender<Arc<BrokerView>>,
@@ -38,7 +38,7 @@ impl Observability {
     pub fn open(
         config: &Config,
         path: String,
-        bound: Option<Bound>,
+        bound: Option<BoundListener>,
         control: Control,
         shutdown: &Shutdown,
         service: &ServiceNotifier,

@@ -48,7 +48,7 @@ pub struct StatusRegistry {
 #[derive(Debug, Clone)]
 pub(crate) struct StatusSnapshot {
     pub status: Status,
-    pub facts: Vec<ConsumerReading>,
+    pub consumers: Vec<ConsumerReading>,
 }
 
 impl StatusRegistry {
@@ -130,17 +130,17 @@ impl StatusRegistry {
     /// Everything, read now.
     pub(crate) fn snapshot(&self) -> StatusSnapshot {
         let up = self.begun.elapsed();
-        let facts: Vec<_> = {
+        let readings: Vec<_> = {
             let recent = self.recent();
             self.consumers().iter().map(|watched| facts(watched, &recent, up)).collect()
         };
-        let consumers = status::consumers(&facts);
+        let consumers = status::consumers(&readings);
         let publisher = self.publisher.get().map(|publisher| {
             let state = publisher.state();
             let (connected, connections) = (state.connected, state.connections);
             PublisherStatus { connected, connections, unconfirmed: state.unconfirmed as u64 }
         });
-        let subscribed: u64 = facts
+        let subscribed: u64 = readings
             .iter()
             .map(|one| one.reading.pool.active_subscriptions + one.reading.pool.draining_subscriptions)
             .sum();
@@ -176,7 +176,7 @@ impl StatusRegistry {
             consumers,
             broker: BrokerView::clone(&self.view.borrow()),
         };
-        StatusSnapshot { status, facts }
+        StatusSnapshot { status, consumers: readings }
     }
 
     /// Tasks that are stuck now.

@@ -15,7 +15,7 @@ use serde_json::Value;
 pub(super) use error::AdminClientError;
 pub(super) use target::DaemonTarget;
 
-use crate::admin::{AUTHORIZATION, COMMAND_TYPE, COMMAND_WITHIN, bearer};
+use crate::admin::{AUTHORIZATION, COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT, bearer};
 use crate::config::{Admin, Secret};
 use crate::status::Status;
 use crate::tls;
@@ -106,8 +106,8 @@ impl AdminClient {
             // Fails if it is another daemon.
             self.status().await?;
         }
-        let request = self.http.post(format!("http://{}{path}", self.address)).timeout(COMMAND_WITHIN + COMMAND_GRACE);
-        let (code, body) = self.exchange(request.header("content-type", COMMAND_TYPE)).await?;
+        let request = self.http.post(format!("http://{}{path}", self.address)).timeout(COMMAND_TIMEOUT + COMMAND_GRACE);
+        let (code, body) = self.exchange(request.header("content-type", COMMAND_CONTENT_TYPE)).await?;
         self.check_accepted(code, &body)?;
         match code {
             StatusCode::OK => self.parse(&body),

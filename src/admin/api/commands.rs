@@ -1,7 +1,10 @@
-//! What the daemon can be told over HTTP: to reload, to pause a consumer, to resume it.
+//! The commands over HTTP: reload, pause a consumer, resume it.
 //!
-//! It asks the one task that obeys and hands its answer on. Besides the guard of all pages, a command must come as
-//! JSON: forms and pages of other sites cannot send that without asking the browser first, and it is never allowed.
+//! Owns the protection of commands against web pages of other sites: besides the checks of [`AccessGuard`], a command
+//! must declare a JSON content type. Forms cannot send that, and scripts of other sites need a CORS preflight, which is
+//! never granted. It never carries out a command itself; it passes it to the task that does, and its result back.
+//!
+//! [`AccessGuard`]: crate::admin::guard::AccessGuard
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,95 +14,96 @@ use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::pages::as_json;
+use crate::admin::response::{error_response, json_response};
 use crate::control::{Control, ControlError};
 
-/// What a command's Content-Type must be, though it has no content.
-pub const COMMAND_TYPE: &str = "application/json";
-/// How long an answer may take. Less than a connection's life.
-pub const COMMAND_WITHIN: Duration = Duration::from_secs(100);
-/// Commands whose answers are awaited at a time, so that there is always room for those who only ask.
-const AWAITED: usize = 4;
-/// What browsers tell about who makes a request.
+/// The Content-Type that a command must have, although its body is empty.
+pub const COMMAND_CONTENT_TYPE: &str = "application/json";
+/// How long the result of a command is awaited. Shorter than the lifetime of a connection.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(100);
+/// Commands whose results are awaited at a time, so that connections are left for other requests.
+const MAX_COMMANDS: usize = 4;
+/// The header in which browsers say which site makes a request.
 const FETCH_SITE: &str = "sec-fetch-site";
 
 #[derive(Clone)]
-struct Commands {
+struct CommandState {
     control: Control,
-    awaited: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-/// The paths that change something.
-pub(super) fn router(control: Control) -> Router {
+/// The routes that change something.
+pub(in crate::admin) fn router(control: Control) -> Router {
     Router::new()
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/consumers/{name}/pause", post(pause))
         .route("/api/v1/consumers/{name}/resume", post(resume))
-        .layer(from_fn(on_purpose))
-        .with_state(Commands { control, awaited: Arc::new(Semaphore::new(AWAITED)) })
+        .layer(from_fn(reject_cross_site))
+        .with_state(CommandState { control, permits: Arc::new(Semaphore::new(MAX_COMMANDS)) })
 }
 
-/// Turns away what a browser sends on behalf of another site, and what any form can send.
-async fn on_purpose(request: Request, next: Next) -> Response {
+/// Rejects what a browser sends for another site, and what an HTML form can send.
+async fn reject_cross_site(request: Request, next: Next) -> Response {
     if request.method() != Method::POST {
-        // It is told that it is the wrong one.
+        // The router answers 405.
         return next.run(request).await;
     }
     let headers = request.headers();
     let site = headers.get(FETCH_SITE).map(|site| site.as_bytes());
     if !matches!(site, None | Some(b"same-origin" | b"none")) {
-        return refusal(StatusCode::FORBIDDEN, "foreign_site", "pages of other sites may not command");
+        return error_response(StatusCode::FORBIDDEN, "cross_site", "web pages of other sites may not send commands");
     }
     if !is_json(headers) {
-        let message = format!("send commands with the header \"Content-Type: {COMMAND_TYPE}\" and without a body");
-        return refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", &message);
+        let message =
+            format!("send commands with the header \"Content-Type: {COMMAND_CONTENT_TYPE}\" and without a body");
+        return error_response(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", &message);
     }
     next.run(request).await
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    let kind = kind.and_then(|kind| kind.split(';').next());
-    kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(COMMAND_TYPE))
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next());
+    media_type.is_some_and(|value| value.trim().eq_ignore_ascii_case(COMMAND_CONTENT_TYPE))
 }
 
-async fn reload(State(commands): State<Commands>) -> Response {
-    answered(&commands, commands.control.reload("admin")).await
+async fn reload(State(state): State<CommandState>) -> Response {
+    answer(&state, state.control.reload("admin")).await
 }
 
-async fn pause(State(commands): State<Commands>, Path(consumer): Path<String>) -> Response {
-    answered(&commands, commands.control.set_paused(consumer, true)).await
+async fn pause(State(state): State<CommandState>, Path(consumer): Path<String>) -> Response {
+    answer(&state, state.control.set_paused(consumer, true)).await
 }
 
-async fn resume(State(commands): State<Commands>, Path(consumer): Path<String>) -> Response {
-    answered(&commands, commands.control.set_paused(consumer, false)).await
+async fn resume(State(state): State<CommandState>, Path(consumer): Path<String>) -> Response {
+    answer(&state, state.control.set_paused(consumer, false)).await
 }
 
-/// Waits for an answer, but not for ever; what was asked for goes on.
-async fn answered<T: serde::Serialize>(
-    commands: &Commands,
-    asking: impl Future<Output = Result<T, ControlError>>,
+/// Awaits the result of a command up to [`COMMAND_TIMEOUT`]. After that the command continues without an answer.
+async fn answer<T: serde::Serialize>(
+    state: &CommandState,
+    command: impl Future<Output = Result<T, ControlError>>,
 ) -> Response {
-    let Ok(_permit) = commands.awaited.try_acquire() else {
-        let message = format!("{AWAITED} commands are being carried out; try again later");
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "too_many", &message);
+    let Ok(_permit) = state.permits.try_acquire() else {
+        let message = format!("{MAX_COMMANDS} commands are in progress; try again later");
+        return error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_commands", &message);
     };
-    match timeout(COMMAND_WITHIN, asking).await {
-        Ok(Ok(answer)) => as_json(StatusCode::OK, &answer),
+    match timeout(COMMAND_TIMEOUT, command).await {
+        Ok(Ok(result)) => json_response(StatusCode::OK, &result),
         Ok(Err(error)) => {
-            let mut body = serde_json::to_value(&error).expect("an error is words and names");
+            let mut body = serde_json::to_value(&error).expect("an error is text, numbers and lists of text");
             body["message"] = Value::from(error.to_string());
-            as_json(status(&error), &body)
+            json_response(status(&error), &body)
         }
         Err(_) => {
-            let message = "it takes longer than this answer may; it goes on, and the status tells what became of it";
-            refusal(StatusCode::GATEWAY_TIMEOUT, "late", message)
+            let message = "the command takes longer than the time limit of this answer; it continues, see the status for its result";
+            error_response(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
         }
     }
 }
@@ -113,10 +117,6 @@ fn status(error: &ControlError) -> StatusCode {
     }
 }
 
-fn refusal(status: StatusCode, error: &str, message: &str) -> Response {
-    as_json(status, &json!({"error": error, "message": message})).into_response()
-}
-
 #[cfg(test)]
 mod tests {
     use axum::body::{Body, to_bytes};
@@ -124,13 +124,15 @@ mod tests {
     use hyper_util::service::TowerToHyperService;
     use tokio_util::task::AbortOnDropHandle;
 
+    use serde_json::json;
+
     use super::*;
     use crate::control::{ControlCommand, PauseReport, ReloadOutcome, ReloadReport};
 
-    /// A daemon that has consumer `order` alone, cannot remember pauses of `stuck`, and never answers about `slow`.
+    /// A daemon with one consumer, `order`. It cannot persist a pause of `stuck`, and never answers for `slow`.
     fn daemon() -> (TowerToHyperService<Router>, AbortOnDropHandle<()>) {
         let (control, mut inbox) = Control::new();
-        let obeying = async move {
+        let carrying_out = async move {
             let mut kept = Vec::new();
             while let Some(command) = inbox.recv().await {
                 match command {
@@ -157,7 +159,7 @@ mod tests {
                 }
             }
         };
-        (TowerToHyperService::new(router(control)), AbortOnDropHandle::new(tokio::spawn(obeying)))
+        (TowerToHyperService::new(router(control)), AbortOnDropHandle::new(tokio::spawn(carrying_out)))
     }
 
     async fn ask(
@@ -178,12 +180,12 @@ mod tests {
     const JSON: (&str, &str) = ("content-type", "application/json");
 
     #[tokio::test]
-    async fn commands_are_handed_on_and_their_answers_back() {
+    async fn commands_are_passed_on_and_their_results_returned() {
         let (daemon, _task) = daemon();
-        let (status, verdict) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
+        let (status, report) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
         let expected = json!({"outcome": "rejected", "generation": 7, "changes": [], "problems": ["x"],
             "temporary": false, "notes": ["admin"]});
-        assert_eq!((status, verdict), (200, expected));
+        assert_eq!((status, report), (200, expected));
         for (verb, paused) in [("pause", true), ("resume", false)] {
             let path = format!("/api/v1/consumers/order/{verb}");
             let answer = ask(&daemon, "POST", &path, &[("Content-Type", "application/json; charset=utf-8")]).await;
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_wrong_has_its_code_and_says_why() {
+    async fn each_error_has_its_status_and_code() {
         let (daemon, task) = daemon();
         let (status, body) = ask(&daemon, "POST", "/api/v1/consumers/nobody/pause", &[JSON]).await;
         assert_eq!((status, &body["error"], &body["known"]), (404, &json!("unknown_consumer"), &json!(["order"])));
@@ -205,12 +207,12 @@ mod tests {
         let _ = task.await;
         let (status, body) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
         assert_eq!((status, &body["error"]), (503, &json!("not_running")));
-        // Whoever knows the errors reads them, whatever stands beside.
+        // A client can read it back as the error, although it has a message beside it.
         assert_eq!(serde_json::from_value::<ControlError>(body).unwrap(), ControlError::NotRunning);
     }
 
     #[tokio::test]
-    async fn pages_of_other_sites_cannot_command() {
+    async fn pages_of_other_sites_cannot_send_commands() {
         let (daemon, _task) = daemon();
         for kind in ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp"]
         {
@@ -221,13 +223,13 @@ mod tests {
             let answer = ask(&daemon, "POST", "/api/v1/reload", &[JSON, ("sec-fetch-site", site)]).await;
             assert_eq!(answer.0, expected, "{site}");
         }
-        // What a browser asks before it sends JSON to another site is not granted.
-        let asked = ask(&daemon, "OPTIONS", "/api/v1/reload", &[("access-control-request-method", "POST")]).await;
-        assert!(asked.0 >= 400, "{asked:?}");
+        // A CORS preflight is not granted.
+        let preflight = ask(&daemon, "OPTIONS", "/api/v1/reload", &[("access-control-request-method", "POST")]).await;
+        assert!(preflight.0 >= 400, "{preflight:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_late_answer_is_given_up_and_only_so_many_are_awaited() {
+    async fn a_command_times_out_and_only_a_limited_number_is_awaited() {
         let (daemon, _task) = daemon();
         let slow = || ask(&daemon, "POST", "/api/v1/consumers/slow/pause", &[JSON]);
         let late = async { tokio::join!(slow(), slow(), slow(), slow()) };
@@ -235,9 +237,9 @@ mod tests {
             tokio::task::yield_now().await;
             slow().await
         });
-        assert_eq!((too_many.0, &too_many.1["error"]), (503, &json!("too_many")));
+        assert_eq!((too_many.0, &too_many.1["error"]), (503, &json!("too_many_commands")));
         for (status, body) in [late.0, late.1, late.2, late.3] {
-            assert_eq!((status, &body["error"]), (504, &json!("late")));
+            assert_eq!((status, &body["error"]), (504, &json!("timeout")));
         }
     }
 }

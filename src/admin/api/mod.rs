@@ -1,0 +1,69 @@
+//! The JSON API below `/api/v1`: the status and the reports here, the commands in [`commands`].
+//!
+//! Nothing here asks the broker.
+
+pub(super) mod commands;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::get;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::response::json_response;
+use crate::chain::chain;
+use crate::ledger::report;
+use crate::status::StatusRegistry;
+
+/// Reports read at a time; further requests wait.
+const MAX_REPORTS: usize = 1;
+
+/// What the answers are made from.
+#[derive(Clone)]
+struct ApiState {
+    registry: Arc<StatusRegistry>,
+    /// Directory of the ledger.
+    ledger: PathBuf,
+    reports: Arc<Semaphore>,
+}
+
+/// The routes that only read.
+pub(super) fn router(registry: Arc<StatusRegistry>, ledger: PathBuf) -> Router {
+    Router::new().route("/api/v1/status", get(status)).route("/api/v1/report", get(report)).with_state(ApiState {
+        registry,
+        ledger,
+        reports: Arc::new(Semaphore::new(MAX_REPORTS)),
+    })
+}
+
+async fn status(State(api): State<ApiState>) -> Response {
+    json_response(StatusCode::OK, &api.registry.snapshot().status)
+}
+
+async fn report(State(api): State<ApiState>, query: Result<Query<report::Query>, QueryRejection>) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => return json_response(StatusCode::BAD_REQUEST, &json!({"error": rejection.body_text()})),
+    };
+    let permit = api.reports.acquire_owned().await.expect("this semaphore is never closed");
+    let read = tokio::task::spawn_blocking(move || {
+        // Held until the report is read, even if the request was dropped.
+        let _permit = permit;
+        report::read(&api.ledger, &query, Timestamp::now())
+    });
+    match read.await {
+        Ok(Ok(report)) => json_response(StatusCode::OK, &report),
+        Ok(Err(error)) => {
+            let status = if error.is_question() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+            json_response(status, &json!({"error": chain(&error)}))
+        }
+        Err(panicked) => json_response(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": panicked.to_string()})),
+    }
+}

@@ -1,0 +1,65 @@
+//! The plain text paths: the index, the health checks and the metrics.
+//!
+//! Every answer is made from one reading of the status. Nothing here asks the broker.
+
+pub(super) mod exposition;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::response::content_type;
+use crate::status::{ReadinessCheck, StatusRegistry};
+
+/// The routes.
+pub(super) fn router(registry: Arc<StatusRegistry>) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(registry)
+}
+
+async fn index() -> &'static str {
+    concat!(
+        "orderd ",
+        env!("CARGO_PKG_VERSION"),
+        "\n/livez\n/readyz\n/readyz?verbose\n/metrics\n/api/v1/status\n/api/v1/report?since=7d&until=now&by=day\n",
+        "POST /api/v1/reload\nPOST /api/v1/consumers/<name>/pause\nPOST /api/v1/consumers/<name>/resume\n"
+    )
+}
+
+/// An answer alone shows that the runtime schedules tasks; the list of stuck tasks is the one that decides whether systemd
+/// gets its WATCHDOG=1.
+async fn livez(State(registry): State<Arc<StatusRegistry>>) -> Response {
+    let stuck = registry.stuck();
+    if stuck.is_empty() {
+        return "ok\n".into_response();
+    }
+    let text: String = stuck.iter().map(|task| format!("{task}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn readyz(State(registry): State<Arc<StatusRegistry>>, RawQuery(query): RawQuery) -> Response {
+    let checks = registry.snapshot().status.checks;
+    let ready = checks.iter().all(|check| check.ok);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut text = String::new();
+    if query.is_some_and(|query| query.split('&').any(|key| key == "verbose" || key.starts_with("verbose="))) {
+        let line = |ReadinessCheck { name, ok, detail }: &ReadinessCheck| {
+            format!("[{}] {name}: {detail}\n", if *ok { '+' } else { '-' })
+        };
+        text.extend(checks.iter().map(line));
+    }
+    text.push_str(if ready { "ready\n" } else { "not ready\n" });
+    (status, text).into_response()
+}
+
+async fn metrics(State(registry): State<Arc<StatusRegistry>>) -> impl IntoResponse {
+    (content_type(exposition::CONTENT_TYPE), exposition::exposition(&registry))
+}

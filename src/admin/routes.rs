@@ -1,0 +1,46 @@
+//! All paths of the admin server, guarded, with a time limit and the headers of every response.
+//!
+//! It never answers a path itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+
+use super::guard::{AccessGuard, check_access};
+use super::{api, pages};
+use crate::control::Control;
+use crate::status::StatusRegistry;
+
+/// Time limit of every answer but those to commands, which have their own.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The router of the admin server. `ledger` is the directory that reports are read from.
+pub(super) fn router(registry: Arc<StatusRegistry>, ledger: PathBuf, control: Control, guard: AccessGuard) -> Router {
+    pages::router(Arc::clone(&registry))
+        .merge(api::router(registry, ledger))
+        .layer(from_fn(limit_time))
+        .merge(api::commands::router(control))
+        .layer(from_fn_with_state(Arc::new(guard), check_access))
+        .layer(from_fn(add_headers))
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await;
+    answer.unwrap_or_else(|_| (StatusCode::SERVICE_UNAVAILABLE, "the answer timed out; try again\n").into_response())
+}
+
+async fn add_headers(request: Request, next: Next) -> Response {
+    let mut answer = next.run(request).await;
+    let headers = [(CACHE_CONTROL, "no-store"), (X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    for (name, value) in headers {
+        answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
