@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Private RabbitMQ nodes for the demo, the tests and the bench.
+# Private RabbitMQ nodes for the demo, the tests and the benchmark.
 #
-# A node has a name of its own, its data and logs under target/broker/NAME/, ports of its own on 127.0.0.1
-# and an Erlang port mapper of its own, so that a RabbitMQ that already runs is neither used nor disturbed.
-# Only processes started here are ever stopped, each by its pid.
+# Each node has its own name, data and logs under target/broker/NAME/, ports on 127.0.0.1 and Erlang port mapper, so that
+# a RabbitMQ that already runs is neither used nor disturbed. Only processes started here are ever stopped, each by its
+# pid.
 #
-# ORDERD_TEST_BROKER_ROOT names the root directory of another Debian, such as debootstrap makes, whose RabbitMQ is run
-# instead of this one's: so the tests run against other versions. It takes root. Its nodes are under
+# To test against another version, set ORDERD_TEST_BROKER_ROOT to the root directory of another Debian, such as one made
+# by debootstrap: its RabbitMQ is used instead of this system's. This requires root. Its nodes are under
 # target/broker-DIRECTORY/.
 set -euo pipefail
 
 usage() {
     cat >&2 <<'EOF_USAGE'
 usage: node.sh install           install RabbitMQ unless it is there
-       node.sh start NAME        start a node and wait until it takes connections; prints its ports
+       node.sh start NAME        start a node and wait until it accepts connections; prints its ports
        node.sh stop NAME         stop it and keep its data
        node.sh kill NAME         kill -9 its VM
        node.sh wipe NAME         stop it and delete its data
@@ -42,7 +42,7 @@ stop_deadline=60
 first_port=28100
 port_blocks=760
 
-# Sets what all commands know of node NAME.
+# Sets the variables that all commands use for node NAME.
 select_node() {
     name=${1:-}
     [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || die "a node's name is made of a-z, 0-9, - and _, is \"$name\""
@@ -88,19 +88,19 @@ EOF_ENV
     mv "$dir/env.new" "$dir/env"
 }
 
-# Whether process $1 lives. One that has ended and was not waited for is a zombie.
+# Whether process $1 is alive. A process that has exited but was not waited for is a zombie and counts as dead.
 lives() {
     [[ -n $1 ]] && kill -0 "$1" 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
 }
 
-# Whether process $1 lives and was started here for this node: its environment names the node's directory,
-# which no other process's does, so a pid that was handed to a stranger is never taken for ours.
+# Whether process $1 is alive and was started here for this node: only then its environment names the node's directory.
+# So a pid that the kernel has reused for another process is never mistaken for ours.
 is_ours() {
     local try environment
     for try in 1 2 3 4; do
         lives "$1" || return 1
         environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
-        # It is empty for a moment while a program becomes another one, as a shell becomes the VM.
+        # The environment is empty for a moment during an exec, as when the shell becomes the VM.
         if [[ -n $environment ]]; then
             [[ $'\n'$environment$'\n' == *$'\n'"ORDERD_NODE_DIR=$dir"$'\n'* ]]
             return
@@ -110,15 +110,15 @@ is_ours() {
     return 1
 }
 
-# A child is a copy of this shell until it has become the program meant, within a moment.
+# Waits until a child, which starts as a copy of this shell, has executed its program.
 await_exec() {
     while lives "$1" && ! is_ours "$1"; do sleep 0.01; done
 }
 
 port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Six neighbouring ports that nothing listens on. Blocks are drawn at random, since another checkout may
-# be drawing at the same time; if two do meet, the start fails on the port and draws again.
+# Chooses six consecutive ports that nothing listens on, at random, because another checkout may be choosing at the same
+# time. If both choose the same ports, the start fails and chooses again.
 choose_ports() {
     local try port
     for try in {1..200}; do
@@ -134,7 +134,7 @@ choose_ports() {
     die "found no six free ports on 127.0.0.1 from $first_port in $try tries"
 }
 
-# Whether this node's ports are free. The sockets of a VM that was killed close a moment after it.
+# Waits until this node's ports are free. The sockets of a killed VM close shortly after it.
 await_free_ports() {
     local end=$((SECONDS + 15))
     while port_is_taken "$AMQP_PORT" || port_is_taken "$MANAGEMENT_PORT" || port_is_taken "$DIST_PORT"; do
@@ -170,8 +170,8 @@ EOF_TLS
     fi
 }
 
-# Becomes its arguments, in the other root directory if there is one: there the node's directory and that of its
-# certificates are at their own paths, in mounts that nobody else sees and that end with the process.
+# Executes its arguments in the other root directory. The node's directory and that of its certificates are mounted there
+# under the same paths, in a private mount namespace that ends with the process.
 in_root='
     set -e
     for directory in "$1" "$2"; do
@@ -183,7 +183,7 @@ in_root='
     mount -t proc proc "$0/proc"
     exec chroot "$0" "${@:3}"'
 
-# Becomes "$@", with the node's environment and no other RabbitMQ or Erlang settings of the caller's.
+# Executes "$@" with the node's environment and without the caller's RabbitMQ and Erlang settings.
 exec_in_node_env() {
     local loopback='-kernel inet_dist_use_interface {127,0,0,1}'
     if [[ -n $other_root ]]; then set -- unshare --mount bash -c "$in_root" "$other_root" "$dir" "$TLS_DIRECTORY" "$@"; fi
@@ -241,7 +241,7 @@ answers_amqp() {
     [[ ${octet//[[:space:]]/} == 1 ]]
 }
 
-# 0 when it takes connections, 1 when its VM has ended, 2 at the deadline.
+# Returns 0 when the node accepts connections, 1 when its VM has exited, 2 at the deadline.
 await_node() {
     local end=$((SECONDS + start_deadline))
     while ((SECONDS < end)); do
@@ -285,7 +285,7 @@ start() {
     ensure_rabbitmq "$base/install.lock"
     if is_ours "$PID"; then
         await_node && return 0
-        say "node $name runs, but does not answer: starting it anew"
+        say "node $name runs, but does not answer: restarting it"
         stop_node
     fi
     local try outcome fixed=$AMQP_PORT
@@ -302,7 +302,7 @@ start() {
         outcome=0
         await_node || outcome=$?
         if ((outcome == 0)); then return 0; fi
-        # A port that another process took first is drawn again, unless clients know it from an earlier start.
+        # If another process took a port first, choose again, unless clients know the port from an earlier start.
         if ((outcome == 1)) && [[ -z $fixed ]] && grep -qsE 'eaddrinuse|already in use' "$dir/log/console.log" "$dir/log/node.log"; then
             stop_node
             AMQP_PORT=''
@@ -312,7 +312,7 @@ start() {
     done
     case $outcome in
     1) say "node $name ended while starting (try $try)" ;;
-    *) say "node $name did not take connections within $start_deadline s" ;;
+    *) say "node $name did not accept connections within $start_deadline s" ;;
     esac
     show_log_tail
     stop_node

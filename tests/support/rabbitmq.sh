@@ -9,8 +9,8 @@ die() {
     exit 1
 }
 
-# Prints the directory of rabbitmq-server, the program itself and not Debian's wrapper, which insists on
-# the user rabbitmq. RABBITMQ_BIN names another one. With another root directory, as seen from there.
+# Prints the directory of rabbitmq-server: of the program itself, not of Debian's wrapper, which requires the user
+# rabbitmq. RABBITMQ_BIN overrides it. With another root directory, the path is relative to that root.
 rabbitmq_bin() {
     local dir
     if [[ -n ${other_root:-} ]]; then
@@ -28,7 +28,7 @@ rabbitmq_bin() {
     return 1
 }
 
-# Makes sure that RabbitMQ is there. Takes the path of a lock file, so that two callers do not both install.
+# Installs RabbitMQ if it is missing. Takes the path of a lock file, so that two callers do not both install it.
 ensure_rabbitmq() {
     local lock=$1
     rabbitmq_bin >/dev/null && return 0
@@ -37,7 +37,7 @@ ensure_rabbitmq() {
     rabbitmq_bin >/dev/null || install_rabbitmq
     exec 8>&-
     rabbitmq_bin >/dev/null ||
-        die "RabbitMQ was installed, but rabbitmq-server is not where it is looked for; set RABBITMQ_BIN to its directory"
+        die "RabbitMQ was installed, but rabbitmq-server was not found in the usual directories; set RABBITMQ_BIN to its directory"
 }
 
 # apt-get, as root or through sudo. While it runs, /usr/sbin/policy-rc.d forbids packages to start services:
@@ -48,13 +48,13 @@ install_rabbitmq() {
     local as_root=()
     if ((EUID != 0)); then
         command -v sudo >/dev/null ||
-            die "RabbitMQ is not installed, and neither root nor sudo is at hand; run as root: apt-get install rabbitmq-server"
+            die "RabbitMQ is not installed, and neither root nor sudo is available; run as root: apt-get install rabbitmq-server"
         as_root=(sudo)
         say "RabbitMQ is missing: installing the package rabbitmq-server with sudo apt-get (its service stays off)"
     else
         say "RabbitMQ is missing: installing the package rabbitmq-server with apt-get (its service stays off)"
     fi
-    "${as_root[@]}" bash -s >&2 <<'ROOT' || die "apt-get could not install rabbitmq-server; what it said stands above"
+    "${as_root[@]}" bash -s >&2 <<'ROOT' || die "apt-get could not install rabbitmq-server; see its output above"
 set -euo pipefail
 guard=/usr/sbin/policy-rc.d
 saved=$guard.orderd-saved
@@ -71,7 +71,7 @@ export DEBIAN_FRONTEND=noninteractive
 options=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -qq)
 apt-get "${options[@]}" update </dev/null
 apt-get "${options[@]}" install -y --no-install-recommends rabbitmq-server </dev/null
-# The package enables its service for the next boot as well; this installation is for the programs only.
+# The package also enables its service for the next boot; only the programs are needed here.
 if command -v systemctl >/dev/null; then systemctl disable rabbitmq-server.service 2>/dev/null || true; fi
 ROOT
 }

@@ -1,6 +1,6 @@
-//! A shop of a test's own: a virtual host, a ledger directory, settings, and `orderd` processes on them.
+//! A test's own environment: a virtual host, a ledger directory, settings, and `orderd` processes that use them.
 //!
-//! Judges by what other programs see: exit codes, logs, queues and the ledger's file.
+//! It observes what other programs can see: exit codes, logs, queues and the ledger's file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -20,11 +20,11 @@ use super::{Node, Vhost};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_orderd");
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
-/// How long anything may take on a machine that builds at the same time.
+/// Deadline for a single condition, on a machine that may be building at the same time.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Polls a condition until it holds.
+/// Polls a condition until it holds or [`PATIENCE`] has passed.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
@@ -43,7 +43,7 @@ pub struct TestEnv<'a> {
     pub vhost: Vhost<'a>,
     pub directory: TempDir,
     settings: BTreeMap<String, String>,
-    /// Further variables of its environment.
+    /// Further environment variables of its processes.
     environment: BTreeMap<String, String>,
     config: PathBuf,
     runs: AtomicU32,
@@ -86,7 +86,7 @@ impl<'a> TestEnv<'a> {
         self
     }
 
-    /// With another setting from now on.
+    /// Changes a setting for processes started from now on.
     pub fn change(&mut self, key: &str, value: &str) {
         self.settings.insert(variable(key), value.to_owned());
     }
@@ -97,7 +97,7 @@ impl<'a> TestEnv<'a> {
         self
     }
 
-    /// Moves its settings into a file of its own, which can be edited while orderd runs.
+    /// Moves the settings into a configuration file, which can be edited while orderd runs.
     pub fn with_file(mut self) -> (Self, ConfigFile) {
         self.config = self.directory.path().join("orderd.toml");
         let mut file =
@@ -115,17 +115,17 @@ impl<'a> TestEnv<'a> {
         self.directory.path().join("ledger")
     }
 
-    /// The ledger, once there is one.
+    /// A reader of the ledger, which must exist.
     pub fn ledger(&self) -> LedgerReader {
         LedgerReader::open(&self.ledger_directory())
     }
 
-    /// An AMQP connection that produces and judges.
+    /// An AMQP connection independent of orderd, to publish and to inspect queues.
     pub fn raw(&self) -> RawClient {
         self.vhost.raw()
     }
 
-    /// Runs a command to its end or until a test ends it.
+    /// Starts a command; it runs until it exits or is dropped.
     pub fn command(&self, arguments: &[&str]) -> OrderdProcess {
         self.command_with(arguments, &[])
     }
@@ -155,7 +155,7 @@ impl<'a> TestEnv<'a> {
         self.command(&["run"])
     }
 
-    /// Starts `orderd run` and waits until its topology is there and its pools are started.
+    /// Starts `orderd run` and waits until the topology is declared and the pools are started.
     pub fn start(&self) -> OrderdProcess {
         self.start_with(&[])
     }
@@ -171,7 +171,7 @@ impl<'a> TestEnv<'a> {
     }
 }
 
-/// The configuration file of a shop.
+/// The configuration file of a test environment.
 #[derive(Clone)]
 pub struct ConfigFile {
     table: toml::Table,
@@ -229,7 +229,7 @@ pub struct OrderdProcess {
 }
 
 impl OrderdProcess {
-    /// All it has written.
+    /// Everything it has written to stdout and stderr.
     pub fn output(&self) -> String {
         let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
         read(&self.stdout) + &read(&self.stderr)
@@ -259,7 +259,7 @@ impl OrderdProcess {
         self.log().into_iter().filter(|line| line["message"] == message).collect()
     }
 
-    /// Where its admin listener answers.
+    /// The address of its admin listener.
     pub fn admin_address(&self) -> SocketAddr {
         wait_until("the admin listener answers", || self.has_logged("admin listener answers"));
         self.log_lines("admin listener answers")[0]["address"].as_str().unwrap().parse().unwrap()
@@ -308,18 +308,18 @@ impl OrderdProcess {
         assert!(status.unwrap().success(), "cannot send {name}");
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, or `None` while it runs.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for its end: its exit code.
+    /// Waits until it exits, and returns its exit code.
     pub fn wait_for_exit(&mut self) -> i32 {
         wait_until("orderd ends", || self.exit_status().is_some());
         self.exit_status().unwrap().code().expect("no signal has ended it")
     }
 
-    /// Its only error, after an exit for a configuration that does not work.
+    /// Waits for exit code 78 (configuration), and returns the only error logged.
     pub fn startup_error(&mut self) -> String {
         assert_eq!(self.wait_for_exit(), 78, "{}", self.output());
         let errors = self.logged_errors();
@@ -327,7 +327,7 @@ impl OrderdProcess {
         errors[0].clone()
     }
 
-    /// Asks it to drain: its exit code.
+    /// Sends TERM, waits until it has drained, and returns its exit code.
     pub fn stop(&mut self) -> i32 {
         self.signal("TERM");
         self.wait_for_exit()
@@ -352,7 +352,7 @@ impl Drop for OrderdProcess {
     }
 }
 
-/// The ledger's file, read as any other program would.
+/// Reads the ledger's file as any other program would.
 pub struct LedgerReader(Connection);
 
 impl LedgerReader {
@@ -392,7 +392,7 @@ impl LedgerReader {
         self.number("SELECT count(*) FROM orders WHERE status = 'processed'")
     }
 
-    /// Waits until so many orders are processed and both events of each are recorded.
+    /// Waits until exactly `orders` orders are processed and both events of each are recorded.
     pub fn await_settled(&self, orders: u64) {
         wait_until(&format!("{orders} orders and their events are recorded"), || {
             self.processed() == orders
