@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
+use orderd::config::{Config, Sources};
 use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::{Ledger, LedgerEntry, LedgerError, Recorded, SqliteLedger};
 use orderd::message::{
@@ -43,9 +44,9 @@ const GATHER: Duration = Duration::from_millis(2);
 const BATCH: usize = 4096;
 /// Consumer, handler, queue, first words of its routing keys, workers and prefetch, as in the default configuration.
 const CONSUMERS: [(&str, &str, &str, usize, u16); 3] = [
-    (handlers::ORDER, "order_queue", "order.normal.", 4, 250),
-    (handlers::NOTIFICATION, "notification_queue", "order.notification.", 2, 500),
-    (handlers::ANALYTICS, "analytics_queue", "order.analytics.", 2, 500),
+    ("order", "order_queue", "order.normal.", 4, 250),
+    ("notification", "notification_queue", "order.notification.", 2, 500),
+    ("analytics", "analytics_queue", "order.analytics.", 2, 500),
 ];
 
 fn main() {
@@ -76,10 +77,13 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
     };
     let shutdown = Shutdown::new();
     let parts = parts(ledger, directory);
+    let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
+    let config =
+        Config::load(&Sources { file, ..handlers::sources() }).expect("the default configuration is valid").config;
     let (started, cpu) = (Instant::now(), CpuTime::now());
     let pools: Vec<_> = CONSUMERS
         .map(|(name, queue, _, workers, prefetch)| Pool {
-            context: Arc::new(context(name, queue, &parts, &broker)),
+            context: Arc::new(context(name, queue, &config, &parts, &broker)),
             consumer: Arc::new(broker.clone()),
             workers,
             prefetch,
@@ -118,18 +122,17 @@ fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> HandlerDeps {
     HandlerDeps {
         ledger,
         names: Arc::new(ExchangeNames::new("orders")),
-        faults: None,
         event_log: open("analytics"),
         channel: Arc::new(LogChannel { log: open("notifications") }),
         routes: watch::channel(BTreeMap::new()).1,
     }
 }
 
-fn context(name: &str, queue: &str, parts: &HandlerDeps, broker: &Broker) -> ConsumerContext {
+fn context(name: &str, queue: &str, config: &Config, parts: &HandlerDeps, broker: &Broker) -> ConsumerContext {
     ConsumerContext {
         consumer: name.into(),
         queue: queue.into(),
-        handler: handlers::build(name, parts).expect("the handler is known"),
+        handler: handlers::build(name, &config.consumers[name].handler_settings, parts),
         publisher: Arc::new(broker.clone()),
         ledger: Arc::clone(&parts.ledger),
         names: Arc::clone(&parts.names),

@@ -132,8 +132,8 @@ fn prepare(node: &Node, orders: u64) -> Result<(), Box<dyn Error>> {
 
 /// The topology of the default configuration, as orderd plans it.
 fn declare(node: &Node) -> Result<(), Box<dyn Error>> {
-    let sources = Sources { file: Some(daemon::CONFIG.into()), ..Sources::default() };
-    let config = Config::load(&sources, &orderd::handlers::NAMES)?.config;
+    let sources = Sources { file: Some(daemon::CONFIG.into()), ..orderd::handlers::sources() };
+    let config = Config::load(&sources)?.config;
     let mut connection = Connection::open(node.amqp_port)?;
     for declaration in config.topology().declarations() {
         connection.declare(declaration)?;

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
-use super::reload::{self, Rejection, ReloadPlan};
+use super::reload::{self, ReloadPlan};
 use super::retention::Retention;
 use crate::amqp::Connector;
 use crate::chain::chain;
@@ -144,14 +144,11 @@ impl Daemon {
         Some(report)
     }
 
-    /// Applies a plan, the pools first: only they can fail, and then they change nothing.
+    /// Applies a plan.
     async fn apply(&mut self, plan: ReloadPlan) -> ReloadReport {
         let ReloadPlan { next, changes, notes } = plan;
         if next != self.config {
-            if let Err(error) = self.pools.apply(&next.consumers, &self.pauses) {
-                let rejection = Rejection { problems: vec![chain(&error)], temporary: false, changes };
-                return rejection.report(self.generation);
-            }
+            self.pools.apply(&next.consumers, &self.pauses);
             self.pools.wait_for_handover().await;
             let former = std::mem::replace(&mut self.config, next);
             let active = &self.config;
@@ -188,9 +185,7 @@ impl Daemon {
             ControlError::NotPersisted { reason: chain(&error) }
         })?;
         if changed {
-            self.pools
-                .apply(&self.config.consumers, &self.pauses)
-                .expect("the active configuration names existing handlers only");
+            self.pools.apply(&self.config.consumers, &self.pauses);
             self.pools.wait_for_handover().await;
             match paused {
                 true => warn!(consumer, "paused: consumes nothing until it is resumed, also after a restart"),

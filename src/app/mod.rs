@@ -76,9 +76,6 @@ pub enum AppError {
     /// A newer orderd that shares the ledger has migrated it.
     #[error("the ledger was migrated by a newer orderd; upgrade this instance")]
     Outdated,
-    /// The configuration names a handler that does not exist. Loading has checked that, so it is a bug.
-    #[error("there is no handler {0:?}")]
-    UnknownHandler(String),
 }
 
 /// What the daemon needs from its process.
@@ -157,7 +154,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
 
     let publisher = Arc::new(connector.publisher());
     let mut pools = Pools::new(pool_deps(&config, &connector, &publisher, &ledger, &logs, &observability, shutdown));
-    pools.apply(&config.consumers, &pauses)?;
+    pools.apply(&config.consumers, &pauses);
     observability.started(&config, &publisher).await;
     info!(consumers = config.consumers.len(), "started");
     let policy_check = match policies {
@@ -196,7 +193,6 @@ fn pool_deps(
     let handlers = HandlerDeps {
         ledger: Arc::clone(ledger) as Arc<dyn Ledger>,
         names: Arc::new(config.names()),
-        faults: None,
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         routes: routes.subscribe(),
@@ -243,7 +239,7 @@ impl AppError {
             AppError::Ledger(error) => error.is_configuration(),
             AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
             // A restart runs the version that is installed by then.
-            AppError::Outdated | AppError::UnknownHandler(_) => false,
+            AppError::Outdated => false,
         }
     }
 }

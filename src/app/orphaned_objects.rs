@@ -5,7 +5,6 @@
 use std::fmt::Write;
 
 use crate::config::Config;
-use crate::recovery::FAILED_HANDLER;
 use crate::topology::{Binding, ExchangeNames};
 
 /// One note for each queue, binding and retry queue that the new configuration does not have.
@@ -35,7 +34,7 @@ pub(super) fn orphaned_objects(old: &Config, new: &Config) -> Vec<String> {
 /// One note for each retry queue whose delay is no longer configured.
 fn orphaned_retry_queues(old: &Config, new: &Config, queue: &str) -> Vec<String> {
     let delays = |config: &Config| {
-        let consumers = config.consumers.values().filter(|consumer| consumer.handler != FAILED_HANDLER);
+        let consumers = config.consumers.values().filter(|consumer| !consumer.handles_failures());
         let of_queue = consumers.filter(|consumer| consumer.queue == queue);
         of_queue.flat_map(|consumer| consumer.retry.delays.clone()).collect::<std::collections::BTreeSet<_>>()
     };
@@ -92,8 +91,8 @@ mod tests {
     fn config(settings: &[&str]) -> Config {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let sources = Sources { file: Some(file.into()), settings, ..Sources::default() };
-        Config::load(&sources, &handlers::NAMES).unwrap().config
+        let sources = Sources { file: Some(file.into()), settings, ..handlers::sources() };
+        Config::load(&sources).unwrap().config
     }
 
     #[test]

@@ -14,7 +14,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::AppError;
 use super::consumer_context::{consumer_context, routes};
 use super::pauses::Pauses;
 use crate::config;
@@ -47,7 +46,7 @@ type Consumers = BTreeMap<String, config::Consumer>;
 pub(super) struct PoolDeps {
     pub source: Arc<dyn Consumer>,
     pub publisher: Arc<dyn Publisher>,
-    /// Without injected faults, which each consumer has of its own.
+    /// What all handlers are built from.
     pub handlers: HandlerDeps,
     /// How failures are retried, by the queue they happened in. Removed queues stay in it: a draining pool may still fail.
     pub routes: watch::Sender<BTreeMap<String, Route>>,
@@ -98,14 +97,11 @@ impl Pools {
     }
 
     /// Starts, replaces and drains pools until they match the configuration. Does not wait for anything.
-    ///
-    /// # Errors
-    /// [`AppError::UnknownHandler`]; nothing was changed then.
-    pub fn apply(&mut self, consumers: &Consumers, pauses: &Pauses) -> Result<(), AppError> {
+    pub fn apply(&mut self, consumers: &Consumers, pauses: &Pauses) {
         let mut starting = Vec::new();
         for (name, settings) in self.changed(consumers, pauses) {
             let (deps, counters) = (&self.deps, self.deps.live.counters(&name));
-            let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters)?;
+            let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters);
             starting.push((name, settings, context));
         }
         // Before a new consumer can fail: the failed-order consumer has to know where its messages return to.
@@ -118,7 +114,6 @@ impl Pools {
             self.start(name, settings, context);
         }
         self.update_status(consumers, pauses);
-        Ok(())
     }
 
     /// The consumers that need a new pool, because they have none or a different one.

@@ -11,8 +11,8 @@ use super::pools::Pools;
 use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{self, Config, Sources};
+use crate::config_watcher;
 use crate::control::{ConfigChange, Effect, ReloadOutcome, ReloadReport};
-use crate::{config_watcher, handlers};
 
 /// A configuration that is ready to be applied.
 pub(super) struct ReloadPlan {
@@ -52,11 +52,11 @@ pub(super) async fn plan(
     pools: &mut Pools,
     pauses: &Pauses,
 ) -> Result<ReloadPlan, Rejection> {
-    let reread = config_watcher::reread(sources, &handlers::NAMES, active).await;
+    let reread = config_watcher::reread(sources, active).await;
     let loaded =
         reread.map_err(|error| Rejection { problems: error.problems(), temporary: false, changes: Vec::new() })?;
     let changes = config::changes(active, &loaded.config);
-    let next = config::in_force(active, &loaded.config);
+    let next = config::applicable(active, &loaded.config);
     let rejected = |problem, temporary| Rejection { problems: vec![problem], temporary, changes: changes.clone() };
     pools.wait_for_capacity(&next.consumers, pauses).await.map_err(|error| rejected(error.to_string(), true))?;
     let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();

@@ -135,7 +135,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    let sources = Sources::of_process(arguments.config, arguments.settings);
+    let sources = Sources::of_process(arguments.config, arguments.settings, handlers::REGISTRY);
     run_command(arguments.command, &sources).unwrap_or_else(|exit| exit).into()
 }
 
@@ -219,7 +219,7 @@ fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Exit> {
 
 /// Loads the configuration, or prints every problem.
 fn load(sources: &Sources) -> Result<Loaded, Exit> {
-    Config::load(sources, &handlers::NAMES).map_err(|error: LoadError| {
+    Config::load(sources).map_err(|error: LoadError| {
         eprintln!("orderd: {}", crate::chain::chain(&error));
         Exit::Config
     })

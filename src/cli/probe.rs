@@ -13,7 +13,6 @@ use super::admin_client::{AdminClient, AdminClientError};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, Sources, admin_without_token, duration};
-use crate::handlers;
 
 /// Longest part of an answer that is shown, in characters.
 const SHOWN: usize = 1000;
@@ -49,7 +48,7 @@ fn within(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let admin = match Config::load(sources, &handlers::NAMES) {
+    let admin = match Config::load(sources) {
         Ok(loaded) => loaded.config.admin,
         // A file that someone is at work on, or a certificate that has ended, says nothing about the daemon, which was
         // started by another one.

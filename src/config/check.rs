@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use super::duration;
+use super::handler::{Handlers, MessageKind};
 use super::model::{Config, Consumer};
 use super::report::Report;
-use super::section::did_you_mean;
-use crate::recovery::FAILED_HANDLER;
+use super::suggestion::{did_you_mean, listed};
 use crate::topology::{ExchangeNames, pattern};
 
 /// Unsettled deliveries of all consumers together that deserve a warning: each is in memory, and after a
@@ -21,14 +21,14 @@ const RETENTION_TO_SPARE: Duration = Duration::from_secs(24 * 3600);
 const MOST: usize = 256;
 
 /// Reports what does not hold.
-pub(super) fn check(config: &Config, report: &Report) {
+pub(super) fn check(config: &Config, handlers: Handlers, report: &Report) {
     sizes(config, report);
     tries_fit_the_ack_timeout(config, report);
     retention_outlasts_retries(config, report);
     queue_names(config, report);
     consumers_have_queues(config, report);
     queues_have_one_consumer(config, report);
-    if let Some((name, consumer)) = the_failed_consumer(config, report) {
+    if let Some((name, consumer)) = failed_order_consumer(config, handlers, report) {
         failures_have_one_door(config, name, consumer, report);
     }
     bindings_are_apart(config, report);
@@ -134,20 +134,27 @@ fn queues_have_one_consumer(config: &Config, report: &Report) {
     }
 }
 
-fn the_failed_consumer<'c>(config: &'c Config, report: &Report) -> Option<(&'c str, &'c Consumer)> {
-    let mut consumers = config.consumers.iter().filter(|(_, consumer)| consumer.handler == FAILED_HANDLER);
+fn failed_order_consumer<'c>(
+    config: &'c Config,
+    handlers: Handlers,
+    report: &Report,
+) -> Option<(&'c str, &'c Consumer)> {
+    let mut consumers = config.consumers.iter().filter(|(_, consumer)| consumer.handles_failures());
     let Some((first, consumer)) = consumers.next() else {
+        let of_failures = handlers.iter().filter(|handler| handler.messages() == MessageKind::Failure);
+        let names: Vec<&str> = of_failures.map(|handler| handler.name()).collect();
         let misspelt = config.consumers.keys().any(|name| report.has(&format!("consumers.{name}.handler")));
         if !config.consumers.is_empty() && !misspelt {
             report.problem(
                 "consumers",
-                format!("must have one with the handler {FAILED_HANDLER:?}: it retries or dead-letters what failed"),
+                format!("must have one with the handler {}: it retries or dead-letters what failed", listed(&names)),
             );
         }
         return None;
     };
-    for (other, _) in consumers {
-        let message = format!("{FAILED_HANDLER:?} is the handler of consumer {first:?} already; exactly one has it");
+    for (other, consumer) in consumers {
+        let handler = &consumer.handler;
+        let message = format!("{handler:?} is the handler of consumer {first:?} already; exactly one has it");
         report.problem(&format!("consumers.{other}.handler"), message);
     }
     Some((first, consumer))

@@ -7,23 +7,32 @@ use std::fmt;
 
 use toml::de::{DeTable, DeValue};
 
+use super::origin::{Origin, Origins};
 use super::report::{Problem, Report};
 
-/// A value as written. Its type has not been looked at yet.
+/// A value as it was written; its type is not checked yet.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub enum Value {
+    /// A string.
     Text(String),
+    /// A whole number.
     Integer(i128),
+    /// A number with a fraction.
     Float(f64),
+    /// `true` or `false`.
     Boolean(bool),
+    /// A date or a time, which no key takes.
     Time,
+    /// An array.
     List(Vec<Value>),
+    /// A section.
     Table(Table),
-    /// From the environment or the command line: what it stands for is known to its reader only.
+    /// From the environment or the command line, where everything is text: the key that reads it knows its type.
     Untyped(String),
 }
 
-pub(super) type Table = BTreeMap<String, Value>;
+/// A section's values, by key.
+pub type Table = BTreeMap<String, Value>;
 
 /// Longest value shown in a problem, in characters.
 const SHOWN: usize = 60;
@@ -45,29 +54,6 @@ impl fmt::Display for Value {
         }
     }
 }
-
-/// Where a value was written. Problems are sorted by it: the file from top to bottom, then the variables and
-/// the settings by name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Origin {
-    File { line: usize, column: usize },
-    Environment(String),
-    Setting(String),
-}
-
-impl Origin {
-    /// Which layer: a higher one wins.
-    fn rank(&self) -> u8 {
-        match self {
-            Origin::File { .. } => 0,
-            Origin::Environment(_) => 1,
-            Origin::Setting(_) => 2,
-        }
-    }
-}
-
-/// Where each key was written, by its path.
-pub(super) type Origins = BTreeMap<String, Origin>;
 
 /// All layers, one over the other.
 #[derive(Debug, Default)]
@@ -211,19 +197,19 @@ impl Layers {
             match table.entry(key.clone()).or_insert_with(|| Value::Table(Table::new())) {
                 Value::Table(inner) => table = inner,
                 _ => {
-                    report.problem(&path, format!("is no section, {} cannot set a key in it", describe(&origin)));
+                    report.problem(&path, format!("is not a section, so {origin} cannot set a key in it"));
                     return;
                 }
             }
         }
         let section = path;
         let path = join(&section, last);
-        if self.origins.get(&path).is_some_and(|former| former.rank() == origin.rank()) {
-            report.problem(&path, format!("is set twice, the second time by {}", describe(&origin)));
+        if self.origins.get(&path).is_some_and(|former| former.layer() == origin.layer()) {
+            report.problem(&path, format!("is set twice, the second time by {origin}"));
             return;
         }
         if let Some(Value::Table(_)) = table.get(last) {
-            let message = format!("is a section, {} cannot set it: set the keys in it", describe(&origin));
+            let message = format!("is a section, so {origin} cannot set it: set the keys in it");
             report.problem(&path, message);
             return;
         }
@@ -233,7 +219,7 @@ impl Layers {
             "password_file" => join(&section, "password"),
             _ => String::new(),
         };
-        if self.origins.get(&twin).is_some_and(|former| former.rank() < origin.rank()) {
+        if self.origins.get(&twin).is_some_and(|former| former.layer() < origin.layer()) {
             table.remove(if last == "password" { "password_file" } else { "password" });
             self.origins.remove(&twin);
         }
@@ -249,15 +235,6 @@ fn environment_key(name: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     let key = lower.strip_prefix("orderd_")?;
     (key != "config" && !key.starts_with("test")).then(|| key.to_owned())
-}
-
-/// Says where something was written, for problems; empty for the file.
-pub(super) fn describe(origin: &Origin) -> String {
-    match origin {
-        Origin::File { .. } => String::new(),
-        Origin::Environment(name) => name.clone(),
-        Origin::Setting(key) => format!("--set {key}"),
-    }
 }
 
 fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::handler::Handlers;
 use super::layers::{Layers, Value};
 use super::model::Config;
 use super::report::Problem;
@@ -27,6 +28,8 @@ pub struct Sources {
     pub settings: Vec<String>,
     /// The environment, as [`std::env::vars_os`] gives it.
     pub environment: Vec<(OsString, OsString)>,
+    /// The handlers that consumers may name: `handlers::REGISTRY`, except in tests.
+    pub handlers: Handlers,
 }
 
 /// Shows which keys are set and never to what: there may be secrets among them, other programs' too.
@@ -43,9 +46,9 @@ impl fmt::Debug for Sources {
 }
 
 impl Sources {
-    /// The sources of this process.
-    pub fn of_process(file: Option<PathBuf>, settings: Vec<String>) -> Self {
-        Sources { file, settings, environment: std::env::vars_os().collect() }
+    /// The sources of this process, with its environment.
+    pub fn of_process(file: Option<PathBuf>, settings: Vec<String>, handlers: Handlers) -> Self {
+        Sources { file, settings, environment: std::env::vars_os().collect(), handlers }
     }
 
     /// The file to read.
@@ -104,31 +107,26 @@ impl fmt::Display for Lines<'_> {
 }
 
 impl Config {
-    /// Loads and checks a configuration. `handlers` are the names of the handlers there are.
+    /// Loads and checks a configuration.
     ///
     /// Command-line settings win over the environment, that over the file, that over the defaults. A file
     /// with neither `[queues]` nor `[consumers]` gets those of [`DEFAULT_FILE`].
     ///
     /// # Errors
     /// An unreadable file, or every problem there is.
-    pub fn load(sources: &Sources, handlers: &[&str]) -> Result<Loaded, LoadError> {
+    pub fn load(sources: &Sources) -> Result<Loaded, LoadError> {
         let path = sources.path();
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(source) => return Err(LoadError::Unreadable { path, source }),
         };
-        Self::of_bytes(&bytes, path, sources, handlers)
+        Self::of_bytes(&bytes, path, sources)
     }
 
     /// The configuration that a file's content says.
-    pub(crate) fn of_bytes(
-        bytes: &[u8],
-        path: PathBuf,
-        sources: &Sources,
-        handlers: &[&str],
-    ) -> Result<Loaded, LoadError> {
+    pub(crate) fn of_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
         let reading = Reading::with(&sources.environment, secret::is_open(&path));
-        match parse(bytes, sources, handlers, &reading) {
+        match parse(bytes, sources, &reading) {
             Ok((config, mut warnings)) => {
                 warnings.extend(unended(bytes));
                 Ok(Loaded { config, warnings, path })
@@ -164,7 +162,6 @@ pub(super) struct ConfigErrors {
 pub(super) fn parse(
     bytes: &[u8],
     sources: &Sources,
-    handlers: &[&str],
     reading: &Reading,
 ) -> Result<(Config, Vec<Problem>), ConfigErrors> {
     let unreadable = |problems| ConfigErrors { problems, warnings: Vec::new() };
@@ -174,8 +171,8 @@ pub(super) fn parse(
     }
     layers.overlay_environment(&sources.environment, &reading.report);
     layers.overlay_settings(&sources.settings, &reading.report);
-    let config = read::config(layers.root, handlers, reading);
-    check::check(&config, &reading.report);
+    let config = read::config(layers.root, sources.handlers, reading);
+    check::check(&config, sources.handlers, &reading.report);
     secret::look_at_places(&config, &layers.origins, reading);
     let (problems, warnings) = reading.report.take_sorted(&layers.origins);
     if problems.is_empty() { Ok((config, warnings)) } else { Err(ConfigErrors { problems, warnings }) }

@@ -9,14 +9,18 @@ mod alone;
 mod change;
 mod check;
 pub mod duration;
+mod handler;
 mod layers;
 mod load;
 mod model;
+mod origin;
 mod read;
 mod report;
 mod secret;
 mod section;
-mod shape;
+mod serialize;
+pub mod shape;
+mod suggestion;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -24,7 +28,9 @@ mod topology;
 mod workload;
 
 pub use alone::{admin_alone, admin_without_token};
-pub use change::{changes, in_force};
+pub use change::{applicable, changes};
+pub use handler::{HandlerSettings, HandlerSpec, Handlers, MessageKind};
+pub use layers::{Table, Value};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub(crate) use load::{LARGEST_FILE, has_workload};
 pub use model::{
@@ -34,3 +40,4 @@ pub use model::{
 pub use report::Problem;
 
 pub use secret::token_in;
+pub use section::{Section, Shape};

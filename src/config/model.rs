@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::domain::FaultInjection;
+use serde::Serialize;
+
+use super::handler::{HandlerSettings, MessageKind};
+use super::serialize;
 use crate::recovery::RetryPolicy;
 use crate::tls::TlsFiles;
 
 /// Everything orderd runs by.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
     /// Where the broker is and who we are to it.
     pub broker: Broker,
@@ -38,7 +41,7 @@ pub struct Config {
 }
 
 /// `[broker]`
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Broker {
     /// At least one; tried in turn, from a random start.
     pub addresses: Vec<Address>,
@@ -51,23 +54,29 @@ pub struct Broker {
     /// How orderd says who it is; default `plain`.
     pub mechanism: Mechanism,
     /// `None`: AMQP without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// Default 10 s, whole seconds, 2 s to 5 min.
+    #[serde(serialize_with = "serialize::span")]
     pub heartbeat: Duration,
     /// One connection attempt, handshake included; default 10 s.
+    #[serde(serialize_with = "serialize::span")]
     pub connect_timeout: Duration,
     /// How long a publication may stay unconfirmed before its connection is given up; default 30 s.
+    #[serde(serialize_with = "serialize::span")]
     pub confirm_timeout: Duration,
     /// Unconfirmed publications at most; default 4096.
     pub max_unconfirmed: usize,
     /// Bytes of unconfirmed publications at most; default 16 MiB.
     pub max_unconfirmed_bytes: usize,
     /// Longest back-off between connection attempts; default 30 s (first 100 ms, doubling, full jitter).
+    #[serde(serialize_with = "serialize::span")]
     pub reconnect_max: Duration,
 }
 
 /// `broker.mechanism`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mechanism {
     /// By user name and password.
     Plain,
@@ -76,11 +85,13 @@ pub enum Mechanism {
 }
 
 /// `[broker.tls]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tls {
     /// Read again for each connection.
+    #[serde(flatten, serialize_with = "serialize::tls_files")]
     pub files: TlsFiles,
     /// The name that the broker's certificate must have; `None`: the host in its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
 }
 
@@ -126,22 +137,24 @@ impl fmt::Debug for Secret {
 }
 
 /// `[management]`
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Management {
     /// Default `http://127.0.0.1:15672`, without a trailing slash.
     pub url: String,
     /// From `[management.tls]`; default: the broker's. Used if the URL begins with `https://`.
+    #[serde(serialize_with = "serialize::tls_files")]
     pub tls: TlsFiles,
     /// Default: the broker's.
     pub username: String,
     /// Default: the broker's.
     pub password: Secret,
     /// How often queue depths are asked for, default 5 s. `None`: never, for `"off"`.
+    #[serde(serialize_with = "serialize::span_or_off")]
     pub poll_every: Option<Duration>,
 }
 
 /// `[topology]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TopologySettings {
     /// Default `orders`; the other exchanges are named after it (`orders.retry`, …).
     pub exchange: String,
@@ -150,14 +163,14 @@ pub struct TopologySettings {
 }
 
 /// `[queues.<name>]`: one work queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Queue {
     /// Topic patterns on the orders exchange, at least one.
     pub bindings: Vec<String>,
 }
 
 /// `[consumers.<name>]`
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Consumer {
     /// A work queue; each has exactly one consumer.
     pub queue: String,
@@ -168,14 +181,25 @@ pub struct Consumer {
     /// Deliveries one worker holds and works on at a time, at least 1; workers × prefetch ≤ 65,535.
     pub prefetch: u16,
     /// A handler's deadline; default 30 s, at most 15 min.
+    #[serde(serialize_with = "serialize::span")]
     pub timeout: Duration,
     /// What happens to failures. Without meaning for the failed-order consumer.
+    #[serde(serialize_with = "serialize::retry")]
     pub retry: RetryPolicy,
-    /// Injected faults; off by default.
-    pub faults: Option<FaultInjection>,
+    /// What its queue holds, as its handler says.
+    #[serde(skip)]
+    pub messages: MessageKind,
+    /// The handler's own keys.
+    #[serde(flatten)]
+    pub handler_settings: HandlerSettings,
 }
 
 impl Consumer {
+    /// Whether it receives the failed messages of all other consumers.
+    pub fn handles_failures(&self) -> bool {
+        self.messages == MessageKind::Failure
+    }
+
     /// Unsettled deliveries the broker may leave with this consumer: workers × prefetch.
     pub fn slots(&self) -> u16 {
         u16::try_from(self.workers * usize::from(self.prefetch)).expect("checked: workers × prefetch fits 16 bits")
@@ -183,17 +207,19 @@ impl Consumer {
 }
 
 /// `[ledger]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Ledger {
     /// Where `orderd.db` is, default `/var/lib/orderd`; created if missing.
+    #[serde(serialize_with = "serialize::path")]
     pub directory: PathBuf,
     /// How long rows are kept once they are done with; `None`, the default: forever. Aggregates and dead letters
     /// always are.
+    #[serde(serialize_with = "serialize::span_or_forever")]
     pub retention: Option<Duration>,
 }
 
 /// `[log]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Log {
     /// Default `info`.
     pub level: LogLevel,
@@ -201,6 +227,7 @@ pub struct Log {
     pub format: LogFormat,
     /// Where rolling files go: orderd's own log and the analytics events. `None`: own log to stderr only,
     /// analytics events to the ledger's directory.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize::optional_path")]
     pub directory: Option<PathBuf>,
     /// When a new file begins; default daily.
     pub rotation: Rotation,
@@ -209,7 +236,8 @@ pub struct Log {
 }
 
 /// `log.level`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// A person must act.
     Error,
@@ -224,7 +252,8 @@ pub enum LogLevel {
 }
 
 /// `log.format`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     Text,
@@ -233,7 +262,8 @@ pub enum LogFormat {
 }
 
 /// `log.rotation`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Rotation {
     /// A new file every minute.
     Minutely,
@@ -246,32 +276,35 @@ pub enum Rotation {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Admin {
     /// Default `127.0.0.1:9640`; `None` if it is `"off"`. Beyond loopback only with a token.
+    #[serde(serialize_with = "serialize::address_or_off")]
     pub listen: Option<SocketAddr>,
     /// From `token_file`: the bearer token of everything but the plain health checks.
+    #[serde(rename = "token_file", skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
     /// Names by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
     pub hosts: Vec<String>,
 }
 
 /// `[reload]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reload {
     /// Whether a changed file is applied by itself; default false.
     pub watch: bool,
 }
 
 /// `[shutdown]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shutdown {
     /// How long work in progress may take to finish; default 30 s.
+    #[serde(serialize_with = "serialize::span")]
     pub drain_timeout: Duration,
 }
 
 /// `[runtime]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Runtime {
     /// Threads that run workers and connections, 1 to 256; default 1. The ledger and the log writers have
     /// their own.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::handler::Handlers;
 use super::layers::{Table, Value};
 use super::model::{
     Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
@@ -35,7 +36,7 @@ const fn seconds(count: u64) -> Duration {
 }
 
 /// Reads everything. Where there are problems, defaults stand in; the caller throws them away.
-pub(super) fn config(root: Table, handlers: &[&str], reading: &Reading) -> Config {
+pub(super) fn config(root: Table, handlers: Handlers, reading: &Reading) -> Config {
     let mut root = Section::new(String::new(), root, reading);
     let broker = broker(root.section("broker"));
     let config = Config {
@@ -77,7 +78,7 @@ fn broker(mut section: Section<'_>) -> Broker {
     let local = Address { host: "127.0.0.1".to_owned(), port };
     let addresses = section.list("addresses", MAX_ADDRESSES, &shape::address(port)).unwrap_or_else(|| vec![local]);
     if addresses.is_empty() {
-        section.report().problem(&section.key("addresses"), "must have at least one address");
+        section.problem("addresses", "must have at least one address");
     }
     let broker = Broker {
         addresses,
@@ -108,7 +109,7 @@ fn mechanism(section: &mut Section<'_>, tls: Option<&Tls>) -> Mechanism {
     let identified = tls.is_some_and(|tls| tls.files.client.is_some()) || section.report().has(&section.key("tls"));
     if mechanism == Mechanism::External && !identified {
         let message = "\"external\" is by client certificate: give tls.certificate_file and tls.key_file";
-        section.report().problem(&section.key("mechanism"), message);
+        section.problem("mechanism", message);
     }
     mechanism
 }
@@ -232,8 +233,8 @@ pub(super) fn admin(mut section: Section<'_>) -> Admin {
     };
     let open = admin.listen.is_some_and(|listen| !listen.ip().is_loopback());
     if open && admin.token.is_none() && !section.report().has(&section.key("token_file")) {
-        section.report().problem(
-            &section.key("listen"),
+        section.problem(
+            "listen",
             "must be a loopback address such as \"127.0.0.1:9640\", unless token_file names a file with a token",
         );
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::layers::{Origin, Origins, describe};
+use super::origin::{Origin, Origins};
 
 /// Something wrong, or worth a warning, in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -94,7 +94,9 @@ fn origin(origins: &Origins, path: &str) -> Option<Origin> {
 fn place(origin: Option<Origin>, path: String, message: String) -> Problem {
     match origin {
         Some(Origin::File { line, column }) => Problem::in_file(path, message, line, column),
-        Some(origin) => Problem { path, message, line: None, column: None, set_by: Some(describe(&origin)) },
-        None => Problem { path, message, line: None, column: None, set_by: None },
+        other => {
+            let set_by = other.and_then(|origin| origin.set_by());
+            Problem { path, message, line: None, column: None, set_by }
+        }
     }
 }

@@ -1,27 +1,27 @@
-//! Reads one section of a configuration: takes each key by name and shape, and reports wrong types, wrong
-//! values and unknown keys, all of them. It knows no key itself.
+//! Reads one section of a configuration: takes each key by name and shape, and reports every wrong type, wrong value and
+//! unknown key. It never decides which keys there are.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::path::PathBuf;
 
 use super::layers::{Table, Value, join};
 use super::report::Report;
 use super::shape;
+use super::suggestion::did_you_mean;
 
-/// Where systemd puts the credentials of a unit.
+/// The variable with the directory of a unit's credentials, which systemd sets.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// Longest path, as Linux has it.
+/// Longest path, in bytes: Linux's PATH_MAX.
 pub(super) const LONGEST_PATH: usize = 4096;
 
-/// What every section of one configuration shares.
+/// Shared by all sections of one configuration while it is read.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     pub report: Report,
-    /// Every path that was asked for, so that a test can hold the default file against it.
-    pub asked: RefCell<BTreeSet<String>>,
+    /// The path of every key that can be set, so that a test can compare the default file with it.
+    pub known_paths: RefCell<BTreeSet<String>>,
     /// `$CREDENTIALS_DIRECTORY`, if it is set.
     credentials: Option<PathBuf>,
     /// Whether every user of this machine can read the configuration file.
@@ -29,23 +29,23 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// In a process with these variables, from a file that everybody may read or not.
+    /// In a process with these environment variables. `is_open`: every user of this machine can read the file.
     pub(super) fn with(environment: &[(OsString, OsString)], is_open: bool) -> Self {
         let set = environment.iter().find(|(name, value)| name == CREDENTIALS && !value.is_empty());
         Reading { credentials: set.map(|(_, value)| PathBuf::from(value)), is_open, ..Reading::default() }
     }
 }
 
-/// A section whose keys are being read.
-pub(super) struct Section<'r> {
-    pub path: String,
+/// A section while its keys are read. Each key is taken once; [`Section::finish`] reports the keys that were not taken.
+pub struct Section<'r> {
+    path: String,
     table: Table,
     known: Vec<&'static str>,
     reading: &'r Reading,
 }
 
-/// Reads a value, or says what it must be.
-pub(super) type Shape<'s, T> = &'s dyn Fn(&Value) -> Result<T, String>;
+/// Reads a value, or says what it must be: `must be at least 1, is 0`.
+pub type Shape<'s, T> = &'s dyn Fn(&Value) -> Result<T, String>;
 
 impl<'r> Section<'r> {
     pub(super) fn new(path: String, table: Table, reading: &'r Reading) -> Self {
@@ -56,24 +56,50 @@ impl<'r> Section<'r> {
         &self.reading.report
     }
 
-    pub(super) fn key(&self, key: &str) -> String {
+    /// The path of the section: `consumers.order`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The path of a key in it: `consumers.order.workers`.
+    pub fn key(&self, key: &str) -> String {
         join(&self.path, key)
+    }
+
+    /// Reports a problem with a key. The first problem of each path is kept.
+    pub fn problem(&self, key: &str, message: impl Into<String>) {
+        self.report().problem(&self.key(key), message);
+    }
+
+    /// Reports a problem with the section as a whole.
+    pub fn own_problem(&self, message: impl Into<String>) {
+        self.report().problem(&self.path, message);
+    }
+
+    /// Reports a warning about a key.
+    pub fn warning(&self, key: &str, message: impl Into<String>) {
+        self.report().warning(&self.key(key), message);
+    }
+
+    /// Reports a warning about the section as a whole.
+    pub fn own_warning(&self, message: impl Into<String>) {
+        self.report().warning(&self.path, message);
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
-        self.reading.asked.borrow_mut().insert(self.key(key));
+        self.reading.known_paths.borrow_mut().insert(self.key(key));
         self.table.remove(key)
     }
 
-    /// A key that may be missing.
-    pub(super) fn optional<T>(&mut self, key: &'static str, shape: Shape<'_, T>) -> Option<T> {
+    /// A key that may be missing. `None` also for a wrong value, which is reported.
+    pub fn optional<T>(&mut self, key: &'static str, shape: Shape<'_, T>) -> Option<T> {
         let value = self.take(key)?;
-        shape(&value).map_err(|message| self.report().problem(&self.key(key), message)).ok()
+        shape(&value).map_err(|message| self.problem(key, message)).ok()
     }
 
-    /// A file's path, which may begin with `$CREDENTIALS_DIRECTORY/`: whoever runs orderd knows where that is.
-    pub(super) fn file(&mut self, key: &'static str) -> Option<PathBuf> {
+    /// The path of a file, which may begin with `$CREDENTIALS_DIRECTORY/`, where systemd puts the unit's credentials.
+    pub fn file(&mut self, key: &'static str) -> Option<PathBuf> {
         let text = self.optional(key, &shape::text(LONGEST_PATH))?;
         let Some(name) = text.strip_prefix('$') else { return Some(PathBuf::from(text)) };
         let name = name.strip_prefix(CREDENTIALS).and_then(|rest| rest.strip_prefix('/'));
@@ -84,25 +110,26 @@ impl<'r> Section<'r> {
             }
             (None, _) => format!("must be a path or begin with \"${CREDENTIALS}/\", is {text:?}"),
         };
-        self.report().problem(&self.key(key), problem);
+        self.problem(key, problem);
         None
     }
 
-    /// A key with a default, which also stands in for a wrong value until the problems are told.
-    pub(super) fn or<T>(&mut self, key: &'static str, default: T, shape: Shape<'_, T>) -> T {
+    /// A key with a default. The default also stands in for a wrong value, which is reported.
+    pub fn or<T>(&mut self, key: &'static str, default: T, shape: Shape<'_, T>) -> T {
         self.optional(key, shape).unwrap_or(default)
     }
 
-    /// A key that must be there.
-    pub(super) fn required<T>(&mut self, key: &'static str, hint: &str, shape: Shape<'_, T>) -> Option<T> {
+    /// A key that must be there. `hint` follows the problem that it is missing.
+    pub fn required<T>(&mut self, key: &'static str, hint: &str, shape: Shape<'_, T>) -> Option<T> {
         if !self.table.contains_key(key) {
-            self.report().problem(&self.key(key), format!("is missing{hint}"));
+            self.problem(key, format!("is missing{hint}"));
         }
         self.optional(key, shape)
     }
 
-    /// A list: of the file as it is; of the environment as a TOML array or separated by commas.
-    pub(super) fn list<T>(&mut self, key: &'static str, most: usize, shape: Shape<'_, T>) -> Option<Vec<T>> {
+    /// A list of at most `most` items. In the environment it is a TOML array or separated by commas. `None` also if an item
+    /// is wrong, which is reported.
+    pub fn list<T>(&mut self, key: &'static str, most: usize, shape: Shape<'_, T>) -> Option<Vec<T>> {
         let path = self.key(key);
         let items = match items(self.take(key)?) {
             Ok(items) => items,
@@ -125,13 +152,13 @@ impl<'r> Section<'r> {
         read.into_iter().collect()
     }
 
-    /// A section in this one; empty if it is missing.
-    pub(super) fn section(&mut self, key: &'static str) -> Section<'r> {
+    /// A section in this one; an empty one if it is missing.
+    pub fn section(&mut self, key: &'static str) -> Section<'r> {
         self.optional_section(key).unwrap_or_else(|| Section::new(self.key(key), Table::new(), self.reading))
     }
 
     /// A section in this one, if it is there.
-    pub(super) fn optional_section(&mut self, key: &'static str) -> Option<Section<'r>> {
+    pub fn optional_section(&mut self, key: &'static str) -> Option<Section<'r>> {
         let path = self.key(key);
         match self.take(key)? {
             Value::Table(table) => Some(Section::new(path, table, self.reading)),
@@ -159,11 +186,12 @@ impl<'r> Section<'r> {
         named.collect()
     }
 
-    /// Reports the keys that nobody asked for. Their values are never shown: a misspelt password is one.
-    pub(super) fn finish(self) {
+    /// Reports the keys that were not taken as unknown. Their values are never shown: one may be a password whose key is
+    /// misspelt.
+    pub fn finish(self) {
         for key in self.table.keys() {
             let hint = did_you_mean(key, self.known.iter().copied());
-            self.reading.report.problem(&join(&self.path, key), format!("unknown key{hint}"));
+            self.problem(key, format!("unknown key{hint}"));
         }
     }
 }
@@ -192,25 +220,4 @@ fn items(value: Value) -> Result<Vec<Value>, String> {
     }
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
     Ok(items.map(|item| Value::Untyped(item.to_owned())).collect())
-}
-
-/// `; did you mean "prefetch"?`, if a candidate is near enough.
-pub(super) fn did_you_mean<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
-    const NEAR: f64 = 0.8;
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > NEAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, candidate)| format!("; did you mean {candidate:?}?"))
-}
-
-/// `a, b and c`, each quoted.
-pub(super) fn listed(names: &[impl Display]) -> String {
-    let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    match quoted.split_last() {
-        Some((last, [])) => last.clone(),
-        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
-        None => "none".to_owned(),
-    }
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::duration;
 use super::layers::Value;
 use super::model::Address;
-use super::section::{did_you_mean, listed};
+use super::suggestion::{did_you_mean, listed};
 use crate::recovery::Delay;
 
 /// Text that is not empty, of at most `most` bytes.
-pub(super) fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
+pub fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
     move |value| match value {
         Value::Text(text) | Value::Untyped(text) => match text.len() {
             0 => Err("must not be empty".to_owned()),
@@ -23,14 +23,15 @@ pub(super) fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
 }
 
 /// A secret: as text, but whatever is wrong, it is never shown.
-pub(super) fn secret(most: usize) -> impl Fn(&Value) -> Result<String, String> {
+pub fn secret(most: usize) -> impl Fn(&Value) -> Result<String, String> {
     move |value| match value {
         Value::Text(_) | Value::Untyped(_) => text(most)(value),
         _ => Err("must be text in quotes".to_owned()),
     }
 }
 
-pub(super) fn boolean(value: &Value) -> Result<bool, String> {
+/// `true` or `false`.
+pub fn boolean(value: &Value) -> Result<bool, String> {
     match value {
         Value::Boolean(truth) => Ok(*truth),
         Value::Untyped(text) if text == "true" => Ok(true),
@@ -40,7 +41,7 @@ pub(super) fn boolean(value: &Value) -> Result<bool, String> {
 }
 
 /// A whole number.
-pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&Value) -> Result<T, String>
+pub fn number<T>(range: RangeInclusive<T>) -> impl Fn(&Value) -> Result<T, String>
 where
     T: TryFrom<i128> + TryInto<i128> + Copy,
 {
@@ -57,7 +58,7 @@ where
 }
 
 /// A share from 0 to 1.
-pub(super) fn share(value: &Value) -> Result<f64, String> {
+pub fn share(value: &Value) -> Result<f64, String> {
     let share = match value {
         Value::Float(share) => *share,
         Value::Integer(0) => 0.0,
@@ -71,7 +72,7 @@ pub(super) fn share(value: &Value) -> Result<f64, String> {
 }
 
 /// A duration with its unit.
-pub(super) fn span(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
+pub fn span(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
     move |value| {
         let read = any_span(value)?;
         within(read, &range, |bound| duration::format(*bound))?;
@@ -80,7 +81,7 @@ pub(super) fn span(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result
 }
 
 /// `"off"`, which is `None`, or another shape.
-pub(super) fn or_off<T>(shape: impl Fn(&Value) -> Result<T, String>) -> impl Fn(&Value) -> Result<Option<T>, String> {
+pub fn or_off<T>(shape: impl Fn(&Value) -> Result<T, String>) -> impl Fn(&Value) -> Result<Option<T>, String> {
     move |value| match value {
         Value::Text(text) | Value::Untyped(text) if text == "off" => Ok(None),
         _ => shape(value).map(Some).map_err(|message| format!("{message}; or \"off\"")),
@@ -106,14 +107,14 @@ fn within<T: PartialOrd>(value: T, range: &RangeInclusive<T>, show: impl Fn(&T) 
 }
 
 /// A delay before a retry.
-pub(super) fn delay(value: &Value) -> Result<Delay, String> {
+pub fn delay(value: &Value) -> Result<Delay, String> {
     let read = any_span(value)?;
     within(read, &(Duration::from_millis(1)..=Delay::MAX), |bound| duration::format(*bound))?;
     Delay::new(read).ok_or_else(|| format!("must be whole milliseconds, is {value}"))
 }
 
 /// One of a few words.
-pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
+pub fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let text = match value {
             Value::Text(text) | Value::Untyped(text) => text.as_str(),

@@ -8,8 +8,7 @@ use std::time::Duration;
 use super::load::{ConfigErrors, parse};
 use super::section::Reading;
 use super::*;
-
-const HANDLERS: [&str; 4] = ["order", "notification", "analytics", "failed"];
+use crate::handlers;
 
 fn load(file: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), Vec<String>> {
     load_with(file, environment, &[])
@@ -18,9 +17,9 @@ fn load(file: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>
 fn load_with(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<(Config, Vec<String>), Vec<String>> {
     let environment = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
     let settings = set.iter().map(|setting| (*setting).to_owned()).collect();
-    let sources = Sources { file: None, settings, environment };
+    let sources = Sources { settings, environment, ..handlers::sources() };
     let lines = |problems: Vec<Problem>| problems.iter().map(Problem::to_string).collect::<Vec<_>>();
-    match parse(file.as_bytes(), &sources, &HANDLERS, &Reading::default()) {
+    match parse(file.as_bytes(), &sources, &Reading::default()) {
         Ok((config, warnings)) => Ok((config, lines(warnings))),
         Err(ConfigErrors { problems, .. }) => Err(lines(problems)),
     }
@@ -74,7 +73,7 @@ fn the_default_consumer_says_the_defaults_of_any_consumer() {
 #[test]
 fn every_key_is_in_the_default_file_with_a_comment_above_it() {
     let reading = Reading::default();
-    parse(DEFAULT_FILE.as_bytes(), &Sources::default(), &HANDLERS, &reading).expect("the default file is good");
+    parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &reading).expect("the default file is good");
     let mut section = String::new();
     let mut documented = std::collections::BTreeSet::new();
     let mut above = "";
@@ -89,7 +88,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
         }
         above = line;
     }
-    for path in reading.asked.take() {
+    for path in reading.known_paths.take() {
         let section = documented.iter().any(|key| key.starts_with(&format!("{path}.")));
         let optional = path.starts_with("consumers.") && path.contains(".faults");
         let refused = path == "consumers.failed.retry";
@@ -163,7 +162,7 @@ fn variables_carry_every_type() {
     assert_eq!(addresses, ["a:1", "[::1]:5672", "c:5672"]);
     assert_eq!(config.queues["order_queue"].bindings, ["order.normal.*", "x.y"]);
     assert_eq!(config.consumers["order"].retry.delays, []);
-    assert_eq!(config.consumers["order"].faults.map(|faults| faults.panic), Some(0.25));
+    assert_eq!(config.consumers["order"].handler_settings.keys()["faults"]["panic"], 0.25);
     assert_eq!(config.broker.password.expose(), "12345");
     assert!(!config.topology.declare);
     assert_eq!(config.shutdown.drain_timeout, Duration::from_secs(60));
@@ -201,7 +200,7 @@ fn a_bad_variable_is_named_and_told_after_the_file() {
     assert_eq!(
         found.unwrap_err(),
         [
-            "broker: is a section, ORDERD_BROKER cannot set it: set the keys in it",
+            "broker: is a section, so ORDERD_BROKER cannot set it: set the keys in it",
             "consumers.order.timeout: must be at most 15m, is 16m: the broker takes back what is not settled within 30m",
             "consumers.order.prefetch: must be at least 1, is 0 (set by ORDERD_CONSUMERS__ORDER__PREFETCH)",
             "consumer: unknown key; did you mean \"consumers\"? (set by ORDERD_CONSUMER__ORDER__PREFETCH)",
@@ -418,7 +417,7 @@ fn queues_without_consumers_are_not_filled_up() {
 #[test]
 fn an_unreadable_file_is_named() {
     let sources = Sources { file: Some("/nowhere/orderd.toml".into()), ..Sources::default() };
-    let error = Config::load(&sources, &HANDLERS).unwrap_err();
+    let error = Config::load(&sources).unwrap_err();
     assert_eq!(error.to_string(), "cannot read configuration file \"/nowhere/orderd.toml\"");
     assert_eq!(Sources::default().path(), std::path::Path::new(DEFAULT_PATH));
     let environment = vec![(OsString::from("ORDERD_CONFIG"), OsString::from("/x"))];
@@ -446,7 +445,7 @@ fn a_retention_must_outlast_every_retry() {
 #[test]
 fn a_variable_below_a_value_is_a_problem() {
     let problems = load(DEFAULT_FILE, &[("ORDERD_CONSUMERS__ORDER__WORKERS__X", "8")]).unwrap_err();
-    assert!(problems.iter().any(|problem| problem.contains("is no section")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("is not a section")), "{problems:?}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: 
             if used {
                 check(&own, &files);
             } else {
-                own.report().problem(&own.path, "is without use: url begins with http://");
+                own.own_problem("is without use: url begins with http://");
             }
             own.finish();
             files
@@ -58,7 +58,7 @@ fn files(section: &mut Section<'_>) -> TlsFiles {
             let (there, lacking) =
                 if present.is_some() { ("certificate_file", "key_file") } else { ("key_file", "certificate_file") };
             if !section.report().has(&section.key(lacking)) {
-                section.report().problem(&section.key(lacking), format!("is missing: {there} is of no use alone"));
+                section.problem(lacking, format!("is missing: {there} is of no use alone"));
             }
             None
         }
@@ -67,7 +67,7 @@ fn files(section: &mut Section<'_>) -> TlsFiles {
 }
 
 fn check(section: &Section<'_>, files: &TlsFiles) {
-    if section.report().has(&section.path) {
+    if section.report().has(section.path()) {
         return;
     }
     let now = SystemTime::now();
@@ -75,7 +75,7 @@ fn check(section: &Section<'_>, files: &TlsFiles) {
         Ok(loaded) => {
             if let Some(identity) = loaded.identity.filter(|identity| identity.expires_soon(now)) {
                 let message = format!("the certificate of {identity} expires soon; replace it");
-                section.report().warning(&section.key("certificate_file"), message);
+                section.warning("certificate_file", message);
             }
         }
         Err(error) => {
@@ -83,7 +83,7 @@ fn check(section: &Section<'_>, files: &TlsFiles) {
                 true => String::new(),
                 false => format!("cannot use {:?}: ", error.file),
             };
-            section.report().problem(&section.key(error.key), format!("{what}{}", error.problem));
+            section.problem(error.key, format!("{what}{}", error.problem));
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What the configuration says about the topology. Pure.
 
 use super::model::{Config, Consumer};
-use crate::recovery::FAILED_HANDLER;
 use crate::topology::{
     Declaration, Exchange, ExchangeNames, Permissions, Queue, RequiredPermission, Role, Topology, WorkQueue,
 };
@@ -14,7 +13,7 @@ impl Config {
 
     /// The consumer of failures.
     pub fn failed_consumer(&self) -> &str {
-        let mut consumers = self.consumers.iter().filter(|(_, consumer)| consumer.handler == FAILED_HANDLER);
+        let mut consumers = self.consumers.iter().filter(|(_, consumer)| consumer.handles_failures());
         consumers.next().map(|(name, _)| name.as_str()).expect("checked: one consumer has the failed handler")
     }
 
@@ -28,7 +27,7 @@ impl Config {
         };
         let consume = |consumer: &Consumer| RequiredPermission::Consume { queue: consumer.queue.clone() };
         let mut needs: Vec<RequiredPermission> = self.consumers.values().map(consume).collect();
-        let working = self.consumers.iter().filter(|(_, consumer)| consumer.handler != FAILED_HANDLER);
+        let working = self.consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
         needs.extend(working.map(|(name, _)| publish(&names.orders, &ExchangeNames::failed_key(name))));
         let events = ["order.notification.email", "order.analytics.processed", "order.analytics.failed"];
         needs.extend(events.map(|key| publish(&names.orders, key)));
@@ -69,7 +68,7 @@ impl Config {
             .iter()
             .filter_map(|(name, consumer)| {
                 let bindings = self.queues.get(&consumer.queue)?.bindings.clone();
-                let role = if consumer.handler == FAILED_HANDLER {
+                let role = if consumer.handles_failures() {
                     Role::Failed
                 } else {
                     Role::Work { consumer: name.clone(), delays: consumer.retry.delays.clone() }

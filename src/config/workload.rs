@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::handler::{HandlerSettings, Handlers, MessageKind};
 use super::layers::Value;
 use super::model::{Consumer, Queue};
-use super::section::{Section, did_you_mean, listed};
+use super::section::Section;
 use super::shape;
-use crate::domain::FaultInjection;
-use crate::recovery::{FAILED_HANDLER, RetryPolicy};
+use super::suggestion::{did_you_mean, listed};
+use crate::recovery::RetryPolicy;
 use crate::topology::pattern;
 
 /// Longest queue name: `<queue>.retry.<delay>` must fit the 255 bytes of AMQP.
@@ -25,7 +26,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 pub(super) fn queue(name: &str, mut section: Section<'_>) -> Queue {
     if let Some(message) = shape::name_problem(name, LONGEST_QUEUE) {
-        section.report().problem(&section.path, message);
+        section.own_problem(message);
     }
     let path = section.key("bindings");
     let bindings = section.list("bindings", MAX_BINDINGS, &binding);
@@ -50,33 +51,39 @@ fn binding(value: &Value) -> Result<String, String> {
     }
 }
 
-pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: &[&str]) -> Consumer {
+pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: Handlers) -> Consumer {
     if let Some(message) = shape::name_problem(name, LONGEST_CONSUMER) {
-        section.report().problem(&section.path, message);
+        section.own_problem(message);
     }
     let queue = section.required("queue", ": name one of [queues]", &shape::text(LONGEST_QUEUE));
     let handler = section.or("handler", name.to_owned(), &shape::text(LONGEST_CONSUMER));
-    if !handlers.contains(&handler.as_str()) {
-        let hint = did_you_mean(&handler, handlers.iter().copied());
-        let message = format!("must be one of {}, is {handler:?}{hint}", listed(handlers));
-        section.report().problem(&section.key("handler"), message);
-    }
+    let spec = handlers.iter().find(|spec| spec.name() == handler);
+    let messages = spec.map_or(MessageKind::Other, |spec| spec.messages());
     let consumer = Consumer {
         queue: queue.unwrap_or_default(),
+        messages,
         workers: section.or("workers", 4, &shape::number(1..=MAX_WORKERS)),
         prefetch: section.or("prefetch", 250, &shape::number(1..=u16::MAX)),
         timeout: section.or("timeout", Duration::from_secs(30), &timeout),
-        retry: retry(&mut section, &handler),
-        faults: faults(&mut section, &handler),
+        retry: retry(&mut section, messages),
+        handler_settings: spec.map_or_else(HandlerSettings::none, |spec| spec.configure(name, &mut section)),
         handler,
     };
     let slots = consumer.workers * usize::from(consumer.prefetch);
     if slots > usize::from(u16::MAX) {
         let message =
             format!("must be at most 65535 times workers, is {} × {} = {slots}", consumer.workers, consumer.prefetch);
-        section.report().problem(&section.key("prefetch"), message);
+        section.problem("prefetch", message);
     }
-    section.finish();
+    if spec.is_some() {
+        section.finish();
+    } else {
+        // Which other keys it may have is unknown.
+        let names: Vec<&str> = handlers.iter().map(|spec| spec.name()).collect();
+        let hint = did_you_mean(&consumer.handler, names.iter().copied());
+        let message = format!("must be one of {}, is {:?}{hint}", listed(&names), consumer.handler);
+        section.problem("handler", message);
+    }
     consumer
 }
 
@@ -94,10 +101,12 @@ pub(super) fn default_retry() -> RetryPolicy {
     RetryPolicy { immediate: 1, delays: delays.to_vec(), max_age: DAY }
 }
 
-fn retry(section: &mut Section<'_>, handler: &str) -> RetryPolicy {
+fn retry(section: &mut Section<'_>, messages: MessageKind) -> RetryPolicy {
     let default = default_retry();
-    if handler == FAILED_HANDLER {
-        refuse(section, "retry");
+    if messages == MessageKind::Failure {
+        if section.optional_section("retry").is_some() {
+            section.problem("retry", "has no meaning for the consumer of failures: remove it");
+        }
         return RetryPolicy { immediate: 0, delays: Vec::new(), max_age: default.max_age };
     }
     let mut section = section.section("retry");
@@ -106,46 +115,14 @@ fn retry(section: &mut Section<'_>, handler: &str) -> RetryPolicy {
         delays: section.list("delays", MAX_DELAYS, &shape::delay).unwrap_or(default.delays),
         max_age: section.or("max_age", default.max_age, &shape::span(MILLISECOND..=365 * DAY)),
     };
-    if policy.total_delay() > policy.max_age && !section.report().has(&section.path) {
+    if policy.total_delay() > policy.max_age && !section.report().has(section.path()) {
         let message = format!(
             "is {}, less than the {} that the delays add up to: the last retries never happen",
             super::duration::format(policy.max_age),
             super::duration::format(policy.total_delay())
         );
-        section.report().warning(&section.key("max_age"), message);
+        section.warning("max_age", message);
     }
     section.finish();
     policy
-}
-
-fn faults(section: &mut Section<'_>, handler: &str) -> Option<FaultInjection> {
-    if handler == FAILED_HANDLER {
-        refuse(section, "faults");
-        return None;
-    }
-    let mut section = section.section("faults");
-    let faults = FaultInjection {
-        transient: section.or("transient", 0.0, &shape::share),
-        permanent: section.or("permanent", 0.0, &shape::share),
-        panic: section.or("panic", 0.0, &shape::share),
-        hang: section.or("hang", 0.0, &shape::share),
-        block: section.or("block", 0.0, &shape::share),
-    };
-    let sum = faults.transient + faults.permanent + faults.panic + faults.hang + faults.block;
-    if sum > 1.0 + 1e-9 {
-        section.report().problem(&section.path, format!("must add up to at most 1, is {sum}"));
-    } else if sum > 0.0 {
-        section
-            .report()
-            .warning(&section.path, format!("faults are injected on purpose into {:.1} % of its orders", sum * 100.0));
-    }
-    section.finish();
-    (sum > 0.0).then_some(faults)
-}
-
-fn refuse(section: &mut Section<'_>, key: &'static str) {
-    if section.optional_section(key).is_some() {
-        let message = "has no meaning for the consumer of failures: remove it";
-        section.report().problem(&section.key(key), message);
-    }
 }

@@ -86,14 +86,13 @@ impl RereadError {
     }
 }
 
-/// Reads and checks the configuration again, with the same flags and environment. `handlers` are the names of all
-/// handlers, `active` is the configuration that the daemon runs with.
+/// Reads and checks the configuration again, with the same flags and environment. `active` is the configuration that the daemon runs with.
 ///
 /// The file and the secrets it names are read on the blocking thread pool. Takes half a second to ten seconds. Cancel-safe.
 ///
 /// # Errors
 /// [`RereadError`].
-pub async fn reread(sources: &Sources, handlers: &[&str], active: &Config) -> Result<Loaded, RereadError> {
+pub async fn reread(sources: &Sources, active: &Config) -> Result<Loaded, RereadError> {
     let path = sources.path();
     let bytes = match stable_content(&path).await? {
         Ok(bytes) => bytes,
@@ -105,11 +104,10 @@ pub async fn reread(sources: &Sources, handlers: &[&str], active: &Config) -> Re
     if !bytes.ends_with(b"\n") {
         return Err(RereadError::NoFinalNewline { path });
     }
-    let (sources, handlers) = (sources.clone(), handlers.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
+    let sources = sources.clone();
     let checking = spawn_blocking(move || {
-        let handlers: Vec<_> = handlers.iter().map(String::as_str).collect();
         let has_workload = has_workload(&bytes);
-        Config::of_bytes(&bytes, path, &sources, &handlers).map(|loaded| (loaded, has_workload))
+        Config::of_bytes(&bytes, path, &sources).map(|loaded| (loaded, has_workload))
     });
     let (loaded, has_workload) = checking.await.expect("checking a configuration neither panics nor is cancelled")?;
     let is_same = loaded.config.queues == active.queues && loaded.config.consumers == active.consumers;
@@ -178,8 +176,6 @@ mod tests {
     use super::*;
     use crate::config::{DEFAULT_FILE, LogLevel};
 
-    const HANDLERS: [&str; 4] = ["order", "notification", "analytics", "failed"];
-
     struct ConfigDirectory {
         directory: tempfile::TempDir,
         sources: Sources,
@@ -192,8 +188,8 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("orderd.toml");
             fs::write(&file, DEFAULT_FILE).unwrap();
-            let sources = Sources { file: Some(file), ..Sources::default() };
-            let active = Config::load(&sources, &HANDLERS).unwrap().config;
+            let sources = Sources { file: Some(file), ..crate::handlers::sources() };
+            let active = Config::load(&sources).unwrap().config;
             ConfigDirectory { directory, sources, active }
         }
 
@@ -206,7 +202,7 @@ mod tests {
         }
 
         async fn reread(&self) -> Result<Loaded, RereadError> {
-            reread(&self.sources, &HANDLERS, &self.active).await
+            reread(&self.sources, &self.active).await
         }
 
         /// The workers of consumer `order`, as read while `change` changes the file.

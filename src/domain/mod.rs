@@ -4,10 +4,8 @@
 
 mod event;
 mod exact_sum;
-mod fault_injection;
 mod model;
 
 pub use event::{AnalyticsEvent, Notification, Sale};
 pub use exact_sum::{ExactSum, NotASum};
-pub use fault_injection::{FaultInjection, FaultKind};
 pub use model::{Currency, DecodeError, MAX_QUANTITY, Order, OrderId, RuleError};

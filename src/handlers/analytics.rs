@@ -8,18 +8,38 @@ use rust_decimal::Decimal;
 use serde::Deserialize;
 use tracing::error;
 
-use super::event_log::line;
+use super::event_log::event_line;
 use super::notification::{channel_of, object, order_id};
-use super::{EventLog, Handler, HandlerDeps, HandlerInput, HandlerOutcome, HandlerOutput, ledger_failure};
+use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
+use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_QUANTITY, OrderId, RuleError, Sale};
 use crate::ledger::{Ledger, LedgerEntry, NewAnalytics, Recorded};
+use crate::metrics::HandlerOutcome;
+use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
 /// The event that orderd emits for each processed order; only it counts as a sale.
 const PROCESSED: &str = "processed";
 
-pub(super) struct AnalyticsHandler {
+/// `handler = "analytics"`
+pub(super) struct AnalyticsFactory;
+
+impl HandlerFactory for AnalyticsFactory {
+    type Settings = ();
+
+    const NAME: &'static str = "analytics";
+
+    const MESSAGES: MessageKind = MessageKind::Analytics;
+
+    fn read(_section: &mut Section<'_>) {}
+
+    fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+        Arc::new(AnalyticsHandler { ledger: Arc::clone(&deps.ledger), event_log: deps.event_log.clone() })
+    }
+}
+
+struct AnalyticsHandler {
     ledger: Arc<dyn Ledger>,
     event_log: EventLog,
 }
@@ -55,33 +75,29 @@ fn no_sale(reason: String) -> Failure {
 }
 
 impl AnalyticsHandler {
-    pub(super) fn new(parts: &HandlerDeps) -> Self {
-        AnalyticsHandler { ledger: Arc::clone(&parts.ledger), event_log: parts.event_log.clone() }
-    }
-
-    async fn count(&self, work: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
-        let body = &work.delivery.message.body;
-        let name = channel_of(work);
+    async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+        let body = &input.delivery.message.body;
+        let name = channel_of(input);
         let (order_id, sale) = read(name, body)?;
-        let id = work.delivery.identity();
+        let id = input.delivery.identity();
         let now = Timestamp::now();
-        let line = line(&id, name, now, body);
+        let line = event_line(&id, name, now, body);
         let event = NewAnalytics { id, order_id, name: name.to_owned(), sale, at: now };
         let recorded = self.ledger.record(LedgerEntry::Analytics(Box::new(event))).await;
         if recorded.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
-            return Ok(HandlerOutput::just(HandlerOutcome::Duplicate));
+            return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         if let Err(error) = self.event_log.append(line).await {
-            // It has been counted; counting it again to write it again would be worse than a missing line.
-            error!(error = %chain(&error), id = %work.delivery.identity(), "an analytics event is counted but not in its file");
+            // A retry would find it recorded and not write the line either, so the event is acked without its line.
+            error!(error = %chain(&error), id = %input.delivery.identity(), "cannot write a recorded analytics event to its file");
         }
-        Ok(HandlerOutput::just(HandlerOutcome::Completed))
+        Ok(HandlerOutput::finished(HandlerOutcome::Completed))
     }
 }
 
 impl Handler for AnalyticsHandler {
-    fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(self.count(work))
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+        Box::pin(self.record(input))
     }
 }
 

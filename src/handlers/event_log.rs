@@ -80,7 +80,7 @@ const FRAME: usize = 96;
 
 /// One line: `{"id":…,"event":…,"received_at":…,"body":…}`. The body must be JSON; it is put in as it came, but for
 /// line breaks, which JSON allows only between tokens.
-pub(super) fn line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
+pub(super) fn event_line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
     const NEVER: &str = "a buffer takes everything, and text is JSON";
     let mut line = Vec::with_capacity(id.len() + event.len() + body.len() + FRAME);
     line.extend_from_slice(b"{\"id\":");
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn an_event_is_one_line_of_json() {
         let at = "2026-11-22T08:00:01Z".parse().unwrap();
-        let line = String::from_utf8(line("a\"b", "email", at, b"{\n \"order_id\":\r\n 2}")).unwrap();
+        let line = String::from_utf8(event_line("a\"b", "email", at, b"{\n \"order_id\":\r\n 2}")).unwrap();
         assert_eq!(line.matches('\n').count(), 1);
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((read["id"].as_str(), read["body"]["order_id"].as_i64()), (Some("a\"b"), Some(2)));

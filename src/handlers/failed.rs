@@ -1,4 +1,6 @@
-//! Failures of all consumers: retried after a delay or dead-lettered, as `recovery::decide` says.
+//! Failed messages of all consumers: retried after a delay or dead-lettered, as `recovery::decide` decides.
+//!
+//! It only builds the publications and the ledger entry that carry the decision out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,28 +11,48 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use super::emit::event;
-use super::{Handler, HandlerDeps, HandlerInput, HandlerOutcome, HandlerOutput};
+use super::event_publication::event;
+use super::{HandlerDeps, HandlerFactory};
+use crate::config::{MessageKind, Section};
 use crate::domain::OrderId;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames};
+use crate::metrics::HandlerOutcome;
+use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, DeadLetterReason, DecisionPoint, Delay, Failure, History, RetryPolicy, copy_for_dead_letter,
     copy_for_retry, decide,
 };
 
-/// How failures in one work queue are treated.
+/// How failures that happened in one work queue are treated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// The queue's consumer.
     pub consumer: Arc<str>,
-    /// Its policy.
+    /// Its retry policy.
     pub policy: RetryPolicy,
-    /// Whether its messages are orders, so that analytics is told of dead-lettered ones.
+    /// Whether its messages are orders, so that a dead-lettered one is reported to analytics.
     pub carries_orders: bool,
 }
 
-pub(super) struct FailedHandler {
+/// `handler = "failed"`
+pub(super) struct FailedFactory;
+
+impl HandlerFactory for FailedFactory {
+    type Settings = ();
+
+    const NAME: &'static str = "failed";
+
+    const MESSAGES: MessageKind = MessageKind::Failure;
+
+    fn read(_section: &mut Section<'_>) {}
+
+    fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+        Arc::new(FailedHandler { names: Arc::clone(&deps.names), routes: deps.routes.clone() })
+    }
+}
+
+struct FailedHandler {
     names: Arc<ExchangeNames>,
     routes: watch::Receiver<BTreeMap<String, Route>>,
 }
@@ -48,46 +70,42 @@ struct DeadLetteredEvent<'a> {
 }
 
 impl FailedHandler {
-    pub(super) fn new(parts: &HandlerDeps) -> Self {
-        FailedHandler { names: Arc::clone(&parts.names), routes: parts.routes.clone() }
-    }
-
     fn recover(&self, delivery: &Delivery, now: Timestamp) -> HandlerOutput {
         let history = History::read(delivery, &self.names, now);
         let routes = self.routes.borrow();
         let route = history.origin.as_ref().and_then(|origin| routes.get(&origin.queue));
         let carries_orders = route.is_some_and(|route| route.carries_orders);
         let identity = if carries_orders { order_identity(delivery) } else { delivery.identity() };
-        let case = Case { delivery, history: &history, route, identity, now };
+        let failed = FailedMessage { delivery, history: &history, route, identity, now };
         let policy = route.map(|route| &route.policy);
         match (
             decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&history), now),
             history.origin.as_ref(),
         ) {
-            (Action::RetryAfter(delay), Some(origin)) => self.retry(&case, &origin.queue, delay),
-            (Action::RetryAfter(_), None) => self.dead_letter(&case, DeadLetterReason::NoOrigin),
-            (Action::DeadLetter(reason), _) => self.dead_letter(&case, reason),
+            (Action::RetryAfter(delay), Some(origin)) => self.retry(&failed, &origin.queue, delay),
+            (Action::RetryAfter(_), None) => self.dead_letter(&failed, DeadLetterReason::NoOrigin),
+            (Action::DeadLetter(reason), _) => self.dead_letter(&failed, reason),
             (Action::RetryNow | Action::Forward | Action::KeepRetrying, _) => {
                 unreachable!("these are decided in workers only")
             }
         }
     }
 
-    fn retry(&self, case: &Case<'_>, queue: &str, delay: Delay) -> HandlerOutput {
-        let Case { delivery, history, identity, .. } = case;
+    fn retry(&self, failed: &FailedMessage<'_>, queue: &str, delay: Delay) -> HandlerOutput {
+        let FailedMessage { delivery, history, identity, .. } = failed;
         warn!(
             queue, id = %identity, kind = %history.failure.kind, code = history.failure.code,
             reason = history.failure.reason, retry = history.retries + 1, %delay, "[Failed] will be retried"
         );
         HandlerOutput {
-            verdict: HandlerOutcome::Retried { consumer: case.failed_consumer(), delay },
+            outcome: HandlerOutcome::Retried { consumer: failed.failed_consumer(), delay },
             emit: Arc::new([copy_for_retry(delivery, history, queue, delay, &self.names)]),
-            record: Some(LedgerEntry::Attempt(Box::new(case.attempt(Some(delay))))),
+            record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(Some(delay))))),
         }
     }
 
-    fn dead_letter(&self, case: &Case<'_>, reason: DeadLetterReason) -> HandlerOutput {
-        let Case { delivery, history, identity, .. } = case;
+    fn dead_letter(&self, failed: &FailedMessage<'_>, reason: DeadLetterReason) -> HandlerOutput {
+        let FailedMessage { delivery, history, identity, .. } = failed;
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
         error!(
             queue = origin_queue, id = %identity, kind = %history.failure.kind, code = history.failure.code,
@@ -95,23 +113,24 @@ impl FailedHandler {
             "[Failed] dead-lettered in the dead letter queue"
         );
         let mut emit = vec![copy_for_dead_letter(delivery, history, reason, &self.names)];
-        if case.route.is_some_and(|route| route.carries_orders) {
-            emit.push(case.dead_lettered_event(reason, &self.names));
+        if failed.route.is_some_and(|route| route.carries_orders) {
+            emit.push(failed.dead_lettered_event(reason, &self.names));
         }
-        let dead = NewDeadLetter { attempt: case.attempt(None), reason: reason.as_str(), origin_queue, at: case.now };
-        let verdict = HandlerOutcome::DeadLettered { consumer: case.failed_consumer(), reason };
-        HandlerOutput { verdict, emit: emit.into(), record: Some(LedgerEntry::DeadLetter(Box::new(dead))) }
+        let dead =
+            NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
+        let outcome = HandlerOutcome::DeadLettered { consumer: failed.failed_consumer(), reason };
+        HandlerOutput { outcome, emit: emit.into(), record: Some(LedgerEntry::DeadLetter(Box::new(dead))) }
     }
 }
 
 impl Handler for FailedHandler {
-    fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(std::future::ready(Ok(self.recover(work.delivery, Timestamp::now()))))
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+        Box::pin(std::future::ready(Ok(self.recover(input.delivery, Timestamp::now()))))
     }
 }
 
-/// One failed message and what is known of it.
-struct Case<'a> {
+/// One failed message, and what is known about it.
+struct FailedMessage<'a> {
     delivery: &'a Delivery,
     history: &'a History,
     route: Option<&'a Route>,
@@ -119,7 +138,7 @@ struct Case<'a> {
     now: Timestamp,
 }
 
-impl Case<'_> {
+impl FailedMessage<'_> {
     fn failed_consumer(&self) -> Option<Arc<str>> {
         self.route.map(|route| Arc::clone(&route.consumer))
     }
@@ -156,7 +175,7 @@ impl Case<'_> {
     }
 }
 
-/// The order's id where the body has one, whatever else is wrong with it; else the message's identity.
+/// The order's id if the body has one, whatever else is wrong with the body; else the message's identity.
 fn order_identity(delivery: &Delivery) -> String {
     #[derive(Deserialize)]
     struct Id {

@@ -14,11 +14,14 @@ use serde_json::value::RawValue;
 use tracing::debug;
 
 use super::claim::Claims;
-use super::event_log::line;
-use super::{EventLog, Handler, HandlerDeps, HandlerInput, HandlerOutcome, HandlerOutput, ledger_failure};
+use super::event_log::event_line;
+use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
+use crate::config::{MessageKind, Section};
 use crate::domain::OrderId;
 use crate::ledger::{Ledger, LedgerEntry, NewNotification, Recorded};
+use crate::metrics::HandlerOutcome;
+use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
 /// Tells a customer.
@@ -55,7 +58,7 @@ pub struct LogChannel {
 impl Channel for LogChannel {
     fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
         debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
-        let line = line(notice.id, notice.channel, Timestamp::now(), notice.body.as_bytes());
+        let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body.as_bytes());
         Box::pin(async {
             let written = self.log.append(line).await;
             written.map_err(|error| Failure::new(FailureKind::Transient, "channel_unavailable", chain(&error)))
@@ -63,7 +66,28 @@ impl Channel for LogChannel {
     }
 }
 
-pub(super) struct NotificationHandler {
+/// `handler = "notification"`
+pub(super) struct NotificationFactory;
+
+impl HandlerFactory for NotificationFactory {
+    type Settings = ();
+
+    const NAME: &'static str = "notification";
+
+    const MESSAGES: MessageKind = MessageKind::Notification;
+
+    fn read(_section: &mut Section<'_>) {}
+
+    fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+        Arc::new(NotificationHandler {
+            ledger: Arc::clone(&deps.ledger),
+            channel: Arc::clone(&deps.channel),
+            claims: Claims::default(),
+        })
+    }
+}
+
+struct NotificationHandler {
     ledger: Arc<dyn Ledger>,
     channel: Arc<dyn Channel>,
     claims: Claims,
@@ -101,43 +125,35 @@ pub(super) fn order_id(object: &str) -> Result<(Option<String>, Option<String>),
 }
 
 impl NotificationHandler {
-    pub(super) fn new(parts: &HandlerDeps) -> Self {
-        NotificationHandler {
-            ledger: Arc::clone(&parts.ledger),
-            channel: Arc::clone(&parts.channel),
-            claims: Claims::default(),
-        }
-    }
-
-    async fn notify(&self, work: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
-        let body = object(&work.delivery.message.body)?;
+    async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+        let body = object(&input.delivery.message.body)?;
         let (order_id, email) = order_id(body)?;
-        let id = work.delivery.identity();
+        let id = input.delivery.identity();
         let _claim = self.claims.claim(&id).await;
         let known = self.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
         if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
-            return Ok(HandlerOutput::just(HandlerOutcome::Duplicate));
+            return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
-        let channel = channel_of(work);
+        let channel = channel_of(input);
         let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), email: email.as_deref(), body };
         self.channel.deliver(notice).await?;
         let (id, channel) = (id.clone(), channel.to_owned());
         let entry =
             LedgerEntry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
         self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))?;
-        Ok(HandlerOutput::just(HandlerOutcome::Completed))
+        Ok(HandlerOutput::finished(HandlerOutcome::Completed))
     }
 }
 
 impl Handler for NotificationHandler {
-    fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(self.notify(work))
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+        Box::pin(self.notify(input))
     }
 }
 
 /// The last word of the key it was first published with: a retried one has its queue's name for a key.
-pub(super) fn channel_of(work: HandlerInput<'_>) -> &str {
-    let key = work.delivery.first_routing_key();
+pub(super) fn channel_of(input: HandlerInput<'_>) -> &str {
+    let key = input.delivery.first_routing_key();
     key.rsplit_once('.').map_or(key, |(_, word)| word)
 }
 
@@ -202,8 +218,8 @@ mod tests {
     async fn what_is_not_utf_8_is_malformed_even_where_it_is_not_read() {
         let Stage { _directory, ledger, channel, handler } = stage();
         let delivery = delivery(b"{\"note\":\"\xff\"}");
-        let work = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
-        let failure = handler.handle(work).await.unwrap_err();
+        let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
+        let failure = handler.handle(input).await.unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"));
         assert_eq!(channel.0.load(Ordering::SeqCst), 0);
         ledger.close().await;
@@ -213,11 +229,11 @@ mod tests {
     async fn two_copies_at_the_same_moment_tell_the_customer_once() {
         let Stage { _directory, ledger, channel, handler } = stage();
         let delivery = delivery(b"{}");
-        let work = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
-        let (one, other) = tokio::join!(handler.handle(work), handler.handle(work));
-        let mut verdicts = [one.unwrap().verdict, other.unwrap().verdict];
-        verdicts.sort_by_key(|verdict| *verdict == HandlerOutcome::Duplicate);
-        assert_eq!(verdicts, [HandlerOutcome::Completed, HandlerOutcome::Duplicate]);
+        let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
+        let (first, second) = tokio::join!(handler.handle(input), handler.handle(input));
+        let mut outcomes = [first.unwrap().outcome, second.unwrap().outcome];
+        outcomes.sort_by_key(|outcome| *outcome == HandlerOutcome::Duplicate);
+        assert_eq!(outcomes, [HandlerOutcome::Completed, HandlerOutcome::Duplicate]);
         assert_eq!(channel.0.load(Ordering::SeqCst), 1);
         ledger.close().await;
     }

@@ -12,8 +12,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::histogram::Histogram;
-use crate::handlers::HandlerOutcome;
-use crate::message::Settlement;
+use super::outcome::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{DeadLetterReason, Delay, Failure, FailureKind};
 use crate::watchdog::Heartbeats;
 
@@ -65,29 +64,6 @@ const MOST_CODES: usize = 64;
 const OTHER_CODE: &str = "other";
 /// The consumer of a failure from a queue that nobody knows.
 const UNKNOWN: &str = "unknown";
-
-/// How a delivery was let go of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum DeliveryOutcome {
-    /// Acked: the handler was through with it.
-    Done(HandlerOutcome),
-    /// Acked: its failure was handed to the failed-order queue, confirmed.
-    Forwarded,
-    /// Given back to the broker, or handed out again by it because the subscription was lost.
-    Released,
-    /// Left to the broker to dead-letter.
-    Rejected,
-}
-
-impl DeliveryOutcome {
-    pub(crate) fn settlement(&self) -> Settlement {
-        match self {
-            DeliveryOutcome::Done(_) | DeliveryOutcome::Forwarded => Settlement::Ack,
-            DeliveryOutcome::Released => Settlement::Release,
-            DeliveryOutcome::Rejected => Settlement::Reject,
-        }
-    }
-}
 
 /// When deliveries were taken: one reading of both clocks for all that were taken together.
 #[derive(Debug, Clone, Copy)]
@@ -248,7 +224,7 @@ impl Counters {
         published: Option<u64>,
     ) {
         let handled = match ending {
-            DeliveryOutcome::Done(_) | DeliveryOutcome::Forwarded => Some(taken.at.elapsed()),
+            DeliveryOutcome::Handled(_) | DeliveryOutcome::Forwarded => Some(taken.at.elapsed()),
             DeliveryOutcome::Released | DeliveryOutcome::Rejected => None,
         };
         let mut books = self.books();
@@ -257,19 +233,19 @@ impl Counters {
             books.handling.add(handled);
         }
         match ending {
-            DeliveryOutcome::Done(HandlerOutcome::Completed) => {
+            DeliveryOutcome::Handled(HandlerOutcome::Completed) => {
                 books.counts.completed += 1;
                 let done = handled.and_then(|handled| publish_to_ack(published?, taken.wall + handled));
                 if let Some(after) = done {
                     books.publish_to_ack.add(after);
                 }
             }
-            DeliveryOutcome::Done(HandlerOutcome::Duplicate) => books.counts.duplicates += 1,
-            DeliveryOutcome::Done(HandlerOutcome::Retried { consumer, delay }) => {
+            DeliveryOutcome::Handled(HandlerOutcome::Duplicate) => books.counts.duplicates += 1,
+            DeliveryOutcome::Handled(HandlerOutcome::Retried { consumer, delay }) => {
                 books.counts.retried += 1;
                 *books.retries.entry((whose(consumer), *delay)).or_default() += 1;
             }
-            DeliveryOutcome::Done(HandlerOutcome::DeadLettered { consumer, reason }) => {
+            DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason }) => {
                 books.counts.dead_lettered += 1;
                 *books.dead_letters.entry((whose(consumer), *reason)).or_default() += 1;
             }
@@ -435,7 +411,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         let second = counters.taken(ReceivedAt::now());
         assert_eq!(counters.read().oldest, Some(Duration::from_secs(5)));
-        counters.finish(&first, &DeliveryOutcome::Done(HandlerOutcome::Completed), taken, None);
+        counters.finish(&first, &DeliveryOutcome::Handled(HandlerOutcome::Completed), taken, None);
         assert_eq!(counters.read().oldest, Some(Duration::ZERO));
         assert_eq!(counters.read().handling.sum(), Duration::from_secs(5));
         counters.finish(&second, &DeliveryOutcome::Released, ReceivedAt::now(), None);

@@ -5,7 +5,10 @@
 pub mod conservation;
 mod counters;
 mod histogram;
+mod outcome;
 
 pub use counters::{Counters, DeliveryCounts, PoolState, Reading};
-pub(crate) use counters::{DeliveryOutcome, InFlightKey, ReceivedAt};
+pub(crate) use counters::{InFlightKey, ReceivedAt};
 pub use histogram::Histogram;
+pub(crate) use outcome::DeliveryOutcome;
+pub use outcome::HandlerOutcome;

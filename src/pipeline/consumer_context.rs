@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::handlers::Handler;
+use super::handler::Handler;
 use crate::ledger::Ledger;
 use crate::message::{ExchangeNames, Publisher};
 use crate::metrics::Counters;

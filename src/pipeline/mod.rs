@@ -5,6 +5,7 @@
 
 mod consumer_context;
 mod delivery_guard;
+mod handler;
 mod pool;
 mod process;
 mod safe_mode;
@@ -13,4 +14,5 @@ mod shared_subscription;
 mod tests;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
+pub use handler::{Handler, HandlerInput, HandlerOutput};
 pub use pool::{Pool, PoolError};

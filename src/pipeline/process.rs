@@ -20,13 +20,13 @@ use tracing::{error, warn};
 
 use super::consumer_context::{ConsumerContext, OnFailure};
 use super::delivery_guard::DeliveryGuard;
+use super::handler::{HandlerInput, HandlerOutput};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
-use crate::handlers::{HandlerInput, HandlerOutcome, HandlerOutput};
 use crate::ledger::LedgerEntry;
 use crate::message::{Delivery, Publication, PublishError};
-use crate::metrics::DeliveryOutcome;
+use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
 
 /// Waits between attempts at what has to succeed in the end.
@@ -48,7 +48,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
     let mut retries = 0;
     let outcome = loop {
         match attempt(&context, guard.delivery()).await {
-            AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Done(outcome),
+            AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
             AttemptOutcome::PublisherClosed => break DeliveryOutcome::Released,
             AttemptOutcome::CannotPublish => break DeliveryOutcome::Rejected,
             AttemptOutcome::Failed(failure) => {
@@ -92,9 +92,9 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery) -> AttemptOutco
         Err(PublishError::Closed) => return AttemptOutcome::PublisherClosed,
         Err(error) => return cannot_publish(context, &error),
     }
-    let Some(entry) = output.record else { return AttemptOutcome::Handled(output.verdict) };
+    let Some(entry) = output.record else { return AttemptOutcome::Handled(output.outcome) };
     match record(context, entry.confirmed_at(Timestamp::now())).await {
-        Ok(()) => AttemptOutcome::Handled(output.verdict),
+        Ok(()) => AttemptOutcome::Handled(output.outcome),
         Err(failure) => AttemptOutcome::Failed(failure),
     }
 }

@@ -13,14 +13,13 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConsumerContext, OnFailure, Pool};
-use crate::handlers::{Handler, HandlerInput, HandlerOutcome, HandlerOutput};
+use super::{ConsumerContext, Handler, HandlerInput, HandlerOutput, OnFailure, Pool};
 use crate::ledger::{Ledger, LedgerEntry, LedgerError, Recorded};
 use crate::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Publication, PublishError, Publisher,
     SettleError, Settlement, Settler, SubscribeError, Subscription, names,
 };
-use crate::metrics::{Counters, PoolState, conservation};
+use crate::metrics::{Counters, HandlerOutcome, PoolState, conservation};
 use crate::recovery::{DeadLetterReason, Failure, FailureKind, RetryPolicy};
 use crate::shutdown::Shutdown;
 
@@ -210,7 +209,7 @@ struct PanicsWhenDropped;
 impl Future for PanicsWhenDropped {
     type Output = Result<HandlerOutput, Failure>;
     fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        std::task::Poll::Ready(Ok(HandlerOutput::just(HandlerOutcome::Completed)))
+        std::task::Poll::Ready(Ok(HandlerOutput::finished(HandlerOutcome::Completed)))
     }
 }
 
@@ -230,17 +229,18 @@ impl Handler for ScriptedHandler {
         Box::pin(async move {
             let failure = |kind| Err(Failure::new(kind, "scripted", "as scripted"));
             match body {
-                "ok" => Ok(HandlerOutput::just(HandlerOutcome::Completed)),
-                "seen" => Ok(HandlerOutput::just(HandlerOutcome::Duplicate)),
-                "retry" => {
-                    Ok(HandlerOutput::just(HandlerOutcome::Retried { consumer: Some("order".into()), delay: delay() }))
-                }
-                "dead_letter" => Ok(HandlerOutput::just(HandlerOutcome::DeadLettered {
+                "ok" => Ok(HandlerOutput::finished(HandlerOutcome::Completed)),
+                "seen" => Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
+                "retry" => Ok(HandlerOutput::finished(HandlerOutcome::Retried {
+                    consumer: Some("order".into()),
+                    delay: delay(),
+                })),
+                "dead_letter" => Ok(HandlerOutput::finished(HandlerOutcome::DeadLettered {
                     consumer: None,
                     reason: DeadLetterReason::NoOrigin,
                 })),
                 "emit" => Ok(HandlerOutput {
-                    verdict: HandlerOutcome::Completed,
+                    outcome: HandlerOutcome::Completed,
                     emit: Arc::new([Publication {
                         exchange: "orders".into(),
                         routing_key: "order.analytics.x".to_owned(),

@@ -373,6 +373,7 @@ mod tests {
 
     use super::*;
     use crate::config::Sources;
+    use crate::handlers;
 
     const QUICK: Limits = Limits { details_every: Duration::from_millis(100), ..Limits::DEFAULT };
 
@@ -408,8 +409,8 @@ mod tests {
         });
         let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
         let settings = vec![url, "management.poll_every=100ms".to_owned()];
-        let sources = Sources { file, settings, ..Sources::default() };
-        let config = Config::load(&sources, &["order", "priority", "notification", "analytics", "failed"]);
+        let sources = Sources { file, settings, ..handlers::sources() };
+        let config = Config::load(&sources);
         (config.unwrap().config, AbortOnDropHandle::new(serving))
     }
 

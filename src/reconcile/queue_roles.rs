@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::broker_view::QueueRole;
 use crate::config::Config;
 use crate::message::ExchangeNames;
-use crate::recovery::{Delay, FAILED_HANDLER};
+use crate::recovery::Delay;
 
 /// The queues that belong to orderd.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl QueueRoles {
         let declared = config.topology().queues().map(|queue| queue.name.clone()).collect();
         let consumers =
             config.consumers.iter().map(|(name, consumer)| (consumer.queue.clone(), name.clone())).collect();
-        let failed = config.consumers.values().find(|consumer| consumer.handler == FAILED_HANDLER);
+        let failed = config.consumers.values().find(|consumer| consumer.handles_failures());
         let failed_queue = failed.map(|consumer| consumer.queue.clone()).unwrap_or_default();
         QueueRoles { declared, consumers, failed_queue }
     }
@@ -63,11 +63,12 @@ impl QueueRoles {
 pub(super) mod tests {
     use super::*;
     use crate::config::Sources;
+    use crate::handlers;
 
     pub fn config() -> Config {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
-        let sources = Sources { file: Some(file.into()), ..Sources::default() };
-        Config::load(&sources, &["order", "notification", "analytics", "failed"]).unwrap().config
+        let sources = Sources { file: Some(file.into()), ..handlers::sources() };
+        Config::load(&sources).unwrap().config
     }
 
     #[test]

@@ -17,7 +17,3 @@ pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{Failure, FailureKind};
 pub use history::{History, Origin, trusted_retry_count};
 pub use policy::RetryPolicy;
-
-/// The name of the handler that consumes the failed-order queue. Its own failures are not forwarded: they would return
-/// to it.
-pub const FAILED_HANDLER: &str = "failed";

@@ -9,7 +9,6 @@ use jiff::Timestamp;
 
 use crate::config::Consumer;
 use crate::metrics::Counters;
-use crate::recovery::FAILED_HANDLER;
 
 /// One consumer and its counters.
 #[derive(Debug, Clone)]
@@ -41,7 +40,7 @@ impl RegisteredConsumer {
             queue: consumer.queue.clone(),
             workers: consumer.workers as u64,
             prefetch: u64::from(consumer.prefetch),
-            delays: (consumer.handler != FAILED_HANDLER).then(delays),
+            delays: (!consumer.handles_failures()).then(delays),
             paused_since: None,
             drains_elsewhere: false,
             counters,

@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(25);
 
 fn topology() -> Topology {
     let file = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml"));
-    let sources = Sources { file: Some(file), ..Sources::default() };
-    Config::load(&sources, &handlers::NAMES).unwrap().config.topology()
+    let sources = Sources { file: Some(file), ..handlers::sources() };
+    Config::load(&sources).unwrap().config.topology()
 }
 
 fn client(vhost: &Vhost<'_>) -> ManagementClient {

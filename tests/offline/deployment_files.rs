@@ -62,19 +62,16 @@ fn load(toml: &str) -> (Config, toml::Table) {
     fs::write(&file, toml).unwrap();
     fs::write(&secret, "a-secret-of-many-bytes").unwrap();
     let settings = ["broker.password_file", "admin.token_file"].map(|key| format!("{key}={}", secret.display()));
-    let sources = Sources { file: Some(file), settings: settings.into(), ..Sources::default() };
-    let loaded = Config::load(&sources, &orderd::handlers::NAMES).unwrap_or_else(|error| panic!("{error}"));
+    let sources = Sources { file: Some(file), settings: settings.into(), ..orderd::handlers::sources() };
+    let loaded = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
     (loaded.config, toml.parse().unwrap())
 }
 
 /// A configuration for containers: reached from others, with secrets from files, its ledger on the volume.
 fn assert_fit_for_a_container(config: &Config, raw: &toml::Table, secrets: &str, grace: Duration) {
-    let default = Config::load(
-        &Sources { file: Some(path("config/orderd.toml")), ..Sources::default() },
-        &orderd::handlers::NAMES,
-    )
-    .unwrap()
-    .config;
+    let default = Config::load(&Sources { file: Some(path("config/orderd.toml")), ..orderd::handlers::sources() })
+        .unwrap()
+        .config;
     assert_eq!(config.ledger.directory, default.ledger.directory);
     assert_eq!(config.queues, default.queues);
     let names = |config: &Config| config.consumers.keys().cloned().collect::<Vec<_>>();

@@ -5,6 +5,7 @@
 mod decoder;
 mod deployment_files;
 mod docs;
+mod handler_registry;
 mod install;
 mod ledger_kill;
 mod metrics;

@@ -23,8 +23,8 @@ fn file(path: &str) -> String {
 async fn scrape() -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/orderd.toml");
-    let sources = Sources { file: Some(path), ..Sources::default() };
-    let config = Config::load(&sources, &orderd::handlers::NAMES).unwrap().config;
+    let sources = Sources { file: Some(path), ..orderd::handlers::sources() };
+    let config = Config::load(&sources).unwrap().config;
     let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
     let mut queue = QueueView::unknown(QueueRole::Unrouted);
     (queue.ready, queue.unacked, queue.consumers, queue.dead_letters_held) = (Some(1), Some(2), Some(3), Some(4));

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use super::{AdminClient, AdminClientError, ConfigFile};
 use crate::config::{Admin, Config, Sources, admin_alone, token_in};
-use crate::handlers;
 
 /// The daemon that a command addresses.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -44,7 +43,7 @@ impl DaemonTarget {
             return Ok(AdminClient::new(address, token, None));
         }
         let path = sources.path();
-        let (admin, is_valid) = match Config::load(sources, &handlers::NAMES) {
+        let (admin, is_valid) = match Config::load(sources) {
             Ok(loaded) => (loaded.config.admin, true),
             Err(errors) => match admin_alone(sources) {
                 Ok(admin) => {

@@ -17,7 +17,6 @@ pub use report::{CheckReport, ConsumerReport, Retry, Schedule, TopologyReport};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, LoadError, Problem, Sources};
-use crate::handlers;
 
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -45,7 +44,7 @@ pub struct CheckArgs {
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let loaded = match Config::load(sources, &handlers::NAMES) {
+    let loaded = match Config::load(sources) {
         Ok(loaded) => loaded,
         Err(error) => return refuse(args.format, &error, out, err),
     };

@@ -22,14 +22,15 @@
 //!       "delayed": [{"delay_ms": 1000, "after_ms": 1000, "queue": "order_queue.retry.1s"}],
 //!       "tries": 4, "total_delay_ms": 1000, "worst_case_ms": 121000
 //!     },
-//!     "faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0}
+//!     "faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}
 //!   }],
 //!   "connected": null
 //! }
 //! ```
 //!
 //! Topology is in the order of declaration, consumers by name. `retry` is null for the consumer of failures,
-//! `retention_ms` where rows are kept forever, `faults` where none are injected, `connected` without `--connect`.
+//! `retention_ms` where rows are kept forever, `connected` without `--connect`. A consumer also has the keys of its
+//! handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,7 +41,7 @@ use serde_json::{Map, Value};
 use super::broker::BrokerReport;
 use crate::config::{Config, Consumer, Loaded, Problem};
 use crate::message::ExchangeNames;
-use crate::recovery::{FAILED_HANDLER, RetryPolicy};
+use crate::recovery::RetryPolicy;
 use crate::topology::{Argument, Permissions, Topology};
 
 /// All that a check says.
@@ -172,21 +173,12 @@ pub struct ConsumerReport {
     pub timeout: Duration,
     /// What happens to failures.
     pub retry: Option<Schedule>,
-    /// Faults injected on purpose.
-    pub faults: Option<FaultsReport>,
-}
-
-/// Shares of orders made to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct FaultsReport {
-    /// With a transient error, once.
-    pub transient: f64,
-    /// With a permanent error.
-    pub permanent: f64,
-    /// With a panic, once.
-    pub panic: f64,
-    /// By hanging until the deadline, once.
-    pub hang: f64,
+    /// The handler's own keys, such as `faults`.
+    #[serde(flatten)]
+    pub handler_settings: Map<String, Value>,
+    /// What the text says about them.
+    #[serde(skip)]
+    pub handler_lines: Vec<String>,
 }
 
 /// When a failing message is tried again, and until when at worst.
@@ -301,7 +293,7 @@ fn arguments(arguments: &std::collections::BTreeMap<&'static str, Argument>) -> 
 
 impl ConsumerReport {
     fn new(name: &str, consumer: &Consumer) -> Self {
-        let retried = consumer.handler != FAILED_HANDLER;
+        let retried = !consumer.handles_failures();
         ConsumerReport {
             name: name.to_owned(),
             queue: consumer.queue.clone(),
@@ -311,12 +303,8 @@ impl ConsumerReport {
             slots: consumer.slots(),
             timeout: consumer.timeout,
             retry: retried.then(|| Schedule::new(&consumer.queue, &consumer.retry, consumer.timeout)),
-            faults: consumer.faults.map(|faults| FaultsReport {
-                transient: faults.transient,
-                permanent: faults.permanent,
-                panic: faults.panic,
-                hang: faults.hang,
-            }),
+            handler_settings: consumer.handler_settings.keys(),
+            handler_lines: consumer.handler_settings.check_lines().to_vec(),
         }
     }
 }

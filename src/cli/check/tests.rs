@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::config::DEFAULT_FILE;
+use crate::handlers;
 use crate::recovery::RetryPolicy;
 
 struct Answer {
@@ -20,7 +21,7 @@ async fn check(args: CheckArgs, file: &str) -> Answer {
     let path = directory.path().join("orderd.toml");
     std::fs::write(&path, file).unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let sources = Sources { file: Some(path), ..Sources::default() };
+    let sources = Sources { file: Some(path), ..handlers::sources() };
     let code = run(args, &sources, &mut out, &mut err).await.unwrap();
     Answer { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
@@ -125,7 +126,7 @@ async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
 #[tokio::test]
 async fn a_missing_file_is_a_configuration_fault() {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let sources = Sources { file: Some(PathBuf::from("/nowhere/orderd.toml")), ..Sources::default() };
+    let sources = Sources { file: Some(PathBuf::from("/nowhere/orderd.toml")), ..handlers::sources() };
     let code = run(JSON, &sources, &mut out, &mut err).await.unwrap();
     let err = String::from_utf8(err).unwrap();
     assert_eq!(code, Exit::Config);

@@ -24,7 +24,7 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     writeln!(out, "ledger         {}, rows of what is done kept {kept}", report.ledger.directory.display())?;
     let applied = if report.reload.watch { "by itself, once it rests" } else { "by `orderd reload` or SIGHUP" };
     writeln!(out, "a changed file is applied {applied}")?;
-    faults(report, out)?;
+    handler_lines(report, out)?;
     topology(report, out)?;
     pools(report, out)?;
     retries(report, out)?;
@@ -34,23 +34,9 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     }
 }
 
-fn faults(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
-    for consumer in &report.consumers {
-        let Some(faults) = consumer.faults else { continue };
-        let shares = [
-            ("fail once", faults.transient),
-            ("fail for good", faults.permanent),
-            ("panic", faults.panic),
-            ("hang", faults.hang),
-        ];
-        let shares: Vec<String> = shares
-            .iter()
-            .filter(|(_, share)| *share > 0.0)
-            .map(|(what, share)| format!("{} % {what}", share * 100.0))
-            .collect();
-        writeln!(out, "\n!!! FAULTS ARE INJECTED into consumer {:?}: {}", consumer.name, shares.join(", "))?;
-    }
-    Ok(())
+fn handler_lines(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let mut lines = report.consumers.iter().flat_map(|consumer| &consumer.handler_lines);
+    lines.try_for_each(|line| writeln!(out, "\n{line}"))
 }
 
 fn topology(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {

@@ -16,12 +16,10 @@ use self::broker::Depth;
 use super::report::unreadable;
 use super::{Exit, Format};
 use crate::chain::chain;
-use crate::config::Config;
+use crate::config::{Config, MessageKind};
 use crate::delay::Delay;
-use crate::handlers;
 use crate::ledger::trace::{self, Place, Subject, Trace};
 use crate::message::ExchangeNames;
-use crate::recovery::FAILED_HANDLER;
 
 /// Arguments of `orderd trace`.
 #[derive(Debug, Args)]
@@ -86,11 +84,11 @@ pub async fn run(
     };
     let accepted = trace.order.is_some();
     trace.keep_failures(|message, consumer| {
-        let handler = config.consumers.get(consumer).map(|consumer| consumer.handler.as_str());
+        let kind = config.consumers.get(consumer).map(|consumer| consumer.messages);
         match message {
             // Without an order, it may be the id of some other message that failed.
-            Subject::Order => !accepted || !matches!(handler, Some(handlers::NOTIFICATION | handlers::ANALYTICS)),
-            Subject::Notification | Subject::Analytics | Subject::AnalyticsFailed => handler != Some(handlers::ORDER),
+            Subject::Order => !accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics)),
+            Subject::Notification | Subject::Analytics | Subject::AnalyticsFailed => kind != Some(MessageKind::Order),
         }
     });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
@@ -114,13 +112,13 @@ pub async fn run(
 /// The names of the queues in which a message may be.
 fn queues(config: &Config, message: Subject, place: &Place, trace: &Trace) -> Vec<String> {
     let of = |consumer: &str| config.consumers.get(consumer).map(|consumer| consumer.queue.clone());
-    let of_handler = |handler: &str| {
-        let consumers = config.consumers.values().filter(|consumer| consumer.handler == handler);
+    let of_kind = |kind: MessageKind| {
+        let consumers = config.consumers.values().filter(|consumer| consumer.messages == kind);
         consumers.map(|consumer| consumer.queue.clone()).collect::<Vec<_>>()
     };
     // A failure that its handler has not worked on yet is in none of its consumer's queues.
     let with_failures = |mut queues: Vec<String>| {
-        queues.extend(of_handler(FAILED_HANDLER));
+        queues.extend(of_kind(MessageKind::Failure));
         queues
     };
     match place {
@@ -131,11 +129,11 @@ fn queues(config: &Config, message: Subject, place: &Place, trace: &Trace) -> Ve
             queue.map(|(queue, delay)| ExchangeNames::retry_queue(&queue, delay)).into_iter().collect()
         }
         Place::Due { consumer, .. } => with_failures(of(consumer).into_iter().collect()),
-        Place::Unknown => with_failures(of_handler(handlers::ORDER)),
+        Place::Unknown => with_failures(of_kind(MessageKind::Order)),
         Place::UnderWay { .. } => with_failures(match message {
             Subject::Order => trace.order.iter().filter_map(|order| of(&order.consumer)).collect(),
-            Subject::Notification => of_handler(handlers::NOTIFICATION),
-            Subject::Analytics | Subject::AnalyticsFailed => of_handler(handlers::ANALYTICS),
+            Subject::Notification => of_kind(MessageKind::Notification),
+            Subject::Analytics | Subject::AnalyticsFailed => of_kind(MessageKind::Analytics),
         }),
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use super::super::load::{DEFAULT_FILE, Sources, parse};
+use super::super::model::{Consumer, Queue, Secret, Tls};
 use super::super::section::Reading;
 use super::*;
-
-const HANDLERS: [&str; 4] = ["order", "notification", "analytics", "failed"];
+use crate::handlers;
+use crate::tls::{CertificateFiles, TlsFiles};
 
 fn with(settings: &[&str]) -> Config {
     // In the environment, for passwords are refused on the command line.
@@ -16,8 +17,8 @@ fn with(settings: &[&str]) -> Config {
         (OsString::from(format!("ORDERD_{}", key.to_uppercase().replace('.', "__"))), OsString::from(value))
     };
     let environment = settings.iter().map(variable).collect();
-    let sources = Sources { file: None, settings: Vec::new(), environment };
-    parse(DEFAULT_FILE.as_bytes(), &sources, &HANDLERS, &Reading::default()).expect("a good configuration").0
+    let sources = Sources { environment, ..handlers::sources() };
+    parse(DEFAULT_FILE.as_bytes(), &sources, &Reading::default()).expect("a good configuration").0
 }
 
 /// Each change as `key: from → to, effect`.
@@ -44,7 +45,10 @@ fn each_changed_key_is_told_with_its_values_and_what_it_takes() {
         ),
         ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"24h\" → \"168h\", Live"),
         ("consumers.order.faults.hang=0.25", "consumers.order.faults.hang: 0.0 → 0.25, Live"),
-        ("consumers.analytics.handler=order", "consumers.analytics.handler: \"analytics\" → \"order\", Live"),
+        (
+            "consumers.analytics.handler=notification",
+            "consumers.analytics.handler: \"analytics\" → \"notification\", Live",
+        ),
         (
             "queues.order_queue.bindings=order.normal.*,order.plain",
             r#"queues.order_queue.bindings: ["order.normal.*"] → ["order.normal.*", "order.plain"], Live"#,
@@ -83,7 +87,7 @@ fn each_changed_key_is_told_with_its_values_and_what_it_takes() {
         let new = with(&[setting]);
         assert_eq!(told(&old, &new), [expected]);
         let asked = changes(&old, &new).remove(0);
-        let (applied, pending) = (in_force(&old, &new), asked.effect == Effect::Restart);
+        let (applied, pending) = (applicable(&old, &new), asked.effect == Effect::Restart);
         assert_eq!(applied, if pending { old.clone() } else { new.clone() }, "{setting}");
     }
     assert_eq!(told(&old, &old), [""; 0]);
@@ -116,7 +120,22 @@ fn a_consumer_that_comes_or_goes_is_told_key_by_key() {
     let gone = changes(&new, &old);
     assert!(gone.iter().all(|change| change.to.is_none() && change.from.is_some() && change.effect == Effect::Live));
     assert_eq!(gone.len(), come.len());
-    assert_eq!((in_force(&old, &new), in_force(&new, &old)), (new, old));
+    assert_eq!((applicable(&old, &new), applicable(&new, &old)), (new, old));
+}
+
+#[test]
+fn with_another_handler_the_keys_of_the_one_go_and_those_of_the_other_come() {
+    let (old, new) = (with(&[]), with(&["consumers.analytics.handler=order"]));
+    let expected = [
+        "consumers.analytics.faults.block: none → 0.0, Live",
+        "consumers.analytics.faults.hang: none → 0.0, Live",
+        "consumers.analytics.faults.panic: none → 0.0, Live",
+        "consumers.analytics.faults.permanent: none → 0.0, Live",
+        "consumers.analytics.faults.transient: none → 0.0, Live",
+        "consumers.analytics.handler: \"analytics\" → \"order\", Live",
+    ];
+    assert_eq!(told(&old, &new), expected);
+    assert_eq!(told(&new, &old).len(), expected.len());
 }
 
 #[test]
@@ -133,11 +152,11 @@ fn no_secret_is_shown() {
 #[test]
 fn what_needs_a_restart_goes_on_being_told() {
     let (old, new) = (with(&[]), with(&["runtime.threads=2", "consumers.order.workers=8", "admin.listen=off"]));
-    let applied = in_force(&old, &new);
+    let applied = applicable(&old, &new);
     assert_eq!(told(&old, &applied), ["consumers.order.workers: 4 → 8, Live"]);
     let pending = told(&applied, &new);
     assert_eq!(pending, ["admin.listen: \"127.0.0.1:9640\" → \"off\", Restart", "runtime.threads: 1 → 2, Restart"]);
-    assert_eq!(in_force(&applied, &new), applied);
+    assert_eq!(applicable(&applied, &new), applied);
 }
 
 /// A key that the model has is told, for every struct is taken apart; this holds it against the annotated file.
@@ -149,7 +168,7 @@ fn every_key_of_the_default_file_is_told_by_its_path() {
     let files = TlsFiles { ca: Some("/ca".into()), client };
     config.management.tls = files.clone();
     config.broker.tls = Some(Tls { files, server_name: Some("rabbit".to_owned()) });
-    let known: BTreeSet<_> = Sheet::of(&config).0.into_keys().collect();
+    let known: BTreeSet<_> = keys(&config).into_keys().collect();
     let (mut section, mut documented) = (String::new(), BTreeSet::new());
     for line in DEFAULT_FILE.lines() {
         if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {

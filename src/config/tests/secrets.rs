@@ -41,7 +41,7 @@ fn a_file_may_be_one_of_systemds_credentials() {
     set_mode(&path, 0o400);
     let file = default_with("password = \"guest\"", "password_file = \"$CREDENTIALS_DIRECTORY/broker\"");
     let with = |environment: &[(OsString, OsString)], file: &str| {
-        parse(file.as_bytes(), &Sources::default(), &HANDLERS, &Reading::with(environment, false))
+        parse(file.as_bytes(), &handlers::sources(), &Reading::with(environment, false))
     };
     let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
     let (config, warnings) = with(&set, &file).expect("a good configuration");
@@ -64,7 +64,7 @@ fn a_password_is_refused_on_the_command_line_and_warned_of_where_others_may_read
     assert!(told.len() == 1 && told[0].contains("sees its environment"), "{told:?}");
     let warnings = |file: &str, is_open| {
         let reading = Reading::with(&[], is_open);
-        let (_, warnings) = parse(file.as_bytes(), &Sources::default(), &HANDLERS, &reading).expect("it works");
+        let (_, warnings) = parse(file.as_bytes(), &handlers::sources(), &reading).expect("it works");
         warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
     };
     assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "guest's is no secret");

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
-use orderd::handlers::{self, Handler};
+use orderd::handlers;
 use orderd::ledger::SqliteLedger;
 use orderd::management::ManagementErrorKind;
 use orderd::message::ExchangeNames;
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, OnFailure, Pool, PoolError};
+use orderd::pipeline::{ConsumerContext, Handler, OnFailure, Pool, PoolError};
 use orderd::reconcile::{ApiState, FindingKind, QueueRole};
 use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use orderd::recovery::RetryPolicy;
@@ -56,8 +56,8 @@ fn config(vhost: &Vhost<'_>, settings: &[&str]) -> Config {
         let (key, value) = setting.split_once('=').unwrap();
         (variable(key).into(), value.into())
     });
-    let sources = Sources { file: Some(file), environment: environment.collect(), ..Sources::default() };
-    Config::load(&sources, &handlers::NAMES).unwrap().config
+    let sources = Sources { file: Some(file), environment: environment.collect(), ..handlers::sources() };
+    Config::load(&sources).unwrap().config
 }
 
 /// Starts a pool of two workers with five deliveries each on the queue of orders.

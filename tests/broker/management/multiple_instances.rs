@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use orderd::amqp::Connector;
-use orderd::handlers::{Handler, HandlerInput, HandlerOutcome, HandlerOutput};
-use orderd::metrics::Counters;
+use orderd::metrics::{Counters, HandlerOutcome};
+use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
 use orderd::reconcile::LocalCounts;
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
@@ -19,7 +19,7 @@ struct Done;
 
 impl Handler for Done {
     fn handle<'a>(&'a self, _work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(async { Ok(HandlerOutput::just(HandlerOutcome::Completed)) })
+        Box::pin(async { Ok(HandlerOutput::finished(HandlerOutcome::Completed)) })
     }
 }
 

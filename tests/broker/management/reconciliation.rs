@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use orderd::amqp::Connector;
-use orderd::handlers::{Handler, HandlerInput, HandlerOutcome, HandlerOutput};
-use orderd::metrics::Counters;
+use orderd::metrics::{Counters, HandlerOutcome};
+use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
 use orderd::reconcile::FindingKind;
 use orderd::reconcile::{BrokerView, LocalCounts};
 use orderd::recovery::Failure;
@@ -26,7 +26,7 @@ impl Handler for Gated {
     fn handle<'a>(&'a self, _work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         Box::pin(async {
             self.0.clone().wait_for(|open| *open).await.unwrap();
-            Ok(HandlerOutput::just(HandlerOutcome::Completed))
+            Ok(HandlerOutput::finished(HandlerOutcome::Completed))
         })
     }
 }

@@ -57,9 +57,12 @@ impl Environment {
         };
         let prepare = || -> Outcome<Config> {
             let environment = env::vars_os().chain(all.iter().map(|(key, value)| (OsString::from(key), value.into())));
-            let sources =
-                Sources { file: Some(CONFIG.into()), environment: environment.collect(), ..Sources::default() };
-            let config = Config::load(&sources, &orderd::handlers::NAMES)?.config;
+            let sources = Sources {
+                file: Some(CONFIG.into()),
+                environment: environment.collect(),
+                ..orderd::handlers::sources()
+            };
+            let config = Config::load(&sources)?.config;
             runtime.block_on(Connector::new(config.broker.clone()).declare(config.topology().declarations()))?;
             Ok(config)
         };

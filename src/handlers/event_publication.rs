@@ -1,4 +1,4 @@
-//! The events orderd publishes about orders.
+//! Builds the publications of the events that orderd emits about orders.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use crate::message::{ExchangeNames, Message, Properties, Publication};
 
-/// Bytes that hold most events, so that their buffer need not grow.
+/// Bytes that hold most events, so that the buffer rarely grows.
 const USUAL_BODY: usize = 384;
 
-/// An event about an order. Its message id derives from the order's (`ord-2/notification/processed`), so that
-/// a repeated emission is recognised.
+/// An event about an order, on the orders exchange. Its message id derives from the order's
+/// (`ord-2/notification/processed`), so that a repeated one is recognised.
 pub(super) fn event(
     names: &ExchangeNames,
     routing_key: String,
@@ -21,7 +21,7 @@ pub(super) fn event(
     now: Timestamp,
 ) -> Publication {
     let mut bytes = Vec::with_capacity(USUAL_BODY);
-    serde_json::to_writer(&mut bytes, body).expect("events are made of text, numbers and JSON that was parsed before");
+    serde_json::to_writer(&mut bytes, body).expect("events consist of text, numbers and JSON that was parsed before");
     let properties = Properties {
         content_type: Some("application/json".to_owned()),
         message_id: Some([order_id, "/", topic].concat()),

@@ -1,56 +1,96 @@
-//! Orders, normal and priority: checked, entered in the ledger, told to the customer and to analytics.
+//! Orders, normal and priority: decoded, checked, recorded in the ledger, and announced to the customer and to analytics.
+//!
+//! Its own keys: `faults`, which makes a share of the orders fail on purpose.
+
+mod fault_injection;
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
-use tracing::debug;
+use serde::Serialize;
+use tracing::{debug, warn};
 
-use super::emit::event;
-use super::{Handler, HandlerDeps, HandlerInput, HandlerOutcome, HandlerOutput, ledger_failure};
+use self::fault_injection::{FaultInjection, FaultKind};
+use super::event_publication::event;
+use super::{HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
-use crate::domain::{AnalyticsEvent, Currency, FaultInjection, FaultKind, Notification, Order};
+use crate::config::{MessageKind, Section};
+use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
 use crate::ledger::{Ledger, LedgerEntry, NewOrder, Recorded};
 use crate::message::{ExchangeNames, Publication};
+use crate::metrics::HandlerOutcome;
+use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
-pub(super) struct OrderHandler {
+/// `handler = "order"`
+pub(super) struct OrderFactory;
+
+/// Its own keys in `[consumers.<name>]`.
+#[derive(Debug, Serialize)]
+pub(super) struct OrderSettings {
+    faults: FaultInjection,
+}
+
+impl HandlerFactory for OrderFactory {
+    type Settings = OrderSettings;
+
+    const NAME: &'static str = "order";
+
+    const MESSAGES: MessageKind = MessageKind::Order;
+
+    fn read(section: &mut Section<'_>) -> OrderSettings {
+        OrderSettings { faults: FaultInjection::read(section.section("faults")) }
+    }
+
+    fn check_lines(consumer: &str, settings: &OrderSettings) -> Vec<String> {
+        let faults = settings.faults.summary();
+        let line = faults.map(|faults| format!("!!! FAULTS ARE INJECTED into consumer {consumer:?}: {faults}"));
+        line.into_iter().collect()
+    }
+
+    fn build(consumer: &str, settings: &OrderSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+        let faults = settings.faults;
+        if faults.is_on() {
+            warn!(consumer, ?faults, "faults are injected on purpose: not for production");
+        }
+        Arc::new(OrderHandler { ledger: Arc::clone(&deps.ledger), names: Arc::clone(&deps.names), faults })
+    }
+}
+
+struct OrderHandler {
     ledger: Arc<dyn Ledger>,
     names: Arc<ExchangeNames>,
-    faults: Option<FaultInjection>,
+    faults: FaultInjection,
 }
 
 impl OrderHandler {
-    pub(super) fn new(parts: &HandlerDeps) -> Self {
-        OrderHandler { ledger: Arc::clone(&parts.ledger), names: Arc::clone(&parts.names), faults: parts.faults }
-    }
-
-    async fn process(&self, work: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
-        let order = Order::decode(&work.delivery.message.body)
+    async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+        let order = Order::decode(&input.delivery.message.body)
             .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_order", chain(&error)))?;
         debug!(
-            consumer = %work.consumer, order = %order.id, product = order.product, quantity = order.quantity,
-            price = %order.price, retries = work.retries, "Processing Order"
+            consumer = %input.consumer, order = %order.id, product = order.product, quantity = order.quantity,
+            price = %order.price, retries = input.retries, "Processing Order"
         );
         let (total, currency) = order.check().map_err(|error| {
             Failure::new(FailureKind::Permanent, error.code(), format!("order {}: {error}", order.id))
         })?;
-        if let Some(fault) = self.faults.and_then(|faults| faults.strike(&order.id, work.retries)) {
+        if let Some(fault) = self.faults.fault_for(&order.id, input.retries) {
             inject(fault).await?;
         }
         let now = Timestamp::now();
-        let entry = LedgerEntry::AcceptOrder(Box::new(new_order(&order, work.consumer, total, currency, now)));
+        let entry = LedgerEntry::AcceptOrder(Box::new(new_order(&order, input.consumer, total, currency, now)));
         match self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))? {
             Recorded::New | Recorded::Unfinished => {}
-            Recorded::Duplicate => return Ok(HandlerOutput::just(HandlerOutcome::Duplicate)),
+            Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict => {
-                let reason = format!("another order with the id {} and other content was accepted before", order.id);
+                let reason = format!("an order with the id {} and other content was accepted before", order.id);
                 return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason));
             }
         }
         Ok(HandlerOutput {
-            verdict: HandlerOutcome::Completed,
+            outcome: HandlerOutcome::Completed,
             emit: self.events(&order, total, currency, now),
             record: Some(LedgerEntry::FinishOrder { id: order.id, at: now }),
         })
@@ -75,8 +115,8 @@ impl OrderHandler {
 }
 
 impl Handler for OrderHandler {
-    fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(self.process(work))
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+        Box::pin(self.process(input))
     }
 }
 
@@ -96,7 +136,7 @@ fn new_order(order: &Order, consumer: &Arc<str>, total: Decimal, currency: Curre
     }
 }
 
-/// Makes a fault of the configured kind happen.
+/// Makes a fault of this kind happen.
 async fn inject(fault: FaultKind) -> Result<(), Failure> {
     match fault {
         FaultKind::Transient => Err(Failure::new(FailureKind::Transient, "injected_transient", "injected fault")),

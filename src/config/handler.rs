@@ -1,0 +1,103 @@
+//! What the configuration knows of handlers: their names, the messages they process, and their own keys in
+//! `[consumers.<name>]`, which only the handler itself reads.
+//!
+//! It never imports a handler. `handlers` implements [`HandlerSpec`], and [`super::Sources`] carries the registry.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use super::section::Section;
+
+/// All handlers, in the order in which problems list their names.
+pub type Handlers = &'static [&'static dyn HandlerSpec];
+
+/// A kind of handler, as far as the configuration needs it. `handlers::HandlerFactory` implements it.
+pub trait HandlerSpec: Send + Sync {
+    /// The name that `consumers.<name>.handler` gives.
+    fn name(&self) -> &'static str;
+
+    /// What its consumers receive.
+    fn messages(&self) -> MessageKind;
+
+    /// Takes the handler's own keys out of `[consumers.<consumer>]`, and reports what is wrong with them.
+    fn configure(&self, consumer: &str, section: &mut Section<'_>) -> HandlerSettings;
+}
+
+/// What the consumers of a handler receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageKind {
+    /// Orders. A dead-lettered one is reported to analytics.
+    Order,
+    /// Notifications to customers.
+    Notification,
+    /// Analytics events.
+    Analytics,
+    /// The failed messages of all other consumers: exactly one consumer receives them, and has no retry policy.
+    Failure,
+    /// Anything else.
+    Other,
+}
+
+/// A consumer's settings of its handler, checked. Two are equal if their keys have the same values.
+#[derive(Clone)]
+pub struct HandlerSettings {
+    keys: Arc<Map<String, Value>>,
+    check_lines: Arc<[String]>,
+    constructor: Arc<dyn Any + Send + Sync>,
+}
+
+impl HandlerSettings {
+    /// `keys` are the handler's own keys as in the file, a struct or `()`; a reload compares them. `check_lines` are what
+    /// `orderd check` prints about them, and `constructor` is what `handlers` builds the handler with.
+    pub fn new(keys: &impl Serialize, check_lines: Vec<String>, constructor: impl Any + Send + Sync) -> Self {
+        let keys = match serde_json::to_value(keys).expect("settings are structs of plain values") {
+            Value::Object(keys) => keys,
+            Value::Null => Map::new(),
+            other => panic!("settings are keys with values, not {other}"),
+        };
+        HandlerSettings { keys: Arc::new(keys), check_lines: check_lines.into(), constructor: Arc::new(constructor) }
+    }
+
+    /// No keys and no constructor: stands in for the settings of an unknown handler until the problems are reported.
+    pub(super) fn none() -> Self {
+        Self::new(&(), Vec::new(), ())
+    }
+
+    /// The handler's own keys as in the file, secrets redacted.
+    pub fn keys(&self) -> Map<String, Value> {
+        self.keys.iter().map(|(key, value)| (key.clone(), super::secret::redact(value))).collect()
+    }
+
+    /// What `orderd check` prints about them.
+    pub fn check_lines(&self) -> &[String] {
+        &self.check_lines
+    }
+
+    /// The constructor, if it is of this type.
+    pub fn constructor<T: Any>(&self) -> Option<&T> {
+        self.constructor.downcast_ref()
+    }
+}
+
+impl PartialEq for HandlerSettings {
+    fn eq(&self, other: &Self) -> bool {
+        self.keys == other.keys
+    }
+}
+
+impl fmt::Debug for HandlerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.keys()).finish()
+    }
+}
+
+/// As the keys it was read from.
+impl Serialize for HandlerSettings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.keys.serialize(serializer)
+    }
+}

@@ -1,0 +1,79 @@
+//! Writes checked values as they are written in the file. A reload compares two configurations in this form.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::duration;
+use super::model::Address;
+use crate::recovery::RetryPolicy;
+use crate::tls::{CertificateFiles, TlsFiles};
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+pub(super) fn span<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&duration::format(*value))
+}
+
+pub(super) fn span_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => span(value, serializer),
+        None => serializer.serialize_str("off"),
+    }
+}
+
+pub(super) fn span_or_forever<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => span(value, serializer),
+        None => serializer.serialize_str("forever"),
+    }
+}
+
+pub(super) fn address_or_off<S: Serializer>(value: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str("off"),
+    }
+}
+
+/// Not as serde does it, which fails for a path that is not UTF-8.
+pub(super) fn path<S: Serializer>(value: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&value.display())
+}
+
+pub(super) fn optional_path<S: Serializer>(value: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => path(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// The names of the files. Their content is not part of a configuration: it is read again for each connection.
+pub(super) fn tls_files<S: Serializer>(files: &TlsFiles, serializer: S) -> Result<S::Ok, S::Error> {
+    let TlsFiles { ca, client } = files;
+    let (certificate, key) = client.as_ref().map(|CertificateFiles { certificate, key }| (certificate, key)).unzip();
+    let files = [("ca_file", ca.as_ref()), ("certificate_file", certificate), ("key_file", key)];
+    let mut map = serializer.serialize_map(None)?;
+    for (name, file) in files {
+        if let Some(file) = file {
+            map.serialize_entry(name, &file.display().to_string())?;
+        }
+    }
+    map.end()
+}
+
+pub(super) fn retry<S: Serializer>(policy: &RetryPolicy, serializer: S) -> Result<S::Ok, S::Error> {
+    let RetryPolicy { immediate, delays, max_age } = policy;
+    let mut map = serializer.serialize_map(Some(3))?;
+    map.serialize_entry("immediate", immediate)?;
+    map.serialize_entry("delays", &delays.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    map.serialize_entry("max_age", &duration::format(*max_age))?;
+    map.end()
+}

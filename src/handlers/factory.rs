@@ -1,0 +1,67 @@
+//! The trait that makes a handler available to the configuration, and the way from checked settings to a handler.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::HandlerDeps;
+use crate::config::{HandlerSettings, HandlerSpec, MessageKind, Section};
+use crate::pipeline::Handler;
+
+/// A kind of handler: its name, its own keys in `[consumers.<name>]`, and its construction. Implemented by a unit struct.
+pub trait HandlerFactory: Send + Sync + 'static {
+    /// The values of its own keys; `()` if it has none. Serialized, they are the keys and values as in the file, which a
+    /// reload compares. Changed settings make a new handler.
+    type Settings: Serialize + Send + Sync + 'static;
+
+    /// The name that `consumers.<name>.handler` gives.
+    const NAME: &'static str;
+
+    /// What its consumers receive.
+    const MESSAGES: MessageKind;
+
+    /// Takes its own keys out of the consumer's section, and reports what is wrong with them. Where there are problems,
+    /// defaults stand in: the caller reports the problems and discards the settings.
+    fn read(section: &mut Section<'_>) -> Self::Settings;
+
+    /// Lines that `orderd check` prints about a consumer with these settings.
+    fn check_lines(_consumer: &str, _settings: &Self::Settings) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Builds the handler of a consumer.
+    fn build(consumer: &str, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
+}
+
+/// Builds the handler of a consumer, with the settings it captures.
+type Build = dyn Fn(&str, &HandlerDeps) -> Arc<dyn Handler> + Send + Sync;
+
+struct Constructor(Box<Build>);
+
+impl<F: HandlerFactory> HandlerSpec for F {
+    fn name(&self) -> &'static str {
+        F::NAME
+    }
+
+    fn messages(&self) -> MessageKind {
+        F::MESSAGES
+    }
+
+    fn configure(&self, consumer: &str, section: &mut Section<'_>) -> HandlerSettings {
+        let settings = F::read(section);
+        let keys = serde_json::to_value(&settings).expect("settings are structs of plain values");
+        let lines = F::check_lines(consumer, &settings);
+        let build = move |consumer: &str, deps: &HandlerDeps| F::build(consumer, &settings, deps);
+        HandlerSettings::new(&keys, lines, Constructor(Box::new(build)))
+    }
+}
+
+/// Builds the handler of a consumer from its settings.
+///
+/// # Panics
+/// If no [`HandlerFactory`] made the settings. Loading rejects unknown handlers, so those of a configuration are made by
+/// one.
+pub fn build(consumer: &str, settings: &HandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+    let Constructor(build) = settings.constructor().expect("a handler factory made the settings");
+    build(consumer, deps)
+}

@@ -1,0 +1,53 @@
+//! What a delivery came to: what its handler did, and how it was settled. Values only.
+
+use std::sync::Arc;
+
+use crate::message::Settlement;
+use crate::recovery::{DeadLetterReason, Delay};
+
+/// What a handler did with a delivery that it did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HandlerOutcome {
+    /// Its effects are recorded.
+    Completed,
+    /// Its effects had been recorded before.
+    Duplicate,
+    /// A failed message was sent to a retry queue.
+    Retried {
+        /// The consumer that failed; `None` if the queue it failed in is unknown.
+        consumer: Option<Arc<str>>,
+        /// The delay of that queue.
+        delay: Delay,
+    },
+    /// A failed message was dead-lettered.
+    DeadLettered {
+        /// The consumer that failed; `None` if the queue it failed in is unknown.
+        consumer: Option<Arc<str>>,
+        /// Why it is not retried.
+        reason: DeadLetterReason,
+    },
+}
+
+/// How a delivery left the worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DeliveryOutcome {
+    /// Acked: its handler succeeded.
+    Handled(HandlerOutcome),
+    /// Acked: its handler failed, and a copy in the failed-order queue is confirmed.
+    Forwarded,
+    /// Released to the broker, which delivers it again. Also when the subscription was lost.
+    Released,
+    /// Rejected: the broker dead-letters it.
+    Rejected,
+}
+
+impl DeliveryOutcome {
+    /// How it is settled with the broker.
+    pub(crate) fn settlement(&self) -> Settlement {
+        match self {
+            DeliveryOutcome::Handled(_) | DeliveryOutcome::Forwarded => Settlement::Ack,
+            DeliveryOutcome::Released => Settlement::Release,
+            DeliveryOutcome::Rejected => Settlement::Reject,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The trait that the pipeline calls for each delivery, with its input and output.
+//!
+//! A handler never acks, publishes or retries: it returns what is to be published and recorded, and the worker does it.
+//! The implementations are in `handlers`.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::ledger::LedgerEntry;
+use crate::message::{Delivery, Publication};
+use crate::metrics::HandlerOutcome;
+use crate::recovery::Failure;
+
+/// Processes the deliveries of one consumer.
+pub trait Handler: Send + Sync + 'static {
+    /// Processes one delivery. May be dropped at any await (deadline, shutdown, lost connection) and called again with
+    /// the same message, so what it records must be recorded once however often it runs.
+    ///
+    /// # Errors
+    /// A [`Failure`], whose kind decides on retries.
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>>;
+}
+
+/// One delivery to process.
+#[derive(Debug, Clone, Copy)]
+pub struct HandlerInput<'a> {
+    /// What was delivered.
+    pub delivery: &'a Delivery,
+    /// The consumer's name.
+    pub consumer: &'a Arc<str>,
+    /// Delayed retries so far.
+    pub retries: u32,
+}
+
+/// What a handler did with a delivery, and what the worker still has to do.
+#[derive(Debug)]
+pub struct HandlerOutput {
+    /// What was done.
+    pub outcome: HandlerOutcome,
+    /// To be published, and confirmed before `record` is recorded.
+    pub emit: Arc<[Publication]>,
+    /// To be recorded after `emit` is confirmed and before the delivery is acked.
+    pub record: Option<LedgerEntry>,
+}
+
+impl HandlerOutput {
+    /// Nothing is left to publish or record.
+    pub fn finished(outcome: HandlerOutcome) -> Self {
+        HandlerOutput { outcome, emit: Arc::default(), record: None }
+    }
+}
