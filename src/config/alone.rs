@@ -1,5 +1,5 @@
-//! Reads `[admin]` alone, from a configuration whose other sections may be wrong: whoever wants to know what a daemon
-//! makes of a broken file must reach it.
+//! Reads `[admin]` only, from a configuration whose other sections may be invalid: `orderd status` must reach the daemon
+//! to show what is wrong with them.
 
 use super::layers::Layers;
 use super::load::{LoadError, Sources, text};
@@ -8,11 +8,11 @@ use super::read;
 use super::report::Problem;
 use super::section::{Reading, Section};
 
-/// The `[admin]` of a configuration, from file, environment and settings. Of a file with syntax errors, what could be
-/// made out; it may then say less than whoever wrote it meant.
+/// The `[admin]` section of a configuration, from file, environment and command line. In a file with syntax errors, keys
+/// may be missed, so that defaults stand in for them.
 ///
 /// # Errors
-/// An unreadable file, or what is wrong with `[admin]` itself.
+/// An unreadable file, or the problems with `[admin]`.
 pub fn admin_alone(sources: &Sources) -> Result<Admin, LoadError> {
     let path = sources.path();
     let bytes = match std::fs::read(&path) {
@@ -26,8 +26,8 @@ pub fn admin_alone(sources: &Sources) -> Result<Admin, LoadError> {
     if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings }) }
 }
 
-/// The same for those who ask only what is open to everybody: a token that cannot be used does not matter. Where the
-/// file says nothing that could be used, what environment and settings say.
+/// The same for requests that need no token: a token that cannot be read does not matter. If the file cannot be used, from
+/// environment and command line only.
 pub fn admin_without_token(sources: &Sources) -> Option<Admin> {
     let bytes = std::fs::read(sources.path()).unwrap_or_default();
     [text(&bytes).unwrap_or_default(), ""].into_iter().find_map(|text| {
@@ -36,7 +36,7 @@ pub fn admin_without_token(sources: &Sources) -> Option<Admin> {
     })
 }
 
-/// With its problems and all warnings.
+/// The section, its problems and all warnings.
 fn read_admin(text: &str, sources: &Sources) -> (Admin, Vec<Problem>, Vec<Problem>) {
     let reading = Reading::default();
     let mut layers = Layers::recovered(text);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_elsewhere_does_not_matter() {
+    fn problems_in_other_sections_do_not_matter() {
         for broken in [
             "[consumers.order]\nworkers = 0\n[admin]\nlisten = \"127.0.0.1:7\"\n",
             "[broker]\nvirtual_host = = 3\n[admin]\nlisten = \"127.0.0.1:7\"\n",
@@ -75,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_it_does() {
+    fn problems_in_the_section_itself_are_errors() {
         for broken in ["admin = 3\n", "[admin]\nlisten = \"here\"\n", "[admin]\ntoken_file = \"/nowhere\"\n"] {
             assert!(matches!(read(broken, &[]), Err(LoadError::Invalid { .. })), "{broken}");
         }
     }
 
     #[test]
-    fn who_needs_no_token_learns_the_address_as_far_as_anybody_tells() {
+    fn without_a_token_the_address_comes_from_whatever_part_of_the_configuration_is_valid() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("orderd.toml");
         let listen = |file: Option<&str>, settings: &[&str]| {

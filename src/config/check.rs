@@ -1,5 +1,5 @@
-//! What must hold between sections: every queue has its consumer, failures have one door, no order goes two
-//! ways. Pure but for the report it writes to.
+//! What must hold between sections: every queue has one consumer, all failures reach the failed-order queue and no other,
+//! no key reaches two queues. Pure, apart from the report it writes to.
 
 use std::time::Duration;
 
@@ -10,29 +10,29 @@ use super::report::Report;
 use super::suggestion::{did_you_mean, listed};
 use crate::topology::{ExchangeNames, pattern};
 
-/// Unsettled deliveries of all consumers together that deserve a warning: each is in memory, and after a
-/// crash each is handed out again.
+/// Unsettled deliveries of all consumers together that are worth a warning: each is in memory, and is delivered again after
+/// a crash.
 const MANY_SLOTS: usize = 16_384;
-/// Time that a delivery may take with its immediate retries: the broker's ack timeout, with five minutes to spare.
+/// The longest a delivery should take with its immediate retries: the broker's ack timeout of 30 minutes, minus a margin.
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(25 * 60);
-/// Time for which a row is kept beyond the last possible retry.
-const RETENTION_TO_SPARE: Duration = Duration::from_secs(24 * 3600);
+/// How long a row is kept beyond the last possible retry.
+const RETENTION_MARGIN: Duration = Duration::from_secs(24 * 3600);
 /// Most queues and most consumers.
 const MOST: usize = 256;
 
-/// Reports what does not hold.
+/// Reports every violation.
 pub(super) fn check(config: &Config, handlers: Handlers, report: &Report) {
     sizes(config, report);
-    tries_fit_the_ack_timeout(config, report);
+    attempts_fit_the_ack_timeout(config, report);
     retention_outlasts_retries(config, report);
     queue_names(config, report);
     consumers_have_queues(config, report);
     queues_have_one_consumer(config, report);
     if let Some((name, consumer)) = failed_order_consumer(config, handlers, report) {
-        failures_have_one_door(config, name, consumer, report);
+        failures_reach_one_queue(config, name, consumer, report);
     }
-    bindings_are_apart(config, report);
-    events_are_taken(config, report);
+    bindings_do_not_overlap(config, report);
+    events_are_bound(config, report);
 }
 
 fn sizes(config: &Config, report: &Report) {
@@ -47,7 +47,7 @@ fn sizes(config: &Config, report: &Report) {
         config.consumers.values().map(|consumer| consumer.workers * usize::from(consumer.prefetch)).sum();
     if slots > MANY_SLOTS {
         let message = format!(
-            "workers × prefetch add up to {slots}: that many orders are in memory, and are handed out again after a crash"
+            "workers × prefetch add up to {slots}: that many orders are in memory, and are delivered again after a crash"
         );
         report.warning("consumers", message);
     }
@@ -55,13 +55,13 @@ fn sizes(config: &Config, report: &Report) {
 
 /// A delivery is unsettled while its immediate retries last, and the broker closes the channel of one that is
 /// unsettled for 30 minutes.
-fn tries_fit_the_ack_timeout(config: &Config, report: &Report) {
+fn attempts_fit_the_ack_timeout(config: &Config, report: &Report) {
     for (name, consumer) in &config.consumers {
         let tries = consumer.retry.immediate + 1;
         let longest = consumer.timeout * tries;
         if longest > LONGEST_UNSETTLED {
             let message = format!(
-                "allows {tries} tries of {} each, {} in a row; better stay within {}, for the broker waits 30m for an ack",
+                "allows {tries} attempts of {} each, {} in total; stay within {}, since the broker waits 30m for an ack",
                 duration::format(consumer.timeout),
                 duration::format(longest),
                 duration::format(LONGEST_UNSETTLED)
@@ -71,18 +71,18 @@ fn tries_fit_the_ack_timeout(config: &Config, report: &Report) {
     }
 }
 
-/// What is retried is recognised by its row: that must be there for as long as the last retry can take, and a while
-/// longer, since a message also waits in queues.
+/// A retried message is recognised by its row in the ledger, so rows must be kept until the last retry, and longer, since
+/// a message also waits in queues.
 fn retention_outlasts_retries(config: &Config, report: &Report) {
     let Some(retention) = config.ledger.retention else { return };
     for (name, consumer) in &config.consumers {
         let retry = &consumer.retry;
         let longest_delay = retry.delays.iter().map(|delay| delay.as_duration()).max().unwrap_or_default();
-        let least = retry.max_age + longest_delay + RETENTION_TO_SPARE;
+        let least = retry.max_age + longest_delay + RETENTION_MARGIN;
         if retention < least {
             let message = format!(
                 "must be at least {}, is {}: consumer {name:?} may retry an order for {} (its max_age and its longest \
-                 delay), and a day to spare",
+                 delay), and a margin of a day is needed",
                 duration::format(least),
                 duration::format(retention),
                 duration::format(retry.max_age + longest_delay)
@@ -95,7 +95,10 @@ fn retention_outlasts_retries(config: &Config, report: &Report) {
 fn queue_names(config: &Config, report: &Report) {
     for name in [ExchangeNames::DEAD_LETTER_QUEUE, ExchangeNames::UNROUTED_QUEUE] {
         if config.queues.contains_key(name) {
-            report.problem(&format!("queues.{name}"), "must have another name: orderd declares this one itself");
+            report.problem(
+                &format!("queues.{name}"),
+                "must have another name: orderd declares a queue of this name itself",
+            );
         }
     }
 }
@@ -120,17 +123,18 @@ fn queues_have_one_consumer(config: &Config, report: &Report) {
         let mut consumers = consumers_of(queue);
         let Some(first) = consumers.next() else { continue };
         for other in consumers {
-            let message =
-                format!("is the queue of consumer {first:?} already; a queue has one consumer (raise its workers)");
+            let message = format!(
+                "is already the queue of consumer {first:?}; a queue has one consumer (raise its workers instead)"
+            );
             report.problem(&format!("consumers.{other}.queue"), message);
         }
     }
-    // A consumer with a wrong queue may be the one that another queue lacks.
+    // A consumer with a misspelt queue may be the one that seems to be missing.
     if config.consumers.keys().any(|name| report.has(&format!("consumers.{name}.queue"))) {
         return;
     }
     for queue in config.queues.keys().filter(|queue| consumers_of(queue).next().is_none()) {
-        report.problem(&format!("queues.{queue}"), "has no consumer: nobody would work on its orders");
+        report.problem(&format!("queues.{queue}"), "has no consumer, so its orders would never be processed");
     }
 }
 
@@ -154,14 +158,14 @@ fn failed_order_consumer<'c>(
     };
     for (other, consumer) in consumers {
         let handler = &consumer.handler;
-        let message = format!("{handler:?} is the handler of consumer {first:?} already; exactly one has it");
+        let message = format!("{handler:?} is already the handler of consumer {first:?}; exactly one consumer has it");
         report.problem(&format!("consumers.{other}.handler"), message);
     }
     Some((first, consumer))
 }
 
-/// The failures of every other consumer reach the failed-order queue, and no other queue.
-fn failures_have_one_door(config: &Config, failed: &str, consumer: &Consumer, report: &Report) {
+/// The failures of all other consumers must reach the failed-order queue, and no other queue.
+fn failures_reach_one_queue(config: &Config, failed: &str, consumer: &Consumer, report: &Report) {
     let keys: Vec<String> =
         config.consumers.keys().filter(|name| *name != failed).map(|name| ExchangeNames::failed_key(name)).collect();
     for (queue, settings) in &config.queues {
@@ -172,7 +176,7 @@ fn failures_have_one_door(config: &Config, failed: &str, consumer: &Consumer, re
             if let Some(key) = missed.filter(|_| !report.has(&path)) {
                 report.problem(
                     &path,
-                    format!("must match {key:?}, where failures go: add \"{}.#\"", ExchangeNames::FAILED_KEY),
+                    format!("must match {key:?}, the routing key of failures: add \"{}.#\"", ExchangeNames::FAILED_KEY),
                 );
             }
             continue;
@@ -180,7 +184,7 @@ fn failures_have_one_door(config: &Config, failed: &str, consumer: &Consumer, re
         for (index, binding) in settings.bindings.iter().enumerate() {
             if let Some(key) = keys.iter().find(|key| pattern::matches(binding, key)) {
                 let message = format!(
-                    "must not match {key:?}, is {binding:?}: failures belong to queue {:?} alone",
+                    "must not match {key:?}, is {binding:?}: failures must reach queue {:?} only",
                     consumer.queue
                 );
                 report.problem(&format!("{path}[{index}]"), message);
@@ -189,7 +193,7 @@ fn failures_have_one_door(config: &Config, failed: &str, consumer: &Consumer, re
     }
 }
 
-fn bindings_are_apart(config: &Config, report: &Report) {
+fn bindings_do_not_overlap(config: &Config, report: &Report) {
     let bindings: Vec<(&str, usize, &str)> = config
         .queues
         .iter()
@@ -203,24 +207,26 @@ fn bindings_are_apart(config: &Config, report: &Report) {
             bindings[..at].iter().find(|(other, _, former)| other != queue && pattern::overlaps(binding, former));
         if let Some((other, _, former)) = former.filter(|_| !report.has(&path)) {
             let message = format!(
-                "{binding:?} overlaps {former:?} of queue {other:?}: an order that matches both is worked on in both"
+                "{binding:?} overlaps {former:?} of queue {other:?}: an order that matches both is processed twice"
             );
             report.warning(&path, message);
         }
     }
 }
 
-/// What orderd publishes about processed orders, one key of each kind.
+/// The events that orderd publishes about processed orders: one routing key of each kind.
 const EVENTS: [&str; 2] = ["order.notification.email", "order.analytics.processed"];
 
-fn events_are_taken(config: &Config, report: &Report) {
+fn events_are_bound(config: &Config, report: &Report) {
     let bindings = config.queues.values().flat_map(|queue| &queue.bindings);
     let unknown = report.has("queues") || config.queues.is_empty();
     for key in
         EVENTS.into_iter().filter(|key| !unknown && !bindings.clone().any(|binding| pattern::matches(binding, key)))
     {
-        let message =
-            format!("none takes {key:?}, which orderd publishes: such events end in {}", ExchangeNames::UNROUTED_QUEUE);
+        let message = format!(
+            "none is bound to {key:?}, which orderd publishes: such events end in {}",
+            ExchangeNames::UNROUTED_QUEUE
+        );
         report.warning("queues", message);
     }
 }

@@ -1,4 +1,4 @@
-//! Durations as people write them: `30s`, `1m 30s`, `500ms`. Text in, text out; no clock.
+//! Durations as text: `30s`, `1m 30s`, `500ms`. Pure.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! The layers of a configuration: the file, over it the environment, over that the settings of the command
-//! line. It knows keys and where each value was written, and never what a key means.
+//! The layers of a configuration: the file, overridden by the environment, overridden by the command line.
+//!
+//! It knows keys and where each value was written, never what a key means.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -55,7 +56,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// All layers, one over the other.
+/// All layers, merged.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     pub root: Table,
@@ -70,10 +71,10 @@ pub(super) fn join(section: &str, key: &str) -> String {
 }
 
 impl Layers {
-    /// Reads the lowest layer.
+    /// Reads the file, the lowest layer.
     ///
     /// # Errors
-    /// Every syntax error, with line and column. Never shows the line itself: it may hold a password.
+    /// Every syntax error, with line and column. Never shows the line itself: it may contain a password.
     pub(super) fn read(text: &str) -> Result<Self, Vec<Problem>> {
         let (document, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
@@ -84,7 +85,7 @@ impl Layers {
         Ok(Self::of(text, document.get_ref()))
     }
 
-    /// Reads of the lowest layer what can be made out in spite of syntax errors.
+    /// Reads the file as far as possible in spite of syntax errors.
     pub(super) fn recovered(text: &str) -> Self {
         let (document, _) = DeTable::parse_recoverable(text);
         Self::of(text, document.get_ref())
@@ -131,8 +132,8 @@ impl Layers {
         }
     }
 
-    /// Lays the environment over it: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in capitals or not.
-    /// `ORDERD_CONFIG` and names that start with `ORDERD_TEST` are none of its business.
+    /// Overrides values with the environment: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in upper or lower case.
+    /// `ORDERD_CONFIG` and names that start with `ORDERD_TEST` are not settings.
     pub(super) fn overlay_environment(&mut self, variables: &[(OsString, OsString)], report: &Report) {
         let mut ours: Vec<(String, &OsString)> = variables
             .iter()
@@ -150,11 +151,11 @@ impl Layers {
         }
     }
 
-    /// Lays `key=value` settings of the command line over it: `consumers.order.workers=8`.
+    /// Overrides values with `key=value` settings of the command line: `consumers.order.workers=8`.
     pub(super) fn overlay_settings(&mut self, settings: &[String], report: &Report) {
         for setting in settings {
             let Some((key, value)) = setting.split_once('=') else {
-                // Not shown whole: it may be a password whose key was forgotten.
+                // Not shown: it may be a password whose key was forgotten.
                 report.problem("--set", "must be KEY=VALUE, such as consumers.order.workers=8");
                 continue;
             };
@@ -169,8 +170,8 @@ impl Layers {
         }
     }
 
-    /// The path a variable means. Words are split at two underscores; a queue or consumer that the file names
-    /// is known by its whole name, whatever underscores that has.
+    /// The path of the key that a variable sets. Two underscores separate words, except within the name of a queue or a
+    /// consumer in the file.
     fn environment_path(&self, key: &str) -> Vec<String> {
         let named = ["queues", "consumers"].into_iter().find_map(|section| {
             let rest = key.strip_prefix(section)?.strip_prefix("__")?;
@@ -213,7 +214,7 @@ impl Layers {
             report.problem(&path, message);
             return;
         }
-        // A password of a higher layer replaces a password file of a lower one, and the other way round.
+        // A password in a higher layer replaces a password file in a lower one, and vice versa.
         let twin = match last.as_str() {
             "password" => join(&section, "password_file"),
             "password_file" => join(&section, "password"),
@@ -243,7 +244,7 @@ fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
     Problem::in_file(format!("line {line}, column {column}"), error.message().replace('\n', ", "), line, column)
 }
 
-/// Finds lines and columns.
+/// Turns offsets into lines and columns.
 struct Lines<'t> {
     text: &'t str,
     starts: Vec<usize>,

@@ -1,5 +1,6 @@
-//! Loading: finds the file, lays the layers over each other, reads and checks them, and tells every problem
-//! in one go. It reads files, and the clock only for the dates in certificates, and never talks to the broker.
+//! Loading: reads the file, overlays environment and command line, checks the result, and reports every problem in one go.
+//!
+//! It reads files, and the clock only to check the dates in certificates. It never connects to the broker.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -14,7 +15,7 @@ use super::{check, read, secret};
 
 /// The annotated default configuration.
 pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
-/// Where the configuration is if nobody says otherwise.
+/// The configuration file, unless `--config` or `$ORDERD_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/orderd/orderd.toml";
 /// Largest configuration file, in bytes.
 pub(crate) const LARGEST_FILE: usize = 1 << 20;
@@ -32,7 +33,7 @@ pub struct Sources {
     pub handlers: Handlers,
 }
 
-/// Shows which keys are set and never to what: there may be secrets among them, other programs' too.
+/// Shows which keys are set, without their values: these may be secrets, also of other programs.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = self.settings.iter().map(|setting| setting.split('=').next().unwrap_or_default());
@@ -66,7 +67,7 @@ impl Sources {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What a person should look at, sorted by where it stands.
+    /// What works but is probably wrong, in the order of the file.
     pub warnings: Vec<Problem>,
     /// The file it was read from.
     pub path: PathBuf,
@@ -80,18 +81,18 @@ pub enum LoadError {
     Unreadable {
         /// Which file.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// It was read and is wrong. Displays as one line for each problem.
+    /// The file was read, and the configuration is invalid. Displays as one line for each problem.
     #[error("{}", Lines(path, problems))]
     Invalid {
         /// Which file.
         path: PathBuf,
-        /// Every problem, sorted by where it stands.
+        /// Every problem, in the order of the file.
         problems: Vec<Problem>,
-        /// Every warning, sorted by where it stands.
+        /// Every warning, in the order of the file.
         warnings: Vec<Problem>,
     },
 }
@@ -113,7 +114,7 @@ impl Config {
     /// with neither `[queues]` nor `[consumers]` gets those of [`DEFAULT_FILE`].
     ///
     /// # Errors
-    /// An unreadable file, or every problem there is.
+    /// An unreadable file, or every problem with the configuration.
     pub fn load(sources: &Sources) -> Result<Loaded, LoadError> {
         let path = sources.path();
         let bytes = match std::fs::read(&path) {
@@ -123,12 +124,12 @@ impl Config {
         Self::of_bytes(&bytes, path, sources)
     }
 
-    /// The configuration that a file's content says.
+    /// Loads the configuration from the content of its file.
     pub(crate) fn of_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
         let reading = Reading::with(&sources.environment, secret::is_open(&path));
         match parse(bytes, sources, &reading) {
             Ok((config, mut warnings)) => {
-                warnings.extend(unended(bytes));
+                warnings.extend(missing_newline(bytes));
                 Ok(Loaded { config, warnings, path })
             }
             Err(ConfigErrors { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
@@ -136,17 +137,17 @@ impl Config {
     }
 }
 
-/// The running daemon takes a file whose last line has no end for one that was cut off.
-fn unended(bytes: &[u8]) -> Option<Problem> {
+/// A reload takes a file without a final newline for one that was cut off, so loading warns about it.
+fn missing_newline(bytes: &[u8]) -> Option<Problem> {
     if bytes.is_empty() || bytes.ends_with(b"\n") {
         return None;
     }
     let line = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let message = "the last line has no newline at its end: a reload would refuse the file as cut off";
+    let message = "the last line does not end with a newline: a reload would reject the file as cut off";
     Some(Problem::in_file(format!("line {line}"), message.to_owned(), line, 1))
 }
 
-/// Whether a file's content has queues or consumers of its own; else it gets the default ones.
+/// Whether a file has queues or consumers of its own. If not, it gets the default ones.
 pub(crate) fn has_workload(bytes: &[u8]) -> bool {
     let layers = text(bytes).and_then(Layers::read);
     layers.is_ok_and(|layers| layers.root.contains_key("queues") || layers.root.contains_key("consumers"))
@@ -158,7 +159,7 @@ pub(super) struct ConfigErrors {
     pub warnings: Vec<Problem>,
 }
 
-/// Everything but finding and reading the file.
+/// Loads a configuration from the content of its file.
 pub(super) fn parse(
     bytes: &[u8],
     sources: &Sources,
@@ -173,7 +174,7 @@ pub(super) fn parse(
     layers.overlay_settings(&sources.settings, &reading.report);
     let config = read::config(layers.root, sources.handlers, reading);
     check::check(&config, sources.handlers, &reading.report);
-    secret::look_at_places(&config, &layers.origins, reading);
+    secret::warn_of_exposed(&config, &layers.origins, reading);
     let (problems, warnings) = reading.report.take_sorted(&layers.origins);
     if problems.is_empty() { Ok((config, warnings)) } else { Err(ConfigErrors { problems, warnings }) }
 }
@@ -190,7 +191,7 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {
 }
 
 fn add_default_workload(layers: &mut Layers) {
-    let defaults = Layers::read(DEFAULT_FILE).expect("the default file is valid; a test reads it");
+    let defaults = Layers::read(DEFAULT_FILE).expect("the default file is valid TOML; a test reads it");
     let workload = defaults.root.into_iter().filter(|(key, _)| key == "queues" || key == "consumers");
     layers.root.extend(workload.filter(|(_, value)| matches!(value, Value::Table(_))));
 }

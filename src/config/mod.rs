@@ -1,8 +1,8 @@
-//! The configuration: raw TOML and environment in, checked values out.
+//! The configuration: TOML, environment and command line in, checked values out.
 //!
-//! `load` finds and layers (`layers`), `read` and `workload` take each key (`section`, `shape`, `secret`),
-//! `check` holds sections against each other, `report` collects every problem. After loading nobody sees a
-//! raw value. `change` compares the configuration of a running daemon with a changed one.
+//! `load` reads the file and overlays the other `layers`; `read` and `workload` take each key from its `section`; a
+//! `handler` takes its own keys; `check` compares sections with each other; `report` collects every problem. After loading,
+//! no other module sees a raw value. `change` compares the configuration of a running daemon with a changed one.
 //! It never touches the broker.
 
 mod alone;

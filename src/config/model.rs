@@ -1,4 +1,6 @@
-//! The checked configuration. Every value here has passed its checks.
+//! The checked configuration. Every value has passed its checks.
+//!
+//! It serializes to keys and values as in the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,14 +15,14 @@ use super::serialize;
 use crate::recovery::RetryPolicy;
 use crate::tls::TlsFiles;
 
-/// Everything orderd runs by.
+/// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
-    /// Where the broker is and who we are to it.
+    /// Where the broker is, and how orderd authenticates.
     pub broker: Broker,
-    /// The broker's HTTP API.
+    /// The broker's management HTTP API.
     pub management: Management,
-    /// Exchange names and whether orderd declares.
+    /// The exchange, and whether orderd declares the topology.
     pub topology: TopologySettings,
     /// Work queues by name.
     pub queues: BTreeMap<String, Queue>,
@@ -51,7 +53,7 @@ pub struct Broker {
     pub username: String,
     /// From `password` or `password_file`; default `guest`.
     pub password: Secret,
-    /// How orderd says who it is; default `plain`.
+    /// How orderd authenticates; default `plain`.
     pub mechanism: Mechanism,
     /// `None`: AMQP without TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,12 +64,12 @@ pub struct Broker {
     /// One connection attempt, handshake included; default 10 s.
     #[serde(serialize_with = "serialize::span")]
     pub connect_timeout: Duration,
-    /// How long a publication may stay unconfirmed before its connection is given up; default 30 s.
+    /// How long a publication may stay unconfirmed before its connection is closed; default 30 s.
     #[serde(serialize_with = "serialize::span")]
     pub confirm_timeout: Duration,
-    /// Unconfirmed publications at most; default 4096.
+    /// Most unconfirmed publications; default 4096.
     pub max_unconfirmed: usize,
-    /// Bytes of unconfirmed publications at most; default 16 MiB.
+    /// Most bytes of unconfirmed publications; default 16 MiB.
     pub max_unconfirmed_bytes: usize,
     /// Longest back-off between connection attempts; default 30 s (first 100 ms, doubling, full jitter).
     #[serde(serialize_with = "serialize::span")]
@@ -124,7 +126,7 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// The secret itself, for the one place that needs it.
+    /// The secret itself.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -148,7 +150,7 @@ pub struct Management {
     pub username: String,
     /// Default: the broker's.
     pub password: Secret,
-    /// How often queue depths are asked for, default 5 s. `None`: never, for `"off"`.
+    /// How often the API is polled, default 5 s; `None` if it is `"off"`.
     #[serde(serialize_with = "serialize::span_or_off")]
     pub poll_every: Option<Duration>,
 }
@@ -178,12 +180,12 @@ pub struct Consumer {
     pub handler: String,
     /// Worker tasks, 1 to 1024.
     pub workers: usize,
-    /// Deliveries one worker holds and works on at a time, at least 1; workers × prefetch ≤ 65,535.
+    /// Deliveries that one worker processes at a time, at least 1; workers × prefetch ≤ 65,535.
     pub prefetch: u16,
     /// A handler's deadline; default 30 s, at most 15 min.
     #[serde(serialize_with = "serialize::span")]
     pub timeout: Duration,
-    /// What happens to failures. Without meaning for the failed-order consumer.
+    /// How failures are retried. Has no effect on the failed-order consumer.
     #[serde(serialize_with = "serialize::retry")]
     pub retry: RetryPolicy,
     /// What its queue holds, as its handler says.
@@ -200,7 +202,7 @@ impl Consumer {
         self.messages == MessageKind::Failure
     }
 
-    /// Unsettled deliveries the broker may leave with this consumer: workers × prefetch.
+    /// Most unsettled deliveries of this consumer: workers × prefetch.
     pub fn slots(&self) -> u16 {
         u16::try_from(self.workers * usize::from(self.prefetch)).expect("checked: workers × prefetch fits 16 bits")
     }
@@ -212,8 +214,8 @@ pub struct Ledger {
     /// Where `orderd.db` is, default `/var/lib/orderd`; created if missing.
     #[serde(serialize_with = "serialize::path")]
     pub directory: PathBuf,
-    /// How long rows are kept once they are done with; `None`, the default: forever. Aggregates and dead letters
-    /// always are.
+    /// How long rows of processed messages are kept; `None`, the default: forever. Aggregates and dead letters are always
+    /// kept.
     #[serde(serialize_with = "serialize::span_or_forever")]
     pub retention: Option<Duration>,
 }
@@ -239,13 +241,13 @@ pub struct Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// A person must act.
+    /// Someone must act.
     Error,
-    /// Degraded, but heals itself.
+    /// Degraded, but self-healing.
     Warn,
     /// Life cycle.
     Info,
-    /// One message.
+    /// Single messages.
     Debug,
     /// Everything.
     Trace,
@@ -255,7 +257,7 @@ pub enum LogLevel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Lines of text.
     Text,
     /// One JSON object a line.
     Json,
@@ -278,27 +280,27 @@ pub enum Rotation {
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Admin {
-    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. Beyond loopback only with a token.
+    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. Other than loopback addresses need a token.
     #[serde(serialize_with = "serialize::address_or_off")]
     pub listen: Option<SocketAddr>,
-    /// From `token_file`: the bearer token of everything but the plain health checks.
+    /// From `token_file`: the bearer token that all requests need, except plain health checks.
     #[serde(rename = "token_file", skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
-    /// Names by which it may be asked, besides `localhost` and IP addresses; lower case, without port.
+    /// Host names that requests may use, besides `localhost` and IP addresses; lower case, without port.
     pub hosts: Vec<String>,
 }
 
 /// `[reload]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reload {
-    /// Whether a changed file is applied by itself; default false.
+    /// Whether a changed file is applied automatically; default false.
     pub watch: bool,
 }
 
 /// `[shutdown]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shutdown {
-    /// How long work in progress may take to finish; default 30 s.
+    /// How long deliveries in flight may take to finish; default 30 s.
     #[serde(serialize_with = "serialize::span")]
     pub drain_timeout: Duration,
 }

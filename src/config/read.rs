@@ -1,5 +1,4 @@
-//! The sections of the file and their keys, each with its default and its range. It reads; what must hold
-//! between keys is in `check`.
+//! Reads the sections of the file: every key with its default and its range. What must hold between sections is in `check`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +14,7 @@ use super::model::{
 use super::section::{LONGEST_PATH, Reading, Section};
 use super::{secret, shape, tls, workload};
 
-/// Longest name AMQP carries: a short string.
+/// Longest AMQP short string, in bytes.
 const SHORT_STRING: usize = 255;
 /// The port of AMQP without TLS, and with it.
 const AMQP_PORT: u16 = 5672;
@@ -27,7 +26,7 @@ const MAX_HOSTS: usize = 32;
 /// Longest name of the orders exchange, so that `.dead_letter` fits behind it.
 const LONGEST_EXCHANGE: usize = 200;
 
-/// Reports are exact to the minute for the last two days; a day to spare.
+/// Reports are exact to the minute for the last two days; one more day is a margin.
 const SHORTEST_RETENTION: Duration = seconds(3 * 86_400);
 const LONGEST_RETENTION: Duration = seconds(36_500 * 86_400);
 
@@ -35,7 +34,7 @@ const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-/// Reads everything. Where there are problems, defaults stand in; the caller throws them away.
+/// Reads all sections. Defaults stand in for wrong values; the caller then discards the configuration.
 pub(super) fn config(root: Table, handlers: Handlers, reading: &Reading) -> Config {
     let mut root = Section::new(String::new(), root, reading);
     let broker = broker(root.section("broker"));
@@ -102,13 +101,13 @@ fn broker(mut section: Section<'_>) -> Broker {
     broker
 }
 
-/// How orderd says who it is. Without a certificate there is nothing but a password.
+/// How orderd authenticates. Without a client certificate only a password is possible.
 fn mechanism(section: &mut Section<'_>, tls: Option<&Tls>) -> Mechanism {
     let words = [("plain", Mechanism::Plain), ("external", Mechanism::External)];
     let mechanism = section.or("mechanism", Mechanism::Plain, &shape::word(&words));
     let identified = tls.is_some_and(|tls| tls.files.client.is_some()) || section.report().has(&section.key("tls"));
     if mechanism == Mechanism::External && !identified {
-        let message = "\"external\" is by client certificate: give tls.certificate_file and tls.key_file";
+        let message = "\"external\" needs a client certificate: give tls.certificate_file and tls.key_file";
         section.problem("mechanism", message);
     }
     mechanism
@@ -139,7 +138,7 @@ fn management(mut section: Section<'_>, broker: &Broker) -> Management {
     management
 }
 
-/// An URL with credentials is refused without being shown.
+/// A URL with credentials is rejected without showing it.
 fn url(value: &Value) -> Result<String, String> {
     const FORM: &str = "must be a URL such as \"http://127.0.0.1:15672\"";
     let text = shape::text(2048)(value)?;
@@ -170,7 +169,7 @@ fn exchange(value: &Value) -> Result<String, String> {
     if !name.chars().all(plain) {
         Err(format!("must be letters, digits, \"_\", \"-\" and \".\", is {value}"))
     } else if name.starts_with("amq.") {
-        Err("must not begin with \"amq.\": the broker keeps those names to itself".to_owned())
+        Err("must not begin with \"amq.\": the broker reserves such names".to_owned())
     } else {
         Ok(name)
     }
@@ -251,7 +250,7 @@ fn listen(value: &Value) -> Result<Option<SocketAddr>, String> {
     text.parse().map(Some).map_err(form)
 }
 
-/// A name by which the admin pages may be asked.
+/// A host name that requests to the admin listener may use.
 fn host(value: &Value) -> Result<String, String> {
     let name = shape::text(SHORT_STRING)(value)?.to_ascii_lowercase();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');

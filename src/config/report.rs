@@ -1,4 +1,5 @@
-//! Collects what is wrong with a configuration. It knows paths, and never shows a value by itself.
+//! Collects the problems and warnings of a configuration, and finds out where their keys were written. It never shows a
+//! value on its own.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -7,12 +8,12 @@ use serde::Serialize;
 
 use super::origin::{Origin, Origins};
 
-/// Something wrong, or worth a warning, in a configuration.
+/// A problem with a configuration, or a warning about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Which key: `consumers.order.prefetch`; of a syntax error `line 3, column 7`.
     pub path: String,
-    /// What is wrong with it: `must be at least 1, is 0`.
+    /// The problem: `must be at least 1, is 0`.
     pub message: String,
     /// The line in the file, from 1, if it was written there.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,8 +42,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Problems and warnings found so far. Of each path the first problem is kept: what follows from it would
-/// only confuse.
+/// The problems and warnings so far. The first problem of each path is kept, since further ones usually follow from it.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     problems: RefCell<Vec<(String, String)>>,
@@ -68,7 +68,7 @@ impl Report {
         self.problems.borrow().iter().any(|(known, _)| below(known))
     }
 
-    /// All problems and all warnings, each sorted by where they stand.
+    /// All problems and all warnings, each in the order of the file.
     pub(super) fn take_sorted(&self, origins: &Origins) -> (Vec<Problem>, Vec<Problem>) {
         let sorted = |found: &RefCell<Vec<(String, String)>>| {
             let mut found: Vec<_> =
@@ -80,7 +80,7 @@ impl Report {
     }
 }
 
-/// Where a key stands; for one that is missing, where its section does.
+/// Where a key was written; for a missing key, where its section was.
 fn origin(origins: &Origins, path: &str) -> Option<Origin> {
     let mut path = path;
     loop {

@@ -1,4 +1,4 @@
-//! Reads secrets, from the configuration or from a file it names. It never shows one, whatever is wrong.
+//! Reads secrets from the configuration and from the files it names. It never shows a secret, whatever is wrong with it.
 
 use std::collections::hash_map::RandomState;
 use std::fs::File;
@@ -16,11 +16,11 @@ use super::origin::{Origin, Origins};
 use super::section::{Reading, Section};
 use super::shape;
 
-/// RabbitMQ's own password for the user that it lets in from its own machine only: no secret.
-const NO_SECRET: &str = "guest";
+/// RabbitMQ's default password, of a user that may only connect from the broker's machine: not a secret.
+const NOT_SECRET: &str = "guest";
 /// Longest password, in bytes.
 const LONGEST: usize = 1024;
-/// Shortest token, in bytes: what may be tried over a network must not be guessed.
+/// Shortest token, in bytes: it must not be guessable over a network.
 const SHORTEST_TOKEN: usize = 16;
 
 /// What a secret is shown as.
@@ -58,7 +58,7 @@ pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
     let file = section.file("password_file");
     let path = section.key("password_file");
     if given.is_some() && file.is_some() {
-        section.report().problem(&path, "stands beside a password: give one of the two");
+        section.report().problem(&path, "conflicts with password: give one of the two");
         return None;
     }
     match file {
@@ -67,7 +67,7 @@ pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
     }
 }
 
-/// The bearer token in `token_file`, if that is there.
+/// The bearer token in the file that `token_file` names, if there is one.
 pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
     let file = section.file("token_file")?;
     from_file(section, &section.key("token_file"), &file, read_token)
@@ -76,7 +76,7 @@ pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
 /// The bearer token in a file.
 ///
 /// # Errors
-/// Why it cannot be used, without showing it.
+/// Why the token cannot be used, without showing it.
 pub fn token_in(path: &Path) -> Result<Secret, String> {
     read_token(path)
 }
@@ -111,23 +111,27 @@ fn from_file(
     }
 }
 
-/// Warns of passwords that stand where others may see them. Those of the command line were refused before.
-pub(super) fn look_at_places(config: &Config, origins: &Origins, reading: &Reading) {
+/// Warns of passwords that others can read. Those on the command line were rejected before.
+pub(super) fn warn_of_exposed(config: &Config, origins: &Origins, reading: &Reading) {
     for (key, password) in
         [("broker.password", &config.broker.password), ("management.password", &config.management.password)]
     {
         let place = match origins.get(key) {
-            Some(Origin::File { .. }) if reading.is_open => "every user of this machine can read the file it stands in",
-            Some(Origin::Environment(_)) => "whoever may inspect the service or the container sees its environment",
+            Some(Origin::File { .. }) if reading.is_open => {
+                "every user of this machine can read the configuration file"
+            }
+            Some(Origin::Environment(_)) => {
+                "everyone who can inspect the service or the container can read its environment"
+            }
             Some(Origin::File { .. } | Origin::Setting(_)) | None => continue,
         };
-        if password.expose() != NO_SECRET {
-            reading.report.warning(key, format!("{place}; better give password_file"));
+        if password.expose() != NOT_SECRET {
+            reading.report.warning(key, format!("{place}; use password_file instead"));
         }
     }
 }
 
-/// Warns of a file with a secret that others than its owner and its group can read.
+/// Warns of a file with a secret that every user of this machine can read.
 pub(super) fn warn_if_open(section: &Section<'_>, key: &str, file: &Path) {
     if is_open(file) {
         section.report().warning(key, format!("every user of this machine can read {file:?}"));
@@ -140,7 +144,7 @@ pub(super) fn is_open(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
 }
 
-/// Reads a file with a secret; the newline that editors leave at its end is no part of it.
+/// Reads a file with a secret. A newline at its end, which editors add, is not part of the secret.
 fn read(path: &Path) -> Result<Secret, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let metadata = file.metadata().map_err(|error| error.to_string())?;

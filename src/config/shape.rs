@@ -1,5 +1,5 @@
-//! The shapes of single values: text, numbers, durations, addresses, names. Each reads a value or says what
-//! it must be, in the words of a problem (`must be at least 1, is 0`).
+//! Reads single values: text, numbers, durations, addresses, names. Each function returns the value, or a problem with it
+//! (`must be at least 1, is 0`).
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
     }
 }
 
-/// A secret: as text, but whatever is wrong, it is never shown.
+/// A secret: like text, but a problem never shows it.
 pub fn secret(most: usize) -> impl Fn(&Value) -> Result<String, String> {
     move |value| match value {
         Value::Text(_) | Value::Untyped(_) => text(most)(value),
@@ -128,9 +128,9 @@ pub fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String
     }
 }
 
-/// `host`, `host:port`, `[::1]` or `[::1]:port`, with a port for those that have none.
+/// `host`, `host:port`, `[::1]` or `[::1]:port`; `port` is the default.
 ///
-/// An address with a scheme or an `@` is refused without being shown: it may hold a password.
+/// An address with a scheme or an `@` is rejected without showing it: it may contain a password.
 pub(super) fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
     move |value| {
         let text = text(255)(value)?;
@@ -163,7 +163,7 @@ fn parse_address(text: &str, default_port: u16) -> Option<Address> {
     (port > 0).then(|| Address { host: host.to_owned(), port })
 }
 
-/// What is wrong with the name of a queue or a consumer, if anything.
+/// The problem with the name of a queue or a consumer, if there is one.
 pub(super) fn name_problem(name: &str, most: usize) -> Option<String> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     if name.is_empty() || !name.bytes().all(plain) {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_with_credentials_is_refused_and_not_shown() {
+    fn an_address_with_credentials_is_rejected_and_not_shown() {
         let problem = address(5672)(&Value::Text("amqp://me:hunter2@rabbit".to_owned())).unwrap_err();
         assert!(!problem.contains("hunter2"), "{problem}");
     }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_switched_off_is_off_or_its_shape() {
+    fn a_value_that_can_be_switched_off_is_off_or_valid() {
         let read = super::or_off(super::span(Duration::from_secs(1)..=Duration::from_secs(60)));
         assert_eq!(read(&Value::Text("off".to_owned())), Ok(None));
         assert_eq!(read(&Value::Untyped("5s".to_owned())), Ok(Some(Duration::from_secs(5))));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_number_is_no_duration() {
+    fn a_number_without_a_unit_is_not_a_duration() {
         let read = super::span(Duration::from_secs(1)..=Duration::from_secs(60));
         let problem = read(&Value::Integer(30)).unwrap_err();
         assert_eq!(problem, "must be a duration with a unit, such as \"30s\" or \"1m 30s\", is 30");

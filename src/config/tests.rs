@@ -1,4 +1,4 @@
-//! The configuration as its users meet it: files and variables in, problems and warnings out.
+//! Loading as a whole: files and variables in, problems and warnings out.
 
 mod secrets;
 
@@ -25,16 +25,16 @@ fn load_with(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<(
     }
 }
 
-fn good(file: &str) -> Config {
-    load(file, &[]).expect("a good configuration").0
+fn valid(file: &str) -> Config {
+    load(file, &[]).expect("a valid configuration").0
 }
 
 fn problems(file: &str) -> Vec<String> {
-    load(file, &[]).expect_err("a bad configuration")
+    load(file, &[]).expect_err("an invalid configuration")
 }
 
 fn warnings(file: &str) -> Vec<String> {
-    load(file, &[]).expect("a good configuration").1
+    load(file, &[]).expect("a valid configuration").1
 }
 
 /// The default workload with one part replaced.
@@ -44,36 +44,36 @@ fn default_with(from: &str, to: &str) -> String {
 }
 
 #[test]
-fn the_default_file_says_the_built_in_defaults_key_by_key() {
-    let (config, warnings) = load(DEFAULT_FILE, &[]).expect("the default file is good");
-    assert_eq!(config, good(""));
+fn the_default_file_has_the_built_in_default_of_every_key() {
+    let (config, warnings) = load(DEFAULT_FILE, &[]).expect("the default file is valid");
+    assert_eq!(config, valid(""));
     assert_eq!(warnings, [""; 0]);
-    // Each key alone left out gives the same: what stands there is its default. The workload's are its own.
+    // Leaving out any one key changes nothing, so its value in the file is the default. Queues and consumers have no defaults.
     let workload =
         DEFAULT_FILE.find("[queues.order_queue]").expect("queues")..DEFAULT_FILE.find("[ledger]").expect("ledger");
     for (at, _) in DEFAULT_FILE.match_indices('\n') {
         let line = DEFAULT_FILE[at + 1..].lines().next().unwrap_or_default();
         if line.contains(" = ") && !line.starts_with('#') && !workload.contains(&at) {
-            assert_eq!(good(&DEFAULT_FILE.replacen(line, "", 1)), config, "{line}");
+            assert_eq!(valid(&DEFAULT_FILE.replacen(line, "", 1)), config, "{line}");
         }
     }
 }
 
 #[test]
-fn the_default_consumer_says_the_defaults_of_any_consumer() {
-    let config = good(DEFAULT_FILE);
+fn the_order_consumer_of_the_default_file_has_the_defaults_of_all_consumers() {
+    let config = valid(DEFAULT_FILE);
     for line in ["handler = \"order\"", "workers = 4", "prefetch = 250", "timeout = \"30s\""] {
-        assert_eq!(good(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
+        assert_eq!(valid(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
     }
     for line in ["immediate = 1", "delays = [\"1s\", \"10s\", \"1m\"]", "max_age = \"24h\""] {
-        assert_eq!(good(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
+        assert_eq!(valid(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
     }
 }
 
 #[test]
 fn every_key_is_in_the_default_file_with_a_comment_above_it() {
     let reading = Reading::default();
-    parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &reading).expect("the default file is good");
+    parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &reading).expect("the default file is valid");
     let mut section = String::new();
     let mut documented = std::collections::BTreeSet::new();
     let mut above = "";
@@ -98,7 +98,7 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
 }
 
 #[test]
-fn every_problem_is_told_at_once_in_the_order_of_the_file() {
+fn all_problems_are_reported_together_in_the_order_of_the_file() {
     let file = default_with("heartbeat = \"10s\"", "heartbeat = 10\nhartbeat = \"1s\"")
         .replacen("addresses = [\"127.0.0.1:5672\"]", "addresses = [\"a\", 5, \"b:x\"]", 1)
         .replacen("prefetch = 250", "prefetch = 0", 1)
@@ -133,7 +133,7 @@ fn a_syntax_error_has_line_and_column_and_does_not_show_the_line() {
 #[test]
 fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
     let variable = [("ORDERD_CONSUMERS__ORDER__WORKERS", "8")];
-    assert_eq!(good(DEFAULT_FILE).consumers["order"].workers, 4);
+    assert_eq!(valid(DEFAULT_FILE).consumers["order"].workers, 4);
     assert_eq!(load(DEFAULT_FILE, &variable).unwrap().0.consumers["order"].workers, 8);
     let all = load_with(DEFAULT_FILE, &variable, &["consumers.order.workers=9"]);
     assert_eq!(all.unwrap().0.consumers["order"].workers, 9);
@@ -169,7 +169,7 @@ fn variables_carry_every_type() {
 }
 
 #[test]
-fn an_ipv6_address_alone_is_no_toml_array() {
+fn an_ipv6_address_alone_is_not_a_toml_array() {
     let address = |text| load(DEFAULT_FILE, &[("ORDERD_BROKER__ADDRESSES", text)]).unwrap().0.broker.addresses;
     assert_eq!(address("[::1]")[0].to_string(), "[::1]:5672");
     assert_eq!(address("[::1]:5673,[::2]:5674").len(), 2);
@@ -187,7 +187,7 @@ fn names_with_underscores_can_be_set_in_the_environment() {
 }
 
 #[test]
-fn a_bad_variable_is_named_and_told_after_the_file() {
+fn problems_with_variables_name_them_and_follow_those_of_the_file() {
     let found = load(
         &default_with("\ntimeout = \"30s\"", "\ntimeout = \"16m\""),
         &[
@@ -201,7 +201,7 @@ fn a_bad_variable_is_named_and_told_after_the_file() {
         found.unwrap_err(),
         [
             "broker: is a section, so ORDERD_BROKER cannot set it: set the keys in it",
-            "consumers.order.timeout: must be at most 15m, is 16m: the broker takes back what is not settled within 30m",
+            "consumers.order.timeout: must be at most 15m, is 16m: the broker requeues a delivery that is not settled within 30m",
             "consumers.order.prefetch: must be at least 1, is 0 (set by ORDERD_CONSUMERS__ORDER__PREFETCH)",
             "consumer: unknown key; did you mean \"consumers\"? (set by ORDERD_CONSUMER__ORDER__PREFETCH)",
             "nonsense: unknown key (set by ORDERD_NONSENSE)",
@@ -226,7 +226,7 @@ fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
         (
             "[queues.order_queue]",
             "[queues.other]\n# x\nbindings = [\"x\"]\n[queues.order_queue]",
-            "queues.other: has no consumer: nobody would work on its orders",
+            "queues.other: has no consumer, so its orders would never be processed",
         ),
         (
             "[queues.order_queue]",
@@ -236,18 +236,18 @@ fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
         (
             "[queues.order_queue]",
             "[queues.dead_letter_queue]\nbindings = [\"x\"]\n[queues.order_queue]",
-            "queues.dead_letter_queue: must have another name: orderd declares this one itself",
+            "queues.dead_letter_queue: must have another name: orderd declares a queue of this name itself",
         ),
     ] {
         let found = problems(&default_with(from, to));
         assert_eq!(found[0], expected);
     }
     let shared = default_with("queue = \"notification_queue\"", "queue = \"analytics_queue\"");
-    assert!(problems(&shared)[0].contains("is the queue of consumer \"analytics\" already"), "{:?}", problems(&shared));
+    assert!(problems(&shared)[0].contains("is already the queue of consumer \"analytics\""), "{:?}", problems(&shared));
 }
 
 #[test]
-fn failures_have_exactly_one_door() {
+fn failures_reach_exactly_one_queue() {
     for (from, to, expected) in [
         (
             "handler = \"failed\"",
@@ -257,22 +257,22 @@ fn failures_have_exactly_one_door() {
         (
             "handler = \"analytics\"",
             "handler = \"failed\"",
-            "consumers.failed.handler: \"failed\" is the handler of consumer \"analytics\" already; exactly one has it",
+            "consumers.failed.handler: \"failed\" is already the handler of consumer \"analytics\"; exactly one consumer has it",
         ),
         (
             "bindings = [\"order.failed.#\"]",
             "bindings = [\"order.failed.order\"]",
-            "queues.failed_order_queue.bindings: must match \"order.failed.analytics\", where failures go: add \"order.failed.#\"",
+            "queues.failed_order_queue.bindings: must match \"order.failed.analytics\", the routing key of failures: add \"order.failed.#\"",
         ),
         (
             "bindings = [\"order.normal.*\"]",
             "bindings = [\"order.*.*\"]",
-            "queues.order_queue.bindings[0]: must not match \"order.failed.analytics\", is \"order.*.*\": failures belong to queue \"failed_order_queue\" alone",
+            "queues.order_queue.bindings[0]: must not match \"order.failed.analytics\", is \"order.*.*\": failures must reach queue \"failed_order_queue\" only",
         ),
         (
             "[ledger]",
             "[consumers.failed.retry]\n[ledger]",
-            "consumers.failed.retry: has no meaning for the consumer of failures: remove it",
+            "consumers.failed.retry: has no effect on the failed-order consumer: remove it",
         ),
         (
             "handler = \"analytics\"",
@@ -286,17 +286,17 @@ fn failures_have_exactly_one_door() {
 }
 
 #[test]
-fn what_is_odd_but_works_is_a_warning() {
+fn what_works_but_is_probably_wrong_is_a_warning() {
     for (from, to, expected) in [
         (
             "bindings = [\"order.normal.*\"]",
             "bindings = [\"order.normal.*\", \"order.analytics.processed\"]",
-            "queues.order_queue.bindings[1]: \"order.analytics.processed\" overlaps \"order.analytics.*\" of queue \"analytics_queue\": an order that matches both is worked on in both",
+            "queues.order_queue.bindings[1]: \"order.analytics.processed\" overlaps \"order.analytics.*\" of queue \"analytics_queue\": an order that matches both is processed twice",
         ),
         (
             "max_age = \"24h\"",
             "max_age = \"1m\"",
-            "consumers.order.retry.max_age: is 1m, less than the 1m 11s that the delays add up to: the last retries never happen",
+            "consumers.order.retry.max_age: is 1m, less than the 1m 11s of all delays together: the last retries never happen",
         ),
         (
             "transient = 0.0",
@@ -306,12 +306,12 @@ fn what_is_odd_but_works_is_a_warning() {
         (
             "workers = 4\n",
             "workers = 240\n",
-            "consumers: workers × prefetch add up to 62300: that many orders are in memory, and are handed out again after a crash",
+            "consumers: workers × prefetch add up to 62300: that many orders are in memory, and are delivered again after a crash",
         ),
         (
             "bindings = [\"order.notification.*\"]",
             "bindings = [\"x\"]",
-            "queues: none takes \"order.notification.email\", which orderd publishes: such events end in unrouted_queue",
+            "queues: none is bound to \"order.notification.email\", which orderd publishes: such events end in unrouted_queue",
         ),
     ] {
         assert_eq!(warnings(&default_with(from, to)), [expected]);
@@ -363,7 +363,7 @@ fn limits_hold() {
         (
             "exchange = \"orders\"",
             "exchange = \"amq.x\"",
-            "topology.exchange: must not begin with \"amq.\": the broker keeps those names to itself",
+            "topology.exchange: must not begin with \"amq.\": the broker reserves such names",
         ),
         (
             "url = \"http://127.0.0.1:15672\"",
@@ -378,12 +378,12 @@ fn limits_hold() {
         (
             "mechanism = \"plain\"",
             "mechanism = \"external\"",
-            "broker.mechanism: \"external\" is by client certificate: give tls.certificate_file and tls.key_file",
+            "broker.mechanism: \"external\" needs a client certificate: give tls.certificate_file and tls.key_file",
         ),
         (
             "[management]",
             "[broker.tls]\nkey_file = \"/k\"\n[management]",
-            "broker.tls.certificate_file: is missing: key_file is of no use alone",
+            "broker.tls.certificate_file: is missing: key_file has no effect without it",
         ),
         (
             "[management]",
@@ -395,7 +395,7 @@ fn limits_hold() {
             "[broker.tls]\nserver_name = \"a b\"\n[management]",
             "broker.tls.server_name: must be a host name or an IP address, is \"a b\"",
         ),
-        ("[topology]", "[management.tls]\n[topology]", "management.tls: is without use: url begins with http://"),
+        ("[topology]", "[management.tls]\n[topology]", "management.tls: has no effect: url begins with http://"),
     ] {
         match load(&default_with(from, to), &[]) {
             Ok(_) => assert_eq!(expected, "", "{to} was accepted"),
@@ -428,14 +428,17 @@ fn an_unreadable_file_is_named() {
 fn tries_that_could_outlast_the_brokers_ack_timeout_deserve_a_warning() {
     let text = default_with("\ntimeout = \"30s\"\n", "\ntimeout = \"15m\"\n");
     let (_, warnings) = load(&text, &[]).expect("15 minutes are allowed");
-    assert!(warnings.iter().any(|warning| warning.contains("retry.immediate: allows 2 tries of 15m")), "{warnings:?}");
+    assert!(
+        warnings.iter().any(|warning| warning.contains("retry.immediate: allows 2 attempts of 15m")),
+        "{warnings:?}"
+    );
 }
 
 #[test]
 fn a_retention_must_outlast_every_retry() {
     let keep = |text: &str| default_with("retention = \"forever\"", &format!("retention = \"{text}\""));
-    assert_eq!(good("").ledger.retention, None);
-    assert_eq!(good(&keep("90d")).ledger.retention, Some(Duration::from_secs(90 * 86_400)));
+    assert_eq!(valid("").ledger.retention, None);
+    assert_eq!(valid(&keep("90d")).ledger.retention, Some(Duration::from_secs(90 * 86_400)));
     assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 72h, is 48h"]);
     let patient = keep("3d").replacen("max_age = \"24h\"", "max_age = \"48h\"", 1);
     let found = problems(&patient);
@@ -449,7 +452,7 @@ fn a_variable_below_a_value_is_a_problem() {
 }
 
 #[test]
-fn the_admin_listener_leaves_loopback_only_with_a_token() {
+fn the_admin_listener_needs_a_token_beyond_loopback() {
     let beyond = "[admin]\nlisten = \"0.0.0.0:9640\"\n";
     let found = problems(beyond);
     assert!(matches!(&found[..], [one] if one.starts_with("admin.listen: must be a loopback address")), "{found:?}");
@@ -459,7 +462,7 @@ fn the_admin_listener_leaves_loopback_only_with_a_token() {
         std::fs::write(&file, token).expect("a token file");
         load(&format!("{beyond}token_file = {:?}\nhosts = [\"Orderd.Internal\"]\n", file.display().to_string()), &[])
     };
-    let admin = with_token("0123456789abcdef\n").expect("a good configuration").0.admin;
+    let admin = with_token("0123456789abcdef\n").expect("a valid configuration").0.admin;
     assert_eq!(admin.token.expect("a token").expose(), "0123456789abcdef");
     assert_eq!(admin.hosts, ["orderd.internal"]);
     for token in ["short", "0123456789 abcdef", "0123456789abcdéf", ""] {
@@ -471,8 +474,8 @@ fn the_admin_listener_leaves_loopback_only_with_a_token() {
 
 #[test]
 fn the_admin_listener_can_be_off() {
-    assert_eq!(good("[admin]\nlisten = \"off\"\n").admin.listen, None);
-    let address = good("[admin]\nlisten = \"[::1]:9640\"\n").admin.listen.expect("an address");
+    assert_eq!(valid("[admin]\nlisten = \"off\"\n").admin.listen, None);
+    let address = valid("[admin]\nlisten = \"[::1]:9640\"\n").admin.listen.expect("an address");
     assert_eq!(address.to_string(), "[::1]:9640");
     assert!(problems("[admin]\nlisten = \"\"\n")[0].starts_with("admin.listen: must not be empty"));
     assert!(problems("[admin]\nhosts = [\"a:80\"]\n")[0].starts_with("admin.hosts[0]: must be a host name"));

@@ -1,5 +1,5 @@
-//! `[broker.tls]` and `[management.tls]`: which files, and whether they can be used now. Reads the files, and the time
-//! of day for the dates in certificates.
+//! Reads `[broker.tls]` and `[management.tls]`, and checks that the files they name can be used now. It reads the files, and
+//! the clock for the dates in certificates.
 
 use std::time::SystemTime;
 
@@ -23,7 +23,7 @@ pub(super) fn broker(mut section: Section<'_>) -> Tls {
     tls
 }
 
-/// `[management.tls]`, if it is there, else the broker's files; checked if they are `used`.
+/// `[management.tls]`, else the broker's files. Checked if they are `used`, that is, if the URL is `https://`.
 pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: bool) -> TlsFiles {
     match section.optional_section("tls") {
         Some(mut own) => {
@@ -31,7 +31,7 @@ pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: 
             if used {
                 check(&own, &files);
             } else {
-                own.own_problem("is without use: url begins with http://");
+                own.own_problem("has no effect: url begins with http://");
             }
             own.finish();
             files
@@ -58,7 +58,7 @@ fn files(section: &mut Section<'_>) -> TlsFiles {
             let (there, lacking) =
                 if present.is_some() { ("certificate_file", "key_file") } else { ("key_file", "certificate_file") };
             if !section.report().has(&section.key(lacking)) {
-                section.problem(lacking, format!("is missing: {there} is of no use alone"));
+                section.problem(lacking, format!("is missing: {there} has no effect without it"));
             }
             None
         }

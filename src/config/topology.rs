@@ -1,4 +1,4 @@
-//! What the configuration says about the topology. Pure.
+//! Derives the topology, and the permissions that orderd needs, from the configuration. Pure.
 
 use super::model::{Config, Consumer};
 use crate::topology::{
@@ -11,14 +11,14 @@ impl Config {
         ExchangeNames::new(&self.topology.exchange)
     }
 
-    /// The consumer of failures.
+    /// The name of the failed-order consumer.
     pub fn failed_consumer(&self) -> &str {
         let mut consumers = self.consumers.iter().filter(|(_, consumer)| consumer.handles_failures());
-        consumers.next().map(|(name, _)| name.as_str()).expect("checked: one consumer has the failed handler")
+        consumers.next().map(|(name, _)| name.as_str()).expect("loading checks that one consumer handles failures")
     }
 
-    /// What orderd does on the broker while it works. Of each exchange that does not look at keys one stands for all,
-    /// and of notifications one channel.
+    /// What orderd does on the broker while it processes orders. For exchanges that ignore routing keys, and for the
+    /// notification channels, one key stands for all.
     pub fn work(&self) -> Vec<RequiredPermission> {
         let names = self.names();
         let publish = |exchange: &str, routing_key: &str| RequiredPermission::Publish {
@@ -35,7 +35,8 @@ impl Config {
         needs
     }
 
-    /// What orderd does on the broker, declaring included if it is to; if not, it looks whether others have.
+    /// Everything orderd does on the broker: it declares the topology, or checks that it exists if `topology.declare` is
+    /// false, and then processes orders.
     pub fn needs(&self) -> Vec<RequiredPermission> {
         let topology = self.topology();
         let declarations = topology.declarations().iter().cloned();
@@ -51,17 +52,17 @@ impl Config {
             };
             declarations.filter_map(find).collect()
         };
-        // Last what publishes: a broker with an alarm answers nothing after that.
+        // Publishing comes last: a broker with an alarm answers nothing after that.
         needs.extend(self.work());
         needs
     }
 
-    /// The least permissions that serve.
+    /// The least permissions that suffice.
     pub fn permissions(&self) -> Permissions {
         Permissions::least(&self.needs(), &self.topology.exchange)
     }
 
-    /// All that must be on the broker for this configuration.
+    /// Everything that must exist on the broker for this configuration.
     pub fn topology(&self) -> Topology {
         let queues: Vec<WorkQueue> = self
             .consumers

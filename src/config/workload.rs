@@ -1,4 +1,4 @@
-//! Queues and consumers: the sections `[queues.<name>]` and `[consumers.<name>]`, each for itself.
+//! Reads the sections `[queues.<name>]` and `[consumers.<name>]`. What must hold between them is in `check`.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const MAX_BINDINGS: usize = 64;
 const MAX_DELAYS: usize = 32;
 const MAX_IMMEDIATE: u32 = 10;
 const MAX_WORKERS: usize = 1024;
-/// The broker closes the channel of a consumer that keeps a delivery for 30 minutes.
+/// RabbitMQ closes the channel of a consumer that does not settle a delivery within 30 minutes.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -89,13 +89,13 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: Handlers)
 
 fn timeout(value: &Value) -> Result<Duration, String> {
     let why = |message: String| match message.starts_with("must be at most") {
-        true => format!("{message}: the broker takes back what is not settled within 30m"),
+        true => format!("{message}: the broker requeues a delivery that is not settled within 30m"),
         false => message,
     };
     shape::span(MILLISECOND..=LONGEST_TIMEOUT)(value).map_err(why)
 }
 
-/// What a consumer without `[consumers.<name>.retry]` does about failures.
+/// The policy of a consumer without `[consumers.<name>.retry]`.
 pub(super) fn default_retry() -> RetryPolicy {
     let delays = ["1s", "10s", "1m"].map(|delay| delay.parse().expect("a delay as recovery writes it"));
     RetryPolicy { immediate: 1, delays: delays.to_vec(), max_age: DAY }
@@ -105,7 +105,7 @@ fn retry(section: &mut Section<'_>, messages: MessageKind) -> RetryPolicy {
     let default = default_retry();
     if messages == MessageKind::Failure {
         if section.optional_section("retry").is_some() {
-            section.problem("retry", "has no meaning for the consumer of failures: remove it");
+            section.problem("retry", "has no effect on the failed-order consumer: remove it");
         }
         return RetryPolicy { immediate: 0, delays: Vec::new(), max_age: default.max_age };
     }
@@ -117,7 +117,7 @@ fn retry(section: &mut Section<'_>, messages: MessageKind) -> RetryPolicy {
     };
     if policy.total_delay() > policy.max_age && !section.report().has(section.path()) {
         let message = format!(
-            "is {}, less than the {} that the delays add up to: the last retries never happen",
+            "is {}, less than the {} of all delays together: the last retries never happen",
             super::duration::format(policy.max_age),
             super::duration::format(policy.total_delay())
         );

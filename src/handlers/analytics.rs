@@ -1,4 +1,4 @@
-//! Analytics events: recorded, added to the aggregates, and written to a file.
+//! Analytics events: recorded in the ledger, added to its aggregates if they are sales, and written to a file.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
-/// The event that orderd emits for each processed order; only it counts as a sale.
+/// The event that orderd emits for each processed order; no other event counts as a sale.
 const PROCESSED: &str = "processed";
 
 /// `handler = "analytics"`
@@ -56,21 +56,22 @@ struct Processed {
 }
 
 impl Processed {
-    /// What it adds to the aggregates, if that is what a processed order can be worth: anybody can publish one.
-    fn sale(self) -> Result<Sale, Failure> {
+    /// The sale, if a processed order can have these values. They are checked because every producer can publish such an
+    /// event.
+    fn into_sale(self) -> Result<Sale, Failure> {
         let Processed { order_id: _, product, quantity, total, currency, at } = self;
-        let currency: Currency = currency.parse().map_err(|error: RuleError| no_sale(error.to_string()))?;
+        let currency: Currency = currency.parse().map_err(|error: RuleError| invalid_sale(error.to_string()))?;
         if !(1..=MAX_QUANTITY).contains(&quantity) {
-            return Err(no_sale(RuleError::Quantity(quantity).to_string()));
+            return Err(invalid_sale(RuleError::Quantity(quantity).to_string()));
         }
         if total < Decimal::ZERO {
-            return Err(no_sale(format!("total must not be negative, is {total}")));
+            return Err(invalid_sale(format!("total must not be negative, is {total}")));
         }
         Ok(Sale { product, quantity, total, currency, at })
     }
 }
 
-fn no_sale(reason: String) -> Failure {
+fn invalid_sale(reason: String) -> Failure {
     Failure::new(FailureKind::Malformed, "invalid_sale", reason)
 }
 
@@ -101,17 +102,17 @@ impl Handler for AnalyticsHandler {
     }
 }
 
-/// The order an event is about, and what it adds to the aggregates.
+/// The order that an event is about, and the sale that it adds to the aggregates.
 fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failure> {
     let body = object(body)?;
     if name != PROCESSED {
         return Ok((order_id(body)?.0, None));
     }
     match serde_json::from_str::<Processed>(body) {
-        Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.sale()?))),
-        // Another producer's event of the same name is recorded, but is no sale.
+        Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.into_sale()?))),
+        // Another producer's event of the same name is recorded, but is not a sale.
         Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),
-        Err(error) => Err(no_sale(format!("not an event of a processed order: {error}"))),
+        Err(error) => Err(invalid_sale(format!("not an event of a processed order: {error}"))),
     }
 }
 
@@ -130,33 +131,37 @@ mod tests {
     }
 
     #[test]
-    fn another_producers_event_is_no_sale() {
+    fn another_producers_event_is_not_a_sale() {
         assert_eq!(read("page_view", br#"{"order_id":7,"total":"1"}"#).unwrap(), (Some("7".to_owned()), None));
         assert_eq!(read("processed", br#"{"file":"x"}"#).unwrap(), (None, None));
     }
 
     #[test]
-    fn a_sale_that_no_order_could_be_is_malformed() {
-        for (there, instead) in [
+    fn a_sale_with_values_that_no_order_can_have_is_malformed() {
+        for (original, replacement) in [
             (r#""EUR""#, r#""\u001b[2J""#),
             (r#""1200.00""#, r#""-1200.00""#),
             (r#""quantity":3"#, r#""quantity":0"#),
             (r#""quantity":3"#, r#""quantity":9223372036854775807"#),
         ] {
-            let failure = read("processed", SALE.replace(there, instead).as_bytes()).unwrap_err();
-            assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"), "{instead}");
+            let failure = read("processed", SALE.replace(original, replacement).as_bytes()).unwrap_err();
+            assert_eq!(
+                (failure.kind, failure.code.as_str()),
+                (FailureKind::Malformed, "invalid_sale"),
+                "{replacement}"
+            );
         }
     }
 
     #[test]
-    fn a_sale_with_a_hole_is_malformed() {
+    fn a_sale_with_a_missing_field_is_malformed() {
         let failure = read("processed", br#"{"order_id":"ord-2","product":"Laptop"}"#).unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"));
         assert_eq!(read("page_view", b"[1]").unwrap_err().kind, FailureKind::Malformed);
     }
 
     #[test]
-    fn an_event_that_would_make_its_file_unreadable_is_malformed() {
+    fn an_event_that_is_not_utf_8_is_malformed_and_not_written_to_the_file() {
         let sale = [&SALE.as_bytes()[..SALE.len() - 1], b",\"note\":\"\xff\"}"].concat();
         for (name, body) in [("processed", sale.as_slice()), ("page_view", b"{\"note\":\"\xff\"}")] {
             let failure = read(name, body).unwrap_err();

@@ -1,21 +1,21 @@
-//! Claims: of two copies of a message that arrive at the same moment, the second waits until the first is done.
+//! Claims on message identities: of two copies of a message that arrive at the same time, the second waits for the first.
 //!
-//! Only within one handler of one process; a claim ends with its guard, whatever becomes of the work. It never decides what a
-//! copy is.
+//! Claims hold within one handler of one process, and end when they are dropped. Which messages are copies of each other is
+//! decided by the caller.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The identities being worked on.
+/// The identities that are being processed.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     identities: Mutex<HashSet<String>>,
     released: Notify,
 }
 
-/// The right to work on an identity; given up when dropped.
+/// The exclusive right to process an identity; released when dropped.
 #[derive(Debug)]
 pub(super) struct Claim<'a> {
     claims: &'a Claims,
@@ -23,12 +23,12 @@ pub(super) struct Claim<'a> {
 }
 
 impl Claims {
-    /// Waits until nobody else works on this identity. Cancel-safe: nothing is claimed until it returns.
+    /// Waits until the identity is not claimed, and claims it. Cancel-safe: nothing is claimed until it returns.
     pub(super) async fn claim<'a>(&'a self, identity: &'a str) -> Claim<'a> {
         while !self.insert(identity) {
             let released = self.released.notified();
             tokio::pin!(released);
-            // From here on a release is noticed; it may have come before.
+            // Registers for releases. One may have come before, so the claim is tried again.
             released.as_mut().enable();
             if self.insert(identity) {
                 break;
@@ -63,7 +63,7 @@ mod tests {
         tokio::pin!(second);
         assert!(second.as_mut().now_or_never().is_none());
         assert!(claims.claim("b").now_or_never().is_some());
-        assert!(second.as_mut().now_or_never().is_none(), "another's end is not the first's");
+        assert!(second.as_mut().now_or_never().is_none(), "the claim of another identity was released");
         drop(first);
         assert!(second.now_or_never().is_some());
         assert!(claims.claim("a").now_or_never().is_some());

@@ -1,7 +1,7 @@
-//! Files of JSON lines for people and log shippers: analytics events, and notifications on the `log` channel.
+//! Rolling files of JSON lines: analytics events, and notifications on the `log` channel.
 //!
-//! Rolling, and written by a thread of their own in chunks. A line is answered once the system has taken it,
-//! so it outlives the process, though not the machine.
+//! A thread for each file writes the lines in chunks. A line counts as written once the operating system has it: it survives
+//! a crash of the process, not of the machine.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,12 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing_appender::rolling::RollingFileAppender;
 
-/// Lines that may wait for the writer; senders wait beyond that.
+/// Most lines that wait for the writer; then senders wait.
 const MAX_WAITING: usize = 4096;
 /// Lines written at once.
 const MAX_CHUNK: usize = 1024;
-/// How long a line waits for others to share its system call. Waking the thread for each line costs more than
-/// writing it.
+/// How long a line waits for others to share its system call. Waking the thread for each line costs more than writing it.
 const GATHER: Duration = Duration::from_millis(2);
 
 struct Line {
@@ -26,28 +25,28 @@ struct Line {
     written: oneshot::Sender<Result<(), EventLogError>>,
 }
 
-/// A line could not be written.
+/// A line cannot be written.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot write to a file of events")]
+#[error("cannot write to the event log")]
 pub struct EventLogError(#[source] Arc<io::Error>);
 
-/// Takes lines for one file. Clones write to the same file.
+/// Appends lines to one file. Clones append to the same file.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     lines: mpsc::Sender<Line>,
 }
 
 impl EventLog {
-    /// Starts the thread that writes; it ends when all clones of the log are gone.
+    /// Starts the writing thread; it ends when all clones of the log are dropped.
     pub fn start(file: RollingFileAppender) -> (Self, JoinHandle<()>) {
         let (lines, waiting) = mpsc::channel(MAX_WAITING);
         (EventLog { lines }, tokio::task::spawn_blocking(move || write(waiting, file)))
     }
 
-    /// Adds a line, which must end with a line feed and contain no other.
+    /// Appends a line and waits until it is written. It must end with a line feed and contain no other.
     ///
     /// # Errors
-    /// [`EventLogError`] when the system did not take it, such as a full disk.
+    /// [`EventLogError`] if it cannot be written, such as to a full disk.
     pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogError> {
         let (written, answer) = oneshot::channel();
         let gone = |_| EventLogError(Arc::new(io::ErrorKind::BrokenPipe.into()));
@@ -69,19 +68,19 @@ fn write(mut waiting: mpsc::Receiver<Line>, mut file: RollingFileAppender) {
         lines.iter().for_each(|line: &Line| chunk.extend_from_slice(&line.text));
         let result = file.write_all(&chunk).and_then(|()| file.flush()).map_err(|error| EventLogError(Arc::new(error)));
         for line in lines.drain(..) {
-            // Whoever asked may have given up.
+            // The sender may have stopped waiting.
             let _ = line.written.send(result.clone());
         }
     }
 }
 
-/// Bytes of a line's own names, punctuation and time.
+/// Bytes of a line besides id, event and body.
 const FRAME: usize = 96;
 
-/// One line: `{"id":…,"event":…,"received_at":…,"body":…}`. The body must be JSON; it is put in as it came, but for
-/// line breaks, which JSON allows only between tokens.
+/// One line: `{"id":…,"event":…,"received_at":…,"body":…}`. The body must be JSON. It is inserted unchanged, except that
+/// line breaks become spaces; JSON allows line breaks only between tokens.
 pub(super) fn event_line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
-    const NEVER: &str = "a buffer takes everything, and text is JSON";
+    const NEVER: &str = "writing to a buffer does not fail, and text can be written as JSON";
     let mut line = Vec::with_capacity(id.len() + event.len() + body.len() + FRAME);
     line.extend_from_slice(b"{\"id\":");
     serde_json::to_writer(&mut line, id).expect(NEVER);
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answered_line_is_in_the_file() {
+    async fn an_appended_line_is_in_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let (log, writer) = log_to(&directory.path().join("events"));
         log.append(b"one\n".to_vec()).await.unwrap();
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_an_error_and_no_silence() {
+    async fn a_full_disk_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/full", directory.path().join("full")).unwrap();
         let (log, _writer) = log_to(&directory.path().join("full"));

@@ -1,8 +1,8 @@
-//! Notifications: delivered to a channel, then recorded.
+//! Notifications: delivered to the customer through a channel, then recorded.
 //!
-//! Delivered before recorded: a crash between the two tells a customer twice, which beats not at all. Two copies of
-//! one message at the same moment tell once: the second waits, and then finds it recorded. Not so in two instances, whose
-//! ledger may be the same: both may tell, and one records.
+//! They are delivered first because a crash between the two then notifies the customer twice, which is better than never.
+//! Of two copies of a message that arrive at the same time, the second waits and then finds the first one recorded. That
+//! holds within one process: two instances with the same ledger may both deliver, and one of them records.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,12 +24,12 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
-/// Tells a customer.
+/// Delivers notifications to customers.
 pub trait Channel: Send + Sync + 'static {
     /// Delivers one notification.
     ///
     /// # Errors
-    /// A [`Failure`] whose kind says whether a retry can help.
+    /// A [`Failure`], whose kind says whether a retry can help.
     fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
@@ -40,15 +40,15 @@ pub struct Notice<'a> {
     pub id: &'a str,
     /// The last word of the routing key: `email`, `sms`, …
     pub channel: &'a str,
-    /// The order it is about, where the message says so.
+    /// The order it is about, if the message names one.
     pub order_id: Option<&'a str>,
-    /// The customer's address, where the message has one.
+    /// The customer's address, if the message has one.
     pub email: Option<&'a str>,
     /// The message's body: a JSON object.
     pub body: &'a str,
 }
 
-/// Delivers by a line in the notifications' file. Not in orderd's own log: a line names the customer.
+/// Writes each notification to the notifications' file. Not to orderd's own log, because a notification names the customer.
 #[derive(Debug, Clone)]
 pub struct LogChannel {
     /// The notifications' file.
@@ -93,8 +93,8 @@ struct NotificationHandler {
     claims: Claims,
 }
 
-/// What is read of an event's body; everything else is the channel's to use. Other producers may mean something
-/// else by these names, and what is not understood is not used.
+/// The fields of the body that are used here; the channel gets the whole body. Other producers may use these names for
+/// something else, so values of the wrong type are ignored.
 #[derive(Deserialize)]
 struct Body<'a> {
     #[serde(borrow, default)]
@@ -103,22 +103,22 @@ struct Body<'a> {
     email: Option<&'a RawValue>,
 }
 
-fn no_object(why: impl fmt::Display) -> Failure {
+fn not_an_object(why: impl fmt::Display) -> Failure {
     Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {why}"))
 }
 
-/// The text of what may be a JSON object, and is nothing else.
+/// The body as text, if it begins like a JSON object. Whether it is one is known when it is parsed.
 pub(super) fn object(body: &[u8]) -> Result<&str, Failure> {
-    // Serde would read an array as an object's fields in order.
+    // Serde would read an array as the fields of a struct in order.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(no_object("it does not begin with a brace"));
+        return Err(not_an_object("it does not begin with a brace"));
     }
-    std::str::from_utf8(body).map_err(no_object)
+    std::str::from_utf8(body).map_err(not_an_object)
 }
 
-/// Reads the order id and the address of a JSON object that may have them.
+/// The order id and the email address in a JSON object, if it has them.
 pub(super) fn order_id(object: &str) -> Result<(Option<String>, Option<String>), Failure> {
-    let body: Body<'_> = serde_json::from_str(object).map_err(no_object)?;
+    let body: Body<'_> = serde_json::from_str(object).map_err(not_an_object)?;
     let id = |raw: &RawValue| serde_json::from_str::<OrderId>(raw.get()).ok().map(|id| id.as_str().to_owned());
     let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
     Ok((body.order_id.and_then(id), body.email.and_then(text)))
@@ -151,7 +151,7 @@ impl Handler for NotificationHandler {
     }
 }
 
-/// The last word of the key it was first published with: a retried one has its queue's name for a key.
+/// The last word of the routing key it was first published with. A retried message has the queue's name as its routing key.
 pub(super) fn channel_of(input: HandlerInput<'_>) -> &str {
     let key = input.delivery.first_routing_key();
     key.rsplit_once('.').map_or(key, |(_, word)| word)
@@ -167,7 +167,7 @@ mod tests {
     use crate::ledger::SqliteLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties};
 
-    /// Counts what it delivers, after everybody else had a turn.
+    /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
     #[derive(Default)]
     struct Counting(AtomicUsize);
 
@@ -195,14 +195,14 @@ mod tests {
         }
     }
 
-    struct Stage {
+    struct TestEnv {
         _directory: TempDir,
         ledger: Arc<SqliteLedger>,
         channel: Arc<Counting>,
         handler: NotificationHandler,
     }
 
-    fn stage() -> Stage {
+    fn test_env() -> TestEnv {
         let directory = tempfile::tempdir().unwrap();
         let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
         let channel = Arc::new(Counting::default());
@@ -211,12 +211,12 @@ mod tests {
             channel: Arc::clone(&channel) as Arc<dyn Channel>,
             claims: Claims::default(),
         };
-        Stage { _directory: directory, ledger, channel, handler }
+        TestEnv { _directory: directory, ledger, channel, handler }
     }
 
     #[tokio::test]
-    async fn what_is_not_utf_8_is_malformed_even_where_it_is_not_read() {
-        let Stage { _directory, ledger, channel, handler } = stage();
+    async fn a_body_that_is_not_utf_8_is_malformed_even_in_a_field_that_is_not_read() {
+        let TestEnv { _directory, ledger, channel, handler } = test_env();
         let delivery = delivery(b"{\"note\":\"\xff\"}");
         let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
         let failure = handler.handle(input).await.unwrap_err();
@@ -226,8 +226,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_copies_at_the_same_moment_tell_the_customer_once() {
-        let Stage { _directory, ledger, channel, handler } = stage();
+    async fn two_copies_at_the_same_time_notify_the_customer_once() {
+        let TestEnv { _directory, ledger, channel, handler } = test_env();
         let delivery = delivery(b"{}");
         let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
         let (first, second) = tokio::join!(handler.handle(input), handler.handle(input));

@@ -1,4 +1,4 @@
-//! Changes as whoever edits the file meets them.
+//! Changes of keys, each made like an edit of the file.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -11,18 +11,18 @@ use crate::handlers;
 use crate::tls::{CertificateFiles, TlsFiles};
 
 fn with(settings: &[&str]) -> Config {
-    // In the environment, for passwords are refused on the command line.
+    // In the environment, since passwords are rejected on the command line.
     let variable = |setting: &&str| {
         let (key, value) = setting.split_once('=').expect("key=value");
         (OsString::from(format!("ORDERD_{}", key.to_uppercase().replace('.', "__"))), OsString::from(value))
     };
     let environment = settings.iter().map(variable).collect();
     let sources = Sources { environment, ..handlers::sources() };
-    parse(DEFAULT_FILE.as_bytes(), &sources, &Reading::default()).expect("a good configuration").0
+    parse(DEFAULT_FILE.as_bytes(), &sources, &Reading::default()).expect("a valid configuration").0
 }
 
 /// Each change as `key: from → to, effect`.
-fn told(old: &Config, new: &Config) -> Vec<String> {
+fn described(old: &Config, new: &Config) -> Vec<String> {
     let value = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
     changes(old, new)
         .into_iter()
@@ -32,7 +32,7 @@ fn told(old: &Config, new: &Config) -> Vec<String> {
 
 /// One key after the other.
 #[test]
-fn each_changed_key_is_told_with_its_values_and_what_it_takes() {
+fn each_changed_key_is_reported_with_its_values_and_its_effect() {
     let old = with(&[]);
     for (setting, expected) in [
         ("consumers.order.workers=64", "consumers.order.workers: 4 → 64, Live"),
@@ -85,46 +85,46 @@ fn each_changed_key_is_told_with_its_values_and_what_it_takes() {
         ("broker.reconnect_max=1s", "broker.reconnect_max: \"30s\" → \"1s\", Restart"),
     ] {
         let new = with(&[setting]);
-        assert_eq!(told(&old, &new), [expected]);
-        let asked = changes(&old, &new).remove(0);
-        let (applied, pending) = (applicable(&old, &new), asked.effect == Effect::Restart);
+        assert_eq!(described(&old, &new), [expected]);
+        let change = changes(&old, &new).remove(0);
+        let (applied, pending) = (applicable(&old, &new), change.effect == Effect::Restart);
         assert_eq!(applied, if pending { old.clone() } else { new.clone() }, "{setting}");
     }
-    assert_eq!(told(&old, &old), [""; 0]);
+    assert_eq!(described(&old, &old), [""; 0]);
 }
 
 #[test]
 fn the_management_api_follows_the_brokers_login_unless_it_has_its_own() {
-    let told = told(&with(&[]), &with(&["broker.username=u", "broker.password=hunter2"]));
+    let changes = described(&with(&[]), &with(&["broker.username=u", "broker.password=hunter2"]));
     let expected = [
         "broker.password: [redacted] → [redacted], Restart",
         "broker.username: \"guest\" → \"u\", Restart",
         "management.password: [redacted] → [redacted], Live",
         "management.username: \"guest\" → \"u\", Live",
     ];
-    assert_eq!(told, expected);
+    assert_eq!(changes, expected);
 }
 
 #[test]
-fn a_consumer_that_comes_or_goes_is_told_key_by_key() {
+fn a_new_or_removed_consumer_is_reported_key_by_key() {
     let old = with(&[]);
     let mut new = old.clone();
     new.queues.insert("vip_queue".to_owned(), Queue { bindings: vec!["order.vip.#".to_owned()] });
     new.consumers
         .insert("vip".to_owned(), Consumer { queue: "vip_queue".to_owned(), ..old.consumers["order"].clone() });
-    let come = changes(&old, &new);
-    let keys: Vec<_> = come.iter().map(|change| change.key.as_str()).collect();
+    let added = changes(&old, &new);
+    let keys: Vec<_> = added.iter().map(|change| change.key.as_str()).collect();
     assert!(keys.is_sorted() && keys.len() == 14, "{keys:?}");
     assert!(keys.contains(&"queues.vip_queue.bindings") && keys.contains(&"consumers.vip.retry.delays"), "{keys:?}");
-    assert!(come.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
-    let gone = changes(&new, &old);
-    assert!(gone.iter().all(|change| change.to.is_none() && change.from.is_some() && change.effect == Effect::Live));
-    assert_eq!(gone.len(), come.len());
+    assert!(added.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
+    let removed = changes(&new, &old);
+    assert!(removed.iter().all(|change| change.to.is_none() && change.from.is_some() && change.effect == Effect::Live));
+    assert_eq!(removed.len(), added.len());
     assert_eq!((applicable(&old, &new), applicable(&new, &old)), (new, old));
 }
 
 #[test]
-fn with_another_handler_the_keys_of_the_one_go_and_those_of_the_other_come() {
+fn with_a_different_handler_its_keys_replace_those_of_the_former_one() {
     let (old, new) = (with(&[]), with(&["consumers.analytics.handler=order"]));
     let expected = [
         "consumers.analytics.faults.block: none → 0.0, Live",
@@ -134,8 +134,8 @@ fn with_another_handler_the_keys_of_the_one_go_and_those_of_the_other_come() {
         "consumers.analytics.faults.transient: none → 0.0, Live",
         "consumers.analytics.handler: \"analytics\" → \"order\", Live",
     ];
-    assert_eq!(told(&old, &new), expected);
-    assert_eq!(told(&new, &old).len(), expected.len());
+    assert_eq!(described(&old, &new), expected);
+    assert_eq!(described(&new, &old).len(), expected.len());
 }
 
 #[test]
@@ -143,25 +143,25 @@ fn no_secret_is_shown() {
     let mut new = with(&["broker.password=hunter2", "management.password=hunter3"]);
     new.admin.token = Some(Secret::new("hunter4hunter4hunter4"));
     for (old, new) in [(&with(&[]), &new), (&new, &with(&[]))] {
-        let told = told(old, new);
-        assert!(told.iter().any(|line| line.contains("admin.token_file: ")), "{told:?}");
-        assert!(!told.concat().contains("hunter"), "{told:?}");
+        let changes = described(old, new);
+        assert!(changes.iter().any(|line| line.contains("admin.token_file: ")), "{changes:?}");
+        assert!(!changes.concat().contains("hunter"), "{changes:?}");
     }
 }
 
 #[test]
-fn what_needs_a_restart_goes_on_being_told() {
+fn changes_that_need_a_restart_are_reported_until_there_is_one() {
     let (old, new) = (with(&[]), with(&["runtime.threads=2", "consumers.order.workers=8", "admin.listen=off"]));
     let applied = applicable(&old, &new);
-    assert_eq!(told(&old, &applied), ["consumers.order.workers: 4 → 8, Live"]);
-    let pending = told(&applied, &new);
+    assert_eq!(described(&old, &applied), ["consumers.order.workers: 4 → 8, Live"]);
+    let pending = described(&applied, &new);
     assert_eq!(pending, ["admin.listen: \"127.0.0.1:9640\" → \"off\", Restart", "runtime.threads: 1 → 2, Restart"]);
     assert_eq!(applicable(&applied, &new), applied);
 }
 
-/// A key that the model has is told, for every struct is taken apart; this holds it against the annotated file.
+/// Compares the keys that `changes` sees with those of the annotated file.
 #[test]
-fn every_key_of_the_default_file_is_told_by_its_path() {
+fn every_key_of_the_default_file_is_compared() {
     let mut config = with(&["log.directory=/l"]);
     config.admin.token = Some(Secret::new("x"));
     let client = Some(CertificateFiles { certificate: "/c".into(), key: "/k".into() });
@@ -176,13 +176,13 @@ fn every_key_of_the_default_file_is_told_by_its_path() {
         } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
             && !line.starts_with("# ")
         {
-            // The file is named, what counts is the password in it.
+            // The password itself is compared, not the name of its file.
             documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
         }
     }
     let unknown: Vec<_> = documented.difference(&known).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
-    // ConfigErrors are documented once, and a section is told by its presence too.
+    // Faults are documented for one consumer only, and `[broker.tls]` counts by its presence.
     let silent: Vec<_> =
         known.difference(&documented).filter(|key| !key.contains(".faults.") && *key != "broker.tls").collect();
     assert!(silent.is_empty(), "{silent:?}");

@@ -1,4 +1,4 @@
-//! Secrets: where they may come from, and that none is shown.
+//! Secrets: where they may come from, and that they are never shown.
 
 use super::*;
 
@@ -16,8 +16,8 @@ fn a_password_file_is_read_and_its_last_newline_is_not_the_password() {
     assert_eq!(warnings, [""; 0]);
     assert!(!format!("{config:?}").contains("hunter2"));
     set_mode(&path, 0o644);
-    let told = read(&path).unwrap().1;
-    assert!(told[0].starts_with("broker.password_file: every user of this machine can read"), "{told:?}");
+    let warnings = read(&path).unwrap().1;
+    assert!(warnings[0].starts_with("broker.password_file: every user of this machine can read"), "{warnings:?}");
     std::fs::write(&path, "\n").unwrap();
     assert!(read(&path).unwrap_err()[0].contains("it is empty"));
     std::fs::remove_file(&path).unwrap();
@@ -26,9 +26,9 @@ fn a_password_file_is_read_and_its_last_newline_is_not_the_password() {
 }
 
 #[test]
-fn a_password_and_a_password_file_of_one_layer_are_one_too_many() {
+fn a_password_and_a_password_file_in_one_layer_conflict() {
     let file = default_with("#password_file = \"/run/credentials/orderd.service/broker\"", "password_file = \"/x\"");
-    assert_eq!(problems(&file), ["broker.password_file: stands beside a password: give one of the two"]);
+    assert_eq!(problems(&file), ["broker.password_file: conflicts with password: give one of the two"]);
     let (config, _) = load(&file, &[("ORDERD_BROKER__PASSWORD", "mine")]).unwrap();
     assert_eq!(config.broker.password.expose(), "mine");
 }
@@ -44,9 +44,10 @@ fn a_file_may_be_one_of_systemds_credentials() {
         parse(file.as_bytes(), &handlers::sources(), &Reading::with(environment, false))
     };
     let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
-    let (config, warnings) = with(&set, &file).expect("a good configuration");
+    let (config, warnings) = with(&set, &file).expect("a valid configuration");
     assert_eq!((config.broker.password.expose(), warnings.len()), ("hunter2", 0));
-    let problem = |result: Result<_, ConfigErrors>| result.expect_err("a bad configuration").problems[0].to_string();
+    let problem =
+        |result: Result<_, ConfigErrors>| result.expect_err("an invalid configuration").problems[0].to_string();
     let unset = problem(with(&[], &file));
     assert!(unset.starts_with("broker.password_file: ") && unset.contains("is not set"), "{unset}");
     let other = problem(with(&set, &file.replace("$CREDENTIALS_DIRECTORY", "$HOME")));
@@ -54,24 +55,27 @@ fn a_file_may_be_one_of_systemds_credentials() {
 }
 
 #[test]
-fn a_password_is_refused_on_the_command_line_and_warned_of_where_others_may_read_it() {
+fn a_password_is_rejected_on_the_command_line_and_warned_of_where_others_can_read_it() {
     for key in ["broker.password", "management.password"] {
         let found = load_with("", &[], &[&format!("{key}=hunter2")]).unwrap_err();
         assert!(found[0].starts_with(&format!("{key}: must not be on the command line")), "{found:?}");
         assert!(!found.concat().contains("hunter2"), "{found:?}");
     }
-    let (_, told) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("it works");
-    assert!(told.len() == 1 && told[0].contains("sees its environment"), "{told:?}");
+    let (_, warnings) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("it works");
+    assert!(warnings.len() == 1 && warnings[0].contains("can read its environment"), "{warnings:?}");
     let warnings = |file: &str, is_open| {
         let reading = Reading::with(&[], is_open);
         let (_, warnings) = parse(file.as_bytes(), &handlers::sources(), &reading).expect("it works");
         warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
     };
-    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "guest's is no secret");
+    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "the password of guest is not a secret");
     let file = default_with("password = \"guest\"", "password = \"hunter2\"");
     assert_eq!(warnings(&file, false), [""; 0]);
-    let told = warnings(&file, true);
-    assert!(told[0].starts_with("broker.password: every user of this machine can read the file"), "{told:?}");
+    let exposed = warnings(&file, true);
+    assert!(
+        exposed[0].starts_with("broker.password: every user of this machine can read the configuration file"),
+        "{exposed:?}"
+    );
 }
 
 #[test]
