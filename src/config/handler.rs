@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::redaction::redact;
 use super::section::Section;
 
 /// All handlers, in the order in which problems list their names.
@@ -69,7 +70,7 @@ impl HandlerSettings {
 
     /// The handler's own keys as in the file, secrets redacted.
     pub fn keys(&self) -> Map<String, Value> {
-        self.keys.iter().map(|(key, value)| (key.clone(), super::secret::redact(value))).collect()
+        self.keys.iter().map(|(key, value)| (key.clone(), redact(value))).collect()
     }
 
     /// What `orderd check` prints about them.

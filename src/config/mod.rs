@@ -5,6 +5,7 @@
 //! no other module sees a raw value. `change` compares the configuration of a running daemon with a changed one.
 //! It never touches the broker.
 
+mod address;
 mod alone;
 mod change;
 mod check;
@@ -15,6 +16,7 @@ mod load;
 mod model;
 mod origin;
 mod read;
+mod redaction;
 mod report;
 mod secret;
 mod section;
@@ -27,6 +29,7 @@ mod tls;
 mod topology;
 mod workload;
 
+pub use address::Address;
 pub use alone::{admin_alone, admin_without_token};
 pub use change::{applicable, changes};
 pub use handler::{HandlerSettings, HandlerSpec, Handlers, MessageKind};
@@ -34,9 +37,10 @@ pub use layers::{Table, Value};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
 pub(crate) use load::{LARGEST_FILE, has_workload};
 pub use model::{
-    Address, Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload,
-    Rotation, Runtime, Secret, Shutdown, Tls, TopologySettings,
+    Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,
+    Runtime, Shutdown, Tls, TopologySettings,
 };
+pub use redaction::Secret;
 pub use report::Problem;
 
 pub use secret::token_in;

@@ -3,14 +3,15 @@
 //! It serializes to keys and values as in the file.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::address::Address;
 use super::handler::{HandlerSettings, MessageKind};
+use super::redaction::Secret;
 use super::serialize;
 use crate::recovery::RetryPolicy;
 use crate::tls::TlsFiles;
@@ -95,47 +96,6 @@ pub struct Tls {
     /// The name that the broker's certificate must have; `None`: the host in its address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
-}
-
-/// A host and port of a broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
-    /// A name or an IP address, IPv6 without brackets.
-    pub host: String,
-    /// Not 0.
-    pub port: u16,
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// Text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(text: impl Into<String>) -> Self {
-        Secret(text.into())
-    }
-
-    /// The secret itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
 }
 
 /// `[management]`

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::address::Address;
 use super::handler::Handlers;
 use super::layers::{Table, Value};
 use super::model::{
-    Address, Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
-    Secret, Shutdown, Tls, TopologySettings,
+    Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
+    Shutdown, Tls, TopologySettings,
 };
+use super::redaction::Secret;
 use super::section::{LONGEST_PATH, Reading, Section};
 use super::{secret, shape, tls, workload};
 

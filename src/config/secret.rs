@@ -1,18 +1,13 @@
 //! Reads secrets from the configuration and from the files it names. It never shows a secret, whatever is wrong with it.
 
-use std::collections::hash_map::RandomState;
 use std::fs::File;
-use std::hash::BuildHasher;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::LazyLock;
 
-use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
-
-use super::model::{Config, Secret};
+use super::model::Config;
 use super::origin::{Origin, Origins};
+use super::redaction::Secret;
 use super::section::{Reading, Section};
 use super::shape;
 
@@ -22,35 +17,6 @@ const NOT_SECRET: &str = "guest";
 const LONGEST: usize = 1024;
 /// Shortest token, in bytes: it must not be guessable over a network.
 const SHORTEST_TOKEN: usize = 16;
-
-/// What a secret is shown as.
-pub(super) const REDACTED: &str = "[redacted]";
-/// The only key of a serialized secret. No key of a configuration begins with a dollar sign.
-const SECRET_KEY: &str = "$secret";
-
-/// As `{"$secret": fingerprint}`. Different secrets have different fingerprints, which are meaningless outside of this
-/// process.
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        serializer.serialize_newtype_variant("Secret", 0, SECRET_KEY, &SEED.hash_one(self.expose()))
-    }
-}
-
-/// Whether a serialized value is a secret.
-pub(super) fn is_secret(object: &Map<String, Value>) -> bool {
-    object.contains_key(SECRET_KEY)
-}
-
-/// A serialized value with all secrets in it redacted.
-pub(super) fn redact(value: &Value) -> Value {
-    match value {
-        Value::Object(object) if is_secret(object) => Value::from(REDACTED),
-        Value::Object(object) => object.iter().map(|(key, value)| (key.clone(), redact(value))).collect(),
-        Value::Array(items) => items.iter().map(redact).collect(),
-        other => other.clone(),
-    }
-}
 
 /// `password` or `password_file`, if either is there.
 pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {

@@ -4,9 +4,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::address::Address;
 use super::duration;
 use super::layers::Value;
-use super::model::Address;
 use super::suggestion::{did_you_mean, listed};
 use crate::recovery::Delay;
 
@@ -137,30 +137,8 @@ pub(super) fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
         if text.contains(['@', '/']) {
             return Err("must be host or host:port, without scheme and credentials".to_owned());
         }
-        parse_address(&text, port).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
+        Address::parse(&text, port).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
     }
-}
-
-fn parse_address(text: &str, default_port: u16) -> Option<Address> {
-    let (host, rest) = match text.strip_prefix('[') {
-        Some(inner) => {
-            let (host, rest) = inner.split_once(']')?;
-            host.parse::<std::net::Ipv6Addr>().ok()?;
-            (host, rest)
-        }
-        None => text.split_at(text.find(':').unwrap_or(text.len())),
-    };
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-    if host.is_empty() || !host.chars().all(plain) {
-        return None;
-    }
-    let port = match rest.strip_prefix(':') {
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok()?,
-        Some(_) => return None,
-        None if rest.is_empty() => default_port,
-        None => return None,
-    };
-    (port > 0).then(|| Address { host: host.to_owned(), port })
 }
 
 /// The problem with the name of a queue or a consumer, if there is one.

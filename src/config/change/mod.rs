@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::model::{Config, Ledger, Log, TopologySettings};
-use super::secret;
+use super::redaction::{self, REDACTED};
 use crate::control::{ConfigChange, Effect};
 
 /// Keys, and sections with all their keys, that change only with a restart. [`applicable`] keeps their old values.
@@ -114,7 +114,7 @@ fn keys(config: &Config) -> BTreeMap<String, Value> {
 
 fn collect(path: String, value: Value, keys: &mut BTreeMap<String, Value>) {
     match value {
-        Value::Object(section) if !secret::is_secret(&section) => {
+        Value::Object(section) if !redaction::is_secret(&section) => {
             for (key, value) in section {
                 collect(super::layers::join(&path, &key), value, keys);
             }
@@ -127,9 +127,9 @@ fn collect(path: String, value: Value, keys: &mut BTreeMap<String, Value>) {
 
 /// The value as in the file, on one line.
 fn shown(value: &Value) -> String {
-    match secret::redact(value) {
+    match redaction::redact(value) {
         Value::Array(items) => format!("[{}]", items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")),
-        Value::String(text) if text == secret::REDACTED => text,
+        Value::String(text) if text == REDACTED => text,
         Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use super::super::load::{DEFAULT_FILE, Sources, parse};
-use super::super::model::{Consumer, Queue, Secret, Tls};
+use super::super::model::{Consumer, Queue, Tls};
+use super::super::redaction::Secret;
 use super::super::section::Reading;
 use super::*;
 use crate::handlers;
