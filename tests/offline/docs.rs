@@ -145,3 +145,35 @@ fn the_command_reference_lists_every_command_with_its_options() {
         }
     }
 }
+
+/// All source text, with strings that continue on the next line in one piece.
+fn sources() -> String {
+    let (mut text, mut folders) = (String::new(), vec![root().join("src")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { text.push_str(&fs::read_to_string(path).unwrap()) }
+        }
+    }
+    text.split("\\\n").map(str::trim_start).collect()
+}
+
+#[test]
+fn every_message_that_the_guides_explain_is_one_of_the_programs() {
+    let (sources, mut unknown, mut count) = (sources(), Vec::new(), 0);
+    for page in ["docs/operations/runbook.md", "docs/operations/security.md"] {
+        let page = read(page);
+        let tables = page.split("\n| ").skip(1).filter_map(|row| row.split(" | ").next());
+        let quoted = tables.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>());
+        for message in quoted.filter(|text| text.contains(' ')) {
+            count += 1;
+            // An ellipsis stands for a value, which may be in quotes.
+            let parts: Vec<_> = message.split('…').map(|part| part.trim_matches('"').trim()).collect();
+            if !parts.iter().all(|part| sources.contains(part)) {
+                unknown.push(message);
+            }
+        }
+    }
+    assert!(count > 15, "{count}");
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
