@@ -3,6 +3,7 @@
 mod admin_client;
 pub mod check;
 pub mod control;
+mod exit;
 mod pages;
 pub mod probe;
 pub mod publish;
@@ -20,38 +21,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 
+pub use exit::Exit;
+
 use crate::config::{Config, LoadError, Loaded, Sources};
 use crate::handlers;
-
-/// How a command ended. The codes are those of `sysexits.h`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// 0: success.
-    Done,
-    /// 1: some input was refused, the order is unknown, or a reload was only partly applied.
-    Refused,
-    /// 64: wrong arguments, or an unknown consumer.
-    Usage,
-    /// 69: broker or daemon unreachable, or a reload rejected for a temporary reason.
-    Unavailable,
-    /// 70: a bug, or an error of the operating system.
-    Internal,
-    /// 78: the configuration is wrong, or the broker contradicts it.
-    Config,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        ExitCode::from(match exit {
-            Exit::Done => 0,
-            Exit::Refused => 1,
-            Exit::Usage => 64,
-            Exit::Unavailable => 69,
-            Exit::Internal => 70,
-            Exit::Config => 78,
-        })
-    }
-}
 
 /// Output format of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -65,7 +38,7 @@ pub enum Format {
 
 /// Process an online shop's orders from RabbitMQ without losing any
 #[derive(Debug, Parser)]
-#[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = AFTER_HELP)]
+#[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = exit::after_help())]
 struct Arguments {
     /// Configuration file [default: /etc/orderd/orderd.toml]
     #[arg(long, short, global = true, value_name = "FILE", env = "ORDERD_CONFIG")]
@@ -76,19 +49,6 @@ struct Arguments {
     #[command(subcommand)]
     command: CliCommand,
 }
-
-/// Printed after the options; the man page has it as sections of its own.
-const AFTER_HELP: &str = "\
-Exit codes:
-   0  success
-   1  some input was refused, the order is unknown, or a reload was only partly applied
-  64  usage error, or unknown consumer
-  69  broker or daemon unreachable, or reload rejected for a temporary reason
-  70  internal error
-  78  configuration error, or reload rejected
-
-Settings are taken from --set, then from ORDERD_<SECTION>__<KEY> in the environment, then from the file, then from the
-defaults.";
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {

@@ -1,6 +1,6 @@
-//! The man page and the shells' completions, made from the one table that parses the arguments and prints the help.
+//! The man page and the shell completions, generated from the definition that parses the arguments and prints the help.
 //!
-//! Nothing about commands or options is written here, so nothing can differ from what the program does.
+//! It describes no command and no option itself, so it cannot differ from what the program does.
 
 use std::io;
 
@@ -9,44 +9,49 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-/// What the parser does not know.
+use super::exit::EXIT_CODES;
+
+/// Sections of the man page that the argument parser does not know.
 const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
     (
         "SIGNALS",
         &[
-            ("TERM, INT", "Drain: no new orders, those in hand are finished. A second one gives back what is in hand."),
+            (
+                "TERM, INT",
+                "Drain: take no new orders, finish those in flight. A second signal returns them to the broker and exits.",
+            ),
             ("HUP", "Reload the configuration."),
         ],
     ),
     (
         "ENVIRONMENT",
         &[
-            ("ORDERD_CONFIG", "The configuration file, unless --config names one."),
+            ("ORDERD_CONFIG", "The configuration file, unless --config is given."),
             ("ORDERD_<SECTION>__<KEY>", "Overrides one setting, as in ORDERD_CONSUMERS__ORDER__WORKERS=8."),
-            ("NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID", "Set by systemd: see sd_notify(3)."),
+            ("NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID", "Set by systemd; see sd_notify(3)."),
         ],
     ),
     (
         "FILES",
         &[
-            ("/etc/orderd/orderd.toml", "The configuration, annotated key by key."),
-            ("/var/lib/orderd/orderd.db", "The ledger: an SQLite file that other programs may read."),
+            ("/etc/orderd/orderd.toml", "The configuration; every key is explained there."),
+            ("/var/lib/orderd/orderd.db", "The ledger: an SQLite database that other programs may read."),
         ],
     ),
     ("SEE ALSO", &[("systemctl(1), journalctl(1), rabbitmqctl(8)", "")]),
 ];
 
-/// What a shell needs to complete orderd's commands and options.
+/// A script with which a shell completes commands and options.
 pub(super) fn completions(shell: Shell, mut command: Command) -> Vec<u8> {
     let (name, mut script) = (command.get_name().to_owned(), Vec::new());
     clap_complete::generate(shell, &mut command, name, &mut script);
     script
 }
 
-/// The man page of section 8, as roff.
+/// The man page, section 8, as roff.
 ///
 /// # Errors
-/// None that writing to memory could have.
+/// Never in practice: it writes to memory.
 pub(super) fn man(mut command: Command) -> io::Result<Vec<u8>> {
     command.build();
     let version = format!("orderd {}", command.get_version().unwrap_or_default());
@@ -59,31 +64,35 @@ pub(super) fn man(mut command: Command) -> io::Result<Vec<u8>> {
     man.render_options_section(&mut page)?;
     Roff::new().control("SH", ["COMMANDS"]).to_writer(&mut page)?;
     subcommands(&command, &mut page)?;
-    if let Some(codes) = command.get_after_help() {
-        let mut section = Roff::new();
-        section.control("SH", ["EXIT STATUS AND SETTINGS"]);
-        for paragraph in codes.to_string().lines() {
-            section.control("PP", []).text([roman(paragraph)]);
-        }
-        section.to_writer(&mut page)?;
-    }
+    exit_status(&mut page)?;
     for (title, entries) in SECTIONS {
-        let mut section = Roff::new();
-        section.control("SH", [title]);
-        for (term, text) in entries {
-            section.control("TP", []).text([bold(*term)]).text([roman(*text)]);
-        }
-        section.to_writer(&mut page)?;
+        definitions(title, entries, &mut page)?;
     }
     Ok(page)
 }
 
-/// One part for each subcommand, with the options that are its own.
+fn exit_status(page: &mut Vec<u8>) -> io::Result<()> {
+    let codes: Vec<(String, &str)> = EXIT_CODES.iter().map(|(code, meaning)| (code.to_string(), *meaning)).collect();
+    let entries: Vec<(&str, &str)> = codes.iter().map(|(code, meaning)| (code.as_str(), *meaning)).collect();
+    definitions("EXIT STATUS", &entries, page)
+}
+
+/// A section of terms with their explanations.
+fn definitions(title: &str, entries: &[(&str, &str)], page: &mut Vec<u8>) -> io::Result<()> {
+    let mut section = Roff::new();
+    section.control("SH", [title]);
+    for (term, text) in entries {
+        section.control("TP", []).text([bold(*term)]).text([roman(*text)]);
+    }
+    section.to_writer(page)
+}
+
+/// A subsection for each subcommand, with its own options only.
 fn subcommands(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
     for subcommand in command.get_subcommands().filter(|one| !one.is_hide_set() && one.get_name() != "help") {
         let own = subcommand.clone().mut_args(|option| {
-            let everywhere = option.is_global_set() || option.get_id() == "help" || option.get_id() == "version";
-            option.hide(everywhere)
+            let is_global = option.is_global_set() || option.get_id() == "help" || option.get_id() == "version";
+            option.hide(is_global)
         });
         let name = subcommand.get_bin_name().unwrap_or(subcommand.get_name()).to_owned();
         Roff::new().control("SS", [name.as_str()]).to_writer(page)?;
@@ -100,7 +109,7 @@ fn subcommands(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// A section's text as part of another one.
+/// Renders a section without its title, to become part of another section.
 fn without_title(page: &mut Vec<u8>, render: impl Fn(&mut Vec<u8>) -> io::Result<()>) -> io::Result<()> {
     let mut part = Vec::new();
     render(&mut part)?;

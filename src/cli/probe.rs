@@ -1,7 +1,7 @@
-//! `orderd probe`: asks the daemon on this machine whether it lives, or whether it is ready.
+//! `orderd probe`: checks whether the daemon on this machine is alive, or ready.
 //!
-//! For health checks of containers and for scripts, where there is neither shell nor HTTP client. It asks the admin
-//! listener only, never the broker, and sends one request, two at most.
+//! For health checks of containers and for scripts, where there is no HTTP client. It asks only the admin listener, never
+//! the broker, and sends at most two requests.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,63 +14,63 @@ use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, Sources, admin_without_token, duration};
 
-/// Longest part of an answer that is shown, in characters.
-const SHOWN: usize = 1000;
+/// Longest answer that is shown, in characters.
+const MAX_ANSWER_CHARS: usize = 1000;
 
 /// Arguments of `orderd probe`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct ProbeArgs {
-    /// Ask whether it is ready: connected, subscribed, recording; else only whether it lives
+    /// Check that the daemon is ready (connected, subscribed, recording), not only alive
     #[arg(long)]
     ready: bool,
-    /// How long the answer may take, 100ms to 1m
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = within)]
+    /// How long to wait for the answer, from 100ms to 1m
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = timeout)]
     timeout: Duration,
-    /// How to print; JSON is one object
+    /// Output format; json prints one object
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
-fn within(text: &str) -> Result<Duration, String> {
+fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = duration::parse(text)?;
     let range = Duration::from_millis(100)..=Duration::from_secs(60);
     if range.contains(&timeout) { Ok(timeout) } else { Err("must be from 100ms to 1m".to_owned()) }
 }
 
-/// Asks, and prints the answer: a good one to `out`, any other one to `err`; as JSON all to `out`.
+/// Checks the daemon and prints the result: success to `out`, failure to `err`; as JSON everything to `out`.
 ///
-/// Returns the exit code: 0 when the daemon lives (with `--ready`: is ready), 69 when it does not or nobody answers in
-/// time, 78 when the configuration says that nobody answers, or cannot be made out.
+/// Returns the exit code: 0 if the daemon is alive (with `--ready`: ready), 69 if it is not or does not answer in time, 78
+/// if the configuration has no address, or its address cannot be read.
 ///
-/// With `--format json`, `out` gets one object: `ok`, `asked` (`live` or `ready`), `address` (null if nobody can be
-/// asked), `status` (of HTTP; null if there was no answer) and `said`.
+/// With `--format json`, `out` gets one object: `ok`, `asked` (`live` or `ready`), `address` (null if there is none),
+/// `status` (the HTTP status; null without an answer) and `message` (the answer, or the error).
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let admin = match Config::load(sources) {
         Ok(loaded) => loaded.config.admin,
-        // A file that someone is at work on, or a certificate that has ended, says nothing about the daemon, which was
-        // started by another one.
+        // The daemon was started with valid files. A file that is being edited, or a certificate that has expired since,
+        // says nothing about it.
         Err(error) => {
             writeln!(err, "orderd: {}", chain(&error))?;
             let Some(admin) = admin_without_token(sources) else { return Ok(Exit::Config) };
-            writeln!(err, "orderd: asking where the daemon answers as far as can be made out")?;
+            writeln!(err, "orderd: the configuration has errors; using its admin section to find the daemon")?;
             admin
         }
     };
     let client = match AdminClient::of_config(&admin, &sources.path()) {
         Ok(client) => client,
-        Err(error) => return tell(args, None, Err(error), out, err),
+        Err(error) => return report(args, None, Err(error), out, err),
     };
-    let answer = ask(args, &client).await;
-    tell(args, Some(&client), answer, out, err)
+    let answer = check(args, &client).await;
+    report(args, Some(&client), answer, out, err)
 }
 
-/// Asks the page that is open to everybody, and for the reasons only if it says no: they are told to those who know
-/// the token, and this process may have an older one than the daemon.
-async fn ask(args: ProbeArgs, client: &AdminClient) -> Result<(StatusCode, String), AdminClientError> {
-    let text = |body: Vec<u8>| String::from_utf8_lossy(&body).trim().chars().take(SHOWN).collect::<String>();
+/// Gets the health page, which needs no token; and, if the daemon is not ready, the failing checks. Those need the token,
+/// of which this process may have an older one than the daemon, so they are optional.
+async fn check(args: ProbeArgs, client: &AdminClient) -> Result<(StatusCode, String), AdminClientError> {
+    let text = |body: Vec<u8>| String::from_utf8_lossy(&body).trim().chars().take(MAX_ANSWER_CHARS).collect::<String>();
     let page = if args.ready { "/readyz" } else { "/livez" };
     let (status, body) = client.get(page, args.timeout).await?;
     if args.ready
@@ -84,7 +84,7 @@ async fn ask(args: ProbeArgs, client: &AdminClient) -> Result<(StatusCode, Strin
     Ok((status, text(body)))
 }
 
-fn tell(
+fn report(
     args: ProbeArgs,
     client: Option<&AdminClient>,
     answer: Result<(StatusCode, String), AdminClientError>,
@@ -93,24 +93,24 @@ fn tell(
 ) -> io::Result<Exit> {
     let asked = if args.ready { "ready" } else { "live" };
     let address = client.map(AdminClient::address);
-    let (exit, status, said) = match answer {
-        Ok((StatusCode::OK, said)) => (Exit::Done, Some(StatusCode::OK), said),
-        Ok((status, said)) => (Exit::Unavailable, Some(status), said),
+    let (exit, status, message) = match answer {
+        Ok((StatusCode::OK, message)) => (Exit::Done, Some(StatusCode::OK), message),
+        Ok((status, message)) => (Exit::Unavailable, Some(status), message),
         Err(error) => (error.exit(), None, chain(&error)),
     };
     let ok = exit == Exit::Done;
     match (args.format, status) {
         (Format::Json, status) => {
             let status = status.map(|status| status.as_u16());
-            let object = json!({"ok": ok, "asked": asked, "address": address, "status": status, "said": said});
+            let object = json!({"ok": ok, "asked": asked, "address": address, "status": status, "message": message});
             writeln!(out, "{object}")?;
         }
         (Format::Text, Some(StatusCode::OK)) => writeln!(out, "{asked}")?,
         (Format::Text, Some(status)) => {
-            let address = address.expect("whoever has answered has an address");
-            writeln!(err, "orderd: the daemon at {address} is not {asked} ({}): {said}", status.as_u16())?;
+            let address = address.expect("an answer came from an address");
+            writeln!(err, "orderd: the daemon at {address} is not {asked} ({}): {message}", status.as_u16())?;
         }
-        (Format::Text, None) => writeln!(err, "orderd: {said}")?,
+        (Format::Text, None) => writeln!(err, "orderd: {message}")?,
     }
     Ok(exit)
 }

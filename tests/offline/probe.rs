@@ -107,7 +107,7 @@ fn a_configuration_file_being_edited_does_not_make_a_daemon_dead() {
         }
         let (code, out, err) = probe_by(&half, &address.to_string(), &[]);
         assert_eq!((code, out.as_str()), (0, "live\n"), "{err}");
-        assert!(err.contains("orderd.toml") && err.contains("as far as can be made out"), "{err}");
+        assert!(err.contains("orderd.toml") && err.contains("using its admin section"), "{err}");
     }
 }
 

@@ -1,12 +1,13 @@
-//! `orderd publish`: sends orders from a file or from standard input, one JSON object a line, and waits for
-//! the broker's confirm of each.
+//! `orderd publish`: publishes orders from a file or standard input, one JSON object per line, and waits for the broker's
+//! confirm of each.
 //!
-//! A thread reads and checks lines, one task publishes them; what is on its way between them is bounded, so
-//! the input may be endless. It never publishes a line that it has refused.
+//! A thread reads and checks lines, one task publishes them. The queue between them is limited, so the input may be
+//! endless. It never publishes a line that it has refused.
 
-mod lines;
-mod parse;
-mod send;
+mod input_lines;
+mod line_parser;
+mod publish_loop;
+mod summary;
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read};
@@ -18,38 +19,38 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use self::lines::Lines;
-use self::parse::{Refusal, Shape};
-use self::send::{End, Feed, Sender, Summary};
+use self::input_lines::InputLines;
+use self::line_parser::LineParser;
+use self::publish_loop::{Input, PublishLoop};
+use self::summary::{EndReason, PublishSummary};
 use super::{Exit, Format};
 use crate::amqp::{Connector, DeclareError, DeniedPermission};
 use crate::chain::chain;
 use crate::config::{Config, duration};
-use crate::message::Publication;
 use crate::topology::{Declaration, RequiredPermission};
 
-/// Lines that wait between the reader and the publisher.
+/// Lines queued between the reader and the publish loop.
 const READ_AHEAD: usize = 32;
 
-/// The arguments of `orderd publish`.
+/// Arguments of `orderd publish`.
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// NDJSON: one order a line, such as {"id": 2, "product": "Laptop", "quantity": 1, "price": "400.00"};
+    /// NDJSON file, one order per line, such as {"id": 2, "product": "Laptop", "quantity": 1, "price": "400.00"};
     /// "-" is standard input
     #[arg(default_value = "-")]
     file: PathBuf,
-    /// Routing key of every message; by default order.priority.created or order.normal.created, by the
-    /// order's own "priority"
+    /// Routing key of every message [default: order.priority.created or order.normal.created, by the order's
+    /// "priority"]
     #[arg(long, value_name = "KEY", value_parser = routing_key)]
     routing_key: Option<String>,
-    /// Publish any JSON object, such as a notification, under the given routing key; the message id is taken
-    /// from its "message_id" or "id"
+    /// Accept any JSON object, such as a notification, and publish it with --routing-key; its "message_id" or "id"
+    /// becomes the message id
     #[arg(long, requires = "routing_key")]
     raw: bool,
-    /// Give up when the broker cannot be reached for this long
+    /// Give up if the broker is unreachable for this long
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
     connect_timeout: Duration,
-    /// How to print the summary
+    /// Output format of the summary
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
@@ -57,19 +58,20 @@ pub struct PublishArgs {
 fn routing_key(text: &str) -> Result<String, String> {
     match text.len() {
         1..=255 => Ok(text.to_owned()),
-        length => Err(format!("a routing key has 1 to 255 bytes, this one {length}")),
+        length => Err(format!("must have 1 to 255 bytes, has {length}")),
     }
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = duration::parse(text).map_err(|error| error.to_string())?;
-    if timeout.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(timeout) }
+    if timeout.is_zero() { Err("must be greater than 0".to_owned()) } else { Ok(timeout) }
 }
 
-/// Publishes everything, prints a summary on stdout and what was refused on stderr.
+/// Publishes the input. Prints a summary to standard output and refused lines to standard error.
 ///
-/// Exits with 0 if all was published, with 1 if a line was refused or Ctrl-C left some unread, with 69 if the
-/// broker could not be reached for as long as `--connect-timeout`.
+/// Returns the exit code: 0 if every line was published, 1 if a line was refused or the command was interrupted, 64 if the
+/// file cannot be opened, 69 if the broker was unreachable for longer than `--connect-timeout`, 70 if the input cannot be
+/// read further, 78 if the broker lacks the exchange or does not let the user publish.
 pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
     let (input, length): (Box<dyn Read + Send>, _) = match open(&arguments.file) {
         Ok(opened) => opened,
@@ -79,29 +81,29 @@ pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
         }
     };
     config.broker.connect_timeout = arguments.connect_timeout;
-    let shape = Shape {
+    let parser = LineParser {
         exchange: Arc::clone(&config.names().orders),
         routing_key: arguments.routing_key.clone(),
         raw: arguments.raw,
     };
-    let link = Connector::new(config.broker.clone());
-    if let Err(exit) = check_broker(&link, &config, shape.routing_key.as_deref()).await {
+    let connector = Connector::new(config.broker.clone());
+    if let Err(exit) = check_broker(&connector, &config, parser.routing_key.as_deref()).await {
         return exit;
     }
     let bar = progress_bar(length);
-    let publisher = link.publisher();
+    let publisher = connector.publisher();
     let state = publisher.clone();
-    let sender = Sender {
+    let publish_loop = PublishLoop {
         publisher: &publisher,
         is_connected: &move || state.state().connected,
-        patience: arguments.connect_timeout,
+        connect_timeout: arguments.connect_timeout,
         bar: &bar,
     };
-    let summary = sender.send_all(read(input, shape), send::interrupts()).await;
-    // Nothing is left to wait for: every line is answered, or there is no broker.
+    let summary = publish_loop.run(read(input, parser), publish_loop::interrupts()).await;
+    // Every line is answered, or the broker is unreachable: a failure to close loses nothing.
     let _ = publisher.close(Duration::from_secs(1)).await;
     bar.finish_and_clear();
-    report(&summary, arguments.format)
+    print_summary(&summary, arguments.format)
 }
 
 fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
@@ -113,28 +115,28 @@ fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     if metadata.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    // A pipe has no length that would mean anything.
+    // Only a regular file has a meaningful length.
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// Whether the broker is there, has the exchange and lets us publish to it. Publishing to one that is missing would only
-/// wait.
-async fn check_broker(link: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
+/// Checks that the broker is reachable, has the exchange and lets the user publish to it. Otherwise publishing would wait
+/// for nothing.
+async fn check_broker(connector: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
     let exchange = config.names().orders;
     let topology = config.topology();
-    let question = topology.exchanges().filter(|known| *known.name == *exchange).cloned().map(Declaration::Exchange);
-    match link.missing_objects(&question.collect::<Vec<_>>()).await {
-        Ok(missing) if missing.is_empty() => check_permission(link, config, routing_key).await,
+    let declaration = topology.exchanges().filter(|known| *known.name == *exchange).cloned().map(Declaration::Exchange);
+    match connector.missing_objects(&declaration.collect::<Vec<_>>()).await {
+        Ok(missing) if missing.is_empty() => check_permission(connector, config, routing_key).await,
         Ok(_) => {
-            eprintln!("orderd: the broker has no exchange {exchange:?}; orderd run declares it");
+            eprintln!("orderd: the broker has no exchange {exchange:?}; `orderd run` declares it");
             Err(Exit::Config)
         }
         Err(DeclareError::Connect(error)) => {
             eprintln!("orderd: {}", chain(&error));
             Err(if error.is_permanent() { Exit::Config } else { Exit::Unavailable })
         }
-        // RabbitMQ 4.3 does not let everybody look.
-        Err(DeclareError::AccessRefused { .. }) => check_permission(link, config, routing_key).await,
+        // RabbitMQ 4.3 requires a permission even for a passive declaration.
+        Err(DeclareError::AccessRefused { .. }) => check_permission(connector, config, routing_key).await,
         Err(error) => {
             eprintln!("orderd: {}", chain(&error));
             Err(Exit::Config)
@@ -142,49 +144,50 @@ async fn check_broker(link: &Connector, config: &Config, routing_key: Option<&st
     }
 }
 
-/// Whether the user may publish with any of the keys that lines may get. Where only some are allowed, each line is told.
-async fn check_permission(link: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
+/// Checks that the user may publish with at least one of the routing keys that lines can get. If only some are allowed,
+/// the broker refuses the other lines one by one.
+async fn check_permission(connector: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
     let exchange = config.names().orders;
-    let keys = routing_key.map_or_else(|| vec![parse::NORMAL_KEY, parse::PRIORITY_KEY], |key| vec![key]);
-    let need =
+    let keys = routing_key.map_or_else(|| vec![line_parser::NORMAL_KEY, line_parser::PRIORITY_KEY], |key| vec![key]);
+    let permission =
         |key: &&str| RequiredPermission::Publish { exchange: exchange.to_string(), routing_key: (*key).to_owned() };
-    match link.denied_permissions(&keys.iter().map(need).collect::<Vec<_>>()).await {
+    match connector.denied_permissions(&keys.iter().map(permission).collect::<Vec<_>>()).await {
         Ok(denied) if denied.len() == keys.len() => {
             let DeniedPermission { permission, reply } = &denied[0];
             eprintln!("orderd: the broker does not let the user {:?} {permission}: {reply}", config.broker.username);
             Err(Exit::Config)
         }
-        // A broker that does not answer now may do so for as long as we are patient.
+        // A broker that does not answer now may do so before the connect timeout.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Reads in a thread of its own, which nobody waits for: a read of a terminal or a pipe may never end.
-fn read(input: Box<dyn Read + Send>, shape: Shape) -> mpsc::Receiver<Feed> {
-    let (feed, fed) = mpsc::channel(READ_AHEAD);
+/// Reads lines on a thread of its own. The thread is not joined, since a read from a terminal or a pipe may never end.
+fn read(input: Box<dyn Read + Send>, parser: LineParser) -> mpsc::Receiver<Input> {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD);
     std::thread::spawn(move || {
-        let mut lines = Lines::new(BufReader::with_capacity(64 * 1024, input));
+        let mut lines = InputLines::new(BufReader::with_capacity(64 * 1024, input));
         loop {
-            let step = match lines.next() {
+            let next = match lines.next() {
                 Ok(None) => return,
-                Ok(Some(line)) => Feed::Line {
+                Ok(Some(line)) => Input::Line {
                     number: line.number,
                     bytes: lines.bytes,
-                    publication: shape.publication(line.text).map(Box::new),
+                    publication: parser.parse(line.text).map(Box::new),
                 },
-                Err(error) => Feed::Unreadable(error),
+                Err(error) => Input::Unreadable(error),
             };
-            let is_last = matches!(step, Feed::Unreadable(_));
-            // Without a receiver the reading has been interrupted.
-            if feed.blocking_send(step).is_err() || is_last {
+            let is_last = matches!(next, Input::Unreadable(_));
+            // The receiver is dropped when publishing was interrupted.
+            if sender.blocking_send(next).is_err() || is_last {
                 return;
             }
         }
     });
-    fed
+    receiver
 }
 
-/// On a terminal only.
+/// A progress bar; hidden unless standard error is a terminal.
 fn progress_bar(length: Option<u64>) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -198,25 +201,25 @@ fn progress_bar(length: Option<u64>) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn report(summary: &Summary, format: Format) -> Exit {
+fn print_summary(summary: &PublishSummary, format: Format) -> Exit {
     match format {
         Format::Text => println!("{summary}"),
         Format::Json => println!("{}", serde_json::json!(summary)),
     }
-    let trouble = match &summary.end {
-        End::Input if summary.refused == 0 => return Exit::Done,
-        End::Input | End::Interrupted => return Exit::Refused,
-        End::Unreadable(error) => format!("cannot read on: {error}"),
-        End::Aborted => format!("stopped with {} messages unconfirmed", summary.unconfirmed),
-        End::NoBroker => format!(
-            "the broker could not be reached any more; {} messages are unconfirmed, the first of them from line {}",
+    let problem = match &summary.end {
+        EndReason::Input if summary.refused == 0 => return Exit::Done,
+        EndReason::Input | EndReason::Interrupted => return Exit::Refused,
+        EndReason::Unreadable(error) => format!("cannot read the input further: {error}"),
+        EndReason::Aborted => format!("aborted with {} messages unconfirmed", summary.unconfirmed),
+        EndReason::NoBroker => format!(
+            "broker unreachable; {} messages unconfirmed, the first from line {}",
             summary.unconfirmed, summary.first_unconfirmed
         ),
     };
-    eprintln!("orderd: {trouble}");
+    eprintln!("orderd: {problem}");
     match summary.end {
-        End::NoBroker => Exit::Unavailable,
-        End::Input | End::Interrupted | End::Aborted => Exit::Refused,
-        End::Unreadable(_) => Exit::Internal,
+        EndReason::NoBroker => Exit::Unavailable,
+        EndReason::Input | EndReason::Interrupted | EndReason::Aborted => Exit::Refused,
+        EndReason::Unreadable(_) => Exit::Internal,
     }
 }

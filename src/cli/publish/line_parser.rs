@@ -1,4 +1,4 @@
-//! Makes a publication of a line, or says why not. Pure.
+//! Turns a line of the input into a publication, or an error. Pure.
 
 use std::sync::Arc;
 
@@ -6,30 +6,31 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Number;
 
-use super::lines::MAX_LINE_BYTES;
+use super::input_lines::MAX_LINE_BYTES;
 use crate::domain::{DecodeError, Order, RuleError};
 use crate::message::{Message, Properties, Publication};
 
-/// Longest message id, as AMQP bounds it, in bytes.
+/// Longest message id, in bytes: AMQP's limit of a short string.
 const MAX_MESSAGE_ID: usize = 255;
-/// The routing keys of orders.
+/// Routing key of orders without priority.
 pub(super) const NORMAL_KEY: &str = "order.normal.created";
+/// Routing key of orders with priority.
 pub(super) const PRIORITY_KEY: &str = "order.priority.created";
 
-/// What the lines are and where they go.
+/// What the lines are, and where to publish them.
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
-    /// The exchange's name.
+pub(super) struct LineParser {
+    /// Name of the exchange.
     pub exchange: Arc<str>,
-    /// For every line; without it orders go by their priority.
+    /// Routing key of every line; `None`: chosen by the order's priority.
     pub routing_key: Option<String>,
-    /// Any JSON object instead of orders.
+    /// Accept any JSON object instead of orders only.
     pub raw: bool,
 }
 
 /// Why a line is not published.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum LineError {
     #[error("longer than {MAX_LINE_BYTES} bytes")]
     TooLong,
     #[error("not UTF-8")]
@@ -42,16 +43,19 @@ pub(super) enum Refusal {
     NotAnObject(#[source] serde_json::Error),
 }
 
-impl Shape {
-    /// Checks one line; what is published is the line as it came.
-    pub fn publication(&self, line: Option<Vec<u8>>) -> Result<Publication, Refusal> {
-        let body = line.ok_or(Refusal::TooLong)?;
+impl LineParser {
+    /// Checks one line. Its bytes are published unchanged. `None` stands for a line that is too long.
+    ///
+    /// # Errors
+    /// [`LineError`].
+    pub fn parse(&self, line: Option<Vec<u8>>) -> Result<Publication, LineError> {
+        let body = line.ok_or(LineError::TooLong)?;
         if std::str::from_utf8(&body).is_err() {
-            return Err(Refusal::NotUtf8);
+            return Err(LineError::NotUtf8);
         }
-        let (id, key) = if self.raw { (raw_id(&body)?, NORMAL_KEY) } else { order_id_and_key(&body)? };
+        let (message_id, key) = if self.raw { (raw_id(&body)?, NORMAL_KEY) } else { order_id_and_key(&body)? };
         let properties =
-            Properties { content_type: Some("application/json".to_owned()), message_id: id, ..Properties::default() };
+            Properties { content_type: Some("application/json".to_owned()), message_id, ..Properties::default() };
         Ok(Publication {
             exchange: Arc::clone(&self.exchange),
             routing_key: self.routing_key.clone().unwrap_or_else(|| key.to_owned()),
@@ -60,15 +64,15 @@ impl Shape {
     }
 }
 
-fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), Refusal> {
+fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineError> {
     let order = Order::decode(body)?;
     order.check()?;
     let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
     Ok((Some(order.id.as_str().to_owned()), key))
 }
 
-/// The id of an object that names one in `message_id` or `id`, as text or as a number.
-fn raw_id(body: &[u8]) -> Result<Option<String>, Refusal> {
+/// The id of a JSON object: its `message_id`, else its `id`, if that is a string or a number of a valid length.
+fn raw_id(body: &[u8]) -> Result<Option<String>, LineError> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Id {
@@ -76,9 +80,9 @@ fn raw_id(body: &[u8]) -> Result<Option<String>, Refusal> {
         Number(Number),
         Other(serde::de::IgnoredAny),
     }
-    // A struct would also be read from a JSON array.
+    // Not a struct: serde would also accept a JSON array for it.
     let fields: std::collections::HashMap<String, &serde_json::value::RawValue> =
-        serde_json::from_slice(body).map_err(Refusal::NotAnObject)?;
+        serde_json::from_slice(body).map_err(LineError::NotAnObject)?;
     let id =
         ["message_id", "id"].into_iter().find_map(|name| match serde_json::from_str(fields.get(name)?.get()).ok()? {
             Id::Text(text) => Some(text),
@@ -93,32 +97,32 @@ mod tests {
     use super::*;
     use crate::chain::chain;
 
-    fn shape(routing_key: Option<&str>, raw: bool) -> Shape {
-        Shape { exchange: "orders".into(), routing_key: routing_key.map(str::to_owned), raw }
+    fn parser(routing_key: Option<&str>, raw: bool) -> LineParser {
+        LineParser { exchange: "orders".into(), routing_key: routing_key.map(str::to_owned), raw }
     }
 
-    fn read(shape: &Shape, line: &[u8]) -> Result<Publication, String> {
-        shape.publication(Some(line.to_vec())).map_err(|refusal| chain(&refusal))
+    fn parse(parser: &LineParser, line: &[u8]) -> Result<Publication, String> {
+        parser.parse(Some(line.to_vec())).map_err(|error| chain(&error))
     }
 
     #[test]
-    fn an_order_goes_by_its_priority_and_bears_its_id() {
+    fn an_order_is_published_by_its_priority_and_with_its_id() {
         let normal = br#"{"id": 2, "product": "Mouse", "quantity": 1, "price": 10, "note": "kept"}"#;
-        let publication = read(&shape(None, false), normal).unwrap();
+        let publication = parse(&parser(None, false), normal).unwrap();
         assert_eq!(publication.routing_key, "order.normal.created");
         assert_eq!(publication.message.properties.message_id.as_deref(), Some("2"));
-        assert_eq!(publication.message.body, normal.as_slice(), "a line is published as it came");
+        assert_eq!(publication.message.body, normal.as_slice(), "a line is published unchanged");
         let urgent = br#"{"id": "ord-3", "product": "Mouse", "quantity": 1, "price": 10, "priority": true}"#;
-        assert_eq!(read(&shape(None, false), urgent).unwrap().routing_key, "order.priority.created");
+        assert_eq!(parse(&parser(None, false), urgent).unwrap().routing_key, "order.priority.created");
         assert_eq!(
-            read(&shape(Some("order.normal.import"), false), urgent).unwrap().routing_key,
+            parse(&parser(Some("order.normal.import"), false), urgent).unwrap().routing_key,
             "order.normal.import"
         );
     }
 
     #[test]
-    fn what_is_no_valid_order_is_refused_with_its_reason() {
-        let orders = shape(None, false);
+    fn an_invalid_order_is_refused_with_its_reason() {
+        let orders = parser(None, false);
         for (line, reason) in [
             (&b"nonsense"[..], "not an order"),
             (b"[1]", "not an order"),
@@ -129,25 +133,25 @@ mod tests {
             ),
             (b"\xff{}", "not UTF-8"),
         ] {
-            let refusal = read(&orders, line).unwrap_err();
-            assert!(refusal.contains(reason), "{refusal}");
+            let error = parse(&orders, line).unwrap_err();
+            assert!(error.contains(reason), "{error}");
         }
-        assert!(orders.publication(None).unwrap_err().to_string().contains("longer than"));
+        assert!(orders.parse(None).unwrap_err().to_string().contains("longer than"));
     }
 
     #[test]
-    fn raw_takes_any_object_and_its_id_where_it_has_one() {
-        let raw = shape(Some("order.analytics.page_view"), true);
+    fn raw_accepts_any_object_and_uses_its_id() {
+        let raw = parser(Some("order.analytics.page_view"), true);
         for (line, id) in [
             (r#"{"message_id": "m-1", "id": 7}"#, Some("m-1")),
             (r#"{"id": 7}"#, Some("7")),
             (r#"{"id": {"x": 1}}"#, None),
             (r#"{"page": "/"}"#, None),
         ] {
-            let publication = read(&raw, line.as_bytes()).unwrap();
+            let publication = parse(&raw, line.as_bytes()).unwrap();
             assert_eq!(publication.message.properties.message_id.as_deref(), id, "{line}");
             assert_eq!(publication.routing_key, "order.analytics.page_view");
         }
-        assert!(read(&raw, b"[1]").unwrap_err().starts_with("not a JSON object"));
+        assert!(parse(&raw, b"[1]").unwrap_err().starts_with("not a JSON object"));
     }
 }

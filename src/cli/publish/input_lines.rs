@@ -1,34 +1,37 @@
-//! Cuts a stream of bytes into lines, none of which can take more memory than [`MAX_LINE_BYTES`].
+//! Splits an input into lines, of which none takes more memory than [`MAX_LINE_BYTES`]. It does not parse them.
 
 use std::io::{self, BufRead};
 
-/// Longest line accepted, in bytes, without its end. Orders are a few hundred.
+/// Longest line accepted, in bytes, without the newline. An order takes a few hundred.
 pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// One line that is not blank.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Line {
-    /// The first is 1.
+pub(super) struct InputLine {
+    /// Line number; the first is 1.
     pub number: u64,
-    /// Without blanks around it; `None` if it is longer than [`MAX_LINE_BYTES`].
+    /// Without surrounding whitespace; `None` if it is longer than [`MAX_LINE_BYTES`].
     pub text: Option<Vec<u8>>,
 }
 
-/// Reads lines.
-pub(super) struct Lines<R> {
+/// Reads lines from an input.
+pub(super) struct InputLines<R> {
     input: R,
     number: u64,
     /// Bytes consumed so far.
     pub bytes: u64,
 }
 
-impl<R: BufRead> Lines<R> {
+impl<R: BufRead> InputLines<R> {
     pub fn new(input: R) -> Self {
-        Lines { input, number: 0, bytes: 0 }
+        InputLines { input, number: 0, bytes: 0 }
     }
 
-    /// The next line that is not blank; `None` at the end.
-    pub fn next(&mut self) -> io::Result<Option<Line>> {
+    /// The next line that is not blank; `None` at the end of the input.
+    ///
+    /// # Errors
+    /// When the input cannot be read.
+    pub fn next(&mut self) -> io::Result<Option<InputLine>> {
         loop {
             let mut text = Vec::new();
             let Some(fits) = self.read_line(&mut text)? else { return Ok(None) };
@@ -39,14 +42,15 @@ impl<R: BufRead> Lines<R> {
             let trimmed = text.trim_ascii();
             if !fits || !trimmed.is_empty() {
                 let text = fits.then(|| trimmed.to_vec());
-                return Ok(Some(Line { number: self.number, text }));
+                return Ok(Some(InputLine { number: self.number, text }));
             }
         }
     }
 
-    /// Whether the line fits; `None` at the end of the input. Of one that does not fit, only what fits is kept.
+    /// Appends one line to `text`: `Some(true)` if it fits, `Some(false)` if only its beginning was kept, `None` at the end
+    /// of the input.
     fn read_line(&mut self, text: &mut Vec<u8>) -> io::Result<Option<bool>> {
-        let (mut fits, mut seen) = (true, false);
+        let (mut fits, mut has_bytes) = (true, false);
         loop {
             let chunk = match self.input.fill_buf() {
                 Ok(chunk) => chunk,
@@ -54,9 +58,9 @@ impl<R: BufRead> Lines<R> {
                 Err(error) => return Err(error),
             };
             if chunk.is_empty() {
-                return Ok(seen.then_some(fits));
+                return Ok(has_bytes.then_some(fits));
             }
-            seen = true;
+            has_bytes = true;
             let end = chunk.iter().position(|byte| *byte == b'\n');
             let part = &chunk[..end.unwrap_or(chunk.len())];
             if text.len() + part.len() > MAX_LINE_BYTES {
@@ -64,9 +68,9 @@ impl<R: BufRead> Lines<R> {
             } else if fits {
                 text.extend_from_slice(part);
             }
-            let used = end.map_or(chunk.len(), |at| at + 1);
-            self.input.consume(used);
-            self.bytes += used as u64;
+            let consumed = end.map_or(chunk.len(), |at| at + 1);
+            self.input.consume(consumed);
+            self.bytes += consumed as u64;
             if end.is_some() {
                 return Ok(Some(fits));
             }
@@ -79,10 +83,10 @@ mod tests {
     use super::*;
 
     fn read(input: &[u8]) -> Vec<(u64, Option<Vec<u8>>)> {
-        // A buffer of seven bytes, so that lines straddle its edges.
-        let mut lines = Lines::new(io::BufReader::with_capacity(7, input));
+        // A buffer of seven bytes, so that lines cross its boundaries.
+        let mut lines = InputLines::new(io::BufReader::with_capacity(7, input));
         let mut all = Vec::new();
-        while let Some(Line { number, text }) = lines.next().unwrap() {
+        while let Some(InputLine { number, text }) = lines.next().unwrap() {
             all.push((number, text));
         }
         assert_eq!(lines.bytes, input.len() as u64);
@@ -99,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_does_not_hide_the_next() {
+    fn a_line_that_is_too_long_does_not_hide_the_next_one() {
         let mut input = vec![b'x'; MAX_LINE_BYTES];
         input.extend_from_slice(b"\n");
         input.extend(vec![b'y'; MAX_LINE_BYTES + 1]);

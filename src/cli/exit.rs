@@ -1,0 +1,52 @@
+//! The exit codes of all commands.
+
+use std::process::ExitCode;
+
+/// How a command ended. The codes are those of `sysexits.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: success.
+    Done,
+    /// 1: some input was refused, the order is unknown, or a reload was only partly applied.
+    Refused,
+    /// 64: wrong arguments, or an unknown consumer.
+    Usage,
+    /// 69: broker or daemon unreachable, or a reload rejected for a temporary reason.
+    Unavailable,
+    /// 70: a bug, or an error of the operating system.
+    Internal,
+    /// 78: the configuration is wrong, or the broker contradicts it.
+    Config,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Refused => 1,
+            Exit::Usage => 64,
+            Exit::Unavailable => 69,
+            Exit::Internal => 70,
+            Exit::Config => 78,
+        })
+    }
+}
+
+/// Every exit code and its meaning, for the help and the man page.
+pub(super) const EXIT_CODES: [(u8, &str); 6] = [
+    (0, "success"),
+    (1, "some input was refused, the order is unknown, or a reload was only partly applied"),
+    (64, "usage error, or unknown consumer"),
+    (69, "broker or daemon unreachable, or reload rejected for a temporary reason"),
+    (70, "internal error"),
+    (78, "configuration error, or reload rejected"),
+];
+
+/// What the help says after the options.
+pub(super) fn after_help() -> String {
+    let codes: String = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code:>2}  {meaning}\n")).collect();
+    format!(
+        "Exit codes:\n{codes}\nSettings are taken from --set, then from ORDERD_<SECTION>__<KEY> in the environment, then \
+         from the file, then from the defaults."
+    )
+}

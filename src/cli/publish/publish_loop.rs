@@ -1,0 +1,261 @@
+//! Publishes lines, many at a time, and counts the results.
+//!
+//! It never reads the input, and never has more messages in flight than its limits allow.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use indicatif::ProgressBar;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::line_parser::LineError;
+use super::summary::{EndReason, PublishSummary};
+use crate::chain::chain;
+use crate::message::{Publication, PublishError, Publisher};
+
+/// Most messages in in_flight.
+const MAX_IN_FLIGHT: usize = 2_048;
+/// Most bytes in flight; the last message may exceed it.
+const MAX_BYTES_IN_FLIGHT: usize = 8 * 1024 * 1024;
+/// Interval at which the connection is checked and the progress bar updated.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What the reader sends to the publish loop.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// One line. `bytes` counts the input up to its end.
+    Line { number: u64, bytes: u64, publication: Result<Box<Publication>, LineError> },
+    /// The input cannot be read further; nothing follows.
+    Unreadable(io::Error),
+}
+
+/// Yields at every SIGINT and SIGTERM.
+pub(super) fn interrupts() -> impl Stream<Item = ()> {
+    let listen = |kind| {
+        // Where no handler can be installed, the signal ends the process as usual.
+        futures_util::stream::iter(signal(kind).ok()).flat_map(|signal| {
+            futures_util::stream::unfold(signal, |mut signal| async move { signal.recv().await.map(|()| ((), signal)) })
+        })
+    };
+    futures_util::stream::select(listen(SignalKind::interrupt()), listen(SignalKind::terminate()))
+}
+
+/// Publishes lines until the input ends.
+pub(super) struct PublishLoop<'a> {
+    pub publisher: &'a dyn Publisher,
+    pub is_connected: &'a (dyn Fn() -> bool + Sync),
+    /// How long to wait for a connection before giving up.
+    pub connect_timeout: Duration,
+    pub bar: &'a ProgressBar,
+}
+
+/// Line number, size in bytes, and the broker's answer.
+type LineResult = (u64, usize, Result<(), PublishError>);
+
+/// Messages that the broker has not answered yet.
+#[derive(Default)]
+struct InFlight {
+    answers: FuturesUnordered<BoxFuture<'static, LineResult>>,
+    /// Their line numbers.
+    lines: BTreeSet<u64>,
+    bytes: usize,
+}
+
+impl InFlight {
+    fn has_room(&self) -> bool {
+        self.answers.len() < MAX_IN_FLIGHT && self.bytes < MAX_BYTES_IN_FLIGHT
+    }
+}
+
+impl PublishLoop<'_> {
+    /// Publishes all input until it ends or the first interrupt, and waits for the broker's answers.
+    pub async fn run(&self, mut input: mpsc::Receiver<Input>, interrupts: impl Stream<Item = ()>) -> PublishSummary {
+        let start = Instant::now();
+        let mut summary = PublishSummary {
+            published: 0,
+            refused: 0,
+            unconfirmed: 0,
+            first_unconfirmed: 0,
+            seconds: 0.0,
+            end: EndReason::Input,
+        };
+        let mut interrupts = pin!(interrupts);
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        let mut last_connected = Instant::now();
+        let mut in_flight = InFlight::default();
+        let (mut reading, mut interrupted) = (true, false);
+        while reading || !in_flight.answers.is_empty() {
+            // Cancel-safe: a line, an answer, a signal or a tick that is not received now is received in the next iteration.
+            tokio::select! {
+                Some((line, bytes, answer)) = in_flight.answers.next() => {
+                    in_flight.lines.remove(&line);
+                    in_flight.bytes -= bytes;
+                    match answer {
+                        Ok(()) => summary.published += 1,
+                        Err(error) => self.refuse(&mut summary, line, &error),
+                    }
+                }
+                received = input.recv(), if reading && in_flight.has_room() => match received {
+                    Some(Input::Line { number, bytes, publication }) => {
+                        self.bar.set_position(bytes);
+                        match publication {
+                            Ok(publication) => self.publish(&mut in_flight, number, *publication),
+                            Err(error) => self.refuse(&mut summary, number, &error),
+                        }
+                    }
+                    Some(Input::Unreadable(error)) => summary.end = EndReason::Unreadable(error),
+                    None => reading = false,
+                },
+                Some(()) = interrupts.next() => {
+                    if interrupted {
+                        summary.end = EndReason::Aborted;
+                        break;
+                    }
+                    interrupted = true;
+                    if std::mem::take(&mut reading) {
+                        summary.end = EndReason::Interrupted;
+                    }
+                }
+                _ = check.tick() => {
+                    self.bar.set_message(format!("{} published, {} refused", summary.published, summary.refused));
+                    if in_flight.answers.is_empty() || (self.is_connected)() {
+                        last_connected = Instant::now();
+                    } else if last_connected.elapsed() > self.connect_timeout {
+                        summary.end = EndReason::NoBroker;
+                        break;
+                    }
+                }
+            }
+        }
+        summary.unconfirmed = in_flight.answers.len();
+        summary.first_unconfirmed = in_flight.lines.first().copied().unwrap_or(0);
+        summary.seconds = start.elapsed().as_secs_f64();
+        summary
+    }
+
+    fn publish(&self, in_flight: &mut InFlight, number: u64, publication: Publication) {
+        let bytes = publication.message.body.len();
+        in_flight.lines.insert(number);
+        in_flight.bytes += bytes;
+        let answer = self.publisher.publish([publication].into());
+        in_flight.answers.push(Box::pin(async move { (number, bytes, answer.await) }));
+    }
+
+    fn refuse(&self, summary: &mut PublishSummary, line: u64, error: &dyn std::error::Error) {
+        summary.refused += 1;
+        self.bar.suspend(|| eprintln!("orderd: line {line}: {}", chain(error)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream;
+
+    use super::super::line_parser::LineParser;
+    use super::*;
+
+    /// Answers after a yield; refuses the routing key "no", and never answers for "never".
+    #[derive(Default)]
+    struct FakePublisher {
+        in_flight: Arc<AtomicUsize>,
+        max_in_flight: AtomicUsize,
+    }
+
+    impl Publisher for FakePublisher {
+        fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
+            let in_flight = Arc::clone(&self.in_flight);
+            self.max_in_flight.fetch_max(in_flight.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                in_flight.fetch_sub(1, Ordering::SeqCst);
+                let Publication { exchange, routing_key, .. } = publications[0].clone();
+                match routing_key.as_str() {
+                    "no" => Err(PublishError::Refused { exchange, routing_key }),
+                    "never" => std::future::pending().await,
+                    _ => Ok(()),
+                }
+            })
+        }
+    }
+
+    fn line(number: u64, key: &str) -> Input {
+        let parser = LineParser { exchange: "orders".into(), routing_key: Some(key.to_owned()), raw: true };
+        let body = if key == "bad" { b"[]".to_vec() } else { b"{}".to_vec() };
+        Input::Line { number, bytes: 2 * number, publication: parser.parse(Some(body)).map(Box::new) }
+    }
+
+    async fn publish_all(broker: &FakePublisher, keys: Vec<&'static str>) -> PublishSummary {
+        let (sender, input) = mpsc::channel(8);
+        let feeding = tokio::spawn(async move {
+            for (number, key) in (1..).zip(keys) {
+                sender.send(line(number, key)).await.unwrap();
+            }
+        });
+        let bar = ProgressBar::hidden();
+        let publish_loop = PublishLoop {
+            publisher: broker,
+            is_connected: &|| false,
+            connect_timeout: Duration::from_millis(600),
+            bar: &bar,
+        };
+        let summary = publish_loop.run(input, stream::pending()).await;
+        feeding.await.unwrap();
+        summary
+    }
+
+    #[tokio::test]
+    async fn every_line_is_published_or_refused() {
+        let broker = FakePublisher::default();
+        let summary = publish_all(&broker, vec!["yes", "no", "bad", "yes"]).await;
+        assert_eq!((summary.published, summary.refused, summary.unconfirmed), (2, 2, 0));
+        assert!(matches!(summary.end, EndReason::Input));
+    }
+
+    #[tokio::test]
+    async fn the_number_of_messages_in_flight_is_limited() {
+        let broker = FakePublisher::default();
+        let summary = publish_all(&broker, vec!["yes"; 3 * MAX_IN_FLIGHT]).await;
+        assert_eq!(summary.published, 3 * MAX_IN_FLIGHT as u64);
+        assert!(broker.max_in_flight.load(Ordering::SeqCst) <= MAX_IN_FLIGHT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unreachable_broker_is_given_up_and_the_line_to_resume_from_is_reported() {
+        let summary = publish_all(&FakePublisher::default(), vec!["yes", "never", "yes"]).await;
+        assert!(matches!(summary.end, EndReason::NoBroker));
+        assert_eq!((summary.published, summary.unconfirmed, summary.first_unconfirmed), (2, 1, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_interrupt_stops_reading_and_the_second_stops_waiting() {
+        let at = |millis| stream::once(tokio::time::sleep(Duration::from_millis(millis)));
+        let (sender, input) = mpsc::channel(8);
+        let bar = ProgressBar::hidden();
+        let broker = FakePublisher::default();
+        let publish_loop = PublishLoop {
+            publisher: &broker,
+            is_connected: &|| true,
+            connect_timeout: Duration::from_secs(600),
+            bar: &bar,
+        };
+        sender.send(line(1, "yes")).await.unwrap();
+        let summary = publish_loop.run(input, at(100).chain(stream::pending())).await;
+        assert!(matches!(summary.end, EndReason::Interrupted), "although the input has not ended");
+        assert_eq!(summary.published, 1);
+
+        let (sender, input) = mpsc::channel(8);
+        sender.send(line(1, "never")).await.unwrap();
+        let summary = publish_loop.run(input, at(100).chain(at(100)).chain(stream::pending())).await;
+        assert!(matches!(summary.end, EndReason::Aborted));
+        assert_eq!((summary.unconfirmed, summary.first_unconfirmed), (1, 1));
+    }
+}

@@ -1,0 +1,61 @@
+//! The result of `orderd publish`. Shapes only.
+
+use std::{fmt, io};
+
+use serde::{Serialize, Serializer};
+
+/// Why publishing ended.
+#[derive(Debug)]
+pub(super) enum EndReason {
+    /// The whole input was read, and every line answered.
+    Input,
+    /// Interrupted once: every line read so far is answered.
+    Interrupted,
+    /// Interrupted twice: lines may be unconfirmed.
+    Aborted,
+    /// The input cannot be read further; every line read so far is answered.
+    Unreadable(io::Error),
+    /// The broker was unreachable for too long.
+    NoBroker,
+}
+
+impl Serialize for EndReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            EndReason::Input => "end_of_input",
+            EndReason::Interrupted => "interrupted",
+            EndReason::Aborted => "aborted",
+            EndReason::Unreadable(_) => "unreadable",
+            EndReason::NoBroker => "no_broker",
+        })
+    }
+}
+
+/// What was published. As JSON, the output of `--format json`.
+#[derive(Debug, Serialize)]
+pub(super) struct PublishSummary {
+    /// Messages that the broker confirmed.
+    pub published: u64,
+    /// Lines that are not valid, or that the broker refused.
+    pub refused: u64,
+    /// Messages that the broker has not answered.
+    pub unconfirmed: usize,
+    /// Line number of the first of them; 0 if there are none.
+    pub first_unconfirmed: u64,
+    /// From the start to the last confirm.
+    pub seconds: f64,
+    pub end: EndReason,
+}
+
+impl fmt::Display for PublishSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PublishSummary { published, refused, seconds, .. } = self;
+        let rate = *published as f64 / seconds.max(0.001);
+        write!(f, "published {published}, refused {refused}, in {seconds:.2} s ({rate:.0}/s)")?;
+        match self.end {
+            EndReason::Input | EndReason::Unreadable(_) => Ok(()),
+            EndReason::Interrupted => f.write_str("; interrupted"),
+            EndReason::Aborted | EndReason::NoBroker => write!(f, "; {} unconfirmed", self.unconfirmed),
+        }
+    }
+}
