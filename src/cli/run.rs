@@ -1,4 +1,4 @@
-//! `orderd run`: the daemon's process: logging, signals, exit code.
+//! `orderd run`: the process around the daemon: logging, signals, exit code. The daemon itself is `app`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::Exit;
-
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
 use crate::config_watcher::ConfigWatcher;
@@ -18,11 +17,11 @@ use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
 use crate::{amqp, app, telemetry};
 
-/// What may come after the drain: the last confirms, the ledger's last commit, the files. The service manager is asked
-/// for no more time than this.
-const AFTER_DRAIN: Duration = Duration::from_secs(30);
+/// Time allowed after the drain, for the last confirms, the ledger's last commit and the log files. The service manager is
+/// asked for the drain timeout plus this.
+const TIME_AFTER_DRAIN: Duration = Duration::from_secs(30);
 
-/// Runs the daemon until it is told to stop. `sources` are where `loaded` came from, and where it is read again.
+/// Runs the daemon until a signal or an error stops it. `loaded` was read from `sources`; a reload reads them again.
 pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let Loaded { config, warnings, path } = loaded;
     let log = &config.log;
@@ -50,7 +49,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            error!(%error, "cannot listen to signals");
+            error!(%error, "cannot install signal handlers");
             return Exit::Internal;
         }
     };
@@ -63,9 +62,9 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     };
     let (control, commands) = Control::new();
     let (drain_timeout, drain) = watch::channel(config.shutdown.drain_timeout);
-    let obeying = signals.obey(shutdown.clone(), drain, control.clone(), service.clone());
-    let listener = AbortOnDropHandle::new(tokio::spawn(obeying));
-    let watching = if config.reload.watch {
+    let handling_signals = signals.handle(shutdown.clone(), drain, control.clone(), service.clone());
+    let signal_task = AbortOnDropHandle::new(tokio::spawn(handling_signals));
+    let watcher_task = if config.reload.watch {
         let watcher = ConfigWatcher::new(path.clone()).await;
         Some(AbortOnDropHandle::new(tokio::spawn(watcher.run(control.clone(), shutdown.clone()))))
     } else {
@@ -73,7 +72,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     };
     let process = app::Process { path, sources, control, commands, level, drain_timeout, service: service.clone() };
     let outcome = app::run(config, process, shutdown).await;
-    drop((listener, watching));
+    drop((signal_task, watcher_task));
     let failure = outcome.as_ref().err().map(|error| format!("{}: {}", error.what(), chain(error)));
     service.end(failure);
     match outcome {
@@ -85,13 +84,13 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     }
 }
 
-/// The signals a daemon listens to.
+/// The signals that the daemon handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// Told at each HUP: however many come while a reload is under way, one more follows it.
-    hung_up: Arc<Notify>,
+    /// Notified at each HUP. However many arrive during a reload, one more reload follows.
+    hangup_received: Arc<Notify>,
 }
 
 impl Signals {
@@ -100,20 +99,21 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
-            hung_up: Arc::default(),
+            hangup_received: Arc::default(),
         })
     }
 
-    /// The first TERM or INT begins to drain; another one, or the end of the drain's time, ends the draining. So
-    /// it is when the daemon itself has begun to drain. HUP reloads.
-    async fn obey(
+    /// The first TERM or INT starts the drain, unless the daemon has started it itself. A further one, or the drain
+    /// timeout, aborts. HUP reloads.
+    async fn handle(
         mut self,
         shutdown: Shutdown,
         drain_timeout: watch::Receiver<Duration>,
         control: Control,
         service: ServiceNotifier,
     ) {
-        let _reloading = AbortOnDropHandle::new(tokio::spawn(reload_when_told(Arc::clone(&self.hung_up), control)));
+        let _reloading =
+            AbortOnDropHandle::new(tokio::spawn(reload_on_hangup(Arc::clone(&self.hangup_received), control)));
         // Cancel-safe: both only wait.
         let first = tokio::select! {
             first = self.next() => first,
@@ -122,7 +122,7 @@ impl Signals {
         let drain_timeout = *drain_timeout.borrow();
         info!(signal = first, ?drain_timeout, "draining; a second signal aborts");
         shutdown.begin();
-        service.stopping(drain_timeout + AFTER_DRAIN);
+        service.stopping(drain_timeout + TIME_AFTER_DRAIN);
         // Cancel-safe: both only wait.
         tokio::select! {
             second = self.next() => warn!(signal = second, "aborting"),
@@ -137,18 +137,18 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "TERM",
                 _ = self.interrupt.recv() => return "INT",
-                _ = self.hangup.recv() => self.hung_up.notify_one(),
+                _ = self.hangup.recv() => self.hangup_received.notify_one(),
             }
         }
     }
 }
 
-/// Reloads at each HUP. The verdict is logged by whoever reaches it.
-async fn reload_when_told(hung_up: Arc<Notify>, control: Control) {
+/// Reloads at each HUP. The daemon logs the result.
+async fn reload_on_hangup(hangup_received: Arc<Notify>, control: Control) {
     loop {
-        hung_up.notified().await;
+        hangup_received.notified().await;
         if let Err(error) = control.reload("SIGHUP").await {
-            warn!(%error, "SIGHUP");
+            warn!(%error, "cannot reload on SIGHUP");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A report for spreadsheets and scripts: a heading, then one line for each row of each currency.
+//! A report as CSV, for spreadsheets and scripts: a header, then one line per row and currency.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use csv::Writer;
 
 use crate::ledger::report::Report;
 
-/// Writes the rows. What was dead-lettered is not among them: it has neither currency nor worth.
+/// Writes the rows. Dead letters are left out, since they have neither currency nor amount.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let mut csv = Writer::from_writer(out);
     csv.write_record([&report.by.to_string(), "currency", "orders", "quantity", "revenue"])?;
