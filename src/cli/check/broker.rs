@@ -1,4 +1,4 @@
-//! `orderd check --connect`: whether the broker takes connections, and what it has. It only asks.
+//! `orderd check --connect`: connects to the broker and compares it with the configuration. It changes nothing.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::config::{Address, Config};
 use crate::management::{ManagementClient, ManagementError};
 use crate::reconcile::audit::{Audit, Object, audit};
 
-/// How long to wait for queues to tell their policies: they do within ten seconds of their
+/// How long to wait for the effective policies of queues. The broker reports them within ten seconds of a queue's
 /// declaration (measured).
-const POLICY_PATIENCE: Duration = Duration::from_secs(15);
+const POLICY_DEADLINE: Duration = Duration::from_secs(15);
 
-/// What the broker said. In JSON:
+/// What the broker reports. As JSON:
 ///
 /// ```json
 /// {"addresses": [{"address": "127.0.0.1:5672", "error": null}],
@@ -33,25 +33,25 @@ const POLICY_PATIENCE: Duration = Duration::from_secs(15);
 ///  "extra_bindings": [{"kind": "binding", "exchange": "orders", "queue": "order_queue", "routing_key": "old"}]}
 /// ```
 ///
-/// The lists are null when the management API gave no answer.
+/// The lists are null if the management API did not answer.
 #[derive(Debug)]
 pub struct BrokerReport {
     /// Each address of the configuration.
-    pub addresses: Vec<Reach>,
+    pub addresses: Vec<AddressReport>,
     /// What the user of `[broker]` may not do; without an answer in AMQP, why not.
     pub denied: Result<Vec<DeniedPermission>, ConnectError>,
     /// The management API's address.
     pub management_url: String,
-    /// What the management API said.
+    /// How the broker differs from the configuration.
     pub audit: Result<Audit, ManagementError>,
 }
 
-/// Whether an address takes connections.
+/// The result of connecting to one address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reach {
+pub struct AddressReport {
     /// `host:port`.
     pub address: String,
-    /// Why not; `None`: it does.
+    /// Why it does not accept connections; `None` if it does.
     pub error: Option<String>,
 }
 
@@ -59,68 +59,65 @@ pub struct Reach {
 pub(super) async fn ask(config: &Config) -> BrokerReport {
     let mut addresses = Vec::new();
     for address in &config.broker.addresses {
-        addresses.push(reach(address, config.broker.connect_timeout).await);
+        addresses.push(connect(address, config.broker.connect_timeout).await);
     }
     let management_url = config.management.url.clone();
     let denied = Connector::new(config.broker.clone()).denied_permissions(&config.needs()).await;
     BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
 }
 
-async fn reach(address: &Address, patience: Duration) -> Reach {
+async fn connect(address: &Address, deadline: Duration) -> AddressReport {
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
-    let error = match tokio::time::timeout(patience, connecting).await {
+    let error = match tokio::time::timeout(deadline, connecting).await {
         Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no connection within {}", crate::config::duration::format(patience))),
+        Err(_) => Some(format!("no connection within {}", crate::config::duration::format(deadline))),
     };
-    Reach { address: address.to_string(), error }
+    AddressReport { address: address.to_string(), error }
 }
 
 async fn ask_management(config: &Config) -> Result<Audit, ManagementError> {
     let topology = config.topology();
     let client = ManagementClient::new(&config.management, &config.broker.virtual_host)?;
-    let observed = client.observe_with_policies(&topology, POLICY_PATIENCE).await?;
+    let observed = client.observe_with_policies(&topology, POLICY_DEADLINE).await?;
     Ok(audit(&topology, &observed))
 }
 
 impl BrokerReport {
-    /// Whether no address takes connections.
+    /// `true` if no address accepts connections.
     fn is_unreachable(&self) -> bool {
-        self.addresses.iter().all(|reach| reach.error.is_some())
+        self.addresses.iter().all(|address| address.error.is_some())
     }
 
-    /// What keeps orderd from running, one line each. What is missing counts only where orderd must not
-    /// declare it.
-    pub fn faults(&self, declare: bool) -> Vec<String> {
-        let mut faults = Vec::new();
+    /// What keeps orderd from running, one line each. Missing objects count only if orderd does not declare them.
+    pub fn problems(&self, declare: bool) -> Vec<String> {
+        let mut problems = Vec::new();
         if self.is_unreachable() {
-            faults.extend(
-                self.addresses.iter().filter_map(|reach| {
-                    Some(format!("cannot connect to {}: {}", reach.address, reach.error.as_deref()?))
-                }),
-            );
+            problems.extend(self.addresses.iter().filter_map(|address| {
+                Some(format!("cannot connect to {}: {}", address.address, address.error.as_deref()?))
+            }));
         }
         match &self.denied {
-            Ok(denied) => faults.extend(denied.iter().map(|denied| {
+            Ok(denied) => problems.extend(denied.iter().map(|denied| {
                 format!("the user may not {}: {} (--permissions prints what to grant)", denied.permission, denied.reply)
             })),
             Err(_) if self.is_unreachable() => {}
-            Err(error) => faults.push(chain(error)),
+            Err(error) => problems.push(chain(error)),
         }
         match &self.audit {
             Ok(audit) => {
-                faults.extend(audit.mismatches.iter().map(ToString::to_string));
-                faults.extend(audit.dangerous_policies.iter().map(ToString::to_string));
+                problems.extend(audit.mismatches.iter().map(ToString::to_string));
+                problems.extend(audit.dangerous_policies.iter().map(ToString::to_string));
                 if !declare {
-                    faults.extend(audit.missing.iter().map(|object| format!("{object} is missing")));
+                    problems.extend(audit.missing.iter().map(|object| format!("{object} is missing")));
                 }
             }
-            Err(error) => faults.push(chain(error)),
+            Err(error) => problems.push(chain(error)),
         }
-        faults
+        problems
     }
 
-    /// 69 when it cannot be asked, 78 when it contradicts the configuration.
+    /// The exit code: 69 if the broker is unreachable, 78 if it contradicts the configuration.
     pub fn exit(&self, declare: bool) -> Exit {
         match &self.denied {
             _ if self.is_unreachable() => return Exit::Unavailable,
@@ -157,7 +154,7 @@ fn object(object: &Object) -> Value {
     }
 }
 
-/// A value that is JSON already.
+/// Parses a value that is JSON text.
 fn parsed(json: Option<&str>) -> Value {
     json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(Value::Null)
 }

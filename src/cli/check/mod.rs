@@ -1,18 +1,20 @@
-//! `orderd check`: says what would run, without running it.
+//! `orderd check`: shows what would run, without running it.
 //!
-//! Offline by default; `--connect` asks the broker what it has. It never declares, publishes or consumes.
-//! Every problem of the configuration goes to standard error, one line each, and the exit code is 78.
+//! Offline by default; `--connect` compares the broker with the configuration. It never declares, publishes or consumes.
+//! Problems of the configuration go to standard error, one line each, and the exit code is 78.
 
 mod broker;
 mod report;
+mod schedule;
 mod text;
 
 use std::io::{self, Write};
 
 use serde_json::json;
 
-pub use broker::{BrokerReport, Reach};
-pub use report::{CheckReport, ConsumerReport, Retry, Schedule, TopologyReport};
+pub use broker::{AddressReport, BrokerReport};
+pub use report::{CheckReport, ConsumerReport, TopologyReport};
+pub use schedule::{DelayedRetry, RetrySchedule};
 
 use super::{Exit, Format};
 use crate::chain::chain;
@@ -21,32 +23,32 @@ use crate::config::{Config, LoadError, Problem, Sources};
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct CheckArgs {
-    /// Ask the broker too: what is missing, what differs, which policies would lose messages
+    /// Compare the broker with the configuration too: missing objects, differences, dangerous policies
     #[arg(long)]
     pub connect: bool,
-    /// Print only the commands that grant orderd's user the least permissions it needs
+    /// Print only the commands that grant orderd's user the permissions it needs
     #[arg(long, conflicts_with = "connect")]
     pub permissions: bool,
-    /// How to print
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
 }
 
-/// Checks, and prints what it finds: the report to `out`, problems and warnings to `err`.
+/// Checks the configuration. Prints the report to `out`, problems and warnings to `err`.
 ///
-/// Returns the exit code: 0 when `orderd run` would start, 69 when the broker cannot be asked, 78 when the
-/// configuration is wrong or the broker contradicts it.
+/// Returns the exit code: 0 if `orderd run` would start, 69 if the broker is unreachable, 78 if the configuration is wrong
+/// or the broker contradicts it.
 ///
-/// With `--format json`, `out` gets one object: `ok` (whether the exit code is 0), `problems` and `warnings`
-/// (each `path`, `message`, and `line`, `column`, `set_by` where known), and, unless there are problems, what
-/// [`CheckReport`] says.
+/// With `--format json`, `out` gets one object: `ok` (`true` for exit code 0), `problems` and `warnings`
+/// (each `path`, `message`, and `line`, `column`, `set_by` where known), and, unless there are problems, the
+/// fields of [`CheckReport`].
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let loaded = match Config::load(sources) {
         Ok(loaded) => loaded,
-        Err(error) => return refuse(args.format, &error, out, err),
+        Err(error) => return report_load_error(args.format, &error, out, err),
     };
     for warning in &loaded.warnings {
         writeln!(err, "warning: {warning}")?;
@@ -56,7 +58,10 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         let [permissions, topics] = loaded.config.permissions().commands(&broker.virtual_host, &broker.username);
         writeln!(out, "{permissions}")?;
         if loaded.config.topology.declare {
-            writeln!(out, "# RabbitMQ 4.3 takes the next once the exchange is there: after orderd's first start")?;
+            writeln!(
+                out,
+                "# RabbitMQ 4.3 accepts the next command once the exchange exists: after orderd's first start"
+            )?;
         }
         writeln!(out, "{topics}")?;
         return Ok(Exit::Done);
@@ -65,8 +70,8 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     let mut code = Exit::Done;
     if args.connect {
         let broker = broker::ask(&loaded.config).await;
-        for fault in broker.faults(loaded.config.topology.declare) {
-            writeln!(err, "error: {fault}")?;
+        for problem in broker.problems(loaded.config.topology.declare) {
+            writeln!(err, "error: {problem}")?;
         }
         code = broker.exit(loaded.config.topology.declare);
         report.connected = Some(broker);
@@ -83,8 +88,8 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     Ok(code)
 }
 
-/// Tells why there is no configuration.
-fn refuse(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+/// Prints why the configuration cannot be loaded.
+fn report_load_error(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let (problems, warnings): (&[Problem], &[Problem]) = match error {
         LoadError::Unreadable { .. } => {
             writeln!(err, "{}", chain(error))?;
@@ -99,11 +104,11 @@ fn refuse(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn 
         writeln!(err, "{problem}")?;
     }
     if format == Format::Json {
-        let told = match error {
+        let listed = match error {
             LoadError::Unreadable { path, .. } => json!([{"path": path, "message": chain(error)}]),
             LoadError::Invalid { .. } => json!(problems),
         };
-        writeln!(out, "{:#}", json!({"ok": false, "problems": told, "warnings": warnings}))?;
+        writeln!(out, "{:#}", json!({"ok": false, "problems": listed, "warnings": warnings}))?;
     }
     Ok(Exit::Config)
 }

@@ -1,4 +1,4 @@
-//! What would run, as a value: the shape of `orderd check --format json`. Keys are only ever added. Pure.
+//! What would run, as a value: the content of `orderd check --format json`. As JSON a contract: keys are only added. Pure.
 //!
 //! ```json
 //! {
@@ -20,7 +20,7 @@
 //!     "retry": {
 //!       "immediate": 1, "max_age_ms": 86400000,
 //!       "delayed": [{"delay_ms": 1000, "after_ms": 1000, "queue": "order_queue.retry.1s"}],
-//!       "tries": 4, "total_delay_ms": 1000, "worst_case_ms": 121000
+//!       "attempts": 4, "total_delay_ms": 1000, "worst_case_ms": 121000
 //!     },
 //!     "faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}
 //!   }],
@@ -28,8 +28,8 @@
 //! }
 //! ```
 //!
-//! Topology is in the order of declaration, consumers by name. `retry` is null for the consumer of failures,
-//! `retention_ms` where rows are kept forever, `connected` without `--connect`. A consumer also has the keys of its
+//! Topology is in the order of declaration, consumers by name. `retry` is null for the failed-order consumer,
+//! `retention_ms` if rows are kept forever, `connected` without `--connect`. A consumer also has the keys of its
 //! handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
@@ -39,71 +39,70 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
+use super::schedule::{RetrySchedule, maybe_millis, millis};
 use crate::config::{Config, Consumer, Loaded, Problem};
-use crate::message::ExchangeNames;
-use crate::recovery::RetryPolicy;
 use crate::topology::{Argument, Permissions, Topology};
 
-/// All that a check says.
+/// The result of a check.
 #[derive(Debug, Serialize)]
 pub struct CheckReport {
-    /// The file it was read from.
+    /// The configuration file.
     pub config: String,
-    /// What a person should look at.
+    /// Warnings about the configuration.
     pub warnings: Vec<Problem>,
-    /// Where the broker is.
+    /// The broker and the user.
     pub broker: BrokerSettings,
-    /// Where effects are recorded, and for how long.
+    /// The ledger.
     pub ledger: LedgerSettings,
-    /// When a changed file is applied.
+    /// When a changed file is reloaded.
     pub reload: ReloadSettings,
-    /// What must be on it.
+    /// What the broker must have.
     pub topology: TopologyReport,
-    /// What orderd's user must be allowed.
+    /// The permissions that orderd's user needs.
     pub permissions: PermissionsReport,
-    /// What runs.
+    /// The consumers, by name.
     pub consumers: Vec<ConsumerReport>,
-    /// What the broker has, if it was asked.
+    /// What the broker has; `None` without `--connect`.
     pub connected: Option<BrokerReport>,
 }
 
-/// The least permissions, as regular expressions, and the commands that grant them.
+/// The least permissions needed, as regular expressions, and the commands that grant them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PermissionsReport {
-    /// What may be declared.
+    /// Objects that may be declared.
     pub configure: String,
-    /// What may be published to, and bound.
+    /// Exchanges to publish to, and queues to bind.
     pub write: String,
-    /// What may be consumed, and bound to.
+    /// Queues to consume, and exchanges to bind to.
     pub read: String,
-    /// For a shell.
+    /// Shell commands.
     pub commands: [String; 2],
 }
 
-/// Where the broker is and who orderd is to it.
+/// The broker's addresses, and the user orderd connects as.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BrokerSettings {
     /// `host:port`.
     pub addresses: Vec<String>,
     /// The virtual host.
     pub virtual_host: String,
-    /// Without the password.
+    /// The user name.
     pub username: String,
 }
 
-/// When a changed file is applied.
+/// When a changed file is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ReloadSettings {
-    /// By itself; else when told to.
+    /// `true`: when the file changes; `false`: on command.
     pub watch: bool,
 }
 
-/// The ledger's place, and how long it keeps the rows of what is done.
+/// The ledger's directory and retention.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LedgerSettings {
-    /// Where `orderd.db` is.
+    /// The directory of `orderd.db`.
     pub directory: PathBuf,
-    /// How long rows are kept; none: forever.
+    /// How long completed rows are kept; `None`: forever.
     #[serde(rename = "retention_ms", serialize_with = "maybe_millis")]
     pub retention: Option<Duration>,
 }
@@ -111,7 +110,7 @@ pub struct LedgerSettings {
 /// The topology, in the order of declaration.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TopologyReport {
-    /// Whether orderd declares what is missing.
+    /// orderd declares what is missing.
     pub declare: bool,
     /// Exchanges.
     pub exchanges: Vec<ExchangeReport>,
@@ -145,11 +144,11 @@ pub struct QueueReport {
 /// One binding.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BindingReport {
-    /// From which exchange.
+    /// The source exchange.
     pub exchange: String,
-    /// To which queue.
+    /// The destination queue.
     pub queue: String,
-    /// By which key or pattern.
+    /// The routing key or pattern.
     pub routing_key: String,
 }
 
@@ -158,76 +157,31 @@ pub struct BindingReport {
 pub struct ConsumerReport {
     /// Its name.
     pub name: String,
-    /// What it consumes.
+    /// The queue it consumes.
     pub queue: String,
-    /// What it does.
+    /// Its handler.
     pub handler: String,
-    /// Worker tasks.
+    /// Number of workers.
     pub workers: usize,
-    /// Deliveries each worker holds.
+    /// Deliveries prefetched per worker.
     pub prefetch: u16,
-    /// Workers × prefetch.
+    /// Workers × prefetch: the most unsettled deliveries.
     pub slots: u16,
     /// The handler's deadline.
     #[serde(rename = "timeout_ms", serialize_with = "millis")]
     pub timeout: Duration,
-    /// What happens to failures.
-    pub retry: Option<Schedule>,
+    /// How failures are retried; `None` for the failed-order consumer.
+    pub retry: Option<RetrySchedule>,
     /// The handler's own keys, such as `faults`.
     #[serde(flatten)]
     pub handler_settings: Map<String, Value>,
-    /// What the text says about them.
+    /// What the text output says about them.
     #[serde(skip)]
     pub handler_lines: Vec<String>,
 }
 
-/// When a failing message is tried again, and until when at worst.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Schedule {
-    /// Retries at once of each delivery.
-    pub immediate: u32,
-    /// Retries after a delay.
-    pub delayed: Vec<Retry>,
-    /// Dead-lettered when its first failure lies further back.
-    #[serde(rename = "max_age_ms", serialize_with = "millis")]
-    pub max_age: Duration,
-    /// Calls of the handler at most: each delivery is tried once and then `immediate` times more.
-    pub tries: u32,
-    /// The sum of the delays.
-    #[serde(rename = "total_delay_ms", serialize_with = "millis")]
-    pub total_delay: Duration,
-    /// From the first try to the message's parking when every try uses up its deadline; waiting for a free
-    /// worker comes on top.
-    #[serde(rename = "worst_case_ms", serialize_with = "millis")]
-    pub worst_case: Duration,
-}
-
-/// One delayed retry.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Retry {
-    /// Its delay.
-    #[serde(rename = "delay_ms", serialize_with = "millis")]
-    pub delay: Duration,
-    /// The sum of the delays up to it: when it happens if the tries take no time.
-    #[serde(rename = "after_ms", serialize_with = "millis")]
-    pub after: Duration,
-    /// Where the message waits.
-    pub queue: String,
-}
-
-fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-}
-
-fn maybe_millis<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => millis(duration, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
 impl CheckReport {
-    /// What would run by a configuration.
+    /// What would run with a configuration.
     pub fn new(loaded: &Loaded) -> Self {
         let config = &loaded.config;
         CheckReport {
@@ -293,7 +247,7 @@ fn arguments(arguments: &std::collections::BTreeMap<&'static str, Argument>) -> 
 
 impl ConsumerReport {
     fn new(name: &str, consumer: &Consumer) -> Self {
-        let retried = !consumer.handles_failures();
+        let is_retried = !consumer.handles_failures();
         ConsumerReport {
             name: name.to_owned(),
             queue: consumer.queue.clone(),
@@ -302,34 +256,9 @@ impl ConsumerReport {
             prefetch: consumer.prefetch,
             slots: consumer.slots(),
             timeout: consumer.timeout,
-            retry: retried.then(|| Schedule::new(&consumer.queue, &consumer.retry, consumer.timeout)),
+            retry: is_retried.then(|| RetrySchedule::new(&consumer.queue, &consumer.retry, consumer.timeout)),
             handler_settings: consumer.handler_settings.keys(),
             handler_lines: consumer.handler_settings.check_lines().to_vec(),
-        }
-    }
-}
-
-impl Schedule {
-    /// The schedule of messages of one queue under a policy, with a handler's deadline.
-    pub fn new(queue: &str, policy: &RetryPolicy, timeout: Duration) -> Self {
-        let mut after = Duration::ZERO;
-        let delayed: Vec<Retry> = policy
-            .delays
-            .iter()
-            .map(|delay| {
-                after += delay.as_duration();
-                Retry { delay: delay.as_duration(), after, queue: ExchangeNames::retry_queue(queue, *delay) }
-            })
-            .collect();
-        let deliveries = u32::try_from(delayed.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let tries = deliveries.saturating_mul(policy.immediate.saturating_add(1));
-        Schedule {
-            immediate: policy.immediate,
-            delayed,
-            max_age: policy.max_age,
-            tries,
-            total_delay: after,
-            worst_case: after.saturating_add(timeout.saturating_mul(tries)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `orderd check` as its users meet it: a file in, text and an exit code out.
+//! `orderd check` from a configuration file to its output and exit code.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,34 +10,34 @@ use crate::config::DEFAULT_FILE;
 use crate::handlers;
 use crate::recovery::RetryPolicy;
 
-struct Answer {
+struct CheckOutput {
     code: Exit,
     out: String,
     err: String,
 }
 
-async fn check(args: CheckArgs, file: &str) -> Answer {
+async fn check(args: CheckArgs, file: &str) -> CheckOutput {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("orderd.toml");
     std::fs::write(&path, file).unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let sources = Sources { file: Some(path), ..handlers::sources() };
     let code = run(args, &sources, &mut out, &mut err).await.unwrap();
-    Answer { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+    CheckOutput { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
 const TEXT: CheckArgs = CheckArgs { connect: false, permissions: false, format: Format::Text };
 const JSON: CheckArgs = CheckArgs { connect: false, permissions: false, format: Format::Json };
 
-fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> Schedule {
+fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> RetrySchedule {
     let delays = delays.iter().map(|delay| delay.parse().unwrap()).collect();
     let policy = RetryPolicy { immediate, delays, max_age: Duration::from_secs(86_400) };
-    Schedule::new("q", &policy, Duration::from_secs(timeout))
+    RetrySchedule::new("q", &policy, Duration::from_secs(timeout))
 }
 
 #[test]
 fn the_schedule_adds_up() {
-    for (immediate, delays, after, tries, worst) in [
+    for (immediate, delays, after, attempts, worst) in [
         (1, &["1s", "10s", "1m"][..], &[1, 11, 71][..], 8, 71 + 8 * 30),
         (0, &["1s"], &[1], 2, 1 + 2 * 30),
         (2, &[], &[], 3, 3 * 30),
@@ -45,21 +45,17 @@ fn the_schedule_adds_up() {
     ] {
         let schedule = schedule(immediate, delays, 30);
         let found: Vec<u64> = schedule.delayed.iter().map(|retry| retry.after.as_secs()).collect();
-        assert_eq!((found.as_slice(), schedule.tries, schedule.worst_case.as_secs()), (after, tries, worst));
+        assert_eq!((found.as_slice(), schedule.attempts, schedule.worst_case.as_secs()), (after, attempts, worst));
     }
     assert_eq!(schedule(0, &["60s"], 1).delayed[0].queue, "q.retry.1m");
 }
 
 #[tokio::test]
 async fn the_ledgers_retention_is_shown() {
-    let answer = check(TEXT, DEFAULT_FILE).await;
-    assert!(
-        answer.out.contains("\nledger         /var/lib/orderd, rows of what is done kept forever\n"),
-        "{}",
-        answer.out
-    );
+    let output = check(TEXT, DEFAULT_FILE).await;
+    assert!(output.out.contains("\nledger         /var/lib/orderd, retention forever\n"), "{}", output.out);
     let file = DEFAULT_FILE.replace("retention = \"forever\"", "retention = \"90d\"");
-    assert!(check(TEXT, &file).await.out.contains(" kept 2160h\n"));
+    assert!(check(TEXT, &file).await.out.contains(" retention 2160h\n"));
     let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
     assert_eq!(json["ledger"]["retention_ms"], 90 * 86_400_000_i64);
     let json: Value = serde_json::from_str(&check(JSON, DEFAULT_FILE).await.out).unwrap();
@@ -67,11 +63,11 @@ async fn the_ledgers_retention_is_shown() {
 }
 
 #[tokio::test]
-async fn the_default_configuration_is_good_and_says_what_would_run() {
-    let answer = check(TEXT, DEFAULT_FILE).await;
-    assert_eq!((answer.code, answer.err.as_str()), (Exit::Done, ""));
+async fn the_default_configuration_is_valid_and_shows_what_would_run() {
+    let output = check(TEXT, DEFAULT_FILE).await;
+    assert_eq!((output.code, output.err.as_str()), (Exit::Done, ""));
     let lines: Vec<String> =
-        answer.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        output.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     for expected in [
         "orders topic alternate-exchange=orders.unrouted",
         "queues (durable, all with x-overflow=reject-publish x-queue-type=quorum)",
@@ -80,31 +76,31 @@ async fn the_default_configuration_is_good_and_says_what_would_run() {
          x-dead-letter-strategy=at-least-once x-message-ttl=10000",
         "orders order.normal.* order_queue",
         "order order_queue order 4 × 250 = 1000 30s",
-        "order once +1s, +11s, +1m 11s 5m 11s = 1m 11s of delays + 8 tries × 30s; max_age 24h",
-        "failed – never: it holds on to what it cannot settle –",
+        "order once +1s, +11s, +1m 11s 5m 11s = 1m 11s of delays + 8 attempts × 30s; max_age 24h",
+        "failed – none: holds a delivery until it can be settled –",
     ] {
-        assert!(lines.contains(&expected.to_owned()), "{expected}\n{}", answer.out);
+        assert!(lines.contains(&expected.to_owned()), "{expected}\n{}", output.out);
     }
-    assert!(!answer.out.contains("FAULTS"));
+    assert!(!output.out.contains("FAULTS"));
 }
 
 #[tokio::test]
-async fn whether_the_file_is_followed_is_shown() {
-    let answer = check(TEXT, DEFAULT_FILE).await;
-    assert!(answer.out.contains("\na changed file is applied by `orderd reload` or SIGHUP\n"), "{}", answer.out);
+async fn the_trigger_of_a_reload_is_shown() {
+    let output = check(TEXT, DEFAULT_FILE).await;
+    assert!(output.out.contains("\nreload         by `orderd reload` or SIGHUP\n"), "{}", output.out);
     let file = DEFAULT_FILE.replacen("watch = false", "watch = true", 1);
-    assert!(check(TEXT, &file).await.out.contains("applied by itself"));
+    assert!(check(TEXT, &file).await.out.contains("\nreload         when the file changes\n"));
     let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
     assert_eq!(json["reload"]["watch"], true);
 }
 
 #[tokio::test]
-async fn injected_faults_are_loud() {
+async fn injected_faults_are_prominent() {
     let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
-    let answer = check(TEXT, &file).await;
-    assert!(answer.out.contains("!!! FAULTS ARE INJECTED into consumer \"order\": 5 % fail once"), "{}", answer.out);
-    assert!(answer.err.starts_with("warning: consumers.order.faults: "), "{}", answer.err);
-    assert_eq!(answer.code, Exit::Done);
+    let output = check(TEXT, &file).await;
+    assert!(output.out.contains("!!! FAULT INJECTION in consumer \"order\": 5 % fail once"), "{}", output.out);
+    assert!(output.err.starts_with("warning: consumers.order.faults: "), "{}", output.err);
+    assert_eq!(output.code, Exit::Done);
 }
 
 #[tokio::test]
@@ -113,33 +109,33 @@ async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
     let expected = "consumers.order.prefetch: must be at least 1, is 0\n\
                     log.keep: must be at least 1, is 0\n\
                     log.kep: unknown key; did you mean \"keep\"?\n";
-    let answer = check(TEXT, &file).await;
-    assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (Exit::Config, "", expected));
-    let answer = check(JSON, &file).await;
-    assert_eq!((answer.code, answer.err.as_str()), (Exit::Config, expected));
-    let told: Value = serde_json::from_str(&answer.out).unwrap();
-    assert_eq!(told["ok"], false);
-    assert_eq!(told["problems"][0]["path"], "consumers.order.prefetch");
-    assert!(told["problems"][0]["line"].is_u64());
+    let output = check(TEXT, &file).await;
+    assert_eq!((output.code, output.out.as_str(), output.err.as_str()), (Exit::Config, "", expected));
+    let output = check(JSON, &file).await;
+    assert_eq!((output.code, output.err.as_str()), (Exit::Config, expected));
+    let report: Value = serde_json::from_str(&output.out).unwrap();
+    assert_eq!(report["ok"], false);
+    assert_eq!(report["problems"][0]["path"], "consumers.order.prefetch");
+    assert!(report["problems"][0]["line"].is_u64());
 }
 
 #[tokio::test]
-async fn a_missing_file_is_a_configuration_fault() {
+async fn a_missing_file_is_a_configuration_error() {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let sources = Sources { file: Some(PathBuf::from("/nowhere/orderd.toml")), ..handlers::sources() };
     let code = run(JSON, &sources, &mut out, &mut err).await.unwrap();
     let err = String::from_utf8(err).unwrap();
     assert_eq!(code, Exit::Config);
     assert!(err.starts_with("cannot read configuration file \"/nowhere/orderd.toml\": No such file"), "{err}");
-    let told: Value = serde_json::from_slice(&out).unwrap();
-    assert_eq!(told["ok"], false);
+    let report: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(report["ok"], false);
 }
 
 #[tokio::test]
 async fn json_has_the_documented_keys() {
-    let answer = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
-    let told: Value = serde_json::from_str(&answer.out).unwrap();
-    let keys: Vec<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
+    let output = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
+    let report: Value = serde_json::from_str(&output.out).unwrap();
+    let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
         "broker",
         "config",
@@ -154,19 +150,19 @@ async fn json_has_the_documented_keys() {
         "warnings",
     ];
     assert_eq!(keys, expected);
-    let order = told["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
+    let order = report["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = ["faults", "handler", "name", "prefetch", "queue", "retry", "slots", "timeout_ms", "workers"];
     assert_eq!(keys, expected);
     assert_eq!(order["retry"]["delayed"][1]["after_ms"], 11_000);
     assert_eq!(order["retry"]["worst_case_ms"], 311_000);
     assert_eq!(order["faults"]["hang"], 0.5);
-    assert_eq!(told["topology"]["exchanges"][4]["arguments"]["alternate-exchange"], "orders.unrouted");
-    assert_eq!(told["connected"], Value::Null);
+    assert_eq!(report["topology"]["exchanges"][4]["arguments"]["alternate-exchange"], "orders.unrouted");
+    assert_eq!(report["connected"], Value::Null);
 }
 
 #[tokio::test]
-async fn a_broker_that_is_not_there_is_69() {
+async fn an_unreachable_broker_exits_with_69() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -175,16 +171,16 @@ async fn a_broker_that_is_not_there_is_69() {
         &format!("127.0.0.1:{port}"),
         1,
     );
-    let answer = check(CheckArgs { connect: true, permissions: false, format: Format::Text }, &file).await;
-    assert_eq!(answer.code, Exit::Unavailable);
-    assert!(answer.err.contains(&format!("error: cannot connect to 127.0.0.1:{port}: ")), "{}", answer.err);
-    assert!(answer.err.contains("error: cannot reach the management API at "), "{}", answer.err);
-    assert!(answer.out.contains("consumers\n"), "what would run is told all the same");
-    let answer = check(CheckArgs { connect: true, permissions: false, format: Format::Json }, &file).await;
-    let told: Value = serde_json::from_str(&answer.out).unwrap();
-    assert_eq!(told["ok"], false);
-    assert_eq!(told["connected"]["missing"], Value::Null);
-    assert!(told["connected"]["management"]["error"].is_string());
+    let output = check(CheckArgs { connect: true, permissions: false, format: Format::Text }, &file).await;
+    assert_eq!(output.code, Exit::Unavailable);
+    assert!(output.err.contains(&format!("error: cannot connect to 127.0.0.1:{port}: ")), "{}", output.err);
+    assert!(output.err.contains("error: cannot reach the management API at "), "{}", output.err);
+    assert!(output.out.contains("consumers\n"), "what would run is shown nevertheless");
+    let output = check(CheckArgs { connect: true, permissions: false, format: Format::Json }, &file).await;
+    let report: Value = serde_json::from_str(&output.out).unwrap();
+    assert_eq!(report["ok"], false);
+    assert_eq!(report["connected"]["missing"], Value::Null);
+    assert!(report["connected"]["management"]["error"].is_string());
 }
 
 #[tokio::test]
@@ -194,11 +190,11 @@ async fn the_security_guide_shows_the_permissions_of_the_default_configuration()
         "username = \"orderd\"",
         1,
     );
-    let answer = check(CheckArgs { connect: false, permissions: true, format: Format::Text }, &file).await;
-    assert_eq!(answer.code, Exit::Done);
+    let output = check(CheckArgs { connect: false, permissions: true, format: Format::Text }, &file).await;
+    assert_eq!(output.code, Exit::Done);
     let guide = include_str!("../../../docs/operations/security.md");
-    assert_eq!(answer.out.lines().count(), 2);
-    for command in answer.out.lines() {
+    assert_eq!(output.out.lines().count(), 2);
+    for command in output.out.lines() {
         assert!(guide.lines().any(|line| line == command), "the guide lacks: {command}");
     }
 }

@@ -1,16 +1,29 @@
-//! A check for people: aligned text. It decides nothing.
+//! The report of a check as text. It computes nothing.
 
 use std::io::{self, Write};
 
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
-use super::report::{CheckReport, ConsumerReport, QueueReport, Schedule};
-use crate::cli::table;
+use super::report::{CheckReport, ConsumerReport, QueueReport, TopologyReport};
+use super::schedule::RetrySchedule;
+use crate::cli::table::{self, Layout};
 use crate::config::duration::format as duration;
 
 /// Writes the whole report.
 pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    write_settings(report, out)?;
+    write_handler_lines(&report.consumers, out)?;
+    write_topology(&report.topology, out)?;
+    write_consumers(&report.consumers, out)?;
+    write_retries(&report.consumers, out)?;
+    match &report.connected {
+        Some(broker) => write_broker(broker, out),
+        None => Ok(()),
+    }
+}
+
+fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
     let broker = &report.broker;
     writeln!(out, "configuration  {}", report.config)?;
     writeln!(
@@ -20,63 +33,59 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
         broker.virtual_host,
         broker.username
     )?;
-    let kept = report.ledger.retention.map_or_else(|| "forever".to_owned(), duration);
-    writeln!(out, "ledger         {}, rows of what is done kept {kept}", report.ledger.directory.display())?;
-    let applied = if report.reload.watch { "by itself, once it rests" } else { "by `orderd reload` or SIGHUP" };
-    writeln!(out, "a changed file is applied {applied}")?;
-    handler_lines(report, out)?;
-    topology(report, out)?;
-    pools(report, out)?;
-    retries(report, out)?;
-    match &report.connected {
-        Some(broker) => connected(broker, out),
-        None => Ok(()),
-    }
+    let retention = report.ledger.retention.map_or_else(|| "forever".to_owned(), duration);
+    writeln!(out, "ledger         {}, retention {retention}", report.ledger.directory.display())?;
+    let trigger = if report.reload.watch { "when the file changes" } else { "by `orderd reload` or SIGHUP" };
+    writeln!(out, "reload         {trigger}")
 }
 
-fn handler_lines(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
-    let mut lines = report.consumers.iter().flat_map(|consumer| &consumer.handler_lines);
+/// What the handlers say about their own settings, such as injected faults.
+fn write_handler_lines(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {
+    let mut lines = consumers.iter().flat_map(|consumer| &consumer.handler_lines);
     lines.try_for_each(|line| writeln!(out, "\n{line}"))
 }
 
-fn topology(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
-    let topology = &report.topology;
+fn write_topology(topology: &TopologyReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nexchanges (durable)")?;
-    let rows = topology
-        .exchanges
-        .iter()
-        .map(|exchange| [exchange.name.clone(), exchange.kind.to_owned(), arguments(&exchange.arguments, &Map::new())]);
-    table::write_rows(out, ["NAME", "TYPE", "ARGUMENTS"], rows)?;
+    let mut exchanges = table::new(["NAME", "TYPE", "ARGUMENTS"]);
+    for exchange in &topology.exchanges {
+        exchanges.add_row([&exchange.name, exchange.kind, &arguments(&exchange.arguments, &Map::new())]);
+    }
+    table::write(exchanges, &Layout::default(), out)?;
 
-    let common = common(&topology.queues);
+    let common = common_arguments(&topology.queues);
     writeln!(out, "\nqueues (durable, all with {})", arguments(&common, &Map::new()))?;
-    let rows = topology.queues.iter().map(|queue| [queue.name.clone(), arguments(&queue.arguments, &common)]);
-    table::write_rows(out, ["NAME", "FURTHER ARGUMENTS"], rows)?;
+    let mut queues = table::new(["NAME", "FURTHER ARGUMENTS"]);
+    for queue in &topology.queues {
+        queues.add_row([&queue.name, &arguments(&queue.arguments, &common)]);
+    }
+    table::write(queues, &Layout::default(), out)?;
 
     writeln!(out, "\nbindings")?;
-    let rows = topology
-        .bindings
-        .iter()
-        .map(|binding| [binding.exchange.clone(), binding.routing_key.clone(), binding.queue.clone()]);
-    table::write_rows(out, ["EXCHANGE", "ROUTING KEY", "QUEUE"], rows)?;
+    let mut bindings = table::new(["EXCHANGE", "ROUTING KEY", "QUEUE"]);
+    for binding in &topology.bindings {
+        bindings.add_row([&binding.exchange, &binding.routing_key, &binding.queue]);
+    }
+    table::write(bindings, &Layout::default(), out)?;
     if !topology.declare {
-        writeln!(out, "  orderd declares none of this: topology.declare is false")?;
+        writeln!(out, "  orderd declares none of these: topology.declare is false")?;
     }
     Ok(())
 }
 
 /// The arguments that all queues share.
-fn common(queues: &[QueueReport]) -> Map<String, Value> {
+fn common_arguments(queues: &[QueueReport]) -> Map<String, Value> {
     let Some((first, rest)) = queues.split_first() else { return Map::new() };
-    let shared =
+    let is_common =
         |(name, value): &(&String, &Value)| rest.iter().all(|queue| queue.arguments.get(*name) == Some(*value));
-    first.arguments.iter().filter(shared).map(|(name, value)| (name.clone(), value.clone())).collect()
+    first.arguments.iter().filter(is_common).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-fn arguments(arguments: &Map<String, Value>, but: &Map<String, Value>) -> String {
+/// Arguments as `name=value`, without those in `except`.
+fn arguments(arguments: &Map<String, Value>, except: &Map<String, Value>) -> String {
     let shown: Vec<String> = arguments
         .iter()
-        .filter(|(name, _)| !but.contains_key(*name))
+        .filter(|(name, _)| !except.contains_key(*name))
         .map(|(name, value)| match value {
             Value::String(text) => format!("{name}={text}"),
             other => format!("{name}={other}"),
@@ -85,109 +94,90 @@ fn arguments(arguments: &Map<String, Value>, but: &Map<String, Value>) -> String
     shown.join(" ")
 }
 
-fn pools(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+fn write_consumers(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nconsumers")?;
-    let row = |consumer: &ConsumerReport| {
-        [
+    let mut table = table::new(["NAME", "QUEUE", "HANDLER", "WORKERS × PREFETCH", "TIMEOUT"]);
+    for consumer in consumers {
+        table.add_row([
             consumer.name.clone(),
             consumer.queue.clone(),
             consumer.handler.clone(),
             format!("{} × {} = {}", consumer.workers, consumer.prefetch, consumer.slots),
             duration(consumer.timeout),
-        ]
-    };
-    table::write_rows(
-        out,
-        ["NAME", "QUEUE", "HANDLER", "WORKERS × PREFETCH", "TIMEOUT"],
-        report.consumers.iter().map(row),
-    )
+        ]);
+    }
+    table::write(table, &Layout::default(), out)
 }
 
-fn retries(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+fn write_retries(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nretries")?;
-    let row = |consumer: &ConsumerReport| {
-        let Some(retry) = &consumer.retry else {
-            let dash = "–".to_owned();
-            return [
+    let mut table = table::new(["CONSUMER", "IMMEDIATE", "DELAYED", "DEAD-LETTERED AFTER AT MOST"]);
+    for consumer in consumers {
+        table.add_row(match &consumer.retry {
+            Some(retry) => {
+                [consumer.name.clone(), immediate(retry.immediate), delayed(retry), worst_case(retry, consumer)]
+            }
+            None => [
                 consumer.name.clone(),
-                dash.clone(),
-                "never: it holds on to what it cannot settle".to_owned(),
-                dash,
-            ];
-        };
-        [consumer.name.clone(), at_once(retry.immediate), delayed(retry), worst_case(retry, consumer)]
-    };
-    table::write_rows(
-        out,
-        ["CONSUMER", "AT ONCE", "THEN AFTER", "DEAD AT THE LATEST"],
-        report.consumers.iter().map(row),
-    )?;
+                "–".to_owned(),
+                "none: holds a delivery until it can be settled".to_owned(),
+                "–".to_owned(),
+            ],
+        });
+    }
+    table::write(table, &Layout::default(), out)?;
     writeln!(
         out,
-        "  Waiting for a free worker comes on top. An order whose first failure is older than its consumer's"
+        "  Waiting for a free worker is not included. An order whose first failure is older than max_age is"
     )?;
-    writeln!(
-        out,
-        "  max_age is dead-lettered instead of retried; a malformed or permanent failure is dead-lettered at once."
-    )
+    writeln!(out, "  dead-lettered instead of retried; a malformed or permanent failure is dead-lettered at once.")
 }
 
-fn at_once(immediate: u32) -> String {
-    match immediate {
-        0 => "never".to_owned(),
+fn immediate(retries: u32) -> String {
+    match retries {
+        0 => "none".to_owned(),
         1 => "once".to_owned(),
         more => format!("{more} times"),
     }
 }
 
-fn delayed(retry: &Schedule) -> String {
+fn delayed(retry: &RetrySchedule) -> String {
     if retry.delayed.is_empty() {
-        return "never".to_owned();
+        return "none".to_owned();
     }
-    let steps: Vec<String> = retry.delayed.iter().map(|step| format!("+{}", duration(step.after))).collect();
-    steps.join(", ")
+    let times: Vec<String> = retry.delayed.iter().map(|retry| format!("+{}", duration(retry.after))).collect();
+    times.join(", ")
 }
 
-fn worst_case(retry: &Schedule, consumer: &ConsumerReport) -> String {
+fn worst_case(retry: &RetrySchedule, consumer: &ConsumerReport) -> String {
     format!(
-        "{} = {} of delays + {} tries × {}; max_age {}",
+        "{} = {} of delays + {} attempts × {}; max_age {}",
         duration(retry.worst_case),
         duration(retry.total_delay),
-        retry.tries,
+        retry.attempts,
         duration(consumer.timeout),
         duration(retry.max_age)
     )
 }
 
-fn connected(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "\nthe broker")?;
-    for reach in &broker.addresses {
-        let state = reach.error.as_deref().unwrap_or("takes connections");
-        writeln!(out, "  {}: {state}", reach.address)?;
+fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "\nbroker")?;
+    for address in &broker.addresses {
+        let state = address.error.as_deref().unwrap_or("accepts connections");
+        writeln!(out, "  {}: {state}", address.address)?;
     }
     let audit = match &broker.audit {
         Ok(audit) => audit,
         Err(_) => return writeln!(out, "  {}: no answer", broker.management_url),
     };
-    let mut clean = true;
-    let mut tell = |line: String| {
-        clean = false;
-        writeln!(out, "  {line}")
-    };
-    for object in &audit.missing {
-        tell(format!("missing: {object}"))?;
+    let missing = audit.missing.iter().map(|object| format!("missing: {object}"));
+    let mismatches = audit.mismatches.iter().map(|mismatch| format!("differs: {mismatch}"));
+    let policies = audit.dangerous_policies.iter().map(|policy| format!("dangerous: {policy}"));
+    let unknown = audit.unknown_policies.iter().map(|queue| format!("unknown: policies of queue {queue:?}"));
+    let extra = audit.extra_bindings.iter().map(|binding| format!("not in the configuration: {binding}"));
+    let differences: Vec<String> = missing.chain(mismatches).chain(policies).chain(unknown).chain(extra).collect();
+    if differences.is_empty() {
+        return writeln!(out, "  the topology is complete and as configured");
     }
-    for mismatch in &audit.mismatches {
-        tell(format!("differs: {mismatch}"))?;
-    }
-    for policy in &audit.dangerous_policies {
-        tell(format!("dangerous: {policy}"))?;
-    }
-    for queue in &audit.unknown_policies {
-        tell(format!("unknown: queue {queue:?} has not told its policies"))?;
-    }
-    for binding in &audit.extra_bindings {
-        tell(format!("left over: {binding}"))?;
-    }
-    if clean { writeln!(out, "  has all of this, as it must be") } else { Ok(()) }
+    differences.iter().try_for_each(|difference| writeln!(out, "  {difference}"))
 }

@@ -46,7 +46,7 @@ impl HandlerFactory for OrderFactory {
 
     fn check_lines(consumer: &str, settings: &OrderSettings) -> Vec<String> {
         let faults = settings.faults.summary();
-        let line = faults.map(|faults| format!("!!! FAULTS ARE INJECTED into consumer {consumer:?}: {faults}"));
+        let line = faults.map(|faults| format!("!!! FAULT INJECTION in consumer {consumer:?}: {faults}"));
         line.into_iter().collect()
     }
 
