@@ -208,7 +208,7 @@ fn kubernetes_runs_orderd_with_a_valid_configuration() {
     let port = config.admin.listen.unwrap().port();
     assert_eq!(container["ports"], json!([{"name": "admin", "containerPort": port}]));
     assert_eq!(service["spec"]["ports"], json!([{"name": "admin", "port": port, "targetPort": "admin"}]));
-    let pages = file("src/admin/pages.rs");
+    let pages = file("src/admin/pages/mod.rs");
     for (probe, page) in [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
         assert_eq!(container[probe]["httpGet"], json!({"path": page, "port": "admin"}), "{probe}");
         assert!(pages.contains(&format!(".route(\"{page}\"")), "orderd does not answer {page}");
@@ -271,7 +271,7 @@ fn the_scaler_and_the_monitor_refer_to_existing_objects() {
     let endpoint = &monitor["spec"]["endpoints"][0];
     assert_eq!(endpoint["port"], service["spec"]["ports"][0]["name"]);
     assert_eq!(endpoint["authorization"]["credentials"]["key"], "admin_token");
-    assert!(file("src/admin/pages.rs").contains(&format!(".route({}", endpoint["path"])));
+    assert!(file("src/admin/pages/mod.rs").contains(&format!(".route({}", endpoint["path"])));
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(&service["metadata"]["labels"][label], value);
     }
