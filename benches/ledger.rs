@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use orderd::domain::{Currency, OrderId, Sale};
-use orderd::ledger::{Ledger, LedgerEntry, NewAnalytics, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning};
+use orderd::ledger::sqlite::{SqliteLedger, Tuning};
+use orderd::ledger::{
+    LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewAnalytics, NewNotification, NewOrder, Recorded,
+};
 use rust_decimal::Decimal;
 use threads::threads;
 
@@ -69,7 +72,7 @@ async fn measure(load: Load, directory: &Path) {
     let memory = resident_kib();
     ledger.close().await;
     let counting = Instant::now();
-    let totals = SqliteLedger::totals(directory).expect("the ledger can be read");
+    let totals = ledger.totals().await.expect("the ledger can be read");
     assert_eq!(totals.orders["order"].processed, load.orders);
     let per_order = |time: Duration| time.as_secs_f64() * 1e6 / load.orders as f64;
     println!(

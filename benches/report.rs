@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use orderd::ledger::report::{self, By, Query, When};
-use orderd::ledger::{FILE_NAME, SqliteLedger, trace};
+use orderd::ledger::report::{GroupBy, ReportQuery, PointInTime};
+use orderd::ledger::sqlite::{FILE_NAME, SqliteLedger, SqliteReader};
+use orderd::ledger::{LedgerMaintenance, LedgerReader};
 use rusqlite::Connection;
 
 /// The daemon's own.
@@ -41,12 +42,13 @@ fn main() {
     let size = std::fs::metadata(directory.join(FILE_NAME)).expect("it is there").len();
     println!("file: {} MiB", size >> 20);
 
+    let reader = SqliteReader::new(directory.to_owned());
     for (since, days) in [("24h", 1), ("7d", 7), ("365d", 365)] {
-        for by in [By::Product, By::Hour, By::Day, By::Status, By::Priority] {
-            let query = Query { since: since.parse().expect("an age"), until: When::Ago(Duration::ZERO), by };
+        for by in [GroupBy::Product, GroupBy::Hour, GroupBy::Day, GroupBy::Status, GroupBy::Priority] {
+            let query = ReportQuery { since: since.parse().expect("an age"), until: PointInTime::Ago(Duration::ZERO), by };
             let mut rows = 0;
             let time = median(|| {
-                let report = report::read(directory, &query, now).expect("it can be read");
+                let report = runtime.block_on(reader.report(query, now)).expect("it can be read");
                 rows = report.currencies.iter().map(|block| block.rows.len()).sum::<usize>();
             });
             println!("report of {days:>3} days by {by:<8}: {:>8.2} ms, {rows} rows", time.as_secs_f64() * 1e3);
@@ -55,7 +57,7 @@ fn main() {
     let mut order = 0;
     let time = median(|| {
         order += orders / 10;
-        assert!(!trace::read(directory, &format!("ord-{order}")).expect("it can be read").is_empty());
+        assert!(!runtime.block_on(reader.trace(&format!("ord-{order}"))).expect("it can be read").is_empty());
     });
     println!("trace: {:.2} ms", time.as_secs_f64() * 1e3);
     runtime.block_on(prune(directory, now, days));

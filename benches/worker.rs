@@ -19,7 +19,8 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use orderd::config::{Config, Sources};
 use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
-use orderd::ledger::{Ledger, LedgerEntry, LedgerError, Recorded, SqliteLedger};
+use orderd::ledger::sqlite::SqliteLedger;
+use orderd::ledger::{LedgerWriter, LedgerEntry, LedgerError, LedgerMaintenance, Recorded};
 use orderd::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, PublishError, Publisher,
     SettleError, Settlement, Settler, SubscribeError, Subscription,
@@ -71,8 +72,8 @@ fn main() {
 async fn measure(orders: u64, sqlite: bool, directory: &Path) {
     let broker = Broker::start(orders);
     let kept = sqlite.then(|| Arc::new(SqliteLedger::open(directory).expect("the ledger opens")));
-    let ledger: Arc<dyn Ledger> = match &kept {
-        Some(ledger) => Arc::clone(ledger) as Arc<dyn Ledger>,
+    let ledger: Arc<dyn LedgerWriter> = match &kept {
+        Some(ledger) => Arc::clone(ledger) as Arc<dyn LedgerWriter>,
         None => Arc::new(MemoryLedger::start()),
     };
     let shutdown = Shutdown::new();
@@ -116,7 +117,7 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
 }
 
 /// What the daemon makes its handlers of.
-fn parts(ledger: Arc<dyn Ledger>, directory: &Path) -> HandlerDeps {
+fn parts(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
     let files = Files { directory: directory.to_owned(), rotation: Rotation::DAILY, keep: 2 };
     let open = |name| EventLog::start(rolling(&files, name, "jsonl").expect("the directory is writable")).0;
     HandlerDeps {
@@ -369,7 +370,7 @@ impl MemoryLedger {
     }
 }
 
-impl Ledger for MemoryLedger {
+impl LedgerWriter for MemoryLedger {
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         let (answer, answered) = oneshot::channel();
         self.0.send((entry, answer)).expect("the ledger stays");

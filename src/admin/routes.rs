@@ -2,7 +2,6 @@
 //!
 //! It never answers a path itself.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +15,14 @@ use axum::response::{IntoResponse, Response};
 use super::guard::{AccessGuard, check_access};
 use super::{api, pages};
 use crate::control::Control;
+use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
 /// Time limit of every answer but those to commands, which have their own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The router of the admin server. `ledger` is the directory that reports are read from.
-pub(super) fn router(registry: Arc<StatusRegistry>, ledger: PathBuf, control: Control, guard: AccessGuard) -> Router {
+/// The router of the admin server. Reports are read from `ledger`.
+pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>, control: Control, guard: AccessGuard) -> Router {
     pages::router(Arc::clone(&registry))
         .merge(api::router(registry, ledger))
         .layer(from_fn(limit_time))

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use super::guard::AccessGuard;
 use super::routes;
 use crate::config;
 use crate::control::Control;
+use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
 /// Connections at a time; more wait in the kernel's queue until one has ended or is evicted.
@@ -82,8 +82,8 @@ impl BoundListener {
         Ok(Some(BoundListener { listener, address, config: config.clone() }))
     }
 
-    /// Starts to serve. `ledger` is the directory that reports are read from; `control` receives the commands.
-    pub fn serve(self, registry: Arc<StatusRegistry>, ledger: PathBuf, control: Control) -> AdminServer {
+    /// Starts to serve. Reports are read from `ledger`; `control` receives the commands.
+    pub fn serve(self, registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>, control: Control) -> AdminServer {
         let BoundListener { listener, address, config } = self;
         info!(%address, token = config.token.is_some(), "admin server started");
         let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, token: config.token };

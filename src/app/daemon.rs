@@ -19,7 +19,7 @@ use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
 use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport, ReloadReport};
-use crate::ledger::SqliteLedger;
+use crate::ledger::Ledger;
 use crate::shutdown::Shutdown;
 use crate::status::LastReload;
 use crate::systemd::ServiceNotifier;
@@ -37,7 +37,7 @@ pub(super) struct Daemon {
     pub pauses: Pauses,
     pub observability: Observability,
     pub retention: Retention,
-    pub ledger: Arc<SqliteLedger>,
+    pub ledger: Arc<dyn Ledger>,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
     pub service: ServiceNotifier,
@@ -153,7 +153,7 @@ impl Daemon {
             let former = std::mem::replace(&mut self.config, next);
             let active = &self.config;
             if former.ledger.retention != active.ledger.retention {
-                self.retention.keep(active.ledger.retention);
+                self.retention.set(active.ledger.retention);
             }
             self.drain_timeout.send_replace(active.shutdown.drain_timeout);
             if former.management != active.management || former.topology() != active.topology() {

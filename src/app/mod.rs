@@ -44,7 +44,7 @@ use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{Config, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
 use crate::handlers::{HandlerDeps, LogChannel};
-use crate::ledger::{Ledger, OpenError, SqliteLedger};
+use crate::ledger::{Ledger, LedgerWriter, OpenError};
 use crate::message::Publisher;
 use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
@@ -134,7 +134,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let bound = BoundListener::bind(&config.admin).await?;
     let mut observability =
         Observability::open(&config, path.display().to_string(), bound, control, shutdown, &service);
-    let Some(ledger) = ledger::open(&config.ledger.directory, shutdown).await? else {
+    let Some(ledger) = ledger::open(&config.ledger.location(), shutdown).await? else {
         observability.close().await;
         return Ok(None);
     };
@@ -184,14 +184,14 @@ fn pool_deps(
     config: &Config,
     connector: &Connector,
     publisher: &Arc<ConfirmingPublisher>,
-    ledger: &Arc<SqliteLedger>,
+    ledger: &Arc<dyn Ledger>,
     logs: &EventLogs,
     observability: &Observability,
     shutdown: &Shutdown,
 ) -> PoolDeps {
     let routes = watch::Sender::default();
     let handlers = HandlerDeps {
-        ledger: Arc::clone(ledger) as Arc<dyn Ledger>,
+        ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
         names: Arc::new(config.names()),
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),

@@ -15,7 +15,7 @@ use crate::admin::{AdminServer, BoundListener};
 use crate::amqp::ConfirmingPublisher;
 use crate::config::Config;
 use crate::control::Control;
-use crate::ledger::SqliteLedger;
+use crate::ledger::Ledger;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
 use crate::status::{self, RegisteredConsumer, StatusRegistry};
@@ -51,7 +51,7 @@ impl Observability {
             config.consumers.iter().map(|(name, one)| RegisteredConsumer::new(name, one, live.counters(name)));
         live.show(consumers.collect());
         service.attach(Arc::new(ServiceStatus(Arc::clone(&live))));
-        let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.directory.clone(), control));
+        let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.location().reader(), control));
         let watch = tokio::spawn(status::watch(Arc::clone(&live), shutdown.clone()));
         // Until it runs, it tells whether it will.
         drop(reconciliation::poller(config, Arc::clone(&live), Arc::clone(&publisher), readers.clone()));
@@ -59,8 +59,8 @@ impl Observability {
     }
 
     /// The ledger is open.
-    pub fn records(&self, ledger: &Arc<SqliteLedger>) {
-        self.live.set_ledger(Arc::clone(ledger));
+    pub fn records(&self, ledger: &Arc<dyn Ledger>) {
+        self.live.set_ledger(ledger.clone());
     }
 
     /// The topology is there and the pools are started: begins to ask the broker about itself.

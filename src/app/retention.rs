@@ -1,4 +1,4 @@
-//! Keeps the ledger from growing forever: has it remove what is older than `ledger.retention`, a little at a time.
+//! Removes what is older than `ledger.retention` from the ledger, one small batch at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,44 +8,46 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::chain::chain;
-use crate::ledger::{LedgerError, Pruned, SqliteLedger};
+use crate::ledger::{Ledger, LedgerError, Pruned};
 use crate::shutdown::Shutdown;
 
-/// After the start: what the broker hands out again first is still recognised, however long orderd was away.
-const FIRST: Duration = Duration::from_secs(600);
-/// Between two passes over what has become old.
+/// Delay after the start. What the broker redelivers first is then still recognised as a duplicate, however long orderd
+/// was stopped.
+const FIRST_PASS_AFTER: Duration = Duration::from_secs(600);
+/// Pause between two passes.
 const BETWEEN_PASSES: Duration = Duration::from_secs(600);
-/// Pause between two removals, in times of what the last one took: a tenth of the writer's time at most.
-const SHARE: u32 = 9;
-/// The shortest such pause.
+/// Pause between two batches, in multiples of the time the last batch took: removing uses at most a tenth of the
+/// writer's time.
+const PAUSE_FACTOR: u32 = 9;
+/// The shortest pause between two batches.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// The task that does it, if anything is ever to be removed.
+/// The task that removes old rows, if a retention is configured.
 pub(super) struct Retention {
-    ledger: Arc<SqliteLedger>,
+    ledger: Arc<dyn Ledger>,
     shutdown: Shutdown,
     task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Retention {
-    /// Begins.
-    pub fn start(ledger: Arc<SqliteLedger>, retention: Option<Duration>, shutdown: &Shutdown) -> Self {
-        let mut kept = Retention { ledger, shutdown: shutdown.clone(), task: None };
-        kept.keep(retention);
-        kept
+    /// Starts the task. Without a retention, rows are kept forever.
+    pub fn start(ledger: Arc<dyn Ledger>, retention: Option<Duration>, shutdown: &Shutdown) -> Self {
+        let mut this = Retention { ledger, shutdown: shutdown.clone(), task: None };
+        this.set(retention);
+        this
     }
 
-    /// Keeps rows for so long from now on.
-    pub fn keep(&mut self, retention: Option<Duration>) {
+    /// Applies another retention from now on.
+    pub fn set(&mut self, retention: Option<Duration>) {
         let (ledger, shutdown) = (&self.ledger, &self.shutdown);
-        // What the former task is just having removed is removed; nothing waits for its answer.
+        // Dropping the former task aborts it. A batch that it has requested is still removed.
         self.task = retention.map(|retention| {
             let (ledger, shutdown) = (Arc::clone(ledger), shutdown.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move { keep(&ledger, retention, &shutdown).await }))
+            AbortOnDropHandle::new(tokio::spawn(async move { remove_old_rows(&*ledger, retention, &shutdown).await }))
         });
     }
 
-    /// Waits for its end. To be called once a shutdown has begun.
+    /// Waits for the task to end. Call it only once a shutdown has begun.
     pub async fn finish(self) {
         if let Some(task) = self.task {
             let _ = task.await;
@@ -53,17 +55,17 @@ impl Retention {
     }
 }
 
-/// Runs until a shutdown begins.
-async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &Shutdown) {
-    let mut pause = FIRST;
+/// Runs until a shutdown begins or the ledger is closed.
+async fn remove_old_rows(ledger: &dyn Ledger, retention: Duration, shutdown: &Shutdown) {
+    let mut pause = FIRST_PASS_AFTER;
     let mut removed = Pruned::default();
     while shutdown.sleep(pause).await {
         let Ok(before) = Timestamp::now().checked_sub(retention) else { return };
-        let begun = tokio::time::Instant::now();
+        let started = tokio::time::Instant::now();
         pause = match ledger.prune(before).await {
             Ok(pruned) => {
                 removed.add(pruned);
-                if pruned.more { (begun.elapsed() * SHARE).max(SHORTEST_PAUSE) } else { BETWEEN_PASSES }
+                if pruned.more { (started.elapsed() * PAUSE_FACTOR).max(SHORTEST_PAUSE) } else { BETWEEN_PASSES }
             }
             Err(LedgerError::Closed) => return,
             Err(error) => {
@@ -80,14 +82,13 @@ async fn keep(ledger: &SqliteLedger, retention: Duration, shutdown: &Shutdown) {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::future::join_all;
-
     use super::*;
-    use crate::ledger::{Ledger, LedgerEntry, NewNotification};
+    use crate::ledger::memory::MemoryLedger;
+    use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
-    async fn record(ledger: &SqliteLedger, id: &str, age: Duration) {
+    async fn record(ledger: &MemoryLedger, id: &str, age: Duration) {
         let at = Timestamp::now().checked_sub(age).unwrap();
         let (id, channel) = (id.to_owned(), "email".to_owned());
         let entry = LedgerEntry::Notification(Box::new(NewNotification { id, order_id: None, channel, at }));
@@ -95,27 +96,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_older_than_the_retention_goes_until_the_shutdown_begins() {
-        let directory = tempfile::tempdir().unwrap();
-        let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
-        // More than go at once. Recorded together: each alone would wait for the disk.
-        let names: Vec<String> = (0..600).map(|n| format!("old-{n}")).collect();
-        join_all(names.iter().map(|name| record(&ledger, name, 4 * DAY))).await;
-        record(&ledger, "young", 2 * DAY).await;
-        let (shutdown, theirs) = (Shutdown::new(), Arc::clone(&ledger));
-        let until = shutdown.clone();
-        let notifications = || SqliteLedger::totals(directory.path()).unwrap().notifications;
-        let keeping = tokio::spawn(async move { keep(&theirs, 3 * DAY, &until).await });
-        tokio::time::sleep(FIRST - Duration::from_secs(1)).await;
-        assert_eq!(notifications(), 601, "not before what comes back first has come back");
-        let deadline = std::time::Instant::now() + Duration::from_secs(120);
-        while notifications() > 1 {
-            assert!(std::time::Instant::now() < deadline, "the old ones are still there");
-            tokio::time::sleep(SHORTEST_PAUSE).await;
+    async fn rows_older_than_the_retention_are_removed_until_a_shutdown_begins() {
+        let ledger = Arc::new(MemoryLedger::default());
+        // More than one batch.
+        for n in 0..600 {
+            record(&ledger, &format!("old-{n}"), 4 * DAY).await;
         }
+        record(&ledger, "young", 2 * DAY).await;
+        let shutdown = Shutdown::new();
+        let notifications = async || ledger.totals().await.unwrap().notifications;
+        let retention = Retention::start(ledger.clone(), Some(3 * DAY), &shutdown);
+        tokio::time::sleep(FIRST_PASS_AFTER - Duration::from_secs(1)).await;
+        assert_eq!(notifications().await, 601, "nothing is removed before the first redeliveries have arrived");
+        tokio::time::sleep(Duration::from_secs(1) + 4 * SHORTEST_PAUSE).await;
+        assert_eq!(notifications().await, 1);
         shutdown.begin();
-        keeping.await.unwrap();
-        assert_eq!(notifications(), 1);
+        retention.finish().await;
         ledger.close().await;
     }
 }

@@ -132,7 +132,8 @@ fn run_command(command: CliCommand, sources: &Sources) -> Result<Exit, Exit> {
         CliCommand::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
-            report::run(&args, &loaded.config, now, &mut out, &mut err).map_err(|error| unwritable(&error))
+            let reported = report::run(&args, &loaded.config, now, &mut out, &mut err);
+            runtime(1)?.block_on(reported).map_err(|error| unwritable(&error))
         }
         CliCommand::Trace(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());

@@ -13,6 +13,7 @@ use super::address::Address;
 use super::handler::{HandlerSettings, MessageKind};
 use super::redaction::Secret;
 use super::serialize;
+use crate::ledger::LedgerLocation;
 use crate::recovery::RetryPolicy;
 use crate::tls::TlsFiles;
 
@@ -178,6 +179,13 @@ pub struct Ledger {
     /// kept.
     #[serde(serialize_with = "serialize::span_or_forever")]
     pub retention: Option<Duration>,
+}
+
+impl Ledger {
+    /// Where the ledger is, and so which implementation it has.
+    pub fn location(&self) -> LedgerLocation {
+        LedgerLocation::Directory(self.directory.clone())
+    }
 }
 
 /// `[log]`

@@ -31,7 +31,7 @@ pub use notification::{Channel, LogChannel};
 
 use crate::chain::chain;
 use crate::config::{Handlers, Sources};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{LedgerWriter, LedgerError};
 use crate::message::ExchangeNames;
 use crate::recovery::{Failure, FailureKind};
 
@@ -48,7 +48,7 @@ pub fn sources() -> Sources {
 #[derive(Clone)]
 pub struct HandlerDeps {
     /// Records effects.
-    pub ledger: Arc<dyn Ledger>,
+    pub ledger: Arc<dyn LedgerWriter>,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
     /// The file of the analytics events.

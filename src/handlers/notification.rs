@@ -19,7 +19,7 @@ use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
 use crate::domain::OrderId;
-use crate::ledger::{Ledger, LedgerEntry, NewNotification, Recorded};
+use crate::ledger::{LedgerWriter, LedgerEntry, NewNotification, Recorded};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
@@ -88,7 +88,7 @@ impl HandlerFactory for NotificationFactory {
 }
 
 struct NotificationHandler {
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<dyn LedgerWriter>,
     channel: Arc<dyn Channel>,
     claims: Claims,
 }
@@ -161,10 +161,8 @@ pub(super) fn channel_of(input: HandlerInput<'_>) -> &str {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tempfile::TempDir;
-
     use super::*;
-    use crate::ledger::SqliteLedger;
+    use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties};
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
@@ -196,38 +194,33 @@ mod tests {
     }
 
     struct TestEnv {
-        _directory: TempDir,
-        ledger: Arc<SqliteLedger>,
         channel: Arc<Counting>,
         handler: NotificationHandler,
     }
 
     fn test_env() -> TestEnv {
-        let directory = tempfile::tempdir().unwrap();
-        let ledger = Arc::new(SqliteLedger::open(directory.path()).unwrap());
         let channel = Arc::new(Counting::default());
         let handler = NotificationHandler {
-            ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
+            ledger: Arc::new(MemoryLedger::default()),
             channel: Arc::clone(&channel) as Arc<dyn Channel>,
             claims: Claims::default(),
         };
-        TestEnv { _directory: directory, ledger, channel, handler }
+        TestEnv { channel, handler }
     }
 
     #[tokio::test]
     async fn a_body_that_is_not_utf_8_is_malformed_even_in_a_field_that_is_not_read() {
-        let TestEnv { _directory, ledger, channel, handler } = test_env();
+        let TestEnv { channel, handler } = test_env();
         let delivery = delivery(b"{\"note\":\"\xff\"}");
         let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
         let failure = handler.handle(input).await.unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"));
         assert_eq!(channel.0.load(Ordering::SeqCst), 0);
-        ledger.close().await;
     }
 
     #[tokio::test]
     async fn two_copies_at_the_same_time_notify_the_customer_once() {
-        let TestEnv { _directory, ledger, channel, handler } = test_env();
+        let TestEnv { channel, handler } = test_env();
         let delivery = delivery(b"{}");
         let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
         let (first, second) = tokio::join!(handler.handle(input), handler.handle(input));
@@ -235,6 +228,5 @@ mod tests {
         outcomes.sort_by_key(|outcome| *outcome == HandlerOutcome::Duplicate);
         assert_eq!(outcomes, [HandlerOutcome::Completed, HandlerOutcome::Duplicate]);
         assert_eq!(channel.0.load(Ordering::SeqCst), 1);
-        ledger.close().await;
     }
 }

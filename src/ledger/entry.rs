@@ -155,35 +155,3 @@ pub enum Recorded {
     /// An order of this id but other content (product, quantity, price, currency or customer) is recorded.
     Conflict,
 }
-
-/// The ledger could not record an entry. Nothing of it was kept.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum LedgerError {
-    /// The store refused: a full disk, a locked file, an I/O error.
-    #[error("ledger cannot {action}")]
-    Store {
-        /// What was tried.
-        action: &'static str,
-        /// What the store said; shared by all entries of the failed commit.
-        #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
-    },
-    /// A later orderd has made the store one of its own version; this one would leave out what that version keeps.
-    #[error("a later orderd has made the ledger version {found}, this one writes version {known}: start the later one")]
-    Outdated {
-        /// The store's version.
-        found: i32,
-        /// The version this program writes.
-        known: i32,
-    },
-    /// The ledger has been closed.
-    #[error("the ledger is closed")]
-    Closed,
-}
-
-impl LedgerError {
-    /// The store's refusal, with its cause.
-    pub(super) fn store(action: &'static str, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
-        LedgerError::Store { action, source: Arc::new(cause) }
-    }
-}

@@ -1,30 +1,37 @@
-//! The ledger: the durable record of effects, behind a trait, with SQLite as the default.
+//! The ledger: the durable record of effects, behind traits.
 //!
-//! The inbox (have I seen this?) and the effect (the row, the aggregates) are one transaction, and an
-//! answer is given only after its commit is on disk. It never decides what an answer means.
+//! Checking whether an entry is known and recording its effect (the row, the aggregates) are one transaction, and the
+//! answer is given only after its commit is on disk. What an answer means for a delivery is the handlers' decision, never
+//! the ledger's.
+//!
+//! ```text
+//! traits    LedgerWriter, LedgerReader, LedgerMaintenance; Ledger is all three
+//! entry, error, report, trace, totals, retention    what goes in and comes out, and pure functions on it
+//! sqlite    the default implementation
+//! memory    an implementation for tests
+//! location  opens the implementation that the configuration asks for
+//! ```
 
+mod buckets;
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 mod entry;
+mod error;
+mod figures;
+mod location;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod report;
-mod sqlite;
+mod retention;
+pub mod sqlite;
+mod totals;
 pub mod trace;
+mod traits;
 
-pub use entry::{
-    LedgerEntry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded,
-};
-pub use sqlite::{
-    FILE_NAME, OpenError, OrderCounts, Pruned, Revenue, SqliteLedger, Totals, Tuning, remote_file_system,
-};
-
-use futures_util::future::BoxFuture;
-
-/// Records effects, each exactly once.
-pub trait Ledger: Send + Sync + 'static {
-    /// Records one entry and resolves once it is durable. Entries that arrive together share one commit.
-    ///
-    /// # Errors
-    /// The entry has not been recorded; trying again is safe. All errors are worth a retry: a full disk, a
-    /// locked file.
-    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
-}
+pub use entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+pub use error::{Cause, LedgerError, OpenError};
+pub use figures::Figures;
+pub use location::LedgerLocation;
+pub use retention::Pruned;
+pub use totals::{OrderCounts, Revenue, Totals};
+pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handler::Handler;
-use crate::ledger::Ledger;
+use crate::ledger::LedgerWriter;
 use crate::message::{ExchangeNames, Publisher};
 use crate::metrics::Counters;
 use crate::recovery::RetryPolicy;
@@ -22,7 +22,7 @@ pub struct ConsumerContext {
     /// Publishes events and failures.
     pub publisher: Arc<dyn Publisher>,
     /// Records effects.
-    pub ledger: Arc<dyn Ledger>,
+    pub ledger: Arc<dyn LedgerWriter>,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
     /// The handler's deadline for one attempt.

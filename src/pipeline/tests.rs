@@ -14,7 +14,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{ConsumerContext, Handler, HandlerInput, HandlerOutput, OnFailure, Pool};
-use crate::ledger::{Ledger, LedgerEntry, LedgerError, Recorded};
+use crate::ledger::memory::MemoryLedger;
+use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter};
 use crate::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Publication, PublishError, Publisher,
     SettleError, Settlement, Settler, SubscribeError, Subscription, names,
@@ -176,23 +177,6 @@ impl Publisher for SharedPublisher {
     }
 }
 
-/// Fails the first `failures` times.
-#[derive(Default)]
-struct FakeLedger {
-    failures: AtomicUsize,
-    recorded: AtomicUsize,
-}
-
-impl Ledger for FakeLedger {
-    fn record(&self, _entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
-        let fail = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        if !fail {
-            self.recorded.fetch_add(1, Ordering::SeqCst);
-        }
-        Box::pin(async move { if fail { Err(LedgerError::Closed) } else { Ok(Recorded::New) } })
-    }
-}
-
 /// Does what the body of the delivery names.
 #[derive(Default)]
 struct ScriptedHandler {
@@ -287,7 +271,7 @@ struct TestEnv {
     _check: CountersCheck,
     broker: Arc<FakeBroker>,
     publisher: Arc<FakePublisher>,
-    ledger: Arc<FakeLedger>,
+    ledger: Arc<MemoryLedger>,
     handler: Arc<ScriptedHandler>,
     counters: Arc<Counters>,
     shutdown: Shutdown,
@@ -308,7 +292,7 @@ impl TestEnv {
             refusals: AtomicUsize::new(0),
             invalid: AtomicBool::new(false),
         });
-        let (ledger, handler) = (Arc::new(FakeLedger::default()), Arc::new(ScriptedHandler::default()));
+        let (ledger, handler) = (Arc::new(MemoryLedger::default()), Arc::new(ScriptedHandler::default()));
         let counters = Arc::new(Counters::default());
         let (shutdown, drain) = (Shutdown::new(), CancellationToken::new());
         let context = ConsumerContext {
@@ -316,7 +300,7 @@ impl TestEnv {
             queue: "order_queue".into(),
             handler: Arc::clone(&handler) as Arc<dyn Handler>,
             publisher: Arc::new(SharedPublisher(Arc::clone(&publisher))),
-            ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
+            ledger: Arc::clone(&ledger) as Arc<dyn LedgerWriter>,
             names: Arc::new(ExchangeNames::new("orders")),
             timeout: Duration::from_secs(30),
             on_failure,
@@ -403,10 +387,10 @@ async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
     assert_eq!(env.broker.settled(1).await, [(3, ACK)]);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(env.broker.settled(1).await, [(3, ACK)]);
-    assert_eq!(env.ledger.recorded.load(Ordering::SeqCst), 0, "nor recorded");
+    assert_eq!(env.ledger.commits(), 0, "nor recorded");
     env.publisher.gate.add_permits(2);
     assert_eq!(env.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
-    assert_eq!(env.ledger.recorded.load(Ordering::SeqCst), 1);
+    assert_eq!(env.ledger.commits(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -421,7 +405,7 @@ async fn a_refused_publication_is_repeated_until_the_broker_confirms_it() {
 #[tokio::test(start_paused = true)]
 async fn a_ledger_that_cannot_record_is_a_transient_failure() {
     let env = TestEnv::start(1, 1).await;
-    env.ledger.failures.store(100, Ordering::SeqCst);
+    env.ledger.fail_next(100);
     env.broker.deliver(1, "emit");
     assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
     let last = env.publisher.sent.lock().unwrap().pop().unwrap();
@@ -431,7 +415,7 @@ async fn a_ledger_that_cannot_record_is_a_transient_failure() {
 #[tokio::test(start_paused = true)]
 async fn the_failed_order_consumer_retries_until_the_ledger_records() {
     let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
-    env.ledger.failures.store(7, Ordering::SeqCst);
+    env.ledger.fail_next(7);
     env.broker.deliver(1, "emit");
     assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
     assert_eq!(env.publisher.sent.lock().unwrap().len(), 1, "published once, though recorded late");

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::consumer_registry::{ConsumerRegistry, RegisteredConsumer};
 use crate::amqp::ConfirmingPublisher;
-use crate::ledger::SqliteLedger;
+use crate::ledger::LedgerMaintenance;
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
@@ -35,7 +35,7 @@ pub struct StatusRegistry {
     generation: AtomicU64,
     last_reload: Mutex<Option<LastReload>>,
     /// Set once it is open.
-    ledger: OnceLock<Arc<SqliteLedger>>,
+    ledger: OnceLock<Arc<dyn LedgerMaintenance>>,
     /// Set once the topology is there.
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     view: watch::Receiver<Arc<BrokerView>>,
@@ -104,7 +104,7 @@ impl StatusRegistry {
     }
 
     /// The ledger is open.
-    pub fn set_ledger(&self, ledger: Arc<SqliteLedger>) {
+    pub fn set_ledger(&self, ledger: Arc<dyn LedgerMaintenance>) {
         // It is set once, as the publisher is.
         let _ = self.ledger.set(ledger);
     }

@@ -13,7 +13,7 @@ use orderd::config::{self, Config, DEFAULT_FILE, Handlers, LoadError, MessageKin
 use orderd::config_watcher;
 use orderd::control::Effect;
 use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
-use orderd::ledger::SqliteLedger;
+use orderd::ledger::sqlite::SqliteLedger;
 use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message};
 use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
 use orderd::recovery::{Failure, FailureKind};

@@ -8,7 +8,10 @@ use std::process::{Child, Command, Stdio};
 
 use jiff::Timestamp;
 use orderd::domain::Sale;
-use orderd::ledger::{Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, Recorded, SqliteLedger};
+use orderd::ledger::sqlite::SqliteLedger;
+use orderd::ledger::{
+    LedgerEntry, LedgerMaintenance, LedgerWriter, NewAnalytics, NewAttempt, NewDeadLetter, Recorded,
+};
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 

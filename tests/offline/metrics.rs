@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use orderd::admin::exposition;
 use orderd::config::{Config, Sources};
-use orderd::ledger::SqliteLedger;
+use orderd::ledger::LedgerMaintenance;
+use orderd::ledger::sqlite::SqliteLedger;
 use orderd::management::Alarm;
 use orderd::reconcile::BrokerView;
 use orderd::reconcile::{FindingKind, QueueRole, QueueView};
@@ -35,7 +36,7 @@ async fn scrape() -> String {
     let live = StatusRegistry::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
     let watched = config.consumers.iter().map(|(name, one)| RegisteredConsumer::new(name, one, live.counters(name)));
     live.show(watched.collect());
-    live.set_ledger(Arc::clone(&ledger));
+    live.set_ledger(ledger.clone());
     let text = exposition(&Arc::new(live));
     ledger.close().await;
     text

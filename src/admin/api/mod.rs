@@ -4,7 +4,6 @@
 
 pub(super) mod commands;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -19,7 +18,8 @@ use tokio::sync::Semaphore;
 
 use super::response::json_response;
 use crate::chain::chain;
-use crate::ledger::report;
+use crate::ledger::LedgerReader;
+use crate::ledger::report::ReportQuery;
 use crate::status::StatusRegistry;
 
 /// Reports read at a time; further requests wait.
@@ -29,13 +29,13 @@ const MAX_REPORTS: usize = 1;
 #[derive(Clone)]
 struct ApiState {
     registry: Arc<StatusRegistry>,
-    /// Directory of the ledger.
-    ledger: PathBuf,
+    /// What reports are read from.
+    ledger: Arc<dyn LedgerReader>,
     reports: Arc<Semaphore>,
 }
 
 /// The routes that only read.
-pub(super) fn router(registry: Arc<StatusRegistry>, ledger: PathBuf) -> Router {
+pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>) -> Router {
     Router::new().route("/api/v1/status", get(status)).route("/api/v1/report", get(report)).with_state(ApiState {
         registry,
         ledger,
@@ -47,21 +47,21 @@ async fn status(State(api): State<ApiState>) -> Response {
     json_response(StatusCode::OK, &api.registry.snapshot().status)
 }
 
-async fn report(State(api): State<ApiState>, query: Result<Query<report::Query>, QueryRejection>) -> Response {
+async fn report(State(api): State<ApiState>, query: Result<Query<ReportQuery>, QueryRejection>) -> Response {
     let query = match query {
         Ok(Query(query)) => query,
         Err(rejection) => return json_response(StatusCode::BAD_REQUEST, &json!({"error": rejection.body_text()})),
     };
     let permit = api.reports.acquire_owned().await.expect("this semaphore is never closed");
-    let read = tokio::task::spawn_blocking(move || {
+    let read = tokio::spawn(async move {
         // Held until the report is read, even if the request was dropped.
         let _permit = permit;
-        report::read(&api.ledger, &query, Timestamp::now())
+        api.ledger.report(query, Timestamp::now()).await
     });
     match read.await {
         Ok(Ok(report)) => json_response(StatusCode::OK, &report),
         Ok(Err(error)) => {
-            let status = if error.is_question() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+            let status = if error.is_query_error() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
             json_response(status, &json!({"error": chain(&error)}))
         }
         Err(panicked) => json_response(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": panicked.to_string()})),

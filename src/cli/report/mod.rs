@@ -15,17 +15,17 @@ use super::Exit;
 use crate::chain::chain;
 use crate::config::Config;
 use crate::ledger::OpenError;
-use crate::ledger::report::{self, By, Query, ReportError, When};
+use crate::ledger::report::{GroupBy, ReportQuery, ReportError, PointInTime};
 
 /// Arguments of `orderd report`.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
     /// The beginning: an age such as 24h or 7d, a date, or a time (RFC 3339; UTC where it names no offset)
     #[arg(long, value_name = "TIME", default_value = "7d")]
-    since: When,
+    since: PointInTime,
     /// The end, as above; not part of the report
     #[arg(long, value_name = "TIME", default_value = "now")]
-    until: When,
+    until: PointInTime,
     /// What the rows tell apart
     #[arg(long, value_enum, default_value_t = Grouping::Day)]
     by: Grouping,
@@ -61,14 +61,14 @@ enum Grouping {
     Priority,
 }
 
-impl From<Grouping> for By {
-    fn from(grouping: Grouping) -> By {
+impl From<Grouping> for GroupBy {
+    fn from(grouping: Grouping) -> GroupBy {
         match grouping {
-            Grouping::Product => By::Product,
-            Grouping::Hour => By::Hour,
-            Grouping::Day => By::Day,
-            Grouping::Status => By::Status,
-            Grouping::Priority => By::Priority,
+            Grouping::Product => GroupBy::Product,
+            Grouping::Hour => GroupBy::Hour,
+            Grouping::Day => GroupBy::Day,
+            Grouping::Status => GroupBy::Status,
+            Grouping::Priority => GroupBy::Priority,
         }
     }
 }
@@ -78,16 +78,16 @@ impl From<Grouping> for By {
 /// Returns the exit code: 0, 64 where another question is needed, 70 or 78 where the ledger cannot be read.
 ///
 /// # Errors
-/// When `out` or `err` cannot be written.
-pub fn run(
+/// PointInTime `out` or `err` cannot be written.
+pub async fn run(
     args: &ReportArgs,
     config: &Config,
     now: Timestamp,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let query = Query { since: args.since, until: args.until, by: args.by.into() };
-    match report::read(&config.ledger.directory, &query, now) {
+    let query = ReportQuery { since: args.since, until: args.until, by: args.by.into() };
+    match config.ledger.location().reader().report(query, now).await {
         Ok(report) => {
             match args.format {
                 ReportFormat::Text => text::write(&report, out)?,

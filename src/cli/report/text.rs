@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cli::text::{plain, shortened};
-use crate::ledger::report::{Block, By, DeadLettered, Figures, Report, Row};
+use crate::ledger::Figures;
+use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, Report, ReportRow};
 
 /// Characters of a line that is not broken on a usual terminal.
 const WIDTH: usize = 80;
@@ -34,14 +35,14 @@ fn told(moment: Timestamp) -> String {
     moment.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M").to_string()
 }
 
-fn write_block(by: By, block: &Block, out: &mut dyn Write) -> io::Result<()> {
+fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::Result<()> {
     let currency = if block.currency == "XXX" { "no currency named" } else { &block.currency };
     writeln!(out, "\n{}", plain(currency))?;
     let mut table = Table::new();
     table.load_style(NOTHING).set_header([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
     let mut rows: Vec<_> = block.rows.iter().map(|row| cells(&shortened(&plain(&row.key), KEY), row.figures)).collect();
     // Statuses do not add up: what is processed was accepted before.
-    if by != By::Status {
+    if by != GroupBy::Status {
         let mut sum = Figures::default();
         block.rows.iter().for_each(|row| sum.add(row.figures));
         rows.push(cells("", sum));
@@ -60,7 +61,7 @@ fn write_block(by: By, block: &Block, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, " {}", line.trim_end())?;
     }
     let counted: i64 = block.rows.iter().map(|row| row.figures.orders).sum();
-    if by == By::Product && counted != block.processed.orders {
+    if by == GroupBy::Product && counted != block.processed.orders {
         let Figures { orders, revenue, .. } = block.processed;
         writeln!(
             out,
@@ -85,8 +86,8 @@ struct Bars {
 }
 
 impl Bars {
-    fn of(rows: &[Row], width: usize) -> Self {
-        let longest = |worth: fn(&Row) -> f64| rows.iter().map(worth).fold(0.0, f64::max);
+    fn of(rows: &[ReportRow], width: usize) -> Self {
+        let longest = |worth: fn(&ReportRow) -> f64| rows.iter().map(worth).fold(0.0, f64::max);
         let revenue = longest(|row| row.figures.revenue.approximate());
         if revenue > 0.0 {
             Bars { longest: revenue, width, by_orders: false }
@@ -95,7 +96,7 @@ impl Bars {
         }
     }
 
-    fn of_row(&self, row: &Row) -> String {
+    fn of_row(&self, row: &ReportRow) -> String {
         const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
         let worth = if self.by_orders { row.figures.orders as f64 } else { row.figures.revenue.approximate() };
         if worth <= 0.0 || self.longest <= 0.0 {
@@ -131,15 +132,15 @@ mod tests {
     use super::*;
     use crate::ledger::report::Window;
 
-    fn row(key: &str, orders: i64, revenue: &str) -> Row {
+    fn row(key: &str, orders: i64, revenue: &str) -> ReportRow {
         let figures = Figures { orders, quantity: 2 * orders, revenue: revenue.parse().unwrap() };
-        Row { key: key.to_owned(), figures }
+        ReportRow { key: key.to_owned(), figures }
     }
 
-    fn text(by: By, rows: Vec<Row>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
+    fn text(by: GroupBy, rows: Vec<ReportRow>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
         let window =
             Window { since: "2026-11-20T00:00:00Z".parse().unwrap(), until: "2026-11-22T08:31:00Z".parse().unwrap() };
-        let currencies = vec![Block { currency: "EUR".to_owned(), processed, rows }];
+        let currencies = vec![CurrencyReport { currency: "EUR".to_owned(), processed, rows }];
         let mut out = Vec::new();
         write(&Report { window, by, currencies, dead_lettered }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
@@ -164,12 +165,12 @@ dead_lettered in the dead letter queue
   CONSUMER  REASON     MESSAGES
   order     malformed         3
 ";
-        assert_eq!(text(By::Day, rows, processed, dead_lettered), expected);
+        assert_eq!(text(GroupBy::Day, rows, processed, dead_lettered), expected);
     }
 
     #[test]
     fn a_product_cannot_write_to_the_terminal() {
-        let shown = text(By::Product, vec![row("\u{1b}[2Jx\ny", 1, "5")], row("", 1, "5").figures, Vec::new());
+        let shown = text(GroupBy::Product, vec![row("\u{1b}[2Jx\ny", 1, "5")], row("", 1, "5").figures, Vec::new());
         assert!(!shown.contains('\u{1b}') && shown.contains("[2Jx"), "{shown}");
         assert_eq!(shown.lines().count(), 6, "{shown}");
     }
@@ -177,16 +178,16 @@ dead_lettered in the dead letter queue
     #[test]
     fn a_currency_cannot_write_to_the_terminal() {
         let figures = row("", 1, "5").figures;
-        let block = Block { currency: "\u{1b}[2J".to_owned(), processed: figures, rows: Vec::new() };
+        let block = CurrencyReport { currency: "\u{1b}[2J".to_owned(), processed: figures, rows: Vec::new() };
         let mut out = Vec::new();
-        write_block(By::Product, &block, &mut out).unwrap();
+        write_block(GroupBy::Product, &block, &mut out).unwrap();
         assert!(!String::from_utf8(out).unwrap().contains('\u{1b}'));
     }
 
     #[test]
     fn usual_figures_fit_a_terminal_however_long_the_names() {
         let rows = vec![row(&"x".repeat(300), 12_345, "1234567.89"), row("Mouse", 1, "19.99")];
-        let shown = text(By::Product, rows, row("", 12_346, "1234587.88").figures, Vec::new());
+        let shown = text(GroupBy::Product, rows, row("", 12_346, "1234587.88").figures, Vec::new());
         let widest = shown.lines().map(|line| line.chars().count()).max();
         assert!(widest <= Some(WIDTH), "{widest:?}\n{shown}");
         assert!(shown.contains("xxx…") && shown.contains('█'), "{shown}");
@@ -194,7 +195,7 @@ dead_lettered in the dead letter queue
 
     #[test]
     fn orders_that_no_product_counts_yet_are_told() {
-        let shown = text(By::Product, vec![row("Laptop", 1, "5")], row("", 3, "15").figures, Vec::new());
+        let shown = text(GroupBy::Product, vec![row("Laptop", 1, "5")], row("", 3, "15").figures, Vec::new());
         assert!(shown.contains("3 orders worth 15 were processed in this time"), "{shown}");
     }
 }

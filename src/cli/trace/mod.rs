@@ -18,7 +18,7 @@ use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, MessageKind};
 use crate::delay::Delay;
-use crate::ledger::trace::{self, Place, Subject, Trace};
+use crate::ledger::trace::{MessageState, Trace, TracedMessage};
 use crate::message::ExchangeNames;
 
 /// Arguments of `orderd trace`.
@@ -46,9 +46,9 @@ struct Told {
 /// Where one message is.
 #[derive(Debug, Serialize)]
 struct Whereabouts {
-    message: Subject,
+    message: TracedMessage,
     #[serde(flatten)]
-    place: Place,
+    place: MessageState,
     /// The queues in which it may be.
     queues: Vec<Queue>,
 }
@@ -75,7 +75,7 @@ pub async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let mut trace = match trace::read(&config.ledger.directory, &args.id) {
+    let mut trace = match config.ledger.location().reader().trace(&args.id).await {
         Ok(trace) => trace,
         Err(error) => {
             writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
@@ -87,13 +87,13 @@ pub async fn run(
         let kind = config.consumers.get(consumer).map(|consumer| consumer.messages);
         match message {
             // Without an order, it may be the id of some other message that failed.
-            Subject::Order => !accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics)),
-            Subject::Notification | Subject::Analytics | Subject::AnalyticsFailed => kind != Some(MessageKind::Order),
+            TracedMessage::Order => !accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics)),
+            TracedMessage::Notification | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => kind != Some(MessageKind::Order),
         }
     });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
     let mut places: Vec<Whereabouts> = trace
-        .places(now)
+        .message_states(now)
         .into_iter()
         .map(|(message, place)| {
             let queues = queues(config, message, &place, &trace);
@@ -110,7 +110,7 @@ pub async fn run(
 }
 
 /// The names of the queues in which a message may be.
-fn queues(config: &Config, message: Subject, place: &Place, trace: &Trace) -> Vec<String> {
+fn queues(config: &Config, message: TracedMessage, place: &MessageState, trace: &Trace) -> Vec<String> {
     let of = |consumer: &str| config.consumers.get(consumer).map(|consumer| consumer.queue.clone());
     let of_kind = |kind: MessageKind| {
         let consumers = config.consumers.values().filter(|consumer| consumer.messages == kind);
@@ -122,18 +122,18 @@ fn queues(config: &Config, message: Subject, place: &Place, trace: &Trace) -> Ve
         queues
     };
     match place {
-        Place::Done { .. } => Vec::new(),
-        Place::DeadLettered { .. } => vec![ExchangeNames::DEAD_LETTER_QUEUE.to_owned()],
-        Place::Waiting { consumer, delay, .. } => {
+        MessageState::Done { .. } => Vec::new(),
+        MessageState::DeadLettered { .. } => vec![ExchangeNames::DEAD_LETTER_QUEUE.to_owned()],
+        MessageState::Waiting { consumer, delay, .. } => {
             let queue = of(consumer).zip(delay.parse::<Delay>().ok());
             queue.map(|(queue, delay)| ExchangeNames::retry_queue(&queue, delay)).into_iter().collect()
         }
-        Place::Due { consumer, .. } => with_failures(of(consumer).into_iter().collect()),
-        Place::Unknown => with_failures(of_kind(MessageKind::Order)),
-        Place::UnderWay { .. } => with_failures(match message {
-            Subject::Order => trace.order.iter().filter_map(|order| of(&order.consumer)).collect(),
-            Subject::Notification => of_kind(MessageKind::Notification),
-            Subject::Analytics | Subject::AnalyticsFailed => of_kind(MessageKind::Analytics),
+        MessageState::Due { consumer, .. } => with_failures(of(consumer).into_iter().collect()),
+        MessageState::Unknown => with_failures(of_kind(MessageKind::Order)),
+        MessageState::UnderWay { .. } => with_failures(match message {
+            TracedMessage::Order => trace.order.iter().filter_map(|order| of(&order.consumer)).collect(),
+            TracedMessage::Notification => of_kind(MessageKind::Notification),
+            TracedMessage::Analytics | TracedMessage::AnalyticsFailed => of_kind(MessageKind::Analytics),
         }),
     }
 }

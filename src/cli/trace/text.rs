@@ -8,7 +8,7 @@ use super::broker::Depth;
 use super::{Told, Whereabouts};
 use crate::cli::table;
 use crate::cli::text::plain;
-use crate::ledger::trace::{Happened, Place, Step, Subject, TracedOrder};
+use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
 /// Writes the whole trace.
 pub(super) fn write(told: &Told, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -54,7 +54,7 @@ fn ordered(order: &TracedOrder) -> String {
     line
 }
 
-fn row(step: &Step) -> [String; 3] {
+fn row(step: &TraceStep) -> [String; 3] {
     [moment(step.at), subject(step.message).to_owned(), plain(&happened(&step.event))]
 }
 
@@ -62,19 +62,19 @@ fn moment(at: Timestamp) -> String {
     format!("{at:.3}")
 }
 
-fn subject(subject: Subject) -> &'static str {
+fn subject(subject: TracedMessage) -> &'static str {
     match subject {
-        Subject::Order => "order",
-        Subject::Notification => "notification",
-        Subject::Analytics => "analytics",
-        Subject::AnalyticsFailed => "analytics (failed)",
+        TracedMessage::Order => "order",
+        TracedMessage::Notification => "notification",
+        TracedMessage::Analytics => "analytics",
+        TracedMessage::AnalyticsFailed => "analytics (failed)",
     }
 }
 
-fn happened(event: &Happened) -> String {
+fn happened(event: &TraceEvent) -> String {
     match event {
-        Happened::Accepted { consumer } => format!("accepted by consumer {consumer}"),
-        Happened::Failed { consumer, retries, kind, code, reason, delay, due_at } => {
+        TraceEvent::Accepted { consumer } => format!("accepted by consumer {consumer}"),
+        TraceEvent::Failed { consumer, retries, kind, code, reason, delay, due_at } => {
             let attempt = match retries {
                 0 => "first attempt".to_owned(),
                 retries => format!("retry {retries}"),
@@ -86,14 +86,14 @@ fn happened(event: &Happened) -> String {
             };
             format!("{attempt} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
         }
-        Happened::DeadLettered { consumer, reason, retries, code, .. } => {
+        TraceEvent::DeadLettered { consumer, reason, retries, code, .. } => {
             format!(
                 "dead-lettered in the dead letter queue: {reason} ({code} in consumer {consumer}, after {retries} retries)"
             )
         }
-        Happened::Processed => "processed: its events are confirmed".to_owned(),
-        Happened::Notified { channel } => format!("handed to channel {channel}"),
-        Happened::Counted => "counted".to_owned(),
+        TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
+        TraceEvent::Notified { channel } => format!("handed to channel {channel}"),
+        TraceEvent::Counted => "counted".to_owned(),
     }
 }
 
@@ -104,18 +104,18 @@ fn whereabouts(told: &Whereabouts, now: Timestamp) -> String {
         queues => queues.join(" or "),
     };
     match &told.place {
-        Place::Unknown => format!("unknown; if it was published, perhaps in {queues}"),
-        Place::Done { since } => format!("done, since {}", moment(*since)),
-        Place::DeadLettered { since } => {
+        MessageState::Unknown => format!("unknown; if it was published, perhaps in {queues}"),
+        MessageState::Done { since } => format!("done, since {}", moment(*since)),
+        MessageState::DeadLettered { since } => {
             format!("in {queues} since {}, unless somebody has taken it out", moment(*since))
         }
-        Place::Waiting { due_at, .. } => {
+        MessageState::Waiting { due_at, .. } => {
             format!("in {queues}, to be retried at {} ({} from now)", moment(*due_at), apart(now, *due_at))
         }
-        Place::Due { since, .. } => {
+        MessageState::Due { since, .. } => {
             format!("to be retried since {} ({} ago): ready or in work in {queues}", moment(*since), apart(*since, now))
         }
-        Place::UnderWay { since } => {
+        MessageState::UnderWay { since } => {
             format!("under way since {} ({}): ready or in work in {queues}", moment(*since), apart(*since, now))
         }
     }

@@ -18,7 +18,7 @@ use super::{HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
 use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
-use crate::ledger::{Ledger, LedgerEntry, NewOrder, Recorded};
+use crate::ledger::{LedgerWriter, LedgerEntry, NewOrder, Recorded};
 use crate::message::{ExchangeNames, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
@@ -60,7 +60,7 @@ impl HandlerFactory for OrderFactory {
 }
 
 struct OrderHandler {
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<dyn LedgerWriter>,
     names: Arc<ExchangeNames>,
     faults: FaultInjection,
 }

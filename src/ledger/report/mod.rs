@@ -1,131 +1,97 @@
-//! What the shop did and earned over time, read from the ledger's aggregates by any process.
+//! Reports: order counts and revenue over time.
 //!
-//! It owns the question, the answer and the exactness of both. It never reads a row of `orders`, never mixes two
-//! currencies, and takes the clock as an argument.
+//! It owns the query, the report, and how a report is put together from an implementation's aggregates. Pure: no clock,
+//! no I/O. A report never adds up two currencies.
 
+mod builder;
 mod query;
 mod window;
-
-#[cfg(test)]
-mod tests;
-
-use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::sqlite::{self, OpenError};
-use crate::domain::ExactSum;
+use super::error::OpenError;
+use super::figures::Figures;
 
-pub use query::{By, Query, When, WrongTime};
+pub(super) use builder::ReportBuilder;
+pub use query::{GroupBy, ReportQuery, PointInTime, InvalidTime};
 pub use window::Window;
-pub(super) use window::{DAY, HOUR, MINUTE};
 
-/// Most rows of a report; more help nobody, and are a burden to who asked and who answers.
+/// Most rows of a report.
 pub const MAX_ROWS: usize = 100_000;
 
-/// What orders were worth in a stretch of time. Its JSON is a contract: see the README.
+/// Order counts and revenue in a period. Its JSON is a contract: see the README.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The stretch of time: at most an hour longer than asked for at either end.
+    /// The period: at most an hour longer than asked for at either end.
     #[serde(flatten)]
     pub window: Window,
-    /// What the rows tell apart.
-    pub by: By,
-    /// One for each currency in which there was anything, by its code. `XXX` are orders that named none.
-    pub currencies: Vec<Block>,
-    /// What was dead-lettered in this time, by consumer and reason.
+    /// What the rows are grouped by.
+    pub by: GroupBy,
+    /// One for each currency with any orders, sorted by code. `XXX` stands for orders that name no currency.
+    pub currencies: Vec<CurrencyReport>,
+    /// Messages dead-lettered in this period, by consumer and reason.
     pub dead_lettered: Vec<DeadLettered>,
 }
 
-/// What there was in one currency.
+/// The orders of one currency.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Block {
+pub struct CurrencyReport {
     /// ISO 4217.
     pub currency: String,
-    /// What was processed in this time, whatever the rows tell apart.
+    /// All orders processed in this period, whatever the rows are grouped by.
     pub processed: Figures,
-    /// Hours and days in their order; products by falling revenue; statuses and priorities as they are.
-    pub rows: Vec<Row>,
+    /// Sorted by time, by descending revenue (products), or in a fixed order (statuses, priorities).
+    pub rows: Vec<ReportRow>,
 }
 
 /// One product, hour, day, status or priority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Row {
-    /// The product; the beginning of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted` or
+pub struct ReportRow {
+    /// The product; the start of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted` or
     /// `processed`; `normal` or `urgent`.
     pub key: String,
-    /// What belongs to it.
+    /// Its orders.
     #[serde(flatten)]
     pub figures: Figures,
-}
-
-/// Orders, their pieces, and their worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Figures {
-    /// Orders.
-    pub orders: i64,
-    /// Their pieces.
-    pub quantity: i64,
-    /// The exact sum of their totals.
-    pub revenue: ExactSum,
-}
-
-impl Figures {
-    /// Adds others. Counts saturate.
-    pub fn add(&mut self, other: Figures) {
-        self.orders = self.orders.saturating_add(other.orders);
-        self.quantity = self.quantity.saturating_add(other.quantity);
-        self.revenue.add(other.revenue);
-    }
 }
 
 /// Messages of one consumer, dead-lettered for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLettered {
-    /// The consumer that could not process them; `unknown` where that cannot be told.
+    /// The consumer that could not process them; `unknown` if the message does not say.
     pub consumer: String,
     /// The value of `x-dead-letter-reason`.
     pub reason: String,
-    /// How many. One that was replayed and dead-lettered again counts once, when it was dead-lettered last.
+    /// How many. A message that was replayed and dead-lettered again counts once, at its latest dead-lettering.
     pub messages: i64,
 }
 
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// The question is wrong.
+    /// The query's end is before its start.
     #[error("the report would end at {until}, before it begins at {since}")]
     Backwards {
-        /// Its beginning.
+        /// Its start.
         since: Timestamp,
         /// Its end.
         until: Timestamp,
     },
-    /// The question is too large.
+    /// The report would exceed [`MAX_ROWS`].
     #[error("the report would have more than {MAX_ROWS} rows: ask for a shorter time, or by day")]
     TooLong,
-    /// There is no ledger, or it cannot be read.
+    /// The ledger is missing or cannot be read.
     #[error("cannot read the ledger")]
     Ledger(#[from] OpenError),
 }
 
 impl ReportError {
-    /// Whether another question could be answered.
-    pub fn is_question(&self) -> bool {
+    /// Whether the query is at fault, not the ledger.
+    pub fn is_query_error(&self) -> bool {
         match self {
             ReportError::Backwards { .. } | ReportError::TooLong => true,
             ReportError::Ledger(_) => false,
         }
     }
-}
-
-/// Answers a question from the ledger in a directory. Blocks for some milliseconds of disk I/O, longer where rows
-/// are many; never holds up the daemon that writes.
-///
-/// # Errors
-/// See [`ReportError`].
-pub fn read(directory: &Path, query: &Query, now: Timestamp) -> Result<Report, ReportError> {
-    let window = Window::new(query, now)?;
-    sqlite::read_report(directory, window, query.by)
 }

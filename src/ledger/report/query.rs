@@ -1,4 +1,4 @@
-//! The question a report answers, as people and URLs write it. Text in, values out; no clock.
+//! A report's query, as written on the command line and in URLs. Text in, values out; no clock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,105 +12,105 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 static SPANS: SpanParser = SpanParser::new();
 
-/// What a report is asked for. All of it can be left out: by day, for the last seven days.
+/// A report's period and grouping. Every field is optional; the default is the last seven days, by day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Query {
-    /// The beginning.
-    pub since: When,
-    /// The end, which is not part of it.
-    pub until: When,
-    /// What its rows tell apart.
-    pub by: By,
+pub struct ReportQuery {
+    /// The start.
+    pub since: PointInTime,
+    /// The end, exclusive.
+    pub until: PointInTime,
+    /// What the rows are grouped by.
+    pub by: GroupBy,
 }
 
-impl Default for Query {
+impl Default for ReportQuery {
     fn default() -> Self {
-        Query { since: When::Ago(Duration::from_secs(7 * 86_400)), until: When::Ago(Duration::ZERO), by: By::Day }
+        ReportQuery { since: PointInTime::Ago(Duration::from_secs(7 * 86_400)), until: PointInTime::Ago(Duration::ZERO), by: GroupBy::Day }
     }
 }
 
-/// What a report's rows tell apart.
+/// What a report's rows are grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum By {
-    /// What was ordered.
+pub enum GroupBy {
+    /// Product.
     Product,
     /// Hours, UTC.
     Hour,
     /// Days, UTC.
     #[default]
     Day,
-    /// Accepted and processed, each counted when it happened.
+    /// Orders accepted and orders processed, each counted at the time it happened.
     Status,
-    /// Orders marked urgent by their producer, and others.
+    /// Orders that the producer marked urgent, and others.
     Priority,
 }
 
-/// A moment, as people write it: `24h` or `7d` ago, `2026-11-22` (its first moment), `2026-11-22T08:00` (UTC), or
-/// with an offset as in RFC 3339.
+/// A point in time: an age (`24h`, `7d`), a date (`2026-11-22`, its first moment in UTC), a date and time in UTC
+/// (`2026-11-22T08:00`), or RFC 3339 with an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    /// So long before now.
+pub enum PointInTime {
+    /// This long before now.
     Ago(Duration),
-    /// At a moment.
+    /// At this time.
     At(Timestamp),
 }
 
-impl When {
-    /// The moment meant.
+impl PointInTime {
+    /// Resolves an age against `now`.
     pub fn at(self, now: Timestamp) -> Timestamp {
         match self {
-            When::Ago(age) => now.checked_sub(age).unwrap_or(Timestamp::MIN),
-            When::At(moment) => moment,
+            PointInTime::Ago(age) => now.checked_sub(age).unwrap_or(Timestamp::MIN),
+            PointInTime::At(moment) => moment,
         }
     }
 }
 
-/// A text that names no moment.
+/// The text is not a point in time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be a time such as 24h, 7d, 2026-11-22 or 2026-11-22T08:00:00Z, is {0:?}")]
-pub struct WrongTime(String);
+pub struct InvalidTime(String);
 
-impl FromStr for When {
-    type Err = WrongTime;
+impl FromStr for PointInTime {
+    type Err = InvalidTime;
 
-    fn from_str(text: &str) -> Result<Self, WrongTime> {
+    fn from_str(text: &str) -> Result<Self, InvalidTime> {
         let text = text.trim();
         if text == "now" {
-            return Ok(When::Ago(Duration::ZERO));
+            return Ok(PointInTime::Ago(Duration::ZERO));
         }
         if let Ok(moment) = text.parse() {
-            return Ok(When::At(moment));
+            return Ok(PointInTime::At(moment));
         }
-        // A time zone's name would be read over.
+        // The parser would ignore a time zone's name.
         if !text.contains('[')
             && let Ok(date) = text.parse::<DateTime>()
             && let Ok(zoned) = date.to_zoned(TimeZone::UTC)
         {
-            return Ok(When::At(zoned.timestamp()));
+            return Ok(PointInTime::At(zoned.timestamp()));
         }
         let ago = SPANS.parse_span(text).ok();
         let ago = ago.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
-        let ago = ago.map(|span| When::Ago(span.unsigned_abs()));
-        ago.ok_or_else(|| WrongTime(text.chars().take(40).collect()))
+        let ago = ago.map(|span| PointInTime::Ago(span.unsigned_abs()));
+        ago.ok_or_else(|| InvalidTime(text.chars().take(40).collect()))
     }
 }
 
-impl<'de> Deserialize<'de> for When {
+impl<'de> Deserialize<'de> for PointInTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
-impl fmt::Display for By {
+impl fmt::Display for GroupBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            By::Product => "product",
-            By::Hour => "hour",
-            By::Day => "day",
-            By::Status => "status",
-            By::Priority => "priority",
+            GroupBy::Product => "product",
+            GroupBy::Hour => "hour",
+            GroupBy::Day => "day",
+            GroupBy::Status => "status",
+            GroupBy::Priority => "priority",
         })
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn when(text: &str, now: &str) -> Option<String> {
-        Some(text.parse::<When>().ok()?.at(now.parse().unwrap()).to_string())
+        Some(text.parse::<PointInTime>().ok()?.at(now.parse().unwrap()).to_string())
     }
 
     #[test]
@@ -146,10 +146,10 @@ mod tests {
 
     #[test]
     fn a_query_can_leave_everything_out() {
-        let query = |json: &str| serde_json::from_str::<Query>(json);
-        assert_eq!(query("{}").unwrap(), Query::default());
+        let query = |json: &str| serde_json::from_str::<ReportQuery>(json);
+        assert_eq!(query("{}").unwrap(), ReportQuery::default());
         let asked = query(r#"{"since":"24h","by":"product"}"#).unwrap();
-        assert_eq!((asked.since, asked.by), (When::Ago(Duration::from_secs(86_400)), By::Product));
+        assert_eq!((asked.since, asked.by), (PointInTime::Ago(Duration::from_secs(86_400)), GroupBy::Product));
         assert!(query(r#"{"from":"24h"}"#).is_err());
         assert!(query(r#"{"since":"soon"}"#).unwrap_err().to_string().contains("soon"));
     }

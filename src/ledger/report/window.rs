@@ -1,33 +1,27 @@
-//! The stretch of time a report covers, and which aggregates cover it. Pure.
+//! The period a report covers, and the aggregates that cover it. Pure.
 
 use std::ops::Range;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Query, ReportError};
+use super::{ReportQuery, ReportError};
+use crate::ledger::buckets::{DAY, HOUR, MINUTE};
 
-/// Milliseconds.
-pub(in crate::ledger) const MINUTE: i64 = 60_000;
-/// Milliseconds.
-pub(in crate::ledger) const HOUR: i64 = 60 * MINUTE;
-/// Milliseconds.
-pub(in crate::ledger) const DAY: i64 = 24 * HOUR;
+/// Periods begin and end at full minutes within this many milliseconds before now, and at full hours before that: the
+/// aggregates of older minutes may have been removed (`ledger.retention`), and a report must not depend on it.
+const MINUTE_PRECISION: i64 = 2 * DAY;
 
-/// How far back a report begins and ends at full minutes. Further back at full hours: the minutes of long ago may be
-/// gone (`ledger.retention`), and a report must not depend on whether they are.
-pub(in crate::ledger) const MINUTES_COUNT: i64 = 2 * DAY;
-
-/// A stretch of time, from full minute to full minute.
+/// A period from one full minute to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Window {
-    /// Its beginning.
+    /// Its start.
     pub since: Timestamp,
     /// Its end, which is not part of it.
     pub until: Timestamp,
 }
 
-/// Which buckets cover a window, each stretch by the widest that fit: milliseconds since 1970, ends excluded.
+/// The buckets that cover a window, the widest that fit: ranges of milliseconds since 1970, ends excluded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(in crate::ledger) struct Cover {
     pub minutes: Vec<Range<i64>>,
@@ -36,16 +30,16 @@ pub(in crate::ledger) struct Cover {
 }
 
 impl Window {
-    /// Rounds outwards, so that nothing asked for is left out.
+    /// The query's period, rounded outwards so that nothing asked for is left out.
     ///
     /// # Errors
-    /// When it would end before it begins.
-    pub fn new(query: &Query, now: Timestamp) -> Result<Self, ReportError> {
+    /// [`ReportError::Backwards`].
+    pub fn new(query: &ReportQuery, now: Timestamp) -> Result<Self, ReportError> {
         let (since, until) = (query.since.at(now), query.until.at(now));
         if since > until {
             return Err(ReportError::Backwards { since, until });
         }
-        let unit = |moment: i64| if now.as_millisecond() - moment <= MINUTES_COUNT { MINUTE } else { HOUR };
+        let unit = |moment: i64| if now.as_millisecond() - moment <= MINUTE_PRECISION { MINUTE } else { HOUR };
         let since = since.as_millisecond();
         let until = until.as_millisecond();
         Ok(Window {
@@ -54,7 +48,7 @@ impl Window {
         })
     }
 
-    /// Covers it by minutes and hours, and by days where they are told apart by nothing shorter.
+    /// Covers the window with minutes and hours, and with days too if `by_days`.
     pub(in crate::ledger) fn cover(self, by_days: bool) -> Cover {
         let mut cover = Cover::default();
         let all = self.since.as_millisecond()..self.until.as_millisecond();
@@ -65,7 +59,7 @@ impl Window {
     }
 }
 
-/// The whole buckets in a range; what is left at its edges goes to the narrower ones.
+/// The part of a range that whole buckets of this width cover; the rest, at its edges, is added to `narrower`.
 fn split(range: Range<i64>, width: i64, narrower: &mut Vec<Range<i64>>) -> Range<i64> {
     let (start, end) = (-(-range.start).div_euclid(width) * width, range.end.div_euclid(width) * width);
     if start >= end {
@@ -76,7 +70,7 @@ fn split(range: Range<i64>, width: i64, narrower: &mut Vec<Range<i64>>) -> Range
     start..end
 }
 
-/// Enters a range unless it is empty. Nothing is left of it.
+/// Adds a range unless it is empty. Returns an empty range: nothing is left to cover.
 fn push(ranges: &mut Vec<Range<i64>>, range: Range<i64>) -> Range<i64> {
     if !range.is_empty() {
         ranges.push(range);
@@ -86,38 +80,38 @@ fn push(ranges: &mut Vec<Range<i64>>, range: Range<i64>) -> Range<i64> {
 
 fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis.clamp(Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond()))
-        .expect("it is within what a timestamp can be")
+        .expect("it was clamped to the range of timestamps")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::report::{By, When};
+    use crate::ledger::report::{GroupBy, PointInTime};
 
     const NOW: &str = "2026-11-22T08:30:30Z";
 
     fn window(since: &str, until: &str) -> Window {
-        let query = Query { since: since.parse().unwrap(), until: until.parse().unwrap(), by: By::Day };
+        let query = ReportQuery { since: since.parse().unwrap(), until: until.parse().unwrap(), by: GroupBy::Day };
         Window::new(&query, NOW.parse().unwrap()).unwrap()
     }
 
-    fn told(since: &str, until: &str) -> String {
+    fn rounded(since: &str, until: &str) -> String {
         let window = window(since, until);
         format!("{} {}", window.since, window.until)
     }
 
     #[test]
-    fn a_window_is_rounded_outwards_to_minutes_and_long_ago_to_hours() {
-        assert_eq!(told("15m", "now"), "2026-11-22T08:15:00Z 2026-11-22T08:31:00Z");
-        assert_eq!(told("7d", "now"), "2026-11-15T08:00:00Z 2026-11-22T08:31:00Z");
-        assert_eq!(told("2026-11-01T00:10", "2026-11-02T00:10"), "2026-11-01T00:00:00Z 2026-11-02T01:00:00Z");
-        assert_eq!(told("2026-11-01", "2026-11-02"), "2026-11-01T00:00:00Z 2026-11-02T00:00:00Z");
-        assert_eq!(told("0001-01-01", "0001-01-02"), "0001-01-01T00:00:00Z 0001-01-02T00:00:00Z");
+    fn a_window_is_rounded_outwards_to_minutes_or_to_hours_if_long_ago() {
+        assert_eq!(rounded("15m", "now"), "2026-11-22T08:15:00Z 2026-11-22T08:31:00Z");
+        assert_eq!(rounded("7d", "now"), "2026-11-15T08:00:00Z 2026-11-22T08:31:00Z");
+        assert_eq!(rounded("2026-11-01T00:10", "2026-11-02T00:10"), "2026-11-01T00:00:00Z 2026-11-02T01:00:00Z");
+        assert_eq!(rounded("2026-11-01", "2026-11-02"), "2026-11-01T00:00:00Z 2026-11-02T00:00:00Z");
+        assert_eq!(rounded("0001-01-01", "0001-01-02"), "0001-01-01T00:00:00Z 0001-01-02T00:00:00Z");
     }
 
     #[test]
     fn a_window_never_runs_backwards() {
-        let query = Query { since: When::Ago(std::time::Duration::ZERO), until: "1h".parse().unwrap(), by: By::Day };
+        let query = ReportQuery { since: PointInTime::Ago(std::time::Duration::ZERO), until: "1h".parse().unwrap(), by: GroupBy::Day };
         let refused = Window::new(&query, NOW.parse().unwrap());
         assert!(matches!(refused, Err(ReportError::Backwards { .. })), "{refused:?}");
     }

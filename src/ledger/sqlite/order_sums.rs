@@ -10,8 +10,9 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 
 use crate::domain::{Currency, ExactSum, OrderId};
-use crate::ledger::NewOrder;
-use crate::ledger::report::{Figures, HOUR, MINUTE};
+use crate::ledger::buckets::{HOUR, MINUTE, bucket_start};
+use crate::ledger::entry::NewOrder;
+use crate::ledger::figures::Figures;
 
 /// Widths of the buckets in milliseconds, with their names in the table. A day is the sum of its hours.
 const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
@@ -115,7 +116,7 @@ impl<'c> OrderSums<'c> {
 
     /// Orders of one commit are of few buckets, and mostly of the one used last.
     fn bucket(&mut self, at: i64, kind: Kind) -> &mut Sums {
-        let bucket = Bucket { minute: at - at.rem_euclid(MINUTE), kind };
+        let bucket = Bucket { minute: bucket_start(at, MINUTE), kind };
         let known = self.changes.iter().rposition(|(other, _)| *other == bucket);
         let index = known.unwrap_or_else(|| {
             self.changes.push((bucket, Sums::default()));
@@ -128,7 +129,7 @@ impl<'c> OrderSums<'c> {
     pub(super) fn write(&mut self) -> rusqlite::Result<()> {
         for (Bucket { minute, kind: Kind { currency, priority } }, change) in self.changes.drain(..) {
             for (granularity, width) in GRANULARITIES {
-                let starts_at = minute - minute.rem_euclid(width);
+                let starts_at = bucket_start(minute, width);
                 let key = params![granularity, starts_at, currency.as_str(), priority];
                 let mut sums = self.read.query_row(key, |row| sums(row, 0)).optional()?.unwrap_or_default();
                 sums.accepted.add(change.accepted);
@@ -152,7 +153,7 @@ impl<'c> OrderSums<'c> {
     }
 
     /// Drops all it knows, after a rollback.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.changes.clear();
         self.open.clear();
     }

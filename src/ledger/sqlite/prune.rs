@@ -6,41 +6,11 @@
 
 use rusqlite::Connection;
 
+use crate::ledger::retention::Pruned;
+
 /// Rows looked at in each table in one transaction: a few milliseconds for the writer, which records nothing
 /// meanwhile.
-const ROWS: i64 = 256;
-
-/// What one transaction removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pruned {
-    /// Rows of processed orders.
-    pub orders: usize,
-    /// Rows of events.
-    pub events: usize,
-    /// Rows of attempts.
-    pub attempts: usize,
-    /// Minutes of the aggregates.
-    pub minutes: usize,
-    /// Whether there may be more.
-    pub more: bool,
-}
-
-impl Pruned {
-    /// Adds what another transaction removed; `more` is the other's.
-    pub fn add(&mut self, other: Pruned) {
-        let Pruned { orders, events, attempts, minutes, more } = other;
-        self.orders += orders;
-        self.events += events;
-        self.attempts += attempts;
-        self.minutes += minutes;
-        self.more = more;
-    }
-
-    /// Whether nothing was removed.
-    pub fn is_empty(&self) -> bool {
-        self.orders + self.events + self.attempts + self.minutes == 0
-    }
-}
+pub(super) const ROWS: i64 = 256;
 
 /// One table with rows in order of arrival.
 struct Table {
@@ -121,11 +91,7 @@ impl Pruner {
     }
 
     /// Begins anew, after a rollback.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn clear(&mut self) {
         *self = Pruner::new();
     }
 }
-
-#[cfg(test)]
-#[path = "prune_tests.rs"]
-mod tests;

@@ -12,7 +12,8 @@ use rust_decimal::Decimal;
 
 use super::order_sums;
 use crate::domain::{Currency, Sale};
-use crate::ledger::report::{DAY, Figures, HOUR, MINUTE};
+use crate::ledger::buckets::{DAY, HOUR, MINUTE, bucket_start};
+use crate::ledger::figures::Figures;
 
 /// Sums kept in memory between commits, about 1 MiB; beyond it all are dropped and read again.
 const KEPT_SUMS: usize = 4_096;
@@ -66,7 +67,7 @@ impl<'c> Sales<'c> {
     pub(super) fn add(&mut self, sale: &Sale) {
         let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
         let at = sale.at.as_millisecond();
-        let (starts_at, currency) = (at - at.rem_euclid(MINUTE), sale.currency);
+        let (starts_at, currency) = (bucket_start(at, MINUTE), sale.currency);
         // Sales of one commit are of few minutes and currencies, and mostly of those used last.
         let known = self.changes.iter().rposition(|it| it.starts_at == starts_at && it.currency == currency);
         let index = known.unwrap_or_else(|| {
@@ -85,7 +86,7 @@ impl<'c> Sales<'c> {
         for Minute { starts_at: minute, currency, products } in self.changes.drain(..) {
             for (product, change) in products {
                 for (granularity, (name, width)) in GRANULARITIES.into_iter().enumerate() {
-                    let starts_at = minute - minute.rem_euclid(width);
+                    let starts_at = bucket_start(minute, width);
                     let bucket = Bucket { granularity, starts_at, currency, product: Rc::clone(&product) };
                     let sum = match self.sums.entry(bucket) {
                         Entry::Occupied(known) => known.into_mut(),
@@ -115,7 +116,7 @@ impl<'c> Sales<'c> {
     }
 
     /// Drops all sums: after a rollback, or another process's commit, they are not the file's.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.sums.clear();
         self.changes.clear();
     }

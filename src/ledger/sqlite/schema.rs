@@ -1,7 +1,7 @@
-//! The tables, and how a file of an older version becomes one of this version.
+//! The tables, and the migrations that take a file of an older version to this one.
 //!
-//! Table and column names are a contract with programs that read the file. A step that has been released is
-//! never edited: add another.
+//! Table and column names are a contract with programs that read the file. Never edit a migration that has been
+//! released: add another.
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -10,20 +10,20 @@ use super::order_sums;
 /// Marks the file as an orderd ledger (`PRAGMA application_id`): the letters `ordr`.
 pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"ordr");
 
-/// What makes a file's next version.
-pub(super) struct Step {
+/// Takes a file to the next version.
+pub(super) struct Migration {
     pub tables: &'static str,
-    /// Fills new tables from the old.
+    /// Fills new tables from old ones.
     pub fill: Option<fn(&Connection) -> rusqlite::Result<()>>,
 }
 
-/// Step n makes version n of version n - 1. Times are milliseconds since 1970 UTC, amounts are decimal text.
+/// Migration n makes version n of version n - 1. Times are milliseconds since 1970 UTC, amounts are decimal text.
 ///
-/// The busy tables keep their rows in order of arrival, with their keys in a narrow index: ids that come in no
-/// order, such as UUIDs, then touch far fewer pages (a third less CPU time than `WITHOUT ROWID`, measured), and
-/// ids that do come in order cost the same. `sales` is small and found by its key alone.
-pub(super) const STEPS: &[Step] =
-    &[Step { tables: VERSION_1, fill: None }, Step { tables: VERSION_2, fill: Some(order_sums::count_all) }];
+/// The busy tables keep their rows in order of arrival, and their keys in a narrow index. Ids in random order, such as
+/// UUIDs, then touch far fewer pages than with `WITHOUT ROWID` (a third less CPU time, measured); ids in ascending order
+/// cost the same. `sales` and `order_sums` are small and found by their keys alone.
+pub(super) const MIGRATIONS: &[Migration] =
+    &[Migration { tables: VERSION_1, fill: None }, Migration { tables: VERSION_2, fill: Some(order_sums::count_all) }];
 
 const VERSION_1: &str = "
     CREATE TABLE orders (
@@ -105,10 +105,10 @@ const VERSION_2: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// What a migration met.
+/// Why a file cannot be migrated.
 #[derive(Debug)]
 pub(super) enum MigrateError {
-    /// The file is of a later version than the last step.
+    /// The file is of a later version than the last migration.
     Newer { found: i32, known: i32 },
     /// The file holds another program's tables.
     Foreign,
@@ -122,17 +122,17 @@ impl From<rusqlite::Error> for MigrateError {
     }
 }
 
-/// The version that `steps` lead to.
-pub(super) fn last_version(steps: &[Step]) -> i32 {
-    i32::try_from(steps.len()).expect("there are few schema versions")
+/// The version that `migrations` lead to.
+pub(super) fn last_version(migrations: &[Migration]) -> i32 {
+    i32::try_from(migrations.len()).expect("there are few schema versions")
 }
 
-/// Takes the steps that the file has not seen, each in a transaction with its new version, so that a crash
-/// between two leaves a whole version.
-pub(super) fn migrate(connection: &mut Connection, steps: &[Step]) -> Result<(), MigrateError> {
-    let known = last_version(steps);
+/// Applies the migrations that the file lacks, each in one transaction with its new version number, so that a crash
+/// leaves a complete version.
+pub(super) fn migrate(connection: &mut Connection, migrations: &[Migration]) -> Result<(), MigrateError> {
+    let known = last_version(migrations);
     loop {
-        // Immediate: of two processes that start at once, the second sees what the first has done.
+        // Immediate, so that when two processes start at once, the second sees what the first has done.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let found = version(&transaction)?;
         if found > known {
@@ -141,9 +141,9 @@ pub(super) fn migrate(connection: &mut Connection, steps: &[Step]) -> Result<(),
         if found == 0 && !is_empty(&transaction)? {
             return Err(MigrateError::Foreign);
         }
-        let Some(step) = usize::try_from(found).ok().and_then(|done| steps.get(done)) else { return Ok(()) };
-        transaction.execute_batch(step.tables)?;
-        if let Some(fill) = step.fill {
+        let Some(migration) = usize::try_from(found).ok().and_then(|done| migrations.get(done)) else { return Ok(()) };
+        transaction.execute_batch(migration.tables)?;
+        if let Some(fill) = migration.fill {
             fill(&transaction)?;
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -152,7 +152,7 @@ pub(super) fn migrate(connection: &mut Connection, steps: &[Step]) -> Result<(),
     }
 }
 
-/// The version a file says it has; 0 for a new file.
+/// The version stored in the file; 0 for a new file.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }

@@ -1,45 +1,47 @@
-//! Each kind of entry as statements, prepared once.
+//! Records each kind of entry with statements that are prepared once.
 //!
-//! It owns what one entry does within an open transaction, and the transaction's edges. Every effect hangs on
-//! the row that proves it new. It must never decide which entries share a transaction.
+//! It owns what an entry does within an open transaction, and beginning and committing that. An effect is added only if
+//! its entry's row was inserted or changed. It must never decide which entries share a transaction.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
 use super::order_sums::OrderSums;
-use super::prune::{Pruned, Pruner};
+use super::prune::Pruner;
 use super::sales::{Sales, parse_amount};
 use super::schema;
 use crate::domain::OrderId;
-use crate::ledger::{LedgerEntry, LedgerError, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use crate::ledger::error::LedgerError;
+use crate::ledger::retention::Pruned;
 
 /// What failed: one entry, or all that share its transaction.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum RecordError {
     /// Only this entry; nothing of it was kept.
-    LedgerEntry(LedgerError),
-    /// The transaction cannot go on.
+    Entry(LedgerError),
+    /// The whole transaction.
     Batch(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for Fault {
+impl From<rusqlite::Error> for RecordError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            // SQLite has undone the one statement and the transaction stands. None: the error is not SQLite's,
-            // but that of a value read from it.
+            // SQLite has undone this one statement and the transaction continues. `None` means that the error is not
+            // SQLite's: a value that was read could not be converted.
             Some(
                 ErrorCode::ConstraintViolation
                 | ErrorCode::TypeMismatch
                 | ErrorCode::TooBig
                 | ErrorCode::ParameterOutOfRange,
             )
-            | None => Fault::LedgerEntry(LedgerError::store("record an entry", error)),
-            Some(_) => Fault::Batch(error),
+            | None => RecordError::Entry(LedgerError::store("record an entry", error)),
+            Some(_) => RecordError::Batch(error),
         }
     }
 }
 
-/// An order was finished that the ledger has not accepted: its file was replaced in between.
+/// An order was finished that the ledger has not accepted: the file was replaced in between.
 #[derive(Debug, thiserror::Error)]
 #[error("order {0:?} was never accepted")]
 struct NeverAccepted(OrderId);
@@ -49,8 +51,8 @@ pub(super) struct Statements<'c> {
     connection: &'c Connection,
     begin: Statement<'c>,
     data_version: Statement<'c>,
-    /// SQLite's count of other connections' commits, when last asked.
-    others: i64,
+    /// `PRAGMA data_version` when last read; it changes with every commit of another connection.
+    last_data_version: i64,
     commit: Statement<'c>,
     accept: Statement<'c>,
     accepted: Statement<'c>,
@@ -68,13 +70,13 @@ pub(super) struct Statements<'c> {
 
 // `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
 impl<'c> Statements<'c> {
-    /// Prepares all statements; fails if a table is not as expected.
+    /// Prepares all statements. Fails if a table is not as expected.
     pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
         Ok(Self {
             connection,
             begin: connection.prepare("BEGIN IMMEDIATE")?,
             data_version: connection.prepare("PRAGMA data_version")?,
-            others: 0,
+            last_data_version: 0,
             commit: connection.prepare("COMMIT")?,
             accept: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, total, currency, priority,
@@ -120,35 +122,35 @@ impl<'c> Statements<'c> {
         })
     }
 
-    /// Takes the write lock at once, so that a batch cannot fail half-way because another process wrote. If one has
-    /// written before, sums in memory are no longer the file's, nor need the file be of this version.
+    /// Takes the write lock at once, so that a batch cannot fail half-way because another process wrote. If another
+    /// process has written since, the sums in memory may be stale, and the file may have been migrated.
     pub(super) fn begin(&mut self) -> Result<(), LedgerError> {
         let began = self.begin.execute([]).and_then(|_| self.data_version.query_row([], |row| row.get(0)));
-        let others = began.map_err(|error| LedgerError::store(BEGIN, error))?;
-        if others != self.others {
+        let data_version = began.map_err(|error| LedgerError::store(BEGIN, error))?;
+        if data_version != self.last_data_version {
             let found = schema::version(self.connection).map_err(|error| LedgerError::store(BEGIN, error))?;
-            let known = schema::last_version(schema::STEPS);
+            let known = schema::last_version(schema::MIGRATIONS);
             if found != known {
                 return Err(LedgerError::Outdated { found, known });
             }
-            self.sales.forget();
-            self.others = others;
+            self.sales.clear();
+            self.last_data_version = data_version;
         }
         Ok(())
     }
 
-    /// Writes the folded aggregates and commits.
+    /// Writes the aggregates' changes and commits.
     pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
         self.sales.write()?;
         self.order_sums.write()?;
         self.commit.execute([]).map(drop)
     }
 
-    /// Leaves the transaction, if SQLite has not left it by itself, and forgets what it had folded.
+    /// Rolls the transaction back, unless SQLite has done so itself, and drops the aggregates' changes.
     pub(super) fn roll_back(&mut self, connection: &Connection) {
-        self.sales.forget();
-        self.order_sums.forget();
-        self.pruner.forget();
+        self.sales.clear();
+        self.order_sums.clear();
+        self.pruner.clear();
         if !connection.is_autocommit()
             && let Err(error) = connection.execute_batch("ROLLBACK")
         {
@@ -156,18 +158,18 @@ impl<'c> Statements<'c> {
         }
     }
 
-    /// Removes a little of what is older, within the open transaction.
+    /// Removes one batch of what is older than `before`, within the open transaction.
     pub(super) fn prune(&mut self, connection: &Connection, before: Timestamp) -> rusqlite::Result<Pruned> {
         let pruned = self.pruner.prune(connection, before.as_millisecond())?;
         if pruned.minutes > 0 {
-            // They may be among the sums in memory.
-            self.sales.forget();
+            // The sums in memory may include these minutes.
+            self.sales.clear();
         }
         Ok(pruned)
     }
 
-    /// Does what one entry asks, within the open transaction.
-    pub(super) fn record(&mut self, entry: &LedgerEntry) -> Result<Recorded, Fault> {
+    /// Records one entry within the open transaction.
+    pub(super) fn record(&mut self, entry: &LedgerEntry) -> Result<Recorded, RecordError> {
         match entry {
             LedgerEntry::AcceptOrder(order) => self.accept_order(order),
             LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),
@@ -175,10 +177,10 @@ impl<'c> Statements<'c> {
                 let known = self.notification_known.exists([id])?;
                 Ok(if known { Recorded::Duplicate } else { Recorded::New })
             }
-            LedgerEntry::Notification(it) => {
-                let at = it.at.as_millisecond();
-                let rows = self.enter_notification.execute((&it.id, &it.channel, &it.order_id, at))?;
-                Ok(entered(rows))
+            LedgerEntry::Notification(notification) => {
+                let at = notification.at.as_millisecond();
+                let rows = self.enter_notification.execute((&notification.id, &notification.channel, &notification.order_id, at))?;
+                Ok(recorded(rows))
             }
             LedgerEntry::Analytics(event) => self.enter_analytics(event),
             LedgerEntry::Attempt(attempt) => self.enter_attempt(attempt),
@@ -186,7 +188,7 @@ impl<'c> Statements<'c> {
         }
     }
 
-    fn accept_order(&mut self, order: &NewOrder) -> Result<Recorded, Fault> {
+    fn accept_order(&mut self, order: &NewOrder) -> Result<Recorded, RecordError> {
         let rows = self.accept.execute((
             order.id.as_str(),
             &order.consumer,
@@ -204,17 +206,18 @@ impl<'c> Statements<'c> {
             self.order_sums.accepted(order, self.connection.last_insert_rowid());
             return Ok(Recorded::New);
         }
-        // Whoever accepted it may be another instance, and this one's memory of the id older.
+        // Another instance may have accepted it, after what this instance remembers of the id.
         self.order_sums.take(&order.id);
         let mut found = self.accepted.query([order.id.as_str()])?;
-        // The insert met a row of this id in this very transaction.
+        // The insert found a row with this id in this same transaction.
         let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
         Ok(compare(row, order)?)
     }
 
-    fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, Fault> {
+    fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, RecordError> {
         let millis = at.as_millisecond();
-        // By its row, no index is searched. Another instance may have changed, or removed, what this one remembers.
+        // Updating by row id searches no index. Another instance may have changed or removed the remembered row, so the id
+        // is compared too.
         if let Some(order) = self.order_sums.take(id)
             && self.finish_row.execute((order.rowid, id.as_str(), millis))? == 1
         {
@@ -222,27 +225,27 @@ impl<'c> Statements<'c> {
             return Ok(Recorded::New);
         }
         if self.finish.execute((id.as_str(), millis))? == 1 {
-            // The row has changed: if it cannot be counted, it goes with its batch.
-            let order = self.order_sums.read_order(id).map_err(Fault::Batch)?;
+            // The row has been updated already, so if it cannot be counted, the whole batch fails.
+            let order = self.order_sums.read_order(id).map_err(RecordError::Batch)?;
             self.order_sums.processed(&order, at);
             return Ok(Recorded::New);
         }
         if self.accepted.exists([id.as_str()])? {
             return Ok(Recorded::Duplicate);
         }
-        Err(Fault::LedgerEntry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
+        Err(RecordError::Entry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
     }
 
-    fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, Fault> {
+    fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, RecordError> {
         let at = event.at.as_millisecond();
         let rows = self.enter_analytics.execute((&event.id, &event.name, &event.order_id, at))?;
         if let (1, Some(sale)) = (rows, &event.sale) {
             self.sales.add(sale);
         }
-        Ok(entered(rows))
+        Ok(recorded(rows))
     }
 
-    fn enter_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, Fault> {
+    fn enter_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {
         let rows = self.enter_attempt.execute(params![
             attempt.identity,
             attempt.consumer,
@@ -253,11 +256,11 @@ impl<'c> Statements<'c> {
             attempt.delay,
             attempt.failed_at.as_millisecond(),
         ])?;
-        Ok(entered(rows))
+        Ok(recorded(rows))
     }
 
-    /// Two rows: what fails the second dooms the batch, so that there is never one without the other.
-    fn enter_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, Fault> {
+    /// Writes two rows. If the second fails, the whole batch fails, so that neither exists without the other.
+    fn enter_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, RecordError> {
         let attempt = &letter.attempt;
         self.enter_attempt(attempt)?;
         let rows = self
@@ -274,19 +277,19 @@ impl<'c> Statements<'c> {
                 attempt.failed_at.as_millisecond(),
                 letter.at.as_millisecond(),
             ])
-            .map_err(Fault::Batch)?;
-        Ok(entered(rows))
+            .map_err(RecordError::Batch)?;
+        Ok(recorded(rows))
     }
 }
 
-/// What fails when a transaction cannot be begun.
+/// The action in errors when a transaction cannot be started.
 const BEGIN: &str = "begin a transaction";
 
-fn entered(rows: usize) -> Recorded {
+fn recorded(rows: usize) -> Recorded {
     if rows == 1 { Recorded::New } else { Recorded::Duplicate }
 }
 
-/// Tells what a stored order means for one that comes again. Prices are compared as numbers: 400 is 400.00.
+/// Compares a stored order with one of the same id. Prices are compared as numbers: 400 equals 400.00.
 fn compare(row: &Row<'_>, order: &NewOrder) -> rusqlite::Result<Recorded> {
     let same = row.get_ref(1)?.as_str()? == order.product
         && row.get::<_, i64>(2)? == order.quantity

@@ -1,5 +1,9 @@
 //! The SQLite ledger's own promises: durable answers, shared commits, exact sums, and errors that pass.
 
+mod report;
+mod retention;
+mod shared_file;
+
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
@@ -8,13 +12,11 @@ use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
 
-use super::schema::{self, MigrateError, Step};
+use super::schema::{self, Migration, MigrateError};
 use super::*;
 use crate::ledger::Recorded::{Duplicate, New};
-use crate::ledger::conformance::{
-    accept, analytics, at, attempt, conforms, dead_letter, finish, look_up, notification, order, sale,
-};
-use crate::ledger::{LedgerEntry, NewOrder};
+use crate::ledger::conformance::{accept, analytics, at, attempt, finish, look_up, notification, order, sale};
+use crate::ledger::{LedgerEntry, NewOrder, Totals};
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -27,6 +29,10 @@ pub(super) fn other(directory: &TempDir) -> Connection {
 
 fn count(connection: &Connection, table: &str) -> i64 {
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+fn totals(directory: &TempDir) -> Totals {
+    totals::read(directory.path()).unwrap()
 }
 
 fn impatient() -> Tuning {
@@ -53,14 +59,6 @@ pub(super) async fn record_together(
 
 pub(super) fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
     matches!(answer, Err(LedgerError::Store { .. }))
-}
-
-#[tokio::test]
-async fn sqlite_conforms() {
-    let directory = directory();
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
-    conforms(&ledger).await;
-    ledger.close().await;
 }
 
 #[tokio::test]
@@ -145,7 +143,7 @@ async fn sales_of_a_failed_batch_are_not_counted_by_the_next() {
     let entries = std::iter::once(sold("a-2")).chain(large);
     assert!(record_together(&ledger, &other(&directory), entries).await.iter().all(is_store_error));
     assert_eq!(ledger.record(sold("a-2")).await.unwrap(), New);
-    assert_eq!(SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"].total, Decimal::from(20).into());
+    assert_eq!(totals(&directory).revenue["EUR"].total, Decimal::from(20).into());
 }
 
 #[tokio::test]
@@ -207,7 +205,7 @@ async fn an_odd_amount_keeps_no_other_sale_from_being_counted() {
     // From memory, then from the file.
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     assert_eq!(ledger.record(analytics("cent", Some(sale("Laptop", Decimal::new(1, 2), at(0))))).await.unwrap(), New);
-    let revenue = SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"];
+    let revenue = totals(&directory).revenue["EUR"];
     let expected = "158456325028528675187087901870.0100000000000000000000000001";
     assert_eq!((revenue.orders, revenue.total.to_string().as_str()), (5, expected));
 }
@@ -222,7 +220,7 @@ async fn two_processes_on_one_file_add_to_the_same_sums() {
         let answers = [ledgers[n % 2].record(sold()).await.unwrap(), ledgers[1 - n % 2].record(sold()).await.unwrap()];
         assert_eq!(answers, [New, Duplicate]);
     }
-    assert_eq!(SqliteLedger::totals(directory.path()).unwrap().revenue["EUR"].total, Decimal::from(200).into());
+    assert_eq!(totals(&directory).revenue["EUR"].total, Decimal::from(200).into());
 }
 
 #[tokio::test]
@@ -248,37 +246,6 @@ async fn what_was_recorded_is_known_after_a_restart() {
     }
 }
 
-#[tokio::test]
-async fn totals_count_every_table_while_the_daemon_runs() {
-    let directory = directory();
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
-    let priority = NewOrder { consumer: "priority".into(), ..order("p-1") };
-    let entries = [
-        accept(order("o-1")),
-        accept(order("o-2")),
-        accept(priority),
-        finish("o-1"),
-        notification("n-1"),
-        analytics("a-1", Some(sale("Laptop", Decimal::new(1_050, 2), at(0)))),
-        analytics("a-2", Some(sale("Phone", Decimal::new(25, 1), at(90_000_000)))),
-        analytics("a-3", None),
-        LedgerEntry::Attempt(Box::new(attempt("o-2", "order", 0))),
-        dead_letter(attempt("o-2", "order", 1)),
-    ];
-    for entry in entries {
-        ledger.record(entry).await.unwrap();
-    }
-    let totals = SqliteLedger::totals(directory.path()).unwrap();
-    assert_eq!(totals.orders["order"], OrderCounts { accepted: 1, processed: 1 });
-    assert_eq!(totals.orders["priority"], OrderCounts { accepted: 1, processed: 0 });
-    assert_eq!((totals.notifications, totals.analytics, totals.retried), (1, 3, 1));
-    assert_eq!(totals.dead_letters, BTreeMap::from([("retries_exhausted".to_owned(), 1)]));
-    let expected = Revenue { orders: 2, quantity: 6, total: Decimal::from(13).into() };
-    assert_eq!(totals.revenue, BTreeMap::from([("EUR".to_owned(), expected)]));
-    ledger.close().await;
-    assert_eq!(SqliteLedger::totals(directory.path()).unwrap(), totals);
-}
-
 #[test]
 fn a_file_in_place_of_the_directory_is_named() {
     let directory = directory();
@@ -294,7 +261,7 @@ fn a_ledger_in_a_directory_that_may_not_be_written_says_who_may_read_it() {
     // What SQLite says there; permissions do not bind every user that runs tests.
     let source =
         rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY_DIRECTORY), None);
-    let error = OpenError::from_sqlite(Path::new("/ledger/orderd.db"), source);
+    let error = open::error(Path::new("/ledger"), source);
     assert!(error.is_configuration() && error.to_string().contains("as orderd's user"), "{error}");
 }
 
@@ -308,7 +275,7 @@ fn a_file_that_is_no_ledger_is_refused_and_left_alone() {
     let foreign = directory();
     other(&foreign).execute_batch("CREATE TABLE recipes (name TEXT)").unwrap();
     assert!(matches!(SqliteLedger::open(foreign.path()), Err(OpenError::Foreign { .. })));
-    assert!(matches!(SqliteLedger::totals(directory().path()), Err(OpenError::Missing { .. })));
+    assert!(matches!(totals::read(directory().path()), Err(OpenError::Missing { .. })));
 }
 
 #[tokio::test]
@@ -328,20 +295,21 @@ async fn a_file_is_migrated_with_its_rows_and_then_refused_by_an_older_program()
     ledger.record(accept(order("ord-1"))).await.unwrap();
     ledger.close().await;
     let mut connection = other(&directory);
-    let step = |tables| Step { tables, fill: None };
-    let steps = |last| [step(""), step(""), step("ALTER TABLE orders ADD COLUMN note TEXT"), step(last)];
-    let broken = steps("ALTER TABLE orders ADD COLUMN colour TEXT; ALTER TABLE nowhere ADD COLUMN x TEXT");
+    let migration = |tables| Migration { tables, fill: None };
+    let migrations = |last| {
+        [migration(""), migration(""), migration("ALTER TABLE orders ADD COLUMN note TEXT"), migration(last)]
+    };
+    let broken = migrations("ALTER TABLE orders ADD COLUMN colour TEXT; ALTER TABLE nowhere ADD COLUMN x TEXT");
     assert!(matches!(schema::migrate(&mut connection, &broken), Err(MigrateError::Sqlite(_))));
-    assert_eq!(schema::version(&connection).unwrap(), 3, "a step that fails leaves the version before it");
-    schema::migrate(&mut connection, &steps("ALTER TABLE orders ADD COLUMN colour TEXT")).unwrap();
+    assert_eq!(schema::version(&connection).unwrap(), 3, "a failed migration leaves the version before it");
+    schema::migrate(&mut connection, &migrations("ALTER TABLE orders ADD COLUMN colour TEXT")).unwrap();
     let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
     let row: (String, Option<String>, Option<String>) =
         connection.query_row("SELECT id, note, colour FROM orders", [], row).unwrap();
     assert_eq!(row, ("ord-1".to_owned(), None, None));
     let error = SqliteLedger::open(directory.path()).unwrap_err();
     assert!(matches!(error, OpenError::Newer { found: 4, known: 2, .. }), "{error:?}");
-    assert!(error.to_string().contains("version 4") && error.to_string().contains("up to 2"), "{error}");
-    assert!(matches!(SqliteLedger::totals(directory.path()), Err(OpenError::Newer { .. })));
+    assert!(matches!(totals::read(directory.path()), Err(OpenError::Newer { .. })));
 }
 
 type Sums = BTreeMap<(String, i64, String), (i64, i64, Decimal)>;

@@ -5,14 +5,15 @@ use std::path::Path;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::open::{self, OpenError};
+use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::exact_amount;
-use super::{FILE_NAME, READ_PATIENCE};
-use crate::ledger::trace::{Happened, Step, Subject, Trace, TracedOrder, due};
+use crate::ledger::error::OpenError;
+use crate::ledger::trace::{TraceEvent, TraceStep, TracedMessage, Trace, TracedOrder, due};
 
-pub(in crate::ledger) fn read(directory: &Path, id: &str) -> Result<Trace, OpenError> {
-    let connection = open::for_reading(directory, READ_PATIENCE)?;
-    trace(&connection, id).map_err(|error| OpenError::from_sqlite(&directory.join(FILE_NAME), error))
+/// Blocks for some milliseconds of disk I/O.
+pub(super) fn read(directory: &Path, id: &str) -> Result<Trace, OpenError> {
+    let connection = open::for_reading(directory, READ_BUSY_TIMEOUT)?;
+    trace(&connection, id).map_err(|error| open::error(directory, error))
 }
 
 fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
@@ -20,22 +21,16 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
     let snapshot = connection.unchecked_transaction()?;
     let mut steps = Vec::new();
     let order = read_order(&snapshot, id, &mut steps)?;
-    for (subject, suffix) in Subject::SUFFIXES {
+    for (subject, suffix) in TracedMessage::SUFFIXES {
         let identity = format!("{id}{suffix}");
         read_attempts(&snapshot, subject, &identity, &mut steps)?;
         read_dead_letters(&snapshot, subject, &identity, &mut steps)?;
         read_event(&snapshot, subject, &identity, &mut steps)?;
     }
-    // What became of its events came after it was accepted, though failures are known to the second only. Stable: of
-    // one time, an attempt stays before the parking that it led to.
-    let accepted = steps.iter().find(|step| matches!(step.event, Happened::Accepted { .. })).map(|step| step.at);
-    steps.sort_by_key(
-        |step| if step.message == Subject::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) },
-    );
-    Ok(Trace { id: id.to_owned(), order, steps })
+    Ok(Trace::new(id, order, steps))
 }
 
-fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<Step>) -> rusqlite::Result<Option<TracedOrder>> {
+fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<Option<TracedOrder>> {
     let mut query = snapshot.prepare(
         "SELECT status, consumer, product, quantity, price, total, currency, priority, customer_id, placed_at,
                 accepted_at, processed_at FROM orders WHERE id = ?1",
@@ -56,17 +51,17 @@ fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<Step>) -> rusqlit
         Ok((order, time(row, 10)?, row.get::<_, Option<i64>>(11)?.map(timestamp)))
     });
     let Some((order, accepted_at, processed_at)) = found.optional()? else { return Ok(None) };
-    let step = |at, event| Step { at, message: Subject::Order, event };
-    steps.push(step(accepted_at, Happened::Accepted { consumer: order.consumer.clone() }));
-    steps.extend(processed_at.map(|at| step(at, Happened::Processed)));
+    let step = |at, event| TraceStep { at, message: TracedMessage::Order, event };
+    steps.push(step(accepted_at, TraceEvent::Accepted { consumer: order.consumer.clone() }));
+    steps.extend(processed_at.map(|at| step(at, TraceEvent::Processed)));
     Ok(Some(order))
 }
 
 fn read_attempts(
     snapshot: &Connection,
-    message: Subject,
+    message: TracedMessage,
     identity: &str,
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<TraceStep>,
 ) -> rusqlite::Result<()> {
     let mut query = snapshot.prepare(
         "SELECT failed_at, consumer, retry_count, failure_kind, failure_code, failure_reason, delay
@@ -75,7 +70,7 @@ fn read_attempts(
     let mut rows = query.query([identity])?;
     while let Some(row) = rows.next()? {
         let (at, delay) = (time(row, 0)?, row.get::<_, Option<String>>(6)?);
-        let event = Happened::Failed {
+        let event = TraceEvent::Failed {
             consumer: row.get(1)?,
             retries: row.get(2)?,
             kind: row.get(3)?,
@@ -84,16 +79,16 @@ fn read_attempts(
             due_at: delay.as_deref().and_then(|delay| due(at, delay)),
             delay,
         };
-        steps.push(Step { at, message, event });
+        steps.push(TraceStep { at, message, event });
     }
     Ok(())
 }
 
 fn read_dead_letters(
     snapshot: &Connection,
-    message: Subject,
+    message: TracedMessage,
     identity: &str,
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<TraceStep>,
 ) -> rusqlite::Result<()> {
     let mut query = snapshot.prepare(
         "SELECT dead_lettered_at, consumer, reason, retry_count, failure_code, origin_queue
@@ -101,32 +96,32 @@ fn read_dead_letters(
     )?;
     let mut rows = query.query([identity])?;
     while let Some(row) = rows.next()? {
-        let event = Happened::DeadLettered {
+        let event = TraceEvent::DeadLettered {
             consumer: row.get(1)?,
             reason: row.get(2)?,
             retries: row.get(3)?,
             code: row.get(4)?,
             origin_queue: row.get(5)?,
         };
-        steps.push(Step { at: time(row, 0)?, message, event });
+        steps.push(TraceStep { at: time(row, 0)?, message, event });
     }
     Ok(())
 }
 
-fn read_event(snapshot: &Connection, message: Subject, id: &str, steps: &mut Vec<Step>) -> rusqlite::Result<()> {
+fn read_event(snapshot: &Connection, message: TracedMessage, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<()> {
     let kind = match message {
-        Subject::Order => return Ok(()),
-        Subject::Notification => "notification",
-        Subject::Analytics | Subject::AnalyticsFailed => "analytics",
+        TracedMessage::Order => return Ok(()),
+        TracedMessage::Notification => "notification",
+        TracedMessage::Analytics | TracedMessage::AnalyticsFailed => "analytics",
     };
     let mut query = snapshot.prepare("SELECT recorded_at, name FROM events WHERE id = ?1 AND kind = ?2")?;
     let found = query.query_row([id, kind], |row| Ok((time(row, 0)?, row.get(1)?))).optional()?;
     steps.extend(found.map(|(at, name)| {
         let event = match message {
-            Subject::Order | Subject::Analytics | Subject::AnalyticsFailed => Happened::Counted,
-            Subject::Notification => Happened::Notified { channel: name },
+            TracedMessage::Order | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => TraceEvent::Counted,
+            TracedMessage::Notification => TraceEvent::Notified { channel: name },
         };
-        Step { at, message, event }
+        TraceStep { at, message, event }
     }));
     Ok(())
 }

@@ -157,7 +157,7 @@ async fn safe_mode_is_passed_on_to_the_pool_that_takes_over() {
         queue: "order_queue".into(),
         handler: Arc::clone(&env.handler) as Arc<dyn Handler>,
         publisher: Arc::new(SharedPublisher(Arc::clone(&env.publisher))),
-        ledger: Arc::clone(&env.ledger) as Arc<dyn Ledger>,
+        ledger: Arc::clone(&env.ledger) as Arc<dyn LedgerWriter>,
         names: Arc::new(ExchangeNames::new("orders")),
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::KeepRetrying,

@@ -17,7 +17,7 @@ async fn a_lost_subscription_is_replaced_and_costs_no_attempt() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_subscription_is_noticed_while_all_slots_are_taken() {
     let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
-    env.ledger.failures.store(usize::MAX, Ordering::SeqCst);
+    env.ledger.fail_next(usize::MAX);
     env.broker.deliver(1, "emit");
     tokio::time::sleep(Duration::from_millis(10)).await;
     env.broker.lose();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
 use orderd::handlers;
-use orderd::ledger::SqliteLedger;
+use orderd::ledger::sqlite::SqliteLedger;
 use orderd::management::ManagementErrorKind;
 use orderd::message::ExchangeNames;
 use orderd::metrics::Counters;

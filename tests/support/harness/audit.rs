@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use orderd::amqp::Connector;
 use orderd::domain::ExactSum;
-use orderd::ledger::{SqliteLedger, Totals};
+use orderd::ledger::{LedgerLocation, Totals};
 use orderd::message::{Consumer, Delivery, ExchangeNames, HeaderValue, names};
 use rusqlite::{Connection, OpenFlags};
 use tokio::time::timeout;
@@ -110,7 +110,7 @@ impl Audit {
     /// Reads ledger and broker, and compares them with what was published.
     pub async fn of_run(published: Published, directory: &Path, link: &Connector) -> Outcome<Audit> {
         let mut audit = Audit {
-            totals: SqliteLedger::totals(directory)?,
+            totals: LedgerLocation::Directory(directory.to_owned()).reader().totals().await?,
             processed: HashSet::new(),
             dead_lettered: HashSet::new(),
             reasons: BTreeMap::new(),

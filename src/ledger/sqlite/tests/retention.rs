@@ -1,16 +1,16 @@
-//! Retention takes what is old, all of it and nothing else, and no report can tell.
+//! Retention in the file: small transactions, the aggregates' minutes, and a full disk.
 
 use jiff::Timestamp;
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
 
-use super::{Pruned, ROWS};
+use super::super::prune::ROWS;
+use super::super::{FILE_NAME, SqliteLedger, Tuning};
 use crate::domain::OrderId;
-use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, notification, order, sale};
-use crate::ledger::report::{self, By, Query, When};
+use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale};
 use crate::ledger::{
-    FILE_NAME, Ledger, LedgerEntry, NewAttempt, NewNotification, NewOrder, Recorded, SqliteLedger, Tuning,
+    LedgerEntry, LedgerMaintenance, LedgerWriter, NewAttempt, NewNotification, NewOrder, Pruned, Recorded,
 };
 
 const DAY: i64 = 86_400_000;
@@ -107,47 +107,6 @@ async fn each_transaction_is_small_and_unfinished_orders_hold_none_up() {
     let (pruned, transactions) = prune_all(&ledger, 2 * DAY).await;
     assert_eq!((pruned.orders, count(&directory, "orders")), (2 * rows, 2 * ROWS));
     assert!(transactions >= 4, "{transactions}");
-}
-
-#[tokio::test]
-async fn an_order_processed_late_is_kept_as_long_as_one_that_came_late() {
-    let directory = TempDir::new().unwrap();
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
-    record(&ledger, [accept(NewOrder { at: at(DAY), ..order("slow") })]).await;
-    record(&ledger, [LedgerEntry::FinishOrder { id: OrderId::new("slow").unwrap(), at: at(3 * DAY) }]).await;
-    assert_eq!(prune_all(&ledger, 2 * DAY).await.0.orders, 0);
-    assert_eq!(prune_all(&ledger, 4 * DAY).await.0.orders, 1);
-}
-
-#[tokio::test]
-async fn no_report_changes_when_old_rows_go() {
-    let directory = TempDir::new().unwrap();
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
-    for n in 0..50 {
-        record(&ledger, processed(&format!("ord-{n}"), at(n * 7_000_000))).await;
-    }
-    record(&ledger, [notification("other"), dead_letter(attempt("dead_lettered", "order", 0))]).await;
-    let now = at(50 * 7_000_000);
-    let reports = || {
-        let mut reports = Vec::new();
-        for by in [By::Product, By::Hour, By::Day, By::Status, By::Priority] {
-            for (since, until) in [(0, 350_000_000), (10_000_000, 100_000_000), (90_000_000, 349_000_000)] {
-                let query = Query { since: When::At(at(since)), until: When::At(at(until)), by };
-                reports.push(report::read(directory.path(), &query, now).unwrap());
-            }
-        }
-        reports
-    };
-    let before = reports();
-    let (pruned, _) = prune_all(&ledger, now.as_millisecond() - 49 * 3_600_000).await;
-    assert!(pruned.orders > 20 && pruned.minutes > 40, "{pruned:?}");
-    assert_eq!(reports(), before);
-    // A sale of long ago, whose event comes late, is still added to its hour and day.
-    let late = analytics("late", Some(sale("Laptop", Decimal::ONE, at(0))));
-    assert_eq!(ledger.record(late).await.unwrap(), Recorded::New);
-    let query = Query { since: When::At(at(0)), until: When::At(at(3_600_000)), by: By::Product };
-    let first = report::read(directory.path(), &query, now).unwrap();
-    assert_eq!(first.currencies[0].rows[0].figures.revenue.to_string(), "1201");
 }
 
 #[tokio::test]

@@ -1,16 +1,24 @@
-//! Known orders in, the same figures out, however they are grouped.
+//! Reports: known orders in, the same figures out, however they are grouped.
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
-use rusqlite::Connection;
 use rust_decimal::Decimal;
-use tempfile::TempDir;
 
-use super::*;
+use super::{TestLedger, rules};
 use crate::domain::{OrderId, Sale};
 use crate::ledger::conformance::{accept, attempt};
-use crate::ledger::{FILE_NAME, Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, SqliteLedger};
+use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, PointInTime, Report, ReportQuery, ReportRow, Window};
+use crate::ledger::buckets::{DAY, MINUTE};
+use crate::ledger::{Figures, Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder};
+
+rules! {
+    a_report_groups_each_currency_separately,
+    a_report_covers_its_period_and_no_more,
+    the_json_of_a_report_is_a_contract,
+    products_lag_behind_until_their_events_are_recorded,
+}
 
 const NOW: &str = "2026-11-22T08:30:30Z";
 
@@ -18,9 +26,9 @@ fn moment(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// An order that was accepted, processed and counted at one moment, as nearly all are.
+/// An order that was accepted, processed and counted at the same moment.
 #[derive(Debug, Clone)]
-struct Sold {
+pub(in crate::ledger) struct Sold {
     product: &'static str,
     quantity: i64,
     total: Decimal,
@@ -71,7 +79,7 @@ impl Sold {
     }
 }
 
-async fn sell(ledger: &SqliteLedger, id: &str, sold: &Sold) {
+pub(in crate::ledger) async fn sell(ledger: &dyn Ledger, id: &str, sold: &Sold) {
     for entry in [sold.accepted(id), sold.finished(id), sold.counted(id)] {
         ledger.record(entry).await.unwrap();
     }
@@ -82,26 +90,25 @@ fn dead_lettered(identity: &str, consumer: &str, reason: &'static str, at: &str)
     LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, reason, origin_queue: None, at: moment(at) }))
 }
 
-fn query(since: &str, until: &str, by: By) -> Query {
-    Query { since: since.parse().unwrap(), until: until.parse().unwrap(), by }
+fn query(since: &str, until: &str, by: GroupBy) -> ReportQuery {
+    ReportQuery { since: since.parse().unwrap(), until: until.parse().unwrap(), by }
 }
 
-fn report(directory: &TempDir, since: &str, until: &str, by: By) -> Report {
-    read(directory.path(), &query(since, until, by), moment(NOW)).unwrap()
+async fn report(ledger: &dyn Ledger, since: &str, until: &str, by: GroupBy) -> Report {
+    ledger.report(query(since, until, by), moment(NOW)).await.unwrap()
 }
 
-/// `EUR: Laptop 2 orders 4 pieces 20.00; …` for each currency.
-fn told(report: &Report) -> Vec<String> {
-    let row = |row: &Row| {
+/// `EUR: Laptop 2 4 20.00; …` for each currency: key, orders, quantity and revenue of each row.
+fn rows(report: &Report) -> Vec<String> {
+    let row = |row: &ReportRow| {
         let Figures { orders, quantity, revenue } = row.figures;
         format!("{} {orders} {quantity} {revenue}", row.key)
     };
-    let rows = |block: &Block| block.rows.iter().map(row).collect::<Vec<_>>().join("; ");
-    report.currencies.iter().map(|block| format!("{}: {}", block.currency, rows(block))).collect()
+    let rows = |currency: &CurrencyReport| currency.rows.iter().map(row).collect::<Vec<_>>().join("; ");
+    report.currencies.iter().map(|currency| format!("{}: {}", currency.currency, rows(currency))).collect()
 }
 
-async fn shop(directory: &TempDir) {
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
+async fn record_a_few_orders(ledger: &dyn Ledger) {
     for (n, sold) in [
         sold("Laptop", "1200.00", "EUR", false, "2026-11-20T23:59:59.999Z"),
         sold("Laptop", "400.10", "EUR", true, "2026-11-21T00:00:00Z"),
@@ -112,36 +119,33 @@ async fn shop(directory: &TempDir) {
     .iter()
     .enumerate()
     {
-        sell(&ledger, &format!("ord-{n}"), sold).await;
+        sell(ledger, &format!("ord-{n}"), sold).await;
     }
     let unfinished = sold("Desk", "99", "EUR", false, "2026-11-22T08:00:00Z");
     ledger.record(unfinished.accepted("open")).await.unwrap();
     ledger.record(dead_lettered("bad-1", "order", "malformed", "2026-11-21T12:00:00Z")).await.unwrap();
     ledger.record(dead_lettered("bad-2", "order", "malformed", "2026-11-22T08:29:00Z")).await.unwrap();
     ledger.record(dead_lettered("bad-3", "notification", "too_old", "2026-11-22T08:29:00Z")).await.unwrap();
-    ledger.close().await;
 }
 
-#[tokio::test]
-async fn a_report_groups_each_currency_for_itself() {
-    let directory = tempfile::tempdir().unwrap();
-    shop(&directory).await;
-    let week = |by| told(&report(&directory, "7d", "now", by));
+async fn a_report_groups_each_currency_separately(ledger: &dyn Ledger) {
+    record_a_few_orders(ledger).await;
+    let week = async |by| rows(&report(ledger, "7d", "now", by).await);
     assert_eq!(
-        week(By::Product),
+        week(GroupBy::Product).await,
         ["EUR: Laptop 2 4 1600.10; Mouse 1 2 19.99", "USD: Mouse 1 2 0.015", "XXX: Mouse 1 2 5",]
     );
     assert_eq!(
-        week(By::Day),
+        week(GroupBy::Day).await,
         ["EUR: 2026-11-20 1 2 1200.00; 2026-11-21 2 4 420.09", "USD: 2026-11-21 1 2 0.015", "XXX: 2026-11-22 1 2 5",]
     );
     assert_eq!(
-        week(By::Hour)[0],
+        week(GroupBy::Hour).await[0],
         "EUR: 2026-11-20T23:00Z 1 2 1200.00; 2026-11-21T00:00Z 1 2 400.10; 2026-11-21T07:00Z 1 2 19.99"
     );
-    assert_eq!(week(By::Priority)[0], "EUR: normal 2 4 1219.99; urgent 1 2 400.10");
+    assert_eq!(week(GroupBy::Priority).await[0], "EUR: normal 2 4 1219.99; urgent 1 2 400.10");
     assert_eq!(
-        week(By::Status),
+        week(GroupBy::Status).await,
         [
             "EUR: accepted 4 8 1719.09; processed 3 6 1620.09",
             "USD: accepted 1 2 0.015; processed 1 2 0.015",
@@ -150,29 +154,25 @@ async fn a_report_groups_each_currency_for_itself() {
     );
 }
 
-#[tokio::test]
-async fn a_report_covers_the_time_it_says_and_no_more() {
-    let directory = tempfile::tempdir().unwrap();
-    shop(&directory).await;
-    let day = report(&directory, "2026-11-21", "2026-11-22", By::Product);
-    assert_eq!(told(&day), ["EUR: Laptop 1 2 400.10; Mouse 1 2 19.99", "USD: Mouse 1 2 0.015"]);
+async fn a_report_covers_its_period_and_no_more(ledger: &dyn Ledger) {
+    record_a_few_orders(ledger).await;
+    let day = report(ledger, "2026-11-21", "2026-11-22", GroupBy::Product).await;
+    assert_eq!(rows(&day), ["EUR: Laptop 1 2 400.10; Mouse 1 2 19.99", "USD: Mouse 1 2 0.015"]);
     assert_eq!(
         day.dead_lettered,
         [DeadLettered { consumer: "order".to_owned(), reason: "malformed".to_owned(), messages: 1 }]
     );
-    let minutes = report(&directory, "2m", "now", By::Status);
+    let minutes = report(ledger, "2m", "now", GroupBy::Status).await;
     assert_eq!(minutes.window.since, moment("2026-11-22T08:28:00Z"));
-    assert_eq!(told(&minutes), ["XXX: accepted 1 2 5; processed 1 2 5"]);
+    assert_eq!(rows(&minutes), ["XXX: accepted 1 2 5; processed 1 2 5"]);
     assert_eq!(minutes.dead_lettered.len(), 2);
-    let before = report(&directory, "2026-11-21T07:00", "2026-11-21T07:30", By::Product);
-    assert_eq!(told(&before), [""; 0], "the end is not part of it");
+    let before = report(ledger, "2026-11-21T07:00", "2026-11-21T07:30", GroupBy::Product).await;
+    assert_eq!(rows(&before), [""; 0], "the end is exclusive");
 }
 
-#[tokio::test]
-async fn the_json_of_a_report_is_a_contract() {
-    let directory = tempfile::tempdir().unwrap();
-    shop(&directory).await;
-    let json = serde_json::to_value(report(&directory, "2026-11-20T20:00Z", "2026-11-21", By::Hour)).unwrap();
+async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
+    record_a_few_orders(ledger).await;
+    let json = serde_json::to_value(report(ledger, "2026-11-20T20:00Z", "2026-11-21", GroupBy::Hour).await).unwrap();
     let expected = serde_json::json!({
         "since": "2026-11-20T20:00:00Z",
         "until": "2026-11-21T00:00:00Z",
@@ -187,26 +187,15 @@ async fn the_json_of_a_report_is_a_contract() {
     assert_eq!(json, expected);
 }
 
-#[tokio::test]
-async fn products_lag_behind_while_their_events_are_on_the_way() {
-    let directory = tempfile::tempdir().unwrap();
-    let ledger = SqliteLedger::open(directory.path()).unwrap();
+async fn products_lag_behind_until_their_events_are_recorded(ledger: &dyn Ledger) {
     let sold = sold("Laptop", "10", "EUR", false, "2026-11-22T08:00:00Z");
     ledger.record(sold.accepted("ord-1")).await.unwrap();
     ledger.record(sold.finished("ord-1")).await.unwrap();
-    let block = &report(&directory, "1h", "now", By::Product).currencies[0];
-    assert_eq!((block.processed.orders, block.rows.len()), (1, 0));
+    let currency = &report(ledger, "1h", "now", GroupBy::Product).await.currencies[0];
+    assert_eq!((currency.processed.orders, currency.rows.len()), (1, 0));
 }
 
-#[test]
-fn a_report_without_a_ledger_says_so() {
-    let directory = tempfile::tempdir().unwrap();
-    let error = read(directory.path(), &Query::default(), moment(NOW)).unwrap_err();
-    assert!(matches!(error, ReportError::Ledger(OpenError::Missing { .. })), "{error:?}");
-    assert!(!error.is_question());
-}
-
-/// An order of any product, of a worth whose sums fit a sale, at any moment within three days.
+/// An order for any product, at any moment within three days.
 fn any_sold() -> impl Strategy<Value = Sold> {
     let total = (0..1_000_000_000_000_000i64, 0..=9u32).prop_map(|(mantissa, scale)| Decimal::new(mantissa, scale));
     (0..3usize, 1..10i64, total, 0..2usize, any::<bool>(), 0..3 * DAY).prop_map(
@@ -230,43 +219,41 @@ fn sums(sold: &[Sold], window: Window) -> BTreeMap<String, Figures> {
     sums
 }
 
+/// Any orders, and the start and length in minutes of a report on them.
+pub(in crate::ledger) fn orders_and_period() -> impl Strategy<Value = (Vec<Sold>, i64, i64)> {
+    (prop::collection::vec(any_sold(), 1..40), 0..4 * DAY / MINUTE, 0..2 * DAY / MINUTE)
+}
+
+/// Checks that each grouping of a report adds up to the orders that are in its period.
+pub(in crate::ledger) async fn every_grouping_adds_up(ledger: &dyn Ledger, orders: &[Sold], since: i64, length: i64) {
+    let since = moment("2026-11-18T12:00:00Z").as_millisecond() + since * MINUTE;
+    let at = |millis| PointInTime::At(Timestamp::from_millisecond(millis).unwrap());
+    for by in [GroupBy::Product, GroupBy::Hour, GroupBy::Day, GroupBy::Status, GroupBy::Priority] {
+        let query = ReportQuery { since: at(since), until: at(since + length * MINUTE), by };
+        let report = ledger.report(query, moment(NOW)).await.unwrap();
+        let expected = sums(orders, report.window);
+        let mut found = BTreeMap::new();
+        for currency in report.currencies {
+            let mut sum = Figures::default();
+            currency.rows.iter().filter(|row| row.key != "accepted").for_each(|row| sum.add(row.figures));
+            assert_eq!(sum, currency.processed);
+            found.insert(currency.currency, sum);
+        }
+        assert_eq!(found, expected, "{by}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn every_grouping_adds_up_to_what_was_sold(
-        orders in prop::collection::vec(any_sold(), 1..40),
-        since in 0..4 * DAY / MINUTE,
-        length in 0..2 * DAY / MINUTE,
-        migrated in any::<bool>(),
-    ) {
-        let directory = tempfile::tempdir().unwrap();
+    fn every_grouping_of_a_memory_ledger_adds_up((orders, since, length) in orders_and_period()) {
+        let TestLedger { ledger, .. } = TestLedger::memory();
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-            let ledger = SqliteLedger::open(directory.path()).unwrap();
             for (n, sold) in orders.iter().enumerate() {
-                sell(&ledger, &format!("ord-{n}"), sold).await;
+                sell(&*ledger, &format!("ord-{n}"), sold).await;
             }
-            ledger.close().await;
-            if migrated {
-                let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
-                file.execute_batch("DROP TABLE order_sums; PRAGMA user_version = 1").unwrap();
-                SqliteLedger::open(directory.path()).unwrap().close().await;
-            }
+            every_grouping_adds_up(&*ledger, &orders, since, length).await;
         });
-        let since = moment("2026-11-18T12:00:00Z").as_millisecond() + since * MINUTE;
-        let at = |millis| When::At(Timestamp::from_millisecond(millis).unwrap());
-        for by in [By::Product, By::Hour, By::Day, By::Status, By::Priority] {
-            let query = Query { since: at(since), until: at(since + length * MINUTE), by };
-            let report = read(directory.path(), &query, moment(NOW)).unwrap();
-            let expected = sums(&orders, report.window);
-            let mut found = BTreeMap::new();
-            for block in report.currencies {
-                let mut sum = Figures::default();
-                block.rows.iter().filter(|row| row.key != "accepted").for_each(|row| sum.add(row.figures));
-                prop_assert_eq!(sum, block.processed);
-                found.insert(block.currency, sum);
-            }
-            prop_assert_eq!(&found, &expected, "{}", by);
-        }
     }
 }

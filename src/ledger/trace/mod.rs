@@ -2,12 +2,9 @@
 //!
 //! It says what is recorded and what follows from it. It never guesses: what is not recorded is left out.
 
-use std::path::Path;
-
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::sqlite::{self, OpenError};
 use crate::delay::Delay;
 use crate::domain::ExactSum;
 
@@ -19,7 +16,7 @@ pub struct Trace {
     /// What was ordered; `None` if no order of this id was accepted, or its row is older than the retention.
     pub order: Option<TracedOrder>,
     /// What happened to it and to its events, in the order of their times.
-    pub steps: Vec<Step>,
+    pub steps: Vec<TraceStep>,
 }
 
 /// An accepted order.
@@ -49,20 +46,20 @@ pub struct TracedOrder {
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Step {
+pub struct TraceStep {
     /// When. Failures that went through a queue are known to the second.
     pub at: Timestamp,
     /// Which message it happened to.
-    pub message: Subject,
+    pub message: TracedMessage,
     /// What happened.
     #[serde(flatten)]
-    pub event: Happened,
+    pub event: TraceEvent,
 }
 
 /// An order's own message, and the two that orderd publishes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Subject {
+pub enum TracedMessage {
     /// The order.
     Order,
     /// What the customer is told.
@@ -76,7 +73,7 @@ pub enum Subject {
 /// What happened in a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
-pub enum Happened {
+pub enum TraceEvent {
     /// The order passed its checks and was entered.
     Accepted {
         /// The consumer that took it.
@@ -126,7 +123,7 @@ pub enum Happened {
 /// Where a message is, by what the ledger knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum Place {
+pub enum MessageState {
     /// Nothing is recorded of it: it may wait unread in a queue.
     Unknown,
     /// All is done, since then.
@@ -164,17 +161,29 @@ pub enum Place {
     },
 }
 
-impl Subject {
+impl TracedMessage {
     /// What follows the order's id in the message's identity.
-    pub(super) const SUFFIXES: [(Subject, &str); 4] = [
-        (Subject::Order, ""),
-        (Subject::Notification, "/notification/processed"),
-        (Subject::Analytics, "/analytics/processed"),
-        (Subject::AnalyticsFailed, "/analytics/failed"),
+    pub(super) const SUFFIXES: [(TracedMessage, &str); 4] = [
+        (TracedMessage::Order, ""),
+        (TracedMessage::Notification, "/notification/processed"),
+        (TracedMessage::Analytics, "/analytics/processed"),
+        (TracedMessage::AnalyticsFailed, "/analytics/failed"),
     ];
 }
 
 impl Trace {
+    /// Sorts the steps by time. They must come with those of one time in the order they happened: an attempt before the
+    /// dead-lettering it led to.
+    pub(super) fn new(id: &str, order: Option<TracedOrder>, mut steps: Vec<TraceStep>) -> Self {
+        // Failures are recorded to the second only. Whatever happened to an order's events happened after the order was
+        // accepted.
+        let accepted = steps.iter().find(|step| matches!(step.event, TraceEvent::Accepted { .. })).map(|step| step.at);
+        steps.sort_by_key(
+            |step| if step.message == TracedMessage::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) },
+        );
+        Trace { id: id.to_owned(), order, steps }
+    }
+
     /// Whether the ledger knows nothing of the order.
     pub fn is_empty(&self) -> bool {
         self.order.is_none() && self.steps.is_empty()
@@ -183,39 +192,39 @@ impl Trace {
     /// Drops failures that do not belong to the order: messages of different kinds may have the same identity, such as
     /// an order `o/notification/processed` and the notification of order `o`. `belongs` is told the message and the
     /// consumer that failed.
-    pub fn keep_failures(&mut self, belongs: impl Fn(Subject, &str) -> bool) {
+    pub fn keep_failures(&mut self, belongs: impl Fn(TracedMessage, &str) -> bool) {
         self.steps.retain(|step| match &step.event {
-            Happened::Failed { consumer, .. } | Happened::DeadLettered { consumer, .. } => {
+            TraceEvent::Failed { consumer, .. } | TraceEvent::DeadLettered { consumer, .. } => {
                 belongs(step.message, consumer)
             }
-            Happened::Accepted { .. } | Happened::Processed | Happened::Notified { .. } | Happened::Counted => true,
+            TraceEvent::Accepted { .. } | TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => true,
         });
     }
 
     /// Where each message of the order is that must be somewhere: the order, what was published of it, and another order
     /// of its id that was dead-lettered after it was done.
-    pub fn places(&self, now: Timestamp) -> Vec<(Subject, Place)> {
-        let order = self.place(Subject::Order, now).unwrap_or(Place::Unknown);
+    pub fn message_states(&self, now: Timestamp) -> Vec<(TracedMessage, MessageState)> {
+        let order = self.place(TracedMessage::Order, now).unwrap_or(MessageState::Unknown);
         let done = match order {
-            Place::Done { since } => Some(since),
-            Place::Unknown
-            | Place::DeadLettered { .. }
-            | Place::Waiting { .. }
-            | Place::Due { .. }
-            | Place::UnderWay { .. } => None,
+            MessageState::Done { since } => Some(since),
+            MessageState::Unknown
+            | MessageState::DeadLettered { .. }
+            | MessageState::Waiting { .. }
+            | MessageState::Due { .. }
+            | MessageState::UnderWay { .. } => None,
         };
-        let mut places = vec![(Subject::Order, order)];
+        let mut places = vec![(TracedMessage::Order, order)];
         let dead_lettered_since = self.steps.iter().rfind(|step| {
-            step.message == Subject::Order
-                && matches!(step.event, Happened::DeadLettered { .. })
+            step.message == TracedMessage::Order
+                && matches!(step.event, TraceEvent::DeadLettered { .. })
                 && done < Some(step.at)
         });
         if let (Some(_), Some(step)) = (done, dead_lettered_since) {
             // Another order of the same id.
-            places.push((Subject::Order, Place::DeadLettered { since: step.at }));
+            places.push((TracedMessage::Order, MessageState::DeadLettered { since: step.at }));
         }
-        for subject in [Subject::Notification, Subject::Analytics, Subject::AnalyticsFailed] {
-            let published = done.filter(|_| subject != Subject::AnalyticsFailed).map(|since| Place::UnderWay { since });
+        for subject in [TracedMessage::Notification, TracedMessage::Analytics, TracedMessage::AnalyticsFailed] {
+            let published = done.filter(|_| subject != TracedMessage::AnalyticsFailed).map(|since| MessageState::UnderWay { since });
             places.extend(self.place(subject, now).or(published).map(|place| (subject, place)));
         }
         places
@@ -223,25 +232,25 @@ impl Trace {
 
     /// What the last step of a message says. A message that is done stays so, whatever came later: what is delivered
     /// again is recognised.
-    fn place(&self, subject: Subject, now: Timestamp) -> Option<Place> {
+    fn place(&self, subject: TracedMessage, now: Timestamp) -> Option<MessageState> {
         let steps = || self.steps.iter().filter(|step| step.message == subject);
         let done =
-            |step: &&Step| matches!(step.event, Happened::Processed | Happened::Notified { .. } | Happened::Counted);
+            |step: &&TraceStep| matches!(step.event, TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted);
         if let Some(step) = steps().find(done) {
-            return Some(Place::Done { since: step.at });
+            return Some(MessageState::Done { since: step.at });
         }
         let last = steps().next_back()?;
         Some(match &last.event {
-            Happened::Failed { consumer, delay: Some(delay), due_at: Some(due_at), .. } if *due_at > now => {
+            TraceEvent::Failed { consumer, delay: Some(delay), due_at: Some(due_at), .. } if *due_at > now => {
                 let (consumer, delay) = (consumer.clone(), delay.clone());
-                Place::Waiting { consumer, delay, since: last.at, due_at: *due_at }
+                MessageState::Waiting { consumer, delay, since: last.at, due_at: *due_at }
             }
-            Happened::Failed { consumer, due_at, .. } => {
-                Place::Due { consumer: consumer.clone(), since: due_at.unwrap_or(last.at) }
+            TraceEvent::Failed { consumer, due_at, .. } => {
+                MessageState::Due { consumer: consumer.clone(), since: due_at.unwrap_or(last.at) }
             }
-            Happened::DeadLettered { .. } => Place::DeadLettered { since: last.at },
-            Happened::Accepted { .. } => Place::UnderWay { since: last.at },
-            Happened::Processed | Happened::Notified { .. } | Happened::Counted => Place::Done { since: last.at },
+            TraceEvent::DeadLettered { .. } => MessageState::DeadLettered { since: last.at },
+            TraceEvent::Accepted { .. } => MessageState::UnderWay { since: last.at },
+            TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => MessageState::Done { since: last.at },
         })
     }
 }
@@ -250,16 +259,3 @@ impl Trace {
 pub(super) fn due(failed_at: Timestamp, delay: &str) -> Option<Timestamp> {
     failed_at.checked_add(delay.parse::<Delay>().ok()?.as_duration()).ok()
 }
-
-/// Reads what is recorded of an order, from any process while a daemon writes. Blocks for some milliseconds of disk
-/// I/O; found by keys alone, however large the ledger.
-///
-/// # Errors
-/// There is no readable ledger of this version in the directory.
-pub fn read(directory: &Path, id: &str) -> Result<Trace, OpenError> {
-    sqlite::read_trace(directory, id)
-}
-
-#[cfg(test)]
-#[path = "trace_tests.rs"]
-mod tests;

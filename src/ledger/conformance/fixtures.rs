@@ -1,0 +1,75 @@
+//! Orders, events, attempts and dead letters as entries, for the tests of ledgers.
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+
+use crate::domain::{OrderId, Sale};
+use crate::ledger::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder};
+
+pub(crate) fn at(milliseconds: i64) -> Timestamp {
+    Timestamp::from_millisecond(milliseconds).unwrap()
+}
+
+pub(crate) fn order(id: &str) -> NewOrder {
+    NewOrder {
+        id: OrderId::new(id).unwrap(),
+        consumer: "order".into(),
+        product: "Laptop".to_owned(),
+        quantity: 3,
+        price: Decimal::from(400),
+        total: Decimal::from(1_200),
+        currency: "EUR".parse().unwrap(),
+        priority: false,
+        customer_id: Some("7".to_owned()),
+        placed_at: Some(at(1_000)),
+        at: at(2_000),
+    }
+}
+
+pub(crate) fn accept(order: NewOrder) -> LedgerEntry {
+    LedgerEntry::AcceptOrder(Box::new(order))
+}
+
+pub(crate) fn finish(id: &str) -> LedgerEntry {
+    LedgerEntry::FinishOrder { id: OrderId::new(id).unwrap(), at: at(3_000) }
+}
+
+pub(crate) fn look_up(id: &str) -> LedgerEntry {
+    LedgerEntry::LookUpNotification { id: id.to_owned() }
+}
+
+pub(crate) fn notification(id: &str) -> LedgerEntry {
+    let channel = "email".to_owned();
+    LedgerEntry::Notification(Box::new(NewNotification { id: id.to_owned(), order_id: None, channel, at: at(4_000) }))
+}
+
+pub(crate) fn analytics(id: &str, sale: Option<Sale>) -> LedgerEntry {
+    let name = "processed".to_owned();
+    LedgerEntry::Analytics(Box::new(NewAnalytics { id: id.to_owned(), order_id: None, name, sale, at: at(5_000) }))
+}
+
+pub(crate) fn sale(product: &str, total: Decimal, at: Timestamp) -> Sale {
+    Sale { product: product.to_owned(), quantity: 3, total, currency: "EUR".parse().unwrap(), at }
+}
+
+pub(crate) fn attempt(identity: &str, consumer: &str, retry_count: u32) -> NewAttempt {
+    NewAttempt {
+        identity: identity.to_owned(),
+        consumer: consumer.to_owned(),
+        retry_count,
+        kind: "transient",
+        code: "stock_unreachable".to_owned(),
+        reason: "the stock service did not answer".to_owned(),
+        failed_at: at(6_000),
+        delay: Some("10s".to_owned()),
+    }
+}
+
+pub(crate) fn dead_letter(attempt: NewAttempt) -> LedgerEntry {
+    LedgerEntry::DeadLetter(Box::new(NewDeadLetter {
+        attempt: NewAttempt { delay: None, ..attempt },
+        reason: "retries_exhausted",
+        origin_queue: Some("order_queue".to_owned()),
+        at: at(7_000),
+    }))
+}

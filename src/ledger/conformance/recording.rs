@@ -1,0 +1,131 @@
+//! Recording: what each kind of entry answers, once, repeated and concurrently.
+
+use futures_util::future::join_all;
+use rust_decimal::Decimal;
+
+use super::rules;
+use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
+use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, finish, look_up, notification, order, sale};
+use crate::ledger::{Ledger, LedgerEntry, NewDeadLetter, NewAttempt, NewOrder, Recorded};
+
+rules! {
+    an_order_is_new_then_unfinished_and_once_finished_a_duplicate,
+    an_order_with_other_content_is_a_conflict_whether_processed_or_not,
+    prices_are_compared_as_numbers,
+    an_order_that_was_never_accepted_cannot_be_finished,
+    looking_up_a_notification_records_nothing,
+    an_event_is_identified_by_its_id_and_kind,
+    an_attempt_is_identified_by_message_consumer_and_retry_count,
+    a_dead_letter_is_identified_by_message_and_consumer_and_records_its_attempt,
+    exactly_one_of_many_concurrent_equal_entries_is_new,
+    a_dead_letter_that_failed_again_later_replaces_the_earlier_one,
+}
+
+async fn answer(ledger: &dyn Ledger, entry: LedgerEntry) -> Recorded {
+    ledger.record(entry).await.unwrap()
+}
+
+async fn an_order_is_new_then_unfinished_and_once_finished_a_duplicate(ledger: &dyn Ledger) {
+    assert_eq!(answer(ledger, accept(order("o-1"))).await, New);
+    assert_eq!(answer(ledger, accept(order("o-1"))).await, Unfinished);
+    assert_eq!(answer(ledger, finish("o-1")).await, New);
+    assert_eq!(answer(ledger, accept(order("o-1"))).await, Duplicate);
+    assert_eq!(answer(ledger, finish("o-1")).await, Duplicate);
+}
+
+async fn an_order_with_other_content_is_a_conflict_whether_processed_or_not(ledger: &dyn Ledger) {
+    let id = "conflict";
+    let others = [
+        NewOrder { product: "Phone".to_owned(), ..order(id) },
+        NewOrder { quantity: 4, ..order(id) },
+        NewOrder { price: Decimal::from(401), ..order(id) },
+        NewOrder { currency: "USD".parse().unwrap(), ..order(id) },
+        NewOrder { customer_id: Some("8".to_owned()), ..order(id) },
+        NewOrder { customer_id: None, ..order(id) },
+    ];
+    answer(ledger, accept(order(id))).await;
+    for other in &others {
+        assert_eq!(answer(ledger, accept(other.clone())).await, Conflict, "{other:?}");
+    }
+    // Times, consumer and priority are not content.
+    let redelivered = NewOrder { consumer: "priority".into(), priority: true, placed_at: None, at: at(9), ..order(id) };
+    assert_eq!(answer(ledger, accept(redelivered)).await, Unfinished);
+    answer(ledger, finish(id)).await;
+    for other in others {
+        assert_eq!(answer(ledger, accept(other)).await, Conflict);
+    }
+}
+
+async fn prices_are_compared_as_numbers(ledger: &dyn Ledger) {
+    answer(ledger, accept(order("price"))).await;
+    let same_price = NewOrder { price: "400.00".parse().unwrap(), ..order("price") };
+    assert_eq!(answer(ledger, accept(same_price)).await, Unfinished);
+}
+
+async fn an_order_that_was_never_accepted_cannot_be_finished(ledger: &dyn Ledger) {
+    assert!(ledger.record(finish("never")).await.is_err());
+    assert_eq!(answer(ledger, accept(order("never"))).await, New);
+}
+
+async fn looking_up_a_notification_records_nothing(ledger: &dyn Ledger) {
+    assert_eq!(answer(ledger, look_up("looked-up")).await, New);
+    assert_eq!(answer(ledger, look_up("looked-up")).await, New);
+    assert_eq!(answer(ledger, notification("looked-up")).await, New);
+    assert_eq!(answer(ledger, look_up("looked-up")).await, Duplicate);
+}
+
+async fn an_event_is_identified_by_its_id_and_kind(ledger: &dyn Ledger) {
+    assert_eq!(answer(ledger, notification("event-1")).await, New);
+    assert_eq!(answer(ledger, notification("event-1")).await, Duplicate);
+    // Two producers may choose the same message id for different things.
+    assert_eq!(answer(ledger, analytics("event-1", None)).await, New);
+    assert_eq!(answer(ledger, analytics("event-1", None)).await, Duplicate);
+    let sold = || analytics("event-2", Some(sale("Laptop", Decimal::ONE, at(0))));
+    assert_eq!(answer(ledger, sold()).await, New);
+    assert_eq!(answer(ledger, sold()).await, Duplicate);
+    assert_eq!(answer(ledger, look_up("event-2")).await, New);
+}
+
+async fn an_attempt_is_identified_by_message_consumer_and_retry_count(ledger: &dyn Ledger) {
+    for (identity, consumer, retry_count) in
+        [("a", "order", 0), ("a", "order", 1), ("a", "priority", 0), ("b", "order", 0)]
+    {
+        let entry = || LedgerEntry::Attempt(Box::new(attempt(identity, consumer, retry_count)));
+        assert_eq!(answer(ledger, entry()).await, New);
+        assert_eq!(answer(ledger, entry()).await, Duplicate);
+    }
+}
+
+async fn a_dead_letter_is_identified_by_message_and_consumer_and_records_its_attempt(ledger: &dyn Ledger) {
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 3))).await, New);
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 4))).await, Duplicate);
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "priority", 3))).await, New);
+    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(attempt("dead_lettered", "order", 3)))).await, Duplicate);
+}
+
+async fn exactly_one_of_many_concurrent_equal_entries_is_new(ledger: &dyn Ledger) {
+    let entries: [&dyn Fn() -> LedgerEntry; 5] = [
+        &|| accept(order("concurrent")),
+        &|| notification("concurrent-1"),
+        &|| analytics("concurrent-2", Some(sale("Laptop", Decimal::ONE, at(0)))),
+        &|| LedgerEntry::Attempt(Box::new(attempt("concurrent", "order", 0))),
+        &|| dead_letter(attempt("concurrent", "order", 1)),
+    ];
+    for entry in entries {
+        let answers = join_all((0..50).map(|_| ledger.record(entry()))).await;
+        assert_eq!(answers.into_iter().filter(|answer| matches!(answer, Ok(New))).count(), 1, "{:?}", entry());
+    }
+}
+
+async fn a_dead_letter_that_failed_again_later_replaces_the_earlier_one(ledger: &dyn Ledger) {
+    let dead_letter = |failed_at, reason| {
+        let attempt = NewAttempt { failed_at: at(failed_at), delay: None, ..attempt("o-1", "order", 3) };
+        let letter = NewDeadLetter { attempt, reason, origin_queue: None, at: at(7_000) };
+        LedgerEntry::DeadLetter(Box::new(letter))
+    };
+    assert_eq!(answer(ledger, dead_letter(6_000, "permanent")).await, New);
+    assert_eq!(answer(ledger, dead_letter(6_500, "too_old")).await, New);
+    assert_eq!(answer(ledger, dead_letter(6_400, "malformed")).await, Duplicate);
+    let totals = ledger.totals().await.unwrap();
+    assert_eq!(totals.dead_letters, [("too_old".to_owned(), 1)].into());
+}

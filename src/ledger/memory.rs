@@ -1,0 +1,382 @@
+//! A ledger in memory, for tests. The conformance suite holds it to the same rules as the others.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use futures_util::future::{BoxFuture, FutureExt, pending, ready};
+use jiff::Timestamp;
+
+use super::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use super::error::{LedgerError, OpenError};
+use super::figures::Figures;
+use super::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
+use super::retention::Pruned;
+use super::totals::Totals;
+use super::trace::{Trace, TraceEvent, TraceStep, TracedMessage, TracedOrder, due};
+use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
+use crate::domain::{Currency, OrderId};
+
+/// Most rows that one call of [`LedgerMaintenance::prune`] removes from each table.
+const PRUNE_ROWS: usize = 256;
+
+/// The ledger. It is never outdated.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryLedger {
+    tables: Mutex<Tables>,
+    /// How many of the next entries are refused, as by a store that cannot write.
+    failures: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    closed: bool,
+    failing: bool,
+    commits: u64,
+    orders: BTreeMap<OrderId, StoredOrder>,
+    events: BTreeMap<(String, EventKind), StoredEvent>,
+    /// By identity, consumer and retry count.
+    attempts: BTreeMap<(String, String, u32), NewAttempt>,
+    /// By identity and consumer.
+    dead_letters: BTreeMap<(String, String), NewDeadLetter>,
+    /// Never pruned.
+    counted: Vec<Counted>,
+}
+
+#[derive(Debug)]
+struct StoredOrder {
+    order: NewOrder,
+    processed_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum EventKind {
+    Notification,
+    Analytics,
+}
+
+#[derive(Debug)]
+struct StoredEvent {
+    name: String,
+    at: Timestamp,
+}
+
+/// One contribution to reports.
+#[derive(Debug)]
+struct Counted {
+    at: Timestamp,
+    currency: Currency,
+    what: CountedAs,
+    figures: Figures,
+}
+
+#[derive(Debug)]
+enum CountedAs {
+    Accepted { urgent: bool },
+    Processed { urgent: bool },
+    Sold { product: String },
+}
+
+impl MemoryLedger {
+    /// Refuses the next entries, as a store that cannot write.
+    pub(crate) fn fail_next(&self, entries: usize) {
+        self.failures.store(entries, Ordering::SeqCst);
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().expect("no test panics while it holds the lock")
+    }
+}
+
+impl LedgerWriter for MemoryLedger {
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+        let mut tables = self.tables();
+        if tables.closed {
+            return ready(Err(LedgerError::Closed)).boxed();
+        }
+        let fails = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        tables.failing = fails;
+        let answer = if fails { refused("record an entry", "the test refuses it") } else { tables.record(entry) };
+        tables.commits += u64::from(answer.is_ok());
+        ready(answer).boxed()
+    }
+}
+
+fn refused<T>(action: &'static str, why: &'static str) -> Result<T, LedgerError> {
+    Err(LedgerError::store(action, std::io::Error::other(why)))
+}
+
+impl Tables {
+    fn record(&mut self, entry: LedgerEntry) -> Result<Recorded, LedgerError> {
+        Ok(match entry {
+            LedgerEntry::AcceptOrder(order) => self.accept(*order),
+            LedgerEntry::FinishOrder { id, at } => return self.finish(&id, at),
+            LedgerEntry::LookUpNotification { id } => {
+                new_unless(self.events.contains_key(&(id, EventKind::Notification)))
+            }
+            LedgerEntry::Notification(new) => self.add_event(new.id, EventKind::Notification, new.channel, new.at),
+            LedgerEntry::Analytics(new) => {
+                let NewAnalytics { id, name, sale, at, .. } = *new;
+                let recorded = self.add_event(id, EventKind::Analytics, name, at);
+                if let (Recorded::New, Some(sale)) = (recorded, sale) {
+                    let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
+                    let what = CountedAs::Sold { product: sale.product };
+                    self.counted.push(Counted { at: sale.at, currency: sale.currency, what, figures });
+                }
+                recorded
+            }
+            LedgerEntry::Attempt(attempt) => self.add_attempt(*attempt),
+            LedgerEntry::DeadLetter(letter) => self.add_dead_letter(*letter),
+        })
+    }
+
+    fn accept(&mut self, order: NewOrder) -> Recorded {
+        if let Some(StoredOrder { order: stored, processed_at }) = self.orders.get(&order.id) {
+            let content = |order: &NewOrder| {
+                (order.product.clone(), order.quantity, order.price, order.currency, order.customer_id.clone())
+            };
+            return match processed_at {
+                _ if content(stored) != content(&order) => Recorded::Conflict,
+                Some(_) => Recorded::Duplicate,
+                None => Recorded::Unfinished,
+            };
+        }
+        self.count(&order, order.at, CountedAs::Accepted { urgent: order.priority });
+        self.orders.insert(order.id.clone(), StoredOrder { order, processed_at: None });
+        Recorded::New
+    }
+
+    fn finish(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, LedgerError> {
+        let Some(StoredOrder { order, processed_at }) = self.orders.get_mut(id) else {
+            return refused("finish an order", "it was never accepted");
+        };
+        if processed_at.is_some() {
+            return Ok(Recorded::Duplicate);
+        }
+        *processed_at = Some(at);
+        let order = order.clone();
+        self.count(&order, at, CountedAs::Processed { urgent: order.priority });
+        Ok(Recorded::New)
+    }
+
+    fn count(&mut self, order: &NewOrder, at: Timestamp, what: CountedAs) {
+        let figures = Figures { orders: 1, quantity: order.quantity, revenue: order.total.into() };
+        self.counted.push(Counted { at, currency: order.currency, what, figures });
+    }
+
+    fn add_event(&mut self, id: String, kind: EventKind, name: String, at: Timestamp) -> Recorded {
+        insert(&mut self.events, (id, kind), StoredEvent { name, at })
+    }
+
+    fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
+        let key = (attempt.identity.clone(), attempt.consumer.clone(), attempt.retry_count);
+        insert(&mut self.attempts, key, attempt)
+    }
+
+    fn add_dead_letter(&mut self, letter: NewDeadLetter) -> Recorded {
+        self.add_attempt(letter.attempt.clone());
+        let key = (letter.attempt.identity.clone(), letter.attempt.consumer.clone());
+        if self.dead_letters.get(&key).is_some_and(|old| letter.attempt.failed_at <= old.attempt.failed_at) {
+            return Recorded::Duplicate;
+        }
+        self.dead_letters.insert(key, letter);
+        Recorded::New
+    }
+}
+
+fn insert<K: Ord, V>(table: &mut BTreeMap<K, V>, key: K, value: V) -> Recorded {
+    let known = table.contains_key(&key);
+    table.entry(key).or_insert(value);
+    new_unless(known)
+}
+
+fn new_unless(known: bool) -> Recorded {
+    if known { Recorded::Duplicate } else { Recorded::New }
+}
+
+impl LedgerReader for MemoryLedger {
+    fn report(&self, query: ReportQuery, now: Timestamp) -> BoxFuture<'static, Result<Report, ReportError>> {
+        let report = Window::new(&query, now).and_then(|window| self.tables().report(window, query.by));
+        ready(report).boxed()
+    }
+
+    fn trace(&self, id: &str) -> BoxFuture<'static, Result<Trace, OpenError>> {
+        ready(Ok(self.tables().trace(id))).boxed()
+    }
+
+    fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>> {
+        ready(Ok(self.tables().totals())).boxed()
+    }
+}
+
+impl Tables {
+    fn report(&self, window: Window, by: GroupBy) -> Result<Report, ReportError> {
+        let within = |at: Timestamp| (window.since..window.until).contains(&at);
+        let (mut report, none) = (ReportBuilder::new(window, by), Figures::default());
+        for Counted { at, currency, what, figures } in self.counted.iter().filter(|counted| within(counted.at)) {
+            let (at, currency) = (at.as_millisecond(), currency.as_str());
+            match what {
+                CountedAs::Accepted { urgent } => report.add_orders(at, currency, *urgent, *figures, none),
+                CountedAs::Processed { urgent } => report.add_orders(at, currency, *urgent, none, *figures),
+                CountedAs::Sold { product } if by == GroupBy::Product => {
+                    report.add_product(currency, product.clone(), *figures);
+                }
+                CountedAs::Sold { .. } => {}
+            }
+        }
+        let mut dead_lettered = BTreeMap::new();
+        for letter in self.dead_letters.values().filter(|letter| within(letter.at)) {
+            *dead_lettered.entry((letter.attempt.consumer.clone(), letter.reason)).or_default() += 1;
+        }
+        let dead_lettered = dead_lettered.into_iter().map(|((consumer, reason), messages)| {
+            let reason = reason.to_owned();
+            DeadLettered { consumer, reason, messages }
+        });
+        report.finish(dead_lettered.collect())
+    }
+
+    fn trace(&self, id: &str) -> Trace {
+        let mut steps = Vec::new();
+        let stored = OrderId::new(id).and_then(|id| self.orders.get(&id));
+        if let Some(StoredOrder { order, processed_at }) = stored {
+            let mut step = |at, event| steps.push(TraceStep { at, message: TracedMessage::Order, event });
+            step(order.at, TraceEvent::Accepted { consumer: order.consumer.to_string() });
+            processed_at.iter().for_each(|at| step(*at, TraceEvent::Processed));
+        }
+        for (message, suffix) in TracedMessage::SUFFIXES {
+            let identity = format!("{id}{suffix}");
+            let mut step = |at, event| steps.push(TraceStep { at, message, event });
+            for attempt in self.attempts.values().filter(|attempt| attempt.identity == identity) {
+                step(attempt.failed_at, failed(attempt));
+            }
+            for letter in self.dead_letters.values().filter(|letter| letter.attempt.identity == identity) {
+                step(letter.at, dead_lettered(letter));
+            }
+            let event = |kind| self.events.get(&(identity.clone(), kind));
+            match message {
+                TracedMessage::Order => {}
+                TracedMessage::Notification => event(EventKind::Notification)
+                    .iter()
+                    .for_each(|event| step(event.at, TraceEvent::Notified { channel: event.name.clone() })),
+                TracedMessage::Analytics | TracedMessage::AnalyticsFailed => {
+                    event(EventKind::Analytics).iter().for_each(|event| step(event.at, TraceEvent::Counted));
+                }
+            }
+        }
+        Trace::new(id, stored.map(traced_order), steps)
+    }
+
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for StoredOrder { order, processed_at } in self.orders.values() {
+            let counts = totals.orders.entry(order.consumer.to_string()).or_default();
+            match processed_at {
+                Some(_) => counts.processed += 1,
+                None => counts.accepted += 1,
+            }
+        }
+        for (_, kind) in self.events.keys() {
+            match kind {
+                EventKind::Notification => totals.notifications += 1,
+                EventKind::Analytics => totals.analytics += 1,
+            }
+        }
+        totals.retried = self.attempts.values().filter(|attempt| attempt.delay.is_some()).count() as u64;
+        for letter in self.dead_letters.values() {
+            *totals.dead_letters.entry(letter.reason.to_owned()).or_default() += 1;
+        }
+        for Counted { currency, what, figures, .. } in &self.counted {
+            if let CountedAs::Sold { .. } = what {
+                let revenue = totals.revenue.entry(currency.to_string()).or_default();
+                revenue.orders += figures.orders.cast_unsigned();
+                revenue.quantity += figures.quantity;
+                revenue.total.add(figures.revenue);
+            }
+        }
+        totals
+    }
+}
+
+fn failed(attempt: &NewAttempt) -> TraceEvent {
+    TraceEvent::Failed {
+        consumer: attempt.consumer.clone(),
+        retries: attempt.retry_count.into(),
+        kind: attempt.kind.to_owned(),
+        code: attempt.code.clone(),
+        reason: attempt.reason.clone(),
+        delay: attempt.delay.clone(),
+        due_at: attempt.delay.as_deref().and_then(|delay| due(attempt.failed_at, delay)),
+    }
+}
+
+fn dead_lettered(letter: &NewDeadLetter) -> TraceEvent {
+    TraceEvent::DeadLettered {
+        consumer: letter.attempt.consumer.clone(),
+        reason: letter.reason.to_owned(),
+        retries: letter.attempt.retry_count.into(),
+        code: letter.attempt.code.clone(),
+        origin_queue: letter.origin_queue.clone(),
+    }
+}
+
+fn traced_order(StoredOrder { order, processed_at }: &StoredOrder) -> TracedOrder {
+    TracedOrder {
+        status: if processed_at.is_some() { "processed" } else { "accepted" }.to_owned(),
+        consumer: order.consumer.to_string(),
+        product: order.product.clone(),
+        quantity: order.quantity,
+        price: order.price.into(),
+        total: order.total.into(),
+        currency: order.currency.to_string(),
+        priority: order.priority,
+        customer_id: order.customer_id.clone(),
+        placed_at: order.placed_at,
+    }
+}
+
+impl LedgerMaintenance for MemoryLedger {
+    fn prune(&self, before: Timestamp) -> BoxFuture<'_, Result<Pruned, LedgerError>> {
+        let mut tables = self.tables();
+        if tables.closed {
+            return ready(Err(LedgerError::Closed)).boxed();
+        }
+        let orders = remove(&mut tables.orders, |stored| stored.processed_at.is_some_and(|at| at < before));
+        let events = remove(&mut tables.events, |event| event.at < before);
+        let attempts = remove(&mut tables.attempts, |attempt| attempt.failed_at < before);
+        let more = [orders, events, attempts].contains(&PRUNE_ROWS);
+        ready(Ok(Pruned { orders, events, attempts, minutes: 0, more })).boxed()
+    }
+
+    fn is_recording(&self) -> bool {
+        let tables = self.tables();
+        !tables.closed && !tables.failing
+    }
+
+    fn commits(&self) -> u64 {
+        self.tables().commits
+    }
+
+    fn outdated(&self) -> BoxFuture<'_, ()> {
+        pending().boxed()
+    }
+
+    fn is_outdated(&self) -> bool {
+        false
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.tables().closed = true;
+        ready(()).boxed()
+    }
+}
+
+/// Removes at most [`PRUNE_ROWS`] rows.
+fn remove<K: Ord, V>(table: &mut BTreeMap<K, V>, is_old: impl Fn(&V) -> bool) -> usize {
+    let mut removed = 0;
+    table.retain(|_, row| {
+        let goes = removed < PRUNE_ROWS && is_old(row);
+        removed += usize::from(goes);
+        !goes
+    });
+    removed
+}

@@ -1,0 +1,119 @@
+//! Puts a report together from aggregates. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::{CurrencyReport, GroupBy, DeadLettered, MAX_ROWS, Report, ReportError, ReportRow, Window};
+use crate::ledger::buckets::{DAY, HOUR, bucket_start};
+use crate::ledger::figures::Figures;
+
+/// What a row stands for. Rows other than products are sorted by it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    /// Its start, in milliseconds since 1970.
+    Hour(i64),
+    /// Its start, in milliseconds since 1970.
+    Day(i64),
+    Product(String),
+    Accepted,
+    Processed,
+    Normal,
+    Urgent,
+}
+
+#[derive(Default)]
+struct CurrencySums {
+    processed: Figures,
+    rows: BTreeMap<Key, Figures>,
+}
+
+/// A report in the making. An implementation adds every aggregate that is within [`ReportBuilder::window`].
+pub(in crate::ledger) struct ReportBuilder {
+    pub window: Window,
+    pub by: GroupBy,
+    currencies: BTreeMap<String, CurrencySums>,
+}
+
+impl ReportBuilder {
+    pub fn new(window: Window, by: GroupBy) -> Self {
+        Self { window, by, currencies: BTreeMap::new() }
+    }
+
+    /// Adds the orders of one currency and priority that were accepted or processed in one bucket. `starts_at` is the
+    /// bucket's start in milliseconds since 1970; a bucket is at most an hour wide.
+    pub fn add_orders(&mut self, starts_at: i64, currency: &str, urgent: bool, accepted: Figures, processed: Figures) {
+        let by = self.by;
+        let sums = self.currency(currency);
+        sums.processed.add(processed);
+        let mut add = |key, figures: Figures| {
+            if figures.orders > 0 {
+                sums.rows.entry(key).or_default().add(figures);
+            }
+        };
+        match by {
+            // Added by `add_product`.
+            GroupBy::Product => {}
+            GroupBy::Hour => add(Key::Hour(bucket_start(starts_at, HOUR)), processed),
+            GroupBy::Day => add(Key::Day(bucket_start(starts_at, DAY)), processed),
+            GroupBy::Priority => add(if urgent { Key::Urgent } else { Key::Normal }, processed),
+            GroupBy::Status => {
+                add(Key::Accepted, accepted);
+                add(Key::Processed, processed);
+            }
+        }
+    }
+
+    /// Adds sales of one product. Only for a report by product.
+    pub fn add_product(&mut self, currency: &str, product: String, sold: Figures) {
+        self.currency(currency).rows.entry(Key::Product(product)).or_default().add(sold);
+    }
+
+    /// The report. `dead_lettered` is sorted by consumer and reason.
+    ///
+    /// # Errors
+    /// [`ReportError::TooLong`].
+    pub fn finish(self, dead_lettered: Vec<DeadLettered>) -> Result<Report, ReportError> {
+        if self.currencies.values().map(|sums| sums.rows.len()).sum::<usize>() > MAX_ROWS {
+            return Err(ReportError::TooLong);
+        }
+        let currencies = self.currencies.into_iter().map(|(currency, sums)| block(currency, sums)).collect();
+        Ok(Report { window: self.window, by: self.by, currencies, dead_lettered })
+    }
+
+    fn currency(&mut self, currency: &str) -> &mut CurrencySums {
+        if !self.currencies.contains_key(currency) {
+            self.currencies.insert(currency.to_owned(), CurrencySums::default());
+        }
+        self.currencies.get_mut(currency).expect("it was inserted above")
+    }
+}
+
+fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
+    let by_product = sums.rows.keys().any(|key| matches!(key, Key::Product(_)));
+    let mut rows: Vec<ReportRow> =
+        sums.rows.into_iter().map(|(key, figures)| ReportRow { key: key.into_text(), figures }).collect();
+    if by_product {
+        rows.sort_by(|a, b| b.figures.revenue.cmp(&a.figures.revenue).then_with(|| a.key.cmp(&b.key)));
+    }
+    CurrencyReport { currency, processed: sums.processed, rows }
+}
+
+impl Key {
+    fn into_text(self) -> String {
+        let formatted = |millis, format| {
+            let moment = Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MIN);
+            moment.to_zoned(TimeZone::UTC).strftime(format).to_string()
+        };
+        match self {
+            Key::Hour(millis) => formatted(millis, "%Y-%m-%dT%H:%MZ"),
+            Key::Day(millis) => formatted(millis, "%Y-%m-%d"),
+            Key::Product(name) => name,
+            Key::Accepted => "accepted".to_owned(),
+            Key::Processed => "processed".to_owned(),
+            Key::Normal => "normal".to_owned(),
+            Key::Urgent => "urgent".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What removing old rows reports.
+
+/// What one call, or several added up, removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pruned {
+    /// Rows of processed orders.
+    pub orders: usize,
+    /// Rows of events.
+    pub events: usize,
+    /// Rows of attempts.
+    pub attempts: usize,
+    /// Aggregates of single minutes. Zero in a ledger that keeps none.
+    pub minutes: usize,
+    /// Whether there may be more to remove.
+    pub more: bool,
+}
+
+impl Pruned {
+    /// Adds what another call removed; `more` is taken from that call.
+    pub fn add(&mut self, other: Pruned) {
+        let Pruned { orders, events, attempts, minutes, more } = other;
+        self.orders += orders;
+        self.events += events;
+        self.attempts += attempts;
+        self.minutes += minutes;
+        self.more = more;
+    }
+
+    /// Whether nothing was removed.
+    pub fn is_empty(&self) -> bool {
+        self.orders + self.events + self.attempts + self.minutes == 0
+    }
+}

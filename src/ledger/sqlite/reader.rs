@@ -1,0 +1,77 @@
+//! Reads the file from any process: each read on a connection of its own, on a thread for blocking work.
+
+use std::path::PathBuf;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
+use tokio::task::spawn_blocking;
+
+use super::{SqliteLedger, report, totals, trace};
+use crate::ledger::error::OpenError;
+use crate::ledger::report::{ReportQuery, Report, ReportError};
+use crate::ledger::totals::Totals;
+use crate::ledger::trace::Trace;
+use crate::ledger::traits::LedgerReader;
+
+/// Reads the ledger in a directory.
+#[derive(Debug, Clone)]
+pub struct SqliteReader {
+    directory: PathBuf,
+}
+
+impl SqliteReader {
+    /// A reader of the ledger in this directory, which need not exist yet.
+    pub fn new(directory: PathBuf) -> Self {
+        SqliteReader { directory }
+    }
+
+    /// [`LedgerReader::totals`], blocking.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn totals_blocking(&self) -> Result<Totals, OpenError> {
+        totals::read(&self.directory)
+    }
+}
+
+impl LedgerReader for SqliteReader {
+    fn report(&self, query: ReportQuery, now: Timestamp) -> BoxFuture<'static, Result<Report, ReportError>> {
+        let directory = self.directory.clone();
+        blocking(move || report::read(&directory, query, now))
+    }
+
+    fn trace(&self, id: &str) -> BoxFuture<'static, Result<Trace, OpenError>> {
+        let (directory, id) = (self.directory.clone(), id.to_owned());
+        blocking(move || trace::read(&directory, &id))
+    }
+
+    fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>> {
+        let directory = self.directory.clone();
+        blocking(move || totals::read(&directory))
+    }
+}
+
+impl LedgerReader for SqliteLedger {
+    fn report(&self, query: ReportQuery, now: Timestamp) -> BoxFuture<'static, Result<Report, ReportError>> {
+        self.reader().report(query, now)
+    }
+
+    fn trace(&self, id: &str) -> BoxFuture<'static, Result<Trace, OpenError>> {
+        self.reader().trace(id)
+    }
+
+    fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>> {
+        self.reader().totals()
+    }
+}
+
+impl SqliteLedger {
+    fn reader(&self) -> SqliteReader {
+        SqliteReader::new(self.directory.clone())
+    }
+}
+
+fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> BoxFuture<'static, T> {
+    let reading = async { spawn_blocking(read).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) };
+    reading.boxed()
+}

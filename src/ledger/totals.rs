@@ -1,0 +1,44 @@
+//! Counts of everything in the ledger.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::domain::ExactSum;
+
+/// Counts from one snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Totals {
+    /// Orders by the consumer that accepted them.
+    pub orders: BTreeMap<String, OrderCounts>,
+    /// Notifications handed to their channels.
+    pub notifications: u64,
+    /// Analytics events received, of any name.
+    pub analytics: u64,
+    /// Failed attempts that were sent to a delayed retry.
+    pub retried: u64,
+    /// Dead-lettered messages by `x-dead-letter-reason`.
+    pub dead_letters: BTreeMap<String, u64>,
+    /// Revenue by currency.
+    pub revenue: BTreeMap<String, Revenue>,
+}
+
+/// Orders of one consumer by status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct OrderCounts {
+    /// Accepted; the broker is not yet known to have confirmed their events.
+    pub accepted: u64,
+    /// Processed.
+    pub processed: u64,
+}
+
+/// Revenue in one currency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Revenue {
+    /// Processed orders whose analytics event has been recorded.
+    pub orders: u64,
+    /// Items ordered.
+    pub quantity: i64,
+    /// The exact sum of the orders' totals.
+    pub total: ExactSum,
+}

@@ -1,0 +1,81 @@
+//! What every ledger offers: recording, reading, and maintenance.
+//!
+//! Callers use these traits and never name an implementation. `conformance` tests each promise made here against
+//! every implementation.
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+
+use super::entry::{LedgerEntry, Recorded};
+use super::error::{LedgerError, OpenError};
+use super::report::{ReportQuery, Report, ReportError};
+use super::retention::Pruned;
+use super::totals::Totals;
+use super::trace::Trace;
+
+/// Records effects, each exactly once.
+pub trait LedgerWriter: Send + Sync + 'static {
+    /// Records one entry and resolves once it is durable. Entries that arrive together share one commit. The returned
+    /// future does not borrow the ledger; dropping it does not take back an entry that is already queued.
+    ///
+    /// # Errors
+    /// The entry was not recorded; recording it again is safe. Every error but [`LedgerError::Outdated`] and
+    /// [`LedgerError::Closed`] is temporary: a full disk, a locked file.
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
+}
+
+/// Reads what is recorded, each answer from one snapshot. Reading works in any process, while a daemon writes and while
+/// none runs, and never blocks the writer. The returned futures do not borrow the reader.
+pub trait LedgerReader: Send + Sync + 'static {
+    /// Revenue and order counts over time. `now` is what relative times in the query refer to.
+    ///
+    /// # Errors
+    /// See [`ReportError`].
+    fn report(&self, query: ReportQuery, now: Timestamp) -> BoxFuture<'static, Result<Report, ReportError>>;
+
+    /// Everything recorded about one order. An unknown id gives an empty trace. Found by primary keys alone, so its cost
+    /// does not grow with the ledger.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn trace(&self, id: &str) -> BoxFuture<'static, Result<Trace, OpenError>>;
+
+    /// Counts everything in the ledger. Reads all orders.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    fn totals(&self) -> BoxFuture<'static, Result<Totals, OpenError>>;
+}
+
+/// What the daemon needs to run an open ledger: retention, health, closing.
+pub trait LedgerMaintenance: Send + Sync + 'static {
+    /// Removes one batch of what is older than `before`: rows of processed orders, events and attempts, and aggregates
+    /// that no report needs any more. Never removes an order that is not processed, or a dead letter, and never changes
+    /// a report. Call it again while [`Pruned::more`] is set.
+    ///
+    /// # Errors
+    /// The store refused; this call removed nothing.
+    fn prune(&self, before: Timestamp) -> BoxFuture<'_, Result<Pruned, LedgerError>>;
+
+    /// Whether the ledger can record, judged by its last commit. `false` once it is closed.
+    fn is_recording(&self) -> bool;
+
+    /// Commits since the ledger was opened: far fewer than entries when many entries arrive together.
+    fn commits(&self) -> u64;
+
+    /// Resolves once a newer orderd has migrated the shared ledger, after which nothing can be recorded here.
+    /// Cancel-safe.
+    fn outdated(&self) -> BoxFuture<'_, ()>;
+
+    /// Whether [`LedgerMaintenance::outdated`] has resolved.
+    fn is_outdated(&self) -> bool;
+
+    /// Refuses further entries, answers those that are queued, and releases the store. May be called repeatedly and
+    /// concurrently; each call resolves when the store is released.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// An open ledger.
+pub trait Ledger: LedgerWriter + LedgerReader + LedgerMaintenance {}
+
+impl<T: LedgerWriter + LedgerReader + LedgerMaintenance> Ledger for T {}
