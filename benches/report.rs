@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use orderd::ledger::report::{GroupBy, ReportQuery, PointInTime};
+use orderd::ledger::report::{GroupBy, PointInTime, ReportQuery};
 use orderd::ledger::sqlite::{FILE_NAME, SqliteLedger, SqliteReader};
 use orderd::ledger::{LedgerMaintenance, LedgerReader};
 use rusqlite::Connection;
@@ -45,7 +45,8 @@ fn main() {
     let reader = SqliteReader::new(directory.to_owned());
     for (since, days) in [("24h", 1), ("7d", 7), ("365d", 365)] {
         for by in [GroupBy::Product, GroupBy::Hour, GroupBy::Day, GroupBy::Status, GroupBy::Priority] {
-            let query = ReportQuery { since: since.parse().expect("an age"), until: PointInTime::Ago(Duration::ZERO), by };
+            let query =
+                ReportQuery { since: since.parse().expect("an age"), until: PointInTime::Ago(Duration::ZERO), by };
             let mut rows = 0;
             let time = median(|| {
                 let report = runtime.block_on(reader.report(query, now)).expect("it can be read");

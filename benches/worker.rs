@@ -20,7 +20,7 @@ use futures_util::{Stream, StreamExt};
 use orderd::config::{Config, Sources};
 use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::ledger::{LedgerWriter, LedgerEntry, LedgerError, LedgerMaintenance, Recorded};
+use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerWriter, Recorded};
 use orderd::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, PublishError, Publisher,
     SettleError, Settlement, Settler, SubscribeError, Subscription,

@@ -22,7 +22,12 @@ use crate::status::StatusRegistry;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The router of the admin server. Reports are read from `ledger`.
-pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>, control: Control, guard: AccessGuard) -> Router {
+pub(super) fn router(
+    registry: Arc<StatusRegistry>,
+    ledger: Arc<dyn LedgerReader>,
+    control: Control,
+    guard: AccessGuard,
+) -> Router {
     pages::router(Arc::clone(&registry))
         .merge(api::router(registry, ledger))
         .layer(from_fn(limit_time))

@@ -19,10 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Opens the ledger without blocking the runtime: a migration may take minutes, and health checks must be answered
 /// meanwhile. `None` if a shutdown began first.
-pub(super) async fn open(
-    location: &LedgerLocation,
-    shutdown: &Shutdown,
-) -> Result<Option<Arc<dyn Ledger>>, OpenError> {
+pub(super) async fn open(location: &LedgerLocation, shutdown: &Shutdown) -> Result<Option<Arc<dyn Ledger>>, OpenError> {
     let started = Instant::now();
     loop {
         match location.open().await {

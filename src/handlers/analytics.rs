@@ -14,7 +14,7 @@ use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_QUANTITY, OrderId, RuleError, Sale};
-use crate::ledger::{LedgerWriter, LedgerEntry, NewAnalytics, Recorded};
+use crate::ledger::{LedgerEntry, LedgerWriter, NewAnalytics, Recorded};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};

@@ -31,7 +31,7 @@ pub use notification::{Channel, LogChannel};
 
 use crate::chain::chain;
 use crate::config::{Handlers, Sources};
-use crate::ledger::{LedgerWriter, LedgerError};
+use crate::ledger::{LedgerError, LedgerWriter};
 use crate::message::ExchangeNames;
 use crate::recovery::{Failure, FailureKind};
 

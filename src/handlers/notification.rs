@@ -19,7 +19,7 @@ use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
 use crate::domain::OrderId;
-use crate::ledger::{LedgerWriter, LedgerEntry, NewNotification, Recorded};
+use crate::ledger::{LedgerEntry, LedgerWriter, NewNotification, Recorded};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::entry::{LedgerEntry, Recorded};
 use super::error::{LedgerError, OpenError};
-use super::report::{ReportQuery, Report, ReportError};
+use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
 use super::totals::Totals;
 use super::trace::Trace;

@@ -9,9 +9,7 @@ use std::process::{Child, Command, Stdio};
 use jiff::Timestamp;
 use orderd::domain::Sale;
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::ledger::{
-    LedgerEntry, LedgerMaintenance, LedgerWriter, NewAnalytics, NewAttempt, NewDeadLetter, Recorded,
-};
+use orderd::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, NewAnalytics, NewAttempt, NewDeadLetter, Recorded};
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 

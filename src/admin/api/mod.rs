@@ -61,7 +61,8 @@ async fn report(State(api): State<ApiState>, query: Result<Query<ReportQuery>, Q
     match read.await {
         Ok(Ok(report)) => json_response(StatusCode::OK, &report),
         Ok(Err(error)) => {
-            let status = if error.is_query_error() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+            let status =
+                if error.is_query_error() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
             json_response(status, &json!({"error": chain(&error)}))
         }
         Err(panicked) => json_response(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": panicked.to_string()})),

@@ -15,7 +15,7 @@ use super::Exit;
 use crate::chain::chain;
 use crate::config::Config;
 use crate::ledger::OpenError;
-use crate::ledger::report::{GroupBy, ReportQuery, ReportError, PointInTime};
+use crate::ledger::report::{GroupBy, PointInTime, ReportError, ReportQuery};
 
 /// Arguments of `orderd report`.
 #[derive(Debug, Args)]

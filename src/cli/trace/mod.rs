@@ -87,8 +87,12 @@ pub async fn run(
         let kind = config.consumers.get(consumer).map(|consumer| consumer.messages);
         match message {
             // Without an order, it may be the id of some other message that failed.
-            TracedMessage::Order => !accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics)),
-            TracedMessage::Notification | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => kind != Some(MessageKind::Order),
+            TracedMessage::Order => {
+                !accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics))
+            }
+            TracedMessage::Notification | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => {
+                kind != Some(MessageKind::Order)
+            }
         }
     });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };

@@ -18,7 +18,7 @@ use super::{HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
 use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
-use crate::ledger::{LedgerWriter, LedgerEntry, NewOrder, Recorded};
+use crate::ledger::{LedgerEntry, LedgerWriter, NewOrder, Recorded};
 use crate::message::{ExchangeNames, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};

@@ -10,9 +10,7 @@ use crate::ledger::conformance::{
     accept, analytics, at, attempt, dead_letter, finish, look_up, notification, order, sale,
 };
 use crate::ledger::report::{GroupBy, PointInTime, ReportQuery};
-use crate::ledger::{
-    Ledger, LedgerEntry, LedgerError, NewAttempt, NewNotification, NewOrder, Pruned, Recorded,
-};
+use crate::ledger::{Ledger, LedgerEntry, LedgerError, NewAttempt, NewNotification, NewOrder, Pruned, Recorded};
 
 const DAY: i64 = 86_400_000;
 

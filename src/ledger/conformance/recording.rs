@@ -5,8 +5,10 @@ use rust_decimal::Decimal;
 
 use super::rules;
 use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
-use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, finish, look_up, notification, order, sale};
-use crate::ledger::{Ledger, LedgerEntry, NewDeadLetter, NewAttempt, NewOrder, Recorded};
+use crate::ledger::conformance::{
+    accept, analytics, at, attempt, dead_letter, finish, look_up, notification, order, sale,
+};
+use crate::ledger::{Ledger, LedgerEntry, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 
 rules! {
     an_order_is_new_then_unfinished_and_once_finished_a_duplicate,

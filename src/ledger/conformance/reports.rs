@@ -8,9 +8,11 @@ use rust_decimal::Decimal;
 
 use super::{TestLedger, rules};
 use crate::domain::{OrderId, Sale};
-use crate::ledger::conformance::{accept, attempt};
-use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, PointInTime, Report, ReportQuery, ReportRow, Window};
 use crate::ledger::buckets::{DAY, MINUTE};
+use crate::ledger::conformance::{accept, attempt};
+use crate::ledger::report::{
+    CurrencyReport, DeadLettered, GroupBy, PointInTime, Report, ReportQuery, ReportRow, Window,
+};
 use crate::ledger::{Figures, Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder};
 
 rules! {

@@ -59,7 +59,10 @@ async fn another_order_with_the_same_id_is_shown_as_dead_lettered(ledger: &dyn L
     let trace = traced(ledger, [accept(order("o-1")), finish("o-1"), conflict]).await;
     let states = trace.message_states(at(100_000));
     let order = states.into_iter().filter(|(message, _)| *message == TracedMessage::Order).map(|(_, state)| state);
-    assert_eq!(order.collect::<Vec<_>>(), [MessageState::Done { since: at(3_000) }, MessageState::DeadLettered { since: at(7_000) }]);
+    assert_eq!(
+        order.collect::<Vec<_>>(),
+        [MessageState::Done { since: at(3_000) }, MessageState::DeadLettered { since: at(7_000) }]
+    );
 }
 
 async fn failures_of_an_order_named_like_an_event_are_not_the_events(ledger: &dyn Ledger) {
@@ -96,7 +99,11 @@ async fn steps_are_sorted_by_time(ledger: &dyn Ledger) {
     let done = |message, since| (message, MessageState::Done { since: at(since) });
     assert_eq!(
         trace.message_states(at(9_000)),
-        [done(TracedMessage::Order, 3_000), done(TracedMessage::Notification, 4_000), done(TracedMessage::Analytics, 5_000)]
+        [
+            done(TracedMessage::Order, 3_000),
+            done(TracedMessage::Notification, 4_000),
+            done(TracedMessage::Analytics, 5_000)
+        ]
     );
 }
 
@@ -112,24 +119,36 @@ async fn an_order_waits_until_its_delay_is_over_and_is_due_from_then_on(ledger: 
     let waiting =
         MessageState::Waiting { consumer: consumer(), delay: "10s".to_owned(), since: at(12_000), due_at: at(22_000) };
     assert_eq!(trace.message_states(at(21_999)), [(TracedMessage::Order, waiting)]);
-    assert_eq!(trace.message_states(at(22_000)), [(TracedMessage::Order, MessageState::Due { consumer: consumer(), since: at(22_000) })]);
+    assert_eq!(
+        trace.message_states(at(22_000)),
+        [(TracedMessage::Order, MessageState::Due { consumer: consumer(), since: at(22_000) })]
+    );
 }
 
 async fn a_dead_lettered_order_is_in_the_dead_letter_queue_until_it_is_processed(ledger: &dyn Ledger) {
     let dead_lettered = || dead_letter(attempt("o-1", "order", 3));
     let trace = traced(ledger, [failed(0, 1_000), dead_lettered()]).await;
     assert_eq!(steps(&trace), ["1000 order failed", "6000 order failed", "7000 order dead_lettered"]);
-    assert_eq!(trace.message_states(at(99_000)), [(TracedMessage::Order, MessageState::DeadLettered { since: at(7_000) })]);
+    assert_eq!(
+        trace.message_states(at(99_000)),
+        [(TracedMessage::Order, MessageState::DeadLettered { since: at(7_000) })]
+    );
     let replayed = traced(ledger, [dead_lettered(), accept(order("o-1")), finish("o-1")]).await;
     assert_eq!(replayed.message_states(at(99_000))[0], (TracedMessage::Order, MessageState::Done { since: at(3_000) }));
 }
 
 async fn events_that_are_not_recorded_yet_are_under_way(ledger: &dyn Ledger) {
     let trace = traced(ledger, [accept(order("o-1")), finish("o-1"), counted("o-1/analytics/processed")]).await;
-    assert_eq!(trace.message_states(at(9_000))[1], (TracedMessage::Notification, MessageState::UnderWay { since: at(3_000) }));
+    assert_eq!(
+        trace.message_states(at(9_000))[1],
+        (TracedMessage::Notification, MessageState::UnderWay { since: at(3_000) })
+    );
     record(ledger, [accept(order("o-2"))]).await;
     let unfinished = ledger.trace("o-2").await.unwrap();
-    assert_eq!(unfinished.message_states(at(9_000)), [(TracedMessage::Order, MessageState::UnderWay { since: at(2_000) })]);
+    assert_eq!(
+        unfinished.message_states(at(9_000)),
+        [(TracedMessage::Order, MessageState::UnderWay { since: at(2_000) })]
+    );
 }
 
 async fn a_notification_that_fails_is_traced_with_its_order(ledger: &dyn Ledger) {

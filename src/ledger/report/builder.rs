@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{CurrencyReport, GroupBy, DeadLettered, MAX_ROWS, Report, ReportError, ReportRow, Window};
+use super::{CurrencyReport, DeadLettered, GroupBy, MAX_ROWS, Report, ReportError, ReportRow, Window};
 use crate::ledger::buckets::{DAY, HOUR, bucket_start};
 use crate::ledger::figures::Figures;
 

@@ -14,7 +14,7 @@ use super::error::OpenError;
 use super::figures::Figures;
 
 pub(super) use builder::ReportBuilder;
-pub use query::{GroupBy, ReportQuery, PointInTime, InvalidTime};
+pub use query::{GroupBy, InvalidTime, PointInTime, ReportQuery};
 pub use window::Window;
 
 /// Most rows of a report.

@@ -26,7 +26,11 @@ pub struct ReportQuery {
 
 impl Default for ReportQuery {
     fn default() -> Self {
-        ReportQuery { since: PointInTime::Ago(Duration::from_secs(7 * 86_400)), until: PointInTime::Ago(Duration::ZERO), by: GroupBy::Day }
+        ReportQuery {
+            since: PointInTime::Ago(Duration::from_secs(7 * 86_400)),
+            until: PointInTime::Ago(Duration::ZERO),
+            by: GroupBy::Day,
+        }
     }
 }
 

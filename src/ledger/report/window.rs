@@ -5,7 +5,7 @@ use std::ops::Range;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{ReportQuery, ReportError};
+use super::{ReportError, ReportQuery};
 use crate::ledger::buckets::{DAY, HOUR, MINUTE};
 
 /// Periods begin and end at full minutes within this many milliseconds before now, and at full hours before that: the
@@ -111,7 +111,11 @@ mod tests {
 
     #[test]
     fn a_window_never_runs_backwards() {
-        let query = ReportQuery { since: PointInTime::Ago(std::time::Duration::ZERO), until: "1h".parse().unwrap(), by: GroupBy::Day };
+        let query = ReportQuery {
+            since: PointInTime::Ago(std::time::Duration::ZERO),
+            until: "1h".parse().unwrap(),
+            by: GroupBy::Day,
+        };
         let refused = Window::new(&query, NOW.parse().unwrap());
         assert!(matches!(refused, Err(ReportError::Backwards { .. })), "{refused:?}");
     }

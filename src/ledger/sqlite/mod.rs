@@ -173,8 +173,6 @@ impl LedgerWriter for SqliteLedger {
 }
 
 /// The writer answers every entry it takes from the queue, unless a defect makes it panic.
-fn received(
-    answer: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>,
-) -> Result<Recorded, LedgerError> {
+fn received(answer: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>) -> Result<Recorded, LedgerError> {
     answer.unwrap_or_else(|dropped| Err(LedgerError::store("finish a commit", dropped)))
 }

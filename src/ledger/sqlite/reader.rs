@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::{SqliteLedger, report, totals, trace};
 use crate::ledger::error::OpenError;
-use crate::ledger::report::{ReportQuery, Report, ReportError};
+use crate::ledger::report::{Report, ReportError, ReportQuery};
 use crate::ledger::totals::Totals;
 use crate::ledger::trace::Trace;
 use crate::ledger::traits::LedgerReader;
@@ -72,6 +72,7 @@ impl SqliteLedger {
 }
 
 fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> BoxFuture<'static, T> {
-    let reading = async { spawn_blocking(read).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) };
+    let reading =
+        async { spawn_blocking(read).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) };
     reading.boxed()
 }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums;
-use crate::ledger::report::{GroupBy, DeadLettered, ReportQuery, Report, ReportBuilder, ReportError, Window};
+use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 
 /// Blocks for some milliseconds of disk I/O, longer if there are many rows.
 pub(super) fn read(directory: &Path, query: ReportQuery, now: Timestamp) -> Result<Report, ReportError> {

@@ -179,7 +179,12 @@ impl<'c> Statements<'c> {
             }
             LedgerEntry::Notification(notification) => {
                 let at = notification.at.as_millisecond();
-                let rows = self.enter_notification.execute((&notification.id, &notification.channel, &notification.order_id, at))?;
+                let rows = self.enter_notification.execute((
+                    &notification.id,
+                    &notification.channel,
+                    &notification.order_id,
+                    at,
+                ))?;
                 Ok(recorded(rows))
             }
             LedgerEntry::Analytics(event) => self.enter_analytics(event),

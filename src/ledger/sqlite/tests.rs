@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
 
-use super::schema::{self, Migration, MigrateError};
+use super::schema::{self, MigrateError, Migration};
 use super::*;
 use crate::ledger::Recorded::{Duplicate, New};
 use crate::ledger::conformance::{accept, analytics, at, attempt, finish, look_up, notification, order, sale};
@@ -296,9 +296,8 @@ async fn a_file_is_migrated_with_its_rows_and_then_refused_by_an_older_program()
     ledger.close().await;
     let mut connection = other(&directory);
     let migration = |tables| Migration { tables, fill: None };
-    let migrations = |last| {
-        [migration(""), migration(""), migration("ALTER TABLE orders ADD COLUMN note TEXT"), migration(last)]
-    };
+    let migrations =
+        |last| [migration(""), migration(""), migration("ALTER TABLE orders ADD COLUMN note TEXT"), migration(last)];
     let broken = migrations("ALTER TABLE orders ADD COLUMN colour TEXT; ALTER TABLE nowhere ADD COLUMN x TEXT");
     assert!(matches!(schema::migrate(&mut connection, &broken), Err(MigrateError::Sqlite(_))));
     assert_eq!(schema::version(&connection).unwrap(), 3, "a failed migration leaves the version before it");

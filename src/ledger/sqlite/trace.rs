@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::open::{self, READ_BUSY_TIMEOUT};
 use super::order_sums::exact_amount;
 use crate::ledger::error::OpenError;
-use crate::ledger::trace::{TraceEvent, TraceStep, TracedMessage, Trace, TracedOrder, due};
+use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedMessage, TracedOrder, due};
 
 /// Blocks for some milliseconds of disk I/O.
 pub(super) fn read(directory: &Path, id: &str) -> Result<Trace, OpenError> {
@@ -108,7 +108,12 @@ fn read_dead_letters(
     Ok(())
 }
 
-fn read_event(snapshot: &Connection, message: TracedMessage, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<()> {
+fn read_event(
+    snapshot: &Connection,
+    message: TracedMessage,
+    id: &str,
+    steps: &mut Vec<TraceStep>,
+) -> rusqlite::Result<()> {
     let kind = match message {
         TracedMessage::Order => return Ok(()),
         TracedMessage::Notification => "notification",

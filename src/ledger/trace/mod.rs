@@ -178,9 +178,9 @@ impl Trace {
         // Failures are recorded to the second only. Whatever happened to an order's events happened after the order was
         // accepted.
         let accepted = steps.iter().find(|step| matches!(step.event, TraceEvent::Accepted { .. })).map(|step| step.at);
-        steps.sort_by_key(
-            |step| if step.message == TracedMessage::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) },
-        );
+        steps.sort_by_key(|step| {
+            if step.message == TracedMessage::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) }
+        });
         Trace { id: id.to_owned(), order, steps }
     }
 
@@ -197,7 +197,9 @@ impl Trace {
             TraceEvent::Failed { consumer, .. } | TraceEvent::DeadLettered { consumer, .. } => {
                 belongs(step.message, consumer)
             }
-            TraceEvent::Accepted { .. } | TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => true,
+            TraceEvent::Accepted { .. } | TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {
+                true
+            }
         });
     }
 
@@ -224,7 +226,9 @@ impl Trace {
             places.push((TracedMessage::Order, MessageState::DeadLettered { since: step.at }));
         }
         for subject in [TracedMessage::Notification, TracedMessage::Analytics, TracedMessage::AnalyticsFailed] {
-            let published = done.filter(|_| subject != TracedMessage::AnalyticsFailed).map(|since| MessageState::UnderWay { since });
+            let published = done
+                .filter(|_| subject != TracedMessage::AnalyticsFailed)
+                .map(|since| MessageState::UnderWay { since });
             places.extend(self.place(subject, now).or(published).map(|place| (subject, place)));
         }
         places
@@ -234,8 +238,9 @@ impl Trace {
     /// again is recognised.
     fn place(&self, subject: TracedMessage, now: Timestamp) -> Option<MessageState> {
         let steps = || self.steps.iter().filter(|step| step.message == subject);
-        let done =
-            |step: &&TraceStep| matches!(step.event, TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted);
+        let done = |step: &&TraceStep| {
+            matches!(step.event, TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted)
+        };
         if let Some(step) = steps().find(done) {
             return Some(MessageState::Done { since: step.at });
         }
@@ -250,7 +255,9 @@ impl Trace {
             }
             TraceEvent::DeadLettered { .. } => MessageState::DeadLettered { since: last.at },
             TraceEvent::Accepted { .. } => MessageState::UnderWay { since: last.at },
-            TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => MessageState::Done { since: last.at },
+            TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {
+                MessageState::Done { since: last.at }
+            }
         })
     }
 }

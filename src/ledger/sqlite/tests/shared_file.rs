@@ -8,8 +8,8 @@ use futures_util::future::join_all;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{is_store_error, other, record_together};
 use super::super::*;
+use super::{is_store_error, other, record_together};
 use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
 use crate::ledger::conformance::{accept, analytics, at, attempt, finish, order, sale};
 use crate::ledger::{LedgerEntry, NewOrder};
