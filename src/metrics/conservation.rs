@@ -1,33 +1,33 @@
-//! Conservation: every delivery taken from the broker is settled or in hand, none is lost and none counted twice.
+//! Conservation: every delivery received from the broker is settled or in flight; none is lost or counted twice.
 //!
-//! Pure: it judges one consistent reading of a consumer's counters.
+//! Pure: it checks one consistent reading of a consumer's counters.
 
 use super::counters::{DeliveryCounts, PoolState};
 
-/// What does not add up.
+/// How the counts of a consumer do not add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Imbalance {
-    /// Fewer deliveries are settled or in flight than were taken.
+    /// Fewer deliveries are settled or in flight than were received.
     #[error("{missing} deliveries are neither settled nor in flight")]
     Missing {
         /// How many.
         missing: u64,
     },
-    /// More deliveries are settled or in flight than were taken.
+    /// More deliveries are settled or in flight than were received.
     #[error("{surplus} deliveries are settled twice, or settled and in flight")]
     Surplus {
         /// How many.
         surplus: u64,
     },
-    /// More are in flight than the broker hands out: some were given up without being settled.
-    #[error("{in_flight} deliveries are in flight where the prefetch allows {most}")]
+    /// More deliveries are in flight than the prefetch allows: some were dropped without being settled.
+    #[error("{in_flight} deliveries are in flight where the prefetch allows {capacity}")]
     TooManyInFlight {
-        /// How many are.
+        /// How many are in flight.
         in_flight: u64,
         /// Workers × prefetch, of all subscriptions together.
-        most: u64,
+        capacity: u64,
     },
-    /// Deliveries are in flight though no subscription is: whoever held them has not let go.
+    /// Deliveries are in flight without any subscription: they should have been settled with its end.
     #[error("{in_flight} deliveries are in flight without a subscription")]
     Stranded {
         /// How many.
@@ -35,23 +35,23 @@ pub enum Imbalance {
     },
 }
 
-/// Judges one consumer. While a pool replaces another one, both have deliveries in flight.
+/// Checks one consumer. While one pool replaces another, both have deliveries in flight.
 ///
 /// # Errors
-/// What does not add up.
+/// The first rule that does not hold.
 pub fn check(counts: &DeliveryCounts, pool: &PoolState) -> Result<(), Imbalance> {
-    let accounted = counts.accounted();
-    if accounted < counts.deliveries {
-        return Err(Imbalance::Missing { missing: counts.deliveries - accounted });
+    let accounted_for = counts.accounted_for();
+    if accounted_for < counts.deliveries {
+        return Err(Imbalance::Missing { missing: counts.deliveries - accounted_for });
     }
-    if accounted > counts.deliveries {
-        return Err(Imbalance::Surplus { surplus: accounted - counts.deliveries });
+    if accounted_for > counts.deliveries {
+        return Err(Imbalance::Surplus { surplus: accounted_for - counts.deliveries });
     }
-    if counts.in_flight > 0 && !pool.is_serving() {
+    if counts.in_flight > 0 && !pool.has_subscription() {
         return Err(Imbalance::Stranded { in_flight: counts.in_flight });
     }
     if counts.in_flight > pool.capacity {
-        return Err(Imbalance::TooManyInFlight { in_flight: counts.in_flight, most: pool.capacity });
+        return Err(Imbalance::TooManyInFlight { in_flight: counts.in_flight, capacity: pool.capacity });
     }
     Ok(())
 }
@@ -60,7 +60,7 @@ pub fn check(counts: &DeliveryCounts, pool: &PoolState) -> Result<(), Imbalance>
 mod tests {
     use super::*;
 
-    /// Ten deliveries, one of each ending but two completed and two in flight.
+    /// Ten deliveries: one of each outcome, but two completed and two in flight.
     fn balanced() -> DeliveryCounts {
         DeliveryCounts {
             deliveries: 10,
@@ -120,8 +120,8 @@ mod tests {
     }
 
     #[test]
-    fn deliveries_that_nobody_lets_go_of_are_found() {
-        assert_eq!(check(&balanced(), &serving(1)), Err(Imbalance::TooManyInFlight { in_flight: 2, most: 1 }));
+    fn deliveries_that_are_never_settled_are_detected() {
+        assert_eq!(check(&balanced(), &serving(1)), Err(Imbalance::TooManyInFlight { in_flight: 2, capacity: 1 }));
         assert_eq!(check(&balanced(), &PoolState::default()), Err(Imbalance::Stranded { in_flight: 2 }));
     }
 }

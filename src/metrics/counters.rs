@@ -1,8 +1,8 @@
-//! What a consumer has done since the daemon started, counted.
+//! Counts what a consumer has done since the daemon started.
 //!
-//! A delivery is entered when it is taken from the broker and moved to its ending when it is let go of, each in
-//! one step under one lock. So every reading is consistent: there is no instant at which a delivery is in two
-//! places or in none, unless it was lost or settled twice. It never decides anything.
+//! A delivery is counted as in flight when it is received, and moved to its outcome when it is settled, each in one step
+//! under one lock. So every reading is consistent: at no instant is a delivery counted twice or not at all, unless it was
+//! lost or settled twice. It never decides anything.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +16,8 @@ use super::outcome::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{DeadLetterReason, Delay, Failure, FailureKind};
 use crate::watchdog::Heartbeats;
 
-/// Bounds of handling times.
-const HANDLING: [Duration; 20] = [
+/// Bucket bounds of handling times.
+const HANDLING_BOUNDS: [Duration; 20] = [
     Duration::from_micros(250),
     Duration::from_micros(500),
     Duration::from_millis(1),
@@ -39,8 +39,8 @@ const HANDLING: [Duration; 20] = [
     Duration::from_secs(300),
     Duration::from_secs(900),
 ];
-/// Bounds of the time from publishing to done. AMQP timestamps are whole seconds, so none is below one.
-const PUBLISH_TO_ACK: [Duration; 14] = [
+/// Bucket bounds of the time from publishing to the ack. AMQP timestamps are whole seconds, so none is below one.
+const PUBLISH_TO_ACK_BOUNDS: [Duration; 14] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(3),
@@ -56,44 +56,44 @@ const PUBLISH_TO_ACK: [Duration; 14] = [
     Duration::from_secs(21_600),
     Duration::from_secs(86_400),
 ];
-/// A timestamp that lies further in the future is no time of publishing: some producers write milliseconds.
-const CLOCKS_APART: Duration = Duration::from_secs(60);
-/// Failure codes told apart; a metric's labels must have few values.
-const MOST_CODES: usize = 64;
-/// The code that stands for all further ones.
+/// A timestamp further in the future is not a time of publishing in seconds: some producers write milliseconds.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// Failure codes counted separately, since a metric's labels must have few values.
+const MAX_CODES: usize = 64;
+/// The code under which all further ones are counted.
 const OTHER_CODE: &str = "other";
-/// The consumer of a failure from a queue that nobody knows.
-const UNKNOWN: &str = "unknown";
+/// The consumer of a failure from an unknown queue.
+const UNKNOWN_CONSUMER: &str = "unknown";
 
-/// When deliveries were taken: one reading of both clocks for all that were taken together.
+/// When deliveries were received: one reading of both clocks for all that arrived together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReceivedAt {
-    at: Instant,
+    monotonic: Instant,
     wall: SystemTime,
 }
 
 impl ReceivedAt {
     pub(crate) fn now() -> Self {
-        ReceivedAt { at: Instant::now(), wall: SystemTime::now() }
+        ReceivedAt { monotonic: Instant::now(), wall: SystemTime::now() }
     }
 }
 
-/// Names a delivery in hand to the counters.
+/// Identifies a delivery in flight.
 #[derive(Debug)]
 pub(crate) struct InFlightKey(usize);
 
 /// Counts of one consumer.
 #[derive(Debug, Default)]
 pub struct Counters {
-    books: Mutex<CounterState>,
+    state: Mutex<CounterState>,
     heartbeats: Heartbeats,
 }
 
 #[derive(Debug)]
 struct CounterState {
     counts: DeliveryCounts,
-    /// When each delivery in hand was taken: as many as there are live `DeliveryGuard`.
-    in_hand: Slab<Instant>,
+    /// When each delivery in flight was received: one entry for each live `DeliveryGuard`.
+    in_flight: Slab<Instant>,
     handling: Histogram,
     publish_to_ack: Histogram,
     failures: BTreeMap<(FailureKind, String), u64>,
@@ -106,9 +106,9 @@ impl Default for CounterState {
     fn default() -> Self {
         CounterState {
             counts: DeliveryCounts::default(),
-            in_hand: Slab::new(),
-            handling: Histogram::new(&HANDLING),
-            publish_to_ack: Histogram::new(&PUBLISH_TO_ACK),
+            in_flight: Slab::new(),
+            handling: Histogram::new(&HANDLING_BOUNDS),
+            publish_to_ack: Histogram::new(&PUBLISH_TO_ACK_BOUNDS),
             failures: BTreeMap::new(),
             retries: BTreeMap::new(),
             dead_letters: BTreeMap::new(),
@@ -117,10 +117,10 @@ impl Default for CounterState {
     }
 }
 
-/// The counts at one moment.
+/// Counts of one consumer at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeliveryCounts {
-    /// Deliveries taken from the broker.
+    /// Deliveries received from the broker.
     pub deliveries: u64,
     /// Acked because their effects were recorded.
     pub completed: u64,
@@ -128,71 +128,71 @@ pub struct DeliveryCounts {
     pub duplicates: u64,
     /// Attempts that failed, immediate retries included.
     pub failed_attempts: u64,
-    /// Acked because the failure was handed to the failed-order queue.
+    /// Acked because the failure was published to the failed-order queue.
     pub forwarded: u64,
     /// Failures sent to a retry queue (failed-order consumer only).
     pub retried: u64,
     /// Failures dead-lettered (failed-order consumer only).
     pub dead_lettered: u64,
-    /// Given back to the broker; also what was in hand when a subscription was lost.
+    /// Requeued, or in flight when a subscription was lost.
     pub released: u64,
-    /// Left to the broker to dead-letter, because no copy could be published.
+    /// Rejected, so that the broker dead-letters it, because no copy could be published.
     pub rejected: u64,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
-    /// In hand now: the number of live `DeliveryGuard`, counted apart from the endings.
+    /// In flight now: the number of live `DeliveryGuard`s, counted independently of the outcomes.
     pub in_flight: u64,
 }
 
 impl DeliveryCounts {
-    /// Deliveries whose whereabouts are known: as many as were taken, unless some were lost or doubled.
-    pub fn accounted(&self) -> u64 {
-        self.settled() + self.released + self.rejected + self.in_flight
+    /// Deliveries settled or in flight: as many as were received, unless some were lost or settled twice.
+    pub fn accounted_for(&self) -> u64 {
+        self.acked() + self.released + self.rejected + self.in_flight
     }
 
-    /// Deliveries acked, each with what replaces it recorded or confirmed.
-    pub fn settled(&self) -> u64 {
+    /// Deliveries acked; before each ack, its effects were recorded or its replacement was confirmed.
+    pub fn acked(&self) -> u64 {
         self.completed + self.duplicates + self.forwarded + self.retried + self.dead_lettered
     }
 }
 
-/// How a consumer's pool is doing, and those it had before that still finish their work.
+/// State of a consumer's pool, including its former pools that are still draining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolState {
-    /// Subscriptions that take deliveries in: one, or none while there is no connection.
+    /// Subscriptions that receive new deliveries: one, or none without a connection.
     pub active_subscriptions: u64,
-    /// Subscriptions of retired pools, which only finish what they were handed.
+    /// Subscriptions that only finish what they received.
     pub draining_subscriptions: u64,
-    /// Deliveries that all of these may be handed at a time.
+    /// Deliveries that all of these may have in flight: workers × prefetch, summed.
     pub capacity: u64,
-    /// Subscriptions made; each has a connection of its own.
+    /// Subscriptions opened since the start; each has a connection of its own.
     pub subscriptions: u64,
-    /// Workers that run now; one in safe mode.
+    /// Running workers; one in safe mode.
     pub workers_running: u64,
-    /// Whether deliveries are worked on one at a time, since something kills whoever holds them.
+    /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
     pub safe_mode: bool,
 }
 
 impl PoolState {
-    /// Whether there is a subscription whose deliveries are worked on.
-    pub fn is_serving(&self) -> bool {
+    /// There is a subscription, active or draining.
+    pub fn has_subscription(&self) -> bool {
         self.active_subscriptions + self.draining_subscriptions > 0
     }
 }
 
 /// Everything a consumer has counted, at one instant.
 #[derive(Debug, Clone)]
-pub struct Reading {
+pub struct CounterReading {
     /// The counts.
     pub counts: DeliveryCounts,
     /// The pool.
     pub pool: PoolState,
-    /// How long the oldest delivery in hand has been there.
-    pub oldest: Option<Duration>,
-    /// From taken to acked, of what was acked.
+    /// Age of the oldest delivery in flight.
+    pub oldest_in_flight: Option<Duration>,
+    /// Time from receipt to ack, of deliveries that were acked.
     pub handling: Histogram,
-    /// From the message's AMQP timestamp, which is in whole seconds, to acked with its effects recorded: up to a
-    /// second more than it took. Messages without a timestamp are not counted.
+    /// Time from the message's AMQP timestamp to the ack of a completed delivery: up to 1 s too long, since timestamps
+    /// are in whole seconds. Messages without a timestamp are not counted.
     pub publish_to_ack: Histogram,
     /// Failed attempts by kind and code.
     pub failures: BTreeMap<(FailureKind, String), u64>,
@@ -203,175 +203,180 @@ pub struct Reading {
 }
 
 impl Counters {
-    fn books(&self) -> MutexGuard<'_, CounterState> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CounterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a delivery.
-    pub(crate) fn taken(&self, taken: ReceivedAt) -> InFlightKey {
-        let mut books = self.books();
-        books.counts.deliveries += 1;
-        InFlightKey(books.in_hand.insert(taken.at))
+    /// Counts a received delivery as in flight.
+    pub(crate) fn received(&self, received_at: ReceivedAt) -> InFlightKey {
+        let mut state = self.lock();
+        state.counts.deliveries += 1;
+        InFlightKey(state.in_flight.insert(received_at.monotonic))
     }
 
-    /// Moves a delivery from in hand to its ending. `published` is the message's timestamp, in seconds since the
-    /// Unix epoch.
+    /// Moves a delivery from in flight to its outcome. `published` is the message's timestamp, in seconds since the Unix
+    /// epoch.
     pub(crate) fn finish(
         &self,
-        flight: &InFlightKey,
-        ending: &DeliveryOutcome,
-        taken: ReceivedAt,
+        key: &InFlightKey,
+        outcome: &DeliveryOutcome,
+        received_at: ReceivedAt,
         published: Option<u64>,
     ) {
-        let handled = match ending {
-            DeliveryOutcome::Handled(_) | DeliveryOutcome::Forwarded => Some(taken.at.elapsed()),
+        let handled = match outcome {
+            DeliveryOutcome::Handled(_) | DeliveryOutcome::Forwarded => Some(received_at.monotonic.elapsed()),
             DeliveryOutcome::Released | DeliveryOutcome::Rejected => None,
         };
-        let mut books = self.books();
-        books.in_hand.try_remove(flight.0);
+        let mut state = self.lock();
+        state.in_flight.try_remove(key.0);
         if let Some(handled) = handled {
-            books.handling.add(handled);
+            state.handling.add(handled);
         }
-        match ending {
+        match outcome {
             DeliveryOutcome::Handled(HandlerOutcome::Completed) => {
-                books.counts.completed += 1;
-                let done = handled.and_then(|handled| publish_to_ack(published?, taken.wall + handled));
+                state.counts.completed += 1;
+                let done = handled.and_then(|handled| publish_to_ack(published?, received_at.wall + handled));
                 if let Some(after) = done {
-                    books.publish_to_ack.add(after);
+                    state.publish_to_ack.add(after);
                 }
             }
-            DeliveryOutcome::Handled(HandlerOutcome::Duplicate) => books.counts.duplicates += 1,
+            DeliveryOutcome::Handled(HandlerOutcome::Duplicate) => state.counts.duplicates += 1,
             DeliveryOutcome::Handled(HandlerOutcome::Retried { consumer, delay }) => {
-                books.counts.retried += 1;
-                *books.retries.entry((whose(consumer), *delay)).or_default() += 1;
+                state.counts.retried += 1;
+                *state.retries.entry((consumer_label(consumer), *delay)).or_default() += 1;
             }
             DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason }) => {
-                books.counts.dead_lettered += 1;
-                *books.dead_letters.entry((whose(consumer), *reason)).or_default() += 1;
+                state.counts.dead_lettered += 1;
+                *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
             }
-            DeliveryOutcome::Forwarded => books.counts.forwarded += 1,
-            DeliveryOutcome::Released => books.counts.released += 1,
-            DeliveryOutcome::Rejected => books.counts.rejected += 1,
+            DeliveryOutcome::Forwarded => state.counts.forwarded += 1,
+            DeliveryOutcome::Released => state.counts.released += 1,
+            DeliveryOutcome::Rejected => state.counts.rejected += 1,
         }
     }
 
     /// Counts a failed attempt.
-    pub(crate) fn failed(&self, failure: &Failure) {
-        let mut books = self.books();
-        books.counts.failed_attempts += 1;
-        let known = books.failures.len() < MOST_CODES
-            || books.failures.keys().any(|(kind, code)| *kind == failure.kind && *code == failure.code);
+    pub(crate) fn attempt_failed(&self, failure: &Failure) {
+        let mut state = self.lock();
+        state.counts.failed_attempts += 1;
+        let known = state.failures.len() < MAX_CODES
+            || state.failures.keys().any(|(kind, code)| *kind == failure.kind && *code == failure.code);
         let code = if known { failure.code.clone() } else { OTHER_CODE.to_owned() };
-        *books.failures.entry((failure.kind, code)).or_default() += 1;
+        *state.failures.entry((failure.kind, code)).or_default() += 1;
     }
 
     /// Counts a restart of the pool or of a worker.
     pub fn restarted(&self) {
-        self.books().counts.restarts += 1;
+        self.lock().counts.restarts += 1;
     }
 
-    /// Notes a subscription of so many slots that is worked on from now until the guard is dropped.
-    pub(crate) fn serving(self: &Arc<Self>, slots: u64) -> Serving {
-        let mut books = self.books();
-        books.pool.active_subscriptions += 1;
-        books.pool.capacity += slots;
-        books.pool.subscriptions += 1;
-        Serving { counters: Arc::clone(self), slots, is_draining: false }
+    /// Counts a subscription with this capacity until the guard is dropped.
+    pub(crate) fn subscription_opened(self: &Arc<Self>, capacity: u64) -> SubscriptionGuard {
+        let mut state = self.lock();
+        state.pool.active_subscriptions += 1;
+        state.pool.capacity += capacity;
+        state.pool.subscriptions += 1;
+        SubscriptionGuard { counters: Arc::clone(self), capacity, is_draining: false }
     }
 
-    /// Notes a worker that runs from now until the guard is dropped.
-    pub(crate) fn working(self: &Arc<Self>) -> Working {
-        self.books().pool.workers_running += 1;
-        Working { counters: Arc::clone(self) }
+    /// Counts a running worker until the guard is dropped.
+    pub(crate) fn worker_started(self: &Arc<Self>) -> WorkerGuard {
+        self.lock().pool.workers_running += 1;
+        WorkerGuard { counters: Arc::clone(self) }
     }
 
-    /// The heartbeats of the workers that run now. They are apart from the counts: a worker that is stuck may hold those.
+    /// The heartbeats of the running workers. They have a lock of their own: a stuck worker may hold that of the counts.
     pub fn heartbeats(&self) -> &Heartbeats {
         &self.heartbeats
     }
 
-    /// Notes whether safe mode is on.
-    pub(crate) fn safe_mode(&self, on: bool) {
-        self.books().pool.safe_mode = on;
+    /// Sets whether safe mode is on.
+    pub(crate) fn set_safe_mode(&self, on: bool) {
+        self.lock().pool.safe_mode = on;
     }
 
-    /// The counts, all of one instant.
+    /// The counts at one instant.
     pub fn counts(&self) -> DeliveryCounts {
-        let books = self.books();
-        DeliveryCounts { in_flight: books.in_hand.len() as u64, ..books.counts }
+        let state = self.lock();
+        DeliveryCounts { in_flight: state.in_flight.len() as u64, ..state.counts }
     }
 
-    /// How its pools are doing.
+    /// The state of its pools.
     pub fn pool(&self) -> PoolState {
-        self.books().pool
+        self.lock().pool
     }
 
-    /// Everything, all of one instant. Looks at each delivery in hand.
-    pub fn read(&self) -> Reading {
-        let books = self.books();
-        Reading {
-            counts: DeliveryCounts { in_flight: books.in_hand.len() as u64, ..books.counts },
-            pool: books.pool,
-            oldest: books.in_hand.iter().map(|(_, taken)| *taken).min().map(|taken| taken.elapsed()),
-            handling: books.handling.clone(),
-            publish_to_ack: books.publish_to_ack.clone(),
-            failures: books.failures.clone(),
-            retries: books.retries.clone(),
-            dead_letters: books.dead_letters.clone(),
+    /// Everything, at one instant. Takes time proportional to the deliveries in flight.
+    pub fn read(&self) -> CounterReading {
+        let state = self.lock();
+        CounterReading {
+            counts: DeliveryCounts { in_flight: state.in_flight.len() as u64, ..state.counts },
+            pool: state.pool,
+            oldest_in_flight: state
+                .in_flight
+                .iter()
+                .map(|(_, received)| *received)
+                .min()
+                .map(|received| received.elapsed()),
+            handling: state.handling.clone(),
+            publish_to_ack: state.publish_to_ack.clone(),
+            failures: state.failures.clone(),
+            retries: state.retries.clone(),
+            dead_letters: state.dead_letters.clone(),
         }
     }
 }
 
-fn whose(consumer: &Option<Arc<str>>) -> Arc<str> {
-    consumer.clone().unwrap_or_else(|| UNKNOWN.into())
+fn consumer_label(consumer: &Option<Arc<str>>) -> Arc<str> {
+    consumer.clone().unwrap_or_else(|| UNKNOWN_CONSUMER.into())
 }
 
-/// From publishing to done; `None` if the timestamp is no time of publishing.
+/// Time from publishing to the ack; `None` if the timestamp cannot be a time of publishing.
 fn publish_to_ack(published: u64, done: SystemTime) -> Option<Duration> {
     let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(published))?;
     match done.duration_since(published) {
         Ok(after) => Some(after),
-        Err(early) if early.duration() <= CLOCKS_APART => Some(Duration::ZERO),
+        Err(early) if early.duration() <= MAX_CLOCK_SKEW => Some(Duration::ZERO),
         Err(_) => None,
     }
 }
 
-/// A subscription that is worked on until this is dropped.
+/// Counts one subscription until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Serving {
+pub(crate) struct SubscriptionGuard {
     counters: Arc<Counters>,
-    slots: u64,
+    capacity: u64,
     is_draining: bool,
 }
 
-impl Serving {
-    /// It takes nothing in any more.
-    pub fn drains(&mut self) {
+impl SubscriptionGuard {
+    /// From now on it receives nothing new.
+    pub fn start_draining(&mut self) {
         if !std::mem::replace(&mut self.is_draining, true) {
-            let pool = &mut self.counters.books().pool;
+            let pool = &mut self.counters.lock().pool;
             (pool.active_subscriptions, pool.draining_subscriptions) =
                 (pool.active_subscriptions - 1, pool.draining_subscriptions + 1);
         }
     }
 }
 
-impl Drop for Serving {
+impl Drop for SubscriptionGuard {
     fn drop(&mut self) {
-        let pool = &mut self.counters.books().pool;
+        let pool = &mut self.counters.lock().pool;
         *(if self.is_draining { &mut pool.draining_subscriptions } else { &mut pool.active_subscriptions }) -= 1;
-        pool.capacity -= self.slots;
+        pool.capacity -= self.capacity;
     }
 }
 
-/// A worker that runs until this is dropped.
+/// Counts one running worker until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Working {
+pub(crate) struct WorkerGuard {
     counters: Arc<Counters>,
 }
 
-impl Drop for Working {
+impl Drop for WorkerGuard {
     fn drop(&mut self) {
-        self.counters.books().pool.workers_running -= 1;
+        self.counters.lock().pool.workers_running -= 1;
     }
 }
 
@@ -384,9 +389,9 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_far_in_the_future_is_no_time_of_publishing() {
+    fn a_timestamp_far_in_the_future_is_not_counted() {
         assert_eq!(publish_to_ack(1000, at(1007)), Some(Duration::from_secs(7)));
-        assert_eq!(publish_to_ack(1030, at(1000)), Some(Duration::ZERO), "clocks that are a little apart");
+        assert_eq!(publish_to_ack(1030, at(1000)), Some(Duration::ZERO), "a small clock skew");
         assert_eq!(publish_to_ack(1_700_000_000_000, at(1_700_000_000)), None, "milliseconds");
         assert_eq!(publish_to_ack(u64::MAX, at(0)), None);
     }
@@ -394,42 +399,42 @@ mod tests {
     #[test]
     fn codes_past_the_limit_are_counted_as_other() {
         let counters = Counters::default();
-        for n in 0..MOST_CODES + 5 {
-            counters.failed(&Failure::new(FailureKind::Transient, format!("code-{n}"), ""));
+        for n in 0..MAX_CODES + 5 {
+            counters.attempt_failed(&Failure::new(FailureKind::Transient, format!("code-{n}"), ""));
         }
-        counters.failed(&Failure::new(FailureKind::Transient, "code-0", ""));
+        counters.attempt_failed(&Failure::new(FailureKind::Transient, "code-0", ""));
         let failures = counters.read().failures;
-        assert_eq!(failures.len(), MOST_CODES + 1);
+        assert_eq!(failures.len(), MAX_CODES + 1);
         assert_eq!(failures[&(FailureKind::Transient, "code-0".to_owned())], 2);
         assert_eq!(failures[&(FailureKind::Transient, OTHER_CODE.to_owned())], 5);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_delivery_in_hand_is_the_one_taken_first() {
+    async fn the_oldest_delivery_in_flight_is_the_one_taken_first() {
         let counters = Counters::default();
-        let (first, taken) = (counters.taken(ReceivedAt::now()), ReceivedAt::now());
+        let (first, received_at) = (counters.received(ReceivedAt::now()), ReceivedAt::now());
         tokio::time::advance(Duration::from_secs(5)).await;
-        let second = counters.taken(ReceivedAt::now());
-        assert_eq!(counters.read().oldest, Some(Duration::from_secs(5)));
-        counters.finish(&first, &DeliveryOutcome::Handled(HandlerOutcome::Completed), taken, None);
-        assert_eq!(counters.read().oldest, Some(Duration::ZERO));
+        let second = counters.received(ReceivedAt::now());
+        assert_eq!(counters.read().oldest_in_flight, Some(Duration::from_secs(5)));
+        counters.finish(&first, &DeliveryOutcome::Handled(HandlerOutcome::Completed), received_at, None);
+        assert_eq!(counters.read().oldest_in_flight, Some(Duration::ZERO));
         assert_eq!(counters.read().handling.sum(), Duration::from_secs(5));
         counters.finish(&second, &DeliveryOutcome::Released, ReceivedAt::now(), None);
-        assert_eq!(counters.read().oldest, None);
-        assert_eq!(counters.read().handling.count(), 1, "what was given back was not handled");
+        assert_eq!(counters.read().oldest_in_flight, None);
+        assert_eq!(counters.read().handling.count(), 1, "a released delivery is not counted as handled");
     }
 
     #[test]
-    fn letting_go_twice_is_a_surplus_and_never_letting_go_stays_in_flight() {
+    fn settling_twice_is_a_surplus_and_never_settling_stays_in_flight() {
         let counters = Counters::default();
-        let flight = counters.taken(ReceivedAt::now());
-        counters.finish(&flight, &DeliveryOutcome::Forwarded, ReceivedAt::now(), None);
-        counters.finish(&flight, &DeliveryOutcome::Released, ReceivedAt::now(), None);
+        let key = counters.received(ReceivedAt::now());
+        counters.finish(&key, &DeliveryOutcome::Forwarded, ReceivedAt::now(), None);
+        counters.finish(&key, &DeliveryOutcome::Released, ReceivedAt::now(), None);
         let counts = counters.counts();
-        assert_eq!((counts.deliveries, counts.accounted(), counts.in_flight), (1, 2, 0));
+        assert_eq!((counts.deliveries, counts.accounted_for(), counts.in_flight), (1, 2, 0));
 
         let counters = Counters::default();
-        let _lost = counters.taken(ReceivedAt::now());
-        assert_eq!((counters.counts().accounted(), counters.counts().in_flight), (1, 1));
+        let _lost = counters.received(ReceivedAt::now());
+        assert_eq!((counters.counts().accounted_for(), counters.counts().in_flight), (1, 1));
     }
 }

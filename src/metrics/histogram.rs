@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-/// Durations in fixed buckets, as Prometheus counts them. A histogram is copied and subtracted at little cost, so
-/// that the last minute is the difference of two.
+/// Durations counted in fixed buckets, as in Prometheus. Copying and subtracting are cheap, so the last minute is the
+/// difference of two histograms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
     /// Upper bounds of the buckets, inclusive, ascending; a last bucket without a bound follows.
@@ -16,7 +16,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// An empty one with these inclusive upper bounds, ascending.
+    /// An empty histogram with these inclusive upper bounds, ascending.
     pub fn new(bounds: &'static [Duration]) -> Self {
         Histogram { bounds, counts: vec![0; bounds.len() + 1], sum: Duration::ZERO }
     }
@@ -28,7 +28,7 @@ impl Histogram {
         self.sum = self.sum.saturating_add(duration);
     }
 
-    /// Durations counted.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -38,19 +38,19 @@ impl Histogram {
         self.sum
     }
 
-    /// Each bucket's upper bound, `None` for the last, with the durations in it alone.
+    /// Each bucket's upper bound (`None` for the last) and its number of durations, not cumulative.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         self.bounds.iter().copied().map(Some).chain([None]).zip(self.counts.iter().copied())
     }
 
-    /// What was counted since `earlier`, a former state of this one.
+    /// The durations counted since `earlier`, a former copy of this histogram.
     pub fn since(&self, earlier: &Histogram) -> Histogram {
         let counts = self.counts.iter().zip(&earlier.counts).map(|(now, then)| now.saturating_sub(*then));
         Histogram { bounds: self.bounds, counts: counts.collect(), sum: self.sum.saturating_sub(earlier.sum) }
     }
 
-    /// Estimates the duration that a share `quantile` of all stays within, taking durations as spread evenly in
-    /// their bucket; past the last bound it is that bound. `None` if there are no durations.
+    /// Estimates a quantile (0 to 1), assuming that durations are spread evenly within their bucket. Past the last
+    /// bound the result is that bound. `None` if there are no durations.
     pub fn quantile(&self, quantile: f64) -> Option<Duration> {
         let count = self.count();
         if count == 0 {
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_past_the_last_bound_counts_as_that_bound() {
+    fn a_quantile_past_the_last_bound_is_that_bound() {
         let mut histogram = Histogram::new(&BOUNDS);
         histogram.add(ms(90_000));
         assert_eq!(histogram.quantile(0.99), Some(ms(1000)));
     }
 
     #[test]
-    fn a_difference_is_what_came_in_between() {
+    fn a_difference_is_what_was_counted_in_between() {
         let mut histogram = Histogram::new(&BOUNDS);
         histogram.add(ms(5));
         let earlier = histogram.clone();

@@ -1,4 +1,4 @@
-//! What each consumer has done, counted: deliveries and their outcomes, failures by code, latencies.
+//! Counters of each consumer: deliveries and their outcomes, failures by code, latencies.
 //!
 //! It counts; it never decides anything and performs no I/O.
 
@@ -7,7 +7,7 @@ mod counters;
 mod histogram;
 mod outcome;
 
-pub use counters::{Counters, DeliveryCounts, PoolState, Reading};
+pub use counters::{CounterReading, Counters, DeliveryCounts, PoolState};
 pub(crate) use counters::{InFlightKey, ReceivedAt};
 pub use histogram::Histogram;
 pub(crate) use outcome::DeliveryOutcome;

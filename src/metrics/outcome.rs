@@ -1,11 +1,11 @@
-//! What a delivery came to: what its handler did, and how it was settled. Values only.
+//! How a delivery ended: what its handler did with it, and how it was settled. Values only.
 
 use std::sync::Arc;
 
 use crate::message::Settlement;
 use crate::recovery::{DeadLetterReason, Delay};
 
-/// What a handler did with a delivery that it did not fail.
+/// What a handler did with a delivery that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HandlerOutcome {
     /// Its effects are recorded.
@@ -28,14 +28,14 @@ pub enum HandlerOutcome {
     },
 }
 
-/// How a delivery left the worker.
+/// How a delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DeliveryOutcome {
     /// Acked: its handler succeeded.
     Handled(HandlerOutcome),
     /// Acked: its handler failed, and a copy in the failed-order queue is confirmed.
     Forwarded,
-    /// Released to the broker, which delivers it again. Also when the subscription was lost.
+    /// Requeued, or redelivered by the broker because the subscription was lost.
     Released,
     /// Rejected: the broker dead-letters it.
     Rejected,

@@ -26,7 +26,7 @@ impl DeliveryGuard {
         counters: Arc<Counters>,
         received_at: ReceivedAt,
     ) -> Self {
-        let in_flight = counters.taken(received_at);
+        let in_flight = counters.received(received_at);
         let delivery = Box::new(delivery);
         DeliveryGuard { delivery, settler, counters, in_flight, received_at, outcome: DeliveryOutcome::Released }
     }

@@ -98,14 +98,14 @@ impl Pool {
                 Ok(subscription) => {
                     info!(consumer = %self.context.consumer, queue = %self.context.queue, prefetch, "consuming");
                     let subscribed_at = Instant::now();
-                    let settled_before = self.context.counters.counts().settled();
+                    let settled_before = self.context.counters.counts().acked();
                     let ended = self.serve(subscription, slots, &safe_mode).await?;
                     let lived = subscribed_at.elapsed();
                     if self.is_stopping() {
                         return Ok(());
                     }
                     if ended == SubscriptionEnd::Lost {
-                        let settled = self.context.counters.counts().settled() > settled_before;
+                        let settled = self.context.counters.counts().acked() > settled_before;
                         self.report_loss(&safe_mode, lived, settled);
                         warn!(consumer = %self.context.consumer, ?lived, "lost the subscription");
                         failures = if lived > STEADY { 0 } else { failures + 1 };
@@ -148,7 +148,7 @@ impl Pool {
     fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
         let mut safe_mode = lock(safe_mode);
         safe_mode.lost(lived, settled);
-        self.context.counters.safe_mode(safe_mode.is_on());
+        self.context.counters.set_safe_mode(safe_mode.is_on());
     }
 
     fn backoff(&self, safe_mode: bool) -> Backoff {
@@ -158,7 +158,7 @@ impl Pool {
 
     fn slots(&self, safe_mode: &Mutex<SafeMode>) -> Slots {
         let is_safe = lock(safe_mode).is_on();
-        self.context.counters.safe_mode(is_safe);
+        self.context.counters.set_safe_mode(is_safe);
         if is_safe {
             warn!(consumer = %self.context.consumer, "safe mode: one delivery at a time, because deliveries keep being redelivered");
             return Slots { workers: 1, per_worker: 1 };
@@ -175,7 +175,7 @@ impl Pool {
     ) -> Result<SubscriptionEnd, PoolError> {
         let Subscription { deliveries, settler } = subscription;
         let counters = Arc::clone(&self.context.counters);
-        let mut serving = counters.serving((slots.workers * slots.per_worker) as u64);
+        let mut serving = counters.subscription_opened((slots.workers * slots.per_worker) as u64);
         let shared = Arc::new(SharedSubscription::new(
             deliveries,
             Arc::clone(&settler),
@@ -215,7 +215,7 @@ impl Pool {
                 () = self.drain.cancelled(), if !shared.draining.is_cancelled() => {
                     // Before the broker is asked to stop, or the end of the deliveries would look like a loss.
                     shared.draining.cancel();
-                    serving.drains();
+                    serving.start_draining();
                     settler.wind_down().await;
                     self.intake_ended.cancel();
                 }
@@ -269,7 +269,7 @@ async fn work(
     shared: Arc<SharedSubscription>,
     slots: usize,
 ) -> Result<(), std::convert::Infallible> {
-    let _working = context.counters.working();
+    let _working = context.counters.worker_started();
     let mut in_flight = FuturesUnordered::new();
     let mut batch = Vec::new();
     let (mut lost, mut aborted) = (pin!(shared.lost.cancelled()), pin!(shutdown.aborted()));

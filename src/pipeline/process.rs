@@ -52,7 +52,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
             AttemptOutcome::PublisherClosed => break DeliveryOutcome::Released,
             AttemptOutcome::CannotPublish => break DeliveryOutcome::Rejected,
             AttemptOutcome::Failed(failure) => {
-                context.counters.failed(&failure);
+                context.counters.attempt_failed(&failure);
                 match next_action(&context, &failure, retries) {
                     Action::RetryNow => {}
                     Action::KeepRetrying => {

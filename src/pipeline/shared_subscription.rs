@@ -112,13 +112,13 @@ impl SharedSubscription {
                 Change::None => {}
                 Change::Enter => {
                     drop(safe_mode);
-                    self.counters.safe_mode(true);
+                    self.counters.set_safe_mode(true);
                     self.stopped.cancel();
                     batch.clear();
                     return false;
                 }
                 Change::Leave => {
-                    self.counters.safe_mode(false);
+                    self.counters.set_safe_mode(false);
                     self.stopped.cancel();
                 }
             }

@@ -260,7 +260,7 @@ impl Drop for CountersCheck {
         let settled = self.settled.lock().unwrap();
         let count = |expected| settled.iter().filter(|(_, settlement)| *settlement == expected).count() as u64;
         assert_eq!(
-            (counts.settled(), counts.released, counts.rejected),
+            (counts.acked(), counts.released, counts.rejected),
             (count(ACK), count(RELEASE), count(Settlement::Reject)),
             "{counts:?}"
         );
@@ -474,10 +474,10 @@ async fn every_outcome_is_counted_once() {
     tokio::time::sleep(Duration::from_secs(7)).await;
     let reading = env.counters.read();
     let counts = reading.counts;
-    assert_eq!((counts.deliveries, counts.in_flight, counts.accounted()), (7, 1, 7));
+    assert_eq!((counts.deliveries, counts.in_flight, counts.accounted_for()), (7, 1, 7));
     assert_eq!((counts.completed, counts.duplicates, counts.retried, counts.dead_lettered), (1, 1, 1, 1));
     assert_eq!((counts.forwarded, counts.failed_attempts), (2, 4), "one permanent, one tried three times");
-    assert_eq!(reading.oldest, Some(Duration::from_secs(7)));
+    assert_eq!(reading.oldest_in_flight, Some(Duration::from_secs(7)));
     assert_eq!(reading.failures[&(FailureKind::Transient, "scripted".to_owned())], 3);
     assert_eq!(reading.retries[&("order".into(), delay())], 1);
     assert_eq!(reading.dead_letters[&("unknown".into(), DeadLetterReason::NoOrigin)], 1);

@@ -154,7 +154,7 @@ impl Reconciler {
             if consumed.unchanged_since.0 != *counts {
                 consumed.unchanged_since = (*counts, now.elapsed);
             }
-            let acked = consumed.acked.add(sample(counts.settled()));
+            let acked = consumed.acked.add(sample(counts.acked()));
             let delivered = consumed.delivered.add(sample(counts.deliveries));
             self.record_event(ack_gap(queue, acked), now);
             self.record_event(delivery_gap(queue, delivered), now);
@@ -218,7 +218,7 @@ impl Reconciler {
         let consumed = self.consumed.get(name)?;
         let (counts, since) = &consumed.unchanged_since;
         let is_unchanged = asked >= since.saturating_add(self.limits.lag);
-        let finished = counts.settled() + counts.released + counts.rejected;
+        let finished = counts.acked() + counts.released + counts.rejected;
         let (unacked, held) = (queue.unacked?, counts.deliveries.saturating_sub(finished));
         (is_unchanged && consumed.is_sole_consumer && unacked > held).then(|| Observation {
             queue: name.to_owned(),
@@ -282,7 +282,7 @@ impl Reconciler {
             CountSample { from: asked, at: now.elapsed, own, broker }
         };
         let taken = counted.taken_by_others.map_or(0, |total| consumed.newly_taken_by_others(total));
-        let acked = consumed.acked.add(sample(counts.settled(), counted.acked));
+        let acked = consumed.acked.add(sample(counts.acked(), counted.acked));
         let delivered = consumed.delivered.add(sample(counts.deliveries, counted.delivered));
         let taken = (taken > 0).then(|| Observation {
             queue: name.to_owned(),

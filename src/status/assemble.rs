@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::recent::Window;
 use super::{Conservation, ConsumerStatus, FailureCount, Quantiles};
-use crate::metrics::{Histogram, Reading, conservation};
+use crate::metrics::{CounterReading, Histogram, conservation};
 
 /// What is known of one consumer.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct ConsumerReading {
     /// Since when it is paused, if it is.
     pub paused_since: Option<Timestamp>,
     /// Its counters.
-    pub reading: Reading,
+    pub reading: CounterReading,
     /// What it did lately.
     pub window: Window,
 }
@@ -62,7 +62,7 @@ pub fn consumer(facts: &ConsumerReading, all: &[ConsumerReading]) -> ConsumerSta
         prefetch: facts.prefetch,
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
-        oldest_in_flight_seconds: reading.oldest.map(|age| age.as_secs_f64()),
+        oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
         processed: counts.completed + counts.retried + counts.dead_lettered,
         duplicates: counts.duplicates,
         failed: counts.forwarded,

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::metrics::{Histogram, Reading};
+use crate::metrics::{CounterReading, Histogram};
 
 /// How far back samples are kept.
 const SPAN: Duration = Duration::from_secs(60);
@@ -20,10 +20,10 @@ pub struct Sample {
     publish_to_ack: Histogram,
 }
 
-impl From<&Reading> for Sample {
-    fn from(reading: &Reading) -> Self {
+impl From<&CounterReading> for Sample {
+    fn from(reading: &CounterReading) -> Self {
         Sample {
-            settled: reading.counts.settled(),
+            settled: reading.counts.acked(),
             handling: reading.handling.clone(),
             publish_to_ack: reading.publish_to_ack.clone(),
         }
@@ -58,7 +58,7 @@ impl Recent {
     }
 
     /// What a consumer did since the oldest sample, or since the start if there is none.
-    pub fn window(&self, consumer: &str, now: Duration, reading: &Reading) -> Window {
+    pub fn window(&self, consumer: &str, now: Duration, reading: &CounterReading) -> Window {
         let current = Sample::from(reading);
         let oldest = self.samples.front().and_then(|(taken, samples)| Some((*taken, samples.get(consumer)?)));
         let (span, settled, handling, publish_to_ack) = match oldest {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::metrics::Counters;
 
-    fn reading(settled: u64) -> Reading {
+    fn reading(settled: u64) -> CounterReading {
         let mut reading = Counters::default().read();
         reading.counts.completed = settled;
         reading

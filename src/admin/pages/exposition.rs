@@ -100,7 +100,7 @@ impl SnapshotCollector {
         let in_flight = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.in_flight as f64));
         writer.gauges("in_flight", "Deliveries received and not settled", in_flight)?;
         let oldest = consumers()
-            .map(|consumer| (labels(consumer), consumer.reading.oldest.map_or(0.0, |age| age.as_secs_f64())));
+            .map(|consumer| (labels(consumer), consumer.reading.oldest_in_flight.map_or(0.0, |age| age.as_secs_f64())));
         writer.gauges(
             "oldest_in_flight_seconds",
             "Age of the oldest delivery in flight; 0 if there is none",
@@ -112,7 +112,10 @@ impl SnapshotCollector {
         });
         writer.gauges("conservation_broken", "1 if the delivery counts do not add up", broken)?;
         let difference = consumers().map(|consumer| {
-            (labels(consumer), consumer.reading.counts.deliveries as f64 - consumer.reading.counts.accounted() as f64)
+            (
+                labels(consumer),
+                consumer.reading.counts.deliveries as f64 - consumer.reading.counts.accounted_for() as f64,
+            )
         });
         writer.gauges(
             "conservation_difference",
