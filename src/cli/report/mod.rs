@@ -1,7 +1,6 @@
-//! `orderd report`: what the shop did and earned over time, from the ledger of this machine.
+//! `orderd report`: orders and revenue over time, from the ledger of this machine.
 //!
-//! It only reads, while a daemon writes or while none runs. Figures go to standard output, problems to standard
-//! error.
+//! It only reads, whether a daemon runs or not. The report goes to standard output, errors go to standard error.
 
 mod csv;
 mod text;
@@ -20,44 +19,44 @@ use crate::ledger::report::{GroupBy, PointInTime, ReportError, ReportQuery};
 /// Arguments of `orderd report`.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// The beginning: an age such as 24h or 7d, a date, or a time (RFC 3339; UTC where it names no offset)
+    /// Start: an age such as 24h or 7d, a date, or a time (RFC 3339; UTC without an offset)
     #[arg(long, value_name = "TIME", default_value = "7d")]
     since: PointInTime,
-    /// The end, as above; not part of the report
+    /// End, in the same formats; exclusive
     #[arg(long, value_name = "TIME", default_value = "now")]
     until: PointInTime,
-    /// What the rows tell apart
+    /// Grouping of the rows
     #[arg(long, value_enum, default_value_t = Grouping::Day)]
     by: Grouping,
-    /// How to print
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: ReportFormat,
 }
 
-/// How a report is printed.
+/// Output format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum ReportFormat {
-    /// A table with bars for each currency
+    /// A table per currency, with bars
     #[default]
     Text,
-    /// One object
+    /// One JSON object
     Json,
-    /// One line for each row of each currency
+    /// One CSV line per row and currency
     Csv,
 }
 
-/// [`By`], as an argument.
+/// [`GroupBy`] as an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Grouping {
-    /// What was ordered, the most earned first
+    /// Products, highest revenue first
     Product,
     /// Hours, UTC
     Hour,
     /// Days, UTC
     Day,
-    /// Accepted and processed, each counted when it happened
+    /// Accepted and processed orders, each counted at that moment
     Status,
-    /// Orders marked urgent, and others
+    /// Orders with priority, and others
     Priority,
 }
 
@@ -73,12 +72,12 @@ impl From<Grouping> for GroupBy {
     }
 }
 
-/// Reads and prints.
+/// Reads the ledger and prints the report.
 ///
-/// Returns the exit code: 0, 64 where another question is needed, 70 or 78 where the ledger cannot be read.
+/// Returns the exit code: 0, 64 if the time range is invalid, 70 or 78 if the ledger cannot be read.
 ///
 /// # Errors
-/// PointInTime `out` or `err` cannot be written.
+/// When `out` or `err` cannot be written.
 pub async fn run(
     args: &ReportArgs,
     config: &Config,
@@ -100,13 +99,13 @@ pub async fn run(
             writeln!(err, "orderd: {}", chain(&error))?;
             Ok(match &error {
                 ReportError::Backwards { .. } | ReportError::TooLong => Exit::Usage,
-                ReportError::Ledger(error) => unreadable(error),
+                ReportError::Ledger(error) => ledger_exit(error),
             })
         }
     }
 }
 
-/// The exit code for a ledger that cannot be read: 78 where a person can mend it, else 70.
-pub(super) fn unreadable(error: &OpenError) -> Exit {
+/// The exit code for a ledger that cannot be read: 78 if its configuration is the cause, else 70.
+pub(super) fn ledger_exit(error: &OpenError) -> Exit {
     if error.is_configuration() { Exit::Config } else { Exit::Internal }
 }

@@ -1,29 +1,30 @@
-//! A report for people: a table with bars for each currency. It decides nothing.
+//! A report as text: a table with bars for each currency.
 
 use std::io::{self, Write};
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::cli::table::{self, Layout};
 use crate::cli::text::{plain, shortened};
 use crate::ledger::Figures;
 use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, Report, ReportRow};
 
-/// Characters of a line that is not broken on a usual terminal.
-const WIDTH: usize = 80;
-/// The longest bar, in characters, and the longest where the figures leave no room for it.
-const BAR: (usize, usize) = (30, 8);
-/// Most characters shown of a product's name; the other formats give all of it.
-const KEY: usize = 36;
+/// Widest line, in columns: that of a usual terminal.
+const MAX_WIDTH: usize = 80;
+/// Width of the longest bar, in columns: as much as fits, within these bounds.
+const MIN_BAR_WIDTH: usize = 8;
+const MAX_BAR_WIDTH: usize = 30;
+/// Most characters shown of a product's name. The other formats print all of it.
+const MAX_KEY_CHARS: usize = 36;
 
 /// Writes the whole report.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let window = report.window;
-    writeln!(out, "orders and revenue by {}, from {} to {} UTC", report.by, told(window.since), told(window.until))?;
+    let (since, until) = (minute(window.since), minute(window.until));
+    writeln!(out, "orders and revenue by {}, from {since} to {until} UTC", report.by)?;
     if report.currencies.is_empty() {
-        writeln!(out, "\n  no orders in this time")?;
+        writeln!(out, "\n  no orders in this period")?;
     }
     for block in &report.currencies {
         write_block(report.by, block, out)?;
@@ -31,43 +32,39 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     write_dead_lettered(&report.dead_lettered, out)
 }
 
-fn told(moment: Timestamp) -> String {
+/// A time in UTC, to the minute.
+fn minute(moment: Timestamp) -> String {
     moment.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M").to_string()
 }
 
 fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::Result<()> {
-    let currency = if block.currency == "XXX" { "no currency named" } else { &block.currency };
+    let currency = if block.currency == "XXX" { "no currency" } else { &block.currency };
     writeln!(out, "\n{}", plain(currency))?;
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
-    let mut rows: Vec<_> = block.rows.iter().map(|row| cells(&shortened(&plain(&row.key), KEY), row.figures)).collect();
-    // Statuses do not add up: what is processed was accepted before.
+    let mut table = table::new([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
+    let mut rows: Vec<_> =
+        block.rows.iter().map(|row| cells(&shortened(&plain(&row.key), MAX_KEY_CHARS), row.figures)).collect();
+    // No sum of statuses: a processed order was accepted before, and would count twice.
     if by != GroupBy::Status {
         let mut sum = Figures::default();
         block.rows.iter().for_each(|row| sum.add(row.figures));
         rows.push(cells("", sum));
     }
     table.add_rows(rows);
-    // The last column is the heading's, so far.
-    let figures: usize = table.column_max_content_widths().iter().map(|width| usize::from(*width) + 2).sum();
-    let bars = Bars::of(&block.rows, WIDTH.saturating_sub(figures + 1).clamp(BAR.1, BAR.0));
-    for (shown, row) in table.row_iter_mut().zip(&block.rows) {
-        shown.add_cell(bars.of_row(row).into());
+    // The column of the bars is still empty.
+    let used: usize = table.column_max_content_widths().iter().map(|width| usize::from(*width) + 2).sum();
+    let bars = Bars::of(&block.rows, MAX_WIDTH.saturating_sub(used + 1).clamp(MIN_BAR_WIDTH, MAX_BAR_WIDTH));
+    for (table_row, row) in table.row_iter_mut().zip(&block.rows) {
+        table_row.add_cell(bars.of_row(row).into());
     }
-    for column in table.column_iter_mut().skip(1).take(3) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    for line in table.lines() {
-        writeln!(out, " {}", line.trim_end())?;
-    }
+    table::write(table, &Layout { numbers: 1..4, ..Layout::default() }, out)?;
     let counted: i64 = block.rows.iter().map(|row| row.figures.orders).sum();
     if by == GroupBy::Product && counted != block.processed.orders {
         let Figures { orders, revenue, .. } = block.processed;
         writeln!(
             out,
-            "  {orders} orders worth {revenue} were processed in this time: products are counted when their"
+            "  {orders} orders worth {revenue} were processed in this period: products are counted when their"
         )?;
-        writeln!(out, "  analytics events are worked on")?;
+        writeln!(out, "  analytics events are handled")?;
     }
     Ok(())
 }
@@ -77,10 +74,10 @@ fn cells(key: &str, figures: Figures) -> [String; 4] {
     [key.to_owned(), orders.to_string(), quantity.to_string(), revenue.to_string()]
 }
 
-/// Bars in proportion to revenue, or to orders where nothing was earned.
+/// Bars in proportion to revenue, or to the number of orders if there is no revenue.
 struct Bars {
     longest: f64,
-    /// Of the longest, in characters.
+    /// Width of the longest bar, in columns.
     width: usize,
     by_orders: bool,
 }
@@ -102,7 +99,7 @@ impl Bars {
         if worth <= 0.0 || self.longest <= 0.0 {
             return String::new();
         }
-        // What there is shows, however little it is.
+        // A value above zero gets a visible bar, however small it is.
         let eighths = (worth / self.longest * (self.width * 8) as f64).round().max(1.0) as usize;
         "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
     }
@@ -112,19 +109,12 @@ fn write_dead_lettered(dead_lettered: &[DeadLettered], out: &mut dyn Write) -> i
     if dead_lettered.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\ndead_lettered in the dead letter queue")?;
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["CONSUMER", "REASON", "MESSAGES"]);
+    writeln!(out, "\ndead-lettered messages")?;
+    let mut table = table::new(["CONSUMER", "REASON", "MESSAGES"]);
     for DeadLettered { consumer, reason, messages } in dead_lettered {
         table.add_row([&plain(consumer), &plain(reason), &messages.to_string()]);
     }
-    if let Some(column) = table.column_mut(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    for line in table.lines() {
-        writeln!(out, " {}", line.trim_end())?;
-    }
-    Ok(())
+    table::write(table, &Layout { numbers: 2..3, ..Layout::default() }, out)
 }
 
 #[cfg(test)]
@@ -161,7 +151,7 @@ EUR
   2026-11-21       1       2    20.09  ▌
                   11      22  1220.09
 
-dead_lettered in the dead letter queue
+dead-lettered messages
   CONSUMER  REASON     MESSAGES
   order     malformed         3
 ";
@@ -169,14 +159,14 @@ dead_lettered in the dead letter queue
     }
 
     #[test]
-    fn a_product_cannot_write_to_the_terminal() {
+    fn control_characters_in_a_product_do_not_reach_the_terminal() {
         let shown = text(GroupBy::Product, vec![row("\u{1b}[2Jx\ny", 1, "5")], row("", 1, "5").figures, Vec::new());
         assert!(!shown.contains('\u{1b}') && shown.contains("[2Jx"), "{shown}");
         assert_eq!(shown.lines().count(), 6, "{shown}");
     }
 
     #[test]
-    fn a_currency_cannot_write_to_the_terminal() {
+    fn control_characters_in_a_currency_do_not_reach_the_terminal() {
         let figures = row("", 1, "5").figures;
         let block = CurrencyReport { currency: "\u{1b}[2J".to_owned(), processed: figures, rows: Vec::new() };
         let mut out = Vec::new();
@@ -185,17 +175,17 @@ dead_lettered in the dead letter queue
     }
 
     #[test]
-    fn usual_figures_fit_a_terminal_however_long_the_names() {
+    fn usual_figures_fit_a_terminal_whatever_the_length_of_names() {
         let rows = vec![row(&"x".repeat(300), 12_345, "1234567.89"), row("Mouse", 1, "19.99")];
         let shown = text(GroupBy::Product, rows, row("", 12_346, "1234587.88").figures, Vec::new());
         let widest = shown.lines().map(|line| line.chars().count()).max();
-        assert!(widest <= Some(WIDTH), "{widest:?}\n{shown}");
+        assert!(widest <= Some(MAX_WIDTH), "{widest:?}\n{shown}");
         assert!(shown.contains("xxx…") && shown.contains('█'), "{shown}");
     }
 
     #[test]
-    fn orders_that_no_product_counts_yet_are_told() {
+    fn orders_not_yet_counted_by_product_are_mentioned() {
         let shown = text(GroupBy::Product, vec![row("Laptop", 1, "5")], row("", 3, "15").figures, Vec::new());
-        assert!(shown.contains("3 orders worth 15 were processed in this time"), "{shown}");
+        assert!(shown.contains("3 orders worth 15 were processed in this period"), "{shown}");
     }
 }

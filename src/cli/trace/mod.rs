@@ -1,9 +1,9 @@
-//! `orderd trace`: one order's life, from the ledger of this machine, and where it is now.
+//! `orderd trace`: the history of one order, from the ledger of this machine, and where it is now.
 //!
-//! It only reads. What the ledger cannot know, which is how much waits in a queue, it asks the broker's management
-//! API; it never takes a message out of a queue to look at it.
+//! It only reads. The number of messages in a queue comes from the broker's management API; it never takes a message out
+//! of a queue.
 
-mod broker;
+mod queue_depth;
 mod text;
 
 use std::io::{self, Write};
@@ -12,8 +12,8 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::broker::Depth;
-use super::report::unreadable;
+use self::queue_depth::QueueDepth;
+use super::report::ledger_exit;
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, MessageKind};
@@ -24,47 +24,47 @@ use crate::message::ExchangeNames;
 /// Arguments of `orderd trace`.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// The order's id
-    #[arg(value_name = "ORDER ID")]
+    /// Id of the order
+    #[arg(value_name = "ORDER_ID")]
     id: String,
-    /// How to print
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }
 
-/// What is printed. As JSON, a contract: see the README.
+/// What is printed. Its JSON is a contract: see `docs/reference/http-api.md`.
 #[derive(Debug, Serialize)]
-struct Told {
+struct TraceReport {
     #[serde(flatten)]
     trace: Trace,
-    /// Where its messages are.
-    places: Vec<Whereabouts>,
-    /// Why the broker could not be asked, if it was.
+    /// Where its messages are now.
+    places: Vec<MessageLocation>,
+    /// Why the depths of queues are not known; `None` if the broker answered.
     broker_error: Option<String>,
 }
 
-/// Where one message is.
+/// Where one message is now.
 #[derive(Debug, Serialize)]
-struct Whereabouts {
+struct MessageLocation {
     message: TracedMessage,
     #[serde(flatten)]
-    place: MessageState,
-    /// The queues in which it may be.
-    queues: Vec<Queue>,
+    state: MessageState,
+    /// The queues that may contain it.
+    queues: Vec<TracedQueue>,
 }
 
-/// A queue, and what waits in it.
+/// A queue that may contain a message.
 #[derive(Debug, Serialize)]
-struct Queue {
+struct TracedQueue {
     name: String,
-    /// What the broker counted last; `None` if it was not asked, or did not say.
+    /// The broker's latest counts; `None` if it did not report any.
     #[serde(flatten)]
-    depth: Option<Depth>,
+    depth: Option<QueueDepth>,
 }
 
-/// Reads, asks and prints.
+/// Reads the ledger, asks the broker, and prints the trace.
 ///
-/// Returns the exit code: 0, 1 if the ledger knows nothing of the order, 70 or 78 where it cannot be read.
+/// Returns the exit code: 0, 1 if the order is not in the ledger, 70 or 78 if the ledger cannot be read.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
@@ -79,16 +79,16 @@ pub async fn run(
         Ok(trace) => trace,
         Err(error) => {
             writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
-            return Ok(unreadable(&error));
+            return Ok(ledger_exit(&error));
         }
     };
-    let accepted = trace.order.is_some();
+    let is_accepted = trace.order.is_some();
     trace.keep_failures(|message, consumer| {
         let kind = config.consumers.get(consumer).map(|consumer| consumer.messages);
         match message {
-            // Without an order, it may be the id of some other message that failed.
+            // Without an accepted order, the id may be that of another message that failed.
             TracedMessage::Order => {
-                !accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics))
+                !is_accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics))
             }
             TracedMessage::Notification | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => {
                 kind != Some(MessageKind::Order)
@@ -96,46 +96,50 @@ pub async fn run(
         }
     });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
-    let mut places: Vec<Whereabouts> = trace
+    let mut places: Vec<MessageLocation> = trace
         .message_states(now)
         .into_iter()
-        .map(|(message, place)| {
-            let queues = queues(config, message, &place, &trace);
-            Whereabouts { message, queues: queues.into_iter().map(|name| Queue { name, depth: None }).collect(), place }
+        .map(|(message, state)| {
+            let queues = queues(config, message, &state, &trace);
+            MessageLocation {
+                message,
+                queues: queues.into_iter().map(|name| TracedQueue { name, depth: None }).collect(),
+                state,
+            }
         })
         .collect();
-    let broker_error = broker::measure(config, &mut places).await.err().map(|error| chain(&error));
-    let told = Told { trace, places, broker_error };
+    let broker_error = queue_depth::add_depths(config, &mut places).await.err().map(|error| chain(&error));
+    let report = TraceReport { trace, places, broker_error };
     match args.format {
-        Format::Text => text::write(&told, now, out)?,
-        Format::Json => writeln!(out, "{:#}", serde_json::to_value(&told)?)?,
+        Format::Text => text::write(&report, now, out)?,
+        Format::Json => writeln!(out, "{:#}", serde_json::to_value(&report)?)?,
     }
     Ok(exit)
 }
 
-/// The names of the queues in which a message may be.
-fn queues(config: &Config, message: TracedMessage, place: &MessageState, trace: &Trace) -> Vec<String> {
-    let of = |consumer: &str| config.consumers.get(consumer).map(|consumer| consumer.queue.clone());
+/// The names of the queues that may contain a message.
+fn queues(config: &Config, message: TracedMessage, state: &MessageState, trace: &Trace) -> Vec<String> {
+    let queue_of = |consumer: &str| config.consumers.get(consumer).map(|consumer| consumer.queue.clone());
     let of_kind = |kind: MessageKind| {
         let consumers = config.consumers.values().filter(|consumer| consumer.messages == kind);
         consumers.map(|consumer| consumer.queue.clone()).collect::<Vec<_>>()
     };
-    // A failure that its handler has not worked on yet is in none of its consumer's queues.
-    let with_failures = |mut queues: Vec<String>| {
+    // A failure that the failed-order consumer has not handled yet is still in that consumer's queue.
+    let with_failed_queue = |mut queues: Vec<String>| {
         queues.extend(of_kind(MessageKind::Failure));
         queues
     };
-    match place {
+    match state {
         MessageState::Done { .. } => Vec::new(),
         MessageState::DeadLettered { .. } => vec![ExchangeNames::DEAD_LETTER_QUEUE.to_owned()],
         MessageState::Waiting { consumer, delay, .. } => {
-            let queue = of(consumer).zip(delay.parse::<Delay>().ok());
+            let queue = queue_of(consumer).zip(delay.parse::<Delay>().ok());
             queue.map(|(queue, delay)| ExchangeNames::retry_queue(&queue, delay)).into_iter().collect()
         }
-        MessageState::Due { consumer, .. } => with_failures(of(consumer).into_iter().collect()),
-        MessageState::Unknown => with_failures(of_kind(MessageKind::Order)),
-        MessageState::UnderWay { .. } => with_failures(match message {
-            TracedMessage::Order => trace.order.iter().filter_map(|order| of(&order.consumer)).collect(),
+        MessageState::Due { consumer, .. } => with_failed_queue(queue_of(consumer).into_iter().collect()),
+        MessageState::Unknown => with_failed_queue(of_kind(MessageKind::Order)),
+        MessageState::UnderWay { .. } => with_failed_queue(match message {
+            TracedMessage::Order => trace.order.iter().filter_map(|order| queue_of(&order.consumer)).collect(),
             TracedMessage::Notification => of_kind(MessageKind::Notification),
             TracedMessage::Analytics | TracedMessage::AnalyticsFailed => of_kind(MessageKind::Analytics),
         }),

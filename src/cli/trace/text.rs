@@ -1,49 +1,48 @@
-//! A trace for people. It decides nothing.
+//! A trace as text. It decides nothing.
 
 use std::io::{self, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::broker::Depth;
-use super::{Told, Whereabouts};
+use super::queue_depth::QueueDepth;
+use super::{MessageLocation, TraceReport};
 use crate::cli::table;
 use crate::cli::text::plain;
 use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
 /// Writes the whole trace.
-pub(super) fn write(told: &Told, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
-    let trace = &told.trace;
+pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
+    let trace = &report.trace;
     writeln!(out, "order {}", plain(&trace.id))?;
     match &trace.order {
-        Some(order) => writeln!(out, "  {}", ordered(order))?,
+        Some(order) => writeln!(out, "  {}", order_line(order))?,
         None if trace.is_empty() => writeln!(
             out,
-            "  the ledger knows nothing of it: it may wait unread in a queue, have another id, or be older than \
-             ledger.retention"
+            "  not in the ledger: it may still be in a queue, have another id, or be older than ledger.retention"
         )?,
-        None => writeln!(out, "  not accepted, or done for longer than ledger.retention")?,
+        None => writeln!(out, "  not accepted, or done and older than ledger.retention")?,
     }
     if !trace.steps.is_empty() {
         writeln!(out)?;
-        table::write_rows(out, ["UTC", "MESSAGE", "WHAT HAPPENED"], trace.steps.iter().map(row))?;
+        table::write_rows(out, ["UTC", "MESSAGE", "EVENT"], trace.steps.iter().map(row))?;
     }
     writeln!(out, "\nnow")?;
     table::write_rows(
         out,
-        ["MESSAGE", "WHERE IT IS"],
-        told.places.iter().map(|place| [subject(place.message).to_owned(), whereabouts(place, now)]),
+        ["MESSAGE", "LOCATION"],
+        report.places.iter().map(|message| [message_name(message.message).to_owned(), location(message, now)]),
     )?;
-    match &told.broker_error {
-        Some(error) => writeln!(out, "  the broker does not say how much waits there: {}", plain(error)),
+    match &report.broker_error {
+        Some(error) => writeln!(out, "  queue depths unknown: {}", plain(error)),
         None => Ok(()),
     }
 }
 
-fn ordered(order: &TracedOrder) -> String {
+fn order_line(order: &TracedOrder) -> String {
     let TracedOrder { product, quantity, price, total, currency, .. } = order;
     let mut line = format!("{quantity} × {} at {price} = {total} {currency}", plain(product));
     if order.priority {
-        line.push_str(", urgent");
+        line.push_str(", priority");
     }
     if let Some(customer) = &order.customer_id {
         line.push_str(&format!(", customer {}", plain(customer)));
@@ -55,15 +54,15 @@ fn ordered(order: &TracedOrder) -> String {
 }
 
 fn row(step: &TraceStep) -> [String; 3] {
-    [moment(step.at), subject(step.message).to_owned(), plain(&happened(&step.event))]
+    [moment(step.at), message_name(step.message).to_owned(), plain(&event_text(&step.event))]
 }
 
 fn moment(at: Timestamp) -> String {
     format!("{at:.3}")
 }
 
-fn subject(subject: TracedMessage) -> &'static str {
-    match subject {
+fn message_name(message: TracedMessage) -> &'static str {
+    match message {
         TracedMessage::Order => "order",
         TracedMessage::Notification => "notification",
         TracedMessage::Analytics => "analytics",
@@ -71,7 +70,7 @@ fn subject(subject: TracedMessage) -> &'static str {
     }
 }
 
-fn happened(event: &TraceEvent) -> String {
+fn event_text(event: &TraceEvent) -> String {
     match event {
         TraceEvent::Accepted { consumer } => format!("accepted by consumer {consumer}"),
         TraceEvent::Failed { consumer, retries, kind, code, reason, delay, due_at } => {
@@ -80,57 +79,63 @@ fn happened(event: &TraceEvent) -> String {
                 retries => format!("retry {retries}"),
             };
             let next = match (delay, due_at) {
-                (Some(delay), Some(due_at)) => format!("; to be retried after {delay}, at {}", moment(*due_at)),
-                (Some(delay), None) => format!("; to be retried after {delay}"),
-                (None, _) => "; not to be retried".to_owned(),
+                (Some(delay), Some(due_at)) => format!("; next retry after {delay}, at {}", moment(*due_at)),
+                (Some(delay), None) => format!("; next retry after {delay}"),
+                (None, _) => "; no retry".to_owned(),
             };
             format!("{attempt} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
         }
         TraceEvent::DeadLettered { consumer, reason, retries, code, .. } => {
-            format!(
-                "dead-lettered in the dead letter queue: {reason} ({code} in consumer {consumer}, after {retries} retries)"
-            )
+            format!("dead-lettered: {reason} ({code} in consumer {consumer}, after {retries} retries)")
         }
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
-        TraceEvent::Notified { channel } => format!("handed to channel {channel}"),
-        TraceEvent::Counted => "counted".to_owned(),
+        TraceEvent::Notified { channel } => format!("sent to channel {channel}"),
+        TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
 }
 
-fn whereabouts(told: &Whereabouts, now: Timestamp) -> String {
-    let queues = told.queues.iter().map(|queue| format!("{}{}", queue.name, depth(queue.depth)));
+fn location(message: &MessageLocation, now: Timestamp) -> String {
+    let queues = message.queues.iter().map(|queue| format!("{}{}", queue.name, depth(queue.depth)));
     let queues = match queues.collect::<Vec<_>>() {
         queues if queues.is_empty() => "a queue that is not in the configuration".to_owned(),
         queues => queues.join(" or "),
     };
-    match &told.place {
-        MessageState::Unknown => format!("unknown; if it was published, perhaps in {queues}"),
-        MessageState::Done { since } => format!("done, since {}", moment(*since)),
+    match &message.state {
+        MessageState::Unknown => format!("unknown; if it was published, possibly in {queues}"),
+        MessageState::Done { since } => format!("done since {}", moment(*since)),
         MessageState::DeadLettered { since } => {
-            format!("in {queues} since {}, unless somebody has taken it out", moment(*since))
+            format!("in {queues} since {}, unless removed there", moment(*since))
         }
         MessageState::Waiting { due_at, .. } => {
-            format!("in {queues}, to be retried at {} ({} from now)", moment(*due_at), apart(now, *due_at))
+            format!("in {queues}, retry due at {} (in {})", moment(*due_at), seconds_between(now, *due_at))
         }
         MessageState::Due { since, .. } => {
-            format!("to be retried since {} ({} ago): ready or in work in {queues}", moment(*since), apart(*since, now))
+            format!(
+                "retry due since {} ({} ago): ready or in flight in {queues}",
+                moment(*since),
+                seconds_between(*since, now)
+            )
         }
         MessageState::UnderWay { since } => {
-            format!("under way since {} ({}): ready or in work in {queues}", moment(*since), apart(*since, now))
+            format!(
+                "in progress since {} ({}): ready or in flight in {queues}",
+                moment(*since),
+                seconds_between(*since, now)
+            )
         }
     }
 }
 
-fn depth(depth: Option<Depth>) -> String {
+fn depth(depth: Option<QueueDepth>) -> String {
     match depth {
-        Some(Depth { ready: Some(ready), unacknowledged: Some(unacked) }) => {
-            format!(" (about {ready} ready, {unacked} in work)")
+        Some(QueueDepth { ready: Some(ready), unacknowledged: Some(unacked) }) => {
+            format!(" (about {ready} ready, {unacked} in flight)")
         }
         Some(_) | None => String::new(),
     }
 }
 
-/// How long it is from one time to another, in whole seconds.
-fn apart(from: Timestamp, to: Timestamp) -> String {
+/// The time from one moment to another, in whole seconds.
+fn seconds_between(from: Timestamp, to: Timestamp) -> String {
     format!("{:#}", SignedDuration::from_secs(to.duration_since(from).as_secs().max(0)))
 }

@@ -1,4 +1,4 @@
-//! What `orderd report` and `orderd trace` say of known orders, while the daemon runs and after.
+//! The output of `orderd report` and `orderd trace` for known orders, while the daemon runs and after.
 
 use serde_json::{Value, json};
 
@@ -6,15 +6,15 @@ use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{TestEnv, order, wait_until};
 
-/// What a command prints, which must end with this code.
-fn told(env: &TestEnv<'_>, arguments: &[&str], code: i32) -> String {
+/// The output of a command, which must exit with this code.
+fn output(env: &TestEnv<'_>, arguments: &[&str], exit_code: i32) -> String {
     let mut command = env.command(arguments);
-    assert_eq!(command.wait_for_exit(), code, "{arguments:?}: {}", command.output());
+    assert_eq!(command.wait_for_exit(), exit_code, "{arguments:?}: {}", command.output());
     command.output()
 }
 
 fn json(env: &TestEnv<'_>, arguments: &[&str], code: i32) -> Value {
-    let output = told(env, &[arguments, &["--format", "json"]].concat(), code);
+    let output = output(env, &[arguments, &["--format", "json"]].concat(), code);
     serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"))
 }
 
@@ -46,8 +46,8 @@ fn reports_and_traces_show_known_orders_exactly() {
         .set("consumers.flaky.handler", "order")
         .set("consumers.flaky.retry.delays", "300ms")
         .set("consumers.flaky.faults.transient", "1.0");
-    assert!(told(&env, &["report"], 78).contains("there is no ledger"));
-    assert!(told(&env, &["trace", "ord-1"], 78).contains("there is no ledger"));
+    assert!(output(&env, &["report"], 78).contains("there is no ledger"));
+    assert!(output(&env, &["trace", "ord-1"], 78).contains("there is no ledger"));
 
     let mut orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
@@ -65,7 +65,9 @@ fn reports_and_traces_show_known_orders_exactly() {
     wait_until("one is dead-lettered and one waits", || {
         ledger.number("SELECT (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM attempts)") == 4
     });
-    wait_until("analytics is told", || ledger.number("SELECT count(*) FROM events WHERE name = 'failed'") == 1);
+    wait_until("the failed analytics event is recorded", || {
+        ledger.number("SELECT count(*) FROM events WHERE name = 'failed'") == 1
+    });
 
     let expected = json!([["Laptop", 21, 63, "25200.00"], ["Mouse", 1, 7, "139.93"], ["Mouse", 1, 1, "0.005"]]);
     assert_eq!(rows(&env, "product"), expected);
@@ -84,17 +86,17 @@ fn reports_and_traces_show_known_orders_exactly() {
     );
     let report = json(&env, &["report", "--since", "1h"], 0);
     assert_eq!(report["dead_lettered"], json!([{"consumer": "order", "reason": "permanent", "messages": 1}]));
-    let text = told(&env, &["report", "--since", "1h", "--by", "product"], 0);
+    let text = output(&env, &["report", "--since", "1h", "--by", "product"], 0);
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("PRODUCT ORDERS PIECES REVENUE Laptop 21 63 25200.00 ██████"), "{text}");
-    let csv = told(&env, &["report", "--since", "1h", "--by", "product", "--format", "csv"], 0);
+    let csv = output(&env, &["report", "--since", "1h", "--by", "product", "--format", "csv"], 0);
     let lines = ["product,currency,orders,quantity,revenue", "Laptop,EUR,21,63,25200.00", "Mouse,EUR,1,7,139.93"];
     assert_eq!(csv.lines().take(3).collect::<Vec<_>>(), lines);
-    assert!(told(&env, &["report", "--since", "soon"], 64).contains("must be a time such as"));
-    assert!(told(&env, &["report", "--since", "1h", "--until", "2h"], 64).contains("before it begins"));
+    assert!(output(&env, &["report", "--since", "soon"], 64).contains("must be a time such as"));
+    assert!(output(&env, &["report", "--since", "1h", "--until", "2h"], 64).contains("before it begins"));
 
     let plain = json(&env, &["trace", "ord-3"], 0);
-    // An event may be worked on before the other is confirmed, and with it the order processed.
+    // One event may be handled before the other is confirmed, and so before the order is processed.
     let done = ["order accepted", "analytics counted", "notification notified", "order processed"];
     let mut found = steps(&plain);
     found[1..].sort();
@@ -114,21 +116,21 @@ fn reports_and_traces_show_known_orders_exactly() {
     assert_eq!(bad["places"][0]["queues"][0]["name"], "dead_letter_queue");
 
     // The management plugin counts every few seconds.
-    wait_until("the broker says how much waits", || {
+    wait_until("the broker reports the queue depth", || {
         json(&env, &["trace", "slow"], 0)["places"][0]["queues"][0]["ready"] == 1
     });
     let slow = json(&env, &["trace", "slow"], 0);
     let place = &slow["places"][0];
     assert_eq!((&place["state"], &place["queues"][0]["name"]), (&json!("waiting"), &json!("slow_queue.retry.1h")));
-    let text = told(&env, &["trace", "slow"], 0);
+    let text = output(&env, &["trace", "slow"], 0);
     assert!(text.contains("first attempt failed in consumer slow: transient injected_transient"), "{text}");
-    assert!(text.contains("in slow_queue.retry.1h (about 1 ready, 0 in work), to be retried at"), "{text}");
+    assert!(text.contains("in slow_queue.retry.1h (about 1 ready, 0 in flight), retry due at"), "{text}");
 
-    let unknown = told(&env, &["trace", "nobody"], 1);
-    assert!(unknown.contains("the ledger knows nothing of it") && unknown.contains("order_queue"), "{unknown}");
+    let unknown = output(&env, &["trace", "nobody"], 1);
+    assert!(unknown.contains("not in the ledger") && unknown.contains("order_queue"), "{unknown}");
     assert_eq!(orderd.stop(), 0);
     assert_eq!(rows(&env, "product"), expected, "while no daemon runs");
-    assert_eq!(raw.depth("slow_queue.retry.1h"), 1, "asking has moved nothing");
+    assert_eq!(raw.depth("slow_queue.retry.1h"), 1, "a trace moves no message");
 }
 
 #[test]
@@ -139,13 +141,13 @@ fn a_trace_needs_no_broker() {
     let mut orderd = env.start();
     env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
     let ledger = env.ledger();
-    wait_until("it waits", || ledger.number("SELECT count(*) FROM attempts") == 1);
+    wait_until("the order waits for its retry", || ledger.number("SELECT count(*) FROM attempts") == 1);
     assert_eq!(orderd.stop(), 0);
     let env = env.set("management.url", "http://127.0.0.1:1");
     let trace = json(&env, &["trace", "ord-1"], 0);
     assert_eq!(trace["places"][0]["state"], "waiting");
     assert!(trace["broker_error"].as_str().unwrap().contains("cannot reach the management API"), "{trace}");
-    let text = told(&env, &["trace", "ord-1"], 0);
-    assert!(text.contains("in order_queue.retry.1h, to be retried at"), "{text}");
-    assert!(text.contains("the broker does not say how much waits there"), "{text}");
+    let text = output(&env, &["trace", "ord-1"], 0);
+    assert!(text.contains("in order_queue.retry.1h, retry due at"), "{text}");
+    assert!(text.contains("queue depths unknown"), "{text}");
 }
