@@ -1,4 +1,4 @@
-//! The soak, small: `make soak` is the large one.
+//! A small soak. `make soak` runs the large one.
 
 #[path = "../support/harness/mod.rs"]
 mod harness;
@@ -14,6 +14,6 @@ fn nothing_is_lost_or_duplicated_when_orderd_and_the_broker_are_killed_under_loa
         kills: 20,
         broker_kills: 1,
     };
-    let audit = soak.run(&mut |line| println!("{line}")).expect("the soak ends by itself");
+    let audit = soak.run(&mut |line| println!("{line}")).expect("the soak completes");
     assert!(audit.passed(), "{audit}");
 }

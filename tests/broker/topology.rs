@@ -1,4 +1,4 @@
-//! The plan of the default configuration on a real broker, and what the management API tells of it.
+//! The topology of the default configuration on a real broker, and the audit of it through the management API.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use orderd::topology::Topology;
 use crate::support::raw_client::{number, persistent};
 use crate::support::{Node, Vhost, eventually, with_deadline};
 
-/// Every queue tells its policies within ten seconds of its declaration.
+/// The management API reports a queue's policies within ten seconds of its declaration.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 fn topology() -> Topology {
@@ -34,7 +34,7 @@ fn client(vhost: &Vhost<'_>) -> ManagementClient {
     ManagementClient::new(&management, &vhost.name).unwrap()
 }
 
-async fn judge(vhost: &Vhost<'_>) -> Audit {
+async fn audit_topology(vhost: &Vhost<'_>) -> Audit {
     let topology = topology();
     let observed = with_deadline("answer", client(vhost).observe_with_policies(&topology, PATIENCE)).await.unwrap();
     audit(&topology, &observed)
@@ -44,12 +44,12 @@ async fn judge(vhost: &Vhost<'_>) -> Audit {
 async fn the_topology_can_be_declared_repeatedly_and_matches_the_broker() {
     let node = Node::shared();
     let vhost = node.vhost();
-    let (topology, link) = (topology(), Connector::new(vhost.broker()));
-    assert_eq!(judge(&vhost).await.missing.len(), topology.declarations().len());
-    let declared = with_deadline("declared", link.declare(topology.declarations())).await.unwrap();
+    let (topology, connector) = (topology(), Connector::new(vhost.broker()));
+    assert_eq!(audit_topology(&vhost).await.missing.len(), topology.declarations().len());
+    let declared = with_deadline("declared", connector.declare(topology.declarations())).await.unwrap();
     assert_eq!(declared.created.len(), topology.queues().count());
-    assert_eq!(judge(&vhost).await, Audit::default());
-    let again = with_deadline("declared again", link.declare(topology.declarations())).await.unwrap();
+    assert_eq!(audit_topology(&vhost).await, Audit::default());
+    let again = with_deadline("declared again", connector.declare(topology.declarations())).await.unwrap();
     assert_eq!(again.created, [""; 0]);
 }
 
@@ -63,7 +63,7 @@ async fn policies_that_would_lose_messages_are_found() {
     node.management("PUT", &format!("/policies/{}/mine", vhost.name), policy);
     node.management("PUT", &format!("/operator-policies/{}/ops", vhost.name), operator);
     eventually("both policies are found", async || {
-        let found = judge(&vhost).await.dangerous_policies;
+        let found = audit_topology(&vhost).await.dangerous_policies;
         let keys: Vec<_> = found.iter().map(|policy| (policy.queue.as_str(), policy.key.as_str())).collect();
         keys == [("dead_letter_queue", "message-ttl"), ("order_queue", "overflow")]
     })
@@ -75,12 +75,13 @@ async fn a_queue_with_another_argument_is_reported_with_both_values() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("order_queue", &[number("x-delivery-limit", 5)]);
-    let told: Vec<String> = judge(&vhost).await.mismatches.iter().map(ToString::to_string).collect();
+    let mismatches: Vec<String> = audit_topology(&vhost).await.mismatches.iter().map(ToString::to_string).collect();
     let expected = "queue \"order_queue\": argument \"x-delivery-limit\": expected 20, is 5";
-    assert!(told.contains(&expected.to_owned()), "{told:#?}");
+    assert!(mismatches.contains(&expected.to_owned()), "{mismatches:#?}");
 }
 
-/// Where no limit is given, RabbitMQ 4.x drops at the 21st return; where it is -1, 3.10 drops at the first.
+/// Without a delivery limit, RabbitMQ 4.x drops a message when it is requeued for the 21st time. With a limit of -1,
+/// RabbitMQ 3.10 drops it the first time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_lettered_message_survives_being_inspected_many_times() {
     let node = Node::shared();
@@ -88,11 +89,11 @@ async fn a_dead_lettered_message_survives_being_inspected_many_times() {
     with_deadline("declared", Connector::new(vhost.broker()).declare(topology().declarations())).await.unwrap();
     let mut raw = vhost.raw();
     raw.publish(ExchangeNames::DEAD_LETTER_QUEUE, &persistent(), b"dead_lettered");
-    eventually("it is dead-lettered", async || vhost.raw().depth(ExchangeNames::DEAD_LETTER_QUEUE) == 1).await;
+    eventually("the message is in the queue", async || vhost.raw().depth(ExchangeNames::DEAD_LETTER_QUEUE) == 1).await;
     let get = format!("/queues/{}/{}/get", vhost.name, ExchangeNames::DEAD_LETTER_QUEUE);
-    for look in 0..30 {
+    for round in 0..30 {
         let body = r#"{"count":1,"ackmode":"reject_requeue_true","encoding":"auto"}"#;
         let (_, answer) = node.management("POST", &get, body);
-        assert_eq!(answer[0]["payload"], "dead_lettered", "at look {look}");
+        assert_eq!(answer[0]["payload"], "dead_lettered", "in round {round}");
     }
 }

@@ -1,22 +1,22 @@
-//! A TCP proxy between orderd and the broker that can stop forwarding what orderd sends on one connection.
+//! A TCP proxy between orderd and the broker. It can stop forwarding what orderd sends on one connection.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Bytes at the start of a connection that contain its name.
+/// How much of the start of a connection is searched for its name, in bytes.
 const PREAMBLE: usize = 4_096;
 
 /// Listens on its own port and forwards connections.
 pub struct AmqpProxy {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: String,
     blocked: Arc<Mutex<Option<String>>>,
 }
 
 impl AmqpProxy {
-    /// Forwards to a port on this machine.
+    /// Starts a proxy that forwards to a port on 127.0.0.1.
     pub fn to(port: u16) -> AmqpProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,6 +1,6 @@
-//! Requests to a daemon's admin listener, byte for byte, and what its answers say.
+//! Requests to a daemon's admin listener over a plain TCP stream, so that a test can send any bytes.
 //!
-//! Knows nothing of how they are made.
+//! It shares no code with the admin listener.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -9,61 +9,62 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
+    /// Status line and headers.
     pub head: String,
     pub body: String,
 }
 
-/// Asks as a well-behaved client on this machine would.
-pub fn get(address: SocketAddr, path: &str) -> Answer {
-    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))
+/// Sends a well-formed GET request.
+pub fn get(address: SocketAddr, path: &str) -> Response {
+    send(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))
 }
 
-/// The JSON at a path.
+/// The JSON body of a successful GET request.
 pub fn json(address: SocketAddr, path: &str) -> Value {
-    let answer = get(address, path);
-    assert_eq!(answer.status, 200, "{path}: {answer:?}");
-    serde_json::from_str(&answer.body).unwrap()
+    let response = get(address, path);
+    assert_eq!(response.status, 200, "{path}: {response:?}");
+    serde_json::from_str(&response.body).unwrap()
 }
 
-/// Sends a request as it is, and reads until the connection is closed.
-pub fn ask(address: SocketAddr, request: &str) -> Answer {
+/// Sends a request unchanged, and reads until the connection is closed.
+pub fn send(address: SocketAddr, request: &str) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // It may be refused before all of it is read.
+    // An error is expected here: the daemon may refuse the request before it has read all of it.
     let _ = stream.write_all(request.as_bytes());
-    let mut response = Vec::new();
-    let _ = stream.read_to_end(&mut response);
-    let response = String::from_utf8_lossy(&response).into_owned();
-    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    Answer { status, head: head.to_owned(), body: body.to_owned() }
+    Response { status, head: head.to_owned(), body: body.to_owned() }
 }
 
-/// The samples of a scrape, by name and labels as they are written.
+/// The samples of a scrape by name and labels, such as `orderd_paused{consumer="order"}`.
 pub struct Scrape(pub BTreeMap<String, f64>);
 
 impl Scrape {
-    /// Scrapes a daemon. Every line must be a comment or a sample.
+    /// Scrapes a daemon. Panics if a line is neither a comment nor a sample.
     pub fn of(address: SocketAddr) -> Self {
-        let answer = get(address, "/metrics");
-        assert_eq!(answer.status, 200, "{answer:?}");
-        assert!(answer.body.ends_with("# EOF\n"));
-        let samples = answer.body.lines().filter(|line| !line.starts_with('#'));
+        let response = get(address, "/metrics");
+        assert_eq!(response.status, 200, "{response:?}");
+        assert!(response.body.ends_with("# EOF\n"));
+        let samples = response.body.lines().filter(|line| !line.starts_with('#'));
         let sample = |line: &str| {
-            let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line}"));
-            (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("no number: {line}")))
+            let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("not a sample: {line}"));
+            (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("not a number: {line}")))
         };
         Scrape(samples.map(sample).collect())
     }
 
     /// The sum of a metric's samples that have all these labels; panics if there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let of_name = self.0.iter().filter(|(sample, _)| sample.split('{').next() == Some(name));
-        let labelled = of_name.filter(|(sample, _)| {
+        let named = self.0.iter().filter(|(sample, _)| sample.split('{').next() == Some(name));
+        let labelled = named.filter(|(sample, _)| {
             labels.iter().all(|(label, value)| {
                 sample.contains(&format!("{{{label}=\"{value}\"")) || sample.contains(&format!(",{label}=\"{value}\""))
             })
@@ -73,7 +74,7 @@ impl Scrape {
         values.iter().sum()
     }
 
-    /// The same of one consumer.
+    /// [`Scrape::sum`] for one consumer.
     pub fn of_consumer(&self, name: &str, consumer: &str) -> f64 {
         self.sum(name, &[("consumer", consumer)])
     }

@@ -1,9 +1,8 @@
 //! Real RabbitMQ nodes for tests: started by `node.sh`, identified by name, with a virtual host for each test.
 //!
-//! Owns brokers and what can be done to them from outside. Of the code under test it uses only the configuration types,
-//! so that its results are independent.
+//! Owns broker nodes, virtual hosts and the clients that inspect them. Of the code under test it uses only the
+//! configuration types, so that its results are independent.
 
-// Each test binary uses its part of this.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod amqp_proxy;
@@ -24,15 +23,15 @@ use orderd::config::{Address, Broker, Mechanism, Secret};
 use raw_client::RawClient;
 use serde_json::Value;
 
-/// An address on this machine that nothing listens on, and that no other program takes by chance: ports that the kernel
-/// assigns, also to clients, are on 127.0.0.1.
+/// An unused loopback address. No other program takes it by chance: the kernel assigns ports, including those of clients,
+/// on 127.0.0.1, and this address is another one.
 pub fn free_address() -> SocketAddr {
     static LAST: AtomicU16 = AtomicU16::new(20_000);
     let [_, a, b, c] = std::process::id().to_be_bytes();
     ([127, 64 + a, b, c], LAST.fetch_add(1, Ordering::Relaxed)).into()
 }
 
-/// A running RabbitMQ node, on 127.0.0.1 with ports and data of its own.
+/// A running RabbitMQ node on 127.0.0.1, with its own ports and data.
 pub struct Node {
     name: String,
     pub amqp_port: u16,
@@ -40,24 +39,25 @@ pub struct Node {
     pub amqps_port: u16,
     pub management_tls_port: u16,
     pid: AtomicU32,
-    /// Whether it belongs to this test alone, which then deletes it.
+    /// Whether the node belongs to one test, and is deleted on drop.
     own: bool,
 }
 
 impl Node {
-    /// The node that tests share. It is left running: `make test` or `node.sh stop shared` stops it. Never
-    /// kill, freeze or alarm it.
+    /// The node that tests share. It stays running until `make test` or `node.sh stop shared` stops it. Tests must not
+    /// kill or freeze it, nor raise an alarm on it.
     pub fn shared() -> Node {
         Node::started("shared", false, None)
     }
 
-    /// An empty node for this test alone, deleted at the end. Starting takes about ten seconds.
+    /// A new, empty node for one test, deleted on drop. Starting it takes about ten seconds.
     pub fn own(name: &str) -> Node {
         let _ = script(&["wipe", name]);
         Node::started(name, true, None)
     }
 
-    /// An own node that also speaks TLS, configured by the `rabbitmq.conf` in `directory`, which is read at every start.
+    /// Like [`Node::own`], but also listens for TLS, with the settings in `<directory>/rabbitmq.conf`, which is read at every
+    /// start.
     pub fn own_with_tls(name: &str, directory: &Path) -> Node {
         let _ = script(&["wipe", name]);
         Node::started(name, true, Some(directory))
@@ -76,29 +76,29 @@ impl Node {
         }
     }
 
-    /// Starts it (again) on the ports and data it had before.
+    /// Starts the node again after a kill, with the same ports and data.
     pub fn start(&mut self) {
         (self.amqp_port, self.management_port) = self.restart();
     }
 
-    /// Starts it again through a shared reference; its ports do not change.
+    /// [`Node::start`] through a shared reference. Returns the AMQP and management ports, which are the same as before.
     pub fn restart(&self) -> (u16, u16) {
         let output = script(&["start", &self.name]).unwrap_or_else(|error| panic!("{error}"));
         self.pid.store(parse_number(&output, "PID"), Ordering::Relaxed);
         (parse_number(&output, "AMQP_PORT"), parse_number(&output, "MANAGEMENT_PORT"))
     }
 
-    /// SIGKILL, as in a power cut.
+    /// Kills the VM with SIGKILL, as a power cut would.
     pub fn kill(&self) {
         script(&["kill", &self.name]).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Freezes the VM with SIGSTOP: connections stay open and nothing answers.
+    /// Freezes the VM with SIGSTOP: connections stay open, and the broker does not answer.
     pub fn freeze(&self) {
         self.signal("-STOP");
     }
 
-    /// Continues a frozen VM.
+    /// Resumes a frozen VM.
     pub fn thaw(&self) {
         self.signal("-CONT");
     }
@@ -107,23 +107,23 @@ impl Node {
         assert!(signal_process(signal, self.pid.load(Ordering::Relaxed)), "cannot signal node {}", self.name);
     }
 
-    /// Raises a memory alarm: the broker stops reading from connections that publish.
+    /// Raises a memory alarm: the broker blocks connections that publish.
     pub fn set_alarm(&self) {
         self.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
     }
 
-    /// Ends the alarm.
+    /// Clears the memory alarm.
     pub fn clear_alarm(&self) {
         self.ctl(&["set_vm_memory_high_watermark", "0.6"]);
     }
 
-    /// rabbitmqctl; takes a second or two.
+    /// Runs `rabbitmqctl`, which takes a second or two, and returns its output.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         let arguments = [&["ctl", &self.name], arguments].concat();
         script(&arguments).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A request to the management API: status and body.
+    /// Sends a request to the management API. Returns the HTTP status and the JSON body.
     pub fn management(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         // guest:guest
         let request = format!(
@@ -143,14 +143,14 @@ impl Node {
         (status, json.and_then(|json| serde_json::from_str(json).ok()).unwrap_or(Value::Null))
     }
 
-    /// Major and minor version of RabbitMQ.
+    /// The major and minor version of RabbitMQ.
     pub fn version(&self) -> (u32, u32) {
         let overview = self.management("GET", "/overview", "").1;
         let mut numbers = overview["rabbitmq_version"].as_str().unwrap().split('.').map(|it| it.parse().unwrap());
         (numbers.next().unwrap(), numbers.next().unwrap())
     }
 
-    /// A new, empty virtual host.
+    /// Creates an empty virtual host.
     pub fn vhost(&self) -> Vhost<'_> {
         let name = format!("t{:016x}", fastrand::u64(..));
         let (status, _) = self.management("PUT", &format!("/vhosts/{name}"), "");
@@ -165,7 +165,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if self.own {
-            // A frozen VM would not react to a signal.
+            // A frozen VM reacts to no signal but SIGCONT and SIGKILL.
             signal_process("-CONT", self.pid.load(Ordering::Relaxed));
             let _ = script(&["kill", &self.name]);
             let _ = script(&["wipe", &self.name]);
@@ -173,7 +173,7 @@ impl Drop for Node {
     }
 }
 
-/// A test's own virtual host, deleted when dropped.
+/// A virtual host for one test, deleted on drop.
 pub struct Vhost<'a> {
     pub node: &'a Node,
     pub name: String,
@@ -198,12 +198,12 @@ impl Vhost<'_> {
         }
     }
 
-    /// A plain AMQP connection, independent of the code under test.
+    /// Opens an AMQP connection that is independent of the code under test.
     pub fn raw(&self) -> RawClient {
         RawClient::connect(self.node.amqp_port, &self.name)
     }
 
-    /// Closes every connection to this virtual host from the broker's side.
+    /// Makes the broker close every connection to this virtual host.
     pub fn close_connections(&self) {
         self.node.ctl(&["close_all_connections", "--vhost", &self.name, "closed by the test"]);
     }
@@ -211,7 +211,7 @@ impl Vhost<'_> {
 
 impl Drop for Vhost<'_> {
     fn drop(&mut self) {
-        // An own node is deleted with everything on it, and may be dead or frozen by now.
+        // A node of one test is deleted as a whole, and may be dead or frozen by now.
         if !self.node.own {
             self.node.management("DELETE", &format!("/vhosts/{}", self.name), "");
         }
@@ -225,9 +225,9 @@ pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
 
 /// Polls a condition until it holds or the deadline has passed.
 pub async fn within(deadline: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
+    let start = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -238,14 +238,14 @@ pub async fn with_deadline<T>(what: &str, future: impl Future<Output = T>) -> T 
     tokio::time::timeout(deadline, future).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }
 
-/// Uses the shell's built-in `kill`: a minimal system may have no other.
+/// Sends a signal with the shell's built-in `kill`: a minimal system may have no `kill` program.
 fn signal_process(signal: &str, pid: u32) -> bool {
     let mut shell = Command::new("sh");
     shell.args(["-c", "kill \"$0\" \"$1\"", signal, &pid.to_string()]).stderr(Stdio::null());
     shell.status().is_ok_and(|status| status.success())
 }
 
-/// A number in the output of `node.sh start`.
+/// Reads a number from the output of `node.sh start`.
 fn parse_number<N: std::str::FromStr>(output: &str, key: &str) -> N {
     let line = output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let number = line.and_then(|text| text.trim().parse().ok());

@@ -1,6 +1,6 @@
-//! A plain AMQP 0-9-1 client, one request at a time, that can also send what no well-behaved client would.
+//! A minimal AMQP 0-9-1 client that sends one request at a time, and can also send what well-behaved clients do not.
 //!
-//! Owns one connection with one channel. It shares no code with what is tested.
+//! Owns one connection with one channel. It shares no code with orderd.
 
 pub mod properties;
 mod traffic;
@@ -12,17 +12,17 @@ use std::time::Duration;
 /// A connection with channel 1 open and in confirm mode.
 pub struct RawClient {
     stream: TcpStream,
-    /// Messages sent on the channel: the last one's tag in confirms.
+    /// Messages published on the channel, which is also the delivery tag of the last one in confirms.
     sent: u64,
 }
 
-/// What `basic.get` brings.
+/// A message from `basic.get`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReceivedMessage {
     pub redelivered: bool,
     pub exchange: String,
     pub routing_key: String,
-    /// Property flags, properties and headers as they came.
+    /// Property flags, properties and headers, still encoded.
     pub properties: Vec<u8>,
     pub body: Vec<u8>,
 }
@@ -34,22 +34,23 @@ impl ReceivedMessage {
     }
 }
 
-/// A refusal: AMQP reply code and text.
+/// Why the broker closed the channel: AMQP reply code and text.
 pub type ChannelException = (u16, String);
 
+/// Class id and method id.
 type Method = (u16, u16);
 
-/// An encoded `x-…` argument or header.
+/// An encoded argument or header of any type.
 pub fn field(name: &str, kind: u8, value: &[u8]) -> Vec<u8> {
     [short(name), vec![kind], value.to_vec()].concat()
 }
 
-/// A header or argument of type `S`, UTF-8 or not.
+/// An encoded argument or header of type `S`, which need not be UTF-8.
 pub fn text(name: &str, value: impl AsRef<[u8]>) -> Vec<u8> {
     field(name, b'S', &long(value.as_ref()))
 }
 
-/// A header or argument of type `l`.
+/// An encoded argument or header of type `l`.
 pub fn number(name: &str, value: i64) -> Vec<u8> {
     field(name, b'l', &value.to_be_bytes())
 }
@@ -59,7 +60,7 @@ pub fn with_headers(headers: &[Vec<u8>]) -> Vec<u8> {
     [vec![0b0011_0000, 0], long(&headers.concat()), vec![2]].concat()
 }
 
-/// Encoded properties with delivery mode 2 only.
+/// Encoded properties with delivery mode 2 and nothing else.
 pub fn persistent() -> Vec<u8> {
     vec![0b0001_0000, 0, 2]
 }
@@ -75,7 +76,7 @@ impl RawClient {
         raw.expect((10, 10));
         raw.send(0, (10, 11), &[long(b""), short("PLAIN"), long(b"\0guest\0guest"), short("en_US")].concat());
         let mut tune = raw.expect((10, 30));
-        // No heartbeats: a test may leave the connection alone for as long as it likes.
+        // No heartbeats: a test may leave the connection idle for any time.
         tune[6..8].fill(0);
         raw.send(0, (10, 31), &tune);
         raw.send(0, (10, 40), &[short(virtual_host), vec![0, 0]].concat());
@@ -102,14 +103,14 @@ impl RawClient {
         self.declare(queue, &[&[text("x-queue-type", "quorum")], arguments].concat());
     }
 
-    /// Messages ready and consumers, or `None` if there is no such queue.
-    pub fn queue(&mut self, queue: &str) -> Option<(u32, u32)> {
+    /// The number of ready messages and of consumers, or `None` if there is no such queue.
+    pub fn queue_counts(&mut self, queue: &str) -> Option<(u32, u32)> {
         self.declare_queue(queue, 0b0000_0001, &[]).ok()
     }
 
-    /// Messages ready.
+    /// The number of ready messages.
     pub fn depth(&mut self, queue: &str) -> u32 {
-        self.queue(queue).unwrap_or_else(|| panic!("there is no queue {queue:?}")).0
+        self.queue_counts(queue).unwrap_or_else(|| panic!("there is no queue {queue:?}")).0
     }
 
     fn declare_queue(&mut self, queue: &str, bits: u8, arguments: &[Vec<u8>]) -> Result<(u32, u32), ChannelException> {
@@ -133,7 +134,7 @@ impl RawClient {
         self.call((50, 20), &arguments, (50, 21)).unwrap();
     }
 
-    /// Deletes a queue, whatever it holds.
+    /// Deletes a queue, even if it is not empty.
     pub fn delete(&mut self, queue: &str) {
         self.call((50, 40), &[vec![0, 0], short(queue), vec![0]].concat(), (50, 41)).unwrap();
     }
@@ -142,39 +143,32 @@ impl RawClient {
     pub fn publish(&mut self, queue: &str, properties: &[u8], body: &[u8]) {
         self.send_message(queue, properties, body);
         let (method, _) = self.read_method();
-        assert_eq!(method, (60, 80), "the broker has not taken a message to {queue:?}");
+        assert_eq!(method, (60, 80), "the broker did not confirm a message to queue {queue:?}");
     }
 
-    /// Publishes many, and waits for all confirms at the end.
+    /// Publishes many persistent messages to a queue, then waits for all confirms.
     pub fn publish_many(&mut self, queue: &str, bodies: impl IntoIterator<Item = Vec<u8>>) {
-        let mut open = std::collections::BTreeSet::new();
+        let mut unconfirmed = std::collections::BTreeSet::new();
         for body in bodies {
             self.send_message(queue, &persistent(), &body);
-            open.insert(self.sent);
+            unconfirmed.insert(self.sent);
         }
-        while !open.is_empty() {
+        while !unconfirmed.is_empty() {
             let (method, arguments) = self.read_method();
-            assert_eq!(method, (60, 80), "the broker has not taken a message to {queue:?}");
+            assert_eq!(method, (60, 80), "the broker did not confirm a message to queue {queue:?}");
             let tag = u64::from_be_bytes(arguments[..8].try_into().unwrap());
             match arguments[8] {
-                0 => drop(open.remove(&tag)),
-                _multiple => open = open.split_off(&(tag + 1)),
+                0 => drop(unconfirmed.remove(&tag)),
+                _multiple => unconfirmed = unconfirmed.split_off(&(tag + 1)),
             }
         }
     }
 
     fn send_message(&mut self, queue: &str, properties: &[u8], body: &[u8]) {
-        let mut bytes = method_frame(1, (60, 40), &[vec![0, 0], short(""), short(queue), vec![0]].concat());
-        let header = [&60_u16.to_be_bytes()[..], &[0, 0], &(body.len() as u64).to_be_bytes(), properties].concat();
-        bytes.extend(frame(2, 1, &header));
-        for chunk in body.chunks(100_000) {
-            bytes.extend(frame(3, 1, chunk));
-        }
-        self.stream.write_all(&bytes).unwrap();
-        self.sent += 1;
+        self.write_message("", queue, properties, body);
     }
 
-    /// Takes one message off a queue.
+    /// Takes one message from a queue and acknowledges it.
     pub fn get(&mut self, queue: &str) -> Option<ReceivedMessage> {
         self.send(1, (60, 70), &[vec![0, 0], short(queue), vec![1]].concat());
         let (method, arguments) = self.read_method();
@@ -194,7 +188,7 @@ impl RawClient {
         Some(ReceivedMessage { redelivered, exchange, routing_key, properties: header[12..].to_vec(), body })
     }
 
-    /// Takes all messages off a queue.
+    /// Takes all messages from a queue and acknowledges them.
     pub fn drain(&mut self, queue: &str) -> Vec<ReceivedMessage> {
         std::iter::from_fn(|| self.get(queue)).collect()
     }
@@ -224,7 +218,7 @@ impl RawClient {
 
     fn read_method(&mut self) -> (Method, Vec<u8>) {
         let (kind, payload) = self.read_frame();
-        assert_eq!(kind, 1, "expected a method");
+        assert_eq!(kind, 1, "expected a method frame");
         let number = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
         ((number(0), number(2)), payload[4..].to_vec())
     }

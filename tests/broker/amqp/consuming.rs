@@ -1,4 +1,4 @@
-//! Prefetch, settling, and how subscriptions end.
+//! Prefetch, settlements, and the end of subscriptions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ async fn take(subscription: &mut Subscription, count: usize) -> Vec<Delivery> {
     with_deadline("deliveries", (&mut subscription.deliveries).take(count).collect()).await
 }
 
-async fn ends(subscription: &mut Subscription) {
+async fn await_end(subscription: &mut Subscription) {
     with_deadline("the end of the deliveries", async { while subscription.deliveries.next().await.is_some() {} }).await;
 }
 
@@ -36,10 +36,10 @@ async fn the_prefetch_limits_unacked_deliveries() {
     let mut subscription = subscribe(&vhost, "q", 5).await;
     let held = take(&mut subscription, 5).await;
     assert!(futures_util::poll!(subscription.deliveries.next()).is_pending());
-    eventually("five are out", async || raw.depth("q") == 45).await;
+    eventually("five are unacked", async || raw.depth("q") == 45).await;
     subscription.settler.settle(held[2].id, Settlement::Ack);
     take(&mut subscription, 1).await;
-    eventually("one more is out", async || raw.depth("q") == 44).await;
+    eventually("one more is unacked", async || raw.depth("q") == 44).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +51,7 @@ async fn a_prefetch_of_0_does_not_become_unlimited() {
     fill(&mut raw, "q", 10);
     let mut subscription = subscribe(&vhost, "q", 0).await;
     take(&mut subscription, 1).await;
-    eventually("one is out", async || raw.depth("q") == 9).await;
+    eventually("one is unacked", async || raw.depth("q") == 9).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,16 +62,16 @@ async fn every_settled_delivery_is_acked_even_behind_a_slow_first_one() {
     raw.declare_quorum("q", &[]);
     fill(&mut raw, "q", 300);
     let mut subscription = subscribe(&vhost, "q", 20).await;
-    let head = take(&mut subscription, 1).await;
-    // A starved pool would get no more than the 20 of its prefetch.
+    let first = take(&mut subscription, 1).await;
+    // If acks waited for the first delivery, no more than the prefetch of 20 would arrive.
     for _ in 1..300 {
         let delivery = take(&mut subscription, 1).await;
         subscription.settler.settle(delivery[0].id, Settlement::Ack);
     }
-    // Unsettled, the head comes back, and what was acked does not.
+    // Only the first delivery is unsettled, so only it is requeued.
     with_deadline("close", subscription.settler.close()).await.unwrap();
-    eventually("the head is back", async || raw.depth("q") == 1).await;
-    assert_eq!(raw.get("q").unwrap().body, head[0].message.body);
+    eventually("the first is requeued", async || raw.depth("q") == 1).await;
+    assert_eq!(raw.get("q").unwrap().body, first[0].message.body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,11 +86,11 @@ async fn a_few_deliveries_behind_a_slow_first_one_are_acked_without_further_traf
     for delivery in &held[1..] {
         subscription.settler.settle(delivery.id, Settlement::Ack);
     }
-    // Dropping everything without closing gives back what the broker has no ack for.
+    // No further deliveries follow, and the subscription is not closed.
     eventually("three are acked", async || unacked(&node, &vhost.name, "q") == 1).await;
 }
 
-/// Messages that are handed out and not acked.
+/// Number of unacknowledged messages.
 fn unacked(node: &Node, vhost: &str, queue: &str) -> u64 {
     let listed = node.ctl(&["-q", "list_queues", "--vhost", vhost, "name", "messages_unacknowledged"]);
     let line = listed.lines().find_map(|line| line.strip_prefix(queue)).unwrap_or_default();
@@ -122,9 +122,10 @@ async fn settlements_from_many_threads_are_all_sent_before_closing() {
         task.await.unwrap();
     }
     with_deadline("close", subscription.settler.close()).await.unwrap();
-    eventually("its consumer is gone", async || raw.queue("q").is_some_and(|(_, consumers)| consumers == 0)).await;
+    eventually("the consumer is gone", async || raw.queue_counts("q").is_some_and(|(_, consumers)| consumers == 0))
+        .await;
     assert_eq!(raw.depth("q"), 0);
-    ends(&mut subscription).await;
+    await_end(&mut subscription).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,13 +138,13 @@ async fn acks_that_the_broker_does_not_read_yet_are_not_lost_by_closing() {
         fill(&mut raw, "q", 200);
         let mut subscription = subscribe(&vhost, "q", 200).await;
         let held = take(&mut subscription, 200).await;
-        // In reverse, so that there is one frame for each: RabbitMQ passes no more than 32 at a time on to a quorum
-        // queue, and forgets the others if the channel closes before it has.
+        // In reverse order, so that each ack is a frame of its own: RabbitMQ passes on no more than 32 at a time to a quorum
+        // queue, and forgets the rest if the channel closes before it has passed them on.
         for delivery in held[1..].iter().rev() {
             subscription.settler.settle(delivery.id, Settlement::Ack);
         }
         with_deadline("close", subscription.settler.close()).await.unwrap();
-        assert_eq!(raw.depth("q"), 1, "in round {round}: the first is back, the others are not");
+        assert_eq!(raw.depth("q"), 1, "in round {round}: only the first is requeued");
         raw.get("q").unwrap();
     }
 }
@@ -163,7 +164,7 @@ async fn a_released_message_is_redelivered_and_its_neighbours_stay_acked() {
     }
     let again = take(&mut subscription, 1).await.remove(0);
     assert_eq!((again.message.body.as_ref(), again.redelivered), (&b"m2"[..], true));
-    // RabbitMQ 4.3 does not count what is given back.
+    // RabbitMQ 4.3 does not count requeued deliveries.
     assert_eq!(again.delivery_count(), u64::from(node.version() < (4, 3)));
     subscription.settler.settle(again.id, Settlement::Ack);
     with_deadline("close", subscription.settler.close()).await.unwrap();
@@ -180,17 +181,17 @@ async fn a_stale_settlement_of_an_earlier_connection_is_ignored() {
     let mut first = subscribe(&vhost, "q", 10).await;
     let stale = take(&mut first, 1).await.remove(0);
     tokio::task::block_in_place(|| vhost.close_connections());
-    ends(&mut first).await;
+    await_end(&mut first).await;
     first.settler.settle(stale.id, Settlement::Ack);
     assert_eq!(with_deadline("close", first.settler.close()).await, Err(SettleError));
 
     let mut raw = vhost.raw();
     let mut second = subscribe(&vhost, "q", 10).await;
     let again = take(&mut second, 1).await.remove(0);
-    assert_eq!(again.id.tag, stale.id.tag, "both connections must use this tag for the test to mean anything");
+    assert_eq!(again.id.tag, stale.id.tag, "the test needs the same tag on both connections");
     second.settler.settle(stale.id, Settlement::Ack);
     with_deadline("close", second.settler.close()).await.unwrap();
-    eventually("it is back: nobody has acked it", async || raw.depth("q") == 1).await;
+    eventually("the message, which nobody has acked, is requeued", async || raw.depth("q") == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,9 +203,9 @@ async fn a_channel_closed_by_the_broker_ends_the_subscription() {
     fill(&mut raw, "q", 1);
     let mut subscription = subscribe(&vhost, "q", 10).await;
     let held = take(&mut subscription, 1).await.remove(0);
-    // A tag that was never handed out: the broker closes the channel with 406, unknown delivery tag.
+    // A delivery tag that does not exist: the broker closes the channel with 406, unknown delivery tag.
     subscription.settler.settle(DeliveryId { tag: 77, ..held.id }, Settlement::Ack);
-    ends(&mut subscription).await;
+    await_end(&mut subscription).await;
     assert_eq!(with_deadline("close", subscription.settler.close()).await, Err(SettleError));
     let mut again = subscribe(&vhost, "q", 10).await;
     assert!(take(&mut again, 1).await[0].redelivered);
@@ -220,7 +221,7 @@ async fn a_deleted_queue_ends_the_deliveries() {
     let mut subscription = subscribe(&vhost, "q", 10).await;
     take(&mut subscription, 1).await;
     raw.delete("q");
-    ends(&mut subscription).await;
+    await_end(&mut subscription).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,7 +235,7 @@ async fn cancelling_stops_intake_and_open_deliveries_can_still_be_settled() {
     let first = take(&mut subscription, 1).await;
     with_deadline("cancel", subscription.settler.cancel()).await;
     let rest: Vec<_> = with_deadline("rest", (&mut subscription.deliveries).collect()).await;
-    assert!(rest.len() <= 9, "{} are more than the prefetch", rest.len());
+    assert!(rest.len() <= 9, "{} deliveries exceed the prefetch", rest.len());
     for delivery in first.iter().chain(&rest) {
         subscription.settler.settle(delivery.id, Settlement::Ack);
     }
@@ -273,10 +274,10 @@ async fn dropping_a_subscription_requeues_its_deliveries() {
     let held = take(&mut subscription, 3).await;
     subscription.settler.settle(held[0].id, Settlement::Ack);
     drop(subscription);
-    eventually("two are back", async || raw.queue("q") == Some((2, 0))).await;
+    eventually("two are requeued", async || raw.queue_counts("q") == Some((2, 0))).await;
 }
 
-/// A table in a table in a table, so many levels deep.
+/// A header whose value is a table, nested to this depth.
 fn nested(levels: usize) -> Vec<u8> {
     (0..levels)
         .fold(Vec::new(), |inner, _| field("n", b'F', &[&(inner.len() as u32).to_be_bytes()[..], &inner].concat()))
@@ -302,7 +303,7 @@ async fn unusual_headers_close_no_connection_and_are_kept() {
     assert!(matches!(&held[2].message.headers["n"], HeaderValue::Table(_)));
     held.iter().for_each(|delivery| subscription.settler.settle(delivery.id, Settlement::Ack));
     with_deadline("close", subscription.settler.close()).await.unwrap();
-    assert_eq!(raw.queue("q"), Some((0, 0)));
+    assert_eq!(raw.queue_counts("q"), Some((0, 0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,7 +313,7 @@ async fn headers_larger_than_a_frame_are_read() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    // What a frame has beside its payload, what the payload has before the properties, and those with an empty note.
+    // Frame overhead, the content header before the properties, and the properties with an empty note.
     let rest = FRAME - 8 - 12 - with_headers(&[text("note", "")]).len();
     raw.publish("q", &with_headers(&[text("note", vec![b'x'; rest])]), b"full");
     let mut subscription = subscribe(&vhost, "q", 1).await;
@@ -320,12 +321,12 @@ async fn headers_larger_than_a_frame_are_read() {
     assert_eq!(first.message.headers.len(), 1);
     subscription.settler.settle(first.id, Settlement::Release);
     let again = take(&mut subscription, 1).await.remove(0);
-    // Its count of deliveries, and from 4.3 on another.
-    assert!(again.message.headers.len() > 1, "the broker has added none");
+    // `x-delivery-count`, and a second header from RabbitMQ 4.3 on.
+    assert!(again.message.headers.len() > 1, "the broker has added no header");
     assert_eq!(again.message.headers["note"].as_text().map(str::len), Some(rest));
     subscription.settler.settle(again.id, Settlement::Ack);
     with_deadline("close", subscription.settler.close()).await.unwrap();
-    assert_eq!(raw.queue("q"), Some((0, 0)));
+    assert_eq!(raw.queue_counts("q"), Some((0, 0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -335,12 +336,12 @@ async fn a_single_ack_is_sent_without_delay() {
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
     fill(&mut raw, "q", 40);
-    // With a prefetch of 2 and one held, each delivery needs the ack of the one before it.
+    // With a prefetch of 2, the broker sends the next delivery only after an earlier one is acked.
     let mut subscription = subscribe(&vhost, "q", 2).await;
-    let begun = std::time::Instant::now();
+    let start = std::time::Instant::now();
     for _ in 0..40 {
         let delivery = take(&mut subscription, 1).await.remove(0);
         subscription.settler.settle(delivery.id, Settlement::Ack);
     }
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?} for 40 acks", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?} for 40 acks", start.elapsed());
 }

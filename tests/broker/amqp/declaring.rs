@@ -1,4 +1,4 @@
-//! Carrying out topology plans: what is new, what does not fit, what is missing.
+//! Declaring a topology: new objects, mismatches and missing objects.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ fn binding(exchange: &str, queue: &str) -> Declaration {
 async fn declaring_creates_everything_and_waits_until_new_queues_are_safe() {
     let node = Node::shared();
     let vhost = node.vhost();
-    let link = Connector::new(vhost.broker());
+    let connector = Connector::new(vhost.broker());
     let mut plan = vec![exchange("x")];
     for n in 0..20 {
         plan.push(queue(&format!("q{n}"), &[("x-message-ttl", Argument::Number(3_600_000))]));
@@ -38,14 +38,14 @@ async fn declaring_creates_everything_and_waits_until_new_queues_are_safe() {
     }
     vhost.raw().declare_quorum("q7", &[number("x-message-ttl", 3_600_000)]);
     let begun = Instant::now();
-    let declared = with_deadline("declare", link.declare(&plan)).await.unwrap();
+    let declared = with_deadline("declare", connector.declare(&plan)).await.unwrap();
     assert_eq!(declared.created.len(), 19);
     assert!(!declared.created.contains(&"q7".to_owned()));
     assert!(begun.elapsed() >= Duration::from_secs(2), "a new queue is not safe to use yet");
     let begun = Instant::now();
-    assert_eq!(with_deadline("declare again", link.declare(&plan)).await.unwrap(), Declared::default());
+    assert_eq!(with_deadline("declare again", connector.declare(&plan)).await.unwrap(), Declared::default());
     assert!(begun.elapsed() < Duration::from_secs(2), "nothing was new");
-    assert_eq!(with_deadline("check", link.missing_objects(&plan)).await.unwrap(), []);
+    assert_eq!(with_deadline("check", connector.missing_objects(&plan)).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,12 +58,12 @@ async fn a_mismatch_names_the_declaration_and_leaves_no_connection() {
     let DeclareError::Mismatch { declaration, reply } = &error else { panic!("{error:?}") };
     assert_eq!(declaration, "queue \"q\"");
     assert!(reply.contains("x-message-ttl") && reply.contains("2000") && reply.contains("1000"), "{reply}");
-    eventually("its connections are gone", async || {
+    eventually("the connections are closed", async || {
         let listed = node.ctl(&["-q", "list_connections", "client_properties", "vhost"]);
         !listed.lines().any(|line| line.contains("orderd declare") && line.contains(&vhost.name))
     })
     .await;
-    assert_eq!(vhost.raw().queue("never"), None);
+    assert_eq!(vhost.raw().queue_counts("never"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +110,7 @@ async fn a_check_lists_every_missing_object_and_creates_nothing() {
     let expected =
         [MissingObject::Exchange("x2".into()), MissingObject::Queue("q2".into()), MissingObject::Queue("q3".into())];
     assert_eq!(missing, expected);
-    assert_eq!(raw.queue("q2"), None);
+    assert_eq!(raw.queue_counts("q2"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! What the AMQP client library and the broker are known to do to the unwary, and that orderd is not hurt.
+//! The AMQP client and a real broker, including the broker behaviours that are known to break clients.
 
 mod connecting;
 mod consuming;

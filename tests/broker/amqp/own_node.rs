@@ -1,4 +1,4 @@
-//! Brokers that are killed, freeze, or raise an alarm. Each test has a node of its own.
+//! Brokers that are killed, freeze or raise an alarm. Each test has its own node.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::support::{Node, eventually, with_deadline, within};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Declares quorum queues and lets them settle: a new one is not safe from a kill yet.
-async fn declare(link: &Connector, queues: &[&str]) {
+/// Declares quorum queues, and waits until confirmed messages in them survive a kill of the broker.
+async fn declare(connector: &Connector, queues: &[&str]) {
     let plan: Vec<_> = queues
         .iter()
         .map(|name| {
@@ -24,17 +24,17 @@ async fn declare(link: &Connector, queues: &[&str]) {
             Declaration::Queue(Queue { name: (*name).into(), arguments })
         })
         .collect();
-    link.declare(&plan).await.unwrap();
+    connector.declare(&plan).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
     let mut node = Node::own("killed");
     let broker = node.vhost().broker();
-    let link = Connector::new(broker.clone());
-    declare(&link, &["q", "idle"]).await;
-    let publisher = link.publisher();
-    let mut subscription = link.subscribe("idle", 10).await.unwrap();
+    let connector = Connector::new(broker.clone());
+    declare(&connector, &["q", "idle"]).await;
+    let publisher = connector.publisher();
+    let mut subscription = connector.subscribe("idle", 10).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let publishing: Vec<_> = (0..20)
         .map(|caller| {
@@ -55,11 +55,14 @@ async fn a_killed_broker_costs_no_publication_and_ends_the_deliveries() {
     tokio::task::block_in_place(|| node.kill());
     with_deadline("the end of the deliveries", async { while subscription.deliveries.next().await.is_some() {} }).await;
     assert_eq!(with_deadline("close", subscription.settler.close()).await, Err(SettleError));
-    // At once, and not by the confirm timeout.
+    // Immediately, not after the confirm timeout.
     within(Duration::from_secs(5), "the loss is noticed", async || !publisher.state().connected).await;
-    assert_eq!(publisher.state().unconfirmed, 20, "what was unconfirmed is kept");
+    assert_eq!(publisher.state().unconfirmed, 20, "unconfirmed publications are kept");
     tokio::task::block_in_place(|| node.start());
-    within(MINUTE, "it is back", async || publisher.state().connected && publisher.state().connection > before).await;
+    within(MINUTE, "the publisher has reconnected", async || {
+        publisher.state().connected && publisher.state().connection > before
+    })
+    .await;
     stop.store(true, Ordering::Relaxed);
     let mut expected = BTreeSet::new();
     for caller in publishing {
@@ -77,20 +80,20 @@ async fn a_frozen_broker_is_noticed_and_nothing_counts_as_published_until_it_con
     let vhost = node.vhost();
     let mut broker = vhost.broker();
     (broker.confirm_timeout, broker.connect_timeout) = (Duration::from_secs(2), Duration::from_secs(2));
-    let link = Connector::new(broker);
-    declare(&link, &["q"]).await;
-    let publisher = link.publisher();
+    let connector = Connector::new(broker);
+    declare(&connector, &["q"]).await;
+    let publisher = connector.publisher();
     publisher.publish([to_queue("q", "before")].into()).await.unwrap();
-    let mut subscription = link.subscribe("q", 10).await.unwrap();
+    let mut subscription = connector.subscribe("q", 10).await.unwrap();
     let held = with_deadline("delivery", subscription.deliveries.next()).await.unwrap();
     node.freeze();
     let publishing = tokio::spawn(publisher.publish([to_queue("q", "during")].into()));
-    // By the confirm timeout here, by missed heartbeats there.
+    // The publisher notices by the confirm timeout, the subscription by missed heartbeats.
     within(MINUTE, "the publisher notices", async || !publisher.state().connected).await;
     subscription.settler.settle(held.id, Settlement::Ack);
     let ended = async { while subscription.deliveries.next().await.is_some() {} };
     tokio::time::timeout(MINUTE, ended).await.expect("the subscription notices");
-    assert!(!publishing.is_finished(), "nobody has confirmed it");
+    assert!(!publishing.is_finished(), "a publication was reported as confirmed by a frozen broker");
     assert_eq!(publisher.state().unconfirmed, 1);
     node.thaw();
     tokio::time::timeout(MINUTE, publishing).await.expect("it is confirmed").unwrap().unwrap();
@@ -105,27 +108,27 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
     let vhost = node.vhost();
     let mut broker = vhost.broker();
     broker.confirm_timeout = Duration::from_secs(1);
-    let link = Connector::new(broker);
-    declare(&link, &["in", "out"]).await;
+    let connector = Connector::new(broker);
+    declare(&connector, &["in", "out"]).await;
     vhost.raw().publish_many("in", (0..10).map(|n| format!("m{n}").into_bytes()));
-    let publisher = link.publisher();
+    let publisher = connector.publisher();
     publisher.publish([to_queue("out", "before")].into()).await.unwrap();
-    let mut subscription = link.subscribe("in", 10).await.unwrap();
+    let mut subscription = connector.subscribe("in", 10).await.unwrap();
     let held: Vec<_> = with_deadline("deliveries", (&mut subscription.deliveries).take(10).collect()).await;
     tokio::task::block_in_place(|| node.set_alarm());
     let begun = Instant::now();
     let before = publisher.state().connection;
     let publishing: Vec<_> =
         (0..100).map(|n| tokio::spawn(publisher.publish([to_queue("out", format!("m{n}"))].into()))).collect();
-    eventually("they wait", async || publisher.state().unconfirmed == 100).await;
-    // The consuming connection publishes nothing, so it is not blocked.
+    eventually("all publications wait", async || publisher.state().unconfirmed == 100).await;
+    // The broker blocks only connections that publish, so the consumer's is not blocked.
     for delivery in &held {
         subscription.settler.settle(delivery.id, Settlement::Ack);
     }
     with_deadline("close", subscription.settler.close()).await.unwrap();
     assert_eq!(vhost.raw().depth("in"), 0);
-    eventually("it tries again", async || publisher.state().connection >= before + 3).await;
-    assert_eq!(publisher.state().unconfirmed, 100, "the alarm was no alarm");
+    eventually("the publisher has reconnected three times", async || publisher.state().connection >= before + 3).await;
+    assert_eq!(publisher.state().unconfirmed, 100, "the alarm did not block publishing");
     let (tries, seconds) = (publisher.state().connection - before, begun.elapsed().as_secs_f64());
     assert!(tries as f64 <= 1.0 + seconds, "{tries} connections in {seconds} s");
     tokio::task::block_in_place(|| node.clear_alarm());
@@ -133,18 +136,18 @@ async fn under_an_alarm_publications_are_held_and_acks_still_go_through() {
         tokio::time::timeout(MINUTE, publication).await.expect("it is confirmed").unwrap().unwrap();
     }
     let bodies: BTreeSet<_> = vhost.raw().drain("out").into_iter().map(|got| got.body).collect();
-    assert_eq!(bodies.len(), 101, "100 and the one before");
+    assert_eq!(bodies.len(), 101, "100 publications and the one before the alarm");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_negotiated_frame_size_splits_bodies_and_makes_large_headers_invalid() {
     let node = Node::own("frames");
     let vhost = node.vhost();
-    let link = Connector::new(vhost.broker());
-    declare(&link, &["q"]).await;
-    // AMQP's least is 4096, but RabbitMQ from 4.1 on lets nobody in with less than 8192.
+    let connector = Connector::new(vhost.broker());
+    declare(&connector, &["q"]).await;
+    // The AMQP minimum is 4096, but RabbitMQ 4.1 and newer reject clients with less than 8192.
     tokio::task::block_in_place(|| node.ctl(&["eval", "application:set_env(rabbit, frame_max, 8192)."]));
-    let publisher = link.publisher();
+    let publisher = connector.publisher();
     let mut headers = to_queue("q", "large headers");
     headers.message.headers.insert("note".into(), "x".repeat(12_000).as_str().into());
     let answers = [to_queue("q", vec![b'x'; 1_000_000]), headers, to_queue("q", "after")]

@@ -15,7 +15,7 @@ use crate::support::{Node, eventually, with_deadline};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often each body is in a queue, which is emptied.
+/// Empties a queue, and counts its messages by body.
 fn bodies(raw: &mut RawClient, queue: &str) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for got in raw.drain(queue) {
@@ -65,7 +65,7 @@ async fn a_message_that_a_full_queue_rejects_is_reported_as_refused() {
     raw.declare_quorum("full", &[number("x-max-length", 1), text("x-overflow", "reject-publish")]);
     let publisher = Connector::new(vhost.broker()).publisher();
     let mut refused = None;
-    // A quorum queue notices that it is full a moment late.
+    // A quorum queue enforces its length limit with a short delay.
     for _ in 0..50 {
         if let Err(error) = with_deadline("answer", publisher.publish([to_queue("full", "x")].into())).await {
             refused = Some(error);
@@ -145,7 +145,8 @@ async fn closing_under_load_loses_no_publish() {
     let body = Bytes::from(vec![b'x'; 2_000]);
     let answers: Vec<_> =
         (0..2_000).map(|_| tokio::spawn(publisher.publish([to_queue("q", body.clone())].into()))).collect();
-    eventually("all are handed over", async || publisher.state().unconfirmed > 500 || raw_is_busy(&publisher)).await;
+    eventually("publishing has begun", async || publisher.state().unconfirmed > 500 || has_unconfirmed(&publisher))
+        .await;
     assert_eq!(publisher.close(PATIENCE).await, Ok(()));
     let mut published = 0;
     for answer in answers {
@@ -156,7 +157,7 @@ async fn closing_under_load_loses_no_publish() {
         }
     }
     assert!(published > 0);
-    assert_eq!(raw.depth("q"), published, "confirmed, but not in the queue");
+    assert_eq!(raw.depth("q"), published, "confirmed messages and messages in the queue differ");
     assert_eq!(
         with_deadline("answer", publisher.publish([to_queue("q", "late")].into())).await,
         Err(PublishError::Closed)
@@ -165,7 +166,7 @@ async fn closing_under_load_loses_no_publish() {
     assert_eq!(publisher.close(PATIENCE).await, Ok(()), "closing twice");
 }
 
-fn raw_is_busy(publisher: &orderd::amqp::ConfirmingPublisher) -> bool {
+fn has_unconfirmed(publisher: &orderd::amqp::ConfirmingPublisher) -> bool {
     publisher.state().connected && publisher.state().unconfirmed > 0
 }
 
@@ -178,9 +179,9 @@ async fn callers_that_stop_waiting_leave_no_state_behind() {
     let publisher = Connector::new(vhost.broker()).publisher();
     for n in 0..100 {
         let mut publishing = publisher.publish([to_queue("q", format!("m{n}"))].into());
-        // Polled once, which hands it over, then dropped.
+        // The first poll hands the publication over; then the caller is dropped.
         assert!(futures_util::poll!(&mut publishing).is_pending());
-        // Else tokio's budget for one turn of a task would keep later ones from being handed over.
+        // Without a yield, tokio's cooperative budget would make later polls return before handing over.
         tokio::task::yield_now().await;
     }
     eventually("all are confirmed", async || publisher.state().unconfirmed == 0).await;
@@ -233,7 +234,7 @@ async fn names_over_255_bytes_are_errors_and_the_publisher_stays_usable() {
     }
     let connection = publisher.state().connection;
     with_deadline("answer", publisher.publish([to_queue("q", "good")].into())).await.unwrap();
-    assert!(publisher.state().connection == connection || connection == 0, "the connection was lost over it");
+    assert!(publisher.state().connection == connection || connection == 0, "the error closed the connection");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +248,7 @@ async fn a_name_of_255_bytes_and_a_full_frame_of_headers_are_published() {
     let mut publication = to_queue(&queue, "x");
     publication.message.headers.insert("n".repeat(255), HeaderValue::Text("x".repeat(129_000)));
     with_deadline("answer", publisher.publish([publication].into())).await.unwrap();
-    assert_eq!(publisher.state().connection, 1, "the connection was lost over it");
+    assert_eq!(publisher.state().connection, 1, "the error closed the connection");
     assert_eq!(raw.depth(&queue), 1);
 }
 
@@ -256,8 +257,8 @@ async fn properties_and_headers_of_every_type_round_trip() {
     let node = Node::shared();
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
-    let link = Connector::new(vhost.broker());
-    let publisher = link.publisher();
+    let connector = Connector::new(vhost.broker());
+    let publisher = connector.publisher();
     let mut publication = to_queue("q", "");
     let table =
         Headers::from([("deep".to_owned(), HeaderValue::List(vec![HeaderValue::Bool(false), HeaderValue::Void]))]);
@@ -299,7 +300,7 @@ async fn properties_and_headers_of_every_type_round_trip() {
     };
     let expected = publication.message.clone();
     with_deadline("answer", publisher.publish([publication].into())).await.unwrap();
-    let mut subscription = with_deadline("subscribe", link.subscribe("q", 1)).await.unwrap();
+    let mut subscription = with_deadline("subscribe", connector.subscribe("q", 1)).await.unwrap();
     let delivery = with_deadline("delivery", subscription.deliveries.next()).await.unwrap();
     assert_eq!(delivery.message, expected);
     subscription.settler.settle(delivery.id, Settlement::Ack);
@@ -327,7 +328,7 @@ async fn closing_an_unconnected_publisher_ends_at_its_deadline() {
     broker.addresses[0].port = 1;
     let publisher = Connector::new(broker).publisher();
     let waiting = tokio::spawn(publisher.publish([to_queue("q", "x")].into()));
-    eventually("it is handed over", async || publisher.state().unconfirmed == 1).await;
+    eventually("the publication is handed over", async || publisher.state().unconfirmed == 1).await;
     assert_eq!(publisher.close(Duration::from_millis(300)).await, Err(Unconfirmed(1)));
     assert_eq!(with_deadline("answer", waiting).await.unwrap(), Err(PublishError::Closed));
 }
@@ -340,9 +341,9 @@ async fn a_message_from_another_client_is_republished_unchanged() {
     raw.declare_quorum("in", &[]);
     raw.declare_quorum("out", &[]);
     raw.publish("in", &with_headers(&[text("source", "shop"), number("attempt", -7)]), b"payload");
-    let link = Connector::new(vhost.broker());
-    let publisher = link.publisher();
-    let mut subscription = with_deadline("subscribe", link.subscribe("in", 1)).await.unwrap();
+    let connector = Connector::new(vhost.broker());
+    let publisher = connector.publisher();
+    let mut subscription = with_deadline("subscribe", connector.subscribe("in", 1)).await.unwrap();
     let delivery = with_deadline("delivery", subscription.deliveries.next()).await.unwrap();
     let mut copy = to_queue("out", "");
     copy.message = delivery.message;

@@ -1,4 +1,4 @@
-//! The ports on a healthy broker: publish, consume, settle, close.
+//! A healthy broker: publish, consume, settle, close.
 
 use futures_util::StreamExt;
 use orderd::amqp::Connector;
@@ -13,18 +13,18 @@ async fn a_published_message_is_delivered_and_gone_once_acknowledged() {
     let vhost = node.vhost();
     let mut raw = vhost.raw();
     raw.declare_quorum("q", &[]);
-    let link = Connector::new(vhost.broker());
-    let publisher = link.publisher();
+    let connector = Connector::new(vhost.broker());
+    let publisher = connector.publisher();
     let mut publication = to_queue("q", "hello");
     publication.message.headers = Headers::from([("note".to_owned(), HeaderValue::from("keep"))]);
     publication.message.properties = Properties { message_id: Some("m-1".into()), ..Properties::default() };
     let expected = publication.message.clone();
     with_deadline("confirm", publisher.publish([publication].into())).await.unwrap();
     assert!(publisher.state().connected);
-    // Callers hear of it a moment before their room is free again.
-    eventually("its room is free", async || publisher.state().unconfirmed == 0).await;
+    // The caller gets the confirm shortly before the publication stops counting as unconfirmed.
+    eventually("nothing is unconfirmed", async || publisher.state().unconfirmed == 0).await;
 
-    let mut subscription = with_deadline("subscribe", link.subscribe("q", 10)).await.unwrap();
+    let mut subscription = with_deadline("subscribe", connector.subscribe("q", 10)).await.unwrap();
     let delivery = with_deadline("delivery", subscription.deliveries.next()).await.unwrap();
     assert_eq!(delivery.message, expected);
     assert_eq!((delivery.exchange.as_str(), delivery.routing_key.as_str()), ("", "q"));

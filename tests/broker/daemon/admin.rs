@@ -3,7 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 
 use crate::support::Node;
-use crate::support::http::{Scrape, ask, get, json};
+use crate::support::http::{Scrape, get, json, send};
 use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 
@@ -223,7 +223,7 @@ fn unauthorized_requests_are_rejected() {
     let mut orderd = env.spawn();
     let admin = orderd.admin_address();
     let asked = |path: &str, fields: &str| {
-        ask(admin, &format!("GET {path} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n")).status
+        send(admin, &format!("GET {path} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n")).status
     };
     let host = format!("Host: {admin}\r\n");
     let bearer = format!("{host}Authorization: Bearer 0123456789abcdef\r\n");
@@ -239,7 +239,7 @@ fn unauthorized_requests_are_rejected() {
     assert_eq!(asked("/metrics", &format!("{bearer}X: {}\r\n", "x".repeat(20_000))), 431);
     assert_eq!(asked("/api/v1/report?by=colour", &bearer), 400);
     assert_eq!(asked("/nothing", &bearer), 404);
-    let posted = ask(admin, &format!("POST /metrics HTTP/1.1\r\n{bearer}Connection: close\r\n\r\n"));
+    let posted = send(admin, &format!("POST /metrics HTTP/1.1\r\n{bearer}Connection: close\r\n\r\n"));
     assert_eq!(posted.status, 405);
     assert!(!orderd.output().contains("0123456789abcdef"));
     orderd.kill();

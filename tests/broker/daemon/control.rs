@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::support::http::{Answer, Scrape, ask};
+use crate::support::http::{Response, Scrape, send};
 use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
 use crate::support::{Node, free_address};
 
@@ -24,13 +24,13 @@ fn told_json(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, Value) {
 }
 
 /// Posts as a well-behaved client would, with these header lines besides.
-fn post(address: SocketAddr, path: &str, headers: &str) -> Answer {
-    ask(address, &format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\n\r\n"))
+fn post(address: SocketAddr, path: &str, headers: &str) -> Response {
+    send(address, &format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\n\r\n"))
 }
 
 const JSON: &str = "Content-Type: application/json\r\n";
 
-fn body(answer: &Answer) -> Value {
+fn body(answer: &Response) -> Value {
     serde_json::from_str(&answer.body).unwrap_or_else(|_| panic!("no JSON: {answer:?}"))
 }
 
@@ -192,9 +192,9 @@ fn control_requests_need_the_token() {
             assert_eq!(post(admin, path, &headers).status, expected, "{path} {headers}");
         }
         let get = format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{bearer}{JSON}Connection: close\r\n\r\n");
-        assert_eq!(ask(admin, &get).status, 405, "{path}");
+        assert_eq!(send(admin, &get).status, 405, "{path}");
         let foreign = format!("POST {path} HTTP/1.1\r\nHost: evil.example\r\n{bearer}{JSON}Connection: close\r\n\r\n");
-        assert_eq!(ask(admin, &foreign).status, 421, "{path}");
+        assert_eq!(send(admin, &foreign).status, 421, "{path}");
     }
     let status = orderd_status(admin, bearer);
     assert_eq!(
@@ -219,7 +219,7 @@ fn control_requests_need_the_token() {
 
 fn orderd_status(admin: SocketAddr, bearer: &str) -> Value {
     let request = format!("GET /api/v1/status HTTP/1.1\r\nHost: {admin}\r\n{bearer}Connection: close\r\n\r\n");
-    body(&ask(admin, &request))
+    body(&send(admin, &request))
 }
 
 fn last_reload(orderd: &OrderdProcess) -> Value {

@@ -35,7 +35,7 @@ fn a_drain_under_load_loses_nothing_and_repeats_nothing() {
     assert!(processed < ORDERS, "all were done before the signal came: no test of draining");
     assert_eq!(processed + left, ORDERS);
     assert_eq!(ledger.number("SELECT count(*) FROM orders"), processed, "none is half done");
-    let told = u64::from(env.raw().depth("notification_queue")) + orderd.counts("notification", "completed");
+    let told = u64::from(env.raw().depth("notification_queue")) + orderd.final_count("notification", "completed");
     assert_eq!(told, processed);
     assert_no_attempt_used_up(&env, &ledger);
 
@@ -44,7 +44,7 @@ fn a_drain_under_load_loses_nothing_and_repeats_nothing() {
     assert_eq!(again.stop(), 0);
     for run in [&orderd, &again] {
         for consumer in ["order", "notification", "analytics"] {
-            assert_eq!(run.counts(consumer, "duplicates"), 0, "{consumer}");
+            assert_eq!(run.final_count(consumer, "duplicates"), 0, "{consumer}");
         }
     }
     assert_no_attempt_used_up(&env, &ledger);

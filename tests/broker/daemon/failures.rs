@@ -100,7 +100,7 @@ fn each_failure_is_retried_or_dead_lettered_by_its_kind_and_its_consumers_policy
     }
     assert_eq!(raw.drain("unrouted_queue").iter().map(|got| got.body.clone()).collect::<Vec<_>>(), [order("typo")]);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.counts("panicky", "restarts"), 0, "a panic costs a delivery, no worker");
+    assert_eq!(orderd.final_count("panicky", "restarts"), 0, "a panic costs a delivery, no worker");
 }
 
 fn told_reason(dead_lettered: &crate::support::raw_client::ReceivedMessage) -> String {
@@ -134,8 +134,8 @@ fn a_retry_returns_to_the_one_queue_it_failed_in() {
     ledger.await_settled(10);
     assert_eq!(orderd.stop(), 0);
     // Left: a first and an immediate attempt of each in one delivery, and the delayed retry in another.
-    assert_eq!((orderd.counts("left", "deliveries"), orderd.counts("right", "deliveries")), (20, 10));
-    assert_eq!(orderd.counts("failed", "retried"), 10);
+    assert_eq!((orderd.final_count("left", "deliveries"), orderd.final_count("right", "deliveries")), (20, 10));
+    assert_eq!(orderd.final_count("failed", "retried"), 10);
 }
 
 #[test]

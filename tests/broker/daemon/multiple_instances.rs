@@ -117,10 +117,10 @@ fn a_rolling_restart_under_load_loses_nothing_duplicates_nothing_and_uses_up_no_
         stopped.push(instance);
     }
     for instance in &stopped {
-        assert!(instance.counts("order", "completed") > 0, "an instance has done nothing");
+        assert!(instance.final_count("order", "completed") > 0, "an instance has done nothing");
         assert_eq!(instance.logged_errors(), [""; 0]);
         for consumer in ["order", "priority", "notification", "analytics"] {
-            assert_eq!(instance.counts(consumer, "duplicates"), 0, "{consumer}");
+            assert_eq!(instance.final_count(consumer, "duplicates"), 0, "{consumer}");
         }
     }
     assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);
@@ -216,7 +216,7 @@ fn an_order_whose_ack_was_lost_is_recorded_once_in_a_shared_ledger() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let (two, ledger) = an_ack_is_lost_with_its_instance(&env, &env.ledger_directory());
-    assert_eq!(two.counts("order", "duplicates"), 1);
+    assert_eq!(two.final_count("order", "duplicates"), 1);
     assert_each_counted_once(&ledger, 1);
 }
 
@@ -225,7 +225,7 @@ fn an_order_whose_ack_was_lost_is_recorded_once_in_each_of_two_ledgers_and_twice
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let (two, ledger) = an_ack_is_lost_with_its_instance(&env, &env.directory.path().join("other"));
-    assert_eq!(two.counts("order", "duplicates"), 0);
+    assert_eq!(two.final_count("order", "duplicates"), 0);
     // Exactly once in each: the limit is what they do not know of each other.
     assert_each_counted_once(&env.ledger(), 1);
     assert_each_counted_once(&ledger, 1);

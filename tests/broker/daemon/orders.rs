@@ -95,7 +95,7 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
     }
     assert_eq!(orderd.log_lines("Processing Order").len(), 8);
     for consumer in ["order", "priority"] {
-        assert!((1..=2).contains(&orderd.counts(consumer, "duplicates")), "{consumer}");
+        assert!((1..=2).contains(&orderd.final_count(consumer, "duplicates")), "{consumer}");
     }
 }
 

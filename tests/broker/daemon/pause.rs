@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::reload::{assert_once, flood};
 use crate::support::Node;
-use crate::support::http::{Scrape, ask, get};
+use crate::support::http::{Scrape, get, send};
 use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
 
 const NORMAL: &str = "order.normal.created";
@@ -16,7 +16,7 @@ pub(super) fn tell(orderd: &OrderdProcess, verb: &str, consumer: &str) -> (u16, 
         "POST /api/v1/consumers/{consumer}/{verb} HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\n\
          Content-Length: 0\r\nConnection: close\r\n\r\n"
     );
-    let answer = ask(admin, &request);
+    let answer = send(admin, &request);
     (answer.status, serde_json::from_str(&answer.body).unwrap_or(Value::Null))
 }
 

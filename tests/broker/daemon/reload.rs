@@ -252,7 +252,7 @@ fn consumers_and_queues_are_added_and_removed_while_others_work() {
     assert_eq!(keys, [r#""bulk_queue""#.to_owned()].into(), "{bound}");
     assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0]);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.counts("bulk", "deliveries"), 500);
+    assert_eq!(orderd.final_count("bulk", "deliveries"), 500);
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn a_reload_that_the_broker_contradicts_is_rejected_as_a_whole() {
     assert_eq!((&verdict["outcome"], &verdict["temporary"]), (&json!("rejected"), &json!(false)));
     assert!(verdict["problems"].to_string().contains("x-queue-type"), "{verdict}");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 4);
-    assert!(raw.queue("bulk_queue.retry.300ms").is_none(), "something was declared");
+    assert!(raw.queue_counts("bulk_queue.retry.300ms").is_none(), "something was declared");
 
     // A policy that would delete orders is found before any order can get into the new queue.
     let mut raw = env.raw();

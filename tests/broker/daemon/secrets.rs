@@ -68,7 +68,7 @@ fn no_password_is_ever_printed_and_json_logs_are_json() {
         let request = format!(
             "GET {page} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
         );
-        let answer = http::ask(address, &request);
+        let answer = http::send(address, &request);
         assert_eq!(answer.status, 200, "{page}: {answer:?}");
         assert_silent(&format!("{answer:?}"), page);
     }

@@ -108,7 +108,7 @@ fn without_a_management_api_the_broker_itself_refuses_a_queue_with_another_argum
     env.raw().declare_quorum("analytics_queue", &[number("x-delivery-limit", 5)]);
     let error = env.spawn().startup_error();
     assert!(error.contains("analytics_queue") && error.contains("inequivalent arg"), "{error}");
-    assert_eq!(env.raw().queue("analytics_queue"), Some((0, 0)));
+    assert_eq!(env.raw().queue_counts("analytics_queue"), Some((0, 0)));
 }
 
 #[test]

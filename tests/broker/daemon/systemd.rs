@@ -21,7 +21,7 @@ impl Manager {
         let path = env.directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        (Manager(socket), env.variable("NOTIFY_SOCKET", path.to_str().unwrap()))
+        (Manager(socket), env.with_env("NOTIFY_SOCKET", path.to_str().unwrap()))
     }
 
     /// The next message's lines.
@@ -87,7 +87,7 @@ fn start_reload_and_stop_are_notified_in_order() {
     }
     for queue in ["order_queue", "priority_order_queue", "notification_queue", "analytics_queue", "failed_order_queue"]
     {
-        let consumers = env.raw().queue(queue).map(|(_, consumers)| consumers);
+        let consumers = env.raw().queue_counts(queue).map(|(_, consumers)| consumers);
         assert_eq!(consumers, Some(1), "READY=1 before {queue} was consumed");
     }
 
@@ -176,7 +176,7 @@ fn an_abstract_notify_socket_works_and_so_does_none() {
     let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let manager = Manager(socket);
-    let env = env.variable("NOTIFY_SOCKET", &format!("@{name}"));
+    let env = env.with_env("NOTIFY_SOCKET", &format!("@{name}"));
     let mut orderd = env.spawn();
     manager.hear_up_to("READY=1");
     assert_eq!(orderd.stop(), 0);
@@ -190,7 +190,7 @@ fn an_abstract_notify_socket_works_and_so_does_none() {
     assert_eq!(orderd.stop(), 0);
     assert_eq!(orderd.log_lines("cannot tell the service manager anything").len(), 1);
 
-    let env = env.variable("NOTIFY_SOCKET", "");
+    let env = env.with_env("NOTIFY_SOCKET", "");
     let mut orderd = env.start();
     send(&env, "ord-2");
     env.ledger().await_settled(2);
@@ -210,7 +210,7 @@ fn assert_stuck(manager: &Manager, orderd: &OrderdProcess, consumer: &str) {
 fn a_handler_that_blocks_its_thread_stops_the_watchdog_pings_and_is_named() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("consumers.order.faults.block", "1.0");
-    let (manager, env) = Manager::of(env.variable(WATCHDOG.0, WATCHDOG.1));
+    let (manager, env) = Manager::of(env.with_env(WATCHDOG.0, WATCHDOG.1));
     // The only thread: nothing in the runtime could tell any more.
     let mut orderd = env.start();
     manager.hear_up_to("READY=1");
@@ -235,7 +235,7 @@ fn waiting_does_not_stop_the_watchdog_pings() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("consumers.order.faults.hang", "1.0").set("consumers.order.timeout", "10min");
     let env = env.set("shutdown.drain_timeout", "1s");
-    let (manager, env) = Manager::of(env.variable(WATCHDOG.0, WATCHDOG.1));
+    let (manager, env) = Manager::of(env.with_env(WATCHDOG.0, WATCHDOG.1));
     let mut orderd = env.start();
     manager.hear_up_to("READY=1");
     send(&env, "ord-1");

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::certificates::{Authority, Until};
+use crate::support::certificates::{CertificateAuthority, Validity};
 use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 use crate::support::{Node, http};
 
@@ -80,8 +80,8 @@ fn assert_says(error: &str, parts: &[&str]) {
 fn own_node_tls_works_is_renewed_and_fails_with_clear_errors() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let directory = directory.path();
-    let authority = Authority::new(directory, "ca");
-    authority.vouch_for_server("server", Until::Long);
+    let authority = CertificateAuthority::new(directory, "ca");
+    authority.issue_server_certificate("server", Validity::Current);
     write_broker_conf(directory, false);
     let node = Node::own_with_tls("tls", directory);
 
@@ -139,8 +139,12 @@ fn status(orderd: &OrderdProcess) -> Value {
     http::json(orderd.admin_address(), "/api/v1/status")
 }
 
-fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, directory: &Path, authority: &Authority) {
-    authority.vouch_for("client", USER, 0x1001);
+fn a_replaced_certificate_is_in_use_from_the_next_connection_on(
+    node: &Node,
+    directory: &Path,
+    authority: &CertificateAuthority,
+) {
+    authority.issue_client_certificate("client", USER, 0x1001);
     let env = env(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
     // Nobody needs to know a password of this user.
     let user = format!("/users/{USER}");
@@ -160,7 +164,7 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(node: &Node, dir
 
     // A key that is not its certificate's: what was good stays in force, and a person is told once.
     let key = fs::read(authority.file("client", "key")).unwrap();
-    authority.vouch_for("client", USER, 0x1002);
+    authority.issue_client_certificate("client", USER, 0x1002);
     let renewed = fs::read(authority.file("client", "key")).unwrap();
     fs::write(authority.file("client", "key"), &key).unwrap();
     env.vhost.close_connections();
@@ -191,8 +195,8 @@ fn shows_serial(connection: &Value, serial: &str) -> bool {
     connection["peer_cert_subject"].as_str().is_some_and(|subject| subject.contains(&format!("serial {serial}")))
 }
 
-fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority: &Authority) {
-    let other = Authority::new(directory, "other");
+fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority: &CertificateAuthority) {
+    let other = CertificateAuthority::new(directory, "other");
     let stranger = env(node, directory).set("broker.tls.ca_file", other.file("other", "pem").to_str().unwrap());
     assert_says(&stranger.spawn().startup_error(), &["[broker.tls]", "ca_file", "not signed"]);
     let misnamed = env(node, directory).set("broker.tls.server_name", "rabbit.internal");
@@ -203,10 +207,10 @@ fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority:
     assert_says(&tls_port.spawn().startup_error(), &["speaks TLS", "[broker.tls]"]);
     let password = env(node, directory).set("broker.password", "not-it");
     assert_says(&password.spawn().startup_error(), &["refuses user \"guest\""]);
-    authority.vouch_for("nobody", "nobody", 7);
+    authority.issue_client_certificate("nobody", "nobody", 7);
     let nobody = env(node, directory).with_certificate(directory, "nobody").set("broker.mechanism", "external");
     assert_says(&nobody.spawn().startup_error(), &["refuses the certificate of ", "ACCESS_REFUSED"]);
-    other.vouch_for("foreign", USER, 8);
+    other.issue_client_certificate("foreign", USER, 8);
     let foreign = env(node, directory).with_certificate(directory, "foreign").set("broker.mechanism", "external");
     assert_says(&foreign.spawn().startup_error(), &["certificate_file", "does not accept"]);
     // The management API alone: it is not vital, so that orderd starts and says so.
@@ -222,10 +226,10 @@ fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority:
     assert_eq!(check.wait_for_exit(), CONFIG, "{}", check.output());
 }
 
-fn an_expired_server_certificate_is_reported(node: &Node, directory: &Path, authority: &Authority) {
+fn an_expired_server_certificate_is_reported(node: &Node, directory: &Path, authority: &CertificateAuthority) {
     let env = env(node, directory);
     let mut orderd = env.start();
-    authority.vouch_for_server("server", Until::Past);
+    authority.issue_server_certificate("server", Validity::Expired);
     // Erlang remembers files for two minutes.
     node.ctl(&["eval", "ssl:clear_pem_cache()."]);
     assert_says(&env.spawn().startup_error(), &["expired", "2021-01-01", "renew it on the broker"]);
@@ -235,17 +239,21 @@ fn an_expired_server_certificate_is_reported(node: &Node, directory: &Path, auth
         let checks = status(&orderd)["checks"].clone();
         checks.as_array().unwrap().iter().any(|check| check["detail"].as_str().unwrap().contains("expired"))
     });
-    authority.vouch_for_server("server", Until::Long);
+    authority.issue_server_certificate("server", Validity::Current);
     node.ctl(&["eval", "ssl:clear_pem_cache()."]);
     flood(&env, "renewed");
     env.ledger().await_settled(ORDERS);
     assert_eq!(orderd.stop(), 0);
 }
 
-fn a_required_client_certificate_is_sent_or_reported_missing(node: &Node, directory: &Path, authority: &Authority) {
+fn a_required_client_certificate_is_sent_or_reported_missing(
+    node: &Node,
+    directory: &Path,
+    authority: &CertificateAuthority,
+) {
     let nobody = env(node, directory);
     assert_says(&nobody.spawn().startup_error(), &["requires a client certificate", "certificate_file and key_file"]);
-    authority.vouch_for("client", USER, 9);
+    authority.issue_client_certificate("client", USER, 9);
     let external = env(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
     assert_says(&external.spawn().startup_error(), &["EXTERNAL", "PLAIN", "rabbitmq_auth_mechanism_ssl"]);
     let both = env(node, directory).with_certificate(directory, "client");

@@ -1,4 +1,4 @@
-//! A proxy between orderd and the management API that can be slow or fail.
+//! A proxy between orderd and the management API that can delay or drop responses.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ pub enum NetworkCondition {
     Normal,
     /// Delays each by 300 ms.
     Slow,
-    /// Forwards one byte every 100 ms.
+    /// Forwards one byte per 100 ms.
     Trickling,
     /// Forwards nothing.
     Silent,
@@ -52,7 +52,7 @@ pub struct HttpProxy {
 }
 
 impl HttpProxy {
-    /// Forwards to a port on this machine; `Normal` at first.
+    /// Starts a proxy that forwards to a port on 127.0.0.1; `Normal` at first.
     pub fn to(port: u16) -> HttpProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -68,12 +68,12 @@ impl HttpProxy {
         HttpProxy { url, state }
     }
 
-    /// Changes the condition, also for open connections.
+    /// Sets the condition, also of open connections.
     pub fn set(&self, condition: NetworkCondition) {
         self.state.condition.store(condition as u8, Ordering::SeqCst);
     }
 
-    /// Connections so far.
+    /// Number of connections accepted so far.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
@@ -90,12 +90,12 @@ fn forward(client: &TcpStream, port: u16, state: &Arc<State>) {
         let _ = to.shutdown(Shutdown::Both);
     });
     // When either side closes, both are closed.
-    let _ = forward_answers(&broker, client, state);
+    let _ = forward_responses(&broker, client, state);
     let _ = client.shutdown(Shutdown::Both);
     let _ = broker.shutdown(Shutdown::Both);
 }
 
-fn forward_answers(mut broker: &TcpStream, mut client: &TcpStream, state: &State) -> std::io::Result<()> {
+fn forward_responses(mut broker: &TcpStream, mut client: &TcpStream, state: &State) -> std::io::Result<()> {
     let mut buffer = [0; 16_384];
     loop {
         let count = broker.read(&mut buffer)?;

@@ -1,4 +1,4 @@
-//! A real broker's counts against those of one of two instances: what the other takes is never held against anybody.
+//! Reconciliation in one of two instances: messages that the other instance consumes cause no findings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +11,15 @@ use orderd::reconcile::LocalCounts;
 use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
 
-use super::{QUEUE, QUICK, config, poll, work};
+use super::{QUEUE, SHORT_LIMITS, config, poll, start_pool};
 use crate::support::test_env::{TestEnv, order, wait_until};
 use crate::support::{Node, with_deadline};
 
-struct Done;
+/// Completes every delivery.
+struct CompletingHandler;
 
-impl Handler for Done {
-    fn handle<'a>(&'a self, _work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+impl Handler for CompletingHandler {
+    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         Box::pin(async { Ok(HandlerOutput::finished(HandlerOutcome::Completed)) })
     }
 }
@@ -28,55 +29,57 @@ async fn another_instance_that_starts_stops_and_is_killed_under_load_causes_no_f
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let config = config(&env.vhost, &[]);
-    let link = Connector::new(env.vhost.broker());
-    with_deadline("declared", link.declare(config.topology().declarations())).await.unwrap();
+    let connector = Connector::new(env.vhost.broker());
+    with_deadline("declared", connector.declare(config.topology().declarations())).await.unwrap();
     let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (counters, shutdown) = (Arc::new(Counters::default()), Shutdown::new());
-    let _pool = work(link, Arc::new(Done), directory.path(), &counters, &shutdown);
+    let _pool = start_pool(connector, Arc::new(CompletingHandler), directory.path(), &counters, &shutdown);
     let counted = Arc::clone(&counters);
     let own = move || LocalCounts {
         counts: BTreeMap::from([(QUEUE.to_owned(), counted.counts())]),
         publisher_connection: 1,
         ..LocalCounts::default()
     };
-    let mut polling = poll(&config, own);
-    let consumers = |count: u64| {
-        let mut view = polling.view.clone();
+    let mut poller = poll(&config, own);
+    let await_consumers = |count: u64| {
+        let mut view = poller.view.clone();
         async move {
-            let seen = |view: &Arc<orderd::reconcile::BrokerView>| {
+            let has_consumers = |view: &Arc<orderd::reconcile::BrokerView>| {
                 view.queues.get(QUEUE).is_some_and(|queue| queue.consumers == Some(count))
             };
-            tokio::time::timeout(super::PATIENCE, view.wait_for(seen)).await.unwrap().unwrap();
+            tokio::time::timeout(super::PATIENCE, view.wait_for(has_consumers)).await.unwrap().unwrap();
         }
     };
-    let work = |name: &str| {
+    let publish_and_drain = |name: &str| {
         let orders = (0..500).map(|n| ("order.normal.created".to_owned(), order(&format!("{name}-{n}"))));
         tokio::task::block_in_place(|| {
             env.raw().publish_all("orders", orders);
-            wait_until("all is taken", || env.raw().depth(QUEUE) == 0);
+            wait_until("the queue is empty", || env.raw().depth(QUEUE) == 0);
         });
     };
 
-    consumers(1).await;
-    work("alone");
+    await_consumers(1).await;
+    publish_and_drain("alone");
     for round in ["stopped", "killed"] {
         let mut other = tokio::task::block_in_place(|| env.start());
-        consumers(2).await;
-        work(round);
-        tokio::task::block_in_place(|| wait_until("the other takes part", || other.has_logged("Processing Order")));
+        await_consumers(2).await;
+        publish_and_drain(round);
+        tokio::task::block_in_place(|| {
+            wait_until("the other instance processes orders", || other.has_logged("Processing Order"))
+        });
         if round == "stopped" {
             tokio::task::block_in_place(|| assert_eq!(other.stop(), 0));
         } else {
             other.kill();
         }
-        work(&format!("after-{round}"));
+        publish_and_drain(&format!("after-{round}"));
     }
-    // Two lags and a round later, all readings have been judged.
-    let judged = jiff::Timestamp::now() + 2 * QUICK.lag + 2 * QUICK.details_every;
-    let view = polling.until("all is judged", |view| view.taken_at > Some(judged)).await;
-    // The other queues have no consumer now, which is found, and rightly.
+    // After two lags and a polling round, all readings have been compared.
+    let compared_by = jiff::Timestamp::now() + 2 * SHORT_LIMITS.lag + 2 * SHORT_LIMITS.details_every;
+    let view = poller.until("all readings are compared", |view| view.taken_at > Some(compared_by)).await;
+    // The other queues have no consumer now, which is a finding, and a correct one.
     let found: Vec<_> = view.findings.iter().filter(|finding| finding.queue == QUEUE).collect();
     assert!(found.is_empty(), "{found:#?}");
-    assert!(counters.counts().completed > 1_000, "the first took hardly any part: {:?}", counters.counts());
+    assert!(counters.counts().completed > 1_000, "the first instance processed too little: {:?}", counters.counts());
     shutdown.begin();
 }

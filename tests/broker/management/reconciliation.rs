@@ -1,5 +1,5 @@
-//! A real broker's counts against those of a real pool: none differ while connections are killed under load, and what
-//! others take is found.
+//! Reconciliation of a real broker's counts with those of a real pool: connections that are closed under load cause no
+//! finding, and messages that another consumer takes do.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
 use tokio::sync::watch;
 
-use super::{QUEUE, QUICK, config, poll, work};
+use super::{QUEUE, SHORT_LIMITS, config, poll, start_pool};
 use crate::support::{Node, eventually, with_deadline};
 
 const RETRY: &str = "order_queue.retry.1s";
 
-/// Works only while the gate is open.
-struct Gated(watch::Receiver<bool>);
+/// Completes deliveries only while the gate is open.
+struct GatedHandler(watch::Receiver<bool>);
 
-impl Handler for Gated {
-    fn handle<'a>(&'a self, _work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+impl Handler for GatedHandler {
+    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         Box::pin(async {
             self.0.clone().wait_for(|open| *open).await.unwrap();
             Ok(HandlerOutput::finished(HandlerOutcome::Completed))
@@ -36,25 +36,25 @@ async fn counts_agree_through_lost_connections_and_messages_taken_by_others_are_
     let node = Node::shared();
     let vhost = node.vhost();
     let config = config(&vhost, &[]);
-    let link = Connector::new(vhost.broker());
-    with_deadline("declared", link.declare(config.topology().declarations())).await.unwrap();
+    let connector = Connector::new(vhost.broker());
+    with_deadline("declared", connector.declare(config.topology().declarations())).await.unwrap();
     let directory = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (gate, counters) = (watch::Sender::new(true), Arc::new(Counters::default()));
     let shutdown = Shutdown::new();
-    let _pool = work(link, Arc::new(Gated(gate.subscribe())), directory.path(), &counters, &shutdown);
+    let _pool = start_pool(connector, Arc::new(GatedHandler(gate.subscribe())), directory.path(), &counters, &shutdown);
     let counted = Arc::clone(&counters);
     let own = move || LocalCounts {
         counts: BTreeMap::from([(QUEUE.to_owned(), counted.counts())]),
         publisher_connection: 1,
         ..LocalCounts::default()
     };
-    let mut polling = poll(&config, own);
+    let mut poller = poll(&config, own);
 
     let raw = || vhost.raw();
     for batch in 0..5 {
         tokio::task::block_in_place(|| raw().publish_many(QUEUE, (0..2000).map(|n: u32| n.to_be_bytes().to_vec())));
-        eventually("under way", async || counters.counts().completed > 2000 * batch + 500).await;
-        // Deliveries in hand are finished after their connection is gone: acked for orderd, and handed out again.
+        eventually("part of the batch is completed", async || counters.counts().completed > 2000 * batch + 500).await;
+        // Deliveries in flight are completed after their connection is lost: orderd counts an ack, the broker redelivers.
         gate.send_replace(false);
         tokio::task::block_in_place(|| vhost.close_connections());
         gate.send_replace(true);
@@ -63,29 +63,28 @@ async fn counts_agree_through_lost_connections_and_messages_taken_by_others_are_
         tokio::task::block_in_place(|| raw().depth(QUEUE)) == 0 && counters.counts().completed >= 10_000
     })
     .await;
-    let quiet = jiff::Timestamp::now();
-    // Two lags and a round later, all readings have been judged.
-    let judged = quiet + 2 * QUICK.lag + 2 * QUICK.details_every;
-    let count = |view: &BrokerView| view.queues[QUEUE].counted.acked;
-    let view = polling.until("all is judged", |view| view.taken_at > Some(judged)).await;
-    assert_eq!(view.findings, [], "nothing was lost, and nothing was taken");
-    assert!(counters.counts().deliveries > 10_000, "no delivery was in hand when its connection was lost");
-    // What a connection had not reported yet is lost with it, so that a fast machine leaves little of what went before.
-    assert!(count(&view) > Some(0), "the broker counts: {:?}", count(&view));
+    // After two lags and a polling round, all readings have been compared.
+    let compared_by = jiff::Timestamp::now() + 2 * SHORT_LIMITS.lag + 2 * SHORT_LIMITS.details_every;
+    let acked = |view: &BrokerView| view.queues[QUEUE].counted.acked;
+    let view = poller.until("all readings are compared", |view| view.taken_at > Some(compared_by)).await;
+    assert_eq!(view.findings, [], "nothing was lost, and no other consumer took anything");
+    assert!(counters.counts().deliveries > 10_000, "no delivery was in flight when its connection was lost");
+    // Statistics that a connection has not reported yet are lost with it, so the broker may count only a few.
+    assert!(acked(&view) > Some(0), "acked by the broker's count: {:?}", acked(&view));
     assert_eq!(view.queues[QUEUE].consumers, Some(1));
 
-    // The workers hold ten that they do not finish; three of the others are taken, of which two are acked.
+    // The workers hold ten deliveries that they cannot complete. Another consumer takes three messages and acks two.
     gate.send_replace(false);
-    let mut thief = raw();
+    let mut other_consumer = raw();
     tokio::task::block_in_place(|| raw().publish_many(QUEUE, (0..20).map(|n| vec![n])));
-    eventually("ten are held", async || {
+    eventually("ten deliveries are in flight", async || {
         counters.counts().deliveries == counters.counts().completed + counters.counts().released + 10
     })
     .await;
-    let tags: Vec<u64> = (0..3).map(|_| thief.get_unacked(QUEUE).unwrap().0).collect();
-    thief.ack(tags[0]);
-    thief.ack(tags[1]);
-    // And what waits for a retry cannot return.
+    let tags: Vec<u64> = (0..3).map(|_| other_consumer.get_unacked(QUEUE).unwrap().0).collect();
+    other_consumer.ack(tags[0]);
+    other_consumer.ack(tags[1]);
+    // Without the binding, messages that wait for a retry cannot return to the queue.
     let unbind = format!("/bindings/{}/e/orders.requeue/q/{QUEUE}/{QUEUE}", vhost.name);
     assert_eq!(node.management("DELETE", &unbind, "").0, 204);
     raw().publish_many(RETRY, (0..4).map(|n| vec![n]));
@@ -101,8 +100,8 @@ async fn counts_agree_through_lost_connections_and_messages_taken_by_others_are_
         (RETRY.to_owned(), FindingKind::RetriesOverdue, 4),
     ];
     let patience = 2 * super::PATIENCE;
-    let all = tokio::time::timeout(patience, polling.view.wait_for(|view| found(view) == expected)).await.is_ok();
-    let view = polling.view.borrow().clone();
-    assert!(all, "{:#?}, {:#?}, {:?}", view.findings, view.queues[QUEUE], counters.counts());
+    let matches = tokio::time::timeout(patience, poller.view.wait_for(|view| found(view) == expected)).await.is_ok();
+    let view = poller.view.borrow().clone();
+    assert!(matches, "{:#?}, {:#?}, {:?}", view.findings, view.queues[QUEUE], counters.counts());
     shutdown.begin();
 }

@@ -1,4 +1,4 @@
-//! A daemon whose management API is slow, trickles, is gone or falls silent: it says so, and works as before.
+//! A daemon whose management API is slow, trickles, is down or silent: it logs that, and processes orders as before.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn publish(env: &TestEnv<'_>, name: &str) {
     }
 }
 
-fn causes(orderd: &OrderdProcess) -> Vec<String> {
+fn logged_causes(orderd: &OrderdProcess) -> Vec<String> {
     orderd.log_lines(SILENT).iter().map(|line| line["error"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -30,35 +30,35 @@ fn a_trickling_or_unreachable_api_is_logged_once_each_and_delays_neither_orders_
     let proxy = HttpProxy::to(node.management_port);
     let env = TestEnv::new(&node).set("management.url", &proxy.url).set("management.poll_every", "100ms");
     let mut orderd = env.start();
-    wait_until("it answers", || orderd.has_logged("the management API answers"));
-    assert_eq!(causes(&orderd), [""; 0]);
+    wait_until("the API answers", || orderd.has_logged("the management API answers"));
+    assert_eq!(logged_causes(&orderd), [""; 0]);
 
     proxy.set(NetworkCondition::Trickling);
     publish(&env, "trickling");
     env.ledger().await_settled(10);
-    wait_until("it is given up", || causes(&orderd).len() == 1);
+    wait_until("the request is given up", || logged_causes(&orderd).len() == 1);
 
     proxy.set(NetworkCondition::Down);
     publish(&env, "down");
     env.ledger().await_settled(20);
     let before = proxy.connections();
-    wait_until("it has been tried again and again", || proxy.connections() >= before + 4);
-    let causes_so_far = causes(&orderd);
-    assert_eq!(causes_so_far.len(), 2, "one line for each cause: {causes_so_far:#?}");
-    assert!(causes_so_far.iter().all(|cause| cause.contains("cannot reach")), "{causes_so_far:#?}");
+    wait_until("the API is tried again repeatedly", || proxy.connections() >= before + 4);
+    let causes = logged_causes(&orderd);
+    assert_eq!(causes.len(), 2, "one line per cause: {causes:#?}");
+    assert!(causes.iter().all(|cause| cause.contains("cannot reach")), "{causes:#?}");
 
     proxy.set(NetworkCondition::Normal);
-    wait_until("it answers again", || orderd.has_logged("the management API answers again"));
+    wait_until("the API answers again", || orderd.has_logged("the management API answers again"));
     proxy.set(NetworkCondition::Silent);
     let before = proxy.connections();
     publish(&env, "silent");
     env.ledger().await_settled(30);
-    // The one question that is on its way will never be answered, nor one on a new connection.
-    wait_until("it is given up again", || causes(&orderd).len() == 3);
-    wait_until("it is tried again", || proxy.connections() > before);
-    let begun = Instant::now();
+    // Neither the request that is in flight nor one on a new connection is ever answered.
+    wait_until("the request is given up again", || logged_causes(&orderd).len() == 3);
+    wait_until("the API is tried again", || proxy.connections() > before);
+    let start = Instant::now();
     assert_eq!(orderd.stop(), 0);
-    assert!(begun.elapsed() < Duration::from_secs(8), "the end has waited for the API: {:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "shutdown waited for the API: {:?}", start.elapsed());
     assert_eq!(orderd.logged_errors(), [""; 0]);
 }
 
@@ -71,15 +71,15 @@ async fn an_api_that_is_slow_within_its_deadline_is_used_like_a_fast_one() {
     let proxy = HttpProxy::to(node.management_port);
     proxy.set(NetworkCondition::Slow);
     let config = config(&vhost, &[&format!("management.url={}", proxy.url)]);
-    let mut polling = poll(&config, LocalCounts::default);
+    let mut poller = poll(&config, LocalCounts::default);
     let ready = |view: &orderd::reconcile::BrokerView| view.queues.get("order_queue").and_then(|queue| queue.ready);
-    polling.until("five are ready", |view| view.api == ApiState::Fresh && ready(view) == Some(5)).await;
+    poller.until("five are ready", |view| view.api == ApiState::Fresh && ready(view) == Some(5)).await;
 
     proxy.set(NetworkCondition::Down);
-    let view = polling.until("it is stale", |view| matches!(view.api, ApiState::Stale { .. })).await;
-    assert_eq!(ready(&view), Some(5), "what was known is kept");
+    let view = poller.until("the view is stale", |view| matches!(view.api, ApiState::Stale { .. })).await;
+    assert_eq!(ready(&view), Some(5), "the last known counts are kept");
     let taken_at = view.taken_at;
     proxy.set(NetworkCondition::Slow);
-    let fresh = polling.until("it is fresh", |view| view.api == ApiState::Fresh && view.taken_at > taken_at);
+    let fresh = poller.until("the view is fresh", |view| view.api == ApiState::Fresh && view.taken_at > taken_at);
     with_deadline("fresh", fresh).await;
 }

@@ -1,6 +1,6 @@
-//! The audit of a run: compares, id by id, what was published with what the ledger and the broker hold.
+//! The audit of a run: compares the ids of all published messages with those in the ledger and on the broker.
 //!
-//! It only reads: messages it inspects are requeued.
+//! It only reads: the messages that it inspects are requeued.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -17,20 +17,20 @@ use tokio::time::timeout;
 
 use super::Outcome;
 
-/// A queue that has delivered nothing for this long has delivered all its messages.
+/// A queue that delivers nothing for this long is taken to have delivered all its messages.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Ids listed in one problem.
 const MAX_LISTED_IDS: usize = 5;
 
-/// What was published and confirmed. Ids begin with the run's own prefix, so that other messages on the broker are
-/// not counted.
+/// The messages that a run published, all of them confirmed. Their ids begin with the run's prefix, so that other messages
+/// on the broker are not counted.
 #[derive(Debug, Clone)]
 pub struct Published {
     /// The prefix of every id of the run.
     pub prefix: String,
     /// Orders `<prefix>ord-1` to `<prefix>ord-<orders>`.
     pub orders: u64,
-    /// Orders `<prefix>typo-1` and so on, with a routing key that matches no binding.
+    /// Orders `<prefix>typo-1` to `<prefix>typo-<unroutable>`, whose routing key matches no binding.
     pub unroutable: u64,
     /// Notifications, without those that orderd emits.
     pub notifications: u64,
@@ -38,7 +38,7 @@ pub struct Published {
     pub analytics: u64,
 }
 
-/// Counts in the ledger. Cheap to read while orderd runs.
+/// Counts from the ledger. Reading them is cheap, also while orderd runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub processed: u64,
@@ -73,8 +73,8 @@ impl Progress {
         read().unwrap_or_default()
     }
 
-    /// Whether everything published is processed or dead-lettered, and everything that orderd emits about it is recorded:
-    /// a notification and an event for each processed order, an event for each dead-lettered one.
+    /// Whether all orders are processed or dead-lettered, and all events recorded: those published, and those that orderd
+    /// emits: a notification and an analytics event for each processed order, an analytics event for each dead-lettered one.
     pub fn is_settled(&self, published: &Published) -> bool {
         self.processed + self.dead_lettered >= published.orders
             && self.notifications >= self.processed + published.notifications
@@ -82,14 +82,14 @@ impl Progress {
     }
 }
 
-/// Read-only; waits while the writer is starting or ending.
+/// Opens the ledger read-only. Waits while orderd opens or closes it.
 fn open(directory: &Path) -> rusqlite::Result<Connection> {
     let ledger = Connection::open_with_flags(directory.join("orderd.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     ledger.busy_timeout(Duration::from_secs(5))?;
     Ok(ledger)
 }
 
-/// The comparison of a settled run.
+/// The result of comparing a finished run.
 #[derive(Debug)]
 pub struct Audit {
     published: Published,
@@ -98,7 +98,7 @@ pub struct Audit {
     processed: HashSet<String>,
     /// Ids in the dead letter queue.
     dead_lettered: HashSet<String>,
-    /// Their number by `x-dead-letter-reason`.
+    /// Number of dead-lettered messages by `x-dead-letter-reason`.
     reasons: BTreeMap<String, u64>,
     /// Ids in the unrouted queue.
     unrouted: HashSet<String>,
@@ -108,7 +108,7 @@ pub struct Audit {
 
 impl Audit {
     /// Reads ledger and broker, and compares them with what was published.
-    pub async fn of_run(published: Published, directory: &Path, link: &Connector) -> Outcome<Audit> {
+    pub async fn of_run(published: Published, directory: &Path, connector: &Connector) -> Outcome<Audit> {
         let mut audit = Audit {
             totals: LedgerLocation::Directory(directory.to_owned()).reader().totals().await?,
             processed: HashSet::new(),
@@ -120,16 +120,16 @@ impl Audit {
         };
         let ledger = open(directory)?;
         audit.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
-        for delivery in read_queue(link, ExchangeNames::DEAD_LETTER_QUEUE).await? {
+        for delivery in read_queue(connector, ExchangeNames::DEAD_LETTER_QUEUE).await? {
             if let Some(id) = audit.id_of_this_run(&delivery)
-                // A crash between dead-lettering a message and recording that dead-letters a second copy.
+                // If orderd crashes between dead-lettering a message and recording it, it dead-letters a second copy.
                 && audit.dead_lettered.insert(id)
             {
                 let reason = delivery.message.headers.get(names::DEAD_LETTER_REASON).and_then(HeaderValue::as_text);
                 *audit.reasons.entry(reason.unwrap_or("none given").to_owned()).or_default() += 1;
             }
         }
-        let unrouted = read_queue(link, ExchangeNames::UNROUTED_QUEUE).await?;
+        let unrouted = read_queue(connector, ExchangeNames::UNROUTED_QUEUE).await?;
         audit.unrouted = unrouted.iter().filter_map(|delivery| audit.id_of_this_run(delivery)).collect();
         audit.compare_ids(&ledger)?;
         audit.compare_events(&ledger)?;
@@ -148,11 +148,11 @@ impl Audit {
         ids.filter(|id| id.as_ref().map_or(true, |id| id.starts_with(&self.published.prefix))).collect()
     }
 
-    /// Every published order is in exactly one place, and nothing is there that was not published.
+    /// Checks that each published order is in exactly one place, and that no other orders exist.
     fn compare_ids(&mut self, ledger: &Connection) -> rusqlite::Result<()> {
         let Published { prefix, orders, unroutable, .. } = &self.published;
-        let ordered: HashSet<String> = (1..=*orders).map(|number| format!("{prefix}ord-{number}")).collect();
-        let mistyped: HashSet<String> = (1..=*unroutable).map(|number| format!("{prefix}typo-{number}")).collect();
+        let routable: HashSet<String> = (1..=*orders).map(|number| format!("{prefix}ord-{number}")).collect();
+        let unroutable: HashSet<String> = (1..=*unroutable).map(|number| format!("{prefix}typo-{number}")).collect();
         let settled: HashSet<String> = self.processed.union(&self.dead_lettered).cloned().collect();
         let recorded = self.ids(ledger, "SELECT identity FROM dead_letters")?;
         let mut problems = Vec::new();
@@ -162,21 +162,31 @@ impl Audit {
                 problems.push(format!("{} {what}, such as {}", ids.len(), named.join(", ")));
             }
         };
-        report("orders are missing: neither processed nor dead-lettered", ordered.difference(&settled).collect());
+        report("orders are missing: neither processed nor dead-lettered", routable.difference(&settled).collect());
         report(
-            "orders were processed and dead-lettered as well",
+            "orders were both processed and dead-lettered",
             self.processed.intersection(&self.dead_lettered).collect(),
         );
-        report("orders exist that were never published", settled.difference(&ordered).collect());
-        report("unroutable orders are not in the unrouted queue", mistyped.difference(&self.unrouted).collect());
-        report("messages went unrouted that have a queue", self.unrouted.difference(&mistyped).collect());
-        report("dead-lettered messages are not in the ledger", self.dead_lettered.difference(&recorded).collect());
-        report("messages are dead-lettered by the ledger only", recorded.difference(&self.dead_lettered).collect());
+        report("orders exist that were never published", settled.difference(&routable).collect());
+        report("unroutable orders are not in the unrouted queue", unroutable.difference(&self.unrouted).collect());
+        report(
+            "messages in the unrouted queue have a matching binding",
+            self.unrouted.difference(&unroutable).collect(),
+        );
+        report(
+            "messages in the dead letter queue are not in the ledger",
+            self.dead_lettered.difference(&recorded).collect(),
+        );
+        report(
+            "dead letters in the ledger are not in the dead letter queue",
+            recorded.difference(&self.dead_lettered).collect(),
+        );
         self.problems.extend(problems);
         Ok(())
     }
 
-    /// Each processed order has emitted a notification and an analytics event, each dead-lettered one an analytics event.
+    /// Checks that a notification and an analytics event are recorded for each processed order, an analytics event for each
+    /// dead-lettered one, and each event that others published.
     fn compare_events(&mut self, ledger: &Connection) -> rusqlite::Result<()> {
         let events = self.ids(ledger, "SELECT id FROM events")?;
         let expected: HashSet<String> = (self.processed.iter())
@@ -188,15 +198,15 @@ impl Audit {
             self.problems.push(format!("{missing} events about orders are not recorded"));
         }
         let emitted = expected.len() as u64;
-        let (others, foreign) = (events.len() as u64 - (emitted - missing as u64), &self.published);
-        if others != foreign.notifications + foreign.analytics {
-            let wanted = foreign.notifications + foreign.analytics;
-            self.problems.push(format!("{others} events of others are recorded, {wanted} were published"));
+        let by_others = events.len() as u64 - (emitted - missing as u64);
+        let published = self.published.notifications + self.published.analytics;
+        if by_others != published {
+            self.problems.push(format!("{by_others} events by others are recorded, {published} were published"));
         }
         Ok(())
     }
 
-    /// The aggregates equal the sums over the processed orders, to the cent.
+    /// Checks that the sales aggregates equal the sums over the processed orders, to the cent.
     fn compare_sales(&mut self, ledger: &Connection) -> Outcome<()> {
         let mut sums: BTreeMap<String, (u64, ExactSum)> = BTreeMap::new();
         let mut query = ledger.prepare("SELECT currency, total FROM orders WHERE status = 'processed'")?;
@@ -210,7 +220,7 @@ impl Audit {
             .map(|(currency, revenue)| (currency.clone(), (revenue.orders, revenue.total)))
             .collect();
         if sums != aggregates {
-            self.problems.push(format!("sales do not add up: orders say {sums:?}, aggregates say {aggregates:?}"));
+            self.problems.push(format!("sales do not match: {sums:?} by orders, {aggregates:?} by aggregates"));
         }
         Ok(())
     }
@@ -239,34 +249,36 @@ impl fmt::Display for Audit {
         for (currency, revenue) in &self.totals.revenue {
             writeln!(f, "  {:<34} {:>9}", format!("sold, in {currency}"), revenue.total.to_string())?;
         }
-        let (all, done, dead_lettered, lost) =
+        let (published, processed, dead_lettered, unrouted) =
             (orders + unroutable, self.processed.len(), self.dead_lettered.len(), self.unrouted.len());
         writeln!(f)?;
         if self.passed() {
             return write!(
                 f,
-                "  {all} published = {done} processed + {dead_lettered} dead-lettered + {lost} unrouted: nothing is missing"
+                "  {published} published = {processed} processed + {dead_lettered} dead-lettered + {unrouted} unrouted: \
+                 nothing is missing"
             );
         }
         writeln!(
             f,
-            "  the numbers do not add up ({all} published, {done} processed, {dead_lettered} dead-lettered, {lost} unrouted):"
+            "  the numbers do not add up ({published} published, {processed} processed, {dead_lettered} dead-lettered, \
+             {unrouted} unrouted):"
         )?;
         self.problems.iter().try_for_each(|problem| writeln!(f, "  - {problem}"))
     }
 }
 
-/// Everything a queue holds; the messages are requeued.
-async fn read_queue(link: &Connector, queue: &str) -> Outcome<Vec<Delivery>> {
-    let mut subscription = link.subscribe(queue, u16::MAX).await?;
-    let mut all = Vec::new();
+/// Reads all messages of a queue, which are requeued afterwards.
+async fn read_queue(connector: &Connector, queue: &str) -> Outcome<Vec<Delivery>> {
+    let mut subscription = connector.subscribe(queue, u16::MAX).await?;
+    let mut messages = Vec::new();
     while let Ok(Some(delivery)) = timeout(SILENCE, subscription.deliveries.next()).await {
-        all.push(delivery);
+        messages.push(delivery);
     }
-    if all.len() >= usize::from(u16::MAX) {
+    if messages.len() >= usize::from(u16::MAX) {
         return Err(format!("{queue} holds more messages than can be inspected").into());
     }
-    // Deliveries that are unsettled when a subscription closes are requeued.
+    // The broker requeues deliveries that are unacknowledged when the subscription closes.
     subscription.settler.close().await?;
-    Ok(all)
+    Ok(messages)
 }

@@ -1,4 +1,4 @@
-//! `orderd run` as a child process: started with settings in its environment, observed, and stopped.
+//! `orderd run` as a child process, with settings in its environment.
 //!
 //! It never signals a process that it has not started.
 
@@ -10,9 +10,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The annotated default configuration, which everything here runs with.
+/// The annotated default configuration, which all of these programs use.
 pub const CONFIG: &str = "config/orderd.toml";
-/// Ticks of `/proc/PID/stat` in a second: the same on every Linux.
+/// Clock ticks per second in `/proc/PID/stat`: the same on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 const POLL: Duration = Duration::from_millis(20);
 const TAIL_LINES: usize = 20;
@@ -25,8 +25,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program run` with the default configuration and these settings over it. What it writes to
-    /// stdout and stderr is appended to `log`.
+    /// Starts `program run` with the default configuration and these settings, which take precedence. Appends stdout and
+    /// stderr to `log`.
     pub fn start(program: &Path, settings: &[(&str, String)], log: &Path) -> io::Result<Daemon> {
         if let Some(directory) = log.parent() {
             fs::create_dir_all(directory)?;
@@ -36,7 +36,7 @@ impl Daemon {
             .args(["run", "--config", CONFIG])
             .envs(settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
-            // Ctrl-C goes only to the parent, which then stops the daemon in an orderly way.
+            // Ctrl-C must reach only the parent, which then stops the daemon with TERM.
             .process_group(0)
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -45,20 +45,20 @@ impl Daemon {
         Ok(Daemon { child, log: log.to_owned() })
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Fails with the end of the log if the daemon has exited.
+    /// Returns an error with the end of the log if the daemon has exited.
     pub fn check_alive(&mut self) -> io::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => Err(io::Error::other(format!("orderd has ended ({status}):\n{}", self.log_tail()))),
+            Some(status) => Err(io::Error::other(format!("orderd has exited ({status}):\n{}", self.log_tail()))),
         }
     }
 
-    /// Sends TERM and waits until it has drained; kills it at the deadline.
+    /// Sends TERM and waits until the daemon exits. Kills it at the deadline.
     pub fn terminate(mut self, deadline: Duration) -> io::Result<ExitStatus> {
         // The shell's built-in `kill`: a minimal system may have no other.
         Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.pid().to_string()]).status()?;
@@ -71,38 +71,38 @@ impl Daemon {
         }
         self.child.kill()?;
         self.child.wait()?;
-        Err(io::Error::other(format!("orderd did not end within {deadline:?} of TERM:\n{}", self.log_tail())))
+        Err(io::Error::other(format!("orderd did not exit within {deadline:?} of TERM:\n{}", self.log_tail())))
     }
 
-    /// Leaves it running when this process ends.
+    /// Leaves the daemon running after this process has exited. Returns its process id.
     pub fn leave_running(self) -> u32 {
         let pid = self.pid();
         std::mem::forget(self);
         pid
     }
 
-    /// SIGKILL, at once.
+    /// Kills the daemon with SIGKILL.
     pub fn kill(mut self) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait().map(drop)
     }
 
-    /// CPU time it has used: all threads, user and system.
+    /// CPU time of all threads, user and system.
     pub fn cpu(&self) -> io::Result<Duration> {
         cpu_of(self.pid())
     }
 
-    /// Its peak resident memory, in bytes.
+    /// Peak resident memory, in bytes.
     pub fn peak_memory(&self) -> io::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         status
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
             .map(|kib| kib * 1024)
-            .ok_or_else(|| io::Error::other("the process has no VmHWM"))
+            .ok_or_else(|| io::Error::other("/proc/PID/status has no VmHWM"))
     }
 
-    /// The last lines of its log.
+    /// The last lines of the log.
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -112,16 +112,16 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It has exited already, or an earlier error is being reported: nothing to report here.
+        // Either it has exited already, or an earlier error is being reported.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// CPU time a process has used: all threads, user and system.
+/// CPU time of all threads of a process, user and system.
 pub fn cpu_of(pid: u32) -> io::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Fields are counted after the program's name, which is in parentheses and may contain spaces.
+    // The program name is in parentheses and may contain spaces, so fields are counted from the closing one.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: f64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))

@@ -1,7 +1,6 @@
-//! The environment of a run: a broker with its topology, and the settings and directories of a daemon.
+//! The environment of a run: a broker with the topology declared, and the settings and directories of a daemon.
 //!
-//! If `ORDERD_BROKER__ADDRESSES` is set, the broker is the one it names, which is neither started nor stopped; otherwise
-//! it is a private node.
+//! The broker is a private node, unless `ORDERD_BROKER__ADDRESSES` names another, which is neither started nor stopped.
 
 use std::env;
 use std::ffi::OsString;
@@ -18,23 +17,23 @@ use super::Outcome;
 use super::daemon::{CONFIG, Daemon};
 use super::node::Node;
 
-/// Names the broker to use instead of a private one.
+/// The environment variable that names a broker to use instead of a private node.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
 
-/// A broker that is ready, and everything that a daemon needs to use it.
+/// A running broker, and the configuration with which a daemon uses it.
 #[derive(Debug)]
 pub struct Environment {
     /// The private node; `None` with an external broker.
     pub node: Option<Node>,
     /// The daemon's configuration.
     pub config: Config,
-    /// The run's own directory: ledger, logs.
+    /// The directory of this run, for ledger and logs.
     pub directory: PathBuf,
     settings: Vec<(&'static str, String)>,
 }
 
 impl Environment {
-    /// Prepares the broker and an empty directory `target/<name>`, and declares the topology.
+    /// Starts the broker, creates an empty directory `target/<name>`, and declares the topology.
     pub fn prepare(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
         let directory = super::repository()?.join("target").join(name);
         if directory.exists() {
@@ -85,7 +84,7 @@ impl Environment {
         &self.config.ledger.directory
     }
 
-    /// Environment variables with which a program finds this broker and this daemon.
+    /// Environment variables with which any orderd command uses this broker and this daemon.
     pub fn settings(&self) -> &[(&'static str, String)] {
         &self.settings
     }
@@ -101,7 +100,7 @@ impl Environment {
     }
 }
 
-/// An address that nothing listens on at present.
+/// An unused address on 127.0.0.1.
 fn free_address() -> io::Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C and TERM are recorded, so that a program can stop what it has started before it exits.
+//! Records Ctrl-C and TERM, so that a program can stop the processes it has started before it exits.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const STEP: Duration = Duration::from_millis(50);
 
-/// Starts recording signals.
+/// Starts to record signals.
 pub fn watch() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::spawn(move || {
@@ -20,7 +20,7 @@ pub fn watch() -> io::Result<()> {
             else {
                 return;
             };
-            // Cancel-safe: both only wait.
+            // `Signal::recv` is cancel-safe.
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
@@ -31,7 +31,7 @@ pub fn watch() -> io::Result<()> {
     Ok(())
 }
 
-/// Fails once a signal has been received.
+/// Returns an error if a signal has been received.
 pub fn check() -> io::Result<()> {
     match INTERRUPTED.load(Ordering::Relaxed) {
         true => Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
@@ -39,7 +39,7 @@ pub fn check() -> io::Result<()> {
     }
 }
 
-/// Sleeps; fails early if a signal is received.
+/// Sleeps. Returns an error early if a signal is received.
 pub fn sleep(duration: Duration) -> io::Result<()> {
     let mut left = duration;
     while !left.is_zero() {

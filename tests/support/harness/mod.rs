@@ -1,10 +1,10 @@
-//! What the demo, the soak and its small version in the tests are made of: a broker node and a daemon as child
-//! processes, what is published to them, and an audit of what became of it.
+//! The parts of the demo, of the soak and of the small soak in the tests: a broker node and a daemon as child processes,
+//! published orders, and an audit of the result.
 //!
-//! It sees orderd from outside only: as a program, and by what it leaves in the ledger and on the broker. Paths are
-//! relative to the repository, from which `make` and `cargo test` start these programs; other directories are refused.
+//! It runs orderd only as a program, and checks only the ledger and the broker. Paths are relative to the repository, which
+//! must be the working directory, as it is under `make` and `cargo test`.
 
-#![allow(dead_code, reason = "each program uses its part")]
+#![allow(dead_code, reason = "no program uses all of it")]
 
 pub mod audit;
 pub mod daemon;
@@ -16,19 +16,19 @@ pub mod soak;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// These programs end at the first error, whatever it is.
+/// Any error: these programs stop at the first one.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// The program `name` that was built together with this one.
+/// The path of a program in the same directory as this one.
 pub fn sibling_program(name: &str) -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(name))
 }
 
-/// The repository: the working directory, which must hold the default configuration.
+/// The working directory, which must be the repository: it must contain the default configuration.
 pub fn repository() -> io::Result<PathBuf> {
     let directory = std::env::current_dir()?;
     if !Path::new(daemon::CONFIG).is_file() {
-        let text = format!("{} is not orderd's repository: start this program from there", directory.display());
+        let text = format!("{} is not orderd's repository: start this program in the repository", directory.display());
         return Err(io::Error::other(text));
     }
     Ok(directory)

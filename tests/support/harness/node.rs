@@ -5,24 +5,24 @@
 use std::io;
 use std::process::{Command, Output};
 
-/// Relative to the repository, as everything here is.
+/// Relative to the repository.
 const SCRIPT: &str = "tests/support/node.sh";
 
-/// A node that was running when it was last checked. Dropping the value leaves it running.
+/// A started node. It stays running when this value is dropped.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// Its name for `node.sh`.
+    /// The name for `node.sh`.
     pub name: String,
-    /// AMQP on 127.0.0.1; the same after a restart.
+    /// The AMQP port on 127.0.0.1; the same after a restart.
     pub amqp_port: u16,
-    /// The management API on 127.0.0.1; the same after a restart.
+    /// The port of the management API on 127.0.0.1; the same after a restart.
     pub management_port: u16,
-    /// The process of its VM.
+    /// The process id of the VM.
     pub pid: u32,
 }
 
 impl Node {
-    /// Starts the node unless it runs, and waits until it accepts connections.
+    /// Starts the node unless it is running, and waits until it accepts connections.
     pub fn start(name: &str) -> io::Result<Node> {
         let env = script(&["start", name])?;
         let value = |key: &str| {
@@ -38,33 +38,33 @@ impl Node {
         })
     }
 
-    /// Shuts it down and keeps its data.
+    /// Stops the node and keeps its data.
     pub fn stop(&self) -> io::Result<()> {
         Node::stop_by_name(&self.name)
     }
 
-    /// [`Node::stop`] for a node that another process has started; no error if there is none.
+    /// [`Node::stop`] for a node that another process has started. No error if there is no such node.
     pub fn stop_by_name(name: &str) -> io::Result<()> {
         script(&["stop", name]).map(drop)
     }
 
-    /// Kills its VM with SIGKILL.
+    /// Kills the VM with SIGKILL.
     pub fn kill(&self) -> io::Result<()> {
         script(&["kill", &self.name]).map(drop)
     }
 
-    /// Stops the node and deletes its data, whether or not there is one of the name.
+    /// Stops the node and deletes its data. No error if there is no such node.
     pub fn wipe(name: &str) -> io::Result<()> {
         script(&["wipe", name]).map(drop)
     }
 
-    /// Runs `rabbitmqctl` and returns what it prints.
+    /// Runs `rabbitmqctl` and returns its output.
     pub fn ctl(&self, arguments: &[&str]) -> io::Result<String> {
         script(&[&["ctl", &self.name], arguments].concat())
     }
 }
 
-/// Runs `node.sh`; its stderr becomes the error.
+/// Runs `node.sh` and returns its output; on failure, its stderr is in the error.
 fn script(arguments: &[&str]) -> io::Result<String> {
     let Output { status, stdout, stderr } = Command::new(SCRIPT).args(arguments).output()?;
     if status.success() {

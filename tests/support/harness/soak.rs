@@ -1,7 +1,7 @@
 //! The soak: orders under load, some of which fail, while orderd and the broker are killed repeatedly. At the end every
 //! published order must have been processed once or be in the dead letter queue, and the sums must match.
 //!
-//! Kills are spread over the progress of the work and not over time, so that their number does not depend on the machine.
+//! Kills are spread evenly over the orders, not over time, so that their number does not depend on the machine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use super::interrupt;
 use super::node::Node;
 
 const POLL: Duration = Duration::from_millis(200);
-/// A run without progress for this long is stuck: more than the longest back-offs together.
+/// A run without progress for this long is stuck: longer than all retry delays and back-offs together.
 const STUCK: Duration = Duration::from_secs(180);
 const DRAIN: Duration = Duration::from_secs(40);
-/// Orders that may wait on the broker, so that publishing lasts as long as the kills.
+/// How many orders are published ahead of processing, so that publishing continues during the kills.
 const BACKLOG: u64 = 5_000;
 /// Limit of unconfirmed publications.
-const MAX_IN_FLIGHT: usize = 500;
+const MAX_UNCONFIRMED: usize = 500;
 const PRODUCTS: [&str; 3] = ["Laptop", "Phone", "Mouse"];
-/// The longest a killed orderd stays down.
+/// The longest time before a killed orderd is started again.
 const LONGEST_PAUSE_MS: u64 = 300;
 
-/// 5 % of the orders fail once, 1 % always; retries are quick, so that a run ends.
+/// 5 % of the orders fail once, 1 % always. Retry delays are short, so that a run ends soon.
 const SETTINGS: [(&str, &str); 7] = [
     ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
     ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
@@ -50,18 +50,18 @@ const SETTINGS: [(&str, &str); 7] = [
 pub struct Soak {
     /// Name of the broker node and of the directory under `target/`.
     pub name: String,
-    /// orderd's program.
+    /// Path of the orderd program.
     pub program: PathBuf,
     /// Orders to publish.
     pub orders: u64,
-    /// How often orderd is killed with -9.
+    /// How often orderd is killed with SIGKILL.
     pub kills: u64,
-    /// How often the broker is killed with -9.
+    /// How often the broker is killed with SIGKILL.
     pub broker_kills: u64,
 }
 
 impl Soak {
-    /// Runs it, and passes a line about every kill to `log`.
+    /// Runs the soak. Passes a line about each kill to `log`.
     pub fn run(&self, log: &mut dyn FnMut(String)) -> Outcome<Audit> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let environment = Environment::prepare(&self.name, &SETTINGS, &runtime)?;
@@ -89,7 +89,9 @@ impl Soak {
             } else if last_change.elapsed() > STUCK {
                 let confirmed = producer.confirmed();
                 let tail = daemon.log_tail();
-                return Err(format!("stuck at {progress:?} with {confirmed} confirmed; orderd says:\n{tail}").into());
+                return Err(
+                    format!("stuck at {progress:?} with {confirmed} confirmed; end of orderd's log:\n{tail}").into()
+                );
             }
             daemon.check_alive()?;
             daemon = schedule.kill_what_is_due(environment, daemon, progress, log)?;
@@ -97,10 +99,10 @@ impl Soak {
         producer.finish(runtime)?;
         let status = daemon.terminate(DRAIN)?;
         if !status.success() {
-            return Err(format!("orderd failed at its end: {status}").into());
+            return Err(format!("orderd failed while stopping: {status}").into());
         }
         if schedule.kills < self.kills || schedule.broker_kills < self.broker_kills {
-            return Err("all orders were processed before every kill had been carried out".into());
+            return Err("all orders were settled before the last kill was due".into());
         }
         runtime.block_on(Audit::of_run(published, environment.ledger_directory(), &environment.connector()))
     }
@@ -114,7 +116,7 @@ struct KillSchedule<'s> {
 }
 
 impl KillSchedule<'_> {
-    /// Kills and restarts the daemon and the broker if they are due; each at most once.
+    /// Kills and restarts the daemon and the broker, each at most once, if a kill is due.
     fn kill_what_is_due(
         &mut self,
         environment: &Environment,
@@ -123,7 +125,7 @@ impl KillSchedule<'_> {
         log: &mut dyn FnMut(String),
     ) -> Outcome<Daemon> {
         let done = progress.processed + progress.dead_lettered;
-        let is_due = |times: u64, all: u64| times < all && done * (all + 1) >= (times + 1) * self.soak.orders;
+        let is_due = |kills: u64, total: u64| kills < total && done * (total + 1) >= (kills + 1) * self.soak.orders;
         let (broker_is_due, daemon_is_due) =
             (is_due(self.broker_kills, self.soak.broker_kills), is_due(self.kills, self.soak.kills));
         if let Some(node) = environment.node.as_ref().filter(|_| broker_is_due) {
@@ -143,7 +145,7 @@ impl KillSchedule<'_> {
     }
 }
 
-/// Publishes orders in the background, up to a limit that is raised as the run progresses.
+/// Publishes orders in the background, up to a limit that the run raises as it progresses.
 struct Producer {
     limit: Arc<AtomicU64>,
     confirmed: Arc<AtomicU64>,
@@ -201,7 +203,7 @@ async fn produce(
             tokio::time::sleep(POLL / 10).await;
         }
         confirms.push(publisher.publish([order(number)].into()));
-        if confirms.len() >= MAX_IN_FLIGHT
+        if confirms.len() >= MAX_UNCONFIRMED
             && let Some(answer) = confirms.next().await
         {
             answer.map_err(|error| error.to_string())?;
@@ -215,7 +217,7 @@ async fn produce(
     publisher.close(DRAIN).await.map_err(|error| error.to_string())
 }
 
-/// Every tenth order is urgent; faults are injected into normal ones only.
+/// Every tenth order is urgent. Faults are injected only into normal ones.
 fn order(number: u64) -> Publication {
     let id = format!("ord-{number}");
     let urgent = number.is_multiple_of(10);

@@ -1,10 +1,10 @@
-//! Message properties and headers, encoded and decoded with the type each value has on the wire.
+//! Message properties and headers. Each header keeps its AMQP field type when encoded and decoded.
 
 use std::collections::BTreeMap;
 
 use super::{long, short};
 
-/// Properties in the order of their flags, the highest bit first.
+/// Property names in the order of their flags, from the highest bit down.
 const NAMES: [&str; 14] = [
     "content_type",
     "content_encoding",
@@ -38,7 +38,7 @@ pub enum Field {
     List(Vec<Field>),
     /// `F`
     Table(Fields),
-    /// Any other type, as it came.
+    /// Any other type, still encoded.
     Other(u8, Vec<u8>),
 }
 
@@ -47,7 +47,7 @@ impl Field {
     pub fn text(&self) -> &str {
         match self {
             Field::Text(text) => text,
-            other => panic!("{other:?} is no text"),
+            other => panic!("{other:?} is not text"),
         }
     }
 }
@@ -55,7 +55,7 @@ impl Field {
 /// A message's properties.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Properties {
-    /// Those that are text, by name.
+    /// The text properties by name, such as `message_id`.
     pub texts: BTreeMap<String, String>,
     pub headers: Fields,
     pub delivery_mode: Option<u8>,
@@ -64,25 +64,25 @@ pub struct Properties {
 }
 
 impl Properties {
-    /// Those of a persistent message.
+    /// Delivery mode 2 and nothing else.
     pub fn persistent() -> Self {
         Properties { delivery_mode: Some(2), ..Properties::default() }
     }
 
-    /// With a textual property such as `message_id`.
+    /// Adds a text property such as `message_id`.
     pub fn text(mut self, name: &str, value: &str) -> Self {
         assert!(NAMES.contains(&name));
         self.texts.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// With a header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: Field) -> Self {
         self.headers.insert(name.to_owned(), value);
         self
     }
 
-    /// As `basic.publish` wants them.
+    /// Encodes the flags and values for a content header frame.
     pub fn encode(&self) -> Vec<u8> {
         let mut flags = 0_u16;
         let mut values = Vec::new();
@@ -103,7 +103,7 @@ impl Properties {
         [flags.to_be_bytes().to_vec(), values].concat()
     }
 
-    /// Reads what a content header frame holds behind the body's size.
+    /// Decodes the part of a content header frame that follows the body size.
     pub fn decode(bytes: &[u8]) -> Self {
         let mut rest = bytes;
         let flags = u16::from_be_bytes(take(&mut rest));
@@ -122,21 +122,21 @@ impl Properties {
                 }
             }
         }
-        assert!(rest.is_empty(), "{} bytes behind the properties", rest.len());
+        assert!(rest.is_empty(), "{} bytes after the properties", rest.len());
         properties
     }
 }
 
 fn table(fields: &Fields) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| [short(name), typed(value)].concat()).collect()
+    fields.iter().flat_map(|(name, value)| [short(name), encode_field(value)].concat()).collect()
 }
 
-fn typed(value: &Field) -> Vec<u8> {
+fn encode_field(value: &Field) -> Vec<u8> {
     let (kind, bytes) = match value {
         Field::Text(text) => (b'S', long(text.as_bytes())),
         Field::Long(number) => (b'l', number.to_be_bytes().to_vec()),
         Field::Time(seconds) => (b'T', seconds.to_be_bytes().to_vec()),
-        Field::List(values) => (b'A', long(&values.iter().flat_map(typed).collect::<Vec<_>>())),
+        Field::List(values) => (b'A', long(&values.iter().flat_map(encode_field).collect::<Vec<_>>())),
         Field::Table(fields) => (b'F', long(&table(fields))),
         Field::Other(kind, bytes) => (*kind, bytes.clone()),
     };
@@ -148,13 +148,13 @@ fn read_table(rest: &mut &[u8]) -> Fields {
     let mut fields = Fields::new();
     while !inner.is_empty() {
         let name = read_short(&mut inner);
-        let value = read_typed(&mut inner);
+        let value = read_field(&mut inner);
         assert!(fields.insert(name.clone(), value).is_none(), "header {name:?} comes twice");
     }
     fields
 }
 
-fn read_typed(rest: &mut &[u8]) -> Field {
+fn read_field(rest: &mut &[u8]) -> Field {
     let [kind] = take(rest);
     match kind {
         b'S' => Field::Text(String::from_utf8_lossy(read_long(rest)).into_owned()),
@@ -165,7 +165,7 @@ fn read_typed(rest: &mut &[u8]) -> Field {
             let mut inner = read_long(rest);
             let mut values = Vec::new();
             while !inner.is_empty() {
-                values.push(read_typed(&mut inner));
+                values.push(read_field(&mut inner));
             }
             Field::List(values)
         }
@@ -176,12 +176,12 @@ fn read_typed(rest: &mut &[u8]) -> Field {
         b'd' => Field::Other(kind, take::<8>(rest).to_vec()),
         b'D' => Field::Other(kind, take::<5>(rest).to_vec()),
         b'V' => Field::Other(kind, Vec::new()),
-        other => panic!("a field of type {other}"),
+        other => panic!("unknown field type {other}"),
     }
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
-    let (taken, left) = rest.split_first_chunk().expect("more properties");
+    let (taken, left) = rest.split_first_chunk().expect("the properties are complete");
     *rest = left;
     *taken
 }

@@ -1,13 +1,13 @@
-//! Publishing through exchanges, and taking messages without settling them.
+//! Publishing to exchanges, and getting messages without acknowledging them.
 
 use super::properties::Properties;
 use super::{RawClient, ReceivedMessage, frame, method_frame, short, take_short};
 
-/// Publications on their way at most.
-const WINDOW: u64 = 1000;
+/// Limit of unconfirmed publications.
+const MAX_UNCONFIRMED: u64 = 1000;
 
 impl ReceivedMessage {
-    /// Its properties and headers, decoded.
+    /// The decoded properties and headers.
     pub fn properties(&self) -> Properties {
         Properties::decode(&self.properties)
     }
@@ -19,43 +19,43 @@ impl ReceivedMessage {
 }
 
 impl RawClient {
-    /// Publishes through an exchange, which may drop what it cannot route, and waits for the confirm.
+    /// Publishes to an exchange, without the `mandatory` flag, and waits for the confirm.
     pub fn publish_to(&mut self, exchange: &str, key: &str, properties: &Properties, body: &[u8]) {
         self.write_message(exchange, key, &properties.encode(), body);
         let (method, _) = self.read_method();
-        assert_eq!(method, (60, 80), "the broker has not taken {key:?} of exchange {exchange:?}");
+        assert_eq!(method, (60, 80), "the broker did not confirm {key:?} to exchange {exchange:?}");
     }
 
-    /// Publishes many persistent messages, each confirmed. The connection must not have published before, since
-    /// confirms are told by their numbers.
+    /// Publishes many persistent messages to an exchange, and waits for all confirms. The connection must not have published
+    /// before: delivery tags in confirms are counted from 1.
     pub fn publish_all(mut self, exchange: &str, messages: impl IntoIterator<Item = (String, Vec<u8>)>) {
         let properties = Properties::persistent().encode();
         let (mut sent, mut confirmed) = (0_u64, std::collections::BTreeSet::new());
         let mut messages = messages.into_iter().peekable();
-        let mut floor = 0;
-        while messages.peek().is_some() || floor < sent {
-            while sent - floor < WINDOW
+        let mut confirmed_up_to = 0;
+        while messages.peek().is_some() || confirmed_up_to < sent {
+            while sent - confirmed_up_to < MAX_UNCONFIRMED
                 && let Some((key, body)) = messages.next()
             {
                 self.write_message(exchange, &key, &properties, &body);
                 sent += 1;
             }
             let (method, arguments) = self.read_method();
-            assert_eq!(method, (60, 80), "the broker has not taken a message to exchange {exchange:?}");
+            assert_eq!(method, (60, 80), "the broker did not confirm a message to exchange {exchange:?}");
             let tag = u64::from_be_bytes(arguments[..8].try_into().unwrap());
             if arguments[8] == 0 {
                 confirmed.insert(tag);
             } else {
-                floor = floor.max(tag);
+                confirmed_up_to = confirmed_up_to.max(tag);
             }
-            confirmed = confirmed.split_off(&(floor + 1));
-            while confirmed.remove(&(floor + 1)) {
-                floor += 1;
+            confirmed = confirmed.split_off(&(confirmed_up_to + 1));
+            while confirmed.remove(&(confirmed_up_to + 1)) {
+                confirmed_up_to += 1;
             }
         }
     }
 
-    fn write_message(&mut self, exchange: &str, key: &str, properties: &[u8], body: &[u8]) {
+    pub(super) fn write_message(&mut self, exchange: &str, key: &str, properties: &[u8], body: &[u8]) {
         use std::io::Write;
         let mut bytes = method_frame(1, (60, 40), &[vec![0, 0], short(exchange), short(key), vec![0]].concat());
         let header = [&60_u16.to_be_bytes()[..], &[0, 0], &(body.len() as u64).to_be_bytes(), properties].concat();
@@ -67,7 +67,8 @@ impl RawClient {
         self.sent += 1;
     }
 
-    /// Takes one message and its delivery tag, to be settled later. It returns when the connection closes.
+    /// Takes one message from a queue without acknowledging it. Returns the delivery tag too. The broker requeues the message
+    /// when the connection closes.
     pub fn get_unacked(&mut self, queue: &str) -> Option<(u64, ReceivedMessage)> {
         self.send(1, (60, 70), &[vec![0, 0], short(queue), vec![0]].concat());
         let (method, arguments) = self.read_method();
@@ -88,18 +89,18 @@ impl RawClient {
         Some((tag, ReceivedMessage { redelivered, exchange, routing_key, properties: header[12..].to_vec(), body }))
     }
 
-    /// `basic.ack`: settles a held message.
+    /// Acknowledges a message with `basic.ack`.
     pub fn ack(&mut self, tag: u64) {
         self.send(1, (60, 80), &[&tag.to_be_bytes()[..], &[0]].concat());
     }
 
-    /// `basic.nack`: gives a held message back as orderd does.
+    /// Requeues a message with `basic.nack`, as orderd does.
     pub fn nack_requeue(&mut self, tag: u64) {
         const REQUEUE: u8 = 2;
         self.send(1, (60, 120), &[&tag.to_be_bytes()[..], &[REQUEUE]].concat());
     }
 
-    /// `basic.reject`: gives a held message back, which counts toward its delivery limit.
+    /// Requeues a message with `basic.reject`, which counts toward the delivery limit.
     pub fn reject(&mut self, tag: u64) {
         self.send(1, (60, 90), &[&tag.to_be_bytes()[..], &[1]].concat());
     }
