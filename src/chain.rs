@@ -2,12 +2,12 @@
 
 /// The error's text and the texts of its sources, joined by colons.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
+    let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
         source = cause.source();
     }
-    line
+    text
 }

@@ -51,7 +51,7 @@ impl FromStr for Delay {
     fn from_str(text: &str) -> Result<Self, String> {
         let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (digits, unit) = text.split_at(split);
-        let size = UNITS.into_iter().find(|(_, name)| *name == unit).map(|(size, _)| size);
+        let size = UNITS.into_iter().find(|(_, known)| *known == unit).map(|(size, _)| size);
         digits
             .parse::<u64>()
             .ok()
@@ -67,11 +67,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_delays_have_equal_names() {
-        for (seconds, name) in [(1, "1s"), (10, "10s"), (60, "1m"), (90, "90s"), (3600, "1h"), (86_400, "1d")] {
+    fn equal_delays_have_equal_texts() {
+        for (seconds, text) in [(1, "1s"), (10, "10s"), (60, "1m"), (90, "90s"), (3600, "1h"), (86_400, "1d")] {
             let delay = Delay::new(Duration::from_secs(seconds)).unwrap();
-            assert_eq!(delay.to_string(), name);
-            assert_eq!(name.parse(), Ok(delay));
+            assert_eq!(delay.to_string(), text);
+            assert_eq!(text.parse(), Ok(delay));
         }
         assert_eq!("60s".parse::<Delay>(), "1m".parse());
         assert_eq!(Delay::new(Duration::from_millis(1500)).unwrap().to_string(), "1500ms");

@@ -9,25 +9,31 @@
 //!   8  app (builds, starts and stops everything)
 //!   7  admin (HTTP: health, metrics, status, commands)
 //!   6  status (live state of the daemon)   handlers (what is done with each kind of message)
-//!   5  pipeline (worker pools; process.rs first)            reconcile (orderd's counts against the broker's)
-//!   4  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (rereads the file)
+//!   5  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
+//!   4  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
 //!   3  config (TOML → checked)
 //!   2  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
-//!   1  ledger (record of effects)   message (deliveries and the traits to get and publish them)
+//!   1  ledger (record of effects)   message (messages, and the traits to consume and publish them)
 //!      supervisor (restarts tasks)   systemd (notifies the service manager)
 //!   0  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   telemetry (logging)
-//!      tls   instance (this process's name)   backoff   delay   chain
+//!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
+//!      delay (of a delayed retry)   chain (an error with its causes)
 //! ```
 //! `pipeline` and `amqp` never import each other: `app` joins them through the traits in [`message`].
 //!
 //! # The life of a delivery
 //! ```text
-//! broker ─► amqp ─► pipeline: pool ─► process ─► handler ─► ledger
-//!                                        │  events, failures ─► amqp ─► broker
-//!                                        └─ settle ─► amqp ─► ack
+//! broker ─► amqp ─► pipeline: pool ─► process
+//!                                       │  1. handler: decides what to publish and what to record
+//!                                       │  2. publish ─► amqp ─► broker    events, until the broker has confirmed them
+//!                                       │  3. record ─► ledger             the effect
+//!                                       └─ 4. settle ─► amqp ─► broker     ack
 //! ```
-//! Failures return through `failed_order_queue`. [`recovery::decide`] makes every decision about them: immediate retry,
-//! delayed retry or dead letter. Read [`app`] next, then `pipeline/process.rs`.
+//! If one of the first three steps fails, the worker runs the handler again at once or publishes a copy of the message to
+//! `failed_order_queue`. The consumer of that queue sends the copy to a retry queue, from which it returns after a delay,
+//! or to `dead_letter_queue`. [`recovery::decide`] makes all of these decisions.
+//!
+//! Read [`app`] next, then `pipeline/process.rs`.
 
 pub mod admin;
 pub mod amqp;

@@ -1,4 +1,4 @@
-//! Preparing the broker: comparing what exists there with what the configuration needs, then declaring what is missing.
+//! Prepares the broker: compares what exists there with what the configuration needs, then declares what is missing.
 //!
 //! It never deletes or changes anything that exists.
 
@@ -18,9 +18,9 @@ use crate::topology::{RequiredPermission, Topology};
 /// Waits between attempts to reach the broker at the start.
 const CONNECT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
 /// How long the broker may take to report the policies of new queues.
-const POLICIES_WITHIN: Duration = Duration::from_secs(20);
-/// How long a running daemon may take to extend the topology.
-const EXTEND_WITHIN: Duration = Duration::from_secs(60);
+const POLICIES_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the extension of the topology may take while the daemon runs.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the topology cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +39,13 @@ pub enum TopologyError {
     /// Queues or exchanges exist with other arguments, or policies would drop messages from queues.
     #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
     Contradictions(String),
-    /// The broker took too long. What it has declared until then stays.
-    #[error("the broker did not do what the topology needs within {} s", EXTEND_WITHIN.as_secs())]
+    /// The broker took too long. What was declared by then remains.
+    #[error("cannot extend the topology: the broker needs longer than {} s", EXTEND_TIMEOUT.as_secs())]
     TooSlow,
 }
 
 impl TopologyError {
-    /// Whether it may pass without anyone changing anything.
+    /// Whether another attempt may succeed although nobody has changed anything.
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             TopologyError::Declare(error) => !error.is_permanent(),
@@ -58,7 +58,7 @@ impl TopologyError {
 /// Whether the policies that apply to the queues have been checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PolicyCheck {
-    /// They drop no messages, or there is no management API to ask.
+    /// They drop no messages, or the management API did not answer.
     Passed,
     /// The broker has not reported all of them yet.
     Incomplete,
@@ -88,7 +88,7 @@ impl BrokerSetup {
         }
     }
 
-    /// Whether it needs anything on the broker that `former` did not, or has it checked differently.
+    /// Whether this configuration needs something on the broker that `former` did not, or changes `topology.declare`.
     pub fn extends(&self, former: &BrokerSetup) -> bool {
         let known = former.topology.declarations();
         self.declare != former.declare || self.topology.declarations().iter().any(|step| !known.contains(step))
@@ -135,14 +135,15 @@ impl BrokerSetup {
         Ok(if declared.created.is_empty() { policies } else { PolicyCheck::Incomplete })
     }
 
-    /// Declares or checks what a running daemon's new configuration needs. Does not retry: whoever requested the reload can.
+    /// Declares or checks what a running daemon's new configuration needs. Does not retry: whoever requested
+    /// the reload can request it again.
     ///
     /// New queues are bound to the orders exchange only after their policies are known to drop no messages, so that no
     /// order enters a queue that a policy could delete it from. (At the start such a policy ends the daemon; here it must
     /// not.) RabbitMQ before 4.3 reports the policies of a new queue only after some seconds.
     ///
     /// # Errors
-    /// [`TopologyError`]. Queues declared until then stay, unbound.
+    /// [`TopologyError`]. Queues declared by then remain, without a binding to the orders exchange.
     pub async fn extend(&self, connector: &Connector) -> Result<PolicyCheck, TopologyError> {
         let extending = async {
             let policies = self.compare(Duration::ZERO).await?;
@@ -154,14 +155,14 @@ impl BrokerSetup {
             let created = connector.declare(before).await?.created;
             let policies = match (created.is_empty(), policies) {
                 (true, PolicyCheck::Passed) => PolicyCheck::Passed,
-                (true, PolicyCheck::Incomplete) | (false, _) => self.compare(POLICIES_WITHIN).await?,
+                (true, PolicyCheck::Incomplete) | (false, _) => self.compare(POLICIES_TIMEOUT).await?,
             };
             connector.declare(order_bindings).await?;
             self.check_permissions(connector).await?;
             info!(?created, "topology extended");
             Ok(policies)
         };
-        tokio::time::timeout(EXTEND_WITHIN, extending).await.unwrap_or(Err(TopologyError::TooSlow))
+        tokio::time::timeout(EXTEND_TIMEOUT, extending).await.unwrap_or(Err(TopologyError::TooSlow))
     }
 
     /// Completes a policy check that was incomplete at the start, and begins a shutdown if a policy would drop messages.
@@ -169,7 +170,7 @@ impl BrokerSetup {
     pub async fn complete_policy_check(self, shutdown: Shutdown) -> Result<(), TopologyError> {
         // Cancel-safe: it only reads.
         let compared = tokio::select! {
-            compared = self.compare(POLICIES_WITHIN) => compared,
+            compared = self.compare(POLICIES_TIMEOUT) => compared,
             () = shutdown.begun() => return Ok(()),
         };
         match compared {
@@ -195,7 +196,8 @@ impl BrokerSetup {
         let denied = match connector.denied_permissions(&self.permissions).await {
             Ok(denied) if denied.is_empty() => return Ok(()),
             Ok(denied) => denied,
-            // Connected, but then no answer, as under an alarm. Consumers and the publisher wait until it is over.
+            // The broker accepted the connection but did not answer, as under an alarm. Consumers and the publisher wait
+            // until it is over.
             Err(error @ ConnectError::Lost(_)) => {
                 warn!(error = %chain(&error), "cannot check the user's permissions");
                 return Ok(());
@@ -206,9 +208,9 @@ impl BrokerSetup {
         Err(TopologyError::Denied(joined(&denied, ", nor ")))
     }
 
-    /// Reads from the management API what exists and which policies apply to it; waits for at most `max_wait` while it does
-    /// not report all policies. If the API does not answer, nothing is compared: the broker itself refuses wrong arguments,
-    /// with less detail, and policies stay unknown.
+    /// Reads from the management API what exists and which policies apply to it, and compares it with the topology. Waits
+    /// for at most `max_wait` until the API reports all policies. If the API does not answer, nothing is compared: the
+    /// broker itself refuses wrong arguments, with less detail, and the policies are not known.
     async fn compare(&self, max_wait: Duration) -> Result<PolicyCheck, TopologyError> {
         let observed = match ManagementClient::new(&self.management, &self.virtual_host) {
             Ok(client) => client.observe_with_policies(&self.topology, max_wait).await,

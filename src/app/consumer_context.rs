@@ -1,4 +1,4 @@
-//! Builds what one consumer's workers need from the consumer's settings.
+//! Builds, from the settings of a consumer, what its workers need.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::message::Publisher;
 use crate::metrics::Counters;
 use crate::pipeline::{ConsumerContext, OnFailure};
 
-/// How failures are retried, by the queue they happened in.
+/// How failures are retried, by the work queue they happened in.
 pub(super) fn routes(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, Route> {
     let work = consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
     work.map(|(name, consumer)| {

@@ -1,4 +1,4 @@
-//! The running daemon, as far as it changes while it runs: it carries out one command after another until a shutdown.
+//! The state of the running daemon, and the commands that change it, carried out one at a time until a shutdown.
 //!
 //! It starts and drains pools. It never processes a message.
 
@@ -44,8 +44,8 @@ pub(super) struct Daemon {
     pub shutdown: Shutdown,
 }
 
-/// Waits for `start` and returns the last reload that was requested meanwhile, which is to be carried out then. Other
-/// commands are dropped, which answers that the daemon is not running yet.
+/// Waits for `start` and returns the last reload that was requested in the meantime, to be carried out afterwards. Earlier
+/// reloads and other commands are dropped, which answers them with [`ControlError::NotRunning`].
 pub(super) async fn defer_reload<T>(
     start: impl Future<Output = T>,
     commands: &mut CommandReceiver,
@@ -81,7 +81,8 @@ impl Daemon {
             // Cancel-safe: `outdated` and `next_drained` are, and the others lose nothing.
             tokio::select! {
                 () = shutdown.begun() => return,
-                // Every delivery would fail, be retried, most likely by this instance, and be dead-lettered in the end.
+                // This instance cannot record any more: all its deliveries would fail, and most of their retries too, until
+                // they are dead-lettered.
                 () = self.ledger.outdated() => return shutdown.begin(),
                 Some(command) = commands.recv() => self.carry_out(command).await,
                 () = self.pools.next_drained() => self.update_status().await,
@@ -89,8 +90,8 @@ impl Daemon {
         }
     }
 
-    /// The receiver of the answer may be gone. A command that is dropped without an answer counts as
-    /// [`ControlError::NotRunning`].
+    /// Carries out a command and answers it, unless a shutdown comes first: a command that is dropped without an answer is
+    /// answered with [`ControlError::NotRunning`]. The receiver of the answer may be gone.
     async fn carry_out(&mut self, command: ControlCommand) {
         match command {
             ControlCommand::Reload { by, answer } => {
@@ -120,7 +121,7 @@ impl Daemon {
     /// Reads the configuration again and applies what can be applied. `None` if a shutdown came first.
     async fn reload(&mut self, by: &'static str) -> Option<ReloadReport> {
         info!(by, "reloading the configuration");
-        // Until this returns, the service manager knows that a reload is under way.
+        // The service manager shows a reload until this is dropped.
         let _reloading = self.service.reloading();
         let shutdown = self.shutdown.clone();
         // Cancel-safe: planning changes nothing here. What it has declared on the broker may stay.
@@ -144,7 +145,7 @@ impl Daemon {
         Some(report)
     }
 
-    /// Applies a plan.
+    /// Makes the planned configuration the active one.
     async fn apply(&mut self, plan: ReloadPlan) -> ReloadReport {
         let ReloadPlan { next, changes, notes } = plan;
         if next != self.config {

@@ -1,11 +1,11 @@
 //! The composition root: builds everything, starts it in order, and stops it in the reverse order.
 //!
 //! ```text
-//! start:  admin listener → ledger → topology → publisher → one supervised pool per consumer → management API poller
-//! run:    daemon carries out commands: reload (plan, then replace pools), pause, resume
-//! stop:   pools stop consuming and settle → confirms awaited → ledger closed → files written → poller, admin listener
+//! start:  admin listener → ledger → pauses → event files → topology → publisher → pools → management API poller
+//! run:    `daemon` carries out commands: reload (plan, then replace pools), pause, resume
+//! stop:   pools stop consuming and settle → last confirms → ledger closed → event files → poller, admin listener
 //! ```
-//! It never processes a message.
+//! Each consumer that is not paused has a pool of workers, and each pool has a supervisor. `app` never processes a message.
 
 mod broker_setup;
 mod consumer_context;
@@ -50,9 +50,9 @@ use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
 use crate::telemetry::{LevelSwitch, TelemetryError};
 
-/// The number of the configuration that the daemon starts with.
+/// The generation of the configuration that the daemon starts with.
 const FIRST_GENERATION: u64 = 1;
-/// How long the publisher may wait for its last confirms after all workers have ended.
+/// How long the publisher waits for its last confirms after all workers have ended.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start, or had to stop.
@@ -64,14 +64,14 @@ pub enum AppError {
     /// The ledger cannot be opened.
     #[error("cannot open the ledger")]
     Ledger(#[from] OpenError),
-    /// It cannot be read which consumers are paused.
+    /// The pauses cannot be read, so the daemon does not know which consumers it must not start.
     #[error(transparent)]
     Pauses(#[from] PausesError),
     /// The files of analytics events and notifications cannot be created.
     #[error("cannot open the files of analytics events and notifications")]
     EventLog(#[source] TelemetryError),
     /// The broker refuses orderd, or its topology contradicts the configuration. An operator has to act.
-    #[error("the broker and the configuration do not fit")]
+    #[error("the broker does not match the configuration")]
     Topology(#[from] TopologyError),
     /// A newer orderd that shares the ledger has migrated it.
     #[error("the ledger was migrated by a newer orderd; upgrade this instance")]
@@ -99,8 +99,9 @@ pub struct Process {
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
-/// [`AppError`] when it cannot start. Once it runs, it ends only after a shutdown; it begins one itself when a policy that
-/// was reported late would drop messages, or when a newer orderd has migrated the ledger.
+/// [`AppError`] when it cannot start. Once it runs, it ends only after a shutdown. It begins one itself in two cases, both
+/// errors: the broker reports only after the start that a policy would drop messages, or a newer orderd has migrated the
+/// ledger.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
     let Some(running) = start(config, process, &shutdown).await? else { return Ok(()) };
     let Running { mut daemon, commands, deferred_reload, publisher, logs, policy_check } = running;
@@ -116,15 +117,15 @@ pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result
     }
 }
 
-/// What a start has started.
+/// Everything that [`start`] has started.
 struct Running {
     daemon: Daemon,
     commands: CommandReceiver,
-    /// The last reload that was requested during the start.
+    /// The last reload that was requested during the start, to be carried out first.
     deferred_reload: Option<ControlCommand>,
     publisher: Arc<ConfirmingPublisher>,
     logs: EventLogs,
-    /// Runs if the policies could not all be checked at the start.
+    /// The rest of the policy check, if the broker had not reported all policies at the start.
     policy_check: Option<JoinHandle<Result<(), TopologyError>>>,
 }
 
@@ -228,17 +229,17 @@ async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, logs: EventLogs, 
 }
 
 impl AppError {
-    /// What could not be done, to introduce the error.
+    /// What failed: the first words of the log line and of the service manager's status.
     pub fn what(&self) -> &'static str {
         if matches!(self, AppError::Outdated) { "cannot continue" } else { "cannot start" }
     }
 
-    /// Whether a change of the configuration or of the broker is needed; otherwise the problem is orderd's own.
+    /// Whether someone has to change the configuration or the broker. It decides between exit codes 78 and 70.
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
             AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
-            // A restart runs the version that is installed by then.
+            // A restart is enough once the newer version is installed.
             AppError::Outdated => false,
         }
     }

@@ -1,6 +1,7 @@
 //! Queues, bindings and retry queues that a changed configuration no longer uses and that stay on the broker.
 //!
-//! Pure: it compares two configurations and describes how to remove the rest by hand. orderd itself never deletes.
+//! Pure: it compares two configurations and names the commands that remove what is no longer used. orderd itself never
+//! deletes anything on the broker.
 
 use std::fmt::Write;
 
@@ -56,12 +57,12 @@ fn unbind(config: &Config, queue: &str, pattern: &str) -> String {
         "curl -u '{}' -X DELETE '{}{}'",
         config.management.username,
         config.management.url,
-        path(&config.broker.virtual_host, &binding)
+        binding_path(&config.broker.virtual_host, &binding)
     )
 }
 
 /// The binding's path in the management API.
-fn path(virtual_host: &str, binding: &Binding) -> String {
+fn binding_path(virtual_host: &str, binding: &Binding) -> String {
     let Binding { exchange, queue, routing_key } = binding;
     format!(
         "/api/bindings/{}/e/{}/q/{}/{}",

@@ -57,7 +57,7 @@ impl Pauses {
         };
         for entry in entries {
             let entry = entry.map_err(|error| failed(&folder, error))?;
-            // A name with a leading dot was being written when orderd was killed: that pause was never answered.
+            // A name with a leading dot: orderd was killed while it wrote the file, before it answered the pause.
             let Some(name) = entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned) else {
                 continue;
             };

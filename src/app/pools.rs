@@ -26,16 +26,16 @@ use crate::supervisor::{RestartPolicy, supervise};
 
 /// How long a pool that keeps dying is left stopped.
 const COOL_DOWN: Duration = Duration::from_secs(30);
-/// The most draining pools that a consumer may have when another pool starts. Each has a connection and slots of its own;
-/// one with nothing in flight takes a second to end.
+/// The most draining pools that a consumer may have when another pool starts. Each has its own connection and prefetch,
+/// and takes about a second to end even with nothing in flight.
 const MAX_DRAINING: usize = 8;
 /// How long a change waits for draining pools to end, if there are too many.
-const CAPACITY_WITHIN: Duration = Duration::from_secs(10);
-/// How long a change waits for former pools to stop consuming. They wait up to two seconds for a moment with no delivery
-/// on its way.
-const INTAKE_ENDED_WITHIN: Duration = Duration::from_secs(3);
+const CAPACITY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a change waits for former pools to stop consuming. Before they do, they wait up to two seconds for a moment at
+/// which no delivery is on its way.
+const INTAKE_ENDED_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a change then waits for new pools to subscribe.
-const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(2);
+const SUBSCRIBED_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it checks whether they have.
 const SUBSCRIBED_CHECK: Duration = Duration::from_millis(20);
 
@@ -44,11 +44,13 @@ type Consumers = BTreeMap<String, config::Consumer>;
 
 /// What all pools are built from.
 pub(super) struct PoolDeps {
+    /// Where deliveries come from.
     pub source: Arc<dyn Consumer>,
     pub publisher: Arc<dyn Publisher>,
     /// What all handlers are built from.
     pub handlers: HandlerDeps,
-    /// How failures are retried, by the queue they happened in. Removed queues stay in it: a draining pool may still fail.
+    /// How failures are retried, by the queue they happened in. Removed queues stay in it, because deliveries of a draining
+    /// pool may still fail.
     pub routes: watch::Sender<BTreeMap<String, Route>>,
     pub reconnect_max: Duration,
     pub live: Arc<StatusRegistry>,
@@ -71,7 +73,7 @@ pub(super) struct Pools {
 struct RunningPool {
     settings: config::Consumer,
     registered: RegisteredConsumer,
-    /// The consumer's subscriptions before this pool started.
+    /// The number of subscriptions that the consumer had before this pool started.
     earlier_subscriptions: u64,
     drain: CancellationToken,
     intake_ended: CancellationToken,
@@ -81,8 +83,8 @@ struct RunningPool {
 /// A consumer has too many draining pools for another one to start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "consumers.{consumer}: was changed too often: {draining} former pools are still draining; nothing was changed, try \
-     again later"
+    "consumers.{consumer}: changed too often, {draining} former pools are still draining; nothing was changed, try again \
+     later"
 )]
 pub(super) struct TooManyDrainingPools {
     pub consumer: String,
@@ -104,7 +106,7 @@ impl Pools {
             let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters);
             starting.push((name, settings, context));
         }
-        // Before a new consumer can fail: the failed-order consumer has to know where its messages return to.
+        // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its route.
         self.deps.routes.send_modify(|known| known.extend(routes(consumers)));
         let is_stopped = |name: &&String| !consumers.contains_key(*name) || pauses.since(name).is_some();
         let stopped: Vec<_> = self.running.keys().filter(is_stopped).cloned().collect();
@@ -116,7 +118,7 @@ impl Pools {
         self.update_status(consumers, pauses);
     }
 
-    /// The consumers that need a new pool, because they have none or a different one.
+    /// The consumers that need a new pool, because they have none or their settings differ from their pool's.
     fn changed(&self, consumers: &Consumers, pauses: &Pauses) -> Vec<(String, config::Consumer)> {
         let wanted = consumers.iter().filter(|(name, _)| pauses.since(name).is_none());
         let changed = wanted
@@ -152,7 +154,7 @@ impl Pools {
         }
     }
 
-    /// Waits until no consumer that needs a new pool has too many draining ones. Cancel-safe.
+    /// Waits until each consumer that needs a new pool may have another draining one. Cancel-safe.
     ///
     /// # Errors
     /// [`TooManyDrainingPools`] if that takes too long.
@@ -161,7 +163,7 @@ impl Pools {
         consumers: &Consumers,
         pauses: &Pauses,
     ) -> Result<(), TooManyDrainingPools> {
-        let deadline = Instant::now() + CAPACITY_WITHIN;
+        let deadline = Instant::now() + CAPACITY_TIMEOUT;
         while let Some(error) = self.without_capacity(consumers, pauses) {
             // Cancel-safe: `next_drained` is.
             if timeout_at(deadline, self.next_drained()).await.is_err() {
@@ -178,23 +180,23 @@ impl Pools {
         })
     }
 
-    /// How many draining pools the consumer would have if it got a new one, if they would be too many.
+    /// The number of draining pools that the consumer would have if it got a new pool; `None` if that is not too many.
     pub fn too_many_draining(&self, consumer: &str) -> Option<usize> {
         let draining = self.draining.values().filter(|pool| pool.name == consumer).count();
         let draining = draining + usize::from(self.running.contains_key(consumer));
         (draining > MAX_DRAINING).then_some(draining)
     }
 
-    /// Waits until former pools have stopped consuming and all running ones have had a subscription, so that the change is
-    /// complete when it is answered. Takes half a second; a few seconds if the broker does not answer. Ends early once a
-    /// shutdown begins. Not cancel-safe.
+    /// Waits until the former pools have stopped consuming and all running ones have subscribed, so that the change is
+    /// complete when it is answered. Takes about half a second, or a few seconds if the broker does not answer. Ends early
+    /// when a shutdown begins. Not cancel-safe.
     pub async fn wait_for_handover(&mut self) {
         let ending = std::mem::take(&mut self.intake_ending);
         let all_ended = async { join_all(ending.iter().map(CancellationToken::cancelled)).await };
-        if timeout(INTAKE_ENDED_WITHIN, all_ended).await.is_err() {
+        if timeout(INTAKE_ENDED_TIMEOUT, all_ended).await.is_err() {
             warn!("former pools are still consuming: the broker does not answer");
         }
-        let deadline = Instant::now() + SUBSCRIBED_WITHIN;
+        let deadline = Instant::now() + SUBSCRIBED_TIMEOUT;
         let has_subscribed =
             |pool: &RunningPool| pool.registered.counters.pool().subscriptions > pool.earlier_subscriptions;
         while !self.running.values().all(has_subscribed) && Instant::now() < deadline {
@@ -219,7 +221,7 @@ impl Pools {
         }
     }
 
-    /// Puts the configured consumers into the status, and removed ones that are still draining.
+    /// Updates the list of consumers in the status: the configured ones, and removed ones that are still draining.
     pub fn update_status(&self, consumers: &Consumers, pauses: &Pauses) {
         let mut listed = BTreeMap::new();
         for pool in self.draining.values() {

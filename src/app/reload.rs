@@ -1,4 +1,4 @@
-//! Planning a reload: read the new configuration, compare it with the active one, prepare the broker for it.
+//! Plans a reload: reads the new configuration, compares it with the active one, and prepares the broker for it.
 //!
 //! Any problem rejects the whole configuration. It never changes the running daemon; `daemon` applies the plan.
 
@@ -20,7 +20,7 @@ pub(super) struct ReloadPlan {
     pub next: Config,
     /// Each changed key.
     pub changes: Vec<ConfigChange>,
-    /// Warnings, and what has to be done outside orderd.
+    /// Warnings, and what an operator has to do outside orderd.
     pub notes: Vec<String>,
 }
 
@@ -40,8 +40,8 @@ impl Rejection {
     }
 }
 
-/// Reads the configuration again and makes sure that it can be applied. What it needs on the broker is declared now, and
-/// stays there even if the reload fails later. Takes at most a minute and a half. Cancel-safe.
+/// Reads the configuration again and makes sure that it can be applied. Declares now what it needs on the broker; that
+/// remains there even if the reload fails afterwards. Takes at most a minute and a half. Cancel-safe.
 ///
 /// # Errors
 /// [`Rejection`], with every problem of the file, or with the one problem that the broker or the pools have with it.

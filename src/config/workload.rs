@@ -45,7 +45,7 @@ pub(super) fn queue(name: &str, mut section: Section<'_>) -> Queue {
 
 fn binding(value: &Value) -> Result<String, String> {
     let pattern = shape::text(pattern::MAX_KEY_BYTES)(value)?;
-    match pattern::fault(&pattern) {
+    match pattern::problem(&pattern) {
         Some(message) => Err(format!("{message}, is {value}")),
         None => Ok(pattern),
     }

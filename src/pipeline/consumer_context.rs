@@ -1,4 +1,4 @@
-//! Everything that processing one consumer's deliveries needs.
+//! Everything that is needed to process the deliveries of one consumer.
 //!
 //! It is fixed when a pool starts: a changed configuration makes a new context and a new pool.
 
@@ -29,7 +29,7 @@ pub struct ConsumerContext {
     pub timeout: Duration,
     /// What happens when the handler fails.
     pub on_failure: OnFailure,
-    /// What the consumer has done, counted.
+    /// Counts what the consumer does.
     pub counters: Arc<Counters>,
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::message::{Delivery, Settler};
 use crate::metrics::{Counters, DeliveryOutcome, InFlightKey, ReceivedAt};
 
-/// Owns a delivery until it is settled. Dropped before (a worker died, a drain was aborted), it releases the delivery, and
-/// the broker delivers it again.
+/// Owns a delivery until it is settled. If it is dropped before (connection lost, drain aborted, worker died), it releases
+/// the delivery, and the broker delivers it again.
 pub(super) struct DeliveryGuard {
     /// Boxed, because it is large and the guard is moved often.
     delivery: Box<Delivery>,
@@ -16,6 +16,7 @@ pub(super) struct DeliveryGuard {
     counters: Arc<Counters>,
     in_flight: InFlightKey,
     received_at: ReceivedAt,
+    /// Released, until `settle` is called.
     outcome: DeliveryOutcome,
 }
 

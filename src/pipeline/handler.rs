@@ -14,11 +14,11 @@ use crate::recovery::Failure;
 
 /// Processes the deliveries of one consumer.
 pub trait Handler: Send + Sync + 'static {
-    /// Processes one delivery. May be dropped at any await (deadline, shutdown, lost connection) and called again with
-    /// the same message, so what it records must be recorded once however often it runs.
+    /// Processes one delivery. The future may be dropped at any await (deadline, shutdown, lost connection) and the handler
+    /// called again with the same message, so its effects must be idempotent.
     ///
     /// # Errors
-    /// A [`Failure`], whose kind decides on retries.
+    /// A [`Failure`], whose kind decides whether it is retried.
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>>;
 }
 
@@ -29,7 +29,7 @@ pub struct HandlerInput<'a> {
     pub delivery: &'a Delivery,
     /// The consumer's name.
     pub consumer: &'a Arc<str>,
-    /// Delayed retries so far.
+    /// The delayed retries that the message has had.
     pub retries: u32,
 }
 

@@ -1,7 +1,8 @@
 //! Worker pools: they receive a consumer's deliveries and have its handler process them.
 //!
-//! `process` takes one delivery from handler to settlement; `pool` keeps one consumer subscribed; `shared_subscription`
-//! spreads one subscription over the workers. They know the broker only through the traits of `message`.
+//! `process` takes one delivery from the handler to its settlement; read it first. `pool` keeps one consumer subscribed and
+//! supervises its workers; `shared_subscription` distributes its deliveries to them. They know the broker only through the
+//! traits of `message`.
 
 mod consumer_context;
 mod delivery_guard;

@@ -29,9 +29,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// broker's delivery limit removes it, and blocks its queue until then.
 const SAFE_MODE_WAIT: Duration = Duration::from_secs(1);
 /// A subscription that lived longer than this resets the back-off.
-const STEADY: Duration = Duration::from_secs(10);
-/// The time for a drained pool's last acks to be sent before its subscription is closed. Closing waits for the queue's
-/// consumer count to fall, which it also does when another draining pool of the same queue ends.
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
+/// How long a drained pool waits for its last acks to be sent before it closes its subscription. Closing itself waits until
+/// the queue's consumer count falls, but that also happens when another draining pool of the same queue ends.
 const LAST_ACKS: Duration = Duration::from_secs(1);
 
 /// The workers of one consumer.
@@ -77,8 +77,8 @@ struct Slots {
 }
 
 impl Pool {
-    /// Consumes until a shutdown begins or the pool is drained, and everything in flight is settled. Starts in safe mode if
-    /// the consumer's previous pool was in safe mode.
+    /// Consumes until a shutdown begins or the pool is drained, and returns once everything in flight is settled. Starts in
+    /// safe mode if the consumer's previous pool was in it.
     ///
     /// # Errors
     /// [`PoolError`] when a worker dies too often. Its deliveries have been released.
@@ -108,7 +108,7 @@ impl Pool {
                         let settled = self.context.counters.counts().acked() > settled_before;
                         self.report_loss(&safe_mode, lived, settled);
                         warn!(consumer = %self.context.consumer, ?lived, "lost the subscription");
-                        failures = if lived > STEADY { 0 } else { failures + 1 };
+                        failures = if lived > BACKOFF_RESET_AFTER { 0 } else { failures + 1 };
                     } else {
                         failures = 0;
                         continue;
@@ -130,12 +130,12 @@ impl Pool {
         Ok(())
     }
 
-    /// Whether the pool is not to subscribe again.
+    /// Whether the pool must not subscribe again.
     fn is_stopping(&self) -> bool {
         self.shutdown.has_begun() || self.drain.is_cancelled()
     }
 
-    /// Resolves when the pool is not to subscribe again. Cancel-safe.
+    /// Resolves when the pool must not subscribe again. Cancel-safe.
     pub async fn stopping(&self) {
         // Cancel-safe: both only wait.
         tokio::select! {
@@ -144,7 +144,7 @@ impl Pool {
         }
     }
 
-    /// Reports a lost subscription to safe mode, which that may turn on.
+    /// Reports a lost subscription to the safe-mode state machine, which may turn safe mode on.
     fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
         let mut safe_mode = lock(safe_mode);
         safe_mode.lost(lived, settled);
@@ -166,7 +166,7 @@ impl Pool {
         Slots { workers: self.workers, per_worker: usize::from(self.prefetch) }
     }
 
-    /// Runs the workers of one subscription until it is lost, stopped by a shutdown or by safe mode, or drained.
+    /// Runs the workers of one subscription until it is lost, is drained, or is stopped by a shutdown or by safe mode.
     async fn serve(
         self: &Arc<Self>,
         subscription: Subscription,
@@ -213,7 +213,7 @@ impl Pool {
                     settler.cancel().await;
                 }
                 () = self.drain.cancelled(), if !shared.draining.is_cancelled() => {
-                    // Before the broker is asked to stop, or the end of the deliveries would look like a loss.
+                    // Before the consumer is cancelled, or the end of the deliveries would look like a lost subscription.
                     shared.draining.cancel();
                     serving.start_draining();
                     settler.wind_down().await;
@@ -282,7 +282,7 @@ async fn work(
             biased;
             () = &mut lost => return Ok(()),
             () = &mut aborted => return Ok(()),
-            // All that have finished by now: a round of this loop for each costs as much as a small step of its work.
+            // Takes all that have finished by now: one round of this loop for each would cost too much.
             Some(_done) = async { in_flight.by_ref().ready_chunks(slots).next().await }, if room < slots => {}
             more = shared.receive(room, &mut batch), if open && room > 0 => {
                 open = more;

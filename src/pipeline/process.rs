@@ -1,12 +1,19 @@
-//! One delivery, from the worker that received it to its settlement. This is the page to read first.
+//! One delivery, from the worker that received it to its settlement. Read this file first in `pipeline`.
 //!
 //! ```text
-//! delivery → handler (deadline, panic caught) → events published, confirmed → effect recorded → ack
-//!                └ failed → recovery::decide → retry now
-//!                                            → copy published to the failed-order queue, confirmed → ack
+//! delivery ─► 1. handler runs, under a deadline; a panic is caught
+//!             2. its events are published and confirmed
+//!             3. its effect is recorded in the ledger ─► ack
+//!
+//! a step fails ─► recovery::decide ─► retry now: start again at step 1
+//!                                  ─► forward: a copy is published to the failed-order queue and confirmed ─► ack
+//!                                  ─► keep retrying: start again after a back-off (only the failed-order consumer)
+//!
+//! connection lost, drain aborted, worker died, publisher closed ─► release: the broker delivers the message again
+//! the copy can never be published ─► reject: the broker itself dead-letters the message
 //! ```
 //! An ack is sent only after whatever replaces the message is confirmed by the broker or committed to the ledger. In doubt
-//! the delivery is released, and the broker delivers it again.
+//! the delivery is released: twice is better than lost.
 //!
 //! It never decides on a retry (`recovery` does) and never speaks AMQP (`amqp` does, behind the traits of `message`).
 
@@ -29,7 +36,8 @@ use crate::message::{Delivery, Publication, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
 
-/// Waits between attempts at what has to succeed in the end.
+/// Waits between attempts that are repeated until one succeeds: to publish, to record a failure, to process a failed
+/// message.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
 
 /// How one attempt at a delivery ended.
@@ -39,11 +47,11 @@ enum AttemptOutcome {
     Failed(Failure),
     /// The publisher is closed, so nothing more can be confirmed.
     PublisherClosed,
-    /// No copy of a failed message can ever be published. Only the broker itself can dead-letter it.
+    /// The failed-order consumer has a copy that can never be published. Only the broker itself can dead-letter the message.
     CannotPublish,
 }
 
-/// Processes a delivery until it can be settled, and settles it.
+/// Makes attempts at a delivery until it can be settled, and settles it.
 pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) {
     let mut retries = 0;
     let outcome = loop {
@@ -72,7 +80,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
     guard.settle(outcome);
 }
 
-/// What happens after a failure, given the retries of this delivery so far.
+/// Decides what happens after a failure. `retries` counts the attempts at this delivery so far, without the first.
 fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Action {
     let (policy, point) = match &context.on_failure {
         OnFailure::Forward(policy) => (Some(policy), DecisionPoint::Worker { immediate_retries: retries }),
@@ -119,10 +127,10 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("the handler panicked: {}", text.unwrap_or("no text"))
 }
 
-/// Publishes until the broker has confirmed all of them. A refusal may pass, so it is retried.
+/// Publishes the messages, and publishes them again until the broker has confirmed all of them.
 ///
 /// # Errors
-/// [`PublishError::Invalid`] and [`PublishError::Closed`], which never pass.
+/// [`PublishError::Invalid`] and [`PublishError::Closed`]: another attempt cannot help.
 async fn publish(context: &ConsumerContext, publications: Arc<[Publication]>) -> Result<(), PublishError> {
     if publications.is_empty() {
         return Ok(());
@@ -140,8 +148,8 @@ async fn publish(context: &ConsumerContext, publications: Arc<[Publication]>) ->
     unreachable!("the loop above ends by returning")
 }
 
-/// What the handler wants published can never be. That is a failure like any other, except for the failed-order consumer,
-/// whose publication is the failed message itself: the broker then moves that to the dead letter queue.
+/// The outcome when a message that the handler returned can never be published. For most consumers it is a permanent
+/// failure. The failed-order consumer would publish the failed message itself, so the broker has to dead-letter that.
 fn cannot_publish(context: &ConsumerContext, error: &PublishError) -> AttemptOutcome {
     match context.on_failure {
         OnFailure::Forward(_) => {
@@ -154,8 +162,8 @@ fn cannot_publish(context: &ConsumerContext, error: &PublishError) -> AttemptOut
     }
 }
 
-/// Records an effect. The failed-order consumer has already published, so it retries until the ledger accepts the entry
-/// rather than publish a second time.
+/// Records an effect. A failure here costs an attempt, and the next one publishes again. The failed-order consumer avoids that:
+/// it retries only the recording, until the ledger accepts the entry.
 async fn record(context: &ConsumerContext, entry: LedgerEntry) -> Result<(), Failure> {
     match context.on_failure {
         OnFailure::Forward(_) => match context.ledger.record(entry).await {

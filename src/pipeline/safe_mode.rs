@@ -1,24 +1,24 @@
 //! Safe mode: one delivery at a time while a message seems to kill the process or the connection at every delivery.
 //!
-//! Such a message drags all prefetched neighbours along toward the broker's delivery limit. Pure: a state machine that is
-//! fed with what the pool observes.
+//! Each time it does, the delivery counts of all other prefetched messages rise too, toward the broker's delivery limit.
+//! Pure: a state machine that the pool tells what it observes.
 
 use std::time::Duration;
 
 use crate::topology::DELIVERY_LIMIT;
 
-/// A delivery that was delivered this often before is suspicious.
+/// A message that was delivered at least this often before is suspicious.
 const SUSPICIOUS_COUNT: u64 = 3;
-/// No queue delivers a message with a higher count. RabbitMQ 4.3 keeps the count of a message that it dead-letters, so a
-/// higher one comes from the queue before: a message that reached the delivery limit there is no danger here.
+/// The highest delivery count that a message can reach in one queue. RabbitMQ 4.3 keeps the count of a message that it
+/// dead-letters, so a higher one was reached in an earlier queue, and the message is no danger in this one.
 const HIGHEST_COUNT: u64 = DELIVERY_LIMIT.unsigned_abs();
 /// This many unsuspicious deliveries in a row end safe mode.
 const CLEAR_STREAK: u32 = 20;
-/// This many subscriptions in a row that were lost within [`SOON`] and settled nothing turn safe mode on: a message may
-/// kill the connection before it is read.
+/// This many subscriptions in a row that were lost within [`SHORT_LIVED`] and settled nothing turn safe mode on: a message
+/// may kill the connection before it is read.
 const FRUITLESS_SUBSCRIPTIONS: u32 = 3;
 /// See [`FRUITLESS_SUBSCRIPTIONS`].
-const SOON: Duration = Duration::from_secs(5);
+const SHORT_LIVED: Duration = Duration::from_secs(5);
 
 /// What the pool has to do after a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,7 @@ enum Mode {
     },
 }
 
+/// The state machine.
 #[derive(Debug, Default)]
 pub(super) struct SafeMode {
     mode: Mode,
@@ -49,7 +50,7 @@ pub(super) struct SafeMode {
 }
 
 impl SafeMode {
-    /// On or off from the start.
+    /// Starts with safe mode on or off.
     pub(super) fn new(on: bool) -> Self {
         SafeMode { mode: if on { Mode::Safe { streak: 0 } } else { Mode::Normal }, fruitless: 0 }
     }
@@ -84,7 +85,7 @@ impl SafeMode {
 
     /// A subscription was lost after `lived`. `settled`: whether any of its deliveries was settled.
     pub(super) fn lost(&mut self, lived: Duration, settled: bool) {
-        self.fruitless = if settled || lived > SOON { 0 } else { self.fruitless + 1 };
+        self.fruitless = if settled || lived > SHORT_LIVED { 0 } else { self.fruitless + 1 };
         if self.fruitless >= FRUITLESS_SUBSCRIPTIONS && !self.is_on() {
             self.mode = Mode::Safe { streak: 0 };
         }

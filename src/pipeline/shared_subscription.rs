@@ -50,8 +50,8 @@ impl SharedSubscription {
         }
     }
 
-    /// Waits for a delivery and adds it, and all others that are ready, to `batch`, up to a length of `room`. Returns
-    /// whether more may follow.
+    /// Waits for a delivery and adds it to `batch`, with others that are ready, up to a length of `room`. Returns whether
+    /// more may follow.
     ///
     /// Cancel-safe: it does not wait once it has received the first delivery.
     pub(super) async fn receive(&self, room: usize, batch: &mut Vec<DeliveryGuard>) -> bool {

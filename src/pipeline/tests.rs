@@ -167,8 +167,8 @@ impl Publisher for SharedPublisher {
             if publisher.invalid.load(Ordering::SeqCst) {
                 return Err(PublishError::Invalid { exchange: "orders".into(), problem: "too long".to_owned() });
             }
-            let more = |left: usize| left.checked_sub(1);
-            if publisher.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok() {
+            let one_less = |left: usize| left.checked_sub(1);
+            if publisher.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
                 return Err(PublishError::Refused { exchange: "orders".into(), routing_key: String::new() });
             }
             publisher.sent.lock().unwrap().extend(publications.iter().cloned());
@@ -204,9 +204,9 @@ impl Drop for PanicsWhenDropped {
 }
 
 impl Handler for ScriptedHandler {
-    fn handle<'a>(&'a self, work: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let body = std::str::from_utf8(&work.delivery.message.body).unwrap();
+        let body = std::str::from_utf8(&input.delivery.message.body).unwrap();
         if body == "kill" {
             return Box::pin(PanicsWhenDropped);
         }
@@ -394,7 +394,7 @@ async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_publication_is_repeated_until_the_broker_confirms_it() {
+async fn a_refused_publication_is_published_again_until_the_broker_confirms_it() {
     let env = TestEnv::start(1, 1).await;
     env.publisher.refusals.store(5, Ordering::SeqCst);
     env.broker.deliver(1, "emit");

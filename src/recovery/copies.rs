@@ -1,4 +1,4 @@
-//! The publications that replace a failed message: the copy with the headers that record its failures.
+//! The publications that replace a failed message: copies of it, with headers that record its failures.
 //!
 //! It only builds them; workers publish.
 
@@ -10,7 +10,7 @@ use super::history::{read_origin, read_time};
 use super::{DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
 use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Message, Publication, STRIPPED, names};
 
-/// The copy for the failed-order queue, of a message whose handler failed in `consumer`, which consumes `queue`.
+/// The copy for the failed-order queue. `consumer` is the one whose handler failed, and `queue` the queue it consumes.
 pub fn copy_for_failure(
     delivery: &Delivery,
     (consumer, queue): (&str, &str),
@@ -20,12 +20,12 @@ pub fn copy_for_failure(
 ) -> Publication {
     let headers = &delivery.message.headers;
     let retried = *delivery.exchange == *names.requeue;
-    let first = if retried { read_origin(headers) } else { None };
+    let first_origin = if retried { read_origin(headers) } else { None };
     let history = History {
         origin: Some(Origin {
             queue: queue.to_owned(),
-            exchange: first.as_ref().map_or_else(|| delivery.exchange.clone(), |origin| origin.exchange.clone()),
-            routing_key: first.map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key),
+            exchange: first_origin.as_ref().map_or_else(|| delivery.exchange.clone(), |origin| origin.exchange.clone()),
+            routing_key: first_origin.map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key),
         }),
         retries: trusted_retry_count(delivery, names),
         first_failed_at: read_time(headers, names::FIRST_FAILED_AT).filter(|_| retried).unwrap_or(now),

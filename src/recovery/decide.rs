@@ -1,4 +1,4 @@
-//! The decision about a failed message, wherever it failed: immediate retry, delayed retry, dead letter.
+//! Decides what happens to a failed message: immediate retry, delayed retry or dead letter.
 //!
 //! Pure: a table from policy, failure and earlier attempts to an [`Action`]. No clock, no randomness, no I/O; the worker
 //! and the failed-order handler carry the action out.
@@ -22,7 +22,7 @@ pub enum Action {
     DeadLetter(DeadLetterReason),
 }
 
-/// Where a failure is decided on, with the attempts that were made before.
+/// Where the decision is made, with the attempts that were made before.
 #[derive(Debug, Clone, Copy)]
 pub enum DecisionPoint<'a> {
     /// In a worker of the queue it failed in.
@@ -30,9 +30,9 @@ pub enum DecisionPoint<'a> {
         /// Immediate retries of this delivery so far.
         immediate_retries: u32,
     },
-    /// In a worker of the failed-order queue, whose handler failed. No other consumer takes over its failures.
+    /// In a worker of the failed-order queue whose own handler failed. No other consumer takes over its failures.
     FailedOrderWorker,
-    /// In the failed-order queue.
+    /// In the handler of the failed-order queue, which decides on the failures of all other queues.
     FailedOrderQueue(&'a History),
 }
 
@@ -47,7 +47,7 @@ pub enum DeadLetterReason {
     RetriesExhausted,
     /// Its first failure is older than the policy's `max_age`.
     TooOld,
-    /// It reached the broker's delivery limit twice, or once with no retry left.
+    /// It reached the broker's delivery limit twice, or once when no retry was left.
     DeliveryLimit,
     /// The queue it failed in is unknown, so there is nowhere to retry it.
     NoOrigin,
@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// The second every decision is made at.
+    /// The time of every decision, in seconds since the Unix epoch.
     const NOW: i64 = 1_000_000;
 
     fn seconds(seconds: u64) -> Delay {
@@ -166,7 +166,7 @@ mod tests {
         use Action::{DeadLetter, Forward, KeepRetrying, RetryNow};
         use DeadLetterReason as Reason;
         use FailureKind::*;
-        /// A row's decision point, in short.
+        /// The decision point of a row.
         #[derive(Debug)]
         enum At {
             /// Immediate retries so far.
@@ -174,7 +174,7 @@ mod tests {
             FailedOrderWorker,
             /// Delayed retries so far, and the age of the first failure in seconds.
             Queue(u32, i64),
-            /// As `Queue`, of a message that reached the delivery limit before.
+            /// Like `Queue`, for a message that reached the delivery limit before.
             QueueAfterLimit(u32, i64),
         }
         use At::{FailedOrderWorker, Queue, QueueAfterLimit, Worker};

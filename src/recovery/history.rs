@@ -22,7 +22,7 @@ pub struct Origin {
 /// The failures of a message, as its headers in the failed-order queue state them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
-    /// Where it first failed; `None` for messages that neither orderd nor the broker's dead-lettering put there.
+    /// Where it first failed; `None` if neither orderd nor the broker's dead-lettering put the message there.
     pub origin: Option<Origin>,
     /// Delayed retries so far.
     pub retries: u32,

@@ -1,7 +1,7 @@
 //! The whole policy for failed messages, as pure functions: no clock, no randomness, no I/O.
 //!
-//! [`decide`] chooses between immediate retry, delayed retry and dead letter; `history` reads what a message's headers
-//! say about its failures; `copies` builds the publications that carry those headers on.
+//! [`decide`] chooses between immediate retry, delayed retry and dead letter; `history` reads from a message's headers what
+//! is known about its failures; `copies` builds the publications with those headers.
 
 mod copies;
 mod decide;

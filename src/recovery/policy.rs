@@ -9,7 +9,7 @@ use crate::delay::Delay;
 pub struct RetryPolicy {
     /// Immediate retries in the worker, of transient failures only.
     pub immediate: u32,
-    /// The delay before each delayed retry, in order. Empty: the first failure dead-letters the message.
+    /// The delay before each delayed retry, in order. If empty, the message is dead-lettered without a delayed retry.
     pub delays: Vec<Delay>,
     /// Messages whose first failure is older than this are dead-lettered.
     pub max_age: Duration,

@@ -46,7 +46,7 @@ fn a_failure_remembers_where_it_happened() {
 }
 
 #[test]
-fn a_retried_message_keeps_its_first_origin_and_counts_on() {
+fn a_retried_message_keeps_its_first_origin_and_its_retry_count() {
     let names = ExchangeNames::new("orders");
     let first = delivery("orders", "order.normal.created", Headers::new());
     let history = failed(&first, 500);
@@ -95,7 +95,7 @@ fn the_brokers_own_dead_lettering_is_a_failure_like_any_other() {
 }
 
 #[test]
-fn a_producers_failure_headers_are_not_trusted_at_the_brokers_dead_lettering() {
+fn a_producers_failure_headers_are_not_trusted_when_the_broker_dead_letters() {
     let forged = Headers::from([
         broker_death("orders"),
         (names::RETRY_COUNT.to_owned(), HeaderValue::I64(99)),
@@ -114,7 +114,7 @@ fn a_second_delivery_limit_is_recognised() {
     let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
     let history = History::read(&dead, &names, now());
     let retry = copy_for_retry(&dead, &history, "order_queue", "1s".parse().unwrap(), &names);
-    assert!(!retry.message.headers.contains_key(names::DEATH), "a copied x-death can make a broker drop it");
+    assert!(!retry.message.headers.contains_key(names::DEATH), "a broker may drop a message with a copied x-death");
     let mut again = received(retry);
     again.message.headers.extend([broker_death("orders.requeue")]);
     let history = History::read(&again, &names, now());

@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::shutdown::Shutdown;
 
-/// How often and how soon a task is restarted.
+/// How often a task is restarted, and after which wait.
 #[derive(Debug, Clone, Copy)]
 pub struct RestartPolicy {
     /// Restarts allowed within `period`.

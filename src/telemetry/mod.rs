@@ -60,7 +60,7 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Keeps the writing threads alive. Dropping it writes out what they have buffered.
+/// Keeps the writer threads alive. Dropping them writes out what is buffered.
 #[must_use = "dropping the guards ends logging"]
 #[derive(Debug)]
 pub struct Guards(#[allow(dead_code)] Vec<WorkerGuard>);

@@ -74,7 +74,7 @@ pub struct Binding {
     pub routing_key: String,
 }
 
-/// One step of the plan.
+/// One declaration of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Declaration {
     /// Declare an exchange.

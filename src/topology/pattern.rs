@@ -3,9 +3,9 @@
 /// The longest routing key and the longest pattern: both are AMQP short strings.
 pub const MAX_KEY_BYTES: usize = 255;
 
-/// What is wrong with a topic pattern, or `None`. Stricter than RabbitMQ, for which `order*` is the literal word "order*"
+/// The problem with a topic pattern, or `None`. Stricter than RabbitMQ, for which `order*` is the literal word "order*"
 /// and an empty word is a word: both are most likely mistakes.
-pub fn fault(pattern: &str) -> Option<String> {
+pub fn problem(pattern: &str) -> Option<String> {
     if pattern.len() > MAX_KEY_BYTES {
         return Some(format!("must be at most {MAX_KEY_BYTES} bytes, is {}", pattern.len()));
     }
@@ -50,26 +50,26 @@ fn words(pattern: &str) -> Vec<Word<'_>> {
     pattern.split('.').map(word).collect()
 }
 
-/// Fills a table, from the ends backwards, of whether `a` from word i on and `b` from word j on have a routing key in
-/// common. At most 128 × 128 cells.
+/// Dynamic programming, from the ends backwards: `row[j]` is whether some routing key matches both `a` from word i on and
+/// `b` from word j on, and `next_row` is the same for i + 1. At most 128 × 128 cells.
 fn overlap(a: &[Word<'_>], b: &[Word<'_>]) -> bool {
-    let mut later = vec![false; b.len() + 1];
+    let mut next_row = vec![false; b.len() + 1];
     for i in (0..=a.len()).rev() {
         let mut row = vec![false; b.len() + 1];
         for j in (0..=b.len()).rev() {
             row[j] = match (a.get(i), b.get(j)) {
                 (None, None) => true,
-                (Some(Word::Any), Some(Word::Any)) => later[j] || row[j + 1],
-                (Some(Word::Any), other) => later[j] || (other.is_some() && row[j + 1]),
-                (other, Some(Word::Any)) => row[j + 1] || (other.is_some() && later[j]),
-                (Some(Word::Literal(x)), Some(Word::Literal(y))) => x == y && later[j + 1],
-                (Some(_), Some(_)) => later[j + 1],
+                (Some(Word::Any), Some(Word::Any)) => next_row[j] || row[j + 1],
+                (Some(Word::Any), other) => next_row[j] || (other.is_some() && row[j + 1]),
+                (other, Some(Word::Any)) => row[j + 1] || (other.is_some() && next_row[j]),
+                (Some(Word::Literal(x)), Some(Word::Literal(y))) => x == y && next_row[j + 1],
+                (Some(_), Some(_)) => next_row[j + 1],
                 (None, Some(_)) | (Some(_), None) => false,
             };
         }
-        later = row;
+        next_row = row;
     }
-    later[0]
+    next_row[0]
 }
 
 #[cfg(test)]
@@ -115,11 +115,11 @@ mod tests {
     #[test]
     fn a_pattern_is_words_and_wildcards() {
         for good in ["order.normal.*", "#", "a", "order.*.x.#", "Größe.1"] {
-            assert_eq!(fault(good), None, "{good}");
+            assert_eq!(problem(good), None, "{good}");
         }
         for bad in ["", "order.", ".order", "a..b", "order.n*", "order. x", "#*"] {
-            assert!(fault(bad).is_some(), "{bad:?}");
+            assert!(problem(bad).is_some(), "{bad:?}");
         }
-        assert!(fault(&"a".repeat(256)).is_some());
+        assert!(problem(&"a".repeat(256)).is_some());
     }
 }

@@ -70,16 +70,16 @@ pub struct Permissions {
 /// Topic permissions on one exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicPermissions {
-    /// Its name.
+    /// The exchange's name.
     pub exchange: String,
-    /// Keys to publish with.
+    /// Routing keys to publish with, as a regular expression.
     pub write: String,
-    /// Keys and patterns to bind with.
+    /// Routing keys and patterns to bind with, as a regular expression.
     pub read: String,
 }
 
 impl Permissions {
-    /// The least permissions that cover everything in `required`. `orders` is the name of the topic exchange.
+    /// The least permissions that allow everything in `required`. `orders` is the name of the topic exchange.
     ///
     /// RabbitMQ's rules: declaring needs `configure`; with a dead-letter or alternate exchange also `read` on what is
     /// declared and `write` on that exchange. Binding needs `write` on the queue and `read` on the exchange. A passive check
@@ -133,17 +133,17 @@ impl Permissions {
 
     /// The `rabbitmqctl` commands that grant them, quoted for a shell.
     pub fn commands(&self, virtual_host: &str, user: &str) -> [String; 2] {
-        let (place, user) = (quoted(virtual_host), quoted(user));
+        let (vhost, user) = (quoted(virtual_host), quoted(user));
         let TopicPermissions { exchange, write, read } = &self.topic;
         [
             format!(
-                "rabbitmqctl set_permissions -p {place} {user} {} {} {}",
+                "rabbitmqctl set_permissions -p {vhost} {user} {} {} {}",
                 quoted(&self.configure),
                 quoted(&self.write),
                 quoted(&self.read)
             ),
             format!(
-                "rabbitmqctl set_topic_permissions -p {place} {user} {} {} {}",
+                "rabbitmqctl set_topic_permissions -p {vhost} {user} {} {} {}",
                 quoted(exchange),
                 quoted(write),
                 quoted(read)
@@ -173,7 +173,7 @@ fn escape(name: &str) -> String {
     escaped
 }
 
-/// Each order names its notification channel, so the one channel that the plan contains stands for all.
+/// Allows every notification channel: each order names its own, and the required permissions contain one for all.
 fn any_channel(expression: String) -> String {
     expression.replace(r"order\.notification\.email", r"order\.notification\.[^.]+")
 }

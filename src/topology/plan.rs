@@ -40,7 +40,7 @@ pub struct WorkQueue {
 pub enum Role {
     /// They go to the failed-order queue, from which they return after a delay or are dead-lettered.
     Work {
-        /// The name of its consumer, which is the last word of the routing key of its failures.
+        /// The name of its consumer, which ends the routing key of its failures.
         consumer: String,
         /// The consumer's retry delays. Each distinct one has a retry queue.
         delays: Vec<Delay>,
@@ -79,12 +79,12 @@ impl Topology {
         &self.names
     }
 
-    /// The steps, in order.
+    /// The declarations, in order.
     pub fn declarations(&self) -> &[Declaration] {
         &self.declarations
     }
 
-    /// The steps before any order can arrive, and the bindings to the orders exchange, after which orders arrive.
+    /// Splits the declarations before the bindings to the orders exchange: no order arrives before those are declared.
     pub fn split_at_order_bindings(&self) -> (&[Declaration], &[Declaration]) {
         let binds_orders = |step: &Declaration| match step {
             Declaration::Binding(binding) => binding.exchange == *self.names.orders,

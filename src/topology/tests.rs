@@ -1,4 +1,4 @@
-//! The plan against the tables of the design.
+//! The plan, compared with the tables of the design.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +39,7 @@ fn lines(topology: &Topology) -> Vec<String> {
 }
 
 #[test]
-fn the_plan_is_the_design_targets_first() {
+fn the_plan_matches_the_design_and_declares_targets_first() {
     let queues = [work("order_queue", &["order.normal.*", "x"], "order", &["1m", "10s", "60s"]), failed()];
     let expected = [
         "exchange orders.unrouted fanout",
@@ -108,9 +108,9 @@ fn some_queues() -> impl Strategy<Value = Vec<WorkQueue>> {
 }
 
 proptest! {
-    /// When a queue with a dead-letter exchange, or an exchange with an alternate, is declared, that exchange exists and is
-    /// bound to a queue. Only the orders exchange is bound last, and first to the failed-order queue: no message enters a
-    /// new queue before that.
+    /// When a queue with a dead-letter exchange, or an exchange with an alternate exchange, is declared, that exchange exists
+    /// and has a queue bound to it. Only the orders exchange gets its bindings last, the failed-order queue's first: before
+    /// that, no message enters a new queue.
     #[test]
     fn what_a_declaration_refers_to_is_declared_before_it(queues in some_queues()) {
         let topology = Topology::new(ExchangeNames::new("orders"), &queues);

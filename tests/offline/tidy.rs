@@ -1,4 +1,4 @@
-//! Checks of the source code itself: layers, import cycles, file sizes, headers, leftovers, the top level.
+//! Checks of the source code itself: layers, import cycles, file sizes, headers, debugging leftovers, top-level files.
 
 #[path = "tidy/imports.rs"]
 mod imports;
@@ -43,7 +43,7 @@ impl Source {
             || self.path.strip_prefix(root().join("src")).is_ok_and(|below| below.iter().any(|part| part == "tests"))
     }
 
-    fn shown(&self) -> String {
+    fn shown_path(&self) -> String {
         self.path.strip_prefix(root()).unwrap().display().to_string()
     }
 }
@@ -85,12 +85,12 @@ fn modules() -> BTreeMap<ModulePath, (Source, Imports)> {
         .collect()
 }
 
-fn assert_none(complaints: Vec<String>) {
-    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+fn assert_none(violations: Vec<String>) {
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
-/// The rank of each top-level module, as the map in `src/lib.rs` gives it: lines of a rank and the names of its modules,
-/// with remarks in parentheses.
+/// The rank of each top-level module, read from the map in `src/lib.rs`. A rank is followed by the names of its modules;
+/// text in parentheses is ignored.
 fn ranks() -> BTreeMap<String, u32> {
     let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let map = lib.split("//! ```text\n//! rank").nth(1).expect("the map begins with a line \"rank\"");
@@ -105,7 +105,7 @@ fn ranks() -> BTreeMap<String, u32> {
             (_, Ok(number)) => rank = Some(number),
             (name, Err(_)) => {
                 let former = ranks.insert(name.to_owned(), rank.expect("the map begins with a rank"));
-                assert!(former.is_none(), "{name} stands in the map twice");
+                assert!(former.is_none(), "{name} is in the map twice");
             }
         }
     }
@@ -119,28 +119,28 @@ fn the_map_names_every_module() {
     assert_eq!(mapped, existing);
 }
 
-/// Two modules that import each other would break this, too.
+/// Two modules that import each other violate this, too.
 #[test]
 fn a_module_imports_only_lower_ranks() {
     let ranks = ranks();
-    let mut complaints = BTreeSet::new();
+    let mut violations = BTreeSet::new();
     for (module, (source, imports)) in modules() {
         let Some(importing) = module.first() else { continue };
         for imported in imports.paths.iter().filter_map(|path| path.first()).filter(|name| ranks.contains_key(*name)) {
             if imported != importing && ranks[imported] >= ranks[importing] {
-                complaints.insert(format!("{}: {importing} imports {imported}", source.shown()));
+                violations.insert(format!("{}: {importing} imports {imported}", source.shown_path()));
             }
         }
     }
-    assert_none(complaints.into_iter().collect());
+    assert_none(violations.into_iter().collect());
 }
 
-/// Inside a module too: no two of its files or folders depend on each other, directly or through others. A folder's
-/// `mod.rs` and the files below it may.
+/// This holds inside a module, too: none of its files or folders depend on each other, directly or through others. Only a
+/// folder's `mod.rs` and the files below it may.
 #[test]
 fn no_modules_import_each_other_in_a_cycle() {
     let modules = modules();
-    // For each module, which of its direct children import which others.
+    // For each module: which of its direct children import which other ones.
     let mut imported: BTreeMap<ModulePath, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for (module, (_, imports)) in &modules {
         for path in &imports.paths {
@@ -152,14 +152,14 @@ fn no_modules_import_each_other_in_a_cycle() {
             }
         }
     }
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for (parent, children) in &imported {
         let is_known = KNOWN_CYCLES.contains(&parent.join("/").as_str());
         if let Some(cycle) = cycle(children).filter(|_| !is_known) {
-            complaints.push(format!("in src/{}: {}", parent.join("/"), cycle.join(" -> ")));
+            violations.push(format!("in src/{}: {}", parent.join("/"), cycle.join(" -> ")));
         }
     }
-    assert_none(complaints);
+    assert_none(violations);
 }
 
 /// The module whose file defines what a path names: re-exports are followed.
@@ -183,23 +183,23 @@ fn defining_module(modules: &BTreeMap<ModulePath, (Source, Imports)>, path: &[St
     module
 }
 
-/// A cycle in a graph, as the names on it, the first one repeated at the end.
+/// A cycle in a graph: the names on it, with the first one repeated at the end.
 fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
     fn visit<'g>(
         graph: &'g BTreeMap<String, BTreeSet<String>>,
         name: &'g String,
-        way: &mut Vec<&'g String>,
+        visiting: &mut Vec<&'g String>,
         done: &mut BTreeSet<&'g String>,
     ) -> Option<Vec<String>> {
-        if let Some(start) = way.iter().position(|earlier| *earlier == name) {
-            return Some(way[start..].iter().copied().chain([name]).cloned().collect());
+        if let Some(start) = visiting.iter().position(|earlier| *earlier == name) {
+            return Some(visiting[start..].iter().copied().chain([name]).cloned().collect());
         }
         if !done.insert(name) {
             return None;
         }
-        way.push(name);
-        let found = graph.get(name).into_iter().flatten().find_map(|next| visit(graph, next, way, done));
-        way.pop();
+        visiting.push(name);
+        let found = graph.get(name).into_iter().flatten().find_map(|next| visit(graph, next, visiting, done));
+        visiting.pop();
         found
     }
     let mut done = BTreeSet::new();
@@ -209,36 +209,36 @@ fn cycle(graph: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
 #[test]
 fn only_amqp_uses_the_client_library() {
     let elsewhere = sources("src").into_iter().filter(|source| source.module().first().is_none_or(|top| top != "amqp"));
-    let users = elsewhere.filter(|source| source.text.contains("amqprs::")).map(|source| source.shown());
+    let users = elsewhere.filter(|source| source.text.contains("amqprs::")).map(|source| source.shown_path());
     assert_none(users.collect());
 }
 
 #[test]
 fn every_file_opens_with_a_header() {
     let without = all_sources().into_iter().filter(|source| !source.text.starts_with("//! "));
-    assert_none(without.map(|source| format!("{}: opens without //!", source.shown())).collect());
+    assert_none(without.map(|source| format!("{}: opens without //!", source.shown_path())).collect());
 }
 
 #[test]
 fn files_are_short() {
     let count = |source: &Source| source.code().lines().count();
     let long = sources("src").into_iter().filter(|source| !source.is_test() && count(source) >= MAX_LINES);
-    assert_none(long.map(|source| format!("{}: {} lines", source.shown(), count(&source))).collect());
+    assert_none(long.map(|source| format!("{}: {} lines", source.shown_path(), count(&source))).collect());
 }
 
 #[test]
 fn nothing_is_left_over_from_debugging() {
     // Put together here so that this file does not contain them.
     let leftovers = [["dbg", "!("].concat(), ["FIX", "ME"].concat(), ["TO", "DO"].concat(), ["todo", "!("].concat()];
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in all_sources() {
         for (number, line) in source.text.lines().enumerate() {
             if leftovers.iter().any(|leftover| line.contains(leftover.as_str())) {
-                complaints.push(format!("{}:{}: {line}", source.shown(), number + 1));
+                violations.push(format!("{}:{}: {line}", source.shown_path(), number + 1));
             }
         }
     }
-    assert_none(complaints);
+    assert_none(violations);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn the_top_level_holds_only_what_belongs_there() {
 }
 
 #[test]
-fn the_checks_see_something() {
+fn the_checks_find_modules_imports_and_cycles() {
     let modules = modules();
     assert!(modules.len() > 100);
     let imported: usize = modules.values().map(|(_, imports)| imports.paths.len()).sum();

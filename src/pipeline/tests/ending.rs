@@ -1,4 +1,4 @@
-//! How a pool ends: by a shutdown, by an abort, or drained for another pool.
+//! How a pool ends: by a shutdown, by an abort, or by a drain when another pool replaces it.
 
 use super::*;
 
@@ -105,7 +105,7 @@ async fn a_lost_subscription_ends_a_draining_pool() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_drained_while_it_subscribes_finishes_what_was_delivered_by_then() {
+async fn a_pool_that_is_drained_while_it_subscribes_finishes_what_was_delivered_by_then() {
     let env = TestEnv::start(1, 1).await;
     let subscribe_gate = Arc::new(Notify::new());
     *env.broker.subscribe_gate.lock().unwrap() = Some(Arc::clone(&subscribe_gate));
@@ -120,7 +120,7 @@ async fn a_pool_drained_while_it_subscribes_finishes_what_was_delivered_by_then(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_drained_while_it_waits_for_the_broker_ends_at_once() {
+async fn a_pool_that_is_drained_while_it_waits_for_the_broker_ends_at_once() {
     let env = TestEnv::start(1, 1).await;
     env.broker.refusals.store(usize::MAX, Ordering::SeqCst);
     env.broker.lose();
@@ -146,7 +146,7 @@ async fn a_draining_pool_whose_worker_dies_still_finishes_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn safe_mode_is_passed_on_to_the_pool_that_takes_over() {
+async fn safe_mode_continues_in_the_pool_that_replaces_a_drained_one() {
     let env = TestEnv::start(2, 10).await;
     env.broker.deliver_again(1, "ok", 3);
     env.broker.subscribed.notified().await;

@@ -19,7 +19,7 @@ fn orders_that_kill_the_daemon_are_removed_by_the_delivery_limit_and_none_is_los
         assert!(kills < 100, "still not taken out");
         let mut orderd = deadly.spawn();
         wait_until("an order strikes", || orderd.has_logged("Processing Order") || taken_out() > 0);
-        careful |= orderd.has_logged("safe mode: one delivery at a time, since deliveries keep coming back");
+        careful |= orderd.has_logged("safe mode: one delivery at a time, because deliveries keep being redelivered");
         orderd.kill();
         kills += 1;
     }

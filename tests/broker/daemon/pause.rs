@@ -122,7 +122,7 @@ fn a_pause_that_cannot_be_stored_is_refused_and_an_unknown_consumer_is_named() {
     let folder = env.ledger_directory().join("paused");
     std::fs::write(&folder, "in the way").unwrap();
     let (code, answer) = tell(&orderd, "pause", "order");
-    assert_eq!((code, &answer["error"]), (500, &json!("not_remembered")), "{answer}");
+    assert_eq!((code, &answer["error"]), (500, &json!("not_persisted")), "{answer}");
     flood(&env, NORMAL, "ord", 5);
     env.ledger().await_settled(5);
     std::fs::remove_file(&folder).unwrap();
@@ -133,7 +133,7 @@ fn a_pause_that_cannot_be_stored_is_refused_and_an_unknown_consumer_is_named() {
     std::fs::write(folder.join("former"), "2026-11-22T08:00:00Z\n").unwrap();
     let mut orderd = env.start();
     assert_eq!(
-        orderd.log_lines("a pause is remembered of a consumer that is not configured; resuming it forgets it").len(),
+        orderd.log_lines("a consumer is paused that is not configured; resume it to remove the pause").len(),
         1
     );
     assert_eq!(tell(&orderd, "resume", "former"), told("former", false, true));

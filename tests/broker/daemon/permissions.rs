@@ -265,7 +265,7 @@ fn without_declare_it_waits_for_an_unreachable_broker() {
         assert_eq!(orderd.exit_status(), None, "it has given up");
         orderd.has_logged("waiting for the broker")
     });
-    assert!(!orderd.has_logged("cannot ask what the user may do"), "{}", orderd.output());
+    assert!(!orderd.has_logged("cannot check the user's permissions"), "{}", orderd.output());
     assert_eq!(orderd.stop(), 0);
 }
 

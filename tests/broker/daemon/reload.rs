@@ -420,7 +420,7 @@ fn a_shutdown_wins_over_a_reload_and_a_reload_during_the_start_is_kept() {
     let mut orderd = env.spawn();
     wait_until("it waits for the broker", || orderd.has_logged("waiting for the broker"));
     orderd.signal("HUP");
-    wait_until("it says so", || orderd.has_logged("still starting; the configuration is read again after it"));
+    wait_until("it says so", || orderd.has_logged("still starting; the configuration will be reloaded afterwards"));
     assert_eq!(orderd.stop(), 0);
 
     file.set("broker.addresses", &address).save();
@@ -433,7 +433,7 @@ fn a_shutdown_wins_over_a_reload_and_a_reload_during_the_start_is_kept() {
     file.set("consumers.order.retry.delays", "400ms").save();
     orderd.signal("HUP");
     wait_until("it reads", || orderd.log_lines("reloading the configuration").len() == 2);
-    wait_until("it declares", || orderd.log_lines("queues created; resting until they are safe to use").len() == 2);
+    wait_until("it declares", || orderd.log_lines("queues created; waiting until they are safe to use").len() == 2);
     assert_eq!(orderd.stop(), 0);
     assert_eq!(orderd.log_lines("reloaded: all changes are active").len(), 0);
     assert!(orderd.has_logged("stopped") && orderd.logged_errors().is_empty(), "{:?}", orderd.logged_errors());

@@ -186,16 +186,16 @@ fn an_abstract_notify_socket_works_and_so_does_none() {
     let mut orderd = env.start();
     send(&env, "ord-1");
     env.ledger().await_settled(1);
-    wait_until("it is logged", || orderd.has_logged("cannot tell the service manager anything"));
+    wait_until("it is logged", || orderd.has_logged("cannot notify the service manager"));
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.log_lines("cannot tell the service manager anything").len(), 1);
+    assert_eq!(orderd.log_lines("cannot notify the service manager").len(), 1);
 
     let env = env.with_env("NOTIFY_SOCKET", "");
     let mut orderd = env.start();
     send(&env, "ord-2");
     env.ledger().await_settled(2);
     assert_eq!(orderd.stop(), 0);
-    assert!(!orderd.has_logged("cannot tell the service manager anything"));
+    assert!(!orderd.has_logged("cannot notify the service manager"));
 }
 
 /// Waits until somebody is stuck, and checks that the pings have stopped.
