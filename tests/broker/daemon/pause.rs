@@ -132,10 +132,7 @@ fn a_pause_that_cannot_be_stored_is_refused_and_an_unknown_consumer_is_named() {
     // A consumer that is gone: its pause is kept, and can be ended.
     std::fs::write(folder.join("former"), "2026-11-22T08:00:00Z\n").unwrap();
     let mut orderd = env.start();
-    assert_eq!(
-        orderd.log_lines("a consumer is paused that is not configured; resume it to remove the pause").len(),
-        1
-    );
+    assert_eq!(orderd.log_lines("a consumer is paused that is not configured; resume it to remove the pause").len(), 1);
     assert_eq!(tell(&orderd, "resume", "former"), told("former", false, true));
     assert_eq!(tell(&orderd, "resume", "former").0, 404);
     assert_eq!(orderd.stop(), 0);
