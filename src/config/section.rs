@@ -186,6 +186,17 @@ impl<'r> Section<'r> {
         named.collect()
     }
 
+    /// A copy of what was not taken yet, whose problems and warnings go to another report.
+    pub(super) fn copy<'o>(&self, reading: &'o Reading) -> Section<'o> {
+        Section { path: self.path.clone(), table: self.table.clone(), known: Vec::new(), reading }
+    }
+
+    /// Takes the keys that were taken from a copy.
+    pub(super) fn take_as(&mut self, copy: &Section<'_>) {
+        self.table.retain(|key, _| copy.table.contains_key(key));
+        self.known.extend(&copy.known);
+    }
+
     /// Reports the keys that were not taken as unknown. Their values are never shown: one may be a password whose key is
     /// misspelt.
     pub fn finish(self) {

@@ -286,6 +286,18 @@ fn failures_reach_exactly_one_queue() {
 }
 
 #[test]
+fn an_unknown_handler_does_not_hide_unknown_keys() {
+    let file = default_with("\nhandler = \"order\"\n", "\nhandler = \"ordr\"\nwrokers = 4\nfauls = 3\n");
+    let problems = problems(&file);
+    let expected = [
+        "consumers.order.handler: must be one of \"order\", \"notification\", \"analytics\" and \"failed\", is \"ordr\"; did you mean \"order\"?",
+        "consumers.order.wrokers: unknown key; did you mean \"workers\"?",
+        "consumers.order.fauls: unknown key; did you mean \"faults\"?",
+    ];
+    assert_eq!(problems, expected, "and not faults, which a handler has");
+}
+
+#[test]
 fn what_works_but_is_probably_wrong_is_a_warning() {
     for (from, to, expected) in [
         (

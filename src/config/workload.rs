@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::handler::{HandlerSettings, Handlers, MessageKind};
 use super::layers::Value;
 use super::model::{Consumer, Queue};
-use super::section::Section;
+use super::section::{Reading, Section};
 use super::shape;
 use super::suggestion::{did_you_mean, listed};
 use crate::recovery::RetryPolicy;
@@ -75,16 +75,25 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: Handlers)
             format!("must be at most 65535 times workers, is {} × {} = {slots}", consumer.workers, consumer.prefetch);
         section.problem("prefetch", message);
     }
-    if spec.is_some() {
-        section.finish();
-    } else {
-        // Which other keys it may have is unknown.
+    if spec.is_none() {
+        take_keys_of_all(handlers, name, &mut section);
         let names: Vec<&str> = handlers.iter().map(|spec| spec.name()).collect();
         let hint = did_you_mean(&consumer.handler, names.iter().copied());
         let message = format!("must be one of {}, is {:?}{hint}", listed(&names), consumer.handler);
         section.problem("handler", message);
     }
+    section.finish();
     consumer
+}
+
+/// Takes the keys that any handler has, since it is unknown which of them the consumer is meant to have.
+fn take_keys_of_all(handlers: Handlers, consumer: &str, section: &mut Section<'_>) {
+    for spec in handlers {
+        let discarded = Reading::default();
+        let mut copy = section.copy(&discarded);
+        spec.configure(consumer, &mut copy);
+        section.take_as(&copy);
+    }
 }
 
 fn timeout(value: &Value) -> Result<Duration, String> {

@@ -128,7 +128,7 @@ fn collect(path: String, value: Value, keys: &mut BTreeMap<String, Value>) {
 /// The value as in the file, on one line.
 fn shown(value: &Value) -> String {
     match redaction::redact(value) {
-        Value::Array(items) => format!("[{}]", items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")),
+        Value::Array(items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(", ")),
         Value::String(text) if text == REDACTED => text,
         Value::String(text) => format!("{text:?}"),
         other => other.to_string(),

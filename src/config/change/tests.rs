@@ -188,3 +188,10 @@ fn every_key_of_the_default_file_is_compared() {
         known.difference(&documented).filter(|key| !key.contains(".faults.") && *key != "broker.tls").collect();
     assert!(silent.is_empty(), "{silent:?}");
 }
+
+#[test]
+fn items_of_a_list_are_escaped_like_other_text() {
+    let text = "a\u{7f}\u{202e}";
+    assert_eq!(shown(&Value::from(vec![text])), format!("[{}]", shown(&Value::from(text))));
+    assert_eq!(shown(&Value::from(text)), r#""a\u{7f}\u{202e}""#);
+}
