@@ -220,7 +220,7 @@ fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority:
     let mut orderd = deaf.start();
     let told =
         orderd.log_lines("cannot ask the management API: queue arguments, bindings and policies are not compared");
-    assert_says(told[0]["error"].as_str().unwrap(), &["no TLS with the management API", "ca_file"]);
+    assert_says(told[0]["error"].as_str().unwrap(), &["cannot establish TLS with the management API", "ca_file"]);
     assert_eq!(orderd.stop(), 0);
     let mut check = deaf.command(&["check", "--connect"]);
     assert_eq!(check.wait_for_exit(), CONFIG, "{}", check.output());

@@ -12,7 +12,7 @@ fn without_the_management_plugin_orders_are_processed_and_polling_starts_once_it
     let mut orderd = env.start();
     env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
     env.ledger().await_settled(1);
-    let silent = "the management API does not answer: the broker's side is not shown";
+    let silent = "the management API does not answer: the broker state is stale";
     wait_until("the outage is logged", || orderd.has_logged(silent));
     node.ctl(&["eval", "application:start(rabbitmq_management)."]);
     wait_until("polling has started", || orderd.has_logged("the management API answers again"));

@@ -11,7 +11,7 @@ use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 use crate::support::{Node, with_deadline};
 
-const SILENT: &str = "the management API does not answer: the broker's side is not shown";
+const SILENT: &str = "the management API does not answer: the broker state is stale";
 
 fn publish(env: &TestEnv<'_>, name: &str) {
     let mut raw = env.raw();

@@ -55,8 +55,8 @@ impl OrderdProcess {
 
     /// Address of the admin listener.
     pub fn admin_address(&self) -> SocketAddr {
-        wait_until("the admin listener answers", || self.has_logged("admin listener answers"));
-        self.log_lines("admin listener answers")[0]["address"].as_str().unwrap().parse().unwrap()
+        wait_until("the admin listener answers", || self.has_logged("admin server started"));
+        self.log_lines("admin server started")[0]["address"].as_str().unwrap().parse().unwrap()
     }
 
     /// Whether any log line has this message.
