@@ -8,6 +8,7 @@ mod docs;
 mod handler_registry;
 mod install;
 mod ledger_kill;
+mod log_messages;
 mod metrics;
 mod output;
 mod probe;
