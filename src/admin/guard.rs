@@ -1,8 +1,8 @@
 //! Access control of every request: its host and origin, its token, and that it has no body.
 //!
 //! Host and origin protect against browsers: a web page of any site can send requests to its reader's loopback address,
-//! and with DNS rebinding even read the answer, but then the host or the origin is that site's own. It never looks at
-//! what a request asks for, but for the two paths that need no token.
+//! and with DNS rebinding even read the answer, but then the host or the origin is that site's own. The rules are the
+//! same for all paths, except for the two that need no token.
 
 use std::net::IpAddr;
 
@@ -91,10 +91,10 @@ impl AccessGuard {
         }
         // Not with a query: `/readyz?verbose` shows the checks, which requires the token.
         let open = OPEN_PATHS.contains(&request.uri().path()) && request.uri().query().is_none();
-        if open || self.knows_token(request) { Ok(()) } else { Err(AccessError::Token) }
+        if open || self.has_valid_token(request) { Ok(()) } else { Err(AccessError::Token) }
     }
 
-    /// The host that the request is for, if orderd answers for that host.
+    /// The host that the request is for, if orderd answers requests for that host.
     fn host(&self, request: &Request) -> Result<Authority, AccessError> {
         let header = request.headers().get(HOST).map(|host| Authority::try_from(host.as_bytes()));
         let header = header.transpose().map_err(|_| AccessError::NoHost)?;
@@ -120,7 +120,7 @@ impl AccessGuard {
         }
     }
 
-    fn knows_token(&self, request: &Request) -> bool {
+    fn has_valid_token(&self, request: &Request) -> bool {
         let Some(token) = &self.token else { return true };
         let given = request.headers().get(AUTHORIZATION_HEADER).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.split_once(' '));

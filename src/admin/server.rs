@@ -1,6 +1,6 @@
 //! The listener and its connections: limited in number, in time, and in what they may send.
 //!
-//! It knows nothing of what is requested. Its end, for whatever reason, ends nothing else.
+//! It does not depend on what is requested. When it ends, for whatever reason, the daemon keeps running.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,22 +26,22 @@ use crate::control::Control;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
-/// Connections at a time; more wait in the kernel's queue until one has ended or is evicted.
+/// Connections open at a time; further ones wait in the kernel's queue until one has ended or is evicted.
 const MAX_CONNECTIONS: usize = 32;
-/// When all connections are taken, one that has made no request for this long is evicted for a new one. So clients that
-/// only stay connected, or send a byte now and then, do not keep others out.
+/// At the limit, a connection that has been idle for this long is evicted for a new one. So clients that only stay
+/// connected, or send a byte now and then, do not keep others out.
 const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 /// How long a request's head may take to arrive, including the wait for the next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
-/// Most header fields of a request.
+/// Maximum number of header fields of a request.
 const MAX_HEADERS: usize = 64;
-/// How long a connection is kept. A client that needs more opens a new one.
+/// How long a connection stays open. A client that needs more time opens a new one.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
 /// How long the last answer may take once a connection is being closed.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// The pause after a connection could not be accepted, for want of file descriptors for example.
+/// The pause after a connection could not be accepted, for example because file descriptors ran out.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// The listener could not be set up.
@@ -106,7 +106,7 @@ impl AdminServer {
     pub async fn stop(self) {
         self.stop.cancel();
         if let Err(panicked) = self.task.await {
-            warn!(error = %panicked, "the admin server had panicked");
+            warn!(error = %panicked, "the admin server panicked");
         }
     }
 }
@@ -116,11 +116,11 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
     let mut connections: Vec<Connection> = Vec::new();
     loop {
         let full = tasks.len() >= MAX_CONNECTIONS;
-        // All branches are cancel-safe: a connection or an end not received now is received in the next iteration.
+        // All branches are cancel-safe: a connection, or the end of one, not received now is received in the next iteration.
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => connections.retain(|connection| !connection.task.is_finished()),
-            // The end of the evicted connection is awaited: until then there is no room.
+            // Waits for the evicted connection to end; until then there is no room for another.
             () = evict_idle(&connections), if full => {
                 let _ = tasks.join_next().await;
                 connections.retain(|connection| !connection.task.is_finished());
@@ -149,7 +149,7 @@ struct Connection {
     task: AbortHandle,
 }
 
-/// When the last answer on a connection was complete; `None` while one is being made.
+/// When a connection was opened or its last answer was complete; `None` while an answer is in progress.
 #[derive(Clone)]
 struct IdleSince(Arc<Mutex<Option<Instant>>>);
 
@@ -169,8 +169,8 @@ impl IdleSince {
     }
 }
 
-/// Ends the connection that has been idle for longest, once that is [`EVICTABLE_AFTER`]. Connections with an answer in
-/// progress stay: answers have a time limit.
+/// Ends the connection that has been idle longest, once that is [`EVICTABLE_AFTER`]. Connections with an answer in progress
+/// are kept: answers have a time limit.
 async fn evict_idle(connections: &[Connection]) {
     loop {
         let open = connections.iter().filter(|connection| !connection.task.is_finished());
@@ -202,7 +202,8 @@ async fn serve_connection(stream: TcpStream, router: Router, idle: IdleSince, st
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    // Cancel-safe: the connection is kept, the other branches only wait. Errors are the client's and are not logged.
+    // Cancel-safe: the connection is only borrowed, and the other branches only wait. Errors are caused by the client and
+    // are not logged.
     tokio::select! {
         _ = &mut connection => return,
         () = sleep(CONNECTION_LIFETIME) => {}
@@ -257,7 +258,7 @@ mod tests {
             stream.write_all(b"G").await.unwrap();
             slow.push(stream);
         }
-        // If only their deadline ended them, the last would be accepted after 100 s.
+        // If only their deadline ended these connections, the last would be accepted after 100 s.
         let answered = timeout(HEAD_TIMEOUT, async { answer(request(address, "/").await).await });
         assert!(answered.await.expect("an answer in time").ends_with("at once"));
         answers.notify_one();

@@ -109,12 +109,18 @@ impl Daemon {
     /// Updates the consumers in the status after draining pools have ended. While a consumer drains a pool of another queue
     /// than its present one, the poller compares neither queue with the broker; it starts again once that is over.
     async fn update_status(&mut self) {
-        let draining_elsewhere =
-            || self.observability.live.consumers().iter().filter(|consumer| consumer.drains_elsewhere).count();
-        let before = draining_elsewhere();
+        let draining_former_queue = || {
+            self.observability
+                .status_registry
+                .consumers()
+                .iter()
+                .filter(|consumer| consumer.drains_former_queue)
+                .count()
+        };
+        let before = draining_former_queue();
         self.pools.update_status(&self.config.consumers, &self.pauses);
-        if draining_elsewhere() < before {
-            self.observability.poll(&self.config).await;
+        if draining_former_queue() < before {
+            self.observability.restart_poller(&self.config).await;
         }
     }
 
@@ -141,7 +147,7 @@ impl Daemon {
         reload::log_report(by, &report);
         self.level.set(self.config.log.level.into());
         let last = LastReload { at: Timestamp::now(), by: by.to_owned(), report: report.clone() };
-        self.observability.live.reloaded(last);
+        self.observability.status_registry.set_last_reload(last);
         Some(report)
     }
 
@@ -158,7 +164,7 @@ impl Daemon {
             }
             self.drain_timeout.send_replace(active.shutdown.drain_timeout);
             if former.management != active.management || former.topology() != active.topology() {
-                self.observability.poll(active).await;
+                self.observability.restart_poller(active).await;
             }
             self.generation += 1;
         }

@@ -134,12 +134,12 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let Process { path, sources, control, mut commands, level, drain_timeout, service } = process;
     let bound = BoundListener::bind(&config.admin).await?;
     let mut observability =
-        Observability::open(&config, path.display().to_string(), bound, control, shutdown, &service);
+        Observability::start(&config, path.display().to_string(), bound, control, shutdown, &service);
     let Some(ledger) = ledger::open(&config.ledger.location(), shutdown).await? else {
-        observability.close().await;
+        observability.stop().await;
         return Ok(None);
     };
-    observability.records(&ledger);
+    observability.ledger_opened(&ledger);
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config.consumers);
     let logs = EventLogs::start(&config.log, &config.ledger.directory)?;
@@ -149,14 +149,14 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let (prepared, deferred_reload) = daemon::defer_reload(setup.prepare(&connector, shutdown), &mut commands).await;
     let Some(policies) = prepared? else {
         ledger.close().await;
-        observability.close().await;
+        observability.stop().await;
         return Ok(None);
     };
 
     let publisher = Arc::new(connector.publisher());
     let mut pools = Pools::new(pool_deps(&config, &connector, &publisher, &ledger, &logs, &observability, shutdown));
     pools.apply(&config.consumers, &pauses);
-    observability.started(&config, &publisher).await;
+    observability.pools_started(&config, &publisher).await;
     info!(consumers = config.consumers.len(), "started");
     let policy_check = match policies {
         PolicyCheck::Passed => None,
@@ -204,7 +204,7 @@ fn pool_deps(
         handlers,
         routes,
         reconnect_max: config.broker.reconnect_max,
-        live: Arc::clone(&observability.live),
+        status_registry: Arc::clone(&observability.status_registry),
         shutdown: shutdown.clone(),
     }
 }
@@ -221,10 +221,10 @@ async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, logs: EventLogs, 
         warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
     }
     ledger.close().await;
-    observability.tell_tallies();
+    observability.log_counts();
     retention.finish().await;
     logs.finish().await;
-    observability.close().await;
+    observability.stop().await;
     info!("stopped");
 }
 

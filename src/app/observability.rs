@@ -1,6 +1,7 @@
-//! What others may see of the daemon: made before anything else, ended when everything else has.
+//! The observable side of the daemon: the status registry, the admin server, the notifications to the service manager, the
+//! invariant check and the poller of the management API. They start before everything else and end last.
 //!
-//! It never works on a message and never stops one from being worked on.
+//! It never processes a message, and its failures never stop the processing.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,24 +19,25 @@ use crate::control::Control;
 use crate::ledger::Ledger;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
-use crate::status::{self, RegisteredConsumer, StatusRegistry};
+use crate::status::{RegisteredConsumer, StatusRegistry, check_invariants};
 use crate::systemd::ServiceNotifier;
 
-/// What others may see of the daemon: the admin listener, and the watch over its counters. It stands from before
-/// the ledger is opened until everything else has ended.
+/// Everything that shows the state of the daemon, from before the ledger is opened until everything else has ended.
 pub(super) struct Observability {
-    pub live: Arc<StatusRegistry>,
+    pub status_registry: Arc<StatusRegistry>,
     admin: Option<AdminServer>,
-    watch: JoinHandle<()>,
+    invariant_check: JoinHandle<()>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
-    readers: watch::Sender<Arc<BrokerView>>,
-    polling: Option<AbortOnDropHandle<()>>,
+    broker_view: watch::Sender<Arc<BrokerView>>,
+    /// Runs once there is a publisher.
+    poller: Option<AbortOnDropHandle<()>>,
     shutdown: Shutdown,
 }
 
 impl Observability {
-    /// Begins to tell. `path` is the configuration's file, `control` the way for those who command.
-    pub fn open(
+    /// Starts everything but the poller. `path` is the configuration file, for display; `control` receives the commands of
+    /// the admin server.
+    pub fn start(
         config: &Config,
         path: String,
         bound: Option<BoundListener>,
@@ -44,49 +46,59 @@ impl Observability {
         service: &ServiceNotifier,
     ) -> Self {
         let publisher = Arc::new(OnceLock::new());
-        let (readers, view) = watch::channel(Arc::default());
-        let live = StatusRegistry::new(path, Arc::clone(&publisher), view, shutdown.clone(), service.health());
-        let live = Arc::new(live);
-        let consumers =
-            config.consumers.iter().map(|(name, one)| RegisteredConsumer::new(name, one, live.counters(name)));
-        live.show(consumers.collect());
-        service.attach(Arc::new(ServiceStatus(Arc::clone(&live))));
-        let admin = bound.map(|bound| bound.serve(Arc::clone(&live), config.ledger.location().reader(), control));
-        let watch = tokio::spawn(status::watch(Arc::clone(&live), shutdown.clone()));
-        // Until it runs, it tells whether it will.
-        drop(reconciliation::poller(config, Arc::clone(&live), Arc::clone(&publisher), readers.clone()));
-        Observability { live, admin, watch, publisher, readers, polling: None, shutdown: shutdown.clone() }
+        let (broker_view, view) = watch::channel(Arc::default());
+        let registry = StatusRegistry::new(path, Arc::clone(&publisher), view, shutdown.clone(), service.health());
+        let registry = Arc::new(registry);
+        let consumers = config.consumers.iter();
+        let registered =
+            consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
+        registry.set_consumers(registered.collect());
+        service.attach(Arc::new(ServiceStatus(Arc::clone(&registry))));
+        let admin = bound.map(|bound| bound.serve(Arc::clone(&registry), config.ledger.location().reader(), control));
+        let invariant_check = tokio::spawn(check_invariants(Arc::clone(&registry), shutdown.clone()));
+        // Building a poller puts its initial state into the view: off, or pending.
+        drop(reconciliation::poller(config, Arc::clone(&registry), Arc::clone(&publisher), broker_view.clone()));
+        Observability {
+            status_registry: registry,
+            admin,
+            invariant_check,
+            publisher,
+            broker_view,
+            poller: None,
+            shutdown: shutdown.clone(),
+        }
     }
 
-    /// The ledger is open.
-    pub fn records(&self, ledger: &Arc<dyn Ledger>) {
-        self.live.set_ledger(ledger.clone());
+    /// The ledger is open: includes it in the status.
+    pub fn ledger_opened(&self, ledger: &Arc<dyn Ledger>) {
+        self.status_registry.set_ledger(ledger.clone());
     }
 
-    /// The topology is there and the pools are started: begins to ask the broker about itself.
-    pub async fn started(&mut self, config: &Config, publisher: &Arc<ConfirmingPublisher>) {
-        self.live.set_publisher(Arc::clone(publisher));
-        self.poll(config).await;
+    /// The topology is declared or checked and the pools are started: includes the publisher in the status, and starts to
+    /// poll the management API.
+    pub async fn pools_started(&mut self, config: &Config, publisher: &Arc<ConfirmingPublisher>) {
+        self.status_registry.set_publisher(Arc::clone(publisher));
+        self.restart_poller(config).await;
     }
 
-    /// Asks the broker about this configuration from now on. What was told before stays to be seen until more is.
-    pub async fn poll(&mut self, config: &Config) {
-        if let Some(former) = self.polling.take() {
+    /// Replaces the poller by one for this configuration. The last view of the broker remains until there is a new one.
+    pub async fn restart_poller(&mut self, config: &Config) {
+        if let Some(former) = self.poller.take() {
             former.abort();
             let _ = former.await;
         }
-        let poller =
-            reconciliation::poller(config, Arc::clone(&self.live), Arc::clone(&self.publisher), self.readers.clone());
-        self.polling = Some(AbortOnDropHandle::new(tokio::spawn(poller.run(self.shutdown.clone()))));
+        let registry = Arc::clone(&self.status_registry);
+        let poller = reconciliation::poller(config, registry, Arc::clone(&self.publisher), self.broker_view.clone());
+        self.poller = Some(AbortOnDropHandle::new(tokio::spawn(poller.run(self.shutdown.clone()))));
     }
 
-    /// Waits for its end. To be called once a shutdown has begun.
-    pub async fn close(self) {
-        if let Err(died) = self.watch.await {
-            error!(error = %died, "the watch over the counters died");
+    /// Waits for the tasks to end, and stops the admin server. To be called after a shutdown has begun.
+    pub async fn stop(self) {
+        if let Err(died) = self.invariant_check.await {
+            error!(error = %died, "the invariant check died");
         }
-        if let Some(polling) = self.polling
-            && let Err(died) = polling.await
+        if let Some(poller) = self.poller
+            && let Err(died) = poller.await
         {
             error!(error = %died, "the poller of the management API died");
         }
@@ -95,9 +107,9 @@ impl Observability {
         }
     }
 
-    /// Logs what each consumer has done, also those that were removed.
-    pub fn tell_tallies(&self) {
-        for (consumer, counters) in self.live.all_counters() {
+    /// Logs the counts of each consumer since the start, removed ones included.
+    pub fn log_counts(&self) {
+        for (consumer, counters) in self.status_registry.all_counters() {
             let counts = counters.counts();
             info!(
                 consumer,

@@ -53,7 +53,7 @@ pub(super) struct PoolDeps {
     /// pool may still fail.
     pub routes: watch::Sender<BTreeMap<String, Route>>,
     pub reconnect_max: Duration,
-    pub live: Arc<StatusRegistry>,
+    pub status_registry: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
 }
 
@@ -102,7 +102,7 @@ impl Pools {
     pub fn apply(&mut self, consumers: &Consumers, pauses: &Pauses) {
         let mut starting = Vec::new();
         for (name, settings) in self.changed(consumers, pauses) {
-            let (deps, counters) = (&self.deps, self.deps.live.counters(&name));
+            let (deps, counters) = (&self.deps, self.deps.status_registry.counters(&name));
             let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters);
             starting.push((name, settings, context));
         }
@@ -228,13 +228,13 @@ impl Pools {
             listed.insert(pool.name.clone(), RegisteredConsumer { workers: 0, ..pool.clone() });
         }
         for (name, settings) in consumers {
-            let mut registered = RegisteredConsumer::new(name, settings, self.deps.live.counters(name));
+            let mut registered = RegisteredConsumer::new(name, settings, self.deps.status_registry.counters(name));
             registered.paused_since = pauses.since(name);
-            let elsewhere = |pool: &RegisteredConsumer| pool.name == *name && pool.queue != settings.queue;
-            registered.drains_elsewhere = self.draining.values().any(elsewhere);
+            let of_former_queue = |pool: &RegisteredConsumer| pool.name == *name && pool.queue != settings.queue;
+            registered.drains_former_queue = self.draining.values().any(of_former_queue);
             listed.insert(name.clone(), registered);
         }
-        self.deps.live.show(listed.into_values().collect());
+        self.deps.status_registry.set_consumers(listed.into_values().collect());
     }
 
     /// Waits for all pools, which settle their deliveries once a shutdown has begun.

@@ -11,22 +11,23 @@ use crate::config::Config;
 use crate::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use crate::status::StatusRegistry;
 
-/// A poller that holds the consumers' counters against the broker's. It is to run once there is a publisher.
+/// A poller that compares the broker with these consumers' counters. It must not run before there is a publisher.
 pub(super) fn poller(
     config: &Config,
-    live: Arc<StatusRegistry>,
+    status_registry: Arc<StatusRegistry>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
-    readers: watch::Sender<Arc<BrokerView>>,
+    broker_view: watch::Sender<Arc<BrokerView>>,
 ) -> Poller {
-    let own = move || {
-        let consumers = live.consumers();
-        // The broker counts by queue. Those that were removed are no queues of the configuration any more.
-        let counted = consumers.iter().filter(|one| one.workers > 0 && !one.drains_elsewhere);
+    let local_counts = move || {
+        let consumers = status_registry.consumers();
+        // The broker counts by queue. Queues of removed consumers are no longer in the configuration.
+        let comparable = consumers.iter().filter(|consumer| consumer.workers > 0 && !consumer.drains_former_queue);
+        let paused = consumers.iter().filter_map(|consumer| Some((consumer.queue.clone(), consumer.paused_since?)));
         LocalCounts {
-            counts: counted.map(|one| (one.queue.clone(), one.counters.counts())).collect(),
-            paused: consumers.iter().filter_map(|one| Some((one.queue.clone(), one.paused_since?))).collect(),
+            counts: comparable.map(|consumer| (consumer.queue.clone(), consumer.counters.counts())).collect(),
+            paused: paused.collect(),
             publisher_connection: publisher.get().map_or(0, |publisher| publisher.state().connection),
         }
     };
-    Poller::new(config, Limits::DEFAULT, own).with_readers(readers)
+    Poller::new(config, Limits::DEFAULT, local_counts).with_readers(broker_view)
 }

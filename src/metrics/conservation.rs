@@ -60,7 +60,7 @@ pub fn check(counts: &DeliveryCounts, pool: &PoolState) -> Result<(), Imbalance>
 mod tests {
     use super::*;
 
-    /// Ten deliveries: one of each outcome, but two completed and two in flight.
+    /// Ten deliveries: two completed, two in flight, and one of each other outcome.
     fn balanced() -> DeliveryCounts {
         DeliveryCounts {
             deliveries: 10,
@@ -76,13 +76,14 @@ mod tests {
         }
     }
 
-    fn serving(slots: u64) -> PoolState {
-        PoolState { active_subscriptions: 1, capacity: slots, ..PoolState::default() }
+    /// A pool with one subscription.
+    fn subscribed(capacity: u64) -> PoolState {
+        PoolState { active_subscriptions: 1, capacity, ..PoolState::default() }
     }
 
     #[test]
-    fn what_is_settled_or_in_flight_adds_up() {
-        assert_eq!(check(&balanced(), &serving(100)), Ok(()));
+    fn settled_and_in_flight_deliveries_add_up() {
+        assert_eq!(check(&balanced(), &subscribed(100)), Ok(()));
         assert_eq!(
             check(&balanced(), &PoolState { draining_subscriptions: 1, capacity: 2, ..PoolState::default() }),
             Ok(())
@@ -91,22 +92,22 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_that_vanished_is_missing() {
-        for lost in [
+    fn a_delivery_neither_settled_nor_in_flight_is_missing() {
+        for lose in [
             |counts: &mut DeliveryCounts| counts.completed -= 1,
             |counts: &mut DeliveryCounts| counts.in_flight -= 1,
             |counts: &mut DeliveryCounts| counts.forwarded -= 1,
             |counts: &mut DeliveryCounts| counts.deliveries += 1,
         ] {
             let mut counts = balanced();
-            lost(&mut counts);
-            assert_eq!(check(&counts, &serving(100)), Err(Imbalance::Missing { missing: 1 }));
+            lose(&mut counts);
+            assert_eq!(check(&counts, &subscribed(100)), Err(Imbalance::Missing { missing: 1 }));
         }
     }
 
     #[test]
     fn a_delivery_counted_twice_is_a_surplus() {
-        for doubled in [
+        for count_twice in [
             |counts: &mut DeliveryCounts| counts.released += 1,
             |counts: &mut DeliveryCounts| counts.duplicates += 1,
             |counts: &mut DeliveryCounts| counts.dead_lettered += 1,
@@ -114,14 +115,14 @@ mod tests {
             |counts: &mut DeliveryCounts| counts.retried += 1,
         ] {
             let mut counts = balanced();
-            doubled(&mut counts);
-            assert_eq!(check(&counts, &serving(100)), Err(Imbalance::Surplus { surplus: 1 }));
+            count_twice(&mut counts);
+            assert_eq!(check(&counts, &subscribed(100)), Err(Imbalance::Surplus { surplus: 1 }));
         }
     }
 
     #[test]
     fn deliveries_that_are_never_settled_are_detected() {
-        assert_eq!(check(&balanced(), &serving(1)), Err(Imbalance::TooManyInFlight { in_flight: 2, capacity: 1 }));
+        assert_eq!(check(&balanced(), &subscribed(1)), Err(Imbalance::TooManyInFlight { in_flight: 2, capacity: 1 }));
         assert_eq!(check(&balanced(), &PoolState::default()), Err(Imbalance::Stranded { in_flight: 2 }));
     }
 }

@@ -1,8 +1,8 @@
 //! Counts what a consumer has done since the daemon started.
 //!
 //! A delivery is counted as in flight when it is received, and moved to its outcome when it is settled, each in one step
-//! under one lock. So every reading is consistent: at no instant is a delivery counted twice or not at all, unless it was
-//! lost or settled twice. It never decides anything.
+//! under one lock. So every reading is consistent: each delivery is counted exactly once, unless it was lost or settled
+//! twice. It never decides anything.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -174,7 +174,7 @@ pub struct PoolState {
 }
 
 impl PoolState {
-    /// There is a subscription, active or draining.
+    /// Returns `true` if there is a subscription, active or draining.
     pub fn has_subscription(&self) -> bool {
         self.active_subscriptions + self.draining_subscriptions > 0
     }
@@ -235,9 +235,9 @@ impl Counters {
         match outcome {
             DeliveryOutcome::Handled(HandlerOutcome::Completed) => {
                 state.counts.completed += 1;
-                let done = handled.and_then(|handled| publish_to_ack(published?, received_at.wall + handled));
-                if let Some(after) = done {
-                    state.publish_to_ack.add(after);
+                let duration = handled.and_then(|handled| publish_to_ack(published?, received_at.wall + handled));
+                if let Some(duration) = duration {
+                    state.publish_to_ack.add(duration);
                 }
             }
             DeliveryOutcome::Handled(HandlerOutcome::Duplicate) => state.counts.duplicates += 1,
@@ -285,7 +285,7 @@ impl Counters {
         WorkerGuard { counters: Arc::clone(self) }
     }
 
-    /// The heartbeats of the running workers. They have a lock of their own: a stuck worker may hold that of the counts.
+    /// The heartbeats of the running workers. They have their own lock, since a stuck worker may hold the lock of the counts.
     pub fn heartbeats(&self) -> &Heartbeats {
         &self.heartbeats
     }
@@ -301,7 +301,7 @@ impl Counters {
         DeliveryCounts { in_flight: state.in_flight.len() as u64, ..state.counts }
     }
 
-    /// The state of its pools.
+    /// The state of the consumer's pools.
     pub fn pool(&self) -> PoolState {
         self.lock().pool
     }
@@ -332,10 +332,10 @@ fn consumer_label(consumer: &Option<Arc<str>>) -> Arc<str> {
 }
 
 /// Time from publishing to the ack; `None` if the timestamp cannot be a time of publishing.
-fn publish_to_ack(published: u64, done: SystemTime) -> Option<Duration> {
+fn publish_to_ack(published: u64, acked_at: SystemTime) -> Option<Duration> {
     let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(published))?;
-    match done.duration_since(published) {
-        Ok(after) => Some(after),
+    match acked_at.duration_since(published) {
+        Ok(duration) => Some(duration),
         Err(early) if early.duration() <= MAX_CLOCK_SKEW => Some(Duration::ZERO),
         Err(_) => None,
     }
@@ -350,7 +350,7 @@ pub(crate) struct SubscriptionGuard {
 }
 
 impl SubscriptionGuard {
-    /// From now on it receives nothing new.
+    /// Counts the subscription as draining from now on: it receives no new deliveries.
     pub fn start_draining(&mut self) {
         if !std::mem::replace(&mut self.is_draining, true) {
             let pool = &mut self.counters.lock().pool;
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_delivery_in_flight_is_the_one_taken_first() {
+    async fn the_oldest_delivery_in_flight_is_the_one_received_first() {
         let counters = Counters::default();
         let (first, received_at) = (counters.received(ReceivedAt::now()), ReceivedAt::now());
         tokio::time::advance(Duration::from_secs(5)).await;

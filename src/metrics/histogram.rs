@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Histogram {
     /// Upper bounds of the buckets, inclusive, ascending; a last bucket without a bound follows.
     bounds: &'static [Duration],
-    /// Durations in each bucket, not cumulative; one more than bounds.
+    /// Number of durations in each bucket, not cumulative; one more element than `bounds`.
     counts: Vec<u64>,
     sum: Duration,
 }
@@ -43,7 +43,7 @@ impl Histogram {
         self.bounds.iter().copied().map(Some).chain([None]).zip(self.counts.iter().copied())
     }
 
-    /// The durations counted since `earlier`, a former copy of this histogram.
+    /// The durations counted since `earlier`, an older copy of this histogram.
     pub fn since(&self, earlier: &Histogram) -> Histogram {
         let counts = self.counts.iter().zip(&earlier.counts).map(|(now, then)| now.saturating_sub(*then));
         Histogram { bounds: self.bounds, counts: counts.collect(), sum: self.sum.saturating_sub(earlier.sum) }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_what_was_counted_in_between() {
+    fn a_difference_contains_what_was_counted_in_between() {
         let mut histogram = Histogram::new(&BOUNDS);
         histogram.add(ms(5));
         let earlier = histogram.clone();

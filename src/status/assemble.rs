@@ -1,4 +1,4 @@
-//! Puts the consumers' part of the status together from readings of their counters.
+//! Assembles the status of the consumers from readings of their counters.
 //!
 //! Pure: no clock, no lock, no I/O.
 
@@ -6,60 +6,61 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::recent::Window;
+use super::recent::RecentActivity;
 use super::{Conservation, ConsumerStatus, FailureCount, Quantiles};
 use crate::metrics::{CounterReading, Histogram, conservation};
 
-/// What is known of one consumer.
+/// A registered consumer with a reading of its counters.
 #[derive(Debug, Clone)]
 pub struct ConsumerReading {
     /// Its name.
     pub name: String,
     /// Its queue.
     pub queue: String,
-    /// Workers configured.
+    /// Configured workers; 0 if the consumer was removed and only finishes the deliveries it has received.
     pub workers: u64,
-    /// Deliveries one worker works on at a time.
+    /// Deliveries that one worker processes at a time.
     pub prefetch: u64,
-    /// The delays of its retries; `None` for the consumer of failures, which has none.
+    /// The delays of its retries; `None` for the failed-order consumer, which has none.
     pub delays: Option<Vec<String>>,
-    /// Since when it is paused, if it is.
+    /// When it was paused; `None` if it is not paused.
     pub paused_since: Option<Timestamp>,
-    /// Its counters.
+    /// Its counters since the daemon started.
     pub reading: CounterReading,
-    /// What it did lately.
-    pub window: Window,
+    /// What it did over the last minute.
+    pub recent: RecentActivity,
 }
 
-/// All consumers. Retries and dead letters, which the consumer of failures counts, are told where they failed.
-pub fn consumers(facts: &[ConsumerReading]) -> BTreeMap<String, ConsumerStatus> {
-    facts.iter().map(|one| (one.name.clone(), consumer(one, facts))).collect()
+/// The status of all consumers, by name.
+pub fn consumer_statuses(readings: &[ConsumerReading]) -> BTreeMap<String, ConsumerStatus> {
+    readings.iter().map(|consumer| (consumer.name.clone(), consumer_status(consumer, readings))).collect()
 }
 
-/// One consumer among `all`.
-pub fn consumer(facts: &ConsumerReading, all: &[ConsumerReading]) -> ConsumerStatus {
-    let ConsumerReading { name, queue, reading, window, .. } = facts;
+/// The status of one consumer among `all`. Retries and dead letters are counted by the failed-order consumer, and shown
+/// with the consumer that failed.
+pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> ConsumerStatus {
+    let ConsumerReading { name, queue, reading, recent, .. } = consumer;
     let counts = &reading.counts;
     let mut retries = BTreeMap::new();
     let mut dead_letters = BTreeMap::new();
     for other in all {
-        for ((_, delay), count) in other.reading.retries.iter().filter(|((whose, _), _)| **whose == **name) {
+        for ((_, delay), count) in other.reading.retries.iter().filter(|((failed, _), _)| **failed == **name) {
             *retries.entry(delay.to_string()).or_default() += count;
         }
-        for ((_, reason), count) in other.reading.dead_letters.iter().filter(|((whose, _), _)| **whose == **name) {
+        for ((_, reason), count) in other.reading.dead_letters.iter().filter(|((failed, _), _)| **failed == **name) {
             *dead_letters.entry(reason.as_str().to_owned()).or_default() += count;
         }
     }
     let failures = reading.failures.iter();
     ConsumerStatus {
         queue: queue.clone(),
-        paused: facts.paused_since.is_some(),
-        paused_since: facts.paused_since,
+        paused: consumer.paused_since.is_some(),
+        paused_since: consumer.paused_since,
         subscribed: reading.pool.active_subscriptions > 0,
         draining: reading.pool.draining_subscriptions,
         workers_running: reading.pool.workers_running,
-        workers_configured: facts.workers,
-        prefetch: facts.prefetch,
+        workers_configured: consumer.workers,
+        prefetch: consumer.prefetch,
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
         oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
@@ -76,16 +77,16 @@ pub fn consumer(facts: &ConsumerReading, all: &[ConsumerReading]) -> ConsumerSta
         dead_letters,
         restarts: counts.restarts,
         subscriptions: reading.pool.subscriptions,
-        acks_per_second: window.acks_per_second,
-        handling_seconds: quantiles(&window.handling),
-        publish_to_ack_seconds: quantiles(&window.publish_to_ack),
-        conservation: conservation(facts),
+        acks_per_second: recent.acks_per_second,
+        handling_seconds: quantiles(&recent.handling),
+        publish_to_ack_seconds: quantiles(&recent.publish_to_ack),
+        conservation: conservation(consumer),
     }
 }
 
-fn conservation(facts: &ConsumerReading) -> Conservation {
-    let counts = &facts.reading.counts;
-    let problem = conservation::check(counts, &facts.reading.pool).err();
+fn conservation(consumer: &ConsumerReading) -> Conservation {
+    let counts = &consumer.reading.counts;
+    let problem = conservation::check(counts, &consumer.reading.pool).err();
     Conservation {
         deliveries: counts.deliveries,
         succeeded: counts.completed + counts.duplicates,
@@ -98,22 +99,23 @@ fn conservation(facts: &ConsumerReading) -> Conservation {
 }
 
 fn quantiles(histogram: &Histogram) -> Option<Quantiles> {
-    let at = |share| histogram.quantile(share).map(|duration| duration.as_secs_f64());
+    let at = |quantile| histogram.quantile(quantile).map(|duration| duration.as_secs_f64());
     Some(Quantiles { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)?, count: histogram.count() })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::metrics::Counters;
     use crate::recovery::DeadLetterReason;
-    use crate::status::Recent;
+    use crate::status::recent::RecentSamples;
 
-    fn facts(name: &str) -> ConsumerReading {
+    /// A consumer with two workers that has received nothing yet.
+    pub(in crate::status) fn reading(name: &str) -> ConsumerReading {
         let reading = Counters::default().read();
-        let window = Recent::default().window(name, Duration::ZERO, &reading);
+        let recent = RecentSamples::default().activity(name, Duration::ZERO, &reading);
         ConsumerReading {
             name: name.to_owned(),
             queue: format!("{name}_queue"),
@@ -122,20 +124,20 @@ mod tests {
             delays: Some(Vec::new()),
             paused_since: None,
             reading,
-            window,
+            recent,
         }
     }
 
     #[test]
-    fn retries_and_dead_letters_are_told_where_they_failed() {
-        let mut failed = facts("failed");
+    fn retries_and_dead_letters_are_shown_with_the_consumer_that_failed() {
+        let mut failed = reading("failed");
         failed.reading.counts.retried = 5;
         failed.reading.counts.dead_lettered = 2;
         failed.reading.counts.deliveries = 7;
         failed.reading.retries = [(("order".into(), "10s".parse().unwrap()), 5)].into();
         let reason = DeadLetterReason::Malformed;
         failed.reading.dead_letters = [(("order".into(), reason), 1), (("unknown".into(), reason), 1)].into();
-        let consumers = consumers(&[facts("order"), failed]);
+        let consumers = consumer_statuses(&[reading("order"), failed]);
         let (order, failed) = (&consumers["order"], &consumers["failed"]);
         assert_eq!((order.retried, &order.retries), (5, &[("10s".to_owned(), 5)].into()));
         assert_eq!((order.dead_lettered, &order.dead_letters), (1, &[("malformed".to_owned(), 1)].into()));
@@ -145,11 +147,11 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_that_vanished_is_told() {
-        let mut order = facts("order");
+    fn a_lost_delivery_is_a_conservation_problem() {
+        let mut order = reading("order");
         order.reading.counts.deliveries = 3;
         order.reading.counts.completed = 2;
-        let problem = consumer(&order, &[]).conservation.problem;
+        let problem = consumer_status(&order, &[]).conservation.problem;
         assert_eq!(problem.as_deref(), Some("1 deliveries are neither settled nor in flight"));
     }
 }

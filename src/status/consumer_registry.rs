@@ -1,6 +1,6 @@
-//! What the admin pages and the watch know of each consumer, while consumers come, change and go.
+//! The consumers that the status covers, and their counters. The list changes with every reload and pause.
 //!
-//! Counters belong to a consumer's name: they go on counting over its changes, and when it is removed and comes back.
+//! Counters belong to a consumer's name: they continue when the consumer is changed, and when it is removed and added again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,22 +17,22 @@ pub struct RegisteredConsumer {
     pub name: String,
     /// Its queue.
     pub queue: String,
-    /// Workers configured; 0 of one that was removed and finishes what it was handed.
+    /// Configured workers; 0 if the consumer was removed and only finishes the deliveries it has received.
     pub workers: u64,
-    /// Deliveries one worker works on at a time.
+    /// Deliveries that one worker processes at a time.
     pub prefetch: u64,
-    /// The delays of its retries; `None` for the consumer of failures.
+    /// The delays of its retries; `None` for the failed-order consumer.
     pub delays: Option<Vec<String>>,
-    /// Since when it is paused, if it is.
+    /// When it was paused; `None` if it is not paused.
     pub paused_since: Option<Timestamp>,
-    /// Whether its counters also count what it still finishes of another queue.
-    pub drains_elsewhere: bool,
-    /// What it counts.
+    /// It also drains a pool of its former queue, whose deliveries its counters include.
+    pub drains_former_queue: bool,
+    /// Its counters.
     pub counters: Arc<Counters>,
 }
 
 impl RegisteredConsumer {
-    /// A consumer as configured.
+    /// A consumer as configured, not paused.
     pub fn new(name: &str, consumer: &Consumer, counters: Arc<Counters>) -> Self {
         let delays = || consumer.retry.delays.iter().map(ToString::to_string).collect();
         RegisteredConsumer {
@@ -42,40 +42,42 @@ impl RegisteredConsumer {
             prefetch: u64::from(consumer.prefetch),
             delays: (!consumer.handles_failures()).then(delays),
             paused_since: None,
-            drains_elsewhere: false,
+            drains_former_queue: false,
             counters,
         }
     }
 }
 
-/// The consumers of the moment, and the counters of all there ever were.
+/// The present consumers, and the counters of all consumers since the daemon started.
 #[derive(Debug, Default)]
 pub(super) struct ConsumerRegistry {
-    watched: Mutex<Arc<[RegisteredConsumer]>>,
+    consumers: Mutex<Arc<[RegisteredConsumer]>>,
     counters: Mutex<BTreeMap<String, Arc<Counters>>>,
 }
 
 impl ConsumerRegistry {
-    pub fn watched(&self) -> Arc<[RegisteredConsumer]> {
-        Arc::clone(&lock(&self.watched))
+    /// The present consumers.
+    pub fn consumers(&self) -> Arc<[RegisteredConsumer]> {
+        Arc::clone(&lock(&self.consumers))
     }
 
-    pub fn show(&self, consumers: Vec<RegisteredConsumer>) {
-        *lock(&self.watched) = consumers.into();
+    /// Replaces the list of present consumers.
+    pub fn set_consumers(&self, consumers: Vec<RegisteredConsumer>) {
+        *lock(&self.consumers) = consumers.into();
     }
 
-    /// The counters of a consumer; they begin at 0 when they are asked for first.
+    /// The counters of a consumer. Creates them, at 0, when they are first requested.
     pub fn counters(&self, consumer: &str) -> Arc<Counters> {
         Arc::clone(lock(&self.counters).entry(consumer.to_owned()).or_default())
     }
 
-    /// All counters, by name.
-    pub fn all(&self) -> BTreeMap<String, Arc<Counters>> {
+    /// All counters, by the consumer's name.
+    pub fn all_counters(&self) -> BTreeMap<String, Arc<Counters>> {
         lock(&self.counters).clone()
     }
 }
 
-/// Nothing here panics half-way.
+/// A poisoned lock is used all the same: no panic leaves these values half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,7 @@
-//! Looks at the counters every second: keeps samples for the rates, and raises the alarm when they do not add up.
+//! Checks every second that the delivery counts add up, and logs an error when they do not. It also takes the samples
+//! from which the rates are computed.
 //!
-//! It tells; it never stops or mends anything.
+//! It only reports; it never stops or repairs anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,60 +13,63 @@ use super::registry::StatusRegistry;
 use crate::metrics::conservation::{Imbalance, check};
 use crate::shutdown::Shutdown;
 
-/// How often the counters are looked at.
-const LOOK: Duration = Duration::from_secs(1);
-/// Every so many looks, a sample for the rates is kept.
-const SAMPLE: u32 = 5;
-/// Looks in a row after which an imbalance lasts. Readings are consistent, but a pool that dies lets go of its
-/// deliveries a moment after it has ended.
-const LASTING: u32 = 3;
+/// How often the counts are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A sample for the rates is taken at every so many checks.
+const CHECKS_PER_SAMPLE: u32 = 5;
+/// Consecutive checks that must find an imbalance before it is reported. Readings are consistent, but a pool that dies
+/// settles its deliveries a moment after its subscription has ended.
+const REPORT_AFTER: u32 = 3;
 
-/// Watches until a shutdown begins.
-pub async fn watch(live: Arc<StatusRegistry>, shutdown: Shutdown) {
-    let mut doubts = BTreeMap::new();
-    for look in 0_u32.. {
-        for watched in live.consumers().iter() {
-            let reading = watched.counters.read();
-            let judged = check(&reading.counts, &reading.pool);
-            match doubts.entry(watched.name.clone()).or_insert_with(Doubt::default).look(judged.err()) {
-                Change::None => {}
-                Change::Broken(imbalance) => {
+/// Checks the counts of all consumers until a shutdown begins.
+pub async fn check_invariants(status_registry: Arc<StatusRegistry>, shutdown: Shutdown) {
+    let mut trackers = BTreeMap::new();
+    for tick in 0_u32.. {
+        for consumer in status_registry.consumers().iter() {
+            let reading = consumer.counters.read();
+            let imbalance = check(&reading.counts, &reading.pool).err();
+            let tracker = trackers.entry(consumer.name.clone()).or_insert_with(ImbalanceTracker::default);
+            match tracker.record(imbalance) {
+                BalanceChange::None => {}
+                BalanceChange::Broken(imbalance) => {
                     let counts = reading.counts;
-                    error!(consumer = watched.name, %imbalance, ?counts, "deliveries do not add up: report this with the log");
+                    error!(consumer = consumer.name, %imbalance, ?counts, "deliveries do not add up: report this with the log");
                 }
-                Change::Mended => info!(consumer = watched.name, "deliveries add up again"),
+                BalanceChange::Restored => info!(consumer = consumer.name, "deliveries add up again"),
             }
         }
-        if look.is_multiple_of(SAMPLE) {
-            live.sample();
+        if tick.is_multiple_of(CHECKS_PER_SAMPLE) {
+            status_registry.take_sample();
         }
-        if !shutdown.sleep(LOOK).await {
+        if !shutdown.sleep(CHECK_INTERVAL).await {
             return;
         }
     }
 }
 
-/// How long a consumer's counters have not added up.
+/// The number of consecutive checks at which a consumer's counts did not add up.
 #[derive(Debug, Default)]
-struct Doubt {
-    looks: u32,
+struct ImbalanceTracker {
+    failed_checks: u32,
 }
 
+/// What has to be reported after a check.
 #[derive(Debug, PartialEq, Eq)]
-enum Change {
+enum BalanceChange {
     None,
     Broken(Imbalance),
-    Mended,
+    Restored,
 }
 
-impl Doubt {
-    fn look(&mut self, imbalance: Option<Imbalance>) -> Change {
+impl ImbalanceTracker {
+    /// Records the result of one check.
+    fn record(&mut self, imbalance: Option<Imbalance>) -> BalanceChange {
         let Some(imbalance) = imbalance else {
-            let told = std::mem::take(&mut self.looks) >= LASTING;
-            return if told { Change::Mended } else { Change::None };
+            let was_reported = std::mem::take(&mut self.failed_checks) >= REPORT_AFTER;
+            return if was_reported { BalanceChange::Restored } else { BalanceChange::None };
         };
-        self.looks = self.looks.saturating_add(1);
-        if self.looks == LASTING { Change::Broken(imbalance) } else { Change::None }
+        self.failed_checks = self.failed_checks.saturating_add(1);
+        if self.failed_checks == REPORT_AFTER { BalanceChange::Broken(imbalance) } else { BalanceChange::None }
     }
 }
 
@@ -76,14 +80,14 @@ mod tests {
     const MISSING: Imbalance = Imbalance::Missing { missing: 1 };
 
     #[test]
-    fn only_what_lasts_is_told_and_it_is_told_once() {
-        let mut doubt = Doubt::default();
-        assert_eq!(doubt.look(Some(MISSING)), Change::None);
-        assert_eq!(doubt.look(None), Change::None, "it was a passing moment");
-        let changes: Vec<_> = (0..5).map(|_| doubt.look(Some(MISSING))).collect();
-        let none = || Change::None;
-        assert_eq!(changes, [none(), none(), Change::Broken(MISSING), none(), none()]);
-        assert_eq!(doubt.look(None), Change::Mended);
-        assert_eq!(doubt.look(None), Change::None);
+    fn only_a_lasting_imbalance_is_reported_and_only_once() {
+        let mut tracker = ImbalanceTracker::default();
+        assert_eq!(tracker.record(Some(MISSING)), BalanceChange::None);
+        assert_eq!(tracker.record(None), BalanceChange::None, "it lasted for one check only");
+        let changes: Vec<_> = (0..5).map(|_| tracker.record(Some(MISSING))).collect();
+        let none = || BalanceChange::None;
+        assert_eq!(changes, [none(), none(), BalanceChange::Broken(MISSING), none(), none()]);
+        assert_eq!(tracker.record(None), BalanceChange::Restored);
+        assert_eq!(tracker.record(None), BalanceChange::None);
     }
 }

@@ -1,13 +1,19 @@
-//! The status: what orderd and the broker are doing, in the shape that `/api/v1/status` and
-//! `orderd status --format json` print. Names of fields and words are a contract; new ones may be added.
+//! The status of the daemon: its live state, and snapshots of it in the shape that `/api/v1/status` and
+//! `orderd status --format json` show. Field names and enum values are a contract; new ones may be added.
 //!
-//! Pure: it is put together from readings and shown elsewhere.
+//! ```text
+//! counters, pools, publisher, ledger, broker view ─► registry ─► assemble, readiness ─► Status (HTTP, CLI)
+//!                                                       └──────► summary ─► status line of the service manager
+//! ```
+//! It exists with and without the admin listener. It never changes what it shows.
 
 mod assemble;
 mod consumer_registry;
 mod invariant_check;
+mod readiness;
 mod recent;
 mod registry;
+mod summary;
 
 use std::collections::BTreeMap;
 
@@ -17,55 +23,56 @@ use serde::{Deserialize, Serialize};
 use crate::control::ReloadReport;
 use crate::reconcile::BrokerView;
 
-pub use assemble::{ConsumerReading, consumer, consumers};
+pub use assemble::ConsumerReading;
 pub use consumer_registry::RegisteredConsumer;
-pub use invariant_check::watch;
-pub use recent::{Recent, Sample, Window};
+pub use invariant_check::check_invariants;
+pub use readiness::ReadinessCheck;
 pub use registry::StatusRegistry;
 pub(crate) use registry::StatusSnapshot;
+pub use summary::{ConsumerSummary, StatusSummary, SubscriptionState};
 
-/// Everything an operator asks for first.
+/// The state of the daemon and of the broker at one time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The process.
+    /// The daemon process.
     pub daemon: DaemonStatus,
-    /// Whether it is ready to work, check by check.
+    /// The readiness checks; orderd is ready if all of them pass.
     pub checks: Vec<ReadinessCheck>,
-    /// Each consumer, by name.
+    /// The consumers, by name.
     pub consumers: BTreeMap<String, ConsumerStatus>,
-    /// The broker's queues, alarms and what does not fit, as the management API told last.
+    /// The broker's queues, alarms and the findings, as last read from the management API.
     pub broker: BrokerView,
-    /// Whether each delivery of every consumer is accounted for.
+    /// Every delivery of every consumer is accounted for.
     pub conservation_ok: bool,
 }
 
-/// The process.
+/// The daemon process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DaemonStatus {
     /// orderd's version.
     pub version: String,
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
     /// `<host>:<process id>`, as in the names of its connections; empty if an earlier orderd answered.
     #[serde(default)]
     pub instance: String,
-    /// How far it is.
+    /// The phase of the daemon's life.
     pub state: DaemonState,
     /// When it started.
     pub started_at: Timestamp,
-    /// Seconds since then.
+    /// Seconds since it started.
     pub uptime_seconds: f64,
     /// The configuration file.
     pub config: String,
-    /// Counts the configurations applied since the start; 1 is the first.
+    /// Number of the active configuration: 1 at the start, one more after each reload that changed something.
     pub config_generation: u64,
     /// The last reload; `None` before the first.
     pub last_reload: Option<LastReload>,
-    /// AMQP connections that stand now: one for each subscription, one for publishing.
+    /// Open AMQP connections: one for each subscription, one for publishing.
     pub connections: u64,
-    /// AMQP connections made since the start for consuming and publishing.
+    /// AMQP connections opened since the start, for consuming and publishing.
     pub connections_made: u64,
-    /// Publishing; `None` until the topology is there.
+    /// The publishing connection; `None` until the topology is declared or checked.
     pub publisher: Option<PublisherStatus>,
     /// The ledger.
     pub ledger: LedgerStatus,
@@ -76,26 +83,26 @@ pub struct DaemonStatus {
 pub struct LastReload {
     /// When it ended.
     pub at: Timestamp,
-    /// Who wanted it: `SIGHUP`, `admin`, `file`.
+    /// What requested it: `SIGHUP`, `admin` or `file`.
     pub by: String,
-    /// What became of it.
+    /// Its result.
     pub report: ReloadReport,
 }
 
-/// How far the daemon is.
+/// The phase of the daemon's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DaemonState {
-    /// It waits for the broker, or makes the topology.
+    /// It opens the ledger, waits for the broker, or declares the topology.
     Starting,
-    /// It works.
+    /// It processes messages.
     Running,
-    /// It finishes what it began, and ends.
+    /// A shutdown has begun: it finishes the deliveries in flight, then ends.
     Draining,
 }
 
 impl DaemonState {
-    /// Its name in JSON and in texts.
+    /// Its name in JSON and in text output.
     pub fn as_str(self) -> &'static str {
         match self {
             DaemonState::Starting => "starting",
@@ -108,9 +115,9 @@ impl DaemonState {
 /// The publishing connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublisherStatus {
-    /// Whether there is one now.
+    /// It is open.
     pub connected: bool,
-    /// Connections made since the start.
+    /// Publishing connections opened since the start.
     pub connections: u64,
     /// Publications that the broker has not confirmed yet.
     pub unconfirmed: u64,
@@ -119,21 +126,10 @@ pub struct PublisherStatus {
 /// The ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerStatus {
-    /// Whether it can record, as far as the last commit tells.
+    /// It can record, judged by its last commit; `false` until it is open.
     pub recording: bool,
-    /// Commits since the start.
+    /// Commits since it was opened.
     pub commits: u64,
-}
-
-/// One thing that must be so before orderd is ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReadinessCheck {
-    /// What: `topology`, `ledger`, `publisher`, `consumer <name>`, `shutdown`.
-    pub name: String,
-    /// Whether it is so.
-    pub ok: bool,
-    /// In a few words.
-    pub detail: String,
 }
 
 /// One consumer since the start.
@@ -141,100 +137,101 @@ pub struct ReadinessCheck {
 pub struct ConsumerStatus {
     /// Its queue.
     pub queue: String,
-    /// Whether its intake is stopped on purpose, until it is resumed.
+    /// It is paused: it does not consume until it is resumed.
     #[serde(default)]
     pub paused: bool,
-    /// Since when.
+    /// When it was paused; `None` if it is not paused.
     pub paused_since: Option<Timestamp>,
-    /// Whether it has a subscription that takes deliveries in.
+    /// It has a subscription that receives new deliveries.
     pub subscribed: bool,
-    /// Subscriptions of former configurations, or from before a pause, that only finish what they were handed.
+    /// Subscriptions of former configurations, or from before a pause, that only finish the deliveries they have received.
     #[serde(default)]
     pub draining: u64,
-    /// Workers that run.
+    /// Running workers.
     pub workers_running: u64,
-    /// Workers configured; 0 of a consumer that was removed and only finishes what it was handed.
+    /// Configured workers; 0 if the consumer was removed and only finishes the deliveries it has received.
     pub workers_configured: u64,
-    /// Deliveries one worker works on at a time.
+    /// Deliveries that one worker processes at a time.
     pub prefetch: u64,
-    /// Whether deliveries are worked on one at a time, since something kills whoever holds them.
+    /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
     pub safe_mode: bool,
-    /// Deliveries in hand now.
+    /// Deliveries in flight.
     pub in_flight: u64,
-    /// How long the oldest of them has been.
+    /// Age of the oldest delivery in flight.
     pub oldest_in_flight_seconds: Option<f64>,
-    /// Deliveries through with: effects recorded; of the consumer of failures, retried or dead-lettered.
+    /// Deliveries processed: their effects are recorded, or, by the failed-order consumer, they are retried or dead-lettered.
     pub processed: u64,
     /// Deliveries whose effects had been recorded before.
     pub duplicates: u64,
-    /// Deliveries whose failure was handed to the consumer of failures.
+    /// Deliveries whose failure was published to the failed-order queue.
     pub failed: u64,
     /// Attempts that failed, immediate retries included.
     pub failed_attempts: u64,
-    /// The same by kind and code.
+    /// Failed attempts by kind and code.
     pub failures: Vec<FailureCount>,
     /// Failures of this consumer that were sent to a retry queue.
     pub retried: u64,
-    /// The same by delay.
+    /// Retried failures by delay, such as `10s`.
     pub retries: BTreeMap<String, u64>,
     /// Failures of this consumer that were dead-lettered.
     pub dead_lettered: u64,
-    /// The same by reason.
+    /// Dead-lettered failures by reason.
     pub dead_letters: BTreeMap<String, u64>,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
-    /// Subscriptions made.
+    /// Subscriptions opened since the start.
     pub subscriptions: u64,
     /// Deliveries acked per second, over the last minute or since the start. `None` in the first seconds.
     pub acks_per_second: Option<f64>,
-    /// From a delivery's arrival to its ack, over the last minute or since the start.
+    /// Time from a delivery's arrival to its ack, over the last minute or since the start.
     pub handling_seconds: Option<Quantiles>,
-    /// From the message's AMQP timestamp, which is in whole seconds, to done: up to a second more than it took.
-    /// Over the last minute or since the start, of messages that have a timestamp.
+    /// Time from the message's AMQP timestamp to the ack, over the last minute or since the start, of messages that have a
+    /// timestamp. Up to 1 s too long, since timestamps are in whole seconds.
     pub publish_to_ack_seconds: Option<Quantiles>,
-    /// Whether each of its deliveries is accounted for.
+    /// The balance of its deliveries.
     pub conservation: Conservation,
 }
 
-/// Failed attempts of one kind and code.
+/// Number of failed attempts of one kind and code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureCount {
     /// `transient`, `timed_out`, …
     pub kind: String,
-    /// A stable code.
+    /// The failure code, which is stable.
     pub code: String,
     /// How many.
     pub count: u64,
 }
 
-/// Estimates from a histogram, in seconds.
+/// Quantiles in seconds, estimated from a histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Quantiles {
-    /// Half are within this.
+    /// The median.
     pub p50: f64,
-    /// 95 % are.
+    /// The 95th percentile.
     pub p95: f64,
-    /// 99 % are.
+    /// The 99th percentile.
     pub p99: f64,
-    /// How many it is estimated from.
+    /// The number of durations that they are estimated from.
     pub count: u64,
 }
 
-/// `deliveries = succeeded + republished + released + rejected + in_flight`, all of one instant.
+/// The balance of a consumer's deliveries, all read at the same time:
+/// `deliveries = succeeded + republished + released + rejected + in_flight`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conservation {
-    /// Taken from the broker.
+    /// Received from the broker.
     pub deliveries: u64,
     /// Acked because their effects are recorded.
     pub succeeded: u64,
-    /// Acked because what replaces them is confirmed: a failure, a retry, a dead letter.
+    /// Acked because the message that replaces them is confirmed: a failure, a retry or a dead letter.
     pub republished: u64,
-    /// Given back, or in hand when a subscription was lost.
+    /// Requeued, or in flight when a subscription was lost.
     pub released: u64,
-    /// Left to the broker to dead-letter.
+    /// Rejected: the broker dead-letters them.
     pub rejected: u64,
-    /// In hand.
+    /// In flight.
     pub in_flight: u64,
-    /// What does not add up.
+    /// The rule that does not hold; `None` if the balance is correct.
     pub problem: Option<String>,
 }

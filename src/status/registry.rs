@@ -1,50 +1,52 @@
-//! What the pages are made of: the running daemon's counters, publisher, ledger and view of the broker.
+//! The registry of the daemon's live state, and the snapshots read from it.
 //!
-//! It reads and never changes anything, but for its own samples of the last minute.
+//! The parts of the daemon enter what they have started and what has changed; the admin server, the notifier thread and
+//! the invariant check read it. Apart from that and from its samples for the rates it changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::assemble::{ConsumerReading, consumer_statuses};
 use super::consumer_registry::{ConsumerRegistry, RegisteredConsumer};
+use super::readiness::readiness_checks;
+use super::recent::{RecentSamples, Sample};
+use super::summary::{ConsumerSummary, StatusSummary, SubscriptionState};
+use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Status};
 use crate::amqp::ConfirmingPublisher;
 use crate::ledger::LedgerMaintenance;
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
-use crate::status::{
-    self, ConsumerReading, DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, ReadinessCheck,
-    Recent, Sample, Status,
-};
-use crate::watchdog::{Health, Stuck};
+use crate::watchdog::{Health, HeartbeatReading, Stuck};
 
-/// The ledger while it is being opened: one of an earlier version is made new then, which may take minutes.
-const NOT_OPEN: LedgerStatus = LedgerStatus { recording: false, commits: 0 };
+/// The ledger until it is open. Opening may take minutes, if it has to be migrated from an earlier version.
+const LEDGER_NOT_OPEN: LedgerStatus = LedgerStatus { recording: false, commits: 0 };
 
-/// The running daemon, as the pages see it.
+/// The live state of the running daemon.
 pub struct StatusRegistry {
-    begun: Instant,
+    started: Instant,
     started_at: Timestamp,
-    config: String,
+    config_path: String,
     consumers: ConsumerRegistry,
-    generation: AtomicU64,
+    config_generation: AtomicU64,
     last_reload: Mutex<Option<LastReload>>,
-    /// Set once it is open.
+    /// Set once the ledger is open.
     ledger: OnceLock<Arc<dyn LedgerMaintenance>>,
-    /// Set once the topology is there.
+    /// Set once the topology is declared or checked.
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
-    view: watch::Receiver<Arc<BrokerView>>,
+    broker_view: watch::Receiver<Arc<BrokerView>>,
     shutdown: Shutdown,
     health: Health,
-    recent: Mutex<Recent>,
+    samples: Mutex<RecentSamples>,
 }
 
-/// Everything, read at one time.
+/// The whole status, and the readings that it was assembled from.
 #[derive(Debug, Clone)]
 pub(crate) struct StatusSnapshot {
     pub status: Status,
@@ -52,150 +54,161 @@ pub(crate) struct StatusSnapshot {
 }
 
 impl StatusRegistry {
-    /// A daemon that starts now, without consumers and without its ledger yet. `config_path` is told in the status;
-    /// `publisher` is set once there is one.
+    /// The state of a daemon that starts now: no consumers, and the ledger not open. `config_path` is for display;
+    /// `publisher` is set later, see [`StatusRegistry::set_publisher`].
     pub fn new(
         config_path: String,
         publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
-        view: watch::Receiver<Arc<BrokerView>>,
+        broker_view: watch::Receiver<Arc<BrokerView>>,
         shutdown: Shutdown,
         health: Health,
     ) -> Self {
         StatusRegistry {
-            begun: Instant::now(),
+            started: Instant::now(),
             started_at: Timestamp::now(),
-            config: config_path,
+            config_path,
             consumers: ConsumerRegistry::default(),
-            generation: AtomicU64::new(1),
+            config_generation: AtomicU64::new(1),
             last_reload: Mutex::default(),
             ledger: OnceLock::new(),
             publisher,
-            view,
+            broker_view,
             shutdown,
             health,
-            recent: Mutex::default(),
+            samples: Mutex::default(),
         }
     }
 
-    /// The consumers, and those removed that finish what they were handed, by name.
+    /// The configured consumers, and removed ones that still finish deliveries, ordered by name.
     pub fn consumers(&self) -> Arc<[RegisteredConsumer]> {
-        self.consumers.watched()
+        self.consumers.consumers()
     }
 
-    /// These are the consumers from now on.
-    pub fn show(&self, consumers: Vec<RegisteredConsumer>) {
-        self.consumers.show(consumers);
+    /// Replaces the list of consumers, which must be ordered by name.
+    pub fn set_consumers(&self, consumers: Vec<RegisteredConsumer>) {
+        self.consumers.set_consumers(consumers);
     }
 
-    /// The counters of a consumer, the same for as long as the daemon lives.
+    /// The counters of a consumer: the same ones until the daemon ends.
     pub fn counters(&self, consumer: &str) -> Arc<Counters> {
         self.consumers.counters(consumer)
     }
 
-    /// The counters of all consumers there ever were, by name.
+    /// The counters of all consumers since the daemon started, removed ones included, by name.
     pub fn all_counters(&self) -> BTreeMap<String, Arc<Counters>> {
-        self.consumers.all()
+        self.consumers.all_counters()
     }
 
-    /// A reload has ended.
-    pub fn reloaded(&self, reload: LastReload) {
-        self.generation.store(reload.report.generation, Ordering::Relaxed);
+    /// Enters the result of a reload.
+    pub fn set_last_reload(&self, reload: LastReload) {
+        self.config_generation.store(reload.report.generation, Ordering::Relaxed);
         *self.last_reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 
-    /// The ledger is open.
+    /// Enters the open ledger. Only the first call has an effect.
     pub fn set_ledger(&self, ledger: Arc<dyn LedgerMaintenance>) {
-        // It is set once, as the publisher is.
         let _ = self.ledger.set(ledger);
     }
 
-    /// The topology is there and publishing begins.
+    /// Enters the publisher: the topology is declared or checked. Only the first call has an effect.
     pub fn set_publisher(&self, publisher: Arc<ConfirmingPublisher>) {
-        // It is set once; a second one would be a second daemon.
         let _ = self.publisher.set(publisher);
     }
 
-    /// Keeps a sample for the rates of the last minute.
-    pub(crate) fn sample(&self) {
-        let now = self.begun.elapsed();
-        let samples: BTreeMap<_, _> =
-            self.consumers().iter().map(|one| (one.name.clone(), Sample::from(&one.counters.read()))).collect();
-        self.recent().push(now, samples);
+    /// Takes a sample for the rates of the last minute.
+    pub(crate) fn take_sample(&self) {
+        let now = self.started.elapsed();
+        let consumers = self.consumers();
+        let samples = consumers.iter().map(|consumer| (consumer.name.clone(), Sample::from(&consumer.counters.read())));
+        let samples = samples.collect();
+        self.samples().push(now, samples);
     }
 
-    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn samples(&self) -> MutexGuard<'_, RecentSamples> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything, read now.
+    /// Reads the whole status. Takes time proportional to the deliveries in flight.
     pub(crate) fn snapshot(&self) -> StatusSnapshot {
-        let up = self.begun.elapsed();
+        let uptime = self.started.elapsed();
         let readings: Vec<_> = {
-            let recent = self.recent();
-            self.consumers().iter().map(|watched| facts(watched, &recent, up)).collect()
+            let samples = self.samples();
+            self.consumers().iter().map(|consumer| read_consumer(consumer, &samples, uptime)).collect()
         };
-        let consumers = status::consumers(&readings);
+        let consumers = consumer_statuses(&readings);
+        let daemon = self.daemon_status(&readings, uptime);
+        let connect_error = self.publisher.get().and_then(|publisher| publisher.last_connect_error());
+        let status = Status {
+            checks: readiness_checks(&daemon, &consumers, connect_error.as_deref()),
+            daemon,
+            conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
+            consumers,
+            broker: BrokerView::clone(&self.broker_view.borrow()),
+        };
+        StatusSnapshot { status, consumers: readings }
+    }
+
+    fn daemon_status(&self, consumers: &[ConsumerReading], uptime: Duration) -> DaemonStatus {
         let publisher = self.publisher.get().map(|publisher| {
             let state = publisher.state();
             let (connected, connections) = (state.connected, state.connections);
             PublisherStatus { connected, connections, unconfirmed: state.unconfirmed as u64 }
         });
-        let subscribed: u64 = readings
-            .iter()
-            .map(|one| one.reading.pool.active_subscriptions + one.reading.pool.draining_subscriptions)
-            .sum();
-        // Also those of consumers that are gone: the number never falls.
-        let made = self.all_counters();
-        let subscriptions: u64 = made.values().map(|counters| counters.pool().subscriptions).sum();
-        let daemon = DaemonStatus {
+        let pools = consumers.iter().map(|consumer| &consumer.reading.pool);
+        let subscriptions: u64 = pools.map(|pool| pool.active_subscriptions + pool.draining_subscriptions).sum();
+        // Removed consumers are included, so that the number never decreases.
+        let subscriptions_made: u64 = self.all_counters().values().map(|counters| counters.pool().subscriptions).sum();
+        DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             instance: crate::instance::name().to_owned(),
             state: self.state(),
             started_at: self.started_at,
-            uptime_seconds: up.as_secs_f64(),
-            config: self.config.clone(),
-            config_generation: self.generation.load(Ordering::Relaxed),
+            uptime_seconds: uptime.as_secs_f64(),
+            config: self.config_path.clone(),
+            config_generation: self.config_generation.load(Ordering::Relaxed),
             last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            connections: subscribed + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
-            connections_made: subscriptions + publisher.map_or(0, |publisher| publisher.connections),
+            connections: subscriptions + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
+            connections_made: subscriptions_made + publisher.map_or(0, |publisher| publisher.connections),
             publisher,
-            ledger: self.ledger.get().map_or(NOT_OPEN, |ledger| LedgerStatus {
+            ledger: self.ledger.get().map_or(LEDGER_NOT_OPEN, |ledger| LedgerStatus {
                 recording: ledger.is_recording(),
                 commits: ledger.commits(),
             }),
-        };
-        let status = Status {
-            checks: checks(
-                &daemon,
-                &consumers,
-                self.publisher.get().and_then(|publisher| publisher.last_connect_error()),
-            ),
-            daemon,
-            conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
-            consumers,
-            broker: BrokerView::clone(&self.view.borrow()),
-        };
-        StatusSnapshot { status, consumers: readings }
+        }
     }
 
-    /// Tasks that are stuck now.
+    /// Reads the short summary, which is cheaper than a snapshot.
+    pub fn summary(&self) -> StatusSummary {
+        let configured = self.consumers();
+        let configured = configured.iter().filter(|consumer| consumer.workers > 0);
+        StatusSummary {
+            state: self.state(),
+            ledger_open: self.ledger.get().is_some(),
+            publisher_connected: self.publisher.get().map(|publisher| publisher.state().connected),
+            in_flight: self.all_counters().values().map(|counters| counters.counts().in_flight).sum(),
+            consumers: configured
+                .map(|consumer| ConsumerSummary {
+                    name: consumer.name.clone(),
+                    subscription: subscription_state(consumer),
+                })
+                .collect(),
+        }
+    }
+
+    /// The heartbeats of all running workers, also those of removed consumers, which may still process deliveries. Takes no
+    /// lock that a worker may hold while it works.
+    pub fn heartbeats(&self) -> Vec<HeartbeatReading> {
+        let counters = self.all_counters();
+        counters.iter().flat_map(|(name, counters)| counters.heartbeats().read(name)).collect()
+    }
+
+    /// The tasks that are stuck now.
     pub(crate) fn stuck(&self) -> Vec<Stuck> {
         self.health.stuck()
     }
 
-    /// Whether the ledger is open.
-    pub fn has_ledger(&self) -> bool {
-        self.ledger.get().is_some()
-    }
-
-    /// Whether there is a connection to publish on; `None` before the topology is there.
-    pub fn publishes(&self) -> Option<bool> {
-        self.publisher.get().map(|publisher| publisher.state().connected)
-    }
-
-    /// How far the daemon has come.
-    pub fn state(&self) -> DaemonState {
+    fn state(&self) -> DaemonState {
         if self.shutdown.has_begun() {
             DaemonState::Draining
         } else if self.publisher.get().is_none() {
@@ -206,48 +219,29 @@ impl StatusRegistry {
     }
 }
 
-fn facts(watched: &RegisteredConsumer, recent: &Recent, up: Duration) -> ConsumerReading {
-    let reading = watched.counters.read();
+fn read_consumer(consumer: &RegisteredConsumer, samples: &RecentSamples, uptime: Duration) -> ConsumerReading {
+    let reading = consumer.counters.read();
     ConsumerReading {
-        name: watched.name.clone(),
-        queue: watched.queue.clone(),
-        workers: watched.workers,
-        prefetch: watched.prefetch,
-        delays: watched.delays.clone(),
-        paused_since: watched.paused_since,
-        window: recent.window(&watched.name, up, &reading),
+        name: consumer.name.clone(),
+        queue: consumer.queue.clone(),
+        workers: consumer.workers,
+        prefetch: consumer.prefetch,
+        delays: consumer.delays.clone(),
+        paused_since: consumer.paused_since,
+        recent: samples.activity(&consumer.name, uptime, &reading),
         reading,
     }
 }
 
-/// What must be so before the daemon is ready.
-///
-/// `trouble`: why the last attempt to connect to the broker failed, if it did.
-fn checks(
-    daemon: &DaemonStatus,
-    consumers: &BTreeMap<String, status::ConsumerStatus>,
-    trouble: Option<String>,
-) -> Vec<ReadinessCheck> {
-    let check = |name: &str, ok: bool, good: &str, bad: &str| {
-        let detail = if ok { good } else { bad };
-        ReadinessCheck { name: name.to_owned(), ok, detail: detail.to_owned() }
-    };
-    let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
-    let mut checks = vec![
-        check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
-        check("ledger", daemon.ledger.recording, "recording", "not open yet, closed, or the last commit failed"),
-        check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
-        check("publisher", connected, "connected", &because("no connection", trouble.as_deref())),
-    ];
-    // One that was removed only finishes its work; one that is paused is so on purpose.
-    for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
-        let good = if consumer.paused { "paused" } else { "subscribed" };
-        let ok = consumer.paused || consumer.subscribed;
-        checks.push(check(&format!("consumer {name}"), ok, good, &because("no subscription", trouble.as_deref())));
+fn subscription_state(consumer: &RegisteredConsumer) -> SubscriptionState {
+    let pool = consumer.counters.pool();
+    if consumer.paused_since.is_some() {
+        SubscriptionState::Paused
+    } else if pool.subscriptions == 0 {
+        SubscriptionState::NeverOpened
+    } else if pool.active_subscriptions == 0 {
+        SubscriptionState::Lost
+    } else {
+        SubscriptionState::Active
     }
-    checks
-}
-
-fn because(what: &str, why: Option<&str>) -> String {
-    why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"))
 }

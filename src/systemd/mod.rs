@@ -5,8 +5,8 @@
 //! readiness of the daemon ─────────► READY=1, STATUS=…, EXTEND_TIMEOUT_USEC=…
 //! reload, stop ────────────────────► RELOADING=1, STOPPING=1
 //! ```
-//! A thread of its own drives the watchdog and sends the notifications, since a stuck runtime could do neither. It runs
-//! without a service manager too; then it sends nothing. It never handles a message.
+//! A separate thread drives the watchdog and sends the notifications, since a stuck runtime could do neither. It also runs
+//! without a service manager, but then it sends nothing. It never processes an order.
 
 mod notifier;
 mod notify_socket;
@@ -29,7 +29,7 @@ use notifier::Notifier;
 pub trait StatusSource: Send + Sync {
     /// The heartbeats of all running workers. Must not take a lock that a task may hold while it works.
     fn heartbeats(&self) -> Vec<HeartbeatReading>;
-    /// The readiness, with a status line.
+    /// The readiness, with a status line. May take such a lock.
     fn readiness(&self) -> Readiness;
 }
 
@@ -68,7 +68,7 @@ impl ServiceNotifier {
         let (commands, inbox) = mpsc::channel();
         let health = Health::default();
         let notifier = Notifier::new(socket, health.clone());
-        let thread = std::thread::Builder::new().name("service".to_owned()).spawn(move || notifier.run(&inbox))?;
+        let thread = std::thread::Builder::new().name("notifier".to_owned()).spawn(move || notifier.run(&inbox))?;
         Ok(ServiceNotifier { commands, health, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
@@ -102,7 +102,7 @@ impl ServiceNotifier {
         ReloadGuard(self.clone())
     }
 
-    /// The daemon stops: STOPPING=1, then EXTEND_TIMEOUT_USEC repeatedly, but no longer than for `timeout`.
+    /// The daemon stops: STOPPING=1, then EXTEND_TIMEOUT_USEC repeatedly, but for no longer than `timeout`.
     pub fn stopping(&self, timeout: Duration) {
         self.send(NotifierCommand::Stopping { timeout });
     }

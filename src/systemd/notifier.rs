@@ -41,7 +41,7 @@ pub(super) struct Notifier {
     state: NotifiedState,
     ticks: u32,
     last_status: LastStatus,
-    /// The last message could be sent.
+    /// The last message was sent without an error.
     socket_works: bool,
 }
 
@@ -183,7 +183,7 @@ impl Notifier {
         }
     }
 
-    /// `STATUS=…` with this text, which is remembered as the last one sent.
+    /// `STATUS=…` with this text, which is stored as the last one sent.
     fn status_line(&mut self, text: &str) -> String {
         self.last_status = LastStatus { line: text.to_owned(), tick: self.ticks };
         format!("STATUS={}\n", text.replace(char::is_control, " "))

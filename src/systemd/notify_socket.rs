@@ -20,7 +20,7 @@ pub enum NotifyError {
     /// The address is neither a path nor the name of an abstract socket.
     #[error("cannot use NOTIFY_SOCKET {0:?}: it must be an absolute path, or @ and a name")]
     UnsupportedAddress(OsString),
-    /// The socket cannot be made, or the message cannot be sent.
+    /// The socket cannot be created, or the message cannot be sent.
     #[error("cannot send to NOTIFY_SOCKET {address:?}")]
     Socket {
         /// The address.
@@ -34,13 +34,13 @@ pub enum NotifyError {
 /// The service manager's socket, if there is one, and its watchdog interval.
 #[derive(Debug)]
 pub struct NotifySocket {
-    socket: Option<Datagrams>,
+    socket: Option<DatagramSocket>,
     /// The longest time allowed between two WATCHDOG=1, if the service manager expects them.
     pub(super) watchdog: Option<Duration>,
 }
 
 #[derive(Debug)]
-struct Datagrams {
+struct DatagramSocket {
     name: OsString,
     address: SocketAddr,
     socket: UnixDatagram,
@@ -66,8 +66,8 @@ impl NotifySocket {
         let Some(name) = variable("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Ok(Self::disabled());
         };
-        let socket = Datagrams::to(name)?;
-        // WATCHDOG_PID may name another process: a shell that systemd started, for one, passes its variables on.
+        let socket = DatagramSocket::to(name)?;
+        // WATCHDOG_PID may name another process: for example, a shell that systemd started passes its variables on.
         let is_for_us = variable("WATCHDOG_PID").is_none() || number("WATCHDOG_PID") == Some(u64::from(pid));
         let watchdog = number("WATCHDOG_USEC").filter(|&usec| is_for_us && usec > 0).map(Duration::from_micros);
         Ok(NotifySocket { socket: Some(socket), watchdog })
@@ -79,7 +79,7 @@ impl NotifySocket {
     }
 }
 
-impl Datagrams {
+impl DatagramSocket {
     fn to(name: OsString) -> Result<Self, NotifyError> {
         let failed = |source| NotifyError::Socket { address: name.clone(), source };
         let address = match name.as_bytes() {
@@ -89,7 +89,7 @@ impl Datagrams {
         };
         let socket = UnixDatagram::unbound().map_err(failed)?;
         socket.set_write_timeout(Some(SEND_TIMEOUT)).map_err(failed)?;
-        Ok(Datagrams { name, address, socket })
+        Ok(DatagramSocket { name, address, socket })
     }
 
     /// Not connected: a connected socket would stop working when the service manager recreates its own.
@@ -121,9 +121,9 @@ mod tests {
             let all = [&[("NOTIFY_SOCKET", "@somewhere"), ("WATCHDOG_USEC", "30000000")], more].concat();
             from(&all).unwrap().watchdog
         };
-        let half_a_minute = Some(Duration::from_secs(30));
-        assert_eq!(watchdog(&[]), half_a_minute);
-        assert_eq!(watchdog(&[("WATCHDOG_PID", "42")]), half_a_minute);
+        let interval = Some(Duration::from_secs(30));
+        assert_eq!(watchdog(&[]), interval);
+        assert_eq!(watchdog(&[("WATCHDOG_PID", "42")]), interval);
         assert_eq!(watchdog(&[("WATCHDOG_PID", "43")]), None);
         assert_eq!(watchdog(&[("WATCHDOG_PID", "")]), None);
         let none = |usec| from(&[("NOTIFY_SOCKET", "@somewhere"), ("WATCHDOG_USEC", usec)]).unwrap().watchdog;
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_kind_is_rejected_and_named() {
+    fn an_unsupported_address_is_rejected_and_named_in_the_error() {
         let error = from(&[("NOTIFY_SOCKET", "vsock:2:1234")]).unwrap_err();
         assert!(error.to_string().contains("vsock:2:1234"), "{error}");
     }

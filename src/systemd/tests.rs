@@ -43,7 +43,7 @@ struct FakeServiceManager {
 }
 
 impl FakeServiceManager {
-    /// Binds a socket, and the orderd end of it with this `WATCHDOG_USEC`.
+    /// Binds a socket, and returns orderd's end of it with this `WATCHDOG_USEC`.
     fn open(watchdog_usec: &str) -> (Self, NotifySocket) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
@@ -69,7 +69,7 @@ impl FakeServiceManager {
     fn receive_with(&self, line: &str) -> Vec<String> {
         loop {
             let message = self.receive();
-            if message.iter().any(|one| one == line) {
+            if message.iter().any(|sent| sent == line) {
                 return message;
             }
         }
@@ -77,7 +77,7 @@ impl FakeServiceManager {
 }
 
 fn number(line: &str, name: &str) -> u128 {
-    line.strip_prefix(name).unwrap_or_else(|| panic!("{line} is no {name}")).parse().unwrap()
+    line.strip_prefix(name).unwrap_or_else(|| panic!("{line} does not begin with {name}")).parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -118,20 +118,20 @@ async fn start_reload_and_stop_are_notified_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_blocks_its_thread_stops_the_watchdog_pings_until_it_yields() {
-    // Half of it is the shortest stall timeout: three seconds.
+    // Half of this is the shortest stall timeout: three seconds.
     let (manager, socket) = FakeServiceManager::open("6000000");
     let notifier = ServiceNotifier::start(socket).unwrap();
     let daemon = FakeDaemon::waiting("");
     daemon.set_up("up");
     notifier.attach(Arc::clone(&daemon) as Arc<dyn StatusSource>);
     manager.receive_with("WATCHDOG=1");
-    let (free, blocked) = mpsc::channel::<()>();
-    let waits = tokio::spawn(daemon.heartbeats.register().track(std::future::pending::<()>()));
-    let blocks = tokio::spawn(daemon.heartbeats.register().track(async move { blocked.recv() }));
+    let (unblock, blocked) = mpsc::channel::<()>();
+    let waiting = tokio::spawn(daemon.heartbeats.register().track(std::future::pending::<()>()));
+    let blocking = tokio::spawn(daemon.heartbeats.register().track(async move { blocked.recv() }));
     let health = notifier.health();
     let deadline = std::time::Instant::now() + DEADLINE;
     while health.stuck().is_empty() {
-        assert!(std::time::Instant::now() < deadline, "the block was not detected");
+        assert!(std::time::Instant::now() < deadline, "the blocked task was not detected");
         std::thread::yield_now();
     }
     assert_eq!(health.stuck(), [Stuck::Worker { consumer: "order".to_owned() }]);
@@ -144,11 +144,11 @@ async fn a_task_that_blocks_its_thread_stops_the_watchdog_pings_until_it_yields(
     assert!(silence.is_err(), "a message was sent although a task is stuck");
     assert_eq!(health.stuck().len(), 1, "the task is still stuck");
 
-    free.send(()).unwrap();
+    unblock.send(()).unwrap();
     manager.socket.set_read_timeout(Some(DEADLINE)).unwrap();
     manager.receive_with("WATCHDOG=1");
     assert_eq!(health.stuck(), []);
-    blocks.await.unwrap().unwrap();
-    waits.abort();
+    blocking.await.unwrap().unwrap();
+    waiting.abort();
     notifier.end(None);
 }

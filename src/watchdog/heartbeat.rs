@@ -1,7 +1,7 @@
 //! Heartbeats: counters that show which tasks are being polled right now, and whether the poll ever returns.
 //!
 //! A heartbeat is one counter, odd while its task is being polled. It costs two additions per poll, and one poll serves
-//! many deliveries. It reads no clock and never judges what it counts.
+//! many deliveries. It reads no clock and never decides what is stuck.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -114,11 +114,11 @@ mod tests {
     #[test]
     fn a_heartbeat_is_odd_only_while_its_task_is_polled_and_is_removed_with_it() {
         let heartbeats = Heartbeats::default();
-        let inside = heartbeats.clone();
+        let inner = heartbeats.clone();
         let mut task = Box::pin(heartbeats.register().track(async move {
-            let at_first = counts(&inside);
+            let at_first = counts(&inner);
             tokio::task::yield_now().await;
-            (at_first, counts(&inside))
+            (at_first, counts(&inner))
         }));
         assert!(task.as_mut().now_or_never().is_none());
         assert_eq!(counts(&heartbeats), [2]);

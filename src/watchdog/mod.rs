@@ -1,6 +1,6 @@
 //! Detects stuck tasks: a worker that does not yield its thread, and a runtime in which no task is scheduled.
 //!
-//! It only detects and reports; it never stops or restarts anything, and knows nothing of systemd.
+//! It only detects and reports; it never stops or restarts anything, and does not depend on systemd.
 
 mod health;
 mod heartbeat;
@@ -18,7 +18,7 @@ pub use stall_detector::Stuck;
 
 /// How often [`Watchdog::check`] is to be called; stall timeouts are counted in checks.
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the runtime's own heartbeat counts.
+/// How often the runtime's own heartbeat is counted.
 const RUNTIME_BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Checks heartbeats, logs which tasks become stuck or recover, and publishes them in [`Health`].

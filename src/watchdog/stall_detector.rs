@@ -1,7 +1,7 @@
 //! Decides which tasks are stuck: a worker that does not yield its thread, or a runtime in which no task is scheduled.
 //!
-//! Pure: no clock, no I/O. Time is counted in checks, so that a process that was suspended and resumed is not blamed
-//! for the time in between. Waiting is never being stuck, be it for the broker, a confirm, or a handler that awaits.
+//! Pure: no clock, no I/O. Time is counted in checks, so that the time during which a process was suspended does not
+//! count. A task that waits is never stuck, whether for the broker, for a confirm or in a handler that awaits.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,7 +67,7 @@ impl StallDetector {
             .map(|heartbeat| (heartbeat.id, Unchanged::after(self.workers.get(&heartbeat.id), heartbeat.count)))
             .collect();
         let is_stuck = |heartbeat: &&HeartbeatReading| {
-            // Even: the task waits for something, which may take as long as it likes.
+            // An even count means that the task waits, which may take any time.
             heartbeat.count % 2 == 1 && self.workers[&heartbeat.id].checks >= self.max_unchanged
         };
         let worker = |heartbeat: &HeartbeatReading| Stuck::Worker { consumer: heartbeat.consumer.clone() };

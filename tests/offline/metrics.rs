@@ -20,7 +20,7 @@ fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// A scrape of a daemon that runs by the default configuration and has just begun.
+/// A scrape of a daemon with the default configuration that has just started.
 async fn scrape() -> String {
     let directory = tempfile::tempdir().unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/orderd.toml");
@@ -33,11 +33,13 @@ async fn scrape() -> String {
     let queues = [("unrouted_queue".to_owned(), queue)].into();
     let view = BrokerView { queues, alarms: Some(vec![alarm]), ..BrokerView::default() };
     let (_sender, view) = tokio::sync::watch::channel(Arc::new(view));
-    let live = StatusRegistry::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
-    let watched = config.consumers.iter().map(|(name, one)| RegisteredConsumer::new(name, one, live.counters(name)));
-    live.show(watched.collect());
-    live.set_ledger(ledger.clone());
-    let text = exposition(&Arc::new(live));
+    let registry =
+        StatusRegistry::new(String::new(), Arc::new(OnceLock::new()), view, Shutdown::new(), Health::default());
+    let consumers = config.consumers.iter();
+    let consumers = consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
+    registry.set_consumers(consumers.collect());
+    registry.set_ledger(ledger.clone());
+    let text = exposition(&Arc::new(registry));
     ledger.close().await;
     text
 }

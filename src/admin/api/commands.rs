@@ -2,7 +2,7 @@
 //!
 //! Owns the protection of commands against web pages of other sites: besides the checks of [`AccessGuard`], a command
 //! must declare a JSON content type. Forms cannot send that, and scripts of other sites need a CORS preflight, which is
-//! never granted. It never carries out a command itself; it passes it to the task that does, and its result back.
+//! never granted. It never carries out a command itself: it passes the command to the daemon task, and returns the result.
 //!
 //! [`AccessGuard`]: crate::admin::guard::AccessGuard
 
@@ -129,11 +129,11 @@ mod tests {
     use super::*;
     use crate::control::{ControlCommand, PauseReport, ReloadOutcome, ReloadReport};
 
-    /// A daemon with one consumer, `order`. It cannot persist a pause of `stuck`, and never answers for `slow`.
+    /// A fake daemon that knows the consumer `order`. It cannot persist a pause of `stuck`, and never answers for `slow`.
     fn daemon() -> (TowerToHyperService<Router>, AbortOnDropHandle<()>) {
         let (control, mut inbox) = Control::new();
-        let carrying_out = async move {
-            let mut kept = Vec::new();
+        let command_loop = async move {
+            let mut unanswered = Vec::new();
             while let Some(command) = inbox.recv().await {
                 match command {
                     ControlCommand::Reload { by, answer } => {
@@ -148,7 +148,7 @@ mod tests {
                             notes,
                         });
                     }
-                    ControlCommand::SetPaused { consumer, answer, .. } if consumer == "slow" => kept.push(answer),
+                    ControlCommand::SetPaused { consumer, answer, .. } if consumer == "slow" => unanswered.push(answer),
                     ControlCommand::SetPaused { consumer, paused, answer } => {
                         let _ = answer.send(match consumer.as_str() {
                             "order" => Ok(PauseReport { consumer, paused, changed: true }),
@@ -159,10 +159,10 @@ mod tests {
                 }
             }
         };
-        (TowerToHyperService::new(router(control)), AbortOnDropHandle::new(tokio::spawn(carrying_out)))
+        (TowerToHyperService::new(router(control)), AbortOnDropHandle::new(tokio::spawn(command_loop)))
     }
 
-    async fn ask(
+    async fn send(
         service: &TowerToHyperService<Router>,
         method: &str,
         path: &str,
@@ -182,13 +182,13 @@ mod tests {
     #[tokio::test]
     async fn commands_are_passed_on_and_their_results_returned() {
         let (daemon, _task) = daemon();
-        let (status, report) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
+        let (status, report) = send(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
         let expected = json!({"outcome": "rejected", "generation": 7, "changes": [], "problems": ["x"],
             "temporary": false, "notes": ["admin"]});
         assert_eq!((status, report), (200, expected));
         for (verb, paused) in [("pause", true), ("resume", false)] {
             let path = format!("/api/v1/consumers/order/{verb}");
-            let answer = ask(&daemon, "POST", &path, &[("Content-Type", "application/json; charset=utf-8")]).await;
+            let answer = send(&daemon, "POST", &path, &[("Content-Type", "application/json; charset=utf-8")]).await;
             assert_eq!(answer, (200, json!({"consumer": "order", "paused": paused, "changed": true})));
         }
     }
@@ -196,18 +196,18 @@ mod tests {
     #[tokio::test]
     async fn each_error_has_its_status_and_code() {
         let (daemon, task) = daemon();
-        let (status, body) = ask(&daemon, "POST", "/api/v1/consumers/nobody/pause", &[JSON]).await;
+        let (status, body) = send(&daemon, "POST", "/api/v1/consumers/nobody/pause", &[JSON]).await;
         assert_eq!((status, &body["error"], &body["known"]), (404, &json!("unknown_consumer"), &json!(["order"])));
         assert_eq!(body["message"], "unknown consumer \"nobody\"; known consumers: order");
-        let (status, body) = ask(&daemon, "POST", "/api/v1/consumers/stuck/pause", &[JSON]).await;
+        let (status, body) = send(&daemon, "POST", "/api/v1/consumers/stuck/pause", &[JSON]).await;
         assert_eq!((status, &body["error"], &body["reason"]), (500, &json!("not_persisted"), &json!("full")));
-        assert_eq!(ask(&daemon, "GET", "/api/v1/reload", &[]).await.0, 405);
-        assert_eq!(ask(&daemon, "POST", "/api/v1/consumers/order/stop", &[JSON]).await.0, 404);
+        assert_eq!(send(&daemon, "GET", "/api/v1/reload", &[]).await.0, 405);
+        assert_eq!(send(&daemon, "POST", "/api/v1/consumers/order/stop", &[JSON]).await.0, 404);
         task.abort();
         let _ = task.await;
-        let (status, body) = ask(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
+        let (status, body) = send(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
         assert_eq!((status, &body["error"]), (503, &json!("not_running")));
-        // A client can read it back as the error, although it has a message beside it.
+        // A client can deserialize the body as the error, although it also contains a message.
         assert_eq!(serde_json::from_value::<ControlError>(body).unwrap(), ControlError::NotRunning);
     }
 
@@ -217,21 +217,21 @@ mod tests {
         for kind in ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp"]
         {
             let headers: &[_] = if kind.is_empty() { &[] } else { &[("content-type", kind)] };
-            assert_eq!(ask(&daemon, "POST", "/api/v1/reload", headers).await.0, 415, "{kind}");
+            assert_eq!(send(&daemon, "POST", "/api/v1/reload", headers).await.0, 415, "{kind}");
         }
         for (site, expected) in [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)] {
-            let answer = ask(&daemon, "POST", "/api/v1/reload", &[JSON, ("sec-fetch-site", site)]).await;
+            let answer = send(&daemon, "POST", "/api/v1/reload", &[JSON, ("sec-fetch-site", site)]).await;
             assert_eq!(answer.0, expected, "{site}");
         }
         // A CORS preflight is not granted.
-        let preflight = ask(&daemon, "OPTIONS", "/api/v1/reload", &[("access-control-request-method", "POST")]).await;
+        let preflight = send(&daemon, "OPTIONS", "/api/v1/reload", &[("access-control-request-method", "POST")]).await;
         assert!(preflight.0 >= 400, "{preflight:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_command_times_out_and_only_a_limited_number_is_awaited() {
         let (daemon, _task) = daemon();
-        let slow = || ask(&daemon, "POST", "/api/v1/consumers/slow/pause", &[JSON]);
+        let slow = || send(&daemon, "POST", "/api/v1/consumers/slow/pause", &[JSON]);
         let late = async { tokio::join!(slow(), slow(), slow(), slow()) };
         let (late, too_many) = tokio::join!(late, async {
             tokio::task::yield_now().await;

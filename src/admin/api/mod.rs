@@ -25,29 +25,29 @@ use crate::status::StatusRegistry;
 /// Reports read at a time; further requests wait.
 const MAX_REPORTS: usize = 1;
 
-/// What the answers are made from.
+/// What the handlers of the API read.
 #[derive(Clone)]
-struct ApiState {
+struct ApiDeps {
     registry: Arc<StatusRegistry>,
-    /// What reports are read from.
     ledger: Arc<dyn LedgerReader>,
+    /// Limits the reports that are read at a time.
     reports: Arc<Semaphore>,
 }
 
 /// The routes that only read.
 pub(super) fn router(registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>) -> Router {
-    Router::new().route("/api/v1/status", get(status)).route("/api/v1/report", get(report)).with_state(ApiState {
+    Router::new().route("/api/v1/status", get(status)).route("/api/v1/report", get(report)).with_state(ApiDeps {
         registry,
         ledger,
         reports: Arc::new(Semaphore::new(MAX_REPORTS)),
     })
 }
 
-async fn status(State(api): State<ApiState>) -> Response {
+async fn status(State(api): State<ApiDeps>) -> Response {
     json_response(StatusCode::OK, &api.registry.snapshot().status)
 }
 
-async fn report(State(api): State<ApiState>, query: Result<Query<ReportQuery>, QueryRejection>) -> Response {
+async fn report(State(api): State<ApiDeps>, query: Result<Query<ReportQuery>, QueryRejection>) -> Response {
     let query = match query {
         Ok(Query(query)) => query,
         Err(rejection) => return json_response(StatusCode::BAD_REQUEST, &json!({"error": rejection.body_text()})),

@@ -14,18 +14,17 @@ use crate::control::ReloadOutcome;
 use crate::metrics::{Histogram, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
-use crate::status::{ConsumerReading, DaemonState};
-use crate::status::{StatusRegistry, StatusSnapshot};
+use crate::status::{ConsumerReading, DaemonState, StatusRegistry, StatusSnapshot};
 
 /// The `Content-Type` of the exposition.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All current metrics, as text.
-pub fn exposition(status: &StatusRegistry) -> String {
-    let mut registry = Registry::with_prefix("orderd");
-    registry.register_collector(Box::new(SnapshotCollector(status.snapshot())));
+pub fn exposition(status_registry: &StatusRegistry) -> String {
+    let mut metrics = Registry::with_prefix("orderd");
+    metrics.register_collector(Box::new(SnapshotCollector(status_registry.snapshot())));
     let mut text = String::new();
-    encode(&mut text, &registry).expect("writing to a string does not fail");
+    encode(&mut text, &metrics).expect("writing to a string does not fail");
     text
 }
 
@@ -78,8 +77,8 @@ impl SnapshotCollector {
 
     fn deliveries(&self, writer: &mut MetricWriter<'_>) -> fmt::Result {
         let consumers = || self.0.consumers.iter();
-        let taken = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.deliveries));
-        writer.counters("deliveries", "Deliveries received from the broker", taken)?;
+        let received = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.deliveries));
+        writer.counters("deliveries", "Deliveries received from the broker", received)?;
         let settled = consumers().flat_map(|consumer| {
             let counts = &consumer.reading.counts;
             [
@@ -107,8 +106,8 @@ impl SnapshotCollector {
             oldest,
         )?;
         let broken = consumers().map(|consumer| {
-            let held = conservation::check(&consumer.reading.counts, &consumer.reading.pool);
-            (labels(consumer), flag(held.is_err()))
+            let balance = conservation::check(&consumer.reading.counts, &consumer.reading.pool);
+            (labels(consumer), flag(balance.is_err()))
         });
         writer.gauges("conservation_broken", "1 if the delivery counts do not add up", broken)?;
         let difference = consumers().map(|consumer| {
@@ -124,9 +123,9 @@ impl SnapshotCollector {
         )?;
         let handling = consumers().map(|consumer| (labels(consumer), &consumer.reading.handling));
         writer.histograms("handling_seconds", "Time from a delivery's arrival to its ack", handling)?;
-        let done = consumers().map(|consumer| (labels(consumer), &consumer.reading.publish_to_ack));
+        let publish_to_ack = consumers().map(|consumer| (labels(consumer), &consumer.reading.publish_to_ack));
         let help = "Time from the message's AMQP timestamp to its ack; up to 1 s too long, since timestamps are in whole seconds";
-        writer.histograms("publish_to_ack_seconds", help, done)
+        writer.histograms("publish_to_ack_seconds", help, publish_to_ack)
     }
 
     fn failures(&self, writer: &mut MetricWriter<'_>) -> fmt::Result {
@@ -185,8 +184,8 @@ impl SnapshotCollector {
         writer.gauges("draining_subscriptions", "Former subscriptions that finish what they received", draining)?;
         let subscriptions = consumers().map(|consumer| (labels(consumer), pool(consumer).subscriptions));
         writer.counters("subscriptions", "Subscriptions made", subscriptions)?;
-        let safe = consumers().map(|consumer| (labels(consumer), flag(pool(consumer).safe_mode)));
-        writer.gauges("safe_mode", "1 if deliveries are processed one at a time", safe)?;
+        let safe_mode = consumers().map(|consumer| (labels(consumer), flag(pool(consumer).safe_mode)));
+        writer.gauges("safe_mode", "1 if deliveries are processed one at a time", safe_mode)?;
         let restarts = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.restarts));
         writer.counters("restarts", "Restarts of workers and pools", restarts)
     }

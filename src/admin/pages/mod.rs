@@ -34,8 +34,8 @@ async fn index() -> &'static str {
     )
 }
 
-/// An answer alone shows that the runtime schedules tasks; the list of stuck tasks is the one that decides whether systemd
-/// gets its WATCHDOG=1.
+/// Any answer shows that the runtime schedules tasks. The list of stuck tasks is the one that decides whether WATCHDOG=1 is
+/// sent to systemd.
 async fn livez(State(registry): State<Arc<StatusRegistry>>) -> Response {
     let stuck = registry.stuck();
     if stuck.is_empty() {

@@ -1,0 +1,119 @@
+//! The readiness checks: the conditions for `/readyz`, each with its result and a short reason.
+//!
+//! Pure: it reads the assembled status. No clock, no lock, no I/O.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConsumerStatus, DaemonState, DaemonStatus};
+
+/// One condition for readiness. The daemon is ready if all of them pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadinessCheck {
+    /// `shutdown`, `ledger`, `topology`, `publisher` or `consumer <name>`.
+    pub name: String,
+    /// The check passes.
+    pub ok: bool,
+    /// The state in a few words; if the check fails, with the cause as far as it is known.
+    pub detail: String,
+}
+
+/// All checks. `connect_error` is the error of the last attempt to connect to the broker, if that attempt failed.
+pub(super) fn readiness_checks(
+    daemon: &DaemonStatus,
+    consumers: &BTreeMap<String, ConsumerStatus>,
+    connect_error: Option<&str>,
+) -> Vec<ReadinessCheck> {
+    let check = |name: &str, ok: bool, passed: &str, failed: &str| {
+        let detail = if ok { passed } else { failed };
+        ReadinessCheck { name: name.to_owned(), ok, detail: detail.to_owned() }
+    };
+    let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
+    let mut checks = vec![
+        check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
+        check("ledger", daemon.ledger.recording, "recording", "not open yet, closed, or the last commit failed"),
+        check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
+        check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
+    ];
+    // A removed consumer only finishes the deliveries it has received. A paused consumer has no subscription on purpose.
+    for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
+        let ok = consumer.paused || consumer.subscribed;
+        let passed = if consumer.paused { "paused" } else { "subscribed" };
+        checks.push(check(&format!("consumer {name}"), ok, passed, &with_cause("no subscription", connect_error)));
+    }
+    checks
+}
+
+fn with_cause(text: &str, cause: Option<&str>) -> String {
+    cause.map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::assemble::{consumer_status, tests::reading};
+    use crate::status::{LedgerStatus, PublisherStatus};
+
+    fn daemon() -> DaemonStatus {
+        DaemonStatus {
+            version: String::new(),
+            pid: 1,
+            instance: String::new(),
+            state: DaemonState::Running,
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            uptime_seconds: 0.0,
+            config: String::new(),
+            config_generation: 1,
+            last_reload: None,
+            connections: 0,
+            connections_made: 0,
+            publisher: Some(PublisherStatus { connected: true, connections: 1, unconfirmed: 0 }),
+            ledger: LedgerStatus { recording: true, commits: 0 },
+        }
+    }
+
+    fn consumer() -> ConsumerStatus {
+        consumer_status(&reading("order"), &[])
+    }
+
+    /// Names of the checks that fail.
+    fn failed(checks: &[ReadinessCheck]) -> Vec<&str> {
+        checks.iter().filter(|check| !check.ok).map(|check| check.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_consumer_without_a_subscription_is_not_ready_unless_it_is_paused_or_removed() {
+        let failed_with = |consumer: ConsumerStatus| {
+            let checks = readiness_checks(&daemon(), &[("order".to_owned(), consumer)].into(), None);
+            failed(&checks).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(failed_with(consumer()), ["consumer order"]);
+        assert_eq!(failed_with(ConsumerStatus { subscribed: true, ..consumer() }), [""; 0]);
+        assert_eq!(failed_with(ConsumerStatus { paused: true, ..consumer() }), [""; 0]);
+        assert_eq!(failed_with(ConsumerStatus { workers_configured: 0, ..consumer() }), [""; 0]);
+    }
+
+    #[test]
+    fn each_condition_of_the_daemon_is_one_check() {
+        let failing = |change: fn(&mut DaemonStatus)| {
+            let mut daemon = daemon();
+            change(&mut daemon);
+            let checks = readiness_checks(&daemon, &BTreeMap::new(), None);
+            failed(&checks).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(failing(|_| {}), [""; 0]);
+        assert_eq!(failing(|daemon| daemon.state = DaemonState::Draining), ["shutdown"]);
+        assert_eq!(failing(|daemon| daemon.ledger.recording = false), ["ledger"]);
+        assert_eq!(failing(|daemon| daemon.publisher = None), ["topology", "publisher"]);
+    }
+
+    #[test]
+    fn a_failed_check_of_a_connection_names_the_last_connect_error() {
+        let daemon = DaemonStatus { publisher: None, ..daemon() };
+        let checks = readiness_checks(&daemon, &[("order".to_owned(), consumer())].into(), Some("refused"));
+        let detail = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.detail.as_str());
+        assert_eq!(detail("publisher"), Some("no connection: refused"));
+        assert_eq!(detail("consumer order"), Some("no subscription: refused"));
+    }
+}
