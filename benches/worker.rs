@@ -125,7 +125,7 @@ fn parts(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
         names: Arc::new(ExchangeNames::new("orders")),
         event_log: open("analytics"),
         channel: Arc::new(LogChannel { log: open("notifications") }),
-        routes: watch::channel(BTreeMap::new()).1,
+        origin_consumers: watch::channel(BTreeMap::new()).1,
     }
 }
 

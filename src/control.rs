@@ -1,13 +1,13 @@
 //! Commands to a running daemon: reload the configuration, pause a consumer, resume it.
 //!
-//! Owns the commands, their answers, and the channel from whoever sends a command (signal, file watcher, HTTP) to the one
-//! task that carries it out. It never carries anything out itself.
+//! Owns the commands, their answers, and the channel from the senders of commands (signal, file watcher, HTTP) to the one
+//! task that carries them out. It carries out no command itself.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-/// Commands queued at a time; further senders wait for room.
-const MAX_QUEUED: usize = 16;
+/// Maximum number of queued commands. When the queue is full, senders wait.
+const MAX_QUEUED_COMMANDS: usize = 16;
 
 /// A command, with the sender of its answer. The receiver may be gone by the time it is answered.
 #[derive(Debug)]
@@ -30,22 +30,22 @@ pub enum ControlCommand {
     },
 }
 
-/// The result of a reload. As JSON a contract: fields and words stay, new ones may be added.
+/// The result of a reload. Its JSON form is stable: fields and values stay, new ones may be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
     /// The result as a whole.
     pub outcome: ReloadOutcome,
-    /// Number of the active configuration: 1 at the start, plus 1 for each reload that changed something.
+    /// Generation of the active configuration: 1 at the start, plus 1 for each reload that changed something.
     pub generation: u64,
-    /// Each changed key, sorted by key. For a rejected configuration, as far as known.
+    /// Each changed key, sorted by key. For a rejected configuration, the changes found before it was rejected.
     pub changes: Vec<ConfigChange>,
-    /// Why it was rejected, one text for each problem.
+    /// Why it was rejected: one text for each problem.
     pub problems: Vec<String>,
     /// It was rejected only for a temporary reason, such as an unreachable broker: the same configuration may be accepted
     /// later.
     #[serde(default)]
     pub temporary: bool,
-    /// Warnings, and what has to be done outside orderd.
+    /// Warnings, and what must be done outside orderd.
     pub notes: Vec<String>,
 }
 
@@ -68,7 +68,7 @@ pub enum ReloadOutcome {
 pub struct ConfigChange {
     /// Such as `consumers.order.workers`.
     pub key: String,
-    /// The former value; `null` for a new key. Secrets read `[redacted]`.
+    /// The previous value; `null` for a new key. A secret is shown as `[redacted]`.
     pub from: Option<String>,
     /// The new value; `null` for a removed key.
     pub to: Option<String>,
@@ -84,18 +84,18 @@ pub enum Effect {
     Live,
     /// After a restart.
     Restart,
-    /// Once the broker is changed by hand, since orderd never removes anything there; a note says what to do.
+    /// Once somebody changes the broker, since orderd never removes anything there. A note says what to do.
     Broker,
 }
 
-/// The result of a pause or a resume. As JSON a contract.
+/// The result of a pause or a resume. Its JSON form is stable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseReport {
     /// The consumer's name.
     pub consumer: String,
-    /// The consumer is paused now.
+    /// Whether the consumer is paused now.
     pub paused: bool,
-    /// `false` if it was so before the command.
+    /// `false` if it was already in this state before the command.
     pub changed: bool,
 }
 
@@ -140,9 +140,9 @@ pub struct Control {
 pub type CommandReceiver = mpsc::Receiver<ControlCommand>;
 
 impl Control {
-    /// Makes a handle and its receiving end.
+    /// Creates a handle and its receiving end.
     pub fn new() -> (Self, CommandReceiver) {
-        let (commands, receiver) = mpsc::channel(MAX_QUEUED);
+        let (commands, receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
         (Control { commands }, receiver)
     }
 

@@ -47,7 +47,7 @@ pub struct Outgoing {
 /// # Errors
 /// The configuration is wrong, the broker cannot be reached, or it refused a message.
 pub async fn publish(options: &Options, mut make: impl FnMut(u64) -> Outgoing) -> Result<(), Box<dyn Error>> {
-    let sources = Sources::of_process(Some(options.config.clone()), Vec::new(), orderd::handlers::REGISTRY);
+    let sources = Sources::from_process(Some(options.config.clone()), Vec::new(), orderd::handlers::REGISTRY);
     let config = Config::load(&sources)?.config;
     let exchange = config.names().orders;
     let publisher = Connector::new(config.broker).publisher();

@@ -29,9 +29,7 @@ pub enum TopologyError {
     #[error(transparent)]
     Declare(#[from] DeclareError),
     /// The user lacks permissions that orderd needs.
-    #[error(
-        "the broker does not let the user {0}; `orderd check --permissions` prints the commands that grant what is needed"
-    )]
+    #[error("the user may not {0}; `orderd check --permissions` prints the commands that grant what is needed")]
     Denied(String),
     /// `topology.declare` is off and something does not exist.
     #[error("topology.declare is false and the broker lacks: {0}")]
@@ -82,7 +80,7 @@ impl BrokerSetup {
             topology: config.topology(),
             declare,
             // Declaring has already shown that the user may declare.
-            permissions: if declare { config.work() } else { config.needs() },
+            permissions: if declare { config.processing_permissions() } else { config.required_permissions() },
             management: config.management.clone(),
             virtual_host: config.broker.virtual_host.clone(),
         }

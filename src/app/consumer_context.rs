@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{Consumer, MessageKind};
-use crate::handlers::{self, HandlerDeps, Route};
+use crate::handlers::{self, HandlerDeps, OriginConsumer};
 use crate::message::Publisher;
 use crate::metrics::Counters;
 use crate::pipeline::{ConsumerContext, OnFailure};
 
-/// How failures are retried, by the work queue they happened in.
-pub(super) fn routes(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, Route> {
+/// The consumers in which messages can fail, by queue: all but the failed-order consumer.
+pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, OriginConsumer> {
     let work = consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
     work.map(|(name, consumer)| {
-        let route = Route {
-            consumer: name.as_str().into(),
+        let origin_consumer = OriginConsumer {
+            name: name.as_str().into(),
             policy: consumer.retry.clone(),
             carries_orders: consumer.messages == MessageKind::Order,
         };
-        (consumer.queue.clone(), route)
+        (consumer.queue.clone(), origin_consumer)
     })
     .collect()
 }

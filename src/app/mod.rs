@@ -190,19 +190,19 @@ fn pool_deps(
     observability: &Observability,
     shutdown: &Shutdown,
 ) -> PoolDeps {
-    let routes = watch::Sender::default();
+    let origin_consumers = watch::Sender::default();
     let handlers = HandlerDeps {
         ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
         names: Arc::new(config.names()),
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
-        routes: routes.subscribe(),
+        origin_consumers: origin_consumers.subscribe(),
     };
     PoolDeps {
         source: Arc::new(connector.clone()),
         publisher: Arc::clone(publisher) as Arc<dyn Publisher>,
         handlers,
-        routes,
+        origin_consumers,
         reconnect_max: config.broker.reconnect_max,
         status_registry: Arc::clone(&observability.status_registry),
         shutdown: shutdown.clone(),

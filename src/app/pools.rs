@@ -14,10 +14,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::consumer_context::{consumer_context, routes};
+use super::consumer_context::{consumer_context, origin_consumers};
 use super::pauses::Pauses;
 use crate::config;
-use crate::handlers::{HandlerDeps, Route};
+use crate::handlers::{HandlerDeps, OriginConsumer};
 use crate::message::{Consumer, Publisher};
 use crate::pipeline::{ConsumerContext, Pool};
 use crate::shutdown::Shutdown;
@@ -49,9 +49,9 @@ pub(super) struct PoolDeps {
     pub publisher: Arc<dyn Publisher>,
     /// What all handlers are built from.
     pub handlers: HandlerDeps,
-    /// How failures are retried, by the queue they happened in. Removed queues stay in it, because deliveries of a draining
-    /// pool may still fail.
-    pub routes: watch::Sender<BTreeMap<String, Route>>,
+    /// The consumers in which messages can fail, by queue. Removed queues stay in it, because deliveries of a draining pool
+    /// may still fail.
+    pub origin_consumers: watch::Sender<BTreeMap<String, OriginConsumer>>,
     pub reconnect_max: Duration,
     pub status_registry: Arc<StatusRegistry>,
     pub shutdown: Shutdown,
@@ -106,8 +106,8 @@ impl Pools {
             let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters);
             starting.push((name, settings, context));
         }
-        // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its route.
-        self.deps.routes.send_modify(|known| known.extend(routes(consumers)));
+        // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its origin.
+        self.deps.origin_consumers.send_modify(|known| known.extend(origin_consumers(consumers)));
         let is_stopped = |name: &&String| !consumers.contains_key(*name) || pauses.since(name).is_some();
         let stopped: Vec<_> = self.running.keys().filter(is_stopped).cloned().collect();
         stopped.iter().for_each(|name| self.drain(name));

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// How a command ended. The codes are those of `sysexits.h`.
+/// How a command ended. The exit codes follow `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// 0: success.
@@ -15,7 +15,7 @@ pub enum Exit {
     Unavailable,
     /// 70: a bug, or an error of the operating system.
     Internal,
-    /// 78: the configuration is wrong, or the broker contradicts it.
+    /// 78: the configuration is invalid, or the broker contradicts it.
     Config,
 }
 
@@ -46,7 +46,7 @@ pub(super) const EXIT_CODES: [(u8, &str); 6] = [
 pub(super) fn after_help() -> String {
     let codes: String = EXIT_CODES.iter().map(|(code, meaning)| format!("  {code:>2}  {meaning}\n")).collect();
     format!(
-        "Exit codes:\n{codes}\nSettings are taken from --set, then from ORDERD_<SECTION>__<KEY> in the environment, then \
-         from the file, then from the defaults."
+        "Exit codes:\n{codes}\n--set overrides ORDERD_<SECTION>__<KEY> in the environment, which overrides the file, which \
+         overrides the defaults."
     )
 }

@@ -29,14 +29,14 @@ use crate::handlers;
 /// Output format of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {
-    /// Text
+    /// Text for people
     #[default]
     Text,
-    /// JSON
+    /// JSON for programs
     Json,
 }
 
-/// Process an online shop's orders from RabbitMQ without losing any
+/// The arguments of the program. The help begins with the description in `Cargo.toml`.
 #[derive(Debug, Parser)]
 #[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = exit::after_help())]
 struct Arguments {
@@ -70,7 +70,7 @@ enum CliCommand {
     Resume(control::PauseArgs),
     /// Check whether the daemon is alive or ready, for health checks and scripts
     ///
-    /// Exits with 69 if it is not.
+    /// Exits with 69 if the check fails.
     Probe(probe::ProbeArgs),
     /// Show orders and revenue over time, from the ledger; the daemon need not run
     Report(report::ReportArgs),
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    let sources = Sources::of_process(arguments.config, arguments.settings, handlers::REGISTRY);
+    let sources = Sources::from_process(arguments.config, arguments.settings, handlers::REGISTRY);
     run_command(arguments.command, &sources).unwrap_or_else(|exit| exit).into()
 }
 
@@ -111,56 +111,57 @@ fn run_command(command: CliCommand, sources: &Sources) -> Result<Exit, Exit> {
         }
         CliCommand::Check(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
+            runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|error| output_error(&error))
         }
         CliCommand::Status(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let shown = status::run(args, sources, &mut out, &mut err);
-            runtime(1)?.block_on(shown).map_err(|error| unwritable(&error))
+            runtime(1)?.block_on(shown).map_err(|error| output_error(&error))
         }
         CliCommand::Reload(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let reload = control::reload(args, sources, &mut out, &mut err);
-            runtime(1)?.block_on(reload).map_err(|error| unwritable(&error))
+            runtime(1)?.block_on(reload).map_err(|error| output_error(&error))
         }
         CliCommand::Pause(args) => set_paused(args, true, sources),
         CliCommand::Resume(args) => set_paused(args, false, sources),
         CliCommand::Probe(args) => {
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| unwritable(&error))
+            runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| output_error(&error))
         }
         CliCommand::Report(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
             let reported = report::run(&args, &loaded.config, now, &mut out, &mut err);
-            runtime(1)?.block_on(reported).map_err(|error| unwritable(&error))
+            runtime(1)?.block_on(reported).map_err(|error| output_error(&error))
         }
         CliCommand::Trace(args) => {
             let (loaded, now) = (load(sources)?, Timestamp::now());
             let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
             let traced = trace::run(&args, &loaded.config, now, &mut out, &mut err);
-            runtime(1)?.block_on(traced).map_err(|error| unwritable(&error))
+            runtime(1)?.block_on(traced).map_err(|error| output_error(&error))
         }
         CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command())),
-        CliCommand::Man => print(&pages::man(Arguments::command()).map_err(|error| unwritable(&error))?),
+        CliCommand::Man => print(&pages::man(Arguments::command()).map_err(|error| output_error(&error))?),
     }
 }
 
 /// Prints a generated page.
 fn print(page: &[u8]) -> Result<Exit, Exit> {
     let mut out = std::io::stdout().lock();
-    out.write_all(page).and_then(|()| out.flush()).map_err(|error| unwritable(&error))?;
+    out.write_all(page).and_then(|()| out.flush()).map_err(|error| output_error(&error))?;
     Ok(Exit::Done)
 }
 
 fn set_paused(args: control::PauseArgs, paused: bool, sources: &Sources) -> Result<Exit, Exit> {
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     let command = control::set_paused(args, paused, sources, &mut out, &mut err);
-    runtime(1)?.block_on(command).map_err(|error| unwritable(&error))
+    runtime(1)?.block_on(command).map_err(|error| output_error(&error))
 }
 
-/// The exit code for output that cannot be written. A reader that closes the pipe early, such as `head`, is not an error.
-fn unwritable(error: &std::io::Error) -> Exit {
+/// Reports that the output cannot be written, and returns the exit code. A reader that closes the pipe early, such as `head`,
+/// is not an error.
+fn output_error(error: &std::io::Error) -> Exit {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         return Exit::Done;
     }

@@ -1,6 +1,6 @@
 //! The man page and the shell completions, generated from the definition that parses the arguments and prints the help.
 //!
-//! It describes no command and no option itself, so it cannot differ from what the program does.
+//! It describes no command or option itself, so it cannot contradict the program.
 
 use std::io;
 
@@ -41,7 +41,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
     ("SEE ALSO", &[("systemctl(1), journalctl(1), rabbitmqctl(8)", "")]),
 ];
 
-/// A script with which a shell completes commands and options.
+/// The script with which a shell completes commands and options.
 pub(super) fn completions(shell: Shell, mut command: Command) -> Vec<u8> {
     let (name, mut script) = (command.get_name().to_owned(), Vec::new());
     clap_complete::generate(shell, &mut command, name, &mut script);

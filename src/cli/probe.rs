@@ -1,6 +1,6 @@
 //! `orderd probe`: checks whether the daemon on this machine is alive, or ready.
 //!
-//! For health checks of containers and for scripts, where there is no HTTP client. It asks only the admin listener, never
+//! For health checks of containers and for scripts, where no HTTP client is available. It asks only the admin listener, never
 //! the broker, and sends at most two requests.
 
 use std::io::{self, Write};
@@ -12,9 +12,9 @@ use serde_json::json;
 use super::admin_client::{AdminClient, AdminClientError};
 use super::{Exit, Format};
 use crate::chain::chain;
-use crate::config::{Config, Sources, admin_without_token, duration};
+use crate::config::{Config, Sources, duration, load_admin_without_token};
 
-/// Longest answer that is shown, in characters.
+/// Maximum length of an answer that is shown, in characters.
 const MAX_ANSWER_CHARS: usize = 1000;
 
 /// Arguments of `orderd probe`.
@@ -40,7 +40,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
 /// Checks the daemon and prints the result: success to `out`, failure to `err`; as JSON everything to `out`.
 ///
 /// Returns the exit code: 0 if the daemon is alive (with `--ready`: ready), 69 if it is not or does not answer in time, 78
-/// if the configuration has no address, or its address cannot be read.
+/// if the configuration has no address of the daemon, or that address cannot be read.
 ///
 /// With `--format json`, `out` gets one object: `ok`, `asked` (`live` or `ready`), `address` (null if there is none),
 /// `status` (the HTTP status; null without an answer) and `message` (the answer, or the error).
@@ -54,12 +54,12 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
         // says nothing about it.
         Err(error) => {
             writeln!(err, "orderd: {}", chain(&error))?;
-            let Some(admin) = admin_without_token(sources) else { return Ok(Exit::Config) };
+            let Some(admin) = load_admin_without_token(sources) else { return Ok(Exit::Config) };
             writeln!(err, "orderd: the configuration has errors; using its admin section to find the daemon")?;
             admin
         }
     };
-    let client = match AdminClient::of_config(&admin, &sources.path()) {
+    let client = match AdminClient::from_config(&admin, &sources.path()) {
         Ok(client) => client,
         Err(error) => return report(args, None, Err(error), out, err),
     };
@@ -67,8 +67,8 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
     report(args, Some(&client), answer, out, err)
 }
 
-/// Gets the health page, which needs no token; and, if the daemon is not ready, the failing checks. Those need the token,
-/// of which this process may have an older one than the daemon, so they are optional.
+/// Gets the health page, which needs no token. If the daemon is not ready, also gets the failing checks; they need the token,
+/// and this process may have a different one than the daemon, so they are left out if they cannot be read.
 async fn check(args: ProbeArgs, client: &AdminClient) -> Result<(StatusCode, String), AdminClientError> {
     let text = |body: Vec<u8>| String::from_utf8_lossy(&body).trim().chars().take(MAX_ANSWER_CHARS).collect::<String>();
     let page = if args.ready { "/readyz" } else { "/livez" };

@@ -1,4 +1,4 @@
-//! Tables without borders, in one style for all commands. It knows nothing of what it shows.
+//! Tables without borders, in one style for all commands. It knows nothing about what it shows.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-/// How a table is laid out, in columns of the terminal.
+/// The layout of a table. Widths are in columns of the terminal.
 pub(super) struct Layout {
     /// Space before each line.
     pub indent: usize,
@@ -14,7 +14,7 @@ pub(super) struct Layout {
     pub gap: u16,
     /// The columns that are aligned to the right: numbers.
     pub numbers: Range<usize>,
-    /// Widest line. Longer cells are wrapped within their column; `None`: nothing is wrapped.
+    /// Maximum width of a line; longer cells are wrapped within their column. `None`: nothing is wrapped.
     pub max_width: Option<u16>,
 }
 

@@ -1,5 +1,5 @@
-//! Text for a terminal: control characters are replaced, long text is shortened or wrapped, ages are formatted. It knows
-//! nothing of what it shows.
+//! Text for a terminal: replaces control characters, shortens or wraps long text, and formats ages. It knows nothing about
+//! what it shows.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use jiff::Timestamp;
 
 use crate::config::duration;
 
-/// Widest line of a status, in columns.
+/// Maximum width of a line of the status, in columns.
 pub(super) const MAX_WIDTH: usize = 110;
 /// Column at which the text after a label begins.
 const LABEL_WIDTH: usize = 14;
 
-/// Replaces the characters that a terminal would act on: control characters, and those that change the direction of the
+/// Replaces the characters that a terminal would interpret: control characters, and those that change the direction of the
 /// text or break the line.
 pub(super) fn plain(text: &str) -> String {
     let is_control = |c: char| {
@@ -31,7 +31,7 @@ pub(super) fn shortened(text: &str, max: usize) -> String {
     }
 }
 
-/// How long ago a moment was, in whole seconds.
+/// The time since a moment, in whole seconds.
 pub(super) fn age(moment: Timestamp, now: Timestamp) -> String {
     whole_seconds(now.duration_since(moment).as_secs_f64())
 }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_that_a_terminal_acts_on_are_replaced() {
+    fn characters_that_a_terminal_interprets_are_replaced() {
         for (text, shown) in [
             ("\u{1b}[2J", "\u{fffd}[2J"),
             ("\u{9b}31m", "\u{fffd}31m"),

@@ -1,4 +1,4 @@
-//! The host and port of a broker, as text and back. Pure.
+//! The host and port of a broker: parsed from text, and formatted. Pure.
 
 use std::fmt;
 
@@ -34,8 +34,8 @@ impl Address {
             }
             None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-        if host.is_empty() || !host.chars().all(plain) {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        if host.is_empty() || !host.chars().all(is_allowed) {
             return None;
         }
         let port = match rest.strip_prefix(':') {

@@ -1,31 +1,33 @@
-//! What must hold between sections: every queue has one consumer, all failures reach the failed-order queue and no other,
-//! no key reaches two queues. Pure, apart from the report it writes to.
+//! Rules between sections: every queue has one consumer, and all failures reach the failed-order queue and no other. Warns
+//! about combinations that are valid but probably wrong, such as bindings that overlap. Pure, apart from the report it
+//! writes to.
 
 use std::time::Duration;
 
 use super::duration;
-use super::handler::{Handlers, MessageKind};
+use super::handler::{HandlerRegistry, MessageKind};
 use super::model::{Config, Consumer};
 use super::report::Report;
 use super::suggestion::{did_you_mean, listed};
 use crate::topology::{ExchangeNames, pattern};
 
-/// Unsettled deliveries of all consumers together that are worth a warning: each is in memory, and is delivered again after
-/// a crash.
+/// More unsettled deliveries of all consumers together cause a warning: each is in memory, and is delivered again after a
+/// crash.
 const MANY_SLOTS: usize = 16_384;
-/// The longest a delivery should take with its immediate retries: the broker's ack timeout of 30 minutes, minus a margin.
-const LONGEST_UNSETTLED: Duration = Duration::from_secs(25 * 60);
+/// How long a delivery should take at most, with its immediate retries: the broker's ack timeout of 30 minutes, minus a
+/// margin.
+const MAX_UNSETTLED_TIME: Duration = Duration::from_secs(25 * 60);
 /// How long a row is kept beyond the last possible retry.
 const RETENTION_MARGIN: Duration = Duration::from_secs(24 * 3600);
-/// Most queues and most consumers.
-const MOST: usize = 256;
+/// Maximum number of queues, and of consumers.
+const MAX_SECTIONS: usize = 256;
 
 /// Reports every violation.
-pub(super) fn check(config: &Config, handlers: Handlers, report: &Report) {
-    sizes(config, report);
+pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report) {
+    counts_are_within_limits(config, report);
     attempts_fit_the_ack_timeout(config, report);
     retention_outlasts_retries(config, report);
-    queue_names(config, report);
+    queue_names_are_not_reserved(config, report);
     consumers_have_queues(config, report);
     queues_have_one_consumer(config, report);
     if let Some((name, consumer)) = failed_order_consumer(config, handlers, report) {
@@ -35,12 +37,12 @@ pub(super) fn check(config: &Config, handlers: Handlers, report: &Report) {
     events_are_bound(config, report);
 }
 
-fn sizes(config: &Config, report: &Report) {
+fn counts_are_within_limits(config: &Config, report: &Report) {
     for (section, count) in [("queues", config.queues.len()), ("consumers", config.consumers.len())] {
         if count == 0 {
             report.problem(section, "must have at least one");
-        } else if count > MOST {
-            report.problem(section, format!("must be at most {MOST}, are {count}"));
+        } else if count > MAX_SECTIONS {
+            report.problem(section, format!("must have at most {MAX_SECTIONS}, has {count}"));
         }
     }
     let slots: usize =
@@ -57,14 +59,14 @@ fn sizes(config: &Config, report: &Report) {
 /// unsettled for 30 minutes.
 fn attempts_fit_the_ack_timeout(config: &Config, report: &Report) {
     for (name, consumer) in &config.consumers {
-        let tries = consumer.retry.immediate + 1;
-        let longest = consumer.timeout * tries;
-        if longest > LONGEST_UNSETTLED {
+        let attempts = consumer.retry.immediate + 1;
+        let longest = consumer.timeout * attempts;
+        if longest > MAX_UNSETTLED_TIME {
             let message = format!(
-                "allows {tries} attempts of {} each, {} in total; stay within {}, since the broker waits 30m for an ack",
+                "allows {attempts} attempts of {} each, {} in total; stay within {}, since the broker waits 30m for an ack",
                 duration::format(consumer.timeout),
                 duration::format(longest),
-                duration::format(LONGEST_UNSETTLED)
+                duration::format(MAX_UNSETTLED_TIME)
             );
             report.warning(&format!("consumers.{name}.retry.immediate"), message);
         }
@@ -92,12 +94,12 @@ fn retention_outlasts_retries(config: &Config, report: &Report) {
     }
 }
 
-fn queue_names(config: &Config, report: &Report) {
+fn queue_names_are_not_reserved(config: &Config, report: &Report) {
     for name in [ExchangeNames::DEAD_LETTER_QUEUE, ExchangeNames::UNROUTED_QUEUE] {
         if config.queues.contains_key(name) {
             report.problem(
                 &format!("queues.{name}"),
-                "must have another name: orderd declares a queue of this name itself",
+                "must have another name: orderd itself declares a queue of this name",
             );
         }
     }
@@ -140,25 +142,26 @@ fn queues_have_one_consumer(config: &Config, report: &Report) {
 
 fn failed_order_consumer<'c>(
     config: &'c Config,
-    handlers: Handlers,
+    handlers: HandlerRegistry,
     report: &Report,
 ) -> Option<(&'c str, &'c Consumer)> {
     let mut consumers = config.consumers.iter().filter(|(_, consumer)| consumer.handles_failures());
     let Some((first, consumer)) = consumers.next() else {
-        let of_failures = handlers.iter().filter(|handler| handler.messages() == MessageKind::Failure);
-        let names: Vec<&str> = of_failures.map(|handler| handler.name()).collect();
+        let for_failures = handlers.iter().filter(|handler| handler.messages() == MessageKind::Failure);
+        let names: Vec<&str> = for_failures.map(|handler| handler.name()).collect();
         let misspelt = config.consumers.keys().any(|name| report.has(&format!("consumers.{name}.handler")));
         if !config.consumers.is_empty() && !misspelt {
             report.problem(
                 "consumers",
-                format!("must have one with the handler {}: it retries or dead-letters what failed", listed(&names)),
+                format!("one must have the handler {}, which retries or dead-letters failed messages", listed(&names)),
             );
         }
         return None;
     };
     for (other, consumer) in consumers {
         let handler = &consumer.handler;
-        let message = format!("{handler:?} is already the handler of consumer {first:?}; exactly one consumer has it");
+        let message =
+            format!("{handler:?} is already the handler of consumer {first:?}; exactly one consumer may have it");
         report.problem(&format!("consumers.{other}.handler"), message);
     }
     Some((first, consumer))
@@ -203,18 +206,18 @@ fn bindings_do_not_overlap(config: &Config, report: &Report) {
         .collect();
     for (at, (queue, index, binding)) in bindings.iter().enumerate() {
         let path = format!("queues.{queue}.bindings[{index}]");
-        let former =
-            bindings[..at].iter().find(|(other, _, former)| other != queue && pattern::overlaps(binding, former));
-        if let Some((other, _, former)) = former.filter(|_| !report.has(&path)) {
+        let earlier =
+            bindings[..at].iter().find(|(other, _, earlier)| other != queue && pattern::overlaps(binding, earlier));
+        if let Some((other, _, earlier)) = earlier.filter(|_| !report.has(&path)) {
             let message = format!(
-                "{binding:?} overlaps {former:?} of queue {other:?}: an order that matches both is processed twice"
+                "{binding:?} overlaps {earlier:?} of queue {other:?}: an order that matches both is processed twice"
             );
             report.warning(&path, message);
         }
     }
 }
 
-/// The events that orderd publishes about processed orders: one routing key of each kind.
+/// Routing keys of the events that orderd publishes about processed orders, one of each kind.
 const EVENTS: [&str; 2] = ["order.notification.email", "order.analytics.processed"];
 
 fn events_are_bound(config: &Config, report: &Report) {
@@ -224,7 +227,7 @@ fn events_are_bound(config: &Config, report: &Report) {
         EVENTS.into_iter().filter(|key| !unknown && !bindings.clone().any(|binding| pattern::matches(binding, key)))
     {
         let message = format!(
-            "none is bound to {key:?}, which orderd publishes: such events end in {}",
+            "none is bound to {key:?}, which orderd publishes: such events end up in {}",
             ExchangeNames::UNROUTED_QUEUE
         );
         report.warning("queues", message);

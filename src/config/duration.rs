@@ -1,4 +1,4 @@
-//! Durations as text: `30s`, `1m 30s`, `500ms`. Pure.
+//! Parses and formats durations: `30s`, `1m 30s`, `500ms`. Pure.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use jiff::{SignedDuration, SpanRelativeTo};
 
 static PARSER: SpanParser = SpanParser::new();
 
-/// Reads a duration with units; a day is 24 hours.
+/// Parses a duration with units; a day is 24 hours.
 ///
 /// # Errors
 /// What is wrong with the text, without the text.
@@ -20,7 +20,7 @@ pub fn parse(text: &str) -> Result<Duration, &'static str> {
     Duration::try_from(signed).map_err(|_| "must not be negative")
 }
 
-/// Writes a duration: `1m 11s`, `24h`, `500ms`.
+/// Formats a duration: `1m 11s`, `24h`, `500ms`.
 pub fn format(duration: Duration) -> String {
     SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |signed| format!("{signed:#}"))
 }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_have_units() {
+    fn a_duration_needs_a_unit_of_fixed_length() {
         for (text, millis) in [
             ("30s", 30_000),
             ("1m 30s", 90_000),
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_read_back() {
+    fn a_formatted_duration_parses_to_the_same_value() {
         for (millis, text) in [(500, "500ms"), (71_000, "1m 11s"), (86_400_000, "24h"), (0, "0s")] {
             assert_eq!(format(Duration::from_millis(millis)), text);
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)));

@@ -1,4 +1,4 @@
-//! What the configuration knows of handlers: their names, the messages they process, and their own keys in
+//! What the configuration knows about handlers: their names, the messages they process, and their own keys in
 //! `[consumers.<name>]`, which only the handler itself reads.
 //!
 //! It never imports a handler. `handlers` implements [`HandlerSpec`], and [`super::Sources`] carries the registry.
@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 use super::redaction::redact;
 use super::section::Section;
 
-/// All handlers, in the order in which problems list their names.
-pub type Handlers = &'static [&'static dyn HandlerSpec];
+/// All handlers. Problems list their names in this order.
+pub type HandlerRegistry = &'static [&'static dyn HandlerSpec];
 
-/// A kind of handler, as far as the configuration needs it. `handlers::HandlerFactory` implements it.
+/// A kind of handler, as the configuration sees it. Every `handlers::HandlerFactory` implements it.
 pub trait HandlerSpec: Send + Sync {
     /// The name that `consumers.<name>.handler` gives.
     fn name(&self) -> &'static str;
@@ -37,13 +37,13 @@ pub enum MessageKind {
     Notification,
     /// Analytics events.
     Analytics,
-    /// The failed messages of all other consumers: exactly one consumer receives them, and has no retry policy.
+    /// The failed messages of all other consumers. Exactly one consumer receives them; it has no retry policy.
     Failure,
     /// Anything else.
     Other,
 }
 
-/// A consumer's settings of its handler, checked. Two are equal if their keys have the same values.
+/// A consumer's checked settings for its handler. Two are equal if their keys have the same values.
 #[derive(Clone)]
 pub struct HandlerSettings {
     keys: Arc<Map<String, Value>>,
@@ -63,7 +63,7 @@ impl HandlerSettings {
         HandlerSettings { keys: Arc::new(keys), check_lines: check_lines.into(), constructor: Arc::new(constructor) }
     }
 
-    /// No keys and no constructor: stands in for the settings of an unknown handler until the problems are reported.
+    /// Placeholder for the settings of an unknown handler, until the problem is reported: no keys and no constructor.
     pub(super) fn none() -> Self {
         Self::new(&(), Vec::new(), ())
     }
@@ -78,7 +78,7 @@ impl HandlerSettings {
         &self.check_lines
     }
 
-    /// The constructor, if it is of this type.
+    /// The constructor, if it has the type `T`.
     pub fn constructor<T: Any>(&self) -> Option<&T> {
         self.constructor.downcast_ref()
     }
@@ -96,7 +96,7 @@ impl fmt::Debug for HandlerSettings {
     }
 }
 
-/// As the keys it was read from.
+/// Serialized as the keys it was read from.
 impl Serialize for HandlerSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.keys.serialize(serializer)

@@ -22,7 +22,7 @@ pub enum Value {
     Float(f64),
     /// `true` or `false`.
     Boolean(bool),
-    /// A date or a time, which no key takes.
+    /// A date or a time, which no key accepts.
     Time,
     /// An array.
     List(Vec<Value>),
@@ -35,14 +35,14 @@ pub enum Value {
 /// A section's values, by key.
 pub type Table = BTreeMap<String, Value>;
 
-/// Longest value shown in a problem, in characters.
-const SHOWN: usize = 60;
+/// Maximum length of a value shown in a problem, in characters.
+const MAX_SHOWN_CHARS: usize = 60;
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Value::Text(text) | Value::Untyped(text) => {
-                let shown: String = text.chars().take(SHOWN).collect();
+                let shown: String = text.chars().take(MAX_SHOWN_CHARS).collect();
                 let more = if shown.len() < text.len() { "…" } else { "" };
                 write!(f, "{shown:?}{more}")
             }
@@ -82,23 +82,23 @@ impl Layers {
             problems.sort_by_key(|problem| (problem.line, problem.column));
             return Err(problems);
         }
-        Ok(Self::of(text, document.get_ref()))
+        Ok(Self::from_document(text, document.get_ref()))
     }
 
-    /// Reads the file as far as possible in spite of syntax errors.
-    pub(super) fn recovered(text: &str) -> Self {
+    /// Reads as much of the file as possible despite syntax errors.
+    pub(super) fn read_recoverable(text: &str) -> Self {
         let (document, _) = DeTable::parse_recoverable(text);
-        Self::of(text, document.get_ref())
+        Self::from_document(text, document.get_ref())
     }
 
-    fn of(text: &str, document: &DeTable<'_>) -> Self {
-        let lines = Lines::new(text);
+    fn from_document(text: &str, document: &DeTable<'_>) -> Self {
+        let lines = LinePositions::new(text);
         let mut layers = Layers::default();
         layers.root = layers.table(&lines, "", document);
         layers
     }
 
-    fn table(&mut self, lines: &Lines<'_>, path: &str, table: &DeTable<'_>) -> Table {
+    fn table(&mut self, lines: &LinePositions<'_>, path: &str, table: &DeTable<'_>) -> Table {
         table
             .iter()
             .map(|(key, value)| {
@@ -110,12 +110,12 @@ impl Layers {
             .collect()
     }
 
-    fn value(&mut self, lines: &Lines<'_>, path: &str, value: &DeValue<'_>) -> Value {
+    fn value(&mut self, lines: &LinePositions<'_>, path: &str, value: &DeValue<'_>) -> Value {
         match value {
             DeValue::String(text) => Value::Text(text.to_string()),
             DeValue::Integer(number) => {
-                let digits = i128::from_str_radix(number.as_str(), number.radix());
-                Value::Integer(digits.unwrap_or(if number.as_str().starts_with('-') { i128::MIN } else { i128::MAX }))
+                let integer = i128::from_str_radix(number.as_str(), number.radix());
+                Value::Integer(integer.unwrap_or(if number.as_str().starts_with('-') { i128::MIN } else { i128::MAX }))
             }
             DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
             DeValue::Boolean(truth) => Value::Boolean(*truth),
@@ -135,13 +135,13 @@ impl Layers {
     /// Overrides values with the environment: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in upper or lower case.
     /// `ORDERD_CONFIG` and names that start with `ORDERD_TEST` are not settings.
     pub(super) fn overlay_environment(&mut self, variables: &[(OsString, OsString)], report: &Report) {
-        let mut ours: Vec<(String, &OsString)> = variables
+        let mut settings: Vec<(String, &OsString)> = variables
             .iter()
             .filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value)))
             .filter(|(name, _)| environment_key(name).is_some())
             .collect();
-        ours.sort();
-        for (name, value) in ours {
+        settings.sort();
+        for (name, value) in settings {
             let Some(key) = environment_key(&name) else { continue };
             let path = self.environment_path(&key);
             match value.to_str() {
@@ -155,7 +155,7 @@ impl Layers {
     pub(super) fn overlay_settings(&mut self, settings: &[String], report: &Report) {
         for setting in settings {
             let Some((key, value)) = setting.split_once('=') else {
-                // Not shown: it may be a password whose key was forgotten.
+                // The text is not shown: it may be a password without its key.
                 report.problem("--set", "must be KEY=VALUE, such as consumers.order.workers=8");
                 continue;
             };
@@ -170,8 +170,8 @@ impl Layers {
         }
     }
 
-    /// The path of the key that a variable sets. Two underscores separate words, except within the name of a queue or a
-    /// consumer in the file.
+    /// The path of the key that a variable sets. Two underscores separate its parts, except within the name of a queue or a
+    /// consumer that is in the file.
     fn environment_path(&self, key: &str) -> Vec<String> {
         let named = ["queues", "consumers"].into_iter().find_map(|section| {
             let rest = key.strip_prefix(section)?.strip_prefix("__")?;
@@ -205,7 +205,7 @@ impl Layers {
         }
         let section = path;
         let path = join(&section, last);
-        if self.origins.get(&path).is_some_and(|former| former.layer() == origin.layer()) {
+        if self.origins.get(&path).is_some_and(|previous| previous.layer() == origin.layer()) {
             report.problem(&path, format!("is set twice, the second time by {origin}"));
             return;
         }
@@ -215,23 +215,23 @@ impl Layers {
             return;
         }
         // A password in a higher layer replaces a password file in a lower one, and vice versa.
-        let twin = match last.as_str() {
+        let alternative = match last.as_str() {
             "password" => join(&section, "password_file"),
             "password_file" => join(&section, "password"),
             _ => String::new(),
         };
-        if self.origins.get(&twin).is_some_and(|former| former.layer() < origin.layer()) {
+        if self.origins.get(&alternative).is_some_and(|previous| previous.layer() < origin.layer()) {
             table.remove(if last == "password" { "password_file" } else { "password" });
-            self.origins.remove(&twin);
+            self.origins.remove(&alternative);
         }
-        let inside = [format!("{path}["), format!("{path}.")];
-        self.origins.retain(|known, _| !inside.iter().any(|prefix| known.starts_with(prefix.as_str())));
+        let nested = [format!("{path}["), format!("{path}.")];
+        self.origins.retain(|known, _| !nested.iter().any(|prefix| known.starts_with(prefix.as_str())));
         self.origins.insert(path, origin);
         table.insert(last.clone(), Value::Untyped(text.to_owned()));
     }
 }
 
-/// What follows `ORDERD_`, in lower case, if the variable sets a key.
+/// The part of a variable's name after `ORDERD_`, in lower case; `None` if the variable sets no key.
 fn environment_key(name: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     let key = lower.strip_prefix("orderd_")?;
@@ -239,21 +239,21 @@ fn environment_key(name: &str) -> Option<String> {
 }
 
 fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
-    let origin = Lines::new(text).origin(error.span().map_or(0, |span| span.start));
+    let origin = LinePositions::new(text).origin(error.span().map_or(0, |span| span.start));
     let Origin::File { line, column } = origin else { unreachable!("positions of a file are in the file") };
     Problem::in_file(format!("line {line}, column {column}"), error.message().replace('\n', ", "), line, column)
 }
 
 /// Turns offsets into lines and columns.
-struct Lines<'t> {
+struct LinePositions<'t> {
     text: &'t str,
     starts: Vec<usize>,
 }
 
-impl<'t> Lines<'t> {
+impl<'t> LinePositions<'t> {
     fn new(text: &'t str) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Lines { text, starts }
+        LinePositions { text, starts }
     }
 
     /// Lines and columns count from 1, columns in characters.

@@ -6,19 +6,19 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::handler::Handlers;
+use super::handler::HandlerRegistry;
 use super::layers::{Layers, Value};
 use super::model::Config;
 use super::report::Problem;
-use super::section::Reading;
+use super::section::ReadContext;
 use super::{check, read, secret};
 
 /// The annotated default configuration.
 pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
 /// The configuration file, unless `--config` or `$ORDERD_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/orderd/orderd.toml";
-/// Largest configuration file, in bytes.
-pub(crate) const LARGEST_FILE: usize = 1 << 20;
+/// Maximum size of the configuration file, in bytes.
+pub(crate) const MAX_FILE_BYTES: usize = 1 << 20;
 
 /// Where a configuration comes from.
 #[derive(Clone, Default)]
@@ -27,13 +27,14 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// `key=value` settings of the command line, such as `consumers.order.workers=8`.
     pub settings: Vec<String>,
-    /// The environment, as [`std::env::vars_os`] gives it.
+    /// The environment variables, as in [`std::env::vars_os`].
     pub environment: Vec<(OsString, OsString)>,
     /// The handlers that consumers may name: `handlers::REGISTRY`, except in tests.
-    pub handlers: Handlers,
+    pub handlers: HandlerRegistry,
 }
 
-/// Shows which keys are set, without their values: these may be secrets, also of other programs.
+/// Shows which settings and environment variables there are, but not their values, which may be secrets, even those of
+/// other programs.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = self.settings.iter().map(|setting| setting.split('=').next().unwrap_or_default());
@@ -47,18 +48,18 @@ impl fmt::Debug for Sources {
 }
 
 impl Sources {
-    /// The sources of this process, with its environment.
-    pub fn of_process(file: Option<PathBuf>, settings: Vec<String>, handlers: Handlers) -> Self {
+    /// The sources of this process: its arguments and its environment.
+    pub fn from_process(file: Option<PathBuf>, settings: Vec<String>, handlers: HandlerRegistry) -> Self {
         Sources { file, settings, environment: std::env::vars_os().collect(), handlers }
     }
 
     /// The file to read.
     pub fn path(&self) -> PathBuf {
-        let named = || {
+        let from_variable = || {
             let variable = self.environment.iter().find(|(name, _)| name.eq_ignore_ascii_case("ORDERD_CONFIG"));
             variable.map(|(_, value)| value).filter(|value| !value.is_empty()).map(PathBuf::from)
         };
-        self.file.clone().or_else(named).unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
+        self.file.clone().or_else(from_variable).unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
     }
 }
 
@@ -86,7 +87,7 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The file was read, and the configuration is invalid. Displays as one line for each problem.
-    #[error("{}", Lines(path, problems))]
+    #[error("{}", ProblemLines(path, problems))]
     Invalid {
         /// Which file.
         path: PathBuf,
@@ -97,9 +98,9 @@ pub enum LoadError {
     },
 }
 
-struct Lines<'e>(&'e Path, &'e [Problem]);
+struct ProblemLines<'e>(&'e Path, &'e [Problem]);
 
-impl fmt::Display for Lines<'_> {
+impl fmt::Display for ProblemLines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.1.len() == 1 { "" } else { "s" };
         write!(f, "configuration {:?} has {} problem{plural}", self.0, self.1.len())?;
@@ -110,8 +111,8 @@ impl fmt::Display for Lines<'_> {
 impl Config {
     /// Loads and checks a configuration.
     ///
-    /// Command-line settings win over the environment, that over the file, that over the defaults. A file
-    /// with neither `[queues]` nor `[consumers]` gets those of [`DEFAULT_FILE`].
+    /// Command-line settings override the environment, which overrides the file, which overrides the defaults. A file with
+    /// neither `[queues]` nor `[consumers]` gets those of [`DEFAULT_FILE`].
     ///
     /// # Errors
     /// An unreadable file, or every problem with the configuration.
@@ -121,13 +122,13 @@ impl Config {
             Ok(bytes) => bytes,
             Err(source) => return Err(LoadError::Unreadable { path, source }),
         };
-        Self::of_bytes(&bytes, path, sources)
+        Self::from_bytes(&bytes, path, sources)
     }
 
     /// Loads the configuration from the content of its file.
-    pub(crate) fn of_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
-        let reading = Reading::with(&sources.environment, secret::is_open(&path));
-        match parse(bytes, sources, &reading) {
+    pub(crate) fn from_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
+        let context = ReadContext::new(&sources.environment, secret::is_world_readable(&path));
+        match parse(bytes, sources, &context) {
             Ok((config, mut warnings)) => {
                 warnings.extend(missing_newline(bytes));
                 Ok(Loaded { config, warnings, path })
@@ -137,19 +138,19 @@ impl Config {
     }
 }
 
-/// A reload takes a file without a final newline for one that was cut off, so loading warns about it.
+/// A reload rejects a file without a final newline because it may be truncated, so loading warns about it.
 fn missing_newline(bytes: &[u8]) -> Option<Problem> {
     if bytes.is_empty() || bytes.ends_with(b"\n") {
         return None;
     }
     let line = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let message = "the last line does not end with a newline: a reload would reject the file as cut off";
+    let message = "the last line does not end with a newline: a reload would reject the file as truncated";
     Some(Problem::in_file(format!("line {line}"), message.to_owned(), line, 1))
 }
 
-/// Whether a file has queues or consumers of its own. If not, it gets the default ones.
+/// Whether a file has `[queues]` or `[consumers]`. Without both, it gets the default ones.
 pub(crate) fn has_workload(bytes: &[u8]) -> bool {
-    let layers = text(bytes).and_then(Layers::read);
+    let layers = utf8_text(bytes).and_then(Layers::read);
     layers.is_ok_and(|layers| layers.root.contains_key("queues") || layers.root.contains_key("consumers"))
 }
 
@@ -159,30 +160,31 @@ pub(super) struct ConfigErrors {
     pub warnings: Vec<Problem>,
 }
 
-/// Loads a configuration from the content of its file.
+/// Loads a configuration from the content of its file, with the overrides and handlers of `sources`. Returns it with its
+/// warnings.
 pub(super) fn parse(
     bytes: &[u8],
     sources: &Sources,
-    reading: &Reading,
+    context: &ReadContext,
 ) -> Result<(Config, Vec<Problem>), ConfigErrors> {
-    let unreadable = |problems| ConfigErrors { problems, warnings: Vec::new() };
-    let mut layers = text(bytes).and_then(Layers::read).map_err(unreadable)?;
+    let not_toml = |problems| ConfigErrors { problems, warnings: Vec::new() };
+    let mut layers = utf8_text(bytes).and_then(Layers::read).map_err(not_toml)?;
     if !layers.root.contains_key("queues") && !layers.root.contains_key("consumers") {
         add_default_workload(&mut layers);
     }
-    layers.overlay_environment(&sources.environment, &reading.report);
-    layers.overlay_settings(&sources.settings, &reading.report);
-    let config = read::config(layers.root, sources.handlers, reading);
-    check::check(&config, sources.handlers, &reading.report);
-    secret::warn_of_exposed(&config, &layers.origins, reading);
-    let (problems, warnings) = reading.report.take_sorted(&layers.origins);
+    layers.overlay_environment(&sources.environment, &context.report);
+    layers.overlay_settings(&sources.settings, &context.report);
+    let config = read::config(layers.root, sources.handlers, context);
+    check::check(&config, sources.handlers, &context.report);
+    secret::warn_about_exposed_passwords(&config, &layers.origins, context);
+    let (problems, warnings) = context.report.take_sorted(&layers.origins);
     if problems.is_empty() { Ok((config, warnings)) } else { Err(ConfigErrors { problems, warnings }) }
 }
 
-pub(super) fn text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {
-    let start = |message: String| vec![Problem::in_file("line 1, column 1".to_owned(), message, 1, 1)];
-    if bytes.len() > LARGEST_FILE {
-        return Err(start(format!("the file must be at most {LARGEST_FILE} bytes, is {}", bytes.len())));
+pub(super) fn utf8_text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {
+    let at_start = |message: String| vec![Problem::in_file("line 1, column 1".to_owned(), message, 1, 1)];
+    if bytes.len() > MAX_FILE_BYTES {
+        return Err(at_start(format!("the file must be at most {MAX_FILE_BYTES} bytes, is {}", bytes.len())));
     }
     std::str::from_utf8(bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;

@@ -1,12 +1,12 @@
 //! The configuration: TOML, environment and command line in, checked values out.
 //!
-//! `load` reads the file and overlays the other `layers`; `read` and `workload` take each key from its `section`; a
-//! `handler` takes its own keys; `check` compares sections with each other; `report` collects every problem. After loading,
-//! no other module sees a raw value. `change` compares the configuration of a running daemon with a changed one.
-//! It never touches the broker.
+//! `load` reads the file and overlays the other `layers`. `read` and `workload` take each key from its `section` and parse
+//! its value with a `value_parser`; a `handler` takes its own keys. `check` compares sections with each other, and `report`
+//! collects every problem. After loading, no other module sees a raw value. `change` compares the configuration of a
+//! running daemon with a changed one. No module here connects to the broker.
 
 mod address;
-mod alone;
+mod admin_only;
 mod change;
 mod check;
 pub mod duration;
@@ -21,21 +21,21 @@ mod report;
 mod secret;
 mod section;
 mod serialize;
-pub mod shape;
 mod suggestion;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod topology;
+pub mod value_parser;
 mod workload;
 
 pub use address::Address;
-pub use alone::{admin_alone, admin_without_token};
+pub use admin_only::{load_admin, load_admin_without_token};
 pub use change::{applicable, changes};
-pub use handler::{HandlerSettings, HandlerSpec, Handlers, MessageKind};
+pub use handler::{HandlerRegistry, HandlerSettings, HandlerSpec, MessageKind};
 pub use layers::{Table, Value};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
-pub(crate) use load::{LARGEST_FILE, has_workload};
+pub(crate) use load::{MAX_FILE_BYTES, has_workload};
 pub use model::{
     Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,
     Runtime, Shutdown, Tls, TopologySettings,
@@ -43,5 +43,5 @@ pub use model::{
 pub use redaction::Secret;
 pub use report::Problem;
 
-pub use secret::token_in;
-pub use section::{Section, Shape};
+pub use secret::read_token_file;
+pub use section::{Section, ValueParser};

@@ -47,7 +47,7 @@ pub struct Config {
 /// `[broker]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Broker {
-    /// At least one; tried in turn, from a random start.
+    /// At least one; tried in turn, starting with a random one.
     pub addresses: Vec<Address>,
     /// Default `/`.
     pub virtual_host: String,
@@ -61,20 +61,20 @@ pub struct Broker {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// Default 10 s, whole seconds, 2 s to 5 min.
-    #[serde(serialize_with = "serialize::span")]
+    #[serde(serialize_with = "serialize::duration")]
     pub heartbeat: Duration,
     /// One connection attempt, handshake included; default 10 s.
-    #[serde(serialize_with = "serialize::span")]
+    #[serde(serialize_with = "serialize::duration")]
     pub connect_timeout: Duration,
     /// How long a publication may stay unconfirmed before its connection is closed; default 30 s.
-    #[serde(serialize_with = "serialize::span")]
+    #[serde(serialize_with = "serialize::duration")]
     pub confirm_timeout: Duration,
-    /// Most unconfirmed publications; default 4096.
+    /// Maximum number of unconfirmed publications; default 4096.
     pub max_unconfirmed: usize,
-    /// Most bytes of unconfirmed publications; default 16 MiB.
+    /// Maximum size of all unconfirmed publications, in bytes; default 16 MiB.
     pub max_unconfirmed_bytes: usize,
-    /// Longest back-off between connection attempts; default 30 s (first 100 ms, doubling, full jitter).
-    #[serde(serialize_with = "serialize::span")]
+    /// Maximum back-off between connection attempts; default 30 s. It starts at 100 ms and doubles, with full jitter.
+    #[serde(serialize_with = "serialize::duration")]
     pub reconnect_max: Duration,
 }
 
@@ -94,7 +94,7 @@ pub struct Tls {
     /// Read again for each connection.
     #[serde(flatten, serialize_with = "serialize::tls_files")]
     pub files: TlsFiles,
-    /// The name that the broker's certificate must have; `None`: the host in its address.
+    /// The name that the broker's certificate must contain; `None`: the host in its address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
 }
@@ -112,7 +112,7 @@ pub struct Management {
     /// Default: the broker's.
     pub password: Secret,
     /// How often the API is polled, default 5 s; `None` if it is `"off"`.
-    #[serde(serialize_with = "serialize::span_or_off")]
+    #[serde(serialize_with = "serialize::duration_or_off")]
     pub poll_every: Option<Duration>,
 }
 
@@ -144,12 +144,12 @@ pub struct Consumer {
     /// Deliveries that one worker processes at a time, at least 1; workers × prefetch ≤ 65,535.
     pub prefetch: u16,
     /// A handler's deadline; default 30 s, at most 15 min.
-    #[serde(serialize_with = "serialize::span")]
+    #[serde(serialize_with = "serialize::duration")]
     pub timeout: Duration,
-    /// How failures are retried. Has no effect on the failed-order consumer.
+    /// How failures are retried. It has no effect for the failed-order consumer.
     #[serde(serialize_with = "serialize::retry")]
     pub retry: RetryPolicy,
-    /// What its queue holds, as its handler says.
+    /// The kind of messages it receives; its handler determines it.
     #[serde(skip)]
     pub messages: MessageKind,
     /// The handler's own keys.
@@ -158,12 +158,12 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Whether it receives the failed messages of all other consumers.
+    /// Whether it is the failed-order consumer, which receives the failed messages of all others.
     pub fn handles_failures(&self) -> bool {
         self.messages == MessageKind::Failure
     }
 
-    /// Most unsettled deliveries of this consumer: workers × prefetch.
+    /// Maximum number of unsettled deliveries of this consumer: workers × prefetch.
     pub fn slots(&self) -> u16 {
         u16::try_from(self.workers * usize::from(self.prefetch)).expect("checked: workers × prefetch fits 16 bits")
     }
@@ -177,12 +177,12 @@ pub struct Ledger {
     pub directory: PathBuf,
     /// How long rows of processed messages are kept; `None`, the default: forever. Aggregates and dead letters are always
     /// kept.
-    #[serde(serialize_with = "serialize::span_or_forever")]
+    #[serde(serialize_with = "serialize::duration_or_forever")]
     pub retention: Option<Duration>,
 }
 
 impl Ledger {
-    /// Where the ledger is, and so which implementation it has.
+    /// Where the ledger is, which determines its implementation.
     pub fn location(&self) -> LedgerLocation {
         LedgerLocation::Directory(self.directory.clone())
     }
@@ -201,7 +201,7 @@ pub struct Log {
     pub directory: Option<PathBuf>,
     /// When a new file begins; default daily.
     pub rotation: Rotation,
-    /// Rolled files kept of each kind; default 14.
+    /// Number of rolled files kept of each kind; default 14.
     pub keep: usize,
 }
 
@@ -248,13 +248,13 @@ pub enum Rotation {
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Admin {
-    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. Other than loopback addresses need a token.
+    /// Default `127.0.0.1:9640`; `None` if it is `"off"`. An address other than loopback needs a token.
     #[serde(serialize_with = "serialize::address_or_off")]
     pub listen: Option<SocketAddr>,
-    /// From `token_file`: the bearer token that all requests need, except plain health checks.
+    /// From `token_file`: the bearer token that all requests need except `/livez` and `/readyz`.
     #[serde(rename = "token_file", skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
-    /// Host names that requests may use, besides `localhost` and IP addresses; lower case, without port.
+    /// Host names that requests may use besides `localhost` and IP addresses; in lower case, without port.
     pub hosts: Vec<String>,
 }
 
@@ -269,7 +269,7 @@ pub struct Reload {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shutdown {
     /// How long deliveries in flight may take to finish; default 30 s.
-    #[serde(serialize_with = "serialize::span")]
+    #[serde(serialize_with = "serialize::duration")]
     pub drain_timeout: Duration,
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Where a value was written. Problems are sorted by it: the file from top to bottom, then the variables and the settings
-/// by name.
+/// Where a value was written. Problems are sorted by it: first the file from top to bottom, then the variables by name, then
+/// the settings by key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
     /// Line and column count from 1, the column in characters.

@@ -1,4 +1,4 @@
-//! The type of secrets, and how values that contain secrets are shown. A secret is never printed.
+//! The type of secrets, and the redaction of values that contain secrets. A secret is never printed.
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -8,9 +8,9 @@ use std::sync::LazyLock;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// What a secret is shown as.
+/// What is shown instead of a secret.
 pub(super) const REDACTED: &str = "[redacted]";
-/// The only key of a serialized secret. No key of a configuration begins with a dollar sign.
+/// The only key of a serialized secret. It cannot be a key of the configuration: none begins with a dollar sign.
 const SECRET_KEY: &str = "$secret";
 
 /// Text that is never printed.
@@ -31,11 +31,11 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
+        f.write_str(REDACTED)
     }
 }
 
-/// As `{"$secret": fingerprint}`. Different secrets have different fingerprints, which are meaningless outside of this
+/// Serialized as `{"$secret": fingerprint}`. Different secrets have different fingerprints, which mean nothing outside this
 /// process.
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,5 +1,5 @@
-//! Collects the problems and warnings of a configuration, and finds out where their keys were written. It never shows a
-//! value on its own.
+//! Collects the problems and warnings of a configuration, and finds where their keys were written. It never adds a
+//! value to a message.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,17 +11,17 @@ use super::origin::{Origin, Origins};
 /// A problem with a configuration, or a warning about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Which key: `consumers.order.prefetch`; of a syntax error `line 3, column 7`.
+    /// The key, such as `consumers.order.prefetch`; for a syntax error, its position: `line 3, column 7`.
     pub path: String,
-    /// The problem: `must be at least 1, is 0`.
+    /// What is wrong: `must be at least 1, is 0`.
     pub message: String,
-    /// The line in the file, from 1, if it was written there.
+    /// The line in the file, from 1; `None` if the value was not written there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
     /// The column in that line, in characters from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<usize>,
-    /// The environment variable or `--set` that it was written in, if it was not the file.
+    /// The environment variable or `--set` that set the value; `None` for the file and for missing keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set_by: Option<String>,
 }
@@ -42,7 +42,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The problems and warnings so far. The first problem of each path is kept, since further ones usually follow from it.
+/// The problems and warnings so far. Only the first problem of each path is kept, since others usually follow from it.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     problems: RefCell<Vec<(String, String)>>,
@@ -63,9 +63,9 @@ impl Report {
 
     /// Whether a problem was found at a path or below it.
     pub(super) fn has(&self, path: &str) -> bool {
-        let below =
+        let is_within =
             |known: &str| known.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        self.problems.borrow().iter().any(|(known, _)| below(known))
+        self.problems.borrow().iter().any(|(known, _)| is_within(known))
     }
 
     /// All problems and all warnings, each in the order of the file.
@@ -74,13 +74,13 @@ impl Report {
             let mut found: Vec<_> =
                 found.take().into_iter().map(|(path, message)| (origin(origins, &path), path, message)).collect();
             found.sort();
-            found.into_iter().map(|(origin, path, message)| place(origin, path, message)).collect()
+            found.into_iter().map(|(origin, path, message)| located(origin, path, message)).collect()
         };
         (sorted(&self.problems), sorted(&self.warnings))
     }
 }
 
-/// Where a key was written; for a missing key, where its section was.
+/// Where a key was written; for a missing key, where its section was written.
 fn origin(origins: &Origins, path: &str) -> Option<Origin> {
     let mut path = path;
     loop {
@@ -91,7 +91,7 @@ fn origin(origins: &Origins, path: &str) -> Option<Origin> {
     }
 }
 
-fn place(origin: Option<Origin>, path: String, message: String) -> Problem {
+fn located(origin: Option<Origin>, path: String, message: String) -> Problem {
     match origin {
         Some(Origin::File { line, column }) => Problem::in_file(path, message, line, column),
         other => {

@@ -1,4 +1,4 @@
-//! Reads secrets from the configuration and from the files it names. It never shows a secret, whatever is wrong with it.
+//! Reads secrets from the configuration and from the files it names. A problem with a secret never shows it.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,28 +8,28 @@ use std::path::Path;
 use super::model::Config;
 use super::origin::{Origin, Origins};
 use super::redaction::Secret;
-use super::section::{Reading, Section};
-use super::shape;
+use super::section::{ReadContext, Section};
+use super::value_parser;
 
-/// RabbitMQ's default password, of a user that may only connect from the broker's machine: not a secret.
-const NOT_SECRET: &str = "guest";
-/// Longest password, in bytes.
-const LONGEST: usize = 1024;
-/// Shortest token, in bytes: it must not be guessable over a network.
-const SHORTEST_TOKEN: usize = 16;
+/// RabbitMQ's default password. It is not a secret: its user can connect only from the broker's own machine.
+const DEFAULT_PASSWORD: &str = "guest";
+/// Maximum length of a password or token, in bytes.
+const MAX_SECRET_BYTES: usize = 1024;
+/// Minimum length of a token, in bytes, so that it cannot be guessed over a network.
+const MIN_TOKEN_BYTES: usize = 16;
 
 /// `password` or `password_file`, if either is there.
 pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
-    let given = section.optional("password", &shape::secret(LONGEST));
+    let inline = section.optional("password", &value_parser::secret(MAX_SECRET_BYTES));
     let file = section.file("password_file");
     let path = section.key("password_file");
-    if given.is_some() && file.is_some() {
-        section.report().problem(&path, "conflicts with password: give one of the two");
+    if inline.is_some() && file.is_some() {
+        section.report().problem(&path, "conflicts with password: set only one of them");
         return None;
     }
     match file {
         Some(file) => from_file(section, &path, &file, read),
-        None => given.map(Secret::new),
+        None => inline.map(Secret::new),
     }
 }
 
@@ -43,15 +43,15 @@ pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
 ///
 /// # Errors
 /// Why the token cannot be used, without showing it.
-pub fn token_in(path: &Path) -> Result<Secret, String> {
+pub fn read_token_file(path: &Path) -> Result<Secret, String> {
     read_token(path)
 }
 
 fn read_token(path: &Path) -> Result<Secret, String> {
     let found = read(path)?;
     let token = found.expose();
-    if token.len() < SHORTEST_TOKEN {
-        Err(format!("its token must have at least {SHORTEST_TOKEN} bytes, has {}", token.len()))
+    if token.len() < MIN_TOKEN_BYTES {
+        Err(format!("its token must have at least {MIN_TOKEN_BYTES} bytes, has {}", token.len()))
     } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         Err("its token must be one line of visible ASCII characters without spaces".to_owned())
     } else {
@@ -67,7 +67,7 @@ fn from_file(
 ) -> Option<Secret> {
     match read(file) {
         Ok(found) => {
-            warn_if_open(section, path, file);
+            warn_if_world_readable(section, path, file);
             Some(found)
         }
         Err(message) => {
@@ -77,13 +77,13 @@ fn from_file(
     }
 }
 
-/// Warns of passwords that others can read. Those on the command line were rejected before.
-pub(super) fn warn_of_exposed(config: &Config, origins: &Origins, reading: &Reading) {
+/// Warns about passwords that others can read. Passwords on the command line were rejected before.
+pub(super) fn warn_about_exposed_passwords(config: &Config, origins: &Origins, context: &ReadContext) {
     for (key, password) in
         [("broker.password", &config.broker.password), ("management.password", &config.management.password)]
     {
-        let place = match origins.get(key) {
-            Some(Origin::File { .. }) if reading.is_open => {
+        let exposure = match origins.get(key) {
+            Some(Origin::File { .. }) if context.is_world_readable => {
                 "every user of this machine can read the configuration file"
             }
             Some(Origin::Environment(_)) => {
@@ -91,21 +91,21 @@ pub(super) fn warn_of_exposed(config: &Config, origins: &Origins, reading: &Read
             }
             Some(Origin::File { .. } | Origin::Setting(_)) | None => continue,
         };
-        if password.expose() != NOT_SECRET {
-            reading.report.warning(key, format!("{place}; use password_file instead"));
+        if password.expose() != DEFAULT_PASSWORD {
+            context.report.warning(key, format!("{exposure}; use password_file instead"));
         }
     }
 }
 
-/// Warns of a file with a secret that every user of this machine can read.
-pub(super) fn warn_if_open(section: &Section<'_>, key: &str, file: &Path) {
-    if is_open(file) {
+/// Warns about a secret's file if every user of this machine can read it.
+pub(super) fn warn_if_world_readable(section: &Section<'_>, key: &str, file: &Path) {
+    if is_world_readable(file) {
         section.report().warning(key, format!("every user of this machine can read {file:?}"));
     }
 }
 
 /// Whether every user of this machine can read a file.
-pub(super) fn is_open(file: &Path) -> bool {
+pub(super) fn is_world_readable(file: &Path) -> bool {
     const OTHERS_READ: u32 = 0o004;
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
 }
@@ -118,13 +118,13 @@ fn read(path: &Path) -> Result<Secret, String> {
         return Err("it is a directory".to_owned());
     }
     let mut bytes = Vec::new();
-    let limit = LONGEST as u64 + 3;
+    let limit = MAX_SECRET_BYTES as u64 + 3;
     file.take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     match text.len() {
         0 => Err("it is empty".to_owned()),
-        length if length > LONGEST => Err(format!("it is longer than {LONGEST} bytes")),
+        length if length > MAX_SECRET_BYTES => Err(format!("it is longer than {MAX_SECRET_BYTES} bytes")),
         _ if text.contains('\0') => Err("it contains a zero byte".to_owned()),
         _ => Ok(Secret::new(text)),
     }

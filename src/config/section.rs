@@ -1,5 +1,5 @@
-//! Reads one section of a configuration: takes each key by name and shape, and reports every wrong type, wrong value and
-//! unknown key. It never decides which keys there are.
+//! Reads one section of a configuration: takes each key by name, parses its value, and reports every wrong type, wrong
+//! value and unknown key. It never decides which keys there are.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,52 +8,56 @@ use std::path::PathBuf;
 
 use super::layers::{Table, Value, join};
 use super::report::Report;
-use super::shape;
 use super::suggestion::did_you_mean;
+use super::value_parser;
 
-/// The variable with the directory of a unit's credentials, which systemd sets.
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// Longest path, in bytes: Linux's PATH_MAX.
-pub(super) const LONGEST_PATH: usize = 4096;
+/// The environment variable in which systemd passes the directory of the unit's credentials.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+/// Maximum length of a path, in bytes: Linux's PATH_MAX.
+pub(super) const MAX_PATH_BYTES: usize = 4096;
 
-/// Shared by all sections of one configuration while it is read.
+/// What all sections of one configuration share while it is read.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
+pub(super) struct ReadContext {
     pub report: Report,
-    /// The path of every key that can be set, so that a test can compare the default file with it.
+    /// The path of every key that can be set. A test compares the default file with it.
     pub known_paths: RefCell<BTreeSet<String>>,
     /// `$CREDENTIALS_DIRECTORY`, if it is set.
     credentials: Option<PathBuf>,
     /// Whether every user of this machine can read the configuration file.
-    pub is_open: bool,
+    pub is_world_readable: bool,
 }
 
-impl Reading {
-    /// In a process with these environment variables. `is_open`: every user of this machine can read the file.
-    pub(super) fn with(environment: &[(OsString, OsString)], is_open: bool) -> Self {
-        let set = environment.iter().find(|(name, value)| name == CREDENTIALS && !value.is_empty());
-        Reading { credentials: set.map(|(_, value)| PathBuf::from(value)), is_open, ..Reading::default() }
+impl ReadContext {
+    /// The context in a process with these environment variables. `is_world_readable` is about the configuration file.
+    pub(super) fn new(environment: &[(OsString, OsString)], is_world_readable: bool) -> Self {
+        let variable = environment.iter().find(|(name, value)| name == CREDENTIALS_VARIABLE && !value.is_empty());
+        ReadContext {
+            credentials: variable.map(|(_, value)| PathBuf::from(value)),
+            is_world_readable,
+            ..ReadContext::default()
+        }
     }
 }
 
-/// A section while its keys are read. Each key is taken once; [`Section::finish`] reports the keys that were not taken.
+/// A section while its keys are read. Each key is taken once; [`Section::finish`] reports the remaining keys as unknown.
 pub struct Section<'r> {
     path: String,
     table: Table,
     known: Vec<&'static str>,
-    reading: &'r Reading,
+    context: &'r ReadContext,
 }
 
-/// Reads a value, or says what it must be: `must be at least 1, is 0`.
-pub type Shape<'s, T> = &'s dyn Fn(&Value) -> Result<T, String>;
+/// Parses and checks a value. The error says what the value must be: `must be at least 1, is 0`.
+pub type ValueParser<'s, T> = &'s dyn Fn(&Value) -> Result<T, String>;
 
 impl<'r> Section<'r> {
-    pub(super) fn new(path: String, table: Table, reading: &'r Reading) -> Self {
-        Section { path, table, known: Vec::new(), reading }
+    pub(super) fn new(path: String, table: Table, context: &'r ReadContext) -> Self {
+        Section { path, table, known: Vec::new(), context }
     }
 
     pub(super) fn report(&self) -> &'r Report {
-        &self.reading.report
+        &self.context.report
     }
 
     /// The path of the section: `consumers.order`.
@@ -61,18 +65,18 @@ impl<'r> Section<'r> {
         &self.path
     }
 
-    /// The path of a key in it: `consumers.order.workers`.
+    /// The full path of a key in this section: `consumers.order.workers`.
     pub fn key(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
-    /// Reports a problem with a key. The first problem of each path is kept.
+    /// Reports a problem with a key. Only the first problem of each path is kept.
     pub fn problem(&self, key: &str, message: impl Into<String>) {
         self.report().problem(&self.key(key), message);
     }
 
     /// Reports a problem with the section as a whole.
-    pub fn own_problem(&self, message: impl Into<String>) {
+    pub fn section_problem(&self, message: impl Into<String>) {
         self.report().problem(&self.path, message);
     }
 
@@ -82,54 +86,55 @@ impl<'r> Section<'r> {
     }
 
     /// Reports a warning about the section as a whole.
-    pub fn own_warning(&self, message: impl Into<String>) {
+    pub fn section_warning(&self, message: impl Into<String>) {
         self.report().warning(&self.path, message);
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
-        self.reading.known_paths.borrow_mut().insert(self.key(key));
+        self.context.known_paths.borrow_mut().insert(self.key(key));
         self.table.remove(key)
     }
 
-    /// A key that may be missing. `None` also for a wrong value, which is reported.
-    pub fn optional<T>(&mut self, key: &'static str, shape: Shape<'_, T>) -> Option<T> {
+    /// A key that may be missing. `None` also stands for a wrong value, which is reported.
+    pub fn optional<T>(&mut self, key: &'static str, parse: ValueParser<'_, T>) -> Option<T> {
         let value = self.take(key)?;
-        shape(&value).map_err(|message| self.problem(key, message)).ok()
+        parse(&value).map_err(|message| self.problem(key, message)).ok()
     }
 
-    /// The path of a file, which may begin with `$CREDENTIALS_DIRECTORY/`, where systemd puts the unit's credentials.
+    /// A key whose value is the path of a file. It may begin with `$CREDENTIALS_DIRECTORY/`, where systemd puts the unit's
+    /// credentials.
     pub fn file(&mut self, key: &'static str) -> Option<PathBuf> {
-        let text = self.optional(key, &shape::text(LONGEST_PATH))?;
+        let text = self.optional(key, &value_parser::text(MAX_PATH_BYTES))?;
         let Some(name) = text.strip_prefix('$') else { return Some(PathBuf::from(text)) };
-        let name = name.strip_prefix(CREDENTIALS).and_then(|rest| rest.strip_prefix('/'));
-        let problem = match (name, &self.reading.credentials) {
+        let name = name.strip_prefix(CREDENTIALS_VARIABLE).and_then(|rest| rest.strip_prefix('/'));
+        let problem = match (name, &self.context.credentials) {
             (Some(name), Some(directory)) => return Some(directory.join(name)),
             (Some(_), None) => {
-                format!("cannot use {text:?}: ${CREDENTIALS} is not set; systemd sets it with LoadCredential")
+                format!("cannot use {text:?}: ${CREDENTIALS_VARIABLE} is not set; systemd sets it with LoadCredential")
             }
-            (None, _) => format!("must be a path or begin with \"${CREDENTIALS}/\", is {text:?}"),
+            (None, _) => format!("must be a path or begin with \"${CREDENTIALS_VARIABLE}/\", is {text:?}"),
         };
         self.problem(key, problem);
         None
     }
 
     /// A key with a default. The default also stands in for a wrong value, which is reported.
-    pub fn or<T>(&mut self, key: &'static str, default: T, shape: Shape<'_, T>) -> T {
-        self.optional(key, shape).unwrap_or(default)
+    pub fn optional_or<T>(&mut self, key: &'static str, default: T, parse: ValueParser<'_, T>) -> T {
+        self.optional(key, parse).unwrap_or(default)
     }
 
-    /// A key that must be there. `hint` follows the problem that it is missing.
-    pub fn required<T>(&mut self, key: &'static str, hint: &str, shape: Shape<'_, T>) -> Option<T> {
+    /// A mandatory key. If it is missing, the problem reads `is missing` followed by `hint`.
+    pub fn required<T>(&mut self, key: &'static str, hint: &str, parse: ValueParser<'_, T>) -> Option<T> {
         if !self.table.contains_key(key) {
             self.problem(key, format!("is missing{hint}"));
         }
-        self.optional(key, shape)
+        self.optional(key, parse)
     }
 
-    /// A list of at most `most` items. In the environment it is a TOML array or separated by commas. `None` also if an item
-    /// is wrong, which is reported.
-    pub fn list<T>(&mut self, key: &'static str, most: usize, shape: Shape<'_, T>) -> Option<Vec<T>> {
+    /// A list of at most `max` items. In the environment it is a TOML array or comma-separated. `None` if it is missing or
+    /// an item is wrong, which is reported.
+    pub fn list<T>(&mut self, key: &'static str, max: usize, parse: ValueParser<'_, T>) -> Option<Vec<T>> {
         let path = self.key(key);
         let items = match items(self.take(key)?) {
             Ok(items) => items,
@@ -138,30 +143,30 @@ impl<'r> Section<'r> {
                 return None;
             }
         };
-        if items.len() > most {
-            self.report().problem(&path, format!("must have at most {most} items, has {}", items.len()));
+        if items.len() > max {
+            self.report().problem(&path, format!("must have at most {max} items, has {}", items.len()));
         }
         let read: Vec<Option<T>> = items
             .iter()
             .enumerate()
             .map(|(index, item)| {
                 let problem = |message: String| self.report().problem(&format!("{path}[{index}]"), message);
-                shape(item).map_err(problem).ok()
+                parse(item).map_err(problem).ok()
             })
             .collect();
         read.into_iter().collect()
     }
 
-    /// A section in this one; an empty one if it is missing.
+    /// A subsection; an empty one if it is missing.
     pub fn section(&mut self, key: &'static str) -> Section<'r> {
-        self.optional_section(key).unwrap_or_else(|| Section::new(self.key(key), Table::new(), self.reading))
+        self.optional_section(key).unwrap_or_else(|| Section::new(self.key(key), Table::new(), self.context))
     }
 
-    /// A section in this one, if it is there.
+    /// A subsection, if it is present.
     pub fn optional_section(&mut self, key: &'static str) -> Option<Section<'r>> {
         let path = self.key(key);
         match self.take(key)? {
-            Value::Table(table) => Some(Section::new(path, table, self.reading)),
+            Value::Table(table) => Some(Section::new(path, table, self.context)),
             other => {
                 self.report().problem(&path, not_a_section(&other));
                 None
@@ -169,16 +174,16 @@ impl<'r> Section<'r> {
         }
     }
 
-    /// Consumes a section of named sections, such as `[queues.<name>]`.
-    pub(super) fn into_named(self) -> Vec<(String, Section<'r>)> {
+    /// The subsections of a section whose keys are names, such as `[queues.<name>]`.
+    pub(super) fn into_named_sections(self) -> Vec<(String, Section<'r>)> {
         let path = self.path;
-        let reading = self.reading;
+        let context = self.context;
         let named = self.table.into_iter().filter_map(|(name, value)| {
             let path = join(&path, &name);
             match value {
-                Value::Table(table) => Some((name, Section::new(path, table, reading))),
+                Value::Table(table) => Some((name, Section::new(path, table, context))),
                 other => {
-                    reading.report.problem(&path, not_a_section(&other));
+                    context.report.problem(&path, not_a_section(&other));
                     None
                 }
             }
@@ -186,18 +191,18 @@ impl<'r> Section<'r> {
         named.collect()
     }
 
-    /// A copy of what was not taken yet, whose problems and warnings go to another report.
-    pub(super) fn copy<'o>(&self, reading: &'o Reading) -> Section<'o> {
-        Section { path: self.path.clone(), table: self.table.clone(), known: Vec::new(), reading }
+    /// A copy of the keys that were not taken yet, which reports to another context.
+    pub(super) fn copy_remaining<'o>(&self, context: &'o ReadContext) -> Section<'o> {
+        Section { path: self.path.clone(), table: self.table.clone(), known: Vec::new(), context }
     }
 
     /// Takes the keys that were taken from a copy.
-    pub(super) fn take_as(&mut self, copy: &Section<'_>) {
+    pub(super) fn take_keys_taken_from(&mut self, copy: &Section<'_>) {
         self.table.retain(|key, _| copy.table.contains_key(key));
         self.known.extend(&copy.known);
     }
 
-    /// Reports the keys that were not taken as unknown. Their values are never shown: one may be a password whose key is
+    /// Reports every key that was not taken as an unknown key. Values are never shown: one may be a password whose key is
     /// misspelt.
     pub fn finish(self) {
         for key in self.table.keys() {
@@ -227,7 +232,7 @@ fn items(value: Value) -> Result<Vec<Value>, String> {
         return Ok(items);
     }
     if text.trim_start().starts_with('[') && text.contains(['"', '\'']) {
-        return Err("must be a TOML array or separated by commas".to_owned());
+        return Err("must be a TOML array or comma-separated".to_owned());
     }
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
     Ok(items.map(|item| Value::Untyped(item.to_owned())).collect())

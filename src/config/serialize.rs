@@ -1,4 +1,4 @@
-//! Writes checked values as they are written in the file. A reload compares two configurations in this form.
+//! Serializes checked values as they are written in the file. A reload compares two configurations in this form.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use super::duration;
 use crate::recovery::RetryPolicy;
 use crate::tls::{CertificateFiles, TlsFiles};
 
-pub(super) fn span<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&duration::format(*value))
 }
 
-pub(super) fn span_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn duration_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(value) => span(value, serializer),
+        Some(value) => duration(value, serializer),
         None => serializer.serialize_str("off"),
     }
 }
 
-pub(super) fn span_or_forever<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn duration_or_forever<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(value) => span(value, serializer),
+        Some(value) => duration(value, serializer),
         None => serializer.serialize_str("forever"),
     }
 }
@@ -36,7 +36,7 @@ pub(super) fn address_or_off<S: Serializer>(value: &Option<SocketAddr>, serializ
     }
 }
 
-/// Not as serde does it, which fails for a path that is not UTF-8.
+/// Unlike serde's own serialization, it does not fail for a path that is not UTF-8.
 pub(super) fn path<S: Serializer>(value: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&value.display())
 }

@@ -1,4 +1,4 @@
-//! Words for problems: lists of names, and the name that was probably meant.
+//! Parts of problem messages: a list of names, and a suggestion for a misspelt name.
 
 use std::fmt::Display;
 

@@ -1,4 +1,4 @@
-//! Loading as a whole: files and variables in, problems and warnings out.
+//! Loading: files, variables and settings in; configurations, problems and warnings out.
 
 mod secrets;
 
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::load::{ConfigErrors, parse};
-use super::section::Reading;
+use super::section::ReadContext;
 use super::*;
 use crate::handlers;
 
@@ -19,7 +19,7 @@ fn load_with(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<(
     let settings = set.iter().map(|setting| (*setting).to_owned()).collect();
     let sources = Sources { settings, environment, ..handlers::sources() };
     let lines = |problems: Vec<Problem>| problems.iter().map(Problem::to_string).collect::<Vec<_>>();
-    match parse(file.as_bytes(), &sources, &Reading::default()) {
+    match parse(file.as_bytes(), &sources, &ReadContext::default()) {
         Ok((config, warnings)) => Ok((config, lines(warnings))),
         Err(ConfigErrors { problems, .. }) => Err(lines(problems)),
     }
@@ -37,18 +37,18 @@ fn warnings(file: &str) -> Vec<String> {
     load(file, &[]).expect("a valid configuration").1
 }
 
-/// The default workload with one part replaced.
+/// The default file with one part replaced.
 fn default_with(from: &str, to: &str) -> String {
     assert!(DEFAULT_FILE.contains(from), "the default file has {from:?}");
     DEFAULT_FILE.replacen(from, to, 1)
 }
 
 #[test]
-fn the_default_file_has_the_built_in_default_of_every_key() {
+fn every_value_in_the_default_file_is_the_default() {
     let (config, warnings) = load(DEFAULT_FILE, &[]).expect("the default file is valid");
     assert_eq!(config, valid(""));
     assert_eq!(warnings, [""; 0]);
-    // Leaving out any one key changes nothing, so its value in the file is the default. Queues and consumers have no defaults.
+    // Leaving out any key changes nothing, so its value in the file is the default. Queues and consumers have no defaults.
     let workload =
         DEFAULT_FILE.find("[queues.order_queue]").expect("queues")..DEFAULT_FILE.find("[ledger]").expect("ledger");
     for (at, _) in DEFAULT_FILE.match_indices('\n') {
@@ -60,7 +60,7 @@ fn the_default_file_has_the_built_in_default_of_every_key() {
 }
 
 #[test]
-fn the_order_consumer_of_the_default_file_has_the_defaults_of_all_consumers() {
+fn the_order_consumer_in_the_default_file_has_the_default_of_every_consumer_key() {
     let config = valid(DEFAULT_FILE);
     for line in ["handler = \"order\"", "workers = 4", "prefetch = 250", "timeout = \"30s\""] {
         assert_eq!(valid(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
@@ -71,9 +71,9 @@ fn the_order_consumer_of_the_default_file_has_the_defaults_of_all_consumers() {
 }
 
 #[test]
-fn every_key_is_in_the_default_file_with_a_comment_above_it() {
-    let reading = Reading::default();
-    parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &reading).expect("the default file is valid");
+fn every_key_is_in_the_default_file_with_a_comment() {
+    let context = ReadContext::default();
+    parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &context).expect("the default file is valid");
     let mut section = String::new();
     let mut documented = std::collections::BTreeSet::new();
     let mut above = "";
@@ -88,11 +88,11 @@ fn every_key_is_in_the_default_file_with_a_comment_above_it() {
         }
         above = line;
     }
-    for path in reading.known_paths.take() {
+    for path in context.known_paths.take() {
         let section = documented.iter().any(|key| key.starts_with(&format!("{path}.")));
         let optional = path.starts_with("consumers.") && path.contains(".faults");
-        let refused = path == "consumers.failed.retry";
-        assert!(section || documented.contains(&path) || optional || refused, "{path} is not in the default file");
+        let rejected = path == "consumers.failed.retry";
+        assert!(section || documented.contains(&path) || optional || rejected, "{path} is not in the default file");
     }
     assert!(documented.contains("consumers.order.faults.hang"));
 }
@@ -131,7 +131,7 @@ fn a_syntax_error_has_line_and_column_and_does_not_show_the_line() {
 }
 
 #[test]
-fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
+fn the_command_line_overrides_the_environment_and_the_environment_overrides_the_file() {
     let variable = [("ORDERD_CONSUMERS__ORDER__WORKERS", "8")];
     assert_eq!(valid(DEFAULT_FILE).consumers["order"].workers, 4);
     assert_eq!(load(DEFAULT_FILE, &variable).unwrap().0.consumers["order"].workers, 8);
@@ -141,7 +141,7 @@ fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
-fn variables_carry_every_type() {
+fn a_variable_can_set_a_value_of_any_type() {
     let (config, _) = load(
         DEFAULT_FILE,
         &[
@@ -169,7 +169,7 @@ fn variables_carry_every_type() {
 }
 
 #[test]
-fn an_ipv6_address_alone_is_not_a_toml_array() {
+fn an_ipv6_address_in_brackets_is_not_taken_for_a_toml_array() {
     let address = |text| load(DEFAULT_FILE, &[("ORDERD_BROKER__ADDRESSES", text)]).unwrap().0.broker.addresses;
     assert_eq!(address("[::1]")[0].to_string(), "[::1]:5672");
     assert_eq!(address("[::1]:5673,[::2]:5674").len(), 2);
@@ -177,7 +177,7 @@ fn an_ipv6_address_alone_is_not_a_toml_array() {
 }
 
 #[test]
-fn names_with_underscores_can_be_set_in_the_environment() {
+fn a_variable_can_set_a_key_of_a_queue_whose_name_has_two_underscores() {
     let file = DEFAULT_FILE.replace("order_queue]", "order__queue_]").replace("\"order_queue\"", "\"order__queue_\"");
     let file = file
         .replace("failed_order__queue_]", "failed_order_queue]")
@@ -187,7 +187,7 @@ fn names_with_underscores_can_be_set_in_the_environment() {
 }
 
 #[test]
-fn problems_with_variables_name_them_and_follow_those_of_the_file() {
+fn a_problem_with_a_variable_names_it_and_comes_after_those_of_the_file() {
     let found = load(
         &default_with("\ntimeout = \"30s\"", "\ntimeout = \"16m\""),
         &[
@@ -236,7 +236,7 @@ fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
         (
             "[queues.order_queue]",
             "[queues.dead_letter_queue]\nbindings = [\"x\"]\n[queues.order_queue]",
-            "queues.dead_letter_queue: must have another name: orderd declares a queue of this name itself",
+            "queues.dead_letter_queue: must have another name: orderd itself declares a queue of this name",
         ),
     ] {
         let found = problems(&default_with(from, to));
@@ -252,12 +252,12 @@ fn failures_reach_exactly_one_queue() {
         (
             "handler = \"failed\"",
             "handler = \"order\"",
-            "consumers: must have one with the handler \"failed\": it retries or dead-letters what failed",
+            "consumers: one must have the handler \"failed\", which retries or dead-letters failed messages",
         ),
         (
             "handler = \"analytics\"",
             "handler = \"failed\"",
-            "consumers.failed.handler: \"failed\" is already the handler of consumer \"analytics\"; exactly one consumer has it",
+            "consumers.failed.handler: \"failed\" is already the handler of consumer \"analytics\"; exactly one consumer may have it",
         ),
         (
             "bindings = [\"order.failed.#\"]",
@@ -294,11 +294,11 @@ fn an_unknown_handler_does_not_hide_unknown_keys() {
         "consumers.order.wrokers: unknown key; did you mean \"workers\"?",
         "consumers.order.fauls: unknown key; did you mean \"faults\"?",
     ];
-    assert_eq!(problems, expected, "and not faults, which a handler has");
+    assert_eq!(problems, expected, "faults is a key of some handler, so it is not reported");
 }
 
 #[test]
-fn what_works_but_is_probably_wrong_is_a_warning() {
+fn a_valid_setting_that_is_probably_wrong_causes_a_warning() {
     for (from, to, expected) in [
         (
             "bindings = [\"order.normal.*\"]",
@@ -308,7 +308,7 @@ fn what_works_but_is_probably_wrong_is_a_warning() {
         (
             "max_age = \"24h\"",
             "max_age = \"1m\"",
-            "consumers.order.retry.max_age: is 1m, less than the 1m 11s of all delays together: the last retries never happen",
+            "consumers.order.retry.max_age: is 1m, less than the sum of all delays, 1m 11s: the last retries never happen",
         ),
         (
             "transient = 0.0",
@@ -323,7 +323,7 @@ fn what_works_but_is_probably_wrong_is_a_warning() {
         (
             "bindings = [\"order.notification.*\"]",
             "bindings = [\"x\"]",
-            "queues: none is bound to \"order.notification.email\", which orderd publishes: such events end in unrouted_queue",
+            "queues: none is bound to \"order.notification.email\", which orderd publishes: such events end up in unrouted_queue",
         ),
     ] {
         assert_eq!(warnings(&default_with(from, to)), [expected]);
@@ -331,13 +331,13 @@ fn what_works_but_is_probably_wrong_is_a_warning() {
 }
 
 #[test]
-fn limits_hold() {
+fn a_value_outside_its_limits_is_a_problem() {
     for (from, to, expected) in [
         ("workers = 4", "workers = 1025", "consumers.order.workers: must be at most 1024, is 1025"),
         (
             "workers = 4",
             "workers = 1024",
-            "consumers.order.prefetch: must be at most 65535 times workers, is 1024 × 250 = 256000",
+            "consumers.order.prefetch: workers × prefetch must be at most 65535, is 1024 × 250 = 256000",
         ),
         ("heartbeat = \"10s\"", "heartbeat = \"2500ms\"", "broker.heartbeat: must be whole seconds, is \"2500ms\""),
         ("heartbeat = \"10s\"", "heartbeat = \"1s\"", "broker.heartbeat: must be at least 2s, is 1s"),
@@ -419,7 +419,7 @@ fn limits_hold() {
 }
 
 #[test]
-fn queues_without_consumers_are_not_filled_up() {
+fn a_file_with_only_queues_or_only_consumers_does_not_get_the_default_ones() {
     let found = problems("[queues.a]\nbindings = [\"a\"]\n");
     assert!(found[0].starts_with("consumers: is missing"), "{found:?}");
     let found = problems("[consumers.order]\nworkers = 3\n");
@@ -427,7 +427,7 @@ fn queues_without_consumers_are_not_filled_up() {
 }
 
 #[test]
-fn an_unreadable_file_is_named() {
+fn the_error_for_an_unreadable_file_names_it() {
     let sources = Sources { file: Some("/nowhere/orderd.toml".into()), ..Sources::default() };
     let error = Config::load(&sources).unwrap_err();
     assert_eq!(error.to_string(), "cannot read configuration file \"/nowhere/orderd.toml\"");
@@ -437,7 +437,7 @@ fn an_unreadable_file_is_named() {
 }
 
 #[test]
-fn tries_that_could_outlast_the_brokers_ack_timeout_deserve_a_warning() {
+fn attempts_that_could_exceed_the_brokers_ack_timeout_cause_a_warning() {
     let text = default_with("\ntimeout = \"30s\"\n", "\ntimeout = \"15m\"\n");
     let (_, warnings) = load(&text, &[]).expect("15 minutes are allowed");
     assert!(
@@ -447,32 +447,32 @@ fn tries_that_could_outlast_the_brokers_ack_timeout_deserve_a_warning() {
 }
 
 #[test]
-fn a_retention_must_outlast_every_retry() {
+fn the_retention_must_be_longer_than_the_longest_retry() {
     let keep = |text: &str| default_with("retention = \"forever\"", &format!("retention = \"{text}\""));
     assert_eq!(valid("").ledger.retention, None);
     assert_eq!(valid(&keep("90d")).ledger.retention, Some(Duration::from_secs(90 * 86_400)));
     assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 72h, is 48h"]);
-    let patient = keep("3d").replacen("max_age = \"24h\"", "max_age = \"48h\"", 1);
-    let found = problems(&patient);
+    let too_short = keep("3d").replacen("max_age = \"24h\"", "max_age = \"48h\"", 1);
+    let found = problems(&too_short);
     assert!(found[0].starts_with("ledger.retention: must be at least 72h 1m, is 72h: consumer \"order\""), "{found:?}");
 }
 
 #[test]
-fn a_variable_below_a_value_is_a_problem() {
+fn a_variable_that_treats_a_value_as_a_section_is_a_problem() {
     let problems = load(DEFAULT_FILE, &[("ORDERD_CONSUMERS__ORDER__WORKERS__X", "8")]).unwrap_err();
     assert!(problems.iter().any(|problem| problem.contains("is not a section")), "{problems:?}");
 }
 
 #[test]
-fn the_admin_listener_needs_a_token_beyond_loopback() {
-    let beyond = "[admin]\nlisten = \"0.0.0.0:9640\"\n";
-    let found = problems(beyond);
+fn an_admin_listener_on_a_non_loopback_address_needs_a_token() {
+    let exposed = "[admin]\nlisten = \"0.0.0.0:9640\"\n";
+    let found = problems(exposed);
     assert!(matches!(&found[..], [one] if one.starts_with("admin.listen: must be a loopback address")), "{found:?}");
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("token");
     let with_token = |token: &str| {
         std::fs::write(&file, token).expect("a token file");
-        load(&format!("{beyond}token_file = {:?}\nhosts = [\"Orderd.Internal\"]\n", file.display().to_string()), &[])
+        load(&format!("{exposed}token_file = {:?}\nhosts = [\"Orderd.Internal\"]\n", file.display().to_string()), &[])
     };
     let admin = with_token("0123456789abcdef\n").expect("a valid configuration").0.admin;
     assert_eq!(admin.token.expect("a token").expose(), "0123456789abcdef");

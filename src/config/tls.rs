@@ -8,11 +8,11 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::layers::Value;
 use super::model::Tls;
 use super::section::Section;
-use super::{secret, shape};
+use super::{secret, value_parser};
 use crate::tls::{self, CertificateFiles, TlsFiles};
 
-/// Longest host name.
-const LONGEST_NAME: usize = 255;
+/// Maximum length of a host name, in bytes.
+const MAX_HOST_NAME_BYTES: usize = 255;
 
 /// `[broker.tls]`.
 pub(super) fn broker(mut section: Section<'_>) -> Tls {
@@ -23,7 +23,8 @@ pub(super) fn broker(mut section: Section<'_>) -> Tls {
     tls
 }
 
-/// `[management.tls]`, else the broker's files. Checked if they are `used`, that is, if the URL is `https://`.
+/// `[management.tls]`, else the broker's files. They are checked only if they are `used`, that is, if the URL begins with
+/// `https://`.
 pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: bool) -> TlsFiles {
     match section.optional_section("tls") {
         Some(mut own) => {
@@ -31,7 +32,7 @@ pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: 
             if used {
                 check(&own, &files);
             } else {
-                own.own_problem("has no effect: url begins with http://");
+                own.section_problem("has no effect: url begins with http://");
             }
             own.finish();
             files
@@ -50,15 +51,15 @@ fn files(section: &mut Section<'_>) -> TlsFiles {
     let ca = section.file("ca_file");
     let client = match (section.file("certificate_file"), section.file("key_file")) {
         (Some(certificate), Some(key)) => {
-            secret::warn_if_open(section, &section.key("key_file"), &key);
+            secret::warn_if_world_readable(section, &section.key("key_file"), &key);
             Some(CertificateFiles { certificate, key })
         }
         (None, None) => None,
         (present, _) => {
-            let (there, lacking) =
+            let (given, missing) =
                 if present.is_some() { ("certificate_file", "key_file") } else { ("key_file", "certificate_file") };
-            if !section.report().has(&section.key(lacking)) {
-                section.problem(lacking, format!("is missing: {there} has no effect without it"));
+            if !section.report().has(&section.key(missing)) {
+                section.problem(missing, format!("is missing: {given} has no effect without it"));
             }
             None
         }
@@ -79,17 +80,17 @@ fn check(section: &Section<'_>, files: &TlsFiles) {
             }
         }
         Err(error) => {
-            let what = match error.file.as_os_str().is_empty() {
+            let file = match error.file.as_os_str().is_empty() {
                 true => String::new(),
                 false => format!("cannot use {:?}: ", error.file),
             };
-            section.problem(error.key, format!("{what}{}", error.problem));
+            section.problem(error.key, format!("{file}{}", error.problem));
         }
     }
 }
 
 fn server_name(value: &Value) -> Result<String, String> {
-    let name = shape::text(LONGEST_NAME)(value)?;
+    let name = value_parser::text(MAX_HOST_NAME_BYTES)(value)?;
     match ServerName::try_from(name.as_str()) {
         Ok(_) => Ok(name),
         Err(_) => Err(format!("must be a host name or an IP address, is {value}")),

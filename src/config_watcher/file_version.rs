@@ -1,4 +1,5 @@
-//! Which version of a file a path leads to, and which directories decide that. It never reads a file's content.
+//! Identifies the version of the file that a path leads to, and the directories to watch for a change of it. It never reads
+//! a file's content.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -6,10 +7,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Most symbolic links followed in one path; the kernel's own limit.
+/// Maximum number of symbolic links followed in one path: the kernel's own limit.
 const MAX_LINKS: usize = 40;
 
-/// One version of one file: a write or a replacement changes it.
+/// A version of a file. A write gives the file another version, and so does a replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileVersion {
     device: u64,
@@ -42,6 +43,8 @@ pub(super) struct ResolvedFile {
 }
 
 impl ResolvedFile {
+    /// Resolves a path.
+    ///
     /// # Errors
     /// When there is no such file, or it cannot be accessed.
     pub fn at(path: &Path) -> io::Result<Self> {

@@ -1,18 +1,18 @@
-//! Reads the configuration file of a running daemon again, once it is complete: a file that an editor or a copy has
-//! half written is never used as a configuration.
+//! Reads the configuration file of a running daemon again, once it is complete: a file that is half written is never used as
+//! a configuration.
 //!
-//! A truncated file can be valid TOML: without its last sections it asks for their defaults, without its last digit
-//! for another number. So four conditions must hold before a file is used:
+//! A truncated file can be valid TOML: without its last sections it means their defaults, without its last digit a different
+//! number. So a file is used only if four conditions hold:
 //! - It has not changed for half a second: same file, length, times and content. A replaced file (by a rename, or by
 //!   the symbolic link of a Kubernetes ConfigMap) counts as changed, and so does one that is missing for a moment. A file
 //!   that keeps changing for ten seconds is refused.
 //! - It is not empty. At startup an empty file means all defaults; later it is probably about to be written.
 //! - Its last line ends with a newline: `workers = 6` may be the beginning of `workers = 64`.
-//! - It does not replace the active queues and consumers with the built-in ones. A file with neither section asks for
-//!   that, but so does one that lost its second half.
+//! - It does not replace the active queues and consumers with the built-in ones. A file with neither section means that, but
+//!   so does one that lost its second half.
 //!
-//! A file that was truncated at the end of a line and left so, with queues and consumers that fit together, cannot be
-//! told from an edit. Writing a new file and renaming it over the old one rules out even that.
+//! A file that stays truncated at the end of a line, with queues and consumers that fit together, cannot be distinguished
+//! from an edit. Writing a new file and renaming it over the old one prevents even that.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,7 +23,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::file_version::FileVersion;
-use crate::config::{Config, LARGEST_FILE, LoadError, Loaded, Sources, has_workload};
+use crate::config::{Config, LoadError, Loaded, MAX_FILE_BYTES, Sources, has_workload};
 
 /// How long the file must not have changed.
 const QUIET_PERIOD: Duration = Duration::from_millis(500);
@@ -86,7 +86,8 @@ impl RereadError {
     }
 }
 
-/// Reads and checks the configuration again, with the same flags and environment. `active` is the configuration that the daemon runs with.
+/// Reads and checks the configuration again, with the same arguments and environment. `active` is the configuration that the
+/// daemon runs with.
 ///
 /// The file and the secrets it names are read on the blocking thread pool. Takes half a second to ten seconds. Cancel-safe.
 ///
@@ -107,7 +108,7 @@ pub async fn reread(sources: &Sources, active: &Config) -> Result<Loaded, Reread
     let sources = sources.clone();
     let checking = spawn_blocking(move || {
         let has_workload = has_workload(&bytes);
-        Config::of_bytes(&bytes, path, &sources).map(|loaded| (loaded, has_workload))
+        Config::from_bytes(&bytes, path, &sources).map(|loaded| (loaded, has_workload))
     });
     let (loaded, has_workload) = checking.await.expect("checking a configuration neither panics nor is cancelled")?;
     let is_same = loaded.config.queues == active.queues && loaded.config.consumers == active.consumers;
@@ -135,7 +136,7 @@ async fn stable_content(path: &Path) -> Result<io::Result<Vec<u8>>, RereadError>
     }
 }
 
-/// What a path leads to at one moment.
+/// What was found at a path at one moment.
 #[derive(Debug, PartialEq)]
 enum FileSnapshot {
     /// The content, and the file's version before and after reading it.
@@ -162,11 +163,11 @@ fn snapshot(path: &Path) -> io::Result<FileSnapshot> {
     let mut file = File::open(path)?;
     let before = FileVersion::from(&file.metadata()?);
     let mut bytes = Vec::new();
-    Read::by_ref(&mut file).take(LARGEST_FILE as u64 + 1).read_to_end(&mut bytes)?;
+    Read::by_ref(&mut file).take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(FileSnapshot::Content { versions: [before, FileVersion::from(&file.metadata()?)], bytes })
 }
 
-/// Files as editors, copies and orchestrators leave them. Time is paused, so what happens between two reads is exact.
+/// Files as editors, copies and orchestrators leave them. Time is paused, so it is certain what happens between two reads.
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -197,7 +198,7 @@ mod tests {
             self.sources.path()
         }
 
-        fn beside(&self, name: &str) -> PathBuf {
+        fn path(&self, name: &str) -> PathBuf {
             self.directory.path().join(name)
         }
 
@@ -213,7 +214,7 @@ mod tests {
     }
 
     /// The default file with another number of workers for the first consumer.
-    fn scaled(workers: usize) -> String {
+    fn with_workers(workers: usize) -> String {
         DEFAULT_FILE.replacen("\nworkers = 4\n", &format!("\nworkers = {workers}\n"), 1)
     }
 
@@ -224,14 +225,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_file_that_does_not_change_is_read() {
         let directory = ConfigDirectory::new();
-        fs::write(directory.file(), scaled(64)).unwrap();
+        fs::write(directory.file(), with_workers(64)).unwrap();
         assert_eq!(directory.workers_during(async {}).await, 64);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_written_in_pieces_is_read_once_it_is_complete() {
         let directory = ConfigDirectory::new();
-        let text = scaled(64);
+        let text = with_workers(64);
         let pieces = text.as_bytes().chunks(text.len().div_ceil(20));
         let writing = async {
             let mut file = File::create(directory.file()).unwrap();
@@ -246,14 +247,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_replaced_file_is_read_again() {
         let directory = ConfigDirectory::new();
-        let swapping = async {
+        let replacing = async {
             for workers in [10, 20, 30, 40] {
-                fs::write(directory.beside("new"), scaled(workers)).unwrap();
-                fs::rename(directory.beside("new"), directory.file()).unwrap();
+                fs::write(directory.path("new"), with_workers(workers)).unwrap();
+                fs::rename(directory.path("new"), directory.file()).unwrap();
                 millis(450).await;
             }
         };
-        assert_eq!(directory.workers_during(swapping).await, 40);
+        assert_eq!(directory.workers_during(replacing).await, 40);
     }
 
     #[tokio::test(start_paused = true)]
@@ -261,27 +262,27 @@ mod tests {
         let directory = ConfigDirectory::new();
         fs::remove_file(directory.file()).unwrap();
         for version in [10, 20] {
-            let version_directory = directory.beside(&format!("..{version}"));
+            let version_directory = directory.path(&format!("..{version}"));
             fs::create_dir(&version_directory).unwrap();
-            fs::write(version_directory.join("orderd.toml"), scaled(version)).unwrap();
+            fs::write(version_directory.join("orderd.toml"), with_workers(version)).unwrap();
         }
-        symlink("..10", directory.beside("..data")).unwrap();
+        symlink("..10", directory.path("..data")).unwrap();
         symlink("..data/orderd.toml", directory.file()).unwrap();
-        let swapping = async {
+        let replacing = async {
             millis(450).await;
-            symlink("..20", directory.beside("..data_tmp")).unwrap();
-            fs::rename(directory.beside("..data_tmp"), directory.beside("..data")).unwrap();
+            symlink("..20", directory.path("..data_tmp")).unwrap();
+            fs::rename(directory.path("..data_tmp"), directory.path("..data")).unwrap();
         };
-        assert_eq!(directory.workers_during(swapping).await, 20);
+        assert_eq!(directory.workers_during(replacing).await, 20);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_missing_for_a_moment_is_awaited_and_a_file_that_stays_missing_is_an_error() {
         let directory = ConfigDirectory::new();
         let moving = async {
-            fs::rename(directory.file(), directory.beside("orderd.toml~")).unwrap();
+            fs::rename(directory.file(), directory.path("orderd.toml~")).unwrap();
             millis(300).await;
-            fs::write(directory.file(), scaled(64)).unwrap();
+            fs::write(directory.file(), with_workers(64)).unwrap();
         };
         assert_eq!(directory.workers_during(moving).await, 64);
         fs::remove_file(directory.file()).unwrap();
@@ -326,7 +327,7 @@ mod tests {
         }
     }
 
-    /// A file without queues and consumers is fine while the built-in ones are active.
+    /// A file without queues and consumers is valid while the built-in ones are active.
     #[tokio::test(start_paused = true)]
     async fn a_file_without_queues_and_consumers_keeps_the_built_in_ones() {
         let directory = ConfigDirectory::new();
@@ -339,7 +340,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn every_problem_of_a_complete_file_is_reported() {
         let directory = ConfigDirectory::new();
-        fs::write(directory.file(), scaled(0).replacen("level = \"info\"", "level = \"loud\"", 1)).unwrap();
+        fs::write(directory.file(), with_workers(0).replacen("level = \"info\"", "level = \"loud\"", 1)).unwrap();
         let problems = directory.reread().await.unwrap_err().problems();
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert_eq!(problems[0], "consumers.order.workers: must be at least 1, is 0");

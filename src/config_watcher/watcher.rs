@@ -1,8 +1,8 @@
 //! Requests a reload when the configuration file of a running daemon changes.
 //!
 //! It watches the directories that lead to the file rather than the file, since editors and orchestrators replace the
-//! file or a symbolic link. Events only trigger a check; what counts is whether the path leads to another file, or to the
-//! same file with other times or another length. It never reads the file's content.
+//! file or a symbolic link. Events only trigger a check of whether the path now leads to another file, or to the same file
+//! with other times or another length. It never reads the file's content.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,11 +24,11 @@ use crate::shutdown::Shutdown;
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// How long to wait for a writer to close the file. After that the file is reloaded although it is open.
 const OPEN_WRITER_DEADLINE: Duration = Duration::from_secs(60);
-/// Interval of the checks without any event: some file systems send none, and directories can be replaced. Also the
-/// interval at which a file is reloaded again that was rejected for a temporary reason.
+/// Interval of the checks without an event: some file systems send none, and directories can be replaced. Also the interval
+/// at which a file that was rejected for a temporary reason is tried again.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
 /// Delay before a reload is requested again while the daemon is starting.
-const NOT_NOW_DELAY: Duration = Duration::from_secs(1);
+const NOT_RUNNING_DELAY: Duration = Duration::from_secs(1);
 
 /// Watches one file.
 pub struct ConfigWatcher {
@@ -58,7 +58,7 @@ struct WriterState {
 }
 
 impl ConfigWatcher {
-    /// Starts to watch. If that fails, it is logged, and the file is polled instead.
+    /// Starts to watch. If that fails, a warning is logged and the file is polled instead.
     pub async fn new(path: PathBuf) -> Self {
         let events = Arc::<FileEvents>::default();
         let receiver = Arc::clone(&events);
@@ -91,7 +91,7 @@ impl ConfigWatcher {
                     Ok(report) if report.temporary => break,
                     Ok(_) => self.reloaded = Some(changed),
                     // The daemon is starting; or it is stopping, which ends this task too.
-                    Err(ControlError::NotRunning) => sleep(NOT_NOW_DELAY).await,
+                    Err(ControlError::NotRunning) => sleep(NOT_RUNNING_DELAY).await,
                     Err(error) => {
                         warn!(%error, "cannot reload the changed configuration file");
                         self.reloaded = Some(changed);
@@ -118,7 +118,7 @@ impl ConfigWatcher {
         None
     }
 
-    /// Resolves the path, and watches the directories on it.
+    /// Resolves the path, and watches the directories that lead to the file.
     async fn check_file(&mut self) -> Option<ResolvedFile> {
         let path = self.path.clone();
         let resolving = spawn_blocking(move || (directories_on_path(&path), ResolvedFile::at(&path).ok()));
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_file_rejected_for_a_temporary_reason_is_reloaded_again() {
+    async fn only_a_file_rejected_for_a_temporary_reason_is_tried_again() {
         let mut directory = WatchedDirectory::new().await;
         // A change of another file triggers a check before the next poll.
         let trigger_check = |directory: &WatchedDirectory| fs::write(directory.path("other.toml"), "x").unwrap();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tracing::error;
 
 use super::event_log::event_line;
-use super::notification::{channel_of, object, order_id};
+use super::notification::{last_word_of_routing_key, object_text, order_id_and_email};
 use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
@@ -19,7 +19,7 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
-/// The event that orderd emits for each processed order; no other event counts as a sale.
+/// The name of the event that orderd publishes for each processed order. Only this event is a sale.
 const PROCESSED: &str = "processed";
 
 /// `handler = "analytics"`
@@ -56,7 +56,7 @@ struct Processed {
 }
 
 impl Processed {
-    /// The sale, if a processed order can have these values. They are checked because every producer can publish such an
+    /// The sale, if a processed order can have these values. They are checked because any producer can publish such an
     /// event.
     fn into_sale(self) -> Result<Sale, Failure> {
         let Processed { order_id: _, product, quantity, total, currency, at } = self;
@@ -78,7 +78,7 @@ fn invalid_sale(reason: String) -> Failure {
 impl AnalyticsHandler {
     async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
         let body = &input.delivery.message.body;
-        let name = channel_of(input);
+        let name = last_word_of_routing_key(input);
         let (order_id, sale) = read(name, body)?;
         let id = input.delivery.identity();
         let now = Timestamp::now();
@@ -89,7 +89,7 @@ impl AnalyticsHandler {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         if let Err(error) = self.event_log.append(line).await {
-            // A retry would find it recorded and not write the line either, so the event is acked without its line.
+            // A retry would find the event recorded and would not write the line either, so it is acked without its line.
             error!(error = %chain(&error), id = %input.delivery.identity(), "cannot write a recorded analytics event to its file");
         }
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
@@ -102,16 +102,16 @@ impl Handler for AnalyticsHandler {
     }
 }
 
-/// The order that an event is about, and the sale that it adds to the aggregates.
+/// The id of the order that an event is about, and the sale to add to the aggregates.
 fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failure> {
-    let body = object(body)?;
+    let body = object_text(body)?;
     if name != PROCESSED {
-        return Ok((order_id(body)?.0, None));
+        return Ok((order_id_and_email(body)?.0, None));
     }
     match serde_json::from_str::<Processed>(body) {
         Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.into_sale()?))),
-        // Another producer's event of the same name is recorded, but is not a sale.
-        Err(_) if order_id(body)?.0.is_none() => Ok((None, None)),
+        // Another producer's event with the same name is recorded, but is not a sale.
+        Err(_) if order_id_and_email(body)?.0.is_none() => Ok((None, None)),
         Err(error) => Err(invalid_sale(format!("not an event of a processed order: {error}"))),
     }
 }

@@ -1,7 +1,7 @@
 //! Claims on message identities: of two copies of a message that arrive at the same time, the second waits for the first.
 //!
-//! Claims hold within one handler of one process, and end when they are dropped. Which messages are copies of each other is
-//! decided by the caller.
+//! A claim is valid within one handler of one process, and ends when it is dropped. The caller decides which messages are
+//! copies of each other.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -28,7 +28,7 @@ impl Claims {
         while !self.insert(identity) {
             let released = self.released.notified();
             tokio::pin!(released);
-            // Registers for releases. One may have come before, so the claim is tried again.
+            // From here on, releases are noticed. One may have happened before, so try again.
             released.as_mut().enable();
             if self.insert(identity) {
                 break;

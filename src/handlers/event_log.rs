@@ -1,6 +1,6 @@
 //! Rolling files of JSON lines: analytics events, and notifications on the `log` channel.
 //!
-//! A thread for each file writes the lines in chunks. A line counts as written once the operating system has it: it survives
+//! Each file has a thread that writes the lines in batches. A line counts as written once the operating system has it: it survives
 //! a crash of the process, not of the machine.
 
 use std::io::{self, Write};
@@ -13,12 +13,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing_appender::rolling::RollingFileAppender;
 
-/// Most lines that wait for the writer; then senders wait.
-const MAX_WAITING: usize = 4096;
-/// Lines written at once.
-const MAX_CHUNK: usize = 1024;
-/// How long a line waits for others to share its system call. Waking the thread for each line costs more than writing it.
-const GATHER: Duration = Duration::from_millis(2);
+/// Maximum number of lines queued for the writer. When the queue is full, senders wait.
+const MAX_QUEUED_LINES: usize = 4096;
+/// Maximum number of lines written with one system call.
+const MAX_BATCH_LINES: usize = 1024;
+/// How long a line waits for others that are written with it. Waking the thread for each line costs more than writing it.
+const BATCH_DELAY: Duration = Duration::from_millis(2);
 
 struct Line {
     text: Vec<u8>,
@@ -39,7 +39,7 @@ pub struct EventLog {
 impl EventLog {
     /// Starts the writing thread; it ends when all clones of the log are dropped.
     pub fn start(file: RollingFileAppender) -> (Self, JoinHandle<()>) {
-        let (lines, waiting) = mpsc::channel(MAX_WAITING);
+        let (lines, waiting) = mpsc::channel(MAX_QUEUED_LINES);
         (EventLog { lines }, tokio::task::spawn_blocking(move || write(waiting, file)))
     }
 
@@ -49,24 +49,24 @@ impl EventLog {
     /// [`EventLogError`] if it cannot be written, such as to a full disk.
     pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogError> {
         let (written, answer) = oneshot::channel();
-        let gone = |_| EventLogError(Arc::new(io::ErrorKind::BrokenPipe.into()));
-        self.lines.send(Line { text, written }).await.map_err(|_| gone(()))?;
-        answer.await.unwrap_or_else(|_| Err(gone(())))
+        let writer_ended = |_| EventLogError(Arc::new(io::ErrorKind::BrokenPipe.into()));
+        self.lines.send(Line { text, written }).await.map_err(|_| writer_ended(()))?;
+        answer.await.unwrap_or_else(|_| Err(writer_ended(())))
     }
 }
 
 fn write(mut waiting: mpsc::Receiver<Line>, mut file: RollingFileAppender) {
-    let (mut lines, mut chunk) = (Vec::with_capacity(MAX_CHUNK), Vec::new());
+    let (mut lines, mut batch) = (Vec::with_capacity(MAX_BATCH_LINES), Vec::new());
     while waiting.blocking_recv_many(&mut lines, 1) > 0 {
-        thread::sleep(GATHER);
-        while lines.len() < MAX_CHUNK
+        thread::sleep(BATCH_DELAY);
+        while lines.len() < MAX_BATCH_LINES
             && let Ok(line) = waiting.try_recv()
         {
             lines.push(line);
         }
-        chunk.clear();
-        lines.iter().for_each(|line: &Line| chunk.extend_from_slice(&line.text));
-        let result = file.write_all(&chunk).and_then(|()| file.flush()).map_err(|error| EventLogError(Arc::new(error)));
+        batch.clear();
+        lines.iter().for_each(|line: &Line| batch.extend_from_slice(&line.text));
+        let result = file.write_all(&batch).and_then(|()| file.flush()).map_err(|error| EventLogError(Arc::new(error)));
         for line in lines.drain(..) {
             // The sender may have stopped waiting.
             let _ = line.written.send(result.clone());
@@ -74,19 +74,19 @@ fn write(mut waiting: mpsc::Receiver<Line>, mut file: RollingFileAppender) {
     }
 }
 
-/// Bytes of a line besides id, event and body.
-const FRAME: usize = 96;
+/// Length of a line without id, event and body, in bytes.
+const LINE_OVERHEAD_BYTES: usize = 96;
 
 /// One line: `{"id":…,"event":…,"received_at":…,"body":…}`. The body must be JSON. It is inserted unchanged, except that
 /// line breaks become spaces; JSON allows line breaks only between tokens.
 pub(super) fn event_line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
-    const NEVER: &str = "writing to a buffer does not fail, and text can be written as JSON";
-    let mut line = Vec::with_capacity(id.len() + event.len() + body.len() + FRAME);
+    const INFALLIBLE: &str = "writing to a buffer does not fail, and text can be written as JSON";
+    let mut line = Vec::with_capacity(id.len() + event.len() + body.len() + LINE_OVERHEAD_BYTES);
     line.extend_from_slice(b"{\"id\":");
-    serde_json::to_writer(&mut line, id).expect(NEVER);
+    serde_json::to_writer(&mut line, id).expect(INFALLIBLE);
     line.extend_from_slice(b",\"event\":");
-    serde_json::to_writer(&mut line, event).expect(NEVER);
-    write!(line, ",\"received_at\":\"{received_at}\",\"body\":").expect(NEVER);
+    serde_json::to_writer(&mut line, event).expect(INFALLIBLE);
+    write!(line, ",\"received_at\":\"{received_at}\",\"body\":").expect(INFALLIBLE);
     line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
     line.extend_from_slice(b"}\n");
     line

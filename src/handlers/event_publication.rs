@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use crate::message::{ExchangeNames, Message, Properties, Publication};
 
-/// Bytes that hold most events, so that the buffer rarely grows.
-const USUAL_BODY: usize = 384;
+/// Initial capacity of the buffer for a body, in bytes. Most events fit, so the buffer rarely grows.
+const TYPICAL_BODY_BYTES: usize = 384;
 
 /// An event about an order, on the orders exchange. Its message id derives from the order's
-/// (`ord-2/notification/processed`), so that a repeated one is recognised.
+/// (`ord-2/notification/processed`), so that duplicates are recognised.
 pub(super) fn event(
     names: &ExchangeNames,
     routing_key: String,
@@ -20,7 +20,7 @@ pub(super) fn event(
     body: &impl Serialize,
     now: Timestamp,
 ) -> Publication {
-    let mut bytes = Vec::with_capacity(USUAL_BODY);
+    let mut bytes = Vec::with_capacity(TYPICAL_BODY_BYTES);
     serde_json::to_writer(&mut bytes, body).expect("events consist of text, numbers and JSON that was parsed before");
     let properties = Properties {
         content_type: Some("application/json".to_owned()),

@@ -1,4 +1,5 @@
-//! The trait that makes a handler available to the configuration, and the way from checked settings to a handler.
+//! The trait that registers a kind of handler with the configuration, and the construction of handlers from checked
+//! settings.
 
 use std::sync::Arc;
 
@@ -10,18 +11,18 @@ use crate::pipeline::Handler;
 
 /// A kind of handler: its name, its own keys in `[consumers.<name>]`, and its construction. Implemented by a unit struct.
 pub trait HandlerFactory: Send + Sync + 'static {
-    /// The values of its own keys; `()` if it has none. Serialized, they are the keys and values as in the file, which a
-    /// reload compares. Changed settings make a new handler.
+    /// The values of its own keys; `()` if it has none. They serialize to keys and values as in the file, which a reload
+    /// compares: if they have changed, the handler is built again.
     type Settings: Serialize + Send + Sync + 'static;
 
     /// The name that `consumers.<name>.handler` gives.
     const NAME: &'static str;
 
-    /// What its consumers receive.
+    /// The kind of messages its consumers receive.
     const MESSAGES: MessageKind;
 
-    /// Takes its own keys out of the consumer's section, and reports what is wrong with them. Where there are problems,
-    /// defaults stand in: the caller reports the problems and discards the settings.
+    /// Takes its own keys out of the consumer's section, and reports what is wrong with them. Defaults
+    /// stand in for wrong values: the caller reports the problems and discards the settings.
     fn read(section: &mut Section<'_>) -> Self::Settings;
 
     /// Lines that `orderd check` prints about a consumer with these settings.
@@ -33,7 +34,7 @@ pub trait HandlerFactory: Send + Sync + 'static {
     fn build(consumer: &str, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
 }
 
-/// Builds the handler of a consumer, with the settings it captures.
+/// Builds the handler of a consumer; it has captured the settings.
 type Build = dyn Fn(&str, &HandlerDeps) -> Arc<dyn Handler> + Send + Sync;
 
 struct Constructor(Box<Build>);
@@ -59,8 +60,8 @@ impl<F: HandlerFactory> HandlerSpec for F {
 /// Builds the handler of a consumer from its settings.
 ///
 /// # Panics
-/// If no [`HandlerFactory`] made the settings. Loading rejects unknown handlers, so those of a configuration are made by
-/// one.
+/// If the settings were not made by a [`HandlerFactory`]. Those of a loaded configuration were, since loading rejects unknown
+/// handlers.
 pub fn build(consumer: &str, settings: &HandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
     let Constructor(build) = settings.constructor().expect("a handler factory made the settings");
     build(consumer, deps)

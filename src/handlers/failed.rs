@@ -1,6 +1,6 @@
 //! Failed messages of all consumers: retried after a delay or dead-lettered, as `recovery::decide` decides.
 //!
-//! It only builds the publications and the ledger entry that carry the decision out.
+//! It only builds the publications and the ledger entry that carry out the decision.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use crate::recovery::{
     copy_for_retry, decide,
 };
 
-/// How failures that happened in one work queue are treated.
+/// The consumer in which a message failed, as far as recovery needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The queue's consumer.
-    pub consumer: Arc<str>,
+pub struct OriginConsumer {
+    /// Its name.
+    pub name: Arc<str>,
     /// Its retry policy.
     pub policy: RetryPolicy,
-    /// Whether its messages are orders, so that a dead-lettered one is reported to analytics.
+    /// Whether its messages are orders: a dead-lettered order is reported to analytics.
     pub carries_orders: bool,
 }
 
@@ -48,16 +48,17 @@ impl HandlerFactory for FailedFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(FailedHandler { names: Arc::clone(&deps.names), routes: deps.routes.clone() })
+        Arc::new(FailedHandler { names: Arc::clone(&deps.names), origin_consumers: deps.origin_consumers.clone() })
     }
 }
 
 struct FailedHandler {
     names: Arc<ExchangeNames>,
-    routes: watch::Receiver<BTreeMap<String, Route>>,
+    /// By queue.
+    origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
 }
 
-/// The body of `order.analytics.failed`.
+/// The body of the event `order.analytics.failed`.
 #[derive(Serialize)]
 struct DeadLetteredEvent<'a> {
     event: &'static str,
@@ -72,12 +73,12 @@ struct DeadLetteredEvent<'a> {
 impl FailedHandler {
     fn recover(&self, delivery: &Delivery, now: Timestamp) -> HandlerOutput {
         let history = History::read(delivery, &self.names, now);
-        let routes = self.routes.borrow();
-        let route = history.origin.as_ref().and_then(|origin| routes.get(&origin.queue));
-        let carries_orders = route.is_some_and(|route| route.carries_orders);
+        let consumers = self.origin_consumers.borrow();
+        let consumer = history.origin.as_ref().and_then(|origin| consumers.get(&origin.queue));
+        let carries_orders = consumer.is_some_and(|consumer| consumer.carries_orders);
         let identity = if carries_orders { order_identity(delivery) } else { delivery.identity() };
-        let failed = FailedMessage { delivery, history: &history, route, identity, now };
-        let policy = route.map(|route| &route.policy);
+        let failed = FailedMessage { delivery, history: &history, consumer, identity, now };
+        let policy = consumer.map(|consumer| &consumer.policy);
         match (
             decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&history), now),
             history.origin.as_ref(),
@@ -86,7 +87,7 @@ impl FailedHandler {
             (Action::RetryAfter(_), None) => self.dead_letter(&failed, DeadLetterReason::NoOrigin),
             (Action::DeadLetter(reason), _) => self.dead_letter(&failed, reason),
             (Action::RetryNow | Action::Forward | Action::KeepRetrying, _) => {
-                unreachable!("these are decided in workers only")
+                unreachable!("only workers get these decisions")
             }
         }
     }
@@ -98,7 +99,7 @@ impl FailedHandler {
             reason = history.failure.reason, retry = history.retries + 1, %delay, "[Failed] will be retried"
         );
         HandlerOutput {
-            outcome: HandlerOutcome::Retried { consumer: failed.failed_consumer(), delay },
+            outcome: HandlerOutcome::Retried { consumer: failed.consumer_name(), delay },
             emit: Arc::new([copy_for_retry(delivery, history, queue, delay, &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(Some(delay))))),
         }
@@ -113,12 +114,12 @@ impl FailedHandler {
             "[Failed] dead-lettered in the dead letter queue"
         );
         let mut emit = vec![copy_for_dead_letter(delivery, history, reason, &self.names)];
-        if failed.route.is_some_and(|route| route.carries_orders) {
+        if failed.consumer.is_some_and(|consumer| consumer.carries_orders) {
             emit.push(failed.dead_lettered_event(reason, &self.names));
         }
         let dead =
             NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
-        let outcome = HandlerOutcome::DeadLettered { consumer: failed.failed_consumer(), reason };
+        let outcome = HandlerOutcome::DeadLettered { consumer: failed.consumer_name(), reason };
         HandlerOutput { outcome, emit: emit.into(), record: Some(LedgerEntry::DeadLetter(Box::new(dead))) }
     }
 }
@@ -129,29 +130,31 @@ impl Handler for FailedHandler {
     }
 }
 
-/// One failed message, and what is known about it.
+/// A failed message, and what is known about it.
 struct FailedMessage<'a> {
     delivery: &'a Delivery,
     history: &'a History,
-    route: Option<&'a Route>,
+    /// `None` if the message does not say where it failed, or that queue has no consumer.
+    consumer: Option<&'a OriginConsumer>,
     identity: String,
     now: Timestamp,
 }
 
 impl FailedMessage<'_> {
-    fn failed_consumer(&self) -> Option<Arc<str>> {
-        self.route.map(|route| Arc::clone(&route.consumer))
+    fn consumer_name(&self) -> Option<Arc<str>> {
+        self.consumer.map(|consumer| Arc::clone(&consumer.name))
     }
 
-    fn consumer(&self) -> &str {
-        self.route.map_or("unknown", |route| &route.consumer)
+    fn consumer_or_unknown(&self) -> &str {
+        self.consumer.map_or("unknown", |consumer| &consumer.name)
     }
 
+    /// The failed attempt, for the ledger; `delay` is that of the retry that follows.
     fn attempt(&self, delay: Option<Delay>) -> NewAttempt {
         let failure = &self.history.failure;
         NewAttempt {
             identity: self.identity.clone(),
-            consumer: self.consumer().to_owned(),
+            consumer: self.consumer_or_unknown().to_owned(),
             retry_count: self.history.retries,
             kind: failure.kind.as_str(),
             code: failure.code.clone(),
@@ -168,14 +171,14 @@ impl FailedMessage<'_> {
             reason: reason.as_str(),
             failure_kind: self.history.failure.kind.as_str(),
             failure_code: &self.history.failure.code,
-            consumer: self.consumer(),
+            consumer: self.consumer_or_unknown(),
             at: self.now,
         };
         event(names, "order.analytics.failed".to_owned(), &self.identity, "analytics/failed", &body, self.now)
     }
 }
 
-/// The order's id if the body has one, whatever else is wrong with the body; else the message's identity.
+/// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
 fn order_identity(delivery: &Delivery) -> String {
     #[derive(Deserialize)]
     struct Id {

@@ -5,8 +5,8 @@
 //!    [`HandlerFactory`] with its name, its own keys in `[consumers.<name>]` and its construction.
 //! 2. Add the unit struct to [`REGISTRY`].
 //!
-//! Nothing else changes: loading reads and checks its keys, `orderd check` prints them, a reload compares them and applies
-//! what changed. `order` has keys of its own (`faults`), `analytics` has none.
+//! Nothing else needs a change: loading reads and checks the keys, `orderd check` prints them, and a reload compares them and
+//! applies the changes. `order` has keys of its own (`faults`), `analytics` has none.
 //!
 //! A handler decides and records. It never acks, publishes or retries: the worker does, with what the handler returns.
 
@@ -26,20 +26,20 @@ use tokio::sync::watch;
 
 pub use event_log::EventLog;
 pub use factory::{HandlerFactory, build};
-pub use failed::Route;
+pub use failed::OriginConsumer;
 pub use notification::{Channel, LogChannel};
 
 use crate::chain::chain;
-use crate::config::{Handlers, Sources};
+use crate::config::{HandlerRegistry, Sources};
 use crate::ledger::{LedgerError, LedgerWriter};
 use crate::message::ExchangeNames;
 use crate::recovery::{Failure, FailureKind};
 
 /// All handlers.
-pub const REGISTRY: Handlers =
+pub const REGISTRY: HandlerRegistry =
     &[&order::OrderFactory, &notification::NotificationFactory, &analytics::AnalyticsFactory, &failed::FailedFactory];
 
-/// Sources with all handlers and nothing else.
+/// Configuration sources with all handlers, but no file, settings or environment.
 pub fn sources() -> Sources {
     Sources { handlers: REGISTRY, ..Sources::default() }
 }
@@ -47,7 +47,7 @@ pub fn sources() -> Sources {
 /// What handlers are built from.
 #[derive(Clone)]
 pub struct HandlerDeps {
-    /// Records effects.
+    /// The ledger, which records effects.
     pub ledger: Arc<dyn LedgerWriter>,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
@@ -55,11 +55,11 @@ pub struct HandlerDeps {
     pub event_log: EventLog,
     /// Delivers notifications.
     pub channel: Arc<dyn Channel>,
-    /// How failures are treated, by the queue they happened in; a reload changes it.
-    pub routes: watch::Receiver<BTreeMap<String, Route>>,
+    /// The consumers whose failures are retried or dead-lettered, by queue. A reload changes them.
+    pub origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
 }
 
-/// A ledger that cannot record now may be able to later, so the failure is transient.
+/// The failure for an error of the ledger. It is transient, since the ledger may be able to record later.
 fn ledger_failure(error: &LedgerError) -> Failure {
     Failure::new(FailureKind::Transient, "ledger_unavailable", chain(error))
 }

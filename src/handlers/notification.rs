@@ -1,8 +1,8 @@
 //! Notifications: delivered to the customer through a channel, then recorded.
 //!
-//! They are delivered first because a crash between the two then notifies the customer twice, which is better than never.
-//! Of two copies of a message that arrive at the same time, the second waits and then finds the first one recorded. That
-//! holds within one process: two instances with the same ledger may both deliver, and one of them records.
+//! Delivery comes first: a crash between the two then notifies the customer twice, which is better than never. Of two copies
+//! of a message that arrive at the same time, the second waits and then finds the first one recorded. This works within one
+//! process only: two instances with the same ledger may both deliver, and one of them records.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub trait Channel: Send + Sync + 'static {
     /// Delivers one notification.
     ///
     /// # Errors
-    /// A [`Failure`], whose kind says whether a retry can help.
+    /// A [`Failure`]; its kind says whether a retry can help.
     fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
@@ -48,10 +48,10 @@ pub struct Notice<'a> {
     pub body: &'a str,
 }
 
-/// Writes each notification to the notifications' file. Not to orderd's own log, because a notification names the customer.
+/// Writes each notification to a file of its own, not to orderd's log, because a notification names the customer.
 #[derive(Debug, Clone)]
 pub struct LogChannel {
-    /// The notifications' file.
+    /// The file for notifications.
     pub log: EventLog,
 }
 
@@ -93,8 +93,8 @@ struct NotificationHandler {
     claims: Claims,
 }
 
-/// The fields of the body that are used here; the channel gets the whole body. Other producers may use these names for
-/// something else, so values of the wrong type are ignored.
+/// The fields of the body that are read here; the channel gets the whole body. Other producers may use these names with
+/// another meaning, so values of the wrong type are ignored.
 #[derive(Deserialize)]
 struct Body<'a> {
     #[serde(borrow, default)]
@@ -103,12 +103,12 @@ struct Body<'a> {
     email: Option<&'a RawValue>,
 }
 
-fn not_an_object(why: impl fmt::Display) -> Failure {
-    Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {why}"))
+fn not_an_object(reason: impl fmt::Display) -> Failure {
+    Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {reason}"))
 }
 
-/// The body as text, if it begins like a JSON object. Whether it is one is known when it is parsed.
-pub(super) fn object(body: &[u8]) -> Result<&str, Failure> {
+/// The body as text, if it begins like a JSON object. Only parsing it shows whether it is one.
+pub(super) fn object_text(body: &[u8]) -> Result<&str, Failure> {
     // Serde would read an array as the fields of a struct in order.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(not_an_object("it does not begin with a brace"));
@@ -117,7 +117,7 @@ pub(super) fn object(body: &[u8]) -> Result<&str, Failure> {
 }
 
 /// The order id and the email address in a JSON object, if it has them.
-pub(super) fn order_id(object: &str) -> Result<(Option<String>, Option<String>), Failure> {
+pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option<String>), Failure> {
     let body: Body<'_> = serde_json::from_str(object).map_err(not_an_object)?;
     let id = |raw: &RawValue| serde_json::from_str::<OrderId>(raw.get()).ok().map(|id| id.as_str().to_owned());
     let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
@@ -126,15 +126,15 @@ pub(super) fn order_id(object: &str) -> Result<(Option<String>, Option<String>),
 
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
-        let body = object(&input.delivery.message.body)?;
-        let (order_id, email) = order_id(body)?;
+        let body = object_text(&input.delivery.message.body)?;
+        let (order_id, email) = order_id_and_email(body)?;
         let id = input.delivery.identity();
         let _claim = self.claims.claim(&id).await;
         let known = self.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
         if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
-        let channel = channel_of(input);
+        let channel = last_word_of_routing_key(input);
         let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), email: email.as_deref(), body };
         self.channel.deliver(notice).await?;
         let (id, channel) = (id.clone(), channel.to_owned());
@@ -151,8 +151,9 @@ impl Handler for NotificationHandler {
     }
 }
 
-/// The last word of the routing key it was first published with. A retried message has the queue's name as its routing key.
-pub(super) fn channel_of(input: HandlerInput<'_>) -> &str {
+/// The last word of the routing key with which the message was first published: a notification's channel, or an analytics
+/// event's name. The current routing key of a retried message is the name of its queue.
+pub(super) fn last_word_of_routing_key(input: HandlerInput<'_>) -> &str {
     let key = input.delivery.first_routing_key();
     key.rsplit_once('.').map_or(key, |(_, word)| word)
 }
@@ -167,9 +168,9 @@ mod tests {
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
     #[derive(Default)]
-    struct Counting(AtomicUsize);
+    struct CountingChannel(AtomicUsize);
 
-    impl Channel for Counting {
+    impl Channel for CountingChannel {
         fn deliver<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
             Box::pin(async {
                 tokio::task::yield_now().await;
@@ -194,12 +195,12 @@ mod tests {
     }
 
     struct TestEnv {
-        channel: Arc<Counting>,
+        channel: Arc<CountingChannel>,
         handler: NotificationHandler,
     }
 
     fn test_env() -> TestEnv {
-        let channel = Arc::new(Counting::default());
+        let channel = Arc::new(CountingChannel::default());
         let handler = NotificationHandler {
             ledger: Arc::new(MemoryLedger::default()),
             channel: Arc::clone(&channel) as Arc<dyn Channel>,

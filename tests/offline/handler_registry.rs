@@ -9,7 +9,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use orderd::cli::check::{self, CheckArgs};
 use orderd::cli::{Exit, Format};
-use orderd::config::{self, Config, DEFAULT_FILE, Handlers, LoadError, MessageKind, Section, Sources, shape};
+use orderd::config::{
+    self, Config, DEFAULT_FILE, HandlerRegistry, LoadError, MessageKind, Section, Sources, value_parser,
+};
 use orderd::config_watcher;
 use orderd::control::Effect;
 use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
@@ -47,8 +49,8 @@ impl HandlerFactory for GreeterFactory {
     fn read(section: &mut Section<'_>) -> GreeterSettings {
         let mut section = section.section("greeting");
         let greeting = Greeting {
-            text: section.required("text", ": say hello", &shape::text(16)).unwrap_or_default(),
-            times: section.or("times", 1, &shape::number(1..=3)),
+            text: section.required("text", ": say hello", &value_parser::text(16)).unwrap_or_default(),
+            times: section.optional_or("times", 1, &value_parser::number(1..=3)),
         };
         if greeting.text.contains("goodbye") {
             section.problem("text", "must be a greeting");
@@ -78,7 +80,7 @@ impl Handler for Greeter {
 }
 
 /// The registered handlers and the greeter.
-fn handlers_with_greeter() -> Handlers {
+fn handlers_with_greeter() -> HandlerRegistry {
     let all = handlers::REGISTRY.iter().copied().chain([&GreeterFactory as _]);
     Vec::leak(all.collect())
 }
@@ -113,7 +115,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         names: Arc::new(ExchangeNames::new("orders")),
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
-        routes: watch::channel(BTreeMap::new()).1,
+        origin_consumers: watch::channel(BTreeMap::new()).1,
     };
     let handler = handlers::build("visitor", &config.consumers["visitor"].handler_settings, &deps);
     let delivery = Delivery {

@@ -24,7 +24,7 @@ pub enum DeclareError {
     },
     /// The user lacks a permission (403).
     #[error(
-        "the broker does not let the user declare {declaration}: {reply}; `orderd check --permissions` prints the commands that \
+        "the user may not declare {declaration}: {reply}; `orderd check --permissions` prints the commands that \
          grant what is needed"
     )]
     AccessRefused {

@@ -1,4 +1,4 @@
-//! Why the admin listener of a daemon gave no answer, and the exit code for it.
+//! Why a daemon's admin listener gave no usable answer, and the exit code for it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::cli::Exit;
 use crate::config::LoadError;
 use crate::control::ControlError;
 
-/// Why there is no answer.
+/// Why there is no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum AdminClientError {
     /// The configuration cannot be loaded.
@@ -22,16 +22,16 @@ pub(in crate::cli) enum AdminClientError {
     /// The configuration has no address of the admin listener.
     #[error(
         "cannot ask the daemon: admin.listen is {listen} in {config:?}; set it to an address and restart the daemon \
-         (SIGHUP and `systemctl reload orderd` reload the configuration without it)"
+         (to reload the configuration without it, use SIGHUP or `systemctl reload orderd`)"
     )]
     NoAddress { listen: &'static str, config: PathBuf },
-    /// No HTTP client can be made.
-    #[error("cannot make an HTTP client")]
+    /// The HTTP client cannot be created.
+    #[error("cannot create an HTTP client")]
     Client(#[source] reqwest::Error),
     /// Nothing answers at the address in the configuration.
     #[error(
-        "no daemon answers at {address}: start it with `orderd run`, or name its configuration file with --config (now \
-         {config:?}); if admin.listen was changed since the daemon started, name its former address with --address"
+        "no daemon answers at {address}: start it with `orderd run`, or give its configuration file with --config (now \
+         {config:?}); if admin.listen has changed since the daemon started, give its old address with --address"
     )]
     Unreachable {
         address: SocketAddr,
@@ -54,8 +54,8 @@ pub(in crate::cli) enum AdminClientError {
     NotOrderd { address: SocketAddr, problem: String },
     /// The configuration has errors, and another daemon answers at the address found in it.
     #[error(
-        "the daemon at {address} runs with {theirs:?}, not with {ours:?}, whose errors may hide its daemon's address; use \
-         --address"
+        "the daemon at {address} uses the configuration {theirs:?}, not {ours:?}, whose errors make its address unreliable; \
+         use --address"
     )]
     AnotherDaemon { address: SocketAddr, theirs: String, ours: PathBuf },
     /// The daemon understood the command and did not carry it out.

@@ -1,4 +1,4 @@
-//! HTTP client for the admin listener of a running daemon, with deadlines and a limit on answers. It shows nothing.
+//! HTTP client for the admin listener of a running daemon, with deadlines and a limit on answers. It prints nothing.
 
 mod error;
 mod target;
@@ -20,15 +20,15 @@ use crate::config::{Admin, Secret};
 use crate::status::Status;
 use crate::tls;
 
-/// Deadline of a request that reads.
+/// Deadline of a request that only reads.
 const READ_DEADLINE: Duration = Duration::from_secs(15);
-/// How much longer than the daemon's own deadline to wait for the answer to a command.
+/// How long to wait for the answer to a command, beyond the daemon's own deadline.
 const COMMAND_GRACE: Duration = Duration::from_secs(10);
-/// Deadline of connecting.
+/// Deadline of a connection attempt.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// Largest answer, in bytes.
+/// Maximum size of an answer, in bytes.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
-/// Longest message of a rejection that is shown, in characters.
+/// Maximum length of the message of a rejection that is shown, in characters.
 const MAX_MESSAGE_CHARS: usize = 200;
 
 /// Client for one daemon.
@@ -73,7 +73,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// [`AdminClientError::NoAddress`] or [`AdminClientError::Client`].
-    pub(super) fn of_config(admin: &Admin, config: &Path) -> Result<Self, AdminClientError> {
+    pub(super) fn from_config(admin: &Admin, config: &Path) -> Result<Self, AdminClientError> {
         let config_file = ConfigFile { path: config.to_owned(), is_valid: true };
         AdminClient::new(target::listen_address(admin, config)?, admin.token.clone(), Some(config_file))
     }
@@ -83,12 +83,12 @@ impl AdminClient {
         self.address
     }
 
-    /// Gets a path within a time: any status, and at most [`MAX_ANSWER_BYTES`].
+    /// Gets a path, within a deadline. Any status counts as an answer; a body may have at most [`MAX_ANSWER_BYTES`].
     pub(super) async fn get(&self, path: &str, within: Duration) -> Result<(StatusCode, Vec<u8>), AdminClientError> {
         self.exchange(self.http.get(format!("http://{}{path}", self.address)).timeout(within)).await
     }
 
-    /// The daemon's status: as sent, and as this version understands it.
+    /// The daemon's status: as JSON, and as this version understands it.
     pub(super) async fn status(&self) -> Result<(Value, Status), AdminClientError> {
         let (code, body) = self.get("/api/v1/status", READ_DEADLINE).await?;
         self.check_accepted(code, &body)?;
@@ -100,10 +100,10 @@ impl AdminClient {
         Ok((json, status))
     }
 
-    /// Sends a command. Returns the answer: as sent, and as this version understands it.
+    /// Sends a command. Returns the answer: as JSON, and as this version understands it.
     pub(super) async fn command<T: DeserializeOwned>(&self, path: &str) -> Result<(Value, T), AdminClientError> {
         if self.config.as_ref().is_some_and(|config| !config.is_valid) {
-            // Fails if it is another daemon.
+            // Fails if the address belongs to another daemon.
             self.status().await?;
         }
         let request = self.http.post(format!("http://{}{path}", self.address)).timeout(COMMAND_TIMEOUT + COMMAND_GRACE);
@@ -128,8 +128,8 @@ impl AdminClient {
         }
     }
 
-    /// Makes sure that the daemon runs with our configuration file, where that has errors and may hide the address of its
-    /// own daemon. `theirs` is the daemon's file.
+    /// Checks that the daemon runs with our configuration file. This matters only if our file has errors, so that the address
+    /// read from it may be wrong. `theirs` is the daemon's file.
     fn check_daemon(&self, theirs: &str) -> Result<(), AdminClientError> {
         match &self.config {
             Some(ConfigFile { path: ours, is_valid: false }) if !is_same_file(ours, Path::new(theirs)) => {
@@ -188,8 +188,8 @@ impl AdminClient {
     }
 }
 
-/// `true` if two paths lead to one file, as far as this process can tell: the daemon's path may be relative to the
-/// directory it was started in.
+/// Whether two paths lead to the same file, as far as this process can tell: the daemon's path may be relative to the
+/// directory in which it was started.
 fn is_same_file(ours: &Path, theirs: &Path) -> bool {
     let resolve = |path: &Path| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
     let ours = resolve(ours).unwrap_or_else(|_| ours.to_owned());

@@ -1,15 +1,14 @@
-//! Which daemon a command addresses: by the command line, or by the configuration that the daemon runs with. It sends
-//! nothing.
+//! Which daemon a command addresses, according to the command line or the configuration. It sends nothing.
 //!
-//! A configuration with errors must not keep anybody from asking the daemon about it. Then the address is read on its own,
-//! and the client verifies that the daemon runs with that file.
+//! A configuration with errors must not prevent commands to the daemon that uses it. In that case, only the address is read
+//! from it, and the client verifies that the daemon uses that file.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::{AdminClient, AdminClientError, ConfigFile};
-use crate::config::{Admin, Config, Sources, admin_alone, token_in};
+use crate::config::{Admin, Config, Sources, load_admin, read_token_file};
 
 /// The daemon that a command addresses.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -26,14 +25,14 @@ impl DaemonTarget {
     /// A client for the daemon. Writes a warning to `err` if the configuration has errors.
     ///
     /// # Errors
-    /// The outer one when `err` cannot be written.
+    /// The outer error when `err` cannot be written; the inner one when there is no client.
     pub(in crate::cli) fn client(
         &self,
         sources: &Sources,
         err: &mut dyn Write,
     ) -> io::Result<Result<AdminClient, AdminClientError>> {
         let token = match &self.token_file {
-            Some(path) => match token_in(path) {
+            Some(path) => match read_token_file(path) {
                 Ok(token) => Some(token),
                 Err(problem) => return Ok(Err(AdminClientError::TokenFile { path: path.clone(), problem })),
             },
@@ -45,7 +44,7 @@ impl DaemonTarget {
         let path = sources.path();
         let (admin, is_valid) = match Config::load(sources) {
             Ok(loaded) => (loaded.config.admin, true),
-            Err(errors) => match admin_alone(sources) {
+            Err(errors) => match load_admin(sources) {
                 Ok(admin) => {
                     writeln!(
                         err,

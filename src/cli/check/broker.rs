@@ -38,7 +38,7 @@ const POLICY_DEADLINE: Duration = Duration::from_secs(15);
 pub struct BrokerReport {
     /// Each address of the configuration.
     pub addresses: Vec<AddressReport>,
-    /// What the user of `[broker]` may not do; without an answer in AMQP, why not.
+    /// What orderd's user may not do; an error if the broker could not be asked by AMQP.
     pub denied: Result<Vec<DeniedPermission>, ConnectError>,
     /// The management API's address.
     pub management_url: String,
@@ -62,7 +62,7 @@ pub(super) async fn ask(config: &Config) -> BrokerReport {
         addresses.push(connect(address, config.broker.connect_timeout).await);
     }
     let management_url = config.management.url.clone();
-    let denied = Connector::new(config.broker.clone()).denied_permissions(&config.needs()).await;
+    let denied = Connector::new(config.broker.clone()).denied_permissions(&config.required_permissions()).await;
     BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
 }
 
@@ -89,7 +89,7 @@ impl BrokerReport {
         self.addresses.iter().all(|address| address.error.is_some())
     }
 
-    /// What keeps orderd from running, one line each. Missing objects count only if orderd does not declare them.
+    /// What prevents orderd from running, one line each. Missing objects count only if orderd does not declare them.
     pub fn problems(&self, declare: bool) -> Vec<String> {
         let mut problems = Vec::new();
         if self.is_unreachable() {
@@ -99,7 +99,10 @@ impl BrokerReport {
         }
         match &self.denied {
             Ok(denied) => problems.extend(denied.iter().map(|denied| {
-                format!("the user may not {}: {} (--permissions prints what to grant)", denied.permission, denied.reply)
+                format!(
+                    "the user may not {}: {} (`orderd check --permissions` prints the commands that grant it)",
+                    denied.permission, denied.reply
+                )
             })),
             Err(_) if self.is_unreachable() => {}
             Err(error) => problems.push(chain(error)),
@@ -166,8 +169,9 @@ impl Serialize for BrokerReport {
         let error = self.denied.as_ref().err().map(|error| chain(error));
         map.serialize_entry("amqp", &json!({"error": error}))?;
         let denied = self.denied.as_ref().ok();
-        let needs = denied.map(|denied| denied.iter().map(|denied| denied.permission.to_string()).collect::<Vec<_>>());
-        map.serialize_entry("denied", &needs)?;
+        let permissions =
+            denied.map(|denied| denied.iter().map(|denied| denied.permission.to_string()).collect::<Vec<_>>());
+        map.serialize_entry("denied", &permissions)?;
         let error = self.audit.as_ref().err().map(|error| chain(error));
         map.serialize_entry("management", &json!({"url": self.management_url, "error": error}))?;
         let audit = self.audit.as_ref().ok();

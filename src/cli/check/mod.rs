@@ -1,7 +1,7 @@
 //! `orderd check`: shows what would run, without running it.
 //!
-//! Offline by default; `--connect` compares the broker with the configuration. It never declares, publishes or consumes.
-//! Problems of the configuration go to standard error, one line each, and the exit code is 78.
+//! Offline by default; with `--connect` it compares the broker with the configuration. It never declares, publishes or
+//! consumes. Problems with the configuration go to standard error, one line each; the exit code is then 78.
 
 mod broker;
 mod report;
@@ -23,7 +23,7 @@ use crate::config::{Config, LoadError, Problem, Sources};
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct CheckArgs {
-    /// Compare the broker with the configuration too: missing objects, differences, dangerous policies
+    /// Also compare the broker with the configuration: missing objects, differences, dangerous policies
     #[arg(long)]
     pub connect: bool,
     /// Print only the commands that grant orderd's user the permissions it needs
@@ -36,7 +36,7 @@ pub struct CheckArgs {
 
 /// Checks the configuration. Prints the report to `out`, problems and warnings to `err`.
 ///
-/// Returns the exit code: 0 if `orderd run` would start, 69 if the broker is unreachable, 78 if the configuration is wrong
+/// Returns the exit code: 0 if `orderd run` would start, 69 if the broker is unreachable, 78 if the configuration is invalid
 /// or the broker contradicts it.
 ///
 /// With `--format json`, `out` gets one object: `ok` (`true` for exit code 0), `problems` and `warnings`

@@ -1,4 +1,5 @@
-//! What would run, as a value: the content of `orderd check --format json`. As JSON a contract: keys are only added. Pure.
+//! What would run: the content of `orderd check --format json`. The JSON form is stable: keys may be added, but none is
+//! removed or changed. Pure.
 //!
 //! ```json
 //! {
@@ -28,7 +29,7 @@
 //! }
 //! ```
 //!
-//! Topology is in the order of declaration, consumers by name. `retry` is null for the failed-order consumer,
+//! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
 //! `retention_ms` if rows are kept forever, `connected` without `--connect`. A consumer also has the keys of its
 //! handler, such as `faults` of the order handler.
 
@@ -39,7 +40,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
-use super::schedule::{RetrySchedule, maybe_millis, millis};
+use super::schedule::{RetrySchedule, millis, optional_millis};
 use crate::config::{Config, Consumer, Loaded, Problem};
 use crate::topology::{Argument, Permissions, Topology};
 
@@ -66,7 +67,7 @@ pub struct CheckReport {
     pub connected: Option<BrokerReport>,
 }
 
-/// The least permissions needed, as regular expressions, and the commands that grant them.
+/// The minimum permissions, as regular expressions, and the commands that grant them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PermissionsReport {
     /// Objects that may be declared.
@@ -75,7 +76,7 @@ pub struct PermissionsReport {
     pub write: String,
     /// Queues to consume, and exchanges to bind to.
     pub read: String,
-    /// Shell commands.
+    /// Shell commands that grant these permissions, and the topic permissions.
     pub commands: [String; 2],
 }
 
@@ -102,8 +103,8 @@ pub struct ReloadSettings {
 pub struct LedgerSettings {
     /// The directory of `orderd.db`.
     pub directory: PathBuf,
-    /// How long completed rows are kept; `None`: forever.
-    #[serde(rename = "retention_ms", serialize_with = "maybe_millis")]
+    /// How long rows of finished orders are kept; `None`: forever.
+    #[serde(rename = "retention_ms", serialize_with = "optional_millis")]
     pub retention: Option<Duration>,
 }
 
@@ -165,7 +166,7 @@ pub struct ConsumerReport {
     pub workers: usize,
     /// Deliveries prefetched per worker.
     pub prefetch: u16,
-    /// Workers × prefetch: the most unsettled deliveries.
+    /// Workers × prefetch: the maximum number of unsettled deliveries.
     pub slots: u16,
     /// The handler's deadline.
     #[serde(rename = "timeout_ms", serialize_with = "millis")]
@@ -175,13 +176,13 @@ pub struct ConsumerReport {
     /// The handler's own keys, such as `faults`.
     #[serde(flatten)]
     pub handler_settings: Map<String, Value>,
-    /// What the text output says about them.
+    /// The handler's lines in the text output.
     #[serde(skip)]
     pub handler_lines: Vec<String>,
 }
 
 impl CheckReport {
-    /// What would run with a configuration.
+    /// The report on a loaded configuration, without the broker's part.
     pub fn new(loaded: &Loaded) -> Self {
         let config = &loaded.config;
         CheckReport {

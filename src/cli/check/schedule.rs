@@ -1,4 +1,4 @@
-//! When the messages of a queue are retried, and when they are dead-lettered at the latest. Pure.
+//! When a message that keeps failing is retried, and how long it takes at most until it is dead-lettered. Pure.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::message::ExchangeNames;
 use crate::recovery::RetryPolicy;
 
-/// When a failing message is retried, and when it is dead-lettered at the latest.
+/// When a message that keeps failing is retried, and how long it takes at most until it is dead-lettered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RetrySchedule {
     /// Immediate retries of each delivery.
@@ -17,7 +17,7 @@ pub struct RetrySchedule {
     /// A message is dead-lettered once its first failure is older than this.
     #[serde(rename = "max_age_ms", serialize_with = "millis")]
     pub max_age: Duration,
-    /// Most calls of the handler: each delivery is handled once, and `immediate` times more.
+    /// Maximum number of calls of the handler: 1 + `immediate` for each delivery.
     pub attempts: u32,
     /// The sum of the delays.
     #[serde(rename = "total_delay_ms", serialize_with = "millis")]
@@ -34,7 +34,7 @@ pub struct DelayedRetry {
     /// The delay.
     #[serde(rename = "delay_ms", serialize_with = "millis")]
     pub delay: Duration,
-    /// The sum of the delays so far: when it happens if attempts take no time.
+    /// The sum of the delays up to this one: when the retry happens if attempts take no time.
     #[serde(rename = "after_ms", serialize_with = "millis")]
     pub after: Duration,
     /// The retry queue in which the message waits.
@@ -45,7 +45,7 @@ pub(super) fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-pub(super) fn maybe_millis<S: serde::Serializer>(
+pub(super) fn optional_millis<S: serde::Serializer>(
     duration: &Option<Duration>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

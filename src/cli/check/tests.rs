@@ -1,4 +1,4 @@
-//! `orderd check` from a configuration file to its output and exit code.
+//! `orderd check`, from a configuration file to the output and the exit code.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,7 +36,7 @@ fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> RetrySchedule {
 }
 
 #[test]
-fn the_schedule_adds_up() {
+fn the_schedule_adds_delays_and_attempts() {
     for (immediate, delays, after, attempts, worst) in [
         (1, &["1s", "10s", "1m"][..], &[1, 11, 71][..], 8, 71 + 8 * 30),
         (0, &["1s"], &[1], 2, 1 + 2 * 30),
@@ -81,7 +81,7 @@ async fn the_default_configuration_is_valid_and_shows_what_would_run() {
     ] {
         assert!(lines.contains(&expected.to_owned()), "{expected}\n{}", output.out);
     }
-    assert!(!output.out.contains("FAULTS"));
+    assert!(!output.out.contains("FAULT INJECTION"));
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn the_trigger_of_a_reload_is_shown() {
 }
 
 #[tokio::test]
-async fn injected_faults_are_prominent() {
+async fn injected_faults_are_shown_prominently() {
     let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
     let output = check(TEXT, &file).await;
     assert!(output.out.contains("!!! FAULT INJECTION in consumer \"order\": 5 % fail once"), "{}", output.out);

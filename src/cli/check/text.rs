@@ -1,4 +1,4 @@
-//! The report of a check as text. It computes nothing.
+//! The report as text. It computes nothing.
 
 use std::io::{self, Write};
 
@@ -111,7 +111,8 @@ fn write_consumers(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Res
 
 fn write_retries(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nretries")?;
-    let mut table = table::new(["CONSUMER", "IMMEDIATE", "DELAYED", "DEAD-LETTERED AFTER AT MOST"]);
+    let mut table =
+        table::new(["CONSUMER", "IMMEDIATE", "DELAYED, AFTER FIRST FAILURE", "DEAD-LETTERED AFTER AT MOST"]);
     for consumer in consumers {
         table.add_row(match &consumer.retry {
             Some(retry) => {

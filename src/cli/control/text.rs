@@ -1,4 +1,4 @@
-//! The result of a command as text.
+//! The result of `orderd reload`, `pause` and `resume` as text.
 
 use std::io::{self, Write};
 

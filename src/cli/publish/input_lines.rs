@@ -1,8 +1,8 @@
-//! Splits an input into lines, of which none takes more memory than [`MAX_LINE_BYTES`]. It does not parse them.
+//! Splits an input into lines and keeps at most [`MAX_LINE_BYTES`] of each in memory. It does not parse them.
 
 use std::io::{self, BufRead};
 
-/// Longest line accepted, in bytes, without the newline. An order takes a few hundred.
+/// Maximum length of a line, in bytes, without the newline. An order has a few hundred.
 pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// One line that is not blank.

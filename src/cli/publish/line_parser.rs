@@ -10,14 +10,14 @@ use super::input_lines::MAX_LINE_BYTES;
 use crate::domain::{DecodeError, Order, RuleError};
 use crate::message::{Message, Properties, Publication};
 
-/// Longest message id, in bytes: AMQP's limit of a short string.
+/// Maximum length of a message id, in bytes: AMQP's limit for a short string.
 const MAX_MESSAGE_ID: usize = 255;
 /// Routing key of orders without priority.
 pub(super) const NORMAL_KEY: &str = "order.normal.created";
 /// Routing key of orders with priority.
 pub(super) const PRIORITY_KEY: &str = "order.priority.created";
 
-/// What the lines are, and where to publish them.
+/// Parses the lines of an input: what they contain, and where they are published.
 #[derive(Debug, Clone)]
 pub(super) struct LineParser {
     /// Name of the exchange.
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_published_by_its_priority_and_with_its_id() {
+    fn an_order_gets_its_routing_key_from_its_priority_and_its_message_id_from_its_id() {
         let normal = br#"{"id": 2, "product": "Mouse", "quantity": 1, "price": 10, "note": "kept"}"#;
         let publication = parse(&parser(None, false), normal).unwrap();
         assert_eq!(publication.routing_key, "order.normal.created");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_accepts_any_object_and_uses_its_id() {
+    fn with_raw_any_object_is_accepted_and_its_id_is_the_message_id() {
         let raw = parser(Some("order.analytics.page_view"), true);
         for (line, id) in [
             (r#"{"message_id": "m-1", "id": 7}"#, Some("m-1")),

@@ -1,8 +1,8 @@
 //! `orderd publish`: publishes orders from a file or standard input, one JSON object per line, and waits for the broker's
 //! confirm of each.
 //!
-//! A thread reads and checks lines, one task publishes them. The queue between them is limited, so the input may be
-//! endless. It never publishes a line that it has refused.
+//! A thread reads and checks lines; a task publishes them. The queue between the two is limited, so the input may be
+//! endless. A line that was refused is never published.
 
 mod input_lines;
 mod line_parser;
@@ -29,7 +29,7 @@ use crate::chain::chain;
 use crate::config::{Config, duration};
 use crate::topology::{Declaration, RequiredPermission};
 
-/// Lines queued between the reader and the publish loop.
+/// Maximum number of lines queued between the reader and the publish loop.
 const READ_AHEAD: usize = 32;
 
 /// Arguments of `orderd publish`.
@@ -71,7 +71,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
 ///
 /// Returns the exit code: 0 if every line was published, 1 if a line was refused or the command was interrupted, 64 if the
 /// file cannot be opened, 69 if the broker was unreachable for longer than `--connect-timeout`, 70 if the input cannot be
-/// read further, 78 if the broker lacks the exchange or does not let the user publish.
+/// read further, 78 if the exchange does not exist or the user may not publish to it.
 pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
     let (input, length): (Box<dyn Read + Send>, _) = match open(&arguments.file) {
         Ok(opened) => opened,
@@ -92,10 +92,10 @@ pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
     }
     let bar = progress_bar(length);
     let publisher = connector.publisher();
-    let state = publisher.clone();
+    let connection = publisher.clone();
     let publish_loop = PublishLoop {
         publisher: &publisher,
-        is_connected: &move || state.state().connected,
+        is_connected: &move || connection.state().connected,
         connect_timeout: arguments.connect_timeout,
         bar: &bar,
     };
@@ -119,8 +119,8 @@ fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// Checks that the broker is reachable, has the exchange and lets the user publish to it. Otherwise publishing would wait
-/// for nothing.
+/// Checks that the broker is reachable, that the exchange exists and that the user may publish to it. If not, publishing
+/// would wait in vain.
 async fn check_broker(connector: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
     let exchange = config.names().orders;
     let topology = config.topology();
@@ -128,7 +128,7 @@ async fn check_broker(connector: &Connector, config: &Config, routing_key: Optio
     match connector.missing_objects(&declaration.collect::<Vec<_>>()).await {
         Ok(missing) if missing.is_empty() => check_permission(connector, config, routing_key).await,
         Ok(_) => {
-            eprintln!("orderd: the broker has no exchange {exchange:?}; `orderd run` declares it");
+            eprintln!("orderd: exchange {exchange:?} does not exist; `orderd run` declares it");
             Err(Exit::Config)
         }
         Err(DeclareError::Connect(error)) => {
@@ -154,7 +154,7 @@ async fn check_permission(connector: &Connector, config: &Config, routing_key: O
     match connector.denied_permissions(&keys.iter().map(permission).collect::<Vec<_>>()).await {
         Ok(denied) if denied.len() == keys.len() => {
             let DeniedPermission { permission, reply } = &denied[0];
-            eprintln!("orderd: the broker does not let the user {:?} {permission}: {reply}", config.broker.username);
+            eprintln!("orderd: user {:?} may not {permission}: {reply}", config.broker.username);
             Err(Exit::Config)
         }
         // A broker that does not answer now may do so before the connect timeout.

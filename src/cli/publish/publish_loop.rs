@@ -19,9 +19,9 @@ use super::summary::{EndReason, PublishSummary};
 use crate::chain::chain;
 use crate::message::{Publication, PublishError, Publisher};
 
-/// Most messages in in_flight.
+/// Maximum number of messages in flight.
 const MAX_IN_FLIGHT: usize = 2_048;
-/// Most bytes in flight; the last message may exceed it.
+/// Maximum number of bytes in flight. The last message may exceed it.
 const MAX_BYTES_IN_FLIGHT: usize = 8 * 1024 * 1024;
 /// Interval at which the connection is checked and the progress bar updated.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -29,7 +29,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// What the reader sends to the publish loop.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// One line. `bytes` counts the input up to its end.
+    /// One line. `bytes` is the length of the input up to the end of the line.
     Line { number: u64, bytes: u64, publication: Result<Box<Publication>, LineError> },
     /// The input cannot be read further; nothing follows.
     Unreadable(io::Error),
@@ -74,7 +74,8 @@ impl InFlight {
 }
 
 impl PublishLoop<'_> {
-    /// Publishes all input until it ends or the first interrupt, and waits for the broker's answers.
+    /// Publishes lines until the input ends or the first interrupt, and waits for the broker's answers. A second interrupt
+    /// stops waiting.
     pub async fn run(&self, mut input: mpsc::Receiver<Input>, interrupts: impl Stream<Item = ()>) -> PublishSummary {
         let start = Instant::now();
         let mut summary = PublishSummary {
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unreachable_broker_is_given_up_and_the_line_to_resume_from_is_reported() {
+    async fn publishing_gives_up_on_an_unreachable_broker_and_reports_the_line_to_resume_from() {
         let summary = publish_all(&FakePublisher::default(), vec!["yes", "never", "yes"]).await;
         assert!(matches!(summary.end, EndReason::NoBroker));
         assert_eq!((summary.published, summary.unconfirmed, summary.first_unconfirmed), (2, 1, 2));

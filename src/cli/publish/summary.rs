@@ -1,4 +1,4 @@
-//! The result of `orderd publish`. Shapes only.
+//! The result of `orderd publish`, as text and as JSON.
 
 use std::{fmt, io};
 
@@ -7,13 +7,13 @@ use serde::{Serialize, Serializer};
 /// Why publishing ended.
 #[derive(Debug)]
 pub(super) enum EndReason {
-    /// The whole input was read, and every line answered.
+    /// The whole input was read, and the broker has answered for every line.
     Input,
-    /// Interrupted once: every line read so far is answered.
+    /// Interrupted once: the broker has answered for every line read so far.
     Interrupted,
     /// Interrupted twice: lines may be unconfirmed.
     Aborted,
-    /// The input cannot be read further; every line read so far is answered.
+    /// The input cannot be read further; the broker has answered for every line read so far.
     Unreadable(io::Error),
     /// The broker was unreachable for too long.
     NoBroker,
@@ -36,7 +36,7 @@ impl Serialize for EndReason {
 pub(super) struct PublishSummary {
     /// Messages that the broker confirmed.
     pub published: u64,
-    /// Lines that are not valid, or that the broker refused.
+    /// Lines that are invalid, or that the broker refused.
     pub refused: u64,
     /// Messages that the broker has not answered.
     pub unconfirmed: usize,

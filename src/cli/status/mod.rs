@@ -28,7 +28,7 @@ const WATCH_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_milli
 pub struct StatusArgs {
     #[command(flatten)]
     daemon: DaemonTarget,
-    /// Show the status repeatedly, every INTERVAL from 100ms to 1h (2s by default); in place on a terminal
+    /// Refresh the status every INTERVAL, from 100ms to 1h (2s by default); on a terminal, in place
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = watch_interval)]
     watch: Option<Duration>,
     /// Output format; json prints one object, with --watch one object per line
@@ -93,7 +93,7 @@ fn show(args: &StatusArgs, json: &Value, status: &Status, out: &mut dyn Write) -
     }
 }
 
-/// A daemon without a connection to its broker is not available, unless it is draining.
+/// 69 if the daemon has no connection to the broker, unless it is draining.
 fn exit_code(status: &Status, err: &mut dyn Write) -> io::Result<Exit> {
     if status.daemon.connections > 0 || status.daemon.state == DaemonState::Draining {
         return Ok(Exit::Done);

@@ -1,4 +1,4 @@
-//! The last reload in a status as text: its outcome, and which changes are not active yet.
+//! The last reload as text: its outcome, and which changes are not active yet.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use crate::cli::text::{age, labelled, plain};
 use crate::control::{Effect, ReloadOutcome};
 use crate::status::DaemonStatus;
 
-/// Most problems shown; the rest is counted.
+/// Maximum number of problems shown; the rest are only counted.
 const MAX_PROBLEMS: usize = 3;
 
 /// Writes the last reload; nothing before the first.

@@ -13,7 +13,7 @@ use crate::status::{ConsumerStatus, Quantiles};
 /// Shown for a value that is not known.
 const UNKNOWN: &str = "-";
 
-/// Writes the queues that are not retry queues; those are a column of their work queue's row.
+/// Writes a row for each queue except retry queues, which are a column in the row of their work queue.
 pub(super) fn write_queues(view: &BrokerView, out: &mut dyn Write) -> io::Result<()> {
     if view.queues.is_empty() {
         return Ok(());
@@ -105,7 +105,7 @@ fn seconds(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| UNKNOWN.to_owned(), three_digits)
 }
 
-/// A time with three significant digits and a unit; in whole seconds from 100 seconds on.
+/// A time with three significant digits and a unit; whole seconds from 100 seconds on.
 fn three_digits(seconds: f64) -> String {
     match seconds {
         s if s < 0.001 => format!("{:.0}µs", s * 1e6),
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_short() {
+    fn a_time_has_three_significant_digits() {
         for (seconds, text) in
             [(0.000_25, "250µs"), (0.0123, "12.3ms"), (0.25, "250ms"), (2.5, "2.5s"), (3725.0, "1h 2m 5s")]
         {

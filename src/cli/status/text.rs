@@ -1,4 +1,4 @@
-//! A status as text, on one screen. It computes nothing but sums and ages.
+//! The status as text, on one screen. It computes only sums and ages.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -57,7 +57,7 @@ fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     labelled("ready", &readiness(status), out)
 }
 
-/// Whether orderd is ready, else the checks that fail; and which consumers are paused.
+/// Whether orderd is ready or which checks fail, and which consumers are paused.
 fn readiness(status: &Status) -> String {
     let failing: Vec<_> = status
         .checks
@@ -89,7 +89,7 @@ fn write_broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::R
     Ok(())
 }
 
-/// The states of consumers that deserve attention.
+/// Notes on consumers in an unusual state: paused, in safe mode, or removed but still draining.
 fn write_consumer_notes(
     consumers: &BTreeMap<String, ConsumerStatus>,
     now: Timestamp,
@@ -120,7 +120,7 @@ fn names(consumers: &BTreeMap<String, ConsumerStatus>, holds: impl Fn(&ConsumerS
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// One line with a count of each consumer, broken down by delay or reason; nothing if all are empty.
+/// One line with the counts of each consumer by delay or reason; nothing if there are none.
 fn write_counts(
     label: &str,
     status: &Status,
@@ -193,7 +193,7 @@ mod tests {
     use crate::reconcile::{QueueRole, QueueView};
 
     /// A daemon with every kind of problem, with control characters in names, and with the largest counts to expect.
-    fn troubled() -> Status {
+    fn status_with_every_problem() -> Status {
         let long = "why ".repeat(60);
         let conservation = json!({"deliveries": 98_765_432, "succeeded": 98_765_000, "republished": 432, "released": 123_456,
             "rejected": 0, "in_flight": 1000, "problem": "\u{1b}[31m3 deliveries are neither settled nor in flight"});
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn every_line_fits_the_width_and_no_control_character_reaches_the_terminal() {
         let mut out = Vec::new();
-        write(&troubled(), "2026-11-22T09:00:00Z".parse().unwrap(), &mut out).unwrap();
+        write(&status_with_every_problem(), "2026-11-22T09:00:00Z".parse().unwrap(), &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         for line in text.lines() {
             assert!(line.chars().count() <= MAX_WIDTH, "{}: {line}", line.chars().count());

@@ -1,4 +1,4 @@
-//! What differs between two configurations, key by key, and what of a new one can be applied without a restart.
+//! Compares two configurations key by key, and decides which changes can be applied without a restart.
 //!
 //! Both configurations are serialized to keys and values as in the file, and these are compared, so that a new key needs no
 //! code here unless a change of it needs a restart. Pure.
@@ -25,8 +25,8 @@ const RESTART: [&str; 10] = [
     "runtime",
 ];
 
-/// Every key that differs, sorted, with its values as in the file and secrets redacted. A key that is missing in one of the
-/// two has no value there. Without changes, the two configurations are equal.
+/// Every key that differs, sorted, with its old and new value as in the file and secrets redacted. A key that is missing in
+/// one configuration has no value there. If there are no changes, the configurations are equal.
 pub fn changes(old: &Config, new: &Config) -> Vec<ConfigChange> {
     let (old, new) = (keys(old), keys(new));
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -45,7 +45,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<ConfigChange> {
 /// The new configuration with the old values of all keys that need a restart: what a reload applies.
 pub fn applicable(old: &Config, new: &Config) -> Config {
     let old = old.clone();
-    // Without `..`, so that a new section does not compile until it is decided here whether it needs a restart.
+    // Without `..`: a new section does not compile until somebody decides here whether it needs a restart.
     let Config {
         broker: _,
         management,
@@ -95,17 +95,17 @@ fn lost_item(from: Option<&Value>, to: Option<&Value>) -> bool {
     }
 }
 
-/// Every key of a configuration, by its path. Secrets are values that differ from one another and do not show them.
+/// Every key of a configuration, by its path. Secrets appear as fingerprints: they can be compared but not read.
 fn keys(config: &Config) -> BTreeMap<String, Value> {
     let mut keys = BTreeMap::new();
     let config_value = serde_json::to_value(config).expect("a configuration has text keys and plain values");
     collect(String::new(), config_value, &mut keys);
     if config.broker.tls.is_some() {
-        // `[broker.tls]` means something even without a key in it.
+        // `[broker.tls]` enables TLS even if it is empty.
         keys.insert("broker.tls".to_owned(), Value::Object(serde_json::Map::new()));
     }
     for (name, _) in config.consumers.iter().filter(|(_, consumer)| consumer.handles_failures()) {
-        // Loading rejects a retry policy there.
+        // The failed-order consumer cannot have a retry policy in the file.
         let retry = format!("consumers.{name}.retry.");
         keys.retain(|key, _| !key.starts_with(&retry));
     }

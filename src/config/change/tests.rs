@@ -1,4 +1,4 @@
-//! Changes of keys, each made like an edit of the file.
+//! Changes of keys, each made as if the file had been edited.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use super::super::load::{DEFAULT_FILE, Sources, parse};
 use super::super::model::{Consumer, Queue, Tls};
 use super::super::redaction::Secret;
-use super::super::section::Reading;
+use super::super::section::ReadContext;
 use super::*;
 use crate::handlers;
 use crate::tls::{CertificateFiles, TlsFiles};
@@ -19,7 +19,7 @@ fn with(settings: &[&str]) -> Config {
     };
     let environment = settings.iter().map(variable).collect();
     let sources = Sources { environment, ..handlers::sources() };
-    parse(DEFAULT_FILE.as_bytes(), &sources, &Reading::default()).expect("a valid configuration").0
+    parse(DEFAULT_FILE.as_bytes(), &sources, &ReadContext::default()).expect("a valid configuration").0
 }
 
 /// Each change as `key: from → to, effect`.
@@ -31,7 +31,7 @@ fn described(old: &Config, new: &Config) -> Vec<String> {
         .collect()
 }
 
-/// One key after the other.
+/// Changes one key at a time.
 #[test]
 fn each_changed_key_is_reported_with_its_values_and_its_effect() {
     let old = with(&[]);
@@ -95,7 +95,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
 }
 
 #[test]
-fn the_management_api_follows_the_brokers_login_unless_it_has_its_own() {
+fn the_management_api_uses_the_brokers_login_unless_it_has_its_own() {
     let changes = described(&with(&[]), &with(&["broker.username=u", "broker.password=hunter2"]));
     let expected = [
         "broker.password: [redacted] → [redacted], Restart",
@@ -125,7 +125,7 @@ fn a_new_or_removed_consumer_is_reported_key_by_key() {
 }
 
 #[test]
-fn with_a_different_handler_its_keys_replace_those_of_the_former_one() {
+fn a_change_of_handler_removes_the_old_handlers_keys_and_adds_those_of_the_new_one() {
     let (old, new) = (with(&[]), with(&["consumers.analytics.handler=order"]));
     let expected = [
         "consumers.analytics.faults.block: none → 0.0, Live",
@@ -151,7 +151,7 @@ fn no_secret_is_shown() {
 }
 
 #[test]
-fn changes_that_need_a_restart_are_reported_until_there_is_one() {
+fn changes_that_need_a_restart_are_reported_until_the_restart() {
     let (old, new) = (with(&[]), with(&["runtime.threads=2", "consumers.order.workers=8", "admin.listen=off"]));
     let applied = applicable(&old, &new);
     assert_eq!(described(&old, &applied), ["consumers.order.workers: 4 → 8, Live"]);
@@ -169,7 +169,7 @@ fn every_key_of_the_default_file_is_compared() {
     let files = TlsFiles { ca: Some("/ca".into()), client };
     config.management.tls = files.clone();
     config.broker.tls = Some(Tls { files, server_name: Some("rabbit".to_owned()) });
-    let known: BTreeSet<_> = keys(&config).into_keys().collect();
+    let compared: BTreeSet<_> = keys(&config).into_keys().collect();
     let (mut section, mut documented) = (String::new(), BTreeSet::new());
     for line in DEFAULT_FILE.lines() {
         if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {
@@ -181,12 +181,12 @@ fn every_key_of_the_default_file_is_compared() {
             documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
         }
     }
-    let unknown: Vec<_> = documented.difference(&known).collect();
-    assert!(unknown.is_empty(), "{unknown:?}");
-    // Faults are documented for one consumer only, and `[broker.tls]` counts by its presence.
-    let silent: Vec<_> =
-        known.difference(&documented).filter(|key| !key.contains(".faults.") && *key != "broker.tls").collect();
-    assert!(silent.is_empty(), "{silent:?}");
+    let not_compared: Vec<_> = documented.difference(&compared).collect();
+    assert!(not_compared.is_empty(), "{not_compared:?}");
+    // Faults are documented for one consumer only, and `[broker.tls]` is a section, not a key.
+    let undocumented: Vec<_> =
+        compared.difference(&documented).filter(|key| !key.contains(".faults.") && *key != "broker.tls").collect();
+    assert!(undocumented.is_empty(), "{undocumented:?}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Secrets: where they may come from, and that they are never shown.
+//! Secrets: where they are read from, and that they are never shown.
 
 use super::*;
 
 #[test]
-fn a_password_file_is_read_and_its_last_newline_is_not_the_password() {
+fn a_password_file_is_read_without_its_final_newline() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("password");
     let variable = |path: &std::path::Path| path.to_str().unwrap().to_owned();
@@ -28,20 +28,20 @@ fn a_password_file_is_read_and_its_last_newline_is_not_the_password() {
 #[test]
 fn a_password_and_a_password_file_in_one_layer_conflict() {
     let file = default_with("#password_file = \"/run/credentials/orderd.service/broker\"", "password_file = \"/x\"");
-    assert_eq!(problems(&file), ["broker.password_file: conflicts with password: give one of the two"]);
+    assert_eq!(problems(&file), ["broker.password_file: conflicts with password: set only one of them"]);
     let (config, _) = load(&file, &[("ORDERD_BROKER__PASSWORD", "mine")]).unwrap();
     assert_eq!(config.broker.password.expose(), "mine");
 }
 
 #[test]
-fn a_file_may_be_one_of_systemds_credentials() {
+fn a_path_may_name_one_of_systemds_credentials() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("broker");
     std::fs::write(&path, "hunter2\n").unwrap();
     set_mode(&path, 0o400);
     let file = default_with("password = \"guest\"", "password_file = \"$CREDENTIALS_DIRECTORY/broker\"");
     let with = |environment: &[(OsString, OsString)], file: &str| {
-        parse(file.as_bytes(), &handlers::sources(), &Reading::with(environment, false))
+        parse(file.as_bytes(), &handlers::sources(), &ReadContext::new(environment, false))
     };
     let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
     let (config, warnings) = with(&set, &file).expect("a valid configuration");
@@ -55,20 +55,20 @@ fn a_file_may_be_one_of_systemds_credentials() {
 }
 
 #[test]
-fn a_password_is_rejected_on_the_command_line_and_warned_of_where_others_can_read_it() {
+fn a_password_is_rejected_on_the_command_line_and_causes_a_warning_where_others_can_read_it() {
     for key in ["broker.password", "management.password"] {
         let found = load_with("", &[], &[&format!("{key}=hunter2")]).unwrap_err();
         assert!(found[0].starts_with(&format!("{key}: must not be on the command line")), "{found:?}");
         assert!(!found.concat().contains("hunter2"), "{found:?}");
     }
-    let (_, warnings) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("it works");
+    let (_, warnings) = load("", &[("ORDERD_BROKER__PASSWORD", "hunter2")]).expect("a valid configuration");
     assert!(warnings.len() == 1 && warnings[0].contains("can read its environment"), "{warnings:?}");
-    let warnings = |file: &str, is_open| {
-        let reading = Reading::with(&[], is_open);
-        let (_, warnings) = parse(file.as_bytes(), &handlers::sources(), &reading).expect("it works");
+    let warnings = |file: &str, is_world_readable| {
+        let context = ReadContext::new(&[], is_world_readable);
+        let (_, warnings) = parse(file.as_bytes(), &handlers::sources(), &context).expect("a valid configuration");
         warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
     };
-    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "the password of guest is not a secret");
+    assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "the default password is not a secret");
     let file = default_with("password = \"guest\"", "password = \"hunter2\"");
     assert_eq!(warnings(&file, false), [""; 0]);
     let exposed = warnings(&file, true);

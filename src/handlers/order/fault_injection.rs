@@ -1,24 +1,24 @@
-//! Faults injected on purpose, for demonstrations and tests: which orders fail, and how. `[consumers.<name>.faults]`.
+//! `[consumers.<name>.faults]`: faults injected on purpose, for demonstrations and tests.
 //!
-//! A hash of the order's id decides, so that a run can be repeated: no clock, no randomness, no I/O.
+//! A hash of the order's id decides which orders fail and how, so that a run can be repeated: no clock, no randomness, no I/O.
 
 use serde::Serialize;
 
-use crate::config::{Section, shape};
+use crate::config::{Section, value_parser};
 use crate::domain::OrderId;
 
-/// Shares of orders that are made to fail, each from 0 to 1, together at most 1. All 0 by default.
+/// The fractions of orders that are made to fail, each from 0 to 1, together at most 1. All are 0 by default.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub(super) struct FaultInjection {
-    /// Fails with a transient error, until it has been retried after a delay once.
+    /// Fail with a transient error until their first delayed retry.
     pub transient: f64,
-    /// Fails with a permanent error, always.
+    /// Always fail with a permanent error.
     pub permanent: f64,
-    /// Panics, until it has been retried after a delay once.
+    /// Panic until their first delayed retry.
     pub panic: f64,
-    /// Never finishes, so that the deadline ends it, until it has been retried after a delay once.
+    /// Hang, so that the deadline ends the attempt, until their first delayed retry.
     pub hang: f64,
-    /// Blocks its thread forever, where no deadline can end it, until it has been retried after a delay once.
+    /// Block their thread forever, where no deadline can end the attempt, until their first delayed retry.
     pub block: f64,
 }
 
@@ -38,21 +38,21 @@ pub(super) enum FaultKind {
 }
 
 impl FaultInjection {
-    /// Reads and checks its section.
+    /// Reads and checks the section `faults`.
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let faults = FaultInjection {
-            transient: section.or("transient", 0.0, &shape::share),
-            permanent: section.or("permanent", 0.0, &shape::share),
-            panic: section.or("panic", 0.0, &shape::share),
-            hang: section.or("hang", 0.0, &shape::share),
-            block: section.or("block", 0.0, &shape::share),
+            transient: section.optional_or("transient", 0.0, &value_parser::fraction),
+            permanent: section.optional_or("permanent", 0.0, &value_parser::fraction),
+            panic: section.optional_or("panic", 0.0, &value_parser::fraction),
+            hang: section.optional_or("hang", 0.0, &value_parser::fraction),
+            block: section.optional_or("block", 0.0, &value_parser::fraction),
         };
         let sum = faults.sum();
-        // A sum of shares such as 0.7 + 0.2 + 0.1 may be a little above 1.
+        // A sum of fractions such as 0.7 + 0.2 + 0.1 may be slightly above 1.
         if sum > 1.0 + 1e-9 {
-            section.own_problem(format!("must add up to at most 1, is {sum}"));
+            section.section_problem(format!("must add up to at most 1, is {sum}"));
         } else if faults.is_on() {
-            section.own_warning(format!("faults are injected on purpose into {:.1} % of its orders", sum * 100.0));
+            section.section_warning(format!("faults are injected on purpose into {:.1} % of its orders", sum * 100.0));
         }
         section.finish();
         faults
@@ -67,35 +67,35 @@ impl FaultInjection {
         self.sum() > 0.0
     }
 
-    /// `5 % fail once, 1 % panic`; `None` if none is injected.
+    /// `5 % fail once, 1 % panic`; `None` if no fault is injected.
     pub(super) fn summary(&self) -> Option<String> {
-        let shares = [
+        let fractions = [
             ("fail once", self.transient),
-            ("fail for good", self.permanent),
+            ("fail permanently", self.permanent),
             ("panic", self.panic),
             ("hang", self.hang),
             ("block", self.block),
         ];
-        let shown = shares.iter().filter(|(_, share)| *share > 0.0);
-        let shown: Vec<String> = shown.map(|(what, share)| format!("{} % {what}", share * 100.0)).collect();
+        let shown = fractions.iter().filter(|(_, fraction)| *fraction > 0.0);
+        let shown: Vec<String> = shown.map(|(effect, fraction)| format!("{} % {effect}", fraction * 100.0)).collect();
         self.is_on().then(|| shown.join(", "))
     }
 
-    /// The fault that an order meets in this attempt, if any.
+    /// The fault to inject into an attempt at an order, if any.
     ///
-    /// `retries` is the number of delayed retries so far. Only a permanent fault outlasts the first, so that a run with
-    /// faults ends.
+    /// `retries` is the number of delayed retries so far. Only a permanent fault is still injected after the first, so that a
+    /// run with faults ends.
     pub(super) fn fault_for(&self, id: &OrderId, retries: u32) -> Option<FaultKind> {
         let point = unit_interval(id);
         let mut upper = 0.0;
-        for (share, kind) in [
+        for (fraction, kind) in [
             (self.permanent, FaultKind::Permanent),
             (self.transient, FaultKind::Transient),
             (self.panic, FaultKind::Panic),
             (self.hang, FaultKind::Hang),
             (self.block, FaultKind::Block),
         ] {
-            upper += share;
+            upper += fraction;
             if point < upper {
                 return (kind == FaultKind::Permanent || retries == 0).then_some(kind);
             }
@@ -104,8 +104,8 @@ impl FaultInjection {
     }
 }
 
-/// Maps an id to a point in `[0, 1)`: FNV-1a over its bytes, mixed with the finaliser of splitmix64, since
-/// FNV alone leaves the high bits of similar ids alike.
+/// Maps an id to a point in `[0, 1)`: FNV-1a over its bytes, then the finaliser of splitmix64, since FNV alone gives similar
+/// ids similar high bits.
 fn unit_interval(id: &OrderId) -> f64 {
     let fnv = id
         .as_str()
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shares_hold_over_many_orders() {
+    fn the_fractions_are_met_over_many_orders() {
         let faults = FaultInjection { transient: 0.05, permanent: 0.01, ..FaultInjection::default() };
         let mut counts = (0, 0);
         for n in 0..100_000 {
@@ -129,7 +129,7 @@ mod tests {
                 Some(FaultKind::Transient) => counts.0 += 1,
                 Some(FaultKind::Permanent) => counts.1 += 1,
                 Some(FaultKind::Panic | FaultKind::Hang | FaultKind::Block) => {
-                    panic!("a fault with a share of 0 was injected")
+                    panic!("a fault with a fraction of 0 was injected")
                 }
                 None => {}
             }
@@ -139,10 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_permanent_fault_outlasts_a_retry() {
-        let all = |faults: FaultInjection, retries| faults.fault_for(&OrderId::new("ord-7").unwrap(), retries);
-        assert_eq!(all(FaultInjection { transient: 1.0, ..FaultInjection::default() }, 1), None);
-        assert_eq!(all(FaultInjection { permanent: 1.0, ..FaultInjection::default() }, 9), Some(FaultKind::Permanent));
-        assert_eq!(all(FaultInjection::default(), 0), None);
+    fn only_a_permanent_fault_is_injected_again_after_a_retry() {
+        let fault = |faults: FaultInjection, retries| faults.fault_for(&OrderId::new("ord-7").unwrap(), retries);
+        assert_eq!(fault(FaultInjection { transient: 1.0, ..FaultInjection::default() }, 1), None);
+        assert_eq!(
+            fault(FaultInjection { permanent: 1.0, ..FaultInjection::default() }, 9),
+            Some(FaultKind::Permanent)
+        );
+        assert_eq!(fault(FaultInjection::default(), 0), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Orders, normal and priority: decoded, checked, recorded in the ledger, and announced to the customer and to analytics.
 //!
-//! Its own keys: `faults`, which makes a share of the orders fail on purpose.
+//! Its own keys: `faults`, which makes a fraction of the orders fail on purpose.
 
 mod fault_injection;
 
@@ -85,7 +85,7 @@ impl OrderHandler {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict => {
-                let reason = format!("an order with the id {} and other content was accepted before", order.id);
+                let reason = format!("an order with the id {} and different content was accepted before", order.id);
                 return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason));
             }
         }
@@ -136,7 +136,7 @@ fn new_order(order: &Order, consumer: &Arc<str>, total: Decimal, currency: Curre
     }
 }
 
-/// Makes a fault of this kind happen.
+/// Fails, panics, hangs or blocks, according to the kind.
 async fn inject(fault: FaultKind) -> Result<(), Failure> {
     match fault {
         FaultKind::Transient => Err(Failure::new(FailureKind::Transient, "injected_transient", "injected fault")),

@@ -1,5 +1,5 @@
-//! Reads single values: text, numbers, durations, addresses, names. Each function returns the value, or a problem with it
-//! (`must be at least 1, is 0`).
+//! Parses and checks single values: text, numbers, durations, addresses, names. Each parser returns the value, or what it
+//! must be (`must be at least 1, is 0`).
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use super::layers::Value;
 use super::suggestion::{did_you_mean, listed};
 use crate::recovery::Delay;
 
-/// Text that is not empty, of at most `most` bytes.
-pub fn text(most: usize) -> impl Fn(&Value) -> Result<String, String> {
+/// Text that is not empty and has at most `max` bytes.
+pub fn text(max: usize) -> impl Fn(&Value) -> Result<String, String> {
     move |value| match value {
         Value::Text(text) | Value::Untyped(text) => match text.len() {
             0 => Err("must not be empty".to_owned()),
-            length if length > most => Err(format!("must be at most {most} bytes, is {length}")),
+            length if length > max => Err(format!("must be at most {max} bytes, is {length}")),
             _ => Ok(text.clone()),
         },
         other => Err(format!("must be text in quotes, is {other}")),
     }
 }
 
-/// A secret: like text, but a problem never shows it.
-pub fn secret(most: usize) -> impl Fn(&Value) -> Result<String, String> {
+/// A secret: like [`text`], but a problem never shows it.
+pub fn secret(max: usize) -> impl Fn(&Value) -> Result<String, String> {
     move |value| match value {
-        Value::Text(_) | Value::Untyped(_) => text(most)(value),
+        Value::Text(_) | Value::Untyped(_) => text(max)(value),
         _ => Err("must be text in quotes".to_owned()),
     }
 }
@@ -40,7 +40,7 @@ pub fn boolean(value: &Value) -> Result<bool, String> {
     }
 }
 
-/// A whole number.
+/// A whole number in a range.
 pub fn number<T>(range: RangeInclusive<T>) -> impl Fn(&Value) -> Result<T, String>
 where
     T: TryFrom<i128> + TryInto<i128> + Copy,
@@ -57,10 +57,10 @@ where
     }
 }
 
-/// A share from 0 to 1.
-pub fn share(value: &Value) -> Result<f64, String> {
-    let share = match value {
-        Value::Float(share) => *share,
+/// A number from 0 to 1.
+pub fn fraction(value: &Value) -> Result<f64, String> {
+    let fraction = match value {
+        Value::Float(fraction) => *fraction,
         Value::Integer(0) => 0.0,
         Value::Integer(1) => 1.0,
         Value::Untyped(text) => text.trim().parse().unwrap_or(f64::NAN),
@@ -68,27 +68,31 @@ pub fn share(value: &Value) -> Result<f64, String> {
             f64::NAN
         }
     };
-    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("must be a number from 0 to 1, is {value}")) }
+    if (0.0..=1.0).contains(&fraction) {
+        Ok(fraction)
+    } else {
+        Err(format!("must be a number from 0 to 1, is {value}"))
+    }
 }
 
-/// A duration with its unit.
-pub fn span(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
+/// A duration in a range, written with a unit.
+pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
     move |value| {
-        let read = any_span(value)?;
+        let read = any_duration(value)?;
         within(read, &range, |bound| duration::format(*bound))?;
         Ok(read)
     }
 }
 
-/// `"off"`, which is `None`, or another shape.
-pub fn or_off<T>(shape: impl Fn(&Value) -> Result<T, String>) -> impl Fn(&Value) -> Result<Option<T>, String> {
+/// `"off"`, which is `None`, or what `parse` accepts.
+pub fn or_off<T>(parse: impl Fn(&Value) -> Result<T, String>) -> impl Fn(&Value) -> Result<Option<T>, String> {
     move |value| match value {
         Value::Text(text) | Value::Untyped(text) if text == "off" => Ok(None),
-        _ => shape(value).map(Some).map_err(|message| format!("{message}; or \"off\"")),
+        _ => parse(value).map(Some).map_err(|message| format!("{message}; or \"off\"")),
     }
 }
 
-fn any_span(value: &Value) -> Result<Duration, String> {
+fn any_duration(value: &Value) -> Result<Duration, String> {
     let text = match value {
         Value::Text(text) | Value::Untyped(text) => text.as_str(),
         Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Time | Value::List(_) | Value::Table(_) => "",
@@ -108,13 +112,13 @@ fn within<T: PartialOrd>(value: T, range: &RangeInclusive<T>, show: impl Fn(&T) 
 
 /// A delay before a retry.
 pub fn delay(value: &Value) -> Result<Delay, String> {
-    let read = any_span(value)?;
+    let read = any_duration(value)?;
     within(read, &(Duration::from_millis(1)..=Delay::MAX), |bound| duration::format(*bound))?;
     Delay::new(read).ok_or_else(|| format!("must be whole milliseconds, is {value}"))
 }
 
-/// One of a few words.
-pub fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
+/// One of the given words; the result is its meaning.
+pub fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
         let text = match value {
             Value::Text(text) | Value::Untyped(text) => text.as_str(),
@@ -128,26 +132,26 @@ pub fn word<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String
     }
 }
 
-/// `host`, `host:port`, `[::1]` or `[::1]:port`; `port` is the default.
+/// `host`, `host:port`, `[::1]` or `[::1]:port`. `port` is the default port.
 ///
 /// An address with a scheme or an `@` is rejected without showing it: it may contain a password.
 pub(super) fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
     move |value| {
         let text = text(255)(value)?;
         if text.contains(['@', '/']) {
-            return Err("must be host or host:port, without scheme and credentials".to_owned());
+            return Err("must be host or host:port, without a scheme or credentials".to_owned());
         }
         Address::parse(&text, port).ok_or_else(|| format!("must be host or host:port (IPv6 in brackets), is {value}"))
     }
 }
 
 /// The problem with the name of a queue or a consumer, if there is one.
-pub(super) fn name_problem(name: &str, most: usize) -> Option<String> {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    if name.is_empty() || !name.bytes().all(plain) {
+pub(super) fn name_problem(name: &str, max: usize) -> Option<String> {
+    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if name.is_empty() || !name.bytes().all(is_allowed) {
         Some("must be named in lower-case letters, digits and underscores".to_owned())
-    } else if name.len() > most {
-        Some(format!("must have a name of at most {most} bytes, has {}", name.len()))
+    } else if name.len() > max {
+        Some(format!("must have a name of at most {max} bytes, has {}", name.len()))
     } else {
         None
     }
@@ -185,8 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_can_be_switched_off_is_off_or_valid() {
-        let read = super::or_off(super::span(Duration::from_secs(1)..=Duration::from_secs(60)));
+    fn a_value_that_may_be_off_is_off_or_valid() {
+        let read = super::or_off(super::duration(Duration::from_secs(1)..=Duration::from_secs(60)));
         assert_eq!(read(&Value::Text("off".to_owned())), Ok(None));
         assert_eq!(read(&Value::Untyped("5s".to_owned())), Ok(Some(Duration::from_secs(5))));
         let problem = read(&Value::Text("0s".to_owned())).unwrap_err();
@@ -195,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_number_without_a_unit_is_not_a_duration() {
-        let read = super::span(Duration::from_secs(1)..=Duration::from_secs(60));
+        let read = super::duration(Duration::from_secs(1)..=Duration::from_secs(60));
         let problem = read(&Value::Integer(30)).unwrap_err();
         assert_eq!(problem, "must be a duration with a unit, such as \"30s\" or \"1m 30s\", is 30");
         assert_eq!(read(&Value::Untyped("61s".to_owned())), Err("must be at most 1m, is 1m 1s".to_owned()));

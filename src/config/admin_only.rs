@@ -1,49 +1,49 @@
-//! Reads `[admin]` only, from a configuration whose other sections may be invalid: `orderd status` must reach the daemon
-//! to show what is wrong with them.
+//! Reads only `[admin]`, from a configuration whose other sections may be invalid: commands such as `orderd status` must
+//! reach the daemon even then.
 
 use super::layers::Layers;
-use super::load::{LoadError, Sources, text};
+use super::load::{LoadError, Sources, utf8_text};
 use super::model::Admin;
 use super::read;
 use super::report::Problem;
-use super::section::{Reading, Section};
+use super::section::{ReadContext, Section};
 
-/// The `[admin]` section of a configuration, from file, environment and command line. In a file with syntax errors, keys
-/// may be missed, so that defaults stand in for them.
+/// The `[admin]` section of a configuration, from file, environment and command line. If the file has
+/// syntax errors, some of its keys may be lost; their defaults then apply.
 ///
 /// # Errors
 /// An unreadable file, or the problems with `[admin]`.
-pub fn admin_alone(sources: &Sources) -> Result<Admin, LoadError> {
+pub fn load_admin(sources: &Sources) -> Result<Admin, LoadError> {
     let path = sources.path();
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(source) => return Err(LoadError::Unreadable { path, source }),
     };
-    let (admin, problems, warnings) = match text(&bytes) {
+    let (admin, problems, warnings) = match utf8_text(&bytes) {
         Ok(text) => read_admin(text, sources),
         Err(problems) => return Err(LoadError::Invalid { path, problems, warnings: Vec::new() }),
     };
     if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings }) }
 }
 
-/// The same for requests that need no token: a token that cannot be read does not matter. If the file cannot be used, from
-/// environment and command line only.
-pub fn admin_without_token(sources: &Sources) -> Option<Admin> {
+/// Like [`load_admin`], for requests that need no token: a token file that cannot be read is ignored. If the
+/// configuration file cannot be used, only the environment and the command line count.
+pub fn load_admin_without_token(sources: &Sources) -> Option<Admin> {
     let bytes = std::fs::read(sources.path()).unwrap_or_default();
-    [text(&bytes).unwrap_or_default(), ""].into_iter().find_map(|text| {
+    [utf8_text(&bytes).unwrap_or_default(), ""].into_iter().find_map(|text| {
         let (admin, problems, _) = read_admin(text, sources);
         problems.iter().all(|problem| problem.path == "admin.token_file").then_some(admin)
     })
 }
 
-/// The section, its problems and all warnings.
+/// The section with its problems, and the warnings of all sections.
 fn read_admin(text: &str, sources: &Sources) -> (Admin, Vec<Problem>, Vec<Problem>) {
-    let reading = Reading::default();
-    let mut layers = Layers::recovered(text);
-    layers.overlay_environment(&sources.environment, &reading.report);
-    layers.overlay_settings(&sources.settings, &reading.report);
-    let admin = read::admin(Section::new(String::new(), layers.root, &reading).section("admin"));
-    let (problems, warnings) = reading.report.take_sorted(&layers.origins);
+    let context = ReadContext::default();
+    let mut layers = Layers::read_recoverable(text);
+    layers.overlay_environment(&sources.environment, &context.report);
+    layers.overlay_settings(&sources.settings, &context.report);
+    let admin = read::admin(Section::new(String::new(), layers.root, &context).section("admin"));
+    let (problems, warnings) = context.report.take_sorted(&layers.origins);
     let ours = |problem: &Problem| problem.path == "admin" || problem.path.starts_with("admin.");
     (admin, problems.into_iter().filter(ours).collect(), warnings)
 }
@@ -57,7 +57,7 @@ mod tests {
         let path = directory.path().join("orderd.toml");
         std::fs::write(&path, file).unwrap();
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        admin_alone(&Sources { file: Some(path), settings, ..Sources::default() })
+        load_admin(&Sources { file: Some(path), settings, ..Sources::default() })
     }
 
     #[test]
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_the_address_comes_from_whatever_part_of_the_configuration_is_valid() {
+    fn if_no_token_is_needed_the_address_comes_from_the_valid_part_of_the_configuration() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("orderd.toml");
         let listen = |file: Option<&str>, settings: &[&str]| {
@@ -91,7 +91,7 @@ mod tests {
                 None => std::fs::remove_file(&path),
             };
             let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-            admin_without_token(&Sources { file: Some(path.clone()), settings, ..Sources::default() })
+            load_admin_without_token(&Sources { file: Some(path.clone()), settings, ..Sources::default() })
                 .map(|admin| admin.listen.unwrap().to_string())
         };
         let open = "[admin]\nlisten = \"0.0.0.0:7\"\ntoken_file = \"/nowhere\"\n";
