@@ -195,8 +195,8 @@ pub struct Log {
     pub level: LogLevel,
     /// Default `text`.
     pub format: LogFormat,
-    /// Where rolling files go: orderd's own log and the analytics events. `None`: own log to stderr only,
-    /// analytics events to the ledger's directory.
+    /// The directory of the rolling files: orderd's log, analytics events and notifications. `None`: the log goes to standard
+    /// error only, events and notifications to the ledger's directory.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize::optional_path")]
     pub directory: Option<PathBuf>,
     /// When a new file begins; default daily.
