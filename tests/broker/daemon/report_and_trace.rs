@@ -111,7 +111,7 @@ fn reports_and_traces_show_known_orders_exactly() {
     let bad = json(&env, &["trace", "bad"], 0);
     let mut found = steps(&bad);
     found[1..].sort();
-    assert_eq!(found, ["order failed", "analytics_failed counted", "order dead-lettered"]);
+    assert_eq!(found, ["order failed", "analytics_failed counted", "order dead_lettered"]);
     assert_eq!(bad["places"][0]["state"], "dead_lettered");
     assert_eq!(bad["places"][0]["queues"][0]["name"], "dead_letter_queue");
 
