@@ -344,7 +344,7 @@ impl Settler for Channel {
         Box::pin(std::future::ready(()))
     }
 
-    fn wind_down(&self) -> BoxFuture<'static, ()> {
+    fn cancel_when_idle(&self) -> BoxFuture<'static, ()> {
         self.cancel()
     }
 

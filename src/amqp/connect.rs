@@ -1,6 +1,6 @@
-//! Connecting: addresses in turn, timeouts, and a precise reason when it fails.
+//! Connects to the broker: tries its addresses in turn within a timeout, and finds out precisely why connecting failed.
 //!
-//! Owns what every connection is opened with. Never retries: callers back off.
+//! Owns the settings and certificates that every connection uses. Never retries: callers back off.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,8 +24,8 @@ const NOT_ALLOWED: u16 = 530;
 /// reached.
 const LIMIT_REACHED: &str = "is reached";
 
-/// Connects to the broker: opens subscriptions and publishers, declares, and checks permissions. A clone shares the
-/// configuration.
+/// Connects to the broker: opens subscriptions and publishers, declares the topology, and checks permissions. Clones share
+/// the configuration.
 #[derive(Debug, Clone)]
 pub struct Connector {
     pub(super) broker: Arc<Broker>,
@@ -62,7 +62,7 @@ impl Connector {
         Channel::open(connection, address).await.map_err(ConnectError::Lost)
     }
 
-    /// Connects with `open`, which opens a connection to one address, and records why that failed.
+    /// Connects with `open`, which opens a connection to one address. Records the error if that fails.
     pub(super) async fn connect_with<C, O, F>(&self, open: O) -> Result<(C, Address), ConnectError>
     where
         C: Send + 'static,
@@ -74,7 +74,7 @@ impl Connector {
         connected
     }
 
-    /// One round over all addresses, starting at a random one, within `connect_timeout`.
+    /// Tries each address once, starting at a random one, within `connect_timeout`.
     async fn connect_to_any<C, O, F>(&self, open: O) -> Result<(C, Address), ConnectError>
     where
         C: Send + 'static,
@@ -97,7 +97,7 @@ impl Connector {
             let share = deadline.saturating_duration_since(Instant::now()) / (count - turn) as u32;
             match self.connect_to(address, open(address, &credentials), &credentials, share).await {
                 Ok(connection) => return Ok((connection, address.clone())),
-                // A permanent error, such as a refusal, says more than that an address is dead.
+                // A permanent error, such as a refusal, explains more than an address that does not answer.
                 Err(error) if failure.as_ref().is_none_or(|known: &ConnectError| !known.is_permanent()) => {
                     failure = Some(error);
                 }
@@ -125,12 +125,12 @@ impl Connector {
     ) -> Result<C, ConnectError> {
         let deadline = Instant::now() + share;
         let mut opening = tokio::spawn(opening);
-        // A quarter of the time is kept for finding out what is wrong.
+        // A quarter of the time is kept for `diagnose`.
         match timeout(share * 3 / 4, &mut opening).await {
             Ok(Ok(Some(connection))) => return Ok(connection),
             Ok(_failed_or_panicked) => {}
             // Unlike requests on an open connection, a handshake is safe to abort: until it is complete, no task of the
-            // client library knows of it. Without the abort it would wait forever for a frozen broker.
+            // client library depends on it. Without the abort, it would wait forever for a frozen broker.
             Err(_) => opening.abort(),
         }
         let time_left = deadline.saturating_duration_since(Instant::now());
@@ -157,7 +157,7 @@ impl Connector {
         match error {
             HandshakeError::Io(source) => ConnectError::Unreachable { address, source },
             HandshakeError::Tls(error) => ConnectError::Tls { address, error },
-            HandshakeError::ExpectsTls => ConnectError::WantsTls { address },
+            HandshakeError::ExpectsTls => ConnectError::ExpectsTls { address },
             HandshakeError::MechanismNotOffered { wanted, offered } => {
                 ConnectError::Mechanism { address, wanted, offered }
             }
@@ -168,7 +168,7 @@ impl Connector {
                 };
                 ConnectError::Credentials { address, who, reply }
             }
-            // The broker uses one code for both; only the text distinguishes them. A limit is temporary.
+            // The broker uses the same code when a connection limit is reached, which is temporary. Only the text differs.
             HandshakeError::Refused { code: NOT_ALLOWED, text: reply } if !reply.ends_with(LIMIT_REACHED) => {
                 ConnectError::VirtualHost { address, virtual_host: self.broker.virtual_host.clone(), reply }
             }

@@ -30,7 +30,7 @@ pub enum ConnectError {
         after: Duration,
     },
     /// TLS failed.
-    #[error("no TLS with the broker at {address} by [broker.tls]: {error}")]
+    #[error("cannot establish TLS with the broker at {address}: {error}; check [broker.tls]")]
     Tls {
         /// The last address tried.
         address: Address,
@@ -38,8 +38,8 @@ pub enum ConnectError {
         error: TlsError,
     },
     /// The broker expects TLS on this port, and orderd is not configured for it.
-    #[error("the broker at {address} speaks TLS on this port: add [broker.tls], or give the port of plain AMQP")]
-    WantsTls {
+    #[error("the broker at {address} speaks TLS on this port: add [broker.tls], or use the port for AMQP without TLS")]
+    ExpectsTls {
         /// The broker's address.
         address: Address,
     },
@@ -90,7 +90,7 @@ pub enum ConnectError {
         /// The broker's reply text.
         reply: String,
     },
-    /// A configured value does not fit AMQP.
+    /// A configured value exceeds a limit of AMQP.
     #[error("cannot connect: {problem}")]
     Invalid {
         /// Which value, and why.
@@ -106,7 +106,7 @@ impl ConnectError {
     pub fn is_permanent(&self) -> bool {
         match self {
             ConnectError::Tls { error, .. } => error.is_permanent(),
-            ConnectError::WantsTls { .. }
+            ConnectError::ExpectsTls { .. }
             | ConnectError::File(_)
             | ConnectError::Mechanism { .. }
             | ConnectError::Credentials { .. }

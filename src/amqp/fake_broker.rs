@@ -1,6 +1,6 @@
-//! A broker for tests that sends exactly what a test makes it send, which no real broker can be made to do.
+//! A broker for tests that sends exactly what a test tells it to, including what no real broker can be made to send.
 //!
-//! Speaks the protocol only. Never knows what the client does with what it sends.
+//! Speaks AMQP only. Never knows what the client does with what it receives.
 
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ impl FakeConnection {
         self.send(|out| put_method(out, 1, &method)).await;
     }
 
-    /// Sends a method that concerns the connection.
+    /// Sends a method on channel 0, which concerns the connection.
     pub async fn send_connection_method(&mut self, method: Method<'_>) {
         self.send(|out| put_method(out, 0, &method)).await;
     }
@@ -148,7 +148,7 @@ impl FakeConnection {
     }
 
     /// Waits until the client closes the socket.
-    pub async fn expect_hang_up(mut self) {
+    pub async fn expect_disconnect(mut self) {
         let gone = async { while self.stream.read_buf(&mut self.incoming).await.is_ok_and(|read| read > 0) {} };
         timeout(DEADLINE, gone).await.expect("the client does not close the socket");
     }

@@ -1,6 +1,6 @@
 //! The lifetime of one AMQP connection: from its opening until something ends it.
 //!
-//! Owns the one answer to whether a connection is still usable, and to why it ended. Never opens or closes a connection.
+//! The single source of truth for whether a connection is still usable and why it ended. Never opens or closes one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -77,7 +77,7 @@ impl ConnectionLifetime {
 
     /// Ends the lifetime. The first reason given is kept.
     pub fn end(&self, reason: ConnectionEnd) {
-        // An error means that it ended before, for the reason already set.
+        // An error means that the lifetime has already ended, and its reason is kept.
         let _ = self.reason.set(reason);
         self.ended.cancel();
     }
@@ -104,9 +104,9 @@ impl ConnectionLifetime {
 
 /// Ends a lifetime as [`ConnectionEnd::Broken`] when dropped.
 ///
-/// The task that owns a connection holds one in case it panics. The callbacks registered with the client library hold
-/// one because the library drops them when their channel or connection dies, whatever the cause. The library's other
-/// signs (`is_open`, failure listeners) miss some deaths.
+/// The task that owns a connection holds one in case it panics. So do the callbacks registered with the client library,
+/// because the library drops them when their channel or connection ends, whatever the cause. Its other signals
+/// (`is_open`, failure listeners) miss some of these cases.
 #[derive(Debug)]
 pub(super) struct EndOnDrop(pub Arc<ConnectionLifetime>);
 

@@ -7,15 +7,17 @@
 //! Connector (connect.rs)
 //!   ├─ subscribe ───► consume/   one connection for each subscription: deliveries in, settlements out
 //!   ├─ publisher ───► publish/   one connection, reopened whenever it is lost
-//!   │                 both on    protocol/  frames, typed methods, contents, handshake, one channel per connection
 //!   └─ declare, missing_objects, denied_permissions
 //!                 └─► admin/     short-lived connections of the client library `amqprs`
+//!
+//! consume/ and publish/ use protocol/: frames, typed methods, contents, handshake, one channel per connection
 //! ```
-//! Consuming and publishing speak AMQP themselves; one task owns each connection's socket. The client library sends each
-//! publication by itself and passes each delivery and each confirm through two more tasks, which cost more than a fifth of
-//! orderd's CPU time. A task that owns its socket needs no lock and no queue, and has none of the library's ways of losing
-//! what it received or of panicking on unexpected input. Declaring and checking permissions are rare, so the library does
-//! those. Whatever lives on a connection shares its [`lifetime::ConnectionLifetime`].
+//! For consuming and publishing, orderd implements the protocol itself, and one task owns each connection's socket. The
+//! client library writes each publication separately and passes each delivery and each confirm through two more tasks,
+//! which took more than a fifth of orderd's CPU time. A task that owns its socket needs no lock and no queue. It also
+//! avoids the library's defects: it can lose what it has received, and panics on unexpected input. Declaring and checking
+//! permissions are rare, so the library is used for those. Everything that uses a connection shares its
+//! [`lifetime::ConnectionLifetime`].
 
 mod admin;
 mod connect;

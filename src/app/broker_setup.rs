@@ -230,7 +230,7 @@ impl BrokerSetup {
         if !self.declare && !audit.missing.is_empty() {
             return Err(TopologyError::Missing(joined(&audit.missing, ", ")));
         }
-        if audit.refuses() {
+        if audit.forbids_start() {
             let mismatches = audit.mismatches.iter().map(ToString::to_string);
             let policies = audit.dangerous_policies.iter().map(ToString::to_string);
             return Err(TopologyError::Contradictions(mismatches.chain(policies).collect::<Vec<_>>().join("; ")));

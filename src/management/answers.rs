@@ -18,7 +18,7 @@ pub enum ManagementErrorKind {
     Refused,
     /// The virtual host does not exist.
     NoVirtualHost,
-    /// The answer is not one of a management API.
+    /// The answer is not what a management API would send.
     Malformed,
 }
 
@@ -31,10 +31,10 @@ pub struct Alarm {
     pub resource: String,
 }
 
-/// The broker's message counters of one queue since its statistics began. `None`: it has not reported any.
+/// The broker's message counters of one queue since its statistics began. `None`: the broker has not reported the counter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct MessageCounters {
-    /// Messages published into it, without dead-lettered ones.
+    /// Messages published into it. Excludes messages that were dead-lettered into it.
     pub published: Option<u64>,
     /// Deliveries and redeliveries to consumers that ack.
     pub delivered: Option<u64>,
@@ -92,7 +92,7 @@ pub(crate) struct Stats {
 /// The answer to `GET /api/health/checks/alarms`: 503 and a list when there are any.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Alarms {
-    /// `ok` or `failed`. Other answers with status 503 lack it.
+    /// `ok` or `failed`. Required, because other answers with status 503 do not have it.
     #[serde(rename = "status")]
     pub _status: String,
     #[serde(default)]
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_of_3_10_8_is_parsed() {
+    fn details_reported_by_rabbitmq_3_10_8_are_parsed() {
         let read = detail(json!({
             "name": "order_queue", "consumers": 1, "messages": 7, "messages_ready": 4, "messages_dlx": 1, "policy": "mine",
             "consumer_details": [{"consumer_tag": "orderd-25", "prefetch_count": 400}],
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_broker_is_not_read_as_no_alarms() {
+    fn an_error_answer_is_not_taken_for_an_absence_of_alarms() {
         let alarms = |answer: Value| serde_json::from_value::<Alarms>(answer).map(|answer| answer.alarms.len()).ok();
         assert_eq!(alarms(json!({"status": "ok"})), Some(0));
         assert_eq!(alarms(json!({"status": "failed", "alarms": [{"node": "a@b", "resource": "memory"}]})), Some(1));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_empty_or_unexpected_fields_are_unknown_and_no_error() {
+    fn missing_empty_or_unexpected_fields_are_unknown_and_not_an_error() {
         assert_eq!(detail(json!({"name": "q"})), Detail::default());
         let odd = json!({"messages_ready": "many", "consumers": -1, "messages_dlx": null, "policy": "",
             "consumer_details": {}, "message_stats": []});

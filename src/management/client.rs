@@ -9,7 +9,7 @@ use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::observed::{Observed, ObservedBinding, ObservedQueue};
+use super::observed::{ObservedBinding, ObservedQueue, ObservedTopology};
 use crate::config::{Management, Secret};
 use crate::tls::{self, TlsError, TlsReloader};
 use crate::topology::{Binding, Topology};
@@ -48,14 +48,14 @@ pub enum ManagementError {
     },
     /// The TLS handshake failed.
     #[error(
-        "cannot establish TLS with the management API at {url}: {fault}; check [management.tls], or [broker.tls] where that \
+        "cannot establish TLS with the management API at {url}: {error}; check [management.tls], or [broker.tls] where that \
          is not set"
     )]
     Tls {
         /// The API's address.
         url: String,
-        /// Why not.
-        fault: TlsError,
+        /// Why the handshake failed.
+        error: TlsError,
     },
     /// The API refused the user: status 401 or 403.
     #[error(
@@ -95,7 +95,7 @@ pub enum ManagementError {
     Malformed {
         /// The requested URL.
         url: String,
-        /// Where the answer differs.
+        /// How the answer differs from that form.
         #[source]
         source: serde_json::Error,
     },
@@ -117,8 +117,8 @@ pub struct ManagementClient {
 #[derive(Debug, Clone)]
 struct Http {
     client: reqwest::Client,
-    /// Whether it presents a client certificate.
-    identified: bool,
+    /// Whether its TLS configuration has a client certificate.
+    has_client_certificate: bool,
 }
 
 impl Http {
@@ -134,7 +134,7 @@ impl Http {
                 loaded.as_ref().map_or_else(tls::without_trust, |loaded| (*loaded.config).clone()),
             )
             .build()?;
-        Ok(Http { client, identified: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
+        Ok(Http { client, has_client_certificate: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
     }
 }
 
@@ -173,8 +173,8 @@ impl ManagementClient {
 
     async fn send_by(&self, http: &Http, url: &Url) -> Result<Response, ManagementError> {
         let request = http.client.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
-        request.send().await.map_err(|error| match TlsError::within(&error, http.identified) {
-            Some(fault) => ManagementError::Tls { url: self.base.to_string(), fault },
+        request.send().await.map_err(|error| match TlsError::find_in_chain(&error, http.has_client_certificate) {
+            Some(error) => ManagementError::Tls { url: self.base.to_string(), error },
             None => self.unreachable(error),
         })
     }
@@ -187,11 +187,11 @@ impl ManagementClient {
     ///
     /// # Errors
     /// The first request that fails. Missing objects are not an error.
-    pub async fn observe(&self, topology: &Topology) -> Result<Observed, ManagementError> {
+    pub async fn observe(&self, topology: &Topology) -> Result<ObservedTopology, ManagementError> {
         if self.get::<serde_json::Value>(&["exchanges", &self.virtual_host, BUILT_IN_EXCHANGE]).await?.is_none() {
             return Err(ManagementError::NoVirtualHost { virtual_host: self.virtual_host.clone() });
         }
-        let mut observed = Observed::default();
+        let mut observed = ObservedTopology::default();
         for exchange in topology.exchanges() {
             if let Some(found) = self.get(&["exchanges", &self.virtual_host, &exchange.name]).await? {
                 observed.exchanges.insert(exchange.name.clone(), found);
@@ -210,12 +210,12 @@ impl ManagementClient {
     /// known, for at most `max_wait`: the broker reports them only some seconds after a queue was declared.
     ///
     /// # Errors
-    /// As [`ManagementClient::observe`]. Policies that stay unknown are not an error; they are `None` in the result.
+    /// Those of [`ManagementClient::observe`]. Policies that stay unknown are not an error; they are `None` in the result.
     pub async fn observe_with_policies(
         &self,
         topology: &Topology,
         max_wait: Duration,
-    ) -> Result<Observed, ManagementError> {
+    ) -> Result<ObservedTopology, ManagementError> {
         let deadline = tokio::time::Instant::now() + max_wait;
         let mut observed = self.observe(topology).await?;
         loop {
@@ -238,8 +238,8 @@ impl ManagementClient {
         }
     }
 
-    /// One queue with the latest effective policies. RabbitMQ 4.3 reports them at once in answers without statistics;
-    /// older versions only together with statistics, which are up to ten seconds old.
+    /// One queue, with effective policies that are as recent as the version allows: RabbitMQ 4.3 reports them at once in
+    /// answers without statistics. Older versions report them only together with statistics, which are up to ten seconds old.
     async fn queue(&self, name: &str) -> Result<Option<ObservedQueue>, ManagementError> {
         let mut url = self.url(&["queues", &self.virtual_host, name]);
         url.set_query(Some("disable_stats=true&enable_queue_totals=true"));
@@ -265,7 +265,7 @@ impl ManagementClient {
     /// host `/` is `%2F`.
     ///
     /// # Errors
-    /// No answer, another status, or an answer of another shape.
+    /// If there is no answer, or one with another status or in another form.
     pub async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<Option<T>, ManagementError> {
         self.get_url(self.url(segments)).await
     }

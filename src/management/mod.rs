@@ -8,4 +8,4 @@ mod queries;
 pub(crate) use answers::Detail;
 pub use answers::{Alarm, ManagementErrorKind, MessageCounters};
 pub use client::{ManagementClient, ManagementError};
-pub use observed::{Observed, ObservedExchange, ObservedQueue};
+pub use observed::{ObservedExchange, ObservedQueue, ObservedTopology};

@@ -9,12 +9,12 @@ use crate::topology::Binding;
 
 /// The objects of a topology that exist on the broker.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Observed {
+pub struct ObservedTopology {
     /// Exchanges by name.
     pub exchanges: BTreeMap<String, ObservedExchange>,
     /// Queues by name.
     pub queues: BTreeMap<String, ObservedQueue>,
-    /// The bindings of these queues, without each queue's implicit binding to the default exchange.
+    /// The bindings of these queues, except for the implicit ones to the default exchange.
     pub bindings: Vec<Binding>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct ObservedBinding {
     pub routing_key: String,
 }
 
-/// An empty Erlang property list may be encoded as `[]`.
+/// A JSON object, which the broker may encode as `[]` if it is empty: an empty Erlang property list.
 fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Object(map) => map,

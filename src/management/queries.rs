@@ -1,4 +1,4 @@
-//! The queries of the poller: totals of all queues, details of one queue, alarms.
+//! The requests that the poller makes: totals of all queues, details of one queue, alarms.
 
 use reqwest::StatusCode;
 
@@ -7,7 +7,7 @@ use super::{ManagementClient, ManagementError};
 
 /// Queues per page, the management API's maximum.
 const PAGE_SIZE: &str = "500";
-/// The most pages requested. A virtual host with more queues is mostly used by other programs.
+/// The most pages requested. In a virtual host with more queues, most belong to other programs.
 const MAX_PAGES: u32 = 20;
 
 /// The totals of a virtual host's queues.

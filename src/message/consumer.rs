@@ -30,8 +30,8 @@ pub struct SubscribeError {
 
 /// A consumer on a connection of its own. Ends with that connection.
 pub struct Subscription {
-    /// What the broker delivers. Ends when the connection has ended, or after [`Settler::cancel`] once everything delivered
-    /// before is yielded.
+    /// What the broker delivers. Ends when the connection has ended or, after [`Settler::cancel`], once everything delivered
+    /// until then has been yielded.
     pub deliveries: BoxStream<'static, Delivery>,
     /// Settles them.
     pub settler: Arc<dyn Settler>,
@@ -57,28 +57,28 @@ pub enum Settlement {
 
 /// Settles the deliveries of one subscription.
 pub trait Settler: Send + Sync + 'static {
-    /// Notes a settlement, which is sent soon, together with others. Does nothing if the delivery came on an earlier
-    /// connection: the broker delivers it again.
+    /// Records a settlement, which is sent shortly afterwards, together with others. Does nothing if the delivery came on an
+    /// earlier connection, because the broker redelivers it.
     fn settle(&self, delivery: DeliveryId, settlement: Settlement);
 
-    /// Resolves when the connection has ended: nothing settled from then on reaches the broker.
+    /// Resolves when the connection has ended. Later settlements do not reach the broker.
     fn ended(&self) -> BoxFuture<'static, ()>;
 
     /// Cancels the consumer: the broker delivers nothing more, and `deliveries` ends after what was delivered before.
     fn cancel(&self) -> BoxFuture<'static, ()>;
 
-    /// Like [`Settler::cancel`], but waits for a moment at which no delivery is on its way from the broker, if there is one
-    /// soon. For callers that will process everything delivered.
-    fn wind_down(&self) -> BoxFuture<'static, ()>;
+    /// Like [`Settler::cancel`], but first waits, for a short time at most, until no delivery is on its way from the broker.
+    /// For callers that will process everything delivered.
+    fn cancel_when_idle(&self) -> BoxFuture<'static, ()>;
 
-    /// Sends all settlements noted so far, waits until the broker has applied them, and closes the subscription.
+    /// Sends all settlements recorded so far, waits until the broker has applied them, and closes the subscription.
     ///
     /// # Errors
-    /// [`SettleError`] if the connection ended before: what was settled last may be delivered again.
+    /// [`SettleError`] if the connection ended before that: the broker may redeliver what was settled last.
     fn close(&self) -> BoxFuture<'static, Result<(), SettleError>>;
 }
 
-/// The subscription was lost before the broker was known to have its last settlements.
+/// The subscription was lost before the broker was known to have received its last settlements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the subscription was lost before its last settlements reached the broker")]
 pub struct SettleError;

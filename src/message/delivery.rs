@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use super::exchange_names::ExchangeNames;
 use super::header::{HeaderValue, Headers, names};
 
-/// Longest message id that is used as an identity. With a suffix such as `/analytics/failed` it must fit AMQP's 255
-/// bytes.
+/// Longest message id that is used as an identity, in bytes. With a suffix such as `/analytics/failed` it must fit AMQP's
+/// limit of 255 bytes.
 const MAX_IDENTITY_BYTES: usize = 200;
 
 /// A message: properties, headers and body. A clone shares the body.
@@ -83,17 +83,18 @@ impl Delivery {
 
     /// The routing key the message was first published with.
     ///
-    /// A message that returns from a retry has its queue's name as routing key, and a failed one a key that begins with
-    /// [`ExchangeNames::FAILED_KEY`]; both have the first key in a header. On other messages that header comes from a
-    /// producer, and is ignored.
+    /// orderd republishes a message with another routing key: the name of its queue after a retry, or a key that begins with
+    /// [`ExchangeNames::FAILED_KEY`] after a failure. Such copies have the first key in a header. On other messages, that
+    /// header was set by the producer and is ignored.
     pub fn first_routing_key(&self) -> &str {
-        let copied = !self.routing_key.contains('.') || self.routing_key.starts_with(ExchangeNames::FAILED_KEY);
+        let is_copy = !self.routing_key.contains('.') || self.routing_key.starts_with(ExchangeNames::FAILED_KEY);
         let origin = self.message.headers.get(names::ORIGIN_ROUTING_KEY).and_then(HeaderValue::as_text);
-        origin.filter(|_| copied).unwrap_or(&self.routing_key)
+        origin.filter(|_| is_copy).unwrap_or(&self.routing_key)
     }
 
-    /// The identity of a message that is not an order: its message id, or else a hash of its first routing key and its body,
-    /// so that the same text with the same key is the same message. An id that is too long to derive others from is hashed.
+    /// The identity of a message that is not an order: its message id or, without one, a hash of its first routing key and its
+    /// body. Two such messages with the same key and body are the same message. A message id that is too long to derive
+    /// other ids from is replaced by its hash.
     pub fn identity(&self) -> String {
         match self.message.properties.message_id.as_deref() {
             Some(id) if (1..=MAX_IDENTITY_BYTES).contains(&id.len()) => id.to_owned(),

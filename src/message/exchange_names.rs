@@ -1,4 +1,4 @@
-//! The names by which messages are routed, all derived from the name of the orders exchange.
+//! The names of orderd's exchanges, and of the queues and routing keys that orderd itself defines.
 //!
 //! Pure.
 
@@ -9,7 +9,7 @@ use crate::delay::Delay;
 /// The names derived from `topology.exchange`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExchangeNames {
-    /// `orders`: topic; everything that producers and orderd publish.
+    /// `orders`: topic; for everything that producers and orderd publish.
     pub orders: Arc<str>,
     /// `orders.retry`: direct; to one retry queue, by its name.
     pub retry: Arc<str>,
@@ -29,7 +29,7 @@ impl ExchangeNames {
     /// The beginning of every failed message's routing key; the consumer's name follows.
     pub const FAILED_KEY: &str = "order.failed";
 
-    /// Derives all names from the orders exchange's.
+    /// Derives all names from that of the orders exchange.
     pub fn new(exchange: &str) -> Self {
         let derived = |suffix: &str| format!("{exchange}.{suffix}").into();
         ExchangeNames {

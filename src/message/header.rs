@@ -1,4 +1,4 @@
-//! Application headers: AMQP's field table without loss, and the header names that have a meaning to orderd.
+//! Application headers: a lossless form of AMQP's field table, and the names of the headers that have a meaning to orderd.
 //!
 //! Pure.
 
@@ -12,7 +12,7 @@ pub type HeaderName = String;
 /// Application headers, ordered by name.
 pub type Headers = BTreeMap<HeaderName, HeaderValue>;
 
-/// A value of an AMQP field table, with the type it was sent with, so that a copy is the same to its consumer.
+/// A value of an AMQP field table, with its type as sent, so that consumers see no difference in a copy.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderValue {
     /// `t`
@@ -93,9 +93,9 @@ pub mod names {
     pub const RETRY_COUNT: &str = "x-retry-count";
     /// The queue a message was in when it first failed.
     pub const ORIGIN_QUEUE: &str = "x-origin-queue";
-    /// The routing key it had when it first failed.
+    /// The routing key of the message when it first failed.
     pub const ORIGIN_ROUTING_KEY: &str = "x-origin-routing-key";
-    /// The exchange it had been published to when it first failed.
+    /// The exchange that the message had been published to when it first failed.
     pub const ORIGIN_EXCHANGE: &str = "x-origin-exchange";
     /// See [`crate::recovery::FailureKind`].
     pub const FAILURE_KIND: &str = "x-failure-kind";
@@ -103,11 +103,11 @@ pub mod names {
     pub const FAILURE_CODE: &str = "x-failure-code";
     /// The failure's text, at most 1 KiB.
     pub const FAILURE_REASON: &str = "x-failure-reason";
-    /// When it first failed (timestamp).
+    /// When the message first failed (timestamp).
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
-    /// When it last failed (timestamp).
+    /// When the message last failed (timestamp).
     pub const FAILED_AT: &str = "x-failed-at";
-    /// Why it was dead-lettered.
+    /// Why the message was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
     /// The original message's `user_id`. As a property of a copy, the broker would check it.
     pub const ORIGINAL_USER_ID: &str = "x-original-user-id";

@@ -23,12 +23,12 @@ pub struct Publication {
 pub trait Publisher: Send + Sync + 'static {
     /// Publishes all of them, pipelined, and resolves once the broker has confirmed every one.
     ///
-    /// If the connection is lost, this waits for the next one and sends what is unconfirmed again. So the broker may get a
-    /// publication twice, and it has got every one if this returns `Ok`. Dropping the future stops the waiting, not the
-    /// publishing.
+    /// If the connection is lost, this waits for the next one and publishes again what is unconfirmed. So the broker may
+    /// receive a publication twice, but if this returns `Ok`, it has received each of them. Dropping the future stops the
+    /// waiting, not the publishing.
     ///
     /// # Errors
-    /// The first failure among them; the others may or may not have been published.
+    /// The first failure. The other publications may or may not have been published.
     fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>>;
 }
 

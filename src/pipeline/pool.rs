@@ -216,7 +216,7 @@ impl Pool {
                     // Before the consumer is cancelled, or the end of the deliveries would look like a lost subscription.
                     shared.draining.cancel();
                     serving.start_draining();
-                    settler.wind_down().await;
+                    settler.cancel_when_idle().await;
                     self.intake_ended.cancel();
                 }
             }

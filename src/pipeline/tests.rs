@@ -1,4 +1,4 @@
-//! Pools against fakes of the broker, the publisher and the ledger. What a real broker does is tested in `tests/broker`.
+//! Pools against fakes of a queue, the publisher and the ledger. What a real broker does is tested in `tests/broker`.
 
 mod ending;
 mod subscriptions;
@@ -28,9 +28,9 @@ type Settled = Arc<Mutex<Vec<(u64, Settlement)>>>;
 type Feed = mpsc::UnboundedSender<Delivery>;
 type Open = Arc<Mutex<Option<()>>>;
 
-/// A broker with one queue. The test feeds the latest subscription.
+/// The queue that the pool consumes. The test feeds the latest subscription.
 #[derive(Default)]
-struct FakeBroker {
+struct FakeQueue {
     /// How many of the next attempts to subscribe fail.
     refusals: AtomicUsize,
     prefetches: Mutex<Vec<u16>>,
@@ -65,7 +65,7 @@ impl Settler for FakeSettler {
         self.open.lock().unwrap().take();
         Box::pin(async {})
     }
-    fn wind_down(&self) -> BoxFuture<'static, ()> {
+    fn cancel_when_idle(&self) -> BoxFuture<'static, ()> {
         self.cancel()
     }
     fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {
@@ -73,7 +73,7 @@ impl Settler for FakeSettler {
     }
 }
 
-impl Consumer for FakeBroker {
+impl Consumer for FakeQueue {
     fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
         if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             let error = SubscribeError { queue: queue.to_owned(), source: "there is no such queue".into() };
@@ -113,7 +113,7 @@ impl Consumer for FakeBroker {
     }
 }
 
-impl FakeBroker {
+impl FakeQueue {
     fn deliver(&self, tag: u64, body: &'static str) {
         self.deliver_again(tag, body, 0);
     }
@@ -242,7 +242,7 @@ impl Handler for ScriptedHandler {
     }
 }
 
-/// Compares the counters with the settlements the broker received, at the end of every test.
+/// Compares the counters with the settlements that the queue received, at the end of every test.
 struct CountersCheck {
     counters: Arc<Counters>,
     settled: Settled,
@@ -269,7 +269,7 @@ impl Drop for CountersCheck {
 
 struct TestEnv {
     _check: CountersCheck,
-    broker: Arc<FakeBroker>,
+    queue: Arc<FakeQueue>,
     publisher: Arc<FakePublisher>,
     ledger: Arc<MemoryLedger>,
     handler: Arc<ScriptedHandler>,
@@ -285,7 +285,7 @@ impl TestEnv {
     }
 
     async fn start_with(workers: usize, prefetch: u16, on_failure: OnFailure) -> TestEnv {
-        let broker = Arc::new(FakeBroker::default());
+        let queue = Arc::new(FakeQueue::default());
         let publisher = Arc::new(FakePublisher {
             sent: Mutex::default(),
             gate: Semaphore::new(1_000),
@@ -308,7 +308,7 @@ impl TestEnv {
         };
         let pool = Arc::new(Pool {
             context: Arc::new(context),
-            consumer: Arc::clone(&broker) as Arc<dyn Consumer>,
+            consumer: Arc::clone(&queue) as Arc<dyn Consumer>,
             workers,
             prefetch,
             reconnect_max: Duration::from_secs(30),
@@ -317,16 +317,16 @@ impl TestEnv {
             intake_ended: CancellationToken::new(),
         });
         let pool = tokio::spawn(pool.run());
-        broker.subscribed.notified().await;
+        queue.subscribed.notified().await;
         let max_slots = workers as u64 * u64::from(prefetch);
-        let check = CountersCheck { counters: Arc::clone(&counters), settled: Arc::clone(&broker.settled), max_slots };
-        TestEnv { _check: check, broker, publisher, ledger, handler, counters, shutdown, drain, pool }
+        let check = CountersCheck { counters: Arc::clone(&counters), settled: Arc::clone(&queue.settled), max_slots };
+        TestEnv { _check: check, queue, publisher, ledger, handler, counters, shutdown, drain, pool }
     }
 
     async fn stop(self) -> Vec<(u64, Settlement)> {
         self.shutdown.begin();
         self.pool.await.unwrap().unwrap();
-        self.broker.settled(0).await
+        self.queue.settled(0).await
     }
 
     fn failure_kinds(&self) -> VecDeque<String> {
@@ -348,9 +348,9 @@ const RELEASE: Settlement = Settlement::Release;
 async fn a_panic_costs_one_delivery() {
     let env = TestEnv::start(1, 10).await;
     for (tag, body) in [(1, "ok"), (2, "panic"), (3, "ok")] {
-        env.broker.deliver(tag, body);
+        env.queue.deliver(tag, body);
     }
-    assert_eq!(env.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
+    assert_eq!(env.queue.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
     assert_eq!(env.failure_kinds(), ["panicked"]);
     assert_eq!(env.counters.counts().restarts, 0);
 }
@@ -358,21 +358,21 @@ async fn a_panic_costs_one_delivery() {
 #[tokio::test(start_paused = true)]
 async fn a_handler_past_its_deadline_times_out_and_does_not_delay_others() {
     let env = TestEnv::start(1, 2).await;
-    env.broker.deliver(1, "hang");
-    env.broker.deliver(2, "ok");
-    assert_eq!(env.broker.settled(1).await, [(2, ACK)]);
-    assert_eq!(env.broker.settled(2).await, [(1, ACK), (2, ACK)]);
+    env.queue.deliver(1, "hang");
+    env.queue.deliver(2, "ok");
+    assert_eq!(env.queue.settled(1).await, [(2, ACK)]);
+    assert_eq!(env.queue.settled(2).await, [(1, ACK), (2, ACK)]);
     assert_eq!(env.failure_kinds(), ["timed_out"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_transient_failures_are_retried_immediately() {
     let env = TestEnv::start(1, 1).await;
-    env.broker.deliver(1, "transient");
-    env.broker.settled(1).await;
+    env.queue.deliver(1, "transient");
+    env.queue.settled(1).await;
     assert_eq!(env.handler.calls.load(Ordering::SeqCst), 3, "one attempt and two immediate retries");
-    env.broker.deliver(2, "permanent");
-    env.broker.settled(2).await;
+    env.queue.deliver(2, "permanent");
+    env.queue.settled(2).await;
     assert_eq!(env.handler.calls.load(Ordering::SeqCst), 4);
     assert_eq!(env.failure_kinds(), ["transient", "permanent"]);
 }
@@ -381,15 +381,15 @@ async fn only_transient_failures_are_retried_immediately() {
 async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
     let env = TestEnv::start(1, 10).await;
     env.publisher.gate.forget_permits(1_000);
-    env.broker.deliver(1, "emit");
-    env.broker.deliver(2, "permanent");
-    env.broker.deliver(3, "ok");
-    assert_eq!(env.broker.settled(1).await, [(3, ACK)]);
+    env.queue.deliver(1, "emit");
+    env.queue.deliver(2, "permanent");
+    env.queue.deliver(3, "ok");
+    assert_eq!(env.queue.settled(1).await, [(3, ACK)]);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(env.broker.settled(1).await, [(3, ACK)]);
+    assert_eq!(env.queue.settled(1).await, [(3, ACK)]);
     assert_eq!(env.ledger.commits(), 0, "nor recorded");
     env.publisher.gate.add_permits(2);
-    assert_eq!(env.broker.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
+    assert_eq!(env.queue.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
     assert_eq!(env.ledger.commits(), 1);
 }
 
@@ -397,8 +397,8 @@ async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
 async fn a_refused_publication_is_published_again_until_the_broker_confirms_it() {
     let env = TestEnv::start(1, 1).await;
     env.publisher.refusals.store(5, Ordering::SeqCst);
-    env.broker.deliver(1, "emit");
-    assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
+    env.queue.deliver(1, "emit");
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
     assert_eq!(env.publisher.sent.lock().unwrap().len(), 1);
 }
 
@@ -406,8 +406,8 @@ async fn a_refused_publication_is_published_again_until_the_broker_confirms_it()
 async fn a_ledger_that_cannot_record_is_a_transient_failure() {
     let env = TestEnv::start(1, 1).await;
     env.ledger.fail_next(100);
-    env.broker.deliver(1, "emit");
-    assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
+    env.queue.deliver(1, "emit");
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
     let last = env.publisher.sent.lock().unwrap().pop().unwrap();
     assert_eq!(last.message.headers[names::FAILURE_CODE].as_text(), Some("ledger_unavailable"));
 }
@@ -416,20 +416,20 @@ async fn a_ledger_that_cannot_record_is_a_transient_failure() {
 async fn the_failed_order_consumer_retries_until_the_ledger_records() {
     let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
     env.ledger.fail_next(7);
-    env.broker.deliver(1, "emit");
-    assert_eq!(env.broker.settled(1).await, [(1, ACK)]);
+    env.queue.deliver(1, "emit");
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
     assert_eq!(env.publisher.sent.lock().unwrap().len(), 1, "published once, though recorded late");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_dies_is_restarted_and_its_deliveries_are_released() {
     let env = TestEnv::start(1, 10).await;
-    env.broker.deliver(1, "hang");
-    env.broker.deliver(2, "kill");
-    let settled = env.broker.settled(2).await;
+    env.queue.deliver(1, "hang");
+    env.queue.deliver(2, "kill");
+    let settled = env.queue.settled(2).await;
     assert_eq!(settled, [(1, RELEASE), (2, RELEASE)]);
-    env.broker.deliver(3, "ok");
-    assert_eq!(env.broker.settled(3).await[2], (3, ACK));
+    env.queue.deliver(3, "ok");
+    assert_eq!(env.queue.settled(3).await[2], (3, ACK));
     assert_eq!(env.counters.counts().restarts, 1);
 }
 
@@ -437,9 +437,9 @@ async fn a_worker_that_dies_is_restarted_and_its_deliveries_are_released() {
 async fn deliveries_finished_just_before_their_worker_dies_stay_acked() {
     let env = TestEnv::start(1, 10).await;
     for (tag, body) in [(1, "ok"), (2, "permanent"), (3, "kill"), (4, "ok")] {
-        env.broker.deliver(tag, body);
+        env.queue.deliver(tag, body);
     }
-    assert_eq!(env.broker.settled(4).await, [(1, ACK), (2, ACK), (3, RELEASE), (4, RELEASE)]);
+    assert_eq!(env.queue.settled(4).await, [(1, ACK), (2, ACK), (3, RELEASE), (4, RELEASE)]);
     assert_eq!(env.failure_kinds(), ["permanent"]);
 }
 
@@ -447,7 +447,7 @@ async fn deliveries_finished_just_before_their_worker_dies_stay_acked() {
 async fn a_worker_that_keeps_dying_ends_its_pool() {
     let env = TestEnv::start(1, 1).await;
     for tag in 1..=11 {
-        env.broker.deliver(tag, "kill");
+        env.queue.deliver(tag, "kill");
     }
     let error = env.pool.await.unwrap().unwrap_err();
     assert!(matches!(error, super::PoolError::Worker { .. }), "{error}");
@@ -458,8 +458,8 @@ async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters
     for on_failure in [OnFailure::KeepRetrying, forward_after(0)] {
         let env = TestEnv::start_with(1, 1, on_failure).await;
         env.publisher.invalid.store(true, Ordering::SeqCst);
-        env.broker.deliver(1, "emit");
-        assert_eq!(env.broker.settled(1).await, [(1, Settlement::Reject)]);
+        env.queue.deliver(1, "emit");
+        assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
     }
 }
 
@@ -467,10 +467,10 @@ async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters
 async fn every_outcome_is_counted_once() {
     let env = TestEnv::start(1, 10).await;
     for (tag, body) in [(1, "ok"), (2, "seen"), (3, "retry"), (4, "dead_letter"), (5, "permanent"), (6, "transient")] {
-        env.broker.deliver(tag, body);
+        env.queue.deliver(tag, body);
     }
-    env.broker.settled(6).await;
-    env.broker.deliver(7, "hang");
+    env.queue.settled(6).await;
+    env.queue.deliver(7, "hang");
     tokio::time::sleep(Duration::from_secs(7)).await;
     let reading = env.counters.read();
     let counts = reading.counts;

@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::management::Observed;
+use crate::management::ObservedTopology;
 use crate::topology::{Argument, Binding, Declaration, Exchange, Queue, Topology};
 
 /// An object of a topology.
@@ -67,7 +67,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// A policy that would delete or divert the messages of a queue. orderd refuses to start while it applies.
+/// A policy that would delete or divert the messages of a queue. orderd refuses to start while the policy applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DangerousPolicy {
     /// The queue's name.
@@ -104,20 +104,20 @@ pub struct Audit {
     pub dangerous_policies: Vec<DangerousPolicy>,
     /// Queues whose effective policies the broker has not reported yet.
     pub unknown_policies: Vec<String>,
-    /// Bindings between orderd's exchanges and queues that the configuration does not contain; an earlier one did. They
+    /// Bindings between orderd's exchanges and queues that are not in the configuration, but were in an earlier one. They
     /// still route messages.
     pub extra_bindings: Vec<Object>,
 }
 
 impl Audit {
     /// Whether orderd must not start on this broker.
-    pub fn refuses(&self) -> bool {
+    pub fn forbids_start(&self) -> bool {
         !self.mismatches.is_empty() || !self.dangerous_policies.is_empty()
     }
 }
 
 /// Compares a broker with the topology.
-pub fn audit(topology: &Topology, observed: &Observed) -> Audit {
+pub fn audit(topology: &Topology, observed: &ObservedTopology) -> Audit {
     let expected: BTreeSet<Object> = topology.bindings().map(Object::from).collect();
     let exchanges: BTreeSet<&str> = topology.exchanges().map(|exchange| exchange.name.as_str()).collect();
     let extra = |binding: &&Binding| exchanges.contains(binding.exchange.as_str());
@@ -139,7 +139,7 @@ pub fn audit(topology: &Topology, observed: &Observed) -> Audit {
 }
 
 /// Declared objects that do not exist.
-pub fn missing(declarations: &[Declaration], observed: &Observed) -> Vec<Object> {
+pub fn missing(declarations: &[Declaration], observed: &ObservedTopology) -> Vec<Object> {
     let absent = |declaration: &Declaration| match declaration {
         Declaration::Exchange(exchange) => {
             (!observed.exchanges.contains_key(&exchange.name)).then(|| Object::Exchange(exchange.name.clone()))
@@ -153,7 +153,7 @@ pub fn missing(declarations: &[Declaration], observed: &Observed) -> Vec<Object>
 }
 
 /// Objects whose definition differs from the declared one.
-pub fn mismatches(declarations: &[Declaration], observed: &Observed) -> Vec<Mismatch> {
+pub fn mismatches(declarations: &[Declaration], observed: &ObservedTopology) -> Vec<Mismatch> {
     let differing = |declaration: &Declaration| match declaration {
         Declaration::Exchange(exchange) => exchange_mismatches(exchange, observed),
         Declaration::Queue(queue) => queue_mismatches(queue, observed),
@@ -162,23 +162,29 @@ pub fn mismatches(declarations: &[Declaration], observed: &Observed) -> Vec<Mism
     declarations.iter().flat_map(differing).collect()
 }
 
-fn exchange_mismatches(exchange: &Exchange, observed: &Observed) -> Vec<Mismatch> {
+fn exchange_mismatches(exchange: &Exchange, observed: &ObservedTopology) -> Vec<Mismatch> {
     let Some(actual) = observed.exchanges.get(&exchange.name) else { return Vec::new() };
     let object = Object::Exchange(exchange.name.clone());
     let mut found = Vec::new();
-    property(&mut found, &object, "type", &Value::from(exchange.kind.as_str()), &Value::from(actual.kind.as_str()));
+    compare_property(
+        &mut found,
+        &object,
+        "type",
+        &Value::from(exchange.kind.as_str()),
+        &Value::from(actual.kind.as_str()),
+    );
     for (name, expected, actual) in [
         ("durable", true, actual.durable),
         ("auto_delete", false, actual.auto_delete),
         ("internal", false, actual.internal),
     ] {
-        property(&mut found, &object, name, &Value::from(expected), &Value::from(actual));
+        compare_property(&mut found, &object, name, &Value::from(expected), &Value::from(actual));
     }
     found.extend(argument_mismatches(&object, &exchange.arguments, &actual.arguments));
     found
 }
 
-fn queue_mismatches(queue: &Queue, observed: &Observed) -> Vec<Mismatch> {
+fn queue_mismatches(queue: &Queue, observed: &ObservedTopology) -> Vec<Mismatch> {
     let Some(actual) = observed.queues.get(&queue.name) else { return Vec::new() };
     let object = Object::Queue(queue.name.clone());
     let mut found = Vec::new();
@@ -187,13 +193,13 @@ fn queue_mismatches(queue: &Queue, observed: &Observed) -> Vec<Mismatch> {
         ("auto_delete", false, actual.auto_delete),
         ("exclusive", false, actual.exclusive.unwrap_or(false)),
     ] {
-        property(&mut found, &object, name, &Value::from(expected), &Value::from(actual));
+        compare_property(&mut found, &object, name, &Value::from(expected), &Value::from(actual));
     }
     found.extend(argument_mismatches(&object, &queue.arguments, &actual.arguments));
     found
 }
 
-fn property(found: &mut Vec<Mismatch>, object: &Object, name: &str, expected: &Value, actual: &Value) {
+fn compare_property(found: &mut Vec<Mismatch>, object: &Object, name: &str, expected: &Value, actual: &Value) {
     if expected != actual {
         let (expected, actual) = (Some(expected.to_string()), Some(actual.to_string()));
         found.push(Mismatch { object: object.clone(), argument: name.to_owned(), expected, actual });
@@ -228,10 +234,9 @@ fn argument_mismatches(
 
 /// Effective policies, operator policies included, that would delete or divert messages of the declared queues.
 ///
-/// Whether a queue's argument or the policy takes precedence is taken from `rabbit_quorum_queue` of 3.10.8 and 4.0.5, and
-/// assumed to be the same on 4.3: for `overflow` the policy, for dead-lettering the argument, for limits and TTLs the
-/// smaller value.
-pub fn dangerous_policies(declarations: &[Declaration], observed: &Observed) -> Vec<DangerousPolicy> {
+/// If a queue's argument and a policy disagree, then for `overflow` the policy applies, for dead-lettering the argument, and
+/// for limits and TTLs the smaller value. Source: `rabbit_quorum_queue` of 3.10.8 and 4.0.5; 4.3 is assumed to be the same.
+pub fn dangerous_policies(declarations: &[Declaration], observed: &ObservedTopology) -> Vec<DangerousPolicy> {
     let of_queue = |queue: &Queue| -> Vec<DangerousPolicy> {
         let Some(actual) = observed.queues.get(&queue.name) else { return Vec::new() };
         let policies: Vec<String> = actual.policy.iter().chain(&actual.operator_policy).cloned().collect();
@@ -250,7 +255,7 @@ pub fn dangerous_policies(declarations: &[Declaration], observed: &Observed) -> 
     declarations.iter().flat_map(of_declaration).collect()
 }
 
-/// The harm that one key of a policy would do to one queue; `None` if it does none.
+/// What one key of a policy would do to the messages of a queue; `None` if it is harmless.
 fn effect(queue: &Queue, key: &str, value: &Value) -> Option<&'static str> {
     let lowers = |argument: &str| match (queue.arguments.get(argument), value.as_i64()) {
         (Some(Argument::Number(ours)), Some(theirs)) => theirs < *ours,

@@ -1,7 +1,7 @@
-//! The broker's state as last reported by the management API, its age, and the findings. Types only; no I/O, no clock,
-//! no decisions.
+//! The broker's state as last reported by the management API, the age of that report, and the findings. Types only; no
+//! I/O, no clock, no decisions.
 //!
-//! It is serialized unchanged into the status: field names and values are a contract.
+//! The status contains it unchanged as JSON: field names and values are a contract.
 
 use std::collections::BTreeMap;
 
@@ -37,12 +37,12 @@ pub struct BrokerView {
 pub enum ApiState {
     /// Polling is off: `management.poll_every` is `"off"`.
     Off,
-    /// The first request has neither been answered nor failed.
+    /// The first request has not been answered yet, and has not failed.
     #[default]
     Pending,
     /// The last request was answered.
     Fresh,
-    /// It does not answer; the rest of the view dates from `taken_at`.
+    /// The API does not answer; the rest of the view dates from `taken_at`.
     Stale {
         /// Since when.
         since: Timestamp,
@@ -53,11 +53,11 @@ pub enum ApiState {
     },
 }
 
-/// One queue. Totals are refreshed with every poll; the details, which are `detail_at` and the fields after it, less
-/// often. What the broker has not reported is `None`: it reports statistics only some seconds after it or the queue was
-/// started, and never if they are disabled (`management_agent.disable_metrics_collector`, `rates_mode = none`).
+/// One queue. Its totals are refreshed with every poll, its details less often; the details are `detail_at` and the fields
+/// after it. The broker itself refreshes both every 5 s by default.
 ///
-/// The broker itself refreshes totals and details every 5 s by default.
+/// What the broker has not reported is `None`. It reports statistics only some seconds after the broker was started or the
+/// queue was declared, and never if they are disabled (`management_agent.disable_metrics_collector`, `rates_mode = none`).
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct QueueView {
     /// Its role in the topology.
@@ -68,7 +68,7 @@ pub struct QueueView {
     pub unacked: Option<u64>,
     /// When the details were last reported.
     pub detail_at: Option<Timestamp>,
-    /// Why the details could not be read since, although the API answers; never contains a password.
+    /// Why the details could not be read since then, although the API answers; never contains a password.
     pub detail_error: Option<String>,
     /// Consumers, of orderd or of other clients. Quorum queues also count clients that hold messages taken with
     /// `basic.get`.
@@ -80,7 +80,7 @@ pub struct QueueView {
     pub policy: Option<String>,
     /// Messages published into it, per second. The broker does not count dead-lettered ones.
     pub in_rate: Option<f64>,
-    /// Messages acked, per second. Always 0 for a retry queue, which messages leave when their delay ends.
+    /// Messages acked, per second. Always 0 for a retry queue, whose messages leave it without an ack.
     pub out_rate: Option<f64>,
     /// The broker's counters. They start over when a node restarts.
     pub counted: MessageCounters,
@@ -120,7 +120,7 @@ pub enum QueueRole {
         of: String,
         /// The delay of each message, such as `10s`.
         delay: String,
-        /// Whether the current configuration contains it. If not, an earlier one did, and the queue only drains.
+        /// Whether the current configuration contains it. If not, an earlier one did, and no more messages enter the queue.
         configured: bool,
     },
     /// Holds dead letters until an operator handles them.
@@ -138,7 +138,7 @@ pub struct Finding {
     pub kind: FindingKind,
     /// When it was first observed.
     pub since: Timestamp,
-    /// How many messages are concerned; `None` where that is unknown.
+    /// How many messages are affected; `None` if that is unknown.
     pub messages: Option<u64>,
     /// An explanation for the operator.
     pub detail: String,
@@ -206,7 +206,7 @@ impl FindingKind {
         }
     }
 
-    /// Whether an operator must act. If not, it ends by itself, or was caused on purpose.
+    /// Whether an operator must act. If not, the problem ends by itself or was caused on purpose.
     pub fn requires_action(self) -> bool {
         match self {
             FindingKind::QueueMissing

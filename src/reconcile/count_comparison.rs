@@ -2,33 +2,34 @@
 //! Pure: times are arguments.
 //!
 //! The broker's counter is stale: an answer shows its value at some moment of the last `lag`. A single sample therefore
-//! only bounds the offset, broker − orderd, from both sides. While no message is lost the offset never changes, so the
-//! bounds of all samples must overlap. If they do not, messages are missing, and the distance between the bounds is the
-//! gap. Under load the bounds are wide; when traffic pauses they narrow to one number, and a single message shows.
+//! only gives a lower and an upper bound of the offset, which is the broker's counter minus orderd's. As long as no message
+//! is lost, the offset never changes, so the bounds of all samples must overlap. If they do not, messages are missing, and
+//! the distance between the bounds is the gap. Under load the bounds are wide. When traffic pauses they narrow to one
+//! number, and even a single missing message is detected.
 //!
 //! ```text
 //! orderd at (sample − lag)  ≤  orderd's counter at the moment that the sample shows  ≤  orderd at (sample + lag)
 //! ```
-//! The second `lag` gives deliveries time to arrive that the broker has already counted as delivered.
+//! The `lag` on the right gives deliveries that the broker has already counted time to arrive.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// A counter that went back may return to its former value for this many lags. Later, the reset was final.
+/// For how many lags a counter that went back may still return to its former value (a dip). After that, it has been reset.
 const DIP_LAGS: u32 = 10;
 
-/// Both counters, read at one time.
+/// Both counters, read at about the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CountSample {
-    /// When the broker was asked; where several answers are added up, the earliest. Monotonic, as `at` is.
-    pub from: Duration,
+    /// When the broker was asked; if several answers are added up, when the first was. Monotonic, like `read_at`.
+    pub asked_at: Duration,
     /// When the broker had answered and `own` was read.
-    pub at: Duration,
+    pub read_at: Duration,
     /// orderd's counter. Starts at 0 and only grows.
     pub own: u64,
     /// The broker's counter and the context it belongs to, such as one connection. Counts of different contexts are not
-    /// compared, because messages in flight are settled anew after a lost connection. `None`: only orderd's counter
-    /// was read.
+    /// compared, because messages in flight are redelivered and settled again after a lost connection. `None`: only
+    /// orderd's counter was read.
     pub broker: Option<(String, u64)>,
 }
 
@@ -59,11 +60,11 @@ impl Gap {
 pub enum CountRelation {
     /// They grow together.
     Equal,
-    /// The broker's grows at least as much as orderd's; other clients may add to it.
+    /// The broker's counter grows at least as much as orderd's; other clients may add to it.
     AtLeast,
 }
 
-/// Bounds of the offset broker − orderd.
+/// Bounds of the offset: the broker's counter minus orderd's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct OffsetBounds {
     lowest: i128,
@@ -83,7 +84,7 @@ pub struct CountComparison {
     lag: Duration,
     relation: CountRelation,
     samples: VecDeque<CountSample>,
-    /// How many of `samples`, from the front, have been evaluated.
+    /// How many of the first samples have been evaluated.
     evaluated: usize,
     state: ComparisonState,
 }
@@ -95,8 +96,8 @@ struct ComparisonState {
     /// The broker's last counter value.
     count: u64,
     offset: Option<OffsetBounds>,
-    /// The offset before the broker's counter went back, and until when the counter may return to it: a node of a
-    /// cluster may have failed to report its share.
+    /// The offset before the broker's counter went back, and until when the counter may return to it. It returns if a node of
+    /// a cluster only failed to report its share for a while.
     before_reset: Option<(OffsetBounds, Duration)>,
     /// The gap that the last sample showed. It is reported once a second sample confirms it.
     suspected: Option<Gap>,
@@ -104,9 +105,9 @@ struct ComparisonState {
     reported: Option<Gap>,
 }
 
-/// A sample and the offset that it allows.
+/// A sample and the bounds of the offset that follow from it.
 struct EvaluatedSample<'s> {
-    at: Duration,
+    read_at: Duration,
     /// Until when a counter that goes back now may return to its former value.
     dip_until: Duration,
     context: &'s str,
@@ -123,36 +124,41 @@ impl CountComparison {
     /// Adds a sample, in order of time, and evaluates those that are old enough. Returns by how much a gap has grown
     /// since it was last reported.
     pub fn add(&mut self, sample: CountSample) -> Option<Gap> {
-        // Samples of orderd's own counter at shorter intervals do not narrow the bounds noticeably.
-        let is_dense = self.samples.back().is_some_and(|last| sample.at < last.at + self.lag / 16);
+        // More frequent samples of orderd's own counter would not narrow the bounds noticeably.
+        let is_dense = self.samples.back().is_some_and(|last| sample.read_at < last.read_at + self.lag / 16);
         if sample.broker.is_none() && is_dense {
             return None;
         }
         self.samples.push_back(sample);
         let mut found = None;
         while let Some(next) = self.samples.get(self.evaluated) {
-            let Some(settled) = self.own_after(next) else { break };
-            found = self.evaluate(self.evaluated, settled).or(found);
+            let Some(own_after) = self.own_after(next) else { break };
+            found = self.evaluate(self.evaluated, own_after).or(found);
             self.evaluated += 1;
         }
         self.discard_old_samples();
         found
     }
 
-    /// orderd's counter at least `lag` after a sample, by when everything that the broker had counted must have arrived.
+    /// orderd's counter at least `lag` after a sample, when everything that the broker had counted must have arrived. `None`:
+    /// that time has not come.
     fn own_after(&self, sample: &CountSample) -> Option<u64> {
-        let late_enough = sample.at + self.lag;
-        self.samples.iter().find(|later| later.at >= late_enough).map(|later| later.own)
+        let late_enough = sample.read_at + self.lag;
+        self.samples.iter().find(|later| later.read_at >= late_enough).map(|later| later.own)
     }
 
     fn evaluate(&mut self, index: usize, own_after: u64) -> Option<Gap> {
         let sample = &self.samples[index];
         let (context, count) = sample.broker.as_ref()?;
-        let earliest = sample.from.saturating_sub(self.lag);
-        let latest = sample.at + self.lag;
-        let own_before =
-            self.samples.iter().take_while(|earlier| earlier.at <= earliest).last().map_or(0, |earlier| earlier.own);
-        let nearby = self.samples.iter().filter(|other| other.at >= earliest && other.from <= latest);
+        let earliest = sample.asked_at.saturating_sub(self.lag);
+        let latest = sample.read_at + self.lag;
+        let own_before = self
+            .samples
+            .iter()
+            .take_while(|earlier| earlier.read_at <= earliest)
+            .last()
+            .map_or(0, |earlier| earlier.own);
+        let nearby = self.samples.iter().filter(|other| other.read_at >= earliest && other.asked_at <= latest);
         let mut contexts = nearby.filter_map(|other| other.broker.as_ref().map(|(context, _)| context));
         if contexts.any(|other| other != context) {
             return None;
@@ -161,16 +167,16 @@ impl CountComparison {
             lowest: i128::from(*count) - i128::from(own_after),
             highest: i128::from(*count) - i128::from(own_before),
         };
-        let dip_until = sample.at + DIP_LAGS * self.lag;
-        let evaluated = EvaluatedSample { at: sample.at, dip_until, context, count: *count, offset };
+        let dip_until = sample.read_at + DIP_LAGS * self.lag;
+        let evaluated = EvaluatedSample { read_at: sample.read_at, dip_until, context, count: *count, offset };
         self.state.apply(&evaluated, self.relation)
     }
 
     /// Keeps what later evaluations may need: the unevaluated samples, and one from at least `lag` before the first.
     fn discard_old_samples(&mut self) {
         let Some(oldest) = self.samples.get(self.evaluated).or(self.samples.back()) else { return };
-        let needed = oldest.from.saturating_sub(self.lag);
-        while self.evaluated > 0 && self.samples.get(1).is_some_and(|second| second.at <= needed) {
+        let needed = oldest.asked_at.saturating_sub(self.lag);
+        while self.evaluated > 0 && self.samples.get(1).is_some_and(|second| second.read_at <= needed) {
             self.samples.pop_front();
             self.evaluated -= 1;
         }
@@ -212,7 +218,7 @@ impl ComparisonState {
                     return None;
                 }
             }
-            // The counter fell short by its whole former value, so it was reset to 0 between the two samples.
+            // At least the counter's whole former value is missing, so it was reset to 0 between the two samples.
             (Gap::Fewer(missing), _) if missing >= before => {
                 self.start_over(known, sample);
                 return None;
@@ -237,11 +243,11 @@ impl ComparisonState {
     /// The offset if the counter has returned to its value from before a reset.
     fn offset_after_dip(&self, sample: &EvaluatedSample<'_>) -> Option<OffsetBounds> {
         let (before, until) = self.before_reset?;
-        before.intersect(sample.offset).filter(|_| sample.at < until)
+        before.intersect(sample.offset).filter(|_| sample.read_at < until)
     }
 
     fn start_over(&mut self, known: OffsetBounds, sample: &EvaluatedSample<'_>) {
-        if self.before_reset.is_none_or(|(_, until)| sample.at >= until) {
+        if self.before_reset.is_none_or(|(_, until)| sample.read_at >= until) {
             self.before_reset = Some((known, sample.dip_until));
         }
         (self.offset, self.suspected, self.reported) = (Some(sample.offset), None, None);

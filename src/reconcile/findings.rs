@@ -1,5 +1,5 @@
-//! Turns observations into findings: a condition becomes one once it has lasted, an event at once. Remembers since when,
-//! and reports what begins and what ends. Pure: times are arguments.
+//! Turns observations into findings: a condition becomes a finding once it has lasted for some time, an event at once.
+//! Remembers when each began, and reports findings that begin and end. Pure: times are arguments.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,14 +17,14 @@ pub struct Moment {
     pub wall: Timestamp,
 }
 
-/// One problem seen on one queue.
+/// One problem observed on one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// The queue's name.
     pub queue: String,
     /// The kind of problem.
     pub kind: FindingKind,
-    /// How many messages are concerned; `None` where that is unknown.
+    /// How many messages are affected; `None` if that is unknown.
     pub messages: Option<u64>,
     /// An explanation for the operator.
     pub detail: String,
@@ -68,7 +68,7 @@ impl Findings {
         }
     }
 
-    /// Records that a condition does not hold.
+    /// Records that a condition does not hold any more.
     pub fn clear(&mut self, queue: &str, kind: FindingKind) {
         if let Some(tracked) = self.tracked.remove(&(queue.to_owned(), kind))
             && tracked.reported
@@ -77,8 +77,8 @@ impl Findings {
         }
     }
 
-    /// Records an event. It is a finding at once and until no further event of its kind has followed for `retention`;
-    /// the message counts of repeated events are added up.
+    /// Records an event. It is a finding at once, and remains one until `retention` has passed without another event of its
+    /// kind. The message counts of repeated events are added up.
     pub fn record_event(&mut self, mut observation: Observation, now: Moment, retention: Duration) {
         let key = (observation.queue.clone(), observation.kind);
         let before = self.tracked.get(&key).and_then(|tracked| tracked.observation.messages);
@@ -87,8 +87,7 @@ impl Findings {
         self.record_condition(observation, now, Duration::ZERO);
     }
 
-    /// Forgets conditions that are not findings yet: the API could not be asked for a while, so they may have ended
-    /// meanwhile.
+    /// Forgets conditions that are not findings yet: while the API did not answer, they may have ended.
     pub fn discard_unreported(&mut self) {
         self.tracked.retain(|_, tracked| tracked.reported);
     }

@@ -1,4 +1,5 @@
-//! Compares what the broker reports through its management API with the topology and with orderd's own counts.
+//! Compares what the broker reports through its management API with the topology and with orderd's own counts, and reports
+//! lasting differences as findings.
 //!
 //! Optional: with `management.poll_every = "off"` nothing here runs, and processing never depends on it.
 //! ```text

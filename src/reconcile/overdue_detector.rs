@@ -18,11 +18,11 @@ pub struct OverdueDetector {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The queue was empty, or its publications are unknown.
+    /// No mark is set: the queue was empty, or its publications are unknown.
     Idle,
     /// A mark is set; waiting until every message that was in the queue then must have left.
     Marked { at: Duration, published: u64 },
-    /// That time has passed, with `waiting` messages in the queue; waiting for late reports of their publication.
+    /// That time has passed, and `waiting` messages were in the queue; now waiting for late reports of their publication.
     Due { at: Duration, published: u64, waiting: u64 },
 }
 
@@ -32,8 +32,8 @@ impl OverdueDetector {
         OverdueDetector { due_after: delay.saturating_add(2 * lag), lag, phase: Phase::Idle }
     }
 
-    /// Takes one answer of the broker: the messages in the queue and the messages ever published into it. Returns the
-    /// least number of overdue messages once that is known; `None` means that the previous result still stands.
+    /// Takes one answer of the broker: how many messages are in the queue, and how many have ever been published into it.
+    /// Returns how many messages are overdue, at least; `None` means that the previous result still holds.
     pub fn record(&mut self, now: Duration, waiting: Option<u64>, published: Option<u64>) -> Option<u64> {
         let (Some(waiting), Some(published)) = (waiting, published) else { return None };
         if waiting == 0 {

@@ -1,4 +1,4 @@
-//! Polls the management API and publishes the broker's view to its readers.
+//! Polls the management API, and sends the broker's state to the readers of the view.
 //!
 //! An API that is absent, slow or refuses requests only makes the view stale. The poller never changes anything on the
 //! broker, and processing never waits for it.
@@ -95,10 +95,10 @@ impl Poller {
         }
     }
 
-    /// Takes over the readers of a former poller. They keep the former view until there is a new one.
+    /// Takes over the readers of the previous poller. They keep its view until there is a new one.
     pub fn with_readers(mut self, readers: watch::Sender<Arc<BrokerView>>) -> Self {
         let former = BrokerView::clone(&readers.borrow());
-        let role = |name: &String| self.roles.of(name);
+        let role = |name: &String| self.roles.role_of(name);
         let queues = former.queues.into_iter().filter_map(|(name, queue)| {
             let role = role(&name)?;
             Some((name, QueueView { role, ..queue }))
@@ -119,8 +119,8 @@ impl Poller {
         self.readers.subscribe()
     }
 
-    /// Polls until a shutdown begins; returns at once if `management.poll_every` is `"off"`. It ends with the shutdown's
-    /// begin because draining consumers would look like findings. A panic restarts it without its history.
+    /// Polls until a shutdown begins; returns at once if `management.poll_every` is `"off"`. It does not poll during a
+    /// shutdown, because a drain looks like missing consumers. After a panic it is restarted without its history.
     pub async fn run(self, shutdown: Shutdown) {
         let Some(every) = self.poll_every else { return };
         let poller = Arc::new(Mutex::new(self));
@@ -143,7 +143,7 @@ impl Poller {
         }
     }
 
-    /// Discards the history, which may have caused the panic.
+    /// Discards the history, which may have caused a panic.
     fn start_over(&mut self) {
         self.reconciler = Reconciler::new(&self.roles, self.limits, instance::tag_prefix());
         self.failed_detail = None;
@@ -156,8 +156,8 @@ impl Poller {
         self.readers.send_replace(Arc::new(self.view.clone()));
     }
 
-    /// Only the totals decide whether the API answers: the details of a single queue may be unavailable, for instance
-    /// while it has no leader.
+    /// Only the request for the totals decides whether the API counts as answering: a single queue's details may be
+    /// unavailable, for instance while the queue has no leader.
     async fn poll(&mut self, every: Duration) -> Infallible {
         let backoff = Backoff { first: every.clamp(Duration::from_secs(1), MAX_PAUSE), max: MAX_PAUSE };
         let mut failures = 0;
@@ -209,14 +209,14 @@ impl Poller {
 
     async fn request_totals(&mut self, every: Duration) -> Result<(), ManagementError> {
         self.schedule.totals_at = Instant::now() + every;
-        let asked = self.created_at.elapsed();
+        let asked_at = self.created_at.elapsed();
         let client = self.client()?;
         let alarms = client.alarms().await?;
         let all = client.totals().await?;
         self.record_alarms(alarms);
         let mut found = BTreeMap::new();
         for totals in all.queues {
-            let Some(role) = self.roles.of(&totals.name) else { continue };
+            let Some(role) = self.roles.role_of(&totals.name) else { continue };
             let known = self.view.queues.remove(&totals.name).filter(|known| known.role == role);
             let mut queue = known.unwrap_or_else(|| QueueView::unknown(role));
             (queue.ready, queue.unacked) = (totals.ready, totals.unacked);
@@ -236,21 +236,21 @@ impl Poller {
         let now = self.now();
         self.view.taken_at = Some(now.wall);
         self.reconciler.record_local_counts(now, &(self.local_counts)());
-        self.reconciler.compare_totals(asked, now, &self.view, &self.roles);
+        self.reconciler.compare_totals(asked_at, now, &self.view, &self.roles);
         Ok(())
     }
 
     async fn request_detail(&mut self) {
         let Some(name) = self.next_queue() else { return };
-        // Even if the request fails, the next queue is next.
+        // Even if this request fails, the next one is for the next queue.
         self.schedule.last = Some(name.clone());
-        let asked = self.created_at.elapsed();
+        let asked_at = self.created_at.elapsed();
         let answer = match self.client() {
             Ok(client) => client.detail(&name).await,
             Err(error) => Err(error),
         };
         match answer {
-            Ok(answer) => self.record_detail(asked, &name, answer),
+            Ok(answer) => self.record_detail(asked_at, &name, answer),
             Err(error) => {
                 self.failed_detail = Some((name, error));
                 self.schedule.totals_at = Instant::now();
@@ -258,7 +258,7 @@ impl Poller {
         }
     }
 
-    fn record_detail(&mut self, asked: Duration, name: &str, answer: Option<Detail>) {
+    fn record_detail(&mut self, asked_at: Duration, name: &str, answer: Option<Detail>) {
         if self.unreadable.remove(name).is_some() {
             info!(queue = name, "the management API reports the queue's details again");
         }
@@ -266,7 +266,7 @@ impl Poller {
         self.reconciler.record_local_counts(now, &local);
         // A queue that no longer exists will be missing from the next totals.
         if let (Some(detail), Some(queue)) = (answer, self.view.queues.get_mut(name)) {
-            self.reconciler.compare_detail(asked, now, name, &queue.role, &detail, &local);
+            self.reconciler.compare_detail(asked_at, now, name, &queue.role, &detail, &local);
             queue.detail_at = Some(now.wall);
             queue.detail_error = None;
             queue.consumers = detail.consumers;
@@ -316,7 +316,7 @@ impl Poller {
         }
     }
 
-    /// Notes that one queue's details cannot be read although the API answers. Logged once per cause.
+    /// Records that one queue's details cannot be read although the API answers. Logs each cause once.
     fn record_unreadable_detail(&mut self, name: &str, error: &ManagementError) {
         let Some(queue) = self.view.queues.get_mut(name) else { return };
         let (cause, reason) = (error.kind(), chain(error));
@@ -326,7 +326,7 @@ impl Poller {
         queue.detail_error = Some(reason);
     }
 
-    /// Notes that the API does not answer. Logged when that begins and when its cause changes.
+    /// Records that the API does not answer. Logs when that begins and when its cause changes.
     fn record_no_answer(&mut self, error: &ManagementError) {
         let (cause, reason) = (error.kind(), chain(error));
         let (since, known) = match &self.view.api {

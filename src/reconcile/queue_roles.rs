@@ -1,4 +1,4 @@
-//! Tells by name which queues of a virtual host belong to orderd, and the role of each. Pure.
+//! Determines, by their names, which queues of a virtual host belong to orderd and what the role of each is. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,9 +37,9 @@ impl QueueRoles {
         &self.failed_queue
     }
 
-    /// The role of a queue; `None` if it does not belong to orderd. A queue that is named like a retry queue of a work
-    /// queue is one, of this configuration or of an earlier one.
-    pub(super) fn of(&self, queue: &str) -> Option<QueueRole> {
+    /// The role of a queue; `None` if it does not belong to orderd. Every queue that is named like a retry queue of a work
+    /// queue is taken for one, from this configuration or an earlier one.
+    pub(super) fn role_of(&self, queue: &str) -> Option<QueueRole> {
         match queue {
             ExchangeNames::DEAD_LETTER_QUEUE => return Some(QueueRole::DeadLetter),
             ExchangeNames::UNROUTED_QUEUE => return Some(QueueRole::Unrouted),
@@ -77,14 +77,14 @@ pub(super) mod tests {
         let retry = |delay: &str, configured| {
             Some(QueueRole::Retry { of: "order_queue".into(), delay: delay.into(), configured })
         };
-        assert_eq!(roles.of("order_queue"), Some(QueueRole::Work { consumer: "order".into() }));
-        assert_eq!(roles.of("order_queue.retry.10s"), retry("10s", true));
-        assert_eq!(roles.of("order_queue.retry.7s"), retry("7s", false));
-        assert_eq!(roles.of("dead_letter_queue"), Some(QueueRole::DeadLetter));
-        assert_eq!(roles.of("unrouted_queue"), Some(QueueRole::Unrouted));
+        assert_eq!(roles.role_of("order_queue"), Some(QueueRole::Work { consumer: "order".into() }));
+        assert_eq!(roles.role_of("order_queue.retry.10s"), retry("10s", true));
+        assert_eq!(roles.role_of("order_queue.retry.7s"), retry("7s", false));
+        assert_eq!(roles.role_of("dead_letter_queue"), Some(QueueRole::DeadLetter));
+        assert_eq!(roles.role_of("unrouted_queue"), Some(QueueRole::Unrouted));
         for other in ["mine", "mine.retry.10s", "order_queue.retry.60s", "order_queue.retry.soon", "order_queue.retry."]
         {
-            assert_eq!(roles.of(other), None, "{other}");
+            assert_eq!(roles.role_of(other), None, "{other}");
         }
         assert_eq!(roles.failed_queue(), "failed_order_queue");
         assert_eq!(roles.declared().count(), 20);

@@ -1,7 +1,7 @@
 //! Compares the broker's answers with the topology and with orderd's own counts, and keeps the findings. Pure: answers,
 //! counts and times are arguments.
 //!
-//! What is compared, as long as connections last and no other instance consumes the same queue:
+//! What is compared, as long as no connection is lost and no other instance consumes the same queue:
 //! ```text
 //! work queue        acked at the broker      = deliveries acked by its consumer
 //!                   delivered by the broker  = deliveries received by its consumer
@@ -29,7 +29,7 @@ use crate::recovery::Delay;
 use crate::topology::ExchangeNames;
 use observations::{ack_gap, delivery_gap, no_consumer, paused_consumer};
 
-/// How many answers a counter that went back has to return to its former value before its growth is trusted again.
+/// After a counter went back, its growth is ignored for this many answers, because it may only return to its former value.
 const ANSWERS_AFTER_RESET: u32 = 8;
 /// The name under which all retry queues are compared together.
 const RETRY_QUEUES: &str = "*.retry.*";
@@ -37,12 +37,12 @@ const RETRY_QUEUES: &str = "*.retry.*";
 /// Time limits of the reconciliation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The greatest age of the broker's statistics, and how long a condition must last to be a finding. Each RabbitMQ
-    /// node collects its statistics every 5 s, and answers are cached for some seconds more.
+    /// The maximum age of the broker's statistics. Also how long a condition must last to become a finding. Each RabbitMQ
+    /// node collects its statistics every 5 s, and answers are cached for a few seconds more.
     pub lag: Duration,
     /// How long an event remains a finding.
     pub event_retention: Duration,
-    /// How long one round of asking every queue for its details takes.
+    /// How long one round of requests for the details of every queue takes.
     pub details_every: Duration,
 }
 
@@ -66,18 +66,19 @@ pub struct LocalCounts {
     pub publisher_connection: u64,
 }
 
-/// What is remembered of one work queue.
+/// What is remembered about one work queue.
 struct ConsumedQueue {
     acked: CountComparison,
     delivered: CountComparison,
     /// Whether this instance is the only consumer. A quorum queue's `consumers` also counts clients that hold messages
     /// taken with `basic.get`.
     is_sole_consumer: bool,
-    /// In how many answers it was not. From then on the broker's counters include the acks of other instances.
+    /// How many answers showed other consumers. Counts before and after such an answer are not compared, because the
+    /// broker's counters include the acks of other instances.
     shared_answers: u64,
-    /// Messages taken by other clients, as last reported, and how many more answers are not to be trusted.
+    /// Messages taken by other clients, as last reported, and for how many more answers their growth is ignored.
     taken_by_others: Option<(u64, u32)>,
-    /// orderd's counts, and since when they have not changed.
+    /// orderd's counts, and the time of their last change.
     unchanged_since: (DeliveryCounts, Duration),
 }
 
@@ -93,19 +94,19 @@ impl ConsumedQueue {
         }
     }
 
-    /// Notes the total of messages taken by other clients; returns by how many it has grown.
+    /// Records the total of messages taken by other clients, and returns by how many it has grown.
     fn newly_taken_by_others(&mut self, total: u64) -> u64 {
-        let (before, untrusted) = self.taken_by_others.unwrap_or((total, 0));
-        let untrusted = if total < before { ANSWERS_AFTER_RESET } else { untrusted.saturating_sub(1) };
-        self.taken_by_others = Some((total, untrusted));
-        if untrusted == 0 { total.saturating_sub(before) } else { 0 }
+        let (before, ignored_answers) = self.taken_by_others.unwrap_or((total, 0));
+        let ignored_answers = if total < before { ANSWERS_AFTER_RESET } else { ignored_answers.saturating_sub(1) };
+        self.taken_by_others = Some((total, ignored_answers));
+        if ignored_answers == 0 { total.saturating_sub(before) } else { 0 }
     }
 }
 
-/// What is remembered of one retry queue.
+/// What is remembered about one retry queue.
 struct RetryQueue {
     detector: OverdueDetector,
-    /// How many messages were overdue by the last result.
+    /// How many messages were overdue according to the detector's last result.
     overdue: u64,
     /// When the queue was last asked about, and how many messages had been published into it.
     published: (Duration, Option<u64>),
@@ -114,7 +115,7 @@ struct RetryQueue {
 /// Compares answers with expectations over time.
 pub struct Reconciler {
     limits: Limits,
-    /// The prefix of the consumer tags of this instance, and of no other.
+    /// The prefix of this instance's consumer tags. No other instance has the same.
     tag_prefix: String,
     failed_queue: String,
     consumed: BTreeMap<String, ConsumedQueue>,
@@ -148,7 +149,7 @@ impl Reconciler {
     /// Records orderd's own counts.
     pub(super) fn record_local_counts(&mut self, now: Moment, local: &LocalCounts) {
         self.paused.clone_from(&local.paused);
-        let sample = |own| CountSample { from: now.elapsed, at: now.elapsed, own, broker: None };
+        let sample = |own| CountSample { asked_at: now.elapsed, read_at: now.elapsed, own, broker: None };
         for (queue, counts) in &local.counts {
             let consumed = self.consumed.entry(queue.clone()).or_insert_with(|| ConsumedQueue::new(self.limits.lag));
             if consumed.unchanged_since.0 != *counts {
@@ -187,8 +188,8 @@ impl Reconciler {
         }
     }
 
-    /// Evaluates a full answer with the totals of all queues, requested at `asked`.
-    pub(super) fn compare_totals(&mut self, asked: Duration, now: Moment, view: &BrokerView, roles: &QueueRoles) {
+    /// Evaluates a full answer with the totals of all queues, requested at `asked_at`.
+    pub(super) fn compare_totals(&mut self, asked_at: Duration, now: Moment, view: &BrokerView, roles: &QueueRoles) {
         for queue in roles.declared() {
             let missing = view.missing_queues.iter().any(|missing| missing == queue).then(|| Observation {
                 queue: queue.to_owned(),
@@ -200,7 +201,7 @@ impl Reconciler {
         }
         for (name, queue) in &view.queues {
             if let QueueRole::Work { consumer } = &queue.role {
-                let not_held = self.unacked_not_held(asked, name, queue, consumer);
+                let not_held = self.unacked_not_held(asked_at, name, queue, consumer);
                 let (idle, paused) = match self.paused.get(name) {
                     Some(since) => (None, paused_consumer(name, queue, consumer, *since)),
                     None => (no_consumer(name, queue), None),
@@ -212,12 +213,18 @@ impl Reconciler {
         }
     }
 
-    /// Unacked messages that orderd does not hold, reported only once its counts have not changed for longer than the
-    /// broker's statistics may be old.
-    fn unacked_not_held(&self, asked: Duration, name: &str, queue: &QueueView, consumer: &str) -> Option<Observation> {
+    /// Unacked messages that orderd does not hold. Reported only if orderd's counts have not changed for `lag`, since the
+    /// broker's answer may be that old.
+    fn unacked_not_held(
+        &self,
+        asked_at: Duration,
+        name: &str,
+        queue: &QueueView,
+        consumer: &str,
+    ) -> Option<Observation> {
         let consumed = self.consumed.get(name)?;
         let (counts, since) = &consumed.unchanged_since;
-        let is_unchanged = asked >= since.saturating_add(self.limits.lag);
+        let is_unchanged = asked_at >= since.saturating_add(self.limits.lag);
         let finished = counts.acked() + counts.released + counts.rejected;
         let (unacked, held) = (queue.unacked?, counts.deliveries.saturating_sub(finished));
         (is_unchanged && consumed.is_sole_consumer && unacked > held).then(|| Observation {
@@ -231,10 +238,10 @@ impl Reconciler {
         })
     }
 
-    /// Evaluates the details of one queue, requested at `asked`.
+    /// Evaluates the details of one queue, requested at `asked_at`.
     pub(super) fn compare_detail(
         &mut self,
-        asked: Duration,
+        asked_at: Duration,
         now: Moment,
         name: &str,
         role: &QueueRole,
@@ -243,11 +250,11 @@ impl Reconciler {
     ) {
         match role {
             QueueRole::Work { .. } => {
-                self.compare_consumed_queue(asked, now, name, detail, local);
+                self.compare_consumed_queue(asked_at, now, name, detail, local);
                 self.check_dead_letters(now, name, detail.dead_letters_held, FindingKind::DeadLettersHeld);
             }
             QueueRole::Retry { delay, .. } => {
-                self.compare_retry_queue(asked, now, name, delay, detail);
+                self.compare_retry_queue(asked_at, now, name, delay, detail);
                 self.compare_retry_publishes(now, local);
             }
             QueueRole::DeadLetter | QueueRole::Unrouted => {}
@@ -255,13 +262,13 @@ impl Reconciler {
         if let (true, Some(stats)) = (self.publishes.contains_key(name), &detail.stats) {
             let broker = stats.counted.published.map(|count| (local.publisher_connection.to_string(), count));
             let own = self.confirmed_publishes(name, local);
-            self.compare_publishes(name, CountSample { from: asked, at: now.elapsed, own, broker }, now);
+            self.compare_publishes(name, CountSample { asked_at, read_at: now.elapsed, own, broker }, now);
         }
     }
 
     fn compare_consumed_queue(
         &mut self,
-        asked: Duration,
+        asked_at: Duration,
         now: Moment,
         name: &str,
         detail: &Detail,
@@ -270,8 +277,8 @@ impl Reconciler {
         let consumed = self.consumed.entry(name.to_owned()).or_insert_with(|| ConsumedQueue::new(self.limits.lag));
         let tag = sole_consumer_tag(detail, &self.tag_prefix);
         consumed.is_sole_consumer = tag.is_some();
-        // Each connection has its own tag. While other instances consume too, nothing is compared: every such answer is
-        // a context of its own, and the answers after it begin a new one.
+        // Each connection has its own tag. While other instances consume too, nothing is compared: each such answer has a
+        // context of its own, and the answers after it have a new one.
         consumed.shared_answers += u64::from(!consumed.is_sole_consumer);
         let context = format!("{} {}", tag.unwrap_or("shared"), consumed.shared_answers);
         let counted = detail.stats.map(|stats| stats.counted).unwrap_or_default();
@@ -279,7 +286,7 @@ impl Reconciler {
         let is_sole_consumer = consumed.is_sole_consumer;
         let sample = |own, count: Option<u64>| {
             let broker = count.or((!is_sole_consumer).then_some(0)).map(|count| (context.clone(), count));
-            CountSample { from: asked, at: now.elapsed, own, broker }
+            CountSample { asked_at, read_at: now.elapsed, own, broker }
         };
         let taken = counted.taken_by_others.map_or(0, |total| consumed.newly_taken_by_others(total));
         let acked = consumed.acked.add(sample(counts.acked(), counted.acked));
@@ -295,16 +302,16 @@ impl Reconciler {
         self.record_event(delivery_gap(name, delivered), now);
     }
 
-    fn compare_retry_queue(&mut self, asked: Duration, now: Moment, name: &str, delay: &str, detail: &Detail) {
+    fn compare_retry_queue(&mut self, asked_at: Duration, now: Moment, name: &str, delay: &str, detail: &Detail) {
         let Ok(delay) = delay.parse::<Delay>() else { return };
         let lag = self.limits.lag;
         let queue = self.retry_queues.entry(name.to_owned()).or_insert_with(|| RetryQueue {
             detector: OverdueDetector::new(delay.as_duration(), lag),
             overdue: 0,
-            published: (asked, None),
+            published: (asked_at, None),
         });
         let published = detail.stats.and_then(|stats| stats.counted.published);
-        queue.published = (asked, published);
+        queue.published = (asked_at, published);
         let waiting = detail.ready.map(|ready| ready + detail.dead_letters_held.unwrap_or(0));
         queue.overdue = queue.detector.record(now.elapsed, waiting, published).unwrap_or(queue.overdue);
         let kind = FindingKind::RetriesOverdue;
@@ -321,8 +328,8 @@ impl Reconciler {
         }
     }
 
-    /// Messages that the broker has yet to dead-letter. Their number rises and falls while that works; one that never
-    /// falls means that it does not. The broker itself retries every 180 s.
+    /// Checks the number of messages that the broker has not dead-lettered yet. It rises and falls while dead-lettering
+    /// works. If it never falls, dead-lettering does not work. The broker itself retries every 180 s.
     fn check_dead_letters(&mut self, now: Moment, name: &str, count: Option<u64>, kind: FindingKind) {
         let count = count.unwrap_or(0);
         let before = self.dead_letters.insert(name.to_owned(), count).unwrap_or(0);
@@ -335,19 +342,19 @@ impl Reconciler {
         self.update_condition(name, kind, stuck, now, 3 * self.limits.lag);
     }
 
-    /// Compares the publishes of all retry queues together, because orderd counts their messages together. A queue that
-    /// nothing was ever published into has no statistics.
+    /// Compares the publishes of all retry queues together, because orderd has one count for them all. A queue has no
+    /// statistics until something is published into it.
     fn compare_retry_publishes(&mut self, now: Moment, local: &LocalCounts) {
         let counts = || self.retry_queues.values().map(|queue| queue.published);
         if counts().all(|(_, count)| count.is_none()) {
             return;
         }
-        let from = counts().map(|(asked, _)| asked).min().unwrap_or(now.elapsed);
+        let asked_at = counts().map(|(asked_at, _)| asked_at).min().unwrap_or(now.elapsed);
         let sum = counts().filter_map(|(_, count)| count).sum();
         let queues: Vec<_> = self.retry_queues.keys().map(String::as_str).collect();
         let context = format!("{} {}", local.publisher_connection, queues.join(" "));
         let own = self.confirmed_publishes(RETRY_QUEUES, local);
-        let sample = CountSample { from, at: now.elapsed, own, broker: Some((context, sum)) };
+        let sample = CountSample { asked_at, read_at: now.elapsed, own, broker: Some((context, sum)) };
         self.compare_publishes(RETRY_QUEUES, sample, now);
     }
 
@@ -360,7 +367,7 @@ impl Reconciler {
         }
     }
 
-    /// Notes that the broker did not answer.
+    /// Records that the broker did not answer.
     pub(super) fn record_interruption(&mut self) {
         self.findings.discard_unreported();
     }

@@ -1,4 +1,4 @@
-//! Reads certificates and keys, and checks what can be checked without a broker. It reads no clock: the time is an
+//! Reads certificates and keys, and checks what can be checked without a broker. Never reads the clock: the time is an
 //! argument.
 
 use std::fmt;
@@ -93,13 +93,13 @@ pub enum TlsFileProblem {
     /// The client certificate has expired.
     #[error("the certificate of {0} has expired; renew it")]
     Expired(Box<Identity>),
-    /// The client certificate becomes valid later.
+    /// The client certificate is not valid yet.
     #[error("the certificate of {} is not valid before {}; check the clock", .0.subject, .0.not_before)]
     NotYetValid(Box<Identity>),
     /// The key belongs to another certificate.
     #[error("not the key of the certificate in {0:?}")]
     KeyMismatch(PathBuf),
-    /// The key is of a type that TLS does not use.
+    /// TLS does not support this type of key.
     #[error("unsupported key type")]
     UnsupportedKeyType,
     /// The operating system's store of authorities is empty or missing.
@@ -147,7 +147,7 @@ fn authorities(file: Option<&Path>) -> Result<RootCertStore, TlsFileError> {
     let failed = |problem| TlsFileError { key: "ca_file", file: file.unwrap_or(Path::new("")).to_owned(), problem };
     let mut roots = RootCertStore::empty();
     let Some(file) = file else {
-        // Certificates of the operating system's store that cannot be parsed are skipped, as other clients do.
+        // As in other clients, certificates of the operating system's store that cannot be parsed are skipped.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return if roots.is_empty() { Err(failed(TlsFileProblem::NoAuthority)) } else { Ok(roots) };
     };
@@ -265,7 +265,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_key_of_another_certificate_is_refused_naming_both_files() {
+    fn a_key_of_another_certificate_is_refused_with_an_error_that_names_both_files() {
         let directory = CertificateDirectory::new();
         std::fs::write(directory.file("key.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
         let error = directory.error(MARCH);

@@ -6,16 +6,16 @@ use jiff::Timestamp;
 use tokio_rustls::rustls::pki_types::{ServerName, UnixTime};
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
-/// Why a TLS handshake failed. The messages name keys of the configuration's `tls` sections; "it" is the server.
+/// Why a TLS handshake failed. The messages name keys of the configuration's `tls` sections, and "it" means the server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
-    /// The server's certificate is signed by no trusted authority.
+    /// No trusted authority has signed the server's certificate.
     #[error("its certificate is not signed by an authority in ca_file")]
     UnknownAuthority,
     /// The server's certificate is for another name.
     #[error("its certificate is for {presented}, not for {expected}: set server_name, or connect to another address")]
     WrongName {
-        /// The name we connected to.
+        /// The name that orderd connected to.
         expected: String,
         /// The names in the certificate.
         presented: String,
@@ -35,7 +35,7 @@ pub enum TlsError {
     /// The server requires a client certificate, and none is configured.
     #[error("it requires a client certificate: set certificate_file and key_file")]
     ClientCertificateMissing,
-    /// The server rejects our client certificate.
+    /// The server rejects orderd's client certificate.
     #[error("it rejects the client certificate in certificate_file: {0}")]
     ClientCertificateRejected(String),
     /// Client and server share no version, cipher or signature algorithm.
@@ -51,24 +51,26 @@ fn in_parentheses(time: &Option<Timestamp>) -> String {
 }
 
 impl TlsError {
-    /// The TLS error inside an I/O error, if any. `identified`: a client certificate is configured.
-    pub fn of(error: &io::Error, identified: bool) -> Option<Self> {
+    /// The TLS error inside an I/O error, if any. `has_client_certificate`: whether the client has one to send.
+    pub fn find_in_io_error(error: &io::Error, has_client_certificate: bool) -> Option<Self> {
         let inner = error.get_ref()?;
         if let Some(error) = inner.downcast_ref::<Error>() {
-            return Some(TlsError::new(error, identified));
+            return Some(TlsError::new(error, has_client_certificate));
         }
         // HTTP clients wrap I/O errors into I/O errors.
-        TlsError::of(inner.downcast_ref::<io::Error>()?, identified)
+        TlsError::find_in_io_error(inner.downcast_ref::<io::Error>()?, has_client_certificate)
     }
 
     /// The TLS error anywhere in a chain of errors, if any.
-    pub fn within(error: &(dyn std::error::Error + 'static), identified: bool) -> Option<Self> {
+    pub fn find_in_chain(error: &(dyn std::error::Error + 'static), has_client_certificate: bool) -> Option<Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(tls_error) = error.downcast_ref::<Error>() {
-                return Some(TlsError::new(tls_error, identified));
+                return Some(TlsError::new(tls_error, has_client_certificate));
             }
-            if let Some(tls_error) = error.downcast_ref::<io::Error>().and_then(|error| TlsError::of(error, identified))
+            if let Some(tls_error) = error
+                .downcast_ref::<io::Error>()
+                .and_then(|error| TlsError::find_in_io_error(error, has_client_certificate))
             {
                 return Some(tls_error);
             }
@@ -77,13 +79,13 @@ impl TlsError {
         None
     }
 
-    fn new(error: &Error, identified: bool) -> Self {
+    fn new(error: &Error, has_client_certificate: bool) -> Self {
         match error {
             Error::InvalidCertificate(error) => from_certificate_error(error),
             Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
                 TlsError::NotTls
             }
-            Error::AlertReceived(alert) => from_alert(*alert, identified),
+            Error::AlertReceived(alert) => from_alert(*alert, has_client_certificate),
             Error::PeerIncompatible(_) => TlsError::Incompatible(error.to_string()),
             other => TlsError::Other(other.to_string()),
         }
@@ -100,7 +102,7 @@ impl TlsError {
             | TlsError::ClientCertificateMissing
             | TlsError::ClientCertificateRejected(_)
             | TlsError::Incompatible(_) => true,
-            // A machine's clock may be wrong until shortly after boot.
+            // A machine's clock may be wrong for a short time after boot.
             TlsError::NotYetValid(_) | TlsError::Other(_) => false,
         }
     }
@@ -129,11 +131,11 @@ fn timestamp(time: UnixTime) -> Option<Timestamp> {
 }
 
 /// An alert that the server sent. With TLS 1.2 a server may report a missing client certificate as a failed handshake.
-fn from_alert(alert: AlertDescription, identified: bool) -> TlsError {
+fn from_alert(alert: AlertDescription, has_client_certificate: bool) -> TlsError {
     use AlertDescription as Alert;
     match alert {
         Alert::CertificateRequired => TlsError::ClientCertificateMissing,
-        Alert::HandshakeFailure | Alert::NoCertificate | Alert::BadCertificate if !identified => {
+        Alert::HandshakeFailure | Alert::NoCertificate | Alert::BadCertificate if !has_client_certificate => {
             TlsError::ClientCertificateMissing
         }
         Alert::BadCertificate
@@ -143,7 +145,7 @@ fn from_alert(alert: AlertDescription, identified: bool) -> TlsError {
         | Alert::CertificateUnknown
         | Alert::UnknownCA
         | Alert::AccessDenied
-            if identified =>
+            if has_client_certificate =>
         {
             TlsError::ClientCertificateRejected(format!("{alert:?}"))
         }
@@ -162,14 +164,14 @@ mod tests {
     fn a_tls_error_is_found_at_any_depth_of_wrapping() {
         let inner = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let error = io::Error::other(io::Error::other(inner));
-        assert_eq!(TlsError::of(&error, false), Some(TlsError::UnknownAuthority));
-        assert_eq!(TlsError::within(&error, false), Some(TlsError::UnknownAuthority));
-        assert_eq!(TlsError::of(&io::Error::other("else"), false), None);
+        assert_eq!(TlsError::find_in_io_error(&error, false), Some(TlsError::UnknownAuthority));
+        assert_eq!(TlsError::find_in_chain(&error, false), Some(TlsError::UnknownAuthority));
+        assert_eq!(TlsError::find_in_io_error(&io::Error::other("else"), false), None);
     }
 
     #[test]
     fn an_alert_is_interpreted_by_whether_a_client_certificate_was_sent() {
-        let alert = |alert, identified| TlsError::new(&Error::AlertReceived(alert), identified);
+        let alert = |alert, has_client_certificate| TlsError::new(&Error::AlertReceived(alert), has_client_certificate);
         assert_eq!(alert(AlertDescription::CertificateRequired, false), TlsError::ClientCertificateMissing);
         assert_eq!(alert(AlertDescription::HandshakeFailure, false), TlsError::ClientCertificateMissing);
         let rejected = alert(AlertDescription::UnknownCA, true);

@@ -1,6 +1,7 @@
-//! TLS towards the broker: which files to use, reading them, and why a handshake failed.
+//! TLS for connections to the broker: the certificate files, the client configuration made from them, and why a handshake
+//! failed.
 //!
-//! Owns the choice of cryptography and the reading of certificates and keys. It opens no connection, and never shows the
+//! Owns the choice of cryptography and the reading of certificates and keys. Never opens a connection, and never shows the
 //! content of a key.
 
 mod files;
@@ -35,7 +36,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// A TLS client that trusts no certificate: for HTTP clients that never use TLS but require its configuration.
+/// A TLS client that trusts no certificate, for HTTP clients that do not use TLS but still require a TLS configuration.
 pub fn without_trust() -> ClientConfig {
     builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
 }

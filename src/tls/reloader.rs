@@ -1,5 +1,5 @@
-//! Reads the files again for each new connection, so that replaced files are used without a restart. While the current
-//! files cannot be used, the last good ones are.
+//! Reads the certificate files again for each new connection, so that replaced files are used without a restart. As long as
+//! the current files cannot be used, the content of the last good ones is.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use super::TlsFiles;
 use super::files::{Identity, TlsClient, TlsFileError, load};
 
-/// Reads the files on demand, and keeps what the last good ones contained.
+/// Reads the files on demand, and keeps the content of the last good ones.
 #[derive(Debug)]
 pub struct TlsReloader {
     /// The section of the configuration that names the files, for the log.
@@ -31,10 +31,10 @@ impl TlsReloader {
         TlsReloader { section, files, state: Mutex::default() }
     }
 
-    /// Reads the files. If they cannot be used, returns what the last good ones contained. Blocks on the disk.
+    /// Reads the files. If they cannot be used, returns the content of the last good ones. Blocks on the disk.
     ///
     /// # Errors
-    /// [`TlsFileError`] if none have been good so far.
+    /// [`TlsFileError`] if there have been no good files so far.
     pub fn read(&self) -> Result<TlsClient, TlsFileError> {
         self.read_at(SystemTime::now())
     }
@@ -48,7 +48,7 @@ impl TlsReloader {
                 if let (Some(before), Some(identity)) = (before, &client.identity)
                     && before != identity
                 {
-                    self.log_new(identity, now);
+                    self.log_replacement(identity, now);
                 } else if state.logged_error.is_some() {
                     info!(section = self.section, "certificate files can be used again");
                 }
@@ -70,8 +70,8 @@ impl TlsReloader {
         Ok(last_good)
     }
 
-    /// Logs a certificate that replaced another. The first one is checked when the configuration is loaded.
-    fn log_new(&self, identity: &Identity, now: SystemTime) {
+    /// Logs that a certificate has replaced another. The first certificate is checked when the configuration is loaded.
+    fn log_replacement(&self, identity: &Identity, now: SystemTime) {
         let (section, subject, serial, until) =
             (self.section, &identity.subject, &identity.serial, &identity.not_after);
         if identity.expires_soon(now) {

@@ -1,7 +1,7 @@
 //! Callbacks that the client library calls when a connection or channel ends.
 //!
-//! Record the end in the lifetime, and never do anything else: a request made inside a callback would deadlock the library's
-//! dispatcher.
+//! They record the end in the lifetime and never do anything else: a request made inside a callback would deadlock the
+//! library's dispatcher.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl ConnectionCallback for ConnectionWatch {
         Ok(())
     }
 
-    // The client does not announce the capability, so the broker never sends these.
+    // The library does not announce the capability, so the broker never sends these.
     async fn blocked(&mut self, _: &Connection, _: String) {}
 
     async fn unblocked(&mut self, _: &Connection) {}

@@ -1,6 +1,6 @@
-//! Connections of the client library: opened, watched, closed.
+//! Opens and closes connections of the client library, and notices when one ends.
 //!
-//! Never leaves one open: dropping a [`ClientConnection`] closes it in the background, as far as the library does.
+//! Never leaves one open: when a [`ClientConnection`] is dropped, the library closes it in the background.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::config::{Address, Broker, Mechanism};
 use crate::instance;
 
 impl Connector {
-    /// Opens a connection of the client library that the broker's management pages show with its purpose.
+    /// Opens a connection of the client library. Its name, which the management UI shows, contains `purpose`.
     pub(super) async fn open_client(&self, purpose: &str) -> Result<Connection, ConnectError> {
         let opening = |address: &Address, credentials: &Credentials| {
             let arguments = open_arguments(&self.broker, address, purpose, credentials);
@@ -94,13 +94,13 @@ impl ClientConnection {
     }
 }
 
-/// Lets the end of a connection end `lifetime`.
+/// Makes `lifetime` end when the connection ends.
 pub async fn watch(connection: &Connection, lifetime: &Arc<ConnectionLifetime>) -> Result<(), ConnectionEnd> {
     let (connection, watch) = (connection.clone(), ConnectionWatch::new(lifetime));
     request(lifetime, "connection", async move { connection.register_callback(watch).await }).await
 }
 
-/// Opens one more channel, with a lifetime of its own.
+/// Opens a channel that has a lifetime of its own.
 pub async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<ConnectionLifetime>), ConnectionEnd> {
     let lifetime = ConnectionLifetime::begin();
     let (connection, watch) = (connection.clone(), ChannelWatch::new(&lifetime));
@@ -113,7 +113,7 @@ pub async fn open_channel(connection: &Connection) -> Result<(Channel, Arc<Conne
     Ok((channel, lifetime))
 }
 
-/// Closes a connection whose channels are no longer used. The outcome would change nothing.
+/// Closes a connection whose channels are no longer used. Failures are ignored, because nothing depends on the close.
 pub async fn close(connection: Connection) {
     let _ = timeout(REPLY_TIMEOUT, tokio::spawn(connection.close())).await;
 }

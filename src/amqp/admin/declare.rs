@@ -55,8 +55,8 @@ pub struct Declared {
 
 impl Connector {
     /// Declares everything in the plan, in order. If that creates queues, waits after the last of them until they are safe
-    /// to use, and only then creates the remaining bindings: no producer's message may reach a queue that a killed broker
-    /// would forget.
+    /// to use, and only then creates the remaining bindings, so that no producer's message reaches a queue that a killed
+    /// broker would lose it from.
     ///
     /// # Errors
     /// [`DeclareError`] for the first declaration that the broker does not accept. Those before it remain.
@@ -82,8 +82,8 @@ impl Connector {
         Ok(Declared { created })
     }
 
-    /// Which of the plan's exchanges and queues the broker does not have. AMQP cannot ask for their properties or for
-    /// bindings, so those are not checked.
+    /// Returns the exchanges and queues of the plan that the broker does not have. AMQP has no request for their properties
+    /// or for bindings, so those are not checked.
     ///
     /// # Errors
     /// [`DeclareError`] if the broker gives no clear answer.

@@ -14,7 +14,7 @@ const PRECONDITION_FAILED: u16 = 406;
 /// Why a topology plan was not declared completely.
 #[derive(Debug, thiserror::Error)]
 pub enum DeclareError {
-    /// It exists with other properties (406). The reply names the argument, its value and the value asked for.
+    /// The object exists with other properties (406). The reply names the argument, its value and the requested value.
     #[error("{declaration} exists with other properties: {reply}")]
     Mismatch {
         /// What was to be declared.
@@ -33,7 +33,7 @@ pub enum DeclareError {
         /// The broker's reply text.
         reply: String,
     },
-    /// Something it refers to does not exist, or the node of that is down (404).
+    /// The exchange or queue that it refers to does not exist, or is on a node that is down (404).
     #[error("cannot declare {declaration}: {reply}")]
     NotFound {
         /// What was to be declared.
@@ -90,7 +90,7 @@ impl DeclareError {
     }
 }
 
-/// Names a declaration in an error.
+/// Names the object of a declaration, for error messages.
 pub fn describe(step: &Declaration) -> String {
     match step {
         Declaration::Exchange(Exchange { name, .. }) => format!("exchange {name:?}"),

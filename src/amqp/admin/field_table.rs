@@ -1,6 +1,6 @@
 //! Field tables as the client library represents them.
 //!
-//! Pure. Works around one of the library's errors: see [`insert`].
+//! Pure. Works around a defect of the library: see [`insert`].
 
 use amqprs::{FieldTable, FieldValue};
 
@@ -28,8 +28,8 @@ pub fn with_field(name: &'static str, value: FieldValue) -> FieldTable {
 
 /// Inserts or replaces a field.
 ///
-/// The library keeps the encoded length by adding up what is inserted, so inserting a name that is there already would
-/// corrupt the encoded table.
+/// The library computes the encoded length by adding up everything inserted. Inserting a name a second time would make that
+/// length wrong and so corrupt the encoded table.
 pub fn insert(table: &mut FieldTable, name: &str, value: FieldValue) {
     let name = name.try_into().expect("names of arguments fit 255 bytes");
     table.remove(&name);

@@ -1,6 +1,7 @@
 //! Declaring the topology and checking permissions, with the client library `amqprs`.
 //!
-//! The only user of that library: nothing outside this folder knows how it behaves. Never publishes or consumes a message.
+//! The only user of that library: its peculiarities are handled here and nowhere else. Never consumes a message, and
+//! publishes only in transactions that are rolled back.
 
 mod callbacks;
 mod client_connection;

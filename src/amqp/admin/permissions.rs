@@ -1,8 +1,8 @@
-//! Checking which permissions the user lacks, without changing anything.
+//! Finds out which permissions the user lacks, without changing anything at the broker.
 //!
-//! Each check is a request that RabbitMQ refuses in any case: with 403 for lack of the permission or, if the user has it, with
-//! 406 for an error in the request. Or it is one without effect: a publication in a transaction that is rolled back, a
-//! passive declaration. Never changes anything at the broker.
+//! There are two kinds of checks. One is a request with a deliberate error: RabbitMQ refuses it with 403 if the user lacks the
+//! permission, and with 406 for the error otherwise. The other is a request without effect: a publication in a transaction
+//! that is rolled back, a passive declaration, or the removal of a binding that does not exist.
 
 use amqprs::channel::{
     BasicConsumeArguments, BasicPublishArguments, Channel, ExchangeDeclareArguments, QueueDeclareArguments,
@@ -28,20 +28,20 @@ const NOT_A_NUMBER: &str = "orderd only checks";
 /// A permission that the user lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeniedPermission {
-    /// Which.
+    /// The permission.
     pub permission: RequiredPermission,
     /// The broker's reply text.
     pub reply: String,
 }
 
-/// The checks of one connection: what was denied, and whether all of them were answered.
+/// The result of the checks on one connection: what was denied, and whether every check was answered.
 struct CheckOutcome {
     denied: Vec<DeniedPermission>,
     end: Result<(), ConnectionEnd>,
 }
 
 impl Connector {
-    /// Which of the required permissions the user lacks. Incomplete if the broker stops answering after it denied one.
+    /// Returns the required permissions that the user lacks. Incomplete if the broker stops answering after it denied one.
     ///
     /// # Errors
     /// [`ConnectError`] if the broker gives no clear answer and has denied nothing.
@@ -78,7 +78,7 @@ async fn check_permissions(connection: &Connection, required: &[RequiredPermissi
     }
     let mut denied = Vec::new();
     for (permission, (channel, lifetime)) in required.iter().zip(&channels) {
-        // A broker with an alarm reads nothing more after the first message: the other checks would wait in vain.
+        // A broker with an alarm reads nothing more after the first publication, so the other checks would time out.
         if end.is_err() {
             break;
         }
@@ -86,7 +86,7 @@ async fn check_permissions(connection: &Connection, required: &[RequiredPermissi
             ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
                 denied.push(DeniedPermission { permission: permission.clone(), reply });
             }
-            // 406, as expected; 404, which is reported elsewhere; or closed by us because the request succeeded.
+            // 406 is the expected refusal, 404 is reported elsewhere, and `ClosedByUs` means that the request succeeded.
             ConnectionEnd::ChannelClosed { .. } | ConnectionEnd::ClosedByUs => {}
             other => end = Err(other),
         }
@@ -116,7 +116,7 @@ async fn check(channel: &Channel, lifetime: &ConnectionLifetime, permission: &Re
             request(lifetime, "basic.consume", async move { handle.basic_consume_rx(arguments).await.map(drop) }).await
         }
         RequiredPermission::Declare(Declaration::Queue(Queue { name, arguments })) => {
-            // With its own arguments, because a dead-letter exchange needs a permission too.
+            // With the queue's own arguments, because its dead-letter exchange needs a permission too.
             let mut wrong = from_arguments(arguments.iter());
             insert(&mut wrong, "x-message-ttl", not_a_number());
             let arguments = QueueDeclareArguments::durable_client_named(&name).arguments(wrong).finish();
@@ -141,8 +141,8 @@ async fn check(channel: &Channel, lifetime: &ConnectionLifetime, permission: &Re
     requested.map_or_else(|end| end, |()| ConnectionEnd::ClosedByUs)
 }
 
-/// Publishes in a transaction and rolls it back. An invalid publication would not do: RabbitMQ 4.3 rejects that before it
-/// checks the routing key.
+/// Publishes in a transaction and rolls it back. A publication with an error cannot be used: RabbitMQ 4.3 rejects it before
+/// it checks the topic permission.
 async fn publish_and_roll_back(
     channel: &Channel,
     lifetime: &ConnectionLifetime,
@@ -152,7 +152,7 @@ async fn publish_and_roll_back(
     request(lifetime, "tx.select", async move { handle.tx_select().await }).await?;
     queue_frame(lifetime, channel.basic_publish(BasicProperties::default(), Vec::new(), arguments)).await;
     let handle = channel.clone();
-    // The reply to this one covers the publication.
+    // `basic.publish` has no reply of its own: if it was refused, this request fails.
     request(lifetime, "basic.publish", async move { handle.tx_rollback().await }).await
 }
 

@@ -1,7 +1,7 @@
-//! Requests through the client library: timed, and never dropped half-way.
+//! Requests through the client library, with a timeout, and never dropped before they are complete.
 //!
-//! Shields orderd from the library: a request that is dropped makes the library's own tasks panic later, and one that the
-//! broker does not answer waits forever. Never retries.
+//! Works around two defects of the library: dropping a request makes the library's own tasks panic later, and a request that
+//! the broker does not answer waits forever. Never retries.
 
 use std::future::Future;
 
@@ -34,8 +34,8 @@ where
 pub async fn queue_frame(lifetime: &ConnectionLifetime, frame: impl Future<Output = Result<(), amqprs::error::Error>>) {
     let end = tokio::select! {
         biased;
-        // Cancel-safe: the frame is safe to drop, `ended` and the timer keep no state. The timer is created only if the
-        // queue is full.
+        // Cancel-safe: the frame is safe to drop, and `ended` and the timer keep no state. Thanks to `biased`, the timer is
+        // created only if the queue is full.
         queued = frame => match queued {
             Ok(()) => return,
             Err(_) => ConnectionEnd::Broken,

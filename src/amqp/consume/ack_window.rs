@@ -1,4 +1,4 @@
-//! Which deliveries of one channel are settled, and the few acknowledgements that report it to the broker.
+//! Tracks which deliveries of one channel are settled, and combines their settlements into few frames.
 //!
 //! Pure: no clock, no I/O. The caller sends the frames in the order given.
 
@@ -32,24 +32,24 @@ enum DeliveryState {
 /// The deliveries of one channel from the first unsettled one on.
 #[derive(Debug)]
 pub struct AckWindow {
-    /// The delivery tag of the first state; all before it are settled, and the frames were sent.
+    /// The delivery tag of the first state. All deliveries before it are settled, and their frames were sent.
     first: u64,
     states: VecDeque<DeliveryState>,
-    /// Tags finished behind an open one, each with whether a tick has passed since.
+    /// Tags acked behind an open delivery, each with whether a tick has passed since then.
     blocked: Vec<(u64, bool)>,
-    /// When so many are blocked, they are acknowledged one by one at once.
+    /// When this many are blocked, they are acknowledged at once, with one frame each.
     max_blocked: usize,
 }
 
 impl AckWindow {
-    /// For a channel with this prefetch. At most half of it may be blocked behind slow deliveries: what is not acknowledged
-    /// counts against the prefetch, and one slow delivery must not starve the other workers.
+    /// For a channel with this prefetch. At most half of it may be blocked behind slow deliveries: unacknowledged deliveries
+    /// count against the prefetch, and one slow delivery must not starve the other workers.
     pub fn new(prefetch: u16) -> Self {
         let max_blocked = usize::from(prefetch / 2).max(1);
         AckWindow { first: 1, states: VecDeque::new(), blocked: Vec::new(), max_blocked }
     }
 
-    /// Records settlements and appends the frames due now. Ignores what was settled before.
+    /// Records settlements and appends the frames to send now. Ignores deliveries that are already settled.
     pub fn settle(&mut self, settlements: impl IntoIterator<Item = (u64, Settlement)>, frames: &mut Vec<AckFrame>) {
         for (tag, settlement) in settlements {
             let Some(state) = self.open_state(tag) else { continue };
@@ -58,7 +58,7 @@ impl AckWindow {
                     *state = DeliveryState::Finished;
                     self.blocked.push((tag, false));
                 }
-                // Before the next AckUpTo, which would otherwise acknowledge it.
+                // Sent before the next `AckUpTo`, which would otherwise acknowledge the delivery.
                 Settlement::Release => {
                     *state = DeliveryState::Sent;
                     frames.push(AckFrame::Release(tag));
@@ -97,7 +97,7 @@ impl AckWindow {
         !self.blocked.is_empty()
     }
 
-    /// How many deliveries up to the latest tag the broker has no settlement for.
+    /// How many deliveries, up to the tag `latest`, are not settled at the broker.
     pub fn unsettled(&self, latest: u64) -> usize {
         let sent = self.states.iter().filter(|state| **state == DeliveryState::Sent).count();
         usize::try_from((latest + 1).saturating_sub(self.first)).unwrap_or(usize::MAX) - sent
@@ -111,8 +111,8 @@ impl AckWindow {
         Some(&mut self.states[index]).filter(|state| **state == DeliveryState::Open)
     }
 
-    /// Acknowledges the settled prefix in one frame. The frame names the last tag that is not settled at the broker: one that
-    /// is settled there would be an unknown delivery tag, which closes the channel.
+    /// Acknowledges the settled prefix in one frame. The frame names the last tag that is not settled at the broker yet: RabbitMQ
+    /// closes the channel when a frame names a tag that is already settled.
     fn advance(&mut self, frames: &mut Vec<AckFrame>) {
         let mut last = None;
         while let Some(state) = self.states.front() {
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(acks(&mut window, &[2]), [AckUpTo(3)]);
     }
 
-    /// What RabbitMQ keeps for a channel. Panics where RabbitMQ would close the channel.
+    /// Applies a frame as RabbitMQ does to a channel's deliveries. Panics where RabbitMQ would close the channel.
     fn apply(unacked: &mut Vec<u64>, released: &mut Vec<u64>, frame: AckFrame) {
         let (Ack(tag) | AckUpTo(tag) | Release(tag) | AckFrame::Reject(tag)) = frame;
         let at = unacked.iter().position(|t| *t == tag).expect("unknown delivery tag");

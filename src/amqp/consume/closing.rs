@@ -1,6 +1,6 @@
 //! Ending a subscription without losing settlements and without spurious redeliveries.
 //!
-//! Owns the order of cancelling, settling and waiting. Never gives up a settlement that the broker can still receive.
+//! Owns the order of cancelling, settling and waiting. Never drops a settlement that the broker can still receive.
 
 use std::time::Duration;
 
@@ -10,14 +10,15 @@ use super::receiver::ReceiverTask;
 use crate::amqp::lifetime::ConnectionEnd;
 use crate::amqp::protocol::{Method, broken};
 
-/// No delivery is on its way if none has arrived for so long and none is ready in the queue, while no ack was sent.
-const QUIET: Duration = Duration::from_millis(100);
-/// How long to wait for that. A broker on a busy machine needs more than half a second to fill a prefetch of some thousands:
-/// cancelled in the middle of that, it requeued 610 messages.
-const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
+/// No delivery is on its way if none has arrived for this long and none is ready in the queue, while acks are held back.
+const IDLE: Duration = Duration::from_millis(100);
+/// How long to wait for that. A broker on a busy machine needs more than half a second to fill a prefetch of a few thousand:
+/// when the consumer was cancelled during that time, the broker requeued 610 messages.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long closing waits for the queue to have applied the last settlements, and how often it asks.
+/// How long closing waits until the queue has applied the last settlements.
 const APPLIED_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often closing asks for that.
 const APPLIED_POLL: Duration = Duration::from_millis(5);
 
 /// What a passive `queue.declare` reports about a queue.
@@ -28,28 +29,28 @@ struct QueueCounts {
 }
 
 impl ReceiverTask {
-    /// Holds acks back until the broker delivers nothing more: because the prefetch is used up, or nothing is ready. A
-    /// delivery that is on its way inside the broker when the consumer is cancelled is requeued by the broker, marked as
-    /// redelivered and counted toward the delivery limit, although no consumer ever received it (measured on 3.10.8 under
-    /// load: some fifty messages).
-    pub async fn await_quiet(&mut self) -> Result<(), ConnectionEnd> {
-        let deadline = Instant::now() + QUIET_TIMEOUT;
+    /// Waits, while holding acks back, until the broker delivers nothing more because the prefetch is used up or nothing is
+    /// ready. If the consumer were cancelled while a delivery is on its way inside the broker, the broker would requeue that
+    /// message, mark it as redelivered and count it toward the delivery limit, although no consumer ever received it
+    /// (measured on 3.10.8 under load: about fifty messages).
+    pub async fn await_idle(&mut self) -> Result<(), ConnectionEnd> {
+        let deadline = Instant::now() + IDLE_TIMEOUT;
         let mut before = None;
         while self.intake.is_open() && Instant::now() < deadline {
             let latest = self.intake.latest;
             if self.window.unsettled(latest) >= usize::from(self.settings.prefetch) {
                 break;
             }
-            // A silent broker may only be slow, so it is asked whether there is more to come.
+            // The broker may only be slow, so it is asked whether more messages are ready.
             if before.replace(latest) == Some(latest) && self.queue_counts().await?.ready == 0 {
                 break;
             }
-            self.receive_during(sleep(QUIET)).await?;
+            self.receive_during(sleep(IDLE)).await?;
         }
         Ok(())
     }
 
-    /// Cancels the consumer. Everything delivered before is then in the stream, which ends.
+    /// Cancels the consumer. The stream then ends after everything that was delivered before.
     pub async fn cancel(&mut self) -> Result<(), ConnectionEnd> {
         if !self.intake.is_open() {
             return Ok(());
@@ -67,20 +68,21 @@ impl ReceiverTask {
         self.take_settlements();
         self.window.flush(&mut self.frames);
         self.send_settlements();
-        // Tag 0 means everything unsettled. Closing the channel would requeue the rest too, but only this ends the consumer in
-        // a way that can be waited for.
+        // Tag 0 means everything unsettled. Closing the channel would requeue the rest too, but only after this frame does the
+        // queue stop counting the consumer, which `await_applied` waits for.
         self.channel.send_method(&Method::BasicNack { delivery_tag: 0, multiple: true, requeue: true });
         self.await_applied().await
     }
 
     /// Waits until the queue has applied what was sent on the channel.
     ///
-    /// A channel passes at most 32 commands at a time on to a quorum queue (`quorum_commands_soft_limit`) and drops those it
-    /// holds back when it closes, so a reply from the channel is not enough. But a quorum queue counts a cancelled consumer
+    /// A channel passes at most 32 commands at a time on to a quorum queue (`quorum_commands_soft_limit`) and drops the
+    /// remaining ones when it closes, so a reply from the channel is not enough. But a quorum queue counts a cancelled consumer
     /// until all its deliveries are settled: when the count falls, everything has arrived.
     ///
-    /// If other processes consume the queue, the count may have fallen before it is first read, and ours cannot be
-    /// distinguished from theirs. So there is a timeout; what is lost then, the broker delivers again.
+    /// If other processes consume the queue too, this consumer cannot be distinguished from theirs, and the count may have
+    /// fallen before it is first read. Therefore there is a timeout. The broker redelivers the messages whose settlements are
+    /// lost then.
     async fn await_applied(&mut self) -> Result<(), ConnectionEnd> {
         let deadline = Instant::now() + APPLIED_TIMEOUT;
         let mut most = 0;

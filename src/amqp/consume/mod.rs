@@ -1,10 +1,10 @@
-//! Subscribing: each subscription has a connection of its own, so that what ends one does not stop another queue.
+//! Subscribing: each subscription has a connection of its own, so that losing one does not affect the others.
 //!
 //! Owns the start of a subscription and its stream of deliveries. Never settles anything.
 //!
 //! ```text
 //! broker ─► receiver.rs (the task that owns the connection) ─► Deliveries ─► workers
-//! broker ◄─ receiver.rs ◄─ ack_window.rs (few frames) ◄─ settler.rs (settlements noted by workers)
+//! broker ◄─ receiver.rs ◄─ ack_window.rs (few frames) ◄─ settler.rs (settlements recorded by workers)
 //! ```
 
 mod ack_window;
@@ -91,7 +91,7 @@ impl Stream for Deliveries {
     type Item = Delivery;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        // What is still queued when the connection has ended, the broker delivers again.
+        // The broker redelivers what is still queued when the connection has ended.
         if self.lifetime.has_ended() {
             return Poll::Ready(None);
         }

@@ -18,7 +18,7 @@ use crate::message::{Delivery, DeliveryId, SettleError, Settlement};
 
 /// How long a settlement may wait for others to share its frame. Each frame costs a system call on both sides.
 const BATCH_WAIT: Duration = Duration::from_millis(1);
-/// How often acks that wait behind an unfinished delivery are checked. They wait for one to two of these.
+/// How often acks that are blocked behind an unfinished delivery are checked. They wait for one to two ticks.
 const BLOCKED_ACK_TICK: Duration = Duration::from_millis(25);
 
 /// What the receiver task needs to know about its subscription.
@@ -37,7 +37,7 @@ pub fn spawn(
 ) -> (ChannelSettler, mpsc::UnboundedReceiver<Delivery>) {
     let pending = Arc::new(PendingSettlements::new(usize::from(settings.prefetch / 2).max(1)));
     let (commands, inbox) = mpsc::unbounded_channel();
-    // The prefetch bounds it.
+    // Unbounded, because the prefetch limits how many deliveries it holds.
     let (output, received) = mpsc::unbounded_channel();
     let window = AckWindow::new(settings.prefetch);
     let task = ReceiverTask {
@@ -114,8 +114,9 @@ pub struct ReceiverTask {
     pending: Arc<PendingSettlements>,
     pub settings: SubscriptionSettings,
     pub window: AckWindow,
-    /// Emptied settlements and frames, kept for their capacity.
+    /// An empty list of settlements, kept for its capacity.
     spare: Vec<(u64, Settlement)>,
+    /// Frames to be sent. Empty between calls, kept for its capacity.
     pub frames: Vec<AckFrame>,
 }
 
@@ -133,7 +134,7 @@ impl ReceiverTask {
             Err(reason) => warn!(%queue, connection, %reason, "subscription lost"),
         }
         self.lifetime.end(outcome.clone().err().unwrap_or(ConnectionEnd::ClosedByUs));
-        // Callers that wait for a cancel need not wait for the connection to be closed.
+        // Callers that wait for a cancel are answered before the connection is closed.
         drop(inbox);
         self.channel.close(outcome.as_ref().err()).await;
         if let Some(reply) = close_reply {
@@ -150,15 +151,15 @@ impl ReceiverTask {
         let pending = Arc::clone(&self.pending);
         let mut tick = pin!(sleep(BLOCKED_ACK_TICK));
         loop {
-            // Not only after `drive_io`: more events may have arrived together with a reply.
+            // In every iteration, not only after `drive_io`: events may also have arrived together with a reply.
             self.receive()?;
             tokio::select! {
                 // All branches are cancel-safe: `recv`, `notified` and `drive_io` lose nothing, and neither does a timer.
                 biased;
                 command = inbox.recv() => match command {
                     Some(Command::Cancel(reply)) => self.cancel_for(reply).await?,
-                    Some(Command::WindDown(reply)) => {
-                        self.await_quiet().await?;
+                    Some(Command::CancelWhenIdle(reply)) => {
+                        self.await_idle().await?;
                         self.cancel_for(reply).await?;
                     }
                     Some(Command::Close(reply)) => return Ok(Some(reply)),
@@ -196,7 +197,7 @@ impl ReceiverTask {
         Ok(())
     }
 
-    /// Waits, and sends and receives meanwhile.
+    /// Sends and receives until `wait` is over.
     pub async fn receive_during(&mut self, wait: impl Future<Output = ()>) -> Result<(), ConnectionEnd> {
         let mut wait = pin!(wait);
         loop {

@@ -1,6 +1,6 @@
-//! The workers' side of settling: they note what they finished, and the receiver task sends it.
+//! The workers' side of settling: workers record settlements, and the receiver task sends them.
 //!
-//! Owns the notes between the two. Never sends anything itself, and ignores settlements of an earlier connection.
+//! Owns the settlements that are not sent yet. Never sends anything itself, and ignores settlements of an earlier connection.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,12 +10,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::amqp::lifetime::ConnectionLifetime;
 use crate::message::{DeliveryId, SettleError, Settlement, Settler};
 
-/// Settlements that the receiver task has not taken yet, as delivery tags with what becomes of each.
+/// Settlements that the receiver task has not taken yet, each with its delivery tag.
 pub struct PendingSettlements {
     list: Mutex<Vec<(u64, Settlement)>>,
     /// Notified at the first settlement, and when there are `batch_size` of them.
     pub added: Notify,
-    /// So many are sent without waiting for more.
+    /// This many are sent without waiting for more.
     batch_size: usize,
 }
 
@@ -49,7 +49,7 @@ impl PendingSettlements {
 /// What the receiver task is asked to do.
 pub enum Command {
     Cancel(oneshot::Sender<()>),
-    WindDown(oneshot::Sender<()>),
+    CancelWhenIdle(oneshot::Sender<()>),
     Close(CloseReply),
 }
 
@@ -63,8 +63,8 @@ pub struct ChannelSettler {
 }
 
 impl ChannelSettler {
-    /// Sends a command and waits until it is done. If the receiver task is gone, so is the connection, and there is nothing
-    /// left to do.
+    /// Sends a command and waits until it is done. If the receiver task has ended, so has the connection, and there is
+    /// nothing left to do.
     fn command(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> BoxFuture<'static, ()> {
         let (reply, done) = oneshot::channel();
         let _ = self.commands.send(command(reply));
@@ -89,8 +89,8 @@ impl Settler for ChannelSettler {
         self.command(Command::Cancel)
     }
 
-    fn wind_down(&self) -> BoxFuture<'static, ()> {
-        self.command(Command::WindDown)
+    fn cancel_when_idle(&self) -> BoxFuture<'static, ()> {
+        self.command(Command::CancelWhenIdle)
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), SettleError>> {

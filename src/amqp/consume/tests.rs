@@ -1,4 +1,4 @@
-//! Subscriptions to a fake broker that does what a real one cannot be made to do.
+//! Subscriptions to a fake broker, in situations that a real one cannot be brought into.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ async fn deliveries_that_arrive_before_the_cancel_ok_are_processed_and_settled()
     connection.expect_method(MethodId::CONNECTION_CLOSE).await;
     connection.send_connection_method(Method::ConnectionCloseOk).await;
     assert_eq!(done(closing).await, Ok(()));
-    connection.expect_hang_up().await;
+    connection.expect_disconnect().await;
 }
 
 /// The next ack, cancel or question about the queue.
@@ -82,11 +82,11 @@ async fn step(connection: &mut FakeConnection) -> MethodId {
 }
 
 #[tokio::test]
-async fn winding_down_receives_what_is_on_its_way_and_holds_acks_back_until_it_cancels() {
+async fn cancelling_when_idle_receives_what_is_on_its_way_and_holds_acks_back_until_then() {
     let broker = FakeBroker::new(OPENING).await;
     let (mut subscription, mut connection) = subscribed(&broker, |out| put_delivery(out, 1, b"one")).await;
     let held = next(&mut subscription).await.unwrap();
-    let winding = tokio::spawn(subscription.settler.wind_down());
+    let cancelling = tokio::spawn(subscription.settler.cancel_when_idle());
     subscription.settler.settle(held.id, Settlement::Ack);
     assert_eq!(step(&mut connection).await, MethodId::QUEUE_DECLARE, "nothing arrived for a while");
     connection.send_method(counts(1, 1)).await;
@@ -95,21 +95,21 @@ async fn winding_down_receives_what_is_on_its_way_and_holds_acks_back_until_it_c
     connection.send_method(counts(0, 1)).await;
     assert_eq!(step(&mut connection).await, MethodId::BASIC_CANCEL);
     connection.send_method(Method::BasicCancelOk).await;
-    done(winding).await;
+    done(cancelling).await;
     assert_eq!(step(&mut connection).await, MethodId::BASIC_ACK);
     assert_eq!(next(&mut subscription).await.unwrap().message.body, b"two"[..]);
     assert!(next(&mut subscription).await.is_none());
 }
 
 #[tokio::test]
-async fn winding_down_cancels_at_once_when_the_prefetch_is_used_up() {
+async fn cancelling_when_idle_does_not_wait_when_the_prefetch_is_used_up() {
     let broker = FakeBroker::new(OPENING).await;
     let (subscription, mut connection) =
         subscribed(&broker, |out| (1..=10).for_each(|tag| put_delivery(out, tag, b"x"))).await;
-    let winding = tokio::spawn(subscription.settler.wind_down());
+    let cancelling = tokio::spawn(subscription.settler.cancel_when_idle());
     assert_eq!(step(&mut connection).await, MethodId::BASIC_CANCEL);
     connection.send_method(Method::BasicCancelOk).await;
-    done(winding).await;
+    done(cancelling).await;
 }
 
 #[tokio::test]
@@ -125,8 +125,8 @@ async fn a_subscription_closes_cleanly_without_a_close_ok_and_only_once() {
     assert_eq!(done(second).await, Err(SettleError));
     assert_eq!(done(first).await, Ok(()));
     done(tokio::spawn(subscription.settler.cancel())).await;
-    done(tokio::spawn(subscription.settler.wind_down())).await;
-    connection.expect_hang_up().await;
+    done(tokio::spawn(subscription.settler.cancel_when_idle())).await;
+    connection.expect_disconnect().await;
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn a_consumer_that_the_broker_cancels_ends_and_closes_its_connection() {
         assert!(next(&mut subscription).await.is_none());
         connection.expect_method(MethodId::CONNECTION_CLOSE).await;
         connection.send_connection_method(Method::ConnectionCloseOk).await;
-        connection.expect_hang_up().await;
+        connection.expect_disconnect().await;
         assert_eq!(subscription.settler.close().await, Err(SettleError));
     }
 }
@@ -209,7 +209,7 @@ async fn a_delivery_with_a_tag_out_of_sequence_is_not_processed() {
         connection.send(|out| put_delivery(out, tag, b"odd")).await;
         assert!(next(&mut subscription).await.is_none(), "{tag}");
         subscription.settler.settle(held.id, Settlement::Ack);
-        connection.expect_hang_up().await;
+        connection.expect_disconnect().await;
     }
 }
 
@@ -225,7 +225,7 @@ async fn an_idle_subscription_lives_on_heartbeats_and_ends_without_them() {
         connection.send(put_heartbeat).await;
     }
     assert!(futures_util::poll!(subscription.deliveries.next()).is_pending());
-    connection.expect_hang_up().await;
+    connection.expect_disconnect().await;
     assert!(next(&mut subscription).await.is_none());
 }
 
@@ -242,5 +242,5 @@ async fn a_cancel_without_a_reply_times_out_and_heartbeats_go_on_meanwhile() {
     done(cancelling).await;
     assert!(next(&mut subscription).await.is_none());
     assert_eq!(done(closing).await, Err(SettleError));
-    connection.expect_hang_up().await;
+    connection.expect_disconnect().await;
 }

@@ -1,6 +1,6 @@
-//! What the broker's frames mean on a connection that publishes or consumes: frames in, server events out.
+//! Turns the broker's frames, on a connection that publishes or consumes, into server events.
 //!
-//! Pure. Puts messages together, which come in several frames each. Trusts nothing that came over the network: what it
+//! Pure. Reassembles messages, each of which comes in several frames. Trusts nothing that came over the network: what it
 //! cannot decode is an error.
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use super::method::Method;
 use crate::amqp::lifetime::ConnectionEnd;
 use crate::message::Message;
 
-/// Memory reserved for a body before any of it has arrived, at most, in bytes.
+/// The most memory reserved for a body before any of it has arrived, in bytes.
 const MAX_RESERVED: usize = 64 * 1024;
 
 /// Whether the broker accepted a publication.
@@ -42,7 +42,7 @@ pub struct Delivered {
     pub message: Message,
 }
 
-/// What the broker has sent, once it is complete.
+/// Something that the broker has sent completely.
 #[derive(Debug, PartialEq)]
 pub enum ServerEvent {
     /// The confirm of one publication, or of all up to it.
@@ -57,11 +57,11 @@ pub enum ServerEvent {
     Reply(Method<'static>),
     /// The broker ended the consumer, the channel or the connection. In the last two cases it waits for a close-ok.
     Ended(ConnectionEnd),
-    /// The broker agrees that the connection is closed.
+    /// The broker's `connection.close-ok`: the connection is closed.
     ConnectionCloseOk,
 }
 
-/// The method that a content belongs to, with its message so far.
+/// The method that a message's content belongs to, with the message as far as it has arrived.
 enum ContentOwner {
     Returned(Returned),
     Delivered(Delivered),
@@ -95,7 +95,7 @@ enum PendingContent {
     Body { owner: ContentOwner, missing: usize, body: Vec<u8> },
 }
 
-/// Turns the frames of a connection into events, one after another.
+/// Turns the frames of one connection into events.
 #[derive(Default)]
 pub struct ContentAssembler {
     pending: PendingContent,
@@ -151,7 +151,7 @@ impl ContentAssembler {
             Method::BasicQosOk => ServerEvent::Reply(Method::BasicQosOk),
             Method::BasicConsumeOk => ServerEvent::Reply(Method::BasicConsumeOk),
             Method::BasicCancelOk => ServerEvent::Reply(Method::BasicCancelOk),
-            // Of the handshake, sent by clients only, or the reply to what orderd never sends here.
+            // Methods of the handshake, methods that only clients send, and replies to requests that orderd never makes here.
             Method::ConnectionStart { .. }
             | Method::ConnectionStartOk { .. }
             | Method::ConnectionTune { .. }
@@ -229,7 +229,7 @@ mod tests {
         put_method(out, 1, &Method::BasicDeliver { delivery_tag, redelivered: true, exchange, routing_key });
     }
 
-    /// Of a message with an id and a header.
+    /// The content header of a message with an id and one header.
     fn put_header(out: &mut BytesMut, size: u64) {
         put_frame(out, FrameType::Header, 1, |out| {
             out.put_u32(60 << 16);

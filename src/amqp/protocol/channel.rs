@@ -1,7 +1,7 @@
 //! A connection with its one channel, on which orderd publishes or consumes.
 //!
-//! Owns the bytes: collects what is to be sent, sends as much at a time as the network takes, decodes what the broker
-//! sends, and exchanges heartbeats. Never decides what is sent, or what a server event leads to.
+//! Owns the bytes: collects what is to be sent, writes as much at a time as the socket takes, decodes what the broker sends,
+//! and exchanges heartbeats. Never decides what is sent, nor how a server event is handled.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -28,22 +28,24 @@ use crate::message::Publication;
 
 /// The number of the one channel that orderd opens.
 const CHANNEL: u16 = 1;
-/// No more is published while this many bytes wait to be sent: a few hundred publications of the usual size. A larger one
-/// waits alone.
+/// No more is published while this many bytes wait to be sent: a few hundred publications of the usual size. A single
+/// larger publication is sent alone.
 const SEND_BUFFER_LIMIT: usize = 64 * 1024;
 /// A send buffer that grew beyond this many bytes is freed once it is empty.
 const SHRINK_ABOVE: usize = 4 * SEND_BUFFER_LIMIT;
-/// The largest frame that is accepted, in bytes. It may exceed what was negotiated: RabbitMQ adds headers of its own to
-/// those that a producer filled a frame with, and still sends them in one frame.
+/// The largest frame that is accepted, in bytes. Larger than what is negotiated: when a producer's headers fill a whole
+/// frame, RabbitMQ adds its own to them and still sends them in one frame.
 const MAX_INCOMING_FRAME: usize = 512 * 1024;
 /// Space reserved for each read, in bytes.
 const READ_SIZE: usize = 16 * 1024;
-/// How often heartbeats are checked. Their interval is in whole seconds, and a connection survives one late heartbeat.
+/// How often heartbeats are checked. Heartbeat intervals are in whole seconds, and a connection survives one late
+/// heartbeat, so this is often enough.
 const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
-/// How long the broker may take to answer a close. Nothing depends on the answer, and the next connection waits for it.
+/// How long the broker may take to answer a close. Short, because nothing depends on the answer, yet the next connection is
+/// opened only after it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// See the module. Dropping it closes the socket.
+/// A connection with its one channel. Dropping it closes the socket.
 pub struct Channel {
     connection: Connection,
     assembler: ContentAssembler,
@@ -52,7 +54,7 @@ pub struct Channel {
     shrink_after_flush: bool,
     /// Whether everything written has been flushed, which matters under TLS.
     flushed: bool,
-    /// Whether nothing can be sent any more because the broker has closed the connection. What it sent before is still to be
+    /// Whether nothing more can be sent because the broker has closed the connection. What it sent before that is still
     /// received.
     write_closed: bool,
     last_sent: Instant,
@@ -118,7 +120,7 @@ impl Channel {
         self.outgoing.len() >= SEND_BUFFER_LIMIT
     }
 
-    /// Queues a publication, which [`Channel::drive_io`] sends. Its size has been checked before.
+    /// Queues a publication, which [`Channel::drive_io`] sends. Its size must have been checked.
     pub fn publish(&mut self, publication: &Publication) {
         put_publication(&mut self.outgoing, publication, self.connection.max_frame);
         self.shrink_after_flush |= self.outgoing.len() > SHRINK_ABOVE;
@@ -140,8 +142,8 @@ impl Channel {
         .await
     }
 
-    /// Ready once everything is sent, if there was anything to send. A failure is not returned: receiving meets it as well,
-    /// but only after what the broker sent first, which says why it closes the connection.
+    /// Ready once everything is sent, if there was anything to send. A write error is not returned: reading fails too, but
+    /// only after it has yielded what the broker sent before, which says why the broker closed the connection.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.write_closed || (self.outgoing.is_empty() && self.flushed) {
             return Poll::Pending;
@@ -201,7 +203,7 @@ impl Channel {
         if heartbeat.is_zero() {
             return Ok(());
         }
-        // Two missed heartbeats, as RabbitMQ counts them too.
+        // After two missed heartbeats, as RabbitMQ does.
         if self.last_received.elapsed() > heartbeat * 2 {
             return Err(broken(&"nothing was received for two heartbeats"));
         }
@@ -211,8 +213,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Closes the connection, with the broker's agreement if it answers in time. What was published must have been confirmed
-    /// before, and what was settled be known to have arrived. `end`: why the connection ended already, if it did.
+    /// Closes the connection, and waits for the broker's answer, but not for long. Before this, publications must have been
+    /// confirmed, and settlements must be known to have arrived. `end`: why the connection has already ended, if it has.
     pub async fn close(mut self, end: Option<&ConnectionEnd>) {
         match end {
             Some(ConnectionEnd::ConnectionClosed { .. }) => self.send_on_connection(&Method::ConnectionCloseOk),
@@ -242,7 +244,7 @@ impl Channel {
         put_method(&mut self.outgoing, 0, method);
     }
 
-    /// Waits until the broker has closed the socket or agrees that we do.
+    /// Waits until the broker has sent its close-ok or has closed the socket.
     async fn await_close_ok(mut self) -> Result<(), ConnectionEnd> {
         loop {
             self.drive_io().await?;
@@ -256,7 +258,7 @@ impl Channel {
     }
 }
 
-/// Handles an event where only a reply or an end is expected.
+/// Handles an event at a time when only a reply, or the end of the connection, is expected.
 pub fn reject_unexpected(event: ServerEvent) -> Result<(), ConnectionEnd> {
     match event {
         ServerEvent::Ended(end) => Err(end),
@@ -264,7 +266,7 @@ pub fn reject_unexpected(event: ServerEvent) -> Result<(), ConnectionEnd> {
         | ServerEvent::Returned(_)
         | ServerEvent::Delivered(_)
         | ServerEvent::Reply(_)
-        | ServerEvent::ConnectionCloseOk => Err(broken(&"the broker sent something unexpected")),
+        | ServerEvent::ConnectionCloseOk => Err(broken(&"the broker sent an unexpected method")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Content headers: the frame between a method and a message's body, with the body's size, the properties and the headers.
 //!
-//! Pure. What it encodes has been measured before ([`super::limits::check_size`]), so encoding cannot fail. Trusts nothing
+//! Pure. The size of what it encodes has been checked before ([`super::limits::check_size`]), so encoding cannot fail. Trusts nothing
 //! that came over the network.
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -13,10 +13,10 @@ use crate::message::{Headers, Message, Properties};
 
 /// The delivery mode of messages that survive a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// RabbitMQ accepts no larger message, whatever its `max_message_size` says, in bytes.
+/// The largest message that RabbitMQ accepts, whatever its `max_message_size`, in bytes.
 const MAX_BODY: usize = 512 * 1024 * 1024;
 
-/// What a content header says of the message.
+/// The fields of a content header.
 #[derive(Debug, PartialEq)]
 pub struct ContentHeader {
     pub body_size: usize,

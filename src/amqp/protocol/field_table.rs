@@ -1,7 +1,7 @@
 //! Field tables: AMQP's encoding of a message's headers, whose values have one of seventeen types.
 //!
-//! Pure. Loses nothing of what came over the network: what it cannot represent is kept as bytes. What it encodes has been
-//! measured with [`encoded_len`] before, so encoding cannot fail.
+//! Pure. Loses nothing of what came over the network: what it cannot represent is kept as bytes. The size of what it encodes
+//! has been checked with [`encoded_len`] before, so encoding cannot fail.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -24,7 +24,7 @@ pub fn put_table(out: &mut BytesMut, headers: &Headers) {
     });
 }
 
-/// Appends a value after the letter of its type. Where RabbitMQ's letters differ from the specification's, RabbitMQ's are used.
+/// Appends the letter of a value's type, then the value. Where RabbitMQ's letters differ from the specification's, RabbitMQ's are used.
 fn put_value(out: &mut BytesMut, value: &HeaderValue) {
     let kind = match value {
         HeaderValue::Bool(_) => b't',
@@ -123,7 +123,7 @@ fn get_value(bytes: &mut &[u8], depth: usize) -> Result<HeaderValue, ProtocolErr
 /// The encoded size of a table in bytes, and the check that it can be encoded.
 ///
 /// # Errors
-/// Which header's name is too long.
+/// If a header's name is too long.
 pub fn encoded_len(headers: &Headers) -> Result<usize, String> {
     let mut length = 4;
     for (name, value) in headers {
@@ -135,7 +135,7 @@ pub fn encoded_len(headers: &Headers) -> Result<usize, String> {
     Ok(length)
 }
 
-/// The encoded size of a value and its type.
+/// The encoded size of a value, including the letter of its type.
 fn value_len(value: &HeaderValue) -> Result<usize, String> {
     Ok(1 + match value {
         HeaderValue::Void => 0,

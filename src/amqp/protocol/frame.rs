@@ -42,7 +42,7 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The first frame in `bytes`, of which it takes [`Frame::len`]; `None` while it is incomplete.
+    /// The first frame in `bytes`, where it occupies [`Frame::len`] bytes; `None` while it is incomplete.
     ///
     /// # Errors
     /// If its type is unknown, if it is larger than `max_size` bytes, or if its end octet is missing.

@@ -1,6 +1,6 @@
-//! The entry to the decoder for the fuzz target in `tests/fuzz` and for the test that decodes the same inputs.
+//! The entry point to the decoder for the fuzz target in `tests/fuzz` and for the test that decodes its seed inputs.
 //!
-//! Pure. Not part of orderd's interface.
+//! Pure. Not part of orderd's public interface.
 
 use bytes::BytesMut;
 
@@ -14,11 +14,11 @@ use crate::message::{Message, Publication};
 /// The largest frame that is decoded, in bytes.
 const MAX_FRAME: usize = 64 * 1024;
 
-/// Decodes what a broker sent, as a connection does, and returns the `Debug` form of each event in it. Ends at the first
-/// frame that is incomplete.
+/// Decodes what a broker sent, as a connection does, and returns the `Debug` form of each event in it. Stops at the first
+/// incomplete frame.
 ///
 /// # Errors
-/// What in it is not AMQP.
+/// If something in it is not AMQP.
 ///
 /// # Panics
 /// If a message that was decoded and fits AMQP's limits is encoded, decoded and encoded again to something else.

@@ -1,8 +1,8 @@
 //! The handshake that opens a connection: protocol header, mechanism, credentials, limits, virtual host.
 //!
-//! orderd does it itself for connections that publish or consume, and to find out why any connection fails: the client
-//! library cannot tell wrong credentials from a broken network, because it does not announce the capability
-//! `authentication_failure_close` and so the broker hangs up on it without a word. This file never logs what it sends.
+//! orderd does the handshake itself for connections that publish or consume, and to find out why any connection failed: the
+//! client library cannot distinguish wrong credentials from a broken network. It does not announce the capability
+//! `authentication_failure_close`, so the broker closes the connection without giving a reason. Never logs what is sent.
 
 use std::io;
 use std::time::Duration;
@@ -26,8 +26,8 @@ use crate::tls::{Identity, TlsError};
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 /// The first octet of an alert that a TLS server sends to a client that does not speak TLS.
 const TLS_ALERT: u8 = 21;
-/// How long a broker may take, at most, to reject our certificate. Under TLS 1.3 it does so after the handshake, and its
-/// alert may get lost if something is sent to it meanwhile.
+/// How long a broker may take to reject our certificate. Under TLS 1.3 it does so after the handshake, and its alert may get
+/// lost if something is sent to it in the meantime.
 const CERTIFICATE_ALERT_WAIT: Duration = Duration::from_millis(500);
 /// RabbitMQ's default for the largest frame, and the largest that orderd accepts, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
@@ -56,7 +56,7 @@ pub enum HandshakeError {
     Io(io::Error),
     /// TLS failed.
     Tls(TlsError),
-    /// The broker speaks TLS on this port, and orderd did not.
+    /// The broker expects TLS on this port, and orderd did not use it.
     ExpectsTls,
 }
 
@@ -95,8 +95,8 @@ pub fn server_name<'a>(broker: &'a Broker, address: &'a Address) -> &'a str {
 
 /// Opens a connection that the broker shows under this name. Safe to drop at any time.
 ///
-/// To find out what is wrong, give `time_left`: a broker that speaks TLS is then first listened to for a quarter of it,
-/// so that its alert about our certificate is received. Zero does not listen.
+/// `time_left` is for finding out why connecting failed: under TLS, a quarter of it at most is spent waiting for the broker's
+/// alert about our certificate before anything is sent. Zero: no wait.
 pub async fn connect(
     broker: &Broker,
     address: &Address,
@@ -111,21 +111,21 @@ pub async fn connect(
         return Connection::open(Box::new(stream), broker, name).await;
     };
     let classify = |error| match error {
-        HandshakeError::Io(error) => match TlsError::of(&error, credentials.identity.is_some()) {
+        HandshakeError::Io(error) => match TlsError::find_in_io_error(&error, credentials.identity.is_some()) {
             Some(error) => HandshakeError::Tls(error),
             None => HandshakeError::Io(error),
         },
         other => other,
     };
     let server = ServerName::try_from(server_name(broker, address).to_owned());
-    let server = server.map_err(|_| ProtocolError("the host is not a name that a certificate could have"))?;
+    let server = server.map_err(|_| ProtocolError("the host is not a valid name for a certificate"))?;
     let mut stream = connector.connect(server, stream).await.map_err(|error| classify(error.into()))?;
-    // An AMQP broker never sends first, except for an alert.
+    // Before the protocol header, an AMQP broker sends nothing but an alert.
     if !time_left.is_zero()
         && let Ok(first) = timeout(CERTIFICATE_ALERT_WAIT.min(time_left / 4), stream.read_u8()).await
     {
         first.map_err(|error| classify(error.into()))?;
-        return Err(ProtocolError("the server sends first").into());
+        return Err(ProtocolError("the server sent data before the protocol header").into());
     }
     Connection::open(Box::new(stream), broker, name).await.map_err(classify)
 }
@@ -167,7 +167,7 @@ impl Connection {
         let mut properties = BytesMut::new();
         put_table(&mut properties, &client_properties(name));
         let start_ok = Method::ConnectionStartOk {
-            // Without the size, which the method adds.
+            // Without the table's size, which encoding the method adds.
             client_properties: &properties[4..],
             mechanism: wanted.into(),
             response: SaslResponse(&response),
@@ -175,7 +175,7 @@ impl Connection {
         Ok(self.send_method(&start_ok).await?)
     }
 
-    /// Accepts the broker's limits where they are lower than ours; 0 means no limit. Returns how many channels it allows.
+    /// Adopts the broker's limits where they are lower than ours; 0 means no limit. Returns how many channels it allows.
     async fn tune(&mut self, heartbeat: Duration) -> Result<u16, HandshakeError> {
         let limits = |method: Method<'_>| match method {
             Method::ConnectionTune { channel_max, frame_max, heartbeat } => Some((channel_max, frame_max, heartbeat)),
@@ -228,7 +228,7 @@ impl Connection {
         }
     }
 
-    /// Sends a close and closes the socket. The broker's close-ok would add nothing.
+    /// Sends a close and closes the socket, without waiting for the close-ok.
     pub async fn close(mut self) {
         let _ = self.send_method(&close_without_error()).await;
     }
@@ -246,7 +246,7 @@ fn mechanism(broker: &Broker) -> &'static str {
     }
 }
 
-/// What orderd says of itself. The broker's management pages show it.
+/// How orderd describes itself to the broker, whose management UI shows it.
 fn client_properties(name: &str) -> Headers {
     let capabilities = ["authentication_failure_close", "basic.nack", "consumer_cancel_notify", "publisher_confirms"];
     let capabilities = capabilities.map(|capability| (capability.to_owned(), HeaderValue::Bool(true)));

@@ -11,7 +11,7 @@ const MAX_BODY: usize = 128 * 1024 * 1024;
 /// All properties and headers go into one frame. RabbitMQ's default `frame_max` is 128 KiB; 1 KiB is left for the frame's
 /// own fields.
 const MAX_PROPERTIES: usize = 127 * 1024;
-/// What a publication takes besides what is counted, in bytes: frame headers, fixed fields.
+/// The bytes of a publication that are not counted one by one: frame headers, fixed fields.
 const OVERHEAD: usize = 64;
 
 /// Checks that a publication can be encoded, and returns its size in bytes, which counts against the limit on
@@ -25,11 +25,11 @@ pub fn check_size(publication: &Publication, max_bytes: usize) -> Result<usize, 
     let message = &publication.message;
     let properties = properties_len(&message.properties) + encoded_len(&message.headers).map_err(invalid)?;
     if properties > MAX_PROPERTIES {
-        return Err(invalid(format!("its properties and headers take {properties} of {MAX_PROPERTIES} bytes")));
+        return Err(invalid(format!("its properties and headers take {properties} bytes, more than {MAX_PROPERTIES}")));
     }
     let size = OVERHEAD + publication.exchange.len() + publication.routing_key.len() + properties + message.body.len();
     if size > max_bytes {
-        return Err(invalid(format!("it takes {size} of broker.max_unconfirmed_bytes = {max_bytes}")));
+        return Err(invalid(format!("it takes {size} bytes, more than broker.max_unconfirmed_bytes = {max_bytes}")));
     }
     Ok(size)
 }

@@ -1,7 +1,7 @@
-//! The AMQP 0-9-1 methods that orderd sends and receives, encoded and decoded in this one place.
+//! Encodes and decodes the AMQP 0-9-1 methods that orderd sends and receives.
 //!
-//! Pure. The order of arguments is that of the specification (`amqp0-9-1.xml`). Arguments that orderd neither sets nor reads have no field: they are sent as zero or empty, and
-//! skipped on receipt.
+//! Pure. The order of arguments is that of the specification (`amqp0-9-1.xml`). Arguments that orderd neither sets nor reads
+//! have no field: they are sent as zero or empty, and skipped on receipt.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -48,11 +48,11 @@ pub enum Method<'a> {
     ChannelOpenOk,
     ChannelClose { code: u16, text: Cow<'a, str> },
     ChannelCloseOk,
-    /// `passive`: creates nothing, and asks for the reply only.
+    /// `passive`: creates nothing, and only checks that the queue exists.
     QueueDeclare { queue: Cow<'a, str>, passive: bool },
     /// `message_count`: messages that are ready to be delivered.
     QueueDeclareOk { message_count: u32, consumer_count: u32 },
-    /// For each consumer started afterwards on the channel.
+    /// Applies to each consumer that is started on the channel afterwards.
     BasicQos { prefetch_count: u16 },
     BasicQosOk,
     /// With acknowledgements, not exclusive.
@@ -64,7 +64,7 @@ pub enum Method<'a> {
     BasicPublish { exchange: Cow<'a, str>, routing_key: Cow<'a, str>, mandatory: bool },
     BasicReturn { code: u16, text: Cow<'a, str>, exchange: Cow<'a, str>, routing_key: Cow<'a, str> },
     BasicDeliver { delivery_tag: u64, redelivered: bool, exchange: Cow<'a, str>, routing_key: Cow<'a, str> },
-    /// Settles a delivery, or confirms a publication. `multiple`: and all before it.
+    /// Settles a delivery, or confirms a publication. `multiple`: also all before it.
     BasicAck { delivery_tag: u64, multiple: bool },
     BasicNack { delivery_tag: u64, multiple: bool, requeue: bool },
     ConfirmSelect,
@@ -232,7 +232,7 @@ impl<'a> Method<'a> {
             Method::ConnectionClose { code, text } | Method::ChannelClose { code, text } => {
                 out.put_u16(*code);
                 put_short_string(out, text);
-                // No method is to blame.
+                // The id of the method that caused the close: none.
                 out.put_u16(UNUSED);
                 out.put_u16(UNUSED);
             }
@@ -250,7 +250,7 @@ impl<'a> Method<'a> {
                 out.put_u32(*consumer_count);
             }
             Method::BasicQos { prefetch_count } => {
-                // No limit in bytes, which RabbitMQ does not have.
+                // No limit in bytes, which RabbitMQ does not support.
                 out.put_u32(0);
                 out.put_u16(*prefetch_count);
                 put_bits(out, []);

@@ -1,11 +1,11 @@
 //! The ids of the AMQP 0-9-1 methods that orderd sends and receives.
 //!
-//! Pure. The numbers are those of the specification (`amqp0-9-1.xml`); `confirm.select` and `basic.nack` are RabbitMQ's
-//! extensions of it.
+//! Pure. The numbers are those of the specification (`amqp0-9-1.xml`) and, for `confirm.select` and `basic.nack`, those of
+//! RabbitMQ's extensions.
 
 use std::fmt;
 
-/// Identifies a method by its class and its number in it.
+/// Identifies a method by the number of its class and its number within the class.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct MethodId {
     pub class: u16,
@@ -59,7 +59,7 @@ method_ids! {
 }
 
 impl MethodId {
-    /// The class of methods that messages belong to, which a content header names.
+    /// The number of the class `basic`, which every content header contains.
     pub const BASIC_CLASS: u16 = MethodId::BASIC_PUBLISH.class;
 
     /// The method that replies to this request: AMQP gives it the next number.

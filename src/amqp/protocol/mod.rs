@@ -1,4 +1,4 @@
-//! AMQP 0-9-1 as orderd speaks it: frames, typed methods, message contents, the handshake, and a connection's one channel.
+//! AMQP 0-9-1 as far as orderd uses it: frames, typed methods, message contents, the handshake, and a connection's one channel.
 //!
 //! Owns every byte that consuming and publishing send and receive. Never decides what is consumed or published, and never
 //! panics on what the network sends.

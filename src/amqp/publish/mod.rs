@@ -1,7 +1,7 @@
 //! Confirmed publishing: callers hand over publications and wait until the broker has confirmed them all.
 //!
-//! Owns the callers' side: checks, limits, waiting. Never sees a lost connection: [`publisher_task`] keeps what is unconfirmed
-//! and sends it again.
+//! Owns the callers' side: checks, limits, waiting. Never handles a lost connection: [`publisher_task`] keeps what is
+//! unconfirmed and sends it again.
 
 mod outstanding_confirms;
 mod publisher_task;
@@ -21,7 +21,7 @@ use super::protocol::check_size;
 use crate::message::{Publication, PublishError, Publisher};
 use outstanding_confirms::{Batch, SizedPublication};
 
-/// Publishes over one connection that is reopened whenever it is lost. A clone shares the connection.
+/// Publishes over one connection that is reopened whenever it is lost. Clones share the connection.
 #[derive(Clone)]
 pub struct ConfirmingPublisher {
     shared: Arc<Shared>,
@@ -107,11 +107,11 @@ impl ConfirmingPublisher {
             })
             .collect::<Result<Vec<_>, PublishError>>()?;
         let mut waiting = None;
-        // One iteration, except for the few callers that publish more at a time than the limits allow.
+        // More than one iteration only if the caller publishes more at a time than the limits allow.
         while !rest.is_empty() {
             let (count, bytes) = self.first_part(&rest);
             let later = rest.split_off(count);
-            let answer = self.hand_over(std::mem::replace(&mut rest, later), bytes).await?;
+            let answer = self.enqueue(std::mem::replace(&mut rest, later), bytes).await?;
             // Two parts are in flight at a time: one being confirmed, the next being sent.
             if let Some(earlier) = waiting.replace(answer) {
                 outcome(earlier).await?;
@@ -137,7 +137,7 @@ impl ConfirmingPublisher {
 
     /// Waits for permits, then queues a batch. Both semaphores are fair, so batches keep the order of their callers. If the
     /// future is dropped before it completes, nothing is published.
-    async fn hand_over(&self, publications: Vec<SizedPublication>, bytes: usize) -> Result<Answer, PublishError> {
+    async fn enqueue(&self, publications: Vec<SizedPublication>, bytes: usize) -> Result<Answer, PublishError> {
         let closed = |_| PublishError::Closed;
         let count_permits = self.shared.publications.acquire_many(publications.len() as u32).await.map_err(closed)?;
         let byte_permits = self.shared.bytes.acquire_many(bytes as u32).await.map_err(closed)?;
@@ -156,7 +156,7 @@ impl ConfirmingPublisher {
     pub async fn close(&self, limit: Duration) -> Result<(), Unconfirmed> {
         self.shared.publications.close();
         let (reply, closed) = oneshot::channel();
-        // Without its task, the publisher has been closed before.
+        // The task has ended, so the publisher is already closed.
         if self.close.send(reply).await.is_err() {
             return Ok(());
         }

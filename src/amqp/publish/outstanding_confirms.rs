@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::amqp::protocol::{Confirm, Returned};
 use crate::message::{Publication, PublishError};
 
-/// One of a caller's publications, and its bytes as counted against the limit.
+/// One of a caller's publications, and its size as counted against the byte limit.
 pub struct SizedPublication {
     pub all: Arc<[Publication]>,
     pub index: usize,
@@ -56,7 +56,7 @@ struct UnconfirmedPublication {
     returned: Option<String>,
 }
 
-/// What confirms release: permits to give back to callers.
+/// The permits that confirms give back to callers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ReleasedPermits {
     pub publications: usize,
@@ -67,7 +67,7 @@ pub struct ReleasedPermits {
 /// ends.
 const MAX_SENT: usize = 1 << 16;
 
-/// See the module. On each connection, the slot at index `i` has delivery tag `first_tag + i`, because slots are sent in
+/// The publications of one publisher that are not confirmed. On each connection, the slot at index `i` has delivery tag `first_tag + i`, because slots are sent in
 /// order and removed only from the front.
 pub struct OutstandingConfirms {
     slots: VecDeque<Slot>,
@@ -76,7 +76,7 @@ pub struct OutstandingConfirms {
     first_tag: u64,
     /// Slots sent on this connection, from the front.
     sent: usize,
-    /// How many of those are unconfirmed.
+    /// How many of `sent` are unconfirmed.
     in_flight: usize,
     last_sequence: u64,
     /// Whether this connection has confirmed anything.
@@ -122,8 +122,8 @@ impl OutstandingConfirms {
 
     /// Starts a new connection, on which everything is sent again, with delivery tags from 1 on.
     ///
-    /// If the last one confirmed nothing, its first publication may go to a queue that is stuck. Then another one is sent
-    /// first now, so that one queue does not stop all publishing.
+    /// If the previous connection confirmed nothing, its first publication may go to a queue that is stuck. Then another
+    /// publication is sent first this time, so that one stuck queue does not stop all publishing.
     pub fn begin_connection(&mut self) {
         if !self.proven
             && self.sent > 0
@@ -163,8 +163,8 @@ impl OutstandingConfirms {
 
     /// Records that the broker returned this one. Its confirm follows.
     ///
-    /// A return has no delivery tag, and an id in a header would burden every message for the few that are returned. So it
-    /// is matched by its content: of equal publications, either all are returned or, if a binding changed between them, one
+    /// A return has no delivery tag, and an id in a header would enlarge every message for the sake of the few that are
+    /// returned. So a return is matched by its content: of equal publications, either all are returned or, if a binding changed between them, one
     /// is reported in place of another.
     pub fn returned(&mut self, returned: Returned) {
         let sent = self.slots.iter_mut().take(self.sent).filter_map(|slot| slot.unconfirmed.as_mut());
@@ -255,8 +255,8 @@ impl OutstandingConfirms {
         self.slots.front()?.sent
     }
 
-    /// The broker closed the channel because of a publication. If only one was in flight, that is the one, and its caller gets
-    /// the error. Otherwise all in flight are suspects, and the next connection sends them one at a time.
+    /// Handles a channel that the broker closed because of a publication. If only one was in flight, that is the one, and its
+    /// caller gets the error. Otherwise all in flight are suspects, and the next connection sends them one at a time.
     pub fn reject_in_flight(&mut self, error: impl FnOnce(&Arc<str>, &str) -> PublishError) -> ReleasedPermits {
         let mut released = ReleasedPermits::default();
         if self.in_flight > 1 {

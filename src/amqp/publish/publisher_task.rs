@@ -1,6 +1,6 @@
-//! The task that owns the publishing connection: sends, handles confirms, reconnects, sends again.
+//! The task that owns the publishing connection: it publishes, handles confirms, reconnects, and publishes again.
 //!
-//! The only user of the channel, because confirms number publications in the order in which they were sent on it. Never drops
+//! The only user of the channel, because confirms refer to publications by the order in which they were sent on it. Never drops
 //! a publication that the broker has not confirmed.
 
 use std::sync::Arc;
@@ -26,11 +26,11 @@ use crate::message::PublishError;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// After a connection that lasted this long, the waits start over.
 const STABLE_CONNECTION: Duration = Duration::from_secs(10);
-/// Each connection in a row without a single confirm doubles the confirm timeout of the next one, at most so often: while a
-/// broker has an alarm, sending again and again would only add to its load.
+/// Each consecutive connection without a single confirm doubles the confirm timeout of the next one, at most this many
+/// times: while a broker has an alarm, publishing again and again would only add to its load.
 const MAX_DOUBLINGS: u32 = 3;
-/// Batches accepted at a time.
-const INTAKE: usize = 128;
+/// The most batches taken from the inbox at a time.
+const BATCHES_AT_A_TIME: usize = 128;
 
 type Closing = mpsc::Receiver<oneshot::Sender<usize>>;
 
@@ -42,7 +42,7 @@ struct PublisherTask {
     inbox: mpsc::UnboundedReceiver<Batch>,
     closing: Closing,
     batches: Vec<Batch>,
-    /// Where to report the close, once it was requested.
+    /// Where to report how many publications stayed unconfirmed, once a close was requested.
     closer: Option<oneshot::Sender<usize>>,
     /// Whether no more batches can arrive.
     drained: bool,
@@ -50,7 +50,7 @@ struct PublisherTask {
 
 /// Runs a publisher until it is closed or all its handles are dropped and everything is confirmed.
 pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
-    let (outstanding, batches) = (OutstandingConfirms::new(), Vec::with_capacity(INTAKE));
+    let (outstanding, batches) = (OutstandingConfirms::new(), Vec::with_capacity(BATCHES_AT_A_TIME));
     let mut task =
         PublisherTask { connector, shared, outstanding, inbox, closing, batches, closer: None, drained: false };
     let backoff = Backoff { first: FIRST_WAIT, max: task.connector.broker.reconnect_max };
@@ -101,7 +101,7 @@ impl PublisherTask {
         self.shared.connected.store(false, Ordering::Relaxed);
         if let Err(reason) = &served {
             warn!(connection, %reason, unconfirmed = self.outstanding.len(), "publishing connection lost");
-            self.reject_at_fault(reason);
+            self.reject_offending_publication(reason);
         }
         channel.close(served.as_ref().err()).await;
         served
@@ -118,12 +118,12 @@ impl PublisherTask {
                 return Ok(());
             }
             tokio::select! {
-                // In this order: under load the last two are always ready, and everything accepted before `drive_io` is sent
-                // in one write. All branches are cancel-safe: `recv_many` takes nothing unless it completes, `drive_io` keeps
+                // In this order, because under load the last two are always ready: everything accepted before `drive_io` is
+                // sent in one write. All branches are cancel-safe: `recv_many` takes nothing unless it completes, `drive_io` keeps
                 // its progress, the others keep no state.
                 biased;
                 _ = check.tick() => {
-                    // If it was this task that did not run, confirms that arrived meanwhile count.
+                    // If this task did not run for a while, confirms that arrived meanwhile are handled first.
                     if let Some(driven) = channel.drive_io().now_or_never() {
                         driven?;
                         self.receive(channel)?;
@@ -134,7 +134,7 @@ impl PublisherTask {
                 }
                 Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
                 () = abandoned(&mut self.closer) => return Ok(()),
-                count = self.inbox.recv_many(&mut self.batches, INTAKE), if !self.drained && !channel.is_full() => self.accept(count),
+                count = self.inbox.recv_many(&mut self.batches, BATCHES_AT_A_TIME), if !self.drained && !channel.is_full() => self.accept(count),
                 driven = channel.drive_io() => {
                     driven?;
                     self.receive(channel)?;
@@ -203,8 +203,8 @@ impl PublisherTask {
         self.outstanding.is_empty()
     }
 
-    /// If the connection ended because of a publication, finds out which one and rejects it.
-    fn reject_at_fault(&mut self, reason: &ConnectionEnd) {
+    /// If the connection ended because of a publication, rejects it, once it is known which one it was.
+    fn reject_offending_publication(&mut self, reason: &ConnectionEnd) {
         let Some((code, text)) = error_of_a_publication(reason) else { return };
         let released = self.outstanding.reject_in_flight(|exchange, key| {
             warn!(%exchange, routing_key = key, code, text, "the broker closed the connection because of a message");

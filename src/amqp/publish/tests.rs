@@ -1,4 +1,4 @@
-//! Publishing to a fake broker that does what a real one cannot be made to do.
+//! Publishing to a fake broker, in situations that a real one cannot be brought into.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn publication(size: usize) -> Arc<[Publication]> {
 }
 
 #[tokio::test]
-async fn what_the_broker_sent_before_it_closed_the_socket_is_received_although_nothing_can_be_sent() {
+async fn what_the_broker_sent_before_it_closed_the_socket_is_received_although_nothing_more_can_be_sent() {
     let broker = FakeBroker::new(OPENING).await;
     let publisher = broker.connector().publisher();
     let mut connection = broker.accept(|_| {}).await;
@@ -66,7 +66,7 @@ async fn a_broker_that_closes_the_connection_but_not_the_socket_does_not_delay_t
         let mut connection = broker.accept(|_| {}).await;
         connection.send(|out| put_method(out, channel, &method)).await;
         connection.expect_method(answer).await;
-        connection.expect_hang_up().await;
+        connection.expect_disconnect().await;
     }
     let mut connection = broker.accept(|_| {}).await;
     let answer = tokio::spawn(publisher.publish(publication(10)));
@@ -120,7 +120,7 @@ async fn garbage_ends_the_connection_and_loses_no_publication() {
         let mut connection = broker.accept(|_| {}).await;
         connection.expect_method(MethodId::BASIC_PUBLISH).await;
         connection.send(|out| out.put_slice(garbage)).await;
-        connection.expect_hang_up().await;
+        connection.expect_disconnect().await;
     }
     let mut connection = broker.accept(|_| {}).await;
     connection.expect_method(MethodId::BASIC_PUBLISH).await;
@@ -142,7 +142,7 @@ async fn an_idle_connection_lives_on_heartbeats_and_ends_without_them() {
         connection.send(put_heartbeat).await;
     }
     assert_eq!(publisher.state().connections, 1);
-    connection.expect_hang_up().await;
+    connection.expect_disconnect().await;
     tokio::time::resume();
     drop(broker.accept(|_| {}).await);
 }

@@ -133,7 +133,7 @@ impl BrokerReport {
             Err(
                 ManagementError::Refused { .. } | ManagementError::NoVirtualHost { .. } | ManagementError::Setup { .. },
             ) => Exit::Config,
-            Err(ManagementError::Tls { fault, .. }) if fault.is_permanent() => Exit::Config,
+            Err(ManagementError::Tls { error, .. }) if error.is_permanent() => Exit::Config,
             Err(
                 ManagementError::Unreachable { .. }
                 | ManagementError::Tls { .. }
@@ -141,7 +141,7 @@ impl BrokerReport {
                 | ManagementError::TooLong { .. }
                 | ManagementError::Malformed { .. },
             ) => Exit::Unavailable,
-            Ok(audit) if audit.refuses() || (!declare && !audit.missing.is_empty()) => Exit::Config,
+            Ok(audit) if audit.forbids_start() || (!declare && !audit.missing.is_empty()) => Exit::Config,
             Ok(_) => Exit::Done,
         }
     }

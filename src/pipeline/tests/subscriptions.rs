@@ -5,12 +5,12 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn a_lost_subscription_is_replaced_and_costs_no_attempt() {
     let env = TestEnv::start(1, 10).await;
-    env.broker.deliver(1, "hang");
+    env.queue.deliver(1, "hang");
     tokio::time::sleep(Duration::from_millis(10)).await;
-    env.broker.lose();
-    env.broker.subscribed.notified().await;
-    env.broker.deliver(1, "ok");
-    assert_eq!(env.broker.settled(2).await, [(1, RELEASE), (1, ACK)]);
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    env.queue.deliver(1, "ok");
+    assert_eq!(env.queue.settled(2).await, [(1, RELEASE), (1, ACK)]);
     assert_eq!(env.counters.counts().failed_attempts, 0);
 }
 
@@ -18,27 +18,27 @@ async fn a_lost_subscription_is_replaced_and_costs_no_attempt() {
 async fn a_lost_subscription_is_noticed_while_all_slots_are_taken() {
     let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
     env.ledger.fail_next(usize::MAX);
-    env.broker.deliver(1, "emit");
+    env.queue.deliver(1, "emit");
     tokio::time::sleep(Duration::from_millis(10)).await;
-    env.broker.lose();
-    env.broker.subscribed.notified().await;
-    assert_eq!(env.broker.settled(1).await, [(1, RELEASE)]);
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    assert_eq!(env.queue.settled(1).await, [(1, RELEASE)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn deliveries_that_are_redelivered_again_and_again_turn_on_safe_mode() {
     let env = TestEnv::start(2, 10).await;
-    assert_eq!(*env.broker.prefetches.lock().unwrap(), [20]);
-    env.broker.deliver_again(1, "ok", 3);
-    assert_eq!(env.broker.settled(1).await, [(1, RELEASE)], "released, not started");
-    env.broker.subscribed.notified().await;
-    assert_eq!(*env.broker.prefetches.lock().unwrap(), [20, 1]);
-    env.broker.deliver_again(1, "ok", 4);
+    assert_eq!(*env.queue.prefetches.lock().unwrap(), [20]);
+    env.queue.deliver_again(1, "ok", 3);
+    assert_eq!(env.queue.settled(1).await, [(1, RELEASE)], "released, not started");
+    env.queue.subscribed.notified().await;
+    assert_eq!(*env.queue.prefetches.lock().unwrap(), [20, 1]);
+    env.queue.deliver_again(1, "ok", 4);
     for tag in 2..=21 {
-        env.broker.deliver(tag, "ok");
+        env.queue.deliver(tag, "ok");
     }
-    env.broker.subscribed.notified().await;
-    assert_eq!(*env.broker.prefetches.lock().unwrap(), [20, 1, 20], "and it ends after a clear streak");
+    env.queue.subscribed.notified().await;
+    assert_eq!(*env.queue.prefetches.lock().unwrap(), [20, 1, 20], "and it ends after a clear streak");
 }
 
 /// A message that kills its connection has to be delivered some twenty times before the broker removes it.
@@ -47,29 +47,29 @@ async fn in_safe_mode_the_waits_between_subscriptions_stay_short() {
     let env = TestEnv::start(1, 1).await;
     let begun = tokio::time::Instant::now();
     for _ in 0..21 {
-        env.broker.lose();
-        env.broker.subscribed.notified().await;
+        env.queue.lose();
+        env.queue.subscribed.notified().await;
     }
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
-    assert_eq!(env.broker.prefetches.lock().unwrap().last(), Some(&1));
+    assert_eq!(env.queue.prefetches.lock().unwrap().last(), Some(&1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_cannot_be_consumed_for_a_while_does_not_turn_on_safe_mode() {
     let env = TestEnv::start(2, 10).await;
-    env.broker.refusals.store(3, Ordering::SeqCst);
-    env.broker.lose();
-    env.broker.subscribed.notified().await;
-    assert_eq!(*env.broker.prefetches.lock().unwrap(), [20, 20]);
+    env.queue.refusals.store(3, Ordering::SeqCst);
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    assert_eq!(*env.queue.prefetches.lock().unwrap(), [20, 20]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn safe_mode_is_shown_while_earlier_deliveries_are_still_in_flight() {
     let env = TestEnv::start(2, 10).await;
-    env.broker.deliver(1, "hang");
+    env.queue.deliver(1, "hang");
     tokio::time::sleep(Duration::from_millis(10)).await;
-    env.broker.deliver_again(2, "ok", 3);
-    env.broker.settled(1).await;
+    env.queue.deliver_again(2, "ok", 3);
+    env.queue.settled(1).await;
     let reading = env.counters.read();
     assert_eq!((reading.counts.in_flight, reading.pool.subscriptions, reading.pool.safe_mode), (1, 1, true));
 }
@@ -87,8 +87,8 @@ async fn the_pool_counts_its_workers_and_subscriptions_and_shows_safe_mode() {
         safe_mode,
     };
     assert_eq!(env.counters.read().pool, state(1, 2, 20, false));
-    env.broker.deliver_again(1, "ok", 3);
-    env.broker.subscribed.notified().await;
+    env.queue.deliver_again(1, "ok", 3);
+    env.queue.subscribed.notified().await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(env.counters.read().pool, state(2, 1, 1, true));
     let counters = Arc::clone(&env.counters);

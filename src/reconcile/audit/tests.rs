@@ -18,11 +18,11 @@ fn topology() -> Topology {
 }
 
 /// A broker whose objects match the topology exactly.
-fn matching_broker() -> Observed {
+fn matching_broker() -> ObservedTopology {
     let arguments = |arguments: &BTreeMap<&'static str, Argument>| -> Value {
         arguments.iter().map(|(name, value)| ((*name).to_owned(), super::json(value))).collect::<Map<_, _>>().into()
     };
-    let mut observed = Observed::default();
+    let mut observed = ObservedTopology::default();
     for declaration in topology().declarations() {
         match declaration {
             Declaration::Exchange(exchange) => {
@@ -57,15 +57,15 @@ fn with_policy(queue: &str, definition: Value) -> Vec<String> {
 fn a_broker_that_matches_the_topology_passes() {
     let audit = audit(&topology(), &matching_broker());
     assert_eq!(audit, Audit::default());
-    assert!(!audit.refuses());
+    assert!(!audit.forbids_start());
 }
 
 #[test]
 fn an_empty_broker_misses_every_object_and_is_accepted() {
-    let audit = audit(&topology(), &Observed::default());
+    let audit = audit(&topology(), &ObservedTopology::default());
     assert_eq!(audit.missing.len(), topology().declarations().len());
     assert!(audit.missing.contains(&Object::Queue("order_queue.retry.10s".into())));
-    assert!(!audit.refuses());
+    assert!(!audit.forbids_start());
 }
 
 #[test]
@@ -90,11 +90,11 @@ fn each_mismatch_names_the_expected_and_the_actual_value() {
             "queue \"order_queue\": argument \"x-max-length\": expected none, is 10",
         ]
     );
-    assert!(audit.refuses());
+    assert!(audit.forbids_start());
 }
 
 #[test]
-fn a_binding_of_an_earlier_configuration_is_reported_and_foreign_ones_are_not() {
+fn a_binding_of_an_earlier_configuration_is_reported_and_those_of_other_programs_are_not() {
     let mut observed = matching_broker();
     let binding = |exchange: &str, key: &str| Binding {
         exchange: exchange.to_owned(),

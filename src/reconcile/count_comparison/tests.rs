@@ -14,14 +14,14 @@ impl History {
         History { comparison: CountComparison::new(Duration::from_secs(LAG), CountRelation::Equal), found: Vec::new() }
     }
 
-    /// At one second: orderd's counter, and what the broker reports on this connection.
+    /// Adds a sample with orderd's counter and the count that the broker reports for this connection.
     fn report(&mut self, at: u64, own: u64, connection: &str, count: u64) {
         self.sample(at, own, Some((connection.to_owned(), count)));
     }
 
     fn sample(&mut self, at: u64, own: u64, broker: Option<(String, u64)>) {
         let at_second = Duration::from_secs(at);
-        if let Some(gap) = self.comparison.add(CountSample { from: at_second, at: at_second, own, broker }) {
+        if let Some(gap) = self.comparison.add(CountSample { asked_at: at_second, read_at: at_second, own, broker }) {
             self.found.push((at, gap));
         }
     }

@@ -1,4 +1,4 @@
-//! Observations that follow from one queue's state or from one gap, with their texts. Pure.
+//! Makes observations, with their texts, from the state of one queue or from one gap. Pure.
 
 use jiff::Timestamp;
 
@@ -17,7 +17,8 @@ pub(super) fn no_consumer(name: &str, queue: &QueueView) -> Option<Observation> 
     })
 }
 
-/// Messages wait, and the consumer is paused. Not if another instance consumes the queue, which need not be paused.
+/// Messages wait, and the consumer is paused. No observation if another instance consumes the queue, where the consumer need
+/// not be paused.
 pub(super) fn paused_consumer(name: &str, queue: &QueueView, consumer: &str, since: Timestamp) -> Option<Observation> {
     let ready = queue.ready.filter(|ready| *ready > 0)?;
     queue.consumers.is_none_or(|consumers| consumers == 0).then(|| Observation {
@@ -46,8 +47,8 @@ pub(super) fn ack_gap(queue: &str, gap: Option<Gap>) -> Option<Observation> {
     Some(Observation { queue: queue.to_owned(), kind, messages: Some(messages), detail: detail.to_owned() })
 }
 
-/// The broker's count of deliveries exceeds orderd's. orderd cannot have received more than was delivered, so a lower
-/// count only shows that the broker has lost statistics.
+/// The broker's count of deliveries exceeds orderd's. The opposite is no observation: orderd cannot have received more than
+/// was delivered, so the broker must have lost statistics.
 pub(super) fn delivery_gap(queue: &str, gap: Option<Gap>) -> Option<Observation> {
     match gap? {
         Gap::More(messages) => Some(Observation {

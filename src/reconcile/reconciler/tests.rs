@@ -1,4 +1,4 @@
-//! The reconciler against sequences of answers of a broker: decision tables over time.
+//! The reconciler's findings for sequences of answers from a broker.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ impl TestEnv {
         let roles = QueueRoles::new(&config());
         let mut view = BrokerView::default();
         for name in roles.declared() {
-            view.queues.insert(name.to_owned(), QueueView::unknown(roles.of(name).unwrap()));
+            view.queues.insert(name.to_owned(), QueueView::unknown(roles.role_of(name).unwrap()));
         }
         let local = LocalCounts {
             counts: config().consumers.values().map(|c| (c.queue.clone(), DeliveryCounts::default())).collect(),
@@ -62,13 +62,14 @@ impl TestEnv {
             self.reconciler.record_local_counts(now, &self.local);
             self.reconciler.compare_totals(now.elapsed, now, &self.view, &self.roles);
             let detail: Detail = serde_json::from_value(answer.clone()).unwrap();
-            let role = self.roles.of(queue).unwrap();
+            let role = self.roles.role_of(queue).unwrap();
             self.reconciler.compare_detail(now.elapsed, now, queue, &role, &detail, &self.local);
             let _ = self.reconciler.take_changes(now);
         }
         self
     }
 
+    /// Queue, kind and number of messages of each finding.
     fn found(&self) -> Vec<(String, FindingKind, Option<u64>)> {
         self.reconciler.findings().into_iter().map(|found| (found.queue, found.kind, found.messages)).collect()
     }

@@ -1,4 +1,5 @@
-//! Feeds the AMQP decoder what a broker could send. It must never panic, and a message must survive encoding and decoding.
+//! Feeds arbitrary bytes to the AMQP decoder, as if a broker had sent them. It must never panic, and encoding and decoding
+//! must not change a message.
 
 #![no_main]
 
