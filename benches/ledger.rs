@@ -1,7 +1,7 @@
-//! What the ledger costs: CPU time per order for its five entries, with many orders in flight.
+//! Cost of the ledger: CPU time per order, which has five entries, with many orders in flight.
 //!
 //! `cargo bench --bench ledger -- [orders] [concurrency] [products] [sequential|random] [directory]`.
-//! CPU time is that of all the process's threads.
+//! CPU time is the sum over all threads of the process.
 
 mod threads;
 
@@ -19,7 +19,7 @@ use orderd::ledger::{
 use rust_decimal::Decimal;
 use threads::threads;
 
-/// The daemon's own.
+/// The daemon's allocator.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -60,7 +60,7 @@ async fn measure(load: Load, directory: &Path) {
                     if n >= load.orders {
                         return;
                     }
-                    one_order(&ledger, n, &load).await;
+                    record_order(&ledger, n, &load).await;
                 }
             })
         })
@@ -93,7 +93,7 @@ async fn measure(load: Load, directory: &Path) {
     );
 }
 
-/// The default, or what the environment says, to compare settings.
+/// The default tuning, or other settings from environment variables, to compare them.
 fn tuning() -> Tuning {
     let mut tuning = Tuning::default();
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u32>().expect("a number"));
@@ -112,8 +112,8 @@ fn tuning() -> Tuning {
     tuning
 }
 
-/// What the daemon records of one order, in its order.
-async fn one_order(ledger: &SqliteLedger, n: u64, load: &Load) {
+/// Records one order with the daemon's entries, in the daemon's sequence.
+async fn record_order(ledger: &SqliteLedger, n: u64, load: &Load) {
     let id = if load.random {
         format!("{:016x}", n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     } else {

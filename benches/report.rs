@@ -1,8 +1,8 @@
-//! How long reports and traces take on a large ledger, and what retention costs: on a generated one.
+//! Duration of reports, traces and retention on a large, generated ledger.
 //!
-//! `cargo bench --bench report -- [orders] [days] [products] [directory]`: by default five million orders of a year,
-//! a thousand products, two currencies. The rows are written by SQL into the tables of an ordinary ledger; the
-//! aggregates of orders are then filled by orderd's own migration, and the sales from them by SQL.
+//! `cargo bench --bench report -- [orders] [days] [products] [directory]`: by default five million orders in a year and
+//! a thousand products, in two currencies. SQL statements fill the tables of a new ledger, including the sums of sales;
+//! orderd's own migration then fills the sums of orders.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use orderd::ledger::sqlite::{FILE_NAME, SqliteLedger, SqliteReader};
 use orderd::ledger::{LedgerMaintenance, LedgerReader};
 use rusqlite::Connection;
 
-/// The daemon's own.
+/// The daemon's allocator.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Times that each question is asked; the median is told.
+/// Runs of each query, of which the median is printed.
 const ROUNDS: usize = 9;
-/// The generated year ends here.
+/// End of the generated period.
 const NOW: &str = "2026-11-22T08:30:00Z";
 
 fn main() {
@@ -97,38 +97,38 @@ fn generate(directory: &Path, now: Timestamp, orders: u64, days: u64, products: 
     file.execute_batch(&script).expect("the rows are written");
 }
 
-/// Removes the older half, and says how long each transaction took.
+/// Removes the older half, and prints the durations of its transactions.
 async fn prune(directory: &Path, now: Timestamp, days: u64) {
     let ledger = SqliteLedger::open(directory).expect("the ledger opens");
     let before = now.checked_sub(Duration::from_secs(days * 86_400 / 2)).expect("it is some years");
-    let (mut times, mut removed, begun) = (Vec::new(), 0, Instant::now());
+    let (mut times, mut removed, started) = (Vec::new(), 0, Instant::now());
     loop {
         let chunk = Instant::now();
         let pruned = ledger.prune(before).await.expect("it can be written");
         times.push(chunk.elapsed());
         removed += pruned.orders + pruned.events + pruned.attempts + pruned.minutes;
-        if !pruned.more || begun.elapsed() > Duration::from_secs(30) {
+        if !pruned.more || started.elapsed() > Duration::from_secs(30) {
             break;
         }
     }
     times.sort_unstable();
-    let at = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f64() * 1e3;
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
     println!(
-        "retention: {removed} rows in {} transactions, {:.1} ms in the middle, {:.1} ms for 99 of 100, {:.1} ms at worst",
+        "retention: {removed} rows in {} transactions, p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
         times.len(),
-        at(50),
-        at(99),
-        at(100)
+        percentile(50),
+        percentile(99),
+        percentile(100)
     );
     ledger.close().await;
 }
 
-fn median(mut ask: impl FnMut()) -> Duration {
+fn median(mut query: impl FnMut()) -> Duration {
     let mut times: Vec<Duration> = (0..ROUNDS)
         .map(|_| {
-            let begun = Instant::now();
-            ask();
-            begun.elapsed()
+            let started = Instant::now();
+            query();
+            started.elapsed()
         })
         .collect();
     times.sort_unstable();

@@ -1,6 +1,6 @@
 //! Opens the ledger, which other instances on the same host may share.
 //!
-//! It waits for another instance's lock, and for nothing else.
+//! It waits for a lock of another instance. Every other error is returned at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,14 @@ use crate::chain::chain;
 use crate::ledger::{Ledger, LedgerLocation, OpenError};
 use crate::shutdown::Shutdown;
 
-/// How long to wait for another instance that migrates the ledger: many times what was measured for five million orders.
+/// How long to wait for another instance that migrates the ledger: many times the duration measured for five million
+/// orders.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
-/// Pause between two attempts to open, each of which waits for the lock itself.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two attempts to open the ledger. Each attempt also waits for the lock.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Opens the ledger without blocking the runtime: a migration may take minutes, and health checks must be answered
-/// meanwhile. `None` if a shutdown began first.
+/// Opens the ledger without blocking the runtime, because a migration may take minutes and health checks must be
+/// answered meanwhile. `None` if a shutdown began first.
 pub(super) async fn open(location: &LedgerLocation, shutdown: &Shutdown) -> Result<Option<Arc<dyn Ledger>>, OpenError> {
     let started = Instant::now();
     loop {
@@ -26,7 +27,7 @@ pub(super) async fn open(location: &LedgerLocation, shutdown: &Shutdown) -> Resu
             Ok(ledger) => return Ok(Some(ledger)),
             Err(error @ OpenError::Locked { .. }) if started.elapsed() < LOCK_TIMEOUT => {
                 warn!(error = %chain(&error), "waiting for the ledger");
-                if !shutdown.sleep(PAUSE).await {
+                if !shutdown.sleep(RETRY_PAUSE).await {
                     return Ok(None);
                 }
             }

@@ -1,4 +1,4 @@
-//! Removes what is older than `ledger.retention` from the ledger, one small batch at a time.
+//! Removes rows older than `ledger.retention` from the ledger, one small batch at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use crate::chain::chain;
 use crate::ledger::{Ledger, LedgerError, Pruned};
 use crate::shutdown::Shutdown;
 
-/// Delay after the start. What the broker redelivers first is then still recognised as a duplicate, however long orderd
-/// was stopped.
+/// Delay of the first pass after the start, so that what the broker redelivers at once is still recognised as a
+/// duplicate, however long orderd was stopped.
 const FIRST_PASS_AFTER: Duration = Duration::from_secs(600);
 /// Pause between two passes.
-const BETWEEN_PASSES: Duration = Duration::from_secs(600);
-/// Pause between two batches, in multiples of the time the last batch took: removing uses at most a tenth of the
-/// writer's time.
+const PASS_INTERVAL: Duration = Duration::from_secs(600);
+/// Pause between two batches, in multiples of the time that the last batch took. So removing uses at most a tenth of
+/// the writer's time.
 const PAUSE_FACTOR: u32 = 9;
 /// The shortest pause between two batches.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+const MIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// The task that removes old rows, if a retention is configured.
 pub(super) struct Retention {
@@ -37,10 +37,10 @@ impl Retention {
         this
     }
 
-    /// Applies another retention from now on.
+    /// Replaces the retention from now on.
     pub fn set(&mut self, retention: Option<Duration>) {
         let (ledger, shutdown) = (&self.ledger, &self.shutdown);
-        // Dropping the former task aborts it. A batch that it has requested is still removed.
+        // Dropping the previous task aborts it. A batch that it has already requested is still removed.
         self.task = retention.map(|retention| {
             let (ledger, shutdown) = (Arc::clone(ledger), shutdown.clone());
             AbortOnDropHandle::new(tokio::spawn(async move { remove_old_rows(&*ledger, retention, &shutdown).await }))
@@ -65,15 +65,15 @@ async fn remove_old_rows(ledger: &dyn Ledger, retention: Duration, shutdown: &Sh
         pause = match ledger.prune(before).await {
             Ok(pruned) => {
                 removed.add(pruned);
-                if pruned.more { (started.elapsed() * PAUSE_FACTOR).max(SHORTEST_PAUSE) } else { BETWEEN_PASSES }
+                if pruned.more { (started.elapsed() * PAUSE_FACTOR).max(MIN_PAUSE) } else { PASS_INTERVAL }
             }
             Err(LedgerError::Closed) => return,
             Err(error) => {
                 warn!(error = %chain(&error), "cannot remove old rows from the ledger; trying again later");
-                BETWEEN_PASSES
+                PASS_INTERVAL
             }
         };
-        if pause == BETWEEN_PASSES && !removed.is_empty() {
+        if pause == PASS_INTERVAL && !removed.is_empty() {
             let Pruned { orders, events, attempts, minutes, .. } = std::mem::take(&mut removed);
             info!(orders, events, attempts, minutes, "removed old rows from the ledger");
         }
@@ -108,7 +108,7 @@ mod tests {
         let retention = Retention::start(ledger.clone(), Some(3 * DAY), &shutdown);
         tokio::time::sleep(FIRST_PASS_AFTER - Duration::from_secs(1)).await;
         assert_eq!(notifications().await, 601, "nothing is removed before the first redeliveries have arrived");
-        tokio::time::sleep(Duration::from_secs(1) + 4 * SHORTEST_PAUSE).await;
+        tokio::time::sleep(Duration::from_secs(1) + 4 * MIN_PAUSE).await;
         assert_eq!(notifications().await, 1);
         shutdown.begin();
         retention.finish().await;

@@ -1,6 +1,7 @@
-//! What orderd tells others about an order: notifications and analytics events, and how it reads them.
+//! The events about a processed order: the bodies of notifications and analytics events, and the sale that is read back
+//! from an analytics event.
 //!
-//! Only shapes; routing keys and message ids are made where the events are published.
+//! Bodies only: routing keys and message ids are chosen where the events are published.
 
 use std::collections::BTreeMap;
 
@@ -11,24 +12,24 @@ use serde_json::value::RawValue;
 
 use super::{Currency, Order};
 
-/// The body of `order.notification.<channel>`: what a customer is to be told.
+/// The body of `order.notification.<channel>`: a message for the customer.
 #[derive(Debug, Serialize)]
 pub struct Notification<'a> {
     /// What happened: `processed`.
     pub event: &'static str,
     /// The order it is about.
     pub order_id: &'a str,
-    /// `email` or the channel the order asked for.
+    /// The channel that the order asked for, else `email`.
     pub channel: &'a str,
-    /// The customer's address, if the order had one.
+    /// The customer's email address, if the order has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<&'a str>,
-    /// The customer, if the order named one.
+    /// Id of the customer, if the order names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<&'a str>,
     /// What was ordered.
     pub product: &'a str,
-    /// How many pieces.
+    /// Number of items.
     pub quantity: i64,
     /// Price times quantity.
     pub total: Decimal,
@@ -45,32 +46,32 @@ pub struct AnalyticsEvent<'a> {
     pub order_id: &'a str,
     /// What was ordered.
     pub product: &'a str,
-    /// How many pieces.
+    /// Number of items.
     pub quantity: i64,
-    /// Price of one piece.
+    /// Price of one item.
     pub price: Decimal,
     /// Price times quantity.
     pub total: Decimal,
     /// The amounts' currency.
     pub currency: Currency,
-    /// Whether the order was marked urgent.
+    /// Whether the producer marked the order as priority.
     pub priority: bool,
-    /// Who ordered, if named.
+    /// Id of the customer, if the order names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<&'a str>,
-    /// When the customer ordered, if the order said so.
+    /// When the customer placed the order, if the order says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placed_at: Option<Timestamp>,
-    /// When it was processed; the time the aggregates count it at.
+    /// When the order was processed. The aggregates count it at this time.
     pub at: Timestamp,
-    /// The order's fields that orderd does not know. In an object of their own, since a shop's `total` or `at` is
-    /// not orderd's.
+    /// The order's fields that orderd does not know. They are in an object of their own, because a field named `total`
+    /// or `at` in an order has another meaning than here.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: &'a BTreeMap<String, Box<RawValue>>,
 }
 
 impl<'a> Notification<'a> {
-    /// Tells of a processed order with its checked total.
+    /// The event for a processed order, with its checked total.
     pub fn processed(order: &'a Order, total: Decimal, currency: Currency) -> Self {
         Notification {
             event: "processed",
@@ -87,7 +88,7 @@ impl<'a> Notification<'a> {
 }
 
 impl<'a> AnalyticsEvent<'a> {
-    /// Tells of a processed order with its checked total.
+    /// The event for a processed order, with its checked total.
     pub fn processed(order: &'a Order, total: Decimal, currency: Currency, at: Timestamp) -> Self {
         AnalyticsEvent {
             event: "processed",
@@ -106,12 +107,12 @@ impl<'a> AnalyticsEvent<'a> {
     }
 }
 
-/// What the aggregates take from an analytics event of a processed order; other events lack these fields.
+/// The part of an analytics event that the aggregates count. Only events of processed orders have these fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sale {
     /// What was ordered.
     pub product: String,
-    /// How many pieces.
+    /// Number of items.
     pub quantity: i64,
     /// Price times quantity.
     pub total: Decimal,
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_tells_all_of_its_order() {
+    fn events_contain_the_fields_of_their_order() {
         let [notification, analytics] = events(
             r#"{"id":"a\"b","product":"Bücher\n","quantity":3,"price":"0.10","priority":true,"customer_id":7,
                 "email":"a@b.c","currency":"EUR","placed_at":"2026-11-22T08:00:00Z","notify":"sms","gift":{"wrap":[1]}}"#,
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_order_does_not_say_its_events_leave_out() {
+    fn fields_missing_from_an_order_are_missing_from_its_events() {
         let [notification, analytics] = events(r#"{"id":1,"product":"p","quantity":1,"price":1}"#);
         assert_eq!(
             notification,

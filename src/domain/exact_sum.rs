@@ -1,7 +1,8 @@
-//! Sums of amounts, exact however many there are.
+//! Exact sums of amounts. Pure.
 //!
-//! A decimal has 96 bits: a sum of decimals may need more digits than one has, and would then have to be rounded.
-//! This one has room for all of them. Pure.
+//! `Decimal` has 96 bits for all its digits. Producers may send any decimal as a price, and the sum of a large amount
+//! and one with many decimal places needs more digits than that: `checked_add` would round it or fail, and one extreme
+//! order would falsify a product's revenue or keep it from being counted. This type keeps every digit.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,10 +11,10 @@ use std::str::FromStr;
 use rust_decimal::Decimal;
 use serde::{Serialize, Serializer};
 
-/// Most digits behind a decimal's point.
+/// Most decimal places of a `Decimal`.
 const SCALE: u32 = 28;
 const ONE: u128 = POWERS[SCALE as usize];
-/// Powers of ten.
+/// Powers of ten, by exponent.
 const POWERS: [u128; SCALE as usize + 1] = {
     let mut powers = [1; SCALE as usize + 1];
     let mut exponent = 1;
@@ -24,16 +25,16 @@ const POWERS: [u128; SCALE as usize + 1] = {
     powers
 };
 
-/// An exact sum of decimals, shown with as many digits behind the point as the longest of them had.
+/// An exact sum of decimals. It has as many decimal places as the summand with most of them.
 ///
-/// Its whole part has 128 bits and saturates: that takes two thousand million times the largest decimal.
+/// The whole part has 128 bits and saturates, at two thousand million times the largest decimal.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExactSum {
-    /// Rounded down.
+    /// The sum, rounded down.
     whole: i128,
-    /// Added to `whole`, in units of 10⁻²⁸; less than one.
+    /// The difference between the sum and `whole`, in units of 10⁻²⁸: from 0 to less than `ONE`, also in negative sums.
     fraction: u128,
-    /// Digits shown behind the point.
+    /// Decimal places in the text.
     scale: u32,
 }
 
@@ -47,7 +48,7 @@ impl ExactSum {
         self.scale = self.scale.max(other.scale);
     }
 
-    /// Roughly, for the length of a bar.
+    /// The sum as a float, which is not exact. For charts only.
     pub fn approximate(self) -> f64 {
         self.whole as f64 + self.fraction as f64 / ONE as f64
     }
@@ -66,7 +67,7 @@ impl From<Decimal> for ExactSum {
     fn from(amount: Decimal) -> Self {
         let (mantissa, scale) = (amount.mantissa().unsigned_abs(), amount.scale());
         let unit = POWERS[scale as usize];
-        // Amounts are small, and small divisions much faster.
+        // Most amounts fit 64 bits, and dividing those is much faster.
         let (whole, rest) = match (u64::try_from(mantissa), u64::try_from(unit)) {
             (Ok(mantissa), Ok(unit)) => (u128::from(mantissa / unit), u128::from(mantissa % unit)),
             (Err(_), _) | (_, Err(_)) => (mantissa / unit, mantissa % unit),
@@ -89,7 +90,7 @@ impl PartialOrd for ExactSum {
     }
 }
 
-/// As numbers: 1.0 is 1.00.
+/// Compares the numbers, not the decimal places: 1.0 equals 1.00.
 impl Ord for ExactSum {
     fn cmp(&self, other: &Self) -> Ordering {
         (self.whole, self.fraction).cmp(&(other.whole, other.fraction))
@@ -111,30 +112,30 @@ impl fmt::Display for ExactSum {
     }
 }
 
-/// The text is no sum.
+/// The text is not a sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a decimal number of at most {SCALE} digits behind the point")]
-pub struct NotASum;
+#[error("not a decimal number with at most {SCALE} decimal places")]
+pub struct InvalidSum;
 
-/// Reads what `Display` writes, and decimals.
+/// Parses the text that `Display` writes, and that of a `Decimal`.
 impl FromStr for ExactSum {
-    type Err = NotASum;
+    type Err = InvalidSum;
 
-    fn from_str(text: &str) -> Result<Self, NotASum> {
+    fn from_str(text: &str) -> Result<Self, InvalidSum> {
         let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        let scale = u32::try_from(fraction.len()).ok().filter(|scale| *scale <= SCALE).ok_or(NotASum)?;
+        let scale = u32::try_from(fraction.len()).ok().filter(|scale| *scale <= SCALE).ok_or(InvalidSum)?;
         if whole.is_empty() || !digits(whole) || !digits(fraction) || text.ends_with('.') {
-            return Err(NotASum);
+            return Err(InvalidSum);
         }
-        let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| NotASum)? };
-        let whole = whole.parse().map_err(|_| NotASum)?;
+        let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| InvalidSum)? };
+        let whole = whole.parse().map_err(|_| InvalidSum)?;
         Ok(Self::from_parts(negative, whole, fraction * POWERS[(SCALE - scale) as usize], scale))
     }
 }
 
-/// As text: JSON's numbers are floats to most of its readers.
+/// A JSON string, because most JSON parsers read numbers as floats.
 impl Serialize for ExactSum {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_keeps_every_digit() {
+    fn a_sum_keeps_every_digit_even_where_a_decimal_would_round_or_overflow() {
         assert_eq!(sum(&[]), "0");
         assert_eq!(sum(&["1200.00", "0.5"]), "1200.50");
         assert_eq!(sum(&["0.1", "0.2"]), "0.3");
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn negative_amounts_are_amounts() {
+    fn negative_amounts_are_added_exactly() {
         assert_eq!(sum(&["-0.75", "0.50"]), "-0.25");
         assert_eq!(sum(&["-2", "1.5"]), "-0.5");
         assert_eq!(sum(&["-1.25", "1.25"]), "0.00");
@@ -172,15 +173,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn text_that_is_not_a_decimal_is_rejected() {
         for text in ["", "-", ".5", "5.", "1e3", "+1", " 1", "1.00000000000000000000000000001", "0x1"] {
-            assert_eq!(text.parse::<ExactSum>(), Err(NotASum), "{text:?}");
+            assert_eq!(text.parse::<ExactSum>(), Err(InvalidSum), "{text:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn small_sums_are_those_of_decimals(amounts in prop::collection::vec((any::<i64>(), 0..6u32), 0..50)) {
+        fn small_sums_equal_those_of_decimals(amounts in prop::collection::vec((any::<i64>(), 0..6u32), 0..50)) {
             let (mut sum, mut expected) = (ExactSum::default(), Decimal::ZERO);
             for (mantissa, scale) in amounts {
                 let amount = Decimal::new(mantissa, scale);

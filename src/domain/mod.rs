@@ -1,4 +1,4 @@
-//! What a shop's order is: its shape on the wire, the rules it must keep, and what is told about it.
+//! A shop's orders: their JSON, the rules they must follow, the events published about them, and exact sums of amounts.
 //!
 //! Pure: no clock, no randomness, no I/O. It never decides what happens to an order that breaks a rule.
 
@@ -7,5 +7,5 @@ mod exact_sum;
 mod model;
 
 pub use event::{AnalyticsEvent, Notification, Sale};
-pub use exact_sum::{ExactSum, NotASum};
+pub use exact_sum::{ExactSum, InvalidSum};
 pub use model::{Currency, DecodeError, MAX_QUANTITY, Order, OrderId, RuleError};

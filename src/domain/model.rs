@@ -1,6 +1,6 @@
-//! The order: decoding from JSON, and the rules it must keep.
+//! An order: decoding from JSON, and the rules it must follow.
 //!
-//! It never touches a float: a price is read from its own text, so `0.1` stays `0.1`.
+//! It never uses a float: a price is parsed from its digits, so `0.1` stays `0.1`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,20 +12,21 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// Longest order id accepted, in bytes. Ids go into message ids, which AMQP bounds at 255 bytes; this
-/// leaves room for suffixes such as `/notification/processed`.
+/// Longest order id, in bytes. Message ids contain it, which AMQP limits to 255 bytes; this leaves room for suffixes
+/// such as `/notification/processed`.
 pub const MAX_ID_BYTES: usize = 200;
 
-/// Most pieces of one order. Nobody means more, and a sum of pieces, which is 64 bits, has room for nine million such orders.
+/// Most items in one order. No real order has more, and a sum of quantities, which has 64 bits, has room for nine
+/// million such orders.
 pub const MAX_QUANTITY: i64 = 1_000_000_000_000;
 
-/// The order's identity. A number and its decimal text are the same id: `2` is `"2"`.
+/// The id of an order. A number and its decimal text are the same id: `2` equals `"2"`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct OrderId(String);
 
 impl OrderId {
-    /// Makes an id of text that is neither empty nor longer than [`MAX_ID_BYTES`].
+    /// An id from text; `None` if the text is empty or longer than [`MAX_ID_BYTES`].
     pub fn new(text: impl Into<String>) -> Option<Self> {
         let text = text.into();
         (!text.is_empty() && text.len() <= MAX_ID_BYTES).then_some(Self(text))
@@ -70,13 +71,12 @@ impl<'de> Deserialize<'de> for OrderId {
 pub struct Currency([u8; 3]);
 
 impl Currency {
-    /// ISO 4217's code for "no currency", which stands for orders that name none. Sums never mix it with
-    /// a real one.
+    /// ISO 4217's code for "no currency", used for orders that name none. Sums keep it apart from other currencies.
     pub const NONE: Currency = Currency(*b"XXX");
 
     /// The code as text.
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("a currency is made of ASCII letters")
+        std::str::from_utf8(&self.0).expect("a currency consists of ASCII letters")
     }
 }
 
@@ -108,8 +108,7 @@ impl Serialize for Currency {
     }
 }
 
-/// The body is not an order: wrong JSON, a missing field, a field of the wrong type. Failure kind
-/// `malformed`.
+/// The body is not an order: invalid JSON, a missing field, or a field of the wrong type. Failure kind `malformed`.
 #[derive(Debug, thiserror::Error)]
 #[error("not an order")]
 pub struct DecodeError(#[from] serde_json::Error);
@@ -117,7 +116,7 @@ pub struct DecodeError(#[from] serde_json::Error);
 /// The body is an order, but it breaks a rule of the shop. Failure kind `permanent`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    /// Fewer than one piece was ordered, or more than [`MAX_QUANTITY`].
+    /// The quantity is less than 1 or more than [`MAX_QUANTITY`].
     #[error("quantity must be 1 to {MAX_QUANTITY}, is {0}")]
     Quantity(i64),
     /// The price is below zero.
@@ -126,10 +125,10 @@ pub enum RuleError {
     /// The currency is not three capital letters.
     #[error("currency must be three capital letters, is {0:?}")]
     Currency(String),
-    /// The product has no name.
+    /// The product is empty.
     #[error("product must not be empty")]
     Product,
-    /// Price times quantity does not fit a decimal of 96 bits.
+    /// Price times quantity does not fit the 96 bits of a `Decimal` exactly.
     #[error("price times quantity is too large")]
     Total,
 }
@@ -147,44 +146,44 @@ impl RuleError {
     }
 }
 
-/// One order as a producer sent it.
+/// An order as the producer sent it.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// Identity: a second order with this id is the same order.
+    /// The id. Two orders with the same id are the same order.
     pub id: OrderId,
     /// What was ordered.
     pub product: String,
-    /// How many pieces; 1 to [`MAX_QUANTITY`] in a valid order.
+    /// Number of items; 1 to [`MAX_QUANTITY`] in a valid order.
     pub quantity: i64,
-    /// Price of one piece, in `currency`.
+    /// Price of one item, in `currency`.
     pub price: Decimal,
-    /// Whether the producer marked it urgent. The queue decides what overtakes, not this field.
+    /// Whether the producer marked it as priority. It does not decide what is processed first; the queue does.
     pub priority: bool,
-    /// Who ordered.
+    /// Id of the customer.
     pub customer_id: Option<String>,
-    /// Where to tell them.
+    /// The customer's email address, for notifications.
     pub email: Option<String>,
-    /// As sent; [`Order::checked_currency`] checks it.
+    /// The currency code as sent; [`Order::checked_currency`] checks it.
     pub currency: Option<String>,
-    /// When the customer ordered.
+    /// When the customer placed the order.
     pub placed_at: Option<Timestamp>,
-    /// The channel the customer asked to be told by: one word of a routing key, such as `email` or `sms`.
+    /// The channel to notify the customer by: one word of a routing key, such as `email` or `sms`.
     pub notify: Option<String>,
-    /// Fields this version does not know, kept as they came.
+    /// Fields that this version does not know, unchanged.
     pub extra: BTreeMap<String, Box<RawValue>>,
 }
 
-/// The routing key word of the notification when the order asks for none.
+/// The notification channel of an order that asks for none.
 pub const DEFAULT_NOTIFY: &str = "email";
 
 impl Order {
-    /// Reads an order from a message body.
+    /// Decodes a message body.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        // UTF-8 is checked once, not for each string anew; where it is wrong `from_slice` tells best.
+        // This checks UTF-8 once instead of for each string. If it is invalid, `from_slice` gives the better error.
         Ok(std::str::from_utf8(body).map_or_else(|_| serde_json::from_slice(body), serde_json::from_str)?)
     }
 
-    /// Checks the shop's rules; a valid order's total in its currency on success.
+    /// Checks the shop's rules. Returns the total and its currency.
     pub fn check(&self) -> Result<(Decimal, Currency), RuleError> {
         if self.product.is_empty() {
             return Err(RuleError::Product);
@@ -197,20 +196,20 @@ impl Order {
         }
         let currency = self.checked_currency()?;
         let total = self.price.checked_mul(Decimal::from(self.quantity)).ok_or(RuleError::Total)?;
-        // A product of more than 96 bits is rounded if it has digits behind the point to give up.
+        // A product that needs more than 96 bits is rounded, if it has decimal places to drop.
         if total.scale() < self.price.scale() && !total.is_zero() {
             return Err(RuleError::Total);
         }
         Ok((total, currency))
     }
 
-    /// The order's currency, [`Currency::NONE`] where it names none.
+    /// The order's currency; [`Currency::NONE`] if it names none.
     pub fn checked_currency(&self) -> Result<Currency, RuleError> {
         self.currency.as_deref().map_or(Ok(Currency::NONE), str::parse)
     }
 
-    /// The routing key word to notify the customer by: the one asked for if it is a plain word, else
-    /// [`DEFAULT_NOTIFY`].
+    /// The channel to notify the customer by: the one the order asks for if it is at most 32 ASCII letters, digits, `_`
+    /// or `-`, else [`DEFAULT_NOTIFY`].
     pub fn notification_channel(&self) -> &str {
         self.notify
             .as_deref()
@@ -279,7 +278,7 @@ impl<'de> Visitor<'de> for OrderVisitor {
     }
 }
 
-/// Fills a field once: a JSON object that names a field twice is ambiguous, and so malformed.
+/// Sets a field. Setting it twice is an error: a JSON object that names a field twice is ambiguous.
 fn set<T, E: serde::de::Error>(slot: &mut Option<T>, name: &'static str, value: T) -> Result<(), E> {
     match slot.replace(value) {
         None => Ok(()),
@@ -287,14 +286,14 @@ fn set<T, E: serde::de::Error>(slot: &mut Option<T>, name: &'static str, value: 
     }
 }
 
-/// An amount written as a JSON number or as text, read from its digits and never through a float.
+/// An amount as a JSON number or string, parsed from its digits and never through a float.
 struct Money(Decimal);
 
 impl<'de> Deserialize<'de> for Money {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = <&RawValue>::deserialize(deserializer)?.get();
         let digits = raw.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(raw);
-        // The library reads 1_000 as a thousand; JSON and shops do not.
+        // The library accepts 1_000 as a thousand; JSON does not.
         if digits.contains('_') {
             return Err(D::Error::custom("price is not a decimal: it contains an underscore"));
         }
@@ -322,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn money_never_passes_through_a_float() {
+    fn a_price_never_passes_through_a_float() {
         let order = order(r#"{"id":1,"product":"p","quantity":3,"price":0.1}"#).unwrap();
         assert_eq!(order.check().unwrap().0.to_string(), "0.3");
         let long = r#"{"id":1,"product":"p","quantity":1,"price":9007199254740993.01}"#;
@@ -336,12 +335,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_utf_8_is_malformed_wherever_it_stands() {
-        let sound = br#"{"id":1,"product":"p","quantity":1,"price":1,"gift":"g","_":0} "#;
-        assert!(Order::decode(sound).is_ok());
+    fn invalid_utf_8_is_malformed_anywhere_in_the_body() {
+        let valid = br#"{"id":1,"product":"p","quantity":1,"price":1,"gift":"g","_":0} "#;
+        assert!(Order::decode(valid).is_ok());
         for place in [br#"p""#.as_slice(), br#"g""#, b"_", b" "] {
-            let at = sound.windows(place.len()).rposition(|window| window == place).unwrap();
-            let mut body = sound.to_vec();
+            let at = valid.windows(place.len()).rposition(|window| window == place).unwrap();
+            let mut body = valid.to_vec();
             body[at] = 0xff;
             assert!(Order::decode(&body).is_err(), "{}", String::from_utf8_lossy(&body));
         }
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_rule_names_itself() {
+    fn a_broken_rule_has_its_code() {
         let code = |fields: &str| {
             let body = format!(r#"{{"id":1,"product":"p",{fields}}}"#);
             super::Order::decode(body.as_bytes()).unwrap().check().unwrap_err().code()
@@ -381,13 +380,13 @@ mod tests {
     }
 
     #[test]
-    fn an_order_without_a_currency_is_kept_apart_from_all_currencies() {
+    fn an_order_without_a_currency_has_the_code_for_no_currency() {
         let order = order(r#"{"id":1,"product":"p","quantity":1,"price":1}"#).unwrap();
         assert_eq!(order.check().unwrap().1, Currency::NONE);
     }
 
     #[test]
-    fn an_odd_notification_channel_falls_back_to_email() {
+    fn an_invalid_notification_channel_falls_back_to_email() {
         let with = |notify: &str| {
             let body = format!(r#"{{"id":1,"product":"p","quantity":1,"price":1,"notify":{notify}}}"#);
             super::Order::decode(body.as_bytes()).unwrap().notification_channel().to_owned()

@@ -1,4 +1,4 @@
-//! What can be recorded, and the answers.
+//! The entries that a ledger records, and its answers.
 
 use std::sync::Arc;
 
@@ -10,35 +10,35 @@ use crate::domain::{Currency, OrderId, Sale};
 /// One thing to record, or to look up.
 #[derive(Debug, Clone)]
 pub enum LedgerEntry {
-    /// Enters an order with status `accepted`. Answers [`Recorded::New`], [`Recorded::Unfinished`],
+    /// Adds an order with status `accepted`. Answers [`Recorded::New`], [`Recorded::Unfinished`],
     /// [`Recorded::Duplicate`] (already `processed`) or [`Recorded::Conflict`].
     AcceptOrder(Box<NewOrder>),
     /// Sets an accepted order to `processed`. Answers `New`, or `Duplicate` if it already was.
     FinishOrder {
         /// The order.
         id: OrderId,
-        /// When its events had been confirmed.
+        /// When the broker had confirmed its events.
         at: Timestamp,
     },
-    /// Asks whether a notification is recorded, and records nothing. Answers `Duplicate` if it is, else `New`.
+    /// Looks up a notification and records nothing. Answers `Duplicate` if it is recorded, else `New`.
     LookUpNotification {
         /// The event's message id.
         id: String,
     },
-    /// Enters a delivered notification. Answers `New` or `Duplicate`.
+    /// Adds a sent notification. Answers `New` or `Duplicate`.
     Notification(Box<NewNotification>),
-    /// Enters an analytics event and adds its sale to the aggregates. Answers `New` or `Duplicate`.
+    /// Adds an analytics event, and its sale to the aggregates. Answers `New` or `Duplicate`.
     Analytics(Box<NewAnalytics>),
-    /// Enters a failed attempt that will be retried. Answers `New` or `Duplicate`.
+    /// Adds a failed attempt that will be retried. Answers `New` or `Duplicate`.
     Attempt(Box<NewAttempt>),
-    /// Enters a dead-lettered message and its last attempt, or renews its row if it was dead-lettered before and has failed
-    /// again since. Answers `New`, or `Duplicate` if nothing changed.
+    /// Adds a dead-lettered message and its last attempt. Replaces the row if the message was dead-lettered before and
+    /// has failed again since. Answers `New`, or `Duplicate` if nothing changed.
     DeadLetter(Box<NewDeadLetter>),
 }
 
 impl LedgerEntry {
-    /// Dates what is over once its publications are confirmed, which they are only now: an order processed, a
-    /// message dead-lettered.
+    /// Sets the time of an entry that is recorded once its publications are confirmed: the processing of an order, or a
+    /// dead-lettering. Other entries keep their time.
     #[must_use]
     pub fn confirmed_at(mut self, now: Timestamp) -> Self {
         match &mut self {
@@ -57,53 +57,53 @@ impl LedgerEntry {
 /// An order that passed its checks.
 #[derive(Debug, Clone)]
 pub struct NewOrder {
-    /// Primary key.
+    /// The id, which is the primary key.
     pub id: OrderId,
-    /// The consumer that took it: `order` or `priority`.
+    /// Name of the consumer that accepted it.
     pub consumer: Arc<str>,
     /// What was ordered.
     pub product: String,
     /// At least 1.
     pub quantity: i64,
-    /// Price of one piece.
+    /// Price of one item.
     pub price: Decimal,
     /// Price times quantity.
     pub total: Decimal,
     /// The amounts' currency.
     pub currency: Currency,
-    /// Whether the producer marked it urgent.
+    /// Whether the producer marked it as priority.
     pub priority: bool,
-    /// Who ordered.
+    /// Id of the customer.
     pub customer_id: Option<String>,
-    /// When the customer ordered.
+    /// When the customer placed the order.
     pub placed_at: Option<Timestamp>,
     /// When it was accepted.
     pub at: Timestamp,
 }
 
-/// A notification that was handed to its channel.
+/// A notification that was sent to its channel.
 #[derive(Debug, Clone)]
 pub struct NewNotification {
-    /// The message id; with the kind of event the primary key.
+    /// The message id. With the kind of event, it is the primary key.
     pub id: String,
-    /// The order it is about, where the message says so.
+    /// The order it is about, if the message says so.
     pub order_id: Option<String>,
     /// The channel: `email`, `sms`, …
     pub channel: String,
-    /// When it was delivered.
+    /// When it was sent.
     pub at: Timestamp,
 }
 
 /// An analytics event.
 #[derive(Debug, Clone)]
 pub struct NewAnalytics {
-    /// The message id; with the kind of event the primary key.
+    /// The message id. With the kind of event, it is the primary key.
     pub id: String,
-    /// The order it is about, where the message says so.
+    /// The order it is about, if the message says so.
     pub order_id: Option<String>,
     /// The last word of its routing key: `processed`, `failed`, `page_view`, …
     pub name: String,
-    /// What it adds to the aggregates: set for processed orders only.
+    /// The sale to add to the aggregates; `None` unless the event is about a processed order.
     pub sale: Option<Sale>,
     /// When it was received.
     pub at: Timestamp,
@@ -116,42 +116,42 @@ pub struct NewAttempt {
     pub identity: String,
     /// The consumer that failed.
     pub consumer: String,
-    /// Delayed retries before this attempt: 0 for the first. With identity and consumer the primary key.
+    /// Delayed retries before this attempt: 0 for the first. With identity and consumer, it is the primary key.
     pub retry_count: u32,
-    /// See [`crate::recovery::FailureKind`].
+    /// The name of the failure's [`crate::recovery::FailureKind`].
     pub kind: &'static str,
-    /// Stable code.
+    /// The failure's stable code.
     pub code: String,
-    /// Text for people.
+    /// The failure's text.
     pub reason: String,
     /// When it failed.
     pub failed_at: Timestamp,
-    /// The delay before the retry, such as `10s`; `None` when it is dead-lettered instead.
+    /// The delay before the retry, such as `10s`; `None` if the message was dead-lettered instead.
     pub delay: Option<String>,
 }
 
-/// One message that was dead-lettered.
+/// A dead-lettered message.
 #[derive(Debug, Clone)]
 pub struct NewDeadLetter {
-    /// The last attempt. Its identity and consumer are the primary key here.
+    /// The last attempt. Its identity and consumer are the primary key of the dead letter.
     pub attempt: NewAttempt,
     /// The value of `x-dead-letter-reason`.
     pub reason: &'static str,
-    /// The queue it had failed in, where known.
+    /// The queue it failed in, if known.
     pub origin_queue: Option<String>,
     /// When it was dead-lettered.
     pub at: Timestamp,
 }
 
-/// What the ledger knew of an entry before.
+/// The ledger's answer to an entry: what it contained before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {
-    /// Nothing: it is recorded now.
+    /// The entry was new and is now recorded.
     New,
-    /// The same order was accepted before, but its events are not known to be confirmed.
+    /// The same order was accepted before, but it is not recorded that its events were confirmed.
     Unfinished,
-    /// It was recorded, and finished, before.
+    /// The entry was recorded before. An order was also processed.
     Duplicate,
-    /// An order of this id but other content (product, quantity, price, currency or customer) is recorded.
+    /// An order with this id but other content (product, quantity, price, currency or customer) is recorded.
     Conflict,
 }

@@ -1,10 +1,10 @@
-//! Why a ledger cannot be opened, read or written. Classified by what helps, never by implementation.
+//! Why a ledger cannot be opened, read or written. Classified by the remedy, never by implementation.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What the store said.
+/// The store's error.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The ledger could not record an entry. Nothing of the entry was kept.
@@ -15,7 +15,7 @@ pub enum LedgerError {
     Store {
         /// What was tried.
         action: &'static str,
-        /// What the store said; shared by all entries of the failed commit.
+        /// The store's error, shared by all entries of the failed commit.
         #[source]
         source: Cause,
     },
@@ -50,7 +50,7 @@ pub enum OpenError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -60,16 +60,16 @@ pub enum OpenError {
         /// Where it should be.
         location: String,
     },
-    /// What is there is not a database, or a damaged one.
+    /// The file is not a database, or it is damaged.
     #[error("ledger {location:?} is not a database, or is damaged: restore it from a backup, or move it away")]
     Damaged {
         /// Where it is.
         location: String,
-        /// What the store said.
+        /// The store's error.
         #[source]
         source: Cause,
     },
-    /// What is there is another program's database.
+    /// The file is another program's database.
     #[error("{location:?} is another program's database: move it away, or set `ledger.directory`")]
     Foreign {
         /// Where it is.
@@ -102,7 +102,7 @@ pub enum OpenError {
     Locked {
         /// Where it is.
         location: String,
-        /// What the store said.
+        /// The store's error.
         #[source]
         source: Cause,
     },
@@ -115,7 +115,7 @@ pub enum OpenError {
     ReadOnly {
         /// Where it is.
         location: String,
-        /// What the store said.
+        /// The store's error.
         #[source]
         source: Cause,
     },
@@ -124,7 +124,7 @@ pub enum OpenError {
     Store {
         /// Where it is.
         location: String,
-        /// What the store said.
+        /// The store's error.
         #[source]
         source: Cause,
     },
@@ -133,7 +133,7 @@ pub enum OpenError {
     Thread {
         /// Where it is.
         location: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },

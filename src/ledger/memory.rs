@@ -24,7 +24,7 @@ const PRUNE_ROWS: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLedger {
     tables: Mutex<Tables>,
-    /// How many of the next entries are refused, as by a store that cannot write.
+    /// How many of the next entries fail.
     failures: AtomicUsize,
 }
 
@@ -78,7 +78,7 @@ enum CountedAs {
 }
 
 impl MemoryLedger {
-    /// Refuses the next entries, as a store that cannot write.
+    /// Makes the next entries fail, like those of a store that cannot write.
     pub(crate) fn fail_next(&self, entries: usize) {
         self.failures.store(entries, Ordering::SeqCst);
     }
@@ -374,9 +374,9 @@ impl LedgerMaintenance for MemoryLedger {
 fn remove<K: Ord, V>(table: &mut BTreeMap<K, V>, is_old: impl Fn(&V) -> bool) -> usize {
     let mut removed = 0;
     table.retain(|_, row| {
-        let goes = removed < PRUNE_ROWS && is_old(row);
-        removed += usize::from(goes);
-        !goes
+        let removes = removed < PRUNE_ROWS && is_old(row);
+        removed += usize::from(removes);
+        !removes
     });
     removed
 }

@@ -1,12 +1,12 @@
 //! The ledger: the durable record of effects, behind traits.
 //!
 //! Checking whether an entry is known and recording its effect (the row, the aggregates) are one transaction, and the
-//! answer is given only after its commit is on disk. What an answer means for a delivery is the handlers' decision, never
-//! the ledger's.
+//! answer is given only after its commit is on disk. What an answer means for a delivery is the handlers' decision,
+//! never the ledger's.
 //!
 //! ```text
 //! traits    LedgerWriter, LedgerReader, LedgerMaintenance; Ledger is all three
-//! entry, error, report, trace, totals, retention    what goes in and comes out, and pure functions on it
+//! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
 //! sqlite    the default implementation
 //! memory    an implementation for tests
 //! location  opens the implementation that the configuration asks for

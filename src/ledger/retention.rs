@@ -1,6 +1,6 @@
-//! What removing old rows reports.
+//! The result of removing old rows.
 
-/// What one call, or several added up, removed.
+/// The rows removed by one call, or by several added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pruned {
     /// Rows of processed orders.

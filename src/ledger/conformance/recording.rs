@@ -1,4 +1,4 @@
-//! Recording: what each kind of entry answers, once, repeated and concurrently.
+//! Recording: the answers to each kind of entry, when it is new, repeated or concurrent.
 
 use futures_util::future::join_all;
 use rust_decimal::Decimal;

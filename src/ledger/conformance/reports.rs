@@ -19,7 +19,7 @@ rules! {
     a_report_groups_each_currency_separately,
     a_report_covers_its_period_and_no_more,
     the_json_of_a_report_is_a_contract,
-    products_lag_behind_until_their_events_are_recorded,
+    products_are_counted_when_their_events_are_recorded,
 }
 
 const NOW: &str = "2026-11-22T08:30:30Z";
@@ -189,7 +189,7 @@ async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
     assert_eq!(json, expected);
 }
 
-async fn products_lag_behind_until_their_events_are_recorded(ledger: &dyn Ledger) {
+async fn products_are_counted_when_their_events_are_recorded(ledger: &dyn Ledger) {
     let sold = sold("Laptop", "10", "EUR", false, "2026-11-22T08:00:00Z");
     ledger.record(sold.accepted("ord-1")).await.unwrap();
     ledger.record(sold.finished("ord-1")).await.unwrap();

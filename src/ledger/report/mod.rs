@@ -20,7 +20,7 @@ pub use window::Window;
 /// Most rows of a report.
 pub const MAX_ROWS: usize = 100_000;
 
-/// Order counts and revenue in a period. Its JSON is a contract: see the README.
+/// Order counts and revenue in a period. Its JSON is a contract: see `docs/reference/http-api.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The period: at most an hour longer than asked for at either end.

@@ -47,7 +47,7 @@ pub enum GroupBy {
     Day,
     /// Orders accepted and orders processed, each counted at the time it happened.
     Status,
-    /// Orders that the producer marked urgent, and others.
+    /// Orders that the producer marked as priority, and others.
     Priority,
 }
 
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_an_age_a_date_or_a_time() {
+    fn a_point_in_time_is_an_age_a_date_or_a_time() {
         let now = "2026-11-22T08:30:00Z";
         for (text, moment) in [
             ("24h", "2026-11-21T08:30:00Z"),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_can_leave_everything_out() {
+    fn every_field_of_a_query_is_optional() {
         let query = |json: &str| serde_json::from_str::<ReportQuery>(json);
         assert_eq!(query("{}").unwrap(), ReportQuery::default());
         let asked = query(r#"{"since":"24h","by":"product"}"#).unwrap();

@@ -17,7 +17,7 @@ const MINUTE_PRECISION: i64 = 2 * DAY;
 pub struct Window {
     /// Its start.
     pub since: Timestamp,
-    /// Its end, which is not part of it.
+    /// Its end, exclusive.
     pub until: Timestamp,
 }
 

@@ -18,7 +18,7 @@ use crate::ledger::error::OpenError;
 /// How long a reader waits for a lock. It has to wait only while a daemon starts or ends.
 pub(super) const READ_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Classifies an error of the ledger in a directory by what helps.
+/// Classifies SQLite's errors for the ledger in a directory by the remedy.
 pub(super) fn error(directory: &Path, error: rusqlite::Error) -> OpenError {
     let (location, source) = (location(directory), Arc::new(error));
     match source.sqlite_error_code() {

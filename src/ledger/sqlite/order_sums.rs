@@ -1,8 +1,7 @@
-//! The aggregates of orders themselves: what was accepted and processed per minute and hour (UTC), currency and
-//! priority.
+//! The aggregates of orders for reports: accepted and processed orders per minute or hour (UTC), currency and priority.
 //!
-//! They outlive the rows they count. Changes are added up in memory and written once per commit and bucket; this
-//! must never count what did not change a row.
+//! They are kept when retention removes the orders' rows. Changes are added up in memory and written once per commit
+//! and bucket. An order must never be counted unless its row was inserted or updated.
 
 use std::collections::HashMap;
 
@@ -14,32 +13,32 @@ use crate::ledger::buckets::{HOUR, MINUTE, bucket_start};
 use crate::ledger::entry::NewOrder;
 use crate::ledger::figures::Figures;
 
-/// Widths of the buckets in milliseconds, with their names in the table. A day is the sum of its hours.
+/// The kinds of buckets: their names in the table, and their widths in milliseconds. A day is the sum of its hours.
 const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
 
-/// Buckets that a pass over many orders keeps before it writes them.
-const MANY: usize = 64;
+/// Most changed buckets that `count_all` keeps in memory before it writes them.
+const MAX_UNWRITTEN_BUCKETS: usize = 64;
 
-/// Accepted orders kept in memory until they are processed, about 3 MiB; beyond it all are dropped, and read when
-/// they are processed.
-const KEPT_ORDERS: usize = 16_384;
+/// Most accepted orders cached until they are processed, about 3 MiB. If there are more, all are dropped, and read from
+/// the file when they are processed.
+const MAX_CACHED_ORDERS: usize = 16_384;
 
-/// What tells one order's bucket from another's.
+/// What orders are counted by, besides time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Kind {
+struct OrderGroup {
     currency: Currency,
     priority: bool,
 }
 
-/// An order as far as it is counted, and its row.
+/// What is counted of an order, and its row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CountedOrder {
     pub rowid: i64,
-    kind: Kind,
+    group: OrderGroup,
     figures: Figures,
 }
 
-/// What happened in one bucket.
+/// The sums of one bucket.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sums {
     pub accepted: Figures,
@@ -49,17 +48,17 @@ pub(super) struct Sums {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bucket {
     minute: i64,
-    kind: Kind,
+    group: OrderGroup,
 }
 
-/// What this transaction changes, and the statements that add it to the table.
+/// The changes of the open transaction, and the statements that add them to the table.
 pub(super) struct OrderSums<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
     connection: &'c Connection,
     changes: Vec<(Bucket, Sums)>,
-    /// Accepted and not yet processed. Faster by far than to read the order back, or to let the update return it.
-    open: HashMap<OrderId, CountedOrder>,
+    /// Orders accepted and not yet processed. Much faster than reading the order back or using `UPDATE … RETURNING`.
+    unprocessed: HashMap<OrderId, CountedOrder>,
 }
 
 impl<'c> OrderSums<'c> {
@@ -80,43 +79,43 @@ impl<'c> OrderSums<'c> {
             )?,
             connection,
             changes: Vec::new(),
-            open: HashMap::new(),
+            unprocessed: HashMap::new(),
         })
     }
 
-    /// Counts an order that was accepted as this row.
+    /// Counts an accepted order and caches it; `rowid` is its row.
     pub(super) fn accepted(&mut self, order: &NewOrder, rowid: i64) {
-        let kind = Kind { currency: order.currency, priority: order.priority };
+        let group = OrderGroup { currency: order.currency, priority: order.priority };
         let figures = Figures { orders: 1, quantity: order.quantity, revenue: order.total.into() };
-        self.bucket(order.at.as_millisecond(), kind).accepted.add(figures);
-        if self.open.len() >= KEPT_ORDERS {
-            self.open.clear();
+        self.bucket(order.at.as_millisecond(), group).accepted.add(figures);
+        if self.unprocessed.len() >= MAX_CACHED_ORDERS {
+            self.unprocessed.clear();
         }
-        self.open.insert(order.id.clone(), CountedOrder { rowid, kind, figures });
+        self.unprocessed.insert(order.id.clone(), CountedOrder { rowid, group, figures });
     }
 
-    /// Hands out, and drops, what it remembers of an order that was accepted.
+    /// Removes an accepted order from the cache and returns it.
     pub(super) fn take(&mut self, id: &OrderId) -> Option<CountedOrder> {
-        self.open.remove(id)
+        self.unprocessed.remove(id)
     }
 
-    /// Reads an order that is not remembered.
+    /// Reads an order that is not cached from the file.
     pub(super) fn read_order(&self, id: &OrderId) -> rusqlite::Result<CountedOrder> {
         let read = "SELECT rowid, currency, priority, quantity, total FROM orders WHERE id = ?1";
         self.connection.prepare_cached(read)?.query_row([id.as_str()], |row| {
-            let (kind, figures) = order(row, 1)?;
-            Ok(CountedOrder { rowid: row.get(0)?, kind, figures })
+            let (group, figures) = read_group_and_figures(row, 1)?;
+            Ok(CountedOrder { rowid: row.get(0)?, group, figures })
         })
     }
 
-    /// Counts an order that was processed.
+    /// Counts a processed order.
     pub(super) fn processed(&mut self, order: &CountedOrder, at: Timestamp) {
-        self.bucket(at.as_millisecond(), order.kind).processed.add(order.figures);
+        self.bucket(at.as_millisecond(), order.group).processed.add(order.figures);
     }
 
-    /// Orders of one commit are of few buckets, and mostly of the one used last.
-    fn bucket(&mut self, at: i64, kind: Kind) -> &mut Sums {
-        let bucket = Bucket { minute: bucket_start(at, MINUTE), kind };
+    /// The changes of one bucket. The orders of one commit have few buckets, and mostly that of the order before.
+    fn bucket(&mut self, at: i64, group: OrderGroup) -> &mut Sums {
+        let bucket = Bucket { minute: bucket_start(at, MINUTE), group };
         let known = self.changes.iter().rposition(|(other, _)| *other == bucket);
         let index = known.unwrap_or_else(|| {
             self.changes.push((bucket, Sums::default()));
@@ -125,13 +124,13 @@ impl<'c> OrderSums<'c> {
         &mut self.changes[index].1
     }
 
-    /// Adds the changes to the table. Among the last steps before every commit.
+    /// Adds the changes to the table. Call it before every commit.
     pub(super) fn write(&mut self) -> rusqlite::Result<()> {
-        for (Bucket { minute, kind: Kind { currency, priority } }, change) in self.changes.drain(..) {
+        for (Bucket { minute, group: OrderGroup { currency, priority } }, change) in self.changes.drain(..) {
             for (granularity, width) in GRANULARITIES {
                 let starts_at = bucket_start(minute, width);
                 let key = params![granularity, starts_at, currency.as_str(), priority];
-                let mut sums = self.read.query_row(key, |row| sums(row, 0)).optional()?.unwrap_or_default();
+                let mut sums = self.read.query_row(key, |row| read_sums(row, 0)).optional()?.unwrap_or_default();
                 sums.accepted.add(change.accepted);
                 sums.processed.add(change.processed);
                 let Sums { accepted, processed } = sums;
@@ -152,41 +151,41 @@ impl<'c> OrderSums<'c> {
         Ok(())
     }
 
-    /// Drops all it knows, after a rollback.
+    /// Drops all changes and cached orders. Call it after a rollback.
     pub(super) fn clear(&mut self) {
         self.changes.clear();
-        self.open.clear();
+        self.unprocessed.clear();
     }
 }
 
-/// Reads the six columns of sums, from this one on.
-pub(super) fn sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Sums> {
-    Ok(Sums { accepted: figures(row, first)?, processed: figures(row, first + 3)? })
+/// Reads sums from six columns, of which `first` is the first.
+pub(super) fn read_sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Sums> {
+    Ok(Sums { accepted: read_figures(row, first)?, processed: read_figures(row, first + 3)? })
 }
 
-/// Reads orders, quantity and amount, from this column on.
-pub(super) fn figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Figures> {
-    let revenue = exact_amount(row, first + 2)?;
+/// Reads orders, quantity and revenue from three columns, of which `first` is the first.
+pub(super) fn read_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Figures> {
+    let revenue = read_amount(row, first + 2)?;
     Ok(Figures { orders: row.get(first)?, quantity: row.get(first + 1)?, revenue })
 }
 
-/// Reads an amount from its text.
-pub(super) fn exact_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
-    row.get_ref(column)?.as_str()?.parse().map_err(|error| unreadable(column, error))
+/// Reads an amount.
+pub(super) fn read_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<ExactSum> {
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| conversion_error(column, error))
 }
 
-/// Reads currency, priority, quantity and total of an order, from this column on.
-fn order(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(Kind, Figures)> {
-    let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| unreadable(first, error))?;
-    let kind = Kind { currency, priority: row.get(first + 1)? };
-    Ok((kind, Figures { orders: 1, quantity: row.get(first + 2)?, revenue: exact_amount(row, first + 3)? }))
+/// Reads an order's currency, priority, quantity and total from four columns, of which `first` is the first.
+fn read_group_and_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(OrderGroup, Figures)> {
+    let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| conversion_error(first, error))?;
+    let group = OrderGroup { currency, priority: row.get(first + 1)? };
+    Ok((group, Figures { orders: 1, quantity: row.get(first + 2)?, revenue: read_amount(row, first + 3)? }))
 }
 
-fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+fn conversion_error(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-/// Counts every order that the file has, for one whose orders were not counted when they came. About 2.5 s per million
+/// Counts every order in the file, for a migration from a version that did not count them. About 2.5 s per million
 /// orders (`benches/report.rs`).
 pub(super) fn count_all(connection: &Connection) -> rusqlite::Result<()> {
     let mut order_sums = OrderSums::prepare(connection)?;
@@ -194,12 +193,12 @@ pub(super) fn count_all(connection: &Connection) -> rusqlite::Result<()> {
         connection.prepare("SELECT accepted_at, processed_at, currency, priority, quantity, total FROM orders")?;
     let mut rows = orders.query([])?;
     while let Some(row) = rows.next()? {
-        let (kind, figures) = order(row, 2)?;
-        order_sums.bucket(row.get(0)?, kind).accepted.add(figures);
+        let (group, figures) = read_group_and_figures(row, 2)?;
+        order_sums.bucket(row.get(0)?, group).accepted.add(figures);
         if let Some(at) = row.get(1)? {
-            order_sums.bucket(at, kind).processed.add(figures);
+            order_sums.bucket(at, group).processed.add(figures);
         }
-        if order_sums.changes.len() > MANY {
+        if order_sums.changes.len() > MAX_UNWRITTEN_BUCKETS {
             order_sums.write()?;
         }
     }

@@ -1,57 +1,56 @@
-//! Retention: removes what is old, a little at a time.
+//! Retention: removes old rows, one small batch at a time.
 //!
-//! Rows are in the order of their arrival, so the old ones are found from the oldest on, without an index. It never
-//! removes an order that is not finished, a dead letter (its message is still in the queue), or an aggregate that a
-//! report could need: of these only the minutes go.
+//! Rows are stored in order of arrival, so a pass finds the old ones from the start of a table, without an index. It
+//! never removes an order that is not processed, a dead letter (its message may still be in the queue), or an aggregate
+//! of an hour or day, which reports need.
 
 use rusqlite::Connection;
 
 use crate::ledger::retention::Pruned;
 
-/// Rows looked at in each table in one transaction: a few milliseconds for the writer, which records nothing
-/// meanwhile.
-pub(super) const ROWS: i64 = 256;
+/// Rows read in each table in one transaction. This takes a few milliseconds, during which the writer records nothing.
+pub(super) const BATCH_ROWS: i64 = 256;
 
-/// One table with rows in order of arrival.
+/// A table whose rows are in order of arrival, and the position of the pass over it.
 struct Table {
     name: &'static str,
-    /// Tells rows that may go once they are old.
-    done: &'static str,
-    /// When a row came.
-    came_at: &'static str,
-    /// When it was done with.
-    old_at: &'static str,
-    /// The last row looked at in this pass.
+    /// SQL condition: the row may be removed once it is old.
+    removable: &'static str,
+    /// Column with the time of arrival.
+    arrived_at: &'static str,
+    /// Column with the time from which the row's age counts.
+    finished_at: &'static str,
+    /// The last row read in this pass; 0 before the first.
     cursor: i64,
 }
 
 impl Table {
-    /// Removes what is old among the next rows: how many, and whether the pass goes on. It ends, and the next begins
-    /// anew, where rows are young.
+    /// Removes the old ones among the next rows. Returns how many, and whether the pass continues. It ends at the end
+    /// of the table, or at a batch without old rows; the next pass then starts from the first row.
     fn prune(&mut self, connection: &Connection, before: i64) -> rusqlite::Result<(usize, bool)> {
-        let Table { name, done, came_at, old_at, cursor } = self;
-        let mut look = connection.prepare(&format!(
-            "SELECT rowid, {done} AND {old_at} < ?2, {came_at} < ?2 FROM {name} WHERE rowid > ?1
-             ORDER BY rowid LIMIT {ROWS}"
+        let Table { name, removable, arrived_at, finished_at, cursor } = self;
+        let mut select = connection.prepare(&format!(
+            "SELECT rowid, {removable} AND {finished_at} < ?2, {arrived_at} < ?2 FROM {name} WHERE rowid > ?1
+             ORDER BY rowid LIMIT {BATCH_ROWS}"
         ))?;
-        let rows = look.query_map((*cursor, before), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let rows = select.query_map((*cursor, before), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let rows: Vec<(i64, bool, bool)> = rows.collect::<rusqlite::Result<_>>()?;
         let mut remove = connection.prepare(&format!("DELETE FROM {name} WHERE rowid = ?1"))?;
         let mut removed = 0;
-        for (rowid, _, _) in rows.iter().filter(|(_, goes, _)| *goes) {
+        for (rowid, _, _) in rows.iter().filter(|(_, is_old, _)| *is_old) {
             removed += remove.execute([rowid])?;
         }
-        let any_old = rows.iter().any(|(_, _, came_before)| *came_before);
-        let goes_on = any_old && rows.len() == usize::try_from(ROWS).expect("it is positive");
-        self.cursor = rows.last().filter(|_| goes_on).map_or(0, |(rowid, _, _)| *rowid);
-        Ok((removed, goes_on))
+        let any_arrived_before = rows.iter().any(|(_, _, arrived_before)| *arrived_before);
+        let continues = any_arrived_before && rows.len() == usize::try_from(BATCH_ROWS).expect("it is positive");
+        self.cursor = rows.last().filter(|_| continues).map_or(0, |(rowid, _, _)| *rowid);
+        Ok((removed, continues))
     }
 }
 
-/// How far the removing has come.
+/// The passes over the tables.
 ///
-/// It prepares its statements each time: kept ones take up the memory that SQLite sets aside for a connection's
-/// small allocations, and each order would cost more (`benches/ledger.rs`).
+/// It prepares its statements for each batch. If it kept them, they would use up the memory that SQLite reserves for a
+/// connection's small allocations, and recording an order would cost more (`benches/ledger.rs`).
 pub(super) struct Pruner {
     orders: Table,
     events: Table,
@@ -60,7 +59,8 @@ pub(super) struct Pruner {
 
 impl Pruner {
     pub(super) fn new() -> Self {
-        let table = |name, done, came_at, old_at| Table { name, done, came_at, old_at, cursor: 0 };
+        let table =
+            |name, removable, arrived_at, finished_at| Table { name, removable, arrived_at, finished_at, cursor: 0 };
         Pruner {
             orders: table("orders", "status = 'processed'", "accepted_at", "processed_at"),
             events: table("events", "TRUE", "recorded_at", "recorded_at"),
@@ -68,7 +68,7 @@ impl Pruner {
         }
     }
 
-    /// Removes a little of what is older than `before`, in milliseconds since 1970, within the open transaction.
+    /// Removes one batch of rows older than `before`, in milliseconds since 1970, within the open transaction.
     pub(super) fn prune(&mut self, connection: &Connection, before: i64) -> rusqlite::Result<Pruned> {
         let (orders, more_orders) = self.orders.prune(connection, before)?;
         let (events, more_events) = self.events.prune(connection, before)?;
@@ -77,7 +77,7 @@ impl Pruner {
         for (table, key) in [("sales", "currency, product"), ("order_sums", "currency, priority")] {
             let remove = format!(
                 "DELETE FROM {table} WHERE (granularity, starts_at, {key}) IN (SELECT granularity, starts_at, {key}
-                 FROM {table} WHERE granularity = 'minute' AND starts_at < ?1 ORDER BY starts_at LIMIT {ROWS})"
+                 FROM {table} WHERE granularity = 'minute' AND starts_at < ?1 ORDER BY starts_at LIMIT {BATCH_ROWS})"
             );
             minutes += connection.execute(&remove, [before])?;
         }
@@ -90,7 +90,7 @@ impl Pruner {
         })
     }
 
-    /// Begins anew, after a rollback.
+    /// Restarts all passes. Call it after a rollback.
     pub(super) fn clear(&mut self) {
         *self = Pruner::new();
     }

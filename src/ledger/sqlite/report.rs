@@ -40,7 +40,7 @@ fn read_orders(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite::R
     for (granularity, Range { start, end }) in ranges(&[("minute", cover.minutes), ("hour", cover.hours)]) {
         let mut rows = query.query((granularity, start, end))?;
         while let Some(row) = rows.next()? {
-            let sums = order_sums::sums(row, 3)?;
+            let sums = order_sums::read_sums(row, 3)?;
             report.add_orders(row.get(0)?, row.get_ref(1)?.as_str()?, row.get(2)?, sums.accepted, sums.processed);
         }
     }
@@ -57,7 +57,7 @@ fn read_products(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite:
     for (granularity, Range { start, end }) in ranges {
         let mut rows = query.query((granularity, start, end))?;
         while let Some(row) = rows.next()? {
-            report.add_product(row.get_ref(0)?.as_str()?, row.get(1)?, order_sums::figures(row, 2)?);
+            report.add_product(row.get_ref(0)?.as_str()?, row.get(1)?, order_sums::read_figures(row, 2)?);
         }
     }
     Ok(())

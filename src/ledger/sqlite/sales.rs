@@ -1,7 +1,7 @@
-//! The aggregates for reports: what was sold per minute, hour and day (UTC), currency and product.
+//! The aggregates of sales for reports: per minute, hour or day (UTC), currency and product.
 //!
-//! Sums are exact however many digits they take, never floats, so no sale can keep another from being counted.
-//! A sale is added in memory and written once per commit and bucket; this must never add one whose event was not new.
+//! Sums are exact and never floats, so no sale can prevent another from being counted. Sales are added up in memory and
+//! written once per commit and bucket. A sale must never be added unless its event was new.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,28 +15,30 @@ use crate::domain::{Currency, Sale};
 use crate::ledger::buckets::{DAY, HOUR, MINUTE, bucket_start};
 use crate::ledger::figures::Figures;
 
-/// Sums kept in memory between commits, about 1 MiB; beyond it all are dropped and read again.
-const KEPT_SUMS: usize = 4_096;
+/// Most sums cached between commits, about 1 MiB. If there are more, all are dropped and read again when needed.
+const MAX_CACHED_SUMS: usize = 4_096;
 
-/// Widths of the buckets in milliseconds, with their names in the table.
+/// The kinds of buckets: their names in the table, and their widths in milliseconds.
 const GRANULARITIES: [(&str, i64); 3] = [("minute", MINUTE), ("hour", HOUR), ("day", DAY)];
 
+/// The key of one sum.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Bucket {
+    /// Index in `GRANULARITIES`.
     granularity: usize,
     starts_at: i64,
     currency: Currency,
     product: Rc<str>,
 }
 
-/// What was sold in one minute and currency, since the last commit.
+/// The sales of one minute and currency since the last commit.
 struct Minute {
     starts_at: i64,
     currency: Currency,
     products: HashMap<Rc<str>, Figures>,
 }
 
-/// The sums the writer knows, and the statements that read and write them. Sums outlive their transaction, so
+/// The writer's sums of sales, and the statements that read and write them. Sums are cached across transactions, so
 /// that a busy bucket is read once and then only written.
 pub(super) struct Sales<'c> {
     read: Statement<'c>,
@@ -63,13 +65,14 @@ impl<'c> Sales<'c> {
         })
     }
 
-    /// Counts a sale.
+    /// Adds a sale in memory.
     pub(super) fn add(&mut self, sale: &Sale) {
         let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
         let at = sale.at.as_millisecond();
         let (starts_at, currency) = (bucket_start(at, MINUTE), sale.currency);
-        // Sales of one commit are of few minutes and currencies, and mostly of those used last.
-        let known = self.changes.iter().rposition(|it| it.starts_at == starts_at && it.currency == currency);
+        // The sales of one commit have few different minutes and currencies, and mostly those of the sale before.
+        let known =
+            self.changes.iter().rposition(|change| change.starts_at == starts_at && change.currency == currency);
         let index = known.unwrap_or_else(|| {
             self.changes.push(Minute { starts_at, currency, products: HashMap::new() });
             self.changes.len() - 1
@@ -81,7 +84,8 @@ impl<'c> Sales<'c> {
         }
     }
 
-    /// Adds what changed to the three buckets it belongs to. Among the last steps before every commit.
+    /// Writes the changes since the last commit: each minute's sales to its minute, hour and day. Call it before every
+    /// commit.
     pub(super) fn write(&mut self) -> rusqlite::Result<()> {
         for Minute { starts_at: minute, currency, products } in self.changes.drain(..) {
             for (product, change) in products {
@@ -89,11 +93,11 @@ impl<'c> Sales<'c> {
                     let starts_at = bucket_start(minute, width);
                     let bucket = Bucket { granularity, starts_at, currency, product: Rc::clone(&product) };
                     let sum = match self.sums.entry(bucket) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(unknown) => {
+                        Entry::Occupied(cached) => cached.into_mut(),
+                        Entry::Vacant(missing) => {
                             let key = (name, starts_at, currency.as_str(), &product);
-                            let stored = self.read.query_row(key, |row| order_sums::figures(row, 0)).optional()?;
-                            unknown.insert(stored.unwrap_or_default())
+                            let stored = self.read.query_row(key, |row| order_sums::read_figures(row, 0)).optional()?;
+                            missing.insert(stored.unwrap_or_default())
                         }
                     };
                     sum.add(change);
@@ -109,20 +113,20 @@ impl<'c> Sales<'c> {
                 }
             }
         }
-        if self.sums.len() > KEPT_SUMS {
+        if self.sums.len() > MAX_CACHED_SUMS {
             self.sums.clear();
         }
         Ok(())
     }
 
-    /// Drops all sums: after a rollback, or another process's commit, they are not the file's.
+    /// Drops all sums and changes. After a rollback, or a commit of another process, the sums may differ from the file.
     pub(super) fn clear(&mut self) {
         self.sums.clear();
         self.changes.clear();
     }
 }
 
-/// Reads an amount from its text; `column` is where it stood.
+/// Parses an amount. `column` is the column it was read from, for the error.
 pub(super) fn parse_amount(text: &str, column: usize) -> rusqlite::Result<Decimal> {
     Decimal::from_str_exact(text).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))

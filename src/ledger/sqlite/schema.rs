@@ -10,18 +10,19 @@ use super::order_sums;
 /// Marks the file as an orderd ledger (`PRAGMA application_id`): the letters `ordr`.
 pub(super) const APPLICATION_ID: i32 = i32::from_be_bytes(*b"ordr");
 
-/// Takes a file to the next version.
+/// Migrates a file to the next version.
 pub(super) struct Migration {
     pub tables: &'static str,
     /// Fills new tables from old ones.
     pub fill: Option<fn(&Connection) -> rusqlite::Result<()>>,
 }
 
-/// Migration n makes version n of version n - 1. Times are milliseconds since 1970 UTC, amounts are decimal text.
+/// Migration n takes a file from version n - 1 to version n. Times are milliseconds since 1970 UTC, amounts are decimal
+/// text.
 ///
 /// The busy tables keep their rows in order of arrival, and their keys in a narrow index. Ids in random order, such as
-/// UUIDs, then touch far fewer pages than with `WITHOUT ROWID` (a third less CPU time, measured); ids in ascending order
-/// cost the same. `sales` and `order_sums` are small and found by their keys alone.
+/// UUIDs, then touch far fewer pages than with `WITHOUT ROWID` (a third less CPU time, measured); ids in ascending
+/// order cost the same. `sales` and `order_sums` are small and found by their keys alone.
 pub(super) const MIGRATIONS: &[Migration] =
     &[Migration { tables: VERSION_1, fill: None }, Migration { tables: VERSION_2, fill: Some(order_sums::count_all) }];
 

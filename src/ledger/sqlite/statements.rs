@@ -41,7 +41,7 @@ impl From<rusqlite::Error> for RecordError {
     }
 }
 
-/// An order was finished that the ledger has not accepted: the file was replaced in between.
+/// An order is to be finished that is not in the ledger: the file was replaced after it was accepted.
 #[derive(Debug, thiserror::Error)]
 #[error("order {0:?} was never accepted")]
 struct NeverAccepted(OrderId);
@@ -54,15 +54,15 @@ pub(super) struct Statements<'c> {
     /// `PRAGMA data_version` when last read; it changes with every commit of another connection.
     last_data_version: i64,
     commit: Statement<'c>,
-    accept: Statement<'c>,
-    accepted: Statement<'c>,
-    finish: Statement<'c>,
-    finish_row: Statement<'c>,
-    notification_known: Statement<'c>,
-    enter_notification: Statement<'c>,
-    enter_analytics: Statement<'c>,
-    enter_attempt: Statement<'c>,
-    enter_dead_letter: Statement<'c>,
+    insert_order: Statement<'c>,
+    select_order: Statement<'c>,
+    finish_order: Statement<'c>,
+    finish_order_at_row: Statement<'c>,
+    select_notification: Statement<'c>,
+    insert_notification: Statement<'c>,
+    insert_analytics: Statement<'c>,
+    insert_attempt: Statement<'c>,
+    insert_dead_letter: Statement<'c>,
     sales: Sales<'c>,
     order_sums: OrderSums<'c>,
     pruner: Pruner,
@@ -78,35 +78,35 @@ impl<'c> Statements<'c> {
             data_version: connection.prepare("PRAGMA data_version")?,
             last_data_version: 0,
             commit: connection.prepare("COMMIT")?,
-            accept: connection.prepare(
+            insert_order: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, total, currency, priority,
                                      customer_id, placed_at, accepted_at)
                  VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (id) DO NOTHING",
             )?,
-            accepted: connection
+            select_order: connection
                 .prepare("SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1")?,
-            finish: connection.prepare(
+            finish_order: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
             )?,
-            finish_row: connection.prepare(
+            finish_order_at_row: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?3
                  WHERE rowid = ?1 AND id = ?2 AND status = 'accepted'",
             )?,
-            notification_known: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
-            enter_notification: connection.prepare(
+            select_notification: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
+            insert_notification: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, 'notification', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
             )?,
-            enter_analytics: connection.prepare(
+            insert_analytics: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, 'analytics', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
             )?,
-            enter_attempt: connection.prepare(
+            insert_attempt: connection.prepare(
                 "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
                                        delay, failed_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (identity, consumer, retry_count) DO NOTHING",
             )?,
-            enter_dead_letter: connection.prepare(
+            insert_dead_letter: connection.prepare(
                 "INSERT INTO dead_letters (identity, consumer, reason, retry_count, failure_kind, failure_code,
                                            failure_reason, origin_queue, failed_at, dead_lettered_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (identity, consumer) DO UPDATE SET
@@ -174,12 +174,12 @@ impl<'c> Statements<'c> {
             LedgerEntry::AcceptOrder(order) => self.accept_order(order),
             LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),
             LedgerEntry::LookUpNotification { id } => {
-                let known = self.notification_known.exists([id])?;
+                let known = self.select_notification.exists([id])?;
                 Ok(if known { Recorded::Duplicate } else { Recorded::New })
             }
             LedgerEntry::Notification(notification) => {
                 let at = notification.at.as_millisecond();
-                let rows = self.enter_notification.execute((
+                let rows = self.insert_notification.execute((
                     &notification.id,
                     &notification.channel,
                     &notification.order_id,
@@ -187,14 +187,14 @@ impl<'c> Statements<'c> {
                 ))?;
                 Ok(recorded(rows))
             }
-            LedgerEntry::Analytics(event) => self.enter_analytics(event),
-            LedgerEntry::Attempt(attempt) => self.enter_attempt(attempt),
-            LedgerEntry::DeadLetter(letter) => self.enter_dead_letter(letter),
+            LedgerEntry::Analytics(event) => self.insert_analytics(event),
+            LedgerEntry::Attempt(attempt) => self.insert_attempt(attempt),
+            LedgerEntry::DeadLetter(letter) => self.insert_dead_letter(letter),
         }
     }
 
     fn accept_order(&mut self, order: &NewOrder) -> Result<Recorded, RecordError> {
-        let rows = self.accept.execute((
+        let rows = self.insert_order.execute((
             order.id.as_str(),
             &order.consumer,
             &order.product,
@@ -211,9 +211,9 @@ impl<'c> Statements<'c> {
             self.order_sums.accepted(order, self.connection.last_insert_rowid());
             return Ok(Recorded::New);
         }
-        // Another instance may have accepted it, after what this instance remembers of the id.
+        // Another instance may have accepted the order after this instance cached it, so the cached one may be stale.
         self.order_sums.take(&order.id);
-        let mut found = self.accepted.query([order.id.as_str()])?;
+        let mut found = self.select_order.query([order.id.as_str()])?;
         // The insert found a row with this id in this same transaction.
         let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
         Ok(compare(row, order)?)
@@ -221,37 +221,37 @@ impl<'c> Statements<'c> {
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, RecordError> {
         let millis = at.as_millisecond();
-        // Updating by row id searches no index. Another instance may have changed or removed the remembered row, so the id
-        // is compared too.
+        // Updating by row id searches no index. Another instance may have changed or removed the cached row, so the
+        // id is compared too.
         if let Some(order) = self.order_sums.take(id)
-            && self.finish_row.execute((order.rowid, id.as_str(), millis))? == 1
+            && self.finish_order_at_row.execute((order.rowid, id.as_str(), millis))? == 1
         {
             self.order_sums.processed(&order, at);
             return Ok(Recorded::New);
         }
-        if self.finish.execute((id.as_str(), millis))? == 1 {
+        if self.finish_order.execute((id.as_str(), millis))? == 1 {
             // The row has been updated already, so if it cannot be counted, the whole batch fails.
             let order = self.order_sums.read_order(id).map_err(RecordError::Batch)?;
             self.order_sums.processed(&order, at);
             return Ok(Recorded::New);
         }
-        if self.accepted.exists([id.as_str()])? {
+        if self.select_order.exists([id.as_str()])? {
             return Ok(Recorded::Duplicate);
         }
         Err(RecordError::Entry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
     }
 
-    fn enter_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, RecordError> {
+    fn insert_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, RecordError> {
         let at = event.at.as_millisecond();
-        let rows = self.enter_analytics.execute((&event.id, &event.name, &event.order_id, at))?;
+        let rows = self.insert_analytics.execute((&event.id, &event.name, &event.order_id, at))?;
         if let (1, Some(sale)) = (rows, &event.sale) {
             self.sales.add(sale);
         }
         Ok(recorded(rows))
     }
 
-    fn enter_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {
-        let rows = self.enter_attempt.execute(params![
+    fn insert_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {
+        let rows = self.insert_attempt.execute(params![
             attempt.identity,
             attempt.consumer,
             attempt.retry_count,
@@ -265,11 +265,11 @@ impl<'c> Statements<'c> {
     }
 
     /// Writes two rows. If the second fails, the whole batch fails, so that neither exists without the other.
-    fn enter_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, RecordError> {
+    fn insert_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, RecordError> {
         let attempt = &letter.attempt;
-        self.enter_attempt(attempt)?;
+        self.insert_attempt(attempt)?;
         let rows = self
-            .enter_dead_letter
+            .insert_dead_letter
             .execute(params![
                 attempt.identity,
                 attempt.consumer,

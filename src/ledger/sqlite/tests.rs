@@ -1,4 +1,5 @@
-//! The SQLite ledger's own promises: durable answers, shared commits, exact sums, and errors that pass.
+//! What the SQLite ledger guarantees beyond the traits: durable answers, shared commits, exact sums, and recovery from
+//! temporary errors.
 
 mod report;
 mod retention;
@@ -22,7 +23,7 @@ fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// A connection of "another program".
+/// A connection of another program.
 pub(super) fn other(directory: &TempDir) -> Connection {
     Connection::open(directory.path().join(FILE_NAME)).unwrap()
 }
@@ -35,25 +36,25 @@ fn totals(directory: &TempDir) -> Totals {
     totals::read(directory.path()).unwrap()
 }
 
-fn impatient() -> Tuning {
+fn short_timeout() -> Tuning {
     Tuning { busy_timeout: Duration::from_millis(50), ..Tuning::default() }
 }
 
-/// Queues entries behind another program's lock, so that they are one batch however fast the writer is: it
-/// already waits with a batch of one, whose answer comes with theirs.
+/// Records entries in one batch, however fast the writer is: they are queued while another program locks the file and
+/// the writer waits for that lock with a batch of one.
 pub(super) async fn record_together(
     ledger: &SqliteLedger,
     program: &Connection,
     entries: impl IntoIterator<Item = LedgerEntry>,
 ) -> Vec<Result<Recorded, LedgerError>> {
     program.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let plug = ledger.record(look_up("plug"));
+    let first = ledger.record(look_up("first"));
     while ledger.queue.capacity() < ledger.queue.max_capacity() {
         tokio::task::yield_now().await;
     }
     let answers: Vec<_> = entries.into_iter().map(|entry| ledger.record(entry)).collect();
     program.execute_batch("COMMIT").unwrap();
-    assert_eq!(plug.await.unwrap(), New);
+    assert_eq!(first.await.unwrap(), New);
     join_all(answers).await
 }
 
@@ -62,7 +63,7 @@ pub(super) fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
 }
 
 #[tokio::test]
-async fn what_is_answered_can_be_read_by_another_program_with_its_times() {
+async fn an_answered_order_can_be_read_by_another_program_with_its_times() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     ledger.record(accept(order("ord-1"))).await.unwrap();
@@ -85,11 +86,11 @@ async fn entries_that_wait_together_share_one_commit() {
     let entries = (0..300).map(|n| accept(order(&format!("ord-{n}"))));
     let answers = record_together(&ledger, &other(&directory), entries).await;
     assert!(answers.into_iter().all(|answer| answer.unwrap() == New));
-    assert_eq!(ledger.commits(), 2, "one for the plug and one for the 300");
+    assert_eq!(ledger.commits(), 2, "one for the entry that waited for the lock and one for the 300");
 }
 
 #[tokio::test]
-async fn callers_wait_for_a_full_queue_and_none_is_turned_away() {
+async fn callers_wait_while_the_queue_is_full_and_every_entry_is_recorded() {
     let directory = directory();
     let tuning = Tuning { queue: 4, batch: 3, ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
@@ -99,7 +100,7 @@ async fn callers_wait_for_a_full_queue_and_none_is_turned_away() {
 }
 
 #[tokio::test]
-async fn a_full_disk_fails_the_whole_batch_and_room_heals_it() {
+async fn a_full_disk_fails_the_whole_batch_until_there_is_room_again() {
     let directory = directory();
     let tuning = Tuning { max_pages: Some(40), ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
@@ -118,7 +119,7 @@ async fn a_full_disk_fails_the_whole_batch_and_room_heals_it() {
 #[tokio::test]
 async fn a_locked_file_is_an_error_until_it_is_unlocked() {
     let directory = directory();
-    let ledger = SqliteLedger::open_with(directory.path(), impatient()).unwrap();
+    let ledger = SqliteLedger::open_with(directory.path(), short_timeout()).unwrap();
     let program = other(&directory);
     assert!(ledger.is_recording());
     program.execute_batch("BEGIN EXCLUSIVE").unwrap();
@@ -155,10 +156,10 @@ async fn orders_of_a_failed_batch_are_not_counted_by_the_next() {
     let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
     program.execute_batch(deny).unwrap();
     let entries = || [finish("ord-1"), accept(order("ord-2")), finish("ord-2")];
-    let ends_it = LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0)));
-    let answers = record_together(&ledger, &program, entries().into_iter().chain([ends_it])).await;
+    let rolls_back = LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0)));
+    let answers = record_together(&ledger, &program, entries().into_iter().chain([rolls_back])).await;
     assert!(answers.iter().all(is_store_error), "{answers:?}");
-    // It takes the row that the other would have had.
+    // It takes the row that the rolled back order had.
     ledger.record(accept(order("ord-3"))).await.unwrap();
     assert!(is_store_error(&ledger.record(finish("ord-2")).await));
     for entry in entries() {
@@ -173,7 +174,7 @@ async fn orders_of_a_failed_batch_are_not_counted_by_the_next() {
 }
 
 #[tokio::test]
-async fn an_entry_that_ends_the_transaction_takes_its_batch_with_it() {
+async fn an_entry_that_ends_the_transaction_fails_its_whole_batch() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let program = other(&directory);
@@ -188,11 +189,11 @@ async fn an_entry_that_ends_the_transaction_takes_its_batch_with_it() {
 }
 
 #[tokio::test]
-async fn an_odd_amount_keeps_no_other_sale_from_being_counted() {
+async fn an_extreme_amount_does_not_prevent_other_sales_from_being_counted() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let sold = |id: &str, total: Decimal| ledger.record(analytics(id, Some(sale("Laptop", total, at(0)))));
-    // The sums of these need more digits than a decimal has.
+    // The sum of these needs more digits than a `Decimal` has.
     let answers = join_all([
         sold("many decimals", Decimal::new(1, 28)),
         sold("usual", Decimal::from(1_200)),
@@ -202,7 +203,7 @@ async fn an_odd_amount_keeps_no_other_sale_from_being_counted() {
     .await;
     assert!(answers.iter().all(|answer| matches!(answer, Ok(New))), "{answers:?}");
     ledger.close().await;
-    // From memory, then from the file.
+    // The reopened ledger reads the sum from the file.
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     assert_eq!(ledger.record(analytics("cent", Some(sale("Laptop", Decimal::new(1, 2), at(0))))).await.unwrap(), New);
     let revenue = totals(&directory).revenue["EUR"];
@@ -224,7 +225,7 @@ async fn two_processes_on_one_file_add_to_the_same_sums() {
 }
 
 #[tokio::test]
-async fn closing_answers_what_waits_and_leaves_one_file() {
+async fn closing_answers_queued_entries_and_leaves_one_file() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let waiting: Vec<_> = (0..50).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))).collect();
@@ -237,7 +238,7 @@ async fn closing_answers_what_waits_and_leaves_one_file() {
 }
 
 #[tokio::test]
-async fn what_was_recorded_is_known_after_a_restart() {
+async fn a_recorded_entry_is_a_duplicate_after_a_restart() {
     let directory = directory();
     for expected in [New, Duplicate] {
         let ledger = SqliteLedger::open(&directory.path().join("made/on/demand")).unwrap();
@@ -247,7 +248,7 @@ async fn what_was_recorded_is_known_after_a_restart() {
 }
 
 #[test]
-fn a_file_in_place_of_the_directory_is_named() {
+fn a_file_in_place_of_the_directory_is_named_in_the_error() {
     let directory = directory();
     let path = directory.path().join("taken");
     std::fs::write(&path, "").unwrap();
@@ -257,8 +258,8 @@ fn a_file_in_place_of_the_directory_is_named() {
 }
 
 #[test]
-fn a_ledger_in_a_directory_that_may_not_be_written_says_who_may_read_it() {
-    // What SQLite says there; permissions do not bind every user that runs tests.
+fn the_error_for_a_read_only_directory_says_which_user_can_read_the_ledger() {
+    // SQLite's error for such a directory. A real one would not do: tests may run as root, who can write to it.
     let source =
         rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY_DIRECTORY), None);
     let error = open::error(Path::new("/ledger"), source);
@@ -266,7 +267,7 @@ fn a_ledger_in_a_directory_that_may_not_be_written_says_who_may_read_it() {
 }
 
 #[test]
-fn a_file_that_is_no_ledger_is_refused_and_left_alone() {
+fn a_file_that_is_not_a_ledger_is_rejected_and_left_unchanged() {
     let text = directory();
     let content = "not a database at all, ".repeat(50);
     std::fs::write(text.path().join(FILE_NAME), &content).unwrap();
@@ -284,12 +285,12 @@ async fn a_file_that_another_program_locks_cannot_be_opened() {
     SqliteLedger::open(directory.path()).unwrap().close().await;
     let program = other(&directory);
     program.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
-    let error = SqliteLedger::open_with(directory.path(), impatient()).unwrap_err();
+    let error = SqliteLedger::open_with(directory.path(), short_timeout()).unwrap_err();
     assert!(matches!(error, OpenError::Locked { .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_file_is_migrated_with_its_rows_and_then_refused_by_an_older_program() {
+async fn a_file_is_migrated_with_its_rows_and_then_rejected_by_an_older_program() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     ledger.record(accept(order("ord-1"))).await.unwrap();
@@ -340,7 +341,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn sums_equal_their_events_however_these_are_repeated_and_batched(
+    fn sums_equal_their_events_however_often_and_in_whatever_batches_these_arrive(
         events in prop::collection::vec((0..3usize, -200_000_000..200_000_000i64, 0..10_000_000i64, 0..5u32), 1..40),
         deliveries in prop::collection::vec((0..40usize, 1..12usize), 1..25),
     ) {

@@ -1,4 +1,4 @@
-//! Counts everything in the ledger, on a connection of its own, in one snapshot.
+//! Counts everything in the ledger, on a connection of its own, from one snapshot.
 //!
 //! It must never wait for the writer, or make the writer wait.
 
@@ -35,7 +35,7 @@ fn count(connection: &Connection) -> rusqlite::Result<Totals> {
     })
 }
 
-/// Counted here and not by `GROUP BY`, which would sort the whole table first.
+/// Counts in Rust and not with `GROUP BY`, which would sort the whole table first.
 fn count_orders(snapshot: &Connection) -> rusqlite::Result<BTreeMap<String, OrderCounts>> {
     let mut orders = BTreeMap::<String, OrderCounts>::new();
     let mut query = snapshot.prepare("SELECT consumer, status FROM orders")?;
@@ -61,7 +61,7 @@ fn sum_revenue(snapshot: &Connection) -> rusqlite::Result<BTreeMap<String, Reven
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let sum = revenue.entry(row.get(0)?).or_default();
-        let figures = order_sums::figures(row, 1)?;
+        let figures = order_sums::read_figures(row, 1)?;
         sum.orders += figures.orders.cast_unsigned();
         sum.quantity = sum.quantity.saturating_add(figures.quantity);
         sum.total.add(figures.revenue);

@@ -1,4 +1,4 @@
-//! Reads all that is recorded of one order, by primary keys alone, on a connection of its own, in one snapshot.
+//! Reads everything recorded about one order, by primary keys alone, on a connection of its own, from one snapshot.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::open::{self, READ_BUSY_TIMEOUT};
-use super::order_sums::exact_amount;
+use super::order_sums::read_amount;
 use crate::ledger::error::OpenError;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedMessage, TracedOrder, due};
 
@@ -17,15 +17,15 @@ pub(super) fn read(directory: &Path, id: &str) -> Result<Trace, OpenError> {
 }
 
 fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
-    // One transaction: all steps are of the same instant.
+    // One transaction, so one snapshot.
     let snapshot = connection.unchecked_transaction()?;
     let mut steps = Vec::new();
     let order = read_order(&snapshot, id, &mut steps)?;
-    for (subject, suffix) in TracedMessage::SUFFIXES {
+    for (message, suffix) in TracedMessage::SUFFIXES {
         let identity = format!("{id}{suffix}");
-        read_attempts(&snapshot, subject, &identity, &mut steps)?;
-        read_dead_letters(&snapshot, subject, &identity, &mut steps)?;
-        read_event(&snapshot, subject, &identity, &mut steps)?;
+        read_attempts(&snapshot, message, &identity, &mut steps)?;
+        read_dead_letters(&snapshot, message, &identity, &mut steps)?;
+        read_event(&snapshot, message, &identity, &mut steps)?;
     }
     Ok(Trace::new(id, order, steps))
 }
@@ -41,8 +41,8 @@ fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> ru
             consumer: row.get(1)?,
             product: row.get(2)?,
             quantity: row.get(3)?,
-            price: exact_amount(row, 4)?,
-            total: exact_amount(row, 5)?,
+            price: read_amount(row, 4)?,
+            total: read_amount(row, 5)?,
             currency: row.get(6)?,
             priority: row.get(7)?,
             customer_id: row.get(8)?,
@@ -135,7 +135,7 @@ fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
     row.get(column).map(timestamp)
 }
 
-/// A time that some other program has written into the file may be none.
+/// A time from the file. Another program may have written a number that is out of range; it becomes `Timestamp::MIN`.
 fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MIN)
 }

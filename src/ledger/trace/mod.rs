@@ -1,6 +1,6 @@
-//! One order's life, as far as the ledger knows it, and where it is now.
+//! Traces: what the ledger has recorded about one order, and the state of its messages that follows from it.
 //!
-//! It says what is recorded and what follows from it. It never guesses: what is not recorded is left out.
+//! It never guesses: what is not recorded is left out.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -8,14 +8,14 @@ use serde::Serialize;
 use crate::delay::Delay;
 use crate::domain::ExactSum;
 
-/// What is recorded of one order. Its JSON is a contract: see the README.
+/// Everything recorded about one order. Its JSON is a contract: see `docs/reference/http-api.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Trace {
     /// The order's id.
     pub id: String,
-    /// What was ordered; `None` if no order of this id was accepted, or its row is older than the retention.
+    /// The accepted order; `None` if no order with this id was accepted, or its row was removed by retention.
     pub order: Option<TracedOrder>,
-    /// What happened to it and to its events, in the order of their times.
+    /// What happened to the order and to its events, sorted by time.
     pub steps: Vec<TraceStep>,
 }
 
@@ -24,27 +24,27 @@ pub struct Trace {
 pub struct TracedOrder {
     /// `accepted` or `processed`.
     pub status: String,
-    /// The consumer that took it.
+    /// The consumer that accepted it.
     pub consumer: String,
     /// What was ordered.
     pub product: String,
-    /// How many pieces.
+    /// Number of items.
     pub quantity: i64,
-    /// Price of one piece.
+    /// Price of one item.
     pub price: ExactSum,
     /// Price times quantity.
     pub total: ExactSum,
     /// The amounts' currency.
     pub currency: String,
-    /// Whether the producer marked it urgent.
+    /// Whether the producer marked it as priority.
     pub priority: bool,
-    /// Who ordered, if named.
+    /// Id of the customer, if the order names one.
     pub customer_id: Option<String>,
-    /// When the customer ordered, if the order said so.
+    /// When the customer placed the order, if the order says so.
     pub placed_at: Option<Timestamp>,
 }
 
-/// Something that happened.
+/// One thing that happened to a message of the order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TraceStep {
     /// When. Failures that went through a queue are known to the second.
@@ -56,17 +56,17 @@ pub struct TraceStep {
     pub event: TraceEvent,
 }
 
-/// An order's own message, and the two that orderd publishes of it.
+/// A message of an order: the order itself, or an event that orderd published about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TracedMessage {
-    /// The order.
+    /// The order itself.
     Order,
-    /// What the customer is told.
+    /// The notification of the customer.
     Notification,
-    /// What is counted: that it was processed.
+    /// The analytics event for a processed order.
     Analytics,
-    /// What is counted: that it was dead-lettered.
+    /// The analytics event for a dead-lettered order.
     AnalyticsFailed,
 }
 
@@ -74,12 +74,12 @@ pub enum TracedMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum TraceEvent {
-    /// The order passed its checks and was entered.
+    /// The order passed its checks and was recorded.
     Accepted {
-        /// The consumer that took it.
+        /// The consumer that accepted it.
         consumer: String,
     },
-    /// An attempt failed, and was to be retried after a delay; without one, it was the last.
+    /// An attempt failed. It is retried after the delay; without a delay it was the last attempt.
     Failed {
         /// The consumer that failed.
         consumer: String,
@@ -87,82 +87,82 @@ pub enum TraceEvent {
         retries: i64,
         /// The failure's kind.
         kind: String,
-        /// Its stable code.
+        /// The failure's stable code.
         code: String,
-        /// Its text for people.
+        /// The failure's text.
         reason: String,
         /// The delay before the next attempt.
         delay: Option<String>,
-        /// When that delay was over, at the earliest.
+        /// The earliest time of the next attempt.
         due_at: Option<Timestamp>,
     },
-    /// The message was dead-lettered in the dead letter queue.
+    /// The message was dead-lettered.
     DeadLettered {
         /// The consumer that failed.
         consumer: String,
         /// The value of `x-dead-letter-reason`.
         reason: String,
-        /// Delayed retries before.
+        /// Delayed retries before it was dead-lettered.
         retries: i64,
         /// The last failure's stable code.
         code: String,
-        /// The queue it failed in, where known.
+        /// The queue it failed in, if known.
         origin_queue: Option<String>,
     },
-    /// The order's events had been confirmed by the broker: it is done.
+    /// The broker had confirmed the order's events: the order is done.
     Processed,
-    /// The notification was handed to its channel.
+    /// The notification was sent to its channel.
     Notified {
         /// The channel.
         channel: String,
     },
-    /// The analytics event was recorded, and a sale added to the aggregates.
+    /// The analytics event was recorded, and its sale, if it has one, added to the aggregates.
     Counted,
 }
 
-/// Where a message is, by what the ledger knows.
+/// Where a message is, derived from what is recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum MessageState {
-    /// Nothing is recorded of it: it may wait unread in a queue.
+    /// Nothing is recorded about it: it may still be in a queue.
     Unknown,
-    /// All is done, since then.
+    /// Done.
     Done {
         /// When that was recorded.
         since: Timestamp,
     },
-    /// In the dead letter queue since then, unless somebody has taken it out.
+    /// In the dead letter queue, unless it was removed there.
     DeadLettered {
         /// When it was dead-lettered.
         since: Timestamp,
     },
-    /// In a retry queue.
+    /// In a retry queue until its delay is over.
     Waiting {
-        /// The consumer that will try again.
+        /// The consumer that will retry it.
         consumer: String,
         /// The retry queue's delay.
         delay: String,
         /// When it failed.
         since: Timestamp,
-        /// When its delay is over, at the earliest.
+        /// The earliest time of the retry.
         due_at: Timestamp,
     },
-    /// In its queue, ready or in work: its delay is over.
+    /// Its delay is over: ready or in flight in its queue.
     Due {
-        /// The consumer that will try again, or does.
+        /// The consumer that retries it.
         consumer: String,
-        /// Since when, at the earliest.
+        /// The earliest time at which it was due.
         since: Timestamp,
     },
-    /// In its queue, ready or in work: it was accepted, or published by orderd, and has not failed since.
+    /// Accepted, or published by orderd, and not failed since: ready or in flight in its queue.
     UnderWay {
-        /// Since when.
+        /// When it was accepted; for an event, when its order was processed.
         since: Timestamp,
     },
 }
 
 impl TracedMessage {
-    /// What follows the order's id in the message's identity.
+    /// The suffix that a message's identity has after the order's id.
     pub(super) const SUFFIXES: [(TracedMessage, &str); 4] = [
         (TracedMessage::Order, ""),
         (TracedMessage::Notification, "/notification/processed"),
@@ -172,11 +172,11 @@ impl TracedMessage {
 }
 
 impl Trace {
-    /// Sorts the steps by time. They must come with those of one time in the order they happened: an attempt before the
-    /// dead-lettering it led to.
+    /// A trace with its steps sorted by time. The sort is stable, so steps with the same time must be passed in the
+    /// order they happened: an attempt before the dead-lettering that followed it.
     pub(super) fn new(id: &str, order: Option<TracedOrder>, mut steps: Vec<TraceStep>) -> Self {
-        // Failures are recorded to the second only. Whatever happened to an order's events happened after the order was
-        // accepted.
+        // Failures are recorded to the second only, so a failed event may seem older than its order. Nothing happens to
+        // an order's events before the order is accepted.
         let accepted = steps.iter().find(|step| matches!(step.event, TraceEvent::Accepted { .. })).map(|step| step.at);
         steps.sort_by_key(|step| {
             if step.message == TracedMessage::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) }
@@ -184,13 +184,13 @@ impl Trace {
         Trace { id: id.to_owned(), order, steps }
     }
 
-    /// Whether the ledger knows nothing of the order.
+    /// Whether nothing is recorded about the order.
     pub fn is_empty(&self) -> bool {
         self.order.is_none() && self.steps.is_empty()
     }
 
     /// Drops failures that do not belong to the order: messages of different kinds may have the same identity, such as
-    /// an order `o/notification/processed` and the notification of order `o`. `belongs` is told the message and the
+    /// an order `o/notification/processed` and the notification of order `o`. `belongs` receives the message and the
     /// consumer that failed.
     pub fn keep_failures(&mut self, belongs: impl Fn(TracedMessage, &str) -> bool) {
         self.steps.retain(|step| match &step.event {
@@ -203,10 +203,10 @@ impl Trace {
         });
     }
 
-    /// Where each message of the order is that must be somewhere: the order, what was published of it, and another order
-    /// of its id that was dead-lettered after it was done.
+    /// The state of each message of the order: the order itself, the events published about it, and another order with
+    /// the same id that was dead-lettered after this one was done.
     pub fn message_states(&self, now: Timestamp) -> Vec<(TracedMessage, MessageState)> {
-        let order = self.place(TracedMessage::Order, now).unwrap_or(MessageState::Unknown);
+        let order = self.state(TracedMessage::Order, now).unwrap_or(MessageState::Unknown);
         let done = match order {
             MessageState::Done { since } => Some(since),
             MessageState::Unknown
@@ -215,29 +215,29 @@ impl Trace {
             | MessageState::Due { .. }
             | MessageState::UnderWay { .. } => None,
         };
-        let mut places = vec![(TracedMessage::Order, order)];
+        let mut states = vec![(TracedMessage::Order, order)];
         let dead_lettered_since = self.steps.iter().rfind(|step| {
             step.message == TracedMessage::Order
                 && matches!(step.event, TraceEvent::DeadLettered { .. })
                 && done < Some(step.at)
         });
         if let (Some(_), Some(step)) = (done, dead_lettered_since) {
-            // Another order of the same id.
-            places.push((TracedMessage::Order, MessageState::DeadLettered { since: step.at }));
+            // This was another order with the same id.
+            states.push((TracedMessage::Order, MessageState::DeadLettered { since: step.at }));
         }
-        for subject in [TracedMessage::Notification, TracedMessage::Analytics, TracedMessage::AnalyticsFailed] {
+        for message in [TracedMessage::Notification, TracedMessage::Analytics, TracedMessage::AnalyticsFailed] {
             let published = done
-                .filter(|_| subject != TracedMessage::AnalyticsFailed)
+                .filter(|_| message != TracedMessage::AnalyticsFailed)
                 .map(|since| MessageState::UnderWay { since });
-            places.extend(self.place(subject, now).or(published).map(|place| (subject, place)));
+            states.extend(self.state(message, now).or(published).map(|state| (message, state)));
         }
-        places
+        states
     }
 
-    /// What the last step of a message says. A message that is done stays so, whatever came later: what is delivered
-    /// again is recognised.
-    fn place(&self, subject: TracedMessage, now: Timestamp) -> Option<MessageState> {
-        let steps = || self.steps.iter().filter(|step| step.message == subject);
+    /// The state that follows from the last step of a message; `None` if it has no steps. A message that is done stays
+    /// done, because a redelivery is recognised as a duplicate.
+    fn state(&self, message: TracedMessage, now: Timestamp) -> Option<MessageState> {
+        let steps = || self.steps.iter().filter(|step| step.message == message);
         let done = |step: &&TraceStep| {
             matches!(step.event, TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted)
         };
@@ -262,7 +262,7 @@ impl Trace {
     }
 }
 
-/// When a delay that began then is over.
+/// When a delay such as `10s` is over that began at `failed_at`.
 pub(super) fn due(failed_at: Timestamp, delay: &str) -> Option<Timestamp> {
     failed_at.checked_add(delay.parse::<Delay>().ok()?.as_duration()).ok()
 }

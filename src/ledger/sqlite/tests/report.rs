@@ -1,4 +1,4 @@
-//! Reports from a file, also from one whose aggregates a migration has filled.
+//! Reports from a file, including one whose aggregates were filled by a migration.
 
 use jiff::Timestamp;
 use proptest::prelude::*;

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use rust_decimal::Decimal;
 use tempfile::TempDir;
 
-use super::super::prune::ROWS;
+use super::super::prune::BATCH_ROWS;
 use super::super::{FILE_NAME, SqliteLedger, Tuning};
 use crate::domain::OrderId;
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale};
@@ -26,7 +26,7 @@ fn count(directory: &TempDir, table: &str) -> i64 {
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
-/// Removes all that is older, in as many transactions as it takes.
+/// Removes all rows older than `before`. Returns what was removed and the number of transactions.
 async fn prune_all(ledger: &SqliteLedger, before: i64) -> (Pruned, usize) {
     let (mut sum, mut transactions) = (Pruned::default(), 0);
     loop {
@@ -38,7 +38,7 @@ async fn prune_all(ledger: &SqliteLedger, before: i64) -> (Pruned, usize) {
     }
 }
 
-/// Everything the daemon records of an order that is processed at one moment.
+/// Everything that the daemon records about an order that is processed at one moment.
 fn processed(id: &str, moment: Timestamp) -> [LedgerEntry; 4] {
     let event = |topic: &str| format!("{id}/{topic}");
     let notified = NewNotification {
@@ -66,7 +66,7 @@ async fn record(ledger: &SqliteLedger, entries: impl IntoIterator<Item = LedgerE
 }
 
 #[tokio::test]
-async fn what_is_old_goes_and_the_rest_stays() {
+async fn old_rows_and_minutes_are_removed_and_the_rest_stays() {
     let directory = TempDir::new().unwrap();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let failed =
@@ -77,7 +77,7 @@ async fn what_is_old_goes_and_the_rest_stays() {
     record(&ledger, processed("young", at(3 * DAY))).await;
     record(&ledger, [failed("young", at(3 * DAY))]).await;
     let (pruned, _) = prune_all(&ledger, 2 * DAY).await;
-    // The dead-lettered message's attempt is one of the two, and a sale's and an order's minute.
+    // The attempts include that of the dead-lettered message; the minutes are one of a sale and one of an order.
     assert_eq!(pruned, Pruned { orders: 1, events: 2, attempts: 2, minutes: 2, more: false });
     assert_eq!(ids(&directory, "orders", "id"), ["open", "young"], "an order that is not finished stays");
     assert_eq!(ids(&directory, "events", "id"), ["young/notification/processed", "young/analytics/processed"]);
@@ -89,23 +89,23 @@ async fn what_is_old_goes_and_the_rest_stays() {
 }
 
 #[tokio::test]
-async fn each_transaction_is_small_and_unfinished_orders_hold_none_up() {
+async fn each_transaction_is_small_and_a_pass_continues_after_unfinished_orders() {
     let directory = TempDir::new().unwrap();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
-    let rows = usize::try_from(ROWS).unwrap();
+    let rows = usize::try_from(BATCH_ROWS).unwrap();
     let old = |n: usize| NewOrder { at: at(DAY), ..order(&format!("ord-{n}")) };
     let waiting: Vec<_> = (0..4 * rows).map(|n| ledger.record(accept(old(n)))).collect();
     for answer in waiting {
         answer.await.unwrap();
     }
-    // The first are never finished.
+    // The first half is never finished.
     let finished = |n: usize| LedgerEntry::FinishOrder { id: OrderId::new(format!("ord-{n}")).unwrap(), at: at(DAY) };
     let waiting: Vec<_> = (2 * rows..4 * rows).map(|n| ledger.record(finished(n))).collect();
     for answer in waiting {
         answer.await.unwrap();
     }
     let (pruned, transactions) = prune_all(&ledger, 2 * DAY).await;
-    assert_eq!((pruned.orders, count(&directory, "orders")), (2 * rows, 2 * ROWS));
+    assert_eq!((pruned.orders, count(&directory, "orders")), (2 * rows, 2 * BATCH_ROWS));
     assert!(transactions >= 4, "{transactions}");
 }
 

@@ -1,4 +1,5 @@
-//! One file and several ledgers on it, as several instances have: nothing twice, nothing lost, nobody kept out.
+//! Several ledgers on one file, as with several instances: nothing is recorded twice, nothing is lost, none blocks
+//! another.
 
 use std::collections::BTreeMap;
 use std::sync::Barrier;
@@ -28,14 +29,14 @@ fn row(directory: &TempDir, query: &str) -> String {
 }
 
 #[test]
-fn instances_that_start_at_once_make_one_new_file() {
+fn instances_that_start_at_the_same_time_create_one_file() {
     for _ in 0..20 {
         let directory = directory();
-        let together = Barrier::new(4);
+        let barrier = Barrier::new(4);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    together.wait();
+                    barrier.wait();
                     open(&directory)
                 });
             }
@@ -45,21 +46,21 @@ fn instances_that_start_at_once_make_one_new_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_all_are_told_at_once_is_recorded_by_one_and_counted_once() {
+async fn an_entry_sent_to_all_instances_at_once_is_recorded_by_one_and_counted_once() {
     const ORDERS: usize = 500;
     let directory = directory();
     let ledgers = [open(&directory), open(&directory), open(&directory)];
     let ids: Vec<_> = (0..ORDERS).map(|n| format!("ord-{n}")).collect();
-    let tell = async |entry: fn(&str) -> LedgerEntry| {
-        let told = ids.iter().flat_map(|id| ledgers.iter().map(move |ledger| ledger.record(entry(id))));
-        let answers: Vec<_> = join_all(told).await.into_iter().map(Result::unwrap).collect();
+    let record_everywhere = async |entry: fn(&str) -> LedgerEntry| {
+        let answers = ids.iter().flat_map(|id| ledgers.iter().map(move |ledger| ledger.record(entry(id))));
+        let answers: Vec<_> = join_all(answers).await.into_iter().map(Result::unwrap).collect();
         let new = |answers: &[Recorded]| answers.iter().filter(|answer| **answer == New).count();
         answers.chunks(ledgers.len()).map(new).collect::<Vec<_>>()
     };
     let once: Vec<usize> = vec![1; ORDERS];
-    assert_eq!(tell(|id| accept(order(id))).await, once);
-    assert_eq!(tell(finish).await, once);
-    assert_eq!(tell(|id| analytics(id, Some(sale("Laptop", 1200.into(), at(4_000))))).await, once);
+    assert_eq!(record_everywhere(|id| accept(order(id))).await, once);
+    assert_eq!(record_everywhere(finish).await, once);
+    assert_eq!(record_everywhere(|id| analytics(id, Some(sale("Laptop", 1200.into(), at(4_000))))).await, once);
     assert!(ledgers.iter().all(|ledger| ledger.commits() > 0), "one of them recorded nothing at all");
     join_all(ledgers.iter().map(LedgerMaintenance::close)).await;
     let sold = "SELECT sum(orders) || '|' || sum(CAST(revenue AS INTEGER)) FROM sales WHERE granularity = 'minute'";
@@ -81,13 +82,14 @@ async fn sums_in_memory_never_overwrite_what_another_instance_has_added() {
 }
 
 #[tokio::test]
-async fn an_order_accepted_by_one_is_finished_by_another_and_counted_with_its_own_figures() {
+async fn an_order_accepted_by_one_instance_is_finished_by_another_and_counted_with_its_own_figures() {
     let directory = directory();
     let (one, two) = (open(&directory), open(&directory));
     one.record(accept(order("ord-1"))).await.unwrap();
     assert_eq!(two.record(accept(order("ord-1"))).await.unwrap(), Recorded::Unfinished);
     assert_eq!(two.record(finish("ord-1")).await.unwrap(), New);
-    // It goes by retention, and its id comes again with other content, in the same row; the first still remembers the old.
+    // Retention removes it, and its id arrives again with other content and gets the same row. The first instance still
+    // has the old content in its cache.
     while two.prune(at(1_000_000_000)).await.unwrap().more {}
     let other_content = || NewOrder { quantity: 1, total: 400.into(), at: at(4_000), ..order("ord-1") };
     assert_eq!(two.record(accept(other_content())).await.unwrap(), New);
@@ -101,13 +103,17 @@ async fn an_order_accepted_by_one_is_finished_by_another_and_counted_with_its_ow
 }
 
 #[tokio::test]
-async fn an_order_is_never_finished_in_the_row_of_another_that_took_its_place() {
+async fn an_order_is_never_finished_in_a_row_that_another_order_has_taken() {
     let directory = directory();
     let (one, two) = (open(&directory), open(&directory));
     one.record(accept(order("ord-1"))).await.unwrap();
     other(&directory).execute_batch("DELETE FROM orders").unwrap();
     two.record(accept(order("ord-2"))).await.unwrap();
-    assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders"), "1", "the row that the first remembers");
+    assert_eq!(
+        row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders"),
+        "1",
+        "the row that the first instance has cached"
+    );
     assert!(one.record(finish("ord-1")).await.is_err());
     assert_eq!(row(&directory, "SELECT id || '|' || status FROM orders"), "ord-2|accepted");
 }
@@ -119,7 +125,7 @@ async fn an_order_whose_row_was_moved_is_finished_where_it_is_now() {
     for id in ["ord-1", "ord-2", "ord-3"] {
         ledger.record(accept(order(id))).await.unwrap();
     }
-    // Each is now in the row that the one before it had, as after a reload.
+    // Each is now in the row that the order before it had, as after a dump and restore.
     let close_the_gap = "DELETE FROM orders WHERE id = 'ord-1'; UPDATE orders SET rowid = rowid - 1";
     other(&directory).execute_batch(close_the_gap).unwrap();
     assert_eq!(row(&directory, "SELECT CAST(rowid AS TEXT) FROM orders WHERE id = 'ord-3'"), "2");
@@ -135,7 +141,7 @@ async fn an_order_whose_row_was_moved_is_finished_where_it_is_now() {
 }
 
 #[tokio::test]
-async fn two_that_remove_old_rows_remove_them_all_and_nothing_else() {
+async fn two_instances_that_prune_at_once_remove_all_old_rows_and_nothing_else() {
     let directory = directory();
     let (one, two) = (open(&directory), open(&directory));
     let old: Vec<_> = (0..1_000).map(|n| format!("old-{n}")).collect();
@@ -148,7 +154,7 @@ async fn two_that_remove_old_rows_remove_them_all_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn one_that_closes_waits_for_no_other_and_holds_none_up() {
+async fn closing_one_instance_neither_waits_for_locks_nor_blocks_another() {
     let directory = directory();
     let (one, two) = (open(&directory), open(&directory));
     two.record(accept(order("ord-1"))).await.unwrap();
@@ -157,14 +163,14 @@ async fn one_that_closes_waits_for_no_other_and_holds_none_up() {
     two.record(accept(order("ord-2"))).await.unwrap();
     let writer = other(&directory);
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // Both locks are held until it has closed: had it waited for them, it would not close.
+    // Both locks are held until it has closed: if it waited for them, it would not close.
     one.close().await;
     writer.execute_batch("COMMIT").unwrap();
     assert_eq!(two.record(accept(order("ord-3"))).await.unwrap(), New);
 }
 
 #[tokio::test]
-async fn a_file_made_new_by_a_later_orderd_is_written_no_more() {
+async fn a_file_migrated_by_a_newer_orderd_is_not_written_any_more() {
     let directory = directory();
     let ledger = open(&directory);
     ledger.record(accept(order("ord-1"))).await.unwrap();
@@ -177,32 +183,32 @@ async fn a_file_made_new_by_a_later_orderd_is_written_no_more() {
 
 /// What happens to one of two ledgers on a file, and to one order.
 #[derive(Debug, Clone, Copy)]
-enum Act {
+enum Action {
     Accept,
-    /// By whoever accepted it, be it that the other has finished it meanwhile.
+    /// Finish it, by a ledger that accepted it; the other may have finished it meanwhile.
     Finish,
-    /// Accepted and finished in a batch that is rolled back.
+    /// Accept and finish it in a batch that is rolled back.
     Fail,
-    /// All that is finished goes.
+    /// Remove all processed orders.
     Prune,
     /// Another program removes the order.
     Remove,
 }
 
-fn acts() -> impl Strategy<Value = Act> {
+fn actions() -> impl Strategy<Value = Action> {
     prop_oneof![
-        6 => Just(Act::Accept),
-        6 => Just(Act::Finish),
-        1 => Just(Act::Fail),
-        1 => Just(Act::Prune),
-        1 => Just(Act::Remove),
+        6 => Just(Action::Accept),
+        6 => Just(Action::Finish),
+        1 => Just(Action::Fail),
+        1 => Just(Action::Prune),
+        1 => Just(Action::Remove),
     ]
 }
 
-/// What the orders' rows and sums must be.
+/// The expected rows of orders, and the expected sums: number of orders and quantity.
 #[derive(Debug, Default, PartialEq)]
 struct Model {
-    /// Quantity, and whether it is processed.
+    /// By id: the quantity, and whether the order is processed.
     orders: BTreeMap<String, (i64, bool)>,
     accepted: (i64, i64),
     processed: (i64, i64),
@@ -222,7 +228,7 @@ impl Model {
         }
     }
 
-    /// `None`: there is none to finish.
+    /// `None` if there is no such order.
     fn finish(&mut self, id: &str) -> Option<Recorded> {
         let (quantity, processed) = self.orders.get_mut(id)?;
         if std::mem::replace(processed, true) {
@@ -249,8 +255,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn orders_and_their_sums_are_what_was_answered_whoever_accepts_finishes_and_removes_them(
-        acts in prop::collection::vec((acts(), 0..2usize, 0..2u8, 1..3i64), 1..60),
+    fn orders_and_their_sums_match_the_answers_whichever_instance_accepts_finishes_or_removes_them(
+        actions in prop::collection::vec((actions(), 0..2usize, 0..2u8, 1..3i64), 1..60),
     ) {
         let directory = directory();
         let mut model = Model::default();
@@ -260,29 +266,29 @@ proptest! {
             let (ledgers, program) = ([open(), open()], other(&directory));
             let deny = "CREATE TRIGGER deny BEFORE INSERT ON attempts BEGIN SELECT RAISE(ROLLBACK, 'no'); END";
             program.execute_batch(deny).unwrap();
-            // Which quantity of which order a ledger has accepted last.
+            // By ledger and order: the quantity that the ledger accepted last.
             let mut known = BTreeMap::new();
-            for (act, number, id, quantity) in acts {
+            for (action, number, id, quantity) in actions {
                 let (ledger, id) = (&ledgers[number], format!("ord-{id}"));
                 let accepted = || accept(NewOrder { quantity, ..order(&id) });
-                match act {
-                    Act::Accept => {
+                match action {
+                    Action::Accept => {
                         assert_eq!(ledger.record(accepted()).await.unwrap(), model.accept(&id, quantity));
                         known.insert((number, id), quantity);
                     }
                     // A handler accepts before it finishes.
-                    Act::Finish if known.get(&(number, id.clone())) != model.orders.get(&id).map(|it| &it.0) => {}
-                    Act::Finish => assert_eq!(ledger.record(finish(&id)).await.ok(), model.finish(&id)),
-                    Act::Fail => {
-                        let ends_it = LedgerEntry::Attempt(Box::new(attempt(&id, "order", 0)));
-                        let answers = record_together(ledger, &program, [accepted(), finish(&id), ends_it]).await;
+                    Action::Finish if known.get(&(number, id.clone())) != model.orders.get(&id).map(|row| &row.0) => {}
+                    Action::Finish => assert_eq!(ledger.record(finish(&id)).await.ok(), model.finish(&id)),
+                    Action::Fail => {
+                        let rolls_back = LedgerEntry::Attempt(Box::new(attempt(&id, "order", 0)));
+                        let answers = record_together(ledger, &program, [accepted(), finish(&id), rolls_back]).await;
                         assert!(answers.iter().all(is_store_error), "{answers:?}");
                     }
-                    Act::Prune => {
+                    Action::Prune => {
                         while ledger.prune(at(1_000_000_000)).await.unwrap().more {}
                         model.orders.retain(|_, (_, processed)| !*processed);
                     }
-                    Act::Remove => {
+                    Action::Remove => {
                         program.execute("DELETE FROM orders WHERE id = ?1", [&id]).unwrap();
                         model.orders.remove(&id);
                     }
