@@ -30,7 +30,7 @@ impl LedgerLocation {
         }
     }
 
-    /// A reader of the ledger. It opens the ledger anew for each read, so this cannot fail, and the ledger may be
+    /// A reader of the ledger. It opens the ledger for each read, so this cannot fail, and the ledger may be
     /// created later.
     pub fn reader(&self) -> Arc<dyn LedgerReader> {
         match self {

@@ -72,8 +72,8 @@ struct Counted {
 
 #[derive(Debug)]
 enum CountedAs {
-    Accepted { urgent: bool },
-    Processed { urgent: bool },
+    Accepted { priority: bool },
+    Processed { priority: bool },
     Sold { product: String },
 }
 
@@ -141,7 +141,7 @@ impl Tables {
                 None => Recorded::Unfinished,
             };
         }
-        self.count(&order, order.at, CountedAs::Accepted { urgent: order.priority });
+        self.count(&order, order.at, CountedAs::Accepted { priority: order.priority });
         self.orders.insert(order.id.clone(), StoredOrder { order, processed_at: None });
         Recorded::New
     }
@@ -155,7 +155,7 @@ impl Tables {
         }
         *processed_at = Some(at);
         let order = order.clone();
-        self.count(&order, at, CountedAs::Processed { urgent: order.priority });
+        self.count(&order, at, CountedAs::Processed { priority: order.priority });
         Ok(Recorded::New)
     }
 
@@ -216,8 +216,8 @@ impl Tables {
         for Counted { at, currency, what, figures } in self.counted.iter().filter(|counted| within(counted.at)) {
             let (at, currency) = (at.as_millisecond(), currency.as_str());
             match what {
-                CountedAs::Accepted { urgent } => report.add_orders(at, currency, *urgent, *figures, none),
-                CountedAs::Processed { urgent } => report.add_orders(at, currency, *urgent, none, *figures),
+                CountedAs::Accepted { priority } => report.add_orders(at, currency, *priority, *figures, none),
+                CountedAs::Processed { priority } => report.add_orders(at, currency, *priority, none, *figures),
                 CountedAs::Sold { product } if by == GroupBy::Product => {
                     report.add_product(currency, product.clone(), *figures);
                 }

@@ -20,7 +20,7 @@ rules! {
     an_order_is_kept_for_the_retention_after_it_was_processed,
     no_report_changes_when_old_rows_are_removed,
     an_open_ledger_records_and_a_closed_one_does_not,
-    closing_answers_what_is_queued,
+    closing_answers_queued_entries,
 }
 
 /// Removes all that is older, in as many calls as it takes.
@@ -137,7 +137,7 @@ async fn an_open_ledger_records_and_a_closed_one_does_not(ledger: &dyn Ledger) {
     assert!(ledger.trace("o-1").await.unwrap().order.is_some());
 }
 
-async fn closing_answers_what_is_queued(ledger: &dyn Ledger) {
+async fn closing_answers_queued_entries(ledger: &dyn Ledger) {
     let queued: Vec<_> = (0..50).map(|n| ledger.record(accept(order(&format!("ord-{n}"))))).collect();
     ledger.close().await;
     assert!(join_all(queued).await.into_iter().all(|answer| answer.unwrap() == Recorded::New));

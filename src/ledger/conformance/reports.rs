@@ -35,25 +35,25 @@ pub(in crate::ledger) struct Sold {
     quantity: i64,
     total: Decimal,
     currency: &'static str,
-    urgent: bool,
+    priority: bool,
     at: Timestamp,
 }
 
-fn sold(product: &'static str, total: &str, currency: &'static str, urgent: bool, at: &str) -> Sold {
-    Sold { product, quantity: 2, total: total.parse().unwrap(), currency, urgent, at: moment(at) }
+fn sold(product: &'static str, total: &str, currency: &'static str, priority: bool, at: &str) -> Sold {
+    Sold { product, quantity: 2, total: total.parse().unwrap(), currency, priority, at: moment(at) }
 }
 
 impl Sold {
     fn accepted(&self, id: &str) -> LedgerEntry {
         accept(NewOrder {
             id: OrderId::new(id).unwrap(),
-            consumer: if self.urgent { "priority" } else { "order" }.into(),
+            consumer: if self.priority { "priority" } else { "order" }.into(),
             product: self.product.to_owned(),
             quantity: self.quantity,
             price: self.total,
             total: self.total,
             currency: self.currency.parse().unwrap(),
-            priority: self.urgent,
+            priority: self.priority,
             customer_id: None,
             placed_at: None,
             at: self.at,
@@ -201,12 +201,12 @@ async fn products_are_counted_when_their_events_are_recorded(ledger: &dyn Ledger
 fn any_sold() -> impl Strategy<Value = Sold> {
     let total = (0..1_000_000_000_000_000i64, 0..=9u32).prop_map(|(mantissa, scale)| Decimal::new(mantissa, scale));
     (0..3usize, 1..10i64, total, 0..2usize, any::<bool>(), 0..3 * DAY).prop_map(
-        |(product, quantity, total, currency, urgent, at)| Sold {
+        |(product, quantity, total, currency, priority, at)| Sold {
             product: ["Laptop", "Mouse", "Desk"][product],
             quantity,
             total,
             currency: ["EUR", "USD"][currency],
-            urgent,
+            priority,
             at: Timestamp::from_millisecond(moment("2026-11-19T12:00:00Z").as_millisecond() + at).unwrap(),
         },
     )

@@ -43,7 +43,14 @@ impl ReportBuilder {
 
     /// Adds the orders of one currency and priority that were accepted or processed in one bucket. `starts_at` is the
     /// bucket's start in milliseconds since 1970; a bucket is at most an hour wide.
-    pub fn add_orders(&mut self, starts_at: i64, currency: &str, urgent: bool, accepted: Figures, processed: Figures) {
+    pub fn add_orders(
+        &mut self,
+        starts_at: i64,
+        currency: &str,
+        priority: bool,
+        accepted: Figures,
+        processed: Figures,
+    ) {
         let by = self.by;
         let sums = self.currency(currency);
         sums.processed.add(processed);
@@ -57,7 +64,7 @@ impl ReportBuilder {
             GroupBy::Product => {}
             GroupBy::Hour => add(Key::Hour(bucket_start(starts_at, HOUR)), processed),
             GroupBy::Day => add(Key::Day(bucket_start(starts_at, DAY)), processed),
-            GroupBy::Priority => add(if urgent { Key::Urgent } else { Key::Normal }, processed),
+            GroupBy::Priority => add(if priority { Key::Urgent } else { Key::Normal }, processed),
             GroupBy::Status => {
                 add(Key::Accepted, accepted);
                 add(Key::Processed, processed);

@@ -85,8 +85,8 @@ pub(super) fn spawn(
     })
 }
 
-/// Moves the write-ahead log into the file, unless another program is using it, and closes the file. What was answered is
-/// durable either way.
+/// Moves the write-ahead log into the file, unless another program is using it, and closes the file. Answered
+/// entries are durable either way.
 ///
 /// The passive checkpoint moves most of the log without a lock. Neither checkpoint waits for a lock: another instance's
 /// writer would have to wait as well.
