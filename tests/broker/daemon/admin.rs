@@ -1,4 +1,4 @@
-//! The admin listener of a running daemon: who may ask, and whether what it tells is true.
+//! The admin server of a running daemon: who may send requests, and whether what it reports is true.
 
 use std::net::{TcpListener, TcpStream};
 
@@ -9,7 +9,7 @@ use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 
 const CONSUMERS: [&str; 5] = ["analytics", "failed", "notification", "order", "priority"];
 
-/// Each consumer's deliveries add up, in the metrics and in the status.
+/// Checks that each consumer's deliveries add up, in the metrics and in the status.
 fn assert_conserved(orderd: &OrderdProcess) {
     let scrape = Scrape::of(orderd.admin_address());
     for consumer in CONSUMERS {
@@ -22,15 +22,15 @@ fn assert_conserved(orderd: &OrderdProcess) {
     }
     let status = json(orderd.admin_address(), "/api/v1/status");
     for consumer in CONSUMERS {
-        let books = &status["consumers"][consumer]["conservation"];
-        let count = |name: &str| books[name].as_u64().unwrap_or_else(|| panic!("no {name} in {books}"));
-        let whereabouts = ["succeeded", "republished", "released", "rejected", "in_flight"];
-        assert_eq!(count("deliveries"), whereabouts.map(count).iter().sum::<u64>(), "{consumer}: {books}");
+        let counts = &status["consumers"][consumer]["conservation"];
+        let count = |name: &str| counts[name].as_u64().unwrap_or_else(|| panic!("no {name} in {counts}"));
+        let parts = ["succeeded", "republished", "released", "rejected", "in_flight"];
+        assert_eq!(count("deliveries"), parts.map(count).iter().sum::<u64>(), "{consumer}: {counts}");
     }
 }
 
 #[test]
-fn the_admin_listener_reports_exactly_what_was_published() {
+fn the_metrics_report_exactly_what_was_published() {
     const ORDERS: u64 = 16_000;
     let node = Node::shared();
     let env = TestEnv::new(&node)
@@ -45,10 +45,10 @@ fn the_admin_listener_reports_exactly_what_was_published() {
     env.raw().publish_all("orders", orders);
     let mut raw = env.raw();
     (0..7).for_each(|_| raw.publish_to("orders", "order.normal.created", &Properties::persistent(), b"{not json"));
-    // All connections die meanwhile: what was in hand is handed out again.
+    // All connections are closed in between, so deliveries in flight are redelivered.
     let mut left = None;
     let dead_lettered = || ledger.number("SELECT count(*) FROM dead_letters WHERE reason = 'permanent'");
-    wait_until("all orders are through", || {
+    wait_until("all orders are settled", || {
         assert_conserved(&orderd);
         if left.is_none() && ledger.processed() > 0 {
             env.vhost.close_connections();
@@ -58,7 +58,7 @@ fn the_admin_listener_reports_exactly_what_was_published() {
     });
     let (processed, dead_lettered) = (ledger.processed(), dead_lettered());
     let attempts = |of: &str| ledger.number(&format!("SELECT count(*) FROM attempts WHERE {of}"));
-    wait_until("all is settled", || {
+    wait_until("everything is settled", || {
         let scrape = Scrape::of(admin);
         let waiting = |consumer| scrape.of_consumer("orderd_in_flight", consumer) > 0.0;
         let dead_lettered_events = ledger.number("SELECT count(*) FROM events WHERE name = 'failed'");
@@ -69,15 +69,14 @@ fn the_admin_listener_reports_exactly_what_was_published() {
     });
     assert_conserved(&orderd);
     assert!(left > Some(0), "no connection was killed under load");
-    wait_until("all connections stand again", || json(admin, "/api/v1/status")["daemon"]["connections"] == 6);
+    wait_until("all connections are open again", || json(admin, "/api/v1/status")["daemon"]["connections"] == 6);
 
     let (scrape, status) = (Scrape::of(admin), json(admin, "/api/v1/status"));
     let settled =
         |consumer, outcome| scrape.sum("orderd_settled_total", &[("consumer", consumer), ("outcome", outcome)]);
-    // A delivery lost with its connection, before or after its effect was recorded, comes again: as a duplicate if
-    // the effect was.
-    let through = settled("order", "completed") + settled("order", "duplicate");
-    assert!(through >= processed as f64, "{through} of {processed}");
+    // A delivery that is lost with its connection is redelivered, and is a duplicate if its effect was recorded before.
+    let finished = settled("order", "completed") + settled("order", "duplicate");
+    assert!(finished >= processed as f64, "{finished} of {processed}");
     assert!(settled("order", "completed") + settled("order", "released") >= processed as f64);
     assert_eq!(settled("order", "rejected"), 0.0);
     let reason = |reason| scrape.sum("orderd_dead_letters_total", &[("consumer", "order"), ("reason", reason)]);
@@ -112,7 +111,7 @@ fn the_admin_listener_reports_exactly_what_was_published() {
 }
 
 #[test]
-fn without_kills_every_count_is_exact() {
+fn without_lost_connections_every_count_is_exact() {
     const ORDERS: u64 = 500;
     let node = Node::shared();
     let env = TestEnv::new(&node)
@@ -125,26 +124,26 @@ fn without_kills_every_count_is_exact() {
     env.raw().publish_all("orders", orders.clone());
     let ledger = env.ledger();
     ledger.await_settled(ORDERS);
-    // All of them again, and ten that can never be processed.
+    // The same orders again, and ten that can never be processed.
     env.raw().publish_all("orders", orders);
     let urgent = (0..10).map(|n| ("order.priority.created".to_owned(), order(&format!("urgent-{n}"))));
     env.raw().publish_all("orders", urgent);
     let settled = |scrape: &Scrape, consumer, outcome| {
         scrape.sum("orderd_settled_total", &[("consumer", consumer), ("outcome", outcome)])
     };
-    wait_until("all is settled", || {
+    wait_until("everything is settled", || {
         let scrape = Scrape::of(admin);
         settled(&scrape, "order", "duplicate") == ORDERS as f64
             && settled(&scrape, "failed", "dead_lettered") == 10.0
             && settled(&scrape, "analytics", "completed") == ORDERS as f64 + 10.0
     });
     let scrape = Scrape::of(admin);
-    // An injected fault strikes the repetition too, and the ledger records equal attempts once.
-    let struck = ledger.number("SELECT count(*) FROM attempts WHERE delay IS NOT NULL") as f64;
-    assert!(struck > 50.0, "{struck}");
-    let retried = 2.0 * struck;
+    // The repeated orders hit the same injected faults, and the ledger records equal attempts once.
+    let failed_first = ledger.number("SELECT count(*) FROM attempts WHERE delay IS NOT NULL") as f64;
+    assert!(failed_first > 50.0, "{failed_first}");
+    let retried = 2.0 * failed_first;
     let expected = [
-        // First deliveries, the delayed retries, and the repetitions.
+        // First deliveries, delayed retries, and the repeated orders.
         ("order", [("completed", 500.0), ("duplicate", 500.0), ("forwarded", retried), ("released", 0.0)]),
         ("priority", [("completed", 0.0), ("duplicate", 0.0), ("forwarded", 10.0), ("released", 0.0)]),
         ("failed", [("completed", 0.0), ("retried", retried), ("dead_lettered", 10.0), ("released", 0.0)]),
@@ -169,10 +168,10 @@ fn without_kills_every_count_is_exact() {
 #[test]
 fn without_a_broker_it_is_alive_and_not_ready() {
     let node = Node::shared();
-    // Kept, so that no other test's program comes to answer there; nobody answers here.
+    // Bound, so that no other test's broker gets the address. Nothing answers connections to it.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = silent.local_addr().unwrap();
-    let env = TestEnv::new(&node).set("broker.addresses", &nobody.to_string());
+    let unused = silent.local_addr().unwrap();
+    let env = TestEnv::new(&node).set("broker.addresses", &unused.to_string());
     let mut orderd = env.spawn();
     let admin = orderd.admin_address();
     assert_eq!(get(admin, "/livez").status, 200);
@@ -252,14 +251,14 @@ fn silent_connections_do_not_block_others() {
     let mut orderd = env.spawn();
     let admin = orderd.admin_address();
     let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(admin).unwrap()).collect();
-    // Answered once those that came before have run out of time.
+    // Answered once the silent connections have timed out.
     assert_eq!(get(admin, "/livez").status, 200);
     drop(silent);
     orderd.kill();
 }
 
 #[test]
-fn an_address_in_use_is_one_clear_error() {
+fn an_admin_address_in_use_is_one_clear_error() {
     let node = Node::shared();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -271,7 +270,7 @@ fn an_address_in_use_is_one_clear_error() {
     for part in ["admin.listen", &address, "in use", "off"] {
         assert!(errors[0].contains(part), "no {part:?}: {errors:?}");
     }
-    assert!(!env.ledger_directory().exists(), "it has made a ledger");
+    assert!(!env.ledger_directory().exists(), "it has created a ledger");
 
     let without = env.set("admin.listen", "off");
     let mut orderd = without.start();

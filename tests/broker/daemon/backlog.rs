@@ -1,4 +1,4 @@
-//! Many orders at once: who goes first, and a ledger that somebody else has locked meanwhile.
+//! Many orders at once: priority orders overtake normal ones, and another program locks the ledger.
 
 use rusqlite::Connection;
 
@@ -27,7 +27,7 @@ fn a_priority_order_does_not_wait_behind_a_backlog_of_normal_ones() {
     });
     let overtaken = u64::from(raw.depth("order_queue"));
     assert!(overtaken > u64::from(BACKLOG) / 2, "only {overtaken} normal orders were still waiting");
-    wait_until("normal orders go on", || normal() > before);
+    wait_until("normal orders are still processed", || normal() > before);
     orderd.kill();
 }
 
@@ -42,7 +42,7 @@ fn orders_survive_a_ledger_that_another_program_has_locked() {
     let lock = other.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive).unwrap();
     let orders = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
     env.raw().publish_all("orders", orders);
-    wait_until("orders fail for the ledger's sake", || {
+    wait_until("orders fail because of the ledger", || {
         let failed = orderd.log_lines("Order Failed");
         failed.iter().any(|line| line["code"] == "ledger_unavailable" && line["kind"] == "transient")
     });
@@ -51,7 +51,7 @@ fn orders_survive_a_ledger_that_another_program_has_locked() {
     ledger.await_settled(ORDERS);
     let failures =
         || ledger.number("SELECT count(DISTINCT identity) FROM attempts WHERE failure_code = 'ledger_unavailable'");
-    wait_until("the failures are in the books too", || {
+    wait_until("the failures are recorded too", || {
         failures() == orderd.log_lines("[Failed] will be retried").len() as u64
     });
     assert!(failures() > 0);

@@ -1,5 +1,5 @@
-//! `orderd reload`, `pause` and `resume`, the requests behind them, and the file that is followed: who may, what is
-//! answered, and with which exit code.
+//! `orderd reload`, `pause` and `resume`, their HTTP requests, and the watched configuration file: permissions, answers and
+//! exit codes.
 
 use std::fs;
 use std::io::Write;
@@ -11,19 +11,19 @@ use crate::support::http::{Response, Scrape, send};
 use crate::support::test_env::{OrderdProcess, TestEnv, wait_until};
 use crate::support::{Node, free_address};
 
-/// Its exit code and all it printed.
-fn told(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, String) {
+/// Runs a command. Returns its exit code and everything it printed.
+fn run(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, String) {
     let mut command = env.command(arguments);
     (command.wait_for_exit(), command.output())
 }
 
-/// The same as JSON.
-fn told_json(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, Value) {
-    let (code, text) = told(env, &[arguments, &["--format", "json"]].concat());
+/// Runs a command with `--format json`. Returns its exit code and its output.
+fn run_json(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, Value) {
+    let (code, text) = run(env, &[arguments, &["--format", "json"]].concat());
     (code, serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}")))
 }
 
-/// Posts as a well-behaved client would, with these header lines besides.
+/// Posts a request that is valid except for these additional header lines.
 fn post(address: SocketAddr, path: &str, headers: &str) -> Response {
     send(address, &format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{headers}Connection: close\r\n\r\n"))
 }
@@ -34,8 +34,8 @@ fn body(answer: &Response) -> Value {
     serde_json::from_str(&answer.body).unwrap_or_else(|_| panic!("no JSON: {answer:?}"))
 }
 
-fn shown(env: &TestEnv<'_>) -> String {
-    told(env, &["status"]).1.split_whitespace().collect::<Vec<_>>().join(" ")
+fn status_words(env: &TestEnv<'_>) -> String {
+    run(env, &["status"]).1.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -43,23 +43,23 @@ fn the_reload_command_succeeds_only_if_every_change_is_applied() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     let mut orderd = env.start();
-    let (code, text) = told(&env, &["reload"]);
+    let (code, text) = run(&env, &["reload"]);
     assert_eq!((code, text.trim()), (0, "configuration unchanged (generation 1)"));
 
     file.set("consumers.order.workers", "2").save();
     let change = json!({"key": "consumers.order.workers", "from": "4", "to": "2", "effect": "live"});
-    let verdict = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "temporary": false, "notes": []});
-    assert_eq!(told_json(&env, &["reload"]), (0, verdict));
+    let report = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "temporary": false, "notes": []});
+    assert_eq!(run_json(&env, &["reload"]), (0, report));
 
     file.set("runtime.threads", "2").set("log.level", "info").save();
-    let (code, text) = told(&env, &["reload"]);
+    let (code, text) = run(&env, &["reload"]);
     assert_eq!(code, 1, "{text}");
     for line in ["  log.level: \"debug\" → \"info\", active", "  runtime.threads: 1 → 2, needs a restart"] {
-        assert!(text.lines().any(|told| told == line), "no {line:?}: {text}");
+        assert!(text.lines().any(|printed| printed == line), "no {line:?}: {text}");
     }
-    // It goes on being asked for.
-    assert_eq!(told(&env, &["reload"]).0, 1);
-    let status = shown(&env);
+    // The restart is still needed.
+    assert_eq!(run(&env, &["reload"]).0, 1);
+    let status = status_words(&env);
     assert!(status.contains("requested by admin RESTART NEEDED for runtime.threads"), "{status}");
     assert!(status.contains("(generation 3)"), "{status}");
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_pending", &[]), 1.0);
@@ -74,7 +74,7 @@ fn the_reload_command_finds_the_daemon_despite_a_broken_file() {
     let path = env.directory.path().join("orderd.toml");
     let whole = fs::read_to_string(&path).unwrap();
     file.set("consumers.order.workers", "0").set("log.level", "loud").save();
-    let (code, text) = told(&env, &["reload"]);
+    let (code, text) = run(&env, &["reload"]);
     assert_eq!(code, 78, "{text}");
     for part in [
         "reload rejected, configuration unchanged (generation 1)",
@@ -84,7 +84,7 @@ fn the_reload_command_finds_the_daemon_despite_a_broken_file() {
     ] {
         assert!(text.contains(part), "no {part:?}: {text}");
     }
-    let status = shown(&env);
+    let status = status_words(&env);
     assert!(status.contains("REJECTED") && status.contains("must be at least 1, is 0"), "{status}");
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_reload_failed", &[]), 1.0);
 
@@ -95,16 +95,16 @@ fn the_reload_command_finds_the_daemon_despite_a_broken_file() {
     ] {
         file.write(&broken);
         let address = orderd.admin_address().to_string();
-        let (code, text) = told(&env, &["reload", "--address", &address]);
+        let (code, text) = run(&env, &["reload", "--address", &address]);
         assert_eq!(code, 78, "{text}");
         assert!(text.contains("reload rejected") && text.contains(problem), "{text}");
     }
-    // A file without anything says where its daemon would answer by default, which is not its own.
+    // Without an admin section, the default address is used, at which this daemon does not answer.
     file.write("consumers = 3\n");
-    let (code, text) = told(&env, &["reload"]);
+    let (code, text) = run(&env, &["reload"]);
     assert!(code == 69 && text.contains("--address"), "{code}: {text}");
     file.write(&whole);
-    assert_eq!(told(&env, &["reload"]).0, 0);
+    assert_eq!(run(&env, &["reload"]).0, 0);
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_config_reload_failed", &[]), 0.0);
     assert_eq!(orderd.stop(), 0);
 }
@@ -114,22 +114,22 @@ fn a_command_without_a_daemon_names_the_address_it_tried() {
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
     for command in [&["reload"][..], &["pause", "order"], &["resume", "order"]] {
-        let (code, text) = told(&env, command);
+        let (code, text) = run(&env, command);
         assert_eq!(code, 69, "{command:?}: {text}");
         assert!(text.contains("no daemon answers at") && text.contains("orderd run"), "{text}");
     }
     let mut orderd = env.start();
     let former = orderd.admin_address().to_string();
     file.set("admin.listen", &free_address().to_string()).save();
-    let (code, text) = told(&env, &["reload"]);
+    let (code, text) = run(&env, &["reload"]);
     assert!(code == 69 && text.contains("former address") && text.contains("--address"), "{code}: {text}");
-    let (code, verdict) = told_json(&env, &["reload", "--address", &former]);
+    let (code, report) = run_json(&env, &["reload", "--address", &former]);
     assert_eq!(
-        (code, &verdict["outcome"], &verdict["changes"][0]["key"]),
+        (code, &report["outcome"], &report["changes"][0]["key"]),
         (1, &json!("partly_applied"), &json!("admin.listen"))
     );
     file.set("admin.listen", "off").save();
-    let (code, text) = told(&env, &["reload"]);
+    let (code, text) = run(&env, &["reload"]);
     assert!(code == 69 && text.contains("SIGHUP") && text.contains("systemctl reload orderd"), "{code}: {text}");
     assert_eq!(orderd.stop(), 0);
 }
@@ -140,28 +140,28 @@ fn pause_and_resume_work_by_command_and_are_shown() {
     let env = TestEnv::new(&node).set("admin.listen", &free_address().to_string());
     let mut orderd = env.start();
     let answer = |paused, changed| json!({"consumer": "order", "paused": paused, "changed": changed});
-    assert_eq!(told_json(&env, &["pause", "order"]), (0, answer(true, true)));
-    assert_eq!(told_json(&env, &["pause", "order"]), (0, answer(true, false)));
-    let screen = told(&env, &["status"]).1;
+    assert_eq!(run_json(&env, &["pause", "order"]), (0, answer(true, true)));
+    assert_eq!(run_json(&env, &["pause", "order"]), (0, answer(true, false)));
+    let screen = run(&env, &["status"]).1;
     for part in ["but PAUSED: order", "takes no deliveries until `orderd resume order`"] {
         assert!(screen.split_whitespace().collect::<Vec<_>>().join(" ").contains(part), "no {part:?}: {screen}");
     }
     let row = screen.lines().find(|line| line.starts_with("order ")).unwrap_or_else(|| panic!("{screen}"));
     assert_eq!(row.split_whitespace().nth(1), Some("PAUSED"), "{screen}");
     assert_eq!(Scrape::of(orderd.admin_address()).of_consumer("orderd_paused", "order"), 1.0);
-    let (code, text) = told(&env, &["resume", "order"]);
+    let (code, text) = run(&env, &["resume", "order"]);
     assert_eq!((code, text.trim()), (0, "consumer order resumed"));
-    assert_eq!(told_json(&env, &["resume", "order"]), (0, answer(false, false)));
-    assert!(!told(&env, &["status"]).1.contains("PAUSED"));
+    assert_eq!(run_json(&env, &["resume", "order"]), (0, answer(false, false)));
+    assert!(!run(&env, &["status"]).1.contains("PAUSED"));
 
-    let (code, text) = told(&env, &["pause", "nobody"]);
+    let (code, text) = run(&env, &["pause", "nobody"]);
     assert_eq!(code, 64, "{text}");
     assert!(
         text.contains("unknown consumer \"nobody\"; known consumers: analytics, failed, notification, order"),
         "{text}"
     );
-    assert_eq!(told(&env, &["pause", "../reload"]).0, 64);
-    assert_eq!(told(&env, &["pause"]).0, 64);
+    assert_eq!(run(&env, &["pause", "../reload"]).0, 64);
+    assert_eq!(run(&env, &["pause"]).0, 64);
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -208,12 +208,12 @@ fn control_requests_need_the_token() {
     assert_eq!((answer.status, &body(&answer)["error"]), (404, &json!("unknown_consumer")), "{answer:?}");
 
     // The commands send the token of the configuration, or the one they are given.
-    assert_eq!(told(&env, &["reload"]).0, 0);
+    assert_eq!(run(&env, &["reload"]).0, 0);
     let address = admin.to_string();
-    let (code, text) = told(&env, &["reload", "--address", &address]);
+    let (code, text) = run(&env, &["reload", "--address", &address]);
     assert!(code == 78 && text.contains("401"), "{code}: {text}");
     let given = ["reload", "--address", &address, "--token-file", token.to_str().unwrap()];
-    assert_eq!(told(&env, &given).0, 0);
+    assert_eq!(run(&env, &given).0, 0);
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -236,18 +236,18 @@ fn a_watched_file_is_applied_once_it_is_complete() {
     let last = last_reload(&orderd);
     assert_eq!((&last["by"], &last["report"]["outcome"]), (&json!("file"), &json!("applied")));
 
-    // Cut in the middle of a number: what is there so far is a configuration with fewer workers.
+    // Truncated in the middle of a number: the first part is a valid configuration with fewer workers.
     let path = env.directory.path().join("orderd.toml");
     file.set("consumers.order.workers", "64").save();
     let whole = fs::read_to_string(&path).unwrap();
-    wait_until("that one too", || last_reload(&orderd)["report"]["generation"] == 3);
+    wait_until("the next file is applied too", || last_reload(&orderd)["report"]["generation"] == 3);
     let (head, tail) = whole.split_at(whole.find("workers = 64").unwrap() + "workers = 6".len());
     let mut writing = fs::File::create(&path).unwrap();
     writing.write_all(head.as_bytes()).unwrap();
     writing.sync_all().unwrap();
-    // A reload that somebody asks for meanwhile is refused; none happens by itself.
-    let verdict = orderd.reload();
-    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&json!("rejected"), &json!(3)), "{verdict}");
+    // A reload that is requested now is rejected; the watcher requests none.
+    let report = orderd.reload();
+    assert_eq!((&report["outcome"], &report["generation"]), (&json!("rejected"), &json!(3)), "{report}");
     writing.write_all(tail.as_bytes()).unwrap();
     drop(writing);
     wait_until("the whole file is read", || last_reload(&orderd)["by"] == "file");

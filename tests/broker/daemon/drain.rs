@@ -1,4 +1,4 @@
-//! Stopping: nothing lost, nothing done twice, no attempt used up, and always an end.
+//! Shutdown: no order is lost or processed twice, no attempt is used up, and the process always exits.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ fn assert_no_attempt_used_up(env: &TestEnv<'_>, ledger: &LedgerReader) {
 }
 
 #[test]
-fn a_drain_under_load_loses_nothing_and_repeats_nothing() {
+fn a_drain_under_load_loses_no_order_and_processes_none_twice() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.start();
-    // Held until all are published, so that they cannot be done before.
+    // The process is stopped until all are published, so that it cannot finish before.
     orderd.signal("STOP");
     let ids = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
     env.raw().publish_all("orders", ids);
@@ -32,11 +32,11 @@ fn a_drain_under_load_loses_nothing_and_repeats_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(30), "longer than drain_timeout");
 
     let (processed, left) = (ledger.processed(), u64::from(env.raw().depth("order_queue")));
-    assert!(processed < ORDERS, "all were done before the signal came: no test of draining");
+    assert!(processed < ORDERS, "all were processed before the signal, so nothing was drained");
     assert_eq!(processed + left, ORDERS);
-    assert_eq!(ledger.number("SELECT count(*) FROM orders"), processed, "none is half done");
-    let told = u64::from(env.raw().depth("notification_queue")) + orderd.final_count("notification", "completed");
-    assert_eq!(told, processed);
+    assert_eq!(ledger.number("SELECT count(*) FROM orders"), processed, "none is unfinished");
+    let notified = u64::from(env.raw().depth("notification_queue")) + orderd.final_count("notification", "completed");
+    assert_eq!(notified, processed);
     assert_no_attempt_used_up(&env, &ledger);
 
     let mut again = env.start();

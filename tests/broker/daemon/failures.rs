@@ -1,6 +1,6 @@
-//! Every way an order can fail, and what becomes of it.
+//! Every way in which an order can fail, and what happens to it.
 //!
-//! One shop has a consumer for each way, made by configuration alone.
+//! One test environment has a consumer for each way, made by configuration alone.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use crate::support::raw_client::RawClient;
 use crate::support::raw_client::properties::{Field, Properties};
 use crate::support::test_env::{LedgerReader, TestEnv, order, wait_until};
 
-/// A consumer of `order.<name>.*` with these settings over the defaults.
+/// Adds a consumer of `order.<name>.*` with these settings.
 fn with_consumer<'a>(env: TestEnv<'a>, name: &str, settings: &[(&str, &str)]) -> TestEnv<'a> {
     let env = env
         .set(&format!("queues.{name}_queue.bindings"), &format!("order.{name}.*"))
@@ -38,7 +38,7 @@ fn send(raw: &mut RawClient, key: &str, id: &str) {
 }
 
 #[test]
-fn each_failure_is_retried_or_dead_lettered_by_its_kind_and_its_consumers_policy() {
+fn the_failure_kind_and_the_consumers_policy_decide_whether_an_order_is_retried_or_dead_lettered() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let env = with_consumer(env, "flaky", &[("faults.transient", "1.0")]);
@@ -100,14 +100,14 @@ fn each_failure_is_retried_or_dead_lettered_by_its_kind_and_its_consumers_policy
     }
     assert_eq!(raw.drain("unrouted_queue").iter().map(|got| got.body.clone()).collect::<Vec<_>>(), [order("typo")]);
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(orderd.final_count("panicky", "restarts"), 0, "a panic costs a delivery, no worker");
+    assert_eq!(orderd.final_count("panicky", "restarts"), 0, "a panic costs one delivery and no worker");
 }
 
 fn told_reason(dead_lettered: &crate::support::raw_client::ReceivedMessage) -> String {
     dead_lettered.properties().headers["x-dead-letter-reason"].text().to_owned()
 }
 
-/// What a failure in `order_queue` looks like whose retries took longer than `max_age`.
+/// The properties of a message that failed in `order_queue` longer than `max_age` ago.
 fn failed_two_days_ago() -> Properties {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let text = |value: &str| Field::Text(value.to_owned());
@@ -133,7 +133,7 @@ fn a_retry_returns_to_the_one_queue_it_failed_in() {
     wait_until("all retries are over", || orderd.log_lines("Processing Order").len() == 40);
     ledger.await_settled(10);
     assert_eq!(orderd.stop(), 0);
-    // Left: a first and an immediate attempt of each in one delivery, and the delayed retry in another.
+    // Left: the first attempt and the immediate retry are one delivery, the delayed retry is another.
     assert_eq!((orderd.final_count("left", "deliveries"), orderd.final_count("right", "deliveries")), (20, 10));
     assert_eq!(orderd.final_count("failed", "retried"), 10);
 }
@@ -148,7 +148,7 @@ fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_dead_lettered(
     send(&mut raw, "order.normal.created", "killer");
     exhaust(&mut raw, "innocent");
     exhaust(&mut raw, "killer");
-    wait_until("both have failed", || raw.depth("failed_order_queue") == 2);
+    wait_until("both are in the failed-order queue", || raw.depth("failed_order_queue") == 2);
 
     let mut orderd = env.start();
     let ledger = env.ledger();
@@ -158,7 +158,7 @@ fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_dead_lettered(
         assert_eq!(attempts(&ledger, id), ["0|delivery_limit|delivery_limit|5s"]);
         assert!(!is_processed(&ledger, id));
     }
-    wait_until("both are back", || raw.depth("order_queue") == 2);
+    wait_until("both have returned to their queue", || raw.depth("order_queue") == 2);
     exhaust(&mut raw, "killer");
     wait_until("the killer has failed again", || raw.depth("failed_order_queue") == 1);
 
@@ -176,7 +176,7 @@ fn an_order_that_hits_the_delivery_limit_is_retried_once_and_then_dead_lettered(
     assert_eq!(orderd.stop(), 0);
 }
 
-/// Rejects an order until the broker has had enough of it, holding back what is before it.
+/// Rejects an order until it reaches the delivery limit. Orders before it in the queue are held back until then.
 fn exhaust(raw: &mut RawClient, id: &str) {
     let (body, mut rejected) = (order(id), 0);
     let mut held = Vec::new();

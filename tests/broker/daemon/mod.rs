@@ -1,4 +1,4 @@
-//! The whole daemon as a process, on a real broker: what its users see of it.
+//! The whole daemon as a process, on a real broker, tested through what its users see.
 
 mod admin;
 mod backlog;

@@ -12,16 +12,16 @@ use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
 
 const INSTANCES: usize = 3;
-/// Orders that wait at most while publishing goes on.
+/// The most orders that wait while publishing continues.
 const BACKLOG: u64 = 600;
-/// Every so many-th order is a priority order.
-const URGENT: u64 = 10;
+/// Every tenth order is a priority order.
+const PRIORITY_EVERY: u64 = 10;
 
 fn consumes(orderd: &OrderdProcess, queue: &str) -> bool {
     orderd.log_lines("consuming").iter().any(|line| line["queue"] == queue)
 }
 
-/// Publishes orders for as long as something goes on, and tells how many; all are confirmed.
+/// Publishes orders until `go_on` returns. Returns how many; all are confirmed.
 fn while_publishing(env: &TestEnv<'_>, name: &str, go_on: impl FnOnce(&AtomicU64)) -> u64 {
     let (published, over) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -32,12 +32,12 @@ fn while_publishing(env: &TestEnv<'_>, name: &str, go_on: impl FnOnce(&AtomicU64
                 let first = published.load(Ordering::SeqCst);
                 env.raw().publish_all("orders", (first..first + 100).map(|n| placed(name, n)));
                 published.store(first + 100, Ordering::SeqCst);
-                wait_until("the backlog is worked on", || {
+                wait_until("the backlog is being processed", || {
                     over.load(Ordering::SeqCst) || ledger.processed() + BACKLOG > before + first
                 });
             }
         });
-        // Ends the publisher also when this panics.
+        // Stops the publisher, even when `go_on` panics.
         let _end = End(&over);
         go_on(&published);
     });
@@ -53,7 +53,7 @@ impl Drop for End<'_> {
 }
 
 fn placed(name: &str, n: u64) -> (String, Vec<u8>) {
-    let kind = if n.is_multiple_of(URGENT) { "priority" } else { "normal" };
+    let kind = if n.is_multiple_of(PRIORITY_EVERY) { "priority" } else { "normal" };
     (format!("order.{kind}.created"), order(&format!("{name}-{n}")))
 }
 
@@ -77,18 +77,18 @@ fn assert_queues_are_empty(env: &TestEnv<'_>, more: &[&str]) {
     }
 }
 
-/// Waits until an instance works on an order that is none of the priority ones.
-fn takes_part(instance: &OrderdProcess) {
-    wait_until("it takes part", || {
+/// Waits until the instance processes an order that is not a priority order.
+fn await_participation(instance: &OrderdProcess) {
+    wait_until("it processes orders", || {
         instance.log_lines("Processing Order").iter().any(|line| line["consumer"] == "order")
     });
 }
 
-/// Waits until so many more orders have been processed and some priority orders among them.
+/// Waits until this many more orders are processed, including some priority orders.
 fn await_progress(ledger: &LedgerReader, orders: u64) {
     let urgent = || ledger.number("SELECT count(*) FROM orders WHERE consumer = 'priority' AND status = 'processed'");
     let (before, urgent_before) = (ledger.processed(), urgent());
-    wait_until("orders and priority orders are processed meanwhile", || {
+    wait_until("orders and priority orders are processed in the meantime", || {
         ledger.processed() >= before + orders && urgent() > urgent_before
     });
 }
@@ -103,12 +103,12 @@ fn a_rolling_restart_under_load_loses_nothing_duplicates_nothing_and_uses_up_no_
     let orders = while_publishing(&env, "ord", |_| {
         for instance in &mut instances {
             await_progress(&ledger, 100);
-            takes_part(instance);
+            await_participation(instance);
             assert_eq!(instance.stop(), 0);
             stopped.push(std::mem::replace(instance, env.start()));
         }
         await_progress(&ledger, 100);
-        instances.iter().for_each(takes_part);
+        instances.iter().for_each(await_participation);
     });
     assert_each_counted_once(&ledger, orders);
     assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0]);
@@ -127,7 +127,7 @@ fn a_rolling_restart_under_load_loses_nothing_duplicates_nothing_and_uses_up_no_
     assert_lines_are_whole(&env.ledger_directory(), orders);
 }
 
-/// All instances write to the same files of events.
+/// All instances append to the same event files.
 fn assert_lines_are_whole(ledger: &Path, orders: u64) {
     for name in ["analytics", "notifications"] {
         let files = std::fs::read_dir(ledger).unwrap().map(|entry| entry.unwrap().path());
@@ -156,7 +156,7 @@ fn instances_killed_in_turn_under_load_lose_nothing_and_count_nothing_twice_in_t
     assert_each_counted_once(&ledger, orders);
     assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0], "a crash is no attempt");
     let path = format!("/queues/{}/order_queue", env.vhost.name);
-    wait_until("the broker tells of orders handed out again: else none was in hand at any kill", || {
+    wait_until("the broker has redelivered orders, or none was in flight at any kill", || {
         node.management("GET", &path, "").1["message_stats"]["redeliver"].as_u64() > Some(0)
     });
     assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);
@@ -177,7 +177,7 @@ fn a_rolling_change_of_delays_leaves_no_retry_behind() {
         await_progress(&ledger, 200);
         assert_eq!(one.stop(), 0);
         one = env.start_with(NEW);
-        // Either decides on whatever failed in the other.
+        // Each instance decides on failures of the other one, too.
         await_progress(&ledger, 300);
         assert_eq!(two.stop(), 0);
         two = env.start_with(NEW);
@@ -191,7 +191,7 @@ fn a_rolling_change_of_delays_leaves_no_retry_behind() {
     assert_eq!((one.stop(), two.stop()), (0, 0));
 }
 
-/// One instance commits and dies before its ack reaches the broker; the other gets the order again.
+/// One instance commits and is killed before its ack reaches the broker; the other one receives the order again.
 fn an_ack_is_lost_with_its_instance(env: &TestEnv<'_>, others_ledger: &Path) -> (OrderdProcess, LedgerReader) {
     let proxy = AmqpProxy::to(env.vhost.node.amqp_port);
     let mut one = env.start_with(&[("broker.addresses", &proxy.address)]);
@@ -201,7 +201,7 @@ fn an_ack_is_lost_with_its_instance(env: &TestEnv<'_>, others_ledger: &Path) -> 
     env.ledger().await_settled(1);
     let mut two = env.start_with(&[("ledger.directory", others_ledger.to_str().unwrap())]);
     wait_until("the other consumes too", || consumes(&two, "order_queue"));
-    assert!(!two.has_logged("Processing Order"), "the broker has the ack, or never gave the order out");
+    assert!(!two.has_logged("Processing Order"), "the broker has the ack, or never delivered the order");
     one.kill();
     wait_until("the other gets it", || two.has_logged("Processing Order"));
     let ledger = LedgerReader::open(others_ledger);
@@ -226,17 +226,17 @@ fn an_order_whose_ack_was_lost_is_recorded_once_in_each_of_two_ledgers_and_twice
     let env = TestEnv::new(&node);
     let (two, ledger) = an_ack_is_lost_with_its_instance(&env, &env.directory.path().join("other"));
     assert_eq!(two.final_count("order", "duplicates"), 0);
-    // Exactly once in each: the limit is what they do not know of each other.
+    // Exactly once in each: deduplication does not reach beyond one ledger.
     assert_each_counted_once(&env.ledger(), 1);
     assert_each_counted_once(&ledger, 1);
-    // Whoever joins them recognises the order and both events by their ids.
+    // Whoever merges the two ledgers can recognise the order and both events by their ids.
     for ids in ["SELECT id FROM orders", "SELECT kind, id FROM events ORDER BY kind"] {
         assert_eq!(env.ledger().rows(ids), ledger.rows(ids));
     }
 }
 
 #[test]
-fn instances_started_at_once_on_an_empty_broker_all_start() {
+fn instances_that_start_at_the_same_time_on_an_empty_broker_all_start() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut instances: Vec<OrderdProcess> = (0..INSTANCES).map(|_| env.spawn()).collect();
@@ -264,11 +264,11 @@ fn an_instance_waits_while_another_migrates_their_ledger() {
     let mut orderd = env.spawn();
     wait_until("it waits", || orderd.has_logged("waiting for the ledger"));
     migration.commit().unwrap();
-    wait_until("it goes on", || consumes(&orderd, "order_queue"));
+    wait_until("it continues", || consumes(&orderd, "order_queue"));
     assert_eq!(orderd.stop(), 0);
 }
 
-/// RabbitMQ before 4.3 counts what is given back at a restart toward the delivery limit.
+/// RabbitMQ before 4.3 counts deliveries that are requeued at a restart toward the delivery limit.
 #[test]
 fn an_order_survives_twenty_restarts_that_requeue_it() {
     const TRIES: u32 = 50;
@@ -277,16 +277,16 @@ fn an_order_survives_twenty_restarts_that_requeue_it() {
     assert_eq!(env.start().stop(), 0);
     let mut raw = env.raw();
     raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
-    let mut given_back = 0;
-    while given_back < TRIES
+    let mut requeued = 0;
+    while requeued < TRIES
         && let Some((tag, _)) = raw.get_unacked("order_queue")
     {
         raw.nack_requeue(tag);
-        given_back += 1;
+        requeued += 1;
     }
     let counts = node.version() < (4, 3);
-    assert_eq!(given_back, if counts { 21 } else { TRIES }, "on RabbitMQ {:?}", node.version());
-    // Then it is dead-lettered by way of the failures, and not lost.
+    assert_eq!(requeued, if counts { 21 } else { TRIES }, "on RabbitMQ {:?}", node.version());
+    // The broker then dead-letters it to the failed-order queue, and it is not lost.
     let mut orderd = env.start();
     let ledger = env.ledger();
     if counts {
@@ -298,7 +298,7 @@ fn an_order_survives_twenty_restarts_that_requeue_it() {
     assert_eq!(orderd.stop(), 0);
 }
 
-/// What is handed out to an instance that cannot record any more fails there at once, and would be dead-lettered in the end.
+/// Deliveries to an instance that cannot record any more fail at once, and would finally be dead-lettered.
 #[test]
 fn an_instance_exits_before_it_dead_letters_orders_once_a_newer_version_has_migrated_the_ledger() {
     const INTERNAL: i32 = 70;
@@ -310,13 +310,17 @@ fn an_instance_exits_before_it_dead_letters_orders_once_a_newer_version_has_migr
     let later = Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
     later.pragma_update(None, "user_version", 3).unwrap();
     env.raw().publish_all("orders", (1..50).map(|n| placed("ord", n)));
-    assert_eq!(old.wait_for_exit(), INTERNAL, "it is restarted, by now as the later version");
-    let told = old.logged_errors();
-    assert!(told.len() == 1 && told[0].contains("the ledger was migrated by a newer orderd"), "{told:#?}");
+    assert_eq!(
+        old.wait_for_exit(),
+        INTERNAL,
+        "a service manager restarts it, as the newer version that is installed by then"
+    );
+    let errors = old.logged_errors();
+    assert!(errors.len() == 1 && errors[0].contains("the ledger was migrated by a newer orderd"), "{errors:#?}");
     let mut again = env.spawn();
     assert_eq!(again.wait_for_exit(), 78, "{}", again.output());
 
-    // Stands for the later version, which this one cannot be.
+    // Stands for the newer version, which does not exist yet.
     later.pragma_update(None, "user_version", 2).unwrap();
     let mut new = env.start();
     assert_each_counted_once(&env.ledger(), 50);

@@ -1,4 +1,4 @@
-//! Messages that no producer should send: headers that are not UTF-8, and a body that is no order.
+//! Messages that no producer should send: with headers that are not UTF-8, or a body that is not an order.
 
 use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
@@ -6,7 +6,7 @@ use crate::support::raw_client::{text, with_headers};
 use crate::support::test_env::{TestEnv, order, wait_until};
 
 #[test]
-fn odd_headers_close_no_connection_and_stay_with_their_message() {
+fn headers_that_are_not_utf8_close_no_connection_and_stay_with_their_message() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.start();

@@ -1,4 +1,4 @@
-//! Orders that go well, and the one kind that goes wrong in company: two orders with one id.
+//! Orders that are processed, and two different orders with the same id.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::support::test_env::{TestEnv, order, wait_until};
 const NORMAL: &str = "order.normal.created";
 const PRIORITY: &str = "order.priority.created";
 
-/// The lines of a file of events, whatever its date.
+/// The lines of an event file, of any date.
 fn event_lines(env: &TestEnv<'_>, name: &str) -> Vec<Value> {
     let paths = fs::read_dir(env.ledger_directory()).unwrap().map(|entry| entry.unwrap().path());
     let ours = paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(name));
@@ -100,7 +100,7 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
 }
 
 #[test]
-fn an_order_with_a_known_id_and_other_content_is_dead_lettered_with_its_whole_message() {
+fn an_order_with_a_known_id_and_different_content_is_dead_lettered_with_its_whole_message() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let _orderd = env.start();
@@ -151,7 +151,7 @@ fn an_order_with_a_known_id_and_other_content_is_dead_lettered_with_its_whole_me
     }
     let reason = properties.headers.remove("x-failure-reason").unwrap();
     assert!(reason.text().contains("ord-1"), "{reason:?}");
-    // What the dead letter queue says of this delivery.
+    // The dead letter queue sets its own count for this delivery.
     assert_ne!(properties.headers.remove("x-delivery-count"), Some(Field::Long(2)));
     let text = |value: &str| Field::Text(value.to_owned());
     let expected = [
@@ -169,13 +169,17 @@ fn an_order_with_a_known_id_and_other_content_is_dead_lettered_with_its_whole_me
     assert_eq!(properties.headers, expected.map(|(name, value)| (name.to_owned(), value)).into());
 
     let ledger = env.ledger();
-    wait_until("it is in the books", || ledger.number("SELECT count(*) FROM dead_letters") == 1);
+    wait_until("it is recorded", || ledger.number("SELECT count(*) FROM dead_letters") == 1);
     assert_eq!(
         ledger.rows("SELECT identity, consumer, reason, retry_count, failure_code, origin_queue FROM dead_letters"),
         ["ord-1|order|permanent|0|id_conflict|order_queue"]
     );
-    assert_eq!(ledger.rows("SELECT id, status, quantity FROM orders"), ["ord-1|processed|3"], "the first one stands");
-    wait_until("analytics is told", || {
+    assert_eq!(
+        ledger.rows("SELECT id, status, quantity FROM orders"),
+        ["ord-1|processed|3"],
+        "the first order is unchanged"
+    );
+    wait_until("analytics has the event", || {
         ledger.number("SELECT count(*) FROM events WHERE id = 'ord-1/analytics/failed'") == 1
     });
 }

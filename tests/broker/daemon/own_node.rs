@@ -1,4 +1,4 @@
-//! A broker that raises an alarm, and one that is killed, while orders are on every part of their way.
+//! A broker that raises an alarm, and a broker that is killed, while orders are in every state.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ fn flood(env: &TestEnv<'_>, name: &str, orders: u64) {
     env.raw().publish_all("orders", orders);
 }
 
-/// One node for both: starting one takes longer than either.
+/// One node for all three: starting a node takes longer than each of them.
 #[test]
 fn an_alarm_and_a_killed_broker_delay_orders_and_lose_none() {
     let node = Node::own("daemon");
@@ -28,7 +28,7 @@ fn an_alarm_stops_publishing_and_neither_consuming_nor_acks(node: &Node) {
     flood(&env, "old", 20);
     ledger.await_settled(20);
 
-    // The daemon waits until all is published and the alarm is on, for a test could not publish then.
+    // The daemon is stopped until the orders are published and the alarm is on, because a test cannot publish under it.
     orderd.signal("STOP");
     flood(&env, "old", 20);
     flood(&env, "new", 20);
@@ -36,22 +36,22 @@ fn an_alarm_stops_publishing_and_neither_consuming_nor_acks(node: &Node) {
     orderd.signal("CONT");
     wait_until("new orders are consumed", || ledger.number("SELECT count(*) FROM orders") == 40);
     // Repeated orders have nothing to publish, so that only their acks have to get through.
-    wait_until("repeated orders are acked", || held(node, &env, "order_queue") == 20);
-    wait_until("publishing is given up and begun again", || !orderd.log_lines("publishing connection lost").is_empty());
-    assert!(ledger.processed() < 40, "the alarm has stopped nothing");
-    // One that starts meanwhile does not wait in vain for an answer to each of its questions.
+    wait_until("repeated orders are acked", || messages(node, &env, "order_queue") == 20);
+    wait_until("the publisher has reconnected", || !orderd.log_lines("publishing connection lost").is_empty());
+    assert!(ledger.processed() < 40, "the alarm has not stopped publishing");
+    // An instance that starts under the alarm does not wait for answers that the broker does not send.
     let mut other = env.start();
 
     node.clear_alarm();
     ledger.await_settled(40);
     assert_eq!(other.stop(), 0);
-    wait_until("all is acked", || held(node, &env, "order_queue") == 0);
+    wait_until("all is acked", || messages(node, &env, "order_queue") == 0);
     assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0], "an alarm costs no attempt");
     assert_eq!(orderd.stop(), 0);
 }
 
 /// Messages in a queue, delivered ones included.
-fn held(node: &Node, env: &TestEnv<'_>, queue: &str) -> u64 {
+fn messages(node: &Node, env: &TestEnv<'_>, queue: &str) -> u64 {
     let listed = node.ctl(&["list_queues", "--quiet", "--vhost", &env.vhost.name, "name", "messages"]);
     let line = listed.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
     line.unwrap_or_else(|| panic!("no {queue:?}: {listed}")).trim().parse().unwrap()
@@ -67,15 +67,15 @@ fn a_killed_broker_loses_no_order_in_flight_or_waiting_for_its_retry(node: &Node
         ledger.processed() >= 50 && raw.depth("order_queue.retry.2s") >= 5
     });
     let before = ledger.processed();
-    // It takes longer to come back than the delay, so that the retries fall due while it is away.
+    // The restart takes longer than the delay, so the retries become due while the broker is down.
     node.kill();
-    assert!(before < ORDERS, "all were done before the broker was killed");
+    assert!(before < ORDERS, "all were processed before the broker was killed");
     node.restart();
     ledger.await_settled(ORDERS);
     let retried = ledger.number("SELECT count(*) FROM attempts WHERE delay = '2s'");
     assert!((200..400).contains(&retried), "{retried} of {ORDERS} were to be retried");
     for queue in ["order_queue", "failed_order_queue", "order_queue.retry.2s", "dead_letter_queue"] {
-        wait_until(&format!("{queue} is empty"), || held(node, &env, queue) == 0);
+        wait_until(&format!("{queue} is empty"), || messages(node, &env, queue) == 0);
     }
     assert_eq!(
         ledger.rows("SELECT sum(orders), sum(quantity) FROM sales WHERE granularity = 'day'"),
@@ -92,19 +92,19 @@ fn an_unreachable_broker_rejects_only_reloads_that_need_it(node: &Node) {
     file.set("consumers.order.workers", "2").save();
     assert_eq!(orderd.reload()["outcome"], "applied");
     file.set("consumers.order.workers", "3").set("consumers.order.retry.delays", "700ms").save();
-    let verdict = orderd.reload();
-    assert_eq!((&verdict["outcome"], &verdict["generation"]), (&"rejected".into(), &2.into()), "{verdict}");
-    assert_eq!(verdict["temporary"], true, "{verdict}");
+    let report = orderd.reload();
+    assert_eq!((&report["outcome"], &report["generation"]), (&"rejected".into(), &2.into()), "{report}");
+    assert_eq!(report["temporary"], true, "{report}");
     let address = orderd.admin_address().to_string();
     let mut command = env.command(&["reload", "--address", &address]);
     assert_eq!(command.wait_for_exit(), 69);
     assert!(command.output().contains("the reason is temporary"), "{}", command.output());
     let last_reload = || orderd.status()["daemon"]["last_reload"].clone();
-    wait_until("who follows the file has tried it too", || last_reload()["by"] == "file");
+    wait_until("the file watcher has tried it too", || last_reload()["by"] == "file");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 2);
     node.restart();
-    wait_until("the file is put in force by itself once the broker is back", || {
-        // Otherwise it is looked at once a minute.
+    wait_until("the file is applied without a request once the broker is back", || {
+        // Wakes the watcher, which otherwise looks once a minute.
         fs::write(env.directory.path().join("beside"), "").unwrap();
         last_reload()["report"]["generation"] == 3
     });

@@ -1,4 +1,4 @@
-//! Users with no more than they need, and with less; wrong passwords and virtual hosts.
+//! Users with exactly the permissions that orderd needs, and with fewer; wrong passwords and virtual hosts.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ const CONFIG: i32 = 78;
 const PASSWORD: &str = "p4ssword-of-this-test";
 const OTHER_PASSWORD: &str = "another-of-this-test";
 
-/// A shop whose orderd is a user of its own, who may do nothing yet.
+/// A test environment whose orderd has a user of its own, without any permissions yet.
 struct Restricted<'a> {
     env: TestEnv<'a>,
     user: String,
@@ -24,7 +24,7 @@ impl<'a> Restricted<'a> {
             .set("broker.username", &user)
             .set("broker.password", PASSWORD)
             .set("log.level", "info")
-            // As an administrator would have it: the API has a user of its own.
+            // As in production, the management API has a user of its own.
             .set("management.username", "guest")
             .set("management.password", "guest");
         let restricted = Restricted { env, user };
@@ -39,13 +39,13 @@ impl<'a> Restricted<'a> {
     }
 
     /// Runs a printed command: every argument is in single quotes, and none has a space or a quote.
-    fn obey(&self, command: &str) {
+    fn run_printed(&self, command: &str) {
         let words = command.strip_prefix("rabbitmqctl ").unwrap().split(' ');
         let words: Vec<&str> = words.map(|word| word.trim_matches('\'')).collect();
         self.env.vhost.node.ctl(&words);
     }
 
-    /// What `orderd check` says that it needs.
+    /// The permissions that `orderd check` prints.
     fn needed(&self) -> Value {
         let mut check = self.env.command(&["check", "--format", "json"]);
         assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
@@ -68,7 +68,7 @@ impl Drop for Restricted<'_> {
     }
 }
 
-/// Orders of every fate: processed, retried, dead-lettered.
+/// Processes orders that succeed, are retried, and are dead-lettered.
 fn work(env: &TestEnv<'_>) {
     let mut orderd = env.start();
     let mut raw = env.raw();
@@ -100,9 +100,9 @@ fn the_permissions_that_check_prints_suffice_where_orderd_declares() {
     let printed = check.stdout();
     let commands: Vec<_> = printed.lines().filter(|line| !line.starts_with('#')).collect();
     let [permissions, topics] = commands[..] else { panic!("{printed}") };
-    own.obey(permissions);
+    own.run_printed(permissions);
     assert_eq!(own.env.start().stop(), 0);
-    own.obey(topics);
+    own.run_printed(topics);
     work(&own.env);
     let mut check = own.env.command(&["check", "--connect"]);
     assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
@@ -113,7 +113,7 @@ fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
     let node = Node::shared();
     let mut own = Restricted::new(&node);
     own.env.change("consumers.order.faults.transient", "0.5");
-    // The same virtual host, by guest, who declares; then by the user, who must not.
+    // guest declares the topology in the virtual host; then the user, who must not declare, runs orderd there.
     own.env.change("broker.username", "guest");
     own.env.change("broker.password", "guest");
     assert_eq!(own.env.start().stop(), 0);
@@ -123,10 +123,10 @@ fn the_permissions_that_check_prints_suffice_where_an_administrator_declares() {
     let needed = own.needed();
     assert_eq!(needed["configure"], "^$");
     for command in needed["commands"].as_array().unwrap() {
-        own.obey(command.as_str().unwrap());
+        own.run_printed(command.as_str().unwrap());
     }
     work(&own.env);
-    // Without the way to where failures wait, the start says so, and not the first failure.
+    // A missing permission to publish failures is reported at the start, not with the first failure.
     let mut less = needed.clone();
     less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.retry", ""));
     own.grant(&less);
@@ -150,7 +150,7 @@ fn check_reports_each_revoked_permission_and_declares_nothing() {
         let names: Vec<&str> = whole.trim_start_matches("^(").trim_end_matches(")$").split('|').collect();
         assert!(names.len() > 5, "{whole}");
         for without in &names {
-            // An exchange's alternate exchange is asked for only when the exchange is made.
+            // The broker checks the alternate exchange only when the exchange is created.
             if (kind, *without) == ("write", r"orders\.unrouted") {
                 continue;
             }
@@ -161,16 +161,16 @@ fn check_reports_each_revoked_permission_and_declares_nothing() {
             let mut check = own.env.command(&["check", "--connect"]);
             assert_eq!(check.wait_for_exit(), CONFIG, "without {kind} on {without}: {}", check.output());
             let name = without.replace('\\', "");
-            let told = check.output();
-            let about = told.lines().filter(|line| line.starts_with("error: the user may not "));
-            assert!(about.clone().count() > 0, "without {kind} on {without}: {told}");
-            assert!(about.clone().all(|line| line.contains(&name)), "without {kind} on {without}: {told}");
+            let output = check.output();
+            let about = output.lines().filter(|line| line.starts_with("error: the user may not "));
+            assert!(about.clone().count() > 0, "without {kind} on {without}: {output}");
+            assert!(about.clone().all(|line| line.contains(&name)), "without {kind} on {without}: {output}");
             missed += 1;
         }
     }
     assert!(missed > 30, "{missed}");
     let (_, found) = node.management("GET", &format!("/queues/{}", own.env.vhost.name), "");
-    assert_eq!(found, json!([]), "asking has declared something");
+    assert_eq!(found, json!([]), "the check has declared something");
 
     let mut less = needed.clone();
     less["write"] = json!(needed["write"].as_str().unwrap().replace(r"|orders\.unrouted", ""));
@@ -212,23 +212,23 @@ fn publish_reports_a_missing_permission_before_the_first_line() {
         let body = json!({"exchange": "orders", "write": write, "read": "^$"});
         assert!([201, 204].contains(&node.management("PUT", &path, &body.to_string()).0));
     };
-    // One who may do nothing is told of the publishing, even by a broker that does not let it look.
+    // Without any permission, the missing one to publish is reported, even by a broker that refuses a passive check.
     own.grant(&json!({"configure": "^$", "write": "^$", "read": "^$"}));
-    let (code, told) = publish();
-    assert_eq!(code, CONFIG, "{told}");
-    assert!(told.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{told}");
+    let (code, output) = publish();
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{output}");
     own.grant(&own.needed());
     topic("^order\\.other$");
-    let (code, told) = publish();
-    assert_eq!(code, CONFIG, "{told}");
-    assert!(told.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let (code, output) = publish();
+    assert_eq!(code, CONFIG, "{output}");
+    assert!(output.contains("publish to exchange \"orders\" with key \"order.normal.created\""), "{output}");
+    assert_eq!(output.lines().count(), 1, "{output}");
     // As docs/operations/security.md has it for producers.
     own.grant(&json!({"configure": "^$", "write": "^orders$", "read": "^$"}));
     topic("^order\\.(normal|priority)\\.");
-    let (code, told) = publish();
-    assert_eq!(code, 0, "{told}");
-    // Asking has published nothing.
+    let (code, output) = publish();
+    assert_eq!(code, 0, "{output}");
+    // The permission check has published nothing.
     let mut raw = own.env.raw();
     let (_, published) = raw.get_unacked("order_queue").expect("the order is there");
     assert_eq!(published.text().as_bytes(), order("ord-1"));
@@ -243,8 +243,8 @@ fn it_waits_for_a_broker_at_its_connection_limit() {
     assert_eq!(node.management("PUT", &limit, r#"{"value":0}"#).0, 204);
     let mut orderd = env.spawn();
     wait_until("it waits", || orderd.has_logged("waiting for the broker"));
-    let told = orderd.log_lines("waiting for the broker")[0]["error"].to_string();
-    assert!(told.contains("connection limit"), "{told}");
+    let error = orderd.log_lines("waiting for the broker")[0]["error"].to_string();
+    assert!(error.contains("connection limit"), "{error}");
     assert_eq!(node.management("DELETE", &limit, "").0, 204);
     wait_until("it has started", || {
         assert_eq!(orderd.exit_status(), None, "it has given up");
@@ -280,7 +280,9 @@ fn permissions_revoked_at_run_time_are_shown_and_waited_for() {
 
     own.set_password(OTHER_PASSWORD);
     own.env.vhost.close_connections();
-    wait_until("status tells of the password", || trouble(&orderd).contains(&format!("refuses user {:?}", own.user)));
+    wait_until("the status shows the refused password", || {
+        failing_checks(&orderd).contains(&format!("refuses user {:?}", own.user))
+    });
     assert_eq!(orderd.exit_status(), None, "it has given up");
     assert!(!orderd.output().contains(PASSWORD));
     own.set_password(PASSWORD);
@@ -290,15 +292,15 @@ fn permissions_revoked_at_run_time_are_shown_and_waited_for() {
     less["read"] = json!(needed["read"].as_str().unwrap().replace("|order_queue|", "|"));
     own.grant(&less);
     own.env.vhost.close_connections();
-    wait_until("status tells of the permission", || trouble(&orderd).contains("ACCESS_REFUSED"));
+    wait_until("the status shows the missing permission", || failing_checks(&orderd).contains("ACCESS_REFUSED"));
     own.grant(&needed);
     own.env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
     own.env.ledger().await_settled(1);
     assert_eq!(orderd.stop(), 0);
 }
 
-/// What the checks that fail say, together.
-fn trouble(orderd: &OrderdProcess) -> String {
+/// The details of all failing checks.
+fn failing_checks(orderd: &OrderdProcess) -> String {
     let status = http::json(orderd.admin_address(), "/api/v1/status");
     let failing = status["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
     failing.map(|check| check["detail"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("; ")

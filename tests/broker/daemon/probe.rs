@@ -3,7 +3,7 @@
 use crate::support::test_env::{TestEnv, wait_until};
 use crate::support::{Node, free_address};
 
-/// A shop whose daemon answers at a fixed address, by which it can be asked from its configuration.
+/// A test environment whose daemon has a fixed admin address, so that commands find it through the configuration.
 fn with_admin(node: &Node) -> TestEnv<'_> {
     TestEnv::new(node).set("admin.listen", &free_address().to_string())
 }
@@ -23,12 +23,12 @@ fn probe_distinguishes_alive_from_ready_and_names_what_is_missing() {
     let mut orderd = env.spawn();
     orderd.admin_address();
     assert_eq!(probe(&env, &[]), (0, "live\n".to_owned()));
-    let (code, said) = probe(&env, &["--ready"]);
-    assert_eq!(code, 69, "{said}");
-    assert!(said.contains("is not ready (503)") && said.contains("ledger: not open yet"), "{said}");
-    let (code, said) = probe(&env, &["--ready", "--format", "json"]);
-    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((code, &told["ok"], &told["status"]), (69, &false.into(), &503.into()));
+    let (code, output) = probe(&env, &["--ready"]);
+    assert_eq!(code, 69, "{output}");
+    assert!(output.contains("is not ready (503)") && output.contains("ledger: not open yet"), "{output}");
+    let (code, output) = probe(&env, &["--ready", "--format", "json"]);
+    let answer: serde_json::Value = serde_json::from_str(&output).unwrap();
+    assert_eq!((code, &answer["ok"], &answer["status"]), (69, &false.into(), &503.into()));
 
     other.execute_batch("ROLLBACK").unwrap();
     wait_until("it is ready", || probe(&env, &["--ready"]) == (0, "ready\n".to_owned()));
@@ -37,7 +37,7 @@ fn probe_distinguishes_alive_from_ready_and_names_what_is_missing() {
 }
 
 #[test]
-fn a_daemon_with_another_token_is_alive_and_ready_all_the_same() {
+fn a_probe_with_another_token_than_the_daemon_still_succeeds() {
     let node = Node::shared();
     let env = with_admin(&node);
     let token = env.directory.path().join("token");

@@ -26,7 +26,7 @@ fn rows(env: &TestEnv<'_>, by: &str) -> Value {
     rows.map(row).collect()
 }
 
-/// `order accepted` for each step.
+/// One text such as `order accepted` for each step.
 fn steps(trace: &Value) -> Vec<String> {
     let step = |step: &Value| format!("{} {}", step["message"].as_str().unwrap(), step["step"].as_str().unwrap());
     trace["steps"].as_array().unwrap().iter().map(step).collect()

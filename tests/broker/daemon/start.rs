@@ -1,4 +1,4 @@
-//! Starting: what makes orderd refuse, what it waits for, and that a refusal changes nothing.
+//! Starting: when orderd refuses to start, what it waits for, and that a refusal changes nothing on the broker.
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -38,10 +38,10 @@ fn an_invalid_configuration_is_refused_with_every_problem_before_connecting() {
     assert_eq!(orderd.wait_for_exit(), CONFIG);
     let output = orderd.output();
     for fault in ["consumers.order.workers", "consumers.priority.timeout", "consumers.order.colour"] {
-        assert!(output.contains(fault), "no word of {fault}: {output}");
+        assert!(output.contains(fault), "no {fault}: {output}");
     }
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "it has connected");
-    assert!(!env.ledger_directory().exists(), "it has made a ledger");
+    assert!(!env.ledger_directory().exists(), "it has created a ledger");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn it_waits_for_a_broker_that_starts_later() {
     assert_eq!(orderd.stop(), 0);
 }
 
-/// Hands every connection on to the broker, for as long as the test runs.
+/// Forwards every connection to the broker, as long as the test runs.
 fn forward(listener: TcpListener, port: u16) {
     thread::spawn(move || {
         for client in listener.incoming() {
@@ -79,7 +79,7 @@ fn forward(listener: TcpListener, port: u16) {
                 (broker.try_clone().unwrap(), client.try_clone().unwrap()),
             ] {
                 thread::spawn(move || {
-                    // Either side may reset the connection; the other is told.
+                    // Either side may reset the connection; the other side is closed then.
                     let _ = std::io::copy(&mut from, &mut to);
                     let _ = to.shutdown(std::net::Shutdown::Both);
                 });
@@ -114,7 +114,7 @@ fn without_a_management_api_the_broker_itself_refuses_a_queue_with_another_argum
 #[test]
 fn a_policy_that_would_drop_messages_is_refused() {
     let node = Node::shared();
-    // The policy is there first: the queue it rules is only just declared when orderd looks.
+    // The policy exists before the queue, which is only just declared when orderd checks policies.
     let env = TestEnv::new(&node);
     let policy = r#"{"pattern":"^order_queue$","definition":{"overflow":"drop-head"},"apply-to":"queues"}"#;
     let (status, _) = node.management("PUT", &format!("/policies/{}/drop", env.vhost.name), policy);

@@ -1,4 +1,4 @@
-//! `orderd status`: what it shows of a running daemon, and what it says when something is not there.
+//! `orderd status`: what it shows about a running daemon, and what it says when a daemon, broker or API is missing.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ fn with_admin(node: &Node) -> TestEnv<'_> {
     TestEnv::new(node).set("admin.listen", &free_address().to_string()).set("management.poll_every", "500ms")
 }
 
-/// Its exit code and all it printed.
+/// Runs `orderd status`. Returns its exit code and everything it printed.
 fn status(env: &TestEnv<'_>, arguments: &[&str]) -> (i32, String) {
     let mut command = env.command(&[&["status"], arguments].concat());
     (command.wait_for_exit(), command.output())
@@ -29,12 +29,12 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
     let count = |query: &str| ledger.number(query);
     let (processed, retried) =
         ("SELECT count(*) FROM orders WHERE status = 'processed'", "SELECT count(*) FROM attempts WHERE delay = '1h'");
-    wait_until("all is through", || {
+    wait_until("everything is settled", || {
         count(processed) + count(retried) == 100 && count("SELECT count(*) FROM dead_letters") == 1
     });
     let (processed, retried) = (count(processed), count(retried));
     let waiting = format!("{retried} in 1h");
-    wait_until("the broker has told all of it", || status(&env, &[]).1.contains(&waiting));
+    wait_until("the broker has reported everything", || status(&env, &[]).1.contains(&waiting));
 
     let (code, text) = status(&env, &[]);
     assert_eq!(code, 0, "{text}");
@@ -59,17 +59,17 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
     let row = text.lines().find(|line| line.trim_start().starts_with("dead_letter_queue ")).unwrap();
     assert_eq!(row.split_whitespace().nth(1), Some("1"), "{text}");
 
-    let (code, told) = status(&env, &["--format", "json"]);
+    let (code, output) = status(&env, &["--format", "json"]);
     assert_eq!(code, 0);
-    let told: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!(told["consumers"]["order"]["processed"], processed);
-    assert_eq!(told["consumers"]["order"]["dead_letters"]["malformed"], 1);
-    assert_eq!(told["broker"]["queues"]["order_queue.retry.1h"]["ready"], retried);
-    assert_eq!(told["broker"]["api"]["state"], "fresh");
-    assert_eq!((&told["conservation_ok"], &told["daemon"]["config_generation"]), (&true.into(), &1.into()));
+    let json: Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(json["consumers"]["order"]["processed"], processed);
+    assert_eq!(json["consumers"]["order"]["dead_letters"]["malformed"], 1);
+    assert_eq!(json["broker"]["queues"]["order_queue.retry.1h"]["ready"], retried);
+    assert_eq!(json["broker"]["api"]["state"], "fresh");
+    assert_eq!((&json["conservation_ok"], &json["daemon"]["config_generation"]), (&true.into(), &1.into()));
 
     let mut watching = env.command(&["status", "--watch", "100ms", "--format", "json"]);
-    wait_until("it is shown again and again", || watching.output().lines().count() >= 3);
+    wait_until("it is shown repeatedly", || watching.output().lines().count() >= 3);
     watching.kill();
     for line in watching.output().lines().take(2) {
         assert_eq!(serde_json::from_str::<Value>(line).unwrap()["conservation_ok"], true);
@@ -81,13 +81,13 @@ fn one_screen_shows_daemon_queues_consumers_and_that_nothing_is_missing() {
 fn without_a_daemon_status_says_what_to_do() {
     let node = Node::shared();
     let env = with_admin(&node);
-    let (code, said) = status(&env, &[]);
-    assert_eq!(code, 69, "{said}");
-    assert!(said.contains("no daemon answers") && said.contains("orderd run"), "{said}");
+    let (code, output) = status(&env, &[]);
+    assert_eq!(code, 69, "{output}");
+    assert!(output.contains("no daemon answers") && output.contains("orderd run"), "{output}");
     let off = env.set("admin.listen", "off");
-    let (code, said) = status(&off, &[]);
-    assert_eq!(code, 78, "{said}");
-    assert!(said.contains("admin.listen"), "{said}");
+    let (code, output) = status(&off, &[]);
+    assert_eq!(code, 78, "{output}");
+    assert!(output.contains("admin.listen"), "{output}");
 }
 
 #[test]
@@ -98,10 +98,10 @@ fn without_a_broker_status_shows_the_daemon_and_that_the_broker_is_unreachable()
     orderd.admin_address();
     // It answers before the ledger is open.
     wait_until("the ledger is open", || status(&env, &[]).1.contains("NO: topology"));
-    let (code, said) = status(&env, &[]);
-    assert_eq!(code, 69, "{said}");
+    let (code, output) = status(&env, &[]);
+    assert_eq!(code, 69, "{output}");
     for part in ["starting", "NO: topology", "no connection to the broker"] {
-        assert!(said.contains(part), "no {part:?}: {said}");
+        assert!(output.contains(part), "no {part:?}: {output}");
     }
     assert_eq!(orderd.stop(), 0);
 }
@@ -114,17 +114,17 @@ fn without_a_management_api_status_shows_the_reason_and_everything_else() {
     env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
     env.ledger().await_settled(1);
     wait_until("the reason is shown", || {
-        let (code, said) = status(&env, &[]);
-        assert_eq!(code, 0, "{said}");
-        said.contains("UNREACHABLE")
-            && said.contains("cannot reach the management API")
-            && said.contains("ready         yes")
+        let (code, output) = status(&env, &[]);
+        assert_eq!(code, 0, "{output}");
+        output.contains("UNREACHABLE")
+            && output.contains("cannot reach the management API")
+            && output.contains("ready         yes")
     });
     assert_eq!(orderd.stop(), 0);
     let off = env.set("management.poll_every", "off");
     let mut orderd = off.start();
-    let (_, said) = status(&off, &[]);
-    assert!(said.contains("management.poll_every"), "{said}");
+    let (_, output) = status(&off, &[]);
+    assert!(output.contains("management.poll_every"), "{output}");
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -136,10 +136,10 @@ fn status_takes_the_token_from_the_configuration() {
     std::fs::write(&file, "0123456789abcdef").unwrap();
     let env = env.set("admin.token_file", file.to_str().unwrap());
     let mut orderd = env.start();
-    wait_until("its connections stand", || status(&env, &[]).0 == 0);
+    wait_until("its connections are open", || status(&env, &[]).0 == 0);
     std::fs::write(&file, "fedcba9876543210").unwrap();
-    let (code, said) = status(&env, &[]);
-    assert_eq!(code, 78, "{said}");
-    assert!(said.contains("401") && said.contains("token_file"), "{said}");
+    let (code, output) = status(&env, &[]);
+    assert_eq!(code, 78, "{output}");
+    assert!(output.contains("401") && output.contains("token_file"), "{output}");
     assert_eq!(orderd.stop(), 0);
 }

@@ -1,4 +1,4 @@
-//! TLS and client certificates: on a broker that speaks both, replaced while orderd runs, and wrong in every way.
+//! TLS and client certificates: on a broker that supports both, renewed while orderd runs, and with every mismatch.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::support::{Node, http};
 
 const CONFIG: i32 = 78;
 const ORDERS: u64 = 1000;
-/// Who the client certificate is for; RabbitMQ takes its common name for the user's.
+/// The common name in the client certificate, which RabbitMQ takes as the user name.
 const USER: &str = "orderd-tls";
 
-/// What RabbitMQ is told about TLS. `strict`: it takes nobody without a certificate, and offers no EXTERNAL.
+/// Writes the broker's TLS configuration. `strict`: it requires a client certificate, and does not offer EXTERNAL.
 fn write_broker_conf(directory: &Path, strict: bool) {
     let file = |name: &str| directory.join(name).display().to_string();
     let files = |prefix: &str| {
@@ -36,7 +36,7 @@ fn write_broker_conf(directory: &Path, strict: bool) {
     fs::write(directory.join("rabbitmq.conf"), text).unwrap();
 }
 
-/// A shop whose orderd speaks TLS to broker and management API.
+/// A test environment whose orderd uses TLS for the broker and the management API.
 fn env<'a>(node: &'a Node, directory: &Path) -> TestEnv<'a> {
     TestEnv::new(node)
         .set("log.level", "info")
@@ -101,7 +101,7 @@ fn orders_are_processed_over_tls_and_idle_connections_live(node: &Node, director
     let mut orderd = env.start();
     flood(&env, "tls");
     env.ledger().await_settled(ORDERS);
-    wait_until("its connections are told", || connections(&env).len() >= 6);
+    wait_until("the broker lists its connections", || connections(&env).len() >= 6);
     for connection in connections(&env) {
         assert_eq!(connection["ssl"], true, "{connection}");
         assert!(connection["ssl_protocol"].as_str().unwrap().starts_with("tlsv1."), "{connection}");
@@ -127,14 +127,14 @@ fn orders_are_processed_over_tls_and_idle_connections_live(node: &Node, director
         0
     );
 
-    // And a connection that is lost is made anew.
+    // A lost connection is replaced.
     flood(&env, "again");
     env.vhost.close_connections();
     env.ledger().await_settled(2 * ORDERS);
     assert_eq!(orderd.stop(), 0);
 }
 
-/// What the admin listener tells.
+/// The daemon's status.
 fn status(orderd: &OrderdProcess) -> Value {
     http::json(orderd.admin_address(), "/api/v1/status")
 }
@@ -146,7 +146,7 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(
 ) {
     authority.issue_client_certificate("client", USER, 0x1001);
     let env = env(node, directory).with_certificate(directory, "client").set("broker.mechanism", "external");
-    // Nobody needs to know a password of this user.
+    // This user needs no password.
     let user = format!("/users/{USER}");
     assert_eq!(node.management("PUT", &user, r#"{"password_hash":"","tags":""}"#).0, 201);
     let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
@@ -154,30 +154,30 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(
     let mut orderd = env.start();
     flood(&env, "mtls");
     env.ledger().await_settled(ORDERS);
-    wait_until("its connections are told", || connections(&env).len() >= 6);
+    wait_until("the broker lists its connections", || connections(&env).len() >= 6);
     assert!(connections(&env).iter().all(|one| one["user"] == USER && one["auth_mechanism"] == "EXTERNAL"));
     assert!(connections(&env).iter().all(|one| shows_serial(one, "1001")), "{:#?}", connections(&env));
 
     let private = fs::read_to_string(authority.file("client", "key")).unwrap();
     let line = private.lines().nth(1).unwrap();
-    assert!(!(orderd.output() + &status(&orderd).to_string()).contains(line), "it tells its key");
+    assert!(!(orderd.output() + &status(&orderd).to_string()).contains(line), "the private key is shown");
 
-    // A key that is not its certificate's: what was good stays in force, and a person is told once.
+    // The key does not match the certificate: the last good pair stays in use, and an error is logged once.
     let key = fs::read(authority.file("client", "key")).unwrap();
     authority.issue_client_certificate("client", USER, 0x1002);
     let renewed = fs::read(authority.file("client", "key")).unwrap();
     fs::write(authority.file("client", "key"), &key).unwrap();
     env.vhost.close_connections();
-    wait_until("the bad pair is told", || {
+    wait_until("the bad pair is reported", || {
         orderd.has_logged("cannot use the current certificate files; still using the last good ones")
     });
     flood(&env, "bad-pair");
     env.ledger().await_settled(2 * ORDERS);
-    let told = orderd.log_lines("cannot use the current certificate files; still using the last good ones");
-    assert_eq!(told.len(), 1, "{told:#?}");
-    assert_says(told[0]["error"].as_str().unwrap(), &["key_file", "client.key", "client.pem"]);
+    let lines = orderd.log_lines("cannot use the current certificate files; still using the last good ones");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert_says(lines[0]["error"].as_str().unwrap(), &["key_file", "client.key", "client.pem"]);
 
-    // With its own key, the new certificate is who orderd is.
+    // With the matching key, orderd uses the new certificate.
     fs::write(authority.file("client", "key"), renewed).unwrap();
     env.vhost.close_connections();
     wait_until("the broker sees the new certificate on every connection", || {
@@ -186,8 +186,8 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(
     });
     flood(&env, "renewed");
     env.ledger().await_settled(3 * ORDERS);
-    let told = orderd.log_lines("using a new client certificate");
-    assert_eq!(told.iter().map(|line| line["serial"].as_str().unwrap()).collect::<Vec<_>>(), ["1002"]);
+    let lines = orderd.log_lines("using a new client certificate");
+    assert_eq!(lines.iter().map(|line| line["serial"].as_str().unwrap()).collect::<Vec<_>>(), ["1002"]);
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -213,16 +213,16 @@ fn each_tls_mismatch_has_its_own_error(node: &Node, directory: &Path, authority:
     other.issue_client_certificate("foreign", USER, 8);
     let foreign = env(node, directory).with_certificate(directory, "foreign").set("broker.mechanism", "external");
     assert_says(&foreign.spawn().startup_error(), &["certificate_file", "rejects"]);
-    // The management API alone: it is not vital, so that orderd starts and says so.
-    let deaf = env(node, directory)
+    // A mismatch with the management API alone is only a warning: orderd starts without it.
+    let untrusting = env(node, directory)
         .set("management.tls.ca_file", other.file("other", "pem").to_str().unwrap())
         .set("management.poll_every", "200ms");
-    let mut orderd = deaf.start();
-    let told =
+    let mut orderd = untrusting.start();
+    let lines =
         orderd.log_lines("cannot ask the management API: queue arguments, bindings and policies are not compared");
-    assert_says(told[0]["error"].as_str().unwrap(), &["cannot establish TLS with the management API", "ca_file"]);
+    assert_says(lines[0]["error"].as_str().unwrap(), &["cannot establish TLS with the management API", "ca_file"]);
     assert_eq!(orderd.stop(), 0);
-    let mut check = deaf.command(&["check", "--connect"]);
+    let mut check = untrusting.command(&["check", "--connect"]);
     assert_eq!(check.wait_for_exit(), CONFIG, "{}", check.output());
 }
 
@@ -233,9 +233,9 @@ fn an_expired_server_certificate_is_reported(node: &Node, directory: &Path, auth
     // Erlang remembers files for two minutes.
     node.ctl(&["eval", "ssl:clear_pem_cache()."]);
     assert_says(&env.spawn().startup_error(), &["expired", "2021-01-01", "renew it on the broker"]);
-    // One that runs already goes on trying, and says why in its status.
+    // A running daemon keeps trying, and shows the reason in its status.
     env.vhost.close_connections();
-    wait_until("status tells why", || {
+    wait_until("the status shows the reason", || {
         let checks = status(&orderd)["checks"].clone();
         checks.as_array().unwrap().iter().any(|check| check["detail"].as_str().unwrap().contains("expired"))
     });
