@@ -1,12 +1,12 @@
-# What developers and CI do with the project. `make` lists the targets.
+# Build, test, install and run targets. `make` lists them.
 
 SHELL := /bin/bash
 CARGO ?= cargo
 NODE := tests/support/node.sh
-# Prints the name of a part, runs it, and prints how long it took.
+# Runs a step: prints its name and how long it took.
 STEP := tests/support/step.sh
-# Where Cargo puts what it builds; exported, so that Cargo and the scripts agree with this file. Broker nodes, ledgers
-# and logs of test runs are always in target/.
+# Cargo's target directory, exported for Cargo and the scripts. Broker nodes, ledgers and logs of test runs are always in
+# target/.
 export CARGO_TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 DEBUG := $(CARGO_TARGET_DIR)/debug
 DIST := $(CARGO_TARGET_DIR)/dist
@@ -17,11 +17,11 @@ DIST := $(CARGO_TARGET_DIR)/dist
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-build: ## Build orderd to be installed: target/dist/orderd
+build: ## Build orderd for installation: target/dist/orderd
 	@tests/support/prerequisites.sh
 	@$(STEP) "build orderd with full optimization: $(DIST)/orderd" $(CARGO) build --profile dist --locked --bin orderd
 
-# Where things go. DESTDIR goes before everything, for packages and images.
+# Installation directories. DESTDIR is prepended to all of them, for packages and images.
 PREFIX ?= /usr/local
 BINDIR := $(PREFIX)/bin
 UNITDIR := $(PREFIX)/lib/systemd/system
@@ -30,11 +30,11 @@ BASHDIR := $(PREFIX)/share/bash-completion/completions
 ZSHDIR := $(PREFIX)/share/zsh/site-functions
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
 MANDIR := $(PREFIX)/share/man/man8
-# What is installed, and for which version of systemd; 0 where there is none.
+# The program to install, and the version of systemd; empty where there is none.
 BINARY ?= $(DIST)/orderd
 SYSTEMD ?= $(shell systemctl --version 2>/dev/null | awk 'NR == 1 && $$2 ~ /^[0-9]+$$/ { print $$2 }')
 
-install: ## Put program, unit, configuration, completions and man page in place; PREFIX, DESTDIR
+install: ## Install program, unit, configuration, completions and man page; PREFIX, DESTDIR
 	@[[ -x $(BINARY) ]] || { echo "there is no $(BINARY): run make build first" >&2; exit 1; }
 	install -D -m 755 $(BINARY) $(DESTDIR)$(BINDIR)/orderd
 	@install -d $(addprefix $(DESTDIR),$(UNITDIR) $(CONFIGDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(MANDIR))
@@ -52,14 +52,14 @@ install: ## Put program, unit, configuration, completions and man page in place;
 	if [[ ! -e $$config ]]; then set -x; install -m 644 config/orderd.toml $$config; \
 	elif cmp -s config/orderd.toml $$config; then rm -f $$config.new; \
 	else install -m 644 config/orderd.toml $$config.new; \
-	    echo "$$config is yours and stays as it is; the annotated default is in $$config.new"; fi
+	    echo "$$config has been edited and is not overwritten; the annotated default is in $$config.new"; fi
 	@echo "installed; next: systemctl daemon-reload && systemctl enable --now orderd"
 
-uninstall: ## Remove what install put in place, but no configuration and no ledger
+uninstall: ## Remove what install has installed, except configuration and ledger
 	rm -f $(DESTDIR)$(BINDIR)/orderd $(DESTDIR)$(UNITDIR)/orderd.service $(DESTDIR)$(CONFIGDIR)/orderd.toml.new
 	rm -f $(DESTDIR)$(BASHDIR)/orderd $(DESTDIR)$(ZSHDIR)/_orderd $(DESTDIR)$(FISHDIR)/orderd.fish $(DESTDIR)$(MANDIR)/orderd.8
 	rm -rf $(DESTDIR)$(UNITDIR)/orderd.service.d
-	@echo "left in place: $(CONFIGDIR)/orderd.toml and /var/lib/orderd"
+	@echo "not removed: $(CONFIGDIR)/orderd.toml and /var/lib/orderd"
 
 systemd-test: ## Boot Debian in a container and run orderd under its systemd; SUITES="bookworm trixie"
 	@tests/support/prerequisites.sh
@@ -72,36 +72,36 @@ programs:
 	@$(STEP) "build orderd, the demo, the soak and the producers" $(CARGO) build --locked --bins
 	@$(STEP) "find or install RabbitMQ" $(NODE) install
 
-test: ## Run what CI runs: formatting, clippy, unit, offline, broker and documentation tests
+test: ## Run everything that CI runs: formatting, clippy, unit, offline, broker and documentation tests
 	tests/support/test.sh
 
-deny: ## Check licences, duplicates, sources and known vulnerabilities of what orderd is made of
+deny: ## Check licences, duplicates, sources and known vulnerabilities of all dependencies
 	@cargo deny --version >/dev/null 2>&1 || { echo 'cargo-deny is missing: cargo install --locked cargo-deny' >&2; exit 1; }
 	@$(STEP) "check dependencies" cargo deny --config .cargo/deny.toml check
 
-demo: programs ## Show the whole pipeline at work on a private broker, and prove that nothing is missing
+demo: programs ## Run the whole pipeline on a private broker, and prove that no order is missing
 	@$(STEP) "demo" $(DEBUG)/demo run
 
-up: programs ## Start the same broker and daemon, and leave them running
+up: programs ## Start a private broker and orderd, and leave them running
 	@$(STEP) "start RabbitMQ and orderd" $(DEBUG)/demo up
 
-down: ## Stop what `make up` started
+down: ## Stop the broker and orderd of `make up`
 	@if [[ -x $(DEBUG)/demo ]]; then $(STEP) "stop orderd and RabbitMQ" $(DEBUG)/demo down; else $(STEP) "stop RabbitMQ" $(NODE) stop up; fi
 
-bench: ## Compare orderd's throughput with the broker's own limit; N=10000 makes it shorter
+bench: ## Compare orderd's throughput with the broker's own limit; N=10000 for a shorter run
 	@tests/support/prerequisites.sh
 	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench pipeline --no-run
 	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N))
 
-soak: programs ## Kill orderd and the broker many times under load, and check that nothing is lost or doubled
+soak: programs ## Kill orderd and the broker repeatedly under load; check that no order is lost or duplicated
 	@$(STEP) "soak" $(DEBUG)/soak $(if $(N),--orders $(N))
 
 image: ## Build the container image, orderd:VERSION
 	@$(STEP) "build the image" tests/image/build.sh
 
-image-test: ## Build the image and run it against a real broker in a second container: stop, kill, restart, counts
+image-test: ## Build the image and test it with a real broker in a second container: stop, kill, restart, counts
 	@$(STEP) "build and test the image" tests/image/test.sh
 
-clean: ## Stop all private nodes and delete target/ and Cargo's target directory
+clean: ## Stop all private broker nodes; delete target/ and Cargo's target directory
 	@$(STEP) "stop private broker nodes" $(NODE) stop-all
-	@$(STEP) "delete what was built and what test runs left" bash -c '$(CARGO) clean && rm -rf target'
+	@$(STEP) "delete build output and files of test runs" bash -c '$(CARGO) clean && rm -rf target'

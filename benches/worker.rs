@@ -1,9 +1,9 @@
-//! What pools and handlers cost: CPU time per order of the thread that runs the workers, without a broker.
+//! The cost of pools and handlers: CPU time per order of the thread that runs the workers, without a broker.
 //!
 //! `cargo bench --bench worker -- [orders] [memory|sqlite] [directory]`.
-//! An order, its notification and its analytics event each pass their pool, with the handlers and files of the daemon.
-//! What stands for the broker hands out and confirms on a thread of its own, and so does the ledger in memory, which
-//! answers in batches as the real one does and keeps nothing.
+//! An order, its notification and its analytics event each pass through their pool, with the daemon's handlers and event
+//! logs. A fake broker delivers and confirms messages on a thread of its own. The memory ledger, also on its own thread,
+//! answers in batches like the real one, and stores nothing.
 
 mod threads;
 
@@ -35,15 +35,15 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing_appender::rolling::Rotation;
 
-/// The daemon's own.
+/// The same allocator as in the daemon.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// How long what stands for broker and ledger lets requests gather before it answers them.
+/// How long the fake broker and the memory ledger collect requests before they answer them.
 const GATHER: Duration = Duration::from_millis(2);
-/// Requests answered at once, at most.
+/// Largest number of requests answered at once.
 const BATCH: usize = 4096;
-/// Consumer, handler, queue, first words of its routing keys, workers and prefetch, as in the default configuration.
+/// Consumer, queue, prefix of its routing keys, workers and prefetch, as in the default configuration.
 const CONSUMERS: [(&str, &str, &str, usize, u16); 3] = [
     ("order", "order_queue", "order.normal.", 4, 250),
     ("notification", "notification_queue", "order.notification.", 2, 500),
@@ -51,40 +51,41 @@ const CONSUMERS: [(&str, &str, &str, usize, u16); 3] = [
 ];
 
 fn main() {
-    let given: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let orders = given.first().map_or(100_000, |text| text.parse().expect("a number"));
-    let sqlite = match given.get(1).map(String::as_str) {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let orders = arguments.first().map_or(100_000, |text| text.parse().expect("a number"));
+    let sqlite = match arguments.get(1).map(String::as_str) {
         None | Some("memory") => false,
         Some("sqlite") => true,
         Some(other) => panic!("memory or sqlite, not {other:?}"),
     };
-    let scratch =
-        tempfile::tempdir_in(given.get(2).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from));
+    let scratch = tempfile::tempdir_in(
+        arguments.get(2).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from),
+    );
     let scratch = scratch.expect("the directory is writable");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let directory = scratch.path().to_owned();
     runtime.expect("a runtime starts").block_on(async move {
-        // On the thread that is measured.
+        // Spawned, so that it runs on the worker thread, which is measured.
         tokio::spawn(async move { measure(orders, sqlite, &directory).await }).await.expect("no pool fails");
     });
 }
 
 async fn measure(orders: u64, sqlite: bool, directory: &Path) {
     let broker = Broker::start(orders);
-    let kept = sqlite.then(|| Arc::new(SqliteLedger::open(directory).expect("the ledger opens")));
-    let ledger: Arc<dyn LedgerWriter> = match &kept {
+    let sqlite_ledger = sqlite.then(|| Arc::new(SqliteLedger::open(directory).expect("the ledger opens")));
+    let ledger: Arc<dyn LedgerWriter> = match &sqlite_ledger {
         Some(ledger) => Arc::clone(ledger) as Arc<dyn LedgerWriter>,
         None => Arc::new(MemoryLedger::start()),
     };
     let shutdown = Shutdown::new();
-    let parts = parts(ledger, directory);
+    let deps = handler_deps(ledger, directory);
     let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
     let config =
         Config::load(&Sources { file, ..handlers::sources() }).expect("the default configuration is valid").config;
     let (started, cpu) = (Instant::now(), CpuTime::now());
     let pools: Vec<_> = CONSUMERS
         .map(|(name, queue, _, workers, prefetch)| Pool {
-            context: Arc::new(context(name, queue, &config, &parts, &broker)),
+            context: Arc::new(context(name, queue, &config, &deps, &broker)),
             consumer: Arc::new(broker.clone()),
             workers,
             prefetch,
@@ -101,7 +102,7 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
     for pool in pools {
         pool.await.expect("no pool panics").expect("no worker dies");
     }
-    if let Some(ledger) = kept {
+    if let Some(ledger) = sqlite_ledger {
         ledger.close().await;
     }
     let per_order = |time: Duration| time.as_secs_f64() * 1e6 / orders as f64;
@@ -116,8 +117,8 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
     );
 }
 
-/// What the daemon makes its handlers of.
-fn parts(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
+/// The dependencies of the handlers, as in the daemon.
+fn handler_deps(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
     let files = Files { directory: directory.to_owned(), rotation: Rotation::DAILY, keep: 2 };
     let open = |name| EventLog::start(rolling(&files, name, "jsonl").expect("the directory is writable")).0;
     HandlerDeps {
@@ -129,21 +130,21 @@ fn parts(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
     }
 }
 
-fn context(name: &str, queue: &str, config: &Config, parts: &HandlerDeps, broker: &Broker) -> ConsumerContext {
+fn context(name: &str, queue: &str, config: &Config, deps: &HandlerDeps, broker: &Broker) -> ConsumerContext {
     ConsumerContext {
         consumer: name.into(),
         queue: queue.into(),
-        handler: handlers::build(name, &config.consumers[name].handler_settings, parts),
+        handler: handlers::build(name, &config.consumers[name].handler_settings, deps),
         publisher: Arc::new(broker.clone()),
-        ledger: Arc::clone(&parts.ledger),
-        names: Arc::clone(&parts.names),
+        ledger: Arc::clone(&deps.ledger),
+        names: Arc::clone(&deps.names),
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 1, delays: Vec::new(), max_age: Duration::MAX }),
         counters: Arc::new(Counters::default()),
     }
 }
 
-/// Alike in shape and size, and valid: the orders of the pipeline's benchmark.
+/// A valid order, as in the pipeline benchmark. All orders are similar in size.
 fn order(number: u64) -> Delivery {
     let customer = number % 5000;
     let body = format!(
@@ -170,7 +171,7 @@ fn delivery(exchange: &str, routing_key: &str, message: Message) -> Delivery {
 
 type Unconfirmed = (Arc<[Publication]>, oneshot::Sender<Result<(), PublishError>>);
 
-/// Queues in memory.
+/// A fake broker with queues in memory.
 #[derive(Clone)]
 struct Broker {
     queues: [Arc<Queue>; CONSUMERS.len()],
@@ -179,7 +180,7 @@ struct Broker {
 }
 
 impl Broker {
-    /// Holds so many orders, and awaits the settlement of each and of its two events.
+    /// Starts with `orders` orders in the queue. `all_settled` is notified once each order and its two events are settled.
     fn start(orders: u64) -> Self {
         let unsettled = Arc::new(AtomicU64::new(orders * CONSUMERS.len() as u64));
         let all_settled = Arc::new(Notify::new());
@@ -187,13 +188,13 @@ impl Broker {
         queues[0].state().ready.extend((0..orders).map(order));
         let (unconfirmed, waiting) = mpsc::unbounded_channel();
         let routed = queues.clone();
-        in_batches("broker", waiting, move |batch| confirm(&routed, batch));
+        answer_in_batches("broker", waiting, move |batch| confirm(&routed, batch));
         Broker { queues, unconfirmed, all_settled }
     }
 }
 
-/// Answers what comes in, many at a time, on a thread of its own.
-fn in_batches<T: Send + 'static>(
+/// Answers requests in batches, on a thread of its own.
+fn answer_in_batches<T: Send + 'static>(
     name: &str,
     mut waiting: mpsc::UnboundedReceiver<T>,
     mut answer: impl FnMut(std::vec::Drain<'_, T>) + Send + 'static,
@@ -214,13 +215,13 @@ fn in_batches<T: Send + 'static>(
     thread.spawn(run).expect("a thread starts");
 }
 
-/// Hands publications to their queues, and confirms them.
+/// Routes publications to their queues, and confirms them.
 fn confirm(queues: &[Arc<Queue>; CONSUMERS.len()], batch: std::vec::Drain<'_, Unconfirmed>) {
     let mut arrived: [Vec<Delivery>; CONSUMERS.len()] = Default::default();
     let mut replies = Vec::with_capacity(batch.len());
     for (publications, reply) in batch {
         for Publication { exchange, routing_key, message } in publications.iter() {
-            let queue = CONSUMERS.iter().position(|(_, _, words, _, _)| routing_key.starts_with(words));
+            let queue = CONSUMERS.iter().position(|(_, _, prefix, _, _)| routing_key.starts_with(prefix));
             let queue = queue.expect("every event has a queue");
             arrived[queue].push(delivery(exchange, routing_key, message.clone()));
         }
@@ -254,7 +255,7 @@ impl Consumer for Broker {
 
 struct Queue {
     state: Mutex<State>,
-    /// Of all queues together.
+    /// Unsettled deliveries of all queues together.
     unsettled: Arc<AtomicU64>,
     all_settled: Arc<Notify>,
 }
@@ -263,7 +264,7 @@ struct Queue {
 struct State {
     ready: VecDeque<Delivery>,
     prefetch: usize,
-    handed_out: usize,
+    unacked: usize,
     consumer: Option<Waker>,
     cancelled: bool,
 }
@@ -285,10 +286,11 @@ impl Queue {
 }
 
 impl State {
-    /// Acks reach a broker in batches, and so deliveries come in batches too.
+    /// Wakes the consumer once half of the prefetch is free: acks reach a real broker in batches, so deliveries come in
+    /// batches too.
     fn wake(&mut self) {
         if !self.ready.is_empty()
-            && self.handed_out * 2 <= self.prefetch
+            && self.unacked * 2 <= self.prefetch
             && let Some(consumer) = self.consumer.take()
         {
             consumer.wake();
@@ -306,13 +308,13 @@ impl Stream for Deliveries {
         if state.cancelled {
             return Poll::Ready(None);
         }
-        if state.handed_out < state.prefetch
+        if state.unacked < state.prefetch
             && let Some(delivery) = state.ready.pop_front()
         {
-            state.handed_out += 1;
+            state.unacked += 1;
             return Poll::Ready(Some(delivery));
         }
-        // Some ask without waiting.
+        // A caller that does not wait polls with a no-op waker.
         if !context.waker().will_wake(Waker::noop()) {
             state.consumer = Some(context.waker().clone());
         }
@@ -324,9 +326,9 @@ struct Channel(Arc<Queue>);
 
 impl Settler for Channel {
     fn settle(&self, _: DeliveryId, settlement: Settlement) {
-        assert_eq!(settlement, Settlement::Ack, "all of it succeeds");
+        assert_eq!(settlement, Settlement::Ack, "every delivery succeeds");
         let mut state = self.0.state();
-        state.handed_out -= 1;
+        state.unacked -= 1;
         state.wake();
         if self.0.unsettled.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.all_settled.notify_one();
@@ -360,7 +362,7 @@ struct MemoryLedger(mpsc::UnboundedSender<Unanswered>);
 impl MemoryLedger {
     fn start() -> Self {
         let (entries, waiting) = mpsc::unbounded_channel::<Unanswered>();
-        in_batches("ledger", waiting, |batch| {
+        answer_in_batches("ledger", waiting, |batch| {
             for (entry, answer) in batch {
                 drop(entry);
                 answer.send(Recorded::New).expect("no worker gives up");
@@ -386,15 +388,15 @@ struct CpuTime {
 }
 
 impl CpuTime {
-    /// The calling thread is the one that runs the workers.
+    /// Must be called on the thread that runs the workers.
     fn now() -> Self {
-        let worker = std::fs::read_link("/proc/thread-self").expect("Linux has it");
+        let worker = std::fs::read_link("/proc/thread-self").expect("/proc is mounted");
         let mut time = CpuTime::default();
         for (number, name, spent) in threads() {
             let sum = match name.as_str() {
                 _ if worker.ends_with(&number) => &mut time.workers,
                 "ledger" => &mut time.ledger,
-                // The runtime's threads for what blocks.
+                // The runtime's blocking threads, which write the event logs.
                 name if name.starts_with("tokio") => &mut time.event_logs,
                 _ => continue,
             };

@@ -1,4 +1,4 @@
-//! Publishes analytics events, as the shop's web site would: page views, searches and filled carts.
+//! Publishes analytics events as the shop's web site would: page views, searches and filled carts.
 //!
 //! ```text
 //! cargo run --bin analytics_producer -- --count 100

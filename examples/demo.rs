@@ -1,5 +1,5 @@
-//! `make demo`: the whole pipeline at work, with some faults, and the sum that proves that nothing is missing.
-//! `make up` starts the same broker and daemon and leaves them running, `make down` ends them.
+//! `make demo`: runs the whole pipeline with injected faults, and proves that no order is missing.
+//! `make up` starts a broker and orderd and leaves them running; `make down` stops them.
 
 #[path = "../tests/support/harness/mod.rs"]
 mod harness;
@@ -21,15 +21,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
 const POLL: Duration = Duration::from_millis(250);
-/// How often a line is printed where there is no terminal for a bar.
-const LINE: Duration = Duration::from_secs(5);
-/// The slowest machine should be through by then.
+/// Time between two progress lines, which are printed if stderr is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit, generous enough for a slow machine.
 const DEADLINE: Duration = Duration::from_secs(300);
 const DRAIN: Duration = Duration::from_secs(40);
 /// Orders sent to a routing key with a typo in it.
 const UNROUTABLE: u64 = 3;
 
-/// Orders that fail, in every way there is, and retries that do not take long.
+/// Injected faults of every kind, and short retry delays.
 const FAULTS: [(&str, &str); 8] = [
     ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
     ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
@@ -41,7 +41,7 @@ const FAULTS: [(&str, &str); 8] = [
     ("ORDERD_CONSUMERS__PRIORITY__RETRY__DELAYS", "1s,3s,5s"),
 ];
 
-/// Shows orderd at work.
+/// Runs orderd with a broker, producers and injected faults.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -50,12 +50,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Publish, process, and prove that nothing is missing
+    /// Publish and process orders, and prove that none is missing
     Run {
         /// Orders to publish
         #[arg(long, default_value_t = 5_000)]
         orders: u64,
-        /// Orders a second
+        /// Orders per second
         #[arg(long, default_value_t = 500)]
         rate: u64,
     },
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the audit balance.
+/// Runs the demo. Returns whether the audit passed.
 fn run(orders: u64, rate: u64) -> Outcome<bool> {
     interrupt::watch()?;
     let published = Published {
@@ -93,16 +93,16 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
     };
     let runtime = Runtime::new()?;
     let environment = prepare_environment("demo", &FAULTS, &runtime)?;
-    let audit = perform(&environment, published, rate, &runtime);
+    let audit = run_in(&environment, published, rate, &runtime);
     environment.tear_down()?;
     let audit = audit?;
-    println!("\n{audit}\n\nthe daemon's log: {}", environment.directory.join("orderd.log").display());
+    println!("\n{audit}\n\nthe log of orderd is in {}", environment.directory.join("orderd.log").display());
     Ok(audit.passed())
 }
 
 fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
     match std::env::var(ADDRESSES) {
-        Ok(addresses) => println!("using the broker at {addresses}, as {ADDRESSES} says"),
+        Ok(addresses) => println!("using the broker at {addresses}, from {ADDRESSES}"),
         Err(_) => println!("starting a private RabbitMQ node, with its data in target/broker/{name}"),
     }
     let environment = Environment::prepare(name, settings, runtime)?;
@@ -110,31 +110,32 @@ fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &
     Ok(environment)
 }
 
-fn perform(environment: &Environment, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Audit> {
+fn run_in(environment: &Environment, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Audit> {
     let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
-    println!("orderd runs as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad", daemon.pid());
+    println!("orderd is running as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad", daemon.pid());
     let seconds = published.orders.div_ceil(rate).max(1);
     let mut producers = Producers(Vec::new());
-    for (program, count, more) in [
+    for (program, count, extra) in [
         ("order_producer", published.orders, &["--bad", "0.01"][..]),
         ("notification_producer", published.notifications, &[]),
         ("analytics_producer", published.analytics, &[]),
     ] {
-        let pace = ["--count", &count.to_string(), "--rate", &count.div_ceil(seconds).to_string()].map(str::to_owned);
+        let options =
+            ["--count", &count.to_string(), "--rate", &count.div_ceil(seconds).to_string()].map(str::to_owned);
         producers.start(
             environment,
             &published.prefix,
             program,
-            &[&pace, &*more.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()].concat(),
+            &[&options, &*extra.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()].concat(),
         )?;
     }
-    publish_with_a_typo(environment, &published.prefix)?;
+    publish_unroutable(environment, &published.prefix)?;
     watch(environment, &published, &mut daemon, &mut producers)?;
-    ask(environment, &["status"])?;
-    ask(environment, &["report", "--by", "product"])?;
+    show_command(environment, &["status"])?;
+    show_command(environment, &["report", "--by", "product"])?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
-        return Err(format!("orderd did not end well: {status}").into());
+        return Err(format!("orderd failed while stopping: {status}").into());
     }
     runtime.block_on(Audit::of_run(published, environment.ledger_directory(), &environment.connector()))
 }
@@ -158,7 +159,7 @@ impl Producers {
         Ok(())
     }
 
-    /// Whether all have published everything.
+    /// Whether all producers have exited successfully.
     fn are_done(&mut self) -> Outcome<bool> {
         let mut done = true;
         for child in &mut self.0 {
@@ -175,15 +176,15 @@ impl Producers {
 impl Drop for Producers {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // One that has ended cannot be killed, which is fine.
+            // An error means that it has exited already.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// What a producer with a typo in its configuration does: these orders must not vanish either.
-fn publish_with_a_typo(environment: &Environment, prefix: &str) -> Outcome<()> {
+/// Publishes orders whose routing key has a typo, and matches no binding. They must not get lost either.
+fn publish_unroutable(environment: &Environment, prefix: &str) -> Outcome<()> {
     let mut child = Command::new(sibling_program("orderd")?)
         .args(["publish", "--config", CONFIG, "--routing-key", "order.nromal.created", "-"])
         .envs(environment.settings().iter().map(|(key, value)| (key, value)))
@@ -201,8 +202,8 @@ fn publish_with_a_typo(environment: &Environment, prefix: &str) -> Outcome<()> {
     }
 }
 
-/// Shows what orderd answers to a person who asks.
-fn ask(environment: &Environment, command: &[&str]) -> Outcome<()> {
+/// Runs an orderd command, and shows the command line and its output.
+fn show_command(environment: &Environment, command: &[&str]) -> Outcome<()> {
     println!("\n$ orderd {}", command.join(" "));
     let status = Command::new(sibling_program("orderd")?)
         .args(command)
@@ -212,7 +213,7 @@ fn ask(environment: &Environment, command: &[&str]) -> Outcome<()> {
     if status.success() { Ok(()) } else { Err(format!("orderd {} failed ({status})", command.join(" ")).into()) }
 }
 
-/// Shows the progress until everything is settled.
+/// Shows progress until everything is settled.
 fn watch(
     environment: &Environment,
     published: &Published,
@@ -232,7 +233,7 @@ fn watch(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
         );
         bar.set_position(processed + dead_lettered);
-        if !io::stderr().is_terminal() && last_line.elapsed() >= LINE {
+        if !io::stderr().is_terminal() && last_line.elapsed() >= LINE_INTERVAL {
             println!("{:>4} s  {message}", begin.elapsed().as_secs());
             last_line = Instant::now();
         }
@@ -250,12 +251,12 @@ fn watch(
     }
 }
 
-/// Where `up` leaves the daemon's process id, relative to the repository.
+/// The file with the process id of the daemon that `up` has started, relative to the repository.
 const PID_FILE: &str = "target/up/orderd.pid";
 
 fn up() -> Outcome<()> {
     if let Some(pid) = running_daemon() {
-        return Err(format!("it is up already, as process {pid}; `make down` ends it").into());
+        return Err(format!("orderd is running already, as process {pid}; to stop it, run: make down").into());
     }
     let runtime = Runtime::new()?;
     let environment = prepare_environment("up", &[], &runtime)?;
@@ -267,26 +268,29 @@ fn up() -> Outcome<()> {
     }
     let pid = daemon.leave_running();
     fs::write(PID_FILE, pid.to_string())?;
-    println!("orderd runs as process {pid}, and logs to {}\n", environment.directory.join("orderd.log").display());
-    println!("to use it, enter in your shell:\n");
+    println!(
+        "orderd is running as process {pid}, and logs to {}\n",
+        environment.directory.join("orderd.log").display()
+    );
+    println!("to use it, run in your shell:\n");
     println!("  export ORDERD_CONFIG={}", repository()?.join(CONFIG).display());
     for (key, value) in environment.settings() {
         println!("  export {key}={value}");
     }
-    println!("\nthen, for instance:\n");
+    println!("\nthen, for example:\n");
     let (orderd, producer) = (sibling_program("orderd")?, sibling_program("order_producer")?);
     println!("  {} --count 1000 --bad 0.02", producer.display());
     for command in ["publish orders.ndjson", "status --watch", "report"] {
         println!("  {} {command}", orderd.display());
     }
     if let Some(node) = &environment.node {
-        println!("\nRabbitMQ's own pages: http://127.0.0.1:{} (guest, guest)", node.management_port);
+        println!("\nRabbitMQ management UI: http://127.0.0.1:{} (user guest, password guest)", node.management_port);
     }
-    println!("\n`make down` ends both.");
+    println!("\nTo stop both, run: make down");
     Ok(())
 }
 
-/// The process that `up` started, if it is still this program.
+/// The process id of the daemon that `up` has started, if that process is still orderd.
 fn running_daemon() -> Option<u32> {
     let pid: u32 = fs::read_to_string(PID_FILE).ok()?.trim().parse().ok()?;
     let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -296,17 +300,17 @@ fn running_daemon() -> Option<u32> {
 
 fn down() -> Outcome<()> {
     match running_daemon() {
-        None => println!("orderd was not running"),
+        None => println!("orderd is not running"),
         Some(pid) => {
             Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid.to_string()]).status()?;
             let begin = Instant::now();
             while running_daemon().is_some() {
                 if begin.elapsed() > DRAIN {
-                    return Err(format!("orderd, process {pid}, has not ended within {DRAIN:?} of TERM").into());
+                    return Err(format!("orderd, process {pid}, did not exit within {DRAIN:?} of TERM").into());
                 }
                 thread::sleep(POLL);
             }
-            println!("orderd has drained and ended");
+            println!("orderd has drained and stopped");
         }
     }
     Node::stop_by_name("up")?;

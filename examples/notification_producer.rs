@@ -1,4 +1,4 @@
-//! Publishes notifications, as other services of the shop would: by e-mail and SMS.
+//! Publishes notifications as other services of the shop would, by e-mail and SMS.
 //!
 //! ```text
 //! cargo run --bin notification_producer -- --count 100

@@ -1,4 +1,4 @@
-//! Publishes orders, normal and urgent ones, and on request some that are no good.
+//! Publishes normal and urgent orders, and on request some bad ones.
 //!
 //! ```text
 //! cargo run --bin order_producer -- --count 1000 --rate 200 --bad 0.02
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use producer::{Options, Outgoing, is_in_share, publish};
 use serde_json::json;
 
-/// What the shop sells, and for how much.
+/// Products and prices.
 const PRODUCTS: [(&str, &str); 6] = [
     ("Laptop", "1299.00"),
     ("Phone", "799.90"),
@@ -30,7 +30,7 @@ struct Arguments {
     /// Share of urgent orders, from 0 to 1
     #[arg(long, default_value_t = 0.2)]
     priority: f64,
-    /// Share of bad orders, from 0 to 1: by turns not JSON, without a product, and with a quantity of 0
+    /// Share of bad orders, from 0 to 1: in turn invalid JSON, without a product, and with a quantity of 0
     #[arg(long, default_value_t = 0.0)]
     bad: f64,
 }
@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let mut body = order(&id, number, priority);
         if is_in_share(number + 3, arguments.bad) {
             bad += 1;
-            body = spoil(body, bad);
+            body = make_bad(body, bad);
         }
         let routing_key = if priority { "order.priority.created" } else { "order.normal.created" }.to_owned();
         Outgoing { routing_key, id, body: body.into_bytes() }
@@ -73,9 +73,10 @@ fn order(id: &str, number: u64, priority: bool) -> String {
     .to_string()
 }
 
-/// The first two kinds are malformed, the third breaks a rule of the shop.
-fn spoil(order: String, turn: u64) -> String {
-    match turn % 3 {
+/// Makes an order bad: invalid JSON or a missing product, which are malformed, or a quantity of 0, which violates a rule of
+/// the shop.
+fn make_bad(order: String, number: u64) -> String {
+    match number % 3 {
         0 => order.replace("\"product\"", "\"produkt\""),
         1 => order.replace('}', ""),
         _ => order.replace("\"quantity\":", "\"quantity\":0,\"wanted\":"),

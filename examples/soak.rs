@@ -1,5 +1,5 @@
-//! `make soak`: 100,000 orders with faults, orderd killed twenty times and the broker three times on the way;
-//! then every order must be in the ledger exactly once or in the dead letter queue.
+//! `make soak`: publishes 100,000 orders, with injected faults, while orderd is killed twenty times and the broker three times.
+//! In the end, every order must be in the ledger exactly once or in the dead letter queue.
 
 #[path = "../tests/support/harness/mod.rs"]
 mod harness;
@@ -10,16 +10,16 @@ use clap::Parser;
 use harness::soak::Soak;
 use harness::{environment, interrupt, sibling_program};
 
-/// Kills orderd and the broker under load and checks that nothing is lost or doubled.
+/// Kills orderd and the broker under load, and checks that no order is lost or duplicated.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Orders to publish
     #[arg(long, default_value_t = 100_000)]
     orders: u64,
-    /// How often orderd is killed with -9
+    /// How often orderd is killed with SIGKILL
     #[arg(long, default_value_t = 20)]
     kills: u64,
-    /// How often the broker is killed with -9
+    /// How often the broker is killed with SIGKILL
     #[arg(long, default_value_t = 3)]
     broker_kills: u64,
 }
@@ -27,7 +27,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let Arguments { orders, kills, broker_kills } = Arguments::parse();
     if std::env::var_os(environment::ADDRESSES).is_some() {
-        eprintln!("soak: it kills its broker, so it takes none but its own; unset {}", environment::ADDRESSES);
+        eprintln!("soak: refusing to kill an external broker; unset {}", environment::ADDRESSES);
         return ExitCode::from(64);
     }
     let run = || {

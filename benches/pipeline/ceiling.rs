@@ -1,14 +1,16 @@
-//! The ceiling: the broker operations of the pipeline and nothing else. What it reaches is what the broker
-//! allows on this machine; no client that does the same operations can be faster for long.
+//! The ceiling: only the broker operations of the pipeline. Its throughput is the most that the broker allows on this
+//! machine to any client that performs the same operations.
 //!
-//! What it publishes has the flags, the properties and the size of what orderd publishes; only the content is
-//! always that of one order, since making it is not the broker's work.
+//! Its messages have the flags, properties and sizes of orderd's. The content of the events is always that of one order,
+//! since encoding them is not part of the broker's work.
 //!
-//! There are two, of which orderd is compared with both. The stream keeps everything moving: two connections
-//! process (deliveries are read and both events published by one thread; confirms are read
-//! and deliveries acknowledged by another), two drain the event queues. Each works on whatever has arrived
-//! and never waits for a full batch. In windows, as simple clients do it, one thread takes so many orders, publishes
-//! their events, waits until all are confirmed, and acknowledges.
+//! There are two ceilings, and orderd is compared with both:
+//! - [`Style::Stream`]: one thread reads deliveries and publishes both events, another reads confirms and acknowledges
+//!   deliveries. No thread waits for a full batch.
+//! - [`Style::Windows`], as simple clients do it: one thread reads a window of orders, publishes their events, waits until
+//!   all are confirmed, and acknowledges the orders.
+//!
+//! In both, two more connections drain the event queues.
 
 use std::io;
 use std::process;
@@ -21,39 +23,39 @@ use orderd::domain::{AnalyticsEvent, Notification, Order};
 use super::daemon::cpu_of;
 use super::minimal_client::{Connection, Reader, Writer};
 use super::node::Node;
-use super::report::Side;
+use super::report::Measurement;
 
-/// Flush what has been collected at this size, even if more can be had without waiting.
+/// Frames are sent once this many bytes are buffered, even if more deliveries have arrived.
 const FLUSH_BYTES: usize = 64 * 1024;
-/// Unconfirmed orders while preloading.
-const PRELOAD_WINDOW: u64 = 2_000;
+/// Limit of unconfirmed orders while preloading.
+const MAX_UNCONFIRMED: u64 = 2_000;
 
-/// The queues of one order's way.
+/// The queues that an order and its two events pass through.
 pub const ORDER_QUEUE: &str = "order_queue";
 pub const EVENT_QUEUES: [&str; 2] = ["notification_queue", "analytics_queue"];
 const EXCHANGE: &str = "orders";
 const EVENT_KEYS: [&str; 2] = ["order.notification.email", "order.analytics.processed"];
 const EVENT_TOPICS: [&str; 2] = ["notification/processed", "analytics/processed"];
 
-/// How orders are taken through.
+/// How orders are processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Everything at once.
+    /// Reading, publishing and acknowledging at the same time.
     Stream,
     /// One window after the other, each of [`Window::acks`] orders.
     Windows,
 }
 
-/// How much may be on its way at a time.
+/// How many deliveries may be unacknowledged.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
-    /// Deliveries the broker hands out before it wants to be told that some are done.
+    /// The prefetch of each consumer.
     pub prefetch: u16,
-    /// Acknowledge when so many are done.
+    /// How many finished deliveries one acknowledgement covers.
     pub acks: u64,
 }
 
-/// Fills the order queue with orders 1 to `count`, all confirmed.
+/// Publishes orders 1 to `count` to the order queue, and waits for all confirms.
 pub fn preload(port: u16, count: u64) -> io::Result<()> {
     let mut connection = Connection::open(port)?;
     connection.confirm_select()?;
@@ -64,7 +66,7 @@ pub fn preload(port: u16, count: u64) -> io::Result<()> {
         if connection.writer.out.len() >= FLUSH_BYTES || number == count {
             connection.writer.flush()?;
         }
-        while number - confirms.prefix() >= PRELOAD_WINDOW || (number == count && confirms.prefix() < count) {
+        while number - confirms.prefix() >= MAX_UNCONFIRMED || (number == count && confirms.prefix() < count) {
             connection.writer.flush()?;
             confirms.read(&mut connection.reader)?;
         }
@@ -72,7 +74,7 @@ pub fn preload(port: u16, count: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The orders are alike in shape and size, and valid.
+/// Id and body of a valid order. All orders are similar in size.
 fn order(number: u64) -> (String, String) {
     let customer = number % 5000;
     let body = format!(
@@ -85,13 +87,13 @@ fn order(number: u64) -> (String, String) {
     (format!("ord-{number}"), body)
 }
 
-/// Takes `count` preloaded orders through the broker. The clock starts when all connections are open and
-/// stops when the broker has taken the last acknowledgement of each queue.
-pub fn run(node: &Node, count: u64, style: Style, window: Window) -> io::Result<Side> {
+/// Processes `count` preloaded orders. The time is measured from when all connections are open until the broker has
+/// received the last acknowledgement for each queue.
+pub fn run(node: &Node, count: u64, style: Style, window: Window) -> io::Result<Measurement> {
     let port = node.amqp_port;
-    let mut intake = Connection::open(port)?;
-    let mut outlet = Connection::open(port)?;
-    outlet.confirm_select()?;
+    let mut consumer = Connection::open(port)?;
+    let mut publisher = Connection::open(port)?;
+    publisher.confirm_select()?;
     let drains = [Connection::open(port)?, Connection::open(port)?];
 
     let (begin, cpu, broker_cpu) = (Instant::now(), cpu_of(process::id())?, cpu_of(node.pid)?);
@@ -101,40 +103,40 @@ pub fn run(node: &Node, count: u64, style: Style, window: Window) -> io::Result<
             .zip(EVENT_QUEUES)
             .map(|(connection, queue)| scope.spawn(move || drain(connection, queue, count, window)))
             .collect();
-        intake.consume(ORDER_QUEUE, window.prefetch)?;
+        consumer.consume(ORDER_QUEUE, window.prefetch)?;
         let events = events()?;
         match style {
-            Style::Windows => in_windows(&mut intake, &mut outlet, count, window.acks, &events)?,
-            Style::Stream => stream(&mut intake, &mut outlet, count, window, &events)?,
+            Style::Windows => in_windows(&mut consumer, &mut publisher, count, window.acks, &events)?,
+            Style::Stream => stream(&mut consumer, &mut publisher, count, window, &events)?,
         }
-        intake.inspect(ORDER_QUEUE)?;
+        consumer.inspect(ORDER_QUEUE)?;
         draining.into_iter().try_for_each(|thread| joined(thread.join()))
     })?;
-    Ok(Side::new(count, begin.elapsed(), cpu_of(process::id())? - cpu, cpu_of(node.pid)? - broker_cpu))
+    Ok(Measurement::new(count, begin.elapsed(), cpu_of(process::id())? - cpu, cpu_of(node.pid)? - broker_cpu))
 }
 
 fn joined<T>(result: thread::Result<io::Result<T>>) -> io::Result<T> {
     result.unwrap_or_else(|_| Err(io::Error::other("a thread of the ceiling panicked")))
 }
 
-/// Takes all orders at once: one thread publishes while another acknowledges.
+/// Processes orders with two threads: one publishes while the other acknowledges.
 fn stream(
-    intake: &mut Connection,
-    outlet: &mut Connection,
+    consumer: &mut Connection,
+    publisher: &mut Connection,
     count: u64,
     window: Window,
     events: &[Vec<u8>; 2],
 ) -> io::Result<()> {
-    let Connection { writer: acks, reader: deliveries } = intake;
-    let Connection { writer: publishes, reader: confirms } = outlet;
+    let Connection { writer: acks, reader: deliveries } = consumer;
+    let Connection { writer: publishes, reader: confirms } = publisher;
     thread::scope(|scope| {
         let acknowledging = scope.spawn(|| acknowledge(confirms, acks, count, window));
-        carry(deliveries, publishes, count, events)?;
+        publish_for_each(deliveries, publishes, count, events)?;
         joined(acknowledging.join())
     })
 }
 
-/// The bodies of the two events that orderd makes of an order in the middle.
+/// The bodies of the two events that orderd publishes for order 50,000.
 fn events() -> io::Result<[Vec<u8>; 2]> {
     let order = Order::decode(order(50_000).1.as_bytes()).map_err(io::Error::other)?;
     let (total, currency) = order.check().map_err(io::Error::other)?;
@@ -144,7 +146,12 @@ fn events() -> io::Result<[Vec<u8>; 2]> {
 }
 
 /// Reads each order and publishes its two events.
-fn carry(deliveries: &mut Reader, publishes: &mut Writer, count: u64, events: &[Vec<u8>; 2]) -> io::Result<()> {
+fn publish_for_each(
+    deliveries: &mut Reader,
+    publishes: &mut Writer,
+    count: u64,
+    events: &[Vec<u8>; 2],
+) -> io::Result<()> {
     let mut body = Vec::new();
     for number in 1..=count {
         deliveries.delivery(&mut body)?;
@@ -163,52 +170,52 @@ fn publish_events(publishes: &mut Writer, number: u64, events: &[Vec<u8>; 2]) {
     }
 }
 
-/// Reads confirms, and acknowledges the orders both of whose events are confirmed. Orders are published in
-/// the order of their tags, so order n is done when the first 2n publications are confirmed.
+/// Reads confirms, and acknowledges each order once both of its events are confirmed. Events are published in the order of
+/// the deliveries, so order n is finished when the first 2n publications are confirmed.
 fn acknowledge(confirms: &mut Reader, acks: &mut Writer, count: u64, window: Window) -> io::Result<()> {
-    let mut seen = Confirms::new(2 * count);
+    let mut confirmed = Confirms::new(2 * count);
     let mut acked = 0;
     while acked < count {
-        seen.read(confirms)?;
-        let done = seen.prefix() / 2;
-        if done - acked >= window.acks || done == count {
-            acks.ack_up_to(done);
+        confirmed.read(confirms)?;
+        let finished = confirmed.prefix() / 2;
+        if finished - acked >= window.acks || finished == count {
+            acks.ack_up_to(finished);
             acks.flush()?;
-            acked = done;
+            acked = finished;
         }
     }
     Ok(())
 }
 
-/// Takes one window of orders after the other.
+/// Processes one window of orders after the other.
 fn in_windows(
-    intake: &mut Connection,
-    outlet: &mut Connection,
+    consumer: &mut Connection,
+    publisher: &mut Connection,
     count: u64,
     window: u64,
     events: &[Vec<u8>; 2],
 ) -> io::Result<()> {
     let mut body = Vec::new();
-    let mut seen = Confirms::new(2 * count);
+    let mut confirmed = Confirms::new(2 * count);
     for number in 1..=count {
-        intake.reader.delivery(&mut body)?;
-        publish_events(&mut outlet.writer, number, events);
-        if outlet.writer.out.len() >= FLUSH_BYTES || !intake.reader.has_frame() {
-            outlet.writer.flush()?;
+        consumer.reader.delivery(&mut body)?;
+        publish_events(&mut publisher.writer, number, events);
+        if publisher.writer.out.len() >= FLUSH_BYTES || !consumer.reader.has_frame() {
+            publisher.writer.flush()?;
         }
         if number % window == 0 || number == count {
-            outlet.writer.flush()?;
-            while seen.prefix() < 2 * number {
-                seen.read(&mut outlet.reader)?;
+            publisher.writer.flush()?;
+            while confirmed.prefix() < 2 * number {
+                confirmed.read(&mut publisher.reader)?;
             }
-            intake.writer.ack_up_to(number);
-            intake.writer.flush()?;
+            consumer.writer.ack_up_to(number);
+            consumer.writer.flush()?;
         }
     }
     Ok(())
 }
 
-/// Takes `count` messages from an event queue.
+/// Consumes and acknowledges `count` messages of an event queue.
 fn drain(mut connection: Connection, queue: &str, count: u64, window: Window) -> io::Result<()> {
     connection.consume(queue, window.prefetch)?;
     let mut body = Vec::new();
@@ -222,36 +229,36 @@ fn drain(mut connection: Connection, queue: &str, count: u64, window: Window) ->
     connection.inspect(queue).map(drop)
 }
 
-/// Which of the publications 1 to n are confirmed. Confirms come in any order, and may stand for all before
-/// them.
+/// Which of the publications 1 to n are confirmed. Confirms arrive in any order, and may cover all publications before
+/// theirs.
 struct Confirms {
     confirmed: Vec<bool>,
-    /// The first that is not confirmed.
-    first_open: usize,
+    /// The first unconfirmed publication.
+    first_unconfirmed: usize,
 }
 
 impl Confirms {
     fn new(publications: u64) -> Self {
-        Confirms { confirmed: vec![false; publications as usize + 2], first_open: 1 }
+        Confirms { confirmed: vec![false; publications as usize + 2], first_unconfirmed: 1 }
     }
 
-    /// How many are confirmed without a gap.
+    /// The number of confirmed publications before the first unconfirmed one.
     fn prefix(&self) -> u64 {
-        self.first_open as u64 - 1
+        self.first_unconfirmed as u64 - 1
     }
 
-    /// Waits for one confirm, and takes what has arrived with it.
+    /// Waits for a confirm, and reads all further ones that have arrived.
     fn read(&mut self, reader: &mut Reader) -> io::Result<()> {
         loop {
             let (tag, multiple) = reader.confirm()?;
             let last = tag as usize;
-            let first = if multiple { self.first_open } else { last };
+            let first = if multiple { self.first_unconfirmed } else { last };
             self.confirmed
                 .get_mut(first..=last)
-                .ok_or_else(|| io::Error::other(format!("a confirm of publication {tag}, which never was")))?
+                .ok_or_else(|| io::Error::other(format!("a confirm of publication {tag}, which does not exist")))?
                 .fill(true);
-            while self.confirmed[self.first_open] {
-                self.first_open += 1;
+            while self.confirmed[self.first_unconfirmed] {
+                self.first_unconfirmed += 1;
             }
             if !reader.has_frame() {
                 return Ok(());

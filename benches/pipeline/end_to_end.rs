@@ -1,6 +1,6 @@
-//! orderd doing the whole job: `orderd run` in release, with its durable ledger, on orders preloaded.
+//! orderd itself: an optimized `orderd run` with its durable ledger, on preloaded orders.
 //!
-//! It only watches: passive declarations and, when the queues are empty, a look into the ledger.
+//! Progress is observed only by passive declarations and, once the queues are empty, by reading the ledger.
 
 use std::fs;
 use std::io;
@@ -14,54 +14,53 @@ use super::ceiling::{EVENT_QUEUES, ORDER_QUEUE};
 use super::daemon::{Daemon, cpu_of};
 use super::minimal_client::Connection;
 use super::node::Node;
-use super::report::Side;
+use super::report::Measurement;
 
 const ORDERD: &str = env!("CARGO_BIN_EXE_orderd");
-/// Between two looks: what a run is found to take longer than it does, at the most.
+/// Time between two observations, which is also the largest error of the measured time.
 const POLL: Duration = Duration::from_millis(20);
-/// A run that has not ended by then is stuck, or the machine is not fit for a measurement.
+/// A run that takes longer is stuck, or the machine is too slow for a measurement.
 const DEADLINE: Duration = Duration::from_secs(600);
 const DRAIN: Duration = Duration::from_secs(60);
-/// How long the broker may take to account for the last acknowledgements.
+/// How long the broker may take to process the last acknowledgements.
 const SETTLE: Duration = Duration::from_secs(15);
 
-/// Runs orderd on `count` preloaded orders, in a fresh `directory`. Also returns the most memory it had
-/// resident since its start, in bytes.
+/// Runs orderd on `count` preloaded orders, in an empty `directory`. Also returns orderd's peak resident memory, in bytes.
 ///
-/// The clock starts at the last look that found no consumer on the order queue, and stops when a look finds
-/// all three queues empty and then every order and event in the ledger. So start-up is left out, as it is for
-/// the ceiling, and everything uncertain is counted against orderd.
-pub fn run(node: &Node, count: u64, directory: &Path, settings: &[(&str, String)]) -> io::Result<(Side, u64)> {
+/// The time is measured from the last observation without a consumer on the order queue to the first one with all three
+/// queues empty and every order and event in the ledger. So start-up is excluded, as it is for the ceiling, and the error
+/// of the measurement is to orderd's disadvantage.
+pub fn run(node: &Node, count: u64, directory: &Path, settings: &[(&str, String)]) -> io::Result<(Measurement, u64)> {
     if directory.exists() {
         fs::remove_dir_all(directory)?;
     }
-    let mut watch = Connection::open(node.amqp_port)?;
+    let mut connection = Connection::open(node.amqp_port)?;
     let mut daemon = start(node, directory, settings)?;
-    let Start { at: begin, cpu, broker_cpu } = await_consumer(node, &mut watch, &mut daemon)?;
+    let Start { at: begin, cpu, broker_cpu } = await_consumer(node, &mut connection, &mut daemon)?;
     loop {
         let mut ready = 0;
         for queue in [ORDER_QUEUE].into_iter().chain(EVENT_QUEUES) {
-            ready += watch.inspect(queue)?.0;
+            ready += connection.inspect(queue)?.0;
         }
         if ready == 0 && recorded(directory)? == (count, 2 * count) {
             break;
         }
         daemon.check_alive()?;
         if begin.elapsed() > DEADLINE {
-            let done = recorded(directory)?;
+            let recorded = recorded(directory)?;
             let tail = daemon.log_tail();
-            return Err(io::Error::other(format!("after {DEADLINE:?}: {ready} ready, {done:?} recorded\n{tail}")));
+            return Err(io::Error::other(format!("after {DEADLINE:?}: {ready} ready, {recorded:?} recorded\n{tail}")));
         }
         thread::sleep(POLL);
     }
-    let side = Side::new(count, begin.elapsed(), daemon.cpu()? - cpu, cpu_of(node.pid)? - broker_cpu);
+    let measurement = Measurement::new(count, begin.elapsed(), daemon.cpu()? - cpu, cpu_of(node.pid)? - broker_cpu);
     let memory = daemon.peak_memory()?;
     await_settled(node)?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
-        return Err(io::Error::other(format!("orderd ended with {status}")));
+        return Err(io::Error::other(format!("orderd exited with {status}")));
     }
-    Ok((side, memory))
+    Ok((measurement, memory))
 }
 
 fn start(node: &Node, directory: &Path, settings: &[(&str, String)]) -> io::Result<Daemon> {
@@ -74,23 +73,23 @@ fn start(node: &Node, directory: &Path, settings: &[(&str, String)]) -> io::Resu
     Daemon::start(Path::new(ORDERD), &[&all, settings].concat(), &directory.join("orderd.log"))
 }
 
-/// The moment the clock starts, and what had been used by then.
+/// The start of the measurement, and the CPU time used before it.
 struct Start {
     at: Instant,
     cpu: Duration,
     broker_cpu: Duration,
 }
 
-fn await_consumer(node: &Node, watch: &mut Connection, daemon: &mut Daemon) -> io::Result<Start> {
+fn await_consumer(node: &Node, connection: &mut Connection, daemon: &mut Daemon) -> io::Result<Start> {
     let start = Instant::now();
     loop {
         let before = Start { at: Instant::now(), cpu: daemon.cpu()?, broker_cpu: cpu_of(node.pid)? };
-        if watch.inspect(ORDER_QUEUE)?.1 > 0 {
+        if connection.inspect(ORDER_QUEUE)?.1 > 0 {
             return Ok(before);
         }
         daemon.check_alive()?;
         if start.elapsed() > DRAIN {
-            return Err(io::Error::other(format!("orderd has not begun to consume:\n{}", daemon.log_tail())));
+            return Err(io::Error::other(format!("orderd does not consume:\n{}", daemon.log_tail())));
         }
         thread::sleep(POLL);
     }
@@ -108,7 +107,7 @@ fn recorded(directory: &Path) -> io::Result<(u64, u64)> {
         .map_err(io::Error::other)
 }
 
-/// Waits until the broker holds nothing at all, unacknowledged messages included.
+/// Waits until all queues are empty, including unacknowledged messages.
 fn await_settled(node: &Node) -> io::Result<()> {
     let begin = Instant::now();
     loop {

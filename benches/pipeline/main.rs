@@ -1,8 +1,8 @@
 //! `make bench`: orderd against the broker's ceiling, on one private broker node.
 //!
-//! Each round preloads the order queue and takes the orders through by the bare broker operations (the
-//! ceilings), then preloads it again and lets orderd do the whole job. Queues, messages and machine are the
-//! same for both; neither has its connecting and declaring on the clock.
+//! Each round measures the two ceilings, which perform only the broker operations, and then orderd. Each measurement begins
+//! with a newly preloaded order queue. Queues, messages and machine are the same for all, and connecting and declaring are
+//! never part of the measured time.
 
 mod ceiling;
 #[path = "../../tests/support/harness/daemon.rs"]
@@ -29,39 +29,39 @@ use node::Node;
 use report::{Report, Round};
 
 const MIB: f64 = 1024.0 * 1024.0;
-/// A new quorum queue needs a moment before it keeps what it confirms, and before it is at full speed.
+/// A new quorum queue may lose confirmed messages for a moment, and is not at full speed yet.
 const AFTER_DECLARING: Duration = Duration::from_secs(2);
-/// The log's end is put into the queues' files meanwhile.
+/// Time for the broker to write the rest of the old log to the queues' files.
 const AFTER_ROLLING: Duration = Duration::from_secs(2);
 
-/// Measures orderd against the broker's ceilings.
+/// Compares orderd's throughput with the broker's ceilings
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Orders in each round
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(10..))]
     orders: u64,
-    /// Rounds; the median counts
+    /// Number of rounds, of which the median is reported
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Orders in each window of the ceiling in windows
+    /// Orders per window, for the ceiling in windows
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=30_000))]
     window: u16,
-    /// The streaming ceiling's unacknowledged deliveries per queue
+    /// Unacknowledged deliveries per queue, for the streaming ceiling
     #[arg(long, default_value_t = 1000)]
     prefetch: u16,
-    /// The streaming ceiling acknowledges so many at a time
+    /// Deliveries per acknowledgement, for the streaming ceiling
     #[arg(long, default_value_t = 200)]
     acks: u64,
-    /// Measure the ceilings alone
+    /// Measure only the ceilings
     #[arg(long)]
     ceiling_only: bool,
-    /// A setting for orderd, as in its environment: ORDERD_CONSUMERS__ORDER__WORKERS=8
+    /// An environment variable for orderd, such as ORDERD_CONSUMERS__ORDER__WORKERS=8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Print one JSON object on stdout; the rounds go to stderr
     #[arg(long)]
     json: bool,
-    /// `cargo bench` says so to every bench
+    /// Passed by `cargo bench`, and ignored
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -93,11 +93,11 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
     let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
 
     declare(node)?;
-    let mut tenth = 0.0;
+    let mut memory_at_a_tenth = 0.0;
     if !arguments.ceiling_only {
-        // Also the warm-up: the broker's first messages are slower than all that follow.
+        // This is also the warm-up: the broker is slower with its first messages.
         ceiling::preload(node.amqp_port, arguments.orders / 10)?;
-        tenth = end_to_end::run(node, arguments.orders / 10, &directory, &settings)?.1 as f64 / MIB;
+        memory_at_a_tenth = end_to_end::run(node, arguments.orders / 10, &directory, &settings)?.1 as f64 / MIB;
     }
     let mut rounds = Vec::new();
     for number in 1..=arguments.rounds {
@@ -115,15 +115,15 @@ fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>>
         eprintln!("round {number}   {round}");
         rounds.push(round);
     }
-    Ok(Report::new(arguments.orders, rounds, tenth))
+    Ok(Report::new(arguments.orders, rounds, memory_at_a_tenth))
 }
 
-/// Fills the order queue, with the same state of the broker before each run.
+/// Fills the order queue, with the broker in the same state before each run.
 ///
-/// The broker's write-ahead log is full about once a round (512 MiB) and then rolled over: its messages are written to
-/// the queues' own files and read from there. Left alone that happened in orderd's run in each round that was watched,
-/// which then took a fifth or more of the broker's CPU per order on top. So each run begins with a new log, in which
-/// filling and taking 100,000 orders (200 MiB) fit; with more than 250,000 it is full in the run again.
+/// About once a round, the broker's write-ahead log is full (512 MiB) and rolled over: then its messages are written to the
+/// queues' own files and read from there. In every round observed, this happened during orderd's run, and increased the
+/// broker's CPU time per order by a fifth or more. So each run begins with a new log, which is large enough to preload and
+/// process 100,000 orders (200 MiB). With more than 250,000 orders it is rolled over during the run again.
 fn prepare(node: &Node, orders: u64) -> Result<(), Box<dyn Error>> {
     node.ctl(&["eval", "ok = ra_log_wal:force_roll_over(ra_log_wal)."])?;
     thread::sleep(AFTER_ROLLING);

@@ -1,7 +1,7 @@
-//! As little AMQP 0-9-1 as the ceiling needs, over a plain TCP stream: frames are built straight into one
-//! buffer and read from another, so that what is measured is the broker.
+//! A minimal AMQP 0-9-1 client for the ceiling. It encodes frames directly into one buffer and decodes them from another, so
+//! that it costs little and the measurement shows the broker.
 //!
-//! It never recovers: whatever it does not expect is an error.
+//! It never recovers: any unexpected frame is an error.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use orderd::topology::{Argument, Declaration};
 
-/// Any will do.
+/// The timestamp of all messages; its value does not matter.
 const TIMESTAMP: u64 = 1_795_334_400;
 
-/// A method's class and number.
+/// Class id and method id.
 type Method = (u16, u16);
 
 const METHOD_FRAME: u8 = 1;
@@ -22,7 +22,7 @@ const FRAME_END: u8 = 0xCE;
 const FRAME_MAX: u32 = 131_072;
 const CHANNEL: u16 = 1;
 const READ_BYTES: usize = 256 * 1024;
-/// A broker that is silent for so long while something is awaited has lost it.
+/// How long the broker may be silent while the client waits for a frame.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 const START: Method = (10, 10);
@@ -40,18 +40,18 @@ const ACK: Method = (60, 80);
 const NACK: Method = (60, 120);
 const CONFIRM_SELECT_OK: Method = (85, 11);
 
-fn unexpected(what: impl std::fmt::Display) -> io::Error {
+fn protocol_error(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_string())
 }
 
-/// The sending half: collects frames until they are flushed.
+/// The sending half of a connection: buffers frames until they are flushed.
 pub struct Writer {
     stream: TcpStream,
     pub out: Vec<u8>,
 }
 
 impl Writer {
-    /// Sends what has been collected.
+    /// Sends all buffered frames.
     pub fn flush(&mut self) -> io::Result<()> {
         self.stream.write_all(&self.out)?;
         self.out.clear();
@@ -77,7 +77,7 @@ impl Writer {
         });
     }
 
-    /// A persistent, mandatory JSON message with the properties that orderd sends. The body fits one frame.
+    /// Buffers a persistent, mandatory JSON message with the properties that orderd sends. The body must fit in one frame.
     pub fn publish(&mut self, exchange: &str, routing_key: &str, message_id: &str, order_id: &str, body: &[u8]) {
         const MANDATORY: u8 = 0b01;
         self.method(CHANNEL, (60, 40), |out| {
@@ -109,7 +109,7 @@ impl Writer {
     }
 }
 
-/// The receiving half.
+/// The receiving half of a connection.
 pub struct Reader {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -117,28 +117,28 @@ pub struct Reader {
     end: usize,
 }
 
-/// A frame in the reader's buffer: its kind and where its payload is.
+/// A frame in the reader's buffer.
 struct Frame {
     kind: u8,
     payload: std::ops::Range<usize>,
 }
 
 impl Reader {
-    /// The length of the next frame, if its head is there and the rest of it too.
-    fn buffered(&self) -> Option<usize> {
+    /// The length of the next frame, if it has arrived completely.
+    fn buffered_frame_length(&self) -> Option<usize> {
         let head = self.buffer.get(self.start..self.end)?.get(3..7)?;
         let length = 8 + u32::from_be_bytes(head.try_into().ok()?) as usize;
         (self.end - self.start >= length).then_some(length)
     }
 
-    /// Whether the next frame is here already.
+    /// Whether the next frame has arrived completely.
     pub fn has_frame(&self) -> bool {
-        self.buffered().is_some()
+        self.buffered_frame_length().is_some()
     }
 
     fn frame(&mut self) -> io::Result<Frame> {
         let length = loop {
-            if let Some(length) = self.buffered() {
+            if let Some(length) = self.buffered_frame_length() {
                 break length;
             }
             self.buffer.copy_within(self.start..self.end, 0);
@@ -155,12 +155,12 @@ impl Reader {
         Ok(frame)
     }
 
-    /// The next method and its arguments.
+    /// Reads the next method and its arguments.
     fn method(&mut self) -> io::Result<(Method, &[u8])> {
         let frame = self.frame()?;
         let payload = &self.buffer[frame.payload];
         if frame.kind != METHOD_FRAME || payload.len() < 4 {
-            return Err(unexpected(format_args!("a frame of kind {} where a method was expected", frame.kind)));
+            return Err(protocol_error(format_args!("a frame of kind {} where a method was expected", frame.kind)));
         }
         let (id, arguments) = payload.split_at(4);
         Ok(((u16::from_be_bytes([id[0], id[1]]), u16::from_be_bytes([id[2], id[3]])), arguments))
@@ -171,33 +171,33 @@ impl Reader {
         if method == wanted {
             return Ok(arguments);
         }
-        Err(unexpected(format_args!("{method:?} instead of {wanted:?}: {}", String::from_utf8_lossy(arguments))))
+        Err(protocol_error(format_args!("{method:?} instead of {wanted:?}: {}", String::from_utf8_lossy(arguments))))
     }
 
-    /// The next confirm: a tag, and whether it stands for all before it as well.
+    /// Reads the next confirm. Returns the delivery tag, and whether it covers all earlier ones too.
     pub fn confirm(&mut self) -> io::Result<(u64, bool)> {
         match self.method()? {
-            (ACK, arguments) => Ok((tag_of(arguments)?, arguments.get(8).is_some_and(|bits| bits & 1 == 1))),
-            (NACK, _) => Err(unexpected("the broker refused a publish")),
-            (RETURN, _) => Err(unexpected("the broker returned a publish")),
+            (ACK, arguments) => Ok((read_u64(arguments)?, arguments.get(8).is_some_and(|bits| bits & 1 == 1))),
+            (NACK, _) => Err(protocol_error("the broker rejected a publication")),
+            (RETURN, _) => Err(protocol_error("the broker returned a publication")),
             (method, arguments) => {
-                Err(unexpected(format_args!("{method:?} among confirms: {}", String::from_utf8_lossy(arguments))))
+                Err(protocol_error(format_args!("{method:?} among confirms: {}", String::from_utf8_lossy(arguments))))
             }
         }
     }
 
-    /// The next delivery: puts its body into `body`, returns its tag.
+    /// Reads the next delivery into `body`. Returns the delivery tag.
     pub fn delivery(&mut self, body: &mut Vec<u8>) -> io::Result<u64> {
         let arguments = self.expect(DELIVER)?;
-        let tag = tag_of(arguments.get(1 + usize::from(arguments[0])..).unwrap_or_default())?;
+        let tag = read_u64(arguments.get(1 + usize::from(arguments[0])..).unwrap_or_default())?;
         let header = self.frame()?;
         let payload = &self.buffer[header.payload];
-        let size = tag_of(payload.get(4..).unwrap_or_default())? as usize;
+        let size = read_u64(payload.get(4..).unwrap_or_default())? as usize;
         body.clear();
         while body.len() < size {
             let frame = self.frame()?;
             if frame.kind != BODY_FRAME {
-                return Err(unexpected(format_args!("a frame of kind {} where a body was expected", frame.kind)));
+                return Err(protocol_error(format_args!("a frame of kind {} where a body was expected", frame.kind)));
             }
             body.extend_from_slice(&self.buffer[frame.payload]);
         }
@@ -205,12 +205,12 @@ impl Reader {
     }
 }
 
-fn tag_of(bytes: &[u8]) -> io::Result<u64> {
-    let bytes = bytes.get(..8).ok_or_else(|| unexpected("a method ends before its tag"))?;
-    Ok(bytes.iter().fold(0, |tag, byte| tag << 8 | u64::from(*byte)))
+fn read_u64(bytes: &[u8]) -> io::Result<u64> {
+    let bytes = bytes.get(..8).ok_or_else(|| protocol_error("a frame ends before an expected 64-bit number"))?;
+    Ok(bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
-/// An AMQP short string. All of ours are names of less than 256 bytes.
+/// Appends an AMQP short string. `text` must be shorter than 256 bytes.
 fn short(out: &mut Vec<u8>, text: &str) {
     out.push(text.len() as u8);
     out.extend_from_slice(text.as_bytes());
@@ -221,14 +221,14 @@ fn long(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// One connection with one channel. The halves may go to threads of their own.
+/// A connection with one channel. The halves can be used by different threads.
 pub struct Connection {
     pub writer: Writer,
     pub reader: Reader,
 }
 
 impl Connection {
-    /// Connects to the node on 127.0.0.1 as its default user.
+    /// Connects to 127.0.0.1 as the default user, and opens the channel.
     pub fn open(port: u16) -> io::Result<Connection> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
@@ -267,7 +267,7 @@ impl Connection {
         self.reader.expect(answer)
     }
 
-    /// Declares one thing of orderd's topology.
+    /// Declares one object of orderd's topology.
     pub fn declare(&mut self, declaration: &Declaration) -> io::Result<()> {
         const DURABLE: u8 = 0b10;
         match declaration {
@@ -296,8 +296,8 @@ impl Connection {
         .map(drop)
     }
 
-    /// How many messages of the queue are ready, and how many consumers it has. Also a barrier: the broker
-    /// has taken everything sent before on this channel.
+    /// The number of ready messages and of consumers. When it returns, the broker has processed everything sent before on
+    /// this channel.
     pub fn inspect(&mut self, queue: &str) -> io::Result<(u32, u32)> {
         const PASSIVE: u8 = 0b01;
         let arguments = self.call((50, 10), QUEUE_DECLARE_OK, |out| {
@@ -307,16 +307,16 @@ impl Connection {
             long(out, &[]);
         })?;
         let counts = arguments.get(1 + queue.len()..).unwrap_or_default();
-        let both = tag_of(counts)?;
+        let both = read_u64(counts)?;
         Ok(((both >> 32) as u32, both as u32))
     }
 
-    /// Switches the channel to confirms.
+    /// Puts the channel into confirm mode.
     pub fn confirm_select(&mut self) -> io::Result<()> {
         self.call((85, 10), CONFIRM_SELECT_OK, |out| out.push(0)).map(drop)
     }
 
-    /// Consumes a queue with a limit on what is unacknowledged.
+    /// Starts to consume a queue.
     pub fn consume(&mut self, queue: &str, prefetch: u16) -> io::Result<()> {
         self.call((60, 10), QOS_OK, |out| {
             out.extend_from_slice(&0_u32.to_be_bytes());
@@ -334,7 +334,7 @@ impl Connection {
     }
 }
 
-/// A field table.
+/// Appends a field table.
 fn table<'a>(out: &mut Vec<u8>, arguments: impl Iterator<Item = (&'a &'static str, &'a Argument)>) {
     let mut fields = Vec::new();
     for (name, value) in arguments {

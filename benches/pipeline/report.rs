@@ -1,48 +1,48 @@
-//! What the rounds came to, and whether the targets are met. Pure.
+//! Summarizes the rounds and compares them with the targets. No I/O.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// orderd's throughput as a share of a ceiling's, at least.
-pub const RATIO: f64 = 0.85;
-/// Microseconds of CPU per order, at most.
-pub const CPU_MICROS: f64 = 60.0;
-/// Resident memory in MiB, at most.
-pub const MEMORY_MIB: f64 = 64.0;
-/// How much more memory a backlog ten times as long may take, as a factor: room for the noise of an allocator.
-pub const GROWTH: f64 = 1.25;
+/// Smallest share of a ceiling's throughput.
+pub const MIN_SHARE: f64 = 0.85;
+/// Largest CPU time per order, in microseconds.
+pub const MAX_CPU_MICROS: f64 = 60.0;
+/// Largest resident memory, in MiB.
+pub const MAX_MEMORY_MIB: f64 = 64.0;
+/// Largest factor by which memory may grow with a backlog ten times as long: it allows for the allocator's variation.
+pub const MAX_GROWTH: f64 = 1.25;
 
 /// One round: the ceilings and, right after them, orderd.
 #[derive(Debug, Clone, Serialize)]
 pub struct Round {
-    /// The bare broker operations, one window of orders after the other.
-    pub windows: Side,
-    /// The bare broker operations, everything at once: what the broker can do at the most.
-    pub stream: Side,
-    /// orderd; nothing when only the ceiling was measured.
-    pub orderd: Option<Side>,
+    /// The ceiling in windows.
+    pub windows: Measurement,
+    /// The streaming ceiling, which is the most that the broker can do.
+    pub stream: Measurement,
+    /// orderd, unless only the ceilings were measured.
+    pub orderd: Option<Measurement>,
     /// orderd's peak memory in MiB.
     pub memory_mib: f64,
 }
 
-/// What one of the two reached, and what it cost.
+/// Throughput and CPU time of orderd or of a ceiling.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Side {
+pub struct Measurement {
     /// Orders per second.
     pub orders_per_second: f64,
-    /// Microseconds of CPU per order, of the program itself.
+    /// The program's own CPU time per order, in microseconds.
     pub cpu_micros: f64,
-    /// Microseconds of the broker's CPU per order: what the program makes it work.
+    /// The broker's CPU time per order, in microseconds.
     pub broker_cpu_micros: f64,
 }
 
-impl Side {
-    /// Of `orders` in this time.
-    pub fn new(orders: u64, elapsed: Duration, cpu: Duration, broker_cpu: Duration) -> Side {
+impl Measurement {
+    /// A measurement of `orders` orders.
+    pub fn new(orders: u64, elapsed: Duration, cpu: Duration, broker_cpu: Duration) -> Measurement {
         let per_order = |cpu: Duration| cpu.as_secs_f64() * 1e6 / orders as f64;
-        Side {
+        Measurement {
             orders_per_second: orders as f64 / elapsed.as_secs_f64(),
             cpu_micros: per_order(cpu),
             broker_cpu_micros: per_order(broker_cpu),
@@ -50,9 +50,9 @@ impl Side {
     }
 }
 
-impl fmt::Display for Side {
+impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Side { orders_per_second, cpu_micros, broker_cpu_micros } = self;
+        let Measurement { orders_per_second, cpu_micros, broker_cpu_micros } = self;
         write!(
             f,
             "{orders_per_second:>6.0} orders/s (CPU/order {cpu_micros:.0} µs, broker's {broker_cpu_micros:.0} µs)"
@@ -62,14 +62,14 @@ impl fmt::Display for Side {
 
 impl Round {
     /// orderd's throughput as a share of one of the ceilings.
-    fn ratio(&self, ceiling: Side) -> Option<f64> {
+    fn share_of(&self, ceiling: Measurement) -> Option<f64> {
         self.orderd.map(|orderd| orderd.orders_per_second / ceiling.orders_per_second)
     }
 }
 
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = |ceiling| self.ratio(ceiling).map(|ratio| format!(" → {ratio:.2}")).unwrap_or_default();
+        let share = |ceiling| self.share_of(ceiling).map(|share| format!(" → {share:.2}")).unwrap_or_default();
         write!(f, "windows {}{}   stream {}{}", self.windows, share(self.windows), self.stream, share(self.stream))?;
         match self.orderd {
             Some(orderd) => write!(f, "   orderd {orderd}, {:.0} MiB", self.memory_mib),
@@ -78,7 +78,7 @@ impl fmt::Display for Round {
     }
 }
 
-/// All of it.
+/// The result of a benchmark.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Orders in each round.
@@ -87,51 +87,56 @@ pub struct Report {
     pub rounds: Vec<Round>,
     /// orderd's peak memory in MiB with a tenth of the backlog.
     pub memory_mib_at_a_tenth: f64,
-    /// Medians against targets; empty when only the ceiling was measured.
-    pub verdicts: Vec<Verdict>,
+    /// Results for each target; empty if only the ceilings were measured.
+    pub targets: Vec<TargetResult>,
 }
 
-/// One number against its target.
+/// A measured value and its target.
 #[derive(Debug, Serialize)]
-pub struct Verdict {
+pub struct TargetResult {
     /// What was measured.
     pub what: &'static str,
-    /// The number.
+    /// The measured value.
     pub value: f64,
-    /// What it is to be, as text.
+    /// The target, such as `≥ 0.85`.
     pub target: String,
-    /// Whether it is.
+    /// Whether the target is met.
     pub met: bool,
 }
 
 impl Report {
-    /// Holds the rounds against the targets.
+    /// Compares the rounds with the targets.
     pub fn new(orders: u64, rounds: Vec<Round>, memory_mib_at_a_tenth: f64) -> Report {
-        let mut verdicts = Vec::new();
-        let ratios = |of: fn(&Round) -> Side| -> Option<Vec<f64>> { rounds.iter().map(|r| r.ratio(of(r))).collect() };
-        if let (Some(windows), Some(stream)) = (ratios(|round| round.windows), ratios(|round| round.stream)) {
+        let mut targets = Vec::new();
+        let shares =
+            |of: fn(&Round) -> Measurement| -> Option<Vec<f64>> { rounds.iter().map(|r| r.share_of(of(r))).collect() };
+        if let (Some(windows), Some(stream)) = (shares(|round| round.windows), shares(|round| round.stream)) {
             let peak = rounds.iter().map(|round| round.memory_mib).fold(0.0, f64::max);
-            let cpu = rounds.iter().filter_map(|round| round.orderd).map(|side| side.cpu_micros).collect();
+            let cpu = rounds.iter().filter_map(|round| round.orderd).map(|orderd| orderd.cpu_micros).collect();
             let growth = peak / memory_mib_at_a_tenth;
             let at_least =
-                |what, value, target| Verdict { what, value, target: format!("≥ {target}"), met: value >= target };
+                |what, value, target| TargetResult {
+                    what, value, target: format!("≥ {target}"), met: value >= target
+                };
             let at_most =
-                |what, value, target| Verdict { what, value, target: format!("≤ {target}"), met: value <= target };
-            verdicts = vec![
-                at_least("share of the ceiling in windows, median", median(windows), RATIO),
-                at_least("share of the streaming ceiling, median", median(stream), RATIO),
-                at_most("CPU per order in µs, median", median(cpu), CPU_MICROS),
-                at_most("peak memory in MiB, worst", peak, MEMORY_MIB),
-                at_most("growth of peak memory with ten times the backlog", growth, GROWTH),
+                |what, value, target| TargetResult {
+                    what, value, target: format!("≤ {target}"), met: value <= target
+                };
+            targets = vec![
+                at_least("share of the ceiling in windows, median", median(windows), MIN_SHARE),
+                at_least("share of the streaming ceiling, median", median(stream), MIN_SHARE),
+                at_most("CPU per order in µs, median", median(cpu), MAX_CPU_MICROS),
+                at_most("peak memory in MiB, worst", peak, MAX_MEMORY_MIB),
+                at_most("growth of peak memory with ten times the backlog", growth, MAX_GROWTH),
             ];
         }
-        Report { orders, rounds, memory_mib_at_a_tenth, verdicts }
+        Report { orders, rounds, memory_mib_at_a_tenth, targets }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Verdict { what, value, target, met } in &self.verdicts {
+        for TargetResult { what, value, target, met } in &self.targets {
             let word = if *met { "met" } else { "NOT MET" };
             writeln!(f, "{what:<50} {value:>7.2}   target {target:<6}  {word}")?;
         }
@@ -139,7 +144,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The middle one, or the mean of the two in the middle. 0 of nothing.
+/// The median; 0 if there are no values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -1,4 +1,4 @@
-//! What the three producers share: their flags, the way to the broker, the pace, and the wait for confirms.
+//! The common part of the three producers: options, configuration, publishing at a rate, and waiting for confirms.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -10,42 +10,43 @@ use orderd::config::{Config, Sources};
 use orderd::message::{Message, Properties, Publication, Publisher};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// How long the broker may take for one confirm, reconnecting included.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Messages on their way at most.
-const MAX_IN_FLIGHT: usize = 1_000;
+/// How long to wait for a confirm, including reconnects.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
+/// Limit of unconfirmed messages.
+const MAX_UNCONFIRMED: usize = 1_000;
 
-/// Flags of every producer.
+/// Options of every producer.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Messages to publish
     #[arg(long, default_value_t = 100)]
     pub count: u64,
-    /// Messages a second; 0 is as fast as the broker takes them
+    /// Messages per second; 0 means as fast as the broker confirms them
     #[arg(long, default_value_t = 0)]
     pub rate: u32,
-    /// What ids begin with; numbers from 1 follow
+    /// Prefix of all message ids
     #[arg(long, default_value = "")]
     pub prefix: String,
-    /// orderd's configuration, for the broker's address; ORDERD_BROKER__ADDRESSES and the like go before it
+    /// orderd's configuration file, for the connection to the broker; environment variables such as ORDERD_BROKER__ADDRESSES
+    /// take precedence
     #[arg(long, env = "ORDERD_CONFIG", default_value = "config/orderd.toml")]
     config: PathBuf,
 }
 
-/// One message to publish.
+/// A message to publish.
 pub struct Outgoing {
-    /// Such as `order.normal.created`.
+    /// The routing key, such as `order.normal.created`.
     pub routing_key: String,
-    /// The `message_id`: what a second copy of the message is recognised by.
+    /// The `message_id`, by which orderd recognizes duplicates.
     pub id: String,
-    /// JSON, or what is said to be.
+    /// The body, labelled as JSON even if it is not valid.
     pub body: Vec<u8>,
 }
 
-/// Publishes `count` messages at the wanted rate and waits until the broker has confirmed every one.
+/// Publishes `count` messages at the given rate, and waits until the broker has confirmed all of them.
 ///
 /// # Errors
-/// The configuration is wrong, the broker cannot be reached, or it refused a message.
+/// The configuration is invalid, the broker cannot be reached, or it refuses a message.
 pub async fn publish(options: &Options, mut make: impl FnMut(u64) -> Outgoing) -> Result<(), Box<dyn Error>> {
     let sources = Sources::from_process(Some(options.config.clone()), Vec::new(), orderd::handlers::REGISTRY);
     let config = Config::load(&sources)?.config;
@@ -66,8 +67,8 @@ pub async fn publish(options: &Options, mut make: impl FnMut(u64) -> Outgoing) -
         };
         let message = Message { properties, body: body.into(), ..Message::default() };
         let publication = Publication { exchange: exchange.clone(), routing_key, message };
-        confirms.push(timeout(PATIENCE, publisher.publish([publication].into())));
-        if confirms.len() >= MAX_IN_FLIGHT
+        confirms.push(timeout(CONFIRM_TIMEOUT, publisher.publish([publication].into())));
+        if confirms.len() >= MAX_UNCONFIRMED
             && let Some(confirm) = confirms.next().await
         {
             confirm??;
@@ -76,12 +77,12 @@ pub async fn publish(options: &Options, mut make: impl FnMut(u64) -> Outgoing) -
     while let Some(confirm) = confirms.next().await {
         confirm??;
     }
-    publisher.close(PATIENCE).await?;
+    publisher.close(CONFIRM_TIMEOUT).await?;
     Ok(())
 }
 
-/// Whether number `number` belongs to a share of all numbers, spread evenly: of 0.2, every fifth does.
-#[allow(dead_code, reason = "only the order producer mixes")]
+/// Whether `number` belongs to an evenly spread share of all numbers. For a share of 0.2, every fifth number does.
+#[allow(dead_code, reason = "only the order producer uses it")]
 pub fn is_in_share(number: u64, share: f64) -> bool {
     let steps = |n: u64| (n as f64 * share).floor();
     steps(number) > steps(number - 1)

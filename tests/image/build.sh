@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the image orderd:VERSION, in the engine that answers, else in one of this checkout's own.
+# Builds the image orderd:VERSION with the running Docker engine, or with a private one if none is running.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=tests/image/engine.sh

@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# A Docker engine to build and run images with: the one that answers, else one of this checkout's own. Sourced.
+# The Docker engine to build and run images with: the running one, or a private one if none is running. To be sourced.
 #
-# The own one keeps everything under target/image/, has no network but loopback, and is stopped by whoever started it.
+# The private engine keeps everything under target/image/, has no network but loopback, and is stopped by the script that
+# has started it.
 
 engine_dir=$root/target/image
 engine_pid=''
-# What a build needs to reach the package registry.
+# Options with which a build can reach the package registry.
 build_network=()
 
 say() { printf 'image: %s\n' "$*" >&2; }
@@ -16,17 +17,17 @@ die() {
 
 ensure_engine() {
     if docker info >/dev/null 2>&1; then return 0; fi
-    ((EUID == 0)) || die "no Docker engine answers, and only root can start one; start Docker, or run this as root"
+    ((EUID == 0)) || die "no Docker engine is running, and only root can start one; start Docker, or run this as root"
     if ! command -v dockerd >/dev/null || ! command -v docker >/dev/null; then
-        say "no Docker engine answers: installing the package docker.io (its service stays off)"
+        say "no Docker engine is running: installing the package docker.io (its service is not started)"
         install_packages docker.io
     fi
     start_engine
 }
 
-# apt-get with a guard that forbids packages to start services.
+# Installs packages with apt-get; a policy-rc.d forbids them to start services.
 install_packages() {
-    command -v apt-get >/dev/null || die "install these and try again: $*"
+    command -v apt-get >/dev/null || die "there is no apt-get; install these and try again: $*"
     local guard=/usr/sbin/policy-rc.d made=''
     if [[ ! -e $guard ]]; then
         printf '#!/bin/sh\nexit 101\n' >"$guard"
@@ -46,20 +47,20 @@ start_engine() {
     mkdir -p "$engine_dir"
     export DOCKER_HOST=unix://$engine_dir/docker.sock
     build_network=(--network host)
-    # Without a bridge and without a firewall of its own it changes nothing on this machine.
+    # Without a bridge and without iptables rules, it does not change the network of this machine.
     dockerd --data-root "$engine_dir/docker" --exec-root "$engine_dir/run" --pidfile "$engine_dir/dockerd.pid" \
         --host "$DOCKER_HOST" --bridge=none --iptables=false --ip6tables=false </dev/null >"$engine_dir/dockerd.log" 2>&1 &
     engine_pid=$!
     local end=$((SECONDS + 60))
     until docker info >/dev/null 2>&1; do
-        kill -0 "$engine_pid" 2>/dev/null || die "dockerd has ended: $(tail -n 3 "$engine_dir/dockerd.log")"
+        kill -0 "$engine_pid" 2>/dev/null || die "dockerd has exited: $(tail -n 3 "$engine_dir/dockerd.log")"
         ((SECONDS < end)) || die "dockerd does not answer after 60 s; its log is $engine_dir/dockerd.log"
         sleep 0.2
     done
-    say "started a Docker engine of this checkout's own, pid $engine_pid"
+    say "started a private Docker engine, pid $engine_pid"
 }
 
-# Ends the engine if it was started here.
+# Stops the private engine, if one was started.
 stop_engine() {
     if [[ -z $engine_pid ]]; then return 0; fi
     kill -TERM "$engine_pid" 2>/dev/null || true

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Builds the image and runs it as compose.yaml does, against a real broker in a second container: says what it has
-# checked, and exits with 1 at the first thing that is not as it should be.
+# Builds the image and runs it as compose.yaml does, with a real broker in a second container. Prints a line for each
+# passed check, and exits with 1 at the first failure.
 #
-# Both containers share a network of their own that has nothing but loopback. Everything made here is taken away again,
-# images excepted.
+# Both containers share a private network with nothing but loopback. At the end, everything except the images is removed.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=tests/image/engine.sh
@@ -13,11 +12,13 @@ source "$root/tests/image/bases.sh"
 # shellcheck source=tests/image/make.sh
 source "$root/tests/image/make.sh"
 
-# Orders of each of the two rounds under load, and the largest image, in MB.
+# Orders in each of the two rounds under load.
 orders=${ORDERS:-20000}
+# Largest allowed size of the image, in MB.
 largest=40
-# As in compose.yaml.
+# Seconds until `docker stop` kills orderd, as in compose.yaml.
 grace=45
+# Time limit for each condition, in seconds.
 deadline=180
 run=orderd-test-$$
 broker=$run-broker
@@ -32,9 +33,9 @@ ok() {
 
 fail() {
     printf 'FAIL %s\n' "$*"
-    printf -- '--- the end of the log of orderd\n'
+    printf -- '--- end of the log of orderd\n'
     docker logs --tail 20 "$orderd" 2>&1 || true
-    printf -- '--- the end of the log of the broker\n'
+    printf -- '--- end of the log of the broker\n'
     docker logs --tail 10 "$broker" 2>&1 || true
     exit 1
 }
@@ -44,7 +45,7 @@ finish() {
     trap - EXIT
     docker rm --force --volumes "$orderd" "$broker" >/dev/null 2>&1 || true
     docker volume rm --force "$ledger" >/dev/null 2>&1 || true
-    rm -rf "$work"
+    rm -rf "$temporary"
     stop_engine
     exit "$status"
 }
@@ -61,35 +62,35 @@ until_ok() {
 
 inspect() { docker inspect --format "$1" "$orderd"; }
 health_is() { [[ $(inspect '{{.State.Health.Status}}') == "$1" ]]; }
-# A line of /proc/1/status of the running orderd, as this machine shows it.
-of_process() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$(inspect '{{.State.Pid}}')/status"; }
+# A field of /proc/PID/status of the running orderd, as seen from outside of the container.
+process_status() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$(inspect '{{.State.Pid}}')/status"; }
 ready() { docker exec "$orderd" orderd probe --ready; }
-waiting() { docker exec "$broker" rabbitmqctl --quiet list_queues --no-table-headers name messages; }
+queue_depths() { docker exec "$broker" rabbitmqctl --quiet list_queues --no-table-headers name messages; }
 
-# Orders processed by the ledger: by status, added up.
+# Number of processed orders in the ledger.
 processed() {
     docker exec "$orderd" orderd report --since 24h --by status --format csv | awk -F, '$1 == "processed" { n += $3 } END { print n + 0 }'
 }
-processed_are() { [[ $(processed) == "$1" ]]; }
-work_queues_are_empty() { ! waiting | awk '$1 !~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit !found }'; }
-none_dead_lettered() { waiting | awk '$1 ~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit found }'; }
+processed_is() { [[ $(processed) == "$1" ]]; }
+work_queues_are_empty() { ! queue_depths | awk '$1 !~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit !found }'; }
+none_dead_lettered() { queue_depths | awk '$1 ~ /^(dead_letter|unrouted)_queue$/ && $2 > 0 { found = 1 } END { exit found }'; }
 
 run_broker() {
     local options=(--detach --name "$broker" --network none --hostname rabbitmq --add-host rabbitmq:127.0.0.1)
     options+=(--user rabbitmq --cap-drop ALL --security-opt no-new-privileges:true)
     options+=(--volume "$root/config/docker/rabbitmq/orderd.conf:/etc/rabbitmq/conf.d/20-orderd.conf:ro")
     options+=(--volume "$root/config/docker/rabbitmq/enabled_plugins:/etc/rabbitmq/enabled_plugins:ro")
-    options+=(--volume "$work/secrets/broker_user.conf:/etc/rabbitmq/conf.d/30-user.conf:ro")
+    options+=(--volume "$temporary/secrets/broker_user.conf:/etc/rabbitmq/conf.d/30-user.conf:ro")
     docker run "${options[@]}" "$broker_image" >/dev/null
-    until_ok "the broker takes connections" docker exec "$broker" rabbitmq-diagnostics --quiet check_port_connectivity
+    until_ok "the broker accepts connections" docker exec "$broker" rabbitmq-diagnostics --quiet check_port_connectivity
 }
 
-# What compose.yaml says of every container of orderd's.
+# The restrictions that compose.yaml puts on the container of orderd.
 sandbox=(--network "container:$broker" --read-only --cap-drop ALL --security-opt no-new-privileges:true)
 
 run_orderd() {
     docker run --detach --name "$orderd" "${sandbox[@]}" --restart unless-stopped --stop-timeout "$grace" \
-        --volume "$root/config/docker/orderd:/etc/orderd:ro" --volume "$work/secrets:/run/secrets:ro" \
+        --volume "$root/config/docker/orderd:/etc/orderd:ro" --volume "$temporary/secrets:/run/secrets:ro" \
         --volume "$ledger:/var/lib/orderd" --health-interval 2s "$image" >/dev/null
 }
 
@@ -97,61 +98,61 @@ publish() {
     local from=$1 to=$2
     seq "$from" "$to" | awk '{ printf "{\"id\":\"ord-%s\",\"product\":\"Laptop\",\"quantity\":1,\"price\":\"400.00\",\"currency\":\"EUR\"}\n", $1 }' |
         docker run --rm --interactive "${sandbox[@]}" --volume "$root/config/docker/orderd:/etc/orderd:ro" \
-            --volume "$work/secrets:/run/secrets:ro" "$image" publish - >/dev/null
+            --volume "$temporary/secrets:/run/secrets:ro" "$image" publish - >/dev/null
 }
 
 check_image() {
-    local bytes user said
+    local bytes user output
     bytes=$(docker image inspect --format '{{.Size}}' "$image")
     ((bytes <= largest * 1000000)) || fail "the image has $bytes bytes, more than $largest MB"
     ok "the image has $((bytes / 100000 / 10)).$((bytes / 100000 % 10)) MB, at most $largest"
     user=$(docker image inspect --format '{{.Config.User}}' "$image")
-    [[ $user =~ ^[1-9][0-9]*:[1-9][0-9]*$ ]] || fail "the image's user is \"$user\", not a number that is not root's"
+    [[ $user =~ ^[1-9][0-9]*:[1-9][0-9]*$ ]] || fail "the image's user is \"$user\", must be numeric and not root"
     ok "the image's user is $user"
-    said=$(docker run --rm "${sandbox[@]}" --env ORDERD_BROKER__PASSWORD_FILE=/run/secrets/broker_password \
-        --volume "$work/secrets:/run/secrets:ro" "$image" check 2>&1) || fail "the image's own configuration: $said"
-    ok "its own configuration is valid, with the password from a file that the environment names"
+    output=$(docker run --rm "${sandbox[@]}" --env ORDERD_BROKER__PASSWORD_FILE=/run/secrets/broker_password \
+        --volume "$temporary/secrets:/run/secrets:ro" "$image" check 2>&1) || fail "the image's own configuration is invalid: $output"
+    ok "the image's own configuration is valid, with the password file named in the environment"
     if docker run --rm "${sandbox[@]}" --entrypoint /bin/sh "$image" -c true >/dev/null 2>&1; then fail "there is a shell in the image"; fi
-    ok "there is no shell in it"
+    ok "there is no shell in the image"
 }
 
 check_process() {
     local pid
     until_ok "orderd is ready" ready
-    ok "orderd probe --ready succeeds in the container; the broker was found by its name"
+    ok "orderd probe --ready succeeds in the container; the broker is reached by its host name"
     until_ok "the health check succeeds" health_is healthy
     ok "the health check turned healthy: $(inspect '{{(index .State.Health.Log 0).Output}}')"
     docker exec "$orderd" orderd status >/dev/null || fail "orderd status fails in the container"
-    ok "orderd status works in the container, with the token from its file"
+    ok "orderd status works in the container, with the token from the file"
     pid=$(inspect '{{.State.Pid}}')
-    [[ $(of_process NSpid | awk '{ print $NF }') == 1 ]] || fail "orderd is not process 1 of its container"
-    [[ $(of_process Uid) != *$'\t'0* && $(of_process Uid) != 0* ]] || fail "orderd runs as root"
-    ok "it is process 1, of user $(of_process Uid | cut -f 1)"
-    [[ $(of_process CapBnd) == 0000000000000000 && $(of_process NoNewPrivs) == 1 ]] || fail "it has or may get privileges"
-    ok "it has no capabilities and can get none"
-    awk '$5 == "/" { print $6 }' "/proc/$pid/mountinfo" | grep -qE '^ro(,|$)' || fail "its root file system can be written to"
-    ok "its root file system is read-only"
-    docker logs "$orderd" 2>&1 | awk '!/^\{.*\}$/ { exit 1 }' || fail "its log is not JSON"
+    [[ $(process_status NSpid | awk '{ print $NF }') == 1 ]] || fail "orderd is not process 1 of its container"
+    [[ $(process_status Uid) != *$'\t'0* && $(process_status Uid) != 0* ]] || fail "orderd runs as root"
+    ok "orderd is process 1, of user $(process_status Uid | cut -f 1)"
+    [[ $(process_status CapBnd) == 0000000000000000 && $(process_status NoNewPrivs) == 1 ]] || fail "orderd has privileges or can gain some"
+    ok "orderd has no capabilities and cannot gain any"
+    awk '$5 == "/" { print $6 }' "/proc/$pid/mountinfo" | grep -qE '^ro(,|$)' || fail "the root file system is writable"
+    ok "the root file system is read-only"
+    docker logs "$orderd" 2>&1 | awk '!/^\{.*\}$/ { exit 1 }' || fail "the log is not JSON"
     local secret
     for secret in broker_password admin_token; do
-        if { docker logs "$orderd" 2>&1 && docker inspect "$orderd"; } | grep -F "$(cat "$work/secrets/$secret")" >/dev/null; then
-            fail "its log or docker inspect shows $secret"
+        if { docker logs "$orderd" 2>&1 && docker inspect "$orderd"; } | grep -F "$(cat "$temporary/secrets/$secret")" >/dev/null; then
+            fail "the log or docker inspect shows $secret"
         fi
     done
-    ok "its log is JSON; neither that nor docker inspect shows a secret"
+    ok "the log is JSON; neither the log nor docker inspect shows a secret"
 }
 
-# Waits until everything published so far is processed, once.
+# Waits until all orders published so far are processed, and checks that each is processed once.
 check_all_processed() {
     local total=$1 why=$2
-    until_ok "$total orders are processed" processed_are "$total"
-    until_ok "nothing is left to do" work_queues_are_empty
-    none_dead_lettered || fail "orders were dead-lettered: $(waiting)"
-    processed_are "$total" || fail "$(processed) of $total orders were processed"
+    until_ok "$total orders are processed" processed_is "$total"
+    until_ok "the work queues are empty" work_queues_are_empty
+    none_dead_lettered || fail "orders were dead-lettered: $(queue_depths)"
+    processed_is "$total" || fail "$(processed) of $total orders were processed"
     ok "$why: $total orders published, $total processed, none dead-lettered"
 }
 
-# Work for a while is published while orderd is away, so that it is interrupted in the middle of it.
+# Waits until some, but not all, of the orders that were published while orderd was stopped are processed.
 await_middle() {
     local before=$1 after=$2 now end=$((SECONDS + deadline))
     while :; do
@@ -171,10 +172,10 @@ check_stop() {
     begun=$SECONDS
     docker stop "$orderd" >/dev/null
     code=$(inspect '{{.State.ExitCode}}')
-    [[ $code == 0 ]] || fail "docker stop ended it with exit code $code"
+    [[ $code == 0 ]] || fail "after docker stop, the exit code is $code"
     ((SECONDS - begun < grace)) || fail "docker stop took $((SECONDS - begun)) s of $grace"
-    docker logs --tail 5 "$orderd" 2>&1 | grep -q '"message":"stopped"' || fail "it did not stop by itself"
-    # The broker counts anew every 5 s.
+    docker logs --tail 5 "$orderd" 2>&1 | grep -q '"message":"stopped"' || fail "orderd has not logged that it stopped"
+    # The broker updates its counts every 5 s.
     until_ok "orders are left in the queue (if all are processed, set ORDERS to more)" orders_are_left
     middle=$(orders_left)
     ok "docker stop under load: drained, exit 0 within $((SECONDS - begun + 1)) s of $grace, $middle orders left in the queue"
@@ -182,7 +183,7 @@ check_stop() {
     check_all_processed $((1000 + orders)) "after the stop and a start"
 }
 
-orders_left() { waiting | awk '$1 == "order_queue" { print $2 }'; }
+orders_left() { queue_depths | awk '$1 == "order_queue" { print $2 }'; }
 orders_are_left() { (($(orders_left) > 0)); }
 
 check_kill() {
@@ -194,25 +195,25 @@ check_kill() {
     pid=$(inspect '{{.State.Pid}}')
     # Not `docker kill`, after which no restart policy applies.
     docker run --rm --pid host --network none --user 0 --entrypoint /bin/kill "$broker_image" -9 "$pid"
-    until_ok "it was restarted" restarted "$pid"
+    until_ok "orderd is restarted" restarted "$pid"
     ok "kill -9 under load: the restart policy has started it again"
     check_all_processed "$after" "after the kill"
     until_ok "the health check succeeds" health_is healthy
-    ok "it is healthy again"
+    ok "orderd is healthy again"
 }
 restarted() { (($(inspect '{{.RestartCount}}') > 0)) && [[ $(inspect '{{.State.Running}} {{.State.Pid}}') == "true "* && $(inspect '{{.State.Pid}}') != "$1" ]]; }
 
-# The broker goes away: alive, not ready, not restarted.
-check_broker_away() {
+# While the broker is down, orderd is live, not ready, and not restarted.
+check_broker_down() {
     local restarts
     restarts=$(inspect '{{.RestartCount}}')
     docker exec "$broker" rabbitmqctl --quiet stop_app >/dev/null
-    until_ok "it is not ready without its broker" not_ready
-    docker exec "$orderd" orderd probe >/dev/null || fail "without its broker it is not alive"
+    until_ok "orderd is not ready while the broker is down" not_ready
+    docker exec "$orderd" orderd probe >/dev/null || fail "orderd is not live while the broker is down"
     docker exec "$broker" rabbitmqctl --quiet start_app >/dev/null
-    until_ok "it is ready again" ready
-    [[ $(inspect '{{.RestartCount}}') == "$restarts" ]] || fail "it was restarted because its broker was away"
-    ok "the broker away: alive, not ready (exit 69), ready again with it, never restarted"
+    until_ok "orderd is ready again" ready
+    [[ $(inspect '{{.RestartCount}}') == "$restarts" ]] || fail "orderd was restarted while the broker was down"
+    ok "while the broker is down: live, not ready (exit 69), not restarted; ready again afterwards"
 }
 not_ready() {
     local code=0
@@ -220,18 +221,18 @@ not_ready() {
     ((code == 69))
 }
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/orderd-image.XXXXXX")
+temporary=$(mktemp -d "${TMPDIR:-/tmp}/orderd-image.XXXXXX")
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 ensure_engine
 make_image
 provide_broker
-# The same secrets that compose.yaml uses, made anew.
-chmod 755 "$work"
-cp "$root/config/docker/secrets.sh" "$work/"
-"$work/secrets.sh"
-chmod 755 "$work/secrets"
+# New secrets, made with the script for compose.yaml.
+chmod 755 "$temporary"
+cp "$root/config/docker/secrets.sh" "$temporary/"
+"$temporary/secrets.sh"
+chmod 755 "$temporary/secrets"
 
 run_broker
 check_image
@@ -241,5 +242,5 @@ publish 1 1000
 check_all_processed 1000 "at first"
 check_stop
 check_kill
-check_broker_away
+check_broker_down
 printf '%s passed, 0 failed\n' "$checked"

@@ -1,9 +1,9 @@
-//! Decodes the inputs that fuzzing starts from: what RabbitMQ 3.10 sent, and every input that has found a defect.
+//! Decodes the seeds of the fuzz target: recordings of RabbitMQ 3.10, and every input that has found a defect.
 
 use std::fs;
 use std::path::Path;
 
-/// Each input in `tests/fuzz/seeds/decode`, and the kinds of the events in it or the error.
+/// Each file in `tests/fuzz/seeds/decode`, with the kinds of the decoded events or the error.
 const SEEDS: &[(&str, Result<&str, &str>)] = &[
     ("cancel_by_the_broker", Ok("Ended")),
     ("cancel_ok", Ok("Confirmed Reply")),
@@ -19,7 +19,7 @@ const SEEDS: &[(&str, Result<&str, &str>)] = &[
     ("delivery_with_all_properties", Ok("Confirmed Delivered")),
     ("delivery_with_nested_headers", Ok("Delivered")),
     ("delivery_without_body", Ok("Delivered")),
-    // Decoded, but only the handshake expects it.
+    // Decodable, but these methods are expected only during the handshake.
     ("handshake", Err("not valid AMQP 0-9-1: unexpected method")),
     ("replies", Ok("Reply Reply Reply Reply Reply Reply Reply")),
     ("return_and_confirm", Ok("Returned Confirmed")),
@@ -38,7 +38,7 @@ fn the_seeds_of_the_fuzz_target_are_decoded() {
     }
 }
 
-/// The name of the variant in the `Debug` form of an event.
+/// The variant name in the `Debug` output of an event.
 fn kind(event: &str) -> &str {
     event.split([' ', '(']).next().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What the Dockerfile, the compose file and the Kubernetes manifests say fits orderd, its configuration and each other.
+//! The Dockerfile, the compose file and the Kubernetes manifests agree with orderd, its configuration and each other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::time::Duration;
 use orderd::config::{Config, DEFAULT_FILE, DEFAULT_PATH, Sources};
 use serde_json::{Value, json};
 
-/// What is left after the drain for the last confirms and for closing the ledger.
-const LEFT_AFTER_DRAIN: Duration = Duration::from_secs(10);
+/// Time needed after the drain, for the last confirms and for closing the ledger.
+const TIME_AFTER_DRAIN: Duration = Duration::from_secs(10);
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -33,14 +33,14 @@ fn compose() -> Value {
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+    value.as_str().unwrap_or_else(|| panic!("not a string: {value}"))
 }
 
 fn texts(value: &Value) -> Vec<&str> {
-    value.as_array().unwrap_or_else(|| panic!("no list: {value}")).iter().map(text).collect()
+    value.as_array().unwrap_or_else(|| panic!("not a list: {value}")).iter().map(text).collect()
 }
 
-/// The instructions of a kind, lines joined.
+/// The arguments of all Dockerfile instructions of this name, with continuation lines joined.
 fn instructions(name: &str) -> Vec<String> {
     let whole = file("Dockerfile").replace("\\\n", " ");
     let lines = whole.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -51,11 +51,11 @@ fn instruction(name: &str) -> String {
     instructions(name).pop().unwrap_or_else(|| panic!("the Dockerfile has no {name}"))
 }
 
-fn ported(address: &str) -> &str {
+fn port_of(address: &str) -> &str {
     address.rsplit_once(':').unwrap_or_else(|| panic!("no port: {address}")).1
 }
 
-/// Loads a configuration as a container would, with the secrets it names given.
+/// Loads a configuration as in a container, with files for its secrets. Also returns the TOML table.
 fn load(toml: &str) -> (Config, toml::Table) {
     let directory = tempfile::tempdir().unwrap();
     let (file, secret) = (directory.path().join("orderd.toml"), directory.path().join("secret"));
@@ -67,8 +67,9 @@ fn load(toml: &str) -> (Config, toml::Table) {
     (loaded.config, toml.parse().unwrap())
 }
 
-/// A configuration for containers: reached from others, with secrets from files, its ledger on the volume.
-fn assert_fit_for_a_container(config: &Config, raw: &toml::Table, secrets: &str, grace: Duration) {
+/// Asserts that a configuration suits a container: the admin listener is reachable from outside, secrets come from files
+/// in the directory `secrets`, the ledger is on the volume, and the drain fits into the time before the container is killed.
+fn assert_suits_a_container(config: &Config, raw: &toml::Table, secrets: &str, grace: Duration) {
     let default = Config::load(&Sources { file: Some(path("config/orderd.toml")), ..orderd::handlers::sources() })
         .unwrap()
         .config;
@@ -78,10 +79,10 @@ fn assert_fit_for_a_container(config: &Config, raw: &toml::Table, secrets: &str,
     assert_eq!(names(config), names(&default));
     assert!(config.admin.listen.unwrap().ip().is_unspecified());
     assert_eq!(config.admin.listen.unwrap().port(), default.admin.listen.unwrap().port());
-    let given = |section: &str, key: &str| raw[section][key].as_str().unwrap().to_owned();
-    assert_eq!(given("broker", "password_file"), format!("{secrets}/broker_password"));
-    assert_eq!(given("admin", "token_file"), format!("{secrets}/admin_token"));
-    assert!(config.shutdown.drain_timeout + LEFT_AFTER_DRAIN <= grace, "it would be killed while it drains");
+    let value = |section: &str, key: &str| raw[section][key].as_str().unwrap().to_owned();
+    assert_eq!(value("broker", "password_file"), format!("{secrets}/broker_password"));
+    assert_eq!(value("admin", "token_file"), format!("{secrets}/admin_token"));
+    assert!(config.shutdown.drain_timeout + TIME_AFTER_DRAIN <= grace, "orderd would be killed while it drains");
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn the_image_matches_the_configuration() {
     let of = |section: &str, key: &str| config[section][key].as_str().unwrap().to_owned();
     assert_eq!(instruction("VOLUME"), of("ledger", "directory"));
     assert_eq!(instruction("WORKDIR"), of("ledger", "directory"));
-    assert_eq!(instruction("EXPOSE"), ported(&of("admin", "listen")));
+    assert_eq!(instruction("EXPOSE"), port_of(&of("admin", "listen")));
     assert_eq!(instruction("STOPSIGNAL"), "SIGTERM");
     let user = instruction("USER");
     let (user, group) = user.split_once(':').unwrap();
@@ -119,16 +120,16 @@ fn the_image_matches_the_configuration() {
 #[test]
 fn everything_copied_into_the_image_is_in_the_build_context() {
     let ignored = file(".dockerignore");
-    let given: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
-    assert!(ignored.lines().any(|line| line == "*"), "the whole checkout is given to the build");
+    let included: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    assert!(ignored.lines().any(|line| line == "*"), "the whole checkout is in the build context");
     let copies: Vec<String> = instructions("COPY").into_iter().filter(|copy| !copy.starts_with("--from")).collect();
     assert!(copies.len() >= 3, "{copies:?}");
     for copy in &copies {
         let words: Vec<&str> = copy.split(' ').collect();
         for source in &words[..words.len() - 1] {
             assert!(path(source).exists(), "there is no {source}");
-            let inside = |given: &&str| *given == *source || given.starts_with(&format!("{source}/"));
-            assert!(given.iter().any(inside), ".dockerignore keeps out {source}");
+            let matches = |path: &&str| *path == *source || path.starts_with(&format!("{source}/"));
+            assert!(included.iter().any(matches), ".dockerignore excludes {source}");
         }
     }
 }
@@ -140,7 +141,7 @@ fn the_compose_file_runs_orderd_with_a_valid_configuration() {
     let orderd = &services["orderd"];
     let grace = text(&orderd["stop_grace_period"]).strip_suffix('s').unwrap().parse().unwrap();
     let (config, raw) = load(&file("config/docker/orderd/orderd.toml"));
-    assert_fit_for_a_container(&config, &raw, "/run/secrets", Duration::from_secs(grace));
+    assert_suits_a_container(&config, &raw, "/run/secrets", Duration::from_secs(grace));
     assert_eq!(texts(&orderd["secrets"]), ["broker_password", "admin_token"]);
     assert_eq!(orderd["image"], format!("orderd:{}", env!("CARGO_PKG_VERSION")));
     for host in [config.broker.addresses[0].host.as_str(), config.management.url.split(['/', ':']).nth(3).unwrap()] {
@@ -174,16 +175,19 @@ fn the_compose_file_grants_only_the_needed_privileges() {
         }
         for volume in texts(&service["volumes"]) {
             let source = volume.split(':').next().unwrap();
-            let there = match source.starts_with('.') {
+            let exists = match source.starts_with('.') {
                 true => path("config/docker").join(source).exists() && volume.ends_with(":ro"),
                 false => compose["volumes"].get(source).is_some(),
             };
-            assert!(there, "{name}: {volume}");
+            assert!(exists, "{name}: {volume}");
         }
         for secret in service["secrets"].as_array().unwrap() {
             let secret = secret.as_str().unwrap_or_else(|| text(&secret["source"]));
-            let made = text(&compose["secrets"][secret]["file"]).strip_prefix("./secrets/").unwrap();
-            assert!(script.contains(&format!("make_secret {made}\n")) || script.contains(&format!("secrets/{made}\n")));
+            let file_name = text(&compose["secrets"][secret]["file"]).strip_prefix("./secrets/").unwrap();
+            assert!(
+                script.contains(&format!("make_secret {file_name}\n"))
+                    || script.contains(&format!("secrets/{file_name}\n"))
+            );
         }
         for (other, depends) in service.get("depends_on").and_then(Value::as_object).into_iter().flatten() {
             let other = &compose["services"][other];
@@ -191,7 +195,10 @@ fn the_compose_file_grants_only_the_needed_privileges() {
         }
     }
     assert_eq!(compose["services"]["orderd"]["read_only"], true);
-    assert!(compose["services"]["orderd"].get("ports").is_none(), "the admin listener is for the monitoring only");
+    assert!(
+        compose["services"]["orderd"].get("ports").is_none(),
+        "the admin listener must be reachable only for Prometheus"
+    );
 }
 
 #[test]
@@ -201,7 +208,7 @@ fn kubernetes_runs_orderd_with_a_valid_configuration() {
     let pod = &set["spec"]["template"]["spec"];
     let grace = Duration::from_secs(pod["terminationGracePeriodSeconds"].as_u64().unwrap());
     let (config, raw) = load(text(&config_map["data"]["orderd.toml"]));
-    assert_fit_for_a_container(&config, &raw, "/run/secrets/orderd", grace);
+    assert_suits_a_container(&config, &raw, "/run/secrets/orderd", grace);
 
     let container = &pod["containers"][0];
     assert_eq!(container["image"], format!("orderd:{}", env!("CARGO_PKG_VERSION")));
@@ -222,7 +229,7 @@ fn kubernetes_runs_orderd_with_a_valid_configuration() {
     ] {
         let mount = mounts.iter().find(|mount| mount["name"] == name).unwrap();
         assert_eq!(Path::new(text(&mount["mountPath"])), at, "{name}");
-        // A file that is mounted alone never changes.
+        // Kubernetes does not update a file that is mounted with subPath.
         assert!(mount.get("subPath").is_none(), "{name}");
     }
     assert_eq!(volume("config").unwrap()["configMap"]["name"], config_map["metadata"]["name"]);
@@ -263,7 +270,10 @@ fn the_scaler_and_the_monitor_refer_to_existing_objects() {
         let (queue, value) = (text(&trigger["metadata"]["queueName"]), text(&trigger["metadata"]["value"]));
         let consumer = config.consumers.values().find(|consumer| consumer.queue == queue);
         let slots = consumer.unwrap_or_else(|| panic!("no consumer has {queue}")).slots();
-        assert!(value.parse::<u64>().unwrap() > 2 * u64::from(slots), "what {queue}'s consumer holds would scale it");
+        assert!(
+            value.parse::<u64>().unwrap() > 2 * u64::from(slots),
+            "the deliveries that one consumer of {queue} holds would trigger scaling"
+        );
         assert_eq!(trigger["authenticationRef"]["name"], authentication["metadata"]["name"]);
     }
     let monitor = manifest("config/kubernetes/monitor.yaml", "ServiceMonitor");

@@ -1,4 +1,4 @@
-//! The documentation agrees with the program: its links resolve, and its references list everything there is.
+//! The documentation agrees with the program: all links resolve, and the reference pages are complete.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// README and every page below docs/.
+/// README, CHANGELOG and every page below docs/.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
     let mut folders = vec![root().join("docs")];
@@ -31,7 +31,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The anchors of a page's headings, made as GitHub makes them.
+/// The anchors that GitHub generates for a page's headings.
 fn anchors(page: &str) -> Vec<String> {
     let headings = page.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
     let kept = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | ' ');
@@ -146,7 +146,7 @@ fn the_command_reference_lists_every_command_with_its_options() {
     }
 }
 
-/// All source text, with strings that continue on the next line in one piece.
+/// All source text, with string literals that span lines joined.
 fn sources() -> String {
     let (mut text, mut folders) = (String::new(), vec![root().join("src")]);
     while let Some(folder) = folders.pop() {
@@ -159,7 +159,7 @@ fn sources() -> String {
 }
 
 #[test]
-fn every_message_that_the_guides_explain_is_one_of_the_programs() {
+fn every_message_that_the_guides_explain_exists_in_the_source() {
     let (sources, mut unknown, mut count) = (sources(), Vec::new(), 0);
     for page in ["docs/operations/runbook.md", "docs/operations/security.md"] {
         let page = read(page);

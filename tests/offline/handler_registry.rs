@@ -1,5 +1,5 @@
-//! A handler that is registered in this test only: its own keys are checked, shown by `orderd check`, compared and applied
-//! by a reload, without any other code knowing it.
+//! A handler that only this test registers. Its configuration keys are checked, shown by `orderd check`, and compared and
+//! applied by a reload, although no other code knows them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing_appender::rolling::Rotation;
 
-/// `handler = "greeter"`
+/// The handler of consumers with `handler = "greeter"`.
 struct GreeterFactory;
 
 #[derive(Serialize)]
@@ -32,7 +32,7 @@ struct GreeterSettings {
     greeting: Greeting,
 }
 
-/// `[consumers.<name>.greeting]`
+/// The section `[consumers.<name>.greeting]`.
 #[derive(Clone, Serialize)]
 struct Greeting {
     text: String,
@@ -69,7 +69,7 @@ impl HandlerFactory for GreeterFactory {
     }
 }
 
-/// Fails with its greeting as the reason.
+/// Fails every delivery, with the greeting as the reason.
 struct Greeter(Greeting);
 
 impl Handler for Greeter {
@@ -85,7 +85,7 @@ fn handlers_with_greeter() -> HandlerRegistry {
     Vec::leak(all.collect())
 }
 
-/// The default configuration, with a consumer of the greeter.
+/// The default configuration plus consumer `visitor`, whose handler is the greeter.
 fn file_with(greeting: &str) -> String {
     format!(
         "{DEFAULT_FILE}\n[queues.visitor_queue]\nbindings = [\"visitor.#\"]\n\
@@ -173,7 +173,7 @@ fn its_keys_can_be_set_on_the_command_line_and_in_the_environment() {
 }
 
 #[tokio::test]
-async fn check_shows_it() {
+async fn check_shows_its_settings() {
     let directory = tempfile::tempdir().unwrap();
     let file = file_with("text = \"hello\"");
     let (exit, text) = check(directory.path(), Format::Text, &file).await;
@@ -207,6 +207,6 @@ async fn a_reload_reports_each_changed_key_and_the_new_handler_has_the_new_value
     ];
     assert_eq!(changes, expected);
     let applied = config::applicable(&old, &new);
-    assert_ne!(applied.consumers["visitor"], old.consumers["visitor"], "so that its pool is replaced");
+    assert_ne!(applied.consumers["visitor"], old.consumers["visitor"], "the pool would not be replaced");
     assert_eq!(greeting(&applied, &path).await, "welcomewelcome");
 }

@@ -1,4 +1,4 @@
-//! `make install` and what it puts in place; what the man page and the completions know.
+//! `make install` and `make uninstall`, the man page and the shell completions.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ const UNIT: &str = "usr/lib/systemd/system/orderd.service";
 const DROP_IN: &str = "usr/lib/systemd/system/orderd.service.d/reload-before-253.conf";
 const CONFIG: &str = "etc/orderd/orderd.toml";
 
-/// Runs a target into a directory; what it printed.
+/// Runs a make target with `DESTDIR=<destination>`, and returns its output.
 fn make(target: &str, destination: &Path, systemd: &str) -> String {
     let variables = [
         format!("DESTDIR={}", destination.display()),
@@ -81,7 +81,7 @@ fn everything_is_installed_and_uninstalled() {
 }
 
 #[test]
-fn installing_again_changes_nothing_and_never_a_configuration_that_was_edited() {
+fn installing_again_changes_nothing_and_keeps_an_edited_configuration() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
     make("install", directory.path(), "252");
@@ -90,19 +90,19 @@ fn installing_again_changes_nothing_and_never_a_configuration_that_was_edited() 
     assert_eq!((files(directory.path()), read(UNIT)), (before, unit));
 
     fs::write(directory.path().join(CONFIG), "# mine\n").unwrap();
-    let told = make("install", directory.path(), "257");
-    assert!(told.contains("stays as it is"), "{told}");
+    let output = make("install", directory.path(), "257");
+    assert!(output.contains("not overwritten"), "{output}");
     assert_eq!(read(CONFIG), "# mine\n");
     let default = fs::read_to_string(Path::new(ROOT).join("config/orderd.toml")).unwrap();
     assert_eq!(read("etc/orderd/orderd.toml.new"), default);
-    assert!(!directory.path().join(DROP_IN).exists(), "a newer systemd would reload twice");
+    assert!(!directory.path().join(DROP_IN).exists(), "with the drop-in, a newer systemd would reload twice");
 }
 
-/// Every subcommand and long option that `--help` tells of.
-fn words() -> BTreeSet<String> {
+/// Every subcommand and long option in the output of `--help`.
+fn commands_and_options() -> BTreeSet<String> {
     let top = orderd(&["--help"]);
     let commands = top.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    // Names are indented by two, the rest of what is said about them by more.
+    // Command names are indented by two spaces, continuation lines by more.
     let names = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     let commands: Vec<&str> = names.filter(|name| !name.is_empty() && *name != "help").collect();
     assert!(commands.contains(&"run") && commands.contains(&"trace"), "{commands:?}");
@@ -121,10 +121,10 @@ fn words() -> BTreeSet<String> {
 fn man_page_and_completions_cover_every_command_and_option() {
     let man = orderd(&["man"]).replace("\\-", "-").replace("\\fR", "").replace("\\fB", "").replace("\\fI", "");
     let pages = ["bash", "zsh", "fish"].map(|shell| (shell, orderd(&["completions", shell])));
-    let words = words();
+    let words = commands_and_options();
     assert!(words.contains("since") && words.contains("config"), "{words:?}");
     for word in words {
-        assert!(man.contains(&word), "the man page does not know {word}");
+        assert!(man.contains(&word), "the man page lacks {word}");
         for (shell, completions) in &pages {
             assert!(completions.contains(&word), "{shell} does not complete {word}");
         }
@@ -139,27 +139,28 @@ fn the_completions_are_valid_bash() {
     let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let script = directory.path().join("orderd");
     fs::write(&script, orderd(&["completions", "bash"])).unwrap();
-    // What the shell would offer after `orderd stat`, asked as it asks.
-    let ask = "source $0; COMP_WORDS=(orderd stat); COMP_CWORD=1; _orderd orderd stat orderd; echo ${COMPREPLY[@]}";
-    let output = Command::new("bash").args(["--norc", "-c", ask]).arg(&script).output().unwrap();
+    // Calls the completion function as bash does for `orderd stat<TAB>`.
+    let complete =
+        "source $0; COMP_WORDS=(orderd stat); COMP_CWORD=1; _orderd orderd stat orderd; echo ${COMPREPLY[@]}";
+    let output = Command::new("bash").args(["--norc", "-c", complete]).arg(&script).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "status", "{output:?}");
 }
 
-/// Where systemd is installed, it judges the unit itself: what it lets orderd do, and that nothing in it is unknown but
-/// what older versions do not know yet.
+/// Runs `systemd-analyze security` where systemd is installed: the exposure is low enough, and the unit has no unknown keys
+/// except those that are too new for this systemd.
 #[test]
 fn systemd_rates_the_unit_as_well_confined() {
     let unit = Path::new(ROOT).join("config/systemd/orderd.service");
-    let judge = Command::new("systemd-analyze")
+    let analysis = Command::new("systemd-analyze")
         .args(["security", "--offline=true", "--no-pager", "--threshold=15"])
         .arg(&unit)
         .output();
-    let Ok(output) = judge else { return };
+    let Ok(output) = analysis else { return };
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "exposed by more than 1.5:\n{text}");
+    assert!(output.status.success(), "the exposure is above 1.5:\n{text}");
     assert!(text.contains("Overall exposure level for orderd.service: "), "{text}");
-    let complaints = text.lines().filter(|line| line.contains("ignoring"));
+    let ignored = text.lines().filter(|line| line.contains("ignoring"));
     let newer = ["notify-reload", "RestartSteps", "RestartMaxDelaySec"];
-    let unknown: Vec<_> = complaints.filter(|line| !newer.iter().any(|name| line.contains(name))).collect();
+    let unknown: Vec<_> = ignored.filter(|line| !newer.iter().any(|name| line.contains(name))).collect();
     assert_eq!(unknown, [""; 0]);
 }

@@ -1,6 +1,6 @@
-//! The ledger's promise under `kill -9`: what was answered is in the file, and nothing is half there.
+//! The ledger after `kill -9`: every acknowledged entry is in the file, and no entry is partial.
 //!
-//! The victim is this test binary again, told by an environment variable to record until it is killed.
+//! The process that is killed, the victim, is this test binary again; an environment variable makes it record until then.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use orderd::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, NewAnalytics,
 use rusqlite::Connection;
 use rust_decimal::Decimal;
 
-/// Where the victim records; unset in an ordinary run.
+/// The environment variable with the directory in which the victim records; unset in an ordinary run.
 const VICTIM: &str = "ORDERD_TEST_LEDGER_VICTIM";
 
-/// Answers before the kill: enough for many commits, and for the log to be moved into the file.
-const ANSWERS: usize = 20_000;
+/// Acknowledged entries before the kill: enough for many commits and for a checkpoint of the write-ahead log.
+const ACKNOWLEDGED: usize = 20_000;
 
-/// Entries of the victim in flight.
+/// Number of entries that the victim has in flight.
 const CONCURRENCY: u64 = 100;
 
 fn analytics(n: u64) -> LedgerEntry {
@@ -45,18 +45,18 @@ fn dead_letter(n: u64) -> LedgerEntry {
     LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, reason: "retries_exhausted", origin_queue: None, at }))
 }
 
-/// Not a test in an ordinary run: the victim's body, which never returns.
+/// The victim, which records until it is killed. In an ordinary run it does nothing.
 #[test]
 fn victim() {
     let Some(directory) = std::env::var_os(VICTIM).map(PathBuf::from) else { return };
     let ledger = SqliteLedger::open(&directory).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let record_forever = async |lane: u64| {
-        for n in (lane..).step_by(CONCURRENCY as usize) {
+    let record_forever = async |first: u64| {
+        for n in (first..).step_by(CONCURRENCY as usize) {
             ledger.record(analytics(n)).await.unwrap();
             ledger.record(dead_letter(n)).await.unwrap();
-            // Not `println!`: the test harness would keep it.
-            writeln!(std::io::stdout(), "answered {n}").unwrap();
+            // Not `println!`, which the test harness would capture.
+            writeln!(std::io::stdout(), "acknowledged {n}").unwrap();
         }
     };
     runtime.block_on(futures_util::future::join_all((0..CONCURRENCY).map(record_forever)));
@@ -72,35 +72,36 @@ fn start_victim(directory: &Path) -> Child {
 }
 
 #[test]
-fn answered_entries_survive_a_kill_and_no_entry_is_partial() {
+fn acknowledged_entries_survive_a_kill_and_no_entry_is_partial() {
     let directory = tempfile::tempdir().unwrap();
     let mut victim = start_victim(directory.path());
     let mut output = BufReader::new(victim.stdout.take().unwrap());
-    let (mut answered, mut line) = (Vec::new(), String::new());
-    // To the end, which comes soon after the kill: the latest answers are the ones in danger. A line without
-    // its end was cut short and could name another number.
+    let (mut acknowledged, mut line) = (Vec::new(), String::new());
+    // Read to the end of the output, since the latest entries are the most likely to be lost. A line without a newline was
+    // cut off, and its number may be wrong.
     while output.read_line(&mut line).unwrap() > 0 && line.ends_with('\n') {
-        answered.extend(line.trim_end().strip_prefix("answered ").and_then(|number| number.parse::<u64>().ok()));
+        acknowledged
+            .extend(line.trim_end().strip_prefix("acknowledged ").and_then(|number| number.parse::<u64>().ok()));
         line.clear();
-        if answered.len() == ANSWERS {
+        if acknowledged.len() == ACKNOWLEDGED {
             victim.kill().unwrap();
         }
     }
     victim.wait().unwrap();
-    assert!(answered.len() >= ANSWERS, "the victim ended by itself");
+    assert!(acknowledged.len() >= ACKNOWLEDGED, "the victim exited before it was killed");
 
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        for n in answered {
+        for n in acknowledged {
             assert_eq!(ledger.record(analytics(n)).await.unwrap(), Recorded::Duplicate, "event {n}");
         }
         ledger.close().await;
     });
-    nothing_is_half_there(&Connection::open(directory.path().join("orderd.db")).unwrap());
+    assert_no_partial_entry(&Connection::open(directory.path().join("orderd.db")).unwrap());
 }
 
-fn nothing_is_half_there(file: &Connection) {
+fn assert_no_partial_entry(file: &Connection) {
     let text = |sql: &str| file.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap();
     let number = |sql: &str| file.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(text("PRAGMA integrity_check"), "ok");
@@ -111,7 +112,7 @@ fn nothing_is_half_there(file: &Connection) {
         let cents = number(&format!("SELECT sum(CAST(replace(revenue, '.', '') AS INTEGER)) {of}"));
         assert_eq!(cents, events, "revenue per {granularity}");
     }
-    let lone = "SELECT count(*) FROM dead_letters FULL JOIN attempts USING (identity, consumer)
+    let unpaired = "SELECT count(*) FROM dead_letters FULL JOIN attempts USING (identity, consumer)
                 WHERE dead_letters.reason IS NULL OR attempts.failure_kind IS NULL";
-    assert_eq!(number(lone), 0, "a dead letter without its attempt, or the other way round");
+    assert_eq!(number(unpaired), 0, "dead letters without an attempt, or attempts without a dead letter");
 }

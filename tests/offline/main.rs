@@ -1,6 +1,6 @@
 //! Tests that need no broker.
 
-#![allow(clippy::unwrap_used, reason = "clippy takes helpers outside of test functions for product code")]
+#![allow(clippy::unwrap_used, reason = "clippy treats helper functions outside of tests as product code")]
 
 mod decoder;
 mod deployment_files;

@@ -1,4 +1,4 @@
-//! The dashboard and the alert rules name only metrics, labels and words that orderd has.
+//! The dashboard, the alert rules and the reference use only metrics, labels and finding kinds that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -44,7 +44,7 @@ async fn scrape() -> String {
     text
 }
 
-/// The names samples have, by what the scrape says of each metric's type.
+/// The sample names of all metrics, derived from their `# TYPE` lines.
 fn names(scrape: &str) -> BTreeSet<String> {
     let types = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let suffixes = |kind: &str| match kind {
@@ -56,7 +56,7 @@ fn names(scrape: &str) -> BTreeSet<String> {
     types.flat_map(|(name, kind)| suffixes(kind).into_iter().map(move |suffix| format!("{name}{suffix}"))).collect()
 }
 
-/// The labels each metric's samples have.
+/// The label names of each metric's samples.
 fn labels(scrape: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in scrape.lines().filter(|line| !line.starts_with('#')) {
@@ -70,8 +70,8 @@ fn labels(scrape: &str) -> BTreeMap<String, BTreeSet<String>> {
     labels
 }
 
-/// Every metric of orderd's in a PromQL expression, with the labels that are matched on it.
-fn named(expression: &str) -> Vec<(String, Vec<String>)> {
+/// Every orderd metric in a PromQL expression, with the labels in its matchers.
+fn metrics_in(expression: &str) -> Vec<(String, Vec<String>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
     for (at, _) in expression.match_indices("orderd_") {
@@ -112,7 +112,7 @@ async fn every_metric_on_the_dashboard_and_in_the_rules_exists_with_its_labels()
     let expressions = [dashboard_expressions(), rule_expressions()].concat();
     assert!(expressions.len() > 30, "{expressions:?}");
     for expression in &expressions {
-        for (name, matched) in named(expression) {
+        for (name, matched) in metrics_in(expression) {
             assert!(names.contains(&name), "there is no {name}: {expression}");
             for label in matched.iter().filter(|label| *label != "instance") {
                 assert!(labels[&name].contains(label), "{name} has no label {label}: {expression}");
@@ -136,7 +136,11 @@ fn every_alert_that_an_operator_relies_on_exists() {
     ] {
         assert!(rules.contains(&format!("- alert: Orderd{alert}\n")), "{alert}");
     }
-    assert_eq!(rules.matches("- alert: ").count(), rule_expressions().len(), "an alert has no expression of one line");
+    assert_eq!(
+        rules.matches("- alert: ").count(),
+        rule_expressions().len(),
+        "an alert has no expression, or one of several lines"
+    );
     let kinds = rules.split("kind=~\"").skip(1).chain(rules.split("kind=\"").skip(1));
     let kinds: Vec<_> = kinds.flat_map(|rest| rest.split('"').next().unwrap_or_default().split('|')).collect();
     assert!(kinds.len() > 5);
@@ -150,9 +154,9 @@ fn every_alert_has_a_row_in_the_runbook() {
     let (rules, guide) = (file("config/prometheus/orderd.rules.yml"), file("docs/operations/runbook.md"));
     let alerts: BTreeSet<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let rows = guide.lines().filter(|line| line.starts_with("| `Orderd"));
-    let told: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+    let explained: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
     assert!(alerts.len() > 10);
-    assert_eq!(alerts, told);
+    assert_eq!(alerts, explained);
 }
 
 #[tokio::test]
@@ -176,9 +180,9 @@ async fn a_scrape_is_well_formed() {
         let (sample, value) = line.rsplit_once(' ').unwrap();
         assert!(value.parse::<f64>().is_ok(), "{line}");
         assert!(sample.starts_with("orderd_"), "{line}");
-        assert!(seen.insert(sample.to_owned()), "told twice: {line}");
+        assert!(seen.insert(sample.to_owned()), "duplicate sample: {line}");
     }
-    // From the first scrape on, so that the first dead letter is an increase.
+    // Present from the first scrape on, so that Prometheus sees the first dead letter as an increase.
     let first = r#"orderd_dead_letters_total{consumer="order",reason="malformed"} 0"#;
     assert!(scrape.contains(first), "{scrape}");
     for metric in names(&scrape) {
@@ -188,7 +192,7 @@ async fn a_scrape_is_well_formed() {
 
 #[test]
 fn expressions_are_parsed_as_written() {
-    let found = named("sum by (x) (rate(orderd_a_total{k=~\"a|b\",l!=\"c\"}[5m])) / orderd_b > my_orderd_c");
+    let found = metrics_in("sum by (x) (rate(orderd_a_total{k=~\"a|b\",l!=\"c\"}[5m])) / orderd_b > my_orderd_c");
     let labels = vec!["k".to_owned(), "l".to_owned()];
     assert_eq!(found, [("orderd_a_total".to_owned(), labels), ("orderd_b".to_owned(), vec![])]);
 }

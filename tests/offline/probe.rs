@@ -1,4 +1,4 @@
-//! `orderd probe` where no daemon answers: it says so, in time.
+//! `orderd probe` with no daemon, with a fake one, and with a broken configuration.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use std::thread;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
 
-fn probe_by(config: &Path, listen: &str, arguments: &[&str]) -> (i32, String, String) {
+fn probe_with(config: &Path, listen: &str, arguments: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_orderd"))
         .args([&["probe", "--timeout", "500ms"], arguments].concat())
         .arg("--config")
@@ -22,24 +22,24 @@ fn probe_by(config: &Path, listen: &str, arguments: &[&str]) -> (i32, String, St
 }
 
 fn probe(listen: &str, arguments: &[&str]) -> (i32, String, String) {
-    probe_by(Path::new(CONFIG), listen, arguments)
+    probe_with(Path::new(CONFIG), listen, arguments)
 }
 
-/// Gives every request the same answer, and tells the first line of each.
-fn answering(answer: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
+/// A server that gives every request the same response. Returns its address and the request lines it receives.
+fn fake_server(response: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (asked, requests) = std::sync::mpsc::channel();
+    let (sender, requests) = std::sync::mpsc::channel();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let mut request = [0; 4096];
             let read = stream.read(&mut request).unwrap();
             let request = String::from_utf8_lossy(&request[..read]).into_owned();
-            if asked.send(request.lines().next().unwrap_or_default().to_owned()).is_err() {
+            if sender.send(request.lines().next().unwrap_or_default().to_owned()).is_err() {
                 return;
             }
-            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(response.as_bytes()).unwrap();
         }
     });
     (address, requests)
@@ -47,16 +47,16 @@ fn answering(answer: &'static str) -> (SocketAddr, std::sync::mpsc::Receiver<Str
 
 #[test]
 fn no_listener_exits_with_69() {
-    // Where nobody listens, nor will by chance.
+    // Nothing listens there: the kernel assigns ports on 127.0.0.1.
     let free = SocketAddr::from(([127, 9, 9, 9], 9));
     let (code, out, err) = probe(&free.to_string(), &[]);
     assert_eq!((code, out.as_str()), (69, ""), "{err}");
     assert!(err.contains(&free.to_string()) && err.contains("no daemon answers"), "{err}");
 
     let (code, out, err) = probe(&free.to_string(), &["--format", "json", "--ready"]);
-    let told: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"));
-    assert_eq!((code, &told["ok"], &told["asked"]), (69, &false.into(), &"ready".into()), "{err}");
-    assert_eq!((&told["status"], &told["address"]), (&serde_json::Value::Null, &free.to_string().into()));
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"));
+    assert_eq!((code, &report["ok"], &report["asked"]), (69, &false.into(), &"ready".into()), "{err}");
+    assert_eq!((&report["status"], &report["address"]), (&serde_json::Value::Null, &free.to_string().into()));
 }
 
 #[test]
@@ -74,9 +74,9 @@ fn an_admin_listener_that_is_off_exits_with_78() {
 }
 
 #[test]
-fn an_unexpected_answer_is_not_alive() {
+fn an_unexpected_response_means_not_live() {
     let (address, requests) =
-        answering("HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwhat?");
+        fake_server("HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\nConnection: close\r\n\r\nwhat?");
     let (code, _, err) = probe(&address.to_string(), &[]);
     assert_eq!(code, 69);
     assert!(err.contains("not live (404): what?"), "{err}");
@@ -85,7 +85,7 @@ fn an_unexpected_answer_is_not_alive() {
 
 #[test]
 fn a_daemon_that_listens_on_all_addresses_is_probed_on_loopback() {
-    let (address, requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
+    let (address, requests) = fake_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
     fs::write(&token, "a-token-of-many-bytes").unwrap();
@@ -96,24 +96,24 @@ fn a_daemon_that_listens_on_all_addresses_is_probed_on_loopback() {
 }
 
 #[test]
-fn a_configuration_file_being_edited_does_not_make_a_daemon_dead() {
-    let (address, _requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
+fn a_daemon_is_live_while_its_configuration_file_is_being_edited() {
+    let (address, _requests) = fake_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
-    let half = directory.path().join("orderd.toml");
+    let config = directory.path().join("orderd.toml");
     for text in [Some("[broker]\naddr"), Some("[broker]\nadress = 1\n"), None] {
         match text {
-            Some(text) => fs::write(&half, text).unwrap(),
-            None => fs::remove_file(&half).unwrap(),
+            Some(text) => fs::write(&config, text).unwrap(),
+            None => fs::remove_file(&config).unwrap(),
         }
-        let (code, out, err) = probe_by(&half, &address.to_string(), &[]);
+        let (code, out, err) = probe_with(&config, &address.to_string(), &[]);
         assert_eq!((code, out.as_str()), (0, "live\n"), "{err}");
         assert!(err.contains("orderd.toml") && err.contains("using its admin section"), "{err}");
     }
 }
 
 #[test]
-fn a_missing_certificate_or_token_does_not_make_a_daemon_dead() {
-    let (address, _requests) = answering("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
+fn a_daemon_is_live_if_a_certificate_or_token_file_is_missing() {
+    let (address, _requests) = fake_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("orderd.toml");
     let admin = format!("[admin]\nlisten = \"0.0.0.0:{}\"\ntoken_file = \"/nowhere\"\n", address.port());

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Private RabbitMQ nodes for the demo, the tests and the benchmark.
+# Starts and stops private RabbitMQ nodes for the demo, the tests and the benchmark.
 #
-# Each node has its own name, data and logs under target/broker/NAME/, ports on 127.0.0.1 and Erlang port mapper, so that
-# a RabbitMQ that already runs is neither used nor disturbed. Only processes started here are ever stopped, each by its
-# pid.
+# Each node has its own name, its data and logs under target/broker/NAME/, its own ports on 127.0.0.1 and its own Erlang
+# port mapper (epmd), so that a RabbitMQ that is already running is neither used nor disturbed. The script stops only
+# processes that it has started, each by its pid.
 #
-# To test against another version, set ORDERD_TEST_BROKER_ROOT to the root directory of another Debian, such as one made
-# by debootstrap: its RabbitMQ is used instead of this system's. This requires root. Its nodes are under
+# To test with another version, set ORDERD_TEST_BROKER_ROOT to the root directory of another Debian, such as one made by
+# debootstrap: then its RabbitMQ is used instead of this system's. This requires root. The nodes are under
 # target/broker-DIRECTORY/.
 set -euo pipefail
 
 usage() {
     cat >&2 <<'EOF_USAGE'
-usage: node.sh install           install RabbitMQ unless it is there
+usage: node.sh install           install RabbitMQ if it is missing
        node.sh start NAME        start a node and wait until it accepts connections; prints its ports
-       node.sh stop NAME         stop it and keep its data
-       node.sh kill NAME         kill -9 its VM
-       node.sh wipe NAME         stop it and delete its data
-       node.sh ctl NAME ARGS...  rabbitmqctl
-       node.sh list              all nodes and whether they run
+       node.sh stop NAME         stop a node and keep its data
+       node.sh kill NAME         kill its VM with SIGKILL
+       node.sh wipe NAME         stop a node and delete its data
+       node.sh ctl NAME ARGS...  run rabbitmqctl on a node
+       node.sh list              list all nodes and whether they are running
        node.sh stop-all          stop all nodes
 
-NODE_TLS=DIRECTORY at a node's first start makes it listen for TLS too, on AMQPS_PORT and MANAGEMENT_TLS_PORT, and
-offer EXTERNAL; DIRECTORY/rabbitmq.conf, read at every start, says with which certificates.
+With NODE_TLS=DIRECTORY at its first start, a node also listens for TLS, on AMQPS_PORT and MANAGEMENT_TLS_PORT, and offers
+the mechanism EXTERNAL. DIRECTORY/rabbitmq.conf, which is read at every start, names the certificates.
 EOF_USAGE
     exit 64
 }
@@ -35,17 +35,17 @@ base=$root/target/broker${other_root:+-$(basename "$other_root")}
 # shellcheck source=tests/support/rabbitmq.sh
 source "$here/rabbitmq.sh"
 
-# How long a node may take to start and to stop, in seconds.
+# Time limits for starting and stopping a node, in seconds.
 start_deadline=${NODE_START_DEADLINE:-120}
 stop_deadline=60
-# Where ports come from: below the range the kernel hands out to clients, above RabbitMQ's own.
+# The range of ports: below those that the kernel assigns to clients, above RabbitMQ's standard ports.
 first_port=28100
 port_blocks=760
 
 # Sets the variables that all commands use for node NAME.
 select_node() {
     name=${1:-}
-    [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || die "a node's name is made of a-z, 0-9, - and _, is \"$name\""
+    [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || die "invalid node name \"$name\": must consist of a-z, 0-9, - and _"
     node=orderd_$name@localhost
     dir=$base/$name
     AMQP_PORT='' MANAGEMENT_PORT='' DIST_PORT='' EPMD_PORT='' PID='' EPMD_PID='' TLS_DIRECTORY=${NODE_TLS:-}
@@ -60,12 +60,12 @@ select_node() {
     derive_ports
 }
 
-# The ports of TLS follow the others.
+# The TLS ports follow the other four.
 derive_ports() {
     AMQPS_PORT=$((AMQP_PORT + 4)) MANAGEMENT_TLS_PORT=$((AMQP_PORT + 5))
 }
 
-# One caller at a time per node. The lock lies beside the node's directory, which `wipe` deletes.
+# Allows one caller at a time per node. The lock file is outside of the node's directory, which `wipe` deletes.
 lock_node() {
     mkdir -p "$base"
     exec 9>"$base/$name.lock"
@@ -88,19 +88,19 @@ EOF_ENV
     mv "$dir/env.new" "$dir/env"
 }
 
-# Whether process $1 is alive. A process that has exited but was not waited for is a zombie and counts as dead.
-lives() {
+# Whether process $1 is alive. A zombie, which has exited but was not waited for, counts as dead.
+is_alive() {
     [[ -n $1 ]] && kill -0 "$1" 2>/dev/null && ! grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
 }
 
-# Whether process $1 is alive and was started here for this node: only then its environment names the node's directory.
-# So a pid that the kernel has reused for another process is never mistaken for ours.
+# Whether process $1 is alive and was started by this script for this node, which shows in its environment. So a pid that
+# the kernel has reused for another process is never mistaken for a node's.
 is_ours() {
     local try environment
     for try in 1 2 3 4; do
-        lives "$1" || return 1
+        is_alive "$1" || return 1
         environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
-        # The environment is empty for a moment during an exec, as when the shell becomes the VM.
+        # During an exec, the environment is empty for a moment.
         if [[ -n $environment ]]; then
             [[ $'\n'$environment$'\n' == *$'\n'"ORDERD_NODE_DIR=$dir"$'\n'* ]]
             return
@@ -110,15 +110,15 @@ is_ours() {
     return 1
 }
 
-# Waits until a child, which starts as a copy of this shell, has executed its program.
+# Waits until a forked child has executed its program.
 await_exec() {
-    while lives "$1" && ! is_ours "$1"; do sleep 0.01; done
+    while is_alive "$1" && ! is_ours "$1"; do sleep 0.01; done
 }
 
 port_is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Chooses six consecutive ports that nothing listens on, at random, because another checkout may be choosing at the same
-# time. If both choose the same ports, the start fails and chooses again.
+# Chooses six consecutive unused ports, at random, because another checkout may be choosing at the same time. If both
+# choose the same ports, the node fails to start and `start` chooses again.
 choose_ports() {
     local try port
     for try in {1..200}; do
@@ -134,7 +134,7 @@ choose_ports() {
     die "found no six free ports on 127.0.0.1 from $first_port in $try tries"
 }
 
-# Waits until this node's ports are free. The sockets of a killed VM close shortly after it.
+# Waits until this node's ports are free. The sockets of a killed VM are closed with a short delay.
 await_free_ports() {
     local end=$((SECONDS + 15))
     while port_is_taken "$AMQP_PORT" || port_is_taken "$MANAGEMENT_PORT" || port_is_taken "$DIST_PORT"; do
@@ -145,7 +145,7 @@ await_free_ports() {
 
 write_node_files() {
     mkdir -p "$dir/data" "$dir/log" "$dir/conf.d" "$dir/schema"
-    # The node's own Erlang cookie: $HOME is this directory for everything that is run here.
+    # The node's own Erlang cookie, which Erlang reads from $HOME: this directory for all programs of the node.
     if [[ ! -s $dir/.erlang.cookie ]]; then
         (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$dir/.erlang.cookie")
         chmod 400 "$dir/.erlang.cookie"
@@ -170,8 +170,8 @@ EOF_TLS
     fi
 }
 
-# Executes its arguments in the other root directory. The node's directory and that of its certificates are mounted there
-# under the same paths, in a private mount namespace that ends with the process.
+# Executes its arguments in the other root directory. There, the node's directory and the one with its certificates are
+# mounted under the same paths, in a private mount namespace that ends with the process.
 in_root='
     set -e
     for directory in "$1" "$2"; do
@@ -211,7 +211,7 @@ epmd_program() {
     die "found no epmd, which is a part of Erlang"
 }
 
-# The port mapper outlives a killed VM, and is stopped with the node.
+# epmd survives a kill of the VM, and is stopped together with the node.
 start_epmd() {
     is_ours "$EPMD_PID" && return 0
     exec_in_node_env setsid "$(epmd_program)" -port "$EPMD_PORT" -address 127.0.0.1 </dev/null >>"$dir/log/epmd.log" 2>&1 9>&- &
@@ -220,7 +220,7 @@ start_epmd() {
     write_env
 }
 
-# RUNNING_UNDER_SYSTEMD makes rabbitmq-server become the VM instead of staying as its parent.
+# RUNNING_UNDER_SYSTEMD makes rabbitmq-server exec the VM instead of remaining its parent.
 start_vm() {
     rm -f "$dir/node.pid"
     exec_in_node_env setsid "$(rabbitmq_bin)/rabbitmq-server" </dev/null >>"$dir/log/console.log" 2>&1 9>&- &
@@ -229,7 +229,7 @@ start_vm() {
     write_env
 }
 
-# RabbitMQ opens its listeners at the end of its start; a first octet of 1 begins its connection.start.
+# RabbitMQ opens its listeners at the end of its start. 1 is the frame type of the connection.start that it then sends.
 answers_amqp() {
     local octet
     octet=$(
@@ -245,8 +245,8 @@ answers_amqp() {
 await_node() {
     local end=$((SECONDS + start_deadline))
     while ((SECONDS < end)); do
-        # Just started by us, so its pid cannot be a stranger's.
-        lives "$PID" || return 1
+        # The pid has just been assigned, so it cannot belong to another process.
+        is_alive "$PID" || return 1
         if answers_amqp && port_is_taken "$MANAGEMENT_PORT"; then return 0; fi
         sleep 0.2
     done
@@ -254,19 +254,19 @@ await_node() {
 }
 
 show_log_tail() {
-    say "the end of its log:"
+    say "end of its log:"
     tail -n 25 "$dir/log/console.log" >&2 || true
     if [[ -s $dir/log/node.log ]]; then tail -n 25 "$dir/log/node.log" >&2; fi
 }
 
-# Ends process $1 with TERM and, past the deadline, with KILL.
-end_process() {
+# Stops process $1 with TERM and, at the deadline, with KILL.
+stop_process() {
     local pid=$1 end=$((SECONDS + stop_deadline))
     is_ours "$pid" || return 0
     kill -TERM "$pid" 2>/dev/null || return 0
     while is_ours "$pid"; do
         if ((SECONDS >= end)); then
-            say "process $pid of node $name has not ended in $stop_deadline s: killing it"
+            say "process $pid of node $name has not exited in $stop_deadline s: killing it"
             kill -KILL "$pid" 2>/dev/null || true
             end=$((SECONDS + stop_deadline))
         fi
@@ -275,8 +275,8 @@ end_process() {
 }
 
 stop_node() {
-    end_process "$PID"
-    end_process "$EPMD_PID"
+    stop_process "$PID"
+    stop_process "$EPMD_PID"
     PID='' EPMD_PID=''
     if [[ -d $dir ]]; then write_env; fi
 }
@@ -285,7 +285,7 @@ start() {
     ensure_rabbitmq "$base/install.lock"
     if is_ours "$PID"; then
         await_node && return 0
-        say "node $name runs, but does not answer: restarting it"
+        say "node $name is running but does not answer: restarting it"
         stop_node
     fi
     local try outcome fixed=$AMQP_PORT
@@ -293,7 +293,7 @@ start() {
         if [[ -z $AMQP_PORT ]]; then
             choose_ports
         elif ! await_free_ports; then
-            die "another process listens on port $AMQP_PORT or $MANAGEMENT_PORT of node $name; 'node.sh wipe $name' gives it new ports"
+            die "another process listens on port $AMQP_PORT or $MANAGEMENT_PORT of node $name; to get new ports, run: node.sh wipe $name"
         fi
         write_node_files
         : >"$dir/log/console.log"
@@ -302,7 +302,7 @@ start() {
         outcome=0
         await_node || outcome=$?
         if ((outcome == 0)); then return 0; fi
-        # If another process took a port first, choose again, unless clients know the port from an earlier start.
+        # If another process has taken a port, choose again, unless clients know the port from an earlier start.
         if ((outcome == 1)) && [[ -z $fixed ]] && grep -qsE 'eaddrinuse|already in use' "$dir/log/console.log" "$dir/log/node.log"; then
             stop_node
             AMQP_PORT=''
@@ -311,7 +311,7 @@ start() {
         break
     done
     case $outcome in
-    1) say "node $name ended while starting (try $try)" ;;
+    1) say "node $name exited while starting (try $try)" ;;
     *) say "node $name did not accept connections within $start_deadline s" ;;
     esac
     show_log_tail
@@ -340,7 +340,7 @@ stop)
     ;;
 kill)
     select_node "${2:-}"
-    is_ours "$PID" || die "node $name does not run"
+    is_ours "$PID" || die "node $name is not running"
     kill -KILL "$PID"
     while is_ours "$PID"; do sleep 0.02; done
     ;;

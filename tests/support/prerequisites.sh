@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks for what a build needs besides the crates, and says how to get what is missing.
+# Checks for the programs that a build needs, and says how to install those that are missing.
 set -euo pipefail
 
 missing=0
@@ -12,6 +12,6 @@ need() {
 }
 need cargo "builds orderd" "install Rust from your distribution or with rustup"
 need cc "links Rust programs and compiles the bundled SQLite" "on Debian: apt-get install gcc libc6-dev"
-need flock "guards the private broker nodes" "on Debian: apt-get install util-linux"
+need flock "locks the private broker nodes" "on Debian: apt-get install util-linux"
 need setsid "starts the private broker nodes" "on Debian: apt-get install util-linux"
 exit "$missing"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Finds RabbitMQ's programs, and installs them where they are missing. Sourced, never run.
+# Finds RabbitMQ's programs, and installs them if they are missing. To be sourced, not executed.
 #
-# It never starts, stops or configures the machine's own RabbitMQ service.
+# It never starts, stops or configures the system's own RabbitMQ service.
 
 say() { printf 'node.sh: %s\n' "$*" >&2; }
 die() {
@@ -9,8 +9,8 @@ die() {
     exit 1
 }
 
-# Prints the directory of rabbitmq-server: of the program itself, not of Debian's wrapper, which requires the user
-# rabbitmq. RABBITMQ_BIN overrides it. With another root directory, the path is relative to that root.
+# Prints the directory of the rabbitmq-server program. Debian's wrapper in /usr/sbin would not do, since it requires the
+# user rabbitmq. RABBITMQ_BIN overrides the search. With another root directory, the path is relative to that root.
 rabbitmq_bin() {
     local dir
     if [[ -n ${other_root:-} ]]; then
@@ -28,7 +28,7 @@ rabbitmq_bin() {
     return 1
 }
 
-# Installs RabbitMQ if it is missing. Takes the path of a lock file, so that two callers do not both install it.
+# Installs RabbitMQ if it is missing. $1 is a lock file, so that two callers do not both install it.
 ensure_rabbitmq() {
     local lock=$1
     rabbitmq_bin >/dev/null && return 0
@@ -40,8 +40,8 @@ ensure_rabbitmq() {
         die "RabbitMQ was installed, but rabbitmq-server was not found in the usual directories; set RABBITMQ_BIN to its directory"
 }
 
-# apt-get, as root or through sudo. While it runs, /usr/sbin/policy-rc.d forbids packages to start services:
-# otherwise Debian would start a RabbitMQ of its own on the standard ports.
+# Installs with apt-get, as root or through sudo. While it runs, /usr/sbin/policy-rc.d forbids packages to start services:
+# otherwise Debian would start RabbitMQ on the standard ports.
 install_rabbitmq() {
     command -v apt-get >/dev/null ||
         die "RabbitMQ is not installed, and there is no apt-get to install it with; install RabbitMQ 3.10 or newer, or set RABBITMQ_BIN to the directory of rabbitmq-server"
@@ -50,9 +50,9 @@ install_rabbitmq() {
         command -v sudo >/dev/null ||
             die "RabbitMQ is not installed, and neither root nor sudo is available; run as root: apt-get install rabbitmq-server"
         as_root=(sudo)
-        say "RabbitMQ is missing: installing the package rabbitmq-server with sudo apt-get (its service stays off)"
+        say "RabbitMQ is missing: installing the package rabbitmq-server with sudo apt-get (its service is not started)"
     else
-        say "RabbitMQ is missing: installing the package rabbitmq-server with apt-get (its service stays off)"
+        say "RabbitMQ is missing: installing the package rabbitmq-server with apt-get (its service is not started)"
     fi
     "${as_root[@]}" bash -s >&2 <<'ROOT' || die "apt-get could not install rabbitmq-server; see its output above"
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a part of what `make` does: prints its name, runs it, and prints how long it took.
+# Runs one step of a make target: prints its name, runs the command, and prints how long it took.
 set -uo pipefail
 
 if (($# < 2)); then

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Everything that CI checks, fastest first. The tests start private broker nodes of their own; those that are still
-# running at the end are stopped, also after a failure or Ctrl-C.
+# Runs everything that CI runs, fastest first. The tests start private broker nodes; those that are still running at the end
+# are stopped, also after a failure or Ctrl-C.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 node=tests/support/node.sh
 
 step() { tests/support/step.sh "$@"; }
 
-# Nodes that ran before, such as that of `make up`, are left running.
+# Nodes that are running already, such as that of `make up`, are left running.
 running() { "$node" list | sed -n 's/ running,.*//p' | sort; }
 before=$(running)
 finish() {
     local status=$? name
     trap - EXIT
     for name in $(comm -13 <(printf '%s\n' "$before") <(running)); do
-        # A node's data is kept only after a failure, for the investigation.
+        # Data is kept after a failure, for diagnosis.
         if ((status == 0)); then "$node" wipe "$name"; else "$node" stop "$name"; fi
     done
     if ((status != 0)); then printf '\ntests failed; logs of the broker nodes are in target/broker/*/log\n' >&2; fi
@@ -30,12 +30,12 @@ step "formatting" cargo fmt --all --check
 
 step "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
 
-# cargo-deny takes minutes to install, so it runs only where it is installed. Advisories need a network and are left out.
+# cargo-deny takes minutes to install, so it is run only where it is installed. Advisories are left out: they need a network.
 if cargo deny --version >/dev/null 2>&1; then
     step "licences, duplicates and sources" cargo deny --config .cargo/deny.toml --offline check licenses bans sources
 fi
 
-# Without a broker the tests fail: better known before they are built.
+# The tests fail without a broker, so find out before building them.
 step "find or install RabbitMQ, start a private node" "$node" start shared
 
 if cargo nextest --version >/dev/null 2>&1; then

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs orderd under real systemds: boots Debian trees in containers, with orderd put in place by `make install`, and
-# lets inside.sh check there what the unit promises. The broker is a private node on this machine's 127.0.0.1.
+# Tests orderd's unit with real versions of systemd: boots Debian in containers, with orderd installed by `make install`, and
+# runs inside.sh there. The broker is a private node on 127.0.0.1 of this machine.
 #
-# The trees are made once by debootstrap and kept under target/systemd/; what is booted is a copy. Needs root for both.
+# debootstrap makes a root file system for each Debian suite once, under target/systemd/; containers boot a copy of it. Both
+# require root.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -16,7 +17,7 @@ root=$(cd "$here/../.." && pwd)
 cd "$root"
 trees=$root/target/systemd
 mkdir -p "$trees"
-# How long one container may take, in seconds.
+# Time limit for a container, in seconds.
 deadline=${SYSTEMD_TEST_DEADLINE:-420}
 as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
 
@@ -30,18 +31,18 @@ if ((${#missing[@]})); then
     as_root apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
 
-# Makes the tree of a suite, unless it is there.
+# Makes the root file system of a suite, unless it exists.
 make_tree() {
     local suite=$1 tree=$trees/$1
     [[ -e $tree/.complete ]] && return
-    echo "== making a tree of Debian $suite: $tree"
+    echo "== making a root file system of Debian $suite: $tree"
     as_root rm -rf "$tree"
     as_root debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,ca-certificates,procps \
         "$suite" "$tree" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$trees/$suite.debootstrap.log"
     as_root touch "$tree/.complete"
 }
 
-# A virtual host and a user with a password of its own on the broker: what the credential is for.
+# Creates a virtual host and a user on the broker. The password of the user is the credential that the unit loads.
 prepare_broker() {
     local suite=$1
     tests/support/node.sh ctl systemd-test delete_vhost "systemd-$suite" >/dev/null 2>&1 || true
@@ -52,7 +53,7 @@ prepare_broker() {
     tests/support/node.sh ctl systemd-test set_permissions -p "systemd-$suite" "orderd-$suite" '.*' '.*' '.*' >/dev/null
 }
 
-# The container's files: the suite's tree, orderd as it is installed, its configuration and its secrets.
+# Prepares a container's files: a copy of the suite's root file system, the installed orderd, its configuration and secrets.
 prepare_container() {
     local suite=$1 container=$2 version
     as_root rm -rf "$container"
@@ -76,16 +77,16 @@ prepare_container() {
     printf 'ADMIN_PORT=%s\n' "$ADMIN_PORT" | as_root install -m 644 /dev/stdin "$container/opt/environment"
 }
 
-# Boots it and waits until inside.sh has ended it.
+# Boots a container and waits until inside.sh has stopped it.
 boot() {
     local suite=$1 container=$2 status=0
-    # The unified hierarchy is what newer systemds insist on, whatever this machine has.
+    # Newer versions of systemd require the unified cgroup hierarchy, whatever this machine uses.
     as_root env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 timeout --kill-after=20 "$deadline" \
         systemd-nspawn --quiet --directory "$container" --machine "orderd-$suite" --register=no --keep-unit --boot \
         --console=pipe </dev/null >"$trees/$suite.console.log" 2>&1 || status=$?
     cat "$container/opt/results" 2>/dev/null || true
     if [[ $(cat "$container/opt/status" 2>/dev/null) != 0 ]]; then
-        echo "== FAILED under Debian $suite (container's exit status $status); its end:" >&2
+        echo "== FAILED under Debian $suite (exit status $status of the container); end of its console log:" >&2
         tail -n 20 "$trees/$suite.console.log" >&2
         return 1
     fi
