@@ -146,6 +146,22 @@ fn the_command_reference_lists_every_command_with_its_options() {
     }
 }
 
+#[test]
+fn the_command_reference_quotes_the_output_of_check() {
+    let reference = read("docs/reference/cli.md");
+    let block =
+        reference.split("```\n").find(|block| block.starts_with("configuration  ")).expect("its output is quoted");
+    let mut check = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    let output =
+        check.args(["check", "--config", "config/orderd.toml"]).current_dir(root()).env_clear().output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let stale: Vec<_> = block
+        .lines()
+        .filter(|line| line.trim() != "…" && !printed.lines().any(|printed| printed.trim_end() == line.trim_end()))
+        .collect();
+    assert!(stale.is_empty(), "{stale:#?}");
+}
+
 /// All source text, with string literals that span lines joined.
 fn sources() -> String {
     let (mut text, mut folders) = (String::new(), vec![root().join("src")]);
