@@ -210,7 +210,7 @@ fn bindings_do_not_overlap(config: &Config, report: &Report) {
             bindings[..at].iter().find(|(other, _, earlier)| other != queue && pattern::overlaps(binding, earlier));
         if let Some((other, _, earlier)) = earlier.filter(|_| !report.has(&path)) {
             let message = format!(
-                "{binding:?} overlaps {earlier:?} of queue {other:?}: an order that matches both is processed twice"
+                "{binding:?} overlaps {earlier:?} of queue {other:?}: a message that matches both is delivered to both queues"
             );
             report.warning(&path, message);
         }

@@ -303,7 +303,7 @@ fn a_valid_setting_that_is_probably_wrong_causes_a_warning() {
         (
             "bindings = [\"order.normal.*\"]",
             "bindings = [\"order.normal.*\", \"order.analytics.processed\"]",
-            "queues.order_queue.bindings[1]: \"order.analytics.processed\" overlaps \"order.analytics.*\" of queue \"analytics_queue\": an order that matches both is processed twice",
+            "queues.order_queue.bindings[1]: \"order.analytics.processed\" overlaps \"order.analytics.*\" of queue \"analytics_queue\": a message that matches both is delivered to both queues",
         ),
         (
             "max_age = \"24h\"",

@@ -89,7 +89,7 @@ fn event_text(event: &TraceEvent) -> String {
             format!("dead-lettered: {reason} ({code} in consumer {consumer}, after {retries} retries)")
         }
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
-        TraceEvent::Notified { channel } => format!("sent to channel {channel}"),
+        TraceEvent::Notified { channel } => format!("delivered to channel {channel}"),
         TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
 }
