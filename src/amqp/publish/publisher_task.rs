@@ -123,7 +123,9 @@ impl PublisherTask {
                 // its progress, the others keep no state.
                 biased;
                 _ = check.tick() => {
-                    // If this task did not run for a while, confirms that arrived meanwhile are handled first.
+                    // If this task did not run for a while, confirms that arrived meanwhile are handled first. The runtime may
+                    // report the timer before the socket; yielding lets it report both.
+                    tokio::task::yield_now().await;
                     if let Some(driven) = channel.drive_io().now_or_never() {
                         driven?;
                         self.receive(channel)?;
