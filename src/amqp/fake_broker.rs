@@ -1,4 +1,4 @@
-//! A broker for tests that sends exactly what a test tells it to, including what no real broker can be made to send.
+//! A broker for tests that sends exactly the bytes a test gives it, including what no real broker can be made to send.
 //!
 //! Speaks AMQP only. Never knows what the client does with what it receives.
 

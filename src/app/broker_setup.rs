@@ -133,8 +133,8 @@ impl BrokerSetup {
         Ok(if declared.created.is_empty() { policies } else { PolicyCheck::Incomplete })
     }
 
-    /// Declares or checks what a running daemon's new configuration needs. Does not retry: whoever requested
-    /// the reload can request it again.
+    /// Declares or checks what a running daemon's new configuration needs. Does not retry: the
+    /// reload can be requested again.
     ///
     /// New queues are bound to the orders exchange only after their policies are known to drop no messages, so that no
     /// order enters a queue that a policy could delete it from. (At the start such a policy ends the daemon; here it must

@@ -1,7 +1,7 @@
 //! Safe mode: one delivery at a time while a message seems to kill the process or the connection at every delivery.
 //!
 //! Each time it does, the delivery counts of all other prefetched messages rise too, toward the broker's delivery limit.
-//! Pure: a state machine that the pool tells what it observes.
+//! Pure: a state machine that the pool feeds with its observations.
 
 use std::time::Duration;
 

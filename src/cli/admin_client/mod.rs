@@ -188,8 +188,8 @@ impl AdminClient {
     }
 }
 
-/// Whether two paths lead to the same file, as far as this process can tell: the daemon's path may be relative to the
-/// directory in which it was started.
+/// Whether two paths lead to the same file, as far as this process can determine: the daemon's path may be relative to
+/// the directory in which it was started.
 fn is_same_file(ours: &Path, theirs: &Path) -> bool {
     let resolve = |path: &Path| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
     let ours = resolve(ours).unwrap_or_else(|_| ours.to_owned());
