@@ -177,14 +177,15 @@ fn contents(file: &Path) -> Result<Vec<u8>, TlsFileProblem> {
 }
 
 fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, TlsFileProblem> {
-    let certificate = Certificate::from_der(certificate).map_err(|_| TlsFileProblem::Damaged)?.tbs_certificate;
+    let certificate = Certificate::from_der(certificate).map_err(|_| TlsFileProblem::Damaged)?;
+    let certificate = certificate.tbs_certificate();
     let time = |time: x509_cert::time::Time| timestamp(time.to_system_time());
-    let serial = certificate.serial_number.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let serial = certificate.serial_number().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Identity {
-        subject: certificate.subject.to_string(),
+        subject: certificate.subject().to_string(),
         serial,
-        not_before: time(certificate.validity.not_before),
-        not_after: time(certificate.validity.not_after),
+        not_before: time(certificate.validity().not_before),
+        not_after: time(certificate.validity().not_after),
     })
 }
 
@@ -241,7 +242,7 @@ pub(super) mod tests {
     }
 
     pub fn time(text: &str) -> SystemTime {
-        SystemTime::from(text.parse::<Timestamp>().unwrap())
+        SystemTime::try_from(text.parse::<Timestamp>().unwrap()).unwrap()
     }
 
     pub const MARCH: &str = "2026-03-01T00:00:00Z";

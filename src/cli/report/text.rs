@@ -34,7 +34,7 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 
 /// A time in UTC, to the minute.
 fn minute(moment: Timestamp) -> String {
-    moment.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M").to_string()
+    moment.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M").to_string()
 }
 
 fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::Result<()> {

@@ -111,7 +111,7 @@ impl Key {
     fn into_text(self) -> String {
         let formatted = |millis, format| {
             let moment = Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MIN);
-            moment.to_zoned(TimeZone::UTC).strftime(format).to_string()
+            moment.to_zoned_datetime(TimeZone::UTC).strftime(format).to_string()
         };
         match self {
             Key::Hour(millis) => formatted(millis, "%Y-%m-%dT%H:%MZ"),

@@ -90,7 +90,7 @@ impl FromStr for PointInTime {
         // The parser would ignore a time zone's name.
         if !text.contains('[')
             && let Ok(date) = text.parse::<DateTime>()
-            && let Ok(zoned) = date.to_zoned(TimeZone::UTC)
+            && let Ok(zoned) = date.to_zoned_datetime(TimeZone::UTC)
         {
             return Ok(PointInTime::At(zoned.timestamp()));
         }
