@@ -1,7 +1,10 @@
-//! Logging: to stderr and, if configured, to rolling files. Panics are logged too.
+//! Logging: to stderr and, if configured, to rolling files. Panics are logged too. What happens for every message is logged once
+//! per cause, then with counts: [`RepeatedLog`].
 //!
 //! Separate threads write the lines, so that a slow terminal or disk never delays a worker. Dropping the guards writes out
 //! what is buffered. It never sees a secret: the secret type does not print its value.
+
+mod repeated_log;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -14,6 +17,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+pub use repeated_log::{LineDue, RepeatedLog};
 
 /// The prefix of orderd's own log files: `orderd.2026-11-22.log`.
 const LOG_NAME: &str = "orderd";
