@@ -12,6 +12,13 @@ use serde_json::value::RawValue;
 
 use super::{Currency, Order};
 
+/// The most that an analytics event contains of the fields that orderd does not know, in bytes. With it, every event is smaller
+/// than 1 MiB, however large its order is.
+const MAX_EXTRA_BYTES: usize = 256 * 1024;
+
+/// An event without unknown fields.
+static NO_EXTRA: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
+
 /// The body of `order.notification.<channel>`: a message for the customer.
 #[derive(Debug, Serialize)]
 pub struct Notification<'a> {
@@ -68,6 +75,9 @@ pub struct AnalyticsEvent<'a> {
     /// or `at` in an order has another meaning than here.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: &'a BTreeMap<String, Box<RawValue>>,
+    /// Set if `extra` was left out because it is larger than [`MAX_EXTRA_BYTES`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub extra_dropped: bool,
 }
 
 impl<'a> Notification<'a> {
@@ -90,6 +100,9 @@ impl<'a> Notification<'a> {
 impl<'a> AnalyticsEvent<'a> {
     /// The event for a processed order, with its checked total.
     pub fn processed(order: &'a Order, total: Decimal, currency: Currency, at: Timestamp) -> Self {
+        // A name takes up to six times its bytes in JSON: `\u0001`.
+        let bytes: usize = order.extra.iter().map(|(name, value)| 6 * name.len() + value.get().len()).sum();
+        let extra_dropped = bytes > MAX_EXTRA_BYTES;
         AnalyticsEvent {
             event: "processed",
             order_id: order.id.as_str(),
@@ -102,7 +115,8 @@ impl<'a> AnalyticsEvent<'a> {
             customer_id: order.customer_id.as_deref(),
             placed_at: order.placed_at,
             at,
-            extra: &order.extra,
+            extra: if extra_dropped { &NO_EXTRA } else { &order.extra },
+            extra_dropped,
         }
     }
 }
@@ -149,6 +163,15 @@ mod tests {
             analytics,
             r#"{"event":"processed","order_id":"a\"b","product":"Bücher\n","quantity":3,"price":"0.10","total":"0.30","currency":"EUR","priority":true,"customer_id":"7","placed_at":"2026-11-22T08:00:00Z","at":"2026-11-22T08:00:01.5Z","extra":{"gift":{"wrap":[1]}}}"#
         );
+    }
+
+    #[test]
+    fn a_large_order_has_small_events() {
+        let note = "x".repeat(MAX_EXTRA_BYTES);
+        let [notification, analytics] =
+            events(&format!(r#"{{"id":1,"product":"p","quantity":1,"price":1,"note":"{note}"}}"#));
+        assert!(notification.len() + analytics.len() < 1000);
+        assert!(analytics.ends_with(r#","extra_dropped":true}"#), "{analytics}");
     }
 
     #[test]

@@ -8,4 +8,4 @@ mod model;
 
 pub use event::{AnalyticsEvent, Notification, Sale};
 pub use exact_sum::{ExactSum, InvalidSum};
-pub use model::{Currency, DecodeError, MAX_QUANTITY, Order, OrderId, RuleError};
+pub use model::{Currency, DecodeError, MAX_PRODUCT_BYTES, MAX_QUANTITY, Order, OrderId, RuleError, TextField};

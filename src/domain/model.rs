@@ -8,13 +8,22 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// Longest order id, in bytes. Message ids contain it, which AMQP limits to 255 bytes; this leaves room for suffixes
 /// such as `/notification/processed`.
 pub const MAX_ID_BYTES: usize = 200;
+
+/// Longest product name, in bytes. Reports and their caches hold product names.
+pub const MAX_PRODUCT_BYTES: usize = 1024;
+
+/// Longest email address, in bytes: 64 for the local part, 255 for the domain (RFC 5321).
+pub const MAX_EMAIL_BYTES: usize = 320;
+
+/// Most fields of one order that orderd does not know. A field costs more memory than the bytes it has in the body.
+pub const MAX_EXTRA_FIELDS: usize = 1_000;
 
 /// Most items in one order. No real order has more, and a sum of quantities, which has 64 bits, has room for nine
 /// million such orders.
@@ -46,20 +55,35 @@ impl fmt::Display for OrderId {
 
 impl<'de> Deserialize<'de> for OrderId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let IdText(text) = IdText::deserialize(deserializer)?;
+        let length = text.len();
+        OrderId::new(text).ok_or_else(|| D::Error::invalid_length(length, &IdText::EXPECTED))
+    }
+}
+
+/// An id of any length but zero. A number is its decimal text.
+struct IdText(String);
+
+impl IdText {
+    const EXPECTED: &str = "an id: a whole number or 1 to 200 bytes of text";
+}
+
+impl<'de> Deserialize<'de> for IdText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct IdVisitor;
         impl Visitor<'_> for IdVisitor {
-            type Value = OrderId;
+            type Value = IdText;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "an id: a whole number or 1 to {MAX_ID_BYTES} bytes of text")
+                f.write_str(IdText::EXPECTED)
             }
-            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<OrderId, E> {
-                Ok(OrderId(v.to_string()))
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<IdText, E> {
+                Ok(IdText(v.to_string()))
             }
-            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<OrderId, E> {
-                Ok(OrderId(v.to_string()))
+            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<IdText, E> {
+                Ok(IdText(v.to_string()))
             }
-            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<OrderId, E> {
-                OrderId::new(v).ok_or_else(|| E::invalid_length(v.len(), &self))
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<IdText, E> {
+                if v.is_empty() { Err(E::invalid_length(0, &self)) } else { Ok(IdText(v.to_owned())) }
             }
         }
         deserializer.deserialize_any(IdVisitor)
@@ -128,6 +152,17 @@ pub enum RuleError {
     /// The product is empty.
     #[error("product must not be empty")]
     Product,
+    /// A text is longer than its field allows. The text itself is not kept.
+    #[error("{} must have at most {} bytes, has {length}", .field.name(), .field.max_bytes())]
+    TooLong {
+        /// The field.
+        field: TextField,
+        /// The text's length in bytes.
+        length: usize,
+    },
+    /// The order has more than [`MAX_EXTRA_FIELDS`] unknown fields.
+    #[error("an order may have at most {MAX_EXTRA_FIELDS} fields that orderd does not know")]
+    TooManyFields,
     /// Price times quantity does not fit the 96 bits of a `Decimal` exactly.
     #[error("price times quantity is too large")]
     Total,
@@ -141,12 +176,67 @@ impl RuleError {
             RuleError::Price(_) => "invalid_price",
             RuleError::Currency(_) => "invalid_currency",
             RuleError::Product => "invalid_product",
+            RuleError::TooLong { field, .. } => field.code(),
+            RuleError::TooManyFields => "too_many_fields",
             RuleError::Total => "total_too_large",
         }
     }
 }
 
-/// An order as the producer sent it.
+/// A text in an order whose length is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextField {
+    /// `id`
+    Id,
+    /// `product`
+    Product,
+    /// `customer_id`
+    CustomerId,
+    /// `email`
+    Email,
+}
+
+impl TextField {
+    fn name(self) -> &'static str {
+        match self {
+            TextField::Id => "id",
+            TextField::Product => "product",
+            TextField::CustomerId => "customer_id",
+            TextField::Email => "email",
+        }
+    }
+
+    /// The longest text that the field may have, in bytes.
+    pub fn max_bytes(self) -> usize {
+        match self {
+            TextField::Id | TextField::CustomerId => MAX_ID_BYTES,
+            TextField::Product => MAX_PRODUCT_BYTES,
+            TextField::Email => MAX_EMAIL_BYTES,
+        }
+    }
+
+    fn code(self) -> &'static str {
+        match self {
+            TextField::Id => "invalid_id",
+            TextField::Product => "invalid_product",
+            TextField::CustomerId => "invalid_customer_id",
+            TextField::Email => "invalid_email",
+        }
+    }
+
+    /// Cuts a text that is too long, which `dropped` then says.
+    fn cut(self, mut text: String, dropped: &mut Option<RuleError>) -> String {
+        if text.len() > self.max_bytes() {
+            *dropped = Some(RuleError::TooLong { field: self, length: text.len() });
+            text.truncate(text.floor_char_boundary(self.max_bytes()));
+            text.shrink_to_fit();
+        }
+        text
+    }
+}
+
+/// An order as the producer sent it, except that texts which are too long are cut and fields which are too many are left
+/// out. [`Order::check`] rejects such an order.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// The id. Two orders with the same id are the same order.
@@ -171,6 +261,8 @@ pub struct Order {
     pub notify: Option<String>,
     /// Fields that this version does not know, unchanged.
     pub extra: BTreeMap<String, Box<RawValue>>,
+    /// The rule that a part of the order breaks which was not kept.
+    dropped: Option<RuleError>,
 }
 
 /// The notification channel of an order that asks for none.
@@ -185,6 +277,9 @@ impl Order {
 
     /// Checks the shop's rules. Returns the total and its currency.
     pub fn check(&self) -> Result<(Decimal, Currency), RuleError> {
+        if let Some(broken) = &self.dropped {
+            return Err(broken.clone());
+        }
         if self.product.is_empty() {
             return Err(RuleError::Product);
         }
@@ -243,19 +338,33 @@ impl<'de> Visitor<'de> for OrderVisitor {
         let (mut id, mut product, mut quantity, mut price) = (None, None, None, None);
         let (mut priority, mut customer_id, mut email) = (None, None, None);
         let (mut currency, mut placed_at, mut notify) = (None, None, None);
-        let mut extra = BTreeMap::new();
+        let (mut extra, mut dropped) = (BTreeMap::new(), None);
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match key.as_ref() {
-                "id" => set(&mut id, "id", map.next_value::<OrderId>()?)?,
-                "product" => set(&mut product, "product", map.next_value::<String>()?)?,
+                "id" => set(&mut id, "id", TextField::Id.cut(map.next_value::<IdText>()?.0, &mut dropped))?,
+                "product" => {
+                    let text = TextField::Product.cut(map.next_value()?, &mut dropped);
+                    set(&mut product, "product", text)?;
+                }
                 "quantity" => set(&mut quantity, "quantity", map.next_value::<i64>()?)?,
                 "price" => set(&mut price, "price", map.next_value::<Money>()?.0)?,
                 "priority" => set(&mut priority, "priority", map.next_value::<bool>()?)?,
-                "customer_id" => set(&mut customer_id, "customer_id", map.next_value::<Option<OrderId>>()?)?,
-                "email" => set(&mut email, "email", map.next_value::<Option<String>>()?)?,
+                "customer_id" => {
+                    let text = map.next_value::<Option<IdText>>()?;
+                    let text = text.map(|text| TextField::CustomerId.cut(text.0, &mut dropped));
+                    set(&mut customer_id, "customer_id", text)?;
+                }
+                "email" => {
+                    let text = map.next_value::<Option<String>>()?.map(|text| TextField::Email.cut(text, &mut dropped));
+                    set(&mut email, "email", text)?;
+                }
                 "currency" => set(&mut currency, "currency", map.next_value::<Option<String>>()?)?,
                 "placed_at" => set(&mut placed_at, "placed_at", map.next_value::<Option<Timestamp>>()?)?,
                 "notify" => set(&mut notify, "notify", map.next_value::<Option<String>>()?)?,
+                _ if extra.len() >= MAX_EXTRA_FIELDS => {
+                    map.next_value::<IgnoredAny>()?;
+                    dropped = Some(RuleError::TooManyFields);
+                }
                 _ => {
                     extra.insert(key.into_owned(), map.next_value::<Box<RawValue>>()?);
                 }
@@ -263,17 +372,18 @@ impl<'de> Visitor<'de> for OrderVisitor {
         }
         let missing = |field| A::Error::missing_field(field);
         Ok(Order {
-            id: id.ok_or_else(|| missing(FIELDS[0]))?,
+            id: OrderId(id.ok_or_else(|| missing(FIELDS[0]))?),
             product: product.ok_or_else(|| missing(FIELDS[1]))?,
             quantity: quantity.ok_or_else(|| missing(FIELDS[2]))?,
             price: price.ok_or_else(|| missing(FIELDS[3]))?,
             priority: priority.unwrap_or(false),
-            customer_id: customer_id.flatten().map(|id: OrderId| id.0),
+            customer_id: customer_id.flatten(),
             email: email.flatten(),
             currency: currency.flatten(),
             placed_at: placed_at.flatten(),
             notify: notify.flatten(),
             extra,
+            dropped,
         })
     }
 }
@@ -377,6 +487,25 @@ mod tests {
         assert_eq!(code(r#""quantity":1,"price":1,"currency":"eur""#), "invalid_currency");
         assert_eq!(code(r#""quantity":1000000000001,"price":0"#), "invalid_quantity");
         assert_eq!(code(r#""quantity":1000000000000,"price":"79228162514264337593543950335""#), "total_too_large");
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_a_broken_rule_and_not_a_wrong_shape() {
+        let code = |id: &str, product: &str, more: &str| {
+            let body = format!(r#"{{"id":"{id}","product":"{product}","quantity":1,"price":1{more}}}"#);
+            super::Order::decode(body.as_bytes()).unwrap().check().map_err(|error| error.code())
+        };
+        let long = |bytes| "x".repeat(bytes);
+        assert!(code(&long(200), &long(1024), "").is_ok());
+        assert_eq!(code(&long(201), "p", ""), Err("invalid_id"));
+        assert_eq!(code("1", &long(1025), ""), Err("invalid_product"));
+        assert_eq!(code("1", "p", &format!(r#","customer_id":"{}""#, long(201))), Err("invalid_customer_id"));
+        assert_eq!(code("1", "p", &format!(r#","email":"{}""#, long(321))), Err("invalid_email"));
+        let fields = |count| (0..count).map(|n| format!(r#","f{n}":0"#)).collect::<String>();
+        assert!(code("1", "p", &fields(MAX_EXTRA_FIELDS)).is_ok());
+        assert_eq!(code("1", "p", &fields(MAX_EXTRA_FIELDS + 1)), Err("too_many_fields"));
+        let order = order(&format!(r#"{{"id":"{}","product":"p","quantity":1,"price":1}}"#, "ä".repeat(500))).unwrap();
+        assert_eq!(order.id.as_str(), "ä".repeat(100));
     }
 
     #[test]

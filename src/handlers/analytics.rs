@@ -13,7 +13,7 @@ use super::notification::{last_word_of_routing_key, object_text, order_id_and_em
 use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
 use crate::chain::chain;
 use crate::config::{MessageKind, Section};
-use crate::domain::{Currency, MAX_QUANTITY, OrderId, RuleError, Sale};
+use crate::domain::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale};
 use crate::ledger::{LedgerEntry, LedgerWriter, NewAnalytics, Recorded};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
@@ -63,6 +63,12 @@ impl Processed {
         let currency: Currency = currency.parse().map_err(|error: RuleError| invalid_sale(error.to_string()))?;
         if !(1..=MAX_QUANTITY).contains(&quantity) {
             return Err(invalid_sale(RuleError::Quantity(quantity).to_string()));
+        }
+        if product.len() > MAX_PRODUCT_BYTES {
+            return Err(invalid_sale(format!(
+                "product must have at most {MAX_PRODUCT_BYTES} bytes, has {}",
+                product.len()
+            )));
         }
         if total < Decimal::ZERO {
             return Err(invalid_sale(format!("total must not be negative, is {total}")));
@@ -142,6 +148,7 @@ mod tests {
             (r#""EUR""#, r#""\u001b[2J""#),
             (r#""1200.00""#, r#""-1200.00""#),
             (r#""quantity":3"#, r#""quantity":0"#),
+            (r#""Laptop""#, &format!("\"{}\"", "x".repeat(1025))),
             (r#""quantity":3"#, r#""quantity":9223372036854775807"#),
         ] {
             let failure = read("processed", SALE.replace(original, replacement).as_bytes()).unwrap_err();

@@ -5,6 +5,9 @@ use std::fmt;
 /// The longest reason that is kept, in bytes.
 pub const MAX_REASON_BYTES: usize = 1024;
 
+/// The longest code that is kept, in bytes. Only a header that orderd did not write has a longer one.
+pub const MAX_CODE_BYTES: usize = 64;
+
 /// The class of a failure, which decides whether a retry can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {
@@ -62,18 +65,19 @@ impl fmt::Display for FailureKind {
 pub struct Failure {
     /// Its kind.
     pub kind: FailureKind,
-    /// A stable code for programs, such as `ledger_unavailable`.
+    /// A stable code for programs, such as `ledger_unavailable`; at most [`MAX_CODE_BYTES`].
     pub code: String,
     /// The explanation, at most [`MAX_REASON_BYTES`].
     pub reason: String,
 }
 
 impl Failure {
-    /// Cuts the reason to [`MAX_REASON_BYTES`] at a character boundary.
+    /// Cuts the code to [`MAX_CODE_BYTES`] and the reason to [`MAX_REASON_BYTES`], at character boundaries.
     pub fn new(kind: FailureKind, code: impl Into<String>, reason: impl Into<String>) -> Self {
-        let mut reason = reason.into();
+        let (mut code, mut reason) = (code.into(), reason.into());
+        code.truncate(code.floor_char_boundary(MAX_CODE_BYTES));
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
-        Failure { kind, code: code.into(), reason }
+        Failure { kind, code, reason }
     }
 }
 

@@ -15,8 +15,11 @@ use crate::domain::{Currency, Sale};
 use crate::ledger::buckets::{DAY, HOUR, MINUTE, bucket_start};
 use crate::ledger::figures::Figures;
 
-/// Most sums cached between commits, about 1 MiB. If there are more, all are dropped and read again when needed.
-const MAX_CACHED_SUMS: usize = 4_096;
+/// Most memory for sums that are cached between commits, in bytes: about 8,000 sums with names of the usual length. If there
+/// are more, all are dropped and read again when needed.
+const MAX_CACHED_BYTES: usize = 2 << 20;
+/// The memory of a cached sum without its product's name, in bytes.
+const SUM_BYTES: usize = 256;
 
 /// The kinds of buckets: their names in the table, and their widths in milliseconds.
 const GRANULARITIES: [(&str, i64); 3] = [("minute", MINUTE), ("hour", HOUR), ("day", DAY)];
@@ -44,6 +47,8 @@ pub(super) struct Sales<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
     sums: HashMap<Bucket, Figures>,
+    /// The memory of `sums`, in bytes.
+    cached_bytes: usize,
     changes: Vec<Minute>,
 }
 
@@ -61,6 +66,7 @@ impl<'c> Sales<'c> {
                  DO UPDATE SET orders = excluded.orders, quantity = excluded.quantity, revenue = excluded.revenue",
             )?,
             sums: HashMap::new(),
+            cached_bytes: 0,
             changes: Vec::new(),
         })
     }
@@ -97,6 +103,7 @@ impl<'c> Sales<'c> {
                         Entry::Vacant(missing) => {
                             let key = (name, starts_at, currency.as_str(), &product);
                             let stored = self.read.query_row(key, |row| order_sums::read_figures(row, 0)).optional()?;
+                            self.cached_bytes += SUM_BYTES + product.len();
                             missing.insert(stored.unwrap_or_default())
                         }
                     };
@@ -113,16 +120,21 @@ impl<'c> Sales<'c> {
                 }
             }
         }
-        if self.sums.len() > MAX_CACHED_SUMS {
-            self.sums.clear();
+        if self.cached_bytes > MAX_CACHED_BYTES {
+            self.drop_cached();
         }
         Ok(())
     }
 
     /// Drops all sums and changes. After a rollback, or a commit of another process, the sums may differ from the file.
     pub(super) fn clear(&mut self) {
-        self.sums.clear();
+        self.drop_cached();
         self.changes.clear();
+    }
+
+    fn drop_cached(&mut self) {
+        self.sums.clear();
+        self.cached_bytes = 0;
     }
 }
 
@@ -131,4 +143,27 @@ pub(super) fn parse_amount(text: &str, column: usize) -> rusqlite::Result<Decima
     Decimal::from_str_exact(text).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema;
+    use super::*;
+
+    #[test]
+    fn long_product_names_do_not_fill_the_memory() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection, schema::MIGRATIONS).unwrap();
+        let mut sales = Sales::prepare(&connection).unwrap();
+        for batch in 0..20 {
+            for number in 0..20 {
+                let product = format!("{batch}-{number}-{}", "x".repeat(1 << 17));
+                let at = jiff::Timestamp::UNIX_EPOCH;
+                sales.add(&Sale { product, quantity: 1, total: Decimal::ONE, currency: Currency::NONE, at });
+            }
+            sales.write().unwrap();
+            assert!(sales.cached_bytes <= MAX_CACHED_BYTES);
+            assert_eq!(sales.sums.is_empty(), sales.cached_bytes == 0);
+        }
+    }
 }
