@@ -22,8 +22,8 @@ use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerWriter, Recorded};
 use orderd::message::{
-    Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, PublishError, Publisher,
-    SettleError, Settlement, Settler, SubscribeError, Subscription,
+    Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, Publisher, SettleError,
+    Settlement, Settler, SubscribeError, Subscription, Unpublished,
 };
 use orderd::metrics::Counters;
 use orderd::pipeline::{ConsumerContext, OnFailure, Pool};
@@ -169,7 +169,7 @@ fn delivery(exchange: &str, routing_key: &str, message: Message) -> Delivery {
     Delivery { id, exchange: exchange.to_owned(), routing_key: routing_key.to_owned(), redelivered: false, message }
 }
 
-type Unconfirmed = (Arc<[Publication]>, oneshot::Sender<Result<(), PublishError>>);
+type Unconfirmed = (Arc<[Publication]>, oneshot::Sender<Result<(), Unpublished>>);
 
 /// A fake broker with queues in memory.
 #[derive(Clone)]
@@ -236,7 +236,7 @@ fn confirm(queues: &[Arc<Queue>; CONSUMERS.len()], batch: std::vec::Drain<'_, Un
 }
 
 impl Publisher for Broker {
-    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>> {
         let (reply, confirmed) = oneshot::channel();
         self.unconfirmed.send((publications, reply)).expect("the broker stays");
         Box::pin(async { confirmed.await.expect("the broker answers") })

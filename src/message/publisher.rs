@@ -21,15 +21,49 @@ pub struct Publication {
 
 /// Publishes messages and waits for the broker's confirms.
 pub trait Publisher: Send + Sync + 'static {
-    /// Publishes all of them, pipelined, and resolves once the broker has confirmed every one.
+    /// Publishes all of them, pipelined, and resolves once the broker has answered each one.
     ///
     /// If the connection is lost, this waits for the next one and publishes again what is unconfirmed. So the broker may
     /// receive a publication twice, but if this returns `Ok`, it has received each of them. Dropping the future stops the
     /// waiting, not the publishing.
     ///
     /// # Errors
-    /// The first failure. The other publications may or may not have been published.
-    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>>;
+    /// [`Unpublished`] names what was not accepted; the broker has confirmed the others, so they need not be published again.
+    /// After a permanent error, nothing is known of the others.
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>>;
+}
+
+/// What the broker did not accept of the publications of one call. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} publications were not accepted{}", .failures.len(), .failures.first().map(|(_, first)| format!("; the first: {first}")).unwrap_or_default())]
+pub struct Unpublished {
+    /// The index of each among the call's publications, and why it was not accepted.
+    pub failures: Vec<(usize, PublishError)>,
+}
+
+impl Unpublished {
+    /// The one publication with this index failed.
+    pub fn one(index: usize, error: PublishError) -> Self {
+        Unpublished { failures: vec![(index, error)] }
+    }
+
+    /// The error that another attempt cannot help, if there is one.
+    pub fn permanent(&self) -> Option<&PublishError> {
+        self.failures.iter().map(|(_, error)| error).find(|error| error.is_permanent())
+    }
+
+    /// The publications that failed, of those that the call published.
+    pub fn rest(&self, publications: &Arc<[Publication]>) -> Arc<[Publication]> {
+        if self.failures.len() == publications.len() {
+            return Arc::clone(publications);
+        }
+        self.failures.iter().map(|(index, _)| publications[*index].clone()).collect()
+    }
+
+    /// The first error.
+    pub fn into_first(self) -> PublishError {
+        self.failures.into_iter().next().map_or(PublishError::Closed, |(_, error)| error)
+    }
 }
 
 /// Why a publication was not accepted by the broker.
@@ -64,4 +98,14 @@ pub enum PublishError {
     /// The publisher has been closed.
     #[error("the publisher is closed")]
     Closed,
+}
+
+impl PublishError {
+    /// Whether another attempt cannot help.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            PublishError::Invalid { .. } | PublishError::Closed => true,
+            PublishError::Unroutable { .. } | PublishError::Refused { .. } => false,
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod delivery_guard;
 mod handler;
 mod pool;
 mod process;
+mod publish;
 mod safe_mode;
 mod shared_subscription;
 #[cfg(test)]

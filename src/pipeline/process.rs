@@ -28,11 +28,12 @@ use tracing::{error, warn};
 use super::consumer_context::{ConsumerContext, OnFailure};
 use super::delivery_guard::DeliveryGuard;
 use super::handler::{HandlerInput, HandlerOutput};
+use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
 use crate::ledger::LedgerEntry;
-use crate::message::{Delivery, Publication, PublishError};
+use crate::message::{Delivery, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
 
@@ -125,27 +126,6 @@ async fn run_handler(context: &ConsumerContext, delivery: &Delivery) -> Result<H
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("the handler panicked: {}", text.unwrap_or("no text"))
-}
-
-/// Publishes the messages, and publishes them again until the broker has confirmed all of them.
-///
-/// # Errors
-/// [`PublishError::Invalid`] and [`PublishError::Closed`]: another attempt cannot help.
-async fn publish(context: &ConsumerContext, publications: Arc<[Publication]>) -> Result<(), PublishError> {
-    if publications.is_empty() {
-        return Ok(());
-    }
-    for attempt in 0.. {
-        match context.publisher.publish(Arc::clone(&publications)).await {
-            Ok(()) => return Ok(()),
-            Err(error @ (PublishError::Invalid { .. } | PublishError::Closed)) => return Err(error),
-            Err(error @ (PublishError::Unroutable { .. } | PublishError::Refused { .. })) => {
-                error!(consumer = %context.consumer, %error, "the broker did not accept a message; retrying");
-                tokio::time::sleep(RETRY_BACKOFF.wait(attempt, fastrand::f64())).await;
-            }
-        }
-    }
-    unreachable!("the loop above ends by returning")
 }
 
 /// The outcome when a message that the handler returned can never be published. For most consumers it is a permanent

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::connect::Connector;
 use super::protocol::check_size;
-use crate::message::{Publication, PublishError, Publisher};
+use crate::message::{Publication, PublishError, Publisher, Unpublished};
 use outstanding_confirms::{Batch, SizedPublication};
 
 /// Publishes over one connection that is reopened whenever it is lost. Clones share the connection.
@@ -90,37 +90,41 @@ impl Connector {
 }
 
 impl Publisher for ConfirmingPublisher {
-    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
+    fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>> {
         let this = self.clone();
         Box::pin(async move { this.publish_all(publications).await })
     }
 }
 
 impl ConfirmingPublisher {
-    async fn publish_all(&self, all: Arc<[Publication]>) -> Result<(), PublishError> {
+    async fn publish_all(&self, all: Arc<[Publication]>) -> Result<(), Unpublished> {
+        // All are checked before any is published, so that an error here means that none was.
         let mut rest = all
             .iter()
             .enumerate()
             .map(|(index, publication)| {
-                let bytes = check_size(publication, self.shared.max_bytes as usize)?;
+                let size = check_size(publication, self.shared.max_bytes as usize);
+                let bytes = size.map_err(|error| Unpublished::one(index, error))?;
                 Ok(SizedPublication { all: Arc::clone(&all), index, bytes })
             })
-            .collect::<Result<Vec<_>, PublishError>>()?;
+            .collect::<Result<Vec<_>, Unpublished>>()?;
+        let mut failures = Vec::new();
         let mut waiting = None;
         // More than one iteration only if the caller publishes more at a time than the limits allow.
         while !rest.is_empty() {
             let (count, bytes) = self.first_part(&rest);
             let later = rest.split_off(count);
-            let answer = self.enqueue(std::mem::replace(&mut rest, later), bytes).await?;
+            let answer = self.enqueue(std::mem::replace(&mut rest, later), bytes).await;
+            let answer = answer.map_err(|error| Unpublished::one(0, error))?;
             // Two parts are in flight at a time: one being confirmed, the next being sent.
             if let Some(earlier) = waiting.replace(answer) {
-                outcome(earlier).await?;
+                outcome(earlier, &mut failures).await?;
             }
         }
-        match waiting {
-            Some(last) => outcome(last).await,
-            None => Ok(()),
+        if let Some(last) = waiting {
+            outcome(last, &mut failures).await?;
         }
+        if failures.is_empty() { Ok(()) } else { Err(Unpublished { failures }) }
     }
 
     /// How many of the first publications may be in flight together, at least one, and their size in bytes.
@@ -189,9 +193,16 @@ impl ConfirmingPublisher {
     }
 }
 
-type Answer = oneshot::Receiver<Result<(), PublishError>>;
+type Answer = oneshot::Receiver<Result<(), Unpublished>>;
 
-async fn outcome(answer: Answer) -> Result<(), PublishError> {
+/// Waits for the broker's answer to a batch, and collects what failed.
+///
+/// # Errors
+/// The failures so far, if one of them is permanent: the rest need not be published.
+async fn outcome(answer: Answer, failures: &mut Vec<(usize, PublishError)>) -> Result<(), Unpublished> {
     // The sender is dropped unused when the publisher ends with the batch unconfirmed.
-    answer.await.unwrap_or(Err(PublishError::Closed))
+    let Err(more) = answer.await.unwrap_or(Err(Unpublished::one(0, PublishError::Closed))) else { return Ok(()) };
+    let permanent = more.permanent().is_some();
+    failures.extend(more.failures);
+    if permanent { Err(Unpublished { failures: std::mem::take(failures) }) } else { Ok(()) }
 }

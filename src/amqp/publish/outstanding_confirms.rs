@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::amqp::protocol::{Confirm, Returned};
-use crate::message::{Publication, PublishError};
+use crate::message::{Publication, PublishError, Unpublished};
 
 /// One of a caller's publications, and its size as counted against the byte limit.
 pub struct SizedPublication {
@@ -28,14 +28,16 @@ impl SizedPublication {
 /// What one caller publishes together, and where it waits for the outcome.
 pub struct Batch {
     pub publications: Vec<SizedPublication>,
-    pub reply: oneshot::Sender<Result<(), PublishError>>,
+    pub reply: oneshot::Sender<Result<(), Unpublished>>,
 }
 
 /// The caller of a batch that is not confirmed completely.
 struct Caller {
     /// How many of its publications are unconfirmed.
     left: usize,
-    reply: Option<oneshot::Sender<Result<(), PublishError>>>,
+    /// What failed so far, with its index among the caller's publications.
+    failures: Vec<(usize, PublishError)>,
+    reply: Option<oneshot::Sender<Result<(), Unpublished>>>,
 }
 
 /// A publication's place in the order of sending.
@@ -102,7 +104,7 @@ impl OutstandingConfirms {
 
     /// Queues a batch for sending.
     pub fn push(&mut self, batch: Batch) {
-        let caller = Caller { left: batch.publications.len(), reply: Some(batch.reply) };
+        let caller = Caller { left: batch.publications.len(), failures: Vec::new(), reply: Some(batch.reply) };
         let key = match self.free_callers.pop() {
             Some(key) => {
                 self.callers[key] = caller;
@@ -203,14 +205,14 @@ impl OutstandingConfirms {
         released
     }
 
-    /// Removes the publication from its slot, and answers its caller if it was the last one, or the first to fail.
+    /// Removes the publication from its slot, and answers its caller if it was the last one.
     fn finish(&mut self, index: usize, confirm: Confirm, released: &mut ReleasedPermits) -> bool {
-        let Some(publication) = self.slots[index].unconfirmed.take() else { return false };
+        let Some(mut publication) = self.slots[index].unconfirmed.take() else { return false };
         let address = || {
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             (Arc::clone(exchange), routing_key.clone())
         };
-        let outcome = match (confirm, publication.returned) {
+        let outcome = match (confirm, publication.returned.take()) {
             (Confirm::Nack, _) => {
                 let (exchange, routing_key) = address();
                 Err(PublishError::Refused { exchange, routing_key })
@@ -221,23 +223,26 @@ impl OutstandingConfirms {
             }
             (Confirm::Ack, None) => Ok(()),
         };
-        self.answer(publication.caller, outcome);
+        self.answer(&publication, outcome);
         released.publications += 1;
         released.bytes += publication.item.bytes;
         true
     }
 
-    fn answer(&mut self, key: usize, outcome: Result<(), PublishError>) {
-        let caller = &mut self.callers[key];
+    fn answer(&mut self, publication: &UnconfirmedPublication, outcome: Result<(), PublishError>) {
+        let caller = &mut self.callers[publication.caller];
         caller.left -= 1;
-        if (outcome.is_err() || caller.left == 0)
-            && let Some(reply) = caller.reply.take()
-        {
-            // The caller may have given up waiting.
-            let _ = reply.send(outcome);
+        if let Err(error) = outcome {
+            caller.failures.push((publication.item.index, error));
         }
         if caller.left == 0 {
-            self.free_callers.push(key);
+            let failures = std::mem::take(&mut caller.failures);
+            let outcome = if failures.is_empty() { Ok(()) } else { Err(Unpublished { failures }) };
+            if let Some(reply) = caller.reply.take() {
+                // The caller may have given up waiting.
+                let _ = reply.send(outcome);
+            }
+            self.free_callers.push(publication.caller);
         }
     }
 
@@ -266,7 +271,7 @@ impl OutstandingConfirms {
             let publication = in_flight.expect("one is in flight");
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             let error = error(exchange, routing_key);
-            self.answer(publication.caller, Err(error));
+            self.answer(&publication, Err(error));
             self.in_flight = 0;
             self.remove_confirmed();
             released = ReleasedPermits { publications: 1, bytes: publication.item.bytes };
@@ -294,7 +299,7 @@ mod tests {
     use super::*;
     use crate::message::Message;
 
-    type Answer = oneshot::Receiver<Result<(), PublishError>>;
+    type Answer = oneshot::Receiver<Result<(), Unpublished>>;
 
     fn batch(keys: &[&str]) -> (Batch, Answer) {
         let to = |key: &&str| Publication {
@@ -351,7 +356,25 @@ mod tests {
         assert_eq!(first.try_recv(), Ok(Ok(())));
         assert!(second.try_recv().is_err());
         outstanding.confirmed(5, true, Confirm::Nack);
-        assert!(matches!(second.try_recv(), Ok(Err(PublishError::Refused { routing_key, .. })) if routing_key == "d"));
+        let refused = PublishError::Refused { exchange: "orders".into(), routing_key: "d".to_owned() };
+        assert_eq!(second.try_recv(), Ok(Err(Unpublished::one(1, refused))), "c is confirmed");
+    }
+
+    #[test]
+    fn a_refusal_is_reported_once_every_other_publication_is_answered() {
+        let mut outstanding = proven();
+        let (one, mut answer) = batch(&["a", "b", "c"]);
+        outstanding.push(one);
+        send_all(&mut outstanding);
+        outstanding.confirmed(2, false, Confirm::Nack);
+        outstanding.begin_connection();
+        assert!(answer.try_recv().is_err(), "b and c are unconfirmed");
+        assert_eq!(send_all(&mut outstanding), ["b"]);
+        outstanding.confirmed(1, false, Confirm::Ack);
+        send_all(&mut outstanding);
+        outstanding.confirmed(2, false, Confirm::Ack);
+        let refused = PublishError::Refused { exchange: "orders".into(), routing_key: "a".to_owned() };
+        assert_eq!(answer.try_recv(), Ok(Err(Unpublished::one(0, refused))));
     }
 
     #[test]
@@ -373,7 +396,7 @@ mod tests {
             routing_key: "b".into(),
             reply: "312 NO_ROUTE".into(),
         };
-        assert_eq!(answer.try_recv(), Ok(Err(expected)));
+        assert_eq!(answer.try_recv(), Ok(Err(Unpublished::one(1, expected))));
     }
 
     #[test]
@@ -417,7 +440,7 @@ mod tests {
         assert_eq!(send_all(&mut outstanding), ["c"]);
         outstanding.confirmed(1, false, Confirm::Ack);
         assert_eq!(taken.try_recv(), Ok(Ok(())));
-        assert!(matches!(refused.try_recv(), Ok(Err(PublishError::Invalid { problem, .. })) if problem == "bad"));
+        assert!(matches!(refused.try_recv(), Ok(Err(unpublished)) if unpublished.permanent().is_some()));
         assert_eq!(later.try_recv(), Ok(Ok(())));
         assert!(outstanding.is_empty());
     }

@@ -38,7 +38,7 @@ async fn what_the_broker_sent_before_it_closed_the_socket_is_received_although_n
     drop(connection);
     let answer = timeout(DEADLINE, answer).await.expect("the message is not rejected").unwrap();
     assert!(
-        matches!(&answer, Err(PublishError::Invalid { problem, .. }) if problem == "501 FRAME_ERROR"),
+        matches!(&answer, Err(Unpublished { failures }) if matches!(&failures[..], [(0, PublishError::Invalid { problem, .. })] if problem == "501 FRAME_ERROR")),
         "{answer:?}"
     );
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::line_parser::LineError;
 use super::summary::{EndReason, PublishSummary};
 use crate::chain::chain;
-use crate::message::{Publication, PublishError, Publisher};
+use crate::message::{Publication, PublishError, Publisher, Unpublished};
 
 /// Maximum number of messages in flight.
 const MAX_IN_FLIGHT: usize = 2_048;
@@ -145,7 +145,7 @@ impl PublishLoop<'_> {
         in_flight.lines.insert(number);
         in_flight.bytes += bytes;
         let answer = self.publisher.publish([publication].into());
-        in_flight.answers.push(Box::pin(async move { (number, bytes, answer.await) }));
+        in_flight.answers.push(Box::pin(async move { (number, bytes, answer.await.map_err(Unpublished::into_first)) }));
     }
 
     fn refuse(&self, summary: &mut PublishSummary, line: u64, error: &dyn std::error::Error) {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     impl Publisher for FakePublisher {
-        fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), PublishError>> {
+        fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>> {
             let in_flight = Arc::clone(&self.in_flight);
             self.max_in_flight.fetch_max(in_flight.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             Box::pin(async move {
@@ -180,7 +180,7 @@ mod tests {
                 in_flight.fetch_sub(1, Ordering::SeqCst);
                 let Publication { exchange, routing_key, .. } = publications[0].clone();
                 match routing_key.as_str() {
-                    "no" => Err(PublishError::Refused { exchange, routing_key }),
+                    "no" => Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key })),
                     "never" => std::future::pending().await,
                     _ => Ok(()),
                 }

@@ -7,11 +7,16 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use orderd::amqp::{Connector, Unconfirmed};
-use orderd::message::{Consumer, HeaderValue, Headers, Properties, PublishError, Publisher, Settlement};
+use orderd::message::{Consumer, HeaderValue, Headers, Properties, PublishError, Publisher, Settlement, Unpublished};
 
 use super::to_queue;
 use crate::support::raw_client::{RawClient, number, text, with_headers};
 use crate::support::{Node, eventually, with_deadline};
+
+/// The answer to a call that published one message.
+fn single(answer: Result<(), Unpublished>) -> Result<(), PublishError> {
+    answer.map_err(Unpublished::into_first)
+}
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,6 +38,7 @@ async fn an_unroutable_message_is_reported_and_its_neighbours_are_published() {
     let publisher = Connector::new(vhost.broker()).publisher();
     let answers = ["q", "nowhere", "q"].map(|queue| publisher.publish([to_queue(queue, "x")].into()));
     let answers = with_deadline("answers", join_all(answers)).await;
+    let answers: Vec<_> = answers.into_iter().map(single).collect();
     assert_eq!(answers[0], Ok(()));
     assert_eq!(answers[2], Ok(()));
     let Err(PublishError::Unroutable { routing_key, reply, .. }) = &answers[1] else { panic!("{answers:?}") };
@@ -52,6 +58,7 @@ async fn a_large_unroutable_message_is_distinguished_from_similar_ones() {
     let answers = [("nowhere", large.clone()), ("nowhere", vec![b'x'; 3_000_000]), ("q", large)]
         .map(|(queue, body)| publisher.publish([to_queue(queue, body)].into()));
     let answers = with_deadline("answers", join_all(answers)).await;
+    let answers: Vec<_> = answers.into_iter().map(single).collect();
     assert!(answers[..2].iter().all(|answer| matches!(answer, Err(PublishError::Unroutable { .. }))), "{answers:?}");
     assert_eq!(answers[2], Ok(()));
     assert_eq!(raw.drain("q")[0].body.len(), 3_000_000);
@@ -68,7 +75,7 @@ async fn a_message_that_a_full_queue_rejects_is_reported_as_refused() {
     // A quorum queue enforces its length limit with a short delay.
     for _ in 0..50 {
         if let Err(error) = with_deadline("answer", publisher.publish([to_queue("full", "x")].into())).await {
-            refused = Some(error);
+            refused = Some(error.into_first());
             break;
         }
     }
@@ -96,7 +103,7 @@ async fn a_missing_exchange_fails_its_own_publication_only() {
     for (n, answer) in answers.into_iter().enumerate() {
         match n {
             20 => assert!(
-                matches!(&answer, Err(PublishError::Unroutable { reply, .. }) if reply.starts_with("404 NOT_FOUND")),
+                matches!(&single(answer.clone()), Err(PublishError::Unroutable { reply, .. }) if reply.starts_with("404 NOT_FOUND")),
                 "{answer:?}"
             ),
             _ => assert_eq!(answer, Ok(()), "m{n}"),
@@ -150,7 +157,7 @@ async fn closing_under_load_loses_no_publish() {
     assert_eq!(publisher.close(PATIENCE).await, Ok(()));
     let mut published = 0;
     for answer in answers {
-        match answer.await.unwrap() {
+        match single(answer.await.unwrap()) {
             Ok(()) => published += 1,
             Err(PublishError::Closed) => {}
             Err(other) => panic!("{other}"),
@@ -159,7 +166,7 @@ async fn closing_under_load_loses_no_publish() {
     assert!(published > 0);
     assert_eq!(raw.depth("q"), published, "confirmed messages and messages in the queue differ");
     assert_eq!(
-        with_deadline("answer", publisher.publish([to_queue("q", "late")].into())).await,
+        single(with_deadline("answer", publisher.publish([to_queue("q", "late")].into())).await),
         Err(PublishError::Closed)
     );
     assert!(!publisher.state().connected);
@@ -212,7 +219,7 @@ async fn the_limit_of_unconfirmed_messages_holds_and_larger_batches_are_publishe
     }
     assert_eq!(raw.depth("q"), 750);
     let too_large = with_deadline("answer", publisher.publish([to_queue("q", vec![0; 20_000])].into())).await;
-    assert!(matches!(too_large, Err(PublishError::Invalid { .. })), "{too_large:?}");
+    assert!(matches!(single(too_large.clone()), Err(PublishError::Invalid { .. })), "{too_large:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +237,7 @@ async fn names_over_255_bytes_are_errors_and_the_publisher_stays_usable() {
     bad_table.message.headers.insert("big".into(), HeaderValue::Text("x".repeat(200_000)));
     for bad in [to_queue(&long, "x"), bad_header, bad_property, bad_table] {
         let answer = with_deadline("answer", publisher.publish([bad].into())).await;
-        assert!(matches!(answer, Err(PublishError::Invalid { .. })), "{answer:?}");
+        assert!(matches!(single(answer.clone()), Err(PublishError::Invalid { .. })), "{answer:?}");
     }
     let connection = publisher.state().connection;
     with_deadline("answer", publisher.publish([to_queue("q", "good")].into())).await.unwrap();
@@ -316,7 +323,10 @@ async fn the_brokers_error_about_a_message_reaches_the_caller() {
     let mut impostor = to_queue("q", "x");
     impostor.message.properties.user_id = Some("somebody-else".into());
     let answer = with_deadline("answer", publisher.publish([impostor].into())).await;
-    assert!(matches!(&answer, Err(PublishError::Invalid { problem, .. }) if problem.starts_with("406")), "{answer:?}");
+    assert!(
+        matches!(&single(answer.clone()), Err(PublishError::Invalid { problem, .. }) if problem.starts_with("406")),
+        "{answer:?}"
+    );
     with_deadline("answer", publisher.publish([to_queue("q", "x")].into())).await.unwrap();
 }
 
@@ -330,7 +340,7 @@ async fn closing_an_unconnected_publisher_ends_at_its_deadline() {
     let waiting = tokio::spawn(publisher.publish([to_queue("q", "x")].into()));
     eventually("the publication is handed over", async || publisher.state().unconfirmed == 1).await;
     assert_eq!(publisher.close(Duration::from_millis(300)).await, Err(Unconfirmed(1)));
-    assert_eq!(with_deadline("answer", waiting).await.unwrap(), Err(PublishError::Closed));
+    assert_eq!(single(with_deadline("answer", waiting).await.unwrap()), Err(PublishError::Closed));
 }
 
 #[tokio::test(flavor = "multi_thread")]
