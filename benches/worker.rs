@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use orderd::config::{Config, Sources};
+use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerWriter, Recorded};
@@ -29,11 +30,9 @@ use orderd::metrics::Counters;
 use orderd::pipeline::{ConsumerContext, OnFailure, Pool};
 use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
-use orderd::telemetry::{Files, rolling};
 use threads::threads;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing_appender::rolling::Rotation;
 
 /// The same allocator as in the daemon.
 #[global_allocator]
@@ -119,8 +118,11 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
 
 /// The dependencies of the handlers, as in the daemon.
 fn handler_deps(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
-    let files = Files { directory: directory.to_owned(), rotation: Rotation::DAILY, keep: 2 };
-    let open = |name| EventLog::start(rolling(&files, name, "jsonl").expect("the directory is writable")).0;
+    let open = |name| {
+        let (directory, rotation) = (directory.to_owned(), Rotation::Daily);
+        let files = Rolling { directory, name, suffix: "jsonl", rotation, keep: 2, mode: FILE_MODE };
+        EventLog::start(files).expect("the directory is writable").0
+    };
     HandlerDeps {
         ledger,
         names: Arc::new(ExchangeNames::new("orders")),

@@ -14,8 +14,8 @@
 //!   3  config (TOML → checked)
 //!   2  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
 //!   1  ledger (record of effects)   message (messages, and the traits to consume and publish them)
-//!      supervisor (restarts tasks)   systemd (notifies the service manager)
-//!   0  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   telemetry (logging)
+//!      supervisor (restarts tasks)   systemd (notifies the service manager)   telemetry (logging)
+//!   0  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   files (modes, whole lines)
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
 //!      delay (of a delayed retry)   chain (an error with its causes)
 //! ```
@@ -46,6 +46,7 @@ pub mod config_watcher;
 pub mod control;
 pub mod delay;
 pub mod domain;
+pub mod files;
 pub mod handlers;
 pub mod instance;
 pub mod ledger;

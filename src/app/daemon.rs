@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::event_logs::EventLogs;
 use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
@@ -38,6 +39,7 @@ pub(super) struct Daemon {
     pub observability: Observability,
     pub retention: Retention,
     pub ledger: Arc<dyn Ledger>,
+    pub logs: EventLogs,
     pub level: LevelSwitch,
     pub drain_timeout: watch::Sender<Duration>,
     pub service: ServiceNotifier,
@@ -127,6 +129,7 @@ impl Daemon {
     /// Reads the configuration again and applies what can be applied. `None` if a shutdown came first.
     async fn reload(&mut self, by: &'static str) -> Option<ReloadReport> {
         info!(by, "reloading the configuration");
+        self.logs.reopen();
         // The service manager shows a reload until this is dropped.
         let _reloading = self.service.reloading();
         let shutdown = self.shutdown.clone();

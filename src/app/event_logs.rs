@@ -2,14 +2,11 @@
 //!
 //! It never decides what is written.
 
-use std::path::Path;
-
 use tokio::task::JoinHandle;
 
 use super::AppError;
-use crate::config::Log;
+use crate::config::Config;
 use crate::handlers::EventLog;
-use crate::telemetry::{self, Files};
 
 /// The two files of JSON lines, and the tasks that write them.
 pub(super) struct EventLogs {
@@ -23,16 +20,19 @@ impl EventLogs {
     ///
     /// # Errors
     /// [`AppError::EventLog`].
-    pub fn start(log: &Log, ledger_directory: &Path) -> Result<Self, AppError> {
-        let files = Files {
-            directory: log.directory.clone().unwrap_or_else(|| ledger_directory.to_owned()),
-            rotation: log.rotation.into(),
-            keep: log.keep,
-        };
-        let open = |name: &str| telemetry::rolling(&files, name, "jsonl").map_err(AppError::EventLog);
-        let (analytics, analytics_writer) = EventLog::start(open("analytics")?);
-        let (notifications, notifications_writer) = EventLog::start(open("notifications")?);
+    pub fn start(config: &Config) -> Result<Self, AppError> {
+        let [analytics, notifications] = config.event_files().map(|files| {
+            let directory = files.directory.clone();
+            EventLog::start(files).map_err(|source| AppError::EventLog { directory, source })
+        });
+        let ((analytics, analytics_writer), (notifications, notifications_writer)) = (analytics?, notifications?);
         Ok(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] })
+    }
+
+    /// Opens files again that were renamed or deleted.
+    pub fn reopen(&self) {
+        self.analytics.reopen();
+        self.notifications.reopen();
     }
 
     /// Waits until everything is written. To be called when no handler exists any more.

@@ -48,7 +48,7 @@ use crate::ledger::{Ledger, LedgerWriter, OpenError};
 use crate::message::Publisher;
 use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
-use crate::telemetry::{LevelSwitch, TelemetryError};
+use crate::telemetry::LevelSwitch;
 
 /// The generation of the configuration that the daemon starts with.
 const FIRST_GENERATION: u64 = 1;
@@ -68,8 +68,17 @@ pub enum AppError {
     #[error(transparent)]
     Pauses(#[from] PausesError),
     /// The files of analytics events and notifications cannot be created.
-    #[error("cannot open the files of analytics events and notifications")]
-    EventLog(#[source] TelemetryError),
+    #[error(
+        "cannot write the files of analytics events and notifications in {directory:?}: create the directory and let \
+         orderd's user write there"
+    )]
+    EventLog {
+        /// `log.directory`, or the ledger's directory.
+        directory: PathBuf,
+        /// The operating system's error.
+        #[source]
+        source: std::io::Error,
+    },
     /// The broker refuses orderd, or its topology contradicts the configuration. An operator has to act.
     #[error("the broker does not match the configuration")]
     Topology(#[from] TopologyError),
@@ -104,10 +113,10 @@ pub struct Process {
 /// ledger.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
     let Some(running) = start(config, process, &shutdown).await? else { return Ok(()) };
-    let Running { mut daemon, commands, deferred_reload, publisher, logs, policy_check } = running;
+    let Running { mut daemon, commands, deferred_reload, publisher, policy_check } = running;
     let ledger = Arc::clone(&daemon.ledger);
     daemon.run(deferred_reload, commands).await;
-    stop(daemon, &publisher, logs, &shutdown).await;
+    stop(daemon, &publisher, &shutdown).await;
     if ledger.is_outdated() {
         return Err(AppError::Outdated);
     }
@@ -124,7 +133,6 @@ struct Running {
     /// The last reload that was requested during the start, to be carried out first.
     deferred_reload: Option<ControlCommand>,
     publisher: Arc<ConfirmingPublisher>,
-    logs: EventLogs,
     /// The rest of the policy check, if the broker had not reported all policies at the start.
     policy_check: Option<JoinHandle<Result<(), TopologyError>>>,
 }
@@ -142,7 +150,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     observability.ledger_opened(&ledger);
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config.consumers);
-    let logs = EventLogs::start(&config.log, &config.ledger.directory)?;
+    let logs = EventLogs::start(&config)?;
 
     let connector = Connector::new(config.broker.clone());
     let setup = BrokerSetup::new(&config);
@@ -172,12 +180,13 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         pauses,
         observability,
         ledger,
+        logs,
         level,
         drain_timeout,
         service,
         shutdown: shutdown.clone(),
     };
-    Ok(Some(Running { daemon, commands, deferred_reload, publisher, logs, policy_check }))
+    Ok(Some(Running { daemon, commands, deferred_reload, publisher, policy_check }))
 }
 
 /// What all pools are built from.
@@ -211,8 +220,8 @@ fn pool_deps(
 
 /// Stops everything, after a shutdown has begun. Deliveries are settled before the publisher closes, and recorded before
 /// the ledger closes.
-async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, logs: EventLogs, shutdown: &Shutdown) {
-    let Daemon { pools, observability, retention, ledger, .. } = daemon;
+async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) {
+    let Daemon { pools, observability, retention, ledger, logs, .. } = daemon;
     pools.finish().await;
     if shutdown.is_aborted() {
         warn!("not all deliveries were finished in time; the broker will deliver those again");
@@ -238,7 +247,7 @@ impl AppError {
     pub fn is_configuration(&self) -> bool {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
-            AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog(_) | AppError::Topology(_) => true,
+            AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog { .. } | AppError::Topology(_) => true,
             // A restart is enough once the newer version is installed.
             AppError::Outdated => false,
         }

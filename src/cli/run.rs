@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use super::Exit;
 use crate::chain::chain;
-use crate::config::{Loaded, LogFormat, LogLevel, Rotation, Sources};
+use crate::config::{Loaded, LogFormat, LogLevel, Sources};
 use crate::config_watcher::ConfigWatcher;
 use crate::control::Control;
 use crate::shutdown::Shutdown;
@@ -28,11 +28,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let settings = telemetry::Settings {
         level: log.level.into(),
         json: log.format == LogFormat::Json,
-        files: log.directory.clone().map(|directory| telemetry::Files {
-            directory,
-            rotation: log.rotation.into(),
-            keep: log.keep,
-        }),
+        files: log.log_files(),
     };
     let (_guards, level) = match telemetry::start(&settings, amqp::is_client_panic) {
         Ok(started) => started,
@@ -161,17 +157,6 @@ impl From<LogLevel> for tracing::Level {
             LogLevel::Info => tracing::Level::INFO,
             LogLevel::Debug => tracing::Level::DEBUG,
             LogLevel::Trace => tracing::Level::TRACE,
-        }
-    }
-}
-
-impl From<Rotation> for tracing_appender::rolling::Rotation {
-    fn from(rotation: Rotation) -> Self {
-        match rotation {
-            Rotation::Minutely => Self::MINUTELY,
-            Rotation::Hourly => Self::HOURLY,
-            Rotation::Daily => Self::DAILY,
-            Rotation::Never => Self::NEVER,
         }
     }
 }

@@ -13,6 +13,7 @@ use super::address::Address;
 use super::handler::{HandlerSettings, MessageKind};
 use super::redaction::Secret;
 use super::serialize;
+use crate::files::{self, Rolling};
 use crate::ledger::LedgerLocation;
 use crate::recovery::RetryPolicy;
 use crate::tls::TlsFiles;
@@ -42,6 +43,14 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The process itself.
     pub runtime: Runtime,
+}
+
+impl Config {
+    /// The files of analytics events and of notifications.
+    pub fn event_files(&self) -> [Rolling; 2] {
+        let directory = self.log.directory.as_ref().unwrap_or(&self.ledger.directory);
+        ["analytics", "notifications"].map(|name| self.log.files(directory.clone(), name, "jsonl"))
+    }
 }
 
 /// `[broker]`
@@ -203,6 +212,21 @@ pub struct Log {
     pub rotation: Rotation,
     /// Number of rolled files kept of each kind; default 14.
     pub keep: usize,
+    /// Mode of the log and event files, default 0640, whatever the umask.
+    #[serde(serialize_with = "serialize::file_mode")]
+    pub mode: u32,
+}
+
+impl Log {
+    /// The rolling files of this name in a directory.
+    fn files(&self, directory: PathBuf, name: &'static str, suffix: &'static str) -> Rolling {
+        Rolling { directory, name, suffix, rotation: self.rotation.into(), keep: self.keep, mode: self.mode }
+    }
+
+    /// orderd's own log files, if there is a directory for them.
+    pub fn log_files(&self) -> Option<Rolling> {
+        self.directory.clone().map(|directory| self.files(directory, "orderd", "log"))
+    }
 }
 
 /// `log.level`
@@ -243,6 +267,17 @@ pub enum Rotation {
     Daily,
     /// One file forever.
     Never,
+}
+
+impl From<Rotation> for files::Rotation {
+    fn from(rotation: Rotation) -> Self {
+        match rotation {
+            Rotation::Minutely => Self::Minutely,
+            Rotation::Hourly => Self::Hourly,
+            Rotation::Daily => Self::Daily,
+            Rotation::Never => Self::Never,
+        }
+    }
 }
 
 /// `[admin]`

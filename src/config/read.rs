@@ -15,6 +15,7 @@ use super::model::{
 use super::redaction::Secret;
 use super::section::{MAX_PATH_BYTES, ReadContext, Section};
 use super::{secret, tls, value_parser, workload};
+use crate::files::FILE_MODE;
 
 /// Maximum length of an AMQP short string, in bytes.
 const MAX_SHORT_STRING_BYTES: usize = 255;
@@ -237,9 +238,19 @@ fn log(mut section: Section<'_>) -> Log {
         directory: section.optional("directory", &path),
         rotation: section.optional_or("rotation", Rotation::Daily, &value_parser::one_of(&rotations)),
         keep: section.optional_or("keep", 14, &value_parser::number(1..=1000)),
+        mode: section.optional_or("mode", FILE_MODE, &file_mode),
     };
     section.finish();
     log
+}
+
+/// Permissions as `chmod` takes them. orderd itself must be able to read and write the files; executing them is no use.
+fn file_mode(value: &Value) -> Result<u32, String> {
+    let problem = || format!("must be permissions for files such as \"0640\", at least \"0600\", is {value}");
+    let text = value_parser::text(5)(value)?;
+    let is_octal = text.len() >= 3 && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    let mode = u32::from_str_radix(&text, 8).ok().filter(|_| is_octal);
+    mode.filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0).ok_or_else(problem)
 }
 
 pub(super) fn admin(mut section: Section<'_>) -> Admin {

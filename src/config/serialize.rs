@@ -36,6 +36,11 @@ pub(super) fn address_or_off<S: Serializer>(value: &Option<SocketAddr>, serializ
     }
 }
 
+/// Permissions as `chmod` takes them: `0640`.
+pub(super) fn file_mode<S: Serializer>(value: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{value:04o}"))
+}
+
 /// Unlike serde's own serialization, it does not fail for a path that is not UTF-8.
 pub(super) fn path<S: Serializer>(value: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&value.display())

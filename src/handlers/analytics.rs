@@ -1,4 +1,8 @@
-//! Analytics events: recorded in the ledger, added to its aggregates if they are sales, and written to a file.
+//! Analytics events: written to a file, then recorded in the ledger and added to its aggregates if they are sales.
+//!
+//! The line comes first: if the two are interrupted in between, the event is delivered again and its line is written twice, with
+//! the same id, which is better than never. Of two copies of a message that arrive at the same time, the second waits and then
+//! finds the first one recorded; this works within one process only.
 
 use std::sync::Arc;
 
@@ -6,12 +10,11 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde::Deserialize;
-use tracing::error;
 
+use super::claim::Claims;
 use super::event_log::event_line;
 use super::notification::{last_word_of_routing_key, object_text, order_id_and_email};
-use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
-use crate::chain::chain;
+use super::{EventLog, HandlerDeps, HandlerFactory, event_file_failure, ledger_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale};
 use crate::ledger::{LedgerEntry, LedgerWriter, NewAnalytics, Recorded};
@@ -35,13 +38,14 @@ impl HandlerFactory for AnalyticsFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(AnalyticsHandler { ledger: Arc::clone(&deps.ledger), event_log: deps.event_log.clone() })
+        Arc::new(AnalyticsHandler { ledger: Arc::clone(&deps.ledger), event_log: deps.event_log.clone(), claims: Claims::default() })
     }
 }
 
 struct AnalyticsHandler {
     ledger: Arc<dyn LedgerWriter>,
     event_log: EventLog,
+    claims: Claims,
 }
 
 /// The body of an event of a processed order.
@@ -87,18 +91,20 @@ impl AnalyticsHandler {
         let name = last_word_of_routing_key(input);
         let (order_id, sale) = read(name, body)?;
         let id = input.delivery.identity();
-        let now = Timestamp::now();
-        let line = event_line(&id, name, now, body);
-        let event = NewAnalytics { id, order_id, name: name.to_owned(), sale, at: now };
-        let recorded = self.ledger.record(LedgerEntry::Analytics(Box::new(event))).await;
-        if recorded.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
+        let _claim = self.claims.claim(&id).await;
+        if self.ledger(LedgerEntry::LookUpAnalytics { id: id.clone() }).await? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
-        if let Err(error) = self.event_log.append(line).await {
-            // A retry would find the event recorded and would not write the line either, so it is acked without its line.
-            error!(error = %chain(&error), id = %input.delivery.identity(), "cannot write a recorded analytics event to its file");
-        }
+        let now = Timestamp::now();
+        let line = event_line(&id, name, now, body);
+        self.event_log.append(line).await.map_err(|error| event_file_failure(&error))?;
+        let event = NewAnalytics { id: id.clone(), order_id, name: name.to_owned(), sale, at: now };
+        self.ledger(LedgerEntry::Analytics(Box::new(event))).await?;
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
+    }
+
+    async fn ledger(&self, entry: LedgerEntry) -> Result<Recorded, Failure> {
+        self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))
     }
 }
 
@@ -125,6 +131,10 @@ fn read(name: &str, body: &[u8]) -> Result<(Option<String>, Option<Sale>), Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::{FILE_MODE, Rolling, Rotation};
+    use crate::ledger::LedgerReader;
+    use crate::ledger::memory::MemoryLedger;
+    use crate::message::{Delivery, DeliveryId, Message, Properties};
 
     const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",
         "total":"1200.00","currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
@@ -174,5 +184,65 @@ mod tests {
             let failure = read(name, body).unwrap_err();
             assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"), "{name}");
         }
+    }
+
+    fn handler(directory: &std::path::Path, ledger: Arc<dyn LedgerWriter>) -> AnalyticsHandler {
+        let (directory, name, suffix) = (directory.to_owned(), "analytics", "jsonl");
+        let files = Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE };
+        AnalyticsHandler { ledger, event_log: EventLog::start(files).unwrap().0, claims: Claims::default() }
+    }
+
+    fn page_view() -> Delivery {
+        Delivery {
+            id: DeliveryId { connection: 1, tag: 1 },
+            exchange: "orders".to_owned(),
+            routing_key: "order.analytics.page_view".to_owned(),
+            redelivered: false,
+            message: Message {
+                properties: Properties { message_id: Some("view-1".to_owned()), ..Properties::default() },
+                body: b"{}".as_slice().into(),
+                ..Message::default()
+            },
+        }
+    }
+
+    async fn handle(handler: &AnalyticsHandler, delivery: &Delivery) -> Result<HandlerOutput, Failure> {
+        handler.handle(HandlerInput { delivery, consumer: &"analytics".into(), retries: 0 }).await
+    }
+
+    #[tokio::test]
+    async fn an_event_is_not_recorded_while_its_line_cannot_be_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("analytics.jsonl");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let ledger = Arc::new(MemoryLedger::default());
+        let (handler, delivery) = (handler(directory.path(), ledger.clone()), page_view());
+        assert_eq!(handle(&handler, &delivery).await.unwrap_err().code, "event_file_unavailable");
+        assert_eq!(ledger.totals().await.unwrap().analytics, 0);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(handle(&handler, &delivery).await.unwrap().outcome, HandlerOutcome::Completed);
+        assert_eq!(handle(&handler, &delivery).await.unwrap().outcome, HandlerOutcome::Duplicate);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
+        assert_eq!(ledger.totals().await.unwrap().analytics, 1);
+    }
+
+    #[tokio::test]
+    async fn an_event_whose_handler_is_dropped_at_any_moment_gets_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("analytics.jsonl");
+        let ledger = Arc::new(MemoryLedger::default());
+        let (handler, delivery) = (handler(directory.path(), ledger.clone()), page_view());
+        // Polled a few times, then dropped: as when the connection is lost while the line is written.
+        for polls in 0..4 {
+            let mut handling = std::pin::pin!(handle(&handler, &delivery));
+            for _ in 0..polls {
+                let _ = futures_util::poll!(handling.as_mut());
+                tokio::task::yield_now().await;
+            }
+        }
+        handle(&handler, &delivery).await.unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() >= 1 && text.lines().all(|line| line.contains("\"view-1\"")), "{text}");
+        assert_eq!(ledger.totals().await.unwrap().analytics, 1);
     }
 }

@@ -1,7 +1,8 @@
 //! Rolling files of JSON lines: analytics events, and notifications on the `log` channel.
 //!
-//! Each file has a thread that writes the lines in batches. A line counts as written once the operating system has it: it survives
-//! a crash of the process, not of the machine.
+//! Each file has a thread that writes the lines in batches. A line counts as written once it is whole in the file and synced to
+//! disk, like what the ledger records: it survives a crash of the process and of the machine. A line whose caller has stopped
+//! waiting is not written, because nothing will be recorded for it; the message is delivered again.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,65 +12,128 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tracing_appender::rolling::RollingFileAppender;
+use tracing::{error, info, warn};
+
+use crate::chain::chain;
+use crate::files::{IncompleteLine, Rolling, RollingFile};
 
 /// Maximum number of lines queued for the writer. When the queue is full, senders wait.
 const MAX_QUEUED_LINES: usize = 4096;
-/// Maximum number of lines written with one system call.
+/// Maximum number of lines written with one system call and one sync.
 const MAX_BATCH_LINES: usize = 1024;
+/// A batch of this many bytes takes no further lines.
+const FULL_BATCH_BYTES: usize = 8 << 20;
 /// How long a line waits for others that are written with it. Waking the thread for each line costs more than writing it.
 const BATCH_DELAY: Duration = Duration::from_millis(2);
 
-struct Line {
-    text: Vec<u8>,
-    written: oneshot::Sender<Result<(), EventLogError>>,
+#[derive(Debug)]
+enum Request {
+    Append { line: Vec<u8>, written: oneshot::Sender<Result<(), EventLogError>> },
+    Reopen,
 }
 
 /// A line cannot be written.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot write to the event log")]
+#[error("cannot write to the event file")]
 pub struct EventLogError(#[source] Arc<io::Error>);
 
 /// Appends lines to one file. Clones append to the same file.
 #[derive(Debug, Clone)]
 pub struct EventLog {
-    lines: mpsc::Sender<Line>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl EventLog {
-    /// Starts the writing thread; it ends when all clones of the log are dropped.
-    pub fn start(file: RollingFileAppender) -> (Self, JoinHandle<()>) {
-        let (lines, waiting) = mpsc::channel(MAX_QUEUED_LINES);
-        (EventLog { lines }, tokio::task::spawn_blocking(move || write(waiting, file)))
+    /// Opens the current file and starts the writing thread, which ends when all clones of the log are dropped.
+    ///
+    /// # Errors
+    /// The file or its directory cannot be created or written.
+    pub fn start(files: Rolling) -> io::Result<(Self, JoinHandle<()>)> {
+        let file = RollingFile::open(files, IncompleteLine::Remove, Timestamp::now())?;
+        let (requests, waiting) = mpsc::channel(MAX_QUEUED_LINES);
+        let writer = Writer { file, batch: Vec::new(), failed: 0 };
+        Ok((EventLog { requests }, tokio::task::spawn_blocking(move || writer.run(waiting))))
     }
 
-    /// Appends a line and waits until it is written. It must end with a line feed and contain no other.
+    /// Appends a line and waits until it is on disk. It must end with a line feed and contain no other. Dropping the future
+    /// leaves open whether the line is written.
     ///
     /// # Errors
     /// [`EventLogError`] if it cannot be written, such as to a full disk.
-    pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogError> {
+    pub async fn append(&self, line: Vec<u8>) -> Result<(), EventLogError> {
         let (written, answer) = oneshot::channel();
         let writer_ended = |_| EventLogError(Arc::new(io::ErrorKind::BrokenPipe.into()));
-        self.lines.send(Line { text, written }).await.map_err(|_| writer_ended(()))?;
+        self.requests.send(Request::Append { line, written }).await.map_err(|_| writer_ended(()))?;
         answer.await.unwrap_or_else(|_| Err(writer_ended(())))
+    }
+
+    /// Opens the file again if it was renamed or deleted, so that an idle daemon does not keep the old one open. A full queue
+    /// needs no request: each batch checks it.
+    pub fn reopen(&self) {
+        let _ = self.requests.try_send(Request::Reopen);
     }
 }
 
-fn write(mut waiting: mpsc::Receiver<Line>, mut file: RollingFileAppender) {
-    let (mut lines, mut batch) = (Vec::with_capacity(MAX_BATCH_LINES), Vec::new());
-    while waiting.blocking_recv_many(&mut lines, 1) > 0 {
-        thread::sleep(BATCH_DELAY);
-        while lines.len() < MAX_BATCH_LINES
-            && let Ok(line) = waiting.try_recv()
-        {
-            lines.push(line);
+struct Writer {
+    file: RollingFile,
+    /// The lines of a batch, joined.
+    batch: Vec<u8>,
+    /// Lines that could not be written since the last success. What fails for the same cause is logged once.
+    failed: usize,
+}
+
+impl Writer {
+    fn run(mut self, mut waiting: mpsc::Receiver<Request>) {
+        let mut requests = Vec::with_capacity(MAX_BATCH_LINES);
+        let mut written = Vec::with_capacity(MAX_BATCH_LINES);
+        while waiting.blocking_recv_many(&mut requests, 1) > 0 {
+            thread::sleep(BATCH_DELAY);
+            self.batch.clear();
+            while let Some(request) = requests.pop().or_else(|| waiting.try_recv().ok()) {
+                match request {
+                    Request::Append { written: answer, .. } if answer.is_closed() => {}
+                    Request::Append { line, written: answer } => {
+                        self.batch.extend_from_slice(&line);
+                        written.push(answer);
+                    }
+                    Request::Reopen => self.reopen(),
+                }
+                if written.len() >= MAX_BATCH_LINES || self.batch.len() >= FULL_BATCH_BYTES {
+                    break;
+                }
+            }
+            if !written.is_empty() {
+                let result = self.write(written.len());
+                for answer in written.drain(..) {
+                    // The sender may have stopped waiting.
+                    let _ = answer.send(result.clone());
+                }
+            }
         }
-        batch.clear();
-        lines.iter().for_each(|line: &Line| batch.extend_from_slice(&line.text));
-        let result = file.write_all(&batch).and_then(|()| file.flush()).map_err(|error| EventLogError(Arc::new(error)));
-        for line in lines.drain(..) {
-            // The sender may have stopped waiting.
-            let _ = line.written.send(result.clone());
+    }
+
+    fn write(&mut self, lines: usize) -> Result<(), EventLogError> {
+        let result = self.file.append(&self.batch, Timestamp::now());
+        let file = self.file.path().display();
+        match &result {
+            Ok(()) if self.failed > 0 => {
+                info!(%file, failed = self.failed, "events are written to the file again");
+                self.failed = 0;
+            }
+            Ok(()) => {}
+            Err(cause) => {
+                if self.failed == 0 {
+                    error!(%file, error = %chain(cause), "cannot write events to the file; trying again");
+                }
+                self.failed += lines;
+            }
+        }
+        result.map_err(|error| EventLogError(Arc::new(error)))
+    }
+
+    fn reopen(&mut self) {
+        if let Err(error) = self.file.reopen_if_replaced(Timestamp::now()) {
+            warn!(file = %self.file.path().display(), %error, "cannot open the file of events again");
         }
     }
 }
@@ -94,7 +158,12 @@ pub(super) fn event_line(id: &str, event: &str, received_at: Timestamp, body: &[
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::files::{FILE_MODE, Rotation};
 
     #[test]
     fn an_event_is_one_line_of_json() {
@@ -105,18 +174,18 @@ mod tests {
         assert_eq!((read["id"].as_str(), read["body"]["order_id"].as_i64()), (Some("a\"b"), Some(2)));
     }
 
-    fn log_to(path: &std::path::Path) -> (EventLog, JoinHandle<()>) {
-        let builder = RollingFileAppender::builder().filename_prefix(path.file_name().unwrap().to_str().unwrap());
-        EventLog::start(builder.build(path.parent().unwrap()).unwrap())
+    fn log_to(directory: &Path) -> (EventLog, JoinHandle<()>) {
+        let directory = directory.to_owned();
+        let (name, suffix) = ("events", "jsonl");
+        EventLog::start(Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE }).unwrap()
     }
 
     #[tokio::test]
     async fn an_appended_line_is_in_the_file() {
         let directory = tempfile::tempdir().unwrap();
-        let (log, writer) = log_to(&directory.path().join("events"));
+        let (log, writer) = log_to(directory.path());
         log.append(b"one\n".to_vec()).await.unwrap();
-        let file = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
-        assert_eq!(std::fs::read(file).unwrap(), b"one\n");
+        assert_eq!(std::fs::read(directory.path().join("events.jsonl")).unwrap(), b"one\n");
         drop(log);
         writer.await.unwrap();
     }
@@ -124,8 +193,33 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/dev/full", directory.path().join("full")).unwrap();
-        let (log, _writer) = log_to(&directory.path().join("full"));
+        std::os::unix::fs::symlink("/dev/full", directory.path().join("events.jsonl")).unwrap();
+        let (log, _writer) = log_to(directory.path());
         assert!(log.append(b"one\n".to_vec()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_line_that_nothing_waits_for_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, writer) = log_to(directory.path());
+        // The line is queued; then the handler is dropped, as when its connection is lost.
+        assert!(log.append(b"dropped\n".to_vec()).now_or_never().is_none());
+        log.append(b"kept\n".to_vec()).await.unwrap();
+        assert_eq!(std::fs::read(directory.path().join("events.jsonl")).unwrap(), b"kept\n");
+        drop(log);
+        writer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_new_file_is_there_after_a_request_to_reopen_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let (log, writer) = log_to(directory.path());
+        log.append(b"one\n".to_vec()).await.unwrap();
+        std::fs::rename(&path, directory.path().join("events.jsonl.1")).unwrap();
+        log.reopen();
+        drop(log);
+        writer.await.unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), b"");
     }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use event_log::EventLog;
+pub use event_log::{EventLog, EventLogError};
 pub use factory::{HandlerFactory, build};
 pub use failed::OriginConsumer;
 pub use notification::{Channel, LogChannel};
@@ -57,6 +57,11 @@ pub struct HandlerDeps {
     pub channel: Arc<dyn Channel>,
     /// The consumers whose failures are retried or dead-lettered, by queue. A reload changes them.
     pub origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
+}
+
+/// The failure for a line that cannot be written. It is transient, since there may be space on the disk later.
+fn event_file_failure(error: &EventLogError) -> Failure {
+    Failure::new(FailureKind::Transient, "event_file_unavailable", chain(error))
 }
 
 /// The failure for an error of the ledger. It is transient, since the ledger may be able to record later.

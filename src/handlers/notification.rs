@@ -15,8 +15,7 @@ use tracing::debug;
 
 use super::claim::Claims;
 use super::event_log::event_line;
-use super::{EventLog, HandlerDeps, HandlerFactory, ledger_failure};
-use crate::chain::chain;
+use super::{EventLog, HandlerDeps, HandlerFactory, event_file_failure, ledger_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::OrderId;
 use crate::ledger::{LedgerEntry, LedgerWriter, NewNotification, Recorded};
@@ -61,7 +60,7 @@ impl Channel for LogChannel {
         let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body.as_bytes());
         Box::pin(async {
             let written = self.log.append(line).await;
-            written.map_err(|error| Failure::new(FailureKind::Transient, "channel_unavailable", chain(&error)))
+            written.map_err(|error| event_file_failure(&error))
         })
     }
 }

@@ -25,6 +25,11 @@ pub enum LedgerEntry {
         /// The event's message id.
         id: String,
     },
+    /// Looks up an analytics event and records nothing. Answers `Duplicate` if it is recorded, else `New`.
+    LookUpAnalytics {
+        /// The event's message id.
+        id: String,
+    },
     /// Adds a sent notification. Answers `New` or `Duplicate`.
     Notification(Box<NewNotification>),
     /// Adds an analytics event, and its sale to the aggregates. Answers `New` or `Duplicate`.
@@ -46,6 +51,7 @@ impl LedgerEntry {
             LedgerEntry::DeadLetter(letter) => letter.at = now,
             LedgerEntry::AcceptOrder(_)
             | LedgerEntry::LookUpNotification { .. }
+            | LedgerEntry::LookUpAnalytics { .. }
             | LedgerEntry::Notification(_)
             | LedgerEntry::Analytics(_)
             | LedgerEntry::Attempt(_) => {}

@@ -4,14 +4,15 @@
 //! Separate threads write the lines, so that a slow terminal or disk never delays a worker. Dropping the guards writes out
 //! what is buffered. It never sees a secret: the secret type does not print its value.
 
+mod log_file;
 mod repeated_log;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use tracing::Level;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_appender::rolling::{RollingFileAppender, Rotation};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -20,8 +21,8 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 pub use repeated_log::{LineDue, RepeatedLog};
 
-/// The prefix of orderd's own log files: `orderd.2026-11-22.log`.
-const LOG_NAME: &str = "orderd";
+use crate::files::{IncompleteLine, Rolling, RollingFile};
+use log_file::LogFile;
 
 /// The most log lines that are buffered for a slow writer.
 const BUFFERED_LINES: usize = 32_768;
@@ -34,18 +35,7 @@ pub struct Settings {
     /// One JSON object per line, instead of text.
     pub json: bool,
     /// Rolling files, in addition to stderr.
-    pub files: Option<Files>,
-}
-
-/// A directory of rolling files.
-#[derive(Debug, Clone)]
-pub struct Files {
-    /// The directory; created if missing.
-    pub directory: PathBuf,
-    /// When a new file begins.
-    pub rotation: Rotation,
-    /// The number of files that are kept.
-    pub keep: usize,
+    pub files: Option<Rolling>,
 }
 
 /// Why logging could not be set up.
@@ -58,7 +48,7 @@ pub enum TelemetryError {
         directory: PathBuf,
         /// What the system reported.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: io::Error,
     },
     /// Logging is set up already.
     #[error("logging is set up already")]
@@ -99,7 +89,9 @@ pub fn start(
     let mut guards = vec![guard];
     let mut layers = vec![layer(settings.json, stderr, io::stderr().is_terminal())];
     if let Some(files) = &settings.files {
-        let (file, guard) = writer(rolling(files, LOG_NAME, "log")?);
+        let opened = RollingFile::open(files.clone(), IncompleteLine::Terminate, Timestamp::now());
+        let failed = |source| TelemetryError::Files { directory: files.directory.clone(), source };
+        let (file, guard) = writer(LogFile::new(opened.map_err(failed)?));
         guards.push(guard);
         layers.push(layer(settings.json, file, false));
     }
@@ -107,25 +99,6 @@ pub fn start(
     tracing_subscriber::registry().with(layers.with_filter(filter)).try_init().map_err(|_| TelemetryError::Twice)?;
     log_panics(is_library_panic);
     Ok((Guards(guards), LevelSwitch(switch)))
-}
-
-/// Rolling files named `<name>.<date>.<suffix>`. Writing to them blocks, and returns the system's errors.
-///
-/// # Errors
-/// [`TelemetryError::Files`].
-pub fn rolling(files: &Files, name: &str, suffix: &str) -> Result<RollingFileAppender, TelemetryError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| TelemetryError::Files {
-        directory: files.directory.clone(),
-        source,
-    };
-    std::fs::create_dir_all(&files.directory).map_err(|error| failed(error.into()))?;
-    RollingFileAppender::builder()
-        .rotation(files.rotation.clone())
-        .filename_prefix(name)
-        .filename_suffix(suffix)
-        .max_log_files(files.keep)
-        .build(&files.directory)
-        .map_err(|error| failed(error.into()))
 }
 
 /// When the buffer is full, because a terminal, pipe or disk does not accept data, lines are dropped: processing orders

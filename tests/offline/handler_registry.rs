@@ -14,15 +14,14 @@ use orderd::config::{
 };
 use orderd::config_watcher;
 use orderd::control::Effect;
+use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message};
 use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
 use orderd::recovery::{Failure, FailureKind};
-use orderd::telemetry::{Files, rolling};
 use serde::Serialize;
 use tokio::sync::watch;
-use tracing_appender::rolling::Rotation;
 
 /// The handler of consumers with `handler = "greeter"`.
 struct GreeterFactory;
@@ -108,8 +107,9 @@ async fn check(directory: &Path, format: Format, file: &str) -> (Exit, String) {
 
 /// The reason with which the handler of consumer `visitor` fails.
 async fn greeting(config: &Config, directory: &Path) -> String {
-    let files = Files { directory: directory.to_owned(), rotation: Rotation::NEVER, keep: 1 };
-    let log = EventLog::start(rolling(&files, "events", "jsonl").unwrap()).0;
+    let (name, suffix, rotation) = ("events", "jsonl", Rotation::Never);
+    let files = Rolling { directory: directory.to_owned(), name, suffix, rotation, keep: 1, mode: FILE_MODE };
+    let log = EventLog::start(files).unwrap().0;
     let deps = HandlerDeps {
         ledger: Arc::new(SqliteLedger::open(directory).unwrap()),
         names: Arc::new(ExchangeNames::new("orders")),

@@ -12,7 +12,7 @@ use super::redaction::{self, REDACTED};
 use crate::control::{ConfigChange, Effect};
 
 /// Keys, and sections with all their keys, that change only with a restart. [`applicable`] keeps their old values.
-const RESTART: [&str; 10] = [
+const RESTART: [&str; 11] = [
     "broker",
     "topology.exchange",
     "ledger.directory",
@@ -20,6 +20,7 @@ const RESTART: [&str; 10] = [
     "log.directory",
     "log.rotation",
     "log.keep",
+    "log.mode",
     "admin",
     "reload",
     "runtime",

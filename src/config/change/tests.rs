@@ -71,6 +71,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
         ("log.directory=/l", "log.directory: none → \"/l\", Restart"),
         ("log.rotation=never", "log.rotation: \"daily\" → \"never\", Restart"),
         ("log.keep=1", "log.keep: 14 → 1, Restart"),
+        ("log.mode=600", "log.mode: \"0640\" → \"0600\", Restart"),
         ("admin.listen=off", "admin.listen: \"127.0.0.1:9640\" → \"off\", Restart"),
         ("admin.hosts=a.b", r#"admin.hosts: [] → ["a.b"], Restart"#),
         ("reload.watch=true", "reload.watch: false → true, Restart"),

@@ -58,7 +58,7 @@ pub(super) struct Statements<'c> {
     select_order: Statement<'c>,
     finish_order: Statement<'c>,
     finish_order_at_row: Statement<'c>,
-    select_notification: Statement<'c>,
+    select_event: Statement<'c>,
     insert_notification: Statement<'c>,
     insert_analytics: Statement<'c>,
     insert_attempt: Statement<'c>,
@@ -92,7 +92,7 @@ impl<'c> Statements<'c> {
                 "UPDATE orders SET status = 'processed', processed_at = ?3
                  WHERE rowid = ?1 AND id = ?2 AND status = 'accepted'",
             )?,
-            select_notification: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = 'notification'")?,
+            select_event: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = ?2")?,
             insert_notification: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, 'notification', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
@@ -173,10 +173,8 @@ impl<'c> Statements<'c> {
         match entry {
             LedgerEntry::AcceptOrder(order) => self.accept_order(order),
             LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),
-            LedgerEntry::LookUpNotification { id } => {
-                let known = self.select_notification.exists([id])?;
-                Ok(if known { Recorded::Duplicate } else { Recorded::New })
-            }
+            LedgerEntry::LookUpNotification { id } => Ok(known(self.select_event.exists((id, "notification"))?)),
+            LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
             LedgerEntry::Notification(notification) => {
                 let at = notification.at.as_millisecond();
                 let rows = self.insert_notification.execute((
@@ -289,6 +287,10 @@ impl<'c> Statements<'c> {
 
 /// The action in errors when a transaction cannot be started.
 const BEGIN: &str = "begin a transaction";
+
+fn known(is_known: bool) -> Recorded {
+    if is_known { Recorded::Duplicate } else { Recorded::New }
+}
 
 fn recorded(rows: usize) -> Recorded {
     if rows == 1 { Recorded::New } else { Recorded::Duplicate }

@@ -1,0 +1,22 @@
+//! Files that orderd writes besides the ledger's database: their permissions, and files of lines that are written whole.
+//!
+//! ```text
+//! mode       permissions of files and directories, whatever the umask
+//! line_file  appends whole lines to a file that other instances may share and other programs may move or delete
+//! rolling    a line file per minute, hour or day; removes old ones
+//! rewrite    removes or replaces lines of a file that running daemons append to
+//! ```
+//! It never decides what is written.
+
+mod line_file;
+mod mode;
+mod rewrite;
+mod rolling;
+
+pub use line_file::{IncompleteLine, LineFile};
+pub use mode::{
+    FILE_MODE, SECRET_MODE, create_directory, create_new_file, directory_mode, limit_umask, remove_others_access,
+    sync_directory,
+};
+pub use rewrite::{LineEdit, Rewritten, rewrite_lines};
+pub use rolling::{Rolling, RollingFile, Rotation};
