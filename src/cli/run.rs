@@ -25,11 +25,8 @@ const TIME_AFTER_DRAIN: Duration = Duration::from_secs(30);
 pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let Loaded { config, warnings, path } = loaded;
     let log = &config.log;
-    let settings = telemetry::Settings {
-        level: log.level.into(),
-        json: log.format == LogFormat::Json,
-        files: log.log_files(),
-    };
+    let settings =
+        telemetry::Settings { level: log.level.into(), json: log.format == LogFormat::Json, files: log.log_files() };
     let (_guards, level) = match telemetry::start(&settings, amqp::is_client_panic) {
         Ok(started) => started,
         Err(error) => {

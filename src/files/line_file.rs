@@ -193,7 +193,8 @@ impl Drop for Lock<'_> {
 }
 
 fn has_no_locks(error: &io::Error) -> bool {
-    [Errno::NOSYS, Errno::NOTSUP, Errno::NOLCK, Errno::INVAL].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
+    [Errno::NOSYS, Errno::NOTSUP, Errno::NOLCK, Errno::INVAL]
+        .contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 fn append_locked(mut file: &File, lines: &[u8], incomplete: IncompleteLine, is_exclusive: bool) -> io::Result<()> {
@@ -221,7 +222,10 @@ pub(super) fn repair(mut file: &File, length: u64, incomplete: IncompleteLine) -
     let start = start_of_last_line(file, length)?;
     if incomplete == IncompleteLine::Remove && !is_json_object(file, start, length) {
         file.set_len(start)?;
-        warn!(bytes = length - start, "removed an incomplete line from the end of a file of events; it is written again");
+        warn!(
+            bytes = length - start,
+            "removed an incomplete line from the end of a file of events; it is written again"
+        );
         return Ok(start);
     }
     file.write_all(b"\n")?;

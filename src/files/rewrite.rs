@@ -44,11 +44,7 @@ impl Rewritten {
 ///
 /// # Errors
 /// The operating system's error, also if the file was renamed meanwhile. The file is unchanged then.
-pub fn rewrite_lines(
-    path: &Path,
-    dry_run: bool,
-    mut edit: impl FnMut(&[u8]) -> LineEdit,
-) -> io::Result<Rewritten> {
+pub fn rewrite_lines(path: &Path, dry_run: bool, mut edit: impl FnMut(&[u8]) -> LineEdit) -> io::Result<Rewritten> {
     let source = match OpenOptions::new().read(true).append(!dry_run).open(path) {
         Ok(source) => source,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Rewritten::default()),

@@ -255,7 +255,9 @@ mod tests {
             "events.old.jsonl",
             "other.2026-11-01.jsonl",
         ];
-        for name in kept.iter().chain(&["events.2026-11-19.jsonl", "events.2026-11-19-23.jsonl", "events.2026-11-20-00.jsonl"]) {
+        for name in
+            kept.iter().chain(&["events.2026-11-19.jsonl", "events.2026-11-19-23.jsonl", "events.2026-11-20-00.jsonl"])
+        {
             fs::write(directory.path().join(name), "").unwrap();
         }
         let rolling = rolling(directory.path(), Rotation::Daily, 100);

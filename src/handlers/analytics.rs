@@ -38,7 +38,11 @@ impl HandlerFactory for AnalyticsFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(AnalyticsHandler { ledger: Arc::clone(&deps.ledger), event_log: deps.event_log.clone(), claims: Claims::default() })
+        Arc::new(AnalyticsHandler {
+            ledger: Arc::clone(&deps.ledger),
+            event_log: deps.event_log.clone(),
+            claims: Claims::default(),
+        })
     }
 }
 

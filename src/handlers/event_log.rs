@@ -177,7 +177,8 @@ mod tests {
     fn log_to(directory: &Path) -> (EventLog, JoinHandle<()>) {
         let directory = directory.to_owned();
         let (name, suffix) = ("events", "jsonl");
-        EventLog::start(Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE }).unwrap()
+        EventLog::start(Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE })
+            .unwrap()
     }
 
     #[tokio::test]

@@ -114,9 +114,7 @@ impl Tables {
             LedgerEntry::LookUpNotification { id } => {
                 new_unless(self.events.contains_key(&(id, EventKind::Notification)))
             }
-            LedgerEntry::LookUpAnalytics { id } => {
-                new_unless(self.events.contains_key(&(id, EventKind::Analytics)))
-            }
+            LedgerEntry::LookUpAnalytics { id } => new_unless(self.events.contains_key(&(id, EventKind::Analytics))),
             LedgerEntry::Notification(new) => self.add_event(new.id, EventKind::Notification, new.channel, new.at),
             LedgerEntry::Analytics(new) => {
                 let NewAnalytics { id, name, sale, at, .. } = *new;
