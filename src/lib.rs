@@ -4,20 +4,21 @@
 //! A module imports only modules of a lower rank. `tests/offline/tidy.rs` reads this table and enforces it.
 //! ```text
 //! rank
-//!  10  main (exit code)
-//!   9  cli (commands and their output)
-//!   8  app (builds, starts and stops everything)
-//!   7  admin (HTTP: health, metrics, status, commands)
-//!   6  status (live state of the daemon)   handlers (what is done with each kind of message)
-//!   5  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
-//!   4  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
-//!   3  config (TOML → checked)
-//!   2  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
-//!   1  ledger (record of effects)   message (messages, and the traits to consume and publish them)
+//!  11  main (exit code)
+//!  10  cli (commands and their output)
+//!   9  app (builds, starts and stops everything)
+//!   8  admin (HTTP: health, metrics, status, commands)
+//!   7  status (live state of the daemon)   handlers (what is done with each kind of message)
+//!   6  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
+//!   5  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
+//!   4  config (TOML → checked)
+//!   3  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
+//!   2  ledger (record of effects)   message (messages, and the traits to consume and publish them)
 //!      supervisor (restarts tasks)   systemd (notifies the service manager)   telemetry (logging)
-//!   0  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   files (modes, whole lines)
+//!   1  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   files (modes, whole lines)
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
 //!      delay (of a delayed retry)   chain (an error with its causes)
+//!   0  escape (text that others sent, for display)
 //! ```
 //! `pipeline` and `amqp` never import each other: `app` joins them through the traits in [`message`].
 //!
@@ -46,6 +47,7 @@ pub mod config_watcher;
 pub mod control;
 pub mod delay;
 pub mod domain;
+pub mod escape;
 pub mod files;
 pub mod handlers;
 pub mod instance;

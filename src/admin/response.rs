@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::escape::json_escaped;
+
 /// A `Content-Type` header.
 pub(super) fn content_type(value: &'static str) -> [(HeaderName, &'static str); 1] {
     [(CONTENT_TYPE, value)]
@@ -15,8 +17,8 @@ pub(super) fn content_type(value: &'static str) -> [(HeaderName, &'static str); 
 
 /// A JSON response.
 pub(super) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(value).expect("answers are text, numbers and maps with text keys");
-    (status, content_type("application/json"), body).into_response()
+    let body = serde_json::to_string(value).expect("answers are text, numbers and maps with text keys");
+    (status, content_type("application/json"), json_escaped(&body)).into_response()
 }
 
 /// `{"error": code, "message": …}`.

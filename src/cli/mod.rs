@@ -4,6 +4,8 @@ mod admin_client;
 pub mod check;
 pub mod control;
 mod exit;
+mod load_error;
+mod output;
 mod pages;
 pub mod probe;
 pub mod publish;
@@ -14,16 +16,19 @@ mod table;
 mod text;
 pub mod trace;
 
-use std::io::Write;
+use std::io::{self, Stdout, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
+use output::Output;
 
 pub use exit::Exit;
 
-use crate::config::{Config, LoadError, Loaded, Sources};
+use crate::config::{Config, Loaded, Sources};
+use crate::escape::escaped;
 use crate::handlers;
 
 /// Output format of a command.
@@ -91,98 +96,97 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             // Prints help and version to stdout, mistakes to stderr.
-            let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+            let printed = error.print();
+            return if error.use_stderr() { Exit::Usage } else { finished(printed.map(|()| Exit::Done)) }.into();
         }
     };
+    if let Some(problem) = arguments.settings.iter().find_map(|setting| setting_problem(setting)) {
+        let _ = Arguments::command().error(ErrorKind::ValueValidation, problem).print();
+        return Exit::Usage.into();
+    }
     let sources = Sources::from_process(arguments.config, arguments.settings, handlers::REGISTRY);
-    run_command(arguments.command, &sources).unwrap_or_else(|exit| exit).into()
+    let mut out = Output::stdout();
+    let exit = run_command(arguments.command, &sources, &mut out).and_then(|exit| out.flush().map(|()| exit));
+    finished(exit).into()
 }
 
-fn run_command(command: CliCommand, sources: &Sources) -> Result<Exit, Exit> {
+/// What is wrong with a `--set`. The text is not shown: it may be a password without its key.
+fn setting_problem(setting: &str) -> Option<&'static str> {
+    let has_key = setting.split_once('=').is_some_and(|(key, _)| !key.trim().is_empty());
+    (!has_key).then_some("--set needs KEY=VALUE, such as consumers.order.workers=8")
+}
+
+/// The exit code of a command. Output that cannot be written is an error; a reader that closes the pipe early is not.
+fn finished(exit: io::Result<Exit>) -> Exit {
+    match exit {
+        Ok(exit) => exit,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+        Err(error) => {
+            print_error(&format!("cannot write the output: {error}"));
+            Exit::Internal
+        }
+    }
+}
+
+/// Writes a line about the command itself to standard error.
+fn print_error(line: &str) {
+    let _ = writeln!(Output::stderr(), "orderd: {}", escaped(line));
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// When `out` cannot be written.
+fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>) -> io::Result<Exit> {
+    let err = &mut Output::stderr();
     match command {
-        CliCommand::Run => {
-            let loaded = load(sources)?;
-            Ok(runtime(loaded.config.runtime.threads)?.block_on(run::run(loaded, sources.clone())))
-        }
-        CliCommand::Publish(args) => {
-            let loaded = load(sources)?;
-            Ok(runtime(1)?.block_on(publish::run(args, loaded.config)))
-        }
-        CliCommand::Check(args) => {
-            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            runtime(1)?.block_on(check::run(args, sources, &mut out, &mut err)).map_err(|error| output_error(&error))
-        }
-        CliCommand::Status(args) => {
-            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            let shown = status::run(args, sources, &mut out, &mut err);
-            runtime(1)?.block_on(shown).map_err(|error| output_error(&error))
-        }
-        CliCommand::Reload(args) => {
-            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            let reload = control::reload(args, sources, &mut out, &mut err);
-            runtime(1)?.block_on(reload).map_err(|error| output_error(&error))
-        }
-        CliCommand::Pause(args) => set_paused(args, true, sources),
-        CliCommand::Resume(args) => set_paused(args, false, sources),
-        CliCommand::Probe(args) => {
-            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            runtime(1)?.block_on(probe::run(args, sources, &mut out, &mut err)).map_err(|error| output_error(&error))
-        }
+        CliCommand::Run => with_config(sources, |loaded| {
+            let threads = loaded.config.runtime.threads;
+            block_on(threads, async { Ok(run::run(loaded, sources.clone()).await) })
+        }),
+        CliCommand::Publish(args) => with_config(sources, |loaded| block_on(1, publish::run(args, loaded.config, out))),
+        CliCommand::Check(args) => block_on(1, check::run(args, sources, out, err)),
+        CliCommand::Status(args) => block_on(1, status::run(args, sources, out, err)),
+        CliCommand::Reload(args) => block_on(1, control::reload(args, sources, out, err)),
+        CliCommand::Pause(args) => block_on(1, control::set_paused(args, true, sources, out, err)),
+        CliCommand::Resume(args) => block_on(1, control::set_paused(args, false, sources, out, err)),
+        CliCommand::Probe(args) => block_on(1, probe::run(args, sources, out, err)),
         CliCommand::Report(args) => {
-            let (loaded, now) = (load(sources)?, Timestamp::now());
-            let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr());
-            let reported = report::run(&args, &loaded.config, now, &mut out, &mut err);
-            runtime(1)?.block_on(reported).map_err(|error| output_error(&error))
+            with_config(sources, |loaded| block_on(1, report::run(&args, &loaded.config, Timestamp::now(), out, err)))
         }
         CliCommand::Trace(args) => {
-            let (loaded, now) = (load(sources)?, Timestamp::now());
-            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-            let traced = trace::run(&args, &loaded.config, now, &mut out, &mut err);
-            runtime(1)?.block_on(traced).map_err(|error| output_error(&error))
+            with_config(sources, |loaded| block_on(1, trace::run(&args, &loaded.config, Timestamp::now(), out, err)))
         }
-        CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command())),
-        CliCommand::Man => print(&pages::man(Arguments::command()).map_err(|error| output_error(&error))?),
+        CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command()), out),
+        CliCommand::Man => print(&pages::man(Arguments::command())?, out),
     }
 }
 
 /// Prints a generated page.
-fn print(page: &[u8]) -> Result<Exit, Exit> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(page).and_then(|()| out.flush()).map_err(|error| output_error(&error))?;
+fn print(page: &[u8], out: &mut dyn Write) -> io::Result<Exit> {
+    out.write_all(page)?;
     Ok(Exit::Done)
 }
 
-fn set_paused(args: control::PauseArgs, paused: bool, sources: &Sources) -> Result<Exit, Exit> {
-    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    let command = control::set_paused(args, paused, sources, &mut out, &mut err);
-    runtime(1)?.block_on(command).map_err(|error| output_error(&error))
-}
-
-/// Reports that the output cannot be written, and returns the exit code. A reader that closes the pipe early, such as `head`,
-/// is not an error.
-fn output_error(error: &std::io::Error) -> Exit {
-    if error.kind() == std::io::ErrorKind::BrokenPipe {
-        return Exit::Done;
+/// Runs a command on a runtime with this many worker threads. The calling thread, which waits for the command to end, is
+/// not one of them.
+fn block_on(threads: usize, command: impl Future<Output = io::Result<Exit>>) -> io::Result<Exit> {
+    match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            print_error(&format!("cannot start threads: {error}"));
+            Ok(Exit::Internal)
+        }
     }
-    eprintln!("orderd: cannot write the output: {error}");
-    Exit::Internal
 }
 
-/// Starts a runtime with this many worker threads. The calling thread, which waits for the command to end, is not one of
-/// them.
-fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    runtime.map_err(|error| {
-        eprintln!("orderd: cannot start threads: {error}");
-        Exit::Internal
-    })
-}
-
-/// Loads the configuration, or prints every problem.
-fn load(sources: &Sources) -> Result<Loaded, Exit> {
-    Config::load(sources).map_err(|error: LoadError| {
-        eprintln!("orderd: {}", crate::chain::chain(&error));
-        Exit::Config
-    })
+/// Loads the configuration for a command, or prints every problem.
+fn with_config(sources: &Sources, command: impl FnOnce(Loaded) -> io::Result<Exit>) -> io::Result<Exit> {
+    match Config::load(sources) {
+        Ok(loaded) => command(loaded),
+        Err(error) => {
+            load_error::write(&error, &mut Output::stderr())?;
+            Ok(Exit::Config)
+        }
+    }
 }

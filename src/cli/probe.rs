@@ -10,9 +10,12 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use super::admin_client::{AdminClient, AdminClientError};
+use super::load_error;
+use super::output::write_json_line;
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, Sources, duration, load_admin_without_token};
+use crate::escape::escaped;
 
 /// Maximum length of an answer that is shown, in characters.
 const MAX_ANSWER_CHARS: usize = 1000;
@@ -53,7 +56,7 @@ pub async fn run(args: ProbeArgs, sources: &Sources, out: &mut dyn Write, err: &
         // The daemon was started with valid files. A file that is being edited, or a certificate that has expired since,
         // says nothing about it.
         Err(error) => {
-            writeln!(err, "orderd: {}", chain(&error))?;
+            load_error::write(&error, err)?;
             let Some(admin) = load_admin_without_token(sources) else { return Ok(Exit::Config) };
             writeln!(err, "orderd: the configuration has errors; using its admin section to find the daemon")?;
             admin
@@ -103,14 +106,19 @@ fn report(
         (Format::Json, status) => {
             let status = status.map(|status| status.as_u16());
             let object = json!({"ok": ok, "asked": asked, "address": address, "status": status, "message": message});
-            writeln!(out, "{object}")?;
+            write_json_line(&object, out)?;
         }
         (Format::Text, Some(StatusCode::OK)) => writeln!(out, "{asked}")?,
         (Format::Text, Some(status)) => {
             let address = address.expect("an answer came from an address");
-            writeln!(err, "orderd: the daemon at {address} is not {asked} ({}): {message}", status.as_u16())?;
+            writeln!(
+                err,
+                "orderd: the daemon at {address} is not {asked} ({}): {}",
+                status.as_u16(),
+                escaped(&message)
+            )?;
         }
-        (Format::Text, None) => writeln!(err, "orderd: {message}")?,
+        (Format::Text, None) => writeln!(err, "orderd: {}", escaped(&message))?,
     }
     Ok(exit)
 }

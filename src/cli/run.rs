@@ -30,7 +30,7 @@ pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let (_guards, level) = match telemetry::start(&settings, amqp::is_client_panic) {
         Ok(started) => started,
         Err(error) => {
-            eprintln!("orderd: {}", chain(&error));
+            super::print_error(&chain(&error));
             return Exit::Config;
         }
     };

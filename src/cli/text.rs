@@ -1,4 +1,4 @@
-//! Text for a terminal: replaces control characters, shortens or wraps long text, and formats ages. It knows nothing about
+//! Text for a terminal: shortens or wraps long text, and formats ages. It knows nothing about
 //! what it shows.
 
 use std::io::{self, Write};
@@ -12,16 +12,6 @@ use crate::config::duration;
 pub(super) const MAX_WIDTH: usize = 110;
 /// Column at which the text after a label begins.
 const LABEL_WIDTH: usize = 14;
-
-/// Replaces the characters that a terminal would interpret: control characters, and those that change the direction of the
-/// text or break the line.
-pub(super) fn plain(text: &str) -> String {
-    let is_control = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if is_control(c) { '\u{fffd}' } else { c }).collect()
-}
 
 /// At most `max` characters of a text; an ellipsis replaces the rest.
 pub(super) fn shortened(text: &str, max: usize) -> String {
@@ -73,19 +63,6 @@ fn wrap(text: &str, indent: usize, out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn characters_that_a_terminal_interprets_are_replaced() {
-        for (text, shown) in [
-            ("\u{1b}[2J", "\u{fffd}[2J"),
-            ("\u{9b}31m", "\u{fffd}31m"),
-            ("\u{202e}gnp.exe", "\u{fffd}gnp.exe"),
-            ("a\nb", "a\u{fffd}b"),
-            ("Café 产品", "Café 产品"),
-        ] {
-            assert_eq!(plain(text), shown);
-        }
-    }
 
     #[test]
     fn a_long_text_is_shortened_to_its_beginning() {

@@ -20,9 +20,19 @@ pub fn parse(text: &str) -> Result<Duration, &'static str> {
     Duration::try_from(signed).map_err(|_| "must not be negative")
 }
 
-/// Formats a duration: `1m 11s`, `24h`, `500ms`.
+/// Formats a duration: `1m 11s`, `24h`, `500ms`; in days from two days on: `3d`, `2d 1h`.
 pub fn format(duration: Duration) -> String {
-    SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |signed| format!("{signed:#}"))
+    const DAY: u64 = 86_400;
+    let show = |duration: Duration| {
+        SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |signed| format!("{signed:#}"))
+    };
+    let days = duration.as_secs() / DAY;
+    let rest = duration - Duration::from_secs(days * DAY);
+    match (days, rest.is_zero()) {
+        (0 | 1, _) => show(duration),
+        (days, true) => format!("{days}d"),
+        (days, false) => format!("{days}d {}", show(rest)),
+    }
 }
 
 #[cfg(test)]
@@ -51,7 +61,14 @@ mod tests {
 
     #[test]
     fn a_formatted_duration_parses_to_the_same_value() {
-        for (millis, text) in [(500, "500ms"), (71_000, "1m 11s"), (86_400_000, "24h"), (0, "0s")] {
+        for (millis, text) in [
+            (500, "500ms"),
+            (71_000, "1m 11s"),
+            (86_400_000, "24h"),
+            (0, "0s"),
+            (259_200_000, "3d"),
+            (176_400_500, "2d 1h 500ms"),
+        ] {
             assert_eq!(format(Duration::from_millis(millis)), text);
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)));
         }

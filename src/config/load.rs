@@ -78,7 +78,7 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file cannot be read.
-    #[error("cannot read configuration file {path:?}")]
+    #[error("cannot read configuration file {path:?} (name another one with --config FILE)")]
     Unreadable {
         /// Which file.
         path: PathBuf,
@@ -86,8 +86,8 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
-    /// The file was read, and the configuration is invalid. Displays as one line for each problem.
-    #[error("{}", ProblemLines(path, problems))]
+    /// The file was read, and the configuration is invalid. Displays as one line.
+    #[error("{}", AllProblems(path, problems))]
     Invalid {
         /// Which file.
         path: PathBuf,
@@ -98,13 +98,14 @@ pub enum LoadError {
     },
 }
 
-struct ProblemLines<'e>(&'e Path, &'e [Problem]);
+struct AllProblems<'e>(&'e Path, &'e [Problem]);
 
-impl fmt::Display for ProblemLines<'_> {
+impl fmt::Display for AllProblems<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.1.len() == 1 { "" } else { "s" };
         write!(f, "configuration {:?} has {} problem{plural}", self.0, self.1.len())?;
-        self.1.iter().try_for_each(|problem| write!(f, "\n{problem}"))
+        let separators = std::iter::once(": ").chain(std::iter::repeat("; "));
+        separators.zip(self.1).try_for_each(|(separator, problem)| write!(f, "{separator}{problem}"))
     }
 }
 

@@ -27,6 +27,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Whether the file could not be parsed here: `path` is the position, not a key.
+    pub fn is_syntax_error(&self) -> bool {
+        self.path.starts_with("line ")
+    }
+
     pub(super) fn in_file(path: String, message: String, line: usize, column: usize) -> Self {
         Problem { path, message, line: Some(line), column: Some(column), set_by: None }
     }

@@ -347,7 +347,7 @@ fn a_value_outside_its_limits_is_a_problem() {
         (
             "delays = [\"1s\",",
             "delays = [\"50d\",",
-            "consumers.order.retry.delays[0]: must be at most 1193h 2m 47s 294ms, is 1200h",
+            "consumers.order.retry.delays[0]: must be at most 49d 17h 2m 47s 294ms, is 50d",
         ),
         (
             "delays = [\"1s\",",
@@ -430,7 +430,7 @@ fn a_file_with_only_queues_or_only_consumers_does_not_get_the_default_ones() {
 fn the_error_for_an_unreadable_file_names_it() {
     let sources = Sources { file: Some("/nowhere/orderd.toml".into()), ..Sources::default() };
     let error = Config::load(&sources).unwrap_err();
-    assert_eq!(error.to_string(), "cannot read configuration file \"/nowhere/orderd.toml\"");
+    assert!(error.to_string().starts_with("cannot read configuration file \"/nowhere/orderd.toml\""), "{error}");
     assert_eq!(Sources::default().path(), std::path::Path::new(DEFAULT_PATH));
     let environment = vec![(OsString::from("ORDERD_CONFIG"), OsString::from("/x"))];
     assert_eq!(Sources { environment, ..Sources::default() }.path(), std::path::Path::new("/x"));
@@ -451,10 +451,10 @@ fn the_retention_must_be_longer_than_the_longest_retry() {
     let keep = |text: &str| default_with("retention = \"forever\"", &format!("retention = \"{text}\""));
     assert_eq!(valid("").ledger.retention, None);
     assert_eq!(valid(&keep("90d")).ledger.retention, Some(Duration::from_secs(90 * 86_400)));
-    assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 72h, is 48h"]);
+    assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 3d, is 2d"]);
     let too_short = keep("3d").replacen("max_age = \"24h\"", "max_age = \"48h\"", 1);
     let found = problems(&too_short);
-    assert!(found[0].starts_with("ledger.retention: must be at least 72h 1m, is 72h: consumer \"order\""), "{found:?}");
+    assert!(found[0].starts_with("ledger.retention: must be at least 3d 1m, is 3d: consumer \"order\""), "{found:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::{NotifierCommand, NotifySocket, Readiness, StatusSource};
 use crate::chain::chain;
+use crate::escape::escaped;
 use crate::watchdog::{CHECK_INTERVAL, Health, Watchdog, checks_in};
 
 /// Stall timeout without a systemd watchdog; about half of the unit's `WatchdogSec`.
@@ -186,7 +187,7 @@ impl Notifier {
     /// `STATUS=…` with this text, which is stored as the last one sent.
     fn status_line(&mut self, text: &str) -> String {
         self.last_status = LastStatus { line: text.to_owned(), tick: self.ticks };
-        format!("STATUS={}\n", text.replace(char::is_control, " "))
+        format!("STATUS={}\n", escaped(text))
     }
 
     /// Sends a message. Logs the first of several failures in a row.

@@ -86,7 +86,7 @@ async fn start_reload_and_stop_are_notified_in_order() {
     let notifier = ServiceNotifier::start(socket).unwrap();
     let daemon = FakeDaemon::waiting("waiting for\nthe broker");
     notifier.attach(Arc::clone(&daemon) as Arc<dyn StatusSource>);
-    assert_eq!(manager.receive(), ["STATUS=waiting for the broker"], "control characters become spaces");
+    assert_eq!(manager.receive(), ["STATUS=waiting for\\nthe broker"], "a line break is escaped");
     // A reload during the start is not notified: READY=1 after it would be too early. Only more time is requested.
     drop(notifier.reloading());
     assert_eq!(manager.receive(), ["EXTEND_TIMEOUT_USEC=30000000"]);

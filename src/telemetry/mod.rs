@@ -3,7 +3,10 @@
 //!
 //! Separate threads write the lines, so that a slow terminal or disk never delays a worker. Dropping the guards writes out
 //! what is buffered. It never sees a secret: the secret type does not print its value.
+//!
+//! What others sent is escaped in both formats, so that no text can forge a line or control a terminal.
 
+mod fields;
 mod log_file;
 mod repeated_log;
 
@@ -21,7 +24,9 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 pub use repeated_log::{LineDue, RepeatedLog};
 
+use crate::escape::JsonEscaping;
 use crate::files::{IncompleteLine, Rolling, RollingFile};
+use fields::EscapedFields;
 use log_file::LogFile;
 
 /// The most log lines that are buffered for a slow writer.
@@ -85,13 +90,13 @@ pub fn start(
     settings: &Settings,
     is_library_panic: fn(&std::panic::PanicHookInfo<'_>) -> bool,
 ) -> Result<(Guards, LevelSwitch), TelemetryError> {
-    let (stderr, guard) = writer(io::stderr());
+    let (stderr, guard) = writer(io::stderr(), settings.json);
     let mut guards = vec![guard];
     let mut layers = vec![layer(settings.json, stderr, io::stderr().is_terminal())];
     if let Some(files) = &settings.files {
         let opened = RollingFile::open(files.clone(), IncompleteLine::Terminate, Timestamp::now());
         let failed = |source| TelemetryError::Files { directory: files.directory.clone(), source };
-        let (file, guard) = writer(LogFile::new(opened.map_err(failed)?));
+        let (file, guard) = writer(LogFile::new(opened.map_err(failed)?), settings.json);
         guards.push(guard);
         layers.push(layer(settings.json, file, false));
     }
@@ -103,8 +108,10 @@ pub fn start(
 
 /// When the buffer is full, because a terminal, pipe or disk does not accept data, lines are dropped: processing orders
 /// matters more than the log.
-fn writer(to: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).thread_name("log-writer").finish(to)
+fn writer(to: impl io::Write + Send + 'static, json: bool) -> (NonBlocking, WorkerGuard) {
+    let builder =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BUFFERED_LINES).thread_name("log-writer");
+    if json { builder.finish(JsonEscaping(to)) } else { builder.finish(to) }
 }
 
 fn layer<W>(json: bool, writer: W, ansi: bool) -> Box<dyn Layer<Registry> + Send + Sync>
@@ -112,7 +119,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let layer = fmt::layer().with_writer(writer).with_ansi(ansi);
-    if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
+    if json { layer.json().flatten_event(true).boxed() } else { layer.fmt_fields(EscapedFields).boxed() }
 }
 
 /// Logs panics. The AMQP client library panics in its own tasks when a broker sends what it cannot decode. That ends a

@@ -159,7 +159,7 @@ fn only_the_consumers_of_a_handler_have_its_keys() {
     let directory = tempfile::tempdir().unwrap();
     let file = format!("{}[consumers.order.greeting]\ntext = \"hello\"\n", file_with("text = \"hello\""));
     let error = Config::load(&sources(directory.path(), &file)).unwrap_err();
-    assert!(error.to_string().ends_with("\nconsumers.order.greeting: unknown key"), "{error}");
+    assert!(error.to_string().ends_with(": consumers.order.greeting: unknown key"), "{error}");
 }
 
 #[test]
@@ -184,7 +184,7 @@ async fn check_shows_its_settings() {
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     let consumers = report["consumers"].as_array().unwrap();
     let visitor = consumers.iter().find(|consumer| consumer["name"] == "visitor").unwrap();
-    assert_eq!(visitor["greeting"], serde_json::json!({"text": "hello", "times": 1}));
+    assert_eq!(visitor["settings"]["greeting"], serde_json::json!({"text": "hello", "times": 1}));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::response::content_type;
+use crate::escape::escaped;
 use crate::status::{ReadinessCheck, StatusRegistry};
 
 /// The routes.
@@ -41,7 +42,7 @@ async fn livez(State(registry): State<Arc<StatusRegistry>>) -> Response {
     if stuck.is_empty() {
         return "ok\n".into_response();
     }
-    let text: String = stuck.iter().map(|task| format!("{task}\n")).collect();
+    let text: String = stuck.iter().map(|task| format!("{}\n", escaped(&task.to_string()))).collect();
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
@@ -52,7 +53,7 @@ async fn readyz(State(registry): State<Arc<StatusRegistry>>, RawQuery(query): Ra
     let mut text = String::new();
     if query.is_some_and(|query| query.split('&').any(|key| key == "verbose" || key.starts_with("verbose="))) {
         let line = |ReadinessCheck { name, ok, detail }: &ReadinessCheck| {
-            format!("[{}] {name}: {detail}\n", if *ok { '+' } else { '-' })
+            format!("[{}] {}: {}\n", if *ok { '+' } else { '-' }, escaped(name), escaped(detail))
         };
         text.extend(checks.iter().map(line));
     }

@@ -16,9 +16,11 @@ pub use broker::{AddressReport, BrokerReport};
 pub use report::{CheckReport, ConsumerReport, TopologyReport};
 pub use schedule::{DelayedRetry, RetrySchedule};
 
-use super::{Exit, Format};
+use super::output::write_json;
+use super::{Exit, Format, load_error};
 use crate::chain::chain;
-use crate::config::{Config, LoadError, Problem, Sources};
+use crate::config::{Config, LoadError, Sources};
+use crate::escape::escaped;
 
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -50,9 +52,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         Ok(loaded) => loaded,
         Err(error) => return report_load_error(args.format, &error, out, err),
     };
-    for warning in &loaded.warnings {
-        writeln!(err, "warning: {warning}")?;
-    }
+    load_error::write_warnings(&loaded.warnings, &loaded.path, err)?;
     if args.permissions && args.format == Format::Text {
         let broker = &loaded.config.broker;
         let [permissions, topics] = loaded.config.permissions().commands(&broker.virtual_host, &broker.username);
@@ -71,7 +71,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     if args.connect {
         let broker = broker::ask(&loaded.config).await;
         for problem in broker.problems(loaded.config.topology.declare) {
-            writeln!(err, "error: {problem}")?;
+            writeln!(err, "error: {}", escaped(&problem))?;
         }
         code = broker.exit(loaded.config.topology.declare);
         report.connected = Some(broker);
@@ -82,7 +82,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
             let mut object = serde_json::to_value(&report)?;
             object["ok"] = json!(code == Exit::Done);
             object["problems"] = json!([]);
-            writeln!(out, "{object:#}")?;
+            write_json(&object, out)?;
         }
     }
     Ok(code)
@@ -90,25 +90,13 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
 
 /// Prints why the configuration cannot be loaded.
 fn report_load_error(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let (problems, warnings): (&[Problem], &[Problem]) = match error {
-        LoadError::Unreadable { .. } => {
-            writeln!(err, "{}", chain(error))?;
-            (&[], &[])
-        }
-        LoadError::Invalid { problems, warnings, .. } => (problems, warnings),
-    };
-    for warning in warnings {
-        writeln!(err, "warning: {warning}")?;
-    }
-    for problem in problems {
-        writeln!(err, "{problem}")?;
-    }
+    load_error::write(error, err)?;
     if format == Format::Json {
-        let listed = match error {
-            LoadError::Unreadable { path, .. } => json!([{"path": path, "message": chain(error)}]),
-            LoadError::Invalid { .. } => json!(problems),
+        let (problems, warnings) = match error {
+            LoadError::Unreadable { path, .. } => (json!([{"path": path, "message": chain(error)}]), json!([])),
+            LoadError::Invalid { problems, warnings, .. } => (json!(problems), json!(warnings)),
         };
-        writeln!(out, "{:#}", json!({"ok": false, "problems": listed, "warnings": warnings}))?;
+        write_json(&json!({"ok": false, "problems": problems, "warnings": warnings}), out)?;
     }
     Ok(Exit::Config)
 }

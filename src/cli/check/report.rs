@@ -23,15 +23,15 @@
 //!       "delayed": [{"delay_ms": 1000, "after_ms": 1000, "queue": "order_queue.retry.1s"}],
 //!       "attempts": 4, "total_delay_ms": 1000, "worst_case_ms": 121000
 //!     },
-//!     "faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}
+//!     "settings": {"faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}}
 //!   }],
 //!   "connected": null
 //! }
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `retention_ms` if rows are kept forever, `connected` without `--connect`. A consumer also has the keys of its
-//! handler, such as `faults` of the order handler.
+//! `retention_ms` if rows are kept forever, `connected` without `--connect`. `settings` has the keys of the
+//! consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -174,7 +174,7 @@ pub struct ConsumerReport {
     /// How failures are retried; `None` for the failed-order consumer.
     pub retry: Option<RetrySchedule>,
     /// The handler's own keys, such as `faults`.
-    #[serde(flatten)]
+    #[serde(rename = "settings")]
     pub handler_settings: Map<String, Value>,
     /// The handler's lines in the text output.
     #[serde(skip)]

@@ -55,7 +55,7 @@ async fn the_ledgers_retention_is_shown() {
     let output = check(TEXT, DEFAULT_FILE).await;
     assert!(output.out.contains("\nledger         /var/lib/orderd, retention forever\n"), "{}", output.out);
     let file = DEFAULT_FILE.replace("retention = \"forever\"", "retention = \"90d\"");
-    assert!(check(TEXT, &file).await.out.contains(" retention 2160h\n"));
+    assert!(check(TEXT, &file).await.out.contains(" retention 90d\n"));
     let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
     assert_eq!(json["ledger"]["retention_ms"], 90 * 86_400_000_i64);
     let json: Value = serde_json::from_str(&check(JSON, DEFAULT_FILE).await.out).unwrap();
@@ -99,24 +99,39 @@ async fn injected_faults_are_shown_prominently() {
     let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
     let output = check(TEXT, &file).await;
     assert!(output.out.contains("!!! FAULT INJECTION in consumer \"order\": 5 % fail once"), "{}", output.out);
-    assert!(output.err.starts_with("warning: consumers.order.faults: "), "{}", output.err);
+    assert!(output.err.starts_with("warning: ") && output.err.contains(": consumers.order.faults: "), "{}", output.err);
     assert_eq!(output.code, Exit::Done);
 }
 
 #[tokio::test]
 async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
     let file = DEFAULT_FILE.replacen("prefetch = 250", "prefetch = 0", 1).replacen("keep = 14", "keep = 0\nkep = 1", 1);
-    let expected = "consumers.order.prefetch: must be at least 1, is 0\n\
-                    log.keep: must be at least 1, is 0\n\
-                    log.kep: unknown key; did you mean \"keep\"?\n";
+    let expected = [
+        "consumers.order.prefetch: must be at least 1, is 0",
+        "log.keep: must be at least 1, is 0",
+        "log.kep: unknown key; did you mean \"keep\"?",
+    ];
     let output = check(TEXT, &file).await;
-    assert_eq!((output.code, output.out.as_str(), output.err.as_str()), (Exit::Config, "", expected));
+    assert_eq!((output.code, output.out.as_str()), (Exit::Config, ""));
+    // Each line begins with `error: <file>:<line>:<column>: `.
+    let lines: Vec<_> = output.err.lines().map(|line| line.splitn(5, ':').collect::<Vec<_>>()).collect();
+    assert_eq!(lines.iter().map(|parts| parts[4].trim_start()).collect::<Vec<_>>(), expected, "{}", output.err);
+    let line_of = |text: &str| file.lines().position(|line| line == text).unwrap() + 1;
+    assert!(lines[1][1].ends_with("/orderd.toml"), "{}", output.err);
+    assert_eq!((lines[1][2], lines[1][3]), (line_of("keep = 0").to_string().as_str(), "1"), "{}", output.err);
     let output = check(JSON, &file).await;
-    assert_eq!((output.code, output.err.as_str()), (Exit::Config, expected));
+    assert_eq!((output.code, output.err.lines().count()), (Exit::Config, 3));
     let report: Value = serde_json::from_str(&output.out).unwrap();
     assert_eq!(report["ok"], false);
     assert_eq!(report["problems"][0]["path"], "consumers.order.prefetch");
     assert!(report["problems"][0]["line"].is_u64());
+}
+
+#[tokio::test]
+async fn a_syntax_error_names_the_file_and_the_line() {
+    let output = check(TEXT, "[broker]\nusername = = 3\n").await;
+    assert_eq!(output.code, Exit::Config);
+    assert!(output.err.contains("/orderd.toml:2:12: "), "{}", output.err);
 }
 
 #[tokio::test]
@@ -126,7 +141,8 @@ async fn a_missing_file_is_a_configuration_error() {
     let code = run(JSON, &sources, &mut out, &mut err).await.unwrap();
     let err = String::from_utf8(err).unwrap();
     assert_eq!(code, Exit::Config);
-    assert!(err.starts_with("cannot read configuration file \"/nowhere/orderd.toml\": No such file"), "{err}");
+    assert!(err.starts_with("orderd: cannot read configuration file \"/nowhere/orderd.toml\" "), "{err}");
+    assert!(err.contains("--config FILE") && err.contains("No such file"), "{err}");
     let report: Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(report["ok"], false);
 }
@@ -152,11 +168,11 @@ async fn json_has_the_documented_keys() {
     assert_eq!(keys, expected);
     let order = report["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = ["faults", "handler", "name", "prefetch", "queue", "retry", "slots", "timeout_ms", "workers"];
+    let expected = ["handler", "name", "prefetch", "queue", "retry", "settings", "slots", "timeout_ms", "workers"];
     assert_eq!(keys, expected);
     assert_eq!(order["retry"]["delayed"][1]["after_ms"], 11_000);
     assert_eq!(order["retry"]["worst_case_ms"], 311_000);
-    assert_eq!(order["faults"]["hang"], 0.5);
+    assert_eq!(order["settings"]["faults"]["hang"], 0.5);
     assert_eq!(report["topology"]["exchanges"][4]["arguments"]["alternate-exchange"], "orders.unrouted");
     assert_eq!(report["connected"], Value::Null);
 }

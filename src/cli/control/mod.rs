@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use super::admin_client::{AdminClientError, DaemonTarget};
+use super::output::write_json;
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::Sources;
@@ -65,7 +66,7 @@ pub async fn reload(args: ReloadArgs, sources: &Sources, out: &mut dyn Write, er
     };
     match args.format {
         Format::Text => text::write_reload(&report, out)?,
-        Format::Json => writeln!(out, "{json:#}")?,
+        Format::Json => write_json(&json, out)?,
     }
     Ok(match report.outcome {
         ReloadOutcome::Unchanged | ReloadOutcome::Applied => Exit::Done,
@@ -100,7 +101,7 @@ pub async fn set_paused(
     };
     match args.format {
         Format::Text => text::write_pause(&report, out)?,
-        Format::Json => writeln!(out, "{json:#}")?,
+        Format::Json => write_json(&json, out)?,
     }
     Ok(Exit::Done)
 }
@@ -113,7 +114,7 @@ fn report_error(
 ) -> io::Result<Exit> {
     if let (AdminClientError::Control(error), Format::Json) = (error, format) {
         let json = serde_json::to_value(error).expect("a control error is made of strings and numbers");
-        writeln!(out, "{json:#}")?;
+        write_json(&json, out)?;
     }
     writeln!(err, "orderd: {}", chain(error))?;
     Ok(match error {

@@ -1,8 +1,8 @@
 //! The result of `orderd reload`, `pause` and `resume` as text.
 
+use crate::escape::escaped;
 use std::io::{self, Write};
 
-use crate::cli::text::plain;
 use crate::control::{ConfigChange, Effect, PauseReport, ReloadOutcome, ReloadReport};
 
 /// Writes the result of a reload: the outcome in one line, then one line for each changed key, problem and note.
@@ -19,15 +19,15 @@ pub(super) fn write_reload(report: &ReloadReport, out: &mut dyn Write) -> io::Re
         }
     }
     for change in &report.changes {
-        writeln!(out, "  {}", plain(&change_line(change, report.outcome)))?;
+        writeln!(out, "  {}", escaped(&change_line(change, report.outcome)))?;
     }
     for problem in &report.problems {
-        writeln!(out, "problem: {}", plain(problem))?;
+        writeln!(out, "problem: {}", escaped(problem))?;
     }
     if report.temporary {
         writeln!(out, "the reason is temporary: try again later")?;
     }
-    report.notes.iter().try_for_each(|note| writeln!(out, "note: {}", plain(note)))
+    report.notes.iter().try_for_each(|note| writeln!(out, "note: {}", escaped(note)))
 }
 
 /// A changed key, its values, and when the change becomes active.
@@ -44,7 +44,7 @@ fn change_line(change: &ConfigChange, outcome: ReloadOutcome) -> String {
 
 /// Writes the result of a pause or a resume.
 pub(super) fn write_pause(report: &PauseReport, out: &mut dyn Write) -> io::Result<()> {
-    let name = plain(&report.consumer);
+    let name = escaped(&report.consumer);
     match (report.paused, report.changed) {
         (true, true) => writeln!(
             out,
@@ -87,15 +87,15 @@ reload partly applied: not all changes are active (generation 3)
   broker.password: [redacted] → [redacted], needs a restart
   consumers.order.workers: 4 → 64, active
   queues.a.bindings: [\"a\", \"b\"] → [\"a\"], needs a change at the broker
-  queues.b\u{fffd}.bindings: none → [\"b\"], active
-problem: line 3\u{fffd}is wrong
+  queues.b\\u{1b}.bindings: none → [\"b\"], active
+problem: line 3\\nis wrong
 note: unbind it
 ";
         assert_eq!(text(ReloadOutcome::PartlyApplied), expected);
         let rejected = text(ReloadOutcome::Rejected);
         assert!(rejected.starts_with("reload rejected, configuration unchanged"), "{rejected}");
         assert_eq!(rejected.matches(", not applied\n").count(), 4, "{rejected}");
-        assert!(rejected.contains("problem: line 3\u{fffd}is wrong\nthe reason is temporary"), "{rejected}");
+        assert!(rejected.contains("problem: line 3\\nis wrong\nthe reason is temporary"), "{rejected}");
         assert!(!rejected.contains(", active\n"), "{rejected}");
     }
 }

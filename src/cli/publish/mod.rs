@@ -10,7 +10,7 @@ mod publish_loop;
 mod summary;
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Read};
+use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,8 @@ use self::input_lines::InputLines;
 use self::line_parser::LineParser;
 use self::publish_loop::{Input, PublishLoop};
 use self::summary::{EndReason, PublishSummary};
-use super::{Exit, Format};
+use super::output::write_json_line;
+use super::{Exit, Format, print_error};
 use crate::amqp::{Connector, DeclareError, DeniedPermission};
 use crate::chain::chain;
 use crate::config::{Config, duration};
@@ -67,17 +68,20 @@ fn timeout(text: &str) -> Result<Duration, String> {
     if timeout.is_zero() { Err("must be greater than 0".to_owned()) } else { Ok(timeout) }
 }
 
-/// Publishes the input. Prints a summary to standard output and refused lines to standard error.
+/// Publishes the input. Prints a summary to `out` and refused lines to standard error.
 ///
 /// Returns the exit code: 0 if every line was published, 1 if a line was refused or the command was interrupted, 64 if the
 /// file cannot be opened, 69 if the broker was unreachable for longer than `--connect-timeout`, 70 if the input cannot be
 /// read further, 78 if the exchange does not exist or the user may not publish to it.
-pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
+///
+/// # Errors
+/// When `out` cannot be written.
+pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write) -> io::Result<Exit> {
     let (input, length): (Box<dyn Read + Send>, _) = match open(&arguments.file) {
         Ok(opened) => opened,
         Err(error) => {
-            eprintln!("orderd: cannot read {:?}: {error}", arguments.file);
-            return Exit::Usage;
+            print_error(&format!("cannot read {:?}: {error}", arguments.file));
+            return Ok(Exit::Usage);
         }
     };
     config.broker.connect_timeout = arguments.connect_timeout;
@@ -88,7 +92,7 @@ pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
     };
     let connector = Connector::new(config.broker.clone());
     if let Err(exit) = check_broker(&connector, &config, parser.routing_key.as_deref()).await {
-        return exit;
+        return Ok(exit);
     }
     let bar = progress_bar(length);
     let publisher = connector.publisher();
@@ -103,7 +107,7 @@ pub async fn run(arguments: PublishArgs, mut config: Config) -> Exit {
     // Every line is answered, or the broker is unreachable: a failure to close loses nothing.
     let _ = publisher.close(Duration::from_secs(1)).await;
     bar.finish_and_clear();
-    print_summary(&summary, arguments.format)
+    print_summary(&summary, arguments.format, out)
 }
 
 fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
@@ -128,17 +132,17 @@ async fn check_broker(connector: &Connector, config: &Config, routing_key: Optio
     match connector.missing_objects(&declaration.collect::<Vec<_>>()).await {
         Ok(missing) if missing.is_empty() => check_permission(connector, config, routing_key).await,
         Ok(_) => {
-            eprintln!("orderd: exchange {exchange:?} does not exist; `orderd run` declares it");
+            print_error(&format!("exchange {exchange:?} does not exist; `orderd run` declares it"));
             Err(Exit::Config)
         }
         Err(DeclareError::Connect(error)) => {
-            eprintln!("orderd: {}", chain(&error));
+            print_error(&chain(&error));
             Err(if error.is_permanent() { Exit::Config } else { Exit::Unavailable })
         }
         // RabbitMQ 4.3 requires a permission even for a passive declaration.
         Err(DeclareError::AccessRefused { .. }) => check_permission(connector, config, routing_key).await,
         Err(error) => {
-            eprintln!("orderd: {}", chain(&error));
+            print_error(&chain(&error));
             Err(Exit::Config)
         }
     }
@@ -154,7 +158,7 @@ async fn check_permission(connector: &Connector, config: &Config, routing_key: O
     match connector.denied_permissions(&keys.iter().map(permission).collect::<Vec<_>>()).await {
         Ok(denied) if denied.len() == keys.len() => {
             let DeniedPermission { permission, reply } = &denied[0];
-            eprintln!("orderd: user {:?} may not {permission}: {reply}", config.broker.username);
+            print_error(&format!("user {:?} may not {permission}: {reply}", config.broker.username));
             Err(Exit::Config)
         }
         // A broker that does not answer now may do so before the connect timeout.
@@ -201,14 +205,14 @@ fn progress_bar(length: Option<u64>) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print_summary(summary: &PublishSummary, format: Format) -> Exit {
+fn print_summary(summary: &PublishSummary, format: Format, out: &mut dyn Write) -> io::Result<Exit> {
     match format {
-        Format::Text => println!("{summary}"),
-        Format::Json => println!("{}", serde_json::json!(summary)),
+        Format::Text => writeln!(out, "{summary}")?,
+        Format::Json => write_json_line(summary, out)?,
     }
     let problem = match &summary.end {
-        EndReason::Input if summary.refused == 0 => return Exit::Done,
-        EndReason::Input | EndReason::Interrupted => return Exit::Refused,
+        EndReason::Input if summary.refused == 0 => return Ok(Exit::Done),
+        EndReason::Input | EndReason::Interrupted => return Ok(Exit::Refused),
         EndReason::Unreadable(error) => format!("cannot read the input further: {error}"),
         EndReason::Aborted => format!("aborted with {} messages unconfirmed", summary.unconfirmed),
         EndReason::NoBroker => format!(
@@ -216,10 +220,10 @@ fn print_summary(summary: &PublishSummary, format: Format) -> Exit {
             summary.unconfirmed, summary.first_unconfirmed
         ),
     };
-    eprintln!("orderd: {problem}");
-    match summary.end {
+    print_error(&problem);
+    Ok(match summary.end {
         EndReason::NoBroker => Exit::Unavailable,
         EndReason::Input | EndReason::Interrupted | EndReason::Aborted => Exit::Refused,
         EndReason::Unreadable(_) => Exit::Internal,
-    }
+    })
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::line_parser::LineError;
 use super::summary::{EndReason, PublishSummary};
 use crate::chain::chain;
+use crate::cli::print_error;
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
 
 /// Maximum number of messages in flight.
@@ -150,7 +151,7 @@ impl PublishLoop<'_> {
 
     fn refuse(&self, summary: &mut PublishSummary, line: u64, error: &dyn std::error::Error) {
         summary.refused += 1;
-        self.bar.suspend(|| eprintln!("orderd: line {line}: {}", chain(error)));
+        self.bar.suspend(|| print_error(&format!("line {line}: {}", chain(error))));
     }
 }
 

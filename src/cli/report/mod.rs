@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::Exit;
+use super::output::write_json;
 use crate::chain::chain;
 use crate::config::Config;
 use crate::ledger::OpenError;
@@ -90,7 +91,7 @@ pub async fn run(
         Ok(report) => {
             match args.format {
                 ReportFormat::Text => text::write(&report, out)?,
-                ReportFormat::Json => writeln!(out, "{:#}", serde_json::to_value(&report)?)?,
+                ReportFormat::Json => write_json(&report, out)?,
                 ReportFormat::Csv => csv::write(&report, out)?,
             }
             Ok(Exit::Done)

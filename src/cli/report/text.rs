@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cli::table::{self, Layout};
-use crate::cli::text::{plain, shortened};
+use crate::cli::text::shortened;
+use crate::escape::escaped;
 use crate::ledger::Figures;
 use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, Report, ReportRow};
 
@@ -39,10 +40,10 @@ fn minute(moment: Timestamp) -> String {
 
 fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::Result<()> {
     let currency = if block.currency == "XXX" { "no currency" } else { &block.currency };
-    writeln!(out, "\n{}", plain(currency))?;
+    writeln!(out, "\n{}", escaped(currency))?;
     let mut table = table::new([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
     let mut rows: Vec<_> =
-        block.rows.iter().map(|row| cells(&shortened(&plain(&row.key), MAX_KEY_CHARS), row.figures)).collect();
+        block.rows.iter().map(|row| cells(&shortened(&escaped(&row.key), MAX_KEY_CHARS), row.figures)).collect();
     // No sum of statuses: a processed order was accepted before, and would count twice.
     if by != GroupBy::Status {
         let mut sum = Figures::default();
@@ -112,7 +113,7 @@ fn write_dead_lettered(dead_lettered: &[DeadLettered], out: &mut dyn Write) -> i
     writeln!(out, "\ndead-lettered messages")?;
     let mut table = table::new(["CONSUMER", "REASON", "MESSAGES"]);
     for DeadLettered { consumer, reason, messages } in dead_lettered {
-        table.add_row([&plain(consumer), &plain(reason), &messages.to_string()]);
+        table.add_row([&escaped(consumer), &escaped(reason), &messages.to_string()]);
     }
     table::write(table, &Layout { numbers: 2..3, ..Layout::default() }, out)
 }

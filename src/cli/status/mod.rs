@@ -6,20 +6,21 @@ mod reload;
 mod tables;
 mod text;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Stdout, Write};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::admin_client::{AdminClientError, DaemonTarget};
+use super::output::{Output, write_json, write_json_line};
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Sources, duration};
 use crate::status::{DaemonState, Status};
 
 /// Moves the cursor to the upper left corner and clears the screen.
-const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
+const CLEAR_SCREEN: &[u8] = b"\x1b[H\x1b[2J";
 /// Allowed intervals of `--watch`.
 const WATCH_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
@@ -41,14 +42,19 @@ fn watch_interval(text: &str) -> Result<Duration, String> {
     if WATCH_INTERVALS.contains(&interval) { Ok(interval) } else { Err("must be from 100ms to 1h".to_owned()) }
 }
 
-/// Shows the status once, or repeatedly until interrupted.
+/// Shows the status once, or repeatedly until interrupted or until the reader of the output is gone.
 ///
 /// Returns the exit code: 0, 69 if the daemon cannot be reached or has no connection to its broker, 78 if it rejects the
 /// request or the configuration has no address.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
-pub async fn run(args: StatusArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+pub(super) async fn run(
+    args: StatusArgs,
+    sources: &Sources,
+    out: &mut Output<Stdout>,
+    err: &mut dyn Write,
+) -> io::Result<Exit> {
     let client = match args.daemon.client(sources, err)? {
         Ok(client) => client,
         Err(error) => return report_error(&error, err),
@@ -67,17 +73,20 @@ pub async fn run(args: StatusArgs, sources: &Sources, out: &mut dyn Write, err: 
         let answer = client.status().await;
         // Written in one piece, so that a terminal does not flicker.
         let mut screen = Vec::new();
-        if in_place {
-            write!(screen, "{CLEAR_SCREEN}")?;
-        }
         if let Ok((json, status)) = &answer {
             show(&args, json, status, &mut screen)?;
         }
         if args.format == Format::Text && !in_place {
             writeln!(screen)?;
         }
+        if in_place {
+            out.write_unchanged(CLEAR_SCREEN)?;
+        }
         out.write_all(&screen)?;
         out.flush()?;
+        if out.is_closed() {
+            return Ok(Exit::Done);
+        }
         if let Err(error) = &answer {
             writeln!(err, "orderd: {}", chain(error))?;
         }
@@ -88,8 +97,8 @@ pub async fn run(args: StatusArgs, sources: &Sources, out: &mut dyn Write, err: 
 fn show(args: &StatusArgs, json: &Value, status: &Status, out: &mut dyn Write) -> io::Result<()> {
     match (args.format, args.watch) {
         (Format::Text, _) => text::write(status, Timestamp::now(), out),
-        (Format::Json, None) => writeln!(out, "{json:#}"),
-        (Format::Json, Some(_)) => writeln!(out, "{json}"),
+        (Format::Json, None) => write_json(json, out),
+        (Format::Json, Some(_)) => write_json_line(json, out),
     }
 }
 

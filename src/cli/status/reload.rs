@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-use crate::cli::text::{age, labelled, plain};
+use crate::cli::text::{age, labelled};
 use crate::control::{Effect, ReloadOutcome};
+use crate::escape::escaped;
 use crate::status::DaemonStatus;
 
 /// Maximum number of problems shown; the rest are only counted.
@@ -21,7 +22,7 @@ pub(super) fn write(daemon: &DaemonStatus, now: Timestamp, out: &mut dyn Write) 
         ReloadOutcome::PartlyApplied => "PARTLY APPLIED",
         ReloadOutcome::Rejected => "REJECTED",
     };
-    let text = format!("{outcome} {} ago, requested by {}", age(last.at, now), plain(&last.by));
+    let text = format!("{outcome} {} ago, requested by {}", age(last.at, now), escaped(&last.by));
     if report.outcome == ReloadOutcome::Rejected {
         labelled("reload", &format!("{text}: configuration unchanged"), out)?;
         return write_problems(&report.problems, out);
@@ -32,7 +33,7 @@ pub(super) fn write(daemon: &DaemonStatus, now: Timestamp, out: &mut dyn Write) 
         (Effect::Broker, "CHANGE NEEDED at the broker, see the notes of `orderd reload` or the log, for"),
     ] {
         let changes = report.changes.iter().filter(|change| change.effect == effect);
-        let keys = changes.map(|change| plain(&change.key)).collect::<Vec<_>>().join(", ");
+        let keys = changes.map(|change| escaped(&change.key)).collect::<Vec<_>>().join(", ");
         if !keys.is_empty() {
             labelled("", &format!("{needed} {keys}"), out)?;
         }
@@ -42,7 +43,7 @@ pub(super) fn write(daemon: &DaemonStatus, now: Timestamp, out: &mut dyn Write) 
 
 fn write_problems(problems: &[String], out: &mut dyn Write) -> io::Result<()> {
     for problem in problems.iter().take(MAX_PROBLEMS) {
-        labelled("", &plain(problem), out)?;
+        labelled("", &escaped(problem), out)?;
     }
     match problems.len().saturating_sub(MAX_PROBLEMS) {
         0 => Ok(()),
@@ -86,6 +87,6 @@ mod tests {
         let rejected = shown("rejected", json!([]), &["a", "b\u{1b}", "c", "d", "e"]);
         let lines: Vec<_> = rejected.lines().map(str::trim).collect();
         let first = "reload        REJECTED 2m ago, requested by SIGHUP: configuration unchanged";
-        assert_eq!(lines, [first, "a", "b\u{fffd}", "c", "and 2 more"]);
+        assert_eq!(lines, [first, "a", "b\\u{1b}", "c", "and 2 more"]);
     }
 }

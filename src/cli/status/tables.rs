@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::cli::table::{self, Layout};
-use crate::cli::text::{MAX_WIDTH, plain, wrapped};
+use crate::cli::text::{MAX_WIDTH, wrapped};
 use crate::config::duration;
+use crate::escape::escaped;
 use crate::reconcile::{BrokerView, QueueRole, QueueView};
 use crate::status::{ConsumerStatus, Quantiles};
 
@@ -22,7 +23,7 @@ pub(super) fn write_queues(view: &BrokerView, out: &mut dyn Write) -> io::Result
     let mut table = table::new(["QUEUE", "READY", "UNACKED", "CONSUMERS", "IN/S", "OUT/S", "WAITING FOR RETRY"]);
     for (name, queue) in view.queues.iter().filter(|(_, queue)| !matches!(queue.role, QueueRole::Retry { .. })) {
         table.add_row([
-            plain(name),
+            escaped(name),
             count(queue.ready),
             count(queue.unacked),
             count(queue.consumers),
@@ -35,7 +36,7 @@ pub(super) fn write_queues(view: &BrokerView, out: &mut dyn Write) -> io::Result
     table::write(table, &layout(2, 1..6), out)?;
     for (name, queue) in &view.queues {
         if let Some(reason) = &queue.detail_error {
-            wrapped(&format!("{}: consumers and rates unavailable: {}", plain(name), plain(reason)), out)?;
+            wrapped(&format!("{}: consumers and rates unavailable: {}", escaped(name), escaped(reason)), out)?;
         }
     }
     Ok(())
@@ -46,7 +47,7 @@ fn waiting_for_retry(queue: &str, view: &BrokerView) -> String {
     let waiting = |retry: &QueueView| {
         let QueueRole::Retry { of, delay, .. } = &retry.role else { return None };
         let count = retry.ready.filter(|count| *count > 0 && of == queue)?;
-        Some(format!("{count} in {}", plain(delay)))
+        Some(format!("{count} in {}", escaped(delay)))
     };
     view.queues.values().filter_map(waiting).collect::<Vec<_>>().join(", ")
 }
@@ -73,7 +74,7 @@ pub(super) fn write_consumers(consumers: &BTreeMap<String, ConsumerStatus>, out:
         let workers = || format!("{}/{}", consumer.workers_running, consumer.workers_configured);
         let quantile = |value: fn(&Quantiles) -> f64| seconds(consumer.handling_seconds.as_ref().map(value));
         table.add_row([
-            plain(name),
+            escaped(name),
             if consumer.paused { "PAUSED".to_owned() } else { workers() },
             consumer.in_flight.to_string(),
             seconds(consumer.oldest_in_flight_seconds),

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::{reload, tables};
-use crate::cli::text::{age, labelled, plain, whole_seconds, wrapped};
+use crate::cli::text::{age, labelled, whole_seconds, wrapped};
+use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
 use crate::status::{ConsumerStatus, DaemonState, Status};
 
@@ -28,13 +29,13 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
 
 fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let daemon = &status.daemon;
-    let program = format!("orderd {}", plain(&daemon.version));
+    let program = format!("orderd {}", escaped(&daemon.version));
     let life = format!(
         "{}, up {}, pid {}, configuration {} (generation {})",
         daemon.state.as_str(),
         whole_seconds(daemon.uptime_seconds),
         daemon.pid,
-        plain(&daemon.config),
+        escaped(&daemon.config),
         daemon.config_generation
     );
     labelled(&program, &life, out)?;
@@ -63,7 +64,7 @@ fn readiness(status: &Status) -> String {
         .checks
         .iter()
         .filter(|check| !check.ok)
-        .map(|check| format!("{} ({})", plain(&check.name), plain(&check.detail)))
+        .map(|check| format!("{} ({})", escaped(&check.name), escaped(&check.detail)))
         .collect();
     let ready = if failing.is_empty() { "yes".to_owned() } else { format!("NO: {}", failing.join(", ")) };
     let paused = names(&status.consumers, |consumer| consumer.paused);
@@ -78,12 +79,12 @@ fn write_broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::R
         ApiState::Pending => labelled("broker", "not polled yet", out)?,
         ApiState::Fresh => labelled("broker", &updated, out)?,
         ApiState::Stale { since, reason, .. } => {
-            let unreachable = format!("UNREACHABLE for {}: {}; {updated}", age(*since, now), plain(reason));
+            let unreachable = format!("UNREACHABLE for {}: {}; {updated}", age(*since, now), escaped(reason));
             labelled("broker", &unreachable, out)?;
         }
     }
     for alarm in view.alarms.iter().flatten() {
-        let text = format!("{} on {}: publishing is blocked", plain(&alarm.resource), plain(&alarm.node));
+        let text = format!("{} on {}: publishing is blocked", escaped(&alarm.resource), escaped(&alarm.node));
         labelled("ALARM", &text, out)?;
     }
     Ok(())
@@ -98,7 +99,7 @@ fn write_consumer_notes(
     let mut notes = Vec::new();
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.paused) {
         let age = consumer.paused_since.map_or_else(String::new, |since| format!(" for {}", age(since, now)));
-        notes.push(("PAUSED", format!("{}{age}: takes no deliveries until `orderd resume {0}`", plain(name))));
+        notes.push(("PAUSED", format!("{}{age}: takes no deliveries until `orderd resume {0}`", escaped(name))));
     }
     let safe_mode = names(consumers, |consumer| consumer.safe_mode);
     if !safe_mode.is_empty() {
@@ -116,7 +117,7 @@ fn write_consumer_notes(
 
 /// The names of the consumers for which something holds, separated by commas.
 fn names(consumers: &BTreeMap<String, ConsumerStatus>, holds: impl Fn(&ConsumerStatus) -> bool) -> String {
-    let names = consumers.iter().filter(|(_, consumer)| holds(consumer)).map(|(name, _)| plain(name));
+    let names = consumers.iter().filter(|(_, consumer)| holds(consumer)).map(|(name, _)| escaped(name));
     names.collect::<Vec<_>>().join(", ")
 }
 
@@ -131,8 +132,8 @@ fn write_counts(
     let counted: Vec<_> = consumers
         .map(|(name, consumer)| {
             let counts: Vec<_> =
-                counts(consumer).iter().map(|(key, count)| format!("{} {count}", plain(key))).collect();
-            format!("{}: {}", plain(name), counts.join(", "))
+                counts(consumer).iter().map(|(key, count)| format!("{} {count}", escaped(key))).collect();
+            format!("{}: {}", escaped(name), counts.join(", "))
         })
         .collect();
     if counted.is_empty() {
@@ -146,8 +147,8 @@ fn write_failures(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         let failures = consumer
             .failures
             .iter()
-            .map(|failure| format!("{} {} {}", failure.count, plain(&failure.kind), plain(&failure.code)));
-        wrapped(&format!("failed attempts of {}: {}", plain(name), failures.collect::<Vec<_>>().join(", ")), out)?;
+            .map(|failure| format!("{} {} {}", failure.count, escaped(&failure.kind), escaped(&failure.code)));
+        wrapped(&format!("failed attempts of {}: {}", escaped(name), failures.collect::<Vec<_>>().join(", ")), out)?;
     }
     Ok(())
 }
@@ -167,7 +168,7 @@ fn write_conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     wrapped(&equation, out)?;
     for (name, consumer) in &status.consumers {
         if let Some(problem) = &consumer.conservation.problem {
-            wrapped(&format!("  consumer {}: {}", plain(name), plain(problem)), out)?;
+            wrapped(&format!("  consumer {}: {}", escaped(name), escaped(problem)), out)?;
         }
     }
     Ok(())
@@ -178,7 +179,7 @@ fn write_findings(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io:
         let age = age(finding.since, now);
         let label = if finding.kind.requires_action() { "FINDING" } else { "finding" };
         let count = finding.messages.map_or_else(String::new, |count| format!(" ({count} messages)"));
-        let text = format!("{label} on {} for {age}{count}: {}", plain(&finding.queue), plain(&finding.detail));
+        let text = format!("{label} on {} for {age}{count}: {}", escaped(&finding.queue), escaped(&finding.detail));
         wrapped(&text, out)?;
     }
     Ok(())

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use self::queue_depth::QueueDepth;
+use super::output::write_json;
 use super::report::ledger_exit;
 use super::{Exit, Format};
 use crate::chain::chain;
@@ -25,7 +26,7 @@ use crate::message::ExchangeNames;
 #[derive(Debug, Args)]
 pub struct TraceArgs {
     /// Id of the order
-    #[arg(value_name = "ORDER_ID")]
+    #[arg(value_name = "ORDER_ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
@@ -112,7 +113,7 @@ pub async fn run(
     let report = TraceReport { trace, places, broker_error };
     match args.format {
         Format::Text => text::write(&report, now, out)?,
-        Format::Json => writeln!(out, "{:#}", serde_json::to_value(&report)?)?,
+        Format::Json => write_json(&report, out)?,
     }
     Ok(exit)
 }

@@ -7,13 +7,13 @@ use jiff::{SignedDuration, Timestamp};
 use super::queue_depth::QueueDepth;
 use super::{MessageLocation, TraceReport};
 use crate::cli::table;
-use crate::cli::text::plain;
+use crate::escape::escaped;
 use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
 /// Writes the whole trace.
 pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     let trace = &report.trace;
-    writeln!(out, "order {}", plain(&trace.id))?;
+    writeln!(out, "order {}", escaped(&trace.id))?;
     match &trace.order {
         Some(order) => writeln!(out, "  {}", order_line(order))?,
         None if trace.is_empty() => writeln!(
@@ -33,19 +33,19 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
         report.places.iter().map(|message| [message_name(message.message).to_owned(), location(message, now)]),
     )?;
     match &report.broker_error {
-        Some(error) => writeln!(out, "  queue depths unknown: {}", plain(error)),
+        Some(error) => writeln!(out, "  queue depths unknown: {}", escaped(error)),
         None => Ok(()),
     }
 }
 
 fn order_line(order: &TracedOrder) -> String {
     let TracedOrder { product, quantity, price, total, currency, .. } = order;
-    let mut line = format!("{quantity} × {} at {price} = {total} {currency}", plain(product));
+    let mut line = format!("{quantity} × {} at {price} = {total} {}", escaped(product), escaped(currency));
     if order.priority {
         line.push_str(", priority");
     }
     if let Some(customer) = &order.customer_id {
-        line.push_str(&format!(", customer {}", plain(customer)));
+        line.push_str(&format!(", customer {}", escaped(customer)));
     }
     if let Some(at) = order.placed_at {
         line.push_str(&format!(", placed {at}"));
@@ -54,7 +54,7 @@ fn order_line(order: &TracedOrder) -> String {
 }
 
 fn row(step: &TraceStep) -> [String; 3] {
-    [moment(step.at), message_name(step.message).to_owned(), plain(&event_text(&step.event))]
+    [moment(step.at), message_name(step.message).to_owned(), escaped(&event_text(&step.event))]
 }
 
 fn moment(at: Timestamp) -> String {

@@ -44,7 +44,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
             "consumers.order.retry.delays=2s,1h",
             r#"consumers.order.retry.delays: ["1s", "10s", "1m"] → ["2s", "1h"], Live"#,
         ),
-        ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"24h\" → \"168h\", Live"),
+        ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"24h\" → \"7d\", Live"),
         ("consumers.order.faults.hang=0.25", "consumers.order.faults.hang: 0.0 → 0.25, Live"),
         (
             "consumers.analytics.handler=notification",
@@ -64,7 +64,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
         ("management.poll_every=off", "management.poll_every: \"5s\" → \"off\", Live"),
         ("topology.declare=false", "topology.declare: true → false, Live"),
         ("topology.exchange=o", "topology.exchange: \"orders\" → \"o\", Restart"),
-        ("ledger.retention=90d", "ledger.retention: \"forever\" → \"2160h\", Live"),
+        ("ledger.retention=90d", "ledger.retention: \"forever\" → \"90d\", Live"),
         ("ledger.directory=/d", "ledger.directory: \"/var/lib/orderd\" → \"/d\", Restart"),
         ("log.level=debug", "log.level: \"info\" → \"debug\", Live"),
         ("log.format=json", "log.format: \"text\" → \"json\", Restart"),
