@@ -32,13 +32,18 @@ pub struct Connector {
     /// Certificates and key, read again for each connection.
     tls: Option<Arc<TlsReloader>>,
     last_error: Arc<Mutex<Option<String>>>,
+    /// For each address, what its open channels hold a clone of: the reference count says how many there are.
+    in_use: Arc<[Arc<()>]>,
+    /// An address that is tried last.
+    pub(super) avoid: Option<Address>,
 }
 
 impl Connector {
     /// Does not connect yet.
     pub fn new(broker: Broker) -> Self {
         let tls = broker.tls.as_ref().map(|tls| Arc::new(TlsReloader::new("broker.tls", tls.files.clone())));
-        Connector { broker: Arc::new(broker), tls, last_error: Arc::default() }
+        let in_use = broker.addresses.iter().map(|_| Arc::new(())).collect();
+        Connector { broker: Arc::new(broker), tls, last_error: Arc::default(), in_use, avoid: None }
     }
 
     /// Why the last attempt to connect failed; `None` if it succeeded.
@@ -59,7 +64,11 @@ impl Connector {
             async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() }
         };
         let (connection, address) = self.connect_with(opening).await?;
-        Channel::open(connection, address).await.map_err(ConnectError::Lost)
+        let index = self.broker.addresses.iter().position(|known| *known == address);
+        let in_use = index.map(|index| Arc::clone(&self.in_use[index]));
+        let mut channel = Channel::open(connection, address).await.map_err(ConnectError::Lost)?;
+        channel.in_use = in_use;
+        Ok(channel)
     }
 
     /// Connects with `open`, which opens a connection to one address. Records the error if that fails.
@@ -74,7 +83,17 @@ impl Connector {
         connected
     }
 
-    /// Tries each address once, starting at a random one, within `connect_timeout`.
+    /// The order in which addresses are tried: the one with the fewest connections first, equal ones in random order, and the
+    /// one to avoid last. So connections spread over the nodes of a cluster.
+    fn order_of_addresses(&self) -> Vec<usize> {
+        let mut order: Vec<_> = (0..self.broker.addresses.len()).collect();
+        fastrand::shuffle(&mut order);
+        let is_avoided = |index: &usize| self.avoid.as_ref() == Some(&self.broker.addresses[*index]);
+        order.sort_by_key(|index| (is_avoided(index), Arc::strong_count(&self.in_use[*index])));
+        order
+    }
+
+    /// Tries each address once within `connect_timeout`.
     async fn connect_to_any<C, O, F>(&self, open: O) -> Result<(C, Address), ConnectError>
     where
         C: Send + 'static,
@@ -89,10 +108,11 @@ impl Connector {
         let credentials = self.credentials().await?;
         let deadline = Instant::now() + broker.connect_timeout;
         let count = broker.addresses.len();
-        let first = fastrand::usize(..count.max(1));
         let mut failure = None;
-        for turn in 0..count {
-            let address = &broker.addresses[(first + turn) % count];
+        for (turn, index) in self.order_of_addresses().into_iter().enumerate() {
+            let address = &broker.addresses[index];
+            // Counts as a connection already, so that connections opened at the same time are spread too.
+            let _opening = Arc::clone(&self.in_use[index]);
             // The remaining time is divided evenly, so that a dead address leaves time for the others.
             let share = deadline.saturating_duration_since(Instant::now()) / (count - turn) as u32;
             match self.connect_to(address, open(address, &credentials), &credentials, share).await {
@@ -174,5 +194,29 @@ impl Connector {
             }
             HandshakeError::Refused { code, text: reply } => ConnectError::Refused { address, code, reply },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::fake_broker::FakeBroker;
+
+    #[tokio::test]
+    async fn connections_are_spread_over_the_addresses_and_a_refusing_one_is_tried_last() {
+        let fake = FakeBroker::new(&[]).await;
+        let mut broker = fake.config.clone();
+        broker.addresses = (1..=3).map(|port| Address { host: "127.0.0.1".into(), port }).collect();
+        let mut connector = Connector::new(broker);
+        let mut open = Vec::new();
+        for connections in 1..=6 {
+            let first = connector.order_of_addresses()[0];
+            open.push(Arc::clone(&connector.in_use[first]));
+            let counts: Vec<_> = connector.in_use.iter().map(|held| Arc::strong_count(held) - 1).collect();
+            assert_eq!(counts.iter().sum::<usize>(), connections);
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
+        }
+        connector.avoid = Some(connector.broker.addresses[1].clone());
+        assert_eq!(connector.order_of_addresses()[2], 1);
     }
 }

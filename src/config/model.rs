@@ -56,7 +56,7 @@ impl Config {
 /// `[broker]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Broker {
-    /// At least one; tried in turn, starting with a random one.
+    /// At least one; tried in turn, starting with the one that has the fewest connections.
     pub addresses: Vec<Address>,
     /// Default `/`.
     pub virtual_host: String,

@@ -12,4 +12,4 @@ pub use consumer::{Consumer, SettleError, Settlement, Settler, SubscribeError, S
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
-pub use publisher::{Publication, PublishError, Publisher, Unpublished};
+pub use publisher::{CONFIRMS_OVERDUE, Publication, PublishError, Publisher, Unpublished};

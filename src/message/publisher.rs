@@ -3,10 +3,15 @@
 //! Never names the AMQP client or a handler, so that neither depends on the other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use super::Message;
+
+/// Publications that the broker has neither confirmed nor refused for this long are overdue: its queue has no majority, its
+/// node is isolated, it has an alarm, or the connection loses what is sent over it.
+pub const CONFIRMS_OVERDUE: Duration = Duration::from_secs(5);
 
 /// A message to be published.
 #[derive(Debug, Clone)]

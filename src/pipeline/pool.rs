@@ -158,6 +158,9 @@ impl Pool {
 
     fn slots(&self, safe_mode: &Mutex<SafeMode>) -> Slots {
         let is_safe = lock(safe_mode).is_on();
+        if self.context.counters.pool().safe_mode && !is_safe {
+            info!(consumer = %self.context.consumer, "safe mode ended: deliveries are processed concurrently again");
+        }
         self.context.counters.set_safe_mode(is_safe);
         if is_safe {
             warn!(consumer = %self.context.consumer, "safe mode: one delivery at a time, because deliveries keep being redelivered");

@@ -121,6 +121,9 @@ pub struct PublisherStatus {
     pub connections: u64,
     /// Publications that the broker has not confirmed yet.
     pub unconfirmed: u64,
+    /// How long the oldest of them has been waiting since it was sent, in whole seconds.
+    #[serde(default)]
+    pub waiting_seconds: u64,
 }
 
 /// The ledger.

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{ConsumerStatus, DaemonState, DaemonStatus};
+use crate::message::CONFIRMS_OVERDUE;
 
 /// One condition for readiness. The daemon is ready if all of them pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadinessCheck {
-    /// `shutdown`, `ledger`, `topology`, `publisher` or `consumer <name>`.
+    /// `shutdown`, `ledger`, `topology`, `publisher`, `confirms` or `consumer <name>`.
     pub name: String,
     /// The check passes.
     pub ok: bool,
@@ -36,6 +37,13 @@ pub(super) fn readiness_checks(
         check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
         check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
     ];
+    if let Some(publisher) = daemon.publisher.filter(|publisher| publisher.connected) {
+        let overdue = publisher.waiting_seconds >= CONFIRMS_OVERDUE.as_secs();
+        let (seconds, unconfirmed) = (publisher.waiting_seconds, publisher.unconfirmed);
+        let failed =
+            format!("the broker has confirmed nothing for {seconds} s: {unconfirmed} publications unconfirmed");
+        checks.push(check("confirms", !overdue, "arriving", &failed));
+    }
     // A removed consumer only finishes the deliveries it has received. A paused consumer has no subscription on purpose.
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
         let ok = consumer.paused || consumer.subscribed;
@@ -68,7 +76,7 @@ mod tests {
             last_reload: None,
             connections: 0,
             connections_made: 0,
-            publisher: Some(PublisherStatus { connected: true, connections: 1, unconfirmed: 0 }),
+            publisher: Some(PublisherStatus { connected: true, connections: 1, unconfirmed: 0, waiting_seconds: 0 }),
             ledger: LedgerStatus { recording: true, commits: 0 },
         }
     }
@@ -106,6 +114,8 @@ mod tests {
         assert_eq!(failing(|daemon| daemon.state = DaemonState::Draining), ["shutdown"]);
         assert_eq!(failing(|daemon| daemon.ledger.recording = false), ["ledger"]);
         assert_eq!(failing(|daemon| daemon.publisher = None), ["topology", "publisher"]);
+        let isolated = |daemon: &mut DaemonStatus| daemon.publisher.as_mut().unwrap().waiting_seconds = 5;
+        assert_eq!(failing(isolated), ["confirms"], "connected, and nothing is confirmed");
     }
 
     #[test]

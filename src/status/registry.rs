@@ -152,7 +152,12 @@ impl StatusRegistry {
         let publisher = self.publisher.get().map(|publisher| {
             let state = publisher.state();
             let (connected, connections) = (state.connected, state.connections);
-            PublisherStatus { connected, connections, unconfirmed: state.unconfirmed as u64 }
+            PublisherStatus {
+                connected,
+                connections,
+                unconfirmed: state.unconfirmed as u64,
+                waiting_seconds: state.waiting.as_secs(),
+            }
         });
         let pools = consumers.iter().map(|consumer| &consumer.reading.pool);
         let subscriptions: u64 = pools.map(|pool| pool.active_subscriptions + pool.draining_subscriptions).sum();

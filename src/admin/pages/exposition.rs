@@ -71,6 +71,9 @@ impl SnapshotCollector {
         writer.gauge("publisher_connected", "1 if the publishing connection is open", flag(connected))?;
         let connections = publisher.map_or(0, |publisher| publisher.connections);
         writer.counter("publisher_connections", "Publishing connections made", connections)?;
+        let waiting = publisher.map_or(0, |publisher| publisher.waiting_seconds);
+        let help = "Seconds that the oldest unconfirmed publication has been waiting";
+        writer.gauge("publisher_waiting_seconds", help, waiting as f64)?;
         let unconfirmed = publisher.map_or(0, |publisher| publisher.unconfirmed);
         writer.gauge("publisher_unconfirmed", "Publications not confirmed by the broker yet", unconfirmed as f64)
     }

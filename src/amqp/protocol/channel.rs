@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Channel {
     heartbeat_check: Interval,
     /// The broker's address.
     pub address: Address,
+    /// Shared by all connections to this address, so that they can be counted.
+    pub in_use: Option<Arc<()>>,
 }
 
 impl Channel {
@@ -80,6 +83,7 @@ impl Channel {
             last_received: now,
             heartbeat_check,
             address,
+            in_use: None,
         };
         match channel.request(&Method::ChannelOpen, reject_unexpected).await {
             Ok(_) => Ok(channel),

@@ -5,6 +5,7 @@
 
 mod outstanding_confirms;
 mod publisher_task;
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,8 @@ pub struct PublisherState {
     pub connections: u64,
     /// Publications that are not confirmed.
     pub unconfirmed: usize,
+    /// How long the oldest publication sent has been waiting for its confirm, over all connections since the last confirm.
+    pub waiting: Duration,
 }
 
 /// The publisher was closed with publications unconfirmed: the broker may or may not have them.
@@ -59,6 +62,8 @@ struct Shared {
     connected: AtomicBool,
     connection: AtomicU64,
     connections: AtomicU64,
+    /// See [`PublisherState::waiting`], in milliseconds.
+    waiting_millis: AtomicU64,
 }
 
 impl Shared {
@@ -81,6 +86,7 @@ impl Connector {
             connected: AtomicBool::new(false),
             connection: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            waiting_millis: AtomicU64::new(0),
         });
         let (batches, inbox) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
@@ -189,6 +195,7 @@ impl ConfirmingPublisher {
             connections: self.shared.connections.load(Ordering::Relaxed),
             unconfirmed: (self.shared.max_unconfirmed as usize)
                 .saturating_sub(self.shared.publications.available_permits()),
+            waiting: Duration::from_millis(self.shared.waiting_millis.load(Ordering::Relaxed)),
         }
     }
 }

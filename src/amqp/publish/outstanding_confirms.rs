@@ -279,6 +279,11 @@ impl OutstandingConfirms {
         released
     }
 
+    /// How many were sent on this connection and are unconfirmed.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
     /// Whether this connection has confirmed anything.
     pub fn is_proven(&self) -> bool {
         self.proven

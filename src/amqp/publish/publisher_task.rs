@@ -14,13 +14,14 @@ use tracing::{error, info, warn};
 
 use super::Shared;
 use super::outstanding_confirms::{Batch, OutstandingConfirms, ReleasedPermits};
+use super::refusals::Refusals;
 use crate::amqp::connect::Connector;
 use crate::amqp::connect_error::ConnectError;
 use crate::amqp::lifetime::{self, ConnectionEnd};
-use crate::amqp::protocol::{Channel, Method, ServerEvent, reject_unexpected};
+use crate::amqp::protocol::{Channel, Confirm, Method, ServerEvent, reject_unexpected};
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::message::PublishError;
+use crate::message::{CONFIRMS_OVERDUE, PublishError};
 
 /// Upper bound of the first wait between connection attempts. It doubles up to `broker.reconnect_max`.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -46,13 +47,32 @@ struct PublisherTask {
     closer: Option<oneshot::Sender<usize>>,
     /// Whether no more batches can arrive.
     drained: bool,
+    refusals: Refusals,
+    /// Whether to reconnect, to another node if there is one, once everything sent is answered.
+    reconnect: bool,
+    /// When the oldest unconfirmed publication was sent; kept over connections that confirm nothing.
+    waiting_since: Option<Instant>,
+    /// Whether it was logged that the broker does not confirm.
+    overdue: bool,
 }
 
 /// Runs a publisher until it is closed or all its handles are dropped and everything is confirmed.
 pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
     let (outstanding, batches) = (OutstandingConfirms::new(), Vec::with_capacity(BATCHES_AT_A_TIME));
-    let mut task =
-        PublisherTask { connector, shared, outstanding, inbox, closing, batches, closer: None, drained: false };
+    let mut task = PublisherTask {
+        connector,
+        shared,
+        outstanding,
+        inbox,
+        closing,
+        batches,
+        closer: None,
+        drained: false,
+        refusals: Refusals::default(),
+        reconnect: false,
+        waiting_since: None,
+        overdue: false,
+    };
     let backoff = Backoff { first: FIRST_WAIT, max: task.connector.broker.reconnect_max };
     let (mut attempt, mut without_confirm) = (0, 0_u32);
     while !task.is_finished() {
@@ -94,6 +114,7 @@ impl PublisherTask {
         let connection = lifetime::next_number();
         self.outstanding.begin_connection();
         info!(connection, address = %channel.address, unconfirmed = self.outstanding.len(), "connected for publishing");
+        (self.reconnect, self.connector.avoid) = (false, None);
         self.shared.connection.store(connection, Ordering::Relaxed);
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
         self.shared.connected.store(true, Ordering::Relaxed);
@@ -113,6 +134,11 @@ impl PublisherTask {
         self.receive(channel)?;
         let mut check = interval((confirm_timeout / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
         loop {
+            if self.reconnect && self.outstanding.in_flight() == 0 {
+                info!(address = %channel.address, "reconnecting, because the broker keeps refusing messages");
+                self.connector.avoid = Some(channel.address.clone());
+                return Ok(());
+            }
             self.send(channel);
             if self.is_finished() {
                 return Ok(());
@@ -130,6 +156,7 @@ impl PublisherTask {
                         driven?;
                         self.receive(channel)?;
                     }
+                    self.observe_waiting(channel);
                     if self.outstanding.oldest_sent().is_some_and(|sent| sent.elapsed() > confirm_timeout) {
                         return Err(ConnectionEnd::ConfirmTimeout(confirm_timeout));
                     }
@@ -148,7 +175,7 @@ impl PublisherTask {
     /// Queues on the channel what may be sent, until the channel is full.
     fn send(&mut self, channel: &mut Channel) {
         let mut now = None;
-        while !channel.is_full() {
+        while !channel.is_full() && !self.reconnect {
             let next = self.outstanding.next_to_send(*now.get_or_insert_with(Instant::now));
             let Some(publication) = next else { return };
             channel.publish(publication);
@@ -164,6 +191,9 @@ impl PublisherTask {
                     return Err(ConnectionEnd::Broken);
                 }
                 ServerEvent::Confirmed { tag, multiple, confirm } => {
+                    if confirm == Confirm::Nack {
+                        self.reconnect |= self.refusals.refused(Instant::now());
+                    }
                     let released = self.outstanding.confirmed(tag, multiple, confirm);
                     self.release(&released);
                 }
@@ -175,6 +205,28 @@ impl PublisherTask {
             }
         }
         Ok(())
+    }
+
+    /// Notices, logs and publishes for the status that the broker has not confirmed anything for too long.
+    fn observe_waiting(&mut self, channel: &Channel) {
+        let oldest = self.outstanding.oldest_sent();
+        let is_new = self.outstanding.is_proven() || self.waiting_since.is_none();
+        self.waiting_since = match (self.outstanding.is_empty(), is_new) {
+            (true, _) => None,
+            (false, true) => oldest,
+            (false, false) => self.waiting_since,
+        };
+        let waiting = self.waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.shared.waiting_millis.store(waiting.as_millis() as u64, Ordering::Relaxed);
+        let overdue = waiting >= CONFIRMS_OVERDUE;
+        if overdue != self.overdue {
+            self.overdue = overdue;
+            let (unconfirmed, address) = (self.outstanding.len(), &channel.address);
+            match overdue {
+                true => warn!(%address, ?waiting, unconfirmed, "the broker does not confirm what is published to it"),
+                false => info!(%address, unconfirmed, "the broker confirms again"),
+            }
+        }
     }
 
     fn release(&self, released: &ReleasedPermits) {

@@ -161,3 +161,23 @@ async fn a_confirm_that_arrived_while_the_task_did_not_run_counts() {
     assert_eq!(timeout(DEADLINE, answer).await.unwrap().unwrap(), Ok(()));
     assert_eq!(publisher.state().connections, 1);
 }
+
+#[tokio::test]
+async fn a_connection_that_loses_what_is_sent_over_it_is_noticed_in_seconds() {
+    let mut broker = FakeBroker::new(OPENING).await;
+    broker.config.confirm_timeout = Duration::from_secs(30);
+    broker.config.heartbeat = Duration::ZERO;
+    let publisher = broker.connector().publisher();
+    let mut connection = broker.accept(|_| {}).await;
+    let answer = tokio::spawn(publisher.publish(publication(10)));
+    connection.expect_method(MethodId::BASIC_PUBLISH).await;
+    // From now on, time advances to the next check whenever all tasks wait.
+    tokio::time::pause();
+    while publisher.state().waiting < crate::message::CONFIRMS_OVERDUE {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!((publisher.state().connections, publisher.state().unconfirmed), (1, 1));
+    tokio::time::resume();
+    confirm(&mut connection, 1, false).await;
+    assert_eq!(timeout(DEADLINE, answer).await.unwrap().unwrap(), Ok(()));
+}
