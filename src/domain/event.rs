@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn events(order: &str) -> [String; 2] {
-        let order = Order::decode(order.as_bytes()).unwrap();
+        let order = Order::decode(order.as_bytes(), None).unwrap();
         let (total, currency) = order.check().unwrap();
         let at = "2026-11-22T08:00:01.5Z".parse().unwrap();
         let notification = serde_json::to_string(&Notification::processed(&order, total, currency)).unwrap();

@@ -2,10 +2,17 @@
 //!
 //! Pure: no clock, no randomness, no I/O. It never decides what happens to an order that breaks a rule.
 
+mod body;
+mod decimal;
+mod decode;
 mod event;
 mod exact_sum;
+mod json;
 mod model;
 
+pub use body::{BodyError, MAX_DECOMPRESSED_BYTES, body_text};
+pub use decode::DecodeError;
 pub use event::{AnalyticsEvent, Notification, Sale};
 pub use exact_sum::{ExactSum, InvalidSum};
-pub use model::{Currency, DecodeError, MAX_PRODUCT_BYTES, MAX_QUANTITY, Order, OrderId, RuleError, TextField};
+pub use json::{JsonError, ObjectFields, object_fields, text};
+pub use model::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, Order, OrderId, RuleError, TextField};

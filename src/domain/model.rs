@@ -1,6 +1,4 @@
-//! An order: decoding from JSON, and the rules it must follow.
-//!
-//! It never uses a float: a price is parsed from its digits, so `0.1` stays `0.1`.
+//! An order, and the rules it must follow. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +6,11 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
+
+use super::json::{describe, describe_text};
 
 /// Longest order id, in bytes. Message ids contain it, which AMQP limits to 255 bytes; this leaves room for suffixes
 /// such as `/notification/processed`.
@@ -41,6 +41,11 @@ impl OrderId {
         (!text.is_empty() && text.len() <= MAX_ID_BYTES).then_some(Self(text))
     }
 
+    /// An id from text that is not empty. Text that is too long is cut, which `dropped` then says.
+    pub(super) fn cut(text: String, dropped: &mut Option<RuleError>) -> Self {
+        Self(TextField::Id.cut(text, dropped))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -55,42 +60,27 @@ impl fmt::Display for OrderId {
 
 impl<'de> Deserialize<'de> for OrderId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let IdText(text) = IdText::deserialize(deserializer)?;
-        let length = text.len();
-        OrderId::new(text).ok_or_else(|| D::Error::invalid_length(length, &IdText::EXPECTED))
-    }
-}
-
-/// An id of any length but zero. A number is its decimal text.
-struct IdText(String);
-
-impl IdText {
-    const EXPECTED: &str = "an id: a whole number or 1 to 200 bytes of text";
-}
-
-impl<'de> Deserialize<'de> for IdText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct IdVisitor;
         impl Visitor<'_> for IdVisitor {
-            type Value = IdText;
+            type Value = OrderId;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(IdText::EXPECTED)
+                write!(f, "an id: a whole number or 1 to {MAX_ID_BYTES} bytes of text")
             }
-            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<IdText, E> {
-                Ok(IdText(v.to_string()))
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<OrderId, E> {
+                Ok(OrderId(v.to_string()))
             }
-            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<IdText, E> {
-                Ok(IdText(v.to_string()))
+            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<OrderId, E> {
+                Ok(OrderId(v.to_string()))
             }
-            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<IdText, E> {
-                if v.is_empty() { Err(E::invalid_length(0, &self)) } else { Ok(IdText(v.to_owned())) }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<OrderId, E> {
+                OrderId::new(v).ok_or_else(|| E::invalid_length(v.len(), &self))
             }
         }
         deserializer.deserialize_any(IdVisitor)
     }
 }
 
-/// A currency code: three capital letters, as in ISO 4217.
+/// A currency code: three letters, as in ISO 4217. Lower-case letters are read as capital ones.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Currency([u8; 3]);
 
@@ -107,9 +97,11 @@ impl Currency {
 impl FromStr for Currency {
     type Err = RuleError;
     fn from_str(text: &str) -> Result<Self, RuleError> {
-        match text.as_bytes() {
-            &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_uppercase) => Ok(Currency([a, b, c])),
-            _ => Err(RuleError::Currency(text.chars().take(16).collect())),
+        match text.trim_ascii().as_bytes() {
+            &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_alphabetic) => {
+                Ok(Currency([a, b, c].map(|letter| letter.to_ascii_uppercase())))
+            }
+            _ => Err(RuleError::Currency(describe_text(text))),
         }
     }
 }
@@ -132,22 +124,23 @@ impl Serialize for Currency {
     }
 }
 
-/// The body is not an order: invalid JSON, a missing field, or a field of the wrong type. Failure kind `malformed`.
-#[derive(Debug, thiserror::Error)]
-#[error("not an order")]
-pub struct DecodeError(#[from] serde_json::Error);
-
 /// The body is an order, but it breaks a rule of the shop. Failure kind `permanent`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// The quantity is less than 1 or more than [`MAX_QUANTITY`].
     #[error("quantity must be 1 to {MAX_QUANTITY}, is {0}")]
-    Quantity(i64),
+    Quantity(String),
     /// The price is below zero.
-    #[error("price must not be negative, is {0}")]
-    Price(Decimal),
-    /// The currency is not three capital letters.
-    #[error("currency must be three capital letters, is {0:?}")]
+    #[error("price must not be negative")]
+    NegativePrice,
+    /// The price has more digits after the decimal point than a `Decimal` keeps.
+    #[error("price has too many digits after the decimal point: at most 28 digits can be kept")]
+    PriceTooPrecise,
+    /// The price is larger than a `Decimal` can be.
+    #[error("price is too large: at most 28 digits can be kept")]
+    PriceTooLarge,
+    /// The currency is not three letters; what it is, without the text.
+    #[error("currency must be three letters, is {0}")]
     Currency(String),
     /// The product is empty.
     #[error("product must not be empty")]
@@ -169,11 +162,16 @@ pub enum RuleError {
 }
 
 impl RuleError {
+    /// [`RuleError::Quantity`] for this quantity, of which only a short one is shown.
+    pub fn quantity(quantity: i64) -> Self {
+        RuleError::Quantity(describe(&quantity.to_string()))
+    }
+
     /// The stable code for `x-failure-code`.
     pub fn code(&self) -> &'static str {
         match self {
             RuleError::Quantity(_) => "invalid_quantity",
-            RuleError::Price(_) => "invalid_price",
+            RuleError::NegativePrice | RuleError::PriceTooPrecise | RuleError::PriceTooLarge => "invalid_price",
             RuleError::Currency(_) => "invalid_currency",
             RuleError::Product => "invalid_product",
             RuleError::TooLong { field, .. } => field.code(),
@@ -225,7 +223,7 @@ impl TextField {
     }
 
     /// Cuts a text that is too long, which `dropped` then says.
-    fn cut(self, mut text: String, dropped: &mut Option<RuleError>) -> String {
+    pub(super) fn cut(self, mut text: String, dropped: &mut Option<RuleError>) -> String {
         if text.len() > self.max_bytes() {
             *dropped = Some(RuleError::TooLong { field: self, length: text.len() });
             text.truncate(text.floor_char_boundary(self.max_bytes()));
@@ -235,8 +233,8 @@ impl TextField {
     }
 }
 
-/// An order as the producer sent it, except that texts which are too long are cut and fields which are too many are left
-/// out. [`Order::check`] rejects such an order.
+/// An order as the producer sent it, except that texts which are too long are cut, fields which are too many are left out,
+/// and a number that is too large or too precise is replaced. [`Order::check`] rejects such an order.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// The id. Two orders with the same id are the same order.
@@ -262,19 +260,13 @@ pub struct Order {
     /// Fields that this version does not know, unchanged.
     pub extra: BTreeMap<String, Box<RawValue>>,
     /// The rule that a part of the order breaks which was not kept.
-    dropped: Option<RuleError>,
+    pub(super) dropped: Option<RuleError>,
 }
 
 /// The notification channel of an order that asks for none.
 pub const DEFAULT_NOTIFY: &str = "email";
 
 impl Order {
-    /// Decodes a message body.
-    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
-        // This checks UTF-8 once instead of for each string. If it is invalid, `from_slice` gives the better error.
-        Ok(std::str::from_utf8(body).map_or_else(|_| serde_json::from_slice(body), serde_json::from_str)?)
-    }
-
     /// Checks the shop's rules. Returns the total and its currency.
     pub fn check(&self) -> Result<(Decimal, Currency), RuleError> {
         if let Some(broken) = &self.dropped {
@@ -284,10 +276,10 @@ impl Order {
             return Err(RuleError::Product);
         }
         if !(1..=MAX_QUANTITY).contains(&self.quantity) {
-            return Err(RuleError::Quantity(self.quantity));
+            return Err(RuleError::quantity(self.quantity));
         }
         if self.price.is_sign_negative() && !self.price.is_zero() {
-            return Err(RuleError::Price(self.price));
+            return Err(RuleError::NegativePrice);
         }
         let currency = self.checked_currency()?;
         let total = self.price.checked_mul(Decimal::from(self.quantity)).ok_or(RuleError::Total)?;
@@ -316,110 +308,13 @@ impl Order {
     }
 }
 
-const FIELDS: &[&str] =
-    &["id", "product", "quantity", "price", "priority", "customer_id", "email", "currency", "placed_at", "notify"];
-
-impl<'de> Deserialize<'de> for Order {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(OrderVisitor)
-    }
-}
-
-struct OrderVisitor;
-
-impl<'de> Visitor<'de> for OrderVisitor {
-    type Value = Order;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an order: a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Order, A::Error> {
-        let (mut id, mut product, mut quantity, mut price) = (None, None, None, None);
-        let (mut priority, mut customer_id, mut email) = (None, None, None);
-        let (mut currency, mut placed_at, mut notify) = (None, None, None);
-        let (mut extra, mut dropped) = (BTreeMap::new(), None);
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            match key.as_ref() {
-                "id" => set(&mut id, "id", TextField::Id.cut(map.next_value::<IdText>()?.0, &mut dropped))?,
-                "product" => {
-                    let text = TextField::Product.cut(map.next_value()?, &mut dropped);
-                    set(&mut product, "product", text)?;
-                }
-                "quantity" => set(&mut quantity, "quantity", map.next_value::<i64>()?)?,
-                "price" => set(&mut price, "price", map.next_value::<Money>()?.0)?,
-                "priority" => set(&mut priority, "priority", map.next_value::<bool>()?)?,
-                "customer_id" => {
-                    let text = map.next_value::<Option<IdText>>()?;
-                    let text = text.map(|text| TextField::CustomerId.cut(text.0, &mut dropped));
-                    set(&mut customer_id, "customer_id", text)?;
-                }
-                "email" => {
-                    let text = map.next_value::<Option<String>>()?.map(|text| TextField::Email.cut(text, &mut dropped));
-                    set(&mut email, "email", text)?;
-                }
-                "currency" => set(&mut currency, "currency", map.next_value::<Option<String>>()?)?,
-                "placed_at" => set(&mut placed_at, "placed_at", map.next_value::<Option<Timestamp>>()?)?,
-                "notify" => set(&mut notify, "notify", map.next_value::<Option<String>>()?)?,
-                _ if extra.len() >= MAX_EXTRA_FIELDS => {
-                    map.next_value::<IgnoredAny>()?;
-                    dropped = Some(RuleError::TooManyFields);
-                }
-                _ => {
-                    extra.insert(key.into_owned(), map.next_value::<Box<RawValue>>()?);
-                }
-            }
-        }
-        let missing = |field| A::Error::missing_field(field);
-        Ok(Order {
-            id: OrderId(id.ok_or_else(|| missing(FIELDS[0]))?),
-            product: product.ok_or_else(|| missing(FIELDS[1]))?,
-            quantity: quantity.ok_or_else(|| missing(FIELDS[2]))?,
-            price: price.ok_or_else(|| missing(FIELDS[3]))?,
-            priority: priority.unwrap_or(false),
-            customer_id: customer_id.flatten(),
-            email: email.flatten(),
-            currency: currency.flatten(),
-            placed_at: placed_at.flatten(),
-            notify: notify.flatten(),
-            extra,
-            dropped,
-        })
-    }
-}
-
-/// Sets a field. Setting it twice is an error: a JSON object that names a field twice is ambiguous.
-fn set<T, E: serde::de::Error>(slot: &mut Option<T>, name: &'static str, value: T) -> Result<(), E> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(E::duplicate_field(name)),
-    }
-}
-
-/// An amount as a JSON number or string, parsed from its digits and never through a float.
-struct Money(Decimal);
-
-impl<'de> Deserialize<'de> for Money {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?.get();
-        let digits = raw.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(raw);
-        // The library accepts 1_000 as a thousand; JSON does not.
-        if digits.contains('_') {
-            return Err(D::Error::custom("price is not a decimal: it contains an underscore"));
-        }
-        Decimal::from_str_exact(digits)
-            .or_else(|error| if digits.contains(['e', 'E']) { Decimal::from_scientific(digits) } else { Err(error) })
-            .map(Money)
-            .map_err(|error| D::Error::custom(format_args!("price is not a decimal: {error}")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::DecodeError;
     use super::*;
 
     fn order(json: &str) -> Result<Order, DecodeError> {
-        Order::decode(json.as_bytes())
+        Order::decode(json.as_bytes(), None)
     }
 
     #[test]
@@ -435,7 +330,7 @@ mod tests {
         let order = order(r#"{"id":1,"product":"p","quantity":3,"price":0.1}"#).unwrap();
         assert_eq!(order.check().unwrap().0.to_string(), "0.3");
         let long = r#"{"id":1,"product":"p","quantity":1,"price":9007199254740993.01}"#;
-        assert_eq!(super::Order::decode(long.as_bytes()).unwrap().price.to_string(), "9007199254740993.01");
+        assert_eq!(super::Order::decode(long.as_bytes(), None).unwrap().price.to_string(), "9007199254740993.01");
     }
 
     #[test]
@@ -447,12 +342,12 @@ mod tests {
     #[test]
     fn invalid_utf_8_is_malformed_anywhere_in_the_body() {
         let valid = br#"{"id":1,"product":"p","quantity":1,"price":1,"gift":"g","_":0} "#;
-        assert!(Order::decode(valid).is_ok());
+        assert!(Order::decode(valid, None).is_ok());
         for place in [br#"p""#.as_slice(), br#"g""#, b"_", b" "] {
             let at = valid.windows(place.len()).rposition(|window| window == place).unwrap();
             let mut body = valid.to_vec();
             body[at] = 0xff;
-            assert!(Order::decode(&body).is_err(), "{}", String::from_utf8_lossy(&body));
+            assert!(Order::decode(&body, None).is_err(), "{}", String::from_utf8_lossy(&body));
         }
     }
 
@@ -479,12 +374,12 @@ mod tests {
     fn a_broken_rule_has_its_code() {
         let code = |fields: &str| {
             let body = format!(r#"{{"id":1,"product":"p",{fields}}}"#);
-            super::Order::decode(body.as_bytes()).unwrap().check().unwrap_err().code()
+            super::Order::decode(body.as_bytes(), None).unwrap().check().unwrap_err().code()
         };
         assert_eq!(code(r#""quantity":0,"price":1"#), "invalid_quantity");
         assert_eq!(code(r#""quantity":-4,"price":1"#), "invalid_quantity");
         assert_eq!(code(r#""quantity":1,"price":-0.01"#), "invalid_price");
-        assert_eq!(code(r#""quantity":1,"price":1,"currency":"eur""#), "invalid_currency");
+        assert_eq!(code(r#""quantity":1,"price":1,"currency":"euro""#), "invalid_currency");
         assert_eq!(code(r#""quantity":1000000000001,"price":0"#), "invalid_quantity");
         assert_eq!(code(r#""quantity":1000000000000,"price":"79228162514264337593543950335""#), "total_too_large");
     }
@@ -493,7 +388,7 @@ mod tests {
     fn a_text_that_is_too_long_is_a_broken_rule_and_not_a_wrong_shape() {
         let code = |id: &str, product: &str, more: &str| {
             let body = format!(r#"{{"id":"{id}","product":"{product}","quantity":1,"price":1{more}}}"#);
-            super::Order::decode(body.as_bytes()).unwrap().check().map_err(|error| error.code())
+            super::Order::decode(body.as_bytes(), None).unwrap().check().map_err(|error| error.code())
         };
         let long = |bytes| "x".repeat(bytes);
         assert!(code(&long(200), &long(1024), "").is_ok());
@@ -518,7 +413,7 @@ mod tests {
     fn an_invalid_notification_channel_falls_back_to_email() {
         let with = |notify: &str| {
             let body = format!(r#"{{"id":1,"product":"p","quantity":1,"price":1,"notify":{notify}}}"#);
-            super::Order::decode(body.as_bytes()).unwrap().notification_channel().to_owned()
+            super::Order::decode(body.as_bytes(), None).unwrap().notification_channel().to_owned()
         };
         assert_eq!(with(r#""sms""#), "sms");
         assert_eq!(with(r#""a.b""#), "email");

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
-use crate::domain::OrderId;
+use crate::domain::{OrderId, object_fields};
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames};
 use crate::metrics::HandlerOutcome;
@@ -180,10 +180,10 @@ impl FailedMessage<'_> {
 
 /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
 fn order_identity(delivery: &Delivery) -> String {
-    #[derive(Deserialize)]
-    struct Id {
-        id: OrderId,
-    }
-    let order = serde_json::from_slice::<Id>(&delivery.message.body);
-    order.map_or_else(|_| delivery.identity(), |order| order.id.as_str().to_owned())
+    let id = || {
+        let json = delivery.message.text().ok()?;
+        let [id] = object_fields(&json, &["id"], 0).ok()?.named;
+        serde_json::from_str::<OrderId>(id?.get()).ok()
+    };
+    id().map_or_else(|| delivery.identity(), |id| id.as_str().to_owned())
 }

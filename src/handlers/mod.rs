@@ -31,6 +31,7 @@ pub use notification::{Channel, LogChannel};
 
 use crate::chain::chain;
 use crate::config::{HandlerRegistry, Sources};
+use crate::domain::BodyError;
 use crate::ledger::{LedgerError, LedgerWriter};
 use crate::message::ExchangeNames;
 use crate::recovery::{Failure, FailureKind};
@@ -67,4 +68,9 @@ fn event_file_failure(error: &EventLogError) -> Failure {
 /// The failure for an error of the ledger. It is transient, since the ledger may be able to record later.
 fn ledger_failure(error: &LedgerError) -> Failure {
     Failure::new(FailureKind::Transient, "ledger_unavailable", chain(error))
+}
+
+/// The failure for the body of an event that is not text.
+fn body_failure(error: &BodyError) -> Failure {
+    Failure::new(FailureKind::Malformed, error.code(), error.to_string())
 }

@@ -4,20 +4,18 @@
 //! of a message that arrive at the same time, the second waits and then finds the first one recorded. This works within one
 //! process only: two instances with the same ledger may both deliver, and one of them records.
 
-use std::fmt;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use tracing::debug;
 
 use super::claim::Claims;
 use super::event_log::event_line;
-use super::{EventLog, HandlerDeps, HandlerFactory, event_file_failure, ledger_failure};
+use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure, ledger_failure};
 use crate::config::{MessageKind, Section};
-use crate::domain::OrderId;
+use crate::domain::{OrderId, object_fields, text};
 use crate::ledger::{LedgerEntry, LedgerWriter, NewNotification, Recorded};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
@@ -92,40 +90,19 @@ struct NotificationHandler {
     claims: Claims,
 }
 
-/// The fields of the body that are read here; the channel gets the whole body. Other producers may use these names with
-/// another meaning, so values of the wrong type are ignored.
-#[derive(Deserialize)]
-struct Body<'a> {
-    #[serde(borrow, default)]
-    order_id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    email: Option<&'a RawValue>,
-}
-
-fn not_an_object(reason: impl fmt::Display) -> Failure {
-    Failure::new(FailureKind::Malformed, "invalid_event", format!("not a JSON object: {reason}"))
-}
-
-/// The body as text, if it begins like a JSON object. Only parsing it shows whether it is one.
-pub(super) fn object_text(body: &[u8]) -> Result<&str, Failure> {
-    // Serde would read an array as the fields of a struct in order.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(not_an_object("it does not begin with a brace"));
-    }
-    std::str::from_utf8(body).map_err(not_an_object)
-}
-
-/// The order id and the email address in a JSON object, if it has them.
+/// The order id and the email address in a JSON object, if it has them. Other producers may use these names with another
+/// meaning, so values of the wrong type are ignored.
 pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option<String>), Failure> {
-    let body: Body<'_> = serde_json::from_str(object).map_err(not_an_object)?;
-    let id = |raw: &RawValue| serde_json::from_str::<OrderId>(raw.get()).ok().map(|id| id.as_str().to_owned());
-    let text = |raw: &RawValue| serde_json::from_str::<String>(raw.get()).ok();
-    Ok((body.order_id.and_then(id), body.email.and_then(text)))
+    let fields = object_fields(object, &["order_id", "email"], 0)
+        .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_event", error.to_string()))?;
+    let [order_id, email] = fields.named.map(|field| field.map(RawValue::get));
+    let id = |raw| serde_json::from_str::<OrderId>(raw).ok().map(|id| id.as_str().to_owned());
+    Ok((order_id.and_then(id), email.and_then(text).map(|email| email.into_owned())))
 }
 
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
-        let body = object_text(&input.delivery.message.body)?;
+        let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
         let (order_id, email) = order_id_and_email(body)?;
         let id = input.delivery.identity();
         let _claim = self.claims.claim(&id).await;
@@ -214,7 +191,7 @@ mod tests {
         let delivery = delivery(b"{\"note\":\"\xff\"}");
         let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
         let failure = handler.handle(input).await.unwrap_err();
-        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"));
+        assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "unsupported_encoding"));
         assert_eq!(channel.0.load(Ordering::SeqCst), 0);
     }
 

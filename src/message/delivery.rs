@@ -2,11 +2,14 @@
 //!
 //! Pure. Never changes what was received.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::exchange_names::ExchangeNames;
 use super::header::{HeaderValue, Headers, names};
+use crate::domain::{BodyError, body_text};
 
 /// Longest message id that is used as an identity, in bytes. With a suffix such as `/analytics/failed` it must fit AMQP's
 /// limit of 255 bytes.
@@ -21,6 +24,16 @@ pub struct Message {
     pub headers: Headers,
     /// The payload, untouched.
     pub body: Bytes,
+}
+
+impl Message {
+    /// The body as text, decompressed if `content_encoding` says so.
+    ///
+    /// # Errors
+    /// [`BodyError`].
+    pub fn text(&self) -> Result<Cow<'_, str>, BodyError> {
+        body_text(&self.body, self.properties.content_encoding.as_deref())
+    }
 }
 
 /// AMQP 0-9-1 message properties, except the delivery mode: everything orderd publishes is persistent (2).

@@ -33,7 +33,7 @@ use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
 use crate::ledger::LedgerEntry;
-use crate::message::{Delivery, PublishError};
+use crate::message::{Delivery, Message, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
 
@@ -179,7 +179,8 @@ async fn forward(context: &ConsumerContext, delivery: &Delivery, failure: Failur
 
 /// Logs a failed delivery, with the order's fields if the message is an order.
 fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure) {
-    let order = Order::decode(&delivery.message.body).ok();
+    let Message { properties, body, .. } = &delivery.message;
+    let order = Order::decode(body, properties.content_encoding.as_deref()).ok();
     let order = order.as_ref();
     warn!(
         consumer = %context.consumer,

@@ -65,7 +65,7 @@ impl LineParser {
 }
 
 fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineError> {
-    let order = Order::decode(body)?;
+    let order = Order::decode(body, None)?;
     order.check()?;
     let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
     Ok((Some(order.id.as_str().to_owned()), key))
@@ -124,9 +124,9 @@ mod tests {
     fn an_invalid_order_is_refused_with_its_reason() {
         let orders = parser(None, false);
         for (line, reason) in [
-            (&b"nonsense"[..], "not an order"),
-            (b"[1]", "not an order"),
-            (br#"{"id": 1}"#, "missing field `product`"),
+            (&b"nonsense"[..], "not JSON"),
+            (b"[1]", "must be a JSON object, is a list"),
+            (br#"{"id": 1}"#, "product is missing"),
             (
                 br#"{"id": 1, "product": "Mouse", "quantity": 0, "price": 1}"#,
                 "quantity must be 1 to 1000000000000, is 0",

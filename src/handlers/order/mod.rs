@@ -15,11 +15,10 @@ use tracing::{debug, warn};
 use self::fault_injection::{FaultInjection, FaultKind};
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory, ledger_failure};
-use crate::chain::chain;
 use crate::config::{MessageKind, Section};
 use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
 use crate::ledger::{LedgerEntry, LedgerWriter, NewOrder, Recorded};
-use crate::message::{ExchangeNames, Publication};
+use crate::message::{ExchangeNames, Message, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
@@ -67,8 +66,9 @@ struct OrderHandler {
 
 impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
-        let order = Order::decode(&input.delivery.message.body)
-            .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_order", chain(&error)))?;
+        let Message { properties, body, .. } = &input.delivery.message;
+        let order = Order::decode(body, properties.content_encoding.as_deref())
+            .map_err(|error| Failure::new(FailureKind::Malformed, error.code(), error.to_string()))?;
         debug!(
             consumer = %input.consumer, order = %order.id, product = order.product, quantity = order.quantity,
             price = %order.price, retries = input.retries, "Processing Order"

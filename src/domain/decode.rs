@@ -1,0 +1,317 @@
+//! Decodes an order: its fields from JSON, in the notations that producers use.
+//!
+//! Pure. What cannot be read at all is a [`DecodeError`]; a value that can be read and breaks a rule is left to
+//! [`Order::check`].
+
+use jiff::civil::DateTime;
+use jiff::{Timestamp, tz::TimeZone};
+use rust_decimal::Decimal;
+use serde_json::value::RawValue;
+
+use super::body::{BodyError, body_text};
+use super::decimal::{DecimalError, parse_decimal};
+use super::json::{JsonError, describe, object_fields, text};
+use super::model::{MAX_EXTRA_FIELDS, Order, OrderId, RuleError, TextField};
+
+const FIELDS: &[&str; 10] =
+    &["id", "product", "quantity", "price", "priority", "customer_id", "email", "currency", "placed_at", "notify"];
+
+/// The body is not an order. Failure kind `malformed`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The body is not text.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// The body is not a JSON object.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A required field is missing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A field has the wrong type, or a value that cannot be read.
+    #[error("{field} must be {expected}, is {found}")]
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is, without its value.
+        found: String,
+    },
+}
+
+impl DecodeError {
+    /// The stable code for `x-failure-code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            DecodeError::Body(error) => error.code(),
+            DecodeError::Json(_) | DecodeError::Missing(_) | DecodeError::Field { .. } => "invalid_order",
+        }
+    }
+}
+
+/// A field of the object, with its name for errors.
+#[derive(Clone, Copy)]
+struct Field<'a> {
+    name: &'static str,
+    raw: Option<&'a RawValue>,
+}
+
+impl<'a> Field<'a> {
+    fn wrong(self, expected: &'static str) -> DecodeError {
+        let found = self.raw.map_or_else(|| "missing".to_owned(), |raw| describe(raw.get()));
+        DecodeError::Field { field: self.name, expected, found }
+    }
+
+    fn required(self) -> Result<&'a str, DecodeError> {
+        self.raw.map(RawValue::get).ok_or(DecodeError::Missing(self.name))
+    }
+
+    /// `None` also if it is null or an empty text.
+    fn optional(self) -> Option<&'a str> {
+        self.raw.map(RawValue::get).filter(|raw| !matches!(*raw, "null" | "\"\""))
+    }
+
+    fn optional_text(self) -> Result<Option<String>, DecodeError> {
+        let text = |raw| text(raw).ok_or_else(|| self.wrong("a text")).map(|text| text.into_owned());
+        self.optional().map(text).transpose()
+    }
+
+    /// The text of an id: a text that is not empty, or a whole number.
+    fn id(self, raw: &str) -> Result<String, DecodeError> {
+        let digits = raw.strip_prefix('-').unwrap_or(raw);
+        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(raw.to_owned());
+        }
+        let text = text(raw).filter(|text| !text.is_empty());
+        text.map(|text| text.into_owned()).ok_or_else(|| self.wrong("a text of 1 to 200 bytes or a whole number"))
+    }
+
+    fn decimal(self, expected: &'static str) -> Result<Result<Decimal, DecimalError>, DecodeError> {
+        let raw = self.required()?;
+        let number = match text(raw) {
+            Some(text) => parse_decimal(text.trim_ascii()),
+            None => parse_decimal(raw),
+        };
+        if number == Err(DecimalError::NotANumber) { Err(self.wrong(expected)) } else { Ok(number) }
+    }
+
+    fn quantity(self, broken: &mut Option<RuleError>) -> Result<i64, DecodeError> {
+        const EXPECTED: &str = "a whole number";
+        match self.decimal(EXPECTED)? {
+            Ok(number) if number.is_integer() => {
+                Ok(i64::try_from(number).unwrap_or(if number.is_sign_negative() { i64::MIN } else { i64::MAX }))
+            }
+            Err(DecimalError::TooLarge) => {
+                *broken = Some(RuleError::quantity(i64::MAX));
+                Ok(i64::MAX)
+            }
+            Ok(_) | Err(DecimalError::TooPrecise | DecimalError::NotANumber) => Err(self.wrong(EXPECTED)),
+        }
+    }
+
+    fn price(self, broken: &mut Option<RuleError>) -> Result<Decimal, DecodeError> {
+        let rule = match self.decimal("a decimal number")? {
+            Ok(price) => return Ok(price),
+            Err(DecimalError::TooLarge) => RuleError::PriceTooLarge,
+            Err(DecimalError::TooPrecise | DecimalError::NotANumber) => RuleError::PriceTooPrecise,
+        };
+        *broken = Some(rule);
+        Ok(Decimal::ZERO)
+    }
+
+    fn boolean(self) -> Result<bool, DecodeError> {
+        match self.optional() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(self.wrong("true or false")),
+        }
+    }
+
+    fn time(self) -> Result<Option<Timestamp>, DecodeError> {
+        let Some(raw) = self.optional() else { return Ok(None) };
+        let time = text(raw).and_then(|text| parse_time(text.trim_ascii()));
+        time.map(Some).ok_or_else(|| self.wrong("a time such as 2026-11-22T08:00:00Z"))
+    }
+}
+
+/// An RFC 3339 time. Without an offset it is UTC; the date and the time may be separated by a space.
+fn parse_time(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = text.parse() {
+        return Some(time);
+    }
+    // A time zone in brackets would be ignored here.
+    let local: DateTime = text.parse().ok().filter(|_| !text.contains('['))?;
+    TimeZone::UTC.to_timestamp(local).ok()
+}
+
+impl Order {
+    /// Decodes a message body.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode(body: &[u8], content_encoding: Option<&str>) -> Result<Self, DecodeError> {
+        Self::from_json(&body_text(body, content_encoding)?)
+    }
+
+    fn from_json(json: &str) -> Result<Self, DecodeError> {
+        let fields = object_fields(json, FIELDS, MAX_EXTRA_FIELDS)?;
+        let field = |index: usize| Field { name: FIELDS[index], raw: fields.named[index] };
+        let [id, product, quantity, price, priority] = [0, 1, 2, 3, 4].map(field);
+        let [customer_id, email, currency, placed_at, notify] = [5, 6, 7, 8, 9].map(field);
+        let mut dropped = fields.has_more.then_some(RuleError::TooManyFields);
+        let id_text = id.id(id.required()?)?;
+        let product_text = text(product.required()?).ok_or_else(|| product.wrong("a text"))?.into_owned();
+        let customer_text = customer_id.optional().map(|raw| customer_id.id(raw)).transpose()?;
+        let email = email.optional_text()?;
+        Ok(Order {
+            id: OrderId::cut(id_text, &mut dropped),
+            product: TextField::Product.cut(product_text, &mut dropped),
+            quantity: quantity.quantity(&mut dropped)?,
+            price: price.price(&mut dropped)?,
+            priority: priority.boolean()?,
+            customer_id: customer_text.map(|text| TextField::CustomerId.cut(text, &mut dropped)),
+            email: email.map(|text| TextField::Email.cut(text, &mut dropped)),
+            currency: currency.optional_text()?,
+            placed_at: placed_at.time()?,
+            notify: notify.optional_text()?,
+            extra: fields.others,
+            dropped,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An order in which one field has this JSON.
+    fn with(field: &str, json: &str) -> Result<Order, DecodeError> {
+        let mut fields = vec![("id", "1"), ("product", "\"p\""), ("quantity", "3"), ("price", "400")];
+        match fields.iter_mut().find(|(name, _)| *name == field) {
+            Some(known) => known.1 = json,
+            None => fields.push((field, json)),
+        }
+        let fields: Vec<String> = fields.iter().map(|(name, json)| format!("\"{name}\":{json}")).collect();
+        Order::decode(format!("{{{}}}", fields.join(",")).as_bytes(), None)
+    }
+
+    #[test]
+    fn every_optional_field_may_be_null_or_empty() {
+        for field in ["priority", "customer_id", "email", "currency", "placed_at", "notify"] {
+            for json in ["null", "\"\""] {
+                with(field, json).unwrap().check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_quantity_is_read_as_a_number_or_as_text() {
+        for json in ["3", "\"3\"", "\" 3 \"", "\"+3\"", "\"3.0\"", "3.0", "3e0", "0.3e1", "\"\\u0033\""] {
+            assert_eq!(with("quantity", json).unwrap().quantity, 3, "{json}");
+        }
+        for json in ["\"3.5\"", "3.5", "\"three\"", "\"\"", "null", "true", "[3]", "{}", "\"0x3\"", "\"1_000\"", "3e-1"]
+        {
+            let error = with("quantity", json).unwrap_err();
+            assert!(matches!(error, DecodeError::Field { field: "quantity", .. }), "{json}: {error}");
+            assert_eq!(error.code(), "invalid_order");
+        }
+        for json in ["0", "\"-4\"", "1000000000001", "99999999999999999999", "-99999999999999999999", "1e400"] {
+            assert_eq!(with("quantity", json).unwrap().check().unwrap_err().code(), "invalid_quantity", "{json}");
+        }
+    }
+
+    #[test]
+    fn a_price_is_read_in_every_notation_that_json_allows() {
+        let zeros = format!("\"67.2{}\"", "0".repeat(40));
+        for (json, expected) in [
+            ("4e2", "400"),
+            ("\"4E+2\"", "400"),
+            ("\" 400.00 \"", "400"),
+            ("400.000", "400"),
+            ("0e400", "0"),
+            (zeros.as_str(), "67.2"),
+            (zeros.trim_matches('"'), "67.2"),
+        ] {
+            assert_eq!(with("price", json).unwrap().price, expected.parse().unwrap(), "{json}");
+        }
+        for json in ["1e400", "1e-400", "0.00000000000000000000000000001", "\"79228162514264337593543950336\"", "-0.01"]
+        {
+            assert_eq!(with("price", json).unwrap().check().unwrap_err().code(), "invalid_price", "{json}");
+        }
+        for json in
+            ["\"cheap\"", "\"NaN\"", "\"Infinity\"", "\"1,5\"", "\"1_0\"", "\"$5\"", "null", "true", "{\"a\":[1]}"]
+        {
+            let error = with("price", json).unwrap_err();
+            assert!(matches!(error, DecodeError::Field { field: "price", .. }), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_currency_may_be_in_lower_case() {
+        assert_eq!(with("currency", "\"eur\"").unwrap().check().unwrap().1.as_str(), "EUR");
+        assert_eq!(with("currency", "\" Usd \"").unwrap().check().unwrap().1.as_str(), "USD");
+        for json in ["\"euro\"", "\"€\"", "\"e1r\""] {
+            assert_eq!(with("currency", json).unwrap().check().unwrap_err().code(), "invalid_currency", "{json}");
+        }
+    }
+
+    #[test]
+    fn a_time_without_an_offset_is_utc() {
+        for (text, expected) in [
+            ("2026-11-22T08:00:00Z", "2026-11-22T08:00:00Z"),
+            ("2026-11-22T08:00:00", "2026-11-22T08:00:00Z"),
+            ("2026-11-22 08:00:00", "2026-11-22T08:00:00Z"),
+            ("2026-11-22t08:00:00z", "2026-11-22T08:00:00Z"),
+            ("2026-11-22 08:00:00.5", "2026-11-22T08:00:00.5Z"),
+            ("2026-11-22 10:00:00+02:00", "2026-11-22T08:00:00Z"),
+            ("2026-11-22T08:00:00.123456789Z", "2026-11-22T08:00:00.123456789Z"),
+        ] {
+            let order = with("placed_at", &format!("\"{text}\"")).unwrap();
+            assert_eq!(order.placed_at, Some(expected.parse().unwrap()), "{text}");
+        }
+        for json in
+            ["\"yesterday\"", "1763798400", "\"22.11.2026\"", "\"2026-13-01T00:00:00\"", "\"2026-11-22T08:00[Mars]\""]
+        {
+            let error = with("placed_at", json).unwrap_err();
+            assert!(matches!(error, DecodeError::Field { field: "placed_at", .. }), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_an_order_is_refused_in_plain_words() {
+        let decode = |body: &str| Order::decode(body.as_bytes(), None).unwrap_err().to_string();
+        for (body, expected) in [
+            ("", "not JSON: the text ends too early at line 1, column 0"),
+            ("[]", "must be a JSON object, is a list"),
+            ("{\"id\":1", "not JSON: the text ends too early at line 1, column 7"),
+            ("{}", "id is missing"),
+            ("{\"id\":1,\"id\":1}", "id is given twice"),
+        ] {
+            assert_eq!(decode(body), expected);
+        }
+        assert!(decode("{\"price\": NaN}").contains("NaN is not a number"));
+        assert!(decode("{\"price\": -Infinity}").contains("Infinity is not a number"));
+        assert!(decode("{\"price\": 1} trailing").contains("unexpected character"));
+    }
+
+    #[test]
+    fn a_rejected_value_is_described_and_not_shown() {
+        let card = "4111111111111111";
+        for field in ["quantity", "price", "priority", "email", "currency", "placed_at", "product"] {
+            for json in [
+                card.to_owned(),
+                format!("\"{card}\""),
+                format!("\"x{card}\""),
+                format!("[{card}]"),
+                format!("-{card}"),
+            ] {
+                let error = match with(field, &json) {
+                    Err(error) => error.to_string(),
+                    Ok(order) => order.check().err().map(|error| error.to_string()).unwrap_or_default(),
+                };
+                assert!(!error.contains("4111"), "{field}: {error}");
+            }
+        }
+    }
+}
