@@ -39,7 +39,7 @@ pub struct ReloadReport {
     pub generation: u64,
     /// Each changed key, sorted by key. For a rejected configuration, the changes found before it was rejected.
     pub changes: Vec<ConfigChange>,
-    /// Why it was rejected: one text for each problem.
+    /// Why it was rejected, or, if it was not, how the broker differs from the configuration: one text for each problem.
     pub problems: Vec<String>,
     /// It was rejected only for a temporary reason, such as an unreachable broker: the same configuration may be accepted
     /// later.
@@ -57,7 +57,8 @@ pub enum ReloadOutcome {
     Unchanged,
     /// All changes are active.
     Applied,
-    /// Some changes are active; the others need a restart or a change at the broker.
+    /// Some changes are active; the others need a restart or a change at the broker. Or the broker does not match the
+    /// configuration: see [`ReloadReport::problems`].
     PartlyApplied,
     /// No change is active; the configuration is the same as before.
     Rejected,

@@ -11,6 +11,7 @@ use tokio_rustls::TlsConnector;
 use super::connect_error::ConnectError;
 use super::lifetime::ConnectionEnd;
 use super::protocol::{self, Channel, Connection, Credentials, HandshakeError, MAX_SHORT_STRING};
+use super::redeclaration::Redeclaration;
 use crate::chain::chain;
 use crate::config::{Address, Broker, Mechanism};
 use crate::instance;
@@ -36,6 +37,7 @@ pub struct Connector {
     in_use: Arc<[Arc<()>]>,
     /// An address that is tried last.
     pub(super) avoid: Option<Address>,
+    redeclaration: Redeclaration,
 }
 
 impl Connector {
@@ -43,12 +45,18 @@ impl Connector {
     pub fn new(broker: Broker) -> Self {
         let tls = broker.tls.as_ref().map(|tls| Arc::new(TlsReloader::new("broker.tls", tls.files.clone())));
         let in_use = broker.addresses.iter().map(|_| Arc::new(())).collect();
-        Connector { broker: Arc::new(broker), tls, last_error: Arc::default(), in_use, avoid: None }
+        let (broker, redeclaration) = (Arc::new(broker), Redeclaration::default());
+        Connector { broker, tls, last_error: Arc::default(), in_use, avoid: None, redeclaration }
     }
 
     /// Why the last attempt to connect failed; `None` if it succeeded.
     pub fn last_connect_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Requests to declare the topology again, for example because a new session has begun.
+    pub fn redeclaration(&self) -> &Redeclaration {
+        &self.redeclaration
     }
 
     /// Sets [`Connector::last_connect_error`].
@@ -68,6 +76,7 @@ impl Connector {
         let in_use = index.map(|index| Arc::clone(&self.in_use[index]));
         let mut channel = Channel::open(connection, address).await.map_err(ConnectError::Lost)?;
         channel.in_use = in_use;
+        self.redeclaration.session_began();
         Ok(channel)
     }
 

@@ -9,6 +9,9 @@ use super::lifetime::ConnectionEnd;
 use crate::config::Address;
 use crate::tls::{TlsError, TlsFileError};
 
+/// RabbitMQ's reply code for a queue or exchange that does not exist.
+const NOT_FOUND: u16 = 404;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -102,6 +105,11 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether the broker closed the channel because the queue or exchange does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ConnectError::Lost(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }))
+    }
+
     /// Whether trying again is pointless until someone changes the configuration or the broker.
     pub fn is_permanent(&self) -> bool {
         match self {

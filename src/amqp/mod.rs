@@ -7,8 +7,9 @@
 //! Connector (connect.rs)
 //!   ├─ subscribe ───► consume/   one connection for each subscription: deliveries in, settlements out
 //!   ├─ publisher ───► publish/   one connection, reopened whenever it is lost
-//!   └─ declare, missing_objects, denied_permissions
-//!                 └─► admin/     short-lived connections of the client library `amqprs`
+//!   ├─ declare, missing_objects, denied_permissions
+//!   │             └─► admin/     short-lived connections of the client library `amqprs`
+//!   └─ redeclaration.rs          requests to declare the topology again
 //!
 //! consume/ and publish/ use protocol/: frames, typed methods, contents, handshake, one channel per connection
 //! ```
@@ -28,11 +29,13 @@ mod fake_broker;
 mod lifetime;
 mod protocol;
 mod publish;
+mod redeclaration;
 
-pub use admin::{DeclareError, Declared, DeniedPermission, MissingObject, is_client_panic};
+pub use admin::{DeclareError, Declared, DeniedPermission, is_client_panic};
 pub use connect::Connector;
 pub use connect_error::ConnectError;
 pub use lifetime::ConnectionEnd;
 #[doc(hidden)]
 pub use protocol::decode_stream;
 pub use publish::{ConfirmingPublisher, PublisherState, Unconfirmed};
+pub use redeclaration::{Redeclaration, RedeclarationRequests};

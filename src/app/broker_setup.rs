@@ -127,10 +127,10 @@ impl BrokerSetup {
             return Ok(policies);
         }
         let declared = connector.declare(self.topology.declarations()).await?;
-        info!(created = declared.created.len(), "topology declared");
+        info!(created = declared.created_queues().len(), "topology declared");
         self.check_permissions(connector).await?;
         // A policy may match a queue that did not exist at the comparison.
-        Ok(if declared.created.is_empty() { policies } else { PolicyCheck::Incomplete })
+        Ok(if declared.created_queues().is_empty() { policies } else { PolicyCheck::Incomplete })
     }
 
     /// Declares or checks what a running daemon's new configuration needs. Does not retry: the
@@ -161,6 +161,38 @@ impl BrokerSetup {
             Ok(policies)
         };
         tokio::time::timeout(EXTEND_TIMEOUT, extending).await.unwrap_or(Err(TopologyError::TooSlow))
+    }
+
+    /// Declares again, or checks, what is already in use, and returns every problem. For a reload that changes nothing on the
+    /// broker: the topology may have been deleted, or a policy added, since it was declared.
+    pub async fn reapply(&self, connector: &Connector) -> Vec<String> {
+        let reapplying = async {
+            let mut problems = Vec::new();
+            if self.declare {
+                match connector.declare_possible(self.topology.declarations()).await {
+                    Ok(declared) => {
+                        problems.extend(declared.refused.iter().map(|refused| chain(refused)));
+                        if !declared.created.is_empty() {
+                            warn!(
+                                restored = joined(&declared.created, ", "),
+                                "declared again what was missing on the broker"
+                            );
+                        }
+                    }
+                    Err(error) => return vec![chain(&error)],
+                }
+            }
+            match self.compare(Duration::ZERO).await {
+                Ok(_) if self.declare => {}
+                Ok(_) => {
+                    problems.extend(self.check_without_declaring(connector).await.err().map(|error| chain(&error)))
+                }
+                Err(contradiction) => problems.push(chain(&contradiction)),
+            }
+            problems
+        };
+        let timed_out = |_| vec![chain(&TopologyError::TooSlow)];
+        tokio::time::timeout(EXTEND_TIMEOUT, reapplying).await.unwrap_or_else(timed_out)
     }
 
     /// Completes a policy check that was incomplete at the start, and begins a shutdown if a policy would drop messages.

@@ -14,6 +14,7 @@ use super::event_logs::EventLogs;
 use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
+use super::redeclarer::Redeclarer;
 use super::reload::{self, ReloadPlan};
 use super::retention::Retention;
 use crate::amqp::Connector;
@@ -34,6 +35,7 @@ pub(super) struct Daemon {
     pub generation: u64,
     pub sources: Sources,
     pub connector: Connector,
+    pub redeclarer: Redeclarer,
     pub pools: Pools,
     pub pauses: Pauses,
     pub observability: Observability,
@@ -156,7 +158,7 @@ impl Daemon {
 
     /// Makes the planned configuration the active one.
     async fn apply(&mut self, plan: ReloadPlan) -> ReloadReport {
-        let ReloadPlan { next, changes, notes } = plan;
+        let ReloadPlan { next, changes, problems, notes } = plan;
         if next != self.config {
             self.pools.apply(&next.consumers, &self.pauses);
             self.pools.wait_for_handover().await;
@@ -166,13 +168,14 @@ impl Daemon {
                 self.retention.set(active.ledger.retention);
             }
             self.drain_timeout.send_replace(active.shutdown.drain_timeout);
+            self.redeclarer.set(active);
             if former.management != active.management || former.topology() != active.topology() {
                 self.observability.restart_poller(active).await;
             }
             self.generation += 1;
         }
-        let outcome = reload::outcome(&changes);
-        ReloadReport { outcome, generation: self.generation, changes, problems: Vec::new(), temporary: false, notes }
+        let outcome = reload::outcome(&changes, &problems);
+        ReloadReport { outcome, generation: self.generation, changes, problems, temporary: false, notes }
     }
 
     /// Pauses or resumes a consumer. A consumer that was paused and then removed can still be resumed.

@@ -17,6 +17,7 @@ mod orphaned_objects;
 mod pauses;
 mod pools;
 mod reconciliation;
+mod redeclarer;
 mod reload;
 mod retention;
 mod service_status;
@@ -37,6 +38,7 @@ use observability::Observability;
 use pauses::Pauses;
 pub use pauses::PausesError;
 use pools::{PoolDeps, Pools};
+use redeclarer::Redeclarer;
 use retention::Retention;
 
 use crate::admin::{AdminError, BoundListener};
@@ -161,6 +163,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         return Ok(None);
     };
 
+    let redeclarer = Redeclarer::start(&config, &connector, shutdown);
     let publisher = Arc::new(connector.publisher());
     let mut pools = Pools::new(pool_deps(&config, &connector, &publisher, &ledger, &logs, &observability, shutdown));
     pools.apply(&config.consumers, &pauses);
@@ -176,6 +179,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         generation: FIRST_GENERATION,
         sources,
         connector,
+        redeclarer,
         pools,
         pauses,
         observability,

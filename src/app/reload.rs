@@ -20,6 +20,8 @@ pub(super) struct ReloadPlan {
     pub next: Config,
     /// Each changed key.
     pub changes: Vec<ConfigChange>,
+    /// What the broker lacks, although the configuration has not changed it.
+    pub problems: Vec<String>,
     /// Warnings, and what an operator has to do outside orderd.
     pub notes: Vec<String>,
 }
@@ -61,6 +63,7 @@ pub(super) async fn plan(
     pools.wait_for_capacity(&next.consumers, pauses).await.map_err(|error| rejected(error.to_string(), true))?;
     let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let setup = BrokerSetup::new(&next);
+    let mut problems = Vec::new();
     if setup.extends(&BrokerSetup::new(active)) {
         let extended = setup.extend(connector).await;
         match extended.map_err(|error| rejected(chain(&error), error.is_temporary()))? {
@@ -70,14 +73,18 @@ pub(super) async fn plan(
                     .to_owned(),
             ),
         }
+    } else {
+        problems = setup.reapply(connector).await;
     }
     notes.extend(orphaned_objects(active, &next));
-    Ok(ReloadPlan { next, changes, notes })
+    Ok(ReloadPlan { next, changes, problems, notes })
 }
 
-/// The outcome of applying these changes.
-pub(super) fn outcome(changes: &[ConfigChange]) -> ReloadOutcome {
-    if changes.is_empty() {
+/// The outcome of applying these changes, with these problems of the broker.
+pub(super) fn outcome(changes: &[ConfigChange], problems: &[String]) -> ReloadOutcome {
+    if !problems.is_empty() {
+        ReloadOutcome::PartlyApplied
+    } else if changes.is_empty() {
         ReloadOutcome::Unchanged
     } else if changes.iter().all(|change| change.effect == Effect::Live) {
         ReloadOutcome::Applied
@@ -92,11 +99,16 @@ pub(super) fn log_report(by: &str, report: &ReloadReport) {
     match outcome {
         ReloadOutcome::Unchanged => info!(by, generation, "reloaded: no changes"),
         ReloadOutcome::Applied => info!(by, generation, "reloaded: all changes are active"),
-        ReloadOutcome::PartlyApplied => warn!(by, generation, "reloaded: some changes are active"),
+        ReloadOutcome::PartlyApplied => warn!(by, generation, "reloaded: not everything is active"),
         ReloadOutcome::Rejected => warn!(by, generation, "reload rejected, configuration unchanged"),
     }
     for problem in problems {
-        warn!(problem, "reload rejected");
+        match outcome {
+            ReloadOutcome::Rejected => warn!(problem, "reload rejected"),
+            ReloadOutcome::Unchanged | ReloadOutcome::Applied | ReloadOutcome::PartlyApplied => {
+                warn!(problem, "the broker does not match the configuration");
+            }
+        }
     }
     for ConfigChange { key, from, to, effect } in changes {
         match (outcome, effect) {

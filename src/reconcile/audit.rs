@@ -7,44 +7,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use crate::management::ObservedTopology;
-use crate::topology::{Argument, Binding, Declaration, Exchange, Queue, Topology};
-
-/// An object of a topology.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Object {
-    /// An exchange, by name.
-    Exchange(String),
-    /// A queue, by name.
-    Queue(String),
-    /// A binding.
-    Binding {
-        /// The source exchange.
-        exchange: String,
-        /// The destination queue.
-        queue: String,
-        /// The routing key or pattern.
-        routing_key: String,
-    },
-}
-
-impl From<&Binding> for Object {
-    fn from(binding: &Binding) -> Self {
-        let Binding { exchange, queue, routing_key } = binding.clone();
-        Object::Binding { exchange, queue, routing_key }
-    }
-}
-
-impl fmt::Display for Object {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Object::Exchange(name) => write!(f, "exchange {name:?}"),
-            Object::Queue(name) => write!(f, "queue {name:?}"),
-            Object::Binding { exchange, queue, routing_key } => {
-                write!(f, "binding of queue {queue:?} to exchange {exchange:?} by {routing_key:?}")
-            }
-        }
-    }
-}
+use crate::topology::{Argument, Binding, Declaration, Exchange, Object, Queue, Topology};
 
 /// An object that exists with a different definition. Only deleting it would help, and orderd never deletes objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,16 +103,12 @@ pub fn audit(topology: &Topology, observed: &ObservedTopology) -> Audit {
 
 /// Declared objects that do not exist.
 pub fn missing(declarations: &[Declaration], observed: &ObservedTopology) -> Vec<Object> {
-    let absent = |declaration: &Declaration| match declaration {
-        Declaration::Exchange(exchange) => {
-            (!observed.exchanges.contains_key(&exchange.name)).then(|| Object::Exchange(exchange.name.clone()))
-        }
-        Declaration::Queue(queue) => {
-            (!observed.queues.contains_key(&queue.name)).then(|| Object::Queue(queue.name.clone()))
-        }
-        Declaration::Binding(binding) => (!observed.bindings.contains(binding)).then(|| Object::from(binding)),
+    let exists = |declaration: &&Declaration| match declaration {
+        Declaration::Exchange(exchange) => observed.exchanges.contains_key(&exchange.name),
+        Declaration::Queue(queue) => observed.queues.contains_key(&queue.name),
+        Declaration::Binding(binding) => observed.bindings.contains(binding),
     };
-    declarations.iter().filter_map(absent).collect()
+    declarations.iter().filter(|declaration| !exists(declaration)).map(Object::from).collect()
 }
 
 /// Objects whose definition differs from the declared one.

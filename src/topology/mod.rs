@@ -10,6 +10,6 @@ mod plan;
 mod tests;
 
 pub use crate::message::ExchangeNames;
-pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
+pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Object, Queue};
 pub use permission::{Permissions, RequiredPermission, TopicPermissions};
 pub use plan::{DELIVERY_LIMIT, Role, Topology, UNLIMITED_DELIVERIES, WorkQueue};

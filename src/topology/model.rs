@@ -84,3 +84,50 @@ pub enum Declaration {
     /// Bind a queue.
     Binding(Binding),
 }
+
+/// An object of a topology.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// An exchange, by name.
+    Exchange(String),
+    /// A queue, by name.
+    Queue(String),
+    /// A binding.
+    Binding {
+        /// The source exchange.
+        exchange: String,
+        /// The destination queue.
+        queue: String,
+        /// The routing key or pattern.
+        routing_key: String,
+    },
+}
+
+impl From<&Binding> for Object {
+    fn from(binding: &Binding) -> Self {
+        let Binding { exchange, queue, routing_key } = binding.clone();
+        Object::Binding { exchange, queue, routing_key }
+    }
+}
+
+impl From<&Declaration> for Object {
+    fn from(declaration: &Declaration) -> Self {
+        match declaration {
+            Declaration::Exchange(exchange) => Object::Exchange(exchange.name.clone()),
+            Declaration::Queue(queue) => Object::Queue(queue.name.clone()),
+            Declaration::Binding(binding) => Object::from(binding),
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Exchange(name) => write!(f, "exchange {name:?}"),
+            Object::Queue(name) => write!(f, "queue {name:?}"),
+            Object::Binding { exchange, queue, routing_key } => {
+                write!(f, "binding of queue {queue:?} to exchange {exchange:?} by {routing_key:?}")
+            }
+        }
+    }
+}

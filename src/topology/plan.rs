@@ -1,7 +1,7 @@
 //! The plan: the exchanges, queues and bindings that must exist, in the order in which to declare them.
 //!
 //! Pure. Targets come before sources: when a queue is declared, the exchange it dead-letters to and the queue bound there
-//! already exist, so no message is lost between two declarations.
+//! already exist. A queue that dead-letters holds its messages until that queue is bound.
 //!
 //! The arguments were tested on RabbitMQ 3.10.8, 4.0.5 and 4.3.6 and are the same for all of them. Changing one makes every
 //! broker that already has the queue refuse the declaration with 406.

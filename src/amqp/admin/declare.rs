@@ -2,7 +2,7 @@
 //!
 //! Uses short-lived connections. Never deletes anything, and never changes anything that exists: a mismatch is reported.
 
-use std::fmt;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use amqprs::channel::{Channel, ExchangeDeclareArguments, QueueBindArguments, QueueDeclareArguments};
@@ -18,7 +18,7 @@ use crate::amqp::connect::Connector;
 use crate::amqp::connect_error::ConnectError;
 use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime};
 use crate::amqp::protocol::MAX_SHORT_STRING;
-use crate::topology::{Binding, Declaration, Exchange, Queue};
+use crate::topology::{Argument, Binding, Declaration, Exchange, Object, Queue};
 
 /// A quorum queue loses confirmed messages if its broker is killed within about 1 s of the declaration (measured on RabbitMQ
 /// 3.10, 4.0 and 4.3). Nothing may be published to it earlier.
@@ -26,60 +26,97 @@ const NEW_QUEUE_WAIT: Duration = Duration::from_secs(2);
 /// Passive declarations on one connection, each on a channel of its own. RabbitMQ allows 2047 channels by default.
 const CHECKS_PER_CONNECTION: usize = 256;
 
+/// The most refused declarations after which the others are still tried.
+const MAX_REFUSED: usize = 16;
+
 const NOT_FOUND: u16 = 404;
 
-/// An exchange or queue that the broker does not have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MissingObject {
-    /// An exchange of this name.
-    Exchange(String),
-    /// A queue of this name.
-    Queue(String),
+/// What declaring a plan changed.
+#[derive(Debug, Default)]
+pub struct Declared {
+    /// Exchanges and queues that did not exist before, in the plan's order.
+    pub created: Vec<Object>,
+    /// Declarations that the broker refused. [`Connector::declare`] fails with the first of these instead.
+    pub refused: Vec<DeclareError>,
 }
 
-impl fmt::Display for MissingObject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            MissingObject::Exchange(name) => write!(f, "exchange {name:?}"),
-            MissingObject::Queue(name) => write!(f, "queue {name:?}"),
-        }
+impl Declared {
+    /// The queues that did not exist before.
+    pub fn created_queues(&self) -> Vec<&str> {
+        let queues = self.created.iter().filter_map(|object| match object {
+            Object::Queue(name) => Some(name.as_str()),
+            Object::Exchange(_) | Object::Binding { .. } => None,
+        });
+        queues.collect()
     }
 }
 
-/// What declaring a plan changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Declared {
-    /// Queues that did not exist before, in the plan's order.
-    pub created: Vec<String>,
-}
-
 impl Connector {
-    /// Declares everything in the plan, in order. If that creates queues, waits after the last of them until they are safe
-    /// to use, and only then creates the remaining bindings, so that no producer's message reaches a queue that a killed
-    /// broker would lose it from.
+    /// Declares everything in the plan. If that creates queues, waits until they are safe to use, and only then binds them,
+    /// so that no message reaches a queue that a killed broker would lose it from.
     ///
     /// # Errors
     /// [`DeclareError`] for the first declaration that the broker does not accept. Those before it remain.
     pub async fn declare(&self, plan: &[Declaration]) -> Result<Declared, DeclareError> {
+        let mut declared = self.declare_steps(plan, 1).await?;
+        match declared.refused.pop() {
+            Some(refused) => Err(refused),
+            None => Ok(declared),
+        }
+    }
+
+    /// Like [`Connector::declare`], but continues after a declaration that the broker refuses, up to a limit.
+    ///
+    /// # Errors
+    /// [`DeclareError`] if the broker cannot be reached or gives no clear answer.
+    pub async fn declare_possible(&self, plan: &[Declaration]) -> Result<Declared, DeclareError> {
+        self.declare_steps(plan, MAX_REFUSED).await
+    }
+
+    async fn declare_steps(&self, plan: &[Declaration], max_refused: usize) -> Result<Declared, DeclareError> {
         plan.iter().try_for_each(check_names)?;
-        let queues: Vec<_> = plan.iter().filter(|step| matches!(step, Declaration::Queue(_))).collect();
-        let missing = self.find_missing(&queues).await?;
-        let created: Vec<_> = missing.into_iter().filter_map(queue_name).collect();
-        let lifetime = ConnectionLifetime::begin();
-        let client = ClientConnection::open(self, "declare", &lifetime).await?;
-        let last_queue = plan.iter().rposition(|step| matches!(step, Declaration::Queue(_)));
-        let (before, after) = plan.split_at(last_queue.map_or(0, |last| last + 1));
-        let mut outcome = declare_all(&client.channel, &lifetime, before).await;
-        if outcome.is_ok() && !created.is_empty() {
-            info!(queues = ?created, wait = ?NEW_QUEUE_WAIT, "queues created; waiting until they are safe to use");
+        let created = self.missing_objects(plan).await?;
+        let mut declared = Declared { created, refused: Vec::new() };
+        let (first, later) = split_for_new_queues(plan, &declared.created_queues());
+        self.declare_each(&first, max_refused, &mut declared.refused).await?;
+        if declared.refused.len() < max_refused && !later.is_empty() {
+            let queues = declared.created_queues();
+            info!(?queues, wait = ?NEW_QUEUE_WAIT, "queues created; waiting until they are safe to use");
             sleep(NEW_QUEUE_WAIT).await;
+            self.declare_each(&later, max_refused, &mut declared.refused).await?;
         }
-        if outcome.is_ok() {
-            outcome = declare_all(&client.channel, &lifetime, after).await;
+        let Declared { created, refused } = &mut declared;
+        created.retain(|object| !refused.iter().any(|refused| refused.concerns(object)));
+        Ok(declared)
+    }
+
+    /// Declares these, in order, until `refused` has `max_refused` elements. A refusal closes the channel, and each further
+    /// declaration needs a new connection.
+    async fn declare_each(
+        &self,
+        steps: &[&Declaration],
+        max_refused: usize,
+        refused: &mut Vec<DeclareError>,
+    ) -> Result<(), DeclareError> {
+        let mut rest = steps.iter();
+        while refused.len() < max_refused && rest.len() > 0 {
+            let lifetime = ConnectionLifetime::begin();
+            let client = ClientConnection::open(self, "declare", &lifetime).await?;
+            let mut outcome = Ok(());
+            while outcome.is_ok()
+                && let Some(step) = rest.next()
+            {
+                let declared = declare(&client.channel, &lifetime, step, false).await;
+                outcome = declared.map_err(|end| DeclareError::new(step, end));
+            }
+            client.close(&lifetime).await;
+            match outcome {
+                Ok(()) => {}
+                Err(error) if error.concerns_one_declaration() => refused.push(error),
+                Err(error) => return Err(error),
+            }
         }
-        client.close(&lifetime).await;
-        outcome?;
-        Ok(Declared { created })
+        Ok(())
     }
 
     /// Returns the exchanges and queues of the plan that the broker does not have. AMQP has no request for their properties
@@ -87,7 +124,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`DeclareError`] if the broker gives no clear answer.
-    pub async fn missing_objects(&self, plan: &[Declaration]) -> Result<Vec<MissingObject>, DeclareError> {
+    pub async fn missing_objects(&self, plan: &[Declaration]) -> Result<Vec<Object>, DeclareError> {
         plan.iter().try_for_each(check_names)?;
         let objects: Vec<_> = plan.iter().filter(|step| !matches!(step, Declaration::Binding(_))).collect();
         self.find_missing(&objects).await
@@ -95,7 +132,7 @@ impl Connector {
 
     /// Declares each exchange or queue passively. A "not found" closes the channel, and opening a channel on a connection
     /// that has lost one is not safe with the library, so every object gets a channel beforehand.
-    async fn find_missing(&self, objects: &[&Declaration]) -> Result<Vec<MissingObject>, DeclareError> {
+    async fn find_missing(&self, objects: &[&Declaration]) -> Result<Vec<Object>, DeclareError> {
         let mut missing = Vec::new();
         for objects in objects.chunks(CHECKS_PER_CONNECTION) {
             let connection = self.open_client("declare").await?;
@@ -107,10 +144,7 @@ impl Connector {
     }
 }
 
-async fn find_missing_on(
-    connection: &Connection,
-    objects: &[&Declaration],
-) -> Result<Vec<MissingObject>, DeclareError> {
+async fn find_missing_on(connection: &Connection, objects: &[&Declaration]) -> Result<Vec<Object>, DeclareError> {
     let lost = |end| DeclareError::Connect(ConnectError::Lost(end));
     let lifetime = ConnectionLifetime::begin();
     client_connection::watch(connection, &lifetime).await.map_err(lost)?;
@@ -123,7 +157,7 @@ async fn find_missing_on(
     for (object, (channel, channel_lifetime)) in objects.iter().zip(&channels) {
         match declare(channel, channel_lifetime, object, true).await {
             Ok(()) => {}
-            Err(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.extend(missing_object(object)),
+            Err(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.push(Object::from(*object)),
             Err(_) if lifetime.has_ended() => return Err(lost(lifetime.reason())),
             Err(end) => return Err(DeclareError::new(object, end)),
         }
@@ -134,17 +168,6 @@ async fn find_missing_on(
         }
     }
     Ok(missing)
-}
-
-async fn declare_all(
-    channel: &Channel,
-    lifetime: &ConnectionLifetime,
-    plan: &[Declaration],
-) -> Result<(), DeclareError> {
-    for step in plan {
-        declare(channel, lifetime, step, false).await.map_err(|end| DeclareError::new(step, end))?;
-    }
-    Ok(())
 }
 
 async fn declare(
@@ -188,17 +211,27 @@ fn check_names(step: &Declaration) -> Result<(), DeclareError> {
     if longest > MAX_SHORT_STRING { Err(DeclareError::TooLong { declaration: describe(step) }) } else { Ok(()) }
 }
 
-fn missing_object(step: &Declaration) -> Option<MissingObject> {
-    match step {
-        Declaration::Exchange(Exchange { name, .. }) => Some(MissingObject::Exchange(name.clone())),
-        Declaration::Queue(Queue { name, .. }) => Some(MissingObject::Queue(name.clone())),
-        Declaration::Binding(_) => None,
-    }
+/// Splits a plan into what is declared at once and the bindings of new queues, which wait until the queues are safe. The
+/// queue of an alternate exchange is bound at once: without its binding, messages would be lost for certain.
+fn split_for_new_queues<'p>(
+    plan: &'p [Declaration],
+    new_queues: &[&str],
+) -> (Vec<&'p Declaration>, Vec<&'p Declaration>) {
+    let alternates: BTreeSet<&str> = plan.iter().filter_map(alternate_exchange).collect();
+    plan.iter().partition(|step| match step {
+        Declaration::Binding(Binding { exchange, queue, .. }) => {
+            alternates.contains(exchange.as_str()) || !new_queues.contains(&queue.as_str())
+        }
+        Declaration::Exchange(_) | Declaration::Queue(_) => true,
+    })
 }
 
-fn queue_name(missing: MissingObject) -> Option<String> {
-    match missing {
-        MissingObject::Queue(name) => Some(name),
-        MissingObject::Exchange(_) => None,
+fn alternate_exchange(step: &Declaration) -> Option<&str> {
+    match step {
+        Declaration::Exchange(exchange) => match exchange.arguments.get("alternate-exchange")? {
+            Argument::Text(name) => Some(name),
+            Argument::Number(_) => None,
+        },
+        Declaration::Queue(_) | Declaration::Binding(_) => None,
     }
 }

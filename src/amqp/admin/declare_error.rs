@@ -5,7 +5,7 @@
 use crate::amqp::connect_error::ConnectError;
 use crate::amqp::lifetime::ConnectionEnd;
 use crate::amqp::protocol::MAX_SHORT_STRING;
-use crate::topology::{Binding, Declaration, Exchange, Queue};
+use crate::topology::{Declaration, Object};
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -62,6 +62,29 @@ pub enum DeclareError {
 }
 
 impl DeclareError {
+    /// Whether this exchange or queue was not declared.
+    pub(super) fn concerns(&self, object: &Object) -> bool {
+        match self {
+            DeclareError::Mismatch { declaration, .. }
+            | DeclareError::AccessRefused { declaration, .. }
+            | DeclareError::NotFound { declaration, .. }
+            | DeclareError::TooLong { declaration }
+            | DeclareError::Other { declaration, .. } => *declaration == object.to_string(),
+            DeclareError::Connect(_) => false,
+        }
+    }
+
+    /// Whether the broker refused this one declaration, so that the others may still succeed.
+    pub(super) fn concerns_one_declaration(&self) -> bool {
+        match self {
+            DeclareError::Mismatch { .. }
+            | DeclareError::AccessRefused { .. }
+            | DeclareError::NotFound { .. }
+            | DeclareError::Other { source: ConnectionEnd::ChannelClosed { .. }, .. } => true,
+            DeclareError::Connect(_) | DeclareError::TooLong { .. } | DeclareError::Other { .. } => false,
+        }
+    }
+
     /// Whether trying again is pointless until someone changes the broker or the configuration.
     pub fn is_permanent(&self) -> bool {
         match self {
@@ -92,11 +115,8 @@ impl DeclareError {
 
 /// Names the object of a declaration, for error messages.
 pub fn describe(step: &Declaration) -> String {
-    match step {
-        Declaration::Exchange(Exchange { name, .. }) => format!("exchange {name:?}"),
-        Declaration::Queue(Queue { name, .. }) => format!("queue {name:?}"),
-        Declaration::Binding(Binding { exchange, queue, routing_key }) => {
-            format!("the binding of queue {queue:?} to exchange {exchange:?} with key {routing_key:?}")
-        }
+    match Object::from(step) {
+        binding @ Object::Binding { .. } => format!("the {binding}"),
+        object => object.to_string(),
     }
 }

@@ -11,7 +11,7 @@ mod field_table;
 mod permissions;
 mod request;
 
-pub use declare::{Declared, MissingObject};
+pub use declare::Declared;
 pub use declare_error::DeclareError;
 pub use permissions::DeniedPermission;
 

@@ -37,7 +37,13 @@ impl Consumer for Connector {
     fn subscribe(&self, queue: &str, prefetch: u16) -> BoxFuture<'_, Result<Subscription, SubscribeError>> {
         let queue = queue.to_owned();
         Box::pin(async move {
-            match subscribe(self, &queue, prefetch).await {
+            let mut subscribed = subscribe(self, &queue, prefetch).await;
+            if subscribed.as_ref().is_err_and(ConnectError::is_not_found)
+                && self.redeclaration().request_and_wait().await
+            {
+                subscribed = subscribe(self, &queue, prefetch).await;
+            }
+            match subscribed {
                 Ok(subscription) => Ok(subscription),
                 Err(error) => {
                     self.record_error(Some(chain(&error)));

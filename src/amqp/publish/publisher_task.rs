@@ -30,6 +30,8 @@ const STABLE_CONNECTION: Duration = Duration::from_secs(10);
 /// Each consecutive connection without a single confirm doubles the confirm timeout of the next one, at most this many
 /// times: while a broker has an alarm, publishing again and again would only add to its load.
 const MAX_DOUBLINGS: u32 = 3;
+/// RabbitMQ's reply code for an exchange that does not exist.
+const NOT_FOUND: u16 = 404;
 /// The most batches taken from the inbox at a time.
 const BATCHES_AT_A_TIME: usize = 128;
 
@@ -122,6 +124,9 @@ impl PublisherTask {
         self.shared.connected.store(false, Ordering::Relaxed);
         if let Err(reason) = &served {
             warn!(connection, %reason, unconfirmed = self.outstanding.len(), "publishing connection lost");
+            if matches!(reason, ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) {
+                self.connector.redeclaration().request();
+            }
             self.reject_offending_publication(reason);
         }
         channel.close(served.as_ref().err()).await;
@@ -197,7 +202,10 @@ impl PublisherTask {
                     let released = self.outstanding.confirmed(tag, multiple, confirm);
                     self.release(&released);
                 }
-                ServerEvent::Returned(returned) => self.outstanding.returned(returned),
+                ServerEvent::Returned(returned) => {
+                    self.connector.redeclaration().request();
+                    self.outstanding.returned(returned);
+                }
                 ServerEvent::Ended(end) => return Err(end),
                 ServerEvent::Delivered(_) | ServerEvent::Reply(_) | ServerEvent::ConnectionCloseOk => {
                     return Err(ConnectionEnd::Broken);

@@ -12,7 +12,8 @@ use crate::amqp::{ConnectError, Connector, DeniedPermission};
 use crate::chain::chain;
 use crate::config::{Address, Config};
 use crate::management::{ManagementClient, ManagementError};
-use crate::reconcile::audit::{Audit, Object, audit};
+use crate::reconcile::audit::{Audit, audit};
+use crate::topology::Object;
 
 /// How long to wait for the effective policies of queues. The broker reports them within ten seconds of a queue's
 /// declaration (measured).
@@ -89,7 +90,7 @@ impl BrokerReport {
         self.addresses.iter().all(|address| address.error.is_some())
     }
 
-    /// What prevents orderd from running, one line each. Missing objects count only if orderd does not declare them.
+    /// What prevents orderd from running or is missing, one line each. `declare`: whether orderd declares what is missing.
     pub fn problems(&self, declare: bool) -> Vec<String> {
         let mut problems = Vec::new();
         if self.is_unreachable() {
@@ -111,17 +112,20 @@ impl BrokerReport {
             Ok(audit) => {
                 problems.extend(audit.mismatches.iter().map(ToString::to_string));
                 problems.extend(audit.dangerous_policies.iter().map(ToString::to_string));
-                if !declare {
-                    problems.extend(audit.missing.iter().map(|object| format!("{object} is missing")));
-                }
+                let remedy = if declare {
+                    "orderd declares it at its start, or `orderd reload` does if it runs"
+                } else {
+                    "topology.declare is false, so create it yourself"
+                };
+                problems.extend(audit.missing.iter().map(|object| format!("{object} is missing: {remedy}")));
             }
             Err(error) => problems.push(chain(error)),
         }
         problems
     }
 
-    /// The exit code: 69 if the broker is unreachable, 78 if it contradicts the configuration.
-    pub fn exit(&self, declare: bool) -> Exit {
+    /// The exit code: 69 if the broker is unreachable, 78 if it contradicts the configuration or something is missing.
+    pub fn exit(&self) -> Exit {
         match &self.denied {
             _ if self.is_unreachable() => return Exit::Unavailable,
             Ok(denied) if !denied.is_empty() => return Exit::Config,
@@ -141,7 +145,7 @@ impl BrokerReport {
                 | ManagementError::TooLong { .. }
                 | ManagementError::Malformed { .. },
             ) => Exit::Unavailable,
-            Ok(audit) if audit.forbids_start() || (!declare && !audit.missing.is_empty()) => Exit::Config,
+            Ok(audit) if audit.forbids_start() || !audit.missing.is_empty() => Exit::Config,
             Ok(_) => Exit::Done,
         }
     }

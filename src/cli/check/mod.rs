@@ -38,8 +38,8 @@ pub struct CheckArgs {
 
 /// Checks the configuration. Prints the report to `out`, problems and warnings to `err`.
 ///
-/// Returns the exit code: 0 if `orderd run` would start, 69 if the broker is unreachable, 78 if the configuration is invalid
-/// or the broker contradicts it.
+/// Returns the exit code: 0 if all is as it must be, 69 if the broker is unreachable, 78 if the configuration is invalid, the
+/// broker contradicts it, or something is missing on the broker, even if orderd declares it at its next start.
 ///
 /// With `--format json`, `out` gets one object: `ok` (`true` for exit code 0), `problems` and `warnings`
 /// (each `path`, `message`, and `line`, `column`, `set_by` where known), and, unless there are problems, the
@@ -73,7 +73,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         for problem in broker.problems(loaded.config.topology.declare) {
             writeln!(err, "error: {}", escaped(&problem))?;
         }
-        code = broker.exit(loaded.config.topology.declare);
+        code = broker.exit();
         report.connected = Some(broker);
     }
     match args.format {

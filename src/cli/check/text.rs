@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::broker::BrokerReport;
 use super::report::{CheckReport, ConsumerReport, QueueReport, TopologyReport};
 use super::schedule::RetrySchedule;
+use crate::chain::chain;
 use crate::cli::table::{self, Layout};
 use crate::config::duration::format as duration;
 
@@ -169,7 +170,7 @@ fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
     }
     let audit = match &broker.audit {
         Ok(audit) => audit,
-        Err(_) => return writeln!(out, "  {}: no answer", broker.management_url),
+        Err(error) => return writeln!(out, "  {}: {}", broker.management_url, chain(error)),
     };
     let missing = audit.missing.iter().map(|object| format!("missing: {object}"));
     let mismatches = audit.mismatches.iter().map(|mismatch| format!("differs: {mismatch}"));

@@ -12,7 +12,7 @@ pub(super) fn write_reload(report: &ReloadReport, out: &mut dyn Write) -> io::Re
         ReloadOutcome::Unchanged => writeln!(out, "configuration unchanged (generation {generation})")?,
         ReloadOutcome::Applied => writeln!(out, "reload applied: all changes are active (generation {generation})")?,
         ReloadOutcome::PartlyApplied => {
-            writeln!(out, "reload partly applied: not all changes are active (generation {generation})")?;
+            writeln!(out, "reload partly applied: not everything is active (generation {generation})")?;
         }
         ReloadOutcome::Rejected => {
             writeln!(out, "reload rejected, configuration unchanged (generation {generation})")?;
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn a_reload_has_a_line_for_each_changed_key() {
         let expected = "\
-reload partly applied: not all changes are active (generation 3)
+reload partly applied: not everything is active (generation 3)
   broker.password: [redacted] → [redacted], needs a restart
   consumers.order.workers: 4 → 64, active
   queues.a.bindings: [\"a\", \"b\"] → [\"a\"], needs a change at the broker

@@ -38,7 +38,7 @@ pub(super) fn write(daemon: &DaemonStatus, now: Timestamp, out: &mut dyn Write) 
             labelled("", &format!("{needed} {keys}"), out)?;
         }
     }
-    Ok(())
+    write_problems(&report.problems, out)
 }
 
 fn write_problems(problems: &[String], out: &mut dyn Write) -> io::Result<()> {

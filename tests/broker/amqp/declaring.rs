@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use orderd::amqp::{ConnectError, Connector, DeclareError, Declared, MissingObject};
+use orderd::amqp::{ConnectError, Connector, DeclareError};
 use orderd::config::Secret;
-use orderd::topology::{Argument, Binding, Declaration, Exchange, ExchangeKind, Queue};
+use orderd::topology::{Argument, Binding, Declaration, Exchange, ExchangeKind, Object, Queue};
 
 use crate::support::raw_client::{number, text};
 use crate::support::{Node, eventually, with_deadline};
@@ -39,11 +39,11 @@ async fn declaring_creates_everything_and_waits_until_new_queues_are_safe() {
     vhost.raw().declare_quorum("q7", &[number("x-message-ttl", 3_600_000)]);
     let begun = Instant::now();
     let declared = with_deadline("declare", connector.declare(&plan)).await.unwrap();
-    assert_eq!(declared.created.len(), 19);
-    assert!(!declared.created.contains(&"q7".to_owned()));
+    assert_eq!(declared.created_queues().len(), 19);
+    assert!(!declared.created_queues().contains(&"q7"));
     assert!(begun.elapsed() >= Duration::from_secs(2), "a new queue is not safe to use yet");
     let begun = Instant::now();
-    assert_eq!(with_deadline("declare again", connector.declare(&plan)).await.unwrap(), Declared::default());
+    assert_eq!(with_deadline("declare again", connector.declare(&plan)).await.unwrap().created, []);
     assert!(begun.elapsed() < Duration::from_secs(2), "nothing was new");
     assert_eq!(with_deadline("check", connector.missing_objects(&plan)).await.unwrap(), []);
 }
@@ -107,8 +107,7 @@ async fn a_check_lists_every_missing_object_and_creates_nothing() {
     let plan =
         [exchange("x1"), exchange("x2"), queue("q1", &[]), queue("q2", &[]), queue("q3", &[]), binding("x1", "q2")];
     let missing = with_deadline("check", Connector::new(vhost.broker()).missing_objects(&plan)).await.unwrap();
-    let expected =
-        [MissingObject::Exchange("x2".into()), MissingObject::Queue("q2".into()), MissingObject::Queue("q3".into())];
+    let expected = [Object::Exchange("x2".into()), Object::Queue("q2".into()), Object::Queue("q3".into())];
     assert_eq!(missing, expected);
     assert_eq!(raw.queue_counts("q2"), None);
 }

@@ -1,0 +1,78 @@
+//! Exchanges, queues, bindings and whole virtual hosts that are deleted while orderd runs.
+
+use serde_json::{Value, json};
+
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
+use crate::support::{Node, Vhost};
+
+const NORMAL: &str = "order.normal.created";
+
+fn delete(vhost: &Vhost<'_>, path: &str) {
+    let (status, answer) = vhost.node.management("DELETE", &format!("/{path}"), "");
+    assert_eq!(status, 204, "{path}: {answer}");
+}
+
+/// Names of exchanges, queues and, as `exchange queue key`, bindings.
+fn objects(vhost: &Vhost<'_>) -> Vec<String> {
+    let list = |kind: &str| match vhost.node.management("GET", &format!("/{kind}/{}", vhost.name), "") {
+        (200, Value::Array(objects)) => objects,
+        _ => Vec::new(),
+    };
+    let text = |object: &Value, key: &str| object[key].as_str().unwrap_or_default().to_owned();
+    let named = list("exchanges").into_iter().chain(list("queues")).map(|object| text(&object, "name"));
+    let bindings = list("bindings").into_iter().map(|object| {
+        format!("{} {} {}", text(&object, "source"), text(&object, "destination"), text(&object, "routing_key"))
+    });
+    let mut objects: Vec<_> = named.chain(bindings).collect();
+    objects.sort();
+    objects
+}
+
+fn is_ready(orderd: &OrderdProcess) -> bool {
+    orderd.status()["checks"].as_array().unwrap().iter().all(|check| check["ok"] == true)
+}
+
+/// Publishes an order and waits until it and its events are recorded, which are then as many as `orders`.
+fn an_order_is_processed(env: &TestEnv<'_>, orders: u64) {
+    env.raw().publish_to("orders", NORMAL, &Properties::persistent(), &order(&format!("ord-{orders}")));
+    env.ledger().await_settled(orders);
+}
+
+#[test]
+fn what_is_deleted_while_orderd_runs_is_declared_again() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("management.poll_every", "200ms");
+    let mut orderd = env.start();
+    let (vhost, name) = (&env.vhost, &env.vhost.name);
+    let complete = objects(vhost);
+    let is_complete = || objects(vhost) == complete;
+
+    // The broker cancels the consumer of a deleted queue, so all of this is noticed at once.
+    for exchange in ["orders", "orders.retry", "orders.requeue", "orders.dead_letter", "orders.unrouted"] {
+        delete(vhost, &format!("exchanges/{name}/{exchange}"));
+    }
+    for queue in ["order_queue.retry.300ms", "dead_letter_queue", "unrouted_queue", "failed_order_queue", "order_queue"]
+    {
+        delete(vhost, &format!("queues/{name}/{queue}"));
+    }
+    wait_until("all is declared again", is_complete);
+    an_order_is_processed(&env, 1);
+
+    // A binding is not noticed by any connection: a reload declares it again.
+    delete(vhost, &format!("bindings/{name}/e/orders/q/notification_queue/order.notification.%2A"));
+    delete(vhost, &format!("bindings/{name}/e/orders.requeue/q/order_queue/order_queue"));
+    let report = orderd.reload();
+    assert_eq!((&report["outcome"], &report["problems"]), (&json!("unchanged"), &json!([])), "{report}");
+    assert!(is_complete());
+
+    assert_eq!(node.management("DELETE", &format!("/vhosts/{name}"), "").0, 204);
+    wait_until("the loss is noticed", || !is_ready(&orderd));
+    assert_eq!(node.management("PUT", &format!("/vhosts/{name}"), "").0, 201);
+    let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+    node.management("PUT", &format!("/permissions/{name}/guest"), all);
+    wait_until("all is declared again", is_complete);
+    an_order_is_processed(&env, 2);
+    wait_until("orderd is ready", || is_ready(&orderd));
+    assert_eq!(orderd.stop(), 0);
+}
