@@ -14,7 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
-use crate::config::Secret;
+use crate::config::{CommandToken, Secret};
 
 /// The header that carries the token.
 pub const AUTHORIZATION: &str = "authorization";
@@ -26,14 +26,21 @@ pub fn bearer(token: &Secret) -> String {
     format!("Bearer {}", token.expose())
 }
 
+/// The token that requests must send.
+pub(super) enum RequiredToken {
+    /// The configured token, for everything but [`OPEN_PATHS`].
+    Everywhere(Secret),
+    /// None is configured: only commands need a token, the one in the ledger's directory.
+    Commands(CommandToken),
+}
+
 /// The rules for access.
 pub(super) struct AccessGuard {
     /// The listener is on a loopback address, which only this machine can reach.
     pub loopback: bool,
     /// Host names that requests may use, in lower case.
     pub hosts: Vec<String>,
-    /// The token that requests must send, if there is one.
-    pub token: Option<Secret>,
+    pub token: RequiredToken,
 }
 
 /// Why a request is rejected.
@@ -44,6 +51,7 @@ enum AccessError {
     ForeignOrigin,
     Body,
     Token,
+    CommandToken,
 }
 
 impl IntoResponse for AccessError {
@@ -57,9 +65,14 @@ impl IntoResponse for AccessError {
             AccessError::ForeignOrigin => (StatusCode::FORBIDDEN, "web pages of other sites have no access\n"),
             AccessError::Body => (StatusCode::PAYLOAD_TOO_LARGE, "requests must not have a body\n"),
             AccessError::Token => (StatusCode::UNAUTHORIZED, "send the token in admin.token_file as a bearer token\n"),
+            AccessError::CommandToken => (
+                StatusCode::UNAUTHORIZED,
+                "commands need the token in the file admin-token in the ledger's directory, as a bearer token; the orderd \
+                 command reads it there if it is run as orderd's user or as root\n",
+            ),
         };
         let mut response = (status, text).into_response();
-        if self == AccessError::Token {
+        if matches!(self, AccessError::Token | AccessError::CommandToken) {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -72,13 +85,36 @@ pub(super) async fn check_access(
     request: Request,
     next: Next,
 ) -> Response {
-    match guard.check(&request) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+    if let Err(error) = guard.check(&request) {
+        return error.into_response();
     }
+    if let RequiredToken::Commands(token) = &guard.token
+        && !request.method().is_safe()
+    {
+        let token = read_command_token(token).await;
+        if !token.is_some_and(|token| sends(&request, &token)) {
+            return AccessError::CommandToken.into_response();
+        }
+    }
+    next.run(request).await
+}
+
+/// The token in the ledger's directory. Commands are rare, so the file is read for each; one that was deleted is created anew.
+async fn read_command_token(token: &CommandToken) -> Option<Secret> {
+    let token = token.clone();
+    tokio::task::spawn_blocking(move || token.read_or_create()).await.ok()?.ok()
+}
+
+/// Whether a request sends this token. Digests are compared, so that timing reveals nothing about where the tokens differ.
+fn sends(request: &Request, token: &Secret) -> bool {
+    let given = request.headers().get(AUTHORIZATION_HEADER).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.split_once(' '));
+    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    given.is_some_and(|(_, given)| Sha256::digest(given.trim()) == Sha256::digest(token.expose()))
 }
 
 impl AccessGuard {
+    /// Everything but the token of commands, which is in a file.
     fn check(&self, request: &Request) -> Result<(), AccessError> {
         let host = self.host(request)?;
         if let Some(origin) = request.headers().get(ORIGIN)
@@ -121,12 +157,10 @@ impl AccessGuard {
     }
 
     fn has_valid_token(&self, request: &Request) -> bool {
-        let Some(token) = &self.token else { return true };
-        let given = request.headers().get(AUTHORIZATION_HEADER).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.split_once(' '));
-        let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        // Digests are compared, so that timing reveals nothing about where the tokens differ.
-        given.is_some_and(|(_, given)| Sha256::digest(given.trim()) == Sha256::digest(token.expose()))
+        match &self.token {
+            RequiredToken::Everywhere(token) => sends(request, token),
+            RequiredToken::Commands(_) => true,
+        }
     }
 }
 
@@ -141,8 +175,12 @@ mod tests {
         guard.check(&request.body(Body::empty()).unwrap())
     }
 
+    fn commands_only() -> RequiredToken {
+        RequiredToken::Commands(CommandToken::in_directory(std::path::Path::new("/no/such/directory")))
+    }
+
     fn local() -> AccessGuard {
-        AccessGuard { loopback: true, hosts: vec!["orderd.internal".to_owned()], token: None }
+        AccessGuard { loopback: true, hosts: vec!["orderd.internal".to_owned()], token: commands_only() }
     }
 
     #[test]
@@ -180,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_token_is_required_for_everything_but_plain_health_checks() {
-        let guard = AccessGuard { token: Some(Secret::new("0123456789abcdef")), ..local() };
+        let guard = AccessGuard { token: RequiredToken::Everywhere(Secret::new("0123456789abcdef")), ..local() };
         let accepted = |uri, token: &str| checked(&guard, uri, &[("host", "localhost"), ("authorization", token)]);
         for uri in ["/metrics", "/api/v1/status", "/readyz?verbose", "/", "/livez/", "//livez", "/nothing"] {
             for wrong in
@@ -193,6 +231,18 @@ mod tests {
         }
         assert_eq!(accepted("/livez", ""), Ok(()));
         assert_eq!(accepted("/readyz", ""), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn without_a_configured_token_a_command_needs_the_one_in_the_ledgers_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let token = CommandToken::in_directory(directory.path());
+        let command = |value: &str| Request::post("/").header("authorization", value).body(Body::empty()).unwrap();
+        let created = read_command_token(&token).await.unwrap();
+        assert!(!sends(&command("Bearer 0123456789abcdef"), &created));
+        assert!(sends(&command(&bearer(&created)), &created));
+        let missing = CommandToken::in_directory(&directory.path().join("missing"));
+        assert!(read_command_token(&missing).await.is_none());
     }
 
     #[test]

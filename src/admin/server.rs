@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use super::guard::AccessGuard;
+use super::guard::{AccessGuard, RequiredToken};
 use super::routes;
-use crate::config;
+use crate::config::{self, CommandToken};
 use crate::control::Control;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
@@ -82,11 +82,19 @@ impl BoundListener {
         Ok(Some(BoundListener { listener, address, config: config.clone() }))
     }
 
-    /// Starts to serve. Reports are read from `ledger`; `control` receives the commands.
-    pub fn serve(self, registry: Arc<StatusRegistry>, ledger: Arc<dyn LedgerReader>, control: Control) -> AdminServer {
+    /// Starts to serve. Reports are read from `ledger`; `control` receives the commands. They need `command_token` if no token
+    /// is configured.
+    pub fn serve(
+        self,
+        registry: Arc<StatusRegistry>,
+        ledger: Arc<dyn LedgerReader>,
+        control: Control,
+        command_token: CommandToken,
+    ) -> AdminServer {
         let BoundListener { listener, address, config } = self;
         info!(%address, token = config.token.is_some(), "admin server started");
-        let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, token: config.token };
+        let token = config.token.map_or(RequiredToken::Commands(command_token), RequiredToken::Everywhere);
+        let guard = AccessGuard { loopback: address.ip().is_loopback(), hosts: config.hosts, token };
         let router = routes::router(registry, ledger, control, guard);
         let stop = CancellationToken::new();
         let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, router, stop.clone())));

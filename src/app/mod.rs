@@ -43,7 +43,7 @@ use retention::Retention;
 
 use crate::admin::{AdminError, BoundListener};
 use crate::amqp::{ConfirmingPublisher, Connector};
-use crate::config::{Config, Sources};
+use crate::config::{CommandToken, Config, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
 use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, LedgerWriter, OpenError};
@@ -150,6 +150,9 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         return Ok(None);
     };
     observability.ledger_opened(&ledger);
+    if config.admin.listen.is_some() && config.admin.token.is_none() {
+        create_command_token(&config).await;
+    }
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config.consumers);
     let logs = EventLogs::start(&config)?;
@@ -191,6 +194,16 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         shutdown: shutdown.clone(),
     };
     Ok(Some(Running { daemon, commands, deferred_reload, publisher, policy_check }))
+}
+
+/// Creates the token that commands need, so that the command line finds it. Without it the daemon runs, but accepts no
+/// commands; it is tried again at each.
+async fn create_command_token(config: &Config) {
+    let token = CommandToken::in_directory(&config.ledger.directory);
+    let created = tokio::task::spawn_blocking(move || token.read_or_create()).await;
+    if let Err(problem) = created.expect("reading a file neither panics nor is cancelled") {
+        warn!(problem, "commands such as `orderd pause` are rejected: there is no token for them; set admin.token_file");
+    }
 }
 
 /// What all pools are built from.

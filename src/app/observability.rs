@@ -14,7 +14,7 @@ use super::reconciliation;
 use super::service_status::ServiceStatus;
 use crate::admin::{AdminServer, BoundListener};
 use crate::amqp::ConfirmingPublisher;
-use crate::config::Config;
+use crate::config::{CommandToken, Config};
 use crate::control::Control;
 use crate::ledger::Ledger;
 use crate::reconcile::BrokerView;
@@ -54,7 +54,10 @@ impl Observability {
             consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
         registry.set_consumers(registered.collect());
         service.attach(Arc::new(ServiceStatus(Arc::clone(&registry))));
-        let admin = bound.map(|bound| bound.serve(Arc::clone(&registry), config.ledger.location().reader(), control));
+        let admin = bound.map(|bound| {
+            let command_token = CommandToken::in_directory(&config.ledger.directory);
+            bound.serve(Arc::clone(&registry), config.ledger.location().reader(), control, command_token)
+        });
         let invariant_check = tokio::spawn(check_invariants(Arc::clone(&registry), shutdown.clone()));
         // Building a poller puts its initial state into the view: off, or pending.
         drop(reconciliation::poller(config, Arc::clone(&registry), Arc::clone(&publisher), broker_view.clone()));

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::chain::chain;
 use crate::config::Consumer;
+use crate::files::{self, FILE_MODE};
 
 /// The folder in the ledger's directory.
 const FOLDER: &str = "paused";
@@ -50,6 +51,7 @@ impl Pauses {
         let folder = directory.join(FOLDER);
         let failed = |path: &Path, source| PausesError { path: path.to_owned(), source };
         let mut since = BTreeMap::new();
+        files::remove_others_access(&folder);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pauses { folder, since }),
@@ -122,9 +124,11 @@ async fn run_blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) ->
 }
 
 fn write_pause(folder: &Path, consumer: &str, now: Timestamp) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
+    files::create_directory(folder, FILE_MODE)?;
     let unfinished = folder.join(format!(".{consumer}"));
-    let mut file = File::create(&unfinished)?;
+    // orderd was killed while it wrote the file.
+    let _ = fs::remove_file(&unfinished);
+    let mut file = files::create_new_file(&unfinished, FILE_MODE)?;
     writeln!(file, "{now}")?;
     file.sync_all()?;
     fs::rename(&unfinished, folder.join(consumer))?;

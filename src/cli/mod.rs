@@ -29,7 +29,7 @@ pub use exit::Exit;
 
 use crate::config::{Config, Loaded, Sources};
 use crate::escape::escaped;
-use crate::handlers;
+use crate::{files, handlers};
 
 /// Output format of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -92,6 +92,7 @@ enum CliCommand {
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
+    files::limit_umask();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

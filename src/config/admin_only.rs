@@ -1,6 +1,8 @@
 //! Reads only `[admin]`, from a configuration whose other sections may be invalid: commands such as `orderd status` must
 //! reach the daemon even then.
 
+use std::path::PathBuf;
+
 use super::layers::Layers;
 use super::load::{LoadError, Sources, utf8_text};
 use super::model::Admin;
@@ -34,6 +36,18 @@ pub fn load_admin_without_token(sources: &Sources) -> Option<Admin> {
         let (admin, problems, _) = read_admin(text, sources);
         problems.iter().all(|problem| problem.path == "admin.token_file").then_some(admin)
     })
+}
+
+/// The ledger's directory, from a configuration whose other keys may be invalid. `None` if it cannot be determined.
+pub fn load_ledger_directory(sources: &Sources) -> Option<PathBuf> {
+    let bytes = std::fs::read(sources.path()).ok()?;
+    let context = ReadContext::default();
+    let mut layers = Layers::read_recoverable(utf8_text(&bytes).ok()?);
+    layers.overlay_environment(&sources.environment, &context.report);
+    layers.overlay_settings(&sources.settings, &context.report);
+    let ledger = read::ledger(Section::new(String::new(), layers.root, &context).section("ledger"));
+    let (problems, _) = context.report.take_sorted(&layers.origins);
+    (!problems.iter().any(|problem| problem.path == "ledger.directory")).then_some(ledger.directory)
 }
 
 /// The section with its problems, and the warnings of all sections.

@@ -9,6 +9,7 @@ mod address;
 mod admin_only;
 mod change;
 mod check;
+mod command_token;
 pub mod duration;
 mod handler;
 mod layers;
@@ -30,8 +31,9 @@ pub mod value_parser;
 mod workload;
 
 pub use address::Address;
-pub use admin_only::{load_admin, load_admin_without_token};
+pub use admin_only::{load_admin, load_admin_without_token, load_ledger_directory};
 pub use change::{applicable, changes};
+pub use command_token::CommandToken;
 pub use handler::{HandlerRegistry, HandlerSettings, HandlerSpec, MessageKind};
 pub use layers::{Table, Value};
 pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};

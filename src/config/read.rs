@@ -198,7 +198,7 @@ fn path(value: &Value) -> Result<PathBuf, String> {
     value_parser::text(MAX_PATH_BYTES)(value).map(PathBuf::from)
 }
 
-fn ledger(mut section: Section<'_>) -> Ledger {
+pub(super) fn ledger(mut section: Section<'_>) -> Ledger {
     let ledger = Ledger {
         directory: section.optional_or("directory", PathBuf::from("/var/lib/orderd"), &path),
         retention: section.optional_or("retention", None, &retention),

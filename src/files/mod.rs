@@ -16,7 +16,7 @@ mod rolling;
 pub use line_file::{IncompleteLine, LineFile};
 pub use mode::{
     FILE_MODE, SECRET_MODE, create_directory, create_new_file, directory_mode, limit_umask, remove_others_access,
-    sync_directory,
+    set_file_mode, sync_directory,
 };
 pub use rewrite::{LineEdit, Rewritten, rewrite_lines};
 pub use rolling::{Rolling, RollingFile, Rotation};

@@ -90,7 +90,15 @@ pub(super) fn set_mode(path: &Path, file: &File, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the access of others from a file if it exists. If that is refused, a warning says so.
+/// Gives a file that this process has just created the mode [`FILE_MODE`]. For files that a library creates.
+///
+/// # Errors
+/// The operating system's error.
+pub fn set_file_mode(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(FILE_MODE))
+}
+
+/// Removes the access of others from a file or directory if it exists. If that is refused, a warning says so.
 pub fn remove_others_access(path: &Path) {
     let Ok(metadata) = fs::metadata(path) else { return };
     let mode = metadata.permissions().mode() & PERMISSION_BITS;

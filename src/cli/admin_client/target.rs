@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::{AdminClient, AdminClientError, ConfigFile};
-use crate::config::{Admin, Config, Sources, load_admin, read_token_file};
+use crate::config::{Admin, CommandToken, Config, Sources, load_admin, load_ledger_directory, read_token_file};
 
 /// The daemon that a command addresses.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -31,6 +31,8 @@ impl DaemonTarget {
         sources: &Sources,
         err: &mut dyn Write,
     ) -> io::Result<Result<AdminClient, AdminClientError>> {
+        // Without a configured token, only commands need one; reading works without it.
+        let command_token = || CommandToken::in_directory(&load_ledger_directory(sources)?).read().ok();
         let token = match &self.token_file {
             Some(path) => match read_token_file(path) {
                 Ok(token) => Some(token),
@@ -39,6 +41,8 @@ impl DaemonTarget {
             None => None,
         };
         if let Some(address) = self.address {
+            // Never sent to another machine: it may not be the daemon of this configuration.
+            let token = token.or_else(|| command_token().filter(|_| address.ip().is_loopback()));
             return Ok(AdminClient::new(address, token, None));
         }
         let path = sources.path();
@@ -55,7 +59,7 @@ impl DaemonTarget {
                 Err(_) => return Ok(Err(AdminClientError::Load(errors))),
             },
         };
-        let token = token.or_else(|| admin.token.clone());
+        let token = token.or_else(|| admin.token.clone()).or_else(command_token);
         let address = listen_address(&admin, &path);
         Ok(address.and_then(|address| AdminClient::new(address, token, Some(ConfigFile { path, is_valid }))))
     }

@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::schema::{self, MigrateError};
 use super::{FILE_NAME, Tuning};
+use crate::files;
 use crate::ledger::error::OpenError;
 
 /// How long a reader waits for a lock. It has to wait only while a daemon starts or ends.
@@ -40,7 +41,15 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<Connectio
     let path = directory.join(FILE_NAME);
     // NO_MUTEX: the connection never leaves the writer's thread.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let is_new = !path.exists();
     let opened = Connection::open_with_flags(&path, flags).and_then(|mut connection| {
+        if is_new {
+            // SQLite gives its other files the mode of this one. An error concerns a file that another instance has created.
+            let _ = files::set_file_mode(&path);
+        }
+        ["", "-wal", "-shm"].iter().for_each(|suffix| {
+            files::remove_others_access(&directory.join(format!("{FILE_NAME}{suffix}")));
+        });
         configure(&mut connection, tuning)?;
         Ok(connection)
     });
@@ -82,7 +91,7 @@ fn create(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(directory)?;
+    files::create_directory(directory, files::FILE_MODE)?;
     match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => fs::File::open(parent)?.sync_all(),
         _ => Ok(()),

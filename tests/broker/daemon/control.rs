@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
@@ -214,6 +215,29 @@ fn control_requests_need_the_token() {
     assert!(code == 78 && text.contains("401"), "{code}: {text}");
     let given = ["reload", "--address", &address, "--token-file", token.to_str().unwrap()];
     assert_eq!(run(&env, &given).0, 0);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn without_a_configured_token_reads_need_none_and_commands_need_the_one_in_the_ledgers_directory() {
+    let node = Node::shared();
+    let (env, _) = TestEnv::new(&node).set("admin.listen", &free_address().to_string()).with_file();
+    let mut orderd = env.start();
+    let admin = orderd.admin_address();
+    let path = "/api/v1/consumers/order/pause";
+    assert_eq!(post(admin, path, JSON).status, 401);
+    assert_eq!(post(admin, path, &format!("Authorization: Bearer 0123456789abcdef\r\n{JSON}")).status, 401);
+    assert_eq!(orderd_status(admin, "")["consumers"]["order"]["paused"], json!(false));
+    assert_eq!(post(admin, path, &format!("{}{JSON}", orderd.command_token())).status, 200);
+    assert_eq!(run(&env, &["resume", "order"]).0, 0);
+    assert_eq!(run(&env, &["pause", "order", "--address", &admin.to_string()]).0, 0);
+
+    let mode = |name: &str| fs::metadata(env.ledger_directory().join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("admin-token"), 0o600);
+    for file in ["orderd.db", "orderd.db-wal", "orderd.db-shm", "paused/order"] {
+        assert_eq!(mode(file), 0o640, "{file}");
+    }
+    assert_eq!((mode("."), mode("paused")), (0o750, 0o750));
     assert_eq!(orderd.stop(), 0);
 }
 

@@ -12,8 +12,9 @@ const NORMAL: &str = "order.normal.created";
 /// Pauses or resumes a consumer. Returns the HTTP status and the answer.
 pub(super) fn send_command(orderd: &OrderdProcess, verb: &str, consumer: &str) -> (u16, Value) {
     let admin = orderd.admin_address();
+    let token = orderd.command_token();
     let request = format!(
-        "POST /api/v1/consumers/{consumer}/{verb} HTTP/1.1\r\nHost: {admin}\r\nContent-Type: application/json\r\n\
+        "POST /api/v1/consumers/{consumer}/{verb} HTTP/1.1\r\nHost: {admin}\r\n{token}Content-Type: application/json\r\n\
          Content-Length: 0\r\nConnection: close\r\n\r\n"
     );
     let answer = send(admin, &request);

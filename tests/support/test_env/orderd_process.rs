@@ -59,6 +59,12 @@ impl OrderdProcess {
         self.log_lines("admin server started")[0]["address"].as_str().unwrap().parse().unwrap()
     }
 
+    /// The header line with the token that commands need if none is configured.
+    pub fn command_token(&self) -> String {
+        let token = fs::read_to_string(self.stderr.with_file_name("ledger").join("admin-token")).unwrap();
+        format!("Authorization: Bearer {}\r\n", token.trim())
+    }
+
     /// Whether any log line has this message.
     pub fn has_logged(&self, message: &str) -> bool {
         !self.log_lines(message).is_empty()
