@@ -68,7 +68,7 @@ impl IntoResponse for AccessError {
             AccessError::CommandToken => (
                 StatusCode::UNAUTHORIZED,
                 "commands need the token in the file admin-token in the ledger's directory, as a bearer token; the orderd \
-                 command reads it there if it is run as orderd's user or as root\n",
+                 command reads it there if it is run as orderd's user or as root, or with --token-file\n",
             ),
         };
         let mut response = (status, text).into_response();

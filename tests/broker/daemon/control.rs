@@ -96,7 +96,10 @@ fn the_reload_command_finds_the_daemon_despite_a_broken_file() {
     ] {
         file.write(&broken);
         let address = orderd.admin_address().to_string();
-        let (code, text) = run(&env, &["reload", "--address", &address]);
+        // Where the file does not name the ledger's directory, the command cannot find the token.
+        let token = env.ledger_directory().join("admin-token");
+        let given = ["reload", "--address", &address, "--token-file", token.to_str().unwrap()];
+        let (code, text) = run(&env, &given);
         assert_eq!(code, 78, "{text}");
         assert!(text.contains("reload rejected") && text.contains(problem), "{text}");
     }
