@@ -202,7 +202,10 @@ async fn create_command_token(config: &Config) {
     let token = CommandToken::in_directory(&config.ledger.directory);
     let created = tokio::task::spawn_blocking(move || token.read_or_create()).await;
     if let Err(problem) = created.expect("reading a file neither panics nor is cancelled") {
-        warn!(problem, "commands such as `orderd pause` are rejected: there is no token for them; set admin.token_file");
+        warn!(
+            problem,
+            "commands such as `orderd pause` are rejected: there is no token for them; set admin.token_file"
+        );
     }
 }
 
