@@ -49,6 +49,11 @@ impl Connector {
         Connector { broker, tls, last_error: Arc::default(), in_use, avoid: None, redeclaration }
     }
 
+    /// A clone that records its own errors in [`Connector::last_connect_error`].
+    pub(super) fn with_own_errors(&self) -> Self {
+        Connector { last_error: Arc::default(), ..self.clone() }
+    }
+
     /// Why the last attempt to connect failed; `None` if it succeeded.
     pub fn last_connect_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()

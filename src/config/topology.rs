@@ -1,5 +1,6 @@
 //! Derives the topology, and the permissions that orderd needs, from the configuration. Pure.
 
+use super::check::EVENTS;
 use super::model::{Config, Consumer};
 use crate::topology::{
     Declaration, Exchange, ExchangeNames, Permissions, Queue, RequiredPermission, Role, Topology, WorkQueue,
@@ -23,8 +24,7 @@ impl Config {
         let mut permissions: Vec<RequiredPermission> = self.consumers.values().map(consume).collect();
         let workers = self.consumers.iter().filter(|(_, consumer)| !consumer.handles_failures());
         permissions.extend(workers.map(|(name, _)| publish(&names.orders, &ExchangeNames::failed_key(name))));
-        let events = ["order.notification.email", "order.analytics.processed", "order.analytics.failed"];
-        permissions.extend(events.map(|key| publish(&names.orders, key)));
+        permissions.extend(EVENTS.map(|key| publish(&names.orders, key)));
         permissions.extend([publish(&names.retry, ""), publish(&names.dead_letter, "")]);
         permissions
     }

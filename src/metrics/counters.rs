@@ -92,6 +92,7 @@ pub struct Counters {
 #[derive(Debug)]
 struct CounterState {
     counts: DeliveryCounts,
+    subscribe_error: Option<String>,
     /// When each delivery in flight was received: one entry for each live `DeliveryGuard`.
     in_flight: Slab<Instant>,
     handling: Histogram,
@@ -106,6 +107,7 @@ impl Default for CounterState {
     fn default() -> Self {
         CounterState {
             counts: DeliveryCounts::default(),
+            subscribe_error: None,
             in_flight: Slab::new(),
             handling: Histogram::new(&HANDLING_BOUNDS),
             publish_to_ack: Histogram::new(&PUBLISH_TO_ACK_BOUNDS),
@@ -187,6 +189,8 @@ pub struct CounterReading {
     pub counts: DeliveryCounts,
     /// The pool.
     pub pool: PoolState,
+    /// Why the last attempt to subscribe failed; `None` if it succeeded.
+    pub subscribe_error: Option<String>,
     /// Age of the oldest delivery in flight.
     pub oldest_in_flight: Option<Duration>,
     /// Time from receipt to ack, of deliveries that were acked.
@@ -273,10 +277,16 @@ impl Counters {
     /// Counts a subscription with this capacity until the guard is dropped.
     pub(crate) fn subscription_opened(self: &Arc<Self>, capacity: u64) -> SubscriptionGuard {
         let mut state = self.lock();
+        state.subscribe_error = None;
         state.pool.active_subscriptions += 1;
         state.pool.capacity += capacity;
         state.pool.subscriptions += 1;
         SubscriptionGuard { counters: Arc::clone(self), capacity, is_draining: false }
+    }
+
+    /// Records why the last attempt to subscribe failed.
+    pub(crate) fn subscribe_failed(&self, error: String) {
+        self.lock().subscribe_error = Some(error);
     }
 
     /// Counts a running worker until the guard is dropped.
@@ -312,6 +322,7 @@ impl Counters {
         CounterReading {
             counts: DeliveryCounts { in_flight: state.in_flight.len() as u64, ..state.counts },
             pool: state.pool,
+            subscribe_error: state.subscribe_error.clone(),
             oldest_in_flight: state
                 .in_flight
                 .iter()

@@ -116,6 +116,7 @@ impl Pool {
                 }
                 Err(error) => {
                     failures += 1;
+                    self.context.counters.subscribe_failed(chain(&error));
                     warn!(consumer = %self.context.consumer, error = %chain(&error), failures, "cannot consume; retrying");
                 }
             }

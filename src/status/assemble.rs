@@ -57,6 +57,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         paused: consumer.paused_since.is_some(),
         paused_since: consumer.paused_since,
         subscribed: reading.pool.active_subscriptions > 0,
+        subscribe_error: reading.subscribe_error.clone(),
         draining: reading.pool.draining_subscriptions,
         workers_running: reading.pool.workers_running,
         workers_configured: consumer.workers,

@@ -147,6 +147,9 @@ pub struct ConsumerStatus {
     pub paused_since: Option<Timestamp>,
     /// It has a subscription that receives new deliveries.
     pub subscribed: bool,
+    /// Why its last attempt to subscribe failed; `None` if it succeeded.
+    #[serde(default)]
+    pub subscribe_error: Option<String>,
     /// Subscriptions of former configurations, or from before a pause, that only finish the deliveries they have received.
     #[serde(default)]
     pub draining: u64,

@@ -20,7 +20,7 @@ pub struct ReadinessCheck {
     pub detail: String,
 }
 
-/// All checks. `connect_error` is the error of the last attempt to connect to the broker, if that attempt failed.
+/// All checks. `connect_error` is the error of the publisher's last attempt to connect, if that attempt failed.
 pub(super) fn readiness_checks(
     daemon: &DaemonStatus,
     consumers: &BTreeMap<String, ConsumerStatus>,
@@ -48,7 +48,12 @@ pub(super) fn readiness_checks(
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
         let ok = consumer.paused || consumer.subscribed;
         let passed = if consumer.paused { "paused" } else { "subscribed" };
-        checks.push(check(&format!("consumer {name}"), ok, passed, &with_cause("no subscription", connect_error)));
+        checks.push(check(
+            &format!("consumer {name}"),
+            ok,
+            passed,
+            &with_cause("no subscription", consumer.subscribe_error.as_deref()),
+        ));
     }
     checks
 }
@@ -119,11 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_check_of_a_connection_names_the_last_connect_error() {
+    fn a_failed_check_names_the_error_of_its_own_connection_and_not_of_another() {
         let daemon = DaemonStatus { publisher: None, ..daemon() };
-        let checks = readiness_checks(&daemon, &[("order".to_owned(), consumer())].into(), Some("refused"));
+        let refused = ConsumerStatus { subscribe_error: Some("no queue".to_owned()), ..consumer() };
+        let consumers = [("order".to_owned(), refused), ("other".to_owned(), consumer())].into();
+        let checks = readiness_checks(&daemon, &consumers, Some("refused"));
         let detail = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.detail.as_str());
         assert_eq!(detail("publisher"), Some("no connection: refused"));
-        assert_eq!(detail("consumer order"), Some("no subscription: refused"));
+        assert_eq!(detail("consumer order"), Some("no subscription: no queue"));
+        assert_eq!(detail("consumer other"), Some("no subscription"));
     }
 }

@@ -90,8 +90,9 @@ impl Connector {
         });
         let (batches, inbox) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
-        tokio::spawn(publisher_task::run(self.clone(), Arc::clone(&shared), inbox, closing));
-        ConfirmingPublisher { shared, connector: self.clone(), batches, close }
+        let connector = self.with_own_errors();
+        tokio::spawn(publisher_task::run(connector.clone(), Arc::clone(&shared), inbox, closing));
+        ConfirmingPublisher { shared, connector, batches, close }
     }
 }
 
@@ -182,7 +183,7 @@ impl ConfirmingPublisher {
         }
     }
 
-    /// Why the connector's last attempt to connect failed, also if it was not this publisher's; `None` if it succeeded.
+    /// Why the last attempt to connect failed; `None` if it succeeded.
     pub fn last_connect_error(&self) -> Option<String> {
         self.connector.last_connect_error()
     }
