@@ -111,6 +111,26 @@ pub mod names {
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
     /// The original message's `user_id`. As a property of a copy, the broker would check it.
     pub const ORIGINAL_USER_ID: &str = "x-original-user-id";
+    /// How many of the sender's headers were removed from the copies of a message so far, because they did not fit (long).
+    pub const HEADERS_DROPPED: &str = "x-headers-dropped";
+    /// The names of the headers removed from this copy, the largest first, as far as they fit 255 bytes.
+    pub const HEADERS_DROPPED_NAMES: &str = "x-headers-dropped-names";
+    /// The headers that orderd adds to copies.
+    pub const ADDED: &[&str] = &[
+        RETRY_COUNT,
+        ORIGIN_QUEUE,
+        ORIGIN_ROUTING_KEY,
+        ORIGIN_EXCHANGE,
+        FAILURE_KIND,
+        FAILURE_CODE,
+        FAILURE_REASON,
+        FIRST_FAILED_AT,
+        FAILED_AT,
+        DEAD_LETTER_REASON,
+        ORIGINAL_USER_ID,
+        HEADERS_DROPPED,
+        HEADERS_DROPPED_NAMES,
+    ];
     /// The broker's history of dead-lettering (array of tables).
     pub const DEATH: &str = "x-death";
     /// A quorum queue's count of earlier deliveries.

@@ -7,9 +7,11 @@ mod delivery;
 mod exchange_names;
 mod header;
 mod publisher;
+mod size;
 
 pub use consumer::{Consumer, SettleError, Settlement, Settler, SubscribeError, Subscription};
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
 pub use publisher::{CONFIRMS_OVERDUE, Publication, PublishError, Publisher, Unpublished};
+pub use size::{headers_len, headers_memory};

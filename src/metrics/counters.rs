@@ -228,8 +228,10 @@ impl Counters {
         published: Option<u64>,
     ) {
         let handled = match outcome {
+            DeliveryOutcome::Released
+            | DeliveryOutcome::Rejected
+            | DeliveryOutcome::Handled(HandlerOutcome::DeadLetteredByBroker { .. }) => None,
             DeliveryOutcome::Handled(_) | DeliveryOutcome::Forwarded => Some(received_at.monotonic.elapsed()),
-            DeliveryOutcome::Released | DeliveryOutcome::Rejected => None,
         };
         let mut state = self.lock();
         state.in_flight.try_remove(key.0);
@@ -251,6 +253,11 @@ impl Counters {
             }
             DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason }) => {
                 state.counts.dead_lettered += 1;
+                *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
+            }
+            // Rejected as far as the delivery is concerned: the broker counts no ack for it.
+            DeliveryOutcome::Handled(HandlerOutcome::DeadLetteredByBroker { consumer, reason }) => {
+                state.counts.rejected += 1;
                 *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
             }
             DeliveryOutcome::Forwarded => state.counts.forwarded += 1,

@@ -26,12 +26,20 @@ pub enum HandlerOutcome {
         /// Why it is not retried.
         reason: DeadLetterReason,
     },
+    /// A failed message is recorded as dead-lettered, and rejected, so that the broker itself dead-letters it: orderd cannot
+    /// publish a copy of it.
+    DeadLetteredByBroker {
+        /// The consumer that failed; `None` if the queue it failed in is unknown.
+        consumer: Option<Arc<str>>,
+        /// Why it is not retried.
+        reason: DeadLetterReason,
+    },
 }
 
 /// How a delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DeliveryOutcome {
-    /// Acked: its handler succeeded.
+    /// Its handler succeeded: acked, unless the broker is to dead-letter it.
     Handled(HandlerOutcome),
     /// Acked: its handler failed, and a copy in the failed-order queue is confirmed.
     Forwarded,
@@ -45,9 +53,17 @@ impl DeliveryOutcome {
     /// How it is settled with the broker.
     pub(crate) fn settlement(&self) -> Settlement {
         match self {
-            DeliveryOutcome::Handled(_) | DeliveryOutcome::Forwarded => Settlement::Ack,
+            DeliveryOutcome::Rejected | DeliveryOutcome::Handled(HandlerOutcome::DeadLetteredByBroker { .. }) => {
+                Settlement::Reject
+            }
+            DeliveryOutcome::Handled(
+                HandlerOutcome::Completed
+                | HandlerOutcome::Duplicate
+                | HandlerOutcome::Retried { .. }
+                | HandlerOutcome::DeadLettered { .. },
+            )
+            | DeliveryOutcome::Forwarded => Settlement::Ack,
             DeliveryOutcome::Released => Settlement::Release,
-            DeliveryOutcome::Rejected => Settlement::Reject,
         }
     }
 }

@@ -10,6 +10,10 @@ use super::history::{read_origin, read_time};
 use super::{DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
 use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Message, Publication, STRIPPED, names};
 
+/// The most that a copy's properties and headers take, in bytes. They are sent in one frame, of 128 KiB by default; 2 KiB are
+/// left for the frame's own fields and for what the publisher adds.
+const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
+
 /// The copy for the failed-order queue. `consumer` is the one whose handler failed, and `queue` the queue it consumes.
 pub fn copy_for_failure(
     delivery: &Delivery,
@@ -34,8 +38,13 @@ pub fn copy_for_failure(
         hit_delivery_limit_before: false,
     };
     let mut message = copy(&delivery.message);
+    if !retried {
+        message.headers.remove(names::HEADERS_DROPPED);
+        message.headers.remove(names::HEADERS_DROPPED_NAMES);
+    }
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set_failure(&mut message.headers, &history);
+    message.cut_headers(MAX_PROPERTIES_BYTES);
     Publication { exchange: Arc::clone(&names.orders), routing_key: ExchangeNames::failed_key(consumer), message }
 }
 
@@ -50,6 +59,7 @@ pub fn copy_for_retry(
     let mut message = copy(&delivery.message);
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries.saturating_add(1)));
+    message.cut_headers(MAX_PROPERTIES_BYTES);
     Publication { exchange: Arc::clone(&names.retry), routing_key: ExchangeNames::retry_queue(queue, delay), message }
 }
 
@@ -64,6 +74,7 @@ pub fn copy_for_dead_letter(
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set(&mut message.headers, names::DEAD_LETTER_REASON, reason.as_str().into());
+    message.cut_headers(MAX_PROPERTIES_BYTES);
     let routing_key =
         history.origin.as_ref().map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key.clone());
     Publication { exchange: Arc::clone(&names.dead_letter), routing_key, message }

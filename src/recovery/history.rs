@@ -8,6 +8,9 @@ use jiff::Timestamp;
 use super::{Failure, FailureKind};
 use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, names};
 
+/// AMQP's limit, in bytes.
+const MAX_NAME_BYTES: usize = 255;
+
 /// Where a message was when it first failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -96,9 +99,9 @@ impl<'a> BrokerDeath<'a> {
     fn newest(headers: &'a Headers) -> Option<Self> {
         let HeaderValue::List(deaths) = headers.get(names::DEATH)? else { return None };
         let HeaderValue::Table(death) = deaths.first()? else { return None };
-        let text = |name: &str| death.get(name).and_then(HeaderValue::as_text);
+        let text = |name: &str| death.get(name).and_then(HeaderValue::as_text).map(cut_name);
         let routing_key = match death.get("routing-keys") {
-            Some(HeaderValue::List(keys)) => keys.first().and_then(HeaderValue::as_text),
+            Some(HeaderValue::List(keys)) => keys.first().and_then(HeaderValue::as_text).map(cut_name),
             _ => None,
         };
         Some(BrokerDeath {
@@ -127,8 +130,13 @@ impl<'a> BrokerDeath<'a> {
     }
 }
 
+/// AMQP's limit for names of queues and exchanges, and for routing keys. Only a forged header has a longer one.
+fn cut_name(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
+}
+
 pub(super) fn read_origin(headers: &Headers) -> Option<Origin> {
-    let text = |name: &str| headers.get(name).and_then(HeaderValue::as_text).map(str::to_owned);
+    let text = |name: &str| headers.get(name).and_then(HeaderValue::as_text).map(|text| cut_name(text).to_owned());
     Some(Origin {
         queue: text(names::ORIGIN_QUEUE)?,
         exchange: text(names::ORIGIN_EXCHANGE).unwrap_or_default(),

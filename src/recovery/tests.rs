@@ -146,3 +146,50 @@ fn a_stray_message_has_no_origin() {
     let history = History::read(&stray, &ExchangeNames::new("orders"), now());
     assert_eq!(history.origin, None);
 }
+
+/// What AMQP cannot carry, for each way in which a producer can send too much.
+#[test]
+fn every_copy_of_any_message_can_be_published() {
+    let orders = ExchangeNames::new("orders");
+    let text = |bytes: usize| HeaderValue::Text("k".repeat(bytes));
+    let death = HeaderValue::Table(
+        [("queue".to_owned(), text(300)), ("reason".to_owned(), "expired".into()), ("exchange".to_owned(), text(300))].into(),
+    );
+    for headers in [
+        (0..129).map(|n| (format!("h{n}"), text(1_000))).collect::<Headers>(),
+        [("big".to_owned(), text(130_000))].into(),
+        names::ADDED.iter().map(|name| ((*name).to_owned(), text(100_000))).collect(),
+        [(names::ORIGIN_ROUTING_KEY.to_owned(), text(256)), (names::ORIGIN_QUEUE.to_owned(), "order_queue".into())].into(),
+        [(names::DEATH.to_owned(), HeaderValue::List(vec![death]))].into(),
+    ] {
+        for (exchange, key) in [("orders", "order.normal.created"), ("orders.requeue", "order_queue")] {
+            let first = delivery(exchange, key, headers.clone());
+            let failure = Failure::new(FailureKind::Transient, "c".repeat(999), "r".repeat(9_999));
+            let failed = copy_for_failure(&first, ("order", "order_queue"), failure, &orders, now());
+            let failed = received(failed);
+            for delivery in [&first, &failed] {
+                let history = History::read(delivery, &orders, now());
+                let retry = copy_for_retry(delivery, &history, "order_queue", "10s".parse().unwrap(), &orders);
+                let dead = copy_for_dead_letter(delivery, &history, DeadLetterReason::Permanent, &orders);
+                for copy in [retry, dead] {
+                    assert!(copy.message.properties_len() <= 126 * 1024, "{}", copy.message.properties_len());
+                    assert!(copy.routing_key.len() <= 255);
+                }
+            }
+            assert_eq!(failed.message.headers[names::ORIGIN_QUEUE].as_text(), Some("order_queue"));
+        }
+    }
+}
+
+#[test]
+fn headers_that_do_not_fit_are_dropped_and_a_header_says_so() {
+    let headers = (0..130).map(|n| (format!("h{n}"), HeaderValue::Text("x".repeat(1_000)))).collect();
+    let failure = Failure::new(FailureKind::Transient, "busy", "try later");
+    let first = delivery("orders", "order.normal.created", headers);
+    let copy = copy_for_failure(&first, ("order", "order_queue"), failure, &ExchangeNames::new("orders"), now());
+    let headers = copy.message.headers;
+    let kept = headers.keys().filter(|name| name.starts_with('h')).count();
+    assert_eq!(headers[names::HEADERS_DROPPED].as_u64(), Some(130 - kept as u64));
+    assert!((120..130).contains(&kept), "{kept}");
+    assert!(headers[names::HEADERS_DROPPED_NAMES].as_text().unwrap().starts_with('h'));
+}

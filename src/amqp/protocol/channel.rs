@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::assembler::{ContentAssembler, ServerEvent};
 use super::content_header::put_content_header;
@@ -25,7 +25,7 @@ use super::handshake::{Connection, close_without_error};
 use super::method::{Method, put_method};
 use crate::amqp::lifetime::{ConnectionEnd, REPLY_TIMEOUT};
 use crate::config::Address;
-use crate::message::Publication;
+use crate::message::{HeaderValue, Publication, names};
 
 /// The number of the one channel that orderd opens.
 const CHANNEL: u16 = 1;
@@ -124,9 +124,19 @@ impl Channel {
         self.outgoing.len() >= SEND_BUFFER_LIMIT
     }
 
-    /// Queues a publication, which [`Channel::drive_io`] sends. Its size must have been checked.
+    /// Queues a publication, which [`Channel::drive_io`] sends. Its size must have been checked. If its headers do not fit a
+    /// frame of this connection, because the broker's `frame_max` is below its default, the largest are left out.
     pub fn publish(&mut self, publication: &Publication) {
-        put_publication(&mut self.outgoing, publication, self.connection.max_frame);
+        let (max_frame, max_properties) = (self.connection.max_frame, max_properties(self.connection.max_frame));
+        if publication.message.properties_len() > max_properties {
+            let mut cut = publication.clone();
+            cut.message.cut_headers(max_properties);
+            let names = cut.message.headers.get(names::HEADERS_DROPPED_NAMES).and_then(HeaderValue::as_text);
+            warn!(max_frame, names, "headers do not fit the broker's frame_max and are left out of a message");
+            put_publication(&mut self.outgoing, &cut, max_frame);
+        } else {
+            put_publication(&mut self.outgoing, publication, max_frame);
+        }
         self.shrink_after_flush |= self.outgoing.len() > SHRINK_ABOVE;
     }
 
@@ -280,6 +290,11 @@ pub fn broken(cause: &dyn Display) -> ConnectionEnd {
     ConnectionEnd::Broken
 }
 
+/// The most that properties and headers may take in one frame, in bytes.
+fn max_properties(max_frame: usize) -> usize {
+    max_frame - (max_frame / 32).min(1024)
+}
+
 /// Appends `basic.publish` with its content, the body in frames of at most `max_frame` bytes.
 fn put_publication(out: &mut BytesMut, publication: &Publication, max_frame: usize) {
     let Publication { exchange, routing_key, message } = publication;
@@ -287,6 +302,8 @@ fn put_publication(out: &mut BytesMut, publication: &Publication, max_frame: usi
     // Mandatory: the broker returns what no queue receives.
     put_method(out, CHANNEL, &Method::BasicPublish { exchange, routing_key, mandatory: true });
     put_content_header(out, CHANNEL, message);
+    // At once: a buffer that doubles would take twice the memory of a large body.
+    out.reserve(message.body.len() + (message.body.len() / max_frame + 1) * 2 * FRAME_OVERHEAD);
     for part in message.body.chunks(max_frame - FRAME_OVERHEAD) {
         put_frame(out, FrameType::Body, CHANNEL, |out| out.put_slice(part));
     }

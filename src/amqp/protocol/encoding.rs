@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use bytes::{Buf, BufMut, BytesMut, TryGetError};
+use sha2::{Digest, Sha256};
 
 /// Longest short string in bytes: exchange, queue and virtual host names, routing keys, most properties.
 pub const MAX_SHORT_STRING: usize = 255;
@@ -53,10 +54,23 @@ pub fn get_short_string<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], ProtocolEr
 /// Takes a short string off the front, as text.
 ///
 /// AMQP says it is UTF-8, but no broker checks names of headers. Invalid UTF-8 is escaped (`\xff`); replacement
-/// characters would make different names equal.
+/// characters would make different names equal. What does not fit a short string any more, since an escaped byte takes four,
+/// is cut and ends with a hash of all of it.
 pub fn get_text<'a>(bytes: &mut &'a [u8]) -> Result<Cow<'a, str>, ProtocolError> {
     let text = get_short_string(bytes)?;
-    Ok(str::from_utf8(text).map_or_else(|_| text.escape_ascii().to_string().into(), Cow::Borrowed))
+    Ok(str::from_utf8(text).map_or_else(|_| escape(text).into(), Cow::Borrowed))
+}
+
+fn escape(text: &[u8]) -> String {
+    let mut escaped = text.escape_ascii().to_string();
+    if escaped.len() > MAX_SHORT_STRING {
+        let hash: String = Sha256::digest(text)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        // ASCII, so every place is a character boundary.
+        escaped.truncate(MAX_SHORT_STRING - hash.len() - 1);
+        escaped.push('~');
+        escaped.push_str(&hash);
+    }
+    escaped
 }
 
 /// Takes a long string, table or array off the front, as bytes.
@@ -95,5 +109,15 @@ mod tests {
     fn invalid_utf8_is_escaped_and_stays_distinct() {
         assert_eq!(get_text(&mut &b"\x03a\xff\xfe"[..]).unwrap(), r"a\xff\xfe");
         assert_ne!(get_text(&mut &b"\x01\xff"[..]), get_text(&mut &b"\x01\xfe"[..]));
+    }
+
+    #[test]
+    fn an_escaped_text_can_be_sent_again() {
+        let text = |last: u8| {
+            let bytes = [&[255][..], &[0xff; 254], &[last]].concat();
+            get_text(&mut &bytes[..]).unwrap().into_owned()
+        };
+        assert_eq!(text(0xff).len(), MAX_SHORT_STRING);
+        assert_ne!(text(0xff), text(0xfe));
     }
 }

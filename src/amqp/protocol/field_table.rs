@@ -1,7 +1,7 @@
 //! Field tables: AMQP's encoding of a message's headers, whose values have one of seventeen types.
 //!
 //! Pure. Loses nothing of what came over the network: what it cannot represent is kept as bytes. The size of what it encodes
-//! has been checked with [`encoded_len`] before, so encoding cannot fail.
+//! has been checked with [`super::limits::check_size`] before, so encoding cannot fail.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -120,41 +120,39 @@ fn get_value(bytes: &mut &[u8], depth: usize) -> Result<HeaderValue, ProtocolErr
     })
 }
 
-/// The encoded size of a table in bytes, and the check that it can be encoded.
+/// Checks that every name in a table can be encoded.
 ///
 /// # Errors
 /// If a header's name is too long.
-pub fn encoded_len(headers: &Headers) -> Result<usize, String> {
-    let mut length = 4;
-    for (name, value) in headers {
-        if name.len() > MAX_SHORT_STRING {
-            return Err(format!("a header's name has {} bytes, more than {MAX_SHORT_STRING}", name.len()));
+pub fn check_names(headers: &Headers) -> Result<(), String> {
+    headers.iter().try_for_each(|(name, value)| match name.len() {
+        length if length > MAX_SHORT_STRING => {
+            Err(format!("a header's name has {length} bytes, more than {MAX_SHORT_STRING}"))
         }
-        length += 1 + name.len() + value_len(value)?;
-    }
-    Ok(length)
+        _ => check_names_in(value),
+    })
 }
 
-/// The encoded size of a value, including the letter of its type.
-fn value_len(value: &HeaderValue) -> Result<usize, String> {
-    Ok(1 + match value {
-        HeaderValue::Void => 0,
-        HeaderValue::Bool(_) | HeaderValue::I8(_) | HeaderValue::U8(_) => 1,
-        HeaderValue::I16(_) | HeaderValue::U16(_) => 2,
-        HeaderValue::I32(_) | HeaderValue::U32(_) | HeaderValue::F32(_) => 4,
-        HeaderValue::Decimal { .. } => 5,
-        HeaderValue::I64(_) | HeaderValue::F64(_) | HeaderValue::Timestamp(_) => 8,
-        HeaderValue::Text(text) => 4 + text.len(),
-        HeaderValue::Bytes(bytes) => 4 + bytes.len(),
-        HeaderValue::List(values) => {
-            let mut length = 4;
-            for value in values {
-                length += value_len(value)?;
-            }
-            length
-        }
-        HeaderValue::Table(headers) => encoded_len(headers)?,
-    })
+fn check_names_in(value: &HeaderValue) -> Result<(), String> {
+    match value {
+        HeaderValue::List(values) => values.iter().try_for_each(check_names_in),
+        HeaderValue::Table(headers) => check_names(headers),
+        HeaderValue::Bool(_)
+        | HeaderValue::I8(_)
+        | HeaderValue::U8(_)
+        | HeaderValue::I16(_)
+        | HeaderValue::U16(_)
+        | HeaderValue::I32(_)
+        | HeaderValue::U32(_)
+        | HeaderValue::I64(_)
+        | HeaderValue::F32(_)
+        | HeaderValue::F64(_)
+        | HeaderValue::Decimal { .. }
+        | HeaderValue::Text(_)
+        | HeaderValue::Bytes(_)
+        | HeaderValue::Timestamp(_)
+        | HeaderValue::Void => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -162,6 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::message::headers_len;
 
     #[test]
     fn every_field_type_is_encoded_measured_and_decoded() {
@@ -189,7 +188,7 @@ mod tests {
             let mut out = BytesMut::new();
             put_table(&mut out, &headers);
             assert_eq!(out[4..], [b"\x01n", expected].concat(), "{headers:?}");
-            assert_eq!(encoded_len(&headers), Ok(out.len()), "{headers:?}");
+            assert_eq!(headers_len(&headers), out.len(), "{headers:?}");
             assert_eq!(get_table(&mut &out[..]), Ok(headers));
         }
     }

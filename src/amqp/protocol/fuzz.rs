@@ -46,7 +46,7 @@ pub fn decode_stream(mut bytes: &[u8]) -> Result<Vec<String>, String> {
 fn assert_survives_encoding(message: Message) {
     let publication = Publication { exchange: "".into(), routing_key: String::new(), message };
     // Invalid UTF-8 in names is escaped, which may take more room than there is.
-    if check_size(&publication, usize::MAX).is_err() {
+    if check_size(&publication).is_err() {
         return;
     }
     let encode = |message: &Message| {

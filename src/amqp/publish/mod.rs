@@ -110,8 +110,9 @@ impl ConfirmingPublisher {
             .iter()
             .enumerate()
             .map(|(index, publication)| {
-                let size = check_size(publication, self.shared.max_bytes as usize);
-                let bytes = size.map_err(|error| Unpublished::one(index, error))?;
+                let size = check_size(publication).map_err(|error| Unpublished::one(index, error))?;
+                // One that is larger than the limit uses all of it, and so is in flight alone.
+                let bytes = size.min(self.shared.max_bytes as usize);
                 Ok(SizedPublication { all: Arc::clone(&all), index, bytes })
             })
             .collect::<Result<Vec<_>, Unpublished>>()?;
