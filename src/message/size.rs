@@ -105,8 +105,10 @@ impl Message {
         self.headers.remove(names::HEADERS_DROPPED_NAMES);
         length = self.properties_len() + NOTE_BYTES;
         let droppable = self.headers.iter().map(|(name, value)| (entry_len(name, value), name));
-        let mut droppable: Vec<_> =
-            droppable.filter(|(bytes, name)| !is_own(name, *bytes)).map(|(bytes, name)| (bytes, name.clone())).collect();
+        let mut droppable: Vec<_> = droppable
+            .filter(|(bytes, name)| !is_own(name, *bytes))
+            .map(|(bytes, name)| (bytes, name.clone()))
+            .collect();
         droppable.sort_unstable_by(|a, b| b.cmp(a));
         let (mut dropped, mut list) = (0, String::new());
         for (bytes, name) in droppable {

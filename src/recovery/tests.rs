@@ -153,13 +153,15 @@ fn every_copy_of_any_message_can_be_published() {
     let orders = ExchangeNames::new("orders");
     let text = |bytes: usize| HeaderValue::Text("k".repeat(bytes));
     let death = HeaderValue::Table(
-        [("queue".to_owned(), text(300)), ("reason".to_owned(), "expired".into()), ("exchange".to_owned(), text(300))].into(),
+        [("queue".to_owned(), text(300)), ("reason".to_owned(), "expired".into()), ("exchange".to_owned(), text(300))]
+            .into(),
     );
     for headers in [
         (0..129).map(|n| (format!("h{n}"), text(1_000))).collect::<Headers>(),
         [("big".to_owned(), text(130_000))].into(),
         names::ADDED.iter().map(|name| ((*name).to_owned(), text(100_000))).collect(),
-        [(names::ORIGIN_ROUTING_KEY.to_owned(), text(256)), (names::ORIGIN_QUEUE.to_owned(), "order_queue".into())].into(),
+        [(names::ORIGIN_ROUTING_KEY.to_owned(), text(256)), (names::ORIGIN_QUEUE.to_owned(), "order_queue".into())]
+            .into(),
         [(names::DEATH.to_owned(), HeaderValue::List(vec![death]))].into(),
     ] {
         for (exchange, key) in [("orders", "order.normal.created"), ("orders.requeue", "order_queue")] {
