@@ -4,6 +4,7 @@ mod admin_client;
 pub mod check;
 pub mod control;
 mod exit;
+pub mod ledger;
 mod load_error;
 mod output;
 mod pages;
@@ -81,6 +82,8 @@ enum CliCommand {
     Report(report::ReportArgs),
     /// Show the history of one order, from the ledger: attempts, failures, delays, events, and where it is now
     Trace(trace::TraceArgs),
+    /// Back up the ledger
+    Ledger(ledger::LedgerArgs),
     /// Print a shell completion script
     Completions {
         /// Shell to complete for
@@ -157,6 +160,9 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         }
         CliCommand::Trace(args) => {
             with_config(sources, |loaded| block_on(1, trace::run(&args, &loaded.config, Timestamp::now(), out, err)))
+        }
+        CliCommand::Ledger(args) => {
+            with_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
         }
         CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command()), out),
         CliCommand::Man => print(&pages::man(Arguments::command())?, out),

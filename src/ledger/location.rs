@@ -1,8 +1,10 @@
 //! Where a ledger is, and opening it there: the only place that chooses an implementation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use super::backup::{BackupError, BackupProgress, BackupSummary};
 use super::error::OpenError;
 use super::sqlite::{SqliteLedger, SqliteReader};
 use super::traits::{Ledger, LedgerReader};
@@ -26,6 +28,25 @@ impl LedgerLocation {
                 let opening = tokio::task::spawn_blocking(move || SqliteLedger::open(&directory));
                 let ledger = opening.await.expect("opening a ledger does not panic and is never cancelled")?;
                 Ok(Arc::new(ledger))
+            }
+        }
+    }
+
+    /// Copies the ledger to one file, whether a daemon records or not, and verifies the copy. Blocks for as long as both take.
+    /// Replaces an existing file only with `force`. `report` is called every few MiB; setting `interrupted` stops it.
+    ///
+    /// # Errors
+    /// See [`BackupError`]: there is no backup then, and an existing file was not changed.
+    pub fn back_up(
+        &self,
+        file: &Path,
+        force: bool,
+        report: &dyn Fn(BackupProgress),
+        interrupted: &AtomicBool,
+    ) -> Result<BackupSummary, BackupError> {
+        match self {
+            LedgerLocation::Directory(directory) => {
+                SqliteReader::new(directory.clone()).back_up(file, force, report, interrupted)
             }
         }
     }

@@ -9,9 +9,11 @@
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
 //! sqlite    the default implementation
 //! memory    an implementation for tests
+//! backup    what a backup reports
 //! location  opens the implementation that the configuration asks for
 //! ```
 
+mod backup;
 mod buckets;
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -28,6 +30,7 @@ mod totals;
 pub mod trace;
 mod traits;
 
+pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
 pub use error::{Cause, LedgerError, OpenError};
 pub use figures::Figures;

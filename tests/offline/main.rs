@@ -7,6 +7,7 @@ mod deployment_files;
 mod docs;
 mod handler_registry;
 mod install;
+mod ledger_backup;
 mod ledger_kill;
 mod log_messages;
 mod metrics;

@@ -3,6 +3,7 @@
 //! It owns the file, the writer's thread and the queue to it. It must never block an async task, and never answer before
 //! the commit that contains the answer is on disk.
 
+mod backup;
 mod file_system;
 mod open;
 mod order_sums;

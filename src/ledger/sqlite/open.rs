@@ -65,10 +65,31 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<Connectio
 
 /// Opens an existing file of this version for reading only.
 pub(super) fn for_reading(directory: &Path, busy_timeout: Duration) -> Result<Connection, OpenError> {
-    let (path, location) = (directory.join(FILE_NAME), location(directory));
+    let (connection, found) = read_only(directory, busy_timeout)?;
+    let (location, known) = (location(directory), schema::last_version(schema::MIGRATIONS));
+    match found {
+        _ if found > known => Err(OpenError::Newer { location, found, known }),
+        _ if found < known => Err(OpenError::Older { location, found, known }),
+        _ => Ok(connection),
+    }
+}
+
+/// Opens an existing ledger of any version for reading only: a ledger is best backed up before another version migrates it.
+pub(super) fn for_backup(directory: &Path) -> Result<Connection, OpenError> {
+    let (connection, _) = read_only(directory, READ_BUSY_TIMEOUT)?;
+    match schema::is_ledger(&connection) {
+        Ok(true) => Ok(connection),
+        Ok(false) => Err(OpenError::Foreign { location: location(directory) }),
+        Err(cause) => Err(error(directory, cause)),
+    }
+}
+
+/// Opens an existing file for reading only. Returns its version as well.
+fn read_only(directory: &Path, busy_timeout: Duration) -> Result<(Connection, i32), OpenError> {
+    let path = directory.join(FILE_NAME);
     // An error means that the directory cannot be searched: then opening the file reports what is wrong.
     if matches!(path.try_exists(), Ok(false)) {
-        return Err(OpenError::Missing { location });
+        return Err(OpenError::Missing { location: location(directory) });
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
@@ -76,13 +97,7 @@ pub(super) fn for_reading(directory: &Path, busy_timeout: Duration) -> Result<Co
         let found = schema::version(&connection)?;
         Ok((connection, found))
     });
-    let (connection, found) = opened.map_err(|cause| error(directory, cause))?;
-    let known = schema::last_version(schema::MIGRATIONS);
-    match found {
-        _ if found > known => Err(OpenError::Newer { location, found, known }),
-        _ if found < known => Err(OpenError::Older { location, found, known }),
-        _ => Ok(connection),
-    }
+    opened.map_err(|cause| error(directory, cause))
 }
 
 /// Creates the directory if missing, and syncs its parent: otherwise a power cut could remove the directory although

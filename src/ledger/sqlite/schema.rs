@@ -153,6 +153,12 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[Migration]) -> 
     }
 }
 
+/// Whether the file is a ledger, of any version.
+pub(super) fn is_ledger(connection: &Connection) -> rusqlite::Result<bool> {
+    let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    Ok(id == APPLICATION_ID && version(connection)? > 0)
+}
+
 /// The version stored in the file; 0 for a new file.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))

@@ -1,0 +1,152 @@
+//! `orderd ledger backup`: of a ledger that is being written, and to places where no backup may be written.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use jiff::Timestamp;
+use orderd::ledger::sqlite::{SqliteLedger, SqliteReader};
+use orderd::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, NewAttempt};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn entry(n: usize) -> LedgerEntry {
+    LedgerEntry::Attempt(Box::new(NewAttempt {
+        identity: format!("message-{n}"),
+        consumer: "order".to_owned(),
+        retry_count: 0,
+        kind: "transient",
+        code: "stock_unreachable".to_owned(),
+        reason: "the stock service did not answer ".repeat(20),
+        failed_at: Timestamp::UNIX_EPOCH,
+        delay: Some("1s".parse().unwrap()),
+    }))
+}
+
+fn back_up(directory: &Path, arguments: &[&str]) -> Output {
+    let setting = format!("ledger.directory={}", directory.to_str().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    command.args(["ledger", "backup", "--set", &setting, "--config"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml")).args(arguments);
+    command.output().unwrap()
+}
+
+/// Asserts the exit code, and returns standard error.
+fn refused(directory: &Path, arguments: &[&str], exit_code: i32) -> String {
+    let output = back_up(directory, arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(exit_code), "{arguments:?}: {stderr}");
+    stderr
+}
+
+/// A ledger with this many retried attempts, closed.
+async fn ledger(directory: &Path, attempts: usize) {
+    let ledger = SqliteLedger::open(directory).unwrap();
+    for n in 0..attempts {
+        ledger.record(entry(n)).await.unwrap();
+    }
+    ledger.close().await;
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_a_ledger_that_is_being_written_is_one_complete_snapshot() {
+    let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let ledger = SqliteLedger::open(source.path()).unwrap();
+    let write = |from: usize| {
+        let writes: Vec<_> = (from..from + 500).map(|n| ledger.record(entry(n))).collect();
+        async {
+            for write in writes {
+                write.await.unwrap();
+            }
+        }
+    };
+    write(0).await;
+    let file = target.path().join("orderd.db");
+    let (directory, path) = (source.path().to_owned(), file.to_str().unwrap().to_owned());
+    let copying = tokio::task::spawn_blocking(move || back_up(&directory, &[&path, "--format", "json"]));
+    let mut written = 500;
+    while !copying.is_finished() {
+        write(written).await;
+        written += 500;
+    }
+    let output = copying.await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let copied = report["rows"]["attempts"].as_u64().unwrap();
+    assert!(copied >= 500 && copied <= written as u64, "{report}");
+    assert_eq!(report["bytes"], fs::metadata(&file).unwrap().len());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(names(target.path()), ["orderd.db"], "the backup is one file");
+    ledger.close().await;
+
+    // Restored: it is what it was, and a daemon continues with it.
+    assert_eq!(SqliteReader::new(target.path().to_owned()).totals_blocking().unwrap().retried, copied);
+    let restored = SqliteLedger::open(target.path()).unwrap();
+    restored.record(entry(1_000_000)).await.unwrap();
+    restored.close().await;
+    assert_eq!(SqliteReader::new(target.path().to_owned()).totals_blocking().unwrap().retried, copied + 1);
+}
+
+#[tokio::test]
+async fn a_backup_never_damages_what_is_already_there() {
+    let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    ledger(source.path(), 3).await;
+    let file = target.path().join("backup.db");
+    let path = file.to_str().unwrap();
+
+    fs::write(&file, "older backup").unwrap();
+    assert!(refused(source.path(), &[path], 64).contains("--force"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "older backup");
+
+    let log = target.path().join("backup.db-wal");
+    fs::write(&log, "log of another database").unwrap();
+    assert!(refused(source.path(), &[path, "--force"], 64).contains("backup.db-wal"));
+    fs::remove_file(&log).unwrap();
+
+    let partial = target.path().join("backup.db.partial");
+    fs::write(&partial, "another backup").unwrap();
+    assert!(refused(source.path(), &[path, "--force"], 64).contains("backup.db.partial"));
+    assert_eq!(fs::read_to_string(&partial).unwrap(), "another backup");
+    fs::remove_file(&partial).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "older backup");
+
+    let itself = source.path().join("orderd.db");
+    assert!(refused(source.path(), &[itself.to_str().unwrap(), "--force"], 64).contains("the ledger itself"));
+    refused(source.path(), &[target.path().to_str().unwrap(), "--force"], 70);
+    refused(source.path(), &[target.path().join("missing/backup.db").to_str().unwrap()], 70);
+    assert_eq!(names(target.path()), ["backup.db"]);
+
+    assert!(back_up(source.path(), &[path, "--force"]).status.success());
+    assert_eq!(names(target.path()), ["backup.db"]);
+    assert_ne!(fs::read(&file).unwrap(), b"older backup");
+}
+
+#[tokio::test]
+async fn what_is_not_a_sound_ledger_is_not_backed_up() {
+    let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let file = target.path().join("backup.db");
+    let path = file.to_str().unwrap();
+    assert!(refused(source.path(), &[path], 78).contains("there is no ledger"));
+
+    let database = source.path().join("orderd.db");
+    rusqlite::Connection::open(&database).unwrap().execute_batch("CREATE TABLE others (a)").unwrap();
+    assert!(refused(source.path(), &[path], 78).contains("another program's"));
+    fs::remove_file(&database).unwrap();
+
+    // A page in the middle is overwritten, as by a failing disk.
+    ledger(source.path(), 400).await;
+    let mut bytes = fs::read(&database).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 4096].fill(0xa5);
+    fs::write(&database, bytes).unwrap();
+    assert!(matches!(back_up(source.path(), &[path]).status.code(), Some(70 | 78)));
+    assert_eq!(names(target.path()), [""; 0]);
+}
