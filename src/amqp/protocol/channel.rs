@@ -91,6 +91,13 @@ impl Channel {
         }
     }
 
+    /// Opens the channel again after the broker has closed it. The broker discards what was sent on it before.
+    pub async fn reopen(&mut self) -> Result<(), ConnectionEnd> {
+        self.assembler = ContentAssembler::default();
+        self.send_method(&Method::ChannelCloseOk);
+        self.request(&Method::ChannelOpen, reject_unexpected).await.map(|_| ())
+    }
+
     /// Sends a request and waits for its reply, which it returns. `on_event` gets every event that comes before the reply,
     /// and may end the wait with an error.
     pub async fn request(

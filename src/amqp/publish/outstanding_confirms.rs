@@ -3,12 +3,16 @@
 //! Pure: no I/O, and the time is an argument. Outlives connections: on each new one everything is sent again, with delivery
 //! tags from 1 on.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::missing_exchanges::MissingExchanges;
 use crate::amqp::protocol::{Confirm, Returned};
 use crate::message::{Publication, PublishError, Unpublished};
 
@@ -65,6 +69,13 @@ pub struct ReleasedPermits {
     pub bytes: usize,
 }
 
+impl std::ops::AddAssign for ReleasedPermits {
+    fn add_assign(&mut self, more: Self) {
+        self.publications += more.publications;
+        self.bytes += more.bytes;
+    }
+}
+
 /// The most slots sent on one connection. Confirmed ones stay until those before them are confirmed or the connection
 /// ends.
 const MAX_SENT: usize = 1 << 16;
@@ -81,10 +92,13 @@ pub struct OutstandingConfirms {
     /// How many of `sent` are unconfirmed.
     in_flight: usize,
     last_sequence: u64,
+    /// Whether what is in flight may make the broker close the channel, so that nothing is sent besides it.
+    alone_in_flight: bool,
     /// Whether this connection has confirmed anything.
     proven: bool,
     /// Publications up to this sequence are sent one at a time, to find the one that makes the broker close the channel.
     suspects_until: u64,
+    missing: MissingExchanges,
 }
 
 impl OutstandingConfirms {
@@ -97,13 +111,16 @@ impl OutstandingConfirms {
             sent: 0,
             in_flight: 0,
             last_sequence: 0,
+            alone_in_flight: false,
             proven: false,
             suspects_until: 0,
+            missing: MissingExchanges::default(),
         }
     }
 
-    /// Queues a batch for sending.
-    pub fn push(&mut self, batch: Batch) {
+    /// Queues a batch for sending, except what is for an exchange that was missing a short time ago: that is answered at once.
+    pub fn push(&mut self, batch: Batch, now: Instant) -> ReleasedPermits {
+        let mut released = ReleasedPermits::default();
         let caller = Caller { left: batch.publications.len(), failures: Vec::new(), reply: Some(batch.reply) };
         let key = match self.free_callers.pop() {
             Some(key) => {
@@ -116,10 +133,19 @@ impl OutstandingConfirms {
             }
         };
         for item in batch.publications {
+            let unconfirmed = UnconfirmedPublication { item, caller: key, returned: None };
+            let Publication { exchange, routing_key, .. } = unconfirmed.item.publication();
+            if let Some(error) = self.missing.error(exchange, routing_key, now) {
+                self.answer(&unconfirmed, Err(error));
+                released.publications += 1;
+                released.bytes += unconfirmed.item.bytes;
+                continue;
+            }
             self.last_sequence += 1;
-            let unconfirmed = Some(UnconfirmedPublication { item, caller: key, returned: None });
+            let unconfirmed = Some(unconfirmed);
             self.slots.push_back(Slot { sequence: self.last_sequence, sent: None, unconfirmed });
         }
+        released
     }
 
     /// Starts a new connection, on which everything is sent again, with delivery tags from 1 on.
@@ -152,10 +178,13 @@ impl OutstandingConfirms {
             return None;
         }
         let slot = self.slots.get_mut(self.sent)?;
-        let one_at_a_time = !self.proven || slot.sequence <= self.suspects_until;
-        if one_at_a_time && self.in_flight > 0 {
+        let publication = slot.unconfirmed.as_ref().expect("unsent slots are unconfirmed");
+        let exchange = &publication.item.publication().exchange;
+        let is_suspect = slot.sequence <= self.suspects_until || self.missing.is_suspect(exchange);
+        if self.in_flight > 0 && (is_suspect || !self.proven || self.alone_in_flight) {
             return None;
         }
+        self.alone_in_flight = is_suspect;
         slot.sent = Some(now);
         self.sent += 1;
         self.in_flight += 1;
@@ -208,6 +237,7 @@ impl OutstandingConfirms {
     /// Removes the publication from its slot, and answers its caller if it was the last one.
     fn finish(&mut self, index: usize, confirm: Confirm, released: &mut ReleasedPermits) -> bool {
         let Some(mut publication) = self.slots[index].unconfirmed.take() else { return false };
+        self.missing.exists(&publication.item.publication().exchange);
         let address = || {
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             (Arc::clone(exchange), routing_key.clone())
@@ -262,7 +292,11 @@ impl OutstandingConfirms {
 
     /// Handles a channel that the broker closed because of a publication. If only one was in flight, that is the one, and its
     /// caller gets the error. Otherwise all in flight are suspects, and the next connection sends them one at a time.
-    pub fn reject_in_flight(&mut self, error: impl FnOnce(&Arc<str>, &str) -> PublishError) -> ReleasedPermits {
+    pub fn reject_in_flight(
+        &mut self,
+        now: Instant,
+        error: impl FnOnce(&Arc<str>, &str) -> PublishError,
+    ) -> ReleasedPermits {
         let mut released = ReleasedPermits::default();
         if self.in_flight > 1 {
             self.suspects_until = self.slots[self.sent - 1].sequence;
@@ -271,6 +305,7 @@ impl OutstandingConfirms {
             let publication = in_flight.expect("one is in flight");
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             let error = error(exchange, routing_key);
+            self.missing.record(&error, now);
             self.answer(&publication, Err(error));
             self.in_flight = 0;
             self.remove_confirmed();
@@ -296,194 +331,5 @@ impl OutstandingConfirms {
 
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::Message;
-
-    type Answer = oneshot::Receiver<Result<(), Unpublished>>;
-
-    fn batch(keys: &[&str]) -> (Batch, Answer) {
-        let to = |key: &&str| Publication {
-            exchange: "orders".into(),
-            routing_key: (*key).to_owned(),
-            message: Message::default(),
-        };
-        let all: Arc<[Publication]> = keys.iter().map(to).collect();
-        let publications = (0..all.len()).map(|index| SizedPublication { all: Arc::clone(&all), index, bytes: 10 });
-        let (reply, answer) = oneshot::channel();
-        (Batch { publications: publications.collect(), reply }, answer)
-    }
-
-    /// On a first connection, proven by a first publication.
-    fn proven() -> OutstandingConfirms {
-        let mut outstanding = OutstandingConfirms::new();
-        outstanding.begin_connection();
-        outstanding.push(batch(&["canary"]).0);
-        assert_eq!(send_all(&mut outstanding), ["canary"]);
-        outstanding.confirmed(1, false, Confirm::Ack);
-        outstanding
-    }
-
-    fn send_all(outstanding: &mut OutstandingConfirms) -> Vec<String> {
-        let now = Instant::now();
-        std::iter::from_fn(|| outstanding.next_to_send(now).map(|p| p.routing_key.clone())).collect()
-    }
-
-    #[test]
-    fn a_batch_is_answered_when_its_last_confirm_arrives() {
-        let mut outstanding = proven();
-        let (one, mut answer) = batch(&["a", "b", "c"]);
-        outstanding.push(one);
-        assert_eq!(send_all(&mut outstanding), ["a", "b", "c"]);
-        outstanding.confirmed(4, false, Confirm::Ack);
-        outstanding.confirmed(2, false, Confirm::Ack);
-        assert!(answer.try_recv().is_err());
-        let released = outstanding.confirmed(3, false, Confirm::Ack);
-        assert_eq!(released, ReleasedPermits { publications: 1, bytes: 10 });
-        assert_eq!(answer.try_recv(), Ok(Ok(())));
-        assert!(outstanding.is_empty());
-    }
-
-    #[test]
-    fn a_multiple_confirm_covers_everything_unconfirmed_up_to_it() {
-        let mut outstanding = proven();
-        let (one, mut first) = batch(&["a", "b"]);
-        let (two, mut second) = batch(&["c", "d"]);
-        outstanding.push(one);
-        outstanding.push(two);
-        send_all(&mut outstanding);
-        outstanding.confirmed(3, false, Confirm::Ack);
-        assert_eq!(outstanding.confirmed(4, true, Confirm::Ack).publications, 2);
-        assert_eq!(first.try_recv(), Ok(Ok(())));
-        assert!(second.try_recv().is_err());
-        outstanding.confirmed(5, true, Confirm::Nack);
-        let refused = PublishError::Refused { exchange: "orders".into(), routing_key: "d".to_owned() };
-        assert_eq!(second.try_recv(), Ok(Err(Unpublished::one(1, refused))), "c is confirmed");
-    }
-
-    #[test]
-    fn a_refusal_is_reported_once_every_other_publication_is_answered() {
-        let mut outstanding = proven();
-        let (one, mut answer) = batch(&["a", "b", "c"]);
-        outstanding.push(one);
-        send_all(&mut outstanding);
-        outstanding.confirmed(2, false, Confirm::Nack);
-        outstanding.begin_connection();
-        assert!(answer.try_recv().is_err(), "b and c are unconfirmed");
-        assert_eq!(send_all(&mut outstanding), ["b"]);
-        outstanding.confirmed(1, false, Confirm::Ack);
-        send_all(&mut outstanding);
-        outstanding.confirmed(2, false, Confirm::Ack);
-        let refused = PublishError::Refused { exchange: "orders".into(), routing_key: "a".to_owned() };
-        assert_eq!(answer.try_recv(), Ok(Err(Unpublished::one(0, refused))));
-    }
-
-    #[test]
-    fn a_return_before_its_ack_is_unroutable() {
-        let mut outstanding = proven();
-        let (one, mut answer) = batch(&["a", "b"]);
-        outstanding.push(one);
-        send_all(&mut outstanding);
-        let returned = Returned {
-            reply: "312 NO_ROUTE".into(),
-            exchange: "orders".into(),
-            routing_key: "b".into(),
-            ..Returned::default()
-        };
-        outstanding.returned(returned);
-        outstanding.confirmed(3, true, Confirm::Ack);
-        let expected = PublishError::Unroutable {
-            exchange: "orders".into(),
-            routing_key: "b".into(),
-            reply: "312 NO_ROUTE".into(),
-        };
-        assert_eq!(answer.try_recv(), Ok(Err(Unpublished::one(1, expected))));
-    }
-
-    #[test]
-    fn a_new_connection_sends_everything_unconfirmed_again_in_order() {
-        let mut outstanding = proven();
-        let (one, mut answer) = batch(&["a", "b", "c", "d"]);
-        outstanding.push(one);
-        send_all(&mut outstanding);
-        outstanding.confirmed(3, false, Confirm::Ack);
-        outstanding.begin_connection();
-        assert_eq!(send_all(&mut outstanding), ["a"], "one to prove the connection");
-        assert_eq!(outstanding.confirmed(1, false, Confirm::Ack).publications, 1);
-        assert_eq!(send_all(&mut outstanding), ["c", "d"]);
-        outstanding.confirmed(3, true, Confirm::Ack);
-        assert_eq!(answer.try_recv(), Ok(Ok(())));
-    }
-
-    #[test]
-    fn the_publication_that_makes_the_broker_close_channels_is_found() {
-        let mut outstanding = proven();
-        let (good, mut taken) = batch(&["a", "b"]);
-        let (bad, mut refused) = batch(&["bad"]);
-        let (after, mut later) = batch(&["c"]);
-        for batch in [good, bad, after] {
-            outstanding.push(batch);
-        }
-        assert_eq!(send_all(&mut outstanding).len(), 4);
-        let error = |exchange: &Arc<str>, problem: &str| PublishError::Invalid {
-            exchange: Arc::clone(exchange),
-            problem: problem.to_owned(),
-        };
-        assert_eq!(outstanding.reject_in_flight(error), ReleasedPermits::default(), "any of four may be it");
-        outstanding.begin_connection();
-        for (tag, key) in [(1, "a"), (2, "b")] {
-            assert_eq!(send_all(&mut outstanding), [key]);
-            outstanding.confirmed(tag, false, Confirm::Ack);
-        }
-        assert_eq!(send_all(&mut outstanding), ["bad"]);
-        assert_eq!(outstanding.reject_in_flight(error).publications, 1);
-        outstanding.begin_connection();
-        assert_eq!(send_all(&mut outstanding), ["c"]);
-        outstanding.confirmed(1, false, Confirm::Ack);
-        assert_eq!(taken.try_recv(), Ok(Ok(())));
-        assert!(matches!(refused.try_recv(), Ok(Err(unpublished)) if unpublished.permanent().is_some()));
-        assert_eq!(later.try_recv(), Ok(Ok(())));
-        assert!(outstanding.is_empty());
-    }
-
-    #[test]
-    fn nothing_is_outstanding_once_the_last_publication_was_rejected() {
-        let mut outstanding = proven();
-        let (bad, mut answer) = batch(&["bad"]);
-        outstanding.push(bad);
-        assert_eq!(send_all(&mut outstanding), ["bad"]);
-        let error =
-            |exchange: &Arc<str>, _: &str| PublishError::Invalid { exchange: exchange.clone(), problem: "406".into() };
-        assert_eq!(outstanding.reject_in_flight(error).publications, 1);
-        assert!(answer.try_recv().unwrap().is_err());
-        assert!(outstanding.is_empty());
-    }
-
-    #[test]
-    fn only_what_was_sent_on_this_connection_has_a_tag() {
-        let mut outstanding = proven();
-        outstanding.push(batch(&["a", "b"]).0);
-        assert!(outstanding.has_sent(1) && !outstanding.has_sent(0) && !outstanding.has_sent(2));
-        send_all(&mut outstanding);
-        assert!(outstanding.has_sent(3) && !outstanding.has_sent(4) && !outstanding.has_sent(u64::MAX));
-        outstanding.begin_connection();
-        assert!(!outstanding.has_sent(1), "a confirm from an earlier channel");
-    }
-
-    #[test]
-    fn confirms_of_unused_tags_are_ignored() {
-        let mut outstanding = proven();
-        assert_eq!(outstanding.confirmed(0, false, Confirm::Ack), ReleasedPermits::default());
-        assert_eq!(outstanding.confirmed(1, true, Confirm::Ack), ReleasedPermits::default());
-        let (one, _answer) = batch(&["a"]);
-        outstanding.push(one);
-        assert_eq!(outstanding.confirmed(9, false, Confirm::Ack), ReleasedPermits::default(), "not sent yet");
-        assert_eq!(send_all(&mut outstanding), ["a"]);
-        assert_eq!(outstanding.confirmed(9, false, Confirm::Ack), ReleasedPermits::default(), "another tag");
-        assert_eq!(outstanding.confirmed(9, true, Confirm::Ack).publications, 1);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Shared;
 use super::outstanding_confirms::{Batch, OutstandingConfirms, ReleasedPermits};
@@ -22,6 +22,7 @@ use crate::amqp::protocol::{Channel, Confirm, Method, ServerEvent, reject_unexpe
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::message::{CONFIRMS_OVERDUE, PublishError};
+use crate::telemetry::RepeatedLog;
 
 /// Upper bound of the first wait between connection attempts. It doubles up to `broker.reconnect_max`.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -34,6 +35,9 @@ const MAX_DOUBLINGS: u32 = 3;
 const NOT_FOUND: u16 = 404;
 /// The most batches taken from the inbox at a time.
 const BATCHES_AT_A_TIME: usize = 128;
+
+/// Channels closed because of a publication, by exchange, routing key and code.
+static CLOSES: RepeatedLog = RepeatedLog::new();
 
 type Closing = mpsc::Receiver<oneshot::Sender<usize>>;
 
@@ -110,6 +114,12 @@ async fn open(connector: &Connector) -> Result<Channel, ConnectError> {
     }
 }
 
+/// Opens the channel again, in confirm mode, after the broker has closed it.
+async fn reopen(channel: &mut Channel) -> Result<(), ConnectionEnd> {
+    channel.reopen().await?;
+    channel.request(&Method::ConfirmSelect, reject_unexpected).await.map(|_| ())
+}
+
 impl PublisherTask {
     /// Publishes on a new channel until its connection ends.
     async fn run_connection(&mut self, mut channel: Channel, confirm_timeout: Duration) -> Result<(), ConnectionEnd> {
@@ -120,14 +130,27 @@ impl PublisherTask {
         self.shared.connection.store(connection, Ordering::Relaxed);
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
         self.shared.connected.store(true, Ordering::Relaxed);
-        let served = self.serve(&mut channel, confirm_timeout).await;
+        let served = loop {
+            let served = self.serve(&mut channel, confirm_timeout).await;
+            let Err(end) = &served else { break served };
+            self.reject_offending_publication(end);
+            if matches!(end, ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) {
+                self.connector.redeclaration().request();
+            }
+            let refused = matches!(end, ConnectionEnd::ChannelClosed { code: 311 | 403 | NOT_FOUND | 406, .. });
+            if !refused {
+                break served;
+            }
+            // The connection is usable, so only the channel is opened again.
+            debug!(connection, reason = %end, "opening the publishing channel again");
+            if let Err(end) = reopen(&mut channel).await {
+                break Err(end);
+            }
+            self.outstanding.begin_connection();
+        };
         self.shared.connected.store(false, Ordering::Relaxed);
         if let Err(reason) = &served {
             warn!(connection, %reason, unconfirmed = self.outstanding.len(), "publishing connection lost");
-            if matches!(reason, ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) {
-                self.connector.redeclaration().request();
-            }
-            self.reject_offending_publication(reason);
         }
         channel.close(served.as_ref().err()).await;
         served
@@ -245,9 +268,12 @@ impl PublisherTask {
 
     fn accept(&mut self, count: usize) {
         self.drained = count == 0;
+        let now = Instant::now();
+        let mut released = ReleasedPermits::default();
         for batch in self.batches.drain(..) {
-            self.outstanding.push(batch);
+            released += self.outstanding.push(batch, now);
         }
+        self.release(&released);
     }
 
     /// Accepts no more batches. Those already queued are still published.
@@ -268,8 +294,11 @@ impl PublisherTask {
     /// If the connection ended because of a publication, rejects it, once it is known which one it was.
     fn reject_offending_publication(&mut self, reason: &ConnectionEnd) {
         let Some((code, text)) = error_of_a_publication(reason) else { return };
-        let released = self.outstanding.reject_in_flight(|exchange, key| {
-            warn!(%exchange, routing_key = key, code, text, "the broker closed the connection because of a message");
+        let released = self.outstanding.reject_in_flight(Instant::now(), |exchange, key| {
+            if let Some(due) = CLOSES.occurred((exchange, key, code)) {
+                let repeated = due.repeated;
+                warn!(%exchange, routing_key = key, code, text, repeated, "the broker closed the channel because of a message");
+            }
             publish_error(code, text, exchange, key)
         });
         self.release(&released);
@@ -292,7 +321,8 @@ impl PublisherTask {
         }
         // A publisher that is closed while it has nothing to publish need not connect.
         while let Ok(batch) = self.inbox.try_recv() {
-            self.outstanding.push(batch);
+            let released = self.outstanding.push(batch, Instant::now());
+            self.release(&released);
         }
         self.drained = self.inbox.is_closed() && self.inbox.is_empty();
     }

@@ -113,6 +113,29 @@ async fn a_missing_exchange_fails_its_own_publication_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_missing_exchange_neither_closes_the_connection_nor_the_channel_again_and_again() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    let mut raw = vhost.raw();
+    raw.declare_quorum("q", &[]);
+    let publisher = Connector::new(vhost.broker()).publisher();
+    with_deadline("answer", publisher.publish([to_queue("q", "first")].into())).await.unwrap();
+    let connection = publisher.state().connection;
+    for n in 0..50 {
+        let mut lost = to_queue("q", "lost");
+        lost.exchange = "no-such-exchange".into();
+        let set = [to_queue("q", format!("m{n}")), lost].into();
+        let unpublished = with_deadline("answer", publisher.publish(set)).await.unwrap_err();
+        assert!(matches!(unpublished.failures[..], [(1, PublishError::Unroutable { .. })]), "{unpublished}");
+    }
+    assert_eq!(publisher.state().connection, connection, "the connection was closed");
+    let counts = bodies(&mut raw, "q");
+    // A message in flight when the channel was closed may be there twice, and few were: most errors are known beforehand.
+    assert_eq!(counts.len(), 51, "{counts:?}");
+    assert!(counts.values().sum::<usize>() <= 60, "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn callers_never_see_a_lost_connection() {
     let node = Node::shared();
     let vhost = node.vhost();
