@@ -126,6 +126,7 @@ fn handler_deps(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps 
     HandlerDeps {
         ledger,
         names: Arc::new(ExchangeNames::new("orders")),
+        users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         event_log: open("analytics"),
         channel: Arc::new(LogChannel { log: open("notifications") }),
         origin_consumers: watch::channel(BTreeMap::new()).1,
@@ -140,6 +141,9 @@ fn context(name: &str, queue: &str, config: &Config, deps: &HandlerDeps, broker:
         publisher: Arc::new(broker.clone()),
         ledger: Arc::clone(&deps.ledger),
         names: Arc::clone(&deps.names),
+        bindings: Vec::new(),
+        users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
+        unidentified: Arc::default(),
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 1, delays: Vec::new(), max_age: Duration::MAX }),
         counters: Arc::new(Counters::default()),

@@ -15,6 +15,7 @@ use super::redeclaration::Redeclaration;
 use crate::chain::chain;
 use crate::config::{Address, Broker, Mechanism};
 use crate::instance;
+use crate::message::TrustedUsers;
 use crate::tls::TlsReloader;
 
 /// RabbitMQ's reply code for credentials it does not accept.
@@ -38,6 +39,8 @@ pub struct Connector {
     /// An address that is tried last.
     pub(super) avoid: Option<Address>,
     redeclaration: Redeclaration,
+    /// The users whose messages count as orderd's own.
+    users: Arc<TrustedUsers>,
 }
 
 impl Connector {
@@ -46,7 +49,13 @@ impl Connector {
         let tls = broker.tls.as_ref().map(|tls| Arc::new(TlsReloader::new("broker.tls", tls.files.clone())));
         let in_use = broker.addresses.iter().map(|_| Arc::new(())).collect();
         let (broker, redeclaration) = (Arc::new(broker), Redeclaration::default());
-        Connector { broker, tls, last_error: Arc::default(), in_use, avoid: None, redeclaration }
+        let users = Arc::new(TrustedUsers::new(&broker.username, &broker.trusted_users));
+        Connector { broker, tls, last_error: Arc::default(), in_use, avoid: None, redeclaration, users }
+    }
+
+    /// The broker users whose messages count as orderd's own.
+    pub fn users(&self) -> &Arc<TrustedUsers> {
+        &self.users
     }
 
     /// A clone that records its own errors in [`Connector::last_connect_error`].

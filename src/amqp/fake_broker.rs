@@ -42,6 +42,7 @@ impl FakeBroker {
             username: "guest".into(),
             password: Secret::new("guest"),
             mechanism: Mechanism::Plain,
+            trusted_users: Vec::new(),
             tls: None,
             heartbeat: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),
@@ -158,7 +159,7 @@ impl FakeConnection {
 pub(super) fn put_delivery(out: &mut BytesMut, delivery_tag: u64, body: &'static [u8]) {
     let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
     put_method(out, 1, &Method::BasicDeliver { delivery_tag, redelivered: true, exchange, routing_key });
-    put_content_header(out, 1, &Message { body: body.into(), ..Message::default() });
+    put_content_header(out, 1, &Message { body: body.into(), ..Message::default() }, None);
     put_frame(out, FrameType::Body, 1, |out| out.put_slice(body));
 }
 

@@ -7,7 +7,7 @@ use crate::config::{Consumer, MessageKind};
 use crate::handlers::{self, HandlerDeps, OriginConsumer};
 use crate::message::Publisher;
 use crate::metrics::Counters;
-use crate::pipeline::{ConsumerContext, OnFailure};
+use crate::pipeline::{ConsumerContext, OnFailure, UnidentifiedDeliveries};
 
 /// The consumers in which messages can fail, by queue: all but the failed-order consumer.
 pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, OriginConsumer> {
@@ -29,6 +29,7 @@ pub(super) fn consumer_context(
     consumer: &Consumer,
     deps: &HandlerDeps,
     publisher: Arc<dyn Publisher>,
+    unidentified: Arc<UnidentifiedDeliveries>,
     counters: Arc<Counters>,
 ) -> ConsumerContext {
     let on_failure =
@@ -40,6 +41,9 @@ pub(super) fn consumer_context(
         publisher,
         ledger: Arc::clone(&deps.ledger),
         names: Arc::clone(&deps.names),
+        bindings: consumer.bindings.clone(),
+        users: Arc::clone(&deps.users),
+        unidentified,
         timeout: consumer.timeout,
         on_failure,
         counters,

@@ -223,6 +223,7 @@ fn pool_deps(
     let handlers = HandlerDeps {
         ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
         names: Arc::new(config.names()),
+        users: Arc::clone(connector.users()),
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         origin_consumers: origin_consumers.subscribe(),

@@ -16,10 +16,10 @@ use tracing::{error, info, warn};
 
 use super::consumer_context::{consumer_context, origin_consumers};
 use super::pauses::Pauses;
-use crate::config;
+use crate::config::{self, MessageKind};
 use crate::handlers::{HandlerDeps, OriginConsumer};
 use crate::message::{Consumer, Publisher};
-use crate::pipeline::{ConsumerContext, Pool};
+use crate::pipeline::{ConsumerContext, Pool, UnidentifiedDeliveries};
 use crate::shutdown::Shutdown;
 use crate::status::{RegisteredConsumer, StatusRegistry};
 use crate::supervisor::{RestartPolicy, supervise};
@@ -103,7 +103,11 @@ impl Pools {
         let mut starting = Vec::new();
         for (name, settings) in self.changed(consumers, pauses) {
             let (deps, counters) = (&self.deps, self.deps.status_registry.counters(&name));
-            let context = consumer_context(&name, &settings, &deps.handlers, Arc::clone(&deps.publisher), counters);
+            let publisher = Arc::clone(&deps.publisher);
+            let by_message_id = !matches!(settings.messages, MessageKind::Order | MessageKind::Failure);
+            let unidentified = UnidentifiedDeliveries::new(by_message_id);
+            let context =
+                consumer_context(&name, &settings, &deps.handlers, publisher, Arc::new(unidentified), counters);
             starting.push((name, settings, context));
         }
         // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its origin.

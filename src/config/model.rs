@@ -66,6 +66,8 @@ pub struct Broker {
     pub password: Secret,
     /// How orderd authenticates; default `plain`.
     pub mechanism: Mechanism,
+    /// Further users whose messages count as orderd's own: those of other instances. Default none.
+    pub trusted_users: Vec<String>,
     /// `None`: AMQP without TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
@@ -161,6 +163,9 @@ pub struct Consumer {
     /// The kind of messages it receives; its handler determines it.
     #[serde(skip)]
     pub messages: MessageKind,
+    /// The patterns by which its queue is bound to the orders exchange.
+    #[serde(skip)]
+    pub bindings: Vec<String>,
     /// The handler's own keys.
     #[serde(flatten)]
     pub handler_settings: HandlerSettings,

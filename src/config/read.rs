@@ -25,6 +25,8 @@ const AMQP_PORT: u16 = 5672;
 const AMQPS_PORT: u16 = 5671;
 /// Maximum number of `broker.addresses`.
 const MAX_ADDRESSES: usize = 32;
+/// Maximum number of `broker.trusted_users`.
+const MAX_TRUSTED_USERS: usize = 16;
 /// Maximum number of `admin.hosts`.
 const MAX_HOSTS: usize = 32;
 /// Maximum length of the name of the orders exchange, in bytes. The names of the other exchanges are longer: suffixes such
@@ -43,7 +45,7 @@ const fn seconds(count: u64) -> Duration {
 pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadContext) -> Config {
     let mut root = Section::new(String::new(), root, context);
     let broker = broker(root.section("broker"));
-    let config = Config {
+    let mut config = Config {
         management: management(root.section("management"), &broker),
         broker,
         topology: topology(root.section("topology")),
@@ -56,6 +58,9 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
         shutdown: shutdown(root.section("shutdown")),
         runtime: runtime(root.section("runtime")),
     };
+    for consumer in config.consumers.values_mut() {
+        consumer.bindings = config.queues.get(&consumer.queue).map(|queue| queue.bindings.clone()).unwrap_or_default();
+    }
     root.finish();
     config
 }
@@ -91,6 +96,9 @@ fn broker(mut section: Section<'_>) -> Broker {
         username: section.optional_or("username", "guest".to_owned(), &value_parser::text(MAX_SHORT_STRING_BYTES)),
         password: secret::password(&mut section).unwrap_or_else(|| Secret::new("guest")),
         mechanism: mechanism(&mut section, tls.as_ref()),
+        trusted_users: section
+            .list("trusted_users", MAX_TRUSTED_USERS, &value_parser::text(MAX_SHORT_STRING_BYTES))
+            .unwrap_or_default(),
         tls,
         heartbeat: section.optional_or("heartbeat", seconds(10), &heartbeat),
         connect_timeout: section.optional_or(

@@ -62,6 +62,7 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRe
     let consumer = Consumer {
         queue: queue.unwrap_or_default(),
         messages,
+        bindings: Vec::new(),
         workers: section.optional_or("workers", 4, &value_parser::number(1..=MAX_WORKERS)),
         prefetch: section.optional_or("prefetch", 250, &value_parser::number(1..=u16::MAX)),
         timeout: section.optional_or("timeout", Duration::from_secs(30), &timeout),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
 use serde::Deserialize;
 
@@ -18,6 +18,7 @@ use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_fail
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale};
 use crate::ledger::{LedgerEntry, LedgerWriter, NewAnalytics, Recorded};
+use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
@@ -27,6 +28,10 @@ const PROCESSED: &str = "processed";
 
 const NOT_A_SALE: &str = "not an event of a processed order: order_id, product, quantity, total, currency and at are \
                           required, with the types that orderd publishes";
+/// 2000-01-01, before which nothing was processed by orderd.
+const EARLIEST_SALE: Timestamp = Timestamp::constant(946_684_800, 0);
+/// How far the clock of the instance that processed an order may be ahead.
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 /// `handler = "analytics"`
 pub(super) struct AnalyticsFactory;
@@ -69,7 +74,7 @@ struct Processed {
 impl Processed {
     /// The sale, if a processed order can have these values. They are checked because any producer can publish such an
     /// event.
-    fn into_sale(self) -> Result<Sale, Failure> {
+    fn into_sale(self, now: Timestamp) -> Result<Sale, Failure> {
         let Processed { order_id: _, product, quantity, total, currency, at } = self;
         let currency: Currency = currency.parse().map_err(|error: RuleError| invalid_sale(error.to_string()))?;
         if !(1..=MAX_QUANTITY).contains(&quantity) {
@@ -84,6 +89,10 @@ impl Processed {
         if total < Decimal::ZERO {
             return Err(invalid_sale("total must not be negative".to_owned()));
         }
+        // A time that no order can have been processed at would put the sale into a period of its own.
+        if at < EARLIEST_SALE || at > now + MAX_CLOCK_SKEW {
+            return Err(invalid_sale(format!("processed at {at}, which is before 2000 or in the future")));
+        }
         Ok(Sale { product, quantity, total, currency, at })
     }
 }
@@ -96,8 +105,9 @@ impl AnalyticsHandler {
     async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
         let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
         let name = last_word_of_routing_key(input);
-        let (order_id, sale) = read(name, body)?;
-        let id = input.delivery.identity();
+        let is_own = input.provenance.sender == Sender::Own;
+        let (order_id, sale) = read(name, is_own, body)?;
+        let id = input.identity();
         let _claim = self.claims.claim(&id).await;
         if self.ledger(LedgerEntry::LookUpAnalytics { id: id.clone() }).await? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
@@ -122,14 +132,15 @@ impl Handler for AnalyticsHandler {
 }
 
 /// The id of the order that an event is about, and the sale to add to the aggregates.
-fn read(name: &str, body: &str) -> Result<(Option<String>, Option<Sale>), Failure> {
+fn read(name: &str, is_own: bool, body: &str) -> Result<(Option<String>, Option<Sale>), Failure> {
+    // Another sender's event is recorded, whatever its name, but is never a sale.
     // Serde would read a JSON array as the fields of a struct in order.
-    if name != PROCESSED || !body.trim_ascii_start().starts_with('{') {
+    if !is_own || name != PROCESSED || !body.trim_ascii_start().starts_with('{') {
         return Ok((order_id_and_email(body)?.0, None));
     }
     match serde_json::from_str::<Processed>(body) {
-        Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.into_sale()?))),
-        // Another producer's event with the same name is recorded, but is not a sale.
+        Ok(event) => Ok((Some(event.order_id.as_str().to_owned()), Some(event.into_sale(Timestamp::now())?))),
+        // An event that is not about an order, published by hand as orderd's user.
         Err(_) if order_id_and_email(body)?.0.is_none() => Ok((None, None)),
         Err(_) => Err(invalid_sale(NOT_A_SALE.to_owned())),
     }
@@ -141,22 +152,27 @@ mod tests {
     use crate::files::{FILE_MODE, Rolling, Rotation};
     use crate::ledger::LedgerReader;
     use crate::ledger::memory::MemoryLedger;
-    use crate::message::{Delivery, DeliveryId, Message, Properties};
+    use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
 
     const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",
         "total":"1200.00","currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
 
     #[test]
     fn a_processed_order_is_a_sale() {
-        let (order, sale) = read("processed", SALE).unwrap();
+        let (order, sale) = read("processed", true, SALE).unwrap();
         assert_eq!(order.as_deref(), Some("ord-2"));
         assert_eq!(sale.unwrap().total.to_string(), "1200.00");
     }
 
     #[test]
+    fn an_event_of_a_processed_order_that_orderd_did_not_publish_is_not_a_sale() {
+        assert_eq!(read("processed", false, SALE).unwrap(), (Some("ord-2".to_owned()), None));
+    }
+
+    #[test]
     fn another_producers_event_is_not_a_sale() {
-        assert_eq!(read("page_view", r#"{"order_id":7,"total":"1"}"#).unwrap(), (Some("7".to_owned()), None));
-        assert_eq!(read("processed", r#"{"file":"x"}"#).unwrap(), (None, None));
+        assert_eq!(read("page_view", true, r#"{"order_id":7,"total":"1"}"#).unwrap(), (Some("7".to_owned()), None));
+        assert_eq!(read("processed", true, r#"{"file":"x"}"#).unwrap(), (None, None));
     }
 
     #[test]
@@ -165,10 +181,12 @@ mod tests {
             (r#""EUR""#, r#""\u001b[2J""#),
             (r#""1200.00""#, r#""-1200.00""#),
             (r#""quantity":3"#, r#""quantity":0"#),
+            ("2026-11-22", "1970-01-01"),
+            ("2026-11-22", "9998-11-22"),
             (r#""Laptop""#, &format!("\"{}\"", "x".repeat(1025))),
             (r#""quantity":3"#, r#""quantity":9223372036854775807"#),
         ] {
-            let failure = read("processed", &SALE.replace(original, replacement)).unwrap_err();
+            let failure = read("processed", true, &SALE.replace(original, replacement)).unwrap_err();
             assert_eq!(
                 (failure.kind, failure.code.as_str()),
                 (FailureKind::Malformed, "invalid_sale"),
@@ -179,16 +197,16 @@ mod tests {
 
     #[test]
     fn a_sale_with_a_missing_field_is_malformed() {
-        let failure = read("processed", r#"{"order_id":"ord-2","product":"Laptop"}"#).unwrap_err();
+        let failure = read("processed", true, r#"{"order_id":"ord-2","product":"Laptop"}"#).unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_sale"));
-        assert_eq!(read("page_view", "[1]").unwrap_err().kind, FailureKind::Malformed);
+        assert_eq!(read("page_view", true, "[1]").unwrap_err().kind, FailureKind::Malformed);
     }
 
     #[test]
     fn an_event_that_is_not_an_object_is_malformed_and_not_written_to_the_file() {
         let list = r#"["ord-2","Laptop",3,"1200.00","EUR","2026-11-22T08:00:00Z"]"#;
         for (name, body) in [("processed", list), ("page_view", "{"), ("page_view", r#"{"order_id":1,"order_id":2}"#)] {
-            let failure = read(name, body).unwrap_err();
+            let failure = read(name, true, body).unwrap_err();
             assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "invalid_event"), "{name}");
         }
     }
@@ -214,7 +232,9 @@ mod tests {
     }
 
     async fn handle(handler: &AnalyticsHandler, delivery: &Delivery) -> Result<HandlerOutput, Failure> {
-        handler.handle(HandlerInput { delivery, consumer: &"analytics".into(), retries: 0 }).await
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        let input = HandlerInput { delivery, provenance, consumer: &"analytics".into(), bindings: &[], retries: 0 };
+        handler.handle(input).await
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use super::{HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
 use crate::domain::{OrderId, object_fields};
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
-use crate::message::{Delivery, ExchangeNames};
+use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{
@@ -71,13 +71,14 @@ struct DeadLetteredEvent<'a> {
 }
 
 impl FailedHandler {
-    fn recover(&self, delivery: &Delivery, now: Timestamp) -> HandlerOutput {
-        let history = History::read(delivery, &self.names, now);
+    fn recover(&self, delivery: &Delivery, provenance: Provenance<'_>, now: Timestamp) -> HandlerOutput {
+        let history = History::read(delivery, provenance, now);
         let consumers = self.origin_consumers.borrow();
         let consumer = history.origin.as_ref().and_then(|origin| consumers.get(&origin.queue));
         let carries_orders = consumer.is_some_and(|consumer| consumer.carries_orders);
-        let identity = if carries_orders { order_identity(delivery) } else { delivery.identity() };
-        let failed = FailedMessage { delivery, history: &history, consumer, identity, now };
+        let identity =
+            if carries_orders { order_identity(delivery, provenance) } else { delivery.identity(provenance) };
+        let failed = FailedMessage { delivery, provenance, history: &history, consumer, identity, now };
         let policy = consumer.map(|consumer| &consumer.policy);
         match (
             decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&history), now),
@@ -93,27 +94,27 @@ impl FailedHandler {
     }
 
     fn retry(&self, failed: &FailedMessage<'_>, queue: &str, delay: Delay) -> HandlerOutput {
-        let FailedMessage { delivery, history, identity, .. } = failed;
+        let FailedMessage { delivery, provenance, history, identity, .. } = failed;
         warn!(
             queue, id = %identity, kind = %history.failure.kind, code = history.failure.code,
             reason = history.failure.reason, retry = history.retries + 1, %delay, "[Failed] will be retried"
         );
         HandlerOutput {
             outcome: HandlerOutcome::Retried { consumer: failed.consumer_name(), delay },
-            emit: Arc::new([copy_for_retry(delivery, history, queue, delay, &self.names)]),
+            emit: Arc::new([copy_for_retry(delivery, *provenance, history, queue, delay, &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(Some(delay))))),
         }
     }
 
     fn dead_letter(&self, failed: &FailedMessage<'_>, reason: DeadLetterReason) -> HandlerOutput {
-        let FailedMessage { delivery, history, identity, .. } = failed;
+        let FailedMessage { delivery, provenance, history, identity, .. } = failed;
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
         error!(
             queue = origin_queue, id = %identity, kind = %history.failure.kind, code = history.failure.code,
             reason = history.failure.reason, retries = history.retries, dead_lettered = reason.as_str(),
             "[Failed] dead-lettered in the dead letter queue"
         );
-        let mut emit = vec![copy_for_dead_letter(delivery, history, reason, &self.names)];
+        let mut emit = vec![copy_for_dead_letter(delivery, *provenance, history, reason, &self.names)];
         if failed.consumer.is_some_and(|consumer| consumer.carries_orders) {
             emit.push(failed.dead_lettered_event(reason, &self.names));
         }
@@ -126,13 +127,14 @@ impl FailedHandler {
 
 impl Handler for FailedHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(std::future::ready(Ok(self.recover(input.delivery, Timestamp::now()))))
+        Box::pin(std::future::ready(Ok(self.recover(input.delivery, input.provenance, Timestamp::now()))))
     }
 }
 
 /// A failed message, and what is known about it.
 struct FailedMessage<'a> {
     delivery: &'a Delivery,
+    provenance: Provenance<'a>,
     history: &'a History,
     /// `None` if the message does not say where it failed, or that queue has no consumer.
     consumer: Option<&'a OriginConsumer>,
@@ -179,11 +181,11 @@ impl FailedMessage<'_> {
 }
 
 /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
-fn order_identity(delivery: &Delivery) -> String {
+fn order_identity(delivery: &Delivery, provenance: Provenance<'_>) -> String {
     let id = || {
         let json = delivery.message.text().ok()?;
         let [id] = object_fields(&json, &["id"], 0).ok()?.named;
         serde_json::from_str::<OrderId>(id?.get()).ok()
     };
-    id().map_or_else(|| delivery.identity(), |id| id.as_str().to_owned())
+    id().map_or_else(|| delivery.identity(provenance), |id| id.as_str().to_owned())
 }

@@ -33,7 +33,7 @@ use crate::chain::chain;
 use crate::config::{HandlerRegistry, Sources};
 use crate::domain::BodyError;
 use crate::ledger::{LedgerError, LedgerWriter};
-use crate::message::ExchangeNames;
+use crate::message::{ExchangeNames, TrustedUsers};
 use crate::recovery::{Failure, FailureKind};
 
 /// All handlers.
@@ -52,6 +52,8 @@ pub struct HandlerDeps {
     pub ledger: Arc<dyn LedgerWriter>,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
+    /// The broker users whose messages count as orderd's own.
+    pub users: Arc<TrustedUsers>,
     /// The file of the analytics events.
     pub event_log: EventLog,
     /// Delivers notifications.

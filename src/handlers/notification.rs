@@ -17,9 +17,11 @@ use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_fail
 use crate::config::{MessageKind, Section};
 use crate::domain::{OrderId, object_fields, text};
 use crate::ledger::{LedgerEntry, LedgerWriter, NewNotification, Recorded};
+use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
+use crate::topology::pattern;
 
 /// Delivers notifications to customers.
 pub trait Channel: Send + Sync + 'static {
@@ -102,9 +104,10 @@ pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option
 
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+        check_sender(input)?;
         let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
         let (order_id, email) = order_id_and_email(body)?;
-        let id = input.delivery.identity();
+        let id = input.identity();
         let _claim = self.claims.claim(&id).await;
         let known = self.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
         if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
@@ -127,6 +130,17 @@ impl Handler for NotificationHandler {
     }
 }
 
+/// Refuses a notification of another sender whose routing key does not lead to this queue. The sender used the headers `CC` or
+/// `BCC`, whose keys RabbitMQ before 4.0 does not compare with the sender's topic permissions, or published to the queue directly.
+fn check_sender(input: HandlerInput<'_>) -> Result<(), Failure> {
+    let key = input.delivery.first_routing_key();
+    if input.provenance.sender == Sender::Own || input.bindings.iter().any(|binding| pattern::matches(binding, key)) {
+        return Ok(());
+    }
+    let reason = format!("not published by orderd, and not with a routing key of this queue, but with {key:?}");
+    Err(Failure::new(FailureKind::Permanent, "sender_not_permitted", reason))
+}
+
 /// The last word of the routing key with which the message was first published: a notification's channel, or an analytics
 /// event's name. The current routing key of a retried message is the name of its queue.
 pub(super) fn last_word_of_routing_key(input: HandlerInput<'_>) -> &str {
@@ -140,7 +154,7 @@ mod tests {
 
     use super::*;
     use crate::ledger::memory::MemoryLedger;
-    use crate::message::{Delivery, DeliveryId, Message, Properties};
+    use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
     #[derive(Default)]
@@ -170,6 +184,11 @@ mod tests {
         }
     }
 
+    fn input<'a>(delivery: &'a Delivery, consumer: &'a Arc<str>) -> HandlerInput<'a> {
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0 }
+    }
+
     struct TestEnv {
         channel: Arc<CountingChannel>,
         handler: NotificationHandler,
@@ -189,7 +208,8 @@ mod tests {
     async fn a_body_that_is_not_utf_8_is_malformed_even_in_a_field_that_is_not_read() {
         let TestEnv { channel, handler } = test_env();
         let delivery = delivery(b"{\"note\":\"\xff\"}");
-        let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
+        let consumer = "notification".into();
+        let input = input(&delivery, &consumer);
         let failure = handler.handle(input).await.unwrap_err();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "unsupported_encoding"));
         assert_eq!(channel.0.load(Ordering::SeqCst), 0);
@@ -199,11 +219,27 @@ mod tests {
     async fn two_copies_at_the_same_time_notify_the_customer_once() {
         let TestEnv { channel, handler } = test_env();
         let delivery = delivery(b"{}");
-        let input = HandlerInput { delivery: &delivery, consumer: &"notification".into(), retries: 0 };
+        let consumer = "notification".into();
+        let input = input(&delivery, &consumer);
         let (first, second) = tokio::join!(handler.handle(input), handler.handle(input));
         let mut outcomes = [first.unwrap().outcome, second.unwrap().outcome];
         outcomes.sort_by_key(|outcome| *outcome == HandlerOutcome::Duplicate);
         assert_eq!(outcomes, [HandlerOutcome::Completed, HandlerOutcome::Duplicate]);
         assert_eq!(channel.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_phishing_text_sent_by_a_producer_of_orders_is_not_delivered() {
+        let TestEnv { channel, handler } = test_env();
+        let (consumer, bindings) = ("notification".into(), ["order.notification.*".to_owned()]);
+        let mut delivery = delivery(b"{}");
+        for (key, deliveries) in [("order.normal.created", 0), ("order.notification.email", 1)] {
+            key.clone_into(&mut delivery.routing_key);
+            let provenance = Provenance { sender: Sender::Unverified, is_copy: false, generated: None };
+            let input = HandlerInput { provenance, bindings: &bindings, ..input(&delivery, &consumer) };
+            let result = handler.handle(input).await;
+            assert_eq!(result.err().map(|failure| failure.kind), (deliveries == 0).then_some(FailureKind::Permanent));
+            assert_eq!(channel.0.load(Ordering::SeqCst), deliveries);
+        }
     }
 }

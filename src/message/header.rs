@@ -109,8 +109,10 @@ pub mod names {
     pub const FAILED_AT: &str = "x-failed-at";
     /// Why the message was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
-    /// The original message's `user_id`. As a property of a copy, the broker would check it.
+    /// The `user_id` of the message as it was first published, empty if it had none. A copy's own `user_id` is orderd's.
     pub const ORIGINAL_USER_ID: &str = "x-original-user-id";
+    /// On a copy of a message without a `message_id`: the identity that orderd gave to the message.
+    pub const IDENTITY: &str = "x-identity";
     /// How many of the sender's headers were removed from the copies of a message so far, because they did not fit (long).
     pub const HEADERS_DROPPED: &str = "x-headers-dropped";
     /// The names of the headers removed from this copy, the largest first, as far as they fit 255 bytes.
@@ -128,6 +130,7 @@ pub mod names {
         FAILED_AT,
         DEAD_LETTER_REASON,
         ORIGINAL_USER_ID,
+        IDENTITY,
         HEADERS_DROPPED,
         HEADERS_DROPPED_NAMES,
     ];

@@ -6,12 +6,16 @@ mod consumer;
 mod delivery;
 mod exchange_names;
 mod header;
+mod identity;
 mod publisher;
 mod size;
+mod trusted_users;
 
 pub use consumer::{Consumer, SettleError, Settlement, Settler, SubscribeError, Subscription};
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
+pub use identity::{GeneratedId, Provenance, Sender};
 pub use publisher::{CONFIRMS_OVERDUE, Publication, PublishError, Publisher, Unpublished};
 pub use size::{headers_len, headers_memory};
+pub use trusted_users::TrustedUsers;

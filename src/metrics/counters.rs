@@ -58,6 +58,8 @@ const PUBLISH_TO_ACK_BOUNDS: [Duration; 14] = [
 ];
 /// A timestamp further in the future is not a time of publishing in seconds: some producers write milliseconds.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// A timestamp further in the past is not a time of publishing either: no message waits for so long.
+const MAX_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// Failure codes counted separately, since a metric's labels must have few values.
 const MAX_CODES: usize = 64;
 /// The code under which all further ones are counted.
@@ -140,6 +142,10 @@ pub struct DeliveryCounts {
     pub released: u64,
     /// Rejected, so that the broker dead-letters it, because no copy could be published.
     pub rejected: u64,
+    /// Completed deliveries whose AMQP timestamp cannot be the time of their publishing.
+    pub implausible_timestamps: u64,
+    /// Deliveries without a `message_id`.
+    pub without_message_id: u64,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
     /// In flight now: the number of live `DeliveryGuard`s, counted independently of the outcomes.
@@ -242,8 +248,9 @@ impl Counters {
             DeliveryOutcome::Handled(HandlerOutcome::Completed) => {
                 state.counts.completed += 1;
                 let duration = handled.and_then(|handled| publish_to_ack(published?, received_at.wall + handled));
-                if let Some(duration) = duration {
-                    state.publish_to_ack.add(duration);
+                match duration {
+                    Some(duration) => state.publish_to_ack.add(duration),
+                    None => state.counts.implausible_timestamps += u64::from(published.is_some()),
                 }
             }
             DeliveryOutcome::Handled(HandlerOutcome::Duplicate) => state.counts.duplicates += 1,
@@ -274,6 +281,13 @@ impl Counters {
             || state.failures.keys().any(|(kind, code)| *kind == failure.kind && *code == failure.code);
         let code = if known { failure.code.clone() } else { OTHER_CODE.to_owned() };
         *state.failures.entry((failure.kind, code)).or_default() += 1;
+    }
+
+    /// Counts a delivery without a `message_id`. Returns whether it is the first one.
+    pub(crate) fn without_message_id(&self) -> bool {
+        let count = &mut self.lock().counts.without_message_id;
+        *count += 1;
+        *count == 1
     }
 
     /// Counts a restart of the pool or of a worker.
@@ -353,7 +367,7 @@ fn consumer_label(consumer: &Option<Arc<str>>) -> Arc<str> {
 fn publish_to_ack(published: u64, acked_at: SystemTime) -> Option<Duration> {
     let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(published))?;
     match acked_at.duration_since(published) {
-        Ok(duration) => Some(duration),
+        Ok(duration) => Some(duration).filter(|duration| *duration <= MAX_AGE),
         Err(early) if early.duration() <= MAX_CLOCK_SKEW => Some(Duration::ZERO),
         Err(_) => None,
     }
@@ -407,7 +421,8 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_far_in_the_future_is_not_counted() {
+    fn one_timestamp_that_cannot_be_a_time_of_publishing_does_not_distort_the_latency() {
+        assert_eq!(publish_to_ack(1, at(1_700_000_000)), None, "not a time");
         assert_eq!(publish_to_ack(1000, at(1007)), Some(Duration::from_secs(7)));
         assert_eq!(publish_to_ack(1030, at(1000)), Some(Duration::ZERO), "a small clock skew");
         assert_eq!(publish_to_ack(1_700_000_000_000, at(1_700_000_000)), None, "milliseconds");

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handler::Handler;
+use super::unidentified::UnidentifiedDeliveries;
 use crate::ledger::LedgerWriter;
-use crate::message::{ExchangeNames, Publisher};
+use crate::message::{ExchangeNames, Publisher, TrustedUsers};
 use crate::metrics::Counters;
 use crate::recovery::RetryPolicy;
 
@@ -25,6 +26,12 @@ pub struct ConsumerContext {
     pub ledger: Arc<dyn LedgerWriter>,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
+    /// The patterns by which the queue is bound to the orders exchange.
+    pub bindings: Vec<String>,
+    /// The broker users whose messages count as orderd's own.
+    pub users: Arc<TrustedUsers>,
+    /// Identities of the messages without a `message_id`.
+    pub unidentified: Arc<UnidentifiedDeliveries>,
     /// The handler's deadline for one attempt.
     pub timeout: Duration,
     /// What happens when the handler fails.

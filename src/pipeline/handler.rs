@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use crate::ledger::LedgerEntry;
-use crate::message::{Delivery, Publication};
+use crate::message::{Delivery, Provenance, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::recovery::Failure;
 
@@ -27,10 +27,21 @@ pub trait Handler: Send + Sync + 'static {
 pub struct HandlerInput<'a> {
     /// What was delivered.
     pub delivery: &'a Delivery,
+    /// Who sent it.
+    pub provenance: Provenance<'a>,
     /// The consumer's name.
     pub consumer: &'a Arc<str>,
+    /// The patterns by which its queue is bound to the orders exchange.
+    pub bindings: &'a [String],
     /// The delayed retries that the message has had.
     pub retries: u32,
+}
+
+impl HandlerInput<'_> {
+    /// The identity of the message, if it is not an order.
+    pub fn identity(&self) -> String {
+        self.delivery.identity(self.provenance)
+    }
 }
 
 /// What a handler did with a delivery, and what the worker still has to do.

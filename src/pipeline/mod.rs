@@ -14,7 +14,9 @@ mod safe_mode;
 mod shared_subscription;
 #[cfg(test)]
 mod tests;
+mod unidentified;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
 pub use handler::{Handler, HandlerInput, HandlerOutput};
 pub use pool::{Pool, PoolError};
+pub use unidentified::UnidentifiedDeliveries;

@@ -185,6 +185,7 @@ impl Pool {
             Arc::clone(&settler),
             Arc::clone(safe_mode),
             Arc::clone(&counters),
+            Arc::clone(&self.context.unidentified),
         ));
         let mut workers: FuturesUnordered<_> = (0..slots.workers)
             .map(|number| {

@@ -33,7 +33,7 @@ use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
 use crate::ledger::LedgerEntry;
-use crate::message::{Delivery, Message, PublishError};
+use crate::message::{Delivery, Message, Provenance, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
 
@@ -55,8 +55,9 @@ enum AttemptOutcome {
 /// Makes attempts at a delivery until it can be settled, and settles it.
 pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) {
     let mut retries = 0;
+    let provenance = guard.delivery().provenance(&context.names, &context.users, guard.generated_id());
     let outcome = loop {
-        match attempt(&context, guard.delivery()).await {
+        match attempt(&context, guard.delivery(), provenance).await {
             AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
             AttemptOutcome::PublisherClosed => break DeliveryOutcome::Released,
             AttemptOutcome::CannotPublish => break DeliveryOutcome::Rejected,
@@ -69,7 +70,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
                         tokio::time::sleep(RETRY_BACKOFF.wait(retries, fastrand::f64())).await;
                     }
                     // Boxed, because this future is large and rarely needed.
-                    Action::Forward => break forward(&context, guard.delivery(), failure).boxed().await,
+                    Action::Forward => break forward(&context, guard.delivery(), provenance, failure).boxed().await,
                     Action::RetryAfter(_) | Action::DeadLetter(_) => {
                         unreachable!("these are decided in the failed-order queue only")
                     }
@@ -91,8 +92,8 @@ fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Ac
 }
 
 /// One attempt: run the handler, publish its events, record its effect.
-async fn attempt(context: &ConsumerContext, delivery: &Delivery) -> AttemptOutcome {
-    let output = match run_handler(context, delivery).await {
+async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Provenance<'_>) -> AttemptOutcome {
+    let output = match run_handler(context, delivery, provenance).await {
         Ok(output) => output,
         Err(failure) => return AttemptOutcome::Failed(failure),
     };
@@ -109,9 +110,14 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery) -> AttemptOutco
 }
 
 /// Runs the handler under its deadline. A panic costs this delivery one attempt, and nothing else.
-async fn run_handler(context: &ConsumerContext, delivery: &Delivery) -> Result<HandlerOutput, Failure> {
-    let retries = trusted_retry_count(delivery, &context.names);
-    let input = HandlerInput { delivery, consumer: &context.consumer, retries };
+async fn run_handler(
+    context: &ConsumerContext,
+    delivery: &Delivery,
+    provenance: Provenance<'_>,
+) -> Result<HandlerOutput, Failure> {
+    let retries = trusted_retry_count(delivery, provenance);
+    let input =
+        HandlerInput { delivery, provenance, consumer: &context.consumer, bindings: &context.bindings, retries };
     let handling = AssertUnwindSafe(context.handler.handle(input)).catch_unwind();
     match tokio::time::timeout(context.timeout, handling).await {
         Ok(Ok(result)) => result,
@@ -163,10 +169,15 @@ async fn record(context: &ConsumerContext, entry: LedgerEntry) -> Result<(), Fai
 }
 
 /// Publishes a copy to the failed-order queue. The delivery may be acked once the copy is confirmed.
-async fn forward(context: &ConsumerContext, delivery: &Delivery, failure: Failure) -> DeliveryOutcome {
+async fn forward(
+    context: &ConsumerContext,
+    delivery: &Delivery,
+    provenance: Provenance<'_>,
+    failure: Failure,
+) -> DeliveryOutcome {
     log_failure(context, delivery, &failure);
     let failed_in = (&*context.consumer, &*context.queue);
-    let copy = copy_for_failure(delivery, failed_in, failure, &context.names, Timestamp::now());
+    let copy = copy_for_failure(delivery, provenance, failed_in, failure, &context.names, Timestamp::now());
     match publish(context, Arc::new([copy])).await {
         Ok(()) => DeliveryOutcome::Forwarded,
         Err(PublishError::Closed) => DeliveryOutcome::Released,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::delivery_guard::DeliveryGuard;
 use super::safe_mode::{Change, SafeMode};
+use super::unidentified::UnidentifiedDeliveries;
 use crate::message::{Delivery, Settler};
 use crate::metrics::{Counters, ReceivedAt};
 
@@ -23,6 +24,7 @@ pub(super) struct SharedSubscription {
     pub(super) settler: Arc<dyn Settler>,
     safe_mode: Arc<StdMutex<SafeMode>>,
     counters: Arc<Counters>,
+    unidentified: Arc<UnidentifiedDeliveries>,
     /// Cancelled when no more deliveries are to be started: at a shutdown, or when safe mode changes.
     pub(super) stopped: CancellationToken,
     /// Cancelled when the pool drains: the broker delivers nothing more, and all that it has delivered is to be processed.
@@ -37,6 +39,7 @@ impl SharedSubscription {
         settler: Arc<dyn Settler>,
         safe_mode: Arc<StdMutex<SafeMode>>,
         counters: Arc<Counters>,
+        unidentified: Arc<UnidentifiedDeliveries>,
     ) -> Self {
         SharedSubscription {
             // Fused, because every worker polls it until it has seen the end.
@@ -44,6 +47,7 @@ impl SharedSubscription {
             settler,
             safe_mode,
             counters,
+            unidentified,
             stopped: CancellationToken::new(),
             draining: CancellationToken::new(),
             lost: CancellationToken::new(),
@@ -94,7 +98,8 @@ impl SharedSubscription {
     }
 
     fn guard(&self, delivery: Delivery, received_at: ReceivedAt) -> DeliveryGuard {
-        DeliveryGuard::new(delivery, Arc::clone(&self.settler), Arc::clone(&self.counters), received_at)
+        let (settler, counters) = (Arc::clone(&self.settler), Arc::clone(&self.counters));
+        DeliveryGuard::new(delivery, settler, counters, Arc::clone(&self.unidentified), received_at)
     }
 
     /// Reports the batch's delivery counts to safe mode; empties the batch if that turns safe mode on. Returns whether

@@ -8,7 +8,9 @@ use jiff::Timestamp;
 
 use super::history::{read_origin, read_time};
 use super::{DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
-use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Message, Publication, STRIPPED, names};
+use crate::message::{
+    Delivery, ExchangeNames, HeaderValue, Headers, Message, Provenance, Publication, STRIPPED, names,
+};
 
 /// The most that a copy's properties and headers take, in bytes. They are sent in one frame, of 128 KiB by default; 2 KiB are
 /// left for the frame's own fields and for what the publisher adds.
@@ -17,28 +19,28 @@ const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
 /// The copy for the failed-order queue. `consumer` is the one whose handler failed, and `queue` the queue it consumes.
 pub fn copy_for_failure(
     delivery: &Delivery,
+    provenance: Provenance<'_>,
     (consumer, queue): (&str, &str),
     failure: Failure,
     names: &ExchangeNames,
     now: Timestamp,
 ) -> Publication {
     let headers = &delivery.message.headers;
-    let retried = *delivery.exchange == *names.requeue;
-    let first_origin = if retried { read_origin(headers) } else { None };
+    let first_origin = if provenance.is_copy { read_origin(headers) } else { None };
     let history = History {
         origin: Some(Origin {
             queue: queue.to_owned(),
             exchange: first_origin.as_ref().map_or_else(|| delivery.exchange.clone(), |origin| origin.exchange.clone()),
             routing_key: first_origin.map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key),
         }),
-        retries: trusted_retry_count(delivery, names),
-        first_failed_at: read_time(headers, names::FIRST_FAILED_AT).filter(|_| retried).unwrap_or(now),
+        retries: trusted_retry_count(delivery, provenance),
+        first_failed_at: read_time(headers, names::FIRST_FAILED_AT).filter(|_| provenance.is_copy).unwrap_or(now),
         failed_at: now,
         failure,
         hit_delivery_limit_before: false,
     };
-    let mut message = copy(&delivery.message);
-    if !retried {
+    let mut message = copy(delivery, provenance);
+    if !provenance.is_copy {
         message.headers.remove(names::HEADERS_DROPPED);
         message.headers.remove(names::HEADERS_DROPPED_NAMES);
     }
@@ -51,12 +53,13 @@ pub fn copy_for_failure(
 /// The copy that waits in the retry queue of `queue` and `delay`.
 pub fn copy_for_retry(
     delivery: &Delivery,
+    provenance: Provenance<'_>,
     history: &History,
     queue: &str,
     delay: Delay,
     names: &ExchangeNames,
 ) -> Publication {
-    let mut message = copy(&delivery.message);
+    let mut message = copy(delivery, provenance);
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries.saturating_add(1)));
     message.cut_headers(MAX_PROPERTIES_BYTES);
@@ -66,11 +69,12 @@ pub fn copy_for_retry(
 /// The copy for the dead letter queue.
 pub fn copy_for_dead_letter(
     delivery: &Delivery,
+    provenance: Provenance<'_>,
     history: &History,
     reason: DeadLetterReason,
     names: &ExchangeNames,
 ) -> Publication {
-    let mut message = copy(&delivery.message);
+    let mut message = copy(delivery, provenance);
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set(&mut message.headers, names::DEAD_LETTER_REASON, reason.as_str().into());
@@ -80,16 +84,21 @@ pub fn copy_for_dead_letter(
     Publication { exchange: Arc::clone(&names.dead_letter), routing_key, message }
 }
 
-/// A copy without what must not be published again: the broker's own headers, the expiration (it would block the head of
-/// a queue) and the user id (the broker would compare it with orderd's).
-pub(super) fn copy(message: &Message) -> Message {
-    let mut copy = message.clone();
+/// A copy without what must not be published again: the broker's own headers and the expiration (it would block the head of
+/// a queue). The publisher states orderd's user in its `user_id`, so the original one is kept in a header, and so is the
+/// identity of a message without a `message_id`.
+pub(super) fn copy(delivery: &Delivery, provenance: Provenance<'_>) -> Message {
+    let mut copy = delivery.message.clone();
     for name in STRIPPED {
         copy.headers.remove(*name);
     }
     copy.properties.expiration = None;
-    if let Some(user) = copy.properties.user_id.take() {
-        copy.headers.entry(names::ORIGINAL_USER_ID.to_owned()).or_insert(HeaderValue::Text(user));
+    let user = copy.properties.user_id.take().unwrap_or_default();
+    if !provenance.is_copy {
+        set(&mut copy.headers, names::ORIGINAL_USER_ID, HeaderValue::Text(user));
+    }
+    if !delivery.has_message_id() {
+        set(&mut copy.headers, names::IDENTITY, HeaderValue::Text(delivery.identity(provenance)));
     }
     copy
 }

@@ -1,12 +1,11 @@
 //! What a message's headers say about its earlier failures.
 //!
-//! Pure. A producer can send the same headers, so outside the failed-order queue they count only on deliveries that came
-//! through the requeue exchange.
+//! Pure. A producer can send the same headers, so they count only on copies that orderd is proven to have published.
 
 use jiff::Timestamp;
 
 use super::{Failure, FailureKind};
-use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, names};
+use crate::message::{Delivery, ExchangeNames, HeaderValue, Headers, Provenance, names};
 
 /// AMQP's limit, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -39,10 +38,9 @@ pub struct History {
     pub hit_delivery_limit_before: bool,
 }
 
-/// The delayed retries a message has had. A producer could send the header too, so it counts only on deliveries that
-/// came through the requeue exchange.
-pub fn trusted_retry_count(delivery: &Delivery, names: &ExchangeNames) -> u32 {
-    if *delivery.exchange == *names.requeue { header_retries(&delivery.message.headers) } else { 0 }
+/// The delayed retries a message has had. A producer could send the header too, so it counts only on proven copies.
+pub fn trusted_retry_count(delivery: &Delivery, provenance: Provenance<'_>) -> u32 {
+    if provenance.is_copy { header_retries(&delivery.message.headers) } else { 0 }
 }
 
 fn header_retries(headers: &Headers) -> u32 {
@@ -54,31 +52,33 @@ fn header_retries(headers: &Headers) -> u32 {
 
 impl History {
     /// Reads the headers of a delivery of the failed-order queue.
-    pub fn read(delivery: &Delivery, names: &ExchangeNames, now: Timestamp) -> Self {
-        let headers = &delivery.message.headers;
-        match BrokerDeath::newest(headers) {
-            // Dead-lettered by the broker itself. The failure headers are those of an earlier attempt if the message came
-            // through the requeue exchange; otherwise a producer sent them, and they are not trusted.
+    pub fn read(delivery: &Delivery, provenance: Provenance<'_>, now: Timestamp) -> Self {
+        let trusted = if provenance.is_copy { &delivery.message.headers } else { &Headers::new() };
+        let (retries, first_failed_at) = (header_retries(trusted), read_time(trusted, names::FIRST_FAILED_AT));
+        match BrokerDeath::newest(delivery) {
+            // Dead-lettered by the broker itself. The failure headers of a copy are those of an earlier attempt.
             Some(death) => {
-                let trusted = if *death.exchange == *names.requeue { headers } else { &Headers::new() };
                 let earlier = read_failure(trusted).map(|failure| failure.kind);
                 History {
                     origin: Some(death.origin(trusted)),
-                    retries: header_retries(trusted),
-                    first_failed_at: read_time(trusted, names::FIRST_FAILED_AT).unwrap_or(now),
+                    retries,
+                    first_failed_at: first_failed_at.unwrap_or(now),
                     failed_at: now,
                     failure: death.failure(),
                     hit_delivery_limit_before: earlier == Some(FailureKind::DeliveryLimit),
                 }
             }
             None => {
-                let unknown = || Failure::new(FailureKind::Permanent, "unknown_failure", "no failure headers");
+                let unknown = || {
+                    let reason = "not published by orderd and not dead-lettered by the broker";
+                    Failure::new(FailureKind::Permanent, "unknown_failure", reason)
+                };
                 History {
-                    origin: read_origin(headers),
-                    retries: header_retries(headers),
-                    first_failed_at: read_time(headers, names::FIRST_FAILED_AT).unwrap_or(now),
-                    failed_at: read_time(headers, names::FAILED_AT).unwrap_or(now),
-                    failure: read_failure(headers).unwrap_or_else(unknown),
+                    origin: read_origin(trusted),
+                    retries,
+                    first_failed_at: first_failed_at.unwrap_or(now),
+                    failed_at: read_time(trusted, names::FAILED_AT).unwrap_or(now),
+                    failure: read_failure(trusted).unwrap_or_else(unknown),
                     hit_delivery_limit_before: false,
                 }
             }
@@ -88,6 +88,10 @@ impl History {
 
 /// The newest entry of `x-death`, which RabbitMQ keeps first in the list. Copies never carry the header, so in the
 /// failed-order queue it means that the broker itself dead-lettered the message from a work queue.
+///
+/// On RabbitMQ 3.10 a producer can send the header too. To reach this queue it uses `CC` or `BCC`, which keep the routing key,
+/// while dead-lettering replaces it. A producer that may use the keys of failures can still forge it: its message is then
+/// retried like any other message of that producer.
 struct BrokerDeath<'a> {
     reason: &'a str,
     queue: &'a str,
@@ -96,8 +100,11 @@ struct BrokerDeath<'a> {
 }
 
 impl<'a> BrokerDeath<'a> {
-    fn newest(headers: &'a Headers) -> Option<Self> {
-        let HeaderValue::List(deaths) = headers.get(names::DEATH)? else { return None };
+    fn newest(delivery: &'a Delivery) -> Option<Self> {
+        if !delivery.routing_key.starts_with(ExchangeNames::FAILED_KEY) {
+            return None;
+        }
+        let HeaderValue::List(deaths) = delivery.message.headers.get(names::DEATH)? else { return None };
         let HeaderValue::Table(death) = deaths.first()? else { return None };
         let text = |name: &str| death.get(name).and_then(HeaderValue::as_text).map(cut_name);
         let routing_key = match death.get("routing-keys") {

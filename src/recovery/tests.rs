@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::message::{Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Publication, names};
+use crate::message::{
+    Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Provenance, Publication, TrustedUsers, names,
+};
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_000).unwrap()
@@ -19,17 +21,36 @@ fn delivery(exchange: &str, routing_key: &str, headers: Headers) -> Delivery {
     }
 }
 
+/// As the broker delivers what orderd has published: with orderd's user.
 fn received(publication: Publication) -> Delivery {
-    let Publication { exchange, routing_key, message } = publication;
+    let Publication { exchange, routing_key, mut message } = publication;
+    message.properties.user_id = Some("orderd".to_owned());
     Delivery { message, ..delivery(&exchange, &routing_key, Headers::new()) }
+}
+
+fn provenance(delivery: &Delivery) -> Provenance<'_> {
+    delivery.provenance(&ExchangeNames::new("orders"), &TrustedUsers::new("orderd", &[]), None)
 }
 
 fn failed(delivery: &Delivery, at: i64) -> History {
     let failure = Failure::new(FailureKind::Transient, "busy", "try later");
     let at = Timestamp::from_second(at).unwrap();
-    let copy = copy_for_failure(delivery, ("order", "order_queue"), failure, &ExchangeNames::new("orders"), at);
+    let copy = copy_for_failure(
+        delivery,
+        provenance(delivery),
+        ("order", "order_queue"),
+        failure,
+        &ExchangeNames::new("orders"),
+        at,
+    );
     assert_eq!(copy.routing_key, "order.failed.order");
-    History::read(&received(copy), &ExchangeNames::new("orders"), now())
+    let copy = received(copy);
+    History::read(&copy, provenance(&copy), now())
+}
+
+/// A copy that the broker has dead-lettered from its retry queue, back in the work queue.
+fn expired(retry: Publication) -> Delivery {
+    Delivery { exchange: "orders.requeue".to_owned(), routing_key: "order_queue".to_owned(), ..received(retry) }
 }
 
 #[test]
@@ -51,10 +72,10 @@ fn a_retried_message_keeps_its_first_origin_and_its_retry_count() {
     let first = delivery("orders", "order.normal.created", Headers::new());
     let history = failed(&first, 500);
     let delay = "10s".parse().unwrap();
-    let retry = copy_for_retry(&first, &history, "order_queue", delay, &names);
+    let retry = copy_for_retry(&first, provenance(&first), &history, "order_queue", delay, &names);
     assert_eq!((&*retry.exchange, retry.routing_key.as_str()), ("orders.retry", "order_queue.retry.10s"));
-    let back = Delivery { message: retry.message, ..delivery("orders.requeue", "order_queue", Headers::new()) };
-    assert_eq!(trusted_retry_count(&back, &names), 1);
+    let back = expired(retry);
+    assert_eq!(trusted_retry_count(&back, provenance(&back)), 1);
     let again = failed(&back, 600);
     assert_eq!(again.retries, 1);
     assert_eq!(again.first_failed_at.as_second(), 500);
@@ -88,7 +109,7 @@ fn broker_death(exchange: &str) -> (String, HeaderValue) {
 #[test]
 fn the_brokers_own_dead_lettering_is_a_failure_like_any_other() {
     let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
-    let history = History::read(&dead, &ExchangeNames::new("orders"), now());
+    let history = History::read(&dead, provenance(&dead), now());
     assert_eq!(history.failure.kind, FailureKind::DeliveryLimit);
     assert_eq!(history.origin.unwrap().queue, "order_queue");
     assert!(!history.hit_delivery_limit_before);
@@ -102,8 +123,8 @@ fn a_producers_failure_headers_are_not_trusted_when_the_broker_dead_letters() {
         (names::FAILURE_KIND.to_owned(), "delivery_limit".into()),
         (names::FIRST_FAILED_AT.to_owned(), HeaderValue::Timestamp(1)),
     ]);
-    let history =
-        History::read(&delivery("orders", "order.failed.order", forged), &ExchangeNames::new("orders"), now());
+    let dead = delivery("orders", "order.failed.order", forged);
+    let history = History::read(&dead, provenance(&dead), now());
     assert_eq!((history.retries, history.hit_delivery_limit_before), (0, false));
     assert_eq!(history.first_failed_at, now());
 }
@@ -112,12 +133,12 @@ fn a_producers_failure_headers_are_not_trusted_when_the_broker_dead_letters() {
 fn a_second_delivery_limit_is_recognised() {
     let names = ExchangeNames::new("orders");
     let dead = delivery("orders", "order.failed.order", Headers::from([broker_death("orders")]));
-    let history = History::read(&dead, &names, now());
-    let retry = copy_for_retry(&dead, &history, "order_queue", "1s".parse().unwrap(), &names);
+    let history = History::read(&dead, provenance(&dead), now());
+    let retry = copy_for_retry(&dead, provenance(&dead), &history, "order_queue", "1s".parse().unwrap(), &names);
     assert!(!retry.message.headers.contains_key(names::DEATH), "a broker may drop a message with a copied x-death");
-    let mut again = received(retry);
+    let mut again = Delivery { routing_key: "order.failed.order".to_owned(), ..received(retry) };
     again.message.headers.extend([broker_death("orders.requeue")]);
-    let history = History::read(&again, &names, now());
+    let history = History::read(&again, provenance(&again), now());
     assert!(history.hit_delivery_limit_before);
     assert_eq!(history.retries, 1);
     assert_eq!(history.origin.unwrap().routing_key, "order.normal.created");
@@ -132,7 +153,7 @@ fn a_copy_keeps_what_the_sender_set_and_drops_what_the_broker_did() {
     original.message.properties.expiration = Some("60000".to_owned());
     let sent = [("tenant", "north"), ("CC", "elsewhere"), (names::ACQUIRED_COUNT, "1")];
     original.message.headers.extend(sent.map(|(name, value)| (name.to_owned(), value.into())));
-    let copy = copies::copy(&original.message);
+    let copy = copies::copy(&original, provenance(&original));
     assert_eq!(copy.properties.message_id.as_deref(), Some("m-1"));
     assert_eq!(copy.properties.correlation_id.as_deref(), Some("c-1"));
     assert_eq!((copy.properties.expiration, copy.properties.user_id), (None, None));
@@ -143,8 +164,52 @@ fn a_copy_keeps_what_the_sender_set_and_drops_what_the_broker_did() {
 #[test]
 fn a_stray_message_has_no_origin() {
     let stray = delivery("orders", "order.failed.by.hand", Headers::new());
-    let history = History::read(&stray, &ExchangeNames::new("orders"), now());
+    let history = History::read(&stray, provenance(&stray), now());
     assert_eq!(history.origin, None);
+}
+
+#[test]
+fn a_forged_retry_history_is_treated_as_what_it_is() {
+    let headers = || {
+        Headers::from([
+            (names::RETRY_COUNT.to_owned(), HeaderValue::I64(0)),
+            (names::ORIGIN_QUEUE.to_owned(), "notification_queue".into()),
+            (names::ORIGIN_ROUTING_KEY.to_owned(), "order.notification.email".into()),
+            (names::FAILURE_KIND.to_owned(), "transient".into()),
+            (names::FAILURE_CODE.to_owned(), "busy".into()),
+            (names::ORIGINAL_USER_ID.to_owned(), "orderd".into()),
+        ])
+    };
+    // By `CC` the key stays that of the producer; with the key of failures, the producer's user is still not orderd's.
+    let mut forgeries =
+        [delivery("orders", "order.normal.created", headers()), delivery("orders", "order.failed.x", headers())];
+    forgeries[0].message.headers.extend([broker_death("orders.requeue")]);
+    forgeries[1].message.properties.user_id = Some("shop".to_owned());
+    for forged in &forgeries {
+        let history = History::read(forged, provenance(forged), now());
+        assert_eq!((history.origin, history.failure.code.as_str()), (None, "unknown_failure"));
+        assert_eq!(history.failure.kind, FailureKind::Permanent);
+    }
+}
+
+#[test]
+fn a_copy_says_who_sent_the_message_even_if_the_sender_claims_another() {
+    for (user, stated) in [(Some("shop"), "shop"), (None, "")] {
+        let forged = Headers::from([(names::ORIGINAL_USER_ID.to_owned(), "orderd".into())]);
+        let mut first = delivery("orders", "order.normal.created", forged);
+        first.message.properties.user_id = user.map(str::to_owned);
+        let history = failed(&first, 500);
+        let retry = copy_for_retry(
+            &first,
+            provenance(&first),
+            &history,
+            "order_queue",
+            "1s".parse().unwrap(),
+            &ExchangeNames::new("orders"),
+        );
+        let again = copies::copy(&expired(retry.clone()), provenance(&expired(retry)));
+        assert_eq!(again.headers.get(names::ORIGINAL_USER_ID).and_then(HeaderValue::as_text), Some(stated));
+    }
 }
 
 /// What AMQP cannot carry, for each way in which a producer can send too much.
@@ -167,12 +232,26 @@ fn every_copy_of_any_message_can_be_published() {
         for (exchange, key) in [("orders", "order.normal.created"), ("orders.requeue", "order_queue")] {
             let first = delivery(exchange, key, headers.clone());
             let failure = Failure::new(FailureKind::Transient, "c".repeat(999), "r".repeat(9_999));
-            let failed = copy_for_failure(&first, ("order", "order_queue"), failure, &orders, now());
+            let failed =
+                copy_for_failure(&first, provenance(&first), ("order", "order_queue"), failure, &orders, now());
             let failed = received(failed);
             for delivery in [&first, &failed] {
-                let history = History::read(delivery, &orders, now());
-                let retry = copy_for_retry(delivery, &history, "order_queue", "10s".parse().unwrap(), &orders);
-                let dead = copy_for_dead_letter(delivery, &history, DeadLetterReason::Permanent, &orders);
+                let history = History::read(delivery, provenance(delivery), now());
+                let retry = copy_for_retry(
+                    delivery,
+                    provenance(delivery),
+                    &history,
+                    "order_queue",
+                    "10s".parse().unwrap(),
+                    &orders,
+                );
+                let dead = copy_for_dead_letter(
+                    delivery,
+                    provenance(delivery),
+                    &history,
+                    DeadLetterReason::Permanent,
+                    &orders,
+                );
                 for copy in [retry, dead] {
                     assert!(copy.message.properties_len() <= 126 * 1024, "{}", copy.message.properties_len());
                     assert!(copy.routing_key.len() <= 255);
@@ -188,7 +267,14 @@ fn headers_that_do_not_fit_are_dropped_and_a_header_says_so() {
     let headers = (0..130).map(|n| (format!("h{n}"), HeaderValue::Text("x".repeat(1_000)))).collect();
     let failure = Failure::new(FailureKind::Transient, "busy", "try later");
     let first = delivery("orders", "order.normal.created", headers);
-    let copy = copy_for_failure(&first, ("order", "order_queue"), failure, &ExchangeNames::new("orders"), now());
+    let copy = copy_for_failure(
+        &first,
+        provenance(&first),
+        ("order", "order_queue"),
+        failure,
+        &ExchangeNames::new("orders"),
+        now(),
+    );
     let headers = copy.message.headers;
     let kept = headers.keys().filter(|name| name.starts_with('h')).count();
     assert_eq!(headers[names::HEADERS_DROPPED].as_u64(), Some(130 - kept as u64));

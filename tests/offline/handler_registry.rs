@@ -17,7 +17,7 @@ use orderd::control::Effect;
 use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message};
+use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message, TrustedUsers};
 use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
 use orderd::recovery::{Failure, FailureKind};
 use serde::Serialize;
@@ -113,6 +113,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
     let deps = HandlerDeps {
         ledger: Arc::new(SqliteLedger::open(directory).unwrap()),
         names: Arc::new(ExchangeNames::new("orders")),
+        users: Arc::new(TrustedUsers::new("orderd", &[])),
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
         origin_consumers: watch::channel(BTreeMap::new()).1,
@@ -125,7 +126,9 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         redelivered: false,
         message: Message::default(),
     };
-    let input = HandlerInput { delivery: &delivery, consumer: &"visitor".into(), retries: 0 };
+    let provenance = delivery.provenance(&deps.names, &deps.users, None);
+    let input =
+        HandlerInput { delivery: &delivery, provenance, consumer: &"visitor".into(), bindings: &[], retries: 0 };
     handler.handle(input).await.unwrap_err().reason
 }
 

@@ -188,6 +188,7 @@ impl Vhost<'_> {
             username: "guest".into(),
             password: Secret::new("guest"),
             mechanism: Mechanism::Plain,
+            trusted_users: Vec::new(),
             tls: None,
             heartbeat: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(10),

@@ -99,6 +99,16 @@ impl SnapshotCollector {
             })
         });
         writer.counters("settled", "Deliveries settled, by outcome", settled)?;
+        let anonymous = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.without_message_id));
+        writer.counters(
+            "without_message_id",
+            "Deliveries without a message_id, except orders and failures",
+            anonymous,
+        )?;
+        let implausible =
+            consumers().map(|consumer| (labels(consumer), consumer.reading.counts.implausible_timestamps));
+        let help = "Completed deliveries whose AMQP timestamp is older than 30 days or in the future";
+        writer.counters("implausible_timestamps", help, implausible)?;
         let in_flight = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.in_flight as f64));
         writer.gauges("in_flight", "Deliveries received and not settled", in_flight)?;
         let oldest = consumers()

@@ -132,17 +132,19 @@ impl Channel {
     }
 
     /// Queues a publication, which [`Channel::drive_io`] sends. Its size must have been checked. If its headers do not fit a
-    /// frame of this connection, because the broker's `frame_max` is below its default, the largest are left out.
-    pub fn publish(&mut self, publication: &Publication) {
+    /// frame of this connection, because the broker's `frame_max` is below its default, the largest are left out. The broker
+    /// refuses a `user_id` that is not the connection's user.
+    pub fn publish(&mut self, publication: &Publication, user_id: &str) {
         let (max_frame, max_properties) = (self.connection.max_frame, max_properties(self.connection.max_frame));
+        let max_properties = max_properties.saturating_sub(user_id.len() + 1);
         if publication.message.properties_len() > max_properties {
             let mut cut = publication.clone();
             cut.message.cut_headers(max_properties);
             let names = cut.message.headers.get(names::HEADERS_DROPPED_NAMES).and_then(HeaderValue::as_text);
             warn!(max_frame, names, "headers do not fit the broker's frame_max and are left out of a message");
-            put_publication(&mut self.outgoing, &cut, max_frame);
+            put_publication(&mut self.outgoing, &cut, user_id, max_frame);
         } else {
-            put_publication(&mut self.outgoing, publication, max_frame);
+            put_publication(&mut self.outgoing, publication, user_id, max_frame);
         }
         self.shrink_after_flush |= self.outgoing.len() > SHRINK_ABOVE;
     }
@@ -303,12 +305,12 @@ fn max_properties(max_frame: usize) -> usize {
 }
 
 /// Appends `basic.publish` with its content, the body in frames of at most `max_frame` bytes.
-fn put_publication(out: &mut BytesMut, publication: &Publication, max_frame: usize) {
+fn put_publication(out: &mut BytesMut, publication: &Publication, user_id: &str, max_frame: usize) {
     let Publication { exchange, routing_key, message } = publication;
     let (exchange, routing_key) = (Cow::Borrowed(&**exchange), Cow::Borrowed(routing_key.as_str()));
     // Mandatory: the broker returns what no queue receives.
     put_method(out, CHANNEL, &Method::BasicPublish { exchange, routing_key, mandatory: true });
-    put_content_header(out, CHANNEL, message);
+    put_content_header(out, CHANNEL, message, Some(user_id));
     // At once: a buffer that doubles would take twice the memory of a large body.
     out.reserve(message.body.len() + (message.body.len() / max_frame + 1) * 2 * FRAME_OVERHEAD);
     for part in message.body.chunks(max_frame - FRAME_OVERHEAD) {
@@ -327,7 +329,7 @@ mod tests {
     fn frames(message: Message, max_frame: usize) -> Vec<(FrameType, Vec<u8>)> {
         let publication = Publication { exchange: "orders".into(), routing_key: "order.normal.new".into(), message };
         let (mut out, mut frames) = (BytesMut::new(), Vec::new());
-        put_publication(&mut out, &publication, max_frame);
+        put_publication(&mut out, &publication, "orderd", max_frame);
         while let Some(frame) = Frame::parse(&out, max_frame).unwrap() {
             assert_eq!(frame.channel, 1);
             frames.push((frame.kind, frame.payload.to_vec()));

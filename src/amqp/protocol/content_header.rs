@@ -24,14 +24,14 @@ pub struct ContentHeader {
     pub headers: Headers,
 }
 
-/// Appends the content header frame of a message.
-pub fn put_content_header(out: &mut BytesMut, channel: u16, message: &Message) {
+/// Appends the content header frame of a message, with this `user_id` unless it has one.
+pub fn put_content_header(out: &mut BytesMut, channel: u16, message: &Message, user_id: Option<&str>) {
     put_frame(out, FrameType::Header, channel, |out| {
         out.put_u16(MethodId::BASIC_CLASS);
         // The weight, which AMQP does not use.
         out.put_u16(0);
         out.put_u64(message.body.len() as u64);
-        put_properties(out, message);
+        put_properties(out, message, user_id);
     });
 }
 
@@ -47,21 +47,22 @@ pub fn get_content_header(mut payload: &[u8]) -> Result<ContentHeader, ProtocolE
 }
 
 /// Appends flags that say which properties follow, from the highest bit on, then the properties.
-fn put_properties(out: &mut BytesMut, message: &Message) {
+fn put_properties(out: &mut BytesMut, message: &Message, publisher: Option<&str>) {
     let Message { properties, headers, body: _ } = message;
     let Properties { content_type, content_encoding, priority, correlation_id, reply_to, .. } = properties;
     let Properties { expiration, message_id, timestamp, message_type, user_id, app_id, .. } = properties;
+    let user_id = user_id.as_deref().or(publisher);
     let flags_at = out.len();
     out.put_u16(0);
     let mut flags = 0;
-    let mut text = |out: &mut BytesMut, bit: u32, value: &Option<String>| {
+    let mut text = |out: &mut BytesMut, bit: u32, value: Option<&str>| {
         if let Some(value) = value {
             flags |= 1 << bit;
             put_short_string(out, value);
         }
     };
-    text(out, 15, content_type);
-    text(out, 14, content_encoding);
+    text(out, 15, content_type.as_deref());
+    text(out, 14, content_encoding.as_deref());
     if !headers.is_empty() {
         put_table(out, headers);
     }
@@ -69,16 +70,16 @@ fn put_properties(out: &mut BytesMut, message: &Message) {
     if let Some(priority) = priority {
         out.put_u8(*priority);
     }
-    text(out, 10, correlation_id);
-    text(out, 9, reply_to);
-    text(out, 8, expiration);
-    text(out, 7, message_id);
+    text(out, 10, correlation_id.as_deref());
+    text(out, 9, reply_to.as_deref());
+    text(out, 8, expiration.as_deref());
+    text(out, 7, message_id.as_deref());
     if let Some(timestamp) = timestamp {
         out.put_u64(*timestamp);
     }
-    text(out, 5, message_type);
+    text(out, 5, message_type.as_deref());
     text(out, 4, user_id);
-    text(out, 3, app_id);
+    text(out, 3, app_id.as_deref());
     flags |= u16::from(!headers.is_empty()) << 13;
     flags |= 1 << 12;
     flags |= u16::from(priority.is_some()) << 11;
@@ -124,7 +125,7 @@ mod tests {
 
     fn bytes_of(message: &Message) -> BytesMut {
         let mut out = BytesMut::new();
-        put_properties(&mut out, message);
+        put_properties(&mut out, message, None);
         out
     }
 

@@ -203,10 +203,11 @@ impl PublisherTask {
     /// Queues on the channel what may be sent, until the channel is full.
     fn send(&mut self, channel: &mut Channel) {
         let mut now = None;
+        let user_id = self.connector.users().own();
         while !channel.is_full() && !self.reconnect {
             let next = self.outstanding.next_to_send(*now.get_or_insert_with(Instant::now));
             let Some(publication) = next else { return };
-            channel.publish(publication);
+            channel.publish(publication, &user_id);
         }
     }
 
@@ -294,6 +295,11 @@ impl PublisherTask {
     /// If the connection ended because of a publication, rejects it, once it is known which one it was.
     fn reject_offending_publication(&mut self, reason: &ConnectionEnd) {
         let Some((code, text)) = error_of_a_publication(reason) else { return };
+        if let Some(user) = authenticated_user(text, &self.connector.users().own()) {
+            info!(user, "the broker knows orderd's user by this name");
+            self.connector.users().set_own(user);
+            return;
+        }
         let released = self.outstanding.reject_in_flight(Instant::now(), |exchange, key| {
             if let Some(due) = CLOSES.occurred((exchange, key, code)) {
                 let repeated = due.repeated;
@@ -362,6 +368,13 @@ fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
         | ConnectionEnd::ConfirmTimeout(_)
         | ConnectionEnd::ClosedByUs => None,
     }
+}
+
+/// The broker's name of the connection's user, if the broker refused a publication because orderd stated another one. The
+/// names differ with client certificates, and if the broker maps its users.
+fn authenticated_user<'t>(text: &'t str, stated: &str) -> Option<&'t str> {
+    let rest = text.split_once("user_id property set to '")?.1.strip_prefix(stated)?;
+    rest.strip_prefix("' but authenticated user was '")?.strip_suffix('\'').filter(|user| *user != stated)
 }
 
 /// The error for the publication that made the broker close the channel.

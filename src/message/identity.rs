@@ -1,0 +1,238 @@
+//! Who published a message first, and which message it is: what makes two deliveries the same message.
+//!
+//! Pure. Believes nothing that the broker has not verified.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use super::{Delivery, ExchangeNames, HeaderValue, TrustedUsers, names};
+
+/// Longest identity, in bytes. With a suffix such as `/analytics/failed` it must fit AMQP's limit of 255 bytes.
+const MAX_IDENTITY_BYTES: usize = 200;
+
+/// Who published a message first, verified by the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender<'a> {
+    /// orderd, or another instance of it.
+    Own,
+    /// Another user of the broker, by name.
+    User(&'a str),
+    /// The message states no user, so it may be anyone who may publish.
+    Unverified,
+}
+
+/// Where a delivery comes from, as far as the broker has verified it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Provenance<'a> {
+    /// Who published the message first.
+    pub sender: Sender<'a>,
+    /// Whether it is a copy that orderd published after a failure. Only then are its failure headers believed.
+    pub is_copy: bool,
+    /// The identity of a message without a `message_id`, unless it is a copy that states one.
+    pub generated: Option<GeneratedId>,
+}
+
+/// The identity of a message without a `message_id`, unique in every process that ever ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GeneratedId {
+    /// A random number of this process.
+    pub run: u64,
+    /// Counts the messages of this process.
+    pub number: u64,
+}
+
+impl fmt::Display for GeneratedId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generated:{:016x}-{}", self.run, self.number)
+    }
+}
+
+impl Delivery {
+    /// Who published the message first, and whether this is a copy that orderd published after a failure.
+    ///
+    /// A copy states the first sender in a header. It is proven by its `user_id`, which the broker has verified, and by the
+    /// exchange it was published to: orderd publishes only copies to the requeue exchange, and with keys that begin with
+    /// [`ExchangeNames::FAILED_KEY`].
+    pub fn provenance(
+        &self,
+        exchanges: &ExchangeNames,
+        users: &TrustedUsers,
+        generated: Option<GeneratedId>,
+    ) -> Provenance<'_> {
+        let user = self.message.properties.user_id.as_deref().unwrap_or_default();
+        let stated = |user| if users.contains(user) { Sender::Own } else { Sender::User(user) };
+        let publisher = if user.is_empty() { Sender::Unverified } else { stated(user) };
+        if publisher != Sender::Own {
+            return Provenance { sender: publisher, is_copy: false, generated };
+        }
+        // A message that the broker dead-lettered is a copy only if orderd published it as one before. Copies that orderd
+        // publishes carry no `x-death`.
+        let is_copy = match self.last_death("exchange") {
+            Some(exchange) => *exchange == *exchanges.requeue,
+            None => {
+                *self.exchange == *exchanges.requeue
+                    || *self.exchange == *exchanges.orders && self.routing_key.starts_with(ExchangeNames::FAILED_KEY)
+            }
+        };
+        if !is_copy {
+            return Provenance { sender: Sender::Own, is_copy, generated };
+        }
+        let original = self.message.headers.get(names::ORIGINAL_USER_ID).and_then(HeaderValue::as_text);
+        let sender = original.filter(|user| !user.is_empty()).map_or(Sender::Unverified, stated);
+        Provenance { sender, is_copy, generated }
+    }
+
+    /// A field of the newest `x-death` entry if the broker has dead-lettered this message to the failed-order queue.
+    fn last_death(&self, field: &str) -> Option<&str> {
+        if !self.routing_key.starts_with(ExchangeNames::FAILED_KEY) {
+            return None;
+        }
+        let HeaderValue::List(deaths) = self.message.headers.get(names::DEATH)? else { return None };
+        let HeaderValue::Table(death) = deaths.first()? else { return None };
+        death.get(field).and_then(HeaderValue::as_text)
+    }
+
+    /// Whether the message has a `message_id`.
+    pub fn has_message_id(&self) -> bool {
+        self.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
+    }
+
+    /// The identity that orderd gave to this message when it failed before, if it is a proven copy.
+    fn identity_of_copy(&self, provenance: Provenance<'_>) -> Option<&str> {
+        let identity = self.message.headers.get(names::IDENTITY).and_then(HeaderValue::as_text);
+        identity.filter(|_| provenance.is_copy)
+    }
+
+    /// The identity of a message that is not an order. Messages of different senders are different, whatever their
+    /// `message_id`: those of others get a suffix with their sender, which no identity of orderd's own messages has. A
+    /// message without a `message_id` has the generated identity. An identity that is too long to derive other ids from is
+    /// replaced by its hash.
+    pub fn identity(&self, provenance: Provenance<'_>) -> String {
+        let id = self.message.properties.message_id.as_deref().filter(|id| !id.is_empty());
+        let identity = match (id, provenance.sender) {
+            (Some(id), Sender::Own) => Cow::Borrowed(id),
+            (Some(id), Sender::User(user)) => Cow::Owned([id, "/from/", user].concat()),
+            (Some(id), Sender::Unverified) => Cow::Owned([id, "/unverified"].concat()),
+            (None, _) => match (self.identity_of_copy(provenance), provenance.generated) {
+                (Some(given), _) => Cow::Borrowed(given),
+                (None, Some(generated)) => Cow::Owned(generated.to_string()),
+                // Deliveries that no worker received, in tests.
+                (None, None) => Cow::Owned(hash(&[self.routing_key.as_bytes(), b"\0", &self.message.body])),
+            },
+        };
+        if identity.len() <= MAX_IDENTITY_BYTES { identity.into_owned() } else { hash(&[identity.as_bytes()]) }
+    }
+}
+
+fn hash(parts: &[&[u8]]) -> String {
+    let mut digest = Sha256::new();
+    parts.iter().for_each(|part| digest.update(part));
+    let hex: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{DeliveryId, Headers, Message, Properties};
+
+    fn users() -> TrustedUsers {
+        TrustedUsers::new("orderd", &[])
+    }
+
+    fn delivery(exchange: &str, routing_key: &str, user: Option<&str>) -> Delivery {
+        let text = |text: &str| Some(text.to_owned());
+        let properties = Properties { message_id: text("m-1"), user_id: user.and_then(text), ..Properties::default() };
+        Delivery {
+            id: DeliveryId { connection: 1, tag: 1 },
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            redelivered: false,
+            message: Message { properties, headers: Headers::new(), body: "{}".into() },
+        }
+    }
+
+    fn provenance(delivery: &Delivery) -> Provenance<'_> {
+        delivery.provenance(&ExchangeNames::new("orders"), &users(), None)
+    }
+
+    fn claiming(mut delivery: Delivery, user: &str) -> Delivery {
+        delivery.message.headers.insert(names::ORIGINAL_USER_ID.to_owned(), user.into());
+        delivery.message.headers.insert(names::IDENTITY.to_owned(), "forged".into());
+        delivery
+    }
+
+    fn dead(mut delivery: Delivery, exchange: &str) -> Delivery {
+        let death = Headers::from([("exchange".to_owned(), HeaderValue::from(exchange))]);
+        delivery.message.headers.insert(names::DEATH.to_owned(), HeaderValue::List(vec![HeaderValue::Table(death)]));
+        delivery
+    }
+
+    #[test]
+    fn only_a_copy_published_by_orderd_says_who_sent_the_message_first() {
+        for (exchange, key) in [("orders.requeue", "notification_queue"), ("orders", "order.failed.notification")] {
+            for forger in [None, Some("shop")] {
+                let forged = claiming(delivery(exchange, key, forger), "orderd");
+                let sender = forger.map_or(Sender::Unverified, Sender::User);
+                assert_eq!(provenance(&forged), Provenance { sender, is_copy: false, generated: None });
+            }
+            let copy = claiming(delivery(exchange, key, Some("orderd")), "shop");
+            assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None });
+            let copy = claiming(delivery(exchange, key, Some("orderd")), "");
+            assert_eq!(provenance(&copy), Provenance { sender: Sender::Unverified, is_copy: true, generated: None });
+            let copy = claiming(delivery(exchange, key, Some("orderd")), "orderd");
+            assert_eq!(provenance(&copy), Provenance { sender: Sender::Own, is_copy: true, generated: None });
+        }
+    }
+
+    #[test]
+    fn an_event_of_orderd_is_its_own_and_no_copy() {
+        let event = claiming(delivery("orders", "order.analytics.processed", Some("orderd")), "shop");
+        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None });
+    }
+
+    #[test]
+    fn what_the_broker_dead_lettered_is_a_copy_only_if_it_was_one_before() {
+        let event = dead(delivery("orders", "order.failed.analytics", Some("orderd")), "orders");
+        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None });
+        let copy =
+            dead(claiming(delivery("orders", "order.failed.analytics", Some("orderd")), "shop"), "orders.requeue");
+        assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None });
+        let producers =
+            dead(claiming(delivery("orders", "order.failed.order", Some("shop")), "orderd"), "orders.requeue");
+        assert_eq!(
+            provenance(&producers),
+            Provenance { sender: Sender::User("shop"), is_copy: false, generated: None }
+        );
+    }
+
+    #[test]
+    fn the_same_message_id_of_different_senders_is_not_the_same_message() {
+        let of = |user| {
+            let delivery = delivery("orders", "order.analytics.processed", user);
+            delivery.identity(provenance(&delivery))
+        };
+        assert_eq!([of(Some("orderd")), of(Some("shop")), of(None)], ["m-1", "m-1/from/shop", "m-1/unverified"]);
+    }
+
+    #[test]
+    fn an_identity_is_short_enough_to_derive_message_ids_from() {
+        let mut delivery = delivery("orders", "order.analytics.view", Some("shop"));
+        delivery.message.properties.message_id = Some("x".repeat(255));
+        assert!(delivery.identity(provenance(&delivery)).len() < 50);
+    }
+
+    #[test]
+    fn a_message_without_a_message_id_keeps_its_generated_identity_on_proven_copies_only() {
+        let generated = Some(GeneratedId { run: 1, number: 7 });
+        for (user, expected) in [(Some("orderd"), "forged"), (Some("shop"), "generated:0000000000000001-7")] {
+            for id in [None, Some(String::new())] {
+                let mut copy = claiming(delivery("orders.requeue", "analytics_queue", user), "");
+                copy.message.properties.message_id = id;
+                assert_eq!(copy.identity(Provenance { generated, ..provenance(&copy) }), expected);
+            }
+        }
+    }
+}
