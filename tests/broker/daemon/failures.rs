@@ -77,12 +77,12 @@ fn the_failure_kind_and_the_consumers_policy_decide_whether_an_order_is_retried_
     assert_eq!(attempts(&ledger, "hanging"), ["0|timed_out|deadline_exceeded|200ms"]);
 
     for (id, expected) in [
-        ("m-1", "order|malformed|0|malformed|invalid_order|order_queue"),
+        ("m-1/unverified", "order|malformed|0|malformed|invalid_order|order_queue"),
         ("bad", "order|permanent|0|permanent|invalid_quantity|order_queue"),
         ("refusing", "refusing|permanent|0|permanent|injected_permanent|refusing_queue"),
         ("hopeless", "hopeless|retries_exhausted|0|transient|injected_transient|hopeless_queue"),
         ("old", "order|too_old|0|transient|busy|order_queue"),
-        ("stray", "unknown|no_origin|0|permanent|unknown_failure|-"),
+        ("stray/unverified", "unknown|no_origin|0|permanent|unknown_failure|-"),
     ] {
         wait_until(&format!("{id} is dead-lettered"), || !dead_lettered(&ledger, id).is_empty());
         assert_eq!(dead_lettered(&ledger, id), [expected]);
@@ -111,7 +111,9 @@ fn told_reason(dead_lettered: &crate::support::raw_client::ReceivedMessage) -> S
 fn failed_two_days_ago() -> Properties {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let text = |value: &str| Field::Text(value.to_owned());
+    // Only orderd's own user is believed.
     Properties::persistent()
+        .text("user_id", "guest")
         .header("x-origin-queue", text("order_queue"))
         .header("x-failure-kind", text("transient"))
         .header("x-failure-code", text("busy"))

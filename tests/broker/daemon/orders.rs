@@ -141,7 +141,8 @@ fn an_order_with_a_known_id_and_different_content_is_dead_lettered_with_its_whol
     assert_eq!((dead_lettered.exchange.as_str(), dead_lettered.routing_key.as_str()), ("orders.dead_letter", NORMAL));
     assert_eq!(properties.delivery_mode, Some(2));
     assert_eq!(properties.timestamp, Some(1_700_000_000));
-    let texts = [("content_type", "application/json"), ("correlation_id", "c-1"), ("message_id", "m-1")];
+    let texts =
+        [("content_type", "application/json"), ("correlation_id", "c-1"), ("message_id", "m-1"), ("user_id", "guest")];
     assert_eq!(properties.texts, texts.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     for name in ["x-first-failed-at", "x-failed-at"] {
         match properties.headers.remove(name) {
