@@ -177,7 +177,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         PolicyCheck::Incomplete => Some(tokio::spawn(setup.complete_policy_check(shutdown.clone()))),
     };
     let daemon = Daemon {
-        retention: Retention::start(Arc::clone(&ledger), config.ledger.retention, shutdown),
+        retention: Retention::start(Arc::clone(&ledger), config.event_files(), config.ledger.retention, shutdown),
         config,
         generation: FIRST_GENERATION,
         sources,

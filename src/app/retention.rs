@@ -1,4 +1,4 @@
-//! Removes rows older than `ledger.retention` from the ledger, one small batch at a time.
+//! Removes rows older than `ledger.retention` from the ledger, one small batch at a time, and older events from their files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::chain::chain;
+use crate::files::Rolling;
+use crate::handlers;
 use crate::ledger::{Ledger, LedgerError, Pruned};
 use crate::shutdown::Shutdown;
 
@@ -25,14 +27,20 @@ const MIN_PAUSE: Duration = Duration::from_millis(20);
 /// The task that removes old rows, if a retention is configured.
 pub(super) struct Retention {
     ledger: Arc<dyn Ledger>,
+    event_files: [Rolling; 2],
     shutdown: Shutdown,
     task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Retention {
-    /// Starts the task. Without a retention, rows are kept forever.
-    pub fn start(ledger: Arc<dyn Ledger>, retention: Option<Duration>, shutdown: &Shutdown) -> Self {
-        let mut this = Retention { ledger, shutdown: shutdown.clone(), task: None };
+    /// Starts the task. Without a retention, rows are kept forever, and event files as `log.keep` says.
+    pub fn start(
+        ledger: Arc<dyn Ledger>,
+        event_files: [Rolling; 2],
+        retention: Option<Duration>,
+        shutdown: &Shutdown,
+    ) -> Self {
+        let mut this = Retention { ledger, event_files, shutdown: shutdown.clone(), task: None };
         this.set(retention);
         this
     }
@@ -42,8 +50,8 @@ impl Retention {
         let (ledger, shutdown) = (&self.ledger, &self.shutdown);
         // Dropping the previous task aborts it. A batch that it has already requested is still removed.
         self.task = retention.map(|retention| {
-            let (ledger, shutdown) = (Arc::clone(ledger), shutdown.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move { remove_old_rows(&*ledger, retention, &shutdown).await }))
+            let (ledger, files, shutdown) = (Arc::clone(ledger), self.event_files.clone(), shutdown.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move { remove_old(&*ledger, &files, retention, &shutdown).await }))
         });
     }
 
@@ -56,7 +64,7 @@ impl Retention {
 }
 
 /// Runs until a shutdown begins or the ledger is closed.
-async fn remove_old_rows(ledger: &dyn Ledger, retention: Duration, shutdown: &Shutdown) {
+async fn remove_old(ledger: &dyn Ledger, event_files: &[Rolling; 2], retention: Duration, shutdown: &Shutdown) {
     let mut pause = FIRST_PASS_AFTER;
     let mut removed = Pruned::default();
     while shutdown.sleep(pause).await {
@@ -73,6 +81,9 @@ async fn remove_old_rows(ledger: &dyn Ledger, retention: Duration, shutdown: &Sh
                 PASS_INTERVAL
             }
         };
+        if pause == PASS_INTERVAL {
+            remove_old_event_files(event_files, before).await;
+        }
         if pause == PASS_INTERVAL && !removed.is_empty() {
             let Pruned { orders, events, attempts, minutes, .. } = std::mem::take(&mut removed);
             info!(orders, events, attempts, minutes, "removed old rows from the ledger");
@@ -80,9 +91,25 @@ async fn remove_old_rows(ledger: &dyn Ledger, retention: Duration, shutdown: &Sh
     }
 }
 
+async fn remove_old_event_files(event_files: &[Rolling; 2], before: Timestamp) {
+    for files in event_files.clone() {
+        let (directory, name) = (files.directory.clone(), files.name);
+        let removing = tokio::task::spawn_blocking(move || handlers::remove_old_events(&files, before));
+        match removing.await.map_err(std::io::Error::other).and_then(|removed| removed) {
+            Ok(0) => {}
+            Ok(removed) => info!(name, removed, "removed old event files or lines"),
+            Err(error) => {
+                let directory = directory.display();
+                warn!(%directory, name, %error, "cannot remove old events from their files; trying again later");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::{FILE_MODE, Rotation};
     use crate::ledger::memory::MemoryLedger;
     use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification};
 
@@ -105,11 +132,21 @@ mod tests {
         record(&ledger, "young", 2 * DAY).await;
         let shutdown = Shutdown::new();
         let notifications = async || ledger.totals().await.unwrap().notifications;
-        let retention = Retention::start(ledger.clone(), Some(3 * DAY), &shutdown);
+        let directory = tempfile::tempdir().unwrap();
+        let files = ["analytics", "notifications"].map(|name| {
+            let (directory, suffix, rotation) = (directory.path().to_owned(), "jsonl", Rotation::Daily);
+            Rolling { directory, name, suffix, rotation, keep: 1000, mode: FILE_MODE }
+        });
+        let old = directory.path().join("notifications.2020-01-01.jsonl");
+        std::fs::write(&old, "").unwrap();
+        let retention = Retention::start(ledger.clone(), files, Some(3 * DAY), &shutdown);
         tokio::time::sleep(FIRST_PASS_AFTER - Duration::from_secs(1)).await;
         assert_eq!(notifications().await, 601, "nothing is removed before the first redeliveries have arrived");
         tokio::time::sleep(Duration::from_secs(1) + 4 * MIN_PAUSE).await;
         assert_eq!(notifications().await, 1);
+        // The files are next, on a thread of its own.
+        tokio::time::sleep(MIN_PAUSE).await;
+        assert!(!old.exists());
         shutdown.begin();
         retention.finish().await;
         ledger.close().await;

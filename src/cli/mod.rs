@@ -3,6 +3,7 @@
 mod admin_client;
 pub mod check;
 pub mod control;
+pub mod erase;
 mod exit;
 pub mod ledger;
 mod load_error;
@@ -84,6 +85,8 @@ enum CliCommand {
     Trace(trace::TraceArgs),
     /// Back up the ledger
     Ledger(ledger::LedgerArgs),
+    /// Erase one customer's personal data from the ledger and the event files; the daemon may run
+    Erase(erase::EraseArgs),
     /// Print a shell completion script
     Completions {
         /// Shell to complete for
@@ -163,6 +166,9 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         }
         CliCommand::Ledger(args) => {
             with_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
+        }
+        CliCommand::Erase(args) => {
+            with_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))
         }
         CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command()), out),
         CliCommand::Man => print(&pages::man(Arguments::command())?, out),

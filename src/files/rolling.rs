@@ -104,6 +104,26 @@ impl Rolling {
         Ok(files)
     }
 
+    /// All files whose names begin with the name and contain the suffix, those that logrotate has renamed included.
+    ///
+    /// # Errors
+    /// The operating system's error. A missing directory has no files.
+    pub fn all_files(&self) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let (begin, suffix) = (format!("{}.", self.name), format!(".{}", self.suffix));
+        let is_one = |name: &str| name.starts_with(&begin) && name.contains(&suffix);
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            files.extend(entry.file_name().to_str().is_some_and(is_one).then(|| entry.path()));
+        }
+        files.sort();
+        Ok(files)
+    }
+
     /// Removes the oldest dated files but [`Rolling::keep`].
     fn remove_excess(&self, current: &Path) -> io::Result<()> {
         let mut files = self.dated_files()?;

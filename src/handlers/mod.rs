@@ -12,6 +12,7 @@
 
 mod analytics;
 mod claim;
+mod event_files;
 mod event_log;
 mod event_publication;
 mod factory;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogError};
 pub use factory::{HandlerFactory, build};
 pub use failed::OriginConsumer;

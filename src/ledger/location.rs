@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::backup::{BackupError, BackupProgress, BackupSummary};
+use super::erase::{ErasedRows, ErasureSubject};
 use super::error::OpenError;
-use super::sqlite::{SqliteLedger, SqliteReader};
+use super::sqlite::{self, SqliteLedger, SqliteReader};
 use super::traits::{Ledger, LedgerReader};
 
 /// Where a ledger is. Each variant is one implementation.
@@ -51,6 +52,33 @@ impl LedgerLocation {
         }
     }
 
+    /// The ids of the orders of a customer, or the id of the order if the ledger knows it.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub async fn orders_of(&self, subject: &ErasureSubject) -> Result<Vec<String>, OpenError> {
+        match self {
+            LedgerLocation::Directory(directory) => {
+                let (directory, subject) = (directory.clone(), subject.clone());
+                blocking(move || sqlite::orders_of(&directory, &subject)).await
+            }
+        }
+    }
+
+    /// Erases the customers of these orders and the texts of their failures, also while daemons use the ledger. Rows and
+    /// aggregates stay.
+    ///
+    /// # Errors
+    /// The ledger cannot be written. Some orders may have been erased; repeating it is safe.
+    pub async fn erase(&self, orders: Vec<String>, dry_run: bool) -> Result<ErasedRows, OpenError> {
+        match self {
+            LedgerLocation::Directory(directory) => {
+                let directory = directory.clone();
+                blocking(move || sqlite::erase(&directory, &orders, dry_run)).await
+            }
+        }
+    }
+
     /// A reader of the ledger. It opens the ledger for each read, so this cannot fail, and the ledger may be
     /// created later.
     pub fn reader(&self) -> Arc<dyn LedgerReader> {
@@ -58,4 +86,9 @@ impl LedgerLocation {
             LedgerLocation::Directory(directory) => Arc::new(SqliteReader::new(directory.clone())),
         }
     }
+}
+
+/// Runs blocking work on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("using a ledger does not panic and is never cancelled")
 }

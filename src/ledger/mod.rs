@@ -18,6 +18,7 @@ mod buckets;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod entry;
+mod erase;
 mod error;
 mod figures;
 mod location;
@@ -32,6 +33,7 @@ mod traits;
 
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+pub use erase::{ERASED, ErasedRows, ErasureSubject};
 pub use error::{Cause, LedgerError, OpenError};
 pub use figures::Figures;
 pub use location::LedgerLocation;

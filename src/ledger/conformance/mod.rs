@@ -2,7 +2,7 @@
 //!
 //! Rules use the traits alone and never inspect a store. Each gets an empty ledger of its own.
 
-mod fixtures;
+pub(in crate::ledger) mod fixtures;
 mod maintenance;
 mod recording;
 pub(super) mod reports;

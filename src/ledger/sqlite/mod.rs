@@ -4,6 +4,7 @@
 //! the commit that contains the answer is on disk.
 
 mod backup;
+mod erase;
 mod file_system;
 mod open;
 mod order_sums;
@@ -38,6 +39,8 @@ use super::traits::{LedgerMaintenance, LedgerWriter};
 use writer::Request;
 
 pub use reader::SqliteReader;
+
+pub(super) use erase::{erase, orders as orders_of};
 
 /// The ledger's file within its directory. Other programs may read it.
 pub const FILE_NAME: &str = "orderd.db";

@@ -12,6 +12,7 @@ use super::sales::{Sales, parse_amount};
 use super::schema;
 use crate::domain::OrderId;
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use crate::ledger::erase::ERASED;
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
 
@@ -302,7 +303,7 @@ fn compare(row: &Row<'_>, order: &NewOrder) -> rusqlite::Result<Recorded> {
         && row.get::<_, i64>(2)? == order.quantity
         && parse_amount(row.get_ref(3)?.as_str()?, 3)? == order.price
         && row.get_ref(4)?.as_str()? == order.currency.as_str()
-        && row.get_ref(5)?.as_str_or_null()? == order.customer_id.as_deref();
+        && [Some(ERASED), order.customer_id.as_deref()].contains(&row.get_ref(5)?.as_str_or_null()?);
     Ok(match row.get_ref(0)?.as_str()? {
         _ if !same => Recorded::Conflict,
         "accepted" => Recorded::Unfinished,

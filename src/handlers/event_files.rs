@@ -1,0 +1,173 @@
+//! What is done with event files besides appending lines: removing old lines, and erasing a customer's personal data.
+//!
+//! It works while daemons append to the files.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+
+use jiff::{Span, Timestamp};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::files::{LineEdit, Rolling, Rotation, rewrite_lines};
+use crate::ledger::ErasureSubject;
+
+/// Fields of an event's body that say nothing about a customer. All others are erased, since producers may add any.
+const KEPT_FIELDS: [&str; 17] = [
+    "at", "channel", "consumer", "currency", "erased", "event", "extra_dropped", "failure_code", "failure_kind", "order_id",
+    "placed_at", "price", "priority", "product", "quantity", "reason", "total",
+];
+
+/// A line of an event file.
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    event: Cow<'a, str>,
+    received_at: Timestamp,
+    #[serde(borrow)]
+    body: BTreeMap<String, &'a RawValue>,
+}
+
+/// Removes what was received before this time: whole files of minutes, hours or days, and the lines of a file that covers
+/// everything, once they are a day older. Returns the number of files and lines removed. Blocks.
+///
+/// # Errors
+/// The operating system's error.
+pub fn remove_old_events(files: &Rolling, before: Timestamp) -> io::Result<usize> {
+    let mut removed = files.remove_older(before)?;
+    let everything = Rolling { rotation: Rotation::Never, ..files.clone() }.path(before);
+    let is_before = |line: &[u8], time: Timestamp| {
+        serde_json::from_slice::<Line<'_>>(line).is_ok_and(|line| line.received_at < time)
+    };
+    // Rewriting a large file for each line would be expensive.
+    let due = before.checked_sub(Span::new().hours(24)).unwrap_or(before);
+    if has_first_line(&everything, |line| is_before(line, due))? {
+        let edit = |line: &[u8]| if is_before(line, before) { LineEdit::Remove } else { LineEdit::Keep };
+        removed += rewrite_lines(&everything, false, edit)?.removed;
+    }
+    Ok(removed)
+}
+
+fn has_first_line(path: &std::path::Path, matches: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut line = Vec::new();
+    io::BufRead::read_until(&mut io::BufReader::new(file), b'\n', &mut line)?;
+    Ok(matches(line.trim_ascii_end()))
+}
+
+/// Erases from one file what its events say about a customer: the body keeps only fields such as product and total, with
+/// `"erased": true`. Returns the number of lines. Blocks.
+///
+/// # Errors
+/// The operating system's error. The file is unchanged then.
+pub fn erase_events(
+    path: &std::path::Path,
+    subject: &ErasureSubject,
+    orders: &HashSet<String>,
+    dry_run: bool,
+) -> io::Result<usize> {
+    Ok(rewrite_lines(path, dry_run, |line| erased(line, subject, orders))?.replaced)
+}
+
+/// The event files of a kind: those to erase from, and those that cannot be, because they are compressed.
+///
+/// # Errors
+/// The operating system's error.
+pub fn event_files(files: &Rolling) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let compressed = |path: &PathBuf| path.extension().is_some_and(|suffix| ["gz", "xz", "zst", "bz2"].iter().any(|known| suffix == *known));
+    let (unreadable, readable) = files.all_files()?.into_iter().partition(compressed);
+    Ok((readable, unreadable))
+}
+
+fn erased(line: &[u8], subject: &ErasureSubject, orders: &HashSet<String>) -> LineEdit {
+    let Ok(mut event) = serde_json::from_slice::<Line<'_>>(line) else { return LineEdit::Keep };
+    if !is_about(&event, subject, orders) {
+        return LineEdit::Keep;
+    }
+    let fields = event.body.len();
+    event.body.retain(|field, value| KEPT_FIELDS.contains(&field.as_str()) && !value.get().starts_with(['{', '[']));
+    if event.body.len() == fields {
+        return LineEdit::Keep;
+    }
+    let erased: Box<RawValue> = serde_json::value::to_raw_value(&true).expect("it is JSON");
+    event.body.insert("erased".to_owned(), &erased);
+    let body = serde_json::to_vec(&event.body).expect("fields are text and JSON");
+    let mut line = super::event_log::event_line(&event.id, &event.event, event.received_at, &body);
+    line.pop();
+    LineEdit::Replace(line)
+}
+
+fn is_about(event: &Line<'_>, subject: &ErasureSubject, orders: &HashSet<String>) -> bool {
+    let field = |name: &str| event.body.get(name).map(|value| text(value.get()));
+    let of_customer = match subject {
+        ErasureSubject::Customer(id) => field("customer_id").is_some_and(|found| found == *id),
+        ErasureSubject::Order(_) => false,
+    };
+    let of_order = |id: &str| orders.contains(id);
+    of_customer
+        || field("order_id").is_some_and(|id| of_order(&id))
+        || of_order(&event.id)
+        // The id of an order's event is the order's, a slash and a suffix.
+        || event.id.match_indices('/').any(|(slash, _)| of_order(&event.id[..slash]))
+}
+
+/// An id, which may be a JSON string or number.
+fn text(json: &str) -> String {
+    serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::files::FILE_MODE;
+
+    const SALE: &str = r#"{"id":"ord-1/analytics/processed","event":"processed","received_at":"2026-11-20T08:00:00Z","body":{"event":"processed","order_id":"ord-1","product":"Desk","total":"12.10","customer_id":"7","extra":{"name":"Ada"}}}"#;
+    const NOTICE: &str = r#"{"id":"ord-1/notification/processed","event":"email","received_at":"2026-11-22T08:00:00Z","body":{"order_id":"ord-1","email":"ada@example.com"}}"#;
+    const VIEW: &str = r#"{"id":"view-1","event":"page_view","received_at":"2026-11-22T08:00:00Z","body":{"customer_id":7,"page":"/"}}"#;
+    const OTHER: &str = r#"{"id":"ord-10/notification/processed","event":"email","received_at":"2026-11-22T09:00:00Z","body":{"order_id":"ord-10","email":"bob@example.com","customer_id":"70"}}"#;
+
+    #[test]
+    fn what_events_say_about_a_customer_is_erased_and_figures_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        fs::write(&path, [SALE, NOTICE, VIEW, OTHER, "not json", ""].join("\n")).unwrap();
+        let orders = HashSet::from(["ord-1".to_owned()]);
+        let customer = ErasureSubject::Customer("7".to_owned());
+        assert_eq!(erase_events(&path, &customer, &orders, true).unwrap(), 3);
+        assert_eq!(erase_events(&path, &customer, &orders, false).unwrap(), 3);
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            r#"{"id":"ord-1/analytics/processed","event":"processed","received_at":"2026-11-20T08:00:00Z","body":{"erased":true,"event":"processed","order_id":"ord-1","product":"Desk","total":"12.10"}}"#
+        );
+        assert!(!text.contains("ada") && !text.contains("Ada") && !lines[2].contains('7'), "{text}");
+        assert_eq!(lines[3..], [OTHER, "not json"]);
+        assert_eq!(erase_events(&path, &customer, &orders, false).unwrap(), 0, "nothing is left to erase");
+        assert_eq!(erase_events(&path, &ErasureSubject::Order("x".to_owned()), &orders, false).unwrap(), 0);
+    }
+
+    #[test]
+    fn old_lines_of_a_file_that_covers_everything_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        fs::write(&path, [SALE, NOTICE, OTHER, ""].join("\n")).unwrap();
+        let (name, suffix) = ("events", "jsonl");
+        let directory = directory.path().to_owned();
+        let files = Rolling { directory, name, suffix, rotation: Rotation::Daily, keep: 9, mode: FILE_MODE };
+        let remove = |before: &str| remove_old_events(&files, before.parse().unwrap()).unwrap();
+        assert_eq!(remove("2026-11-21T07:00:00Z"), 0, "not each line by itself");
+        assert_eq!(remove("2026-11-22T08:30:00Z"), 2);
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{OTHER}\n"));
+    }
+}
