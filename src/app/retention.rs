@@ -51,7 +51,9 @@ impl Retention {
         // Dropping the previous task aborts it. A batch that it has already requested is still removed.
         self.task = retention.map(|retention| {
             let (ledger, files, shutdown) = (Arc::clone(ledger), self.event_files.clone(), shutdown.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move { remove_old(&*ledger, &files, retention, &shutdown).await }))
+            AbortOnDropHandle::new(tokio::spawn(
+                async move { remove_old(&*ledger, &files, retention, &shutdown).await },
+            ))
         });
     }
 

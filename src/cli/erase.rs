@@ -165,7 +165,11 @@ fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
     let ErasureReport { dry_run, orders, ledger, event_files, not_erased } = report;
     let lines: usize = event_files.iter().map(|file| file.lines).sum();
     writeln!(out, "{}", if *dry_run { "would erase (nothing was changed)" } else { "erased" })?;
-    writeln!(out, "  orders         {}", if orders.is_empty() { "none in the ledger".to_owned() } else { orders.join(", ") })?;
+    writeln!(
+        out,
+        "  orders         {}",
+        if orders.is_empty() { "none in the ledger".to_owned() } else { orders.join(", ") }
+    )?;
     writeln!(out, "  customer ids   {}", ledger.customer_ids)?;
     writeln!(out, "  failure texts  {}", ledger.failure_texts)?;
     writeln!(out, "  event lines    {lines} in {} files", event_files.len())?;

@@ -16,8 +16,23 @@ use crate::ledger::ErasureSubject;
 
 /// Fields of an event's body that say nothing about a customer. All others are erased, since producers may add any.
 const KEPT_FIELDS: [&str; 17] = [
-    "at", "channel", "consumer", "currency", "erased", "event", "extra_dropped", "failure_code", "failure_kind", "order_id",
-    "placed_at", "price", "priority", "product", "quantity", "reason", "total",
+    "at",
+    "channel",
+    "consumer",
+    "currency",
+    "erased",
+    "event",
+    "extra_dropped",
+    "failure_code",
+    "failure_kind",
+    "order_id",
+    "placed_at",
+    "price",
+    "priority",
+    "product",
+    "quantity",
+    "reason",
+    "total",
 ];
 
 /// A line of an event file.
@@ -82,7 +97,9 @@ pub fn erase_events(
 /// # Errors
 /// The operating system's error.
 pub fn event_files(files: &Rolling) -> io::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let compressed = |path: &PathBuf| path.extension().is_some_and(|suffix| ["gz", "xz", "zst", "bz2"].iter().any(|known| suffix == *known));
+    let compressed = |path: &PathBuf| {
+        path.extension().is_some_and(|suffix| ["gz", "xz", "zst", "bz2"].iter().any(|known| suffix == *known))
+    };
     let (unreadable, readable) = files.all_files()?.into_iter().partition(compressed);
     Ok((readable, unreadable))
 }

@@ -66,10 +66,8 @@ fn erase_in(directory: &Path, orders: &[String], dry_run: bool) -> rusqlite::Res
 }
 
 fn erase_order(connection: &Connection, order: &str, erased: &mut ErasedRows) -> rusqlite::Result<()> {
-    erased.customer_ids += connection.execute(
-        "UPDATE orders SET customer_id = ?2 WHERE id = ?1 AND customer_id <> ?2",
-        (order, ERASED),
-    )?;
+    erased.customer_ids += connection
+        .execute("UPDATE orders SET customer_id = ?2 WHERE id = ?1 AND customer_id <> ?2", (order, ERASED))?;
     for table in ["attempts", "dead_letters"] {
         // The identities of an order's events are its own with a slash and a suffix; `0` follows `/`.
         erased.failure_texts += connection.execute(
