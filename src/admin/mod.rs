@@ -6,13 +6,14 @@
 //! It holds no state of the daemon, and its failure never stops the processing of orders.
 
 mod api;
+mod caller;
 mod guard;
 mod pages;
 mod response;
 mod routes;
 mod server;
 
-pub use api::commands::{COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT};
+pub use api::commands::{COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT, VALID_UNTIL};
 pub use guard::{AUTHORIZATION, bearer};
 pub use pages::exposition::exposition;
 pub use server::{AdminError, AdminServer, BoundListener};

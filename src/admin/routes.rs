@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
 
 use super::guard::{AccessGuard, check_access};
+use super::response::error_response;
 use super::{api, pages};
 use crate::control::Control;
 use crate::ledger::LedgerReader;
@@ -20,6 +22,8 @@ use crate::status::StatusRegistry;
 
 /// Time limit of every answer but those to commands, which have their own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests answered at a time, besides health checks. Those without access are refused before, and count for nothing.
+pub(super) const MAX_ANSWERS: usize = 16;
 
 /// The router of the admin server. Reports are read from `ledger`.
 pub(super) fn router(
@@ -28,12 +32,24 @@ pub(super) fn router(
     control: Control,
     guard: AccessGuard,
 ) -> Router {
-    pages::router(Arc::clone(&registry))
-        .merge(api::router(registry, ledger))
+    let limited = pages::router(Arc::clone(&registry))
+        .merge(api::router(Arc::clone(&registry), ledger))
         .layer(from_fn(limit_time))
         .merge(api::commands::router(control))
+        .layer(from_fn_with_state(Arc::new(Semaphore::new(MAX_ANSWERS)), limit_answers));
+    pages::health(registry)
+        .layer(from_fn(limit_time))
+        .merge(limited)
         .layer(from_fn_with_state(Arc::new(guard), check_access))
         .layer(from_fn(add_headers))
+}
+
+/// Rejects a request while [`MAX_ANSWERS`] others are being answered.
+async fn limit_answers(State(permits): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match permits.try_acquire() {
+        Ok(_permit) => next.run(request).await,
+        Err(_) => error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_requests", "try again later"),
+    }
 }
 
 async fn limit_time(request: Request, next: Next) -> Response {

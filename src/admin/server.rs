@@ -8,17 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use super::caller::Caller;
 use super::guard::{AccessGuard, RequiredToken};
 use super::routes;
 use crate::config::{self, CommandToken};
@@ -26,21 +29,25 @@ use crate::control::Control;
 use crate::ledger::LedgerReader;
 use crate::status::StatusRegistry;
 
-/// Connections open at a time; further ones wait in the kernel's queue until one has ended or is evicted.
-const MAX_CONNECTIONS: usize = 32;
-/// At the limit, a connection that has been idle for this long is evicted for a new one. So clients that only stay
-/// connected, or send a byte now and then, do not keep others out.
-const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
-/// How long a request's head may take to arrive, including the wait for the next request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections open at a time. At the limit, the oldest one that waits for its client makes room for a new one, so clients that
+/// only stay connected, send a byte now and then, or do not read their answers keep no others out. Room is always left: at
+/// most [`routes::MAX_ANSWERS`] connections are kept whatever happens, and health checks are answered at once.
+const MAX_CONNECTIONS: usize = 64;
+const _: () = assert!(routes::MAX_ANSWERS * 2 < MAX_CONNECTIONS);
+/// How long a request's head may take to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the client may take to receive the answer.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
 /// Maximum number of header fields of a request.
 const MAX_HEADERS: usize = 64;
-/// How long a connection stays open. A client that needs more time opens a new one.
+/// How long a connection stays open at most: longer than a command may take.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
 /// How long the last answer may take once a connection is being closed.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause at the limit before another connection is looked for that can be evicted.
+const EVICTION_RETRY_DELAY: Duration = Duration::from_millis(20);
 /// The pause after a connection could not be accepted, for example because file descriptors ran out.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
@@ -124,21 +131,21 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
     let mut connections: Vec<Connection> = Vec::new();
     loop {
         let full = tasks.len() >= MAX_CONNECTIONS;
+        if full && let Some(oldest) = oldest_evictable(&connections) {
+            oldest.task.abort();
+        }
         // All branches are cancel-safe: a connection, or the end of one, not received now is received in the next iteration.
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => connections.retain(|connection| !connection.task.is_finished()),
-            // Waits for the evicted connection to end; until then there is no room for another.
-            () = evict_idle(&connections), if full => {
-                let _ = tasks.join_next().await;
-                connections.retain(|connection| !connection.task.is_finished());
-            }
+            // Every connection had an answer in progress; by now one may be evicted.
+            () = sleep(EVICTION_RETRY_DELAY), if full => {}
             accepted = listener.accept(), if !full => match accepted {
                 Ok((stream, peer)) => {
                     debug!(%peer, "admin connection");
-                    let idle = IdleSince::default();
-                    let task = tasks.spawn(serve_connection(stream, router.clone(), idle.clone(), stop.clone()));
-                    connections.push(Connection { idle, task });
+                    let waiting = WaitingSince::default();
+                    let task = tasks.spawn(serve_connection(stream, router.clone(), waiting.clone(), stop.clone()));
+                    connections.push(Connection { waiting, task });
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept an admin connection");
@@ -153,21 +160,22 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
 
 /// An open connection.
 struct Connection {
-    idle: IdleSince,
+    waiting: WaitingSince,
     task: AbortHandle,
 }
 
-/// When a connection was opened or its last answer was complete; `None` while an answer is in progress.
+/// Since when a connection waits for its client: to send its request, or to receive the answer. `None` while the answer is made,
+/// which has a time limit.
 #[derive(Clone)]
-struct IdleSince(Arc<Mutex<Option<Instant>>>);
+struct WaitingSince(Arc<Mutex<Option<Instant>>>);
 
-impl Default for IdleSince {
+impl Default for WaitingSince {
     fn default() -> Self {
-        IdleSince(Arc::new(Mutex::new(Some(Instant::now()))))
+        WaitingSince(Arc::new(Mutex::new(Some(Instant::now()))))
     }
 }
 
-impl IdleSince {
+impl WaitingSince {
     fn set(&self, since: Option<Instant>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
@@ -177,29 +185,28 @@ impl IdleSince {
     }
 }
 
-/// Ends the connection that has been idle longest, once that is [`EVICTABLE_AFTER`]. Connections with an answer in progress
-/// are kept: answers have a time limit.
-async fn evict_idle(connections: &[Connection]) {
-    loop {
-        let open = connections.iter().filter(|connection| !connection.task.is_finished());
-        let idle = open.filter_map(|connection| Some((connection.idle.get()?, connection)));
-        match idle.min_by_key(|(since, _)| *since) {
-            Some((since, connection)) if since.elapsed() >= EVICTABLE_AFTER => return connection.task.abort(),
-            Some((since, _)) => sleep_until(since + EVICTABLE_AFTER).await,
-            None => sleep(EVICTABLE_AFTER).await,
-        }
-    }
+/// The connection that has waited longest for its client; `None` if all are being answered.
+fn oldest_evictable(connections: &[Connection]) -> Option<&Connection> {
+    let open = connections.iter().filter(|connection| !connection.task.is_finished());
+    let waiting = open.filter_map(|connection| Some((connection.waiting.get()?, connection)));
+    waiting.min_by_key(|(since, _)| *since).map(|(_, connection)| connection)
 }
 
-/// Serves one connection for up to [`CONNECTION_LIFETIME`].
-async fn serve_connection(stream: TcpStream, router: Router, idle: IdleSince, stop: CancellationToken) {
+/// Serves one connection: one request and its answer, then it is closed. A client that asks more often connects again, so that
+/// none occupies a connection.
+async fn serve_connection(stream: TcpStream, router: Router, waiting: WaitingSince, stop: CancellationToken) {
+    // An error means that the client is gone, or that there are no file descriptors left.
+    let Ok((stream, caller)) = Caller::split(stream) else { return };
     let routes = TowerToHyperService::new(router);
-    let service = service_fn(move |request| {
-        idle.set(None);
-        let (answer, idle) = (routes.call(request), idle.clone());
+    let answered = Arc::new(Notify::new());
+    let service = service_fn(|mut request: hyper::Request<Incoming>| {
+        waiting.set(None);
+        request.extensions_mut().insert(caller.handle());
+        let (answer, waiting, answered) = (routes.call(request), waiting.clone(), Arc::clone(&answered));
         async move {
             let answer = answer.await;
-            idle.set(Some(Instant::now()));
+            waiting.set(Some(Instant::now()));
+            answered.notify_one();
             answer
         }
     });
@@ -208,13 +215,19 @@ async fn serve_connection(stream: TcpStream, router: Router, idle: IdleSince, st
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let sending_too_long = async {
+        answered.notified().await;
+        sleep(SEND_TIMEOUT).await;
+    };
     // Cancel-safe: the connection is only borrowed, and the other branches only wait. Errors are caused by the client and
     // are not logged.
     tokio::select! {
         _ = &mut connection => return,
-        () = sleep(CONNECTION_LIFETIME) => {}
+        () = sending_too_long => return,
+        () = sleep(CONNECTION_LIFETIME) => return,
         () = stop.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -223,11 +236,15 @@ async fn serve_connection(stream: TcpStream, router: Router, idle: IdleSince, st
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::middleware::from_fn_with_state;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::sync::Notify;
 
     use super::*;
+    use crate::admin::guard::check_access;
+    use crate::config::Secret;
 
     /// A server with one path that answers at once, and one that waits for `answers`.
     async fn serve(answers: &Arc<Notify>) -> (SocketAddr, AbortOnDropHandle<()>) {
@@ -237,7 +254,17 @@ mod tests {
             answers.notified().await;
             "late"
         };
-        let router = Router::new().route("/", get(|| async { "at once" })).route("/late", get(waiting));
+        let guard = AccessGuard {
+            loopback: true,
+            hosts: Vec::new(),
+            token: RequiredToken::Everywhere(Secret::new("0123456789abcdef")),
+        };
+        let guarded = Router::new().route("/token", get(|| async { "secret" }));
+        let router = Router::new()
+            .route("/", get(|| async { "at once" }))
+            .route("/late", get(waiting))
+            .route("/long", get(|| async { vec![b'x'; 32 << 20] }))
+            .merge(guarded.layer(from_fn_with_state(Arc::new(guard), check_access)));
         let task = tokio::spawn(accept(listener, router, CancellationToken::new()));
         (address, AbortOnDropHandle::new(task))
     }
@@ -255,6 +282,56 @@ mod tests {
         answer
     }
 
+    /// Longer than an answer takes on a busy machine.
+    const IN_TIME: Duration = Duration::from_secs(20);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn clients_without_a_token_that_ask_all_the_time_do_not_starve_health_checks() {
+        let answers = Arc::new(Notify::new());
+        let (address, _task) = serve(&answers).await;
+        let refused = Arc::new(AtomicUsize::new(0));
+        let mut clients = JoinSet::new();
+        for _ in 0..40 {
+            let refused = Arc::clone(&refused);
+            clients.spawn(async move {
+                loop {
+                    let Ok(mut stream) = TcpStream::connect(address).await else { continue };
+                    let head = b"GET /token HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n";
+                    let _ = stream.write_all(head).await;
+                    // Ends only when the server closes the connection.
+                    let mut answer = String::new();
+                    let _ = stream.read_to_string(&mut answer).await;
+                    if answer.starts_with("HTTP/1.1 401") {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        for _ in 0..8 {
+            let answered = timeout(IN_TIME, async { answer(request(address, "/").await).await }).await;
+            assert!(answered.expect("an answer in time").ends_with("at once"));
+        }
+        timeout(IN_TIME, async {
+            while refused.load(Ordering::Relaxed) < 100 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the connections of refused clients are closed");
+    }
+
+    #[tokio::test]
+    async fn clients_that_do_not_read_their_answers_do_not_keep_others_out() {
+        let answers = Arc::new(Notify::new());
+        let (address, _task) = serve(&answers).await;
+        let mut unread = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            unread.push(request(address, "/long").await);
+        }
+        let answered = timeout(IN_TIME, async { answer(request(address, "/").await).await });
+        assert!(answered.await.expect("an answer in time").ends_with("at once"));
+    }
+
     #[tokio::test]
     async fn connections_that_send_a_byte_now_and_then_do_not_keep_others_out() {
         let answers = Arc::new(Notify::new());
@@ -267,7 +344,7 @@ mod tests {
             slow.push(stream);
         }
         // If only their deadline ended these connections, the last would be accepted after 100 s.
-        let answered = timeout(HEAD_TIMEOUT, async { answer(request(address, "/").await).await });
+        let answered = timeout(IN_TIME, async { answer(request(address, "/").await).await });
         assert!(answered.await.expect("an answer in time").ends_with("at once"));
         answers.notify_one();
         assert!(answer(patient).await.ends_with("late"), "a connection that waits for its answer is not evicted");

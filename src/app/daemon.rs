@@ -20,7 +20,7 @@ use super::retention::Retention;
 use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
-use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport, ReloadReport};
+use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport, Permit, ReloadReport};
 use crate::ledger::Ledger;
 use crate::shutdown::Shutdown;
 use crate::status::LastReload;
@@ -61,6 +61,10 @@ pub(super) async fn defer_reload<T>(
         tokio::select! {
             started = &mut start => return (started, deferred),
             Some(command) = commands.recv() => match command {
+                // A reload that may expire does not replace one that may not.
+                ControlCommand::Reload { by, ref permit, .. } if permit.is_limited() && deferred.is_some() => {
+                    info!(by, "still starting; another reload is requested already");
+                }
                 ControlCommand::Reload { by, .. } => {
                     info!(by, "still starting; the configuration will be reloaded afterwards");
                     deferred = Some(command);
@@ -98,13 +102,19 @@ impl Daemon {
     /// answered with [`ControlError::NotRunning`]. The receiver of the answer may be gone.
     async fn carry_out(&mut self, command: ControlCommand) {
         match command {
-            ControlCommand::Reload { by, answer } => {
-                if let Some(report) = self.reload(by).await {
-                    let _ = answer.send(report);
+            ControlCommand::Reload { by, permit, answer } => {
+                if let Some(result) = self.reload(by, &permit).await {
+                    if let Err(error) = &result {
+                        info!(by, %error, "reload not carried out");
+                    }
+                    let _ = answer.send(result);
                 }
             }
-            ControlCommand::SetPaused { consumer, paused, answer } => {
-                let result = self.set_paused(consumer, paused).await;
+            ControlCommand::SetPaused { consumer, paused, permit, answer } => {
+                let result = self.set_paused(consumer, paused, &permit).await;
+                if let Err(error) = &result {
+                    info!(paused, %error, "neither paused nor resumed");
+                }
                 let _ = answer.send(result);
             }
         }
@@ -128,8 +138,12 @@ impl Daemon {
         }
     }
 
-    /// Reads the configuration again and applies what can be applied. `None` if a shutdown came first.
-    async fn reload(&mut self, by: &'static str) -> Option<ReloadReport> {
+    /// Reads the configuration again and applies what can be applied, if the permit still allows it then. `None` if a
+    /// shutdown came first.
+    async fn reload(&mut self, by: &'static str, permit: &Permit) -> Option<Result<ReloadReport, ControlError>> {
+        if !permit.is_valid() {
+            return Some(Err(ControlError::Expired));
+        }
         info!(by, "reloading the configuration");
         self.logs.reopen();
         // The service manager shows a reload until this is dropped.
@@ -144,7 +158,10 @@ impl Daemon {
         self.update_status().await;
         let former_level = self.config.log.level;
         let report = match planned {
-            Ok(plan) => self.apply(plan).await,
+            Ok(plan) => match permit.begin() {
+                Ok(()) => self.apply(plan).await,
+                Err(error) => return Some(Err(error)),
+            },
             Err(rejection) => rejection.report(self.generation),
         };
         // The report is logged if either the former or the new level shows it.
@@ -153,7 +170,7 @@ impl Daemon {
         self.level.set(self.config.log.level.into());
         let last = LastReload { at: Timestamp::now(), by: by.to_owned(), report: report.clone() };
         self.observability.status_registry.set_last_reload(last);
-        Some(report)
+        Some(Ok(report))
     }
 
     /// Makes the planned configuration the active one.
@@ -179,7 +196,12 @@ impl Daemon {
     }
 
     /// Pauses or resumes a consumer. A consumer that was paused and then removed can still be resumed.
-    async fn set_paused(&mut self, consumer: String, paused: bool) -> Result<PauseReport, ControlError> {
+    async fn set_paused(
+        &mut self,
+        consumer: String,
+        paused: bool,
+        permit: &Permit,
+    ) -> Result<PauseReport, ControlError> {
         let is_known = self.config.consumers.contains_key(&consumer);
         if !is_known && (paused || self.pauses.since(&consumer).is_none()) {
             let known = self.config.consumers.keys().cloned().collect();
@@ -188,6 +210,7 @@ impl Daemon {
         if let (false, Some(draining)) = (paused, self.pools.too_many_draining(&consumer)) {
             return Err(ControlError::Busy { consumer, draining });
         }
+        permit.begin()?;
         let written = if paused {
             self.pauses.pause(&consumer, Timestamp::now()).await
         } else {

@@ -12,7 +12,7 @@ use super::Exit;
 use crate::chain::chain;
 use crate::config::{Loaded, LogFormat, LogLevel, Sources};
 use crate::config_watcher::ConfigWatcher;
-use crate::control::Control;
+use crate::control::{Control, Permit};
 use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
 use crate::{amqp, app, telemetry};
@@ -140,7 +140,7 @@ impl Signals {
 async fn reload_on_hangup(hangup_received: Arc<Notify>, control: Control) {
     loop {
         hangup_received.notified().await;
-        if let Err(error) = control.reload("SIGHUP").await {
+        if let Err(error) = control.reload("SIGHUP", Permit::unlimited()).await {
             warn!(%error, "cannot reload on SIGHUP");
         }
     }

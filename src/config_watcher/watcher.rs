@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::file_version::{Directory, ResolvedFile, directories_on_path};
-use crate::control::{Control, ControlError};
+use crate::control::{Control, ControlError, Permit};
 use crate::shutdown::Shutdown;
 
 /// How long a changed file must stay unchanged before it is reloaded.
@@ -87,7 +87,7 @@ impl ConfigWatcher {
                 () = sleep(POLL_INTERVAL) => {}
             }
             while let Some(changed) = self.changed_file().await {
-                match control.reload("file").await {
+                match control.reload("file", Permit::unlimited()).await {
                     Ok(report) if report.temporary => break,
                     Ok(_) => self.reloaded = Some(changed),
                     // The daemon is starting; or it is stopping, which ends this task too.
@@ -225,10 +225,10 @@ mod tests {
         /// The file's content when a reload is requested; the reload ends as given.
         async fn reloaded_with(&mut self, outcome: ReloadOutcome, temporary: bool) -> String {
             let command = timeout(NOTICED_WITHIN, self.commands.recv()).await.expect("noticed in time");
-            let Some(ControlCommand::Reload { by: "file", answer }) = command else { panic!("{command:?}") };
+            let Some(ControlCommand::Reload { by: "file", answer, .. }) = command else { panic!("{command:?}") };
             let content = fs::read_to_string(self.path("orderd.toml")).unwrap();
             let (changes, problems, notes) = (Vec::new(), Vec::new(), Vec::new());
-            let _ = answer.send(ReloadReport { outcome, generation: 2, changes, problems, temporary, notes });
+            let _ = answer.send(Ok(ReloadReport { outcome, generation: 2, changes, problems, temporary, notes }));
             content
         }
 

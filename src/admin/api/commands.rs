@@ -6,27 +6,36 @@
 //!
 //! [`AccessGuard`]: crate::admin::guard::AccessGuard
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::post;
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tracing::info;
 
+use crate::admin::caller::CallerHandle;
 use crate::admin::response::{error_response, json_response};
-use crate::control::{Control, ControlError};
+use crate::control::{Control, ControlError, Permit};
 
 /// The Content-Type that a command must have, although its body is empty.
 pub const COMMAND_CONTENT_TYPE: &str = "application/json";
-/// How long the result of a command is awaited. Shorter than the lifetime of a connection.
+/// The header with the time after which a command must not begin, in RFC 3339.
+pub const VALID_UNTIL: &str = "orderd-valid-until";
+/// How long a command may wait before it begins. Shorter than the lifetime of a connection.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(100);
+/// How long the result of a command is awaited that had begun when its time was over.
+const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Commands whose results are awaited at a time, so that connections are left for other requests.
 const MAX_COMMANDS: usize = 4;
 /// The header in which browsers say which site makes a request.
@@ -73,39 +82,82 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|value| value.trim().eq_ignore_ascii_case(COMMAND_CONTENT_TYPE))
 }
 
-async fn reload(State(state): State<CommandState>) -> Response {
-    answer(&state, state.control.reload("admin")).await
+async fn reload(State(state): State<CommandState>, request: Request) -> Response {
+    answer(&state, request.into_parts().0, |permit| state.control.reload("admin", permit)).await
 }
 
-async fn pause(State(state): State<CommandState>, Path(consumer): Path<String>) -> Response {
-    answer(&state, state.control.set_paused(consumer, true)).await
+async fn pause(State(state): State<CommandState>, Path(consumer): Path<String>, request: Request) -> Response {
+    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, true, permit)).await
 }
 
-async fn resume(State(state): State<CommandState>, Path(consumer): Path<String>) -> Response {
-    answer(&state, state.control.set_paused(consumer, false)).await
+async fn resume(State(state): State<CommandState>, Path(consumer): Path<String>, request: Request) -> Response {
+    answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, false, permit)).await
 }
 
-/// Awaits the result of a command up to [`COMMAND_TIMEOUT`]. After that the command continues without an answer.
-async fn answer<T: serde::Serialize>(
-    state: &CommandState,
-    command: impl Future<Output = Result<T, ControlError>>,
-) -> Response {
+/// Sends a command and awaits its result. A command that has not begun in time, or whose client is gone, is cancelled.
+async fn answer<T, F>(state: &CommandState, request: Parts, command: impl FnOnce(Permit) -> F) -> Response
+where
+    T: serde::Serialize,
+    F: Future<Output = Result<T, ControlError>>,
+{
+    let Some(time_left) = time_left(&request.headers) else {
+        let message = format!("the header {VALID_UNTIL} must be a time such as 2026-11-22T08:00:00Z");
+        return error_response(StatusCode::BAD_REQUEST, "valid_until", &message);
+    };
     let Ok(_permit) = state.permits.try_acquire() else {
         let message = format!("{MAX_COMMANDS} commands are in progress; try again later");
         return error_response(StatusCode::SERVICE_UNAVAILABLE, "too_many_commands", &message);
     };
-    match timeout(COMMAND_TIMEOUT, command).await {
-        Ok(Ok(result)) => json_response(StatusCode::OK, &result),
-        Ok(Err(error)) => {
-            let mut body = serde_json::to_value(&error).expect("an error is text, numbers and lists of text");
-            body["message"] = Value::from(error.to_string());
-            json_response(status(&error), &body)
-        }
-        Err(_) => {
-            let message = "the command takes longer than the time limit of this answer; it continues, see the status for its result";
-            error_response(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
-        }
+    let caller = request.extensions.get::<CallerHandle>().cloned();
+    let is_waiting = move || caller.as_ref().is_none_or(CallerHandle::is_waiting);
+    let permit = Permit::limited(Instant::now() + time_left, is_waiting);
+    if !permit.is_valid() {
+        info!(path = request.uri.path(), "command not carried out: its time is over, or its sender is gone");
+        return failure(&ControlError::Expired);
     }
+    // Dropping the guard cancels the command: the client is gone, or gets no answer that the command was carried out.
+    let permit = CancelOnDrop(permit);
+    let mut command = pin!(command(permit.0.clone()));
+    let result = match timeout(time_left, &mut command).await {
+        Ok(result) => result,
+        Err(_) if permit.0.cancel() => Err(ControlError::Expired),
+        // It has begun, which takes a moment only.
+        Err(_) => match timeout(LAST_STEP_TIMEOUT, command).await {
+            Ok(result) => result,
+            Err(_) => {
+                let message =
+                    "the command is being carried out and takes longer than expected; see the status for its result";
+                return error_response(StatusCode::GATEWAY_TIMEOUT, "in_progress", message);
+            }
+        },
+    };
+    match result {
+        Ok(result) => json_response(StatusCode::OK, &result),
+        Err(error) => failure(&error),
+    }
+}
+
+struct CancelOnDrop(Permit);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// How long a command may wait before it begins: at most [`COMMAND_TIMEOUT`], less if the client says so. `None` if the header
+/// is not a time.
+fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    let Some(value) = headers.get(VALID_UNTIL) else { return Some(COMMAND_TIMEOUT) };
+    let until: Timestamp = value.to_str().ok()?.parse().ok()?;
+    let left = until.duration_since(Timestamp::now());
+    Some(Duration::try_from(left).unwrap_or(Duration::ZERO).min(COMMAND_TIMEOUT))
+}
+
+fn failure(error: &ControlError) -> Response {
+    let mut body = serde_json::to_value(error).expect("an error is text, numbers and lists of text");
+    body["message"] = Value::from(error.to_string());
+    json_response(status(error), &body)
 }
 
 fn status(error: &ControlError) -> StatusCode {
@@ -114,6 +166,7 @@ fn status(error: &ControlError) -> StatusCode {
         ControlError::NotPersisted { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         ControlError::Busy { .. } => StatusCode::CONFLICT,
         ControlError::NotRunning => StatusCode::SERVICE_UNAVAILABLE,
+        ControlError::Expired => StatusCode::GATEWAY_TIMEOUT,
     }
 }
 
@@ -136,20 +189,24 @@ mod tests {
             let mut unanswered = Vec::new();
             while let Some(command) = inbox.recv().await {
                 match command {
-                    ControlCommand::Reload { by, answer } => {
+                    ControlCommand::Reload { by, answer, .. } => {
                         let notes = vec![by.to_owned()];
                         let (outcome, changes, problems) = (ReloadOutcome::Rejected, Vec::new(), vec!["x".to_owned()]);
-                        let _ = answer.send(ReloadReport {
+                        let _ = answer.send(Ok(ReloadReport {
                             outcome,
                             generation: 7,
                             changes,
                             problems,
                             temporary: false,
                             notes,
-                        });
+                        }));
                     }
                     ControlCommand::SetPaused { consumer, answer, .. } if consumer == "slow" => unanswered.push(answer),
-                    ControlCommand::SetPaused { consumer, paused, answer } => {
+                    ControlCommand::SetPaused { consumer, permit, answer, .. } if consumer == "begun" => {
+                        permit.begin().unwrap();
+                        unanswered.push(answer);
+                    }
+                    ControlCommand::SetPaused { consumer, paused, answer, .. } => {
                         let _ = answer.send(match consumer.as_str() {
                             "order" => Ok(PauseReport { consumer, paused, changed: true }),
                             "stuck" => Err(ControlError::NotPersisted { reason: "full".to_owned() }),
@@ -229,6 +286,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_command_that_is_too_late_never_reaches_the_daemon() {
+        let (daemon, task) = daemon();
+        task.abort();
+        let path = "/api/v1/consumers/order/pause";
+        for (until, expected) in [("2026-11-22T08:00:00Z", (504, "expired")), ("soon", (400, "valid_until"))] {
+            let (status, body) = send(&daemon, "POST", path, &[JSON, (VALID_UNTIL, until)]).await;
+            assert_eq!((status, &body["error"]), (expected.0, &json!(expected.1)), "{body}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_has_begun_is_not_reported_as_refused() {
+        let (daemon, _task) = daemon();
+        let (status, body) = send(&daemon, "POST", "/api/v1/consumers/begun/pause", &[JSON]).await;
+        assert_eq!((status, &body["error"]), (504, &json!("in_progress")));
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_caller_is_gone_is_cancelled() {
+        let (control, mut inbox) = Control::new();
+        let service = TowerToHyperService::new(router(control));
+        let waiting =
+            tokio::spawn(async move { send(&service, "POST", "/api/v1/consumers/order/pause", &[JSON]).await });
+        let Some(ControlCommand::SetPaused { permit, .. }) = inbox.recv().await else { panic!("no command") };
+        assert!(permit.is_valid());
+        waiting.abort();
+        let _ = waiting.await;
+        assert_eq!(permit.begin(), Err(ControlError::Expired));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_command_times_out_and_only_a_limited_number_is_awaited() {
         let (daemon, _task) = daemon();
         let slow = || send(&daemon, "POST", "/api/v1/consumers/slow/pause", &[JSON]);
@@ -239,7 +327,7 @@ mod tests {
         });
         assert_eq!((too_many.0, &too_many.1["error"]), (503, &json!("too_many_commands")));
         for (status, body) in [late.0, late.1, late.2, late.3] {
-            assert_eq!((status, &body["error"]), (504, &json!("timeout")));
+            assert_eq!((status, &body["error"]), (504, &json!("expired")));
         }
     }
 }

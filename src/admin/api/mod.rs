@@ -13,10 +13,9 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
 use jiff::Timestamp;
-use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::response::json_response;
+use super::response::{error_response, json_response};
 use crate::chain::chain;
 use crate::ledger::LedgerReader;
 use crate::ledger::report::ReportQuery;
@@ -50,7 +49,7 @@ async fn status(State(api): State<ApiDeps>) -> Response {
 async fn report(State(api): State<ApiDeps>, query: Result<Query<ReportQuery>, QueryRejection>) -> Response {
     let query = match query {
         Ok(Query(query)) => query,
-        Err(rejection) => return json_response(StatusCode::BAD_REQUEST, &json!({"error": rejection.body_text()})),
+        Err(rejection) => return error_response(StatusCode::BAD_REQUEST, "query", &rejection.body_text()),
     };
     let permit = api.reports.acquire_owned().await.expect("this semaphore is never closed");
     let read = tokio::spawn(async move {
@@ -61,10 +60,12 @@ async fn report(State(api): State<ApiDeps>, query: Result<Query<ReportQuery>, Qu
     match read.await {
         Ok(Ok(report)) => json_response(StatusCode::OK, &report),
         Ok(Err(error)) => {
-            let status =
-                if error.is_query_error() { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
-            json_response(status, &json!({"error": chain(&error)}))
+            let (status, code) = match error.is_query_error() {
+                true => (StatusCode::BAD_REQUEST, "query"),
+                false => (StatusCode::INTERNAL_SERVER_ERROR, "ledger"),
+            };
+            error_response(status, code, &chain(&error))
         }
-        Err(panicked) => json_response(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": panicked.to_string()})),
+        Err(panicked) => error_response(StatusCode::INTERNAL_SERVER_ERROR, "panicked", &panicked.to_string()),
     }
 }

@@ -16,14 +16,14 @@ use super::response::content_type;
 use crate::escape::escaped;
 use crate::status::{ReadinessCheck, StatusRegistry};
 
-/// The routes.
+/// The health checks, which are answered however busy the listener is.
+pub(super) fn health(registry: Arc<StatusRegistry>) -> Router {
+    Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).with_state(registry)
+}
+
+/// The other routes.
 pub(super) fn router(registry: Arc<StatusRegistry>) -> Router {
-    Router::new()
-        .route("/", get(index))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(registry)
+    Router::new().route("/", get(index)).route("/metrics", get(metrics)).with_state(registry)
 }
 
 async fn index() -> &'static str {

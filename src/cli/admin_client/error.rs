@@ -46,6 +46,13 @@ pub(in crate::cli) enum AdminClientError {
         #[source]
         source: reqwest::Error,
     },
+    /// The daemon accepts the connection and does not answer. Since the daemon looks whether its client still waits, a command
+    /// that had not begun is not carried out later.
+    #[error(
+        "the daemon at {address} does not answer in time: it is stopped or overloaded; a command that it has not begun by now \
+         is not carried out later, see `orderd status`"
+    )]
+    NoAnswer { address: SocketAddr },
     /// The daemon rejects the request, as for a wrong token.
     #[error("the daemon at {address} rejects the request ({status}): {message}")]
     Rejected { address: SocketAddr, status: StatusCode, message: String },
@@ -76,6 +83,7 @@ impl AdminClientError {
             | AdminClientError::Rejected { .. } => Exit::Config,
             AdminClientError::Unreachable { .. }
             | AdminClientError::UnreachableAddress { .. }
+            | AdminClientError::NoAnswer { .. }
             | AdminClientError::NotOrderd { .. }
             | AdminClientError::AnotherDaemon { .. }
             | AdminClientError::Busy { .. } => Exit::Unavailable,
@@ -83,7 +91,7 @@ impl AdminClientError {
             AdminClientError::Control(error) => match error {
                 ControlError::UnknownConsumer { .. } => Exit::Usage,
                 ControlError::NotPersisted { .. } => Exit::Internal,
-                ControlError::Busy { .. } | ControlError::NotRunning => Exit::Unavailable,
+                ControlError::Busy { .. } | ControlError::NotRunning | ControlError::Expired => Exit::Unavailable,
             },
         }
     }

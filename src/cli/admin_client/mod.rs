@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
@@ -15,7 +16,7 @@ use serde_json::Value;
 pub(super) use error::AdminClientError;
 pub(super) use target::DaemonTarget;
 
-use crate::admin::{AUTHORIZATION, COMMAND_CONTENT_TYPE, COMMAND_TIMEOUT, bearer};
+use crate::admin::{AUTHORIZATION, COMMAND_CONTENT_TYPE, VALID_UNTIL, bearer};
 use crate::config::{Admin, Secret};
 use crate::status::Status;
 use crate::tls;
@@ -23,7 +24,7 @@ use crate::tls;
 /// Deadline of a request that only reads.
 const READ_DEADLINE: Duration = Duration::from_secs(15);
 /// How long to wait for the answer to a command, beyond the daemon's own deadline.
-const COMMAND_GRACE: Duration = Duration::from_secs(10);
+const COMMAND_GRACE: Duration = Duration::from_secs(6);
 /// Deadline of a connection attempt.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// Maximum size of an answer, in bytes.
@@ -101,13 +102,21 @@ impl AdminClient {
     }
 
     /// Sends a command. Returns the answer: as JSON, and as this version understands it.
-    pub(super) async fn command<T: DeserializeOwned>(&self, path: &str) -> Result<(Value, T), AdminClientError> {
+    ///
+    /// The daemon begins it within `time`, or never. An answer is awaited a little longer.
+    pub(super) async fn command<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        time: Duration,
+    ) -> Result<(Value, T), AdminClientError> {
         if self.config.as_ref().is_some_and(|config| !config.is_valid) {
             // Fails if the address belongs to another daemon.
             self.status().await?;
         }
-        let request = self.http.post(format!("http://{}{path}", self.address)).timeout(COMMAND_TIMEOUT + COMMAND_GRACE);
-        let (code, body) = self.exchange(request.header("content-type", COMMAND_CONTENT_TYPE)).await?;
+        let request = self.http.post(format!("http://{}{path}", self.address)).timeout(time + COMMAND_GRACE);
+        let valid_until = Timestamp::now() + time;
+        let request = request.header("content-type", COMMAND_CONTENT_TYPE).header(VALID_UNTIL, valid_until.to_string());
+        let (code, body) = self.exchange(request).await?;
         self.check_accepted(code, &body)?;
         match code {
             StatusCode::OK => self.parse(&body),
@@ -147,6 +156,9 @@ impl AdminClient {
         let address = self.address;
         let unreachable = |source: reqwest::Error| {
             let source = source.without_url();
+            if source.is_timeout() && !source.is_connect() {
+                return AdminClientError::NoAnswer { address };
+            }
             match &self.config {
                 Some(config) => AdminClientError::Unreachable { address, config: config.path.clone(), source },
                 None => AdminClientError::UnreachableAddress { address, source },

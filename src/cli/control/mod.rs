@@ -5,14 +5,16 @@
 mod text;
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::admin_client::{AdminClientError, DaemonTarget};
 use super::output::write_json;
 use super::{Exit, Format};
+use crate::admin::COMMAND_TIMEOUT;
 use crate::chain::chain;
-use crate::config::Sources;
+use crate::config::{Sources, duration};
 use crate::control::{PauseReport, ReloadOutcome, ReloadReport};
 
 /// Arguments of `orderd reload`.
@@ -20,6 +22,9 @@ use crate::control::{PauseReport, ReloadOutcome, ReloadReport};
 pub struct ReloadArgs {
     #[command(flatten)]
     daemon: DaemonTarget,
+    /// Give up after this long, from 1s to 100s; the daemon does not carry out the command later
+    #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = timeout)]
+    timeout: Duration,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -33,9 +38,18 @@ pub struct PauseArgs {
     consumer: String,
     #[command(flatten)]
     daemon: DaemonTarget,
+    /// Give up after this long, from 1s to 100s; the daemon does not carry out the command later
+    #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = timeout)]
+    timeout: Duration,
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = duration::parse(text)?;
+    let range = Duration::from_secs(1)..=COMMAND_TIMEOUT;
+    if range.contains(&timeout) { Ok(timeout) } else { Err("must be from 1s to 100s".to_owned()) }
 }
 
 /// A name as the configuration allows it. Such a name needs no escaping in a URL.
@@ -57,7 +71,7 @@ fn consumer_name(text: &str) -> Result<String, &'static str> {
 /// When `out` or `err` cannot be written.
 pub async fn reload(args: ReloadArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     let answer: Result<(Value, ReloadReport), _> = match args.daemon.client(sources, err)? {
-        Ok(client) => client.command("/api/v1/reload").await,
+        Ok(client) => client.command("/api/v1/reload", args.timeout).await,
         Err(error) => Err(error),
     };
     let (json, report) = match answer {
@@ -92,7 +106,7 @@ pub async fn set_paused(
 ) -> io::Result<Exit> {
     let path = format!("/api/v1/consumers/{}/{}", args.consumer, if paused { "pause" } else { "resume" });
     let answer: Result<(Value, PauseReport), _> = match args.daemon.client(sources, err)? {
-        Ok(client) => client.command(&path).await,
+        Ok(client) => client.command(&path, args.timeout).await,
         Err(error) => Err(error),
     };
     let (json, report) = match answer {

@@ -2,8 +2,8 @@
 //! exit codes.
 
 use std::fs;
-use std::io::Write;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
@@ -281,4 +281,40 @@ fn a_watched_file_is_applied_once_it_is_complete() {
     assert_eq!(last_reload(&orderd)["report"]["outcome"], "unchanged");
     assert_eq!(orderd.status()["consumers"]["order"]["workers_configured"], 64);
     assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn a_command_sent_to_a_frozen_daemon_is_not_carried_out_after_the_thaw() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("admin.listen", &free_address().to_string());
+    let mut orderd = env.start();
+    let admin = orderd.admin_address();
+    let token = orderd.command_token();
+    orderd.signal("STOP");
+    let (code, text) = run(&env, &["pause", "order", "--timeout", "1s"]);
+    assert_eq!(code, 69, "{text}");
+    // Any other client that gives up, without a time in its request.
+    let mut stream = TcpStream::connect(admin).unwrap();
+    let request = format!("POST /api/v1/consumers/priority/pause HTTP/1.1\r\nHost: {admin}\r\n{token}{JSON}\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    drop(stream);
+    // A client that still waits, for a command whose time is over.
+    let mut late = TcpStream::connect(admin).unwrap();
+    let until = "Orderd-Valid-Until: 2026-11-22T08:00:00Z\r\n";
+    let request = format!("POST /api/v1/reload HTTP/1.1\r\nHost: {admin}\r\n{token}{JSON}{until}\r\n");
+    late.write_all(request.as_bytes()).unwrap();
+    orderd.signal("CONT");
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("\"expired\""), "{answer}");
+    let status = orderd.status();
+    for consumer in ["order", "priority"] {
+        assert_eq!(status["consumers"][consumer]["paused"], false, "{consumer}");
+    }
+    assert_eq!(status["daemon"]["last_reload"], Value::Null);
+    let answer = json!({"consumer": "order", "paused": false, "changed": false});
+    assert_eq!(run_json(&env, &["resume", "order"]), (0, answer), "a later command is carried out");
+    assert_eq!(orderd.stop(), 0);
+    assert!(!orderd.has_logged("paused: consumes nothing until it is resumed, also after a restart"));
+    assert!(!orderd.has_logged("reloading the configuration"));
 }

@@ -3,8 +3,12 @@
 //! Owns the commands, their answers, and the channel from the senders of commands (signal, file watcher, HTTP) to the one
 //! task that carries them out. It carries out no command itself.
 
+mod permit;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+
+pub use permit::Permit;
 
 /// Maximum number of queued commands. When the queue is full, senders wait.
 const MAX_QUEUED_COMMANDS: usize = 16;
@@ -16,8 +20,10 @@ pub enum ControlCommand {
     Reload {
         /// What requested it, for the log and the status: `SIGHUP`, `admin` or `file`.
         by: &'static str,
+        /// Whether it may still be carried out.
+        permit: Permit,
         /// Receives the result.
-        answer: oneshot::Sender<ReloadReport>,
+        answer: oneshot::Sender<Result<ReloadReport, ControlError>>,
     },
     /// Pause or resume the intake of one consumer.
     SetPaused {
@@ -25,6 +31,8 @@ pub enum ControlCommand {
         consumer: String,
         /// `true` pauses it, `false` resumes it.
         paused: bool,
+        /// Whether it may still be carried out.
+        permit: Permit,
         /// Receives the result.
         answer: oneshot::Sender<Result<PauseReport, ControlError>>,
     },
@@ -126,6 +134,11 @@ pub enum ControlError {
         /// How many pools are draining.
         draining: usize,
     },
+    /// Its time was over, or its caller was gone, before it began. Nothing was changed.
+    #[error(
+        "not carried out: the time for it was over before it began, or its sender no longer waited; nothing changed"
+    )]
+    Expired,
     /// The daemon is still starting, or is stopping.
     #[error("the daemon is starting or stopping; try again later")]
     NotRunning,
@@ -148,20 +161,25 @@ impl Control {
     }
 
     /// Reloads the configuration and waits for the result, which takes as long as changing the broker's topology does.
-    /// Dropping the future stops waiting, not the reload. `by` names what requested it.
+    /// Dropping the future stops waiting, not the reload: `permit` decides. `by` names what requested it.
     ///
     /// # Errors
-    /// [`ControlError::NotRunning`].
-    pub async fn reload(&self, by: &'static str) -> Result<ReloadReport, ControlError> {
-        self.send(|answer| ControlCommand::Reload { by, answer }).await
+    /// [`ControlError::NotRunning`] or [`ControlError::Expired`].
+    pub async fn reload(&self, by: &'static str, permit: Permit) -> Result<ReloadReport, ControlError> {
+        self.send(|answer| ControlCommand::Reload { by, permit, answer }).await?
     }
 
-    /// Pauses or resumes a consumer. Dropping the future stops waiting, not the command.
+    /// Pauses or resumes a consumer. Dropping the future stops waiting, not the command: `permit` decides.
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn set_paused(&self, consumer: String, paused: bool) -> Result<PauseReport, ControlError> {
-        self.send(|answer| ControlCommand::SetPaused { consumer, paused, answer }).await?
+    pub async fn set_paused(
+        &self,
+        consumer: String,
+        paused: bool,
+        permit: Permit,
+    ) -> Result<PauseReport, ControlError> {
+        self.send(|answer| ControlCommand::SetPaused { consumer, paused, permit, answer }).await?
     }
 
     async fn send<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> ControlCommand) -> Result<T, ControlError> {
