@@ -131,7 +131,7 @@ impl Handler for NotificationHandler {
 }
 
 /// Refuses a notification of another sender whose routing key does not lead to this queue. The sender used the headers `CC` or
-/// `BCC`, whose keys RabbitMQ before 4.0 does not compare with the sender's topic permissions, or published to the queue directly.
+/// `BCC`, whose keys RabbitMQ 3.10 does not compare with the sender's topic permissions, or published to the queue directly.
 fn check_sender(input: HandlerInput<'_>) -> Result<(), Failure> {
     let key = input.delivery.first_routing_key();
     if input.provenance.sender == Sender::Own || input.bindings.iter().any(|binding| pattern::matches(binding, key)) {

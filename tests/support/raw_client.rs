@@ -68,13 +68,22 @@ pub fn persistent() -> Vec<u8> {
 impl RawClient {
     /// Connects as guest.
     pub fn connect(port: u16, virtual_host: &str) -> RawClient {
+        RawClient::connect_as("guest", port, virtual_host)
+    }
+
+    /// Connects as a user whose password is its name.
+    pub fn connect_as(user: &str, port: u16, virtual_host: &str) -> RawClient {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut raw = RawClient { stream, sent: 0 };
         raw.stream.write_all(b"AMQP\x00\x00\x09\x01").unwrap();
         raw.expect((10, 10));
-        raw.send(0, (10, 11), &[long(b""), short("PLAIN"), long(b"\0guest\0guest"), short("en_US")].concat());
+        raw.send(
+            0,
+            (10, 11),
+            &[long(b""), short("PLAIN"), long(format!("\0{user}\0{user}").as_bytes()), short("en_US")].concat(),
+        );
         let mut tune = raw.expect((10, 30));
         // No heartbeats: a test may leave the connection idle for any time.
         tune[6..8].fill(0);

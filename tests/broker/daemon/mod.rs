@@ -6,6 +6,7 @@ mod control;
 mod delivery_limit;
 mod drain;
 mod failures;
+mod forged_messages;
 mod lost_topology;
 mod multiple_instances;
 mod odd_headers;
