@@ -5,6 +5,7 @@ mod backlog;
 mod control;
 mod delivery_limit;
 mod drain;
+mod erase;
 mod failures;
 mod forged_messages;
 mod lost_topology;
