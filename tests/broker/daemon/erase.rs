@@ -46,7 +46,12 @@ fn an_erased_customer_is_in_no_file_while_the_daemon_runs_on() {
 
     // The same order again is a duplicate, and the daemon writes to the new files.
     raw.publish_to("orders", "order.normal.created", &Properties::persistent(), ORDER);
-    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &crate::support::test_env::order("ord-2"));
+    raw.publish_to(
+        "orders",
+        "order.normal.created",
+        &Properties::persistent(),
+        &crate::support::test_env::order("ord-2"),
+    );
     ledger.await_settled(2);
     wait_until("the copy is recognized", || orderd.status()["consumers"]["order"]["duplicates"] == 1);
     assert_eq!(events(&env).lines().count(), 4);
