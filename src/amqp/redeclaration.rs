@@ -4,6 +4,7 @@
 //! Owns the shared state of both sides. It declares nothing itself.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ struct Shared {
     answers: watch::Sender<Answer>,
     /// What has been declared again and not yet taken by the poller.
     restored: Mutex<VecDeque<Object>>,
+    /// Whether the whole topology was declared since the poller last asked.
+    complete: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,6 +103,11 @@ impl Redeclaration {
         self.restored().drain(..).collect()
     }
 
+    /// Whether the whole topology was declared since the last call.
+    pub fn take_complete(&self) -> bool {
+        self.0.complete.swap(false, Ordering::Relaxed)
+    }
+
     fn restored(&self) -> MutexGuard<'_, VecDeque<Object>> {
         self.0.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,6 +144,7 @@ impl RedeclarationRequests {
         let excess = kept.len().saturating_sub(MAX_RESTORED);
         kept.drain(..excess);
         drop(kept);
+        self.handle.0.complete.store(complete, Ordering::Relaxed);
         self.handle.0.answers.send_replace(Answer { up_to: requests.last, complete });
     }
 }

@@ -186,7 +186,8 @@ impl Daemon {
             }
             self.drain_timeout.send_replace(active.shutdown.drain_timeout);
             self.redeclarer.set(active);
-            if former.management != active.management || former.topology() != active.topology() {
+            let declare_changed = former.topology.declare != active.topology.declare;
+            if former.management != active.management || former.topology() != active.topology() || declare_changed {
                 self.observability.restart_poller(active).await;
             }
             self.generation += 1;

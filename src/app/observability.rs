@@ -13,7 +13,7 @@ use tracing::{error, info};
 use super::reconciliation;
 use super::service_status::ServiceStatus;
 use crate::admin::{AdminServer, BoundListener};
-use crate::amqp::ConfirmingPublisher;
+use crate::amqp::{ConfirmingPublisher, Redeclaration};
 use crate::config::{CommandToken, Config};
 use crate::control::Control;
 use crate::ledger::Ledger;
@@ -60,7 +60,13 @@ impl Observability {
         });
         let invariant_check = tokio::spawn(check_invariants(Arc::clone(&registry), shutdown.clone()));
         // Building a poller puts its initial state into the view: off, or pending.
-        drop(reconciliation::poller(config, Arc::clone(&registry), Arc::clone(&publisher), broker_view.clone()));
+        drop(reconciliation::poller(
+            config,
+            Arc::clone(&registry),
+            Arc::clone(&publisher),
+            broker_view.clone(),
+            Redeclaration::default(),
+        ));
         Observability {
             status_registry: registry,
             admin,
@@ -91,7 +97,9 @@ impl Observability {
             let _ = former.await;
         }
         let registry = Arc::clone(&self.status_registry);
-        let poller = reconciliation::poller(config, registry, Arc::clone(&self.publisher), self.broker_view.clone());
+        let (publisher, view) = (Arc::clone(&self.publisher), self.broker_view.clone());
+        let redeclaration = self.publisher.get().map(|publisher| publisher.redeclaration().clone()).unwrap_or_default();
+        let poller = reconciliation::poller(config, registry, publisher, view, redeclaration);
         self.poller = Some(AbortOnDropHandle::new(tokio::spawn(poller.run(self.shutdown.clone()))));
     }
 

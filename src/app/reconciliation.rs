@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use crate::amqp::ConfirmingPublisher;
+use crate::amqp::{ConfirmingPublisher, Redeclaration};
 use crate::config::Config;
 use crate::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use crate::status::StatusRegistry;
@@ -17,6 +17,7 @@ pub(super) fn poller(
     status_registry: Arc<StatusRegistry>,
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     broker_view: watch::Sender<Arc<BrokerView>>,
+    redeclaration: Redeclaration,
 ) -> Poller {
     let local_counts = move || {
         let consumers = status_registry.consumers();
@@ -29,5 +30,5 @@ pub(super) fn poller(
             publisher_connection: publisher.get().map_or(0, |publisher| publisher.state().connection),
         }
     };
-    Poller::new(config, Limits::DEFAULT, local_counts).with_readers(broker_view)
+    Poller::new(config, Limits::DEFAULT, local_counts).with_readers(broker_view).with_redeclaration(redeclaration)
 }

@@ -20,6 +20,8 @@ pub enum ManagementErrorKind {
     NoVirtualHost,
     /// The answer is not what a management API would send.
     Malformed,
+    /// orderd's own poller keeps failing, which is a bug.
+    PollerFailed,
 }
 
 /// A resource alarm of a node. While there is one, the broker blocks connections that publish.

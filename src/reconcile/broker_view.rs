@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::management::{Alarm, ManagementErrorKind, MessageCounters};
+use crate::topology::Object;
 
 /// The broker's state as far as it is known. Readers hold a `watch::Receiver<Arc<BrokerView>>`; a new view is sent after
 /// every answer and every change of [`BrokerView::api`].
@@ -26,7 +27,7 @@ pub struct BrokerView {
     pub missing_queues: Vec<String>,
     /// Resource alarms of all nodes, as last reported. While there is one, publishing is blocked. `None`: not known yet.
     pub alarms: Option<Vec<Alarm>>,
-    /// Lasting problems: counts that differ from orderd's own, queues without a consumer, overdue retries. Sorted by
+    /// Lasting problems: missing objects, dangerous policies, counts that differ from orderd's own, queues without a consumer, overdue retries. Sorted by
     /// queue and kind. Kept while the API is stale.
     pub findings: Vec<Finding>,
 }
@@ -129,11 +130,18 @@ pub enum QueueRole {
     Unrouted,
 }
 
-/// A lasting problem on one queue.
+/// A lasting problem on one queue, exchange or binding.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Finding {
-    /// The queue's name.
-    pub queue: String,
+    /// The queue's name; `None` for a finding about an exchange.
+    #[serde(default)]
+    pub queue: Option<String>,
+    /// The exchange's name, for a finding about an exchange or a binding.
+    #[serde(default)]
+    pub exchange: Option<String>,
+    /// The routing key, for a finding about a binding.
+    #[serde(default)]
+    pub routing_key: Option<String>,
     /// The kind of problem.
     pub kind: FindingKind,
     /// When it was first observed.
@@ -144,12 +152,41 @@ pub struct Finding {
     pub detail: String,
 }
 
+impl Finding {
+    /// A finding about an object of the topology.
+    pub(super) fn about(object: &Object, kind: FindingKind, since: Timestamp, detail: String) -> Self {
+        let (queue, exchange, routing_key) = match object.clone() {
+            Object::Queue(queue) => (Some(queue), None, None),
+            Object::Exchange(exchange) => (None, Some(exchange), None),
+            Object::Binding { exchange, queue, routing_key } => (Some(queue), Some(exchange), Some(routing_key)),
+        };
+        Finding { queue, exchange, routing_key, kind, since, messages: None, detail }
+    }
+
+    /// What it is about: the queue, or the exchange.
+    pub fn subject(&self) -> &str {
+        self.queue.as_deref().or(self.exchange.as_deref()).unwrap_or_default()
+    }
+}
+
 /// The kinds of findings; also the values of a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
+    /// An exchange of the topology does not exist.
+    ExchangeMissing,
     /// A queue of the topology does not exist.
     QueueMissing,
+    /// A binding of the topology does not exist.
+    BindingMissing,
+    /// An exchange has other properties than the topology's, such as no alternate exchange.
+    ExchangeMismatch,
+    /// A queue has other properties than the topology's.
+    QueueMismatch,
+    /// A policy would delete or divert messages of a queue.
+    DangerousPolicy,
+    /// An exchange or queue was deleted and has been declared again.
+    Redeclared,
     /// Messages wait in a work queue that has no consumer.
     NoConsumer,
     /// Messages wait in a work queue whose consumer is paused.
@@ -175,8 +212,14 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// All kinds, in order.
-    pub const ALL: [FindingKind; 11] = [
+    pub const ALL: [FindingKind; 17] = [
+        FindingKind::ExchangeMissing,
         FindingKind::QueueMissing,
+        FindingKind::BindingMissing,
+        FindingKind::ExchangeMismatch,
+        FindingKind::QueueMismatch,
+        FindingKind::DangerousPolicy,
+        FindingKind::Redeclared,
         FindingKind::NoConsumer,
         FindingKind::ConsumerPaused,
         FindingKind::AckedByOthers,
@@ -192,7 +235,13 @@ impl FindingKind {
     /// Its name in JSON, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
+            FindingKind::ExchangeMissing => "exchange_missing",
             FindingKind::QueueMissing => "queue_missing",
+            FindingKind::BindingMissing => "binding_missing",
+            FindingKind::ExchangeMismatch => "exchange_mismatch",
+            FindingKind::QueueMismatch => "queue_mismatch",
+            FindingKind::DangerousPolicy => "dangerous_policy",
+            FindingKind::Redeclared => "redeclared",
             FindingKind::NoConsumer => "no_consumer",
             FindingKind::ConsumerPaused => "consumer_paused",
             FindingKind::AckedByOthers => "acked_by_others",
@@ -206,10 +255,27 @@ impl FindingKind {
         }
     }
 
+    /// Whether it says that an object of the topology does not exist.
+    pub fn is_missing_object(self) -> bool {
+        matches!(self, FindingKind::ExchangeMissing | FindingKind::QueueMissing | FindingKind::BindingMissing)
+    }
+
+    /// Whether messages may be lost or go astray while it lasts, so that orderd is not ready.
+    pub fn prevents_readiness(self) -> bool {
+        self.is_missing_object()
+            || matches!(self, FindingKind::ExchangeMismatch | FindingKind::QueueMismatch | FindingKind::DangerousPolicy)
+    }
+
     /// Whether an operator must act. If not, the problem ends by itself or was caused on purpose.
     pub fn requires_action(self) -> bool {
         match self {
-            FindingKind::QueueMissing
+            FindingKind::ExchangeMissing
+            | FindingKind::QueueMissing
+            | FindingKind::BindingMissing
+            | FindingKind::ExchangeMismatch
+            | FindingKind::QueueMismatch
+            | FindingKind::DangerousPolicy
+            | FindingKind::Redeclared
             | FindingKind::NoConsumer
             | FindingKind::AckedByOthers
             | FindingKind::PublishesMissing

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::broker_view::{Finding, FindingKind};
+use crate::topology::Object;
 
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +121,7 @@ impl Findings {
 
 fn finding(tracked: &TrackedObservation) -> Finding {
     let Observation { queue, kind, messages, detail } = tracked.observation.clone();
-    Finding { queue, kind, since: tracked.since.wall, messages, detail }
+    Finding { messages, ..Finding::about(&Object::Queue(queue), kind, tracked.since.wall, detail) }
 }
 
 #[cfg(test)]

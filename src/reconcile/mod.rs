@@ -4,7 +4,8 @@
 //! Optional: with `management.poll_every = "off"` nothing here runs, and processing never depends on it.
 //! ```text
 //! poller ─► management (client, answers) ─► reconciler ─┬─► count_comparison, overdue_detector
-//!                                                       └─► findings ─► broker_view ─► status
+//!   │                                                   └─► findings ─► broker_view ─► status
+//!   └─► topology_check ─► audit ─► topology_findings ────────────────────────┘
 //! ```
 
 pub mod audit;
@@ -15,6 +16,8 @@ mod overdue_detector;
 mod poller;
 mod queue_roles;
 mod reconciler;
+mod topology_check;
+mod topology_findings;
 
 pub use broker_view::{ApiState, BrokerView, Finding, FindingKind, QueueRole, QueueView};
 pub use poller::Poller;

@@ -17,6 +17,9 @@ use super::broker_view::{ApiState, BrokerView, Finding, QueueView};
 use super::findings::Moment;
 use super::queue_roles::QueueRoles;
 use super::reconciler::{Limits, LocalCounts, Reconciler};
+use super::topology_check::TopologyCheck;
+use super::topology_findings::TopologyFindings;
+use crate::amqp::Redeclaration;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::Config;
@@ -24,6 +27,7 @@ use crate::instance;
 use crate::management::{Alarm, Detail, ManagementClient, ManagementError, ManagementErrorKind};
 use crate::shutdown::Shutdown;
 use crate::supervisor::{RestartPolicy, supervise};
+use crate::topology::Topology;
 
 /// The shortest pause between two requests for details.
 const MIN_PAUSE: Duration = Duration::from_millis(250);
@@ -46,6 +50,13 @@ pub struct Poller {
     failed_detail: Option<(String, ManagementError)>,
     /// Queues whose details cannot be read although the API answers.
     unreadable: BTreeMap<String, ManagementErrorKind>,
+    topology: Arc<Topology>,
+    /// Whether orderd declares what is missing.
+    declare: bool,
+    redeclaration: Redeclaration,
+    /// Runs while the poller does.
+    topology_check: Option<TopologyCheck>,
+    topology_findings: TopologyFindings,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +103,18 @@ impl Poller {
             schedule: Schedule { totals_at: now, detail_at: now, last: None, first_round_done: false },
             failed_detail: None,
             unreadable: BTreeMap::new(),
+            topology: Arc::new(config.topology()),
+            declare: config.topology.declare,
+            redeclaration: Redeclaration::default(),
+            topology_check: None,
+            topology_findings: TopologyFindings::default(),
         }
+    }
+
+    /// Requests declarations of the topology here.
+    pub fn with_redeclaration(mut self, redeclaration: Redeclaration) -> Self {
+        self.redeclaration = redeclaration;
+        self
     }
 
     /// Takes over the readers of the previous poller. They keep its view until there is a new one.
@@ -148,11 +170,16 @@ impl Poller {
         self.reconciler = Reconciler::new(&self.roles, self.limits, instance::tag_prefix());
         self.failed_detail = None;
         self.schedule.totals_at = Instant::now();
+        self.topology_findings = TopologyFindings::default();
+        self.topology_check = self.client.as_ref().ok().map(|client| {
+            let (client, topology) = (client.clone(), Arc::clone(&self.topology));
+            TopologyCheck::start(client, topology, self.limits.details_every, self.redeclaration.clone())
+        });
     }
 
     fn give_up(&mut self) {
         let reason = "orderd's poller keeps failing, which is a bug; report it with the log".to_owned();
-        self.view.api = ApiState::Stale { since: Timestamp::now(), cause: ManagementErrorKind::Malformed, reason };
+        self.view.api = ApiState::Stale { since: Timestamp::now(), cause: ManagementErrorKind::PollerFailed, reason };
         self.readers.send_replace(Arc::new(self.view.clone()));
     }
 
@@ -236,7 +263,7 @@ impl Poller {
         let now = self.now();
         self.view.taken_at = Some(now.wall);
         self.reconciler.record_local_counts(now, &(self.local_counts)());
-        self.reconciler.compare_totals(asked_at, now, &self.view, &self.roles);
+        self.reconciler.compare_totals(asked_at, now, &self.view);
         Ok(())
     }
 
@@ -341,24 +368,39 @@ impl Poller {
         self.reconciler.record_interruption();
     }
 
+    fn update_topology_findings(&mut self) {
+        let now = self.now();
+        let restored = self.redeclaration.take_restored();
+        self.topology_findings.record_restored(restored, now, self.limits.event_retention);
+        if self.redeclaration.take_complete() {
+            self.topology_findings.record_complete();
+        }
+        if let Some(audit) = self.topology_check.as_mut().and_then(TopologyCheck::take) {
+            self.topology_findings.record(&audit, self.declare, now);
+        }
+    }
+
     /// Logs changed findings and sends the view to its readers.
     fn publish_view(&mut self) {
-        let changes = self.reconciler.take_changes(self.now());
-        changes.begun.iter().for_each(log_new_finding);
-        for Finding { queue, kind, since, .. } in &changes.ended {
-            info!(queue, kind = kind.as_str(), %since, "finding ended");
+        self.update_topology_findings();
+        let now = self.now();
+        for changes in [self.topology_findings.take_changes(now), self.reconciler.take_changes(now)] {
+            changes.begun.iter().for_each(log_new_finding);
+            for Finding { queue, exchange, kind, since, .. } in &changes.ended {
+                info!(queue, exchange, kind = kind.as_str(), %since, "finding ended");
+            }
         }
-        self.view.findings = self.reconciler.findings();
+        self.view.findings = self.topology_findings.all().chain(self.reconciler.findings()).collect();
         self.readers.send_replace(Arc::new(self.view.clone()));
     }
 }
 
 fn log_new_finding(finding: &Finding) {
-    let Finding { queue, kind, since, messages, detail } = finding;
+    let Finding { queue, exchange, routing_key: _, kind, since, messages, detail } = finding;
     if kind.requires_action() {
-        error!(queue, kind = kind.as_str(), messages, %since, detail, "new finding");
+        error!(queue, exchange, kind = kind.as_str(), messages, %since, detail, "new finding");
     } else {
-        warn!(queue, kind = kind.as_str(), messages, %since, detail, "new finding");
+        warn!(queue, exchange, kind = kind.as_str(), messages, %since, detail, "new finding");
     }
 }
 

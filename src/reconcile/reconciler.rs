@@ -189,16 +189,7 @@ impl Reconciler {
     }
 
     /// Evaluates a full answer with the totals of all queues, requested at `asked_at`.
-    pub(super) fn compare_totals(&mut self, asked_at: Duration, now: Moment, view: &BrokerView, roles: &QueueRoles) {
-        for queue in roles.declared() {
-            let missing = view.missing_queues.iter().any(|missing| missing == queue).then(|| Observation {
-                queue: queue.to_owned(),
-                kind: FindingKind::QueueMissing,
-                messages: None,
-                detail: "the queue does not exist: it was deleted after orderd had started".to_owned(),
-            });
-            self.update_condition(queue, FindingKind::QueueMissing, missing, now, self.limits.lag);
-        }
+    pub(super) fn compare_totals(&mut self, asked_at: Duration, now: Moment, view: &BrokerView) {
         for (name, queue) in &view.queues {
             if let QueueRole::Work { consumer } = &queue.role {
                 let not_held = self.unacked_not_held(asked_at, name, queue, consumer);
@@ -362,7 +353,7 @@ impl Reconciler {
     pub(super) fn forget_queue(&mut self, name: &str) {
         self.retry_queues.remove(name);
         self.dead_letters.remove(name);
-        for kind in FindingKind::ALL.into_iter().filter(|kind| *kind != FindingKind::QueueMissing) {
+        for kind in FindingKind::ALL {
             self.findings.clear(name, kind);
         }
     }

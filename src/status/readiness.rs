@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConsumerStatus, DaemonState, DaemonStatus};
 use crate::message::CONFIRMS_OVERDUE;
+use crate::reconcile::Finding;
 
 /// One condition for readiness. The daemon is ready if all of them pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,11 +21,13 @@ pub struct ReadinessCheck {
     pub detail: String,
 }
 
-/// All checks. `connect_error` is the error of the publisher's last attempt to connect, if that attempt failed.
+/// All checks. `connect_error` is the error of the publisher's last attempt to connect, if that attempt failed; `findings`
+/// are those of the broker.
 pub(super) fn readiness_checks(
     daemon: &DaemonStatus,
     consumers: &BTreeMap<String, ConsumerStatus>,
     connect_error: Option<&str>,
+    findings: &[Finding],
 ) -> Vec<ReadinessCheck> {
     let check = |name: &str, ok: bool, passed: &str, failed: &str| {
         let detail = if ok { passed } else { failed };
@@ -34,7 +37,7 @@ pub(super) fn readiness_checks(
     let mut checks = vec![
         check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
         check("ledger", daemon.ledger.recording, "recording", "not open yet, closed, or the last commit failed"),
-        check("topology", daemon.publisher.is_some(), "declared or checked", "waiting for the broker"),
+        topology(daemon, findings),
         check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
     ];
     if let Some(publisher) = daemon.publisher.filter(|publisher| publisher.connected) {
@@ -56,6 +59,20 @@ pub(super) fn readiness_checks(
         ));
     }
     checks
+}
+
+/// The topology was declared or checked, and nothing has been found missing or dangerous since.
+fn topology(daemon: &DaemonStatus, findings: &[Finding]) -> ReadinessCheck {
+    let mut wrong = findings.iter().filter(|finding| finding.kind.prevents_readiness());
+    let (ok, detail) = match (daemon.publisher, wrong.next()) {
+        (None, _) => (false, "waiting for the broker".to_owned()),
+        (Some(_), None) => (true, "declared or checked".to_owned()),
+        (Some(_), Some(first)) => {
+            let (kind, count) = (first.kind.as_str(), wrong.count() + 1);
+            (false, format!("{kind} on {:?}, {count} findings in all: see the findings", first.subject()))
+        }
+    };
+    ReadinessCheck { name: "topology".to_owned(), ok, detail }
 }
 
 fn with_cause(text: &str, cause: Option<&str>) -> String {
@@ -98,7 +115,7 @@ mod tests {
     #[test]
     fn a_consumer_without_a_subscription_is_not_ready_unless_it_is_paused_or_removed() {
         let failed_with = |consumer: ConsumerStatus| {
-            let checks = readiness_checks(&daemon(), &[("order".to_owned(), consumer)].into(), None);
+            let checks = readiness_checks(&daemon(), &[("order".to_owned(), consumer)].into(), None, &[]);
             failed(&checks).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(failed_with(consumer()), ["consumer order"]);
@@ -112,7 +129,7 @@ mod tests {
         let failing = |change: fn(&mut DaemonStatus)| {
             let mut daemon = daemon();
             change(&mut daemon);
-            let checks = readiness_checks(&daemon, &BTreeMap::new(), None);
+            let checks = readiness_checks(&daemon, &BTreeMap::new(), None, &[]);
             failed(&checks).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(failing(|_| {}), [""; 0]);
@@ -128,7 +145,7 @@ mod tests {
         let daemon = DaemonStatus { publisher: None, ..daemon() };
         let refused = ConsumerStatus { subscribe_error: Some("no queue".to_owned()), ..consumer() };
         let consumers = [("order".to_owned(), refused), ("other".to_owned(), consumer())].into();
-        let checks = readiness_checks(&daemon, &consumers, Some("refused"));
+        let checks = readiness_checks(&daemon, &consumers, Some("refused"), &[]);
         let detail = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.detail.as_str());
         assert_eq!(detail("publisher"), Some("no connection: refused"));
         assert_eq!(detail("consumer order"), Some("no subscription: no queue"));

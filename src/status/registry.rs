@@ -138,12 +138,13 @@ impl StatusRegistry {
         let consumers = consumer_statuses(&readings);
         let daemon = self.daemon_status(&readings, uptime);
         let connect_error = self.publisher.get().and_then(|publisher| publisher.last_connect_error());
+        let broker = BrokerView::clone(&self.broker_view.borrow());
         let status = Status {
-            checks: readiness_checks(&daemon, &consumers, connect_error.as_deref()),
+            checks: readiness_checks(&daemon, &consumers, connect_error.as_deref(), &broker.findings),
             daemon,
             conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,
-            broker: BrokerView::clone(&self.broker_view.borrow()),
+            broker,
         };
         StatusSnapshot { status, consumers: readings }
     }

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use super::connect::Connector;
 use super::protocol::check_size;
+use super::redeclaration::Redeclaration;
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
 use outstanding_confirms::{Batch, SizedPublication};
 
@@ -183,6 +184,11 @@ impl ConfirmingPublisher {
                 unconfirmed => Err(Unconfirmed(unconfirmed)),
             },
         }
+    }
+
+    /// Requests to declare the topology again.
+    pub fn redeclaration(&self) -> &Redeclaration {
+        self.connector.redeclaration()
     }
 
     /// Why the last attempt to connect failed; `None` if it succeeded.

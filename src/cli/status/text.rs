@@ -179,7 +179,7 @@ fn write_findings(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io:
         let age = age(finding.since, now);
         let label = if finding.kind.requires_action() { "FINDING" } else { "finding" };
         let count = finding.messages.map_or_else(String::new, |count| format!(" ({count} messages)"));
-        let text = format!("{label} on {} for {age}{count}: {}", escaped(&finding.queue), escaped(&finding.detail));
+        let text = format!("{label} on {} for {age}{count}: {}", escaped(finding.subject()), escaped(&finding.detail));
         wrapped(&text, out)?;
     }
     Ok(())

@@ -33,6 +33,16 @@ fn is_ready(orderd: &OrderdProcess) -> bool {
     orderd.status()["checks"].as_array().unwrap().iter().all(|check| check["ok"] == true)
 }
 
+/// Kind and subject of each finding.
+fn findings(orderd: &OrderdProcess) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let subject =
+        |finding: &Value| text(if finding["queue"].is_null() { &finding["exchange"] } else { &finding["queue"] });
+    let status = orderd.status();
+    let findings = status["broker"]["findings"].as_array().unwrap().iter();
+    findings.map(|finding| (text(&finding["kind"]), subject(finding))).collect()
+}
+
 /// Publishes an order and waits until it and its events are recorded, which are then as many as `orders`.
 fn an_order_is_processed(env: &TestEnv<'_>, orders: u64) {
     env.raw().publish_to("orders", NORMAL, &Properties::persistent(), &order(&format!("ord-{orders}")));
@@ -58,6 +68,11 @@ fn what_is_deleted_while_orderd_runs_is_declared_again() {
     }
     wait_until("all is declared again", is_complete);
     an_order_is_processed(&env, 1);
+    wait_until("what was declared again is a finding", || {
+        let findings = findings(&orderd);
+        findings.contains(&("redeclared".to_owned(), "order_queue".to_owned()))
+            && findings.contains(&("redeclared".to_owned(), "orders".to_owned()))
+    });
 
     // A binding is not noticed by any connection: a reload declares it again.
     delete(vhost, &format!("bindings/{name}/e/orders/q/notification_queue/order.notification.%2A"));
@@ -74,5 +89,48 @@ fn what_is_deleted_while_orderd_runs_is_declared_again() {
     wait_until("all is declared again", is_complete);
     an_order_is_processed(&env, 2);
     wait_until("orderd is ready", || is_ready(&orderd));
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn what_is_deleted_or_dangerous_is_a_finding_where_an_administrator_declares() {
+    let node = Node::shared();
+    let mut env = TestEnv::new(&node).set("management.poll_every", "200ms");
+    assert_eq!(env.start().stop(), 0);
+    env.change("topology.declare", "false");
+    let mut orderd = env.start();
+    wait_until("orderd is ready", || is_ready(&orderd));
+    let name = &env.vhost.name;
+    delete(&env.vhost, &format!("exchanges/{name}/orders"));
+    env.raw().declare_exchange("orders", "topic", &[]);
+    delete(&env.vhost, &format!("exchanges/{name}/orders.retry"));
+    delete(&env.vhost, &format!("queues/{name}/notification_queue.retry.300ms"));
+    let policy = r#"{"pattern":"^(order|dead_letter)_queue$","definition":{"max-length":9},"apply-to":"queues"}"#;
+    assert_eq!(node.management("PUT", &format!("/operator-policies/{name}/limits"), policy).0, 201);
+
+    let expected = [
+        ("exchange_missing", "orders.retry"),
+        ("exchange_mismatch", "orders"),
+        ("queue_missing", "notification_queue.retry.300ms"),
+        ("binding_missing", "analytics_queue"),
+        ("dangerous_policy", "order_queue"),
+        ("dangerous_policy", "dead_letter_queue"),
+    ];
+    let is_found = |(kind, subject): &(&str, &str), found: &[(String, String)]| {
+        found.contains(&((*kind).to_owned(), (*subject).to_owned()))
+    };
+    wait_until("all is found", || {
+        let found = findings(&orderd);
+        expected.iter().all(|expected| is_found(expected, &found))
+    });
+    let checks = orderd.status()["checks"].clone();
+    let failing: Vec<_> = checks.as_array().unwrap().iter().filter(|check| check["ok"] == false).collect();
+    assert!(failing.len() == 1 && failing[0]["name"] == "topology", "{checks}");
+    let report = orderd.reload();
+    assert_eq!(report["outcome"], "partly_applied", "{report}");
+    assert!(report["problems"].to_string().contains("orders.retry"), "{report}");
+    let mut check = env.command(&["check", "--connect"]);
+    assert_eq!(check.wait_for_exit(), 78, "{}", check.output());
+    assert!(check.output().contains("orders.retry"), "{}", check.output());
     assert_eq!(orderd.stop(), 0);
 }

@@ -78,7 +78,7 @@ async fn another_instance_that_starts_stops_and_is_killed_under_load_causes_no_f
     let compared_by = jiff::Timestamp::now() + 2 * SHORT_LIMITS.lag + 2 * SHORT_LIMITS.details_every;
     let view = poller.until("all readings are compared", |view| view.taken_at > Some(compared_by)).await;
     // The other queues have no consumer now, which is a finding, and a correct one.
-    let found: Vec<_> = view.findings.iter().filter(|finding| finding.queue == QUEUE).collect();
+    let found: Vec<_> = view.findings.iter().filter(|finding| finding.queue.as_deref() == Some(QUEUE)).collect();
     assert!(found.is_empty(), "{found:#?}");
     assert!(counters.counts().completed > 1_000, "the first instance processed too little: {:?}", counters.counts());
     shutdown.begin();

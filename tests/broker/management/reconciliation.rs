@@ -91,9 +91,10 @@ async fn counts_agree_through_lost_connections_and_messages_taken_by_others_are_
 
     let found = |view: &BrokerView| -> Vec<(String, FindingKind, u64)> {
         let messages = |count: Option<u64>| count.unwrap_or(0);
-        view.findings.iter().map(|found| (found.queue.clone(), found.kind, messages(found.messages))).collect()
+        view.findings.iter().map(|found| (found.queue.clone().unwrap(), found.kind, messages(found.messages))).collect()
     };
     let expected = [
+        (QUEUE.to_owned(), FindingKind::BindingMissing, 0),
         (QUEUE.to_owned(), FindingKind::AckedByOthers, 2),
         (QUEUE.to_owned(), FindingKind::TakenByOthers, 3),
         (QUEUE.to_owned(), FindingKind::UnackedNotHeld, 1),
