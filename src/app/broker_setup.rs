@@ -200,7 +200,7 @@ impl BrokerSetup {
     pub async fn complete_policy_check(self, shutdown: Shutdown) -> Result<(), TopologyError> {
         // Cancel-safe: it only reads.
         let compared = tokio::select! {
-            compared = self.compare(POLICIES_TIMEOUT) => compared,
+            compared = self.compare_policies() => compared,
             () = shutdown.begun() => return Ok(()),
         };
         match compared {
@@ -242,20 +242,36 @@ impl BrokerSetup {
     /// for at most `max_wait` until the API reports all policies. If the API does not answer, nothing is compared: the
     /// broker itself refuses wrong arguments, with less detail, and the policies are not known.
     async fn compare(&self, max_wait: Duration) -> Result<PolicyCheck, TopologyError> {
+        self.audit(max_wait).await.map_or(Ok(PolicyCheck::Passed), |audit| self.evaluate(&audit))
+    }
+
+    async fn audit(&self, max_wait: Duration) -> Option<Audit> {
         let observed = match ManagementClient::new(&self.management, &self.virtual_host) {
             Ok(client) => client.observe_with_policies(&self.topology, max_wait).await,
             Err(error) => Err(error),
         };
         match observed {
-            Ok(observed) => self.evaluate(&audit(&self.topology, &observed)),
+            Ok(observed) => Some(audit(&self.topology, &observed)),
             Err(error) => {
                 warn!(
                     error = %chain(&error),
                     "cannot ask the management API: queue arguments, bindings and policies are not compared"
                 );
-                Ok(PolicyCheck::Passed)
+                None
             }
         }
+    }
+
+    /// Like [`BrokerSetup::compare`], for the policies only: what has been deleted or changed since the start is a finding,
+    /// and does not stop the daemon.
+    async fn compare_policies(&self) -> Result<PolicyCheck, TopologyError> {
+        let Some(audit) = self.audit(POLICIES_TIMEOUT).await else { return Ok(PolicyCheck::Passed) };
+        let policies = Audit {
+            dangerous_policies: audit.dangerous_policies,
+            unknown_policies: audit.unknown_policies,
+            ..Audit::default()
+        };
+        self.evaluate(&policies)
     }
 
     fn evaluate(&self, audit: &Audit) -> Result<PolicyCheck, TopologyError> {

@@ -98,9 +98,14 @@ fn what_is_deleted_or_dangerous_is_a_finding_where_an_administrator_declares() {
     let mut env = TestEnv::new(&node).set("management.poll_every", "200ms");
     assert_eq!(env.start().stop(), 0);
     env.change("topology.declare", "false");
+    let name = &env.vhost.name;
+    // Until then, a dangerous policy still belongs to the start, and ends the daemon.
+    wait_until("the broker reports the policies of all queues", || {
+        let queues = node.management("GET", &format!("/queues/{name}"), "").1;
+        queues.as_array().unwrap().iter().all(|queue| !queue["effective_policy_definition"].is_null())
+    });
     let mut orderd = env.start();
     wait_until("orderd is ready", || is_ready(&orderd));
-    let name = &env.vhost.name;
     delete(&env.vhost, &format!("exchanges/{name}/orders"));
     env.raw().declare_exchange("orders", "topic", &[]);
     delete(&env.vhost, &format!("exchanges/{name}/orders.retry"));
