@@ -56,7 +56,7 @@ fn unbind(config: &Config, queue: &str, pattern: &str) -> String {
     format!(
         "curl -u '{}' -X DELETE '{}{}'",
         config.management.username,
-        config.management.url,
+        config.management.urls[0],
         binding_path(&config.broker.virtual_host, &binding)
     )
 }

@@ -113,8 +113,9 @@ pub struct Tls {
 /// `[management]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Management {
-    /// Default `http://127.0.0.1:15672`, without a trailing slash.
-    pub url: String,
+    /// At least one, such as one for each node of a cluster; default `http://127.0.0.1:15672`. Without a trailing slash.
+    #[serde(rename = "url")]
+    pub urls: Vec<String>,
     /// From `[management.tls]`; default: the broker's. Used if the URL begins with `https://`.
     #[serde(serialize_with = "serialize::tls_files")]
     pub tls: TlsFiles,

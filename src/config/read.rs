@@ -13,7 +13,7 @@ use super::model::{
     Shutdown, Tls, TopologySettings,
 };
 use super::redaction::Secret;
-use super::section::{MAX_PATH_BYTES, ReadContext, Section};
+use super::section::{MAX_PATH_BYTES, ReadContext, Section, items};
 use super::{secret, tls, value_parser, workload};
 use crate::files::FILE_MODE;
 
@@ -149,10 +149,10 @@ fn heartbeat(value: &Value) -> Result<Duration, String> {
 }
 
 fn management(mut section: Section<'_>, broker: &Broker) -> Management {
-    let url = section.optional_or("url", "http://127.0.0.1:15672".to_owned(), &url);
+    let urls = section.optional_or("url", vec!["http://127.0.0.1:15672".to_owned()], &urls);
     let management = Management {
-        tls: tls::management(&mut section, broker.tls.as_ref(), url.starts_with("https:")),
-        url,
+        tls: tls::management(&mut section, broker.tls.as_ref(), urls.iter().any(|url| url.starts_with("https:"))),
+        urls,
         username: section.optional_or("username", broker.username.clone(), &value_parser::text(MAX_SHORT_STRING_BYTES)),
         password: secret::password(&mut section).unwrap_or_else(|| broker.password.clone()),
         poll_every: section.optional_or(
@@ -164,6 +164,23 @@ fn management(mut section: Section<'_>, broker: &Broker) -> Management {
     section.finish();
     management
 }
+
+/// One URL, or a list of them.
+fn urls(value: &Value) -> Result<Vec<String>, String> {
+    let items = match value {
+        Value::List(_) | Value::Untyped(_) => items(value.clone())?,
+        Value::Text(_) | Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Time | Value::Table(_) => {
+            vec![value.clone()]
+        }
+    };
+    if items.is_empty() || items.len() > MAX_URLS {
+        return Err(format!("must be 1 to {MAX_URLS} URLs, has {}", items.len()));
+    }
+    items.iter().map(url).collect()
+}
+
+/// The most addresses of the management API.
+const MAX_URLS: usize = 16;
 
 /// A URL with credentials is rejected without showing it.
 fn url(value: &Value) -> Result<String, String> {

@@ -219,7 +219,7 @@ fn not_a_section(value: &Value) -> String {
     }
 }
 
-fn items(value: Value) -> Result<Vec<Value>, String> {
+pub(super) fn items(value: Value) -> Result<Vec<Value>, String> {
     let text = match value {
         Value::List(items) => return Ok(items),
         Value::Untyped(text) => text,

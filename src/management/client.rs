@@ -1,6 +1,7 @@
 //! The client of RabbitMQ's management API: GET requests with a deadline and a size limit on each answer.
 //! It never changes anything on the broker.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -107,7 +108,10 @@ pub struct ManagementClient {
     http: Arc<Mutex<Http>>,
     /// The source of the certificates; `None`: HTTP without TLS.
     tls: Option<Arc<TlsReloader>>,
-    base: Url,
+    /// The API's addresses, at least one.
+    bases: Arc<[Url]>,
+    /// Index of the address that answered last.
+    current: Arc<AtomicUsize>,
     username: String,
     password: Secret,
     pub(super) virtual_host: String,
@@ -144,21 +148,53 @@ impl ManagementClient {
     /// # Errors
     /// [`ManagementError::Setup`] when the address cannot be used.
     pub fn new(settings: &Management, virtual_host: &str) -> Result<Self, ManagementError> {
-        let setup = |source| ManagementError::Setup { url: settings.url.clone(), source };
-        let base = Url::parse(&settings.url).map_err(|error| setup(error.into()))?;
-        let tls =
-            (base.scheme() == "https").then(|| Arc::new(TlsReloader::new("management.tls", settings.tls.clone())));
+        let setup = |source| ManagementError::Setup { url: settings.urls.join(", "), source };
+        let bases = settings.urls.iter().map(|url| Url::parse(url));
+        let bases: Arc<[Url]> = bases.collect::<Result<_, _>>().map_err(|error| setup(error.into()))?;
+        if bases.is_empty() {
+            return Err(setup("there is no address".into()));
+        }
+        let is_tls = bases.iter().any(|base| base.scheme() == "https");
+        let tls = is_tls.then(|| Arc::new(TlsReloader::new("management.tls", settings.tls.clone())));
         let http = Arc::new(Mutex::new(Http::new(tls.as_deref()).map_err(setup)?));
         let (username, password) = (settings.username.clone(), settings.password.clone());
-        Ok(ManagementClient { http, tls, base, username, password, virtual_host: virtual_host.to_owned() })
+        let (current, virtual_host) = (Arc::default(), virtual_host.to_owned());
+        Ok(ManagementClient { http, tls, bases, current, username, password, virtual_host })
+    }
+
+    /// The address that answered last.
+    fn base(&self) -> &Url {
+        &self.bases[self.current.load(Ordering::Relaxed)]
+    }
+
+    /// Sends a GET request for a URL of the first address: to the address that answered last, then to the others in turn until
+    /// one answers.
+    async fn send(&self, url: &Url) -> Result<Response, ManagementError> {
+        let count = self.bases.len();
+        let path = &url.as_str()[self.bases[0].as_str().trim_end_matches('/').len()..];
+        let mut index = self.current.load(Ordering::Relaxed);
+        let mut turn = 1;
+        loop {
+            let url = Url::parse(&format!("{}{path}", self.bases[index].as_str().trim_end_matches('/')));
+            let url = url.expect("a path appended to a base is a URL");
+            match self.send_to(&self.bases[index], &url).await {
+                Err(ManagementError::Unreachable { .. } | ManagementError::Tls { .. }) if turn < count => {
+                    (index, turn) = ((index + 1) % count, turn + 1);
+                }
+                answer => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return answer;
+                }
+            }
+        }
     }
 
     /// Sends a GET request. If it fails, the TLS files are read again, since they may have been replaced. After a TLS
     /// failure the request is retried at once; after other failures the new files are used for the next request,
     /// because a broker that refuses a certificate may just close the connection.
-    async fn send(&self, url: &Url) -> Result<Response, ManagementError> {
+    async fn send_to(&self, base: &Url, url: &Url) -> Result<Response, ManagementError> {
         let http = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (failure, source) = match (self.send_by(&http, url).await, self.tls.clone()) {
+        let (failure, source) = match (self.send_by(&http, base, url).await, self.tls.clone()) {
             (Err(failure), Some(source)) => (failure, source),
             (answer, _) => return answer,
         };
@@ -166,21 +202,21 @@ impl ManagementClient {
         let Ok(Ok(renewed)) = reading else { return Err(failure) };
         *self.http.lock().unwrap_or_else(PoisonError::into_inner) = renewed.clone();
         match failure {
-            ManagementError::Tls { .. } => self.send_by(&renewed, url).await,
+            ManagementError::Tls { .. } => self.send_by(&renewed, base, url).await,
             _ => Err(failure),
         }
     }
 
-    async fn send_by(&self, http: &Http, url: &Url) -> Result<Response, ManagementError> {
+    async fn send_by(&self, http: &Http, base: &Url, url: &Url) -> Result<Response, ManagementError> {
         let request = http.client.get(url.clone()).basic_auth(&self.username, Some(self.password.expose()));
         request.send().await.map_err(|error| match TlsError::find_in_chain(&error, http.has_client_certificate) {
-            Some(error) => ManagementError::Tls { url: self.base.to_string(), error },
-            None => self.unreachable(error),
+            Some(error) => ManagementError::Tls { url: base.to_string(), error },
+            None => Self::unreachable(base, error),
         })
     }
 
-    fn unreachable(&self, error: reqwest::Error) -> ManagementError {
-        ManagementError::Unreachable { url: self.base.to_string(), source: error.without_url() }
+    fn unreachable(base: &Url, error: reqwest::Error) -> ManagementError {
+        ManagementError::Unreachable { url: base.to_string(), source: error.without_url() }
     }
 
     /// Reads every exchange and queue of a topology, and the queues' bindings.
@@ -281,17 +317,18 @@ impl ManagementClient {
         accepted: &[StatusCode],
     ) -> Result<Option<T>, ManagementError> {
         let mut response = self.send(&url).await?;
+        let url = response.url().clone();
         match response.status() {
             status if accepted.contains(&status) => {}
             StatusCode::NOT_FOUND => return Ok(None),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                let (url, username) = (self.base.to_string(), self.username.clone());
+                let (url, username) = (self.base().to_string(), self.username.clone());
                 return Err(ManagementError::Refused { url, username, status });
             }
             status => return Err(ManagementError::Status { url: url.to_string(), status }),
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| Self::unreachable(self.base(), error))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER_BYTES {
                 return Err(ManagementError::TooLong { url: url.to_string() });
@@ -301,8 +338,9 @@ impl ManagementClient {
         serde_json::from_slice(&body).map(Some).map_err(malformed)
     }
 
+    /// A URL of the first address; [`ManagementClient::send`] replaces it by the address that answers.
     pub(super) fn url(&self, segments: &[&str]) -> Url {
-        let mut url = self.base.clone();
+        let mut url = self.bases[0].clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().push("api").extend(segments);
         }
@@ -320,7 +358,7 @@ mod tests {
 
     fn settings(url: &str) -> Management {
         let (username, password) = ("me".to_owned(), Secret::new("hunter2"));
-        Management { url: url.to_owned(), username, password, tls: TlsFiles::default(), poll_every: None }
+        Management { urls: vec![url.to_owned()], username, password, tls: TlsFiles::default(), poll_every: None }
     }
 
     /// The client's result for one raw answer.
@@ -337,6 +375,28 @@ mod tests {
         let answer = ManagementClient::new(&settings(&url), "/").unwrap().get(&["overview"]).await;
         server.await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn another_address_is_asked_when_one_does_not_answer_and_is_remembered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut settings = settings("http://127.0.0.1:1/rabbit");
+        settings.urls.push(format!("http://{}", listener.local_addr().unwrap()));
+        let client = ManagementClient::new(&settings, "/").unwrap();
+        let server = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let length = socket.read(&mut request).await.unwrap();
+                assert!(request[..length].starts_with(b"GET /api/overview "), "the path of its own address");
+                socket.write_all(b"HTTP/1.1 404 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+            }
+        });
+        for _ in 0..2 {
+            assert!(client.get::<serde_json::Value>(&["overview"]).await.unwrap().is_none());
+            assert_eq!(*client.base(), client.bases[1]);
+        }
+        server.await.unwrap();
     }
 
     #[tokio::test]

@@ -36,10 +36,14 @@ use crate::ledger::LedgerEntry;
 use crate::message::{Delivery, Message, Provenance, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
+use crate::telemetry::RepeatedLog;
 
 /// Waits between attempts that are repeated until one succeeds: to publish, to record a failure, to process a failed
 /// message.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
+
+/// What goes wrong for every message alike, by consumer and cause.
+static REPEATED: RepeatedLog = RepeatedLog::new();
 
 /// How one attempt at a delivery ended.
 enum AttemptOutcome {
@@ -66,7 +70,10 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
                 match next_action(&context, &failure, retries) {
                     Action::RetryNow => {}
                     Action::KeepRetrying => {
-                        error!(consumer = %context.consumer, %failure, "cannot process a failed order; retrying");
+                        if let Some(due) = REPEATED.occurred((&context.consumer, "retrying", failure.code.as_str())) {
+                            let repeated = due.repeated;
+                            error!(consumer = %context.consumer, %failure, repeated, "cannot process a failed order; retrying");
+                        }
                         tokio::time::sleep(RETRY_BACKOFF.wait(retries, fastrand::f64())).await;
                     }
                     // Boxed, because this future is large and rarely needed.
@@ -142,7 +149,10 @@ fn cannot_publish(context: &ConsumerContext, error: &PublishError) -> AttemptOut
             AttemptOutcome::Failed(Failure::new(FailureKind::Permanent, "cannot_publish", chain(error)))
         }
         OnFailure::KeepRetrying => {
-            error!(consumer = %context.consumer, %error, "cannot publish a failed message; the broker will dead-letter it");
+            if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_publish")) {
+                let repeated = due.repeated;
+                error!(consumer = %context.consumer, %error, repeated, "cannot publish a failed message; the broker will dead-letter it");
+            }
             AttemptOutcome::CannotPublish
         }
     }
@@ -159,7 +169,10 @@ async fn record(context: &ConsumerContext, entry: LedgerEntry) -> Result<(), Fai
         OnFailure::KeepRetrying => {
             let mut attempt = 0;
             while let Err(error) = context.ledger.record(entry.clone()).await {
-                warn!(consumer = %context.consumer, error = %chain(&error), "cannot record a failure in the ledger; retrying");
+                if let Some(due) = REPEATED.occurred((&context.consumer, "ledger_unavailable")) {
+                    let repeated = due.repeated;
+                    warn!(consumer = %context.consumer, error = %chain(&error), repeated, "cannot record a failure in the ledger; retrying");
+                }
                 tokio::time::sleep(RETRY_BACKOFF.wait(attempt, fastrand::f64())).await;
                 attempt += 1;
             }
@@ -182,7 +195,10 @@ async fn forward(
         Ok(()) => DeliveryOutcome::Forwarded,
         Err(PublishError::Closed) => DeliveryOutcome::Released,
         Err(error) => {
-            error!(consumer = %context.consumer, %error, "cannot forward a failed message; the broker will dead-letter it");
+            if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_forward")) {
+                let repeated = due.repeated;
+                error!(consumer = %context.consumer, %error, repeated, "cannot forward a failed message; the broker will dead-letter it");
+            }
             DeliveryOutcome::Rejected
         }
     }

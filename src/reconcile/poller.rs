@@ -493,7 +493,7 @@ mod tests {
     #[tokio::test]
     async fn an_api_that_does_not_answer_is_shown_as_stale_before_the_next_request() {
         let (mut config, _serving) = api().await;
-        config.management.url = "http://127.0.0.1:1".to_owned();
+        config.management.urls = vec!["http://127.0.0.1:1".to_owned()];
         config.management.poll_every = Some(Duration::from_secs(3600));
         let poller = Poller::new(&config, QUICK, LocalCounts::default);
         let mut view = poller.view();

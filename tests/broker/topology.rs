@@ -25,7 +25,7 @@ fn topology() -> Topology {
 
 fn client(vhost: &Vhost<'_>) -> ManagementClient {
     let management = Management {
-        url: format!("http://127.0.0.1:{}", vhost.node.management_port),
+        urls: vec![format!("http://127.0.0.1:{}", vhost.node.management_port)],
         username: "guest".into(),
         password: Secret::new("guest"),
         tls: Default::default(),

@@ -144,7 +144,8 @@ fn the_compose_file_runs_orderd_with_a_valid_configuration() {
     assert_suits_a_container(&config, &raw, "/run/secrets", Duration::from_secs(grace));
     assert_eq!(texts(&orderd["secrets"]), ["broker_password", "admin_token"]);
     assert_eq!(orderd["image"], format!("orderd:{}", env!("CARGO_PKG_VERSION")));
-    for host in [config.broker.addresses[0].host.as_str(), config.management.url.split(['/', ':']).nth(3).unwrap()] {
+    for host in [config.broker.addresses[0].host.as_str(), config.management.urls[0].split(['/', ':']).nth(3).unwrap()]
+    {
         assert!(services.get(host).is_some(), "there is no service {host}");
     }
     let mounted: Vec<_> = texts(&orderd["volumes"]);

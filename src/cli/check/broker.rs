@@ -62,7 +62,7 @@ pub(super) async fn ask(config: &Config) -> BrokerReport {
     for address in &config.broker.addresses {
         addresses.push(connect(address, config.broker.connect_timeout).await);
     }
-    let management_url = config.management.url.clone();
+    let management_url = config.management.urls.join(", ");
     let denied = Connector::new(config.broker.clone()).denied_permissions(&config.required_permissions()).await;
     BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
 }

@@ -58,7 +58,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
             "queues.order_queue.bindings=order.usual.*",
             r#"queues.order_queue.bindings: ["order.normal.*"] → ["order.usual.*"], Broker"#,
         ),
-        ("management.url=http://b:1", "management.url: \"http://127.0.0.1:15672\" → \"http://b:1\", Live"),
+        ("management.url=http://b:1", "management.url: [\"http://127.0.0.1:15672\"] → [\"http://b:1\"], Live"),
         ("management.username=m", "management.username: \"guest\" → \"m\", Live"),
         ("management.password=hunter2", "management.password: [redacted] → [redacted], Live"),
         ("management.poll_every=off", "management.poll_every: \"5s\" → \"off\", Live"),
