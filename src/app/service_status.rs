@@ -42,7 +42,8 @@ fn running(summary: &StatusSummary, publisher_connected: bool) -> Readiness {
     if !waiting_for.is_empty() {
         return Readiness::Waiting(format!("waiting for the subscriptions of {}", waiting_for.join(", ")));
     }
-    let mut line = format!("{} consumers, {} in flight", summary.consumers.len(), summary.in_flight);
+    let plural = if summary.consumers.len() == 1 { "consumer" } else { "consumers" };
+    let mut line = format!("{} {}, {} in flight", summary.consumers.len(), plural, summary.in_flight);
     for (label, state) in [("PAUSED", SubscriptionState::Paused), ("no subscription", SubscriptionState::Lost)] {
         let names = names(state);
         if !names.is_empty() {
@@ -86,7 +87,7 @@ mod tests {
         let degraded = [("a", Active), ("b", Paused), ("c", Lost), ("d", Lost)];
         assert_eq!(line(&degraded), up("4 consumers, 7 in flight; PAUSED: b; no subscription: c, d"));
         let disconnected = StatusSummary { publisher_connected: Some(false), ..running_with(&[("a", Active)]) };
-        assert_eq!(readiness(&disconnected), up("1 consumers, 7 in flight; no connection to publish on"));
+        assert_eq!(readiness(&disconnected), up("1 consumer, 7 in flight; no connection to publish on"));
     }
 
     #[test]

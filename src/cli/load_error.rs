@@ -31,7 +31,10 @@ fn line(problem: &Problem, file: &Path) -> String {
             format!("{}:{line}:{column}: {}", file.display(), problem.message)
         }
         (Some(line), Some(column)) => format!("{}:{line}:{column}: {problem}", file.display()),
-        _ if problem.set_by.is_some() => problem.to_string(),
+        // Set by, or about, a variable or an argument.
+        _ if problem.set_by.is_some() || problem.path.to_ascii_uppercase().starts_with("ORDERD_") => {
+            problem.to_string()
+        }
         _ => format!("{}: {problem}", file.display()),
     };
     escaped(&text)

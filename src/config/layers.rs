@@ -8,8 +8,10 @@ use std::fmt;
 
 use toml::de::{DeTable, DeValue};
 
+use super::environment_name::EnvironmentName;
 use super::origin::{Origin, Origins};
 use super::report::{Problem, Report};
+use super::suggestion::did_you_mean;
 
 /// A value as it was written; its type is not checked yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,17 +134,21 @@ impl Layers {
         }
     }
 
-    /// Overrides values with the environment: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in upper or lower case.
-    /// `ORDERD_CONFIG` and names that start with `ORDERD_TEST` are not settings.
+    /// Overrides values with the environment: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in upper or lower case. Of the other
+    /// variables, those that look like a mistyped setting cause a warning.
     pub(super) fn overlay_environment(&mut self, variables: &[(OsString, OsString)], report: &Report) {
-        let mut settings: Vec<(String, &OsString)> = variables
-            .iter()
-            .filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value)))
-            .filter(|(name, _)| environment_key(name).is_some())
-            .collect();
+        let mut settings: Vec<(String, &OsString)> =
+            variables.iter().filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value))).collect();
         settings.sort();
         for (name, value) in settings {
-            let Some(key) = environment_key(&name) else { continue };
+            let key = match EnvironmentName::of(&name) {
+                EnvironmentName::Setting(key) => key,
+                EnvironmentName::Mistyped(message) => {
+                    report.warning(&name, message);
+                    continue;
+                }
+                EnvironmentName::Foreign => continue,
+            };
             let path = self.environment_path(&key);
             match value.to_str() {
                 Some(text) => self.overlay(&path, text, Origin::Environment(name), report),
@@ -167,6 +173,26 @@ impl Layers {
                 continue;
             }
             self.overlay(&path, value, Origin::Setting(key.trim().to_owned()), report);
+        }
+    }
+
+    /// Reports consumers and queues that exist only because a variable or a setting names them, without the key that each of
+    /// them needs: their names are probably misspelt.
+    pub(super) fn reject_misspelt_names(&mut self, report: &Report) {
+        for (section, needed) in [("consumers", "queue"), ("queues", "bindings")] {
+            let Some(Value::Table(named)) = self.root.get_mut(section) else { continue };
+            let is_misspelt = |name: &str, value: &Value| {
+                let origin = self.origins.get(&join(section, name));
+                let is_overlaid = origin.is_some_and(|origin| origin.layer() > 0);
+                is_overlaid && matches!(value, Value::Table(table) if !table.contains_key(needed))
+            };
+            let (misspelt, known): (Vec<String>, Vec<String>) =
+                named.keys().cloned().partition(|name| is_misspelt(name, &named[name]));
+            for name in misspelt {
+                let hint = did_you_mean(&name, known.iter().map(String::as_str));
+                report.problem(&join(section, &name), format!("is not in the configuration file{hint}"));
+                named.remove(&name);
+            }
         }
     }
 
@@ -229,13 +255,6 @@ impl Layers {
         self.origins.insert(path, origin);
         table.insert(last.clone(), Value::Untyped(text.to_owned()));
     }
-}
-
-/// The part of a variable's name after `ORDERD_`, in lower case; `None` if the variable sets no key.
-fn environment_key(name: &str) -> Option<String> {
-    let lower = name.to_ascii_lowercase();
-    let key = lower.strip_prefix("orderd_")?;
-    (key != "config" && !key.starts_with("test")).then(|| key.to_owned())
 }
 
 fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {

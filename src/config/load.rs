@@ -175,6 +175,7 @@ pub(super) fn parse(
     }
     layers.overlay_environment(&sources.environment, &context.report);
     layers.overlay_settings(&sources.settings, &context.report);
+    layers.reject_misspelt_names(&context.report);
     let config = read::config(layers.root, sources.handlers, context);
     check::check(&config, sources.handlers, &context.report);
     secret::warn_about_exposed_passwords(&config, &layers.origins, context);

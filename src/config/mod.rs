@@ -11,6 +11,7 @@ mod change;
 mod check;
 mod command_token;
 pub mod duration;
+mod environment_name;
 mod handler;
 mod layers;
 mod load;

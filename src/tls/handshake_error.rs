@@ -10,7 +10,9 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMes
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// No trusted authority has signed the server's certificate.
-    #[error("its certificate is not signed by an authority in ca_file")]
+    #[error(
+        "its certificate is not signed by an authority in ca_file or, without ca_file, one that the operating system trusts"
+    )]
     UnknownAuthority,
     /// The server's certificate is for another name.
     #[error("its certificate is for {presented}, not for {expected}: set server_name, or connect to another address")]

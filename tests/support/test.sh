@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 node=tests/support/node.sh
+# The tests do not depend on the caller's settings.
+for variable in "${!ORDERD_@}"; do [[ $variable == ORDERD_TEST_* ]] || unset "$variable"; done
 
 step() { tests/support/step.sh "$@"; }
 

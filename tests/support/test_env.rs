@@ -138,7 +138,12 @@ impl<'a> TestEnv<'a> {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let path = |name: &str| self.directory.path().join(format!("run-{run}.{name}"));
         let (stdout, stderr) = (path("stdout"), path("stderr"));
-        let child = Command::new(PROGRAM)
+        let mut command = Command::new(PROGRAM);
+        // Tests do not depend on the caller's environment.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ORDERD_")) {
+            command.env_remove(name);
+        }
+        let child = command
             .args(arguments)
             .arg("--config")
             .arg(&self.config)
