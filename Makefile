@@ -93,8 +93,8 @@ bench: ## Compare orderd's throughput with the broker's own limit; N=10000 for a
 	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench pipeline --no-run
 	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N))
 
-soak: programs ## Kill orderd and the broker repeatedly under load; check that no order is lost or duplicated
-	@$(STEP) "soak" $(DEBUG)/soak $(if $(N),--orders $(N))
+soak: programs ## Random faults under load; check that no order or event is lost or duplicated; FAULTS=300 SEED=1 KINDS=disk_full
+	@$(STEP) "soak" $(DEBUG)/soak $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
 
 image: ## Build the container image, orderd:VERSION
 	@$(STEP) "build the image" tests/image/build.sh

@@ -1,5 +1,5 @@
-//! `make soak`: publishes 100,000 orders, with injected faults, while orderd is killed twenty times and the broker three times.
-//! In the end, every order must be in the ledger exactly once or in the dead letter queue.
+//! `make soak`: random faults of orderd, the broker, the network and the disk under load. In the end, every order must be in
+//! the ledger exactly once, a dead letter or unrouted, and every event must have its line.
 
 #[path = "../tests/support/harness/mod.rs"]
 mod harness;
@@ -7,42 +7,53 @@ mod harness;
 use std::process::ExitCode;
 
 use clap::Parser;
-use harness::soak::Soak;
+use harness::soak::{FaultKind, Soak};
 use harness::{environment, interrupt, sibling_program};
 
-/// Kills orderd and the broker under load, and checks that no order is lost or duplicated.
+/// Makes orderd, the broker, the network and the disk fail under load, and checks that nothing is lost or duplicated.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Orders to publish
-    #[arg(long, default_value_t = 100_000)]
-    orders: u64,
-    /// How often orderd is killed with SIGKILL
-    #[arg(long, default_value_t = 20)]
-    kills: u64,
-    /// How often the broker is killed with SIGKILL
-    #[arg(long, default_value_t = 3)]
-    broker_kills: u64,
+    /// Number of faults
+    #[arg(long, default_value_t = 40)]
+    faults: usize,
+    /// Seed of the faults, their order and lengths; default: random
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Kinds of faults, comma-separated; default: all
+    #[arg(long, value_delimiter = ',', value_parser = kind)]
+    kinds: Vec<FaultKind>,
+}
+
+fn kind(name: &str) -> Result<FaultKind, String> {
+    let names = || FaultKind::ALL.map(FaultKind::as_str).join(", ");
+    FaultKind::parse(name).ok_or_else(|| format!("must be one of {}", names()))
 }
 
 fn main() -> ExitCode {
-    let Arguments { orders, kills, broker_kills } = Arguments::parse();
+    let Arguments { faults, seed, mut kinds } = Arguments::parse();
     if std::env::var_os(environment::ADDRESSES).is_some() {
         eprintln!("soak: refusing to kill an external broker; unset {}", environment::ADDRESSES);
         return ExitCode::from(64);
     }
+    if kinds.is_empty() {
+        kinds = FaultKind::ALL.to_vec();
+    }
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("{faults} faults, seed {seed}");
     let run = || {
         interrupt::watch()?;
-        let program = sibling_program("orderd")?;
-        let soak = Soak { name: "soak".to_owned(), program, orders, kills, broker_kills };
-        soak.run(&mut |line| println!("{line}"))
+        let soak = Soak { name: "soak".to_owned(), program: sibling_program("orderd")?, faults, kinds, seed };
+        let report = soak.run(&mut |line| println!("{line}"))?;
+        std::fs::write("target/soak/report.json", format!("{:#}\n", report.to_json()))?;
+        harness::Outcome::Ok(report)
     };
     match run() {
-        Ok(audit) => {
-            println!("\nafter {kills} kills of orderd and {broker_kills} of the broker:\n\n{audit}");
-            if audit.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        Ok(report) => {
+            println!("\n{report}\n\nalso in target/soak/report.json");
+            if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            eprintln!("soak: {error}\nsee target/soak/orderd.log and target/broker/soak/log");
+            eprintln!("soak, seed {seed}: {error}\nsee target/soak/orderd.log and target/broker/soak/log");
             ExitCode::FAILURE
         }
     }

@@ -1,19 +1,26 @@
 //! A small soak. `make soak` runs the large one.
 
 #[path = "../support/harness/mod.rs"]
-mod harness;
+pub mod harness;
 
-use harness::soak::Soak;
+use harness::soak::{FaultKind, Soak};
 
 #[test]
-fn nothing_is_lost_or_duplicated_when_orderd_and_the_broker_are_killed_under_load() {
+fn nothing_is_lost_or_duplicated_when_orderd_the_broker_and_the_network_fail_under_load() {
     let soak = Soak {
         name: "soak_small".to_owned(),
         program: env!("CARGO_BIN_EXE_orderd").into(),
-        orders: 3_000,
-        kills: 20,
-        broker_kills: 1,
+        faults: 10,
+        kinds: vec![
+            FaultKind::OrderdKilled,
+            FaultKind::BrokerKilled,
+            FaultKind::ConnectionsCut,
+            FaultKind::HalfOpenToOrderd,
+            FaultKind::ConnectionsForceClosed,
+            FaultKind::LedgerLocked,
+        ],
+        seed: 15,
     };
-    let audit = soak.run(&mut |line| println!("{line}")).expect("the soak completes");
-    assert!(audit.passed(), "{audit}");
+    let report = soak.run(&mut |line| println!("{line}")).expect("the soak completes");
+    assert!(report.passed(), "{report}");
 }

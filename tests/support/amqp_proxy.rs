@@ -1,61 +1,145 @@
-//! A TCP proxy between orderd and the broker. It can stop forwarding what orderd sends on one connection.
+//! A TCP proxy between orderd and the broker. It can cut connections, and drop what is sent on them in either direction
+//! without closing them, as a network does that loses packets.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// How much of the start of a connection is searched for its name, in bytes.
 const PREAMBLE: usize = 4_096;
 
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From orderd to the broker.
+    ToBroker,
+    /// From the broker to orderd.
+    ToClient,
+}
+
 /// Listens on its own port and forwards connections.
+#[derive(Debug)]
 pub struct AmqpProxy {
     /// The address it listens on.
     pub address: String,
-    blocked: Arc<Mutex<Option<String>>>,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The name of the connections on which nothing is forwarded to the broker.
+    blocked: Mutex<Option<String>>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: TcpStream,
+    broker: TcpStream,
+    /// By direction: whether what is sent is dropped. Held during each write, so that nothing is forwarded once it is set.
+    dropped: [Mutex<bool>; 2],
 }
 
 impl AmqpProxy {
     /// Starts a proxy that forwards to a port on 127.0.0.1.
-    pub fn to(port: u16) -> AmqpProxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let blocked = Arc::new(Mutex::new(None));
-        let shared = Arc::clone(&blocked);
+    ///
+    /// # Errors
+    /// It cannot listen.
+    pub fn start(port: u16) -> io::Result<AmqpProxy> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let state = Arc::new(State::default());
+        let shared = Arc::clone(&state);
         thread::spawn(move || {
-            for client in listener.incoming() {
-                let (client, blocked) = (client.unwrap(), Arc::clone(&shared));
-                let broker = TcpStream::connect(("127.0.0.1", port)).unwrap();
-                let (from_broker, to_client) = (broker.try_clone().unwrap(), client.try_clone().unwrap());
-                thread::spawn(move || forward(from_broker, to_client, &Mutex::new(None)));
-                thread::spawn(move || forward(client, broker, &blocked));
+            for client in listener.incoming().flatten() {
+                // If the broker is away, the client is closed, as if it had reached the broker itself.
+                if let Ok(broker) = TcpStream::connect(("127.0.0.1", port)) {
+                    let _ = shared.forward_both_ways(client, broker);
+                }
             }
         });
-        AmqpProxy { address, blocked }
+        Ok(AmqpProxy { address, state })
     }
 
-    /// Stops forwarding to the broker on connections whose names contain `name`.
+    /// Stops forwarding to the broker on connections whose names contain `name`. After it returns, nothing more is forwarded.
     pub fn block(&self, name: &str) {
-        *self.blocked.lock().unwrap() = Some(name.to_owned());
+        *lock(&self.state.blocked) = Some(name.to_owned());
+        for connection in lock(&self.state.connections).iter() {
+            drop(lock(&connection.dropped[Direction::ToBroker as usize]));
+        }
+    }
+
+    /// Closes all connections.
+    pub fn cut(&self) {
+        lock(&self.state.connections).drain(..).for_each(|connection| connection.close());
+    }
+
+    /// Drops what is sent in these directions on all present connections, without closing them. New ones are not affected.
+    pub fn drop_data(&self, directions: &[Direction]) {
+        for connection in lock(&self.state.connections).iter() {
+            for direction in directions {
+                *lock(&connection.dropped[*direction as usize]) = true;
+            }
+        }
     }
 }
 
-/// Forwards until either side closes, then closes both.
-fn forward(mut from: TcpStream, mut to: TcpStream, blocked: &Mutex<Option<String>>) {
-    let (mut preamble, mut buffer) = (Vec::new(), [0; 16_384]);
-    while let Ok(count) = from.read(&mut buffer)
-        && count > 0
-    {
-        if preamble.len() < PREAMBLE {
-            preamble.extend_from_slice(&buffer[..count]);
+impl State {
+    fn forward_both_ways(self: &Arc<Self>, client: TcpStream, broker: TcpStream) -> io::Result<()> {
+        client.set_nodelay(true)?;
+        broker.set_nodelay(true)?;
+        let dropped = [Mutex::new(false), Mutex::new(false)];
+        let connection = Arc::new(Connection { client, broker, dropped });
+        lock(&self.connections).push(Arc::clone(&connection));
+        for direction in [Direction::ToBroker, Direction::ToClient] {
+            let (state, connection) = (Arc::clone(self), Arc::clone(&connection));
+            thread::spawn(move || {
+                state.forward(&connection, direction);
+                lock(&state.connections).retain(|other| !Arc::ptr_eq(other, &connection));
+            });
         }
-        let is_blocked = blocked.lock().unwrap().as_ref().is_some_and(|name| contains(&preamble, name.as_bytes()));
-        if !is_blocked && to.write_all(&buffer[..count]).is_err() {
-            break;
+        Ok(())
+    }
+
+    /// Forwards until either side closes, then closes both. The other side of a direction that drops data does not learn that
+    /// the connection was closed.
+    fn forward(&self, connection: &Connection, direction: Direction) {
+        let (mut from, mut to) = match direction {
+            Direction::ToBroker => (&connection.client, &connection.broker),
+            Direction::ToClient => (&connection.broker, &connection.client),
+        };
+        let (mut preamble, mut buffer) = (Vec::new(), [0; 16_384]);
+        while let Ok(count) = from.read(&mut buffer)
+            && count > 0
+        {
+            if preamble.len() < PREAMBLE {
+                preamble.extend_from_slice(&buffer[..count]);
+            }
+            let dropped = lock(&connection.dropped[direction as usize]);
+            let is_blocked = direction == Direction::ToBroker
+                && lock(&self.blocked).as_ref().is_some_and(|name| contains(&preamble, name.as_bytes()));
+            if !is_blocked && !*dropped && to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        if *lock(&connection.dropped[direction as usize]) {
+            let _ = from.shutdown(Shutdown::Both);
+        } else {
+            connection.close();
         }
     }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
+}
+
+impl Connection {
+    fn close(&self) {
+        let _ = self.client.shutdown(Shutdown::Both);
+        let _ = self.broker.shutdown(Shutdown::Both);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {

@@ -5,7 +5,6 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
-pub mod amqp_proxy;
 pub mod certificates;
 pub mod http;
 pub mod raw_client;

@@ -7,7 +7,7 @@ use std::thread;
 use rusqlite::Connection;
 
 use crate::support::Node;
-use crate::support::amqp_proxy::AmqpProxy;
+use crate::soak::harness::amqp_proxy::AmqpProxy;
 use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
 
@@ -193,7 +193,7 @@ fn a_rolling_change_of_delays_leaves_no_retry_behind() {
 
 /// One instance commits and is killed before its ack reaches the broker; the other one receives the order again.
 fn an_ack_is_lost_with_its_instance(env: &TestEnv<'_>, others_ledger: &Path) -> (OrderdProcess, LedgerReader) {
-    let proxy = AmqpProxy::to(env.vhost.node.amqp_port);
+    let proxy = AmqpProxy::start(env.vhost.node.amqp_port).unwrap();
     let mut one = env.start_with(&[("broker.addresses", &proxy.address)]);
     wait_until("it consumes", || consumes(&one, "order_queue"));
     proxy.block("orderd consume order_queue");

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub struct Published {
     pub notifications: u64,
     /// Analytics events, without those that orderd emits.
     pub analytics: u64,
+    /// Whether exchanges or bindings were deleted meanwhile. Then any order may be in the unrouted queue instead, or as well if
+    /// the producer published it twice.
+    pub topology_deleted: bool,
 }
 
 /// Counts from the ledger. Reading them is cheap, also while orderd runs.
@@ -102,6 +106,13 @@ pub struct Audit {
     reasons: BTreeMap<String, u64>,
     /// Ids in the unrouted queue.
     unrouted: HashSet<String>,
+    /// Copies in the dead letter queue beyond the first of each message: orderd dead-letters a message again if it is killed
+    /// between dead-lettering and acknowledging it.
+    repeated_dead_letters: u64,
+    /// Lines of the event files.
+    event_lines: u64,
+    /// Lines beyond the first of each event.
+    repeated_event_lines: u64,
     /// Discrepancies; empty if the audit passed.
     problems: Vec<String>,
 }
@@ -115,16 +126,20 @@ impl Audit {
             dead_lettered: HashSet::new(),
             reasons: BTreeMap::new(),
             unrouted: HashSet::new(),
+            repeated_dead_letters: 0,
+            event_lines: 0,
+            repeated_event_lines: 0,
             problems: Vec::new(),
             published,
         };
         let ledger = open(directory)?;
         audit.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
         for delivery in read_queue(connector, ExchangeNames::DEAD_LETTER_QUEUE).await? {
-            if let Some(id) = audit.id_of_this_run(&delivery)
-                // If orderd crashes between dead-lettering a message and recording it, it dead-letters a second copy.
-                && audit.dead_lettered.insert(id)
-            {
+            if let Some(id) = audit.id_of_this_run(&delivery) {
+                if !audit.dead_lettered.insert(id) {
+                    audit.repeated_dead_letters += 1;
+                    continue;
+                }
                 let reason = delivery.message.headers.get(names::DEAD_LETTER_REASON).and_then(HeaderValue::as_text);
                 *audit.reasons.entry(reason.unwrap_or("none given").to_owned()).or_default() += 1;
             }
@@ -153,7 +168,9 @@ impl Audit {
         let Published { prefix, orders, unroutable, .. } = &self.published;
         let routable: HashSet<String> = (1..=*orders).map(|number| format!("{prefix}ord-{number}")).collect();
         let unroutable: HashSet<String> = (1..=*unroutable).map(|number| format!("{prefix}typo-{number}")).collect();
+        let topology_deleted = self.published.topology_deleted;
         let settled: HashSet<String> = self.processed.union(&self.dead_lettered).cloned().collect();
+        let found = if topology_deleted { settled.union(&self.unrouted).cloned().collect() } else { settled.clone() };
         let recorded = self.ids(ledger, "SELECT identity FROM dead_letters")?;
         let mut problems = Vec::new();
         let mut report = |what: &str, ids: BTreeSet<&String>| {
@@ -162,17 +179,17 @@ impl Audit {
                 problems.push(format!("{} {what}, such as {}", ids.len(), named.join(", ")));
             }
         };
-        report("orders are missing: neither processed nor dead-lettered", routable.difference(&settled).collect());
+        report("orders are missing: neither processed nor dead-lettered", routable.difference(&found).collect());
         report(
             "orders were both processed and dead-lettered",
             self.processed.intersection(&self.dead_lettered).collect(),
         );
         report("orders exist that were never published", settled.difference(&routable).collect());
         report("unroutable orders are not in the unrouted queue", unroutable.difference(&self.unrouted).collect());
-        report(
-            "messages in the unrouted queue have a matching binding",
-            self.unrouted.difference(&unroutable).collect(),
-        );
+        if !topology_deleted {
+            let unexpected = self.unrouted.difference(&unroutable).collect();
+            report("messages in the unrouted queue have a matching binding", unexpected);
+        }
         report(
             "messages in the dead letter queue are not in the ledger",
             self.dead_lettered.difference(&recorded).collect(),
@@ -204,6 +221,52 @@ impl Audit {
             self.problems.push(format!("{by_others} events by others are recorded, {published} were published"));
         }
         Ok(())
+    }
+
+    /// Checks that each recorded event has a whole line in the event files in this directory.
+    pub fn compare_event_files(&mut self, ledger: &Path, files: &Path) -> Outcome<()> {
+        let (mut ids, mut unreadable) = (HashSet::new(), 0_u64);
+        for entry in fs::read_dir(files)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "jsonl") {
+                continue;
+            }
+            for line in fs::read_to_string(path)?.lines() {
+                self.event_lines += 1;
+                let value = serde_json::from_str::<serde_json::Value>(line).ok();
+                match value.as_ref().and_then(|value| value["id"].as_str()) {
+                    Some(id) if ids.insert(id.to_owned()) => {}
+                    Some(_) => self.repeated_event_lines += 1,
+                    None => unreadable += 1,
+                }
+            }
+        }
+        let recorded = self.ids(&open(ledger)?, "SELECT id FROM events")?;
+        let missing: Vec<_> = recorded.difference(&ids).take(MAX_LISTED_IDS).cloned().collect();
+        if !missing.is_empty() {
+            let count = recorded.difference(&ids).count();
+            self.problems.push(format!("{count} recorded events have no line, such as {}", missing.join(", ")));
+        }
+        if unreadable > 0 {
+            self.problems.push(format!("{unreadable} lines of the event files cannot be read"));
+        }
+        Ok(())
+    }
+
+    /// The audit as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "published": self.published.orders + self.published.unroutable,
+            "processed": self.processed.len(),
+            "dead_lettered": self.dead_lettered.len(),
+            "dead_letter_reasons": self.reasons,
+            "repeated_dead_letters": self.repeated_dead_letters,
+            "unrouted": self.unrouted.len(),
+            "retried": self.totals.retried,
+            "event_lines": self.event_lines,
+            "repeated_event_lines": self.repeated_event_lines,
+            "problems": self.problems,
+        })
     }
 
     /// Checks that the sales aggregates equal the sums over the processed orders, to the cent.
@@ -243,9 +306,14 @@ impl fmt::Display for Audit {
             line(f, &format!("  dead-lettered: {reason}"), *count)?;
         }
         line(f, "  unrouted", self.unrouted.len() as u64)?;
+        line(f, "  dead-lettered more than once", self.repeated_dead_letters)?;
         line(f, "retried after a delay", self.totals.retried)?;
         line(f, &format!("notifications ({notifications} by others)"), self.totals.notifications)?;
         line(f, &format!("analytics events ({analytics} by others)"), self.totals.analytics)?;
+        if self.event_lines > 0 {
+            line(f, "lines in the event files", self.event_lines)?;
+            line(f, "  repeated", self.repeated_event_lines)?;
+        }
         for (currency, revenue) in &self.totals.revenue {
             writeln!(f, "  {:<34} {:>9}", format!("sold, in {currency}"), revenue.total.to_string())?;
         }
@@ -266,6 +334,20 @@ impl fmt::Display for Audit {
         )?;
         self.problems.iter().try_for_each(|problem| writeln!(f, "  - {problem}"))
     }
+}
+
+/// The number of orders that are in the unrouted queue and nowhere in the ledger.
+pub async fn unrouted_orders(connector: &Connector, directory: &Path) -> Outcome<u64> {
+    let mut ids: HashSet<String> = (read_queue(connector, ExchangeNames::UNROUTED_QUEUE).await?.into_iter())
+        .filter_map(|delivery| delivery.message.properties.message_id)
+        .collect();
+    let ledger = open(directory)?;
+    for sql in ["SELECT id FROM orders WHERE status = 'processed'", "SELECT identity FROM dead_letters"] {
+        for id in ledger.prepare(sql)?.query_map([], |row| row.get::<_, String>(0))? {
+            ids.remove(&id?);
+        }
+    }
+    Ok(ids.len() as u64)
 }
 
 /// Reads all messages of a queue, which are requeued afterwards.

@@ -58,10 +58,15 @@ impl Daemon {
         }
     }
 
+    /// Sends a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) -> io::Result<()> {
+        // The shell's built-in `kill`: a minimal system may have no other.
+        Command::new("sh").args(["-c", "kill -\"$1\" \"$0\"", &self.pid().to_string(), name]).status().map(drop)
+    }
+
     /// Sends TERM and waits until the daemon exits. Kills it at the deadline.
     pub fn terminate(mut self, deadline: Duration) -> io::Result<ExitStatus> {
-        // The shell's built-in `kill`: a minimal system may have no other.
-        Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.pid().to_string()]).status()?;
+        self.signal("TERM")?;
         let begin = Instant::now();
         while begin.elapsed() < deadline {
             if let Some(status) = self.child.try_wait()? {

@@ -84,6 +84,12 @@ impl Environment {
         &self.config.ledger.directory
     }
 
+    /// Changes a setting of the daemons that are started from now on.
+    pub fn set(&mut self, key: &'static str, value: String) {
+        self.settings.retain(|(other, _)| *other != key);
+        self.settings.push((key, value));
+    }
+
     /// Environment variables with which any orderd command uses this broker and this daemon.
     pub fn settings(&self) -> &[(&'static str, String)] {
         &self.settings

@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "no program uses all of it")]
 
+#[path = "../amqp_proxy.rs"]
+pub mod amqp_proxy;
 pub mod audit;
 pub mod daemon;
 pub mod environment;
