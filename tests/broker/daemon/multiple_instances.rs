@@ -6,8 +6,8 @@ use std::thread;
 
 use rusqlite::Connection;
 
-use crate::support::Node;
 use crate::soak::harness::amqp_proxy::AmqpProxy;
+use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
 
