@@ -10,7 +10,7 @@ use tokio_rustls::TlsConnector;
 
 use super::connect_error::ConnectError;
 use super::lifetime::ConnectionEnd;
-use super::protocol::{self, Channel, Connection, Credentials, HandshakeError, MAX_SHORT_STRING};
+use super::protocol::{self, Channel, Connection, Credentials, HandshakeError, MAX_SHORT_STRING, ReceiveLimits};
 use super::redeclaration::Redeclaration;
 use crate::chain::chain;
 use crate::config::{Address, Broker, Mechanism};
@@ -78,6 +78,10 @@ impl Connector {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
+    fn receive_limits(&self) -> ReceiveLimits {
+        ReceiveLimits { max_body: self.broker.max_body, max_held: self.broker.max_unsettled_bytes }
+    }
+
     /// Opens a connection with its one channel, to publish or consume on.
     pub(super) async fn open_channel(&self, purpose: &str) -> Result<Channel, ConnectError> {
         let opening = |address: &Address, credentials: &Credentials| {
@@ -88,7 +92,8 @@ impl Connector {
         let (connection, address) = self.connect_with(opening).await?;
         let index = self.broker.addresses.iter().position(|known| *known == address);
         let in_use = index.map(|index| Arc::clone(&self.in_use[index]));
-        let mut channel = Channel::open(connection, address).await.map_err(ConnectError::Lost)?;
+        let mut channel =
+            Channel::open(connection, address, self.receive_limits()).await.map_err(ConnectError::Lost)?;
         channel.in_use = in_use;
         self.redeclaration.session_began();
         Ok(channel)

@@ -49,6 +49,8 @@ impl FakeBroker {
             confirm_timeout: Duration::from_secs(300),
             max_unconfirmed: 64,
             max_unconfirmed_bytes: 64 << 20,
+            max_body: 64 << 20,
+            max_unsettled_bytes: 64 << 20,
             reconnect_max: Duration::from_millis(10),
         };
         FakeBroker { listener, config, expected }

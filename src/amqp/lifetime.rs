@@ -33,7 +33,13 @@ pub enum ConnectionEnd {
     /// The broker cancelled the consumer because its queue is gone.
     #[error("the broker cancelled the consumer: its queue was deleted or moved")]
     ConsumerCancelled,
-    /// The connection broke: a network failure, missed heartbeats, a killed broker, or input that is not AMQP.
+    /// The broker sent what AMQP does not allow, or more than orderd asked for.
+    #[error("the broker violated the protocol: {problem}")]
+    Protocol {
+        /// What it did.
+        problem: &'static str,
+    },
+    /// The connection broke: a network failure, missed heartbeats, or a killed broker.
     #[error("the connection broke")]
     Broken,
     /// The broker did not reply to a request in time.

@@ -84,6 +84,10 @@ pub struct Broker {
     pub max_unconfirmed: usize,
     /// Maximum size of all unconfirmed publications, in bytes; default 16 MiB.
     pub max_unconfirmed_bytes: usize,
+    /// The largest body that is processed, in bytes; default 16 MiB. A message with a larger one is dead-lettered.
+    pub max_body: usize,
+    /// How much memory the deliveries of one consumer may take, in bytes; default 32 MiB. A larger delivery is processed alone.
+    pub max_unsettled_bytes: usize,
     /// Maximum back-off between connection attempts; default 30 s. It starts at 100 ms and doubles, with full jitter.
     #[serde(serialize_with = "serialize::duration")]
     pub reconnect_max: Duration,

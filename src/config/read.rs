@@ -117,6 +117,12 @@ fn broker(mut section: Section<'_>) -> Broker {
             16 << 20,
             &value_parser::number(1 << 20..=1 << 30),
         ),
+        max_body: section.optional_or("max_body", 16 << 20, &value_parser::number(1 << 20..=512 << 20)),
+        max_unsettled_bytes: section.optional_or(
+            "max_unsettled_bytes",
+            32 << 20,
+            &value_parser::number(1 << 20..=1 << 30),
+        ),
         reconnect_max: section.optional_or(
             "reconnect_max",
             seconds(30),

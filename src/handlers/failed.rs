@@ -20,8 +20,8 @@ use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
 use crate::recovery::{
-    Action, DeadLetterReason, DecisionPoint, Delay, Failure, History, RetryPolicy, copy_for_dead_letter,
-    copy_for_retry, decide,
+    Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
+    copy_for_dead_letter, copy_for_retry, decide,
 };
 
 /// The consumer in which a message failed, as far as recovery needs it.
@@ -72,13 +72,30 @@ struct DeadLetteredEvent<'a> {
 
 impl FailedHandler {
     fn recover(&self, delivery: &Delivery, provenance: Provenance<'_>, now: Timestamp) -> HandlerOutput {
-        let history = History::read(delivery, provenance, now);
+        let mut history = History::read(delivery, provenance, now);
+        let unread = delivery.message.unread;
+        if unread > 0 {
+            let reason = format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
+            history.failure = Failure::new(FailureKind::Permanent, BODY_TOO_LARGE, reason);
+        }
+        self.recover_from(delivery, provenance, &history, now, unread == 0)
+    }
+
+    /// `can_copy`: whether a copy of the message can be published.
+    fn recover_from(
+        &self,
+        delivery: &Delivery,
+        provenance: Provenance<'_>,
+        history: &History,
+        now: Timestamp,
+        can_copy: bool,
+    ) -> HandlerOutput {
         let consumers = self.origin_consumers.borrow();
         let consumer = history.origin.as_ref().and_then(|origin| consumers.get(&origin.queue));
         let carries_orders = consumer.is_some_and(|consumer| consumer.carries_orders);
         let identity =
             if carries_orders { order_identity(delivery, provenance) } else { delivery.identity(provenance) };
-        let failed = FailedMessage { delivery, provenance, history: &history, consumer, identity, now };
+        let failed = FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy };
         let policy = consumer.map(|consumer| &consumer.policy);
         match (
             decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&history), now),
@@ -114,13 +131,20 @@ impl FailedHandler {
             reason = history.failure.reason, retries = history.retries, dead_lettered = reason.as_str(),
             "[Failed] dead-lettered in the dead letter queue"
         );
-        let mut emit = vec![copy_for_dead_letter(delivery, *provenance, history, reason, &self.names)];
+        let mut emit = Vec::new();
+        if failed.can_copy {
+            emit.push(copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
+        }
         if failed.consumer.is_some_and(|consumer| consumer.carries_orders) {
             emit.push(failed.dead_lettered_event(reason, &self.names));
         }
         let dead =
             NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
-        let outcome = HandlerOutcome::DeadLettered { consumer: failed.consumer_name(), reason };
+        let consumer = failed.consumer_name();
+        let outcome = match failed.can_copy {
+            true => HandlerOutcome::DeadLettered { consumer, reason },
+            false => HandlerOutcome::DeadLetteredByBroker { consumer, reason },
+        };
         HandlerOutput { outcome, emit: emit.into(), record: Some(LedgerEntry::DeadLetter(Box::new(dead))) }
     }
 }
@@ -128,6 +152,14 @@ impl FailedHandler {
 impl Handler for FailedHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
         Box::pin(std::future::ready(Ok(self.recover(input.delivery, input.provenance, Timestamp::now()))))
+    }
+
+    fn dead_letter_without_copy(&self, input: HandlerInput<'_>, problem: &str) -> Option<HandlerOutput> {
+        let now = Timestamp::now();
+        let mut history = History::read(input.delivery, input.provenance, now);
+        history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
+        let output = self.recover_from(input.delivery, input.provenance, &history, now, false);
+        Some(HandlerOutput { emit: Arc::default(), ..output })
     }
 }
 
@@ -140,6 +172,8 @@ struct FailedMessage<'a> {
     consumer: Option<&'a OriginConsumer>,
     identity: String,
     now: Timestamp,
+    /// Whether a copy of the message can be published. If not, the broker itself dead-letters it.
+    can_copy: bool,
 }
 
 impl FailedMessage<'_> {
@@ -188,4 +222,44 @@ fn order_identity(delivery: &Delivery, provenance: Provenance<'_>) -> String {
         serde_json::from_str::<OrderId>(id?.get()).ok()
     };
     id().map_or_else(|| delivery.identity(provenance), |id| id.as_str().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{DeliveryId, Headers, Message, Sender};
+    use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
+
+    fn delivery(unread: usize) -> Delivery {
+        Delivery {
+            id: DeliveryId { connection: 1, tag: 1 },
+            exchange: "orders".to_owned(),
+            routing_key: "order.failed.order".to_owned(),
+            redelivered: false,
+            message: Message { headers: Headers::new(), body: "{\"id\": 7".into(), unread, ..Message::default() },
+        }
+    }
+
+    fn recorded(output: &HandlerOutput) -> (&str, &str) {
+        match &output.record {
+            Some(LedgerEntry::DeadLetter(letter)) => (&letter.attempt.code, letter.attempt.kind),
+            other => panic!("expected a dead letter, got {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_published_as_a_copy_is_recorded_with_its_reason_and_dead_lettered_by_the_broker() {
+        let (_sender, origin_consumers) = watch::channel(BTreeMap::new());
+        let handler = FailedHandler { names: Arc::new(ExchangeNames::new("orders")), origin_consumers };
+        let (too_large, whole) = (delivery(60 << 20), delivery(0));
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        let input = |delivery| HandlerInput { delivery, provenance, consumer: &FAILED, bindings: &[], retries: 0 };
+        static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "failed".into());
+        let output = handler.handle(input(&too_large)).await.unwrap();
+        assert_eq!(recorded(&output), (BODY_TOO_LARGE, "permanent"));
+        assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
+        let output = handler.dead_letter_without_copy(input(&whole), "406 too large").unwrap();
+        assert_eq!(recorded(&output), ("cannot_publish", "permanent"));
+        assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
+    }
 }

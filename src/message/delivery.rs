@@ -19,6 +19,9 @@ pub struct Message {
     pub headers: Headers,
     /// The payload, untouched.
     pub body: Bytes,
+    /// How many bytes of the payload are missing from `body`, which then holds only its beginning: the payload is larger than
+    /// `broker.max_body`. Such a message is never published again.
+    pub unread: usize,
 }
 
 impl Message {

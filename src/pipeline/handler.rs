@@ -20,6 +20,12 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// A [`Failure`], whose kind decides whether it is retried.
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>>;
+
+    /// What to record if the copy of a failed message can never be published, for the given reason. The broker then
+    /// dead-letters the message itself. Only the failed-order handler returns something.
+    fn dead_letter_without_copy(&self, _input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {
+        None
+    }
 }
 
 /// One delivery to process.

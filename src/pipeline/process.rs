@@ -35,7 +35,9 @@ use crate::domain::Order;
 use crate::ledger::LedgerEntry;
 use crate::message::{Delivery, Message, Provenance, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
-use crate::recovery::{Action, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count};
+use crate::recovery::{
+    Action, BODY_TOO_LARGE, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count,
+};
 use crate::telemetry::RepeatedLog;
 
 /// Waits between attempts that are repeated until one succeeds: to publish, to record a failure, to process a failed
@@ -58,6 +60,13 @@ enum AttemptOutcome {
 
 /// Makes attempts at a delivery until it can be settled, and settles it.
 pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) {
+    if guard.delivery().message.unread > 0 && matches!(context.on_failure, OnFailure::Forward(_)) {
+        // No copy can be published without the body. The broker moves the message to the failed-order queue, where the
+        // failure is recorded.
+        let message_id = guard.delivery().message.properties.message_id.as_deref();
+        warn!(consumer = %context.consumer, message_id, code = BODY_TOO_LARGE, "the body is larger than broker.max_body");
+        return guard.settle(DeliveryOutcome::Rejected);
+    }
     let mut retries = 0;
     let provenance = guard.delivery().provenance(&context.names, &context.users, guard.generated_id());
     let outcome = loop {
@@ -100,14 +109,22 @@ fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Ac
 
 /// One attempt: run the handler, publish its events, record its effect.
 async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Provenance<'_>) -> AttemptOutcome {
-    let output = match run_handler(context, delivery, provenance).await {
+    let mut output = match run_handler(context, delivery, provenance).await {
         Ok(output) => output,
         Err(failure) => return AttemptOutcome::Failed(failure),
     };
-    match publish(context, output.emit).await {
+    match publish(context, Arc::clone(&output.emit)).await {
         Ok(()) => {}
         Err(PublishError::Closed) => return AttemptOutcome::PublisherClosed,
-        Err(error) => return cannot_publish(context, &error),
+        Err(error) => {
+            // The failed-order consumer records the dead letter, and the broker itself moves the message.
+            let (consumer, bindings) = (&context.consumer, &context.bindings);
+            let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0 };
+            match context.handler.dead_letter_without_copy(input, &chain(&error)) {
+                Some(without_copy) => output = without_copy,
+                None => return cannot_publish(context, &error),
+            }
+        }
     }
     let Some(entry) = output.record else { return AttemptOutcome::Handled(output.outcome) };
     match record(context, entry.confirmed_at(Timestamp::now())).await {

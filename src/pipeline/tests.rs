@@ -126,7 +126,12 @@ impl FakeQueue {
             exchange: "orders".to_owned(),
             routing_key: "order.normal.created".to_owned(),
             redelivered: count > 0,
-            message: Message { headers, body: body.into(), ..Message::default() },
+            message: Message {
+                headers,
+                body: body.into(),
+                unread: usize::from(body == "unread"),
+                ..Message::default()
+            },
         };
         self.feeds.lock().unwrap().last().unwrap().send(delivery).unwrap();
     }
@@ -462,6 +467,14 @@ async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters
         env.queue.deliver(1, "emit");
         assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_its_whole_body_goes_to_the_failed_order_queue_through_the_broker() {
+    let env = TestEnv::start(1, 1).await;
+    env.queue.deliver(1, "unread");
+    assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
+    assert_eq!(env.failure_kinds(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,9 @@ pub const MAX_REASON_BYTES: usize = 1024;
 /// The longest code that is kept, in bytes. Only a header that orderd did not write has a longer one.
 pub const MAX_CODE_BYTES: usize = 64;
 
+/// The code of a message whose body is larger than `broker.max_body`.
+pub const BODY_TOO_LARGE: &str = "body_too_large";
+
 /// The class of a failure, which decides whether a retry can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {

@@ -194,6 +194,8 @@ impl Vhost<'_> {
             confirm_timeout: Duration::from_secs(20),
             max_unconfirmed: 4096,
             max_unconfirmed_bytes: 16 * 1024 * 1024,
+            max_body: 16 * 1024 * 1024,
+            max_unsettled_bytes: 32 * 1024 * 1024,
             reconnect_max: Duration::from_millis(400),
         }
     }

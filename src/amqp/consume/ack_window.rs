@@ -39,6 +39,8 @@ pub struct AckWindow {
     blocked: Vec<(u64, bool)>,
     /// When this many are blocked, they are acknowledged at once, with one frame each.
     max_blocked: usize,
+    /// Deliveries settled so far, by the frames that were to be sent.
+    pub settled: u64,
 }
 
 impl AckWindow {
@@ -46,7 +48,7 @@ impl AckWindow {
     /// count against the prefetch, and one slow delivery must not starve the other workers.
     pub fn new(prefetch: u16) -> Self {
         let max_blocked = usize::from(prefetch / 2).max(1);
-        AckWindow { first: 1, states: VecDeque::new(), blocked: Vec::new(), max_blocked }
+        AckWindow { first: 1, states: VecDeque::new(), blocked: Vec::new(), max_blocked, settled: 0 }
     }
 
     /// Records settlements and appends the frames to send now. Ignores deliveries that are already settled.
@@ -61,10 +63,12 @@ impl AckWindow {
                 // Sent before the next `AckUpTo`, which would otherwise acknowledge the delivery.
                 Settlement::Release => {
                     *state = DeliveryState::Sent;
+                    self.settled += 1;
                     frames.push(AckFrame::Release(tag));
                 }
                 Settlement::Reject => {
                     *state = DeliveryState::Sent;
+                    self.settled += 1;
                     frames.push(AckFrame::Reject(tag));
                 }
             }
@@ -79,6 +83,7 @@ impl AckWindow {
     pub fn tick(&mut self, frames: &mut Vec<AckFrame>) {
         let old = self.blocked.extract_if(.., |(_, old)| std::mem::replace(old, true));
         for (tag, _) in old {
+            self.settled += 1;
             self.states[(tag - self.first) as usize] = DeliveryState::Sent;
             frames.push(AckFrame::Ack(tag));
         }
@@ -87,6 +92,7 @@ impl AckWindow {
     /// Acknowledges everything that is finished.
     pub fn flush(&mut self, frames: &mut Vec<AckFrame>) {
         for (tag, _) in self.blocked.drain(..) {
+            self.settled += 1;
             self.states[(tag - self.first) as usize] = DeliveryState::Sent;
             frames.push(AckFrame::Ack(tag));
         }
@@ -118,7 +124,10 @@ impl AckWindow {
         while let Some(state) = self.states.front() {
             match state {
                 DeliveryState::Open => break,
-                DeliveryState::Finished => last = Some(self.first),
+                DeliveryState::Finished => {
+                    last = Some(self.first);
+                    self.settled += 1;
+                }
                 DeliveryState::Sent => {}
             }
             self.states.pop_front();

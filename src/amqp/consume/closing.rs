@@ -38,7 +38,8 @@ impl ReceiverTask {
         let mut before = None;
         while self.intake.is_open() && Instant::now() < deadline {
             let latest = self.intake.latest;
-            if self.window.unsettled(latest) >= usize::from(self.settings.prefetch) {
+            // What does not fit into memory would be released again and again while waiting.
+            if self.channel.is_paused() || self.window.unsettled(latest) >= usize::from(self.settings.prefetch) {
                 break;
             }
             // The broker may only be slow, so it is asked whether more messages are ready.

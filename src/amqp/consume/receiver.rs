@@ -2,6 +2,7 @@
 //!
 //! The only user of the channel. Passes deliveries on in the order they arrive. Never decides how a delivery is settled.
 
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 use super::ack_window::{AckFrame, AckWindow};
 use super::settler::{ChannelSettler, CloseReply, Command, PendingSettlements};
 use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop};
-use crate::amqp::protocol::{Channel, Delivered, Method, ServerEvent, broken, reject_unexpected};
+use crate::amqp::protocol::{Channel, Delivered, Method, ServerEvent, reject_unexpected};
 use crate::message::{Delivery, DeliveryId, SettleError, Settlement};
 
 /// How long a settlement may wait for others to share its frame. Each frame costs a system call on both sides.
@@ -42,7 +43,7 @@ pub fn spawn(
     let window = AckWindow::new(settings.prefetch);
     let task = ReceiverTask {
         channel,
-        intake: DeliveryIntake { connection: lifetime.number, latest: 0, output: Some(output) },
+        intake: DeliveryIntake::new(lifetime.number, settings.prefetch, output),
         lifetime: Arc::clone(&lifetime),
         pending: Arc::clone(&pending),
         settings,
@@ -62,9 +63,20 @@ pub struct DeliveryIntake {
     pub latest: u64,
     /// `None` once the consumer is cancelled.
     output: Option<mpsc::UnboundedSender<Delivery>>,
+    /// The largest tag that the prefetch allows for now.
+    limit: u64,
+    /// The memory of the deliveries that are not settled, in bytes, by tag.
+    memory: HashMap<u64, usize>,
+    /// Deliveries for which there was no room. They are released.
+    overflowed: Vec<u64>,
 }
 
 impl DeliveryIntake {
+    fn new(connection: u64, prefetch: u16, output: mpsc::UnboundedSender<Delivery>) -> Self {
+        let (limit, memory, overflowed) = (prefetch.into(), HashMap::new(), Vec::new());
+        DeliveryIntake { connection, latest: 0, output: Some(output), limit, memory, overflowed }
+    }
+
     /// Whether the broker may still deliver.
     pub fn is_open(&self) -> bool {
         self.output.is_some()
@@ -81,7 +93,10 @@ impl DeliveryIntake {
             // The broker numbers the deliveries of a channel consecutively. If a number is missing, a delivery was lost, and
             // it is no longer certain which one a settlement refers to.
             ServerEvent::Delivered(delivered) if delivered.tag != self.latest + 1 => {
-                Err(broken(&"a delivery tag out of sequence"))
+                Err(ConnectionEnd::Protocol { problem: "a delivery tag is out of sequence" })
+            }
+            ServerEvent::Delivered(delivered) if delivered.tag > self.limit => {
+                Err(ConnectionEnd::Protocol { problem: "there are more deliveries than the prefetch allows" })
             }
             ServerEvent::Delivered(delivered) => {
                 self.pass_on(delivered);
@@ -96,8 +111,13 @@ impl DeliveryIntake {
     }
 
     fn pass_on(&mut self, delivered: Delivered) {
-        let Delivered { tag, redelivered, exchange, routing_key, message } = delivered;
+        let Delivered { tag, redelivered, exchange, routing_key, message, memory, overflow } = delivered;
         self.latest = tag;
+        self.memory.insert(tag, memory);
+        if overflow {
+            self.overflowed.push(tag);
+            return;
+        }
         let id = DeliveryId { connection: self.connection, tag };
         if let Some(output) = &self.output {
             // If the stream was dropped, the delivery stays unsettled and is requeued when the subscription is closed.
@@ -229,11 +249,16 @@ impl ReceiverTask {
 
     pub fn take_settlements(&mut self) {
         self.pending.take(&mut self.spare);
+        self.spare.extend(self.intake.overflowed.drain(..).map(|tag| (tag, Settlement::Release)));
+        let released = self.spare.iter().filter_map(|(tag, _)| self.intake.memory.remove(tag)).sum();
+        self.channel.release(released);
         self.window.settle(self.spare.drain(..), &mut self.frames);
     }
 
     /// Queues the frames that are due.
     pub fn send_settlements(&mut self) {
+        // At most: the broker counts a delivery until it has received its settlement.
+        self.intake.limit = self.window.settled + u64::from(self.settings.prefetch);
         for frame in self.frames.drain(..) {
             let nack = |delivery_tag, requeue| Method::BasicNack { delivery_tag, multiple: false, requeue };
             self.channel.send_method(&match frame {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
@@ -37,6 +37,38 @@ async fn next(subscription: &mut Subscription) -> Option<Delivery> {
 
 async fn done<T>(task: tokio::task::JoinHandle<T>) -> T {
     timeout(DEADLINE, task).await.expect("no answer").unwrap()
+}
+
+#[tokio::test]
+async fn a_broker_that_delivers_more_than_the_prefetch_is_disconnected() {
+    let broker = FakeBroker::new(OPENING).await;
+    let deliver = |out: &mut BytesMut| (1..=10).for_each(|n| put_delivery(out, n, b"x"));
+    let (mut subscription, mut connection) = subscribed(&broker, deliver).await;
+    let first = next(&mut subscription).await.unwrap();
+    subscription.settler.settle(first.id, Settlement::Ack);
+    connection.expect_method(MethodId::BASIC_ACK).await;
+    connection.send(|out| put_delivery(out, 11, b"x")).await;
+    for tag in 2..=11 {
+        assert_eq!(next(&mut subscription).await.unwrap().id.tag, tag, "one was settled");
+    }
+    connection.send(|out| put_delivery(out, 12, b"x")).await;
+    timeout(DEADLINE, subscription.settler.ended()).await.expect("still connected");
+}
+
+#[tokio::test]
+async fn deliveries_beyond_the_byte_limit_are_received_once_others_are_settled() {
+    let mut broker = FakeBroker::new(OPENING).await;
+    broker.config.max_unsettled_bytes = 1000;
+    let deliver = |out: &mut BytesMut| (1..=2).for_each(|n| put_delivery(out, n, &[b'x'; 600]));
+    let (mut subscription, mut connection) = subscribed(&broker, deliver).await;
+    let first = next(&mut subscription).await.unwrap();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(subscription.deliveries.next().now_or_never().is_none(), "it exceeds the limit");
+    subscription.settler.settle(first.id, Settlement::Ack);
+    connection.expect_method(MethodId::BASIC_ACK).await;
+    assert_eq!(next(&mut subscription).await.unwrap().id.tag, 2);
 }
 
 #[tokio::test]

@@ -10,10 +10,12 @@ use super::encoding::ProtocolError;
 use super::frame::{Frame, FrameType};
 use super::method::Method;
 use crate::amqp::lifetime::ConnectionEnd;
-use crate::message::Message;
+use crate::message::{Message, headers_memory};
 
-/// The most memory reserved for a body before any of it has arrived, in bytes.
-const MAX_RESERVED: usize = 64 * 1024;
+/// How much is kept of a body that is not kept as a whole, in bytes.
+const KEPT_PREFIX: usize = 4 * 1024;
+/// The memory of a delivery besides its body and headers, in bytes, roughly.
+const DELIVERY_BYTES: usize = 1024;
 
 /// Whether the broker accepted a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +35,17 @@ pub struct Returned {
 }
 
 /// A message that the broker delivers to the consumer.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Delivered {
     pub tag: u64,
     pub redelivered: bool,
     pub exchange: String,
     pub routing_key: String,
     pub message: Message,
+    /// The memory it takes, in bytes, roughly.
+    pub memory: usize,
+    /// There was no room for the body, so only its beginning is in `message`. The delivery is to be released.
+    pub overflow: bool,
 }
 
 /// Something that the broker has sent completely.
@@ -92,16 +98,32 @@ enum PendingContent {
     /// The method has arrived; the content header comes next.
     Header(ContentOwner),
     /// The header and part of the body have arrived; `missing` bytes of the body have not.
-    Body { owner: ContentOwner, missing: usize, body: Vec<u8> },
+    Body { owner: ContentOwner, missing: usize, body: Vec<u8>, kept: usize },
 }
 
 /// Turns the frames of one connection into events.
-#[derive(Default)]
 pub struct ContentAssembler {
     pending: PendingContent,
+    /// A longer body is not kept as a whole.
+    pub max_body: usize,
+    /// How much may be kept of the next delivery's body; if that is less than the body has, it overflows.
+    pub room: usize,
 }
 
 impl ContentAssembler {
+    /// For a connection on which bodies of up to `max_body` bytes are kept.
+    pub fn new(max_body: usize) -> Self {
+        ContentAssembler { pending: PendingContent::None, max_body, room: usize::MAX }
+    }
+
+    /// The bytes that the body takes which is arriving.
+    pub fn pending_bytes(&self) -> usize {
+        match &self.pending {
+            PendingContent::Body { kept, .. } => *kept,
+            PendingContent::None | PendingContent::Header(_) => 0,
+        }
+    }
+
     /// The event that this frame completes; `None` if it completes none.
     pub fn accept(&mut self, frame: &Frame<'_>) -> Result<Option<ServerEvent>, ProtocolError> {
         match Method::parse(frame)? {
@@ -131,7 +153,7 @@ impl ContentAssembler {
             }
             Method::BasicDeliver { delivery_tag: tag, redelivered, exchange, routing_key } => {
                 let (exchange, routing_key) = (exchange.into_owned(), routing_key.into_owned());
-                let delivered = Delivered { tag, redelivered, exchange, routing_key, message: Message::default() };
+                let delivered = Delivered { tag, redelivered, exchange, routing_key, ..Delivered::default() };
                 self.pending = PendingContent::Header(ContentOwner::Delivered(delivered));
                 return Ok(None);
             }
@@ -168,20 +190,38 @@ impl ContentAssembler {
         }))
     }
 
+    /// How many bytes of a body are kept. `max_body` bounds it, so as much may be reserved at once.
+    fn kept_bytes(&self, owner: &mut ContentOwner, body_size: usize) -> Result<usize, ProtocolError> {
+        match owner {
+            ContentOwner::Returned(_) if body_size > self.max_body => {
+                Err(ProtocolError("a returned message is larger than any that was published"))
+            }
+            ContentOwner::Returned(_) => Ok(body_size),
+            ContentOwner::Delivered(delivered) => {
+                delivered.overflow = body_size > self.room;
+                let whole = !delivered.overflow && body_size <= self.max_body;
+                let kept = if whole { body_size } else { body_size.min(KEPT_PREFIX) };
+                delivered.message.unread = body_size - kept;
+                delivered.memory = DELIVERY_BYTES + kept + headers_memory(&delivered.message.headers);
+                Ok(kept)
+            }
+        }
+    }
+
     fn accept_content(&mut self, frame: &Frame<'_>) -> Result<Option<ServerEvent>, ProtocolError> {
-        let (mut owner, missing, body) = match (frame.kind, std::mem::take(&mut self.pending)) {
+        let (mut owner, missing, body, kept) = match (frame.kind, std::mem::take(&mut self.pending)) {
             (FrameType::Header, PendingContent::Header(mut owner)) => {
                 let ContentHeader { body_size, properties, headers } = get_content_header(frame.payload)?;
                 let message = owner.message();
                 (message.properties, message.headers) = (properties, headers);
-                // Most bodies come in one frame.
-                (owner, body_size, Vec::with_capacity(body_size.min(MAX_RESERVED)))
+                let kept = self.kept_bytes(&mut owner, body_size)?;
+                (owner, body_size, Vec::with_capacity(kept), kept)
             }
-            (FrameType::Body, PendingContent::Body { owner, missing, mut body }) => {
+            (FrameType::Body, PendingContent::Body { owner, missing, mut body, kept }) => {
                 let missing = missing.checked_sub(frame.payload.len());
                 let missing = missing.ok_or(ProtocolError("body longer than announced"))?;
-                body.extend_from_slice(frame.payload);
-                (owner, missing, body)
+                body.extend_from_slice(&frame.payload[..frame.payload.len().min(kept - body.len())]);
+                (owner, missing, body, kept)
             }
             (FrameType::Header | FrameType::Body, _) => return Err(ProtocolError("content without its method")),
             (FrameType::Heartbeat | FrameType::Method, pending) => {
@@ -190,7 +230,7 @@ impl ContentAssembler {
             }
         };
         if missing > 0 {
-            self.pending = PendingContent::Body { owner, missing, body };
+            self.pending = PendingContent::Body { owner, missing, body, kept };
             return Ok(None);
         }
         owner.message().body = Bytes::from(body);
@@ -210,7 +250,7 @@ mod tests {
 
     /// The events of all these frames.
     fn events(fill: impl FnOnce(&mut BytesMut)) -> Result<Vec<ServerEvent>, ProtocolError> {
-        let (mut bytes, mut assembler, mut events) = (BytesMut::new(), ContentAssembler::default(), Vec::new());
+        let (mut bytes, mut assembler, mut events) = (BytesMut::new(), ContentAssembler::new(1000), Vec::new());
         fill(&mut bytes);
         while let Some(frame) = Frame::parse(&bytes, 4096)? {
             events.extend(assembler.accept(&frame)?);
@@ -247,7 +287,7 @@ mod tests {
     fn message(body: &'static [u8]) -> Message {
         let properties = Properties { message_id: Some("ord-1".into()), ..Properties::default() };
         let headers = Headers::from([("x".to_owned(), HeaderValue::Void)]);
-        Message { properties, headers, body: Bytes::from_static(body) }
+        Message { properties, headers, body: Bytes::from_static(body), unread: 0 }
     }
 
     #[test]
@@ -275,7 +315,17 @@ mod tests {
     fn a_delivery_is_an_event_once_it_is_complete() {
         let delivered = |tag, body| {
             let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
-            ServerEvent::Delivered(Delivered { tag, redelivered: true, exchange, routing_key, message: message(body) })
+            let (message, redelivered) = (message(body), true);
+            let memory = DELIVERY_BYTES + body.len() + headers_memory(&message.headers);
+            ServerEvent::Delivered(Delivered {
+                tag,
+                redelivered,
+                exchange,
+                routing_key,
+                message,
+                memory,
+                overflow: false,
+            })
         };
         let complete = events(|out| {
             put_deliver(out, 1);
@@ -285,6 +335,34 @@ mod tests {
             put_header(out, 0);
         });
         assert_eq!(complete, Ok(vec![delivered(1, b"abc"), delivered(2, b"")]));
+    }
+
+    #[test]
+    fn a_body_above_the_maximum_is_not_kept() {
+        let delivered = |size: usize| {
+            let events = events(|out| {
+                put_deliver(out, 1);
+                put_header(out, size as u64);
+                (0..size / 1000).for_each(|_| put_body(out, &[7; 1000]));
+            });
+            match events.unwrap().remove(0) {
+                ServerEvent::Delivered(delivered) => delivered,
+                other => panic!("{other:?}"),
+            }
+        };
+        let whole = delivered(1000);
+        assert_eq!((whole.message.body.len(), whole.message.unread), (1000, 0));
+        let large = delivered(1_000_000);
+        assert_eq!((large.message.body.len(), large.message.unread), (KEPT_PREFIX, 1_000_000 - KEPT_PREFIX));
+        assert!(large.memory < 10_000);
+        assert!(
+            events(|out| {
+                put_return(out);
+                put_header(out, 1001)
+            })
+            .is_err(),
+            "nothing as large was published"
+        );
     }
 
     #[test]

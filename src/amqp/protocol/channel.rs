@@ -46,10 +46,25 @@ const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
 /// opened only after it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What a channel keeps in memory of what it receives, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct ReceiveLimits {
+    /// Of one body. Only the beginning of a longer one is kept.
+    pub max_body: usize,
+    /// Of all deliveries that are not released.
+    pub max_held: usize,
+}
+
 /// A connection with its one channel. Dropping it closes the socket.
 pub struct Channel {
     connection: Connection,
     assembler: ContentAssembler,
+    /// The memory of the deliveries that are not released, in bytes.
+    held: usize,
+    /// While the next delivery would exceed this, nothing more is received. One that is larger is held alone.
+    max_held: usize,
+    /// Whether a reply is awaited. It comes after deliveries that are on their way, so that they must be received.
+    requesting: bool,
     outgoing: BytesMut,
     /// Whether `outgoing` grew for a large publication, so that its memory is to be freed.
     shrink_after_flush: bool,
@@ -69,12 +84,19 @@ pub struct Channel {
 
 impl Channel {
     /// Opens the channel of a new connection to `address`.
-    pub async fn open(connection: Connection, address: Address) -> Result<Channel, ConnectionEnd> {
+    pub async fn open(
+        connection: Connection,
+        address: Address,
+        limits: ReceiveLimits,
+    ) -> Result<Channel, ConnectionEnd> {
         let (now, mut heartbeat_check) = (Instant::now(), interval(HEARTBEAT_CHECK));
         heartbeat_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut channel = Channel {
             connection,
-            assembler: ContentAssembler::default(),
+            assembler: ContentAssembler::new(limits.max_body),
+            held: 0,
+            max_held: limits.max_held,
+            requesting: false,
             outgoing: BytesMut::new(),
             shrink_after_flush: false,
             flushed: true,
@@ -93,7 +115,7 @@ impl Channel {
 
     /// Opens the channel again after the broker has closed it. The broker discards what was sent on it before.
     pub async fn reopen(&mut self) -> Result<(), ConnectionEnd> {
-        self.assembler = ContentAssembler::default();
+        self.assembler = ContentAssembler::new(self.assembler.max_body);
         self.send_method(&Method::ChannelCloseOk);
         self.request(&Method::ChannelOpen, reject_unexpected).await.map(|_| ())
     }
@@ -107,6 +129,7 @@ impl Channel {
     ) -> Result<Method<'static>, ConnectionEnd> {
         self.send_method(request);
         let id = request.id();
+        self.requesting = true;
         let replied = async {
             loop {
                 while let Some(event) = self.next_event()? {
@@ -118,7 +141,9 @@ impl Channel {
                 self.drive_io().await?;
             }
         };
-        timeout(REPLY_TIMEOUT, replied).await.unwrap_or(Err(ConnectionEnd::NoReply { request: id.name() }))
+        let replied = timeout(REPLY_TIMEOUT, replied).await;
+        self.requesting = false;
+        replied.unwrap_or(Err(ConnectionEnd::NoReply { request: id.name() }))
     }
 
     /// Queues a method, which [`Channel::drive_io`] sends.
@@ -194,6 +219,11 @@ impl Channel {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_paused() {
+            // The broker may have sent heartbeats.
+            self.last_received = Instant::now();
+            return Poll::Pending;
+        }
         let Connection { stream, incoming, .. } = &mut self.connection;
         incoming.reserve(READ_SIZE);
         if ready!(pin!(stream.read_buf(incoming)).poll(cx))? == 0 {
@@ -205,14 +235,30 @@ impl Channel {
 
     /// The next event among the bytes received so far, if it is complete.
     pub fn next_event(&mut self) -> Result<Option<ServerEvent>, ConnectionEnd> {
-        self.decode().map_err(|error: ProtocolError| broken(&error))
+        self.decode().map_err(|ProtocolError(problem)| ConnectionEnd::Protocol { problem })
+    }
+
+    /// Whether nothing is received until deliveries are released.
+    pub fn is_paused(&self) -> bool {
+        !self.requesting && self.held > 0 && self.held + self.assembler.pending_bytes() > self.max_held
+    }
+
+    /// Gives back the memory of settled deliveries.
+    pub fn release(&mut self, bytes: usize) {
+        self.held = self.held.saturating_sub(bytes);
     }
 
     fn decode(&mut self) -> Result<Option<ServerEvent>, ProtocolError> {
-        let Connection { incoming, .. } = &mut self.connection;
-        while let Some(frame) = Frame::parse(incoming, MAX_INCOMING_FRAME)? {
+        while !self.is_paused()
+            && let Some(frame) = Frame::parse(&self.connection.incoming, MAX_INCOMING_FRAME)?
+        {
+            let bounded = self.requesting && self.held > 0;
+            self.assembler.room = if bounded { self.max_held.saturating_sub(self.held) } else { usize::MAX };
             let (event, length) = (self.assembler.accept(&frame)?, frame.len());
-            incoming.advance(length);
+            self.connection.incoming.advance(length);
+            if let Some(ServerEvent::Delivered(delivered)) = &event {
+                self.held += delivered.memory;
+            }
             if event.is_some() {
                 return Ok(event);
             }
@@ -249,6 +295,7 @@ impl Channel {
             Some(
                 ConnectionEnd::Broken
                 | ConnectionEnd::NoReply { .. }
+                | ConnectionEnd::Protocol { .. }
                 | ConnectionEnd::WriteStalled
                 | ConnectionEnd::ConfirmTimeout(_)
                 | ConnectionEnd::ClosedByUs,

@@ -48,7 +48,7 @@ pub fn get_content_header(mut payload: &[u8]) -> Result<ContentHeader, ProtocolE
 
 /// Appends flags that say which properties follow, from the highest bit on, then the properties.
 fn put_properties(out: &mut BytesMut, message: &Message, publisher: Option<&str>) {
-    let Message { properties, headers, body: _ } = message;
+    let Message { properties, headers, body: _, unread: _ } = message;
     let Properties { content_type, content_encoding, priority, correlation_id, reply_to, .. } = properties;
     let Properties { expiration, message_id, timestamp, message_type, user_id, app_id, .. } = properties;
     let user_id = user_id.as_deref().or(publisher);
@@ -117,7 +117,6 @@ fn get_properties(bytes: &mut &[u8]) -> Result<(Properties, Headers), ProtocolEr
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -144,7 +143,7 @@ mod tests {
             user_id: text("h"),
             app_id: text("i"),
         };
-        Message { properties, headers, body: Bytes::new() }
+        Message { properties, headers, ..Message::default() }
     }
 
     #[test]

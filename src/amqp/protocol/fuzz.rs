@@ -24,7 +24,7 @@ const MAX_FRAME: usize = 64 * 1024;
 /// If a message that was decoded and fits AMQP's limits is encoded, decoded and encoded again to something else.
 #[doc(hidden)]
 pub fn decode_stream(mut bytes: &[u8]) -> Result<Vec<String>, String> {
-    let (mut assembler, mut events) = (ContentAssembler::default(), Vec::new());
+    let (mut assembler, mut events) = (ContentAssembler::new(MAX_FRAME), Vec::new());
     let text = |error: ProtocolError| error.to_string();
     while let Some(frame) = Frame::parse(bytes, MAX_FRAME).map_err(text)? {
         if let Some(event) = assembler.accept(&frame).map_err(text)? {
@@ -58,6 +58,6 @@ fn assert_survives_encoding(message: Message) {
     let encoded = encode(&message);
     let frame = Frame::parse(&encoded, encoded.len()).expect("orderd writes valid frames").expect("a complete frame");
     let decoded = get_content_header(frame.payload).expect("orderd writes valid content headers");
-    let again = Message { properties: decoded.properties, headers: decoded.headers, body: message.body };
+    let again = Message { properties: decoded.properties, headers: decoded.headers, body: message.body, unread: 0 };
     assert_eq!(encode(&again), encoded, "encoding and decoding changed the message");
 }

@@ -16,7 +16,7 @@ mod method;
 mod method_id;
 
 pub use assembler::{Confirm, Delivered, Returned, ServerEvent};
-pub use channel::{Channel, broken, reject_unexpected};
+pub use channel::{Channel, ReceiveLimits, broken, reject_unexpected};
 pub use encoding::MAX_SHORT_STRING;
 pub use fuzz::decode_stream;
 pub use handshake::{Connection, Credentials, HandshakeError, connect, server_name};

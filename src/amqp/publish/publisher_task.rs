@@ -363,6 +363,7 @@ fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
         ConnectionEnd::ConnectionClosed { .. }
         | ConnectionEnd::ConsumerCancelled
         | ConnectionEnd::Broken
+        | ConnectionEnd::Protocol { .. }
         | ConnectionEnd::WriteStalled
         | ConnectionEnd::NoReply { .. }
         | ConnectionEnd::ConfirmTimeout(_)

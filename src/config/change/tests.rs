@@ -84,6 +84,8 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
         ("broker.confirm_timeout=1s", "broker.confirm_timeout: \"30s\" → \"1s\", Restart"),
         ("broker.max_unconfirmed=7", "broker.max_unconfirmed: 4096 → 7, Restart"),
         ("broker.max_unconfirmed_bytes=2097152", "broker.max_unconfirmed_bytes: 16777216 → 2097152, Restart"),
+        ("broker.max_body=2097152", "broker.max_body: 16777216 → 2097152, Restart"),
+        ("broker.max_unsettled_bytes=2097152", "broker.max_unsettled_bytes: 33554432 → 2097152, Restart"),
         ("broker.reconnect_max=1s", "broker.reconnect_max: \"30s\" → \"1s\", Restart"),
     ] {
         let new = with(&[setting]);
