@@ -75,7 +75,8 @@ impl FailedHandler {
         let mut history = History::read(delivery, provenance, now);
         let unread = delivery.message.unread;
         if unread > 0 {
-            let reason = format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
+            let reason =
+                format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
             history.failure = Failure::new(FailureKind::Permanent, BODY_TOO_LARGE, reason);
         }
         self.recover_from(delivery, provenance, &history, now, unread == 0)
