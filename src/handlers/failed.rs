@@ -99,7 +99,7 @@ impl FailedHandler {
         let failed = FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy };
         let policy = consumer.map(|consumer| &consumer.policy);
         match (
-            decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&history), now),
+            decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(history), now),
             history.origin.as_ref(),
         ) {
             (Action::RetryAfter(delay), Some(origin)) => self.retry(&failed, &origin.queue, delay),
