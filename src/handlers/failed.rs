@@ -98,10 +98,8 @@ impl FailedHandler {
             if carries_orders { order_identity(delivery, provenance) } else { delivery.identity(provenance) };
         let failed = FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy };
         let policy = consumer.map(|consumer| &consumer.policy);
-        match (
-            decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(history), now),
-            history.origin.as_ref(),
-        ) {
+        match (decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(history), now), history.origin.as_ref())
+        {
             (Action::RetryAfter(delay), Some(origin)) => self.retry(&failed, &origin.queue, delay),
             (Action::RetryAfter(_), None) => self.dead_letter(&failed, DeadLetterReason::NoOrigin),
             (Action::DeadLetter(reason), _) => self.dead_letter(&failed, reason),
