@@ -21,13 +21,13 @@ use orderd::config::{Config, Sources};
 use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerWriter, Recorded};
+use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, Recorded};
 use orderd::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, Publisher, SettleError,
     Settlement, Settler, SubscribeError, Subscription, Unpublished,
 };
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, OnFailure, Pool};
+use orderd::pipeline::{ConsumerContext, Intake, OnFailure, Pool};
 use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
 use threads::threads;
@@ -77,14 +77,18 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
         None => Arc::new(MemoryLedger::start()),
     };
     let shutdown = Shutdown::new();
-    let deps = handler_deps(ledger, directory);
+    let intake = Intake::new(match &sqlite_ledger {
+        Some(ledger) => ledger.state(),
+        None => watch::channel(LedgerState::Recording).1,
+    });
+    let deps = handler_deps(directory);
     let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
     let config =
         Config::load(&Sources { file, ..handlers::sources() }).expect("the default configuration is valid").config;
     let (started, cpu) = (Instant::now(), CpuTime::now());
     let pools: Vec<_> = CONSUMERS
         .map(|(name, queue, _, workers, prefetch)| Pool {
-            context: Arc::new(context(name, queue, &config, &deps, &broker)),
+            context: Arc::new(context(name, queue, &config, &deps, &ledger, &intake, &broker)),
             consumer: Arc::new(broker.clone()),
             workers,
             prefetch,
@@ -117,14 +121,13 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
 }
 
 /// The dependencies of the handlers, as in the daemon.
-fn handler_deps(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps {
+fn handler_deps(directory: &Path) -> HandlerDeps {
     let open = |name| {
         let (directory, rotation) = (directory.to_owned(), Rotation::Daily);
         let files = Rolling { directory, name, suffix: "jsonl", rotation, keep: 2, mode: FILE_MODE };
         EventLog::start(files).expect("the directory is writable").0
     };
     HandlerDeps {
-        ledger,
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         event_log: open("analytics"),
@@ -133,13 +136,22 @@ fn handler_deps(ledger: Arc<dyn LedgerWriter>, directory: &Path) -> HandlerDeps 
     }
 }
 
-fn context(name: &str, queue: &str, config: &Config, deps: &HandlerDeps, broker: &Broker) -> ConsumerContext {
+fn context(
+    name: &str,
+    queue: &str,
+    config: &Config,
+    deps: &HandlerDeps,
+    ledger: &Arc<dyn LedgerWriter>,
+    intake: &Intake,
+    broker: &Broker,
+) -> ConsumerContext {
     ConsumerContext {
         consumer: name.into(),
         queue: queue.into(),
         handler: handlers::build(name, &config.consumers[name].handler_settings, deps),
         publisher: Arc::new(broker.clone()),
-        ledger: Arc::clone(&deps.ledger),
+        ledger: Arc::clone(ledger),
+        intake: intake.clone(),
         names: Arc::clone(&deps.names),
         bindings: Vec::new(),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::config::{Consumer, MessageKind};
 use crate::handlers::{self, HandlerDeps, OriginConsumer};
+use crate::ledger::{Ledger, LedgerWriter};
 use crate::message::Publisher;
 use crate::metrics::Counters;
-use crate::pipeline::{ConsumerContext, OnFailure, UnidentifiedDeliveries};
+use crate::pipeline::{ConsumerContext, Intake, OnFailure, UnidentifiedDeliveries};
 
 /// The consumers in which messages can fail, by queue: all but the failed-order consumer.
 pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, OriginConsumer> {
@@ -28,6 +29,7 @@ pub(super) fn consumer_context(
     name: &str,
     consumer: &Consumer,
     deps: &HandlerDeps,
+    ledger: &Arc<dyn Ledger>,
     publisher: Arc<dyn Publisher>,
     unidentified: Arc<UnidentifiedDeliveries>,
     counters: Arc<Counters>,
@@ -39,7 +41,8 @@ pub(super) fn consumer_context(
         queue: consumer.queue.as_str().into(),
         handler: handlers::build(name, &consumer.handler_settings, deps),
         publisher,
-        ledger: Arc::clone(&deps.ledger),
+        ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
+        intake: Intake::new(ledger.state()),
         names: Arc::clone(&deps.names),
         bindings: consumer.bindings.clone(),
         users: Arc::clone(&deps.users),

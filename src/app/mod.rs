@@ -46,7 +46,7 @@ use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{CommandToken, Config, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
 use crate::handlers::{HandlerDeps, LogChannel};
-use crate::ledger::{Ledger, LedgerWriter, OpenError};
+use crate::ledger::{Ledger, OpenError};
 use crate::message::Publisher;
 use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
@@ -145,7 +145,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let bound = BoundListener::bind(&config.admin).await?;
     let mut observability =
         Observability::start(&config, path.display().to_string(), bound, control, shutdown, &service);
-    let Some(ledger) = ledger::open(&config.ledger.location(), shutdown).await? else {
+    let Some(ledger) = ledger::open(&config.ledger.location(), &observability.status_registry, shutdown).await? else {
         observability.stop().await;
         return Ok(None);
     };
@@ -221,7 +221,6 @@ fn pool_deps(
 ) -> PoolDeps {
     let origin_consumers = watch::Sender::default();
     let handlers = HandlerDeps {
-        ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
         names: Arc::new(config.names()),
         users: Arc::clone(connector.users()),
         event_log: logs.analytics.clone(),
@@ -231,6 +230,7 @@ fn pool_deps(
     PoolDeps {
         source: Arc::new(connector.clone()),
         publisher: Arc::clone(publisher) as Arc<dyn Publisher>,
+        ledger: Arc::clone(ledger),
         handlers,
         origin_consumers,
         reconnect_max: config.broker.reconnect_max,

@@ -18,6 +18,7 @@ use super::consumer_context::{consumer_context, origin_consumers};
 use super::pauses::Pauses;
 use crate::config::{self, MessageKind};
 use crate::handlers::{HandlerDeps, OriginConsumer};
+use crate::ledger::Ledger;
 use crate::message::{Consumer, Publisher};
 use crate::pipeline::{ConsumerContext, Pool, UnidentifiedDeliveries};
 use crate::shutdown::Shutdown;
@@ -47,6 +48,7 @@ pub(super) struct PoolDeps {
     /// Where deliveries come from.
     pub source: Arc<dyn Consumer>,
     pub publisher: Arc<dyn Publisher>,
+    pub ledger: Arc<dyn Ledger>,
     /// What all handlers are built from.
     pub handlers: HandlerDeps,
     /// The consumers in which messages can fail, by queue. Removed queues stay in it, because deliveries of a draining pool
@@ -106,8 +108,15 @@ impl Pools {
             let publisher = Arc::clone(&deps.publisher);
             let by_message_id = !matches!(settings.messages, MessageKind::Order | MessageKind::Failure);
             let unidentified = UnidentifiedDeliveries::new(by_message_id);
-            let context =
-                consumer_context(&name, &settings, &deps.handlers, publisher, Arc::new(unidentified), counters);
+            let context = consumer_context(
+                &name,
+                &settings,
+                &deps.handlers,
+                &deps.ledger,
+                publisher,
+                Arc::new(unidentified),
+                counters,
+            );
             starting.push((name, settings, context));
         }
         // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its origin.

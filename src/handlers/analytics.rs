@@ -14,13 +14,13 @@ use serde::Deserialize;
 use super::claim::Claims;
 use super::event_log::event_line;
 use super::notification::{last_word_of_routing_key, order_id_and_email};
-use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure, ledger_failure};
+use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale};
-use crate::ledger::{LedgerEntry, LedgerWriter, NewAnalytics, Recorded};
+use crate::ledger::{LedgerEntry, NewAnalytics, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
 /// The name of the event that orderd publishes for each processed order. Only this event is a sale.
@@ -46,16 +46,11 @@ impl HandlerFactory for AnalyticsFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(AnalyticsHandler {
-            ledger: Arc::clone(&deps.ledger),
-            event_log: deps.event_log.clone(),
-            claims: Claims::default(),
-        })
+        Arc::new(AnalyticsHandler { event_log: deps.event_log.clone(), claims: Claims::default() })
     }
 }
 
 struct AnalyticsHandler {
-    ledger: Arc<dyn LedgerWriter>,
     event_log: EventLog,
     claims: Claims,
 }
@@ -102,31 +97,28 @@ fn invalid_sale(reason: String) -> Failure {
 }
 
 impl AnalyticsHandler {
-    async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+    async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
         let name = last_word_of_routing_key(input);
         let is_own = input.provenance.sender == Sender::Own;
         let (order_id, sale) = read(name, is_own, body)?;
         let id = input.identity();
-        let _claim = self.claims.claim(&id).await;
-        if self.ledger(LedgerEntry::LookUpAnalytics { id: id.clone() }).await? == Recorded::Duplicate {
+        // The first copy may have to wait for the ledger.
+        let _claim = input.ledger.suspend_deadline(self.claims.claim(&id)).await;
+        if input.ledger.record(LedgerEntry::LookUpAnalytics { id: id.clone() }).await? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         let now = Timestamp::now();
         let line = event_line(&id, name, now, body.as_bytes());
         self.event_log.append(line).await.map_err(|error| event_file_failure(&error))?;
         let event = NewAnalytics { id: id.clone(), order_id, name: name.to_owned(), sale, at: now };
-        self.ledger(LedgerEntry::Analytics(Box::new(event))).await?;
+        input.ledger.record(LedgerEntry::Analytics(Box::new(event))).await?;
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
-    }
-
-    async fn ledger(&self, entry: LedgerEntry) -> Result<Recorded, Failure> {
-        self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))
     }
 }
 
 impl Handler for AnalyticsHandler {
-    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.record(input))
     }
 }
@@ -153,6 +145,7 @@ mod tests {
     use crate::ledger::LedgerReader;
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
+    use crate::pipeline::LedgerAccess;
 
     const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",
         "total":"1200.00","currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
@@ -211,10 +204,10 @@ mod tests {
         }
     }
 
-    fn handler(directory: &std::path::Path, ledger: Arc<dyn LedgerWriter>) -> AnalyticsHandler {
+    fn handler(directory: &std::path::Path) -> AnalyticsHandler {
         let (directory, name, suffix) = (directory.to_owned(), "analytics", "jsonl");
         let files = Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE };
-        AnalyticsHandler { ledger, event_log: EventLog::start(files).unwrap().0, claims: Claims::default() }
+        AnalyticsHandler { event_log: EventLog::start(files).unwrap().0, claims: Claims::default() }
     }
 
     fn page_view() -> Delivery {
@@ -231,10 +224,17 @@ mod tests {
         }
     }
 
-    async fn handle(handler: &AnalyticsHandler, delivery: &Delivery) -> Result<HandlerOutput, Failure> {
+    async fn handle(
+        handler: &AnalyticsHandler,
+        ledger: &MemoryLedger,
+        delivery: &Delivery,
+    ) -> Result<HandlerOutput, HandlerError> {
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
-        let input = HandlerInput { delivery, provenance, consumer: &"analytics".into(), bindings: &[], retries: 0 };
-        handler.handle(input).await
+        let ledger = LedgerAccess::without_deadline(ledger);
+        let consumer = "analytics".into();
+        handler
+            .handle(HandlerInput { delivery, provenance, consumer: &consumer, bindings: &[], retries: 0, ledger })
+            .await
     }
 
     #[tokio::test]
@@ -243,12 +243,15 @@ mod tests {
         let path = directory.path().join("analytics.jsonl");
         std::os::unix::fs::symlink("/dev/full", &path).unwrap();
         let ledger = Arc::new(MemoryLedger::default());
-        let (handler, delivery) = (handler(directory.path(), ledger.clone()), page_view());
-        assert_eq!(handle(&handler, &delivery).await.unwrap_err().code, "event_file_unavailable");
+        let (handler, delivery) = (handler(directory.path()), page_view());
+        assert_eq!(
+            handle(&handler, &ledger, &delivery).await.unwrap_err().failure().unwrap().code,
+            "event_file_unavailable"
+        );
         assert_eq!(ledger.totals().await.unwrap().analytics, 0);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(handle(&handler, &delivery).await.unwrap().outcome, HandlerOutcome::Completed);
-        assert_eq!(handle(&handler, &delivery).await.unwrap().outcome, HandlerOutcome::Duplicate);
+        assert_eq!(handle(&handler, &ledger, &delivery).await.unwrap().outcome, HandlerOutcome::Completed);
+        assert_eq!(handle(&handler, &ledger, &delivery).await.unwrap().outcome, HandlerOutcome::Duplicate);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
         assert_eq!(ledger.totals().await.unwrap().analytics, 1);
     }
@@ -258,16 +261,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("analytics.jsonl");
         let ledger = Arc::new(MemoryLedger::default());
-        let (handler, delivery) = (handler(directory.path(), ledger.clone()), page_view());
+        let (handler, delivery) = (handler(directory.path()), page_view());
         // Polled a few times, then dropped: as when the connection is lost while the line is written.
         for polls in 0..4 {
-            let mut handling = std::pin::pin!(handle(&handler, &delivery));
+            let mut handling = std::pin::pin!(handle(&handler, &ledger, &delivery));
             for _ in 0..polls {
                 let _ = futures_util::poll!(handling.as_mut());
                 tokio::task::yield_now().await;
             }
         }
-        handle(&handler, &delivery).await.unwrap();
+        handle(&handler, &ledger, &delivery).await.unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.lines().count() >= 1 && text.lines().all(|line| line.contains("\"view-1\"")), "{text}");
         assert_eq!(ledger.totals().await.unwrap().analytics, 1);

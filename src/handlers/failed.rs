@@ -18,7 +18,7 @@ use crate::domain::{OrderId, object_fields};
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
     copy_for_dead_letter, copy_for_retry, decide,
@@ -149,8 +149,14 @@ impl FailedHandler {
 }
 
 impl Handler for FailedHandler {
-    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
-        Box::pin(std::future::ready(Ok(self.recover(input.delivery, input.provenance, Timestamp::now()))))
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
+        Box::pin(async move {
+            let mut output = self.recover(input.delivery, input.provenance, Timestamp::now());
+            if let Some(entry) = output.record.take() {
+                record_first(input, entry).await?;
+            }
+            Ok(output)
+        })
     }
 
     fn dead_letter_without_copy(&self, input: HandlerInput<'_>, problem: &str) -> Option<HandlerOutput> {
@@ -159,6 +165,21 @@ impl Handler for FailedHandler {
         history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
         let output = self.recover_from(input.delivery, input.provenance, &history, now, false);
         Some(HandlerOutput { emit: Arc::default(), ..output })
+    }
+}
+
+/// Records a failure before its copy is published. So a copy is never published while the ledger cannot record, and an outage
+/// or restart does not publish it again: only a restart between its confirm and the ack can.
+///
+/// A message whose failure the ledger refuses is still published: the dead letter queue keeps it.
+async fn record_first(input: HandlerInput<'_>, entry: LedgerEntry) -> Result<(), HandlerError> {
+    match input.ledger.record(entry).await {
+        Ok(_) => Ok(()),
+        Err(HandlerError::Failed(failure)) => {
+            error!(id = %input.identity(), %failure, "cannot record a failure in the ledger; it is published without");
+            Ok(())
+        }
+        Err(interrupted @ HandlerError::Interrupted(_)) => Err(interrupted),
     }
 }
 
@@ -226,8 +247,11 @@ fn order_identity(delivery: &Delivery, provenance: Provenance<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::LedgerReader;
+    use crate::ledger::memory::MemoryLedger;
     use crate::message::{DeliveryId, Headers, Message, Sender};
     use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
+    use crate::pipeline::LedgerAccess;
 
     fn delivery(unread: usize) -> Delivery {
         Delivery {
@@ -252,10 +276,16 @@ mod tests {
         let handler = FailedHandler { names: Arc::new(ExchangeNames::new("orders")), origin_consumers };
         let (too_large, whole) = (delivery(60 << 20), delivery(0));
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
-        let input = |delivery| HandlerInput { delivery, provenance, consumer: &FAILED, bindings: &[], retries: 0 };
+        let memory = MemoryLedger::default();
+        let ledger = LedgerAccess::without_deadline(&memory);
+        let input =
+            |delivery| HandlerInput { delivery, provenance, consumer: &FAILED, bindings: &[], retries: 0, ledger };
         static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "failed".into());
-        let output = handler.handle(input(&too_large)).await.unwrap();
+        let output = handler.recover(&too_large, provenance, Timestamp::now());
         assert_eq!(recorded(&output), (BODY_TOO_LARGE, "permanent"));
+        let output = handler.handle(input(&too_large)).await.unwrap();
+        assert!(output.record.is_none(), "it is recorded before the broker moves the message");
+        assert_eq!(memory.totals().await.unwrap().dead_letters.values().sum::<u64>(), 1);
         assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
         let output = handler.dead_letter_without_copy(input(&whole), "406 too large").unwrap();
         assert_eq!(recorded(&output), ("cannot_publish", "permanent"));

@@ -34,7 +34,6 @@ pub use notification::{Channel, LogChannel};
 use crate::chain::chain;
 use crate::config::{HandlerRegistry, Sources};
 use crate::domain::BodyError;
-use crate::ledger::{LedgerError, LedgerWriter};
 use crate::message::{ExchangeNames, TrustedUsers};
 use crate::recovery::{Failure, FailureKind};
 
@@ -50,8 +49,6 @@ pub fn sources() -> Sources {
 /// What handlers are built from.
 #[derive(Clone)]
 pub struct HandlerDeps {
-    /// The ledger, which records effects.
-    pub ledger: Arc<dyn LedgerWriter>,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
     /// The broker users whose messages count as orderd's own.
@@ -67,11 +64,6 @@ pub struct HandlerDeps {
 /// The failure for a line that cannot be written. It is transient, since there may be space on the disk later.
 fn event_file_failure(error: &EventLogError) -> Failure {
     Failure::new(FailureKind::Transient, "event_file_unavailable", chain(error))
-}
-
-/// The failure for an error of the ledger. It is transient, since the ledger may be able to record later.
-fn ledger_failure(error: &LedgerError) -> Failure {
-    Failure::new(FailureKind::Transient, "ledger_unavailable", chain(error))
 }
 
 /// The failure for the body of an event that is not text.

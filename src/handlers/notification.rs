@@ -13,13 +13,13 @@ use tracing::debug;
 
 use super::claim::Claims;
 use super::event_log::event_line;
-use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure, ledger_failure};
+use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{OrderId, object_fields, text};
-use crate::ledger::{LedgerEntry, LedgerWriter, NewNotification, Recorded};
+use crate::ledger::{LedgerEntry, NewNotification, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 use crate::topology::pattern;
 
@@ -78,16 +78,11 @@ impl HandlerFactory for NotificationFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(NotificationHandler {
-            ledger: Arc::clone(&deps.ledger),
-            channel: Arc::clone(&deps.channel),
-            claims: Claims::default(),
-        })
+        Arc::new(NotificationHandler { channel: Arc::clone(&deps.channel), claims: Claims::default() })
     }
 }
 
 struct NotificationHandler {
-    ledger: Arc<dyn LedgerWriter>,
     channel: Arc<dyn Channel>,
     claims: Claims,
 }
@@ -103,14 +98,15 @@ pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option
 }
 
 impl NotificationHandler {
-    async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+    async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         check_sender(input)?;
         let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
         let (order_id, email) = order_id_and_email(body)?;
         let id = input.identity();
-        let _claim = self.claims.claim(&id).await;
-        let known = self.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
-        if known.map_err(|error| ledger_failure(&error))? == Recorded::Duplicate {
+        // The first copy may have to wait for the ledger.
+        let _claim = input.ledger.suspend_deadline(self.claims.claim(&id)).await;
+        let known = input.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
+        if known? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         let channel = last_word_of_routing_key(input);
@@ -119,13 +115,13 @@ impl NotificationHandler {
         let (id, channel) = (id.clone(), channel.to_owned());
         let entry =
             LedgerEntry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
-        self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))?;
+        input.ledger.record(entry).await?;
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
     }
 }
 
 impl Handler for NotificationHandler {
-    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.notify(input))
     }
 }
@@ -155,6 +151,7 @@ mod tests {
     use super::*;
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
+    use crate::pipeline::LedgerAccess;
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
     #[derive(Default)]
@@ -184,43 +181,43 @@ mod tests {
         }
     }
 
-    fn input<'a>(delivery: &'a Delivery, consumer: &'a Arc<str>) -> HandlerInput<'a> {
+    fn input<'a>(delivery: &'a Delivery, consumer: &'a Arc<str>, ledger: LedgerAccess<'a>) -> HandlerInput<'a> {
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
-        HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0 }
+        HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0, ledger }
     }
 
     struct TestEnv {
         channel: Arc<CountingChannel>,
         handler: NotificationHandler,
+        ledger: MemoryLedger,
     }
 
     fn test_env() -> TestEnv {
         let channel = Arc::new(CountingChannel::default());
-        let handler = NotificationHandler {
-            ledger: Arc::new(MemoryLedger::default()),
-            channel: Arc::clone(&channel) as Arc<dyn Channel>,
-            claims: Claims::default(),
-        };
-        TestEnv { channel, handler }
+        let handler =
+            NotificationHandler { channel: Arc::clone(&channel) as Arc<dyn Channel>, claims: Claims::default() };
+        TestEnv { channel, handler, ledger: MemoryLedger::default() }
     }
 
     #[tokio::test]
     async fn a_body_that_is_not_utf_8_is_malformed_even_in_a_field_that_is_not_read() {
-        let TestEnv { channel, handler } = test_env();
+        let TestEnv { channel, handler, ledger } = test_env();
+        let ledger = LedgerAccess::without_deadline(&ledger);
         let delivery = delivery(b"{\"note\":\"\xff\"}");
         let consumer = "notification".into();
-        let input = input(&delivery, &consumer);
-        let failure = handler.handle(input).await.unwrap_err();
+        let input = input(&delivery, &consumer, ledger);
+        let failure = handler.handle(input).await.unwrap_err().failure().unwrap();
         assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Malformed, "unsupported_encoding"));
         assert_eq!(channel.0.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]
     async fn two_copies_at_the_same_time_notify_the_customer_once() {
-        let TestEnv { channel, handler } = test_env();
+        let TestEnv { channel, handler, ledger } = test_env();
+        let ledger = LedgerAccess::without_deadline(&ledger);
         let delivery = delivery(b"{}");
         let consumer = "notification".into();
-        let input = input(&delivery, &consumer);
+        let input = input(&delivery, &consumer, ledger);
         let (first, second) = tokio::join!(handler.handle(input), handler.handle(input));
         let mut outcomes = [first.unwrap().outcome, second.unwrap().outcome];
         outcomes.sort_by_key(|outcome| *outcome == HandlerOutcome::Duplicate);
@@ -230,15 +227,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_phishing_text_sent_by_a_producer_of_orders_is_not_delivered() {
-        let TestEnv { channel, handler } = test_env();
+        let TestEnv { channel, handler, ledger } = test_env();
+        let ledger = LedgerAccess::without_deadline(&ledger);
         let (consumer, bindings) = ("notification".into(), ["order.notification.*".to_owned()]);
         let mut delivery = delivery(b"{}");
         for (key, deliveries) in [("order.normal.created", 0), ("order.notification.email", 1)] {
             key.clone_into(&mut delivery.routing_key);
             let provenance = Provenance { sender: Sender::Unverified, is_copy: false, generated: None };
-            let input = HandlerInput { provenance, bindings: &bindings, ..input(&delivery, &consumer) };
+            let input = HandlerInput { provenance, bindings: &bindings, ..input(&delivery, &consumer, ledger) };
             let result = handler.handle(input).await;
-            assert_eq!(result.err().map(|failure| failure.kind), (deliveries == 0).then_some(FailureKind::Permanent));
+            assert_eq!(
+                result.err().map(|error| error.failure().unwrap().kind),
+                (deliveries == 0).then_some(FailureKind::Permanent)
+            );
             assert_eq!(channel.0.load(Ordering::SeqCst), deliveries);
         }
     }

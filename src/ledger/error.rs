@@ -4,17 +4,31 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::state::OutageCause;
+
 /// The store's error.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// The ledger could not record an entry. Nothing of the entry was kept.
+/// The ledger did not record an entry. Nothing of the entry was kept.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LedgerError {
-    /// The store refused: a full disk, a locked file, an I/O error.
+    /// This entry cannot be recorded, whereas others can: it breaks a constraint, or what is stored about its order cannot be
+    /// read.
     #[error("ledger cannot {action}")]
-    Store {
+    Refused {
         /// What was tried.
         action: &'static str,
+        /// The store's error.
+        #[source]
+        source: Cause,
+    },
+    /// The store cannot record anything now: a full disk, a locked file, an I/O error.
+    #[error("ledger cannot {action}")]
+    Unavailable {
+        /// What was tried.
+        action: &'static str,
+        /// The kind of trouble.
+        cause: OutageCause,
         /// The store's error, shared by all entries of the failed commit.
         #[source]
         source: Cause,
@@ -36,9 +50,9 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    /// [`LedgerError::Store`] with its cause.
-    pub(super) fn store(action: &'static str, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
-        LedgerError::Store { action, source: Arc::new(cause) }
+    /// [`LedgerError::Refused`] with its cause.
+    pub(super) fn refused(action: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        LedgerError::Refused { action, source: Arc::new(source) }
     }
 }
 
@@ -68,6 +82,40 @@ pub enum OpenError {
         /// The store's error.
         #[source]
         source: Cause,
+    },
+    /// The file has content but no tables: what it recorded was in a write-ahead log that is missing.
+    #[error(
+        "ledger {location:?} has no tables, as the copy of a ledger without its `-wal` file: restore it together with that \
+         file, or restore a backup made by `orderd ledger backup`; to start with an empty ledger, move the file away"
+    )]
+    NoTables {
+        /// Where it is.
+        location: String,
+    },
+    /// There is a write-ahead log whose database is missing or empty. Opening the database would delete the log.
+    #[error(
+        "there is the log {log:?} of a ledger, but the ledger {database:?} is missing or empty: restore both files together, \
+         or a backup made by `orderd ledger backup`; to start with an empty ledger, move the log away"
+    )]
+    LogWithoutDatabase {
+        /// The database.
+        database: PathBuf,
+        /// Its write-ahead log.
+        log: PathBuf,
+    },
+    /// A file or the directory may not be used by this user, or the file system is read-only.
+    #[error(
+        "cannot {action} {path:?}: run orderd as the user that owns the ledger, or change the owner, the permissions or the \
+         mount"
+    )]
+    Permission {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The operating system's error.
+        #[source]
+        source: io::Error,
     },
     /// The file is another program's database.
     #[error("{location:?} is another program's database: move it away, or set `ledger.directory`")]
@@ -119,11 +167,13 @@ pub enum OpenError {
         #[source]
         source: Cause,
     },
-    /// The store refused: permissions, a full disk, an I/O error.
-    #[error("cannot use ledger {location:?}: check its permissions and the free space on its disk")]
+    /// The store refused: a full disk, an I/O error.
+    #[error("cannot use ledger {location:?}: check the disk and its free space")]
     Store {
         /// Where it is.
         location: String,
+        /// The kind of trouble.
+        cause: OutageCause,
         /// The store's error.
         #[source]
         source: Cause,
@@ -140,15 +190,41 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether changing the configuration or the ledger's file helps; otherwise the system has failed.
+    /// The cause of an error that may end by itself, or once a person has made room: then opening is worth another attempt.
+    /// `None` for errors that last until the configuration or the files are changed.
+    pub fn temporary_cause(&self) -> Option<OutageCause> {
+        match self {
+            OpenError::Locked { .. } => Some(OutageCause::Locked),
+            OpenError::Store { cause, .. } => Some(*cause),
+            OpenError::Directory { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(OutageCause::DiskFull),
+                _ => None,
+            },
+            OpenError::Missing { .. }
+            | OpenError::ReadOnly { .. }
+            | OpenError::Permission { .. }
+            | OpenError::Damaged { .. }
+            | OpenError::Foreign { .. }
+            | OpenError::NoTables { .. }
+            | OpenError::LogWithoutDatabase { .. }
+            | OpenError::Newer { .. }
+            | OpenError::Older { .. }
+            | OpenError::Thread { .. } => None,
+        }
+    }
+
+    /// Whether changing the configuration or the ledger's files helps; otherwise the system has failed.
     pub fn is_configuration(&self) -> bool {
         match self {
             OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. } => false,
             OpenError::Directory { .. }
             | OpenError::Missing { .. }
             | OpenError::ReadOnly { .. }
+            | OpenError::Permission { .. }
             | OpenError::Damaged { .. }
             | OpenError::Foreign { .. }
+            | OpenError::NoTables { .. }
+            | OpenError::LogWithoutDatabase { .. }
             | OpenError::Newer { .. }
             | OpenError::Older { .. } => true,
         }

@@ -1,17 +1,18 @@
 //! A ledger in memory, for tests. The conformance suite holds it to the same rules as the others.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::future::{BoxFuture, FutureExt, pending, ready};
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::figures::Figures;
 use super::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 use super::retention::Pruned;
+use super::state::{LedgerState, OutageCause, StateSender};
 use super::totals::Totals;
 use super::trace::{Trace, TraceEvent, TraceStep, TracedMessage, TracedOrder, due};
 use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
@@ -23,15 +24,13 @@ const PRUNE_ROWS: usize = 256;
 /// The ledger. It is never outdated.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLedger {
-    tables: Mutex<Tables>,
-    /// How many of the next entries fail.
-    failures: AtomicUsize,
+    tables: Arc<Mutex<Tables>>,
+    state: StateSender,
 }
 
 #[derive(Debug, Default)]
 struct Tables {
     closed: bool,
-    failing: bool,
     commits: u64,
     orders: BTreeMap<OrderId, StoredOrder>,
     events: BTreeMap<(String, EventKind), StoredEvent>,
@@ -78,9 +77,14 @@ enum CountedAs {
 }
 
 impl MemoryLedger {
-    /// Makes the next entries fail, like those of a store that cannot write.
-    pub(crate) fn fail_next(&self, entries: usize) {
-        self.failures.store(entries, Ordering::SeqCst);
+    /// Begins an outage: entries wait until it ends.
+    pub(crate) fn begin_outage(&self, cause: OutageCause) {
+        self.state.unavailable(cause, None);
+    }
+
+    /// Ends the outage.
+    pub(crate) fn end_outage(&self) {
+        self.state.recording();
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -90,20 +94,31 @@ impl MemoryLedger {
 
 impl LedgerWriter for MemoryLedger {
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
-        let mut tables = self.tables();
-        if tables.closed {
-            return ready(Err(LedgerError::Closed)).boxed();
+        let (tables, mut state) = (Arc::clone(&self.tables), self.state.subscribe());
+        let record = move || {
+            let mut tables = tables.lock().expect("no test panics while it holds the lock");
+            if tables.closed {
+                return Err(LedgerError::Closed);
+            }
+            let answer = tables.record(entry);
+            tables.commits += u64::from(answer.is_ok());
+            answer
+        };
+        // At once, so that entries are recorded in the order of the calls.
+        if !matches!(*state.borrow(), LedgerState::Unavailable(_)) {
+            return ready(record()).boxed();
         }
-        let fails = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        tables.failing = fails;
-        let answer = if fails { refused("record an entry", "the test refuses it") } else { tables.record(entry) };
-        tables.commits += u64::from(answer.is_ok());
-        ready(answer).boxed()
+        let recorded = async move {
+            // An error means that the ledger was dropped.
+            let _ = state.wait_for(|state| !matches!(state, LedgerState::Unavailable(_))).await;
+            record()
+        };
+        recorded.boxed()
     }
 }
 
 fn refused<T>(action: &'static str, why: &'static str) -> Result<T, LedgerError> {
-    Err(LedgerError::store(action, std::io::Error::other(why)))
+    Err(LedgerError::refused(action, std::io::Error::other(why)))
 }
 
 impl Tables {
@@ -348,9 +363,12 @@ impl LedgerMaintenance for MemoryLedger {
         ready(Ok(Pruned { orders, events, attempts, minutes: 0, more })).boxed()
     }
 
-    fn is_recording(&self) -> bool {
-        let tables = self.tables();
-        !tables.closed && !tables.failing
+    fn state(&self) -> watch::Receiver<LedgerState> {
+        self.state.subscribe()
+    }
+
+    fn outages(&self) -> u64 {
+        self.state.outages()
     }
 
     fn commits(&self) -> u64 {
@@ -367,6 +385,7 @@ impl LedgerMaintenance for MemoryLedger {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         self.tables().closed = true;
+        self.state.closed();
         ready(()).boxed()
     }
 }

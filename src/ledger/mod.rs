@@ -7,6 +7,7 @@
 //! ```text
 //! traits    LedgerWriter, LedgerReader, LedgerMaintenance; Ledger is all three
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
+//! state     whether it can record, and why not
 //! sqlite    the default implementation
 //! memory    an implementation for tests
 //! backup    what a backup reports
@@ -27,6 +28,7 @@ pub(crate) mod memory;
 pub mod report;
 mod retention;
 pub mod sqlite;
+mod state;
 mod totals;
 pub mod trace;
 mod traits;
@@ -38,5 +40,6 @@ pub use error::{Cause, LedgerError, OpenError};
 pub use figures::Figures;
 pub use location::LedgerLocation;
 pub use retention::Pruned;
+pub use state::{LedgerState, Outage, OutageCause};
 pub use totals::{OrderCounts, Revenue, Totals};
 pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter};

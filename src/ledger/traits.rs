@@ -5,11 +5,13 @@
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::entry::{LedgerEntry, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
+use super::state::LedgerState;
 use super::totals::Totals;
 use super::trace::Trace;
 
@@ -18,9 +20,12 @@ pub trait LedgerWriter: Send + Sync + 'static {
     /// Records one entry and resolves once it is durable. Entries that arrive together share one commit. The returned
     /// future does not borrow the ledger; dropping it does not take back an entry that is already queued.
     ///
+    /// During an outage (a full disk, a locked file) it waits, and the entry is recorded when the outage ends; see
+    /// [`LedgerMaintenance::state`].
+    ///
     /// # Errors
-    /// The entry was not recorded; recording it again is safe. Every error but [`LedgerError::Outdated`] and
-    /// [`LedgerError::Closed`] is temporary: a full disk, a locked file.
+    /// The entry was not recorded; recording it again is safe. [`LedgerError::Refused`] is the entry's own fault. The others
+    /// mean that this ledger records nothing any more.
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
 }
 
@@ -57,8 +62,11 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
     /// The store refused; this call removed nothing.
     fn prune(&self, before: Timestamp) -> BoxFuture<'_, Result<Pruned, LedgerError>>;
 
-    /// Whether the ledger can record, judged by its last commit. `false` once it is closed.
-    fn is_recording(&self) -> bool;
+    /// Whether the ledger can record, and why not. Changes within seconds of an outage's beginning and end.
+    fn state(&self) -> watch::Receiver<LedgerState>;
+
+    /// Outages since the ledger was opened, the present one included.
+    fn outages(&self) -> u64;
 
     /// Commits since the ledger was opened: far fewer than entries when many entries arrive together.
     fn commits(&self) -> u64;
@@ -70,7 +78,8 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
     /// Whether [`LedgerMaintenance::outdated`] has resolved.
     fn is_outdated(&self) -> bool;
 
-    /// Refuses further entries, answers those that are queued, and releases the store. May be called repeatedly and
+    /// Refuses further entries, answers those that are queued, and releases the store. During an outage, those that are
+    /// queued are answered with an error. May be called repeatedly and
     /// concurrently; each call resolves when the store is released.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

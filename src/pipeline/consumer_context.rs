@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handler::Handler;
+use super::intake::Intake;
 use super::unidentified::UnidentifiedDeliveries;
 use crate::ledger::LedgerWriter;
 use crate::message::{ExchangeNames, Publisher, TrustedUsers};
@@ -24,6 +25,8 @@ pub struct ConsumerContext {
     pub publisher: Arc<dyn Publisher>,
     /// Records effects.
     pub ledger: Arc<dyn LedgerWriter>,
+    /// Closed while the ledger cannot record.
+    pub intake: Intake,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
     /// The patterns by which the queue is bound to the orders exchange.
@@ -32,7 +35,7 @@ pub struct ConsumerContext {
     pub users: Arc<TrustedUsers>,
     /// Identities of the messages without a `message_id`.
     pub unidentified: Arc<UnidentifiedDeliveries>,
-    /// The handler's deadline for one attempt.
+    /// The handler's deadline for one attempt. Time in which it waits for the ledger does not count.
     pub timeout: Duration,
     /// What happens when the handler fails.
     pub on_failure: OnFailure,

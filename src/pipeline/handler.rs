@@ -3,14 +3,18 @@
 //! A handler never acks, publishes or retries: it returns what is to be published and recorded, and the worker does it.
 //! The implementations are in `handlers`.
 
+use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use crate::ledger::LedgerEntry;
+use super::deadline::Deadline;
+use crate::chain::chain;
+use crate::ledger::{LedgerEntry, LedgerError, LedgerWriter, Recorded};
 use crate::message::{Delivery, Provenance, Publication};
 use crate::metrics::HandlerOutcome;
-use crate::recovery::Failure;
+use crate::recovery::{Failure, FailureKind};
 
 /// Processes the deliveries of one consumer.
 pub trait Handler: Send + Sync + 'static {
@@ -18,13 +22,101 @@ pub trait Handler: Send + Sync + 'static {
     /// called again with the same message, so its effects must be idempotent.
     ///
     /// # Errors
-    /// A [`Failure`], whose kind decides whether it is retried.
-    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>>;
+    /// A [`Failure`], whose kind decides whether the message is retried, or an [`Interruption`], which never counts as an
+    /// attempt.
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>>;
 
     /// What to record if the copy of a failed message can never be published, for the given reason. The broker then
     /// dead-letters the message itself. Only the failed-order handler returns something.
     fn dead_letter_without_copy(&self, _input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {
         None
+    }
+}
+
+/// Why a handler did not finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HandlerError {
+    /// The message has failed.
+    Failed(Failure),
+    /// Something that all messages need is gone. The delivery is released.
+    Interrupted(Interruption),
+}
+
+/// What interrupted the processing of a delivery. Outages that end are none: the delivery waits for their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interruption {
+    /// The ledger was closed, or a newer orderd has migrated it.
+    LedgerClosed,
+    /// The publisher was closed.
+    PublisherClosed,
+}
+
+impl HandlerError {
+    /// The message's failure; `None` for an interruption.
+    pub fn failure(self) -> Option<Failure> {
+        match self {
+            HandlerError::Failed(failure) => Some(failure),
+            HandlerError::Interrupted(_) => None,
+        }
+    }
+}
+
+impl From<Failure> for HandlerError {
+    fn from(failure: Failure) -> Self {
+        HandlerError::Failed(failure)
+    }
+}
+
+impl From<LedgerError> for HandlerError {
+    fn from(error: LedgerError) -> Self {
+        match &error {
+            LedgerError::Refused { .. } => {
+                HandlerError::Failed(Failure::new(FailureKind::Transient, "ledger_refused", chain(&error)))
+            }
+            LedgerError::Unavailable { .. } | LedgerError::Outdated { .. } | LedgerError::Closed => {
+                HandlerError::Interrupted(Interruption::LedgerClosed)
+            }
+        }
+    }
+}
+
+/// The ledger, for one attempt at a delivery.
+#[derive(Clone, Copy)]
+pub struct LedgerAccess<'a> {
+    ledger: &'a dyn LedgerWriter,
+    deadline: Option<&'a Deadline>,
+}
+
+impl<'a> LedgerAccess<'a> {
+    pub(super) fn new(ledger: &'a dyn LedgerWriter, deadline: &'a Deadline) -> Self {
+        LedgerAccess { ledger, deadline: Some(deadline) }
+    }
+
+    /// For a handler that is called without a deadline.
+    pub fn without_deadline(ledger: &'a dyn LedgerWriter) -> Self {
+        LedgerAccess { ledger, deadline: None }
+    }
+
+    /// Records an entry and waits until it is durable, however long that takes: the handler's deadline is suspended.
+    ///
+    /// # Errors
+    /// A [`Failure`] if the ledger refuses this entry, an [`Interruption`] if it was closed.
+    pub async fn record(self, entry: LedgerEntry) -> Result<Recorded, HandlerError> {
+        Ok(self.suspend_deadline(self.ledger.record(entry)).await?)
+    }
+
+    /// Waits for something else that may have to wait for the ledger, with the deadline suspended.
+    pub async fn suspend_deadline<T>(self, waiting: impl Future<Output = T>) -> T {
+        match self.deadline {
+            Some(deadline) => deadline.suspend(waiting).await,
+            None => waiting.await,
+        }
+    }
+}
+
+impl fmt::Debug for LedgerAccess<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LedgerAccess").finish_non_exhaustive()
     }
 }
 
@@ -41,6 +133,8 @@ pub struct HandlerInput<'a> {
     pub bindings: &'a [String],
     /// The delayed retries that the message has had.
     pub retries: u32,
+    /// The ledger.
+    pub ledger: LedgerAccess<'a>,
 }
 
 impl HandlerInput<'_> {

@@ -5,8 +5,10 @@
 //! traits of `message`.
 
 mod consumer_context;
+mod deadline;
 mod delivery_guard;
 mod handler;
+mod intake;
 mod pool;
 mod process;
 mod publish;
@@ -17,6 +19,7 @@ mod tests;
 mod unidentified;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
-pub use handler::{Handler, HandlerInput, HandlerOutput};
+pub use handler::{Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
+pub use intake::Intake;
 pub use pool::{Pool, PoolError};
 pub use unidentified::UnidentifiedDeliveries;

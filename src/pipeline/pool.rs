@@ -33,6 +33,10 @@ const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 /// How long a drained pool waits for its last acks to be sent before it closes its subscription. Closing itself waits until
 /// the queue's consumer count falls, but that also happens when another draining pool of the same queue ends.
 const LAST_ACKS: Duration = Duration::from_secs(1);
+/// How long deliveries wait for a ledger that cannot record before they are released and the subscription is closed until the
+/// ledger records again. Well below the broker's acknowledgement timeout (30 min), which would close the channel and count
+/// toward the delivery limit again and again.
+const MAX_HOLD: Duration = Duration::from_secs(300);
 
 /// The workers of one consumer.
 pub struct Pool {
@@ -86,6 +90,11 @@ impl Pool {
         let safe_mode = Arc::new(Mutex::new(SafeMode::new(self.context.counters.pool().safe_mode)));
         let mut failures = 0_u32;
         while !self.is_stopping() {
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = self.context.intake.opened() => {}
+                () = self.stopping() => return Ok(()),
+            }
             let slots = self.slots(&safe_mode);
             let prefetch = u16::try_from(slots.workers * slots.per_worker).unwrap_or(u16::MAX);
             // A shutdown may drop the attempt: the client cleans up after itself. A drain must not: the broker may already
@@ -145,6 +154,20 @@ impl Pool {
         }
     }
 
+    /// Resolves when deliveries must not wait for the ledger any longer: it could not record for [`MAX_HOLD`], or it cannot
+    /// while the pool stops.
+    async fn outage_ends_hold(&self) {
+        let intake = &self.context.intake;
+        let while_stopping = async {
+            self.stopping().await;
+            intake.closed().await;
+        };
+        tokio::select! {
+            () = intake.closed_for(MAX_HOLD) => {}
+            () = while_stopping => {}
+        }
+    }
+
     /// Reports a lost subscription to the safe-mode state machine, which may turn safe mode on.
     fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
         let mut safe_mode = lock(safe_mode);
@@ -186,6 +209,7 @@ impl Pool {
             Arc::clone(safe_mode),
             Arc::clone(&counters),
             Arc::clone(&self.context.unidentified),
+            self.context.intake.clone(),
         ));
         let mut workers: FuturesUnordered<_> = (0..slots.workers)
             .map(|number| {
@@ -199,6 +223,7 @@ impl Pool {
         let mut exceeded = None;
         let mut cancelled = false;
         let mut lost = settler.ended();
+        let mut outage_ends_hold = pin!(self.outage_ends_hold());
         loop {
             // Cancel-safe: joining a worker and waiting for a cancellation can both be started again.
             tokio::select! {
@@ -212,6 +237,11 @@ impl Pool {
                 },
                 // Workers without a free slot do not poll the subscription, so they would not notice.
                 () = &mut lost, if !shared.lost.is_cancelled() => shared.lost.cancel(),
+                () = &mut outage_ends_hold, if !shared.interrupted.is_cancelled() => {
+                    info!(consumer = %self.context.consumer, "the ledger cannot record; releasing what is in flight");
+                    shared.interrupted.cancel();
+                    shared.stopped.cancel();
+                }
                 () = self.shutdown.begun(), if !cancelled => shared.stopped.cancel(),
                 () = shared.stopped.cancelled(), if !cancelled => {
                     cancelled = true;
@@ -278,6 +308,7 @@ async fn work(
     let mut in_flight = FuturesUnordered::new();
     let mut batch = Vec::new();
     let (mut lost, mut aborted) = (pin!(shared.lost.cancelled()), pin!(shutdown.aborted()));
+    let mut interrupted = pin!(shared.interrupted.cancelled());
     let mut open = true;
     while open || !in_flight.is_empty() {
         let room = slots - in_flight.len();
@@ -287,6 +318,7 @@ async fn work(
             biased;
             () = &mut lost => return Ok(()),
             () = &mut aborted => return Ok(()),
+            () = &mut interrupted => return Ok(()),
             // Takes all that have finished by now: one round of this loop for each would cost too much.
             Some(_done) = async { in_flight.by_ref().ready_chunks(slots).next().await }, if room < slots => {}
             more = shared.receive(room, &mut batch), if open && room > 0 => {

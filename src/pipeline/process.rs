@@ -9,7 +9,9 @@
 //!                                  ─► forward: a copy is published to the failed-order queue and confirmed ─► ack
 //!                                  ─► keep retrying: start again after a back-off (only the failed-order consumer)
 //!
-//! connection lost, drain aborted, worker died, publisher closed ─► release: the broker delivers the message again
+//! the ledger cannot record ─► the step waits until it can, with the deadline suspended; nothing counts as an attempt
+//! connection lost, drain aborted, worker died, publisher or ledger closed, outage during a drain or longer than
+//!     `MAX_HOLD` ─► release: the broker delivers the message again
 //! the copy can never be published ─► reject: the broker itself dead-letters the message
 //! ```
 //! An ack is sent only after whatever replaces the message is confirmed by the broker or committed to the ledger. In doubt
@@ -23,16 +25,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::consumer_context::{ConsumerContext, OnFailure};
+use super::deadline::Deadline;
 use super::delivery_guard::DeliveryGuard;
-use super::handler::{HandlerInput, HandlerOutput};
+use super::handler::{HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
 use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
-use crate::ledger::LedgerEntry;
 use crate::message::{Delivery, Message, Provenance, PublishError};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
@@ -40,8 +42,7 @@ use crate::recovery::{
 };
 use crate::telemetry::RepeatedLog;
 
-/// Waits between attempts that are repeated until one succeeds: to publish, to record a failure, to process a failed
-/// message.
+/// Waits between attempts that are repeated until one succeeds: to process a failed message.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
 
 /// What goes wrong for every message alike, by consumer and cause.
@@ -52,8 +53,8 @@ enum AttemptOutcome {
     /// The handler succeeded; its events are confirmed and its effect is recorded.
     Handled(HandlerOutcome),
     Failed(Failure),
-    /// The publisher is closed, so nothing more can be confirmed.
-    PublisherClosed,
+    /// Nothing more can be confirmed or recorded. Never an attempt.
+    Interrupted(Interruption),
     /// The failed-order consumer has a copy that can never be published. Only the broker itself can dead-letter the message.
     CannotPublish,
 }
@@ -72,7 +73,10 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
     let outcome = loop {
         match attempt(&context, guard.delivery(), provenance).await {
             AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
-            AttemptOutcome::PublisherClosed => break DeliveryOutcome::Released,
+            AttemptOutcome::Interrupted(interruption) => {
+                debug!(consumer = %context.consumer, ?interruption, "released a delivery");
+                break DeliveryOutcome::Released;
+            }
             AttemptOutcome::CannotPublish => break DeliveryOutcome::Rejected,
             AttemptOutcome::Failed(failure) => {
                 context.counters.attempt_failed(&failure);
@@ -111,15 +115,17 @@ fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Ac
 async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Provenance<'_>) -> AttemptOutcome {
     let mut output = match run_handler(context, delivery, provenance).await {
         Ok(output) => output,
-        Err(failure) => return AttemptOutcome::Failed(failure),
+        Err(error) => return error.into(),
     };
     match publish(context, Arc::clone(&output.emit)).await {
         Ok(()) => {}
-        Err(PublishError::Closed) => return AttemptOutcome::PublisherClosed,
+        Err(PublishError::Closed) => return AttemptOutcome::Interrupted(Interruption::PublisherClosed),
         Err(error) => {
             // The failed-order consumer records the dead letter, and the broker itself moves the message.
+            let deadline = Deadline::after(context.timeout);
+            let ledger = LedgerAccess::new(&*context.ledger, &deadline);
             let (consumer, bindings) = (&context.consumer, &context.bindings);
-            let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0 };
+            let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger };
             match context.handler.dead_letter_without_copy(input, &chain(&error)) {
                 Some(without_copy) => output = without_copy,
                 None => return cannot_publish(context, &error),
@@ -127,9 +133,19 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
         }
     }
     let Some(entry) = output.record else { return AttemptOutcome::Handled(output.outcome) };
-    match record(context, entry.confirmed_at(Timestamp::now())).await {
-        Ok(()) => AttemptOutcome::Handled(output.outcome),
-        Err(failure) => AttemptOutcome::Failed(failure),
+    // During an outage this waits, so what is confirmed is not published again.
+    match context.ledger.record(entry.confirmed_at(Timestamp::now())).await {
+        Ok(_) => AttemptOutcome::Handled(output.outcome),
+        Err(error) => HandlerError::from(error).into(),
+    }
+}
+
+impl From<HandlerError> for AttemptOutcome {
+    fn from(error: HandlerError) -> Self {
+        match error {
+            HandlerError::Failed(failure) => AttemptOutcome::Failed(failure),
+            HandlerError::Interrupted(interruption) => AttemptOutcome::Interrupted(interruption),
+        }
     }
 }
 
@@ -138,19 +154,22 @@ async fn run_handler(
     context: &ConsumerContext,
     delivery: &Delivery,
     provenance: Provenance<'_>,
-) -> Result<HandlerOutput, Failure> {
+) -> Result<HandlerOutput, HandlerError> {
     let retries = trusted_retry_count(delivery, provenance);
-    let input =
-        HandlerInput { delivery, provenance, consumer: &context.consumer, bindings: &context.bindings, retries };
+    let deadline = Deadline::after(context.timeout);
+    let ledger = LedgerAccess::new(&*context.ledger, &deadline);
+    let (consumer, bindings) = (&context.consumer, &*context.bindings);
+    let input = HandlerInput { delivery, provenance, consumer, bindings, retries, ledger };
     let handling = AssertUnwindSafe(context.handler.handle(input)).catch_unwind();
-    match tokio::time::timeout(context.timeout, handling).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(panic)) => Err(Failure::new(FailureKind::Panicked, "panicked", panic_text(&*panic))),
-        Err(_elapsed) => {
+    let failure = match deadline.limit(handling).await {
+        Some(Ok(result)) => return result,
+        Some(Err(panic)) => Failure::new(FailureKind::Panicked, "panicked", panic_text(&*panic)),
+        None => {
             let reason = format!("no result within {:?}", context.timeout);
-            Err(Failure::new(FailureKind::TimedOut, "deadline_exceeded", reason))
+            Failure::new(FailureKind::TimedOut, "deadline_exceeded", reason)
         }
-    }
+    };
+    Err(failure.into())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -171,29 +190,6 @@ fn cannot_publish(context: &ConsumerContext, error: &PublishError) -> AttemptOut
                 error!(consumer = %context.consumer, %error, repeated, "cannot publish a failed message; the broker will dead-letter it");
             }
             AttemptOutcome::CannotPublish
-        }
-    }
-}
-
-/// Records an effect. A failure here costs an attempt, and the next one publishes again. The failed-order consumer avoids that:
-/// it retries only the recording, until the ledger accepts the entry.
-async fn record(context: &ConsumerContext, entry: LedgerEntry) -> Result<(), Failure> {
-    match context.on_failure {
-        OnFailure::Forward(_) => match context.ledger.record(entry).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Failure::new(FailureKind::Transient, "ledger_unavailable", chain(&error))),
-        },
-        OnFailure::KeepRetrying => {
-            let mut attempt = 0;
-            while let Err(error) = context.ledger.record(entry.clone()).await {
-                if let Some(due) = REPEATED.occurred((&context.consumer, "ledger_unavailable")) {
-                    let repeated = due.repeated;
-                    warn!(consumer = %context.consumer, error = %chain(&error), repeated, "cannot record a failure in the ledger; retrying");
-                }
-                tokio::time::sleep(RETRY_BACKOFF.wait(attempt, fastrand::f64())).await;
-                attempt += 1;
-            }
-            Ok(())
         }
     }
 }

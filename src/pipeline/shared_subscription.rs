@@ -7,10 +7,11 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::delivery_guard::DeliveryGuard;
+use super::intake::Intake;
 use super::safe_mode::{Change, SafeMode};
 use super::unidentified::UnidentifiedDeliveries;
 use crate::message::{Delivery, Settler};
@@ -25,12 +26,15 @@ pub(super) struct SharedSubscription {
     safe_mode: Arc<StdMutex<SafeMode>>,
     counters: Arc<Counters>,
     unidentified: Arc<UnidentifiedDeliveries>,
+    intake: Intake,
     /// Cancelled when no more deliveries are to be started: at a shutdown, or when safe mode changes.
     pub(super) stopped: CancellationToken,
     /// Cancelled when the pool drains: the broker delivers nothing more, and all that it has delivered is to be processed.
     pub(super) draining: CancellationToken,
     /// Cancelled when the subscription is lost: the broker will deliver again whatever is in flight.
     pub(super) lost: CancellationToken,
+    /// Cancelled when an outage of the ledger has lasted too long: whatever is in flight is to be released.
+    pub(super) interrupted: CancellationToken,
 }
 
 impl SharedSubscription {
@@ -40,6 +44,7 @@ impl SharedSubscription {
         safe_mode: Arc<StdMutex<SafeMode>>,
         counters: Arc<Counters>,
         unidentified: Arc<UnidentifiedDeliveries>,
+        intake: Intake,
     ) -> Self {
         SharedSubscription {
             // Fused, because every worker polls it until it has seen the end.
@@ -48,9 +53,11 @@ impl SharedSubscription {
             safe_mode,
             counters,
             unidentified,
+            intake,
             stopped: CancellationToken::new(),
             draining: CancellationToken::new(),
             lost: CancellationToken::new(),
+            interrupted: CancellationToken::new(),
         }
     }
 
@@ -63,11 +70,7 @@ impl SharedSubscription {
         let first = tokio::select! {
             biased;
             () = self.stopped.cancelled() => return false,
-            first = async {
-                let mut deliveries = self.deliveries.lock().await;
-                let first = deliveries.next().await?;
-                Some((first, deliveries))
-            } => first,
+            first = self.next_while_open() => first,
         };
         let Some((first, mut deliveries)) = first else {
             if !self.stopped.is_cancelled() && !self.draining.is_cancelled() {
@@ -87,6 +90,25 @@ impl SharedSubscription {
         }
         drop(deliveries);
         self.check_safe_mode(batch)
+    }
+
+    /// The next delivery once the intake is open, and the lock on those that follow. Cancel-safe: no delivery is taken before it
+    /// returns.
+    async fn next_while_open(&self) -> Option<(Delivery, MutexGuard<'_, BoxStream<'static, Delivery>>)> {
+        loop {
+            self.intake.opened().await;
+            let next = async {
+                let mut deliveries = self.deliveries.lock().await;
+                let first = deliveries.next().await?;
+                Some((first, deliveries))
+            };
+            // Cancel-safe: locking and receiving the next item can both be started again.
+            tokio::select! {
+                biased;
+                () = self.intake.closed() => {}
+                first = next => return first,
+            }
+        }
     }
 
     /// Releases all deliveries that no worker has started. To be called after the subscription is cancelled.

@@ -1,6 +1,7 @@
 //! Pools against fakes of a queue, the publisher and the ledger. What a real broker does is tested in `tests/broker`.
 
 mod ending;
+mod outages;
 mod publishing;
 mod subscriptions;
 
@@ -14,9 +15,9 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConsumerContext, Handler, HandlerInput, HandlerOutput, OnFailure, Pool};
+use super::{ConsumerContext, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool};
 use crate::ledger::memory::MemoryLedger;
-use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter};
+use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, OutageCause};
 use crate::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Publication, PublishError, Publisher,
     SettleError, Settlement, Settler, SubscribeError, Subscription, Unpublished, names,
@@ -200,7 +201,7 @@ fn delay() -> crate::recovery::Delay {
 struct PanicsWhenDropped;
 
 impl Future for PanicsWhenDropped {
-    type Output = Result<HandlerOutput, Failure>;
+    type Output = Result<HandlerOutput, HandlerError>;
     fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         std::task::Poll::Ready(Ok(HandlerOutput::finished(HandlerOutcome::Completed)))
     }
@@ -213,14 +214,14 @@ impl Drop for PanicsWhenDropped {
 }
 
 impl Handler for ScriptedHandler {
-    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let body = std::str::from_utf8(&input.delivery.message.body).unwrap();
         if body == "kill" {
             return Box::pin(PanicsWhenDropped);
         }
         Box::pin(async move {
-            let failure = |kind| Err(Failure::new(kind, "scripted", "as scripted"));
+            let failure = |kind| Err(Failure::new(kind, "scripted", "as scripted").into());
             match body {
                 "ok" => Ok(HandlerOutput::finished(HandlerOutcome::Completed)),
                 "seen" => Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
@@ -247,6 +248,10 @@ impl Handler for ScriptedHandler {
                 "transient" => failure(FailureKind::Transient),
                 "permanent" => failure(FailureKind::Permanent),
                 "panic" => panic!("as scripted"),
+                "look_up" => {
+                    input.ledger.record(LedgerEntry::LookUpNotification { id: "x".to_owned() }).await?;
+                    Ok(HandlerOutput::finished(HandlerOutcome::Completed))
+                }
                 "hang" => std::future::pending().await,
                 other => unreachable!("{other}"),
             }
@@ -313,6 +318,7 @@ impl TestEnv {
             handler: Arc::clone(&handler) as Arc<dyn Handler>,
             publisher: Arc::new(SharedPublisher(Arc::clone(&publisher))),
             ledger: Arc::clone(&ledger) as Arc<dyn LedgerWriter>,
+            intake: Intake::new(ledger.state()),
             names: Arc::new(ExchangeNames::new("orders")),
             bindings: Vec::new(),
             users: Arc::new(crate::message::TrustedUsers::new("orderd", &[])),
@@ -406,25 +412,6 @@ async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
     env.publisher.gate.add_permits(2);
     assert_eq!(env.queue.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
     assert_eq!(env.ledger.commits(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_ledger_that_cannot_record_is_a_transient_failure() {
-    let env = TestEnv::start(1, 1).await;
-    env.ledger.fail_next(100);
-    env.queue.deliver(1, "emit");
-    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
-    let last = env.publisher.sent.lock().unwrap().pop().unwrap();
-    assert_eq!(last.message.headers[names::FAILURE_CODE].as_text(), Some("ledger_unavailable"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_failed_order_consumer_retries_until_the_ledger_records() {
-    let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
-    env.ledger.fail_next(7);
-    env.queue.deliver(1, "emit");
-    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
-    assert_eq!(env.publisher.sent.lock().unwrap().len(), 1, "published once, though recorded late");
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::control::ReloadReport;
+use crate::ledger::Outage;
 use crate::reconcile::BrokerView;
 
 pub use assemble::ConsumerReading;
@@ -127,12 +128,18 @@ pub struct PublisherStatus {
 }
 
 /// The ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerStatus {
     /// It can record, judged by its last commit; `false` until it is open.
     pub recording: bool,
     /// Commits since it was opened.
     pub commits: u64,
+    /// Outages since it was opened.
+    #[serde(default)]
+    pub outages: u64,
+    /// Why it cannot record; `None` if it can, and while it is not open or closed.
+    #[serde(default)]
+    pub outage: Option<Outage>,
 }
 
 /// One consumer since the start.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConsumerStatus, DaemonState, DaemonStatus};
+use super::{ConsumerStatus, DaemonState, DaemonStatus, LedgerStatus};
+use crate::ledger::Outage;
 use crate::message::CONFIRMS_OVERDUE;
 use crate::reconcile::Finding;
 
@@ -36,7 +37,7 @@ pub(super) fn readiness_checks(
     let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
     let mut checks = vec![
         check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
-        check("ledger", daemon.ledger.recording, "recording", "not open yet, closed, or the last commit failed"),
+        check("ledger", daemon.ledger.recording, "recording", &ledger_problem(&daemon.ledger)),
         topology(daemon, findings),
         check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
     ];
@@ -75,6 +76,14 @@ fn topology(daemon: &DaemonStatus, findings: &[Finding]) -> ReadinessCheck {
     ReadinessCheck { name: "topology".to_owned(), ok, detail }
 }
 
+/// Why the ledger does not record: the cause's code, in words, and since when.
+fn ledger_problem(ledger: &LedgerStatus) -> String {
+    match &ledger.outage {
+        Some(Outage { cause, detail, since }) => format!("{}: {detail}; since {since:.0}", cause.as_str()),
+        None => "not open yet, or closed".to_owned(),
+    }
+}
+
 fn with_cause(text: &str, cause: Option<&str>) -> String {
     cause.map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"))
 }
@@ -82,8 +91,8 @@ fn with_cause(text: &str, cause: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::PublisherStatus;
     use crate::status::assemble::{consumer_status, tests::reading};
-    use crate::status::{LedgerStatus, PublisherStatus};
 
     fn daemon() -> DaemonStatus {
         DaemonStatus {
@@ -99,7 +108,7 @@ mod tests {
             connections: 0,
             connections_made: 0,
             publisher: Some(PublisherStatus { connected: true, connections: 1, unconfirmed: 0, waiting_seconds: 0 }),
-            ledger: LedgerStatus { recording: true, commits: 0 },
+            ledger: LedgerStatus { recording: true, commits: 0, outages: 0, outage: None },
         }
     }
 

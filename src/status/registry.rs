@@ -19,14 +19,14 @@ use super::recent::{RecentSamples, Sample};
 use super::summary::{ConsumerSummary, StatusSummary, SubscriptionState};
 use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Status};
 use crate::amqp::ConfirmingPublisher;
-use crate::ledger::LedgerMaintenance;
+use crate::ledger::{LedgerMaintenance, LedgerState, Outage};
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
 use crate::watchdog::{Health, HeartbeatReading, Stuck};
 
 /// The ledger until it is open. Opening may take minutes, if it has to be migrated from an earlier version.
-const LEDGER_NOT_OPEN: LedgerStatus = LedgerStatus { recording: false, commits: 0 };
+const LEDGER_NOT_OPEN: LedgerStatus = LedgerStatus { recording: false, commits: 0, outages: 0, outage: None };
 
 /// The live state of the running daemon.
 pub struct StatusRegistry {
@@ -38,6 +38,8 @@ pub struct StatusRegistry {
     last_reload: Mutex<Option<LastReload>>,
     /// Set once the ledger is open.
     ledger: OnceLock<Arc<dyn LedgerMaintenance>>,
+    /// Why the ledger cannot be opened yet, if an attempt has failed.
+    opening_outage: Mutex<Option<Outage>>,
     /// Set once the topology is declared or checked.
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     broker_view: watch::Receiver<Arc<BrokerView>>,
@@ -71,6 +73,7 @@ impl StatusRegistry {
             config_generation: AtomicU64::new(1),
             last_reload: Mutex::default(),
             ledger: OnceLock::new(),
+            opening_outage: Mutex::default(),
             publisher,
             broker_view,
             shutdown,
@@ -108,6 +111,11 @@ impl StatusRegistry {
     /// Enters the open ledger. Only the first call has an effect.
     pub fn set_ledger(&self, ledger: Arc<dyn LedgerMaintenance>) {
         let _ = self.ledger.set(ledger);
+    }
+
+    /// Enters why the ledger cannot be opened yet.
+    pub fn set_opening_outage(&self, outage: Option<Outage>) {
+        *self.opening_outage.lock().unwrap_or_else(PoisonError::into_inner) = outage;
     }
 
     /// Enters the publisher: the topology is declared or checked. Only the first call has an effect.
@@ -177,11 +185,21 @@ impl StatusRegistry {
             connections: subscriptions + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
             connections_made: subscriptions_made + publisher.map_or(0, |publisher| publisher.connections),
             publisher,
-            ledger: self.ledger.get().map_or(LEDGER_NOT_OPEN, |ledger| LedgerStatus {
-                recording: ledger.is_recording(),
-                commits: ledger.commits(),
-            }),
+            ledger: self.ledger_status(),
         }
+    }
+
+    fn ledger_status(&self) -> LedgerStatus {
+        let Some(ledger) = self.ledger.get() else {
+            let outage = self.opening_outage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return LedgerStatus { outage, ..LEDGER_NOT_OPEN };
+        };
+        let (recording, outage) = match &*ledger.state().borrow() {
+            LedgerState::Recording => (true, None),
+            LedgerState::Unavailable(outage) => (false, Some(outage.clone())),
+            LedgerState::Closed => (false, None),
+        };
+        LedgerStatus { recording, commits: ledger.commits(), outages: ledger.outages(), outage }
     }
 
     /// Reads the short summary, which is cheaper than a snapshot.

@@ -18,7 +18,7 @@ use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message, TrustedUsers};
-use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
+use orderd::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, LedgerAccess};
 use orderd::recovery::{Failure, FailureKind};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -72,9 +72,9 @@ impl HandlerFactory for GreeterFactory {
 struct Greeter(Greeting);
 
 impl Handler for Greeter {
-    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         let reason = self.0.text.repeat(self.0.times as usize);
-        Box::pin(async { Err(Failure::new(FailureKind::Permanent, "greeting", reason)) })
+        Box::pin(async { Err(Failure::new(FailureKind::Permanent, "greeting", reason).into()) })
     }
 }
 
@@ -111,7 +111,6 @@ async fn greeting(config: &Config, directory: &Path) -> String {
     let files = Rolling { directory: directory.to_owned(), name, suffix, rotation, keep: 1, mode: FILE_MODE };
     let log = EventLog::start(files).unwrap().0;
     let deps = HandlerDeps {
-        ledger: Arc::new(SqliteLedger::open(directory).unwrap()),
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(TrustedUsers::new("orderd", &[])),
         event_log: log.clone(),
@@ -127,9 +126,16 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         message: Message::default(),
     };
     let provenance = delivery.provenance(&deps.names, &deps.users, None);
-    let input =
-        HandlerInput { delivery: &delivery, provenance, consumer: &"visitor".into(), bindings: &[], retries: 0 };
-    handler.handle(input).await.unwrap_err().reason
+    let ledger = SqliteLedger::open(directory).unwrap();
+    let input = HandlerInput {
+        delivery: &delivery,
+        provenance,
+        consumer: &"visitor".into(),
+        bindings: &[],
+        retries: 0,
+        ledger: LedgerAccess::without_deadline(&ledger),
+    };
+    handler.handle(input).await.unwrap_err().failure().unwrap().reason
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl SnapshotCollector {
         let checks = status.checks.iter().map(|check| ([("check", check.name.as_str())], flag(check.ok)));
         writer.gauges("readiness_check", "1 if the readiness check passes", checks)?;
         writer.gauge("ledger_recording", "1 if the ledger can record", flag(daemon.ledger.recording))?;
+        writer.counter("ledger_outages", "Times in which the ledger could not record", daemon.ledger.outages)?;
         writer.counter("ledger_commits", "Ledger commits since the start", daemon.ledger.commits)?;
         let publisher = daemon.publisher.as_ref();
         let connected = publisher.is_some_and(|publisher| publisher.connected);

@@ -14,13 +14,13 @@ use tracing::{debug, warn};
 
 use self::fault_injection::{FaultInjection, FaultKind};
 use super::event_publication::event;
-use super::{HandlerDeps, HandlerFactory, ledger_failure};
+use super::{HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
 use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
-use crate::ledger::{LedgerEntry, LedgerWriter, NewOrder, Recorded};
+use crate::ledger::{LedgerEntry, NewOrder, Recorded};
 use crate::message::{ExchangeNames, Message, Publication};
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
 
 /// `handler = "order"`
@@ -54,18 +54,17 @@ impl HandlerFactory for OrderFactory {
         if faults.is_on() {
             warn!(consumer, ?faults, "faults are injected on purpose: not for production");
         }
-        Arc::new(OrderHandler { ledger: Arc::clone(&deps.ledger), names: Arc::clone(&deps.names), faults })
+        Arc::new(OrderHandler { names: Arc::clone(&deps.names), faults })
     }
 }
 
 struct OrderHandler {
-    ledger: Arc<dyn LedgerWriter>,
     names: Arc<ExchangeNames>,
     faults: FaultInjection,
 }
 
 impl OrderHandler {
-    async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, Failure> {
+    async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         let Message { properties, body, .. } = &input.delivery.message;
         let order = Order::decode(body, properties.content_encoding.as_deref())
             .map_err(|error| Failure::new(FailureKind::Malformed, error.code(), error.to_string()))?;
@@ -81,12 +80,12 @@ impl OrderHandler {
         }
         let now = Timestamp::now();
         let entry = LedgerEntry::AcceptOrder(Box::new(new_order(&order, input.consumer, total, currency, now)));
-        match self.ledger.record(entry).await.map_err(|error| ledger_failure(&error))? {
+        match input.ledger.record(entry).await? {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict => {
                 let reason = format!("an order with the id {} and different content was accepted before", order.id);
-                return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason));
+                return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason).into());
             }
         }
         Ok(HandlerOutput {
@@ -115,7 +114,7 @@ impl OrderHandler {
 }
 
 impl Handler for OrderHandler {
-    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.process(input))
     }
 }

@@ -10,7 +10,9 @@ use crate::ledger::conformance::{
     accept, analytics, at, attempt, dead_letter, finish, look_up, notification, order, sale,
 };
 use crate::ledger::report::{GroupBy, PointInTime, ReportQuery};
-use crate::ledger::{Ledger, LedgerEntry, LedgerError, NewAttempt, NewNotification, NewOrder, Pruned, Recorded};
+use crate::ledger::{
+    Ledger, LedgerEntry, LedgerError, LedgerState, NewAttempt, NewNotification, NewOrder, Pruned, Recorded,
+};
 
 const DAY: i64 = 86_400_000;
 
@@ -125,12 +127,12 @@ async fn no_report_changes_when_old_rows_are_removed(ledger: &dyn Ledger) {
 }
 
 async fn an_open_ledger_records_and_a_closed_one_does_not(ledger: &dyn Ledger) {
-    assert!(ledger.is_recording() && !ledger.is_outdated());
+    assert!(*ledger.state().borrow() == LedgerState::Recording && !ledger.is_outdated());
     record(ledger, [accept(order("o-1")), finish("o-1")]).await;
     assert!((1..=2).contains(&ledger.commits()));
     tokio::join!(ledger.close(), ledger.close());
     ledger.close().await;
-    assert!(!ledger.is_recording());
+    assert!(*ledger.state().borrow() == LedgerState::Closed);
     assert!(matches!(ledger.record(look_up("x")).await, Err(LedgerError::Closed)));
     assert!(matches!(ledger.prune(at(DAY)).await, Err(LedgerError::Closed)));
     // It can still be read.

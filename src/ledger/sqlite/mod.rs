@@ -3,9 +3,12 @@
 //! It owns the file, the writer's thread and the queue to it. It must never block an async task, and never answer before
 //! the commit that contains the answer is on disk.
 
+mod access;
 mod backup;
 mod erase;
 mod file_system;
+mod files;
+mod monitor;
 mod open;
 mod order_sums;
 mod prune;
@@ -14,6 +17,7 @@ mod report;
 mod sales;
 mod schema;
 mod statements;
+mod store_error;
 mod totals;
 mod trace;
 mod writer;
@@ -22,19 +26,19 @@ mod writer;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{LedgerEntry, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
+use super::state::LedgerState;
 use super::traits::{LedgerMaintenance, LedgerWriter};
 use writer::Request;
 
@@ -55,9 +59,11 @@ pub struct Tuning {
     /// Longest time that the writer waits for more entries before it commits a small batch. It waits less the fewer
     /// entries the previous commit had.
     pub gather: Duration,
-    /// How long to wait for another program's lock before the batch fails. Another instance holds the lock for as long
+    /// How long to wait for another program's lock before that is an outage. Another instance holds the lock for as long
     /// as a commit takes.
     pub busy_timeout: Duration,
+    /// How long a write may take before that is an outage.
+    pub hung_after: Duration,
     /// SQLite's page cache, in KiB.
     pub cache_kib: u32,
     /// Pages (4 KiB) in the write-ahead log before a checkpoint moves them to the file. A page that was written many
@@ -73,7 +79,8 @@ impl Default for Tuning {
             queue: 4_096,
             batch: 1_024,
             gather: Duration::from_millis(10),
-            busy_timeout: Duration::from_secs(5),
+            busy_timeout: Duration::from_secs(2),
+            hung_after: Duration::from_secs(4),
             cache_kib: 8_192,
             checkpoint_pages: 16_000,
             max_pages: None,
@@ -89,9 +96,7 @@ pub struct SqliteLedger {
     queue: mpsc::Sender<Request>,
     /// Cancelled when the writer has closed the file.
     finished: CancellationToken,
-    commits: Arc<AtomicU64>,
-    failing: Arc<AtomicBool>,
-    outdated: CancellationToken,
+    shared: writer::SharedState,
 }
 
 impl SqliteLedger {
@@ -112,11 +117,13 @@ impl SqliteLedger {
     pub fn open_with(directory: &Path, tuning: Tuning) -> Result<Self, OpenError> {
         let (queue, requests) = mpsc::channel(tuning.queue);
         let finished = CancellationToken::new();
-        let state = writer::SharedState::default();
-        let writer::SharedState { commits, failing, outdated } = state.clone();
-        writer::spawn(directory, tuning, requests, state, finished.clone())?;
+        let shared = writer::SharedState::default();
+        let hung_after = tuning.hung_after;
+        writer::spawn(directory, tuning, requests, shared.clone(), finished.clone())?;
+        monitor::spawn(queue.downgrade(), shared.busy.clone(), shared.state.clone(), hung_after)
+            .map_err(|source| OpenError::Thread { location: open::location(directory), source })?;
         file_system::warn_if_remote(directory);
-        Ok(Self { directory: directory.to_owned(), queue, finished, commits, failing, outdated })
+        Ok(Self { directory: directory.to_owned(), queue, finished, shared })
     }
 }
 
@@ -125,25 +132,29 @@ impl LedgerMaintenance for SqliteLedger {
         async move {
             let (answer, answered) = oneshot::channel();
             self.queue.send(Request::Prune { before, answer }).await.map_err(|_| LedgerError::Closed)?;
-            answered.await.unwrap_or_else(|dropped| Err(LedgerError::store("remove old rows", dropped)))
+            answered.await.unwrap_or_else(|dropped| Err(LedgerError::refused("remove old rows", dropped)))
         }
         .boxed()
     }
 
-    fn is_recording(&self) -> bool {
-        !self.failing.load(Ordering::Relaxed) && !self.finished.is_cancelled()
+    fn state(&self) -> watch::Receiver<LedgerState> {
+        self.shared.state.subscribe()
+    }
+
+    fn outages(&self) -> u64 {
+        self.shared.state.outages()
     }
 
     fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
+        self.shared.commits.load(Ordering::Relaxed)
     }
 
     fn outdated(&self) -> BoxFuture<'_, ()> {
-        self.outdated.cancelled().boxed()
+        self.shared.outdated.cancelled().boxed()
     }
 
     fn is_outdated(&self) -> bool {
-        self.outdated.is_cancelled()
+        self.shared.outdated.is_cancelled()
     }
 
     /// Also moves the write-ahead log into the file and ends the thread.
@@ -178,5 +189,5 @@ impl LedgerWriter for SqliteLedger {
 
 /// The writer answers every entry it takes from the queue, unless a defect makes it panic.
 fn received(answer: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>) -> Result<Recorded, LedgerError> {
-    answer.unwrap_or_else(|dropped| Err(LedgerError::store("finish a commit", dropped)))
+    answer.unwrap_or_else(|dropped| Err(LedgerError::refused("finish a commit", dropped)))
 }

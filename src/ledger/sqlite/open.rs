@@ -9,24 +9,33 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::files::OpenFiles;
 use super::schema::{self, MigrateError};
-use super::{FILE_NAME, Tuning};
+use super::store_error::outage_cause;
+use super::{FILE_NAME, Tuning, access};
 use crate::files;
-use crate::ledger::error::OpenError;
+use crate::ledger::error::{Cause, OpenError};
+use crate::ledger::state::OutageCause;
 
 /// How long a reader waits for a lock. It has to wait only while a daemon starts or ends.
 pub(super) const READ_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Classifies SQLite's errors for the ledger in a directory by the remedy.
 pub(super) fn error(directory: &Path, error: rusqlite::Error) -> OpenError {
-    let (location, source) = (location(directory), Arc::new(error));
-    match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged { location, source },
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Locked { location, source },
-        Some(ErrorCode::ReadOnly) => OpenError::ReadOnly { location, source },
-        _ => OpenError::Store { location, source },
+    let (location, cause) = (location(directory), outage_cause(&error).unwrap_or(OutageCause::Other));
+    let source: Cause = Arc::new(error);
+    match cause {
+        OutageCause::Damaged => OpenError::Damaged { location, source },
+        OutageCause::Locked => OpenError::Locked { location, source },
+        OutageCause::ReadOnly => OpenError::ReadOnly { location, source },
+        OutageCause::DiskFull
+        | OutageCause::IoError
+        | OutageCause::Hung
+        | OutageCause::FileReplaced
+        | OutageCause::Outdated
+        | OutageCause::Other => OpenError::Store { location, cause, source },
     }
 }
 
@@ -35,9 +44,10 @@ pub(super) fn location(directory: &Path) -> String {
     directory.join(FILE_NAME).display().to_string()
 }
 
-/// Opens the file for the writer. Creates what is missing: directory, file and tables.
-pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<Connection, OpenError> {
+/// Opens the files for the writer. Creates what is missing: directory, database and tables. Proves that it can write.
+pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<(Connection, OpenFiles), OpenError> {
     create(directory).map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
+    access::check_for_writing(directory)?;
     let path = directory.join(FILE_NAME);
     // NO_MUTEX: the connection never leaves the writer's thread.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -50,17 +60,41 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<Connectio
         ["", "-wal", "-shm"].iter().for_each(|suffix| {
             files::remove_others_access(&directory.join(format!("{FILE_NAME}{suffix}")));
         });
-        configure(&mut connection, tuning)?;
+        connection.busy_handler(Some(wait_for_lock(tuning.busy_timeout)))?;
+        connection.pragma_update(None, "synchronous", "full")?;
         Ok(connection)
     });
     let mut connection = opened.map_err(|cause| error(directory, cause))?;
     let location = location(directory);
-    match schema::migrate(&mut connection, schema::MIGRATIONS) {
-        Ok(()) => Ok(connection),
-        Err(MigrateError::Newer { found, known }) => Err(OpenError::Newer { location, found, known }),
-        Err(MigrateError::Foreign) => Err(OpenError::Foreign { location }),
-        Err(MigrateError::Sqlite(cause)) => Err(error(directory, cause)),
+    // Before the write-ahead log exists: a new file is either empty or has all its tables, whenever the process is killed.
+    match schema::migrate(&mut connection, schema::MIGRATIONS, || is_empty_file(&path)) {
+        Ok(()) => {}
+        Err(MigrateError::Newer { found, known }) => return Err(OpenError::Newer { location, found, known }),
+        Err(MigrateError::Foreign) => return Err(OpenError::Foreign { location }),
+        Err(MigrateError::NoTables) => return Err(OpenError::NoTables { location }),
+        Err(MigrateError::Sqlite(cause)) => return Err(error(directory, cause)),
     }
+    let written = configure(&mut connection, tuning).and_then(|()| prove_write(&mut connection));
+    written.map_err(|cause| error(directory, cause))?;
+    let files = OpenFiles::examine(directory);
+    let files = files.map_err(|cause| OpenError::Store {
+        location,
+        cause: OutageCause::FileReplaced,
+        source: Arc::new(cause),
+    })?;
+    Ok((connection, files))
+}
+
+fn is_empty_file(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() == 0)
+}
+
+/// Writes the version that the file has, in a transaction of its own: a ledger that can only be read must not look ready.
+fn prove_write(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version = schema::version(&transaction)?;
+    transaction.pragma_update(None, "user_version", version)?;
+    transaction.commit()
 }
 
 /// Opens an existing file of this version for reading only.
@@ -91,6 +125,7 @@ fn read_only(directory: &Path, busy_timeout: Duration) -> Result<(Connection, i3
     if matches!(path.try_exists(), Ok(false)) {
         return Err(OpenError::Missing { location: location(directory) });
     }
+    access::check_for_reading(directory)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
         connection.busy_timeout(busy_timeout)?;
@@ -114,7 +149,6 @@ fn create(directory: &Path) -> io::Result<()> {
 }
 
 fn configure(connection: &mut Connection, tuning: &Tuning) -> rusqlite::Result<()> {
-    connection.busy_handler(Some(wait_for_lock(tuning.busy_timeout)))?;
     // When several processes create a new file's log at once, SQLite refuses some without calling the busy handler.
     let (mut wait, mut tried) = (wait_for_lock(tuning.busy_timeout), 0);
     while let Err(error) = connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())) {
@@ -123,7 +157,6 @@ fn configure(connection: &mut Connection, tuning: &Tuning) -> rusqlite::Result<(
         }
         tried += 1;
     }
-    connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "wal_autocheckpoint", tuning.checkpoint_pages)?;
     // Negative means KiB rather than pages.
     connection.pragma_update(None, "cache_size", -i64::from(tuning.cache_kib))?;

@@ -113,6 +113,8 @@ pub(super) enum MigrateError {
     Newer { found: i32, known: i32 },
     /// The file holds another program's tables.
     Foreign,
+    /// The file has content, but no tables.
+    NoTables,
     /// SQLite refused.
     Sqlite(rusqlite::Error),
 }
@@ -129,8 +131,13 @@ pub(super) fn last_version(migrations: &[Migration]) -> i32 {
 }
 
 /// Applies the migrations that the file lacks, each in one transaction with its new version number, so that a crash
-/// leaves a complete version.
-pub(super) fn migrate(connection: &mut Connection, migrations: &[Migration]) -> Result<(), MigrateError> {
+/// leaves a complete version. `is_new` is asked about a file without tables: whether the file has no content either. Without
+/// its write-ahead log, the copy of a ledger may have no tables, and must not be taken for a new one.
+pub(super) fn migrate(
+    connection: &mut Connection,
+    migrations: &[Migration],
+    is_new: impl Fn() -> bool,
+) -> Result<(), MigrateError> {
     let known = last_version(migrations);
     loop {
         // Immediate, so that when two processes start at once, the second sees what the first has done.
@@ -139,8 +146,11 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[Migration]) -> 
         if found > known {
             return Err(MigrateError::Newer { found, known });
         }
-        if found == 0 && !is_empty(&transaction)? {
+        if found == 0 && !has_no_tables(&transaction)? {
             return Err(MigrateError::Foreign);
+        }
+        if found == 0 && !is_new() {
+            return Err(MigrateError::NoTables);
         }
         let Some(migration) = usize::try_from(found).ok().and_then(|done| migrations.get(done)) else { return Ok(()) };
         transaction.execute_batch(migration.tables)?;
@@ -164,6 +174,6 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+fn has_no_tables(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))
 }

@@ -4,12 +4,13 @@
 //! its entry's row was inserted or changed. It must never decide which entries share a transaction.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, Row, Statement, params};
+use rusqlite::{Connection, Row, Statement, params};
 
 use super::order_sums::OrderSums;
 use super::prune::Pruner;
 use super::sales::{Sales, parse_amount};
 use super::schema;
+use super::store_error::{ledger_error, outage_cause};
 use crate::domain::OrderId;
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::ledger::erase::ERASED;
@@ -27,16 +28,9 @@ pub(super) enum RecordError {
 
 impl From<rusqlite::Error> for RecordError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            // SQLite has undone this one statement and the transaction continues. `None` means that the error is not
-            // SQLite's: a value that was read could not be converted.
-            Some(
-                ErrorCode::ConstraintViolation
-                | ErrorCode::TypeMismatch
-                | ErrorCode::TooBig
-                | ErrorCode::ParameterOutOfRange,
-            )
-            | None => RecordError::Entry(LedgerError::store("record an entry", error)),
+        // SQLite has undone this one statement and the transaction continues, unless the store has failed.
+        match outage_cause(&error) {
+            None => RecordError::Entry(LedgerError::refused("record an entry", error)),
             Some(_) => RecordError::Batch(error),
         }
     }
@@ -127,9 +121,9 @@ impl<'c> Statements<'c> {
     /// process has written since, the sums in memory may be stale, and the file may have been migrated.
     pub(super) fn begin(&mut self) -> Result<(), LedgerError> {
         let began = self.begin.execute([]).and_then(|_| self.data_version.query_row([], |row| row.get(0)));
-        let data_version = began.map_err(|error| LedgerError::store(BEGIN, error))?;
+        let data_version = began.map_err(|error| ledger_error(BEGIN, error))?;
         if data_version != self.last_data_version {
-            let found = schema::version(self.connection).map_err(|error| LedgerError::store(BEGIN, error))?;
+            let found = schema::version(self.connection).map_err(|error| ledger_error(BEGIN, error))?;
             let known = schema::last_version(schema::MIGRATIONS);
             if found != known {
                 return Err(LedgerError::Outdated { found, known });
@@ -138,6 +132,12 @@ impl<'c> Statements<'c> {
             self.last_data_version = data_version;
         }
         Ok(())
+    }
+
+    /// Whether another connection has committed since the last transaction began.
+    pub(super) fn others_have_committed(&mut self) -> Result<bool, LedgerError> {
+        let data_version: rusqlite::Result<i64> = self.data_version.query_row([], |row| row.get(0));
+        Ok(data_version.map_err(|error| ledger_error(BEGIN, error))? != self.last_data_version)
     }
 
     /// Writes the aggregates' changes and commits.
@@ -237,7 +237,7 @@ impl<'c> Statements<'c> {
         if self.select_order.exists([id.as_str()])? {
             return Ok(Recorded::Duplicate);
         }
-        Err(RecordError::Entry(LedgerError::store("finish an order", NeverAccepted(id.clone()))))
+        Err(RecordError::Entry(LedgerError::refused("finish an order", NeverAccepted(id.clone()))))
     }
 
     fn insert_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, RecordError> {

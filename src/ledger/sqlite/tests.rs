@@ -17,7 +17,7 @@ use super::schema::{self, MigrateError, Migration};
 use super::*;
 use crate::ledger::Recorded::{Duplicate, New};
 use crate::ledger::conformance::{accept, analytics, at, attempt, finish, look_up, notification, order, sale};
-use crate::ledger::{LedgerEntry, NewOrder, Totals};
+use crate::ledger::{LedgerEntry, LedgerState, NewOrder, OutageCause, Totals};
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -58,8 +58,21 @@ pub(super) async fn record_together(
     join_all(answers).await
 }
 
-pub(super) fn is_store_error(answer: &Result<Recorded, LedgerError>) -> bool {
-    matches!(answer, Err(LedgerError::Store { .. }))
+pub(super) fn is_refused(answer: &Result<Recorded, LedgerError>) -> bool {
+    matches!(answer, Err(LedgerError::Refused { .. }))
+}
+
+/// Waits until the ledger has an outage, and returns its cause.
+pub(super) async fn outage(ledger: &SqliteLedger) -> OutageCause {
+    let mut state = ledger.state();
+    let state = state.wait_for(|state| matches!(state, LedgerState::Unavailable(_)));
+    let state = tokio::time::timeout(Duration::from_secs(60), state).await.unwrap().unwrap();
+    let LedgerState::Unavailable(outage) = &*state else { unreachable!() };
+    outage.cause
+}
+
+fn is_recording(ledger: &SqliteLedger) -> bool {
+    *ledger.state().borrow() == LedgerState::Recording
 }
 
 #[tokio::test]
@@ -100,51 +113,107 @@ async fn callers_wait_while_the_queue_is_full_and_every_entry_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_full_disk_fails_the_whole_batch_until_there_is_room_again() {
+async fn a_full_disk_holds_the_whole_batch_until_there_is_room_again() {
     let directory = directory();
     let tuning = Tuning { max_pages: Some(40), ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
     let large = |id: String| accept(NewOrder { product: "x".repeat(3_000), ..order(&id) });
-    for n in 0..10 {
+    let sold = |id: &str| analytics(id, Some(sale("Laptop", Decimal::TEN, at(0))));
+    for n in 0..20 {
         ledger.record(large(format!("kept-{n}"))).await.unwrap();
     }
+    ledger.record(sold("a-1")).await.unwrap();
     let program = other(&directory);
-    let answers = record_together(&ledger, &program, (0..100).map(|n| large(format!("ord-{n}")))).await;
-    assert!(answers.iter().all(is_store_error), "{answers:?}");
-    assert_eq!(count(&program, "orders"), 10);
-    program.execute_batch("DELETE FROM orders").unwrap();
-    assert_eq!(ledger.record(large("ord-1".to_owned())).await.unwrap(), New);
+    // The disk is full after the second sale has been added in memory.
+    let entries = std::iter::once(sold("a-2")).chain((0..20).map(|n| large(format!("ord-{n}"))));
+    let answers = record_together(&ledger, &program, entries);
+    let make_room = async {
+        assert_eq!(outage(&ledger).await, OutageCause::DiskFull);
+        assert_eq!((count(&program, "orders"), ledger.outages()), (20, 1));
+        program.execute_batch("DELETE FROM orders").unwrap();
+    };
+    let (answers, ()) = tokio::join!(answers, make_room);
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(New))), "{answers:?}");
+    assert!(is_recording(&ledger));
+    assert_eq!(totals(&directory).revenue["EUR"].total, Decimal::from(20).into(), "each sale is counted once");
 }
 
 #[tokio::test]
-async fn a_locked_file_is_an_error_until_it_is_unlocked() {
+async fn a_locked_file_holds_entries_until_it_is_unlocked() {
     let directory = directory();
     let ledger = SqliteLedger::open_with(directory.path(), short_timeout()).unwrap();
     let program = other(&directory);
-    assert!(ledger.is_recording());
     program.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    assert!(is_store_error(&ledger.record(notification("n-1")).await));
-    assert!(!ledger.is_recording());
+    let answer = ledger.record(notification("n-1"));
+    assert_eq!(outage(&ledger).await, OutageCause::Locked);
     program.execute_batch("COMMIT").unwrap();
-    assert_eq!(ledger.record(notification("n-1")).await.unwrap(), New);
-    assert!(ledger.is_recording());
+    assert_eq!(answer.await.unwrap(), New);
+    ledger.record(notification("n-2")).await.unwrap();
+    assert!(is_recording(&ledger));
+    program.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let answer = ledger.record(notification("n-3"));
+    assert_eq!(outage(&ledger).await, OutageCause::Locked);
     ledger.close().await;
-    assert!(!ledger.is_recording());
+    assert!(matches!(answer.await, Err(LedgerError::Unavailable { .. })), "closing does not wait for the outage's end");
 }
 
 #[tokio::test]
-async fn sales_of_a_failed_batch_are_not_counted_by_the_next() {
+async fn a_write_that_does_not_finish_is_an_outage_until_it_does() {
     let directory = directory();
-    let ledger =
-        SqliteLedger::open_with(directory.path(), Tuning { max_pages: Some(40), ..Tuning::default() }).unwrap();
-    let sold = |id: &str| analytics(id, Some(sale("Laptop", Decimal::TEN, at(0))));
-    ledger.record(sold("a-1")).await.unwrap();
-    // The disk is full after the second sale has been added in memory.
-    let large = (0..100).map(|n| accept(NewOrder { product: "x".repeat(3_000), ..order(&format!("ord-{n}")) }));
-    let entries = std::iter::once(sold("a-2")).chain(large);
-    assert!(record_together(&ledger, &other(&directory), entries).await.iter().all(is_store_error));
-    assert_eq!(ledger.record(sold("a-2")).await.unwrap(), New);
-    assert_eq!(totals(&directory).revenue["EUR"].total, Decimal::from(20).into());
+    let tuning =
+        Tuning { busy_timeout: Duration::from_secs(60), hung_after: Duration::from_millis(100), ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let program = other(&directory);
+    program.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let answer = ledger.record(notification("n-1"));
+    assert_eq!(outage(&ledger).await, OutageCause::Hung);
+    program.execute_batch("COMMIT").unwrap();
+    assert_eq!(answer.await.unwrap(), New);
+    ledger.record(notification("n-2")).await.unwrap();
+    assert!(is_recording(&ledger));
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_in_files_that_were_deleted_or_replaced() {
+    for file in ["orderd.db", "orderd.db-wal", "orderd.db-shm"] {
+        let directory = directory();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        ledger.record(notification("n-1")).await.unwrap();
+        let (path, aside) = (directory.path().join(file), directory.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        assert_eq!(outage(&ledger).await, OutageCause::FileReplaced, "{file}: noticed without a commit");
+        let answer = ledger.record(notification("n-2"));
+        std::fs::write(&path, "another file").unwrap();
+        tokio::task::yield_now().await;
+        std::fs::rename(&aside, &path).unwrap();
+        assert_eq!(answer.await.unwrap(), New, "{file}: recorded once the file is back");
+        std::fs::remove_file(&path).unwrap();
+        let answer = ledger.record(notification("n-3"));
+        assert_eq!(outage(&ledger).await, OutageCause::FileReplaced);
+        std::fs::write(&path, "restored").unwrap();
+        ledger.close().await;
+        assert!(matches!(answer.await, Err(LedgerError::Unavailable { .. })));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "restored", "{file}: closing touches no file of others");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_of_a_ledger_without_its_log_is_not_taken_for_a_new_ledger() {
+    // An empty database in WAL mode: the whole content was in its log.
+    let copied = directory();
+    other(&copied).pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+    assert!(matches!(SqliteLedger::open(copied.path()), Err(OpenError::NoTables { .. })));
+    let log = directory();
+    std::fs::write(log.path().join("orderd.db-wal"), "content").unwrap();
+    let error = SqliteLedger::open(log.path()).unwrap_err();
+    assert!(matches!(error, OpenError::LogWithoutDatabase { .. }) && error.is_configuration(), "{error:?}");
+    // An empty file is a new ledger: a crash at its creation leaves one.
+    let empty = directory();
+    std::fs::write(empty.path().join(FILE_NAME), "").unwrap();
+    SqliteLedger::open(empty.path()).unwrap().close().await;
+    let taken = directory();
+    std::fs::create_dir(taken.path().join(FILE_NAME)).unwrap();
+    assert!(matches!(SqliteLedger::open(taken.path()), Err(OpenError::Permission { .. })));
 }
 
 #[tokio::test]
@@ -158,23 +227,19 @@ async fn orders_of_a_failed_batch_are_not_counted_by_the_next() {
     let entries = || [finish("ord-1"), accept(order("ord-2")), finish("ord-2")];
     let rolls_back = LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0)));
     let answers = record_together(&ledger, &program, entries().into_iter().chain([rolls_back])).await;
-    assert!(answers.iter().all(is_store_error), "{answers:?}");
-    // It takes the row that the rolled back order had.
+    assert!(is_refused(&answers[3]) && answers[..3].iter().all(|answer| matches!(answer, Ok(New))), "{answers:?}");
     ledger.record(accept(order("ord-3"))).await.unwrap();
-    assert!(is_store_error(&ledger.record(finish("ord-2")).await));
-    for entry in entries() {
-        assert_eq!(ledger.record(entry).await.unwrap(), New);
-    }
+    assert!(is_refused(&ledger.record(finish("ord-4")).await), "an order that was never accepted");
     let statuses = "SELECT group_concat(rowid || ' ' || id || ' ' || status) FROM orders";
     let statuses: String = program.query_row(statuses, [], |row| row.get(0)).unwrap();
-    assert_eq!(statuses, "1 ord-1 processed,2 ord-3 accepted,3 ord-2 processed");
+    assert_eq!(statuses, "1 ord-1 processed,2 ord-2 processed,3 ord-3 accepted");
     let sums = "SELECT concat_ws('|', accepted, processed, processed_total) FROM order_sums WHERE granularity = 'hour'";
     let sums: String = program.query_row(sums, [], |row| row.get(0)).unwrap();
     assert_eq!(sums, "3|2|2400");
 }
 
 #[tokio::test]
-async fn an_entry_that_ends_the_transaction_fails_its_whole_batch() {
+async fn an_entry_that_ends_the_transaction_is_refused_and_the_others_are_recorded() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     let program = other(&directory);
@@ -183,9 +248,8 @@ async fn an_entry_that_ends_the_transaction_fails_its_whole_batch() {
     let sold = || analytics("a-1", Some(sale("Laptop", Decimal::TEN, at(0))));
     let entries = [LedgerEntry::Attempt(Box::new(attempt("o-1", "order", 0))), sold()];
     let answers = record_together(&ledger, &program, entries).await;
-    assert!(answers.iter().all(is_store_error), "{answers:?}");
-    program.execute_batch("DROP TRIGGER deny").unwrap();
-    assert_eq!(ledger.record(sold()).await.unwrap(), New);
+    assert!(is_refused(&answers[0]) && matches!(answers[1], Ok(New)), "{answers:?}");
+    assert_eq!(ledger.record(sold()).await.unwrap(), Duplicate);
 }
 
 #[tokio::test]
@@ -300,9 +364,9 @@ async fn a_file_is_migrated_with_its_rows_and_then_rejected_by_an_older_program(
     let migrations =
         |last| [migration(""), migration(""), migration("ALTER TABLE orders ADD COLUMN note TEXT"), migration(last)];
     let broken = migrations("ALTER TABLE orders ADD COLUMN colour TEXT; ALTER TABLE nowhere ADD COLUMN x TEXT");
-    assert!(matches!(schema::migrate(&mut connection, &broken), Err(MigrateError::Sqlite(_))));
+    assert!(matches!(schema::migrate(&mut connection, &broken, || false), Err(MigrateError::Sqlite(_))));
     assert_eq!(schema::version(&connection).unwrap(), 3, "a failed migration leaves the version before it");
-    schema::migrate(&mut connection, &migrations("ALTER TABLE orders ADD COLUMN colour TEXT")).unwrap();
+    schema::migrate(&mut connection, &migrations("ALTER TABLE orders ADD COLUMN colour TEXT"), || false).unwrap();
     let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
     let row: (String, Option<String>, Option<String>) =
         connection.query_row("SELECT id, note, colour FROM orders", [], row).unwrap();

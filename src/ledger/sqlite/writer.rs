@@ -1,28 +1,36 @@
 //! The writer's thread: takes queued entries, records them in one transaction, commits, then answers.
 //!
 //! It owns the only connection that writes. It must never answer before the commit, and never end because the store
-//! refused: a full disk and a lock are temporary.
+//! refused: during an outage (a full disk, a lock, files that are gone) it keeps what is to be recorded and tries again.
 
-use std::error::Error;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::Tuning;
+use super::files::{FileReplaced, OpenFiles};
+use super::monitor::Busy;
 use super::open;
 use super::statements::{RecordError, Statements};
+use super::store_error::ledger_error;
+use crate::backoff::Backoff;
+use crate::chain::chain;
 use crate::ledger::entry::{LedgerEntry, Recorded};
 use crate::ledger::error::{LedgerError, OpenError};
 use crate::ledger::retention::Pruned;
+use crate::ledger::state::{OutageCause, StateSender};
 
 /// A request to the writer.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub(super) enum Request {
     Record { entry: LedgerEntry, answer: Answer },
     /// Remove one batch of old rows.
     Prune { before: Timestamp, answer: oneshot::Sender<Result<Pruned, LedgerError>> },
+    /// Check that the files are still those that were opened. Every commit does so too.
+    CheckFiles,
     /// Refuse further requests and finish those that are queued.
     Close,
 }
@@ -40,8 +50,10 @@ pub(super) enum Request {
 pub(super) struct SharedState {
     /// Commits so far.
     pub commits: Arc<AtomicU64>,
-    /// Whether the last commit failed. A failure that lasts is logged once.
-    pub failing: Arc<AtomicBool>,
+    /// Whether it can record.
+    pub state: StateSender,
+    /// Since when it has been using the file.
+    pub busy: Busy,
     /// Cancelled when a newer orderd has migrated the file.
     pub outdated: CancellationToken,
 }
@@ -54,7 +66,7 @@ pub(super) fn spawn(
     directory: &Path,
     tuning: Tuning,
     requests: mpsc::Receiver<Request>,
-    state: SharedState,
+    shared: SharedState,
     finished: CancellationToken,
 ) -> Result<(), OpenError> {
     let location = open::location(directory);
@@ -65,18 +77,19 @@ pub(super) fn spawn(
         .spawn(move || {
             // Declared first, so dropped last: after the connection.
             let _finished = finished.drop_guard();
-            let connection = match open::for_writing(&directory, &tuning) {
-                Ok(connection) => connection,
+            let (connection, files) = match open::for_writing(&directory, &tuning) {
+                Ok(opened) => opened,
                 Err(error) => return drop(opened.send(Err(error))),
             };
-            match Statements::prepare(&connection) {
-                Ok(statements) => {
-                    let _ = opened.send(Ok(()));
-                    Writer { connection: &connection, statements, requests, state, tuning }.run();
-                }
+            let statements = match Statements::prepare(&connection) {
+                Ok(statements) => statements,
                 Err(error) => return drop(opened.send(Err(open::error(&directory, error)))),
-            }
-            close(connection);
+            };
+            let _ = opened.send(Ok(()));
+            let state = shared.state.clone();
+            let intact = Writer::new(&connection, statements, files, requests, shared, tuning).run();
+            close(connection, intact);
+            state.closed();
         })
         .map_err(|source| OpenError::Thread { location: location.clone(), source })?;
     ready.recv().unwrap_or_else(|_| {
@@ -90,11 +103,20 @@ pub(super) fn spawn(
 ///
 /// The passive checkpoint moves most of the log without a lock. Neither checkpoint waits for a lock: another instance's
 /// writer would have to wait as well.
-fn close(connection: Connection) {
-    let checkpoint = |how| connection.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |_| Ok(()));
-    let moved = connection.busy_timeout(Duration::ZERO).and_then(|()| checkpoint("PASSIVE"));
-    if let Err(error) = moved.and_then(|()| checkpoint("TRUNCATE")) {
-        tracing::warn!(%error, "cannot move the ledger's write-ahead log into its file; the next start does it");
+///
+/// `intact`: the files are those that were opened. If not, closing must not touch them: SQLite deletes the log by its path,
+/// which may be the log of a restored ledger.
+fn close(connection: Connection, intact: bool) {
+    if intact {
+        let checkpoint = |how| connection.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |_| Ok(()));
+        let moved = connection.busy_timeout(Duration::ZERO).and_then(|()| checkpoint("PASSIVE"));
+        if let Err(error) = moved.and_then(|()| checkpoint("TRUNCATE")) {
+            tracing::warn!(%error, "cannot move the ledger's write-ahead log into its file; the next start does it");
+        }
+    } else if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+        // Left open, until the process ends.
+        tracing::warn!(%error, "cannot close the ledger without touching its files");
+        return std::mem::forget(connection);
     }
     if let Err((_, error)) = connection.close() {
         tracing::warn!(%error, "cannot close the ledger");
@@ -107,57 +129,162 @@ const FULL_BATCH: usize = 1_024;
 /// committing it among many (`benches/ledger.rs`). So a busy ledger gathers large batches, and a quiet one waits little.
 const GATHER_PER_ENTRY: Duration = Duration::from_micros(20);
 
+/// Waits between attempts to commit during an outage.
+const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(2) };
+/// How often a waiting writer looks for requests that must not wait for the outage to end: removing old rows may end it.
+const REQUEST_CHECK: Duration = Duration::from_millis(20);
+
 struct Writer<'c> {
     connection: &'c Connection,
     statements: Statements<'c>,
+    files: OpenFiles,
+    /// The size of the file when it was last checked.
+    file_size: u64,
     requests: mpsc::Receiver<Request>,
-    state: SharedState,
+    shared: SharedState,
     tuning: Tuning,
+    /// What is to be recorded, in order of arrival.
+    pending: VecDeque<(LedgerEntry, Answer)>,
+    /// How many of the pending entries are committed one by one, because one of them cannot be recorded.
+    singly: usize,
+    /// Why the last commit failed, and how many have failed since one succeeded.
+    outage: Option<(LedgerError, u32)>,
 }
 
-impl Writer<'_> {
-    /// Runs until the queue is closed and empty.
-    fn run(mut self) {
-        let mut waiting = Vec::with_capacity(self.tuning.batch);
-        let mut batch = Vec::with_capacity(self.tuning.batch);
+impl<'c> Writer<'c> {
+    fn new(
+        connection: &'c Connection,
+        statements: Statements<'c>,
+        files: OpenFiles,
+        requests: mpsc::Receiver<Request>,
+        shared: SharedState,
+        tuning: Tuning,
+    ) -> Self {
+        let pending = VecDeque::with_capacity(tuning.batch);
+        Writer {
+            connection,
+            statements,
+            files,
+            file_size: 0,
+            requests,
+            shared,
+            tuning,
+            pending,
+            singly: 0,
+            outage: None,
+        }
+    }
+
+    /// Runs until the queue is closed and empty. Returns whether the files are still those that were opened.
+    fn run(mut self) -> bool {
+        let mut received = Vec::with_capacity(self.tuning.batch);
         let mut prunings = Vec::new();
         let mut previous = 0;
-        while self.requests.blocking_recv_many(&mut waiting, self.tuning.batch) > 0 {
-            self.gather(&mut waiting, previous);
-            previous = waiting.len();
-            for request in waiting.drain(..) {
+        while self.receive(&mut received, previous) {
+            previous = received.len();
+            for request in received.drain(..) {
                 match request {
-                    Request::Record { entry, answer } => batch.push((entry, answer)),
+                    Request::Record { entry, answer } => self.pending.push_back((entry, answer)),
                     Request::Prune { before, answer } => prunings.push((before, answer)),
+                    Request::CheckFiles => {}
                     Request::Close => self.requests.close(),
                 }
             }
-            // A panic is a defect. Its batch's callers get an error, because their answers are dropped; the writer
-            // continues with the next batch.
-            let work = AssertUnwindSafe(|| {
-                self.commit(&mut batch);
-                for (before, answer) in prunings.drain(..) {
-                    // The caller may have stopped waiting.
-                    let _ = answer.send(self.prune(before));
-                }
-            });
-            if catch_unwind(work).is_err() {
-                tracing::error!("the ledger's writer panicked; its batch was rolled back");
-                batch.clear();
-                prunings.clear();
-                self.statements.roll_back(self.connection);
+            self.shared.busy.begin();
+            // Before the entries: on a full disk, it makes room for them.
+            for (before, answer) in prunings.drain(..) {
+                // The caller may have stopped waiting.
+                let _ = answer.send(self.prune(before));
             }
+            match self.check_files().and_then(|()| self.commit_pending()) {
+                Ok(()) => {
+                    self.outage = None;
+                    self.shared.state.recording();
+                }
+                Err(error) => self.failed(error),
+            }
+            self.shared.busy.end();
         }
+        self.check_files().is_ok()
+    }
+
+    /// Waits for requests. During an outage it waits no longer than until the next attempt. `false` if the queue is closed
+    /// and there is nothing left to do.
+    fn receive(&mut self, received: &mut Vec<Request>, previous: usize) -> bool {
+        let Some((error, failures)) = self.outage.clone().filter(|_| !self.pending.is_empty()) else {
+            let any = self.requests.blocking_recv_many(received, self.tuning.batch) > 0;
+            if any {
+                self.gather(received, previous);
+            }
+            return any;
+        };
+        let until = Instant::now() + RETRY_BACKOFF.wait(failures, fastrand::f64());
+        loop {
+            while self.pending.len() + received.len() < self.tuning.queue {
+                match self.requests.try_recv() {
+                    Ok(request) => {
+                        let is_entry = matches!(request, Request::Record { .. } | Request::CheckFiles);
+                        received.push(request);
+                        if !is_entry {
+                            return true;
+                        }
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => {
+                        // The last attempt has just failed.
+                        for (_, answer) in self.pending.drain(..) {
+                            let _ = answer.send(Err(error.clone()));
+                        }
+                        return !received.is_empty();
+                    }
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            thread::sleep(left.min(REQUEST_CHECK));
+        }
+    }
+
+    /// A commit failed, or the files are gone. What is pending stays, unless nothing can ever be recorded again.
+    fn failed(&mut self, error: LedgerError) {
+        let failures = self.outage.take().map_or(0, |(_, failures)| failures + 1);
+        let cause = match &error {
+            LedgerError::Unavailable { cause, .. } => *cause,
+            LedgerError::Outdated { .. } => {
+                self.shared.outdated.cancel();
+                for (_, answer) in self.pending.drain(..) {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                OutageCause::Outdated
+            }
+            LedgerError::Refused { .. } | LedgerError::Closed => OutageCause::Other,
+        };
+        self.shared.state.unavailable(cause, Some(&chain(&error)));
+        self.outage = Some((error, failures));
+    }
+
+    /// Checks that the files are those that were opened, and that the database was not overwritten in place: it never
+    /// shrinks, unless another program has committed since, such as a `VACUUM`.
+    fn check_files(&mut self) -> Result<(), LedgerError> {
+        let size = self.files.check().map_err(replaced)?;
+        if size < self.file_size && !self.statements.others_have_committed()? {
+            return Err(replaced(self.files.overwritten(self.file_size, size)));
+        }
+        self.file_size = size;
+        Ok(())
     }
 
     /// Removes one batch of old rows in a transaction of its own, so that no entry fails with it.
     fn prune(&mut self, before: Timestamp) -> Result<Pruned, LedgerError> {
+        self.check_files()?;
         let pruned = self.statements.begin().and_then(|()| {
             let pruned = self.statements.prune(self.connection, before).and_then(|pruned| {
                 self.statements.commit()?;
                 Ok(pruned)
             });
-            pruned.map_err(|error| LedgerError::store("remove old rows", error))
+            pruned.map_err(|error| ledger_error("remove old rows", error))
         });
         pruned.inspect_err(|_| self.statements.roll_back(self.connection))
     }
@@ -179,53 +306,68 @@ impl Writer<'_> {
         }
     }
 
-    /// Records a batch and answers each of its entries.
-    fn commit(&mut self, batch: &mut Vec<(LedgerEntry, Answer)>) {
-        if batch.is_empty() {
-            return;
-        }
-        match self.transact(batch) {
-            Ok(outcomes) => {
-                self.state.commits.fetch_add(1, Ordering::Relaxed);
-                if self.state.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the ledger records again");
+    /// Commits what is pending in batches, and answers each entry of a batch after its commit. If one entry makes its batch
+    /// fail, the entries of the batch are committed one by one, so that only that one is refused.
+    ///
+    /// # Errors
+    /// The store could not record a batch, which stays pending with all that follow.
+    fn commit_pending(&mut self) -> Result<(), LedgerError> {
+        while !self.pending.is_empty() {
+            let size = if self.singly > 0 { 1 } else { self.tuning.batch.min(self.pending.len()) };
+            // A panic is a defect. Its entry is refused, and the writer continues with the next.
+            let result = catch_unwind(AssertUnwindSafe(|| self.transact(size))).unwrap_or_else(|_| {
+                tracing::error!("the ledger's writer panicked; its batch was rolled back");
+                Err(LedgerError::refused("record an entry", std::io::Error::other("the ledger's writer panicked")))
+            });
+            let outcomes = match result {
+                Ok(outcomes) => {
+                    self.shared.commits.fetch_add(1, Ordering::Relaxed);
+                    outcomes
                 }
-                for ((_, answer), outcome) in batch.drain(..).zip(outcomes) {
-                    // The caller may have stopped waiting.
-                    let _ = answer.send(outcome);
+                Err(error) => {
+                    self.statements.roll_back(self.connection);
+                    match (error, size) {
+                        (error @ LedgerError::Refused { .. }, 1) => vec![Err(error)],
+                        (LedgerError::Refused { .. }, _) => {
+                            self.singly = size;
+                            continue;
+                        }
+                        (error, _) => return Err(error),
+                    }
                 }
+            };
+            self.singly = self.singly.saturating_sub(size);
+            for ((_, answer), outcome) in self.pending.drain(..size).zip(outcomes) {
+                // The caller may have stopped waiting.
+                let _ = answer.send(outcome);
             }
-            Err(error) => {
-                self.statements.roll_back(self.connection);
-                if matches!(error, LedgerError::Outdated { .. }) {
-                    self.state.outdated.cancel();
-                }
-                if !self.state.failing.swap(true, Ordering::Relaxed) {
-                    let (entries, cause) = (batch.len(), error.source());
-                    tracing::warn!(%error, cause, entries, "the ledger cannot record; callers will retry");
-                }
-                for (_, answer) in batch.drain(..) {
-                    let _ = answer.send(Err(error.clone()));
-                }
-            }
         }
+        Ok(())
     }
 
-    /// Records a batch in one transaction. An entry that fails alone leaves nothing behind and does not affect the others;
-    /// an error that ends the transaction is returned.
-    fn transact(&mut self, batch: &[(LedgerEntry, Answer)]) -> Result<Vec<Outcome>, LedgerError> {
+    /// Records the first `size` pending entries in one transaction. An entry that fails alone leaves nothing behind and does
+    /// not affect the others; an error that ends the transaction is returned.
+    ///
+    /// The files are checked after the commit, so no entry is answered that was committed to a file that was gone.
+    fn transact(&mut self, size: usize) -> Result<Vec<Outcome>, LedgerError> {
         self.statements.begin()?;
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for (entry, _) in batch {
+        let mut outcomes = Vec::with_capacity(size);
+        for (entry, _) in self.pending.iter().take(size) {
             match self.statements.record(entry) {
                 Ok(recorded) => outcomes.push(Ok(recorded)),
                 // If SQLite has ended the transaction, each further entry would be committed on its own.
                 Err(RecordError::Entry(error)) if self.connection.is_autocommit() => return Err(error),
                 Err(RecordError::Entry(error)) => outcomes.push(Err(error)),
-                Err(RecordError::Batch(error)) => return Err(LedgerError::store("record an entry", error)),
+                Err(RecordError::Batch(error)) => return Err(ledger_error("record an entry", error)),
             }
         }
-        self.statements.commit().map_err(|error| LedgerError::store("commit", error))?;
+        self.statements.commit().map_err(|error| ledger_error("commit", error))?;
+        self.check_files()?;
         Ok(outcomes)
     }
+}
+
+fn replaced(error: FileReplaced) -> LedgerError {
+    let cause = OutageCause::FileReplaced;
+    LedgerError::Unavailable { action: "record into its files", cause, source: Arc::new(error) }
 }

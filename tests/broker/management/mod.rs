@@ -13,11 +13,12 @@ use std::time::Duration;
 use orderd::amqp::Connector;
 use orderd::config::{Config, Sources};
 use orderd::handlers;
+use orderd::ledger::LedgerMaintenance;
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::management::ManagementErrorKind;
 use orderd::message::ExchangeNames;
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, Handler, OnFailure, Pool, PoolError};
+use orderd::pipeline::{ConsumerContext, Handler, Intake, OnFailure, Pool, PoolError};
 use orderd::reconcile::{ApiState, FindingKind, QueueRole};
 use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use orderd::recovery::RetryPolicy;
@@ -68,12 +69,14 @@ fn start_pool(
     counters: &Arc<Counters>,
     shutdown: &Shutdown,
 ) -> AbortOnDropHandle<Result<(), PoolError>> {
+    let ledger = SqliteLedger::open(ledger).unwrap();
     let context = ConsumerContext {
         consumer: "order".into(),
         queue: QUEUE.into(),
         handler,
         publisher: Arc::new(connector.publisher()),
-        ledger: Arc::new(SqliteLedger::open(ledger).unwrap()),
+        intake: Intake::new(ledger.state()),
+        ledger: Arc::new(ledger),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use orderd::amqp::Connector;
 use orderd::metrics::{Counters, HandlerOutcome};
-use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
+use orderd::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use orderd::reconcile::LocalCounts;
-use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
 
 use super::{QUEUE, SHORT_LIMITS, config, poll, start_pool};
@@ -19,7 +18,7 @@ use crate::support::{Node, with_deadline};
 struct CompletingHandler;
 
 impl Handler for CompletingHandler {
-    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(async { Ok(HandlerOutput::finished(HandlerOutcome::Completed)) })
     }
 }

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use orderd::amqp::Connector;
 use orderd::metrics::{Counters, HandlerOutcome};
-use orderd::pipeline::{Handler, HandlerInput, HandlerOutput};
+use orderd::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use orderd::reconcile::FindingKind;
 use orderd::reconcile::{BrokerView, LocalCounts};
-use orderd::recovery::Failure;
 use orderd::shutdown::Shutdown;
 use tokio::sync::watch;
 
@@ -23,7 +22,7 @@ const RETRY: &str = "order_queue.retry.1s";
 struct GatedHandler(watch::Receiver<bool>);
 
 impl Handler for GatedHandler {
-    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, Failure>> {
+    fn handle<'a>(&'a self, _input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(async {
             self.0.clone().wait_for(|open| *open).await.unwrap();
             Ok(HandlerOutput::finished(HandlerOutcome::Completed))

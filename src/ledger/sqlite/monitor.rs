@@ -1,0 +1,61 @@
+//! The monitor's thread: notices a write that does not finish, and has an idle writer check its files.
+//!
+//! It never touches a file itself, since that could hang too.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::writer::Request;
+use crate::ledger::state::{OutageCause, StateSender};
+
+/// The longest pause between two looks at the writer.
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Since when the writer has been using the file; `None` while it waits for requests.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Busy(Arc<Mutex<Option<Instant>>>);
+
+impl Busy {
+    pub fn begin(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    pub fn end(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn elapsed(&self) -> Option<Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
+    }
+}
+
+/// Starts the thread. It ends when the ledger is dropped or closed.
+pub(super) fn spawn(
+    queue: mpsc::WeakSender<Request>,
+    busy: Busy,
+    state: StateSender,
+    hung_after: Duration,
+) -> io::Result<()> {
+    let interval = MAX_INTERVAL.min(hung_after / 4);
+    let watch = move || {
+        loop {
+            thread::sleep(interval);
+            let Some(queue) = queue.upgrade().filter(|queue| !queue.is_closed()) else { return };
+            match busy.elapsed() {
+                Some(elapsed) if elapsed >= hung_after => state.unavailable(OutageCause::Hung, None),
+                Some(_) => {}
+                // If the queue is full, the writer has enough to do, and checks its files while it does that.
+                None => drop(queue.try_send(Request::CheckFiles)),
+            }
+        }
+    };
+    thread::Builder::new().name("ledger-monitor".to_owned()).spawn(watch).map(drop)
+}
