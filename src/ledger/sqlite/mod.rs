@@ -14,6 +14,7 @@ mod order_sums;
 mod prune;
 mod reader;
 mod report;
+mod request;
 mod sales;
 mod schema;
 mod statements;
@@ -40,7 +41,7 @@ use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
 use super::state::LedgerState;
 use super::traits::{LedgerMaintenance, LedgerWriter};
-use writer::Request;
+use request::Request;
 
 pub use reader::SqliteReader;
 

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::writer::Request;
+use super::request::Request;
 use crate::ledger::state::{OutageCause, StateSender};
 
-/// The longest pause between two looks at the writer.
+/// The longest pause between two checks of the writer.
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Since when the writer has been using the file; `None` while it waits for requests.

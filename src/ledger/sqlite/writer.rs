@@ -16,34 +16,22 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Tuning;
 use super::files::{FileReplaced, OpenFiles};
 use super::monitor::Busy;
 use super::open;
+use super::request::{Answer, Outcome, Request};
 use super::statements::{RecordError, Statements};
 use super::store_error::ledger_error;
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::ledger::entry::{LedgerEntry, Recorded};
+use crate::ledger::entry::LedgerEntry;
 use crate::ledger::error::{LedgerError, OpenError};
 use crate::ledger::retention::Pruned;
 use crate::ledger::state::{OutageCause, StateSender};
-
-/// A request to the writer.
-#[derive(Debug)]
-pub(super) enum Request {
-    /// Record an entry.
-    Record { entry: LedgerEntry, answer: Answer },
-    /// Remove one batch of old rows.
-    Prune { before: Timestamp, answer: oneshot::Sender<Result<Pruned, LedgerError>> },
-    /// Check that the files are still those that were opened. Every commit does so too.
-    CheckFiles,
-    /// Refuse further requests and finish those that are queued.
-    Close,
-}
 
 /// The writer's state, shared with the ledger's handle.
 #[derive(Debug, Clone, Default)]
@@ -57,9 +45,6 @@ pub(super) struct SharedState {
     /// Cancelled when a newer orderd has migrated the file.
     pub outdated: CancellationToken,
 }
-
-type Outcome = Result<Recorded, LedgerError>;
-type Answer = oneshot::Sender<Outcome>;
 
 /// Opens the file on a new thread and returns once it is ready to record.
 pub(super) fn spawn(

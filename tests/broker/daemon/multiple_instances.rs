@@ -262,7 +262,7 @@ fn an_instance_waits_while_another_migrates_their_ledger() {
     let mut migration = Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
     let migration = migration.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
     let mut orderd = env.spawn();
-    wait_until("it waits", || orderd.has_logged("waiting for the ledger"));
+    wait_until("it waits", || orderd.has_logged("cannot open the ledger; retrying"));
     migration.commit().unwrap();
     wait_until("it continues", || consumes(&orderd, "order_queue"));
     assert_eq!(orderd.stop(), 0);
