@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::layers::Layers;
-use super::load::{LoadError, Sources, utf8_text};
+use super::load::{LoadError, Sources, read_file, utf8_text};
 use super::model::Admin;
 use super::read;
 use super::report::Problem;
@@ -17,7 +17,7 @@ use super::section::{ReadContext, Section};
 /// An unreadable file, or the problems with `[admin]`.
 pub fn load_admin(sources: &Sources) -> Result<Admin, LoadError> {
     let path = sources.path();
-    let bytes = match std::fs::read(&path) {
+    let bytes = match read_file(&path) {
         Ok(bytes) => bytes,
         Err(source) => return Err(LoadError::Unreadable { path, source }),
     };
@@ -31,7 +31,7 @@ pub fn load_admin(sources: &Sources) -> Result<Admin, LoadError> {
 /// Like [`load_admin`], for requests that need no token: a token file that cannot be read is ignored. If the
 /// configuration file cannot be used, only the environment and the command line count.
 pub fn load_admin_without_token(sources: &Sources) -> Option<Admin> {
-    let bytes = std::fs::read(sources.path()).unwrap_or_default();
+    let bytes = read_file(&sources.path()).unwrap_or_default();
     [utf8_text(&bytes).unwrap_or_default(), ""].into_iter().find_map(|text| {
         let (admin, problems, _) = read_admin(text, sources);
         problems.iter().all(|problem| problem.path == "admin.token_file").then_some(admin)
@@ -40,7 +40,7 @@ pub fn load_admin_without_token(sources: &Sources) -> Option<Admin> {
 
 /// The ledger's directory, from a configuration whose other keys may be invalid. `None` if it cannot be determined.
 pub fn load_ledger_directory(sources: &Sources) -> Option<PathBuf> {
-    let bytes = std::fs::read(sources.path()).ok()?;
+    let bytes = read_file(&sources.path()).ok()?;
     let context = ReadContext::default();
     let mut layers = Layers::read_recoverable(utf8_text(&bytes).ok()?);
     layers.overlay_environment(&sources.environment, &context.report);

@@ -4,6 +4,8 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::handler::HandlerRegistry;
@@ -109,6 +111,19 @@ impl fmt::Display for AllProblems<'_> {
     }
 }
 
+/// Reads a configuration file. A named pipe or a device could block or never end, so only what the caller has opened itself
+/// (`/dev/stdin`, `/dev/fd/63`) may be one. Reads one byte more than allowed, which parsing refuses.
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let opened_by_caller = path.starts_with("/dev/fd") || path.starts_with("/proc") || path == Path::new("/dev/stdin");
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() && !metadata.is_dir() && !opened_by_caller {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Config {
     /// Loads and checks a configuration.
     ///
@@ -119,7 +134,7 @@ impl Config {
     /// An unreadable file, or every problem with the configuration.
     pub fn load(sources: &Sources) -> Result<Loaded, LoadError> {
         let path = sources.path();
-        let bytes = match std::fs::read(&path) {
+        let bytes = match read_file(&path) {
             Ok(bytes) => bytes,
             Err(source) => return Err(LoadError::Unreadable { path, source }),
         };

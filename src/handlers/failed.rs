@@ -123,13 +123,9 @@ impl FailedHandler {
     }
 
     fn dead_letter(&self, failed: &FailedMessage<'_>, reason: DeadLetterReason) -> HandlerOutput {
-        let FailedMessage { delivery, provenance, history, identity, .. } = failed;
+        let FailedMessage { delivery, provenance, history, .. } = failed;
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
-        error!(
-            queue = origin_queue, id = %identity, kind = %history.failure.kind, code = history.failure.code,
-            reason = history.failure.reason, retries = history.retries, dead_lettered = reason.as_str(),
-            "[Failed] dead-lettered in the dead letter queue"
-        );
+        log_dead_letter(failed, origin_queue.as_deref(), reason);
         let mut emit = Vec::new();
         if failed.can_copy {
             emit.push(copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
@@ -165,6 +161,29 @@ impl Handler for FailedHandler {
         history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
         let output = self.recover_from(input.delivery, input.provenance, &history, now, false);
         Some(HandlerOutput { emit: Arc::default(), ..output })
+    }
+}
+
+/// Logs a dead letter. A message that is malformed or breaks a rule is its sender's mistake, on which no operator must act at
+/// once; the other reasons show trouble of the shop's own.
+fn log_dead_letter(failed: &FailedMessage<'_>, queue: Option<&str>, reason: DeadLetterReason) {
+    let FailedMessage { history, identity, .. } = failed;
+    let History { failure, retries, .. } = history;
+    let (kind, code, text, dead_lettered) = (failure.kind, &failure.code, &failure.reason, reason.as_str());
+    macro_rules! log {
+        ($level:ident) => {
+            $level!(
+                queue, id = %identity, %kind, code, reason = text, retries, dead_lettered,
+                "[Failed] dead-lettered in the dead letter queue"
+            )
+        };
+    }
+    match reason {
+        DeadLetterReason::Malformed | DeadLetterReason::Permanent => log!(warn),
+        DeadLetterReason::RetriesExhausted
+        | DeadLetterReason::TooOld
+        | DeadLetterReason::DeliveryLimit
+        | DeadLetterReason::NoOrigin => log!(error),
     }
 }
 

@@ -175,7 +175,8 @@ impl StateSender {
             *state = LedgerState::Unavailable(Outage { cause, detail: detail.clone(), since });
             new_cause
         });
-        if !new_cause {
+        // The daemon does not wait for a ledger that a newer orderd has migrated: it ends, and says so.
+        if !new_cause || cause == OutageCause::Outdated {
             return;
         }
         let Some(due) = self.0.log.occurred(cause) else { return };

@@ -45,10 +45,13 @@ fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         None => "publisher not started yet".to_owned(),
     };
     let ledger = match (daemon.ledger.recording, daemon.state) {
-        (true, _) => "recording",
-        (false, DaemonState::Starting) => "not recording yet",
-        (false, DaemonState::Draining) => "no longer recording",
-        (false, DaemonState::Running) => "CANNOT RECORD",
+        (true, _) => "recording".to_owned(),
+        (false, DaemonState::Starting) => "not recording yet".to_owned(),
+        (false, DaemonState::Draining) => "no longer recording".to_owned(),
+        (false, DaemonState::Running) => match &daemon.ledger.outage {
+            Some(outage) => format!("CANNOT RECORD ({})", outage.cause.as_str()),
+            None => "CANNOT RECORD".to_owned(),
+        },
     };
     let connections = format!(
         "{} open, {} made since start; {publisher}; ledger {ledger}, {} commits",

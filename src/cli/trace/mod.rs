@@ -138,7 +138,12 @@ fn queues(config: &Config, message: TracedMessage, state: &MessageState, trace: 
             queue.map(|(queue, delay)| ExchangeNames::retry_queue(&queue, delay)).into_iter().collect()
         }
         MessageState::Due { consumer, .. } => with_failed_queue(queue_of(consumer).into_iter().collect()),
-        MessageState::Unknown => with_failed_queue(of_kind(MessageKind::Order)),
+        // A mistyped routing key matches no binding.
+        MessageState::Unknown => {
+            let mut queues = with_failed_queue(of_kind(MessageKind::Order));
+            queues.push(ExchangeNames::UNROUTED_QUEUE.to_owned());
+            queues
+        }
         MessageState::UnderWay { .. } => with_failed_queue(match message {
             TracedMessage::Order => trace.order.iter().filter_map(|order| queue_of(&order.consumer)).collect(),
             TracedMessage::Notification => of_kind(MessageKind::Notification),

@@ -3,13 +3,14 @@
 use super::rules;
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, finish, notification, order};
 use crate::ledger::trace::{MessageState, Trace, TraceStep, TracedMessage};
-use crate::ledger::{Ledger, LedgerEntry, NewAnalytics, NewAttempt};
+use crate::ledger::{Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewOrder};
 
 rules! {
     a_failure_recorded_to_the_second_is_not_shown_before_its_order,
     another_order_with_the_same_id_is_shown_as_dead_lettered,
     failures_of_an_order_named_like_an_event_are_not_the_events,
     steps_are_sorted_by_time,
+    an_order_that_was_accepted_after_a_replay_is_traced_in_the_order_of_time,
     an_order_without_records_is_unknown,
     an_order_waits_until_its_delay_is_over_and_is_due_from_then_on,
     a_dead_lettered_order_is_in_the_dead_letter_queue_until_it_is_processed,
@@ -52,6 +53,21 @@ async fn a_failure_recorded_to_the_second_is_not_shown_before_its_order(ledger: 
     let early = LedgerEntry::Attempt(Box::new(NewAttempt { failed_at: at(1_000), ..early }));
     let trace = traced(ledger, [accept(order("o-1")), early]).await;
     assert_eq!(steps(&trace), ["2000 order accepted", "1000 analytics failed"]);
+}
+
+async fn an_order_that_was_accepted_after_a_replay_is_traced_in_the_order_of_time(ledger: &dyn Ledger) {
+    let replayed = NewOrder { at: at(60_000), ..order("o-1") };
+    let failure_counted = NewAnalytics {
+        id: "o-1/analytics/failed".to_owned(),
+        order_id: Some("o-1".to_owned()),
+        name: "failed".to_owned(),
+        sale: None,
+        at: at(9_000),
+    };
+    let first = LedgerEntry::Analytics(Box::new(failure_counted));
+    let trace = traced(ledger, [failed(0, 8_000), first, accept(replayed)]).await;
+    let times: Vec<_> = trace.steps.iter().map(|step| step.at).collect();
+    assert_eq!(times, [at(8_000), at(9_000), at(60_000)]);
 }
 
 async fn another_order_with_the_same_id_is_shown_as_dead_lettered(ledger: &dyn Ledger) {

@@ -2,7 +2,7 @@
 //!
 //! It never guesses: what is not recorded is left out.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::delay::Delay;
@@ -175,11 +175,17 @@ impl Trace {
     /// A trace with its steps sorted by time. The sort is stable, so steps with the same time must be passed in the
     /// order they happened: an attempt before the dead-lettering that followed it.
     pub(super) fn new(id: &str, order: Option<TracedOrder>, mut steps: Vec<TraceStep>) -> Self {
-        // Failures are recorded to the second only, so a failed event may seem older than its order. Nothing happens to
-        // an order's events before the order is accepted.
+        // Failures are recorded to the second only, so a failed event may seem up to a second older than its order. An older
+        // one is older: the order was accepted only after a replay, and what is known from before is its failure.
         let accepted = steps.iter().find(|step| matches!(step.event, TraceEvent::Accepted { .. })).map(|step| step.at);
-        steps.sort_by_key(|step| {
-            if step.message == TracedMessage::Order { step.at } else { step.at.max(accepted.unwrap_or(step.at)) }
+        steps.sort_by_key(|step| match accepted {
+            Some(accepted)
+                if step.message != TracedMessage::Order
+                    && accepted.duration_since(step.at) <= SignedDuration::from_secs(1) =>
+            {
+                step.at.max(accepted)
+            }
+            _ => step.at,
         });
         Trace { id: id.to_owned(), order, steps }
     }

@@ -18,7 +18,9 @@ async fn a_published_message_is_delivered_and_gone_once_acknowledged() {
     let mut publication = to_queue("q", "hello");
     publication.message.headers = Headers::from([("note".to_owned(), HeaderValue::from("keep"))]);
     publication.message.properties = Properties { message_id: Some("m-1".into()), ..Properties::default() };
-    let expected = publication.message.clone();
+    let mut expected = publication.message.clone();
+    // The broker has verified it.
+    expected.properties.user_id = Some("guest".to_owned());
     with_deadline("confirm", publisher.publish([publication].into())).await.unwrap();
     assert!(publisher.state().connected);
     // The caller gets the confirm shortly before the publication stops counting as unconfirmed.
