@@ -77,9 +77,8 @@ impl Drop for DeliveryGuard {
         self.settler.settle(self.delivery.id, self.outcome.settlement());
         if let Some(delivery) = self.unidentified {
             match self.outcome.settlement() {
-                Settlement::Ack => self.deliveries.acked(delivery),
                 Settlement::Release => self.deliveries.released(delivery),
-                Settlement::Reject => {}
+                Settlement::Ack | Settlement::Reject => {}
             }
         }
         let published = self.delivery.message.properties.timestamp;

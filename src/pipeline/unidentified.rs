@@ -1,13 +1,12 @@
 //! Identities of messages without a `message_id`, which would otherwise all look alike.
 //!
 //! A delivery that the broker hands out for the first time is a message of its own. Of a redelivery, this process knows more
-//! than its content: which earlier deliveries of the same content it released, and for which ones the ack may have been lost.
-//! A redelivery gets the identity of one of them, released ones first, so that the ledger recognises what was recorded. Each
-//! identity is given to one redelivery only, so of several identical messages none is lost.
+//! than its content: which earlier deliveries of the same content it released. A redelivery gets the identity of one of
+//! them, so that the ledger recognises what was recorded. Each identity is given to one redelivery only.
 //!
-//! What no delivery of this process explains gets a new identity: after a crash, or if another instance had the message
-//! before. Its effect may then be recorded twice, because comparing it with all that was ever recorded could take it for an
-//! older message with the same content and lose it.
+//! What no released delivery explains gets a new identity: after a crash, after a lost ack, or if another instance had the
+//! message before. Its effect may then be recorded twice. Comparing it with what was acked or recorded could take it for
+//! an older message with the same content and lose it.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -45,16 +44,12 @@ pub struct UnidentifiedDeliveries {
     /// Whether the consumer's messages are identified by their `message_id`. Orders are not: they have an id of their own.
     by_message_id: bool,
     hasher: RandomState,
-    remembered: Mutex<Remembered>,
+    /// Released, or in flight when their connection was lost: each will be redelivered, here or elsewhere.
+    released: Mutex<Released>,
 }
 
-#[derive(Debug, Default)]
-struct Remembered {
-    /// Released, or in flight when their connection was lost: each will be redelivered, here or elsewhere.
-    released: VecDeque<(Unidentified, Instant)>,
-    /// Acked, but the ack may not have reached the broker.
-    acked: VecDeque<(Unidentified, Instant)>,
-}
+/// Deliveries, oldest first, and when they were released.
+type Released = VecDeque<(Unidentified, Instant)>;
 
 impl UnidentifiedDeliveries {
     /// For a consumer whose messages are identified by their `message_id`, or otherwise.
@@ -78,7 +73,7 @@ impl UnidentifiedDeliveries {
             false => 0,
         };
         let is_redelivered = self.by_message_id && (delivery.redelivered || delivery.delivery_count() > 0);
-        let known = if is_redelivered { self.lock().take(content) } else { None };
+        let known = if is_redelivered { take(&mut self.lock(), content) } else { None };
         Some(known.unwrap_or_else(|| {
             let id = GeneratedId { run: *RUN, number: NEXT.fetch_add(1, Ordering::Relaxed) };
             Unidentified { id, content }
@@ -87,40 +82,26 @@ impl UnidentifiedDeliveries {
 
     /// Remembers a delivery that will be redelivered.
     pub(super) fn released(&self, delivery: Unidentified) {
-        if self.by_message_id {
-            remember(&mut self.lock().released, delivery);
+        if !self.by_message_id {
+            return;
         }
+        let mut released = self.lock();
+        if released.len() == MAX_REMEMBERED {
+            released.pop_front();
+        }
+        released.push_back((delivery, Instant::now()));
     }
 
-    /// Remembers a delivery that will be redelivered if its ack is lost.
-    pub(super) fn acked(&self, delivery: Unidentified) {
-        if self.by_message_id {
-            remember(&mut self.lock().acked, delivery);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Remembered> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Released> {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Remembered {
-    /// Removes and returns an earlier delivery of this content. Released ones come first: they are certain to be redelivered.
-    fn take(&mut self, content: u64) -> Option<Unidentified> {
-        [&mut self.released, &mut self.acked].into_iter().find_map(|deliveries| {
-            let known =
-                |(delivery, at): &(Unidentified, Instant)| delivery.content == content && at.elapsed() < REMEMBERED_FOR;
-            let position = deliveries.iter().rposition(known)?;
-            deliveries.remove(position).map(|(delivery, _)| delivery)
-        })
-    }
-}
-
-fn remember(deliveries: &mut VecDeque<(Unidentified, Instant)>, delivery: Unidentified) {
-    if deliveries.len() == MAX_REMEMBERED {
-        deliveries.pop_front();
-    }
-    deliveries.push_back((delivery, Instant::now()));
+/// Removes and returns a delivery of this content.
+fn take(released: &mut Released, content: u64) -> Option<Unidentified> {
+    let known = |(delivery, at): &(Unidentified, Instant)| delivery.content == content && at.elapsed() < REMEMBERED_FOR;
+    let position = released.iter().rposition(known)?;
+    released.remove(position).map(|(delivery, _)| delivery)
 }
 
 #[cfg(test)]
@@ -152,23 +133,22 @@ mod tests {
     }
 
     #[test]
-    fn of_identical_messages_none_is_lost_or_counted_twice_when_a_connection_is_lost() {
+    fn of_identical_messages_none_is_lost_when_a_connection_is_lost() {
         let deliveries = UnidentifiedDeliveries::new(true);
         let first: Vec<_> = (0..5).map(|_| identify(&deliveries, "{}", false)).collect();
-        // The first two acks reached the broker, the next one did not, the last two were not sent.
-        first[..3].iter().for_each(|delivery| deliveries.acked(*delivery));
+        // Three were acked, of which the broker received two acks; two were in flight.
         first[3..].iter().for_each(|delivery| deliveries.released(*delivery));
         let again: Vec<_> = (0..3).map(|_| identify(&deliveries, "{}", true).id).collect();
-        let unrecorded: HashSet<_> = first[3..].iter().map(|delivery| delivery.id).collect();
-        assert_eq!(again[..2].iter().copied().collect::<HashSet<_>>(), unrecorded);
-        assert!(first[..3].iter().any(|delivery| delivery.id == again[2]), "it is recorded already");
+        let in_flight: HashSet<_> = first[3..].iter().map(|delivery| delivery.id).collect();
+        assert_eq!(again[..2].iter().copied().collect::<HashSet<_>>(), in_flight);
+        assert!(first.iter().all(|delivery| delivery.id != again[2]), "it could be another message");
     }
 
     #[test]
     fn other_content_and_unknown_redeliveries_are_new_messages() {
         let deliveries = UnidentifiedDeliveries::new(true);
         let first = identify(&deliveries, "{}", false);
-        deliveries.acked(first);
+        deliveries.released(first);
         assert_ne!(identify(&deliveries, "{\"a\":1}", true).id, first.id);
         assert_ne!(identify(&deliveries, "{}", false).id, first.id);
         assert_eq!(identify(&deliveries, "{}", true).id, first.id);
@@ -176,10 +156,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_acked_long_ago_is_not_the_one_redelivered_now() {
+    async fn a_message_released_long_ago_is_not_the_one_redelivered_now() {
         let deliveries = UnidentifiedDeliveries::new(true);
         let first = identify(&deliveries, "{}", false);
-        deliveries.acked(first);
+        deliveries.released(first);
         tokio::time::advance(REMEMBERED_FOR).await;
         assert_ne!(identify(&deliveries, "{}", true).id, first.id);
     }
@@ -187,7 +167,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let deliveries = UnidentifiedDeliveries::new(true);
-        (0..MAX_REMEMBERED + 10).for_each(|_| deliveries.acked(identify(&deliveries, "{}", false)));
-        assert_eq!(deliveries.lock().acked.len(), MAX_REMEMBERED);
+        (0..MAX_REMEMBERED + 10).for_each(|_| deliveries.released(identify(&deliveries, "{}", false)));
+        assert_eq!(deliveries.lock().len(), MAX_REMEMBERED);
     }
 }
