@@ -58,7 +58,7 @@ const PUBLISH_TO_ACK_BOUNDS: [Duration; 14] = [
 ];
 /// A timestamp further in the future is not a time of publishing in seconds: some producers write milliseconds.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
-/// A timestamp further in the past is not a time of publishing either: no message waits for so long.
+/// A timestamp further in the past is not a time of publishing either: no message waits that many days.
 const MAX_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// Failure codes counted separately, since a metric's labels must have few values.
 const MAX_CODES: usize = 64;

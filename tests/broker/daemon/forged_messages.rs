@@ -1,5 +1,5 @@
 //! What a producer can pass off as orderd's own, if its topic permissions confine it to orders. And messages that say too little
-//! to be told apart.
+//! to be distinguished.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
