@@ -83,11 +83,9 @@ fn work(env: &TestEnv<'_>) {
     wait_until("one is dead-lettered", || ledger.number("SELECT count(*) FROM dead_letters") == 1);
     assert!(ledger.number("SELECT count(*) FROM attempts WHERE delay = '300ms'") > 0, "none was retried");
     assert_eq!(orderd.stop(), 0);
-    assert_eq!(
-        orderd.logged_errors(),
-        ["[Failed] dead-lettered in the dead letter queue: "],
-        "nothing else is an error"
-    );
+    // A malformed message is its sender's mistake, and logged as a warning.
+    assert!(orderd.has_logged("[Failed] dead-lettered in the dead letter queue"));
+    assert_eq!(orderd.logged_errors(), [""; 0]);
 }
 
 #[test]
