@@ -16,10 +16,10 @@
 //!   3  ledger (record of effects)   message (messages, and the traits to consume and publish them)
 //!      supervisor (restarts tasks)   systemd (notifies the service manager)
 //!   2  telemetry (logging)
-//!   1  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)   files (modes, whole lines)
+//!   1  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
 //!      delay (of a delayed retry)   chain (an error with its causes)
-//!   0  escape (text that others sent, for display)
+//!   0  escape (text that others sent, for display)   files (modes, whole lines, limits of what is read)
 //! ```
 //! `pipeline` and `amqp` never import each other: `app` joins them through the traits in [`message`].
 //!

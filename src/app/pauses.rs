@@ -14,10 +14,12 @@ use tracing::warn;
 
 use crate::chain::chain;
 use crate::config::Consumer;
-use crate::files::{self, FILE_MODE};
+use crate::files::{self, FILE_MODE, read_limited};
 
 /// The folder in the ledger's directory.
 const FOLDER: &str = "paused";
+/// The most that is read of a file, which contains a time, in bytes.
+const MAX_PAUSE_BYTES: usize = 64;
 
 /// The consumers that are paused.
 #[derive(Debug)]
@@ -63,7 +65,8 @@ impl Pauses {
             let Some(name) = entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned) else {
                 continue;
             };
-            let text = fs::read_to_string(entry.path()).map_err(|error| failed(&entry.path(), error))?;
+            let text = read_limited(&entry.path(), MAX_PAUSE_BYTES).map_err(|error| failed(&entry.path(), error))?;
+            let text = String::from_utf8_lossy(&text);
             let began = text.trim().parse().unwrap_or_else(|error: jiff::Error| {
                 warn!(consumer = name, error = %chain(&error), "cannot read when the pause began");
                 Timestamp::now()

@@ -4,8 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::handler::HandlerRegistry;
@@ -14,6 +13,7 @@ use super::model::Config;
 use super::report::Problem;
 use super::section::ReadContext;
 use super::{check, read, secret};
+use crate::files::read_limited;
 
 /// The annotated default configuration.
 pub const DEFAULT_FILE: &str = include_str!("../../config/orderd.toml");
@@ -111,17 +111,9 @@ impl fmt::Display for AllProblems<'_> {
     }
 }
 
-/// Reads a configuration file. A named pipe or a device could block or never end, so only what the caller has opened itself
-/// (`/dev/stdin`, `/dev/fd/63`) may be one. Reads one byte more than allowed, which parsing refuses.
+/// Reads a configuration file, or one byte more than allowed, which parsing refuses.
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let opened_by_caller = path.starts_with("/dev/fd") || path.starts_with("/proc") || path == Path::new("/dev/stdin");
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() && !metadata.is_dir() && !opened_by_caller {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    read_limited(path, MAX_FILE_BYTES)
 }
 
 impl Config {

@@ -1,7 +1,5 @@
 //! Reads secrets from the configuration and from the files it names. A problem with a secret never shows it.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -10,6 +8,7 @@ use super::origin::{Origin, Origins};
 use super::redaction::Secret;
 use super::section::{ReadContext, Section};
 use super::value_parser;
+use crate::files::read_limited;
 
 /// RabbitMQ's default password. It is not a secret: its user can connect only from the broker's own machine.
 const DEFAULT_PASSWORD: &str = "guest";
@@ -112,14 +111,8 @@ pub(super) fn is_world_readable(file: &Path) -> bool {
 
 /// Reads a file with a secret. A newline at its end, which editors add, is not part of the secret.
 fn read(path: &Path) -> Result<Secret, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
-    if metadata.is_dir() {
-        return Err("it is a directory".to_owned());
-    }
-    let mut bytes = Vec::new();
-    let limit = MAX_SECRET_BYTES as u64 + 3;
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    // A line end is allowed besides.
+    let bytes = read_limited(path, MAX_SECRET_BYTES + 2).map_err(|error| error.to_string())?;
     let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     match text.len() {

@@ -79,13 +79,7 @@ fn check(section: &Section<'_>, files: &TlsFiles) {
                 section.warning("certificate_file", message);
             }
         }
-        Err(error) => {
-            let file = match error.file.as_os_str().is_empty() {
-                true => String::new(),
-                false => format!("cannot use {:?}: ", error.file),
-            };
-            section.problem(error.key, format!("{file}{}", error.problem));
-        }
+        Err(error) => section.problem(error.key, error.text()),
     }
 }
 

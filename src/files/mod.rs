@@ -1,6 +1,8 @@
-//! Files that orderd writes besides the ledger's database: their permissions, and files of lines that are written whole.
+//! Files that orderd writes besides the ledger's database: their permissions, and files of lines that are written whole. And
+//! small files that it reads.
 //!
 //! ```text
+//! read       small files, with a limit
 //! mode       permissions of files and directories, whatever the umask
 //! line_file  appends whole lines to a file that other instances may share and other programs may move or delete
 //! rolling    a line file per minute, hour or day; removes old ones
@@ -10,6 +12,7 @@
 
 mod line_file;
 mod mode;
+mod read;
 mod rewrite;
 mod rolling;
 
@@ -18,5 +21,6 @@ pub use mode::{
     FILE_MODE, SECRET_MODE, create_directory, create_new_file, directory_mode, limit_umask, remove_others_access,
     set_file_mode, sync_directory,
 };
+pub use read::read_limited;
 pub use rewrite::{LineEdit, Rewritten, rewrite_lines};
 pub use rolling::{Rolling, RollingFile, Rotation};

@@ -14,9 +14,10 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use super::{CertificateFiles, TlsFiles, builder};
+use crate::files::read_limited;
 
 /// Largest file, in bytes. The authorities that an operating system trusts take about 250 KiB.
-const MAX_FILE_BYTES: u64 = 4 << 20;
+const MAX_FILE_BYTES: usize = 4 << 20;
 /// A certificate that expires within this time deserves a warning, unless its whole lifetime is short.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 
@@ -57,16 +58,30 @@ impl fmt::Display for Identity {
     }
 }
 
-/// A file that cannot be used.
+/// A file that cannot be used, or that is missing.
 #[derive(Debug, thiserror::Error)]
-#[error("{key}: cannot use {file:?}: {problem}")]
+#[error("{key}: {}", describe(.file.as_deref(), .problem))]
 pub struct TlsFileError {
     /// The key that names it: `ca_file`, `certificate_file` or `key_file`.
     pub key: &'static str,
-    /// The file.
-    pub file: PathBuf,
+    /// The file; `None` if the key is not set.
+    pub file: Option<PathBuf>,
     /// Why it cannot be used.
     pub problem: TlsFileProblem,
+}
+
+impl TlsFileError {
+    /// The problem with its file, without the key.
+    pub fn text(&self) -> String {
+        describe(self.file.as_deref(), &self.problem)
+    }
+}
+
+fn describe(file: Option<&Path>, problem: &TlsFileProblem) -> String {
+    match file {
+        Some(file) => format!("cannot use {file:?}: {problem}"),
+        None => problem.to_string(),
+    }
 }
 
 /// Why a file cannot be used. No message shows the content of a key file.
@@ -102,8 +117,8 @@ pub enum TlsFileProblem {
     /// TLS does not support this type of key.
     #[error("unsupported key type")]
     UnsupportedKeyType,
-    /// The operating system's store of authorities is empty or missing.
-    #[error("the operating system trusts no authority; install ca-certificates, or set ca_file")]
+    /// No file is named, and the operating system's store of authorities is empty or missing.
+    #[error("is not set, and the operating system trusts no authority: install ca-certificates, or set it")]
     NoAuthority,
 }
 
@@ -117,7 +132,7 @@ pub fn load(files: &TlsFiles, now: SystemTime) -> Result<TlsClient, TlsFileError
         return Ok(TlsClient { config: Arc::new(client.with_no_client_auth()), identity: None });
     };
     let failed = |key, file: &Path| {
-        let file = file.to_owned();
+        let file = Some(file.to_owned());
         move |problem| TlsFileError { key, file, problem }
     };
     let (wrong_certificate, wrong_key) = (failed("certificate_file", certificate), failed("key_file", key));
@@ -144,7 +159,7 @@ pub fn load(files: &TlsFiles, now: SystemTime) -> Result<TlsClient, TlsFileError
 }
 
 fn authorities(file: Option<&Path>) -> Result<RootCertStore, TlsFileError> {
-    let failed = |problem| TlsFileError { key: "ca_file", file: file.unwrap_or(Path::new("")).to_owned(), problem };
+    let failed = |problem| TlsFileError { key: "ca_file", file: file.map(Path::to_owned), problem };
     let mut roots = RootCertStore::empty();
     let Some(file) = file else {
         // As in other clients, certificates of the operating system's store that cannot be parsed are skipped.
@@ -169,11 +184,8 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileProb
 }
 
 fn contents(file: &Path) -> Result<Vec<u8>, TlsFileProblem> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let open = std::fs::File::open(file).map_err(TlsFileProblem::Unreadable)?;
-    open.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(TlsFileProblem::Unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES { Err(TlsFileProblem::TooLarge) } else { Ok(bytes) }
+    let bytes = read_limited(file, MAX_FILE_BYTES).map_err(TlsFileProblem::Unreadable)?;
+    if bytes.len() > MAX_FILE_BYTES { Err(TlsFileProblem::TooLarge) } else { Ok(bytes) }
 }
 
 fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, TlsFileProblem> {
@@ -286,5 +298,14 @@ pub(super) mod tests {
         assert!(directory.error(MARCH).contains("contains no certificate"), "{}", directory.error(MARCH));
         std::fs::remove_file(directory.file("cert.pem")).unwrap();
         assert!(directory.error(MARCH).contains("No such file"), "{}", directory.error(MARCH));
+        std::fs::create_dir(directory.file("cert.pem")).unwrap();
+        assert!(directory.error(MARCH).contains("it is a directory"), "{}", directory.error(MARCH));
+    }
+
+    #[test]
+    fn a_missing_store_of_authorities_is_not_reported_as_a_file() {
+        let error = TlsFileError { key: "ca_file", file: None, problem: TlsFileProblem::NoAuthority };
+        assert!(error.to_string().starts_with("ca_file: is not set"), "{error}");
+        assert!(!error.to_string().contains("cannot use"), "{error}");
     }
 }

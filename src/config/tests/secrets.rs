@@ -20,6 +20,10 @@ fn a_password_file_is_read_without_its_final_newline() {
     assert!(warnings[0].starts_with("broker.password_file: every user of this machine can read"), "{warnings:?}");
     std::fs::write(&path, "\n").unwrap();
     assert!(read(&path).unwrap_err()[0].contains("it is empty"));
+    std::fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
+    assert!(read(&path).unwrap_err()[0].contains("it is longer than 1024 bytes"));
+    assert!(read(std::path::Path::new("/dev/zero")).unwrap_err()[0].contains("it is not a regular file"));
+    assert!(read(directory.path()).unwrap_err()[0].contains("it is a directory"));
     std::fs::remove_file(&path).unwrap();
     let problem = &read(&path).unwrap_err()[0];
     assert!(problem.contains("No such file") && problem.contains(&variable(&path)), "{problem}");
