@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::event_logs::EventLogs;
+use super::ledger::unusable;
 use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
@@ -21,7 +22,7 @@ use crate::amqp::Connector;
 use crate::chain::chain;
 use crate::config::{Config, Sources};
 use crate::control::{CommandReceiver, ControlCommand, ControlError, PauseReport, Permit, ReloadReport};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, OutageCause};
 use crate::shutdown::Shutdown;
 use crate::status::LastReload;
 use crate::systemd::ServiceNotifier;
@@ -79,21 +80,45 @@ pub(super) async fn defer_reload<T>(
 
 impl Daemon {
     /// Carries out the deferred command, then every command received, until a shutdown begins. A shutdown interrupts the
-    /// planning of a reload.
-    pub async fn run(&mut self, deferred: Option<ControlCommand>, mut commands: CommandReceiver) {
-        if let Some(command) = deferred {
-            self.carry_out(command).await;
-        }
+    /// planning of a reload, and its abort every command. Returns why nothing can be recorded any more, if the daemon ends for
+    /// that reason.
+    pub async fn run(
+        &mut self,
+        mut deferred: Option<ControlCommand>,
+        mut commands: CommandReceiver,
+    ) -> Option<OutageCause> {
         let shutdown = self.shutdown.clone();
+        let ledger = self.ledger.state();
         loop {
-            // Cancel-safe: `outdated` and `next_drained` are, and the others lose nothing.
+            let next_command = async {
+                match deferred.take() {
+                    Some(command) => Some(command),
+                    None => commands.recv().await,
+                }
+            };
+            // Cancel-safe: `next_drained` is, and the others lose nothing; a deferred command is taken at the first poll, which
+            // returns it.
+            let command = tokio::select! {
+                biased;
+                () = shutdown.begun() => return None,
+                // Nothing could be processed, and every delivery would be released again and again.
+                cause = unusable(ledger.clone()) => {
+                    shutdown.begin();
+                    return Some(cause);
+                }
+                Some(command) = next_command => Some(command),
+                () = self.pools.next_drained() => None,
+            };
+            let work = async {
+                match command {
+                    Some(command) => self.carry_out(command).await,
+                    None => self.update_status().await,
+                }
+            };
+            // Cancel-safe enough: after an abort, everything stops.
             tokio::select! {
-                () = shutdown.begun() => return,
-                // This instance cannot record any more: all its deliveries would fail, and most of their retries too, until
-                // they are dead-lettered.
-                () = self.ledger.outdated() => return shutdown.begin(),
-                Some(command) = commands.recv() => self.carry_out(command).await,
-                () = self.pools.next_drained() => self.update_status().await,
+                () = work => {}
+                () = shutdown.aborted() => return None,
             }
         }
     }

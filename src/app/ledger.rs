@@ -6,19 +6,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::ledger::{Ledger, LedgerLocation, OpenError, Outage};
+use crate::ledger::{Ledger, LedgerLocation, LedgerState, OpenError, Outage, OutageCause};
 use crate::shutdown::Shutdown;
 use crate::status::StatusRegistry;
 
 /// Waits between two attempts to open the ledger. Each attempt also waits for the lock.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(5) };
 
+/// Resolves once nothing can ever be recorded in the open ledger again, and returns why. Cancel-safe.
+pub(super) async fn unusable(mut state: watch::Receiver<LedgerState>) -> OutageCause {
+    let is_final = |state: &LedgerState| matches!(state, LedgerState::Unavailable(outage) if outage.cause.is_final());
+    match state.wait_for(is_final).await.as_deref() {
+        Ok(LedgerState::Unavailable(outage)) => outage.cause,
+        Ok(LedgerState::Recording | LedgerState::Closed) | Err(_) => std::future::pending().await,
+    }
+}
+
 /// Opens the ledger without blocking the runtime, because a migration may take minutes and health checks must be
-/// answered meanwhile. `None` if a shutdown began first.
+/// answered meanwhile. `None` if a shutdown began first: opening is then given up, which is as safe as a crash.
 pub(super) async fn open(
     location: &LedgerLocation,
     registry: &StatusRegistry,
@@ -27,7 +37,12 @@ pub(super) async fn open(
     let mut outage: Option<Outage> = None;
     let mut attempt = 0;
     loop {
-        let error = match location.open().await {
+        // Cancel-safe: the ledger is closed again once it is open.
+        let opened = tokio::select! {
+            opened = location.open() => opened,
+            () = shutdown.begun() => return Ok(None),
+        };
+        let error = match opened {
             Ok(ledger) => {
                 if outage.is_some() {
                     info!("opened the ledger");

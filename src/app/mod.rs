@@ -3,7 +3,7 @@
 //! ```text
 //! start:  admin listener → ledger → pauses → event files → topology → publisher → pools → management API poller
 //! run:    `daemon` carries out commands: reload (plan, then replace pools), pause, resume
-//! stop:   pools stop consuming and settle → last confirms → ledger closed → event files → poller, admin listener
+//! stop:   `stop`: pools stop consuming and settle → last confirms → ledger closed → event files → poller, admin listener
 //! ```
 //! Each consumer that is not paused has a pool of workers, and each pool has a supervisor. `app` never processes a message.
 
@@ -21,6 +21,7 @@ mod redeclarer;
 mod reload;
 mod retention;
 mod service_status;
+mod stop;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{CommandToken, Config, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
 use crate::handlers::{HandlerDeps, LogChannel};
-use crate::ledger::{Ledger, OpenError};
+use crate::ledger::{Ledger, OpenError, OutageCause};
 use crate::message::Publisher;
 use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
@@ -54,8 +55,6 @@ use crate::telemetry::LevelSwitch;
 
 /// The generation of the configuration that the daemon starts with.
 const FIRST_GENERATION: u64 = 1;
-/// How long the publisher waits for its last confirms after all workers have ended.
-const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +86,12 @@ pub enum AppError {
     /// A newer orderd that shares the ledger has migrated it.
     #[error("the ledger was migrated by a newer orderd; upgrade this instance")]
     Outdated,
+    /// The thread that records has panicked. What it had not recorded was not acked either.
+    #[error("the thread that records in the ledger has died, a defect of orderd: keep the log, and start orderd again")]
+    LedgerDied,
+    /// Something did not stop in time, such as the ledger on a disk that hangs. What was not finished was not acked either.
+    #[error("did not stop in time: {}; the broker will deliver again what is not recorded", .0.join(", "))]
+    StopTimedOut(Vec<&'static str>),
 }
 
 /// What the daemon needs from its process.
@@ -110,22 +115,23 @@ pub struct Process {
 /// Runs the daemon until a shutdown has been carried out.
 ///
 /// # Errors
-/// [`AppError`] when it cannot start. Once it runs, it ends only after a shutdown. It begins one itself in two cases, both
-/// errors: the broker reports only after the start that a policy would drop messages, or a newer orderd has migrated the
-/// ledger.
+/// [`AppError`] when it cannot start, or did not stop in time. Once it runs, it ends only after a shutdown. It begins one itself
+/// in three cases, all errors: the broker reports only after the start that a policy would drop messages, a newer orderd has
+/// migrated the ledger, or the thread that records has died.
 pub async fn run(config: Config, process: Process, shutdown: Shutdown) -> Result<(), AppError> {
     let Some(running) = start(config, process, &shutdown).await? else { return Ok(()) };
     let Running { mut daemon, commands, deferred_reload, publisher, policy_check } = running;
-    let ledger = Arc::clone(&daemon.ledger);
-    daemon.run(deferred_reload, commands).await;
-    stop(daemon, &publisher, &shutdown).await;
-    if ledger.is_outdated() {
-        return Err(AppError::Outdated);
+    let unusable = daemon.run(deferred_reload, commands).await;
+    let unfinished = stop::stop(daemon, &publisher, &shutdown).await;
+    match unusable {
+        Some(OutageCause::Outdated) => return Err(AppError::Outdated),
+        Some(_) => return Err(AppError::LedgerDied),
+        None => {}
     }
-    match policy_check {
-        Some(policy_check) => Ok(policy_check.await.unwrap_or(Ok(()))?),
-        None => Ok(()),
+    if let Some(policy_check) = policy_check {
+        policy_check.await.unwrap_or(Ok(()))?;
     }
+    if unfinished.is_empty() { Ok(()) } else { Err(AppError::StopTimedOut(unfinished)) }
 }
 
 /// Everything that [`start`] has started.
@@ -161,9 +167,8 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     let setup = BrokerSetup::new(&config);
     let (prepared, deferred_reload) = daemon::defer_reload(setup.prepare(&connector, shutdown), &mut commands).await;
     let Some(policies) = prepared? else {
-        ledger.close().await;
-        observability.stop().await;
-        return Ok(None);
+        let unfinished = stop::stop_before_start(ledger, logs, observability).await;
+        return if unfinished.is_empty() { Ok(None) } else { Err(AppError::StopTimedOut(unfinished)) };
     };
 
     let redeclarer = Redeclarer::start(&config, &connector, shutdown);
@@ -239,29 +244,18 @@ fn pool_deps(
     }
 }
 
-/// Stops everything, after a shutdown has begun. Deliveries are settled before the publisher closes, and recorded before
-/// the ledger closes.
-async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) {
-    let Daemon { pools, observability, retention, ledger, logs, .. } = daemon;
-    pools.finish().await;
-    if shutdown.is_aborted() {
-        warn!("not all deliveries were finished in time; the broker will deliver those again");
-    }
-    if let Err(unconfirmed) = publisher.close(LAST_CONFIRMS).await {
-        warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
-    }
-    ledger.close().await;
-    observability.log_counts();
-    retention.finish().await;
-    logs.finish().await;
-    observability.stop().await;
-    info!("stopped");
-}
-
 impl AppError {
     /// What failed: the first words of the log line and of the service manager's status.
     pub fn what(&self) -> &'static str {
-        if matches!(self, AppError::Outdated) { "cannot continue" } else { "cannot start" }
+        match self {
+            AppError::Outdated | AppError::LedgerDied => "cannot continue",
+            AppError::StopTimedOut(_) => "stopped",
+            AppError::Admin(_)
+            | AppError::Ledger(_)
+            | AppError::Pauses(_)
+            | AppError::EventLog { .. }
+            | AppError::Topology(_) => "cannot start",
+        }
     }
 
     /// Whether someone has to change the configuration or the broker. It decides between exit codes 78 and 70.
@@ -269,8 +263,8 @@ impl AppError {
         match self {
             AppError::Ledger(error) => error.is_configuration(),
             AppError::Admin(_) | AppError::Pauses(_) | AppError::EventLog { .. } | AppError::Topology(_) => true,
-            // A restart is enough once the newer version is installed.
-            AppError::Outdated => false,
+            // A restart is enough, for the first once the newer version is installed.
+            AppError::Outdated | AppError::LedgerDied | AppError::StopTimedOut(_) => false,
         }
     }
 }

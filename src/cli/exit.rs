@@ -13,22 +13,28 @@ pub enum Exit {
     Usage,
     /// 69: broker or daemon unreachable, or a reload rejected for a temporary reason.
     Unavailable,
-    /// 70: a bug, or an error of the operating system.
+    /// 70: a bug, an error of the operating system, or a daemon that did not stop in time.
     Internal,
     /// 78: the configuration is invalid, or the broker contradicts it.
     Config,
 }
 
-impl From<Exit> for ExitCode {
+impl From<Exit> for u8 {
     fn from(exit: Exit) -> Self {
-        ExitCode::from(match exit {
+        match exit {
             Exit::Done => 0,
             Exit::Refused => 1,
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Internal => 70,
             Exit::Config => 78,
-        })
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(u8::from(exit))
     }
 }
 
@@ -38,7 +44,7 @@ pub(super) const EXIT_CODES: [(u8, &str); 6] = [
     (1, "some input was refused, the order is unknown, or a reload was only partly applied"),
     (64, "usage error, or unknown consumer"),
     (69, "broker or daemon unreachable, or reload rejected for a temporary reason"),
-    (70, "internal error"),
+    (70, "internal error, or a daemon that did not stop in time"),
     (78, "configuration error, or reload rejected"),
 ];
 

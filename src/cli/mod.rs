@@ -21,6 +21,7 @@ pub mod trace;
 use std::io::{self, Stdout, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -59,7 +60,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Run the daemon; SIGTERM or SIGINT drains it, a second one aborts, SIGHUP reloads the configuration
+    /// Run the daemon; SIGTERM or SIGINT drains it, a second one aborts, a third exits at once, SIGHUP reloads
     Run,
     /// Publish orders from a file or standard input, one JSON object per line
     Publish(publish::PublishArgs),
@@ -181,11 +182,18 @@ fn print(page: &[u8], out: &mut dyn Write) -> io::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// How long a runtime waits for its threads once the command has ended. One that still runs then hangs.
+const RUNTIME_STOP_LIMIT: Duration = Duration::from_secs(1);
+
 /// Runs a command on a runtime with this many worker threads. The calling thread, which waits for the command to end, is
 /// not one of them.
 fn block_on(threads: usize, command: impl Future<Output = io::Result<Exit>>) -> io::Result<Exit> {
     match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
-        Ok(runtime) => runtime.block_on(command),
+        Ok(runtime) => {
+            let exit = runtime.block_on(command);
+            runtime.shutdown_timeout(RUNTIME_STOP_LIMIT);
+            exit
+        }
         Err(error) => {
             print_error(&format!("cannot start threads: {error}"));
             Ok(Exit::Internal)

@@ -18,7 +18,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
         &[
             (
                 "TERM, INT",
-                "Drain: take no new orders, finish those in flight. A second signal returns them to the broker and exits.",
+                "Drain: take no new orders, finish those in flight. A second signal returns them to the broker, a third exits at once.",
             ),
             ("HUP", "Reload the configuration."),
         ],

@@ -17,8 +17,8 @@ use crate::shutdown::Shutdown;
 use crate::systemd::ServiceNotifier;
 use crate::{amqp, app, telemetry};
 
-/// Time allowed after the drain, for the last confirms, the ledger's last commit and the log files. The service manager is
-/// asked for the drain timeout plus this.
+/// Time allowed after the drain, for the last confirms, the ledger's last commit and the log files; `app` limits each of them
+/// to less in sum. The service manager is asked for the drain timeout plus this.
 const TIME_AFTER_DRAIN: Duration = Duration::from_secs(30);
 
 /// Runs the daemon until a signal or an error stops it. `loaded` was read from `sources`; a reload reads them again.
@@ -97,7 +97,7 @@ impl Signals {
     }
 
     /// The first TERM or INT starts the drain, unless the daemon has started it itself. A further one, or the drain
-    /// timeout, aborts. HUP reloads.
+    /// timeout, aborts. The next one ends the process at once, whatever hangs. HUP reloads.
     async fn handle(
         mut self,
         shutdown: Shutdown,
@@ -122,6 +122,9 @@ impl Signals {
             () = tokio::time::sleep(drain_timeout) => warn!(?drain_timeout, "the drain took too long; aborting"),
         }
         shutdown.abort();
+        let last = self.next().await;
+        warn!(signal = last, "exiting at once; the broker will deliver again what is not recorded");
+        std::process::exit(i32::from(u8::from(Exit::Internal)));
     }
 
     async fn next(&mut self) -> &'static str {

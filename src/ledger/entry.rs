@@ -41,7 +41,48 @@ pub enum LedgerEntry {
     DeadLetter(Box<NewDeadLetter>),
 }
 
+/// The length of an optional text.
+fn length(text: Option<&String>) -> usize {
+    text.map_or(0, String::len)
+}
+
 impl LedgerEntry {
+    /// About how much memory the entry takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        let attempt = |attempt: &NewAttempt| {
+            size_of::<NewAttempt>()
+                + attempt.identity.len()
+                + attempt.consumer.len()
+                + attempt.code.len()
+                + attempt.reason.len()
+                + length(attempt.delay.as_ref())
+        };
+        let more = match self {
+            LedgerEntry::AcceptOrder(order) => {
+                size_of::<NewOrder>()
+                    + order.id.as_str().len()
+                    + order.product.len()
+                    + length(order.customer_id.as_ref())
+            }
+            LedgerEntry::FinishOrder { id, .. } => id.as_str().len(),
+            LedgerEntry::LookUpNotification { id } | LedgerEntry::LookUpAnalytics { id } => id.len(),
+            LedgerEntry::Notification(notification) => {
+                let NewNotification { id, order_id, channel, .. } = &**notification;
+                size_of::<NewNotification>() + id.len() + length(order_id.as_ref()) + channel.len()
+            }
+            LedgerEntry::Analytics(event) => {
+                let NewAnalytics { id, order_id, name, sale, .. } = &**event;
+                let product = sale.as_ref().map_or(0, |sale| sale.product.len());
+                size_of::<NewAnalytics>() + id.len() + length(order_id.as_ref()) + name.len() + product
+            }
+            LedgerEntry::Attempt(failed) => attempt(failed),
+            LedgerEntry::DeadLetter(letter) => {
+                size_of::<NewDeadLetter>() + attempt(&letter.attempt) + length(letter.origin_queue.as_ref())
+            }
+        };
+        size_of::<LedgerEntry>() + more
+    }
+
     /// Sets the time of an entry that is recorded once its publications are confirmed: the processing of an order, or a
     /// dead-lettering. Other entries keep their time.
     #[must_use]

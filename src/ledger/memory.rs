@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use futures_util::future::{BoxFuture, FutureExt, pending, ready};
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -21,7 +21,7 @@ use crate::domain::{Currency, OrderId};
 /// Most rows that one call of [`LedgerMaintenance::prune`] removes from each table.
 const PRUNE_ROWS: usize = 256;
 
-/// The ledger. It is never outdated.
+/// The ledger.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLedger {
     tables: Arc<Mutex<Tables>>,
@@ -373,14 +373,6 @@ impl LedgerMaintenance for MemoryLedger {
 
     fn commits(&self) -> u64 {
         self.tables().commits
-    }
-
-    fn outdated(&self) -> BoxFuture<'_, ()> {
-        pending().boxed()
-    }
-
-    fn is_outdated(&self) -> bool {
-        false
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

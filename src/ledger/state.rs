@@ -59,13 +59,15 @@ pub enum OutageCause {
     Damaged,
     /// A newer orderd has migrated the ledger.
     Outdated,
+    /// The thread that records has panicked, which is a defect of orderd.
+    WriterDied,
     /// Another error of the store.
     Other,
 }
 
 impl OutageCause {
     /// Every cause.
-    pub const ALL: [OutageCause; 9] = [
+    pub const ALL: [OutageCause; 10] = [
         OutageCause::Locked,
         OutageCause::DiskFull,
         OutageCause::ReadOnly,
@@ -74,6 +76,7 @@ impl OutageCause {
         OutageCause::FileReplaced,
         OutageCause::Damaged,
         OutageCause::Outdated,
+        OutageCause::WriterDied,
         OutageCause::Other,
     ];
 
@@ -88,6 +91,7 @@ impl OutageCause {
             OutageCause::FileReplaced => "file_replaced",
             OutageCause::Damaged => "damaged",
             OutageCause::Outdated => "outdated",
+            OutageCause::WriterDied => "writer_died",
             OutageCause::Other => "other",
         }
     }
@@ -106,6 +110,7 @@ impl OutageCause {
             }
             OutageCause::Damaged => "the file is damaged; stop orderd and restore a backup",
             OutageCause::Outdated => "a newer orderd has migrated the ledger; upgrade this instance",
+            OutageCause::WriterDied => "the thread that records has died, a defect of orderd; restart orderd",
             OutageCause::Other => "the store refuses to write",
         }
     }
@@ -118,7 +123,23 @@ impl OutageCause {
             | OutageCause::ReadOnly
             | OutageCause::FileReplaced
             | OutageCause::Damaged
-            | OutageCause::Outdated => true,
+            | OutageCause::Outdated
+            | OutageCause::WriterDied => true,
+        }
+    }
+
+    /// Whether nothing can ever be recorded again by this open ledger.
+    pub fn is_final(self) -> bool {
+        match self {
+            OutageCause::Outdated | OutageCause::WriterDied => true,
+            OutageCause::Locked
+            | OutageCause::DiskFull
+            | OutageCause::ReadOnly
+            | OutageCause::IoError
+            | OutageCause::Hung
+            | OutageCause::FileReplaced
+            | OutageCause::Damaged
+            | OutageCause::Other => false,
         }
     }
 }
@@ -175,8 +196,8 @@ impl StateSender {
             *state = LedgerState::Unavailable(Outage { cause, detail: detail.clone(), since });
             new_cause
         });
-        // The daemon does not wait for a ledger that a newer orderd has migrated: it ends, and says so.
-        if !new_cause || cause == OutageCause::Outdated {
+        // The daemon does not wait for such a ledger: it ends, and says so.
+        if !new_cause || cause.is_final() {
             return;
         }
         let Some(due) = self.0.log.occurred(cause) else { return };

@@ -18,7 +18,7 @@ use super::trace::Trace;
 /// Records effects, each exactly once.
 pub trait LedgerWriter: Send + Sync + 'static {
     /// Records one entry and resolves once it is durable. Entries that arrive together share one commit. The returned
-    /// future does not borrow the ledger; dropping it does not take back an entry that is already queued.
+    /// future does not borrow the ledger. Dropping it leaves open whether the entry is recorded.
     ///
     /// During an outage (a full disk, a locked file) it waits, and the entry is recorded when the outage ends; see
     /// [`LedgerMaintenance::state`].
@@ -71,16 +71,9 @@ pub trait LedgerMaintenance: Send + Sync + 'static {
     /// Commits since the ledger was opened: far fewer than entries when many entries arrive together.
     fn commits(&self) -> u64;
 
-    /// Resolves once a newer orderd has migrated the shared ledger, after which nothing can be recorded here.
-    /// Cancel-safe.
-    fn outdated(&self) -> BoxFuture<'_, ()>;
-
-    /// Whether [`LedgerMaintenance::outdated`] has resolved.
-    fn is_outdated(&self) -> bool;
-
     /// Refuses further entries, answers those that are queued, and releases the store. During an outage, those that are
     /// queued are answered with an error. May be called repeatedly and
-    /// concurrently; each call resolves when the store is released.
+    /// concurrently; each call resolves when the store is released, which takes as long as a disk that hangs.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 

@@ -27,13 +27,13 @@ mod writer;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, ready};
+use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{LedgerEntry, Recorded};
@@ -41,7 +41,7 @@ use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
 use super::state::LedgerState;
 use super::traits::{LedgerMaintenance, LedgerWriter};
-use request::Request;
+use request::{Outcome, PendingEntry, Request};
 
 pub use reader::SqliteReader;
 
@@ -53,8 +53,9 @@ pub const FILE_NAME: &str = "orderd.db";
 /// How the ledger uses its file. [`Tuning::default`] is measured (`benches/ledger.rs`); tests shrink it.
 #[derive(Debug, Clone)]
 pub struct Tuning {
-    /// Entries that can wait for the writer; further ones wait in their callers.
-    pub queue: usize,
+    /// Most bytes that the entries may take that wait for the writer or are not answered yet; further ones wait in their
+    /// callers. Each counts as at least [`MIN_ENTRY_BYTES`].
+    pub pending_bytes: usize,
     /// Most entries in one commit.
     pub batch: usize,
     /// Longest time that the writer waits for more entries before it commits a small batch. It waits less the fewer
@@ -77,7 +78,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            queue: 4_096,
+            pending_bytes: 8 << 20,
             batch: 1_024,
             gather: Duration::from_millis(10),
             busy_timeout: Duration::from_secs(2),
@@ -89,12 +90,18 @@ impl Default for Tuning {
     }
 }
 
+/// What an entry counts at least toward [`Tuning::pending_bytes`], which thereby limits their number too.
+pub const MIN_ENTRY_BYTES: usize = 2_048;
+
 /// The ledger in `orderd.db`. Dropping it lets the writer finish what is queued in the background;
 /// [`LedgerMaintenance::close`] waits for that.
 #[derive(Debug)]
 pub struct SqliteLedger {
     directory: PathBuf,
-    queue: mpsc::Sender<Request>,
+    queue: mpsc::UnboundedSender<Request>,
+    /// The bytes that further entries may take.
+    room: Arc<Semaphore>,
+    pending_bytes: usize,
     /// Cancelled when the writer has closed the file.
     finished: CancellationToken,
     shared: writer::SharedState,
@@ -116,15 +123,16 @@ impl SqliteLedger {
     /// # Errors
     /// See [`OpenError`].
     pub fn open_with(directory: &Path, tuning: Tuning) -> Result<Self, OpenError> {
-        let (queue, requests) = mpsc::channel(tuning.queue);
+        let (queue, requests) = mpsc::unbounded_channel();
         let finished = CancellationToken::new();
         let shared = writer::SharedState::default();
-        let hung_after = tuning.hung_after;
+        let (hung_after, pending_bytes) = (tuning.hung_after, tuning.pending_bytes);
         writer::spawn(directory, tuning, requests, shared.clone(), finished.clone())?;
         monitor::spawn(queue.downgrade(), shared.busy.clone(), shared.state.clone(), hung_after)
             .map_err(|source| OpenError::Thread { location: open::location(directory), source })?;
         file_system::warn_if_remote(directory);
-        Ok(Self { directory: directory.to_owned(), queue, finished, shared })
+        let room = Arc::new(Semaphore::new(pending_bytes));
+        Ok(Self { directory: directory.to_owned(), queue, room, pending_bytes, finished, shared })
     }
 }
 
@@ -132,8 +140,8 @@ impl LedgerMaintenance for SqliteLedger {
     fn prune(&self, before: Timestamp) -> BoxFuture<'_, Result<Pruned, LedgerError>> {
         async move {
             let (answer, answered) = oneshot::channel();
-            self.queue.send(Request::Prune { before, answer }).await.map_err(|_| LedgerError::Closed)?;
-            answered.await.unwrap_or_else(|dropped| Err(LedgerError::refused("remove old rows", dropped)))
+            self.queue.send(Request::Prune { before, answer }).map_err(|_| LedgerError::Closed)?;
+            answered.await.unwrap_or(Err(LedgerError::Closed))
         }
         .boxed()
     }
@@ -150,19 +158,11 @@ impl LedgerMaintenance for SqliteLedger {
         self.shared.commits.load(Ordering::Relaxed)
     }
 
-    fn outdated(&self) -> BoxFuture<'_, ()> {
-        self.shared.outdated.cancelled().boxed()
-    }
-
-    fn is_outdated(&self) -> bool {
-        self.shared.outdated.is_cancelled()
-    }
-
     /// Also moves the write-ahead log into the file and ends the thread.
     fn close(&self) -> BoxFuture<'_, ()> {
         async {
             // An error means that the writer no longer receives: it is already finishing.
-            let _ = self.queue.send(Request::Close).await;
+            let _ = self.queue.send(Request::Close);
             self.finished.cancelled().await;
         }
         .boxed()
@@ -172,15 +172,25 @@ impl LedgerMaintenance for SqliteLedger {
 impl LedgerWriter for SqliteLedger {
     /// The call itself queues the entry while there is room, so entries are recorded in the order of the calls.
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
-        let (answer, answered) = oneshot::channel();
-        match self.queue.try_send(Request::Record { entry, answer }) {
-            Ok(()) => async move { received(answered.await) }.boxed(),
-            Err(TrySendError::Closed(_)) => ready(Err(LedgerError::Closed)).boxed(),
-            Err(TrySendError::Full(request)) => {
-                let queue = self.queue.clone();
+        let bytes = entry.bytes().max(MIN_ENTRY_BYTES).min(self.pending_bytes);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let queue = self.queue.clone();
+        let send = move |room| {
+            let (answer, answered) = oneshot::channel();
+            let sent = queue.send(Request::Record(PendingEntry { entry, answer, _room: room }));
+            sent.map(|()| answered).map_err(|_| LedgerError::Closed)
+        };
+        match Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+            Ok(room) => {
+                let sent = send(room);
+                async move { answer(sent?).await }.boxed()
+            }
+            Err(_) => {
+                let room = Arc::clone(&self.room);
                 async move {
-                    queue.send(request).await.map_err(|_| LedgerError::Closed)?;
-                    received(answered.await)
+                    // The semaphore is never closed.
+                    let room = room.acquire_many_owned(bytes).await.map_err(|_| LedgerError::Closed)?;
+                    answer(send(room)?).await
                 }
                 .boxed()
             }
@@ -188,7 +198,7 @@ impl LedgerWriter for SqliteLedger {
     }
 }
 
-/// The writer answers every entry it takes from the queue, unless a defect makes it panic.
-fn received(answer: Result<Result<Recorded, LedgerError>, oneshot::error::RecvError>) -> Result<Recorded, LedgerError> {
-    answer.unwrap_or_else(|dropped| Err(LedgerError::refused("finish a commit", dropped)))
+/// The writer answers every entry that it takes from the queue, unless a defect makes it panic.
+async fn answer(answered: oneshot::Receiver<Outcome>) -> Outcome {
+    answered.await.unwrap_or(Err(LedgerError::Closed))
 }

@@ -32,6 +32,11 @@ impl Busy {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
+    #[cfg(test)]
+    pub fn is_busy(&self) -> bool {
+        self.elapsed().is_some()
+    }
+
     fn elapsed(&self) -> Option<Duration> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
     }
@@ -39,7 +44,7 @@ impl Busy {
 
 /// Starts the thread. It ends when the ledger is dropped or closed.
 pub(super) fn spawn(
-    queue: mpsc::WeakSender<Request>,
+    queue: mpsc::WeakUnboundedSender<Request>,
     busy: Busy,
     state: StateSender,
     hung_after: Duration,
@@ -52,8 +57,8 @@ pub(super) fn spawn(
             match busy.elapsed() {
                 Some(elapsed) if elapsed >= hung_after => state.unavailable(OutageCause::Hung, None),
                 Some(_) => {}
-                // If the queue is full, the writer has enough to do, and checks its files while it does that.
-                None => drop(queue.try_send(Request::CheckFiles)),
+                // The writer waits for requests, so these do not pile up. An error means that it has just ended.
+                None => drop(queue.send(Request::CheckFiles)),
             }
         }
     };

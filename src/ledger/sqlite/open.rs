@@ -35,6 +35,7 @@ pub(super) fn error(directory: &Path, error: rusqlite::Error) -> OpenError {
         | OutageCause::Hung
         | OutageCause::FileReplaced
         | OutageCause::Outdated
+        | OutageCause::WriterDied
         | OutageCause::Other => OpenError::Store { location, cause, source },
     }
 }
@@ -92,8 +93,7 @@ fn is_empty_file(path: &Path) -> bool {
 /// Writes the version that the file has, in a transaction of its own: a ledger that can only be read must not look ready.
 fn prove_write(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let version = schema::version(&transaction)?;
-    transaction.pragma_update(None, "user_version", version)?;
+    schema::write_version(&transaction)?;
     transaction.commit()
 }
 

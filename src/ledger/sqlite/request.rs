@@ -1,7 +1,7 @@
 //! What the writer's thread can be asked to do.
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::ledger::entry::{LedgerEntry, Recorded};
 use crate::ledger::error::LedgerError;
@@ -11,15 +11,27 @@ pub(super) type Outcome = Result<Recorded, LedgerError>;
 
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
+/// An entry to record, until it is answered.
+#[derive(Debug)]
+pub(super) struct PendingEntry {
+    pub entry: LedgerEntry,
+    pub answer: Answer,
+    /// Its share of [`super::Tuning::pending_bytes`].
+    pub _room: OwnedSemaphorePermit,
+}
+
 /// A request to the writer.
 #[derive(Debug)]
 pub(super) enum Request {
     /// Record an entry.
-    Record { entry: LedgerEntry, answer: Answer },
+    Record(PendingEntry),
     /// Remove one batch of old rows.
     Prune { before: Timestamp, answer: oneshot::Sender<Result<Pruned, LedgerError>> },
     /// Check that the files are still those that were opened. Every commit does so too.
     CheckFiles,
     /// Refuse further requests and finish those that are queued.
     Close,
+    /// Panic, as a defect would.
+    #[cfg(test)]
+    Panic,
 }

@@ -169,6 +169,11 @@ pub(super) fn is_ledger(connection: &Connection) -> rusqlite::Result<bool> {
     Ok(id == APPLICATION_ID && version(connection)? > 0)
 }
 
+/// Writes the version that the file has: a write that changes nothing, to prove that writing is possible.
+pub(super) fn write_version(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "user_version", version(connection)?)
+}
+
 /// The version stored in the file; 0 for a new file.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))

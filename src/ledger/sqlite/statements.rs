@@ -46,6 +46,8 @@ pub(super) struct Statements<'c> {
     connection: &'c Connection,
     begin: Statement<'c>,
     data_version: Statement<'c>,
+    page_count: Statement<'c>,
+    page_size: i64,
     /// `PRAGMA data_version` when last read; it changes with every commit of another connection.
     last_data_version: i64,
     commit: Statement<'c>,
@@ -72,6 +74,8 @@ impl<'c> Statements<'c> {
             begin: connection.prepare("BEGIN IMMEDIATE")?,
             data_version: connection.prepare("PRAGMA data_version")?,
             last_data_version: 0,
+            page_count: connection.prepare("PRAGMA page_count")?,
+            page_size: connection.query_row("PRAGMA page_size", [], |row| row.get(0))?,
             commit: connection.prepare("COMMIT")?,
             insert_order: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, total, currency, priority,
@@ -118,11 +122,13 @@ impl<'c> Statements<'c> {
     }
 
     /// Takes the write lock at once, so that a batch cannot fail half-way because another process wrote. If another
-    /// process has written since, the sums in memory may be stale, and the file may have been migrated.
-    pub(super) fn begin(&mut self) -> Result<(), LedgerError> {
+    /// process has written since, the sums in memory may be stale, and the file may have been migrated. Returns whether one
+    /// has.
+    pub(super) fn begin(&mut self) -> Result<bool, LedgerError> {
         let began = self.begin.execute([]).and_then(|_| self.data_version.query_row([], |row| row.get(0)));
         let data_version = began.map_err(|error| ledger_error(BEGIN, error))?;
-        if data_version != self.last_data_version {
+        let others_have_committed = data_version != self.last_data_version;
+        if others_have_committed {
             let found = schema::version(self.connection).map_err(|error| ledger_error(BEGIN, error))?;
             let known = schema::last_version(schema::MIGRATIONS);
             if found != known {
@@ -131,13 +137,20 @@ impl<'c> Statements<'c> {
             self.sales.clear();
             self.last_data_version = data_version;
         }
-        Ok(())
+        Ok(others_have_committed)
     }
 
     /// Whether another connection has committed since the last transaction began.
     pub(super) fn others_have_committed(&mut self) -> Result<bool, LedgerError> {
         let data_version: rusqlite::Result<i64> = self.data_version.query_row([], |row| row.get(0));
         Ok(data_version.map_err(|error| ledger_error(BEGIN, error))? != self.last_data_version)
+    }
+
+    /// The size of the database in bytes. That of its file may be smaller or larger until the next checkpoint.
+    pub(super) fn database_size(&mut self) -> Result<u64, LedgerError> {
+        let pages: rusqlite::Result<i64> = self.page_count.query_row([], |row| row.get(0));
+        let pages = pages.map_err(|error| ledger_error("read the number of pages", error))?;
+        Ok(pages.saturating_mul(self.page_size).cast_unsigned())
     }
 
     /// Writes the aggregates' changes and commits.

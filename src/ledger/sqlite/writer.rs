@@ -1,7 +1,8 @@
 //! The writer's thread: takes queued entries, records them in one transaction, commits, then answers.
 //!
 //! It owns the only connection that writes. It must never answer before the commit, and never end because the store
-//! refused: during an outage (a full disk, a lock, files that are gone) it keeps what is to be recorded and tries again.
+//! refused: during an outage (a full disk, a lock, files that are gone) it keeps what is to be recorded and tries again, and
+//! it still carries out all other requests.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,16 +20,14 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::Tuning;
 use super::files::{FileReplaced, OpenFiles};
 use super::monitor::Busy;
-use super::open;
-use super::request::{Answer, Outcome, Request};
+use super::request::{Outcome, PendingEntry, Request};
 use super::statements::{RecordError, Statements};
 use super::store_error::ledger_error;
+use super::{Tuning, open, schema};
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::ledger::entry::LedgerEntry;
 use crate::ledger::error::{LedgerError, OpenError};
 use crate::ledger::retention::Pruned;
 use crate::ledger::state::{OutageCause, StateSender};
@@ -42,15 +41,13 @@ pub(super) struct SharedState {
     pub state: StateSender,
     /// Since when it has been using the file.
     pub busy: Busy,
-    /// Cancelled when a newer orderd has migrated the file.
-    pub outdated: CancellationToken,
 }
 
 /// Opens the file on a new thread and returns once it is ready to record.
 pub(super) fn spawn(
     directory: &Path,
     tuning: Tuning,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::UnboundedReceiver<Request>,
     shared: SharedState,
     finished: CancellationToken,
 ) -> Result<(), OpenError> {
@@ -72,9 +69,17 @@ pub(super) fn spawn(
             };
             let _ = opened.send(Ok(()));
             let state = shared.state.clone();
-            let intact = Writer::new(&connection, statements, files, requests, shared, tuning).run();
-            close(connection, intact);
-            state.closed();
+            // A panic is a defect. Without the thread nothing can be recorded, so the daemon has to end.
+            let intact = catch_unwind(AssertUnwindSafe(|| {
+                Writer::new(&connection, statements, files, requests, shared, tuning).run()
+            }));
+            match intact {
+                Ok(intact) => {
+                    close(connection, intact);
+                    state.closed();
+                }
+                Err(_) => state.unavailable(OutageCause::WriterDied, None),
+            }
         })
         .map_err(|source| OpenError::Thread { location: location.clone(), source })?;
     ready.recv().unwrap_or_else(|_| {
@@ -123,13 +128,13 @@ struct Writer<'c> {
     connection: &'c Connection,
     statements: Statements<'c>,
     files: OpenFiles,
-    /// The size of the file when it was last checked.
-    file_size: u64,
-    requests: mpsc::Receiver<Request>,
+    /// The smallest size that the file can have, as long as no other program commits.
+    least_size: u64,
+    requests: mpsc::UnboundedReceiver<Request>,
     shared: SharedState,
     tuning: Tuning,
     /// What is to be recorded, in order of arrival.
-    pending: VecDeque<(LedgerEntry, Answer)>,
+    pending: VecDeque<PendingEntry>,
     /// How many of the pending entries are committed one by one, because one of them cannot be recorded.
     singly: usize,
     /// Why the last commit failed, and how many have failed since one succeeded.
@@ -141,7 +146,7 @@ impl<'c> Writer<'c> {
         connection: &'c Connection,
         statements: Statements<'c>,
         files: OpenFiles,
-        requests: mpsc::Receiver<Request>,
+        requests: mpsc::UnboundedReceiver<Request>,
         shared: SharedState,
         tuning: Tuning,
     ) -> Self {
@@ -150,7 +155,7 @@ impl<'c> Writer<'c> {
             connection,
             statements,
             files,
-            file_size: 0,
+            least_size: 0,
             requests,
             shared,
             tuning,
@@ -169,10 +174,12 @@ impl<'c> Writer<'c> {
             previous = received.len();
             for request in received.drain(..) {
                 match request {
-                    Request::Record { entry, answer } => self.pending.push_back((entry, answer)),
+                    Request::Record(entry) => self.pending.push_back(entry),
                     Request::Prune { before, answer } => prunings.push((before, answer)),
                     Request::CheckFiles => {}
                     Request::Close => self.requests.close(),
+                    #[cfg(test)]
+                    Request::Panic => panic!("requested"),
                 }
             }
             self.shared.busy.begin();
@@ -181,7 +188,7 @@ impl<'c> Writer<'c> {
                 // The caller may have stopped waiting.
                 let _ = answer.send(self.prune(before));
             }
-            match self.check_files().and_then(|()| self.commit_pending()) {
+            match self.check_files().and_then(|()| self.commit_pending()).and_then(|()| self.prove_end_of_outage()) {
                 Ok(()) => {
                     self.outage = None;
                     self.shared.state.recording();
@@ -190,7 +197,7 @@ impl<'c> Writer<'c> {
             }
             self.shared.busy.end();
         }
-        self.check_files().is_ok()
+        !matches!(self.check_files(), Err(LedgerError::Unavailable { cause: OutageCause::FileReplaced, .. }))
     }
 
     /// Waits for requests. During an outage it waits no longer than until the next attempt. `false` if the queue is closed
@@ -205,25 +212,28 @@ impl<'c> Writer<'c> {
         };
         let until = Instant::now() + RETRY_BACKOFF.wait(failures, fastrand::f64());
         loop {
-            while self.pending.len() + received.len() < self.tuning.queue {
+            // All requests, whatever is pending: only `Tuning::pending_bytes` limits the entries.
+            loop {
                 match self.requests.try_recv() {
                     Ok(request) => {
-                        let is_entry = matches!(request, Request::Record { .. } | Request::CheckFiles);
+                        let can_wait = matches!(request, Request::Record(_) | Request::CheckFiles);
                         received.push(request);
-                        if !is_entry {
+                        if !can_wait {
                             return true;
                         }
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
                         // The last attempt has just failed.
-                        for (_, answer) in self.pending.drain(..) {
+                        for PendingEntry { answer, .. } in self.pending.drain(..) {
                             let _ = answer.send(Err(error.clone()));
                         }
                         return !received.is_empty();
                     }
                 }
             }
+            // The messages of these entries were released, and will be delivered again.
+            self.pending.retain(|entry| !entry.answer.is_closed());
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
@@ -238,8 +248,7 @@ impl<'c> Writer<'c> {
         let cause = match &error {
             LedgerError::Unavailable { cause, .. } => *cause,
             LedgerError::Outdated { .. } => {
-                self.shared.outdated.cancel();
-                for (_, answer) in self.pending.drain(..) {
+                for PendingEntry { answer, .. } in self.pending.drain(..) {
                     let _ = answer.send(Err(error.clone()));
                 }
                 OutageCause::Outdated
@@ -251,20 +260,41 @@ impl<'c> Writer<'c> {
     }
 
     /// Checks that the files are those that were opened, and that the database was not overwritten in place: it never
-    /// shrinks, unless another program has committed since, such as a `VACUUM`.
+    /// shrinks, except after another program's `VACUUM`. That shrinks the database at its commit, and the file at a later
+    /// checkpoint, which may wait for readers: so the file may always shrink to the size of the database.
     fn check_files(&mut self) -> Result<(), LedgerError> {
         let size = self.files.check().map_err(replaced)?;
-        if size < self.file_size && !self.statements.others_have_committed()? {
-            return Err(replaced(self.files.overwritten(self.file_size, size)));
+        if size < self.least_size && !self.statements.others_have_committed()? {
+            return Err(replaced(self.files.overwritten(self.least_size, size)));
         }
-        self.file_size = size;
+        self.least_size = size.min(self.statements.database_size()?);
         Ok(())
+    }
+
+    /// Begins a transaction.
+    fn begin(&mut self) -> Result<(), LedgerError> {
+        if self.statements.begin()? {
+            self.least_size = 0;
+        }
+        Ok(())
+    }
+
+    /// If nothing was pending after an outage, proves by a write of its own that it is over.
+    fn prove_end_of_outage(&mut self) -> Result<(), LedgerError> {
+        if self.outage.is_none() {
+            return Ok(());
+        }
+        let proven = self.begin().and_then(|()| {
+            let written = schema::write_version(self.connection).and_then(|()| self.statements.commit());
+            written.map_err(|error| ledger_error("commit", error))
+        });
+        proven.inspect_err(|_| self.statements.roll_back(self.connection))
     }
 
     /// Removes one batch of old rows in a transaction of its own, so that no entry fails with it.
     fn prune(&mut self, before: Timestamp) -> Result<Pruned, LedgerError> {
         self.check_files()?;
-        let pruned = self.statements.begin().and_then(|()| {
+        let pruned = self.begin().and_then(|()| {
             let pruned = self.statements.prune(self.connection, before).and_then(|pruned| {
                 self.statements.commit()?;
                 Ok(pruned)
@@ -307,6 +337,7 @@ impl<'c> Writer<'c> {
             let outcomes = match result {
                 Ok(outcomes) => {
                     self.shared.commits.fetch_add(1, Ordering::Relaxed);
+                    self.outage = None;
                     outcomes
                 }
                 Err(error) => {
@@ -322,9 +353,9 @@ impl<'c> Writer<'c> {
                 }
             };
             self.singly = self.singly.saturating_sub(size);
-            for ((_, answer), outcome) in self.pending.drain(..size).zip(outcomes) {
+            for (entry, outcome) in self.pending.drain(..size).zip(outcomes) {
                 // The caller may have stopped waiting.
-                let _ = answer.send(outcome);
+                let _ = entry.answer.send(outcome);
             }
         }
         Ok(())
@@ -335,9 +366,9 @@ impl<'c> Writer<'c> {
     ///
     /// The files are checked after the commit, so no entry is answered that was committed to a file that was gone.
     fn transact(&mut self, size: usize) -> Result<Vec<Outcome>, LedgerError> {
-        self.statements.begin()?;
+        self.begin()?;
         let mut outcomes = Vec::with_capacity(size);
-        for (entry, _) in self.pending.iter().take(size) {
+        for PendingEntry { entry, .. } in self.pending.iter().take(size) {
             match self.statements.record(entry) {
                 Ok(recorded) => outcomes.push(Ok(recorded)),
                 // If SQLite has ended the transaction, each further entry would be committed on its own.

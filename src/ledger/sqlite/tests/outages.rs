@@ -1,0 +1,116 @@
+//! Outages: nothing that waits keeps the writer from closing, entries are limited in bytes, and a writer that dies is seen.
+
+use super::super::*;
+use super::{count, directory, is_recording, other, outage, short_timeout};
+use crate::ledger::OutageCause;
+use crate::ledger::Recorded::New;
+use crate::ledger::conformance::{accept, notification, order};
+use crate::ledger::{LedgerState, NewOrder};
+
+#[tokio::test]
+async fn closing_during_an_outage_does_not_wait_however_many_entries_do() {
+    let directory = directory();
+    let tuning = Tuning { pending_bytes: 64 * MIN_ENTRY_BYTES, ..short_timeout() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let program = other(&directory);
+    program.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let waiting: Vec<_> = (0..200).map(|n| ledger.record(notification(&format!("n-{n}")))).collect();
+    assert_eq!(outage(&ledger).await, OutageCause::Locked);
+    assert!(ledger.prune(jiff::Timestamp::UNIX_EPOCH).await.is_err(), "it is answered during the outage");
+    ledger.close().await;
+    for answer in futures_util::future::join_all(waiting).await {
+        assert!(matches!(answer, Err(LedgerError::Unavailable { .. } | LedgerError::Closed)), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn waiting_entries_are_limited_in_bytes_and_a_larger_one_is_recorded_alone() {
+    let directory = directory();
+    let tuning = Tuning { pending_bytes: 1 << 20, ..Tuning::default() };
+    let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
+    let large = |id: &str, bytes| accept(NewOrder { product: "x".repeat(bytes), ..order(id) });
+    let program = other(&directory);
+    program.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let waiting =
+        [ledger.record(large("a", 700_000)), ledger.record(large("b", 700_000)), ledger.record(large("c", 3 << 20))];
+    assert!(ledger.room.available_permits() < 400_000);
+    program.execute_batch("COMMIT").unwrap();
+    for answer in futures_util::future::join_all(waiting).await {
+        assert_eq!(answer.unwrap(), New);
+    }
+    assert_eq!(ledger.room.available_permits(), 1 << 20);
+}
+
+#[tokio::test]
+async fn an_outage_lasts_until_a_write_succeeds_although_all_callers_have_stopped_waiting() {
+    let directory = directory();
+    let ledger = SqliteLedger::open_with(directory.path(), short_timeout()).unwrap();
+    let program = other(&directory);
+    program.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let answer = ledger.record(notification("n-1"));
+    assert_eq!(outage(&ledger).await, OutageCause::Locked);
+    drop(answer);
+    // The room of a dropped entry is given back.
+    let all = u32::try_from(ledger.pending_bytes).unwrap();
+    drop(ledger.room.acquire_many(all).await.unwrap());
+    for _ in 0..2 {
+        // Each is answered before the writer's next attempt, so the second one follows an attempt without an entry.
+        assert!(ledger.prune(jiff::Timestamp::UNIX_EPOCH).await.is_err());
+        assert!(!is_recording(&ledger), "the file is still locked");
+    }
+    program.execute_batch("COMMIT").unwrap();
+    let mut state = ledger.state();
+    let recording = state.wait_for(|state| *state == LedgerState::Recording);
+    tokio::time::timeout(Duration::from_secs(60), recording).await.unwrap().unwrap();
+    assert_eq!(count(&program, "events"), 0, "its message is delivered again");
+}
+
+#[tokio::test]
+async fn a_writer_that_dies_is_an_outage_for_good_and_interrupts_what_waits() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    ledger.queue.send(Request::Panic).unwrap();
+    let answer = ledger.record(notification("n-1")).await;
+    assert!(matches!(answer, Err(LedgerError::Closed)), "{answer:?}");
+    let cause = outage(&ledger).await;
+    assert!(cause == OutageCause::WriterDied && cause.is_final());
+    assert!(matches!(ledger.record(notification("n-2")).await, Err(LedgerError::Closed)));
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn what_operators_do_to_the_running_ledger_is_not_taken_for_a_replaced_file() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    for n in 0..200 {
+        let large = NewOrder { product: "x".repeat(4_000), ..order(&format!("ord-{n}")) };
+        ledger.record(accept(large)).await.unwrap();
+    }
+    let program = other(&directory);
+    program.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let size = || std::fs::metadata(directory.path().join(FILE_NAME)).unwrap().len();
+    let before = size();
+    // A reader holds a snapshot, so the file shrinks at a later checkpoint than the `VACUUM`.
+    let reader = other(&directory);
+    reader.execute_batch("BEGIN; SELECT count(*) FROM orders").unwrap();
+    program.execute_batch("DELETE FROM orders WHERE id <> 'ord-7'; VACUUM").unwrap();
+    ledger.record(notification("n-1")).await.unwrap();
+    assert_eq!(size(), before);
+    reader.execute_batch("COMMIT").unwrap();
+    program.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    assert!(size() < before);
+    ledger.record(notification("n-2")).await.unwrap();
+    // Refused, because the ledger is in use.
+    let _ = program.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(()));
+    std::fs::hard_link(directory.path().join(FILE_NAME), directory.path().join("link")).unwrap();
+    program.execute_batch(&format!("VACUUM INTO '{}/copy.db'", directory.path().display())).unwrap();
+    ledger.record(notification("n-3")).await.unwrap();
+    assert_eq!(ledger.outages(), 0);
+    // A directory that is renamed and put back.
+    let moved = directory.path().with_extension("moved");
+    std::fs::rename(directory.path(), &moved).unwrap();
+    assert_eq!(outage(&ledger).await, OutageCause::FileReplaced);
+    std::fs::rename(&moved, directory.path()).unwrap();
+    ledger.record(notification("n-4")).await.unwrap();
+    assert!(is_recording(&ledger));
+}
