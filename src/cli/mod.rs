@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 use output::Output;
@@ -31,7 +31,7 @@ use output::Output;
 pub use exit::Exit;
 
 use crate::config::{Config, Loaded, Sources};
-use crate::escape::escaped;
+use crate::escape::{escaped, is_escaped};
 use crate::{files, handlers};
 
 /// Output format of a command.
@@ -104,6 +104,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             // Prints help and version to stdout, mistakes to stderr.
+            let error = in_one_line(error);
             let printed = error.print();
             return if error.use_stderr() { Exit::Usage } else { finished(printed.map(|()| Exit::Done)) }.into();
         }
@@ -116,6 +117,18 @@ pub fn main() -> ExitCode {
     let mut out = Output::stdout();
     let exit = run_command(arguments.command, &sources, &mut out).and_then(|exit| out.flush().map(|()| exit));
     finished(exit).into()
+}
+
+/// The error with the arguments in it escaped: a script may pass on what others sent.
+fn in_one_line(mut error: clap::Error) -> clap::Error {
+    let arguments = error.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) if text.contains(is_escaped) => Some((kind, ContextValue::String(escaped(text)))),
+        _ => None,
+    });
+    for (kind, value) in arguments.collect::<Vec<_>>() {
+        error.insert(kind, value);
+    }
+    error
 }
 
 /// What is wrong with a `--set`. The text is not shown: it may be a password without its key.

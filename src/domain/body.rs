@@ -14,7 +14,7 @@ pub const MAX_DECOMPRESSED_BYTES: usize = 4 << 20;
 
 /// How much the output of a decompression grows by, in bytes.
 const GROWTH: usize = 64 << 10;
-/// How much of an unknown content encoding is shown, in characters.
+/// Longest unknown content encoding that is shown, in bytes.
 const SHOWN_ENCODING: usize = 32;
 
 /// The body is not text in UTF-8.
@@ -27,7 +27,7 @@ pub enum BodyError {
     #[error("the body is not UTF-8: invalid byte at offset {0}")]
     NotUtf8(usize),
     /// The content encoding is neither a supported compression nor UTF-8.
-    #[error("unsupported content_encoding {0:?}: must be gzip, deflate, identity or empty")]
+    #[error("unsupported content_encoding{0}: must be gzip, deflate, identity or empty")]
     UnknownEncoding(String),
     /// It is compressed, but has no content encoding.
     #[error("the body is compressed with gzip, but its content_encoding does not name gzip")]
@@ -81,7 +81,7 @@ pub fn body_text<'a>(body: &'a [u8], content_encoding: Option<&str>) -> Result<C
 
 /// The compression that a content encoding names. Spring writes `gzip:UTF-8`; many clients name the character set only.
 fn compression(content_encoding: &str) -> Result<Option<Compression>, BodyError> {
-    let unknown = || BodyError::UnknownEncoding(content_encoding.chars().take(SHOWN_ENCODING).collect());
+    let unknown = || BodyError::UnknownEncoding(shown(content_encoding));
     let mut found = None;
     for part in content_encoding.split([',', ':']) {
         let compression = match part.trim().to_ascii_lowercase().as_str() {
@@ -97,6 +97,13 @@ fn compression(content_encoding: &str) -> Result<Option<Compression>, BodyError>
         }
     }
     Ok(found)
+}
+
+/// An encoding's name in quotes. Nothing of what does not look like one, which may be a value of another field.
+fn shown(content_encoding: &str) -> String {
+    let is_name = |c: char| c.is_ascii_alphabetic() || ", :-_.".contains(c);
+    let is_short = content_encoding.len() <= SHOWN_ENCODING;
+    if is_short && content_encoding.chars().all(is_name) { format!(" {content_encoding:?}") } else { String::new() }
 }
 
 fn gunzip(body: &[u8]) -> Result<Vec<u8>, BodyError> {
@@ -209,8 +216,10 @@ mod tests {
             (utf16(&[0xfeff]), None, BodyError::OtherText("UTF-16")),
             (utf32, None, BodyError::OtherText("UTF-32")),
             (b"{\"a\":\"\xff\"}".to_vec(), None, BodyError::NotUtf8(6)),
-            (b"{}".to_vec(), Some("br"), BodyError::UnknownEncoding("br".to_owned())),
-            (b"{}".to_vec(), Some("gzip, gzip"), BodyError::UnknownEncoding("gzip, gzip".to_owned())),
+            (b"{}".to_vec(), Some("br"), BodyError::UnknownEncoding(" \"br\"".to_owned())),
+            (b"{}".to_vec(), Some("gzip, gzip"), BodyError::UnknownEncoding(" \"gzip, gzip\"".to_owned())),
+            (b"{}".to_vec(), Some("4111 1111 1111 1111"), BodyError::UnknownEncoding(String::new())),
+            (b"{}".to_vec(), Some("ada@example.com"), BodyError::UnknownEncoding(String::new())),
             (gzip(b"{}"), None, BodyError::UndeclaredGzip),
             (cut(gzip(TEXT.as_bytes())), Some("gzip"), BodyError::Damaged("gzip")),
             (b"{}".to_vec(), Some("gzip"), BodyError::Damaged("gzip")),

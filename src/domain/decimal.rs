@@ -40,7 +40,7 @@ pub(super) fn parse_decimal(text: &str) -> Result<Decimal, DecimalError> {
     } else {
         exact([whole, fraction].concat().trim_start_matches('0'), fraction.len() as i64 - exponent)?
     };
-    decimal.set_sign_negative(negative);
+    decimal.set_sign_negative(negative && !decimal.is_zero());
     Ok(decimal)
 }
 

@@ -15,8 +15,11 @@ const SHOWN_NUMBER: usize = 6;
 /// A text is not a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
+    /// There is no text.
+    #[error("the text is empty, it must be a JSON object")]
+    Empty,
     /// It is not JSON.
-    #[error("not JSON: {cause} at line {line}, column {column}")]
+    #[error("not JSON: {cause} at {}column {column}", line_prefix(*line))]
     Syntax {
         /// What is wrong.
         cause: &'static str,
@@ -31,6 +34,11 @@ pub enum JsonError {
     /// The object has the same field twice, which is ambiguous.
     #[error("{0} is given twice")]
     Duplicate(&'static str),
+}
+
+/// Names the line, unless it is the first: the text of most messages has one line.
+fn line_prefix(line: usize) -> String {
+    if line > 1 { format!("line {line}, ") } else { String::new() }
 }
 
 /// An object's fields.
@@ -50,29 +58,31 @@ pub fn object_fields<'a, const N: usize>(
     names: &'static [&'static str; N],
     max_others: usize,
 ) -> Result<ObjectFields<'a, N>, JsonError> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let read = ObjectSeed { names, max_others }.deserialize(&mut json);
-    match read.and_then(|fields| json.end().map(|()| fields)) {
-        Ok((fields, None)) => Ok(fields),
-        Ok((_, Some(name))) => Err(JsonError::Duplicate(name)),
-        Err(error) if error.is_data() => Err(JsonError::NotAnObject(describe(text.trim_start()))),
-        Err(error) => Err(syntax_error(text, &error)),
+    if text.trim_ascii().is_empty() {
+        return Err(JsonError::Empty);
     }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let (fields, twice) = ObjectSeed { names, max_others }.deserialize(&mut json).map_err(|error| {
+        if error.is_data() { JsonError::NotAnObject(describe(text.trim_ascii())) } else { syntax_error(text, &error) }
+    })?;
+    json.end().map_err(|error| JsonError::Syntax {
+        cause: "more text after the object",
+        line: error.line(),
+        column: error.column(),
+    })?;
+    twice.map_or(Ok(fields), |name| Err(JsonError::Duplicate(name)))
 }
 
 fn syntax_error(text: &str, error: &serde_json::Error) -> JsonError {
     let (line, column) = (error.line(), error.column());
-    let cause = if error.is_eof() {
-        "the text ends too early"
-    } else {
-        let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().as_bytes();
-        let at = column.saturating_sub(1).min(line.len());
-        let start = line[..at].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |before| before + 1);
-        match &line[start..] {
-            [b'N', b'a', b'N', ..] | [b'n', b'a', b'n', ..] => "NaN is not a number in JSON",
-            [b'I', b'n', b'f', ..] | [b'i', b'n', b'f', ..] => "Infinity is not a number in JSON",
-            _ => "unexpected character",
-        }
+    let bytes = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().as_bytes();
+    let at = column.saturating_sub(1).min(bytes.len());
+    let start = bytes[..at].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |before| before + 1);
+    let cause = match &bytes[start..] {
+        _ if error.is_eof() => "the text ends too early",
+        [b'N', b'a', b'N', ..] | [b'n', b'a', b'n', ..] => "NaN is not a number in JSON",
+        [b'I', b'n', b'f', ..] | [b'i', b'n', b'f', ..] => "Infinity is not a number in JSON",
+        _ => "unexpected character",
     };
     JsonError::Syntax { cause, line, column }
 }

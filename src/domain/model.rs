@@ -29,6 +29,9 @@ pub const MAX_EXTRA_FIELDS: usize = 1_000;
 /// million such orders.
 pub const MAX_QUANTITY: i64 = 1_000_000_000_000;
 
+/// Longest quantity or price that is shown in a log line, in characters: [`MAX_QUANTITY`] has 13.
+const SHOWN_DIGITS: usize = 13;
+
 /// The id of an order. A number and its decimal text are the same id: `2` equals `"2"`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -282,12 +285,25 @@ impl Order {
             return Err(RuleError::NegativePrice);
         }
         let currency = self.checked_currency()?;
-        let total = self.price.checked_mul(Decimal::from(self.quantity)).ok_or(RuleError::Total)?;
-        // A product that needs more than 96 bits is rounded, if it has decimal places to drop.
-        if total.scale() < self.price.scale() && !total.is_zero() {
-            return Err(RuleError::Total);
-        }
-        Ok((total, currency))
+        // Zeros at the end of the price may take up the digits that the total needs.
+        let total = self.total(self.price).or_else(|| self.total(self.price.normalize()));
+        Ok((total.ok_or(RuleError::Total)?, currency))
+    }
+
+    /// Price times quantity, if it is exact: a product that needs more than 96 bits is rounded if it has decimal places to drop.
+    fn total(&self, price: Decimal) -> Option<Decimal> {
+        let total = price.checked_mul(Decimal::from(self.quantity))?;
+        (total.scale() >= price.scale() || total.is_zero()).then_some(total)
+    }
+
+    /// The quantity and the price for a log line. A number that is too long for either is described only: it may be the number of
+    /// a card in the wrong field.
+    pub fn shown_amounts(&self) -> (String, String) {
+        let shown = |number: String| match number.len() {
+            0..=SHOWN_DIGITS => number,
+            length => format!("[{length} characters]"),
+        };
+        (shown(self.quantity.to_string()), shown(self.price.to_string()))
     }
 
     /// The order's currency; [`Currency::NONE`] if it names none.

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::chain::chain;
+use crate::escape::json_escaped;
 use crate::files::{IncompleteLine, Rolling, RollingFile};
 
 /// Maximum number of lines queued for the writer. When the queue is full, senders wait.
@@ -151,9 +152,14 @@ pub(super) fn event_line(id: &str, event: &str, received_at: Timestamp, body: &[
     line.extend_from_slice(b",\"event\":");
     serde_json::to_writer(&mut line, event).expect(INFALLIBLE);
     write!(line, ",\"received_at\":\"{received_at}\",\"body\":").expect(INFALLIBLE);
-    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
+    // Outside of texts, control characters can only be white space.
+    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r' | b'\t') { b' ' } else { *byte }));
     line.extend_from_slice(b"}\n");
-    line
+    // What JSON allows in a text, other programs take for the end of a line or a command to a terminal.
+    match std::str::from_utf8(&line) {
+        Ok(text) if !line.is_ascii() || line.contains(&0x7f) => json_escaped(text).into_bytes(),
+        _ => line,
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +178,12 @@ mod tests {
         assert_eq!(line.matches('\n').count(), 1);
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((read["id"].as_str(), read["body"]["order_id"].as_i64()), (Some("a\"b"), Some(2)));
+        let hostile = "\u{7f}\u{9b}31m\u{85}\u{2028}\u{202e}\u{200b}é";
+        let line = event_line(hostile, hostile, at, format!("{{\t\"a\":\"{hostile}\"}}").as_bytes());
+        let line = String::from_utf8(line).unwrap();
+        assert!(!line.trim_end().contains(crate::escape::is_escaped), "{line:?}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((read["id"].as_str(), read["body"]["a"].as_str()), (Some(hostile), Some(hostile)));
     }
 
     fn log_to(directory: &Path) -> (EventLog, JoinHandle<()>) {

@@ -222,12 +222,13 @@ fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure
     let Message { properties, body, .. } = &delivery.message;
     let order = Order::decode(body, properties.content_encoding.as_deref()).ok();
     let order = order.as_ref();
+    let (quantity, price) = order.map(Order::shown_amounts).unzip();
     warn!(
         consumer = %context.consumer,
         order = order.map(|order| order.id.as_str()),
         product = order.map(|order| order.product.as_str()),
-        quantity = order.map(|order| order.quantity),
-        price = order.map(|order| tracing::field::display(order.price)),
+        quantity = quantity.as_ref().map(tracing::field::display),
+        price = price.as_ref().map(tracing::field::display),
         message_id = delivery.message.properties.message_id,
         kind = %failure.kind,
         code = failure.code,

@@ -10,6 +10,7 @@ use super::schedule::RetrySchedule;
 use crate::chain::chain;
 use crate::cli::table::{self, Layout};
 use crate::config::duration::format as duration;
+use crate::escape::escaped;
 
 /// Writes the whole report.
 pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
@@ -26,7 +27,7 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
 
 fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
     let broker = &report.broker;
-    writeln!(out, "configuration  {}", report.config)?;
+    writeln!(out, "configuration  {}", escaped(&report.config))?;
     writeln!(
         out,
         "broker         {}, virtual host {:?}, user {:?}",
@@ -35,7 +36,8 @@ fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
         broker.username
     )?;
     let retention = report.ledger.retention.map_or_else(|| "forever".to_owned(), duration);
-    writeln!(out, "ledger         {}, retention {retention}", report.ledger.directory.display())?;
+    let directory = report.ledger.directory.to_string_lossy();
+    writeln!(out, "ledger         {}, retention {retention}", escaped(&directory))?;
     let trigger = if report.reload.watch { "when the file changes" } else { "by `orderd reload` or SIGHUP" };
     writeln!(out, "reload         {trigger}")
 }

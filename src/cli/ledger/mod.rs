@@ -18,6 +18,7 @@ use super::report::ledger_exit;
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::Config;
+use crate::escape::escaped;
 use crate::ledger::{BackupError, BackupProgress, BackupSummary};
 
 /// Arguments of `orderd ledger`.
@@ -134,8 +135,8 @@ fn write_text(report: &BackupReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "copied {} to {}: {}, {} orders, {} events, {} dead letters; verified; took {:#}",
-        summary.ledger.display(),
-        summary.file.display(),
+        escaped(&summary.ledger.to_string_lossy()),
+        escaped(&summary.file.to_string_lossy()),
         HumanBytes(summary.bytes),
         rows("orders"),
         rows("events"),

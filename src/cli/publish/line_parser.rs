@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::Number;
 
 use super::input_lines::MAX_LINE_BYTES;
-use crate::domain::{DecodeError, Order, RuleError};
+use crate::domain::{self, DecodeError, Order, RuleError, body_text, object_fields};
 use crate::message::{Message, Properties, Publication};
 
 /// Maximum length of a message id, in bytes: AMQP's limit for a short string.
 const MAX_MESSAGE_ID: usize = 255;
+/// The first bytes of a file compressed with gzip.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Routing key of orders without priority.
 pub(super) const NORMAL_KEY: &str = "order.normal.created";
 /// Routing key of orders with priority.
@@ -33,14 +33,12 @@ pub(super) struct LineParser {
 pub(super) enum LineError {
     #[error("longer than {MAX_LINE_BYTES} bytes")]
     TooLong,
-    #[error("not UTF-8")]
-    NotUtf8,
+    #[error("the input is compressed with gzip: decompress it first, as in `zcat FILE | orderd publish`")]
+    Compressed,
     #[error(transparent)]
     Decode(#[from] DecodeError),
     #[error(transparent)]
     Rule(#[from] RuleError),
-    #[error("not a JSON object")]
-    NotAnObject(#[source] serde_json::Error),
 }
 
 impl LineParser {
@@ -50,8 +48,8 @@ impl LineParser {
     /// [`LineError`].
     pub fn parse(&self, line: Option<Vec<u8>>) -> Result<Publication, LineError> {
         let body = line.ok_or(LineError::TooLong)?;
-        if std::str::from_utf8(&body).is_err() {
-            return Err(LineError::NotUtf8);
+        if body.starts_with(&GZIP) {
+            return Err(LineError::Compressed);
         }
         let (message_id, key) = if self.raw { (raw_id(&body)?, NORMAL_KEY) } else { order_id_and_key(&body)? };
         let properties =
@@ -71,24 +69,17 @@ fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineE
     Ok((Some(order.id.as_str().to_owned()), key))
 }
 
-/// The id of a JSON object: its `message_id`, else its `id`, if that is a string or a number of a valid length.
+/// The id of a JSON object: its `message_id`, else its `id`, if that is a text or a number of a valid length.
 fn raw_id(body: &[u8]) -> Result<Option<String>, LineError> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Id {
-        Text(String),
-        Number(Number),
-        Other(serde::de::IgnoredAny),
-    }
-    // Not a struct: serde would also accept a JSON array for it.
-    let fields: std::collections::HashMap<String, &serde_json::value::RawValue> =
-        serde_json::from_slice(body).map_err(LineError::NotAnObject)?;
-    let id =
-        ["message_id", "id"].into_iter().find_map(|name| match serde_json::from_str(fields.get(name)?.get()).ok()? {
-            Id::Text(text) => Some(text),
-            Id::Number(number) => Some(number.to_string()),
-            Id::Other(_) => None,
-        });
+    let json = body_text(body, None).map_err(DecodeError::from)?;
+    let fields = object_fields(&json, &["message_id", "id"], 0).map_err(DecodeError::from)?;
+    let id = fields.named.into_iter().flatten().find_map(|raw| match raw.get() {
+        text if text.starts_with('"') => domain::text(text).map(|text| text.into_owned()),
+        number if number.starts_with(['-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']) => {
+            Some(number.to_owned())
+        }
+        _ => None,
+    });
     Ok(id.filter(|id| (1..=MAX_MESSAGE_ID).contains(&id.len())))
 }
 
@@ -132,6 +123,8 @@ mod tests {
                 "quantity must be 1 to 1000000000000, is 0",
             ),
             (b"\xff{}", "not UTF-8"),
+            (b"\xff\xfe{\0\"\0", "UTF-16"),
+            (b"\x1f\x8b\x08\0", "decompress it first"),
         ] {
             let error = parse(&orders, line).unwrap_err();
             assert!(error.contains(reason), "{error}");
@@ -152,6 +145,13 @@ mod tests {
             assert_eq!(publication.message.properties.message_id.as_deref(), id, "{line}");
             assert_eq!(publication.routing_key, "order.analytics.page_view");
         }
-        assert!(parse(&raw, b"[1]").unwrap_err().starts_with("not a JSON object"));
+        for (line, reason) in [
+            (&b"[1]"[..], "must be a JSON object, is a list"),
+            (b"{\"id\":1", "not JSON: the text ends too early at column 7"),
+            (b"\xff{}", "not UTF-8"),
+        ] {
+            let error = parse(&raw, line).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

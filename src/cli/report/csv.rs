@@ -5,52 +5,65 @@
 
 use std::io::{self, Write};
 
-use csv::Writer;
-
 use crate::escape::escaped;
+use crate::ledger::Figures;
 use crate::ledger::report::Report;
 
 /// Writes the rows. Dead letters are left out, since they have neither currency nor amount.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let mut csv = Writer::from_writer(out);
-    csv.write_record([&report.by.to_string(), "currency", "orders", "quantity", "revenue"])?;
+    writeln!(out, "{},currency,orders,quantity,revenue", report.by)?;
     for block in &report.currencies {
         for row in &block.rows {
-            let figures = row.figures;
-            let (orders, quantity) = (figures.orders.to_string(), figures.quantity.to_string());
-            let (key, currency) = (text(&row.key), text(&block.currency));
-            csv.write_record([&key, &currency, &orders, &quantity, &figures.revenue.to_string()])?;
+            let Figures { orders, quantity, revenue } = row.figures;
+            writeln!(out, "{},{},{orders},{quantity},{revenue}", text(&row.key), text(&block.currency))?;
         }
     }
-    csv.flush()
+    Ok(())
 }
 
 /// A cell with text that others sent: escaped, and never a formula. Spreadsheets take a tab or a line break before a formula
 /// for nothing; both are escaped.
 fn text(text: &str) -> String {
     const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
-    let cell = escaped(text);
-    if cell.trim_start().starts_with(FORMULA) { format!("'{cell}") } else { cell }
+    // A spreadsheet may take a semicolon or a vertical bar for the end of a cell, too.
+    const SEPARATORS: [char; 4] = [',', ';', '|', '"'];
+    let mut cell = escaped(text);
+    if cell.trim_start().starts_with(FORMULA) {
+        cell.insert(0, '\'');
+    }
+    if cell.contains(SEPARATORS) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Figures;
     use crate::ledger::report::{CurrencyReport, GroupBy, ReportRow, Window};
 
     #[test]
     fn a_product_is_never_a_formula_and_a_negative_number_stays_a_number() {
         let now = "2026-11-22T08:00:00Z".parse().unwrap();
         let figures = Figures { orders: 1, quantity: -2, revenue: "-5.00".parse().unwrap() };
-        let names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "Laptop", "a-b"];
+        let names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "Laptop", "a-b", "a;=1", "\"=1"];
         let rows = names.map(|key| ReportRow { key: key.to_owned(), figures }).into();
         let currencies = vec![CurrencyReport { currency: "=EUR".to_owned(), processed: figures, rows }];
         let window = Window { since: now, until: now };
         let mut out = Vec::new();
         write(&Report { window, by: GroupBy::Product, currencies, dead_lettered: Vec::new() }, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let expected = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "\\t=1", "\\r=1", "' =1", "'＝1", "Laptop", "a-b"];
+        let expected = [
+            "'=1+1",
+            "'+1",
+            "'-1",
+            "'@SUM(A1)",
+            "\\t=1",
+            "\\r=1",
+            "' =1",
+            "'＝1",
+            "Laptop",
+            "a-b",
+            "\"a;=1\"",
+            "\"\"\"=1\"",
+        ];
         let lines: Vec<_> = expected.map(|key| format!("{key},'=EUR,1,-2,-5.00")).into();
         assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), lines);
     }

@@ -68,10 +68,13 @@ impl OrderHandler {
         let Message { properties, body, .. } = &input.delivery.message;
         let order = Order::decode(body, properties.content_encoding.as_deref())
             .map_err(|error| Failure::new(FailureKind::Malformed, error.code(), error.to_string()))?;
-        debug!(
-            consumer = %input.consumer, order = %order.id, product = order.product, quantity = order.quantity,
-            price = %order.price, retries = input.retries, "Processing Order"
-        );
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let (quantity, price) = order.shown_amounts();
+            debug!(
+                consumer = %input.consumer, order = %order.id, product = order.product, %quantity, %price,
+                retries = input.retries, "Processing Order"
+            );
+        }
         let (total, currency) = order.check().map_err(|error| {
             Failure::new(FailureKind::Permanent, error.code(), format!("order {}: {error}", order.id))
         })?;
