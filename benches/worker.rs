@@ -132,6 +132,7 @@ fn handler_deps(directory: &Path) -> HandlerDeps {
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         event_log: open("analytics"),
         channel: Arc::new(LogChannel { log: open("notifications") }),
+        claims: Arc::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     }
 }

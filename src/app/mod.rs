@@ -230,6 +230,7 @@ fn pool_deps(
         users: Arc::clone(connector.users()),
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
+        claims: Arc::default(),
         origin_consumers: origin_consumers.subscribe(),
     };
     PoolDeps {

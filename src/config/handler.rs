@@ -29,7 +29,7 @@ pub trait HandlerSpec: Send + Sync {
 }
 
 /// What the consumers of a handler receive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MessageKind {
     /// Orders. A dead-lettered one is reported to analytics.
     Order,

@@ -46,13 +46,13 @@ impl HandlerFactory for AnalyticsFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(AnalyticsHandler { event_log: deps.event_log.clone(), claims: Claims::default() })
+        Arc::new(AnalyticsHandler { event_log: deps.event_log.clone(), claims: Arc::clone(&deps.claims) })
     }
 }
 
 struct AnalyticsHandler {
     event_log: EventLog,
-    claims: Claims,
+    claims: Arc<Claims>,
 }
 
 /// The body of an event of a processed order.
@@ -104,7 +104,7 @@ impl AnalyticsHandler {
         let (order_id, sale) = read(name, is_own, body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
-        let _claim = input.ledger.suspend_deadline(self.claims.claim(&id)).await;
+        let _claim = input.ledger.suspend_deadline(self.claims.claim(MessageKind::Analytics, &id)).await;
         if input.ledger.record(LedgerEntry::LookUpAnalytics { id: id.clone() }).await? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
@@ -207,7 +207,7 @@ mod tests {
     fn handler(directory: &std::path::Path) -> AnalyticsHandler {
         let (directory, name, suffix) = (directory.to_owned(), "analytics", "jsonl");
         let files = Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE };
-        AnalyticsHandler { event_log: EventLog::start(files).unwrap().0, claims: Claims::default() }
+        AnalyticsHandler { event_log: EventLog::start(files).unwrap().0, claims: Arc::default() }
     }
 
     fn page_view() -> Delivery {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+pub use claim::Claims;
 pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogError};
 pub use factory::{HandlerFactory, build};
@@ -57,6 +58,8 @@ pub struct HandlerDeps {
     pub event_log: EventLog,
     /// Delivers notifications.
     pub channel: Arc<dyn Channel>,
+    /// The messages that are being processed, so that two copies of one are never processed at the same time.
+    pub claims: Arc<Claims>,
     /// The consumers whose failures are retried or dead-lettered, by queue. A reload changes them.
     pub origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
 }

@@ -78,13 +78,13 @@ impl HandlerFactory for NotificationFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(NotificationHandler { channel: Arc::clone(&deps.channel), claims: Claims::default() })
+        Arc::new(NotificationHandler { channel: Arc::clone(&deps.channel), claims: Arc::clone(&deps.claims) })
     }
 }
 
 struct NotificationHandler {
     channel: Arc<dyn Channel>,
-    claims: Claims,
+    claims: Arc<Claims>,
 }
 
 /// The order id and the email address in a JSON object, if it has them. Other producers may use these names with another
@@ -104,7 +104,7 @@ impl NotificationHandler {
         let (order_id, email) = order_id_and_email(body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
-        let _claim = input.ledger.suspend_deadline(self.claims.claim(&id)).await;
+        let _claim = input.ledger.suspend_deadline(self.claims.claim(MessageKind::Notification, &id)).await;
         let known = input.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
         if known? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
@@ -194,8 +194,7 @@ mod tests {
 
     fn test_env() -> TestEnv {
         let channel = Arc::new(CountingChannel::default());
-        let handler =
-            NotificationHandler { channel: Arc::clone(&channel) as Arc<dyn Channel>, claims: Claims::default() };
+        let handler = NotificationHandler { channel: Arc::clone(&channel) as Arc<dyn Channel>, claims: Arc::default() };
         TestEnv { channel, handler, ledger: MemoryLedger::default() }
     }
 

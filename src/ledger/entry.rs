@@ -34,10 +34,12 @@ pub enum LedgerEntry {
     Notification(Box<NewNotification>),
     /// Adds an analytics event, and its sale to the aggregates. Answers `New` or `Duplicate`.
     Analytics(Box<NewAnalytics>),
-    /// Adds a failed attempt that will be retried. Answers `New` or `Duplicate`.
+    /// Adds a failed attempt that will be retried. If this same failure was recorded with another decision before, which was not
+    /// carried out, the new decision replaces it, and a dead letter of it is removed. Answers `New`, or `Duplicate` if nothing
+    /// changed.
     Attempt(Box<NewAttempt>),
     /// Adds a dead-lettered message and its last attempt. Replaces the row if the message was dead-lettered before and
-    /// has failed again since. Answers `New`, or `Duplicate` if nothing changed.
+    /// has failed again since, or if the same failure was recorded with another decision. Answers `New`, or `Duplicate` if nothing changed.
     DeadLetter(Box<NewDeadLetter>),
 }
 

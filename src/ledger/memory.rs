@@ -141,7 +141,7 @@ impl Tables {
                 }
                 recorded
             }
-            LedgerEntry::Attempt(attempt) => self.add_attempt(*attempt),
+            LedgerEntry::Attempt(attempt) => self.add_retried(*attempt),
             LedgerEntry::DeadLetter(letter) => self.add_dead_letter(*letter),
         })
     }
@@ -186,13 +186,39 @@ impl Tables {
 
     fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
         let key = (attempt.identity.clone(), attempt.consumer.clone(), attempt.retry_count);
-        insert(&mut self.attempts, key, attempt)
+        match self.attempts.get_mut(&key) {
+            Some(stored) if stored.failed_at == attempt.failed_at && stored.delay != attempt.delay => {
+                stored.delay = attempt.delay;
+                Recorded::New
+            }
+            _ => insert(&mut self.attempts, key, attempt),
+        }
+    }
+
+    fn add_retried(&mut self, attempt: NewAttempt) -> Recorded {
+        let is_same = |letter: &NewDeadLetter| {
+            let NewAttempt { identity, consumer, retry_count, failed_at, .. } = &letter.attempt;
+            (identity, consumer) == (&attempt.identity, &attempt.consumer)
+                && (*retry_count, *failed_at) == (attempt.retry_count, attempt.failed_at)
+        };
+        let recorded = self.add_attempt(attempt.clone());
+        if recorded == Recorded::New {
+            self.dead_letters.retain(|_, letter| !is_same(letter));
+        }
+        recorded
     }
 
     fn add_dead_letter(&mut self, letter: NewDeadLetter) -> Recorded {
         self.add_attempt(letter.attempt.clone());
         let key = (letter.attempt.identity.clone(), letter.attempt.consumer.clone());
-        if self.dead_letters.get(&key).is_some_and(|old| letter.attempt.failed_at <= old.attempt.failed_at) {
+        let decision = |letter: &NewDeadLetter| (letter.reason, letter.attempt.code.clone());
+        let is_newer = |old: &NewDeadLetter| {
+            letter.attempt.failed_at > old.attempt.failed_at
+                || letter.attempt.failed_at == old.attempt.failed_at
+                    && letter.attempt.retry_count == old.attempt.retry_count
+                    && decision(&letter) != decision(old)
+        };
+        if self.dead_letters.get(&key).is_some_and(|old| !is_newer(old)) {
             return Recorded::Duplicate;
         }
         self.dead_letters.insert(key, letter);

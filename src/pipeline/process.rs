@@ -113,7 +113,7 @@ fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Ac
 
 /// One attempt: run the handler, publish its events, record its effect.
 async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Provenance<'_>) -> AttemptOutcome {
-    let mut output = match run_handler(context, delivery, provenance).await {
+    let output = match run_handler(context, delivery, provenance).await {
         Ok(output) => output,
         Err(error) => return error.into(),
     };
@@ -127,7 +127,7 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
             let (consumer, bindings) = (&context.consumer, &context.bindings);
             let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger };
             match context.handler.dead_letter_without_copy(input, &chain(&error)) {
-                Some(without_copy) => output = without_copy,
+                Some(without_copy) => return record_without_copy(context, without_copy).await,
                 None => return cannot_publish(context, &error),
             }
         }
@@ -138,6 +138,20 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
         Ok(_) => AttemptOutcome::Handled(output.outcome),
         Err(error) => HandlerError::from(error).into(),
     }
+}
+
+/// Records a dead letter whose copy cannot be published, before the broker itself dead-letters the message. The message is
+/// kept even if the ledger refuses the entry: repeating would not help.
+async fn record_without_copy(context: &ConsumerContext, output: HandlerOutput) -> AttemptOutcome {
+    let Some(entry) = output.record else { return AttemptOutcome::Handled(output.outcome) };
+    match context.ledger.record(entry.confirmed_at(Timestamp::now())).await.map_err(HandlerError::from) {
+        Ok(_) => {}
+        Err(HandlerError::Failed(failure)) => {
+            error!(consumer = %context.consumer, %failure, "cannot record a dead letter in the ledger; the broker keeps it without");
+        }
+        Err(interrupted @ HandlerError::Interrupted(_)) => return interrupted.into(),
+    }
+    AttemptOutcome::Handled(output.outcome)
 }
 
 impl From<HandlerError> for AttemptOutcome {

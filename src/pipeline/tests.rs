@@ -16,6 +16,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{ConsumerContext, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool};
+use crate::domain::OrderId;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, OutageCause};
 use crate::message::{
@@ -233,9 +234,9 @@ impl Handler for ScriptedHandler {
                     consumer: None,
                     reason: DeadLetterReason::NoOrigin,
                 })),
-                "emit" | "emit_both" => Ok(HandlerOutput {
+                "emit" | "emit_both" | "without_copy" => Ok(HandlerOutput {
                     outcome: HandlerOutcome::Completed,
-                    emit: ["order.analytics.x", "order.notification.x"][..if body == "emit" { 1 } else { 2 }]
+                    emit: ["order.analytics.x", "order.notification.x"][..if body == "emit_both" { 2 } else { 1 }]
                         .iter()
                         .map(|key| Publication {
                             exchange: "orders".into(),
@@ -255,6 +256,18 @@ impl Handler for ScriptedHandler {
                 "hang" => std::future::pending().await,
                 other => unreachable!("{other}"),
             }
+        })
+    }
+
+    fn dead_letter_without_copy(&self, input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {
+        let outcome = HandlerOutcome::DeadLetteredByBroker { consumer: None, reason: DeadLetterReason::Permanent };
+        // The ledger refuses it.
+        let refused =
+            LedgerEntry::FinishOrder { id: OrderId::new("never-accepted").unwrap(), at: jiff::Timestamp::UNIX_EPOCH };
+        (&*input.delivery.message.body == b"without_copy").then(|| HandlerOutput {
+            outcome,
+            emit: Arc::default(),
+            record: Some(refused),
         })
     }
 }

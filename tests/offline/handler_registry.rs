@@ -115,6 +115,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         users: Arc::new(TrustedUsers::new("orderd", &[])),
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
+        claims: Arc::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     };
     let handler = handlers::build("visitor", &config.consumers["visitor"].handler_settings, &deps);

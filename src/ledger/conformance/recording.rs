@@ -21,6 +21,7 @@ rules! {
     a_dead_letter_is_identified_by_message_and_consumer_and_records_its_attempt,
     exactly_one_of_many_concurrent_equal_entries_is_new,
     a_dead_letter_that_failed_again_later_replaces_the_earlier_one,
+    of_two_decisions_about_one_failure_the_later_one_is_recorded,
 }
 
 async fn answer(ledger: &dyn Ledger, entry: LedgerEntry) -> Recorded {
@@ -102,7 +103,28 @@ async fn a_dead_letter_is_identified_by_message_and_consumer_and_records_its_att
     assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 3))).await, New);
     assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 4))).await, Duplicate);
     assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "priority", 3))).await, New);
-    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(attempt("dead_lettered", "order", 3)))).await, Duplicate);
+    assert_eq!(answer(ledger, dead_letter(attempt("dead_lettered", "order", 3))).await, Duplicate);
+}
+
+async fn of_two_decisions_about_one_failure_the_later_one_is_recorded(ledger: &dyn Ledger) {
+    let failed = || attempt("decided", "order", 2);
+    let retried = async || answer(ledger, LedgerEntry::Attempt(Box::new(failed()))).await;
+    let counts = async || {
+        let totals = ledger.totals().await.unwrap();
+        (totals.retried, totals.dead_letters.values().sum::<u64>())
+    };
+    let (retries, dead_letters) = counts().await;
+    assert_eq!(retried().await, New);
+    // The copy for the retry was not published before the message became too old, or a reload changed the policy.
+    assert_eq!(answer(ledger, dead_letter(failed())).await, New);
+    assert_eq!(counts().await, (retries, dead_letters + 1));
+    assert_eq!((retried().await, retried().await), (New, Duplicate));
+    assert_eq!(counts().await, (retries + 1, dead_letters));
+    // Another failure of the message leaves the dead letter of the earlier one, whose message may still be in the queue.
+    assert_eq!(answer(ledger, dead_letter(failed())).await, New);
+    let later = NewAttempt { failed_at: at(6_100), ..failed() };
+    assert_eq!(answer(ledger, LedgerEntry::Attempt(Box::new(later))).await, Duplicate);
+    assert_eq!(counts().await, (retries, dead_letters + 1));
 }
 
 async fn exactly_one_of_many_concurrent_equal_entries_is_new(ledger: &dyn Ledger) {

@@ -59,6 +59,7 @@ pub(super) struct Statements<'c> {
     insert_notification: Statement<'c>,
     insert_analytics: Statement<'c>,
     insert_attempt: Statement<'c>,
+    delete_retried: Statement<'c>,
     insert_dead_letter: Statement<'c>,
     sales: Sales<'c>,
     order_sums: OrderSums<'c>,
@@ -103,7 +104,12 @@ impl<'c> Statements<'c> {
             insert_attempt: connection.prepare(
                 "INSERT INTO attempts (identity, consumer, retry_count, failure_kind, failure_code, failure_reason,
                                        delay, failed_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (identity, consumer, retry_count) DO NOTHING",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (identity, consumer, retry_count) DO UPDATE SET
+                    delay = excluded.delay
+                 WHERE excluded.failed_at = failed_at AND excluded.delay IS NOT delay",
+            )?,
+            delete_retried: connection.prepare(
+                "DELETE FROM dead_letters WHERE identity = ?1 AND consumer = ?2 AND retry_count = ?3 AND failed_at = ?4",
             )?,
             insert_dead_letter: connection.prepare(
                 "INSERT INTO dead_letters (identity, consumer, reason, retry_count, failure_kind, failure_code,
@@ -113,7 +119,9 @@ impl<'c> Statements<'c> {
                     failure_kind = excluded.failure_kind, failure_code = excluded.failure_code,
                     failure_reason = excluded.failure_reason, origin_queue = excluded.origin_queue,
                     failed_at = excluded.failed_at, dead_lettered_at = excluded.dead_lettered_at
-                 WHERE excluded.failed_at > failed_at",
+                 WHERE excluded.failed_at > failed_at
+                    OR excluded.failed_at = failed_at AND excluded.retry_count = retry_count
+                       AND (excluded.reason, excluded.failure_code) <> (reason, failure_code)",
             )?,
             sales: Sales::prepare(connection)?,
             order_sums: OrderSums::prepare(connection)?,
@@ -200,7 +208,7 @@ impl<'c> Statements<'c> {
                 Ok(recorded(rows))
             }
             LedgerEntry::Analytics(event) => self.insert_analytics(event),
-            LedgerEntry::Attempt(attempt) => self.insert_attempt(attempt),
+            LedgerEntry::Attempt(attempt) => self.insert_retried(attempt),
             LedgerEntry::DeadLetter(letter) => self.insert_dead_letter(letter),
         }
     }
@@ -260,6 +268,17 @@ impl<'c> Statements<'c> {
             self.sales.add(sale);
         }
         Ok(recorded(rows))
+    }
+
+    /// If the same failure was to be dead-lettered before, it is not any more.
+    fn insert_retried(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {
+        let recorded = self.insert_attempt(attempt)?;
+        if recorded == Recorded::New {
+            let failed_at = attempt.failed_at.as_millisecond();
+            let key = (&attempt.identity, &attempt.consumer, attempt.retry_count, failed_at);
+            self.delete_retried.execute(key).map_err(RecordError::Batch)?;
+        }
+        Ok(recorded)
     }
 
     fn insert_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {

@@ -23,3 +23,12 @@ async fn a_refused_publication_is_published_again_until_the_broker_confirms_it()
     assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
     assert_eq!(env.publisher.sent.lock().unwrap().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_the_ledger_refuses_is_left_to_the_broker_and_not_retried_for_ever() {
+    let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
+    env.publisher.invalid.store(true, Ordering::SeqCst);
+    env.queue.deliver(1, "without_copy");
+    assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
+    assert_eq!((env.handler.calls.load(Ordering::SeqCst), env.counters.counts().failed_attempts), (1, 0));
+}
