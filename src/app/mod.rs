@@ -90,7 +90,7 @@ pub enum AppError {
     #[error("the thread that records in the ledger has died, a defect of orderd: keep the log, and start orderd again")]
     LedgerDied,
     /// Something did not stop in time, such as the ledger on a disk that hangs. What was not finished was not acked either.
-    #[error("did not stop in time: {}; the broker will deliver again what is not recorded", .0.join(", "))]
+    #[error("did not stop in time: {}; the broker will deliver again what was not acked", .0.join(", "))]
     StopTimedOut(Vec<&'static str>),
 }
 

@@ -21,6 +21,9 @@ use crate::{amqp, app, telemetry};
 /// to less in sum. The service manager is asked for the drain timeout plus this.
 const TIME_AFTER_DRAIN: Duration = Duration::from_secs(30);
 
+/// How long the thread that writes the log has for the last line before the process ends at once.
+const LAST_LOG_LINE: Duration = Duration::from_millis(50);
+
 /// Runs the daemon until a signal or an error stops it. `loaded` was read from `sources`; a reload reads them again.
 pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
     let Loaded { config, warnings, path } = loaded;
@@ -123,7 +126,8 @@ impl Signals {
         }
         shutdown.abort();
         let last = self.next().await;
-        warn!(signal = last, "exiting at once; the broker will deliver again what is not recorded");
+        warn!(signal = last, "exiting at once; the broker will deliver again what was not acked");
+        tokio::time::sleep(LAST_LOG_LINE).await;
         std::process::exit(i32::from(u8::from(Exit::Internal)));
     }
 

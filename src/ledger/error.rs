@@ -103,6 +103,18 @@ pub enum OpenError {
         /// Its write-ahead log.
         log: PathBuf,
     },
+    /// The file cannot be opened or created at all.
+    #[error(
+        "cannot open ledger {location:?}: check that the directory exists, also the one that a link leads to, and the limit on \
+         open files"
+    )]
+    CannotOpen {
+        /// Where it is.
+        location: String,
+        /// The store's error.
+        #[source]
+        source: Cause,
+    },
     /// A file or the directory may not be used by this user, or the file system is read-only.
     #[error(
         "cannot {action} {path:?}: run orderd as the user that owns the ledger, or change the owner, the permissions or the \
@@ -203,6 +215,7 @@ impl OpenError {
             OpenError::Missing { .. }
             | OpenError::ReadOnly { .. }
             | OpenError::Permission { .. }
+            | OpenError::CannotOpen { .. }
             | OpenError::Damaged { .. }
             | OpenError::Foreign { .. }
             | OpenError::NoTables { .. }
@@ -221,6 +234,7 @@ impl OpenError {
             | OpenError::Missing { .. }
             | OpenError::ReadOnly { .. }
             | OpenError::Permission { .. }
+            | OpenError::CannotOpen { .. }
             | OpenError::Damaged { .. }
             | OpenError::Foreign { .. }
             | OpenError::NoTables { .. }

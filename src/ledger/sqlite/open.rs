@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use tracing::{info, warn};
 
 use super::files::OpenFiles;
 use super::schema::{self, MigrateError};
@@ -25,7 +26,14 @@ pub(super) const READ_BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Classifies SQLite's errors for the ledger in a directory by the remedy.
 pub(super) fn error(directory: &Path, error: rusqlite::Error) -> OpenError {
     let (location, cause) = (location(directory), outage_cause(&error).unwrap_or(OutageCause::Other));
+    let (code, is_sql) = (error.sqlite_error_code(), is_sql_error(&error));
     let source: Cause = Arc::new(error);
+    match code {
+        Some(ErrorCode::CannotOpen) => return OpenError::CannotOpen { location, source },
+        // orderd's statements are right for the tables of this version.
+        _ if is_sql => return OpenError::Damaged { location, source },
+        _ => {}
+    }
     match cause {
         OutageCause::Damaged => OpenError::Damaged { location, source },
         OutageCause::Locked => OpenError::Locked { location, source },
@@ -37,6 +45,16 @@ pub(super) fn error(directory: &Path, error: rusqlite::Error) -> OpenError {
         | OutageCause::Outdated
         | OutageCause::WriterDied
         | OutageCause::Other => OpenError::Store { location, cause, source },
+    }
+}
+
+/// Whether a statement does not fit the tables: one of them, or a column, is missing.
+fn is_sql_error(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(error, _) | rusqlite::Error::SqlInputError { error, .. } => {
+            error.extended_code == rusqlite::ffi::SQLITE_ERROR
+        }
+        _ => false,
     }
 }
 
@@ -53,14 +71,12 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<(Connecti
     // NO_MUTEX: the connection never leaves the writer's thread.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let is_new = !path.exists();
+    let is_empty = is_empty_file(&path);
     let opened = Connection::open_with_flags(&path, flags).and_then(|mut connection| {
         if is_new {
             // SQLite gives its other files the mode of this one. An error concerns a file that another instance has created.
             let _ = files::set_file_mode(&path);
         }
-        ["", "-wal", "-shm"].iter().for_each(|suffix| {
-            files::remove_others_access(&directory.join(format!("{FILE_NAME}{suffix}")));
-        });
         connection.busy_handler(Some(wait_for_lock(tuning.busy_timeout)))?;
         connection.pragma_update(None, "synchronous", "full")?;
         Ok(connection)
@@ -74,6 +90,18 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<(Connecti
         Err(MigrateError::Foreign) => return Err(OpenError::Foreign { location }),
         Err(MigrateError::NoTables) => return Err(OpenError::NoTables { location }),
         Err(MigrateError::Sqlite(cause)) => return Err(error(directory, cause)),
+    }
+    // Only now, because the file of another program is left as it is.
+    for suffix in ["", "-wal", "-shm"] {
+        files::remove_others_access(&directory.join(format!("{FILE_NAME}{suffix}")));
+    }
+    if is_empty {
+        warn!(
+            location,
+            "the ledger's file was empty, so orderd has begun a new ledger; if there was one, restore a backup"
+        );
+    } else if is_new {
+        info!(location, "created a new ledger");
     }
     let written = configure(&mut connection, tuning).and_then(|()| prove_write(&mut connection));
     written.map_err(|cause| error(directory, cause))?;

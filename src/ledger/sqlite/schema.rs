@@ -143,6 +143,10 @@ pub(super) fn migrate(
         // Immediate, so that when two processes start at once, the second sees what the first has done.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let found = version(&transaction)?;
+        // Other programs number their versions too.
+        if found != 0 && (found < 0 || application_id(&transaction)? != APPLICATION_ID) {
+            return Err(MigrateError::Foreign);
+        }
         if found > known {
             return Err(MigrateError::Newer { found, known });
         }
@@ -165,8 +169,11 @@ pub(super) fn migrate(
 
 /// Whether the file is a ledger, of any version.
 pub(super) fn is_ledger(connection: &Connection) -> rusqlite::Result<bool> {
-    let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    Ok(id == APPLICATION_ID && version(connection)? > 0)
+    Ok(application_id(connection)? == APPLICATION_ID && version(connection)? > 0)
+}
+
+fn application_id(connection: &Connection) -> rusqlite::Result<i32> {
+    connection.pragma_query_value(None, "application_id", |row| row.get(0))
 }
 
 /// Writes the version that the file has: a write that changes nothing, to prove that writing is possible.

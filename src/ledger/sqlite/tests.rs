@@ -342,7 +342,24 @@ fn a_file_that_is_not_a_ledger_is_rejected_and_left_unchanged() {
     let foreign = directory();
     other(&foreign).execute_batch("CREATE TABLE recipes (name TEXT)").unwrap();
     assert!(matches!(SqliteLedger::open(foreign.path()), Err(OpenError::Foreign { .. })));
+    // A program that numbers its versions as orderd does.
+    other(&foreign).pragma_update(None, "user_version", 2).unwrap();
+    assert!(matches!(SqliteLedger::open(foreign.path()), Err(OpenError::Foreign { .. })));
     assert!(matches!(totals::read(directory().path()), Err(OpenError::Missing { .. })));
+}
+
+#[tokio::test]
+async fn a_ledger_that_lacks_a_table_or_cannot_be_created_is_refused_and_not_waited_for() {
+    let damaged = directory();
+    SqliteLedger::open(damaged.path()).unwrap().close().await;
+    other(&damaged).execute_batch("DROP TABLE attempts").unwrap();
+    let error = SqliteLedger::open(damaged.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+    let linked = directory();
+    std::os::unix::fs::symlink("/no/such/directory/orderd.db", linked.path().join(FILE_NAME)).unwrap();
+    let error = SqliteLedger::open(linked.path()).unwrap_err();
+    assert!(matches!(error, OpenError::CannotOpen { .. }), "{error:?}");
+    assert!(error.is_configuration() && error.temporary_cause().is_none());
 }
 
 #[tokio::test]
