@@ -9,6 +9,7 @@
 //!   ├─ publisher ───► publish/   one connection, reopened whenever it is lost
 //!   ├─ declare, missing_objects, denied_permissions
 //!   │             └─► admin/     short-lived connections of the client library `amqprs`
+//!   ├─ identify ────► authenticated_user.rs: by which name the broker knows orderd's user
 //!   └─ redeclaration.rs          requests to declare the topology again
 //!
 //! consume/ and publish/ use protocol/: frames, typed methods, contents, handshake, one channel per connection
@@ -21,6 +22,7 @@
 //! [`lifetime::ConnectionLifetime`].
 
 mod admin;
+mod authenticated_user;
 mod connect;
 mod connect_error;
 mod consume;
@@ -32,6 +34,7 @@ mod publish;
 mod redeclaration;
 
 pub use admin::{DeclareError, Declared, DeniedPermission, is_client_panic};
+pub use authenticated_user::IdentityError;
 pub use connect::Connector;
 pub use connect_error::ConnectError;
 pub use lifetime::ConnectionEnd;

@@ -2,11 +2,12 @@
 //!
 //! It never deletes or changes anything that exists.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::amqp::{ConnectError, Connector, DeclareError};
+use crate::amqp::{ConnectError, Connector, DeclareError, IdentityError};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::{self, Config};
@@ -31,6 +32,9 @@ pub enum TopologyError {
     /// The user lacks permissions that orderd needs.
     #[error("the user may not {0}; `orderd check --permissions` prints the commands that grant what is needed")]
     Denied(String),
+    /// The broker's name of orderd's user, by which orderd recognises its own messages, is unknown.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// `topology.declare` is off and something does not exist.
     #[error("topology.declare is false and the broker lacks: {0}")]
     Missing(String),
@@ -47,6 +51,7 @@ impl TopologyError {
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             TopologyError::Declare(error) => !error.is_permanent(),
+            TopologyError::Identity(error) => !error.is_permanent(),
             TopologyError::TooSlow => true,
             TopologyError::Denied(_) | TopologyError::Missing(_) | TopologyError::Contradictions(_) => false,
         }
@@ -71,6 +76,7 @@ pub(super) struct BrokerSetup {
     permissions: Vec<RequiredPermission>,
     management: config::Management,
     virtual_host: String,
+    retry_exchange: Arc<str>,
 }
 
 impl BrokerSetup {
@@ -83,6 +89,7 @@ impl BrokerSetup {
             permissions: if declare { config.processing_permissions() } else { config.required_permissions() },
             management: config.management.clone(),
             virtual_host: config.broker.virtual_host.clone(),
+            retry_exchange: config.names().retry,
         }
     }
 
@@ -92,7 +99,8 @@ impl BrokerSetup {
         self.declare != former.declare || self.topology.declarations().iter().any(|step| !known.contains(step))
     }
 
-    /// Declares or checks the topology at the start. Waits for a broker that cannot be reached yet. `None` when a shutdown
+    /// Declares or checks the topology at the start, then finds out the broker's name of orderd's user: without it, orderd would
+    /// take its own messages of an earlier run for forged ones. Waits for a broker that cannot be reached yet. `None` when a shutdown
     /// came first.
     pub async fn prepare(
         &self,
@@ -102,7 +110,7 @@ impl BrokerSetup {
         for attempt in 0.. {
             // A shutdown may drop the attempt: declarations can be repeated.
             let prepared = tokio::select! {
-                prepared = self.try_prepare(connector) => prepared,
+                prepared = self.prepare_and_identify(connector) => prepared,
                 () = shutdown.begun() => return Ok(None),
             };
             match prepared {
@@ -117,6 +125,13 @@ impl BrokerSetup {
             }
         }
         unreachable!("the loop above ends by returning")
+    }
+
+    async fn prepare_and_identify(&self, connector: &Connector) -> Result<PolicyCheck, TopologyError> {
+        let policies = self.try_prepare(connector).await?;
+        let user = connector.identify(&self.retry_exchange).await?;
+        info!(%user, "the broker knows orderd's user by this name");
+        Ok(policies)
     }
 
     /// Compares before it declares, so that a broker that contradicts the configuration is left unchanged.

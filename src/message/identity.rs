@@ -139,7 +139,7 @@ mod tests {
     use crate::message::{DeliveryId, Headers, Message, Properties};
 
     fn users() -> TrustedUsers {
-        TrustedUsers::new("orderd", &[])
+        TrustedUsers::known("orderd")
     }
 
     fn delivery(exchange: &str, routing_key: &str, user: Option<&str>) -> Delivery {

@@ -334,7 +334,7 @@ impl TestEnv {
             intake: Intake::new(ledger.state()),
             names: Arc::new(ExchangeNames::new("orders")),
             bindings: Vec::new(),
-            users: Arc::new(crate::message::TrustedUsers::new("orderd", &[])),
+            users: Arc::new(crate::message::TrustedUsers::known("orderd")),
             unidentified: Arc::default(),
             timeout: Duration::from_secs(30),
             on_failure,

@@ -29,7 +29,7 @@ fn received(publication: Publication) -> Delivery {
 }
 
 fn provenance(delivery: &Delivery) -> Provenance<'_> {
-    delivery.provenance(&ExchangeNames::new("orders"), &TrustedUsers::new("orderd", &[]), None)
+    delivery.provenance(&ExchangeNames::new("orders"), &TrustedUsers::known("orderd"), None)
 }
 
 fn failed(delivery: &Delivery, at: i64) -> History {

@@ -112,7 +112,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
     let log = EventLog::start(files).unwrap().0;
     let deps = HandlerDeps {
         names: Arc::new(ExchangeNames::new("orders")),
-        users: Arc::new(TrustedUsers::new("orderd", &[])),
+        users: Arc::new(TrustedUsers::known("orderd")),
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
         claims: Arc::default(),

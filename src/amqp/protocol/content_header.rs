@@ -24,7 +24,7 @@ pub struct ContentHeader {
     pub headers: Headers,
 }
 
-/// Appends the content header frame of a message, with this `user_id` unless it has one.
+/// Appends the content header frame of a message, with this `user_id` instead of its own.
 pub fn put_content_header(out: &mut BytesMut, channel: u16, message: &Message, user_id: Option<&str>) {
     put_frame(out, FrameType::Header, channel, |out| {
         out.put_u16(MethodId::BASIC_CLASS);
@@ -47,11 +47,10 @@ pub fn get_content_header(mut payload: &[u8]) -> Result<ContentHeader, ProtocolE
 }
 
 /// Appends flags that say which properties follow, from the highest bit on, then the properties.
-fn put_properties(out: &mut BytesMut, message: &Message, publisher: Option<&str>) {
+fn put_properties(out: &mut BytesMut, message: &Message, user_id: Option<&str>) {
     let Message { properties, headers, body: _, unread: _ } = message;
     let Properties { content_type, content_encoding, priority, correlation_id, reply_to, .. } = properties;
-    let Properties { expiration, message_id, timestamp, message_type, user_id, app_id, .. } = properties;
-    let user_id = user_id.as_deref().or(publisher);
+    let Properties { expiration, message_id, timestamp, message_type, user_id: _, app_id, .. } = properties;
     let flags_at = out.len();
     out.put_u16(0);
     let mut flags = 0;
@@ -124,7 +123,7 @@ mod tests {
 
     fn bytes_of(message: &Message) -> BytesMut {
         let mut out = BytesMut::new();
-        put_properties(&mut out, message, None);
+        put_properties(&mut out, message, message.properties.user_id.as_deref());
         out
     }
 

@@ -51,7 +51,7 @@ fn assert_survives_encoding(message: Message) {
     }
     let encode = |message: &Message| {
         let mut out = BytesMut::new();
-        put_content_header(&mut out, 1, message, None);
+        put_content_header(&mut out, 1, message, message.properties.user_id.as_deref());
         out
     };
     let message = publication.message;

@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 use super::Shared;
 use super::outstanding_confirms::{Batch, OutstandingConfirms, ReleasedPermits};
 use super::refusals::Refusals;
+use crate::amqp::authenticated_user::{authenticated_user, is_refused_user};
 use crate::amqp::connect::Connector;
 use crate::amqp::connect_error::ConnectError;
 use crate::amqp::lifetime::{self, ConnectionEnd};
@@ -295,7 +296,9 @@ impl PublisherTask {
     /// If the connection ended because of a publication, rejects it, once it is known which one it was.
     fn reject_offending_publication(&mut self, reason: &ConnectionEnd) {
         let Some((code, text)) = error_of_a_publication(reason) else { return };
-        if let Some(user) = authenticated_user(text, &self.connector.users().own()) {
+        if is_refused_user(code, text)
+            && let Some(user) = authenticated_user(text, &self.connector.users().own())
+        {
             info!(user, "the broker knows orderd's user by this name");
             self.connector.users().set_own(user);
             return;
@@ -371,20 +374,15 @@ fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
     }
 }
 
-/// The broker's name of the connection's user, if the broker refused a publication because orderd stated another one. The
-/// names differ with client certificates, and if the broker maps its users.
-fn authenticated_user<'t>(text: &'t str, stated: &str) -> Option<&'t str> {
-    let rest = text.split_once("user_id property set to '")?.1.strip_prefix(stated)?;
-    rest.strip_prefix("' but authenticated user was '")?.strip_suffix('\'').filter(|user| *user != stated)
-}
-
 /// The error for the publication that made the broker close the channel.
 fn publish_error(code: u16, text: &str, exchange: &Arc<str>, routing_key: &str) -> PublishError {
     let (exchange, routing_key) = (Arc::clone(exchange), routing_key.to_owned());
     match code {
         // The exchange does not exist.
         404 => PublishError::Unroutable { exchange, routing_key, reply: format!("{code} {text}") },
-        // Too large, a `user_id` that is not ours, an `expiration` that is not a number; and protocol errors.
+        // Every publication states the same user, so this is no fault of the message.
+        _ if is_refused_user(code, text) => PublishError::Refused { exchange, routing_key },
+        // Too large, an `expiration` that is not a number; and protocol errors.
         311 | 406 | 500.. => PublishError::Invalid { exchange, problem: format!("{code} {text}") },
         // For example 403: the user may not publish there, for now.
         _ => PublishError::Refused { exchange, routing_key },

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::super::Exit;
-use crate::amqp::{ConnectError, Connector, DeniedPermission};
+use crate::amqp::{ConnectError, Connector, DeniedPermission, IdentityError};
 use crate::chain::chain;
 use crate::config::{Address, Config};
 use crate::management::{ManagementClient, ManagementError};
@@ -23,7 +23,8 @@ const POLICY_DEADLINE: Duration = Duration::from_secs(15);
 ///
 /// ```json
 /// {"addresses": [{"address": "127.0.0.1:5672", "error": null}],
-///  "amqp": {"error": null}, "denied": ["publish to exchange \"orders.retry\" with key \"\""],
+///  "amqp": {"error": null}, "user": {"name": "orderd", "error": null},
+///  "denied": ["publish to exchange \"orders.retry\" with key \"\""],
 ///  "management": {"url": "http://127.0.0.1:15672", "error": null},
 ///  "missing": [{"kind": "queue", "name": "order_queue"}],
 ///  "mismatches": [{"object": {"kind": "queue", "name": "order_queue"}, "argument": "x-delivery-limit",
@@ -41,6 +42,8 @@ pub struct BrokerReport {
     pub addresses: Vec<AddressReport>,
     /// What orderd's user may not do; an error if the broker could not be asked by AMQP.
     pub denied: Result<Vec<DeniedPermission>, ConnectError>,
+    /// The broker's name of orderd's user; `None` if that cannot be found out yet, for example because no exchange exists.
+    pub user: Option<Result<String, IdentityError>>,
     /// The management API's address.
     pub management_url: String,
     /// How the broker differs from the configuration.
@@ -63,8 +66,16 @@ pub(super) async fn ask(config: &Config) -> BrokerReport {
         addresses.push(connect(address, config.broker.connect_timeout).await);
     }
     let management_url = config.management.urls.join(", ");
-    let denied = Connector::new(config.broker.clone()).denied_permissions(&config.required_permissions()).await;
-    BrokerReport { addresses, denied, management_url, audit: ask_management(config).await }
+    let connector = Connector::new(config.broker.clone());
+    let denied = connector.denied_permissions(&config.required_permissions()).await;
+    let user = match &denied {
+        Ok(denied) if denied.is_empty() => {
+            Some(connector.identify(&config.names().retry).await.map(|name| name.to_string()))
+        }
+        Ok(_) | Err(_) => None,
+    };
+    let user = user.filter(|user| user.as_ref().err().is_none_or(IdentityError::is_permanent));
+    BrokerReport { addresses, denied, user, management_url, audit: ask_management(config).await }
 }
 
 async fn connect(address: &Address, deadline: Duration) -> AddressReport {
@@ -108,6 +119,7 @@ impl BrokerReport {
             Err(_) if self.is_unreachable() => {}
             Err(error) => problems.push(chain(error)),
         }
+        problems.extend(self.user.iter().filter_map(|user| user.as_ref().err()).map(|error| chain(error)));
         match &self.audit {
             Ok(audit) => {
                 problems.extend(audit.mismatches.iter().map(ToString::to_string));
@@ -124,6 +136,11 @@ impl BrokerReport {
         problems
     }
 
+    /// The broker's name of orderd's user, if it is known.
+    pub fn user_name(&self) -> Option<&str> {
+        self.user.as_ref()?.as_deref().ok()
+    }
+
     /// The exit code: 69 if the broker is unreachable, 78 if it contradicts the configuration or something is missing.
     pub fn exit(&self) -> Exit {
         match &self.denied {
@@ -132,6 +149,9 @@ impl BrokerReport {
             Err(error) if error.is_permanent() => return Exit::Config,
             Err(_) => return Exit::Unavailable,
             Ok(_) => {}
+        }
+        if matches!(self.user, Some(Err(_))) {
+            return Exit::Config;
         }
         match &self.audit {
             Err(
@@ -172,6 +192,8 @@ impl Serialize for BrokerReport {
         map.serialize_entry("addresses", &self.addresses)?;
         let error = self.denied.as_ref().err().map(|error| chain(error));
         map.serialize_entry("amqp", &json!({"error": error}))?;
+        let error = self.user.as_ref().and_then(|user| user.as_ref().err()).map(|error| chain(error));
+        map.serialize_entry("user", &json!({"name": self.user_name(), "error": error}))?;
         let denied = self.denied.as_ref().ok();
         let permissions =
             denied.map(|denied| denied.iter().map(|denied| denied.permission.to_string()).collect::<Vec<_>>());

@@ -19,8 +19,11 @@ pub use schedule::{DelayedRetry, RetrySchedule};
 use super::output::write_json;
 use super::{Exit, Format, load_error};
 use crate::chain::chain;
-use crate::config::{Config, LoadError, Sources};
+use crate::config::{Config, LoadError, Mechanism, Problem, Sources};
 use crate::escape::escaped;
+
+/// The user that RabbitMQ creates at its first start.
+const DEFAULT_USER: &str = "guest";
 
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -76,6 +79,11 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         code = broker.exit();
         report.connected = Some(broker);
     }
+    let known = report.connected.as_ref().and_then(BrokerReport::user_name);
+    if let Some(warning) = shared_user(&loaded.config, known) {
+        load_error::write_warnings(std::slice::from_ref(&warning), &loaded.path, err)?;
+        report.warnings.push(warning);
+    }
     match args.format {
         Format::Text => text::write(&report, out)?,
         Format::Json => {
@@ -86,6 +94,25 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         }
     }
     Ok(code)
+}
+
+/// A warning if orderd uses the user that every installation of RabbitMQ has. `known` is the broker's name of orderd's user.
+fn shared_user(config: &Config, known: Option<&str>) -> Option<Problem> {
+    let configured = match config.broker.mechanism {
+        Mechanism::Plain => Some(config.broker.username.as_str()),
+        // Only the broker knows which user the certificate stands for.
+        Mechanism::External => None,
+    };
+    let message = "orderd uses the broker's default user \"guest\": messages of every other program that uses it count as \
+                   orderd's own; create a user for orderd (`orderd check --permissions` prints its permissions)";
+    let warning = || Problem {
+        path: "broker.username".to_owned(),
+        message: message.to_owned(),
+        line: None,
+        column: None,
+        set_by: None,
+    };
+    (known.or(configured) == Some(DEFAULT_USER)).then(warning)
 }
 
 /// Prints why the configuration cannot be loaded.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::config::DEFAULT_FILE;
@@ -64,7 +64,8 @@ async fn the_ledgers_retention_is_shown() {
 
 #[tokio::test]
 async fn the_default_configuration_is_valid_and_shows_what_would_run() {
-    let output = check(TEXT, DEFAULT_FILE).await;
+    // The default file uses the broker's default user.
+    let output = check(TEXT, &DEFAULT_FILE.replacen("username = \"guest\"", "username = \"orderd\"", 1)).await;
     assert_eq!((output.code, output.err.as_str()), (Exit::Done, ""));
     let lines: Vec<String> =
         output.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -82,6 +83,15 @@ async fn the_default_configuration_is_valid_and_shows_what_would_run() {
         assert!(lines.contains(&expected.to_owned()), "{expected}\n{}", output.out);
     }
     assert!(!output.out.contains("FAULT INJECTION"));
+}
+
+#[tokio::test]
+async fn a_user_that_other_programs_share_causes_a_warning() {
+    let output = check(TEXT, DEFAULT_FILE).await;
+    assert!(output.err.starts_with("warning: ") && output.err.contains(": broker.username: "), "{}", output.err);
+    assert_eq!((output.code, output.err.lines().count()), (Exit::Done, 1));
+    let json: Value = serde_json::from_str(&check(JSON, DEFAULT_FILE).await.out).unwrap();
+    assert_eq!((&json["warnings"][0]["path"], &json["ok"]), (&json!("broker.username"), &json!(true)));
 }
 
 #[tokio::test]

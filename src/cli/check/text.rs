@@ -170,6 +170,9 @@ fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
         let state = address.error.as_deref().unwrap_or("accepts connections");
         writeln!(out, "  {}: {state}", address.address)?;
     }
+    if let Some(name) = broker.user_name() {
+        writeln!(out, "  user {name:?}")?;
+    }
     let audit = match &broker.audit {
         Ok(audit) => audit,
         Err(error) => return writeln!(out, "  {}: {}", broker.management_url, chain(error)),

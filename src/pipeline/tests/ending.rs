@@ -161,7 +161,7 @@ async fn safe_mode_continues_in_the_pool_that_replaces_a_drained_one() {
         intake: Intake::new(env.ledger.state()),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),
-        users: Arc::new(crate::message::TrustedUsers::new("orderd", &[])),
+        users: Arc::new(crate::message::TrustedUsers::known("orderd")),
         unidentified: Arc::default(),
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::KeepRetrying,

@@ -344,14 +344,38 @@ async fn the_brokers_error_about_a_message_reaches_the_caller() {
     let vhost = node.vhost();
     vhost.raw().declare_quorum("q", &[]);
     let publisher = Connector::new(vhost.broker()).publisher();
-    let mut impostor = to_queue("q", "x");
-    impostor.message.properties.user_id = Some("somebody-else".into());
-    let answer = with_deadline("answer", publisher.publish([impostor].into())).await;
+    let mut invalid = to_queue("q", "x");
+    invalid.message.properties.expiration = Some("soon".into());
+    let answer = with_deadline("answer", publisher.publish([invalid].into())).await;
     assert!(
         matches!(&single(answer.clone()), Err(PublishError::Invalid { problem, .. }) if problem.starts_with("406")),
         "{answer:?}"
     );
     with_deadline("answer", publisher.publish([to_queue("q", "x")].into())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_states_the_connections_user_whatever_the_message_and_the_configuration_say() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    vhost.raw().declare_quorum("q", &[]);
+    // As with a client certificate: the broker knows the user by another name.
+    let connector = Connector::new(vhost.broker());
+    for name in ["CN=orderd", "x".repeat(255).as_str()] {
+        connector.users().set_own(name);
+        let mut copied = to_queue("q", "x");
+        copied.message.properties.user_id = Some("somebody-else".into());
+        let answer = single(with_deadline("answer", connector.publisher().publish([copied].into())).await);
+        // A long name leaves no room for the real one in the broker's answer.
+        assert_eq!(answer.is_ok(), name.len() < 255, "{answer:?}");
+        assert!(matches!(answer, Ok(()) | Err(PublishError::Refused { .. })), "not the message's fault: {answer:?}");
+    }
+    let (named, other) = (Connector::new(vhost.broker()), "amq.direct");
+    assert_eq!(&*with_deadline("identify", named.identify(other)).await.unwrap(), "guest");
+    assert!(named.users().contains("guest"));
+    // The connector with the wrong name finds out the right one.
+    assert_eq!(&*with_deadline("identify", connector.identify(other)).await.unwrap(), "guest");
+    assert_eq!(vhost.raw().depth("q"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -303,3 +303,18 @@ fn failing_checks(orderd: &OrderdProcess) -> String {
     let failing = status["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
     failing.map(|check| check["detail"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("; ")
 }
+
+#[test]
+fn a_user_that_may_state_any_sender_is_refused() {
+    let node = Node::shared();
+    let own = Restricted::new(&node);
+    own.grant(&json!({"configure": ".*", "write": ".*", "read": ".*"}));
+    node.ctl(&["set_user_tags", &own.user, "impersonator"]);
+    let error = own.env.spawn().startup_error();
+    assert!(error.contains("impersonator"), "{error}");
+    let mut check = own.env.command(&["check", "--connect", "--format", "json"]);
+    assert_eq!(check.wait_for_exit(), CONFIG, "{}", check.output());
+    let report: Value = serde_json::from_str(&check.stdout()).unwrap();
+    let user = &report["connected"]["user"];
+    assert!(user["name"].is_null() && user["error"].as_str().unwrap().contains("impersonator"), "{user}");
+}

@@ -6,7 +6,9 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::pause::send_command;
 use crate::support::certificates::{CertificateAuthority, Validity};
+use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 use crate::support::{Node, http};
 
@@ -87,6 +89,7 @@ fn own_node_tls_works_is_renewed_and_fails_with_clear_errors() {
 
     orders_are_processed_over_tls_and_idle_connections_live(&node, directory);
     a_replaced_certificate_is_in_use_from_the_next_connection_on(&node, directory, &authority);
+    messages_of_an_earlier_run_are_orderds_own_whatever_the_broker_calls_its_user(&node, directory);
     each_tls_mismatch_has_its_own_error(&node, directory, &authority);
     an_expired_server_certificate_is_reported(&node, directory, &authority);
 
@@ -189,6 +192,47 @@ fn a_replaced_certificate_is_in_use_from_the_next_connection_on(
     let lines = orderd.log_lines("using a new client certificate");
     assert_eq!(lines.iter().map(|line| line["serial"].as_str().unwrap()).collect::<Vec<_>>(), ["1002"]);
     assert_eq!(orderd.stop(), 0);
+}
+
+/// The user is that of the certificate, and the configuration says `guest`. Sales and failed orders that one run leaves in the
+/// queues are counted and retried by the next one, from its first delivery on. Those of `guest` are not.
+fn messages_of_an_earlier_run_are_orderds_own_whatever_the_broker_calls_its_user(node: &Node, directory: &Path) {
+    let env = env(node, directory)
+        .with_certificate(directory, "client")
+        .set("broker.mechanism", "external")
+        .set("consumers.priority.retry.immediate", "0")
+        .set("consumers.priority.retry.delays", r#"["300ms"]"#);
+    let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+    node.management("PUT", &format!("/permissions/{}/{USER}", env.vhost.name), everything);
+    let mut first = env.start_with(&[("consumers.priority.faults.transient", "1.0")]);
+    let user = first.log_lines("the broker knows orderd's user by this name");
+    assert_eq!(user.iter().map(|line| line["user"].as_str().unwrap()).collect::<Vec<_>>(), [USER]);
+    for consumer in ["analytics", "failed"] {
+        assert_eq!(send_command(&first, "pause", consumer).0, 200);
+    }
+    let mut raw = env.raw();
+    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order("sold"));
+    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("retried"));
+    wait_until("a sale and a failed order are queued", || {
+        raw.depth("analytics_queue") == 1 && raw.depth("failed_order_queue") == 1
+    });
+    assert_eq!(first.stop(), 0);
+    let forged = br#"{"event":"processed","order_id":"forged","product":"Yacht","quantity":1,"price":"9","total":"9",
+        "currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
+    let guests = Properties::persistent().text("user_id", "guest").text("message_id", "forged/analytics/processed");
+    raw.publish_to("orders", "order.analytics.processed", &guests, forged);
+    fs::remove_dir_all(env.ledger_directory().join("paused")).unwrap();
+
+    let mut second = env.start();
+    let ledger = env.ledger();
+    wait_until("both orders are sold", || ledger.number("SELECT count(*) FROM events WHERE kind = 'analytics'") == 3);
+    assert_eq!(ledger.rows("SELECT product, orders FROM sales WHERE granularity = 'day'"), ["Laptop|2"]);
+    assert_eq!(ledger.number("SELECT count(*) FROM dead_letters"), 0);
+    let mut check = env.command(&["check", "--connect", "--format", "json"]);
+    assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
+    let report: Value = serde_json::from_str(&check.stdout()).unwrap();
+    assert_eq!((&report["connected"]["user"]["name"], &report["warnings"]), (&Value::from(USER), &Value::from(vec![0; 0])));
+    assert_eq!(second.stop(), 0);
 }
 
 fn shows_serial(connection: &Value, serial: &str) -> bool {

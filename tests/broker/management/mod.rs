@@ -79,7 +79,7 @@ fn start_pool(
         ledger: Arc::new(ledger),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),
-        users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
+        users: Arc::new(orderd::message::TrustedUsers::known("orderd")),
         unidentified: Arc::default(),
         timeout: Duration::from_secs(600),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 0, delays: Vec::new(), max_age: Duration::MAX }),
