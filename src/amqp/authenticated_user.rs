@@ -93,7 +93,9 @@ impl Connector {
     }
 
     async fn identify_on(&self, channel: &mut Channel, exchange: &str) -> Result<Arc<str>, IdentityError> {
-        let Some(reply) = refusal_of(channel, exchange, NO_USER).await? else { return Err(IdentityError::Impersonator) };
+        let Some(reply) = refusal_of(channel, exchange, NO_USER).await? else {
+            return Err(IdentityError::Impersonator);
+        };
         let configured = self.users().own();
         let read = authenticated_user(&reply, NO_USER);
         for name in [read, Some(&*configured)].into_iter().flatten() {

@@ -231,7 +231,10 @@ fn messages_of_an_earlier_run_are_orderds_own_whatever_the_broker_calls_its_user
     let mut check = env.command(&["check", "--connect", "--format", "json"]);
     assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
     let report: Value = serde_json::from_str(&check.stdout()).unwrap();
-    assert_eq!((&report["connected"]["user"]["name"], &report["warnings"]), (&Value::from(USER), &Value::from(vec![0; 0])));
+    assert_eq!(
+        (&report["connected"]["user"]["name"], &report["warnings"]),
+        (&Value::from(USER), &Value::from(vec![0; 0]))
+    );
     assert_eq!(second.stop(), 0);
 }
 
