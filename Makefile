@@ -12,7 +12,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug
 DIST := $(CARGO_TARGET_DIR)/dist
 
 .DEFAULT_GOAL := help
-.PHONY: help build install uninstall test systemd-test deny demo up down bench soak image image-test clean
+.PHONY: help build install uninstall test systemd-test cluster-test deny demo up down bench soak image image-test clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,12 @@ bench: ## Compare orderd's throughput with the broker's own limit; N=10000 for a
 
 soak: programs ## Random faults under load; check that no order or event is lost or duplicated; FAULTS=300 SEED=1 KINDS=disk_full
 	@$(STEP) "soak" $(DEBUG)/soak $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
+
+cluster-test: ## A cluster of three RabbitMQ nodes that fail under load; FAULTS=node_killed,quorum_lost
+	@tests/support/prerequisites.sh
+	@$(STEP) "find or install RabbitMQ" $(NODE) install
+	@$(STEP) "build the test" $(CARGO) test --locked --test cluster --no-run
+	@$(STEP) "cluster test" env $(if $(FAULTS),ORDERD_TEST_CLUSTER_FAULTS=$(FAULTS)) $(CARGO) test --locked --test cluster -- --ignored --nocapture --test-threads=1
 
 image: ## Build the container image, orderd:VERSION
 	@$(STEP) "build the image" tests/image/build.sh

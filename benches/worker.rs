@@ -268,7 +268,9 @@ impl Consumer for Broker {
         let queue = Arc::clone(&self.queues[number]);
         queue.state().prefetch = usize::from(prefetch);
         let deliveries = Deliveries(Arc::clone(&queue)).boxed();
-        Box::pin(async { Ok(Subscription { deliveries, settler: Arc::new(Channel(queue)) }) })
+        Box::pin(async {
+            Ok(Subscription { deliveries, settler: Arc::new(Channel(queue)), address: "127.0.0.1:5672".into() })
+        })
     }
 }
 
@@ -352,6 +354,10 @@ impl Settler for Channel {
         if self.0.unsettled.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.all_settled.notify_one();
         }
+    }
+
+    fn was_ended_by_broker(&self) -> bool {
+        false
     }
 
     fn ended(&self) -> BoxFuture<'static, ()> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::addresses::Addresses;
 use super::connect_error::ConnectError;
 use super::lifetime::ConnectionEnd;
 use super::protocol::{self, Channel, Connection, Credentials, HandshakeError, MAX_SHORT_STRING, ReceiveLimits};
@@ -34,8 +35,7 @@ pub struct Connector {
     /// Certificates and key, read again for each connection.
     tls: Option<Arc<TlsReloader>>,
     last_error: Arc<Mutex<Option<String>>>,
-    /// For each address, what its open channels hold a clone of: the reference count says how many there are.
-    in_use: Arc<[Arc<()>]>,
+    addresses: Arc<Addresses>,
     /// An address that is tried last.
     pub(super) avoid: Option<Address>,
     redeclaration: Redeclaration,
@@ -47,10 +47,10 @@ impl Connector {
     /// Does not connect yet.
     pub fn new(broker: Broker) -> Self {
         let tls = broker.tls.as_ref().map(|tls| Arc::new(TlsReloader::new("broker.tls", tls.files.clone())));
-        let in_use = broker.addresses.iter().map(|_| Arc::new(())).collect();
+        let addresses = Arc::new(Addresses::new(&broker.addresses));
         let (broker, redeclaration) = (Arc::new(broker), Redeclaration::default());
         let users = Arc::new(TrustedUsers::new(&broker.username, &broker.trusted_users));
-        Connector { broker, tls, last_error: Arc::default(), in_use, avoid: None, redeclaration, users }
+        Connector { broker, tls, last_error: Arc::default(), addresses, avoid: None, redeclaration, users }
     }
 
     /// The broker users whose messages count as orderd's own.
@@ -90,8 +90,7 @@ impl Connector {
             async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() }
         };
         let (connection, address) = self.connect_with(opening).await?;
-        let index = self.broker.addresses.iter().position(|known| *known == address);
-        let in_use = index.map(|index| Arc::clone(&self.in_use[index]));
+        let in_use = self.addresses.position(&address).map(|index| self.addresses.occupy(index));
         let mut channel =
             Channel::open(connection, address, self.receive_limits()).await.map_err(ConnectError::Lost)?;
         channel.in_use = in_use;
@@ -111,14 +110,24 @@ impl Connector {
         connected
     }
 
-    /// The order in which addresses are tried: the one with the fewest connections first, equal ones in random order, and the
-    /// one to avoid last. So connections spread over the nodes of a cluster.
-    fn order_of_addresses(&self) -> Vec<usize> {
-        let mut order: Vec<_> = (0..self.broker.addresses.len()).collect();
-        fastrand::shuffle(&mut order);
-        let is_avoided = |index: &usize| self.avoid.as_ref() == Some(&self.broker.addresses[*index]);
-        order.sort_by_key(|index| (is_avoided(index), Arc::strong_count(&self.in_use[*index])));
-        order
+    pub(super) fn has_several_addresses(&self) -> bool {
+        self.addresses.len() > 1
+    }
+
+    /// Whether the broker accepts connections at this address. Takes as long as a connection attempt at most.
+    pub async fn is_reachable(&self, address: &Address) -> bool {
+        let Some(index) = self.addresses.position(address) else { return false };
+        let name = instance::connection_name("probe");
+        let probing = async {
+            let credentials = self.credentials().await.ok()?;
+            let connection =
+                protocol::connect(&self.broker, address, &credentials, &name, Duration::ZERO).await.ok()?;
+            Connection::close(connection).await;
+            Some(())
+        };
+        let reachable = matches!(timeout(self.broker.connect_timeout, probing).await, Ok(Some(())));
+        self.addresses.record(index, reachable, Instant::now());
+        reachable
     }
 
     /// Tries each address once within `connect_timeout`.
@@ -135,15 +144,17 @@ impl Connector {
         }
         let credentials = self.credentials().await?;
         let deadline = Instant::now() + broker.connect_timeout;
-        let count = broker.addresses.len();
+        let addresses = &self.addresses;
         let mut failure = None;
-        for (turn, index) in self.order_of_addresses().into_iter().enumerate() {
-            let address = &broker.addresses[index];
+        for (turn, index) in addresses.order(self.avoid.as_ref(), Instant::now()).into_iter().enumerate() {
+            let address = addresses.get(index);
             // Counts as a connection already, so that connections opened at the same time are spread too.
-            let _opening = Arc::clone(&self.in_use[index]);
+            let _opening = addresses.occupy(index);
             // The remaining time is divided evenly, so that a dead address leaves time for the others.
-            let share = deadline.saturating_duration_since(Instant::now()) / (count - turn) as u32;
-            match self.connect_to(address, open(address, &credentials), &credentials, share).await {
+            let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - turn) as u32;
+            let connected = self.connect_to(address, open(address, &credentials), &credentials, share).await;
+            addresses.record(index, connected.is_ok(), Instant::now());
+            match connected {
                 Ok(connection) => return Ok((connection, address.clone())),
                 // A permanent error, such as a refusal, explains more than an address that does not answer.
                 Err(error) if failure.as_ref().is_none_or(|known: &ConnectError| !known.is_permanent()) => {
@@ -222,29 +233,5 @@ impl Connector {
             }
             HandshakeError::Refused { code, text: reply } => ConnectError::Refused { address, code, reply },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::amqp::fake_broker::FakeBroker;
-
-    #[tokio::test]
-    async fn connections_are_spread_over_the_addresses_and_a_refusing_one_is_tried_last() {
-        let fake = FakeBroker::new(&[]).await;
-        let mut broker = fake.config.clone();
-        broker.addresses = (1..=3).map(|port| Address { host: "127.0.0.1".into(), port }).collect();
-        let mut connector = Connector::new(broker);
-        let mut open = Vec::new();
-        for connections in 1..=6 {
-            let first = connector.order_of_addresses()[0];
-            open.push(Arc::clone(&connector.in_use[first]));
-            let counts: Vec<_> = connector.in_use.iter().map(|held| Arc::strong_count(held) - 1).collect();
-            assert_eq!(counts.iter().sum::<usize>(), connections);
-            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
-        }
-        connector.avoid = Some(connector.broker.addresses[1].clone());
-        assert_eq!(connector.order_of_addresses()[2], 1);
     }
 }

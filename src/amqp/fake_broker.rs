@@ -52,6 +52,7 @@ impl FakeBroker {
             max_body: 64 << 20,
             max_unsettled_bytes: 64 << 20,
             reconnect_max: Duration::from_millis(10),
+            rebalance_after: None,
         };
         FakeBroker { listener, config, expected }
     }

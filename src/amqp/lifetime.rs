@@ -59,6 +59,26 @@ pub enum ConnectionEnd {
     ClosedByUs,
 }
 
+/// RabbitMQ's reply code for connections that it closes on its own account: it stops, an operator closes them, or its node is in
+/// a minority of the cluster.
+const CONNECTION_FORCED: u16 = 320;
+
+impl ConnectionEnd {
+    /// Whether the broker ended the connection for a reason that no message can have caused.
+    pub(super) fn is_by_broker(&self) -> bool {
+        match self {
+            ConnectionEnd::ConnectionClosed { code, .. } | ConnectionEnd::ChannelClosed { code, .. } => {
+                *code == CONNECTION_FORCED
+            }
+            ConnectionEnd::ConsumerCancelled | ConnectionEnd::NoReply { .. } | ConnectionEnd::WriteStalled => true,
+            ConnectionEnd::Broken
+            | ConnectionEnd::Protocol { .. }
+            | ConnectionEnd::ConfirmTimeout(_)
+            | ConnectionEnd::ClosedByUs => false,
+        }
+    }
+}
+
 /// The number of the next connection. Unique in this process and ascending; logs identify connections by it.
 pub(super) fn next_number() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);

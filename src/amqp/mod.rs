@@ -4,7 +4,7 @@
 //! decides what happens to a message.
 //!
 //! ```text
-//! Connector (connect.rs)
+//! Connector (connect.rs, addresses.rs)
 //!   ├─ subscribe ───► consume/   one connection for each subscription: deliveries in, settlements out
 //!   ├─ publisher ───► publish/   one connection, reopened whenever it is lost
 //!   ├─ declare, missing_objects, denied_permissions
@@ -21,6 +21,7 @@
 //! permissions are rare, so the library is used for those. Everything that uses a connection shares its
 //! [`lifetime::ConnectionLifetime`].
 
+mod addresses;
 mod admin;
 mod authenticated_user;
 mod connect;

@@ -15,6 +15,7 @@ use super::ledger::unusable;
 use super::observability::Observability;
 use super::pauses::Pauses;
 use super::pools::Pools;
+use super::rebalancer::Rebalancer;
 use super::redeclarer::Redeclarer;
 use super::reload::{self, ReloadPlan};
 use super::retention::Retention;
@@ -37,6 +38,7 @@ pub(super) struct Daemon {
     pub sources: Sources,
     pub connector: Connector,
     pub redeclarer: Redeclarer,
+    pub rebalancer: Rebalancer,
     pub pools: Pools,
     pub pauses: Pauses,
     pub observability: Observability,
@@ -78,6 +80,15 @@ pub(super) async fn defer_reload<T>(
     }
 }
 
+/// What the daemon does next.
+enum DaemonWork {
+    Command(ControlCommand),
+    /// A former pool has ended.
+    PoolDrained,
+    /// A consumer is to consume on a new connection.
+    Move(String),
+}
+
 impl Daemon {
     /// Carries out the deferred command, then every command received, until a shutdown begins. A shutdown interrupts the
     /// planning of a reload, and its abort every command. Returns why nothing can be recorded any more, if the daemon ends for
@@ -96,9 +107,9 @@ impl Daemon {
                     None => commands.recv().await,
                 }
             };
-            // Cancel-safe: `next_drained` is, and the others lose nothing; a deferred command is taken at the first poll, which
+            // Cancel-safe: `next_drained` and `next` are, and the others lose nothing; a deferred command is taken at the first poll, which
             // returns it.
-            let command = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = shutdown.begun() => return None,
                 // Nothing could be processed, and every delivery would be released again and again.
@@ -106,13 +117,19 @@ impl Daemon {
                     shutdown.begin();
                     return Some(cause);
                 }
-                Some(command) = next_command => Some(command),
-                () = self.pools.next_drained() => None,
+                Some(command) = next_command => DaemonWork::Command(command),
+                () = self.pools.next_drained() => DaemonWork::PoolDrained,
+                consumer = self.rebalancer.next() => DaemonWork::Move(consumer),
             };
             let work = async {
-                match command {
-                    Some(command) => self.carry_out(command).await,
-                    None => self.update_status().await,
+                match next {
+                    DaemonWork::Command(command) => self.carry_out(command).await,
+                    DaemonWork::PoolDrained => self.update_status().await,
+                    DaemonWork::Move(consumer) => {
+                        if self.pools.replace(&consumer, &self.config.consumers, &self.pauses) {
+                            self.pools.wait_for_handover().await;
+                        }
+                    }
                 }
             };
             // Cancel-safe enough: after an abort, everything stops.

@@ -16,6 +16,7 @@ mod observability;
 mod orphaned_objects;
 mod pauses;
 mod pools;
+mod rebalancer;
 mod reconciliation;
 mod redeclarer;
 mod reload;
@@ -39,6 +40,7 @@ use observability::Observability;
 use pauses::Pauses;
 pub use pauses::PausesError;
 use pools::{PoolDeps, Pools};
+use rebalancer::Rebalancer;
 use redeclarer::Redeclarer;
 use retention::Retention;
 
@@ -181,6 +183,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         PolicyCheck::Passed => None,
         PolicyCheck::Incomplete => Some(tokio::spawn(setup.complete_policy_check(shutdown.clone()))),
     };
+    let rebalancer = Rebalancer::start(&config.broker, &connector, &observability.status_registry);
     let daemon = Daemon {
         retention: Retention::start(Arc::clone(&ledger), config.event_files(), config.ledger.retention, shutdown),
         config,
@@ -188,6 +191,7 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         sources,
         connector,
         redeclarer,
+        rebalancer,
         pools,
         pauses,
         observability,

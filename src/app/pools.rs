@@ -104,19 +104,7 @@ impl Pools {
     pub fn apply(&mut self, consumers: &Consumers, pauses: &Pauses) {
         let mut starting = Vec::new();
         for (name, settings) in self.changed(consumers, pauses) {
-            let (deps, counters) = (&self.deps, self.deps.status_registry.counters(&name));
-            let publisher = Arc::clone(&deps.publisher);
-            let by_message_id = !matches!(settings.messages, MessageKind::Order | MessageKind::Failure);
-            let unidentified = UnidentifiedDeliveries::new(by_message_id);
-            let context = consumer_context(
-                &name,
-                &settings,
-                &deps.handlers,
-                &deps.ledger,
-                publisher,
-                Arc::new(unidentified),
-                counters,
-            );
+            let context = self.context(&name, &settings);
             starting.push((name, settings, context));
         }
         // Before the new pools start: once a delivery of theirs fails, the failed-order consumer needs its origin.
@@ -129,6 +117,28 @@ impl Pools {
             self.start(name, settings, context);
         }
         self.update_status(consumers, pauses);
+    }
+
+    /// Replaces a consumer's pool by one with the same settings, so that it consumes on a new connection, unless a pool is
+    /// draining already. Returns whether it did. Does not wait for anything.
+    pub fn replace(&mut self, name: &str, consumers: &Consumers, pauses: &Pauses) -> bool {
+        let Some(settings) = self.running.get(name).map(|running| running.settings.clone()) else { return false };
+        if !self.draining.is_empty() {
+            return false;
+        }
+        let context = self.context(name, &settings);
+        self.drain(name);
+        self.start(name.to_owned(), settings, context);
+        self.update_status(consumers, pauses);
+        true
+    }
+
+    fn context(&self, name: &str, settings: &config::Consumer) -> ConsumerContext {
+        let (deps, counters) = (&self.deps, self.deps.status_registry.counters(name));
+        let publisher = Arc::clone(&deps.publisher);
+        let by_message_id = !matches!(settings.messages, MessageKind::Order | MessageKind::Failure);
+        let unidentified = Arc::new(UnidentifiedDeliveries::new(by_message_id));
+        consumer_context(name, settings, &deps.handlers, &deps.ledger, publisher, unidentified, counters)
     }
 
     /// The consumers that need a new pool, because they have none or their settings differ from their pool's.

@@ -91,6 +91,10 @@ pub struct Broker {
     /// Maximum back-off between connection attempts; default 30 s. It starts at 100 ms and doubles, with full jitter.
     #[serde(serialize_with = "serialize::duration")]
     pub reconnect_max: Duration,
+    /// How long the broker must have been healthy before a connection is moved to a node with fewer; default 1 min. `None` if it
+    /// is `"off"`.
+    #[serde(serialize_with = "serialize::duration_or_off")]
+    pub rebalance_after: Option<Duration>,
 }
 
 /// `broker.mechanism`

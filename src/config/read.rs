@@ -128,6 +128,11 @@ fn broker(mut section: Section<'_>) -> Broker {
             seconds(30),
             &value_parser::duration(Duration::from_millis(100)..=seconds(3600)),
         ),
+        rebalance_after: section.optional_or(
+            "rebalance_after",
+            Some(seconds(60)),
+            &value_parser::or_off(value_parser::duration(seconds(1)..=seconds(86_400))),
+        ),
     };
     section.finish();
     broker

@@ -167,8 +167,13 @@ impl ManagementClient {
         &self.bases[self.current.load(Ordering::Relaxed)]
     }
 
+    /// The address that answered last.
+    pub fn address(&self) -> String {
+        self.base().as_str().trim_end_matches('/').to_owned()
+    }
+
     /// Sends a GET request for a URL of the first address: to the address that answered last, then to the others in turn until
-    /// one answers.
+    /// one answers. A status of 500 or more is no answer: the node may be starting, or cut off from the others.
     async fn send(&self, url: &Url) -> Result<Response, ManagementError> {
         let count = self.bases.len();
         let path = &url.as_str()[self.bases[0].as_str().trim_end_matches('/').len()..];
@@ -179,6 +184,9 @@ impl ManagementClient {
             let url = url.expect("a path appended to a base is a URL");
             match self.send_to(&self.bases[index], &url).await {
                 Err(ManagementError::Unreachable { .. } | ManagementError::Tls { .. }) if turn < count => {
+                    (index, turn) = ((index + 1) % count, turn + 1);
+                }
+                Ok(answer) if answer.status().is_server_error() && turn < count => {
                     (index, turn) = ((index + 1) % count, turn + 1);
                 }
                 answer => {

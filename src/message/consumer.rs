@@ -35,6 +35,8 @@ pub struct Subscription {
     pub deliveries: BoxStream<'static, Delivery>,
     /// Settles them.
     pub settler: Arc<dyn Settler>,
+    /// The address of the broker's node that it is connected to, as in `broker.addresses`.
+    pub address: Arc<str>,
 }
 
 impl fmt::Debug for Subscription {
@@ -63,6 +65,10 @@ pub trait Settler: Send + Sync + 'static {
 
     /// Resolves when the connection has ended. Later settlements do not reach the broker.
     fn ended(&self) -> BoxFuture<'static, ()>;
+
+    /// Whether the broker has ended the connection for a reason that no message can have caused, such as its shutdown or a lost
+    /// quorum. `false` while the connection is open.
+    fn was_ended_by_broker(&self) -> bool;
 
     /// Cancels the consumer: the broker delivers nothing more, and `deliveries` ends after what was delivered before.
     fn cancel(&self) -> BoxFuture<'static, ()>;

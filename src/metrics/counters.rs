@@ -95,6 +95,8 @@ pub struct Counters {
 struct CounterState {
     counts: DeliveryCounts,
     subscribe_error: Option<String>,
+    /// The node that the latest subscription is on.
+    address: Option<Arc<str>>,
     /// When each delivery in flight was received: one entry for each live `DeliveryGuard`.
     in_flight: Slab<Instant>,
     handling: Histogram,
@@ -110,6 +112,7 @@ impl Default for CounterState {
         CounterState {
             counts: DeliveryCounts::default(),
             subscribe_error: None,
+            address: None,
             in_flight: Slab::new(),
             handling: Histogram::new(&HANDLING_BOUNDS),
             publish_to_ack: Histogram::new(&PUBLISH_TO_ACK_BOUNDS),
@@ -197,6 +200,8 @@ pub struct CounterReading {
     pub pool: PoolState,
     /// Why the last attempt to subscribe failed; `None` if it succeeded.
     pub subscribe_error: Option<String>,
+    /// The address of the broker's node that the latest subscription is on; `None` before the first.
+    pub address: Option<Arc<str>>,
     /// Age of the oldest delivery in flight.
     pub oldest_in_flight: Option<Duration>,
     /// Time from receipt to ack, of deliveries that were acked.
@@ -295,10 +300,11 @@ impl Counters {
         self.lock().counts.restarts += 1;
     }
 
-    /// Counts a subscription with this capacity until the guard is dropped.
-    pub(crate) fn subscription_opened(self: &Arc<Self>, capacity: u64) -> SubscriptionGuard {
+    /// Counts a subscription with this capacity, on this node of the broker, until the guard is dropped.
+    pub(crate) fn subscription_opened(self: &Arc<Self>, capacity: u64, address: Arc<str>) -> SubscriptionGuard {
         let mut state = self.lock();
         state.subscribe_error = None;
+        state.address = Some(address);
         state.pool.active_subscriptions += 1;
         state.pool.capacity += capacity;
         state.pool.subscriptions += 1;
@@ -344,6 +350,7 @@ impl Counters {
             counts: DeliveryCounts { in_flight: state.in_flight.len() as u64, ..state.counts },
             pool: state.pool,
             subscribe_error: state.subscribe_error.clone(),
+            address: state.address.clone(),
             oldest_in_flight: state
                 .in_flight
                 .iter()

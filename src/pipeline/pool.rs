@@ -15,13 +15,14 @@ use tracing::{info, warn};
 
 use super::consumer_context::ConsumerContext;
 use super::process::process;
-use super::safe_mode::SafeMode;
+use super::safe_mode::{LostSubscription, SafeMode};
 use super::shared_subscription::SharedSubscription;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::message::{Consumer, Subscription};
 use crate::shutdown::Shutdown;
 use crate::supervisor::{IntensityExceeded, RestartPolicy, supervise};
+use crate::telemetry::RepeatedLog;
 
 /// Upper bound of the first wait between attempts to subscribe; it doubles up to [`Pool::reconnect_max`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -37,6 +38,9 @@ const LAST_ACKS: Duration = Duration::from_secs(1);
 /// ledger records again. Well below the broker's acknowledgement timeout (30 min), which would close the channel and count
 /// toward the delivery limit again and again.
 const MAX_HOLD: Duration = Duration::from_secs(300);
+
+/// Failed attempts to subscribe, by consumer.
+static FAILURES: RepeatedLog = RepeatedLog::new();
 
 /// The workers of one consumer.
 pub struct Pool {
@@ -105,9 +109,11 @@ impl Pool {
             };
             match subscribed {
                 Ok(subscription) => {
-                    info!(consumer = %self.context.consumer, queue = %self.context.queue, prefetch, "consuming");
+                    let failed = FAILURES.ended(&self.context.consumer);
+                    info!(consumer = %self.context.consumer, queue = %self.context.queue, prefetch, failed, "consuming");
                     let subscribed_at = Instant::now();
                     let settled_before = self.context.counters.counts().acked();
+                    let settler = Arc::clone(&subscription.settler);
                     let ended = self.serve(subscription, slots, &safe_mode).await?;
                     let lived = subscribed_at.elapsed();
                     if self.is_stopping() {
@@ -115,7 +121,8 @@ impl Pool {
                     }
                     if ended == SubscriptionEnd::Lost {
                         let settled = self.context.counters.counts().acked() > settled_before;
-                        self.report_loss(&safe_mode, lived, settled);
+                        let by_broker = settler.was_ended_by_broker();
+                        self.report_loss(&safe_mode, LostSubscription { lived, settled, by_broker });
                         warn!(consumer = %self.context.consumer, ?lived, "lost the subscription");
                         failures = if lived > BACKOFF_RESET_AFTER { 0 } else { failures + 1 };
                     } else {
@@ -125,8 +132,12 @@ impl Pool {
                 }
                 Err(error) => {
                     failures += 1;
+                    lock(&safe_mode).subscribe_failed();
                     self.context.counters.subscribe_failed(chain(&error));
-                    warn!(consumer = %self.context.consumer, error = %chain(&error), failures, "cannot consume; retrying");
+                    if let Some(due) = FAILURES.occurred(&self.context.consumer) {
+                        let (consumer, repeated) = (&self.context.consumer, due.repeated);
+                        warn!(%consumer, error = %chain(&error), repeated, "cannot consume; retrying");
+                    }
                 }
             }
             let backoff = self.backoff(lock(&safe_mode).is_on());
@@ -169,10 +180,8 @@ impl Pool {
     }
 
     /// Reports a lost subscription to the safe-mode state machine, which may turn safe mode on.
-    fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lived: Duration, settled: bool) {
-        let mut safe_mode = lock(safe_mode);
-        safe_mode.lost(lived, settled);
-        self.context.counters.set_safe_mode(safe_mode.is_on());
+    fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lost: LostSubscription) {
+        lock(safe_mode).lost(lost, Instant::now());
     }
 
     fn backoff(&self, safe_mode: bool) -> Backoff {
@@ -200,9 +209,9 @@ impl Pool {
         slots: Slots,
         safe_mode: &Arc<Mutex<SafeMode>>,
     ) -> Result<SubscriptionEnd, PoolError> {
-        let Subscription { deliveries, settler } = subscription;
+        let Subscription { deliveries, settler, address } = subscription;
         let counters = Arc::clone(&self.context.counters);
-        let mut serving = counters.subscription_opened((slots.workers * slots.per_worker) as u64);
+        let mut serving = counters.subscription_opened((slots.workers * slots.per_worker) as u64, address);
         let shared = Arc::new(SharedSubscription::new(
             deliveries,
             Arc::clone(&settler),

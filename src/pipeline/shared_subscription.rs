@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery_guard::DeliveryGuard;
@@ -133,9 +134,10 @@ impl SharedSubscription {
         if self.draining.is_cancelled() {
             return true;
         }
+        let now = Instant::now();
         let mut safe_mode = self.safe_mode.lock().expect("safe mode's lock is never poisoned: nothing panics under it");
         for guard in batch.iter() {
-            match safe_mode.delivered(guard.delivery().delivery_count()) {
+            match safe_mode.delivered(guard.delivery().delivery_count(), now) {
                 Change::None => {}
                 Change::Enter => {
                     drop(safe_mode);
@@ -144,8 +146,8 @@ impl SharedSubscription {
                     batch.clear();
                     return false;
                 }
+                // The pool logs it and changes the counters when it subscribes again.
                 Change::Leave => {
-                    self.counters.set_safe_mode(false);
                     self.stopped.cancel();
                 }
             }

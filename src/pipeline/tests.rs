@@ -64,6 +64,9 @@ impl Settler for FakeSettler {
     fn ended(&self) -> BoxFuture<'static, ()> {
         Box::pin(self.ended.clone().cancelled_owned())
     }
+    fn was_ended_by_broker(&self) -> bool {
+        false
+    }
     fn cancel(&self) -> BoxFuture<'static, ()> {
         self.open.lock().unwrap().take();
         Box::pin(async {})
@@ -111,7 +114,11 @@ impl Consumer for FakeQueue {
             if let Some(subscribe_gate) = subscribe_gate {
                 subscribe_gate.notified().await;
             }
-            Ok(Subscription { deliveries: stream.boxed(), settler: Arc::new(settler) })
+            Ok(Subscription {
+                deliveries: stream.boxed(),
+                settler: Arc::new(settler),
+                address: "127.0.0.1:5672".into(),
+            })
         })
     }
 }

@@ -17,6 +17,9 @@ use crate::topology::Object;
 pub struct BrokerView {
     /// Whether the management API answers.
     pub api: ApiState,
+    /// The address of the management API that answered last; `None` before the first answer.
+    #[serde(default)]
+    pub api_address: Option<String>,
     /// When the totals (`ready`, `unacked`) of all queues were last reported; `None`: not since orderd started. They are
     /// kept while the API is [`ApiState::Stale`].
     pub taken_at: Option<Timestamp>,

@@ -333,6 +333,13 @@ impl Poller {
     }
 
     fn record_answer(&mut self) {
+        let address = self.client.as_ref().ok().map(ManagementClient::address);
+        if let (Some(before), Some(after)) = (&self.view.api_address, &address)
+            && before != after
+        {
+            info!(%before, %after, "the management API answers at another address");
+        }
+        self.view.api_address = address;
         match std::mem::replace(&mut self.view.api, ApiState::Fresh) {
             ApiState::Fresh => {}
             ApiState::Stale { since, .. } => info!(%since, "the management API answers again"),

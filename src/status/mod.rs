@@ -114,10 +114,13 @@ impl DaemonState {
 }
 
 /// The publishing connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublisherStatus {
     /// It is open.
     pub connected: bool,
+    /// The address of the broker's node that it publishes to; `None` while it is not connected.
+    #[serde(default)]
+    pub address: Option<String>,
     /// Publishing connections opened since the start.
     pub connections: u64,
     /// Publications that the broker has not confirmed yet.
@@ -157,6 +160,9 @@ pub struct ConsumerStatus {
     /// Why its last attempt to subscribe failed; `None` if it succeeded.
     #[serde(default)]
     pub subscribe_error: Option<String>,
+    /// The address of the broker's node that it consumes from; `None` while it has no subscription.
+    #[serde(default)]
+    pub address: Option<String>,
     /// Subscriptions of former configurations, or from before a pause, that only finish the deliveries they have received.
     #[serde(default)]
     pub draining: u64,

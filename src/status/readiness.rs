@@ -34,14 +34,14 @@ pub(super) fn readiness_checks(
         let detail = if ok { passed } else { failed };
         ReadinessCheck { name: name.to_owned(), ok, detail: detail.to_owned() }
     };
-    let connected = daemon.publisher.is_some_and(|publisher| publisher.connected);
+    let connected = daemon.publisher.as_ref().is_some_and(|publisher| publisher.connected);
     let mut checks = vec![
         check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
         check("ledger", daemon.ledger.recording, "recording", &ledger_problem(&daemon.ledger)),
         topology(daemon, findings),
         check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
     ];
-    if let Some(publisher) = daemon.publisher.filter(|publisher| publisher.connected) {
+    if let Some(publisher) = daemon.publisher.as_ref().filter(|publisher| publisher.connected) {
         let overdue = publisher.waiting_seconds >= CONFIRMS_OVERDUE.as_secs();
         let (seconds, unconfirmed) = (publisher.waiting_seconds, publisher.unconfirmed);
         let failed =
@@ -65,7 +65,7 @@ pub(super) fn readiness_checks(
 /// The topology was declared or checked, and nothing has been found missing or dangerous since.
 fn topology(daemon: &DaemonStatus, findings: &[Finding]) -> ReadinessCheck {
     let mut wrong = findings.iter().filter(|finding| finding.kind.prevents_readiness());
-    let (ok, detail) = match (daemon.publisher, wrong.next()) {
+    let (ok, detail) = match (&daemon.publisher, wrong.next()) {
         (None, _) => (false, "waiting for the broker".to_owned()),
         (Some(_), None) => (true, "declared or checked".to_owned()),
         (Some(_), Some(first)) => {
@@ -107,7 +107,13 @@ mod tests {
             last_reload: None,
             connections: 0,
             connections_made: 0,
-            publisher: Some(PublisherStatus { connected: true, connections: 1, unconfirmed: 0, waiting_seconds: 0 }),
+            publisher: Some(PublisherStatus {
+                connected: true,
+                address: None,
+                connections: 1,
+                unconfirmed: 0,
+                waiting_seconds: 0,
+            }),
             ledger: LedgerStatus { recording: true, commits: 0, outages: 0, outage: None },
         }
     }

@@ -163,6 +163,7 @@ impl StatusRegistry {
             let (connected, connections) = (state.connected, state.connections);
             PublisherStatus {
                 connected,
+                address: publisher.address().filter(|_| connected).map(|address| address.to_string()),
                 connections,
                 unconfirmed: state.unconfirmed as u64,
                 waiting_seconds: state.waiting.as_secs(),
@@ -182,8 +183,8 @@ impl StatusRegistry {
             config: self.config_path.clone(),
             config_generation: self.config_generation.load(Ordering::Relaxed),
             last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            connections: subscriptions + publisher.map_or(0, |publisher| u64::from(publisher.connected)),
-            connections_made: subscriptions_made + publisher.map_or(0, |publisher| publisher.connections),
+            connections: subscriptions + publisher.as_ref().map_or(0, |publisher| u64::from(publisher.connected)),
+            connections_made: subscriptions_made + publisher.as_ref().map_or(0, |publisher| publisher.connections),
             publisher,
             ledger: self.ledger_status(),
         }

@@ -197,6 +197,7 @@ impl Vhost<'_> {
             max_body: 16 * 1024 * 1024,
             max_unsettled_bytes: 32 * 1024 * 1024,
             reconnect_max: Duration::from_millis(400),
+            rebalance_after: None,
         }
     }
 

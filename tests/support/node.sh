@@ -23,6 +23,9 @@ usage: node.sh install           install RabbitMQ if it is missing
 
 With NODE_TLS=DIRECTORY at its first start, a node also listens for TLS, on AMQPS_PORT and MANAGEMENT_TLS_PORT, and offers
 the mechanism EXTERNAL. DIRECTORY/rabbitmq.conf, which is read at every start, names the certificates.
+
+With NODE_CLUSTER=NAME at its first start, a node is in the cluster of node NAME, which is started first, with its own name in
+NODE_CLUSTER. The nodes share NAME's port mapper and Erlang cookie; a minority of them pauses (pause_minority).
 EOF_USAGE
     exit 64
 }
@@ -48,12 +51,12 @@ select_node() {
     [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,40}$ ]] || die "invalid node name \"$name\": must consist of a-z, 0-9, - and _"
     node=orderd_$name@localhost
     dir=$base/$name
-    AMQP_PORT='' MANAGEMENT_PORT='' DIST_PORT='' EPMD_PORT='' PID='' EPMD_PID='' TLS_DIRECTORY=${NODE_TLS:-}
+    AMQP_PORT='' MANAGEMENT_PORT='' DIST_PORT='' EPMD_PORT='' PID='' EPMD_PID='' TLS_DIRECTORY=${NODE_TLS:-} CLUSTER=${NODE_CLUSTER:-}
     local key value
     if [[ -r $dir/env ]]; then
         while IFS='=' read -r key value; do
             case $key in
-            AMQP_PORT | MANAGEMENT_PORT | DIST_PORT | EPMD_PORT | PID | EPMD_PID | TLS_DIRECTORY) printf -v "$key" '%s' "$value" ;;
+            AMQP_PORT | MANAGEMENT_PORT | DIST_PORT | EPMD_PORT | PID | EPMD_PID | TLS_DIRECTORY | CLUSTER) printf -v "$key" '%s' "$value" ;;
             esac
         done <"$dir/env"
     fi
@@ -64,6 +67,12 @@ select_node() {
 derive_ports() {
     AMQPS_PORT=$((AMQP_PORT + 4)) MANAGEMENT_TLS_PORT=$((AMQP_PORT + 5))
 }
+
+# Whether the node has joined the cluster of another one.
+is_member() { [[ -n $CLUSTER && $CLUSTER != "$name" ]]; }
+
+# Prints a variable of the first node of this node's cluster.
+first_node() { sed -n "s/^$1=//p" "$base/$CLUSTER/env"; }
 
 # Allows one caller at a time per node. The lock file is outside of the node's directory, which `wipe` deletes.
 lock_node() {
@@ -79,6 +88,7 @@ MANAGEMENT_PORT=$MANAGEMENT_PORT
 AMQPS_PORT=$AMQPS_PORT
 MANAGEMENT_TLS_PORT=$MANAGEMENT_TLS_PORT
 TLS_DIRECTORY=$TLS_DIRECTORY
+CLUSTER=$CLUSTER
 PID=$PID
 NODE=$node
 DIST_PORT=$DIST_PORT
@@ -129,6 +139,7 @@ choose_ports() {
         for port in "$AMQP_PORT" "$MANAGEMENT_PORT" "$DIST_PORT" "$EPMD_PORT" "$AMQPS_PORT" "$MANAGEMENT_TLS_PORT"; do
             port_is_taken "$port" && continue 2
         done
+        if is_member; then EPMD_PORT=$(first_node EPMD_PORT); fi
         return 0
     done
     die "found no six free ports on 127.0.0.1 from $first_port in $try tries"
@@ -146,7 +157,9 @@ await_free_ports() {
 write_node_files() {
     mkdir -p "$dir/data" "$dir/log" "$dir/conf.d" "$dir/schema"
     # The node's own Erlang cookie, which Erlang reads from $HOME: this directory for all programs of the node.
-    if [[ ! -s $dir/.erlang.cookie ]]; then
+    if is_member; then
+        cp -f "$base/$CLUSTER/.erlang.cookie" "$dir/.erlang.cookie"
+    elif [[ ! -s $dir/.erlang.cookie ]]; then
         (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$dir/.erlang.cookie")
         chmod 400 "$dir/.erlang.cookie"
     fi
@@ -160,6 +173,14 @@ management.tcp.port = $MANAGEMENT_PORT
 log.file = $dir/log/node.log
 log.file.level = info
 EOF_CONF
+    if [[ -n $CLUSTER ]]; then
+        cat >>"$dir/rabbitmq.conf" <<EOF_CLUSTER
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = orderd_$CLUSTER@localhost
+cluster_partition_handling = pause_minority
+EOF_CLUSTER
+        if is_member; then printf 'cluster_formation.classic_config.nodes.2 = %s\n' "$node" >>"$dir/rabbitmq.conf"; fi
+    fi
     if [[ -n $TLS_DIRECTORY ]]; then
         printf '[rabbitmq_management,rabbitmq_auth_mechanism_ssl].\n' >"$dir/enabled_plugins"
         cat - "$TLS_DIRECTORY/rabbitmq.conf" >>"$dir/rabbitmq.conf" <<EOF_TLS
@@ -213,6 +234,10 @@ epmd_program() {
 
 # epmd survives a kill of the VM, and is stopped together with the node.
 start_epmd() {
+    if is_member; then
+        port_is_taken "$EPMD_PORT" || die "start node $CLUSTER, the first one of the cluster of $name, first"
+        return 0
+    fi
     is_ours "$EPMD_PID" && return 0
     exec_in_node_env setsid "$(epmd_program)" -port "$EPMD_PORT" -address 127.0.0.1 </dev/null >>"$dir/log/epmd.log" 2>&1 9>&- &
     EPMD_PID=$!
@@ -276,9 +301,27 @@ stop_process() {
 
 stop_node() {
     stop_process "$PID"
-    stop_process "$EPMD_PID"
-    PID='' EPMD_PID=''
+    PID=''
+    if [[ -z $CLUSTER ]]; then
+        stop_process "$EPMD_PID"
+        EPMD_PID=''
+    fi
     if [[ -d $dir ]]; then write_env; fi
+    if [[ -n $CLUSTER ]]; then (stop_epmd_of_cluster "$CLUSTER"); fi
+}
+
+# Stops the port mapper of a cluster once none of its nodes is running. Selects other nodes: to be called in a subshell.
+stop_epmd_of_cluster() {
+    local first=$1 env_file
+    for env_file in "$base"/*/env; do
+        grep -qx "CLUSTER=$first" "$env_file" || continue
+        select_node "$(basename "$(dirname "$env_file")")"
+        if is_ours "$PID"; then return 0; fi
+    done
+    if [[ -r $base/$first/env ]]; then
+        select_node "$first"
+        stop_process "$EPMD_PID"
+    fi
 }
 
 start() {

@@ -85,6 +85,10 @@ impl Settler for ChannelSettler {
         Box::pin(self.lifetime.ended_owned())
     }
 
+    fn was_ended_by_broker(&self) -> bool {
+        self.lifetime.has_ended() && self.lifetime.reason().is_by_broker()
+    }
+
     fn cancel(&self) -> BoxFuture<'static, ()> {
         self.command(Command::Cancel)
     }

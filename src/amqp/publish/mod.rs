@@ -10,8 +10,8 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::connect::Connector;
 use super::protocol::check_size;
 use super::redeclaration::Redeclaration;
+use crate::config::Address;
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
 use outstanding_confirms::{Batch, SizedPublication};
 
@@ -66,6 +67,8 @@ struct Shared {
     connections: AtomicU64,
     /// See [`PublisherState::waiting`], in milliseconds.
     waiting_millis: AtomicU64,
+    /// Where the latest connection goes.
+    address: Mutex<Option<Address>>,
 }
 
 impl Shared {
@@ -89,6 +92,7 @@ impl Connector {
             connection: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             waiting_millis: AtomicU64::new(0),
+            address: Mutex::default(),
         });
         let (batches, inbox) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
@@ -194,6 +198,11 @@ impl ConfirmingPublisher {
     /// Why the last attempt to connect failed; `None` if it succeeded.
     pub fn last_connect_error(&self) -> Option<String> {
         self.connector.last_connect_error()
+    }
+
+    /// The address of the node that the latest connection goes to; `None` before the first.
+    pub fn address(&self) -> Option<Address> {
+        self.shared.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its current state. Cheap.

@@ -3,8 +3,8 @@
 //! The only user of the channel, because confirms refer to publications by the order in which they were sent on it. Never drops
 //! a publication that the broker has not confirmed.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -32,6 +32,9 @@ const STABLE_CONNECTION: Duration = Duration::from_secs(10);
 /// Each consecutive connection without a single confirm doubles the confirm timeout of the next one, at most this many
 /// times: while a broker has an alarm, publishing again and again would only add to its load.
 const MAX_DOUBLINGS: u32 = 3;
+/// With several addresses, a connection on which nothing at all is confirmed for this long is left for another node: its node
+/// may be cut off from the others. Doubles like the confirm timeout.
+const LEAVE_SILENT_NODE_AFTER: Duration = Duration::from_secs(10);
 /// RabbitMQ's reply code for an exchange that does not exist.
 const NOT_FOUND: u16 = 404;
 /// The most batches taken from the inbox at a time.
@@ -59,6 +62,8 @@ struct PublisherTask {
     reconnect: bool,
     /// When the oldest unconfirmed publication was sent; kept over connections that confirm nothing.
     waiting_since: Option<Instant>,
+    /// When the broker last confirmed or refused something on this connection.
+    answered_at: Option<Instant>,
     /// Whether it was logged that the broker does not confirm.
     overdue: bool,
 }
@@ -78,6 +83,7 @@ pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::Unbound
         refusals: Refusals::default(),
         reconnect: false,
         waiting_since: None,
+        answered_at: None,
         overdue: false,
     };
     let backoff = Backoff { first: FIRST_WAIT, max: task.connector.broker.reconnect_max };
@@ -86,13 +92,15 @@ pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::Unbound
         match open(&task.connector).await {
             Ok(channel) => {
                 let connected_at = Instant::now();
-                let confirm_timeout =
-                    task.connector.broker.confirm_timeout * 2_u32.pow(without_confirm.min(MAX_DOUBLINGS));
-                let end = task.run_connection(channel, confirm_timeout).await;
+                let address = channel.address.clone();
+                let end = task.run_connection(channel, ConfirmTimeouts::new(&task.connector, without_confirm)).await;
                 if connected_at.elapsed() >= STABLE_CONNECTION {
                     attempt = 0;
                 }
                 let stuck = matches!(end, Err(ConnectionEnd::ConfirmTimeout(_)));
+                if stuck {
+                    task.connector.avoid = Some(address);
+                }
                 without_confirm = if stuck && !task.outstanding.is_proven() { without_confirm + 1 } else { 0 };
             }
             Err(error) if error.is_permanent() => {
@@ -121,18 +129,38 @@ async fn reopen(channel: &mut Channel) -> Result<(), ConnectionEnd> {
     channel.request(&Method::ConfirmSelect, reject_unexpected).await.map(|_| ())
 }
 
+/// How long confirms may take on one connection.
+#[derive(Debug, Clone, Copy)]
+struct ConfirmTimeouts {
+    /// For one publication.
+    one: Duration,
+    /// Without any answer at all.
+    any: Duration,
+}
+
+impl ConfirmTimeouts {
+    /// `without_confirm`: how many connections in a row have confirmed nothing.
+    fn new(connector: &Connector, without_confirm: u32) -> Self {
+        let one = connector.broker.confirm_timeout;
+        let any = if connector.has_several_addresses() { one.min(LEAVE_SILENT_NODE_AFTER) } else { one };
+        let factor = 2_u32.pow(without_confirm.min(MAX_DOUBLINGS));
+        ConfirmTimeouts { one: one * factor, any: any * factor }
+    }
+}
+
 impl PublisherTask {
     /// Publishes on a new channel until its connection ends.
-    async fn run_connection(&mut self, mut channel: Channel, confirm_timeout: Duration) -> Result<(), ConnectionEnd> {
+    async fn run_connection(&mut self, mut channel: Channel, timeouts: ConfirmTimeouts) -> Result<(), ConnectionEnd> {
         let connection = lifetime::next_number();
         self.outstanding.begin_connection();
         info!(connection, address = %channel.address, unconfirmed = self.outstanding.len(), "connected for publishing");
-        (self.reconnect, self.connector.avoid) = (false, None);
+        (self.reconnect, self.connector.avoid, self.answered_at) = (false, None, None);
+        *self.shared.address.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel.address.clone());
         self.shared.connection.store(connection, Ordering::Relaxed);
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
         self.shared.connected.store(true, Ordering::Relaxed);
         let served = loop {
-            let served = self.serve(&mut channel, confirm_timeout).await;
+            let served = self.serve(&mut channel, timeouts).await;
             let Err(end) = &served else { break served };
             self.reject_offending_publication(end);
             if matches!(end, ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) {
@@ -158,10 +186,10 @@ impl PublisherTask {
     }
 
     /// Publishes until the connection ends or everything is confirmed and the publisher is closed.
-    async fn serve(&mut self, channel: &mut Channel, confirm_timeout: Duration) -> Result<(), ConnectionEnd> {
+    async fn serve(&mut self, channel: &mut Channel, timeouts: ConfirmTimeouts) -> Result<(), ConnectionEnd> {
         // Events that arrived together with the reply to `confirm.select`.
         self.receive(channel)?;
-        let mut check = interval((confirm_timeout / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
+        let mut check = interval((timeouts.any / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
         loop {
             if self.reconnect && self.outstanding.in_flight() == 0 {
                 info!(address = %channel.address, "reconnecting, because the broker keeps refusing messages");
@@ -186,8 +214,14 @@ impl PublisherTask {
                         self.receive(channel)?;
                     }
                     self.observe_waiting(channel);
-                    if self.outstanding.oldest_sent().is_some_and(|sent| sent.elapsed() > confirm_timeout) {
-                        return Err(ConnectionEnd::ConfirmTimeout(confirm_timeout));
+                    if let Some(oldest) = self.outstanding.oldest_sent() {
+                        let silent_since = self.answered_at.map_or(oldest, |at| at.max(oldest));
+                        if oldest.elapsed() > timeouts.one {
+                            return Err(ConnectionEnd::ConfirmTimeout(timeouts.one));
+                        }
+                        if silent_since.elapsed() > timeouts.any {
+                            return Err(ConnectionEnd::ConfirmTimeout(timeouts.any));
+                        }
                     }
                 }
                 Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
@@ -224,6 +258,7 @@ impl PublisherTask {
                     if confirm == Confirm::Nack {
                         self.reconnect |= self.refusals.refused(Instant::now());
                     }
+                    self.answered_at = Some(Instant::now());
                     let released = self.outstanding.confirmed(tag, multiple, confirm);
                     self.release(&released);
                 }

@@ -143,3 +143,20 @@ fn without_declare_missing_objects_are_named_and_orderd_runs_once_they_exist() {
     declared.ledger().await_settled(1);
     assert_eq!(orderd.stop(), 0);
 }
+
+#[test]
+fn a_dead_an_unresolvable_and_a_repeated_address_do_not_keep_it_from_starting() {
+    let node = Node::shared();
+    let real = format!("127.0.0.1:{}", node.amqp_port);
+    let addresses = format!("127.0.0.1:1,no-such-host.invalid:5672,{real},{real}");
+    let env = TestEnv::new(&node).set("broker.addresses", &addresses).set("broker.rebalance_after", "1s");
+    let mut orderd = env.start();
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("one"));
+    env.ledger().await_settled(1);
+    let status = crate::support::http::json(orderd.admin_address(), "/api/v1/status");
+    assert_eq!(
+        (&status["daemon"]["publisher"]["address"], &status["consumers"]["order"]["address"]),
+        (&real.as_str().into(), &real.as_str().into())
+    );
+    assert_eq!(orderd.stop(), 0);
+}

@@ -83,3 +83,22 @@ async fn an_api_that_is_slow_within_its_deadline_is_used_like_a_fast_one() {
     let fresh = poller.until("the view is fresh", |view| view.api == ApiState::Fresh && view.taken_at > taken_at);
     with_deadline("fresh", fresh).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_several_addresses_the_next_one_is_asked_and_nothing_is_counted_twice() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    vhost.raw().declare_quorum("order_queue", &[]);
+    vhost.raw().publish_many("order_queue", (0..5).map(|n| vec![n]));
+    let proxy = HttpProxy::to(node.management_port);
+    let direct = format!("http://127.0.0.1:{}", node.management_port);
+    let config = config(&vhost, &[&format!("management.url=http://127.0.0.1:1,{},{direct}", proxy.url)]);
+    let mut poller = poll(&config, LocalCounts::default);
+    let answers = |view: &orderd::reconcile::BrokerView, address: &str| {
+        let ready = view.queues.get("order_queue").and_then(|queue| queue.ready);
+        view.api == ApiState::Fresh && view.api_address.as_deref() == Some(address) && ready == Some(5)
+    };
+    poller.until("the second address answers", |view| answers(view, &proxy.url)).await;
+    proxy.set(NetworkCondition::Down);
+    poller.until("the third address answers", |view| answers(view, &direct)).await;
+}

@@ -24,7 +24,15 @@ pub struct Node {
 impl Node {
     /// Starts the node unless it is running, and waits until it accepts connections.
     pub fn start(name: &str) -> io::Result<Node> {
-        let env = script(&["start", name])?;
+        Node::started(name, &script(&["start", name])?)
+    }
+
+    /// Like [`Node::start`]; a new node joins the cluster of the node `first`, which is started first, or is it.
+    pub fn start_in_cluster(name: &str, first: &str) -> io::Result<Node> {
+        Node::started(name, &output(Command::new(SCRIPT).args(["start", name]).env("NODE_CLUSTER", first))?)
+    }
+
+    fn started(name: &str, env: &str) -> io::Result<Node> {
         let value = |key: &str| {
             env.lines()
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
@@ -66,10 +74,14 @@ impl Node {
 
 /// Runs `node.sh` and returns its output; on failure, its stderr is in the error.
 fn script(arguments: &[&str]) -> io::Result<String> {
-    let Output { status, stdout, stderr } = Command::new(SCRIPT).args(arguments).output()?;
+    output(Command::new(SCRIPT).args(arguments))
+}
+
+fn output(command: &mut Command) -> io::Result<String> {
+    let Output { status, stdout, stderr } = command.output()?;
     if status.success() {
         return Ok(String::from_utf8_lossy(&stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&stderr);
-    Err(io::Error::other(format!("node.sh {} failed ({status}):\n{stderr}", arguments.join(" "))))
+    Err(io::Error::other(format!("{command:?} failed ({status}):\n{stderr}")))
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use fault::FaultKind;
 use fault::plan;
 use inject::Targets;
-use producer::Producer;
+pub use producer::Producer;
 pub use report::SoakReport;
 use tokio::runtime::Runtime;
 

@@ -38,6 +38,11 @@ impl Producer {
         self.confirmed.load(Ordering::Relaxed)
     }
 
+    /// The number of confirmed orders, for another thread.
+    pub fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.confirmed)
+    }
+
     /// Publishes no further order, waits until all are confirmed and returns their number.
     pub fn stop(mut self, runtime: &Runtime) -> Outcome<u64> {
         self.stopped.store(true, Ordering::Relaxed);
