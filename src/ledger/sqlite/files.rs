@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::FILE_NAME;
 
@@ -38,6 +39,17 @@ struct OpenFile {
     inode: u64,
 }
 
+/// What a check of the files has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FilesVersion {
+    /// The size of the database.
+    pub size: u64,
+    /// When the database was modified.
+    pub modified: Option<SystemTime>,
+    /// Whether the database contains everything, because the write-ahead log is empty.
+    pub log_is_empty: bool,
+}
+
 /// A file of the ledger is not the one that was opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileReplaced {
@@ -52,7 +64,9 @@ pub(super) enum FileReplaced {
     )]
     Other { path: PathBuf, inode: u64, device: u64, found: u64, found_on: u64 },
     #[error("{path:?} was overwritten: it had {before} bytes and has {now}")]
-    Overwritten { path: PathBuf, before: u64, now: u64 },
+    Shrunk { path: PathBuf, before: u64, now: u64 },
+    #[error("{path:?} was overwritten, such as by an older copy: it lacks orders that it contained")]
+    Overwritten { path: PathBuf },
 }
 
 impl OpenFiles {
@@ -66,29 +80,32 @@ impl OpenFiles {
         Ok(OpenFiles { files: [open(database)?, open(log)?, open(index)?] })
     }
 
-    /// Checks that each path still leads to the file that was opened. Returns the size of the database. Costs three `stat`s.
-    pub fn check(&self) -> Result<u64, FileReplaced> {
-        let mut size = 0;
-        for OpenFile { path, device, inode } in self.files.iter().rev() {
-            let file = metadata(path)?;
-            let (found_on, found) = (file.dev(), file.ino());
-            if (found_on, found) != (*device, *inode) {
-                return Err(FileReplaced::Other {
-                    path: path.clone(),
-                    inode: *inode,
-                    device: *device,
-                    found,
-                    found_on,
-                });
-            }
-            size = file.len();
-        }
-        Ok(size)
+    /// The path of the database.
+    pub fn database(&self) -> &Path {
+        &self.files[0].path
     }
 
-    /// The error for a database that has shrunk although nobody has committed: it was overwritten in place.
-    pub fn overwritten(&self, before: u64, now: u64) -> FileReplaced {
-        FileReplaced::Overwritten { path: self.files[0].path.clone(), before, now }
+    /// Checks that each path still leads to the file that was opened. Costs three `stat`s.
+    pub fn check(&self) -> Result<FilesVersion, FileReplaced> {
+        // The database last, since a checkpoint changes it before it empties the log.
+        let [database, log, index] = &self.files;
+        index.check()?;
+        let log = log.check()?;
+        let database = database.check()?;
+        Ok(FilesVersion { size: database.len(), modified: database.modified().ok(), log_is_empty: log.len() == 0 })
+    }
+}
+
+impl OpenFile {
+    fn check(&self) -> Result<fs::Metadata, FileReplaced> {
+        let OpenFile { path, device, inode } = self;
+        let file = metadata(path)?;
+        let (found_on, found) = (file.dev(), file.ino());
+        if (found_on, found) != (*device, *inode) {
+            let (path, inode, device) = (path.clone(), *inode, *device);
+            return Err(FileReplaced::Other { path, inode, device, found, found_on });
+        }
+        Ok(file)
     }
 }
 
@@ -108,7 +125,7 @@ mod tests {
             fs::write(path, "content").unwrap();
         }
         let open = OpenFiles::examine(directory.path()).unwrap();
-        assert_eq!(open.check().unwrap(), 7);
+        assert_eq!(open.check().unwrap().size, 7);
         for path in &files {
             let aside = path.with_extension("aside");
             fs::rename(path, &aside).unwrap();
@@ -116,7 +133,7 @@ mod tests {
             fs::write(path, "content").unwrap();
             assert!(matches!(open.check(), Err(FileReplaced::Other { .. })));
             fs::rename(&aside, path).unwrap();
-            assert_eq!(open.check().unwrap(), 7);
+            assert_eq!(open.check().unwrap().size, 7);
         }
         fs::remove_dir_all(directory.path()).unwrap();
         assert!(matches!(open.check(), Err(FileReplaced::Missing { .. })));

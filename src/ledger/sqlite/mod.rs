@@ -11,6 +11,7 @@ mod files;
 mod monitor;
 mod open;
 mod order_sums;
+mod overwrite;
 mod prune;
 mod reader;
 mod report;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, Statement, params};
 
 use super::order_sums::OrderSums;
+use super::overwrite::COUNT_ORDERS;
 use super::prune::Pruner;
 use super::sales::{Sales, parse_amount};
 use super::schema;
@@ -47,6 +48,7 @@ pub(super) struct Statements<'c> {
     begin: Statement<'c>,
     data_version: Statement<'c>,
     page_count: Statement<'c>,
+    count_orders: Statement<'c>,
     page_size: i64,
     /// `PRAGMA data_version` when last read; it changes with every commit of another connection.
     last_data_version: i64,
@@ -76,6 +78,7 @@ impl<'c> Statements<'c> {
             data_version: connection.prepare("PRAGMA data_version")?,
             last_data_version: 0,
             page_count: connection.prepare("PRAGMA page_count")?,
+            count_orders: connection.prepare(COUNT_ORDERS)?,
             page_size: connection.query_row("PRAGMA page_size", [], |row| row.get(0))?,
             commit: connection.prepare("COMMIT")?,
             insert_order: connection.prepare(
@@ -159,6 +162,12 @@ impl<'c> Statements<'c> {
         let pages: rusqlite::Result<i64> = self.page_count.query_row([], |row| row.get(0));
         let pages = pages.map_err(|error| ledger_error("read the number of pages", error))?;
         Ok(pages.saturating_mul(self.page_size).cast_unsigned())
+    }
+
+    /// See [`COUNT_ORDERS`].
+    pub(super) fn count_orders(&mut self, since: i64) -> Result<i64, LedgerError> {
+        let counted = self.count_orders.query_row([since], |row| row.get(0));
+        counted.map_err(|error| ledger_error("count the orders", error))
     }
 
     /// Writes the aggregates' changes and commits.

@@ -77,6 +77,13 @@ fn is_recording(ledger: &SqliteLedger) -> bool {
     *ledger.state().borrow() == LedgerState::Recording
 }
 
+/// Waits until the ledger records again: it is in this state soon after the first answer.
+pub(super) async fn await_recording(ledger: &SqliteLedger) {
+    let mut state = ledger.state();
+    let recording = state.wait_for(|state| *state == LedgerState::Recording);
+    tokio::time::timeout(Duration::from_secs(60), recording).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn an_answered_order_can_be_read_by_another_program_with_its_times() {
     let directory = directory();
@@ -136,7 +143,7 @@ async fn a_full_disk_holds_the_whole_batch_until_there_is_room_again() {
     };
     let (answers, ()) = tokio::join!(answers, make_room);
     assert!(answers.iter().all(|answer| matches!(answer, Ok(New))), "{answers:?}");
-    assert!(is_recording(&ledger));
+    await_recording(&ledger).await;
     assert_eq!(totals(&directory).revenue["EUR"].total, Decimal::from(20).into(), "each sale is counted once");
 }
 
@@ -151,7 +158,7 @@ async fn a_locked_file_holds_entries_until_it_is_unlocked() {
     program.execute_batch("COMMIT").unwrap();
     assert_eq!(answer.await.unwrap(), New);
     ledger.record(notification("n-2")).await.unwrap();
-    assert!(is_recording(&ledger));
+    await_recording(&ledger).await;
     program.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let answer = ledger.record(notification("n-3"));
     assert_eq!(outage(&ledger).await, OutageCause::Locked);
@@ -172,7 +179,7 @@ async fn a_write_that_does_not_finish_is_an_outage_until_it_does() {
     program.execute_batch("COMMIT").unwrap();
     assert_eq!(answer.await.unwrap(), New);
     ledger.record(notification("n-2")).await.unwrap();
-    assert!(is_recording(&ledger));
+    await_recording(&ledger).await;
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::files::{FileReplaced, OpenFiles};
 use super::monitor::Busy;
+use super::overwrite::OverwriteDetector;
 use super::request::{Outcome, PendingEntry, Request};
 use super::statements::{RecordError, Statements};
 use super::store_error::ledger_error;
@@ -128,8 +129,7 @@ struct Writer<'c> {
     connection: &'c Connection,
     statements: Statements<'c>,
     files: OpenFiles,
-    /// The smallest size that the file can have, as long as no other program commits.
-    least_size: u64,
+    content: OverwriteDetector,
     requests: mpsc::UnboundedReceiver<Request>,
     shared: SharedState,
     tuning: Tuning,
@@ -154,8 +154,8 @@ impl<'c> Writer<'c> {
         Writer {
             connection,
             statements,
+            content: OverwriteDetector::new(&files),
             files,
-            least_size: 0,
             requests,
             shared,
             tuning,
@@ -259,22 +259,22 @@ impl<'c> Writer<'c> {
         self.outage = Some((error, failures));
     }
 
-    /// Checks that the files are those that were opened, and that the database was not overwritten in place: it never
-    /// shrinks, except after another program's `VACUUM`. That shrinks the database at its commit, and the file at a later
-    /// checkpoint, which may wait for readers: so the file may always shrink to the size of the database.
+    /// Checks that the files are those that were opened, and that the database was not overwritten in place.
     fn check_files(&mut self) -> Result<(), LedgerError> {
-        let size = self.files.check().map_err(replaced)?;
-        if size < self.least_size && !self.statements.others_have_committed()? {
-            return Err(replaced(self.files.overwritten(self.least_size, size)));
+        let files = self.files.check().map_err(replaced)?;
+        let size = files.size;
+        if self.content.has_shrunk(size) && !self.statements.others_have_committed()? {
+            return Err(replaced(self.content.shrunk(size)));
         }
-        self.least_size = size.min(self.statements.database_size()?);
-        Ok(())
+        self.content.set_size(size, self.statements.database_size()?);
+        self.content.check_content(files).map_err(replaced)?;
+        self.content.count(|since| self.statements.count_orders(since))
     }
 
     /// Begins a transaction.
     fn begin(&mut self) -> Result<(), LedgerError> {
         if self.statements.begin()? {
-            self.least_size = 0;
+            self.content.others_have_committed();
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod drain;
 mod erase;
 mod failures;
 mod forged_messages;
+mod ledger_outages;
 mod lost_topology;
 mod multiple_instances;
 mod odd_headers;

@@ -1,17 +1,11 @@
 //! Outages: nothing that waits keeps the writer from closing, entries are limited in bytes, and a writer that dies is seen.
 
 use super::super::*;
-use super::{count, directory, is_recording, other, outage, short_timeout};
+use super::{await_recording, count, directory, is_recording, other, outage, short_timeout};
+use crate::ledger::NewOrder;
 use crate::ledger::OutageCause;
 use crate::ledger::Recorded::New;
 use crate::ledger::conformance::{accept, notification, order};
-use crate::ledger::{LedgerState, NewOrder};
-
-async fn await_recording(ledger: &SqliteLedger) {
-    let mut state = ledger.state();
-    let recording = state.wait_for(|state| *state == LedgerState::Recording);
-    tokio::time::timeout(Duration::from_secs(60), recording).await.unwrap().unwrap();
-}
 
 #[tokio::test]
 async fn closing_during_an_outage_does_not_wait_however_many_entries_do() {
@@ -81,6 +75,31 @@ async fn a_writer_that_dies_is_an_outage_for_good_and_interrupts_what_waits() {
     assert!(cause == OutageCause::WriterDied && cause.is_final());
     assert!(matches!(ledger.record(notification("n-2")).await, Err(LedgerError::Closed)));
     ledger.close().await;
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_same_size_that_overwrites_the_file_in_place_is_noticed() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let (path, copy) = (directory.path().join(FILE_NAME), directory.path().join("copy.db"));
+    let now = |id: &str| accept(NewOrder { at: jiff::Timestamp::now(), ..order(id) });
+    let program = other(&directory);
+    let checkpoint = || program.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    ledger.record(now("ord-1")).await.unwrap();
+    checkpoint();
+    std::fs::copy(&path, &copy).unwrap();
+    ledger.record(now("ord-2")).await.unwrap();
+    checkpoint();
+    // The check after its commit reads the file, which then contains the second order.
+    ledger.record(notification("n-1")).await.unwrap();
+    assert_eq!(std::fs::metadata(&copy).unwrap().len(), std::fs::metadata(&path).unwrap().len());
+    let newer = std::fs::read(&path).unwrap();
+    std::fs::copy(&copy, &path).unwrap();
+    assert_eq!(outage(&ledger).await, OutageCause::FileReplaced, "noticed without a commit");
+    let answer = ledger.record(now("ord-3"));
+    std::fs::write(&path, newer).unwrap();
+    assert_eq!(answer.await.unwrap(), New, "recorded once the content is back");
+    assert_eq!(count(&program, "orders"), 3);
 }
 
 #[tokio::test]

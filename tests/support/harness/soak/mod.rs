@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use disk::Disk;
 pub use fault::FaultKind;
 use fault::plan;
 use inject::Targets;

@@ -1,0 +1,166 @@
+//! Notices that the database was overwritten in place while it is open, such as by `cp` of a backup onto it.
+//!
+//! SQLite would go on with the pages that it has cached and those in its log, and what was recorded since the backup would be
+//! lost. A file that other programs change as they may, by a checkpoint or a `VACUUM`, is never taken for overwritten.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::files::{FileReplaced, FilesVersion, OpenFiles};
+use crate::ledger::error::LedgerError;
+
+/// The shortest pause between two reads of the file. While a reader keeps the log from being emptied, each commit changes the
+/// file.
+const READ_INTERVAL: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(1) };
+/// How long to wait before a suspicious file is read again: it may have been read during another instance's checkpoint.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+
+/// What is known about the file that was opened.
+#[derive(Debug)]
+pub(super) struct OverwriteDetector {
+    path: PathBuf,
+    /// The smallest size that the file can have, as long as no other program commits.
+    least_size: u64,
+    /// When the file had been modified when it was read last.
+    modified: Option<SystemTime>,
+    read_at: Option<Instant>,
+    /// How many orders the file counted then.
+    in_file: i64,
+    /// How many orders file and log counted together, and when they were counted.
+    recorded: i64,
+    counted_at: Option<Instant>,
+    /// The first hour that is counted, in milliseconds since 1970.
+    since: i64,
+}
+
+/// Counts the orders accepted and processed in the hours since `?1`. Nothing ever decreases it: neither retention nor an
+/// erasure.
+pub(super) const COUNT_ORDERS: &str = "
+    SELECT coalesce(sum(accepted + processed), 0) FROM order_sums WHERE granularity = 'hour' AND starts_at >= ?1";
+/// How far back orders are counted from the time of opening. Counting all would take long.
+const COUNTED: SignedDuration = SignedDuration::from_hours(31 * 24);
+
+impl OverwriteDetector {
+    pub fn new(files: &OpenFiles) -> Self {
+        OverwriteDetector {
+            path: files.database().to_owned(),
+            least_size: 0,
+            modified: None,
+            read_at: None,
+            in_file: 0,
+            recorded: 0,
+            counted_at: None,
+            since: Timestamp::now().checked_sub(COUNTED).map_or(0, Timestamp::as_millisecond),
+        }
+    }
+
+    /// Counts the orders that are recorded, from time to time.
+    pub fn count(&mut self, count: impl FnOnce(i64) -> Result<i64, LedgerError>) -> Result<(), LedgerError> {
+        if is_due(self.counted_at) {
+            self.recorded = self.recorded.max(count(self.since)?);
+            self.counted_at = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Whether the file is smaller than it can be, unless another program has committed.
+    pub fn has_shrunk(&self, size: u64) -> bool {
+        size < self.least_size
+    }
+
+    pub fn shrunk(&self, size: u64) -> FileReplaced {
+        FileReplaced::Shrunk { path: self.path.clone(), before: self.least_size, now: size }
+    }
+
+    /// Another program has committed, perhaps a `VACUUM`. That shrinks the database at its commit, and the file at a later
+    /// checkpoint, which may wait for readers.
+    pub fn others_have_committed(&mut self) {
+        self.least_size = 0;
+    }
+
+    /// `size` is that of the file, `database_size` that of the database, to which the file may always shrink.
+    pub fn set_size(&mut self, size: u64, database_size: u64) {
+        self.least_size = size.min(database_size);
+    }
+
+    /// If the file was modified since it was read last, compares the number of orders in it with that number then, which
+    /// checkpoints only increase. If the log is empty, the file must contain everything that is recorded.
+    pub fn check_content(&mut self, files: FilesVersion) -> Result<(), FileReplaced> {
+        let FilesVersion { modified, log_is_empty, .. } = files;
+        if modified == self.modified || !is_due(self.read_at) {
+            return Ok(());
+        }
+        let expected = if log_is_empty { self.in_file.max(self.recorded) } else { self.in_file };
+        for last in [false, true] {
+            match counted_orders(&self.path, self.since) {
+                Ok(orders) if orders >= expected => {
+                    (self.in_file, self.modified, self.read_at) = (orders, modified, Some(Instant::now()));
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(error) if is_content(&error) => {}
+                // Such as too many open files. It is read again later.
+                Err(_) => {
+                    self.read_at = Some(Instant::now());
+                    return Ok(());
+                }
+            }
+            if !last {
+                thread::sleep(SECOND_LOOK);
+            }
+        }
+        let modified_since = std::fs::metadata(&self.path).and_then(|file| file.modified()).ok() != modified;
+        if modified_since {
+            self.read_at = Some(Instant::now());
+            return Ok(());
+        }
+        // Read again at the next check.
+        self.read_at = None;
+        Err(FileReplaced::Overwritten { path: self.path.clone() })
+    }
+}
+
+/// The orders that the file counts, without its write-ahead log.
+fn counted_orders(path: &Path, since: i64) -> rusqlite::Result<i64> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(uri(path), flags)?;
+    connection.query_row(COUNT_ORDERS, [since], |row| row.get(0))
+}
+
+fn is_due(last: Option<Instant>) -> bool {
+    last.is_none_or(|last| last.elapsed() >= READ_INTERVAL)
+}
+
+/// Immutable, so that SQLite reads the file alone and takes no lock.
+fn uri(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            _ => write!(uri, "%{byte:02X}").expect("writing to a string does not fail"),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
+/// Whether the file's content is wrong, not the reading of it.
+fn is_content(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_any_characters_can_be_opened_as_a_uri() {
+        assert_eq!(uri(Path::new("/a b/100%?#/ü.db")), "file:/a%20b/100%25%3F%23/%C3%BC.db?immutable=1");
+    }
+}
