@@ -27,7 +27,6 @@ use super::audit::{Audit, Progress, Published};
 use super::daemon::Daemon;
 use super::environment::{ADDRESSES, Environment};
 use super::interrupt;
-use disk::Disk;
 
 const POLL: Duration = Duration::from_millis(100);
 /// A run without progress for this long is stuck: longer than all delays and back-offs together, and than the 180 s after which
