@@ -23,6 +23,11 @@ pub enum Sender<'a> {
     Unverified,
 }
 
+/// The routing keys of events that only orderd publishes.
+const OWN_EVENT_KEYS: [&str; 2] = ["order.analytics.processed", "order.analytics.failed"];
+/// The ends of the message ids of events that only orderd publishes.
+const OWN_MESSAGE_IDS: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
+
 /// Where a delivery comes from, as far as the broker has verified it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Provenance<'a> {
@@ -82,6 +87,23 @@ impl Delivery {
         let original = self.message.headers.get(names::ORIGINAL_USER_ID).and_then(HeaderValue::as_text);
         let sender = original.filter(|user| !user.is_empty()).map_or(Sender::Unverified, stated);
         Provenance { sender, is_copy, generated }
+    }
+
+    /// Whether the message claims to be what only orderd publishes, without the proof: a copy of a failed message, or an event
+    /// about an order. Such a claim is not believed. It is made by the exchange, the routing key, the headers or the message id:
+    /// with `CC` and `BCC`, a message reaches queues that its routing key does not lead to.
+    pub fn is_unproven_claim(&self, exchanges: &ExchangeNames, provenance: Provenance<'_>) -> bool {
+        if provenance.is_copy || provenance.sender == Sender::Own {
+            return false;
+        }
+        let message_id = self.message.properties.message_id.as_deref().unwrap_or_default();
+        let headers = &self.message.headers;
+        *self.exchange == *exchanges.requeue
+            || self.routing_key.starts_with(ExchangeNames::FAILED_KEY) && self.last_death("exchange").is_none()
+            || headers.contains_key(names::ORIGINAL_USER_ID)
+            || headers.contains_key(names::FAILURE_KIND)
+            || OWN_MESSAGE_IDS.iter().any(|end| message_id.ends_with(end))
+            || OWN_EVENT_KEYS.contains(&self.routing_key.as_str())
     }
 
     /// A field of the newest `x-death` entry if the broker has dead-lettered this message to the failed-order queue.
@@ -185,6 +207,31 @@ mod tests {
             let copy = claiming(delivery(exchange, key, Some("orderd")), "orderd");
             assert_eq!(provenance(&copy), Provenance { sender: Sender::Own, is_copy: true, generated: None });
         }
+    }
+
+    #[test]
+    fn a_message_that_claims_to_be_orderds_own_is_counted_unless_orderds_user_published_it() {
+        let is_claim =
+            |delivery: &Delivery| delivery.is_unproven_claim(&ExchangeNames::new("orders"), provenance(delivery));
+        let with_id = |id: &str, user| {
+            let mut delivery = delivery("orders", "order.normal.created", user);
+            delivery.message.properties.message_id = Some(id.to_owned());
+            delivery
+        };
+        let claims = |user| {
+            [
+                delivery("orders.requeue", "order_queue", user),
+                delivery("orders", "order.failed.order", user),
+                delivery("orders", "order.analytics.processed", user),
+                claiming(delivery("orders", "order.normal.created", user), "orderd"),
+                with_id("ord-1/notification/processed", user),
+            ]
+        };
+        assert!(claims(Some("shop")).iter().all(is_claim) && claims(None).iter().all(is_claim));
+        assert!(!claims(Some("orderd")).iter().any(is_claim));
+        let ordinary = ["order.normal.created", "order.analytics.page_view", "order.notification.email"];
+        assert!(!ordinary.iter().any(|key| is_claim(&delivery("orders", key, Some("shop")))));
+        assert!(!is_claim(&dead(delivery("orders", "order.failed.order", Some("shop")), "orders")));
     }
 
     #[test]

@@ -149,6 +149,10 @@ pub struct DeliveryCounts {
     pub implausible_timestamps: u64,
     /// Deliveries without a `message_id`.
     pub without_message_id: u64,
+    /// Deliveries that claim to be orderd's own, without the proof.
+    pub unproven: u64,
+    /// Failures whose copy lacks some of the sender's headers, which were too large.
+    pub headers_dropped: u64,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
     /// In flight now: the number of live `DeliveryGuard`s, counted independently of the outcomes.
@@ -293,6 +297,18 @@ impl Counters {
         let count = &mut self.lock().counts.without_message_id;
         *count += 1;
         *count == 1
+    }
+
+    /// Counts a delivery that claims to be orderd's own, without the proof. Returns whether it is the first one.
+    pub(crate) fn unproven(&self) -> bool {
+        let count = &mut self.lock().counts.unproven;
+        *count += 1;
+        *count == 1
+    }
+
+    /// Counts a failure whose copy lacks some of the sender's headers.
+    pub(crate) fn headers_dropped(&self) {
+        self.lock().counts.headers_dropped += 1;
     }
 
     /// Counts a restart of the pool or of a worker.

@@ -35,7 +35,7 @@ use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
-use crate::message::{Delivery, Message, Provenance, PublishError};
+use crate::message::{Delivery, Message, Provenance, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count,
@@ -70,6 +70,13 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
     }
     let mut retries = 0;
     let provenance = guard.delivery().provenance(&context.names, &context.users, guard.generated_id());
+    if guard.delivery().is_unproven_claim(&context.names, provenance) && context.counters.unproven() {
+        let Delivery { exchange, routing_key, .. } = guard.delivery();
+        warn!(
+            consumer = %context.consumer, exchange, routing_key, sender = ?provenance.sender,
+            "a message claims to be orderd's own, but orderd's user did not publish it: it is not believed; find its sender"
+        );
+    }
     let outcome = loop {
         match attempt(&context, guard.delivery(), provenance).await {
             AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
@@ -218,6 +225,9 @@ async fn forward(
     log_failure(context, delivery, &failure);
     let failed_in = (&*context.consumer, &*context.queue);
     let copy = copy_for_failure(delivery, provenance, failed_in, failure, &context.names, Timestamp::now());
+    if copy.message.headers.contains_key(names::HEADERS_DROPPED) {
+        context.counters.headers_dropped();
+    }
     match publish(context, Arc::new([copy])).await {
         Ok(()) => DeliveryOutcome::Forwarded,
         Err(PublishError::Closed) => DeliveryOutcome::Released,

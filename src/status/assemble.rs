@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::recent::RecentActivity;
-use super::{Conservation, ConsumerStatus, FailureCount, Quantiles};
+use super::{Conservation, ConsumerStatus, FailureCount, Quantiles, SenderCounts};
 use crate::metrics::{CounterReading, Histogram, conservation};
 
 /// A registered consumer with a reading of its counters.
@@ -77,6 +77,12 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         retries,
         dead_lettered: dead_letters.values().sum(),
         dead_letters,
+        senders: SenderCounts {
+            without_message_id: counts.without_message_id,
+            implausible_timestamps: counts.implausible_timestamps,
+            unproven: counts.unproven,
+            headers_dropped: counts.headers_dropped,
+        },
         restarts: counts.restarts,
         subscriptions: reading.pool.subscriptions,
         acks_per_second: recent.acks_per_second,

@@ -196,6 +196,9 @@ pub struct ConsumerStatus {
     pub dead_lettered: u64,
     /// Dead-lettered failures by reason.
     pub dead_letters: BTreeMap<String, u64>,
+    /// What senders did that orderd copes with, but that they should change.
+    #[serde(default)]
+    pub senders: SenderCounts,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
     /// Subscriptions opened since the start.
@@ -209,6 +212,19 @@ pub struct ConsumerStatus {
     pub publish_to_ack_seconds: Option<Quantiles>,
     /// The balance of its deliveries.
     pub conservation: Conservation,
+}
+
+/// Deliveries whose senders should change something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SenderCounts {
+    /// Without a `message_id`, orders and failures excepted.
+    pub without_message_id: u64,
+    /// Completed ones whose AMQP timestamp cannot be the time of publishing.
+    pub implausible_timestamps: u64,
+    /// Those that claim to be orderd's own, without the proof.
+    pub unproven: u64,
+    /// Failures whose copy lacks some of the sender's headers, which were too large.
+    pub headers_dropped: u64,
 }
 
 /// Number of failed attempts of one kind and code.

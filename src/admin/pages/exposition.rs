@@ -110,6 +110,10 @@ impl SnapshotCollector {
             consumers().map(|consumer| (labels(consumer), consumer.reading.counts.implausible_timestamps));
         let help = "Completed deliveries whose AMQP timestamp is older than 30 days or in the future";
         writer.counters("implausible_timestamps", help, implausible)?;
+        let unproven = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.unproven));
+        writer.counters("unproven", "Deliveries that claim to be orderd's own, without the proof", unproven)?;
+        let dropped = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.headers_dropped));
+        writer.counters("headers_dropped", "Failures whose copy lacks some of the sender's headers", dropped)?;
         let in_flight = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.in_flight as f64));
         writer.gauges("in_flight", "Deliveries received and not settled", in_flight)?;
         let oldest = consumers()

@@ -9,7 +9,7 @@ use super::{reload, tables};
 use crate::cli::text::{age, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
-use crate::status::{ConsumerStatus, DaemonState, Status};
+use crate::status::{ConsumerStatus, DaemonState, SenderCounts, Status};
 
 /// Writes the whole status. Ages are relative to `now`.
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -23,6 +23,7 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
     write_counts("retries", status, |consumer| &consumer.retries, out)?;
     write_counts("dead letters", status, |consumer| &consumer.dead_letters, out)?;
     write_failures(status, out)?;
+    write_senders(status, out)?;
     write_conservation(status, out)?;
     write_findings(&status.broker, now, out)
 }
@@ -53,8 +54,13 @@ fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
             None => "CANNOT RECORD".to_owned(),
         },
     };
+    let outages = match daemon.ledger.outages {
+        0 => String::new(),
+        1 => ", 1 outage".to_owned(),
+        count => format!(", {count} outages"),
+    };
     let connections = format!(
-        "{} open, {} made since start; {publisher}; ledger {ledger}, {} commits",
+        "{} open, {} made since start; {publisher}; ledger {ledger}, {} commits{outages}",
         daemon.connections, daemon.connections_made, daemon.ledger.commits
     );
     labelled("connections", &connections, out)?;
@@ -156,6 +162,28 @@ fn write_failures(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+/// One line for each consumer with deliveries whose senders should change something.
+fn write_senders(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    for (name, consumer) in &status.consumers {
+        let SenderCounts { without_message_id, implausible_timestamps, unproven, headers_dropped } = consumer.senders;
+        let counted = [
+            (unproven, "not proven to be orderd's own"),
+            (without_message_id, "without message_id"),
+            (implausible_timestamps, "with an implausible timestamp"),
+            (headers_dropped, "with headers too large to keep"),
+        ];
+        let counted: Vec<_> =
+            counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        if !counted.is_empty() {
+            wrapped(
+                &format!("messages of {} to correct at their senders: {}", escaped(name), counted.join(", ")),
+                out,
+            )?;
+        }
+    }
+    Ok(())
+}
+
 fn write_conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let sum = |count: fn(&ConsumerStatus) -> u64| status.consumers.values().map(count).sum::<u64>();
     let equation = format!(
@@ -207,6 +235,7 @@ mod tests {
             "processed": 9_876_543, "duplicates": 12_345, "failed": 123_456, "failed_attempts": 1,
             "failures": [{"kind": "transient", "code": "a\u{9b}2J", "count": 1}], "retried": 1_234_567,
             "retries": {"10s": 1_234_000, "1m": 500, "10m": 60, "1h": 7}, "dead_lettered": 1234,
+            "senders": {"without_message_id": 5, "implausible_timestamps": 6, "unproven": 7, "headers_dropped": 8},
             "dead_letters": {"malformed": 1000, "retries_exhausted": 200, "too_old": 34}, "restarts": 123,
             "subscriptions": 9, "acks_per_second": 1234.56, "handling_seconds": quantiles, "publish_to_ack_seconds": null,
             "conservation": conservation});
@@ -240,7 +269,7 @@ mod tests {
         let daemon = json!({"version": "0.1.0", "pid": 4_194_303, "state": "running",
             "started_at": "2026-11-22T08:00:00Z", "uptime_seconds": 8e7, "config": "/etc/orderd/production/orderd.toml",
             "config_generation": 1, "last_reload": reload, "connections": 6, "connections_made": 123_456, "publisher": null,
-            "ledger": {"recording": false, "commits": 123_456_789}});
+            "ledger": {"recording": false, "commits": 123_456_789, "outages": 2}});
         serde_json::from_value(json!({"daemon": daemon, "conservation_ok": false, "consumers": consumers,
             "checks": checks,
             "broker": {"api": api, "taken_at": null, "queues": queues, "missing_queues": [],
@@ -263,6 +292,9 @@ mod tests {
             "CONSUMER WORKERS IN-FLIGHT OLDEST DONE DUPLICATE FAILED RETRIED DEAD RESTARTS RATE/S P50 P95 P99",
             "notification 1/16 1000 478ms 9876543 12345 123456 1234567 1234 123 1234.6 48.7ms 227ms 494ms",
             "ledger CANNOT RECORD",
+            "123456789 commits, 2 outages",
+            "messages of order to correct at their senders: 7 not proven to be orderd's own, 5 without message_id, 6 with an \
+             implausible timestamp, 8 with headers too large to keep",
             "consumer notification (no subscription)",
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "COUNTS DO NOT ADD UP",

@@ -79,6 +79,9 @@ fn a_producer_of_orders_cannot_forge_a_sale_a_notification_or_a_failure() {
         let codes = "SELECT DISTINCT consumer, failure_code FROM dead_letters WHERE consumer <> 'order' ORDER BY 1";
         assert_eq!(ledger.rows(codes), ["notification|sender_not_permitted", "unknown|unknown_failure"]);
         assert_eq!(count("dead_letters WHERE origin_queue IS NULL AND reason = 'no_origin'"), 2);
+        let status = orderd.status();
+        let unproven = |consumer: &str| status["consumers"][consumer]["senders"]["unproven"].as_u64().unwrap();
+        assert_eq!(["analytics", "notification", "failed"].map(unproven), [2, 2, 2]);
     }
     assert_eq!(orderd.stop(), 0);
     node.management("DELETE", &format!("/users/{user}"), "");
