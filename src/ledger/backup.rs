@@ -49,9 +49,15 @@ pub enum BackupError {
         /// The file.
         file: PathBuf,
     },
-    /// The file is the ledger.
-    #[error("{file:?} is the ledger itself: choose another file")]
+    /// The file is the ledger, or is named like one of its files.
+    #[error("{file:?} belongs to the ledger itself: choose another file")]
     IsLedger {
+        /// The file.
+        file: PathBuf,
+    },
+    /// `--force` replaces an earlier backup and nothing else.
+    #[error("{file:?} is no earlier backup, but something else, which is not replaced: choose another file")]
+    NotABackup {
         /// The file.
         file: PathBuf,
     },
@@ -110,6 +116,7 @@ impl BackupError {
         match self {
             BackupError::Exists { .. }
             | BackupError::IsLedger { .. }
+            | BackupError::NotABackup { .. }
             | BackupError::ForeignLog { .. }
             | BackupError::InProgress { .. } => true,
             BackupError::Ledger(_)

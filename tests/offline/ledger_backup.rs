@@ -1,7 +1,7 @@
 //! `orderd ledger backup`: of a ledger that is being written, and to places where no backup may be written.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -102,9 +102,10 @@ async fn a_backup_never_damages_what_is_already_there() {
     let file = target.path().join("backup.db");
     let path = file.to_str().unwrap();
 
-    fs::write(&file, "older backup").unwrap();
+    assert!(back_up(source.path(), &[path]).status.success());
+    let older = fs::read(&file).unwrap();
     assert!(refused(source.path(), &[path], 64).contains("--force"));
-    assert_eq!(fs::read_to_string(&file).unwrap(), "older backup");
+    assert_eq!(fs::read(&file).unwrap(), older);
 
     let log = target.path().join("backup.db-wal");
     fs::write(&log, "log of another database").unwrap();
@@ -116,17 +117,43 @@ async fn a_backup_never_damages_what_is_already_there() {
     assert!(refused(source.path(), &[path, "--force"], 64).contains("backup.db.partial"));
     assert_eq!(fs::read_to_string(&partial).unwrap(), "another backup");
     fs::remove_file(&partial).unwrap();
-    assert_eq!(fs::read_to_string(&file).unwrap(), "older backup");
+    assert_eq!(fs::read(&file).unwrap(), older);
 
-    let itself = source.path().join("orderd.db");
-    assert!(refused(source.path(), &[itself.to_str().unwrap(), "--force"], 64).contains("the ledger itself"));
-    refused(source.path(), &[target.path().to_str().unwrap(), "--force"], 70);
+    refused(source.path(), &[target.path().to_str().unwrap(), "--force"], 64);
     refused(source.path(), &[target.path().join("missing/backup.db").to_str().unwrap()], 70);
     assert_eq!(names(target.path()), ["backup.db"]);
 
+    ledger(source.path(), 4).await;
     assert!(back_up(source.path(), &[path, "--force"]).status.success());
     assert_eq!(names(target.path()), ["backup.db"]);
-    assert_ne!(fs::read(&file).unwrap(), b"older backup");
+    assert_ne!(fs::read(&file).unwrap(), older);
+}
+
+#[tokio::test]
+async fn a_backup_replaces_neither_a_file_of_the_ledger_nor_anything_but_a_backup() {
+    let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let running = SqliteLedger::open(source.path()).unwrap();
+    running.record(entry(1)).await.unwrap();
+    let database = source.path().join("orderd.db");
+    let place = |name: &str| target.path().join(name);
+    symlink(&database, place("link.db")).unwrap();
+    fs::hard_link(&database, place("hard.db")).unwrap();
+    symlink(source.path(), place("directory")).unwrap();
+    let of_ledger = ["orderd.db", "orderd.db-wal", "orderd.db-shm", "orderd.db-journal", "orderd.db.partial"];
+    let of_ledger = of_ledger.iter().flat_map(|name| [source.path().join(name), place("directory").join(name)]);
+    for file in of_ledger.chain([place("link.db"), place("hard.db")]) {
+        let problem = refused(source.path(), &["--force", file.to_str().unwrap()], 64);
+        assert!(problem.contains("the ledger itself"), "{problem}");
+    }
+    fs::write(place("token"), "secret").unwrap();
+    symlink(place("missing"), place("dangling")).unwrap();
+    for file in [place("token"), place("dangling"), "/dev/full".into(), "/dev/null".into()] {
+        refused(source.path(), &["--force", file.to_str().unwrap()], 64);
+    }
+    assert_eq!(fs::read_to_string(place("token")).unwrap(), "secret");
+    running.record(entry(2)).await.unwrap();
+    running.close().await;
+    assert_eq!(SqliteReader::new(source.path().to_owned()).totals_blocking().unwrap().retried, 2);
 }
 
 #[tokio::test]

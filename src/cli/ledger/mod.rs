@@ -39,7 +39,7 @@ struct BackupArgs {
     /// File to write; its directory must exist
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Replace an existing file, once the new backup is complete
+    /// Replace an earlier backup, once the new backup is complete
     #[arg(long)]
     force: bool,
     /// Output format

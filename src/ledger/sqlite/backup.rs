@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,8 @@ const PAGES_PER_STEP: i32 = 1_024;
 /// Attempts at a step that finds a lock, 10 ms apart. The backup's file has no other user, and the ledger's write-ahead log
 /// does not lock readers out except while it is created or removed.
 const LOCK_ATTEMPTS: u32 = 500;
+/// The first bytes of every SQLite database that is not empty.
+const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
 /// Mode of the backup, as of the ledger's own files.
 const FILE_MODE: u32 = 0o640;
 
@@ -57,9 +60,7 @@ pub(super) fn run(
 }
 
 fn check_target(ledger: &Path, file: &Path, force: bool) -> Result<(), BackupError> {
-    if let (Ok(ledger), Ok(target)) = (ledger.canonicalize(), file.canonicalize())
-        && ledger == target
-    {
+    if is_of_ledger(ledger, file) {
         return Err(BackupError::IsLedger { file: file.to_owned() });
     }
     for suffix in ["-wal", "-journal"] {
@@ -69,12 +70,27 @@ fn check_target(ledger: &Path, file: &Path, force: bool) -> Result<(), BackupErr
         }
     }
     match file.symlink_metadata() {
-        Ok(found) if found.is_dir() => {
-            Err(BackupError::File { action: "replace", file: file.to_owned(), source: ErrorKind::IsADirectory.into() })
-        }
+        Ok(found) if found.is_dir() => Err(BackupError::NotABackup { file: file.to_owned() }),
         Ok(_) if !force => Err(BackupError::Exists { file: file.to_owned() }),
+        Ok(found) if !found.is_file() || !is_database(file) => Err(BackupError::NotABackup { file: file.to_owned() }),
         _ => Ok(()),
     }
+}
+
+/// Whether the file is the ledger under any name, or one of the files that SQLite has beside it.
+fn is_of_ledger(ledger: &Path, file: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    let parent = |path: &Path| path.parent().map(|parent| identity(if parent == "" { Path::new(".") } else { parent }));
+    let is_beside = parent(ledger) == parent(file)
+        && file.file_name().is_some_and(|name| name.as_bytes().starts_with(FILE_NAME.as_bytes()));
+    is_beside || identity(ledger) == identity(file)
+}
+
+/// Whether a file can be an earlier backup. Only such a file is replaced.
+fn is_database(file: &Path) -> bool {
+    let mut beginning = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(SQLITE_HEADER.len() as u64).read_to_end(&mut beginning));
+    read.is_ok() && (beginning.is_empty() || beginning == SQLITE_HEADER)
 }
 
 fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
