@@ -1,22 +1,29 @@
 //! `orderd erase`: erases one customer's personal data from the ledger and the event files, while a daemon runs or not.
 //!
-//! It never contacts the daemon or the broker, and says what it cannot erase.
+//! It never contacts the daemon, and asks the broker only for the number of queued messages. It says what it cannot erase.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::output::write_json;
 use super::report::ledger_exit;
 use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::Config;
+use crate::escape::escaped;
 use crate::handlers;
 use crate::ledger::{ErasedRows, ErasureSubject};
+use crate::management::{ManagementClient, Totals};
+
+/// How long the broker may take to say how many messages its queues have.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of `orderd erase`.
 #[derive(Debug, Args)]
@@ -51,6 +58,8 @@ struct ErasureReport {
     ledger: ErasedRows,
     /// The event files with lines that were changed.
     event_files: Vec<ErasedFile>,
+    /// The queues with messages, which may contain personal data; `None` if the broker did not answer.
+    queues: Option<BTreeMap<String, u64>>,
     /// Where personal data may remain.
     not_erased: Vec<String>,
 }
@@ -95,8 +104,14 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
         }
     };
     let is_unknown = orders.is_empty() && event_files.is_empty();
-    let not_erased = not_erased(config, &unreadable, ledger.copies_remain);
-    let report = ErasureReport { dry_run: args.dry_run, orders, ledger, event_files, not_erased };
+    let queues = queues_with_messages(config).await;
+    let mut not_erased = not_erased(config, queues.as_ref(), &unreadable, ledger.copies_remain);
+    if let ErasureSubject::Customer(_) = subject {
+        let never = "failure texts of orders that were never accepted, whose customers the ledger does not know: give such an order \
+                     with --order";
+        not_erased.push(never.to_owned());
+    }
+    let report = ErasureReport { dry_run: args.dry_run, orders, ledger, event_files, queues, not_erased };
     match args.format {
         Format::Text => write_text(&report, out)?,
         Format::Json => write_json(&report, out)?,
@@ -143,11 +158,31 @@ fn erase_event_files(
     Ok((erased, unreadable, failed))
 }
 
-fn not_erased(config: &Config, unreadable: &[PathBuf], copies_remain: bool) -> Vec<String> {
+/// The number of messages in each queue of the topology that has any; `None` if the broker does not answer.
+async fn queues_with_messages(config: &Config) -> Option<BTreeMap<String, u64>> {
+    let client = ManagementClient::new(&config.management, &config.broker.virtual_host).ok()?;
+    let all = timeout(BROKER_TIMEOUT, client.totals()).await.ok()?.ok()?;
+    let topology = config.topology();
+    let own: HashSet<&str> = topology.queues().map(|queue| queue.name.as_str()).collect();
+    let messages = |totals: &Totals| totals.ready.unwrap_or(0) + totals.unacked.unwrap_or(0);
+    let queues = all.queues.iter().filter(|totals| own.contains(totals.name.as_str()) && messages(totals) > 0);
+    Some(queues.map(|totals| (totals.name.clone(), messages(totals))).collect())
+}
+
+fn not_erased(
+    config: &Config,
+    queues: Option<&BTreeMap<String, u64>>,
+    unreadable: &[PathBuf],
+    copies_remain: bool,
+) -> Vec<String> {
+    let depths: Option<Vec<_>> = queues.map(|queues| queues.iter().map(|(name, n)| format!("{name} {n}")).collect());
+    let depths = match depths {
+        None => "numbers unknown, the broker does not answer".to_owned(),
+        Some(depths) if depths.is_empty() => "none now".to_owned(),
+        Some(depths) => depths.join(", "),
+    };
     let mut places = vec![
-        "messages in the broker's queues, dead_letter_queue and unrouted_queue included: run the command again once they are \
-         processed or deleted"
-            .to_owned(),
+        format!("messages in the broker's queues ({depths}): run the command again once they are processed or deleted"),
         match &config.log.directory {
             Some(directory) => format!("log files in {directory:?}, removed by log.keep, and the journal"),
             None => "the log on standard error, such as the journal".to_owned(),
@@ -162,13 +197,13 @@ fn not_erased(config: &Config, unreadable: &[PathBuf], copies_remain: bool) -> V
 }
 
 fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
-    let ErasureReport { dry_run, orders, ledger, event_files, not_erased } = report;
+    let ErasureReport { dry_run, orders, ledger, event_files, queues: _, not_erased } = report;
     let lines: usize = event_files.iter().map(|file| file.lines).sum();
     writeln!(out, "{}", if *dry_run { "would erase (nothing was changed)" } else { "erased" })?;
     writeln!(
         out,
         "  orders         {}",
-        if orders.is_empty() { "none in the ledger".to_owned() } else { orders.join(", ") }
+        if orders.is_empty() { "none in the ledger".to_owned() } else { escaped(&orders.join(", ")) }
     )?;
     writeln!(out, "  customer ids   {}", ledger.customer_ids)?;
     writeln!(out, "  failure texts  {}", ledger.failure_texts)?;

@@ -48,8 +48,9 @@ pub enum Format {
 #[derive(Debug, Parser)]
 #[command(name = "orderd", version, about, arg_required_else_help = true, subcommand_value_name = "COMMAND", after_help = exit::after_help())]
 struct Arguments {
-    /// Configuration file [default: /etc/orderd/orderd.toml]
-    #[arg(long, short, global = true, value_name = "FILE", env = "ORDERD_CONFIG")]
+    /// Configuration file [default: $ORDERD_CONFIG, then /etc/orderd/orderd.toml]
+    // Not clap's `env`, which refuses an empty variable.
+    #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Override one setting, such as consumers.order.workers=8; may be repeated
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]

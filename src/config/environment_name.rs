@@ -40,11 +40,12 @@ impl EnvironmentName {
             Some((section, rest)) if SECTIONS.contains(&section) && !rest.is_empty() => {
                 EnvironmentName::Setting(key.to_owned())
             }
+            Some((section, "")) if SECTIONS.contains(&section) => mistyped(": it names no key".to_owned()),
             Some((section, _)) => {
                 mistyped(format!(": there is no section {section:?}{}", did_you_mean(section, SECTIONS)))
             }
             None if key == "config" || key.starts_with("test") || is_of_kubernetes(key) => EnvironmentName::Foreign,
-            None if SECTIONS.iter().any(|section| key == *section || key.starts_with(&format!("{section}_"))) => {
+            None if key.starts_with('_') || SECTIONS.iter().any(|section| begins_with_section(key, section)) => {
                 mistyped(": two underscores separate a section from its key, as in ORDERD_LOG__LEVEL".to_owned())
             }
             None => match did_you_mean(key, ["config"]) {
@@ -53,6 +54,12 @@ impl EnvironmentName {
             },
         }
     }
+}
+
+/// Whether the key's first word is the section, in singular or plural.
+fn begins_with_section(key: &str, section: &str) -> bool {
+    let word = key.split('_').next().unwrap_or_default();
+    word.trim_end_matches('s') == section.trim_end_matches('s')
 }
 
 /// The variables that Kubernetes sets in each container for a service whose name begins with `orderd`.
@@ -98,9 +105,16 @@ mod tests {
         ] {
             assert_eq!(EnvironmentName::of(name), EnvironmentName::Foreign, "{name}");
         }
-        for name in
-            ["ORDERD_LOG_LEVEL", "ORDERD_BROKER", "ORDERD_CONSUMER__ORDER__WORKERS", "ORDERD_CONFG", "ORDERD_LOG__"]
-        {
+        for name in [
+            "ORDERD__X",
+            "ORDERD_CONSUMER_ORDER_WORKERS",
+            "ORDERD_LOGS_DIR",
+            "ORDERD_LOG_LEVEL",
+            "ORDERD_BROKER",
+            "ORDERD_CONSUMER__ORDER__WORKERS",
+            "ORDERD_CONFG",
+            "ORDERD_LOG__",
+        ] {
             assert!(matches!(EnvironmentName::of(name), EnvironmentName::Mistyped(_)), "{name}");
         }
     }

@@ -137,8 +137,16 @@ impl Layers {
     /// Overrides values with the environment: `ORDERD_CONSUMERS__ORDER__WORKERS=8`, in upper or lower case. Of the other
     /// variables, those that look like a mistyped setting cause a warning.
     pub(super) fn overlay_environment(&mut self, variables: &[(OsString, OsString)], report: &Report) {
-        let mut settings: Vec<(String, &OsString)> =
-            variables.iter().filter_map(|(name, value)| Some((name.to_str()?.to_owned(), value))).collect();
+        let mut settings = Vec::new();
+        for (name, value) in variables {
+            match name.to_str() {
+                Some(name) => settings.push((name.to_owned(), value)),
+                None if name.as_encoded_bytes().to_ascii_lowercase().starts_with(b"orderd_") => {
+                    report.warning(&name.to_string_lossy(), "sets nothing: the name is not UTF-8");
+                }
+                None => {}
+            }
+        }
         settings.sort();
         for (name, value) in settings {
             let key = match EnvironmentName::of(&name) {

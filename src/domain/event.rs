@@ -16,6 +16,9 @@ use super::{Currency, Order};
 /// than 1 MiB, however large its order is.
 const MAX_EXTRA_BYTES: usize = 256 * 1024;
 
+/// The ends of the message ids of the events about an order; the order's id precedes them.
+pub const EVENT_ID_SUFFIXES: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
+
 /// An event without unknown fields.
 static NO_EXTRA: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
 

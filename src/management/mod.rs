@@ -6,6 +6,7 @@ mod observed;
 mod queries;
 
 pub(crate) use answers::Detail;
+pub(crate) use answers::Totals;
 pub use answers::{Alarm, ManagementErrorKind, MessageCounters};
 pub use client::{ManagementClient, ManagementError};
 pub use observed::{ObservedExchange, ObservedQueue, ObservedTopology};

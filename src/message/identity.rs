@@ -8,6 +8,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 
 use super::{Delivery, ExchangeNames, HeaderValue, TrustedUsers, names};
+use crate::domain::EVENT_ID_SUFFIXES;
 
 /// Longest identity, in bytes. With a suffix such as `/analytics/failed` it must fit AMQP's limit of 255 bytes.
 const MAX_IDENTITY_BYTES: usize = 200;
@@ -25,8 +26,6 @@ pub enum Sender<'a> {
 
 /// The routing keys of events that only orderd publishes.
 const OWN_EVENT_KEYS: [&str; 2] = ["order.analytics.processed", "order.analytics.failed"];
-/// The ends of the message ids of events that only orderd publishes.
-const OWN_MESSAGE_IDS: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
 
 /// Where a delivery comes from, as far as the broker has verified it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +101,7 @@ impl Delivery {
             || self.routing_key.starts_with(ExchangeNames::FAILED_KEY) && self.last_death("exchange").is_none()
             || headers.contains_key(names::ORIGINAL_USER_ID)
             || headers.contains_key(names::FAILURE_KIND)
-            || OWN_MESSAGE_IDS.iter().any(|end| message_id.ends_with(end))
+            || EVENT_ID_SUFFIXES.iter().any(|end| message_id.ends_with(end))
             || OWN_EVENT_KEYS.contains(&self.routing_key.as_str())
     }
 

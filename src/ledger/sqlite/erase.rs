@@ -2,12 +2,14 @@
 //!
 //! It never removes a row, and never changes an aggregate: an order that is delivered again stays a duplicate.
 
+use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::{FILE_NAME, open};
+use crate::domain::EVENT_ID_SUFFIXES;
 use crate::ledger::erase::{ERASED, ErasedRows, ErasureSubject};
 use crate::ledger::error::OpenError;
 
@@ -69,14 +71,13 @@ fn erase_order(connection: &Connection, order: &str, erased: &mut ErasedRows) ->
     erased.customer_ids += connection
         .execute("UPDATE orders SET customer_id = ?2 WHERE id = ?1 AND customer_id <> ?2", (order, ERASED))?;
     for table in ["attempts", "dead_letters"] {
-        // The identities of an order's events are its own with a slash and a suffix; `0` follows `/`.
-        erased.failure_texts += connection.execute(
-            &format!(
-                "UPDATE {table} SET failure_reason = ?2
-                 WHERE (identity = ?1 OR identity >= ?1 || '/' AND identity < ?1 || '0') AND failure_reason <> ?2"
-            ),
-            (order, ERASED),
-        )?;
+        // Not every identity that begins with the order's: `ord-1/2` may be another order.
+        for suffix in iter::once("").chain(EVENT_ID_SUFFIXES) {
+            erased.failure_texts += connection.execute(
+                &format!("UPDATE {table} SET failure_reason = ?2 WHERE identity = ?1 AND failure_reason <> ?2"),
+                (format!("{order}{suffix}"), ERASED),
+            )?;
+        }
     }
     Ok(())
 }
@@ -100,7 +101,7 @@ mod tests {
             assert_eq!(ledger.record(of_customer(id, customer)).await.unwrap(), Recorded::New);
         }
         ledger.record(finish("ord-1")).await.unwrap();
-        for identity in ["ord-1", "ord-1/notification/processed", "ord-10"] {
+        for identity in ["ord-1", "ord-1/notification/processed", "ord-10", "ord-1/2"] {
             ledger.record(LedgerEntry::Attempt(Box::new(attempt(identity, "order", 0)))).await.unwrap();
             ledger.record(dead_letter(attempt(identity, "order", 1))).await.unwrap();
         }
