@@ -130,6 +130,7 @@ fn handler_deps(directory: &Path) -> HandlerDeps {
     HandlerDeps {
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
+        max_body: 1 << 20,
         event_log: open("analytics"),
         channel: Arc::new(LogChannel { log: open("notifications") }),
         claims: Arc::default(),
@@ -157,6 +158,7 @@ fn context(
         bindings: Vec::new(),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         unidentified: Arc::default(),
+        max_body: 1 << 20,
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 1, delays: Vec::new(), max_age: Duration::MAX }),
         counters: Arc::new(Counters::default()),

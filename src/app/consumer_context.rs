@@ -47,6 +47,7 @@ pub(super) fn consumer_context(
         bindings: consumer.bindings.clone(),
         users: Arc::clone(&deps.users),
         unidentified,
+        max_body: deps.max_body,
         timeout: consumer.timeout,
         on_failure,
         counters,

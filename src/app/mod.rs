@@ -232,6 +232,7 @@ fn pool_deps(
     let handlers = HandlerDeps {
         names: Arc::new(config.names()),
         users: Arc::clone(connector.users()),
+        max_body: config.broker.max_body,
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         claims: Arc::default(),

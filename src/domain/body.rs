@@ -9,9 +9,6 @@ use std::io::Read;
 use flate2::read::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 
-/// Longest body after decompression, in bytes. A small compressed body can expand a thousandfold.
-pub const MAX_DECOMPRESSED_BYTES: usize = 4 << 20;
-
 /// How much the output of a decompression grows by, in bytes.
 const GROWTH: usize = 64 << 10;
 /// Longest unknown content encoding that is shown, in bytes.
@@ -36,8 +33,8 @@ pub enum BodyError {
     #[error("the body cannot be decompressed: it is damaged or incomplete {0} data")]
     Damaged(&'static str),
     /// It is too long once decompressed.
-    #[error("the decompressed body is longer than {MAX_DECOMPRESSED_BYTES} bytes")]
-    TooLong,
+    #[error("the decompressed body is longer than {0} bytes, the value of broker.max_body")]
+    TooLong(usize),
 }
 
 impl BodyError {
@@ -49,7 +46,7 @@ impl BodyError {
             | BodyError::UnknownEncoding(_)
             | BodyError::UndeclaredGzip => "unsupported_encoding",
             BodyError::Damaged(_) => "invalid_compression",
-            BodyError::TooLong => "decompressed_too_large",
+            BodyError::TooLong(_) => "decompressed_too_large",
         }
     }
 }
@@ -60,21 +57,25 @@ enum Compression {
     Deflate,
 }
 
-/// The text of a body with this `content_encoding`.
-pub fn body_text<'a>(body: &'a [u8], content_encoding: Option<&str>) -> Result<Cow<'a, str>, BodyError> {
+/// The text of a body with this `content_encoding`. A small compressed body can expand a thousandfold, so `max` limits it, in
+/// bytes.
+pub fn body_text<'a>(body: &'a [u8], content_encoding: Option<&str>, max: usize) -> Result<Cow<'a, str>, BodyError> {
     match content_encoding.map_or(Ok(None), compression)? {
         None if body.starts_with(&[0x1f, 0x8b]) => Err(BodyError::UndeclaredGzip),
         None => utf8(body).map(Cow::Borrowed),
         Some(compression) => {
             let body = match compression {
-                Compression::Gzip => gunzip(body),
-                Compression::Deflate => inflate(body, true).or_else(|error| match error {
-                    BodyError::TooLong => Err(error),
+                Compression::Gzip => gunzip(body, max),
+                Compression::Deflate => inflate(body, true, max).or_else(|error| match error {
+                    BodyError::TooLong(_) => Err(error),
                     // Some programs send deflate without the zlib header that RFC 9110 requires.
-                    _ => inflate(body, false),
+                    _ => inflate(body, false, max),
                 }),
             }?;
-            utf8(&body).map(|text| Cow::Owned(text.to_owned()))
+            let mark = body.len() - utf8(&body)?.len();
+            let mut text = String::from_utf8(body).expect("checked on the line before");
+            text.drain(..mark);
+            Ok(Cow::Owned(text))
         }
     }
 }
@@ -106,15 +107,15 @@ fn shown(content_encoding: &str) -> String {
     if is_short && content_encoding.chars().all(is_name) { format!(" {content_encoding:?}") } else { String::new() }
 }
 
-fn gunzip(body: &[u8]) -> Result<Vec<u8>, BodyError> {
+fn gunzip(body: &[u8], max: usize) -> Result<Vec<u8>, BodyError> {
     let mut text = Vec::new();
-    let mut decoder = MultiGzDecoder::new(body).take(MAX_DECOMPRESSED_BYTES as u64 + 1);
+    let mut decoder = MultiGzDecoder::new(body).take((max as u64).saturating_add(1));
     decoder.read_to_end(&mut text).map_err(|_| BodyError::Damaged("gzip"))?;
-    if text.len() > MAX_DECOMPRESSED_BYTES { Err(BodyError::TooLong) } else { Ok(text) }
+    if text.len() > max { Err(BodyError::TooLong(max)) } else { Ok(text) }
 }
 
 /// Inflates. flate2's readers accept deflate data that ends too early; this does not.
-fn inflate(body: &[u8], zlib_header: bool) -> Result<Vec<u8>, BodyError> {
+fn inflate(body: &[u8], zlib_header: bool, max: usize) -> Result<Vec<u8>, BodyError> {
     let damaged = || BodyError::Damaged("deflate");
     let (mut stream, mut text, mut rest) = (Decompress::new(zlib_header), Vec::new(), body);
     loop {
@@ -125,8 +126,8 @@ fn inflate(body: &[u8], zlib_header: bool) -> Result<Vec<u8>, BodyError> {
             .ok()
             .and_then(|count| rest.get(count..))
             .ok_or_else(damaged)?;
-        if text.len() > MAX_DECOMPRESSED_BYTES {
-            return Err(BodyError::TooLong);
+        if text.len() > max {
+            return Err(BodyError::TooLong(max));
         }
         match status {
             Status::StreamEnd if rest.is_empty() => return Ok(text),
@@ -163,6 +164,7 @@ mod tests {
 
     use super::*;
 
+    const MAX: usize = 4 << 20;
     const TEXT: &str = r#"{"id": "ä"}"#;
 
     fn gzip(text: &[u8]) -> Vec<u8> {
@@ -199,7 +201,7 @@ mod tests {
             (zlib(TEXT.as_bytes()), Some("deflate")),
             (raw_deflate(TEXT.as_bytes()), Some("DEFLATE")),
         ] {
-            assert_eq!(body_text(&body, encoding).unwrap(), TEXT, "{encoding:?}");
+            assert_eq!(body_text(&body, encoding, MAX).unwrap(), TEXT, "{encoding:?}");
         }
     }
 
@@ -226,15 +228,15 @@ mod tests {
             (cut(zlib(TEXT.as_bytes())), Some("deflate"), BodyError::Damaged("deflate")),
             (cut(raw_deflate(TEXT.as_bytes())), Some("deflate"), BodyError::Damaged("deflate")),
         ] {
-            assert_eq!(body_text(&body, encoding), Err(expected), "{encoding:?} {body:x?}");
+            assert_eq!(body_text(&body, encoding, MAX), Err(expected), "{encoding:?} {body:x?}");
         }
     }
 
     #[test]
     fn a_body_that_expands_without_end_is_refused_at_the_limit() {
-        let zeros = vec![b' '; MAX_DECOMPRESSED_BYTES + 1];
+        let zeros = vec![b' '; MAX + 1];
         for (body, encoding) in [(gzip(&zeros), "gzip"), (zlib(&zeros), "deflate"), (raw_deflate(&zeros), "deflate")] {
-            assert_eq!(body_text(&body, Some(encoding)), Err(BodyError::TooLong), "{encoding}");
+            assert_eq!(body_text(&body, Some(encoding), MAX), Err(BodyError::TooLong(MAX)), "{encoding}");
         }
     }
 }

@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 
 use super::body::{BodyError, body_text};
 use super::decimal::{DecimalError, parse_decimal};
-use super::json::{JsonError, describe, object_fields, text};
-use super::model::{MAX_EXTRA_FIELDS, Order, OrderId, RuleError, TextField};
+use super::json::{JsonError, OtherFields, describe, object_fields, text};
+use super::model::{MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS, Order, OrderId, RuleError, TextField};
 
 const FIELDS: &[&str; 10] =
     &["id", "product", "quantity", "price", "priority", "customer_id", "email", "currency", "placed_at", "notify"];
@@ -173,20 +173,25 @@ fn usual_notation(text: &str) -> String {
 }
 
 impl Order {
-    /// Decodes a message body.
+    /// Decodes a message body that is not compressed.
     ///
     /// # Errors
     /// [`DecodeError`].
-    pub fn decode(body: &[u8], content_encoding: Option<&str>) -> Result<Self, DecodeError> {
-        Self::from_json(&body_text(body, content_encoding)?)
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        Self::from_json(&body_text(body, None, body.len())?)
     }
 
-    fn from_json(json: &str) -> Result<Self, DecodeError> {
-        let fields = object_fields(json, FIELDS, MAX_EXTRA_FIELDS)?;
+    /// Decodes the text of a message body.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn from_json(json: &str) -> Result<Self, DecodeError> {
+        let others = OtherFields { max_count: MAX_EXTRA_FIELDS, max_bytes: MAX_EXTRA_BYTES };
+        let fields = object_fields(json, FIELDS, others)?;
         let field = |index: usize| Field { name: FIELDS[index], raw: fields.named[index] };
         let [id, product, quantity, price, priority] = [0, 1, 2, 3, 4].map(field);
         let [customer_id, email, currency, placed_at, notify] = [5, 6, 7, 8, 9].map(field);
-        let mut dropped = fields.has_more.then_some(RuleError::TooManyFields);
+        let mut dropped = (fields.others_count > MAX_EXTRA_FIELDS).then_some(RuleError::TooManyFields);
         let id_text = id.id(id.required()?)?;
         let product_text = text(product.required()?).ok_or_else(|| product.wrong("a text"))?.into_owned();
         let customer_text = customer_id.optional().map(|raw| customer_id.id(raw)).transpose()?;
@@ -203,6 +208,7 @@ impl Order {
             placed_at: placed_at.time()?,
             notify: notify.optional_text()?,
             extra: fields.others,
+            extra_dropped: fields.others_dropped,
             dropped,
         })
     }
@@ -220,7 +226,7 @@ mod tests {
             None => fields.push((field, json)),
         }
         let fields: Vec<String> = fields.iter().map(|(name, json)| format!("\"{name}\":{json}")).collect();
-        Order::decode(format!("{{{}}}", fields.join(",")).as_bytes(), None)
+        Order::decode(format!("{{{}}}", fields.join(",")).as_bytes())
     }
 
     #[test]
@@ -307,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_not_an_order_is_refused_in_plain_words() {
-        let decode = |body: &str| Order::decode(body.as_bytes(), None).unwrap_err().to_string();
+        let decode = |body: &str| Order::decode(body.as_bytes()).unwrap_err().to_string();
         for (body, expected) in [
             ("", "the text is empty, it must be a JSON object"),
             (" \n", "the text is empty, it must be a JSON object"),

@@ -12,15 +12,8 @@ use serde_json::value::RawValue;
 
 use super::{Currency, Order};
 
-/// The most that an analytics event contains of the fields that orderd does not know, in bytes. With it, every event is smaller
-/// than 1 MiB, however large its order is.
-const MAX_EXTRA_BYTES: usize = 256 * 1024;
-
 /// The ends of the message ids of the events about an order; the order's id precedes them.
 pub const EVENT_ID_SUFFIXES: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
-
-/// An event without unknown fields.
-static NO_EXTRA: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
 
 /// The body of `order.notification.<channel>`: a message for the customer.
 #[derive(Debug, Serialize)]
@@ -78,7 +71,7 @@ pub struct AnalyticsEvent<'a> {
     /// or `at` in an order has another meaning than here.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: &'a BTreeMap<String, Box<RawValue>>,
-    /// Set if `extra` was left out because it is larger than [`MAX_EXTRA_BYTES`].
+    /// Set if `extra` was left out because it is larger than [`MAX_EXTRA_BYTES`](super::model::MAX_EXTRA_BYTES).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub extra_dropped: bool,
 }
@@ -103,9 +96,6 @@ impl<'a> Notification<'a> {
 impl<'a> AnalyticsEvent<'a> {
     /// The event for a processed order, with its checked total.
     pub fn processed(order: &'a Order, total: Decimal, currency: Currency, at: Timestamp) -> Self {
-        // A name takes up to six times its bytes in JSON: `\u0001`.
-        let bytes: usize = order.extra.iter().map(|(name, value)| 6 * name.len() + value.get().len()).sum();
-        let extra_dropped = bytes > MAX_EXTRA_BYTES;
         AnalyticsEvent {
             event: "processed",
             order_id: order.id.as_str(),
@@ -118,8 +108,8 @@ impl<'a> AnalyticsEvent<'a> {
             customer_id: order.customer_id.as_deref(),
             placed_at: order.placed_at,
             at,
-            extra: if extra_dropped { &NO_EXTRA } else { &order.extra },
-            extra_dropped,
+            extra: &order.extra,
+            extra_dropped: order.extra_dropped,
         }
     }
 }
@@ -141,10 +131,11 @@ pub struct Sale {
 
 #[cfg(test)]
 mod tests {
+    use super::super::model::MAX_EXTRA_BYTES;
     use super::*;
 
     fn events(order: &str) -> [String; 2] {
-        let order = Order::decode(order.as_bytes(), None).unwrap();
+        let order = Order::decode(order.as_bytes()).unwrap();
         let (total, currency) = order.check().unwrap();
         let at = "2026-11-22T08:00:01.5Z".parse().unwrap();
         let notification = serde_json::to_string(&Notification::processed(&order, total, currency)).unwrap();

@@ -46,23 +46,39 @@ fn line_prefix(line: usize) -> String {
 pub struct ObjectFields<'a, const N: usize> {
     /// The named fields, in the order of the names.
     pub named: [Option<&'a RawValue>; N],
-    /// Other fields, as far as they were asked for. If one is given twice, the last.
+    /// The other fields. If one is given twice, the last. Empty if they exceed their limits.
     pub others: BTreeMap<String, Box<RawValue>>,
-    /// There are more other fields than were asked for.
-    pub has_more: bool,
+    /// There are other fields that were not kept.
+    pub others_dropped: bool,
+    /// How many other fields the object has.
+    pub others_count: usize,
 }
 
-/// Reads an object: the named fields, and at most `max_others` others.
+/// How much is kept of the fields that are not named.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherFields {
+    /// How many.
+    pub max_count: usize,
+    /// Their names and values as JSON, in bytes.
+    pub max_bytes: usize,
+}
+
+impl OtherFields {
+    /// Keeps none.
+    pub const NONE: OtherFields = OtherFields { max_count: 0, max_bytes: 0 };
+}
+
+/// Reads an object: the named fields, and the others within their limits.
 pub fn object_fields<'a, const N: usize>(
     text: &'a str,
     names: &'static [&'static str; N],
-    max_others: usize,
+    others: OtherFields,
 ) -> Result<ObjectFields<'a, N>, JsonError> {
     if text.trim_ascii().is_empty() {
         return Err(JsonError::Empty);
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    let (fields, twice) = ObjectSeed { names, max_others }.deserialize(&mut json).map_err(|error| {
+    let (fields, twice) = ObjectSeed { names, limits: others }.deserialize(&mut json).map_err(|error| {
         if error.is_data() { JsonError::NotAnObject(describe(text.trim_ascii())) } else { syntax_error(text, &error) }
     })?;
     json.end().map_err(|error| JsonError::Syntax {
@@ -124,7 +140,7 @@ pub fn text(raw: &str) -> Option<Cow<'_, str>> {
 
 struct ObjectSeed<const N: usize> {
     names: &'static [&'static str; N],
-    max_others: usize,
+    limits: OtherFields,
 }
 
 impl<'de, const N: usize> DeserializeSeed<'de> for ObjectSeed<N> {
@@ -144,10 +160,11 @@ impl<'de, const N: usize> Visitor<'de> for ObjectSeed<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = ObjectFields { named: [None; N], others: BTreeMap::new(), has_more: false };
-        let mut twice = None;
+        let (others, others_dropped, others_count) = (BTreeMap::new(), false, 0);
+        let mut fields = ObjectFields { named: [None; N], others, others_dropped, others_count };
+        let (mut twice, mut bytes) = (None, 0);
         loop {
-            let keeps_others = fields.others.len() < self.max_others;
+            let keeps_others = fields.others_count < self.limits.max_count && !fields.others_dropped;
             match map.next_key_seed(KeySeed { names: self.names, keeps_others })? {
                 None => return Ok((fields, twice)),
                 Some(Key::Named(index)) => {
@@ -156,11 +173,20 @@ impl<'de, const N: usize> Visitor<'de> for ObjectSeed<N> {
                     }
                 }
                 Some(Key::Other(name)) => {
-                    fields.others.insert(name, map.next_value()?);
+                    fields.others_count += 1;
+                    let value: &RawValue = map.next_value()?;
+                    // A name takes up to six times its bytes in JSON: `\u0001`.
+                    bytes += 6 * name.len() + value.get().len();
+                    if bytes <= self.limits.max_bytes {
+                        fields.others.insert(name, value.to_owned());
+                    } else {
+                        (fields.others, fields.others_dropped) = (BTreeMap::new(), true);
+                    }
                 }
                 Some(Key::Ignored) => {
                     map.next_value::<IgnoredAny>()?;
-                    fields.has_more = true;
+                    fields.others_count += 1;
+                    (fields.others, fields.others_dropped) = (BTreeMap::new(), true);
                 }
             }
         }

@@ -10,9 +10,9 @@ mod exact_sum;
 mod json;
 mod model;
 
-pub use body::{BodyError, MAX_DECOMPRESSED_BYTES, body_text};
+pub use body::{BodyError, body_text};
 pub use decode::DecodeError;
 pub use event::{AnalyticsEvent, EVENT_ID_SUFFIXES, Notification, Sale};
 pub use exact_sum::{ExactSum, InvalidSum};
-pub use json::{JsonError, ObjectFields, object_fields, text};
+pub use json::{JsonError, ObjectFields, OtherFields, object_fields, text};
 pub use model::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, Order, OrderId, RuleError, TextField};

@@ -25,6 +25,10 @@ pub const MAX_EMAIL_BYTES: usize = 320;
 /// Most fields of one order that orderd does not know. A field costs more memory than the bytes it has in the body.
 pub const MAX_EXTRA_FIELDS: usize = 1_000;
 
+/// Most bytes of an order's unknown fields, as JSON. Beyond it none is kept: events contain them, and so every event is smaller
+/// than 1 MiB.
+pub const MAX_EXTRA_BYTES: usize = 256 * 1024;
+
 /// Most items in one order. No real order has more, and a sum of quantities, which has 64 bits, has room for nine
 /// million such orders.
 pub const MAX_QUANTITY: i64 = 1_000_000_000_000;
@@ -260,8 +264,10 @@ pub struct Order {
     pub placed_at: Option<Timestamp>,
     /// The channel to notify the customer by: one word of a routing key, such as `email` or `sms`.
     pub notify: Option<String>,
-    /// Fields that this version does not know, unchanged.
+    /// Fields that this version does not know, unchanged. Empty if they have more than [`MAX_EXTRA_BYTES`].
     pub extra: BTreeMap<String, Box<RawValue>>,
+    /// The order has unknown fields that are not in `extra`.
+    pub extra_dropped: bool,
     /// The rule that a part of the order breaks which was not kept.
     pub(super) dropped: Option<RuleError>,
 }
@@ -330,7 +336,7 @@ mod tests {
     use super::*;
 
     fn order(json: &str) -> Result<Order, DecodeError> {
-        Order::decode(json.as_bytes(), None)
+        Order::decode(json.as_bytes())
     }
 
     #[test]
@@ -346,7 +352,7 @@ mod tests {
         let order = order(r#"{"id":1,"product":"p","quantity":3,"price":0.1}"#).unwrap();
         assert_eq!(order.check().unwrap().0.to_string(), "0.3");
         let long = r#"{"id":1,"product":"p","quantity":1,"price":9007199254740993.01}"#;
-        assert_eq!(super::Order::decode(long.as_bytes(), None).unwrap().price.to_string(), "9007199254740993.01");
+        assert_eq!(super::Order::decode(long.as_bytes()).unwrap().price.to_string(), "9007199254740993.01");
     }
 
     #[test]
@@ -356,14 +362,22 @@ mod tests {
     }
 
     #[test]
+    fn unknown_fields_that_are_too_long_for_events_are_not_kept() {
+        let note = "x".repeat(MAX_EXTRA_BYTES);
+        let json = format!(r#"{{"id":1,"gift":1,"note":"{note}","a":1,"product":"p","quantity":1,"price":1}}"#);
+        let order = order(&json).unwrap();
+        assert!(order.extra.is_empty() && order.extra_dropped && order.check().is_ok());
+    }
+
+    #[test]
     fn invalid_utf_8_is_malformed_anywhere_in_the_body() {
         let valid = br#"{"id":1,"product":"p","quantity":1,"price":1,"gift":"g","_":0} "#;
-        assert!(Order::decode(valid, None).is_ok());
+        assert!(Order::decode(valid).is_ok());
         for place in [br#"p""#.as_slice(), br#"g""#, b"_", b" "] {
             let at = valid.windows(place.len()).rposition(|window| window == place).unwrap();
             let mut body = valid.to_vec();
             body[at] = 0xff;
-            assert!(Order::decode(&body, None).is_err(), "{}", String::from_utf8_lossy(&body));
+            assert!(Order::decode(&body).is_err(), "{}", String::from_utf8_lossy(&body));
         }
     }
 
@@ -390,7 +404,7 @@ mod tests {
     fn a_broken_rule_has_its_code() {
         let code = |fields: &str| {
             let body = format!(r#"{{"id":1,"product":"p",{fields}}}"#);
-            super::Order::decode(body.as_bytes(), None).unwrap().check().unwrap_err().code()
+            super::Order::decode(body.as_bytes()).unwrap().check().unwrap_err().code()
         };
         assert_eq!(code(r#""quantity":0,"price":1"#), "invalid_quantity");
         assert_eq!(code(r#""quantity":-4,"price":1"#), "invalid_quantity");
@@ -404,7 +418,7 @@ mod tests {
     fn a_text_that_is_too_long_is_a_broken_rule_and_not_a_wrong_shape() {
         let code = |id: &str, product: &str, more: &str| {
             let body = format!(r#"{{"id":"{id}","product":"{product}","quantity":1,"price":1{more}}}"#);
-            super::Order::decode(body.as_bytes(), None).unwrap().check().map_err(|error| error.code())
+            super::Order::decode(body.as_bytes()).unwrap().check().map_err(|error| error.code())
         };
         let long = |bytes| "x".repeat(bytes);
         assert!(code(&long(200), &long(1024), "").is_ok());
@@ -429,7 +443,7 @@ mod tests {
     fn an_invalid_notification_channel_falls_back_to_email() {
         let with = |notify: &str| {
             let body = format!(r#"{{"id":1,"product":"p","quantity":1,"price":1,"notify":{notify}}}"#);
-            super::Order::decode(body.as_bytes(), None).unwrap().notification_channel().to_owned()
+            super::Order::decode(body.as_bytes()).unwrap().notification_channel().to_owned()
         };
         assert_eq!(with(r#""sms""#), "sms");
         assert_eq!(with(r#""a.b""#), "email");

@@ -46,13 +46,18 @@ impl HandlerFactory for AnalyticsFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(AnalyticsHandler { event_log: deps.event_log.clone(), claims: Arc::clone(&deps.claims) })
+        Arc::new(AnalyticsHandler {
+            event_log: deps.event_log.clone(),
+            claims: Arc::clone(&deps.claims),
+            max_body: deps.max_body,
+        })
     }
 }
 
 struct AnalyticsHandler {
     event_log: EventLog,
     claims: Arc<Claims>,
+    max_body: usize,
 }
 
 /// The body of an event of a processed order.
@@ -98,7 +103,7 @@ fn invalid_sale(reason: String) -> Failure {
 
 impl AnalyticsHandler {
     async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
+        let body = &*input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
         let name = last_word_of_routing_key(input);
         let is_own = input.provenance.sender == Sender::Own;
         let (order_id, sale) = read(name, is_own, body)?;
@@ -207,7 +212,8 @@ mod tests {
     fn handler(directory: &std::path::Path) -> AnalyticsHandler {
         let (directory, name, suffix) = (directory.to_owned(), "analytics", "jsonl");
         let files = Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE };
-        AnalyticsHandler { event_log: EventLog::start(files).unwrap().0, claims: Arc::default() }
+        let event_log = EventLog::start(files).unwrap().0;
+        AnalyticsHandler { event_log, claims: Arc::default(), max_body: 1 << 20 }
     }
 
     fn page_view() -> Delivery {

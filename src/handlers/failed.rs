@@ -14,7 +14,7 @@ use tracing::{error, warn};
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
-use crate::domain::{OrderId, object_fields};
+use crate::domain::{OrderId, OtherFields, object_fields};
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
@@ -48,7 +48,11 @@ impl HandlerFactory for FailedFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(FailedHandler { names: Arc::clone(&deps.names), origin_consumers: deps.origin_consumers.clone() })
+        Arc::new(FailedHandler {
+            names: Arc::clone(&deps.names),
+            origin_consumers: deps.origin_consumers.clone(),
+            max_body: deps.max_body,
+        })
     }
 }
 
@@ -56,6 +60,7 @@ struct FailedHandler {
     names: Arc<ExchangeNames>,
     /// By queue.
     origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
+    max_body: usize,
 }
 
 /// The body of the event `order.analytics.failed`.
@@ -95,7 +100,7 @@ impl FailedHandler {
         let consumer = history.origin.as_ref().and_then(|origin| consumers.get(&origin.queue));
         let carries_orders = consumer.is_some_and(|consumer| consumer.carries_orders);
         let identity =
-            if carries_orders { order_identity(delivery, provenance) } else { delivery.identity(provenance) };
+            if carries_orders { self.order_identity(delivery, provenance) } else { delivery.identity(provenance) };
         let failed = FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy };
         let policy = consumer.map(|consumer| &consumer.policy);
         match (decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(history), now), history.origin.as_ref())
@@ -141,6 +146,16 @@ impl FailedHandler {
             false => HandlerOutcome::DeadLetteredByBroker { consumer, reason },
         };
         HandlerOutput { outcome, emit: emit.into(), record: Some(LedgerEntry::DeadLetter(Box::new(dead))) }
+    }
+
+    /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
+    fn order_identity(&self, delivery: &Delivery, provenance: Provenance<'_>) -> String {
+        let id = || {
+            let json = delivery.message.text(self.max_body).ok()?;
+            let [id] = object_fields(&json, &["id"], OtherFields::NONE).ok()?.named;
+            serde_json::from_str::<OrderId>(id?.get()).ok()
+        };
+        id().map_or_else(|| delivery.identity(provenance), |id| id.as_str().to_owned())
     }
 }
 
@@ -253,16 +268,6 @@ impl FailedMessage<'_> {
     }
 }
 
-/// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
-fn order_identity(delivery: &Delivery, provenance: Provenance<'_>) -> String {
-    let id = || {
-        let json = delivery.message.text().ok()?;
-        let [id] = object_fields(&json, &["id"], 0).ok()?.named;
-        serde_json::from_str::<OrderId>(id?.get()).ok()
-    };
-    id().map_or_else(|| delivery.identity(provenance), |id| id.as_str().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,7 +297,8 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_published_as_a_copy_is_recorded_with_its_reason_and_dead_lettered_by_the_broker() {
         let (_sender, origin_consumers) = watch::channel(BTreeMap::new());
-        let handler = FailedHandler { names: Arc::new(ExchangeNames::new("orders")), origin_consumers };
+        let handler =
+            FailedHandler { names: Arc::new(ExchangeNames::new("orders")), origin_consumers, max_body: 1 << 20 };
         let (too_large, whole) = (delivery(60 << 20), delivery(0));
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
         let memory = MemoryLedger::default();

@@ -54,6 +54,8 @@ pub struct HandlerDeps {
     pub names: Arc<ExchangeNames>,
     /// The broker users whose messages count as orderd's own.
     pub users: Arc<TrustedUsers>,
+    /// The longest text that a body may have once it is decompressed, in bytes: `broker.max_body`.
+    pub max_body: usize,
     /// The file of the analytics events.
     pub event_log: EventLog,
     /// Delivers notifications.

@@ -15,7 +15,7 @@ use super::claim::Claims;
 use super::event_log::event_line;
 use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure};
 use crate::config::{MessageKind, Section};
-use crate::domain::{OrderId, object_fields, text};
+use crate::domain::{OrderId, OtherFields, object_fields, text};
 use crate::ledger::{LedgerEntry, NewNotification, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
@@ -78,19 +78,24 @@ impl HandlerFactory for NotificationFactory {
     fn read(_section: &mut Section<'_>) {}
 
     fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
-        Arc::new(NotificationHandler { channel: Arc::clone(&deps.channel), claims: Arc::clone(&deps.claims) })
+        Arc::new(NotificationHandler {
+            channel: Arc::clone(&deps.channel),
+            claims: Arc::clone(&deps.claims),
+            max_body: deps.max_body,
+        })
     }
 }
 
 struct NotificationHandler {
     channel: Arc<dyn Channel>,
     claims: Arc<Claims>,
+    max_body: usize,
 }
 
 /// The order id and the email address in a JSON object, if it has them. Other producers may use these names with another
 /// meaning, so values of the wrong type are ignored.
 pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option<String>), Failure> {
-    let fields = object_fields(object, &["order_id", "email"], 0)
+    let fields = object_fields(object, &["order_id", "email"], OtherFields::NONE)
         .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_event", error.to_string()))?;
     let [order_id, email] = fields.named.map(|field| field.map(RawValue::get));
     let id = |raw| serde_json::from_str::<OrderId>(raw).ok().map(|id| id.as_str().to_owned());
@@ -100,7 +105,7 @@ pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         check_sender(input)?;
-        let body = &*input.delivery.message.text().map_err(|error| body_failure(&error))?;
+        let body = &*input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
         let (order_id, email) = order_id_and_email(body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
@@ -194,7 +199,11 @@ mod tests {
 
     fn test_env() -> TestEnv {
         let channel = Arc::new(CountingChannel::default());
-        let handler = NotificationHandler { channel: Arc::clone(&channel) as Arc<dyn Channel>, claims: Arc::default() };
+        let handler = NotificationHandler {
+            channel: Arc::clone(&channel) as Arc<dyn Channel>,
+            claims: Arc::default(),
+            max_body: 1 << 20,
+        };
         TestEnv { channel, handler, ledger: MemoryLedger::default() }
     }
 

@@ -25,12 +25,12 @@ pub struct Message {
 }
 
 impl Message {
-    /// The body as text, decompressed if `content_encoding` says so.
+    /// The body as text, decompressed if `content_encoding` says so; the decompressed text may have `max` bytes.
     ///
     /// # Errors
     /// [`BodyError`].
-    pub fn text(&self) -> Result<Cow<'_, str>, BodyError> {
-        body_text(&self.body, self.properties.content_encoding.as_deref())
+    pub fn text(&self, max: usize) -> Result<Cow<'_, str>, BodyError> {
+        body_text(&self.body, self.properties.content_encoding.as_deref(), max)
     }
 }
 

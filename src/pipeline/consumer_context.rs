@@ -35,6 +35,8 @@ pub struct ConsumerContext {
     pub users: Arc<TrustedUsers>,
     /// Identities of the messages without a `message_id`.
     pub unidentified: Arc<UnidentifiedDeliveries>,
+    /// The longest text that a body may have once it is decompressed, in bytes: `broker.max_body`.
+    pub max_body: usize,
     /// The handler's deadline for one attempt. Time in which it waits for the ledger does not count.
     pub timeout: Duration,
     /// What happens when the handler fails.

@@ -35,7 +35,7 @@ use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
-use crate::message::{Delivery, Message, Provenance, PublishError, names};
+use crate::message::{Delivery, Provenance, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count,
@@ -243,8 +243,8 @@ async fn forward(
 
 /// Logs a failed delivery, with the order's fields if the message is an order.
 fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure) {
-    let Message { properties, body, .. } = &delivery.message;
-    let order = Order::decode(body, properties.content_encoding.as_deref()).ok();
+    let text = delivery.message.text(context.max_body);
+    let order = text.ok().and_then(|text| Order::from_json(&text).ok());
     let order = order.as_ref();
     let (quantity, price) = order.map(Order::shown_amounts).unzip();
     warn!(

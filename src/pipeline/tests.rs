@@ -343,6 +343,7 @@ impl TestEnv {
             bindings: Vec::new(),
             users: Arc::new(crate::message::TrustedUsers::known("orderd")),
             unidentified: Arc::default(),
+            max_body: 1 << 20,
             timeout: Duration::from_secs(30),
             on_failure,
             counters: Arc::clone(&counters),

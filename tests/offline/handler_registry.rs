@@ -113,6 +113,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
     let deps = HandlerDeps {
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(TrustedUsers::known("orderd")),
+        max_body: 1 << 20,
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
         claims: Arc::default(),

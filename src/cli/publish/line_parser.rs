@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::input_lines::MAX_LINE_BYTES;
-use crate::domain::{self, DecodeError, Order, RuleError, body_text, object_fields};
+use crate::domain::{self, DecodeError, Order, OtherFields, RuleError, body_text, object_fields};
 use crate::message::{Message, Properties, Publication};
 
 /// Maximum length of a message id, in bytes: AMQP's limit for a short string.
@@ -63,7 +63,7 @@ impl LineParser {
 }
 
 fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineError> {
-    let order = Order::decode(body, None)?;
+    let order = Order::decode(body)?;
     order.check()?;
     let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
     Ok((Some(order.id.as_str().to_owned()), key))
@@ -71,8 +71,8 @@ fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineE
 
 /// The id of a JSON object: its `message_id`, else its `id`, if that is a text or a number of a valid length.
 fn raw_id(body: &[u8]) -> Result<Option<String>, LineError> {
-    let json = body_text(body, None).map_err(DecodeError::from)?;
-    let fields = object_fields(&json, &["message_id", "id"], 0).map_err(DecodeError::from)?;
+    let json = body_text(body, None, body.len()).map_err(DecodeError::from)?;
+    let fields = object_fields(&json, &["message_id", "id"], OtherFields::NONE).map_err(DecodeError::from)?;
     let id = fields.named.into_iter().flatten().find_map(|raw| match raw.get() {
         text if text.starts_with('"') => domain::text(text).map(|text| text.into_owned()),
         number if number.starts_with(['-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']) => {

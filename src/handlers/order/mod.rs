@@ -14,11 +14,11 @@ use tracing::{debug, warn};
 
 use self::fault_injection::{FaultInjection, FaultKind};
 use super::event_publication::event;
-use super::{HandlerDeps, HandlerFactory};
+use super::{HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
 use crate::ledger::{LedgerEntry, NewOrder, Recorded};
-use crate::message::{ExchangeNames, Message, Publication};
+use crate::message::{ExchangeNames, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
@@ -54,20 +54,22 @@ impl HandlerFactory for OrderFactory {
         if faults.is_on() {
             warn!(consumer, ?faults, "faults are injected on purpose: not for production");
         }
-        Arc::new(OrderHandler { names: Arc::clone(&deps.names), faults })
+        Arc::new(OrderHandler { names: Arc::clone(&deps.names), faults, max_body: deps.max_body })
     }
 }
 
 struct OrderHandler {
     names: Arc<ExchangeNames>,
     faults: FaultInjection,
+    max_body: usize,
 }
 
 impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let Message { properties, body, .. } = &input.delivery.message;
-        let order = Order::decode(body, properties.content_encoding.as_deref())
+        let text = input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
+        let order = Order::from_json(&text)
             .map_err(|error| Failure::new(FailureKind::Malformed, error.code(), error.to_string()))?;
+        drop(text);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let (quantity, price) = order.shown_amounts();
             debug!(

@@ -163,6 +163,7 @@ async fn safe_mode_continues_in_the_pool_that_replaces_a_drained_one() {
         bindings: Vec::new(),
         users: Arc::new(crate::message::TrustedUsers::known("orderd")),
         unidentified: Arc::default(),
+        max_body: 1 << 20,
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::KeepRetrying,
         counters: Arc::clone(&env.counters),

@@ -80,6 +80,7 @@ fn start_pool(
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),
         users: Arc::new(orderd::message::TrustedUsers::known("orderd")),
+        max_body: 1 << 20,
         unidentified: Arc::default(),
         timeout: Duration::from_secs(600),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 0, delays: Vec::new(), max_age: Duration::MAX }),
