@@ -2,6 +2,7 @@
 //!
 //! A daemon that was stopped for a while finds requests of clients that are gone. Their connections look open until the end of
 //! the stream is read, so the socket itself is asked. It never takes data out of a connection.
+//! The socket also says whether the client has sent something that is still unread.
 
 use std::io;
 use std::net::TcpStream;
@@ -31,6 +32,11 @@ impl Caller {
 }
 
 impl CallerHandle {
+    /// Whether the client has sent something that was not read yet.
+    pub(super) fn has_unread_data(&self) -> bool {
+        self.0.upgrade().is_some_and(|stream| stream.peek(&mut [0]).is_ok_and(|bytes| bytes > 0))
+    }
+
     /// `false` once the client has closed its end, or the connection is no longer served.
     pub(super) fn is_waiting(&self) -> bool {
         let Some(stream) = self.0.upgrade() else { return false };

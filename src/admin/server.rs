@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use super::caller::Caller;
+use super::caller::{Caller, CallerHandle};
 use super::guard::{AccessGuard, RequiredToken};
 use super::routes;
 use crate::config::{self, CommandToken};
@@ -32,8 +32,10 @@ use crate::status::StatusRegistry;
 /// Connections open at a time. At the limit, the oldest one that waits for its client makes room for a new one, so clients that
 /// only stay connected, send a byte now and then, or do not read their answers keep no others out. Room is always left: at
 /// most [`routes::MAX_ANSWERS`] connections are kept whatever happens, and health checks are answered at once.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 128;
 const _: () = assert!(routes::MAX_ANSWERS * 2 < MAX_CONNECTIONS);
+/// How long a client is waited for at least, however many others connect: it may be on another continent.
+const MIN_WAIT: Duration = Duration::from_millis(150);
 /// How long a request's head may take to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the client may take to receive the answer.
@@ -138,14 +140,16 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = tasks.join_next() => connections.retain(|connection| !connection.task.is_finished()),
-            // Every connection had an answer in progress; by now one may be evicted.
+            // No connection could be evicted; by now one may.
             () = sleep(EVICTION_RETRY_DELAY), if full => {}
             accepted = listener.accept(), if !full => match accepted {
                 Ok((stream, peer)) => {
                     debug!(%peer, "admin connection");
-                    let waiting = WaitingSince::default();
-                    let task = tasks.spawn(serve_connection(stream, router.clone(), waiting.clone(), stop.clone()));
-                    connections.push(Connection { waiting, task });
+                    // An error means that the client is gone, or that there are no file descriptors left.
+                    let Ok((stream, caller)) = Caller::split(stream) else { continue };
+                    let (client, state) = (caller.handle(), ConnectionState::default());
+                    let serving = serve_connection(stream, caller, router.clone(), state.clone(), stop.clone());
+                    connections.push(Connection { state, client, task: tasks.spawn(serving) });
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept an admin connection");
@@ -160,52 +164,80 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
 
 /// An open connection.
 struct Connection {
-    waiting: WaitingSince,
+    state: ConnectionState,
+    client: CallerHandle,
     task: AbortHandle,
 }
 
-/// Since when a connection waits for its client: to send its request, or to receive the answer. `None` while the answer is made,
-/// which has a time limit.
-#[derive(Clone)]
-struct WaitingSince(Arc<Mutex<Option<Instant>>>);
+/// What an open connection waits for.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// The client's request, since then.
+    Request(Instant),
+    /// The answer, which has a time limit.
+    Answer,
+    /// The client's receipt of the answer, since then.
+    Receipt(Instant),
+}
 
-impl Default for WaitingSince {
+/// The phase of a connection, shared with the task that serves it.
+#[derive(Clone)]
+struct ConnectionState(Arc<Mutex<Phase>>);
+
+impl Default for ConnectionState {
     fn default() -> Self {
-        WaitingSince(Arc::new(Mutex::new(Some(Instant::now()))))
+        ConnectionState(Arc::new(Mutex::new(Phase::Request(Instant::now()))))
     }
 }
 
-impl WaitingSince {
-    fn set(&self, since: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+impl ConnectionState {
+    fn set(&self, phase: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
     }
 
-    fn get(&self) -> Option<Instant> {
+    fn get(&self) -> Phase {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The connection that has waited longest for its client; `None` if all are being answered.
+impl Connection {
+    /// Since when it waits for its client; `None` if the client has done its part.
+    fn waiting_since(&self) -> Option<Instant> {
+        match self.state.get() {
+            // A request that has arrived and was not read yet is not the client's fault.
+            Phase::Request(_) if self.client.has_unread_data() => None,
+            Phase::Request(since) | Phase::Receipt(since) => Some(since),
+            Phase::Answer => None,
+        }
+    }
+}
+
+/// The connection that has waited longest for its client; `None` if none has waited for [`MIN_WAIT`].
 fn oldest_evictable(connections: &[Connection]) -> Option<&Connection> {
     let open = connections.iter().filter(|connection| !connection.task.is_finished());
-    let waiting = open.filter_map(|connection| Some((connection.waiting.get()?, connection)));
-    waiting.min_by_key(|(since, _)| *since).map(|(_, connection)| connection)
+    let waiting = open.filter_map(|connection| Some((connection.waiting_since()?, connection)));
+    let (since, oldest) = waiting.min_by_key(|(since, _)| *since)?;
+    (since.elapsed() >= MIN_WAIT).then_some(oldest)
 }
 
 /// Serves one connection: one request and its answer, then it is closed. A client that asks more often connects again, so that
 /// none occupies a connection.
-async fn serve_connection(stream: TcpStream, router: Router, waiting: WaitingSince, stop: CancellationToken) {
-    // An error means that the client is gone, or that there are no file descriptors left.
-    let Ok((stream, caller)) = Caller::split(stream) else { return };
+async fn serve_connection(
+    stream: TcpStream,
+    caller: Caller,
+    router: Router,
+    state: ConnectionState,
+    stop: CancellationToken,
+) {
     let routes = TowerToHyperService::new(router);
     let answered = Arc::new(Notify::new());
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
-        waiting.set(None);
+        state.set(Phase::Answer);
         request.extensions_mut().insert(caller.handle());
-        let (answer, waiting, answered) = (routes.call(request), waiting.clone(), Arc::clone(&answered));
+        let (answer, state, answered) = (routes.call(request), state.clone(), Arc::clone(&answered));
         async move {
             let answer = answer.await;
-            waiting.set(Some(Instant::now()));
+            state.set(Phase::Receipt(Instant::now()));
             answered.notify_one();
             answer
         }

@@ -23,6 +23,8 @@ const FRAME_MAX: usize = 4096;
 pub(super) struct FakeBroker {
     listener: TcpListener,
     pub config: Broker,
+    /// The table in its first method. As large as a real broker's, unless a test changes it.
+    pub server_properties: Vec<u8>,
     /// The requests after the handshake to which it replies by itself, in this order.
     expected: &'static [MethodId],
 }
@@ -54,7 +56,7 @@ impl FakeBroker {
             reconnect_max: Duration::from_millis(10),
             rebalance_after: None,
         };
-        FakeBroker { listener, config, expected }
+        FakeBroker { listener, config, server_properties: vec![0; 2000], expected }
     }
 
     pub fn connector(&self) -> Connector {
@@ -67,8 +69,7 @@ impl FakeBroker {
         let mut connection = FakeConnection { stream, incoming: BytesMut::new() };
         connection
             .send(|out| {
-                // As large as a real broker's properties.
-                let server_properties = &[0; 2000];
+                let server_properties = &self.server_properties;
                 put_method(out, 0, &Method::ConnectionStart { server_properties, mechanisms: "PLAIN".into() });
                 let frame_max = FRAME_MAX as u32;
                 put_method(out, 0, &Method::ConnectionTune { channel_max: 10, frame_max, heartbeat: 0 });

@@ -8,7 +8,7 @@
 //!   ├─ subscribe ───► consume/   one connection for each subscription: deliveries in, settlements out
 //!   ├─ publisher ───► publish/   one connection, reopened whenever it is lost
 //!   ├─ declare, missing_objects, denied_permissions
-//!   │             └─► admin/     short-lived connections of the client library `amqprs`
+//!   │             └─► admin/     short-lived connections of the client library `amqprs`, each relayed and checked
 //!   ├─ identify ────► authenticated_user.rs: by which name the broker knows orderd's user
 //!   └─ redeclaration.rs          requests to declare the topology again
 //!

@@ -3,54 +3,36 @@
 //! Never leaves one open: when a [`ClientConnection`] is dropped, the library closes it in the background.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use amqprs::channel::Channel;
-use amqprs::connection::{Connection, OpenConnectionArguments};
-use amqprs::security::SecurityCredentials;
-use amqprs::tls::TlsAdaptor;
+use amqprs::connection::Connection;
 use tokio::time::timeout;
 
 use super::callbacks::{ChannelWatch, ConnectionWatch};
+use super::relay;
 use super::request::request;
 use crate::amqp::connect::Connector;
 use crate::amqp::connect_error::ConnectError;
 use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, REPLY_TIMEOUT};
-use crate::amqp::protocol::{Credentials, server_name};
-use crate::config::{Address, Broker, Mechanism};
+use crate::amqp::protocol::{self, Credentials};
+use crate::config::Address;
 use crate::instance;
 
 impl Connector {
     /// Opens a connection of the client library. Its name, which the management UI shows, contains `purpose`.
     pub(super) async fn open_client(&self, purpose: &str) -> Result<Connection, ConnectError> {
         let opening = |address: &Address, credentials: &Credentials| {
-            let arguments = open_arguments(&self.broker, address, purpose, credentials);
-            async move { Connection::open(&arguments).await.ok() }
+            let (broker, address, credentials) = (Arc::clone(&self.broker), address.clone(), credentials.clone());
+            let name = instance::connection_name(purpose);
+            async move {
+                let connection =
+                    protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok()?;
+                relay::open(connection).await.ok()
+            }
         };
         self.connect_with(opening).await.map(|(connection, _)| connection)
     }
-}
-
-fn open_arguments(
-    broker: &Broker,
-    address: &Address,
-    purpose: &str,
-    credentials: &Credentials,
-) -> OpenConnectionArguments {
-    // The library joins host and port with a colon, so an IPv6 address needs brackets.
-    let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
-    let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX);
-    let mut arguments = OpenConnectionArguments::new(&host, address.port, &broker.username, broker.password.expose());
-    arguments
-        .virtual_host(&broker.virtual_host)
-        .connection_name(&instance::connection_name(purpose))
-        .heartbeat(heartbeat);
-    if broker.mechanism == Mechanism::External {
-        arguments.credentials(SecurityCredentials::new_external());
-    }
-    if let Some(connector) = credentials.connector.clone() {
-        arguments.tls_adaptor(TlsAdaptor::new(connector, server_name(broker, address).to_owned()));
-    }
-    arguments.finish()
 }
 
 /// A connection of the client library with one channel.

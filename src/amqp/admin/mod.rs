@@ -9,6 +9,7 @@ mod declare;
 mod declare_error;
 mod field_table;
 mod permissions;
+mod relay;
 mod request;
 
 pub use declare::Declared;

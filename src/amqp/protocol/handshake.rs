@@ -23,7 +23,7 @@ use crate::message::{HeaderValue, Headers};
 use crate::tls::{Identity, TlsError};
 
 /// What every AMQP 0-9-1 connection begins with.
-const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+pub const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 /// The first octet of an alert that a TLS server sends to a client that does not speak TLS.
 const TLS_ALERT: u8 = 21;
 /// How long a broker may take to reject our certificate. Under TLS 1.3 it does so after the handshake, and its alert may get
@@ -84,12 +84,14 @@ pub struct Connection {
     pub incoming: BytesMut,
     /// The largest frame that either side sends, in bytes.
     pub max_frame: usize,
+    /// The most channels that may be open; 0: no limit.
+    pub channel_max: u16,
     /// Each side sends something at least this often, and is considered dead after twice as long. Zero: no heartbeats.
     pub heartbeat: Duration,
 }
 
 /// The name that the broker's certificate must have.
-pub fn server_name<'a>(broker: &'a Broker, address: &'a Address) -> &'a str {
+fn server_name<'a>(broker: &'a Broker, address: &'a Address) -> &'a str {
     broker.tls.as_ref().and_then(|tls| tls.server_name.as_deref()).unwrap_or(&address.host)
 }
 
@@ -133,11 +135,12 @@ pub async fn connect(
 impl Connection {
     async fn open(stream: Box<dyn ByteStream>, broker: &Broker, name: &str) -> Result<Connection, HandshakeError> {
         let (incoming, heartbeat) = (BytesMut::new(), Duration::ZERO);
-        let mut connection = Connection { stream, incoming, max_frame: MAX_FRAME, heartbeat };
+        let mut connection = Connection { stream, incoming, max_frame: MAX_FRAME, channel_max: 0, heartbeat };
         connection.stream.write_all(PROTOCOL_HEADER).await?;
         connection.stream.flush().await?;
         connection.authenticate(broker, name).await?;
-        let channel_max = connection.tune(broker.heartbeat).await?;
+        connection.tune(broker.heartbeat).await?;
+        let channel_max = connection.channel_max;
         let (frame_max, heartbeat) = (connection.max_frame as u32, connection.heartbeat.as_secs() as u16);
         connection.send_method(&Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }).await?;
         connection.send_method(&Method::ConnectionOpen { virtual_host: broker.virtual_host.as_str().into() }).await?;
@@ -175,8 +178,8 @@ impl Connection {
         Ok(self.send_method(&start_ok).await?)
     }
 
-    /// Adopts the broker's limits where they are lower than ours; 0 means no limit. Returns how many channels it allows.
-    async fn tune(&mut self, heartbeat: Duration) -> Result<u16, HandshakeError> {
+    /// Adopts the broker's limits where they are lower than ours; 0 means no limit.
+    async fn tune(&mut self, heartbeat: Duration) -> Result<(), HandshakeError> {
         let limits = |method: Method<'_>| match method {
             Method::ConnectionTune { channel_max, frame_max, heartbeat } => Some((channel_max, frame_max, heartbeat)),
             _ => None,
@@ -191,7 +194,8 @@ impl Connection {
         let ours = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX);
         let lower = if ours == 0 || theirs == 0 { ours.max(theirs) } else { ours.min(theirs) };
         self.heartbeat = Duration::from_secs(lower.into());
-        Ok(channel_max)
+        self.channel_max = channel_max;
+        Ok(())
     }
 
     async fn send_method(&mut self, method: &Method<'_>) -> io::Result<()> {

@@ -113,7 +113,7 @@ impl<'a> Method<'a> {
             return Ok(None);
         }
         let bytes = &mut { frame.payload };
-        let id = MethodId { class: bytes.try_get_u16()?, method: bytes.try_get_u16()? };
+        let id = MethodId::get(bytes)?;
         Self::get_arguments(id, bytes).map(Some)
     }
 

@@ -5,6 +5,10 @@
 
 use std::fmt;
 
+use bytes::Buf;
+
+use super::encoding::ProtocolError;
+
 /// Identifies a method by the number of its class and its number within the class.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct MethodId {
@@ -41,8 +45,11 @@ method_ids! {
     CHANNEL_OPEN_OK = (20, 11), "channel.open-ok";
     CHANNEL_CLOSE = (20, 40), "channel.close";
     CHANNEL_CLOSE_OK = (20, 41), "channel.close-ok";
+    EXCHANGE_DECLARE_OK = (40, 11), "exchange.declare-ok";
     QUEUE_DECLARE = (50, 10), "queue.declare";
     QUEUE_DECLARE_OK = (50, 11), "queue.declare-ok";
+    QUEUE_BIND_OK = (50, 21), "queue.bind-ok";
+    QUEUE_UNBIND_OK = (50, 51), "queue.unbind-ok";
     BASIC_QOS = (60, 10), "basic.qos";
     BASIC_QOS_OK = (60, 11), "basic.qos-ok";
     BASIC_CONSUME = (60, 20), "basic.consume";
@@ -56,11 +63,18 @@ method_ids! {
     BASIC_NACK = (60, 120), "basic.nack";
     CONFIRM_SELECT = (85, 10), "confirm.select";
     CONFIRM_SELECT_OK = (85, 11), "confirm.select-ok";
+    TX_SELECT_OK = (90, 11), "tx.select-ok";
+    TX_ROLLBACK_OK = (90, 31), "tx.rollback-ok";
 }
 
 impl MethodId {
     /// The number of the class `basic`, which every content header contains.
     pub const BASIC_CLASS: u16 = MethodId::BASIC_PUBLISH.class;
+
+    /// Takes an id off the front.
+    pub fn get(bytes: &mut &[u8]) -> Result<MethodId, ProtocolError> {
+        Ok(MethodId { class: bytes.try_get_u16()?, method: bytes.try_get_u16()? })
+    }
 
     /// The method that replies to this request: AMQP gives it the next number.
     pub const fn reply(self) -> MethodId {

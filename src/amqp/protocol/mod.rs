@@ -17,16 +17,13 @@ mod method_id;
 
 pub use assembler::{Confirm, Delivered, Returned, ServerEvent};
 pub use channel::{Channel, ReceiveLimits, broken, reject_unexpected};
-pub use encoding::MAX_SHORT_STRING;
+pub use encoding::{MAX_SHORT_STRING, ProtocolError};
+pub use frame::{Frame, FrameType};
 pub use fuzz::decode_stream;
-pub use handshake::{Connection, Credentials, HandshakeError, connect, server_name};
+pub use handshake::{Connection, Credentials, HandshakeError, PROTOCOL_HEADER, connect};
 pub use limits::check_size;
-pub use method::Method;
+pub use method::{Method, SaslResponse, put_method};
+pub use method_id::MethodId;
 
 #[cfg(test)]
-pub use {
-    content_header::put_content_header,
-    frame::{Frame, FrameType, put_frame},
-    method::put_method,
-    method_id::MethodId,
-};
+pub use {content_header::put_content_header, frame::put_frame};

@@ -5,10 +5,10 @@
 //! It must never leave an incomplete file under the backup's name, or change the ledger.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::open;
 use super::{FILE_NAME, schema};
+use crate::files::{FILE_MODE, create_new_file};
 use crate::ledger::backup::{BackupError, BackupProgress, BackupSummary};
 
 /// Pages copied between two reports of progress, and between two checks for an interruption: 4 MiB.
@@ -29,8 +30,6 @@ const PAGES_PER_STEP: i32 = 1_024;
 const LOCK_ATTEMPTS: u32 = 500;
 /// The first bytes of every SQLite database that is not empty.
 const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
-/// Mode of the backup, as of the ledger's own files.
-const FILE_MODE: u32 = 0o640;
 
 /// Copies the ledger in `directory` to `file`, and verifies the copy. Blocks for as long as both take.
 pub(super) fn run(
@@ -107,7 +106,7 @@ struct Partial {
 impl Partial {
     fn create(file: &Path) -> Result<Self, BackupError> {
         let path = with_suffix(file, ".partial");
-        match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path) {
+        match create_new_file(&path, FILE_MODE) {
             Ok(_) => Ok(Partial { path }),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(BackupError::InProgress { partial: path }),
             Err(source) => Err(BackupError::File { action: "create", file: path, source }),

@@ -10,6 +10,7 @@ mod failures;
 mod forged_messages;
 mod ledger_outages;
 mod lost_topology;
+mod memory;
 mod multiple_instances;
 mod odd_headers;
 mod orders;

@@ -39,6 +39,13 @@ impl OrderdProcess {
         fs::read_to_string(format!("/proc/{}/cmdline", self.child.id())).unwrap().replace('\0', " ")
     }
 
+    /// The most memory that it has used so far, in MiB.
+    pub fn peak_memory_mib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux shows it");
+        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
     /// The log so far, line by line; each line must be JSON.
     pub fn log(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.stderr).unwrap();
