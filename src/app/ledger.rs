@@ -2,6 +2,7 @@
 //!
 //! It waits for what may end: a lock of another instance, a full disk. Every other error is returned at once.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,11 @@ use crate::status::StatusRegistry;
 
 /// Waits between two attempts to open the ledger. Each attempt also waits for the lock.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(5) };
+
+/// When opening counts as slow. Waiting for a lock takes less.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
+const SLOW: &str =
+    "opening the ledger has not finished; the disk hangs or is overloaded, or the ledger is being migrated";
 
 /// Resolves once nothing can ever be recorded in the open ledger again, and returns why. Cancel-safe.
 pub(super) async fn unusable(mut state: watch::Receiver<LedgerState>) -> OutageCause {
@@ -37,10 +43,19 @@ pub(super) async fn open(
     let mut outage: Option<Outage> = None;
     let mut attempt = 0;
     loop {
+        let mut opening = pin!(location.open());
         // Cancel-safe: the ledger is closed again once it is open.
-        let opened = tokio::select! {
-            opened = location.open() => opened,
-            () = shutdown.begun() => return Ok(None),
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                () = shutdown.begun() => return Ok(None),
+                () = tokio::time::sleep(SLOW_AFTER), if outage.as_ref().is_none_or(|outage| outage.cause != OutageCause::Hung) => {
+                    warn!(detail = SLOW, "opening the ledger takes long");
+                    let since = outage.map_or_else(Timestamp::now, |outage| outage.since);
+                    outage = Some(Outage { cause: OutageCause::Hung, detail: SLOW.to_owned(), since });
+                    registry.set_opening_outage(outage.clone());
+                }
+            }
         };
         let error = match opened {
             Ok(ledger) => {

@@ -72,7 +72,9 @@ pub(super) enum FileReplaced {
 impl OpenFiles {
     /// The files as they are now. To be called after a write, which creates the log and its index if they are missing.
     pub fn examine(directory: &Path) -> Result<Self, FileReplaced> {
-        let [database, log, index] = paths(directory);
+        let [_, log, index] = paths(directory);
+        // Not the target of a link, so that a link that leads elsewhere is noticed too.
+        let database = directory.join(FILE_NAME);
         let open = |path: PathBuf| {
             let (device, inode) = metadata(&path).map(|file| (file.dev(), file.ino()))?;
             Ok(OpenFile { path, device, inode })

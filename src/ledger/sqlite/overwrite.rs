@@ -27,6 +27,7 @@ pub(super) struct OverwriteDetector {
     least_size: u64,
     /// When the file had been modified when it was read last.
     modified: Option<SystemTime>,
+    log_was_empty: bool,
     read_at: Option<Instant>,
     /// How many orders the file counted then.
     in_file: i64,
@@ -50,6 +51,7 @@ impl OverwriteDetector {
             path: files.database().to_owned(),
             least_size: 0,
             modified: None,
+            log_was_empty: true,
             read_at: None,
             in_file: 0,
             recorded: 0,
@@ -87,11 +89,13 @@ impl OverwriteDetector {
         self.least_size = size.min(database_size);
     }
 
-    /// If the file was modified since it was read last, compares the number of orders in it with that number then, which
+    /// If the file was modified since it was read last, or the log was emptied, compares the number of orders in it with that number then, which
     /// checkpoints only increase. If the log is empty, the file must contain everything that is recorded.
     pub fn check_content(&mut self, files: FilesVersion) -> Result<(), FileReplaced> {
         let FilesVersion { modified, log_is_empty, .. } = files;
-        if modified == self.modified || !is_due(self.read_at) {
+        let unchanged = modified == self.modified && (self.log_was_empty || !log_is_empty);
+        if unchanged || !is_due(self.read_at) {
+            self.log_was_empty &= log_is_empty;
             return Ok(());
         }
         let expected = if log_is_empty { self.in_file.max(self.recorded) } else { self.in_file };
@@ -99,6 +103,7 @@ impl OverwriteDetector {
             match counted_orders(&self.path, self.since) {
                 Ok(orders) if orders >= expected => {
                     (self.in_file, self.modified, self.read_at) = (orders, modified, Some(Instant::now()));
+                    self.log_was_empty = log_is_empty;
                     return Ok(());
                 }
                 Ok(_) => {}

@@ -103,6 +103,27 @@ async fn an_older_copy_of_the_same_size_that_overwrites_the_file_in_place_is_not
 }
 
 #[tokio::test]
+async fn a_link_that_is_changed_and_a_log_that_is_emptied_in_place_are_noticed() {
+    let (target, elsewhere, linked) = (directory(), directory(), directory());
+    let link = linked.path().join("ledger");
+    std::os::unix::fs::symlink(target.path(), &link).unwrap();
+    SqliteLedger::open(elsewhere.path()).unwrap().close().await;
+    let ledger = SqliteLedger::open(&link).unwrap();
+    ledger.record(accept(NewOrder { at: jiff::Timestamp::now(), ..order("ord-1") })).await.unwrap();
+    let point_to = |path: &Path| {
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(path, &link).unwrap();
+    };
+    point_to(elsewhere.path());
+    assert_eq!(outage(&ledger).await, OutageCause::FileReplaced);
+    point_to(target.path());
+    await_recording(&ledger).await;
+    let log = target.path().join(format!("{FILE_NAME}-wal"));
+    std::fs::OpenOptions::new().write(true).open(log).unwrap().set_len(0).unwrap();
+    assert_eq!(outage(&ledger).await, OutageCause::FileReplaced);
+}
+
+#[tokio::test]
 async fn what_operators_do_to_the_running_ledger_is_not_taken_for_a_replaced_file() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
