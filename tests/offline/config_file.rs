@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 fn check(file: &Path) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orderd"));
-    let output = command.args(["check", "--config"]).arg(file).env_remove("ORDERD_CONFIG").output().unwrap();
+    let mut command = crate::orderd();
+    let output = command.args(["check", "--config"]).arg(file).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -24,7 +24,7 @@ fn a_configuration_that_would_block_or_never_end_is_refused() {
 #[test]
 fn a_configuration_can_be_read_from_standard_input() {
     let config = std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    let mut command = crate::orderd();
     let output = command.args(["check", "--config", "/dev/stdin"]).stdin(config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

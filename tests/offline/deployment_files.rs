@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use orderd::config::{Config, DEFAULT_FILE, DEFAULT_PATH, Sources};
@@ -94,7 +94,7 @@ fn the_image_starts_and_checks_orderd_with_existing_commands() {
     assert_eq!((start[1..].join(" "), health[1..].join(" ")), ("run".to_owned(), "probe".to_owned()));
     for command in [start, health] {
         assert_eq!(command[0], "/usr/local/bin/orderd");
-        let mut orderd = Command::new(env!("CARGO_BIN_EXE_orderd"));
+        let mut orderd = crate::orderd();
         assert!(orderd.args(&command[1..]).arg("--help").stdout(Stdio::null()).status().unwrap().success());
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use orderd::reconcile::FindingKind;
 
@@ -114,7 +113,7 @@ fn the_findings_reference_lists_every_kind() {
 }
 
 fn help(arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_orderd")).args(arguments).arg("--help").output().unwrap();
+    let output = crate::orderd().args(arguments).arg("--help").output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -151,7 +150,7 @@ fn the_command_reference_quotes_the_output_of_check() {
     let reference = read("docs/reference/cli.md");
     let block =
         reference.split("```\n").find(|block| block.starts_with("configuration  ")).expect("its output is quoted");
-    let mut check = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    let mut check = crate::orderd();
     let output =
         check.args(["check", "--config", "config/orderd.toml"]).current_dir(root()).env_clear().output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use jiff::Timestamp;
 use orderd::ledger::sqlite::{SqliteLedger, SqliteReader};
@@ -26,7 +26,7 @@ fn entry(n: usize) -> LedgerEntry {
 
 fn back_up(directory: &Path, arguments: &[&str]) -> Output {
     let setting = format!("ledger.directory={}", directory.to_str().unwrap());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    let mut command = crate::orderd();
     command.args(["ledger", "backup", "--set", &setting, "--config"]);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml")).args(arguments);
     command.output().unwrap()

@@ -2,14 +2,25 @@
 
 use std::fs::File;
 use std::io;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
+
+use orderd::ledger::LedgerMaintenance;
+use orderd::ledger::sqlite::SqliteLedger;
+use tempfile::TempDir;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
 
+/// A directory with a ledger.
+async fn ledger() -> TempDir {
+    let directory = TempDir::new().unwrap();
+    SqliteLedger::open(directory.path()).unwrap().close().await;
+    directory
+}
+
 /// Every command that prints without a daemon or a broker, with its exit code when the output can be written.
-fn commands() -> Vec<(Vec<String>, i32)> {
-    let directory = std::env::temp_dir().join("orderd-test-no-ledger-here");
-    let ledger = format!("ledger.directory={}", directory.display());
+fn commands(ledger: &TempDir) -> Vec<(Vec<String>, i32)> {
+    let backup = ledger.path().join("backup.db").display().to_string();
+    let ledger = format!("ledger.directory={}", ledger.path().display());
     let with_config = |arguments: &[&str]| {
         let arguments = [arguments, &["--config", CONFIG, "--set", &ledger]].concat();
         arguments.into_iter().map(str::to_owned).collect::<Vec<_>>()
@@ -21,6 +32,15 @@ fn commands() -> Vec<(Vec<String>, i32)> {
         (with_config(&["check", "--permissions"]), 0),
         // The exit code of a refused configuration is kept, too.
         (with_config(&["check", "--format", "json", "--set", "log.level=nonsense"]), 78),
+        (with_config(&["report"]), 0),
+        (with_config(&["report", "--format", "csv"]), 0),
+        (with_config(&["report", "--format", "json"]), 0),
+        (with_config(&["trace", "ord-1"]), 1),
+        (with_config(&["trace", "ord-1", "--format", "json"]), 1),
+        (with_config(&["erase", "--customer", "c-1"]), 1),
+        (with_config(&["erase", "--order", "ord-1", "--dry-run", "--format", "json"]), 1),
+        (with_config(&["ledger", "backup", "--force", &backup]), 0),
+        (with_config(&["ledger", "backup", "--force", &backup, "--format", "json"]), 0),
         (with_config(&["probe", "--format", "json", "--set", "admin.listen=127.0.0.1:1"]), 69),
         (plain(&["completions", "bash"]), 0),
         (plain(&["completions", "zsh"]), 0),
@@ -32,7 +52,7 @@ fn commands() -> Vec<(Vec<String>, i32)> {
 }
 
 fn run(arguments: &[String], stdout: Stdio, stderr: Stdio) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_orderd")).args(arguments).stdout(stdout).stderr(stderr).output().unwrap()
+    crate::orderd().args(arguments).stdout(stdout).stderr(stderr).output().unwrap()
 }
 
 fn closed_pipe() -> Stdio {
@@ -45,9 +65,10 @@ fn full_device() -> Stdio {
     File::create("/dev/full").unwrap().into()
 }
 
-#[test]
-fn a_closed_pipe_is_silent_and_changes_no_exit_code() {
-    for (arguments, expected) in commands() {
+#[tokio::test]
+async fn a_closed_pipe_is_silent_and_changes_no_exit_code() {
+    let ledger = ledger().await;
+    for (arguments, expected) in commands(&ledger) {
         let output = run(&arguments, closed_pipe(), Stdio::piped());
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(expected), "{arguments:?}: {error}");
@@ -55,9 +76,10 @@ fn a_closed_pipe_is_silent_and_changes_no_exit_code() {
     }
 }
 
-#[test]
-fn a_full_device_is_reported_with_70() {
-    for (arguments, _) in commands() {
+#[tokio::test]
+async fn a_full_device_is_reported_with_70() {
+    let ledger = ledger().await;
+    for (arguments, _) in commands(&ledger) {
         let output = run(&arguments, full_device(), Stdio::piped());
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(70), "{arguments:?}: {error}");
@@ -65,14 +87,59 @@ fn a_full_device_is_reported_with_70() {
     }
 }
 
-#[test]
-fn errors_that_cannot_be_written_change_no_exit_code() {
+#[tokio::test]
+async fn errors_that_cannot_be_written_change_no_exit_code() {
+    let ledger = ledger().await;
     for stderr in [closed_pipe, full_device] {
-        for (arguments, expected) in commands() {
+        for (arguments, expected) in commands(&ledger) {
             assert_eq!(run(&arguments, Stdio::piped(), stderr()).status.code(), Some(expected), "{arguments:?}");
         }
         let missing = ["check".to_owned(), "--config".to_owned(), "/nowhere/orderd.toml".to_owned()];
         assert_eq!(run(&missing, Stdio::piped(), stderr()).status.code(), Some(78));
         assert_eq!(run(&["--nonsense".to_owned()], Stdio::piped(), stderr()).status.code(), Some(64));
+    }
+}
+
+/// What others choose and scripts pass on: a forged line, escape sequences, hidden characters.
+const HOSTILE: &str =
+    "1\n2026-11-22T08:00:00Z ERROR forged\r\u{1b}[2J\u{7}\u{8}\u{9b}31m\u{85}\u{202e}\u{2066}\u{2028}\u{200b}";
+
+#[tokio::test]
+async fn no_argument_variable_path_or_configured_name_forges_a_line_or_reaches_the_terminal() {
+    let ledger = ledger().await;
+    let setting = |key: &str| format!("{key}={HOSTILE}");
+    let (host, level, exchange) = (setting("broker.virtual_host"), setting("log.level"), setting("topology.exchange"));
+    let backup = ledger.path().join(HOSTILE).display().to_string();
+    let directory = format!("ledger.directory={}", ledger.path().display());
+    for arguments in [
+        vec!["trace", HOSTILE],
+        vec!["trace", HOSTILE, "--format", "json"],
+        vec!["erase", "--customer", HOSTILE],
+        vec!["erase", "--order", HOSTILE, "--format", "json"],
+        vec!["report", "--since", HOSTILE],
+        vec!["report", "--by", HOSTILE],
+        vec!["report", "--format", HOSTILE],
+        vec!["pause", HOSTILE],
+        vec!["status", "--address", HOSTILE],
+        vec!["publish", HOSTILE],
+        vec!["ledger", "backup", &backup],
+        vec!["check", "--set", &host],
+        vec!["check", "--set", &level],
+        vec!["check", "--set", &exchange],
+        vec!["check", "--set", HOSTILE],
+        vec!["check"],
+        vec!["completions", HOSTILE],
+        vec![HOSTILE],
+    ] {
+        let config: &[&str] = if arguments[0] != HOSTILE { &["--config", CONFIG, "--set", &directory] } else { &[] };
+        // A variable with such a name makes every command fail, so it is set for one.
+        let variable = if arguments == ["check"] { "ORDERD_LOG__\n2026\u{1b}" } else { "OTHER" };
+        let output = crate::orderd().args(&arguments).args(config).env(variable, HOSTILE).output().unwrap();
+        for text in [output.stdout, output.stderr] {
+            let text = String::from_utf8(text).unwrap();
+            let shown = text.replace(['\n', '\t'], "");
+            assert!(!shown.contains(orderd::escape::is_escaped), "{arguments:?}: {shown:?}");
+            assert!(!text.lines().any(|line| line.starts_with("2026")), "{arguments:?}: {text}");
+        }
     }
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::thread;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
 
 fn probe_with(config: &Path, listen: &str, arguments: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_orderd"))
+    let Output { status, stdout, stderr } = crate::orderd()
         .args([&["probe", "--timeout", "500ms"], arguments].concat())
         .arg("--config")
         .arg(config)
@@ -118,7 +118,7 @@ fn a_daemon_is_live_if_a_certificate_or_token_file_is_missing() {
     let file = directory.path().join("orderd.toml");
     let admin = format!("[admin]\nlisten = \"0.0.0.0:{}\"\ntoken_file = \"/nowhere\"\n", address.port());
     fs::write(&file, format!("[broker.tls]\nca_file = \"/nowhere\"\n{admin}")).unwrap();
-    let mut probe = Command::new(env!("CARGO_BIN_EXE_orderd"));
+    let mut probe = crate::orderd();
     probe.arg("probe").arg("--config").arg(&file).env("ORDERD_BROKER__PASSWORD_FILE", "/nowhere");
     let Output { status, stderr, .. } = probe.output().unwrap();
     let err = String::from_utf8(stderr).unwrap();

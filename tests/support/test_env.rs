@@ -133,23 +133,24 @@ impl<'a> TestEnv<'a> {
         self.command_with(arguments, &[])
     }
 
+    /// The program with these arguments and the settings, but without those of the caller's environment.
+    pub fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ORDERD_")) {
+            command.env_remove(name);
+        }
+        command.args(arguments).arg("--config").arg(&self.config).envs(&self.settings).envs(&self.environment);
+        command
+    }
+
     /// [`TestEnv::command`] with additional settings.
     fn command_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> OrderdProcess {
         let run = self.runs.fetch_add(1, Ordering::Relaxed);
         let path = |name: &str| self.directory.path().join(format!("run-{run}.{name}"));
         let (stdout, stderr) = (path("stdout"), path("stderr"));
-        let mut command = Command::new(PROGRAM);
-        // Tests do not depend on the caller's environment.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ORDERD_")) {
-            command.env_remove(name);
-        }
-        let child = command
-            .args(arguments)
-            .arg("--config")
-            .arg(&self.config)
-            .envs(&self.settings)
+        let child = self
+            .program(arguments)
             .envs(settings.iter().map(|(key, value)| (environment_variable(key), value)))
-            .envs(&self.environment)
             .stdin(Stdio::null())
             .stdout(File::create(&stdout).unwrap())
             .stderr(File::create(&stderr).unwrap())

@@ -18,6 +18,7 @@ mod own_node;
 mod pause;
 mod permissions;
 mod probe;
+mod publish;
 mod reload;
 mod report_and_trace;
 mod secrets;
