@@ -271,7 +271,12 @@ impl Consumer for Broker {
         queue.state().prefetch = usize::from(prefetch);
         let deliveries = Deliveries(Arc::clone(&queue)).boxed();
         Box::pin(async {
-            Ok(Subscription { deliveries, settler: Arc::new(Channel(queue)), address: "127.0.0.1:5672".into() })
+            Ok(Subscription {
+                deliveries,
+                settler: Arc::new(Channel(queue)),
+                address: "127.0.0.1:5672".into(),
+                silent: Arc::default(),
+            })
         })
     }
 }

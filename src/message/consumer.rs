@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
@@ -37,6 +38,8 @@ pub struct Subscription {
     pub settler: Arc<dyn Settler>,
     /// The address of the broker's node that it is connected to, as in `broker.addresses`.
     pub address: Arc<str>,
+    /// Whether the broker has been silent for longer than a living one is.
+    pub silent: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Subscription {

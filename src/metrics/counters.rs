@@ -5,6 +5,7 @@
 //! twice. It never decides anything.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -97,6 +98,8 @@ struct CounterState {
     subscribe_error: Option<String>,
     /// The node that the latest subscription is on.
     address: Option<Arc<str>>,
+    /// Whether that node sends nothing.
+    silent: Arc<AtomicBool>,
     /// When each delivery in flight was received: one entry for each live `DeliveryGuard`.
     in_flight: Slab<Instant>,
     handling: Histogram,
@@ -113,6 +116,7 @@ impl Default for CounterState {
             counts: DeliveryCounts::default(),
             subscribe_error: None,
             address: None,
+            silent: Arc::default(),
             in_flight: Slab::new(),
             handling: Histogram::new(&HANDLING_BOUNDS),
             publish_to_ack: Histogram::new(&PUBLISH_TO_ACK_BOUNDS),
@@ -206,6 +210,8 @@ pub struct CounterReading {
     pub subscribe_error: Option<String>,
     /// The address of the broker's node that the latest subscription is on; `None` before the first.
     pub address: Option<Arc<str>>,
+    /// That node has sent nothing, not even a heartbeat, for longer than a living one does.
+    pub silent: bool,
     /// Age of the oldest delivery in flight.
     pub oldest_in_flight: Option<Duration>,
     /// Time from receipt to ack, of deliveries that were acked.
@@ -317,10 +323,15 @@ impl Counters {
     }
 
     /// Counts a subscription with this capacity, on this node of the broker, until the guard is dropped.
-    pub(crate) fn subscription_opened(self: &Arc<Self>, capacity: u64, address: Arc<str>) -> SubscriptionGuard {
+    pub(crate) fn subscription_opened(
+        self: &Arc<Self>,
+        capacity: u64,
+        address: Arc<str>,
+        silent: Arc<AtomicBool>,
+    ) -> SubscriptionGuard {
         let mut state = self.lock();
         state.subscribe_error = None;
-        state.address = Some(address);
+        (state.address, state.silent) = (Some(address), silent);
         state.pool.active_subscriptions += 1;
         state.pool.capacity += capacity;
         state.pool.subscriptions += 1;
@@ -367,6 +378,7 @@ impl Counters {
             pool: state.pool,
             subscribe_error: state.subscribe_error.clone(),
             address: state.address.clone(),
+            silent: state.silent.load(Ordering::Relaxed),
             oldest_in_flight: state
                 .in_flight
                 .iter()

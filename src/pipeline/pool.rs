@@ -209,9 +209,9 @@ impl Pool {
         slots: Slots,
         safe_mode: &Arc<Mutex<SafeMode>>,
     ) -> Result<SubscriptionEnd, PoolError> {
-        let Subscription { deliveries, settler, address } = subscription;
+        let Subscription { deliveries, settler, address, silent } = subscription;
         let counters = Arc::clone(&self.context.counters);
-        let mut serving = counters.subscription_opened((slots.workers * slots.per_worker) as u64, address);
+        let mut serving = counters.subscription_opened((slots.workers * slots.per_worker) as u64, address, silent);
         let shared = Arc::new(SharedSubscription::new(
             deliveries,
             Arc::clone(&settler),

@@ -118,6 +118,7 @@ impl Consumer for FakeQueue {
                 deliveries: stream.boxed(),
                 settler: Arc::new(settler),
                 address: "127.0.0.1:5672".into(),
+                silent: Arc::default(),
             })
         })
     }

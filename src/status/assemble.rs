@@ -58,6 +58,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         paused_since: consumer.paused_since,
         subscribed: reading.pool.active_subscriptions > 0,
         subscribe_error: reading.subscribe_error.clone(),
+        silent: reading.silent && reading.pool.active_subscriptions > 0,
         address: reading.address.as_deref().filter(|_| reading.pool.active_subscriptions > 0).map(str::to_owned),
         draining: reading.pool.draining_subscriptions,
         workers_running: reading.pool.workers_running,

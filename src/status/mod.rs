@@ -163,6 +163,9 @@ pub struct ConsumerStatus {
     /// The address of the broker's node that it consumes from; `None` while it has no subscription.
     #[serde(default)]
     pub address: Option<String>,
+    /// It has a subscription, and that node has sent nothing for longer than `broker.heartbeat`.
+    #[serde(default)]
+    pub silent: bool,
     /// Subscriptions of former configurations, or from before a pause, that only finish the deliveries they have received.
     #[serde(default)]
     pub draining: u64,

@@ -50,14 +50,13 @@ pub(super) fn readiness_checks(
     }
     // A removed consumer only finishes the deliveries it has received. A paused consumer has no subscription on purpose.
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
-        let ok = consumer.paused || consumer.subscribed;
+        let ok = consumer.paused || (consumer.subscribed && !consumer.silent);
         let passed = if consumer.paused { "paused" } else { "subscribed" };
-        checks.push(check(
-            &format!("consumer {name}"),
-            ok,
-            passed,
-            &with_cause("no subscription", consumer.subscribe_error.as_deref()),
-        ));
+        let failed = match (consumer.subscribed, consumer.address.as_deref()) {
+            (true, Some(address)) => format!("{address} has sent nothing for longer than broker.heartbeat"),
+            (true, None) | (false, _) => with_cause("no subscription", consumer.subscribe_error.as_deref()),
+        };
+        checks.push(check(&format!("consumer {name}"), ok, passed, &failed));
     }
     checks
 }
@@ -136,6 +135,8 @@ mod tests {
         assert_eq!(failed_with(consumer()), ["consumer order"]);
         assert_eq!(failed_with(ConsumerStatus { subscribed: true, ..consumer() }), [""; 0]);
         assert_eq!(failed_with(ConsumerStatus { paused: true, ..consumer() }), [""; 0]);
+        let frozen = ConsumerStatus { subscribed: true, silent: true, ..consumer() };
+        assert_eq!(failed_with(frozen), ["consumer order"], "its node answers nothing");
         assert_eq!(failed_with(ConsumerStatus { workers_configured: 0, ..consumer() }), [""; 0]);
     }
 

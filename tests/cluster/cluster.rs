@@ -12,6 +12,9 @@ use super::harness::node::Node;
 /// How long the nodes may take to be one cluster again.
 const HEALTHY: Duration = Duration::from_secs(90);
 
+/// The number of running nodes; the function has another name since RabbitMQ 3.13.
+const RUNNING: &str = "length(try rabbit_nodes:list_running() catch error:undef -> rabbit_nodes:all_running() end).";
+
 /// Three nodes. They stay running when this value is dropped.
 pub struct Cluster {
     pub nodes: Vec<Node>,
@@ -101,8 +104,7 @@ impl Cluster {
     pub fn await_healthy(&self) -> Outcome<()> {
         let begin = Instant::now();
         loop {
-            let running =
-                |index| self.eval(index, "length(rabbit_nodes:all_running()).").is_ok_and(|count| count.trim() == "3");
+            let running = |index| self.eval(index, RUNNING).is_ok_and(|count| count.trim() == "3");
             if (0..self.nodes.len()).all(running) {
                 return Ok(());
             }

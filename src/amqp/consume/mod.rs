@@ -67,12 +67,12 @@ async fn subscribe(connector: &Connector, queue: &str, prefetch: u16) -> Result<
         return Err(ConnectError::Lost(channel.close_after(end).await));
     }
     info!(queue, connection = lifetime.number, address = %channel.address, prefetch, "subscribed");
-    let address = channel.address.to_string().into();
+    let (address, silent) = (channel.address.to_string().into(), Arc::clone(&channel.silent));
     let settings = SubscriptionSettings { queue: queue.to_owned(), consumer_tag, prefetch };
     let (settler, received) = receiver::spawn(channel, Arc::clone(&lifetime), settings);
     let ended = Box::pin(lifetime.ended_owned());
     let deliveries = Deliveries { received, lifetime, ended };
-    Ok(Subscription { deliveries: Box::pin(deliveries), settler: Arc::new(settler), address })
+    Ok(Subscription { deliveries: Box::pin(deliveries), settler: Arc::new(settler), address, silent })
 }
 
 async fn start_consumer(

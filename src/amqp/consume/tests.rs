@@ -276,3 +276,24 @@ async fn a_cancel_without_a_reply_times_out_and_heartbeats_go_on_meanwhile() {
     assert_eq!(done(closing).await, Err(SettleError));
     connection.expect_disconnect().await;
 }
+
+#[tokio::test]
+async fn a_node_that_sends_nothing_is_noticed_before_its_connection_is_lost() {
+    let mut broker = FakeBroker::new(OPENING).await;
+    broker.config.heartbeat = Duration::from_secs(10);
+    let (subscription, mut connection) = subscribed(&broker, |_| {}).await;
+    let is_silent = || subscription.silent.load(std::sync::atomic::Ordering::Relaxed);
+    // From now on, time advances to the next check whenever all tasks wait.
+    tokio::time::pause();
+    for _ in 0..5 {
+        connection.expect_heartbeat().await;
+        connection.send(put_heartbeat).await;
+        assert!(!is_silent());
+    }
+    while !is_silent() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(subscription.settler.ended().now_or_never().is_none(), "lost only after two intervals");
+    assert!(!subscription.settler.was_ended_by_broker());
+    subscription.settler.ended().await;
+}

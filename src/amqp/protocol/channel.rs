@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub struct Channel {
     heartbeat_check: Interval,
     /// The broker's address.
     pub address: Address,
+    /// Whether nothing was received for a whole heartbeat interval, in which the broker sends two heartbeats.
+    pub silent: Arc<AtomicBool>,
     /// Shared by all connections to this address, so that they can be counted.
     pub in_use: Option<Arc<()>>,
 }
@@ -105,6 +108,7 @@ impl Channel {
             last_received: now,
             heartbeat_check,
             address,
+            silent: Arc::default(),
             in_use: None,
         };
         match channel.request(&Method::ChannelOpen, reject_unexpected).await {
@@ -272,6 +276,8 @@ impl Channel {
         if heartbeat.is_zero() {
             return Ok(());
         }
+        let silent = self.last_received.elapsed() > heartbeat && !self.is_paused();
+        self.silent.store(silent, Ordering::Relaxed);
         // After two missed heartbeats, as RabbitMQ does.
         if self.last_received.elapsed() > heartbeat * 2 {
             return Err(broken(&"nothing was received for two heartbeats"));

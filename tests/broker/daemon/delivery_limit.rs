@@ -29,6 +29,12 @@ fn orders_that_kill_the_daemon_are_removed_by_the_delivery_limit_and_none_is_los
     let repaired = killing.set("consumers.order.faults.hang", "0.0");
     let mut orderd = repaired.start();
     ledger.await_settled(5);
+    let later = (0..25).map(|n| ("order.normal.created".to_owned(), order(&format!("later-{n}"))));
+    repaired.raw().publish_all("orders", later);
+    wait_until("the end of safe mode is logged", || {
+        orderd.has_logged("safe mode ended: deliveries are processed concurrently again")
+    });
+    ledger.await_settled(30);
     assert_eq!(ledger.rows("SELECT DISTINCT failure_kind FROM attempts"), ["delivery_limit"], "a crash is no attempt");
     assert_eq!(repaired.raw().depth("dead_letter_queue"), 0);
     assert_eq!(orderd.stop(), 0);
