@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::amqp::fake_broker::{DEADLINE, FakeBroker, FakeConnection, put_delivery, put_heartbeat};
-use crate::amqp::protocol::{Method, MethodId, put_method};
+use crate::amqp::protocol::{FrameType, Method, MethodId, put_frame, put_method};
 use crate::chain::chain;
 use crate::message::{Consumer, Delivery, SettleError, Settlement, Subscription};
 
@@ -53,6 +53,39 @@ async fn a_broker_that_delivers_more_than_the_prefetch_is_disconnected() {
     }
     connection.send(|out| put_delivery(out, 12, b"x")).await;
     timeout(DEADLINE, subscription.settler.ended()).await.expect("still connected");
+}
+
+#[tokio::test]
+async fn a_broker_that_uses_channels_which_are_not_open_or_sends_what_was_not_asked_for_is_disconnected() {
+    let broker = FakeBroker::new(OPENING).await;
+    let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
+    let deliver = Method::BasicDeliver { delivery_tag: 1, redelivered: false, exchange, routing_key };
+    let (exchange, routing_key) = ("orders".into(), "order.normal.new".into());
+    let returned = Method::BasicReturn { code: 312, text: "NO_ROUTE".into(), exchange, routing_key };
+    let put_content = |out: &mut BytesMut, channel, method: &Method<'_>, size: u64| {
+        put_method(out, 1, method);
+        put_frame(out, FrameType::Header, channel, |out| {
+            out.put_slice(&[0, 60, 0, 0]);
+            out.put_u64(size);
+            out.put_u16(0);
+        });
+    };
+    let sent: [&dyn Fn(&mut BytesMut); 8] = [
+        &|out| put_method(out, 2, &deliver),
+        &|out| put_method(out, u16::MAX, &Method::ChannelClose { code: 404, text: "x".into() }),
+        &|out| put_content(out, 0, &deliver, 0),
+        &|out| put_content(out, 1, &deliver, 1 << 63),
+        &|out| put_content(out, 1, &returned, 0),
+        &|out| put_method(out, 1, &Method::BasicAck { delivery_tag: 1, multiple: true }),
+        &|out| put_method(out, 1, &Method::BasicConsumeOk),
+        &|out| put_frame(out, FrameType::Method, 1, |out| out.put_slice(&[0, 99, 0, 99])),
+    ];
+    for send in sent {
+        let (mut subscription, mut connection) = subscribed(&broker, |_| {}).await;
+        connection.send(send).await;
+        assert!(next(&mut subscription).await.is_none());
+        connection.expect_disconnect().await;
+    }
 }
 
 #[tokio::test]

@@ -256,6 +256,10 @@ impl Channel {
         while !self.is_paused()
             && let Some(frame) = Frame::parse(&self.connection.incoming, MAX_INCOMING_FRAME)?
         {
+            let has_content = matches!(frame.kind, FrameType::Header | FrameType::Body);
+            if frame.channel > CHANNEL || (frame.channel == 0 && has_content) {
+                return Err(ProtocolError("a frame on a channel that is not open"));
+            }
             let bounded = self.requesting && self.held > 0;
             self.assembler.room = if bounded { self.max_held.saturating_sub(self.held) } else { usize::MAX };
             let (event, length) = (self.assembler.accept(&frame)?, frame.len());

@@ -33,6 +33,8 @@ const CERTIFICATE_ALERT_WAIT: Duration = Duration::from_millis(500);
 const MAX_FRAME: usize = 128 * 1024;
 /// AMQP 0-9-1, 4.2.3: every peer accepts frames of this many bytes.
 const MIN_FRAME_MAX: u32 = 4096;
+/// How much is kept of the mechanisms that a broker offers, in bytes. RabbitMQ's are about 30.
+const MAX_SHOWN_MECHANISMS: usize = 255;
 /// The reply code of a close without an error.
 const REPLY_SUCCESS: u16 = 200;
 
@@ -153,8 +155,9 @@ impl Connection {
             Method::ConnectionStart { mechanisms, .. } => Some(mechanisms.into_owned()),
             _ => None,
         };
-        let (wanted, offered) = (mechanism(broker), self.receive(mechanisms).await?);
+        let (wanted, mut offered) = (mechanism(broker), self.receive(mechanisms).await?);
         if !offered.split(' ').any(|offered| offered == wanted) {
+            offered.truncate(offered.floor_char_boundary(MAX_SHOWN_MECHANISMS));
             return Err(HandshakeError::MechanismNotOffered { wanted, offered });
         }
         let mut response = BytesMut::new();
