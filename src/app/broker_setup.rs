@@ -181,23 +181,10 @@ impl BrokerSetup {
     /// Declares again, or checks, what is already in use, and returns every problem. For a reload that changes nothing on the
     /// broker: the topology may have been deleted, or a policy added, since it was declared.
     pub async fn reapply(&self, connector: &Connector) -> Vec<String> {
+        // At the same time: a comparison with what is being declared finds nothing that is missing to be wrong.
         let reapplying = async {
-            let mut problems = Vec::new();
-            if self.declare {
-                match connector.declare_possible(self.topology.declarations()).await {
-                    Ok(declared) => {
-                        problems.extend(declared.refused.iter().map(|refused| chain(refused)));
-                        if !declared.created.is_empty() {
-                            warn!(
-                                restored = joined(&declared.created, ", "),
-                                "declared again what was missing on the broker"
-                            );
-                        }
-                    }
-                    Err(error) => return vec![chain(&error)],
-                }
-            }
-            match self.compare(Duration::ZERO).await {
+            let (mut problems, compared) = tokio::join!(self.declare_again(connector), self.compare(Duration::ZERO));
+            match compared {
                 Ok(_) if self.declare => {}
                 Ok(_) => {
                     problems.extend(self.check_without_declaring(connector).await.err().map(|error| chain(&error)))
@@ -208,6 +195,22 @@ impl BrokerSetup {
         };
         let timed_out = |_| vec![chain(&TopologyError::TooSlow)];
         tokio::time::timeout(EXTEND_TIMEOUT, reapplying).await.unwrap_or_else(timed_out)
+    }
+
+    async fn declare_again(&self, connector: &Connector) -> Vec<String> {
+        if !self.declare {
+            return Vec::new();
+        }
+        match connector.declare_possible(self.topology.declarations()).await {
+            Ok(declared) => {
+                if !declared.created.is_empty() {
+                    let restored = joined(&declared.created, ", ");
+                    warn!(restored, "declared again what was missing on the broker");
+                }
+                declared.refused.iter().map(|refused| chain(refused)).collect()
+            }
+            Err(error) => vec![chain(&error)],
+        }
     }
 
     /// Completes a policy check that was incomplete at the start, and begins a shutdown if a policy would drop messages.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::event_logs::EventLogs;
@@ -186,6 +187,7 @@ impl Daemon {
         if !permit.is_valid() {
             return Some(Err(ControlError::Expired));
         }
+        let begin = Instant::now();
         info!(by, "reloading the configuration");
         self.logs.reopen();
         // The service manager shows a reload until this is dropped.
@@ -201,7 +203,7 @@ impl Daemon {
         let former_level = self.config.log.level;
         let report = match planned {
             Ok(plan) => match permit.begin() {
-                Ok(()) => self.apply(plan).await,
+                Ok(()) => self.apply(plan, begin).await,
                 Err(error) => return Some(Err(error)),
             },
             Err(rejection) => rejection.report(self.generation),
@@ -215,27 +217,45 @@ impl Daemon {
         Some(Ok(report))
     }
 
-    /// Makes the planned configuration the active one.
-    async fn apply(&mut self, plan: ReloadPlan) -> ReloadReport {
-        let ReloadPlan { next, changes, problems, notes } = plan;
+    /// Makes the planned configuration the active one, then compares the broker with it. A reload began at `begin`.
+    async fn apply(&mut self, plan: ReloadPlan, begin: Instant) -> ReloadReport {
+        let ReloadPlan { next, changes, unchecked, notes } = plan;
+        let mut applied_after_ms = None;
         if next != self.config {
-            self.pools.apply(&next.consumers, &self.pauses);
-            self.pools.wait_for_handover().await;
-            let former = std::mem::replace(&mut self.config, next);
-            let active = &self.config;
-            if former.ledger.retention != active.ledger.retention {
-                self.retention.set(active.ledger.retention);
-            }
-            self.drain_timeout.send_replace(active.shutdown.drain_timeout);
-            self.redeclarer.set(active);
-            let declare_changed = former.topology.declare != active.topology.declare;
-            if former.management != active.management || former.topology() != active.topology() || declare_changed {
-                self.observability.restart_poller(active).await;
-            }
-            self.generation += 1;
+            self.activate(next).await;
+            applied_after_ms = Some(u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX));
+            info!(generation = self.generation, milliseconds = applied_after_ms, "the new configuration is active");
         }
+        let shutdown = self.shutdown.clone();
+        let problems = match unchecked {
+            // Cancel-safe: what it has declared may stay.
+            Some(setup) => tokio::select! {
+                problems = setup.reapply(&self.connector) => problems,
+                () = shutdown.begun() => vec!["the broker was not checked: orderd is stopping".to_owned()],
+            },
+            None => Vec::new(),
+        };
         let outcome = reload::outcome(&changes, &problems);
-        ReloadReport { outcome, generation: self.generation, changes, problems, temporary: false, notes }
+        let generation = self.generation;
+        ReloadReport { outcome, generation, changes, applied_after_ms, problems, temporary: false, notes }
+    }
+
+    /// Makes this configuration the active one.
+    async fn activate(&mut self, next: Config) {
+        self.pools.apply(&next.consumers, &self.pauses);
+        self.pools.wait_for_handover().await;
+        let former = std::mem::replace(&mut self.config, next);
+        let active = &self.config;
+        if former.ledger.retention != active.ledger.retention {
+            self.retention.set(active.ledger.retention);
+        }
+        self.drain_timeout.send_replace(active.shutdown.drain_timeout);
+        self.redeclarer.set(active);
+        let declare_changed = former.topology.declare != active.topology.declare;
+        if former.management != active.management || former.topology() != active.topology() || declare_changed {
+            self.observability.restart_poller(active).await;
+        }
+        self.generation += 1;
     }
 
     /// Pauses or resumes a consumer. A consumer that was paused and then removed can still be resumed.

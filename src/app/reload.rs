@@ -20,8 +20,9 @@ pub(super) struct ReloadPlan {
     pub next: Config,
     /// Each changed key.
     pub changes: Vec<ConfigChange>,
-    /// What the broker lacks, although the configuration has not changed it.
-    pub problems: Vec<String>,
+    /// How to declare again or check what the configuration needs on the broker, once it is applied. `None` if that was just
+    /// declared.
+    pub unchecked: Option<BrokerSetup>,
     /// Warnings, and what an operator has to do outside orderd.
     pub notes: Vec<String>,
 }
@@ -38,12 +39,21 @@ pub(super) struct Rejection {
 impl Rejection {
     pub fn report(self, generation: u64) -> ReloadReport {
         let Rejection { problems, temporary, changes } = self;
-        ReloadReport { outcome: ReloadOutcome::Rejected, generation, changes, problems, temporary, notes: Vec::new() }
+        ReloadReport {
+            outcome: ReloadOutcome::Rejected,
+            generation,
+            changes,
+            applied_after_ms: None,
+            problems,
+            temporary,
+            notes: Vec::new(),
+        }
     }
 }
 
-/// Reads the configuration again and makes sure that it can be applied. Declares now what it needs on the broker; that
-/// remains there even if the reload fails afterwards. Takes at most a minute and a half. Cancel-safe.
+/// Reads the configuration again and makes sure that it can be applied. Declares now what it adds on the broker; that
+/// remains there even if the reload fails afterwards. Takes at most a minute and a half, and does not wait for the broker if
+/// it adds nothing. Cancel-safe.
 ///
 /// # Errors
 /// [`Rejection`], with every problem of the file, or with the one problem that the broker or the pools have with it.
@@ -63,8 +73,8 @@ pub(super) async fn plan(
     pools.wait_for_capacity(&next.consumers, pauses).await.map_err(|error| rejected(error.to_string(), true))?;
     let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let setup = BrokerSetup::new(&next);
-    let mut problems = Vec::new();
-    if setup.extends(&BrokerSetup::new(active)) {
+    let extends = setup.extends(&BrokerSetup::new(active));
+    if extends {
         let extended = setup.extend(connector).await;
         match extended.map_err(|error| rejected(chain(&error), error.is_temporary()))? {
             PolicyCheck::Passed => {}
@@ -73,11 +83,9 @@ pub(super) async fn plan(
                     .to_owned(),
             ),
         }
-    } else {
-        problems = setup.reapply(connector).await;
     }
     notes.extend(orphaned_objects(active, &next));
-    Ok(ReloadPlan { next, changes, problems, notes })
+    Ok(ReloadPlan { next, changes, unchecked: (!extends).then_some(setup), notes })
 }
 
 /// The outcome of applying these changes, with these problems of the broker.
@@ -95,7 +103,7 @@ pub(super) fn outcome(changes: &[ConfigChange], problems: &[String]) -> ReloadOu
 
 /// Logs one line for the outcome, and one for each change, problem and note.
 pub(super) fn log_report(by: &str, report: &ReloadReport) {
-    let ReloadReport { outcome, generation, changes, problems, temporary: _, notes } = report;
+    let ReloadReport { outcome, generation, changes, applied_after_ms: _, problems, temporary: _, notes } = report;
     match outcome {
         ReloadOutcome::Unchanged => info!(by, generation, "reloaded: no changes"),
         ReloadOutcome::Applied => info!(by, generation, "reloaded: all changes are active"),

@@ -228,7 +228,9 @@ mod tests {
             let Some(ControlCommand::Reload { by: "file", answer, .. }) = command else { panic!("{command:?}") };
             let content = fs::read_to_string(self.path("orderd.toml")).unwrap();
             let (changes, problems, notes) = (Vec::new(), Vec::new(), Vec::new());
-            let _ = answer.send(Ok(ReloadReport { outcome, generation: 2, changes, problems, temporary, notes }));
+            let applied_after_ms = None;
+            let report = ReloadReport { outcome, generation: 2, changes, applied_after_ms, problems, temporary, notes };
+            let _ = answer.send(Ok(report));
             content
         }
 

@@ -47,6 +47,10 @@ pub struct ReloadReport {
     pub generation: u64,
     /// Each changed key, sorted by key. For a rejected configuration, the changes found before it was rejected.
     pub changes: Vec<ConfigChange>,
+    /// How long it took until the changes were active, in milliseconds; `null` if none is. Comparing the broker with the
+    /// configuration follows, and may take longer.
+    #[serde(default)]
+    pub applied_after_ms: Option<u64>,
     /// Why it was rejected, or, if it was not, how the broker differs from the configuration: one text for each problem.
     pub problems: Vec<String>,
     /// It was rejected only for a temporary reason, such as an unreachable broker: the same configuration may be accepted
@@ -160,7 +164,7 @@ impl Control {
         (Control { commands }, receiver)
     }
 
-    /// Reloads the configuration and waits for the result, which takes as long as changing the broker's topology does.
+    /// Reloads the configuration and waits for the result, which takes as long as comparing the broker with it does.
     /// Dropping the future stops waiting, not the reload: `permit` decides. `by` names what requested it.
     ///
     /// # Errors

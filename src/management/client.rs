@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::redirect::Policy;
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::observed::{ObservedBinding, ObservedQueue, ObservedTopology};
+use super::observed::{ObservedBinding, ObservedExchange, ObservedQueue, ObservedTopology};
 use crate::config::{Management, Secret};
 use crate::tls::{self, TlsError, TlsReloader};
 use crate::topology::{Binding, Topology};
@@ -21,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// The largest accepted answer, in bytes.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
+/// Requests about exchanges and queues that are under way at the same time: a busy broker answers each after some 50 ms.
+const CONCURRENT_REQUESTS: usize = 8;
 /// How often effective policies are requested until all are known.
 const POLICY_POLL: Duration = Duration::from_millis(500);
 /// An exchange that exists in every virtual host.
@@ -236,16 +239,16 @@ impl ManagementClient {
             return Err(ManagementError::NoVirtualHost { virtual_host: self.virtual_host.clone() });
         }
         let mut observed = ObservedTopology::default();
-        for exchange in topology.exchanges() {
-            if let Some(found) = self.get(&["exchanges", &self.virtual_host, &exchange.name]).await? {
-                observed.exchanges.insert(exchange.name.clone(), found);
-            }
+        let names: Vec<String> = topology.exchanges().map(|exchange| exchange.name.clone()).collect();
+        let mut exchanges = stream::iter(names).map(|name| self.exchange(name)).buffered(CONCURRENT_REQUESTS);
+        while let Some((name, found)) = exchanges.try_next().await? {
+            observed.exchanges.extend(found.map(|found| (name, found)));
         }
-        for queue in topology.queues() {
-            if let Some(found) = self.queue(&queue.name).await? {
-                observed.queues.insert(queue.name.clone(), found);
-                observed.bindings.extend(self.bindings(&queue.name).await?);
-            }
+        let names: Vec<String> = topology.queues().map(|queue| queue.name.clone()).collect();
+        let mut queues = stream::iter(names).map(|name| self.queue_and_bindings(name)).buffered(CONCURRENT_REQUESTS);
+        while let Some((name, found, bindings)) = queues.try_next().await? {
+            observed.queues.extend(found.map(|found| (name, found)));
+            observed.bindings.extend(bindings);
         }
         Ok(observed)
     }
@@ -280,6 +283,20 @@ impl ManagementClient {
                 };
             }
         }
+    }
+
+    async fn exchange(&self, name: String) -> Result<(String, Option<ObservedExchange>), ManagementError> {
+        let found = self.get(&["exchanges", &self.virtual_host, &name]).await?;
+        Ok((name, found))
+    }
+
+    async fn queue_and_bindings(
+        &self,
+        name: String,
+    ) -> Result<(String, Option<ObservedQueue>, Vec<Binding>), ManagementError> {
+        let found = self.queue(&name).await?;
+        let bindings = if found.is_some() { self.bindings(&name).await? } else { Vec::new() };
+        Ok((name, found, bindings))
     }
 
     /// One queue, with effective policies that are as recent as the version allows: RabbitMQ 4.3 reports them at once in

@@ -196,6 +196,7 @@ mod tests {
                             outcome,
                             generation: 7,
                             changes,
+                            applied_after_ms: None,
                             problems,
                             temporary: false,
                             notes,
@@ -240,7 +241,7 @@ mod tests {
     async fn commands_are_passed_on_and_their_results_returned() {
         let (daemon, _task) = daemon();
         let (status, report) = send(&daemon, "POST", "/api/v1/reload", &[JSON]).await;
-        let expected = json!({"outcome": "rejected", "generation": 7, "changes": [], "problems": ["x"],
+        let expected = json!({"outcome": "rejected", "generation": 7, "changes": [], "applied_after_ms": null, "problems": ["x"],
             "temporary": false, "notes": ["admin"]});
         assert_eq!((status, report), (200, expected));
         for (verb, paused) in [("pause", true), ("resume", false)] {

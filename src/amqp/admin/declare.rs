@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use amqprs::channel::{Channel, ExchangeDeclareArguments, QueueBindArguments, QueueDeclareArguments};
 use amqprs::connection::Connection;
+use futures_util::future::{join_all, try_join_all};
 use tokio::time::sleep;
 use tracing::info;
 
@@ -148,25 +149,29 @@ async fn find_missing_on(connection: &Connection, objects: &[&Declaration]) -> R
     let lost = |end| DeclareError::Connect(ConnectError::Lost(end));
     let lifetime = ConnectionLifetime::begin();
     client_connection::watch(connection, &lifetime).await.map_err(lost)?;
-    let mut channels = Vec::with_capacity(objects.len());
-    for object in objects {
-        let opened = client_connection::open_channel(connection).await;
-        channels.push(opened.map_err(|end| DeclareError::new(object, end))?);
-    }
+    // Requests on different channels do not wait for each other. With one after the other, a busy broker takes seconds.
+    let opening = objects.iter().map(|object| async {
+        client_connection::open_channel(connection).await.map_err(|end| DeclareError::new(object, end))
+    });
+    let channels = try_join_all(opening).await?;
+    let declaring = objects
+        .iter()
+        .zip(&channels)
+        .map(|(object, (channel, lifetime))| async move { (*object, declare(channel, lifetime, object, true).await) });
     let mut missing = Vec::new();
-    for (object, (channel, channel_lifetime)) in objects.iter().zip(&channels) {
-        match declare(channel, channel_lifetime, object, true).await {
+    for (object, declared) in join_all(declaring).await {
+        match declared {
             Ok(()) => {}
-            Err(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.push(Object::from(*object)),
+            Err(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.push(Object::from(object)),
             Err(_) if lifetime.has_ended() => return Err(lost(lifetime.reason())),
             Err(end) => return Err(DeclareError::new(object, end)),
         }
     }
-    for (channel, lifetime) in channels {
-        if !lifetime.has_ended() {
+    let closing =
+        channels.into_iter().filter(|(_, lifetime)| !lifetime.has_ended()).map(|(channel, lifetime)| async move {
             let _ = request(&lifetime, "channel.close", channel.close()).await;
-        }
-    }
+        });
+    join_all(closing).await;
     Ok(missing)
 }
 

@@ -74,7 +74,8 @@ mod tests {
         ];
         let (problems, notes) = (vec!["line 3\nis wrong".to_owned()], vec!["unbind it".to_owned()]);
         let temporary = outcome == ReloadOutcome::Rejected;
-        let report = ReloadReport { outcome, generation: 3, changes, problems, temporary, notes };
+        let applied_after_ms = None;
+        let report = ReloadReport { outcome, generation: 3, changes, applied_after_ms, problems, temporary, notes };
         let mut out = Vec::new();
         write_reload(&report, &mut out).unwrap();
         String::from_utf8(out).unwrap()
