@@ -16,6 +16,7 @@ use harness::daemon::{CONFIG, Daemon};
 use harness::environment::{ADDRESSES, Environment};
 use harness::interrupt;
 use harness::node::Node;
+use harness::queued_messages::QueuedMessages;
 use harness::{Outcome, repository, sibling_program};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
@@ -138,7 +139,10 @@ fn run_in(environment: &Environment, published: Published, rate: u64, runtime: &
     if !status.success() {
         return Err(format!("orderd failed while stopping: {status}").into());
     }
-    runtime.block_on(Audit::of_run(published, environment.ledger_directory(), &environment.connector()))
+    runtime.block_on(async {
+        let queued = QueuedMessages::read(&environment.connector()).await?;
+        Audit::of_run(published, environment.ledger_directory(), queued).await
+    })
 }
 
 /// The running producers; killed when dropped.
@@ -229,7 +233,7 @@ fn watch(
         interrupt::sleep(POLL)?;
         let producing = !producers.are_done()?;
         let progress = Progress::read(environment.ledger_directory(), &published.prefix);
-        let Progress { processed, dead_lettered, notifications, analytics } = progress;
+        let Progress { processed, dead_lettered, notifications, analytics, dead_events: _ } = progress;
         let message = format!(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
         );

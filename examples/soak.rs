@@ -13,7 +13,7 @@ use harness::{environment, interrupt, sibling_program};
 /// Makes orderd, the broker, the network and the disk fail under load, and checks that nothing is lost or duplicated.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Number of faults
+    /// Number of faults that must happen
     #[arg(long, default_value_t = 40)]
     faults: usize,
     /// Seed of the faults, their order and lengths; default: random
@@ -21,22 +21,28 @@ struct Arguments {
     seed: Option<u64>,
     /// Kinds of faults, comma-separated; default: all
     #[arg(long, value_delimiter = ',', value_parser = kind)]
-    kinds: Vec<FaultKind>,
+    kinds: Vec<&'static FaultKind>,
+    /// List the kinds of faults
+    #[arg(long)]
+    list: bool,
 }
 
-fn kind(name: &str) -> Result<FaultKind, String> {
-    let names = || FaultKind::ALL.map(FaultKind::as_str).join(", ");
-    FaultKind::parse(name).ok_or_else(|| format!("must be one of {}", names()))
+fn kind(name: &str) -> Result<&'static FaultKind, String> {
+    FaultKind::parse(name).ok_or_else(|| "unknown; --list shows all".to_owned())
 }
 
 fn main() -> ExitCode {
-    let Arguments { faults, seed, mut kinds } = Arguments::parse();
+    let Arguments { faults, seed, mut kinds, list } = Arguments::parse();
+    if list {
+        FaultKind::all().iter().for_each(|kind| println!("{:<26} {}", kind.name, kind.about));
+        return ExitCode::SUCCESS;
+    }
     if std::env::var_os(environment::ADDRESSES).is_some() {
         eprintln!("soak: refusing to kill an external broker; unset {}", environment::ADDRESSES);
         return ExitCode::from(64);
     }
     if kinds.is_empty() {
-        kinds = FaultKind::ALL.to_vec();
+        kinds = FaultKind::all();
     }
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("{faults} faults, seed {seed}");

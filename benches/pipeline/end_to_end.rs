@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection as Ledger, OpenFlags};
 
 use super::ceiling::{EVENT_QUEUES, ORDER_QUEUE};
-use super::daemon::{Daemon, cpu_of};
+use super::daemon::{CONFIG, Daemon, cpu_of};
 use super::minimal_client::Connection;
 use super::node::Node;
 use super::report::Measurement;
@@ -70,7 +70,7 @@ fn start(node: &Node, directory: &Path, settings: &[(&str, String)]) -> io::Resu
         ("ORDERD_LEDGER__DIRECTORY", directory.join("ledger").display().to_string()),
         ("ORDERD_ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
     ];
-    Daemon::start(Path::new(ORDERD), &[&all, settings].concat(), &directory.join("orderd.log"))
+    Daemon::start(Path::new(ORDERD), Path::new(CONFIG), &[&all, settings].concat(), &directory.join("orderd.log"))
 }
 
 /// The start of the measurement, and the CPU time used before it.

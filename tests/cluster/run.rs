@@ -16,6 +16,7 @@ use super::cluster::Cluster;
 use super::faults::Fault;
 use super::harness::audit::{Audit, Progress, Published};
 use super::harness::daemon::{CONFIG, Daemon};
+use super::harness::queued_messages::QueuedMessages;
 use super::harness::soak::Producer;
 use super::harness::{Outcome, interrupt, repository};
 use super::observer::{Observed, Observer, status};
@@ -93,7 +94,8 @@ impl ClusterRun {
     fn run(&mut self, faults: &[Fault]) -> Outcome<Report> {
         let producer = Producer::start(Connector::new(self.config.broker.clone()), RATE, &self.runtime);
         let log = self.directory.join("orderd.log");
-        let mut daemon = Daemon::start(Path::new(env!("CARGO_BIN_EXE_orderd")), &self.settings, &log)?;
+        let mut daemon =
+            Daemon::start(Path::new(env!("CARGO_BIN_EXE_orderd")), Path::new(CONFIG), &self.settings, &log)?;
         let ledger = self.directory.join("ledger");
         self.await_recovered(&mut daemon, &ledger)?;
         let observer = Observer::start(self.admin, ledger.clone(), producer.counter());
@@ -115,14 +117,7 @@ impl ClusterRun {
         }
         drop(observer);
         let orders = producer.stop(&self.runtime)?;
-        let published = Published {
-            prefix: String::new(),
-            orders,
-            unroutable: 0,
-            notifications: 0,
-            analytics: 0,
-            topology_deleted: false,
-        };
+        let published = Published::orders(orders);
         self.await_settled(&published, &mut daemon, &ledger)?;
         let status = daemon.terminate(DRAIN)?;
         if !status.success() {
@@ -130,7 +125,7 @@ impl ClusterRun {
         }
         let connector = Connector::new(self.config.broker.clone());
         report.audit = Some(self.runtime.block_on(async {
-            let mut audit = Audit::of_run(published, &ledger, &connector).await?;
+            let mut audit = Audit::of_run(published, &ledger, QueuedMessages::read(&connector).await?).await?;
             audit.compare_event_files(&ledger, &self.directory.join("log"))?;
             Outcome::Ok(audit)
         })?);

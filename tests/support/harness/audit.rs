@@ -1,6 +1,6 @@
 //! The audit of a run: compares the ids of all published messages with those in the ledger and on the broker.
 //!
-//! It only reads: the messages that it inspects are requeued.
+//! It only reads, and only the ledger and the event files.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -8,18 +8,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use orderd::amqp::Connector;
 use orderd::domain::ExactSum;
 use orderd::ledger::{LedgerLocation, Totals};
-use orderd::message::{Consumer, Delivery, ExchangeNames, HeaderValue, names};
 use rusqlite::{Connection, OpenFlags};
-use tokio::time::timeout;
 
 use super::Outcome;
+use super::queued_messages::QueuedMessages;
 
-/// A queue that delivers nothing for this long is taken to have delivered all its messages.
-const SILENCE: Duration = Duration::from_secs(2);
 /// Ids listed in one problem.
 const MAX_LISTED_IDS: usize = 5;
 
@@ -42,13 +37,24 @@ pub struct Published {
     pub topology_deleted: bool,
 }
 
+impl Published {
+    /// This many orders and nothing else.
+    pub fn orders(orders: u64) -> Published {
+        let prefix = String::new();
+        Published { prefix, orders, unroutable: 0, notifications: 0, analytics: 0, topology_deleted: false }
+    }
+}
+
 /// Counts from the ledger. Reading them is cheap, also while orderd runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     pub processed: u64,
+    /// Dead-lettered orders.
     pub dead_lettered: u64,
     pub notifications: u64,
     pub analytics: u64,
+    /// Dead-lettered events: none unless something is wrong with them.
+    pub dead_events: u64,
 }
 
 impl Progress {
@@ -60,16 +66,15 @@ impl Progress {
         };
         let read = || -> rusqlite::Result<Progress> {
             let ledger = open(directory)?;
+            let dead_letters = "SELECT count(*) FROM dead_letters WHERE identity >= ?1 AND identity < ?2";
             let events = "SELECT count(*) FROM events WHERE id >= ?1 AND id < ?2 AND kind = ";
             Ok(Progress {
                 processed: count(
                     &ledger,
                     "SELECT count(*) FROM orders WHERE id >= ?1 AND id < ?2 AND status = 'processed'",
                 )?,
-                dead_lettered: count(
-                    &ledger,
-                    "SELECT count(*) FROM dead_letters WHERE identity >= ?1 AND identity < ?2",
-                )?,
+                dead_lettered: count(&ledger, &format!("{dead_letters} AND identity NOT LIKE '%/%'"))?,
+                dead_events: count(&ledger, &format!("{dead_letters} AND identity LIKE '%/%'"))?,
                 notifications: count(&ledger, &format!("{events} 'notification'"))?,
                 analytics: count(&ledger, &format!("{events} 'analytics'"))?,
             })
@@ -80,9 +85,9 @@ impl Progress {
     /// Whether all orders are processed or dead-lettered, and all events recorded: those published, and those that orderd
     /// emits: a notification and an analytics event for each processed order, an analytics event for each dead-lettered one.
     pub fn is_settled(&self, published: &Published) -> bool {
+        let events = 2 * self.processed + self.dead_lettered + published.notifications + published.analytics;
         self.processed + self.dead_lettered >= published.orders
-            && self.notifications >= self.processed + published.notifications
-            && self.analytics >= self.processed + self.dead_lettered + published.analytics
+            && self.notifications + self.analytics + self.dead_events >= events
     }
 }
 
@@ -118,8 +123,8 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Reads ledger and broker, and compares them with what was published.
-    pub async fn of_run(published: Published, directory: &Path, connector: &Connector) -> Outcome<Audit> {
+    /// Compares what was published with the ledger in `directory` and with what was found in the queues.
+    pub async fn of_run(published: Published, directory: &Path, queued: QueuedMessages) -> Outcome<Audit> {
         let mut audit = Audit {
             totals: LedgerLocation::Directory(directory.to_owned()).reader().totals().await?,
             processed: HashSet::new(),
@@ -134,27 +139,22 @@ impl Audit {
         };
         let ledger = open(directory)?;
         audit.processed = audit.ids(&ledger, "SELECT id FROM orders WHERE status = 'processed'")?;
-        for delivery in read_queue(connector, ExchangeNames::DEAD_LETTER_QUEUE).await? {
-            if let Some(id) = audit.id_of_this_run(&delivery) {
-                if !audit.dead_lettered.insert(id) {
-                    audit.repeated_dead_letters += 1;
-                    continue;
-                }
-                let reason = delivery.message.headers.get(names::DEAD_LETTER_REASON).and_then(HeaderValue::as_text);
-                *audit.reasons.entry(reason.unwrap_or("none given").to_owned()).or_default() += 1;
+        for (id, reason) in queued.dead_letters {
+            if !id.starts_with(&audit.published.prefix) {
+                continue;
+            }
+            if audit.dead_lettered.insert(id) {
+                *audit.reasons.entry(reason).or_default() += 1;
+            } else {
+                audit.repeated_dead_letters += 1;
             }
         }
-        let unrouted = read_queue(connector, ExchangeNames::UNROUTED_QUEUE).await?;
-        audit.unrouted = unrouted.iter().filter_map(|delivery| audit.id_of_this_run(delivery)).collect();
+        audit.unrouted = queued.unrouted;
+        audit.unrouted.retain(|id| id.starts_with(&audit.published.prefix));
         audit.compare_ids(&ledger)?;
         audit.compare_events(&ledger)?;
         audit.compare_sales(&ledger)?;
         Ok(audit)
-    }
-
-    fn id_of_this_run(&self, delivery: &Delivery) -> Option<String> {
-        let id = delivery.message.properties.message_id.as_ref()?;
-        id.starts_with(&self.published.prefix).then(|| id.clone())
     }
 
     fn ids(&self, ledger: &Connection, sql: &str) -> rusqlite::Result<HashSet<String>> {
@@ -210,9 +210,11 @@ impl Audit {
             .flat_map(|id| [format!("{id}/notification/processed"), format!("{id}/analytics/processed")])
             .chain(self.dead_lettered.iter().map(|id| format!("{id}/analytics/failed")))
             .collect();
-        let missing = expected.difference(&events).count();
-        if missing > 0 {
-            self.problems.push(format!("{missing} events about orders are not recorded"));
+        let not_recorded: HashSet<_> = expected.difference(&events).collect();
+        let missing = not_recorded.len();
+        let lost = not_recorded.iter().filter(|id| !self.unrouted.contains(**id)).count();
+        if lost > 0 {
+            self.problems.push(format!("{lost} events about orders are neither recorded nor unrouted"));
         }
         let emitted = expected.len() as u64;
         let by_others = events.len() as u64 - (emitted - missing as u64);
@@ -336,31 +338,39 @@ impl fmt::Display for Audit {
     }
 }
 
-/// The number of orders that are in the unrouted queue and nowhere in the ledger.
-pub async fn unrouted_orders(connector: &Connector, directory: &Path) -> Outcome<u64> {
-    let mut ids: HashSet<String> = (read_queue(connector, ExchangeNames::UNROUTED_QUEUE).await?.into_iter())
-        .filter_map(|delivery| delivery.message.properties.message_id)
-        .collect();
-    let ledger = open(directory)?;
-    for sql in ["SELECT id FROM orders WHERE status = 'processed'", "SELECT identity FROM dead_letters"] {
-        for id in ledger.prepare(sql)?.query_map([], |row| row.get::<_, String>(0))? {
-            ids.remove(&id?);
-        }
-    }
-    Ok(ids.len() as u64)
+/// What is in the queues but not settled in the ledger, or the reverse.
+#[derive(Debug, Default)]
+pub struct Unsettled {
+    /// Orders that are unrouted and nowhere in the ledger.
+    pub orders: u64,
+    /// Notifications by orderd that are unrouted and not recorded.
+    pub notifications: u64,
+    /// Analytics events by orderd that are unrouted and not recorded.
+    pub analytics: u64,
+    /// Dead letters of the ledger that have not been found in the dead letter queue.
+    pub dead_letters: u64,
 }
 
-/// Reads all messages of a queue, which are requeued afterwards.
-async fn read_queue(connector: &Connector, queue: &str) -> Outcome<Vec<Delivery>> {
-    let mut subscription = connector.subscribe(queue, u16::MAX).await?;
-    let mut messages = Vec::new();
-    while let Ok(Some(delivery)) = timeout(SILENCE, subscription.deliveries.next()).await {
-        messages.push(delivery);
+impl Unsettled {
+    /// Compares the messages collected from the queues with the ledger in `directory`.
+    pub fn of(queued: &QueuedMessages, directory: &Path) -> Outcome<Unsettled> {
+        let ledger = open(directory)?;
+        let ids = |sql: &str| -> rusqlite::Result<HashSet<String>> {
+            ledger.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+        };
+        let recorded = ids("SELECT identity FROM dead_letters")?;
+        let mut settled = ids("SELECT id FROM orders WHERE status = 'processed' UNION SELECT id FROM events")?;
+        settled.extend(recorded.iter().cloned());
+        let found: HashSet<&String> = queued.dead_letters.iter().map(|(id, _)| id).collect();
+        let dead_letters = recorded.iter().filter(|id| !found.contains(id)).count() as u64;
+        let mut unsettled = Unsettled { dead_letters, ..Unsettled::default() };
+        for id in queued.unrouted.difference(&settled) {
+            match id.split('/').nth(1) {
+                Some("notification") => unsettled.notifications += 1,
+                Some(_) => unsettled.analytics += 1,
+                None => unsettled.orders += 1,
+            }
+        }
+        Ok(unsettled)
     }
-    if messages.len() >= usize::from(u16::MAX) {
-        return Err(format!("{queue} holds more messages than can be inspected").into());
-    }
-    // The broker requeues deliveries that are unacknowledged when the subscription closes.
-    subscription.settler.close().await?;
-    Ok(messages)
 }

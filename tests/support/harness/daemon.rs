@@ -25,15 +25,16 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program run` with the default configuration and these settings, which take precedence. Appends stdout and
+    /// Starts `program run` with this configuration file and these settings, which take precedence. Appends stdout and
     /// stderr to `log`.
-    pub fn start(program: &Path, settings: &[(&str, String)], log: &Path) -> io::Result<Daemon> {
+    pub fn start(program: &Path, config: &Path, settings: &[(&str, String)], log: &Path) -> io::Result<Daemon> {
         if let Some(directory) = log.parent() {
             fs::create_dir_all(directory)?;
         }
         let output = File::options().create(true).append(true).open(log)?;
         let child = Command::new(program)
-            .args(["run", "--config", CONFIG])
+            .args(["run", "--config"])
+            .arg(config)
             .envs(settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             // Ctrl-C must reach only the parent, which then stops the daemon with TERM.
@@ -65,7 +66,7 @@ impl Daemon {
     }
 
     /// Sends TERM and waits until the daemon exits. Kills it at the deadline.
-    pub fn terminate(mut self, deadline: Duration) -> io::Result<ExitStatus> {
+    pub fn terminate(&mut self, deadline: Duration) -> io::Result<ExitStatus> {
         self.signal("TERM")?;
         let begin = Instant::now();
         while begin.elapsed() < deadline {
@@ -86,8 +87,8 @@ impl Daemon {
         pid
     }
 
-    /// Kills the daemon with SIGKILL.
-    pub fn kill(mut self) -> io::Result<()> {
+    /// Kills the daemon with SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait().map(drop)
     }

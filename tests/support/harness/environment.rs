@@ -19,6 +19,7 @@ use super::node::Node;
 
 /// The environment variable that names a broker to use instead of a private node.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
+const ADMIN: &str = "ORDERD_ADMIN__LISTEN";
 
 /// A running broker, and the configuration with which a daemon uses it.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Environment {
     pub config: Config,
     /// The directory of this run, for ledger and logs.
     pub directory: PathBuf,
+    /// The configuration file of the daemons that are started from now on.
+    pub config_file: PathBuf,
     settings: Vec<(&'static str, String)>,
 }
 
@@ -43,7 +46,7 @@ impl Environment {
         let mut all: Vec<_> = settings.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
         all.push(("ORDERD_LEDGER__DIRECTORY", directory.join("ledger").display().to_string()));
         all.push(("ORDERD_LOG__DIRECTORY", directory.join("log").display().to_string()));
-        all.push(("ORDERD_ADMIN__LISTEN", free_address()?));
+        all.push((ADMIN, free_address()?));
         let node = match env::var_os(ADDRESSES) {
             Some(_) => None,
             None => {
@@ -71,7 +74,7 @@ impl Environment {
         {
             node.stop()?;
         }
-        Ok(Environment { node, config: prepared?, directory, settings: all })
+        Ok(Environment { node, config: prepared?, directory, config_file: CONFIG.into(), settings: all })
     }
 
     /// A connector to the broker.
@@ -97,7 +100,19 @@ impl Environment {
 
     /// Starts orderd.
     pub fn start_daemon(&self, program: &Path) -> io::Result<Daemon> {
-        Daemon::start(program, &self.settings, &self.directory.join("orderd.log"))
+        Daemon::start(program, &self.config_file, &self.settings, &self.directory.join("orderd.log"))
+    }
+
+    /// Starts another orderd with the same settings, except for its admin listener.
+    pub fn start_second_daemon(&self, program: &Path) -> io::Result<Daemon> {
+        let mut settings = self.settings.clone();
+        settings.push((ADMIN, free_address()?));
+        Daemon::start(program, &self.config_file, &settings, &self.directory.join("second.log"))
+    }
+
+    /// The address of the daemon's admin listener.
+    pub fn admin_address(&self) -> &str {
+        self.settings.iter().find(|(key, _)| *key == ADMIN).map_or("", |(_, value)| value)
     }
 
     /// Stops the private node.

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod environment;
 pub mod interrupt;
 pub mod node;
+pub mod queued_messages;
 pub mod soak;
 
 use std::io;

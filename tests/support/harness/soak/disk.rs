@@ -1,4 +1,5 @@
-//! A small file system of its own for the ledger and the event files, which can be filled and frozen. Only root can mount it.
+//! Small file systems of their own for the ledger and for the event files, which can be filled and frozen. Only root can
+//! mount them.
 
 use std::fs;
 use std::io;

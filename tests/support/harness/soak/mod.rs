@@ -5,9 +5,10 @@
 mod broker_api;
 mod disk;
 mod fault;
-mod inject;
+mod faults;
 mod producer;
 mod report;
+mod targets;
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -15,30 +16,27 @@ use std::time::{Duration, Instant};
 
 pub use disk::Disk;
 pub use fault::FaultKind;
-use fault::plan;
-use inject::Targets;
+use fault::{fault, plan};
 pub use producer::Producer;
 pub use report::SoakReport;
+use serde_json::json;
+use targets::{Disks, Targets};
 use tokio::runtime::Runtime;
 
 use super::Outcome;
 use super::amqp_proxy::AmqpProxy;
-use super::audit::{Audit, Progress, Published};
-use super::daemon::Daemon;
+use super::audit::{Audit, Published};
+use super::daemon::CONFIG;
 use super::environment::{ADDRESSES, Environment};
-use super::interrupt;
+use super::node::Node;
+use super::queued_messages::QueuedMessages;
 
-const POLL: Duration = Duration::from_millis(100);
-/// A run without progress for this long is stuck: longer than all delays and back-offs together, and than the 180 s after which
-/// the broker tries again to move a message on whose target was missing.
-const STUCK: Duration = Duration::from_secs(400);
-const DRAIN: Duration = Duration::from_secs(60);
 /// Orders published in a second.
 const RATE: u32 = 50;
-/// Orders that must be settled after a fault for it to have passed.
-const RECOVERED_ORDERS: u64 = 20;
 /// The longest time without a fault, in milliseconds.
 const LONGEST_PAUSE: u64 = 1_000;
+/// How many more faults than wanted may be tried, if some find nothing to do.
+const MAX_TRIES_FACTOR: usize = 3;
 
 /// 5 % of the orders fail once, 1 % always. Retry delays are short, so that a run ends soon.
 const SETTINGS: [(&str, &str); 9] = [
@@ -60,10 +58,10 @@ pub struct Soak {
     pub name: String,
     /// Path of the orderd program.
     pub program: PathBuf,
-    /// Number of faults.
+    /// Number of faults that must happen.
     pub faults: usize,
     /// The kinds to choose from.
-    pub kinds: Vec<FaultKind>,
+    pub kinds: Vec<&'static FaultKind>,
     /// Decides the faults, their order and their lengths.
     pub seed: u64,
 }
@@ -72,10 +70,11 @@ impl Soak {
     /// Runs the soak. Passes a line about each fault to `log`.
     pub fn run(&self, log: &mut dyn FnMut(String)) -> Outcome<SoakReport> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let path = super::repository()?.join("target").join(&self.name).join("disk");
-        Disk::unmount_leftover(&path);
+        let mounts = super::repository()?.join("target").join(&self.name);
+        let mounts = ["ledger-disk", "events-disk"].map(|name| mounts.join(name));
+        mounts.iter().for_each(|path| Disk::unmount_leftover(path));
         let mut environment = Environment::prepare(&self.name, &SETTINGS, &runtime)?;
-        let report = self.run_in(&mut environment, path, &runtime, log);
+        let report = self.run_in(&mut environment, mounts, &runtime, log);
         environment.tear_down()?;
         report
     }
@@ -83,135 +82,121 @@ impl Soak {
     fn run_in(
         &self,
         environment: &mut Environment,
-        path: PathBuf,
+        mounts: [PathBuf; 2],
         runtime: &Runtime,
         log: &mut dyn FnMut(String),
     ) -> Outcome<SoakReport> {
-        let mut report = SoakReport::new(self.seed, &self.kinds);
         let mut kinds = self.kinds.clone();
-        let needs_mount = kinds.iter().any(|kind| kind.needs_mount());
-        let disk = needs_mount.then(|| Disk::mount(path)).transpose().unwrap_or_else(|error| {
-            log(format!("faults of the disk are NOT RUN: a file system cannot be mounted: {error}"));
+        let needs_mount = kinds.iter().any(|kind| kind.needs_mount);
+        let disks = needs_mount.then(|| mount(mounts)).transpose().unwrap_or_else(|error| {
+            log(format!("faults of the disks are NOT RUN: a file system cannot be mounted: {error}"));
             None
         });
-        if disk.is_none() {
-            kinds.retain(|kind| !kind.needs_mount());
+        if disks.is_none() {
+            kinds.retain(|kind| !kind.needs_mount);
         }
         let node = environment.node.clone().ok_or("the soak needs a private broker")?;
         let proxy = AmqpProxy::start(node.amqp_port)?;
-        environment.set(ADDRESSES, proxy.address.clone());
-        let directory = disk.as_ref().map_or_else(|| environment.directory.clone(), |disk| disk.path.clone());
-        let (ledger, events) = (directory.join("ledger"), directory.join("log"));
-        environment.set("ORDERD_LEDGER__DIRECTORY", ledger.display().to_string());
-        environment.set("ORDERD_LOG__DIRECTORY", events.display().to_string());
-        let producer = Producer::start(environment.connector(), RATE, runtime);
-        let mut daemon = environment.start_daemon(&self.program)?;
-        let targets = Targets {
+        configure(environment, &node, &proxy, disks.as_ref())?;
+        let directory = |disk: fn(&Disks) -> &Disk| {
+            disks.as_ref().map_or_else(|| environment.directory.clone(), |disks| disk(disks).path.clone())
+        };
+        let mut targets = Targets {
             environment,
             node: &node,
             proxy: &proxy,
-            disk: disk.as_ref(),
+            runtime,
             program: &self.program,
-            ledger: &ledger,
+            disks: disks.as_ref(),
+            ledger: directory(|disks| &disks.ledger).join("ledger"),
+            events: directory(|disks| &disks.events).join("log"),
+            daemon: environment.start_daemon(&self.program)?,
+            producer: Producer::start(environment.connector(), RATE, runtime),
+            queued: QueuedMessages::default(),
+            deleted_files: Vec::new(),
+            moved_files: 0,
         };
-        await_progress(&ledger, &mut daemon, 0)?;
-        for (number, kind) in plan(self.seed, self.faults, &kinds).into_iter().enumerate() {
-            let mut random = fastrand::Rng::with_seed(self.seed.wrapping_add(number as u64 + 1));
-            thread::sleep(Duration::from_millis(random.u64(0..LONGEST_PAUSE)));
-            let happened;
-            (daemon, happened) = targets.inject(kind, daemon, &mut random)?;
-            let begin = Instant::now();
-            let settled = await_progress(&ledger, &mut daemon, settled(&ledger))
-                .map_err(|error| format!("fault {} of seed {}, {}: {error}", number + 1, self.seed, kind.as_str()))?;
-            report.add(kind, happened, begin.elapsed());
-            let (kind, seconds) = (kind.as_str(), begin.elapsed().as_secs_f64());
-            log(format!(
-                "{:>4} {kind:<26} {} passed after {seconds:.1} s; {settled} orders settled",
-                number + 1,
-                if happened { "" } else { "(nothing to do)" }
-            ));
-        }
-        let orders = producer.stop(runtime)?;
-        let published = Published {
-            prefix: String::new(),
-            orders,
-            unroutable: 0,
-            notifications: 0,
-            analytics: 0,
-            topology_deleted: kinds.iter().any(|kind| kind.deletes_topology()),
-        };
-        await_settled(&published, &ledger, &targets, &mut daemon, runtime)?;
-        let status = daemon.terminate(DRAIN)?;
+        let mut report = SoakReport::new(self.seed, &self.kinds);
+        targets.await_recovery()?;
+        self.inject_faults(&kinds, &mut targets, &mut report, log)?;
+        let orders = targets.quiesce()?;
+        let status = targets.daemon.terminate(faults::orderd::DRAIN)?;
         if !status.success() {
             return Err(format!("orderd failed while stopping: {status}").into());
         }
+        faults::events::restore_deleted_files(&mut targets)?;
+        let Targets { ledger, events, producer, mut queued, .. } = targets;
+        producer.stop(runtime)?;
         report.audit = Some(runtime.block_on(async {
-            let mut audit = Audit::of_run(published, &ledger, &environment.connector()).await?;
+            queued.collect(&environment.connector()).await?;
+            let topology_deleted = kinds.iter().any(|kind| kind.deletes_topology);
+            let published = Published { topology_deleted, ..Published::orders(orders) };
+            let mut audit = Audit::of_run(published, &ledger, queued).await?;
             audit.compare_event_files(&ledger, &events)?;
             Outcome::Ok(audit)
         })?);
         Ok(report)
     }
-}
 
-fn settled(ledger: &Path) -> u64 {
-    let progress = Progress::read(ledger, "");
-    progress.processed + progress.dead_lettered
-}
-
-/// Waits until more orders are settled than there were.
-fn await_progress(ledger: &Path, daemon: &mut Daemon, before: u64) -> Outcome<u64> {
-    let begin = Instant::now();
-    loop {
-        let settled = settled(ledger);
-        if settled >= before + RECOVERED_ORDERS {
-            return Ok(settled);
+    fn inject_faults(
+        &self,
+        kinds: &[&'static FaultKind],
+        targets: &mut Targets<'_>,
+        report: &mut SoakReport,
+        log: &mut dyn FnMut(String),
+    ) -> Outcome<()> {
+        for (number, kind) in plan(self.seed, kinds).enumerate().take(self.faults * MAX_TRIES_FACTOR) {
+            if report.faults() >= self.faults {
+                break;
+            }
+            let mut fault = fault(self.seed, number, kind);
+            thread::sleep(Duration::from_millis(fault.random.u64(0..LONGEST_PAUSE)));
+            let failed = |error| format!("fault {} of seed {}, {}: {error}", number + 1, self.seed, kind.name);
+            let happened = (kind.inject)(targets, &mut fault).map_err(failed)?;
+            let begin = Instant::now();
+            let settled = targets.await_recovery().map_err(failed)?;
+            let recovery = begin.elapsed();
+            let note = match (happened, fault.kill) {
+                (false, _) => "nothing to do",
+                (true, true) => "orderd killed meanwhile",
+                (true, false) => "",
+            };
+            match happened {
+                true => report.add(&fault, recovery),
+                false => report.add_nothing_to_do(&fault),
+            }
+            let (count, seconds) = (report.faults(), recovery.as_secs_f64());
+            log(format!(
+                "{count:>4} {:<26} recovered after {seconds:>5.1} s, {settled:>7} orders settled  {note}",
+                kind.name
+            ));
         }
-        if begin.elapsed() > STUCK {
-            return Err(format!("no progress for {STUCK:?}; end of orderd's log:\n{}", daemon.log_tail()).into());
+        let missing = self.faults.saturating_sub(report.faults());
+        if missing > 0 {
+            return Err(format!("{missing} faults found nothing to do").into());
         }
-        daemon.check_alive()?;
-        interrupt::sleep(POLL)?;
+        Ok(())
     }
 }
 
-/// Waits until all orders are processed, dead-lettered or unrouted, and all events recorded.
-fn await_settled(
-    published: &Published,
-    ledger: &Path,
-    targets: &Targets<'_>,
-    daemon: &mut Daemon,
-    runtime: &Runtime,
-) -> Outcome<()> {
-    let (mut last, mut last_change) = (Progress::default(), Instant::now());
-    loop {
-        let progress = Progress::read(ledger, "");
-        let unrouted = runtime.block_on(super::audit::unrouted_orders(&targets.environment.connector(), ledger))?;
-        let routed = Published { orders: published.orders.saturating_sub(unrouted), ..published.clone() };
-        if progress.is_settled(&routed) {
-            return Ok(());
-        }
-        if progress != last {
-            (last, last_change) = (progress, Instant::now());
-        } else if last_change.elapsed() > STUCK {
-            let tail = daemon.log_tail();
-            let orders = published.orders;
-            return Err(format!(
-                "stuck at {progress:?} of {orders}, {unrouted} unrouted; end of orderd's log:\n{tail}"
-            )
-            .into());
-        }
-        daemon.check_alive()?;
-        interrupt::sleep(POLL * 5)?;
-    }
+fn mount([ledger, events]: [PathBuf; 2]) -> std::io::Result<Disks> {
+    Ok(Disks { ledger: Disk::mount(ledger)?, events: Disk::mount(events)? })
 }
 
-impl SoakReport {
-    fn add(&mut self, kind: FaultKind, happened: bool, recovery: Duration) {
-        let report = self.kinds.entry(kind).or_default();
-        match happened {
-            true => report.recoveries.push(recovery),
-            false => report.nothing_to_do += 1,
-        }
+/// Gives orderd a broker user of its own, a configuration file that can be changed, and its directories.
+fn configure(environment: &mut Environment, node: &Node, proxy: &AmqpProxy, disks: Option<&Disks>) -> Outcome<()> {
+    let (user, api) = (faults::broker::USER, broker_api::BrokerApi(node.management_port));
+    api.put(&format!("/users/{user}"), &json!({"password": user, "tags": "monitoring"}))?;
+    api.put(&format!("/permissions/{{vhost}}/{user}"), &json!({"configure": ".*", "write": ".*", "read": ".*"}))?;
+    environment.set("ORDERD_BROKER__USERNAME", user.to_owned());
+    environment.set("ORDERD_BROKER__PASSWORD", user.to_owned());
+    environment.set(ADDRESSES, proxy.address.clone());
+    environment.config_file = environment.directory.join("orderd.toml");
+    std::fs::copy(CONFIG, &environment.config_file)?;
+    if let Some(Disks { ledger, events }) = disks {
+        let path = |disk: &Disk, name: &str| -> String { Path::new(&disk.path).join(name).display().to_string() };
+        environment.set("ORDERD_LEDGER__DIRECTORY", path(ledger, "ledger"));
+        environment.set("ORDERD_LOG__DIRECTORY", path(events, "log"));
     }
+    Ok(())
 }

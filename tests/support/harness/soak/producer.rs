@@ -20,67 +20,82 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// A producer in the background.
 pub struct Producer {
-    confirmed: Arc<AtomicU64>,
-    stopped: Arc<AtomicBool>,
+    state: Arc<ProducerState>,
     task: tokio::task::JoinHandle<Result<u64, String>>,
+}
+
+#[derive(Debug, Default)]
+struct ProducerState {
+    published: AtomicU64,
+    confirmed: Arc<AtomicU64>,
+    paused: AtomicBool,
+    stopped: AtomicBool,
 }
 
 impl Producer {
     /// Starts to publish this many orders a second.
     pub fn start(connector: Connector, rate: u32, runtime: &Runtime) -> Producer {
-        let (confirmed, stopped) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let task = runtime.spawn(produce(connector, rate, Arc::clone(&confirmed), Arc::clone(&stopped)));
-        Producer { confirmed, stopped, task }
+        let state = Arc::new(ProducerState::default());
+        let task = runtime.spawn(produce(connector, rate, Arc::clone(&state)));
+        Producer { state, task }
     }
 
-    /// The number of confirmed orders.
-    pub fn confirmed(&self) -> u64 {
-        self.confirmed.load(Ordering::Relaxed)
+    /// Publishes no further order until [`Producer::resume`].
+    pub fn pause(&self) {
+        self.state.paused.store(true, Ordering::SeqCst);
+    }
+
+    /// Publishes orders again.
+    pub fn resume(&self) {
+        self.state.paused.store(false, Ordering::SeqCst);
+    }
+
+    /// The number of orders, once all are confirmed; `None` before.
+    pub fn all_confirmed(&self) -> Option<u64> {
+        let confirmed = self.state.confirmed.load(Ordering::SeqCst);
+        (confirmed == self.state.published.load(Ordering::SeqCst)).then_some(confirmed)
     }
 
     /// The number of confirmed orders, for another thread.
     pub fn counter(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.confirmed)
+        Arc::clone(&self.state.confirmed)
     }
 
     /// Publishes no further order, waits until all are confirmed and returns their number.
     pub fn stop(mut self, runtime: &Runtime) -> Outcome<u64> {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.state.stopped.store(true, Ordering::SeqCst);
         Ok(runtime.block_on(&mut self.task)??)
     }
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.state.stopped.store(true, Ordering::SeqCst);
     }
 }
 
-async fn produce(
-    connector: Connector,
-    rate: u32,
-    confirmed: Arc<AtomicU64>,
-    stopped: Arc<AtomicBool>,
-) -> Result<u64, String> {
+async fn produce(connector: Connector, rate: u32, state: Arc<ProducerState>) -> Result<u64, String> {
     let publisher = connector.publisher();
     let mut interval = tokio::time::interval(Duration::from_secs(1) / rate);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut unconfirmed = FuturesUnordered::new();
-    let mut number = 0;
-    while !stopped.load(Ordering::Relaxed) {
+    while !state.stopped.load(Ordering::SeqCst) {
         // Both branches are cancel-safe: the stream keeps its futures, and a tick that is not awaited comes later.
         tokio::select! {
-            _ = interval.tick(), if unconfirmed.len() < MAX_UNCONFIRMED => {
-                number += 1;
-                unconfirmed.push(publish(&publisher, number));
+            _ = interval.tick() => {
+                if unconfirmed.len() < MAX_UNCONFIRMED && !state.paused.load(Ordering::SeqCst) {
+                    let number = state.published.fetch_add(1, Ordering::SeqCst) + 1;
+                    unconfirmed.push(publish(&publisher, number));
+                }
             }
-            Some(()) = unconfirmed.next() => { confirmed.fetch_add(1, Ordering::Relaxed); }
+            Some(()) = unconfirmed.next() => { state.confirmed.fetch_add(1, Ordering::SeqCst); }
         }
     }
     while unconfirmed.next().await.is_some() {
-        confirmed.fetch_add(1, Ordering::Relaxed);
+        state.confirmed.fetch_add(1, Ordering::SeqCst);
     }
     publisher.close(Duration::from_secs(20)).await.map_err(|error| error.to_string())?;
-    Ok(number)
+    Ok(state.published.load(Ordering::SeqCst))
 }
 
 async fn publish(publisher: &dyn Publisher, number: u64) {

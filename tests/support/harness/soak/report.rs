@@ -7,14 +7,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::audit::Audit;
-use super::fault::FaultKind;
+use super::fault::{Fault, FaultKind};
 
 /// The faults of one kind.
 #[derive(Debug, Default)]
 pub struct KindReport {
     /// How long it took after each fault until further orders were settled.
     pub recoveries: Vec<Duration>,
-    /// Faults that found nothing to do, such as a queue to delete that was not empty.
+    /// In how many of them orderd was killed meanwhile.
+    pub orderd_killed: u64,
+    /// Faults that found nothing to do, such as an exchange to delete that was missing. They are made up for.
     pub nothing_to_do: u64,
 }
 
@@ -32,16 +34,28 @@ pub struct SoakReport {
     /// The seed.
     pub seed: u64,
     /// By kind, also those that were not run.
-    pub kinds: BTreeMap<FaultKind, KindReport>,
+    pub kinds: BTreeMap<&'static FaultKind, KindReport>,
     /// The audit at the end.
     pub audit: Option<Audit>,
 }
 
 impl SoakReport {
     /// A report without faults.
-    pub fn new(seed: u64, kinds: &[FaultKind]) -> SoakReport {
+    pub fn new(seed: u64, kinds: &[&'static FaultKind]) -> SoakReport {
         let kinds = kinds.iter().map(|kind| (*kind, KindReport::default())).collect();
         SoakReport { seed, kinds, audit: None }
+    }
+
+    /// Adds a fault that happened, and how long recovery from it took.
+    pub fn add(&mut self, fault: &Fault, recovery: Duration) {
+        let report = self.kinds.entry(fault.kind).or_default();
+        report.recoveries.push(recovery);
+        report.orderd_killed += u64::from(fault.kill);
+    }
+
+    /// Adds a fault that found nothing to do.
+    pub fn add_nothing_to_do(&mut self, fault: &Fault) {
+        self.kinds.entry(fault.kind).or_default().nothing_to_do += 1;
     }
 
     /// Whether every order and every event is accounted for.
@@ -59,10 +73,10 @@ impl SoakReport {
         let kinds = self.kinds.iter().map(|(kind, report)| {
             let times = report.median_and_max();
             let value = json!({
-                "count": report.recoveries.len(), "nothing_to_do": report.nothing_to_do,
+                "count": report.recoveries.len(), "orderd_killed": report.orderd_killed, "nothing_to_do": report.nothing_to_do,
                 "median_seconds": times.map(|times| times.0), "max_seconds": times.map(|times| times.1),
             });
-            (kind.as_str().to_owned(), value)
+            (kind.name.to_owned(), value)
         });
         json!({
             "seed": self.seed, "faults": self.faults(), "passed": self.passed(),
@@ -74,16 +88,25 @@ impl SoakReport {
 
 impl fmt::Display for SoakReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  {:<26} {:>6} {:>10} {:>10}", "fault", "count", "median", "maximum")?;
+        let heads = ["count", "killed", "median", "maximum"];
+        writeln!(f, "  {:<26} {:>6} {:>6} {:>10} {:>10}", "fault", heads[0], heads[1], heads[2], heads[3])?;
         for (kind, report) in &self.kinds {
-            let (kind, count) = (kind.as_str(), report.recoveries.len());
+            let (name, count, killed) = (kind.name, report.recoveries.len(), report.orderd_killed);
             match report.median_and_max() {
-                Some((median, max)) => writeln!(f, "  {kind:<26} {count:>6} {median:>8.1} s {max:>8.1} s")?,
-                None if report.nothing_to_do > 0 => writeln!(f, "  {kind:<26} not run: nothing to do")?,
-                None => writeln!(f, "  {kind:<26} not run")?,
+                Some((median, max)) => {
+                    writeln!(f, "  {name:<26} {count:>6} {killed:>6} {median:>8.1} s {max:>8.1} s")?;
+                }
+                None if report.nothing_to_do > 0 => writeln!(f, "  {name:<26} not run: nothing to do")?,
+                None => writeln!(f, "  {name:<26} not run")?,
             }
         }
-        writeln!(f, "  {:<26} {:>6}   (seed {})\n", "all", self.faults(), self.seed)?;
+        let nothing_to_do: u64 = self.kinds.values().map(|kind| kind.nothing_to_do).sum();
+        writeln!(f, "  {:<26} {:>6}   (seed {})", "all", self.faults(), self.seed)?;
+        writeln!(
+            f,
+            "  killed: orderd was killed meanwhile; median and maximum: time until it was ready and settled orders"
+        )?;
+        writeln!(f, "  {nothing_to_do} more faults found nothing to do, and do not count\n")?;
         self.audit.as_ref().map_or(Ok(()), |audit| write!(f, "{audit}"))
     }
 }

@@ -1,0 +1,67 @@
+//! The messages in the dead letter queue and in the unrouted queue, which an audit must account for.
+//!
+//! Reading leaves them in the queues; collecting removes them, so that the queues may be deleted.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use orderd::amqp::Connector;
+use orderd::message::{Consumer, Delivery, ExchangeNames, HeaderValue, Settlement, names};
+use tokio::time::timeout;
+
+use super::Outcome;
+
+/// A queue that delivers nothing for this long is taken to have delivered all its messages.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// What the two queues hold, or held.
+#[derive(Debug, Default)]
+pub struct QueuedMessages {
+    /// The id of each dead letter, and why it was dead-lettered.
+    pub dead_letters: Vec<(String, String)>,
+    /// The ids of unrouted messages.
+    pub unrouted: HashSet<String>,
+}
+
+impl QueuedMessages {
+    /// Reads both queues and leaves the messages in them.
+    pub async fn read(connector: &Connector) -> Outcome<QueuedMessages> {
+        let mut read = QueuedMessages::default();
+        read.add(connector, false).await?;
+        Ok(read)
+    }
+
+    /// Removes the messages from both queues and adds them to those collected before.
+    pub async fn collect(&mut self, connector: &Connector) -> Outcome<()> {
+        self.add(connector, true).await
+    }
+
+    async fn add(&mut self, connector: &Connector, remove: bool) -> Outcome<()> {
+        for delivery in receive_all(connector, ExchangeNames::DEAD_LETTER_QUEUE, remove).await? {
+            let reason = delivery.message.headers.get(names::DEAD_LETTER_REASON).and_then(HeaderValue::as_text);
+            let reason = reason.unwrap_or("none given").to_owned();
+            self.dead_letters.extend(delivery.message.properties.message_id.map(|id| (id, reason)));
+        }
+        let unrouted = receive_all(connector, ExchangeNames::UNROUTED_QUEUE, remove).await?;
+        self.unrouted.extend(unrouted.into_iter().filter_map(|delivery| delivery.message.properties.message_id));
+        Ok(())
+    }
+}
+
+async fn receive_all(connector: &Connector, queue: &str, remove: bool) -> Outcome<Vec<Delivery>> {
+    let mut subscription = connector.subscribe(queue, u16::MAX).await?;
+    let mut messages = Vec::new();
+    while let Ok(Some(delivery)) = timeout(SILENCE, subscription.deliveries.next()).await {
+        messages.push(delivery);
+    }
+    if messages.len() >= usize::from(u16::MAX) {
+        return Err(format!("{queue} holds more messages than can be inspected").into());
+    }
+    if remove {
+        messages.iter().for_each(|delivery| subscription.settler.settle(delivery.id, Settlement::Ack));
+    }
+    // The broker requeues deliveries that are unacknowledged when the subscription closes.
+    subscription.settler.close().await?;
+    Ok(messages)
+}

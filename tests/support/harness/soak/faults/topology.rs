@@ -1,0 +1,107 @@
+//! Deleted parts of the topology. orderd must declare them again, by itself or at a reload.
+//!
+//! What a deleted queue holds is gone. So before one is deleted, nothing is under way; and orders are published again as soon as
+//! it is deleted.
+
+use serde_json::json;
+
+use super::super::super::{Outcome, interrupt};
+use super::super::fault::Fault;
+use super::super::targets::Targets;
+use super::broker::{USER, set_permissions};
+
+const EXCHANGES: [&str; 5] = ["orders", "orders.retry", "orders.requeue", "orders.dead_letter", "orders.unrouted"];
+/// The queues that orderd consumes.
+pub const WORK_QUEUES: [&str; 5] =
+    ["order_queue", "priority_order_queue", "notification_queue", "analytics_queue", "failed_order_queue"];
+const RETRY_QUEUES: [&str; 5] = [
+    "order_queue.retry.1s",
+    "order_queue.retry.2s",
+    "priority_order_queue.retry.10s",
+    "notification_queue.retry.1s",
+    "analytics_queue.retry.5s",
+];
+/// Bindings: exchange, queue and key, as they appear in the path of a request. `~` is an empty key.
+const BINDINGS: [(&str, &str, &str); 13] = [
+    ("orders", "priority_order_queue", "order.priority.%23"),
+    ("orders", "order_queue", "order.normal.*"),
+    ("orders", "failed_order_queue", "order.failed.%23"),
+    ("orders", "notification_queue", "order.notification.*"),
+    ("orders", "analytics_queue", "order.analytics.*"),
+    ("orders.requeue", "order_queue", "order_queue"),
+    ("orders.requeue", "notification_queue", "notification_queue"),
+    ("orders.requeue", "analytics_queue", "analytics_queue"),
+    ("orders.requeue", "failed_order_queue", "failed_order_queue"),
+    ("orders.retry", "order_queue.retry.1s", "order_queue.retry.1s"),
+    ("orders.retry", "order_queue.retry.5s", "order_queue.retry.5s"),
+    ("orders.dead_letter", "dead_letter_queue", "~"),
+    ("orders.unrouted", "unrouted_queue", "~"),
+];
+
+pub fn exchange(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    let name = *fault.random.choice(EXCHANGES.iter()).expect("not empty");
+    let deleted = targets.api().delete("exchanges", name)?;
+    await_declaration(targets, fault, deleted)
+}
+
+pub fn binding(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    let (exchange, queue, key) = *fault.random.choice(BINDINGS.iter()).expect("not empty");
+    let deleted = targets.api().delete("bindings", &format!("e/{exchange}/q/{queue}/{key}"))?;
+    await_declaration(targets, fault, deleted)
+}
+
+pub fn work_queue(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    queue(targets, fault, &WORK_QUEUES)
+}
+
+pub fn retry_queue(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    queue(targets, fault, &RETRY_QUEUES)
+}
+
+pub fn dead_letter_queue(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    queue(targets, fault, &["dead_letter_queue"])
+}
+
+pub fn unrouted_queue(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    queue(targets, fault, &["unrouted_queue"])
+}
+
+fn queue(targets: &mut Targets<'_>, fault: &mut Fault, names: &[&str]) -> Outcome<bool> {
+    let name = *fault.random.choice(names.iter()).expect("not empty");
+    targets.quiesce()?;
+    let deleted = targets.api().delete("queues", name)?;
+    targets.producer.resume();
+    await_declaration(targets, fault, deleted)
+}
+
+/// The virtual host is deleted with everything in it, and created again, empty, with the permissions of its users.
+pub fn virtual_host(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
+    targets.quiesce()?;
+    targets.outage(
+        fault,
+        |targets| {
+            targets.api().delete_virtual_host()?;
+            targets.producer.resume();
+            Ok(())
+        },
+        |targets| {
+            targets.api().put("/vhosts/{vhost}", &json!({}))?;
+            set_permissions(targets, "guest", ".*")?;
+            set_permissions(targets, USER, ".*")
+        },
+    )?;
+    Ok(true)
+}
+
+/// Half of the deletions are followed by a reload; orderd must notice the others by itself.
+fn await_declaration(targets: &mut Targets<'_>, fault: &mut Fault, deleted: bool) -> Outcome<bool> {
+    if deleted {
+        targets.outage(fault, |_| Ok(()), |_| Ok(()))?;
+        if fault.random.bool() {
+            // It fails if orderd has just been started, or if the rest of the topology cannot be declared.
+            let _ = targets.command(&["reload"])?;
+            interrupt::check()?;
+        }
+    }
+    Ok(deleted)
+}
