@@ -4,20 +4,24 @@
 //! than its content: which earlier deliveries of the same content it released. A redelivery gets the identity of one of
 //! them, so that the ledger recognises what was recorded. Each identity is given to one redelivery only.
 //!
+//! Two redeliveries of equal messages may get each other's identities, here or by way of another instance. None is lost by that:
+//! each identity that is given again stands for one message that was released without an ack, so that there are never more acks
+//! than recorded identities. Equal means the whole message, since only then does it not matter which of them is which.
+//!
 //! What no released delivery explains gets a new identity: after a crash, after a lost ack, or if another instance had the
 //! message before. Its effect may then be recorded twice. Comparing it with what was acked or recorded could take it for
 //! an older message with the same content and lose it.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::message::{Delivery, GeneratedId};
+use crate::message::{Delivery, GeneratedId, STRIPPED};
 
 /// The most deliveries remembered of each kind. A subscription rarely has more in flight.
 const MAX_REMEMBERED: usize = 4096;
@@ -34,7 +38,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 pub(super) struct Unidentified {
     /// The identity it was given.
     pub id: GeneratedId,
-    /// Hash of what it is compared by: sender, routing key and body.
+    /// Hash of what it is compared by: routing key, properties, headers and body.
     content: u64,
 }
 
@@ -67,17 +71,23 @@ impl UnidentifiedDeliveries {
         if delivery.has_message_id() {
             return None;
         }
-        let user = &delivery.message.properties.user_id;
-        let content = match self.by_message_id {
-            true => self.hasher.hash_one((user, &delivery.routing_key, &delivery.message.body)),
-            false => 0,
-        };
+        let content = if self.by_message_id { self.content(delivery) } else { 0 };
         let is_redelivered = self.by_message_id && (delivery.redelivered || delivery.delivery_count() > 0);
         let known = if is_redelivered { take(&mut self.lock(), content) } else { None };
         Some(known.unwrap_or_else(|| {
             let id = GeneratedId { run: *RUN, number: NEXT.fetch_add(1, Ordering::Relaxed) };
             Unidentified { id, content }
         }))
+    }
+
+    /// Hash of everything that is the same whenever the message is delivered. The broker changes its own headers.
+    fn content(&self, delivery: &Delivery) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        let message = &delivery.message;
+        (&delivery.routing_key, &message.body, message.unread).hash(&mut hasher);
+        let headers = message.headers.iter().filter(|(name, _)| !STRIPPED.contains(&name.as_str()));
+        format!("{:?}{:?}", message.properties, headers.collect::<Vec<_>>()).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Remembers a delivery that will be redelivered.
@@ -108,8 +118,10 @@ fn take(released: &mut Released, content: u64) -> Option<Unidentified> {
 mod tests {
     use std::collections::HashSet;
 
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::message::{DeliveryId, Message};
+    use crate::message::{DeliveryId, HeaderValue, Message};
 
     fn delivery(body: &'static str, redelivered: bool) -> Delivery {
         Delivery {
@@ -153,6 +165,64 @@ mod tests {
         assert_ne!(identify(&deliveries, "{}", false).id, first.id);
         assert_eq!(identify(&deliveries, "{}", true).id, first.id);
         assert_ne!(identify(&deliveries, "{}", true).id, first.id, "an identity was given twice");
+    }
+
+    #[test]
+    fn messages_that_differ_in_a_header_or_a_property_are_not_taken_for_each_other() {
+        let deliveries = UnidentifiedDeliveries::new(true);
+        let first = identify(&deliveries, "{}", false);
+        deliveries.released(first);
+        let mut other = delivery("{}", true);
+        other.message.headers.insert("ce-id".to_owned(), "2".into());
+        assert_ne!(deliveries.identify(&other).unwrap().id, first.id);
+        let mut other = delivery("{}", true);
+        other.message.properties.correlation_id = Some("2".to_owned());
+        assert_ne!(deliveries.identify(&other).unwrap().id, first.id);
+        let mut same = delivery("{}", false);
+        same.message.headers.insert("x-delivery-count".to_owned(), HeaderValue::I64(1));
+        assert_eq!(deliveries.identify(&same).unwrap().id, first.id);
+    }
+
+    proptest! {
+        /// Equal messages, two instances, and a broker that redelivers to either of them. A step takes one message of the queue,
+        /// delivers it to an instance, and ends the delivery in one of four ways.
+        #[test]
+        fn equal_messages_in_flight_on_lost_connections_are_never_counted_once_for_two(
+            steps in proptest::collection::vec((0_usize..4, any::<bool>(), 0_u8..4), 0..60)
+        ) {
+            let instances = [UnidentifiedDeliveries::new(true), UnidentifiedDeliveries::new(true)];
+            // For each message in the queue, whether it was delivered before.
+            let mut queue = vec![false; 4];
+            let (mut recorded, mut acked) = (HashSet::new(), 0);
+            let finish = std::iter::repeat_n((0, false, 0), 4);
+            for (index, instance, end) in steps.into_iter().chain(finish) {
+                if queue.is_empty() {
+                    break;
+                }
+                let instance = &instances[usize::from(instance)];
+                let redelivered = queue.remove(index % queue.len());
+                let received = identify(instance, "{}", redelivered);
+                match end {
+                    0 => {
+                        recorded.insert(received.id);
+                        acked += 1;
+                    }
+                    // The connection was lost before the effect was recorded, or after that.
+                    1 => instance.released(received),
+                    2 => {
+                        recorded.insert(received.id);
+                        instance.released(received);
+                    }
+                    // The ack was sent and lost.
+                    _ => drop(recorded.insert(received.id)),
+                }
+                if end > 0 {
+                    queue.push(true);
+                }
+                prop_assert!(acked <= recorded.len(), "{} acked, {} recorded", acked, recorded.len());
+            }
+            prop_assert_eq!(acked, 4);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -324,8 +324,14 @@ stop_epmd_of_cluster() {
     fi
 }
 
+# Erlang resolves the node's host name, and a root directory made by debootstrap may lack the file for it.
+write_hosts() {
+    [[ -z $other_root || -s $other_root/etc/hosts ]] || printf '127.0.0.1 localhost\n::1 localhost\n' >"$other_root/etc/hosts"
+}
+
 start() {
     ensure_rabbitmq "$base/install.lock"
+    write_hosts
     if is_ours "$PID"; then
         await_node && return 0
         say "node $name is running but does not answer: restarting it"

@@ -26,6 +26,20 @@ impl RawClient {
         assert_eq!(method, (60, 80), "the broker did not confirm {key:?} to exchange {exchange:?}");
     }
 
+    /// Publishes to an exchange, and returns whether the broker accepts the message. If not, it has closed the channel, which is
+    /// opened again.
+    pub fn may_publish(&mut self, exchange: &str, key: &str, properties: &Properties, body: &[u8]) -> bool {
+        self.write_message(exchange, key, &properties.encode(), body);
+        let (method, arguments) = self.read_method();
+        if method == (20, 40) {
+            self.send(1, (20, 41), &[]);
+            self.open_channel();
+            return false;
+        }
+        assert_eq!(method, (60, 80), "{}", String::from_utf8_lossy(&arguments));
+        true
+    }
+
     /// Publishes many persistent messages to an exchange, and waits for all confirms. The connection must not have published
     /// before: delivery tags in confirms are counted from 1.
     pub fn publish_all(mut self, exchange: &str, messages: impl IntoIterator<Item = (String, Vec<u8>)>) {
