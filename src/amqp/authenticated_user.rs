@@ -8,12 +8,13 @@ use std::sync::Arc;
 use super::connect::Connector;
 use super::connect_error::ConnectError;
 use super::lifetime::ConnectionEnd;
-use super::protocol::{Channel, Method, ServerEvent, reject_unexpected};
+use super::protocol::{Method, ServerEvent, reject_unexpected};
 use crate::message::{Message, Publication};
 
 /// RabbitMQ's reply code for a `user_id` that is not the connection's user.
 const PRECONDITION_FAILED: u16 = 406;
 const ACCESS_REFUSED: u16 = 403;
+const INTERNAL_ERROR: u16 = 541;
 /// How the reply text goes on after `PRECONDITION_FAILED - `, up to the stated name. The authenticated name follows.
 const REFUSED_USER: &str = "user_id property set to '";
 const AUTHENTICATED_USER: &str = "' but authenticated user was '";
@@ -82,57 +83,45 @@ impl Connector {
     /// # Errors
     /// [`IdentityError`].
     pub async fn identify(&self, exchange: &str) -> Result<Arc<str>, IdentityError> {
-        let mut channel = self.open_channel("identify").await?;
-        let identified = self.identify_on(&mut channel, exchange).await;
-        let end = match &identified {
-            Err(IdentityError::Connect(ConnectError::Lost(end))) => Some(end),
-            Ok(_) | Err(_) => None,
-        };
-        channel.close(end).await;
-        identified
-    }
-
-    async fn identify_on(&self, channel: &mut Channel, exchange: &str) -> Result<Arc<str>, IdentityError> {
-        let Some(reply) = refusal_of(channel, exchange, NO_USER).await? else {
-            return Err(IdentityError::Impersonator);
-        };
+        let Some(reply) = self.refusal_of(NO_USER, exchange).await? else { return Err(IdentityError::Impersonator) };
         let configured = self.users().own();
         let read = authenticated_user(&reply, NO_USER);
         for name in [read, Some(&*configured)].into_iter().flatten() {
             // The text may be in another encoding, or cut off.
             let is_certain = read == Some(name) && name.is_ascii();
-            if is_certain || states_own_name(channel, exchange, name).await? {
+            if is_certain || self.refusal_of(name, exchange).await?.is_none() {
                 self.users().set_own(name);
                 return Ok(name.into());
             }
         }
         Err(IdentityError::Unreadable { configured: configured.to_string(), reply })
     }
-}
 
-/// Whether the broker accepts a publication that states this user. On a channel that the broker has closed.
-async fn states_own_name(channel: &mut Channel, exchange: &str, name: &str) -> Result<bool, IdentityError> {
-    channel.reopen().await.map_err(ConnectError::Lost)?;
-    Ok(refusal_of(channel, exchange, name).await?.is_none())
-}
-
-/// Publishes a message that states `user` and that no queue receives. Returns the reply text if the broker refuses that user,
-/// and closes the channel.
-///
-/// The message is empty: so RabbitMQ answers even while it has an alarm, under which it reads nothing after a content header.
-async fn refusal_of(channel: &mut Channel, exchange: &str, user: &str) -> Result<Option<String>, IdentityError> {
-    let (routing_key, message) = (UNROUTED_KEY.to_owned(), Message::default());
-    channel.publish(&Publication { exchange: exchange.into(), routing_key, message }, user);
-    // Its reply comes after the refusal, or after the returned message.
-    let answered = channel.request(&Method::ConfirmSelect, |event| match event {
-        ServerEvent::Returned(_) => Ok(()),
-        other => reject_unexpected(other),
-    });
-    match answered.await {
-        Ok(_) => Ok(None),
-        Err(ConnectionEnd::ChannelClosed { code, text }) if is_refused_user(code, &text) => Ok(Some(text)),
-        Err(ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text }) => Err(IdentityError::Denied { reply: text }),
-        Err(end) => Err(ConnectError::Lost(end).into()),
+    /// Publishes a message that states `user` and that no queue receives, on a connection of its own. Returns the reply text if
+    /// the broker refuses that user.
+    async fn refusal_of(&self, user: &str, exchange: &str) -> Result<Option<String>, IdentityError> {
+        let mut channel = self.open_channel("identify").await?;
+        let (routing_key, message) = (UNROUTED_KEY.to_owned(), Message::default());
+        // The message is empty: so RabbitMQ answers even while it has an alarm, under which it reads nothing after a content
+        // header.
+        channel.publish(&Publication { exchange: exchange.into(), routing_key, message }, user);
+        // Its reply comes after the refusal, or after the returned message.
+        let asked = channel.request(&Method::ConfirmSelect, |event| match event {
+            ServerEvent::Returned(_) => Ok(()),
+            other => reject_unexpected(other),
+        });
+        let asked = asked.await.map(drop);
+        channel.close(asked.as_ref().err()).await;
+        match asked {
+            Ok(()) => Ok(None),
+            Err(ConnectionEnd::ChannelClosed { code, text }) if is_refused_user(code, &text) => Ok(Some(text)),
+            // RabbitMQ 4 cannot encode its refusal if the user's name is long and not ASCII.
+            Err(ConnectionEnd::ConnectionClosed { code: INTERNAL_ERROR, text }) => Ok(Some(text)),
+            Err(ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text }) => {
+                Err(IdentityError::Denied { reply: text })
+            }
+            Err(end) => Err(ConnectError::Lost(end).into()),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use orderd::amqp::{Connector, Unconfirmed};
+use orderd::config::Broker;
 use orderd::message::{Consumer, HeaderValue, Headers, Properties, PublishError, Publisher, Settlement, Unpublished};
 
 use super::to_queue;
@@ -370,12 +371,29 @@ async fn a_publication_states_the_connections_user_whatever_the_message_and_the_
         assert_eq!(answer.is_ok(), name.len() < 255, "{answer:?}");
         assert!(matches!(answer, Ok(()) | Err(PublishError::Refused { .. })), "not the message's fault: {answer:?}");
     }
-    let (named, other) = (Connector::new(vhost.broker()), "amq.direct");
-    assert_eq!(&*with_deadline("identify", named.identify(other)).await.unwrap(), "guest");
-    assert!(named.users().contains("guest"));
     // The connector with the wrong name finds out the right one.
-    assert_eq!(&*with_deadline("identify", connector.identify(other)).await.unwrap(), "guest");
+    assert_eq!(&*with_deadline("identify", connector.identify("amq.direct")).await.unwrap(), "guest");
+    assert!(connector.users().contains("guest"));
     assert_eq!(vhost.raw().depth("q"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_users_that_do_not_fit_the_brokers_answer_are_found_out() {
+    let node = Node::shared();
+    let vhost = node.vhost();
+    for name in ["CN=orderd,O=O'Brien", "bestellung-ü", &"y".repeat(240), &"ü".repeat(120)] {
+        // Users belong to the whole broker.
+        let name = format!("{name}{}", &vhost.name[..8]);
+        let encoded: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let everything = r#"{"configure":".*","write":".*","read":".*"}"#;
+        tokio::task::block_in_place(|| {
+            node.management("PUT", &format!("/users/{encoded}"), r#"{"password":"guest","tags":""}"#);
+            node.management("PUT", &format!("/permissions/{}/{encoded}", vhost.name), everything);
+        });
+        let connector = Connector::new(Broker { username: name.clone(), ..vhost.broker() });
+        assert_eq!(*with_deadline("identify", connector.identify("amq.direct")).await.unwrap(), *name);
+        tokio::task::block_in_place(|| node.management("DELETE", &format!("/users/{encoded}"), ""));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

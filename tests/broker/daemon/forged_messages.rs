@@ -75,7 +75,10 @@ fn a_producer_of_orders_cannot_forge_a_sale_a_notification_or_a_failure() {
         ("orders.dead_letter", ""),
         ("", "analytics_queue"),
     ] {
-        assert!(!forger.may_publish(exchange, key, &Properties::persistent(), &order("forged")), "{exchange:?} {key:?}");
+        assert!(
+            !forger.may_publish(exchange, key, &Properties::persistent(), &order("forged")),
+            "{exchange:?} {key:?}"
+        );
     }
     let routes = node.version() < FIRST_TO_CHECK_ROUTES;
     assert_eq!(accepted, [[routes; 3]; 2], "which routes RabbitMQ {:?} accepts", node.version());
