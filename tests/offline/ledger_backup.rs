@@ -157,6 +157,22 @@ async fn a_backup_replaces_neither_a_file_of_the_ledger_nor_anything_but_a_backu
 }
 
 #[tokio::test]
+async fn nothing_is_left_of_a_backup_that_does_not_fit() {
+    let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    ledger(source.path(), 100).await;
+    let setting = format!("ledger.directory={}", source.path().display());
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
+    // A file may have 64 blocks of 512 bytes or 1 KiB, depending on the shell; the backup needs more.
+    let script = r#"trap '' XFSZ; ulimit -f 64; exec "$0" ledger backup --config "$1" --set "$2" "$3""#;
+    let program = env!("CARGO_BIN_EXE_orderd");
+    let mut limited = std::process::Command::new("/bin/sh");
+    limited.env_clear().args(["-c", script, program, config, &setting]).arg(target.path().join("backup.db"));
+    let output = limited.output().unwrap();
+    assert_eq!(output.status.code(), Some(70), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(names(target.path()), [""; 0]);
+}
+
+#[tokio::test]
 async fn what_is_not_a_sound_ledger_is_not_backed_up() {
     let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let file = target.path().join("backup.db");

@@ -137,7 +137,9 @@ impl Drop for Partial {
     fn drop(&mut self) {
         // After a rename there is nothing left to remove.
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(with_suffix(&self.path, "-journal"));
+        for suffix in ["-journal", "-wal", "-shm"] {
+            let _ = fs::remove_file(with_suffix(&self.path, suffix));
+        }
     }
 }
 
