@@ -77,11 +77,12 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
         None => Arc::new(MemoryLedger::start()),
     };
     let shutdown = Shutdown::new();
-    let intake = Intake::new(match &sqlite_ledger {
+    let ledger_state = match &sqlite_ledger {
         Some(ledger) => ledger.state(),
         None => watch::channel(LedgerState::Recording).1,
-    });
-    let deps = handler_deps(directory);
+    };
+    let intake = Intake::new(ledger_state, None);
+    let deps = handler_deps(directory).await;
     let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
     let config =
         Config::load(&Sources { file, ..handlers::sources() }).expect("the default configuration is valid").config;
@@ -121,18 +122,18 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
 }
 
 /// The dependencies of the handlers, as in the daemon.
-fn handler_deps(directory: &Path) -> HandlerDeps {
-    let open = |name| {
+async fn handler_deps(directory: &Path) -> HandlerDeps {
+    let open = |name| async move {
         let (directory, rotation) = (directory.to_owned(), Rotation::Daily);
         let files = Rolling { directory, name, suffix: "jsonl", rotation, keep: 2, mode: FILE_MODE };
-        EventLog::start(files).expect("the directory is writable").0
+        EventLog::start(files).await.expect("the directory is writable").0
     };
     HandlerDeps {
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         max_body: 1 << 20,
-        event_log: open("analytics"),
-        channel: Arc::new(LogChannel { log: open("notifications") }),
+        event_log: open("analytics").await,
+        channel: Arc::new(LogChannel { log: open("notifications").await }),
         claims: Arc::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     }

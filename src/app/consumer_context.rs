@@ -36,13 +36,14 @@ pub(super) fn consumer_context(
 ) -> ConsumerContext {
     let on_failure =
         if consumer.handles_failures() { OnFailure::KeepRetrying } else { OnFailure::Forward(consumer.retry.clone()) };
+    let handler = handlers::build(name, &consumer.handler_settings, deps);
     ConsumerContext {
         consumer: name.into(),
         queue: consumer.queue.as_str().into(),
-        handler: handlers::build(name, &consumer.handler_settings, deps),
+        intake: Intake::new(ledger.state(), handler.event_file()),
+        handler,
         publisher,
         ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
-        intake: Intake::new(ledger.state()),
         names: Arc::clone(&deps.names),
         bindings: consumer.bindings.clone(),
         users: Arc::clone(&deps.users),

@@ -2,17 +2,20 @@
 //!
 //! It never decides what is written.
 
-use tokio::task::JoinHandle;
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
 
 use super::AppError;
 use crate::config::Config;
-use crate::handlers::EventLog;
+use crate::files::FileState;
+use crate::handlers::{EventLog, EventLogWriter};
 
-/// The two files of JSON lines, and the tasks that write them.
+/// The two files of JSON lines, and the threads that write them.
 pub(super) struct EventLogs {
     pub analytics: EventLog,
     pub notifications: EventLog,
-    writers: [JoinHandle<()>; 2],
+    writers: [EventLogWriter; 2],
 }
 
 impl EventLogs {
@@ -20,13 +23,19 @@ impl EventLogs {
     ///
     /// # Errors
     /// [`AppError::EventLog`].
-    pub fn start(config: &Config) -> Result<Self, AppError> {
-        let [analytics, notifications] = config.event_files().map(|files| {
+    pub async fn start(config: &Config) -> Result<Self, AppError> {
+        let [analytics, notifications] = config.event_files().map(|files| async {
             let directory = files.directory.clone();
-            EventLog::start(files).map_err(|source| AppError::EventLog { directory, source })
+            EventLog::start(files).await.map_err(|source| AppError::EventLog { directory, source })
         });
-        let ((analytics, analytics_writer), (notifications, notifications_writer)) = (analytics?, notifications?);
+        let ((analytics, analytics_writer), (notifications, notifications_writer)) =
+            tokio::try_join!(analytics, notifications)?;
         Ok(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] })
+    }
+
+    /// Their states, by name.
+    pub fn states(&self) -> BTreeMap<&'static str, watch::Receiver<FileState>> {
+        [("analytics", self.analytics.state()), ("notifications", self.notifications.state())].into()
     }
 
     /// Opens files again that were renamed or deleted.
@@ -35,12 +44,10 @@ impl EventLogs {
         self.notifications.reopen();
     }
 
-    /// Waits until everything is written. To be called when no handler exists any more.
+    /// Waits until the threads have ended. To be called when no handler exists any more.
     pub async fn finish(self) {
-        let EventLogs { analytics, notifications, writers } = self;
+        let EventLogs { analytics, notifications, writers: [first, second] } = self;
         drop((analytics, notifications));
-        for writer in writers {
-            let _ = writer.await;
-        }
+        tokio::join!(first.finish(), second.finish());
     }
 }

@@ -163,7 +163,8 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     }
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config.consumers);
-    let logs = EventLogs::start(&config)?;
+    let logs = EventLogs::start(&config).await?;
+    observability.status_registry.set_event_files(logs.states());
 
     let connector = Connector::new(config.broker.clone());
     let setup = BrokerSetup::new(&config);

@@ -85,6 +85,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// A write beyond the limit on the size of files. Handled, so that the write fails and does not end the process.
+    _file_too_large: Signal,
     /// Notified at each HUP. However many arrive during a reload, one more reload follows.
     hangup_received: Arc<Notify>,
 }
@@ -95,6 +97,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            _file_too_large: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
             hangup_received: Arc::default(),
         })
     }

@@ -4,16 +4,19 @@
 //!   before the next line is appended, so that no line is ever glued to another.
 //! - Instances that share the file take turns by a lock (`flock`), because removing an incomplete line must not remove the
 //!   whole line of another instance.
+//! - Lines that must be durable are written to regular files only: no other file keeps them.
 //! - Before each append, the path is compared with the open file: if the file was renamed or deleted, such as by logrotate,
 //!   a new one is created.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::de::IgnoredAny;
 use tracing::warn;
@@ -21,7 +24,7 @@ use tracing::warn;
 use super::mode::{create_directory, set_mode, sync_directory};
 
 /// How long to wait for another program's lock. Instances hold it only while they write.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between two attempts to take the lock.
 const LOCK_STEP: Duration = Duration::from_millis(1);
 /// How often an append starts again because the file was replaced meanwhile.
@@ -37,6 +40,11 @@ pub enum IncompleteLine {
     /// It gets a line feed. For text that is worth reading even if it is cut off.
     Terminate,
 }
+
+/// The path of a file for durable lines leads to something that is no regular file.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not a regular file")]
+pub(super) struct NotARegularFile;
 
 /// A file of lines.
 #[derive(Debug)]
@@ -84,19 +92,37 @@ impl LineFile {
             if !leads_to(&path, file) {
                 continue;
             }
-            append_locked(file, lines, incomplete, lock.is_exclusive)?;
+            let appended = append_locked(file, lines, incomplete, lock.is_exclusive)?;
             drop(lock);
-            let metadata = file.metadata()?;
             // Without the lock, so that instances do not wait for each other's disk.
-            if durable && metadata.is_file() {
-                file.sync_data()?;
+            if durable && let Err(error) = file.sync_data() {
+                withdraw(file, appended);
+                return Err(error);
             }
-            if metadata.nlink() > 0 {
+            if file.metadata()?.nlink() > 0 {
                 return Ok(());
             }
             // Deleted since the path was compared, and the lines with it.
         }
         Err(io::Error::other("the file is replaced again and again"))
+    }
+
+    /// Proves that this number of bytes can be written and synced, and removes them again. A crash in between leaves an
+    /// incomplete line, which is removed as any other.
+    ///
+    /// # Errors
+    /// The operating system's error.
+    pub fn prove_writable(&mut self, bytes: usize) -> io::Result<()> {
+        let incomplete = self.incomplete;
+        let file = self.current()?;
+        let lock = Lock::take(file)?;
+        if !lock.is_exclusive {
+            return Ok(());
+        }
+        let proof = append_locked(file, &vec![b' '; bytes], incomplete, true)?;
+        let synced = file.sync_data();
+        file.set_len(proof.start)?;
+        synced
     }
 
     /// Opens the file again if its path leads to another file, or to none. Otherwise the next append does it.
@@ -119,6 +145,10 @@ impl LineFile {
     fn open_or_create(&self) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).append(true).mode(self.mode);
+        if self.durable {
+            // So that no device can hang the open; regular files ignore it.
+            options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        }
         let mut opened = options.create_new(true).open(&self.path);
         if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
             create_directory(directory_of(&self.path), self.mode)?;
@@ -132,6 +162,9 @@ impl LineFile {
             }
             opened => opened?,
         };
+        if self.durable && !file.metadata()?.is_file() {
+            return Err(io::Error::other(NotARegularFile));
+        }
         set_mode(&self.path, &file, self.mode)?;
         if is_new && self.durable {
             sync_directory(directory_of(&self.path))?;
@@ -197,10 +230,16 @@ fn has_no_locks(error: &io::Error) -> bool {
         .contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
-fn append_locked(mut file: &File, lines: &[u8], incomplete: IncompleteLine, is_exclusive: bool) -> io::Result<()> {
+/// Returns where the lines are.
+fn append_locked(
+    mut file: &File,
+    lines: &[u8],
+    incomplete: IncompleteLine,
+    is_exclusive: bool,
+) -> io::Result<Range<u64>> {
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return file.write_all(lines);
+        return file.write_all(lines).map(|()| 0..0);
     }
     // Without a lock, an incomplete line may be one that another instance is writing.
     let incomplete = if is_exclusive { incomplete } else { IncompleteLine::Terminate };
@@ -210,7 +249,18 @@ fn append_locked(mut file: &File, lines: &[u8], incomplete: IncompleteLine, is_e
         // If this fails, the next append repairs the end of the file.
         let _ = file.set_len(start);
     }
-    written
+    written.map(|()| start..start + lines.len() as u64)
+}
+
+/// Removes lines that could not be synced, since they are written again, unless another instance has appended to them.
+fn withdraw(file: &File, lines: Range<u64>) {
+    if let Ok(lock) = Lock::take(file)
+        && lock.is_exclusive
+        && file.metadata().is_ok_and(|metadata| metadata.len() == lines.end)
+    {
+        // If this fails, the lines are in the file twice, which their readers expect.
+        let _ = file.set_len(lines.start);
+    }
 }
 
 /// Makes the file end with a whole line. Returns its length afterwards.
@@ -404,10 +454,42 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_written_to_as_it_is() {
+    fn a_log_may_be_a_device_and_what_must_be_durable_is_written_to_regular_files_only() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("full");
-        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-        assert!(open(&path).append(b"1\n").is_err());
+        let path = directory.path().join("lines");
+        for device in ["/dev/null", "/dev/full"] {
+            std::os::unix::fs::symlink(device, &path).unwrap();
+            let mut log = LineFile::open(path.clone(), FILE_MODE, IncompleteLine::Terminate).unwrap();
+            assert_eq!(log.append(b"1\n").is_ok(), device == "/dev/null");
+            assert!(LineFile::open(path.clone(), FILE_MODE, IncompleteLine::Remove).is_err(), "{device}");
+            fs::remove_file(&path).unwrap();
+        }
+        let mut events = open(&path);
+        events.append(b"1\n").unwrap();
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let cause = |error: &io::Error| super::super::FileOutageCause::of(error);
+        let not_a_file = super::super::FileOutageCause::NotAFile;
+        assert_eq!(events.append(b"2\n").map_err(|error| cause(&error)), Err(not_a_file));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(events.append(b"2\n").map_err(|error| cause(&error)), Err(not_a_file));
+        fs::remove_dir(&path).unwrap();
+        events.append(b"2\n").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"2\n");
+    }
+
+    #[test]
+    fn proving_that_a_file_can_be_written_leaves_it_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events");
+        let mut events = open(&path);
+        events.append(b"{}\n").unwrap();
+        events.prove_writable(100_000).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"{}\n");
+        // As a crash in the middle of it leaves the file.
+        fs::write(&path, "{}\n      ").unwrap();
+        open(&path).append(b"{}\n").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"{}\n{}\n");
     }
 }

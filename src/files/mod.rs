@@ -7,11 +7,13 @@
 //! line_file  appends whole lines to a file that other instances may share and other programs may move or delete
 //! rolling    a line file per minute, hour or day; removes old ones
 //! rewrite    removes or replaces lines of a file that running daemons append to
+//! outage     why a file cannot be written
 //! ```
 //! It never decides what is written.
 
 mod line_file;
 mod mode;
+mod outage;
 mod read;
 mod rewrite;
 mod rolling;
@@ -21,6 +23,7 @@ pub use mode::{
     FILE_MODE, SECRET_MODE, create_directory, create_new_file, directory_mode, limit_umask, remove_others_access,
     set_file_mode, sync_directory,
 };
+pub use outage::{FileOutage, FileOutageCause, FileState};
 pub use read::read_limited;
 pub use rewrite::{LineEdit, Rewritten, rewrite_lines};
 pub use rolling::{Rolling, RollingFile, Rotation};

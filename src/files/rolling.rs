@@ -173,11 +173,6 @@ impl RollingFile {
         Ok(this)
     }
 
-    /// The file that was current at the last append.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Appends whole lines to the file that is current now: [`LineFile::append`].
     ///
     /// # Errors
@@ -185,6 +180,15 @@ impl RollingFile {
     pub fn append(&mut self, lines: &[u8], now: Timestamp) -> io::Result<()> {
         self.roll(now)?;
         self.file.append(lines)
+    }
+
+    /// See [`LineFile::prove_writable`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn prove_writable(&mut self, bytes: usize, now: Timestamp) -> io::Result<()> {
+        self.roll(now)?;
+        self.file.prove_writable(bytes)
     }
 
     /// Opens the file again if it was renamed or deleted.

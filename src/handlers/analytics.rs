@@ -10,13 +10,15 @@ use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::claim::Claims;
-use super::event_log::event_line;
+use super::event_line::event_line;
 use super::notification::{last_word_of_routing_key, order_id_and_email};
-use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure};
+use super::{EventLog, HandlerDeps, HandlerFactory, append, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale};
+use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NewAnalytics, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
@@ -114,8 +116,7 @@ impl AnalyticsHandler {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         let now = Timestamp::now();
-        let line = event_line(&id, name, now, body.as_bytes());
-        self.event_log.append(line).await.map_err(|error| event_file_failure(&error))?;
+        append(&self.event_log, event_line(&id, name, now, body), input).await?;
         let event = NewAnalytics { id: id.clone(), order_id, name: name.to_owned(), sale, at: now };
         input.ledger.record(LedgerEntry::Analytics(Box::new(event))).await?;
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
@@ -125,6 +126,10 @@ impl AnalyticsHandler {
 impl Handler for AnalyticsHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.record(input))
+    }
+
+    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
+        Some(self.event_log.state())
     }
 }
 
@@ -209,10 +214,10 @@ mod tests {
         }
     }
 
-    fn handler(directory: &std::path::Path) -> AnalyticsHandler {
+    async fn handler(directory: &std::path::Path) -> AnalyticsHandler {
         let (directory, name, suffix) = (directory.to_owned(), "analytics", "jsonl");
         let files = Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE };
-        let event_log = EventLog::start(files).unwrap().0;
+        let event_log = EventLog::start(files).await.unwrap().0;
         AnalyticsHandler { event_log, claims: Arc::default(), max_body: 1 << 20 }
     }
 
@@ -247,16 +252,20 @@ mod tests {
     async fn an_event_is_not_recorded_while_its_line_cannot_be_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("analytics.jsonl");
-        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
         let ledger = Arc::new(MemoryLedger::default());
-        let (handler, delivery) = (handler(directory.path()), page_view());
-        assert_eq!(
-            handle(&handler, &ledger, &delivery).await.unwrap_err().failure().unwrap().code,
-            "event_file_unavailable"
-        );
+        let (handler, delivery) = (handler(directory.path()).await, page_view());
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let mut file = handler.event_file().unwrap();
+        let mut handling = std::pin::pin!(handle(&handler, &ledger, &delivery));
+        // Cancel-safe: `handling` is only borrowed.
+        tokio::select! {
+            result = &mut handling => panic!("{result:?}"),
+            outage = file.wait_for(|file| file.outage.is_some()) => drop(outage.unwrap()),
+        }
         assert_eq!(ledger.totals().await.unwrap().analytics, 0);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(handle(&handler, &ledger, &delivery).await.unwrap().outcome, HandlerOutcome::Completed);
+        assert_eq!(handling.await.unwrap().outcome, HandlerOutcome::Completed);
         assert_eq!(handle(&handler, &ledger, &delivery).await.unwrap().outcome, HandlerOutcome::Duplicate);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
         assert_eq!(ledger.totals().await.unwrap().analytics, 1);
@@ -267,7 +276,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("analytics.jsonl");
         let ledger = Arc::new(MemoryLedger::default());
-        let (handler, delivery) = (handler(directory.path()), page_view());
+        let (handler, delivery) = (handler(directory.path()).await, page_view());
         // Polled a few times, then dropped: as when the connection is lost while the line is written.
         for polls in 0..4 {
             let mut handling = std::pin::pin!(handle(&handler, &ledger, &delivery));

@@ -120,8 +120,8 @@ fn erased(line: &[u8], subject: &ErasureSubject, orders: &HashSet<String>) -> Li
     }
     let erased: Box<RawValue> = serde_json::value::to_raw_value(&true).expect("it is JSON");
     event.body.insert("erased".to_owned(), &erased);
-    let body = serde_json::to_vec(&event.body).expect("fields are text and JSON");
-    let mut line = super::event_log::event_line(&event.id, &event.event, event.received_at, &body);
+    let body = serde_json::to_string(&event.body).expect("fields are text and JSON");
+    let mut line = super::event_line::event_line(&event.id, &event.event, event.received_at, &body);
     line.pop();
     LineEdit::Replace(line)
 }

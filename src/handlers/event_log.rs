@@ -3,20 +3,23 @@
 //! Each file has a thread that writes the lines in batches. A line counts as written once it is whole in the file and synced to
 //! disk, like what the ledger records: it survives a crash of the process and of the machine. A line whose caller has stopped
 //! waiting is not written, because nothing will be recorded for it; the message is delivered again.
+//!
+//! While the file cannot be written, lines wait, and the thread tries again until it can. No error reaches a caller.
 
-use std::io::{self, Write};
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
-use crate::chain::chain;
-use crate::escape::json_escaped;
-use crate::files::{IncompleteLine, Rolling, RollingFile};
+use super::event_file_state::EventFileState;
+use crate::backoff::Backoff;
+use crate::files::{FileState, IncompleteLine, Rolling, RollingFile};
 
 /// Maximum number of lines queued for the writer. When the queue is full, senders wait.
 const MAX_QUEUED_LINES: usize = 4096;
@@ -26,46 +29,107 @@ const MAX_BATCH_LINES: usize = 1024;
 const FULL_BATCH_BYTES: usize = 8 << 20;
 /// How long a line waits for others that are written with it. Waking the thread for each line costs more than writing it.
 const BATCH_DELAY: Duration = Duration::from_millis(2);
+/// Waits between two attempts to write to a file that cannot be written.
+const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
+/// What is written, and removed again, to learn whether an outage is over when no line waits: at least one block of the file
+/// system.
+const PROOF_BYTES: usize = 4096;
+/// How often a caller whose line waits looks whether the writer makes progress.
+const PROGRESS_CHECK: Duration = Duration::from_secs(1);
+/// How long the start waits for the file to be opened. A disk that hangs longer is an outage.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Request {
-    Append { line: Vec<u8>, written: oneshot::Sender<Result<(), EventLogError>> },
+    Append(Line),
     Reopen,
 }
 
-/// A line cannot be written.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot write to the event file")]
-pub struct EventLogError(#[source] Arc<io::Error>);
+#[derive(Debug)]
+struct Line {
+    text: Vec<u8>,
+    /// Answered once the line is on disk.
+    written: oneshot::Sender<()>,
+}
+
+/// The event log has ended; the line was not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the event file is closed")]
+pub struct EventLogClosed;
 
 /// Appends lines to one file. Clones append to the same file.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     requests: mpsc::Sender<Request>,
+    state: Arc<EventFileState>,
+}
+
+/// The thread that writes the lines. It ends when all clones of its log are dropped.
+#[derive(Debug)]
+pub struct EventLogWriter {
+    /// Never answered; closed when the thread ends.
+    ended: oneshot::Receiver<()>,
+}
+
+impl EventLogWriter {
+    /// Waits until the thread has ended. To be called after all clones of the log were dropped. If its disk hangs, it does not
+    /// end; nothing waits for what it writes.
+    pub async fn finish(self) {
+        let _ = self.ended.await;
+    }
 }
 
 impl EventLog {
-    /// Opens the current file and starts the writing thread, which ends when all clones of the log are dropped.
+    /// Starts the writing thread and waits until it has opened the current file. Returns without waiting longer if the disk
+    /// hangs: that is an outage, as a full disk is.
     ///
     /// # Errors
-    /// The file or its directory cannot be created or written.
-    pub fn start(files: Rolling) -> io::Result<(Self, JoinHandle<()>)> {
-        let file = RollingFile::open(files, IncompleteLine::Remove, Timestamp::now())?;
+    /// The file or its directory cannot be created or written, or the thread cannot be started.
+    pub async fn start(files: Rolling) -> io::Result<(Self, EventLogWriter)> {
         let (requests, waiting) = mpsc::channel(MAX_QUEUED_LINES);
-        let writer = Writer { file, batch: Vec::new(), failed: 0 };
-        Ok((EventLog { requests }, tokio::task::spawn_blocking(move || writer.run(waiting))))
+        let state = Arc::new(EventFileState::new(files.path(Timestamp::now())));
+        let writer = Writer { files, file: None, batch: Vec::new(), state: Arc::clone(&state), failures: 0 };
+        let (opening, opened) = oneshot::channel();
+        let (ending, ended) = oneshot::channel::<()>();
+        let run = move || {
+            let _ending = ending;
+            let state = Arc::clone(&writer.state);
+            if std::panic::catch_unwind(AssertUnwindSafe(|| writer.run(waiting, opening))).is_err() {
+                state.writer_died();
+            }
+        };
+        thread::Builder::new().name("event-writer".to_owned()).spawn(run)?;
+        match timeout(OPEN_PATIENCE, opened).await {
+            Ok(Ok(result)) => result?,
+            Ok(Err(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+            Err(_) => state.check_progress(),
+        }
+        Ok((EventLog { requests, state }, EventLogWriter { ended }))
     }
 
-    /// Appends a line and waits until it is on disk. It must end with a line feed and contain no other. Dropping the future
-    /// leaves open whether the line is written.
+    /// Appends a line and waits until it is on disk, however long that takes. It must end with a line feed and contain no
+    /// other. Dropping the future leaves open whether the line is written.
     ///
     /// # Errors
-    /// [`EventLogError`] if it cannot be written, such as to a full disk.
-    pub async fn append(&self, line: Vec<u8>) -> Result<(), EventLogError> {
+    /// [`EventLogClosed`].
+    pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogClosed> {
         let (written, answer) = oneshot::channel();
-        let writer_ended = |_| EventLogError(Arc::new(io::ErrorKind::BrokenPipe.into()));
-        self.requests.send(Request::Append { line, written }).await.map_err(|_| writer_ended(()))?;
-        answer.await.unwrap_or_else(|_| Err(writer_ended(())))
+        let mut appended = pin!(async {
+            let line = Request::Append(Line { text, written });
+            self.requests.send(line).await.map_err(|_| EventLogClosed)?;
+            answer.await.map_err(|_| EventLogClosed)
+        });
+        loop {
+            match timeout(PROGRESS_CHECK, &mut appended).await {
+                Ok(result) => return result,
+                Err(_) => self.state.check_progress(),
+            }
+        }
+    }
+
+    /// Watches whether the file can be written.
+    pub fn state(&self) -> watch::Receiver<FileState> {
+        self.state.subscribe()
     }
 
     /// Opens the file again if it was renamed or deleted, so that an idle daemon does not keep the old one open. A full queue
@@ -76,163 +140,230 @@ impl EventLog {
 }
 
 struct Writer {
-    file: RollingFile,
+    files: Rolling,
+    /// `None` until it could be opened.
+    file: Option<RollingFile>,
     /// The lines of a batch, joined.
     batch: Vec<u8>,
-    /// Lines that could not be written since the last success. What fails for the same cause is logged once.
-    failed: usize,
+    state: Arc<EventFileState>,
+    /// Failed attempts since the last success.
+    failures: u32,
 }
 
 impl Writer {
-    fn run(mut self, mut waiting: mpsc::Receiver<Request>) {
-        let mut requests = Vec::with_capacity(MAX_BATCH_LINES);
-        let mut written = Vec::with_capacity(MAX_BATCH_LINES);
-        while waiting.blocking_recv_many(&mut requests, 1) > 0 {
-            thread::sleep(BATCH_DELAY);
-            self.batch.clear();
-            while let Some(request) = requests.pop().or_else(|| waiting.try_recv().ok()) {
-                match request {
-                    Request::Append { written: answer, .. } if answer.is_closed() => {}
-                    Request::Append { line, written: answer } => {
-                        self.batch.extend_from_slice(&line);
-                        written.push(answer);
-                    }
-                    Request::Reopen => self.reopen(),
-                }
-                if written.len() >= MAX_BATCH_LINES || self.batch.len() >= FULL_BATCH_BYTES {
-                    break;
-                }
-            }
-            if !written.is_empty() {
-                let result = self.write(written.len());
-                for answer in written.drain(..) {
+    fn run(mut self, mut waiting: mpsc::Receiver<Request>, opening: oneshot::Sender<io::Result<()>>) {
+        self.state.begin(self.files.path(Timestamp::now()));
+        let opened = self.open().map(drop);
+        match opening.send(opened) {
+            // The start reports why.
+            Ok(()) if self.file.is_none() => return,
+            Ok(()) => self.state.end(&Ok(())),
+            // The start has not waited for so long.
+            Err(result) => self.state.end(&result),
+        }
+        // A disk can be full although its files can be opened.
+        self.try_write(&[]);
+        let mut lines = Vec::with_capacity(MAX_BATCH_LINES);
+        while self.receive(&mut waiting, &mut lines) {
+            lines.retain(|line| !line.written.is_closed());
+            if (!lines.is_empty() || self.failures > 0) && self.try_write(&lines) {
+                for Line { written, .. } in lines.drain(..) {
                     // The sender may have stopped waiting.
-                    let _ = answer.send(result.clone());
+                    let _ = written.send(());
                 }
             }
         }
     }
 
-    fn write(&mut self, lines: usize) -> Result<(), EventLogError> {
-        let result = self.file.append(&self.batch, Timestamp::now());
-        let file = self.file.path().display();
-        match &result {
-            Ok(()) if self.failed > 0 => {
-                info!(%file, failed = self.failed, "events are written to the file again");
-                self.failed = 0;
-            }
-            Ok(()) => {}
-            Err(cause) => {
-                if self.failed == 0 {
-                    error!(%file, error = %chain(cause), "cannot write events to the file; trying again");
+    /// Adds lines to those that wait already. Waits for the first; during an outage, until the next attempt is due. `false`
+    /// once the log has ended.
+    fn receive(&mut self, waiting: &mut mpsc::Receiver<Request>, lines: &mut Vec<Line>) -> bool {
+        let mut received = Vec::new();
+        if self.failures > 0 {
+            thread::sleep(RETRY_BACKOFF.wait(self.failures - 1, 1.0));
+        } else if waiting.blocking_recv_many(&mut received, 1) > 0 {
+            thread::sleep(BATCH_DELAY);
+        }
+        let mut bytes = lines.iter().map(|line| line.text.len()).sum::<usize>();
+        while lines.len() < MAX_BATCH_LINES && bytes < FULL_BATCH_BYTES {
+            match received.pop().map_or_else(|| waiting.try_recv(), Ok) {
+                Ok(Request::Append(line)) => {
+                    bytes += line.text.len();
+                    lines.push(line);
                 }
-                self.failed += lines;
+                // What the next attempt opens is the new file.
+                Ok(Request::Reopen) if self.failures > 0 => {}
+                Ok(Request::Reopen) => self.reopen(),
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Disconnected) => return !lines.is_empty(),
             }
         }
-        result.map_err(|error| EventLogError(Arc::new(error)))
+        true
+    }
+
+    /// Writes the lines; without any, proves that lines can be written. Returns whether they are on disk.
+    fn try_write(&mut self, lines: &[Line]) -> bool {
+        let now = Timestamp::now();
+        self.state.begin(self.files.path(now));
+        let result = self.write(lines, now);
+        self.failures = if result.is_ok() { 0 } else { self.failures.saturating_add(1) };
+        self.state.end(&result);
+        result.is_ok()
+    }
+
+    fn write(&mut self, lines: &[Line], now: Timestamp) -> io::Result<()> {
+        self.batch.clear();
+        self.batch.extend(lines.iter().flat_map(|line| &line.text));
+        let batch = std::mem::take(&mut self.batch);
+        let file = self.open()?;
+        let written = if batch.is_empty() { file.prove_writable(PROOF_BYTES, now) } else { file.append(&batch, now) };
+        self.batch = batch;
+        written
+    }
+
+    fn open(&mut self) -> io::Result<&mut RollingFile> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => RollingFile::open(self.files.clone(), IncompleteLine::Remove, Timestamp::now())?,
+        };
+        Ok(self.file.insert(file))
     }
 
     fn reopen(&mut self) {
-        if let Err(error) = self.file.reopen_if_replaced(Timestamp::now()) {
-            warn!(file = %self.file.path().display(), %error, "cannot open the file of events again");
-        }
-    }
-}
-
-/// Length of a line without id, event and body, in bytes.
-const LINE_OVERHEAD_BYTES: usize = 96;
-
-/// One line: `{"id":…,"event":…,"received_at":…,"body":…}`. The body must be JSON. It is inserted unchanged, except that
-/// line breaks become spaces; JSON allows line breaks only between tokens.
-pub(super) fn event_line(id: &str, event: &str, received_at: Timestamp, body: &[u8]) -> Vec<u8> {
-    const INFALLIBLE: &str = "writing to a buffer does not fail, and text can be written as JSON";
-    let mut line = Vec::with_capacity(id.len() + event.len() + body.len() + LINE_OVERHEAD_BYTES);
-    line.extend_from_slice(b"{\"id\":");
-    serde_json::to_writer(&mut line, id).expect(INFALLIBLE);
-    line.extend_from_slice(b",\"event\":");
-    serde_json::to_writer(&mut line, event).expect(INFALLIBLE);
-    write!(line, ",\"received_at\":\"{received_at}\",\"body\":").expect(INFALLIBLE);
-    // Outside of texts, control characters can only be white space.
-    line.extend(body.iter().map(|byte| if matches!(byte, b'\n' | b'\r' | b'\t') { b' ' } else { *byte }));
-    line.extend_from_slice(b"}\n");
-    // What JSON allows in a text, other programs take for the end of a line or a command to a terminal.
-    match std::str::from_utf8(&line) {
-        Ok(text) if !line.is_ascii() || line.contains(&0x7f) => json_escaped(text).into_bytes(),
-        _ => line,
+        let now = Timestamp::now();
+        self.state.begin(self.files.path(now));
+        let reopened = self.open().and_then(|file| file.reopen_if_replaced(now));
+        self.failures = u32::from(reopened.is_err());
+        self.state.end(&reopened);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
 
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::files::{FILE_MODE, Rotation};
+    use crate::files::{FILE_MODE, FileOutageCause, Rotation};
 
-    #[test]
-    fn an_event_is_one_line_of_json() {
-        let at = "2026-11-22T08:00:01Z".parse().unwrap();
-        let line = String::from_utf8(event_line("a\"b", "email", at, b"{\n \"order_id\":\r\n 2}")).unwrap();
-        assert_eq!(line.matches('\n').count(), 1);
-        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((read["id"].as_str(), read["body"]["order_id"].as_i64()), (Some("a\"b"), Some(2)));
-        let hostile = "\u{7f}\u{9b}31m\u{85}\u{2028}\u{202e}\u{200b}é";
-        let line = event_line(hostile, hostile, at, format!("{{\t\"a\":\"{hostile}\"}}").as_bytes());
-        let line = String::from_utf8(line).unwrap();
-        assert!(!line.trim_end().contains(crate::escape::is_escaped), "{line:?}");
-        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((read["id"].as_str(), read["body"]["a"].as_str()), (Some(hostile), Some(hostile)));
-    }
-
-    fn log_to(directory: &Path) -> (EventLog, JoinHandle<()>) {
+    async fn log_to(directory: &Path) -> (EventLog, EventLogWriter) {
         let directory = directory.to_owned();
         let (name, suffix) = ("events", "jsonl");
         EventLog::start(Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE })
+            .await
             .unwrap()
     }
 
     #[tokio::test]
     async fn an_appended_line_is_in_the_file() {
         let directory = tempfile::tempdir().unwrap();
-        let (log, writer) = log_to(directory.path());
+        let (log, writer) = log_to(directory.path()).await;
         log.append(b"one\n".to_vec()).await.unwrap();
-        assert_eq!(std::fs::read(directory.path().join("events.jsonl")).unwrap(), b"one\n");
+        assert_eq!(fs::read(directory.path().join("events.jsonl")).unwrap(), b"one\n");
         drop(log);
-        writer.await.unwrap();
+        writer.finish().await;
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_an_error() {
+    async fn a_line_waits_while_the_file_cannot_be_written_and_is_written_once_it_can() {
         let directory = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/dev/full", directory.path().join("events.jsonl")).unwrap();
-        let (log, _writer) = log_to(directory.path());
-        assert!(log.append(b"one\n".to_vec()).await.is_err());
+        let path = directory.path().join("events.jsonl");
+        let (log, _writer) = log_to(directory.path()).await;
+        let mut state = log.state();
+        let make_fifo = || rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0);
+        let replacements: [(&str, &dyn Fn()); 4] = [
+            ("a FIFO", &|| make_fifo().unwrap()),
+            ("a link to a device", &|| symlink("/dev/full", &path).unwrap()),
+            ("a link to itself", &|| symlink(&path, &path).unwrap()),
+            ("a directory", &|| fs::create_dir(&path).unwrap()),
+        ];
+        for (number, (name, replace)) in replacements.iter().enumerate() {
+            let _ = fs::remove_file(&path);
+            replace();
+            let mut line = std::pin::pin!(log.append(format!("{name}\n").into_bytes()));
+            // Cancel-safe: `line` is only borrowed.
+            tokio::select! {
+                result = &mut line => panic!("{name}: {result:?}"),
+                outage = state.wait_for(|state| state.outage.is_some()) => {
+                    let state = outage.unwrap();
+                    let outage = state.outage.as_ref().unwrap();
+                    assert_eq!((outage.cause, &state.path), (FileOutageCause::NotAFile, &path), "{name}");
+                    assert_eq!(state.outages, number as u64 + 1);
+                }
+            }
+            fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
+            line.await.unwrap();
+            assert_eq!(state.borrow().outage, None);
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{name}\n"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outage_ends_by_itself_when_no_line_waits_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let (log, writer) = log_to(directory.path()).await;
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let mut state = log.state();
+        // Cancel-safe: both can be dropped.
+        tokio::select! {
+            _ = log.append(b"released\n".to_vec()) => panic!("there is no file"),
+            _ = state.wait_for(|state| state.outage.is_some()) => {}
+        }
+        fs::remove_dir(&path).unwrap();
+        state.wait_for(|state| state.outage.is_none()).await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        log.reopen();
+        state.wait_for(|state| state.outage.is_some()).await.unwrap();
+        drop(log);
+        writer.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_start_names_why_the_file_cannot_be_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("events.jsonl")).unwrap();
+        let files = Rolling {
+            directory: directory.path().to_owned(),
+            name: "events",
+            suffix: "jsonl",
+            rotation: Rotation::Never,
+            keep: 1,
+            mode: FILE_MODE,
+        };
+        let error = EventLog::start(files).await.unwrap_err();
+        assert_eq!(FileOutageCause::of(&error), FileOutageCause::NotAFile);
     }
 
     #[tokio::test]
     async fn a_line_that_nothing_waits_for_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
-        let (log, writer) = log_to(directory.path());
+        let (log, writer) = log_to(directory.path()).await;
         // The line is queued; then the handler is dropped, as when its connection is lost.
         assert!(log.append(b"dropped\n".to_vec()).now_or_never().is_none());
         log.append(b"kept\n".to_vec()).await.unwrap();
-        assert_eq!(std::fs::read(directory.path().join("events.jsonl")).unwrap(), b"kept\n");
+        assert_eq!(fs::read(directory.path().join("events.jsonl")).unwrap(), b"kept\n");
         drop(log);
-        writer.await.unwrap();
+        writer.finish().await;
     }
 
     #[tokio::test]
     async fn the_new_file_is_there_after_a_request_to_reopen_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.jsonl");
-        let (log, writer) = log_to(directory.path());
+        let (log, writer) = log_to(directory.path()).await;
         log.append(b"one\n".to_vec()).await.unwrap();
-        std::fs::rename(&path, directory.path().join("events.jsonl.1")).unwrap();
+        fs::rename(&path, directory.path().join("events.jsonl.1")).unwrap();
         log.reopen();
         drop(log);
-        writer.await.unwrap();
-        assert_eq!(std::fs::read(path).unwrap(), b"");
+        writer.finish().await;
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, FILE_MODE);
     }
 }

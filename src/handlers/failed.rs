@@ -121,6 +121,7 @@ impl FailedHandler {
             reason = history.failure.reason, retry = history.retries + 1, %delay, "[Failed] will be retried"
         );
         HandlerOutput {
+            report: None,
             outcome: HandlerOutcome::Retried { consumer: failed.consumer_name(), delay },
             emit: Arc::new([copy_for_retry(delivery, *provenance, history, queue, delay, &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(Some(delay))))),
@@ -131,13 +132,9 @@ impl FailedHandler {
         let FailedMessage { delivery, provenance, history, .. } = failed;
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
         log_dead_letter(failed, origin_queue.as_deref(), reason);
-        let mut emit = Vec::new();
-        if failed.can_copy {
-            emit.push(copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
-        }
-        if failed.consumer.is_some_and(|consumer| consumer.carries_orders) {
-            emit.push(failed.dead_lettered_event(reason, &self.names));
-        }
+        let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
+        let carries_orders = failed.consumer.is_some_and(|consumer| consumer.carries_orders);
+        let report = carries_orders.then(|| failed.dead_lettered_event(reason, &self.names));
         let dead =
             NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
         let consumer = failed.consumer_name();
@@ -145,7 +142,12 @@ impl FailedHandler {
             true => HandlerOutcome::DeadLettered { consumer, reason },
             false => HandlerOutcome::DeadLetteredByBroker { consumer, reason },
         };
-        HandlerOutput { outcome, emit: emit.into(), record: Some(LedgerEntry::DeadLetter(Box::new(dead))) }
+        HandlerOutput {
+            outcome,
+            report,
+            emit: copy.into_iter().collect(),
+            record: Some(LedgerEntry::DeadLetter(Box::new(dead))),
+        }
     }
 
     /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
@@ -175,7 +177,7 @@ impl Handler for FailedHandler {
         let mut history = History::read(input.delivery, input.provenance, now);
         history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
         let output = self.recover_from(input.delivery, input.provenance, &history, now, false);
-        Some(HandlerOutput { emit: Arc::default(), ..output })
+        Some(HandlerOutput { report: None, emit: Arc::default(), ..output })
     }
 }
 

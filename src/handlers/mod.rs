@@ -12,7 +12,9 @@
 
 mod analytics;
 mod claim;
+mod event_file_state;
 mod event_files;
+mod event_line;
 mod event_log;
 mod event_publication;
 mod factory;
@@ -27,15 +29,15 @@ use tokio::sync::watch;
 
 pub use claim::Claims;
 pub use event_files::{erase_events, event_files, remove_old_events};
-pub use event_log::{EventLog, EventLogError};
+pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
 pub use factory::{HandlerFactory, build};
 pub use failed::OriginConsumer;
 pub use notification::{Channel, LogChannel};
 
-use crate::chain::chain;
 use crate::config::{HandlerRegistry, Sources};
 use crate::domain::BodyError;
 use crate::message::{ExchangeNames, TrustedUsers};
+use crate::pipeline::{HandlerError, HandlerInput, Interruption};
 use crate::recovery::{Failure, FailureKind};
 
 /// All handlers.
@@ -66,9 +68,11 @@ pub struct HandlerDeps {
     pub origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
 }
 
-/// The failure for a line that cannot be written. It is transient, since there may be space on the disk later.
-fn event_file_failure(error: &EventLogError) -> Failure {
-    Failure::new(FailureKind::Transient, "event_file_unavailable", chain(error))
+/// Appends a line and waits until it is on disk. A file that cannot be written is never the message's failure, so the deadline
+/// is suspended.
+async fn append(log: &EventLog, line: Vec<u8>, input: HandlerInput<'_>) -> Result<(), HandlerError> {
+    let appended = input.ledger.suspend_deadline(log.append(line)).await;
+    appended.map_err(|EventLogClosed| HandlerError::Interrupted(Interruption::EventFileClosed))
 }
 
 /// The failure for the body of an event that is not text.

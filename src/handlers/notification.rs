@@ -9,13 +9,15 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::claim::Claims;
-use super::event_log::event_line;
-use super::{EventLog, HandlerDeps, HandlerFactory, body_failure, event_file_failure};
+use super::event_line::event_line;
+use super::{EventLog, HandlerDeps, HandlerFactory, append, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{OrderId, OtherFields, object_fields, text};
+use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NewNotification, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
@@ -25,11 +27,16 @@ use crate::topology::pattern;
 
 /// Delivers notifications to customers.
 pub trait Channel: Send + Sync + 'static {
-    /// Delivers one notification.
+    /// Delivers one notification, which `input` brought.
     ///
     /// # Errors
-    /// A [`Failure`]; its kind says whether a retry can help.
-    fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>>;
+    /// A [`Failure`], whose kind says whether a retry can help, or an interruption.
+    fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>>;
+
+    /// The file that it writes to, if it does: no notification is started while that cannot be written.
+    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
+        None
+    }
 }
 
 /// One notification to deliver.
@@ -55,13 +62,14 @@ pub struct LogChannel {
 }
 
 impl Channel for LogChannel {
-    fn deliver<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
+    fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
-        let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body.as_bytes());
-        Box::pin(async {
-            let written = self.log.append(line).await;
-            written.map_err(|error| event_file_failure(&error))
-        })
+        let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body);
+        Box::pin(append(&self.log, line, input))
+    }
+
+    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
+        Some(self.log.state())
     }
 }
 
@@ -116,7 +124,7 @@ impl NotificationHandler {
         }
         let channel = last_word_of_routing_key(input);
         let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), email: email.as_deref(), body };
-        self.channel.deliver(notice).await?;
+        self.channel.deliver(notice, input).await?;
         let (id, channel) = (id.clone(), channel.to_owned());
         let entry =
             LedgerEntry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
@@ -128,6 +136,10 @@ impl NotificationHandler {
 impl Handler for NotificationHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.notify(input))
+    }
+
+    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
+        self.channel.event_file()
     }
 }
 
@@ -163,7 +175,7 @@ mod tests {
     struct CountingChannel(AtomicUsize);
 
     impl Channel for CountingChannel {
-        fn deliver<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), Failure>> {
+        fn deliver<'a>(&'a self, _: Notice<'a>, _: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
             Box::pin(async {
                 tokio::task::yield_now().await;
                 self.0.fetch_add(1, Ordering::SeqCst);

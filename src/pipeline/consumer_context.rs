@@ -25,7 +25,7 @@ pub struct ConsumerContext {
     pub publisher: Arc<dyn Publisher>,
     /// Records effects.
     pub ledger: Arc<dyn LedgerWriter>,
-    /// Closed while the ledger cannot record.
+    /// Closed while the ledger cannot record, or the handler's event file cannot be written.
     pub intake: Intake,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,

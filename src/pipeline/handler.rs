@@ -8,9 +8,11 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::deadline::Deadline;
 use crate::chain::chain;
+use crate::files::FileState;
 use crate::ledger::{LedgerEntry, LedgerError, LedgerWriter, Recorded};
 use crate::message::{Delivery, Provenance, Publication};
 use crate::metrics::HandlerOutcome;
@@ -25,6 +27,11 @@ pub trait Handler: Send + Sync + 'static {
     /// A [`Failure`], whose kind decides whether the message is retried, or an [`Interruption`], which never counts as an
     /// attempt.
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>>;
+
+    /// The state of the file that it writes for each delivery, if it does: none is started while that cannot be written.
+    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
+        None
+    }
 
     /// What to record if the copy of a failed message can never be published, for the given reason. The broker then
     /// dead-letters the message itself. Only the failed-order handler returns something.
@@ -47,6 +54,8 @@ pub enum HandlerError {
 pub enum Interruption {
     /// The ledger was closed, or a newer orderd has migrated it.
     LedgerClosed,
+    /// The event file was closed.
+    EventFileClosed,
     /// The publisher was closed.
     PublisherClosed,
 }
@@ -105,7 +114,7 @@ impl<'a> LedgerAccess<'a> {
         Ok(self.suspend_deadline(self.ledger.record(entry)).await?)
     }
 
-    /// Waits for something else that may have to wait for the ledger, with the deadline suspended.
+    /// Waits for something else that may have to wait for the ledger or for an event file, with the deadline suspended.
     pub async fn suspend_deadline<T>(self, waiting: impl Future<Output = T>) -> T {
         match self.deadline {
             Some(deadline) => deadline.suspend(waiting).await,
@@ -149,6 +158,9 @@ impl HandlerInput<'_> {
 pub struct HandlerOutput {
     /// What was done.
     pub outcome: HandlerOutcome,
+    /// An event about a failed message, published before `emit` and recognised if it is published again. It is left out if it can
+    /// never be published: the message itself is not affected.
+    pub report: Option<Publication>,
     /// To be published, and confirmed before `record` is recorded.
     pub emit: Arc<[Publication]>,
     /// To be recorded after `emit` is confirmed and before the delivery is acked.
@@ -158,6 +170,6 @@ pub struct HandlerOutput {
 impl HandlerOutput {
     /// Nothing is left to publish or record.
     pub fn finished(outcome: HandlerOutcome) -> Self {
-        HandlerOutput { outcome, emit: Arc::default(), record: None }
+        HandlerOutput { outcome, report: None, emit: Arc::default(), record: None }
     }
 }

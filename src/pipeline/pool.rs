@@ -247,7 +247,7 @@ impl Pool {
                 // Workers without a free slot do not poll the subscription, so they would not notice.
                 () = &mut lost, if !shared.lost.is_cancelled() => shared.lost.cancel(),
                 () = &mut outage_ends_hold, if !shared.interrupted.is_cancelled() => {
-                    info!(consumer = %self.context.consumer, "the ledger cannot record; releasing what is in flight");
+                    info!(consumer = %self.context.consumer, "the ledger or the event file cannot be written; releasing what is in flight");
                     shared.interrupted.cancel();
                     shared.stopped.cancel();
                 }

@@ -9,8 +9,9 @@
 //!                                  ─► forward: a copy is published to the failed-order queue and confirmed ─► ack
 //!                                  ─► keep retrying: start again after a back-off (only the failed-order consumer)
 //!
-//! the ledger cannot record ─► the step waits until it can, with the deadline suspended; nothing counts as an attempt
-//! connection lost, drain aborted, worker died, publisher or ledger closed, outage during a drain or longer than
+//! the ledger cannot record, or an event file cannot be written ─► the step waits until it can, with the deadline suspended;
+//!     nothing counts as an attempt
+//! connection lost, drain aborted, worker died, publisher, ledger or event file closed, outage during a drain or longer than
 //!     `MAX_HOLD` ─► release: the broker delivers the message again
 //! the copy can never be published ─► reject: the broker itself dead-letters the message
 //! ```
@@ -125,7 +126,7 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
         Ok(output) => output,
         Err(error) => return error.into(),
     };
-    match publish(context, Arc::clone(&output.emit)).await {
+    match publish_output(context, &output).await {
         Ok(()) => {}
         Err(PublishError::Closed) => return AttemptOutcome::Interrupted(Interruption::PublisherClosed),
         Err(error) => {
@@ -146,6 +147,24 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
         Ok(_) => AttemptOutcome::Handled(output.outcome),
         Err(error) => HandlerError::from(error).into(),
     }
+}
+
+/// Publishes what a handler returned. The report comes first and by itself: whatever becomes of it, the failed message's copy is
+/// published once, right before the message is acked.
+async fn publish_output(context: &ConsumerContext, output: &HandlerOutput) -> Result<(), PublishError> {
+    if let Some(report) = &output.report {
+        match publish(context, Arc::new([report.clone()])).await {
+            Ok(()) => {}
+            Err(PublishError::Closed) => return Err(PublishError::Closed),
+            Err(error) => {
+                if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_report")) {
+                    let repeated = due.repeated;
+                    warn!(consumer = %context.consumer, %error, repeated, "cannot publish the event about a failed message; it is left out");
+                }
+            }
+        }
+    }
+    publish(context, Arc::clone(&output.emit)).await
 }
 
 /// Records a dead letter whose copy cannot be published, before the broker itself dead-letters the message. The message is

@@ -171,6 +171,8 @@ struct FakePublisher {
     refusals: AtomicUsize,
     /// Whether every publication is invalid.
     invalid: AtomicBool,
+    /// The routing key of publications that are invalid.
+    invalid_key: &'static str,
 }
 
 struct SharedPublisher(Arc<FakePublisher>);
@@ -180,7 +182,8 @@ impl Publisher for SharedPublisher {
         let publisher = Arc::clone(&self.0);
         Box::pin(async move {
             publisher.gate.acquire().await.unwrap().forget();
-            if publisher.invalid.load(Ordering::SeqCst) {
+            let has_invalid_key = publications.iter().any(|sent| sent.routing_key == publisher.invalid_key);
+            if publisher.invalid.load(Ordering::SeqCst) || has_invalid_key {
                 let problem = "too long".to_owned();
                 return Err(Unpublished::one(0, PublishError::Invalid { exchange: "orders".into(), problem }));
             }
@@ -242,8 +245,13 @@ impl Handler for ScriptedHandler {
                     consumer: None,
                     reason: DeadLetterReason::NoOrigin,
                 })),
-                "emit" | "emit_both" | "without_copy" => Ok(HandlerOutput {
+                "emit" | "emit_both" | "without_copy" | "report" | "invalid_report" => Ok(HandlerOutput {
                     outcome: HandlerOutcome::Completed,
+                    report: body.contains("report").then(|| Publication {
+                        exchange: "orders".into(),
+                        routing_key: body.replace("invalid_report", "report.invalid"),
+                        message: Message::default(),
+                    }),
                     emit: ["order.analytics.x", "order.notification.x"][..if body == "emit_both" { 2 } else { 1 }]
                         .iter()
                         .map(|key| Publication {
@@ -274,6 +282,7 @@ impl Handler for ScriptedHandler {
             LedgerEntry::FinishOrder { id: OrderId::new("never-accepted").unwrap(), at: jiff::Timestamp::UNIX_EPOCH };
         (&*input.delivery.message.body == b"without_copy").then(|| HandlerOutput {
             outcome,
+            report: None,
             emit: Arc::default(),
             record: Some(refused),
         })
@@ -329,6 +338,7 @@ impl TestEnv {
             gate: Semaphore::new(1_000),
             refusals: AtomicUsize::new(0),
             invalid: AtomicBool::new(false),
+            invalid_key: "report.invalid",
         });
         let (ledger, handler) = (Arc::new(MemoryLedger::default()), Arc::new(ScriptedHandler::default()));
         let counters = Arc::new(Counters::default());
@@ -339,7 +349,7 @@ impl TestEnv {
             handler: Arc::clone(&handler) as Arc<dyn Handler>,
             publisher: Arc::new(SharedPublisher(Arc::clone(&publisher))),
             ledger: Arc::clone(&ledger) as Arc<dyn LedgerWriter>,
-            intake: Intake::new(ledger.state()),
+            intake: Intake::new(ledger.state(), None),
             names: Arc::new(ExchangeNames::new("orders")),
             bindings: Vec::new(),
             users: Arc::new(crate::message::TrustedUsers::known("orderd")),

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::control::ReloadReport;
+use crate::files::FileState;
 use crate::ledger::Outage;
 use crate::reconcile::BrokerView;
 
@@ -77,6 +78,9 @@ pub struct DaemonStatus {
     pub publisher: Option<PublisherStatus>,
     /// The ledger.
     pub ledger: LedgerStatus,
+    /// The event files, `analytics` and `notifications`; empty until they are open.
+    #[serde(default)]
+    pub event_files: BTreeMap<String, FileState>,
 }
 
 /// The last reload.

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{ConsumerStatus, DaemonState, DaemonStatus, LedgerStatus};
+use crate::files::{FileOutage, FileState};
 use crate::ledger::Outage;
 use crate::message::CONFIRMS_OVERDUE;
 use crate::reconcile::Finding;
@@ -14,7 +16,7 @@ use crate::reconcile::Finding;
 /// One condition for readiness. The daemon is ready if all of them pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadinessCheck {
-    /// `shutdown`, `ledger`, `topology`, `publisher`, `confirms` or `consumer <name>`.
+    /// `shutdown`, `ledger`, `event_file <name>`, `topology`, `publisher`, `confirms` or `consumer <name>`.
     pub name: String,
     /// The check passes.
     pub ok: bool,
@@ -41,6 +43,11 @@ pub(super) fn readiness_checks(
         topology(daemon, findings),
         check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
     ];
+    for (name, file) in &daemon.event_files {
+        let problem = file.outage.as_ref().map(|outage| file_problem(file, outage, now(daemon)));
+        let failed = problem.as_deref().unwrap_or_default();
+        checks.push(check(&format!("event_file {name}"), problem.is_none(), "written", failed));
+    }
     if let Some(publisher) = daemon.publisher.as_ref().filter(|publisher| publisher.connected) {
         let overdue = publisher.waiting_seconds >= CONFIRMS_OVERDUE.as_secs();
         let (seconds, unconfirmed) = (publisher.waiting_seconds, publisher.unconfirmed);
@@ -83,6 +90,19 @@ fn ledger_problem(ledger: &LedgerStatus) -> String {
     }
 }
 
+/// Why an event file cannot be written: the cause's code, the file, the error, and for how long.
+fn file_problem(file: &FileState, outage: &FileOutage, now: Timestamp) -> String {
+    let FileOutage { cause, detail, since } = outage;
+    let seconds = now.duration_since(*since).as_secs().max(0);
+    format!("{}: {:?}: {detail}; for {seconds} s", cause.as_str(), file.path)
+}
+
+/// The time at which the status was read.
+fn now(daemon: &DaemonStatus) -> Timestamp {
+    let uptime = SignedDuration::try_from_secs_f64(daemon.uptime_seconds).unwrap_or_default();
+    daemon.started_at.checked_add(uptime).unwrap_or(daemon.started_at)
+}
+
 fn with_cause(text: &str, cause: Option<&str>) -> String {
     cause.map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}"))
 }
@@ -90,6 +110,7 @@ fn with_cause(text: &str, cause: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::FileOutageCause;
     use crate::status::PublisherStatus;
     use crate::status::assemble::{consumer_status, tests::reading};
 
@@ -114,6 +135,7 @@ mod tests {
                 waiting_seconds: 0,
             }),
             ledger: LedgerStatus { recording: true, commits: 0, outages: 0, outage: None },
+            event_files: [("analytics".to_owned(), FileState { path: "/a".into(), outages: 0, outage: None })].into(),
         }
     }
 
@@ -152,8 +174,27 @@ mod tests {
         assert_eq!(failing(|daemon| daemon.state = DaemonState::Draining), ["shutdown"]);
         assert_eq!(failing(|daemon| daemon.ledger.recording = false), ["ledger"]);
         assert_eq!(failing(|daemon| daemon.publisher = None), ["topology", "publisher"]);
+        assert_eq!(failing(|daemon| fill_disk(daemon)), ["event_file analytics"]);
         let isolated = |daemon: &mut DaemonStatus| daemon.publisher.as_mut().unwrap().waiting_seconds = 5;
         assert_eq!(failing(isolated), ["confirms"], "connected, and nothing is confirmed");
+    }
+
+    fn fill_disk(daemon: &mut DaemonStatus) {
+        daemon.uptime_seconds = 71.4;
+        daemon.event_files.get_mut("analytics").unwrap().outage = Some(FileOutage {
+            cause: FileOutageCause::DiskFull,
+            detail: "ENOSPC".to_owned(),
+            since: daemon.started_at,
+        });
+    }
+
+    #[test]
+    fn an_event_file_that_cannot_be_written_is_named_with_its_error_and_for_how_long() {
+        let mut daemon = daemon();
+        fill_disk(&mut daemon);
+        let checks = readiness_checks(&daemon, &BTreeMap::new(), None, &[]);
+        let detail = checks.into_iter().find(|check| !check.ok).map(|check| check.detail);
+        assert_eq!(detail.as_deref(), Some("disk_full: \"/a\": ENOSPC; for 71 s"));
     }
 
     #[test]

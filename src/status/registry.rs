@@ -19,6 +19,7 @@ use super::recent::{RecentSamples, Sample};
 use super::summary::{ConsumerSummary, StatusSummary, SubscriptionState};
 use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Status};
 use crate::amqp::ConfirmingPublisher;
+use crate::files::FileState;
 use crate::ledger::{LedgerMaintenance, LedgerState, Outage};
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
@@ -40,6 +41,8 @@ pub struct StatusRegistry {
     ledger: OnceLock<Arc<dyn LedgerMaintenance>>,
     /// Why the ledger cannot be opened yet, if an attempt has failed.
     opening_outage: Mutex<Option<Outage>>,
+    /// Set once the event files are open.
+    event_files: OnceLock<BTreeMap<&'static str, watch::Receiver<FileState>>>,
     /// Set once the topology is declared or checked.
     publisher: Arc<OnceLock<Arc<ConfirmingPublisher>>>,
     broker_view: watch::Receiver<Arc<BrokerView>>,
@@ -74,6 +77,7 @@ impl StatusRegistry {
             last_reload: Mutex::default(),
             ledger: OnceLock::new(),
             opening_outage: Mutex::default(),
+            event_files: OnceLock::new(),
             publisher,
             broker_view,
             shutdown,
@@ -116,6 +120,11 @@ impl StatusRegistry {
     /// Enters why the ledger cannot be opened yet.
     pub fn set_opening_outage(&self, outage: Option<Outage>) {
         *self.opening_outage.lock().unwrap_or_else(PoisonError::into_inner) = outage;
+    }
+
+    /// Enters the event files, by name. Only the first call has an effect.
+    pub fn set_event_files(&self, files: BTreeMap<&'static str, watch::Receiver<FileState>>) {
+        let _ = self.event_files.set(files);
     }
 
     /// Enters the publisher: the topology is declared or checked. Only the first call has an effect.
@@ -187,6 +196,7 @@ impl StatusRegistry {
             connections_made: subscriptions_made + publisher.as_ref().map_or(0, |publisher| publisher.connections),
             publisher,
             ledger: self.ledger_status(),
+            event_files: self.event_files(),
         }
     }
 
@@ -201,6 +211,11 @@ impl StatusRegistry {
             LedgerState::Closed => (false, None),
         };
         LedgerStatus { recording, commits: ledger.commits(), outages: ledger.outages(), outage }
+    }
+
+    fn event_files(&self) -> BTreeMap<String, FileState> {
+        let files = self.event_files.get().into_iter().flatten();
+        files.map(|(name, file)| ((*name).to_owned(), file.borrow().clone())).collect()
     }
 
     /// Reads the short summary, which is cheaper than a snapshot.

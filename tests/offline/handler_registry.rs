@@ -109,7 +109,7 @@ async fn check(directory: &Path, format: Format, file: &str) -> (Exit, String) {
 async fn greeting(config: &Config, directory: &Path) -> String {
     let (name, suffix, rotation) = ("events", "jsonl", Rotation::Never);
     let files = Rolling { directory: directory.to_owned(), name, suffix, rotation, keep: 1, mode: FILE_MODE };
-    let log = EventLog::start(files).unwrap().0;
+    let log = EventLog::start(files).await.unwrap().0;
     let deps = HandlerDeps {
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(TrustedUsers::known("orderd")),

@@ -67,6 +67,11 @@ impl SnapshotCollector {
         writer.gauge("ledger_recording", "1 if the ledger can record", flag(daemon.ledger.recording))?;
         writer.counter("ledger_outages", "Times in which the ledger could not record", daemon.ledger.outages)?;
         writer.counter("ledger_commits", "Ledger commits since the start", daemon.ledger.commits)?;
+        let files = || daemon.event_files.iter().map(|(name, file)| ([("file", name.as_str())], file));
+        let writable = files().map(|(label, file)| (label, flag(file.outage.is_none())));
+        writer.gauges("event_file_writable", "1 if the event file can be written", writable)?;
+        let outages = files().map(|(label, file)| (label, file.outages));
+        writer.counters("event_file_outages", "Times in which the event file could not be written", outages)?;
         let publisher = daemon.publisher.as_ref();
         let connected = publisher.is_some_and(|publisher| publisher.connected);
         writer.gauge("publisher_connected", "1 if the publishing connection is open", flag(connected))?;

@@ -94,6 +94,7 @@ impl OrderHandler {
             }
         }
         Ok(HandlerOutput {
+            report: None,
             outcome: HandlerOutcome::Completed,
             emit: self.events(&order, total, currency, now),
             record: Some(LedgerEntry::FinishOrder { id: order.id, at: now }),

@@ -75,7 +75,7 @@ fn start_pool(
         queue: QUEUE.into(),
         handler,
         publisher: Arc::new(connector.publisher()),
-        intake: Intake::new(ledger.state()),
+        intake: Intake::new(ledger.state(), None),
         ledger: Arc::new(ledger),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),
