@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(failing(|daemon| daemon.state = DaemonState::Draining), ["shutdown"]);
         assert_eq!(failing(|daemon| daemon.ledger.recording = false), ["ledger"]);
         assert_eq!(failing(|daemon| daemon.publisher = None), ["topology", "publisher"]);
-        assert_eq!(failing(|daemon| fill_disk(daemon)), ["event_file analytics"]);
+        assert_eq!(failing(fill_disk), ["event_file analytics"]);
         let isolated = |daemon: &mut DaemonStatus| daemon.publisher.as_mut().unwrap().waiting_seconds = 5;
         assert_eq!(failing(isolated), ["confirms"], "connected, and nothing is confirmed");
     }

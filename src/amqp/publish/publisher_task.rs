@@ -43,6 +43,9 @@ const BATCHES_AT_A_TIME: usize = 128;
 /// Channels closed because of a publication, by exchange, routing key and code.
 static CLOSES: RepeatedLog = RepeatedLog::new();
 
+/// Attempts to connect that failed, by whether another attempt can help.
+static CONNECT_FAILURES: RepeatedLog = RepeatedLog::new();
+
 type Closing = mpsc::Receiver<oneshot::Sender<usize>>;
 
 /// What the task keeps between connections.
@@ -92,6 +95,9 @@ pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::Unbound
         match open(&task.connector).await {
             Ok(channel) => {
                 let connected_at = Instant::now();
+                for is_permanent in [false, true] {
+                    CONNECT_FAILURES.ended(is_permanent);
+                }
                 let address = channel.address.clone();
                 let end = task.run_connection(channel, ConfirmTimeouts::new(&task.connector, without_confirm)).await;
                 if connected_at.elapsed() >= STABLE_CONNECTION {
@@ -103,10 +109,16 @@ pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::Unbound
                 }
                 without_confirm = if stuck && !task.outstanding.is_proven() { without_confirm + 1 } else { 0 };
             }
-            Err(error) if error.is_permanent() => {
-                error!(error = %chain(&error), attempt, "cannot connect for publishing");
+            Err(error) => {
+                let is_permanent = error.is_permanent();
+                if let Some(due) = CONNECT_FAILURES.occurred(is_permanent) {
+                    let (error, repeated) = (chain(&error), due.repeated);
+                    match is_permanent {
+                        true => error!(error, attempt, repeated, "cannot connect for publishing"),
+                        false => warn!(error, attempt, repeated, "cannot connect for publishing"),
+                    }
+                }
             }
-            Err(error) => warn!(error = %chain(&error), attempt, "cannot connect for publishing"),
         }
         task.wait_to_reconnect(backoff.wait(attempt, fastrand::f64())).await;
         attempt += 1;
