@@ -76,7 +76,7 @@ fn live(keys: &[&str]) -> Vec<(String, String)> {
 
 #[test]
 fn scaling_under_load_loses_fails_and_redelivers_no_order() {
-    const ORDERS: u64 = 40_000;
+    const ORDERS: u64 = 100_000;
     let node = Node::shared();
     let (env, mut file) = TestEnv::new(&node).set("log.level", "info").with_file();
     let mut orderd = env.start();
