@@ -23,11 +23,11 @@ use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, Recorded};
 use orderd::message::{
-    Consumer, Delivery, DeliveryId, ExchangeNames, Message, Properties, Publication, Publisher, SettleError,
+    Consumer, Delivery, DeliveryId, ExchangeNames, LossCause, Message, Properties, Publication, Publisher, SettleError,
     Settlement, Settler, SubscribeError, Subscription, Unpublished,
 };
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, Intake, OnFailure, Pool};
+use orderd::pipeline::{ConsumerContext, Intake, OnFailure, Pool, PublishOutage};
 use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
 use threads::threads;
@@ -155,6 +155,7 @@ fn context(
         publisher: Arc::new(broker.clone()),
         ledger: Arc::clone(ledger),
         intake: intake.clone(),
+        outage: PublishOutage::default(),
         names: Arc::clone(&deps.names),
         bindings: Vec::new(),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
@@ -368,7 +369,7 @@ impl Settler for Channel {
         false
     }
 
-    fn ended(&self) -> BoxFuture<'static, ()> {
+    fn ended(&self) -> BoxFuture<'static, LossCause> {
         Box::pin(std::future::pending())
     }
 

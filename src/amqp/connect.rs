@@ -2,9 +2,11 @@
 //!
 //! Owns the settings and certificates that every connection uses. Never retries: callers back off.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -39,6 +41,8 @@ pub struct Connector {
     /// An address that is tried last.
     pub(super) avoid: Option<Address>,
     redeclaration: Redeclaration,
+    /// How many channels the broker allows on a connection; 0 until it is known.
+    channel_limit: Arc<AtomicUsize>,
     /// The users whose messages count as orderd's own.
     users: Arc<TrustedUsers>,
 }
@@ -50,7 +54,16 @@ impl Connector {
         let addresses = Arc::new(Addresses::new(&broker.addresses));
         let (broker, redeclaration) = (Arc::new(broker), Redeclaration::default());
         let users = Arc::new(TrustedUsers::new(&broker.username, &broker.trusted_users));
-        Connector { broker, tls, last_error: Arc::default(), addresses, avoid: None, redeclaration, users }
+        Connector {
+            broker,
+            tls,
+            last_error: Arc::default(),
+            addresses,
+            avoid: None,
+            redeclaration,
+            channel_limit: Arc::default(),
+            users,
+        }
     }
 
     /// The broker users whose messages count as orderd's own.
@@ -78,18 +91,52 @@ impl Connector {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
+    /// How many channels the broker allows on a connection (`channel_max`). Asks the broker once.
+    pub(super) async fn channel_limit(&self) -> Result<usize, ConnectError> {
+        match self.channel_limit.load(Ordering::Relaxed) {
+            0 => {
+                let (connection, _) = self.connect_with(self.opening("orderd check")).await?;
+                let limit = self.learn_limits(&connection);
+                connection.close().await;
+                Ok(limit)
+            }
+            limit => Ok(limit),
+        }
+    }
+
+    /// Remembers the limits of a new connection, and returns how many channels the broker allows on it.
+    fn learn_limits(&self, connection: &Connection) -> usize {
+        let limit = match connection.channel_max {
+            0 => usize::MAX,
+            limit => usize::from(limit),
+        };
+        self.channel_limit.store(limit, Ordering::Relaxed);
+        limit
+    }
+
     fn receive_limits(&self) -> ReceiveLimits {
         ReceiveLimits { max_body: self.broker.max_body, max_held: self.broker.max_unsettled_bytes }
     }
 
+    /// What opens a connection to one address.
+    fn opening(
+        &self,
+        purpose: &str,
+    ) -> impl Fn(&Address, &Credentials) -> BoxFuture<'static, Option<Connection>> + use<> {
+        let (broker, name) = (Arc::clone(&self.broker), instance::connection_name(purpose));
+        move |address, credentials| {
+            let (broker, name) = (Arc::clone(&broker), name.clone());
+            let (address, credentials) = (address.clone(), credentials.clone());
+            let connecting =
+                async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() };
+            Box::pin(connecting)
+        }
+    }
+
     /// Opens a connection with its one channel, to publish or consume on.
     pub(super) async fn open_channel(&self, purpose: &str) -> Result<Channel, ConnectError> {
-        let opening = |address: &Address, credentials: &Credentials| {
-            let (broker, address, credentials) = (Arc::clone(&self.broker), address.clone(), credentials.clone());
-            let name = instance::connection_name(purpose);
-            async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() }
-        };
-        let (connection, address) = self.connect_with(opening).await?;
+        let (connection, address) = self.connect_with(self.opening(purpose)).await?;
+        self.learn_limits(&connection);
         let in_use = self.addresses.position(&address).map(|index| self.addresses.occupy(index));
         let mut channel =
             Channel::open(connection, address, self.receive_limits()).await.map_err(ConnectError::Lost)?;
@@ -231,6 +278,7 @@ impl Connector {
             HandshakeError::Refused { code: NOT_ALLOWED, text: reply } if !reply.ends_with(LIMIT_REACHED) => {
                 ConnectError::VirtualHost { address, virtual_host: self.broker.virtual_host.clone(), reply }
             }
+            HandshakeError::Refused { code: NOT_ALLOWED, text: reply } => ConnectError::Limit { address, reply },
             HandshakeError::Refused { code, text: reply } => ConnectError::Refused { address, code, reply },
         }
     }

@@ -83,7 +83,18 @@ pub enum ConnectError {
         /// The broker's reply text.
         reply: String,
     },
-    /// The broker refuses the connection for another reason, such as a connection limit.
+    /// A limit of the broker on connections is reached.
+    #[error(
+        "the broker at {address} refuses the connection: {reply}; raise the limit of the virtual host, the user or the node: \
+         orderd needs one connection for each consumer, one for publishing, and for a moment one more to declare"
+    )]
+    Limit {
+        /// The broker's address.
+        address: Address,
+        /// The broker's reply text, which has the limit.
+        reply: String,
+    },
+    /// The broker refuses the connection for another reason.
     #[error("the broker at {address} refuses the connection: {code} {reply}")]
     Refused {
         /// The broker's address.
@@ -123,6 +134,7 @@ impl ConnectError {
             ConnectError::Unreachable { .. }
             | ConnectError::TimedOut { .. }
             | ConnectError::Refused { .. }
+            | ConnectError::Limit { .. }
             | ConnectError::Lost(_) => false,
         }
     }

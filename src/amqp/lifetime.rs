@@ -30,6 +30,12 @@ pub enum ConnectionEnd {
         /// The broker's explanation.
         text: String,
     },
+    /// The broker closed the channel because a delivery was not settled within its acknowledgement timeout.
+    #[error("the broker's consumer_timeout of {0:?} passed for a delivery that was not settled")]
+    AckTimeout(Duration),
+    /// The broker has not answered a request that was sent after settlements.
+    #[error("the broker has not answered for {0:?} since settlements were sent")]
+    Unanswered(Duration),
     /// The broker cancelled the consumer because its queue is gone.
     #[error("the broker cancelled the consumer: its queue was deleted or moved")]
     ConsumerCancelled,
@@ -70,13 +76,37 @@ impl ConnectionEnd {
             ConnectionEnd::ConnectionClosed { code, .. } | ConnectionEnd::ChannelClosed { code, .. } => {
                 *code == CONNECTION_FORCED
             }
-            ConnectionEnd::ConsumerCancelled | ConnectionEnd::NoReply { .. } | ConnectionEnd::WriteStalled => true,
+            ConnectionEnd::ConsumerCancelled
+            | ConnectionEnd::NoReply { .. }
+            | ConnectionEnd::Unanswered(_)
+            | ConnectionEnd::WriteStalled => true,
             ConnectionEnd::Broken
             | ConnectionEnd::Protocol { .. }
+            | ConnectionEnd::AckTimeout(_)
             | ConnectionEnd::ConfirmTimeout(_)
             | ConnectionEnd::ClosedByUs => false,
         }
     }
+
+    /// The end of a channel that the broker closed with this code and text.
+    pub(super) fn channel_closed(code: u16, text: String) -> Self {
+        match ack_timeout(code, &text) {
+            Some(timeout) => ConnectionEnd::AckTimeout(timeout),
+            None => ConnectionEnd::ChannelClosed { code, text },
+        }
+    }
+}
+
+/// The broker's acknowledgement timeout, if it closed the channel because of it. The reply code is that of many other problems,
+/// and only the text differs: `PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used:
+/// 1800000 ms. …`.
+fn ack_timeout(code: u16, text: &str) -> Option<Duration> {
+    const PRECONDITION_FAILED: u16 = 406;
+    if code != PRECONDITION_FAILED || !text.contains("delivery acknowledgement on channel") {
+        return None;
+    }
+    let value = text.split_once("Timeout value used: ")?.1.split_once(" ms")?.0;
+    value.parse().ok().map(Duration::from_millis)
 }
 
 /// The number of the next connection. Unique in this process and ascending; logs identify connections by it.
@@ -154,6 +184,22 @@ mod tests {
         drop(EndOnDrop(Arc::clone(&lifetime)));
         assert!(lifetime.has_ended());
         assert_eq!(lifetime.reason(), ConnectionEnd::ConsumerCancelled);
+    }
+
+    #[test]
+    fn a_passed_acknowledgement_timeout_is_distinguished_from_other_failed_preconditions() {
+        let text = |detail: &str| format!("PRECONDITION_FAILED - {detail}");
+        let timeout = "delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. This timeout value \
+                       can be configured, see consumers doc guide to learn more";
+        assert_eq!(
+            ConnectionEnd::channel_closed(406, text(timeout)),
+            ConnectionEnd::AckTimeout(Duration::from_secs(1800))
+        );
+        let other = text("unknown delivery tag 1");
+        assert_eq!(
+            ConnectionEnd::channel_closed(406, other.clone()),
+            ConnectionEnd::ChannelClosed { code: 406, text: other }
+        );
     }
 
     #[test]

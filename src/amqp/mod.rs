@@ -42,4 +42,4 @@ pub use lifetime::ConnectionEnd;
 #[doc(hidden)]
 pub use protocol::decode_stream;
 pub use publish::{ConfirmingPublisher, PublisherState, Unconfirmed};
-pub use redeclaration::{Redeclaration, RedeclarationRequests};
+pub use redeclaration::{DeclarationOutcome, Redeclaration, RedeclarationRequests};

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::topology::Object;
 
-/// How long [`Redeclaration::request_and_wait`] waits: a declaration that creates queues takes more than two seconds.
+/// How long [`Redeclaration::not_found_and_wait`] waits: a declaration that creates queues takes more than two seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most restored objects that are kept until the poller takes them. A topology of the largest configuration has more,
 /// but the log lists all.
@@ -27,6 +27,10 @@ pub struct Redeclaration(Arc<Shared>);
 struct Shared {
     requests: watch::Sender<RequestCounts>,
     answers: watch::Sender<Answer>,
+    /// Counts the declarations after which the broker may accept what it refused before.
+    repairs: watch::Sender<u64>,
+    /// Why the topology could not be declared completely; `None` if it could.
+    problem: Mutex<Option<String>>,
     /// What has been declared again and not yet taken by the poller.
     restored: Mutex<VecDeque<Object>>,
     /// Whether the whole topology was declared since the poller last asked.
@@ -37,8 +41,10 @@ struct Shared {
 struct RequestCounts {
     /// All requests.
     all: u64,
-    /// Of these, the requests because something is missing.
+    /// Of these, the requests because something may be missing.
     missing: u64,
+    /// Of these, the requests because the broker said that an exchange or a queue does not exist.
+    not_found: u64,
 }
 
 /// The answer to all requests up to a number.
@@ -48,6 +54,17 @@ pub struct Answer {
     pub up_to: u64,
     /// Whether the whole topology was declared.
     pub complete: bool,
+}
+
+/// What a declaration of the topology has achieved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeclarationOutcome {
+    /// What did not exist and has been declared.
+    pub restored: Vec<Object>,
+    /// Why the rest could not be declared; `None` if the whole topology was.
+    pub problem: Option<String>,
+    /// Whether the broker may accept now what it refused before.
+    pub repaired: bool,
 }
 
 /// The requests that are pending now.
@@ -65,7 +82,7 @@ impl Redeclaration {
         self.0.requests.send_modify(|counts| counts.all += 1);
     }
 
-    /// An exchange, queue or binding is missing.
+    /// An exchange, queue or binding may be missing.
     pub fn request(&self) {
         self.0.requests.send_modify(|counts| {
             counts.all += 1;
@@ -73,14 +90,39 @@ impl Redeclaration {
         });
     }
 
-    /// Like [`Redeclaration::request`], and waits until it is answered, for a few seconds at most. Returns whether the whole
+    /// The broker said that an exchange or a queue does not exist (404), which is answered sooner than
+    /// [`Redeclaration::request`].
+    pub(super) fn not_found(&self) {
+        self.0.requests.send_modify(|counts| {
+            counts.all += 1;
+            counts.missing += 1;
+            counts.not_found += 1;
+        });
+    }
+
+    /// The topology was declared without a request, by a reload.
+    pub fn repaired(&self) {
+        self.0.repairs.send_modify(|count| *count += 1);
+    }
+
+    /// Counts the declarations after which the broker may accept what it refused before.
+    pub(super) fn repairs(&self) -> watch::Receiver<u64> {
+        self.0.repairs.subscribe()
+    }
+
+    /// Why the topology could not be declared completely the last time; `None` if it could.
+    pub fn problem(&self) -> Option<String> {
+        self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Like [`Redeclaration::not_found`], and waits until it is answered, for a few seconds at most. Returns whether the whole
     /// topology was declared. Cancel-safe.
-    pub(super) async fn request_and_wait(&self) -> bool {
+    pub(super) async fn not_found_and_wait(&self) -> bool {
         if self.0.requests.receiver_count() == 0 {
             return false;
         }
         let mut answers = self.0.answers.subscribe();
-        self.request();
+        self.not_found();
         let number = self.0.requests.borrow().all;
         let answered = timeout(ANSWER_TIMEOUT, answers.wait_for(|answer| answer.up_to >= number)).await;
         answered.is_ok_and(|answer| answer.is_ok_and(|answer| answer.complete))
@@ -129,6 +171,12 @@ impl RedeclarationRequests {
         let _ = self.requests.wait_for(|counts| counts.all > seen).await;
     }
 
+    /// Waits until the broker says again that something does not exist. Cancel-safe.
+    pub async fn not_found(&mut self) {
+        let seen = self.seen.not_found;
+        let _ = self.requests.wait_for(|counts| counts.not_found > seen).await;
+    }
+
     /// Takes all pending requests, to be answered with [`RedeclarationRequests::answer`].
     pub fn take(&mut self) -> PendingRequests {
         let counts = *self.requests.borrow_and_update();
@@ -137,8 +185,16 @@ impl RedeclarationRequests {
         PendingRequests { last: counts.all, something_is_missing }
     }
 
-    /// Answers the requests. `restored`: what did not exist and has been declared.
-    pub fn answer(&self, requests: PendingRequests, complete: bool, restored: Vec<Object>) {
+    /// Answers the requests, while nothing is to be declared.
+    pub fn decline(&self, requests: PendingRequests) {
+        self.handle.0.answers.send_replace(Answer { up_to: requests.last, complete: false });
+    }
+
+    /// Answers the requests.
+    pub fn answer(&self, requests: PendingRequests, outcome: DeclarationOutcome) {
+        let DeclarationOutcome { restored, problem, repaired } = outcome;
+        let complete = problem.is_none();
+        *self.handle.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
         let mut kept = self.handle.restored();
         kept.extend(restored);
         let excess = kept.len().saturating_sub(MAX_RESTORED);
@@ -146,6 +202,9 @@ impl RedeclarationRequests {
         drop(kept);
         self.handle.0.complete.store(complete, Ordering::Relaxed);
         self.handle.0.answers.send_replace(Answer { up_to: requests.last, complete });
+        if repaired {
+            self.handle.repaired();
+        }
     }
 }
 
@@ -155,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_no_task_serves_is_answered_at_once() {
-        assert!(!Redeclaration::default().request_and_wait().await);
+        assert!(!Redeclaration::default().not_found_and_wait().await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -165,13 +224,15 @@ mod tests {
         let mut requests = handle.serve();
         handle.session_began();
         let (first, second) = (handle.clone(), handle.clone());
-        let waiting = tokio::spawn(async move { (first.request_and_wait().await, second.request_and_wait().await) });
+        let waiting =
+            tokio::spawn(async move { (first.not_found_and_wait().await, second.not_found_and_wait().await) });
         for something_is_missing in [true, true] {
             requests.pending().await;
             tokio::task::yield_now().await;
             let pending = requests.take();
             assert_eq!(pending.something_is_missing, something_is_missing);
-            requests.answer(pending, true, vec![Object::Queue("q".into())]);
+            let restored = vec![Object::Queue("q".into())];
+            requests.answer(pending, DeclarationOutcome { restored, ..DeclarationOutcome::default() });
         }
         assert_eq!(waiting.await.unwrap(), (true, true));
         assert_eq!(handle.take_restored().len(), 2);
@@ -184,6 +245,6 @@ mod tests {
     async fn a_request_is_not_waited_for_without_end() {
         let handle = Redeclaration::default();
         let _requests = handle.serve();
-        assert!(!handle.request_and_wait().await);
+        assert!(!handle.not_found_and_wait().await);
     }
 }

@@ -8,7 +8,7 @@ use crate::handlers::{self, HandlerDeps, OriginConsumer};
 use crate::ledger::{Ledger, LedgerWriter};
 use crate::message::Publisher;
 use crate::metrics::Counters;
-use crate::pipeline::{ConsumerContext, Intake, OnFailure, UnidentifiedDeliveries};
+use crate::pipeline::{ConsumerContext, Intake, OnFailure, PublishOutage, UnidentifiedDeliveries};
 
 /// The consumers in which messages can fail, by queue: all but the failed-order consumer.
 pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, OriginConsumer> {
@@ -44,6 +44,7 @@ pub(super) fn consumer_context(
         handler,
         publisher,
         ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,
+        outage: PublishOutage::default(),
         names: Arc::clone(&deps.names),
         bindings: consumer.bindings.clone(),
         users: Arc::clone(&deps.users),

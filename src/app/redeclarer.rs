@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
-use crate::amqp::{Connector, RedeclarationRequests};
+use crate::amqp::{Connector, DeclarationOutcome, RedeclarationRequests};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::config::Config;
@@ -25,6 +25,8 @@ const STILL_FRESH: Duration = Duration::from_secs(5);
 /// Waits after a declaration. They grow while declarations are incomplete, or restore nothing although something is reported
 /// missing.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
+/// The shortest wait after a complete declaration, if the broker says meanwhile that something does not exist.
+const MIN_WAIT: Duration = Duration::from_millis(500);
 /// How long one declaration may take.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -46,7 +48,7 @@ impl Redeclarer {
             complete_at: Some(Instant::now()),
             declared_at: None,
             failures: 0,
-            logged: None,
+            problem: None,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run(shutdown.clone())));
         Redeclarer { topology, _task: task }
@@ -72,16 +74,29 @@ struct RedeclarerTask {
     declared_at: Option<Instant>,
     /// Declarations in a row without success.
     failures: u32,
-    /// The last problem that was logged: a problem is logged once.
-    logged: Option<String>,
+    /// The problem of the last declaration, which was logged: a problem is logged once.
+    problem: Option<String>,
 }
 
-/// The result of one declaration.
-struct Redeclared {
+/// One declaration of the topology.
+struct Declaration {
     /// What did not exist and was declared.
     restored: Vec<Object>,
-    /// Why the rest could not be declared; empty if the topology is complete.
-    problems: Vec<String>,
+    result: DeclarationResult,
+}
+
+enum DeclarationResult {
+    Complete,
+    /// The broker refused a part, for these reasons.
+    Refused(String),
+    /// The broker was not reached, or gave no clear answer.
+    Unreachable(String),
+}
+
+impl Declaration {
+    fn unreachable(problem: String) -> Self {
+        Declaration { restored: Vec::new(), result: DeclarationResult::Unreachable(problem) }
+    }
 }
 
 impl RedeclarerTask {
@@ -101,19 +116,29 @@ impl RedeclarerTask {
             let topology = self.topology.borrow_and_update().clone();
             let fresh = self.complete_at.is_some_and(|at| at.elapsed() < STILL_FRESH);
             match topology {
-                None => self.requests.answer(requests, false, Vec::new()),
-                Some(_) if fresh && !requests.something_is_missing => self.requests.answer(requests, true, Vec::new()),
+                None => self.requests.decline(requests),
+                Some(_) if fresh && !requests.something_is_missing => {
+                    self.requests.answer(requests, DeclarationOutcome::default());
+                }
                 Some(topology) => {
-                    let redeclared = self.declare(&topology).await;
-                    let (complete, has_restored) = (redeclared.problems.is_empty(), !redeclared.restored.is_empty());
-                    self.log(&redeclared);
-                    self.requests.answer(requests, complete, redeclared.restored);
+                    let Declaration { restored, result } = self.declare(&topology).await;
+                    let (complete, problem) = match &result {
+                        DeclarationResult::Complete => (true, None),
+                        DeclarationResult::Refused(problem) | DeclarationResult::Unreachable(problem) => {
+                            (false, Some(problem.clone()))
+                        }
+                    };
+                    self.log(&restored, problem.as_ref());
+                    let was_incomplete = std::mem::replace(&mut self.problem, problem.clone()).is_some();
                     let quiet = self.declared_at.is_none_or(|at| at.elapsed() > RETRY_BACKOFF.max * 2);
-                    self.failures = if complete && (quiet || has_restored) { 0 } else { self.failures + 1 };
+                    // If nothing was missing, another client may have declared it. If that were believed every time, what no
+                    // declaration can repair would be published again and again.
+                    let progress = !restored.is_empty() || (complete && (quiet || was_incomplete));
+                    self.requests.answer(requests, DeclarationOutcome { restored, problem, repaired: progress });
+                    self.failures = if complete && progress { 0 } else { self.failures + 1 };
                     self.declared_at = Some(Instant::now());
                     self.complete_at = self.declared_at.filter(|_| complete);
-                    let wait = RETRY_BACKOFF.wait(self.failures.saturating_sub(1), fastrand::f64());
-                    tokio::time::sleep(wait).await;
+                    self.wait(&result).await;
                     if !complete {
                         self.connector.redeclaration().request();
                     }
@@ -122,21 +147,43 @@ impl RedeclarerTask {
         }
     }
 
-    async fn declare(&self, topology: &Topology) -> Redeclared {
+    /// Waits before the next declaration.
+    async fn wait(&mut self, result: &DeclarationResult) {
+        let wait = RETRY_BACKOFF.wait(self.failures.saturating_sub(1), fastrand::f64());
+        let sooner = async {
+            tokio::time::sleep(MIN_WAIT).await;
+            match result {
+                DeclarationResult::Complete => self.requests.not_found().await,
+                // A session has begun, so the broker is reachable again.
+                DeclarationResult::Unreachable(_) => self.requests.pending().await,
+                DeclarationResult::Refused(_) => std::future::pending().await,
+            }
+        };
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = sooner => {}
+        }
+    }
+
+    async fn declare(&self, topology: &Topology) -> Declaration {
         let declaring = self.connector.declare_possible(topology.declarations());
         match tokio::time::timeout(DECLARE_TIMEOUT, declaring).await {
             Ok(Ok(declared)) => {
-                let problems = declared.refused.iter().map(|refused| chain(refused)).collect();
-                Redeclared { restored: declared.created, problems }
+                let problems: Vec<_> = declared.refused.iter().map(|refused| chain(refused)).collect();
+                let result = match problems.is_empty() {
+                    true => DeclarationResult::Complete,
+                    false => DeclarationResult::Refused(problems.join("; ")),
+                };
+                Declaration { restored: declared.created, result }
             }
-            Ok(Err(failed)) => Redeclared { restored: Vec::new(), problems: vec![chain(&failed)] },
-            Err(_) => Redeclared { restored: Vec::new(), problems: vec![format!("no answer for {DECLARE_TIMEOUT:?}")] },
+            Ok(Err(failed)) => Declaration::unreachable(chain(&failed)),
+            Err(_) => Declaration::unreachable(format!("no answer for {DECLARE_TIMEOUT:?}")),
         }
     }
 
     /// Logs what was declared again, and each problem once until the topology is complete again.
-    fn log(&mut self, redeclared: &Redeclared) {
-        let Redeclared { restored, problems } = redeclared;
+    fn log(&self, restored: &[Object], problem: Option<&String>) {
         if !restored.is_empty() {
             let objects = restored.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             error!(
@@ -144,15 +191,13 @@ impl RedeclarerTask {
                 objects, "declared again what was missing on the broker; messages that a deleted queue held are lost"
             );
         }
-        let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        match (&self.logged, &problem) {
+        match (&self.problem, problem) {
             (None, None) => {}
             (Some(_), None) => info!("the topology is complete again"),
-            (logged, Some(problem)) if logged.as_ref() != Some(problem) => {
+            (before, Some(problem)) if before.as_ref() != Some(problem) => {
                 warn!(error = problem, "cannot declare the whole topology again; retrying");
             }
             (_, Some(_)) => {}
         }
-        self.logged = problem;
     }
 }

@@ -84,6 +84,7 @@ pub(super) async fn plan(
             ),
         }
     }
+    connector.redeclaration().repaired();
     notes.extend(orphaned_objects(active, &next));
     Ok(ReloadPlan { next, changes, unchecked: (!extends).then_some(setup), notes })
 }

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-use super::{Delivery, DeliveryId};
+use super::{CONFIRMS_OVERDUE, Delivery, DeliveryId};
 
 /// Opens subscriptions to queues.
 pub trait Consumer: Send + Sync + 'static {
@@ -60,14 +61,31 @@ pub enum Settlement {
     Reject,
 }
 
+/// Why a subscription was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LossCause {
+    /// A delivery was not settled within the broker's acknowledgement timeout (`consumer_timeout`), which is this long.
+    AckTimeout(Duration),
+    /// Anything else, in words.
+    Other(String),
+}
+
+/// A broker that has not answered for this long although settlements were sent is a reason not to be ready.
+pub const ANSWERS_OVERDUE: Duration = CONFIRMS_OVERDUE;
+
 /// Settles the deliveries of one subscription.
 pub trait Settler: Send + Sync + 'static {
     /// Records a settlement, which is sent shortly afterwards, together with others. Does nothing if the delivery came on an
     /// earlier connection, because the broker redelivers it.
     fn settle(&self, delivery: DeliveryId, settlement: Settlement);
 
-    /// Resolves when the connection has ended. Later settlements do not reach the broker.
-    fn ended(&self) -> BoxFuture<'static, ()>;
+    /// Resolves when the connection has ended, with the cause. Later settlements do not reach the broker.
+    fn ended(&self) -> BoxFuture<'static, LossCause>;
+
+    /// How long the broker has not answered although settlements were sent: one direction of the connection may be lost.
+    fn unanswered(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Whether the broker has ended the connection for a reason that no message can have caused, such as its shutdown or a lost
     /// quorum. `false` while the connection is open.

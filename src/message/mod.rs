@@ -11,7 +11,9 @@ mod publisher;
 mod size;
 mod trusted_users;
 
-pub use consumer::{Consumer, SettleError, Settlement, Settler, SubscribeError, Subscription};
+pub use consumer::{
+    ANSWERS_OVERDUE, Consumer, LossCause, SettleError, Settlement, Settler, SubscribeError, Subscription,
+};
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};

@@ -36,6 +36,12 @@ pub trait Publisher: Send + Sync + 'static {
     /// [`Unpublished`] names what was not accepted; the broker has confirmed the others, so they need not be published again.
     /// After a permanent error, nothing is known of the others.
     fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>>;
+
+    /// Resolves when the broker may accept what it refused before: the topology was declared again, an exchange that was missing
+    /// exists again, or there is a new connection. Only what happens after the call counts. Cancel-safe.
+    fn acceptance(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// What the broker did not accept of the publications of one call. Never empty.

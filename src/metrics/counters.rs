@@ -12,8 +12,10 @@ use std::time::{Duration, SystemTime};
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::broker_problems::{BrokerProblemReading, BrokerProblems};
 use super::histogram::Histogram;
 use super::outcome::{DeliveryOutcome, HandlerOutcome};
+use super::publish_to_ack::publish_to_ack;
 use crate::recovery::{DeadLetterReason, Delay, Failure, FailureKind};
 use crate::watchdog::Heartbeats;
 
@@ -57,10 +59,6 @@ const PUBLISH_TO_ACK_BOUNDS: [Duration; 14] = [
     Duration::from_secs(21_600),
     Duration::from_secs(86_400),
 ];
-/// A timestamp further in the future is not a time of publishing in seconds: some producers write milliseconds.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
-/// A timestamp further in the past is not a time of publishing either: no message waits that many days.
-const MAX_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// Failure codes counted separately, since a metric's labels must have few values.
 const MAX_CODES: usize = 64;
 /// The code under which all further ones are counted.
@@ -90,6 +88,7 @@ pub(crate) struct InFlightKey(usize);
 pub struct Counters {
     state: Mutex<CounterState>,
     heartbeats: Heartbeats,
+    broker_problems: BrokerProblems,
 }
 
 #[derive(Debug)]
@@ -190,6 +189,8 @@ pub struct PoolState {
     pub workers_running: u64,
     /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
     pub safe_mode: bool,
+    /// How long the broker has not answered on a subscription's connection although settlements were sent on it.
+    pub unanswered: Duration,
 }
 
 impl PoolState {
@@ -212,6 +213,8 @@ pub struct CounterReading {
     pub address: Option<Arc<str>>,
     /// That node has sent nothing, not even a heartbeat, for longer than a living one does.
     pub silent: bool,
+    /// What the broker does that keeps the consumer from making progress.
+    pub broker_problems: BrokerProblemReading,
     /// Age of the oldest delivery in flight.
     pub oldest_in_flight: Option<Duration>,
     /// Time from receipt to ack, of deliveries that were acked.
@@ -343,6 +346,11 @@ impl Counters {
         self.lock().subscribe_error = Some(error);
     }
 
+    /// What the broker does that keeps the consumer from making progress.
+    pub(crate) fn broker_problems(&self) -> &BrokerProblems {
+        &self.broker_problems
+    }
+
     /// Counts a running worker until the guard is dropped.
     pub(crate) fn worker_started(self: &Arc<Self>) -> WorkerGuard {
         self.lock().pool.workers_running += 1;
@@ -379,12 +387,8 @@ impl Counters {
             subscribe_error: state.subscribe_error.clone(),
             address: state.address.clone(),
             silent: state.silent.load(Ordering::Relaxed),
-            oldest_in_flight: state
-                .in_flight
-                .iter()
-                .map(|(_, received)| *received)
-                .min()
-                .map(|received| received.elapsed()),
+            broker_problems: self.broker_problems.read(),
+            oldest_in_flight: state.in_flight.iter().map(|(_, received)| received.elapsed()).max(),
             handling: state.handling.clone(),
             publish_to_ack: state.publish_to_ack.clone(),
             failures: state.failures.clone(),
@@ -398,16 +402,6 @@ fn consumer_label(consumer: &Option<Arc<str>>) -> Arc<str> {
     consumer.clone().unwrap_or_else(|| UNKNOWN_CONSUMER.into())
 }
 
-/// Time from publishing to the ack; `None` if the timestamp cannot be a time of publishing.
-fn publish_to_ack(published: u64, acked_at: SystemTime) -> Option<Duration> {
-    let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(published))?;
-    match acked_at.duration_since(published) {
-        Ok(duration) => Some(duration).filter(|duration| *duration <= MAX_AGE),
-        Err(early) if early.duration() <= MAX_CLOCK_SKEW => Some(Duration::ZERO),
-        Err(_) => None,
-    }
-}
-
 /// Counts one subscription until it is dropped.
 #[derive(Debug)]
 pub(crate) struct SubscriptionGuard {
@@ -417,6 +411,11 @@ pub(crate) struct SubscriptionGuard {
 }
 
 impl SubscriptionGuard {
+    /// How long the broker has not answered on this subscription's connection although settlements were sent on it.
+    pub fn set_unanswered(&self, unanswered: Duration) {
+        self.counters.lock().pool.unanswered = unanswered;
+    }
+
     /// Counts the subscription as draining from now on: it receives no new deliveries.
     pub fn start_draining(&mut self) {
         if !std::mem::replace(&mut self.is_draining, true) {
@@ -430,6 +429,7 @@ impl SubscriptionGuard {
 impl Drop for SubscriptionGuard {
     fn drop(&mut self) {
         let pool = &mut self.counters.lock().pool;
+        pool.unanswered = Duration::ZERO;
         *(if self.is_draining { &mut pool.draining_subscriptions } else { &mut pool.active_subscriptions }) -= 1;
         pool.capacity -= self.capacity;
     }
@@ -450,19 +450,6 @@ impl Drop for WorkerGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    #[test]
-    fn one_timestamp_that_cannot_be_a_time_of_publishing_does_not_distort_the_latency() {
-        assert_eq!(publish_to_ack(1, at(1_700_000_000)), None, "not a time");
-        assert_eq!(publish_to_ack(1000, at(1007)), Some(Duration::from_secs(7)));
-        assert_eq!(publish_to_ack(1030, at(1000)), Some(Duration::ZERO), "a small clock skew");
-        assert_eq!(publish_to_ack(1_700_000_000_000, at(1_700_000_000)), None, "milliseconds");
-        assert_eq!(publish_to_ack(u64::MAX, at(0)), None);
-    }
 
     #[test]
     fn codes_past_the_limit_are_counted_as_other() {

@@ -2,11 +2,14 @@
 //!
 //! It counts; it never decides anything and performs no I/O.
 
+mod broker_problems;
 pub mod conservation;
 mod counters;
 mod histogram;
 mod outcome;
+mod publish_to_ack;
 
+pub use broker_problems::BrokerProblemReading;
 pub use counters::{CounterReading, Counters, DeliveryCounts, PoolState};
 pub(crate) use counters::{InFlightKey, ReceivedAt};
 pub use histogram::Histogram;

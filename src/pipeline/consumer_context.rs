@@ -7,11 +7,20 @@ use std::time::Duration;
 
 use super::handler::Handler;
 use super::intake::Intake;
+use super::publish_outage::PublishOutage;
 use super::unidentified::UnidentifiedDeliveries;
 use crate::ledger::LedgerWriter;
 use crate::message::{ExchangeNames, Publisher, TrustedUsers};
 use crate::metrics::Counters;
 use crate::recovery::RetryPolicy;
+
+/// How long a delivery waits for a ledger that cannot record, or for a broker that does not accept what it causes, before it is
+/// released and the subscription is closed until the outage ends. Well below the broker's default acknowledgement timeout
+/// (`consumer_timeout`, 30 min), after which it would close the channel, again and again, and count each time toward the delivery
+/// limit.
+const MAX_HOLD: Duration = Duration::from_secs(300);
+/// Of a shorter acknowledgement timeout of the broker, once it is known, this part at most.
+const MAX_HOLD_PART: u32 = 2;
 
 /// Shared by all workers of a pool.
 pub struct ConsumerContext {
@@ -27,6 +36,8 @@ pub struct ConsumerContext {
     pub ledger: Arc<dyn LedgerWriter>,
     /// Closed while the ledger cannot record, or the handler's event file cannot be written.
     pub intake: Intake,
+    /// Begins when the broker does not accept for too long what a delivery causes.
+    pub outage: PublishOutage,
     /// The names of the exchanges.
     pub names: Arc<ExchangeNames>,
     /// The patterns by which the queue is bound to the orders exchange.
@@ -43,6 +54,14 @@ pub struct ConsumerContext {
     pub on_failure: OnFailure,
     /// Counts what the consumer does.
     pub counters: Arc<Counters>,
+}
+
+impl ConsumerContext {
+    /// How long a delivery may wait for the end of an outage before it is released.
+    pub(super) fn max_hold(&self) -> Duration {
+        let known = self.counters.broker_problems().ack_timeout().map(|timeout| timeout / MAX_HOLD_PART);
+        known.map_or(MAX_HOLD, |known| known.min(MAX_HOLD))
+    }
 }
 
 /// What a worker may do with a delivery whose handler failed.

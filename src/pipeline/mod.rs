@@ -12,6 +12,7 @@ mod intake;
 mod pool;
 mod process;
 mod publish;
+mod publish_outage;
 mod safe_mode;
 mod shared_subscription;
 #[cfg(test)]
@@ -22,4 +23,5 @@ pub use consumer_context::{ConsumerContext, OnFailure};
 pub use handler::{Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
 pub use intake::Intake;
 pub use pool::{Pool, PoolError};
+pub use publish_outage::PublishOutage;
 pub use unidentified::UnidentifiedDeliveries;

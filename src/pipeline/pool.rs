@@ -6,20 +6,21 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::consumer_context::ConsumerContext;
 use super::process::process;
+use super::publish::publish_until_accepted;
 use super::safe_mode::{LostSubscription, SafeMode};
 use super::shared_subscription::SharedSubscription;
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::message::{Consumer, Subscription};
+use crate::message::{Consumer, LossCause, Subscription};
 use crate::shutdown::Shutdown;
 use crate::supervisor::{IntensityExceeded, RestartPolicy, supervise};
 use crate::telemetry::RepeatedLog;
@@ -34,10 +35,8 @@ const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 /// How long a drained pool waits for its last acks to be sent before it closes its subscription. Closing itself waits until
 /// the queue's consumer count falls, but that also happens when another draining pool of the same queue ends.
 const LAST_ACKS: Duration = Duration::from_secs(1);
-/// How long deliveries wait for a ledger that cannot record before they are released and the subscription is closed until the
-/// ledger records again. Well below the broker's acknowledgement timeout (30 min), which would close the channel and count
-/// toward the delivery limit again and again.
-const MAX_HOLD: Duration = Duration::from_secs(300);
+/// How often a subscription is asked whether the broker still answers.
+const ANSWER_CHECK: Duration = Duration::from_secs(1);
 
 /// Failed attempts to subscribe, by consumer.
 static FAILURES: RepeatedLog = RepeatedLog::new();
@@ -94,9 +93,9 @@ impl Pool {
         let safe_mode = Arc::new(Mutex::new(SafeMode::new(self.context.counters.pool().safe_mode)));
         let mut failures = 0_u32;
         while !self.is_stopping() {
-            // Cancel-safe: both only wait.
+            // Cancel-safe: both only wait, or publish what may be published again.
             tokio::select! {
-                () = self.context.intake.opened() => {}
+                () = self.outages_ended() => {}
                 () = self.stopping() => return Ok(()),
             }
             let slots = self.slots(&safe_mode);
@@ -119,11 +118,11 @@ impl Pool {
                     if self.is_stopping() {
                         return Ok(());
                     }
-                    if ended == SubscriptionEnd::Lost {
+                    if let SubscriptionEnd::Lost(cause) = ended {
                         let settled = self.context.counters.counts().acked() > settled_before;
                         let by_broker = settler.was_ended_by_broker();
                         self.report_loss(&safe_mode, LostSubscription { lived, settled, by_broker });
-                        warn!(consumer = %self.context.consumer, ?lived, "lost the subscription");
+                        self.log_loss(cause, lived);
                         failures = if lived > BACKOFF_RESET_AFTER { 0 } else { failures + 1 };
                     } else {
                         failures = 0;
@@ -165,23 +164,54 @@ impl Pool {
         }
     }
 
-    /// Resolves when deliveries must not wait for the ledger any longer: it could not record for [`MAX_HOLD`], or it cannot
-    /// while the pool stops.
-    async fn outage_ends_hold(&self) {
+    /// Resolves when the ledger can record and the broker has accepted what it did not accept before.
+    async fn outages_ended(&self) {
+        if let Some(mut publications) = self.context.outage.publications() {
+            // An error that another attempt cannot help ends the outage too: the delivery that caused it meets it again.
+            let _ = publish_until_accepted(&self.context, &mut publications).await;
+            self.context.outage.end();
+            info!(consumer = %self.context.consumer, "publishing is possible again; consuming");
+        }
+        self.context.intake.opened().await;
+    }
+
+    /// Resolves when deliveries must not wait any longer: the ledger could not record, or the broker did not accept what
+    /// they cause, for [`ConsumerContext::max_hold`], or the ledger cannot record while the pool stops. Returns why.
+    async fn outage_ends_hold(&self) -> String {
+        let max_hold = self.context.max_hold();
         let intake = &self.context.intake;
         let while_stopping = async {
             self.stopping().await;
             intake.closed().await;
         };
+        // Cancel-safe: all only wait.
         tokio::select! {
-            () = intake.closed_for(MAX_HOLD) => {}
-            () = while_stopping => {}
+            () = intake.closed_for(max_hold) => format!("the ledger or the event file could not be written for {max_hold:?}"),
+            () = while_stopping => "the ledger or the event file cannot be written".to_owned(),
+            () = self.context.outage.begun() => {
+                let max_hold = self.context.max_hold();
+                let cause = self.context.counters.broker_problems().read().publish_error;
+                let cause = cause.unwrap_or_else(|| "it confirms nothing, or there is no connection".to_owned());
+                format!("the broker has not accepted for {max_hold:?} what deliveries cause: {cause}")
+            }
         }
     }
 
     /// Reports a lost subscription to the safe-mode state machine, which may turn safe mode on.
     fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lost: LostSubscription) {
         lock(safe_mode).lost(lost, Instant::now());
+    }
+
+    fn log_loss(&self, cause: Option<LossCause>, lived: Duration) {
+        let ConsumerContext { consumer, queue, timeout, counters, .. } = &*self.context;
+        match cause {
+            Some(LossCause::AckTimeout(limit)) => {
+                let problem = counters.broker_problems().ack_timed_out(queue, limit, *timeout);
+                error!(%consumer, problem, "the broker closed the subscription's channel: a delivery was held for too long");
+            }
+            Some(LossCause::Other(reason)) => warn!(%consumer, ?lived, reason, "lost the subscription"),
+            None => warn!(%consumer, ?lived, "lost the subscription"),
+        }
     }
 
     fn backoff(&self, safe_mode: bool) -> Backoff {
@@ -231,8 +261,9 @@ impl Pool {
             .collect();
         let mut exceeded = None;
         let mut cancelled = false;
-        let mut lost = settler.ended();
+        let (mut lost, mut loss) = (settler.ended(), None);
         let mut outage_ends_hold = pin!(self.outage_ends_hold());
+        let mut answer_check = tokio::time::interval(ANSWER_CHECK);
         loop {
             // Cancel-safe: joining a worker and waiting for a cancellation can both be started again.
             tokio::select! {
@@ -245,9 +276,14 @@ impl Pool {
                     Some(Ok(Ok(())) | Err(_)) => {}
                 },
                 // Workers without a free slot do not poll the subscription, so they would not notice.
-                () = &mut lost, if !shared.lost.is_cancelled() => shared.lost.cancel(),
-                () = &mut outage_ends_hold, if !shared.interrupted.is_cancelled() => {
-                    info!(consumer = %self.context.consumer, "the ledger or the event file cannot be written; releasing what is in flight");
+                cause = &mut lost, if loss.is_none() => {
+                    loss = Some(cause);
+                    shared.lost.cancel();
+                }
+                _ = answer_check.tick() => serving.set_unanswered(settler.unanswered()),
+                reason = &mut outage_ends_hold, if !shared.interrupted.is_cancelled() => {
+                    warn!(consumer = %self.context.consumer, reason, "releasing what is in flight, until the outage ends");
+                    self.context.counters.subscribe_failed(format!("closed during an outage: {reason}"));
                     shared.interrupted.cancel();
                     shared.stopped.cancel();
                 }
@@ -266,7 +302,8 @@ impl Pool {
             }
         }
         if shared.lost.is_cancelled() {
-            return Ok(SubscriptionEnd::Lost);
+            // The deliveries may have ended first.
+            return Ok(SubscriptionEnd::Lost(loss.or_else(|| lost.now_or_never())));
         }
         settler.cancel().await;
         shared.release_unstarted().await;
@@ -300,9 +337,10 @@ impl Pool {
 }
 
 /// Why a subscription ended without an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum SubscriptionEnd {
-    Lost,
+    /// The cause, if it is known.
+    Lost(Option<LossCause>),
     Stopped,
 }
 

@@ -11,6 +11,7 @@
 //!
 //! the ledger cannot record, or an event file cannot be written ─► the step waits until it can, with the deadline suspended;
 //!     nothing counts as an attempt
+//! the broker does not accept what is published ─► it is published again; nothing counts as an attempt
 //! connection lost, drain aborted, worker died, publisher, ledger or event file closed, outage during a drain or longer than
 //!     `MAX_HOLD` ─► release: the broker delivers the message again
 //! the copy can never be published ─► reject: the broker itself dead-letters the message

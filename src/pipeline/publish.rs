@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::consumer_context::ConsumerContext;
@@ -18,21 +19,37 @@ const REFUSED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), ma
 /// Refusals by consumer, exchange, routing key and kind of error.
 static REFUSALS: RepeatedLog = RepeatedLog::new();
 
-/// Publishes the messages, and publishes again those that the broker did not accept, until it has confirmed all of them.
+/// Publishes the messages, and publishes again those that the broker did not accept, until it has confirmed all of them. After
+/// the consumer's [`ConsumerContext::max_hold`], begins a [`PublishOutage`](super::PublishOutage), and never returns: the pool
+/// drops the future, which releases the delivery.
 ///
 /// # Errors
 /// [`PublishError::Invalid`] and [`PublishError::Closed`]: another attempt cannot help.
-pub(super) async fn publish(
-    context: &ConsumerContext,
-    mut publications: Arc<[Publication]>,
-) -> Result<(), PublishError> {
+pub(super) async fn publish(context: &ConsumerContext, publications: Arc<[Publication]>) -> Result<(), PublishError> {
     if publications.is_empty() {
         return Ok(());
     }
+    let mut rest = publications;
+    match timeout(context.max_hold(), publish_until_accepted(context, &mut rest)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            context.outage.begin(rest);
+            std::future::pending().await
+        }
+    }
+}
+
+/// Like [`publish`], without a time limit. `rest`: what is not accepted yet. Cancel-safe.
+pub(super) async fn publish_until_accepted(
+    context: &ConsumerContext,
+    rest: &mut Arc<[Publication]>,
+) -> Result<(), PublishError> {
+    let mut acceptance = None;
+    let mut refused = None;
     for attempt in 0.. {
-        let Err(unpublished) = context.publisher.publish(Arc::clone(&publications)).await else {
+        let Err(unpublished) = context.publisher.publish(Arc::clone(rest)).await else {
             if attempt > 0 {
-                log_end(context, &publications);
+                log_end(context, rest);
             }
             return Ok(());
         };
@@ -42,8 +59,19 @@ pub(super) async fn publish(
         for (_, error) in &unpublished.failures {
             log_refusal(context, error);
         }
-        publications = unpublished.rest(&publications);
-        tokio::time::sleep(REFUSED_BACKOFF.wait(attempt, fastrand::f64())).await;
+        let refused = refused.get_or_insert_with(|| context.counters.broker_problems().refused());
+        if let Some((_, error)) = unpublished.failures.first() {
+            refused.set_error(error.to_string());
+        }
+        *rest = unpublished.rest(rest);
+        let waiting = acceptance.take().unwrap_or_else(|| context.publisher.acceptance());
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = sleep(REFUSED_BACKOFF.wait(attempt, fastrand::f64())) => {}
+            () = waiting => {}
+        }
+        // Before the next attempt, so that nothing is missed between its refusal and the wait.
+        acceptance = Some(context.publisher.acceptance());
     }
     unreachable!("the loop above ends by returning")
 }

@@ -34,7 +34,8 @@ pub(super) struct SharedSubscription {
     pub(super) draining: CancellationToken,
     /// Cancelled when the subscription is lost: the broker will deliver again whatever is in flight.
     pub(super) lost: CancellationToken,
-    /// Cancelled when an outage of the ledger or event file has lasted too long: whatever is in flight is to be released.
+    /// Cancelled when an outage of the ledger, event file or publishing has lasted too long: whatever is in flight is to be
+    /// released.
     pub(super) interrupted: CancellationToken,
 }
 

@@ -12,16 +12,18 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConsumerContext, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool};
+use super::{
+    ConsumerContext, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool, PublishOutage,
+};
 use crate::domain::OrderId;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, OutageCause};
 use crate::message::{
-    Consumer, Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Publication, PublishError, Publisher,
-    SettleError, Settlement, Settler, SubscribeError, Subscription, Unpublished, names,
+    Consumer, Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, LossCause, Message, Publication, PublishError,
+    Publisher, SettleError, Settlement, Settler, SubscribeError, Subscription, Unpublished, names,
 };
 use crate::metrics::{Counters, HandlerOutcome, PoolState, conservation};
 use crate::recovery::{DeadLetterReason, Failure, FailureKind, RetryPolicy};
@@ -47,6 +49,10 @@ struct FakeQueue {
     subscribe_gate: Mutex<Option<Arc<Notify>>>,
     settled: Settled,
     changed: Arc<Notify>,
+    /// Why subscriptions from now on will have been lost.
+    loss_cause: Mutex<Option<LossCause>>,
+    /// How long the broker has not answered on subscriptions from now on.
+    unanswered: Mutex<Duration>,
 }
 
 struct FakeSettler {
@@ -54,6 +60,8 @@ struct FakeSettler {
     changed: Arc<Notify>,
     open: Open,
     ended: CancellationToken,
+    loss_cause: LossCause,
+    unanswered: Duration,
 }
 
 impl Settler for FakeSettler {
@@ -61,8 +69,15 @@ impl Settler for FakeSettler {
         self.settled.lock().unwrap().push((delivery.tag, settlement));
         self.changed.notify_one();
     }
-    fn ended(&self) -> BoxFuture<'static, ()> {
-        Box::pin(self.ended.clone().cancelled_owned())
+    fn ended(&self) -> BoxFuture<'static, LossCause> {
+        let (ended, cause) = (self.ended.clone(), self.loss_cause.clone());
+        Box::pin(async move {
+            ended.cancelled().await;
+            cause
+        })
+    }
+    fn unanswered(&self) -> Duration {
+        self.unanswered
     }
     fn was_ended_by_broker(&self) -> bool {
         false
@@ -93,7 +108,14 @@ impl Consumer for FakeQueue {
         let ended = CancellationToken::new();
         self.ends.lock().unwrap().push(ended.clone());
         let (settled, changed) = (Arc::clone(&self.settled), Arc::clone(&self.changed));
-        let settler = FakeSettler { settled, changed, open: Arc::clone(&open), ended };
+        let settler = FakeSettler {
+            settled,
+            changed,
+            open: Arc::clone(&open),
+            ended,
+            loss_cause: self.loss_cause.lock().unwrap().clone().unwrap_or(LossCause::Other("lost".to_owned())),
+            unanswered: *self.unanswered.lock().unwrap(),
+        };
         let stream = futures_util::stream::unfold((deliveries, open), |(mut deliveries, open)| async move {
             loop {
                 if let Ok(delivery) = deliveries.try_recv() {
@@ -169,6 +191,8 @@ struct FakePublisher {
     sent: Mutex<Vec<Publication>>,
     gate: Semaphore,
     refusals: AtomicUsize,
+    /// Counts what [`Publisher::acceptance`] waits for.
+    acceptance: watch::Sender<u64>,
     /// Whether every publication is invalid.
     invalid: AtomicBool,
     /// The routing key of publications that are invalid.
@@ -196,6 +220,11 @@ impl Publisher for SharedPublisher {
             publisher.sent.lock().unwrap().extend(publications.iter().cloned());
             Ok(())
         })
+    }
+
+    fn acceptance(&self) -> BoxFuture<'static, ()> {
+        let mut acceptance = self.0.acceptance.subscribe();
+        Box::pin(async move { acceptance.changed().await.unwrap() })
     }
 }
 
@@ -337,6 +366,7 @@ impl TestEnv {
             sent: Mutex::default(),
             gate: Semaphore::new(1_000),
             refusals: AtomicUsize::new(0),
+            acceptance: watch::Sender::new(0),
             invalid: AtomicBool::new(false),
             invalid_key: "report.invalid",
         });
@@ -350,6 +380,7 @@ impl TestEnv {
             publisher: Arc::new(SharedPublisher(Arc::clone(&publisher))),
             ledger: Arc::clone(&ledger) as Arc<dyn LedgerWriter>,
             intake: Intake::new(ledger.state(), None),
+            outage: PublishOutage::default(),
             names: Arc::new(ExchangeNames::new("orders")),
             bindings: Vec::new(),
             users: Arc::new(crate::message::TrustedUsers::known("orderd")),

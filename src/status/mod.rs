@@ -132,6 +132,9 @@ pub struct PublisherStatus {
     /// How long the oldest of them has been waiting since it was sent, in whole seconds.
     #[serde(default)]
     pub waiting_seconds: u64,
+    /// Why the broker has blocked the connection, such as `low on memory`; `None` if it has not.
+    #[serde(default)]
+    pub blocked: Option<String>,
 }
 
 /// The ledger.
@@ -170,6 +173,18 @@ pub struct ConsumerStatus {
     /// It has a subscription, and that node has sent nothing for longer than `broker.heartbeat`.
     #[serde(default)]
     pub silent: bool,
+    /// Why the broker does not accept what the consumer publishes; `None` if nothing has been refused for some seconds.
+    #[serde(default)]
+    pub publish_error: Option<String>,
+    /// Subscriptions that the broker ended because a delivery was not settled within its `consumer_timeout`.
+    #[serde(default)]
+    pub ack_timeouts: u64,
+    /// What to do about the last of them; `None` if it was long ago.
+    #[serde(default)]
+    pub ack_timeout: Option<String>,
+    /// How long the broker has not answered although settlements were sent to it, in whole seconds.
+    #[serde(default)]
+    pub unanswered_seconds: u64,
     /// Subscriptions of former configurations, or from before a pause, that only finish the deliveries they have received.
     #[serde(default)]
     pub draining: u64,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ConsumerStatus, DaemonState, DaemonStatus, LedgerStatus};
 use crate::files::{FileOutage, FileState};
 use crate::ledger::Outage;
-use crate::message::CONFIRMS_OVERDUE;
+use crate::message::{ANSWERS_OVERDUE, CONFIRMS_OVERDUE};
 use crate::reconcile::Finding;
 
 /// One condition for readiness. The daemon is ready if all of them pass.
@@ -25,12 +25,13 @@ pub struct ReadinessCheck {
 }
 
 /// All checks. `connect_error` is the error of the publisher's last attempt to connect, if that attempt failed; `findings`
-/// are those of the broker.
+/// are those of the broker; `declare_error` says why the topology could not be declared completely the last time.
 pub(super) fn readiness_checks(
     daemon: &DaemonStatus,
     consumers: &BTreeMap<String, ConsumerStatus>,
     connect_error: Option<&str>,
     findings: &[Finding],
+    declare_error: Option<&str>,
 ) -> Vec<ReadinessCheck> {
     let check = |name: &str, ok: bool, passed: &str, failed: &str| {
         let detail = if ok { passed } else { failed };
@@ -40,7 +41,7 @@ pub(super) fn readiness_checks(
     let mut checks = vec![
         check("shutdown", daemon.state != DaemonState::Draining, "not requested", "in progress"),
         check("ledger", daemon.ledger.recording, "recording", &ledger_problem(&daemon.ledger)),
-        topology(daemon, findings),
+        topology(daemon, findings, declare_error),
         check("publisher", connected, "connected", &with_cause("no connection", connect_error)),
     ];
     for (name, file) in &daemon.event_files {
@@ -51,28 +52,52 @@ pub(super) fn readiness_checks(
     if let Some(publisher) = daemon.publisher.as_ref().filter(|publisher| publisher.connected) {
         let overdue = publisher.waiting_seconds >= CONFIRMS_OVERDUE.as_secs();
         let (seconds, unconfirmed) = (publisher.waiting_seconds, publisher.unconfirmed);
-        let failed =
-            format!("the broker has confirmed nothing for {seconds} s: {unconfirmed} publications unconfirmed");
+        let blocked = publisher.blocked.as_ref().map(|reason| format!(" and has blocked publishing ({reason})"));
+        let blocked = blocked.unwrap_or_default();
+        let failed = format!(
+            "the broker has confirmed nothing for {seconds} s{blocked}: {unconfirmed} publications unconfirmed"
+        );
         checks.push(check("confirms", !overdue, "arriving", &failed));
     }
     // A removed consumer only finishes the deliveries it has received. A paused consumer has no subscription on purpose.
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.workers_configured > 0) {
-        let ok = consumer.paused || (consumer.subscribed && !consumer.silent);
+        let problem = consumer_problem(consumer);
         let passed = if consumer.paused { "paused" } else { "subscribed" };
-        let failed = match (consumer.subscribed, consumer.address.as_deref()) {
-            (true, Some(address)) => format!("{address} has sent nothing for longer than broker.heartbeat"),
-            (true, None) | (false, _) => with_cause("no subscription", consumer.subscribe_error.as_deref()),
-        };
-        checks.push(check(&format!("consumer {name}"), ok, passed, &failed));
+        let ok = problem.is_none();
+        checks.push(check(&format!("consumer {name}"), ok, passed, &problem.unwrap_or_default()));
     }
     checks
 }
 
+/// Why a consumer makes no progress, or loses its progress again and again.
+fn consumer_problem(consumer: &ConsumerStatus) -> Option<String> {
+    if consumer.paused {
+        return None;
+    }
+    if !consumer.subscribed {
+        let cause = consumer.subscribe_error.as_deref().or(consumer.ack_timeout.as_deref());
+        return Some(with_cause("no subscription", cause));
+    }
+    if consumer.silent {
+        let address = consumer.address.as_deref().unwrap_or("the broker");
+        return Some(format!("{address} has sent nothing for longer than broker.heartbeat"));
+    }
+    if let Some(error) = &consumer.publish_error {
+        return Some(format!("the broker does not accept what is published: {error}"));
+    }
+    if consumer.unanswered_seconds >= ANSWERS_OVERDUE.as_secs() {
+        let seconds = consumer.unanswered_seconds;
+        return Some(format!("the broker has not answered for {seconds} s since acks were sent"));
+    }
+    consumer.ack_timeout.clone()
+}
+
 /// The topology was declared or checked, and nothing has been found missing or dangerous since.
-fn topology(daemon: &DaemonStatus, findings: &[Finding]) -> ReadinessCheck {
+fn topology(daemon: &DaemonStatus, findings: &[Finding], declare_error: Option<&str>) -> ReadinessCheck {
     let mut wrong = findings.iter().filter(|finding| finding.kind.prevents_readiness());
     let (ok, detail) = match (&daemon.publisher, wrong.next()) {
         (None, _) => (false, "waiting for the broker".to_owned()),
+        (Some(_), _) if declare_error.is_some() => (false, with_cause("cannot be declared completely", declare_error)),
         (Some(_), None) => (true, "declared or checked".to_owned()),
         (Some(_), Some(first)) => {
             let (kind, count) = (first.kind.as_str(), wrong.count() + 1);
@@ -133,6 +158,7 @@ mod tests {
                 connections: 1,
                 unconfirmed: 0,
                 waiting_seconds: 0,
+                blocked: None,
             }),
             ledger: LedgerStatus { recording: true, commits: 0, outages: 0, outage: None },
             event_files: [("analytics".to_owned(), FileState { path: "/a".into(), outages: 0, outage: None })].into(),
@@ -151,7 +177,7 @@ mod tests {
     #[test]
     fn a_consumer_without_a_subscription_is_not_ready_unless_it_is_paused_or_removed() {
         let failed_with = |consumer: ConsumerStatus| {
-            let checks = readiness_checks(&daemon(), &[("order".to_owned(), consumer)].into(), None, &[]);
+            let checks = readiness_checks(&daemon(), &[("order".to_owned(), consumer)].into(), None, &[], None);
             failed(&checks).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(failed_with(consumer()), ["consumer order"]);
@@ -159,6 +185,12 @@ mod tests {
         assert_eq!(failed_with(ConsumerStatus { paused: true, ..consumer() }), [""; 0]);
         let frozen = ConsumerStatus { subscribed: true, silent: true, ..consumer() };
         assert_eq!(failed_with(frozen), ["consumer order"], "its node answers nothing");
+        let subscribed = || ConsumerStatus { subscribed: true, ..consumer() };
+        let problem = || Some("consumer_timeout".to_owned());
+        assert_eq!(failed_with(ConsumerStatus { publish_error: problem(), ..subscribed() }), ["consumer order"]);
+        assert_eq!(failed_with(ConsumerStatus { ack_timeout: problem(), ..subscribed() }), ["consumer order"]);
+        assert_eq!(failed_with(ConsumerStatus { unanswered_seconds: 4, ..subscribed() }), [""; 0]);
+        assert_eq!(failed_with(ConsumerStatus { unanswered_seconds: 5, ..subscribed() }), ["consumer order"]);
         assert_eq!(failed_with(ConsumerStatus { workers_configured: 0, ..consumer() }), [""; 0]);
     }
 
@@ -167,7 +199,7 @@ mod tests {
         let failing = |change: fn(&mut DaemonStatus)| {
             let mut daemon = daemon();
             change(&mut daemon);
-            let checks = readiness_checks(&daemon, &BTreeMap::new(), None, &[]);
+            let checks = readiness_checks(&daemon, &BTreeMap::new(), None, &[], None);
             failed(&checks).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(failing(|_| {}), [""; 0]);
@@ -202,9 +234,13 @@ mod tests {
         let daemon = DaemonStatus { publisher: None, ..daemon() };
         let refused = ConsumerStatus { subscribe_error: Some("no queue".to_owned()), ..consumer() };
         let consumers = [("order".to_owned(), refused), ("other".to_owned(), consumer())].into();
-        let checks = readiness_checks(&daemon, &consumers, Some("refused"), &[]);
+        let checks = readiness_checks(&daemon, &consumers, Some("refused"), &[], Some("406"));
         let detail = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.detail.as_str());
         assert_eq!(detail("publisher"), Some("no connection: refused"));
+        let declared = DaemonStatus { publisher: self::daemon().publisher, ..daemon.clone() };
+        let checks = readiness_checks(&declared, &BTreeMap::new(), None, &[], Some("406"));
+        assert_eq!(failed(&checks), ["topology"]);
+        assert_eq!(checks[2].detail, "cannot be declared completely: 406");
         assert_eq!(detail("consumer order"), Some("no subscription: no queue"));
         assert_eq!(detail("consumer other"), Some("no subscription"));
     }

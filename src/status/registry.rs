@@ -154,10 +154,17 @@ impl StatusRegistry {
         };
         let consumers = consumer_statuses(&readings);
         let daemon = self.daemon_status(&readings, uptime);
+        let declare_error = self.publisher.get().and_then(|publisher| publisher.redeclaration().problem());
         let connect_error = self.publisher.get().and_then(|publisher| publisher.last_connect_error());
         let broker = BrokerView::clone(&self.broker_view.borrow());
         let status = Status {
-            checks: readiness_checks(&daemon, &consumers, connect_error.as_deref(), &broker.findings),
+            checks: readiness_checks(
+                &daemon,
+                &consumers,
+                connect_error.as_deref(),
+                &broker.findings,
+                declare_error.as_deref(),
+            ),
             daemon,
             conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,
@@ -176,6 +183,7 @@ impl StatusRegistry {
                 connections,
                 unconfirmed: state.unconfirmed as u64,
                 waiting_seconds: state.waiting.as_secs(),
+                blocked: publisher.blocked(),
             }
         });
         let pools = consumers.iter().map(|consumer| &consumer.reading.pool);

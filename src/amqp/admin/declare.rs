@@ -135,7 +135,7 @@ impl Connector {
     /// that has lost one is not safe with the library, so every object gets a channel beforehand.
     async fn find_missing(&self, objects: &[&Declaration]) -> Result<Vec<Object>, DeclareError> {
         let mut missing = Vec::new();
-        for objects in objects.chunks(CHECKS_PER_CONNECTION) {
+        for objects in objects.chunks(self.channel_limit().await?.min(CHECKS_PER_CONNECTION)) {
             let connection = self.open_client("declare").await?;
             let found = find_missing_on(&connection, objects).await;
             client_connection::close(connection).await;

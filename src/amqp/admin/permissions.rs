@@ -50,7 +50,7 @@ impl Connector {
         required: &[RequiredPermission],
     ) -> Result<Vec<DeniedPermission>, ConnectError> {
         let mut denied = Vec::new();
-        for required in required.chunks(CHECKS_PER_CONNECTION) {
+        for required in required.chunks(self.channel_limit().await?.min(CHECKS_PER_CONNECTION)) {
             let connection = self.open_client("orderd check").await?;
             let checked = check_permissions(&connection, required).await;
             client_connection::close(connection).await;

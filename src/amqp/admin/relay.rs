@@ -37,7 +37,10 @@ const PASSWORD_BYTES: usize = 16;
 const USER: &str = "orderd";
 
 /// The replies to the library's requests, and the broker's own closes. None contains a table.
-const REPLIES: [MethodId; 12] = [
+const REPLIES: [MethodId; 14] = [
+    // Not replies: a broker with an alarm sends them at any time.
+    MethodId::CONNECTION_BLOCKED,
+    MethodId::CONNECTION_UNBLOCKED,
     MethodId::CONNECTION_CLOSE,
     MethodId::CONNECTION_CLOSE_OK,
     MethodId::CHANNEL_OPEN_OK,

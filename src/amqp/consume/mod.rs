@@ -8,6 +8,7 @@
 //! ```
 
 mod ack_window;
+mod answer_check;
 mod closing;
 mod receiver;
 mod settler;
@@ -39,7 +40,7 @@ impl Consumer for Connector {
         Box::pin(async move {
             let mut subscribed = subscribe(self, &queue, prefetch).await;
             if subscribed.as_ref().is_err_and(ConnectError::is_not_found)
-                && self.redeclaration().request_and_wait().await
+                && self.redeclaration().not_found_and_wait().await
             {
                 subscribed = subscribe(self, &queue, prefetch).await;
             }

@@ -5,13 +5,16 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use super::ack_window::{AckFrame, AckWindow};
+use super::answer_check::{ANSWER_TIMEOUT, AnswerCheck};
 use super::settler::{ChannelSettler, CloseReply, Command, PendingSettlements};
 use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop};
 use crate::amqp::protocol::{Channel, Delivered, Method, ServerEvent, reject_unexpected};
@@ -21,6 +24,9 @@ use crate::message::{Delivery, DeliveryId, SettleError, Settlement};
 const BATCH_WAIT: Duration = Duration::from_millis(1);
 /// How often acks that are blocked behind an unfinished delivery are checked. They wait for one to two ticks.
 const BLOCKED_ACK_TICK: Duration = Duration::from_millis(25);
+
+/// How often it is checked whether the broker answers.
+const ANSWER_TICK: Duration = Duration::from_secs(1);
 
 /// What the receiver task needs to know about its subscription.
 pub struct SubscriptionSettings {
@@ -69,12 +75,14 @@ pub struct DeliveryIntake {
     memory: HashMap<u64, usize>,
     /// Deliveries for which there was no room. They are released.
     overflowed: Vec<u64>,
+    answers: AnswerCheck,
 }
 
 impl DeliveryIntake {
     fn new(connection: u64, prefetch: u16, output: mpsc::UnboundedSender<Delivery>) -> Self {
         let (limit, memory, overflowed) = (prefetch.into(), HashMap::new(), Vec::new());
-        DeliveryIntake { connection, latest: 0, output: Some(output), limit, memory, overflowed }
+        let answers = AnswerCheck::default();
+        DeliveryIntake { connection, latest: 0, output: Some(output), limit, memory, overflowed, answers }
     }
 
     /// Whether the broker may still deliver.
@@ -102,7 +110,10 @@ impl DeliveryIntake {
                 self.pass_on(delivered);
                 Ok(())
             }
+            ServerEvent::Reply(Method::BasicQosOk) if self.answers.answered() => Ok(()),
             ServerEvent::Ended(_)
+            | ServerEvent::Blocked(_)
+            | ServerEvent::Unblocked
             | ServerEvent::Confirmed { .. }
             | ServerEvent::Returned(_)
             | ServerEvent::Reply(_)
@@ -170,6 +181,8 @@ impl ReceiverTask {
     ) -> Result<Option<CloseReply>, ConnectionEnd> {
         let pending = Arc::clone(&self.pending);
         let mut tick = pin!(sleep(BLOCKED_ACK_TICK));
+        let mut answer_tick = interval(ANSWER_TICK);
+        answer_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // In every iteration, not only after `drive_io`: events may also have arrived together with a reply.
             self.receive()?;
@@ -198,9 +211,33 @@ impl ReceiverTask {
                     self.window.tick(&mut self.frames);
                     self.send_settlements();
                 }
+                _ = answer_tick.tick() => self.check_answers().await?,
                 driven = self.channel.drive_io() => driven?,
             }
         }
+    }
+
+    /// Asks the broker for an answer after settlements, and ends the connection if it has not answered for too long.
+    async fn check_answers(&mut self) -> Result<(), ConnectionEnd> {
+        // If this task did not run for a while, an answer that arrived meanwhile is handled first. The runtime may report the
+        // timer before the socket; yielding lets it report both.
+        tokio::task::yield_now().await;
+        if let Some(driven) = self.channel.drive_io().now_or_never() {
+            driven?;
+            self.receive()?;
+        }
+        let now = Instant::now();
+        let answers = &mut self.intake.answers;
+        if self.channel.is_paused() {
+            answers.not_receiving(now);
+        }
+        if answers.is_due(now) {
+            // Changes nothing: it applies to consumers that are started afterwards.
+            self.channel.send_method(&Method::BasicQos { prefetch_count: self.settings.prefetch });
+        }
+        let waiting = answers.waiting(now);
+        self.pending.unanswered_millis.store(waiting.as_millis() as u64, Ordering::Relaxed);
+        if waiting >= ANSWER_TIMEOUT { Err(ConnectionEnd::Unanswered(ANSWER_TIMEOUT)) } else { Ok(()) }
     }
 
     async fn cancel_for(&mut self, reply: oneshot::Sender<()>) -> Result<(), ConnectionEnd> {
@@ -258,6 +295,9 @@ impl ReceiverTask {
     /// Queues the frames that are due.
     pub fn send_settlements(&mut self) {
         // At most: the broker counts a delivery until it has received its settlement.
+        if !self.frames.is_empty() {
+            self.intake.answers.settled();
+        }
         self.intake.limit = self.window.settled + u64::from(self.settings.prefetch);
         for frame in self.frames.drain(..) {
             let nack = |delivery_tag, requeue| Method::BasicNack { delivery_tag, multiple: false, requeue };

@@ -2,13 +2,15 @@
 //!
 //! Owns the settlements that are not sent yet. Never sends anything itself, and ignores settlements of an earlier connection.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::amqp::lifetime::ConnectionLifetime;
-use crate::message::{DeliveryId, SettleError, Settlement, Settler};
+use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime};
+use crate::message::{DeliveryId, LossCause, SettleError, Settlement, Settler};
 
 /// Settlements that the receiver task has not taken yet, each with its delivery tag.
 pub struct PendingSettlements {
@@ -17,11 +19,18 @@ pub struct PendingSettlements {
     pub added: Notify,
     /// This many are sent without waiting for more.
     batch_size: usize,
+    /// How long the broker has not answered since settlements were sent, in milliseconds.
+    pub unanswered_millis: AtomicU64,
 }
 
 impl PendingSettlements {
     pub fn new(batch_size: usize) -> Self {
-        PendingSettlements { list: Mutex::default(), added: Notify::new(), batch_size }
+        PendingSettlements {
+            list: Mutex::default(),
+            added: Notify::new(),
+            batch_size,
+            unanswered_millis: AtomicU64::new(0),
+        }
     }
 
     fn add(&self, tag: u64, settlement: Settlement) {
@@ -81,8 +90,19 @@ impl Settler for ChannelSettler {
         }
     }
 
-    fn ended(&self) -> BoxFuture<'static, ()> {
-        Box::pin(self.lifetime.ended_owned())
+    fn ended(&self) -> BoxFuture<'static, LossCause> {
+        let lifetime = Arc::clone(&self.lifetime);
+        Box::pin(async move {
+            lifetime.ended().await;
+            match lifetime.reason() {
+                ConnectionEnd::AckTimeout(timeout) => LossCause::AckTimeout(timeout),
+                other => LossCause::Other(other.to_string()),
+            }
+        })
+    }
+
+    fn unanswered(&self) -> Duration {
+        Duration::from_millis(self.pending.unanswered_millis.load(Ordering::Relaxed))
     }
 
     fn was_ended_by_broker(&self) -> bool {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::amqp::fake_broker::{DEADLINE, FakeBroker, FakeConnection, put_delivery, put_heartbeat};
 use crate::amqp::protocol::{FrameType, Method, MethodId, put_frame, put_method};
 use crate::chain::chain;
-use crate::message::{Consumer, Delivery, SettleError, Settlement, Subscription};
+use crate::message::{ANSWERS_OVERDUE, Consumer, Delivery, LossCause, SettleError, Settlement, Subscription};
 
 /// What a subscription requests when it connects.
 const OPENING: &[MethodId] = &[MethodId::CHANNEL_OPEN, MethodId::BASIC_QOS, MethodId::BASIC_CONSUME];
@@ -329,4 +329,40 @@ async fn a_node_that_sends_nothing_is_noticed_before_its_connection_is_lost() {
     assert!(subscription.settler.ended().now_or_never().is_none(), "lost only after two intervals");
     assert!(!subscription.settler.was_ended_by_broker());
     subscription.settler.ended().await;
+}
+
+#[tokio::test]
+async fn a_consuming_connection_that_loses_acks_is_noticed_in_seconds_and_given_up() {
+    let mut broker = FakeBroker::new(OPENING).await;
+    broker.config.heartbeat = Duration::ZERO;
+    let deliver = |out: &mut BytesMut| (1..=2).for_each(|n| put_delivery(out, n, b"x"));
+    let (mut subscription, mut connection) = subscribed(&broker, deliver).await;
+    let (one, two) = (next(&mut subscription).await.unwrap(), next(&mut subscription).await.unwrap());
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(subscription.settler.unanswered(), Duration::ZERO, "nothing to answer");
+    subscription.settler.settle(one.id, Settlement::Ack);
+    connection.expect_method(MethodId::BASIC_QOS).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(subscription.settler.unanswered() >= ANSWERS_OVERDUE);
+    connection.send_method(Method::BasicQosOk).await;
+    while !subscription.settler.unanswered().is_zero() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    subscription.settler.settle(two.id, Settlement::Ack);
+    connection.expect_method(MethodId::BASIC_QOS).await;
+    let cause = subscription.settler.ended().await;
+    assert!(matches!(&cause, LossCause::Other(reason) if reason.contains("20s")), "{cause:?}");
+    connection.expect_disconnect().await;
+}
+
+#[tokio::test]
+async fn a_passed_consumer_timeout_is_the_cause_of_a_lost_subscription() {
+    let broker = FakeBroker::new(OPENING).await;
+    let (subscription, mut connection) = subscribed(&broker, |_| {}).await;
+    let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 10000 ms.";
+    connection.send_method(Method::ChannelClose { code: 406, text: text.into() }).await;
+    let cause = timeout(DEADLINE, subscription.settler.ended()).await.unwrap();
+    assert_eq!(cause, LossCause::AckTimeout(Duration::from_secs(10)));
+    connection.expect_method(MethodId::CHANNEL_CLOSE_OK).await;
 }

@@ -65,6 +65,11 @@ pub enum ServerEvent {
     Ended(ConnectionEnd),
     /// The broker's `connection.close-ok`: the connection is closed.
     ConnectionCloseOk,
+    /// The broker reads nothing more from this connection until [`ServerEvent::Unblocked`], for a reason such as `low on
+    /// memory`: it has an alarm.
+    Blocked(String),
+    /// The broker reads from this connection again.
+    Unblocked,
 }
 
 /// The method that a message's content belongs to, with the message as far as it has arrived.
@@ -162,9 +167,11 @@ impl ContentAssembler {
                 ServerEvent::Ended(ConnectionEnd::ConnectionClosed { code, text: text.into_owned() })
             }
             Method::ChannelClose { code, text } => {
-                ServerEvent::Ended(ConnectionEnd::ChannelClosed { code, text: text.into_owned() })
+                ServerEvent::Ended(ConnectionEnd::channel_closed(code, text.into_owned()))
             }
             Method::ConnectionCloseOk => ServerEvent::ConnectionCloseOk,
+            Method::ConnectionBlocked { reason } => ServerEvent::Blocked(reason.into_owned()),
+            Method::ConnectionUnblocked => ServerEvent::Unblocked,
             Method::ChannelOpenOk => ServerEvent::Reply(Method::ChannelOpenOk),
             Method::ConfirmSelectOk => ServerEvent::Reply(Method::ConfirmSelectOk),
             Method::QueueDeclareOk { message_count, consumer_count } => {

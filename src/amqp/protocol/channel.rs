@@ -297,7 +297,7 @@ impl Channel {
     pub async fn close(mut self, end: Option<&ConnectionEnd>) {
         match end {
             Some(ConnectionEnd::ConnectionClosed { .. }) => self.send_on_connection(&Method::ConnectionCloseOk),
-            Some(ConnectionEnd::ChannelClosed { .. }) => {
+            Some(ConnectionEnd::ChannelClosed { .. } | ConnectionEnd::AckTimeout(_)) => {
                 self.send_method(&Method::ChannelCloseOk);
                 self.send_on_connection(&close_without_error());
             }
@@ -306,6 +306,7 @@ impl Channel {
                 ConnectionEnd::Broken
                 | ConnectionEnd::NoReply { .. }
                 | ConnectionEnd::Protocol { .. }
+                | ConnectionEnd::Unanswered(_)
                 | ConnectionEnd::WriteStalled
                 | ConnectionEnd::ConfirmTimeout(_)
                 | ConnectionEnd::ClosedByUs,
@@ -342,6 +343,8 @@ impl Channel {
 pub fn reject_unexpected(event: ServerEvent) -> Result<(), ConnectionEnd> {
     match event {
         ServerEvent::Ended(end) => Err(end),
+        // Only publishing is affected, and its confirms show when it continues.
+        ServerEvent::Blocked(_) | ServerEvent::Unblocked => Ok(()),
         ServerEvent::Confirmed { .. }
         | ServerEvent::Returned(_)
         | ServerEvent::Delivered(_)

@@ -35,6 +35,8 @@ pub fn decode_stream(mut bytes: &[u8]) -> Result<Vec<String>, String> {
                 ServerEvent::Confirmed { .. }
                 | ServerEvent::Reply(_)
                 | ServerEvent::Ended(_)
+                | ServerEvent::Blocked(_)
+                | ServerEvent::Unblocked
                 | ServerEvent::ConnectionCloseOk => {}
             }
         }

@@ -255,7 +255,13 @@ fn mechanism(broker: &Broker) -> &'static str {
 
 /// How orderd describes itself to the broker, whose management UI shows it.
 fn client_properties(name: &str) -> Headers {
-    let capabilities = ["authentication_failure_close", "basic.nack", "consumer_cancel_notify", "publisher_confirms"];
+    let capabilities = [
+        "authentication_failure_close",
+        "basic.nack",
+        "connection.blocked",
+        "consumer_cancel_notify",
+        "publisher_confirms",
+    ];
     let capabilities = capabilities.map(|capability| (capability.to_owned(), HeaderValue::Bool(true)));
     Headers::from([
         ("product".to_owned(), "orderd".into()),

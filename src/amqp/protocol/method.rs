@@ -44,6 +44,9 @@ pub enum Method<'a> {
     /// Sent by either side.
     ConnectionClose { code: u16, text: Cow<'a, str> },
     ConnectionCloseOk,
+    /// The broker reads nothing more from this connection.
+    ConnectionBlocked { reason: Cow<'a, str> },
+    ConnectionUnblocked,
     ChannelOpen,
     ChannelOpenOk,
     ChannelClose { code: u16, text: Cow<'a, str> },
@@ -82,6 +85,8 @@ impl<'a> Method<'a> {
             Method::ConnectionOpenOk => MethodId::CONNECTION_OPEN_OK,
             Method::ConnectionClose { .. } => MethodId::CONNECTION_CLOSE,
             Method::ConnectionCloseOk => MethodId::CONNECTION_CLOSE_OK,
+            Method::ConnectionBlocked { .. } => MethodId::CONNECTION_BLOCKED,
+            Method::ConnectionUnblocked => MethodId::CONNECTION_UNBLOCKED,
             Method::ChannelOpen => MethodId::CHANNEL_OPEN,
             Method::ChannelOpenOk => MethodId::CHANNEL_OPEN_OK,
             Method::ChannelClose { .. } => MethodId::CHANNEL_CLOSE,
@@ -148,6 +153,8 @@ impl<'a> Method<'a> {
                 Method::ConnectionClose { code, text }
             }
             MethodId::CONNECTION_CLOSE_OK => Method::ConnectionCloseOk,
+            MethodId::CONNECTION_BLOCKED => Method::ConnectionBlocked { reason: get_text(bytes)? },
+            MethodId::CONNECTION_UNBLOCKED => Method::ConnectionUnblocked,
             MethodId::CHANNEL_OPEN => Method::ChannelOpen,
             MethodId::CHANNEL_OPEN_OK => Method::ChannelOpenOk,
             MethodId::CHANNEL_CLOSE => {
@@ -236,6 +243,7 @@ impl<'a> Method<'a> {
                 out.put_u16(UNUSED);
                 out.put_u16(UNUSED);
             }
+            Method::ConnectionBlocked { reason } => put_short_string(out, reason),
             Method::ChannelOpen | Method::ConnectionOpenOk => put_short_string(out, UNUSED_TEXT),
             Method::ChannelOpenOk => put_long_string(out, UNUSED_TEXT.as_bytes()),
             Method::QueueDeclare { queue, passive } => {
@@ -295,7 +303,11 @@ impl<'a> Method<'a> {
                 put_bits(out, [*multiple, *requeue]);
             }
             Method::ConfirmSelect => put_bits(out, []),
-            Method::ConnectionCloseOk | Method::ChannelCloseOk | Method::BasicQosOk | Method::ConfirmSelectOk => {}
+            Method::ConnectionCloseOk
+            | Method::ConnectionUnblocked
+            | Method::ChannelCloseOk
+            | Method::BasicQosOk
+            | Method::ConfirmSelectOk => {}
         }
     }
 }
@@ -347,6 +359,8 @@ mod tests {
             Method::ConnectionOpenOk,
             Method::ConnectionClose { code: 320, text: "CONNECTION_FORCED".into() },
             Method::ConnectionCloseOk,
+            Method::ConnectionBlocked { reason: "low on memory".into() },
+            Method::ConnectionUnblocked,
             Method::ChannelOpen,
             Method::ChannelOpenOk,
             Method::ChannelClose { code: 404, text: "NOT_FOUND".into() },

@@ -1,6 +1,7 @@
 //! The ids of the AMQP 0-9-1 methods that orderd sends and receives.
 //!
-//! Pure. The numbers are those of the specification (`amqp0-9-1.xml`) and, for `confirm.select` and `basic.nack`, those of
+//! Pure. The numbers are those of the specification (`amqp0-9-1.xml`) and, for `confirm.select`, `basic.nack`, `connection.blocked` and
+//! `connection.unblocked`, those of
 //! RabbitMQ's extensions.
 
 use std::fmt;
@@ -41,6 +42,8 @@ method_ids! {
     CONNECTION_OPEN_OK = (10, 41), "connection.open-ok";
     CONNECTION_CLOSE = (10, 50), "connection.close";
     CONNECTION_CLOSE_OK = (10, 51), "connection.close-ok";
+    CONNECTION_BLOCKED = (10, 60), "connection.blocked";
+    CONNECTION_UNBLOCKED = (10, 61), "connection.unblocked";
     CHANNEL_OPEN = (20, 10), "channel.open";
     CHANNEL_OPEN_OK = (20, 11), "channel.open-ok";
     CHANNEL_CLOSE = (20, 40), "channel.close";

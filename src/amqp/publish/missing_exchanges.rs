@@ -35,6 +35,8 @@ impl MissingExchanges {
         let wait = |attempts| now + BACKOFF.wait(attempts, 1.0);
         let is_full = self.0.len() >= MAX_EXCHANGES;
         match self.0.iter_mut().find(|missing| missing.exchange == *exchange) {
+            // What was sent before the broker's answer is not another attempt.
+            Some(missing) if now < missing.retry_at => {}
             Some(missing) => {
                 missing.attempts = missing.attempts.saturating_add(1);
                 missing.retry_at = wait(missing.attempts);
@@ -47,10 +49,19 @@ impl MissingExchanges {
         }
     }
 
-    /// The broker answered a publication to this exchange, so it exists.
-    pub fn exists(&mut self, exchange: &str) {
-        if !self.0.is_empty() {
+    /// The broker answered a publication to this exchange, so it exists. Returns whether it was missing before.
+    pub fn exists(&mut self, exchange: &str) -> bool {
+        let before = self.0.len();
+        if before > 0 {
             self.0.retain(|missing| *missing.exchange != *exchange);
+        }
+        self.0.len() < before
+    }
+
+    /// The topology was declared again: each exchange is tried with the next publication, still alone.
+    pub fn try_again(&mut self, now: Instant) {
+        for missing in &mut self.0 {
+            (missing.attempts, missing.retry_at) = (0, now);
         }
     }
 
@@ -89,7 +100,27 @@ mod tests {
         assert_eq!(tried, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
         assert_eq!(exchanges.error("gone", "k", start), Some(missing()));
         assert!(exchanges.error("orders", "k", start).is_none() && !exchanges.is_suspect("orders"));
-        exchanges.exists("gone");
-        assert!(!exchanges.is_suspect("gone"));
+        assert!(exchanges.exists("gone") && !exchanges.is_suspect("gone") && !exchanges.exists("gone"));
+    }
+
+    #[test]
+    fn many_publications_to_a_missing_exchange_at_one_time_are_one_attempt() {
+        let (mut exchanges, start) = (MissingExchanges::default(), Instant::now());
+        for _ in 0..100 {
+            exchanges.record(&missing(), start);
+        }
+        assert!(exchanges.error("gone", "k", start + Duration::from_secs(1)).is_none());
+    }
+
+    #[test]
+    fn an_exchange_that_was_declared_again_is_tried_at_once_and_alone() {
+        let (mut exchanges, start) = (MissingExchanges::default(), Instant::now());
+        for second in [0, 60, 120, 180, 240, 300, 360] {
+            exchanges.record(&missing(), start + Duration::from_secs(second));
+        }
+        let now = start + Duration::from_secs(370);
+        assert!(exchanges.error("gone", "k", now).is_some());
+        exchanges.try_again(now);
+        assert!(exchanges.error("gone", "k", now).is_none() && exchanges.is_suspect("gone"));
     }
 }

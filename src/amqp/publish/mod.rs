@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::connect::Connector;
@@ -69,9 +69,21 @@ struct Shared {
     waiting_millis: AtomicU64,
     /// Where the latest connection goes.
     address: Mutex<Option<Address>>,
+    /// Why the broker reads nothing from the connection, while it does not.
+    blocked: Mutex<Option<String>>,
+    /// Counts the events after which the broker may accept what it refused before.
+    acceptance: watch::Sender<u64>,
 }
 
 impl Shared {
+    fn set_blocked(&self, reason: Option<String>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    fn announce_acceptance(&self) {
+        self.acceptance.send_modify(|count| *count += 1);
+    }
+
     fn release(&self, publications: usize, bytes: usize) {
         self.publications.add_permits(publications);
         self.bytes.add_permits(bytes);
@@ -93,6 +105,8 @@ impl Connector {
             connections: AtomicU64::new(0),
             waiting_millis: AtomicU64::new(0),
             address: Mutex::default(),
+            blocked: Mutex::default(),
+            acceptance: watch::Sender::new(0),
         });
         let (batches, inbox) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
@@ -106,6 +120,15 @@ impl Publisher for ConfirmingPublisher {
     fn publish(&self, publications: Arc<[Publication]>) -> BoxFuture<'static, Result<(), Unpublished>> {
         let this = self.clone();
         Box::pin(async move { this.publish_all(publications).await })
+    }
+
+    fn acceptance(&self) -> BoxFuture<'static, ()> {
+        let mut acceptance = self.shared.acceptance.subscribe();
+        Box::pin(async move {
+            if acceptance.changed().await.is_err() {
+                std::future::pending().await
+            }
+        })
     }
 }
 
@@ -203,6 +226,11 @@ impl ConfirmingPublisher {
     /// The address of the node that the latest connection goes to; `None` before the first.
     pub fn address(&self) -> Option<Address> {
         self.shared.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the broker reads nothing from the connection, such as `low on memory`; `None` if it reads.
+    pub fn blocked(&self) -> Option<String> {
+        self.shared.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its current state. Cheap.

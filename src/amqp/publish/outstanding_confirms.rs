@@ -99,6 +99,8 @@ pub struct OutstandingConfirms {
     /// Publications up to this sequence are sent one at a time, to find the one that makes the broker close the channel.
     suspects_until: u64,
     missing: MissingExchanges,
+    /// Whether an exchange that was missing exists again, since [`OutstandingConfirms::take_recovered`] was last asked.
+    recovered: bool,
 }
 
 impl OutstandingConfirms {
@@ -115,6 +117,7 @@ impl OutstandingConfirms {
             proven: false,
             suspects_until: 0,
             missing: MissingExchanges::default(),
+            recovered: false,
         }
     }
 
@@ -237,7 +240,7 @@ impl OutstandingConfirms {
     /// Removes the publication from its slot, and answers its caller if it was the last one.
     fn finish(&mut self, index: usize, confirm: Confirm, released: &mut ReleasedPermits) -> bool {
         let Some(mut publication) = self.slots[index].unconfirmed.take() else { return false };
-        self.missing.exists(&publication.item.publication().exchange);
+        self.recovered |= self.missing.exists(&publication.item.publication().exchange);
         let address = || {
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             (Arc::clone(exchange), routing_key.clone())
@@ -291,7 +294,8 @@ impl OutstandingConfirms {
     }
 
     /// Handles a channel that the broker closed because of a publication. If only one was in flight, that is the one, and its
-    /// caller gets the error. Otherwise all in flight are suspects, and the next connection sends them one at a time.
+    /// caller gets the error. Otherwise all in flight are suspects, and the next channel sends them one at a time. If the
+    /// exchange is missing, all other publications to it get the error too: each would close the channel.
     pub fn reject_in_flight(
         &mut self,
         now: Instant,
@@ -310,8 +314,41 @@ impl OutstandingConfirms {
             self.in_flight = 0;
             self.remove_confirmed();
             released = ReleasedPermits { publications: 1, bytes: publication.item.bytes };
+            let exchange = Arc::clone(&publication.item.publication().exchange);
+            released += self.answer_all_to_missing(&exchange, now);
         }
         released
+    }
+
+    /// Answers everything for this exchange that is not sent, if the exchange is missing.
+    fn answer_all_to_missing(&mut self, exchange: &str, now: Instant) -> ReleasedPermits {
+        let mut released = ReleasedPermits::default();
+        if self.sent > 0 || self.missing.error(exchange, "", now).is_none() {
+            return released;
+        }
+        for slot in std::mem::take(&mut self.slots) {
+            let publication = slot.unconfirmed.as_ref().expect("unsent slots are unconfirmed");
+            let Publication { exchange: of_slot, routing_key, .. } = publication.item.publication();
+            let error = (**of_slot == *exchange).then(|| self.missing.error(exchange, routing_key, now)).flatten();
+            match error {
+                None => self.slots.push_back(slot),
+                Some(error) => {
+                    released += ReleasedPermits { publications: 1, bytes: publication.item.bytes };
+                    self.answer(publication, Err(error));
+                }
+            }
+        }
+        released
+    }
+
+    /// The topology was declared again: exchanges that were missing are tried with the next publication.
+    pub fn try_missing_again(&mut self, now: Instant) {
+        self.missing.try_again(now);
+    }
+
+    /// Whether an exchange that was missing exists again, since the last call.
+    pub fn take_recovered(&mut self) -> bool {
+        std::mem::take(&mut self.recovered)
     }
 
     /// How many were sent on this connection and are unconfirmed.

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, interval, sleep};
 use tracing::{debug, error, info, warn};
 
@@ -69,12 +69,15 @@ struct PublisherTask {
     answered_at: Option<Instant>,
     /// Whether it was logged that the broker does not confirm.
     overdue: bool,
+    /// Counts the declarations of the topology after which what was missing may exist.
+    repairs: watch::Receiver<u64>,
 }
 
 /// Runs a publisher until it is closed or all its handles are dropped and everything is confirmed.
 pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Batch>, closing: Closing) {
     let (outstanding, batches) = (OutstandingConfirms::new(), Vec::with_capacity(BATCHES_AT_A_TIME));
     let mut task = PublisherTask {
+        repairs: connector.redeclaration().repairs(),
         connector,
         shared,
         outstanding,
@@ -171,12 +174,14 @@ impl PublisherTask {
         self.shared.connection.store(connection, Ordering::Relaxed);
         self.shared.connections.fetch_add(1, Ordering::Relaxed);
         self.shared.connected.store(true, Ordering::Relaxed);
+        // Another node may accept what the last one refused.
+        self.shared.announce_acceptance();
         let served = loop {
             let served = self.serve(&mut channel, timeouts).await;
             let Err(end) = &served else { break served };
             self.reject_offending_publication(end);
             if matches!(end, ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) {
-                self.connector.redeclaration().request();
+                self.connector.redeclaration().not_found();
             }
             let refused = matches!(end, ConnectionEnd::ChannelClosed { code: 311 | 403 | NOT_FOUND | 406, .. });
             if !refused {
@@ -190,6 +195,7 @@ impl PublisherTask {
             self.outstanding.begin_connection();
         };
         self.shared.connected.store(false, Ordering::Relaxed);
+        self.shared.set_blocked(None);
         if let Err(reason) = &served {
             warn!(connection, %reason, unconfirmed = self.outstanding.len(), "publishing connection lost");
         }
@@ -238,6 +244,10 @@ impl PublisherTask {
                 }
                 Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
                 () = abandoned(&mut self.closer) => return Ok(()),
+                Ok(()) = self.repairs.changed() => {
+                    self.outstanding.try_missing_again(Instant::now());
+                    self.shared.announce_acceptance();
+                }
                 count = self.inbox.recv_many(&mut self.batches, BATCHES_AT_A_TIME), if !self.drained && !channel.is_full() => self.accept(count),
                 driven = channel.drive_io() => {
                     driven?;
@@ -260,6 +270,14 @@ impl PublisherTask {
 
     /// Handles the events that have arrived.
     fn receive(&mut self, channel: &mut Channel) -> Result<(), ConnectionEnd> {
+        self.receive_all(channel)?;
+        if self.outstanding.take_recovered() {
+            self.shared.announce_acceptance();
+        }
+        Ok(())
+    }
+
+    fn receive_all(&mut self, channel: &mut Channel) -> Result<(), ConnectionEnd> {
         while let Some(event) = channel.next_event()? {
             match event {
                 // The broker's numbers differ from ours, so no confirm can be trusted.
@@ -277,6 +295,15 @@ impl PublisherTask {
                 ServerEvent::Returned(returned) => {
                     self.connector.redeclaration().request();
                     self.outstanding.returned(returned);
+                }
+                ServerEvent::Blocked(reason) => {
+                    let address = &channel.address;
+                    warn!(%address, reason, "the broker has blocked publishing: it has an alarm");
+                    self.shared.set_blocked(Some(reason));
+                }
+                ServerEvent::Unblocked => {
+                    info!(address = %channel.address, "the broker has unblocked publishing");
+                    self.shared.set_blocked(None);
                 }
                 ServerEvent::Ended(end) => return Err(end),
                 ServerEvent::Delivered(_) | ServerEvent::Reply(_) | ServerEvent::ConnectionCloseOk => {
@@ -411,6 +438,8 @@ fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
         // Frame error, syntax error, unexpected frame, not implemented. Other codes are not about a publication.
         ConnectionEnd::ConnectionClosed { code: code @ (501 | 502 | 505 | 540), text } => Some((*code, text)),
         ConnectionEnd::ConnectionClosed { .. }
+        | ConnectionEnd::AckTimeout(_)
+        | ConnectionEnd::Unanswered(_)
         | ConnectionEnd::ConsumerCancelled
         | ConnectionEnd::Broken
         | ConnectionEnd::Protocol { .. }

@@ -181,3 +181,27 @@ async fn a_connection_that_loses_what_is_sent_over_it_is_noticed_in_seconds() {
     confirm(&mut connection, 1, false).await;
     assert_eq!(timeout(DEADLINE, answer).await.unwrap().unwrap(), Ok(()));
 }
+
+#[tokio::test]
+async fn a_broker_that_blocks_publishing_says_why() {
+    let broker = FakeBroker::new(OPENING).await;
+    let publisher = broker.connector().publisher();
+    let mut connection = broker.accept(|_| {}).await;
+    let wait_for = async |expected: Option<&str>| {
+        let reached = async {
+            while publisher.blocked().as_deref() != expected {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(DEADLINE, reached).await.expect("not reached");
+    };
+    let blocked = || Method::ConnectionBlocked { reason: "low on disk".into() };
+    connection.send_connection_method(blocked()).await;
+    wait_for(Some("low on disk")).await;
+    connection.send_connection_method(Method::ConnectionUnblocked).await;
+    wait_for(None).await;
+    connection.send_connection_method(blocked()).await;
+    wait_for(Some("low on disk")).await;
+    drop(connection);
+    wait_for(None).await;
+}

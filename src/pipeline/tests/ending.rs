@@ -159,6 +159,7 @@ async fn safe_mode_continues_in_the_pool_that_replaces_a_drained_one() {
         publisher: Arc::new(SharedPublisher(Arc::clone(&env.publisher))),
         ledger: Arc::clone(&env.ledger) as Arc<dyn LedgerWriter>,
         intake: Intake::new(env.ledger.state(), None),
+        outage: PublishOutage::default(),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),
         users: Arc::new(crate::message::TrustedUsers::known("orderd")),

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn only_the_refused_event_of_an_order_is_published_again() {
     let env = TestEnv::start(1, 1).await;
-    env.publisher.refusals.store(20, Ordering::SeqCst);
+    env.publisher.refusals.store(8, Ordering::SeqCst);
     env.queue.deliver(1, "emit_both");
     assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
     let sent = env.publisher.sent.lock().unwrap().iter().map(|sent| sent.routing_key.clone()).collect::<Vec<_>>();
@@ -45,4 +45,101 @@ async fn a_refused_event_about_a_dead_letter_does_not_dead_letter_the_message_tw
     assert_eq!(env.queue.settled(2).await, [(1, ACK), (2, ACK)]);
     assert_eq!(sent(), ["report", "order.analytics.x", "order.analytics.x"], "an invalid event is left out");
     assert_eq!((env.handler.calls.load(Ordering::SeqCst), env.counters.counts().failed_attempts), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_is_published_again_at_once_after_the_topology_was_declared_again() {
+    let env = TestEnv::start(1, 1).await;
+    env.publisher.refusals.store(usize::MAX, Ordering::SeqCst);
+    env.queue.deliver(1, "emit");
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    env.publisher.refusals.store(0, Ordering::SeqCst);
+    let declared = tokio::time::Instant::now();
+    env.publisher.acceptance.send_modify(|count| *count += 1);
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
+    assert!(declared.elapsed() < Duration::from_millis(100), "{:?}", declared.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_lasts_is_shown_with_its_cause_and_its_age() {
+    let env = TestEnv::start(1, 1).await;
+    env.publisher.refusals.store(usize::MAX, Ordering::SeqCst);
+    env.queue.deliver(1, "emit");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(env.counters.read().broker_problems.publish_error, None, "not yet");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let error = env.counters.read().broker_problems.publish_error.unwrap();
+    assert!(error.contains("\"orders\"") && error.contains("1 deliveries"), "{error}");
+    env.publisher.refusals.store(0, Ordering::SeqCst);
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(env.counters.read().broker_problems.publish_error, None);
+}
+
+/// Publishing is out in two ways: nothing is confirmed, or everything is refused.
+fn begin_outage(env: &TestEnv, refuse: bool) {
+    if refuse {
+        env.publisher.refusals.store(usize::MAX, Ordering::SeqCst);
+    } else {
+        env.publisher.gate.forget_permits(1_000);
+    }
+}
+
+fn end_outage(env: &TestEnv, refuse: bool) {
+    match refuse {
+        true => env.publisher.refusals.store(0, Ordering::SeqCst),
+        false => env.publisher.gate.add_permits(1_000),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn publishing_that_is_out_for_hours_releases_each_delivery_once_and_consumes_again_when_it_is_possible() {
+    for (refuse, on_failure) in [(false, forward_after(0)), (true, forward_after(0)), (true, OnFailure::KeepRetrying)] {
+        let env = TestEnv::start_with(2, 1, on_failure).await;
+        begin_outage(&env, refuse);
+        env.queue.deliver(1, "emit");
+        env.queue.deliver(2, "emit");
+        tokio::time::sleep(Duration::from_secs(290)).await;
+        assert_eq!(env.queue.settled(0).await, [], "held for some minutes");
+        tokio::time::sleep(Duration::from_secs(4 * 3_600)).await;
+        assert_eq!(env.queue.settled(2).await, [(1, RELEASE), (2, RELEASE)]);
+        assert_eq!(env.queue.prefetches.lock().unwrap().len(), 1, "it does not subscribe during the outage");
+        assert!(env.counters.read().subscribe_error.is_some(), "and says why");
+        end_outage(&env, refuse);
+        env.queue.subscribed.notified().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        env.queue.deliver(1, "emit");
+        assert_eq!(env.queue.settled(3).await, [(1, RELEASE), (1, ACK), (2, RELEASE)]);
+        let counts = env.counters.counts();
+        assert_eq!((counts.failed_attempts, counts.forwarded), (0, 0), "an outage is not the order's failure");
+        env.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_acknowledgement_timeout_of_the_broker_shortens_the_time_for_which_deliveries_wait() {
+    let env = TestEnv::start(1, 1).await;
+    env.counters.broker_problems().ack_timed_out("order_queue", Duration::from_secs(10), Duration::from_secs(30));
+    begin_outage(&env, true);
+    env.queue.deliver(1, "emit");
+    let started = tokio::time::Instant::now();
+    assert_eq!(env.queue.settled(1).await, [(1, RELEASE)]);
+    assert_eq!(started.elapsed().as_secs(), 5);
+    end_outage(&env, true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_drains_or_stops_during_an_outage_of_publishing_ends() {
+    for drain in [true, false] {
+        let env = TestEnv::start(1, 1).await;
+        begin_outage(&env, true);
+        env.queue.deliver(1, "emit");
+        env.queue.settled(1).await;
+        match drain {
+            true => env.drain.cancel(),
+            false => env.shutdown.begin(),
+        }
+        env.pool.await.unwrap().unwrap();
+        assert_eq!(*env.queue.settled.lock().unwrap(), [(1, RELEASE)]);
+    }
 }

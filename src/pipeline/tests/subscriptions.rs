@@ -84,6 +84,7 @@ async fn the_pool_counts_its_workers_and_subscriptions_and_shows_safe_mode() {
         subscriptions,
         workers_running,
         safe_mode,
+        unanswered: Duration::ZERO,
     };
     assert_eq!(env.counters.read().pool, state(1, 2, 20, false));
     env.queue.deliver_again(1, "ok", 3);
@@ -95,4 +96,40 @@ async fn the_pool_counts_its_workers_and_subscriptions_and_shows_safe_mode() {
     let stopped = PoolState { subscriptions: 2, safe_mode: true, ..PoolState::default() };
     assert_eq!(counters.read().pool, stopped);
     assert_eq!(conservation::check(&counters.counts(), &stopped), Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_runs_past_the_brokers_consumer_timeout_is_named_as_the_cause_with_both_numbers() {
+    let env = TestEnv::start(1, 1).await;
+    let limit = Duration::from_secs(20);
+    *env.queue.loss_cause.lock().unwrap() = Some(LossCause::AckTimeout(limit));
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    assert_eq!(env.counters.read().broker_problems.ack_timeout, None);
+    env.queue.deliver(1, "hang");
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    let reading = env.counters.read();
+    assert_eq!(reading.broker_problems.ack_timeouts, 1);
+    let problem = reading.broker_problems.ack_timeout.unwrap();
+    assert!(problem.contains("20s") && problem.contains("30s") && problem.contains("order_queue"), "{problem}");
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    assert_eq!(env.counters.read().broker_problems.ack_timeout, None, "long ago");
+    env.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_on_which_the_broker_does_not_answer_shows_for_how_long() {
+    let env = TestEnv::start(1, 1).await;
+    *env.queue.unanswered.lock().unwrap() = Duration::from_secs(7);
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(env.counters.read().pool.unanswered, Duration::from_secs(7));
+    *env.queue.unanswered.lock().unwrap() = Duration::ZERO;
+    env.queue.lose();
+    env.queue.subscribed.notified().await;
+    assert_eq!(env.counters.read().pool.unanswered, Duration::ZERO, "a new connection");
+    env.stop().await;
 }

@@ -139,3 +139,22 @@ fn what_is_deleted_or_dangerous_is_a_finding_where_an_administrator_declares() {
     assert!(check.output().contains("orders.retry"), "{}", check.output());
     assert_eq!(orderd.stop(), 0);
 }
+
+#[test]
+fn a_burst_of_events_for_a_deleted_exchange_is_published_as_soon_as_it_is_declared_again() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("management.poll_every", "off");
+    let mut orderd = env.start();
+    orderd.signal("STOP");
+    let orders = (0..100).map(|n| (NORMAL.to_owned(), order(&format!("ord-{n}"))));
+    env.raw().publish_all("orders", orders);
+    // No one notices until the events of all orders are published, each of which makes the broker close the channel.
+    delete(&env.vhost, &format!("exchanges/{}/orders", env.vhost.name));
+    orderd.signal("CONT");
+    let begun = std::time::Instant::now();
+    env.ledger().await_settled(100);
+    // With a wait that grew with each event it took a minute.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_eq!(orderd.status()["daemon"]["publisher"]["connections"], 1, "the connection was kept");
+    assert_eq!(orderd.stop(), 0);
+}

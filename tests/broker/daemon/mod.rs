@@ -15,6 +15,7 @@ mod multiple_instances;
 mod odd_headers;
 mod orders;
 mod own_node;
+mod own_node_limits;
 mod pause;
 mod permissions;
 mod probe;

@@ -327,3 +327,22 @@ fn an_instance_exits_before_it_dead_letters_orders_once_a_newer_version_has_migr
     assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);
     assert_eq!(new.stop(), 0);
 }
+
+#[test]
+fn a_consuming_connection_that_loses_acks_is_not_ready_within_seconds_and_is_opened_again() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let proxy = AmqpProxy::start(env.vhost.node.amqp_port).unwrap();
+    let mut orderd = env.start_with(&[("broker.addresses", &proxy.address), ("broker.heartbeat", "60s")]);
+    wait_until("it consumes", || consumes(&orderd, "order_queue"));
+    proxy.block("orderd consume order_queue");
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
+    env.ledger().await_settled(1);
+    wait_until("readiness names the cause and its number", || {
+        let consumer = &orderd.status()["consumers"]["order"];
+        consumer["subscribed"] == true && consumer["unanswered_seconds"].as_u64() >= Some(5)
+    });
+    assert!(orderd.status()["checks"].to_string().contains("since acks were sent"));
+    wait_until("the connection is given up", || orderd.has_logged("lost the subscription"));
+    orderd.kill();
+}

@@ -18,7 +18,7 @@ use orderd::ledger::sqlite::SqliteLedger;
 use orderd::management::ManagementErrorKind;
 use orderd::message::ExchangeNames;
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, Handler, Intake, OnFailure, Pool, PoolError};
+use orderd::pipeline::{ConsumerContext, Handler, Intake, OnFailure, Pool, PoolError, PublishOutage};
 use orderd::reconcile::{ApiState, FindingKind, QueueRole};
 use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use orderd::recovery::RetryPolicy;
@@ -76,6 +76,7 @@ fn start_pool(
         handler,
         publisher: Arc::new(connector.publisher()),
         intake: Intake::new(ledger.state(), None),
+        outage: PublishOutage::default(),
         ledger: Arc::new(ledger),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),

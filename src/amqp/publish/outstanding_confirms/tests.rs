@@ -177,6 +177,34 @@ fn publications_to_a_missing_exchange_do_not_close_the_channel_again_and_again()
 }
 
 #[test]
+fn all_publications_to_a_missing_exchange_are_answered_together_and_tried_at_once_after_a_declaration() {
+    let mut outstanding = proven();
+    let missing = |exchange: &Arc<str>, key: &str| PublishError::Unroutable {
+        exchange: Arc::clone(exchange),
+        routing_key: key.to_owned(),
+        reply: "404".to_owned(),
+    };
+    let start = Instant::now();
+    let (many, mut answer) = batch(&["a", "b", "c", "d"]);
+    outstanding.push(many, start);
+    send_all(&mut outstanding);
+    assert_eq!(outstanding.reject_in_flight(start, missing), ReleasedPermits::default(), "any of four may be it");
+    outstanding.begin_connection();
+    assert_eq!(send_all(&mut outstanding).len(), 1);
+    assert_eq!(outstanding.reject_in_flight(start, missing), ReleasedPermits { publications: 4, bytes: 40 });
+    assert_eq!(answer.try_recv().unwrap().unwrap_err().failures.len(), 4);
+    assert!(outstanding.is_empty());
+    outstanding.begin_connection();
+    assert_eq!(outstanding.push(batch(&["e"]).0, start).publications, 1, "refused without being sent");
+    outstanding.try_missing_again(start);
+    outstanding.push(batch(&["f", "g"]).0, start);
+    assert_eq!(send_all(&mut outstanding), ["f"], "alone");
+    assert!(!outstanding.take_recovered());
+    outstanding.confirmed(1, false, Confirm::Ack);
+    assert!(outstanding.take_recovered() && !outstanding.take_recovered());
+}
+
+#[test]
 fn nothing_is_outstanding_once_the_last_publication_was_rejected() {
     let mut outstanding = proven();
     let (bad, mut answer) = batch(&["bad"]);

@@ -1,0 +1,98 @@
+//! Limits of the broker that are lower than its defaults: acknowledgement timeout, channels, connections, message size, frames.
+
+use crate::support::Node;
+use crate::support::raw_client::properties::Properties;
+use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
+
+/// One node for all: starting a node takes longer than each of them.
+#[test]
+fn low_limits_of_the_broker_are_kept_to_or_named_with_their_numbers() {
+    let node = Node::own("limits");
+    let set =
+        |name: &str, value: &str| drop(node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]));
+    set("channel_max", "1");
+    set("frame_max", "4096");
+    set("heartbeat", "0");
+    one_channel_for_each_connection_and_tiny_frames_are_enough(&node);
+    set("channel_max", "2047");
+    set("frame_max", "131072");
+    a_connection_limit_is_named(&node);
+    a_copy_that_is_too_large_for_the_broker_is_dead_lettered_and_disturbs_no_other(&node);
+    set("consumer_timeout", "2000");
+    set("channel_tick_interval", "500");
+    a_passed_consumer_timeout_is_named(&node);
+}
+
+fn one_channel_for_each_connection_and_tiny_frames_are_enough(node: &Node) {
+    let env = TestEnv::new(node);
+    let mut orderd = env.start();
+    publish(&env, "ord-1", &"x".repeat(3_000));
+    env.ledger().await_settled(1);
+    let mut check = env.command(&["check", "--connect"]);
+    assert_eq!(check.wait_for_exit(), 0, "{}", check.output());
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn a_connection_limit_is_named(node: &Node) {
+    let env = TestEnv::new(node);
+    let limit = |limits: &str| drop(node.ctl(&["set_vhost_limits", "--vhost", &env.vhost.name, limits]));
+    limit(r#"{"max-connections": 2}"#);
+    let mut orderd = env.start();
+    wait_until("the limit and what to do are shown", || {
+        let failing = failing_checks(&orderd);
+        !failing.is_empty()
+            && failing.iter().all(|detail| detail.contains("limit (2)") && detail.contains("for each consumer"))
+    });
+    limit("{}");
+    wait_until("orderd is ready", || failing_checks(&orderd).is_empty());
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn a_copy_that_is_too_large_for_the_broker_is_dead_lettered_and_disturbs_no_other(node: &Node) {
+    let env = TestEnv::new(node);
+    let mut orderd = env.start();
+    let max_size = |bytes: &str| drop(node.ctl(&["eval", &format!("persistent_term:put(max_message_size, {bytes}).")]));
+    // The limit is lowered while the order is in its queue, so that no copy is accepted.
+    orderd.signal("STOP");
+    let mut raw = env.raw();
+    let mut large = br#"{"id":"large","product":"P","quantity":-1,"price":"1.00","note":""#.to_vec();
+    large.resize(99_998, b'x');
+    large.extend(b"\"}");
+    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &large);
+    max_size("50000");
+    publish(&env, "ord-1", "fine");
+    orderd.signal("CONT");
+    env.ledger().await_settled(1);
+    wait_until("the large one is dead-lettered with its reason", || {
+        env.ledger().rows("SELECT reason FROM dead_letters").len() == 1
+    });
+    assert_eq!(orderd.status()["daemon"]["publisher"]["connections"], 1, "the connection was never lost");
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn a_passed_consumer_timeout_is_named(node: &Node) {
+    let env = TestEnv::new(node).set("consumers.priority.faults.hang", "1").set("consumers.priority.timeout", "60s");
+    let mut orderd = env.start();
+    let mut raw = env.raw();
+    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("slow"));
+    let consumer = |orderd: &OrderdProcess, name: &str, key: &str| orderd.status()["consumers"][name][key].clone();
+    wait_until("the cause is named", || consumer(&orderd, "priority", "ack_timeouts").as_u64() > Some(0));
+    let problem = consumer(&orderd, "priority", "ack_timeout");
+    let problem = problem.as_str().unwrap();
+    assert!(problem.contains("2s") && problem.contains("60s") && problem.contains("priority_order_queue"), "{problem}");
+    let failing = failing_checks(&orderd);
+    assert!(failing.len() == 1 && failing[0].ends_with(problem), "{failing:?}");
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn publish(env: &TestEnv<'_>, id: &str, note: &str) {
+    let body = format!(r#"{{"id":"{id}","product":"P","quantity":1,"price":"1.00","note":"{note}"}}"#);
+    env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), body.as_bytes());
+}
+
+/// The details of the readiness checks that fail.
+fn failing_checks(orderd: &OrderdProcess) -> Vec<String> {
+    let status = orderd.status();
+    let checks = status["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
+    checks.map(|check| check["detail"].as_str().unwrap_or_default().to_owned()).collect()
+}
