@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -41,7 +40,7 @@ pub struct Connector {
     /// An address that is tried last.
     pub(super) avoid: Option<Address>,
     redeclaration: Redeclaration,
-    /// How many channels the broker allows on a connection; 0 until it is known.
+    /// How many channels the broker allows on a connection, as far as it is known.
     channel_limit: Arc<AtomicUsize>,
     /// The users whose messages count as orderd's own.
     users: Arc<TrustedUsers>,
@@ -61,7 +60,7 @@ impl Connector {
             addresses,
             avoid: None,
             redeclaration,
-            channel_limit: Arc::default(),
+            channel_limit: Arc::new(AtomicUsize::new(usize::MAX)),
             users,
         }
     }
@@ -91,52 +90,35 @@ impl Connector {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
-    /// How many channels the broker allows on a connection (`channel_max`). Asks the broker once.
-    pub(super) async fn channel_limit(&self) -> Result<usize, ConnectError> {
-        match self.channel_limit.load(Ordering::Relaxed) {
-            0 => {
-                let (connection, _) = self.connect_with(self.opening("orderd check")).await?;
-                let limit = self.learn_limits(&connection);
-                connection.close().await;
-                Ok(limit)
-            }
-            limit => Ok(limit),
-        }
+    /// How many channels the broker allowed on the latest connection (`channel_max`), and at most `limit`.
+    pub(super) fn channels_up_to(&self, limit: usize) -> usize {
+        limit.min(self.channel_limit.load(Ordering::Relaxed))
     }
 
-    /// Remembers the limits of a new connection, and returns how many channels the broker allows on it.
-    fn learn_limits(&self, connection: &Connection) -> usize {
-        let limit = match connection.channel_max {
-            0 => usize::MAX,
-            limit => usize::from(limit),
-        };
-        self.channel_limit.store(limit, Ordering::Relaxed);
-        limit
+    /// What remembers the limits of a new connection.
+    pub(super) fn learn_limits(&self) -> impl Fn(&Connection) + Clone + Send + use<> {
+        let channel_limit = Arc::clone(&self.channel_limit);
+        move |connection| {
+            let limit = match connection.channel_max {
+                0 => usize::MAX,
+                limit => usize::from(limit),
+            };
+            channel_limit.store(limit, Ordering::Relaxed);
+        }
     }
 
     fn receive_limits(&self) -> ReceiveLimits {
         ReceiveLimits { max_body: self.broker.max_body, max_held: self.broker.max_unsettled_bytes }
     }
 
-    /// What opens a connection to one address.
-    fn opening(
-        &self,
-        purpose: &str,
-    ) -> impl Fn(&Address, &Credentials) -> BoxFuture<'static, Option<Connection>> + use<> {
-        let (broker, name) = (Arc::clone(&self.broker), instance::connection_name(purpose));
-        move |address, credentials| {
-            let (broker, name) = (Arc::clone(&broker), name.clone());
-            let (address, credentials) = (address.clone(), credentials.clone());
-            let connecting =
-                async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() };
-            Box::pin(connecting)
-        }
-    }
-
     /// Opens a connection with its one channel, to publish or consume on.
     pub(super) async fn open_channel(&self, purpose: &str) -> Result<Channel, ConnectError> {
-        let (connection, address) = self.connect_with(self.opening(purpose)).await?;
-        self.learn_limits(&connection);
+        let opening = |address: &Address, credentials: &Credentials| {
+            let (broker, address, credentials) = (Arc::clone(&self.broker), address.clone(), credentials.clone());
+            let name = instance::connection_name(purpose);
+            async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() }
+        };
+        let (connection, address) = self.connect_with(opening).await?;
         let in_use = self.addresses.position(&address).map(|index| self.addresses.occupy(index));
         let mut channel =
             Channel::open(connection, address, self.receive_limits()).await.map_err(ConnectError::Lost)?;

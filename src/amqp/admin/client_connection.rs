@@ -24,10 +24,11 @@ impl Connector {
     pub(super) async fn open_client(&self, purpose: &str) -> Result<Connection, ConnectError> {
         let opening = |address: &Address, credentials: &Credentials| {
             let (broker, address, credentials) = (Arc::clone(&self.broker), address.clone(), credentials.clone());
-            let name = instance::connection_name(purpose);
+            let (name, learn_limits) = (instance::connection_name(purpose), self.learn_limits());
             async move {
                 let connection =
                     protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok()?;
+                learn_limits(&connection);
                 relay::open(connection).await.ok()
             }
         };

@@ -135,11 +135,14 @@ impl Connector {
     /// that has lost one is not safe with the library, so every object gets a channel beforehand.
     async fn find_missing(&self, objects: &[&Declaration]) -> Result<Vec<Object>, DeclareError> {
         let mut missing = Vec::new();
-        for objects in objects.chunks(self.channel_limit().await?.min(CHECKS_PER_CONNECTION)) {
+        let mut rest = objects;
+        while !rest.is_empty() {
             let connection = self.open_client("declare").await?;
+            let (objects, later) = rest.split_at(self.channels_up_to(CHECKS_PER_CONNECTION).min(rest.len()));
             let found = find_missing_on(&connection, objects).await;
             client_connection::close(connection).await;
             missing.extend(found?);
+            rest = later;
         }
         Ok(missing)
     }

@@ -50,8 +50,11 @@ impl Connector {
         required: &[RequiredPermission],
     ) -> Result<Vec<DeniedPermission>, ConnectError> {
         let mut denied = Vec::new();
-        for required in required.chunks(self.channel_limit().await?.min(CHECKS_PER_CONNECTION)) {
+        let mut rest = required;
+        while !rest.is_empty() {
             let connection = self.open_client("orderd check").await?;
+            let (required, later) = rest.split_at(self.channels_up_to(CHECKS_PER_CONNECTION).min(rest.len()));
+            rest = later;
             let checked = check_permissions(&connection, required).await;
             client_connection::close(connection).await;
             denied.extend(checked.denied);
