@@ -224,7 +224,7 @@ mod tests {
     fn an_event_file_that_cannot_be_written_is_named_with_its_error_and_for_how_long() {
         let mut daemon = daemon();
         fill_disk(&mut daemon);
-        let checks = readiness_checks(&daemon, &BTreeMap::new(), None, &[]);
+        let checks = readiness_checks(&daemon, &BTreeMap::new(), None, &[], None);
         let detail = checks.into_iter().find(|check| !check.ok).map(|check| check.detail);
         assert_eq!(detail.as_deref(), Some("disk_full: \"/a\": ENOSPC; for 71 s"));
     }

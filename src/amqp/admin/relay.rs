@@ -37,10 +37,7 @@ const PASSWORD_BYTES: usize = 16;
 const USER: &str = "orderd";
 
 /// The replies to the library's requests, and the broker's own closes. None contains a table.
-const REPLIES: [MethodId; 14] = [
-    // Not replies: a broker with an alarm sends them at any time.
-    MethodId::CONNECTION_BLOCKED,
-    MethodId::CONNECTION_UNBLOCKED,
+const REPLIES: [MethodId; 12] = [
     MethodId::CONNECTION_CLOSE,
     MethodId::CONNECTION_CLOSE_OK,
     MethodId::CHANNEL_OPEN_OK,
@@ -54,6 +51,8 @@ const REPLIES: [MethodId; 14] = [
     MethodId::TX_SELECT_OK,
     MethodId::TX_ROLLBACK_OK,
 ];
+/// What a broker with an alarm sends at any time, about the whole connection.
+const UNASKED: [MethodId; 2] = [MethodId::CONNECTION_BLOCKED, MethodId::CONNECTION_UNBLOCKED];
 
 /// Opens a connection of the client library over an open connection to the broker.
 ///
@@ -221,9 +220,10 @@ async fn forward_replies(
 }
 
 fn check_reply(frame: &Frame<'_>) -> Result<(), ProtocolError> {
+    let is_allowed = |id: MethodId| REPLIES.contains(&id) || (frame.channel == 0 && UNASKED.contains(&id));
     match frame.kind {
         FrameType::Heartbeat => Ok(()),
-        FrameType::Method if MethodId::get(&mut { frame.payload }).is_ok_and(|id| REPLIES.contains(&id)) => Ok(()),
+        FrameType::Method if MethodId::get(&mut { frame.payload }).is_ok_and(is_allowed) => Ok(()),
         FrameType::Method | FrameType::Header | FrameType::Body => Err(ProtocolError("not a reply")),
     }
 }
