@@ -181,10 +181,10 @@ impl Handler for FailedHandler {
     }
 }
 
-/// Logs a dead letter. A message that is malformed or breaks a rule is its sender's mistake, on which no operator must act at
-/// once; the other reasons show trouble of the shop's own.
+/// Logs a dead letter. A message that is malformed, breaks a rule or was never in a queue of orderd's is its sender's mistake, on
+/// which no operator must act at once; the other reasons show trouble of the shop's own.
 fn log_dead_letter(failed: &FailedMessage<'_>, queue: Option<&str>, reason: DeadLetterReason) {
-    let FailedMessage { history, identity, .. } = failed;
+    let FailedMessage { history, identity, provenance, .. } = failed;
     let History { failure, retries, .. } = history;
     let (kind, code, text, dead_lettered) = (failure.kind, &failure.code, &failure.reason, reason.as_str());
     macro_rules! log {
@@ -197,6 +197,8 @@ fn log_dead_letter(failed: &FailedMessage<'_>, queue: Option<&str>, reason: Dead
     }
     match reason {
         DeadLetterReason::Malformed | DeadLetterReason::Permanent => log!(warn),
+        // A producer published it with the routing key of failures.
+        DeadLetterReason::NoOrigin if !provenance.is_copy => log!(warn),
         DeadLetterReason::RetriesExhausted
         | DeadLetterReason::TooOld
         | DeadLetterReason::DeliveryLimit

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::ack_window::{AckFrame, AckWindow};
 use super::answer_check::{ANSWER_TIMEOUT, AnswerCheck};
@@ -162,7 +162,8 @@ impl ReceiverTask {
         let (queue, connection) = (&self.settings.queue, self.lifetime.number);
         match &outcome {
             Ok(()) => info!(%queue, connection, "subscription closed"),
-            Err(reason) => warn!(%queue, connection, %reason, "subscription lost"),
+            // The consumer's pool warns of it.
+            Err(reason) => info!(%queue, connection, %reason, "subscription lost"),
         }
         self.lifetime.end(outcome.clone().err().unwrap_or(ConnectionEnd::ClosedByUs));
         // Callers that wait for a cancel are answered before the connection is closed.

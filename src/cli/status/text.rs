@@ -41,7 +41,10 @@ fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     );
     labelled(&program, &life, out)?;
     let publisher = match &daemon.publisher {
-        Some(publisher) if publisher.connected => format!("publisher connected, {} unconfirmed", publisher.unconfirmed),
+        Some(publisher) if publisher.connected => {
+            let address = publisher.address.as_deref().map_or_else(String::new, |at| format!(" to {}", escaped(at)));
+            format!("publisher connected{address}, {} unconfirmed", publisher.unconfirmed)
+        }
         Some(publisher) => format!("publisher NOT CONNECTED, {} unconfirmed", publisher.unconfirmed),
         None => "publisher not started yet".to_owned(),
     };
