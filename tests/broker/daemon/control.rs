@@ -50,7 +50,10 @@ fn the_reload_command_succeeds_only_if_every_change_is_applied() {
     file.set("consumers.order.workers", "2").save();
     let change = json!({"key": "consumers.order.workers", "from": "4", "to": "2", "effect": "live"});
     let report = json!({"outcome": "applied", "generation": 2, "changes": [change], "problems": [], "temporary": false, "notes": []});
-    assert_eq!(run_json(&env, &["reload"]), (0, report));
+    let (code, mut printed) = run_json(&env, &["reload"]);
+    let applied_after = printed.as_object_mut().unwrap().remove("applied_after_ms");
+    assert!(applied_after.is_some_and(|milliseconds| milliseconds.is_u64()));
+    assert_eq!((code, printed), (0, report));
 
     file.set("runtime.threads", "2").set("log.level", "info").save();
     let (code, text) = run(&env, &["reload"]);

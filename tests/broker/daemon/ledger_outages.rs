@@ -70,7 +70,8 @@ fn a_disk_that_hangs_is_named_and_keeps_a_third_signal_from_nothing() {
         orderd.signal("TERM");
         wait_until(message, || orderd.has_logged(message));
     }
-    // Until then, the kernel keeps the process.
+    wait_until("it ends", || orderd.has_ended());
+    // Until the disk responds, the kernel keeps the process.
     disk.thaw().unwrap();
     assert_eq!(orderd.wait_for_exit(), INTERNAL);
     let mut orderd = env.start();

@@ -115,6 +115,12 @@ impl OrderdProcess {
         assert!(status.unwrap().success(), "cannot send {name}");
     }
 
+    /// Whether orderd has ended, though the kernel may not have freed all of its threads yet: one may wait for a disk.
+    pub fn has_ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.contains(") Z ")
+    }
+
     /// The exit status, or `None` while orderd runs.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
