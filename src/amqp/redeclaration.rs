@@ -29,7 +29,7 @@ struct Shared {
     answers: watch::Sender<Answer>,
     /// Counts the declarations after which the broker may accept what it refused before.
     repairs: watch::Sender<u64>,
-    /// Why the topology could not be declared completely; `None` if it could.
+    /// Why the topology could not be declared completely; `None` if it could, or is not to be declared.
     problem: Mutex<Option<String>>,
     /// What has been declared again and not yet taken by the poller.
     restored: Mutex<VecDeque<Object>>,
@@ -110,7 +110,7 @@ impl Redeclaration {
         self.0.repairs.subscribe()
     }
 
-    /// Why the topology could not be declared completely the last time; `None` if it could.
+    /// Why the topology could not be declared completely the last time; `None` if it could, or is not to be declared.
     pub fn problem(&self) -> Option<String> {
         self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -150,6 +150,10 @@ impl Redeclaration {
         self.0.complete.swap(false, Ordering::Relaxed)
     }
 
+    fn set_problem(&self, problem: Option<String>) {
+        *self.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
     fn restored(&self) -> MutexGuard<'_, VecDeque<Object>> {
         self.0.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -185,8 +189,9 @@ impl RedeclarationRequests {
         PendingRequests { last: counts.all, something_is_missing }
     }
 
-    /// Answers the requests, while nothing is to be declared.
+    /// Answers the requests, while nothing is to be declared. So there is no problem with it any more.
     pub fn decline(&self, requests: PendingRequests) {
+        self.handle.set_problem(None);
         self.handle.0.answers.send_replace(Answer { up_to: requests.last, complete: false });
     }
 
@@ -194,7 +199,7 @@ impl RedeclarationRequests {
     pub fn answer(&self, requests: PendingRequests, outcome: DeclarationOutcome) {
         let DeclarationOutcome { restored, problem, repaired } = outcome;
         let complete = problem.is_none();
-        *self.handle.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        self.handle.set_problem(problem);
         let mut kept = self.handle.restored();
         kept.extend(restored);
         let excess = kept.len().saturating_sub(MAX_RESTORED);
@@ -239,6 +244,19 @@ mod tests {
         handle.session_began();
         requests.pending().await;
         assert!(!requests.take().something_is_missing);
+    }
+
+    #[test]
+    fn a_problem_of_the_declaration_is_over_once_nothing_is_to_be_declared() {
+        let handle = Redeclaration::default();
+        let mut requests = handle.serve();
+        let problem = Some("PRECONDITION_FAILED".to_owned());
+        let pending = requests.take();
+        requests.answer(pending, DeclarationOutcome { problem: problem.clone(), ..DeclarationOutcome::default() });
+        assert_eq!(handle.problem(), problem);
+        let pending = requests.take();
+        requests.decline(pending);
+        assert_eq!(handle.problem(), None);
     }
 
     #[tokio::test(start_paused = true)]

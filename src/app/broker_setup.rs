@@ -194,7 +194,10 @@ impl BrokerSetup {
             problems
         };
         let timed_out = |_| vec![chain(&TopologyError::TooSlow)];
-        tokio::time::timeout(EXTEND_TIMEOUT, reapplying).await.unwrap_or_else(timed_out)
+        let problems = tokio::time::timeout(EXTEND_TIMEOUT, reapplying).await.unwrap_or_else(timed_out);
+        // What was missing before may exist now, also if somebody else has declared it.
+        connector.redeclaration().repaired();
+        problems
     }
 
     async fn declare_again(&self, connector: &Connector) -> Vec<String> {

@@ -83,8 +83,8 @@ pub(super) async fn plan(
                     .to_owned(),
             ),
         }
+        connector.redeclaration().repaired();
     }
-    connector.redeclaration().repaired();
     notes.extend(orphaned_objects(active, &next));
     Ok(ReloadPlan { next, changes, unchecked: (!extends).then_some(setup), notes })
 }

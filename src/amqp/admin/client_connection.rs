@@ -8,6 +8,7 @@ use std::time::Duration;
 use amqprs::channel::Channel;
 use amqprs::connection::Connection;
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::callbacks::{ChannelWatch, ConnectionWatch};
 use super::relay;
@@ -29,7 +30,9 @@ impl Connector {
                 let connection =
                     protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok()?;
                 learn_limits(&connection);
-                relay::open(connection).await.ok()
+                let opened = relay::open(connection).await;
+                // The next handshake with the broker itself succeeds, and so does not show the cause.
+                opened.inspect_err(|error| warn!(%error, "cannot connect the client library over loopback")).ok()
             }
         };
         self.connect_with(opening).await.map(|(connection, _)| connection)
