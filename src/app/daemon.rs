@@ -108,8 +108,8 @@ impl Daemon {
                     None => commands.recv().await,
                 }
             };
-            // Cancel-safe: `next_drained` and `next` are, and the others lose nothing; a deferred command is taken at the first poll, which
-            // returns it.
+            // Cancel-safe: `next_drained` and `next` are, and the others lose nothing; a deferred command is taken at the first
+            // poll, which returns it.
             let next = tokio::select! {
                 biased;
                 () = shutdown.begun() => return None,

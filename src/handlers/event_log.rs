@@ -158,7 +158,7 @@ impl Writer {
             // The start reports why.
             Ok(()) if self.file.is_none() => return,
             Ok(()) => self.state.end(&Ok(())),
-            // The start has not waited for so long.
+            // The start has stopped waiting.
             Err(result) => self.state.end(&result),
         }
         // A disk can be full although its files can be opened.

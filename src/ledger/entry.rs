@@ -39,7 +39,8 @@ pub enum LedgerEntry {
     /// changed.
     Attempt(Box<NewAttempt>),
     /// Adds a dead-lettered message and its last attempt. Replaces the row if the message was dead-lettered before and
-    /// has failed again since, or if the same failure was recorded with another decision. Answers `New`, or `Duplicate` if nothing changed.
+    /// has failed again since, or if the same failure was recorded with another decision. Answers `New`, or `Duplicate` if
+    /// nothing changed.
     DeadLetter(Box<NewDeadLetter>),
 }
 

@@ -48,7 +48,7 @@ pub struct ConsumerContext {
     pub unidentified: Arc<UnidentifiedDeliveries>,
     /// The longest text that a body may have once it is decompressed, in bytes: `broker.max_body`.
     pub max_body: usize,
-    /// The handler's deadline for one attempt. Time in which it waits for the ledger does not count.
+    /// The handler's deadline for one attempt. Time in which it waits for the ledger or an event file does not count.
     pub timeout: Duration,
     /// What happens when the handler fails.
     pub on_failure: OnFailure,

@@ -1,4 +1,5 @@
-//! A handler's deadline, which is suspended while the handler waits for the ledger or an event file: an outage is never the message's failure.
+//! A handler's deadline, which is suspended while the handler waits for the ledger or an event file: an outage is never the
+//! message's failure.
 //!
 //! Knows nothing of handlers or the ledger.
 

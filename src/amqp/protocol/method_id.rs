@@ -1,8 +1,7 @@
 //! The ids of the AMQP 0-9-1 methods that orderd sends and receives.
 //!
-//! Pure. The numbers are those of the specification (`amqp0-9-1.xml`) and, for `confirm.select`, `basic.nack`, `connection.blocked` and
-//! `connection.unblocked`, those of
-//! RabbitMQ's extensions.
+//! Pure. The numbers are those of the specification (`amqp0-9-1.xml`) and, for `confirm.select`, `basic.nack`,
+//! `connection.blocked` and `connection.unblocked`, those of RabbitMQ's extensions.
 
 use std::fmt;
 

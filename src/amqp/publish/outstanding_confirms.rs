@@ -80,8 +80,8 @@ impl std::ops::AddAssign for ReleasedPermits {
 /// ends.
 const MAX_SENT: usize = 1 << 16;
 
-/// The publications of one publisher that are not confirmed. On each connection, the slot at index `i` has delivery tag `first_tag + i`, because slots are sent in
-/// order and removed only from the front.
+/// The publications of one publisher that are not confirmed. On each connection, the slot at index `i` has delivery tag
+/// `first_tag + i`, because slots are sent in order and removed only from the front.
 pub struct OutstandingConfirms {
     slots: VecDeque<Slot>,
     callers: Vec<Caller>,
@@ -198,8 +198,8 @@ impl OutstandingConfirms {
     /// Records that the broker returned this one. Its confirm follows.
     ///
     /// A return has no delivery tag, and an id in a header would enlarge every message for the sake of the few that are
-    /// returned. So a return is matched by its content: of equal publications, either all are returned or, if a binding changed between them, one
-    /// is reported in place of another.
+    /// returned. So a return is matched by its content: of equal publications, either all are returned or, if a binding
+    /// changed between them, one is reported in place of another.
     pub fn returned(&mut self, returned: Returned) {
         let sent = self.slots.iter_mut().take(self.sent).filter_map(|slot| slot.unconfirmed.as_mut());
         let is_equal = |publication: &&mut UnconfirmedPublication| {

@@ -89,8 +89,8 @@ impl OverwriteDetector {
         self.least_size = size.min(database_size);
     }
 
-    /// If the file was modified since it was read last, or the log was emptied, compares the number of orders in it with that number then, which
-    /// checkpoints only increase. If the log is empty, the file must contain everything that is recorded.
+    /// If the file was modified since it was read last, or the log was emptied, compares the number of orders in it with that
+    /// number then, which checkpoints only increase. If the log is empty, the file must contain everything that is recorded.
     pub fn check_content(&mut self, files: FilesVersion) -> Result<(), FileReplaced> {
         let FilesVersion { modified, log_is_empty, .. } = files;
         let unchanged = modified == self.modified && (self.log_was_empty || !log_is_empty);
