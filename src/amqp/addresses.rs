@@ -22,7 +22,7 @@ struct AddressState {
     address: Address,
     /// Each open channel holds a clone: the reference count says how many there are.
     in_use: Arc<()>,
-    /// When an attempt to connect failed, if none has succeeded since.
+    /// When an attempt to connect or to subscribe failed, if none to connect has succeeded since.
     failed_at: Mutex<Option<Instant>>,
 }
 
@@ -57,9 +57,9 @@ impl Addresses {
         Arc::clone(&self.0[index].in_use)
     }
 
-    /// Records the outcome of an attempt to connect.
-    pub fn record(&self, index: usize, connected: bool, now: Instant) {
-        let failed_at = (!connected).then_some(now);
+    /// Records the outcome of an attempt to connect or to subscribe.
+    pub fn record(&self, index: usize, succeeded: bool, now: Instant) {
+        let failed_at = (!succeeded).then_some(now);
         *self.0[index].failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
     }
 

@@ -139,6 +139,14 @@ impl Connector {
         connected
     }
 
+    /// The node at this address accepts connections and does not serve them, such as one that is cut off from its cluster. It is
+    /// tried after the others for a while.
+    pub(super) fn record_unusable(&self, address: &Address) {
+        if let Some(index) = self.addresses.position(address) {
+            self.addresses.record(index, false, Instant::now());
+        }
+    }
+
     pub(super) fn has_several_addresses(&self) -> bool {
         self.addresses.len() > 1
     }

@@ -65,6 +65,10 @@ async fn subscribe(connector: &Connector, queue: &str, prefetch: u16) -> Result<
     let consumer_tag = format!("{}{}", instance::tag_prefix(), lifetime.number);
     let mut channel = connector.open_channel(&format!("consume {queue}")).await?;
     if let Err(end) = start_consumer(&mut channel, queue, prefetch, &consumer_tag).await {
+        // A refusal closes the channel. Everything else is the node's trouble, and another node may have none.
+        if !matches!(end, ConnectionEnd::ChannelClosed { .. }) {
+            connector.record_unusable(&channel.address);
+        }
         return Err(ConnectError::Lost(channel.close_after(end).await));
     }
     info!(queue, connection = lifetime.number, address = %channel.address, prefetch, "subscribed");
