@@ -2,6 +2,7 @@
 //!
 //! Never names the AMQP client or a handler, so that neither depends on the other.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,13 +91,15 @@ pub enum PublishError {
         /// The broker's reply, such as `312 NO_ROUTE`.
         reply: String,
     },
-    /// The broker rejected it (`basic.nack`): its queue rejects publishes, or has lost its majority.
-    #[error("the broker refused a message to exchange {exchange:?} with routing key {routing_key:?}")]
+    /// The broker rejected it (`basic.nack`), or closed the channel because of it, for example without permission.
+    #[error("the broker refused a message to exchange {exchange:?} with routing key {routing_key:?}: {reply}")]
     Refused {
         /// The exchange it was published to.
         exchange: Arc<str>,
         /// The routing key it was published with.
         routing_key: String,
+        /// The broker's reply, such as `403 ACCESS_REFUSED - …`; for `basic.nack`, which has none, what it may mean.
+        reply: Cow<'static, str>,
     },
     /// A name, header or body does not fit AMQP or the publisher's byte limit. Trying again cannot help.
     #[error("cannot encode a message for exchange {exchange:?}: {problem}")]

@@ -215,7 +215,7 @@ impl Publisher for SharedPublisher {
             if publisher.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
                 let (exchange, routing_key) = ("orders".into(), String::new());
                 publisher.sent.lock().unwrap().extend(publications[1..].iter().cloned());
-                return Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key }));
+                return Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key, reply: "".into() }));
             }
             publisher.sent.lock().unwrap().extend(publications.iter().cloned());
             Ok(())

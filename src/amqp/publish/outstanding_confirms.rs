@@ -16,6 +16,9 @@ use super::missing_exchanges::MissingExchanges;
 use crate::amqp::protocol::{Confirm, Returned};
 use crate::message::{Publication, PublishError, Unpublished};
 
+/// What a `basic.nack` may mean: the broker gives no reason.
+const NACK: &str = "nack, because a queue is full and rejects what exceeds its limit, or has lost its leader";
+
 /// One of a caller's publications, and its size as counted against the byte limit.
 pub struct SizedPublication {
     pub all: Arc<[Publication]>,
@@ -248,7 +251,7 @@ impl OutstandingConfirms {
         let outcome = match (confirm, publication.returned.take()) {
             (Confirm::Nack, _) => {
                 let (exchange, routing_key) = address();
-                Err(PublishError::Refused { exchange, routing_key })
+                Err(PublishError::Refused { exchange, routing_key, reply: NACK.into() })
             }
             (Confirm::Ack, Some(reply)) => {
                 let (exchange, routing_key) = address();

@@ -453,14 +453,15 @@ fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
 /// The error for the publication that made the broker close the channel.
 fn publish_error(code: u16, text: &str, exchange: &Arc<str>, routing_key: &str) -> PublishError {
     let (exchange, routing_key) = (Arc::clone(exchange), routing_key.to_owned());
+    let reply = format!("{code} {text}");
     match code {
         // The exchange does not exist.
-        404 => PublishError::Unroutable { exchange, routing_key, reply: format!("{code} {text}") },
+        404 => PublishError::Unroutable { exchange, routing_key, reply },
         // Every publication states the same user, so this is no fault of the message.
-        _ if is_refused_user(code, text) => PublishError::Refused { exchange, routing_key },
+        _ if is_refused_user(code, text) => PublishError::Refused { exchange, routing_key, reply: reply.into() },
         // Too large, an `expiration` that is not a number; and protocol errors.
-        311 | 406 | 500.. => PublishError::Invalid { exchange, problem: format!("{code} {text}") },
+        311 | 406 | 500.. => PublishError::Invalid { exchange, problem: reply },
         // For example 403: the user may not publish there, for now.
-        _ => PublishError::Refused { exchange, routing_key },
+        _ => PublishError::Refused { exchange, routing_key, reply: reply.into() },
     }
 }

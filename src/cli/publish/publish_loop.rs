@@ -181,7 +181,10 @@ mod tests {
                 in_flight.fetch_sub(1, Ordering::SeqCst);
                 let Publication { exchange, routing_key, .. } = publications[0].clone();
                 match routing_key.as_str() {
-                    "no" => Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key })),
+                    "no" => {
+                        let reply = "nack".into();
+                        Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key, reply }))
+                    },
                     "never" => std::future::pending().await,
                     _ => Ok(()),
                 }
