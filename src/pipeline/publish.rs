@@ -95,9 +95,8 @@ fn log_end(context: &ConsumerContext, published: &[Publication]) {
 
 fn destination(error: &PublishError) -> Option<(&str, &str)> {
     match error {
-        PublishError::Unroutable { exchange, routing_key, .. } | PublishError::Refused { exchange, routing_key, .. } => {
-            Some((exchange, routing_key))
-        }
+        PublishError::Unroutable { exchange, routing_key, .. }
+        | PublishError::Refused { exchange, routing_key, .. } => Some((exchange, routing_key)),
         PublishError::Invalid { .. } | PublishError::Closed => None,
     }
 }

@@ -207,7 +207,8 @@ impl SnapshotCollector {
         writer.gauges("draining_subscriptions", "Former subscriptions that finish what they received", draining)?;
         let subscriptions = consumers().map(|consumer| (labels(consumer), pool(consumer).subscriptions));
         writer.counters("subscriptions", "Subscriptions made", subscriptions)?;
-        let ack_timeouts = consumers().map(|consumer| (labels(consumer), consumer.reading.broker_problems.ack_timeouts));
+        let ack_timeouts =
+            consumers().map(|consumer| (labels(consumer), consumer.reading.broker_problems.ack_timeouts));
         writer.counters("ack_timeouts", "Subscriptions ended by the broker's consumer_timeout", ack_timeouts)?;
         let safe_mode = consumers().map(|consumer| (labels(consumer), flag(pool(consumer).safe_mode)));
         writer.gauges("safe_mode", "1 if deliveries are processed one at a time", safe_mode)?;

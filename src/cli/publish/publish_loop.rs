@@ -184,7 +184,7 @@ mod tests {
                     "no" => {
                         let reply = "nack".into();
                         Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key, reply }))
-                    },
+                    }
                     "never" => std::future::pending().await,
                     _ => Ok(()),
                 }
