@@ -205,13 +205,26 @@ impl OpenError {
     /// The cause of an error that may end by itself, or once a person has made room: then opening is worth another attempt.
     /// `None` for errors that last until the configuration or the files are changed.
     pub fn temporary_cause(&self) -> Option<OutageCause> {
+        match self.remedy() {
+            Remedy::Wait(cause) => Some(cause),
+            Remedy::Change | Remedy::None => None,
+        }
+    }
+
+    /// Whether changing the configuration or the ledger's files helps; otherwise the system has failed.
+    pub fn is_configuration(&self) -> bool {
+        self.remedy() == Remedy::Change
+    }
+
+    fn remedy(&self) -> Remedy {
         match self {
-            OpenError::Locked { .. } => Some(OutageCause::Locked),
-            OpenError::Store { cause, .. } => Some(*cause),
+            OpenError::Locked { .. } => Remedy::Wait(OutageCause::Locked),
+            OpenError::Store { cause, .. } => Remedy::Wait(*cause),
             OpenError::Directory { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(OutageCause::DiskFull),
-                _ => None,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Remedy::Wait(OutageCause::DiskFull),
+                _ => Remedy::Change,
             },
+            OpenError::Thread { .. } => Remedy::None,
             OpenError::Missing { .. }
             | OpenError::ReadOnly { .. }
             | OpenError::Permission { .. }
@@ -221,26 +234,18 @@ impl OpenError {
             | OpenError::NoTables { .. }
             | OpenError::LogWithoutDatabase { .. }
             | OpenError::Newer { .. }
-            | OpenError::Older { .. }
-            | OpenError::Thread { .. } => None,
+            | OpenError::Older { .. } => Remedy::Change,
         }
     }
+}
 
-    /// Whether changing the configuration or the ledger's files helps; otherwise the system has failed.
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            OpenError::Locked { .. } | OpenError::Store { .. } | OpenError::Thread { .. } => false,
-            OpenError::Directory { .. }
-            | OpenError::Missing { .. }
-            | OpenError::ReadOnly { .. }
-            | OpenError::Permission { .. }
-            | OpenError::CannotOpen { .. }
-            | OpenError::Damaged { .. }
-            | OpenError::Foreign { .. }
-            | OpenError::NoTables { .. }
-            | OpenError::LogWithoutDatabase { .. }
-            | OpenError::Newer { .. }
-            | OpenError::Older { .. } => true,
-        }
-    }
+/// What ends an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remedy {
+    /// It may end by itself, or once a person has made room.
+    Wait(OutageCause),
+    /// A change of the configuration or of the ledger's files.
+    Change,
+    /// Nothing that orderd knows of: the system has failed.
+    None,
 }

@@ -46,9 +46,7 @@ impl LedgerLocation {
         interrupted: &AtomicBool,
     ) -> Result<BackupSummary, BackupError> {
         match self {
-            LedgerLocation::Directory(directory) => {
-                SqliteReader::new(directory.clone()).back_up(file, force, report, interrupted)
-            }
+            LedgerLocation::Directory(directory) => sqlite::back_up(directory, file, force, report, interrupted),
         }
     }
 

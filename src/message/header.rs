@@ -56,7 +56,44 @@ pub enum HeaderValue {
     Void,
 }
 
+/// What a value contains: other values, or none.
+#[derive(Debug, Clone, Copy)]
+pub enum HeaderContent<'v> {
+    /// No other values. `bytes`: the length of a text or of bytes, 0 for what has a fixed size.
+    Scalar {
+        /// The length.
+        bytes: usize,
+    },
+    /// A list of values.
+    List(&'v [HeaderValue]),
+    /// A table of headers.
+    Table(&'v Headers),
+}
+
 impl HeaderValue {
+    /// What it contains.
+    pub fn content(&self) -> HeaderContent<'_> {
+        match self {
+            HeaderValue::Text(text) => HeaderContent::Scalar { bytes: text.len() },
+            HeaderValue::Bytes(bytes) => HeaderContent::Scalar { bytes: bytes.len() },
+            HeaderValue::List(values) => HeaderContent::List(values),
+            HeaderValue::Table(headers) => HeaderContent::Table(headers),
+            HeaderValue::Bool(_)
+            | HeaderValue::I8(_)
+            | HeaderValue::U8(_)
+            | HeaderValue::I16(_)
+            | HeaderValue::U16(_)
+            | HeaderValue::I32(_)
+            | HeaderValue::U32(_)
+            | HeaderValue::I64(_)
+            | HeaderValue::F32(_)
+            | HeaderValue::F64(_)
+            | HeaderValue::Decimal { .. }
+            | HeaderValue::Timestamp(_)
+            | HeaderValue::Void => HeaderContent::Scalar { bytes: 0 },
+        }
+    }
+
     /// The value as text, if it is text.
     pub fn as_text(&self) -> Option<&str> {
         match self {

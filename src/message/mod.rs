@@ -16,7 +16,7 @@ pub use consumer::{
 };
 pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
-pub use header::{HeaderName, HeaderValue, Headers, STRIPPED, names};
+pub use header::{HeaderContent, HeaderName, HeaderValue, Headers, STRIPPED, names};
 pub use identity::{GeneratedId, Provenance, Sender};
 pub use publisher::{CONFIRMS_OVERDUE, Publication, PublishError, Publisher, Unpublished};
 pub use size::{headers_len, headers_memory};

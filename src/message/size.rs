@@ -3,7 +3,7 @@
 //! Pure. It never removes or shortens what orderd itself has put into a copy, except for the text of the failure.
 
 use super::delivery::{Message, Properties};
-use super::header::{HeaderName, HeaderValue, Headers, names};
+use super::header::{HeaderContent, HeaderName, HeaderValue, Headers, names};
 
 /// The largest entry that orderd itself adds to a copy's headers, in bytes: the failure's reason with its name.
 const MAX_OWN_ENTRY_BYTES: usize = 1100;
@@ -44,24 +44,10 @@ pub fn headers_memory(headers: &Headers) -> usize {
 
 fn value_memory(value: &HeaderValue) -> usize {
     size_of::<HeaderValue>()
-        + match value {
-            HeaderValue::Text(text) => text.len(),
-            HeaderValue::Bytes(bytes) => bytes.len(),
-            HeaderValue::List(values) => values.iter().map(value_memory).sum(),
-            HeaderValue::Table(headers) => headers_memory(headers),
-            HeaderValue::Bool(_)
-            | HeaderValue::I8(_)
-            | HeaderValue::U8(_)
-            | HeaderValue::I16(_)
-            | HeaderValue::U16(_)
-            | HeaderValue::I32(_)
-            | HeaderValue::U32(_)
-            | HeaderValue::I64(_)
-            | HeaderValue::F32(_)
-            | HeaderValue::F64(_)
-            | HeaderValue::Decimal { .. }
-            | HeaderValue::Timestamp(_)
-            | HeaderValue::Void => 0,
+        + match value.content() {
+            HeaderContent::Scalar { bytes } => bytes,
+            HeaderContent::List(values) => values.iter().map(value_memory).sum(),
+            HeaderContent::Table(headers) => headers_memory(headers),
         }
 }
 

@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::encoding::{
     MAX_SHORT_STRING, ProtocolError, get_long_string, get_text, put_long_string, put_short_string, put_sized,
 };
-use crate::message::{HeaderValue, Headers};
+use crate::message::{HeaderContent, HeaderValue, Headers};
 
 /// Tables and arrays nested deeper than this are kept as bytes. Each level costs a stack frame in every function that
 /// walks them, and one AMQP frame has room for twenty thousand levels.
@@ -134,24 +134,10 @@ pub fn check_names(headers: &Headers) -> Result<(), String> {
 }
 
 fn check_names_in(value: &HeaderValue) -> Result<(), String> {
-    match value {
-        HeaderValue::List(values) => values.iter().try_for_each(check_names_in),
-        HeaderValue::Table(headers) => check_names(headers),
-        HeaderValue::Bool(_)
-        | HeaderValue::I8(_)
-        | HeaderValue::U8(_)
-        | HeaderValue::I16(_)
-        | HeaderValue::U16(_)
-        | HeaderValue::I32(_)
-        | HeaderValue::U32(_)
-        | HeaderValue::I64(_)
-        | HeaderValue::F32(_)
-        | HeaderValue::F64(_)
-        | HeaderValue::Decimal { .. }
-        | HeaderValue::Text(_)
-        | HeaderValue::Bytes(_)
-        | HeaderValue::Timestamp(_)
-        | HeaderValue::Void => Ok(()),
+    match value.content() {
+        HeaderContent::Scalar { .. } => Ok(()),
+        HeaderContent::List(values) => values.iter().try_for_each(check_names_in),
+        HeaderContent::Table(headers) => check_names(headers),
     }
 }
 

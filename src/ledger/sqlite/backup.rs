@@ -32,7 +32,7 @@ const LOCK_ATTEMPTS: u32 = 500;
 const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
 
 /// Copies the ledger in `directory` to `file`, and verifies the copy. Blocks for as long as both take.
-pub(super) fn run(
+pub(in crate::ledger) fn run(
     directory: &Path,
     file: &Path,
     force: bool,

@@ -46,6 +46,7 @@ use request::{Outcome, PendingEntry, Request};
 
 pub use reader::SqliteReader;
 
+pub(super) use backup::run as back_up;
 pub(super) use erase::{erase, orders as orders_of};
 
 /// The ledger's file within its directory. Other programs may read it.

@@ -1,14 +1,12 @@
 //! Reads the file from any process: each read on a connection of its own, on a thread for blocking work.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::path::PathBuf;
 
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::{SqliteLedger, backup, report, totals, trace};
-use crate::ledger::backup::{BackupError, BackupProgress, BackupSummary};
+use super::{SqliteLedger, report, totals, trace};
 use crate::ledger::error::OpenError;
 use crate::ledger::report::{Report, ReportError, ReportQuery};
 use crate::ledger::totals::Totals;
@@ -25,20 +23,6 @@ impl SqliteReader {
     /// A reader of the ledger in this directory, which need not exist yet.
     pub fn new(directory: PathBuf) -> Self {
         SqliteReader { directory }
-    }
-
-    /// Copies the ledger to one file while it is in use, and verifies the copy. Blocks for as long as both take.
-    ///
-    /// # Errors
-    /// See [`BackupError`]: there is no backup then.
-    pub fn back_up(
-        &self,
-        file: &Path,
-        force: bool,
-        report: &dyn Fn(BackupProgress),
-        interrupted: &AtomicBool,
-    ) -> Result<BackupSummary, BackupError> {
-        backup::run(&self.directory, file, force, report, interrupted)
     }
 
     /// [`LedgerReader::totals`], blocking.
