@@ -381,4 +381,70 @@ mod tests {
         answers.notify_one();
         assert!(answer(patient).await.ends_with("late"), "a connection that waits for its answer is not evicted");
     }
+
+    /// A client that has vanished sends nothing more, not even the end of the stream, and reads nothing.
+    #[tokio::test(start_paused = true)]
+    async fn the_connection_of_a_client_that_vanishes_is_closed_in_each_phase() {
+        let answers = Arc::new(Notify::new());
+        let (address, _task) = serve(&answers).await;
+        let mut incomplete = TcpStream::connect(address).await.unwrap();
+        incomplete.write_all(b"GET /").await.unwrap();
+        let long = request(address, "/long").await;
+        let late = request(address, "/late").await;
+        sleep(HEAD_TIMEOUT.max(SEND_TIMEOUT) + Duration::from_secs(1)).await;
+        assert!(received_until_closed(incomplete).await < 1024, "at most an error");
+        assert!(received_until_closed(long).await < 32 << 20, "the rest was not sent");
+        sleep(CONNECTION_LIFETIME).await;
+        assert_eq!(received_until_closed(late).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_of_clients_that_vanish_leave_room_for_others_in_time() {
+        let answers = Arc::new(Notify::new());
+        let (address, _task) = serve(&answers).await;
+        let mut vanished = Vec::new();
+        // None of them can be evicted: their answers are not ready.
+        for _ in 0..MAX_CONNECTIONS {
+            vanished.push(request(address, "/late").await);
+        }
+        let answered = timeout(2 * CONNECTION_LIFETIME, async { answer(request(address, "/").await).await });
+        assert!(answered.await.expect("there is room again").ends_with("at once"));
+        for stream in vanished {
+            assert_eq!(received_until_closed(stream).await, 0);
+        }
+    }
+
+    /// The bytes received until the connection is closed or reset.
+    async fn received_until_closed(mut stream: TcpStream) -> usize {
+        let mut received = Vec::new();
+        let closed = timeout(Duration::from_secs(1), stream.read_to_end(&mut received)).await;
+        assert!(closed.is_ok(), "it is still open");
+        received.len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_request_has_arrived_is_not_evicted_even_if_it_was_not_read_yet() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut clients = Vec::new();
+        let mut connections = Vec::new();
+        let mut callers = Vec::new();
+        for _ in 0..2 {
+            clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+            let (stream, caller) = Caller::split(listener.accept().await.unwrap().0).unwrap();
+            let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+            connections.push(Connection { state: ConnectionState::default(), client: caller.handle(), task });
+            callers.push((stream, caller));
+        }
+        clients[0].write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        callers[0].0.readable().await.unwrap();
+        assert!(oldest_evictable(&connections).is_none(), "each client is given some time");
+        tokio::time::advance(MIN_WAIT).await;
+        let evictable = oldest_evictable(&connections).unwrap();
+        assert!(std::ptr::eq(evictable, &connections[1]), "the older one has sent its request");
+        connections[1].state.set(Phase::Answer);
+        assert!(oldest_evictable(&connections).is_none());
+        connections[0].state.set(Phase::Receipt(Instant::now()));
+        tokio::time::advance(MIN_WAIT).await;
+        assert!(oldest_evictable(&connections).is_some(), "its answer was sent");
+    }
 }

@@ -10,6 +10,7 @@ use super::AppError;
 use crate::config::Config;
 use crate::files::FileState;
 use crate::handlers::{EventLog, EventLogWriter};
+use crate::shutdown::Shutdown;
 
 /// The two files of JSON lines, and the threads that write them.
 pub(super) struct EventLogs {
@@ -19,18 +20,22 @@ pub(super) struct EventLogs {
 }
 
 impl EventLogs {
-    /// Opens the files in `log.directory`, or in the ledger's directory if none is set.
+    /// Opens the files in `log.directory`, or in the ledger's directory if none is set. A disk that hangs delays it by seconds
+    /// only. `None` if a shutdown began first.
     ///
     /// # Errors
     /// [`AppError::EventLog`].
-    pub async fn start(config: &Config) -> Result<Self, AppError> {
+    pub async fn start(config: &Config, shutdown: &Shutdown) -> Result<Option<Self>, AppError> {
         let [analytics, notifications] = config.event_files().map(|files| async {
             let directory = files.directory.clone();
             EventLog::start(files).await.map_err(|source| AppError::EventLog { directory, source })
         });
-        let ((analytics, analytics_writer), (notifications, notifications_writer)) =
-            tokio::try_join!(analytics, notifications)?;
-        Ok(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] })
+        // Cancel-safe: a writer whose log is dropped ends once its disk answers.
+        let ((analytics, analytics_writer), (notifications, notifications_writer)) = tokio::select! {
+            opened = async { tokio::try_join!(analytics, notifications) } => opened?,
+            () = shutdown.begun() => return Ok(None),
+        };
+        Ok(Some(EventLogs { analytics, notifications, writers: [analytics_writer, notifications_writer] }))
     }
 
     /// Their states, by name.

@@ -163,14 +163,17 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
     }
     let pauses = Pauses::read(config.ledger.directory.clone()).await?;
     pauses.warn_of_all(&config.consumers);
-    let logs = EventLogs::start(&config).await?;
+    let Some(logs) = EventLogs::start(&config, shutdown).await? else {
+        let unfinished = stop::stop_before_start(ledger, None, observability).await;
+        return if unfinished.is_empty() { Ok(None) } else { Err(AppError::StopTimedOut(unfinished)) };
+    };
     observability.status_registry.set_event_files(logs.states());
 
     let connector = Connector::new(config.broker.clone());
     let setup = BrokerSetup::new(&config);
     let (prepared, deferred_reload) = daemon::defer_reload(setup.prepare(&connector, shutdown), &mut commands).await;
     let Some(policies) = prepared? else {
-        let unfinished = stop::stop_before_start(ledger, logs, observability).await;
+        let unfinished = stop::stop_before_start(ledger, Some(logs), observability).await;
         return if unfinished.is_empty() { Ok(None) } else { Err(AppError::StopTimedOut(unfinished)) };
     };
 

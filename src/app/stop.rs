@@ -52,15 +52,17 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
     steps.unfinished
 }
 
-/// Stops what runs before the broker has answered for the first time.
+/// Stops what runs before the broker has answered for the first time. `logs` is `None` until the event files are open.
 pub(super) async fn stop_before_start(
     ledger: Arc<dyn Ledger>,
-    logs: EventLogs,
+    logs: Option<EventLogs>,
     observability: Observability,
 ) -> Vec<&'static str> {
     let mut steps = Steps::new(Vec::new());
     steps.finish("ledger", ledger.close()).await;
-    steps.finish("event files", logs.finish()).await;
+    if let Some(logs) = logs {
+        steps.finish("event files", logs.finish()).await;
+    }
     steps.finish("admin listener", observability.stop()).await;
     steps.unfinished
 }

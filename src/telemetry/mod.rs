@@ -12,8 +12,8 @@ mod repeated_log;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use jiff::Timestamp;
 use tracing::Level;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
@@ -25,12 +25,14 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 pub use repeated_log::{LineDue, RepeatedLog};
 
 use crate::escape::JsonEscaping;
-use crate::files::{IncompleteLine, Rolling, RollingFile};
+use crate::files::Rolling;
 use fields::EscapedFields;
 use log_file::LogFile;
 
 /// The most log lines that are buffered for a slow writer.
 const BUFFERED_LINES: usize = 32_768;
+/// How long the start waits for the log file to be opened, if the disk hangs.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How and where to log.
 #[derive(Debug, Clone)]
@@ -93,16 +95,22 @@ pub fn start(
     let (stderr, guard) = writer(io::stderr(), settings.json);
     let mut guards = vec![guard];
     let mut layers = vec![layer(settings.json, stderr, io::stderr().is_terminal())];
+    let mut hanging_directory = None;
     if let Some(files) = &settings.files {
-        let opened = RollingFile::open(files.clone(), IncompleteLine::Terminate, Timestamp::now());
         let failed = |source| TelemetryError::Files { directory: files.directory.clone(), source };
-        let (file, guard) = writer(LogFile::new(opened.map_err(failed)?), settings.json);
+        let file = LogFile::open(files.clone(), OPEN_PATIENCE).map_err(failed)?;
+        hanging_directory = (!file.is_open()).then_some(&files.directory);
+        let (file, guard) = writer(file, settings.json);
         guards.push(guard);
         layers.push(layer(settings.json, file, false));
     }
     let (filter, switch) = reload::Layer::new(filter(settings.level));
     tracing_subscriber::registry().with(layers.with_filter(filter)).try_init().map_err(|_| TelemetryError::Twice)?;
     log_panics(is_library_panic);
+    if let Some(directory) = hanging_directory {
+        let directory = directory.display();
+        tracing::warn!(%directory, "cannot open the log file yet: the disk hangs or is overloaded; logging to stderr only");
+    }
     Ok((Guards(guards), LevelSwitch(switch)))
 }
 

@@ -1,6 +1,9 @@
 //! The admin server of a running daemon: who may send requests, and whether what it reports is true.
 
+use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::Node;
 use crate::support::http::{Scrape, get, json, send};
@@ -244,17 +247,65 @@ fn unauthorized_requests_are_rejected() {
     orderd.kill();
 }
 
+/// What each client of a kind does again and again: it connects, sends this, and keeps the connection until it is closed.
+const HOSTILE_CLIENTS: [&str; 3] =
+    ["", "GET /livez HTTP/1.1\r\nHost: ", "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"];
+
 #[test]
-fn silent_connections_do_not_block_others() {
+fn health_probes_are_answered_while_hundreds_of_clients_hold_connections_and_reconnect() {
+    const CLIENTS_OF_A_KIND: usize = 200;
+    /// Without eviction, each probe would wait for the time limits of the connections before it.
+    const ALL_PROBES: Duration = Duration::from_secs(20);
     let node = Node::shared();
-    let env = TestEnv::new(&node);
-    let mut orderd = env.spawn();
+    let env = TestEnv::new(&node).set("log.level", "info");
+    let mut orderd = env.start();
     let admin = orderd.admin_address();
-    let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(admin).unwrap()).collect();
-    // Answered once the silent connections have timed out.
-    assert_eq!(get(admin, "/livez").status, 200);
-    drop(silent);
-    orderd.kill();
+    let stop = AtomicBool::new(false);
+    let connects = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for head in HOSTILE_CLIENTS {
+            let (stop, connects) = (&stop, &connects);
+            scope.spawn(move || {
+                let mut held: Vec<Option<TcpStream>> = (0..CLIENTS_OF_A_KIND).map(|_| None).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    for client in &mut held {
+                        if client.as_ref().is_some_and(is_open) {
+                            continue;
+                        }
+                        let Ok(mut stream) = TcpStream::connect(admin) else { continue };
+                        let _ = stream.write_all(head.as_bytes());
+                        connects.fetch_add(1, Ordering::Relaxed);
+                        *client = Some(stream);
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+        }
+        let _stop = StopOnDrop(&stop);
+        wait_until("all clients have connected", || connects.load(Ordering::Relaxed) > 3 * CLIENTS_OF_A_KIND);
+        let begun = Instant::now();
+        for _ in 0..4 {
+            assert_eq!(get(admin, "/livez").status, 200);
+            assert_eq!(get(admin, "/readyz").status, 200);
+        }
+        assert!(begun.elapsed() < ALL_PROBES, "{:?}", begun.elapsed());
+    });
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// Ends the clients also if an assertion fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether the daemon has not closed the connection. Nothing is read.
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    matches!(stream.peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 #[test]

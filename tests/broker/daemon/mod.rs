@@ -6,6 +6,7 @@ mod control;
 mod delivery_limit;
 mod drain;
 mod erase;
+mod event_file_outages;
 mod failures;
 mod forged_messages;
 mod ledger_outages;
