@@ -47,7 +47,7 @@ fn files(directory: &Path) -> BTreeSet<PathBuf> {
 }
 
 fn orderd(arguments: &[&str]) -> String {
-    let output = Command::new(PROGRAM).args(arguments).output().unwrap();
+    let output = crate::orderd().args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}");
     String::from_utf8(output.stdout).unwrap()
 }

@@ -16,11 +16,9 @@ mod output;
 mod probe;
 mod tidy;
 
-/// The program, without the settings in the caller's environment.
+/// The program, without the caller's environment, which may contain settings, colours, a proxy or a locale.
 fn orderd() -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_orderd"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ORDERD_")) {
-        command.env_remove(name);
-    }
+    command.env_clear();
     command
 }
