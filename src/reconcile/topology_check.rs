@@ -43,13 +43,19 @@ impl TopologyCheck {
             let declarations = u32::try_from(topology.declarations().len()).unwrap_or(u32::MAX);
             let pause = every.max(PAUSE_PER_DECLARATION.saturating_mul(declarations));
             let mut answers = redeclaration.answers();
+            let mut was_incomplete = false;
             loop {
                 match timeout(CHECK_TIMEOUT, client.observe(&topology)).await {
                     Ok(Ok(observed)) => {
                         let audit = audit(&topology, &observed);
-                        if !audit.missing.is_empty() {
+                        let is_incomplete = !audit.missing.is_empty();
+                        if is_incomplete {
                             redeclaration.request();
+                        } else if was_incomplete {
+                            // Someone else may have declared it, of which orderd's connections learn nothing.
+                            redeclaration.repaired();
                         }
+                        was_incomplete = is_incomplete;
                         sender.send_replace(Some(Arc::new(audit)));
                     }
                     // The poller reports that the API does not answer.

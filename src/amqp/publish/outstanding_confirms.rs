@@ -19,6 +19,23 @@ use crate::message::{Publication, PublishError, Unpublished};
 /// What a `basic.nack` may mean: the broker gives no reason.
 const NACK: &str = "nack, because a queue is full and rejects what exceeds its limit, or has lost its leader";
 
+/// The most refused destinations that are remembered.
+const MAX_REFUSED: usize = 64;
+
+fn add_destination(refused: &mut Vec<(Arc<str>, String)>, publication: &Publication) {
+    let Publication { exchange, routing_key, .. } = publication;
+    if refused.len() < MAX_REFUSED && !refused.iter().any(|(known, key)| known == exchange && key == routing_key) {
+        refused.push((Arc::clone(exchange), routing_key.clone()));
+    }
+}
+
+/// Returns whether it was refused before.
+fn remove_destination(refused: &mut Vec<(Arc<str>, String)>, publication: &Publication) -> bool {
+    let before = refused.len();
+    refused.retain(|(exchange, key)| *exchange != publication.exchange || *key != publication.routing_key);
+    refused.len() < before
+}
+
 /// One of a caller's publications, and its size as counted against the byte limit.
 pub struct SizedPublication {
     pub all: Arc<[Publication]>,
@@ -102,7 +119,10 @@ pub struct OutstandingConfirms {
     /// Publications up to this sequence are sent one at a time, to find the one that makes the broker close the channel.
     suspects_until: u64,
     missing: MissingExchanges,
-    /// Whether an exchange that was missing exists again, since [`OutstandingConfirms::take_recovered`] was last asked.
+    /// Exchanges and routing keys of what was unroutable or not permitted, which are accepted again only once someone changes
+    /// the broker. What is refused with `basic.nack` may be accepted or not from one message to the next, so it is not here.
+    refused: Vec<(Arc<str>, String)>,
+    /// Whether the broker accepts what it refused before, since [`OutstandingConfirms::take_recovered`] was last asked.
     recovered: bool,
 }
 
@@ -120,6 +140,7 @@ impl OutstandingConfirms {
             proven: false,
             suspects_until: 0,
             missing: MissingExchanges::default(),
+            refused: Vec::new(),
             recovered: false,
         }
     }
@@ -257,8 +278,14 @@ impl OutstandingConfirms {
                 let (exchange, routing_key) = address();
                 Err(PublishError::Unroutable { exchange, routing_key, reply })
             }
-            (Confirm::Ack, None) => Ok(()),
+            (Confirm::Ack, None) => {
+                self.recovered |= remove_destination(&mut self.refused, publication.item.publication());
+                Ok(())
+            }
         };
+        if matches!(outcome, Err(PublishError::Unroutable { .. })) {
+            add_destination(&mut self.refused, publication.item.publication());
+        }
         self.answer(&publication, outcome);
         released.publications += 1;
         released.bytes += publication.item.bytes;
@@ -313,6 +340,9 @@ impl OutstandingConfirms {
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             let error = error(exchange, routing_key);
             self.missing.record(&error, now);
+            if !error.is_permanent() {
+                add_destination(&mut self.refused, publication.item.publication());
+            }
             self.answer(&publication, Err(error));
             self.in_flight = 0;
             self.remove_confirmed();
@@ -349,7 +379,7 @@ impl OutstandingConfirms {
         self.missing.try_again(now);
     }
 
-    /// Whether an exchange that was missing exists again, since the last call.
+    /// Whether the broker accepts again what was unroutable or not permitted, since the last call.
     pub fn take_recovered(&mut self) -> bool {
         std::mem::take(&mut self.recovered)
     }

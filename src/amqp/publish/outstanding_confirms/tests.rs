@@ -82,6 +82,30 @@ fn a_refusal_is_reported_once_every_other_publication_is_answered() {
 }
 
 #[test]
+fn callers_learn_once_that_what_was_unroutable_is_accepted_and_not_from_other_keys_or_nacks() {
+    let mut outstanding = proven();
+    let mut publish = |key: &str, returned: bool, confirm| {
+        outstanding.begin_connection();
+        outstanding.push(batch(&[key]).0, Instant::now());
+        send_all(&mut outstanding);
+        if returned {
+            outstanding.returned(Returned {
+                reply: "312 NO_ROUTE".into(),
+                exchange: "orders".into(),
+                routing_key: key.into(),
+                ..Returned::default()
+            });
+        }
+        outstanding.confirmed(1, false, confirm);
+        outstanding.take_recovered()
+    };
+    assert!(!publish("gone", true, Confirm::Ack) && !publish("gone", true, Confirm::Ack));
+    assert!(!publish("full", false, Confirm::Nack) && !publish("full", false, Confirm::Ack), "it may be full again");
+    assert!(publish("gone", false, Confirm::Ack));
+    assert!(!publish("gone", false, Confirm::Ack));
+}
+
+#[test]
 fn a_return_before_its_ack_is_unroutable() {
     let mut outstanding = proven();
     let (one, mut answer) = batch(&["a", "b"]);
