@@ -27,7 +27,7 @@ use orderd::message::{
     Settlement, Settler, SubscribeError, Subscription, Unpublished,
 };
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, Intake, OnFailure, Pool, PublishOutage};
+use orderd::pipeline::{ConsumerContext, DecompressedBytes, Intake, OnFailure, Pool, PublishOutage};
 use orderd::recovery::RetryPolicy;
 use orderd::shutdown::Shutdown;
 use threads::threads;
@@ -161,6 +161,7 @@ fn context(
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         unidentified: Arc::default(),
         max_body: 1 << 20,
+        decompressed: DecompressedBytes::new(1 << 20),
         timeout: Duration::from_secs(30),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 1, delays: Vec::new(), max_age: Duration::MAX }),
         counters: Arc::new(Counters::default()),

@@ -8,7 +8,7 @@ use crate::handlers::{self, HandlerDeps, OriginConsumer};
 use crate::ledger::{Ledger, LedgerWriter};
 use crate::message::Publisher;
 use crate::metrics::Counters;
-use crate::pipeline::{ConsumerContext, Intake, OnFailure, PublishOutage, UnidentifiedDeliveries};
+use crate::pipeline::{ConsumerContext, DecompressedBytes, Intake, OnFailure, PublishOutage, UnidentifiedDeliveries};
 
 /// The consumers in which messages can fail, by queue: all but the failed-order consumer.
 pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, OriginConsumer> {
@@ -50,6 +50,7 @@ pub(super) fn consumer_context(
         users: Arc::clone(&deps.users),
         unidentified,
         max_body: deps.max_body,
+        decompressed: DecompressedBytes::new(deps.max_body),
         timeout: consumer.timeout,
         on_failure,
         counters,

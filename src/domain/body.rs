@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::io::Read;
 
-use flate2::read::MultiGzDecoder;
+use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// How much the output of a decompression grows by, in bytes.
@@ -77,6 +77,29 @@ pub fn body_text<'a>(body: &'a [u8], content_encoding: Option<&str>, max: usize)
             text.drain(..mark);
             Ok(Cow::Owned(text))
         }
+    }
+}
+
+/// The length of a compressed body once it is decompressed, in bytes, but `max` at most; 0 for a body that is not compressed.
+/// Damaged data counts up to the damage. It takes little memory, whatever the length.
+pub fn decompressed_length(body: &[u8], content_encoding: Option<&str>, max: usize) -> usize {
+    let length = |decoder: &mut dyn Read| {
+        let mut counted = 0_u64;
+        let mut buffer = [0; GROWTH];
+        while let Ok(read @ 1..) = decoder.read(&mut buffer) {
+            counted = counted.saturating_add(read as u64);
+            if counted >= max as u64 {
+                break;
+            }
+        }
+        usize::try_from(counted).unwrap_or(max).min(max)
+    };
+    match content_encoding.map_or(Ok(None), compression) {
+        Ok(Some(Compression::Gzip)) => length(&mut MultiGzDecoder::new(body)),
+        Ok(Some(Compression::Deflate)) => {
+            length(&mut ZlibDecoder::new(body)).max(length(&mut DeflateDecoder::new(body)))
+        }
+        Ok(None) | Err(_) => 0,
     }
 }
 
@@ -230,6 +253,21 @@ mod tests {
         ] {
             assert_eq!(body_text(&body, encoding, MAX), Err(expected), "{encoding:?} {body:x?}");
         }
+    }
+
+    #[test]
+    fn the_length_of_a_decompressed_body_is_counted_up_to_the_limit() {
+        let zeros = vec![b' '; MAX + 1];
+        for (compress, encoding) in
+            [(gzip as fn(&[u8]) -> Vec<u8>, "gzip"), (zlib, "deflate"), (raw_deflate, "deflate")]
+        {
+            let length = |text: &[u8]| decompressed_length(&compress(text), Some(encoding), MAX);
+            assert_eq!((length(TEXT.as_bytes()), length(&zeros)), (TEXT.len(), MAX), "{encoding}");
+        }
+        for encoding in [None, Some("utf-8"), Some("br")] {
+            assert_eq!(decompressed_length(TEXT.as_bytes(), encoding, MAX), 0);
+        }
+        assert_eq!(decompressed_length(b"{}", Some("gzip"), MAX), 0);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod exact_sum;
 mod json;
 mod model;
 
-pub use body::{BodyError, body_text};
+pub use body::{BodyError, body_text, decompressed_length};
 pub use decode::DecodeError;
 pub use event::{AnalyticsEvent, EVENT_ID_SUFFIXES, Notification, Sale};
 pub use exact_sum::{ExactSum, InvalidSum};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::exchange_names::ExchangeNames;
 use super::header::{HeaderValue, Headers, names};
-use crate::domain::{BodyError, body_text};
+use crate::domain::{BodyError, body_text, decompressed_length};
 
 /// A message: properties, headers and body. A clone shares the body.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,6 +31,11 @@ impl Message {
     /// [`BodyError`].
     pub fn text(&self, max: usize) -> Result<Cow<'_, str>, BodyError> {
         body_text(&self.body, self.properties.content_encoding.as_deref(), max)
+    }
+
+    /// What the body takes once it is decompressed, in bytes, but `max` at most; 0 if it is not compressed.
+    pub fn decompressed_length(&self, max: usize) -> usize {
+        decompressed_length(&self.body, self.properties.content_encoding.as_deref(), max)
     }
 }
 

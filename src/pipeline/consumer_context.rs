@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decompressed_bytes::DecompressedBytes;
 use super::handler::Handler;
 use super::intake::Intake;
 use super::publish_outage::PublishOutage;
@@ -48,6 +49,8 @@ pub struct ConsumerContext {
     pub unidentified: Arc<UnidentifiedDeliveries>,
     /// The longest text that a body may have once it is decompressed, in bytes: `broker.max_body`.
     pub max_body: usize,
+    /// What the decompressed bodies of all deliveries in flight may take.
+    pub decompressed: DecompressedBytes,
     /// The handler's deadline for one attempt. Time in which it waits for the ledger or an event file does not count.
     pub timeout: Duration,
     /// What happens when the handler fails.

@@ -6,6 +6,7 @@
 
 mod consumer_context;
 mod deadline;
+mod decompressed_bytes;
 mod delivery_guard;
 mod handler;
 mod intake;
@@ -20,6 +21,7 @@ mod tests;
 mod unidentified;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
+pub use decompressed_bytes::DecompressedBytes;
 pub use handler::{Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
 pub use intake::Intake;
 pub use pool::{Pool, PoolError};

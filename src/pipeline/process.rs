@@ -70,6 +70,11 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
         warn!(consumer = %context.consumer, message_id, code = BODY_TOO_LARGE, "the body is larger than broker.max_body");
         return guard.settle(DeliveryOutcome::Rejected);
     }
+    // Held until the delivery is settled: events and copies contain what was decompressed.
+    let room = context.decompressed.room_for(&guard.delivery().message);
+    let Ok(_room) = tokio::time::timeout(context.max_hold(), room).await else {
+        return guard.settle(DeliveryOutcome::Released);
+    };
     let mut retries = 0;
     let provenance = guard.delivery().provenance(&context.names, &context.users, guard.generated_id());
     if guard.delivery().is_unproven_claim(&context.names, provenance) && context.counters.unproven() {

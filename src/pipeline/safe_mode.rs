@@ -23,6 +23,9 @@ const CLEAR_STREAK: u32 = 20;
 const FRUITLESS_SUBSCRIPTIONS: u32 = 3;
 /// See [`FRUITLESS_SUBSCRIPTIONS`].
 const SHORT_LIVED: Duration = Duration::from_secs(5);
+/// This much of a delivery count is explained by the broker at most. A message that kills the connection slowly looks like a
+/// loss that the broker caused, and its neighbours must not reach the delivery limit.
+const MAX_EXPLAINED: u64 = 7;
 /// How long a loss that the broker caused may explain a message's delivery count: longer than messages wait after an outage.
 const EXPLAINS_FOR: Duration = Duration::from_secs(600);
 
@@ -81,7 +84,10 @@ impl SafeMode {
     pub(super) fn delivered(&mut self, delivery_count: u64, now: Instant) -> Change {
         let explained = match delivery_count {
             0..SUSPICIOUS_COUNT => 0,
-            _ => self.broker_losses.iter().filter(|at| now.duration_since(**at) < EXPLAINS_FOR).count() as u64,
+            _ => {
+                let recent = self.broker_losses.iter().filter(|at| now.duration_since(**at) < EXPLAINS_FOR);
+                (recent.count() as u64).min(MAX_EXPLAINED)
+            }
         };
         let suspicious = delivery_count <= HIGHEST_COUNT && delivery_count >= SUSPICIOUS_COUNT + explained;
         match (&mut self.mode, suspicious) {

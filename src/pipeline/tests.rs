@@ -16,7 +16,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConsumerContext, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool, PublishOutage,
+    ConsumerContext, DecompressedBytes, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool,
+    PublishOutage,
 };
 use crate::domain::OrderId;
 use crate::ledger::memory::MemoryLedger;
@@ -386,6 +387,7 @@ impl TestEnv {
             users: Arc::new(crate::message::TrustedUsers::known("orderd")),
             unidentified: Arc::default(),
             max_body: 1 << 20,
+            decompressed: DecompressedBytes::new(1 << 20),
             timeout: Duration::from_secs(30),
             on_failure,
             counters: Arc::clone(&counters),

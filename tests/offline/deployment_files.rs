@@ -9,7 +9,7 @@ use orderd::config::{Config, DEFAULT_FILE, DEFAULT_PATH, Sources};
 use serde_json::{Value, json};
 
 /// Time needed after the drain, for the last confirms and for closing the ledger.
-const TIME_AFTER_DRAIN: Duration = Duration::from_secs(10);
+const TIME_AFTER_DRAIN: Duration = Duration::from_secs(30);
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)

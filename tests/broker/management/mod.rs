@@ -18,7 +18,9 @@ use orderd::ledger::sqlite::SqliteLedger;
 use orderd::management::ManagementErrorKind;
 use orderd::message::ExchangeNames;
 use orderd::metrics::Counters;
-use orderd::pipeline::{ConsumerContext, Handler, Intake, OnFailure, Pool, PoolError, PublishOutage};
+use orderd::pipeline::{
+    ConsumerContext, DecompressedBytes, Handler, Intake, OnFailure, Pool, PoolError, PublishOutage,
+};
 use orderd::reconcile::{ApiState, FindingKind, QueueRole};
 use orderd::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use orderd::recovery::RetryPolicy;
@@ -82,6 +84,7 @@ fn start_pool(
         bindings: Vec::new(),
         users: Arc::new(orderd::message::TrustedUsers::known("orderd")),
         max_body: 1 << 20,
+        decompressed: DecompressedBytes::new(1 << 20),
         unidentified: Arc::default(),
         timeout: Duration::from_secs(600),
         on_failure: OnFailure::Forward(RetryPolicy { immediate: 0, delays: Vec::new(), max_age: Duration::MAX }),
