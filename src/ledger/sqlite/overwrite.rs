@@ -100,7 +100,7 @@ impl OverwriteDetector {
         }
         let expected = if log_is_empty { self.in_file.max(self.recorded) } else { self.in_file };
         for last in [false, true] {
-            match counted_orders(&self.path, self.since) {
+            match counted_orders(&self.path, Log::Ignored, self.since) {
                 Ok(orders) if orders >= expected => {
                     (self.in_file, self.modified, self.read_at) = (orders, modified, Some(Instant::now()));
                     self.log_was_empty = log_is_empty;
@@ -123,16 +123,30 @@ impl OverwriteDetector {
             self.read_at = Some(Instant::now());
             return Ok(());
         }
+        // A checkpoint that a full disk ended early leaves a file that is complete only together with its log.
+        let is_complete =
+            || counted_orders(&self.path, Log::Read, self.since).is_ok_and(|orders| orders >= self.recorded);
+        if !log_is_empty && is_complete() {
+            self.read_at = Some(Instant::now());
+            return Ok(());
+        }
         // Read again at the next check.
         self.read_at = None;
         Err(FileReplaced::Overwritten { path: self.path.clone() })
     }
 }
 
-/// The orders that the file counts, without its write-ahead log.
-fn counted_orders(path: &Path, since: i64) -> rusqlite::Result<i64> {
+/// Whether the write-ahead log is read with the file.
+#[derive(Debug, Clone, Copy)]
+enum Log {
+    Read,
+    Ignored,
+}
+
+/// The orders that the file counts.
+fn counted_orders(path: &Path, log: Log, since: i64) -> rusqlite::Result<i64> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(uri(path), flags)?;
+    let connection = Connection::open_with_flags(uri(path, log), flags)?;
     connection.query_row(COUNT_ORDERS, [since], |row| row.get(0))
 }
 
@@ -140,8 +154,8 @@ fn is_due(last: Option<Instant>) -> bool {
     last.is_none_or(|last| last.elapsed() >= READ_INTERVAL)
 }
 
-/// Immutable, so that SQLite reads the file alone and takes no lock.
-fn uri(path: &Path) -> String {
+/// Without its log, the file is opened as immutable: SQLite reads it alone and takes no lock.
+fn uri(path: &Path, log: Log) -> String {
     use std::fmt::Write;
     use std::os::unix::ffi::OsStrExt;
     let mut uri = String::from("file:");
@@ -151,7 +165,10 @@ fn uri(path: &Path) -> String {
             _ => write!(uri, "%{byte:02X}").expect("writing to a string does not fail"),
         }
     }
-    uri.push_str("?immutable=1");
+    match log {
+        Log::Read => {}
+        Log::Ignored => uri.push_str("?immutable=1"),
+    }
     uri
 }
 
@@ -166,6 +183,6 @@ mod tests {
 
     #[test]
     fn a_path_with_any_characters_can_be_opened_as_a_uri() {
-        assert_eq!(uri(Path::new("/a b/100%?#/ü.db")), "file:/a%20b/100%25%3F%23/%C3%BC.db?immutable=1");
+        assert_eq!(uri(Path::new("/a b/100%?#/ü.db"), Log::Ignored), "file:/a%20b/100%25%3F%23/%C3%BC.db?immutable=1");
     }
 }

@@ -103,6 +103,29 @@ async fn an_older_copy_of_the_same_size_that_overwrites_the_file_in_place_is_not
 }
 
 #[tokio::test]
+async fn a_file_that_is_complete_only_with_its_log_is_not_taken_for_overwritten() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let program = other(&directory);
+    let now = |id: &str| accept(NewOrder { at: jiff::Timestamp::now(), ..order(id) });
+    ledger.record(now("ord-1")).await.unwrap();
+    program.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    ledger.record(notification("n-1")).await.unwrap();
+    // The log contains every page of the file, as after a checkpoint that a full disk ended before its first page.
+    program.execute_batch("BEGIN IMMEDIATE; CREATE TABLE moved (x); DROP TABLE moved; COMMIT").unwrap();
+    let size = std::fs::metadata(&path).unwrap().len();
+    program.execute_batch("VACUUM").unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; usize::try_from(size).unwrap() - 4096], 4096).unwrap();
+    ledger.record(now("ord-2")).await.unwrap();
+    ledger.record(now("ord-3")).await.unwrap();
+    assert_eq!(*ledger.state().borrow(), LedgerState::Recording);
+    program.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    assert_eq!(count(&program, "orders"), 3);
+}
+
+#[tokio::test]
 async fn a_link_that_is_changed_and_a_log_that_is_emptied_in_place_are_noticed() {
     let (target, elsewhere, linked) = (directory(), directory(), directory());
     let link = linked.path().join("ledger");
