@@ -114,7 +114,7 @@ impl FileOutageCause {
     /// What it means and what to do.
     pub fn advice(self) -> &'static str {
         match self {
-            FileOutageCause::DiskFull => "the disk is full; free space on it",
+            FileOutageCause::DiskFull => "the disk is full; make room on it",
             FileOutageCause::ReadOnly => "the file system is read-only; make it writable",
             FileOutageCause::PermissionDenied => "orderd's user may not write it; change the owner or the permissions",
             FileOutageCause::NotAFile => "the path does not lead to a regular file; remove what is there",
