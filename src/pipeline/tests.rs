@@ -1,6 +1,7 @@
 //! Pools against fakes of a queue, the publisher and the ledger. What a real broker does is tested in `tests/broker`.
 
 mod ending;
+mod failures;
 mod outages;
 mod publishing;
 mod subscriptions;
@@ -429,105 +430,6 @@ fn forward_after(immediate: u32) -> OnFailure {
 
 const ACK: Settlement = Settlement::Ack;
 const RELEASE: Settlement = Settlement::Release;
-
-#[tokio::test(start_paused = true)]
-async fn a_panic_costs_one_delivery() {
-    let env = TestEnv::start(1, 10).await;
-    for (tag, body) in [(1, "ok"), (2, "panic"), (3, "ok")] {
-        env.queue.deliver(tag, body);
-    }
-    assert_eq!(env.queue.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
-    assert_eq!(env.failure_kinds(), ["panicked"]);
-    assert_eq!(env.counters.counts().restarts, 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_handler_past_its_deadline_times_out_and_does_not_delay_others() {
-    let env = TestEnv::start(1, 2).await;
-    env.queue.deliver(1, "hang");
-    env.queue.deliver(2, "ok");
-    assert_eq!(env.queue.settled(1).await, [(2, ACK)]);
-    assert_eq!(env.queue.settled(2).await, [(1, ACK), (2, ACK)]);
-    assert_eq!(env.failure_kinds(), ["timed_out"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn only_transient_failures_are_retried_immediately() {
-    let env = TestEnv::start(1, 1).await;
-    env.queue.deliver(1, "transient");
-    env.queue.settled(1).await;
-    assert_eq!(env.handler.calls.load(Ordering::SeqCst), 3, "one attempt and two immediate retries");
-    env.queue.deliver(2, "permanent");
-    env.queue.settled(2).await;
-    assert_eq!(env.handler.calls.load(Ordering::SeqCst), 4);
-    assert_eq!(env.failure_kinds(), ["transient", "permanent"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
-    let env = TestEnv::start(1, 10).await;
-    env.publisher.gate.forget_permits(1_000);
-    env.queue.deliver(1, "emit");
-    env.queue.deliver(2, "permanent");
-    env.queue.deliver(3, "ok");
-    assert_eq!(env.queue.settled(1).await, [(3, ACK)]);
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(env.queue.settled(1).await, [(3, ACK)]);
-    assert_eq!(env.ledger.commits(), 0, "nor recorded");
-    env.publisher.gate.add_permits(2);
-    assert_eq!(env.queue.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
-    assert_eq!(env.ledger.commits(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_worker_that_dies_is_restarted_and_its_deliveries_are_released() {
-    let env = TestEnv::start(1, 10).await;
-    env.queue.deliver(1, "hang");
-    env.queue.deliver(2, "kill");
-    let settled = env.queue.settled(2).await;
-    assert_eq!(settled, [(1, RELEASE), (2, RELEASE)]);
-    env.queue.deliver(3, "ok");
-    assert_eq!(env.queue.settled(3).await[2], (3, ACK));
-    assert_eq!(env.counters.counts().restarts, 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn deliveries_finished_just_before_their_worker_dies_stay_acked() {
-    let env = TestEnv::start(1, 10).await;
-    for (tag, body) in [(1, "ok"), (2, "permanent"), (3, "kill"), (4, "ok")] {
-        env.queue.deliver(tag, body);
-    }
-    assert_eq!(env.queue.settled(4).await, [(1, ACK), (2, ACK), (3, RELEASE), (4, RELEASE)]);
-    assert_eq!(env.failure_kinds(), ["permanent"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_worker_that_keeps_dying_ends_its_pool() {
-    let env = TestEnv::start(1, 1).await;
-    for tag in 1..=11 {
-        env.queue.deliver(tag, "kill");
-    }
-    let error = env.pool.await.unwrap().unwrap_err();
-    assert!(matches!(error, super::PoolError::Worker { .. }), "{error}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters_it() {
-    for on_failure in [OnFailure::KeepRetrying, forward_after(0)] {
-        let env = TestEnv::start_with(1, 1, on_failure).await;
-        env.publisher.invalid.store(true, Ordering::SeqCst);
-        env.queue.deliver(1, "emit");
-        assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_message_without_its_whole_body_goes_to_the_failed_order_queue_through_the_broker() {
-    let env = TestEnv::start(1, 1).await;
-    env.queue.deliver(1, "unread");
-    assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
-    assert_eq!(env.failure_kinds(), [""; 0]);
-}
 
 #[tokio::test(start_paused = true)]
 async fn every_outcome_is_counted_once() {

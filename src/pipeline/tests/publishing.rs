@@ -143,3 +143,37 @@ async fn a_pool_that_drains_or_stops_during_an_outage_of_publishing_ends() {
         assert_eq!(*env.queue.settled.lock().unwrap(), [(1, RELEASE)]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_be_published_is_rejected_so_that_the_broker_dead_letters_it() {
+    for on_failure in [OnFailure::KeepRetrying, forward_after(0)] {
+        let env = TestEnv::start_with(1, 1, on_failure).await;
+        env.publisher.invalid.store(true, Ordering::SeqCst);
+        env.queue.deliver(1, "emit");
+        assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_its_whole_body_goes_to_the_failed_order_queue_through_the_broker() {
+    let env = TestEnv::start(1, 1).await;
+    env.queue.deliver(1, "unread");
+    assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
+    assert_eq!(env.failure_kinds(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acked_before_what_replaces_it_is_confirmed() {
+    let env = TestEnv::start(1, 10).await;
+    env.publisher.gate.forget_permits(1_000);
+    env.queue.deliver(1, "emit");
+    env.queue.deliver(2, "permanent");
+    env.queue.deliver(3, "ok");
+    assert_eq!(env.queue.settled(1).await, [(3, ACK)]);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(env.queue.settled(1).await, [(3, ACK)]);
+    assert_eq!(env.ledger.commits(), 0, "nor recorded");
+    env.publisher.gate.add_permits(2);
+    assert_eq!(env.queue.settled(3).await, [(1, ACK), (2, ACK), (3, ACK)]);
+    assert_eq!(env.ledger.commits(), 1);
+}

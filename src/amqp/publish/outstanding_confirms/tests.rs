@@ -174,14 +174,15 @@ fn the_publication_that_makes_the_broker_close_channels_is_found() {
     assert!(outstanding.is_empty());
 }
 
+/// The error of a publication whose exchange does not exist.
+fn missing(exchange: &Arc<str>, key: &str) -> PublishError {
+    let (exchange, routing_key) = (Arc::clone(exchange), key.to_owned());
+    PublishError::Unroutable { exchange, routing_key, reply: "404".to_owned() }
+}
+
 #[test]
 fn publications_to_a_missing_exchange_do_not_close_the_channel_again_and_again() {
     let mut outstanding = proven();
-    let missing = |exchange: &Arc<str>, key: &str| PublishError::Unroutable {
-        exchange: Arc::clone(exchange),
-        routing_key: key.to_owned(),
-        reply: "404".to_owned(),
-    };
     let start = Instant::now();
     outstanding.push(batch(&["a"]).0, start);
     send_all(&mut outstanding);
@@ -203,11 +204,6 @@ fn publications_to_a_missing_exchange_do_not_close_the_channel_again_and_again()
 #[test]
 fn all_publications_to_a_missing_exchange_are_answered_together_and_tried_at_once_after_a_declaration() {
     let mut outstanding = proven();
-    let missing = |exchange: &Arc<str>, key: &str| PublishError::Unroutable {
-        exchange: Arc::clone(exchange),
-        routing_key: key.to_owned(),
-        reply: "404".to_owned(),
-    };
     let start = Instant::now();
     let (many, mut answer) = batch(&["a", "b", "c", "d"]);
     outstanding.push(many, start);
