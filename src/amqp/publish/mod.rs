@@ -3,10 +3,10 @@
 //! Owns the callers' side: checks, limits, waiting. Never handles a lost connection: [`publisher_task`] keeps what is
 //! unconfirmed and sends it again.
 
-mod missing_exchanges;
 mod outstanding_confirms;
 mod publisher_task;
 mod refusals;
+mod rejected_destinations;
 #[cfg(test)]
 mod tests;
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::missing_exchanges::MissingExchanges;
+use super::rejected_destinations::RejectedDestinations;
 use crate::amqp::protocol::{Confirm, Returned};
 use crate::message::{Publication, PublishError, Unpublished};
 
@@ -118,7 +118,7 @@ pub struct OutstandingConfirms {
     proven: bool,
     /// Publications up to this sequence are sent one at a time, to find the one that makes the broker close the channel.
     suspects_until: u64,
-    missing: MissingExchanges,
+    rejected: RejectedDestinations,
     /// Exchanges and routing keys of what was unroutable or not permitted, which are accepted again only once someone changes
     /// the broker. What is refused with `basic.nack` may be accepted or not from one message to the next, so it is not here.
     refused: Vec<(Arc<str>, String)>,
@@ -139,13 +139,14 @@ impl OutstandingConfirms {
             alone_in_flight: false,
             proven: false,
             suspects_until: 0,
-            missing: MissingExchanges::default(),
+            rejected: RejectedDestinations::default(),
             refused: Vec::new(),
             recovered: false,
         }
     }
 
-    /// Queues a batch for sending, except what is for an exchange that was missing a short time ago: that is answered at once.
+    /// Queues a batch for sending, except what is for a destination that was rejected a short time ago: that is answered at
+    /// once.
     pub fn push(&mut self, batch: Batch, now: Instant) -> ReleasedPermits {
         let mut released = ReleasedPermits::default();
         let caller = Caller { left: batch.publications.len(), failures: Vec::new(), reply: Some(batch.reply) };
@@ -162,7 +163,7 @@ impl OutstandingConfirms {
         for item in batch.publications {
             let unconfirmed = UnconfirmedPublication { item, caller: key, returned: None };
             let Publication { exchange, routing_key, .. } = unconfirmed.item.publication();
-            if let Some(error) = self.missing.error(exchange, routing_key, now) {
+            if let Some(error) = self.rejected.error(exchange, routing_key, now) {
                 self.answer(&unconfirmed, Err(error));
                 released.publications += 1;
                 released.bytes += unconfirmed.item.bytes;
@@ -206,8 +207,8 @@ impl OutstandingConfirms {
         }
         let slot = self.slots.get_mut(self.sent)?;
         let publication = slot.unconfirmed.as_ref().expect("unsent slots are unconfirmed");
-        let exchange = &publication.item.publication().exchange;
-        let is_suspect = slot.sequence <= self.suspects_until || self.missing.is_suspect(exchange);
+        let Publication { exchange, routing_key, .. } = publication.item.publication();
+        let is_suspect = slot.sequence <= self.suspects_until || self.rejected.is_suspect(exchange, routing_key);
         if self.in_flight > 0 && (is_suspect || !self.proven || self.alone_in_flight) {
             return None;
         }
@@ -264,7 +265,8 @@ impl OutstandingConfirms {
     /// Removes the publication from its slot, and answers its caller if it was the last one.
     fn finish(&mut self, index: usize, confirm: Confirm, released: &mut ReleasedPermits) -> bool {
         let Some(mut publication) = self.slots[index].unconfirmed.take() else { return false };
-        self.recovered |= self.missing.exists(&publication.item.publication().exchange);
+        let Publication { exchange, routing_key, .. } = publication.item.publication();
+        self.recovered |= self.rejected.answered(exchange, routing_key);
         let address = || {
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             (Arc::clone(exchange), routing_key.clone())
@@ -324,8 +326,8 @@ impl OutstandingConfirms {
     }
 
     /// Handles a channel that the broker closed because of a publication. If only one was in flight, that is the one, and its
-    /// caller gets the error. Otherwise all in flight are suspects, and the next channel sends them one at a time. If the
-    /// exchange is missing, all other publications to it get the error too: each would close the channel.
+    /// caller gets the error. Otherwise all in flight are suspects, and the next channel sends them one at a time. All other
+    /// publications to the same destination get the error too: each would close the channel.
     pub fn reject_in_flight(
         &mut self,
         now: Instant,
@@ -339,7 +341,7 @@ impl OutstandingConfirms {
             let publication = in_flight.expect("one is in flight");
             let Publication { exchange, routing_key, .. } = publication.item.publication();
             let error = error(exchange, routing_key);
-            self.missing.record(&error, now);
+            self.rejected.record(&error, now);
             if !error.is_permanent() {
                 add_destination(&mut self.refused, publication.item.publication());
             }
@@ -347,23 +349,18 @@ impl OutstandingConfirms {
             self.in_flight = 0;
             self.remove_confirmed();
             released = ReleasedPermits { publications: 1, bytes: publication.item.bytes };
-            let exchange = Arc::clone(&publication.item.publication().exchange);
-            released += self.answer_all_to_missing(&exchange, now);
+            released += self.answer_rejected(now);
         }
         released
     }
 
-    /// Answers everything for this exchange that is not sent, if the exchange is missing.
-    fn answer_all_to_missing(&mut self, exchange: &str, now: Instant) -> ReleasedPermits {
+    /// Answers everything whose destination is rejected. To be called while nothing is in flight.
+    fn answer_rejected(&mut self, now: Instant) -> ReleasedPermits {
         let mut released = ReleasedPermits::default();
-        if self.sent > 0 || self.missing.error(exchange, "", now).is_none() {
-            return released;
-        }
         for slot in std::mem::take(&mut self.slots) {
             let publication = slot.unconfirmed.as_ref().expect("unsent slots are unconfirmed");
-            let Publication { exchange: of_slot, routing_key, .. } = publication.item.publication();
-            let error = (**of_slot == *exchange).then(|| self.missing.error(exchange, routing_key, now)).flatten();
-            match error {
+            let Publication { exchange, routing_key, .. } = publication.item.publication();
+            match self.rejected.error(exchange, routing_key, now) {
                 None => self.slots.push_back(slot),
                 Some(error) => {
                     released += ReleasedPermits { publications: 1, bytes: publication.item.bytes };
@@ -374,9 +371,9 @@ impl OutstandingConfirms {
         released
     }
 
-    /// The topology was declared again: exchanges that were missing are tried with the next publication.
-    pub fn try_missing_again(&mut self, now: Instant) {
-        self.missing.try_again(now);
+    /// The topology was declared again: what was rejected is tried with the next publication.
+    pub fn try_rejected_again(&mut self) {
+        self.rejected.try_again();
     }
 
     /// Whether the broker accepts again what was unroutable or not permitted, since the last call.

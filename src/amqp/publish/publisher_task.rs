@@ -245,7 +245,7 @@ impl PublisherTask {
                 Some(closer) = self.closing.recv(), if self.closer.is_none() => self.begin_closing(closer),
                 () = abandoned(&mut self.closer) => return Ok(()),
                 Ok(()) = self.repairs.changed() => {
-                    self.outstanding.try_missing_again(Instant::now());
+                    self.outstanding.try_rejected_again();
                     self.shared.announce_acceptance();
                 }
                 count = self.inbox.recv_many(&mut self.batches, BATCHES_AT_A_TIME), if !self.drained && !channel.is_full() => self.accept(count),

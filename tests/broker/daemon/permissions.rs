@@ -297,6 +297,54 @@ fn permissions_revoked_at_run_time_are_shown_and_waited_for() {
     assert_eq!(orderd.stop(), 0);
 }
 
+#[test]
+fn a_permission_to_publish_withdrawn_for_a_while_closes_few_channels_and_everything_is_published_afterwards() {
+    let node = Node::shared();
+    let mut own = Restricted::new(&node);
+    own.env.change("log.level", "debug");
+    let needed = own.needed();
+    own.grant(&needed);
+    let mut orderd = own.env.start();
+    let (vhost, user) = (&own.env.vhost, &own.user);
+    let publish_orders = |ids: std::ops::Range<u32>| {
+        let orders = ids.map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}"))));
+        own.env.raw().publish_all("orders", orders);
+    };
+    let is_refused = |key: &str| {
+        let error = orderd.status()["consumers"]["order"]["publish_error"].as_str().unwrap_or_default().to_owned();
+        error.contains(key) && error.contains("403")
+    };
+
+    // One routing key is refused; others, and other exchanges, are not.
+    let topic = json!({"exchange": "orders", "write": "^order\\.(analytics|failed)\\.", "read": ".*"});
+    let path = format!("/topic-permissions/{}/{user}", vhost.name);
+    assert_eq!(node.management("PUT", &path, &topic.to_string()).0, 201);
+    // The broker remembers permissions for each channel.
+    vhost.close_connections();
+    publish_orders(0..100);
+    own.env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), b"malformed");
+    wait_until("the notifications are refused", || is_refused("order.notification"));
+    wait_until("another message is dead-lettered", || {
+        own.env.ledger().number("SELECT count(*) FROM dead_letters") == 1
+    });
+    assert_eq!(node.management("DELETE", &path, "").0, 204);
+    own.env.ledger().await_settled(100);
+
+    // All of the exchange is refused.
+    let mut less = needed.clone();
+    less["write"] = json!("^(?!orders$)");
+    own.grant(&less);
+    vhost.close_connections();
+    publish_orders(100..200);
+    wait_until("the events are refused", || is_refused("orders"));
+    own.grant(&needed);
+    own.env.ledger().await_settled(200);
+    let closes = orderd.log_lines("opening the publishing channel again").len();
+    // Two hundred publications were refused, each many times.
+    assert!((2..100).contains(&closes), "{closes}");
+    assert_eq!(orderd.stop(), 0);
+}
+
 /// The details of all failing checks.
 fn failing_checks(orderd: &OrderdProcess) -> String {
     let status = http::json(orderd.admin_address(), "/api/v1/status");

@@ -216,12 +216,56 @@ fn all_publications_to_a_missing_exchange_are_answered_together_and_tried_at_onc
     assert!(outstanding.is_empty());
     outstanding.begin_connection();
     assert_eq!(outstanding.push(batch(&["e"]).0, start).publications, 1, "refused without being sent");
-    outstanding.try_missing_again(start);
+    outstanding.try_rejected_again();
     outstanding.push(batch(&["f", "g"]).0, start);
     assert_eq!(send_all(&mut outstanding), ["f"], "alone");
     assert!(!outstanding.take_recovered());
     outstanding.confirmed(1, false, Confirm::Ack);
     assert!(outstanding.take_recovered() && !outstanding.take_recovered());
+}
+
+#[test]
+fn a_withdrawn_permission_closes_the_channel_once_for_each_routing_key_and_holds_up_no_other() {
+    let mut outstanding = proven();
+    let start = Instant::now();
+    let denied = |exchange: &Arc<str>, key: &str| {
+        let (exchange, routing_key) = (Arc::clone(exchange), key.to_owned());
+        PublishError::Refused { exchange, routing_key, reply: "403".into() }
+    };
+    let (many, mut answer) = batch(&["denied", "fine", "denied", "denied.too", "denied"]);
+    outstanding.push(many, start);
+    send_all(&mut outstanding);
+    outstanding.reject_in_flight(start, denied);
+    let mut closes = 1;
+    for _ in 0..5 {
+        outstanding.begin_connection();
+        let sent = send_all(&mut outstanding);
+        match sent.first().map(String::as_str) {
+            Some("fine") => drop(outstanding.confirmed(1, false, Confirm::Ack)),
+            Some(_) => {
+                outstanding.reject_in_flight(start, denied);
+                closes += 1;
+            }
+            None => {}
+        }
+    }
+    assert_eq!(closes, 3);
+    assert_eq!(answer.try_recv().unwrap().unwrap_err().failures.len(), 4, "all but one");
+    outstanding.begin_connection();
+    outstanding.push(batch(&["fine", "denied", "denied.too", "fine"]).0, start);
+    assert_eq!(send_all(&mut outstanding), ["fine"], "to prove the connection");
+    outstanding.confirmed(1, false, Confirm::Ack);
+    assert_eq!(send_all(&mut outstanding), ["fine"]);
+    outstanding.confirmed(2, false, Confirm::Ack);
+    assert!(!outstanding.take_recovered());
+
+    let later = start + std::time::Duration::from_secs(2);
+    outstanding.push(batch(&["denied"]).0, later);
+    assert_eq!(send_all(&mut outstanding), ["denied"]);
+    outstanding.confirmed(3, false, Confirm::Ack);
+    assert!(outstanding.take_recovered());
+    outstanding.push(batch(&["denied.too", "fine"]).0, start);
+    assert_eq!(send_all(&mut outstanding), ["denied.too"], "at once, and alone");
 }
 
 #[test]
