@@ -2,7 +2,6 @@
 //!
 //! Never names the AMQP client or a handler, so that neither depends on the other.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,15 +90,26 @@ pub enum PublishError {
         /// The broker's reply, such as `312 NO_ROUTE`.
         reply: String,
     },
-    /// The broker rejected it (`basic.nack`), or closed the channel because of it, for example without permission.
+    /// The broker rejected it (`basic.nack`), for which it gives no reason. It may accept it at any time.
+    #[error(
+        "the broker rejected a message to exchange {exchange:?} with routing key {routing_key:?} (nack): a queue is full and \
+         rejects what exceeds its limit, or has lost its leader"
+    )]
+    Nacked {
+        /// The exchange it was published to.
+        exchange: Arc<str>,
+        /// The routing key it was published with.
+        routing_key: String,
+    },
+    /// The broker closed the channel because of it, for example without permission.
     #[error("the broker refused a message to exchange {exchange:?} with routing key {routing_key:?}: {reply}")]
     Refused {
         /// The exchange it was published to.
         exchange: Arc<str>,
         /// The routing key it was published with.
         routing_key: String,
-        /// The broker's reply, such as `403 ACCESS_REFUSED - …`; for `basic.nack`, which has none, what it may mean.
-        reply: Cow<'static, str>,
+        /// The broker's reply, such as `403 ACCESS_REFUSED - …`.
+        reply: String,
     },
     /// A name, header or body does not fit AMQP or the publisher's byte limit. Trying again cannot help.
     #[error("cannot encode a message for exchange {exchange:?}: {problem}")]
@@ -119,7 +129,7 @@ impl PublishError {
     pub fn is_permanent(&self) -> bool {
         match self {
             PublishError::Invalid { .. } | PublishError::Closed => true,
-            PublishError::Unroutable { .. } | PublishError::Refused { .. } => false,
+            PublishError::Unroutable { .. } | PublishError::Nacked { .. } | PublishError::Refused { .. } => false,
         }
     }
 }

@@ -102,6 +102,11 @@ impl BrokerProblems {
 pub(crate) struct RefusalGuard(BrokerProblems);
 
 impl RefusalGuard {
+    /// How many callers wait, this one included.
+    pub fn waiting(&self) -> u64 {
+        self.0.lock().refusal.as_ref().map_or(1, |refusal| refusal.waiting)
+    }
+
     /// The broker refused again.
     pub fn set_error(&self, error: String) {
         if let Some(refusal) = &mut self.0.lock().refusal {

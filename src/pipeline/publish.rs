@@ -16,6 +16,11 @@ use crate::telemetry::RepeatedLog;
 /// Waits before publishing again what the broker did not accept: it may take a person to restore a binding or an exchange.
 const REFUSED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(120) };
 
+/// Waits after a `basic.nack`: a full queue may have room again at any time, and nothing announces it.
+const NACKED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(5) };
+/// All deliveries of a consumer that wait after a `basic.nack` publish about this often a second, however many they are.
+const NACKED_A_SECOND: u32 = 20;
+
 /// Refusals by consumer, exchange, routing key and kind of error.
 static REFUSALS: RepeatedLog = RepeatedLog::new();
 
@@ -50,6 +55,7 @@ pub(super) async fn publish_until_accepted(
         let Err(unpublished) = context.publisher.publish(Arc::clone(rest)).await else {
             if attempt > 0 {
                 log_end(context, rest);
+                context.outage.accepted_after_refusal();
             }
             return Ok(());
         };
@@ -64,16 +70,29 @@ pub(super) async fn publish_until_accepted(
             refused.set_error(error.to_string());
         }
         *rest = unpublished.rest(rest);
+        let only_nacked = unpublished.failures.iter().all(|(_, error)| matches!(error, PublishError::Nacked { .. }));
+        let wait = match only_nacked {
+            true => nacked_wait(attempt, refused.waiting()),
+            false => REFUSED_BACKOFF.wait(attempt, fastrand::f64()),
+        };
         let waiting = acceptance.take().unwrap_or_else(|| context.publisher.acceptance());
-        // Cancel-safe: both only wait.
+        // Cancel-safe: all only wait.
         tokio::select! {
-            () = sleep(REFUSED_BACKOFF.wait(attempt, fastrand::f64())) => {}
+            () = sleep(wait) => {}
             () = waiting => {}
+            () = context.outage.another_was_accepted(), if only_nacked => {}
         }
         // Before the next attempt, so that nothing is missed between its refusal and the wait.
         acceptance = Some(context.publisher.acceptance());
     }
     unreachable!("the loop above ends by returning")
+}
+
+/// How long to wait after a `basic.nack`, if so many deliveries of the consumer wait.
+fn nacked_wait(attempt: u32, waiting: u64) -> Duration {
+    let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+    let max = NACKED_BACKOFF.max.max(Duration::from_secs(2) * waiting / NACKED_A_SECOND);
+    Backoff { max, ..NACKED_BACKOFF }.wait(attempt, fastrand::f64())
 }
 
 /// Logs a refusal, once per cause. The publications that wait for the same cause are counted.
@@ -96,6 +115,7 @@ fn log_end(context: &ConsumerContext, published: &[Publication]) {
 fn destination(error: &PublishError) -> Option<(&str, &str)> {
     match error {
         PublishError::Unroutable { exchange, routing_key, .. }
+        | PublishError::Nacked { exchange, routing_key }
         | PublishError::Refused { exchange, routing_key, .. } => Some((exchange, routing_key)),
         PublishError::Invalid { .. } | PublishError::Closed => None,
     }

@@ -1,11 +1,11 @@
-//! Publishing as one consumer experiences it: what the broker refuses now, and an outage that outlasts the time for which
-//! deliveries may wait.
+//! Publishing as one consumer experiences it: when the broker accepts again what it refused, and an outage that outlasts the
+//! time for which deliveries may wait.
 //!
 //! Owns the state that workers, pool and status share. It publishes nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::message::Publication;
 
@@ -16,7 +16,13 @@ pub struct PublishOutage {
     lasts: watch::Sender<bool>,
     /// What waits to be accepted. Once it is, the outage is over.
     waiting: Mutex<Option<Arc<[Publication]>>>,
+    /// Notified when the broker has accepted what it refused before.
+    accepted: Notify,
 }
+
+/// How many deliveries publish again when what another one published is accepted: more and more if the queue has room, while one
+/// that is full again is not flooded.
+const WOKEN_BY_EACH: usize = 2;
 
 impl PublishOutage {
     /// Begins an outage because of these publications, unless there is one.
@@ -40,6 +46,18 @@ impl PublishOutage {
     pub(super) fn end(&self) {
         *self.waiting() = None;
         self.lasts.send_replace(false);
+    }
+
+    /// The broker has accepted what it refused before: some of those that wait publish again at once.
+    pub(super) fn accepted_after_refusal(&self) {
+        for _ in 0..WOKEN_BY_EACH {
+            self.accepted.notify_one();
+        }
+    }
+
+    /// Resolves when the broker has accepted what another delivery published, which it refused before. Cancel-safe.
+    pub(super) async fn another_was_accepted(&self) {
+        self.accepted.notified().await;
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Arc<[Publication]>>> {

@@ -193,6 +193,8 @@ struct FakePublisher {
     sent: Mutex<Vec<Publication>>,
     gate: Semaphore,
     refusals: AtomicUsize,
+    /// Whether it refuses with `basic.nack`.
+    nacks: AtomicBool,
     /// Counts what [`Publisher::acceptance`] waits for.
     acceptance: watch::Sender<u64>,
     /// Whether every publication is invalid.
@@ -217,7 +219,11 @@ impl Publisher for SharedPublisher {
             if publisher.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
                 let (exchange, routing_key) = ("orders".into(), String::new());
                 publisher.sent.lock().unwrap().extend(publications[1..].iter().cloned());
-                return Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key, reply: "".into() }));
+                let error = match publisher.nacks.load(Ordering::SeqCst) {
+                    true => PublishError::Nacked { exchange, routing_key },
+                    false => PublishError::Refused { exchange, routing_key, reply: String::new() },
+                };
+                return Err(Unpublished::one(0, error));
             }
             publisher.sent.lock().unwrap().extend(publications.iter().cloned());
             Ok(())
@@ -368,6 +374,7 @@ impl TestEnv {
             sent: Mutex::default(),
             gate: Semaphore::new(1_000),
             refusals: AtomicUsize::new(0),
+            nacks: AtomicBool::new(false),
             acceptance: watch::Sender::new(0),
             invalid: AtomicBool::new(false),
             invalid_key: "report.invalid",

@@ -16,9 +16,6 @@ use super::rejected_destinations::RejectedDestinations;
 use crate::amqp::protocol::{Confirm, Returned};
 use crate::message::{Publication, PublishError, Unpublished};
 
-/// What a `basic.nack` may mean: the broker gives no reason.
-const NACK: &str = "nack, because a queue is full and rejects what exceeds its limit, or has lost its leader";
-
 /// The most refused destinations that are remembered.
 const MAX_REFUSED: usize = 64;
 
@@ -274,7 +271,7 @@ impl OutstandingConfirms {
         let outcome = match (confirm, publication.returned.take()) {
             (Confirm::Nack, _) => {
                 let (exchange, routing_key) = address();
-                Err(PublishError::Refused { exchange, routing_key, reply: NACK.into() })
+                Err(PublishError::Nacked { exchange, routing_key })
             }
             (Confirm::Ack, Some(reply)) => {
                 let (exchange, routing_key) = address();

@@ -458,10 +458,10 @@ fn publish_error(code: u16, text: &str, exchange: &Arc<str>, routing_key: &str) 
         // The exchange does not exist.
         404 => PublishError::Unroutable { exchange, routing_key, reply },
         // Every publication states the same user, so this is no fault of the message.
-        _ if is_refused_user(code, text) => PublishError::Refused { exchange, routing_key, reply: reply.into() },
+        _ if is_refused_user(code, text) => PublishError::Refused { exchange, routing_key, reply },
         // Too large, an `expiration` that is not a number; and protocol errors.
         311 | 406 | 500.. => PublishError::Invalid { exchange, problem: reply },
         // For example 403: the user may not publish there, for now.
-        _ => PublishError::Refused { exchange, routing_key, reply: reply.into() },
+        _ => PublishError::Refused { exchange, routing_key, reply },
     }
 }

@@ -49,7 +49,7 @@ impl RejectedDestinations {
         let (exchange, key) = match error {
             PublishError::Unroutable { exchange, .. } => (exchange, None),
             PublishError::Refused { exchange, routing_key, .. } => (exchange, Some(routing_key)),
-            PublishError::Invalid { .. } | PublishError::Closed => return,
+            PublishError::Nacked { .. } | PublishError::Invalid { .. } | PublishError::Closed => return,
         };
         let is_same = |known: &RejectedDestination| known.exchange == *exchange && known.routing_key.as_ref() == key;
         if let Some(known) = self.0.iter_mut().find(|known| is_same(known)) {
@@ -105,7 +105,7 @@ impl RejectedDestinations {
         match &mut error {
             PublishError::Unroutable { routing_key: of_error, .. }
             | PublishError::Refused { routing_key: of_error, .. } => routing_key.clone_into(of_error),
-            PublishError::Invalid { .. } | PublishError::Closed => {}
+            PublishError::Nacked { .. } | PublishError::Invalid { .. } | PublishError::Closed => {}
         }
         Some(error)
     }

@@ -181,10 +181,7 @@ mod tests {
                 in_flight.fetch_sub(1, Ordering::SeqCst);
                 let Publication { exchange, routing_key, .. } = publications[0].clone();
                 match routing_key.as_str() {
-                    "no" => {
-                        let reply = "nack".into();
-                        Err(Unpublished::one(0, PublishError::Refused { exchange, routing_key, reply }))
-                    }
+                    "no" => Err(Unpublished::one(0, PublishError::Nacked { exchange, routing_key })),
                     "never" => std::future::pending().await,
                     _ => Ok(()),
                 }

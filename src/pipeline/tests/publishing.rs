@@ -61,6 +61,32 @@ async fn what_was_refused_is_published_again_at_once_after_the_topology_was_decl
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_that_a_full_queue_rejected_are_published_within_seconds_of_its_having_room_and_do_not_flood_it_before()
+{
+    for deliveries in [1, 400] {
+        let env = TestEnv::start(4, 100).await;
+        let full = usize::MAX;
+        env.publisher.gate.add_permits(1_000_000);
+        env.publisher.nacks.store(true, Ordering::SeqCst);
+        env.publisher.refusals.store(full, Ordering::SeqCst);
+        for tag in 1..=deliveries {
+            env.queue.deliver(tag, "emit");
+        }
+        tokio::time::sleep(Duration::from_secs(150)).await;
+        let before = full - env.publisher.refusals.swap(full, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let attempts = full - env.publisher.refusals.load(Ordering::SeqCst);
+        assert!((20..3_000).contains(&attempts), "{attempts} in 100 s after {before}");
+        env.publisher.refusals.store(0, Ordering::SeqCst);
+        let has_room = tokio::time::Instant::now();
+        env.queue.settled(deliveries as usize).await;
+        assert!(has_room.elapsed() < Duration::from_secs(6), "{:?}", has_room.elapsed());
+        assert_eq!(env.publisher.sent.lock().unwrap().len(), deliveries as usize);
+        env.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_that_lasts_is_shown_with_its_cause_and_its_age() {
     let env = TestEnv::start(1, 1).await;
     env.publisher.refusals.store(usize::MAX, Ordering::SeqCst);

@@ -81,7 +81,7 @@ async fn a_message_that_a_full_queue_rejects_is_reported_as_refused() {
         }
     }
     assert!(
-        matches!(refused, Some(PublishError::Refused { ref routing_key, .. }) if routing_key == "full"),
+        matches!(refused, Some(PublishError::Nacked { ref routing_key, .. }) if routing_key == "full"),
         "{refused:?}"
     );
 }

@@ -60,7 +60,7 @@ fn a_multiple_confirm_covers_everything_unconfirmed_up_to_it() {
     assert_eq!(first.try_recv(), Ok(Ok(())));
     assert!(second.try_recv().is_err());
     outstanding.confirmed(5, true, Confirm::Nack);
-    let refused = PublishError::Refused { exchange: "orders".into(), routing_key: "d".to_owned(), reply: NACK.into() };
+    let refused = PublishError::Nacked { exchange: "orders".into(), routing_key: "d".to_owned() };
     assert_eq!(second.try_recv(), Ok(Err(Unpublished::one(1, refused))), "c is confirmed");
 }
 
@@ -77,7 +77,7 @@ fn a_refusal_is_reported_once_every_other_publication_is_answered() {
     outstanding.confirmed(1, false, Confirm::Ack);
     send_all(&mut outstanding);
     outstanding.confirmed(2, false, Confirm::Ack);
-    let refused = PublishError::Refused { exchange: "orders".into(), routing_key: "a".to_owned(), reply: NACK.into() };
+    let refused = PublishError::Nacked { exchange: "orders".into(), routing_key: "a".to_owned() };
     assert_eq!(answer.try_recv(), Ok(Err(Unpublished::one(0, refused))));
 }
 
