@@ -6,6 +6,7 @@ mod harness;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -282,11 +283,16 @@ fn up() -> Outcome<()> {
     for (key, value) in environment.settings() {
         println!("  export {key}={value}");
     }
+    let orderd = sibling_program("orderd")?;
+    println!("  export PATH={}:$PATH", orderd.parent().unwrap_or(Path::new(".")).display());
     println!("\nthen, for example:\n");
-    let (orderd, producer) = (sibling_program("orderd")?, sibling_program("order_producer")?);
-    println!("  {} --count 1000 --bad 0.02", producer.display());
-    for command in ["publish orders.ndjson", "status --watch", "report"] {
-        println!("  {} {command}", orderd.display());
+    for command in [
+        "order_producer --count 1000 --bad 0.02",
+        "orderd publish orders.ndjson",
+        "orderd status --watch",
+        "orderd report",
+    ] {
+        println!("  {command}");
     }
     if let Some(node) = &environment.node {
         println!("\nRabbitMQ management UI: http://127.0.0.1:{} (user guest, password guest)", node.management_port);

@@ -110,6 +110,15 @@ pub enum ConnectError {
         /// Which value, and why.
         problem: String,
     },
+    /// The broker has an alarm, so that it answers nothing on a connection that has published.
+    #[error(
+        "the broker has blocked publishing: it has an alarm ({reason}); it continues once it has memory and disk space again, \
+         see `rabbitmq-diagnostics alarms`"
+    )]
+    Blocked {
+        /// The broker's reason, such as `low on memory`.
+        reason: String,
+    },
     /// The connection ended while it was being set up.
     #[error("the new connection to the broker was lost")]
     Lost(#[source] ConnectionEnd),
@@ -135,6 +144,7 @@ impl ConnectError {
             | ConnectError::TimedOut { .. }
             | ConnectError::Refused { .. }
             | ConnectError::Limit { .. }
+            | ConnectError::Blocked { .. }
             | ConnectError::Lost(_) => false,
         }
     }

@@ -60,6 +60,9 @@ pub enum ConnectionEnd {
     /// A publication stayed unconfirmed for too long: the broker is stuck or has an alarm.
     #[error("a publication stayed unconfirmed for {} s", .0.as_secs_f64())]
     ConfirmTimeout(Duration),
+    /// The broker has an alarm and reads nothing more from a connection that has published.
+    #[error("the broker has blocked publishing: it has an alarm ({0})")]
+    Blocked(String),
     /// orderd closed it.
     #[error("closed by orderd")]
     ClosedByUs,
@@ -79,6 +82,7 @@ impl ConnectionEnd {
             ConnectionEnd::ConsumerCancelled
             | ConnectionEnd::NoReply { .. }
             | ConnectionEnd::Unanswered(_)
+            | ConnectionEnd::Blocked(_)
             | ConnectionEnd::WriteStalled => true,
             ConnectionEnd::Broken
             | ConnectionEnd::Protocol { .. }

@@ -249,7 +249,7 @@ impl BrokerSetup {
             Ok(denied) => denied,
             // The broker accepted the connection but did not answer, as under an alarm. Consumers and the publisher wait
             // until it is over.
-            Err(error @ ConnectError::Lost(_)) => {
+            Err(error @ (ConnectError::Lost(_) | ConnectError::Blocked { .. })) => {
                 warn!(error = %chain(&error), "cannot check the user's permissions");
                 return Ok(());
             }

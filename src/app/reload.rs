@@ -89,13 +89,12 @@ pub(super) async fn plan(
     Ok(ReloadPlan { next, changes, unchecked: (!extends).then_some(setup), notes })
 }
 
-/// The outcome of applying these changes, with these problems of the broker.
+/// The outcome of applying these changes, with these problems of the broker. Without changes there is nothing to apply,
+/// whatever problems the broker has.
 pub(super) fn outcome(changes: &[ConfigChange], problems: &[String]) -> ReloadOutcome {
-    if !problems.is_empty() {
-        ReloadOutcome::PartlyApplied
-    } else if changes.is_empty() {
+    if changes.is_empty() {
         ReloadOutcome::Unchanged
-    } else if changes.iter().all(|change| change.effect == Effect::Live) {
+    } else if problems.is_empty() && changes.iter().all(|change| change.effect == Effect::Live) {
         ReloadOutcome::Applied
     } else {
         ReloadOutcome::PartlyApplied

@@ -103,7 +103,6 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
             return Ok(ledger_exit(&error));
         }
     };
-    let is_unknown = orders.is_empty() && event_files.is_empty();
     let queues = queues_with_messages(config).await;
     let mut not_erased = not_erased(config, queues.as_ref(), &unreadable, ledger.copies_remain);
     if let ErasureSubject::Customer(_) = subject {
@@ -116,7 +115,14 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
         Format::Text => write_text(&report, out)?,
         Format::Json => write_json(&report, out)?,
     }
-    Ok(if is_unknown { Exit::Refused } else { Exit::Done })
+    Ok(if report.is_empty() { Exit::Refused } else { Exit::Done })
+}
+
+impl ErasureReport {
+    /// Whether nothing about the customer or order was found.
+    fn is_empty(&self) -> bool {
+        self.orders.is_empty() && self.event_files.is_empty()
+    }
 }
 
 /// The files that were changed, those that cannot be read, and whether one could not be rewritten.
@@ -187,6 +193,9 @@ fn not_erased(
             Some(directory) => format!("log files in {directory:?}, removed by log.keep, and the journal"),
             None => "the log on standard error, such as the journal".to_owned(),
         },
+        "event files where log.directory was before: run the command again with --set log.directory=DIRECTORY for each, and \
+         there with --order for each order above"
+            .to_owned(),
         "backups of the ledger and of the files, and copies that other programs made".to_owned(),
     ];
     places.extend(unreadable.iter().map(|path| format!("{path:?}, which is compressed")));
@@ -199,7 +208,12 @@ fn not_erased(
 fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
     let ErasureReport { dry_run, orders, ledger, event_files, queues: _, not_erased } = report;
     let lines: usize = event_files.iter().map(|file| file.lines).sum();
-    writeln!(out, "{}", if *dry_run { "would erase (nothing was changed)" } else { "erased" })?;
+    let heading = match (report.is_empty(), dry_run) {
+        (true, _) => "nothing found, nothing erased",
+        (false, true) => "would erase (nothing was changed)",
+        (false, false) => "erased",
+    };
+    writeln!(out, "{heading}")?;
     writeln!(
         out,
         "  orders         {}",

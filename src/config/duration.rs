@@ -20,7 +20,7 @@ pub fn parse(text: &str) -> Result<Duration, &'static str> {
     Duration::try_from(signed).map_err(|_| "must not be negative")
 }
 
-/// Formats a duration: `1m 11s`, `24h`, `500ms`; in days from two days on: `3d`, `2d 1h`.
+/// Formats a duration: `1m 11s`, `25h`, `500ms`; whole days and more than two days in days: `1d`, `3d`, `2d 1h`.
 pub fn format(duration: Duration) -> String {
     const DAY: u64 = 86_400;
     let show = |duration: Duration| {
@@ -29,7 +29,7 @@ pub fn format(duration: Duration) -> String {
     let days = duration.as_secs() / DAY;
     let rest = duration - Duration::from_secs(days * DAY);
     match (days, rest.is_zero()) {
-        (0 | 1, _) => show(duration),
+        (0, _) | (1, false) => show(duration),
         (days, true) => format!("{days}d"),
         (days, false) => format!("{days}d {}", show(rest)),
     }
@@ -64,7 +64,8 @@ mod tests {
         for (millis, text) in [
             (500, "500ms"),
             (71_000, "1m 11s"),
-            (86_400_000, "24h"),
+            (86_400_000, "1d"),
+            (90_000_000, "25h"),
             (0, "0s"),
             (259_200_000, "3d"),
             (176_400_500, "2d 1h 500ms"),

@@ -232,20 +232,19 @@ impl Layers {
             match table.entry(key.clone()).or_insert_with(|| Value::Table(Table::new())) {
                 Value::Table(inner) => table = inner,
                 _ => {
-                    report.problem(&path, format!("is not a section, so {origin} cannot set a key in it"));
+                    report.problem_of(&origin, &path, "is not a section, so no key in it can be set");
                     return;
                 }
             }
         }
         let section = path;
         let path = join(&section, last);
-        if self.origins.get(&path).is_some_and(|previous| previous.layer() == origin.layer()) {
-            report.problem(&path, format!("is set twice, the second time by {origin}"));
+        if let Some(first) = self.origins.get(&path).filter(|first| first.layer() == origin.layer()) {
+            report.problem_of(&origin, &path, format!("is set twice, the first time by {first}"));
             return;
         }
         if let Some(Value::Table(_)) = table.get(last) {
-            let message = format!("is a section, so {origin} cannot set it: set the keys in it");
-            report.problem(&path, message);
+            report.problem_of(&origin, &path, "is a section, which cannot be set: set the keys in it");
             return;
         }
         // A password in a higher layer replaces a password file in a lower one, and vice versa.
@@ -268,7 +267,18 @@ impl Layers {
 fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
     let origin = LinePositions::new(text).origin(error.span().map_or(0, |span| span.start));
     let Origin::File { line, column } = origin else { unreachable!("positions of a file are in the file") };
-    Problem::in_file(format!("line {line}, column {column}"), error.message().replace('\n', ", "), line, column)
+    let value = error.span().map_or("", |span| &text[text.floor_char_boundary(span.start)..]);
+    let message = match error.message() {
+        // What the parser expects where a value is missing or text lacks its quotes. The value is not shown.
+        "string values must be quoted, expected literal string"
+        | "invalid boolean, expected `true`"
+        | "invalid boolean, expected `false`" => match value.starts_with(['\n', '\r', '#']) || value.is_empty() {
+            true => "a value is missing after \"=\"".to_owned(),
+            false => "the value is no number, true or false, so it must be text in quotes".to_owned(),
+        },
+        other => other.replace('\n', ", "),
+    };
+    Problem::in_file(format!("line {line}, column {column}"), message, line, column)
 }
 
 /// Turns offsets into lines and columns.

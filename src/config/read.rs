@@ -246,7 +246,9 @@ pub(super) fn ledger(mut section: Section<'_>) -> Ledger {
 fn retention(value: &Value) -> Result<Option<Duration>, String> {
     match value {
         Value::Text(text) | Value::Untyped(text) if text == "forever" => Ok(None),
-        _ => value_parser::duration(MIN_RETENTION..=MAX_RETENTION)(value).map(Some),
+        _ => value_parser::duration(MIN_RETENTION..=MAX_RETENTION)(value)
+            .map(Some)
+            .map_err(|message| format!("{message}; or \"forever\"")),
     }
 }
 

@@ -47,37 +47,57 @@ impl fmt::Display for Problem {
     }
 }
 
+/// One problem or warning.
+#[derive(Debug)]
+struct Reported {
+    path: String,
+    message: String,
+    /// What is at fault, if that is not where the key was written.
+    origin: Option<Origin>,
+}
+
 /// The problems and warnings so far. Only the first problem of each path is kept, since others usually follow from it.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    problems: RefCell<Vec<(String, String)>>,
-    warnings: RefCell<Vec<(String, String)>>,
+    problems: RefCell<Vec<Reported>>,
+    warnings: RefCell<Vec<Reported>>,
 }
 
 impl Report {
     pub(super) fn problem(&self, path: &str, message: impl Into<String>) {
+        self.add_problem(path, message.into(), None);
+    }
+
+    /// A problem with a variable or a setting, at a path that was also written elsewhere.
+    pub(super) fn problem_of(&self, origin: &Origin, path: &str, message: impl Into<String>) {
+        self.add_problem(path, message.into(), Some(origin.clone()));
+    }
+
+    fn add_problem(&self, path: &str, message: String, origin: Option<Origin>) {
         let mut problems = self.problems.borrow_mut();
-        if !problems.iter().any(|(known, _)| known == path) {
-            problems.push((path.to_owned(), message.into()));
+        if !problems.iter().any(|known| known.path == path) {
+            problems.push(Reported { path: path.to_owned(), message, origin });
         }
     }
 
     pub(super) fn warning(&self, path: &str, message: impl Into<String>) {
-        self.warnings.borrow_mut().push((path.to_owned(), message.into()));
+        self.warnings.borrow_mut().push(Reported { path: path.to_owned(), message: message.into(), origin: None });
     }
 
     /// Whether a problem was found at a path or below it.
     pub(super) fn has(&self, path: &str) -> bool {
         let is_within =
             |known: &str| known.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        self.problems.borrow().iter().any(|(known, _)| is_within(known))
+        self.problems.borrow().iter().any(|known| is_within(&known.path))
     }
 
     /// All problems and all warnings, each in the order of the file.
     pub(super) fn take_sorted(&self, origins: &Origins) -> (Vec<Problem>, Vec<Problem>) {
-        let sorted = |found: &RefCell<Vec<(String, String)>>| {
-            let mut found: Vec<_> =
-                found.take().into_iter().map(|(path, message)| (origin(origins, &path), path, message)).collect();
+        let sorted = |found: &RefCell<Vec<Reported>>| {
+            let with_origin = |Reported { path, message, origin: given }: Reported| {
+                (given.or_else(|| origin(origins, &path)), path, message)
+            };
+            let mut found: Vec<_> = found.take().into_iter().map(with_origin).collect();
             found.sort();
             found.into_iter().map(|(origin, path, message)| located(origin, path, message)).collect()
         };

@@ -1,5 +1,6 @@
 //! Reads secrets from the configuration and from the files it names. A problem with a secret never shows it.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -109,10 +110,21 @@ pub(super) fn is_world_readable(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS_READ != 0)
 }
 
+/// Why a file with a secret cannot be read, and what to do.
+fn unreadable(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let user = rustix::process::geteuid().as_raw();
+        return format!(
+            "{error} for user id {user}: run the command as orderd's user or as root, or give orderd's user the file"
+        );
+    }
+    error.to_string()
+}
+
 /// Reads a file with a secret. A newline at its end, which editors add, is not part of the secret.
 fn read(path: &Path) -> Result<Secret, String> {
     // A line end is allowed besides.
-    let bytes = read_limited(path, MAX_SECRET_BYTES + 2).map_err(|error| error.to_string())?;
+    let bytes = read_limited(path, MAX_SECRET_BYTES + 2).map_err(|error| unreadable(&error))?;
     let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let text = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     match text.len() {

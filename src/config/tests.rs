@@ -124,6 +124,19 @@ fn all_problems_are_reported_together_in_the_order_of_the_file() {
 }
 
 #[test]
+fn a_missing_value_and_text_without_quotes_are_named_as_such_and_not_shown() {
+    for (value, part) in [
+        ("", "a value is missing after \"=\""),
+        (" # many", "a value is missing after \"=\""),
+        (" secret", "must be text in quotes"),
+        (" true4", "must be text in quotes"),
+    ] {
+        let found = problems(&format!("[runtime]\nthreads ={value}\n"));
+        assert!(found[0].contains(part) && !found[0].contains("secret"), "{value:?}: {found:?}");
+    }
+}
+
+#[test]
 fn a_syntax_error_has_line_and_column_and_does_not_show_the_line() {
     let found = problems("[broker]\nusername = \"me\"\npassword = \"hunter2\nvirtual_host = =\n");
     assert!(found[0].starts_with("line 3, column "), "{found:?}");
@@ -368,7 +381,10 @@ fn the_retention_must_be_longer_than_the_longest_retry() {
     let keep = |text: &str| default_with("retention = \"forever\"", &format!("retention = \"{text}\""));
     assert_eq!(valid("").ledger.retention, None);
     assert_eq!(valid(&keep("90d")).ledger.retention, Some(Duration::from_secs(90 * 86_400)));
-    assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 3d, is 2d"]);
+    assert_eq!(problems(&keep("2d")), ["ledger.retention: must be at least 3d, is 2d; or \"forever\""]);
+    let too_short = problems(&keep("1d"));
+    assert!(too_short[0].contains("is 1d; or \"forever\""), "{too_short:?}");
+    assert!(problems(&keep("for ever"))[0].ends_with("or \"forever\""));
     let too_short = keep("3d").replacen("max_age = \"24h\"", "max_age = \"48h\"", 1);
     let found = problems(&too_short);
     assert!(found[0].starts_with("ledger.retention: must be at least 3d 1m, is 3d: consumer \"order\""), "{found:?}");

@@ -1,6 +1,7 @@
 //! Derives the topology, and the permissions that orderd needs, from the configuration. Pure.
 
 use super::check::EVENTS;
+use super::handler::MessageKind;
 use super::model::{Config, Consumer};
 use crate::topology::{
     Declaration, Exchange, ExchangeNames, Permissions, Queue, RequiredPermission, Role, Topology, WorkQueue,
@@ -54,6 +55,13 @@ impl Config {
     /// The minimum permissions of orderd's user.
     pub fn permissions(&self) -> Permissions {
         Permissions::least(&self.required_permissions(), &self.topology.exchange)
+    }
+
+    /// The minimum permissions of a user that publishes orders.
+    pub fn producer_permissions(&self) -> Permissions {
+        let orders = self.consumers.values().filter(|consumer| consumer.messages == MessageKind::Order);
+        let bindings = orders.filter_map(|consumer| self.queues.get(&consumer.queue)).flat_map(|queue| &queue.bindings);
+        Permissions::of_producer(&self.topology.exchange, bindings.map(String::as_str))
     }
 
     /// Everything that must exist on the broker for this configuration.

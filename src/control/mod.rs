@@ -65,7 +65,7 @@ pub struct ReloadReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReloadOutcome {
-    /// The file does not differ from the active configuration.
+    /// The file does not differ from the active configuration. The broker may: see [`ReloadReport::problems`].
     Unchanged,
     /// All changes are active.
     Applied,

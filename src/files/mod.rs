@@ -8,9 +8,11 @@
 //! rolling    a line file per minute, hour or day; removes old ones
 //! rewrite    removes or replaces lines of a file that running daemons append to
 //! outage     why a file cannot be written
+//! file_system  file systems that are not local, or in memory
 //! ```
 //! It never decides what is written.
 
+mod file_system;
 mod line_file;
 mod mode;
 mod outage;
@@ -18,6 +20,7 @@ mod read;
 mod rewrite;
 mod rolling;
 
+pub use file_system::{remote_file_system, volatile_file_system};
 pub use line_file::{IncompleteLine, LineFile};
 pub use mode::{
     FILE_MODE, SECRET_MODE, create_directory, create_new_file, directory_mode, limit_umask, remove_others_access,

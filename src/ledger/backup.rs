@@ -75,6 +75,15 @@ pub enum BackupError {
         /// The incomplete backup.
         partial: PathBuf,
     },
+    /// There is no place for the backup, or it may not be written there.
+    #[error("cannot create {partial:?}: the directory must exist and this user must be allowed to write there")]
+    NoPlace {
+        /// The file that would be written first.
+        partial: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The operating system refused.
     #[error("cannot {action} {file:?}")]
     File {
@@ -118,6 +127,7 @@ impl BackupError {
             | BackupError::IsLedger { .. }
             | BackupError::NotABackup { .. }
             | BackupError::ForeignLog { .. }
+            | BackupError::NoPlace { .. }
             | BackupError::InProgress { .. } => true,
             BackupError::Ledger(_)
             | BackupError::File { .. }

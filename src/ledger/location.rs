@@ -77,6 +77,13 @@ impl LedgerLocation {
         }
     }
 
+    /// Why this is no place for a ledger, though it works: in memory, or on another host. `None` if nothing speaks against it.
+    pub fn storage_problem(&self) -> Option<String> {
+        match self {
+            LedgerLocation::Directory(directory) => sqlite::storage_problem(directory),
+        }
+    }
+
     /// A reader of the ledger. It opens the ledger for each read, so this cannot fail, and the ledger may be
     /// created later.
     pub fn reader(&self) -> Arc<dyn LedgerReader> {

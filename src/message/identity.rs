@@ -24,6 +24,16 @@ pub enum Sender<'a> {
     Unverified,
 }
 
+impl fmt::Display for Sender<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sender::Own => f.write_str("orderd"),
+            Sender::User(name) => write!(f, "user {name:?}"),
+            Sender::Unverified => f.write_str("unverified"),
+        }
+    }
+}
+
 /// The routing keys of events that only orderd publishes.
 const OWN_EVENT_KEYS: [&str; 2] = ["order.analytics.processed", "order.analytics.failed"];
 

@@ -80,7 +80,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
     if guard.delivery().is_unproven_claim(&context.names, provenance) && context.counters.unproven() {
         let Delivery { exchange, routing_key, .. } = guard.delivery();
         warn!(
-            consumer = %context.consumer, exchange, routing_key, sender = ?provenance.sender,
+            consumer = %context.consumer, exchange, routing_key, sender = %provenance.sender,
             "a message claims to be orderd's own, but orderd's user did not publish it: it is not believed; find its \
              sender, or add orderd's former user to broker.trusted_users"
         );

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::management::ObservedTopology;
@@ -30,29 +31,52 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// A policy that would delete or divert the messages of a queue. orderd refuses to start while the policy applies.
+/// A policy that would delete or divert messages. orderd refuses to start while it applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DangerousPolicy {
-    /// The queue's name.
-    pub queue: String,
     /// The names of the effective policies: the user policy, the operator policy, or both.
     pub policies: Vec<String>,
+    /// What they set. Never empty.
+    pub settings: Vec<DangerousSetting>,
+}
+
+/// One key of a policy, with the queues that it would harm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DangerousSetting {
     /// The key, such as `overflow`.
     pub key: String,
-    /// Its value, as JSON.
-    pub value: String,
+    /// Its value.
+    pub value: Value,
     /// What it would do to messages.
     pub effect: &'static str,
+    /// The names of the queues, in the order of declaration. Never empty.
+    pub queues: Vec<String>,
+}
+
+/// The most queues that a text names; the others are counted.
+const NAMED_QUEUES: usize = 4;
+
+impl DangerousPolicy {
+    /// The queues that any of the settings would harm.
+    pub fn queues(&self) -> BTreeSet<&str> {
+        self.settings.iter().flat_map(|setting| &setting.queues).map(String::as_str).collect()
+    }
 }
 
 impl fmt::Display for DangerousPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let policies = self.policies.join("\" and \"");
-        write!(
-            f,
-            "queue {:?}: policy \"{policies}\" sets {:?} to {}: {}",
-            self.queue, self.key, self.value, self.effect
-        )
+        write!(f, "policy \"{}\"", self.policies.join("\" and \""))?;
+        for (n, DangerousSetting { key, value, effect, queues }) in self.settings.iter().enumerate() {
+            let separator = if n == 0 { "" } else { ";" };
+            write!(f, "{separator} sets {key:?} to {value}: {effect} (")?;
+            let named = if queues.len() > NAMED_QUEUES { NAMED_QUEUES - 1 } else { queues.len() };
+            write!(f, "queue{} {}", if queues.len() == 1 { "" } else { "s" }, queues[..named].join(", "))?;
+            match queues.len() - named {
+                0 => f.write_str(")")?,
+                more => write!(f, " and {more} more)")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -196,22 +220,30 @@ fn argument_mismatches(
 /// If a queue's argument and a policy disagree, then for `overflow` the policy applies, for dead-lettering the argument, and
 /// for limits and TTLs the smaller value. Source: `rabbit_quorum_queue` of 3.10.8 and 4.0.5; 4.3 is assumed to be the same.
 pub fn dangerous_policies(declarations: &[Declaration], observed: &ObservedTopology) -> Vec<DangerousPolicy> {
-    let of_queue = |queue: &Queue| -> Vec<DangerousPolicy> {
-        let Some(actual) = observed.queues.get(&queue.name) else { return Vec::new() };
-        let policies: Vec<String> = actual.policy.iter().chain(&actual.operator_policy).cloned().collect();
-        let definition = actual.effective_policy.iter().flatten();
-        let dangerous = definition.filter_map(|(key, value)| {
-            let effect = effect(queue, key, value)?;
-            let (queue, policies) = (queue.name.clone(), policies.clone());
-            Some(DangerousPolicy { queue, policies, key: key.clone(), value: value.to_string(), effect })
-        });
-        dangerous.collect()
-    };
-    let of_declaration = |declaration: &Declaration| match declaration {
-        Declaration::Queue(queue) => of_queue(queue),
-        Declaration::Exchange(_) | Declaration::Binding(_) => Vec::new(),
-    };
-    declarations.iter().flat_map(of_declaration).collect()
+    let mut found: BTreeMap<Vec<String>, Vec<DangerousSetting>> = BTreeMap::new();
+    let queues = declarations.iter().filter_map(|declaration| match declaration {
+        Declaration::Queue(queue) => Some((queue, observed.queues.get(&queue.name)?)),
+        Declaration::Exchange(_) | Declaration::Binding(_) => None,
+    });
+    for (queue, actual) in queues {
+        for (key, value) in actual.effective_policy.iter().flatten() {
+            let Some(effect) = effect(queue, key, value) else { continue };
+            let policies = actual.policy.iter().chain(&actual.operator_policy).cloned().collect();
+            let settings = found.entry(policies).or_default();
+            let is_same =
+                |known: &&mut DangerousSetting| known.key == *key && known.value == *value && known.effect == effect;
+            match settings.iter_mut().find(is_same) {
+                Some(known) => known.queues.push(queue.name.clone()),
+                None => settings.push(DangerousSetting {
+                    key: key.clone(),
+                    value: value.clone(),
+                    effect,
+                    queues: vec![queue.name.clone()],
+                }),
+            }
+        }
+    }
+    found.into_iter().map(|(policies, settings)| DangerousPolicy { policies, settings }).collect()
 }
 
 /// What one key of a policy would do to the messages of a queue; `None` if it is harmless.

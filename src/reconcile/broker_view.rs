@@ -133,10 +133,10 @@ pub enum QueueRole {
     Unrouted,
 }
 
-/// A lasting problem on one queue, exchange or binding.
+/// A lasting problem with one queue, exchange, binding or policy.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Finding {
-    /// The queue's name; `None` for a finding about an exchange.
+    /// The queue's name; `None` for a finding about an exchange or a policy.
     #[serde(default)]
     pub queue: Option<String>,
     /// The exchange's name, for a finding about an exchange or a binding.
@@ -145,6 +145,12 @@ pub struct Finding {
     /// The routing key, for a finding about a binding.
     #[serde(default)]
     pub routing_key: Option<String>,
+    /// The policies' names, for a finding about a policy.
+    #[serde(default)]
+    pub policy: Option<String>,
+    /// The queues that it affects, for a finding about a policy.
+    #[serde(default)]
+    pub queues: Vec<String>,
     /// The kind of problem.
     pub kind: FindingKind,
     /// When it was first observed.
@@ -163,12 +169,27 @@ impl Finding {
             Object::Exchange(exchange) => (None, Some(exchange), None),
             Object::Binding { exchange, queue, routing_key } => (Some(queue), Some(exchange), Some(routing_key)),
         };
-        Finding { queue, exchange, routing_key, kind, since, messages: None, detail }
+        Finding { queue, exchange, routing_key, policy: None, queues: Vec::new(), kind, since, messages: None, detail }
     }
 
-    /// What it is about: the queue, or the exchange.
+    /// A finding about policies.
+    pub(super) fn about_policy(policy: String, queues: Vec<String>, since: Timestamp, detail: String) -> Self {
+        Finding {
+            queue: None,
+            exchange: None,
+            routing_key: None,
+            policy: Some(policy),
+            queues,
+            kind: FindingKind::DangerousPolicy,
+            since,
+            messages: None,
+            detail,
+        }
+    }
+
+    /// What it is about: the queue, the exchange, or the policy.
     pub fn subject(&self) -> &str {
-        self.queue.as_deref().or(self.exchange.as_deref()).unwrap_or_default()
+        self.queue.as_deref().or(self.exchange.as_deref()).or(self.policy.as_deref()).unwrap_or_default()
     }
 }
 

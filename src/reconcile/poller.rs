@@ -393,8 +393,8 @@ impl Poller {
         let now = self.now();
         for changes in [self.topology_findings.take_changes(now), self.reconciler.take_changes(now)] {
             changes.begun.iter().for_each(log_new_finding);
-            for Finding { queue, exchange, kind, since, .. } in &changes.ended {
-                info!(queue, exchange, kind = kind.as_str(), %since, "finding ended");
+            for Finding { queue, exchange, policy, kind, since, .. } in &changes.ended {
+                info!(queue, exchange, policy, kind = kind.as_str(), %since, "finding ended");
             }
         }
         self.view.findings = self.topology_findings.all().chain(self.reconciler.findings()).collect();
@@ -403,11 +403,11 @@ impl Poller {
 }
 
 fn log_new_finding(finding: &Finding) {
-    let Finding { queue, exchange, routing_key: _, kind, since, messages, detail } = finding;
+    let Finding { queue, exchange, routing_key: _, policy, queues: _, kind, since, messages, detail } = finding;
     if kind.requires_action() {
-        error!(queue, exchange, kind = kind.as_str(), messages, %since, detail, "new finding");
+        error!(queue, exchange, policy, kind = kind.as_str(), messages, %since, detail, "new finding");
     } else {
-        warn!(queue, exchange, kind = kind.as_str(), messages, %since, detail, "new finding");
+        warn!(queue, exchange, policy, kind = kind.as_str(), messages, %since, detail, "new finding");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Makes findings from differences between the broker and the topology: what is missing, what has other properties, and
 //! which policies would lose messages. Pure: times are arguments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::time::Duration;
 
 use super::audit::Audit;
@@ -9,7 +9,15 @@ use super::broker_view::{Finding, FindingKind};
 use super::findings::{FindingChanges, Moment};
 use crate::topology::Object;
 
-type Key = (Object, FindingKind);
+/// What a finding is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Object(Object),
+    /// The effective policies of some queues, by name.
+    Policies(Vec<String>),
+}
+
+type Key = (Subject, FindingKind);
 
 /// All current findings about the topology.
 #[derive(Debug, Default)]
@@ -23,23 +31,22 @@ pub(super) struct TopologyFindings {
 impl TopologyFindings {
     /// Replaces the findings by those of a new comparison. `declare`: whether orderd declares what is missing.
     pub fn record(&mut self, audit: &Audit, declare: bool, now: Moment) {
-        let observed = observations(audit, declare);
+        let observed = observations(audit, declare, now);
         // A policy that the broker has not reported is neither there nor gone.
-        let is_unknown =
-            |object: &Object| matches!(object, Object::Queue(name) if audit.unknown_policies.contains(name));
-        self.end(|(object, kind)| match kind {
+        let is_unknown = |finding: &Finding| finding.queues.iter().any(|name| audit.unknown_policies.contains(name));
+        self.end(|key, finding| match key.1 {
             FindingKind::Redeclared => false,
-            FindingKind::DangerousPolicy if is_unknown(object) => false,
-            kind => !observed.contains_key(&(object.clone(), kind)),
+            FindingKind::DangerousPolicy if is_unknown(finding) => false,
+            _ => !observed.contains_key(key),
         });
-        for (key, detail) in observed {
-            self.begin(key, detail, now);
+        for (key, finding) in observed {
+            self.begin(key, finding);
         }
     }
 
     /// The whole topology has been declared, so nothing is missing.
     pub fn record_complete(&mut self) {
-        self.end(|(_, kind)| kind.is_missing_object());
+        self.end(|(_, kind), _| kind.is_missing_object());
     }
 
     /// These objects did not exist and have been declared again.
@@ -51,7 +58,8 @@ impl TopologyFindings {
             };
             let detail = format!("{object} was deleted and has been declared again{lost}: find out what deletes it");
             self.restored_until.insert(object.clone(), now.elapsed.saturating_add(retention));
-            self.begin((object, FindingKind::Redeclared), detail, now);
+            let finding = Finding::about(&object, FindingKind::Redeclared, now.wall, detail);
+            self.begin((Subject::Object(object), FindingKind::Redeclared), finding);
         }
     }
 
@@ -65,7 +73,8 @@ impl TopologyFindings {
             .collect();
         for object in over {
             self.restored_until.remove(&object);
-            self.end(|(other, kind)| kind == FindingKind::Redeclared && *other == object);
+            let ended = (Subject::Object(object), FindingKind::Redeclared);
+            self.end(|key, _| *key == ended);
         }
         std::mem::take(&mut self.changes)
     }
@@ -75,29 +84,37 @@ impl TopologyFindings {
         self.current.values().cloned()
     }
 
-    fn begin(&mut self, (object, kind): Key, detail: String, now: Moment) {
-        let new = Finding::about(&object, kind, now.wall, detail);
-        match self.current.entry((object, kind)) {
-            std::collections::btree_map::Entry::Occupied(mut known) => known.get_mut().detail = new.detail,
-            std::collections::btree_map::Entry::Vacant(entry) => {
+    fn begin(&mut self, key: Key, new: Finding) {
+        match self.current.entry(key) {
+            btree_map::Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                (known.detail, known.queues) = (new.detail, new.queues);
+            }
+            btree_map::Entry::Vacant(entry) => {
                 entry.insert(new.clone());
                 self.changes.begun.push(new);
             }
         }
     }
 
-    fn end(&mut self, is_over: impl Fn((&Object, FindingKind)) -> bool) {
-        let ended = self.current.extract_if(.., |(object, kind), _| is_over((object, *kind)));
+    fn end(&mut self, is_over: impl Fn(&Key, &Finding) -> bool) {
+        let ended = self.current.extract_if(.., |key, finding| is_over(key, finding));
         self.changes.ended.extend(ended.map(|(_, finding)| finding));
     }
 }
 
-/// The text of each finding of a comparison. Several differences of one object are one finding.
-fn observations(audit: &Audit, declare: bool) -> BTreeMap<Key, String> {
-    let mut observed: BTreeMap<Key, String> = BTreeMap::new();
+/// The findings of a comparison. Several differences of one object are one finding, and so is one policy for many queues.
+fn observations(audit: &Audit, declare: bool, now: Moment) -> BTreeMap<Key, Finding> {
+    let mut observed: BTreeMap<Key, Finding> = BTreeMap::new();
     let mut add = |object: Object, kind, detail: String| {
-        let text = observed.entry((object, kind)).or_default();
-        *text = if text.is_empty() { detail } else { format!("{text}; {detail}") };
+        let new = Finding::about(&object, kind, now.wall, detail);
+        match observed.entry((Subject::Object(object), kind)) {
+            btree_map::Entry::Occupied(mut known) => {
+                let known = &mut known.get_mut().detail;
+                *known = format!("{known}; {}", new.detail);
+            }
+            btree_map::Entry::Vacant(entry) => drop(entry.insert(new)),
+        }
     };
     for object in &audit.missing {
         let (kind, effect) = match object {
@@ -126,14 +143,16 @@ fn observations(audit: &Audit, declare: bool) -> BTreeMap<Key, String> {
     }
     for policy in &audit.dangerous_policies {
         let detail = format!("{policy}: change or remove the policy; with it, orderd does not start again");
-        add(Object::Queue(policy.queue.clone()), FindingKind::DangerousPolicy, detail);
+        let queues = policy.queues().into_iter().map(str::to_owned).collect();
+        let finding = Finding::about_policy(policy.policies.join(" and "), queues, now.wall, detail);
+        observed.insert((Subject::Policies(policy.policies.clone()), FindingKind::DangerousPolicy), finding);
     }
     observed
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::audit::{DangerousPolicy, Mismatch};
+    use super::super::audit::{DangerousPolicy, DangerousSetting, Mismatch};
     use super::*;
 
     fn at(second: i64) -> Moment {
@@ -142,16 +161,18 @@ mod tests {
     }
 
     fn kinds(findings: &TopologyFindings) -> Vec<(FindingKind, Option<String>)> {
-        findings.all().map(|finding| (finding.kind, finding.queue.or(finding.exchange))).collect()
+        findings.all().map(|finding| (finding.kind, Some(finding.subject().to_owned()))).collect()
     }
 
     fn policy() -> DangerousPolicy {
         DangerousPolicy {
-            queue: "q".into(),
             policies: vec!["p".into()],
-            key: "overflow".into(),
-            value: "\"drop-head\"".into(),
-            effect: "deletes",
+            settings: vec![DangerousSetting {
+                key: "overflow".into(),
+                value: "drop-head".into(),
+                effect: "deletes",
+                queues: vec!["q".into(), "r".into()],
+            }],
         }
     }
 
@@ -167,7 +188,7 @@ mod tests {
         let audit = Audit {
             missing: vec![Object::Queue("q".into()), Object::Exchange("x".into())],
             mismatches: vec![mismatch],
-            dangerous_policies: vec![policy(), policy()],
+            dangerous_policies: vec![policy()],
             ..Audit::default()
         };
         findings.record(&audit, false, at(1));
@@ -175,7 +196,7 @@ mod tests {
             (FindingKind::ExchangeMismatch, Some("orders".to_owned())),
             (FindingKind::ExchangeMissing, Some("x".to_owned())),
             (FindingKind::QueueMissing, Some("q".to_owned())),
-            (FindingKind::DangerousPolicy, Some("q".to_owned())),
+            (FindingKind::DangerousPolicy, Some("p".to_owned())),
         ];
         assert_eq!(kinds(&findings), expected);
         assert_eq!(findings.take_changes(at(1)).begun.len(), 4);
@@ -192,7 +213,7 @@ mod tests {
         let mut findings = TopologyFindings::default();
         findings.record(&Audit { dangerous_policies: vec![policy()], ..Audit::default() }, true, at(1));
         findings.record(&Audit { unknown_policies: vec!["q".into()], ..Audit::default() }, true, at(2));
-        assert_eq!(kinds(&findings), [(FindingKind::DangerousPolicy, Some("q".to_owned()))]);
+        assert_eq!(kinds(&findings), [(FindingKind::DangerousPolicy, Some("p".to_owned()))]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::recent::RecentActivity;
-use super::{Conservation, ConsumerStatus, FailureCount, Quantiles, SenderCounts};
+use super::{Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts};
 use crate::metrics::{CounterReading, Histogram, conservation};
 
 /// A registered consumer with a reading of its counters.
@@ -34,6 +34,22 @@ pub struct ConsumerReading {
 /// The status of all consumers, by name.
 pub fn consumer_statuses(readings: &[ConsumerReading]) -> BTreeMap<String, ConsumerStatus> {
     readings.iter().map(|consumer| (consumer.name.clone(), consumer_status(consumer, readings))).collect()
+}
+
+/// Failures whose consumer is not among the readings.
+pub fn other_consumers(readings: &[ConsumerReading]) -> BTreeMap<String, OtherConsumer> {
+    let is_other = |name: &str| !readings.iter().any(|consumer| consumer.name == *name);
+    let mut others: BTreeMap<String, OtherConsumer> = BTreeMap::new();
+    for ConsumerReading { reading, .. } in readings {
+        for ((failed, delay), count) in reading.retries.iter().filter(|((failed, _), _)| is_other(failed)) {
+            *others.entry(failed.to_string()).or_default().retries.entry(delay.to_string()).or_default() += count;
+        }
+        for ((failed, reason), count) in reading.dead_letters.iter().filter(|((failed, _), _)| is_other(failed)) {
+            let other = others.entry(failed.to_string()).or_default();
+            *other.dead_letters.entry(reason.as_str().to_owned()).or_default() += count;
+        }
+    }
+    others
 }
 
 /// The status of one consumer among `all`. Retries and dead letters are counted by the failed-order consumer, and shown
@@ -150,7 +166,10 @@ pub(super) mod tests {
         failed.reading.retries = [(("order".into(), "10s".parse().unwrap()), 5)].into();
         let reason = DeadLetterReason::Malformed;
         failed.reading.dead_letters = [(("order".into(), reason), 1), (("unknown".into(), reason), 1)].into();
-        let consumers = consumer_statuses(&[reading("order"), failed]);
+        let readings = [reading("order"), failed];
+        let unknown = OtherConsumer { dead_letters: [("malformed".to_owned(), 1)].into(), ..OtherConsumer::default() };
+        assert_eq!(other_consumers(&readings), [("unknown".to_owned(), unknown)].into(), "none is missing");
+        let consumers = consumer_statuses(&readings);
         let (order, failed) = (&consumers["order"], &consumers["failed"]);
         assert_eq!((order.retried, &order.retries), (5, &[("10s".to_owned(), 5)].into()));
         assert_eq!((order.dead_lettered, &order.dead_letters), (1, &[("malformed".to_owned(), 1)].into()));

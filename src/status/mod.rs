@@ -42,6 +42,10 @@ pub struct Status {
     pub checks: Vec<ReadinessCheck>,
     /// The consumers, by name.
     pub consumers: BTreeMap<String, ConsumerStatus>,
+    /// Failures that belong to none of these consumers, by the consumer's name: of a removed consumer, or of `unknown` if the
+    /// queue that the message failed in is not known.
+    #[serde(default)]
+    pub other_consumers: BTreeMap<String, OtherConsumer>,
     /// The broker's queues, alarms and the findings, as last read from the management API.
     pub broker: BrokerView,
     /// Every delivery of every consumer is accounted for.
@@ -234,6 +238,15 @@ pub struct ConsumerStatus {
     pub publish_to_ack_seconds: Option<Quantiles>,
     /// The balance of its deliveries.
     pub conservation: Conservation,
+}
+
+/// The failures of a consumer that is not configured.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OtherConsumer {
+    /// Failures that were sent to a retry queue, by delay.
+    pub retries: BTreeMap<String, u64>,
+    /// Dead-lettered failures by reason.
+    pub dead_letters: BTreeMap<String, u64>,
 }
 
 /// Deliveries whose senders should change something.

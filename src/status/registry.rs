@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::assemble::{ConsumerReading, consumer_statuses};
+use super::assemble::{ConsumerReading, consumer_statuses, other_consumers};
 use super::consumer_registry::{ConsumerRegistry, RegisteredConsumer};
 use super::readiness::readiness_checks;
 use super::recent::{RecentSamples, Sample};
@@ -168,6 +168,7 @@ impl StatusRegistry {
             daemon,
             conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,
+            other_consumers: other_consumers(&readings),
             broker,
         };
         StatusSnapshot { status, consumers: readings }

@@ -11,5 +11,5 @@ mod tests;
 
 pub use crate::message::ExchangeNames;
 pub use model::{Argument, Binding, Declaration, Exchange, ExchangeKind, Object, Queue};
-pub use permission::{Permissions, RequiredPermission, TopicPermissions};
+pub use permission::{Permissions, RequiredPermission, TopicPermissions, quoted};
 pub use plan::{DELIVERY_LIMIT, Role, Topology, UNLIMITED_DELIVERIES, WorkQueue};

@@ -131,6 +131,18 @@ impl Permissions {
         Permissions { configure: expression(&configure), write: expression(&write), read: expression(&read), topic }
     }
 
+    /// What a producer needs: to publish to the topic exchange `orders` with the routing keys that match these patterns.
+    pub fn of_producer<'p>(orders: &str, patterns: impl IntoIterator<Item = &'p str>) -> Self {
+        let keys: BTreeSet<String> = patterns.into_iter().map(key_expression).collect();
+        let nothing = || expression(&BTreeSet::new());
+        let write = match keys.into_iter().collect::<Vec<_>>().join("|") {
+            none if none.is_empty() => nothing(),
+            keys => format!("^({keys})$"),
+        };
+        let topic = TopicPermissions { exchange: orders.to_owned(), write, read: nothing() };
+        Permissions { configure: nothing(), write: expression(&[orders].into()), read: nothing(), topic }
+    }
+
     /// The `rabbitmqctl` commands that grant them, quoted for a shell.
     pub fn commands(&self, virtual_host: &str, user: &str) -> [String; 2] {
         let (vhost, user) = (quoted(virtual_host), quoted(user));
@@ -162,6 +174,24 @@ fn expression(names: &BTreeSet<&str>) -> String {
     }
 }
 
+/// A regular expression, without anchors, that matches what a topic pattern matches.
+fn key_expression(pattern: &str) -> String {
+    let words: Vec<&str> = pattern.split('.').collect();
+    let mut expression = String::new();
+    for (index, word) in words.iter().enumerate() {
+        // The dot before a word, unless a leading "#" brings its own.
+        let separator = if index == 0 || (index == 1 && words[0] == "#") { "" } else { r"\." };
+        match *word {
+            "#" if words.len() == 1 => expression.push_str(".*"),
+            "#" if index == 0 => expression.push_str(r"(.*\.)?"),
+            "#" => expression.push_str(r"(\..*)?"),
+            "*" => expression.extend([separator, "[^.]+"]),
+            literal => expression.extend([separator, &escape(literal)]),
+        }
+    }
+    expression
+}
+
 fn escape(name: &str) -> String {
     let mut escaped = String::with_capacity(name.len());
     for c in name.chars() {
@@ -179,7 +209,7 @@ fn any_channel(expression: String) -> String {
 }
 
 /// In single quotes, for a shell.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -208,6 +238,20 @@ mod tests {
             r"rabbitmqctl set_permissions -p '/' 'it'\''s' '^$' '^(a\.retry\.1s|orders|orders\.retry)$' '^a$'"
         );
         assert_eq!(topic, r"rabbitmqctl set_topic_permissions -p '/' 'it'\''s' 'orders' '^order\.failed\.a$' '^$'");
+    }
+
+    #[test]
+    fn a_producer_may_publish_with_the_keys_that_the_patterns_match_and_nothing_else() {
+        let producer = Permissions::of_producer("orders", ["order.normal.*", "order.priority.#"]);
+        assert_eq!((producer.configure.as_str(), producer.write.as_str()), ("^$", "^orders$"));
+        assert_eq!(producer.topic.write, r"^(order\.normal\.[^.]+|order\.priority(\..*)?)$");
+        assert_eq!((producer.read.as_str(), producer.topic.read.as_str()), ("^$", "^$"));
+        assert_eq!(Permissions::of_producer("orders", []).topic.write, "^$");
+        for (pattern, expected) in
+            [("#", ".*"), ("#.a", r"(.*\.)?a"), ("a.#.b", r"a(\..*)?\.b"), ("*.#", r"[^.]+(\..*)?"), ("a+", r"a\+")]
+        {
+            assert_eq!(key_expression(pattern), expected, "{pattern}");
+        }
     }
 
     #[test]

@@ -64,8 +64,9 @@ async fn policies_that_would_lose_messages_are_found() {
     node.management("PUT", &format!("/operator-policies/{}/ops", vhost.name), operator);
     eventually("both policies are found", async || {
         let found = audit_topology(&vhost).await.dangerous_policies;
-        let keys: Vec<_> = found.iter().map(|policy| (policy.queue.as_str(), policy.key.as_str())).collect();
-        keys == [("dead_letter_queue", "message-ttl"), ("order_queue", "overflow")]
+        let settings = found.iter().flat_map(|policy| &policy.settings);
+        let keys: Vec<_> = settings.map(|setting| (setting.queues.join(" "), setting.key.as_str())).collect();
+        keys == [("order_queue".to_owned(), "overflow"), ("dead_letter_queue".to_owned(), "message-ttl")]
     })
     .await;
 }

@@ -120,7 +120,10 @@ async fn a_backup_never_damages_what_is_already_there() {
     assert_eq!(fs::read(&file).unwrap(), older);
 
     refused(source.path(), &[target.path().to_str().unwrap(), "--force"], 64);
-    refused(source.path(), &[target.path().join("missing/backup.db").to_str().unwrap()], 70);
+    for place in ["missing/backup.db", "backup.db/backup.db"] {
+        let problem = refused(source.path(), &[target.path().join(place).to_str().unwrap()], 64);
+        assert!(problem.contains("the directory must exist"), "{problem}");
+    }
     assert_eq!(names(target.path()), ["backup.db"]);
 
     ledger(source.path(), 4).await;
@@ -146,8 +149,12 @@ async fn a_backup_replaces_neither_a_file_of_the_ledger_nor_anything_but_a_backu
         assert!(problem.contains("the ledger itself"), "{problem}");
     }
     fs::write(place("token"), "secret").unwrap();
+    fs::write(place("empty"), "").unwrap();
+    rusqlite::Connection::open(place("other.db")).unwrap().execute_batch("CREATE TABLE others (a)").unwrap();
     symlink(place("missing"), place("dangling")).unwrap();
-    for file in [place("token"), place("dangling"), "/dev/full".into(), "/dev/null".into()] {
+    for file in
+        [place("token"), place("empty"), place("other.db"), place("dangling"), "/dev/full".into(), "/dev/null".into()]
+    {
         refused(source.path(), &["--force", file.to_str().unwrap()], 64);
     }
     assert_eq!(fs::read_to_string(place("token")).unwrap(), "secret");

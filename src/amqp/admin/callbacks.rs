@@ -32,8 +32,10 @@ impl ConnectionCallback for ConnectionWatch {
         Ok(())
     }
 
-    // The library does not announce the capability, so the broker never sends these.
-    async fn blocked(&mut self, _: &Connection, _: String) {}
+    /// Once it has something to refuse because of an alarm, the broker answers no further request.
+    async fn blocked(&mut self, _: &Connection, reason: String) {
+        self.0.0.end(ConnectionEnd::Blocked(reason));
+    }
 
     async fn unblocked(&mut self, _: &Connection) {}
 

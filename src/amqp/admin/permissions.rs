@@ -62,6 +62,7 @@ impl Connector {
                 Ok(()) => {}
                 // What was denied is certain, although the rest could not be checked.
                 Err(_) if !denied.is_empty() => break,
+                Err(ConnectionEnd::Blocked(reason)) => return Err(ConnectError::Blocked { reason }),
                 Err(end) => return Err(ConnectError::Lost(end)),
             }
         }
@@ -70,8 +71,8 @@ impl Connector {
 }
 
 async fn check_permissions(connection: &Connection, required: &[RequiredPermission]) -> CheckOutcome {
-    let lifetime = ConnectionLifetime::begin();
-    let mut end = client_connection::watch(connection, &lifetime).await;
+    let connection_lifetime = ConnectionLifetime::begin();
+    let mut end = client_connection::watch(connection, &connection_lifetime).await;
     let mut channels = Vec::with_capacity(required.len());
     // All channels first: opening one on a connection that has lost one is not safe with the library.
     for _ in required {
@@ -85,7 +86,13 @@ async fn check_permissions(connection: &Connection, required: &[RequiredPermissi
         if end.is_err() {
             break;
         }
-        match check(channel, lifetime, permission).await {
+        // Cancel-safe: a request completes in a task of its own, and both lifetimes keep their ends.
+        let checked = tokio::select! {
+            biased;
+            checked = check(channel, lifetime, permission) => checked,
+            () = connection_lifetime.ended() => connection_lifetime.reason(),
+        };
+        match checked {
             ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
                 denied.push(DeniedPermission { permission: permission.clone(), reply });
             }

@@ -309,6 +309,7 @@ impl Channel {
                 | ConnectionEnd::Unanswered(_)
                 | ConnectionEnd::WriteStalled
                 | ConnectionEnd::ConfirmTimeout(_)
+                | ConnectionEnd::Blocked(_)
                 | ConnectionEnd::ClosedByUs,
             ) => return,
         }

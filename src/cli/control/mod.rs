@@ -64,7 +64,8 @@ fn consumer_name(text: &str) -> Result<String, &'static str> {
 
 /// Makes the daemon reload its configuration.
 ///
-/// Returns the exit code: 0 if all changes are active, 1 if some need a restart or a change at the broker, 78 if the
+/// Returns the exit code: 0 if all changes are active, 1 if some need a restart or a change at the broker, or if the broker does
+/// not match the configuration, 78 if the
 /// configuration was rejected, 69 if it was rejected for a temporary reason or if no daemon answers.
 ///
 /// # Errors
@@ -83,8 +84,8 @@ pub async fn reload(args: ReloadArgs, sources: &Sources, out: &mut dyn Write, er
         Format::Json => write_json(&json, out)?,
     }
     Ok(match report.outcome {
-        ReloadOutcome::Unchanged | ReloadOutcome::Applied => Exit::Done,
-        ReloadOutcome::PartlyApplied => Exit::Refused,
+        ReloadOutcome::Unchanged | ReloadOutcome::Applied if report.problems.is_empty() => Exit::Done,
+        ReloadOutcome::Unchanged | ReloadOutcome::Applied | ReloadOutcome::PartlyApplied => Exit::Refused,
         ReloadOutcome::Rejected if report.temporary => Exit::Unavailable,
         ReloadOutcome::Rejected => Exit::Config,
     })

@@ -9,7 +9,12 @@ use crate::control::{ConfigChange, Effect, PauseReport, ReloadOutcome, ReloadRep
 pub(super) fn write_reload(report: &ReloadReport, out: &mut dyn Write) -> io::Result<()> {
     let generation = report.generation;
     match report.outcome {
-        ReloadOutcome::Unchanged => writeln!(out, "configuration unchanged (generation {generation})")?,
+        ReloadOutcome::Unchanged if report.problems.is_empty() => {
+            writeln!(out, "configuration unchanged (generation {generation})")?;
+        }
+        ReloadOutcome::Unchanged => {
+            writeln!(out, "configuration unchanged (generation {generation}), but the broker does not match it")?;
+        }
         ReloadOutcome::Applied => writeln!(out, "reload applied: all changes are active (generation {generation})")?,
         ReloadOutcome::PartlyApplied => {
             writeln!(out, "reload partly applied: not everything is active (generation {generation})")?;

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::input_form::InputProblem;
 use super::input_lines::MAX_LINE_BYTES;
 use crate::domain::{self, DecodeError, Order, OtherFields, RuleError, body_text, object_fields};
 use crate::message::{Message, Properties, Publication};
 
 /// Maximum length of a message id, in bytes: AMQP's limit for a short string.
 const MAX_MESSAGE_ID: usize = 255;
-/// The first bytes of a file compressed with gzip.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Routing key of orders without priority.
 pub(super) const NORMAL_KEY: &str = "order.normal.created";
 /// Routing key of orders with priority.
@@ -33,8 +32,9 @@ pub(super) struct LineParser {
 pub(super) enum LineError {
     #[error("longer than {MAX_LINE_BYTES} bytes")]
     TooLong,
-    #[error("the input is compressed with gzip: decompress it first, as in `zcat FILE | orderd publish`")]
-    Compressed,
+    /// The first line, for the whole input.
+    #[error(transparent)]
+    Input(#[from] InputProblem),
     #[error(transparent)]
     Decode(#[from] DecodeError),
     #[error(transparent)]
@@ -48,9 +48,6 @@ impl LineParser {
     /// [`LineError`].
     pub fn parse(&self, line: Option<Vec<u8>>) -> Result<Publication, LineError> {
         let body = line.ok_or(LineError::TooLong)?;
-        if body.starts_with(&GZIP) {
-            return Err(LineError::Compressed);
-        }
         let (message_id, key) = if self.raw { (raw_id(&body)?, NORMAL_KEY) } else { order_id_and_key(&body)? };
         let properties =
             Properties { content_type: Some("application/json".to_owned()), message_id, ..Properties::default() };
@@ -124,7 +121,6 @@ mod tests {
             ),
             (b"\xff{}", "not UTF-8"),
             (b"\xff\xfe{\0\"\0", "UTF-16"),
-            (b"\x1f\x8b\x08\0", "decompress it first"),
         ] {
             let error = parse(&orders, line).unwrap_err();
             assert!(error.contains(reason), "{error}");

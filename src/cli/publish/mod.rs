@@ -4,13 +4,16 @@
 //! A thread reads and checks lines; a task publishes them. The queue between the two is limited, so the input may be
 //! endless. A line that was refused is never published.
 
+mod broker_check;
+mod input_form;
 mod input_lines;
 mod line_parser;
 mod publish_loop;
 mod summary;
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,17 +24,18 @@ use tokio::sync::mpsc;
 
 use self::input_lines::InputLines;
 use self::line_parser::LineParser;
-use self::publish_loop::{Input, PublishLoop};
+use self::publish_loop::{ConnectionState, Input, PublishLoop};
 use self::summary::{EndReason, PublishSummary};
 use super::output::write_json_line;
 use super::{Exit, Format, print_error};
-use crate::amqp::{Connector, DeclareError, DeniedPermission};
-use crate::chain::chain;
+use crate::amqp::Connector;
 use crate::config::{Config, duration};
-use crate::topology::{Declaration, RequiredPermission};
+use crate::topology::{ExchangeNames, pattern};
 
 /// Maximum number of lines queued between the reader and the publish loop.
 const READ_AHEAD: usize = 32;
+/// Bytes read at a time. Whether the input is one object per line is judged by the first ones.
+const READ_BUFFER: usize = 64 * 1024;
 
 /// Arguments of `orderd publish`.
 #[derive(Debug, Args)]
@@ -48,7 +52,7 @@ pub struct PublishArgs {
     /// becomes the message id
     #[arg(long, requires = "routing_key")]
     raw: bool,
-    /// Give up if the broker is unreachable for this long
+    /// Try for this long to reach the broker, at the start and after a lost connection, then give up
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
     connect_timeout: Duration,
     /// Output format of the summary
@@ -70,8 +74,8 @@ fn timeout(text: &str) -> Result<Duration, String> {
 
 /// Publishes the input. Prints a summary to `out` and refused lines to standard error.
 ///
-/// Returns the exit code: 0 if every line was published, 1 if a line was refused or the command was interrupted, 64 if the
-/// file cannot be opened, 69 if the broker was unreachable for longer than `--connect-timeout`, 70 if the input cannot be
+/// Returns the exit code: 0 if every line was published, 1 if the input or a line was refused or the command was interrupted, 64
+/// if the file cannot be opened, 69 if the broker was unreachable for longer than `--connect-timeout`, 70 if the input cannot be
 /// read further, 78 if the exchange does not exist or the user may not publish to it.
 ///
 /// # Errors
@@ -84,22 +88,47 @@ pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write
             return Ok(Exit::Usage);
         }
     };
+    let mut input = BufReader::with_capacity(READ_BUFFER, input);
+    // What a file contains is known before anything is connected; a pipe may be filled later.
+    if length.is_some()
+        && let Some(problem) = input.fill_buf().ok().and_then(input_form::problem)
+    {
+        print_error(&problem.to_string());
+        return print_summary(&PublishSummary::of_refused_input(), arguments.format, out);
+    }
     config.broker.connect_timeout = arguments.connect_timeout;
     let parser = LineParser {
         exchange: Arc::clone(&config.names().orders),
         routing_key: arguments.routing_key.clone(),
         raw: arguments.raw,
     };
-    let connector = Connector::new(config.broker.clone());
-    if let Err(exit) = check_broker(&connector, &config, parser.routing_key.as_deref()).await {
+    if let Err(exit) = broker_check::check(&config, parser.routing_key.as_deref()).await {
         return Ok(exit);
     }
+    let unbound = unbound_keys(&config, parser.routing_key.as_deref());
+    for key in &unbound {
+        print_error(&format!(
+            "warning: no binding of the configuration matches the routing key {key:?}: unless the broker has one, these \
+             messages are kept in {} and not processed",
+            ExchangeNames::UNROUTED_QUEUE
+        ));
+    }
     let bar = progress_bar(length);
-    let publisher = connector.publisher();
+    let publisher = Connector::new(config.broker.clone()).publisher();
     let connection = publisher.clone();
     let publish_loop = PublishLoop {
         publisher: &publisher,
-        is_connected: &move || connection.state().connected,
+        connection: &move || {
+            let state = connection.state();
+            ConnectionState {
+                connected: state.connected,
+                error: connection.last_connect_error(),
+                blocked: connection.blocked(),
+                waiting: state.waiting,
+            }
+        },
+        notify: &|text| bar.suspend(|| print_error(text)),
+        unbound: &unbound,
         connect_timeout: arguments.connect_timeout,
         bar: &bar,
     };
@@ -108,6 +137,22 @@ pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write
     let _ = publisher.close(Duration::from_secs(1)).await;
     bar.finish_and_clear();
     print_summary(&summary, arguments.format, out)
+}
+
+/// The routing keys that lines can get.
+fn routing_keys(given: Option<&str>) -> Vec<&str> {
+    given.map_or_else(|| vec![line_parser::NORMAL_KEY, line_parser::PRIORITY_KEY], |key| vec![key])
+}
+
+/// The routing keys of lines that match no binding of the configuration. The broker confirms such messages too, since its
+/// alternate exchange keeps them, so only the configuration can tell.
+fn unbound_keys(config: &Config, given: Option<&str>) -> BTreeSet<String> {
+    let (topology, exchange) = (config.topology(), config.names().orders);
+    let is_bound = |key: &str| {
+        let mut bindings = topology.bindings().filter(|binding| *binding.exchange == *exchange);
+        bindings.any(|binding| pattern::matches(&binding.routing_key, key))
+    };
+    routing_keys(given).into_iter().filter(|key| !is_bound(key)).map(str::to_owned).collect()
 }
 
 fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
@@ -123,54 +168,16 @@ fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
-/// Checks that the broker is reachable, that the exchange exists and that the user may publish to it. If not, publishing
-/// would wait in vain.
-async fn check_broker(connector: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
-    let exchange = config.names().orders;
-    let topology = config.topology();
-    let declaration = topology.exchanges().filter(|known| *known.name == *exchange).cloned().map(Declaration::Exchange);
-    match connector.missing_objects(&declaration.collect::<Vec<_>>()).await {
-        Ok(missing) if missing.is_empty() => check_permission(connector, config, routing_key).await,
-        Ok(_) => {
-            print_error(&format!("exchange {exchange:?} does not exist; `orderd run` declares it"));
-            Err(Exit::Config)
-        }
-        Err(DeclareError::Connect(error)) => {
-            print_error(&chain(&error));
-            Err(if error.is_permanent() { Exit::Config } else { Exit::Unavailable })
-        }
-        // RabbitMQ 4.3 requires a permission even for a passive declaration.
-        Err(DeclareError::AccessRefused { .. }) => check_permission(connector, config, routing_key).await,
-        Err(error) => {
-            print_error(&chain(&error));
-            Err(Exit::Config)
-        }
-    }
-}
-
-/// Checks that the user may publish with at least one of the routing keys that lines can get. If only some are allowed,
-/// the broker refuses the other lines one by one.
-async fn check_permission(connector: &Connector, config: &Config, routing_key: Option<&str>) -> Result<(), Exit> {
-    let exchange = config.names().orders;
-    let keys = routing_key.map_or_else(|| vec![line_parser::NORMAL_KEY, line_parser::PRIORITY_KEY], |key| vec![key]);
-    let permission =
-        |key: &&str| RequiredPermission::Publish { exchange: exchange.to_string(), routing_key: (*key).to_owned() };
-    match connector.denied_permissions(&keys.iter().map(permission).collect::<Vec<_>>()).await {
-        Ok(denied) if denied.len() == keys.len() => {
-            let DeniedPermission { permission, reply } = &denied[0];
-            print_error(&format!("user {:?} may not {permission}: {reply}", config.broker.username));
-            Err(Exit::Config)
-        }
-        // A broker that does not answer now may do so before the connect timeout.
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
 /// Reads lines on a thread of its own. The thread is not joined, since a read from a terminal or a pipe may never end.
-fn read(input: Box<dyn Read + Send>, parser: LineParser) -> mpsc::Receiver<Input> {
+fn read(mut input: BufReader<Box<dyn Read + Send>>, parser: LineParser) -> mpsc::Receiver<Input> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     std::thread::spawn(move || {
-        let mut lines = InputLines::new(BufReader::with_capacity(64 * 1024, input));
+        // An error to read is found again below.
+        if let Some(problem) = input.fill_buf().ok().and_then(input_form::problem) {
+            let _ = sender.blocking_send(Input::Line { number: 1, bytes: 0, publication: Err(problem.into()) });
+            return;
+        }
+        let mut lines = InputLines::new(input);
         loop {
             let next = match lines.next() {
                 Ok(None) => return,
@@ -214,16 +221,22 @@ fn print_summary(summary: &PublishSummary, format: Format, out: &mut dyn Write) 
         EndReason::Input if summary.refused == 0 => return Ok(Exit::Done),
         EndReason::Input | EndReason::Interrupted => return Ok(Exit::Refused),
         EndReason::Unreadable(error) => format!("cannot read the input further: {error}"),
-        EndReason::Aborted => format!("aborted with {} messages unconfirmed", summary.unconfirmed),
-        EndReason::NoBroker => format!(
-            "broker unreachable; {} messages unconfirmed, the first from line {}",
-            summary.unconfirmed, summary.first_unconfirmed
-        ),
+        EndReason::Aborted => format!("aborted; {}", unconfirmed(summary)),
+        EndReason::NoBroker(error) => {
+            let error = error.as_deref().map_or_else(String::new, |error| format!(" ({error})"));
+            format!("broker unreachable{error}; {}", unconfirmed(summary))
+        }
     };
     print_error(&problem);
     Ok(match summary.end {
-        EndReason::NoBroker => Exit::Unavailable,
+        EndReason::NoBroker(_) => Exit::Unavailable,
         EndReason::Input | EndReason::Interrupted | EndReason::Aborted => Exit::Refused,
         EndReason::Unreadable(_) => Exit::Internal,
     })
+}
+
+/// What the broker may or may not have. Orders that it already has are recognized when they are published again.
+fn unconfirmed(summary: &PublishSummary) -> String {
+    let PublishSummary { unconfirmed, first_unconfirmed, .. } = summary;
+    format!("{unconfirmed} messages unconfirmed: publish again from line {first_unconfirmed} on")
 }

@@ -1,6 +1,8 @@
 //! Publishes lines, many at a time, and counts the results.
 //!
-//! It never reads the input, and never has more messages in flight than its limits allow.
+//! It never reads the input, and never has more messages in flight than its limits allow. Whatever it waits for, it says so once.
+
+mod obstacle;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,10 +16,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+pub(super) use obstacle::ConnectionState;
+use obstacle::Obstacles;
+
 use super::line_parser::LineError;
 use super::summary::{EndReason, PublishSummary};
 use crate::chain::chain;
-use crate::cli::print_error;
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
 
 /// Maximum number of messages in flight.
@@ -50,14 +54,24 @@ pub(super) fn interrupts() -> impl Stream<Item = ()> {
 /// Publishes lines until the input ends.
 pub(super) struct PublishLoop<'a> {
     pub publisher: &'a dyn Publisher,
-    pub is_connected: &'a (dyn Fn() -> bool + Sync),
+    pub connection: &'a (dyn Fn() -> ConnectionState + Sync),
+    /// Shows one line to the user.
+    pub notify: &'a (dyn Fn(&str) + Sync),
+    /// Routing keys that match no binding of the configuration.
+    pub unbound: &'a BTreeSet<String>,
     /// How long to wait for a connection before giving up.
     pub connect_timeout: Duration,
     pub bar: &'a ProgressBar,
 }
 
-/// Line number, size in bytes, and the broker's answer.
-type LineResult = (u64, usize, Result<(), PublishError>);
+/// The broker's answer for one line.
+struct LineResult {
+    number: u64,
+    bytes: usize,
+    /// Whether its routing key matches no binding of the configuration.
+    unbound: bool,
+    answer: Result<(), PublishError>,
+}
 
 /// Messages that the broker has not answered yet.
 #[derive(Default)]
@@ -72,6 +86,15 @@ impl InFlight {
     fn has_room(&self) -> bool {
         self.answers.len() < MAX_IN_FLIGHT && self.bytes < MAX_BYTES_IN_FLIGHT
     }
+
+    /// How many were confirmed, and what is awaited.
+    fn progress(&self, summary: &PublishSummary) -> String {
+        let first = self.lines.first().copied().unwrap_or(0);
+        let (confirmed, awaited) = (summary.published, self.answers.len());
+        format!(
+            "{confirmed} messages confirmed, waiting for the broker to confirm {awaited}, the first from line {first}"
+        )
+    }
 }
 
 impl PublishLoop<'_> {
@@ -81,6 +104,7 @@ impl PublishLoop<'_> {
         let start = Instant::now();
         let mut summary = PublishSummary {
             published: 0,
+            unbound: 0,
             refused: 0,
             unconfirmed: 0,
             first_unconfirmed: 0,
@@ -90,17 +114,24 @@ impl PublishLoop<'_> {
         let mut interrupts = pin!(interrupts);
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         let mut last_connected = Instant::now();
+        let mut obstacles = Obstacles::default();
         let mut in_flight = InFlight::default();
         let (mut reading, mut interrupted) = (true, false);
         while reading || !in_flight.answers.is_empty() {
             // Cancel-safe: a line, an answer, a signal or a tick that is not received now is received in the next iteration.
             tokio::select! {
-                Some((line, bytes, answer)) = in_flight.answers.next() => {
-                    in_flight.lines.remove(&line);
+                Some(LineResult { number, bytes, unbound, answer }) = in_flight.answers.next() => {
+                    in_flight.lines.remove(&number);
                     in_flight.bytes -= bytes;
+                    if obstacles.ended() {
+                        (self.notify)("the broker answers again");
+                    }
                     match answer {
-                        Ok(()) => summary.published += 1,
-                        Err(error) => self.refuse(&mut summary, line, &error),
+                        Ok(()) => {
+                            summary.published += 1;
+                            summary.unbound += u64::from(unbound);
+                        }
+                        Err(error) => self.refuse(&mut summary, number, &error),
                     }
                 }
                 received = input.recv(), if reading && in_flight.has_room() => match received {
@@ -123,14 +154,26 @@ impl PublishLoop<'_> {
                     if std::mem::take(&mut reading) {
                         summary.end = EndReason::Interrupted;
                     }
+                    if !in_flight.answers.is_empty() {
+                        obstacles.observe(&(self.connection)(), last_connected.elapsed());
+                        let because = obstacles.latest().map_or_else(String::new, |cause| format!("; {cause}"));
+                        let progress = in_flight.progress(&summary);
+                        (self.notify)(&format!("interrupted: {progress}{because}; interrupt again to stop waiting"));
+                    }
                 }
                 _ = check.tick() => {
                     self.bar.set_message(format!("{} published, {} refused", summary.published, summary.refused));
-                    if in_flight.answers.is_empty() || (self.is_connected)() {
+                    let connection = (self.connection)();
+                    if in_flight.answers.is_empty() || connection.connected {
                         last_connected = Instant::now();
                     } else if last_connected.elapsed() > self.connect_timeout {
-                        summary.end = EndReason::NoBroker;
+                        summary.end = EndReason::NoBroker(connection.error);
                         break;
+                    }
+                    if !in_flight.answers.is_empty()
+                        && let Some(obstacle) = obstacles.observe(&connection, last_connected.elapsed())
+                    {
+                        (self.notify)(&format!("{obstacle}; {}", in_flight.progress(&summary)));
                     }
                 }
             }
@@ -143,22 +186,25 @@ impl PublishLoop<'_> {
 
     fn publish(&self, in_flight: &mut InFlight, number: u64, publication: Publication) {
         let bytes = publication.message.body.len();
+        let unbound = self.unbound.contains(&publication.routing_key);
         in_flight.lines.insert(number);
         in_flight.bytes += bytes;
         let answer = self.publisher.publish([publication].into());
-        in_flight.answers.push(Box::pin(async move { (number, bytes, answer.await.map_err(Unpublished::into_first)) }));
+        in_flight.answers.push(Box::pin(async move {
+            LineResult { number, bytes, unbound, answer: answer.await.map_err(Unpublished::into_first) }
+        }));
     }
 
     fn refuse(&self, summary: &mut PublishSummary, line: u64, error: &dyn std::error::Error) {
         summary.refused += 1;
-        self.bar.suspend(|| print_error(&format!("line {line}: {}", chain(error))));
+        (self.notify)(&format!("line {line}: {}", chain(error)));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use futures_util::stream;
 
@@ -195,6 +241,10 @@ mod tests {
         Input::Line { number, bytes: 2 * number, publication: parser.parse(Some(body)).map(Box::new) }
     }
 
+    fn disconnected() -> ConnectionState {
+        ConnectionState { connected: false, error: Some("refused".into()), ..ConnectionState::default() }
+    }
+
     async fn publish_all(broker: &FakePublisher, keys: Vec<&'static str>) -> PublishSummary {
         let (sender, input) = mpsc::channel(8);
         let feeding = tokio::spawn(async move {
@@ -205,7 +255,9 @@ mod tests {
         let bar = ProgressBar::hidden();
         let publish_loop = PublishLoop {
             publisher: broker,
-            is_connected: &|| false,
+            connection: &disconnected,
+            notify: &|_| {},
+            unbound: &["yes".to_owned()].into(),
             connect_timeout: Duration::from_millis(600),
             bar: &bar,
         };
@@ -219,6 +271,7 @@ mod tests {
         let broker = FakePublisher::default();
         let summary = publish_all(&broker, vec!["yes", "no", "bad", "yes"]).await;
         assert_eq!((summary.published, summary.refused, summary.unconfirmed), (2, 2, 0));
+        assert_eq!(summary.unbound, 2);
         assert!(matches!(summary.end, EndReason::Input));
     }
 
@@ -233,19 +286,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn publishing_gives_up_on_an_unreachable_broker_and_reports_the_line_to_resume_from() {
         let summary = publish_all(&FakePublisher::default(), vec!["yes", "never", "yes"]).await;
-        assert!(matches!(summary.end, EndReason::NoBroker));
+        assert!(matches!(&summary.end, EndReason::NoBroker(Some(error)) if error == "refused"));
         assert_eq!((summary.published, summary.unconfirmed, summary.first_unconfirmed), (2, 1, 2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_interrupt_stops_reading_and_the_second_stops_waiting() {
+    async fn the_first_interrupt_stops_reading_and_says_what_is_awaited_and_the_second_stops_waiting() {
         let at = |millis| stream::once(tokio::time::sleep(Duration::from_millis(millis)));
         let (sender, input) = mpsc::channel(8);
         let bar = ProgressBar::hidden();
         let broker = FakePublisher::default();
+        let (notices, blocked) = (
+            Mutex::new(Vec::new()),
+            ConnectionState { connected: true, blocked: Some("low on disk".into()), ..ConnectionState::default() },
+        );
         let publish_loop = PublishLoop {
             publisher: &broker,
-            is_connected: &|| true,
+            connection: &|| blocked.clone(),
+            notify: &|notice| notices.lock().unwrap().push(notice.to_owned()),
+            unbound: &BTreeSet::new(),
             connect_timeout: Duration::from_secs(600),
             bar: &bar,
         };
@@ -256,8 +315,12 @@ mod tests {
 
         let (sender, input) = mpsc::channel(8);
         sender.send(line(1, "never")).await.unwrap();
-        let summary = publish_loop.run(input, at(100).chain(at(100)).chain(stream::pending())).await;
+        let summary = publish_loop.run(input, at(400).chain(at(100)).chain(stream::pending())).await;
         assert!(matches!(summary.end, EndReason::Aborted));
         assert_eq!((summary.unconfirmed, summary.first_unconfirmed), (1, 1));
+        let notices = notices.into_inner().unwrap();
+        let [blocked, interrupted] = &notices[..] else { panic!("each is said once: {notices:#?}") };
+        assert!(blocked.contains("low on disk") && blocked.contains("line 1"), "{blocked}");
+        assert!(interrupted.contains("low on disk") && interrupted.contains("confirm 1"), "{interrupted}");
     }
 }

@@ -15,8 +15,8 @@ pub(super) enum EndReason {
     Aborted,
     /// The input cannot be read further; the broker has answered for every line read so far.
     Unreadable(io::Error),
-    /// The broker was unreachable for too long.
-    NoBroker,
+    /// The broker was unreachable for too long; the last error.
+    NoBroker(Option<String>),
 }
 
 impl Serialize for EndReason {
@@ -26,7 +26,7 @@ impl Serialize for EndReason {
             EndReason::Interrupted => "interrupted",
             EndReason::Aborted => "aborted",
             EndReason::Unreadable(_) => "unreadable",
-            EndReason::NoBroker => "no_broker",
+            EndReason::NoBroker(_) => "no_broker",
         })
     }
 }
@@ -36,6 +36,8 @@ impl Serialize for EndReason {
 pub(super) struct PublishSummary {
     /// Messages that the broker confirmed.
     pub published: u64,
+    /// Those of them whose routing key matches no binding of the configuration.
+    pub unbound: u64,
     /// Lines that are invalid, or that the broker refused.
     pub refused: u64,
     /// Messages that the broker has not answered.
@@ -47,15 +49,34 @@ pub(super) struct PublishSummary {
     pub end: EndReason,
 }
 
+impl PublishSummary {
+    /// The input as a whole was refused.
+    pub fn of_refused_input() -> Self {
+        PublishSummary {
+            published: 0,
+            unbound: 0,
+            refused: 1,
+            unconfirmed: 0,
+            first_unconfirmed: 0,
+            seconds: 0.0,
+            end: EndReason::Input,
+        }
+    }
+}
+
 impl fmt::Display for PublishSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PublishSummary { published, refused, seconds, .. } = self;
+        let PublishSummary { published, unbound, refused, seconds, .. } = self;
         let rate = *published as f64 / seconds.max(0.001);
-        write!(f, "published {published}, refused {refused}, in {seconds:.2} s ({rate:.0}/s)")?;
+        write!(f, "published {published}, ")?;
+        if *unbound > 0 {
+            write!(f, "of which {unbound} match no binding of the configuration, ")?;
+        }
+        write!(f, "refused {refused}, in {seconds:.2} s ({rate:.0}/s)")?;
         match self.end {
             EndReason::Input | EndReason::Unreadable(_) => Ok(()),
             EndReason::Interrupted => f.write_str("; interrupted"),
-            EndReason::Aborted | EndReason::NoBroker => write!(f, "; {} unconfirmed", self.unconfirmed),
+            EndReason::Aborted | EndReason::NoBroker(_) => write!(f, "; {} unconfirmed", self.unconfirmed),
         }
     }
 }

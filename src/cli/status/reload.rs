@@ -27,6 +27,11 @@ pub(super) fn write(daemon: &DaemonStatus, now: Timestamp, out: &mut dyn Write) 
         labelled("reload", &format!("{text}: configuration unchanged"), out)?;
         return write_problems(&report.problems, out);
     }
+    if report.outcome == ReloadOutcome::Unchanged {
+        // What is still wrong with the broker is a finding, and what is not is over.
+        let problems = if report.problems.is_empty() { "" } else { ", when the broker did not match" };
+        return labelled("reload", &format!("{text}{problems}"), out);
+    }
     labelled("reload", &text, out)?;
     for (effect, needed) in [
         (Effect::Restart, "RESTART NEEDED for"),
@@ -84,6 +89,8 @@ mod tests {
         assert!(partly.contains("PARTLY APPLIED 2m ago"), "{partly}");
         assert!(partly.contains("\n              RESTART NEEDED for admin.listen, runtime.threads\n"), "{partly}");
         assert!(partly.contains("CHANGE NEEDED at the broker") && !partly.contains("log.level"), "{partly}");
+        let unchanged = shown("unchanged", json!([]), &["a"]);
+        assert_eq!(unchanged.lines().count(), 1, "a problem that may be over is not kept: {unchanged}");
         let rejected = shown("rejected", json!([]), &["a", "b\u{1b}", "c", "d", "e"]);
         let lines: Vec<_> = rejected.lines().map(str::trim).collect();
         let first = "reload        REJECTED 2m ago, requested by SIGHUP: configuration unchanged";

@@ -9,7 +9,7 @@ use super::{reload, tables};
 use crate::cli::text::{age, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
-use crate::status::{ConsumerStatus, DaemonState, SenderCounts, Status};
+use crate::status::{ConsumerStatus, DaemonState, OtherConsumer, ReadinessCheck, SenderCounts, Status};
 
 /// Writes the whole status. Ages are relative to `now`.
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -20,8 +20,8 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
     tables::write_consumers(&status.consumers, out)?;
     write_consumer_notes(&status.consumers, now, out)?;
     writeln!(out)?;
-    write_counts("retries", status, |consumer| &consumer.retries, out)?;
-    write_counts("dead letters", status, |consumer| &consumer.dead_letters, out)?;
+    write_counts("retries", status, |consumer| &consumer.retries, |other| &other.retries, out)?;
+    write_counts("dead letters", status, |consumer| &consumer.dead_letters, |other| &other.dead_letters, out)?;
     write_failures(status, out)?;
     write_senders(status, out)?;
     write_conservation(status, out)?;
@@ -72,15 +72,31 @@ fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 
 /// Whether orderd is ready or which checks fail, and which consumers are paused.
 fn readiness(status: &Status) -> String {
-    let failing: Vec<_> = status
-        .checks
-        .iter()
-        .filter(|check| !check.ok)
-        .map(|check| format!("{} ({})", escaped(&check.name), escaped(&check.detail)))
-        .collect();
+    let failing = failing(&status.checks);
     let ready = if failing.is_empty() { "yes".to_owned() } else { format!("NO: {}", failing.join(", ")) };
     let paused = names(&status.consumers, |consumer| consumer.paused);
     if paused.is_empty() { ready } else { format!("{ready}, but PAUSED: {paused}") }
+}
+
+/// The failing checks with their details. What several have as their cause, such as a broker that is away, is shown once.
+fn failing(checks: &[ReadinessCheck]) -> Vec<String> {
+    let failing = || checks.iter().filter(|check| !check.ok);
+    let cause = |check: &ReadinessCheck| check.detail.split_once(": ").map(|(_, cause)| cause.to_owned());
+    let is_shared = |wanted: &str| failing().filter(|check| cause(check).as_deref() == Some(wanted)).count() > 1;
+    let mut shown: Vec<String> = Vec::new();
+    let mut shared: Vec<(String, Vec<String>)> = Vec::new();
+    for check in failing() {
+        let name = escaped(&check.name);
+        match cause(check).filter(|cause| is_shared(cause)) {
+            None => shown.push(format!("{name} ({})", escaped(&check.detail))),
+            Some(cause) => match shared.iter_mut().find(|(known, _)| *known == cause) {
+                Some((_, names)) => names.push(name),
+                None => shared.push((cause, vec![name])),
+            },
+        }
+    }
+    shown.extend(shared.into_iter().map(|(cause, names)| format!("{} ({})", names.join(", "), escaped(&cause))));
+    shown
 }
 
 fn write_broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -138,13 +154,16 @@ fn write_counts(
     label: &str,
     status: &Status,
     counts: fn(&ConsumerStatus) -> &BTreeMap<String, u64>,
+    other_counts: fn(&OtherConsumer) -> &BTreeMap<String, u64>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let consumers = status.consumers.iter().filter(|(_, consumer)| !counts(consumer).is_empty());
+    let consumers = status.consumers.iter().map(|(name, consumer)| (name, counts(consumer)));
+    let others = status.other_consumers.iter().map(|(name, other)| (name, other_counts(other)));
     let counted: Vec<_> = consumers
-        .map(|(name, consumer)| {
-            let counts: Vec<_> =
-                counts(consumer).iter().map(|(key, count)| format!("{} {count}", escaped(key))).collect();
+        .chain(others)
+        .filter(|(_, counts)| !counts.is_empty())
+        .map(|(name, counts)| {
+            let counts: Vec<_> = counts.iter().map(|(key, count)| format!("{} {count}", escaped(key))).collect();
             format!("{}: {}", escaped(name), counts.join(", "))
         })
         .collect();
@@ -250,8 +269,15 @@ mod tests {
             .into_iter()
             .collect();
         consumers.insert("priority".to_owned(), paused);
-        let check = |name: &str| json!({"name": name, "ok": false, "detail": "no subscription"});
-        let checks = ["publisher", "consumer analytics", "consumer failed", "consumer notification"].map(check);
+        let check = |(name, detail): (&str, &str)| json!({"name": name, "ok": false, "detail": detail});
+        let checks = [
+            ("publisher", "no connection: refused"),
+            ("consumer analytics", "no subscription: refused"),
+            ("consumer failed", "no subscription: refused"),
+            ("consumer notification", "no subscription"),
+            ("topology", "waiting: for the broker"),
+        ]
+        .map(check);
         let mut queue = serde_json::to_value(QueueView::unknown(QueueRole::Work { consumer: "order".into() })).unwrap();
         queue["ready"] = json!(98_765_432);
         queue["detail_error"] = json!(long);
@@ -274,7 +300,7 @@ mod tests {
             "config_generation": 1, "last_reload": reload, "connections": 6, "connections_made": 123_456, "publisher": null,
             "ledger": {"recording": false, "commits": 123_456_789, "outages": 2}});
         serde_json::from_value(json!({"daemon": daemon, "conservation_ok": false, "consumers": consumers,
-            "checks": checks,
+            "checks": checks, "other_consumers": {"unknown": {"retries": {}, "dead_letters": {"no_origin": 3}}},
             "broker": {"api": api, "taken_at": null, "queues": queues, "missing_queues": [],
                 "alarms": [{"node": "rabbit@a\u{1b}]0;x", "resource": "memory"}], "findings": [finding]}}))
         .unwrap()
@@ -298,7 +324,9 @@ mod tests {
             "123456789 commits, 2 outages",
             "messages of order to correct at their senders: 7 not proven to be orderd's own, 5 without message_id, 6 with an \
              implausible timestamp, 8 with headers too large to keep",
-            "consumer notification (no subscription)",
+            "consumer notification (no subscription), topology (waiting: for the broker), publisher, consumer analytics, consumer \
+             failed (refused)",
+            "too_old 34; unknown: no_origin 3",
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "COUNTS DO NOT ADD UP",
             "SAFE MODE analytics, failed,",

@@ -63,6 +63,13 @@ struct TracedQueue {
     depth: Option<QueueDepth>,
 }
 
+impl TracedQueue {
+    /// Whether the broker reports that it has no messages. Its counts are some seconds old.
+    fn is_empty(&self) -> bool {
+        matches!(self.depth, Some(QueueDepth { ready: Some(0), unacknowledged: Some(0) }))
+    }
+}
+
 /// Reads the ledger, asks the broker, and prints the trace.
 ///
 /// Returns the exit code: 0, 1 if the order is not in the ledger, 70 or 78 if the ledger cannot be read.

@@ -95,10 +95,13 @@ fn event_text(event: &TraceEvent) -> String {
 }
 
 fn location(message: &MessageLocation, now: Timestamp) -> String {
-    let queues = message.queues.iter().map(|queue| format!("{}{}", queue.name, depth(queue.depth)));
-    let queues = match queues.collect::<Vec<_>>() {
-        queues if queues.is_empty() => "a queue that is not in the configuration".to_owned(),
-        queues => queues.join(" or "),
+    // It is not in a queue without messages.
+    let filled = message.queues.iter().filter(|queue| !queue.is_empty());
+    let queues = filled.map(|queue| format!("{}{}", queue.name, depth(queue.depth))).collect::<Vec<_>>();
+    let queues = match (queues.is_empty(), message.queues.is_empty()) {
+        (false, _) => queues.join(" or "),
+        (true, false) => format!("no queue that was reported to have messages ({} are empty)", message.queues.len()),
+        (true, true) => "a queue that is not in the configuration".to_owned(),
     };
     match &message.state {
         MessageState::Unknown => format!("unknown; if it was published, possibly in {queues}"),

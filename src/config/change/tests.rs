@@ -44,7 +44,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
             "consumers.order.retry.delays=2s,1h",
             r#"consumers.order.retry.delays: ["1s", "10s", "1m"] → ["2s", "1h"], Live"#,
         ),
-        ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"24h\" → \"7d\", Live"),
+        ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"1d\" → \"7d\", Live"),
         ("consumers.order.faults.hang=0.25", "consumers.order.faults.hang: 0.0 → 0.25, Live"),
         (
             "consumers.analytics.handler=notification",

@@ -95,8 +95,23 @@ fn a_problem_with_a_variable_names_it_and_comes_after_those_of_the_file() {
     let twice = load(DEFAULT_FILE, &[("ORDERD_LOG__LEVEL", "info"), ("orderd_log__level", "warn")]);
     assert_eq!(
         twice.unwrap_err(),
-        ["log.level: is set twice, the second time by orderd_log__level (set by ORDERD_LOG__LEVEL)"]
+        ["log.level: is set twice, the first time by ORDERD_LOG__LEVEL (set by orderd_log__level)"]
     );
+}
+
+#[test]
+fn a_setting_that_does_not_fit_the_file_is_at_fault_and_not_the_line_of_the_file() {
+    for setting in ["broker=5", "broker.addresses.x=5", "consumers.order.retry=once", "log.level.x=1"] {
+        let sources = Sources { settings: vec![setting.to_owned()], ..handlers::sources() };
+        let found = parse(DEFAULT_FILE.as_bytes(), &sources, &ReadContext::default()).unwrap_err().problems;
+        let [problem] = &found[..] else { panic!("{found:?}") };
+        let key = setting.split('=').next().unwrap();
+        assert_eq!(
+            (problem.line, problem.set_by.as_deref()),
+            (None, Some(format!("--set {key}").as_str())),
+            "{problem:?}"
+        );
+    }
 }
 
 #[test]

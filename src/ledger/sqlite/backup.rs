@@ -30,6 +30,8 @@ const PAGES_PER_STEP: i32 = 1_024;
 const LOCK_ATTEMPTS: u32 = 500;
 /// The first bytes of every SQLite database that is not empty.
 const SQLITE_HEADER: &[u8] = b"SQLite format 3\0";
+/// Where the header has the application id, in four bytes. Source: SQLite's file format.
+const APPLICATION_ID_AT: usize = 68;
 
 /// Copies the ledger in `directory` to `file`, and verifies the copy. Blocks for as long as both take.
 pub(in crate::ledger) fn run(
@@ -71,7 +73,7 @@ fn check_target(ledger: &Path, file: &Path, force: bool) -> Result<(), BackupErr
     match file.symlink_metadata() {
         Ok(found) if found.is_dir() => Err(BackupError::NotABackup { file: file.to_owned() }),
         Ok(_) if !force => Err(BackupError::Exists { file: file.to_owned() }),
-        Ok(found) if !found.is_file() || !is_database(file) => Err(BackupError::NotABackup { file: file.to_owned() }),
+        Ok(found) if !found.is_file() || !is_ledger(file) => Err(BackupError::NotABackup { file: file.to_owned() }),
         _ => Ok(()),
     }
 }
@@ -85,11 +87,13 @@ fn is_of_ledger(ledger: &Path, file: &Path) -> bool {
     is_beside || identity(ledger) == identity(file)
 }
 
-/// Whether a file can be an earlier backup. Only such a file is replaced.
-fn is_database(file: &Path) -> bool {
-    let mut beginning = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(SQLITE_HEADER.len() as u64).read_to_end(&mut beginning));
-    read.is_ok() && (beginning.is_empty() || beginning == SQLITE_HEADER)
+/// Whether a file is a ledger, judged by its header: only an earlier backup is replaced.
+fn is_ledger(file: &Path) -> bool {
+    let mut header = [0; 72];
+    let read = File::open(file).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok()
+        && header.starts_with(SQLITE_HEADER)
+        && header[APPLICATION_ID_AT..] == schema::APPLICATION_ID.to_be_bytes()
 }
 
 fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
@@ -109,7 +113,14 @@ impl Partial {
         match create_new_file(&path, FILE_MODE) {
             Ok(_) => Ok(Partial { path }),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(BackupError::InProgress { partial: path }),
-            Err(source) => Err(BackupError::File { action: "create", file: path, source }),
+            Err(source) => Err(match source.kind() {
+                ErrorKind::NotFound
+                | ErrorKind::NotADirectory
+                | ErrorKind::PermissionDenied
+                | ErrorKind::ReadOnlyFilesystem
+                | ErrorKind::InvalidFilename => BackupError::NoPlace { partial: path, source },
+                _ => BackupError::File { action: "create", file: path, source },
+            }),
         }
     }
 

@@ -6,7 +6,6 @@
 mod access;
 mod backup;
 mod erase;
-mod file_system;
 mod files;
 mod monitor;
 mod open;
@@ -36,6 +35,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::entry::{LedgerEntry, Recorded};
 use super::error::{LedgerError, OpenError};
@@ -132,10 +132,31 @@ impl SqliteLedger {
         writer::spawn(directory, tuning, requests, shared.clone(), finished.clone())?;
         monitor::spawn(queue.downgrade(), shared.busy.clone(), shared.state.clone(), hung_after)
             .map_err(|source| OpenError::Thread { location: open::location(directory), source })?;
-        file_system::warn_if_remote(directory);
+        warn_of_file_system(directory);
         let room = Arc::new(Semaphore::new(pending_bytes));
         Ok(Self { directory: directory.to_owned(), queue, room, pending_bytes, finished, shared })
     }
+}
+
+/// Logs a warning if the directory is on a network file system or in memory.
+fn warn_of_file_system(directory: &Path) {
+    if let Some(problem) = storage_problem(directory) {
+        warn!(directory = %directory.display(), problem, "the ledger's directory is not a local disk");
+    }
+}
+
+/// Why a directory is no place for a ledger, though it works; `None` if nothing speaks against it.
+pub(super) fn storage_problem(directory: &Path) -> Option<String> {
+    if let Some(file_system) = crate::files::volatile_file_system(directory) {
+        let remedy = "its files are gone when the machine restarts: use a directory on a disk";
+        return Some(format!("is in memory ({file_system}); {remedy}"));
+    }
+    // SQLite's write-ahead log needs memory shared by all its users, which no network file system provides across hosts.
+    let file_system = crate::files::remote_file_system(directory)?;
+    Some(format!(
+        "is on a network file system ({file_system}), where locks and syncs may not be reliable: never use it from instances on \
+         two hosts; a local disk is safer"
+    ))
 }
 
 impl LedgerMaintenance for SqliteLedger {

@@ -41,9 +41,23 @@ fn an_alarm_stops_publishing_and_neither_consuming_nor_acks(node: &Node) {
     assert!(ledger.processed() < 40, "the alarm has not stopped publishing");
     // An instance that starts under the alarm does not wait for answers that the broker does not send.
     let mut other = env.start();
+    // The commands name the alarm, too. The order is a repeated one.
+    let file = env.directory.path().join("orders.ndjson");
+    fs::write(&file, order("old-1")).unwrap();
+    let mut publish = env.command(&["publish", file.to_str().unwrap()]);
+    wait_until("publish says what it waits for", || {
+        publish.output().contains("has blocked publishing: it has an alarm")
+    });
+    publish.signal("TERM");
+    wait_until("publish says what is awaited", || publish.output().contains("waiting for the broker to confirm 1"));
+    let mut check = env.command(&["check", "--connect"]);
+    assert_eq!(check.wait_for_exit(), 69, "{}", check.output());
+    assert!(check.output().contains("it has an alarm") && !check.output().contains("lost"), "{}", check.output());
 
     node.clear_alarm();
     ledger.await_settled(40);
+    assert_eq!(publish.wait_for_exit(), 0, "all was read before TERM: {}", publish.output());
+    assert!(publish.stdout().starts_with("published 1,"), "{}", publish.output());
     assert_eq!(other.stop(), 0);
     wait_until("all is acked", || messages(node, &env, "order_queue") == 0);
     assert_eq!(ledger.rows("SELECT * FROM attempts"), [""; 0], "an alarm costs no attempt");

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use serde_json::Value;
+
 use crate::support::Node;
 use crate::support::test_env::{TestEnv, order, wait_until};
 
@@ -15,7 +17,7 @@ fn closed_pipe() -> Stdio {
 }
 
 #[test]
-fn publish_reads_what_shells_give_it_and_a_reader_that_is_gone_changes_nothing() {
+fn publish_reads_what_shells_give_it_and_explains_what_it_does_not_read_or_route() {
     let node = Node::shared();
     let env = TestEnv::new(&node);
     let mut orderd = env.start();
@@ -58,6 +60,32 @@ fn publish_reads_what_shells_give_it_and_a_reader_that_is_gone_changes_nothing()
         let (found, error) = publish(name, Stdio::null(), Stdio::null());
         assert!(found == Some(code) && error.contains(reason) && !error.contains("4111"), "{found:?} {error}");
     }
+    // Another form is one error with the command that converts it, for a file even before anything is connected.
+    for (content, hint) in [("{\n  \"id\": 1,\n  \"product\": 2\n}\n", "jq -c . "), ("[\n{}\n]\n", "jq -c '.[]' ")] {
+        fs::write(&file, content).unwrap();
+        for (name, stdin) in [(name, Stdio::null()), ("-", File::open(&file).unwrap().into())] {
+            let (code, error) = publish(name, stdin, Stdio::null());
+            assert!(code == Some(1) && error.lines().count() == 1 && error.contains(hint), "{code:?} {error}");
+        }
+    }
+    let unreachable = ["--set", "broker.addresses=127.0.0.1:1", "--connect-timeout"];
+    let publish_to_nowhere = |file: &str, limit: &str| {
+        let arguments = [&["publish", file], &unreachable[..], &[limit]].concat();
+        let output = env.program(&arguments).stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(publish_to_nowhere(name, "1h").0, Some(1), "the file is checked first");
+    fs::write(&file, line("1")).unwrap();
+    let (code, error) = publish_to_nowhere(name, "500ms");
+    assert!(code == Some(69) && error.lines().count() == 2 && error.contains("trying again"), "{code:?} {error}");
+
+    // The broker confirms what its alternate exchange keeps, so only the configuration shows the typo.
+    let arguments = ["publish", name, "--routing-key", "order.nromal.created", "--format", "json"];
+    let output = env.program(&arguments).stdin(Stdio::null()).output().unwrap();
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&summary["published"], &summary["unbound"]), (&1.into(), &1.into()), "{summary}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("unrouted_queue"));
+
     let directory = env.directory.path().to_str().unwrap().to_owned();
     assert_eq!(publish(&directory, Stdio::null(), Stdio::null()).0, Some(64));
 
