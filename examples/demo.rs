@@ -92,7 +92,7 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
         unroutable: UNROUTABLE,
         notifications: orders.div_ceil(10),
         analytics: orders.div_ceil(5),
-        topology_deleted: false,
+        gaps: Vec::new(),
     };
     let runtime = Runtime::new()?;
     let environment = prepare_environment("demo", &FAULTS, &runtime)?;

@@ -62,39 +62,26 @@ impl Fault {
         let count = cluster.nodes.len();
         let others = [(node + 1) % count, (node + 2) % count];
         match self {
-            NodeKilled => {
-                cluster.nodes[node].kill()?;
-                interrupt::sleep(LENGTH)?;
-                cluster.restart(node)?;
-            }
-            NodeFrozen => {
-                cluster.signal(node, "STOP")?;
-                let slept = interrupt::sleep(LENGTH);
-                cluster.signal(node, "CONT")?;
-                slept?;
-            }
+            NodeKilled => kill(cluster, &[node])?,
+            NodeFrozen => freeze(cluster, &[node])?,
             NodeIsolated => {
                 cluster.isolate(node)?;
-                let slept = interrupt::sleep(LENGTH);
-                cluster.reunite(node)?;
-                slept?;
+                interrupt::outage(LENGTH, || Ok(cluster.reunite(node)?))?;
             }
             NodeIsolatedUnpaused => {
                 cluster.set_partition_handling("ignore")?;
                 cluster.isolate(node)?;
-                let slept = interrupt::sleep(LENGTH * 3);
-                cluster.reunite(node)?;
-                // What the isolated node has seen differs from what the others have: it joins them again by a restart.
-                cluster.nodes[node].stop()?;
-                cluster.restart(node)?;
-                cluster.set_partition_handling("pause_minority")?;
-                slept?;
+                interrupt::outage(LENGTH * 3, || {
+                    cluster.reunite(node)?;
+                    // What the isolated node has seen differs from what the others have: it joins them again by a restart.
+                    cluster.nodes[node].stop()?;
+                    cluster.restart(node)?;
+                    Ok(cluster.set_partition_handling("pause_minority")?)
+                })?;
             }
             NodeDrained => {
                 cluster.eval(node, "rabbit_maintenance:drain().")?;
-                let slept = interrupt::sleep(LENGTH);
-                cluster.eval(node, "rabbit_maintenance:revive().")?;
-                slept?;
+                interrupt::outage(LENGTH, || Ok(cluster.eval(node, "rabbit_maintenance:revive().").map(drop)?))?;
             }
             RollingRestart => {
                 for index in 0..count {
@@ -103,26 +90,22 @@ impl Fault {
                     cluster.await_healthy()?;
                 }
             }
-            QuorumLost => {
-                for other in others {
-                    cluster.nodes[other].kill()?;
-                }
-                interrupt::sleep(LENGTH)?;
-                for other in others {
-                    cluster.restart(other)?;
-                }
-            }
-            OthersFrozen => {
-                for other in others {
-                    cluster.signal(other, "STOP")?;
-                }
-                let slept = interrupt::sleep(LENGTH);
-                for other in others {
-                    cluster.signal(other, "CONT")?;
-                }
-                slept?;
-            }
+            QuorumLost => kill(cluster, &others)?,
+            OthersFrozen => freeze(cluster, &others)?,
         }
         cluster.await_healthy()
     }
+}
+
+/// Kills nodes, and starts them again.
+fn kill(cluster: &mut Cluster, nodes: &[usize]) -> Outcome<()> {
+    nodes.iter().try_for_each(|node| cluster.nodes[*node].kill())?;
+    interrupt::sleep(LENGTH)?;
+    Ok(nodes.iter().try_for_each(|node| cluster.restart(*node))?)
+}
+
+/// Suspends nodes, and lets them continue.
+fn freeze(cluster: &Cluster, nodes: &[usize]) -> Outcome<()> {
+    nodes.iter().try_for_each(|node| cluster.signal(*node, "STOP"))?;
+    interrupt::outage(LENGTH, || Ok(nodes.iter().try_for_each(|node| cluster.signal(*node, "CONT"))?))
 }

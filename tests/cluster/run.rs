@@ -17,7 +17,7 @@ use super::faults::Fault;
 use super::harness::audit::{Audit, Progress, Published};
 use super::harness::daemon::{CONFIG, Daemon};
 use super::harness::queued_messages::QueuedMessages;
-use super::harness::soak::Producer;
+use super::harness::soak::{Producer, SETTINGS};
 use super::harness::{Outcome, interrupt, repository};
 use super::observer::{Observed, Observer, status};
 
@@ -30,18 +30,8 @@ const STUCK: Duration = Duration::from_secs(400);
 const DRAIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
-/// 5 % of the orders fail once, 1 % always. Retry delays are short, so that the run ends soon.
-const SETTINGS: [(&str, &str); 9] = [
-    ("ORDERD_BROKER__REBALANCE_AFTER", "5s"),
-    ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
-    ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
-    ("ORDERD_CONSUMERS__ORDER__RETRY__IMMEDIATE", "0"),
-    ("ORDERD_CONSUMERS__ORDER__RETRY__DELAYS", "1s,2s,5s"),
-    ("ORDERD_CONSUMERS__NOTIFICATION__RETRY__DELAYS", "1s,5s"),
-    ("ORDERD_CONSUMERS__ANALYTICS__RETRY__DELAYS", "1s,5s"),
-    ("ORDERD_LOG__ROTATION", "never"),
-    ("NO_COLOR", "1"),
-];
+/// Settings besides those of the soak.
+const CLUSTER_SETTINGS: [(&str, &str); 2] = [("ORDERD_BROKER__REBALANCE_AFTER", "5s"), ("NO_COLOR", "1")];
 
 /// The cluster and the daemon's settings.
 pub struct ClusterRun {
@@ -64,7 +54,8 @@ impl ClusterRun {
         }
         let cluster = Cluster::start(name)?;
         let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let mut settings: Vec<_> = SETTINGS.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        let mut settings: Vec<_> =
+            SETTINGS.iter().chain(&CLUSTER_SETTINGS).map(|(key, value)| (*key, (*value).to_owned())).collect();
         settings.push(("ORDERD_LEDGER__DIRECTORY", directory.join("ledger").display().to_string()));
         settings.push(("ORDERD_LOG__DIRECTORY", directory.join("log").display().to_string()));
         settings.push(("ORDERD_ADMIN__LISTEN", admin.to_string()));
@@ -126,7 +117,7 @@ impl ClusterRun {
         let connector = Connector::new(self.config.broker.clone());
         report.audit = Some(self.runtime.block_on(async {
             let mut audit = Audit::of_run(published, &ledger, QueuedMessages::read(&connector).await?).await?;
-            audit.compare_event_files(&ledger, &self.directory.join("log"))?;
+            audit.compare_event_files(&self.directory.join("log"))?;
             Outcome::Ok(audit)
         })?);
         Ok(report)

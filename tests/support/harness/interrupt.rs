@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::Outcome;
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const STEP: Duration = Duration::from_millis(50);
 
@@ -37,6 +39,13 @@ pub fn check() -> io::Result<()> {
         true => Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
         false => Ok(()),
     }
+}
+
+/// Lets a fault last, and ends it, also if a signal is received meanwhile.
+pub fn outage(length: Duration, end: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
+    let slept = sleep(length);
+    end()?;
+    Ok(slept?)
 }
 
 /// Sleeps. Returns an error early if a signal is received.

@@ -46,6 +46,12 @@ impl BrokerApi {
         Ok(queue["effective_policy_definition"].as_object().is_some_and(|definition| !definition.is_empty()))
     }
 
+    /// Whether a queue is bound to an exchange with this routing key.
+    pub fn has_binding(self, exchange: &str, queue: &str, key: &str) -> io::Result<bool> {
+        let bindings = self.request("GET", &format!("/bindings/{VIRTUAL_HOST}/e/{exchange}/q/{queue}/{key}"), "")?;
+        Ok(is_success(bindings.0))
+    }
+
     /// Deletes the virtual host with everything in it.
     pub fn delete_virtual_host(self) -> io::Result<bool> {
         Ok(is_success(self.request("DELETE", &format!("/vhosts/{VIRTUAL_HOST}"), "")?.0))

@@ -24,8 +24,6 @@ pub struct FaultKind {
     pub weight: usize,
     /// Whether it needs file systems of their own, which only root can mount.
     pub needs_mount: bool,
-    /// Whether it deletes a part of the topology, so that orders may be unrouted.
-    pub deletes_topology: bool,
 }
 
 /// Whether orderd is killed while a fault lasts.
@@ -57,16 +55,12 @@ const fn kind(
     kill: Kill,
     weight: usize,
 ) -> FaultKind {
-    FaultKind { name, about, inject, kill, weight, needs_mount: false, deletes_topology: false }
+    FaultKind { name, about, inject, kill, weight, needs_mount: false }
 }
 
 impl FaultKind {
     const fn on_disk(self) -> FaultKind {
         FaultKind { needs_mount: true, ..self }
-    }
-
-    const fn of_topology(self) -> FaultKind {
-        FaultKind { deletes_topology: true, ..self }
     }
 
     /// Every kind.
@@ -103,15 +97,13 @@ static KINDS: [FaultKind; 36] = [
     kind("half_open_to_broker", "nothing reaches the broker", network::half_open_to_broker, Never, 4),
     kind("half_open_to_orderd", "nothing reaches orderd", network::half_open_to_orderd, Never, 4),
     kind("connections_force_closed", "the broker closes all connections", network::force_close, Never, 4),
-    kind("virtual_host_recreated", "the virtual host is deleted", topology::virtual_host, RestartAfterwards, 1)
-        .of_topology(),
-    kind("exchange_deleted", "an exchange is deleted", topology::exchange, RestartMeanwhile, 4).of_topology(),
-    kind("binding_deleted", "a binding is deleted", topology::binding, RestartMeanwhile, 4).of_topology(),
-    kind("work_queue_deleted", "a work queue is deleted", topology::work_queue, RestartMeanwhile, 1).of_topology(),
-    kind("retry_queue_deleted", "a retry queue is deleted", topology::retry_queue, RestartMeanwhile, 1).of_topology(),
-    kind("dead_letter_queue_deleted", "its queue is deleted", topology::dead_letter_queue, RestartMeanwhile, 1)
-        .of_topology(),
-    kind("unrouted_queue_deleted", "its queue is deleted", topology::unrouted_queue, RestartMeanwhile, 1).of_topology(),
+    kind("virtual_host_recreated", "the virtual host is deleted", topology::virtual_host, RestartAfterwards, 1),
+    kind("exchange_deleted", "an exchange is deleted", topology::exchange, RestartMeanwhile, 4),
+    kind("binding_deleted", "a binding is deleted", topology::binding, RestartMeanwhile, 4),
+    kind("work_queue_deleted", "a work queue is deleted", topology::work_queue, RestartMeanwhile, 1),
+    kind("retry_queue_deleted", "a retry queue is deleted", topology::retry_queue, RestartMeanwhile, 1),
+    kind("dead_letter_queue_deleted", "its queue is deleted", topology::dead_letter_queue, RestartMeanwhile, 1),
+    kind("unrouted_queue_deleted", "its queue is deleted", topology::unrouted_queue, RestartMeanwhile, 1),
     kind("ledger_locked", "another program locks the ledger", ledger::lock, RestartMeanwhile, 4),
     kind("ledger_moved", "the ledger is moved away and back", ledger::move_away, RestartAfterwards, 3),
     kind("ledger_deleted", "the ledger is deleted and put back", ledger::delete, RestartAfterwards, 3),

@@ -38,18 +38,19 @@ const LONGEST_PAUSE: u64 = 1_000;
 /// How many more faults than wanted may be tried, if some find nothing to do.
 const MAX_TRIES_FACTOR: usize = 3;
 
-/// 5 % of the orders fail once, 1 % always. Retry delays are short, so that a run ends soon.
-const SETTINGS: [(&str, &str); 9] = [
+/// Settings of runs with faults: 5 % of the orders fail once, 1 % always. Retry delays are short, so that a run ends soon.
+pub const SETTINGS: [(&str, &str); 7] = [
     ("ORDERD_CONSUMERS__ORDER__FAULTS__TRANSIENT", "0.05"),
     ("ORDERD_CONSUMERS__ORDER__FAULTS__PERMANENT", "0.01"),
     ("ORDERD_CONSUMERS__ORDER__RETRY__IMMEDIATE", "0"),
     ("ORDERD_CONSUMERS__ORDER__RETRY__DELAYS", "1s,2s,5s"),
     ("ORDERD_CONSUMERS__NOTIFICATION__RETRY__DELAYS", "1s,5s"),
     ("ORDERD_CONSUMERS__ANALYTICS__RETRY__DELAYS", "1s,5s"),
-    ("ORDERD_BROKER__RECONNECT_MAX", "2s"),
-    ("ORDERD_BROKER__HEARTBEAT", "2s"),
     ("ORDERD_LOG__ROTATION", "never"),
 ];
+/// Lost connections are noticed and replaced soon.
+const RECONNECT_SETTINGS: [(&str, &str); 2] =
+    [("ORDERD_BROKER__RECONNECT_MAX", "2s"), ("ORDERD_BROKER__HEARTBEAT", "2s")];
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -73,7 +74,8 @@ impl Soak {
         let mounts = super::repository()?.join("target").join(&self.name);
         let mounts = ["ledger-disk", "events-disk"].map(|name| mounts.join(name));
         mounts.iter().for_each(|path| Disk::unmount_leftover(path));
-        let mut environment = Environment::prepare(&self.name, &SETTINGS, &runtime)?;
+        let mut environment =
+            Environment::prepare(&self.name, &[&SETTINGS[..], &RECONNECT_SETTINGS].concat(), &runtime)?;
         let report = self.run_in(&mut environment, mounts, &runtime, log);
         environment.tear_down()?;
         report
@@ -113,6 +115,7 @@ impl Soak {
             daemon: environment.start_daemon(&self.program)?,
             producer: Producer::start(environment.connector(), RATE, runtime),
             queued: QueuedMessages::default(),
+            gaps: Vec::new(),
             deleted_files: Vec::new(),
             moved_files: 0,
         };
@@ -125,14 +128,13 @@ impl Soak {
             return Err(format!("orderd failed while stopping: {status}").into());
         }
         faults::events::restore_deleted_files(&mut targets)?;
-        let Targets { ledger, events, producer, mut queued, .. } = targets;
+        let Targets { ledger, events, producer, mut queued, gaps, .. } = targets;
         producer.stop(runtime)?;
         report.audit = Some(runtime.block_on(async {
             queued.collect(&environment.connector()).await?;
-            let topology_deleted = kinds.iter().any(|kind| kind.deletes_topology);
-            let published = Published { topology_deleted, ..Published::orders(orders) };
+            let published = Published { gaps, ..Published::orders(orders) };
             let mut audit = Audit::of_run(published, &ledger, queued).await?;
-            audit.compare_event_files(&ledger, &events)?;
+            audit.compare_event_files(&events)?;
             Outcome::Ok(audit)
         })?);
         Ok(report)
@@ -156,6 +158,7 @@ impl Soak {
             let begin = Instant::now();
             let settled = targets.await_recovery().map_err(failed)?;
             let recovery = begin.elapsed();
+            targets.end_routing_gaps();
             let note = match (happened, fault.kill) {
                 (false, _) => "nothing to do",
                 (true, true) => "orderd killed meanwhile",

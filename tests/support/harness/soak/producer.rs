@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::super::Outcome;
+use super::super::audit::is_urgent;
 
 /// Limit of unconfirmed publications.
 const MAX_UNCONFIRMED: usize = 500;
@@ -54,6 +55,11 @@ impl Producer {
     pub fn all_confirmed(&self) -> Option<u64> {
         let confirmed = self.state.confirmed.load(Ordering::SeqCst);
         (confirmed == self.state.published.load(Ordering::SeqCst)).then_some(confirmed)
+    }
+
+    /// The number of orders that were published, confirmed or not.
+    pub fn published(&self) -> u64 {
+        self.state.published.load(Ordering::SeqCst)
     }
 
     /// The number of confirmed orders, for another thread.
@@ -104,10 +110,10 @@ async fn publish(publisher: &dyn Publisher, number: u64) {
     }
 }
 
-/// Every tenth order is urgent. Faults are injected only into normal ones.
+/// Faults are injected only into orders that are not urgent.
 fn order(number: u64) -> Publication {
     let id = format!("ord-{number}");
-    let urgent = number.is_multiple_of(10);
+    let urgent = is_urgent(number);
     let body = json!({
         "id": id,
         "product": PRODUCTS[(number % 3) as usize],

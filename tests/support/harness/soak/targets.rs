@@ -1,6 +1,7 @@
 //! What faults act on, and what they have in common: an outage that lasts, and a moment at which nothing is under way.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 use super::super::amqp_proxy::AmqpProxy;
-use super::super::audit::{Progress, Published, Unsettled};
+use super::super::audit::{Progress, Published, RoutingGap, Unsettled, unsettled_ids};
 use super::super::daemon::Daemon;
 use super::super::environment::Environment;
 use super::super::node::Node;
@@ -17,6 +18,7 @@ use super::super::{Outcome, interrupt};
 use super::broker_api::{BrokerApi, is_ready};
 use super::disk::Disk;
 use super::fault::{Fault, Kill};
+use super::faults::topology;
 use super::producer::Producer;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -50,6 +52,8 @@ pub struct Targets<'s> {
     pub producer: Producer,
     /// What was removed from the dead letter queue and the unrouted queue.
     pub queued: QueuedMessages,
+    /// When bindings to the exchange of orders were missing.
+    pub gaps: Vec<RoutingGap>,
     /// Event files that were deleted. What they contain counts as kept.
     pub deleted_files: Vec<File>,
     /// Event files that were moved.
@@ -100,6 +104,35 @@ impl Targets<'_> {
             Kill::RestartAfterwards => self.daemon.signal("KILL")?,
         }
         Ok(interrupt::sleep(fault.length)?)
+    }
+
+    /// Deletes something, after which messages for these queues may be unrouted. Returns whether there was something to delete.
+    pub fn open_routing_gap(
+        &mut self,
+        queues: &[&'static str],
+        delete: impl FnOnce(BrokerApi) -> io::Result<bool>,
+    ) -> Outcome<bool> {
+        // Counted before the ledger is read: an order that is published meanwhile counts as published during the gap.
+        let published_before = self.producer.published();
+        let unsettled = unsettled_ids(&self.ledger, published_before)?;
+        let gap = RoutingGap { queues: queues.to_vec(), unsettled, published_before, published_until: None };
+        let deleted = delete(self.api())?;
+        if deleted && !queues.is_empty() {
+            self.gaps.push(gap);
+        }
+        Ok(deleted)
+    }
+
+    /// Ends the gaps if all bindings are there. If that is not known, they end later.
+    pub fn end_routing_gaps(&mut self) {
+        let is_open = self.gaps.iter().any(|gap| gap.published_until.is_none());
+        if is_open && topology::has_bindings_of_work_queues(self.api()).unwrap_or(false) {
+            // Counted afterwards: what was published before the last binding was declared.
+            let published = self.producer.published();
+            for gap in &mut self.gaps {
+                gap.published_until.get_or_insert(published);
+            }
+        }
     }
 
     /// Runs an orderd command against the daemon. Returns its error output if it fails.

@@ -29,9 +29,7 @@ pub fn restart(targets: &mut Targets<'_>, _: &mut Fault) -> Outcome<bool> {
 
 pub fn freeze(targets: &mut Targets<'_>, fault: &mut Fault) -> Outcome<bool> {
     targets.daemon.signal("STOP")?;
-    let slept = interrupt::sleep(fault.length * 2);
-    targets.daemon.signal("CONT")?;
-    slept?;
+    interrupt::outage(fault.length * 2, || Ok(targets.daemon.signal("CONT")?))?;
     Ok(true)
 }
 

@@ -1,0 +1,113 @@
+//! What has been settled while a run lasts: counts from the ledger, and what it lacks.
+//!
+//! It only reads.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::super::Outcome;
+use super::super::queued_messages::QueuedMessages;
+use super::{Published, open};
+
+/// Counts from the ledger. Reading them is cheap, also while orderd runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub processed: u64,
+    /// Dead-lettered orders.
+    pub dead_lettered: u64,
+    pub notifications: u64,
+    pub analytics: u64,
+    /// Dead-lettered events: none unless something is wrong with them.
+    pub dead_events: u64,
+}
+
+impl Progress {
+    /// Reads the ledger in `directory`; zeros if there is none yet.
+    pub fn read(directory: &Path, prefix: &str) -> Progress {
+        let count = |ledger: &Connection, sql: &str| {
+            let range = [prefix.to_owned(), format!("{prefix}\u{10FFFF}")];
+            ledger.query_row(sql, range, |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+        };
+        let read = || -> rusqlite::Result<Progress> {
+            let ledger = open(directory)?;
+            let dead_letters = "SELECT count(*) FROM dead_letters WHERE identity >= ?1 AND identity < ?2";
+            let events = "SELECT count(*) FROM events WHERE id >= ?1 AND id < ?2 AND kind = ";
+            Ok(Progress {
+                processed: count(
+                    &ledger,
+                    "SELECT count(*) FROM orders WHERE id >= ?1 AND id < ?2 AND status = 'processed'",
+                )?,
+                dead_lettered: count(&ledger, &format!("{dead_letters} AND identity NOT LIKE '%/%'"))?,
+                dead_events: count(&ledger, &format!("{dead_letters} AND identity LIKE '%/%'"))?,
+                notifications: count(&ledger, &format!("{events} 'notification'"))?,
+                analytics: count(&ledger, &format!("{events} 'analytics'"))?,
+            })
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Whether all orders are processed or dead-lettered, and all events recorded: those published, and those that orderd
+    /// emits: a notification and an analytics event for each processed order, an analytics event for each dead-lettered one.
+    pub fn is_settled(&self, published: &Published) -> bool {
+        let events = 2 * self.processed + self.dead_lettered + published.notifications + published.analytics;
+        self.processed + self.dead_lettered >= published.orders
+            && self.notifications + self.analytics + self.dead_events >= events
+    }
+}
+
+/// What is in the queues but not settled in the ledger, or the reverse.
+#[derive(Debug, Default)]
+pub struct Unsettled {
+    /// Orders that are unrouted and nowhere in the ledger.
+    pub orders: u64,
+    /// Notifications by orderd that are unrouted and not recorded.
+    pub notifications: u64,
+    /// Analytics events by orderd that are unrouted and not recorded.
+    pub analytics: u64,
+    /// Dead letters of the ledger that have not been found in the dead letter queue.
+    pub dead_letters: u64,
+}
+
+impl Unsettled {
+    /// Compares the messages collected from the queues with the ledger in `directory`.
+    pub fn of(queued: &QueuedMessages, directory: &Path) -> Outcome<Unsettled> {
+        let ledger = open(directory)?;
+        let ids = |sql: &str| -> rusqlite::Result<HashSet<String>> {
+            ledger.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+        };
+        let recorded = ids("SELECT identity FROM dead_letters")?;
+        let mut settled = ids("SELECT id FROM orders WHERE status = 'processed' UNION SELECT id FROM events")?;
+        settled.extend(recorded.iter().cloned());
+        let found: HashSet<&String> = queued.dead_letters.iter().map(|(id, _)| id).collect();
+        let dead_letters = recorded.iter().filter(|id| !found.contains(id)).count() as u64;
+        let mut unsettled = Unsettled { dead_letters, ..Unsettled::default() };
+        for id in queued.unrouted.difference(&settled) {
+            match id.split('/').nth(1) {
+                Some("notification") => unsettled.notifications += 1,
+                Some(_) => unsettled.analytics += 1,
+                None => unsettled.orders += 1,
+            }
+        }
+        Ok(unsettled)
+    }
+}
+
+/// The ids of the first `published` orders that are not settled, and of the events about the others that are not recorded.
+pub fn unsettled_ids(directory: &Path, published: u64) -> Outcome<HashSet<String>> {
+    let mut ledger = open(directory)?;
+    // One snapshot.
+    let snapshot = ledger.transaction()?;
+    let ids = |sql: &str| -> rusqlite::Result<HashSet<String>> {
+        snapshot.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+    };
+    let processed = ids("SELECT id FROM orders WHERE status = 'processed'")?;
+    let (dead, events) = (ids("SELECT identity FROM dead_letters")?, ids("SELECT id FROM events")?);
+    let orders = (1..=published).map(|number| format!("ord-{number}"));
+    let mut unsettled: HashSet<String> = orders.filter(|id| !processed.contains(id) && !dead.contains(id)).collect();
+    let of_processed = |id: &String| [format!("{id}/notification/processed"), format!("{id}/analytics/processed")];
+    let of_dead = dead.iter().map(|id| format!("{id}/analytics/failed"));
+    unsettled.extend(processed.iter().flat_map(of_processed).chain(of_dead).filter(|id| !events.contains(id)));
+    Ok(unsettled)
+}
