@@ -164,7 +164,8 @@ write_node_files() {
         chmod 400 "$dir/.erlang.cookie"
     fi
     : >"$dir/rabbitmq-env.conf"
-    printf '[].\n' >"$dir/advanced.config"
+    # Statistics add up only if this never runs: it deletes counts of channels that have ended before they are aggregated.
+    printf '[{rabbit, [{core_metrics_gc_interval, 86400000}]}].\n' >"$dir/advanced.config"
     printf '[rabbitmq_management].\n' >"$dir/enabled_plugins"
     cat >"$dir/rabbitmq.conf" <<EOF_CONF
 listeners.tcp.1 = 127.0.0.1:$AMQP_PORT

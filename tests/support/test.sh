@@ -43,9 +43,20 @@ step "find or install RabbitMQ, start a private node" "$node" start shared
 if cargo nextest --version >/dev/null 2>&1; then
     step "build tests" cargo nextest run --locked --no-run
     step "unit, offline and broker tests" cargo nextest run --locked --no-fail-fast
+    tests_as_root=(cargo nextest run --locked --no-fail-fast --run-ignored only -E 'test(/as_root::/)')
 else
     step "build tests" cargo test --locked --no-run --lib --bins --tests
     step "unit, offline and broker tests" cargo test --locked --no-fail-fast --lib --bins --tests
+    tests_as_root=(cargo test --locked --no-fail-fast --lib --test broker as_root:: -- --ignored)
+fi
+
+# They mount file systems and cut networks.
+if ((EUID == 0)); then
+    step "tests that need root" "${tests_as_root[@]}"
+else
+    skipped="the tests that need root were NOT RUN: run make test as root"
+    echo "$skipped"
 fi
 
 step "documentation tests" cargo test --locked --doc --package orderd
+printf '%s' "${skipped:+$skipped$'\n'}"

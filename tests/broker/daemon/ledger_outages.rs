@@ -1,14 +1,12 @@
-//! Outages of the ledger: no order fails because of one, nothing is dead-lettered twice, and a stop does not wait for a disk.
+//! Outages of the ledger: no order fails because of one, and nothing is dead-lettered twice.
 
 use rusqlite::Connection;
 
-use crate::soak::harness::soak::Disk;
 use crate::support::Node;
 use crate::support::raw_client::properties::Properties;
 use crate::support::test_env::{TestEnv, order, wait_until};
 
-const CANNOT_RECORD: &str = "the ledger cannot record; orderd waits and takes no new messages";
-const INTERNAL: i32 = 70;
+pub(super) const CANNOT_RECORD: &str = "the ledger cannot record; orderd waits and takes no new messages";
 
 #[test]
 fn a_locked_ledger_uses_up_no_attempt_and_restarts_during_the_lock_dead_letter_nothing_twice() {
@@ -43,40 +41,4 @@ fn a_locked_ledger_uses_up_no_attempt_and_restarts_during_the_lock_dead_letter_n
     let reasons = ledger.rows("SELECT DISTINCT reason, retry_count, failure_code FROM dead_letters");
     assert_eq!(reasons, ["permanent|0|invalid_quantity"]);
     assert_eq!(ledger.number("SELECT count(*) FROM attempts WHERE identity LIKE 'ord-%'"), 0);
-}
-
-/// Only root can mount a file system. Others rely on the tests of the ledger and of the steps of the stop.
-#[test]
-fn a_disk_that_hangs_is_named_and_keeps_a_third_signal_from_nothing() {
-    let node = Node::shared();
-    let env = TestEnv::new(&node);
-    let Ok(disk) = Disk::mount(env.directory.path().join("disk")) else { return };
-    let ledger = disk.path.join("ledger");
-    let env = env.set("ledger.directory", ledger.to_str().unwrap());
-    let mut orderd = env.start();
-    // Dropped before the process, which cannot be killed while the disk hangs.
-    let disk = disk;
-    disk.freeze().unwrap();
-    let mut raw = env.raw();
-    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order("ord-1"));
-    wait_until("it notices", || orderd.has_logged(CANNOT_RECORD));
-    assert_eq!(orderd.status()["daemon"]["ledger"]["outage"]["cause"], "hung");
-    let messages = [
-        "draining; a second signal aborts",
-        "aborting",
-        "exiting at once; the broker will deliver again what was not acked",
-    ];
-    for message in messages {
-        orderd.signal("TERM");
-        wait_until(message, || orderd.has_logged(message));
-    }
-    wait_until("it ends", || orderd.has_ended());
-    // Until the disk responds, the kernel keeps the process.
-    disk.thaw().unwrap();
-    assert_eq!(orderd.wait_for_exit(), INTERNAL);
-    let mut orderd = env.start();
-    let reader = crate::support::test_env::LedgerReader::open(&ledger);
-    reader.await_settled(1);
-    assert_eq!(orderd.stop(), 0);
-    assert_eq!(reader.rows("SELECT * FROM attempts"), [""; 0]);
 }

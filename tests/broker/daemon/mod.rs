@@ -1,12 +1,13 @@
 //! The whole daemon as a process, on a real broker, tested through what its users see.
 
 mod admin;
+mod as_root;
 mod backlog;
 mod control;
+mod copies;
 mod delivery_limit;
 mod drain;
 mod erase;
-mod event_file_outages;
 mod failures;
 mod forged_messages;
 mod ledger_outages;

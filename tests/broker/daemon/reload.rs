@@ -54,7 +54,8 @@ pub(super) fn assert_once(env: &TestEnv<'_>, orderd: &OrderdProcess, orders: u64
             assert_eq!(settled, count as f64, "{consumer}: {outcome}");
         }
     }
-    // The broker's statistics lag by some seconds; once it has counted all acks, it has counted all deliveries.
+    // The broker's statistics lag by some seconds; once it has counted all acks, it has counted all deliveries. It loses no
+    // counts of channels that have ended: see `core_metrics_gc_interval` in `node.sh`.
     wait_until("the broker has counted all acks", || counted(env, "order_queue").0 == orders);
     // Deliveries that are on their way inside the broker when a consumer is cancelled are requeued, although nobody received
     // them: some fifty each time, unless orderd waits for a quiet moment. On a slow machine it may miss that moment.
