@@ -270,6 +270,7 @@ async fn serve_connection(
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use axum::body::Bytes;
     use axum::middleware::from_fn_with_state;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -291,11 +292,12 @@ mod tests {
             hosts: Vec::new(),
             token: RequiredToken::Everywhere(Secret::new("0123456789abcdef")),
         };
+        let long = Bytes::from(vec![b'x'; 32 << 20]);
         let guarded = Router::new().route("/token", get(|| async { "secret" }));
         let router = Router::new()
             .route("/", get(|| async { "at once" }))
             .route("/late", get(waiting))
-            .route("/long", get(|| async { vec![b'x'; 32 << 20] }))
+            .route("/long", get(move || std::future::ready(long.clone())))
             .merge(guarded.layer(from_fn_with_state(Arc::new(guard), check_access)));
         let task = tokio::spawn(accept(listener, router, CancellationToken::new()));
         (address, AbortOnDropHandle::new(task))
@@ -344,7 +346,8 @@ mod tests {
             assert!(answered.expect("an answer in time").ends_with("at once"));
         }
         timeout(IN_TIME, async {
-            while refused.load(Ordering::Relaxed) < 100 {
+            // More than if each connection lasted until a time limit closed it.
+            while refused.load(Ordering::Relaxed) < 400 {
                 tokio::task::yield_now().await;
             }
         })
@@ -357,10 +360,13 @@ mod tests {
         let answers = Arc::new(Notify::new());
         let (address, _task) = serve(&answers).await;
         let mut unread = Vec::new();
-        for _ in 0..2 * MAX_CONNECTIONS {
-            unread.push(request(address, "/long").await);
-        }
-        let answered = timeout(IN_TIME, async { answer(request(address, "/").await).await });
+        // If only the time limits ended these connections, the last would be accepted after 30 s.
+        let answered = timeout(IN_TIME, async {
+            for _ in 0..4 * MAX_CONNECTIONS {
+                unread.push(request(address, "/long").await);
+            }
+            answer(request(address, "/").await).await
+        });
         assert!(answered.await.expect("an answer in time").ends_with("at once"));
     }
 
@@ -370,13 +376,16 @@ mod tests {
         let (address, _task) = serve(&answers).await;
         let patient = request(address, "/late").await;
         let mut slow = Vec::new();
-        for _ in 0..10 * MAX_CONNECTIONS {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(b"G").await.unwrap();
-            slow.push(stream);
-        }
-        // If only their deadline ended these connections, the last would be accepted after 100 s.
-        let answered = timeout(IN_TIME, async { answer(request(address, "/").await).await });
+        // If only their deadline ended these connections, the last would be accepted after 50 s. More connections than the
+        // operating system queues are made only once others are accepted.
+        let answered = timeout(IN_TIME, async {
+            for _ in 0..10 * MAX_CONNECTIONS {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(b"G").await.unwrap();
+                slow.push(stream);
+            }
+            answer(request(address, "/").await).await
+        });
         assert!(answered.await.expect("an answer in time").ends_with("at once"));
         answers.notify_one();
         assert!(answer(patient).await.ends_with("late"), "a connection that waits for its answer is not evicted");
