@@ -18,7 +18,7 @@ use crate::domain::{OrderId, OtherFields, object_fields};
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::pipeline::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
     copy_for_dead_letter, copy_for_retry, decide,
@@ -115,23 +115,19 @@ impl FailedHandler {
     }
 
     fn retry(&self, failed: &FailedMessage<'_>, queue: &str, delay: Delay) -> HandlerOutput {
-        let FailedMessage { delivery, provenance, history, identity, .. } = failed;
-        warn!(
-            queue, id = %identity, kind = %history.failure.kind, code = history.failure.code,
-            reason = history.failure.reason, retry = history.retries + 1, %delay, "[Failed] will be retried"
-        );
+        let FailedMessage { delivery, provenance, history, .. } = failed;
         HandlerOutput {
-            report: None,
-            outcome: HandlerOutcome::Retried { consumer: failed.consumer_name(), delay },
             emit: Arc::new([copy_for_retry(delivery, *provenance, history, queue, delay, &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(Some(delay))))),
+            log: Some(failed.retry_log(queue, delay)),
+            ..HandlerOutput::finished(HandlerOutcome::Retried { consumer: failed.consumer_name(), delay })
         }
     }
 
     fn dead_letter(&self, failed: &FailedMessage<'_>, reason: DeadLetterReason) -> HandlerOutput {
         let FailedMessage { delivery, provenance, history, .. } = failed;
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
-        log_dead_letter(failed, origin_queue.as_deref(), reason);
+        let log = failed.dead_letter_log(origin_queue.clone(), reason);
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
         let carries_orders = failed.consumer.is_some_and(|consumer| consumer.carries_orders);
         let report = carries_orders.then(|| failed.dead_lettered_event(reason, &self.names));
@@ -147,6 +143,7 @@ impl FailedHandler {
             report,
             emit: copy.into_iter().collect(),
             record: Some(LedgerEntry::DeadLetter(Box::new(dead))),
+            log: Some(log),
         }
     }
 
@@ -178,31 +175,6 @@ impl Handler for FailedHandler {
         history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
         let output = self.recover_from(input.delivery, input.provenance, &history, now, false);
         Some(HandlerOutput { report: None, emit: Arc::default(), ..output })
-    }
-}
-
-/// Logs a dead letter. A message that is malformed, breaks a rule or was never in a queue of orderd's is its sender's mistake, on
-/// which no operator must act at once; the other reasons show trouble of the shop's own.
-fn log_dead_letter(failed: &FailedMessage<'_>, queue: Option<&str>, reason: DeadLetterReason) {
-    let FailedMessage { history, identity, provenance, .. } = failed;
-    let History { failure, retries, .. } = history;
-    let (kind, code, text, dead_lettered) = (failure.kind, &failure.code, &failure.reason, reason.as_str());
-    macro_rules! log {
-        ($level:ident) => {
-            $level!(
-                queue, id = %identity, %kind, code, reason = text, retries, dead_lettered,
-                "[Failed] dead-lettered in the dead letter queue"
-            )
-        };
-    }
-    match reason {
-        DeadLetterReason::Malformed | DeadLetterReason::Permanent => log!(warn),
-        // A producer published it with the routing key of failures.
-        DeadLetterReason::NoOrigin if !provenance.is_copy => log!(warn),
-        DeadLetterReason::RetriesExhausted
-        | DeadLetterReason::TooOld
-        | DeadLetterReason::DeliveryLimit
-        | DeadLetterReason::NoOrigin => log!(error),
     }
 }
 
@@ -256,6 +228,34 @@ impl FailedMessage<'_> {
             failed_at: self.history.failed_at,
             delay: delay.map(|delay| delay.to_string()),
         }
+    }
+
+    fn retry_log(&self, queue: &str, delay: Delay) -> DeferredLog {
+        let (queue, id, retry) = (queue.to_owned(), self.identity.clone(), self.history.retries + 1);
+        let Failure { kind, code, reason, .. } = self.history.failure.clone();
+        DeferredLog::new(move || warn!(queue, id, %kind, code, reason, retry, %delay, "[Failed] will be retried"))
+    }
+
+    /// A message that is malformed, breaks a rule or was never in a queue of orderd's is its sender's mistake, on which no operator
+    /// must act at once; the other reasons show trouble of the shop's own.
+    fn dead_letter_log(&self, queue: Option<String>, dead_lettered: DeadLetterReason) -> DeferredLog {
+        let is_senders_mistake = match dead_lettered {
+            DeadLetterReason::Malformed | DeadLetterReason::Permanent => true,
+            // A producer published it with the routing key of failures.
+            DeadLetterReason::NoOrigin => !self.provenance.is_copy,
+            DeadLetterReason::RetriesExhausted | DeadLetterReason::TooOld | DeadLetterReason::DeliveryLimit => false,
+        };
+        let (id, retries, dead_lettered) = (self.identity.clone(), self.history.retries, dead_lettered.as_str());
+        let Failure { kind, code, reason, .. } = self.history.failure.clone();
+        macro_rules! log {
+            ($level:ident) => {
+                $level!(
+                    queue, id, %kind, code, reason, retries, dead_lettered,
+                    "[Failed] dead-lettered in the dead letter queue"
+                )
+            };
+        }
+        DeferredLog::new(move || if is_senders_mistake { log!(warn) } else { log!(error) })
     }
 
     fn dead_lettered_event(&self, reason: DeadLetterReason, names: &ExchangeNames) -> crate::message::Publication {
@@ -314,6 +314,7 @@ mod tests {
         assert_eq!(recorded(&output), (BODY_TOO_LARGE, "permanent"));
         let output = handler.handle(input(&too_large)).await.unwrap();
         assert!(output.record.is_none(), "it is recorded before the broker moves the message");
+        assert!(output.log.is_some(), "it is logged after that");
         assert_eq!(memory.totals().await.unwrap().dead_letters.values().sum::<u64>(), 1);
         assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
         let output = handler.dead_letter_without_copy(input(&whole), "406 too large").unwrap();

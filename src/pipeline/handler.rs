@@ -165,11 +165,34 @@ pub struct HandlerOutput {
     pub emit: Arc<[Publication]>,
     /// To be recorded after `emit` is confirmed and before the delivery is acked.
     pub record: Option<LedgerEntry>,
+    /// To be written when all of that is done, right before the delivery is acked.
+    pub log: Option<DeferredLog>,
+}
+
+/// A line of the log that is true only once what a handler returned is published and recorded.
+pub struct DeferredLog(Box<dyn FnOnce() + Send + Sync>);
+
+impl DeferredLog {
+    /// `write` writes the line. It must not block.
+    pub fn new(write: impl FnOnce() + Send + Sync + 'static) -> Self {
+        DeferredLog(Box::new(write))
+    }
+
+    /// Writes the line.
+    pub fn write(self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for DeferredLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeferredLog").finish_non_exhaustive()
+    }
 }
 
 impl HandlerOutput {
     /// Nothing is left to publish or record.
     pub fn finished(outcome: HandlerOutcome) -> Self {
-        HandlerOutput { outcome, report: None, emit: Arc::default(), record: None }
+        HandlerOutput { outcome, report: None, emit: Arc::default(), record: None, log: None }
     }
 }

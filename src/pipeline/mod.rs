@@ -22,7 +22,7 @@ mod unidentified;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
 pub use decompressed_bytes::DecompressedBytes;
-pub use handler::{Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
+pub use handler::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
 pub use intake::Intake;
 pub use pool::{Pool, PoolError};
 pub use publish_outage::PublishOutage;

@@ -32,7 +32,7 @@ use tracing::{debug, error, warn};
 use super::consumer_context::{ConsumerContext, OnFailure};
 use super::deadline::Deadline;
 use super::delivery_guard::DeliveryGuard;
-use super::handler::{HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
+use super::handler::{DeferredLog, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
 use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
@@ -147,12 +147,20 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
             }
         }
     }
-    let Some(entry) = output.record else { return AttemptOutcome::Handled(output.outcome) };
-    // During an outage this waits, so what is confirmed is not published again.
-    match context.ledger.record(entry.confirmed_at(Timestamp::now())).await {
-        Ok(_) => AttemptOutcome::Handled(output.outcome),
-        Err(error) => HandlerError::from(error).into(),
+    if let Some(entry) = output.record {
+        // During an outage this waits, so what is confirmed is not published again.
+        if let Err(error) = context.ledger.record(entry.confirmed_at(Timestamp::now())).await {
+            return HandlerError::from(error).into();
+        }
     }
+    handled(output.outcome, output.log)
+}
+
+fn handled(outcome: HandlerOutcome, log: Option<DeferredLog>) -> AttemptOutcome {
+    if let Some(log) = log {
+        log.write();
+    }
+    AttemptOutcome::Handled(outcome)
 }
 
 /// Publishes what a handler returned. The report comes first and by itself: whatever becomes of it, the failed message's copy is
@@ -176,7 +184,7 @@ async fn publish_output(context: &ConsumerContext, output: &HandlerOutput) -> Re
 /// Records a dead letter whose copy cannot be published, before the broker itself dead-letters the message. The message is
 /// kept even if the ledger refuses the entry: repeating would not help.
 async fn record_without_copy(context: &ConsumerContext, output: HandlerOutput) -> AttemptOutcome {
-    let Some(entry) = output.record else { return AttemptOutcome::Handled(output.outcome) };
+    let Some(entry) = output.record else { return handled(output.outcome, output.log) };
     match context.ledger.record(entry.confirmed_at(Timestamp::now())).await.map_err(HandlerError::from) {
         Ok(_) => {}
         Err(HandlerError::Failed(failure)) => {
@@ -184,7 +192,7 @@ async fn record_without_copy(context: &ConsumerContext, output: HandlerOutput) -
         }
         Err(interrupted @ HandlerError::Interrupted(_)) => return interrupted.into(),
     }
-    AttemptOutcome::Handled(output.outcome)
+    handled(output.outcome, output.log)
 }
 
 impl From<HandlerError> for AttemptOutcome {

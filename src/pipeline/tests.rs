@@ -17,8 +17,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConsumerContext, DecompressedBytes, Handler, HandlerError, HandlerInput, HandlerOutput, Intake, OnFailure, Pool,
-    PublishOutage,
+    ConsumerContext, DecompressedBytes, DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Intake,
+    OnFailure, Pool, PublishOutage,
 };
 use crate::domain::OrderId;
 use crate::ledger::memory::MemoryLedger;
@@ -240,6 +240,8 @@ impl Publisher for SharedPublisher {
 #[derive(Default)]
 struct ScriptedHandler {
     calls: AtomicUsize,
+    /// Deferred log lines that were written.
+    logged: Arc<AtomicUsize>,
 }
 
 fn delay() -> crate::recovery::Delay {
@@ -259,6 +261,15 @@ impl Future for PanicsWhenDropped {
 impl Drop for PanicsWhenDropped {
     fn drop(&mut self) {
         panic!("kills its worker");
+    }
+}
+
+impl ScriptedHandler {
+    fn log(&self) -> DeferredLog {
+        let logged = Arc::clone(&self.logged);
+        DeferredLog::new(move || {
+            logged.fetch_add(1, Ordering::SeqCst);
+        })
     }
 }
 
@@ -298,6 +309,7 @@ impl Handler for ScriptedHandler {
                         })
                         .collect(),
                     record: Some(LedgerEntry::LookUpNotification { id: "x".to_owned() }),
+                    log: Some(self.log()),
                 }),
                 "transient" => failure(FailureKind::Transient),
                 "permanent" => failure(FailureKind::Permanent),
@@ -322,6 +334,7 @@ impl Handler for ScriptedHandler {
             report: None,
             emit: Arc::default(),
             record: Some(refused),
+            log: Some(self.log()),
         })
     }
 }

@@ -94,10 +94,9 @@ impl OrderHandler {
             }
         }
         Ok(HandlerOutput {
-            report: None,
-            outcome: HandlerOutcome::Completed,
             emit: self.events(&order, total, currency, now),
             record: Some(LedgerEntry::FinishOrder { id: order.id, at: now }),
+            ..HandlerOutput::finished(HandlerOutcome::Completed)
         })
     }
 

@@ -31,6 +31,22 @@ async fn a_dead_letter_that_the_ledger_refuses_is_left_to_the_broker_and_not_ret
     env.queue.deliver(1, "without_copy");
     assert_eq!(env.queue.settled(1).await, [(1, Settlement::Reject)]);
     assert_eq!((env.handler.calls.load(Ordering::SeqCst), env.counters.counts().failed_attempts), (1, 0));
+    assert_eq!(env.handler.logged.load(Ordering::SeqCst), 1, "its line is not lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_logged_as_dead_lettered_before_its_copy_is_confirmed() {
+    let env = TestEnv::start_with(1, 1, OnFailure::KeepRetrying).await;
+    let logged = || env.handler.logged.load(Ordering::SeqCst);
+    env.publisher.gate.forget_permits(1_000);
+    env.queue.deliver(1, "emit");
+    while env.handler.calls.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(logged(), 0);
+    env.publisher.gate.add_permits(1);
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
+    assert_eq!(logged(), 1);
 }
 
 #[tokio::test(start_paused = true)]
