@@ -20,6 +20,7 @@
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
 //!      delay (of a delayed retry)   chain (an error with its causes)
 //!   0  escape (text that others sent, for display)   files (modes, whole lines, limits of what is read)
+//!      random (secrets)
 //! ```
 //! `pipeline` and `amqp` never import each other: `app` joins them through the traits in [`message`].
 //!
@@ -57,6 +58,7 @@ pub mod management;
 pub mod message;
 pub mod metrics;
 pub mod pipeline;
+pub mod random;
 pub mod reconcile;
 pub mod recovery;
 pub mod shutdown;

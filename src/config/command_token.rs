@@ -3,8 +3,8 @@
 //!
 //! The daemon creates it, and the command line finds it there. It never shows a token.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use tracing::warn;
 use super::redaction::Secret;
 use super::secret::read_token_file;
 use crate::files::{SECRET_MODE, create_new_file};
+use crate::random::random_hex;
 
 /// The name of the file in the ledger's directory.
 const FILE_NAME: &str = "admin-token";
@@ -68,9 +69,7 @@ impl CommandToken {
 
     /// Creates the file. Other instances that share the directory may do so at the same time; the first one wins.
     fn create(&self) -> io::Result<()> {
-        let mut random = [0; TOKEN_BYTES];
-        File::open("/dev/urandom")?.read_exact(&mut random)?;
-        let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let token = random_hex(TOKEN_BYTES)?;
         let unfinished = self.path.with_file_name(format!(".{FILE_NAME}.{}", std::process::id()));
         // A process with the same id was killed while it created the file.
         let _ = fs::remove_file(&unfinished);

@@ -5,8 +5,7 @@
 //! loopback, with a password of its own. What the broker sends is passed on only if it is a reply that the library can have
 //! asked for, and none of these contains a table. Never keeps a connection open that either side has closed.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use crate::amqp::lifetime::REPLY_TIMEOUT;
 use crate::amqp::protocol::{
     self, Frame, FrameType, Method, MethodId, PROTOCOL_HEADER, ProtocolError, SaslResponse, put_method,
 };
+use crate::random::random_hex;
 
 /// The largest frame that the broker may send, in bytes. The replies consist of a few numbers and short strings.
 const MAX_REPLY: usize = 4096;
@@ -60,7 +60,8 @@ const UNASKED: [MethodId; 2] = [MethodId::CONNECTION_BLOCKED, MethodId::CONNECTI
 /// If loopback cannot be used, or the library does not connect.
 pub async fn open(broker: protocol::Connection) -> io::Result<Connection> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let (port, password) = (listener.local_addr()?.port(), random_password()?);
+    // Another program on this machine could connect to the relay before the library does.
+    let (port, password) = (listener.local_addr()?.port(), random_hex(PASSWORD_BYTES)?);
     let mut arguments = OpenConnectionArguments::new("127.0.0.1", port, USER, &password);
     let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX);
     arguments.heartbeat(heartbeat);
@@ -71,13 +72,6 @@ pub async fn open(broker: protocol::Connection) -> io::Result<Connection> {
     // Ends when either side closes its connection. The library closes its side when the last handle is dropped.
     tokio::spawn(relay(library, broker));
     Ok(connection)
-}
-
-/// A password that no other program on this machine can guess: it could connect to the relay before the library does.
-fn random_password() -> io::Result<String> {
-    let mut random = [0; PASSWORD_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The library's side of a relayed connection.
