@@ -1,7 +1,9 @@
 //! A file to which whole lines are appended, by this process and by others.
 //!
-//! - A line is whole or absent. What a failed write left is removed at once, and what a crash left is removed or terminated
-//!   before the next line is appended, so that no line is ever glued to another.
+//! - A line is whole or absent. Room for it is reserved before it is written, so that on a full disk the file neither grows nor
+//!   shrinks again, which its readers would take for a truncation (`tail -F` starts again from the beginning). What another
+//!   failed write left is removed at once, and what a crash left is removed or terminated before the next line is appended, so
+//!   that no line is ever glued to another.
 //! - Instances that share the file take turns by a lock (`flock`), because removing an incomplete line must not remove the
 //!   whole line of another instance.
 //! - Lines that must be durable are written to regular files only: no other file keeps them.
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use serde::de::IgnoredAny;
 use tracing::warn;
@@ -107,22 +109,23 @@ impl LineFile {
         Err(io::Error::other("the file is replaced again and again"))
     }
 
-    /// Proves that this number of bytes can be written and synced, and removes them again. A crash in between leaves an
-    /// incomplete line, which is removed as any other.
+    /// Proves that this number of bytes can be written and synced, without changing the file: room for them is reserved after
+    /// its end. On a file system that cannot reserve room, they are written to another file beside it, which is removed again.
     ///
     /// # Errors
     /// The operating system's error.
     pub fn prove_writable(&mut self, bytes: usize) -> io::Result<()> {
-        let incomplete = self.incomplete;
+        let (incomplete, path) = (self.incomplete, self.path.clone());
         let file = self.current()?;
         let lock = Lock::take(file)?;
         if !lock.is_exclusive {
             return Ok(());
         }
-        let proof = append_locked(file, &vec![b' '; bytes], incomplete, true)?;
-        let synced = file.sync_data();
-        file.set_len(proof.start)?;
-        synced
+        let end = repair(file, file.metadata()?.len(), incomplete)?;
+        match reserve(file, end, bytes)? {
+            Reservation::Made => file.sync_all(),
+            Reservation::Unsupported => prove_beside(&path, bytes),
+        }
     }
 
     /// Opens the file again if its path leads to another file, or to none. Otherwise the next append does it.
@@ -244,12 +247,48 @@ fn append_locked(
     // Without a lock, an incomplete line may be one that another instance is writing.
     let incomplete = if is_exclusive { incomplete } else { IncompleteLine::Terminate };
     let start = repair(file, metadata.len(), incomplete)?;
-    let written = file.write_all(lines);
-    if written.is_err() && is_exclusive && file.metadata().is_ok_and(|now| now.len() > start) {
-        // If this fails, the next append repairs the end of the file.
+    let written = reserve(file, start, lines.len()).and_then(|_| file.write_all(lines));
+    if written.is_err() && is_exclusive {
+        // Frees what was reserved as well. If this fails, the next append repairs the end of the file.
         let _ = file.set_len(start);
     }
     written.map(|()| start..start + lines.len() as u64)
+}
+
+/// Whether room for bytes was reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reservation {
+    Made,
+    /// The file system cannot.
+    Unsupported,
+}
+
+/// Reserves room after the end of a file, which keeps its length.
+fn reserve(file: &File, end: u64, bytes: usize) -> io::Result<Reservation> {
+    if bytes == 0 {
+        return Ok(Reservation::Made);
+    }
+    loop {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, end, bytes as u64) {
+            Ok(()) => return Ok(Reservation::Made),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(Reservation::Unsupported),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Writes bytes to a hidden file beside this one, syncs and removes it.
+fn prove_beside(path: &Path, bytes: usize) -> io::Result<()> {
+    // The same for all instances. One that was killed meanwhile leaves it, and the next proof removes it.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let proof = path.with_file_name(format!(".{name}.proof"));
+    let written = File::create(&proof).and_then(|mut file| {
+        file.write_all(&vec![b' '; bytes])?;
+        file.sync_data()
+    });
+    let _ = std::fs::remove_file(&proof);
+    written
 }
 
 /// Removes lines that could not be synced, since they are written again, unless another instance has appended to them.
@@ -453,6 +492,61 @@ mod tests {
         assert!(text.lines().all(|line| serde_json::from_str::<IgnoredAny>(line).is_ok()), "{text}");
     }
 
+    mod as_root {
+        use std::process::Command;
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use super::*;
+
+        /// Unmounted when dropped.
+        struct Mount<'a>(&'a Path);
+
+        impl Drop for Mount<'_> {
+            fn drop(&mut self) {
+                let _ = Command::new("umount").arg("-l").arg(self.0).status();
+            }
+        }
+
+        /// `tail -F` takes a file that shrinks for another one, and shows all of it again.
+        #[test]
+        #[ignore = "needs root, who can mount a file system"]
+        fn a_file_never_grows_and_shrinks_again_while_its_disk_is_full() {
+            let directory = tempfile::tempdir().unwrap();
+            for options in ["-ttmpfs", "-tramfs"] {
+                let mounted =
+                    Command::new("mount").args([options, "-osize=64k", "tmpfs"]).arg(directory.path()).status();
+                assert!(mounted.unwrap().success());
+                let _mount = Mount(directory.path());
+                let path = directory.path().join("events");
+                let mut events = open(&path);
+                let is_limited = options == "-ttmpfs";
+                let mut lines = 0_u64;
+                while lines < 1_000 && events.append(format!("{}\n", "x".repeat(99)).as_bytes()).is_ok() {
+                    lines += 1;
+                }
+                assert_eq!(lines < 1_000, is_limited, "{options}");
+                let changed = AtomicBool::new(false);
+                let ended = AtomicBool::new(false);
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !ended.load(Ordering::Relaxed) {
+                            let length = fs::metadata(&path).unwrap().len();
+                            changed.fetch_or(length != lines * 100, Ordering::Relaxed);
+                        }
+                    });
+                    for _ in 0..2_000 {
+                        if is_limited {
+                            assert!(events.append(&[b'x'; 9_999]).is_err());
+                        }
+                        assert_eq!(events.prove_writable(9_999).is_err(), is_limited);
+                    }
+                    ended.store(true, Ordering::Relaxed);
+                });
+                assert!(!changed.load(Ordering::Relaxed), "{options}");
+            }
+        }
+    }
+
     #[test]
     fn a_log_may_be_a_device_and_what_must_be_durable_is_written_to_regular_files_only() {
         let directory = tempfile::tempdir().unwrap();
@@ -480,16 +574,30 @@ mod tests {
     }
 
     #[test]
-    fn proving_that_a_file_can_be_written_leaves_it_as_it_was() {
+    fn proving_that_a_file_can_be_written_never_changes_its_length() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events");
         let mut events = open(&path);
         events.append(b"{}\n").unwrap();
-        events.prove_writable(100_000).unwrap();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let has_ended = || ended.load(std::sync::atomic::Ordering::Relaxed);
+        let changed = thread::scope(|scope| {
+            let (path, has_ended) = (&path, &has_ended);
+            let length = move || fs::metadata(path).unwrap().len();
+            let watching =
+                scope.spawn(move || std::iter::from_fn(|| (!has_ended()).then(length)).any(|length| length != 3));
+            for _ in 0..100 {
+                events.prove_writable(100_000).unwrap();
+                prove_beside(path, 100_000).unwrap();
+            }
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            watching.join().unwrap()
+        });
+        assert!(!changed);
         assert_eq!(fs::read(&path).unwrap(), b"{}\n");
-        // As a crash in the middle of it leaves the file.
-        fs::write(&path, "{}\n      ").unwrap();
-        open(&path).append(b"{}\n").unwrap();
+        let names = || fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names().collect::<Vec<_>>(), ["events"]);
+        events.append(b"{}\n").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"{}\n{}\n");
     }
 }

@@ -31,7 +31,7 @@ const FULL_BATCH_BYTES: usize = 8 << 20;
 const BATCH_DELAY: Duration = Duration::from_millis(2);
 /// Waits between two attempts to write to a file that cannot be written.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
-/// What is written, and removed again, to learn whether an outage is over when no line waits: at least one block of the file
+/// The room that is proven to be there, to learn whether an outage is over when no line waits: at least one block of the file
 /// system.
 const PROOF_BYTES: usize = 4096;
 /// How often a caller whose line waits looks whether the writer makes progress.
@@ -88,7 +88,7 @@ impl EventLog {
     pub async fn start(files: Rolling) -> io::Result<(Self, EventLogWriter)> {
         let (requests, waiting) = mpsc::channel(MAX_QUEUED_LINES);
         let state = Arc::new(EventFileState::new(files.path(Timestamp::now())));
-        let writer = Writer { files, file: None, batch: Vec::new(), state: Arc::clone(&state), failures: 0 };
+        let writer = Writer { files, file: None, state: Arc::clone(&state), failures: 0 };
         let (opening, opened) = oneshot::channel();
         let (ending, ended) = oneshot::channel::<()>();
         let run = move || {
@@ -143,8 +143,6 @@ struct Writer {
     files: Rolling,
     /// `None` until it could be opened.
     file: Option<RollingFile>,
-    /// The lines of a batch, joined.
-    batch: Vec<u8>,
     state: Arc<EventFileState>,
     /// Failed attempts since the last success.
     failures: u32,
@@ -212,13 +210,12 @@ impl Writer {
     }
 
     fn write(&mut self, lines: &[Line], now: Timestamp) -> io::Result<()> {
-        self.batch.clear();
-        self.batch.extend(lines.iter().flat_map(|line| &line.text));
-        let batch = std::mem::take(&mut self.batch);
         let file = self.open()?;
-        let written = if batch.is_empty() { file.prove_writable(PROOF_BYTES, now) } else { file.append(&batch, now) };
-        self.batch = batch;
-        written
+        if lines.is_empty() {
+            return file.prove_writable(PROOF_BYTES, now);
+        }
+        let texts: Vec<&[u8]> = lines.iter().map(|line| &*line.text).collect();
+        file.append(&texts.concat(), now)
     }
 
     fn open(&mut self) -> io::Result<&mut RollingFile> {

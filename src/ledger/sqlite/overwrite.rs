@@ -34,7 +34,7 @@ pub(super) struct OverwriteDetector {
     /// How many orders file and log counted together, and when they were counted.
     recorded: i64,
     counted_at: Option<Instant>,
-    /// The first hour that is counted, in milliseconds since 1970.
+    /// The time since which orders are counted, in milliseconds since 1970.
     since: i64,
 }
 
@@ -42,11 +42,13 @@ pub(super) struct OverwriteDetector {
 /// erasure.
 pub(super) const COUNT_ORDERS: &str = "
     SELECT coalesce(sum(accepted + processed), 0) FROM order_sums WHERE granularity = 'hour' AND starts_at >= ?1";
-/// How far back orders are counted from the time of opening. Counting all would take long.
+/// How far back orders are counted, at least. Counting all would take long.
 const COUNTED: SignedDuration = SignedDuration::from_hours(31 * 24);
+/// How much further back they are counted at most. Then the beginning moves.
+const MOVED_AFTER_MILLIS: i64 = 24 * 3_600_000;
 
 impl OverwriteDetector {
-    pub fn new(files: &OpenFiles) -> Self {
+    pub fn new(files: &OpenFiles, now: Timestamp) -> Self {
         OverwriteDetector {
             path: files.database().to_owned(),
             least_size: 0,
@@ -56,16 +58,28 @@ impl OverwriteDetector {
             in_file: 0,
             recorded: 0,
             counted_at: None,
-            since: Timestamp::now().checked_sub(COUNTED).map_or(0, Timestamp::as_millisecond),
+            since: counted_since(now),
         }
     }
 
-    /// Counts the orders that are recorded, from time to time.
-    pub fn count(&mut self, count: impl FnOnce(i64) -> Result<i64, LedgerError>) -> Result<(), LedgerError> {
-        if is_due(self.counted_at) {
-            self.recorded = self.recorded.max(count(self.since)?);
-            self.counted_at = Some(Instant::now());
+    /// Counts the orders that are recorded since a time, from time to time.
+    pub fn count(
+        &mut self,
+        now: Timestamp,
+        mut count: impl FnMut(i64) -> Result<i64, LedgerError>,
+    ) -> Result<(), LedgerError> {
+        if !is_due(self.counted_at) {
+            return Ok(());
         }
+        self.recorded = self.recorded.max(count(self.since)?);
+        let since = counted_since(now);
+        if since.saturating_sub(self.since) > MOVED_AFTER_MILLIS {
+            // The orders in between are no longer counted, and the file contains no more of them than file and log together.
+            let recorded = count(since)?;
+            self.in_file = self.in_file.saturating_sub(self.recorded.saturating_sub(recorded)).max(0);
+            (self.recorded, self.since) = (recorded, since);
+        }
+        self.counted_at = Some(Instant::now());
         Ok(())
     }
 
@@ -136,6 +150,11 @@ impl OverwriteDetector {
     }
 }
 
+/// The beginning of the hours that are counted at a time.
+fn counted_since(now: Timestamp) -> i64 {
+    now.checked_sub(COUNTED).map_or(0, Timestamp::as_millisecond)
+}
+
 /// Whether the write-ahead log is read with the file.
 #[derive(Debug, Clone, Copy)]
 enum Log {
@@ -184,5 +203,38 @@ mod tests {
     #[test]
     fn a_path_with_any_characters_can_be_opened_as_a_uri() {
         assert_eq!(uri(Path::new("/a b/100%?#/ü.db"), Log::Ignored), "file:/a%20b/100%25%3F%23/%C3%BC.db?immutable=1");
+    }
+
+    #[test]
+    fn the_hours_that_are_counted_do_not_grow_with_the_uptime_and_an_older_copy_is_still_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = Connection::open(directory.path().join(super::super::FILE_NAME)).unwrap();
+        file.execute_batch(
+            "CREATE TABLE order_sums (granularity TEXT, starts_at INTEGER, accepted INTEGER, processed INTEGER)",
+        )
+        .unwrap();
+        let began: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        super::super::files::paths(directory.path())
+            .iter()
+            .skip(1)
+            .for_each(|path| drop(std::fs::File::create(path).unwrap()));
+        let files = OpenFiles::examine(directory.path()).unwrap();
+        let mut detector = OverwriteDetector::new(&files, began);
+        let count = |since: i64| Ok(file.query_row(COUNT_ORDERS, [since], |row| row.get(0)).unwrap());
+        for day in 0..200 {
+            let now = began + SignedDuration::from_hours(24 * day);
+            file.execute("INSERT INTO order_sums VALUES ('hour', ?1, 5, 5)", [now.as_millisecond()]).unwrap();
+            detector.count(now, count).unwrap();
+            detector.check_content(files.check().unwrap()).unwrap();
+            let counted = now.as_millisecond() - detector.since;
+            assert!(
+                counted <= i64::try_from(COUNTED.as_millis()).unwrap() + MOVED_AFTER_MILLIS,
+                "day {day}: {counted}"
+            );
+            assert!(detector.in_file > 0 && detector.in_file <= detector.recorded, "day {day}: {detector:?}");
+        }
+        // As an older copy has it.
+        file.execute("DELETE FROM order_sums WHERE rowid = (SELECT max(rowid) FROM order_sums)", []).unwrap();
+        assert!(matches!(detector.check_content(files.check().unwrap()), Err(FileReplaced::Overwritten { .. })));
     }
 }

@@ -154,7 +154,7 @@ impl<'c> Writer<'c> {
         Writer {
             connection,
             statements,
-            content: OverwriteDetector::new(&files),
+            content: OverwriteDetector::new(&files, Timestamp::now()),
             files,
             requests,
             shared,
@@ -268,7 +268,7 @@ impl<'c> Writer<'c> {
         }
         self.content.set_size(size, self.statements.database_size()?);
         self.content.check_content(files).map_err(replaced)?;
-        self.content.count(|since| self.statements.count_orders(since))
+        self.content.count(Timestamp::now(), |since| self.statements.count_orders(since))
     }
 
     /// Begins a transaction.
