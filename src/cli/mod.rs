@@ -23,7 +23,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::{ContextValue, ErrorKind};
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use jiff::Timestamp;
 use output::Output;
@@ -105,7 +106,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             // Prints help and version to stdout, mistakes to stderr.
-            let error = in_one_line(error);
+            let error = with_config_hint(in_one_line(error));
             let printed = error.print();
             return if error.use_stderr() { Exit::Usage } else { finished(printed.map(|()| Exit::Done)) }.into();
         }
@@ -129,6 +130,18 @@ fn in_one_line(mut error: clap::Error) -> clap::Error {
     for (kind, value) in arguments.collect::<Vec<_>>() {
         error.insert(kind, value);
     }
+    error
+}
+
+/// The error with a hint if an argument is a configuration file that is given without its option.
+fn with_config_hint(mut error: clap::Error) -> clap::Error {
+    let is_file = |text: &str| text.ends_with(".toml");
+    let given = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) if is_file(text) => text.clone(),
+        _ => return error,
+    };
+    let hint = StyledStr::from(format!("a configuration file is named with its option: --config {given}"));
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
     error
 }
 

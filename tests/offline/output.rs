@@ -143,3 +143,11 @@ async fn no_argument_variable_path_or_configured_name_forges_a_line_or_reaches_t
         }
     }
 }
+
+#[test]
+fn a_configuration_file_without_its_option_is_refused_with_the_option() {
+    let output = crate::orderd().args(["check", CONFIG]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{error}");
+    assert!(error.contains(&format!("--config {CONFIG}")), "{error}");
+}

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use jiff::{SignedDuration, Timestamp};
 
 use super::queue_depth::QueueDepth;
-use super::{MessageLocation, TraceReport};
+use super::{MessageLocation, TraceReport, TracedQueue};
 use crate::cli::table;
 use crate::escape::escaped;
 use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
@@ -95,15 +95,19 @@ fn event_text(event: &TraceEvent) -> String {
 }
 
 fn location(message: &MessageLocation, now: Timestamp) -> String {
-    // It is not in a queue without messages.
-    let filled = message.queues.iter().filter(|queue| !queue.is_empty());
-    let queues = filled.map(|queue| format!("{}{}", queue.name, depth(queue.depth))).collect::<Vec<_>>();
-    let queues = match (queues.is_empty(), message.queues.is_empty()) {
-        (false, _) => queues.join(" or "),
-        (true, false) => format!("no queue that was reported to have messages ({} are empty)", message.queues.len()),
-        (true, true) => "a queue that is not in the configuration".to_owned(),
+    // It is not in an empty queue, unless all are reported as empty: the broker's counts are some seconds old.
+    let all_are_empty = message.queues.iter().all(TracedQueue::is_empty);
+    let shown = message.queues.iter().filter(|queue| all_are_empty || !queue.is_empty());
+    let queues = shown.map(|queue| format!("{}{}", queue.name, depth(queue.depth))).collect::<Vec<_>>();
+    let queues = match queues.is_empty() {
+        true => "a queue that is not in the configuration".to_owned(),
+        false => queues.join(" or "),
     };
     match &message.state {
+        MessageState::Unknown if all_are_empty && !message.queues.is_empty() => {
+            let names: Vec<_> = message.queues.iter().map(|queue| queue.name.as_str()).collect();
+            format!("unknown: the queues that may contain it ({}) are empty", names.join(", "))
+        }
         MessageState::Unknown => format!("unknown; if it was published, possibly in {queues}"),
         MessageState::Done { since } => format!("done since {}", moment(*since)),
         MessageState::DeadLettered { since } => {

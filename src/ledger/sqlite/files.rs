@@ -65,7 +65,9 @@ pub(super) enum FileReplaced {
     Other { path: PathBuf, inode: u64, device: u64, found: u64, found_on: u64 },
     #[error("{path:?} was overwritten: it had {before} bytes and has {now}")]
     Shrunk { path: PathBuf, before: u64, now: u64 },
-    #[error("{path:?} was overwritten, such as by an older copy: it lacks orders that it contained")]
+    #[error(
+        "{path:?} was overwritten, such as by an older copy or by a restore while it is open: it lacks orders that it contained"
+    )]
     Overwritten { path: PathBuf },
 }
 

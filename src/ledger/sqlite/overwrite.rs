@@ -62,16 +62,23 @@ impl OverwriteDetector {
         }
     }
 
-    /// Counts the orders that are recorded since a time, from time to time.
+    /// Counts the orders that are recorded since a time, from time to time. `Ok(false)`: some are no longer there. A program has put
+    /// an older state into the database by a transaction, as `.restore` of `sqlite3` does.
     pub fn count(
         &mut self,
         now: Timestamp,
         mut count: impl FnMut(i64) -> Result<i64, LedgerError>,
-    ) -> Result<(), LedgerError> {
+    ) -> Result<bool, LedgerError> {
         if !is_due(self.counted_at) {
-            return Ok(());
+            return Ok(true);
         }
-        self.recorded = self.recorded.max(count(self.since)?);
+        let counted = count(self.since)?;
+        if counted < self.recorded {
+            // Counted again at the next check.
+            self.counted_at = None;
+            return Ok(false);
+        }
+        self.recorded = counted;
         let since = counted_since(now);
         if since.saturating_sub(self.since) > MOVED_AFTER_MILLIS {
             // The orders in between are no longer counted, and the file contains no more of them than file and log together.
@@ -80,7 +87,11 @@ impl OverwriteDetector {
             (self.recorded, self.since) = (recorded, since);
         }
         self.counted_at = Some(Instant::now());
-        Ok(())
+        Ok(true)
+    }
+
+    pub fn overwritten(&self) -> FileReplaced {
+        FileReplaced::Overwritten { path: self.path.clone() }
     }
 
     /// Whether the file is smaller than it can be, unless another program has committed.
@@ -146,7 +157,7 @@ impl OverwriteDetector {
         }
         // Read again at the next check.
         self.read_at = None;
-        Err(FileReplaced::Overwritten { path: self.path.clone() })
+        Err(self.overwritten())
     }
 }
 

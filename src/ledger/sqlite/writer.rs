@@ -268,7 +268,10 @@ impl<'c> Writer<'c> {
         }
         self.content.set_size(size, self.statements.database_size()?);
         self.content.check_content(files).map_err(replaced)?;
-        self.content.count(Timestamp::now(), |since| self.statements.count_orders(since))
+        match self.content.count(Timestamp::now(), |since| self.statements.count_orders(since))? {
+            true => Ok(()),
+            false => Err(replaced(self.content.overwritten())),
+        }
     }
 
     /// Begins a transaction.

@@ -103,6 +103,25 @@ async fn an_older_copy_of_the_same_size_that_overwrites_the_file_in_place_is_not
 }
 
 #[tokio::test]
+async fn an_older_state_that_sqlite_restores_into_the_open_ledger_is_noticed() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let now = |id: &str| accept(NewOrder { at: jiff::Timestamp::now(), ..order(id) });
+    let (mut program, mut older) = (other(&directory), rusqlite::Connection::open_in_memory().unwrap());
+    let copy = |from: &rusqlite::Connection, to: &mut rusqlite::Connection| {
+        rusqlite::backup::Backup::new(from, to).unwrap().run_to_completion(1_000, Duration::ZERO, None).unwrap();
+    };
+    ledger.record(now("ord-1")).await.unwrap();
+    copy(&program, &mut older);
+    ledger.record(now("ord-2")).await.unwrap();
+    // The check after its commit counts the second order.
+    ledger.record(notification("n-1")).await.unwrap();
+    copy(&older, &mut program);
+    assert_eq!(outage(&ledger).await, OutageCause::FileReplaced, "noticed without a commit");
+    assert_eq!(count(&program, "orders"), 1);
+}
+
+#[tokio::test]
 async fn a_file_that_is_complete_only_with_its_log_is_not_taken_for_overwritten() {
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
