@@ -56,8 +56,21 @@ impl Drop for Claim<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
     use futures_util::FutureExt;
+    use tokio::sync::watch;
+
+    use super::super::analytics::AnalyticsFactory;
+    use super::super::notification::NotificationFactory;
+    use super::super::{EventLog, HandlerDeps, HandlerFactory, LogChannel};
+    use super::*;
+    use crate::files::{FILE_MODE, Rolling, Rotation};
+    use crate::ledger::memory::MemoryLedger;
+    use crate::message::{Delivery, DeliveryId, ExchangeNames, Message, Properties, Provenance, Sender, TrustedUsers};
+    use crate::metrics::HandlerOutcome;
+    use crate::pipeline::{HandlerInput, LedgerAccess};
 
     #[tokio::test]
     async fn the_second_copy_waits_for_the_first_and_others_do_not() {
@@ -73,5 +86,63 @@ mod tests {
         drop(first);
         assert!(second.now_or_never().is_some());
         assert!(claims.claim(Analytics, "a").now_or_never().is_some());
+    }
+
+    fn copy(queue: &str) -> Delivery {
+        let properties = Properties { message_id: Some("copied".to_owned()), ..Properties::default() };
+        Delivery {
+            id: DeliveryId { connection: 1, tag: 1 },
+            exchange: "orders".to_owned(),
+            routing_key: format!("order.{queue}.page_view"),
+            redelivered: false,
+            message: Message { properties, body: b"{}".as_slice().into(), ..Message::default() },
+        }
+    }
+
+    /// As a reload does, both handlers are built from the same parts. Each copy looks the message up before it is written.
+    #[tokio::test]
+    async fn of_two_copies_in_the_former_and_in_the_new_handler_during_a_reload_only_one_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = Rolling {
+            directory: directory.path().to_owned(),
+            name: "events",
+            suffix: "jsonl",
+            rotation: Rotation::Never,
+            keep: 1,
+            mode: FILE_MODE,
+        };
+        let event_log = EventLog::start(file).await.unwrap().0;
+        let deps = HandlerDeps {
+            names: Arc::new(ExchangeNames::new("orders")),
+            users: Arc::new(TrustedUsers::known("orderd")),
+            max_body: 1 << 20,
+            channel: Arc::new(LogChannel { log: event_log.clone() }),
+            event_log,
+            claims: Arc::default(),
+            origin_consumers: watch::channel(BTreeMap::new()).1,
+        };
+        let analytics = || AnalyticsFactory::build("analytics", &(), &deps);
+        let notification = || NotificationFactory::build("notification", &(), &deps);
+        let memory = MemoryLedger::default();
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        for (name, [former, new]) in
+            [("analytics", [analytics(), analytics()]), ("notification", [notification(), notification()])]
+        {
+            let (delivery, consumer) = (copy(name), name.into());
+            let ledger = LedgerAccess::without_deadline(&memory);
+            let input = HandlerInput {
+                delivery: &delivery,
+                provenance,
+                consumer: &consumer,
+                bindings: &[],
+                retries: 0,
+                ledger,
+            };
+            let (first, second) = tokio::join!(former.handle(input), new.handle(input));
+            let outcomes = [first.unwrap().outcome, second.unwrap().outcome];
+            assert_eq!(outcomes, [HandlerOutcome::Completed, HandlerOutcome::Duplicate], "{name}");
+        }
+        let text = std::fs::read_to_string(directory.path().join("events.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), 2, "one of each kind: {text}");
     }
 }

@@ -4,7 +4,6 @@ mod admin;
 mod as_root;
 mod backlog;
 mod control;
-mod copies;
 mod delivery_limit;
 mod drain;
 mod erase;
