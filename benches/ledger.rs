@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use orderd::domain::{Currency, OrderId, Sale};
+use orderd::domain::{Amounts, Charges, Currency, Item, OrderId, Sale};
 use orderd::ledger::sqlite::{SqliteLedger, Tuning};
 use orderd::ledger::{
     LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewAnalytics, NewNotification, NewOrder, Recorded,
@@ -122,14 +122,12 @@ async fn record_order(ledger: &SqliteLedger, n: u64, load: &Load) {
     let (product, total) = (format!("Product {}", n % load.products), Decimal::new(120_000, 2));
     let currency: Currency = "EUR".parse().expect("a currency");
     let at = Timestamp::now();
+    let items: Arc<[Item]> = [Item::new(product.clone(), 3, Decimal::new(40_000, 2))].into();
     let order = NewOrder {
         id: OrderId::new(id.clone()).expect("a valid id"),
         consumer: "order".into(),
-        product: product.clone(),
-        quantity: 3,
-        price: Decimal::new(40_000, 2),
-        total,
-        currency,
+        amounts: Amounts::new(&items, Charges::default(), currency).expect("a valid order"),
+        items,
         priority: false,
         customer_id: Some(format!("customer-{}", n % 1_000)),
         placed_at: Some(at),
@@ -144,7 +142,7 @@ async fn record_order(ledger: &SqliteLedger, n: u64, load: &Load) {
     let order_id = Some(id.clone());
     let channel = "email".to_owned();
     record(LedgerEntry::Notification(Box::new(NewNotification { id: notification, order_id, channel, at }))).await;
-    let sale = Sale { product, quantity: 3, total, currency, at };
+    let sale = Sale::new([(product, 3, total)], currency, at);
     record(LedgerEntry::Analytics(Box::new(NewAnalytics {
         id: format!("{id}/analytics/processed"),
         order_id: Some(id),

@@ -71,6 +71,7 @@ fn generate(directory: &Path, now: Timestamp, orders: u64, days: u64, products: 
     let from = format!("WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {orders})");
     let at = format!("{first} + n * {step}");
     let product = format!("'Product ' || (n * 7919 % {products})");
+    let total = "printf('%d.%02d', (1 + n % 3) * 1999 / 100, (1 + n % 3) * 1999 % 100)";
     let currency = "CASE n % 5 WHEN 0 THEN 'USD' ELSE 'EUR' END";
     let widths = [("minute", 60_000), ("hour", 3_600_000), ("day", 86_400_000)];
     // Cents as whole numbers, so that SQLite's own sums are exact.
@@ -84,14 +85,14 @@ fn generate(directory: &Path, now: Timestamp, orders: u64, days: u64, products: 
     });
     let script = format!(
         "PRAGMA synchronous = off; PRAGMA cache_size = -200000; BEGIN;
-         INSERT INTO orders {from} SELECT 'ord-' || n, 'processed', 'order', {product}, 1 + n % 3, '19.99',
-             printf('%d.%02d', (1 + n % 3) * 1999 / 100, (1 + n % 3) * 1999 % 100), {currency}, n % 10 = 0,
+         INSERT INTO orders {from} SELECT 'ord-' || n, 'processed', 'order', {product}, 1 + n % 3, '19.99', {total}, NULL,
+             NULL, NULL, {total}, {currency}, n % 10 = 0,
              'customer-' || (n % 100000), {at}, {at}, {at} FROM n;
          INSERT INTO events {from} SELECT 'ord-' || n || '/notification/processed', 'notification', 'email',
              'ord-' || n, {at} FROM n;
          INSERT INTO events {from} SELECT 'ord-' || n || '/analytics/processed', 'analytics', 'processed',
              'ord-' || n, {at} FROM n;
-         {} DROP TABLE order_sums; PRAGMA user_version = 1; COMMIT;",
+         {} DROP TABLE order_sums; DROP TABLE order_items; PRAGMA user_version = 1; COMMIT;",
         sales.join("\n")
     );
     file.execute_batch(&script).expect("the rows are written");

@@ -129,6 +129,7 @@ async fn handler_deps(directory: &Path) -> HandlerDeps {
         EventLog::start(files).await.expect("the directory is writable").0
     };
     HandlerDeps {
+        format: orderd::formats::Format::Own,
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         max_body: 1 << 20,
@@ -149,6 +150,7 @@ fn context(
     broker: &Broker,
 ) -> ConsumerContext {
     ConsumerContext {
+        format: orderd::formats::Format::Own,
         consumer: name.into(),
         queue: queue.into(),
         handler: handlers::build(name, &config.consumers[name].handler_settings, deps),

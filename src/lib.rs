@@ -13,6 +13,7 @@
 //!   6  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
 //!   5  config (TOML → checked)
 //!   4  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
+//!      formats (orders from producers' documents: pure)
 //!   3  ledger (record of effects)   message (messages, and the traits to consume and publish them)
 //!      supervisor (restarts tasks)   systemd (notifies the service manager)
 //!   2  telemetry (logging)
@@ -51,6 +52,7 @@ pub mod delay;
 pub mod domain;
 pub mod escape;
 pub mod files;
+pub mod formats;
 pub mod handlers;
 pub mod instance;
 pub mod ledger;

@@ -139,9 +139,9 @@ fn stream(
 /// The bodies of the two events that orderd publishes for order 50,000.
 fn events() -> io::Result<[Vec<u8>; 2]> {
     let order = Order::decode(order(50_000).1.as_bytes()).map_err(io::Error::other)?;
-    let (total, currency) = order.check().map_err(io::Error::other)?;
-    let notification = serde_json::to_vec(&Notification::processed(&order, total, currency))?;
-    let analytics = serde_json::to_vec(&AnalyticsEvent::processed(&order, total, currency, Timestamp::now()))?;
+    let amounts = order.check().map_err(io::Error::other)?;
+    let notification = serde_json::to_vec(&Notification::processed(&order, &amounts))?;
+    let analytics = serde_json::to_vec(&AnalyticsEvent::processed(&order, &amounts, Timestamp::now()))?;
     Ok([notification, analytics])
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::{Consumer, MessageKind};
+use crate::config::Consumer;
 use crate::handlers::{self, HandlerDeps, OriginConsumer};
 use crate::ledger::{Ledger, LedgerWriter};
 use crate::message::Publisher;
@@ -17,7 +17,7 @@ pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeM
         let origin_consumer = OriginConsumer {
             name: name.as_str().into(),
             policy: consumer.retry.clone(),
-            carries_orders: consumer.messages == MessageKind::Order,
+            format: consumer.format.clone(),
         };
         (consumer.queue.clone(), origin_consumer)
     })
@@ -36,7 +36,9 @@ pub(super) fn consumer_context(
 ) -> ConsumerContext {
     let on_failure =
         if consumer.handles_failures() { OnFailure::KeepRetrying } else { OnFailure::Forward(consumer.retry.clone()) };
-    let handler = handlers::build(name, &consumer.handler_settings, deps);
+    let format = consumer.format.clone().unwrap_or_default();
+    let handler =
+        handlers::build(name, &consumer.handler_settings, &HandlerDeps { format: format.clone(), ..deps.clone() });
     ConsumerContext {
         consumer: name.into(),
         queue: consumer.queue.as_str().into(),
@@ -51,6 +53,7 @@ pub(super) fn consumer_context(
         unidentified,
         max_body: deps.max_body,
         decompressed: DecompressedBytes::new(deps.max_body),
+        format,
         timeout: consumer.timeout,
         on_failure,
         counters,

@@ -48,6 +48,7 @@ use crate::admin::{AdminError, BoundListener};
 use crate::amqp::{ConfirmingPublisher, Connector};
 use crate::config::{CommandToken, Config, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
+use crate::formats::Format;
 use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, OutageCause};
 use crate::message::Publisher;
@@ -234,6 +235,8 @@ fn pool_deps(
 ) -> PoolDeps {
     let origin_consumers = watch::Sender::default();
     let handlers = HandlerDeps {
+        // Each consumer has its own.
+        format: Format::Own,
         names: Arc::new(config.names()),
         users: Arc::clone(connector.users()),
         max_body: config.broker.max_body,

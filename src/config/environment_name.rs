@@ -6,10 +6,11 @@
 use super::suggestion::did_you_mean;
 
 /// The sections of a configuration. A test compares them with those that are read.
-pub(super) const SECTIONS: [&str; 11] = [
+pub(super) const SECTIONS: [&str; 12] = [
     "admin",
     "broker",
     "consumers",
+    "formats",
     "ledger",
     "log",
     "management",

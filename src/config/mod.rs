@@ -1,6 +1,6 @@
 //! The configuration: TOML, environment and command line in, checked values out.
 //!
-//! `load` reads the file and overlays the other `layers`. `read` and `workload` take each key from its `section` and parse
+//! `load` reads the file and overlays the other `layers`. `read`, `workload` and `format` take each key from its `section` and parse
 //! its value with a `value_parser`; a `handler` takes its own keys. `check` compares sections with each other, and `report`
 //! collects every problem. After loading, no other module sees a raw value. `change` compares the configuration of a
 //! running daemon with a changed one. No module here connects to the broker.
@@ -12,6 +12,7 @@ mod check;
 mod command_token;
 pub mod duration;
 mod environment_name;
+mod format;
 mod handler;
 mod layers;
 mod load;

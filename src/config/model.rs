@@ -14,6 +14,7 @@ use super::handler::{HandlerSettings, MessageKind};
 use super::redaction::Secret;
 use super::serialize;
 use crate::files::{self, Rolling};
+use crate::formats::Format;
 use crate::ledger::LedgerLocation;
 use crate::recovery::RetryPolicy;
 use crate::tls::TlsFiles;
@@ -31,6 +32,9 @@ pub struct Config {
     pub queues: BTreeMap<String, Queue>,
     /// Consumers by name.
     pub consumers: BTreeMap<String, Consumer>,
+    /// Formats of orders by name, without those that come with orderd.
+    #[serde(serialize_with = "serialize::formats")]
+    pub formats: BTreeMap<String, Format>,
     /// The record of effects.
     pub ledger: Ledger,
     /// Logging.
@@ -159,6 +163,9 @@ pub struct Consumer {
     pub queue: String,
     /// The handler's name; default: the consumer's.
     pub handler: String,
+    /// The format of the orders that it receives; default `orderd`. `None` if it receives something else.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize::format_name")]
+    pub format: Option<Format>,
     /// Worker tasks, 1 to 1024.
     pub workers: usize,
     /// Deliveries that one worker processes at a time, at least 1; workers × prefetch ≤ 65,535.

@@ -14,7 +14,7 @@ use super::model::{
 };
 use super::redaction::Secret;
 use super::section::{MAX_PATH_BYTES, ReadContext, Section, items};
-use super::{secret, tls, value_parser, workload};
+use super::{format, secret, tls, value_parser, workload};
 use crate::files::FILE_MODE;
 
 /// Maximum length of an AMQP short string, in bytes.
@@ -45,12 +45,16 @@ const fn seconds(count: u64) -> Duration {
 pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadContext) -> Config {
     let mut root = Section::new(String::new(), root, context);
     let broker = broker(root.section("broker"));
+    let formats = format::formats(root.optional_section("formats"));
     let mut config = Config {
         management: management(root.section("management"), &broker),
         broker,
         topology: topology(root.section("topology")),
         queues: named_sections(&mut root, "queues", workload::queue),
-        consumers: named_sections(&mut root, "consumers", |name, section| workload::consumer(name, section, handlers)),
+        consumers: named_sections(&mut root, "consumers", |name, section| {
+            workload::consumer(name, section, handlers, &formats)
+        }),
+        formats,
         ledger: ledger(root.section("ledger")),
         log: log(root.section("log")),
         admin: admin(root.section("admin")),

@@ -1,13 +1,15 @@
 //! Serializes checked values as they are written in the file. A reload compares two configurations in this form.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serializer;
 use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 use super::duration;
+use crate::formats::Format;
 use crate::recovery::RetryPolicy;
 use crate::tls::{CertificateFiles, TlsFiles};
 
@@ -74,4 +76,14 @@ pub(super) fn retry<S: Serializer>(policy: &RetryPolicy, serializer: S) -> Resul
     map.serialize_entry("delays", &delays.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     map.serialize_entry("max_age", &duration::format(*max_age))?;
     map.end()
+}
+
+/// The formats' sections, by name.
+pub(super) fn formats<S: Serializer>(formats: &BTreeMap<String, Format>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(formats.iter().filter_map(|(name, format)| Some((name, format.spec()?))))
+}
+
+/// The name of a consumer's format.
+pub(super) fn format_name<S: Serializer>(format: &Option<Format>, serializer: S) -> Result<S::Ok, S::Error> {
+    format.as_ref().map(Format::name).serialize(serializer)
 }

@@ -419,3 +419,64 @@ fn the_admin_listener_can_be_off() {
     assert!(problems("[admin]\nlisten = \"\"\n")[0].starts_with("admin.listen: must not be empty"));
     assert!(problems("[admin]\nhosts = [\"a:80\"]\n")[0].starts_with("admin.hosts[0]: must be a host name"));
 }
+
+/// The default file with this section.
+fn with_format(section: &str) -> String {
+    format!("{DEFAULT_FILE}\n[formats.shop]\n{section}\n")
+}
+
+const ITEMS: &str = "[formats.shop.items]\nlist = \"/lines\"\nproduct = \"name\"\nquantity = \"n\"\nprice = \"p\"";
+
+#[test]
+fn everything_that_is_wrong_with_a_format_is_reported() {
+    let file = with_format(&format!(
+        "id = \"id\"\ncustomer_id = {{ pointer = \"/c\", nil = \"0\" }}\ncurrency = {{ value = 1.5 }}\ntotal = [\"/a\", \"/b\"]\n\
+         shipping = []\ntax = \"/a/*\"\nemail = \"/a/*\"\nrounding = 0.01\nunit = \"cents\"\nprice = \"/p\"\nidd = \"/x\"\n{}",
+        ITEMS.replace("\"p\"", "\"/p\"").replace("quantity", "qantity")
+    ));
+    let problems = problems(&file);
+    let expected = [
+        "formats.shop.id: must begin with \"/\", such as \"/order/id\", is \"id\"",
+        "formats.shop.customer_id: must have no key but \"pointer\", \"none\" and \"value\", has \"nil\"",
+        "formats.shop.currency: must be a text, a whole number or a boolean, is 1.5",
+        "formats.shop.total: must be one pointer",
+        "formats.shop.shipping: must have 1 to 16 pointers, has 0",
+        "formats.shop.email: must not contain \"*\" here",
+        "formats.shop.rounding: must be a decimal in quotes",
+        "formats.shop.unit: must be one of \"major\" and \"minor\"",
+        "formats.shop.product: is missing",
+        "formats.shop.quantity: is missing",
+        "formats.shop.idd: unknown key",
+        "formats.shop.items.price: must not begin with \"/\"",
+        "formats.shop.items.quantity: is missing",
+        "formats.shop.items.qantity: unknown key",
+    ];
+    for expected in expected {
+        assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
+    }
+    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+}
+
+#[test]
+fn a_consumer_of_orders_has_a_format_and_others_have_none() {
+    let file = |section: &str, format: &str| {
+        with_format(section).replacen("format = \"orderd\"", &format!("format = {format}"), 1)
+    };
+    let shop = format!("id = \"/id\"\n{ITEMS}");
+    let named = |format: &str| valid(&file(&shop, format)).consumers["order"].format.clone().unwrap();
+    assert_eq!((named("\"shop\"").name(), named("\"woocommerce\"").name()), ("shop", "woocommerce"));
+    let unknown = problems(&file(&shop, "\"shopfy\""));
+    assert!(unknown[0].contains("did you mean \"shopify\"?"), "{unknown:?}");
+    assert_eq!(
+        problems(&file("id = \"/id\"", "\"shop\"")).len(),
+        1,
+        "a consumer of a wrong format is not a second problem"
+    );
+    let analytics =
+        DEFAULT_FILE.replacen("queue = \"analytics_queue\"", "queue = \"analytics_queue\"\nformat = \"orderd\"", 1);
+    assert_eq!(problems(&analytics), ["consumers.analytics.format: unknown key"]);
+    for name in ["shopify", "json"] {
+        let named = with_format(&shop).replace("formats.shop", &format!("formats.{name}"));
+        assert!(problems(&named)[0].contains("must have another name"), "{name}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::format::{self, Formats};
 use super::handler::{HandlerRegistry, HandlerSettings, MessageKind};
 use super::layers::Value;
 use super::model::{Consumer, Queue};
@@ -51,7 +52,7 @@ fn binding(value: &Value) -> Result<String, String> {
     }
 }
 
-pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRegistry) -> Consumer {
+pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRegistry, formats: &Formats) -> Consumer {
     if let Some(message) = value_parser::name_problem(name, MAX_CONSUMER_NAME_BYTES) {
         section.section_problem(message);
     }
@@ -63,6 +64,7 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRe
         queue: queue.unwrap_or_default(),
         messages,
         bindings: Vec::new(),
+        format: (messages == MessageKind::Order).then(|| format::of_consumer(&mut section, formats)),
         workers: section.optional_or("workers", 4, &value_parser::number(1..=MAX_WORKERS)),
         prefetch: section.optional_or("prefetch", 250, &value_parser::number(1..=u16::MAX)),
         timeout: section.optional_or("timeout", Duration::from_secs(30), &timeout),
@@ -79,6 +81,8 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRe
         section.problem("prefetch", message);
     }
     if spec.is_none() {
+        // It may have been meant to receive orders.
+        section.optional("format", &value_parser::text(MAX_CONSUMER_NAME_BYTES));
         take_keys_of_all_handlers(handlers, name, &mut section);
         let names: Vec<&str> = handlers.iter().map(|spec| spec.name()).collect();
         let hint = did_you_mean(&consumer.handler, names.iter().copied());

@@ -11,7 +11,7 @@ const MAX_EXPONENT: i64 = 1_000_000_000;
 
 /// The text is not a decimal that can be kept exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DecimalError {
+pub enum DecimalError {
     /// It is not a number.
     NotANumber,
     /// It has more digits than a `Decimal` keeps, some of them after the decimal point.

@@ -1,20 +1,36 @@
-//! Decodes an order: its fields from JSON, in the notations that producers use.
+//! Decodes an order in orderd's own format: its fields from JSON, in the notations that producers use.
 //!
 //! Pure. What cannot be read at all is a [`DecodeError`]; a value that can be read and breaks a rule is left to
 //! [`Order::check`].
 
-use jiff::civil::DateTime;
-use jiff::{Timestamp, tz::TimeZone};
+use std::sync::Arc;
+
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
 
 use super::body::{BodyError, body_text};
-use super::decimal::{DecimalError, parse_decimal};
-use super::json::{JsonError, OtherFields, describe, object_fields, text};
-use super::model::{MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS, Order, OrderId, RuleError, TextField};
+use super::item::{Charges, Item, StatedTotal};
+use super::json::{JsonError, ListItems, OtherFields, describe, list_items, object_fields};
+use super::limits::{MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS, MAX_ITEM_EXTRA_FIELDS, MAX_ITEMS};
+use super::model::{Order, OrderId, UnknownFields};
+use super::rule::{AmountField, RuleError, TextField};
+use super::value::{self, Mismatch};
 
-const FIELDS: &[&str; 10] =
-    &["id", "product", "quantity", "price", "priority", "customer_id", "email", "currency", "placed_at", "notify"];
+const FIELDS: &[&str; 12] = &[
+    "id",
+    "product",
+    "quantity",
+    "price",
+    "priority",
+    "customer_id",
+    "email",
+    "currency",
+    "placed_at",
+    "notify",
+    "items",
+    "total",
+];
+const ITEM_FIELDS: &[&str; 3] = &["product", "quantity", "price"];
 
 /// The body is not an order. Failure kind `malformed`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,14 +45,23 @@ pub enum DecodeError {
     #[error("{0} is missing")]
     Missing(&'static str),
     /// A field has the wrong type, or a value that cannot be read.
-    #[error("{field} must be {expected}, is {found}")]
+    #[error("{field} {mismatch}")]
     Field {
         /// Its name.
         field: &'static str,
-        /// What it must be.
-        expected: &'static str,
-        /// What it is, without its value.
-        found: String,
+        /// What it must be, and what it is.
+        mismatch: Mismatch,
+    },
+    /// The order has one product of its own and a list of items.
+    #[error("{0} and items are both given: an order has either product, quantity and price, or items")]
+    Ambiguous(&'static str),
+    /// One of the items is no line of an order.
+    #[error("items[{index}]: {error}")]
+    Item {
+        /// From 0.
+        index: usize,
+        /// What is wrong with it.
+        error: Box<DecodeError>,
     },
 }
 
@@ -45,7 +70,10 @@ impl DecodeError {
     pub fn code(&self) -> &'static str {
         match self {
             DecodeError::Body(error) => error.code(),
-            DecodeError::Json(_) | DecodeError::Missing(_) | DecodeError::Field { .. } => "invalid_order",
+            DecodeError::Ambiguous(_) => "ambiguous_items",
+            DecodeError::Json(_) | DecodeError::Missing(_) | DecodeError::Field { .. } | DecodeError::Item { .. } => {
+                "invalid_order"
+            }
         }
     }
 }
@@ -58,118 +86,34 @@ struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    fn wrong(self, expected: &'static str) -> DecodeError {
-        let found = self.raw.map_or_else(|| "missing".to_owned(), |raw| describe(raw.get()));
-        DecodeError::Field { field: self.name, expected, found }
-    }
-
     fn required(self) -> Result<&'a str, DecodeError> {
         self.raw.map(RawValue::get).ok_or(DecodeError::Missing(self.name))
     }
 
     /// `None` also if it is null or a text that is empty or blank.
     fn optional(self) -> Option<&'a str> {
-        let is_blank = |raw: &str| raw.starts_with('"') && raw.bytes().all(|byte| matches!(byte, b'"' | b' '));
-        self.raw.map(RawValue::get).filter(|raw| *raw != "null" && !is_blank(raw))
+        self.raw.map(RawValue::get).filter(|raw| !value::is_missing(raw))
     }
 
-    fn optional_text(self) -> Result<Option<String>, DecodeError> {
-        let text = |raw| text(raw).ok_or_else(|| self.wrong("a text")).map(|text| text.into_owned());
-        self.optional().map(text).transpose()
+    fn read<T>(self, raw: &str, read: fn(&str) -> Result<T, Mismatch>) -> Result<T, DecodeError> {
+        read(raw).map_err(|mismatch| DecodeError::Field { field: self.name, mismatch })
     }
 
-    /// The text of an id: a text that is not empty, or a whole number.
-    fn id(self, raw: &str) -> Result<String, DecodeError> {
-        let digits = raw.strip_prefix('-').unwrap_or(raw);
-        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Ok(raw.to_owned());
-        }
-        let text = text(raw).filter(|text| !text.is_empty());
-        text.map(|text| text.into_owned()).ok_or_else(|| self.wrong("a text of 1 to 200 bytes or a whole number"))
-    }
-
-    fn decimal(self, expected: &'static str) -> Result<Result<Decimal, DecimalError>, DecodeError> {
-        let raw = self.required()?;
-        let number = match text(raw) {
-            Some(text) => parse_decimal(text.trim_ascii()),
-            None => parse_decimal(raw),
-        };
-        if number == Err(DecimalError::NotANumber) { Err(self.wrong(expected)) } else { Ok(number) }
+    fn optional_value<T>(self, read: fn(&str) -> Result<T, Mismatch>) -> Result<Option<T>, DecodeError> {
+        self.optional().map(|raw| self.read(raw, read)).transpose()
     }
 
     fn quantity(self, broken: &mut Option<RuleError>) -> Result<i64, DecodeError> {
-        const EXPECTED: &str = "a whole number";
-        match self.decimal(EXPECTED)? {
-            Ok(number) if number.is_integer() => {
-                Ok(i64::try_from(number).unwrap_or(if number.is_sign_negative() { i64::MIN } else { i64::MAX }))
-            }
-            Err(DecimalError::TooLarge) => {
-                *broken = Some(RuleError::quantity(i64::MAX));
-                Ok(i64::MAX)
-            }
-            Ok(_) | Err(DecimalError::TooPrecise | DecimalError::NotANumber) => Err(self.wrong(EXPECTED)),
-        }
+        let quantity = self.read(self.required()?, value::as_quantity)?;
+        Ok(quantity.unwrap_or_else(|| {
+            *broken = Some(RuleError::quantity(i64::MAX));
+            i64::MAX
+        }))
     }
 
-    fn price(self, broken: &mut Option<RuleError>) -> Result<Decimal, DecodeError> {
-        let rule = match self.decimal("a decimal number such as 67.20")? {
-            Ok(price) => return Ok(price),
-            Err(DecimalError::TooLarge) => RuleError::PriceTooLarge,
-            Err(DecimalError::TooPrecise | DecimalError::NotANumber) => RuleError::PriceTooPrecise,
-        };
-        *broken = Some(rule);
-        Ok(Decimal::ZERO)
+    fn amount(self, raw: &str, amount: AmountField, broken: &mut Option<RuleError>) -> Result<Decimal, DecodeError> {
+        Ok(value::kept_amount(self.read(raw, value::as_decimal)?, amount, broken))
     }
-
-    /// Also as a text, and as 1 or 0: PHP and SQL have no booleans in many of their outputs.
-    fn boolean(self) -> Result<bool, DecodeError> {
-        let Some(raw) = self.optional() else { return Ok(false) };
-        let text = text(raw).map_or_else(|| raw.to_owned(), |text| text.trim_ascii().to_ascii_lowercase());
-        match text.as_str() {
-            "false" | "0" => Ok(false),
-            "true" | "1" => Ok(true),
-            _ => Err(self.wrong("true or false")),
-        }
-    }
-
-    fn time(self) -> Result<Option<Timestamp>, DecodeError> {
-        let Some(raw) = self.optional() else { return Ok(None) };
-        let time = text(raw).and_then(|text| parse_time(text.trim_ascii()));
-        time.map(Some).ok_or_else(|| self.wrong("a time such as 2026-11-22T08:00:00Z"))
-    }
-}
-
-/// Longest notation of a time that is read, in bytes.
-const MAX_TIME_BYTES: usize = 100;
-/// Digits of a second's fraction that are kept: nanoseconds.
-const FRACTION_DIGITS: usize = 9;
-
-/// A time as in RFC 3339, with what programs write instead: a space for the `T` and before the offset, `UTC` for `Z`, and more
-/// digits of the second than nanoseconds. Without an offset it is UTC.
-fn parse_time(text: &str) -> Option<Timestamp> {
-    if text.len() > MAX_TIME_BYTES {
-        return None;
-    }
-    if let Ok(time) = text.parse() {
-        return Some(time);
-    }
-    let text = usual_notation(text);
-    if let Ok(time) = text.parse() {
-        return Some(time);
-    }
-    // A time zone in brackets would be ignored here.
-    let local: DateTime = text.parse().ok().filter(|_| !text.contains('['))?;
-    TimeZone::UTC.to_timestamp(local).ok()
-}
-
-fn usual_notation(text: &str) -> String {
-    let text = match text.strip_suffix("UTC").or_else(|| text.strip_suffix("GMT")) {
-        Some(time) => format!("{}Z", time.trim_ascii_end()),
-        None => text.replacen(" +", "+", 1).replacen(" -", "-", 1).replacen(" Z", "Z", 1),
-    };
-    let Some((seconds, rest)) = text.split_once(['.', ',']) else { return text };
-    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    format!("{seconds}.{}{}", &rest[..digits.min(FRACTION_DIGITS)], &rest[digits..])
 }
 
 impl Order {
@@ -190,27 +134,114 @@ impl Order {
         let fields = object_fields(json, FIELDS, others)?;
         let field = |index: usize| Field { name: FIELDS[index], raw: fields.named[index] };
         let [id, product, quantity, price, priority] = [0, 1, 2, 3, 4].map(field);
-        let [customer_id, email, currency, placed_at, notify] = [5, 6, 7, 8, 9].map(field);
-        let mut dropped = (fields.others_count > MAX_EXTRA_FIELDS).then_some(RuleError::TooManyFields);
-        let id_text = id.id(id.required()?)?;
-        let product_text = text(product.required()?).ok_or_else(|| product.wrong("a text"))?.into_owned();
-        let customer_text = customer_id.optional().map(|raw| customer_id.id(raw)).transpose()?;
-        let email = email.optional_text()?;
+        let [customer_id, email, currency, placed_at, notify, items, total] = [5, 6, 7, 8, 9, 10, 11].map(field);
+        let mut broken = (fields.others_count > MAX_EXTRA_FIELDS).then_some(RuleError::TooManyFields);
+        let id_text = id.read(id.required()?, value::as_id)?;
+        let id = OrderId::cut(id_text, &mut broken);
+        let mut unknown = Unknown {
+            item_count: 0,
+            bytes: fields.others_bytes,
+            fields: fields.others,
+            of_items: Vec::new(),
+            dropped: fields.others_dropped,
+        };
+        let items: Arc<[Item]> = match items.optional() {
+            None => Arc::new([line(product, quantity, price, &mut broken)?]),
+            Some(raw) => {
+                if let Some(given) = [product, quantity, price].into_iter().find(|field| field.optional().is_some()) {
+                    return Err(DecodeError::Ambiguous(given.name));
+                }
+                lines(raw, &mut unknown, &mut broken)?.into()
+            }
+        };
+        let customer_text = customer_id.optional_value(value::as_id)?;
+        let email = email.optional_value(value::as_text)?;
+        let stated_total =
+            total.optional().map(|raw| total.amount(raw, AmountField::Total, &mut broken)).transpose()?;
         Ok(Order {
-            id: OrderId::cut(id_text, &mut dropped),
-            product: TextField::Product.cut(product_text, &mut dropped),
-            quantity: quantity.quantity(&mut dropped)?,
-            price: price.price(&mut dropped)?,
-            priority: priority.boolean()?,
-            customer_id: customer_text.map(|text| TextField::CustomerId.cut(text, &mut dropped)),
-            email: email.map(|text| TextField::Email.cut(text, &mut dropped)),
-            currency: currency.optional_text()?,
-            placed_at: placed_at.time()?,
-            notify: notify.optional_text()?,
-            extra: fields.others,
-            extra_dropped: fields.others_dropped,
-            dropped,
+            id,
+            items,
+            charges: Charges::default(),
+            stated_total: StatedTotal { amount: stated_total, rounding: Decimal::ZERO },
+            priority: priority.optional_value(value::as_boolean)?.unwrap_or(false),
+            customer_id: customer_text.map(|text| TextField::CustomerId.cut(text, &mut broken)),
+            email: email.map(|text| TextField::Email.cut(text, &mut broken)),
+            currency: currency.optional_value(value::as_text)?,
+            placed_at: placed_at.optional_value(value::as_time)?,
+            notify: notify.optional_value(value::as_text)?,
+            extra: unknown.fields,
+            item_extra: unknown.of_items,
+            extra_dropped: unknown.dropped,
+            broken,
         })
+    }
+}
+
+/// The unknown fields of an order and its lines, which share one limit.
+struct Unknown {
+    /// Fields of lines.
+    item_count: usize,
+    bytes: usize,
+    fields: UnknownFields,
+    of_items: Vec<UnknownFields>,
+    dropped: bool,
+}
+
+fn line(
+    product: Field<'_>,
+    quantity: Field<'_>,
+    price: Field<'_>,
+    broken: &mut Option<RuleError>,
+) -> Result<Item, DecodeError> {
+    let name = product.read(product.required()?, value::as_text)?;
+    let name = TextField::Product.cut(name, broken);
+    let quantity = quantity.quantity(broken)?;
+    let price = price.amount(price.required()?, AmountField::Price, broken)?;
+    Ok(Item::new(name, quantity, price))
+}
+
+/// The lines of a JSON list. Of more than [`MAX_ITEMS`], none is read.
+fn lines(raw: &str, unknown: &mut Unknown, broken: &mut Option<RuleError>) -> Result<Vec<Item>, DecodeError> {
+    let ListItems { items, count } = list_items(raw, MAX_ITEMS).ok_or_else(|| DecodeError::Field {
+        field: "items",
+        mismatch: Mismatch { expected: "a list", found: describe(raw) },
+    })?;
+    if count > MAX_ITEMS {
+        *broken = Some(RuleError::Items(count));
+        return Ok(Vec::new());
+    }
+    let mut lines = Vec::with_capacity(count);
+    for (index, raw) in items.into_iter().enumerate() {
+        let of_item = |error: DecodeError| DecodeError::Item { index, error: Box::new(error) };
+        let others = OtherFields {
+            max_count: if unknown.dropped { 0 } else { MAX_ITEM_EXTRA_FIELDS.saturating_sub(unknown.item_count) },
+            max_bytes: MAX_EXTRA_BYTES.saturating_sub(unknown.bytes),
+        };
+        let fields = object_fields(raw.get(), ITEM_FIELDS, others).map_err(|error| of_item(error.into()))?;
+        let field = |index: usize| Field { name: ITEM_FIELDS[index], raw: fields.named[index] };
+        let mut broken_here = None;
+        let item = line(field(0), field(1), field(2), &mut broken_here).map_err(of_item)?;
+        if let Some(rule) = broken_here {
+            broken.get_or_insert(rule.of_item(index));
+        }
+        lines.push(item);
+        unknown.add(index, fields.others, (fields.others_count, fields.others_bytes), fields.others_dropped);
+    }
+    unknown.of_items.resize(if unknown.of_items.is_empty() { 0 } else { lines.len() }, UnknownFields::new());
+    Ok(lines)
+}
+
+impl Unknown {
+    fn add(&mut self, index: usize, fields: UnknownFields, (count, bytes): (usize, usize), dropped: bool) {
+        self.item_count += count;
+        self.bytes += bytes;
+        if dropped {
+            // All or none: a part of them would look like all.
+            (self.fields, self.of_items, self.dropped) = (UnknownFields::new(), Vec::new(), true);
+        } else if !fields.is_empty() {
+            self.of_items.resize(index, UnknownFields::new());
+            self.of_items.push(fields);
+        }
     }
 }
 
@@ -241,7 +272,7 @@ mod tests {
     #[test]
     fn a_quantity_is_read_as_a_number_or_as_text() {
         for json in ["3", "\"3\"", "\" 3 \"", "\"+3\"", "\"3.0\"", "3.0", "3e0", "0.3e1", "\"\\u0033\""] {
-            assert_eq!(with("quantity", json).unwrap().quantity, 3, "{json}");
+            assert_eq!(with("quantity", json).unwrap().items[0].quantity, 3, "{json}");
         }
         for json in ["\"3.5\"", "3.5", "\"three\"", "\"\"", "null", "true", "[3]", "{}", "\"0x3\"", "\"1_000\"", "3e-1"]
         {
@@ -266,7 +297,7 @@ mod tests {
             (zeros.as_str(), "67.2"),
             (zeros.trim_matches('"'), "67.2"),
         ] {
-            assert_eq!(with("price", json).unwrap().price, expected.parse().unwrap(), "{json}");
+            assert_eq!(with("price", json).unwrap().items[0].price, expected.parse().unwrap(), "{json}");
         }
         for json in ["1e400", "1e-400", "0.00000000000000000000000000001", "\"79228162514264337593543950336\"", "-0.01"]
         {
@@ -282,8 +313,8 @@ mod tests {
 
     #[test]
     fn a_currency_may_be_in_lower_case() {
-        assert_eq!(with("currency", "\"eur\"").unwrap().check().unwrap().1.as_str(), "EUR");
-        assert_eq!(with("currency", "\" Usd \"").unwrap().check().unwrap().1.as_str(), "USD");
+        assert_eq!(with("currency", "\"eur\"").unwrap().check().unwrap().currency.as_str(), "EUR");
+        assert_eq!(with("currency", "\" Usd \"").unwrap().check().unwrap().currency.as_str(), "USD");
         for json in ["\"euro\"", "\"€\"", "\"e1r\""] {
             assert_eq!(with("currency", json).unwrap().check().unwrap_err().code(), "invalid_currency", "{json}");
         }
@@ -435,7 +466,7 @@ mod tests {
             ("product", "\"\"", Refused("product must not be empty")),
         ] {
             let result = match with(field, json) {
-                Ok(order) => order.check().map(|(total, _)| total.to_string()).map_err(|error| error.to_string()),
+                Ok(order) => order.check().map(|amounts| amounts.total.to_string()).map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             match (&result, expected) {

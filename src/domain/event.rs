@@ -3,14 +3,15 @@
 //!
 //! Bodies only: routing keys and message ids are chosen where the events are published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
-use serde::Serialize;
-use serde_json::value::RawValue;
+use serde::{Serialize, Serializer};
 
-use super::{Currency, Order};
+use super::item::{Amounts, Item};
+use super::model::UnknownFields;
+use super::{Currency, ExactSum, Order};
 
 /// The ends of the message ids of the events about an order; the order's id precedes them.
 pub const EVENT_ID_SUFFIXES: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
@@ -30,30 +31,69 @@ pub struct Notification<'a> {
     /// Id of the customer, if the order names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<&'a str>,
-    /// What was ordered.
-    pub product: &'a str,
-    /// Number of items.
+    /// What was ordered, unless the order has several lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub product: Option<&'a str>,
+    /// Number of pieces.
     pub quantity: i64,
-    /// Price times quantity.
+    /// The lines, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<EventItems<'a>>,
+    /// The sum of the lines, if it is not the total.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goods_total: Option<Decimal>,
+    /// Charged for shipping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shipping: Option<Decimal>,
+    /// Charged for other things, such as a tip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fees: Option<Decimal>,
+    /// The tax, whether the prices include it or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tax: Option<Decimal>,
+    /// Deducted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discount: Option<Decimal>,
+    /// What the order costs.
     pub total: Decimal,
     /// The total's currency.
     pub currency: Currency,
 }
 
-/// The body of `order.analytics.processed` and `order.analytics.failed`.
+/// The body of `order.analytics.processed`.
 #[derive(Debug, Serialize)]
 pub struct AnalyticsEvent<'a> {
-    /// `processed` or `failed`.
+    /// `processed`.
     pub event: &'static str,
     /// The order it is about.
     pub order_id: &'a str,
-    /// What was ordered.
-    pub product: &'a str,
-    /// Number of items.
+    /// What was ordered, unless the order has several lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub product: Option<&'a str>,
+    /// Number of pieces.
     pub quantity: i64,
-    /// Price of one item.
-    pub price: Decimal,
-    /// Price times quantity.
+    /// Price of one piece, unless the order has several lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price: Option<Decimal>,
+    /// The lines, if there are several or one has fields that orderd does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<EventItems<'a>>,
+    /// The sum of the lines, if it is not the total.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goods_total: Option<Decimal>,
+    /// Charged for shipping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shipping: Option<Decimal>,
+    /// Charged for other things, such as a tip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fees: Option<Decimal>,
+    /// The tax, whether the prices include it or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tax: Option<Decimal>,
+    /// Deducted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discount: Option<Decimal>,
+    /// What the order costs.
     pub total: Decimal,
     /// The amounts' currency.
     pub currency: Currency,
@@ -70,40 +110,100 @@ pub struct AnalyticsEvent<'a> {
     /// The order's fields that orderd does not know. They are in an object of their own, because a field named `total`
     /// or `at` in an order has another meaning than here.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub extra: &'a BTreeMap<String, Box<RawValue>>,
-    /// Set if `extra` was left out because it is larger than [`MAX_EXTRA_BYTES`](super::model::MAX_EXTRA_BYTES).
+    pub extra: &'a UnknownFields,
+    /// Set if unknown fields were left out because they are larger than
+    /// [`MAX_EXTRA_BYTES`](super::limits::MAX_EXTRA_BYTES).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub extra_dropped: bool,
 }
 
+/// The lines of an order in an event.
+#[derive(Debug, Clone, Copy)]
+pub struct EventItems<'a> {
+    items: &'a [Item],
+    /// Empty, or one for each line.
+    extra: &'a [UnknownFields],
+}
+
+/// One line.
+#[derive(Serialize)]
+struct EventItem<'a> {
+    /// What was ordered.
+    product: &'a str,
+    /// Number of pieces.
+    quantity: i64,
+    /// Price of one piece.
+    price: Decimal,
+    /// What all of them cost.
+    total: Decimal,
+    /// The line's fields that orderd does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extra: Option<&'a UnknownFields>,
+}
+
+impl Serialize for EventItems<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.items.iter().enumerate().map(|(index, item)| EventItem {
+            product: &item.product,
+            quantity: item.quantity,
+            price: item.price,
+            total: item.total,
+            extra: self.extra.get(index).filter(|extra| !extra.is_empty()),
+        }))
+    }
+}
+
+/// The only line of an order.
+fn only_item(order: &Order) -> Option<&Item> {
+    match &*order.items {
+        [item] => Some(item),
+        _ => None,
+    }
+}
+
 impl<'a> Notification<'a> {
-    /// The event for a processed order, with its checked total.
-    pub fn processed(order: &'a Order, total: Decimal, currency: Currency) -> Self {
+    /// The event for a processed order, with its checked amounts.
+    pub fn processed(order: &'a Order, amounts: &Amounts) -> Self {
+        let item = only_item(order);
         Notification {
             event: "processed",
             order_id: order.id.as_str(),
             channel: order.notification_channel(),
             email: order.email.as_deref(),
             customer_id: order.customer_id.as_deref(),
-            product: &order.product,
-            quantity: order.quantity,
-            total,
-            currency,
+            product: item.map(|item| item.product.as_str()),
+            quantity: amounts.quantity,
+            items: item.is_none().then_some(EventItems { items: &order.items, extra: &[] }),
+            goods_total: goods_total(amounts),
+            shipping: amounts.charges.shipping,
+            fees: amounts.charges.fees,
+            tax: amounts.charges.tax,
+            discount: amounts.charges.discount,
+            total: amounts.total,
+            currency: amounts.currency,
         }
     }
 }
 
 impl<'a> AnalyticsEvent<'a> {
-    /// The event for a processed order, with its checked total.
-    pub fn processed(order: &'a Order, total: Decimal, currency: Currency, at: Timestamp) -> Self {
+    /// The event for a processed order, with its checked amounts.
+    pub fn processed(order: &'a Order, amounts: &Amounts, at: Timestamp) -> Self {
+        let item = only_item(order);
+        let items = EventItems { items: &order.items, extra: &order.item_extra };
         AnalyticsEvent {
             event: "processed",
             order_id: order.id.as_str(),
-            product: &order.product,
-            quantity: order.quantity,
-            price: order.price,
-            total,
-            currency,
+            product: item.map(|item| item.product.as_str()),
+            quantity: amounts.quantity,
+            price: item.map(|item| item.price),
+            items: (item.is_none() || !order.item_extra.is_empty()).then_some(items),
+            goods_total: goods_total(amounts),
+            shipping: amounts.charges.shipping,
+            fees: amounts.charges.fees,
+            tax: amounts.charges.tax,
+            discount: amounts.charges.discount,
+            total: amounts.total,
+            currency: amounts.currency,
             priority: order.priority,
             customer_id: order.customer_id.as_deref(),
             placed_at: order.placed_at,
@@ -114,32 +214,76 @@ impl<'a> AnalyticsEvent<'a> {
     }
 }
 
+fn goods_total(amounts: &Amounts) -> Option<Decimal> {
+    (amounts.goods != amounts.total).then_some(amounts.goods)
+}
+
 /// The part of an analytics event that the aggregates count. Only events of processed orders have these fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sale {
-    /// What was ordered.
-    pub product: String,
-    /// Number of items.
-    pub quantity: i64,
-    /// Price times quantity.
-    pub total: Decimal,
-    /// The total's currency.
+    /// Each product of the order, once.
+    products: Vec<ProductSale>,
+    /// The amounts' currency.
     pub currency: Currency,
     /// When the order was processed.
     pub at: Timestamp,
 }
 
+/// What one order contains of one product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProductSale {
+    /// The product.
+    pub product: String,
+    /// Number of pieces.
+    pub quantity: i64,
+    /// What they cost.
+    pub revenue: ExactSum,
+}
+
+impl Sale {
+    /// The sale of these lines: product, number of pieces, total. Lines of the same product are added up.
+    pub fn new(lines: impl IntoIterator<Item = (String, i64, Decimal)>, currency: Currency, at: Timestamp) -> Self {
+        let (mut products, mut indices) = (Vec::<ProductSale>::new(), HashMap::<String, usize>::new());
+        for (product, quantity, total) in lines {
+            let line = ProductSale { product, quantity, revenue: total.into() };
+            // Most orders have one line.
+            if let Some(first) = products.first().filter(|_| indices.is_empty()) {
+                indices.insert(first.product.clone(), 0);
+            }
+            match indices.get(&line.product) {
+                Some(index) => {
+                    let sum = &mut products[*index];
+                    sum.quantity = sum.quantity.saturating_add(line.quantity);
+                    sum.revenue.add(line.revenue);
+                }
+                None => {
+                    if !products.is_empty() {
+                        indices.insert(line.product.clone(), products.len());
+                    }
+                    products.push(line);
+                }
+            }
+        }
+        Sale { products, currency, at }
+    }
+
+    /// Each product of the order, once.
+    pub fn products(&self) -> &[ProductSale] {
+        &self.products
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::model::MAX_EXTRA_BYTES;
+    use super::super::limits::MAX_EXTRA_BYTES;
     use super::*;
 
     fn events(order: &str) -> [String; 2] {
         let order = Order::decode(order.as_bytes()).unwrap();
-        let (total, currency) = order.check().unwrap();
+        let amounts = order.check().unwrap();
         let at = "2026-11-22T08:00:01.5Z".parse().unwrap();
-        let notification = serde_json::to_string(&Notification::processed(&order, total, currency)).unwrap();
-        let analytics = serde_json::to_string(&AnalyticsEvent::processed(&order, total, currency, at)).unwrap();
+        let notification = serde_json::to_string(&Notification::processed(&order, &amounts)).unwrap();
+        let analytics = serde_json::to_string(&AnalyticsEvent::processed(&order, &amounts, at)).unwrap();
         [notification, analytics]
     }
 
@@ -179,5 +323,53 @@ mod tests {
             analytics,
             r#"{"event":"processed","order_id":"1","product":"p","quantity":1,"price":"1","total":"1","currency":"XXX","priority":false,"at":"2026-11-22T08:00:01.5Z"}"#
         );
+    }
+
+    #[test]
+    fn the_events_of_an_order_with_several_lines_contain_each_line() {
+        let [notification, analytics] = events(
+            r#"{"id":1,"currency":"EUR","items":[{"product":"Pen","quantity":2,"price":"1.20","colour":"red"},
+                {"product":"Ink","quantity":1,"price":3}]}"#,
+        );
+        assert_eq!(
+            notification,
+            r#"{"event":"processed","order_id":"1","channel":"email","quantity":3,"items":[{"product":"Pen","quantity":2,"price":"1.20","total":"2.40"},{"product":"Ink","quantity":1,"price":"3","total":"3"}],"total":"5.40","currency":"EUR"}"#
+        );
+        assert_eq!(
+            analytics,
+            r#"{"event":"processed","order_id":"1","quantity":3,"items":[{"product":"Pen","quantity":2,"price":"1.20","total":"2.40","extra":{"colour":"red"}},{"product":"Ink","quantity":1,"price":"3","total":"3"}],"total":"5.40","currency":"EUR","priority":false,"at":"2026-11-22T08:00:01.5Z"}"#
+        );
+    }
+
+    #[test]
+    fn an_order_with_one_line_has_the_same_events_in_either_notation() {
+        let plain = events(r#"{"id":1,"product":"Pen","quantity":2,"price":"1.20"}"#);
+        assert_eq!(events(r#"{"id":1,"items":[{"product":"Pen","quantity":2,"price":"1.20"}]}"#), plain);
+    }
+
+    #[test]
+    fn the_largest_events_are_smaller_than_a_mebibyte() {
+        let line = |n: usize| {
+            format!(
+                r#"{{"product":"{}","quantity":1,"price":"0.0000000000000000000000000001","n":{n}}}"#,
+                "x".repeat(500)
+            )
+        };
+        let lines: Vec<_> = (0..1000).map(line).collect();
+        let note = "x".repeat(MAX_EXTRA_BYTES - 20_000);
+        let [notification, analytics] = events(&format!(r#"{{"id":1,"note":"{note}","items":[{}]}}"#, lines.join(",")));
+        assert!(notification.len() < 1 << 20 && analytics.len() < 1 << 20, "{}", analytics.len());
+        assert!(analytics.contains(r#""extra":{"n":999}"#));
+    }
+
+    #[test]
+    fn lines_of_the_same_product_are_one_product_of_a_sale() {
+        let line = |product: &str, quantity| (product.to_owned(), quantity, Decimal::TEN);
+        let at = Timestamp::UNIX_EPOCH;
+        let sale =
+            Sale::new([line("a", 1), line("b", 2), line("a", 4), line("b", 1), line("c", 1)], Currency::NONE, at);
+        let products: Vec<_> = sale.products().iter().map(|sale| (sale.product.as_str(), sale.quantity)).collect();
+        assert_eq!(products, [("a", 5), ("b", 3), ("c", 1)]);
+        assert_eq!(sale.products()[0].revenue.to_string(), "20");
     }
 }

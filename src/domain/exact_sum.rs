@@ -53,6 +53,13 @@ impl ExactSum {
         self.whole as f64 + self.fraction as f64 / ONE as f64
     }
 
+    /// The sum as a `Decimal`; `None` if that cannot keep every digit. Zeros at the end that do not fit are dropped.
+    pub fn to_decimal(self) -> Option<Decimal> {
+        let text = self.to_string();
+        let exact = |text: &str| Decimal::from_str_exact(text).ok();
+        exact(&text).or_else(|| exact(text.trim_end_matches('0').trim_end_matches('.')).filter(|_| text.contains('.')))
+    }
+
     fn from_parts(negative: bool, whole: u128, fraction: u128, scale: u32) -> Self {
         let whole = i128::try_from(whole).unwrap_or(i128::MAX);
         match (negative, fraction) {

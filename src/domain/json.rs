@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// Longest number that a message shows, in bytes.
@@ -33,7 +33,7 @@ pub enum JsonError {
     NotAnObject(String),
     /// The object has the same field twice, which is ambiguous.
     #[error("{0} is given twice")]
-    Duplicate(&'static str),
+    Duplicate(String),
 }
 
 /// Names the line, unless it is the first: the text of most messages has one line.
@@ -52,6 +52,47 @@ pub struct ObjectFields<'a, const N: usize> {
     pub others_dropped: bool,
     /// How many other fields the object has.
     pub others_count: usize,
+    /// How many bytes those that were counted have, as JSON.
+    pub others_bytes: usize,
+}
+
+/// The items of a JSON list.
+#[derive(Debug)]
+pub struct ListItems<'a> {
+    /// The first ones.
+    pub items: Vec<&'a RawValue>,
+    /// How many the list has.
+    pub count: usize,
+}
+
+/// Reads a JSON list, of which at most `max` items are kept. `None` if the text, which must be JSON, is no list.
+pub fn list_items(json: &str, max: usize) -> Option<ListItems<'_>> {
+    serde_json::Deserializer::from_str(json).deserialize_seq(ListVisitor { max }).ok()
+}
+
+struct ListVisitor {
+    max: usize,
+}
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = ListItems<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut found = ListItems { items: Vec::new(), count: 0 };
+        while found.count < self.max {
+            let Some(item) = list.next_element()? else { return Ok(found) };
+            found.items.push(item);
+            found.count += 1;
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            found.count += 1;
+        }
+        Ok(found)
+    }
 }
 
 /// How much is kept of the fields that are not named.
@@ -78,15 +119,67 @@ pub fn object_fields<'a, const N: usize>(
         return Err(JsonError::Empty);
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    let (fields, twice) = ObjectSeed { names, limits: others }.deserialize(&mut json).map_err(|error| {
-        if error.is_data() { JsonError::NotAnObject(describe(text.trim_ascii())) } else { syntax_error(text, &error) }
-    })?;
+    let (fields, twice) =
+        ObjectSeed { names, limits: others }.deserialize(&mut json).map_err(|error| object_error(text, &error))?;
+    end(&mut json)?;
+    twice.map_or(Ok(fields), |name| Err(JsonError::Duplicate(name.to_owned())))
+}
+
+/// Reads the values with these names from an object, in the order of the names, which are few. Reads nothing of the others.
+pub fn object_values<'a>(text: &'a str, names: &[&str]) -> Result<Vec<Option<&'a RawValue>>, JsonError> {
+    if text.trim_ascii().is_empty() {
+        return Err(JsonError::Empty);
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let (values, twice) = ValuesSeed(names).deserialize(&mut json).map_err(|error| object_error(text, &error))?;
+    end(&mut json)?;
+    twice.map_or(Ok(values), |index| Err(JsonError::Duplicate(names[index].to_owned())))
+}
+
+fn object_error(text: &str, error: &serde_json::Error) -> JsonError {
+    if error.is_data() { JsonError::NotAnObject(describe(text.trim_ascii())) } else { syntax_error(text, error) }
+}
+
+fn end(json: &mut serde_json::Deserializer<serde_json::de::StrRead<'_>>) -> Result<(), JsonError> {
     json.end().map_err(|error| JsonError::Syntax {
         cause: "more text after the object",
         line: error.line(),
         column: error.column(),
-    })?;
-    twice.map_or(Ok(fields), |name| Err(JsonError::Duplicate(name)))
+    })
+}
+
+struct ValuesSeed<'n>(&'n [&'n str]);
+
+impl<'de> DeserializeSeed<'de> for ValuesSeed<'_> {
+    /// The values, and the index of a name that is given twice.
+    type Value = (Vec<Option<&'de RawValue>>, Option<usize>);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValuesSeed<'_> {
+    type Value = (Vec<Option<&'de RawValue>>, Option<usize>);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut values, mut twice) = (vec![None; self.0.len()], None);
+        while let Some(key) = map.next_key_seed(KeySeed { names: self.0, keeps_others: false })? {
+            match key {
+                Key::Named(index) => {
+                    if values[index].replace(map.next_value()?).is_some() {
+                        twice = Some(index);
+                    }
+                }
+                Key::Other(_) | Key::Ignored => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok((values, twice))
+    }
 }
 
 fn syntax_error(text: &str, error: &serde_json::Error) -> JsonError {
@@ -160,9 +253,14 @@ impl<'de, const N: usize> Visitor<'de> for ObjectSeed<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (others, others_dropped, others_count) = (BTreeMap::new(), false, 0);
-        let mut fields = ObjectFields { named: [None; N], others, others_dropped, others_count };
-        let (mut twice, mut bytes) = (None, 0);
+        let mut fields = ObjectFields {
+            named: [None; N],
+            others: BTreeMap::new(),
+            others_dropped: false,
+            others_count: 0,
+            others_bytes: 0,
+        };
+        let mut twice = None;
         loop {
             let keeps_others = fields.others_count < self.limits.max_count && !fields.others_dropped;
             match map.next_key_seed(KeySeed { names: self.names, keeps_others })? {
@@ -176,8 +274,8 @@ impl<'de, const N: usize> Visitor<'de> for ObjectSeed<N> {
                     fields.others_count += 1;
                     let value: &RawValue = map.next_value()?;
                     // A name takes up to six times its bytes in JSON: `\u0001`.
-                    bytes += 6 * name.len() + value.get().len();
-                    if bytes <= self.limits.max_bytes {
+                    fields.others_bytes += 6 * name.len() + value.get().len();
+                    if fields.others_bytes <= self.limits.max_bytes {
                         fields.others.insert(name, value.to_owned());
                     } else {
                         (fields.others, fields.others_dropped) = (BTreeMap::new(), true);
@@ -199,12 +297,12 @@ enum Key {
     Ignored,
 }
 
-struct KeySeed {
-    names: &'static [&'static str],
+struct KeySeed<'n> {
+    names: &'n [&'n str],
     keeps_others: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for KeySeed {
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
     type Value = Key;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key, D::Error> {
@@ -212,7 +310,7 @@ impl<'de> DeserializeSeed<'de> for KeySeed {
     }
 }
 
-impl Visitor<'_> for KeySeed {
+impl Visitor<'_> for KeySeed<'_> {
     type Value = Key;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

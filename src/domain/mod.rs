@@ -3,16 +3,25 @@
 //! Pure: no clock, no randomness, no I/O. It never decides what happens to an order that breaks a rule.
 
 mod body;
+mod currency;
 mod decimal;
 mod decode;
 mod event;
 mod exact_sum;
+mod item;
 mod json;
+mod limits;
 mod model;
+mod rule;
+pub mod value;
 
 pub use body::{BodyError, body_text, decompressed_length};
+pub use currency::Currency;
 pub use decode::DecodeError;
-pub use event::{AnalyticsEvent, EVENT_ID_SUFFIXES, Notification, Sale};
+pub use event::{AnalyticsEvent, EVENT_ID_SUFFIXES, Notification, ProductSale, Sale};
 pub use exact_sum::{ExactSum, InvalidSum};
-pub use json::{JsonError, ObjectFields, OtherFields, object_fields, text};
-pub use model::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, Order, OrderId, RuleError, TextField};
+pub use item::{Amounts, Charges, Item, StatedTotal, sum_exactly};
+pub use json::{JsonError, ListItems, ObjectFields, OtherFields, list_items, object_fields, object_values, text};
+pub use limits::{MAX_ITEMS, MAX_PRODUCT_BYTES, MAX_QUANTITY};
+pub use model::{Order, OrderId, OrderSummary, UnknownFields};
+pub use rule::{AmountField, RuleError, TextField};

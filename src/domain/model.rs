@@ -2,39 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use rust_decimal::Decimal;
 use serde::de::Visitor;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::json::{describe, describe_text};
-
-/// Longest order id, in bytes. Message ids contain it, which AMQP limits to 255 bytes; this leaves room for suffixes
-/// such as `/notification/processed`.
-pub const MAX_ID_BYTES: usize = 200;
-
-/// Longest product name, in bytes. Reports and their caches hold product names.
-pub const MAX_PRODUCT_BYTES: usize = 1024;
-
-/// Longest email address, in bytes: 64 for the local part, 255 for the domain (RFC 5321).
-pub const MAX_EMAIL_BYTES: usize = 320;
-
-/// Most fields of one order that orderd does not know. A field costs more memory than the bytes it has in the body.
-pub const MAX_EXTRA_FIELDS: usize = 1_000;
-
-/// Most bytes of an order's unknown fields, as JSON. Beyond it none is kept: events contain them, and so every event is smaller
-/// than 1 MiB.
-pub const MAX_EXTRA_BYTES: usize = 256 * 1024;
-
-/// Most items in one order. No real order has more, and a sum of quantities, which has 64 bits, has room for nine
-/// million such orders.
-pub const MAX_QUANTITY: i64 = 1_000_000_000_000;
-
-/// Longest quantity or price that is shown in a log line, in characters: [`MAX_QUANTITY`] has 13.
-const SHOWN_DIGITS: usize = 13;
+use super::currency::Currency;
+use super::item::{self, Amounts, Charges, Item, StatedTotal};
+use super::limits::MAX_ID_BYTES;
+use super::rule::{RuleError, TextField, shown};
 
 /// The id of an order. A number and its decimal text are the same id: `2` equals `"2"`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -48,9 +26,9 @@ impl OrderId {
         (!text.is_empty() && text.len() <= MAX_ID_BYTES).then_some(Self(text))
     }
 
-    /// An id from text that is not empty. Text that is too long is cut, which `dropped` then says.
-    pub(super) fn cut(text: String, dropped: &mut Option<RuleError>) -> Self {
-        Self(TextField::Id.cut(text, dropped))
+    /// An id from text that is not empty. Text that is too long is cut, which `broken` then says.
+    pub(super) fn cut(text: String, broken: &mut Option<RuleError>) -> Self {
+        Self(TextField::Id.cut(text, broken))
     }
 
     /// The id as text.
@@ -87,171 +65,18 @@ impl<'de> Deserialize<'de> for OrderId {
     }
 }
 
-/// A currency code: three letters, as in ISO 4217. Lower-case letters are read as capital ones.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Currency([u8; 3]);
-
-impl Currency {
-    /// ISO 4217's code for "no currency", used for orders that name none. Sums keep it apart from other currencies.
-    pub const NONE: Currency = Currency(*b"XXX");
-
-    /// The code as text.
-    pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("a currency consists of ASCII letters")
-    }
-}
-
-impl FromStr for Currency {
-    type Err = RuleError;
-    fn from_str(text: &str) -> Result<Self, RuleError> {
-        match text.trim_ascii().as_bytes() {
-            &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_alphabetic) => {
-                Ok(Currency([a, b, c].map(|letter| letter.to_ascii_uppercase())))
-            }
-            _ => Err(RuleError::Currency(describe_text(text))),
-        }
-    }
-}
-
-impl fmt::Display for Currency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl fmt::Debug for Currency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for Currency {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-/// The body is an order, but it breaks a rule of the shop. Failure kind `permanent`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RuleError {
-    /// The quantity is less than 1 or more than [`MAX_QUANTITY`].
-    #[error("quantity must be 1 to {MAX_QUANTITY}, is {0}")]
-    Quantity(String),
-    /// The price is below zero.
-    #[error("price must not be negative")]
-    NegativePrice,
-    /// The price has more digits after the decimal point than a `Decimal` keeps.
-    #[error("price has too many digits after the decimal point: at most 28 digits can be kept")]
-    PriceTooPrecise,
-    /// The price is larger than a `Decimal` can be.
-    #[error("price is too large: at most 28 digits can be kept")]
-    PriceTooLarge,
-    /// The currency is not three letters; what it is, without the text.
-    #[error("currency must be three letters, is {0}")]
-    Currency(String),
-    /// The product is empty.
-    #[error("product must not be empty")]
-    Product,
-    /// A text is longer than its field allows. The text itself is not kept.
-    #[error("{} must have at most {} bytes, has {length}", .field.name(), .field.max_bytes())]
-    TooLong {
-        /// The field.
-        field: TextField,
-        /// The text's length in bytes.
-        length: usize,
-    },
-    /// The order has more than [`MAX_EXTRA_FIELDS`] unknown fields.
-    #[error("an order may have at most {MAX_EXTRA_FIELDS} fields that orderd does not know")]
-    TooManyFields,
-    /// Price times quantity does not fit the 96 bits of a `Decimal` exactly.
-    #[error("price times quantity is too large")]
-    Total,
-}
-
-impl RuleError {
-    /// [`RuleError::Quantity`] for this quantity, of which only a short one is shown.
-    pub fn quantity(quantity: i64) -> Self {
-        RuleError::Quantity(describe(&quantity.to_string()))
-    }
-
-    /// The stable code for `x-failure-code`.
-    pub fn code(&self) -> &'static str {
-        match self {
-            RuleError::Quantity(_) => "invalid_quantity",
-            RuleError::NegativePrice | RuleError::PriceTooPrecise | RuleError::PriceTooLarge => "invalid_price",
-            RuleError::Currency(_) => "invalid_currency",
-            RuleError::Product => "invalid_product",
-            RuleError::TooLong { field, .. } => field.code(),
-            RuleError::TooManyFields => "too_many_fields",
-            RuleError::Total => "total_too_large",
-        }
-    }
-}
-
-/// A text in an order whose length is limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TextField {
-    /// `id`
-    Id,
-    /// `product`
-    Product,
-    /// `customer_id`
-    CustomerId,
-    /// `email`
-    Email,
-}
-
-impl TextField {
-    fn name(self) -> &'static str {
-        match self {
-            TextField::Id => "id",
-            TextField::Product => "product",
-            TextField::CustomerId => "customer_id",
-            TextField::Email => "email",
-        }
-    }
-
-    /// The longest text that the field may have, in bytes.
-    pub fn max_bytes(self) -> usize {
-        match self {
-            TextField::Id | TextField::CustomerId => MAX_ID_BYTES,
-            TextField::Product => MAX_PRODUCT_BYTES,
-            TextField::Email => MAX_EMAIL_BYTES,
-        }
-    }
-
-    fn code(self) -> &'static str {
-        match self {
-            TextField::Id => "invalid_id",
-            TextField::Product => "invalid_product",
-            TextField::CustomerId => "invalid_customer_id",
-            TextField::Email => "invalid_email",
-        }
-    }
-
-    /// Cuts a text that is too long, which `dropped` then says.
-    pub(super) fn cut(self, mut text: String, dropped: &mut Option<RuleError>) -> String {
-        if text.len() > self.max_bytes() {
-            *dropped = Some(RuleError::TooLong { field: self, length: text.len() });
-            text.truncate(text.floor_char_boundary(self.max_bytes()));
-            text.shrink_to_fit();
-        }
-        text
-    }
-}
-
 /// An order as the producer sent it, except that texts which are too long are cut, fields which are too many are left out,
 /// and a number that is too large or too precise is replaced. [`Order::check`] rejects such an order.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// The id. Two orders with the same id are the same order.
     pub id: OrderId,
-    /// What was ordered.
-    pub product: String,
-    /// Number of items; 1 to [`MAX_QUANTITY`] in a valid order.
-    pub quantity: i64,
-    /// Price of one item, in `currency`.
-    pub price: Decimal,
+    /// The lines, 1 to 1,000 in a valid order.
+    pub items: Arc<[Item]>,
+    /// What is charged besides the goods.
+    pub charges: Charges,
+    /// The total that the producer states.
+    pub stated_total: StatedTotal,
     /// Whether the producer marked it as priority. It does not decide what is processed first; the queue does.
     pub priority: bool,
     /// Id of the customer.
@@ -264,52 +89,82 @@ pub struct Order {
     pub placed_at: Option<Timestamp>,
     /// The channel to notify the customer by: one word of a routing key, such as `email` or `sms`.
     pub notify: Option<String>,
-    /// Fields that this version does not know, unchanged. Empty if they have more than [`MAX_EXTRA_BYTES`].
-    pub extra: BTreeMap<String, Box<RawValue>>,
-    /// The order has unknown fields that are not in `extra`.
+    /// Fields that this version does not know, unchanged. Empty if they have more than [`MAX_EXTRA_BYTES`](super::limits::MAX_EXTRA_BYTES).
+    pub extra: UnknownFields,
+    /// The lines' fields that this version does not know, by line. Empty if no line has any, or if there are too many.
+    pub item_extra: Vec<UnknownFields>,
+    /// The order has unknown fields that are neither in `extra` nor in `item_extra`.
     pub extra_dropped: bool,
     /// The rule that a part of the order breaks which was not kept.
-    pub(super) dropped: Option<RuleError>,
+    pub(super) broken: Option<RuleError>,
+}
+
+/// Fields by name, with their values as JSON.
+pub type UnknownFields = BTreeMap<String, Box<RawValue>>;
+
+/// What a log line says about an order.
+#[derive(Debug)]
+pub struct OrderSummary<'a> {
+    /// The product, unless the order has several lines.
+    pub product: Option<&'a str>,
+    /// The number of lines, if the order has several.
+    pub lines: Option<usize>,
+    /// Number of pieces.
+    pub quantity: String,
+    /// The price of one piece, unless the order has several lines.
+    pub price: Option<String>,
 }
 
 /// The notification channel of an order that asks for none.
 pub const DEFAULT_NOTIFY: &str = "email";
 
 impl Order {
-    /// Checks the shop's rules. Returns the total and its currency.
-    pub fn check(&self) -> Result<(Decimal, Currency), RuleError> {
-        if let Some(broken) = &self.dropped {
-            return Err(broken.clone());
+    /// An order with this id and these lines, and nothing else.
+    pub fn new(id: OrderId, items: Vec<Item>) -> Self {
+        Order {
+            id,
+            items: items.into(),
+            charges: Charges::default(),
+            stated_total: StatedTotal::default(),
+            priority: false,
+            customer_id: None,
+            email: None,
+            currency: None,
+            placed_at: None,
+            notify: None,
+            extra: UnknownFields::new(),
+            item_extra: Vec::new(),
+            extra_dropped: false,
+            broken: None,
         }
-        if self.product.is_empty() {
-            return Err(RuleError::Product);
-        }
-        if !(1..=MAX_QUANTITY).contains(&self.quantity) {
-            return Err(RuleError::quantity(self.quantity));
-        }
-        if self.price.is_sign_negative() && !self.price.is_zero() {
-            return Err(RuleError::NegativePrice);
-        }
-        let currency = self.checked_currency()?;
-        // Zeros at the end of the price may take up the digits that the total needs.
-        let total = self.total(self.price).or_else(|| self.total(self.price.normalize()));
-        Ok((total.ok_or(RuleError::Total)?, currency))
     }
 
-    /// Price times quantity, if it is exact: a product that needs more than 96 bits is rounded if it has decimal places to drop.
-    fn total(&self, price: Decimal) -> Option<Decimal> {
-        let total = price.checked_mul(Decimal::from(self.quantity))?;
-        (total.scale() >= price.scale() || total.is_zero()).then_some(total)
+    /// Checks the shop's rules. Returns the order's amounts.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self) -> Result<Amounts, RuleError> {
+        match &self.broken {
+            Some(broken) => Err(broken.clone()),
+            None => item::amounts(&self.items, self.charges, self.stated_total, || self.checked_currency()),
+        }
     }
 
-    /// The quantity and the price for a log line. A number that is too long for either is described only: it may be the number of
+    /// The order for a log line. A number that is too long for a quantity or a price is described only: it may be the number of
     /// a card in the wrong field.
-    pub fn shown_amounts(&self) -> (String, String) {
-        let shown = |number: String| match number.len() {
-            0..=SHOWN_DIGITS => number,
-            length => format!("[{length} characters]"),
-        };
-        (shown(self.quantity.to_string()), shown(self.price.to_string()))
+    pub fn summary(&self) -> OrderSummary<'_> {
+        match &*self.items {
+            [item] => OrderSummary {
+                product: Some(&item.product),
+                lines: None,
+                quantity: shown(&item.quantity),
+                price: Some(shown(&item.price)),
+            },
+            items => {
+                let quantity = items.iter().fold(0, |sum: i64, item| sum.saturating_add(item.quantity));
+                OrderSummary { product: None, lines: Some(items.len()), quantity: shown(&quantity), price: None }
+            }
+        }
     }
 
     /// The order's currency; [`Currency::NONE`] if it names none.
@@ -333,6 +188,7 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::super::DecodeError;
+    use super::super::limits::{MAX_EXTRA_BYTES, MAX_EXTRA_FIELDS};
     use super::*;
 
     fn order(json: &str) -> Result<Order, DecodeError> {
@@ -344,15 +200,15 @@ mod tests {
         let number = order(r#"{"id": 2, "product": "Laptop", "quantity": 3, "price": 400}"#).unwrap();
         let text = order(r#"{"id": "2", "product": "Laptop", "quantity": 3, "price": "400.00"}"#).unwrap();
         assert_eq!(number.id, text.id);
-        assert_eq!(number.price, text.price);
+        assert_eq!(number.items, text.items);
     }
 
     #[test]
     fn a_price_never_passes_through_a_float() {
         let order = order(r#"{"id":1,"product":"p","quantity":3,"price":0.1}"#).unwrap();
-        assert_eq!(order.check().unwrap().0.to_string(), "0.3");
+        assert_eq!(order.check().unwrap().total.to_string(), "0.3");
         let long = r#"{"id":1,"product":"p","quantity":1,"price":9007199254740993.01}"#;
-        assert_eq!(super::Order::decode(long.as_bytes()).unwrap().price.to_string(), "9007199254740993.01");
+        assert_eq!(super::Order::decode(long.as_bytes()).unwrap().items[0].price.to_string(), "9007199254740993.01");
     }
 
     #[test]
@@ -436,7 +292,7 @@ mod tests {
     #[test]
     fn an_order_without_a_currency_has_the_code_for_no_currency() {
         let order = order(r#"{"id":1,"product":"p","quantity":1,"price":1}"#).unwrap();
-        assert_eq!(order.check().unwrap().1, Currency::NONE);
+        assert_eq!(order.check().unwrap().currency, Currency::NONE);
     }
 
     #[test]

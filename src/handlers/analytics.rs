@@ -17,7 +17,7 @@ use super::event_line::event_line;
 use super::notification::{last_word_of_routing_key, order_id_and_email};
 use super::{EventLog, HandlerDeps, HandlerFactory, append, body_failure};
 use crate::config::{MessageKind, Section};
-use crate::domain::{Currency, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale};
+use crate::domain::{Currency, MAX_ITEMS, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale, TextField};
 use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NewAnalytics, Recorded};
 use crate::message::Sender;
@@ -28,8 +28,8 @@ use crate::recovery::{Failure, FailureKind};
 /// The name of the event that orderd publishes for each processed order. Only this event is a sale.
 const PROCESSED: &str = "processed";
 
-const NOT_A_SALE: &str = "not an event of a processed order: order_id, product, quantity, total, currency and at are \
-                          required, with the types that orderd publishes";
+const NOT_A_SALE: &str = "not an event of a processed order: order_id, product or items, quantity, total, currency and at \
+                          are required, with the types that orderd publishes";
 /// 2000-01-01, before which nothing was processed by orderd.
 const EARLIEST_SALE: Timestamp = Timestamp::constant(946_684_800, 0);
 /// How far the clock of the instance that processed an order may be ahead.
@@ -66,36 +66,61 @@ struct AnalyticsHandler {
 #[derive(Deserialize)]
 struct Processed {
     order_id: OrderId,
-    product: String,
+    product: Option<String>,
     quantity: i64,
+    items: Option<Vec<ProcessedItem>>,
+    goods_total: Option<Decimal>,
     total: Decimal,
     currency: String,
     at: Timestamp,
+}
+
+/// One line of a processed order.
+#[derive(Deserialize)]
+struct ProcessedItem {
+    product: String,
+    quantity: i64,
+    total: Decimal,
 }
 
 impl Processed {
     /// The sale, if a processed order can have these values. They are checked because any producer can publish such an
     /// event.
     fn into_sale(self, now: Timestamp) -> Result<Sale, Failure> {
-        let Processed { order_id: _, product, quantity, total, currency, at } = self;
+        let Processed { order_id: _, product, quantity, items, goods_total, total, currency, at } = self;
         let currency: Currency = currency.parse().map_err(|error: RuleError| invalid_sale(error.to_string()))?;
-        if !(1..=MAX_QUANTITY).contains(&quantity) {
-            return Err(invalid_sale(RuleError::quantity(quantity).to_string()));
-        }
-        if product.len() > MAX_PRODUCT_BYTES {
-            return Err(invalid_sale(format!(
-                "product must have at most {MAX_PRODUCT_BYTES} bytes, has {}",
-                product.len()
-            )));
-        }
-        if total < Decimal::ZERO {
-            return Err(invalid_sale("total must not be negative".to_owned()));
-        }
         // A time that no order can have been processed at would put the sale into a period of its own.
         if at < EARLIEST_SALE || at > now + MAX_CLOCK_SKEW {
             return Err(invalid_sale(format!("processed at {at}, which is before 2000 or in the future")));
         }
-        Ok(Sale { product, quantity, total, currency, at })
+        let items = match (items, product) {
+            (Some(items), _) => items,
+            (None, Some(product)) => {
+                vec![ProcessedItem { product, quantity, total: goods_total.unwrap_or(total) }]
+            }
+            (None, None) => return Err(invalid_sale(NOT_A_SALE.to_owned())),
+        };
+        if !(1..=MAX_ITEMS).contains(&items.len()) {
+            return Err(invalid_sale(RuleError::Items(items.len()).to_string()));
+        }
+        items.iter().try_for_each(ProcessedItem::check)?;
+        Ok(Sale::new(items.into_iter().map(|item| (item.product, item.quantity, item.total)), currency, at))
+    }
+}
+
+impl ProcessedItem {
+    fn check(&self) -> Result<(), Failure> {
+        if !(1..=MAX_QUANTITY).contains(&self.quantity) {
+            return Err(invalid_sale(RuleError::quantity(self.quantity).to_string()));
+        }
+        let length = self.product.len();
+        if length > MAX_PRODUCT_BYTES {
+            return Err(invalid_sale(RuleError::TooLong { field: TextField::Product, length }.to_string()));
+        }
+        if self.total < Decimal::ZERO {
+            return Err(invalid_sale("total must not be negative".to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -105,7 +130,7 @@ fn invalid_sale(reason: String) -> Failure {
 
 impl AnalyticsHandler {
     async fn record(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let body = &*input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
+        let body = &*input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
         let name = last_word_of_routing_key(input);
         let is_own = input.provenance.sender == Sender::Own;
         let (order_id, sale) = read(name, is_own, body)?;
@@ -164,7 +189,27 @@ mod tests {
     fn a_processed_order_is_a_sale() {
         let (order, sale) = read("processed", true, SALE).unwrap();
         assert_eq!(order.as_deref(), Some("ord-2"));
-        assert_eq!(sale.unwrap().total.to_string(), "1200.00");
+        assert_eq!(sale.unwrap().products()[0].revenue.to_string(), "1200.00");
+    }
+
+    #[test]
+    fn a_sale_counts_goods_and_each_product_once() {
+        let lines = r#""items":[{"product":"Pen","quantity":2,"price":"1","total":"2"},{"product":"Pen","quantity":1,
+            "price":"3","total":"3"},{"product":"Ink","quantity":1,"price":"4","total":"4.50"}]"#;
+        let event = SALE.replace(r#""product":"Laptop""#, lines);
+        let (_, sale) = read("processed", true, &event).unwrap();
+        let sale = sale.unwrap();
+        let sold = sale.products().iter().map(|sold| (&*sold.product, sold.quantity, sold.revenue.to_string()));
+        assert_eq!(sold.collect::<Vec<_>>(), [("Pen", 3, "5".to_owned()), ("Ink", 1, "4.50".to_owned())]);
+        let shipped = SALE.replace(r#""total""#, r#""goods_total":"1195.10","shipping":"4.90","total""#);
+        let sale = read("processed", true, &shipped).unwrap().1.unwrap();
+        assert_eq!(sale.products()[0].revenue.to_string(), "1195.10");
+        for items in
+            ["[]".to_owned(), format!("[{}]", vec![r#"{"product":"P","quantity":1,"total":"1"}"#; 1001].join(","))]
+        {
+            let event = SALE.replace(r#""product":"Laptop""#, &format!("\"items\":{items}"));
+            assert_eq!(read("processed", true, &event).unwrap_err().code, "invalid_sale");
+        }
     }
 
     #[test]

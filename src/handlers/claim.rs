@@ -113,6 +113,7 @@ mod tests {
         };
         let event_log = EventLog::start(file).await.unwrap().0;
         let deps = HandlerDeps {
+            format: crate::formats::Format::Own,
             names: Arc::new(ExchangeNames::new("orders")),
             users: Arc::new(TrustedUsers::known("orderd")),
             max_body: 1 << 20,

@@ -16,16 +16,19 @@ use crate::files::{LineEdit, Rolling, Rotation, rewrite_lines};
 use crate::ledger::ErasureSubject;
 
 /// Fields of an event's body that say nothing about a customer. All others are erased, since producers may add any.
-const KEPT_FIELDS: [&str; 17] = [
+const KEPT_FIELDS: [&str; 22] = [
     "at",
     "channel",
     "consumer",
     "currency",
+    "discount",
     "erased",
     "event",
     "extra_dropped",
     "failure_code",
     "failure_kind",
+    "fees",
+    "goods_total",
     "order_id",
     "placed_at",
     "price",
@@ -33,6 +36,8 @@ const KEPT_FIELDS: [&str; 17] = [
     "product",
     "quantity",
     "reason",
+    "shipping",
+    "tax",
     "total",
 ];
 
@@ -114,8 +119,12 @@ fn erased(line: &[u8], subject: &ErasureSubject, orders: &HashSet<String>) -> Li
         return LineEdit::Keep;
     }
     let fields = event.body.len();
+    let items = event.body.get("items").map(|raw| kept_items(raw.get()));
     event.body.retain(|field, value| is_kept(field, value.get()));
-    if event.body.len() == fields {
+    if let Some(items) = items.as_ref().and_then(Option::as_ref) {
+        event.body.insert("items".to_owned(), &items.kept);
+    }
+    if event.body.len() == fields && items.as_ref().is_none_or(|items| items.as_ref().is_some_and(|items| items.all)) {
         return LineEdit::Keep;
     }
     let erased: Box<RawValue> = serde_json::value::to_raw_value(&true).expect("it is JSON");
@@ -149,6 +158,25 @@ fn is_kept(field: &str, value: &str) -> bool {
     KEPT_FIELDS.contains(&field)
         && !value.starts_with(['{', '['])
         && (matches!(field, "product" | "order_id") || is_code(&text(value)))
+}
+
+/// What is kept of an order's lines.
+struct KeptItems {
+    kept: Box<RawValue>,
+    /// All of them is kept.
+    all: bool,
+}
+
+/// The lines of an order with the fields that say nothing about a customer; `None` if the value is no list of lines.
+fn kept_items(items: &str) -> Option<KeptItems> {
+    let mut items: Vec<BTreeMap<String, &RawValue>> = serde_json::from_str(items).ok()?;
+    let fields = |items: &[BTreeMap<String, &RawValue>]| items.iter().map(BTreeMap::len).sum::<usize>();
+    let before = fields(&items);
+    for item in &mut items {
+        item.retain(|field, value| is_kept(field, value.get()));
+    }
+    let all = fields(&items) == before;
+    Some(KeptItems { kept: serde_json::value::to_raw_value(&items).expect("lines are JSON"), all })
 }
 
 /// An id, which may be a JSON string or number.
@@ -191,6 +219,23 @@ mod tests {
         assert_eq!(lines[4..], [OTHER, &inner, "not json"]);
         assert_eq!(erase_events(&path, &customer, &orders, false).unwrap(), 0, "nothing is left to erase");
         assert_eq!(erase_events(&path, &ErasureSubject::Order("x".to_owned()), &orders, false).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_lines_of_an_order_stay_without_what_they_say_about_the_customer() {
+        let orders = HashSet::from(["ord-1".to_owned()]);
+        let subject = ErasureSubject::Order("ord-1".to_owned());
+        let lines = r#""items":[{"price":"1","product":"Ring","quantity":1,"total":"1"}]"#;
+        let with = |items: &str| SALE.replace(r#","customer_id":"7","extra":{"name":"Ada"}"#, &format!(",{items}"));
+        assert!(matches!(erased(with(lines).as_bytes(), &subject, &orders), LineEdit::Keep));
+        let engraved = lines.replace(r#""total":"1""#, r#""total":"1","extra":{"engraving":"Ada"}"#);
+        let LineEdit::Replace(line) = erased(with(&engraved).as_bytes(), &subject, &orders) else { panic!("kept") };
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.contains(lines) && !line.contains("Ada"), "{line}");
+        let LineEdit::Replace(line) = erased(with(r#""items":"Ada""#).as_bytes(), &subject, &orders) else {
+            panic!("kept")
+        };
+        assert!(!String::from_utf8(line).unwrap().contains("Ada"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tracing::{error, warn};
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
-use crate::domain::{OrderId, OtherFields, object_fields};
+use crate::formats::Format;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
@@ -25,14 +25,14 @@ use crate::recovery::{
 };
 
 /// The consumer in which a message failed, as far as recovery needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OriginConsumer {
     /// Its name.
     pub name: Arc<str>,
     /// Its retry policy.
     pub policy: RetryPolicy,
-    /// Whether its messages are orders: a dead-lettered order is reported to analytics.
-    pub carries_orders: bool,
+    /// The format of its messages if they are orders: a dead-lettered order is reported to analytics.
+    pub format: Option<Format>,
 }
 
 /// `handler = "failed"`
@@ -98,9 +98,10 @@ impl FailedHandler {
     ) -> HandlerOutput {
         let consumers = self.origin_consumers.borrow();
         let consumer = history.origin.as_ref().and_then(|origin| consumers.get(&origin.queue));
-        let carries_orders = consumer.is_some_and(|consumer| consumer.carries_orders);
-        let identity =
-            if carries_orders { self.order_identity(delivery, provenance) } else { delivery.identity(provenance) };
+        let identity = match consumer.and_then(|consumer| consumer.format.as_ref()) {
+            Some(format) => self.order_identity(format, delivery, provenance),
+            None => delivery.identity(provenance),
+        };
         let failed = FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy };
         let policy = consumer.map(|consumer| &consumer.policy);
         match (decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(history), now), history.origin.as_ref())
@@ -129,7 +130,7 @@ impl FailedHandler {
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
         let log = failed.dead_letter_log(origin_queue.clone(), reason);
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
-        let carries_orders = failed.consumer.is_some_and(|consumer| consumer.carries_orders);
+        let carries_orders = failed.consumer.is_some_and(|consumer| consumer.format.is_some());
         let report = carries_orders.then(|| failed.dead_lettered_event(reason, &self.names));
         let dead =
             NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
@@ -148,12 +149,8 @@ impl FailedHandler {
     }
 
     /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
-    fn order_identity(&self, delivery: &Delivery, provenance: Provenance<'_>) -> String {
-        let id = || {
-            let json = delivery.message.text(self.max_body).ok()?;
-            let [id] = object_fields(&json, &["id"], OtherFields::NONE).ok()?.named;
-            serde_json::from_str::<OrderId>(id?.get()).ok()
-        };
+    fn order_identity(&self, format: &Format, delivery: &Delivery, provenance: Provenance<'_>) -> String {
+        let id = || format.order_id(&delivery.message.document(self.max_body).ok()?);
         id().map_or_else(|| delivery.identity(provenance), |id| id.as_str().to_owned())
     }
 }

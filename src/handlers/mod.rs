@@ -35,8 +35,8 @@ pub use failed::OriginConsumer;
 pub use notification::{Channel, LogChannel};
 
 use crate::config::{HandlerRegistry, Sources};
-use crate::domain::BodyError;
-use crate::message::{ExchangeNames, TrustedUsers};
+use crate::formats::Format;
+use crate::message::{DocumentError, ExchangeNames, TrustedUsers};
 use crate::pipeline::{HandlerError, HandlerInput, Interruption};
 use crate::recovery::{Failure, FailureKind};
 
@@ -58,6 +58,8 @@ pub struct HandlerDeps {
     pub users: Arc<TrustedUsers>,
     /// The longest text that a body may have once it is decompressed, in bytes: `broker.max_body`.
     pub max_body: usize,
+    /// The format of the orders that the consumer receives.
+    pub format: Format,
     /// The file of the analytics events.
     pub event_log: EventLog,
     /// Delivers notifications.
@@ -75,7 +77,7 @@ async fn append(log: &EventLog, line: Vec<u8>, input: HandlerInput<'_>) -> Resul
     appended.map_err(|EventLogClosed| HandlerError::Interrupted(Interruption::EventFileClosed))
 }
 
-/// The failure for the body of an event that is not text.
-fn body_failure(error: &BodyError) -> Failure {
+/// The failure for a message without a document.
+fn body_failure(error: &DocumentError) -> Failure {
     Failure::new(FailureKind::Malformed, error.code(), error.to_string())
 }

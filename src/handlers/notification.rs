@@ -113,7 +113,7 @@ pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         check_sender(input)?;
-        let body = &*input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
+        let body = &*input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
         let (order_id, email) = order_id_and_email(body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rust_decimal::Decimal;
 
-use crate::domain::{Currency, OrderId, Sale};
+use crate::domain::{Amounts, Item, OrderId, ProductSale, Sale};
 
 /// One thing to record, or to look up.
 #[derive(Debug, Clone)]
@@ -62,10 +61,8 @@ impl LedgerEntry {
         };
         let more = match self {
             LedgerEntry::AcceptOrder(order) => {
-                size_of::<NewOrder>()
-                    + order.id.as_str().len()
-                    + order.product.len()
-                    + length(order.customer_id.as_ref())
+                let items = order.items.iter().map(|item| size_of::<Item>() + item.product.len()).sum::<usize>();
+                size_of::<NewOrder>() + order.id.as_str().len() + items + length(order.customer_id.as_ref())
             }
             LedgerEntry::FinishOrder { id, .. } => id.as_str().len(),
             LedgerEntry::LookUpNotification { id } | LedgerEntry::LookUpAnalytics { id } => id.len(),
@@ -75,8 +72,9 @@ impl LedgerEntry {
             }
             LedgerEntry::Analytics(event) => {
                 let NewAnalytics { id, order_id, name, sale, .. } = &**event;
-                let product = sale.as_ref().map_or(0, |sale| sale.product.len());
-                size_of::<NewAnalytics>() + id.len() + length(order_id.as_ref()) + name.len() + product
+                let products = sale.iter().flat_map(Sale::products);
+                let products: usize = products.map(|sold| size_of::<ProductSale>() + sold.product.len()).sum();
+                size_of::<NewAnalytics>() + id.len() + length(order_id.as_ref()) + name.len() + products
             }
             LedgerEntry::Attempt(failed) => attempt(failed),
             LedgerEntry::DeadLetter(letter) => {
@@ -111,16 +109,10 @@ pub struct NewOrder {
     pub id: OrderId,
     /// Name of the consumer that accepted it.
     pub consumer: Arc<str>,
-    /// What was ordered.
-    pub product: String,
-    /// At least 1.
-    pub quantity: i64,
-    /// Price of one item.
-    pub price: Decimal,
-    /// Price times quantity.
-    pub total: Decimal,
-    /// The amounts' currency.
-    pub currency: Currency,
+    /// The lines, at least one.
+    pub items: Arc<[Item]>,
+    /// What it costs, and its number of pieces.
+    pub amounts: Amounts,
     /// Whether the producer marked it as priority.
     pub priority: bool,
     /// Id of the customer.
@@ -202,6 +194,6 @@ pub enum Recorded {
     Unfinished,
     /// The entry was recorded before. An order was also processed.
     Duplicate,
-    /// An order with this id but other content (product, quantity, price, currency or customer) is recorded.
+    /// An order with this id but other content (a line, a charge, the currency or the customer) is recorded.
     Conflict,
 }

@@ -1,17 +1,17 @@
-//! Orders, items and revenue, summed.
+//! Orders, pieces, revenue and charges, summed.
 
 use serde::Serialize;
 
-use crate::domain::ExactSum;
+use crate::domain::{Amounts, ExactSum};
 
 /// How many orders, how many items, and their revenue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Figures {
     /// Orders.
     pub orders: i64,
-    /// Items ordered: the sum of the orders' quantities.
+    /// Pieces ordered: the sum of the orders' quantities.
     pub quantity: i64,
-    /// The exact sum of the orders' totals.
+    /// What the goods cost, without shipping, added tax and discounts: the exact sum of the orders' lines.
     pub revenue: ExactSum,
 }
 
@@ -21,5 +21,69 @@ impl Figures {
         self.orders = self.orders.saturating_add(other.orders);
         self.quantity = self.quantity.saturating_add(other.quantity);
         self.revenue.add(other.revenue);
+    }
+}
+
+/// What orders charge besides their goods: exact sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct ChargeSums {
+    /// Shipping.
+    pub shipping: ExactSum,
+    /// Fees, such as tips; may be negative.
+    pub fees: ExactSum,
+    /// Tax, whether the prices include it or not.
+    pub tax: ExactSum,
+    /// Discounts.
+    pub discount: ExactSum,
+}
+
+impl ChargeSums {
+    /// Adds other charges.
+    pub fn add(&mut self, other: ChargeSums) {
+        self.shipping.add(other.shipping);
+        self.fees.add(other.fees);
+        self.tax.add(other.tax);
+        self.discount.add(other.discount);
+    }
+
+    /// Whether nothing is charged.
+    pub fn is_zero(&self) -> bool {
+        *self == ChargeSums::default()
+    }
+}
+
+/// Whole orders, with what they charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct OrderFigures {
+    /// The orders and their goods.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// What they charge besides.
+    #[serde(flatten)]
+    pub charges: ChargeSums,
+}
+
+impl OrderFigures {
+    /// Adds other orders.
+    pub fn add(&mut self, other: OrderFigures) {
+        self.figures.add(other.figures);
+        self.charges.add(other.charges);
+    }
+}
+
+/// One order.
+impl From<&Amounts> for OrderFigures {
+    fn from(amounts: &Amounts) -> Self {
+        let sum = |amount: Option<rust_decimal::Decimal>| amount.map_or_else(ExactSum::default, ExactSum::from);
+        let charges = &amounts.charges;
+        OrderFigures {
+            figures: Figures { orders: 1, quantity: amounts.quantity, revenue: amounts.goods.into() },
+            charges: ChargeSums {
+                shipping: sum(charges.shipping),
+                fees: sum(charges.fees),
+                tax: sum(charges.tax),
+                discount: sum(charges.discount),
+            },
+        }
     }
 }

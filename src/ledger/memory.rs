@@ -9,14 +9,14 @@ use tokio::sync::watch;
 
 use super::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use super::error::{LedgerError, OpenError};
-use super::figures::Figures;
+use super::figures::{Figures, OrderFigures};
 use super::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 use super::retention::Pruned;
 use super::state::{LedgerState, OutageCause, StateSender};
 use super::totals::Totals;
-use super::trace::{Trace, TraceEvent, TraceStep, TracedMessage, TracedOrder, due};
+use super::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
 use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
-use crate::domain::{Currency, OrderId};
+use crate::domain::{Amounts, Currency, Item, OrderId, Sale};
 
 /// Most rows that one call of [`LedgerMaintenance::prune`] removes from each table.
 const PRUNE_ROWS: usize = 256;
@@ -66,10 +66,10 @@ struct Counted {
     at: Timestamp,
     currency: Currency,
     what: CountedAs,
-    figures: Figures,
+    figures: OrderFigures,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum CountedAs {
     Accepted { priority: bool },
     Processed { priority: bool },
@@ -134,10 +134,15 @@ impl Tables {
             LedgerEntry::Analytics(new) => {
                 let NewAnalytics { id, name, sale, at, .. } = *new;
                 let recorded = self.add_event(id, EventKind::Analytics, name, at);
-                if let (Recorded::New, Some(sale)) = (recorded, sale) {
-                    let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
-                    let what = CountedAs::Sold { product: sale.product };
-                    self.counted.push(Counted { at: sale.at, currency: sale.currency, what, figures });
+                for sold in sale.iter().filter(|_| recorded == Recorded::New).flat_map(Sale::products) {
+                    let figures = Figures { orders: 1, quantity: sold.quantity, revenue: sold.revenue };
+                    let what = CountedAs::Sold { product: sold.product.clone() };
+                    self.counted.extend(sale.iter().map(|sale| Counted {
+                        at: sale.at,
+                        currency: sale.currency,
+                        what: what.clone(),
+                        figures: OrderFigures { figures, ..OrderFigures::default() },
+                    }));
                 }
                 recorded
             }
@@ -149,7 +154,10 @@ impl Tables {
     fn accept(&mut self, order: NewOrder) -> Recorded {
         if let Some(StoredOrder { order: stored, processed_at }) = self.orders.get(&order.id) {
             let content = |order: &NewOrder| {
-                (order.product.clone(), order.quantity, order.price, order.currency, order.customer_id.clone())
+                let Amounts { goods, charges, total, currency, .. } = order.amounts;
+                let charges =
+                    [charges.shipping, charges.fees, charges.tax, charges.discount].map(Option::unwrap_or_default);
+                (Arc::clone(&order.items), goods, charges, total, currency, order.customer_id.clone())
             };
             return match processed_at {
                 _ if content(stored) != content(&order) => Recorded::Conflict,
@@ -176,8 +184,8 @@ impl Tables {
     }
 
     fn count(&mut self, order: &NewOrder, at: Timestamp, what: CountedAs) {
-        let figures = Figures { orders: 1, quantity: order.quantity, revenue: order.total.into() };
-        self.counted.push(Counted { at, currency: order.currency, what, figures });
+        let figures = OrderFigures::from(&order.amounts);
+        self.counted.push(Counted { at, currency: order.amounts.currency, what, figures });
     }
 
     fn add_event(&mut self, id: String, kind: EventKind, name: String, at: Timestamp) -> Recorded {
@@ -254,14 +262,14 @@ impl LedgerReader for MemoryLedger {
 impl Tables {
     fn report(&self, window: Window, by: GroupBy) -> Result<Report, ReportError> {
         let within = |at: Timestamp| (window.since..window.until).contains(&at);
-        let (mut report, none) = (ReportBuilder::new(window, by), Figures::default());
+        let (mut report, none) = (ReportBuilder::new(window, by), OrderFigures::default());
         for Counted { at, currency, what, figures } in self.counted.iter().filter(|counted| within(counted.at)) {
             let (at, currency) = (at.as_millisecond(), currency.as_str());
             match what {
                 CountedAs::Accepted { priority } => report.add_orders(at, currency, *priority, *figures, none),
                 CountedAs::Processed { priority } => report.add_orders(at, currency, *priority, none, *figures),
                 CountedAs::Sold { product } if by == GroupBy::Product => {
-                    report.add_product(currency, product.clone(), *figures);
+                    report.add_product(currency, product.clone(), figures.figures);
                 }
                 CountedAs::Sold { .. } => {}
             }
@@ -330,9 +338,8 @@ impl Tables {
         for Counted { currency, what, figures, .. } in &self.counted {
             if let CountedAs::Sold { .. } = what {
                 let revenue = totals.revenue.entry(currency.to_string()).or_default();
-                revenue.orders += figures.orders.cast_unsigned();
-                revenue.quantity += figures.quantity;
-                revenue.total.add(figures.revenue);
+                revenue.quantity += figures.figures.quantity;
+                revenue.total.add(figures.figures.revenue);
             }
         }
         totals
@@ -362,14 +369,25 @@ fn dead_lettered(letter: &NewDeadLetter) -> TraceEvent {
 }
 
 fn traced_order(StoredOrder { order, processed_at }: &StoredOrder) -> TracedOrder {
+    let item = |item: &Item| TracedItem {
+        product: item.product.clone(),
+        quantity: item.quantity,
+        price: item.price.into(),
+        total: item.total.into(),
+    };
+    let Amounts { goods, charges, total, currency, quantity } = order.amounts;
     TracedOrder {
         status: if processed_at.is_some() { "processed" } else { "accepted" }.to_owned(),
         consumer: order.consumer.to_string(),
-        product: order.product.clone(),
-        quantity: order.quantity,
-        price: order.price.into(),
-        total: order.total.into(),
-        currency: order.currency.to_string(),
+        items: order.items.iter().map(item).collect(),
+        quantity,
+        goods_total: goods.into(),
+        shipping: charges.shipping.map(Into::into),
+        fees: charges.fees.map(Into::into),
+        tax: charges.tax.map(Into::into),
+        discount: charges.discount.map(Into::into),
+        total: total.into(),
+        currency: currency.to_string(),
         priority: order.priority,
         customer_id: order.customer_id.clone(),
         placed_at: order.placed_at,

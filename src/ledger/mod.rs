@@ -37,7 +37,7 @@ pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
 pub use erase::{ERASED, ErasedRows, ErasureSubject};
 pub use error::{Cause, LedgerError, OpenError};
-pub use figures::Figures;
+pub use figures::{ChargeSums, Figures, OrderFigures};
 pub use location::LedgerLocation;
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

@@ -35,10 +35,8 @@ pub struct OrderCounts {
 /// Revenue in one currency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Revenue {
-    /// Processed orders whose analytics event has been recorded.
-    pub orders: u64,
-    /// Items ordered.
+    /// Pieces sold in processed orders whose analytics event has been recorded.
     pub quantity: i64,
-    /// The exact sum of the orders' totals.
+    /// What they cost: the exact sum of the orders' lines.
     pub total: ExactSum,
 }

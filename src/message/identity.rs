@@ -125,9 +125,10 @@ impl Delivery {
         death.get(field).and_then(HeaderValue::as_text)
     }
 
-    /// Whether the message has a `message_id`.
+    /// Whether the message says which one it is: with a `message_id`, or as a CloudEvent.
     pub fn has_message_id(&self) -> bool {
         self.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
+            || self.message.cloud_event_identity().is_some()
     }
 
     /// The identity that orderd gave to this message when it failed before, if it is a proven copy.
@@ -136,12 +137,14 @@ impl Delivery {
         identity.filter(|_| provenance.is_copy)
     }
 
-    /// The identity of a message that is not an order. Messages of different senders are different, whatever their
+    /// The identity of a message that is not an order: that of a CloudEvent by its source and id, else its `message_id`. Messages of different senders are different, whatever their
     /// `message_id`: those of others get a suffix with their sender, which no identity of orderd's own messages has. A
     /// message without a `message_id` has the generated identity. An identity that is too long to derive other ids from is
     /// replaced by its hash.
     pub fn identity(&self, provenance: Provenance<'_>) -> String {
-        let id = self.message.properties.message_id.as_deref().filter(|id| !id.is_empty());
+        let event = self.message.cloud_event_identity();
+        let message_id = self.message.properties.message_id.as_deref().filter(|id| !id.is_empty());
+        let id = event.as_deref().or(message_id);
         let identity = match (id, provenance.sender) {
             (Some(id), Sender::Own) => Cow::Borrowed(id),
             (Some(id), Sender::User(user)) => Cow::Owned([id, "/from/", user].concat()),
@@ -271,6 +274,22 @@ mod tests {
             delivery.identity(provenance(&delivery))
         };
         assert_eq!([of(Some("orderd")), of(Some("shop")), of(None)], ["m-1", "m-1/from/shop", "m-1/unverified"]);
+    }
+
+    #[test]
+    fn a_cloud_event_is_identified_by_its_source_and_id() {
+        let of = |source: &str, message_id: Option<&str>| {
+            let mut delivery = delivery("orders", "order.analytics.view", Some("shop"));
+            delivery.message.properties.message_id = message_id.map(str::to_owned);
+            for (name, value) in [("specversion", "1.0"), ("id", "e-1"), ("source", source), ("type", "view")] {
+                delivery.message.headers.insert(format!("ce-{name}"), value.into());
+            }
+            assert!(delivery.has_message_id());
+            delivery.identity(provenance(&delivery))
+        };
+        assert_eq!(of("/a", Some("m-1")), "cloudevent:/a e-1/from/shop");
+        assert_eq!(of("/a", Some("m-2")), of("/a", None), "the same event");
+        assert_ne!(of("/b", Some("m-1")), of("/a", Some("m-1")));
     }
 
     #[test]

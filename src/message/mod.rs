@@ -2,6 +2,7 @@
 //!
 //! Pure. The types here know nothing about the AMQP client, so that it can be replaced.
 
+mod cloud_event;
 mod consumer;
 mod delivery;
 mod exchange_names;
@@ -11,6 +12,7 @@ mod publisher;
 mod size;
 mod trusted_users;
 
+pub use cloud_event::{CloudEventError, DocumentError};
 pub use consumer::{
     ANSWERS_OVERDUE, Consumer, LossCause, SettleError, Settlement, Settler, SubscribeError, Subscription,
 };
@@ -18,6 +20,6 @@ pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderContent, HeaderName, HeaderValue, Headers, STRIPPED, names};
 pub use identity::{GeneratedId, Provenance, Sender};
-pub use publisher::{CONFIRMS_OVERDUE, MAX_HOLD, Publication, PublishError, Publisher, Unpublished};
+pub use publisher::{CONFIRMS_OVERDUE, Publication, PublishError, Publisher, Unpublished};
 pub use size::{headers_len, headers_memory};
 pub use trusted_users::TrustedUsers;

@@ -10,11 +10,17 @@ use super::handler::Handler;
 use super::intake::Intake;
 use super::publish_outage::PublishOutage;
 use super::unidentified::UnidentifiedDeliveries;
+use crate::formats::Format;
 use crate::ledger::LedgerWriter;
-use crate::message::{ExchangeNames, MAX_HOLD, Publisher, TrustedUsers};
+use crate::message::{ExchangeNames, Publisher, TrustedUsers};
 use crate::metrics::Counters;
 use crate::recovery::RetryPolicy;
 
+/// How long a delivery waits for a ledger that cannot record, or for a broker that does not accept what it causes, before it is
+/// released and the subscription is closed until the outage ends. Well below the broker's default acknowledgement timeout
+/// (`consumer_timeout`, 30 min), after which it would close the channel, again and again, and count each time toward the delivery
+/// limit.
+const MAX_HOLD: Duration = Duration::from_secs(300);
 /// Of a shorter acknowledgement timeout of the broker, once it is known, this part at most.
 const MAX_HOLD_PART: u32 = 2;
 
@@ -46,6 +52,8 @@ pub struct ConsumerContext {
     pub max_body: usize,
     /// What the decompressed bodies of all deliveries in flight may take.
     pub decompressed: DecompressedBytes,
+    /// The format of orders, for the log lines of failures.
+    pub format: Format,
     /// The handler's deadline for one attempt. Time in which it waits for the ledger or an event file does not count.
     pub timeout: Duration,
     /// What happens when the handler fails.

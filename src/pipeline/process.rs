@@ -277,16 +277,18 @@ async fn forward(
 
 /// Logs a failed delivery, with the order's fields if the message is an order.
 fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure) {
-    let text = delivery.message.text(context.max_body);
-    let order = text.ok().and_then(|text| Order::from_json(&text).ok());
+    let text = delivery.message.document(context.max_body);
+    let order = text.ok().and_then(|text| context.format.decode(&text).ok());
     let order = order.as_ref();
-    let (quantity, price) = order.map(Order::shown_amounts).unzip();
+    let summary = order.map(Order::summary);
+    let summary = summary.as_ref();
     warn!(
         consumer = %context.consumer,
         order = order.map(|order| order.id.as_str()),
-        product = order.map(|order| order.product.as_str()),
-        quantity = quantity.as_ref().map(tracing::field::display),
-        price = price.as_ref().map(tracing::field::display),
+        product = summary.and_then(|summary| summary.product),
+        lines = summary.and_then(|summary| summary.lines),
+        quantity = summary.map(|summary| tracing::field::display(&summary.quantity)),
+        price = summary.and_then(|summary| summary.price.as_ref()).map(tracing::field::display),
         message_id = delivery.message.properties.message_id,
         kind = %failure.kind,
         code = failure.code,

@@ -407,6 +407,7 @@ impl TestEnv {
             bindings: Vec::new(),
             users: Arc::new(crate::message::TrustedUsers::known("orderd")),
             unidentified: Arc::default(),
+            format: crate::formats::Format::Own,
             max_body: 1 << 20,
             decompressed: DecompressedBytes::new(1 << 20),
             timeout: Duration::from_secs(30),

@@ -209,8 +209,6 @@ pub enum FindingKind {
     QueueMismatch,
     /// A policy would delete or divert messages of a queue.
     DangerousPolicy,
-    /// The broker's `consumer_timeout` of a queue is shorter than a delivery may be held.
-    ShortConsumerTimeout,
     /// An exchange or queue was deleted and has been declared again.
     Redeclared,
     /// Messages wait in a work queue that has no consumer.
@@ -238,14 +236,13 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// All kinds, in order.
-    pub const ALL: [FindingKind; 18] = [
+    pub const ALL: [FindingKind; 17] = [
         FindingKind::ExchangeMissing,
         FindingKind::QueueMissing,
         FindingKind::BindingMissing,
         FindingKind::ExchangeMismatch,
         FindingKind::QueueMismatch,
         FindingKind::DangerousPolicy,
-        FindingKind::ShortConsumerTimeout,
         FindingKind::Redeclared,
         FindingKind::NoConsumer,
         FindingKind::ConsumerPaused,
@@ -268,7 +265,6 @@ impl FindingKind {
             FindingKind::ExchangeMismatch => "exchange_mismatch",
             FindingKind::QueueMismatch => "queue_mismatch",
             FindingKind::DangerousPolicy => "dangerous_policy",
-            FindingKind::ShortConsumerTimeout => "short_consumer_timeout",
             FindingKind::Redeclared => "redeclared",
             FindingKind::NoConsumer => "no_consumer",
             FindingKind::ConsumerPaused => "consumer_paused",
@@ -303,7 +299,6 @@ impl FindingKind {
             | FindingKind::ExchangeMismatch
             | FindingKind::QueueMismatch
             | FindingKind::DangerousPolicy
-            | FindingKind::ShortConsumerTimeout
             | FindingKind::Redeclared
             | FindingKind::NoConsumer
             | FindingKind::AckedByOthers

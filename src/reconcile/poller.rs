@@ -51,8 +51,6 @@ pub struct Poller {
     /// Queues whose details cannot be read although the API answers.
     unreadable: BTreeMap<String, ManagementErrorKind>,
     topology: Arc<Topology>,
-    /// For how long a delivery from each queue may be held.
-    longest_holds: BTreeMap<String, Duration>,
     /// Whether orderd declares what is missing.
     declare: bool,
     redeclaration: Redeclaration,
@@ -106,7 +104,6 @@ impl Poller {
             failed_detail: None,
             unreadable: BTreeMap::new(),
             topology: Arc::new(config.topology()),
-            longest_holds: config.longest_holds(),
             declare: config.topology.declare,
             redeclaration: Redeclaration::default(),
             topology_check: None,
@@ -176,8 +173,7 @@ impl Poller {
         self.topology_findings = TopologyFindings::default();
         self.topology_check = self.client.as_ref().ok().map(|client| {
             let (client, topology) = (client.clone(), Arc::clone(&self.topology));
-            let holds = self.longest_holds.clone();
-            TopologyCheck::start(client, topology, holds, self.limits.details_every, self.redeclaration.clone())
+            TopologyCheck::start(client, topology, self.limits.details_every, self.redeclaration.clone())
         });
     }
 

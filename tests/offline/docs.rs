@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use orderd::formats::Format;
 use orderd::reconcile::FindingKind;
 
 /// Longest README, in lines.
@@ -74,7 +75,7 @@ fn default_keys() -> BTreeMap<String, Vec<String>> {
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             let mut parts: Vec<_> = name.split('.').collect();
-            if let [first @ ("queues" | "consumers"), _, rest @ ..] = parts.as_slice() {
+            if let [first @ ("queues" | "consumers" | "formats"), _, rest @ ..] = parts.as_slice() {
                 parts = [&[*first, "<name>"], rest].concat();
             }
             section = parts.join(".");
@@ -99,6 +100,41 @@ fn the_configuration_reference_lists_every_key_in_its_section() {
             assert!(row.iter().any(|row| part.contains(row)), "{heading} lacks {key}");
         }
     }
+}
+
+#[test]
+fn the_formats_reference_shows_the_built_in_formats_as_they_are() {
+    let reference = read("docs/reference/formats.md");
+    let blocks: Vec<_> = reference.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    for name in ["shopify", "woocommerce"] {
+        let block =
+            blocks.iter().find(|block| block.starts_with(&format!("[formats.my_{name}]"))).expect("its TOML is shown");
+        let format = load(block).formats.remove(&format!("my_{name}")).unwrap();
+        assert_eq!(format.spec(), Format::built_in(name).unwrap().spec(), "{name}");
+    }
+    let example = blocks.iter().find(|block| block.starts_with("[formats.webshop]")).unwrap();
+    assert!(load(example).formats.contains_key("webshop"));
+}
+
+#[test]
+fn the_commented_format_of_the_default_file_is_valid() {
+    let file = read("config/orderd.toml");
+    let commented =
+        file.lines().skip_while(|line| *line != "#[formats.webshop]").take_while(|line| !line.starts_with('['));
+    let lines = commented.filter_map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')));
+    // A document has a list of items or a single product, and an item has a price or a total.
+    let section: String =
+        lines.filter(|line| !line.starts_with("total = \"line_")).map(|line| format!("{line}\n")).collect();
+    let spec = load(&section).formats["webshop"].spec().unwrap().clone();
+    assert!(spec.line.is_some() && spec.items.is_some() && spec.discount.is_some(), "{spec:?}");
+}
+
+/// Loads the default configuration with these further sections.
+fn load(sections: &str) -> orderd::config::Config {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), format!("{}\n{sections}", read("config/orderd.toml"))).unwrap();
+    let sources = orderd::config::Sources { file: Some(file.path().to_owned()), ..orderd::handlers::sources() };
+    orderd::config::Config::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use orderd::cli::check::{self, CheckArgs};
+use orderd::cli::check::{self, CheckArgs, CheckFormat};
 use orderd::cli::{Exit, Format};
 use orderd::config::{
     self, Config, DEFAULT_FILE, HandlerRegistry, LoadError, MessageKind, Section, Sources, value_parser,
@@ -100,7 +100,7 @@ fn sources(directory: &Path, file: &str) -> Sources {
 
 async fn check(directory: &Path, format: Format, file: &str) -> (Exit, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let args = CheckArgs { connect: false, permissions: false, format };
+    let args = CheckArgs { formats: vec![CheckFormat::Output(format)], ..CheckArgs::default() };
     let exit = check::run(args, &sources(directory, file), &mut out, &mut err).await.unwrap();
     (exit, String::from_utf8(out).unwrap())
 }
@@ -114,6 +114,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         names: Arc::new(ExchangeNames::new("orders")),
         users: Arc::new(TrustedUsers::known("orderd")),
         max_body: 1 << 20,
+        format: orderd::formats::Format::Own,
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
         claims: Arc::default(),

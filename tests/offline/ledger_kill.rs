@@ -25,7 +25,7 @@ const CONCURRENCY: u64 = 100;
 fn analytics(n: u64) -> LedgerEntry {
     let at = Timestamp::UNIX_EPOCH;
     let currency = "EUR".parse().unwrap();
-    let sale = Sale { product: format!("Product {}", n % 3), quantity: 1, total: Decimal::new(1, 2), currency, at };
+    let sale = Sale::new([(format!("Product {}", n % 3), 1, Decimal::new(1, 2))], currency, at);
     let (id, name) = (format!("event-{n}"), "processed".to_owned());
     LedgerEntry::Analytics(Box::new(NewAnalytics { id, order_id: None, name, sale: Some(sale), at }))
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy treats helper functions outside of tests as product code")]
 
+mod check_order;
 mod config_file;
 mod decoder;
 mod deployment_files;

@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml");
 
+const ORDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/offline/documents/shopify.json");
+
 /// A directory with a ledger.
 async fn ledger() -> TempDir {
     let directory = TempDir::new().unwrap();
@@ -32,6 +34,8 @@ fn commands(ledger: &TempDir) -> Vec<(Vec<String>, i32)> {
         (with_config(&["check", "--permissions"]), 0),
         // The exit code of a refused configuration is kept, too.
         (with_config(&["check", "--format", "json", "--set", "log.level=nonsense"]), 78),
+        (with_config(&["check", "--order", ORDER, "--format", "shopify"]), 0),
+        (with_config(&["check", "--order", ORDER, "--format", "shopify", "--format", "json"]), 0),
         (with_config(&["report"]), 0),
         (with_config(&["report", "--format", "csv"]), 0),
         (with_config(&["report", "--format", "json"]), 0),

@@ -8,9 +8,10 @@ use amqprs::channel::{
     BasicConsumeArguments, BasicPublishArguments, Channel, ExchangeDeclareArguments, QueueDeclareArguments,
     QueueUnbindArguments,
 };
+use amqprs::connection::Connection;
 use amqprs::{BasicProperties, FieldValue};
 
-use super::client_connection::ClientConnection;
+use super::client_connection;
 use super::field_table::{from_arguments, insert, with_field};
 use super::request::{queue_frame, request};
 use crate::amqp::connect::Connector;
@@ -55,7 +56,7 @@ impl Connector {
             let (required, later) = rest.split_at(self.channels_up_to(CHECKS_PER_CONNECTION).min(rest.len()));
             rest = later;
             let checked = check_permissions(&connection, required).await;
-            connection.close().await;
+            client_connection::close(connection).await;
             denied.extend(checked.denied);
             match checked.end {
                 Ok(()) => {}
@@ -69,13 +70,14 @@ impl Connector {
     }
 }
 
-async fn check_permissions(connection: &ClientConnection, required: &[RequiredPermission]) -> CheckOutcome {
-    let mut end = Ok(());
+async fn check_permissions(connection: &Connection, required: &[RequiredPermission]) -> CheckOutcome {
+    let connection_lifetime = ConnectionLifetime::begin();
+    let mut end = client_connection::watch(connection, &connection_lifetime).await;
     let mut channels = Vec::with_capacity(required.len());
     // All channels first: opening one on a connection that has lost one is not safe with the library.
     for _ in required {
         if end.is_ok() {
-            end = connection.open_channel().await.map(|opened| channels.push(opened));
+            end = client_connection::open_channel(connection).await.map(|opened| channels.push(opened));
         }
     }
     let mut denied = Vec::new();
@@ -88,7 +90,7 @@ async fn check_permissions(connection: &ClientConnection, required: &[RequiredPe
         let checked = tokio::select! {
             biased;
             checked = check(channel, lifetime, permission) => checked,
-            () = connection.lifetime.ended() => connection.lifetime.reason(),
+            () = connection_lifetime.ended() => connection_lifetime.reason(),
         };
         match checked {
             ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
@@ -96,7 +98,7 @@ async fn check_permissions(connection: &ClientConnection, required: &[RequiredPe
             }
             // 406 is the expected refusal, 404 is reported elsewhere, and `ClosedByUs` means that the request succeeded.
             ConnectionEnd::ChannelClosed { .. } | ConnectionEnd::ClosedByUs => {}
-            other => end = Err(connection.reason(other)),
+            other => end = Err(other),
         }
     }
     CheckOutcome { denied, end }

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use amqprs::connection::{Connection, OpenConnectionArguments};
@@ -17,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop, REPLY_TIMEOUT};
+use crate::amqp::lifetime::REPLY_TIMEOUT;
 use crate::amqp::protocol::{
     self, Frame, FrameType, Method, MethodId, PROTOCOL_HEADER, ProtocolError, SaslResponse, put_method,
 };
@@ -55,12 +54,11 @@ const REPLIES: [MethodId; 12] = [
 /// What a broker with an alarm sends at any time, about the whole connection.
 const UNASKED: [MethodId; 2] = [MethodId::CONNECTION_BLOCKED, MethodId::CONNECTION_UNBLOCKED];
 
-/// Opens a connection of the client library over an open connection to the broker. Its lifetime ends with either side, and has the
-/// broker's own reason before the library can notice.
+/// Opens a connection of the client library over an open connection to the broker.
 ///
 /// # Errors
 /// If loopback cannot be used, or the library does not connect.
-pub async fn open(broker: protocol::Connection) -> io::Result<(Connection, Arc<ConnectionLifetime>)> {
+pub async fn open(broker: protocol::Connection) -> io::Result<Connection> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     // Another program on this machine could connect to the relay before the library does.
     let (port, password) = (listener.local_addr()?.port(), random_hex(PASSWORD_BYTES)?);
@@ -72,9 +70,8 @@ pub async fn open(broker: protocol::Connection) -> io::Result<(Connection, Arc<C
     let opening = async { Connection::open(&arguments).await.map_err(io::Error::other) };
     let (library, connection) = tokio::try_join!(accept(listener, &password, &limits), opening)?;
     // Ends when either side closes its connection. The library closes its side when the last handle is dropped.
-    let lifetime = ConnectionLifetime::begin();
-    tokio::spawn(relay(library, broker, Arc::clone(&lifetime)));
-    Ok((connection, lifetime))
+    tokio::spawn(relay(library, broker));
+    Ok(connection)
 }
 
 /// The library's side of a relayed connection.
@@ -151,17 +148,15 @@ fn invalid(error: ProtocolError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-async fn relay(library: LibrarySide, broker: protocol::Connection, lifetime: Arc<ConnectionLifetime>) {
-    let lifetime = EndOnDrop(lifetime);
+async fn relay(library: LibrarySide, broker: protocol::Connection) {
     let LibrarySide { stream, incoming } = library;
     let (mut from_library, mut to_library) = stream.into_split();
     let (mut from_broker, mut to_broker) = tokio::io::split(broker.stream);
     let ended = tokio::select! {
         // Cancel-safe: the connections are closed after either direction has ended.
         _ = forward_requests(incoming, &mut from_library, &mut to_broker) => None,
-        ended = forward_replies(broker.incoming, &mut from_broker, &mut to_library, &lifetime.0) => Some(ended),
+        ended = forward_replies(broker.incoming, &mut from_broker, &mut to_library) => Some(ended),
     };
-    lifetime.0.end(ConnectionEnd::Broken);
     let _ = timeout(CLOSE_TIMEOUT, to_broker.shutdown()).await;
     match ended {
         None => {}
@@ -193,22 +188,17 @@ async fn forward_requests(
     }
 }
 
-/// Passes on what the broker sends, until it closes its side or sends anything but a reply. If it closes or blocks the connection,
-/// the lifetime ends with its reason.
+/// Passes on what the broker sends, until it closes its side or sends anything but a reply.
 async fn forward_replies(
     mut bytes: BytesMut,
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    lifetime: &ConnectionLifetime,
 ) -> io::Result<()> {
     let mut replies = 0;
     loop {
         let mut checked = 0;
         while let Some(frame) = Frame::parse(&bytes[checked..], MAX_REPLY).map_err(invalid)? {
             check_reply(&frame).map_err(invalid)?;
-            if let Some(end) = end_of_connection(&frame).map_err(invalid)? {
-                lifetime.end(end);
-            }
             checked += frame.len();
             replies += 1;
         }
@@ -233,22 +223,6 @@ fn check_reply(frame: &Frame<'_>) -> Result<(), ProtocolError> {
     }
 }
 
-/// The broker's reason, if it closes the connection or has blocked it: once it has something to refuse because of an alarm, it
-/// answers no further request.
-fn end_of_connection(frame: &Frame<'_>) -> Result<Option<ConnectionEnd>, ProtocolError> {
-    const ENDS: [MethodId; 2] = [MethodId::CONNECTION_CLOSE, MethodId::CONNECTION_BLOCKED];
-    if frame.kind != FrameType::Method || !ENDS.contains(&MethodId::get(&mut { frame.payload })?) {
-        return Ok(None);
-    }
-    Ok(match Method::parse(frame)? {
-        Some(Method::ConnectionClose { code, text }) => {
-            Some(ConnectionEnd::ConnectionClosed { code, text: text.into_owned() })
-        }
-        Some(Method::ConnectionBlocked { reason }) => Some(ConnectionEnd::Blocked(reason.into_owned())),
-        _ => None,
-    })
-}
-
 async fn send_all(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     timeout(REPLY_TIMEOUT, async {
         to.write_all(bytes).await?;
@@ -264,7 +238,7 @@ mod tests {
     use super::*;
     use crate::amqp::fake_broker::{DEADLINE, FakeBroker};
     use crate::amqp::protocol::put_frame;
-    use crate::amqp::{ConnectError, Connector, DeclareError};
+    use crate::amqp::{Connector, DeclareError};
     use crate::topology::{Declaration, Object, Queue};
 
     fn plan() -> Vec<Declaration> {
@@ -365,18 +339,6 @@ mod tests {
                 .await;
             assert!(checking.await.unwrap().is_err(), "{channel}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_broker_that_closes_the_connection_instead_of_opening_a_channel_is_quoted() {
-        let broker = FakeBroker::new(&[]).await;
-        let checking = tokio::spawn(check(broker.connector()));
-        let mut connection = broker.accept(|_| {}).await;
-        connection.expect_method(MethodId::CHANNEL_OPEN).await;
-        let text = "NOT_ALLOWED - number of channels opened has reached the limit of (1)";
-        connection.send_connection_method(Method::ConnectionClose { code: 530, text: text.into() }).await;
-        let DeclareError::Connect(ConnectError::Lost(end)) = checking.await.unwrap().unwrap_err() else { panic!() };
-        assert_eq!(end, ConnectionEnd::ConnectionClosed { code: 530, text: text.into() });
     }
 
     #[tokio::test]

@@ -4,12 +4,14 @@
 //! consumes. Problems with the configuration go to standard error, one line each; the exit code is then 78.
 
 mod broker;
+mod order;
 mod permissions;
 mod report;
 mod schedule;
 mod text;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use serde_json::json;
 
@@ -28,7 +30,7 @@ use crate::escape::escaped;
 const DEFAULT_USER: &str = "guest";
 
 /// Arguments of `orderd check`.
-#[derive(Debug, Clone, Copy, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct CheckArgs {
     /// Also compare the broker with the configuration: missing objects, differences, dangerous policies
     #[arg(long)]
@@ -36,9 +38,51 @@ pub struct CheckArgs {
     /// Print only the commands that create orderd's user and a producer's, with the least permissions they need
     #[arg(long, conflicts_with = "connect")]
     pub permissions: bool,
-    /// Output format
-    #[arg(long, value_enum, default_value_t)]
-    pub format: Format,
+    /// Show what orderd reads from an order document, field by field, or everything that is wrong with it; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["connect", "permissions"])]
+    pub order: Option<PathBuf>,
+    /// Output format, text or json; with --order also the name of the order's format [default: orderd]; may be repeated
+    #[arg(long = "format", value_name = "FORMAT", default_value = "text", value_parser = CheckFormat::parse)]
+    pub formats: Vec<CheckFormat>,
+}
+
+/// A value of `--format`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckFormat {
+    /// The output format.
+    Output(Format),
+    /// The format of an order document.
+    Order(String),
+}
+
+impl CheckFormat {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "text" => CheckFormat::Output(Format::Text),
+            "json" => CheckFormat::Output(Format::Json),
+            "" => return Err("must be text, json or the name of a format of orders".to_owned()),
+            name => CheckFormat::Order(name.to_owned()),
+        })
+    }
+}
+
+impl CheckArgs {
+    /// The output format.
+    fn output(&self) -> Format {
+        let output = self.formats.iter().rev().find_map(|format| match format {
+            CheckFormat::Output(format) => Some(*format),
+            CheckFormat::Order(_) => None,
+        });
+        output.unwrap_or_default()
+    }
+
+    /// The name of the order's format.
+    fn order_format(&self) -> Option<&str> {
+        self.formats.iter().rev().find_map(|format| match format {
+            CheckFormat::Order(name) => Some(name.as_str()),
+            CheckFormat::Output(_) => None,
+        })
+    }
 }
 
 /// Checks the configuration. Prints the report to `out`, problems and warnings to `err`.
@@ -53,12 +97,20 @@ pub struct CheckArgs {
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    let output = args.output();
+    if let Some(name) = args.order_format().filter(|_| args.order.is_none()) {
+        writeln!(err, "error: --format must be text or json, is {name:?}; the format of an order needs --order FILE")?;
+        return Ok(Exit::Usage);
+    }
     let loaded = match Config::load(sources) {
         Ok(loaded) => loaded,
-        Err(error) => return report_load_error(args.format, &error, out, err),
+        Err(error) => return report_load_error(output, &error, out, err),
     };
     load_error::write_warnings(&loaded.warnings, &loaded.path, err)?;
-    if args.permissions && args.format == Format::Text {
+    if let Some(file) = &args.order {
+        return order::run(file, args.order_format(), output, &loaded.config, out, err);
+    }
+    if args.permissions && output == Format::Text {
         permissions::write(&loaded.config, out)?;
         return Ok(Exit::Done);
     }
@@ -80,7 +132,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         load_error::write_warnings(std::slice::from_ref(&warning), &loaded.path, err)?;
         report.warnings.push(warning);
     }
-    match args.format {
+    match output {
         Format::Text => text::write(&report, out)?,
         Format::Json => {
             let mut object = serde_json::to_value(&report)?;

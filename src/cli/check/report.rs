@@ -44,6 +44,7 @@ use super::broker::BrokerReport;
 use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
 use crate::config::{Config, Consumer, Loaded, Problem};
+use crate::formats::Format;
 use crate::topology::{Argument, Topology};
 
 /// The result of a check.
@@ -151,6 +152,8 @@ pub struct ConsumerReport {
     pub queue: String,
     /// Its handler.
     pub handler: String,
+    /// The format of its orders; `None` if it receives something else.
+    pub format: Option<String>,
     /// Number of workers.
     pub workers: usize,
     /// Deliveries prefetched per worker.
@@ -233,13 +236,23 @@ impl ConsumerReport {
             name: name.to_owned(),
             queue: consumer.queue.clone(),
             handler: consumer.handler.clone(),
+            format: consumer.format.as_ref().map(|format| format.name().to_owned()),
             workers: consumer.workers,
             prefetch: consumer.prefetch,
             slots: consumer.slots(),
             timeout: consumer.timeout,
             retry: is_retried.then(|| RetrySchedule::new(&consumer.queue, &consumer.retry, consumer.timeout)),
             handler_settings: consumer.handler_settings.keys(),
-            handler_lines: consumer.handler_settings.check_lines().to_vec(),
+            handler_lines: format_line(name, consumer)
+                .into_iter()
+                .chain(consumer.handler_settings.check_lines().to_vec())
+                .collect(),
         }
     }
+}
+
+/// Names a format other than orderd's own.
+fn format_line(name: &str, consumer: &Consumer) -> Option<String> {
+    let format = consumer.format.as_ref().filter(|format| **format != Format::Own)?;
+    Some(format!("consumer {name:?} reads orders in the format {:?}", format.name()))
 }

@@ -26,8 +26,9 @@ async fn check(args: CheckArgs, file: &str) -> CheckOutput {
     CheckOutput { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
 }
 
-const TEXT: CheckArgs = CheckArgs { connect: false, permissions: false, format: Format::Text };
-const JSON: CheckArgs = CheckArgs { connect: false, permissions: false, format: Format::Json };
+fn printing(format: Format) -> CheckArgs {
+    CheckArgs { formats: vec![CheckFormat::Output(format)], ..CheckArgs::default() }
+}
 
 fn schedule(immediate: u32, delays: &[&str], timeout: u64) -> RetrySchedule {
     let delays = delays.iter().map(|delay| delay.parse().unwrap()).collect();
@@ -52,20 +53,21 @@ fn the_schedule_adds_delays_and_attempts() {
 
 #[tokio::test]
 async fn the_ledgers_retention_is_shown() {
-    let output = check(TEXT, DEFAULT_FILE).await;
+    let output = check(printing(Format::Text), DEFAULT_FILE).await;
     assert!(output.out.contains("\nledger         /var/lib/orderd, retention forever\n"), "{}", output.out);
     let file = DEFAULT_FILE.replace("retention = \"forever\"", "retention = \"90d\"");
-    assert!(check(TEXT, &file).await.out.contains(" retention 90d\n"));
-    let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
+    assert!(check(printing(Format::Text), &file).await.out.contains(" retention 90d\n"));
+    let json: Value = serde_json::from_str(&check(printing(Format::Json), &file).await.out).unwrap();
     assert_eq!(json["ledger"]["retention_ms"], 90 * 86_400_000_i64);
-    let json: Value = serde_json::from_str(&check(JSON, DEFAULT_FILE).await.out).unwrap();
+    let json: Value = serde_json::from_str(&check(printing(Format::Json), DEFAULT_FILE).await.out).unwrap();
     assert!(json["ledger"]["retention_ms"].is_null());
 }
 
 #[tokio::test]
 async fn the_default_configuration_is_valid_and_shows_what_would_run() {
     // The default file uses the broker's default user.
-    let output = check(TEXT, &DEFAULT_FILE.replacen("username = \"guest\"", "username = \"orderd\"", 1)).await;
+    let output =
+        check(printing(Format::Text), &DEFAULT_FILE.replacen("username = \"guest\"", "username = \"orderd\"", 1)).await;
     assert_eq!((output.code, output.err.as_str()), (Exit::Done, ""));
     let lines: Vec<String> =
         output.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -87,27 +89,27 @@ async fn the_default_configuration_is_valid_and_shows_what_would_run() {
 
 #[tokio::test]
 async fn a_user_that_other_programs_share_causes_a_warning() {
-    let output = check(TEXT, DEFAULT_FILE).await;
+    let output = check(printing(Format::Text), DEFAULT_FILE).await;
     assert!(output.err.starts_with("warning: ") && output.err.contains(": broker.username: "), "{}", output.err);
     assert_eq!((output.code, output.err.lines().count()), (Exit::Done, 1));
-    let json: Value = serde_json::from_str(&check(JSON, DEFAULT_FILE).await.out).unwrap();
+    let json: Value = serde_json::from_str(&check(printing(Format::Json), DEFAULT_FILE).await.out).unwrap();
     assert_eq!((&json["warnings"][0]["path"], &json["ok"]), (&json!("broker.username"), &json!(true)));
 }
 
 #[tokio::test]
 async fn the_trigger_of_a_reload_is_shown() {
-    let output = check(TEXT, DEFAULT_FILE).await;
+    let output = check(printing(Format::Text), DEFAULT_FILE).await;
     assert!(output.out.contains("\nreload         by `orderd reload` or SIGHUP\n"), "{}", output.out);
     let file = DEFAULT_FILE.replacen("watch = false", "watch = true", 1);
-    assert!(check(TEXT, &file).await.out.contains("\nreload         when the file changes\n"));
-    let json: Value = serde_json::from_str(&check(JSON, &file).await.out).unwrap();
+    assert!(check(printing(Format::Text), &file).await.out.contains("\nreload         when the file changes\n"));
+    let json: Value = serde_json::from_str(&check(printing(Format::Json), &file).await.out).unwrap();
     assert_eq!(json["reload"]["watch"], true);
 }
 
 #[tokio::test]
 async fn injected_faults_are_shown_prominently() {
     let file = DEFAULT_FILE.replacen("transient = 0.0", "transient = 0.05", 1);
-    let output = check(TEXT, &file).await;
+    let output = check(printing(Format::Text), &file).await;
     assert!(output.out.contains("!!! FAULT INJECTION in consumer \"order\": 5 % fail once"), "{}", output.out);
     assert!(output.err.starts_with("warning: ") && output.err.contains(": consumers.order.faults: "), "{}", output.err);
     assert_eq!(output.code, Exit::Done);
@@ -121,7 +123,7 @@ async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
         "log.keep: must be at least 1, is 0",
         "log.kep: unknown key; did you mean \"keep\"?",
     ];
-    let output = check(TEXT, &file).await;
+    let output = check(printing(Format::Text), &file).await;
     assert_eq!((output.code, output.out.as_str()), (Exit::Config, ""));
     // Each line begins with `error: <file>:<line>:<column>: `.
     let lines: Vec<_> = output.err.lines().map(|line| line.splitn(5, ':').collect::<Vec<_>>()).collect();
@@ -129,7 +131,7 @@ async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
     let line_of = |text: &str| file.lines().position(|line| line == text).unwrap() + 1;
     assert!(lines[1][1].ends_with("/orderd.toml"), "{}", output.err);
     assert_eq!((lines[1][2], lines[1][3]), (line_of("keep = 0").to_string().as_str(), "1"), "{}", output.err);
-    let output = check(JSON, &file).await;
+    let output = check(printing(Format::Json), &file).await;
     assert_eq!((output.code, output.err.lines().count()), (Exit::Config, 3));
     let report: Value = serde_json::from_str(&output.out).unwrap();
     assert_eq!(report["ok"], false);
@@ -139,7 +141,7 @@ async fn every_problem_goes_to_standard_error_and_the_exit_code_is_78() {
 
 #[tokio::test]
 async fn a_syntax_error_names_the_file_and_the_line() {
-    let output = check(TEXT, "[broker]\nusername = = 3\n").await;
+    let output = check(printing(Format::Text), "[broker]\nusername = = 3\n").await;
     assert_eq!(output.code, Exit::Config);
     assert!(output.err.contains("/orderd.toml:2:12: "), "{}", output.err);
 }
@@ -148,7 +150,7 @@ async fn a_syntax_error_names_the_file_and_the_line() {
 async fn a_missing_file_is_a_configuration_error() {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let sources = Sources { file: Some(PathBuf::from("/nowhere/orderd.toml")), ..handlers::sources() };
-    let code = run(JSON, &sources, &mut out, &mut err).await.unwrap();
+    let code = run(printing(Format::Json), &sources, &mut out, &mut err).await.unwrap();
     let err = String::from_utf8(err).unwrap();
     assert_eq!(code, Exit::Config);
     assert!(err.starts_with("orderd: cannot read configuration file \"/nowhere/orderd.toml\" "), "{err}");
@@ -159,7 +161,7 @@ async fn a_missing_file_is_a_configuration_error() {
 
 #[tokio::test]
 async fn json_has_the_documented_keys() {
-    let output = check(JSON, &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
+    let output = check(printing(Format::Json), &DEFAULT_FILE.replacen("hang = 0.0", "hang = 0.5", 1)).await;
     let report: Value = serde_json::from_str(&output.out).unwrap();
     let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
@@ -178,7 +180,8 @@ async fn json_has_the_documented_keys() {
     assert_eq!(keys, expected);
     let order = report["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = ["handler", "name", "prefetch", "queue", "retry", "settings", "slots", "timeout_ms", "workers"];
+    let expected =
+        ["format", "handler", "name", "prefetch", "queue", "retry", "settings", "slots", "timeout_ms", "workers"];
     assert_eq!(keys, expected);
     assert_eq!(order["retry"]["delayed"][1]["after_ms"], 11_000);
     assert_eq!(order["retry"]["worst_case_ms"], 311_000);
@@ -197,12 +200,12 @@ async fn an_unreachable_broker_exits_with_69() {
         &format!("127.0.0.1:{port}"),
         1,
     );
-    let output = check(CheckArgs { connect: true, permissions: false, format: Format::Text }, &file).await;
+    let output = check(CheckArgs { connect: true, ..printing(Format::Text) }, &file).await;
     assert_eq!(output.code, Exit::Unavailable);
     assert!(output.err.contains(&format!("error: cannot connect to 127.0.0.1:{port}: ")), "{}", output.err);
     assert!(output.err.contains("error: cannot reach the management API at "), "{}", output.err);
     assert!(output.out.contains("consumers\n"), "what would run is shown nevertheless");
-    let output = check(CheckArgs { connect: true, permissions: false, format: Format::Json }, &file).await;
+    let output = check(CheckArgs { connect: true, ..printing(Format::Json) }, &file).await;
     let report: Value = serde_json::from_str(&output.out).unwrap();
     assert_eq!(report["ok"], false);
     assert_eq!(report["connected"]["missing"], Value::Null);
@@ -216,7 +219,7 @@ async fn the_security_guide_shows_the_permissions_of_the_default_configuration()
         "username = \"orderd\"",
         1,
     );
-    let output = check(CheckArgs { connect: false, permissions: true, format: Format::Text }, &file).await;
+    let output = check(CheckArgs { permissions: true, ..printing(Format::Text) }, &file).await;
     assert_eq!(output.code, Exit::Done);
     let guide = include_str!("../../../docs/operations/security.md");
     let granted: Vec<&str> = output.out.lines().filter(|line| line.starts_with("rabbitmqctl set_")).collect();
@@ -231,7 +234,7 @@ async fn the_security_guide_shows_the_permissions_of_the_default_configuration()
 
 #[tokio::test]
 async fn the_commands_never_restrict_the_default_user_and_include_those_for_a_producer() {
-    let args = CheckArgs { connect: false, permissions: true, format: Format::Text };
+    let args = CheckArgs { permissions: true, ..printing(Format::Text) };
     let output = check(args, DEFAULT_FILE).await;
     let commands: Vec<&str> = output.out.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
     assert!(commands.iter().all(|line| line.starts_with("rabbitmqctl ") && !line.contains("guest")), "{}", output.out);
@@ -239,7 +242,7 @@ async fn the_commands_never_restrict_the_default_user_and_include_those_for_a_pr
         assert!(commands.iter().any(|line| line.contains(part)), "no {part}: {}", output.out);
     }
     assert_eq!(commands.iter().filter(|line| line.contains("'shop'")).count(), 3, "{}", output.out);
-    let output = check(CheckArgs { permissions: false, format: Format::Json, ..args }, DEFAULT_FILE).await;
+    let output = check(printing(Format::Json), DEFAULT_FILE).await;
     let permissions = serde_json::from_str::<Value>(&output.out).unwrap()["permissions"].clone();
     assert_eq!((&permissions["user"], &permissions["producer"]["user"]), (&"orderd".into(), &"shop".into()));
     assert_eq!(permissions["producer"]["commands"].as_array().map(Vec::len), Some(2));
@@ -248,7 +251,7 @@ async fn the_commands_never_restrict_the_default_user_and_include_those_for_a_pr
 #[tokio::test]
 async fn a_ledger_in_memory_is_a_warning() {
     let file = DEFAULT_FILE.replacen("directory = \"/var/lib/orderd\"", "directory = \"/dev/shm/orderd-check\"", 1);
-    let output = check(CheckArgs { connect: false, permissions: false, format: Format::Json }, &file).await;
+    let output = check(printing(Format::Json), &file).await;
     assert_eq!(output.code, Exit::Done);
     let report: Value = serde_json::from_str(&output.out).unwrap();
     let warned = report["warnings"].as_array().unwrap().iter().any(|warning| warning["path"] == "ledger.directory");

@@ -6,16 +6,21 @@
 use std::io::{self, Write};
 
 use crate::escape::escaped;
-use crate::ledger::Figures;
-use crate::ledger::report::Report;
+use crate::ledger::report::{GroupBy, Report};
+use crate::ledger::{ChargeSums, Figures};
 
 /// Writes the rows. Dead letters are left out, since they have neither currency nor amount.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "{},currency,orders,quantity,revenue", report.by)?;
+    let charges = if report.by == GroupBy::Product { "" } else { ",shipping,fees,tax,discount" };
+    writeln!(out, "{},currency,orders,quantity,revenue{charges}", report.by)?;
     for block in &report.currencies {
         for row in &block.rows {
             let Figures { orders, quantity, revenue } = row.figures;
-            writeln!(out, "{},{},{orders},{quantity},{revenue}", text(&row.key), text(&block.currency))?;
+            write!(out, "{},{},{orders},{quantity},{revenue}", text(&row.key), text(&block.currency))?;
+            if let Some(ChargeSums { shipping, fees, tax, discount }) = row.charges {
+                write!(out, ",{shipping},{fees},{tax},{discount}")?;
+            }
+            writeln!(out)?;
         }
     }
     Ok(())
@@ -37,15 +42,17 @@ fn text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::report::{CurrencyReport, GroupBy, ReportRow, Window};
+    use crate::ledger::OrderFigures;
+    use crate::ledger::report::{CurrencyReport, ReportRow, Window};
 
     #[test]
     fn a_product_is_never_a_formula_and_a_negative_number_stays_a_number() {
         let now = "2026-11-22T08:00:00Z".parse().unwrap();
         let figures = Figures { orders: 1, quantity: -2, revenue: "-5.00".parse().unwrap() };
         let names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "Laptop", "a-b", "a;=1", "\"=1"];
-        let rows = names.map(|key| ReportRow { key: key.to_owned(), figures }).into();
-        let currencies = vec![CurrencyReport { currency: "=EUR".to_owned(), processed: figures, rows }];
+        let rows = names.map(|key| ReportRow { key: key.to_owned(), figures, charges: None }).into();
+        let processed = OrderFigures { figures, ..OrderFigures::default() };
+        let currencies = vec![CurrencyReport { currency: "=EUR".to_owned(), processed, rows }];
         let window = Window { since: now, until: now };
         let mut out = Vec::new();
         write(&Report { window, by: GroupBy::Product, currencies, dead_lettered: Vec::new() }, &mut out).unwrap();

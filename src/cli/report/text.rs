@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use crate::cli::table::{self, Layout};
 use crate::cli::text::shortened;
 use crate::escape::escaped;
-use crate::ledger::Figures;
 use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, Report, ReportRow};
+use crate::ledger::{ChargeSums, Figures};
 
 /// Widest line, in columns: that of a usual terminal.
 const MAX_WIDTH: usize = 80;
@@ -46,9 +46,7 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
         block.rows.iter().map(|row| cells(&shortened(&escaped(&row.key), MAX_KEY_CHARS), row.figures)).collect();
     // No sum of statuses: a processed order was accepted before, and would count twice.
     if by != GroupBy::Status {
-        let mut sum = Figures::default();
-        block.rows.iter().for_each(|row| sum.add(row.figures));
-        rows.push(cells("", sum));
+        rows.push(sum_cells(by, block));
     }
     table.add_rows(rows);
     // The column of the bars is still empty.
@@ -58,9 +56,13 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
         table_row.add_cell(bars.of_row(row).into());
     }
     table::write(table, &Layout { numbers: 1..4, ..Layout::default() }, out)?;
-    let counted: i64 = block.rows.iter().map(|row| row.figures.orders).sum();
-    if by == GroupBy::Product && counted != block.processed.orders {
-        let Figures { orders, revenue, .. } = block.processed;
+    let charges = block.processed.charges;
+    if !charges.is_zero() {
+        let ChargeSums { shipping, fees, tax, discount } = charges;
+        writeln!(out, "  besides these goods: shipping {shipping}, fees {fees}, tax {tax}, discount {discount}")?;
+    }
+    if by == GroupBy::Product && !all_are_counted(block) {
+        let Figures { orders, revenue, .. } = block.processed.figures;
         writeln!(
             out,
             "  {orders} orders worth {revenue} were processed in this period: products are counted when their"
@@ -68,6 +70,29 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
         writeln!(out, "  analytics events are handled")?;
     }
     Ok(())
+}
+
+fn sum(rows: &[ReportRow]) -> Figures {
+    let mut sum = Figures::default();
+    rows.iter().for_each(|row| sum.add(row.figures));
+    sum
+}
+
+/// Whether the products add up to the processed orders.
+fn all_are_counted(block: &CurrencyReport) -> bool {
+    let (sum, processed) = (sum(&block.rows), block.processed.figures);
+    (sum.quantity, sum.revenue) == (processed.quantity, processed.revenue)
+}
+
+/// The last row. An order with several products is in the row of each of them, so their orders do not add up.
+fn sum_cells(by: GroupBy, block: &CurrencyReport) -> [String; 4] {
+    let mut cells = cells("", sum(&block.rows));
+    if by == GroupBy::Product && all_are_counted(block) {
+        cells[1] = block.processed.figures.orders.to_string();
+    } else if by == GroupBy::Product {
+        cells[1].clear();
+    }
+    cells
 }
 
 fn cells(key: &str, figures: Figures) -> [String; 4] {
@@ -121,14 +146,16 @@ fn write_dead_lettered(dead_lettered: &[DeadLettered], out: &mut dyn Write) -> i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::OrderFigures;
     use crate::ledger::report::Window;
 
     fn row(key: &str, orders: i64, revenue: &str) -> ReportRow {
         let figures = Figures { orders, quantity: 2 * orders, revenue: revenue.parse().unwrap() };
-        ReportRow { key: key.to_owned(), figures }
+        ReportRow { key: key.to_owned(), figures, charges: None }
     }
 
     fn text(by: GroupBy, rows: Vec<ReportRow>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
+        let processed = OrderFigures { figures: processed, ..OrderFigures::default() };
         let window =
             Window { since: "2026-11-20T00:00:00Z".parse().unwrap(), until: "2026-11-22T08:31:00Z".parse().unwrap() };
         let currencies = vec![CurrencyReport { currency: "EUR".to_owned(), processed, rows }];
@@ -160,6 +187,20 @@ dead-lettered messages
     }
 
     #[test]
+    fn orders_with_several_products_are_counted_once_in_the_sum_and_charges_are_shown_apart() {
+        let rows = vec![row("Laptop", 2, "40"), row("Mouse", 2, "5")];
+        let figures = Figures { orders: 3, quantity: 8, revenue: "45".parse().unwrap() };
+        let charges = ChargeSums { shipping: "4.90".parse().unwrap(), ..ChargeSums::default() };
+        let processed = OrderFigures { figures, charges };
+        let mut out = Vec::new();
+        let block = CurrencyReport { currency: "EUR".to_owned(), processed, rows };
+        write_block(GroupBy::Product, &block, &mut out).unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.ends_with("3 8 45 besides these goods: shipping 4.90, fees 0, tax 0, discount 0"), "{shown}");
+    }
+
+    #[test]
     fn control_characters_in_a_product_do_not_reach_the_terminal() {
         let shown = text(GroupBy::Product, vec![row("\u{1b}[2Jx\ny", 1, "5")], row("", 1, "5").figures, Vec::new());
         assert!(!shown.contains('\u{1b}') && shown.contains("[2Jx"), "{shown}");
@@ -169,7 +210,11 @@ dead-lettered messages
     #[test]
     fn control_characters_in_a_currency_do_not_reach_the_terminal() {
         let figures = row("", 1, "5").figures;
-        let block = CurrencyReport { currency: "\u{1b}[2J".to_owned(), processed: figures, rows: Vec::new() };
+        let block = CurrencyReport {
+            currency: "\u{1b}[2J".to_owned(),
+            processed: OrderFigures { figures, ..OrderFigures::default() },
+            rows: Vec::new(),
+        };
         let mut out = Vec::new();
         write_block(GroupBy::Product, &block, &mut out).unwrap();
         assert!(!String::from_utf8(out).unwrap().contains('\u{1b}'));

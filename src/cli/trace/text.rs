@@ -15,7 +15,7 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
     let trace = &report.trace;
     writeln!(out, "order {}", escaped(&trace.id))?;
     match &trace.order {
-        Some(order) => writeln!(out, "  {}", order_line(order))?,
+        Some(order) => write_order(order, out)?,
         None if trace.is_empty() => writeln!(
             out,
             "  not in the ledger: it may still be in a queue, have another id, or be older than ledger.retention"
@@ -38,9 +38,24 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
     }
 }
 
-fn order_line(order: &TracedOrder) -> String {
-    let TracedOrder { product, quantity, price, total, currency, .. } = order;
-    let mut line = format!("{quantity} × {} at {price} = {total} {}", escaped(product), escaped(currency));
+/// Most lines of an order that are shown. The JSON output has all of them.
+const MAX_ITEMS_SHOWN: usize = 20;
+
+fn write_order(order: &TracedOrder, out: &mut dyn Write) -> io::Result<()> {
+    let TracedOrder { items, quantity, goods_total, total, currency, .. } = order;
+    let mut line = match items.as_slice() {
+        [item] => format!("{quantity} × {} at {} = {goods_total}", escaped(&item.product), item.price),
+        items => format!("{quantity} pieces in {} lines = {goods_total}", items.len()),
+    };
+    for (name, amount) in
+        [("shipping", order.shipping), ("fees", order.fees), ("tax", order.tax), ("discount", order.discount)]
+    {
+        line.extend(amount.map(|amount| format!(", {name} {amount}")));
+    }
+    if total != goods_total {
+        line.push_str(&format!(", total {total}"));
+    }
+    line.push_str(&format!(" {}", escaped(currency)));
     if order.priority {
         line.push_str(", priority");
     }
@@ -50,7 +65,16 @@ fn order_line(order: &TracedOrder) -> String {
     if let Some(at) = order.placed_at {
         line.push_str(&format!(", placed {at}"));
     }
-    line
+    writeln!(out, "  {line}")?;
+    if items.len() > 1 {
+        for item in items.iter().take(MAX_ITEMS_SHOWN) {
+            writeln!(out, "    {} × {} at {} = {}", item.quantity, escaped(&item.product), item.price, item.total)?;
+        }
+        if let Some(more @ 1..) = items.len().checked_sub(MAX_ITEMS_SHOWN) {
+            writeln!(out, "    and {more} more: --format json shows them")?;
+        }
+    }
+    Ok(())
 }
 
 fn row(step: &TraceStep) -> [String; 3] {

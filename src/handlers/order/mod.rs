@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use rust_decimal::Decimal;
 use serde::Serialize;
 use tracing::{debug, warn};
 
@@ -16,7 +15,8 @@ use self::fault_injection::{FaultInjection, FaultKind};
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
-use crate::domain::{AnalyticsEvent, Currency, Notification, Order};
+use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderSummary};
+use crate::formats::{Format, OrderFaults};
 use crate::ledger::{LedgerEntry, NewOrder, Recorded};
 use crate::message::{ExchangeNames, Publication};
 use crate::metrics::HandlerOutcome;
@@ -54,7 +54,8 @@ impl HandlerFactory for OrderFactory {
         if faults.is_on() {
             warn!(consumer, ?faults, "faults are injected on purpose: not for production");
         }
-        Arc::new(OrderHandler { names: Arc::clone(&deps.names), faults, max_body: deps.max_body })
+        let (names, max_body, format) = (Arc::clone(&deps.names), deps.max_body, deps.format.clone());
+        Arc::new(OrderHandler { names, faults, max_body, format })
     }
 }
 
@@ -62,29 +63,35 @@ struct OrderHandler {
     names: Arc<ExchangeNames>,
     faults: FaultInjection,
     max_body: usize,
+    format: Format,
+}
+
+/// The failure for a document that is no order, or breaks a rule.
+fn invalid(faults: &OrderFaults) -> Failure {
+    let kind = if faults.is_malformed() { FailureKind::Malformed } else { FailureKind::Permanent };
+    Failure::new(kind, faults.code(), faults.to_string())
 }
 
 impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let text = input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
-        let order = Order::from_json(&text)
-            .map_err(|error| Failure::new(FailureKind::Malformed, error.code(), error.to_string()))?;
+        let text = input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
+        let order = self.format.decode(&text).map_err(|faults| invalid(&faults))?;
         drop(text);
         if tracing::enabled!(tracing::Level::DEBUG) {
-            let (quantity, price) = order.shown_amounts();
+            let OrderSummary { product, lines, quantity, price } = order.summary();
             debug!(
-                consumer = %input.consumer, order = %order.id, product = order.product, %quantity, %price,
-                retries = input.retries, "Processing Order"
+                consumer = %input.consumer, order = %order.id, product, lines, %quantity,
+                price = price.as_ref().map(tracing::field::display), retries = input.retries, "Processing Order"
             );
         }
-        let (total, currency) = order.check().map_err(|error| {
+        let amounts = order.check().map_err(|error| {
             Failure::new(FailureKind::Permanent, error.code(), format!("order {}: {error}", order.id))
         })?;
         if let Some(fault) = self.faults.fault_for(&order.id, input.retries) {
             inject(fault).await?;
         }
         let now = Timestamp::now();
-        let entry = LedgerEntry::AcceptOrder(Box::new(new_order(&order, input.consumer, total, currency, now)));
+        let entry = LedgerEntry::AcceptOrder(Box::new(new_order(&order, input.consumer, amounts, now)));
         match input.ledger.record(entry).await? {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
@@ -94,15 +101,15 @@ impl OrderHandler {
             }
         }
         Ok(HandlerOutput {
-            emit: self.events(&order, total, currency, now),
+            emit: self.events(&order, &amounts, now),
             record: Some(LedgerEntry::FinishOrder { id: order.id, at: now }),
             ..HandlerOutput::finished(HandlerOutcome::Completed)
         })
     }
 
-    fn events(&self, order: &Order, total: Decimal, currency: Currency, now: Timestamp) -> Arc<[Publication]> {
-        let notification = Notification::processed(order, total, currency);
-        let analytics = AnalyticsEvent::processed(order, total, currency, now);
+    fn events(&self, order: &Order, amounts: &Amounts, now: Timestamp) -> Arc<[Publication]> {
+        let notification = Notification::processed(order, amounts);
+        let analytics = AnalyticsEvent::processed(order, amounts, now);
         let key = ["order.notification.", notification.channel].concat();
         Arc::new([
             event(&self.names, key, order.id.as_str(), "notification/processed", &notification, now),
@@ -124,15 +131,12 @@ impl Handler for OrderHandler {
     }
 }
 
-fn new_order(order: &Order, consumer: &Arc<str>, total: Decimal, currency: Currency, at: Timestamp) -> NewOrder {
+fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp) -> NewOrder {
     NewOrder {
         id: order.id.clone(),
         consumer: Arc::clone(consumer),
-        product: order.product.clone(),
-        quantity: order.quantity,
-        price: order.price,
-        total,
-        currency,
+        items: Arc::clone(&order.items),
+        amounts,
         priority: order.priority,
         customer_id: order.customer_id.clone(),
         placed_at: order.placed_at,

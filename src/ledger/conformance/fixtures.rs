@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
-use crate::domain::{OrderId, Sale};
+use crate::domain::{Amounts, Charges, Item, OrderId, Sale};
 use crate::ledger::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder};
 
 pub(crate) fn at(milliseconds: i64) -> Timestamp {
@@ -14,16 +14,34 @@ pub(crate) fn order(id: &str) -> NewOrder {
     NewOrder {
         id: OrderId::new(id).unwrap(),
         consumer: "order".into(),
-        product: "Laptop".to_owned(),
-        quantity: 3,
-        price: Decimal::from(400),
-        total: Decimal::from(1_200),
-        currency: "EUR".parse().unwrap(),
+        items: [laptop()].into(),
+        amounts: Amounts::new(&[laptop()], Charges::default(), "EUR".parse().unwrap()).unwrap(),
         priority: false,
         customer_id: Some("7".to_owned()),
         placed_at: Some(at(1_000)),
         at: at(2_000),
     }
+}
+
+fn laptop() -> Item {
+    Item::new("Laptop", 3, Decimal::from(400))
+}
+
+/// The order with these lines instead.
+pub(crate) fn with_items(order: NewOrder, items: impl Into<Vec<Item>>) -> NewOrder {
+    let items = items.into();
+    let amounts = Amounts::new(&items, order.amounts.charges, order.amounts.currency).unwrap();
+    NewOrder { items: items.into(), amounts, ..order }
+}
+
+/// The order with these charges and in this currency instead.
+pub(crate) fn with_charges(order: NewOrder, charges: Charges, currency: &str) -> NewOrder {
+    NewOrder { amounts: Amounts::new(&order.items, charges, currency.parse().unwrap()).unwrap(), ..order }
+}
+
+/// An order for three pieces of this product.
+pub(crate) fn of_product(id: &str, product: impl Into<String>) -> NewOrder {
+    with_items(order(id), [Item::new(product, 3, Decimal::from(400))])
 }
 
 pub(crate) fn accept(order: NewOrder) -> LedgerEntry {
@@ -49,7 +67,7 @@ pub(crate) fn analytics(id: &str, sale: Option<Sale>) -> LedgerEntry {
 }
 
 pub(crate) fn sale(product: &str, total: Decimal, at: Timestamp) -> Sale {
-    Sale { product: product.to_owned(), quantity: 3, total, currency: "EUR".parse().unwrap(), at }
+    Sale::new([(product.to_owned(), 3, total)], "EUR".parse().unwrap(), at)
 }
 
 pub(crate) fn attempt(identity: &str, consumer: &str, retry_count: u32) -> NewAttempt {

@@ -4,15 +4,18 @@ use futures_util::future::join_all;
 use rust_decimal::Decimal;
 
 use super::rules;
+use crate::domain::{Charges, Item};
 use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
 use crate::ledger::conformance::{
-    accept, analytics, at, attempt, dead_letter, finish, look_up, notification, order, sale,
+    accept, analytics, at, attempt, dead_letter, finish, look_up, notification, of_product, order, sale, with_charges,
+    with_items,
 };
 use crate::ledger::{Ledger, LedgerEntry, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 
 rules! {
     an_order_is_new_then_unfinished_and_once_finished_a_duplicate,
     an_order_with_other_content_is_a_conflict_whether_processed_or_not,
+    an_order_with_several_lines_is_compared_line_by_line,
     prices_are_compared_as_numbers,
     an_order_that_was_never_accepted_cannot_be_finished,
     looking_up_a_notification_records_nothing,
@@ -39,10 +42,13 @@ async fn an_order_is_new_then_unfinished_and_once_finished_a_duplicate(ledger: &
 async fn an_order_with_other_content_is_a_conflict_whether_processed_or_not(ledger: &dyn Ledger) {
     let id = "conflict";
     let others = [
-        NewOrder { product: "Phone".to_owned(), ..order(id) },
-        NewOrder { quantity: 4, ..order(id) },
-        NewOrder { price: Decimal::from(401), ..order(id) },
-        NewOrder { currency: "USD".parse().unwrap(), ..order(id) },
+        of_product(id, "Phone"),
+        with_items(order(id), [line("Laptop", 4, "400")]),
+        with_items(order(id), [line("Laptop", 3, "401")]),
+        with_items(order(id), [line("Laptop", 3, "400"), line("Laptop", 3, "400")]),
+        with_items(order(id), [line("Laptop", 1, "400"), line("Laptop", 2, "400")]),
+        with_charges(order(id), shipping("4.90"), "EUR"),
+        with_charges(order(id), Charges::default(), "USD"),
         NewOrder { customer_id: Some("8".to_owned()), ..order(id) },
         NewOrder { customer_id: None, ..order(id) },
     ];
@@ -59,10 +65,57 @@ async fn an_order_with_other_content_is_a_conflict_whether_processed_or_not(ledg
     }
 }
 
+async fn an_order_with_several_lines_is_compared_line_by_line(ledger: &dyn Ledger) {
+    let lines = || vec![line("Pen", 2, "1.20"), line("Ink", 1, "3"), line("Pen", 1, "1")];
+    let cart = |lines: Vec<Item>| accept(with_items(order("cart"), lines));
+    assert_eq!(answer(ledger, cart(lines())).await, New);
+    assert_eq!(
+        answer(ledger, cart(vec![line("Pen", 2, "1.2"), line("Ink", 1, "3.00"), line("Pen", 1, "1")])).await,
+        Unfinished
+    );
+    let changed = |change: fn(&mut Vec<Item>)| {
+        let mut lines = lines();
+        change(&mut lines);
+        lines
+    };
+    let others = [
+        changed(|lines| lines.swap(0, 1)),
+        changed(|lines| drop(lines.pop())),
+        changed(|lines| lines.push(line("Cap", 1, "0"))),
+        changed(|lines| lines[1] = line("Inks", 1, "3")),
+        changed(|lines| (lines[0], lines[2]) = (line("Pen", 1, "1.20"), line("Pen", 2, "1"))),
+        vec![line("Pen", 4, "1.60")],
+    ];
+    for other in &others {
+        assert_eq!(answer(ledger, cart(other.clone())).await, Conflict, "{other:?}");
+    }
+    assert_eq!(answer(ledger, finish("cart")).await, New);
+    assert_eq!(answer(ledger, cart(lines())).await, Duplicate);
+    assert_eq!(answer(ledger, cart(others[0].clone())).await, Conflict);
+    let trace = ledger.trace("cart").await.unwrap().order.unwrap();
+    let shown: Vec<_> = trace
+        .items
+        .iter()
+        .map(|item| format!("{} {} {} {}", item.product, item.quantity, item.price, item.total))
+        .collect();
+    assert_eq!(shown, ["Pen 2 1.20 2.40", "Ink 1 3 3", "Pen 1 1 1"]);
+    assert_eq!((trace.quantity, trace.total.to_string().as_str()), (4, "6.40"));
+}
+
+fn line(product: &str, quantity: i64, price: &str) -> Item {
+    Item::new(product, quantity, price.parse().unwrap())
+}
+
+fn shipping(amount: &str) -> Charges {
+    Charges { shipping: Some(amount.parse().unwrap()), ..Charges::default() }
+}
+
 async fn prices_are_compared_as_numbers(ledger: &dyn Ledger) {
     answer(ledger, accept(order("price"))).await;
-    let same_price = NewOrder { price: "400.00".parse().unwrap(), ..order("price") };
+    let same_price = with_items(order("price"), [line("Laptop", 3, "400.00")]);
     assert_eq!(answer(ledger, accept(same_price)).await, Unfinished);
+    let free = with_charges(order("price"), shipping("0.00"), "EUR");
+    assert_eq!(answer(ledger, accept(free)).await, Unfinished, "free shipping is no other content");
 }
 
 async fn an_order_that_was_never_accepted_cannot_be_finished(ledger: &dyn Ledger) {

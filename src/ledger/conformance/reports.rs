@@ -1,15 +1,16 @@
 //! Reports: known orders in, the same figures out, however they are grouped.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
 use rust_decimal::Decimal;
 
 use super::{TestLedger, rules};
-use crate::domain::{OrderId, Sale};
+use crate::domain::{Amounts, Charges, Item, OrderId, Sale};
 use crate::ledger::buckets::{DAY, MINUTE};
-use crate::ledger::conformance::{accept, attempt};
+use crate::ledger::conformance::{accept, analytics, attempt, order, with_charges, with_items};
 use crate::ledger::report::{
     CurrencyReport, DeadLettered, GroupBy, PointInTime, Report, ReportQuery, ReportRow, Window,
 };
@@ -20,6 +21,8 @@ rules! {
     a_report_covers_its_period_and_no_more,
     the_json_of_a_report_is_a_contract,
     products_are_counted_when_their_events_are_recorded,
+    an_order_with_several_lines_counts_once_and_each_of_its_products_too,
+    charges_are_reported_apart_from_goods,
 }
 
 const NOW: &str = "2026-11-22T08:30:30Z";
@@ -45,14 +48,14 @@ fn sold(product: &'static str, total: &str, currency: &'static str, priority: bo
 
 impl Sold {
     fn accepted(&self, id: &str) -> LedgerEntry {
+        // The line's total is given, not its price.
+        let item = Item { total: self.total, ..Item::new(self.product, self.quantity, self.total) };
+        let items: Arc<[Item]> = [item].into();
         accept(NewOrder {
             id: OrderId::new(id).unwrap(),
             consumer: if self.priority { "priority" } else { "order" }.into(),
-            product: self.product.to_owned(),
-            quantity: self.quantity,
-            price: self.total,
-            total: self.total,
-            currency: self.currency.parse().unwrap(),
+            amounts: Amounts::new(&items, Charges::default(), self.currency.parse().unwrap()).unwrap(),
+            items,
             priority: self.priority,
             customer_id: None,
             placed_at: None,
@@ -69,13 +72,11 @@ impl Sold {
             id: format!("{id}/analytics/processed"),
             order_id: Some(id.to_owned()),
             name: "processed".to_owned(),
-            sale: Some(Sale {
-                product: self.product.to_owned(),
-                quantity: self.quantity,
-                total: self.total,
-                currency: self.currency.parse().unwrap(),
-                at: self.at,
-            }),
+            sale: Some(Sale::new(
+                [(self.product.to_owned(), self.quantity, self.total)],
+                self.currency.parse().unwrap(),
+                self.at,
+            )),
             at: self.at,
         }))
     }
@@ -181,8 +182,10 @@ async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
         "by": "hour",
         "currencies": [{
             "currency": "EUR",
-            "processed": {"orders": 1, "quantity": 2, "revenue": "1200.00"},
-            "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00"}],
+            "processed": {"orders": 1, "quantity": 2, "revenue": "1200.00",
+                          "shipping": "0", "fees": "0", "tax": "0", "discount": "0"},
+            "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00",
+                      "shipping": "0", "fees": "0", "tax": "0", "discount": "0"}],
         }],
         "dead_lettered": [],
     });
@@ -194,7 +197,50 @@ async fn products_are_counted_when_their_events_are_recorded(ledger: &dyn Ledger
     ledger.record(sold.accepted("ord-1")).await.unwrap();
     ledger.record(sold.finished("ord-1")).await.unwrap();
     let currency = &report(ledger, "1h", "now", GroupBy::Product).await.currencies[0];
-    assert_eq!((currency.processed.orders, currency.rows.len()), (1, 0));
+    assert_eq!((currency.processed.figures.orders, currency.rows.len()), (1, 0));
+}
+
+async fn an_order_with_several_lines_counts_once_and_each_of_its_products_too(ledger: &dyn Ledger) {
+    let at = moment("2026-11-22T08:00:00Z");
+    let item = |product, quantity, price: &str| Item::new(product, quantity, price.parse().unwrap());
+    let items = [item("Pen", 2, "1.20"), item("Ink", 1, "3"), item("Pen", 5, "1.00")];
+    ledger.record(accept(NewOrder { at, ..with_items(order("cart"), items) })).await.unwrap();
+    ledger.record(LedgerEntry::FinishOrder { id: OrderId::new("cart").unwrap(), at }).await.unwrap();
+    let line = |product: &str, quantity, total: &str| (product.to_owned(), quantity, total.parse().unwrap());
+    let sale =
+        Sale::new([line("Pen", 2, "2.40"), line("Ink", 1, "3"), line("Pen", 5, "5.00")], "EUR".parse().unwrap(), at);
+    ledger.record(analytics("cart/analytics/processed", Some(sale))).await.unwrap();
+    let products = report(ledger, "1h", "now", GroupBy::Product).await;
+    assert_eq!(rows(&products), ["EUR: Pen 1 7 7.40; Ink 1 1 3"]);
+    assert_eq!(products.currencies[0].processed.figures.orders, 1);
+    assert_eq!(rows(&report(ledger, "1h", "now", GroupBy::Day).await), ["EUR: 2026-11-22 1 8 10.40"]);
+    assert_eq!(ledger.totals().await.unwrap().revenue["EUR"].quantity, 8);
+}
+
+async fn charges_are_reported_apart_from_goods(ledger: &dyn Ledger) {
+    let at = moment("2026-11-22T08:00:00Z");
+    let charges = |shipping: &str, discount: Option<&str>| Charges {
+        shipping: Some(shipping.parse().unwrap()),
+        fees: None,
+        tax: Some("0.5".parse().unwrap()),
+        discount: discount.map(|discount| discount.parse().unwrap()),
+        tax_included: false,
+    };
+    for (id, charges) in [("a", charges("4.90", None)), ("b", charges("0.10", Some("100")))] {
+        ledger.record(accept(NewOrder { at, ..with_charges(order(id), charges, "EUR") })).await.unwrap();
+    }
+    // Another order that the writer does not have in memory any more makes no difference.
+    ledger.record(LedgerEntry::FinishOrder { id: OrderId::new("b").unwrap(), at }).await.unwrap();
+    let json = serde_json::to_value(report(ledger, "1h", "now", GroupBy::Status).await).unwrap();
+    let sums = |row: &serde_json::Value| {
+        ["orders", "revenue", "shipping", "tax", "discount"].map(|key| row[key].to_string().replace('"', "")).join(" ")
+    };
+    let currency = &json["currencies"][0];
+    assert_eq!(sums(&currency["processed"]), "1 1200 0.10 0.5 100");
+    assert_eq!(sums(&currency["rows"][0]), "2 2400 5.00 1.0 100");
+    assert_eq!(sums(&currency["rows"][1]), "1 1200 0.10 0.5 100");
+    let order = ledger.trace("b").await.unwrap().order.unwrap();
+    assert_eq!((order.goods_total.to_string(), order.total.to_string()), ("1200".to_owned(), "1100.60".to_owned()));
 }
 
 /// An order for any product, at any moment within three days.
@@ -238,7 +284,7 @@ pub(in crate::ledger) async fn every_grouping_adds_up(ledger: &dyn Ledger, order
         for currency in report.currencies {
             let mut sum = Figures::default();
             currency.rows.iter().filter(|row| row.key != "accepted").for_each(|row| sum.add(row.figures));
-            assert_eq!(sum, currency.processed);
+            assert_eq!(sum, currency.processed.figures);
             found.insert(currency.currency, sum);
         }
         assert_eq!(found, expected, "{by}");

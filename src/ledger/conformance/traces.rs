@@ -111,7 +111,10 @@ async fn steps_are_sorted_by_time(ledger: &dyn Ledger) {
         ]
     );
     let order = trace.order.as_ref().unwrap();
-    assert_eq!((order.product.as_str(), order.quantity, order.total.to_string().as_str()), ("Laptop", 3, "1200"));
+    assert_eq!(
+        (order.items[0].product.as_str(), order.quantity, order.total.to_string().as_str()),
+        ("Laptop", 3, "1200")
+    );
     let done = |message, since| (message, MessageState::Done { since: at(since) });
     assert_eq!(
         trace.message_states(at(9_000)),

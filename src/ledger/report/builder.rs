@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::{CurrencyReport, DeadLettered, GroupBy, MAX_ROWS, Report, ReportError, ReportRow, Window};
 use crate::ledger::buckets::{DAY, HOUR, bucket_start};
-use crate::ledger::figures::Figures;
+use crate::ledger::figures::{ChargeSums, Figures, OrderFigures};
 
 /// What a row stands for. Rows other than products are sorted by it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,8 +25,8 @@ enum Key {
 
 #[derive(Default)]
 struct CurrencySums {
-    processed: Figures,
-    rows: BTreeMap<Key, Figures>,
+    processed: OrderFigures,
+    rows: BTreeMap<Key, OrderFigures>,
 }
 
 /// A report in the making. An implementation adds every aggregate that is within [`ReportBuilder::window`].
@@ -48,15 +48,15 @@ impl ReportBuilder {
         starts_at: i64,
         currency: &str,
         priority: bool,
-        accepted: Figures,
-        processed: Figures,
+        accepted: OrderFigures,
+        processed: OrderFigures,
     ) {
         let by = self.by;
         let sums = self.currency(currency);
         sums.processed.add(processed);
-        let mut add = |key, figures: Figures| {
-            if figures.orders > 0 {
-                sums.rows.entry(key).or_default().add(figures);
+        let mut add = |key, orders: OrderFigures| {
+            if orders.figures.orders > 0 {
+                sums.rows.entry(key).or_default().add(orders);
             }
         };
         match by {
@@ -74,7 +74,7 @@ impl ReportBuilder {
 
     /// Adds sales of one product. Only for a report by product.
     pub fn add_product(&mut self, currency: &str, product: String, sold: Figures) {
-        self.currency(currency).rows.entry(Key::Product(product)).or_default().add(sold);
+        self.currency(currency).rows.entry(Key::Product(product)).or_default().figures.add(sold);
     }
 
     /// The report. `dead_lettered` is sorted by consumer and reason.
@@ -99,12 +99,24 @@ impl ReportBuilder {
 
 fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
     let by_product = sums.rows.keys().any(|key| matches!(key, Key::Product(_)));
-    let mut rows: Vec<ReportRow> =
-        sums.rows.into_iter().map(|(key, figures)| ReportRow { key: key.into_text(), figures }).collect();
+    let row = |(key, OrderFigures { figures, charges }): (Key, OrderFigures)| ReportRow {
+        charges: charges_of(&key, charges),
+        key: key.into_text(),
+        figures,
+    };
+    let mut rows: Vec<ReportRow> = sums.rows.into_iter().map(row).collect();
     if by_product {
         rows.sort_by(|a, b| b.figures.revenue.cmp(&a.figures.revenue).then_with(|| a.key.cmp(&b.key)));
     }
     CurrencyReport { currency, processed: sums.processed, rows }
+}
+
+/// Charges belong to orders, not to products.
+fn charges_of(key: &Key, charges: ChargeSums) -> Option<ChargeSums> {
+    match key {
+        Key::Product(_) => None,
+        Key::Hour(_) | Key::Day(_) | Key::Accepted | Key::Processed | Key::Normal | Key::Urgent => Some(charges),
+    }
 }
 
 impl Key {

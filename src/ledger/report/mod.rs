@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::error::OpenError;
-use super::figures::Figures;
+use super::figures::{ChargeSums, Figures, OrderFigures};
 
 pub(super) use builder::ReportBuilder;
 pub use query::{GroupBy, InvalidTime, PointInTime, ReportQuery};
@@ -40,7 +40,7 @@ pub struct CurrencyReport {
     /// ISO 4217.
     pub currency: String,
     /// All orders processed in this period, whatever the rows are grouped by.
-    pub processed: Figures,
+    pub processed: OrderFigures,
     /// Sorted by time, by descending revenue (products), or in a fixed order (statuses, priorities).
     pub rows: Vec<ReportRow>,
 }
@@ -51,9 +51,12 @@ pub struct ReportRow {
     /// The product; the start of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted` or
     /// `processed`; `normal` or `urgent`.
     pub key: String,
-    /// Its orders.
+    /// Its orders. A product's orders are those with at least one line of it; its revenue is that of its lines.
     #[serde(flatten)]
     pub figures: Figures,
+    /// What its orders charge besides their goods; `None` for a product.
+    #[serde(flatten)]
+    pub charges: Option<ChargeSums>,
 }
 
 /// Messages of one consumer, dead-lettered for one reason.

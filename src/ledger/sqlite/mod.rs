@@ -9,6 +9,7 @@ mod erase;
 mod files;
 mod monitor;
 mod open;
+mod order_items;
 mod order_sums;
 mod overwrite;
 mod prune;

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, params};
 use crate::domain::{Currency, ExactSum, OrderId};
 use crate::ledger::buckets::{HOUR, MINUTE, bucket_start};
 use crate::ledger::entry::NewOrder;
-use crate::ledger::figures::Figures;
+use crate::ledger::figures::{ChargeSums, Figures, OrderFigures};
 
 /// The kinds of buckets: their names in the table, and their widths in milliseconds. A day is the sum of its hours.
 const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
@@ -19,7 +19,7 @@ const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
 /// Most changed buckets that `count_all` keeps in memory before it writes them.
 const MAX_UNWRITTEN_BUCKETS: usize = 64;
 
-/// Most accepted orders cached until they are processed, about 3 MiB. If there are more, all are dropped, and read from
+/// Most accepted orders cached until they are processed, about 5 MiB. If there are more, all are dropped, and read from
 /// the file when they are processed.
 const MAX_CACHED_ORDERS: usize = 16_384;
 
@@ -35,15 +35,22 @@ struct OrderGroup {
 pub(super) struct CountedOrder {
     pub rowid: i64,
     group: OrderGroup,
-    figures: Figures,
+    figures: OrderFigures,
 }
 
 /// The sums of one bucket.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sums {
-    pub accepted: Figures,
-    pub processed: Figures,
+    pub accepted: OrderFigures,
+    pub processed: OrderFigures,
 }
+
+/// The columns of [`Sums`], in the order in which [`read_sums`] reads them.
+pub(super) const SUMS: &str = "accepted, accepted_quantity, accepted_total, accepted_shipping, accepted_fees,
+    accepted_tax, accepted_discount, processed, processed_quantity, processed_total, processed_shipping, processed_fees,
+    processed_tax, processed_discount";
+/// How many of these an [`OrderFigures`] has.
+const FIGURES_COLUMNS: usize = 7;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bucket {
@@ -64,19 +71,16 @@ pub(super) struct OrderSums<'c> {
 impl<'c> OrderSums<'c> {
     pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
         Ok(Self {
-            read: connection.prepare(
-                "SELECT accepted, accepted_quantity, accepted_total, processed, processed_quantity, processed_total
-                 FROM order_sums WHERE granularity = ?1 AND starts_at = ?2 AND currency = ?3 AND priority = ?4",
-            )?,
-            write: connection.prepare(
-                "INSERT INTO order_sums (granularity, starts_at, currency, priority,
-                     accepted, accepted_quantity, accepted_total, processed, processed_quantity, processed_total)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-                 ON CONFLICT (granularity, starts_at, currency, priority) DO UPDATE SET
-                     accepted = excluded.accepted, accepted_quantity = excluded.accepted_quantity,
-                     accepted_total = excluded.accepted_total, processed = excluded.processed,
-                     processed_quantity = excluded.processed_quantity, processed_total = excluded.processed_total",
-            )?,
+            read: connection.prepare(&format!(
+                "SELECT {SUMS} FROM order_sums
+                 WHERE granularity = ?1 AND starts_at = ?2 AND currency = ?3 AND priority = ?4"
+            ))?,
+            write: connection.prepare(&format!(
+                "INSERT INTO order_sums (granularity, starts_at, currency, priority, {SUMS})
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
+                 ON CONFLICT (granularity, starts_at, currency, priority) DO UPDATE SET ({SUMS}) = ({})",
+                SUMS.split(',').map(|column| format!("excluded.{}", column.trim())).collect::<Vec<_>>().join(", ")
+            ))?,
             connection,
             changes: Vec::new(),
             unprocessed: HashMap::new(),
@@ -85,8 +89,8 @@ impl<'c> OrderSums<'c> {
 
     /// Counts an accepted order and caches it; `rowid` is its row.
     pub(super) fn accepted(&mut self, order: &NewOrder, rowid: i64) {
-        let group = OrderGroup { currency: order.currency, priority: order.priority };
-        let figures = Figures { orders: 1, quantity: order.quantity, revenue: order.total.into() };
+        let group = OrderGroup { currency: order.amounts.currency, priority: order.priority };
+        let figures = OrderFigures::from(&order.amounts);
         self.bucket(order.at.as_millisecond(), group).accepted.add(figures);
         if self.unprocessed.len() >= MAX_CACHED_ORDERS {
             self.unprocessed.clear();
@@ -101,8 +105,8 @@ impl<'c> OrderSums<'c> {
 
     /// Reads an order that is not cached from the file.
     pub(super) fn read_order(&self, id: &OrderId) -> rusqlite::Result<CountedOrder> {
-        let read = "SELECT rowid, currency, priority, quantity, total FROM orders WHERE id = ?1";
-        self.connection.prepare_cached(read)?.query_row([id.as_str()], |row| {
+        let read = format!("SELECT rowid, {COUNTED} FROM orders WHERE id = ?1");
+        self.connection.prepare_cached(&read)?.query_row([id.as_str()], |row| {
             let (group, figures) = read_group_and_figures(row, 1)?;
             Ok(CountedOrder { rowid: row.get(0)?, group, figures })
         })
@@ -133,7 +137,8 @@ impl<'c> OrderSums<'c> {
                 let mut sums = self.read.query_row(key, |row| read_sums(row, 0)).optional()?.unwrap_or_default();
                 sums.accepted.add(change.accepted);
                 sums.processed.add(change.processed);
-                let Sums { accepted, processed } = sums;
+                let Sums { accepted: OrderFigures { figures: accepted, charges: accepted_charges }, processed } = sums;
+                let OrderFigures { figures: processed, charges: processed_charges } = processed;
                 self.write.execute(params![
                     granularity,
                     starts_at,
@@ -142,9 +147,17 @@ impl<'c> OrderSums<'c> {
                     accepted.orders,
                     accepted.quantity,
                     accepted.revenue.to_string(),
+                    accepted_charges.shipping.to_string(),
+                    accepted_charges.fees.to_string(),
+                    accepted_charges.tax.to_string(),
+                    accepted_charges.discount.to_string(),
                     processed.orders,
                     processed.quantity,
                     processed.revenue.to_string(),
+                    processed_charges.shipping.to_string(),
+                    processed_charges.fees.to_string(),
+                    processed_charges.tax.to_string(),
+                    processed_charges.discount.to_string(),
                 ])?;
             }
         }
@@ -158,9 +171,14 @@ impl<'c> OrderSums<'c> {
     }
 }
 
-/// Reads sums from six columns, of which `first` is the first.
+/// Reads the columns [`SUMS`], of which `first` is the first.
 pub(super) fn read_sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Sums> {
-    Ok(Sums { accepted: read_figures(row, first)?, processed: read_figures(row, first + 3)? })
+    let read = |first| {
+        let amount = |column: usize| read_amount(row, first + column);
+        let charges = ChargeSums { shipping: amount(3)?, fees: amount(4)?, tax: amount(5)?, discount: amount(6)? };
+        Ok::<_, rusqlite::Error>(OrderFigures { figures: read_figures(row, first)?, charges })
+    };
+    Ok(Sums { accepted: read(first)?, processed: read(first + FIGURES_COLUMNS)? })
 }
 
 /// Reads orders, quantity and revenue from three columns, of which `first` is the first.
@@ -174,11 +192,20 @@ pub(super) fn read_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::R
     row.get_ref(column)?.as_str()?.parse().map_err(|error| conversion_error(column, error))
 }
 
-/// Reads an order's currency, priority, quantity and total from four columns, of which `first` is the first.
-fn read_group_and_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(OrderGroup, Figures)> {
+/// The columns of an order that are counted, in the order in which [`read_group_and_figures`] reads them.
+const COUNTED: &str = "currency, priority, quantity, goods_total, shipping, fees, tax, discount";
+
+/// Reads the columns [`COUNTED`], of which `first` is the first.
+fn read_group_and_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(OrderGroup, OrderFigures)> {
     let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| conversion_error(first, error))?;
     let group = OrderGroup { currency, priority: row.get(first + 1)? };
-    Ok((group, Figures { orders: 1, quantity: row.get(first + 2)?, revenue: read_amount(row, first + 3)? }))
+    let charge = |column: usize| match row.get_ref(first + column)?.as_str_or_null()? {
+        Some(text) => text.parse().map_err(|error| conversion_error(first + column, error)),
+        None => Ok(ExactSum::default()),
+    };
+    let charges = ChargeSums { shipping: charge(4)?, fees: charge(5)?, tax: charge(6)?, discount: charge(7)? };
+    let figures = Figures { orders: 1, quantity: row.get(first + 2)?, revenue: read_amount(row, first + 3)? };
+    Ok((group, OrderFigures { figures, charges }))
 }
 
 fn conversion_error(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
@@ -186,11 +213,13 @@ fn conversion_error(column: usize, error: impl std::error::Error + Send + Sync +
 }
 
 /// Counts every order in the file, for a migration from a version that did not count them. About 2.5 s per million
-/// orders (`benches/report.rs`).
-pub(super) fn count_all(connection: &Connection) -> rusqlite::Result<()> {
+/// orders (`benches/report.rs`). A file that has sums already keeps them: they include orders whose rows were removed.
+pub(super) fn count_uncounted(connection: &Connection) -> rusqlite::Result<()> {
+    if connection.query_row("SELECT EXISTS (SELECT 1 FROM order_sums)", [], |row| row.get(0))? {
+        return Ok(());
+    }
     let mut order_sums = OrderSums::prepare(connection)?;
-    let mut orders =
-        connection.prepare("SELECT accepted_at, processed_at, currency, priority, quantity, total FROM orders")?;
+    let mut orders = connection.prepare(&format!("SELECT accepted_at, processed_at, {COUNTED} FROM orders"))?;
     let mut rows = orders.query([])?;
     while let Some(row) = rows.next()? {
         let (group, figures) = read_group_and_figures(row, 2)?;

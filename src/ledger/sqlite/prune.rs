@@ -6,10 +6,14 @@
 
 use rusqlite::Connection;
 
+use super::order_items;
 use crate::ledger::retention::Pruned;
 
 /// Rows read in each table in one transaction. This takes a few milliseconds, during which the writer records nothing.
 pub(super) const BATCH_ROWS: i64 = 256;
+
+/// Lines of orders removed in one transaction, and those of one more order.
+const BATCH_LINES: usize = 2_048;
 
 /// A table whose rows are in order of arrival, and the position of the pass over it.
 struct Table {
@@ -20,6 +24,8 @@ struct Table {
     arrived_at: &'static str,
     /// Column with the time from which the row's age counts.
     finished_at: &'static str,
+    /// Its rows are orders, which may have lines in a table of their own.
+    has_lines: bool,
     /// The last row read in this pass; 0 before the first.
     cursor: i64,
 }
@@ -28,7 +34,7 @@ impl Table {
     /// Removes the old ones among the next rows. Returns how many, and whether the pass continues. It ends at the end
     /// of the table, or at a batch without old rows; the next pass then starts from the first row.
     fn prune(&mut self, connection: &Connection, before: i64) -> rusqlite::Result<(usize, bool)> {
-        let Table { name, removable, arrived_at, finished_at, cursor } = self;
+        let Table { name, removable, arrived_at, finished_at, has_lines, cursor } = self;
         let mut select = connection.prepare(&format!(
             "SELECT rowid, {removable} AND {finished_at} < ?2, {arrived_at} < ?2 FROM {name} WHERE rowid > ?1
              ORDER BY rowid LIMIT {BATCH_ROWS}"
@@ -36,9 +42,16 @@ impl Table {
         let rows = select.query_map((*cursor, before), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let rows: Vec<(i64, bool, bool)> = rows.collect::<rusqlite::Result<_>>()?;
         let mut remove = connection.prepare(&format!("DELETE FROM {name} WHERE rowid = ?1"))?;
-        let mut removed = 0;
+        let (mut removed, mut lines) = (0, 0);
         for (rowid, _, _) in rows.iter().filter(|(_, is_old, _)| *is_old) {
+            if *has_lines {
+                lines += order_items::remove(connection, *rowid)?;
+            }
             removed += remove.execute([rowid])?;
+            if lines > BATCH_LINES {
+                self.cursor = *rowid;
+                return Ok((removed, true));
+            }
         }
         let any_arrived_before = rows.iter().any(|(_, _, arrived_before)| *arrived_before);
         let continues = any_arrived_before && rows.len() == usize::try_from(BATCH_ROWS).expect("it is positive");
@@ -59,10 +72,16 @@ pub(super) struct Pruner {
 
 impl Pruner {
     pub(super) fn new() -> Self {
-        let table =
-            |name, removable, arrived_at, finished_at| Table { name, removable, arrived_at, finished_at, cursor: 0 };
+        let table = |name, removable, arrived_at, finished_at| Table {
+            name,
+            removable,
+            arrived_at,
+            finished_at,
+            has_lines: false,
+            cursor: 0,
+        };
         Pruner {
-            orders: table("orders", "status = 'processed'", "accepted_at", "processed_at"),
+            orders: Table { has_lines: true, ..table("orders", "status = 'processed'", "accepted_at", "processed_at") },
             events: table("events", "TRUE", "recorded_at", "recorded_at"),
             attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
         }

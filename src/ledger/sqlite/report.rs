@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use super::open::{self, READ_BUSY_TIMEOUT};
-use super::order_sums;
+use super::order_sums::{self, SUMS};
 use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 
 /// Blocks for some milliseconds of disk I/O, longer if there are many rows.
@@ -31,11 +31,10 @@ fn read_all(connection: &Connection, report: &mut ReportBuilder) -> rusqlite::Re
 }
 
 fn read_orders(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite::Result<()> {
-    let mut query = snapshot.prepare(
-        "SELECT starts_at, currency, priority,
-                accepted, accepted_quantity, accepted_total, processed, processed_quantity, processed_total
-         FROM order_sums WHERE granularity = ?1 AND starts_at >= ?2 AND starts_at < ?3",
-    )?;
+    let mut query = snapshot.prepare(&format!(
+        "SELECT starts_at, currency, priority, {SUMS}
+         FROM order_sums WHERE granularity = ?1 AND starts_at >= ?2 AND starts_at < ?3"
+    ))?;
     let cover = report.window.cover(false);
     for (granularity, Range { start, end }) in ranges(&[("minute", cover.minutes), ("hour", cover.hours)]) {
         let mut rows = query.query((granularity, start, end))?;

@@ -73,7 +73,6 @@ impl<'c> Sales<'c> {
 
     /// Adds a sale in memory.
     pub(super) fn add(&mut self, sale: &Sale) {
-        let figures = Figures { orders: 1, quantity: sale.quantity, revenue: sale.total.into() };
         let at = sale.at.as_millisecond();
         let (starts_at, currency) = (bucket_start(at, MINUTE), sale.currency);
         // The sales of one commit have few different minutes and currencies, and mostly those of the sale before.
@@ -84,9 +83,12 @@ impl<'c> Sales<'c> {
             self.changes.len() - 1
         });
         let products = &mut self.changes[index].products;
-        match products.get_mut(sale.product.as_str()) {
-            Some(sum) => sum.add(figures),
-            None => drop(products.insert(sale.product.as_str().into(), figures)),
+        for sold in sale.products() {
+            let figures = Figures { orders: 1, quantity: sold.quantity, revenue: sold.revenue };
+            match products.get_mut(sold.product.as_str()) {
+                Some(sum) => sum.add(figures),
+                None => drop(products.insert(sold.product.as_str().into(), figures)),
+            }
         }
     }
 
@@ -159,7 +161,7 @@ mod tests {
             for number in 0..20 {
                 let product = format!("{batch}-{number}-{}", "x".repeat(1 << 17));
                 let at = jiff::Timestamp::UNIX_EPOCH;
-                sales.add(&Sale { product, quantity: 1, total: Decimal::ONE, currency: Currency::NONE, at });
+                sales.add(&Sale::new([(product, 1, Decimal::ONE)], Currency::NONE, at));
             }
             sales.write().unwrap();
             assert!(sales.cached_bytes <= MAX_CACHED_BYTES);

@@ -4,17 +4,18 @@
 //! its entry's row was inserted or changed. It must never decide which entries share a transaction.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, Row, Statement, params};
+use rusqlite::{Connection, Statement, params};
+use rust_decimal::Decimal;
 
+use super::order_items::{self, SELECT_STORED, compare, only_item};
 use super::order_sums::OrderSums;
 use super::overwrite::COUNT_ORDERS;
 use super::prune::Pruner;
-use super::sales::{Sales, parse_amount};
+use super::sales::Sales;
 use super::schema;
 use super::store_error::{ledger_error, outage_cause};
 use crate::domain::OrderId;
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
-use crate::ledger::erase::ERASED;
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
 
@@ -82,12 +83,13 @@ impl<'c> Statements<'c> {
             page_size: connection.query_row("PRAGMA page_size", [], |row| row.get(0))?,
             commit: connection.prepare("COMMIT")?,
             insert_order: connection.prepare(
-                "INSERT INTO orders (id, status, consumer, product, quantity, price, total, currency, priority,
-                                     customer_id, placed_at, accepted_at)
-                 VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO orders (id, status, consumer, product, quantity, price, goods_total, shipping, fees, tax,
+                                     discount, total, currency, priority, customer_id, placed_at, accepted_at)
+                 VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
+                         ?16)
+                 ON CONFLICT (id) DO NOTHING",
             )?,
-            select_order: connection
-                .prepare("SELECT status, product, quantity, price, currency, customer_id FROM orders WHERE id = ?1")?,
+            select_order: connection.prepare(SELECT_STORED)?,
             finish_order: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
             )?,
@@ -223,21 +225,35 @@ impl<'c> Statements<'c> {
     }
 
     fn accept_order(&mut self, order: &NewOrder) -> Result<Recorded, RecordError> {
+        let (only, amounts) = (only_item(order), &order.amounts);
+        let goods = amounts.goods.to_string();
+        let total = (amounts.total != amounts.goods).then(|| amounts.total.to_string());
+        let charge = |charge: Option<Decimal>| charge.map(|amount| amount.to_string());
         let rows = self.insert_order.execute((
             order.id.as_str(),
             &order.consumer,
-            &order.product,
-            order.quantity,
-            order.price.to_string(),
-            order.total.to_string(),
-            order.currency.as_str(),
+            only.map(|item| item.product.as_str()),
+            amounts.quantity,
+            only.map(|item| item.price.to_string()),
+            &goods,
+            charge(amounts.charges.shipping),
+            charge(amounts.charges.fees),
+            charge(amounts.charges.tax),
+            charge(amounts.charges.discount),
+            total.as_ref().unwrap_or(&goods),
+            amounts.currency.as_str(),
             order.priority,
             &order.customer_id,
             order.placed_at.map(Timestamp::as_millisecond),
             order.at.as_millisecond(),
         ))?;
         if rows == 1 {
-            self.order_sums.accepted(order, self.connection.last_insert_rowid());
+            let rowid = self.connection.last_insert_rowid();
+            if only.is_none() {
+                // Without all of its lines, no order is kept: the whole batch fails.
+                order_items::insert(self.connection, order).map_err(RecordError::Batch)?;
+            }
+            self.order_sums.accepted(order, rowid);
             return Ok(Recorded::New);
         }
         // Another instance may have accepted the order after this instance cached it, so the cached one may be stale.
@@ -245,7 +261,7 @@ impl<'c> Statements<'c> {
         let mut found = self.select_order.query([order.id.as_str()])?;
         // The insert found a row with this id in this same transaction.
         let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        Ok(compare(row, order)?)
+        Ok(compare(self.connection, row, order)?)
     }
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, RecordError> {
@@ -336,18 +352,4 @@ fn known(is_known: bool) -> Recorded {
 
 fn recorded(rows: usize) -> Recorded {
     if rows == 1 { Recorded::New } else { Recorded::Duplicate }
-}
-
-/// Compares a stored order with one of the same id. Prices are compared as numbers: 400 equals 400.00.
-fn compare(row: &Row<'_>, order: &NewOrder) -> rusqlite::Result<Recorded> {
-    let same = row.get_ref(1)?.as_str()? == order.product
-        && row.get::<_, i64>(2)? == order.quantity
-        && parse_amount(row.get_ref(3)?.as_str()?, 3)? == order.price
-        && row.get_ref(4)?.as_str()? == order.currency.as_str()
-        && [Some(ERASED), order.customer_id.as_deref()].contains(&row.get_ref(5)?.as_str_or_null()?);
-    Ok(match row.get_ref(0)?.as_str()? {
-        _ if !same => Recorded::Conflict,
-        "accepted" => Recorded::Unfinished,
-        _ => Recorded::Duplicate,
-    })
 }

@@ -62,7 +62,6 @@ fn sum_revenue(snapshot: &Connection) -> rusqlite::Result<BTreeMap<String, Reven
     while let Some(row) = rows.next()? {
         let sum = revenue.entry(row.get(0)?).or_default();
         let figures = order_sums::read_figures(row, 1)?;
-        sum.orders += figures.orders.cast_unsigned();
         sum.quantity = sum.quantity.saturating_add(figures.quantity);
         sum.total.add(figures.revenue);
     }

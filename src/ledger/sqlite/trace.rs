@@ -6,9 +6,11 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::open::{self, READ_BUSY_TIMEOUT};
+use super::order_items;
 use super::order_sums::read_amount;
+use crate::domain::ExactSum;
 use crate::ledger::error::OpenError;
-use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedMessage, TracedOrder, due};
+use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
 
 /// Blocks for some milliseconds of disk I/O.
 pub(super) fn read(directory: &Path, id: &str) -> Result<Trace, OpenError> {
@@ -32,29 +34,54 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
 
 fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<Option<TracedOrder>> {
     let mut query = snapshot.prepare(
-        "SELECT status, consumer, product, quantity, price, total, currency, priority, customer_id, placed_at,
-                accepted_at, processed_at FROM orders WHERE id = ?1",
+        "SELECT status, consumer, quantity, goods_total, shipping, tax, discount, total, currency, priority, customer_id,
+                placed_at, accepted_at, processed_at, product, price, fees FROM orders WHERE id = ?1",
     )?;
     let found = query.query_row([id], |row| {
+        let quantity = row.get(2)?;
+        let goods_total = read_amount(row, 3)?;
+        let charge = |column| optional_amount(row, column);
+        let items = match row.get(14)? {
+            Some(product) => vec![TracedItem { product, quantity, price: read_amount(row, 15)?, total: goods_total }],
+            None => read_items(snapshot, id)?,
+        };
         let order = TracedOrder {
             status: row.get(0)?,
             consumer: row.get(1)?,
-            product: row.get(2)?,
-            quantity: row.get(3)?,
-            price: read_amount(row, 4)?,
-            total: read_amount(row, 5)?,
-            currency: row.get(6)?,
-            priority: row.get(7)?,
-            customer_id: row.get(8)?,
-            placed_at: row.get::<_, Option<i64>>(9)?.map(timestamp),
+            items,
+            quantity,
+            goods_total,
+            shipping: charge(4)?,
+            fees: charge(16)?,
+            tax: charge(5)?,
+            discount: charge(6)?,
+            total: read_amount(row, 7)?,
+            currency: row.get(8)?,
+            priority: row.get(9)?,
+            customer_id: row.get(10)?,
+            placed_at: row.get::<_, Option<i64>>(11)?.map(timestamp),
         };
-        Ok((order, time(row, 10)?, row.get::<_, Option<i64>>(11)?.map(timestamp)))
+        Ok((order, time(row, 12)?, row.get::<_, Option<i64>>(13)?.map(timestamp)))
     });
     let Some((order, accepted_at, processed_at)) = found.optional()? else { return Ok(None) };
     let step = |at, event| TraceStep { at, message: TracedMessage::Order, event };
     steps.push(step(accepted_at, TraceEvent::Accepted { consumer: order.consumer.clone() }));
     steps.extend(processed_at.map(|at| step(at, TraceEvent::Processed)));
     Ok(Some(order))
+}
+
+fn read_items(snapshot: &Connection, id: &str) -> rusqlite::Result<Vec<TracedItem>> {
+    order_items::read(snapshot, id, |row| {
+        let (price, total) = (read_amount(row, 2)?, read_amount(row, 3)?);
+        Ok(TracedItem { product: row.get(0)?, quantity: row.get(1)?, price, total })
+    })
+}
+
+fn optional_amount(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<ExactSum>> {
+    match row.get_ref(column)?.as_str_or_null()? {
+        Some(_) => read_amount(row, column).map(Some),
+        None => Ok(None),
+    }
 }
 
 fn read_attempts(

@@ -26,13 +26,21 @@ pub struct TracedOrder {
     pub status: String,
     /// The consumer that accepted it.
     pub consumer: String,
-    /// What was ordered.
-    pub product: String,
-    /// Number of items.
+    /// The lines, as the order has them.
+    pub items: Vec<TracedItem>,
+    /// Number of pieces.
     pub quantity: i64,
-    /// Price of one item.
-    pub price: ExactSum,
-    /// Price times quantity.
+    /// The sum of the lines.
+    pub goods_total: ExactSum,
+    /// Charged for shipping, if the order says so.
+    pub shipping: Option<ExactSum>,
+    /// Charged for other things, such as a tip, if the order says so.
+    pub fees: Option<ExactSum>,
+    /// The tax, whether the prices include it or not, if the order says so.
+    pub tax: Option<ExactSum>,
+    /// Deducted, if the order says so.
+    pub discount: Option<ExactSum>,
+    /// What the order costs.
     pub total: ExactSum,
     /// The amounts' currency.
     pub currency: String,
@@ -42,6 +50,19 @@ pub struct TracedOrder {
     pub customer_id: Option<String>,
     /// When the customer placed the order, if the order says so.
     pub placed_at: Option<Timestamp>,
+}
+
+/// One line of an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TracedItem {
+    /// What was ordered.
+    pub product: String,
+    /// Number of pieces.
+    pub quantity: i64,
+    /// Price of one piece.
+    pub price: ExactSum,
+    /// What all of them cost.
+    pub total: ExactSum,
 }
 
 /// One thing that happened to a message of the order.

@@ -164,6 +164,7 @@ async fn safe_mode_continues_in_the_pool_that_replaces_a_drained_one() {
         bindings: Vec::new(),
         users: Arc::new(crate::message::TrustedUsers::known("orderd")),
         unidentified: Arc::default(),
+        format: crate::formats::Format::Own,
         max_body: 1 << 20,
         decompressed: DecompressedBytes::new(1 << 20),
         timeout: Duration::from_secs(30),

@@ -308,7 +308,8 @@ fn an_instance_exits_before_it_dead_letters_orders_once_a_newer_version_has_migr
     env.raw().publish_all("orders", [placed("ord", 0)]);
     env.ledger().await_settled(1);
     let later = Connection::open(env.ledger_directory().join("orderd.db")).unwrap();
-    later.pragma_update(None, "user_version", 3).unwrap();
+    let version: i32 = later.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    later.pragma_update(None, "user_version", version + 1).unwrap();
     env.raw().publish_all("orders", (1..50).map(|n| placed("ord", n)));
     assert_eq!(
         old.wait_for_exit(),
@@ -321,7 +322,7 @@ fn an_instance_exits_before_it_dead_letters_orders_once_a_newer_version_has_migr
     assert_eq!(again.wait_for_exit(), 78, "{}", again.output());
 
     // Stands for the newer version, which does not exist yet.
-    later.pragma_update(None, "user_version", 2).unwrap();
+    later.pragma_update(None, "user_version", version).unwrap();
     let mut new = env.start();
     assert_each_counted_once(&env.ledger(), 50);
     assert_queues_are_empty(&env, &["order_queue.retry.300ms"]);

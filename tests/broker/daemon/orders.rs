@@ -100,6 +100,137 @@ fn orders_are_processed_once_with_their_events_and_sales_however_often_they_are_
 }
 
 #[test]
+fn an_order_with_several_lines_is_processed_once_and_counted_by_line() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    let cart =
+        |lines: &str, total: &str| format!(r#"{{"id":"cart","currency":"EUR","total":{total},"items":[{lines}]}}"#);
+    let lines = r#"{"product":"Pen","quantity":2,"price":"1.20","sku":"P-1"},{"product":"Ink","quantity":1,"price":3},
+        {"product":"Pen","quantity":5,"price":1}"#;
+    let mut send = |body: &str| raw.publish_to("orders", NORMAL, &Properties::persistent(), body.as_bytes());
+    send(&cart(lines, "10.40"));
+    ledger.await_settled(1);
+    send(&cart(lines, "10.4"));
+    send(&cart(&lines.replace("\"quantity\":5", "\"quantity\":6"), "11.40"));
+    send(&cart(lines, "10.41").replace("cart", "wrong"));
+    send(r#"{"id":"both","product":"Pen","quantity":1,"price":1,"items":[]}"#);
+    send(r#"{"id":"none","items":[]}"#);
+    wait_until("four are dead-lettered", || ledger.number("SELECT count(*) FROM dead_letters") == 4);
+    wait_until("the copy is recognized", || orderd.status()["consumers"]["order"]["duplicates"] == 1);
+    assert_eq!(
+        ledger.rows("SELECT identity, failure_kind, failure_code FROM dead_letters ORDER BY 1"),
+        [
+            "both|malformed|ambiguous_items",
+            "cart|permanent|id_conflict",
+            "none|permanent|invalid_items",
+            "wrong|permanent|total_mismatch",
+        ]
+    );
+    assert_eq!(
+        ledger.rows("SELECT id, quantity, goods_total, total, product IS NULL FROM orders"),
+        ["cart|8|10.40|10.40|1"]
+    );
+    assert_eq!(
+        ledger.rows(
+            "SELECT line, product, quantity, price, total FROM order_items WHERE order_id = 'cart' ORDER BY line"
+        ),
+        ["1|Pen|2|1.20|2.40", "2|Ink|1|3|3", "3|Pen|5|1|5"]
+    );
+    assert_eq!(
+        ledger.rows("SELECT product, orders, quantity, revenue FROM sales WHERE granularity = 'day' ORDER BY 1"),
+        ["Ink|1|1|3", "Pen|1|7|7.40"]
+    );
+    let event = event_lines(&env, "analytics.").into_iter().find(|line| line["event"] == "processed").unwrap();
+    assert_eq!(event["body"]["items"][0]["extra"]["sku"], "P-1");
+    assert_eq!(event["body"]["items"][2]["total"], "5");
+    let mut trace = env.command(&["trace", "cart"]);
+    assert_eq!(trace.wait_for_exit(), 0);
+    assert!(trace.output().contains("8 pieces in 3 lines = 10.40 EUR"), "{}", trace.output());
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn orders_of_a_shop_system_are_processed_as_they_come() {
+    const SHOPIFY: &str = include_str!("../../offline/documents/shopify.json");
+    let node = Node::shared();
+    let env = TestEnv::new(&node).set("consumers.order.format", "shopify");
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    let mut send = |body: &str| raw.publish_to("orders", NORMAL, &Properties::persistent(), body.as_bytes());
+    send(SHOPIFY);
+    send(&SHOPIFY.replace("5920047712345", "77").replace(r#""total_price": "82.19""#, r#""total_price": "82.20""#));
+    send(&SHOPIFY.replace("5920047712345", "78").replace(r#""name": "Canvas Bag","#, ""));
+    ledger.await_settled(1);
+    wait_until("two are dead-lettered", || ledger.number("SELECT count(*) FROM dead_letters") == 2);
+    assert_eq!(
+        ledger.rows("SELECT identity, failure_kind, failure_code FROM dead_letters ORDER BY 1"),
+        ["77|permanent|total_mismatch", "78|malformed|invalid_order"]
+    );
+    let reason = ledger.rows("SELECT failure_reason FROM dead_letters WHERE identity = '78'");
+    assert!(reason[0].contains("items[1].product (/line_items/1/name) is missing"), "{reason:?}");
+    assert_eq!(
+        ledger.rows("SELECT id, goods_total, shipping, fees, tax, discount, total, currency FROM orders"),
+        ["5920047712345|68.00|9.90|2.00|7.29|5.00|82.19|CAD"]
+    );
+    let mut report = env.command(&["report", "--since", "1h", "--format", "json"]);
+    assert_eq!(report.wait_for_exit(), 0);
+    let report: Value = serde_json::from_str(&report.output()).unwrap();
+    let processed = &report["currencies"][0]["processed"];
+    assert_eq!(
+        (&processed["revenue"], &processed["shipping"], &processed["discount"]),
+        (&"68.00".into(), &"9.90".into(), &"5.00".into())
+    );
+    assert_eq!(ledger.rows("SELECT sum(revenue) FROM sales WHERE granularity = 'day'"), ["68"]);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn cloud_events_are_unwrapped_and_identified_by_their_source_and_id() {
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    let event = |id: &str, data: &str| {
+        format!(r#"{{"specversion":"1.0","id":"{id}","source":"/shop","type":"order.placed",{data}}}"#)
+    };
+    let structured = || Properties::persistent().text("content_type", "application/cloudevents+json; charset=utf-8");
+    let binary = |prefix: &str, source: &str| {
+        let attributes = [("specversion", "1.0"), ("id", "e-1"), ("source", source), ("type", "shop.event")];
+        attributes.iter().fold(Properties::persistent(), |properties, (name, value)| {
+            properties.header(&format!("{prefix}{name}"), Field::Text((*value).to_owned()))
+        })
+    };
+    let wrapped = |id: &str| String::from_utf8(order(id)).unwrap();
+    raw.publish_to("orders", NORMAL, &structured(), event("1", &format!("\"data\":{}", wrapped("data"))).as_bytes());
+    // {"id":"base64","product":"Pen","quantity":1,"price":"0.10","currency":"EUR"}
+    let encoded =
+        "eyJpZCI6ImJhc2U2NCIsInByb2R1Y3QiOiJQZW4iLCJxdWFudGl0eSI6MSwicHJpY2UiOiIwLjEwIiwiY3VycmVuY3kiOiJFVVIifQ==";
+    raw.publish_to("orders", NORMAL, &structured(), event("2", &format!("\"data_base64\":\"{encoded}\"")).as_bytes());
+    raw.publish_to("orders", NORMAL, &binary("ce-", "/shop"), &order("binary"));
+    raw.publish_to("orders", NORMAL, &binary("cloudEvents:", "/shop"), &order("colon"));
+    raw.publish_to("orders", NORMAL, &structured(), event("3", "\"data\":5,\"data_base64\":\"\"").as_bytes());
+    ledger.await_settled(4);
+    wait_until("the invalid event is dead-lettered", || ledger.number("SELECT count(*) FROM dead_letters") == 1);
+    assert_eq!(
+        ledger.rows("SELECT id, total FROM orders ORDER BY id"),
+        ["base64|0.10", "binary|1200.00", "colon|1200.00", "data|1200.00"]
+    );
+    assert_eq!(ledger.rows("SELECT failure_kind, failure_code FROM dead_letters"), ["malformed|invalid_cloud_event"]);
+    for (message_id, source) in [("m-1", "/shop"), ("m-2", "/shop"), ("m-1", "/other")] {
+        let properties = binary("ce-", source).text("message_id", message_id);
+        raw.publish_to("orders", "order.analytics.view", &properties, b"{\"page\":\"/\"}");
+    }
+    wait_until("the copy is recognized", || orderd.status()["consumers"]["analytics"]["duplicates"] == 1);
+    assert_eq!(
+        ledger.rows("SELECT id FROM events WHERE name = 'view' ORDER BY id"),
+        ["cloudevent:/other e-1/unverified", "cloudevent:/shop e-1/unverified"]
+    );
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
 fn an_order_with_a_known_id_and_different_content_is_dead_lettered_with_its_whole_message() {
     let node = Node::shared();
     let env = TestEnv::new(&node);

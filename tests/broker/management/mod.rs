@@ -73,6 +73,7 @@ fn start_pool(
 ) -> AbortOnDropHandle<Result<(), PoolError>> {
     let ledger = SqliteLedger::open(ledger).unwrap();
     let context = ConsumerContext {
+        format: orderd::formats::Format::Own,
         consumer: "order".into(),
         queue: QUEUE.into(),
         handler,

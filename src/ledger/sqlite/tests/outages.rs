@@ -5,7 +5,7 @@ use super::{await_recording, count, directory, is_recording, other, outage, shor
 use crate::ledger::NewOrder;
 use crate::ledger::OutageCause;
 use crate::ledger::Recorded::New;
-use crate::ledger::conformance::{accept, notification, order};
+use crate::ledger::conformance::{accept, notification, of_product, order};
 
 #[tokio::test]
 async fn closing_during_an_outage_does_not_wait_however_many_entries_do() {
@@ -28,7 +28,7 @@ async fn waiting_entries_are_limited_in_bytes_and_a_larger_one_is_recorded_alone
     let directory = directory();
     let tuning = Tuning { pending_bytes: 1 << 20, ..Tuning::default() };
     let ledger = SqliteLedger::open_with(directory.path(), tuning).unwrap();
-    let large = |id: &str, bytes| accept(NewOrder { product: "x".repeat(bytes), ..order(id) });
+    let large = |id: &str, bytes| accept(of_product(id, "x".repeat(bytes)));
     let program = other(&directory);
     program.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let waiting =
@@ -170,7 +170,7 @@ async fn what_operators_do_to_the_running_ledger_is_not_taken_for_a_replaced_fil
     let directory = directory();
     let ledger = SqliteLedger::open(directory.path()).unwrap();
     for n in 0..200 {
-        let large = NewOrder { product: "x".repeat(4_000), ..order(&format!("ord-{n}")) };
+        let large = of_product(&format!("ord-{n}"), "x".repeat(4_000));
         ledger.record(accept(large)).await.unwrap();
     }
     let program = other(&directory);

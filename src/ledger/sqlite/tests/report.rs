@@ -32,7 +32,7 @@ proptest! {
             ledger.close().await;
             if migrated {
                 let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
-                file.execute_batch("DROP TABLE order_sums; PRAGMA user_version = 1").unwrap();
+                file.execute_batch("DROP TABLE order_sums; DROP TABLE order_items; PRAGMA user_version = 1").unwrap();
             }
             let ledger = SqliteLedger::open(directory.path()).unwrap();
             every_grouping_adds_up(&ledger, &orders, since, length).await;

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use super::super::prune::BATCH_ROWS;
 use super::super::{FILE_NAME, SqliteLedger, Tuning};
 use super::outage;
-use crate::domain::OrderId;
-use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale};
+use crate::domain::{Item, MAX_ITEMS, OrderId};
+use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale, with_items};
 use crate::ledger::{
     LedgerEntry, LedgerMaintenance, LedgerWriter, NewAttempt, NewNotification, NewOrder, OutageCause, Pruned, Recorded,
 };
@@ -108,6 +108,24 @@ async fn each_transaction_is_small_and_a_pass_continues_after_unfinished_orders(
     let (pruned, transactions) = prune_all(&ledger, 2 * DAY).await;
     assert_eq!((pruned.orders, count(&directory, "orders")), (2 * rows, 2 * BATCH_ROWS));
     assert!(transactions >= 4, "{transactions}");
+}
+
+#[tokio::test]
+async fn the_lines_of_removed_orders_are_removed_in_small_transactions() {
+    let directory = TempDir::new().unwrap();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let lines = || vec![Item::new("Pen", 1, 1.into()); MAX_ITEMS];
+    for n in 0..6 {
+        let id = format!("ord-{n}");
+        let moment = at(if n < 5 { DAY } else { 3 * DAY });
+        let order = with_items(NewOrder { at: moment, ..order(&id) }, lines());
+        let finished = LedgerEntry::FinishOrder { id: OrderId::new(id).unwrap(), at: moment };
+        record(&ledger, [accept(order), finished]).await;
+    }
+    let (pruned, transactions) = prune_all(&ledger, 2 * DAY).await;
+    assert_eq!((pruned.orders, count(&directory, "orders")), (5, 1));
+    assert_eq!(count(&directory, "order_items"), i64::try_from(MAX_ITEMS).unwrap());
+    assert!(transactions >= 2, "{transactions}");
 }
 
 #[tokio::test]

@@ -174,22 +174,23 @@ impl Audit {
         })
     }
 
-    /// Checks that the sales aggregates equal the sums over the processed orders whose analytics event is recorded, to the cent.
+    /// Checks that the sales aggregates equal the sums over the processed orders whose analytics event is recorded: pieces, and
+    /// what they cost to the cent.
     /// [`Records::problems`] has checked that the other events are unrouted: an operator can publish them again.
     fn compare_sales(&mut self, ledger: &Connection) -> Outcome<()> {
-        let mut sums: BTreeMap<String, (u64, ExactSum)> = BTreeMap::new();
+        let mut sums: BTreeMap<String, (i64, ExactSum)> = BTreeMap::new();
         let mut query = ledger.prepare(
-            "SELECT currency, total FROM orders WHERE status = 'processed'
+            "SELECT currency, goods_total, quantity FROM orders WHERE status = 'processed'
              AND EXISTS (SELECT 1 FROM events WHERE events.id = orders.id || '/analytics/processed')",
         )?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let sum = sums.entry(row.get(0)?).or_default();
-            sum.0 += 1;
+            sum.0 += row.get::<_, i64>(2)?;
             sum.1.add(row.get_ref(1)?.as_str()?.parse()?);
         }
-        let aggregates: BTreeMap<String, (u64, ExactSum)> = (self.totals.revenue.iter())
-            .map(|(currency, revenue)| (currency.clone(), (revenue.orders, revenue.total)))
+        let aggregates: BTreeMap<String, (i64, ExactSum)> = (self.totals.revenue.iter())
+            .map(|(currency, revenue)| (currency.clone(), (revenue.quantity, revenue.total)))
             .collect();
         if sums != aggregates {
             self.problems.push(format!("sales do not match: {sums:?} by orders, {aggregates:?} by aggregates"));

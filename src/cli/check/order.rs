@@ -1,0 +1,208 @@
+//! `orderd check --order`: what orderd reads from an order document, value by value, or everything that is wrong with it.
+//!
+//! It publishes and records nothing.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::cli::output::write_json;
+use crate::cli::text::shortened;
+use crate::cli::{Exit, Format, table};
+use crate::config::Config;
+use crate::domain::Amounts;
+use crate::escape::escaped;
+use crate::files::read_limited;
+use crate::formats::{self, BUILT_IN, Explanation, Fault, OrderFaults};
+use crate::message::Message;
+
+/// Most characters shown of a value. The JSON output has all of them.
+const MAX_VALUE_CHARS: usize = 60;
+
+/// Why there is nothing to show. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OrderError {
+    #[error("there is no format {0:?}; known are {1}")]
+    UnknownFormat(String, String),
+    #[error("cannot read {0}: {1}")]
+    Unreadable(String, io::Error),
+    #[error("{0} has more than {1} bytes, the value of broker.max_body")]
+    TooLong(String, usize),
+}
+
+/// What is printed. Its JSON is a contract: see `docs/reference/http-api.md`.
+#[derive(Debug, Serialize)]
+struct OrderReport<'a> {
+    /// Whether orderd would accept the order.
+    ok: bool,
+    /// The format's name.
+    order_format: &'a str,
+    /// Each value of the format.
+    fields: Vec<FieldReport<'a>>,
+    /// `None` if the order is not accepted.
+    amounts: Option<AmountsReport>,
+    /// Everything that is wrong.
+    problems: Vec<ProblemReport<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct FieldReport<'a> {
+    field: &'a str,
+    pointer: Option<&'a str>,
+    value: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct AmountsReport {
+    goods_total: String,
+    shipping: Option<String>,
+    fees: Option<String>,
+    tax: Option<String>,
+    discount: Option<String>,
+    total: String,
+    currency: String,
+    quantity: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemReport<'a> {
+    field: &'a str,
+    pointer: Option<&'a str>,
+    kind: &'static str,
+    code: &'static str,
+    message: String,
+}
+
+/// Reads the document and prints what orderd reads from it. The exit code is 0, or 1 if orderd would refuse the order.
+pub(super) fn run(
+    file: &Path,
+    format: Option<&str>,
+    output: Format,
+    config: &Config,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<Exit> {
+    let (format, document) = match find(format, config).and_then(|format| Ok((format, read(file, config)?))) {
+        Ok(found) => found,
+        Err(error) => {
+            writeln!(err, "error: {}", escaped(&error.to_string()))?;
+            return Ok(Exit::Usage);
+        }
+    };
+    let message = Message { body: document.into(), ..Message::default() };
+    let explanation = match message.document(config.broker.max_body) {
+        Ok(text) => format.explain(&text),
+        Err(error) => {
+            Explanation { fields: Vec::new(), result: Err(OrderFaults::unreadable(error.code(), error.to_string())) }
+        }
+    };
+    let report = OrderReport::new(format.name(), &explanation);
+    match output {
+        Format::Json => write_json(&report, out)?,
+        Format::Text => write_text(&report, out, err)?,
+    }
+    Ok(if report.ok { Exit::Done } else { Exit::Refused })
+}
+
+fn find(name: Option<&str>, config: &Config) -> Result<formats::Format, OrderError> {
+    let Some(name) = name else { return Ok(formats::Format::Own) };
+    let known = config.formats.get(name).cloned().or_else(|| formats::Format::built_in(name));
+    known.ok_or_else(|| {
+        let names: Vec<_> = BUILT_IN.into_iter().chain(config.formats.keys().map(String::as_str)).collect();
+        OrderError::UnknownFormat(name.to_owned(), names.join(", "))
+    })
+}
+
+fn read(file: &Path, config: &Config) -> Result<Vec<u8>, OrderError> {
+    let max = config.broker.max_body;
+    let bytes = if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+        io::stdin().lock().take(limit).read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        read_limited(file, max)
+    };
+    let shown = file.display().to_string();
+    match bytes {
+        Ok(bytes) if bytes.len() > max => Err(OrderError::TooLong(shown, max)),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(OrderError::Unreadable(shown, error)),
+    }
+}
+
+impl<'a> OrderReport<'a> {
+    fn new(format: &'a str, explanation: &'a Explanation) -> Self {
+        let fields = explanation.fields.iter().map(|reading| FieldReport {
+            field: &reading.field,
+            pointer: reading.pointer.as_deref(),
+            value: reading.value.as_deref(),
+        });
+        let problem = |fault: &'a Fault| ProblemReport {
+            field: &fault.field,
+            pointer: fault.pointer.as_deref(),
+            kind: if fault.problem.is_malformed() { "malformed" } else { "permanent" },
+            code: fault.problem.code(),
+            message: fault.problem.to_string(),
+        };
+        let (amounts, problems) = match &explanation.result {
+            Ok(amounts) => (Some(AmountsReport::from(amounts)), Vec::new()),
+            Err(faults) => (None, faults.0.iter().map(problem).collect()),
+        };
+        OrderReport { ok: amounts.is_some(), order_format: format, fields: fields.collect(), amounts, problems }
+    }
+}
+
+impl From<&Amounts> for AmountsReport {
+    fn from(amounts: &Amounts) -> Self {
+        let text = |amount: Option<rust_decimal::Decimal>| amount.map(|amount| amount.to_string());
+        let charges = &amounts.charges;
+        AmountsReport {
+            goods_total: amounts.goods.to_string(),
+            shipping: text(charges.shipping),
+            fees: text(charges.fees),
+            tax: text(charges.tax),
+            discount: text(charges.discount),
+            total: amounts.total.to_string(),
+            currency: amounts.currency.to_string(),
+            quantity: amounts.quantity,
+        }
+    }
+}
+
+fn write_text(report: &OrderReport<'_>, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "order in format {}", report.order_format)?;
+    if !report.fields.is_empty() {
+        writeln!(out)?;
+        let row = |field: &FieldReport<'_>| {
+            let value = field.value.map_or_else(|| "-".to_owned(), |value| shortened(&escaped(value), MAX_VALUE_CHARS));
+            [escaped(field.field), escaped(field.pointer.unwrap_or("(constant)")), value]
+        };
+        table::write_rows(out, ["FIELD", "POINTER", "VALUE"], report.fields.iter().map(row))?;
+    }
+    if let Some(amounts) = &report.amounts {
+        write!(out, "\n{} pieces, goods {}", amounts.quantity, amounts.goods_total)?;
+        let charges = [
+            ("shipping", &amounts.shipping),
+            ("fees", &amounts.fees),
+            ("tax", &amounts.tax),
+            ("discount", &amounts.discount),
+        ];
+        for (name, amount) in charges {
+            if let Some(amount) = amount {
+                write!(out, ", {name} {amount}")?;
+            }
+        }
+        writeln!(out, ": total {} {}", amounts.total, escaped(&amounts.currency))?;
+    }
+    for problem in &report.problems {
+        let place = match (problem.field, problem.pointer) {
+            ("", None) => "the document".to_owned(),
+            ("", Some(pointer)) => pointer.to_owned(),
+            (field, Some(pointer)) => format!("{field} ({pointer})"),
+            (field, None) => field.to_owned(),
+        };
+        writeln!(err, "error: {}: {}: {}", escaped(&place), problem.code, escaped(&problem.message))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! What is wrong with a document, with the place of each fault. Pure.
+
+use std::fmt;
+
+use crate::domain::value::Mismatch;
+use crate::domain::{DecodeError, JsonError, RuleError};
+
+/// Most faults of a document that are kept.
+pub const MAX_FAULTS: usize = 100;
+/// Most faults that the text of all shows.
+const SHOWN_FAULTS: usize = 10;
+
+/// One thing that is wrong with a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The order's field, such as `items[2].price`; empty if it concerns the whole document.
+    pub field: String,
+    /// Where the value is, or should be.
+    pub pointer: Option<String>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What is wrong with a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// A required value is missing or null.
+    #[error("is missing")]
+    Missing,
+    /// It has the wrong type.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// It is not JSON, or no object.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A list is too long.
+    #[error("has more than {0} values")]
+    TooMany(usize),
+    /// There are a line and a list of lines.
+    #[error("is given besides a product, quantity or price of the order itself")]
+    Ambiguous,
+    /// An amount in minor units has no currency, which says how many decimal places they are.
+    #[error("is in minor units, and the order has no currency that says how many of them make one")]
+    NoCurrency,
+    /// It breaks a rule of the shop.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// The message contains no document.
+    #[error("{reason}")]
+    Unreadable {
+        /// The failure's code.
+        code: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// orderd's own decoder refuses it.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+impl Problem {
+    /// Whether the value cannot be read at all. If it can, it breaks a rule.
+    pub fn is_malformed(&self) -> bool {
+        match self {
+            Problem::Rule(_) => false,
+            Problem::Missing
+            | Problem::Mismatch(_)
+            | Problem::Json(_)
+            | Problem::TooMany(_)
+            | Problem::Ambiguous
+            | Problem::NoCurrency
+            | Problem::Unreadable { .. }
+            | Problem::Decode(_) => true,
+        }
+    }
+
+    /// The stable code for `x-failure-code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Problem::Rule(rule) => rule.code(),
+            Problem::Decode(error) => error.code(),
+            Problem::Unreadable { code, .. } => code,
+            Problem::Ambiguous => "ambiguous_items",
+            Problem::Missing | Problem::Mismatch(_) | Problem::Json(_) | Problem::TooMany(_) | Problem::NoCurrency => {
+                "invalid_order"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&*self.field, &self.pointer) {
+            ("", _) => write!(f, "{}", self.problem),
+            // The text of most rules begins with the field's name.
+            (field, Some(pointer)) if !self.problem.is_malformed() => {
+                write!(f, "{field} ({pointer}): {}", self.problem)
+            }
+            (field, Some(pointer)) => write!(f, "{field} ({pointer}) {}", self.problem),
+            (field, None) => write!(f, "{field}: {}", self.problem),
+        }
+    }
+}
+
+/// Everything that is wrong with a document: at least one fault, and at most [`MAX_FAULTS`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", shown(.0))]
+pub struct OrderFaults(pub Vec<Fault>);
+
+impl OrderFaults {
+    /// The document as a whole is wrong.
+    pub(super) fn whole(problem: impl Into<Problem>) -> Self {
+        OrderFaults(vec![Fault { field: String::new(), pointer: None, problem: problem.into() }])
+    }
+
+    /// The message contains no document.
+    pub fn unreadable(code: &'static str, reason: String) -> Self {
+        Self::whole(Problem::Unreadable { code, reason })
+    }
+
+    /// Whether the document cannot be read at all. If it can, it breaks a rule.
+    pub fn is_malformed(&self) -> bool {
+        self.0.iter().any(|fault| fault.problem.is_malformed())
+    }
+
+    /// The stable code of the first fault, or of the first that keeps the document from being read.
+    pub fn code(&self) -> &'static str {
+        let malformed = self.0.iter().find(|fault| fault.problem.is_malformed());
+        malformed.or(self.0.first()).map_or("invalid_order", |fault| fault.problem.code())
+    }
+}
+
+fn shown(faults: &[Fault]) -> String {
+    let mut text = faults.iter().take(SHOWN_FAULTS).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if let Some(more @ 1..) = faults.len().checked_sub(SHOWN_FAULTS) {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}

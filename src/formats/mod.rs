@@ -1,0 +1,107 @@
+//! Formats: how an order is read from a producer's JSON document.
+//!
+//! ```text
+//! spec      where each value of an order is: plain values, from the configuration or built in
+//! mapping   a spec, compiled          pointer   JSON pointers, and finding all of them in one pass
+//! read      reads an order            money     amounts in major and minor units
+//! fault     what is wrong with a document
+//! ```
+//! Pure: a document in, an order or all of its faults out. It never decides what happens to an order.
+
+mod builtin;
+mod fault;
+mod mapping;
+mod money;
+mod pointer;
+mod read;
+pub mod spec;
+
+use std::sync::Arc;
+
+pub use builtin::{BUILT_IN, OWN};
+pub use fault::{Fault, OrderFaults, Problem};
+pub use mapping::Mapping;
+pub use pointer::{MAX_POINTER_BYTES, Pointer, PointerError};
+pub use read::{Explanation, FieldReading};
+
+use crate::domain::{Order, OrderId, OtherFields, object_fields};
+
+/// A format. A clone shares it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Format {
+    /// orderd's own, which has a decoder that is faster than a mapping.
+    #[default]
+    Own,
+    /// One that maps the fields of a document.
+    Mapped(Arc<Mapping>),
+}
+
+impl Format {
+    /// The format with this name, if it comes with orderd.
+    pub fn built_in(name: &str) -> Option<Self> {
+        if name == OWN { Some(Format::Own) } else { builtin::spec(name).map(|spec| Self::new(name, spec)) }
+    }
+
+    /// A format of the configuration.
+    pub fn new(name: &str, spec: spec::Spec) -> Self {
+        Format::Mapped(Arc::new(Mapping::new(name, spec)))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Format::Own => OWN,
+            Format::Mapped(mapping) => mapping.name(),
+        }
+    }
+
+    /// Where the values are; `None` for orderd's own.
+    pub fn spec(&self) -> Option<&spec::Spec> {
+        match self {
+            Format::Own => None,
+            Format::Mapped(mapping) => Some(mapping.spec()),
+        }
+    }
+
+    /// Reads an order. One in a mapped format has also passed [`Order::check`].
+    ///
+    /// # Errors
+    /// All faults of a document in a mapped format; the first of one in orderd's own.
+    pub fn decode(&self, document: &str) -> Result<Order, OrderFaults> {
+        match self {
+            Format::Own => Order::from_json(document).map_err(OrderFaults::whole),
+            Format::Mapped(mapping) => read::order(mapping, document),
+        }
+    }
+
+    /// The order's id if the document has a readable one, even if the rest is invalid.
+    pub fn order_id(&self, document: &str) -> Option<OrderId> {
+        match self {
+            Format::Own => {
+                let [id] = object_fields(document, &["id"], OtherFields::NONE).ok()?.named;
+                serde_json::from_str(id?.get()).ok()
+            }
+            Format::Mapped(mapping) => read::order_id(mapping, document),
+        }
+    }
+
+    /// What orderd reads from a document, value by value, and everything that is wrong with it.
+    pub fn explain(&self, document: &str) -> Explanation {
+        match self {
+            Format::Own => {
+                let mapping = Mapping::new(OWN, builtin::spec(OWN).expect("it is built in"));
+                let mut explanation = read::explain(&mapping, document);
+                // The decoder that messages pass has the last word.
+                if explanation.result.is_ok() {
+                    let order = Order::from_json(document).map_err(OrderFaults::whole);
+                    explanation.result = order.and_then(|order| order.check().map_err(OrderFaults::whole));
+                }
+                explanation
+            }
+            Format::Mapped(mapping) => read::explain(mapping, document),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

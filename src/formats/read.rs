@@ -1,0 +1,400 @@
+//! Reads an order from a document as its format says, and finds all faults at once.
+//!
+//! Pure. Values are shown only in an explanation, which a person asks for; no fault contains one.
+
+use rust_decimal::Decimal;
+use serde_json::value::RawValue;
+
+use super::fault::{Fault, MAX_FAULTS, OrderFaults, Problem};
+use super::mapping::{AmountSlots, LineSlots, Mapping, Slot};
+use super::money;
+use super::pointer::{FindError, Found, MAX_VALUES};
+use crate::domain::value::{self, Mismatch};
+use crate::domain::{
+    AmountField, Amounts, Charges, Currency, Item, MAX_ITEMS, MAX_QUANTITY, Order, OrderId, RuleError, StatedTotal,
+    TextField, list_items, sum_exactly,
+};
+
+/// Decimal places of a price that is a line's total divided by its quantity, if it is not exact.
+const PRICE_PLACES: u32 = 6;
+
+/// One value that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldReading {
+    /// The order's field, such as `items[2].price`.
+    pub field: String,
+    /// Where it is; `None` for a constant.
+    pub pointer: Option<String>,
+    /// What orderd reads; `None` if it is missing or wrong.
+    pub value: Option<String>,
+}
+
+/// What orderd reads from a document.
+#[derive(Debug)]
+pub struct Explanation {
+    /// Each value, in the order of the format.
+    pub fields: Vec<FieldReading>,
+    /// The order's amounts, or everything that is wrong.
+    pub result: Result<Amounts, OrderFaults>,
+}
+
+/// Reads an order.
+pub(super) fn order(mapping: &Mapping, document: &str) -> Result<Order, OrderFaults> {
+    let mut reader = Reader { currency: None, fields: None, faults: Vec::new() };
+    reader.checked(mapping, document).map(|(order, _)| order)
+}
+
+/// Reads an order and reports each value.
+pub(super) fn explain(mapping: &Mapping, document: &str) -> Explanation {
+    let mut reader = Reader { currency: None, fields: Some(Vec::new()), faults: Vec::new() };
+    let result = reader.checked(mapping, document).map(|(_, amounts)| amounts);
+    Explanation { fields: reader.fields.unwrap_or_default(), result }
+}
+
+/// The order's id, even if the rest of the document is invalid.
+pub(super) fn order_id(mapping: &Mapping, document: &str) -> Option<OrderId> {
+    let (slot, tree) = &mapping.id;
+    let found = tree.find(document).ok()?;
+    OrderId::new(value::as_id(raw(slot, &found)?).ok()?)
+}
+
+fn raw<'a>(slot: &'a Slot, found: &Found<'a>) -> Option<&'a str> {
+    let raw = match slot {
+        Slot::At { number, .. } => found.one(*number)?,
+        Slot::Constant(json) => json,
+    };
+    (!value::is_missing(raw)).then_some(raw)
+}
+
+/// The place that field names and pointers are relative to.
+#[derive(Clone, Copy)]
+enum Scope<'s> {
+    Document,
+    Item { list: &'s Slot, index: usize },
+}
+
+impl Scope<'_> {
+    fn field(self, name: &str) -> String {
+        match self {
+            Scope::Document => name.to_owned(),
+            Scope::Item { index, .. } => format!("items[{index}].{name}"),
+        }
+    }
+
+    fn pointer(self, pointer: &impl ToString) -> String {
+        match self {
+            Scope::Item { list: Slot::At { pointer: list, .. }, index } => {
+                format!("{list}/{index}{}", pointer.to_string())
+            }
+            Scope::Item { list: Slot::Constant(_), .. } | Scope::Document => pointer.to_string(),
+        }
+    }
+}
+
+struct Reader {
+    /// The currency that the order or one of its amounts has.
+    currency: Option<Currency>,
+    /// `None`: nobody asks.
+    fields: Option<Vec<FieldReading>>,
+    faults: Vec<Fault>,
+}
+
+impl Reader {
+    fn checked(&mut self, mapping: &Mapping, document: &str) -> Result<(Order, Amounts), OrderFaults> {
+        let found = match mapping.tree.find(document) {
+            Ok(found) => found,
+            Err(FindError::Json(error)) => return Err(OrderFaults::whole(error)),
+            Err(FindError::TooMany(pointer)) => {
+                return Err(OrderFaults(vec![Fault {
+                    field: String::new(),
+                    pointer: Some(pointer),
+                    problem: Problem::TooMany(MAX_VALUES),
+                }]));
+            }
+        };
+        let order = self.order(mapping, &found);
+        match (order, self.faults.is_empty()) {
+            (Some(order), true) => match order.check() {
+                Ok(amounts) => Ok((order, amounts)),
+                Err(rule) => Err(OrderFaults(vec![of_rule(mapping, rule)])),
+            },
+            (Some(_) | None, _) => Err(OrderFaults(std::mem::take(&mut self.faults))),
+        }
+    }
+
+    /// `None` if a required value is missing or wrong.
+    fn order(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<Order> {
+        let (slots, scope) = (&mapping.document, Scope::Document);
+        let id = self.text(scope, "id", &slots.id, found, Some(TextField::Id), value::as_id);
+        let id = id.or_else(|| self.missing(scope, "id", &slots.id.0, found));
+        // Before the amounts: it determines their minor units.
+        let currency = self.optional(scope, "currency", slots.currency.as_ref(), found, currency);
+        self.currency = currency.clone().and_then(|code| code.parse().ok());
+        let items = self.items(mapping, found);
+        let customer_id = slots.customer_id.as_ref();
+        let customer_id = customer_id
+            .and_then(|slot| self.text(scope, "customer_id", slot, found, Some(TextField::CustomerId), value::as_id));
+        let email = slots.email.as_ref();
+        let email =
+            email.and_then(|slot| self.text(scope, "email", slot, found, Some(TextField::Email), value::as_text));
+        let placed_at = self.optional(scope, "placed_at", slots.placed_at.as_ref(), found, value::as_time);
+        let notify = self.optional(scope, "notify", slots.notify.as_ref(), found, value::as_text);
+        let priority = self.optional(scope, "priority", slots.priority.as_ref(), found, value::as_boolean);
+        let mut charge = |field, slots: &Option<AmountSlots>| {
+            slots.as_ref().and_then(|slots| self.amount(scope, field, field.name(), slots, found))
+        };
+        let (shipping, fees) = (charge(AmountField::Shipping, &slots.shipping), charge(AmountField::Fees, &slots.fees));
+        let (tax, discount) = (charge(AmountField::Tax, &slots.tax), charge(AmountField::Discount, &slots.discount));
+        let amount = charge(AmountField::Total, &slots.total);
+        let tax_included = self.optional(scope, "tax_included", slots.tax_included.as_ref(), found, value::as_boolean);
+        let tax_included = tax_included.unwrap_or(false);
+        let mut order = Order::new(OrderId::new(id?)?, items?);
+        order.charges = Charges { shipping, fees, tax, discount, tax_included };
+        order.stated_total = StatedTotal { amount, rounding: mapping.spec.rounding };
+        order.priority = priority.unwrap_or(false);
+        order.currency = currency.or_else(|| self.currency.map(|currency| currency.to_string()));
+        (order.customer_id, order.email, order.placed_at, order.notify) = (customer_id, email, placed_at, notify);
+        Some(order)
+    }
+
+    fn items(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<Vec<Item>> {
+        let line = mapping.document.line.as_ref();
+        let Some((list, slots, tree)) = &mapping.items else { return self.only_line(line?, found) };
+        let Some(raw_list) = raw(list, found) else {
+            return match line {
+                Some(line) => self.only_line(line, found),
+                None => self.missing(Scope::Document, "items", list, found),
+            };
+        };
+        let is_given = |line: &LineSlots| {
+            let price = line.price.parts.iter().any(|(_, number)| found.one(*number).is_some_and(is_present));
+            raw(&line.product, found).is_some() || raw(&line.quantity, found).is_some() || price
+        };
+        if line.is_some_and(is_given) {
+            self.fault(Scope::Document, "items", list, Problem::Ambiguous);
+            return None;
+        }
+        let Some(values) = list_items(raw_list, MAX_ITEMS) else {
+            let mismatch = value::mismatch(raw_list, "a list");
+            self.fault(Scope::Document, "items", list, mismatch.into());
+            return None;
+        };
+        if !(1..=MAX_ITEMS).contains(&values.count) {
+            self.fault(Scope::Document, "items", list, RuleError::Items(values.count).into());
+            return None;
+        }
+        let items = values.items.into_iter().enumerate().map(|(index, item)| {
+            let scope = Scope::Item { list, index };
+            self.item(scope, item, slots, tree)
+        });
+        // All of them, whatever is wrong with the first.
+        items.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    fn item(
+        &mut self,
+        scope: Scope<'_>,
+        item: &RawValue,
+        slots: &LineSlots,
+        tree: &super::pointer::PointerTree,
+    ) -> Option<Item> {
+        match tree.find(item.get()) {
+            Ok(found) => self.line(scope, slots, &found),
+            Err(error) => {
+                let problem = match error {
+                    FindError::Json(error) => error.into(),
+                    FindError::TooMany(_) => Problem::TooMany(MAX_VALUES),
+                };
+                let (field, pointer) = (scope.field(""), Some(scope.pointer(&"")));
+                self.push(Fault { field: field.trim_end_matches('.').to_owned(), pointer, problem });
+                None
+            }
+        }
+    }
+
+    fn only_line(&mut self, slots: &LineSlots, found: &Found<'_>) -> Option<Vec<Item>> {
+        self.line(Scope::Document, slots, found).map(|item| vec![item])
+    }
+
+    fn line(&mut self, scope: Scope<'_>, slots: &LineSlots, found: &Found<'_>) -> Option<Item> {
+        let product = self.required(scope, "product", &slots.product, found, product);
+        let quantity = self.required(scope, "quantity", &slots.quantity, found, quantity);
+        let name = if slots.is_total { "total" } else { "price" };
+        let known = self.faults.len();
+        let amount = self.amount(scope, AmountField::Price, name, &slots.price, found);
+        if amount.is_none() && self.faults.len() == known {
+            let pointer = slots.price.parts.first().map(|(pointer, _)| scope.pointer(pointer));
+            self.push(Fault { field: scope.field(name), pointer, problem: Problem::Missing });
+        }
+        let (product, quantity, amount) = (product?, quantity?, amount?);
+        if !slots.is_total {
+            return Some(Item::new(product, quantity, amount));
+        }
+        let price = amount.checked_div(Decimal::from(quantity)).unwrap_or_default();
+        let price = price.round_dp(PRICE_PLACES).normalize();
+        Some(Item { product, quantity, price, total: amount })
+    }
+
+    /// The sum of all parts of an amount that are there.
+    fn amount(
+        &mut self,
+        scope: Scope<'_>,
+        field: AmountField,
+        name: &str,
+        slots: &AmountSlots,
+        found: &Found<'_>,
+    ) -> Option<Decimal> {
+        let mut amounts = Vec::new();
+        for (pointer, number) in &slots.parts {
+            for raw in found.all(*number).filter(|raw| is_present(raw)) {
+                match money::read(raw, field, slots.unit, &mut self.currency) {
+                    Ok(amount) => amounts.push(amount),
+                    Err(problem) => {
+                        let (field, pointer) = (scope.field(name), Some(scope.pointer(pointer)));
+                        self.push(Fault { field, pointer, problem });
+                        return None;
+                    }
+                }
+            }
+        }
+        let sum = match amounts.as_slice() {
+            [] => None,
+            [amount] => Some(*amount),
+            several => sum_exactly(several.iter().copied()),
+        };
+        let pointers = || slots.parts.iter().map(|(pointer, _)| scope.pointer(pointer)).collect::<Vec<_>>().join(" + ");
+        if !amounts.is_empty() && sum.is_none() {
+            self.push(Fault { field: scope.field(name), pointer: Some(pointers()), problem: RuleError::Total.into() });
+        }
+        if let Some(fields) = &mut self.fields {
+            let value = sum.map(|sum| sum.to_string());
+            fields.push(FieldReading { field: scope.field(name), pointer: Some(pointers()), value });
+        }
+        sum
+    }
+
+    /// An optional text. `Some` even if it is too long, so that it does not seem missing.
+    fn text(
+        &mut self,
+        scope: Scope<'_>,
+        name: &str,
+        (slot, none): &(Slot, Option<String>),
+        found: &Found<'_>,
+        limit: Option<TextField>,
+        read: fn(&str) -> Result<String, Mismatch>,
+    ) -> Option<String> {
+        let text = self.optional(scope, name, Some(slot), found, read)?;
+        if none.as_ref() == Some(&text) {
+            if let Some(last) = self.fields.as_mut().and_then(|fields| fields.last_mut()) {
+                last.value = None;
+            }
+            return None;
+        }
+        if let Some(field) = limit.filter(|field| text.len() > field.max_bytes()) {
+            let rule = RuleError::TooLong { field, length: text.len() };
+            self.fault(scope, name, slot, rule.into());
+        }
+        Some(text)
+    }
+
+    fn required<T: ToString>(
+        &mut self,
+        scope: Scope<'_>,
+        name: &str,
+        slot: &Slot,
+        found: &Found<'_>,
+        read: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<T> {
+        let value = self.optional(scope, name, Some(slot), found, read);
+        value.or_else(|| self.missing(scope, name, slot, found))
+    }
+
+    fn optional<T: ToString, E: Into<Problem>>(
+        &mut self,
+        scope: Scope<'_>,
+        name: &str,
+        slot: Option<&Slot>,
+        found: &Found<'_>,
+        read: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let slot = slot?;
+        let value = match raw(slot, found).map(read) {
+            Some(Err(problem)) => {
+                self.fault(scope, name, slot, problem.into());
+                None
+            }
+            Some(Ok(value)) => Some(value),
+            None => None,
+        };
+        if let Some(fields) = &mut self.fields {
+            let pointer = match slot {
+                Slot::At { pointer, .. } => Some(scope.pointer(pointer)),
+                Slot::Constant(_) => None,
+            };
+            fields.push(FieldReading { field: scope.field(name), pointer, value: value.as_ref().map(T::to_string) });
+        }
+        value
+    }
+
+    /// Reports a required value as missing, unless it is there and wrong.
+    fn missing<T>(&mut self, scope: Scope<'_>, name: &str, slot: &Slot, found: &Found<'_>) -> Option<T> {
+        if raw(slot, found).is_none() {
+            self.fault(scope, name, slot, Problem::Missing);
+        }
+        None
+    }
+
+    fn fault(&mut self, scope: Scope<'_>, name: &str, slot: &Slot, problem: Problem) {
+        let pointer = match slot {
+            Slot::At { pointer, .. } => Some(scope.pointer(pointer)),
+            Slot::Constant(_) => None,
+        };
+        self.push(Fault { field: scope.field(name), pointer, problem });
+    }
+
+    fn push(&mut self, fault: Fault) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault);
+        }
+    }
+}
+
+fn is_present(raw: &str) -> bool {
+    !value::is_missing(raw)
+}
+
+fn currency(raw: &str) -> Result<String, Problem> {
+    let text = value::as_text(raw)?;
+    Ok(text.parse::<Currency>()?.to_string())
+}
+
+fn product(raw: &str) -> Result<String, Problem> {
+    let text = value::as_text(raw)?;
+    if text.is_empty() {
+        return Err(RuleError::Product.into());
+    }
+    let (field, length) = (TextField::Product, text.len());
+    if length > field.max_bytes() { Err(RuleError::TooLong { field, length }.into()) } else { Ok(text) }
+}
+
+fn quantity(raw: &str) -> Result<i64, Problem> {
+    let quantity = value::as_quantity(raw)?.unwrap_or(i64::MAX);
+    let is_valid = (1..=MAX_QUANTITY).contains(&quantity);
+    if is_valid { Ok(quantity) } else { Err(RuleError::quantity(quantity).into()) }
+}
+
+/// A rule about the whole order, with the pointer of the field that it concerns most.
+fn of_rule(mapping: &Mapping, rule: RuleError) -> Fault {
+    let slots = &mapping.document;
+    let amount = |name: &str, slots: &Option<AmountSlots>| {
+        let parts = slots.iter().flat_map(|slots| &slots.parts);
+        let pointers: Vec<_> = parts.map(|(pointer, _)| pointer.to_string()).collect();
+        (name.to_owned(), (!pointers.is_empty()).then(|| pointers.join(" + ")))
+    };
+    let (field, pointer) = match &rule {
+        RuleError::TotalMismatch { .. } | RuleError::Total => amount("total", &slots.total),
+        RuleError::NegativeTotal => amount("discount", &slots.discount),
+        _ => (String::new(), None),
+    };
+    Fault { field, pointer, problem: rule.into() }
+}

@@ -1,0 +1,263 @@
+//! Documents in, orders or faults out: the formats that come with orderd, and those of a configuration.
+
+use proptest::prelude::*;
+use rust_decimal::Decimal;
+
+use super::spec::{AmountSource, ItemsSpec, LineSpec, PriceSpec, Source, Spec, TextSource, Unit};
+use super::*;
+use crate::domain::{Amounts, MAX_ITEMS};
+
+const SHOPIFY: &str = include_str!("../../tests/offline/documents/shopify.json");
+const WOOCOMMERCE: &str = include_str!("../../tests/offline/documents/woocommerce.json");
+
+fn built_in(name: &str) -> Format {
+    Format::built_in(name).unwrap()
+}
+
+fn amounts(format: &Format, document: &str) -> Amounts {
+    format.decode(document).unwrap_or_else(|faults| panic!("{faults}")).check().unwrap()
+}
+
+fn shown(amounts: &Amounts) -> String {
+    let charges = amounts.charges;
+    let charge = |charge: Option<Decimal>| charge.map_or_else(|| "-".to_owned(), |amount| amount.to_string());
+    let charges = [charges.shipping, charges.fees, charges.tax, charges.discount].map(charge).join(" ");
+    format!("{} {charges} {} {}", amounts.goods, amounts.total, amounts.currency)
+}
+
+#[test]
+fn an_order_of_shopify_is_read_whole() {
+    let order = built_in("shopify").decode(SHOPIFY).unwrap();
+    let lines: Vec<_> =
+        order.items.iter().map(|item| (item.product.as_str(), item.quantity, item.price.to_string())).collect();
+    assert_eq!(lines, [("Trail Mug - Green", 2, "14.50".to_owned()), ("Canvas Bag", 1, "39.00".to_owned())]);
+    assert_eq!(shown(&order.check().unwrap()), "68.00 9.90 2.00 7.29 5.00 82.19 CAD");
+    assert_eq!((order.id.as_str(), order.customer_id.as_deref()), ("5920047712345", Some("7301122445566")));
+    assert_eq!(order.email.as_deref(), Some("ines.duarte@example.com"));
+    assert_eq!(order.placed_at, Some("2026-11-20T19:03:51Z".parse().unwrap()));
+    assert!(order.extra.is_empty(), "addresses and notes are not passed on");
+    let included = SHOPIFY.replace(r#""taxes_included": false"#, r#""taxes_included": true"#).replace("82.19", "74.90");
+    assert_eq!(shown(&amounts(&built_in("shopify"), &included)), "68.00 9.90 2.00 7.29 5.00 74.90 CAD");
+}
+
+#[test]
+fn an_order_of_woocommerce_is_read_whole_although_its_amounts_are_rounded_one_by_one() {
+    let order = built_in("woocommerce").decode(WOOCOMMERCE).unwrap();
+    let lines: Vec<_> =
+        order.items.iter().map(|item| (item.quantity, item.price.to_string(), item.total.to_string())).collect();
+    let expected = [(3, "15.043333", "45.13"), (2, "2.935", "5.87")];
+    assert_eq!(lines, expected.map(|(quantity, price, total)| (quantity, price.to_owned(), total.to_owned())));
+    assert_eq!(shown(&order.check().unwrap()), "51.00 4.12 2.10 9.90 5.10 62.01 EUR");
+    assert_eq!((order.id.as_str(), order.customer_id), ("8127", None), "a guest is no customer");
+    assert_eq!(order.placed_at, Some("2026-11-21T09:15:42Z".parse().unwrap()));
+    let wrong = WOOCOMMERCE.replace("62.01", "62.06");
+    assert_eq!(built_in("woocommerce").decode(&wrong).unwrap_err().code(), "total_mismatch");
+}
+
+#[test]
+fn the_id_of_an_order_is_read_even_if_the_rest_is_invalid() {
+    let document = SHOPIFY.replace("\"quantity\": 2", "\"quantity\": \"two\"");
+    assert!(built_in("shopify").decode(&document).is_err());
+    assert_eq!(built_in("shopify").order_id(&document).unwrap().as_str(), "5920047712345");
+    assert_eq!(Format::Own.order_id(r#"{"id": 7}"#).unwrap().as_str(), "7");
+    assert_eq!(built_in("shopify").order_id("{\"id\": null}"), None);
+}
+
+fn pointer(text: &str) -> Pointer {
+    text.parse().unwrap()
+}
+
+fn at(text: &str) -> Source {
+    Source::Pointer(pointer(text))
+}
+
+fn money(text: &str, unit: Unit) -> AmountSource {
+    AmountSource { parts: vec![pointer(text)], unit }
+}
+
+/// A format with cents, a constant currency and several places of charges.
+fn cents() -> Format {
+    let line = LineSpec {
+        product: at("/sku"),
+        quantity: at("/qty"),
+        price: PriceSpec::Each(money("/unit/cents", Unit::Minor)),
+    };
+    Format::new(
+        "cents",
+        Spec {
+            id: TextSource { source: at("/order/no"), none: None },
+            line: None,
+            items: Some(ItemsSpec { list: pointer("/order/lines"), line }),
+            customer_id: None,
+            email: Some(TextSource { source: at("/buyer/mail"), none: None }),
+            currency: Some(Source::Constant("\"EUR\"".to_owned())),
+            placed_at: None,
+            notify: Some(Source::Constant("\"sms\"".to_owned())),
+            priority: Some(at("/order/express")),
+            total: Some(money("/order/sum", Unit::Minor)),
+            shipping: Some(AmountSource {
+                parts: vec![pointer("/post"), pointer("/extras/*/cents")],
+                unit: Unit::Minor,
+            }),
+            fees: None,
+            tax: None,
+            tax_included: None,
+            discount: None,
+            rounding: Decimal::ZERO,
+        },
+    )
+}
+
+const CENTS: &str = r#"{"order": {"no": "A-1", "express": 1, "sum": 2640, "lines": [
+    {"sku": "pen", "qty": "2", "unit": {"cents": 1045}}, {"sku": "ink", "qty": 1, "unit": {"cents": "50"}}]},
+    "buyer": {"mail": ""}, "post": 450, "extras": [{"cents": 25}, {"cents": null}, {"cents": 25}]}"#;
+
+#[test]
+fn minor_units_constants_and_charges_in_several_places_are_read() {
+    let order = cents().decode(CENTS).unwrap();
+    assert_eq!(shown(&order.check().unwrap()), "21.40 5.00 - - - 26.40 EUR");
+    assert_eq!((order.priority, order.email.as_deref(), order.notification_channel()), (true, None, "sms"));
+}
+
+#[test]
+fn every_fault_of_a_document_is_reported_with_its_pointer() {
+    let document = CENTS
+        .replace(r#""no": "A-1""#, r#""no": null"#)
+        .replace(r#""express": 1"#, r#""express": "soon""#)
+        .replace(r#""qty": "2""#, r#""qty": 0"#)
+        .replace(r#"{"cents": "50"}"#, r#"{"cents": "4111 1111"}"#)
+        .replace("\"post\": 450", "\"post\": -1");
+    let faults = cents().decode(&document).unwrap_err();
+    let found: Vec<_> = faults
+        .0
+        .iter()
+        .map(|fault| (fault.field.as_str(), fault.pointer.as_deref().unwrap(), fault.problem.code()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("id", "/order/no", "invalid_order"),
+            ("items[0].quantity", "/order/lines/0/qty", "invalid_quantity"),
+            ("items[1].price", "/order/lines/1/unit/cents", "invalid_order"),
+            ("priority", "/order/express", "invalid_order"),
+            ("shipping", "/post", "invalid_shipping"),
+        ]
+    );
+    assert!(faults.is_malformed() && faults.code() == "invalid_order");
+    let text = faults.to_string();
+    assert!(text.contains("id (/order/no) is missing") && !text.contains("4111"), "{text}");
+    let broken = cents().decode(&CENTS.replace("2640", "2641")).unwrap_err();
+    assert_eq!((broken.is_malformed(), broken.code()), (false, "total_mismatch"));
+    assert_eq!(broken.0[0].pointer.as_deref(), Some("/order/sum"));
+}
+
+#[test]
+fn hostile_documents_are_refused_within_limits() {
+    let lines = |count: usize| vec![r#"{"sku": "x", "qty": "many", "unit": 5}"#; count].join(",");
+    let with = |lines: &str| format!(r#"{{"order": {{"no": 1, "lines": [{lines}]}}}}"#);
+    let faults = cents().decode(&with(&lines(MAX_ITEMS))).unwrap_err();
+    assert_eq!(faults.0.len(), 100);
+    assert!(faults.to_string().len() < 4096);
+    assert_eq!(cents().decode(&with(&lines(MAX_ITEMS + 1))).unwrap_err().code(), "invalid_items");
+    assert_eq!(cents().decode(&with("")).unwrap_err().code(), "invalid_items");
+    for document in ["", "[]", "7", "{\"order\":", "{\"order\": []}", "{\"order\": 5}", &with("5, null, [], \"x\"")] {
+        assert!(cents().decode(document).unwrap_err().is_malformed(), "{document}");
+    }
+    let twice = CENTS.replace(r#""no": "A-1""#, r#""no": "A-1", "no": "A-2""#);
+    assert!(cents().decode(&twice).unwrap_err().to_string().contains("given twice"));
+    let deep = with(&format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)));
+    assert!(cents().decode(&deep).unwrap_err().is_malformed());
+    let mixed = r#"{"id": "1", "currency": "EUR", "line_items": [{"name": "a", "quantity": 1, "price": {"amount": "1", "currency": "USD"}}]}"#;
+    assert_eq!(built_in("shopify").decode(mixed).unwrap_err().code(), "invalid_currency");
+}
+
+#[test]
+fn an_explanation_shows_each_value_with_its_pointer() {
+    let explanation = built_in("shopify").explain(SHOPIFY);
+    let field = |name: &str| {
+        let reading = explanation.fields.iter().find(|reading| reading.field == name).unwrap();
+        (reading.pointer.as_deref(), reading.value.as_deref())
+    };
+    assert_eq!(field("id"), (Some("/id"), Some("5920047712345")));
+    assert_eq!(field("items[1].product"), (Some("/line_items/1/name"), Some("Canvas Bag")));
+    assert_eq!(field("shipping"), (Some("/shipping_lines/*/price"), Some("9.90")));
+    assert_eq!(explanation.result.unwrap().total.to_string(), "82.19");
+    let explanation = cents().explain(CENTS);
+    assert!(explanation.fields.iter().any(|reading| reading.field == "currency" && reading.pointer.is_none()));
+    let own = Format::Own.explain(r#"{"id": 1, "product": "p", "quantity": 0, "price": "x"}"#);
+    assert_eq!(own.result.unwrap_err().0.len(), 2);
+}
+
+/// JSON of a field in orderd's own format: mostly valid.
+fn any_value() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "1",
+        "\"3\"",
+        "\"10.50\"",
+        "0.1",
+        "\"Pen\"",
+        "\"\"",
+        "null",
+        "true",
+        "\"EUR\"",
+        "-1",
+        "1e400",
+        "[]",
+        "{}",
+        "\"x\\u0000\"",
+        "\"2026-11-22T08:00:00Z\"",
+        "99999999999999999999",
+    ])
+}
+
+fn any_document() -> impl Strategy<Value = String> {
+    let names = [
+        "id",
+        "product",
+        "quantity",
+        "price",
+        "total",
+        "customer_id",
+        "email",
+        "currency",
+        "placed_at",
+        "priority",
+        "notify",
+    ];
+    let fields = prop::collection::vec((prop::sample::select(names.to_vec()), any_value()), 0..7);
+    let items = prop::option::of(prop::collection::vec(
+        prop::collection::vec((prop::sample::select(vec!["product", "quantity", "price"]), any_value()), 0..4),
+        0..3,
+    ));
+    let object = |fields: Vec<(&str, &str)>| {
+        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        fields.join(",")
+    };
+    (any::<bool>(), fields, items).prop_map(move |(valid, fields, items)| {
+        let mut parts = vec![object(fields)];
+        if valid {
+            parts.push(r#""id":"o","product":"p","quantity":2,"price":"1.50""#.to_owned());
+        }
+        if let Some(items) = items {
+            let items: Vec<_> = items.into_iter().map(|fields| format!("{{{}}}", object(fields))).collect();
+            parts.push(format!("\"items\":[{}]", items.join(",")));
+        }
+        parts.retain(|part| !part.is_empty());
+        format!("{{{}}}", parts.join(","))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn an_explanation_of_orderds_own_format_agrees_with_its_decoder(document in any_document()) {
+        let decoded = Format::Own.decode(&document).and_then(|order| order.check().map_err(OrderFaults::whole));
+        let mapping = Mapping::new(OWN, super::builtin::spec(OWN).unwrap());
+        let explained = super::read::explain(&mapping, &document).result;
+        prop_assert_eq!(explained.is_ok(), decoded.is_ok(), "{} {:?} {:?}", document, explained, decoded);
+        if let (Ok(explained), Ok(decoded)) = (explained, decoded) {
+            prop_assert_eq!(explained, decoded);
+        }
+    }
+}

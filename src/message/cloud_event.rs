@@ -1,0 +1,342 @@
+//! CloudEvents 1.0: the document that a message contains, whether it is wrapped in an event or not, and the event's identity.
+//!
+//! Structured events are a JSON object that contains the document as `data` or `data_base64`; binary ones have it as the body, and
+//! the attributes in headers. Pure. The message itself is never changed: copies stay the events they are.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::value::RawValue;
+
+use super::header::{HeaderValue, Headers};
+use super::{Message, Properties};
+use crate::domain::{BodyError, JsonError, body_text, object_values, text};
+
+/// The media types of events that contain all of it: this one, and others that are not supported.
+const STRUCTURED: &str = "application/cloudevents+json";
+const ANY_STRUCTURED: &str = "application/cloudevents";
+/// The only version of the specification that is supported.
+const VERSION: &str = "1.0";
+/// What the names of a binary event's headers begin with, in any case: those of the HTTP and the AMQP binding, and the one that
+/// the latter allows for clients that cannot write a colon.
+const PREFIXES: [&str; 3] = ["ce-", "cloudEvents:", "cloudEvents_"];
+/// The attributes that each event has, after `specversion`.
+const REQUIRED: [&str; 3] = ["id", "source", "type"];
+/// The longest body whose identity is read from it once it is decompressed, in bytes.
+const MAX_IDENTIFIED: usize = 16 << 20;
+
+/// A message contains no document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// Its body is no text.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// It is an event without a document.
+    #[error("not a valid CloudEvent: {0}")]
+    CloudEvent(#[from] CloudEventError),
+}
+
+/// What is wrong with an event. Values are not shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloudEventError {
+    /// It is no JSON object.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// It has another format, or is a batch.
+    #[error("content_type must be {STRUCTURED}; other formats and batches are not supported")]
+    Format,
+    /// It is of another version.
+    #[error("specversion must be \"{VERSION}\"")]
+    Version,
+    /// An attribute is missing, empty or no text.
+    #[error("{0} must be a text that is not empty")]
+    Attribute(&'static str),
+    /// It has no data, or twice.
+    #[error("must have either data or data_base64")]
+    Data,
+    /// The data is not Base64.
+    #[error("data_base64 must be a text in Base64")]
+    Base64,
+    /// The decoded data is not UTF-8.
+    #[error("data_base64: {0}")]
+    Text(BodyError),
+    /// The data is no document.
+    #[error("data must be JSON, or a text with the datacontenttype of one")]
+    NoDocument,
+}
+
+impl DocumentError {
+    /// The stable code for `x-failure-code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            DocumentError::Body(error) => error.code(),
+            DocumentError::CloudEvent(_) => "invalid_cloud_event",
+        }
+    }
+}
+
+impl Message {
+    /// The document that the message contains, as text: the data of a CloudEvent, else the body. It may have `max` bytes.
+    ///
+    /// # Errors
+    /// [`DocumentError`].
+    pub fn document(&self, max: usize) -> Result<Cow<'_, str>, DocumentError> {
+        match self.envelope() {
+            Envelope::None => Ok(self.text(max)?),
+            Envelope::Binary => {
+                binary_attributes(&self.headers)?;
+                Ok(self.text(max)?)
+            }
+            Envelope::Unsupported => Err(CloudEventError::Format.into()),
+            Envelope::Structured { certain } => match self.text(max)? {
+                text if !certain && !is_event(&text) => Ok(text),
+                Cow::Borrowed(text) => Ok(data(text)?),
+                Cow::Owned(text) => Ok(Cow::Owned(data(&text)?.into_owned())),
+            },
+        }
+    }
+
+    /// What identifies a CloudEvent: its source and id. `None` if the message is none.
+    pub fn cloud_event_identity(&self) -> Option<String> {
+        let identity = |id: &str, source: &str| format!("cloudevent:{source} {id}");
+        match self.envelope() {
+            Envelope::None | Envelope::Unsupported => None,
+            Envelope::Binary => binary_attributes(&self.headers).ok().map(|[id, source]| identity(id, source)),
+            Envelope::Structured { .. } => {
+                let text = self.text(MAX_IDENTIFIED).ok()?;
+                let [id, source] = structured_attributes(&text).ok()?;
+                Some(identity(&id, &source))
+            }
+        }
+    }
+
+    fn envelope(&self) -> Envelope {
+        if attribute(&self.headers, "specversion").is_some() {
+            return Envelope::Binary;
+        }
+        let Properties { content_type, content_encoding, .. } = &self.properties;
+        let media_type = content_type.as_deref().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if media_type.eq_ignore_ascii_case(STRUCTURED) {
+            Envelope::Structured { certain: true }
+        } else if media_type.get(..ANY_STRUCTURED.len()).is_some_and(|start| start.eq_ignore_ascii_case(ANY_STRUCTURED))
+        {
+            Envelope::Unsupported
+        } else if content_encoding.is_none() && contains(&self.body, b"\"specversion\"") {
+            // Many producers set no content type, or that of JSON.
+            Envelope::Structured { certain: false }
+        } else {
+            Envelope::None
+        }
+    }
+}
+
+/// How a message is wrapped.
+enum Envelope {
+    None,
+    Binary,
+    /// `certain`: its content type says so, so it must be a valid event.
+    Structured {
+        certain: bool,
+    },
+    Unsupported,
+}
+
+fn contains(body: &[u8], part: &[u8]) -> bool {
+    body.windows(part.len()).any(|window| window == part)
+}
+
+/// An attribute of a binary event.
+fn attribute<'h>(headers: &'h Headers, name: &str) -> Option<&'h str> {
+    let is_named = |header: &str| {
+        PREFIXES.iter().any(|prefix| {
+            header.len() == prefix.len() + name.len()
+                && header.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+                && header.get(prefix.len()..).is_some_and(|rest| rest.eq_ignore_ascii_case(name))
+        })
+    };
+    headers.iter().find(|(header, _)| is_named(header)).and_then(|(_, value)| HeaderValue::as_text(value))
+}
+
+/// The id and the source of a binary event that has all attributes.
+fn binary_attributes(headers: &Headers) -> Result<[&str; 2], CloudEventError> {
+    if attribute(headers, "specversion") != Some(VERSION) {
+        return Err(CloudEventError::Version);
+    }
+    let required = |name: &'static str| {
+        attribute(headers, name).filter(|value| !value.is_empty()).ok_or(CloudEventError::Attribute(name))
+    };
+    let [id, source, _] = [required(REQUIRED[0])?, required(REQUIRED[1])?, required(REQUIRED[2])?];
+    Ok([id, source])
+}
+
+/// Whether a JSON object has the attributes of an event. One without is a document with a field of that name.
+fn is_event(text: &str) -> bool {
+    let values = object_values(text, &["specversion", REQUIRED[0], REQUIRED[1], REQUIRED[2]]);
+    values.is_ok_and(|values| values.iter().all(|value| value.is_some_and(|value| value.get().starts_with('"'))))
+}
+
+/// The id and the source of a structured event that has all attributes.
+fn structured_attributes(json: &str) -> Result<[String; 2], CloudEventError> {
+    let values = object_values(json, &["specversion", REQUIRED[0], REQUIRED[1], REQUIRED[2]])?;
+    let text = |index: usize| values[index].and_then(|value| text(value.get()));
+    if text(0).as_deref() != Some(VERSION) {
+        return Err(CloudEventError::Version);
+    }
+    let required = |index: usize| {
+        let value = text(index).filter(|value| !value.is_empty());
+        value.map(Cow::into_owned).ok_or(CloudEventError::Attribute(REQUIRED[index - 1]))
+    };
+    let [id, source, _] = [required(1)?, required(2)?, required(3)?];
+    Ok([id, source])
+}
+
+/// The document in a structured event.
+fn data(json: &str) -> Result<Cow<'_, str>, CloudEventError> {
+    structured_attributes(json)?;
+    let values = object_values(json, &["datacontenttype", "data", "data_base64"])?;
+    let present = |index: usize| values[index].map(RawValue::get).filter(|raw| *raw != "null");
+    match (present(1), present(2)) {
+        (Some(data), None) => {
+            let content_type = present(0).and_then(text).unwrap_or(Cow::Borrowed(""));
+            match text(data) {
+                // Text of another type than JSON is the document itself, in a JSON string.
+                Some(document) if !is_json(&content_type) => Ok(document),
+                Some(_) => Err(CloudEventError::NoDocument),
+                None => Ok(Cow::Borrowed(data)),
+            }
+        }
+        (None, Some(encoded)) => {
+            let bytes = text(encoded).and_then(|encoded| STANDARD.decode(encoded.as_bytes()).ok());
+            let bytes = bytes.ok_or(CloudEventError::Base64)?;
+            let document = body_text(&bytes, None, bytes.len()).map_err(CloudEventError::Text)?;
+            Ok(Cow::Owned(document.into_owned()))
+        }
+        (Some(_), Some(_)) | (None, None) => Err(CloudEventError::Data),
+    }
+}
+
+/// Whether a media type is one of JSON. An event without one contains JSON.
+fn is_json(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media_type.is_empty() || media_type.ends_with("/json") || media_type.ends_with("+json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ORDER: &str = r#"{"id": 1, "price": 0.10}"#;
+    const MAX: usize = 1 << 20;
+
+    fn message(content_type: Option<&str>, body: &str) -> Message {
+        let properties = Properties { content_type: content_type.map(str::to_owned), ..Properties::default() };
+        Message { properties, body: body.to_owned().into(), ..Message::default() }
+    }
+
+    fn event(more: &str) -> String {
+        format!(r#"{{"specversion": "1.0", "id": "e-1", "source": "/shop", "type": "order.placed"{more}}}"#)
+    }
+
+    fn binary(prefix: &str) -> Message {
+        let attributes = [("specversion", "1.0"), ("id", "e-1"), ("source", "/shop"), ("type", "order.placed")];
+        let header = |(name, value): (&str, &str)| (format!("{prefix}{name}"), HeaderValue::from(value));
+        Message { headers: attributes.map(header).into(), ..message(Some("application/json"), ORDER) }
+    }
+
+    fn error(message: &Message) -> CloudEventError {
+        match message.document(MAX).unwrap_err() {
+            DocumentError::CloudEvent(error) => error,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_structured_event_contains_its_document_in_any_notation() {
+        let encoded = STANDARD.encode(ORDER);
+        let quoted = serde_json::to_string(ORDER).unwrap();
+        for (more, expected) in [
+            (format!(r#", "data": {ORDER}"#), ORDER),
+            (
+                format!(
+                    r#", "data": {ORDER}, "data_base64": null, "datacontenttype": "application/vnd.shop+json; charset=utf-8""#
+                ),
+                ORDER,
+            ),
+            (format!(r#", "data_base64": "{encoded}", "datacontenttype": "application/json""#), ORDER),
+            (format!(r#", "data": {quoted}, "datacontenttype": "text/plain""#), ORDER),
+        ] {
+            for content_type in [
+                Some("application/cloudevents+json; charset=utf-8"),
+                Some("Application/CloudEvents+JSON"),
+                Some("application/json"),
+                None,
+            ] {
+                let message = message(content_type, &event(&more));
+                assert_eq!(message.document(MAX).unwrap(), expected, "{more}");
+                assert_eq!(message.cloud_event_identity().as_deref(), Some("cloudevent:/shop e-1"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_binary_event_has_its_document_as_the_body() {
+        for prefix in ["ce-", "Ce-", "cloudEvents:", "cloudEvents_", "CLOUDEVENTS:"] {
+            let message = binary(prefix);
+            assert_eq!(message.document(MAX).unwrap(), ORDER, "{prefix}");
+            assert_eq!(message.cloud_event_identity().as_deref(), Some("cloudevent:/shop e-1"));
+        }
+        let mut without = binary("ce-");
+        without.headers.remove("ce-source");
+        assert_eq!(error(&without), CloudEventError::Attribute("source"));
+        assert_eq!(without.cloud_event_identity(), None);
+        without.headers.insert("ce-specversion".to_owned(), "0.3".into());
+        assert_eq!(error(&without), CloudEventError::Version);
+    }
+
+    #[test]
+    fn a_message_that_is_no_event_is_its_own_document() {
+        let own = r#"{"id": 1, "specversion": 2, "note": "\"specversion\""}"#;
+        for message in [
+            message(None, ORDER),
+            message(Some("application/json"), own),
+            message(Some("text/plain"), "\"specversion\""),
+        ] {
+            assert_eq!(message.document(MAX).unwrap(), message.text(MAX).unwrap());
+            assert_eq!(message.cloud_event_identity(), None);
+        }
+    }
+
+    #[test]
+    fn an_invalid_event_is_refused_with_its_cause() {
+        let structured = |body: &str| error(&message(Some("application/cloudevents+json"), body));
+        let data = format!(r#", "data": {ORDER}"#);
+        assert_eq!(structured(&event("")), CloudEventError::Data);
+        assert_eq!(structured(&event(&format!(r#"{data}, "data_base64": "e30=""#))), CloudEventError::Data);
+        assert_eq!(structured(&event(r#", "data_base64": "e30""#)), CloudEventError::Base64);
+        assert_eq!(structured(&event(r#", "data_base64": {}"#)), CloudEventError::Base64);
+        assert!(matches!(structured(&event(r#", "data_base64": "//79""#)), CloudEventError::Text(_)));
+        assert_eq!(structured(&event(r#", "data": "{}""#)), CloudEventError::NoDocument);
+        assert_eq!(structured(&event(&data).replace("1.0", "0.3")), CloudEventError::Version);
+        assert_eq!(structured(&event(&data).replace("\"/shop\"", "7")), CloudEventError::Attribute("source"));
+        assert!(matches!(structured("[]"), CloudEventError::Json(_)));
+        assert!(matches!(structured(&event(&format!("{data}{data}"))), CloudEventError::Json(_)));
+        let batch = message(Some("application/cloudevents-batch+json"), "[]");
+        assert_eq!(
+            (error(&batch), batch.document(MAX).unwrap_err().code()),
+            (CloudEventError::Format, "invalid_cloud_event")
+        );
+    }
+
+    #[test]
+    fn an_event_in_an_event_is_unwrapped_once() {
+        let inner = event(&format!(r#", "data": {ORDER}"#));
+        let outer = message(Some("application/cloudevents+json"), &event(&format!(r#", "data": {inner}"#)));
+        assert_eq!(outer.document(MAX).unwrap(), inner);
+        let large = format!(r#", "data_base64": "{}""#, STANDARD.encode(vec![b' '; MAX]));
+        assert!(matches!(
+            message(None, &event(&large)).document(MAX),
+            Err(DocumentError::Body(BodyError::TooLong(_))) | Ok(_)
+        ));
+    }
+}
