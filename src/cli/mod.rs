@@ -13,6 +13,7 @@ pub mod probe;
 pub mod publish;
 pub mod report;
 pub mod run;
+pub mod schema;
 pub mod status;
 mod table;
 mod text;
@@ -90,6 +91,8 @@ enum CliCommand {
     Ledger(ledger::LedgerArgs),
     /// Erase one customer's personal data from the ledger and the event files; the daemon may run
     Erase(erase::EraseArgs),
+    /// Print the JSON Schema of orders, of the configuration file or of the events that orderd publishes
+    Schema(schema::SchemaArgs),
     /// Print a shell completion script
     Completions {
         /// Shell to complete for
@@ -198,6 +201,7 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         CliCommand::Erase(args) => {
             with_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))
         }
+        CliCommand::Schema(args) => schema::run(args, out),
         CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command()), out),
         CliCommand::Man => print(&pages::man(Arguments::command())?, out),
     }

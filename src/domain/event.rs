@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::item::{Amounts, Item};
@@ -17,9 +18,11 @@ use super::{Currency, ExactSum, Order};
 pub const EVENT_ID_SUFFIXES: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
 
 /// The body of `order.notification.<channel>`: a message for the customer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "order.notification.<channel>")]
 pub struct Notification<'a> {
     /// What happened: `processed`.
+    #[schemars(extend("const" = "processed"))]
     pub event: &'static str,
     /// The order it is about.
     pub order_id: &'a str,
@@ -38,32 +41,42 @@ pub struct Notification<'a> {
     pub quantity: i64,
     /// The lines, if there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<EventItem<'_>>>")]
     pub items: Option<EventItems<'a>>,
     /// The sum of the lines, if it is not the total.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub goods_total: Option<Decimal>,
     /// Charged for shipping.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub shipping: Option<Decimal>,
     /// Charged for other things, such as a tip.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub fees: Option<Decimal>,
     /// The tax, whether the prices include it or not.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub tax: Option<Decimal>,
     /// Deducted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub discount: Option<Decimal>,
     /// What the order costs.
+    #[schemars(with = "String")]
     pub total: Decimal,
     /// The total's currency.
+    #[schemars(with = "String")]
     pub currency: Currency,
 }
 
 /// The body of `order.analytics.processed`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "order.analytics.processed")]
 pub struct AnalyticsEvent<'a> {
     /// `processed`.
+    #[schemars(extend("const" = "processed"))]
     pub event: &'static str,
     /// The order it is about.
     pub order_id: &'a str,
@@ -74,28 +87,37 @@ pub struct AnalyticsEvent<'a> {
     pub quantity: i64,
     /// Price of one piece, unless the order has several lines.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub price: Option<Decimal>,
     /// The lines, if there are several or one has fields that orderd does not know.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<EventItem<'_>>>")]
     pub items: Option<EventItems<'a>>,
     /// The sum of the lines, if it is not the total.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub goods_total: Option<Decimal>,
     /// Charged for shipping.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub shipping: Option<Decimal>,
     /// Charged for other things, such as a tip.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub fees: Option<Decimal>,
     /// The tax, whether the prices include it or not.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub tax: Option<Decimal>,
     /// Deducted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub discount: Option<Decimal>,
     /// What the order costs.
+    #[schemars(with = "String")]
     pub total: Decimal,
     /// The amounts' currency.
+    #[schemars(with = "String")]
     pub currency: Currency,
     /// Whether the producer marked the order as priority.
     pub priority: bool,
@@ -104,16 +126,20 @@ pub struct AnalyticsEvent<'a> {
     pub customer_id: Option<&'a str>,
     /// When the customer placed the order, if the order says so.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub placed_at: Option<Timestamp>,
     /// When the order was processed. The aggregates count it at this time.
+    #[schemars(with = "String")]
     pub at: Timestamp,
     /// The order's fields that orderd does not know. They are in an object of their own, because a field named `total`
     /// or `at` in an order has another meaning than here.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub extra: &'a UnknownFields,
     /// Set if unknown fields were left out because they are larger than
     /// [`MAX_EXTRA_BYTES`](super::limits::MAX_EXTRA_BYTES).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(with = "Option<bool>")]
     pub extra_dropped: bool,
 }
 
@@ -126,18 +152,22 @@ pub struct EventItems<'a> {
 }
 
 /// One line.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(title = "item")]
 struct EventItem<'a> {
     /// What was ordered.
     product: &'a str,
     /// Number of pieces.
     quantity: i64,
     /// Price of one piece.
+    #[schemars(with = "String")]
     price: Decimal,
     /// What all of them cost.
+    #[schemars(with = "String")]
     total: Decimal,
     /// The line's fields that orderd does not know.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     extra: Option<&'a UnknownFields>,
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -64,14 +65,24 @@ struct FailedHandler {
 }
 
 /// The body of the event `order.analytics.failed`.
-#[derive(Serialize)]
-struct DeadLetteredEvent<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(title = "order.analytics.failed")]
+pub struct DeadLetteredEvent<'a> {
+    /// `failed`.
+    #[schemars(extend("const" = "failed"))]
     event: &'static str,
+    /// The order it is about, or the identity of a message without a readable id.
     order_id: &'a str,
+    /// The value of `x-dead-letter-reason`.
     reason: &'static str,
+    /// The kind of the last failure.
     failure_kind: &'static str,
+    /// The stable code of the last failure.
     failure_code: &'a str,
+    /// The consumer that failed.
     consumer: &'a str,
+    /// When it was dead-lettered.
+    #[schemars(with = "String")]
     at: Timestamp,
 }
 

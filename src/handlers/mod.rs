@@ -31,7 +31,7 @@ pub use claim::Claims;
 pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
 pub use factory::{HandlerFactory, build};
-pub use failed::OriginConsumer;
+pub use failed::{DeadLetteredEvent, OriginConsumer};
 pub use notification::{Channel, LogChannel};
 
 use crate::config::{HandlerRegistry, Sources};

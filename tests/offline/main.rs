@@ -15,6 +15,7 @@ mod log_messages;
 mod metrics;
 mod output;
 mod probe;
+mod schema;
 mod tidy;
 
 /// The program, without the caller's environment, which may contain settings, colours, a proxy or a locale.

@@ -49,6 +49,8 @@ fn commands(ledger: &TempDir) -> Vec<(Vec<String>, i32)> {
         (plain(&["completions", "bash"]), 0),
         (plain(&["completions", "zsh"]), 0),
         (plain(&["man"]), 0),
+        (plain(&["schema", "config"]), 0),
+        (plain(&["schema", "order"]), 0),
         (plain(&["--help"]), 0),
         (plain(&["help", "run"]), 0),
         (plain(&["--version"]), 0),

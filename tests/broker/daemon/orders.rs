@@ -183,6 +183,11 @@ fn orders_of_a_shop_system_are_processed_as_they_come() {
         (&"68.00".into(), &"9.90".into(), &"5.00".into())
     );
     assert_eq!(ledger.rows("SELECT sum(revenue) FROM sales WHERE granularity = 'day'"), ["68"]);
+    let mut schema = env.command(&["schema", "event"]);
+    assert_eq!(schema.wait_for_exit(), 0);
+    let schema = jsonschema::validator_for(&serde_json::from_str(&schema.stdout()).unwrap()).unwrap();
+    let events = [event_lines(&env, "analytics."), event_lines(&env, "notifications.")].concat();
+    assert!(events.len() >= 3 && events.iter().all(|line| schema.is_valid(&line["body"])), "{events:#?}");
     assert_eq!(orderd.stop(), 0);
 }
 

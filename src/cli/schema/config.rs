@@ -1,0 +1,361 @@
+//! The schema of the configuration file.
+//!
+//! It states which sections and keys there are and their types. A test compares the keys with those of the annotated default file,
+//! and the file with the schema. Ranges, durations and rules between keys are checked by `orderd check` alone.
+
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+/// orderd's configuration file. Every key is optional; `orderd check` prints all problems of a file.
+#[derive(JsonSchema)]
+#[schemars(title = "orderd.toml", deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) struct ConfigDocument {
+    broker: Option<Broker>,
+    management: Option<Management>,
+    topology: Option<Topology>,
+    /// The work queues by name. Given together with the consumers, or not at all.
+    queues: Option<BTreeMap<String, Queue>>,
+    /// The consumers by name.
+    consumers: Option<BTreeMap<String, Consumer>>,
+    /// Formats of orders by name.
+    formats: Option<BTreeMap<String, Format>>,
+    ledger: Option<Ledger>,
+    log: Option<Log>,
+    admin: Option<Admin>,
+    reload: Option<Reload>,
+    shutdown: Option<Shutdown>,
+    runtime: Option<Runtime>,
+}
+
+/// Where the broker is, and how orderd authenticates.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Broker {
+    /// host or host:port.
+    addresses: Option<Vec<String>>,
+    virtual_host: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    /// A file with the password.
+    password_file: Option<String>,
+    mechanism: Option<Mechanism>,
+    /// Users whose messages count as orderd's own.
+    trusted_users: Option<Vec<String>>,
+    heartbeat: Option<Duration>,
+    connect_timeout: Option<Duration>,
+    confirm_timeout: Option<Duration>,
+    max_unconfirmed: Option<u64>,
+    /// In bytes.
+    max_unconfirmed_bytes: Option<u64>,
+    /// In bytes.
+    max_body: Option<u64>,
+    /// In bytes.
+    max_unsettled_bytes: Option<u64>,
+    reconnect_max: Option<Duration>,
+    /// Or "off".
+    rebalance_after: Option<Duration>,
+    tls: Option<Tls>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Mechanism {
+    Plain,
+    External,
+}
+
+/// TLS. Files are PEM and read again for each connection.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Tls {
+    ca_file: Option<String>,
+    certificate_file: Option<String>,
+    key_file: Option<String>,
+    /// Only for the broker.
+    server_name: Option<String>,
+}
+
+/// The broker's management HTTP API.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Management {
+    url: Option<OneOrMore>,
+    username: Option<String>,
+    password: Option<String>,
+    password_file: Option<String>,
+    /// Or "off".
+    poll_every: Option<Duration>,
+    tls: Option<Tls>,
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+/// The exchange, and whether orderd declares what is missing.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Topology {
+    exchange: Option<String>,
+    declare: Option<bool>,
+}
+
+/// A work queue.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Queue {
+    /// Topic patterns.
+    #[schemars(length(min = 1, max = 64))]
+    bindings: Vec<String>,
+}
+
+/// A consumer.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Consumer {
+    /// One of the queues.
+    queue: String,
+    /// "order", "notification", "analytics" or "failed". Default: the consumer's name.
+    handler: Option<String>,
+    /// The format of orders: "orderd", "shopify", "woocommerce" or one of the formats.
+    format: Option<String>,
+    #[schemars(range(min = 1, max = 1024))]
+    workers: Option<u64>,
+    #[schemars(range(min = 1, max = 65_535))]
+    prefetch: Option<u64>,
+    timeout: Option<Duration>,
+    retry: Option<Retry>,
+    faults: Option<Faults>,
+}
+
+/// How failures are retried.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Retry {
+    #[schemars(range(max = 10))]
+    immediate: Option<u64>,
+    #[schemars(length(max = 32))]
+    delays: Option<Vec<Duration>>,
+    max_age: Option<Duration>,
+}
+
+/// Faults injected on purpose: fractions of the orders.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Faults {
+    transient: Option<Fraction>,
+    permanent: Option<Fraction>,
+    panic: Option<Fraction>,
+    hang: Option<Fraction>,
+    block: Option<Fraction>,
+}
+
+/// Where each value of an order is in a producer's document.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Format {
+    id: Place,
+    customer_id: Option<Place>,
+    email: Option<Place>,
+    currency: Option<Place>,
+    placed_at: Option<Place>,
+    notify: Option<Place>,
+    priority: Option<Place>,
+    unit: Option<Unit>,
+    total: Option<Place>,
+    shipping: Option<Places>,
+    fees: Option<Places>,
+    tax: Option<Places>,
+    tax_included: Option<Place>,
+    discount: Option<Places>,
+    /// A decimal in quotes.
+    rounding: Option<String>,
+    product: Option<Place>,
+    quantity: Option<Place>,
+    price: Option<Place>,
+    items: Option<Items>,
+}
+
+/// Where each value of an item is.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Items {
+    /// A JSON pointer.
+    list: String,
+    product: Place,
+    quantity: Place,
+    price: Option<Place>,
+    total: Option<Place>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Unit {
+    Major,
+    Minor,
+}
+
+/// The record of effects.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Ledger {
+    directory: Option<String>,
+    /// Or "forever".
+    retention: Option<Duration>,
+}
+
+/// Logging.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Log {
+    level: Option<Level>,
+    format: Option<LogFormat>,
+    directory: Option<String>,
+    rotation: Option<Rotation>,
+    #[schemars(range(min = 1, max = 1000))]
+    keep: Option<u64>,
+    /// Octal digits in quotes.
+    mode: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Rotation {
+    Minutely,
+    Hourly,
+    Daily,
+    Never,
+}
+
+/// The admin HTTP listener.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Admin {
+    /// IP address and port, or "off".
+    listen: Option<String>,
+    token_file: Option<String>,
+    hosts: Option<Vec<String>>,
+}
+
+/// Reloading.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Reload {
+    watch: Option<bool>,
+}
+
+/// Shutdown.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Shutdown {
+    drain_timeout: Option<Duration>,
+}
+
+/// The process itself.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Runtime {
+    #[schemars(range(min = 1, max = 256))]
+    threads: Option<u64>,
+}
+
+/// A duration with units, such as "1m 30s".
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Duration(String);
+
+/// From 0 to 1.
+struct Fraction;
+
+impl JsonSchema for Fraction {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Fraction".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "number", "minimum": 0, "maximum": 1})
+    }
+}
+
+/// A JSON pointer, or a table with one of its keys.
+struct Place;
+
+impl JsonSchema for Place {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Place".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "string"},
+            {"type": "object", "required": ["value"], "additionalProperties": false,
+             "properties": {"value": {"type": ["string", "integer", "boolean"]}}},
+            {"type": "object", "required": ["pointer"], "additionalProperties": false,
+             "properties": {"pointer": {"type": "string"}, "none": {"type": "string"}, "unit": {"enum": ["major", "minor"]}}}
+        ]})
+    }
+}
+
+/// Several JSON pointers, whose amounts are added up.
+struct Places;
+
+impl JsonSchema for Places {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Places".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let pointers = json_schema!({"anyOf": [
+            {"type": "string"}, {"type": "array", "minItems": 1, "maxItems": 16, "items": {"type": "string"}}
+        ]});
+        json_schema!({"anyOf": [
+            pointers,
+            {"type": "object", "required": ["pointer"], "additionalProperties": false,
+             "properties": {"pointer": pointers, "unit": {"enum": ["major", "minor"]}}}
+        ]})
+    }
+}
