@@ -136,12 +136,14 @@ impl AnalyticsHandler {
         let (order_id, sale) = read(name, is_own, body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
-        let _claim = input.ledger.suspend_deadline(self.claims.claim(MessageKind::Analytics, &id)).await;
+        let waiting = input.ledger.suspend_deadline();
+        let _claim = self.claims.claim(MessageKind::Analytics, &id).await;
+        drop(waiting);
         if input.ledger.record(LedgerEntry::LookUpAnalytics { id: id.clone() }).await? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
         }
         let now = Timestamp::now();
-        append(&self.event_log, event_line(&id, name, now, body), input).await?;
+        append(&self.event_log, event_line(&id, name, now, body), input.ledger).await?;
         let event = NewAnalytics { id: id.clone(), order_id, name: name.to_owned(), sale, at: now };
         input.ledger.record(LedgerEntry::Analytics(Box::new(event))).await?;
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))

@@ -8,7 +8,6 @@
 
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -113,15 +112,16 @@ impl EventLog {
     /// # Errors
     /// [`EventLogClosed`].
     pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogClosed> {
-        let (written, answer) = oneshot::channel();
-        let mut appended = pin!(async {
-            let line = Request::Append(Line { text, written });
-            self.requests.send(line).await.map_err(|_| EventLogClosed)?;
-            answer.await.map_err(|_| EventLogClosed)
-        });
+        let (written, mut answer) = oneshot::channel();
         loop {
-            match timeout(PROGRESS_CHECK, &mut appended).await {
-                Ok(result) => return result,
+            match timeout(PROGRESS_CHECK, self.requests.reserve()).await {
+                Ok(place) => break place.map_err(|_| EventLogClosed)?.send(Request::Append(Line { text, written })),
+                Err(_) => self.state.check_progress(),
+            }
+        }
+        loop {
+            match timeout(PROGRESS_CHECK, &mut answer).await {
+                Ok(result) => return result.map_err(|_| EventLogClosed),
                 Err(_) => self.state.check_progress(),
             }
         }

@@ -142,7 +142,7 @@ impl FailedHandler {
         let log = failed.dead_letter_log(origin_queue.clone(), reason);
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
         let carries_orders = failed.consumer.is_some_and(|consumer| consumer.format.is_some());
-        let report = carries_orders.then(|| failed.dead_lettered_event(reason, &self.names));
+        let report = carries_orders.then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
         let dead =
             NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
         let consumer = failed.consumer_name();

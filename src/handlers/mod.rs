@@ -37,7 +37,7 @@ pub use notification::{Channel, LogChannel};
 use crate::config::{HandlerRegistry, Sources};
 use crate::formats::Format;
 use crate::message::{DocumentError, ExchangeNames, TrustedUsers};
-use crate::pipeline::{HandlerError, HandlerInput, Interruption};
+use crate::pipeline::{HandlerError, Interruption, LedgerAccess};
 use crate::recovery::{Failure, FailureKind};
 
 /// All handlers.
@@ -72,9 +72,9 @@ pub struct HandlerDeps {
 
 /// Appends a line and waits until it is on disk. A file that cannot be written is never the message's failure, so the deadline
 /// is suspended.
-async fn append(log: &EventLog, line: Vec<u8>, input: HandlerInput<'_>) -> Result<(), HandlerError> {
-    let appended = input.ledger.suspend_deadline(log.append(line)).await;
-    appended.map_err(|EventLogClosed| HandlerError::Interrupted(Interruption::EventFileClosed))
+async fn append(log: &EventLog, line: Vec<u8>, ledger: LedgerAccess<'_>) -> Result<(), HandlerError> {
+    let _suspended = ledger.suspend_deadline();
+    log.append(line).await.map_err(|EventLogClosed| HandlerError::Interrupted(Interruption::EventFileClosed))
 }
 
 /// The failure for a message without a document.

@@ -65,7 +65,7 @@ impl Channel for LogChannel {
     fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
         let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body);
-        Box::pin(append(&self.log, line, input))
+        Box::pin(append(&self.log, line, input.ledger))
     }
 
     fn event_file(&self) -> Option<watch::Receiver<FileState>> {
@@ -117,7 +117,9 @@ impl NotificationHandler {
         let (order_id, email) = order_id_and_email(body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
-        let _claim = input.ledger.suspend_deadline(self.claims.claim(MessageKind::Notification, &id)).await;
+        let waiting = input.ledger.suspend_deadline();
+        let _claim = self.claims.claim(MessageKind::Notification, &id).await;
+        drop(waiting);
         let known = input.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
         if known? == Recorded::Duplicate {
             return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));

@@ -47,10 +47,15 @@ impl Deadline {
         .await
     }
 
-    /// Waits for a future, which does not count toward the deadline.
-    pub async fn suspend<T>(&self, waiting: impl Future<Output = T>) -> T {
-        let _suspension = Suspension::begin(self);
-        waiting.await
+    /// Suspends the deadline until the result is dropped.
+    pub fn suspend(&self) -> SuspendedDeadline<'_> {
+        let mut clock = self.clock();
+        if clock.waits == 0 {
+            clock.suspended_at = Instant::now();
+        }
+        clock.waits += 1;
+        drop(clock);
+        SuspendedDeadline(self)
     }
 
     fn passes_at(&self) -> Option<Instant> {
@@ -63,21 +68,12 @@ impl Deadline {
     }
 }
 
-struct Suspension<'a>(&'a Deadline);
+/// A wait that does not count toward the deadline. It ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the deadline is suspended only until this is dropped"]
+pub struct SuspendedDeadline<'a>(&'a Deadline);
 
-impl<'a> Suspension<'a> {
-    fn begin(deadline: &'a Deadline) -> Self {
-        let mut clock = deadline.clock();
-        if clock.waits == 0 {
-            clock.suspended_at = Instant::now();
-        }
-        clock.waits += 1;
-        drop(clock);
-        Suspension(deadline)
-    }
-}
-
-impl Drop for Suspension<'_> {
+impl Drop for SuspendedDeadline<'_> {
     fn drop(&mut self) {
         let mut clock = self.0.clock();
         clock.waits -= 1;
@@ -99,14 +95,18 @@ mod tests {
         let deadline = Deadline::after(10 * SECOND);
         let work = async {
             tokio::time::sleep(6 * SECOND).await;
-            deadline.suspend(tokio::time::sleep(60 * SECOND)).await;
+            let suspended = deadline.suspend();
+            tokio::time::sleep(60 * SECOND).await;
+            drop(suspended);
             tokio::time::sleep(3 * SECOND).await;
         };
         assert_eq!(deadline.limit(work).await, Some(()));
         let begun = Instant::now();
         let deadline = Deadline::after(10 * SECOND);
         let work = async {
-            deadline.suspend(tokio::time::sleep(60 * SECOND)).await;
+            let suspended = deadline.suspend();
+            tokio::time::sleep(60 * SECOND).await;
+            drop(suspended);
             std::future::pending::<()>().await;
         };
         assert_eq!(deadline.limit(work).await, None);

@@ -4,13 +4,12 @@
 //! The implementations are in `handlers`.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::deadline::Deadline;
+use super::deadline::{Deadline, SuspendedDeadline};
 use crate::chain::chain;
 use crate::files::FileState;
 use crate::ledger::{LedgerEntry, LedgerError, LedgerWriter, Recorded};
@@ -111,15 +110,14 @@ impl<'a> LedgerAccess<'a> {
     /// # Errors
     /// A [`Failure`] if the ledger refuses this entry, an [`Interruption`] if it was closed.
     pub async fn record(self, entry: LedgerEntry) -> Result<Recorded, HandlerError> {
-        Ok(self.suspend_deadline(self.ledger.record(entry)).await?)
+        let _suspended = self.suspend_deadline();
+        Ok(self.ledger.record(entry).await?)
     }
 
-    /// Waits for something else that may have to wait for the ledger or for an event file, with the deadline suspended.
-    pub async fn suspend_deadline<T>(self, waiting: impl Future<Output = T>) -> T {
-        match self.deadline {
-            Some(deadline) => deadline.suspend(waiting).await,
-            None => waiting.await,
-        }
+    /// Suspends the deadline until the result is dropped, for something else that may have to wait for the ledger or for an
+    /// event file.
+    pub fn suspend_deadline(self) -> Option<SuspendedDeadline<'a>> {
+        self.deadline.map(Deadline::suspend)
     }
 }
 
@@ -160,7 +158,8 @@ pub struct HandlerOutput {
     pub outcome: HandlerOutcome,
     /// An event about a failed message, published before `emit` and recognised if it is published again. It is left out if it can
     /// never be published: the message itself is not affected.
-    pub report: Option<Publication>,
+    /// Boxed, because it is large and rarely there.
+    pub report: Option<Box<Publication>>,
     /// To be published, and confirmed before `record` is recorded.
     pub emit: Arc<[Publication]>,
     /// To be recorded after `emit` is confirmed and before the delivery is acked.

@@ -37,7 +37,7 @@ use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::Order;
-use crate::message::{Delivery, Provenance, PublishError, names};
+use crate::message::{Delivery, Provenance, Publication, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count,
@@ -135,17 +135,8 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
     match publish_output(context, &output).await {
         Ok(()) => {}
         Err(PublishError::Closed) => return AttemptOutcome::Interrupted(Interruption::PublisherClosed),
-        Err(error) => {
-            // The failed-order consumer records the dead letter, and the broker itself moves the message.
-            let deadline = Deadline::after(context.timeout);
-            let ledger = LedgerAccess::new(&*context.ledger, &deadline);
-            let (consumer, bindings) = (&context.consumer, &context.bindings);
-            let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger };
-            match context.handler.dead_letter_without_copy(input, &chain(&error)) {
-                Some(without_copy) => return record_without_copy(context, without_copy).await,
-                None => return cannot_publish(context, &error),
-            }
-        }
+        // Boxed, because this future is large and rarely needed.
+        Err(error) => return output_not_publishable(context, delivery, provenance, &error).boxed().await,
     }
     if let Some(entry) = output.record {
         // During an outage this waits, so what is confirmed is not published again.
@@ -163,11 +154,29 @@ fn handled(outcome: HandlerOutcome, log: Option<DeferredLog>) -> AttemptOutcome 
     AttemptOutcome::Handled(outcome)
 }
 
+/// What the handler returned can never be published. The failed-order consumer records the dead letter, and the broker itself
+/// moves the message.
+async fn output_not_publishable(
+    context: &ConsumerContext,
+    delivery: &Delivery,
+    provenance: Provenance<'_>,
+    error: &PublishError,
+) -> AttemptOutcome {
+    let deadline = Deadline::after(context.timeout);
+    let ledger = LedgerAccess::new(&*context.ledger, &deadline);
+    let (consumer, bindings) = (&context.consumer, &context.bindings);
+    let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger };
+    match context.handler.dead_letter_without_copy(input, &chain(error)) {
+        Some(without_copy) => record_without_copy(context, without_copy).await,
+        None => cannot_publish(context, error),
+    }
+}
+
 /// Publishes what a handler returned. The report comes first and by itself: whatever becomes of it, the failed message's copy is
 /// published once, right before the message is acked.
 async fn publish_output(context: &ConsumerContext, output: &HandlerOutput) -> Result<(), PublishError> {
     if let Some(report) = &output.report {
-        match publish(context, Arc::new([report.clone()])).await {
+        match publish(context, Arc::new([Publication::clone(report)])).await {
             Ok(()) => {}
             Err(PublishError::Closed) => return Err(PublishError::Closed),
             Err(error) => {

@@ -295,10 +295,12 @@ impl Handler for ScriptedHandler {
                 })),
                 "emit" | "emit_both" | "without_copy" | "report" | "invalid_report" => Ok(HandlerOutput {
                     outcome: HandlerOutcome::Completed,
-                    report: body.contains("report").then(|| Publication {
-                        exchange: "orders".into(),
-                        routing_key: body.replace("invalid_report", "report.invalid"),
-                        message: Message::default(),
+                    report: body.contains("report").then(|| {
+                        Box::new(Publication {
+                            exchange: "orders".into(),
+                            routing_key: body.replace("invalid_report", "report.invalid"),
+                            message: Message::default(),
+                        })
                     }),
                     emit: ["order.analytics.x", "order.notification.x"][..if body == "emit_both" { 2 } else { 1 }]
                         .iter()
