@@ -112,7 +112,7 @@ impl PublishLoop<'_> {
             end: EndReason::Input,
         };
         let mut interrupts = pin!(interrupts);
-        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        let mut check = tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
         let mut last_connected = Instant::now();
         let mut obstacles = Obstacles::default();
         let mut in_flight = InFlight::default();
