@@ -157,8 +157,7 @@ pub struct HandlerOutput {
     /// What was done.
     pub outcome: HandlerOutcome,
     /// An event about a failed message, published before `emit` and recognised if it is published again. It is left out if it can
-    /// never be published: the message itself is not affected.
-    /// Boxed, because it is large and rarely there.
+    /// never be published: the message itself is not affected. Boxed, because it is large and rare.
     pub report: Option<Box<Publication>>,
     /// To be published, and confirmed before `record` is recorded.
     pub emit: Arc<[Publication]>,
