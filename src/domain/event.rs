@@ -136,8 +136,7 @@ pub struct AnalyticsEvent<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub extra: &'a UnknownFields,
-    /// Set if unknown fields were left out because they are larger than
-    /// [`MAX_EXTRA_BYTES`](super::limits::MAX_EXTRA_BYTES).
+    /// Set if unknown fields were left out because they have more than 256 KiB, or the lines too many of them.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(with = "Option<bool>")]
     pub extra_dropped: bool,
