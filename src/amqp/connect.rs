@@ -116,7 +116,7 @@ impl Connector {
         let opening = |address: &Address, credentials: &Credentials| {
             let (broker, address, credentials) = (Arc::clone(&self.broker), address.clone(), credentials.clone());
             let name = instance::connection_name(purpose);
-            async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await.ok() }
+            async move { protocol::connect(&broker, &address, &credentials, &name, Duration::ZERO).await }
         };
         let (connection, address) = self.connect_with(opening).await?;
         let in_use = self.addresses.position(&address).map(|index| self.addresses.occupy(index));
@@ -132,7 +132,7 @@ impl Connector {
     where
         C: Send + 'static,
         O: Fn(&Address, &Credentials) -> F,
-        F: Future<Output = Option<C>> + Send + 'static,
+        F: Future<Output = Result<C, HandshakeError>> + Send + 'static,
     {
         let connected = self.connect_to_any(open).await;
         self.record_error(connected.as_ref().err().map(|error| chain(error)));
@@ -172,7 +172,7 @@ impl Connector {
     where
         C: Send + 'static,
         O: Fn(&Address, &Credentials) -> F,
-        F: Future<Output = Option<C>> + Send + 'static,
+        F: Future<Output = Result<C, HandshakeError>> + Send + 'static,
     {
         let broker = &self.broker;
         if broker.virtual_host.len() > MAX_SHORT_STRING {
@@ -215,7 +215,7 @@ impl Connector {
     async fn connect_to<C: Send + 'static>(
         &self,
         address: &Address,
-        opening: impl Future<Output = Option<C>> + Send + 'static,
+        opening: impl Future<Output = Result<C, HandshakeError>> + Send + 'static,
         credentials: &Credentials,
         share: Duration,
     ) -> Result<C, ConnectError> {
@@ -223,7 +223,11 @@ impl Connector {
         let mut opening = tokio::spawn(opening);
         // A quarter of the time is kept for `diagnose`.
         match timeout(share * 3 / 4, &mut opening).await {
-            Ok(Ok(Some(connection))) => return Ok(connection),
+            Ok(Ok(Ok(connection))) => return Ok(connection),
+            // The broker says why. It may accept the next connection, if a limit was reached.
+            Ok(Ok(Err(refused @ HandshakeError::Refused { .. }))) => {
+                return Err(self.explain(refused, address.clone(), credentials));
+            }
             Ok(_failed_or_panicked) => {}
             // Unlike requests on an open connection, a handshake is safe to abort: until it is complete, no task of the
             // client library depends on it. Without the abort, it would wait forever for a frozen broker.

@@ -2,6 +2,7 @@
 //!
 //! It never deletes or changes anything that exists.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub(super) struct BrokerSetup {
     management: config::Management,
     virtual_host: String,
     retry_exchange: Arc<str>,
+    /// For how long a delivery from each queue may be held.
+    longest_holds: BTreeMap<String, Duration>,
 }
 
 impl BrokerSetup {
@@ -90,6 +93,7 @@ impl BrokerSetup {
             management: config.management.clone(),
             virtual_host: config.broker.virtual_host.clone(),
             retry_exchange: config.names().retry,
+            longest_holds: config.longest_holds(),
         }
     }
 
@@ -272,7 +276,9 @@ impl BrokerSetup {
             Err(error) => Err(error),
         };
         match observed {
-            Ok(observed) => Some(audit(&self.topology, &observed)),
+            Ok(observed) => {
+                Some(audit(&self.topology, &observed).with_consumer_timeouts(&self.longest_holds, &observed))
+            }
             Err(error) => {
                 warn!(
                     error = %chain(&error),
@@ -303,6 +309,12 @@ impl BrokerSetup {
             let mismatches = audit.mismatches.iter().map(ToString::to_string);
             let policies = audit.dangerous_policies.iter().map(ToString::to_string);
             return Err(TopologyError::Contradictions(mismatches.chain(policies).collect::<Vec<_>>().join("; ")));
+        }
+        // Otherwise, it is a finding.
+        if self.management.poll_every.is_none() {
+            for problem in &audit.short_consumer_timeouts {
+                warn!(%problem, "the broker takes deliveries back too early: set a longer consumer_timeout, or a shorter timeout");
+            }
         }
         Ok(if audit.unknown_policies.is_empty() { PolicyCheck::Passed } else { PolicyCheck::Incomplete })
     }

@@ -1,8 +1,12 @@
 //! Derives the topology, and the permissions that orderd needs, from the configuration. Pure.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use super::check::EVENTS;
 use super::handler::MessageKind;
 use super::model::{Config, Consumer};
+use crate::message::MAX_HOLD;
 use crate::topology::{
     Declaration, Exchange, ExchangeNames, Permissions, Queue, RequiredPermission, Role, Topology, WorkQueue,
 };
@@ -62,6 +66,12 @@ impl Config {
         let orders = self.consumers.values().filter(|consumer| consumer.messages == MessageKind::Order);
         let bindings = orders.filter_map(|consumer| self.queues.get(&consumer.queue)).flat_map(|queue| &queue.bindings);
         Permissions::of_producer(&self.topology.exchange, bindings.map(String::as_str))
+    }
+
+    /// How long a delivery from each consumed queue may be held: the handler's timeout, and the wait for the end of an outage.
+    pub fn longest_holds(&self) -> BTreeMap<String, Duration> {
+        let hold = |consumer: &Consumer| (consumer.queue.clone(), consumer.timeout + MAX_HOLD);
+        self.consumers.values().map(hold).collect()
     }
 
     /// Everything that must exist on the broker for this configuration.

@@ -1,6 +1,7 @@
 //! The client of RabbitMQ's management API: GET requests with a deadline and a size limit on each answer.
 //! It never changes anything on the broker.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::observed::{ObservedBinding, ObservedExchange, ObservedQueue, ObservedTopology};
+use super::observed::{ObservedBinding, ObservedConsumer, ObservedExchange, ObservedQueue, ObservedTopology};
 use crate::config::{Management, Secret};
 use crate::tls::{self, TlsError, TlsReloader};
 use crate::topology::{Binding, Topology};
@@ -250,6 +251,8 @@ impl ManagementClient {
             observed.queues.extend(found.map(|found| (name, found)));
             observed.bindings.extend(bindings);
         }
+        // Not worth a failure: other programs may have more consumers than fit the largest answer.
+        observed.consumer_timeouts = self.consumer_timeouts().await.unwrap_or_default();
         Ok(observed)
     }
 
@@ -308,6 +311,18 @@ impl ManagementClient {
             Some(queue) if queue.effective_policy.is_none() => self.get(&["queues", &self.virtual_host, name]).await,
             answer => Ok(answer),
         }
+    }
+
+    async fn consumer_timeouts(&self) -> Result<BTreeMap<String, u64>, ManagementError> {
+        let consumers: Option<Vec<ObservedConsumer>> = self.get(&["consumers", &self.virtual_host]).await?;
+        let mut timeouts = BTreeMap::new();
+        for ObservedConsumer { queue, consumer_timeout } in consumers.unwrap_or_default() {
+            if let Some(millis) = consumer_timeout.as_u64() {
+                let shortest = timeouts.entry(queue.name).or_insert(millis);
+                *shortest = millis.min(*shortest);
+            }
+        }
+        Ok(timeouts)
     }
 
     async fn bindings(&self, queue: &str) -> Result<Vec<Binding>, ManagementError> {

@@ -16,6 +16,9 @@ pub struct ObservedTopology {
     pub queues: BTreeMap<String, ObservedQueue>,
     /// The bindings of these queues, except for the implicit ones to the default exchange.
     pub bindings: Vec<Binding>,
+    /// The shortest `consumer_timeout` of each queue's current consumers, in milliseconds. Reported since RabbitMQ 3.13, with the value
+    /// of `rabbitmq.conf` where nothing else sets one.
+    pub consumer_timeouts: BTreeMap<String, u64>,
 }
 
 /// The answer to `GET /api/exchanges/{vhost}/{name}`.
@@ -68,6 +71,20 @@ pub(super) struct ObservedBinding {
     pub source: String,
     pub destination: String,
     pub routing_key: String,
+}
+
+/// One element of the answer to `GET /api/consumers/{vhost}`.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ObservedConsumer {
+    pub queue: QueueName,
+    /// Missing before RabbitMQ 3.13; the text `undefined` if there is no timeout.
+    #[serde(default)]
+    pub consumer_timeout: Value,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct QueueName {
+    pub name: String,
 }
 
 /// A JSON object, which the broker may encode as `[]` if it is empty: an empty Erlang property list.

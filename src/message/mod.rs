@@ -20,6 +20,6 @@ pub use delivery::{Delivery, DeliveryId, Message, Properties};
 pub use exchange_names::ExchangeNames;
 pub use header::{HeaderContent, HeaderName, HeaderValue, Headers, STRIPPED, names};
 pub use identity::{GeneratedId, Provenance, Sender};
-pub use publisher::{CONFIRMS_OVERDUE, Publication, PublishError, Publisher, Unpublished};
+pub use publisher::{CONFIRMS_OVERDUE, MAX_HOLD, Publication, PublishError, Publisher, Unpublished};
 pub use size::{headers_len, headers_memory};
 pub use trusted_users::TrustedUsers;

@@ -13,6 +13,12 @@ use super::Message;
 /// node is isolated, it has an alarm, or the connection loses what is sent over it.
 pub const CONFIRMS_OVERDUE: Duration = Duration::from_secs(5);
 
+/// How long a delivery waits for a ledger that cannot record, or for a broker that does not accept what it causes, before it is
+/// released and the subscription is closed until the outage ends. Well below the broker's default acknowledgement timeout
+/// (`consumer_timeout`, 30 min), after which it would close the channel, again and again, and count each time toward the delivery
+/// limit.
+pub const MAX_HOLD: Duration = Duration::from_secs(300);
+
 /// A message to be published.
 #[derive(Debug, Clone)]
 pub struct Publication {

@@ -12,15 +12,10 @@ use super::publish_outage::PublishOutage;
 use super::unidentified::UnidentifiedDeliveries;
 use crate::formats::Format;
 use crate::ledger::LedgerWriter;
-use crate::message::{ExchangeNames, Publisher, TrustedUsers};
+use crate::message::{ExchangeNames, MAX_HOLD, Publisher, TrustedUsers};
 use crate::metrics::Counters;
 use crate::recovery::RetryPolicy;
 
-/// How long a delivery waits for a ledger that cannot record, or for a broker that does not accept what it causes, before it is
-/// released and the subscription is closed until the outage ends. Well below the broker's default acknowledgement timeout
-/// (`consumer_timeout`, 30 min), after which it would close the channel, again and again, and count each time toward the delivery
-/// limit.
-const MAX_HOLD: Duration = Duration::from_secs(300);
 /// Of a shorter acknowledgement timeout of the broker, once it is known, this part at most.
 const MAX_HOLD_PART: u32 = 2;
 

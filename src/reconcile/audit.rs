@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::consumer_timeouts::{ShortConsumerTimeout, short_consumer_timeouts};
 use crate::management::ObservedTopology;
 use crate::topology::{Argument, Binding, Declaration, Exchange, Object, Queue, Topology};
 
@@ -91,12 +93,23 @@ pub struct Audit {
     pub dangerous_policies: Vec<DangerousPolicy>,
     /// Queues whose effective policies the broker has not reported yet.
     pub unknown_policies: Vec<String>,
+    /// Queues whose deliveries the broker takes back too early.
+    pub short_consumer_timeouts: Vec<ShortConsumerTimeout>,
     /// Bindings between orderd's exchanges and queues that are not in the configuration, but were in an earlier one. They
     /// still route messages.
     pub extra_bindings: Vec<Object>,
 }
 
 impl Audit {
+    /// Adds the queues whose `consumer_timeout` is shorter than these times, for which a delivery from each may be held.
+    pub fn with_consumer_timeouts(
+        self,
+        longest_holds: &BTreeMap<String, Duration>,
+        observed: &ObservedTopology,
+    ) -> Self {
+        Audit { short_consumer_timeouts: short_consumer_timeouts(longest_holds, observed), ..self }
+    }
+
     /// Whether orderd must not start on this broker.
     pub fn forbids_start(&self) -> bool {
         !self.mismatches.is_empty() || !self.dangerous_policies.is_empty()
@@ -114,6 +127,7 @@ pub fn audit(topology: &Topology, observed: &ObservedTopology) -> Audit {
         missing: missing(topology.declarations(), observed),
         mismatches: mismatches(topology.declarations(), observed),
         dangerous_policies: dangerous_policies(topology.declarations(), observed),
+        short_consumer_timeouts: Vec::new(),
         unknown_policies: topology.queues().filter(unknown_policies).map(|queue| queue.name.clone()).collect(),
         extra_bindings: observed
             .bindings

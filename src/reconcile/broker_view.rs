@@ -209,6 +209,8 @@ pub enum FindingKind {
     QueueMismatch,
     /// A policy would delete or divert messages of a queue.
     DangerousPolicy,
+    /// The broker's `consumer_timeout` of a queue is shorter than a delivery may be held.
+    ShortConsumerTimeout,
     /// An exchange or queue was deleted and has been declared again.
     Redeclared,
     /// Messages wait in a work queue that has no consumer.
@@ -236,13 +238,14 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// All kinds, in order.
-    pub const ALL: [FindingKind; 17] = [
+    pub const ALL: [FindingKind; 18] = [
         FindingKind::ExchangeMissing,
         FindingKind::QueueMissing,
         FindingKind::BindingMissing,
         FindingKind::ExchangeMismatch,
         FindingKind::QueueMismatch,
         FindingKind::DangerousPolicy,
+        FindingKind::ShortConsumerTimeout,
         FindingKind::Redeclared,
         FindingKind::NoConsumer,
         FindingKind::ConsumerPaused,
@@ -265,6 +268,7 @@ impl FindingKind {
             FindingKind::ExchangeMismatch => "exchange_mismatch",
             FindingKind::QueueMismatch => "queue_mismatch",
             FindingKind::DangerousPolicy => "dangerous_policy",
+            FindingKind::ShortConsumerTimeout => "short_consumer_timeout",
             FindingKind::Redeclared => "redeclared",
             FindingKind::NoConsumer => "no_consumer",
             FindingKind::ConsumerPaused => "consumer_paused",
@@ -299,6 +303,7 @@ impl FindingKind {
             | FindingKind::ExchangeMismatch
             | FindingKind::QueueMismatch
             | FindingKind::DangerousPolicy
+            | FindingKind::ShortConsumerTimeout
             | FindingKind::Redeclared
             | FindingKind::NoConsumer
             | FindingKind::AckedByOthers

@@ -5,11 +5,12 @@
 //! ```text
 //! poller ─► management (client, answers) ─► reconciler ─┬─► count_comparison, overdue_detector
 //!   │                                                   └─► findings ─► broker_view ─► status
-//!   └─► topology_check ─► audit ─► topology_findings ────────────────────────┘
+//!   └─► topology_check ─► audit, consumer_timeouts ─► topology_findings ─────┘
 //! ```
 
 pub mod audit;
 mod broker_view;
+mod consumer_timeouts;
 mod count_comparison;
 mod findings;
 mod overdue_detector;
@@ -20,5 +21,6 @@ mod topology_check;
 mod topology_findings;
 
 pub use broker_view::{ApiState, BrokerView, Finding, FindingKind, QueueRole, QueueView};
+pub use consumer_timeouts::ShortConsumerTimeout;
 pub use poller::Poller;
 pub use reconciler::{Limits, LocalCounts};

@@ -51,6 +51,8 @@ pub struct Poller {
     /// Queues whose details cannot be read although the API answers.
     unreadable: BTreeMap<String, ManagementErrorKind>,
     topology: Arc<Topology>,
+    /// For how long a delivery from each queue may be held.
+    longest_holds: BTreeMap<String, Duration>,
     /// Whether orderd declares what is missing.
     declare: bool,
     redeclaration: Redeclaration,
@@ -104,6 +106,7 @@ impl Poller {
             failed_detail: None,
             unreadable: BTreeMap::new(),
             topology: Arc::new(config.topology()),
+            longest_holds: config.longest_holds(),
             declare: config.topology.declare,
             redeclaration: Redeclaration::default(),
             topology_check: None,
@@ -173,7 +176,8 @@ impl Poller {
         self.topology_findings = TopologyFindings::default();
         self.topology_check = self.client.as_ref().ok().map(|client| {
             let (client, topology) = (client.clone(), Arc::clone(&self.topology));
-            TopologyCheck::start(client, topology, self.limits.details_every, self.redeclaration.clone())
+            let holds = self.longest_holds.clone();
+            TopologyCheck::start(client, topology, holds, self.limits.details_every, self.redeclaration.clone())
         });
     }
 

@@ -2,6 +2,7 @@
 //!
 //! It only reads. If something is missing, it requests a declaration from the task that declares.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ impl TopologyCheck {
     pub fn start(
         client: ManagementClient,
         topology: Arc<Topology>,
+        longest_holds: BTreeMap<String, Duration>,
         every: Duration,
         redeclaration: Redeclaration,
     ) -> Self {
@@ -47,7 +49,7 @@ impl TopologyCheck {
             loop {
                 match timeout(CHECK_TIMEOUT, client.observe(&topology)).await {
                     Ok(Ok(observed)) => {
-                        let audit = audit(&topology, &observed);
+                        let audit = audit(&topology, &observed).with_consumer_timeouts(&longest_holds, &observed);
                         let is_incomplete = !audit.missing.is_empty();
                         if is_incomplete {
                             redeclaration.request();

@@ -141,6 +141,10 @@ fn observations(audit: &Audit, declare: bool, now: Moment) -> BTreeMap<Key, Find
         let remedy = "orderd deletes nothing: drain and delete it, then run `orderd reload`";
         add(mismatch.object.clone(), kind, format!("{mismatch}, {effect}: {remedy}"));
     }
+    for short in &audit.short_consumer_timeouts {
+        let detail = format!("{short}: it takes back what is held longer, and dead-letters it after 20 times");
+        add(Object::Queue(short.queue.clone()), FindingKind::ShortConsumerTimeout, detail);
+    }
     for policy in &audit.dangerous_policies {
         let detail = format!("{policy}: change or remove the policy; with it, orderd does not start again");
         let queues = policy.queues().into_iter().map(str::to_owned).collect();

@@ -1,46 +1,18 @@
-//! Callbacks that the client library calls when a connection or channel ends.
+//! Callbacks that the client library calls when a channel ends. The relay notices the end of a connection.
 //!
 //! They record the end in the lifetime and never do anything else: a request made inside a callback would deadlock the
 //! library's dispatcher.
 
 use std::sync::Arc;
 
-use amqprs::callbacks::{ChannelCallback, ConnectionCallback};
+use amqprs::callbacks::ChannelCallback;
 use amqprs::channel::Channel;
-use amqprs::connection::Connection;
-use amqprs::{Ack, BasicProperties, Cancel, Close, CloseChannel, Nack, Return};
+use amqprs::{Ack, BasicProperties, Cancel, CloseChannel, Nack, Return};
 use async_trait::async_trait;
 
 use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop};
 
 type CallbackResult<T> = Result<T, amqprs::error::Error>;
-
-/// Ends a lifetime when its connection ends.
-pub struct ConnectionWatch(EndOnDrop);
-
-impl ConnectionWatch {
-    pub fn new(lifetime: &Arc<ConnectionLifetime>) -> Self {
-        ConnectionWatch(EndOnDrop(Arc::clone(lifetime)))
-    }
-}
-
-#[async_trait]
-impl ConnectionCallback for ConnectionWatch {
-    async fn close(&mut self, _: &Connection, close: Close) -> CallbackResult<()> {
-        let (code, text) = (close.reply_code(), close.reply_text().clone());
-        self.0.0.end(ConnectionEnd::ConnectionClosed { code, text });
-        Ok(())
-    }
-
-    /// Once it has something to refuse because of an alarm, the broker answers no further request.
-    async fn blocked(&mut self, _: &Connection, reason: String) {
-        self.0.0.end(ConnectionEnd::Blocked(reason));
-    }
-
-    async fn unblocked(&mut self, _: &Connection) {}
-
-    async fn secret_updated(&mut self, _: &Connection) {}
-}
 
 /// Ends a lifetime when its channel ends. The channel neither publishes nor consumes.
 pub struct ChannelWatch(EndOnDrop);

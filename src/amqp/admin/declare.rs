@@ -6,12 +6,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use amqprs::channel::{Channel, ExchangeDeclareArguments, QueueBindArguments, QueueDeclareArguments};
-use amqprs::connection::Connection;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::sleep;
 use tracing::info;
 
-use super::client_connection::{self, ClientConnection};
+use super::client_connection::ClientConnection;
 use super::declare_error::{DeclareError, describe};
 use super::field_table::from_arguments;
 use super::request::request;
@@ -79,41 +78,46 @@ impl Connector {
         let created = self.missing_objects(plan).await?;
         let mut declared = Declared { created, refused: Vec::new() };
         let (first, later) = split_for_new_queues(plan, &declared.created_queues());
-        self.declare_each(&first, max_refused, &mut declared.refused).await?;
+        self.declare_each(&first, max_refused, &mut declared).await?;
         if declared.refused.len() < max_refused && !later.is_empty() {
             let queues = declared.created_queues();
             info!(?queues, wait = ?NEW_QUEUE_WAIT, "queues created; waiting until they are safe to use");
             sleep(NEW_QUEUE_WAIT).await;
-            self.declare_each(&later, max_refused, &mut declared.refused).await?;
+            self.declare_each(&later, max_refused, &mut declared).await?;
         }
         let Declared { created, refused } = &mut declared;
         created.retain(|object| !refused.iter().any(|refused| refused.concerns(object)));
         Ok(declared)
     }
 
-    /// Declares these, in order, until `refused` has `max_refused` elements. A refusal closes the channel, and each further
+    /// Declares these, in order, until `max_refused` are refused. A refusal closes the channel, and each further
     /// declaration needs a new connection.
     async fn declare_each(
         &self,
         steps: &[&Declaration],
         max_refused: usize,
-        refused: &mut Vec<DeclareError>,
+        declared: &mut Declared,
     ) -> Result<(), DeclareError> {
         let mut rest = steps.iter();
-        while refused.len() < max_refused && rest.len() > 0 {
-            let lifetime = ConnectionLifetime::begin();
-            let client = ClientConnection::open(self, "declare", &lifetime).await?;
+        while declared.refused.len() < max_refused && rest.len() > 0 {
+            let connection = self.open_client("declare").await?;
+            let (channel, lifetime) = connection.open_channel().await.map_err(ConnectError::Lost)?;
             let mut outcome = Ok(());
             while outcome.is_ok()
                 && let Some(step) = rest.next()
             {
-                let declared = declare(&client.channel, &lifetime, step, false).await;
-                outcome = declared.map_err(|end| DeclareError::new(step, end));
+                let is_new = declared.created.contains(&Object::from(*step));
+                let answer = declare(&channel, &lifetime, step, false).await;
+                outcome = answer.map_err(|end| match connection.reason(end) {
+                    end if is_new => DeclareError::of_new(step, end),
+                    end => DeclareError::new(step, end),
+                });
             }
-            client.close(&lifetime).await;
+            close_channel(channel, &lifetime).await;
+            connection.close().await;
             match outcome {
                 Ok(()) => {}
-                Err(error) if error.concerns_one_declaration() => refused.push(error),
+                Err(error) if error.concerns_one_declaration() => declared.refused.push(error),
                 Err(error) => return Err(error),
             }
         }
@@ -140,7 +144,7 @@ impl Connector {
             let connection = self.open_client("declare").await?;
             let (objects, later) = rest.split_at(self.channels_up_to(CHECKS_PER_CONNECTION).min(rest.len()));
             let found = find_missing_on(&connection, objects).await;
-            client_connection::close(connection).await;
+            connection.close().await;
             missing.extend(found?);
             rest = later;
         }
@@ -148,15 +152,11 @@ impl Connector {
     }
 }
 
-async fn find_missing_on(connection: &Connection, objects: &[&Declaration]) -> Result<Vec<Object>, DeclareError> {
+async fn find_missing_on(connection: &ClientConnection, objects: &[&Declaration]) -> Result<Vec<Object>, DeclareError> {
     let lost = |end| DeclareError::Connect(ConnectError::Lost(end));
-    let lifetime = ConnectionLifetime::begin();
-    client_connection::watch(connection, &lifetime).await.map_err(lost)?;
     // Requests on different channels do not wait for each other. With one after the other, a busy broker takes seconds.
-    let opening = objects.iter().map(|object| async {
-        client_connection::open_channel(connection).await.map_err(|end| DeclareError::new(object, end))
-    });
-    let channels = try_join_all(opening).await?;
+    let opening = objects.iter().map(|_| connection.open_channel());
+    let channels = try_join_all(opening).await.map_err(lost)?;
     let declaring = objects
         .iter()
         .zip(&channels)
@@ -166,16 +166,19 @@ async fn find_missing_on(connection: &Connection, objects: &[&Declaration]) -> R
         match declared {
             Ok(()) => {}
             Err(ConnectionEnd::ChannelClosed { code: NOT_FOUND, .. }) => missing.push(Object::from(object)),
-            Err(_) if lifetime.has_ended() => return Err(lost(lifetime.reason())),
+            Err(_) if connection.lifetime.has_ended() => return Err(lost(connection.lifetime.reason())),
             Err(end) => return Err(DeclareError::new(object, end)),
         }
     }
-    let closing =
-        channels.into_iter().filter(|(_, lifetime)| !lifetime.has_ended()).map(|(channel, lifetime)| async move {
-            let _ = request(&lifetime, "channel.close", channel.close()).await;
-        });
-    join_all(closing).await;
+    join_all(channels.into_iter().map(|(channel, lifetime)| async move { close_channel(channel, &lifetime).await }))
+        .await;
     Ok(missing)
+}
+
+async fn close_channel(channel: Channel, lifetime: &ConnectionLifetime) {
+    if !lifetime.has_ended() {
+        let _ = request(lifetime, "channel.close", channel.close()).await;
+    }
 }
 
 async fn declare(

@@ -96,6 +96,17 @@ impl DeclareError {
         }
     }
 
+    /// Like [`DeclareError::new`], for an exchange or queue that does not exist, so that 406 has another cause, such as a virtual
+    /// host's `max-queues`.
+    pub(super) fn of_new(declaration: &Declaration, end: ConnectionEnd) -> Self {
+        match end {
+            source @ ConnectionEnd::ChannelClosed { code: PRECONDITION_FAILED, .. } => {
+                DeclareError::Other { declaration: describe(declaration), source }
+            }
+            end => DeclareError::new(declaration, end),
+        }
+    }
+
     pub(super) fn new(declaration: &Declaration, end: ConnectionEnd) -> Self {
         let declaration = describe(declaration);
         match end {

@@ -8,10 +8,9 @@ use amqprs::channel::{
     BasicConsumeArguments, BasicPublishArguments, Channel, ExchangeDeclareArguments, QueueDeclareArguments,
     QueueUnbindArguments,
 };
-use amqprs::connection::Connection;
 use amqprs::{BasicProperties, FieldValue};
 
-use super::client_connection;
+use super::client_connection::ClientConnection;
 use super::field_table::{from_arguments, insert, with_field};
 use super::request::{queue_frame, request};
 use crate::amqp::connect::Connector;
@@ -56,7 +55,7 @@ impl Connector {
             let (required, later) = rest.split_at(self.channels_up_to(CHECKS_PER_CONNECTION).min(rest.len()));
             rest = later;
             let checked = check_permissions(&connection, required).await;
-            client_connection::close(connection).await;
+            connection.close().await;
             denied.extend(checked.denied);
             match checked.end {
                 Ok(()) => {}
@@ -70,14 +69,13 @@ impl Connector {
     }
 }
 
-async fn check_permissions(connection: &Connection, required: &[RequiredPermission]) -> CheckOutcome {
-    let connection_lifetime = ConnectionLifetime::begin();
-    let mut end = client_connection::watch(connection, &connection_lifetime).await;
+async fn check_permissions(connection: &ClientConnection, required: &[RequiredPermission]) -> CheckOutcome {
+    let mut end = Ok(());
     let mut channels = Vec::with_capacity(required.len());
     // All channels first: opening one on a connection that has lost one is not safe with the library.
     for _ in required {
         if end.is_ok() {
-            end = client_connection::open_channel(connection).await.map(|opened| channels.push(opened));
+            end = connection.open_channel().await.map(|opened| channels.push(opened));
         }
     }
     let mut denied = Vec::new();
@@ -90,7 +88,7 @@ async fn check_permissions(connection: &Connection, required: &[RequiredPermissi
         let checked = tokio::select! {
             biased;
             checked = check(channel, lifetime, permission) => checked,
-            () = connection_lifetime.ended() => connection_lifetime.reason(),
+            () = connection.lifetime.ended() => connection.lifetime.reason(),
         };
         match checked {
             ConnectionEnd::ChannelClosed { code: ACCESS_REFUSED, text: reply } => {
@@ -98,7 +96,7 @@ async fn check_permissions(connection: &Connection, required: &[RequiredPermissi
             }
             // 406 is the expected refusal, 404 is reported elsewhere, and `ClosedByUs` means that the request succeeded.
             ConnectionEnd::ChannelClosed { .. } | ConnectionEnd::ClosedByUs => {}
-            other => end = Err(other),
+            other => end = Err(connection.reason(other)),
         }
     }
     CheckOutcome { denied, end }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use amqprs::connection::{Connection, OpenConnectionArguments};
@@ -16,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::amqp::lifetime::REPLY_TIMEOUT;
+use crate::amqp::lifetime::{ConnectionEnd, ConnectionLifetime, EndOnDrop, REPLY_TIMEOUT};
 use crate::amqp::protocol::{
     self, Frame, FrameType, Method, MethodId, PROTOCOL_HEADER, ProtocolError, SaslResponse, put_method,
 };
@@ -54,11 +55,12 @@ const REPLIES: [MethodId; 12] = [
 /// What a broker with an alarm sends at any time, about the whole connection.
 const UNASKED: [MethodId; 2] = [MethodId::CONNECTION_BLOCKED, MethodId::CONNECTION_UNBLOCKED];
 
-/// Opens a connection of the client library over an open connection to the broker.
+/// Opens a connection of the client library over an open connection to the broker. Its lifetime ends with either side, and has the
+/// broker's own reason before the library can notice.
 ///
 /// # Errors
 /// If loopback cannot be used, or the library does not connect.
-pub async fn open(broker: protocol::Connection) -> io::Result<Connection> {
+pub async fn open(broker: protocol::Connection) -> io::Result<(Connection, Arc<ConnectionLifetime>)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     // Another program on this machine could connect to the relay before the library does.
     let (port, password) = (listener.local_addr()?.port(), random_hex(PASSWORD_BYTES)?);
@@ -70,8 +72,9 @@ pub async fn open(broker: protocol::Connection) -> io::Result<Connection> {
     let opening = async { Connection::open(&arguments).await.map_err(io::Error::other) };
     let (library, connection) = tokio::try_join!(accept(listener, &password, &limits), opening)?;
     // Ends when either side closes its connection. The library closes its side when the last handle is dropped.
-    tokio::spawn(relay(library, broker));
-    Ok(connection)
+    let lifetime = ConnectionLifetime::begin();
+    tokio::spawn(relay(library, broker, Arc::clone(&lifetime)));
+    Ok((connection, lifetime))
 }
 
 /// The library's side of a relayed connection.
@@ -148,15 +151,17 @@ fn invalid(error: ProtocolError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-async fn relay(library: LibrarySide, broker: protocol::Connection) {
+async fn relay(library: LibrarySide, broker: protocol::Connection, lifetime: Arc<ConnectionLifetime>) {
+    let lifetime = EndOnDrop(lifetime);
     let LibrarySide { stream, incoming } = library;
     let (mut from_library, mut to_library) = stream.into_split();
     let (mut from_broker, mut to_broker) = tokio::io::split(broker.stream);
     let ended = tokio::select! {
         // Cancel-safe: the connections are closed after either direction has ended.
         _ = forward_requests(incoming, &mut from_library, &mut to_broker) => None,
-        ended = forward_replies(broker.incoming, &mut from_broker, &mut to_library) => Some(ended),
+        ended = forward_replies(broker.incoming, &mut from_broker, &mut to_library, &lifetime.0) => Some(ended),
     };
+    lifetime.0.end(ConnectionEnd::Broken);
     let _ = timeout(CLOSE_TIMEOUT, to_broker.shutdown()).await;
     match ended {
         None => {}
@@ -188,17 +193,22 @@ async fn forward_requests(
     }
 }
 
-/// Passes on what the broker sends, until it closes its side or sends anything but a reply.
+/// Passes on what the broker sends, until it closes its side or sends anything but a reply. If it closes or blocks the connection,
+/// the lifetime ends with its reason.
 async fn forward_replies(
     mut bytes: BytesMut,
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
+    lifetime: &ConnectionLifetime,
 ) -> io::Result<()> {
     let mut replies = 0;
     loop {
         let mut checked = 0;
         while let Some(frame) = Frame::parse(&bytes[checked..], MAX_REPLY).map_err(invalid)? {
             check_reply(&frame).map_err(invalid)?;
+            if let Some(end) = end_of_connection(&frame).map_err(invalid)? {
+                lifetime.end(end);
+            }
             checked += frame.len();
             replies += 1;
         }
@@ -223,6 +233,22 @@ fn check_reply(frame: &Frame<'_>) -> Result<(), ProtocolError> {
     }
 }
 
+/// The broker's reason, if it closes the connection or has blocked it: once it has something to refuse because of an alarm, it
+/// answers no further request.
+fn end_of_connection(frame: &Frame<'_>) -> Result<Option<ConnectionEnd>, ProtocolError> {
+    const ENDS: [MethodId; 2] = [MethodId::CONNECTION_CLOSE, MethodId::CONNECTION_BLOCKED];
+    if frame.kind != FrameType::Method || !ENDS.contains(&MethodId::get(&mut { frame.payload })?) {
+        return Ok(None);
+    }
+    Ok(match Method::parse(frame)? {
+        Some(Method::ConnectionClose { code, text }) => {
+            Some(ConnectionEnd::ConnectionClosed { code, text: text.into_owned() })
+        }
+        Some(Method::ConnectionBlocked { reason }) => Some(ConnectionEnd::Blocked(reason.into_owned())),
+        _ => None,
+    })
+}
+
 async fn send_all(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     timeout(REPLY_TIMEOUT, async {
         to.write_all(bytes).await?;
@@ -238,7 +264,7 @@ mod tests {
     use super::*;
     use crate::amqp::fake_broker::{DEADLINE, FakeBroker};
     use crate::amqp::protocol::put_frame;
-    use crate::amqp::{Connector, DeclareError};
+    use crate::amqp::{ConnectError, Connector, DeclareError};
     use crate::topology::{Declaration, Object, Queue};
 
     fn plan() -> Vec<Declaration> {
@@ -339,6 +365,18 @@ mod tests {
                 .await;
             assert!(checking.await.unwrap().is_err(), "{channel}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_closes_the_connection_instead_of_opening_a_channel_is_quoted() {
+        let broker = FakeBroker::new(&[]).await;
+        let checking = tokio::spawn(check(broker.connector()));
+        let mut connection = broker.accept(|_| {}).await;
+        connection.expect_method(MethodId::CHANNEL_OPEN).await;
+        let text = "NOT_ALLOWED - number of channels opened has reached the limit of (1)";
+        connection.send_connection_method(Method::ConnectionClose { code: 530, text: text.into() }).await;
+        let DeclareError::Connect(ConnectError::Lost(end)) = checking.await.unwrap().unwrap_err() else { panic!() };
+        assert_eq!(end, ConnectionEnd::ConnectionClosed { code: 530, text: text.into() });
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ const POLICY_DEADLINE: Duration = Duration::from_secs(15);
 ///                  "expected": 20, "actual": 5}],
 ///  "dangerous_policies": [{"policies": ["mine"], "queues": ["order_queue"],
 ///                          "settings": [{"key": "overflow", "value": "drop-head", "effect": "…", "queues": ["order_queue"]}]}],
+///  "short_consumer_timeouts": [{"queue": "order_queue", "consumer_timeout_ms": 120000, "longest_hold_ms": 330000}],
 ///  "unknown_policies": ["order_queue"],
 ///  "extra_bindings": [{"kind": "binding", "exchange": "orders", "queue": "order_queue", "routing_key": "old"}]}
 /// ```
@@ -92,7 +93,7 @@ async fn ask_management(config: &Config) -> Result<Audit, ManagementError> {
     let topology = config.topology();
     let client = ManagementClient::new(&config.management, &config.broker.virtual_host)?;
     let observed = client.observe_with_policies(&topology, POLICY_DEADLINE).await?;
-    Ok(audit(&topology, &observed))
+    Ok(audit(&topology, &observed).with_consumer_timeouts(&config.longest_holds(), &observed))
 }
 
 impl BrokerReport {
@@ -124,6 +125,11 @@ impl BrokerReport {
             Ok(audit) => {
                 problems.extend(audit.mismatches.iter().map(ToString::to_string));
                 problems.extend(audit.dangerous_policies.iter().map(ToString::to_string));
+                problems.extend(audit.short_consumer_timeouts.iter().map(|short| {
+                    format!(
+                        "{short}: set a longer consumer_timeout on the broker, or a shorter timeout of the consumer"
+                    )
+                }));
                 let remedy = if declare {
                     "orderd declares it at its start, or `orderd reload` does if it runs"
                 } else {
@@ -165,7 +171,11 @@ impl BrokerReport {
                 | ManagementError::TooLong { .. }
                 | ManagementError::Malformed { .. },
             ) => Exit::Unavailable,
-            Ok(audit) if audit.forbids_start() || !audit.missing.is_empty() => Exit::Config,
+            Ok(audit)
+                if audit.forbids_start() || !audit.missing.is_empty() || !audit.short_consumer_timeouts.is_empty() =>
+            {
+                Exit::Config
+            }
             Ok(_) => Exit::Done,
         }
     }
@@ -205,6 +215,7 @@ impl Serialize for BrokerReport {
         map.serialize_entry("missing", &audit.map(|audit| objects(&audit.missing)))?;
         map.serialize_entry("mismatches", &audit.map(mismatches))?;
         map.serialize_entry("dangerous_policies", &audit.map(policies))?;
+        map.serialize_entry("short_consumer_timeouts", &audit.map(consumer_timeouts))?;
         map.serialize_entry("unknown_policies", &audit.map(|audit| &audit.unknown_policies))?;
         map.serialize_entry("extra_bindings", &audit.map(|audit| objects(&audit.extra_bindings)))?;
         map.end()
@@ -221,6 +232,18 @@ fn mismatches(audit: &Audit) -> Vec<Value> {
         })
     };
     audit.mismatches.iter().map(mismatch).collect()
+}
+
+fn consumer_timeouts(audit: &Audit) -> Vec<Value> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let short = |found: &crate::reconcile::ShortConsumerTimeout| {
+        json!({
+            "queue": found.queue,
+            "consumer_timeout_ms": millis(found.consumer_timeout),
+            "longest_hold_ms": millis(found.longest_hold),
+        })
+    };
+    audit.short_consumer_timeouts.iter().map(short).collect()
 }
 
 fn policies(audit: &Audit) -> Vec<Value> {

@@ -180,9 +180,11 @@ fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
     let missing = audit.missing.iter().map(|object| format!("missing: {object}"));
     let mismatches = audit.mismatches.iter().map(|mismatch| format!("differs: {mismatch}"));
     let policies = audit.dangerous_policies.iter().map(|policy| format!("dangerous: {policy}"));
+    let timeouts = audit.short_consumer_timeouts.iter().map(|short| format!("too short: {short}"));
     let unknown = audit.unknown_policies.iter().map(|queue| format!("unknown: policies of queue {queue:?}"));
     let extra = audit.extra_bindings.iter().map(|binding| format!("not in the configuration: {binding}"));
-    let differences: Vec<String> = missing.chain(mismatches).chain(policies).chain(unknown).chain(extra).collect();
+    let differences: Vec<String> =
+        missing.chain(mismatches).chain(policies).chain(timeouts).chain(unknown).chain(extra).collect();
     if differences.is_empty() {
         return writeln!(out, "  the topology is complete and as configured");
     }

@@ -17,6 +17,7 @@ fn low_limits_of_the_broker_are_kept_to_or_named_with_their_numbers() {
     set("channel_max", "2047");
     set("frame_max", "131072");
     a_connection_limit_is_named(&node);
+    limits_that_keep_orderd_from_declaring_or_checking_are_named(&node);
     a_copy_that_is_too_large_for_the_broker_is_dead_lettered_and_disturbs_no_other(&node);
     set("consumer_timeout", "2000");
     set("channel_tick_interval", "500");
@@ -45,6 +46,38 @@ fn a_connection_limit_is_named(node: &Node) {
     });
     limit("{}");
     wait_until("orderd is ready", || failing_checks(&orderd).is_empty());
+    assert_eq!(orderd.stop(), 0);
+}
+
+fn limits_that_keep_orderd_from_declaring_or_checking_are_named(node: &Node) {
+    let env = TestEnv::new(node).set("management.poll_every", "200ms");
+    let of_user = |limits: &str| drop(node.ctl(&["set_user_limits", "guest", limits]));
+    let of_vhost = |limits: &str| drop(node.ctl(&["set_vhost_limits", "--vhost", &env.vhost.name, limits]));
+    let checked = || {
+        let mut check = env.command(&["check", "--connect"]);
+        assert_eq!(check.wait_for_exit(), 69, "{}", check.output());
+        check.output()
+    };
+    of_vhost(r#"{"max-queues": 3}"#);
+    let error = env.spawn().startup_error();
+    assert!(error.contains("queue limit") && error.contains("(3)") && !error.contains("other properties"), "{error}");
+    of_vhost("{}");
+    let mut orderd = env.start();
+    of_user(r#"{"max-channels": 8}"#);
+    let output = checked();
+    assert!(output.contains("530") && output.contains("user limit of (8)"), "{output}");
+    // The broker cancels the consumer of a deleted queue, so orderd declares at once.
+    assert_eq!(node.management("DELETE", &format!("/queues/{}/order_queue", env.vhost.name), "").0, 204);
+    wait_until("the limit is shown", || failing_checks(&orderd).iter().any(|detail| detail.contains("limit of (8)")));
+    drop(node.ctl(&["clear_user_limits", "guest", "all"]));
+    wait_until("orderd is ready", || failing_checks(&orderd).is_empty());
+    of_user(r#"{"max-connections": 6}"#);
+    let output = checked();
+    assert!(output.contains("user connection limit (6)"), "{output}");
+    drop(node.ctl(&["clear_user_limits", "guest", "all"]));
+    of_vhost(r#"{"max-connections": 6}"#);
+    let output = checked();
+    assert!(output.contains("connection limit (6)"), "{output}");
     assert_eq!(orderd.stop(), 0);
 }
 
