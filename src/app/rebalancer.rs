@@ -15,12 +15,16 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
 use crate::amqp::Connector;
+use crate::backoff::Backoff;
 use crate::config::{Address, Broker};
 use crate::status::{Status, StatusRegistry};
 
 /// The longest time between two looks at the status.
 const MAX_CHECK: Duration = Duration::from_secs(5);
 const MIN_CHECK: Duration = Duration::from_millis(100);
+
+/// The longest wait before another move to a node to which moves did not lead.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// The task that decides what to move, and when.
 pub(super) struct Rebalancer {
@@ -58,6 +62,7 @@ async fn rebalance(
     moves: mpsc::Sender<String>,
 ) {
     let mut quiet = QuietTime::default();
+    let (mut moved, mut failed) = (None::<(String, Address)>, FailedMoves::default());
     let mut check = interval((after / 4).clamp(MIN_CHECK, MAX_CHECK));
     loop {
         check.tick().await;
@@ -65,12 +70,23 @@ async fn rebalance(
         if quiet.observe(&status, Instant::now()) < after {
             continue;
         }
-        let Some(next) = Placement::of(&status, &addresses).next_move() else { continue };
+        if let Some((consumer, to)) = moved.take() {
+            let consumer = status.consumers.get(&consumer);
+            let arrived =
+                consumer.and_then(|consumer| consumer.address.as_ref()).is_some_and(|at| *at == to.to_string());
+            failed.record(to, arrived, after, Instant::now());
+        }
+        let Some(mut next) = Placement::of(&status, &addresses).next_move() else { continue };
+        next.to.retain(|to| !failed.is_waiting(to, Instant::now()));
+        if next.to.is_empty() {
+            continue;
+        }
         // Whatever happens, the next move waits for another quiet time.
         quiet = QuietTime::default();
         match first_reachable(&connector, &next.to).await {
             Some(to) => {
                 let (consumer, from) = (next.consumer, next.from);
+                moved = Some((consumer.clone(), to.clone()));
                 info!(consumer, %from, %to, "moving the consumer to a node with fewer connections");
                 if moves.send(consumer).await.is_err() {
                     return;
@@ -88,6 +104,28 @@ async fn first_reachable<'a>(connector: &Connector, candidates: &'a [Address]) -
         }
     }
     None
+}
+
+/// The nodes to which moves did not lead although they accept connections, such as one that is cut off from its cluster under
+/// `cluster_partition_handling = ignore`: how many times in a row, and when the next move may be tried.
+#[derive(Debug, Default)]
+struct FailedMoves(BTreeMap<Address, (u32, Instant)>);
+
+impl FailedMoves {
+    fn record(&mut self, to: Address, arrived: bool, after: Duration, now: Instant) {
+        if arrived {
+            self.0.remove(&to);
+            return;
+        }
+        let (times, retry_at) = self.0.entry(to).or_insert((0, now));
+        let backoff = Backoff { first: after.saturating_mul(2), max: MAX_WAIT.max(after) };
+        *retry_at = now + backoff.wait(*times, 1.0);
+        *times = times.saturating_add(1);
+    }
+
+    fn is_waiting(&self, to: &Address, now: Instant) -> bool {
+        self.0.get(to).is_some_and(|(_, retry_at)| now < *retry_at)
+    }
 }
 
 /// For how long the daemon has been ready, with the same connections.
@@ -184,6 +222,23 @@ mod tests {
         assert_eq!(next.to, [address(2), address(3)]);
         assert_eq!(placement(&[4, 1, 0]).next_move().unwrap().to, [address(3), address(2)]);
         assert_eq!(placement(&[2, 1, 2]).next_move().map(|next| next.to), Some(vec![address(2)]));
+    }
+
+    #[test]
+    fn a_node_to_which_moves_do_not_lead_is_tried_ever_more_rarely_until_one_does() {
+        let (mut failed, start, minute) = (FailedMoves::default(), Instant::now(), Duration::from_secs(60));
+        let mut tried = Vec::new();
+        for number in 0..200 {
+            let now = start + minute * number;
+            if !failed.is_waiting(&address(1), now) {
+                failed.record(address(1), false, minute, now);
+                tried.push(number);
+            }
+        }
+        assert_eq!(tried, [0, 2, 6, 14, 30, 62, 122, 182]);
+        assert!(failed.is_waiting(&address(1), start + minute * 200) && !failed.is_waiting(&address(2), start));
+        failed.record(address(1), true, minute, start);
+        assert!(!failed.is_waiting(&address(1), start));
     }
 
     #[test]

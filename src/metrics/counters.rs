@@ -107,6 +107,18 @@ struct CounterState {
     retries: BTreeMap<(Arc<str>, Delay), u64>,
     dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
     pool: PoolState,
+    /// [`PoolState::unanswered`] of each subscription, by its number, where it is not zero.
+    unanswered: BTreeMap<u64, Duration>,
+}
+
+impl CounterState {
+    fn set_unanswered(&mut self, subscription: u64, unanswered: Duration) {
+        match unanswered.is_zero() {
+            true => self.unanswered.remove(&subscription),
+            false => self.unanswered.insert(subscription, unanswered),
+        };
+        self.pool.unanswered = self.unanswered.values().max().copied().unwrap_or_default();
+    }
 }
 
 impl Default for CounterState {
@@ -123,6 +135,7 @@ impl Default for CounterState {
             retries: BTreeMap::new(),
             dead_letters: BTreeMap::new(),
             pool: PoolState::default(),
+            unanswered: BTreeMap::new(),
         }
     }
 }
@@ -189,7 +202,7 @@ pub struct PoolState {
     pub workers_running: u64,
     /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
     pub safe_mode: bool,
-    /// How long the broker has not answered on a subscription's connection although settlements were sent on it.
+    /// How long the broker has not answered on a subscription's connection although settlements were sent on it: the longest.
     pub unanswered: Duration,
 }
 
@@ -338,7 +351,8 @@ impl Counters {
         state.pool.active_subscriptions += 1;
         state.pool.capacity += capacity;
         state.pool.subscriptions += 1;
-        SubscriptionGuard { counters: Arc::clone(self), capacity, is_draining: false }
+        let number = state.pool.subscriptions;
+        SubscriptionGuard { counters: Arc::clone(self), number, capacity, is_draining: false }
     }
 
     /// Records why the last attempt to subscribe failed.
@@ -406,6 +420,7 @@ fn consumer_label(consumer: &Option<Arc<str>>) -> Arc<str> {
 #[derive(Debug)]
 pub(crate) struct SubscriptionGuard {
     counters: Arc<Counters>,
+    number: u64,
     capacity: u64,
     is_draining: bool,
 }
@@ -413,7 +428,7 @@ pub(crate) struct SubscriptionGuard {
 impl SubscriptionGuard {
     /// How long the broker has not answered on this subscription's connection although settlements were sent on it.
     pub fn set_unanswered(&self, unanswered: Duration) {
-        self.counters.lock().pool.unanswered = unanswered;
+        self.counters.lock().set_unanswered(self.number, unanswered);
     }
 
     /// Counts the subscription as draining from now on: it receives no new deliveries.
@@ -428,8 +443,9 @@ impl SubscriptionGuard {
 
 impl Drop for SubscriptionGuard {
     fn drop(&mut self) {
-        let pool = &mut self.counters.lock().pool;
-        pool.unanswered = Duration::ZERO;
+        let mut state = self.counters.lock();
+        state.set_unanswered(self.number, Duration::ZERO);
+        let pool = &mut state.pool;
         *(if self.is_draining { &mut pool.draining_subscriptions } else { &mut pool.active_subscriptions }) -= 1;
         pool.capacity -= self.capacity;
     }

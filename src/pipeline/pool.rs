@@ -167,6 +167,9 @@ impl Pool {
     /// Resolves when the ledger can record and the broker has accepted what it did not accept before.
     async fn outages_ended(&self) {
         if let Some(mut publications) = self.context.outage.publications() {
+            // What is accepted here is published again by the delivery that caused it, which was released: orders and events are
+            // recorded once, but of a failed message there are two copies, and may be two dead letters. Nothing else shows that
+            // the broker accepts: a subscription to try it would count toward the delivery limit.
             // An error that another attempt cannot help ends the outage too: the delivery that caused it meets it again.
             let _ = publish_until_accepted(&self.context, &mut publications).await;
             self.context.outage.end();

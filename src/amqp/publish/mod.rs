@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::connect::Connector;
 use super::protocol::check_size;
@@ -65,8 +65,8 @@ struct Shared {
     connected: AtomicBool,
     connection: AtomicU64,
     connections: AtomicU64,
-    /// See [`PublisherState::waiting`], in milliseconds.
-    waiting_millis: AtomicU64,
+    /// When the oldest publication whose confirm is awaited was sent; kept over connections that confirm nothing.
+    waiting_since: Mutex<Option<Instant>>,
     /// Where the latest connection goes.
     address: Mutex<Option<Address>>,
     /// Why the broker reads nothing from the connection, while it does not.
@@ -78,6 +78,14 @@ struct Shared {
 impl Shared {
     fn set_blocked(&self, reason: Option<String>) {
         *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    fn waiting_since(&self) -> Option<Instant> {
+        *self.waiting_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_waiting_since(&self, since: Option<Instant>) {
+        *self.waiting_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
     fn announce_acceptance(&self) {
@@ -103,7 +111,7 @@ impl Connector {
             connected: AtomicBool::new(false),
             connection: AtomicU64::new(0),
             connections: AtomicU64::new(0),
-            waiting_millis: AtomicU64::new(0),
+            waiting_since: Mutex::default(),
             address: Mutex::default(),
             blocked: Mutex::default(),
             acceptance: watch::Sender::new(0),
@@ -241,7 +249,7 @@ impl ConfirmingPublisher {
             connections: self.shared.connections.load(Ordering::Relaxed),
             unconfirmed: (self.shared.max_unconfirmed as usize)
                 .saturating_sub(self.shared.publications.available_permits()),
-            waiting: Duration::from_millis(self.shared.waiting_millis.load(Ordering::Relaxed)),
+            waiting: self.shared.waiting_since().map_or(Duration::ZERO, |since| since.elapsed()),
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::amqp::lifetime::{self, ConnectionEnd};
 use crate::amqp::protocol::{Channel, Confirm, Method, ServerEvent, reject_unexpected};
 use crate::backoff::Backoff;
 use crate::chain::chain;
+use crate::config::Address;
 use crate::message::{CONFIRMS_OVERDUE, PublishError};
 use crate::telemetry::RepeatedLog;
 
@@ -63,8 +64,6 @@ struct PublisherTask {
     refusals: Refusals,
     /// Whether to reconnect, to another node if there is one, once everything sent is answered.
     reconnect: bool,
-    /// When the oldest unconfirmed publication was sent; kept over connections that confirm nothing.
-    waiting_since: Option<Instant>,
     /// When the broker last confirmed or refused something on this connection.
     answered_at: Option<Instant>,
     /// Whether it was logged that the broker does not confirm.
@@ -88,7 +87,6 @@ pub async fn run(connector: Connector, shared: Arc<Shared>, inbox: mpsc::Unbound
         drained: false,
         refusals: Refusals::default(),
         reconnect: false,
-        waiting_since: None,
         answered_at: None,
         overdue: false,
     };
@@ -194,6 +192,8 @@ impl PublisherTask {
             }
             self.outstanding.begin_connection();
         };
+        // What waits for its confirm also waits while there is no connection.
+        self.observe_waiting(&channel.address);
         self.shared.connected.store(false, Ordering::Relaxed);
         self.shared.set_blocked(None);
         if let Err(reason) = &served {
@@ -231,7 +231,7 @@ impl PublisherTask {
                         driven?;
                         self.receive(channel)?;
                     }
-                    self.observe_waiting(channel);
+                    self.observe_waiting(&channel.address);
                     if let Some(oldest) = self.outstanding.oldest_sent() {
                         let silent_since = self.answered_at.map_or(oldest, |at| at.max(oldest));
                         if oldest.elapsed() > timeouts.one {
@@ -315,20 +315,21 @@ impl PublisherTask {
     }
 
     /// Notices, logs and publishes for the status that the broker has not confirmed anything for too long.
-    fn observe_waiting(&mut self, channel: &Channel) {
+    fn observe_waiting(&mut self, address: &Address) {
         let oldest = self.outstanding.oldest_sent();
-        let is_new = self.outstanding.is_proven() || self.waiting_since.is_none();
-        self.waiting_since = match (self.outstanding.is_empty(), is_new) {
+        let known = self.shared.waiting_since();
+        let is_new = self.outstanding.is_proven() || known.is_none();
+        let waiting_since = match (self.outstanding.is_empty(), is_new) {
             (true, _) => None,
             (false, true) => oldest,
-            (false, false) => self.waiting_since,
+            (false, false) => known,
         };
-        let waiting = self.waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
-        self.shared.waiting_millis.store(waiting.as_millis() as u64, Ordering::Relaxed);
+        self.shared.set_waiting_since(waiting_since);
+        let waiting = waiting_since.map_or(Duration::ZERO, |since| since.elapsed());
         let overdue = waiting >= CONFIRMS_OVERDUE;
         if overdue != self.overdue {
             self.overdue = overdue;
-            let (unconfirmed, address) = (self.outstanding.len(), &channel.address);
+            let unconfirmed = self.outstanding.len();
             match overdue {
                 true => warn!(%address, ?waiting, unconfirmed, "the broker does not confirm what is published to it"),
                 false => info!(%address, unconfirmed, "the broker confirms again"),
@@ -416,6 +417,7 @@ impl PublisherTask {
         self.shared.bytes.close();
         let unconfirmed = self.outstanding.len();
         self.outstanding = OutstandingConfirms::new();
+        self.shared.set_waiting_since(None);
         info!(unconfirmed, "publisher closed");
         if let Some(closer) = self.closer.take() {
             let _ = closer.send(unconfirmed);

@@ -183,6 +183,22 @@ async fn a_connection_that_loses_what_is_sent_over_it_is_noticed_in_seconds() {
 }
 
 #[tokio::test]
+async fn the_wait_for_confirms_is_counted_while_there_is_no_connection() {
+    let broker = FakeBroker::new(OPENING).await;
+    let publisher = broker.connector().publisher();
+    let mut connection = broker.accept(|_| {}).await;
+    let _answer = tokio::spawn(publisher.publish(publication(10)));
+    connection.expect_method(MethodId::BASIC_PUBLISH).await;
+    drop(connection);
+    while publisher.state().connected {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::pause();
+    tokio::time::advance(crate::message::CONFIRMS_OVERDUE).await;
+    assert!(publisher.state().waiting >= crate::message::CONFIRMS_OVERDUE);
+}
+
+#[tokio::test]
 async fn a_broker_that_blocks_publishing_says_why() {
     let broker = FakeBroker::new(OPENING).await;
     let publisher = broker.connector().publisher();

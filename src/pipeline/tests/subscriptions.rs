@@ -119,6 +119,21 @@ async fn a_handler_that_runs_past_the_brokers_consumer_timeout_is_named_as_the_c
     env.stop().await;
 }
 
+#[test]
+fn a_draining_subscription_does_not_hide_that_the_broker_does_not_answer_another_one() {
+    let counters = Arc::new(Counters::default());
+    let open = || counters.subscription_opened(1, "node".into(), Arc::default());
+    let (mut former, current) = (open(), open());
+    former.start_draining();
+    current.set_unanswered(Duration::from_secs(7));
+    former.set_unanswered(Duration::ZERO);
+    assert_eq!(counters.read().pool.unanswered, Duration::from_secs(7));
+    drop(former);
+    assert_eq!(counters.read().pool.unanswered, Duration::from_secs(7));
+    drop(current);
+    assert_eq!(counters.read().pool.unanswered, Duration::ZERO);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_subscription_on_which_the_broker_does_not_answer_shows_for_how_long() {
     let env = TestEnv::start(1, 1).await;
