@@ -142,6 +142,35 @@ fn what_is_deleted_or_dangerous_is_a_finding_where_an_administrator_declares() {
 }
 
 #[test]
+fn an_event_without_a_binding_is_kept_as_unrouted_or_waits_for_the_binding_where_an_administrator_declares() {
+    let node = Node::shared();
+    let mut env = TestEnv::new(&node).set("management.poll_every", "200ms");
+    assert_eq!(env.start().stop(), 0);
+    env.change("topology.declare", "false");
+    let mut orderd = env.start();
+    let (vhost, mut raw) = (&env.vhost, env.raw());
+    let name = &vhost.name;
+    let notifications = format!("bindings/{name}/e/orders/q/notification_queue/order.notification.%2A");
+    // Without the queue of the alternate exchange, the broker returns the event: 312 NO_ROUTE.
+    delete(vhost, &notifications);
+    delete(vhost, &format!("bindings/{name}/e/orders.unrouted/q/unrouted_queue/~"));
+    raw.publish_to("orders", NORMAL, &Properties::persistent(), &order("ord-1"));
+    wait_until("the cause is shown", || {
+        orderd.status()["consumers"]["order"]["publish_error"].as_str().is_some_and(|error| error.contains("NO_ROUTE"))
+    });
+    assert_eq!(env.ledger().processed(), 0, "recorded before its event is published");
+    raw.bind("notification_queue", "orders", "order.notification.*");
+    raw.bind("unrouted_queue", "orders.unrouted", "");
+    env.ledger().await_settled(1);
+
+    delete(vhost, &notifications);
+    raw.publish_to("orders", NORMAL, &Properties::persistent(), &order("ord-2"));
+    wait_until("the order is processed", || env.ledger().processed() == 2);
+    wait_until("its event is kept", || raw.depth("unrouted_queue") == 1);
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
 fn a_burst_of_events_for_a_deleted_exchange_is_published_as_soon_as_it_is_declared_again() {
     let node = Node::shared();
     let env = TestEnv::new(&node).set("management.poll_every", "off");
