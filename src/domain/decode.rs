@@ -16,7 +16,7 @@ use super::model::{Order, OrderId, UnknownFields};
 use super::rule::{AmountField, RuleError, TextField};
 use super::value::{self, Mismatch};
 
-const FIELDS: &[&str; 12] = &[
+const FIELDS: &[&str; 13] = &[
     "id",
     "product",
     "quantity",
@@ -29,6 +29,7 @@ const FIELDS: &[&str; 12] = &[
     "notify",
     "items",
     "total",
+    "event",
 ];
 const ITEM_FIELDS: &[&str; 3] = &["product", "quantity", "price"];
 
@@ -55,6 +56,9 @@ pub enum DecodeError {
     /// The order has one product of its own and a list of items.
     #[error("{0} and items are both given: an order has either product, quantity and price, or items")]
     Ambiguous(&'static str),
+    /// The order was not placed, but cancelled, or something else happened to it.
+    #[error("event must be \"placed\": cancellations and other events are not processed")]
+    Event,
     /// One of the items is no line of an order.
     #[error("items[{index}]: {error}")]
     Item {
@@ -71,6 +75,7 @@ impl DecodeError {
         match self {
             DecodeError::Body(error) => error.code(),
             DecodeError::Ambiguous(_) => "ambiguous_items",
+            DecodeError::Event => "unsupported_event",
             DecodeError::Json(_) | DecodeError::Missing(_) | DecodeError::Field { .. } | DecodeError::Item { .. } => {
                 "invalid_order"
             }
@@ -135,6 +140,7 @@ impl Order {
         let field = |index: usize| Field { name: FIELDS[index], raw: fields.named[index] };
         let [id, product, quantity, price, priority] = [0, 1, 2, 3, 4].map(field);
         let [customer_id, email, currency, placed_at, notify, items, total] = [5, 6, 7, 8, 9, 10, 11].map(field);
+        is_placed(field(12))?;
         let mut broken = (fields.others_count > MAX_EXTRA_FIELDS).then_some(RuleError::TooManyFields);
         let id_text = id.read(id.required()?, value::as_id)?;
         let id = OrderId::cut(id_text, &mut broken);
@@ -174,6 +180,14 @@ impl Order {
             extra_dropped: unknown.dropped,
             broken,
         })
+    }
+}
+
+/// Refuses everything but an order that was placed. A cancellation must never be taken for an order.
+fn is_placed(event: Field<'_>) -> Result<(), DecodeError> {
+    match event.optional_value(value::as_text)?.as_deref() {
+        None | Some("placed") => Ok(()),
+        Some(_) => Err(DecodeError::Event),
     }
 }
 
@@ -308,6 +322,19 @@ mod tests {
         {
             let error = with("price", json).unwrap_err();
             assert!(matches!(error, DecodeError::Field { field: "price", .. }), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_cancellation_is_never_taken_for_an_order() {
+        for json in ["\"placed\"", "null", "\"\""] {
+            with("event", json).unwrap().check().unwrap();
+        }
+        for body in [
+            r#"{"id": 1, "event": "cancelled"}"#,
+            r#"{"id": 1, "product": "p", "quantity": 1, "price": 1, "event": "updated"}"#,
+        ] {
+            assert_eq!(Order::decode(body.as_bytes()).unwrap_err().code(), "unsupported_event");
         }
     }
 

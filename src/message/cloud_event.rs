@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use memchr::memmem;
 use serde_json::value::RawValue;
 
 use super::header::{HeaderValue, Headers};
@@ -122,7 +123,7 @@ impl Message {
         } else if media_type.get(..ANY_STRUCTURED.len()).is_some_and(|start| start.eq_ignore_ascii_case(ANY_STRUCTURED))
         {
             Envelope::Unsupported
-        } else if content_encoding.is_none() && contains(&self.body, b"\"specversion\"") {
+        } else if content_encoding.is_none() && memmem::find(&self.body, b"\"specversion\"").is_some() {
             // Many producers set no content type, or that of JSON.
             Envelope::Structured { certain: false }
         } else {
@@ -140,10 +141,6 @@ enum Envelope {
         certain: bool,
     },
     Unsupported,
-}
-
-fn contains(body: &[u8], part: &[u8]) -> bool {
-    body.windows(part.len()).any(|window| window == part)
 }
 
 /// An attribute of a binary event.

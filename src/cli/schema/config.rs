@@ -132,6 +132,7 @@ struct Consumer {
     handler: Option<String>,
     /// The format of orders: "orderd", "shopify", "woocommerce" or one of the formats.
     format: Option<String>,
+    on_conflict: Option<OnConflict>,
     #[schemars(range(min = 1, max = 1024))]
     workers: Option<u64>,
     #[schemars(range(min = 1, max = 65_535))]
@@ -139,6 +140,15 @@ struct Consumer {
     timeout: Option<Duration>,
     retry: Option<Retry>,
     faults: Option<Faults>,
+}
+
+/// What happens to an order with the id of another one and different content.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum OnConflict {
+    DeadLetter,
+    Ignore,
 }
 
 /// How failures are retried.

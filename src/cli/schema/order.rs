@@ -52,6 +52,10 @@ pub(super) struct OrderDocument {
     #[serde(default)]
     #[schemars(schema_with = "text")]
     placed_at: (),
+    /// What happened to the order.
+    #[serde(default)]
+    #[schemars(schema_with = "event")]
+    event: (),
     /// The notification channel: one word of 1 to 32 letters, digits, "_" and "-"; any other counts as "email".
     #[serde(default)]
     #[schemars(schema_with = "text")]
@@ -162,6 +166,10 @@ fn currency(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [
         {"type": "null"}, {"type": "string", "pattern": "^[ \\t\\r\\n\\f]*[A-Za-z]{3}[ \\t\\r\\n\\f]*$"}, {"type": "string", "pattern": "^ *$"}
     ]})
+}
+
+fn event(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [{"enum": ["placed", null]}, {"type": "string", "pattern": "^ *$"}]})
 }
 
 fn text(_: &mut SchemaGenerator) -> Schema {

@@ -118,7 +118,7 @@ fn a_new_or_removed_consumer_is_reported_key_by_key() {
         .insert("vip".to_owned(), Consumer { queue: "vip_queue".to_owned(), ..old.consumers["order"].clone() });
     let added = changes(&old, &new);
     let keys: Vec<_> = added.iter().map(|change| change.key.as_str()).collect();
-    assert!(keys.is_sorted() && keys.len() == 15, "{keys:?}");
+    assert!(keys.is_sorted() && keys.len() == 16, "{keys:?}");
     assert!(keys.contains(&"queues.vip_queue.bindings") && keys.contains(&"consumers.vip.retry.delays"), "{keys:?}");
     assert!(added.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
     let removed = changes(&new, &old);
@@ -138,6 +138,7 @@ fn a_change_of_handler_removes_the_old_handlers_keys_and_adds_those_of_the_new_o
         "consumers.analytics.faults.transient: none → 0.0, Live",
         "consumers.analytics.format: none → \"orderd\", Live",
         "consumers.analytics.handler: \"analytics\" → \"order\", Live",
+        "consumers.analytics.on_conflict: none → \"dead_letter\", Live",
     ];
     assert_eq!(described(&old, &new), expected);
     assert_eq!(described(&new, &old).len(), expected.len());

@@ -1,8 +1,9 @@
 //! Orders, normal and priority: decoded, checked, recorded in the ledger, and announced to the customer and to analytics.
 //!
-//! Its own keys: `faults`, which makes a fraction of the orders fail on purpose.
+//! Its own keys: `on_conflict`, and `faults`, which makes a fraction of the orders fail on purpose.
 
 mod fault_injection;
+mod on_conflict;
 
 use std::sync::Arc;
 
@@ -12,13 +13,14 @@ use serde::Serialize;
 use tracing::{debug, warn};
 
 use self::fault_injection::{FaultInjection, FaultKind};
+use self::on_conflict::OnConflict;
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderSummary};
 use crate::formats::{Format, OrderFaults};
 use crate::ledger::{LedgerEntry, NewOrder, Recorded};
-use crate::message::{ExchangeNames, Publication};
+use crate::message::{ExchangeNames, Message, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
@@ -29,6 +31,7 @@ pub(super) struct OrderFactory;
 /// Its own keys in `[consumers.<name>]`.
 #[derive(Debug, Serialize)]
 pub(super) struct OrderSettings {
+    on_conflict: OnConflict,
     faults: FaultInjection,
 }
 
@@ -40,7 +43,10 @@ impl HandlerFactory for OrderFactory {
     const MESSAGES: MessageKind = MessageKind::Order;
 
     fn read(section: &mut Section<'_>) -> OrderSettings {
-        OrderSettings { faults: FaultInjection::read(section.section("faults")) }
+        OrderSettings {
+            on_conflict: OnConflict::read(section),
+            faults: FaultInjection::read(section.section("faults")),
+        }
     }
 
     fn check_lines(consumer: &str, settings: &OrderSettings) -> Vec<String> {
@@ -55,15 +61,24 @@ impl HandlerFactory for OrderFactory {
             warn!(consumer, ?faults, "faults are injected on purpose: not for production");
         }
         let (names, max_body, format) = (Arc::clone(&deps.names), deps.max_body, deps.format.clone());
-        Arc::new(OrderHandler { names, faults, max_body, format })
+        Arc::new(OrderHandler { names, on_conflict: settings.on_conflict, faults, max_body, format })
     }
 }
 
 struct OrderHandler {
     names: Arc<ExchangeNames>,
+    on_conflict: OnConflict,
     faults: FaultInjection,
     max_body: usize,
     format: Format,
+}
+
+/// The failure for a message that is about an order, but not about one that was placed, by its AMQP `type`. Its body may be the
+/// whole order.
+fn other_event(message: &Message) -> Option<Failure> {
+    let event = message.properties.message_type.as_deref()?.strip_prefix("order.")?;
+    let reason = "the message's type must be \"order.placed\": cancellations and other events are not processed";
+    (event != "placed").then(|| Failure::new(FailureKind::Malformed, "unsupported_event", reason))
 }
 
 /// The failure for a document that is no order, or breaks a rule.
@@ -74,6 +89,9 @@ fn invalid(faults: &OrderFaults) -> Failure {
 
 impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
+        if let Some(event) = other_event(&input.delivery.message) {
+            return Err(event.into());
+        }
         let text = input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
         let order = self.format.decode(&text).map_err(|faults| invalid(&faults))?;
         drop(text);
@@ -95,6 +113,9 @@ impl OrderHandler {
         match input.ledger.record(entry).await? {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
+            Recorded::Conflict if self.on_conflict == OnConflict::Ignore => {
+                return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
+            }
             Recorded::Conflict => {
                 let reason = format!("an order with the id {} and different content was accepted before", order.id);
                 return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason).into());
