@@ -57,20 +57,24 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn order(id: &str, number: u64, priority: bool) -> String {
-    let (product, price) = PRODUCTS[(number % PRODUCTS.len() as u64) as usize];
+    let line = |line: u64| {
+        let (product, price) = PRODUCTS[((number + line) % PRODUCTS.len() as u64) as usize];
+        json!({"product": product, "quantity": 1 + (number + line) % 5, "price": price})
+    };
+    // Every fifth order is for several products.
+    let mut order = if number.is_multiple_of(5) {
+        json!({"items": (0..2 + number % 3).map(line).collect::<Vec<_>>()})
+    } else {
+        line(0)
+    };
     let customer = number % 500;
-    json!({
-        "id": id,
-        "product": product,
-        "quantity": 1 + number % 5,
-        "price": price,
-        "currency": if number.is_multiple_of(4) { "USD" } else { "EUR" },
-        "priority": priority,
-        "customer_id": format!("cust-{customer}"),
-        "email": format!("user{customer}@example.com"),
-        "placed_at": Timestamp::now(),
-    })
-    .to_string()
+    order["id"] = json!(id);
+    order["currency"] = json!(if number.is_multiple_of(4) { "USD" } else { "EUR" });
+    order["priority"] = json!(priority);
+    order["customer_id"] = json!(format!("cust-{customer}"));
+    order["email"] = json!(format!("user{customer}@example.com"));
+    order["placed_at"] = json!(Timestamp::now());
+    order.to_string()
 }
 
 /// Makes an order bad: invalid JSON or a missing product, which are malformed, or a quantity of 0, which violates a rule of

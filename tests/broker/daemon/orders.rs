@@ -142,7 +142,12 @@ fn an_order_with_several_lines_is_processed_once_and_counted_by_line() {
         ledger.rows("SELECT product, orders, quantity, revenue FROM sales WHERE granularity = 'day' ORDER BY 1"),
         ["Ink|1|1|3", "Pen|1|7|7.40"]
     );
-    let event = event_lines(&env, "analytics.").into_iter().find(|line| line["event"] == "processed").unwrap();
+    let line = |n: usize| format!(r#"{{"product":"{n}-{}","quantity":1,"price":"0.01"}}"#, "x".repeat(400));
+    send(&cart(&(0..1_000).map(line).collect::<Vec<_>>().join(","), "10").replace("cart", "largest"));
+    ledger.await_settled(2);
+    let largest = "SELECT (SELECT goods_total FROM orders WHERE id = 'largest'), (SELECT count(*) FROM sales WHERE revenue = '0.01')";
+    assert_eq!(ledger.rows(largest), ["10.00|3000"], "in minutes, hours and days");
+    let event = event_lines(&env, "analytics.").into_iter().find(|line| line["body"]["order_id"] == "cart").unwrap();
     assert_eq!(event["body"]["items"][0]["extra"]["sku"], "P-1");
     assert_eq!(event["body"]["items"][2]["total"], "5");
     let mut trace = env.command(&["trace", "cart"]);

@@ -114,14 +114,22 @@ async fn publish(publisher: &dyn Publisher, number: u64) {
 fn order(number: u64) -> Publication {
     let id = format!("ord-{number}");
     let urgent = is_urgent(number);
-    let body = json!({
-        "id": id,
-        "product": PRODUCTS[(number % 3) as usize],
-        "quantity": 1 + number % 5,
-        "price": format!("{}.{:02}", 10 + number % 900, number % 100),
-        "currency": if number.is_multiple_of(7) { "USD" } else { "EUR" },
-        "priority": urgent,
-    });
+    let line = |line: u64| {
+        json!({
+            "product": PRODUCTS[((number + line) % 3) as usize],
+            "quantity": 1 + (number + line) % 5,
+            "price": format!("{}.{:02}", 10 + number % 900, (number + line) % 100),
+        })
+    };
+    // Every fourth has several lines, some of them with the same product twice.
+    let mut body = if number.is_multiple_of(4) {
+        json!({"items": (0..2 + number % 5).map(line).collect::<Vec<_>>()})
+    } else {
+        line(0)
+    };
+    body["id"] = json!(id);
+    body["currency"] = json!(if number.is_multiple_of(7) { "USD" } else { "EUR" });
+    body["priority"] = json!(urgent);
     let properties = Properties { message_id: Some(id), ..Properties::default() };
     Publication {
         exchange: "orders".into(),
