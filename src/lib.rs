@@ -10,6 +10,7 @@
 //!   9  admin (HTTP: health, metrics, status, commands)
 //!   8  status (live state of the daemon)   handlers (what is done with each kind of message)
 //!   7  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
+//!      steps (the shop's own services, called for each message)
 //!   6  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
 //!   5  config (TOML → checked)
 //!   4  recovery (retry or dead-letter: pure)   topology (exchanges, queues, bindings: pure)
@@ -65,6 +66,7 @@ pub mod reconcile;
 pub mod recovery;
 pub mod shutdown;
 pub mod status;
+pub mod steps;
 pub mod supervisor;
 pub mod systemd;
 pub mod telemetry;
