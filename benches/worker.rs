@@ -21,7 +21,10 @@ use orderd::config::{Config, Sources};
 use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
-use orderd::ledger::{LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, Recorded};
+use orderd::ledger::{
+    ClaimAnswer, LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, Recorded, RunClaim, RunRecord,
+    RunRecorded,
+};
 use orderd::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, LossCause, Message, Properties, Publication, Publisher, SettleError,
     Settlement, Settler, SubscribeError, Subscription, Unpublished,
@@ -414,6 +417,14 @@ impl LedgerWriter for MemoryLedger {
         let (answer, answered) = oneshot::channel();
         self.0.send((entry, answer)).expect("the ledger stays");
         Box::pin(async { Ok(answered.await.expect("the ledger answers")) })
+    }
+
+    fn claim_run(&self, _claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
+        unreachable!("no consumer has steps")
+    }
+
+    fn record_run(&self, _record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
+        unreachable!("no consumer has steps")
     }
 }
 

@@ -21,6 +21,8 @@ pub struct ErasedRows {
     pub customer_ids: usize,
     /// Texts of failed attempts and dead letters.
     pub failure_texts: usize,
+    /// Results and failures of steps.
+    pub step_texts: usize,
     /// Whether copies of erased text may remain in the store's log until it is written anew.
     pub copies_remain: bool,
 }

@@ -10,9 +10,11 @@ use tokio::sync::watch;
 use super::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::figures::{Figures, OrderFigures};
+use super::memory_runs::MemoryRuns;
 use super::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 use super::retention::Pruned;
 use super::state::{LedgerState, OutageCause, StateSender};
+use super::step_runs::{ClaimAnswer, RunClaim, RunKey, RunRecord, RunRecorded};
 use super::totals::Totals;
 use super::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
 use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
@@ -40,6 +42,7 @@ struct Tables {
     dead_letters: BTreeMap<(String, String), NewDeadLetter>,
     /// Never pruned.
     counted: Vec<Counted>,
+    runs: MemoryRuns,
 }
 
 #[derive(Debug)]
@@ -92,28 +95,48 @@ impl MemoryLedger {
     }
 }
 
-impl LedgerWriter for MemoryLedger {
-    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+impl MemoryLedger {
+    /// Writes at once, so that entries are recorded in the order of the calls; during an outage once it ends.
+    fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut Tables) -> Result<T, LedgerError> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, LedgerError>> {
         let (tables, mut state) = (Arc::clone(&self.tables), self.state.subscribe());
-        let record = move || {
+        let write = move || {
             let mut tables = tables.lock().expect("no test panics while it holds the lock");
             if tables.closed {
                 return Err(LedgerError::Closed);
             }
-            let answer = tables.record(entry);
+            let answer = write(&mut tables);
             tables.commits += u64::from(answer.is_ok());
             answer
         };
-        // At once, so that entries are recorded in the order of the calls.
         if !matches!(*state.borrow(), LedgerState::Unavailable(_)) {
-            return ready(record()).boxed();
+            return ready(write()).boxed();
         }
-        let recorded = async move {
+        let written = async move {
             // An error means that the ledger was dropped.
             let _ = state.wait_for(|state| !matches!(state, LedgerState::Unavailable(_))).await;
-            record()
+            write()
         };
-        recorded.boxed()
+        written.boxed()
+    }
+}
+
+impl LedgerWriter for MemoryLedger {
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+        self.write(|tables| tables.record(entry))
+    }
+
+    fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
+        self.write(move |tables| {
+            let order_processed = tables.is_order_processed(&claim.key);
+            Ok(tables.runs.claim(&claim, order_processed))
+        })
+    }
+
+    fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
+        self.write(move |tables| Ok(tables.runs.record(&record)))
     }
 }
 
@@ -122,6 +145,16 @@ fn refused<T>(action: &'static str, why: &'static str) -> Result<T, LedgerError>
 }
 
 impl Tables {
+    /// The order that a run belongs to, if it is recorded.
+    fn order_of(&self, key: &RunKey) -> Option<&StoredOrder> {
+        let id = OrderId::new(&*key.identity).filter(|_| key.scope.is_empty())?;
+        self.orders.get(&id)
+    }
+
+    fn is_order_processed(&self, key: &RunKey) -> bool {
+        self.order_of(key).is_some_and(|stored| stored.processed_at.is_some())
+    }
+
     fn record(&mut self, entry: LedgerEntry) -> Result<Recorded, LedgerError> {
         Ok(match entry {
             LedgerEntry::AcceptOrder(order) => self.accept(*order),
@@ -404,7 +437,13 @@ impl LedgerMaintenance for MemoryLedger {
         let events = remove(&mut tables.events, |event| event.at < before);
         let attempts = remove(&mut tables.attempts, |attempt| attempt.failed_at < before);
         let more = [orders, events, attempts].contains(&PRUNE_ROWS);
-        ready(Ok(Pruned { orders, events, attempts, minutes: 0, more })).boxed()
+        let Tables { runs, orders: recorded, .. } = &mut *tables;
+        let is_unfinished = |key: &RunKey| {
+            let order = OrderId::new(&*key.identity).filter(|_| key.scope.is_empty()).and_then(|id| recorded.get(&id));
+            order.is_some_and(|stored| stored.processed_at.is_none())
+        };
+        let step_runs = runs.prune(before, is_unfinished);
+        ready(Ok(Pruned { orders, events, attempts, step_runs, minutes: 0, more })).boxed()
     }
 
     fn state(&self) -> watch::Receiver<LedgerState> {

@@ -7,6 +7,7 @@
 //! ```text
 //! traits    LedgerWriter, LedgerReader, LedgerMaintenance; Ledger is all three
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
+//! step_runs the steps of a message: claims, what is recorded about each, and pure transitions
 //! state     whether it can record, and why not
 //! sqlite    the default implementation
 //! memory    an implementation for tests
@@ -25,10 +26,13 @@ mod figures;
 mod location;
 #[cfg(test)]
 pub(crate) mod memory;
+#[cfg(test)]
+mod memory_runs;
 pub mod report;
 mod retention;
 pub mod sqlite;
 mod state;
+mod step_runs;
 mod totals;
 pub mod trace;
 mod traits;
@@ -41,5 +45,9 @@ pub use figures::{ChargeSums, Figures, OrderFigures};
 pub use location::LedgerLocation;
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};
+pub use step_runs::{
+    BodyHash, CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, RecordedStep, RunClaim, RunFailure, RunKey, RunRecord,
+    RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+};
 pub use totals::{OrderCounts, Revenue, Totals};
 pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter};

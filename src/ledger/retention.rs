@@ -9,6 +9,8 @@ pub struct Pruned {
     pub events: usize,
     /// Rows of attempts.
     pub attempts: usize,
+    /// Runs, each with its steps.
+    pub step_runs: usize,
     /// Aggregates of single minutes. Zero in a ledger that keeps none.
     pub minutes: usize,
     /// Whether there may be more to remove.
@@ -18,16 +20,17 @@ pub struct Pruned {
 impl Pruned {
     /// Adds what another call removed; `more` is taken from that call.
     pub fn add(&mut self, other: Pruned) {
-        let Pruned { orders, events, attempts, minutes, more } = other;
+        let Pruned { orders, events, attempts, step_runs, minutes, more } = other;
         self.orders += orders;
         self.events += events;
         self.attempts += attempts;
+        self.step_runs += step_runs;
         self.minutes += minutes;
         self.more = more;
     }
 
     /// Whether nothing was removed.
     pub fn is_empty(&self) -> bool {
-        self.orders + self.events + self.attempts + self.minutes == 0
+        self.orders + self.events + self.attempts + self.step_runs + self.minutes == 0
     }
 }

@@ -12,6 +12,7 @@ use super::error::{LedgerError, OpenError};
 use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
 use super::state::LedgerState;
+use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 use super::totals::Totals;
 use super::trace::Trace;
 
@@ -27,6 +28,19 @@ pub trait LedgerWriter: Send + Sync + 'static {
     /// The entry was not recorded; recording it again is safe. [`LedgerError::Refused`] is the entry's own fault. The others
     /// mean that this ledger records nothing any more.
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
+
+    /// Claims the steps of a message, so that no other instance calls them, and reads what is recorded about them. Durable, in
+    /// the order of the calls and during an outage like [`LedgerWriter::record`].
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>>;
+
+    /// Records something about a claimed run, unless another instance has claimed it since.
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>>;
 }
 
 /// Reads what is recorded, each answer from one snapshot. Reading works in any process, while a daemon writes and while

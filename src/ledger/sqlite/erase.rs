@@ -79,6 +79,16 @@ fn erase_order(connection: &Connection, order: &str, erased: &mut ErasedRows) ->
             )?;
         }
     }
+    erased.step_texts += connection.execute(
+        "UPDATE steps SET result = iif(result IS NULL, NULL, json_quote(?2)),
+                          failure_reason = iif(failure_reason IS NULL, NULL, ?2)
+         WHERE scope = '' AND identity = ?1 AND (result <> json_quote(?2) OR failure_reason <> ?2)",
+        (order, ERASED),
+    )?;
+    erased.step_texts += connection.execute(
+        "UPDATE step_runs SET failure_reason = ?2 WHERE scope = '' AND identity = ?1 AND failure_reason <> ?2",
+        (order, ERASED),
+    )?;
     Ok(())
 }
 

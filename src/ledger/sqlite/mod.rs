@@ -19,6 +19,7 @@ mod request;
 mod sales;
 mod schema;
 mod statements;
+mod step_runs;
 mod store_error;
 mod totals;
 mod trace;
@@ -42,8 +43,9 @@ use super::entry::{LedgerEntry, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
 use super::state::LedgerState;
+use super::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 use super::traits::{LedgerMaintenance, LedgerWriter};
-use request::{Outcome, PendingEntry, Request};
+use request::{Outcome, PendingEntry, Request, WriterAnswer, WriterEntry};
 
 pub use reader::SqliteReader;
 
@@ -193,10 +195,10 @@ impl LedgerMaintenance for SqliteLedger {
     }
 }
 
-impl LedgerWriter for SqliteLedger {
+impl SqliteLedger {
     /// The call itself queues the entry while there is room, so entries are recorded in the order of the calls.
-    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
-        let bytes = entry.bytes().max(MIN_ENTRY_BYTES).min(self.pending_bytes);
+    fn enqueue(&self, entry: WriterEntry, bytes: usize) -> BoxFuture<'static, Outcome> {
+        let bytes = bytes.max(MIN_ENTRY_BYTES).min(self.pending_bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let queue = self.queue.clone();
         let send = move |room| {
@@ -219,6 +221,48 @@ impl LedgerWriter for SqliteLedger {
                 .boxed()
             }
         }
+    }
+}
+
+impl LedgerWriter for SqliteLedger {
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+        let bytes = entry.bytes();
+        let answered = self.enqueue(WriterEntry::Effect(entry), bytes);
+        async move {
+            match answered.await? {
+                WriterAnswer::Effect(recorded) => Ok(recorded),
+                WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
+                    unreachable!("an effect has an answer of its own kind")
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
+        let bytes = claim.bytes();
+        let answered = self.enqueue(WriterEntry::Claim(Box::new(claim)), bytes);
+        async move {
+            match answered.await? {
+                WriterAnswer::Claim(answer) => Ok(answer),
+                WriterAnswer::Effect(_) | WriterAnswer::Run(_) => unreachable!("a claim has an answer of its own kind"),
+            }
+        }
+        .boxed()
+    }
+
+    fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
+        let bytes = record.bytes();
+        let answered = self.enqueue(WriterEntry::Run(Box::new(record)), bytes);
+        async move {
+            match answered.await? {
+                WriterAnswer::Run(recorded) => Ok(recorded),
+                WriterAnswer::Effect(_) | WriterAnswer::Claim(_) => {
+                    unreachable!("a record has an answer of its own kind")
+                }
+            }
+        }
+        .boxed()
     }
 }
 

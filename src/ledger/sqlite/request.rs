@@ -6,15 +6,32 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::ledger::entry::{LedgerEntry, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
+use crate::ledger::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
 
-pub(super) type Outcome = Result<Recorded, LedgerError>;
+pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 
 pub(super) type Answer = oneshot::Sender<Outcome>;
+
+/// What is recorded: one effect, or a claim or a record of a run.
+#[derive(Debug)]
+pub(super) enum WriterEntry {
+    Effect(LedgerEntry),
+    Claim(Box<RunClaim>),
+    Run(Box<RunRecord>),
+}
+
+/// The answer to each kind of entry.
+#[derive(Debug)]
+pub(super) enum WriterAnswer {
+    Effect(Recorded),
+    Claim(ClaimAnswer),
+    Run(RunRecorded),
+}
 
 /// An entry to record, until it is answered.
 #[derive(Debug)]
 pub(super) struct PendingEntry {
-    pub entry: LedgerEntry,
+    pub entry: WriterEntry,
     pub answer: Answer,
     /// Its share of [`super::Tuning::pending_bytes`].
     pub _room: OwnedSemaphorePermit,

@@ -27,6 +27,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { tables: VERSION_1, fill: None },
     Migration { tables: VERSION_2, fill: None },
     Migration { tables: VERSION_3, fill: Some(order_sums::count_uncounted) },
+    Migration { tables: VERSION_4, fill: None },
 ];
 
 const VERSION_1: &str = "
@@ -157,6 +158,53 @@ const VERSION_3: &str = "
     ALTER TABLE order_sums ADD COLUMN processed_fees TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN processed_tax TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN processed_discount TEXT NOT NULL DEFAULT '0';
+";
+
+const VERSION_4: &str = "
+    CREATE TABLE step_runs (
+        scope              TEXT NOT NULL,     -- empty for orders, else the consumer
+        identity           TEXT NOT NULL,     -- the order's id, else the message's identity
+        state              TEXT NOT NULL,     -- running | done | undoing | undone | undo_failed
+        round              INTEGER NOT NULL,  -- 1; one more each time it begins anew with a replayed message
+        fence              INTEGER NOT NULL,  -- one more with each claim
+        owner              TEXT NOT NULL,     -- the process that claimed it last
+        leased_until       INTEGER,           -- NULL: not claimed
+        body_hash          BLOB NOT NULL,     -- SHA-256 of the body of the message that claimed it last
+        failure_kind       TEXT,              -- why it is undone
+        failure_code       TEXT,
+        failure_reason     TEXT,
+        dead_letter_reason TEXT,              -- x-dead-letter-reason
+        retries            INTEGER,           -- delayed retries before it failed
+        failed_at          INTEGER,
+        undo_from          INTEGER,           -- when it was decided to undo it
+        started_at         INTEGER NOT NULL,
+        finished_at        INTEGER,
+        dead_lettered_at   INTEGER,
+        PRIMARY KEY (scope, identity)
+    ) STRICT;
+
+    CREATE TABLE steps (
+        scope          TEXT NOT NULL,     -- as in step_runs
+        identity       TEXT NOT NULL,
+        step           TEXT NOT NULL,
+        action         TEXT NOT NULL,     -- do | undo
+        round          INTEGER NOT NULL,  -- of its run when it was first called
+        is_current     INTEGER NOT NULL,  -- 0: of an earlier round | 1
+        position       INTEGER NOT NULL,  -- among the steps, from 0
+        undoable       INTEGER NOT NULL,  -- 0 | 1
+        status         TEXT NOT NULL,     -- called | done | failed
+        attempts       INTEGER NOT NULL,
+        first_retry    INTEGER NOT NULL,  -- the message's delayed retries before the first attempt
+        uncertain      INTEGER NOT NULL,  -- 1: a failed attempt may have had its effect
+        result         TEXT,              -- JSON, with status done
+        failure_kind   TEXT,              -- of the last failed attempt
+        failure_code   TEXT,
+        failure_reason TEXT,
+        started_at     INTEGER NOT NULL,  -- the first attempt
+        called_at      INTEGER NOT NULL,  -- the last attempt
+        finished_at    INTEGER,           -- the end of the last attempt
+        PRIMARY KEY (scope, identity, step, action, round)
+    ) STRICT;
 ";
 
 /// Why a file cannot be migrated.

@@ -11,9 +11,10 @@ use super::order_items::{self, SELECT_STORED, compare, only_item};
 use super::order_sums::OrderSums;
 use super::overwrite::COUNT_ORDERS;
 use super::prune::Pruner;
+use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
-use super::schema;
 use super::store_error::{ledger_error, outage_cause};
+use super::{schema, step_runs};
 use crate::domain::OrderId;
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
@@ -202,7 +203,20 @@ impl<'c> Statements<'c> {
     }
 
     /// Records one entry within the open transaction.
-    pub(super) fn record(&mut self, entry: &LedgerEntry) -> Result<Recorded, RecordError> {
+    pub(super) fn record(&mut self, entry: &WriterEntry) -> Result<WriterAnswer, RecordError> {
+        match entry {
+            WriterEntry::Effect(entry) => self.record_effect(entry).map(WriterAnswer::Effect),
+            // Several statements: if one fails, the whole batch does, so that nothing of it is kept.
+            WriterEntry::Claim(claim) => {
+                step_runs::claim(self.connection, claim).map(WriterAnswer::Claim).map_err(RecordError::Batch)
+            }
+            WriterEntry::Run(record) => {
+                step_runs::record(self.connection, record).map(WriterAnswer::Run).map_err(RecordError::Batch)
+            }
+        }
+    }
+
+    fn record_effect(&mut self, entry: &LedgerEntry) -> Result<Recorded, RecordError> {
         match entry {
             LedgerEntry::AcceptOrder(order) => self.accept_order(order),
             LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),

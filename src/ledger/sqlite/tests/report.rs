@@ -32,7 +32,8 @@ proptest! {
             ledger.close().await;
             if migrated {
                 let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
-                file.execute_batch("DROP TABLE order_sums; DROP TABLE order_items; PRAGMA user_version = 1").unwrap();
+                let drop = ["order_sums", "order_items", "step_runs", "steps"].map(|table| format!("DROP TABLE {table};"));
+                file.execute_batch(&(drop.concat() + "PRAGMA user_version = 1")).unwrap();
             }
             let ledger = SqliteLedger::open(directory.path()).unwrap();
             every_grouping_adds_up(&ledger, &orders, since, length).await;

@@ -1,0 +1,278 @@
+//! Runs of steps: who may work on one, what a claim hands on, and what a replayed message begins anew.
+
+use jiff::Timestamp;
+
+use super::rules;
+use crate::ledger::conformance::{accept, at, finish, order};
+use crate::ledger::{
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, RunClaim, RunFailure, RunKey, RunRecord, RunRecorded,
+    RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+};
+
+rules! {
+    a_run_begins_with_its_first_call_recorded_and_hands_on_what_is_done,
+    a_run_that_another_process_has_claimed_is_held_until_its_lease_ends,
+    a_record_with_a_former_fencing_number_changes_nothing,
+    a_call_whose_end_is_not_recorded_is_uncertain_once_it_is_repeated,
+    a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_order_is_processed,
+    runs_of_consumers_and_of_orders_are_apart,
+    a_replayed_message_begins_anew_what_was_undone_and_nothing_else,
+    a_replayed_message_continues_an_undo_that_failed,
+    retention_removes_finished_runs_only,
+}
+
+const BODY: [u8; 32] = [7; 32];
+
+fn key(identity: &str) -> RunKey {
+    RunKey { scope: String::new(), identity: identity.to_owned() }
+}
+
+fn call(step: &str, action: StepAction, position: u32) -> StepCallEntry {
+    StepCallEntry { step: step.to_owned(), action, position, undoable: step != "ship", retries: 0 }
+}
+
+fn charge() -> StepCallEntry {
+    call("charge", StepAction::Do, 0)
+}
+
+/// A claim at this millisecond, for 100 ms.
+fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
+    let purpose = ClaimPurpose::Work { body: BODY, first };
+    RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100) }
+}
+
+fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
+    RunClaim { purpose: ClaimPurpose::Failure, ..work(key, owner, millis, None) }
+}
+
+async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
+    match ledger.claim_run(claim).await.unwrap() {
+        ClaimAnswer::Granted(run) => *run,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A record of this claim that changes nothing and ends the claim.
+fn record_of(key: &RunKey, fence: i64, millis: i64) -> RunRecord {
+    RunRecord {
+        key: key.clone(),
+        fence,
+        at: at(millis),
+        until: None,
+        ended: None,
+        next: None,
+        state: None,
+        failure: None,
+        dead_lettered: false,
+    }
+}
+
+fn done(step: &str, action: StepAction, result: &str) -> Option<EndedCall> {
+    Some(EndedCall { step: step.to_owned(), action, outcome: CallOutcome::Done { result: result.to_owned() } })
+}
+
+fn failed(step: &str, uncertain: bool) -> Option<EndedCall> {
+    let (code, reason) = ("http_503".to_owned(), "busy".to_owned());
+    let outcome = CallOutcome::Failed { kind: "transient", code, reason, uncertain };
+    Some(EndedCall { step: step.to_owned(), action: StepAction::Do, outcome })
+}
+
+async fn recorded(ledger: &dyn Ledger, record: RunRecord) {
+    assert_eq!(ledger.record_run(record).await.unwrap(), RunRecorded::Recorded);
+}
+
+fn failure(millis: i64) -> RunFailure {
+    RunFailure {
+        kind: "permanent".to_owned(),
+        code: "http_404".to_owned(),
+        reason: "no such address".to_owned(),
+        dead_letter_reason: "permanent".to_owned(),
+        retries: 2,
+        failed_at: at(millis),
+        undo_from: at(millis),
+    }
+}
+
+/// Names, actions, statuses and attempts.
+fn steps(run: &StepRun) -> Vec<(&str, StepAction, StepStatus, u32)> {
+    run.steps.iter().map(|step| (&*step.step, step.action, step.status, step.attempts)).collect()
+}
+
+async fn a_run_begins_with_its_first_call_recorded_and_hands_on_what_is_done(ledger: &dyn Ledger) {
+    let key = key("o-1");
+    assert_eq!(ledger.claim_run(decide(&key, "a", 0)).await.unwrap(), ClaimAnswer::Unknown);
+    let run = granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    assert_eq!((run.fence, run.round, run.state, run.body), (1, 1, RunState::Running, BODY));
+    assert_eq!(steps(&run), [("charge", StepAction::Do, StepStatus::Called, 1)]);
+    let both = RunRecord {
+        until: Some(at(200)),
+        ended: done("charge", StepAction::Do, "{\"id\":7}"),
+        next: Some(call("ship", StepAction::Do, 1)),
+        ..record_of(&key, 1, 50)
+    };
+    recorded(ledger, both).await;
+    recorded(ledger, RunRecord { ended: failed("ship", false), ..record_of(&key, 1, 60) }).await;
+    // The claim has ended, so another process gets it at once, and its first call is not recorded: the run has begun.
+    let run = granted(ledger, work(&key, "b", 61, Some(charge()))).await;
+    assert_eq!(run.fence, 2);
+    let expected = [("charge", StepAction::Do, StepStatus::Done, 1), ("ship", StepAction::Do, StepStatus::Failed, 1)];
+    assert_eq!(steps(&run), expected);
+    assert_eq!(run.steps[0].result.as_deref(), Some("{\"id\":7}"));
+    assert_eq!(
+        run.steps.iter().map(|step| (step.undoable, step.uncertain)).collect::<Vec<_>>(),
+        [(true, false), (false, false)]
+    );
+}
+
+async fn a_run_that_another_process_has_claimed_is_held_until_its_lease_ends(ledger: &dyn Ledger) {
+    let key = key("held");
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    for claim in [work(&key, "b", 99, None), decide(&key, "b", 99)] {
+        assert_eq!(ledger.claim_run(claim).await.unwrap(), ClaimAnswer::Held { until: at(100) });
+    }
+    // A process never works twice on a run, so its former claim is void.
+    assert_eq!(granted(ledger, work(&key, "a", 99, None)).await.fence, 2);
+    assert_eq!(granted(ledger, work(&key, "b", 199, None)).await.fence, 3);
+    recorded(ledger, RunRecord { until: Some(at(500)), ..record_of(&key, 3, 200) }).await;
+    assert_eq!(ledger.claim_run(work(&key, "a", 300, None)).await.unwrap(), ClaimAnswer::Held { until: at(500) });
+}
+
+async fn a_record_with_a_former_fencing_number_changes_nothing(ledger: &dyn Ledger) {
+    let key = key("stale");
+    assert_eq!(ledger.record_run(record_of(&key, 1, 0)).await.unwrap(), RunRecorded::Stale);
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    let taken = granted(ledger, work(&key, "b", 100, None)).await;
+    let late = RunRecord {
+        ended: done("charge", StepAction::Do, "1"),
+        next: Some(call("ship", StepAction::Do, 1)),
+        state: Some(RunState::Done),
+        ..record_of(&key, 1, 101)
+    };
+    assert_eq!(ledger.record_run(late).await.unwrap(), RunRecorded::Stale);
+    let run = granted(ledger, work(&key, "b", 102, None)).await;
+    assert_eq!((run.state, steps(&run)), (RunState::Running, steps(&taken)));
+}
+
+async fn a_call_whose_end_is_not_recorded_is_uncertain_once_it_is_repeated(ledger: &dyn Ledger) {
+    let key = key("uncertain");
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    recorded(ledger, RunRecord { ended: failed("charge", false), next: Some(charge()), ..record_of(&key, 1, 1) }).await;
+    let run = granted(ledger, work(&key, "a", 2, None)).await;
+    assert!(!run.steps[0].uncertain && run.steps[0].may_have_effect(), "{run:?}");
+    recorded(ledger, RunRecord { next: Some(charge()), ..record_of(&key, run.fence, 3) }).await;
+    recorded(ledger, RunRecord { ended: failed("charge", false), ..record_of(&key, run.fence, 4) }).await;
+    let run = granted(ledger, work(&key, "a", 5, None)).await;
+    assert_eq!(steps(&run), [("charge", StepAction::Do, StepStatus::Failed, 3)]);
+    assert!(run.steps[0].uncertain && run.steps[0].may_have_effect(), "{run:?}");
+}
+
+async fn a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_order_is_processed(ledger: &dyn Ledger) {
+    let key = key("o-2");
+    ledger.record(accept(order("o-2"))).await.unwrap();
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    let last = RunRecord {
+        until: Some(at(1_000)),
+        ended: done("charge", StepAction::Do, "null"),
+        state: Some(RunState::Done),
+        ..record_of(&key, 1, 10)
+    };
+    recorded(ledger, last).await;
+    let run = granted(ledger, work(&key, "b", 11, None)).await;
+    assert_eq!((run.fence, run.state, run.order_processed), (1, RunState::Done, false));
+    // Its first worker may be about to finish the order.
+    assert_eq!(ledger.claim_run(decide(&key, "b", 11)).await.unwrap(), ClaimAnswer::Held { until: at(1_000) });
+    ledger.record(finish("o-2")).await.unwrap();
+    assert!(granted(ledger, decide(&key, "b", 1_000)).await.order_processed);
+}
+
+async fn runs_of_consumers_and_of_orders_are_apart(ledger: &dyn Ledger) {
+    for scope in ["", "invoices", "mails"] {
+        let key = RunKey { scope: scope.to_owned(), identity: "same".to_owned() };
+        assert_eq!(granted(ledger, work(&key, "a", 0, Some(charge()))).await.fence, 1);
+    }
+}
+
+/// Charge and reserve are done, ship has failed for good.
+async fn failed_run(ledger: &dyn Ledger, key: &RunKey) {
+    granted(ledger, work(key, "a", 0, Some(charge()))).await;
+    let result = |step, next| RunRecord {
+        until: Some(at(500)),
+        ended: done(step, StepAction::Do, "1"),
+        next: Some(next),
+        ..record_of(key, 1, 1)
+    };
+    recorded(ledger, result("charge", call("pack", StepAction::Do, 1))).await;
+    recorded(ledger, result("pack", call("ship", StepAction::Do, 2))).await;
+    recorded(ledger, RunRecord { ended: failed("ship", false), ..record_of(key, 1, 2) }).await;
+    let run = granted(ledger, decide(key, "a", 10)).await;
+    let begin =
+        RunRecord { state: Some(RunState::Undoing), failure: Some(failure(9)), ..record_of(key, run.fence, 10) };
+    recorded(ledger, begin).await;
+}
+
+async fn undo(ledger: &dyn Ledger, key: &RunKey, fence: i64, step: &str, position: u32) {
+    recorded(ledger, RunRecord { next: Some(call(step, StepAction::Undo, position)), ..record_of(key, fence, 20) })
+        .await;
+    recorded(ledger, RunRecord { ended: done(step, StepAction::Undo, "null"), ..record_of(key, fence, 21) }).await;
+}
+
+async fn a_replayed_message_begins_anew_what_was_undone_and_nothing_else(ledger: &dyn Ledger) {
+    let key = key("replayed");
+    failed_run(ledger, &key).await;
+    let run = granted(ledger, work(&key, "a", 11, None)).await;
+    assert_eq!((run.state, run.failure.clone()), (RunState::Undoing, Some(failure(9))));
+    undo(ledger, &key, run.fence, "charge", 0).await;
+    recorded(ledger, RunRecord { state: Some(RunState::Undone), ..record_of(&key, run.fence, 30) }).await;
+    // Not dead-lettered yet, so it is the same delivery again.
+    let run = granted(ledger, work(&key, "a", 31, None)).await;
+    assert_eq!((run.state, run.round), (RunState::Undone, 1));
+    let run = granted(ledger, decide(&key, "a", 32)).await;
+    recorded(ledger, RunRecord { dead_lettered: true, ..record_of(&key, run.fence, 33) }).await;
+    assert_eq!(granted(ledger, decide(&key, "a", 34)).await.state, RunState::Undone);
+    let run = granted(ledger, work(&key, "a", 35, None)).await;
+    assert_eq!((run.state, run.round, &run.failure), (RunState::Running, 2, &None));
+    assert_eq!(steps(&run), [("pack", StepAction::Do, StepStatus::Done, 1)]);
+    recorded(ledger, RunRecord { next: Some(charge()), ..record_of(&key, run.fence, 36) }).await;
+    let run = granted(ledger, work(&key, "a", 37, None)).await;
+    assert_eq!(
+        run.steps.iter().map(|step| (&*step.step, step.round)).collect::<Vec<_>>(),
+        [("charge", 2), ("pack", 1)]
+    );
+}
+
+async fn a_replayed_message_continues_an_undo_that_failed(ledger: &dyn Ledger) {
+    let key = key("undo-failed");
+    failed_run(ledger, &key).await;
+    let run = granted(ledger, work(&key, "a", 11, None)).await;
+    undo(ledger, &key, run.fence, "pack", 1).await;
+    let run = granted(ledger, decide(&key, "a", 30)).await;
+    let give_up =
+        RunRecord { state: Some(RunState::UndoFailed), dead_lettered: true, ..record_of(&key, run.fence, 31) };
+    recorded(ledger, give_up).await;
+    let run = granted(ledger, work(&key, "a", 40, None)).await;
+    assert_eq!((run.state, run.round, run.failure.clone()), (RunState::Undoing, 1, Some(failure(9))));
+    assert_eq!(run.steps.len(), 4, "{run:?}");
+}
+
+async fn retention_removes_finished_runs_only(ledger: &dyn Ledger) {
+    let finished = |millis| async move {
+        for identity in ["kept", "accepted", "finished"] {
+            let key = key(identity);
+            if identity == "accepted" {
+                ledger.record(accept(order(identity))).await.unwrap();
+            }
+            let run = granted(ledger, work(&key, "a", millis, Some(charge()))).await;
+            let state = (identity != "kept").then_some(RunState::Done);
+            recorded(ledger, RunRecord { state, ..record_of(&key, run.fence, millis) }).await;
+        }
+    };
+    finished(0).await;
+    let pruned = ledger.prune(at(1_000)).await.unwrap();
+    assert_eq!(pruned.step_runs, 1);
+    let known = |identity: &'static str, now: Timestamp| async move {
+        let claim = RunClaim { at: now, until: now, ..decide(&key(identity), "a", 0) };
+        ledger.claim_run(claim).await.unwrap() != ClaimAnswer::Unknown
+    };
+    assert!(known("kept", at(2_000)).await && known("accepted", at(2_000)).await);
+    assert!(!known("finished", at(2_000)).await);
+}

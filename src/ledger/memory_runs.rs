@@ -1,0 +1,110 @@
+//! The runs of the ledger in memory, for tests.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::step_runs::{
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, RecordedStep, RunClaim, RunKey, RunRecord, RunRecorded,
+    StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+};
+
+/// All runs.
+#[derive(Debug, Default)]
+pub(super) struct MemoryRuns(BTreeMap<RunKey, MemoryRun>);
+
+#[derive(Debug)]
+struct MemoryRun {
+    stored: StoredRun,
+    /// Of the current round.
+    steps: Vec<RecordedStep>,
+}
+
+impl MemoryRuns {
+    pub(super) fn claim(&mut self, claim: &RunClaim, order_processed: bool) -> ClaimAnswer {
+        let effect = step_runs::claim(self.0.get(&claim.key).map(|run| &run.stored), claim);
+        match effect {
+            ClaimEffect::Held { until } => return ClaimAnswer::Held { until },
+            ClaimEffect::Unknown => return ClaimAnswer::Unknown,
+            ClaimEffect::Unchanged => {}
+            ClaimEffect::Begin(stored) => {
+                let mut run = MemoryRun { stored, steps: Vec::new() };
+                if let ClaimPurpose::Work { first: Some(first), .. } = &claim.purpose {
+                    run.call(first);
+                }
+                self.0.insert(claim.key.clone(), run);
+            }
+            ClaimEffect::Continue(stored) => {
+                let run = self.0.get_mut(&claim.key).expect("it continues");
+                if run.stored.round < stored.round {
+                    let steps = run.steps.clone();
+                    run.steps.retain(|recorded| !step_runs::begins_anew(&recorded.step, &steps));
+                }
+                run.stored = stored;
+            }
+        }
+        let MemoryRun { stored, steps } = &self.0[&claim.key];
+        ClaimAnswer::Granted(Box::new(StepRun {
+            fence: stored.fence,
+            round: stored.round,
+            state: stored.state,
+            body: stored.body,
+            failure: stored.failure.clone(),
+            order_processed,
+            steps: steps.clone(),
+        }))
+    }
+
+    pub(super) fn record(&mut self, record: &RunRecord) -> RunRecorded {
+        let Some(run) = self.0.get_mut(&record.key) else { return RunRecorded::Stale };
+        if step_runs::record(&mut run.stored, record) == RunRecorded::Stale {
+            return RunRecorded::Stale;
+        }
+        if let Some(ended) = &record.ended {
+            for step in run.steps.iter_mut().filter(|step| (&step.step, step.action) == (&ended.step, ended.action)) {
+                match &ended.outcome {
+                    CallOutcome::Done { result } => {
+                        (step.status, step.result) = (StepStatus::Done, Some(result.clone()));
+                    }
+                    CallOutcome::Failed { uncertain, .. } => {
+                        (step.status, step.uncertain) = (StepStatus::Failed, step.uncertain || *uncertain);
+                    }
+                }
+            }
+        }
+        record.next.iter().for_each(|next| run.call(next));
+        RunRecorded::Recorded
+    }
+
+    /// Removes what retention removes; `keeps` says of which orders the run is kept.
+    pub(super) fn prune(&mut self, before: Timestamp, keeps: impl Fn(&RunKey) -> bool) -> usize {
+        let count = self.0.len();
+        self.0.retain(|key, run| keeps(key) || run.stored.finished_at.is_none_or(|at| at >= before));
+        count - self.0.len()
+    }
+}
+
+impl MemoryRun {
+    fn call(&mut self, call: &StepCallEntry) {
+        let found = self.steps.iter_mut().find(|step| (&step.step, step.action) == (&call.step, call.action));
+        if let Some(step) = found {
+            step.uncertain |= step.status == StepStatus::Called;
+            (step.status, step.attempts) = (StepStatus::Called, step.attempts + 1);
+            return;
+        }
+        self.steps.push(RecordedStep {
+            step: call.step.clone(),
+            action: call.action,
+            round: self.stored.round,
+            position: call.position,
+            undoable: call.undoable,
+            status: StepStatus::Called,
+            attempts: 1,
+            first_retry: call.retries,
+            uncertain: false,
+            result: None,
+        });
+        let order = |step: &RecordedStep| (step.position, step.step.clone(), step.action == StepAction::Undo);
+        self.steps.sort_by_key(order);
+    }
+}

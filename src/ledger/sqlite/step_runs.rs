@@ -1,0 +1,263 @@
+//! Claims and records of runs, within the writer's open transaction.
+//!
+//! `step_runs::transition` decides; this reads and writes the rows. Its statements are prepared when they are first used, so
+//! that a ledger without steps does without them.
+
+use jiff::Timestamp;
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::ledger::step_runs::{
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, EndedCall, RecordedStep, RunClaim, RunFailure, RunKey,
+    RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+};
+
+/// Carries out a claim. If a statement fails, the whole transaction does.
+pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Result<ClaimAnswer> {
+    let stored = read_run(connection, &claim.key)?;
+    let effect = step_runs::claim(stored.as_ref(), claim);
+    let run = match (effect, stored) {
+        (ClaimEffect::Held { until }, _) => return Ok(ClaimAnswer::Held { until }),
+        (ClaimEffect::Unknown, _) | (ClaimEffect::Unchanged, None) => return Ok(ClaimAnswer::Unknown),
+        (ClaimEffect::Unchanged, Some(stored)) => stored,
+        (ClaimEffect::Begin(run), _) => {
+            write_run(connection, &claim.key, &run)?;
+            if let ClaimPurpose::Work { first: Some(first), .. } = &claim.purpose {
+                write_call(connection, &claim.key, run.round, first, claim.at)?;
+            }
+            run
+        }
+        (ClaimEffect::Continue(run), stored) => {
+            write_run(connection, &claim.key, &run)?;
+            if stored.is_some_and(|stored| stored.round < run.round) {
+                begin_round(connection, &claim.key)?;
+            }
+            run
+        }
+    };
+    Ok(ClaimAnswer::Granted(Box::new(StepRun {
+        fence: run.fence,
+        round: run.round,
+        state: run.state,
+        body: run.body,
+        failure: run.failure,
+        order_processed: is_order_processed(connection, &claim.key)?,
+        steps: read_steps(connection, &claim.key)?,
+    })))
+}
+
+/// Carries out a record. If a statement fails, the whole transaction does.
+pub(super) fn record(connection: &Connection, record: &RunRecord) -> rusqlite::Result<RunRecorded> {
+    let Some(mut run) = read_run(connection, &record.key)? else { return Ok(RunRecorded::Stale) };
+    if step_runs::record(&mut run, record) == RunRecorded::Stale {
+        return Ok(RunRecorded::Stale);
+    }
+    write_run(connection, &record.key, &run)?;
+    if let Some(ended) = &record.ended {
+        write_outcome(connection, &record.key, ended, record.at)?;
+    }
+    if let Some(next) = &record.next {
+        write_call(connection, &record.key, run.round, next, record.at)?;
+    }
+    Ok(RunRecorded::Recorded)
+}
+
+fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<StoredRun>> {
+    let mut select = connection.prepare_cached(
+        "SELECT state, round, fence, owner, leased_until, body_hash, failure_kind, failure_code, failure_reason,
+                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at
+         FROM step_runs WHERE scope = ?1 AND identity = ?2",
+    )?;
+    let read = |row: &Row<'_>| {
+        let failure = match row.get::<_, Option<String>>(6)? {
+            None => None,
+            Some(kind) => Some(RunFailure {
+                kind,
+                code: row.get(7)?,
+                reason: row.get(8)?,
+                dead_letter_reason: row.get(9)?,
+                retries: row.get(10)?,
+                failed_at: time(row.get(11)?),
+                undo_from: time(row.get(12)?),
+            }),
+        };
+        let owner: String = row.get(3)?;
+        let optional_time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(time));
+        Ok(StoredRun {
+            state: named(row, 0, RunState::ALL, RunState::as_str)?,
+            round: row.get(1)?,
+            fence: row.get(2)?,
+            owner: owner.into(),
+            leased_until: optional_time(4)?,
+            body: row.get(5)?,
+            failure,
+            started_at: time(row.get(13)?),
+            finished_at: optional_time(14)?,
+            dead_lettered_at: optional_time(15)?,
+        })
+    };
+    select.query_row((&key.scope, &key.identity), read).optional()
+}
+
+fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite::Result<()> {
+    let mut upsert = connection.prepare_cached(
+        "INSERT INTO step_runs (scope, identity, state, round, fence, owner, leased_until, body_hash, failure_kind,
+                                failure_code, failure_reason, dead_letter_reason, retries, failed_at, undo_from, started_at,
+                                finished_at, dead_lettered_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
+         ON CONFLICT (scope, identity) DO UPDATE SET
+            state = excluded.state, round = excluded.round, fence = excluded.fence, owner = excluded.owner,
+            leased_until = excluded.leased_until, body_hash = excluded.body_hash, failure_kind = excluded.failure_kind,
+            failure_code = excluded.failure_code, failure_reason = excluded.failure_reason,
+            dead_letter_reason = excluded.dead_letter_reason, retries = excluded.retries, failed_at = excluded.failed_at,
+            undo_from = excluded.undo_from, finished_at = excluded.finished_at,
+            dead_lettered_at = excluded.dead_lettered_at",
+    )?;
+    let failure = run.failure.as_ref();
+    upsert.execute(params![
+        key.scope,
+        key.identity,
+        run.state.as_str(),
+        run.round,
+        run.fence,
+        &*run.owner,
+        run.leased_until.map(Timestamp::as_millisecond),
+        run.body,
+        failure.map(|failure| &failure.kind),
+        failure.map(|failure| &failure.code),
+        failure.map(|failure| &failure.reason),
+        failure.map(|failure| &failure.dead_letter_reason),
+        failure.map(|failure| failure.retries),
+        failure.map(|failure| failure.failed_at.as_millisecond()),
+        failure.map(|failure| failure.undo_from.as_millisecond()),
+        run.started_at.as_millisecond(),
+        run.finished_at.map(Timestamp::as_millisecond),
+        run.dead_lettered_at.map(Timestamp::as_millisecond),
+    ])?;
+    Ok(())
+}
+
+fn is_order_processed(connection: &Connection, key: &RunKey) -> rusqlite::Result<bool> {
+    if !key.scope.is_empty() {
+        return Ok(false);
+    }
+    connection.prepare_cached("SELECT 1 FROM orders WHERE id = ?1 AND status = 'processed'")?.exists([&key.identity])
+}
+
+/// The steps of the current round.
+fn read_steps(connection: &Connection, key: &RunKey) -> rusqlite::Result<Vec<RecordedStep>> {
+    let mut select = connection.prepare_cached(
+        "SELECT step, action, round, position, undoable, status, attempts, first_retry, uncertain, result
+         FROM steps WHERE scope = ?1 AND identity = ?2 AND is_current = 1 ORDER BY position, step, action",
+    )?;
+    let read = |row: &Row<'_>| {
+        Ok(RecordedStep {
+            step: row.get(0)?,
+            action: named(row, 1, [StepAction::Do, StepAction::Undo], StepAction::as_str)?,
+            round: row.get(2)?,
+            position: row.get(3)?,
+            undoable: row.get(4)?,
+            status: named(row, 5, StepStatus::ALL, StepStatus::as_str)?,
+            attempts: row.get(6)?,
+            first_retry: row.get(7)?,
+            uncertain: row.get(8)?,
+            result: row.get(9)?,
+        })
+    };
+    select.query_map((&key.scope, &key.identity), read)?.collect()
+}
+
+/// Keeps only the steps that stay as they are.
+fn begin_round(connection: &Connection, key: &RunKey) -> rusqlite::Result<()> {
+    let steps = read_steps(connection, key)?;
+    let mut update = connection.prepare_cached(
+        "UPDATE steps SET is_current = 0 WHERE scope = ?1 AND identity = ?2 AND step = ?3 AND is_current = 1",
+    )?;
+    for RecordedStep { step, .. } in steps.iter().filter(|recorded| step_runs::begins_anew(&recorded.step, &steps)) {
+        update.execute((&key.scope, &key.identity, step))?;
+    }
+    Ok(())
+}
+
+/// Records a call that is about to be made. If it is not recorded how the one before it ended, that one may have had its effect.
+fn write_call(
+    connection: &Connection,
+    key: &RunKey,
+    round: u32,
+    call: &StepCallEntry,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    let at = at.as_millisecond();
+    let mut update = connection.prepare_cached(
+        "UPDATE steps SET uncertain = (uncertain OR status = 'called'), status = 'called', attempts = attempts + 1,
+                called_at = ?5
+         WHERE scope = ?1 AND identity = ?2 AND step = ?3 AND action = ?4 AND is_current = 1",
+    )?;
+    if update.execute((&key.scope, &key.identity, &call.step, call.action.as_str(), at))? > 0 {
+        return Ok(());
+    }
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO steps (scope, identity, step, action, round, is_current, position, undoable, status, attempts,
+                            first_retry, uncertain, started_at, called_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?7, 'called', 1, ?8, 0, ?9, ?9)",
+    )?;
+    insert.execute(params![
+        key.scope,
+        key.identity,
+        call.step,
+        call.action.as_str(),
+        round,
+        call.position,
+        call.undoable,
+        call.retries,
+        at,
+    ])?;
+    Ok(())
+}
+
+fn write_outcome(connection: &Connection, key: &RunKey, ended: &EndedCall, at: Timestamp) -> rusqlite::Result<()> {
+    let (status, result, failure, uncertain) = match &ended.outcome {
+        CallOutcome::Done { result } => (StepStatus::Done, Some(result), None, false),
+        CallOutcome::Failed { kind, code, reason, uncertain } => {
+            (StepStatus::Failed, None, Some((*kind, code, reason)), *uncertain)
+        }
+    };
+    let mut update = connection.prepare_cached(
+        "UPDATE steps SET status = ?5, result = ?6, failure_kind = ?7, failure_code = ?8, failure_reason = ?9,
+                uncertain = (uncertain OR ?10), finished_at = ?11
+         WHERE scope = ?1 AND identity = ?2 AND step = ?3 AND action = ?4 AND is_current = 1",
+    )?;
+    update.execute(params![
+        key.scope,
+        key.identity,
+        ended.step,
+        ended.action.as_str(),
+        status.as_str(),
+        result,
+        failure.map(|(kind, ..)| kind),
+        failure.map(|(_, code, _)| code),
+        failure.map(|(.., reason)| reason),
+        uncertain,
+        at.as_millisecond(),
+    ])?;
+    Ok(())
+}
+
+/// A column that holds the name of one of these values.
+fn named<T: Copy, const N: usize>(
+    row: &Row<'_>,
+    column: usize,
+    values: [T; N],
+    name: impl Fn(T) -> &'static str,
+) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str()?;
+    let found = values.into_iter().find(|value| name(*value) == text);
+    found.ok_or_else(|| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, format!("unknown {text:?}").into())
+    })
+}
+
+/// A time from the file. Another program may have written a number that is out of range; it becomes `Timestamp::MIN`.
+fn time(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MIN)
+}

@@ -1,0 +1,329 @@
+//! Runs: all steps of one message, as the ledger records them, and the claims by which only one instance works on a run.
+//!
+//! ```text
+//! claim ─► granted, with a fencing number and everything recorded ─► record, record, … (each with that number) ─► released
+//!       ─► held by another instance until its lease ends
+//! ```
+//! A record with a number that is not the latest is refused: another instance has claimed the run since. A lease is longer than
+//! the call that it covers, and each record renews it.
+//!
+//! It never calls a step and never decides which one is next.
+
+mod transition;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+pub(super) use transition::{ClaimEffect, StoredRun, begins_anew, claim, record};
+
+/// SHA-256 of a message's body.
+pub type BodyHash = [u8; 32];
+
+/// Identifies a run.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunKey {
+    /// Empty for orders, whatever their consumer; else the consumer's name.
+    pub scope: String,
+    /// The order's id, else the message's identity.
+    pub identity: String,
+}
+
+/// The exclusive right to work on a run is asked for.
+#[derive(Debug, Clone)]
+pub struct RunClaim {
+    /// The run.
+    pub key: RunKey,
+    /// What for.
+    pub purpose: ClaimPurpose,
+    /// Who asks: one process. A claim of the same owner is taken over at once, since a process never works on a run twice at the
+    /// same time.
+    pub owner: Arc<str>,
+    /// When it asks.
+    pub at: Timestamp,
+    /// Until when the run is claimed, unless a record renews or ends it.
+    pub until: Timestamp,
+}
+
+/// What a run is claimed for.
+#[derive(Debug, Clone)]
+pub enum ClaimPurpose {
+    /// To call steps. A run that is not known begins; one whose message was dead-lettered and is now replayed begins anew.
+    Work {
+        /// The message that is processed.
+        body: BodyHash,
+        /// The call to record if the run begins with this claim.
+        first: Option<StepCallEntry>,
+    },
+    /// To decide what becomes of a failed message. Only a run that is known can be claimed.
+    Failure,
+}
+
+/// The ledger's answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClaimAnswer {
+    /// The run is claimed.
+    Granted(Box<StepRun>),
+    /// Another instance works on it.
+    Held {
+        /// When its lease ends, unless it renews it.
+        until: Timestamp,
+    },
+    /// There is no such run.
+    Unknown,
+}
+
+/// A claimed run: everything that is recorded about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepRun {
+    /// The fencing number for records.
+    pub fence: i64,
+    /// 1, and one more for each time the run began anew.
+    pub round: u32,
+    /// Where it is.
+    pub state: RunState,
+    /// The message that worked on it last.
+    pub body: BodyHash,
+    /// Why it is undone; `None` unless it is.
+    pub failure: Option<RunFailure>,
+    /// Whether it is the run of an order that is processed.
+    pub order_processed: bool,
+    /// The steps, in the order of their position; of each, the undo after the step itself. Without those of earlier rounds that
+    /// begin anew.
+    pub steps: Vec<RecordedStep>,
+}
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// Its steps are being done.
+    Running,
+    /// All its steps are done.
+    Done,
+    /// Its steps are being undone.
+    Undoing,
+    /// All that was to be undone is.
+    Undone,
+    /// An undo has failed for good.
+    UndoFailed,
+}
+
+impl RunState {
+    /// Every state.
+    pub const ALL: [RunState; 5] =
+        [RunState::Running, RunState::Done, RunState::Undoing, RunState::Undone, RunState::UndoFailed];
+
+    /// Its name in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Done => "done",
+            RunState::Undoing => "undoing",
+            RunState::Undone => "undone",
+            RunState::UndoFailed => "undo_failed",
+        }
+    }
+}
+
+/// Why a run is undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFailure {
+    /// The name of the failure's [`crate::recovery::FailureKind`].
+    pub kind: String,
+    /// The failure's stable code.
+    pub code: String,
+    /// The failure's text.
+    pub reason: String,
+    /// The value of `x-dead-letter-reason`.
+    pub dead_letter_reason: String,
+    /// Delayed retries before it failed for good.
+    pub retries: u32,
+    /// When it failed.
+    pub failed_at: Timestamp,
+    /// When it was decided to undo it.
+    pub undo_from: Timestamp,
+}
+
+/// What is called: a step, or its undo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StepAction {
+    /// The step itself.
+    Do,
+    /// Its undo.
+    Undo,
+}
+
+impl StepAction {
+    /// Its name in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StepAction::Do => "do",
+            StepAction::Undo => "undo",
+        }
+    }
+}
+
+/// How far a step, or an undo, is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepStatus {
+    /// It was called, and it is not recorded how the call ended.
+    Called,
+    /// It is done.
+    Done,
+    /// Its last call failed.
+    Failed,
+}
+
+impl StepStatus {
+    /// Every status.
+    pub const ALL: [StepStatus; 3] = [StepStatus::Called, StepStatus::Done, StepStatus::Failed];
+
+    /// Its name in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StepStatus::Called => "called",
+            StepStatus::Done => "done",
+            StepStatus::Failed => "failed",
+        }
+    }
+}
+
+/// A step, or an undo, that was called at least once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedStep {
+    /// The step's name.
+    pub step: String,
+    /// Whether this is the step or its undo.
+    pub action: StepAction,
+    /// The round in which it was first called.
+    pub round: u32,
+    /// The step's place among the steps, from 0, when it was first called.
+    pub position: u32,
+    /// Whether the step had an undo then.
+    pub undoable: bool,
+    /// How far it is.
+    pub status: StepStatus,
+    /// Calls so far.
+    pub attempts: u32,
+    /// The message's delayed retries before the first call.
+    pub first_retry: u32,
+    /// Whether a call that did not succeed may have had its effect nevertheless.
+    pub uncertain: bool,
+    /// Its result, JSON, once it is done.
+    pub result: Option<String>,
+}
+
+impl RecordedStep {
+    /// Whether the step may have had its effect.
+    pub fn may_have_effect(&self) -> bool {
+        self.uncertain || self.status != StepStatus::Failed
+    }
+}
+
+/// Something to record about a claimed run, in one transaction.
+#[derive(Debug, Clone)]
+pub struct RunRecord {
+    /// The run.
+    pub key: RunKey,
+    /// The fencing number of the claim.
+    pub fence: i64,
+    /// When it happened.
+    pub at: Timestamp,
+    /// Until when the run stays claimed; `None` ends the claim.
+    pub until: Option<Timestamp>,
+    /// How the last call ended.
+    pub ended: Option<EndedCall>,
+    /// The call that is made next.
+    pub next: Option<StepCallEntry>,
+    /// The run's new state.
+    pub state: Option<RunState>,
+    /// Why it is undone from now on.
+    pub failure: Option<RunFailure>,
+    /// Whether the message is dead-lettered now. If the run's message comes back after that, it was replayed.
+    pub dead_lettered: bool,
+}
+
+/// A call that is made once this is recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepCallEntry {
+    /// The step's name.
+    pub step: String,
+    /// Whether the step or its undo is called.
+    pub action: StepAction,
+    /// The step's place among the configured steps, from 0.
+    pub position: u32,
+    /// Whether the step has an undo.
+    pub undoable: bool,
+    /// The message's delayed retries so far.
+    pub retries: u32,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedCall {
+    /// The step's name.
+    pub step: String,
+    /// Whether the step or its undo was called.
+    pub action: StepAction,
+    /// The result or the failure.
+    pub outcome: CallOutcome,
+}
+
+/// The result or the failure of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallOutcome {
+    /// It succeeded.
+    Done {
+        /// Its result, JSON.
+        result: String,
+    },
+    /// It failed.
+    Failed {
+        /// The name of the failure's [`crate::recovery::FailureKind`].
+        kind: &'static str,
+        /// The failure's stable code.
+        code: String,
+        /// The failure's text.
+        reason: String,
+        /// Whether it may have had its effect nevertheless.
+        uncertain: bool,
+    },
+}
+
+/// The ledger's answer to a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunRecorded {
+    /// It is recorded.
+    Recorded,
+    /// Nothing was recorded: another instance has claimed the run since.
+    Stale,
+}
+
+impl RunClaim {
+    /// About how much memory it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let first = match &self.purpose {
+            ClaimPurpose::Work { first, .. } => first.as_ref().map_or(0, |first| first.step.len()),
+            ClaimPurpose::Failure => 0,
+        };
+        size_of::<Self>() + self.key.bytes() + first
+    }
+}
+
+impl RunRecord {
+    /// About how much memory it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let ended = self.ended.as_ref().map_or(0, |ended| match &ended.outcome {
+            CallOutcome::Done { result } => result.len(),
+            CallOutcome::Failed { code, reason, .. } => code.len() + reason.len(),
+        });
+        let failure = self.failure.as_ref().map_or(0, |failure| failure.code.len() + failure.reason.len());
+        size_of::<Self>() + self.key.bytes() + ended + failure
+    }
+}
+
+impl RunKey {
+    fn bytes(&self) -> usize {
+        self.scope.len() + self.identity.len()
+    }
+}

@@ -1,0 +1,130 @@
+//! What a claim and a record change in a stored run. Pure, so that every ledger decides alike.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{
+    BodyHash, ClaimPurpose, RecordedStep, RunClaim, RunFailure, RunRecord, RunRecorded, RunState, StepAction,
+    StepStatus,
+};
+
+/// A run as it is stored, without its steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::ledger) struct StoredRun {
+    pub state: RunState,
+    pub round: u32,
+    pub fence: i64,
+    pub owner: Arc<str>,
+    /// `None`: it is not claimed.
+    pub leased_until: Option<Timestamp>,
+    pub body: BodyHash,
+    pub failure: Option<RunFailure>,
+    pub started_at: Timestamp,
+    /// When it became done, undone or `undo_failed`.
+    pub finished_at: Option<Timestamp>,
+    pub dead_lettered_at: Option<Timestamp>,
+}
+
+/// What a claim does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::ledger) enum ClaimEffect {
+    /// The run begins: this is stored, and the claim's first call.
+    Begin(StoredRun),
+    /// The run continues: this is stored.
+    Continue(StoredRun),
+    /// Granted, and nothing is stored.
+    Unchanged,
+    /// Refused.
+    Held { until: Timestamp },
+    /// Refused: there is no such run.
+    Unknown,
+}
+
+/// Decides on a claim of a run.
+pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim) -> ClaimEffect {
+    let body = match &claim.purpose {
+        ClaimPurpose::Work { body, .. } => Some(*body),
+        ClaimPurpose::Failure => None,
+    };
+    let Some(stored) = stored else {
+        return body.map_or(ClaimEffect::Unknown, |body| ClaimEffect::Begin(begin(claim, body)));
+    };
+    // No call is left to make, so a message whose run is done may be finished whoever finishes it.
+    if stored.state == RunState::Done && body.is_some() {
+        return ClaimEffect::Unchanged;
+    }
+    match stored.leased_until {
+        Some(until) if until > claim.at && stored.owner != claim.owner => return ClaimEffect::Held { until },
+        Some(_) | None => {}
+    }
+    let mut run = StoredRun {
+        fence: stored.fence + 1,
+        owner: Arc::clone(&claim.owner),
+        leased_until: Some(claim.until),
+        body: body.unwrap_or(stored.body),
+        ..stored.clone()
+    };
+    if body.is_some() && stored.dead_lettered_at.is_some() {
+        replay(&mut run);
+    }
+    ClaimEffect::Continue(run)
+}
+
+fn begin(claim: &RunClaim, body: BodyHash) -> StoredRun {
+    StoredRun {
+        state: RunState::Running,
+        round: 1,
+        fence: 1,
+        owner: Arc::clone(&claim.owner),
+        leased_until: Some(claim.until),
+        body,
+        failure: None,
+        started_at: claim.at,
+        finished_at: None,
+        dead_lettered_at: None,
+    }
+}
+
+/// The message was dead-lettered and has been replayed. What was undone begins anew; an undo that failed is continued.
+fn replay(run: &mut StoredRun) {
+    (run.dead_lettered_at, run.finished_at) = (None, None);
+    match run.state {
+        RunState::Undone => {
+            (run.state, run.failure) = (RunState::Running, None);
+            run.round += 1;
+        }
+        RunState::UndoFailed => run.state = RunState::Undoing,
+        RunState::Running | RunState::Done | RunState::Undoing => {}
+    }
+}
+
+/// Whether a step begins anew when a run begins its next round: it was undone, or it never had an effect. Other steps stay as
+/// they are, since calling them with another idempotency key could repeat their effect.
+pub(in crate::ledger) fn begins_anew(step: &str, steps: &[RecordedStep]) -> bool {
+    let find = |action| steps.iter().find(|recorded| recorded.step == step && recorded.action == action);
+    let is_undone = find(StepAction::Undo).is_some_and(|undo| undo.status == StepStatus::Done);
+    is_undone || find(StepAction::Do).is_none_or(|step| !step.may_have_effect())
+}
+
+/// Applies a record to a stored run, unless it is stale.
+pub(in crate::ledger) fn record(stored: &mut StoredRun, record: &RunRecord) -> RunRecorded {
+    if stored.fence != record.fence {
+        return RunRecorded::Stale;
+    }
+    stored.leased_until = record.until;
+    if let Some(state) = record.state {
+        stored.state = state;
+        stored.finished_at = match state {
+            RunState::Running | RunState::Undoing => None,
+            RunState::Done | RunState::Undone | RunState::UndoFailed => Some(record.at),
+        };
+    }
+    if let Some(failure) = &record.failure {
+        stored.failure = Some(failure.clone());
+    }
+    if record.dead_lettered {
+        stored.dead_lettered_at = Some(record.at);
+    }
+    RunRecorded::Recorded
+}
