@@ -1,6 +1,6 @@
 //! The identity of this process among several instances: the names of its connections and consumer tags on the broker.
 //!
-//! For display and for counting only. Nothing that is recorded or published depends on it.
+//! For display and for counting, and to tell this process's claims in the ledger from those of others.
 
 use std::process;
 use std::sync::LazyLock;
@@ -20,6 +20,11 @@ struct Instance {
 /// `<host>:<process id>`. At most 76 bytes, because Linux limits host names to 64.
 pub fn name() -> &'static str {
     &INSTANCE.name
+}
+
+/// Names this process among all that use the same ledger. No other process has the same, not even a former one on this host.
+pub fn owner() -> String {
+    format!("{} {:08x}", name(), INSTANCE.start)
 }
 
 /// The name of a connection of this process in RabbitMQ's management pages.

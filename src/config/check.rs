@@ -60,11 +60,12 @@ fn counts_are_within_limits(config: &Config, report: &Report) {
 fn attempts_fit_the_ack_timeout(config: &Config, report: &Report) {
     for (name, consumer) in &config.consumers {
         let attempts = consumer.retry.immediate + 1;
-        let longest = consumer.timeout * attempts;
+        let attempt = consumer.timeout + consumer.handler_settings.call_time();
+        let longest = attempt * attempts;
         if longest > MAX_UNSETTLED_TIME {
             let message = format!(
                 "allows {attempts} attempts of {} each, {} in total; stay within {}, since the broker waits 30m for an ack",
-                duration::format(consumer.timeout),
+                duration::format(attempt),
                 duration::format(longest),
                 duration::format(MAX_UNSETTLED_TIME)
             );

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -49,6 +50,7 @@ pub struct HandlerSettings {
     keys: Arc<Map<String, Value>>,
     check_lines: Arc<[String]>,
     constructor: Arc<dyn Any + Send + Sync>,
+    call_time: Duration,
 }
 
 impl HandlerSettings {
@@ -60,7 +62,29 @@ impl HandlerSettings {
             Value::Null => Map::new(),
             other => panic!("settings are keys with values, not {other}"),
         };
-        HandlerSettings { keys: Arc::new(keys), check_lines: check_lines.into(), constructor: Arc::new(constructor) }
+        HandlerSettings {
+            keys: Arc::new(keys),
+            check_lines: check_lines.into(),
+            constructor: Arc::new(constructor),
+            call_time: Duration::ZERO,
+        }
+    }
+
+    /// Sets how long the handler may wait for other services in one attempt, which does not count toward the consumer's
+    /// timeout.
+    #[must_use]
+    pub fn with_call_time(self, call_time: Duration) -> Self {
+        HandlerSettings { call_time, ..self }
+    }
+
+    /// How long the handler may wait for other services in one attempt, besides the consumer's timeout.
+    pub fn call_time(&self) -> Duration {
+        self.call_time
+    }
+
+    /// Whether the handler has this key of its own.
+    pub fn has_key(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
     }
 
     /// Placeholder for the settings of an unknown handler, until the problem is reported: no keys and no constructor.

@@ -47,5 +47,6 @@ pub use model::{
 pub use redaction::Secret;
 pub use report::Problem;
 
-pub use secret::read_token_file;
+pub use secret::{read_token_file, token_in_file};
 pub use section::{Section, ValueParser};
+pub use tls::client_files;

@@ -35,8 +35,13 @@ pub(super) fn password(section: &mut Section<'_>) -> Option<Secret> {
 
 /// The bearer token in the file that `token_file` names, if there is one.
 pub(super) fn token(section: &mut Section<'_>) -> Option<Secret> {
-    let file = section.file("token_file")?;
-    from_file(section, &section.key("token_file"), &file, read_token)
+    token_in_file(section, "token_file")
+}
+
+/// The token, or the key for signatures, in the file that this key names, if there is one.
+pub fn token_in_file(section: &mut Section<'_>, key: &'static str) -> Option<Secret> {
+    let file = section.file(key)?;
+    from_file(section, &section.key(key), &file, read_token)
 }
 
 /// The bearer token in a file.

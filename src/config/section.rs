@@ -2,7 +2,7 @@
 //! value and unknown key. It never decides which keys there are.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -172,6 +172,52 @@ impl<'r> Section<'r> {
                 None
             }
         }
+    }
+
+    /// The subsections in a list of at most `max`, such as `[[consumers.<name>.steps]]`; none if it is missing.
+    pub fn sections(&mut self, key: &'static str, max: usize) -> Vec<Section<'r>> {
+        let path = self.key(key);
+        let items = match self.take(key) {
+            None => return Vec::new(),
+            Some(Value::List(items)) => items,
+            Some(other) => {
+                self.report().problem(&path, format!("must be a list of sections, is {other}"));
+                return Vec::new();
+            }
+        };
+        if items.len() > max {
+            self.report().problem(&path, format!("must have at most {max} items, has {}", items.len()));
+        }
+        let sections = items.into_iter().enumerate().filter_map(|(index, item)| {
+            let path = format!("{path}[{index}]");
+            match item {
+                Value::Table(table) => Some(Section::new(path, table, self.context)),
+                other => {
+                    self.report().problem(&path, not_a_section(&other));
+                    None
+                }
+            }
+        });
+        sections.collect()
+    }
+
+    /// The values of a subsection whose keys are not known, such as HTTP headers; at most `max`. Without those that are wrong,
+    /// which is reported.
+    pub fn named_values<T>(
+        &mut self,
+        key: &'static str,
+        max: usize,
+        parse: &dyn Fn(&str, &Value) -> Result<T, String>,
+    ) -> BTreeMap<String, T> {
+        let Some(section) = self.optional_section(key) else { return BTreeMap::new() };
+        if section.table.len() > max {
+            section.section_problem(format!("must have at most {max} keys, has {}", section.table.len()));
+        }
+        let values = section.table.iter().filter_map(|(name, value)| {
+            let problem = |message: String| section.report().problem(&join(&section.path, name), message);
+            parse(name, value).map_err(problem).ok().map(|value| (name.clone(), value))
+        });
+        values.collect()
     }
 
     /// The subsections of a section whose keys are names, such as `[queues.<name>]`.

@@ -47,6 +47,18 @@ pub(super) fn management(section: &mut Section<'_>, broker: Option<&Tls>, used: 
     }
 }
 
+/// The keys `ca_file`, `certificate_file` and `key_file` of an HTTP client. The files are checked only if they are `used`, that
+/// is, if the URL begins with `https://`.
+pub fn client_files(section: &mut Section<'_>, used: bool) -> TlsFiles {
+    let files = files(section);
+    if used {
+        check(section, &files);
+    } else if files != TlsFiles::default() {
+        section.section_problem("ca_file, certificate_file and key_file have no effect: url begins with http://");
+    }
+    files
+}
+
 fn files(section: &mut Section<'_>) -> TlsFiles {
     let ca = section.file("ca_file");
     let client = match (section.file("certificate_file"), section.file("key_file")) {

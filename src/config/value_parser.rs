@@ -146,7 +146,7 @@ pub(super) fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
 }
 
 /// The problem with the name of a queue or a consumer, if there is one.
-pub(super) fn name_problem(name: &str, max: usize) -> Option<String> {
+pub fn name_problem(name: &str, max: usize) -> Option<String> {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     if name.is_empty() || !name.bytes().all(is_allowed) {
         Some("must be named in lower-case letters, digits and underscores".to_owned())

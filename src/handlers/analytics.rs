@@ -182,7 +182,7 @@ mod tests {
     use crate::ledger::LedgerReader;
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
-    use crate::pipeline::LedgerAccess;
+    use crate::pipeline::{LedgerAccess, StepAccess};
 
     const SALE: &str = r#"{"event":"processed","order_id":"ord-2","product":"Laptop","quantity":3,"price":"400",
         "total":"1200.00","currency":"EUR","at":"2026-11-22T08:00:00Z"}"#;
@@ -291,7 +291,15 @@ mod tests {
         let ledger = LedgerAccess::without_deadline(ledger);
         let consumer = "analytics".into();
         handler
-            .handle(HandlerInput { delivery, provenance, consumer: &consumer, bindings: &[], retries: 0, ledger })
+            .handle(HandlerInput {
+                delivery,
+                provenance,
+                consumer: &consumer,
+                bindings: &[],
+                retries: 0,
+                ledger,
+                steps: StepAccess::default(),
+            })
             .await
     }
 

@@ -2,6 +2,7 @@
 //! settings.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -30,6 +31,11 @@ pub trait HandlerFactory: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// How long the handler may wait for other services in one attempt, which does not count toward the consumer's timeout.
+    fn call_time(_settings: &Self::Settings) -> Duration {
+        Duration::ZERO
+    }
+
     /// Builds the handler of a consumer.
     fn build(consumer: &str, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
 }
@@ -52,8 +58,9 @@ impl<F: HandlerFactory> HandlerSpec for F {
         let settings = F::read(section);
         let keys = serde_json::to_value(&settings).expect("settings are structs of plain values");
         let lines = F::check_lines(consumer, &settings);
+        let call_time = F::call_time(&settings);
         let build = move |consumer: &str, deps: &HandlerDeps| F::build(consumer, &settings, deps);
-        HandlerSettings::new(&keys, lines, Constructor(Box::new(build)))
+        HandlerSettings::new(&keys, lines, Constructor(Box::new(build))).with_call_time(call_time)
     }
 }
 

@@ -287,7 +287,7 @@ mod tests {
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{DeliveryId, Headers, Message, Sender};
     use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
-    use crate::pipeline::LedgerAccess;
+    use crate::pipeline::{LedgerAccess, StepAccess};
 
     fn delivery(unread: usize) -> Delivery {
         Delivery {
@@ -315,8 +315,15 @@ mod tests {
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
         let memory = MemoryLedger::default();
         let ledger = LedgerAccess::without_deadline(&memory);
-        let input =
-            |delivery| HandlerInput { delivery, provenance, consumer: &FAILED, bindings: &[], retries: 0, ledger };
+        let input = |delivery| HandlerInput {
+            delivery,
+            provenance,
+            consumer: &FAILED,
+            bindings: &[],
+            retries: 0,
+            ledger,
+            steps: StepAccess::default(),
+        };
         static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "failed".into());
         let output = handler.recover(&too_large, provenance, Timestamp::now());
         assert_eq!(recorded(&output), (BODY_TOO_LARGE, "permanent"));

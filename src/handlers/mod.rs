@@ -6,7 +6,7 @@
 //! 2. Add the unit struct to [`REGISTRY`].
 //!
 //! Nothing else needs a change: loading reads and checks the keys, `orderd check` prints them, and a reload compares them and
-//! applies the changes. `order` has keys of its own (`faults`), `analytics` has none.
+//! applies the changes. `order` has keys of its own (`steps`, `faults`), `analytics` has none.
 //!
 //! A handler decides and records. It never acks, publishes or retries: the worker does, with what the handler returns.
 
@@ -21,6 +21,8 @@ mod factory;
 mod failed;
 mod notification;
 mod order;
+mod step_run;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,8 +43,13 @@ use crate::pipeline::{HandlerError, Interruption, LedgerAccess};
 use crate::recovery::{Failure, FailureKind};
 
 /// All handlers.
-pub const REGISTRY: HandlerRegistry =
-    &[&order::OrderFactory, &notification::NotificationFactory, &analytics::AnalyticsFactory, &failed::FailedFactory];
+pub const REGISTRY: HandlerRegistry = &[
+    &order::OrderFactory,
+    &notification::NotificationFactory,
+    &analytics::AnalyticsFactory,
+    &failed::FailedFactory,
+    &steps::StepsFactory,
+];
 
 /// Configuration sources with all handlers, but no file, settings or environment.
 pub fn sources() -> Sources {

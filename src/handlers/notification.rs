@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
-    use crate::pipeline::LedgerAccess;
+    use crate::pipeline::{LedgerAccess, StepAccess};
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
     #[derive(Default)]
@@ -202,7 +202,7 @@ mod tests {
 
     fn input<'a>(delivery: &'a Delivery, consumer: &'a Arc<str>, ledger: LedgerAccess<'a>) -> HandlerInput<'a> {
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
-        HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0, ledger }
+        HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0, ledger, steps: StepAccess::default() }
     }
 
     struct TestEnv {

@@ -60,10 +60,7 @@ impl LedgerEntry {
                 + length(attempt.delay.as_ref())
         };
         let more = match self {
-            LedgerEntry::AcceptOrder(order) => {
-                let items = order.items.iter().map(|item| size_of::<Item>() + item.product.len()).sum::<usize>();
-                size_of::<NewOrder>() + order.id.as_str().len() + items + length(order.customer_id.as_ref())
-            }
+            LedgerEntry::AcceptOrder(order) => order.bytes(),
             LedgerEntry::FinishOrder { id, .. } => id.as_str().len(),
             LedgerEntry::LookUpNotification { id } | LedgerEntry::LookUpAnalytics { id } => id.len(),
             LedgerEntry::Notification(notification) => {
@@ -121,6 +118,14 @@ pub struct NewOrder {
     pub placed_at: Option<Timestamp>,
     /// When it was accepted.
     pub at: Timestamp,
+}
+
+impl NewOrder {
+    /// About how much memory it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let items = self.items.iter().map(|item| size_of::<Item>() + item.product.len()).sum::<usize>();
+        size_of::<Self>() + self.id.as_str().len() + items + length(self.customer_id.as_ref())
+    }
 }
 
 /// A notification that was sent to its channel.

@@ -130,6 +130,10 @@ impl LedgerWriter for MemoryLedger {
 
     fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
         self.write(move |tables| {
+            match claim.order.as_ref().map(|order| tables.accept((**order).clone())) {
+                None | Some(Recorded::New | Recorded::Unfinished) => {}
+                Some(answer) => return Ok(ClaimAnswer::NotAccepted(answer)),
+            }
             let order_processed = tables.is_order_processed(&claim.key);
             Ok(tables.runs.claim(&claim, order_processed))
         })

@@ -140,6 +140,10 @@ pub mod names {
     pub const FAILURE_CODE: &str = "x-failure-code";
     /// The failure's text, at most 1 KiB.
     pub const FAILURE_REASON: &str = "x-failure-reason";
+    /// How long the service that failed asked to wait before the next call, in whole seconds (long).
+    pub const RETRY_AFTER: &str = "x-retry-after";
+    /// The message is back in its queue so that its steps are undone (boolean).
+    pub const UNDO: &str = "x-undo";
     /// When the message first failed (timestamp).
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
     /// When the message last failed (timestamp).
@@ -163,6 +167,8 @@ pub mod names {
         FAILURE_KIND,
         FAILURE_CODE,
         FAILURE_REASON,
+        RETRY_AFTER,
+        UNDO,
         FIRST_FAILED_AT,
         FAILED_AT,
         DEAD_LETTER_REASON,

@@ -16,6 +16,8 @@ use super::broker_problems::{BrokerProblemReading, BrokerProblems};
 use super::histogram::Histogram;
 use super::outcome::{DeliveryOutcome, HandlerOutcome};
 use super::publish_to_ack::publish_to_ack;
+use super::step_counters::{StepCounters, StepReading};
+use crate::ledger::StepAction;
 use crate::recovery::{DeadLetterReason, Delay, Failure, FailureKind};
 use crate::watchdog::Heartbeats;
 
@@ -89,6 +91,7 @@ pub struct Counters {
     state: Mutex<CounterState>,
     heartbeats: Heartbeats,
     broker_problems: BrokerProblems,
+    steps: StepCounters,
 }
 
 #[derive(Debug)]
@@ -241,6 +244,8 @@ pub struct CounterReading {
     pub retries: BTreeMap<(Arc<str>, Delay), u64>,
     /// Dead-lettered messages by the consumer that failed and the reason (failed-order consumer only).
     pub dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
+    /// The calls of its steps, by step and action.
+    pub steps: BTreeMap<(Arc<str>, StepAction), StepReading>,
 }
 
 impl Counters {
@@ -365,6 +370,11 @@ impl Counters {
         &self.broker_problems
     }
 
+    /// The calls of its steps.
+    pub fn steps(&self) -> &StepCounters {
+        &self.steps
+    }
+
     /// Counts a running worker until the guard is dropped.
     pub(crate) fn worker_started(self: &Arc<Self>) -> WorkerGuard {
         self.lock().pool.workers_running += 1;
@@ -408,6 +418,7 @@ impl Counters {
             failures: state.failures.clone(),
             retries: state.retries.clone(),
             dead_letters: state.dead_letters.clone(),
+            steps: self.steps.read(),
         }
     }
 }

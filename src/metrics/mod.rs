@@ -8,6 +8,7 @@ mod counters;
 mod histogram;
 mod outcome;
 mod publish_to_ack;
+mod step_counters;
 
 pub use broker_problems::BrokerProblemReading;
 pub use counters::{CounterReading, Counters, DeliveryCounts, PoolState};
@@ -15,3 +16,4 @@ pub(crate) use counters::{InFlightKey, ReceivedAt};
 pub use histogram::Histogram;
 pub(crate) use outcome::DeliveryOutcome;
 pub use outcome::HandlerOutcome;
+pub use step_counters::{CallEnd, StepCounters, StepReading};

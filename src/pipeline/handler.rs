@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -13,8 +14,8 @@ use super::deadline::{Deadline, SuspendedDeadline};
 use crate::chain::chain;
 use crate::files::FileState;
 use crate::ledger::{LedgerEntry, LedgerError, LedgerWriter, Recorded};
-use crate::message::{Delivery, Provenance, Publication};
-use crate::metrics::HandlerOutcome;
+use crate::message::{Delivery, Provenance, Publication, PublishError};
+use crate::metrics::{HandlerOutcome, StepCounters};
 use crate::recovery::{Failure, FailureKind};
 
 /// Processes the deliveries of one consumer.
@@ -57,6 +58,8 @@ pub enum Interruption {
     EventFileClosed,
     /// The publisher was closed.
     PublisherClosed,
+    /// Another instance works on the message, or took it over.
+    TakenOver,
 }
 
 impl HandlerError {
@@ -127,6 +130,34 @@ impl fmt::Debug for LedgerAccess<'_> {
     }
 }
 
+/// What a handler needs to call steps: to publish in between, and to count.
+pub trait StepServices: Send + Sync {
+    /// Publishes events until the broker has confirmed all of them.
+    ///
+    /// # Errors
+    /// Another attempt cannot help.
+    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>>;
+
+    /// The ledger itself: the deadline has to be suspended by the caller.
+    fn ledger(&self) -> &dyn LedgerWriter;
+
+    /// Counts the calls.
+    fn counters(&self) -> &StepCounters;
+
+    /// How long a delivery may wait before it is released.
+    fn max_hold(&self) -> Duration;
+}
+
+/// [`StepServices`], if there are any: tests of handlers that call no steps have none.
+#[derive(Clone, Copy, Default)]
+pub struct StepAccess<'a>(pub Option<&'a dyn StepServices>);
+
+impl fmt::Debug for StepAccess<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepAccess").finish_non_exhaustive()
+    }
+}
+
 /// One delivery to process.
 #[derive(Debug, Clone, Copy)]
 pub struct HandlerInput<'a> {
@@ -142,6 +173,8 @@ pub struct HandlerInput<'a> {
     pub retries: u32,
     /// The ledger.
     pub ledger: LedgerAccess<'a>,
+    /// What calls of steps need.
+    pub steps: StepAccess<'a>,
 }
 
 impl HandlerInput<'_> {

@@ -16,13 +16,14 @@ mod publish;
 mod publish_outage;
 mod safe_mode;
 mod shared_subscription;
+mod step_services;
 #[cfg(test)]
 mod tests;
 mod unidentified;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
 pub use decompressed_bytes::DecompressedBytes;
-pub use handler::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
+pub use handler::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess, StepServices};
 pub use intake::Intake;
 pub use pool::{Pool, PoolError};
 pub use publish_outage::PublishOutage;

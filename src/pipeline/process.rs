@@ -32,7 +32,7 @@ use tracing::{debug, error, warn};
 use super::consumer_context::{ConsumerContext, OnFailure};
 use super::deadline::Deadline;
 use super::delivery_guard::DeliveryGuard;
-use super::handler::{DeferredLog, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess};
+use super::handler::{DeferredLog, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess};
 use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
@@ -165,7 +165,8 @@ async fn output_not_publishable(
     let deadline = Deadline::after(context.timeout);
     let ledger = LedgerAccess::new(&*context.ledger, &deadline);
     let (consumer, bindings) = (&context.consumer, &context.bindings);
-    let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger };
+    let steps = StepAccess(Some(context));
+    let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger, steps };
     match context.handler.dead_letter_without_copy(input, &chain(error)) {
         Some(without_copy) => record_without_copy(context, without_copy).await,
         None => cannot_publish(context, error),
@@ -223,7 +224,8 @@ async fn run_handler(
     let deadline = Deadline::after(context.timeout);
     let ledger = LedgerAccess::new(&*context.ledger, &deadline);
     let (consumer, bindings) = (&context.consumer, &*context.bindings);
-    let input = HandlerInput { delivery, provenance, consumer, bindings, retries, ledger };
+    let steps = StepAccess(Some(context));
+    let input = HandlerInput { delivery, provenance, consumer, bindings, retries, ledger, steps };
     let handling = AssertUnwindSafe(context.handler.handle(input)).catch_unwind();
     let failure = match deadline.limit(handling).await {
         Some(Ok(result)) => return result,

@@ -38,6 +38,7 @@ pub fn copy_for_failure(
         failed_at: now,
         failure,
         hit_delivery_limit_before: false,
+        is_undo: false,
     };
     let mut message = copy(delivery, provenance);
     if !provenance.is_copy {
@@ -46,6 +47,10 @@ pub fn copy_for_failure(
     }
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set_failure(&mut message.headers, &history);
+    if let Some(retry_after) = history.failure.retry_after {
+        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+        set(&mut message.headers, names::RETRY_AFTER, HeaderValue::I64(i64::try_from(seconds).unwrap_or(i64::MAX)));
+    }
     message.cut_headers(MAX_PROPERTIES_BYTES);
     Publication { exchange: Arc::clone(&names.orders), routing_key: ExchangeNames::failed_key(consumer), message }
 }
@@ -66,6 +71,22 @@ pub fn copy_for_retry(
     Publication { exchange: Arc::clone(&names.retry), routing_key: ExchangeNames::retry_queue(queue, delay), message }
 }
 
+/// The copy that returns to `queue`, whose consumer undoes the message's steps.
+pub fn copy_for_undo(
+    delivery: &Delivery,
+    provenance: Provenance<'_>,
+    history: &History,
+    queue: &str,
+    names: &ExchangeNames,
+) -> Publication {
+    let mut message = copy(delivery, provenance);
+    set_failure(&mut message.headers, history);
+    set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
+    set(&mut message.headers, names::UNDO, HeaderValue::Bool(true));
+    message.cut_headers(MAX_PROPERTIES_BYTES);
+    Publication { exchange: Arc::clone(&names.requeue), routing_key: queue.to_owned(), message }
+}
+
 /// The copy for the dead letter queue.
 pub fn copy_for_dead_letter(
     delivery: &Delivery,
@@ -78,6 +99,7 @@ pub fn copy_for_dead_letter(
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set(&mut message.headers, names::DEAD_LETTER_REASON, reason.as_str().into());
+    message.headers.remove(names::UNDO);
     message.cut_headers(MAX_PROPERTIES_BYTES);
     let routing_key =
         history.origin.as_ref().map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key.clone());
@@ -92,6 +114,8 @@ pub(super) fn copy(delivery: &Delivery, provenance: Provenance<'_>) -> Message {
     for name in STRIPPED {
         copy.headers.remove(*name);
     }
+    // About the last failure only.
+    copy.headers.remove(names::RETRY_AFTER);
     copy.properties.expiration = None;
     let user = copy.properties.user_id.take().unwrap_or_default();
     if !provenance.is_copy {

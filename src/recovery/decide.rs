@@ -80,13 +80,14 @@ impl DeadLetterReason {
 /// Decides what happens next to a failed message. `policy` is that of the queue it failed in; `None` where that queue is
 /// unknown, and for the failed-order queue, which has none.
 ///
-/// Only transient failures are retried at once.
+/// Only transient failures are retried at once, and not those of a service that said when to call it again.
 pub fn decide(policy: Option<&RetryPolicy>, failure: &Failure, at: DecisionPoint<'_>, now: Timestamp) -> Action {
     match at {
         DecisionPoint::FailedOrderWorker => Action::KeepRetrying,
         DecisionPoint::Worker { immediate_retries } => {
             let allowed = policy.map_or(0, |policy| policy.immediate);
-            let retry = failure.kind == FailureKind::Transient && immediate_retries < allowed;
+            let is_soon_enough = failure.retry_after.is_none();
+            let retry = failure.kind == FailureKind::Transient && is_soon_enough && immediate_retries < allowed;
             if retry { Action::RetryNow } else { Action::Forward }
         }
         DecisionPoint::FailedOrderQueue(history) => match delayed_retry(policy, failure, history, now) {
@@ -114,8 +115,13 @@ fn delayed_retry(
         FailureKind::DeliveryLimit => DeadLetterReason::DeliveryLimit,
         FailureKind::Transient | FailureKind::TimedOut | FailureKind::Panicked => DeadLetterReason::RetriesExhausted,
     };
-    let next = usize::try_from(history.retries).ok().and_then(|retries| policy.delays.get(retries));
-    let delay = next.ok_or(exhausted)?;
+    let left =
+        usize::try_from(history.retries).ok().and_then(|retries| policy.delays.get(retries..)).unwrap_or_default();
+    let delay = match failure.retry_after {
+        None => left.first(),
+        Some(wanted) => left.iter().find(|delay| delay.as_duration() >= wanted).or(left.iter().max()),
+    };
+    let delay = delay.ok_or(exhausted)?;
     // A first failure in the future (a clock that was set back) makes the age negative, so it is never too old.
     let age = now.duration_since(history.first_failed_at);
     if age > SignedDuration::try_from(policy.max_age).unwrap_or(SignedDuration::MAX) {
@@ -154,6 +160,7 @@ mod tests {
             failed_at: Timestamp::from_second(NOW).unwrap(),
             failure: failure(kind),
             hit_delivery_limit_before: false,
+            is_undo: false,
         }
     }
 
@@ -238,6 +245,26 @@ mod tests {
         let again = History { hit_delivery_limit_before: true, ..history(FailureKind::DeliveryLimit, 1, 0) };
         let action = decided(Some(&policy()), FailureKind::DeliveryLimit, DecisionPoint::FailedOrderQueue(&again));
         assert_eq!(action, Action::DeadLetter(DeadLetterReason::DeliveryLimit));
+    }
+
+    #[test]
+    fn the_time_that_a_service_asks_for_skips_immediate_retries_and_chooses_the_delay() {
+        let delays = ["1s", "10s", "2s", "1m"].map(|delay| delay.parse().unwrap());
+        let policy = RetryPolicy { delays: delays.to_vec(), ..policy() };
+        let now = Timestamp::from_second(NOW).unwrap();
+        let after = |wanted, retries| {
+            let failure = failure(FailureKind::Transient).with_retry_after(Some(Duration::from_millis(wanted)));
+            let worker = DecisionPoint::Worker { immediate_retries: 0 };
+            assert_eq!(decide(Some(&policy), &failure, worker, now), Action::Forward);
+            let history = history(FailureKind::Transient, retries, 0);
+            decide(Some(&policy), &failure, DecisionPoint::FailedOrderQueue(&history), now)
+        };
+        for (wanted, retries, chosen) in
+            [(0, 0, 1), (1_000, 0, 1), (1_001, 0, 10), (30_000, 0, 60), (90_000, 0, 60), (1_500, 2, 2), (90_000, 3, 60)]
+        {
+            assert_eq!(after(wanted, retries), Action::RetryAfter(seconds(chosen)), "{wanted} ms after {retries}");
+        }
+        assert_eq!(after(1_000, 4), Action::DeadLetter(DeadLetterReason::RetriesExhausted));
     }
 
     #[test]

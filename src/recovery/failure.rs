@@ -1,6 +1,7 @@
 //! A failure of one message: its kind, code and reason. Pure.
 
 use std::fmt;
+use std::time::Duration;
 
 /// The longest reason that is kept, in bytes.
 pub const MAX_REASON_BYTES: usize = 1024;
@@ -72,6 +73,9 @@ pub struct Failure {
     pub code: String,
     /// The explanation, at most [`MAX_REASON_BYTES`].
     pub reason: String,
+    /// When the service that failed asked to be called again. Then the message is not retried immediately, and not before this
+    /// time if a configured delay is as long.
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
@@ -80,7 +84,13 @@ impl Failure {
         let (mut code, mut reason) = (code.into(), reason.into());
         code.truncate(code.floor_char_boundary(MAX_CODE_BYTES));
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
-        Failure { kind, code, reason }
+        Failure { kind, code, reason, retry_after: None }
+    }
+
+    /// The same failure of a service that asked to be called again after this time, if it did.
+    #[must_use]
+    pub fn with_retry_after(self, retry_after: Option<Duration>) -> Self {
+        Failure { retry_after, ..self }
     }
 }
 

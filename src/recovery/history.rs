@@ -2,6 +2,8 @@
 //!
 //! Pure. A producer can send the same headers, so they count only on copies that orderd is proven to have published.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{Failure, FailureKind};
@@ -36,6 +38,8 @@ pub struct History {
     pub failure: Failure,
     /// Whether an earlier failure, before the last, was the delivery limit.
     pub hit_delivery_limit_before: bool,
+    /// Whether the message had returned to its queue so that its steps are undone.
+    pub is_undo: bool,
 }
 
 /// The delayed retries a message has had. A producer could send the header too, so it counts only on proven copies.
@@ -55,6 +59,7 @@ impl History {
     pub fn read(delivery: &Delivery, provenance: Provenance<'_>, now: Timestamp) -> Self {
         let trusted = if provenance.is_copy { &delivery.message.headers } else { &Headers::new() };
         let (retries, first_failed_at) = (header_retries(trusted), read_time(trusted, names::FIRST_FAILED_AT));
+        let is_undo = trusted.get(names::UNDO) == Some(&HeaderValue::Bool(true));
         match BrokerDeath::newest(delivery) {
             // Dead-lettered by the broker itself. The failure headers of a copy are those of an earlier attempt.
             Some(death) => {
@@ -66,6 +71,7 @@ impl History {
                     failed_at: now,
                     failure: death.failure(),
                     hit_delivery_limit_before: earlier == Some(FailureKind::DeliveryLimit),
+                    is_undo,
                 }
             }
             None => {
@@ -80,6 +86,7 @@ impl History {
                     failed_at: read_time(trusted, names::FAILED_AT).unwrap_or(now),
                     failure: read_failure(trusted).unwrap_or_else(unknown),
                     hit_delivery_limit_before: false,
+                    is_undo,
                 }
             }
         }
@@ -155,7 +162,8 @@ fn read_failure(headers: &Headers) -> Option<Failure> {
     let text = |name: &str| headers.get(name).and_then(HeaderValue::as_text);
     let kind = FailureKind::parse(text(names::FAILURE_KIND)?)?;
     let code = text(names::FAILURE_CODE).unwrap_or("unknown");
-    Some(Failure::new(kind, code, text(names::FAILURE_REASON).unwrap_or_default()))
+    let retry_after = headers.get(names::RETRY_AFTER).and_then(HeaderValue::as_u64).map(Duration::from_secs);
+    Some(Failure::new(kind, code, text(names::FAILURE_REASON).unwrap_or_default()).with_retry_after(retry_after))
 }
 
 pub(super) fn read_time(headers: &Headers, name: &str) -> Option<Timestamp> {

@@ -1,12 +1,32 @@
 //! Steps: the shop's own work on a message, done by the shop's own services, each step recorded once it is done.
 //!
 //! ```text
-//! service   the trait of what performs a step's calls
+//! settings  [[consumers.<name>.steps]], checked    when     the condition of a step
+//! engine    carries out a run: read it first       plan     what is called next: pure
+//! claim     one instance works on a run            request  what a step is called with
+//! events    what an answer asks to publish
+//! service   the trait of what performs a step's calls      http/   an HTTP server
 //! ```
 //! It never decides on a retry of the message (`recovery` does) and never acks.
 
+mod claim;
+mod engine;
+mod events;
+mod http;
+mod plan;
+mod request;
 mod service;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod when;
 
+pub use claim::{Claimed, claim};
+pub use engine::{Engine, EventPublisher, RunAccess, RunError, RunOutcome};
+pub use plan::left_to_undo;
+pub use request::{OrderInput, RunInput};
 pub use service::{
     FailureCause, MAX_ANSWER_BYTES, MAX_EVENTS, StepAnswer, StepCall, StepEvent, StepFailure, StepService, TraceContext,
 };
+pub use settings::{ServiceSettings, StepSettings, StepsSettings, UndoSettings};
+pub use when::{OrderFacts, When};

@@ -18,7 +18,7 @@ use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message, TrustedUsers};
-use orderd::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, LedgerAccess};
+use orderd::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, LedgerAccess, StepAccess};
 use orderd::recovery::{Failure, FailureKind};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -137,6 +137,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         bindings: &[],
         retries: 0,
         ledger: LedgerAccess::without_deadline(&ledger),
+        steps: StepAccess::default(),
     };
     handler.handle(input).await.unwrap_err().failure().unwrap().reason
 }

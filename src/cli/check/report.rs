@@ -232,6 +232,7 @@ fn arguments(arguments: &std::collections::BTreeMap<&'static str, Argument>) -> 
 impl ConsumerReport {
     fn new(name: &str, consumer: &Consumer) -> Self {
         let is_retried = !consumer.handles_failures();
+        let attempt = consumer.timeout + consumer.handler_settings.call_time();
         ConsumerReport {
             name: name.to_owned(),
             queue: consumer.queue.clone(),
@@ -241,7 +242,7 @@ impl ConsumerReport {
             prefetch: consumer.prefetch,
             slots: consumer.slots(),
             timeout: consumer.timeout,
-            retry: is_retried.then(|| RetrySchedule::new(&consumer.queue, &consumer.retry, consumer.timeout)),
+            retry: is_retried.then(|| RetrySchedule::new(&consumer.queue, &consumer.retry, attempt)),
             handler_settings: consumer.handler_settings.keys(),
             handler_lines: format_line(name, consumer)
                 .into_iter()

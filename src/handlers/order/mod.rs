@@ -1,12 +1,17 @@
 //! Orders, normal and priority: decoded, checked, recorded in the ledger, and announced to the customer and to analytics.
 //!
-//! Its own keys: `on_conflict`, and `faults`, which makes a fraction of the orders fail on purpose.
+//! Its own keys: `steps`, the shop's own services that are called for each order; `on_conflict`; and `faults`, which makes a fraction
+//! of the orders fail on purpose.
 
 mod fault_injection;
 mod on_conflict;
+mod step_order;
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -14,7 +19,10 @@ use tracing::{debug, warn};
 
 use self::fault_injection::{FaultInjection, FaultKind};
 use self::on_conflict::OnConflict;
+use self::step_order::step_order;
+use super::claim::Claims;
 use super::event_publication::event;
+use super::step_run::{StepRunInput, order_run, run_steps};
 use super::{HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderSummary};
@@ -24,6 +32,7 @@ use crate::message::{ExchangeNames, Message, Publication};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind};
+use crate::steps::{Engine, OrderFacts, OrderInput, RunOutcome, StepsSettings};
 
 /// `handler = "order"`
 pub(super) struct OrderFactory;
@@ -31,6 +40,8 @@ pub(super) struct OrderFactory;
 /// Its own keys in `[consumers.<name>]`.
 #[derive(Debug, Serialize)]
 pub(super) struct OrderSettings {
+    #[serde(skip_serializing_if = "StepsSettings::is_empty")]
+    steps: StepsSettings,
     on_conflict: OnConflict,
     faults: FaultInjection,
 }
@@ -44,6 +55,7 @@ impl HandlerFactory for OrderFactory {
 
     fn read(section: &mut Section<'_>) -> OrderSettings {
         OrderSettings {
+            steps: StepsSettings::read(section, true),
             on_conflict: OnConflict::read(section),
             faults: FaultInjection::read(section.section("faults")),
         }
@@ -52,7 +64,11 @@ impl HandlerFactory for OrderFactory {
     fn check_lines(consumer: &str, settings: &OrderSettings) -> Vec<String> {
         let faults = settings.faults.summary();
         let line = faults.map(|faults| format!("!!! FAULT INJECTION in consumer {consumer:?}: {faults}"));
-        line.into_iter().collect()
+        line.into_iter().chain(settings.steps.check_lines(consumer)).collect()
+    }
+
+    fn call_time(settings: &OrderSettings) -> Duration {
+        settings.steps.longest()
     }
 
     fn build(consumer: &str, settings: &OrderSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
@@ -60,13 +76,17 @@ impl HandlerFactory for OrderFactory {
         if faults.is_on() {
             warn!(consumer, ?faults, "faults are injected on purpose: not for production");
         }
+        let steps = (!settings.steps.is_empty())
+            .then(|| OrderSteps { engine: Engine::new(&settings.steps), claims: Arc::clone(&deps.claims) });
         let (names, max_body, format) = (Arc::clone(&deps.names), deps.max_body, deps.format.clone());
-        Arc::new(OrderHandler { names, on_conflict: settings.on_conflict, faults, max_body, format })
+        Arc::new(OrderHandler { names, steps, on_conflict: settings.on_conflict, faults, max_body, format })
     }
 }
 
 struct OrderHandler {
     names: Arc<ExchangeNames>,
+    /// `None`: no steps are configured.
+    steps: Option<OrderSteps>,
     on_conflict: OnConflict,
     faults: FaultInjection,
     max_body: usize,
@@ -87,6 +107,12 @@ fn invalid(faults: &OrderFaults) -> Failure {
     Failure::new(kind, faults.code(), faults.to_string())
 }
 
+/// What calls the steps of orders.
+struct OrderSteps {
+    engine: Engine,
+    claims: Arc<Claims>,
+}
+
 impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         if let Some(event) = other_event(&input.delivery.message) {
@@ -94,7 +120,7 @@ impl OrderHandler {
         }
         let text = input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
         let order = self.format.decode(&text).map_err(|faults| invalid(&faults))?;
-        drop(text);
+        let text = self.steps.is_some().then_some(text);
         if tracing::enabled!(tracing::Level::DEBUG) {
             let OrderSummary { product, lines, quantity, price } = order.summary();
             debug!(
@@ -109,8 +135,17 @@ impl OrderHandler {
             inject(fault).await?;
         }
         let now = Timestamp::now();
-        let entry = LedgerEntry::AcceptOrder(Box::new(new_order(&order, input.consumer, amounts, now)));
-        match input.ledger.record(entry).await? {
+        let accepted = Box::new(new_order(&order, input.consumer, amounts, now));
+        let accepted = match (&self.steps, text) {
+            (Some(steps), Some(text)) => {
+                // Boxed, because this future is large and most shops have no steps.
+                steps.run(&self.names, input, &order, text, accepted, &amounts).boxed().await?
+            }
+            (None, _) | (_, None) => input.ledger.record(LedgerEntry::AcceptOrder(accepted)).await?,
+        };
+        // With steps, the events are of the time at which they are done.
+        let now = if self.steps.is_some() { Timestamp::now() } else { now };
+        match accepted {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict if self.on_conflict == OnConflict::Ignore => {
@@ -143,6 +178,29 @@ impl OrderHandler {
                 now,
             ),
         ])
+    }
+}
+
+impl OrderSteps {
+    /// Accepts the order and calls its steps. The answer is that to the order; if it is accepted, all steps are done.
+    async fn run(
+        &self,
+        names: &ExchangeNames,
+        input: HandlerInput<'_>,
+        order: &Order,
+        text: Cow<'_, str>,
+        accept: Box<NewOrder>,
+        amounts: &Amounts,
+    ) -> Result<Recorded, HandlerError> {
+        let json = step_order(order, amounts);
+        let facts = OrderFacts { priority: order.priority, total: amounts.total, currency: amounts.currency };
+        let key = order_run(order.id.as_str());
+        let order = Some(OrderInput { json: &json, facts });
+        let run = StepRunInput { key: &key, text, order, accept: Some(accept) };
+        Ok(match run_steps(&self.engine, &self.claims, names, input, run).await? {
+            RunOutcome::Done | RunOutcome::WasDone => Recorded::Unfinished,
+            RunOutcome::NotAccepted(answer) => answer,
+        })
     }
 }
 

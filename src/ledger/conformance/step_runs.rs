@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use super::rules;
 use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::{
-    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, RunClaim, RunFailure, RunKey, RunRecord, RunRecorded,
-    RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, NewOrder, Recorded, RunClaim, RunFailure, RunKey,
+    RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 
 rules! {
@@ -19,6 +19,7 @@ rules! {
     a_replayed_message_begins_anew_what_was_undone_and_nothing_else,
     a_replayed_message_continues_an_undo_that_failed,
     retention_removes_finished_runs_only,
+    an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing,
 }
 
 const BODY: [u8; 32] = [7; 32];
@@ -38,7 +39,7 @@ fn charge() -> StepCallEntry {
 /// A claim at this millisecond, for 100 ms.
 fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
     let purpose = ClaimPurpose::Work { body: BODY, first };
-    RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100) }
+    RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
 
 fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
@@ -275,4 +276,23 @@ async fn retention_removes_finished_runs_only(ledger: &dyn Ledger) {
     };
     assert!(known("kept", at(2_000)).await && known("accepted", at(2_000)).await);
     assert!(!known("finished", at(2_000)).await);
+}
+
+async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing(ledger: &dyn Ledger) {
+    let key = key("o-3");
+    let with = |order: NewOrder, body: u8, millis| RunClaim {
+        purpose: ClaimPurpose::Work { body: [body; 32], first: Some(charge()) },
+        order: Some(Box::new(order)),
+        ..work(&key, "a", millis, None)
+    };
+    assert_eq!(granted(ledger, with(order("o-3"), 1, 0)).await.fence, 1);
+    let other = NewOrder { quantity: 4, ..order("o-3") };
+    let conflict = ledger.claim_run(with(other, 2, 1)).await.unwrap();
+    assert_eq!(conflict, ClaimAnswer::NotAccepted(Recorded::Conflict));
+    let run = granted(ledger, with(order("o-3"), 3, 2)).await;
+    assert_eq!((run.fence, run.body), (2, [3; 32]));
+    ledger.record(finish("o-3")).await.unwrap();
+    let duplicate = ledger.claim_run(with(order("o-3"), 4, 3)).await.unwrap();
+    assert_eq!(duplicate, ClaimAnswer::NotAccepted(Recorded::Duplicate));
+    assert_eq!(granted(ledger, decide(&key, "a", 4)).await.body, [3; 32]);
 }

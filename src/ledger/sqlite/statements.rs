@@ -19,6 +19,7 @@ use crate::domain::OrderId;
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
+use crate::ledger::step_runs::ClaimAnswer;
 
 /// What failed: one entry, or all that share its transaction.
 #[derive(Debug)]
@@ -208,6 +209,14 @@ impl<'c> Statements<'c> {
             WriterEntry::Effect(entry) => self.record_effect(entry).map(WriterAnswer::Effect),
             // Several statements: if one fails, the whole batch does, so that nothing of it is kept.
             WriterEntry::Claim(claim) => {
+                if let Some(order) = &claim.order {
+                    match self.accept_order(order)? {
+                        Recorded::New | Recorded::Unfinished => {}
+                        answer @ (Recorded::Duplicate | Recorded::Conflict) => {
+                            return Ok(WriterAnswer::Claim(ClaimAnswer::NotAccepted(answer)));
+                        }
+                    }
+                }
                 step_runs::claim(self.connection, claim).map(WriterAnswer::Claim).map_err(RecordError::Batch)
             }
             WriterEntry::Run(record) => {

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::entry::{NewOrder, Recorded};
+
 pub(super) use transition::{ClaimEffect, StoredRun, begins_anew, claim, record};
 
 /// SHA-256 of a message's body.
@@ -43,6 +45,8 @@ pub struct RunClaim {
     pub at: Timestamp,
     /// Until when the run is claimed, unless a record renews or ends it.
     pub until: Timestamp,
+    /// The order to accept in the same transaction. The run is claimed only if it is new or unfinished.
+    pub order: Option<Box<NewOrder>>,
 }
 
 /// What a run is claimed for.
@@ -71,6 +75,8 @@ pub enum ClaimAnswer {
     },
     /// There is no such run.
     Unknown,
+    /// The order is a duplicate or a conflict, so its run is not claimed.
+    NotAccepted(Recorded),
 }
 
 /// A claimed run: everything that is recorded about it.
@@ -306,7 +312,7 @@ impl RunClaim {
             ClaimPurpose::Work { first, .. } => first.as_ref().map_or(0, |first| first.step.len()),
             ClaimPurpose::Failure => 0,
         };
-        size_of::<Self>() + self.key.bytes() + first
+        size_of::<Self>() + self.key.bytes() + first + self.order.as_ref().map_or(0, |order| order.bytes())
     }
 }
 

@@ -1,0 +1,118 @@
+//! Runs the steps of one delivery: joins the engine in `steps` to what the worker offers a handler.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::claim::{Claim, Claims};
+use crate::config::MessageKind;
+use crate::ledger::{BodyHash, NewOrder, RunKey};
+use crate::message::{Delivery, ExchangeNames, HeaderValue, Message, Publication, PublishError};
+use crate::pipeline::{HandlerError, HandlerInput, Interruption, StepServices};
+use crate::steps::{Engine, EventPublisher, OrderInput, RunAccess, RunError, RunInput, RunOutcome, TraceContext};
+
+/// What the steps of one delivery are called for.
+pub(super) struct StepRunInput<'a> {
+    /// The run.
+    pub key: &'a RunKey,
+    /// The body as text.
+    pub text: Cow<'a, str>,
+    /// The order, if it is one.
+    pub order: Option<OrderInput<'a>>,
+    /// The order to accept together with the claim of the run.
+    pub accept: Option<Box<NewOrder>>,
+}
+
+/// Calls the steps that are not done, with the handler's deadline suspended: each call has its own.
+pub(super) async fn run_steps(
+    engine: &Engine,
+    claims: &Claims,
+    names: &ExchangeNames,
+    input: HandlerInput<'_>,
+    run: StepRunInput<'_>,
+) -> Result<RunOutcome, HandlerError> {
+    let services = services(input)?;
+    let calls = async {
+        let _claim = claim_in_process(claims, run.key, services).await?;
+        let StepRunInput { key, text, order, accept } = run;
+        let message = &input.delivery.message;
+        let run = RunInput {
+            key,
+            body: body_hash(message),
+            text: &text,
+            order,
+            trace: trace(message),
+            retries: input.retries,
+        };
+        let access = RunAccess {
+            ledger: services.ledger(),
+            publisher: &StepPublisher(services),
+            counters: services.counters(),
+            names,
+            max_hold: services.max_hold(),
+        };
+        engine.run(run, accept, access).await.map_err(handler_error)
+    };
+    input.ledger.suspend_deadline(calls).await
+}
+
+/// Without services there is no worker to publish anything.
+pub(super) fn services<'a>(input: HandlerInput<'a>) -> Result<&'a dyn StepServices, HandlerError> {
+    input.steps.0.ok_or(HandlerError::Interrupted(Interruption::PublisherClosed))
+}
+
+/// Waits until no other copy of the message is processed in this process.
+pub(super) async fn claim_in_process<'c>(
+    claims: &'c Claims,
+    key: &RunKey,
+    services: &dyn StepServices,
+) -> Result<Claim<'c>, HandlerError> {
+    let kind = if key.scope.is_empty() { MessageKind::Order } else { MessageKind::Other };
+    let identity = [&*key.scope, "/", &*key.identity].concat();
+    let claimed = timeout(services.max_hold(), claims.claim(kind, &identity)).await;
+    claimed.map_err(|_| HandlerError::Interrupted(Interruption::TakenOver))
+}
+
+pub(super) fn body_hash(message: &Message) -> BodyHash {
+    Sha256::digest(&message.body).into()
+}
+
+/// The key of a message's run. `order`: the order's id.
+pub(super) fn order_run(order: &str) -> RunKey {
+    RunKey { scope: String::new(), identity: order.to_owned() }
+}
+
+/// The key of the run of a message that is no order.
+pub(super) fn message_run(consumer: &Arc<str>, identity: String) -> RunKey {
+    RunKey { scope: consumer.to_string(), identity }
+}
+
+pub(super) fn handler_error(error: RunError) -> HandlerError {
+    match error {
+        RunError::Failed(failure) => failure.into(),
+        RunError::Ledger(error) => error.into(),
+        RunError::Held | RunError::Lost => HandlerError::Interrupted(Interruption::TakenOver),
+        RunError::PublisherClosed => HandlerError::Interrupted(Interruption::PublisherClosed),
+    }
+}
+
+fn trace(message: &Message) -> TraceContext<'_> {
+    let header = |name| message.headers.get(name).and_then(HeaderValue::as_text);
+    TraceContext { traceparent: header("traceparent"), tracestate: header("tracestate") }
+}
+
+struct StepPublisher<'a>(&'a dyn StepServices);
+
+impl EventPublisher for StepPublisher<'_> {
+    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
+        self.0.publish(events).boxed()
+    }
+}
+
+/// Whether a failed delivery is of the message that worked on a run last.
+pub(super) fn is_of(delivery: &Delivery, body: &BodyHash) -> bool {
+    body_hash(&delivery.message) == *body
+}

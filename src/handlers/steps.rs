@@ -1,0 +1,87 @@
+//! `handler = "steps"`: calls the shop's own services for any message, without an order's rules. A message that is not JSON is
+//! passed on as text.
+//!
+//! Its own keys: `steps`, at least one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+
+use super::claim::Claims;
+use super::step_run::{StepRunInput, message_run, run_steps};
+use super::{HandlerDeps, HandlerFactory, body_failure};
+use crate::config::{MessageKind, Section};
+use crate::message::ExchangeNames;
+use crate::metrics::HandlerOutcome;
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::steps::{Engine, RunOutcome, StepsSettings};
+
+/// `handler = "steps"`
+pub(super) struct StepsFactory;
+
+/// Its own keys in `[consumers.<name>]`.
+#[derive(Debug, Serialize)]
+pub(super) struct StepsHandlerSettings {
+    steps: StepsSettings,
+}
+
+impl HandlerFactory for StepsFactory {
+    type Settings = StepsHandlerSettings;
+
+    const NAME: &'static str = "steps";
+
+    const MESSAGES: MessageKind = MessageKind::Other;
+
+    fn read(section: &mut Section<'_>) -> StepsHandlerSettings {
+        let steps = StepsSettings::read(section, false);
+        if steps.is_empty() {
+            section.problem("steps", "must have at least one step");
+        }
+        StepsHandlerSettings { steps }
+    }
+
+    fn check_lines(consumer: &str, settings: &StepsHandlerSettings) -> Vec<String> {
+        settings.steps.check_lines(consumer)
+    }
+
+    fn call_time(settings: &StepsHandlerSettings) -> Duration {
+        settings.steps.longest()
+    }
+
+    fn build(_consumer: &str, settings: &StepsHandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+        Arc::new(StepsHandler {
+            engine: Engine::new(&settings.steps),
+            names: Arc::clone(&deps.names),
+            claims: Arc::clone(&deps.claims),
+            max_body: deps.max_body,
+        })
+    }
+}
+
+struct StepsHandler {
+    engine: Engine,
+    names: Arc<ExchangeNames>,
+    claims: Arc<Claims>,
+    max_body: usize,
+}
+
+impl StepsHandler {
+    async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
+        let text = input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
+        let key = message_run(input.consumer, input.identity());
+        let run = StepRunInput { key: &key, text, order: None, accept: None };
+        let outcome = match run_steps(&self.engine, &self.claims, &self.names, input, run).await? {
+            RunOutcome::Done => HandlerOutcome::Completed,
+            RunOutcome::WasDone | RunOutcome::NotAccepted(_) => HandlerOutcome::Duplicate,
+        };
+        Ok(HandlerOutput::finished(outcome))
+    }
+}
+
+impl Handler for StepsHandler {
+    fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
+        Box::pin(self.process(input))
+    }
+}

@@ -1,0 +1,31 @@
+//! What a consumer's context offers to a handler that calls steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+
+use super::consumer_context::ConsumerContext;
+use super::handler::StepServices;
+use super::publish::publish;
+use crate::ledger::LedgerWriter;
+use crate::message::{Publication, PublishError};
+use crate::metrics::StepCounters;
+
+impl StepServices for ConsumerContext {
+    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
+        publish(self, events).boxed()
+    }
+
+    fn ledger(&self) -> &dyn LedgerWriter {
+        &*self.ledger
+    }
+
+    fn counters(&self) -> &StepCounters {
+        self.counters.steps()
+    }
+
+    fn max_hold(&self) -> Duration {
+        ConsumerContext::max_hold(self)
+    }
+}

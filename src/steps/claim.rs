@@ -1,0 +1,73 @@
+//! Claims a run and waits, for a limited time, while another instance works on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
+
+use super::engine::RunError;
+use crate::instance;
+use crate::ledger::{ClaimAnswer, ClaimPurpose, LedgerWriter, NewOrder, Recorded, RunClaim, RunKey, StepRun};
+
+/// How much longer than a call a run stays claimed: time to publish the call's events and to record its end.
+pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// The least time between two attempts to claim the same run.
+const MIN_WAIT: Duration = Duration::from_millis(50);
+/// The most: the other instance may end its claim before its lease ends.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// The answer to a claim that did not have to wait too long.
+pub enum Claimed {
+    /// The run is claimed.
+    Run(StepRun),
+    /// There is no such run.
+    Unknown,
+    /// The order is a duplicate or a conflict.
+    NotAccepted(Recorded),
+}
+
+/// Claims a run for the time of one call. Waits while another instance works on it, at most `max_hold`.
+///
+/// # Errors
+/// The ledger was closed, or another instance still works on the run.
+pub async fn claim(
+    ledger: &dyn LedgerWriter,
+    key: &RunKey,
+    purpose: ClaimPurpose,
+    order: Option<Box<NewOrder>>,
+    lease: Duration,
+    max_hold: Duration,
+) -> Result<Claimed, RunError> {
+    let owner: Arc<str> = instance::owner().into();
+    let give_up = Instant::now() + max_hold;
+    loop {
+        let at = Timestamp::now();
+        let claim = RunClaim {
+            key: key.clone(),
+            purpose: purpose.clone(),
+            owner: Arc::clone(&owner),
+            at,
+            until: after(at, lease + LEASE_MARGIN),
+            order: order.clone(),
+        };
+        match ledger.claim_run(claim).await? {
+            ClaimAnswer::Granted(run) => return Ok(Claimed::Run(*run)),
+            ClaimAnswer::Unknown => return Ok(Claimed::Unknown),
+            ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
+            ClaimAnswer::Held { until } => {
+                let left = give_up.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(RunError::Held);
+                }
+                let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
+                sleep(wait.clamp(MIN_WAIT, MAX_WAIT).min(left)).await;
+            }
+        }
+    }
+}
+
+/// The time this long after another.
+pub(super) fn after(at: Timestamp, duration: Duration) -> Timestamp {
+    at.checked_add(duration).unwrap_or(Timestamp::MAX)
+}

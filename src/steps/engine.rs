@@ -1,0 +1,459 @@
+//! Carries out the plan of one message's run: records each call before it is made and its end after it, and publishes the events
+//! of its answer in between.
+//!
+//! ```text
+//! claim ─► plan ─► attempt recorded ─► call ─► events confirmed ─► result recorded, with the next attempt ─► call ─► … ─► done
+//! ```
+//! Whatever interrupts it, the next claim of the run continues with the first step that is not done. It never retries a call:
+//! its failure is the message's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::Value as Json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::claim::{Claimed, LEASE_MARGIN, after, claim};
+use super::events;
+use super::http::HttpService;
+use super::plan::{idempotency_key, next_step, next_undo};
+use super::request::{RunInput, body, message_json};
+use super::service::{FailureCause, StepAnswer, StepCall, StepFailure, StepService};
+use super::settings::{ServiceSettings, StepSettings, StepsSettings};
+use crate::ledger::{
+    CallOutcome, ClaimPurpose, EndedCall, LedgerError, LedgerWriter, NewOrder, Recorded, RecordedStep, RunRecord,
+    RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+};
+use crate::message::{ExchangeNames, Publication, PublishError};
+use crate::metrics::{CallEnd, StepCounters};
+use crate::recovery::{Failure, FailureKind};
+
+/// Calls the steps of one consumer's messages.
+pub struct Engine {
+    steps: Vec<EngineStep>,
+}
+
+struct EngineStep {
+    name: Arc<str>,
+    settings: StepSettings,
+    service: Arc<dyn StepService>,
+    undo: Option<(Arc<dyn StepService>, Duration)>,
+    /// Its calls and those of its undo.
+    permits: Arc<Semaphore>,
+}
+
+/// What an engine needs for one message.
+#[derive(Clone, Copy)]
+pub struct RunAccess<'a> {
+    /// Records calls.
+    pub ledger: &'a dyn LedgerWriter,
+    /// Publishes events of answers.
+    pub publisher: &'a dyn EventPublisher,
+    /// Counts calls.
+    pub counters: &'a StepCounters,
+    /// The names of the exchanges.
+    pub names: &'a ExchangeNames,
+    /// How long to wait, at most, for another instance that works on the same message, or for other calls of the same step.
+    pub max_hold: Duration,
+}
+
+/// Publishes the events of a step's answer.
+pub trait EventPublisher: Send + Sync {
+    /// Publishes them, and resolves once the broker has confirmed all of them.
+    ///
+    /// # Errors
+    /// Another attempt cannot help.
+    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>>;
+}
+
+/// How a run ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// All steps are done.
+    Done,
+    /// They had been done before.
+    WasDone,
+    /// The order is a duplicate or a conflict, and no step was called.
+    NotAccepted(Recorded),
+}
+
+/// Why a run did not end.
+#[derive(Debug)]
+pub enum RunError {
+    /// The message has failed.
+    Failed(Failure),
+    /// The ledger.
+    Ledger(LedgerError),
+    /// Another instance works on the message, or other calls of the step take too long. Never an attempt.
+    Held,
+    /// Another instance has claimed the message. Never an attempt.
+    Lost,
+    /// The publisher was closed. Never an attempt.
+    PublisherClosed,
+}
+
+impl From<LedgerError> for RunError {
+    fn from(error: LedgerError) -> Self {
+        RunError::Ledger(error)
+    }
+}
+
+fn service(settings: &ServiceSettings, timeout: Duration, max_concurrent: usize) -> Arc<dyn StepService> {
+    match settings {
+        ServiceSettings::Http(http) => Arc::new(HttpService::new(http.clone(), timeout, max_concurrent)),
+    }
+}
+
+impl Engine {
+    /// Sets up the services of these steps.
+    pub fn new(settings: &StepsSettings) -> Self {
+        let step = |settings: &StepSettings| {
+            let service = |of: &ServiceSettings, timeout| service(of, timeout, settings.max_concurrent);
+            EngineStep {
+                name: settings.name.as_str().into(),
+                service: service(&settings.service, settings.timeout),
+                undo: settings.undo.as_ref().map(|undo| (service(&undo.service, undo.timeout), undo.timeout)),
+                permits: Arc::new(Semaphore::new(settings.max_concurrent)),
+                settings: settings.clone(),
+            }
+        };
+        Engine { steps: settings.0.iter().map(step).collect() }
+    }
+
+    /// Calls the steps of a message that are not done, or undoes them if that was decided. `order` is accepted together with
+    /// the claim. The future may be dropped at any await, and the run continued by another call.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn run(
+        &self,
+        input: RunInput<'_>,
+        order: Option<Box<NewOrder>>,
+        access: RunAccess<'_>,
+    ) -> Result<RunOutcome, RunError> {
+        let reads_message = self.steps.iter().any(|step| step.settings.when.reads_message());
+        let message = if reads_message { message_json(input.text) } else { None };
+        let applies = self.applies(&input, message.as_ref());
+        // The first call is recorded together with the claim, unless it has to wait for others.
+        let first = applies.iter().position(|applies| *applies);
+        let first = first.and_then(|index| Some((index, self.steps[index].try_permit()?)));
+        let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input));
+        let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
+        let purpose = ClaimPurpose::Work { body: input.body, first: entry };
+        let run = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
+            Claimed::Run(run) => run,
+            Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
+            // Only a claim for a failed message is answered so.
+            Claimed::Unknown => return Err(RunError::Lost),
+        };
+        let is_new = run.fence == 1;
+        let mut work = RunWork { engine: self, input, access, applies, run };
+        match work.run.state {
+            RunState::Running => work.do_steps(first.filter(|_| is_new)).await.map(|()| RunOutcome::Done),
+            RunState::Done => Ok(RunOutcome::WasDone),
+            RunState::Undoing => {
+                drop(first);
+                Err(work.undo_steps().await)
+            }
+            RunState::Undone | RunState::UndoFailed => Err(work.undone()),
+        }
+    }
+
+    /// Whether the condition of each step holds.
+    fn applies(&self, input: &RunInput<'_>, message: Option<&Json>) -> Vec<bool> {
+        let facts = input.order.map(|order| order.facts);
+        self.steps.iter().map(|step| step.settings.when.holds(facts, message)).collect()
+    }
+
+    /// What is recorded before a call.
+    fn entry(&self, index: usize, action: StepAction, input: &RunInput<'_>) -> StepCallEntry {
+        let step = &self.steps[index];
+        StepCallEntry {
+            step: step.settings.name.clone(),
+            action,
+            position: u32::try_from(index).unwrap_or(u32::MAX),
+            undoable: step.undo.is_some(),
+            retries: input.retries,
+        }
+    }
+}
+
+impl EngineStep {
+    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    /// Waits until one more call may be made.
+    async fn permit(&self, max_hold: Duration) -> Result<OwnedSemaphorePermit, RunError> {
+        match timeout(max_hold, Arc::clone(&self.permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => Err(RunError::Held),
+        }
+    }
+
+    fn timeout(&self, action: StepAction) -> Duration {
+        match (action, &self.undo) {
+            (StepAction::Undo, Some((_, timeout))) => *timeout,
+            (StepAction::Undo, None) | (StepAction::Do, _) => self.settings.timeout,
+        }
+    }
+}
+
+/// A claimed run, while it is worked on.
+struct RunWork<'a> {
+    engine: &'a Engine,
+    input: RunInput<'a>,
+    access: RunAccess<'a>,
+    applies: Vec<bool>,
+    run: StepRun,
+}
+
+/// What one record says besides the call's end.
+#[derive(Default)]
+struct Change {
+    next: Option<StepCallEntry>,
+    /// The timeout of the next call, or how long the message may still be finished.
+    lease: Option<Duration>,
+    state: Option<RunState>,
+}
+
+impl<'a> RunWork<'a> {
+    /// Calls what is not done, in order. `recorded` is the step whose first call is recorded already, with its permit.
+    async fn do_steps(&mut self, mut recorded: Option<(usize, OwnedSemaphorePermit)>) -> Result<(), RunError> {
+        let Some(mut index) = self.next() else {
+            return self.record(None, self.all_done()).await;
+        };
+        loop {
+            let permit = match recorded.take() {
+                Some((recorded, permit)) if recorded == index => permit,
+                Some(_) | None => self.record_call(index, StepAction::Do).await?,
+            };
+            let result = self.call(index, StepAction::Do).await?;
+            drop(permit);
+            self.set_done(index, StepAction::Do, &result);
+            let ended = self.ended(index, StepAction::Do, CallOutcome::Done { result });
+            let Some(next) = self.next() else {
+                return self.record(Some(ended), self.all_done()).await;
+            };
+            index = next;
+            let step = &self.engine.steps[next];
+            let permit = step.try_permit();
+            let entry = permit.is_some().then(|| self.engine.entry(next, StepAction::Do, &self.input));
+            let change = Change { next: entry, lease: Some(step.settings.timeout), state: None };
+            self.record(Some(ended), change).await?;
+            recorded = permit.map(|permit| (next, permit));
+        }
+    }
+
+    /// Undoes what is not undone, in reverse order. Always an error: the message has failed.
+    async fn undo_steps(&mut self) -> RunError {
+        loop {
+            let Some(step) = next_undo(&self.run.steps) else {
+                let change = Change { state: Some(RunState::Undone), ..Change::default() };
+                return self.record(None, change).await.err().unwrap_or_else(|| self.undone());
+            };
+            let configured = self.engine.steps.iter().position(|found| *found.name == *step.step);
+            let Some(index) = configured.filter(|index| self.engine.steps[*index].undo.is_some()) else {
+                let reason = format!("step {:?} has to be undone, but the configuration has no undo for it", step.step);
+                return RunError::Failed(Failure::new(FailureKind::Permanent, "undo_not_configured", reason));
+            };
+            if let Err(error) = self.undo(index).await {
+                return error;
+            }
+        }
+    }
+
+    async fn undo(&mut self, index: usize) -> Result<(), RunError> {
+        let permit = self.record_call(index, StepAction::Undo).await?;
+        let result = self.call(index, StepAction::Undo).await?;
+        drop(permit);
+        self.set_done(index, StepAction::Undo, &result);
+        let ended = self.ended(index, StepAction::Undo, CallOutcome::Done { result });
+        let lease = Some(self.engine.steps[index].timeout(StepAction::Undo));
+        self.record(Some(ended), Change { lease, ..Change::default() }).await
+    }
+
+    /// The failure of a message whose steps are undone. What it says is replaced by the original failure, which the ledger has.
+    fn undone(&self) -> RunError {
+        let original = self.run.failure.as_ref();
+        let reason = original.map_or_else(String::new, |failure| format!("{}: {}", failure.code, failure.reason));
+        RunError::Failed(Failure::new(FailureKind::Permanent, "undone", format!("its steps were undone: {reason}")))
+    }
+
+    fn next(&self) -> Option<usize> {
+        let steps = self.engine.steps.iter().zip(&self.applies);
+        next_step(steps.map(|(step, applies)| (&*step.name, *applies)), &self.run.steps)
+    }
+
+    /// The run is done. It stays claimed until the message should be finished, so that nobody decides to undo it meanwhile.
+    fn all_done(&self) -> Change {
+        Change { next: None, lease: Some(self.access.max_hold), state: Some(RunState::Done) }
+    }
+
+    /// Waits until the call may be made, and records it.
+    async fn record_call(&mut self, index: usize, action: StepAction) -> Result<OwnedSemaphorePermit, RunError> {
+        let step = &self.engine.steps[index];
+        let permit = step.permit(self.access.max_hold).await?;
+        let entry = self.engine.entry(index, action, &self.input);
+        let change = Change { next: Some(entry), lease: Some(step.timeout(action)), state: None };
+        self.record(None, change).await?;
+        Ok(permit)
+    }
+
+    async fn record(&mut self, ended: Option<EndedCall>, change: Change) -> Result<(), RunError> {
+        let at = Timestamp::now();
+        let record = RunRecord {
+            key: self.input.key.clone(),
+            fence: self.run.fence,
+            at,
+            until: change.lease.map(|lease| after(at, lease + LEASE_MARGIN)),
+            ended,
+            next: change.next,
+            state: change.state,
+            failure: None,
+            dead_lettered: false,
+        };
+        match self.access.ledger.record_run(record).await? {
+            RunRecorded::Recorded => Ok(()),
+            RunRecorded::Stale => Err(RunError::Lost),
+        }
+    }
+
+    fn ended(&self, index: usize, action: StepAction, outcome: CallOutcome) -> EndedCall {
+        EndedCall { step: self.engine.steps[index].settings.name.clone(), action, outcome }
+    }
+
+    /// Makes a recorded call and publishes the events of its answer. Returns its result. A failure is recorded.
+    async fn call(&self, index: usize, action: StepAction) -> Result<String, RunError> {
+        let step = &self.engine.steps[index];
+        let recorded = self.run.steps.iter().find(|found| *found.step == *step.name && found.action == StepAction::Do);
+        let round = recorded.map_or(self.run.round, |recorded| recorded.round);
+        let key = idempotency_key(self.input.key, &step.name, action, round);
+        let guard = self.access.counters.called(&step.name, action);
+        let result = match self.call_service(step, action, &key).await {
+            Ok(answer) => self.publish_events(step, &key, &answer).await?.map(|()| answer.result.get().to_owned()),
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok(result) => {
+                guard.ended(CallEnd::Done);
+                Ok(result)
+            }
+            Err(failure) => {
+                let is_final = matches!(failure.failure.kind, FailureKind::Permanent | FailureKind::Malformed);
+                guard.ended(if is_final { CallEnd::Refused } else { CallEnd::Failed });
+                Err(self.failed(index, action, failure).await)
+            }
+        }
+    }
+
+    async fn call_service(&self, step: &EngineStep, action: StepAction, key: &str) -> Result<StepAnswer, StepFailure> {
+        let service = match (action, &step.undo) {
+            (StepAction::Do, _) | (StepAction::Undo, None) => &step.service,
+            (StepAction::Undo, Some((undo, _))) => undo,
+        };
+        let failure = self.run.failure.as_ref().filter(|_| action == StepAction::Undo);
+        let body = body(&self.input, &self.run.steps, failure);
+        let limit = step.timeout(action);
+        let call = StepCall { idempotency_key: key, body: &body, trace: self.input.trace, timeout: limit };
+        timeout(limit, service.call(call)).await.unwrap_or_else(|_| {
+            let reason = format!("no answer of {} within {limit:?}", shown(&step.name, action));
+            Err(StepFailure::new(Failure::new(FailureKind::TimedOut, "step_timeout", reason), FailureCause::Unanswered))
+        })
+    }
+
+    /// The inner error is the step's.
+    async fn publish_events(
+        &self,
+        step: &EngineStep,
+        key: &str,
+        answer: &StepAnswer,
+    ) -> Result<Result<(), StepFailure>, RunError> {
+        if answer.events.is_empty() {
+            return Ok(Ok(()));
+        }
+        let failure = |code, reason: String| {
+            let failure = Failure::new(FailureKind::Permanent, code, reason);
+            Ok(Err(StepFailure::new(failure, FailureCause::Unanswered)))
+        };
+        let not_allowed = answer
+            .events
+            .iter()
+            .find(|event| !step.settings.may_emit(&event.routing_key) || events::is_reserved(&event.routing_key));
+        if let Some(event) = not_allowed {
+            let reason = format!("step {:?} may not emit {:?}: see its key emits", step.name, event.routing_key);
+            return failure("event_not_allowed", reason);
+        }
+        let events = events::publications(&answer.events, key, &self.input, self.access.names);
+        match self.access.publisher.publish(events).await {
+            Ok(()) => Ok(Ok(())),
+            Err(PublishError::Closed) => Err(RunError::PublisherClosed),
+            Err(error) => failure("cannot_publish", crate::chain::chain(&error)),
+        }
+    }
+
+    /// Records a failure, which ends the claim, and makes it the message's.
+    async fn failed(&self, index: usize, action: StepAction, failed: StepFailure) -> RunError {
+        let StepFailure { failure, retry_after, cause } = failed;
+        let step = &self.engine.steps[index];
+        let outcome = CallOutcome::Failed {
+            kind: failure.kind.as_str(),
+            code: failure.code.clone(),
+            reason: failure.reason.clone(),
+            uncertain: cause == FailureCause::Unanswered,
+        };
+        let at = Timestamp::now();
+        let record = RunRecord {
+            key: self.input.key.clone(),
+            fence: self.run.fence,
+            at,
+            until: None,
+            ended: Some(self.ended(index, action, outcome)),
+            next: None,
+            state: None,
+            failure: None,
+            dead_lettered: false,
+        };
+        match self.access.ledger.record_run(record).await {
+            Ok(RunRecorded::Recorded) => {}
+            Ok(RunRecorded::Stale) => return RunError::Lost,
+            Err(error) => return error.into(),
+        }
+        let reason = format!("{}: {}", shown(&step.name, action), failure.reason);
+        let retry_after = retry_after.map(|wanted| wanted.min(step.settings.retry_after_max));
+        RunError::Failed(Failure::new(failure.kind, failure.code, reason).with_retry_after(retry_after))
+    }
+
+    /// What the ledger has recorded, or is about to.
+    fn set_done(&mut self, index: usize, action: StepAction, result: &str) {
+        let entry = self.engine.entry(index, action, &self.input);
+        let is_same = |recorded: &RecordedStep| recorded.step == entry.step && recorded.action == action;
+        let round = self.run.steps.iter().find(|recorded| is_same(recorded)).map_or(self.run.round, |step| step.round);
+        self.run.steps.retain(|recorded| !is_same(recorded));
+        self.run.steps.push(RecordedStep {
+            step: entry.step,
+            action,
+            round,
+            position: entry.position,
+            undoable: entry.undoable,
+            status: StepStatus::Done,
+            attempts: 1,
+            first_retry: entry.retries,
+            uncertain: false,
+            result: Some(result.to_owned()),
+        });
+        self.run.steps.sort_by_key(|step| (step.position, step.action));
+    }
+}
+
+/// A step or its undo, for display.
+fn shown(step: &str, action: StepAction) -> String {
+    match action {
+        StepAction::Do => format!("step {step:?}"),
+        StepAction::Undo => format!("the undo of step {step:?}"),
+    }
+}

@@ -1,0 +1,230 @@
+//! Steps performed by an HTTP server: one `POST` for each call, and what its answer means.
+//!
+//! ```text
+//! 2xx                          done; the body is the result
+//! 408, 425, 429                not now: transient; `Retry-After` says when
+//! 5xx                          transient, and the call may have had its effect
+//! other 4xx                    permanent; the first KiB of the body is the reason
+//! 3xx                          transient: redirects are not followed
+//! no connection, no TLS        transient, and the call had no effect
+//! connection lost, no JSON, an answer that is too long    transient, and the call may have had its effect
+//! ```
+//! The engine limits the time of a call. A service never retries.
+
+mod answer;
+mod settings;
+mod signature;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+use reqwest::{Client, RequestBuilder};
+use tracing::error;
+
+use super::service::{FailureCause, StepAnswer, StepCall, StepFailure, StepService};
+use crate::chain::chain;
+use crate::recovery::{Failure, FailureKind};
+use crate::telemetry::RepeatedLog;
+use crate::tls::{self, TlsError, TlsReloader};
+
+pub use settings::HttpSettings;
+
+/// The longest that connecting may take; less for a step with a short timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an idle connection is kept. Shorter than what servers do by default (Node.js: 5 s), so that a request is not sent
+/// while the server closes the connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const SIGNATURE: HeaderName = HeaderName::from_static("orderd-signature");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Services whose client cannot be set up.
+static SETUP: RepeatedLog = RepeatedLog::new();
+
+/// A step's HTTP server.
+pub(super) struct HttpService {
+    settings: HttpSettings,
+    headers: HeaderMap,
+    /// The URL without its query, which may contain a secret.
+    shown_url: String,
+    connect_timeout: Duration,
+    max_idle: usize,
+    tls: Option<Arc<TlsReloader>>,
+    /// `None`: it could not be set up, and is with the next call.
+    http: Mutex<Option<Http>>,
+}
+
+/// A pool of connections with the certificates that were current when it was created.
+#[derive(Clone)]
+struct Http {
+    client: Client,
+    has_client_certificate: bool,
+}
+
+/// What is needed to set up a client.
+#[derive(Clone)]
+struct Setup {
+    tls: Option<Arc<TlsReloader>>,
+    connect_timeout: Duration,
+    max_idle: usize,
+}
+
+impl Setup {
+    /// Reads the certificate files if TLS is used: blocks on the disk.
+    fn http(&self) -> Result<Http, Box<dyn std::error::Error + Send + Sync>> {
+        let loaded = self.tls.as_deref().map(TlsReloader::read).transpose()?;
+        let mut config = loaded.as_ref().map_or_else(tls::without_trust, |loaded| (*loaded.config).clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(self.connect_timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(self.max_idle)
+            .user_agent(concat!("orderd/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(config)
+            .build()?;
+        Ok(Http { client, has_client_certificate: loaded.is_some_and(|loaded| loaded.identity.is_some()) })
+    }
+}
+
+impl HttpService {
+    /// `timeout` is that of the step, and `max_concurrent` how many connections may be needed at the same time. Reads the files
+    /// for TLS, and connects with the first call.
+    pub(super) fn new(settings: HttpSettings, timeout: Duration, max_concurrent: usize) -> Self {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &settings.headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("checked when it was read");
+            headers.insert(name, sensitive(value.expose()));
+        }
+        if let Some(token) = &settings.bearer {
+            headers.insert(AUTHORIZATION, sensitive(&format!("Bearer {}", token.expose())));
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let tls = (settings.url.scheme() == "https")
+            .then(|| Arc::new(TlsReloader::new("consumers.<name>.steps.http", settings.tls.clone())));
+        let mut shown_url = settings.url.clone();
+        shown_url.set_query(None);
+        let service = HttpService {
+            settings,
+            headers,
+            shown_url: shown_url.into(),
+            connect_timeout: CONNECT_TIMEOUT.min(timeout * 3 / 4),
+            max_idle: max_concurrent,
+            tls,
+            http: Mutex::new(None),
+        };
+        service.set(service.setup().http().map_err(|error| service.log_setup(&*error)).ok());
+        service
+    }
+
+    fn setup(&self) -> Setup {
+        Setup { tls: self.tls.clone(), connect_timeout: self.connect_timeout, max_idle: self.max_idle }
+    }
+
+    fn log_setup(&self, error: &(dyn std::error::Error + 'static)) {
+        if let Some(due) = SETUP.occurred(&self.shown_url) {
+            let (url, error, repeated) = (&self.shown_url, chain(error), due.repeated);
+            error!(url, error, repeated, "cannot set up the HTTP client of a step");
+        }
+    }
+
+    fn set(&self, http: Option<Http>) {
+        *self.http.lock().unwrap_or_else(PoisonError::into_inner) = http;
+    }
+
+    /// The client, set up anew if it could not be before.
+    async fn http(&self) -> Result<Http, StepFailure> {
+        let known = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match known {
+            Some(http) => Ok(http),
+            None => self.renew().await,
+        }
+    }
+
+    /// Sets up a new client, because the certificate files may have been replaced.
+    async fn renew(&self) -> Result<Http, StepFailure> {
+        let setup = self.setup();
+        let http = tokio::task::spawn_blocking(move || setup.http()).await;
+        match http.expect("setting up a client neither panics nor is cancelled") {
+            Ok(http) => {
+                self.set(Some(http.clone()));
+                Ok(http)
+            }
+            Err(error) => {
+                self.log_setup(&*error);
+                Err(self.failure("tls_failed", &chain(&*error), FailureCause::NotReached))
+            }
+        }
+    }
+
+    async fn post(&self, call: StepCall<'_>) -> Result<StepAnswer, StepFailure> {
+        let http = self.http().await?;
+        match self.request(&http.client, call).send().await {
+            Ok(response) => answer::read(response, &self.shown_url).await,
+            Err(error) => {
+                let failure = self.not_sent(&error, http.has_client_certificate);
+                if failure.failure.code == "tls_failed" {
+                    // For the next call. What is wrong with the files is logged.
+                    let _ = self.renew().await;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn request(&self, client: &Client, call: StepCall<'_>) -> RequestBuilder {
+        let mut headers = self.headers.clone();
+        let mut insert = |name, value: &str| {
+            // Only a trace context can be unfit for HTTP; the call does not need it.
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        };
+        insert(IDEMPOTENCY_KEY, call.idempotency_key);
+        for (name, value) in [(TRACEPARENT, call.trace.traceparent), (TRACESTATE, call.trace.tracestate)] {
+            if let Some(value) = value {
+                insert(name, value);
+            }
+        }
+        if let Some(key) = &self.settings.hmac_key {
+            let now = Timestamp::now().as_second();
+            insert(SIGNATURE, &signature::sign(key.expose(), now, call.idempotency_key, call.body));
+        }
+        client.post(self.settings.url.clone()).headers(headers).body(call.body.clone())
+    }
+
+    /// Why there is no answer.
+    fn not_sent(&self, error: &reqwest::Error, has_client_certificate: bool) -> StepFailure {
+        let tls = TlsError::find_in_chain(error, has_client_certificate);
+        match tls {
+            Some(tls) => self.failure("tls_failed", &chain(&tls), FailureCause::NotReached),
+            None if error.is_connect() => self.failure("unreachable", &chain(error), FailureCause::NotReached),
+            None => self.failure("connection_lost", &chain(error), FailureCause::Unanswered),
+        }
+    }
+
+    fn failure(&self, code: &str, why: &str, cause: FailureCause) -> StepFailure {
+        let reason = format!("POST {}: {why}", self.shown_url);
+        StepFailure::new(Failure::new(FailureKind::Transient, code, reason), cause)
+    }
+}
+
+fn sensitive(value: &str) -> HeaderValue {
+    let mut value = HeaderValue::from_str(value).expect("checked when it was read");
+    value.set_sensitive(true);
+    value
+}
+
+impl StepService for HttpService {
+    fn call<'a>(&'a self, call: StepCall<'a>) -> BoxFuture<'a, Result<StepAnswer, StepFailure>> {
+        self.post(call).boxed()
+    }
+}

@@ -1,0 +1,221 @@
+//! `[[consumers.<name>.steps]]`: reads and checks the steps of a consumer, and shows them.
+//!
+//! Each kind of service reads its own keys. Nothing is connected here.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::http::HttpSettings;
+use super::when::When;
+use crate::config::{Section, Value, duration, value_parser};
+use crate::topology::pattern;
+
+/// Most steps of one consumer.
+const MAX_STEPS: usize = 16;
+/// Longest name of a step, in bytes: it is a metric label.
+const MAX_NAME_BYTES: usize = 64;
+const MAX_EMITS: usize = 16;
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// The longest that all calls of one message may take together. RabbitMQ closes the channel of a consumer that does not settle a
+/// delivery within 30 minutes.
+const MAX_TOTAL: Duration = Duration::from_secs(15 * 60);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
+const DAY: Duration = Duration::from_secs(86_400);
+const DEFAULT_MAX_CONCURRENT: usize = 64;
+const MAX_CONCURRENT: usize = 10_000;
+
+/// The steps of a consumer, in order.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(transparent)]
+pub struct StepsSettings(pub Vec<StepSettings>);
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepSettings {
+    /// Unique among the consumer's steps.
+    pub name: String,
+    /// What performs it.
+    #[serde(flatten)]
+    pub service: ServiceSettings,
+    /// How long one call may take; default 10 s.
+    #[serde(serialize_with = "serialize_duration")]
+    pub timeout: Duration,
+    /// How it is undone, if it can be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoSettings>,
+    /// When it is called; default: always.
+    pub when: When,
+    /// Patterns of the routing keys that its events may have; default: none.
+    pub emits: Vec<String>,
+    /// Calls that are made at the same time; default 64.
+    pub max_concurrent: usize,
+    /// The longest time that the service may ask to wait; default 5 min.
+    #[serde(serialize_with = "serialize_duration")]
+    pub retry_after_max: Duration,
+}
+
+/// How a step is undone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct UndoSettings {
+    /// What undoes it.
+    #[serde(flatten)]
+    pub service: ServiceSettings,
+    /// How long one call may take; default: as long as the step.
+    #[serde(serialize_with = "serialize_duration")]
+    pub timeout: Duration,
+}
+
+/// What performs a step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceSettings {
+    /// An HTTP server.
+    Http(HttpSettings),
+}
+
+fn serialize_duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&duration::format(*value))
+}
+
+impl ServiceSettings {
+    /// Reads the one key that says what performs the step; `None` if it is missing or wrong, which is reported.
+    fn read(section: &mut Section<'_>) -> Option<Self> {
+        match section.optional_section("http") {
+            Some(http) => HttpSettings::read(http).map(ServiceSettings::Http),
+            None => {
+                section.problem("http", "is missing: say what performs the step, http = { url = \"…\" }");
+                None
+            }
+        }
+    }
+
+    /// What it calls, for display.
+    fn shown(&self) -> String {
+        match self {
+            ServiceSettings::Http(http) => format!("POST {}", http.url),
+        }
+    }
+}
+
+impl StepsSettings {
+    /// Reads and checks `steps` of a consumer's section. `of_orders`: whether its messages are orders.
+    pub fn read(section: &mut Section<'_>, of_orders: bool) -> Self {
+        let mut names = BTreeSet::new();
+        let mut steps = Vec::new();
+        for step in section.sections("steps", MAX_STEPS) {
+            steps.extend(StepSettings::read(step, of_orders, &mut names));
+        }
+        let steps = StepsSettings(steps);
+        let undos: Duration = steps.0.iter().flat_map(|step| &step.undo).map(|undo| undo.timeout).sum();
+        let total = steps.longest() + undos;
+        if total > MAX_TOTAL {
+            let (total, most) = (duration::format(total), duration::format(MAX_TOTAL));
+            let message =
+                format!("have timeouts of {total} together, their undos included; at most {most} are possible");
+            section.problem("steps", message);
+        }
+        steps
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How long the calls of one attempt may take together.
+    pub fn longest(&self) -> Duration {
+        self.0.iter().map(|step| step.timeout).sum()
+    }
+
+    /// What `orderd check` prints about them.
+    pub fn check_lines(&self, consumer: &str) -> Vec<String> {
+        self.0.iter().enumerate().map(|(index, step)| step.check_line(consumer, index)).collect()
+    }
+}
+
+impl StepSettings {
+    fn read(mut section: Section<'_>, of_orders: bool, names: &mut BTreeSet<String>) -> Option<Self> {
+        let name = section.required("name", ": name the step", &name);
+        if let Some(name) = &name
+            && !names.insert(name.clone())
+        {
+            section.problem("name", format!("repeats {name:?}"));
+        }
+        let service = ServiceSettings::read(&mut section);
+        let timeout = section.optional_or("timeout", DEFAULT_TIMEOUT, &value_parser::duration(MILLISECOND..=MAX_TOTAL));
+        let undo = section.optional_section("undo").map(|undo| UndoSettings::read(undo, timeout));
+        let when = section.optional_section("when").map(|when| When::read(when, of_orders)).unwrap_or_default();
+        let settings = StepSettings {
+            name: name.unwrap_or_default(),
+            service: service?,
+            timeout,
+            undo: undo.flatten(),
+            when,
+            emits: section.list("emits", MAX_EMITS, &routing_pattern).unwrap_or_default(),
+            max_concurrent: section.optional_or(
+                "max_concurrent",
+                DEFAULT_MAX_CONCURRENT,
+                &value_parser::number(1..=MAX_CONCURRENT),
+            ),
+            retry_after_max: section.optional_or(
+                "retry_after_max",
+                DEFAULT_RETRY_AFTER_MAX,
+                &value_parser::duration(Duration::ZERO..=DAY),
+            ),
+        };
+        section.finish();
+        Some(settings)
+    }
+
+    fn check_line(&self, consumer: &str, index: usize) -> String {
+        let conditional = if self.when == When::default() { "" } else { ", if its condition holds" };
+        let undo = match &self.undo {
+            Some(undo) => format!("undone by {} within {}", undo.service.shown(), duration::format(undo.timeout)),
+            None => "never undone".to_owned(),
+        };
+        format!(
+            "step {} of consumer {consumer:?}: {:?}, {} within {}{conditional}; {undo}",
+            index + 1,
+            self.name,
+            self.service.shown(),
+            duration::format(self.timeout)
+        )
+    }
+
+    /// Whether an event of its answers may have this routing key.
+    pub(super) fn may_emit(&self, routing_key: &str) -> bool {
+        self.emits.iter().any(|pattern| pattern::matches(pattern, routing_key))
+    }
+}
+
+impl UndoSettings {
+    fn read(mut section: Section<'_>, timeout: Duration) -> Option<Self> {
+        let service = ServiceSettings::read(&mut section);
+        let timeout = section.optional_or("timeout", timeout, &value_parser::duration(MILLISECOND..=MAX_TOTAL));
+        section.finish();
+        Some(UndoSettings { service: service?, timeout })
+    }
+}
+
+fn name(value: &Value) -> Result<String, String> {
+    let name = value_parser::text(MAX_NAME_BYTES)(value)?;
+    match value_parser::name_problem(&name, MAX_NAME_BYTES) {
+        Some(problem) => Err(format!("{problem}, is {value}")),
+        // Idempotency keys end with the step, or with a number and "undo" after it.
+        None if name == "undo" || !name.starts_with(|first: char| first.is_ascii_lowercase()) => {
+            Err(format!("must begin with a letter and must not be \"undo\", is {value}"))
+        }
+        None => Ok(name),
+    }
+}
+
+fn routing_pattern(value: &Value) -> Result<String, String> {
+    let text = value_parser::text(pattern::MAX_KEY_BYTES)(value)?;
+    match pattern::problem(&text) {
+        Some(message) => Err(format!("{message}, is {value}")),
+        None => Ok(text),
+    }
+}
