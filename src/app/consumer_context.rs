@@ -18,6 +18,7 @@ pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeM
             name: name.as_str().into(),
             policy: consumer.retry.clone(),
             format: consumer.format.clone(),
+            has_steps: consumer.handler_settings.has_key("steps"),
         };
         (consumer.queue.clone(), origin_consumer)
     })

@@ -177,11 +177,11 @@ impl<'r> Section<'r> {
     /// The subsections in a list of at most `max`, such as `[[consumers.<name>.steps]]`; none if it is missing.
     pub fn sections(&mut self, key: &'static str, max: usize) -> Vec<Section<'r>> {
         let path = self.key(key);
-        let items = match self.take(key) {
-            None => return Vec::new(),
-            Some(Value::List(items)) => items,
-            Some(other) => {
-                self.report().problem(&path, format!("must be a list of sections, is {other}"));
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let items = match items(value) {
+            Ok(items) => items,
+            Err(message) => {
+                self.report().problem(&path, message);
                 return Vec::new();
             }
         };

@@ -80,7 +80,7 @@ fn every_key_is_in_the_default_file_with_a_comment() {
     let mut above = "";
     for line in DEFAULT_FILE.lines() {
         if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {
-            section = name.trim_end_matches(']').to_owned();
+            section = name.trim_matches(['[', ']']).to_owned();
         } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
             && !line.starts_with("# ")
         {
@@ -91,11 +91,14 @@ fn every_key_is_in_the_default_file_with_a_comment() {
     }
     for path in context.known_paths.take() {
         let section = documented.iter().any(|key| key.starts_with(&format!("{path}.")));
-        let optional = path.starts_with("consumers.") && path.contains(".faults");
+        let optional = path.starts_with("consumers.") && (path.contains(".faults") || path.contains(".steps"));
         let rejected = path == "consumers.failed.retry";
         assert!(section || documented.contains(&path) || optional || rejected, "{path} is not in the default file");
     }
     assert!(documented.contains("consumers.order.faults.hang"));
+    for key in ["name", "http", "timeout", "undo", "when", "emits", "max_concurrent", "retry_after_max"] {
+        assert!(documented.contains(&format!("consumers.order.steps.{key}")), "{key}");
+    }
 }
 
 #[test]
@@ -207,7 +210,7 @@ fn failures_reach_exactly_one_queue() {
         (
             "handler = \"analytics\"",
             "handler = \"analytic\"",
-            "consumers.analytics.handler: must be one of \"order\", \"notification\", \"analytics\" and \"failed\", is \"analytic\"; did you mean \"analytics\"?",
+            "consumers.analytics.handler: must be one of \"order\", \"notification\", \"analytics\", \"failed\" and \"steps\", is \"analytic\"; did you mean \"analytics\"?",
         ),
     ] {
         let found = problems(&default_with(from, to));
@@ -220,7 +223,7 @@ fn an_unknown_handler_does_not_hide_unknown_keys() {
     let file = default_with("\nhandler = \"order\"\n", "\nhandler = \"ordr\"\nwrokers = 4\nfauls = 3\n");
     let problems = problems(&file);
     let expected = [
-        "consumers.order.handler: must be one of \"order\", \"notification\", \"analytics\" and \"failed\", is \"ordr\"; did you mean \"order\"?",
+        "consumers.order.handler: must be one of \"order\", \"notification\", \"analytics\", \"failed\" and \"steps\", is \"ordr\"; did you mean \"order\"?",
         "consumers.order.wrokers: unknown key; did you mean \"workers\"?",
         "consumers.order.fauls: unknown key; did you mean \"faults\"?",
     ];

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::claim::{Claim, Claims};
 use crate::config::MessageKind;
 use crate::ledger::{BodyHash, NewOrder, RunKey};
-use crate::message::{Delivery, ExchangeNames, HeaderValue, Message, Publication, PublishError};
+use crate::message::{ExchangeNames, HeaderValue, Message, Publication, PublishError};
 use crate::pipeline::{HandlerError, HandlerInput, Interruption, StepServices};
 use crate::steps::{Engine, EventPublisher, OrderInput, RunAccess, RunError, RunInput, RunOutcome, TraceContext};
 
@@ -110,9 +110,4 @@ impl EventPublisher for StepPublisher<'_> {
     fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
         self.0.publish(events).boxed()
     }
-}
-
-/// Whether a failed delivery is of the message that worked on a run last.
-pub(super) fn is_of(delivery: &Delivery, body: &BodyHash) -> bool {
-    body_hash(&delivery.message) == *body
 }

@@ -156,7 +156,7 @@ pub struct DeliveryCounts {
     pub failed_attempts: u64,
     /// Acked because the failure was published to the failed-order queue.
     pub forwarded: u64,
-    /// Failures sent to a retry queue (failed-order consumer only).
+    /// Failures sent to a retry queue, or back to their queue to be undone (failed-order consumer only).
     pub retried: u64,
     /// Failures dead-lettered (failed-order consumer only).
     pub dead_lettered: u64,
@@ -294,6 +294,7 @@ impl Counters {
                 state.counts.retried += 1;
                 *state.retries.entry((consumer_label(consumer), *delay)).or_default() += 1;
             }
+            DeliveryOutcome::Handled(HandlerOutcome::Undoing) => state.counts.retried += 1,
             DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason }) => {
                 state.counts.dead_lettered += 1;
                 *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;

@@ -51,17 +51,20 @@ pub enum DeadLetterReason {
     DeliveryLimit,
     /// The queue it failed in is unknown, so there is nowhere to retry it.
     NoOrigin,
+    /// What its steps have done cannot be undone. A person has to do it.
+    UndoFailed,
 }
 
 impl DeadLetterReason {
     /// Every reason.
-    pub const ALL: [DeadLetterReason; 6] = [
+    pub const ALL: [DeadLetterReason; 7] = [
         DeadLetterReason::Malformed,
         DeadLetterReason::Permanent,
         DeadLetterReason::RetriesExhausted,
         DeadLetterReason::TooOld,
         DeadLetterReason::DeliveryLimit,
         DeadLetterReason::NoOrigin,
+        DeadLetterReason::UndoFailed,
     ];
 
     /// The value of `x-dead-letter-reason`.
@@ -73,7 +76,13 @@ impl DeadLetterReason {
             DeadLetterReason::TooOld => "too_old",
             DeadLetterReason::DeliveryLimit => "delivery_limit",
             DeadLetterReason::NoOrigin => "no_origin",
+            DeadLetterReason::UndoFailed => "undo_failed",
         }
+    }
+
+    /// Parses the value of `x-dead-letter-reason`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 }
 

@@ -33,14 +33,14 @@ use crate::recovery::{Failure, FailureKind};
 
 /// Calls the steps of one consumer's messages.
 pub struct Engine {
-    steps: Vec<EngineStep>,
+    pub(super) steps: Vec<EngineStep>,
 }
 
-struct EngineStep {
+pub(super) struct EngineStep {
     name: Arc<str>,
     settings: StepSettings,
-    service: Arc<dyn StepService>,
-    undo: Option<(Arc<dyn StepService>, Duration)>,
+    pub(super) service: Arc<dyn StepService>,
+    pub(super) undo: Option<(Arc<dyn StepService>, Duration)>,
     /// Its calls and those of its undo.
     permits: Arc<Semaphore>,
 }

@@ -219,3 +219,118 @@ fn routing_pattern(value: &Value) -> Result<String, String> {
         None => Ok(text),
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::{Config, DEFAULT_FILE, HandlerSettings, HandlerSpec, LoadError, MessageKind, Sources};
+    use crate::handlers;
+
+    /// Stands in for the handler "order", or for one whose messages are no orders.
+    struct TestHandler {
+        of_orders: bool,
+    }
+
+    impl HandlerSpec for TestHandler {
+        fn name(&self) -> &'static str {
+            "order"
+        }
+
+        fn messages(&self) -> MessageKind {
+            MessageKind::Order
+        }
+
+        fn configure(&self, _consumer: &str, section: &mut Section<'_>) -> HandlerSettings {
+            section.section("faults");
+            let steps = StepsSettings::read(section, self.of_orders);
+            HandlerSettings::new(&(), Vec::new(), steps)
+        }
+    }
+
+    /// The steps of consumer `order` in the default file with these added, or the problems.
+    pub(in crate::steps) fn read(steps: &str) -> Result<StepsSettings, Vec<String>> {
+        read_of(steps, true)
+    }
+
+    fn read_of(steps: &str, of_orders: bool) -> Result<StepsSettings, Vec<String>> {
+        let test: &'static TestHandler = Box::leak(Box::new(TestHandler { of_orders }));
+        let others = handlers::REGISTRY.iter().copied().filter(|handler| handler.name() != "order");
+        let all: Vec<&'static dyn HandlerSpec> = others.chain([test as &dyn HandlerSpec]).collect();
+        let sources = Sources { handlers: Vec::leak(all), ..Sources::default() };
+        let file = format!("{DEFAULT_FILE}\n{steps}");
+        match Config::from_bytes(file.as_bytes(), "orderd.toml".into(), &sources) {
+            Ok(loaded) => {
+                let settings = &loaded.config.consumers["order"].handler_settings;
+                Ok(settings.constructor::<StepsSettings>().expect("it is the test's handler").clone())
+            }
+            Err(LoadError::Invalid { problems, .. }) => Err(problems.iter().map(ToString::to_string).collect()),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    const CHARGE: &str =
+        "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"http://127.0.0.1:8081/charge\" }\n";
+
+    #[test]
+    fn a_step_has_defaults_and_shows_itself() {
+        let steps = read(CHARGE).unwrap();
+        let step = &steps.0[0];
+        assert_eq!((step.timeout, step.max_concurrent, &step.undo), (DEFAULT_TIMEOUT, 64, &None));
+        assert_eq!(
+            steps.check_lines("order"),
+            ["step 1 of consumer \"order\": \"charge\", POST http://127.0.0.1:8081/charge within 10s; never undone"]
+        );
+        let all = read(
+            "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"https://pay.example/charge\", headers = { X-Shop = \
+             \"hidden\" } }\ntimeout = \"3s\"\nundo = { http = { url = \"https://pay.example/refund\" }, timeout = \"1m\" }\n\
+             when = { priority = true, min_total = \"99.90\", currency = \"EUR\", pointer = \"/a\", equals = 1 }\n\
+             emits = [\"order.payment.*\"]\nmax_concurrent = 2\nretry_after_max = \"1h\"\n",
+        )
+        .unwrap();
+        let shown = serde_json::to_value(&all).unwrap();
+        assert_eq!(shown[0]["undo"]["timeout"], "1m");
+        assert_eq!(
+            shown[0]["when"],
+            serde_json::json!({"priority": true, "min_total": "99.90", "currency": "EUR", "pointer": "/a", "equals": 1})
+        );
+        assert!(!shown.to_string().contains("hidden"), "{shown}");
+    }
+
+    #[test]
+    fn everything_that_is_wrong_with_a_step_is_reported_with_its_path() {
+        let with = |more: &str| read(&format!("{CHARGE}{more}")).unwrap_err();
+        let twice = format!("{CHARGE}{CHARGE}");
+        for (found, expected) in [
+            (read(&twice).unwrap_err(), "consumers.order.steps[1].name: repeats \"charge\""),
+            (with("timeout = \"16m\""), "consumers.order.steps[0].timeout: must be at most 15m, is 16m"),
+            (with("tiemout = \"1s\""), "consumers.order.steps[0].tiemout: unknown key; did you mean \"timeout\"?"),
+            (with("emits = [\"order*\"]"), "consumers.order.steps[0].emits[0]: "),
+            (with("when = { equals = 1 }"), "consumers.order.steps[0].when.equals: has no effect without pointer"),
+            (with("when = { pointer = \"a\" }"), "consumers.order.steps[0].when.pointer: must be a JSON pointer"),
+            (with("undo = { timeout = \"1s\" }"), "consumers.order.steps[0].undo.http: is missing"),
+            (
+                with("timeout = \"8m\"\nundo = { http = { url = \"http://127.0.0.1/\" } }"),
+                "consumers.order.steps: have timeouts of 16m together",
+            ),
+            (
+                read_of(&format!("{CHARGE}when = {{ priority = true }}"), false).unwrap_err(),
+                "consumers.order.steps[0].when.priority: has no effect: the messages are not orders; use pointer",
+            ),
+            (
+                read("[[consumers.order.steps]]\nname = \"undo\"\nhttp = { url = \"ftp://127.0.0.1/\" }").unwrap_err(),
+                "consumers.order.steps[0].name: must begin with a letter and must not be \"undo\"",
+            ),
+            (
+                read("[[consumers.order.steps]]\nname = \"a\"\nhttp = { url = \"http://me:hunter2@127.0.0.1/\" }").unwrap_err(),
+                "consumers.order.steps[0].http.url: must not contain a user name or a password",
+            ),
+            (
+                read("[[consumers.order.steps]]\nname = \"a\"\nhttp = { url = \"http://a/\", headers = { Host = \"b\" } }").unwrap_err(),
+                "consumers.order.steps[0].http.headers.Host: is set by orderd",
+            ),
+        ] {
+            assert!(found.iter().any(|problem| problem.contains(expected)), "{expected}: {found:?}");
+            assert!(!found.concat().contains("hunter2"), "{found:?}");
+        }
+    }
+}

@@ -1,1 +1,299 @@
-//! x
+//! Runs with services that are scripted, and the ledger in memory: what is called, in which order, and what is recorded before.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+
+use super::engine::{EngineStep, RunError};
+use super::*;
+use crate::ledger::memory::MemoryLedger;
+use crate::ledger::{
+    ClaimPurpose, LedgerWriter, RunFailure, RunKey, RunRecord, RunState, StepAction, StepRun, StepStatus,
+};
+use crate::message::{ExchangeNames, Publication, PublishError};
+use crate::metrics::StepCounters;
+use crate::recovery::{Failure, FailureKind};
+
+/// What happened, in order: calls, and published events.
+type Journal = Arc<Mutex<Vec<String>>>;
+
+/// What a call of a scripted service ends with; after the script it answers `1`.
+enum Scripted {
+    Answer(&'static str),
+    Fails(FailureKind, FailureCause),
+    /// Never answers.
+    Hangs,
+}
+
+struct ScriptedService {
+    journal: Journal,
+    script: Arc<Mutex<VecDeque<Scripted>>>,
+}
+
+impl StepService for ScriptedService {
+    fn call<'a>(&'a self, call: StepCall<'a>) -> BoxFuture<'a, Result<StepAnswer, StepFailure>> {
+        self.journal.lock().unwrap().push(format!("{} {}", call.idempotency_key, steps_of(call.body)));
+        match self.script.lock().unwrap().pop_front() {
+            None => ready(Ok(StepAnswer::read(b"1").unwrap())).boxed(),
+            Some(Scripted::Answer(answer)) => ready(Ok(StepAnswer::read(answer.as_bytes()).unwrap())).boxed(),
+            Some(Scripted::Fails(kind, cause)) => {
+                let failure = StepFailure::new(Failure::new(kind, "scripted", "as the script says"), cause);
+                ready(Err(StepFailure { retry_after: Some(Duration::from_secs(900)), ..failure })).boxed()
+            }
+            Some(Scripted::Hangs) => std::future::pending().boxed(),
+        }
+    }
+}
+
+/// The member `steps` of a request.
+fn steps_of(body: &[u8]) -> String {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+    body["steps"].to_string()
+}
+
+struct JournalPublisher(Journal);
+
+impl EventPublisher for JournalPublisher {
+    fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
+        for event in events.iter() {
+            let id = event.message.properties.message_id.as_deref().unwrap_or_default();
+            self.0.lock().unwrap().push(format!("event {} {id}", event.routing_key));
+        }
+        ready(Ok(())).boxed()
+    }
+}
+
+struct Env {
+    ledger: MemoryLedger,
+    journal: Journal,
+    counters: StepCounters,
+    engine: Engine,
+    scripts: Vec<Arc<Mutex<VecDeque<Scripted>>>>,
+    undo_scripts: Vec<Arc<Mutex<VecDeque<Scripted>>>>,
+    key: RunKey,
+    names: ExchangeNames,
+}
+
+const CONFIG: &str = r#"
+    [[consumers.order.steps]]
+    name = "charge"
+    http = { url = "http://127.0.0.1:1/" }
+    undo = { http = { url = "http://127.0.0.1:1/" } }
+    emits = ["order.payment.*"]
+    timeout = "100ms"
+    [[consumers.order.steps]]
+    name = "reserve"
+    http = { url = "http://127.0.0.1:1/" }
+    undo = { http = { url = "http://127.0.0.1:1/" } }
+    timeout = "100ms"
+    [[consumers.order.steps]]
+    name = "wrap"
+    http = { url = "http://127.0.0.1:1/" }
+    when = { pointer = "/gift" }
+    [[consumers.order.steps]]
+    name = "ship"
+    http = { url = "http://127.0.0.1:1/" }
+    timeout = "100ms"
+    retry_after_max = "2m"
+"#;
+
+impl Env {
+    fn new() -> Self {
+        let settings = settings::tests::read(CONFIG).expect("it is valid");
+        let journal = Journal::default();
+        let mut engine = Engine::new(&settings);
+        let (mut scripts, mut undo_scripts) = (Vec::new(), Vec::new());
+        for EngineStep { service, undo, .. } in &mut engine.steps {
+            let scripted = |scripts: &mut Vec<_>| {
+                let script = Arc::new(Mutex::new(VecDeque::new()));
+                scripts.push(Arc::clone(&script));
+                Arc::new(ScriptedService { journal: Arc::clone(&journal), script })
+            };
+            *service = scripted(&mut scripts);
+            if let Some((undo, _)) = undo {
+                *undo = scripted(&mut undo_scripts);
+            }
+        }
+        let key = RunKey { scope: String::new(), identity: "o".to_owned() };
+        let (ledger, counters) = (MemoryLedger::default(), StepCounters::default());
+        Env { ledger, journal, counters, engine, scripts, undo_scripts, key, names: ExchangeNames::new("orders") }
+    }
+
+    fn script(&self, step: usize, scripted: Scripted) {
+        self.scripts[step].lock().unwrap().push_back(scripted);
+    }
+
+    async fn run(&self) -> Result<RunOutcome, RunError> {
+        let trace = TraceContext::default();
+        let input = RunInput { key: &self.key, body: [1; 32], text: "{}", order: None, trace, retries: 0 };
+        let publisher = JournalPublisher(Arc::clone(&self.journal));
+        let access = RunAccess {
+            ledger: &self.ledger,
+            publisher: &publisher,
+            counters: &self.counters,
+            names: &self.names,
+            max_hold: Duration::from_millis(300),
+        };
+        self.engine.run(input, None, access).await
+    }
+
+    async fn failure(&self) -> Failure {
+        match self.run().await {
+            Err(RunError::Failed(failure)) => failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What happened since the last call of this.
+    fn happened(&self) -> Vec<String> {
+        std::mem::take(&mut *self.journal.lock().unwrap())
+    }
+
+    /// Claims the run as the failed-order handler does.
+    async fn claim(&self) -> StepRun {
+        let claim = claim(&self.ledger, &self.key, ClaimPurpose::Failure, None, Duration::ZERO, Duration::ZERO);
+        match claim.await {
+            Ok(Claimed::Run(run)) => run,
+            Ok(_) | Err(_) => panic!("not claimed"),
+        }
+    }
+
+    async fn record(&self, state: Option<RunState>, failure: Option<RunFailure>, dead_lettered: bool) {
+        let fence = self.claim().await.fence;
+        let key = self.key.clone();
+        let at = jiff::Timestamp::now();
+        let record = RunRecord { key, fence, at, until: None, ended: None, next: None, state, failure, dead_lettered };
+        self.ledger.record_run(record).await.unwrap();
+    }
+}
+
+fn run_failure() -> RunFailure {
+    RunFailure {
+        kind: "permanent".to_owned(),
+        code: "http_404".to_owned(),
+        reason: "no such address".to_owned(),
+        dead_letter_reason: "permanent".to_owned(),
+        retries: 0,
+        failed_at: jiff::Timestamp::now(),
+        undo_from: jiff::Timestamp::now(),
+    }
+}
+
+use FailureCause::{Refused, Unanswered};
+use FailureKind::{Permanent, TimedOut, Transient};
+
+#[tokio::test]
+async fn steps_are_called_in_order_with_the_results_before_them_and_never_again_once_done() {
+    let env = Env::new();
+    let with_event = r#"{"id":7,"events":[{"routing_key":"order.payment.received","body":{}}]}"#;
+    env.script(0, Scripted::Answer(with_event));
+    env.script(1, Scripted::Fails(Transient, Unanswered));
+    let failure = env.failure().await;
+    assert_eq!((failure.kind, failure.code.as_str()), (Transient, "scripted"));
+    let charged = format!("{{\"charge\":{with_event}}}");
+    let parsed: serde_json::Value = serde_json::from_str(&charged).unwrap();
+    let reserve = format!("o/reserve {parsed}");
+    assert_eq!(env.happened(), ["o/charge {}", "event order.payment.received o/charge/event/1", &*reserve]);
+    assert_eq!(env.run().await.unwrap(), RunOutcome::Done);
+    let mut all = parsed;
+    all["reserve"] = 1.into();
+    assert_eq!(env.happened(), [reserve, format!("o/ship {all}")], "the condition of wrap does not hold");
+    assert_eq!(env.run().await.unwrap(), RunOutcome::WasDone);
+    assert!(env.happened().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_does_not_answer_times_out_and_its_effect_is_uncertain() {
+    let env = Env::new();
+    env.script(0, Scripted::Hangs);
+    let failure = env.failure().await;
+    assert_eq!((failure.kind, failure.code.as_str()), (TimedOut, "step_timeout"));
+    let run = env.claim().await;
+    assert_eq!((run.steps[0].status, run.steps[0].uncertain), (StepStatus::Failed, true));
+}
+
+#[tokio::test]
+async fn a_service_that_asks_for_a_later_call_is_heard_within_the_limit() {
+    let env = Env::new();
+    env.script(0, Scripted::Fails(Transient, Refused));
+    assert_eq!(env.failure().await.retry_after, Some(Duration::from_secs(300)));
+    env.script(3, Scripted::Fails(Transient, Refused));
+    assert_eq!(env.failure().await.retry_after, Some(Duration::from_secs(120)));
+}
+
+#[tokio::test]
+async fn a_call_that_was_dropped_is_repeated_with_the_same_key_and_counts_as_an_attempt() {
+    let env = Env::new();
+    env.script(0, Scripted::Hangs);
+    assert!(env.run().now_or_never().is_none(), "dropped while it waits for the answer");
+    assert_eq!(env.run().await.unwrap(), RunOutcome::Done);
+    let keys: Vec<String> = env.happened().iter().map(|call| call.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(keys, ["o/charge", "o/charge", "o/reserve", "o/ship"]);
+    let run = env.claim().await;
+    assert_eq!((run.steps[0].attempts, run.steps[0].uncertain), (2, true));
+}
+
+#[tokio::test]
+async fn an_event_with_another_key_fails_the_step_for_good_and_is_not_published() {
+    for key in ["order.shipping.sent", "order.analytics.processed"] {
+        let env = Env::new();
+        let answer = format!("{{\"events\":[{{\"routing_key\":\"{key}\",\"body\":1}}]}}");
+        env.script(0, Scripted::Answer(Box::leak(answer.into_boxed_str())));
+        let failure = env.failure().await;
+        assert_eq!((failure.kind, failure.code.as_str()), (Permanent, "event_not_allowed"));
+        assert_eq!(env.happened(), ["o/charge {}"]);
+        assert!(env.claim().await.steps[0].may_have_effect(), "it is undone");
+    }
+}
+
+#[tokio::test]
+async fn steps_are_undone_in_reverse_order_each_once_and_a_replay_begins_anew_with_other_keys() {
+    let env = Env::new();
+    env.script(3, Scripted::Fails(Permanent, Refused));
+    env.failure().await;
+    env.happened();
+    env.record(Some(RunState::Undoing), Some(run_failure()), false).await;
+    env.undo_scripts[0].lock().unwrap().push_back(Scripted::Fails(Transient, Unanswered));
+    assert_eq!(env.failure().await.code, "scripted");
+    let results = "{\"charge\":1,\"reserve\":1}";
+    let undos = [format!("o/reserve/undo {results}"), format!("o/charge/undo {results}")];
+    assert_eq!(env.happened(), undos);
+    assert_eq!(env.failure().await.code, "undone");
+    assert_eq!(env.happened(), undos[1..]);
+    assert_eq!(env.failure().await.code, "undone");
+    assert!(env.happened().is_empty(), "nothing is undone twice");
+    env.record(None, None, true).await;
+    assert_eq!(env.run().await.unwrap(), RunOutcome::Done);
+    let calls = env.happened();
+    assert_eq!(calls[..2], ["o/charge/2 {}", "o/reserve/2 {\"charge\":1}"]);
+    let counted = env.counters.read();
+    assert_eq!(counted.values().map(|step| step.in_flight).sum::<u64>(), 0);
+    assert!(counted.contains_key(&("charge".into(), StepAction::Undo)));
+}
+
+#[tokio::test]
+async fn an_undo_that_is_not_configured_any_more_fails_for_good() {
+    let mut env = Env::new();
+    env.script(3, Scripted::Fails(Permanent, Refused));
+    env.failure().await;
+    env.record(Some(RunState::Undoing), Some(run_failure()), false).await;
+    env.engine.steps.remove(1);
+    let failure = env.failure().await;
+    assert_eq!((failure.kind, failure.code.as_str()), (Permanent, "undo_not_configured"));
+}
+
+#[tokio::test]
+async fn what_another_instance_works_on_is_waited_for_and_then_released() {
+    let env = Env::new();
+    let at = jiff::Timestamp::now();
+    let until = at.checked_add(Duration::from_secs(60)).unwrap();
+    let purpose = ClaimPurpose::Work { body: [1; 32], first: None };
+    let other =
+        crate::ledger::RunClaim { key: env.key.clone(), purpose, owner: "other".into(), at, until, order: None };
+    env.ledger.claim_run(other).await.unwrap();
+    assert!(matches!(env.run().await, Err(RunError::Held)));
+    assert!(env.happened().is_empty());
+}

@@ -178,7 +178,7 @@ fn every_key_of_the_default_file_is_compared() {
     let (mut section, mut documented) = (String::new(), BTreeSet::new());
     for line in DEFAULT_FILE.lines() {
         if let Some(name) = line.trim_start_matches('#').strip_prefix('[') {
-            section = name.trim_end_matches(']').to_owned();
+            section = name.trim_matches(['[', ']']).to_owned();
         } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ")
             && !line.starts_with("# ")
         {
@@ -186,9 +186,9 @@ fn every_key_of_the_default_file_is_compared() {
             documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
         }
     }
-    // The format is an example.
-    let not_compared: Vec<_> =
-        documented.difference(&compared).filter(|key| !key.starts_with("formats.webshop.")).collect();
+    // The format is an example. The list of a consumer's steps is compared as a whole, and is empty by default.
+    let is_example = |key: &String| key.starts_with("formats.webshop.") || key.starts_with("consumers.order.steps.");
+    let not_compared: Vec<_> = documented.difference(&compared).filter(|key| !is_example(key)).collect();
     assert!(not_compared.is_empty(), "{not_compared:?}");
     // Faults are documented for one consumer only, and `[broker.tls]` is a section, not a key.
     let undocumented: Vec<_> =

@@ -26,5 +26,6 @@ mod report_and_trace;
 mod secrets;
 mod start;
 mod status;
+mod steps;
 mod systemd;
 mod tls;

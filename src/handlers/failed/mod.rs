@@ -1,10 +1,14 @@
 //! Failed messages of all consumers: retried after a delay or dead-lettered, as `recovery::decide` decides.
 //!
-//! It only builds the publications and the ledger entry that carry out the decision.
+//! It only builds the publications and the ledger entry that carry out the decision. What the steps of the message have done is
+//! undone first: see `undo`.
+
+mod undo;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -12,6 +16,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
+use self::undo::Decision;
+use super::claim::Claims;
 use super::event_publication::event;
 use super::{HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
@@ -22,7 +28,7 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
-    copy_for_dead_letter, copy_for_retry, decide,
+    copy_for_dead_letter, copy_for_retry, copy_for_undo, decide,
 };
 
 /// The consumer in which a message failed, as far as recovery needs it.
@@ -34,6 +40,8 @@ pub struct OriginConsumer {
     pub policy: RetryPolicy,
     /// The format of its messages if they are orders: a dead-lettered order is reported to analytics.
     pub format: Option<Format>,
+    /// Whether its handler calls steps, which are undone before a message is dead-lettered.
+    pub has_steps: bool,
 }
 
 /// `handler = "failed"`
@@ -52,6 +60,7 @@ impl HandlerFactory for FailedFactory {
         Arc::new(FailedHandler {
             names: Arc::clone(&deps.names),
             origin_consumers: deps.origin_consumers.clone(),
+            claims: Arc::clone(&deps.claims),
             max_body: deps.max_body,
         })
     }
@@ -61,6 +70,7 @@ struct FailedHandler {
     names: Arc<ExchangeNames>,
     /// By queue.
     origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
+    claims: Arc<Claims>,
     max_body: usize,
 }
 
@@ -87,42 +97,69 @@ pub struct DeadLetteredEvent<'a> {
 }
 
 impl FailedHandler {
-    fn recover(&self, delivery: &Delivery, provenance: Provenance<'_>, now: Timestamp) -> HandlerOutput {
-        let mut history = History::read(delivery, provenance, now);
+    async fn recover(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
+        let (delivery, now) = (input.delivery, Timestamp::now());
+        let mut history = History::read(delivery, input.provenance, now);
         let unread = delivery.message.unread;
         if unread > 0 {
             let reason =
                 format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
             history.failure = Failure::new(FailureKind::Permanent, BODY_TOO_LARGE, reason);
         }
-        self.recover_from(delivery, provenance, &history, now, unread == 0)
+        let failed = self.failed_message(delivery, input.provenance, history, now, unread == 0);
+        let action = failed.action();
+        if !undo::concerns_steps(&failed, action) {
+            return Ok(self.act(&failed, action));
+        }
+        // Boxed, because this future is large and rarely needed.
+        match undo::decide_with_run(&self.claims, input, &failed, action).boxed().await? {
+            Decision::Act(action) => Ok(self.act(&failed, action)),
+            Decision::Undo => Ok(self.undo(&failed)),
+            Decision::DeadLetter { reason, failure, retries, failed_at } => {
+                let history = History { failure, retries, failed_at, ..failed.history };
+                Ok(self.dead_letter(&FailedMessage { history, ..failed }, reason))
+            }
+        }
     }
 
     /// `can_copy`: whether a copy of the message can be published.
-    fn recover_from(
+    fn failed_message<'a>(
         &self,
-        delivery: &Delivery,
-        provenance: Provenance<'_>,
-        history: &History,
+        delivery: &'a Delivery,
+        provenance: Provenance<'a>,
+        history: History,
         now: Timestamp,
         can_copy: bool,
-    ) -> HandlerOutput {
-        let consumers = self.origin_consumers.borrow();
-        let consumer = history.origin.as_ref().and_then(|origin| consumers.get(&origin.queue));
-        let identity = match consumer.and_then(|consumer| consumer.format.as_ref()) {
+    ) -> FailedMessage<'a> {
+        let consumer =
+            history.origin.as_ref().and_then(|origin| self.origin_consumers.borrow().get(&origin.queue).cloned());
+        let identity = match consumer.as_ref().and_then(|consumer| consumer.format.as_ref()) {
             Some(format) => self.order_identity(format, delivery, provenance),
             None => delivery.identity(provenance),
         };
-        let failed = FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy };
-        let policy = consumer.map(|consumer| &consumer.policy);
-        match (decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(history), now), history.origin.as_ref())
-        {
-            (Action::RetryAfter(delay), Some(origin)) => self.retry(&failed, &origin.queue, delay),
-            (Action::RetryAfter(_), None) => self.dead_letter(&failed, DeadLetterReason::NoOrigin),
-            (Action::DeadLetter(reason), _) => self.dead_letter(&failed, reason),
+        FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy }
+    }
+
+    fn act(&self, failed: &FailedMessage<'_>, action: Action) -> HandlerOutput {
+        match (action, failed.history.origin.as_ref()) {
+            (Action::RetryAfter(delay), Some(origin)) => self.retry(failed, &origin.queue, delay),
+            (Action::RetryAfter(_), None) => self.dead_letter(failed, DeadLetterReason::NoOrigin),
+            (Action::DeadLetter(reason), _) => self.dead_letter(failed, reason),
             (Action::RetryNow | Action::Forward | Action::KeepRetrying, _) => {
                 unreachable!("only workers get these decisions")
             }
+        }
+    }
+
+    /// Sends the message back to its queue, so that its steps are undone.
+    fn undo(&self, failed: &FailedMessage<'_>) -> HandlerOutput {
+        let FailedMessage { delivery, provenance, history, .. } = failed;
+        let Some(origin) = &history.origin else { return self.dead_letter(failed, DeadLetterReason::NoOrigin) };
+        HandlerOutput {
+            emit: Arc::new([copy_for_undo(delivery, *provenance, history, &origin.queue, &self.names)]),
+            record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(None)))),
+            log: Some(failed.undo_log(&origin.queue)),
+            ..HandlerOutput::finished(HandlerOutcome::Undoing)
         }
     }
 
@@ -141,7 +178,7 @@ impl FailedHandler {
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
         let log = failed.dead_letter_log(origin_queue.clone(), reason);
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
-        let carries_orders = failed.consumer.is_some_and(|consumer| consumer.format.is_some());
+        let carries_orders = failed.consumer.as_ref().is_some_and(|consumer| consumer.format.is_some());
         let report = carries_orders.then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
         let dead =
             NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
@@ -169,7 +206,7 @@ impl FailedHandler {
 impl Handler for FailedHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(async move {
-            let mut output = self.recover(input.delivery, input.provenance, Timestamp::now());
+            let mut output = self.recover(input).await?;
             if let Some(entry) = output.record.take() {
                 record_first(input, entry).await?;
             }
@@ -181,7 +218,8 @@ impl Handler for FailedHandler {
         let now = Timestamp::now();
         let mut history = History::read(input.delivery, input.provenance, now);
         history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
-        let output = self.recover_from(input.delivery, input.provenance, &history, now, false);
+        let failed = self.failed_message(input.delivery, input.provenance, history, now, false);
+        let output = self.act(&failed, failed.action());
         Some(HandlerOutput { report: None, emit: Arc::default(), ..output })
     }
 }
@@ -205,9 +243,9 @@ async fn record_first(input: HandlerInput<'_>, entry: LedgerEntry) -> Result<(),
 struct FailedMessage<'a> {
     delivery: &'a Delivery,
     provenance: Provenance<'a>,
-    history: &'a History,
+    history: History,
     /// `None` if the message does not say where it failed, or that queue has no consumer.
-    consumer: Option<&'a OriginConsumer>,
+    consumer: Option<OriginConsumer>,
     identity: String,
     now: Timestamp,
     /// Whether a copy of the message can be published. If not, the broker itself dead-letters it.
@@ -215,12 +253,18 @@ struct FailedMessage<'a> {
 }
 
 impl FailedMessage<'_> {
+    /// What `recovery` decides.
+    fn action(&self) -> Action {
+        let policy = self.consumer.as_ref().map(|consumer| &consumer.policy);
+        decide(policy, &self.history.failure, DecisionPoint::FailedOrderQueue(&self.history), self.now)
+    }
+
     fn consumer_name(&self) -> Option<Arc<str>> {
-        self.consumer.map(|consumer| Arc::clone(&consumer.name))
+        self.consumer.as_ref().map(|consumer| Arc::clone(&consumer.name))
     }
 
     fn consumer_or_unknown(&self) -> &str {
-        self.consumer.map_or("unknown", |consumer| &consumer.name)
+        self.consumer.as_ref().map_or("unknown", |consumer| &consumer.name)
     }
 
     /// The failed attempt, for the ledger; `delay` is that of the retry that follows.
@@ -244,6 +288,12 @@ impl FailedMessage<'_> {
         DeferredLog::new(move || warn!(queue, id, %kind, code, reason, retry, %delay, "[Failed] will be retried"))
     }
 
+    fn undo_log(&self, queue: &str) -> DeferredLog {
+        let (queue, id, retries) = (queue.to_owned(), self.identity.clone(), self.history.retries);
+        let Failure { kind, code, reason, .. } = self.history.failure.clone();
+        DeferredLog::new(move || warn!(queue, id, %kind, code, reason, retries, "[Failed] its steps will be undone"))
+    }
+
     /// A message that is malformed, breaks a rule or was never in a queue of orderd's is its sender's mistake, on which no operator
     /// must act at once; the other reasons show trouble of the shop's own.
     fn dead_letter_log(&self, queue: Option<String>, dead_lettered: DeadLetterReason) -> DeferredLog {
@@ -251,7 +301,10 @@ impl FailedMessage<'_> {
             DeadLetterReason::Malformed | DeadLetterReason::Permanent => true,
             // A producer published it with the routing key of failures.
             DeadLetterReason::NoOrigin => !self.provenance.is_copy,
-            DeadLetterReason::RetriesExhausted | DeadLetterReason::TooOld | DeadLetterReason::DeliveryLimit => false,
+            DeadLetterReason::RetriesExhausted
+            | DeadLetterReason::TooOld
+            | DeadLetterReason::DeliveryLimit
+            | DeadLetterReason::UndoFailed => false,
         };
         let (id, retries, dead_lettered) = (self.identity.clone(), self.history.retries, dead_lettered.as_str());
         let Failure { kind, code, reason, .. } = self.history.failure.clone();
@@ -309,8 +362,12 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_published_as_a_copy_is_recorded_with_its_reason_and_dead_lettered_by_the_broker() {
         let (_sender, origin_consumers) = watch::channel(BTreeMap::new());
-        let handler =
-            FailedHandler { names: Arc::new(ExchangeNames::new("orders")), origin_consumers, max_body: 1 << 20 };
+        let handler = FailedHandler {
+            names: Arc::new(ExchangeNames::new("orders")),
+            origin_consumers,
+            claims: Arc::default(),
+            max_body: 1 << 20,
+        };
         let (too_large, whole) = (delivery(60 << 20), delivery(0));
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
         let memory = MemoryLedger::default();
@@ -325,7 +382,7 @@ mod tests {
             steps: StepAccess::default(),
         };
         static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "failed".into());
-        let output = handler.recover(&too_large, provenance, Timestamp::now());
+        let output = handler.recover(input(&too_large)).await.unwrap();
         assert_eq!(recorded(&output), (BODY_TOO_LARGE, "permanent"));
         let output = handler.handle(input(&too_large)).await.unwrap();
         assert!(output.record.is_none(), "it is recorded before the broker moves the message");

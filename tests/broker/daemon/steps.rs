@@ -1,0 +1,167 @@
+//! Steps of orders and of other messages, performed by a real HTTP server: recorded, resumed after a crash, and undone.
+
+use std::collections::BTreeSet;
+
+use crate::support::Node;
+use crate::support::raw_client::RawClient;
+use crate::support::raw_client::properties::{Field, Properties};
+use crate::support::step_server::{StepServer, reply};
+use crate::support::test_env::{LedgerReader, TestEnv, order, wait_until};
+
+const STEPS: [&str; 3] = ["charge", "reserve", "ship"];
+
+fn send(raw: &mut RawClient, id: &str) {
+    raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &order(id));
+}
+
+fn is_processed(ledger: &LedgerReader, id: &str) -> bool {
+    ledger.number(&format!("SELECT count(*) FROM orders WHERE id = '{id}' AND status = 'processed'")) == 1
+}
+
+fn run(ledger: &LedgerReader, identity: &str) -> Vec<String> {
+    ledger.rows(&format!("SELECT scope, state FROM step_runs WHERE identity = '{identity}'"))
+}
+
+fn steps(ledger: &LedgerReader, identity: &str) -> Vec<String> {
+    ledger.rows(&format!(
+        "SELECT step, action, status, attempts FROM steps WHERE identity = '{identity}' ORDER BY action, position"
+    ))
+}
+
+fn dead_letter(ledger: &LedgerReader, identity: &str) -> Vec<String> {
+    let columns = "reason, failure_kind, failure_code, retry_count";
+    ledger.rows(&format!("SELECT {columns} FROM dead_letters WHERE identity = '{identity}'"))
+}
+
+#[test]
+fn an_order_is_processed_once_its_steps_are_done_and_undone_in_reverse_before_it_is_dead_lettered() {
+    let node = Node::shared();
+    let server = StepServer::start();
+    server.answer(|call| match (call.body["order"]["id"].as_str(), call.path.as_str()) {
+        (Some("homeless"), "/ship") => reply("404 Not Found", "no such address"),
+        (Some("flaky"), "/reserve") if call.body["message"]["quantity"] == 3 => reply("503 Service Unavailable", ""),
+        (Some("stuck"), "/ship") => reply("422 Unprocessable Content", "too heavy"),
+        (Some("stuck"), "/charge/undo") => reply("409 Conflict", "paid out already"),
+        (_, "/charge") => reply(
+            "200 OK",
+            r#"{"payment": 7, "events": [{"routing_key": "order.notification.receipt", "body": {"order_id": "x"}}]}"#,
+        ),
+        (_, path) => reply("200 OK", &format!("{{\"done\":{path:?}}}")),
+    });
+    let emits = ", emits = [\"order.notification.receipt\"]";
+    let env = TestEnv::new(&node)
+        .set("consumers.order.steps", &server.steps(&STEPS, emits))
+        .set("queues.invoices_queue.bindings", "invoice.#")
+        .set("consumers.invoices.queue", "invoices_queue")
+        .set("consumers.invoices.handler", "steps")
+        .set("consumers.invoices.retry.delays", "200ms")
+        .set("consumers.invoices.steps", &server.steps(&["print"], ""));
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    for id in ["good", "homeless", "flaky", "stuck"] {
+        send(&mut raw, id);
+    }
+    let invoice =
+        Properties::persistent().text("message_id", "inv-1").header("traceparent", Field::Text("00-a-b-01".into()));
+    raw.publish_to("orders", "invoice.new", &invoice, b"not JSON");
+    raw.publish_to("orders", "invoice.new", &invoice, b"not JSON");
+
+    wait_until("the order is processed", || is_processed(&ledger, "good"));
+    assert_eq!(server.paths("good"), ["/charge", "/reserve", "/ship"]);
+    assert_eq!(steps(&ledger, "good"), ["charge|do|done|1", "reserve|do|done|1", "ship|do|done|1"]);
+    let last = server.calls().into_iter().find(|call| call.key == "good/ship").unwrap().body;
+    assert_eq!((&last["order"]["total"], &last["message"]["price"]), (&"1200.00".into(), &"400.00".into()));
+    assert_eq!(
+        (&last["steps"]["charge"]["payment"], &last["steps"]["reserve"]["done"]),
+        (&7.into(), &"/reserve".into())
+    );
+    let receipts = "SELECT count(*) FROM events WHERE name = 'receipt' AND id = 'good/charge/event/1'";
+    wait_until("the event of the charge is sent", || ledger.number(receipts) == 1);
+
+    wait_until("the refused order is dead-lettered", || !dead_letter(&ledger, "homeless").is_empty());
+    assert_eq!(server.paths("homeless"), ["/charge", "/reserve", "/ship", "/reserve/undo", "/charge/undo"]);
+    assert_eq!(dead_letter(&ledger, "homeless"), ["permanent|permanent|http_404|0"]);
+    assert_eq!(run(&ledger, "homeless"), ["|undone"]);
+    let undo = server.calls().into_iter().find(|call| call.key == "homeless/charge/undo").unwrap().body;
+    assert_eq!(undo["failure"]["code"], "http_404");
+
+    wait_until("the order whose retries are exhausted is dead-lettered", || !dead_letter(&ledger, "flaky").is_empty());
+    assert_eq!(dead_letter(&ledger, "flaky"), ["retries_exhausted|transient|http_503|1"]);
+    // Each delivery has one immediate retry. Its effect is uncertain, so it is undone too.
+    let reserves = ["/reserve"; 4];
+    let expected: Vec<&str> =
+        ["/charge"].into_iter().chain(reserves).chain(["/reserve/undo", "/charge/undo"]).collect();
+    assert_eq!(server.paths("flaky"), expected);
+
+    wait_until("the order that cannot be undone is dead-lettered", || !dead_letter(&ledger, "stuck").is_empty());
+    assert_eq!(dead_letter(&ledger, "stuck"), ["undo_failed|permanent|undo_failed|0"]);
+    assert_eq!(run(&ledger, "stuck"), ["|undo_failed"]);
+    let reason = ledger.rows("SELECT failure_reason FROM dead_letters WHERE identity = 'stuck'");
+    assert!(reason[0].contains("left to be undone: charge") && reason[0].contains("too heavy"), "{reason:?}");
+
+    let printed = || server.calls().iter().filter(|call| call.path == "/print").count();
+    wait_until("the other message is done", || !run(&ledger, "inv-1/unverified").is_empty() || printed() > 0);
+    wait_until("its duplicate too", || orderd.status()["consumers"]["invoices"]["duplicates"] == 1);
+    assert_eq!(printed(), 1);
+    let invoice = server.calls().into_iter().find(|call| call.path == "/print").unwrap();
+    assert_eq!((&invoice.body["message"], invoice.key.split('/').next()), (&"not JSON".into(), Some("invoices")));
+    assert_eq!(raw.depth("dead_letter_queue"), 3);
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// Kills the daemon while a step is called, before its result is recorded, and at arbitrary moments under load.
+#[test]
+fn after_a_crash_no_step_is_skipped_or_undone_twice_and_none_is_called_more_than_once_beyond_what_is_recorded() {
+    const ORDERS: usize = 40;
+    let node = Node::shared();
+    let server = StepServer::start();
+    server.answer(|call| match (call.path.as_str(), call.key.split('/').next()) {
+        // Of every fourth order the last step fails for good.
+        ("/ship", Some(id)) if id.ends_with(['3', '7']) => reply("410 Gone", "sold out"),
+        _ => reply("200 OK", "1"),
+    });
+    let env = TestEnv::new(&node).set("consumers.order.steps", &server.steps(&STEPS, ", max_concurrent = 2"));
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    raw.publish_all("orders", (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("k{n}")))));
+    let mut kills = 0;
+    for calls in [3, 40, 80, 120] {
+        wait_until("steps are called", || server.calls().len() >= calls);
+        orderd.kill();
+        kills += 1;
+        orderd = env.start();
+    }
+    let ended = "SELECT (SELECT count(*) FROM orders WHERE status = 'processed') + (SELECT count(*) FROM dead_letters)";
+    wait_until("every order is processed or dead-lettered", || ledger.number(ended) == ORDERS as u64);
+
+    let calls = server.calls();
+    let mut repeated = 0;
+    for n in 0..ORDERS {
+        let id = format!("k{n}");
+        let made: Vec<&str> =
+            calls.iter().filter(|call| call.key.split('/').next() == Some(&*id)).map(|call| &*call.path).collect();
+        let count = |path: &str| made.iter().filter(|made| **made == path).count() as u64;
+        let fails = id.ends_with(['3', '7']);
+        let expected: BTreeSet<&str> = match fails {
+            true => ["/charge", "/reserve", "/ship", "/reserve/undo", "/charge/undo"].into(),
+            false => ["/charge", "/reserve", "/ship"].into(),
+        };
+        assert_eq!(made.iter().copied().collect::<BTreeSet<_>>(), expected, "{id}");
+        assert_eq!(is_processed(&ledger, &id), !fails, "{id}");
+        let mut first_calls = made.clone();
+        let mut seen = BTreeSet::new();
+        first_calls.retain(|path| seen.insert(*path));
+        assert_eq!(first_calls[..3], ["/charge", "/reserve", "/ship"], "{id}");
+        for row in ledger.rows(&format!("SELECT step, action, attempts FROM steps WHERE identity = '{id}'")) {
+            let [step, action, attempts] = row.split('|').collect::<Vec<_>>().try_into().unwrap();
+            let path = if action == "undo" { format!("/{step}/undo") } else { format!("/{step}") };
+            let (made, recorded) = (count(&path), attempts.parse::<u64>().unwrap());
+            // What was recorded and then not called was killed in between.
+            assert!(made <= recorded && recorded <= made + kills, "{id} {path}: {made} calls, {recorded} recorded");
+            repeated += recorded - 1;
+        }
+    }
+    // Of each kill at most the calls in flight are repeated.
+    assert!(repeated <= 2 * 3 * 2 * kills, "{repeated} calls were repeated");
+    assert_eq!(orderd.stop(), 0);
+}
