@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::config::Consumer;
 use crate::handlers::{self, HandlerDeps, OriginConsumer};
-use crate::ledger::{Ledger, LedgerWriter};
+use crate::ledger::{Ledger, LedgerWriter, StepAction};
 use crate::message::Publisher;
 use crate::metrics::Counters;
 use crate::pipeline::{ConsumerContext, DecompressedBytes, Intake, OnFailure, PublishOutage, UnidentifiedDeliveries};
@@ -37,6 +39,7 @@ pub(super) fn consumer_context(
 ) -> ConsumerContext {
     let on_failure =
         if consumer.handles_failures() { OnFailure::KeepRetrying } else { OnFailure::Forward(consumer.retry.clone()) };
+    add_steps(consumer, &counters);
     let format = consumer.format.clone().unwrap_or_default();
     let handler =
         handlers::build(name, &consumer.handler_settings, &HandlerDeps { format: format.clone(), ..deps.clone() });
@@ -58,5 +61,18 @@ pub(super) fn consumer_context(
         timeout: consumer.timeout,
         on_failure,
         counters,
+    }
+}
+
+/// Makes the consumer's steps known to its counters, so that they are shown before their first call.
+fn add_steps(consumer: &Consumer, counters: &Counters) {
+    let keys = consumer.handler_settings.keys();
+    for step in keys.get("steps").and_then(Value::as_array).into_iter().flatten() {
+        let Some(name) = step["name"].as_str() else { continue };
+        let name = Arc::from(name);
+        counters.steps().add(&name, StepAction::Do);
+        if step.get("undo").is_some() {
+            counters.steps().add(&name, StepAction::Undo);
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::claim::{Claim, Claims};
 use crate::config::MessageKind;
 use crate::ledger::{BodyHash, NewOrder, RunKey};
-use crate::message::{ExchangeNames, HeaderValue, Message, Publication, PublishError};
+use crate::message::{ExchangeNames, HeaderValue, Message, Publication, PublishError, names};
 use crate::pipeline::{HandlerError, HandlerInput, Interruption, StepServices};
 use crate::steps::{Engine, EventPublisher, OrderInput, RunAccess, RunError, RunInput, RunOutcome, TraceContext};
 
@@ -42,6 +42,7 @@ pub(super) async fn run_steps(
         let run = RunInput {
             key,
             body: body_hash(message),
+            is_new: is_new(input),
             text: &text,
             order,
             trace: trace(message),
@@ -97,6 +98,14 @@ pub(super) fn handler_error(error: RunError) -> HandlerError {
         RunError::Held | RunError::Lost => HandlerError::Interrupted(Interruption::TakenOver),
         RunError::PublisherClosed => HandlerError::Interrupted(Interruption::PublisherClosed),
     }
+}
+
+/// Whether the message was published anew: not delivered again, and no copy of orderd's after a failure. Copies that were replayed
+/// from the dead letter queue have no headers of a failure.
+fn is_new(input: HandlerInput<'_>) -> bool {
+    let delivery = input.delivery;
+    let is_copy = input.provenance.is_copy && delivery.message.headers.contains_key(names::FIRST_FAILED_AT);
+    !delivery.redelivered && delivery.delivery_count() == 0 && !is_copy
 }
 
 fn trace(message: &Message) -> TraceContext<'_> {

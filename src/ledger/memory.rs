@@ -329,6 +329,7 @@ impl Tables {
             let mut step = |at, event| steps.push(TraceStep { at, message: TracedMessage::Order, event });
             step(order.at, TraceEvent::Accepted { consumer: order.consumer.to_string() });
             processed_at.iter().for_each(|at| step(*at, TraceEvent::Processed));
+            steps.extend(self.runs.trace(id));
         }
         for (message, suffix) in TracedMessage::SUFFIXES {
             let identity = format!("{id}{suffix}");

@@ -8,6 +8,7 @@ use super::step_runs::{
     self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, RecordedStep, RunClaim, RunKey, RunRecord, RunRecorded,
     StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
+use super::trace::{TraceEvent, TraceStep, TracedMessage};
 
 /// All runs.
 #[derive(Debug, Default)]
@@ -18,6 +19,15 @@ struct MemoryRun {
     stored: StoredRun,
     /// Of the current round.
     steps: Vec<RecordedStep>,
+    /// Of each step and action: the last call, its end, and the code and text of the last failure.
+    calls: BTreeMap<(String, StepAction), MemoryCall>,
+}
+
+#[derive(Debug)]
+struct MemoryCall {
+    called_at: Timestamp,
+    ended_at: Option<Timestamp>,
+    failure: Option<(String, String)>,
 }
 
 impl MemoryRuns {
@@ -28,9 +38,9 @@ impl MemoryRuns {
             ClaimEffect::Unknown => return ClaimAnswer::Unknown,
             ClaimEffect::Unchanged => {}
             ClaimEffect::Begin(stored) => {
-                let mut run = MemoryRun { stored, steps: Vec::new() };
+                let mut run = MemoryRun { stored, steps: Vec::new(), calls: BTreeMap::new() };
                 if let ClaimPurpose::Work { first: Some(first), .. } = &claim.purpose {
-                    run.call(first);
+                    run.call(first, claim.at);
                 }
                 self.0.insert(claim.key.clone(), run);
             }
@@ -43,7 +53,7 @@ impl MemoryRuns {
                 run.stored = stored;
             }
         }
-        let MemoryRun { stored, steps } = &self.0[&claim.key];
+        let MemoryRun { stored, steps, .. } = &self.0[&claim.key];
         ClaimAnswer::Granted(Box::new(StepRun {
             fence: stored.fence,
             round: stored.round,
@@ -61,6 +71,13 @@ impl MemoryRuns {
             return RunRecorded::Stale;
         }
         if let Some(ended) = &record.ended {
+            if let Some(call) = run.calls.get_mut(&(ended.step.clone(), ended.action)) {
+                call.ended_at = Some(record.at);
+                call.failure = match &ended.outcome {
+                    CallOutcome::Done { .. } => None,
+                    CallOutcome::Failed { code, reason, .. } => Some((code.clone(), reason.clone())),
+                };
+            }
             for step in run.steps.iter_mut().filter(|step| (&step.step, step.action) == (&ended.step, ended.action)) {
                 match &ended.outcome {
                     CallOutcome::Done { result } => {
@@ -72,8 +89,29 @@ impl MemoryRuns {
                 }
             }
         }
-        record.next.iter().for_each(|next| run.call(next));
+        record.next.iter().for_each(|next| run.call(next, record.at));
         RunRecorded::Recorded
+    }
+
+    /// The calls for an order's steps.
+    pub(super) fn trace(&self, order: &str) -> Vec<TraceStep> {
+        let key = RunKey { scope: String::new(), identity: order.to_owned() };
+        let Some(run) = self.0.get(&key) else { return Vec::new() };
+        let event = |step: &RecordedStep| {
+            let call = &run.calls[&(step.step.clone(), step.action)];
+            let event = TraceEvent::StepCalled {
+                name: step.step.clone(),
+                action: step.action.as_str().to_owned(),
+                status: step.status.as_str().to_owned(),
+                attempts: step.attempts.into(),
+                duration_ms: call.ended_at.map(|at| at.as_millisecond() - call.called_at.as_millisecond()),
+                result: step.result.as_deref().and_then(|result| serde_json::from_str(result).ok()),
+                code: call.failure.as_ref().map(|(code, _)| code.clone()),
+                reason: call.failure.as_ref().map(|(_, reason)| reason.clone()),
+            };
+            TraceStep { at: call.ended_at.unwrap_or(call.called_at), message: TracedMessage::Order, event }
+        };
+        run.steps.iter().map(event).collect()
     }
 
     /// Removes what retention removes; `keeps` says of which orders the run is kept.
@@ -85,7 +123,10 @@ impl MemoryRuns {
 }
 
 impl MemoryRun {
-    fn call(&mut self, call: &StepCallEntry) {
+    fn call(&mut self, call: &StepCallEntry, at: Timestamp) {
+        let key = (call.step.clone(), call.action);
+        let failure = self.calls.remove(&key).and_then(|call| call.failure);
+        self.calls.insert(key, MemoryCall { called_at: at, ended_at: None, failure });
         let found = self.steps.iter_mut().find(|step| (&step.step, step.action) == (&call.step, call.action));
         if let Some(step) = found {
             step.uncertain |= step.status == StepStatus::Called;

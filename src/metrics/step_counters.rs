@@ -82,7 +82,7 @@ impl StepCounters {
     }
 
     /// Makes a step known, so that it is shown before its first call.
-    pub(crate) fn add(&self, step: &Arc<str>, action: StepAction) {
+    pub fn add(&self, step: &Arc<str>, action: StepAction) {
         self.lock().entry((Arc::clone(step), action)).or_default();
     }
 

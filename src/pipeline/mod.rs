@@ -23,7 +23,10 @@ mod unidentified;
 
 pub use consumer_context::{ConsumerContext, OnFailure};
 pub use decompressed_bytes::DecompressedBytes;
-pub use handler::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess, StepServices};
+pub use handler::{
+    DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess,
+    StepServices,
+};
 pub use intake::Intake;
 pub use pool::{Pool, PoolError};
 pub use publish_outage::PublishOutage;

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::recent::RecentActivity;
-use super::{Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts};
-use crate::metrics::{CounterReading, Histogram, conservation};
+use super::{Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts, StepStatus};
+use crate::ledger::StepAction;
+use crate::metrics::{CallEnd, CounterReading, Histogram, StepReading, conservation};
 
 /// A registered consumer with a reading of its counters.
 #[derive(Debug, Clone)]
@@ -104,12 +105,27 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
             unproven: counts.unproven,
             headers_dropped: counts.headers_dropped,
         },
+        steps: reading.steps.iter().map(|((step, action), reading)| step_status(step, *action, reading)).collect(),
         restarts: counts.restarts,
         subscriptions: reading.pool.subscriptions,
         acks_per_second: recent.acks_per_second,
         handling_seconds: quantiles(&recent.handling),
         publish_to_ack_seconds: quantiles(&recent.publish_to_ack),
         conservation: conservation(consumer),
+    }
+}
+
+fn step_status(step: &str, action: StepAction, reading: &StepReading) -> StepStatus {
+    let ended = |end| reading.ended.get(&end).copied().unwrap_or(0);
+    StepStatus {
+        step: step.to_owned(),
+        action: action.as_str().to_owned(),
+        in_flight: reading.in_flight,
+        done: ended(CallEnd::Done),
+        failed: ended(CallEnd::Failed),
+        refused: ended(CallEnd::Refused),
+        abandoned: ended(CallEnd::Abandoned),
+        call_seconds: quantiles(&reading.durations),
     }
 }
 

@@ -225,6 +225,9 @@ pub struct ConsumerStatus {
     /// What senders did that orderd copes with, but that they should change.
     #[serde(default)]
     pub senders: SenderCounts,
+    /// Its steps, in alphabetical order; of each, its undo after the step itself.
+    #[serde(default)]
+    pub steps: Vec<StepStatus>,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
     /// Subscriptions opened since the start.
@@ -247,6 +250,27 @@ pub struct OtherConsumer {
     pub retries: BTreeMap<String, u64>,
     /// Dead-lettered failures by reason.
     pub dead_letters: BTreeMap<String, u64>,
+}
+
+/// The calls of one step, or of its undo, since the start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepStatus {
+    /// The step's name.
+    pub step: String,
+    /// `do` or `undo`.
+    pub action: String,
+    /// Calls that have not ended.
+    pub in_flight: u64,
+    /// Calls that succeeded.
+    pub done: u64,
+    /// Calls that failed, and may succeed when they are retried.
+    pub failed: u64,
+    /// Calls that failed for good.
+    pub refused: u64,
+    /// Calls whose end nobody waited for, because the delivery was released.
+    pub abandoned: u64,
+    /// The durations of the calls that were not abandoned.
+    pub call_seconds: Option<Quantiles>,
 }
 
 /// Deliveries whose senders should change something.

@@ -142,7 +142,7 @@ impl Engine {
         let first = first.and_then(|index| Some((index, self.steps[index].try_permit()?)));
         let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
-        let purpose = ClaimPurpose::Work { body: input.body, first: entry };
+        let purpose = ClaimPurpose::Work { body: input.body, is_new: input.is_new, first: entry };
         let run = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
             Claimed::Run(run) => run,
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
@@ -158,7 +158,7 @@ impl Engine {
                 drop(first);
                 Err(work.undo_steps().await)
             }
-            RunState::Undone | RunState::UndoFailed => Err(work.undone()),
+            RunState::Undone | RunState::UndoFailed => Err(work.ended_before()),
         }
     }
 
@@ -254,7 +254,7 @@ impl<'a> RunWork<'a> {
         loop {
             let Some(step) = next_undo(&self.run.steps) else {
                 let change = Change { state: Some(RunState::Undone), ..Change::default() };
-                return self.record(None, change).await.err().unwrap_or_else(|| self.undone());
+                return self.record(None, change).await.err().unwrap_or_else(|| self.ended_before());
             };
             let configured = self.engine.steps.iter().position(|found| *found.name == *step.step);
             let Some(index) = configured.filter(|index| self.engine.steps[*index].undo.is_some()) else {
@@ -277,11 +277,18 @@ impl<'a> RunWork<'a> {
         self.record(Some(ended), Change { lease, ..Change::default() }).await
     }
 
-    /// The failure of a message whose steps are undone. What it says is replaced by the original failure, which the ledger has.
-    fn undone(&self) -> RunError {
+    /// The failure of a message whose steps are undone, or cannot be. The failed-order handler replaces it by the original failure,
+    /// which the ledger has.
+    fn ended_before(&self) -> RunError {
         let original = self.run.failure.as_ref();
-        let reason = original.map_or_else(String::new, |failure| format!("{}: {}", failure.code, failure.reason));
-        RunError::Failed(Failure::new(FailureKind::Permanent, "undone", format!("its steps were undone: {reason}")))
+        let original = original.map_or_else(String::new, |failure| format!(": {}: {}", failure.code, failure.reason));
+        let (code, what) = match self.run.state {
+            RunState::UndoFailed => ("undo_failed", "an undo of its steps had failed for good"),
+            RunState::Running | RunState::Done | RunState::Undoing | RunState::Undone => {
+                ("undone", "its steps were undone")
+            }
+        };
+        RunError::Failed(Failure::new(FailureKind::Permanent, code, format!("{what}{original}")))
     }
 
     fn next(&self) -> Option<usize> {

@@ -22,6 +22,8 @@ pub struct RunInput<'a> {
     pub key: &'a RunKey,
     /// SHA-256 of its body.
     pub body: BodyHash,
+    /// Whether it was published anew, and is neither delivered again nor a copy after a failure.
+    pub is_new: bool,
     /// Its body as text.
     pub text: &'a str,
     /// The order, if it is one.
@@ -126,6 +128,7 @@ mod tests {
         let input = RunInput {
             key: &key,
             body: [0; 32],
+            is_new: true,
             text: "{\r\n  \"id\": 1.10, \"note\": \"a\\nb\"\n}",
             order: Some(OrderInput { json: &order, facts }),
             trace: TraceContext::default(),

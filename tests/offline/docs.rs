@@ -74,11 +74,13 @@ fn default_keys() -> BTreeMap<String, Vec<String>> {
     for line in read("config/orderd.toml").lines() {
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            let mut parts: Vec<_> = name.split('.').collect();
+            let item = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+            let mut parts: Vec<_> = item.unwrap_or(name).split('.').collect();
             if let [first @ ("queues" | "consumers" | "formats"), _, rest @ ..] = parts.as_slice() {
                 parts = [&[*first, "<name>"], rest].concat();
             }
-            section = parts.join(".");
+            let path = parts.join(".");
+            section = if item.is_some() { format!("[{path}]") } else { path };
         } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.contains(' ')) {
             keys.entry(section.clone()).or_default().push(key.to_owned());
         }

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use orderd::admin::exposition;
 use orderd::config::{Config, Sources};
-use orderd::ledger::LedgerMaintenance;
 use orderd::ledger::sqlite::SqliteLedger;
+use orderd::ledger::{LedgerMaintenance, StepAction};
 use orderd::management::Alarm;
 use orderd::reconcile::BrokerView;
 use orderd::reconcile::{FindingKind, QueueRole, QueueView};
@@ -38,6 +38,7 @@ async fn scrape() -> String {
     let consumers = config.consumers.iter();
     let consumers = consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
     registry.set_consumers(consumers.collect());
+    registry.counters("order").steps().add(&"charge".into(), StepAction::Do);
     registry.set_ledger(ledger.clone());
     let text = exposition(&Arc::new(registry));
     ledger.close().await;
@@ -126,6 +127,7 @@ fn every_alert_that_an_operator_relies_on_exists() {
     let rules = file("config/prometheus/orderd.rules.yml");
     for alert in [
         "DeadLettersGrowing",
+        "UndoFailed",
         "NoConsumer",
         "RetriesOverdue",
         "UnroutedMessages",

@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::control::ReloadOutcome;
-use crate::metrics::{Histogram, conservation};
+use crate::metrics::{CallEnd, Histogram, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
 use crate::status::{ConsumerReading, DaemonState, StatusRegistry, StatusSnapshot};
@@ -37,6 +37,7 @@ impl Collector for SnapshotCollector {
         self.daemon(&mut writer)?;
         self.deliveries(&mut writer)?;
         self.failures(&mut writer)?;
+        steps(&self.0.consumers, &mut writer)?;
         self.pools(&mut writer)?;
         broker(&self.0.status.broker, &mut writer)?;
         queues(&self.0.status.broker, &mut writer)
@@ -215,6 +216,28 @@ impl SnapshotCollector {
         let restarts = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.restarts));
         writer.counters("restarts", "Restarts of workers and pools", restarts)
     }
+}
+
+fn steps(consumers: &[ConsumerReading], writer: &mut MetricWriter<'_>) -> fmt::Result {
+    let steps = || {
+        consumers.iter().flat_map(|consumer| {
+            consumer.reading.steps.iter().map(move |((step, action), reading)| {
+                ([("consumer", consumer.name.as_str()), ("step", &**step), ("action", action.as_str())], reading)
+            })
+        })
+    };
+    let calls = steps().flat_map(|([consumer, step, action], reading)| {
+        // At 0 from the start, so that Prometheus sees the first one as an increase.
+        CallEnd::ALL.map(|end| {
+            let count = reading.ended.get(&end).copied().unwrap_or(0);
+            ([consumer, step, action, ("outcome", end.as_str())], count)
+        })
+    });
+    writer.counters("step_calls", "Calls of steps and of their undos, by outcome", calls)?;
+    let in_flight = steps().map(|(labels, reading)| (labels, reading.in_flight as f64));
+    writer.gauges("step_in_flight", "Calls of steps and of their undos that have not ended", in_flight)?;
+    let durations = steps().map(|(labels, reading)| (labels, &reading.durations));
+    writer.histograms("step_call_seconds", "Time from a call of a step or of its undo to its end", durations)
 }
 
 fn broker(view: &BrokerView, writer: &mut MetricWriter<'_>) -> fmt::Result {

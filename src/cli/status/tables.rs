@@ -94,6 +94,35 @@ pub(super) fn write_consumers(consumers: &BTreeMap<String, ConsumerStatus>, out:
     table::write(table, &layout(1, 1..14), out)
 }
 
+/// Writes a row for each step and each undo; nothing if no consumer has steps.
+pub(super) fn write_steps(consumers: &BTreeMap<String, ConsumerStatus>, out: &mut dyn Write) -> io::Result<()> {
+    if consumers.values().all(|consumer| consumer.steps.is_empty()) {
+        return Ok(());
+    }
+    let mut table =
+        table::new(["CONSUMER", "STEP", "IN-FLIGHT", "DONE", "FAILED", "REFUSED", "ABANDONED", "P50", "P95", "P99"]);
+    for (name, consumer) in consumers {
+        for step in &consumer.steps {
+            let quantile = |value: fn(&Quantiles) -> f64| seconds(step.call_seconds.as_ref().map(value));
+            let action = if step.action == "do" { String::new() } else { format!(" ({})", step.action) };
+            table.add_row([
+                escaped(name),
+                escaped(&format!("{}{action}", step.step)),
+                step.in_flight.to_string(),
+                step.done.to_string(),
+                step.failed.to_string(),
+                step.refused.to_string(),
+                step.abandoned.to_string(),
+                quantile(|quantiles| quantiles.p50),
+                quantile(|quantiles| quantiles.p95),
+                quantile(|quantiles| quantiles.p99),
+            ]);
+        }
+    }
+    writeln!(out)?;
+    table::write(table, &layout(1, 2..10), out)
+}
+
 fn layout(gap: u16, numbers: std::ops::Range<usize>) -> Layout {
     Layout { indent: 0, gap, numbers, max_width: Some(MAX_WIDTH as u16) }
 }

@@ -18,6 +18,7 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
     write_broker(&status.broker, now, out)?;
     tables::write_queues(&status.broker, out)?;
     tables::write_consumers(&status.consumers, out)?;
+    tables::write_steps(&status.consumers, out)?;
     write_consumer_notes(&status.consumers, now, out)?;
     writeln!(out)?;
     write_counts("retries", status, |consumer| &consumer.retries, |other| &other.retries, out)?;
@@ -260,6 +261,8 @@ mod tests {
             "senders": {"without_message_id": 5, "implausible_timestamps": 6, "unproven": 7, "headers_dropped": 8},
             "dead_letters": {"malformed": 1000, "retries_exhausted": 200, "too_old": 34}, "restarts": 123,
             "subscriptions": 9, "acks_per_second": 1234.56, "handling_seconds": quantiles, "publish_to_ack_seconds": null,
+            "steps": [{"step": "charge", "action": "undo", "in_flight": 64, "done": 1_234_567, "failed": 123, "refused": 45,
+                "abandoned": 6, "call_seconds": quantiles}],
             "conservation": conservation});
         let mut paused = consumer.clone();
         paused["paused"] = json!(true);
@@ -320,6 +323,8 @@ mod tests {
         for part in [
             "CONSUMER WORKERS IN-FLIGHT OLDEST DONE DUPLICATE FAILED RETRIED DEAD RESTARTS RATE/S P50 P95 P99",
             "notification 1/16 1000 478ms 9876543 12345 123456 1234567 1234 123 1234.6 48.7ms 227ms 494ms",
+            "CONSUMER STEP IN-FLIGHT DONE FAILED REFUSED ABANDONED P50 P95 P99",
+            "order charge (undo) 64 1234567 123 45 6 48.7ms 227ms 494ms",
             "ledger CANNOT RECORD",
             "123456789 commits, 2 outages",
             "messages of order to correct at their senders: 7 not proven to be orderd's own, 5 without message_id, 6 with an \

@@ -10,6 +10,9 @@ use crate::cli::table;
 use crate::escape::escaped;
 use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
+/// How much of a step's result is shown, in characters.
+const MAX_RESULT_CHARS: usize = 120;
+
 /// Writes the whole trace.
 pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     let trace = &report.trace;
@@ -112,10 +115,27 @@ fn event_text(event: &TraceEvent) -> String {
         TraceEvent::DeadLettered { consumer, reason, retries, code, .. } => {
             format!("dead-lettered: {reason} ({code} in consumer {consumer}, after {retries} retries)")
         }
+        TraceEvent::StepCalled { name, action, status, attempts, duration_ms, result, code, reason } => {
+            let what = if action == "do" { format!("step {name}") } else { format!("{action} of step {name}") };
+            let attempts = if *attempts == 1 { "1 call".to_owned() } else { format!("{attempts} calls") };
+            let duration = duration_ms.map_or_else(String::new, |duration| format!(", {duration} ms"));
+            let end = match (status.as_str(), result, code, reason) {
+                ("done", Some(result), ..) => format!(": {}", cut(&result.to_string())),
+                ("failed", _, Some(code), Some(reason)) => format!(": {code}: {reason}"),
+                _ => String::new(),
+            };
+            format!("{what} {status} ({attempts}{duration}){end}")
+        }
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
         TraceEvent::Notified { channel } => format!("delivered to channel {channel}"),
         TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
+}
+
+/// The beginning of a result. JSON output has all of it.
+fn cut(result: &str) -> String {
+    let cut: String = result.chars().take(MAX_RESULT_CHARS).collect();
+    if cut.len() < result.len() { cut + "…" } else { cut }
 }
 
 fn location(message: &MessageLocation, now: Timestamp) -> String {

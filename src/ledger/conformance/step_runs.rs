@@ -19,6 +19,7 @@ rules! {
     a_replayed_message_begins_anew_what_was_undone_and_nothing_else,
     a_replayed_message_continues_an_undo_that_failed,
     retention_removes_finished_runs_only,
+    a_trace_shows_each_call_with_its_duration_and_result,
     an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing,
 }
 
@@ -38,7 +39,7 @@ fn charge() -> StepCallEntry {
 
 /// A claim at this millisecond, for 100 ms.
 fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
-    let purpose = ClaimPurpose::Work { body: BODY, first };
+    let purpose = ClaimPurpose::Work { body: BODY, is_new: true, first };
     RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
 
@@ -230,6 +231,10 @@ async fn a_replayed_message_begins_anew_what_was_undone_and_nothing_else(ledger:
     let run = granted(ledger, decide(&key, "a", 32)).await;
     recorded(ledger, RunRecord { dead_lettered: true, ..record_of(&key, run.fence, 33) }).await;
     assert_eq!(granted(ledger, decide(&key, "a", 34)).await.state, RunState::Undone);
+    // The broker delivers it again, because the ack of its first delivery was lost.
+    let purpose = ClaimPurpose::Work { body: BODY, is_new: false, first: Some(charge()) };
+    let again = RunClaim { purpose, ..work(&key, "a", 34, None) };
+    assert_eq!(granted(ledger, again).await.state, RunState::Undone);
     let run = granted(ledger, work(&key, "a", 35, None)).await;
     assert_eq!((run.state, run.round, &run.failure), (RunState::Running, 2, &None));
     assert_eq!(steps(&run), [("pack", StepAction::Do, StepStatus::Done, 1)]);
@@ -281,7 +286,7 @@ async fn retention_removes_finished_runs_only(ledger: &dyn Ledger) {
 async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing(ledger: &dyn Ledger) {
     let key = key("o-3");
     let with = |order: NewOrder, body: u8, millis| RunClaim {
-        purpose: ClaimPurpose::Work { body: [body; 32], first: Some(charge()) },
+        purpose: ClaimPurpose::Work { body: [body; 32], is_new: true, first: Some(charge()) },
         order: Some(Box::new(order)),
         ..work(&key, "a", millis, None)
     };
@@ -295,4 +300,26 @@ async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_
     let duplicate = ledger.claim_run(with(order("o-3"), 4, 3)).await.unwrap();
     assert_eq!(duplicate, ClaimAnswer::NotAccepted(Recorded::Duplicate));
     assert_eq!(granted(ledger, decide(&key, "a", 4)).await.body, [3; 32]);
+}
+
+async fn a_trace_shows_each_call_with_its_duration_and_result(ledger: &dyn Ledger) {
+    let key = key("traced");
+    let claim = RunClaim { order: Some(Box::new(order("traced"))), ..work(&key, "a", 3_000, Some(charge())) };
+    granted(ledger, claim).await;
+    let next = Some(call("ship", StepAction::Do, 1));
+    let ended = done("charge", StepAction::Do, "{\"id\":7}");
+    recorded(ledger, RunRecord { ended, next, ..record_of(&key, 1, 3_020) }).await;
+    recorded(ledger, RunRecord { ended: failed("ship", true), ..record_of(&key, 1, 3_050) }).await;
+    recorded(ledger, RunRecord { next: Some(call("ship", StepAction::Do, 1)), ..record_of(&key, 1, 4_000) }).await;
+    let trace = ledger.trace("traced").await.unwrap();
+    let calls: Vec<serde_json::Value> =
+        trace.steps[1..].iter().map(|step| serde_json::to_value(step).unwrap()).collect();
+    let of = |call: &serde_json::Value, keys: [&str; 5]| keys.map(|key| call[key].to_string()).join(" ");
+    let keys = ["step", "name", "status", "attempts", "duration_ms"];
+    assert_eq!(of(&calls[0], keys), r#""called" "charge" "done" 1 20"#);
+    assert_eq!(calls[0]["result"], serde_json::json!({"id": 7}));
+    assert_eq!(of(&calls[1], keys), r#""called" "ship" "called" 2 null"#);
+    assert_eq!(calls[1]["code"], "http_503");
+    let states = trace.message_states(at(5_000));
+    assert_eq!(format!("{:?}", states[0].1), format!("UnderWay {{ since: {:?} }}", at(2_000)));
 }

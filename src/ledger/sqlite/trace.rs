@@ -23,6 +23,7 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
     let snapshot = connection.unchecked_transaction()?;
     let mut steps = Vec::new();
     let order = read_order(&snapshot, id, &mut steps)?;
+    read_calls(&snapshot, id, &mut steps)?;
     for (message, suffix) in TracedMessage::SUFFIXES {
         let identity = format!("{id}{suffix}");
         read_attempts(&snapshot, message, &identity, &mut steps)?;
@@ -82,6 +83,34 @@ fn optional_amount(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Exac
         Some(_) => read_amount(row, column).map(Some),
         None => Ok(None),
     }
+}
+
+/// The calls of the order's steps.
+fn read_calls(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<()> {
+    let mut query = snapshot.prepare(
+        "SELECT called_at, finished_at, step, action, status, attempts, result, failure_code, failure_reason FROM steps
+         WHERE scope = '' AND identity = ?1 ORDER BY called_at, position",
+    )?;
+    let mut rows = query.query([id])?;
+    while let Some(row) = rows.next()? {
+        let (called_at, finished_at): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
+        let status: String = row.get(4)?;
+        // While a call is repeated, the end of the one before it is still recorded.
+        let finished_at = finished_at.filter(|_| status != "called");
+        let result: Option<String> = row.get(6)?;
+        let event = TraceEvent::StepCalled {
+            name: row.get(2)?,
+            action: row.get(3)?,
+            status,
+            attempts: row.get(5)?,
+            duration_ms: finished_at.map(|finished_at| finished_at - called_at),
+            result: result.and_then(|result| serde_json::from_str(&result).ok()),
+            code: row.get(7)?,
+            reason: row.get(8)?,
+        };
+        steps.push(TraceStep { at: timestamp(finished_at.unwrap_or(called_at)), message: TracedMessage::Order, event });
+    }
+    Ok(())
 }
 
 fn read_attempts(

@@ -52,10 +52,12 @@ pub struct RunClaim {
 /// What a run is claimed for.
 #[derive(Debug, Clone)]
 pub enum ClaimPurpose {
-    /// To call steps. A run that is not known begins; one whose message was dead-lettered and is now replayed begins anew.
+    /// To call steps. A run that is not known begins.
     Work {
         /// The message that is processed.
         body: BodyHash,
+        /// Whether the message was published anew. If it was dead-lettered before, its run begins anew.
+        is_new: bool,
         /// The call to record if the run begins with this claim.
         first: Option<StepCallEntry>,
     },

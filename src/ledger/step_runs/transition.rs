@@ -43,9 +43,9 @@ pub(in crate::ledger) enum ClaimEffect {
 
 /// Decides on a claim of a run.
 pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim) -> ClaimEffect {
-    let body = match &claim.purpose {
-        ClaimPurpose::Work { body, .. } => Some(*body),
-        ClaimPurpose::Failure => None,
+    let (body, is_new) = match &claim.purpose {
+        ClaimPurpose::Work { body, is_new, .. } => (Some(*body), *is_new),
+        ClaimPurpose::Failure => (None, false),
     };
     let Some(stored) = stored else {
         return body.map_or(ClaimEffect::Unknown, |body| ClaimEffect::Begin(begin(claim, body)));
@@ -65,7 +65,7 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim) -> 
         body: body.unwrap_or(stored.body),
         ..stored.clone()
     };
-    if body.is_some() && stored.dead_lettered_at.is_some() {
+    if is_new && stored.dead_lettered_at.is_some() {
         replay(&mut run);
     }
     ClaimEffect::Continue(run)

@@ -4,6 +4,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::delay::Delay;
 use crate::domain::ExactSum;
@@ -130,6 +131,26 @@ pub enum TraceEvent {
         /// The queue it failed in, if known.
         origin_queue: Option<String>,
     },
+    /// A step, or its undo, was called.
+    #[serde(rename = "called")]
+    StepCalled {
+        /// The step's name.
+        name: String,
+        /// `do` or `undo`.
+        action: String,
+        /// `called`, `done` or `failed`.
+        status: String,
+        /// Calls so far.
+        attempts: i64,
+        /// How long the last call took; `None` if it is not recorded how it ended.
+        duration_ms: Option<i64>,
+        /// The result, JSON, once it is done.
+        result: Option<Value>,
+        /// The last failure's stable code.
+        code: Option<String>,
+        /// The last failure's text.
+        reason: Option<String>,
+    },
     /// The broker had confirmed the order's events: the order is done.
     Processed,
     /// The notification was sent to its channel.
@@ -224,9 +245,11 @@ impl Trace {
             TraceEvent::Failed { consumer, .. } | TraceEvent::DeadLettered { consumer, .. } => {
                 belongs(step.message, consumer)
             }
-            TraceEvent::Accepted { .. } | TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {
-                true
-            }
+            TraceEvent::Accepted { .. }
+            | TraceEvent::StepCalled { .. }
+            | TraceEvent::Processed
+            | TraceEvent::Notified { .. }
+            | TraceEvent::Counted => true,
         });
     }
 
@@ -271,7 +294,8 @@ impl Trace {
         if let Some(step) = steps().find(done) {
             return Some(MessageState::Done { since: step.at });
         }
-        let last = steps().next_back()?;
+        // A failure is known to the second only, so the call that failed may seem to be later.
+        let last = steps().rfind(|step| !matches!(step.event, TraceEvent::StepCalled { .. }))?;
         Some(match &last.event {
             TraceEvent::Failed { consumer, delay: Some(delay), due_at: Some(due_at), .. } if *due_at > now => {
                 let (consumer, delay) = (consumer.clone(), delay.clone());
@@ -281,7 +305,7 @@ impl Trace {
                 MessageState::Due { consumer: consumer.clone(), since: due_at.unwrap_or(last.at) }
             }
             TraceEvent::DeadLettered { .. } => MessageState::DeadLettered { since: last.at },
-            TraceEvent::Accepted { .. } => MessageState::UnderWay { since: last.at },
+            TraceEvent::Accepted { .. } | TraceEvent::StepCalled { .. } => MessageState::UnderWay { since: last.at },
             TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {
                 MessageState::Done { since: last.at }
             }

@@ -122,10 +122,10 @@ fn after_a_crash_no_step_is_skipped_or_undone_twice_and_none_is_called_more_than
     });
     let env = TestEnv::new(&node).set("consumers.order.steps", &server.steps(&STEPS, ", max_concurrent = 2"));
     let mut orderd = env.start();
-    let (mut raw, ledger) = (env.raw(), env.ledger());
-    raw.publish_all("orders", (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("k{n}")))));
+    let ledger = env.ledger();
+    env.raw().publish_all("orders", (0..ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("k{n}")))));
     let mut kills = 0;
-    for calls in [3, 40, 80, 120] {
+    for calls in [3, 60, 120] {
         wait_until("steps are called", || server.calls().len() >= calls);
         orderd.kill();
         kills += 1;
