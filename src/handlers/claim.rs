@@ -70,7 +70,7 @@ mod tests {
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, ExchangeNames, Message, Properties, Provenance, Sender, TrustedUsers};
     use crate::metrics::HandlerOutcome;
-    use crate::pipeline::{HandlerInput, LedgerAccess};
+    use crate::pipeline::{HandlerInput, LedgerAccess, StepAccess};
 
     #[tokio::test]
     async fn the_second_copy_waits_for_the_first_and_others_do_not() {
@@ -138,6 +138,7 @@ mod tests {
                 bindings: &[],
                 retries: 0,
                 ledger,
+                steps: StepAccess::default(),
             };
             let (first, second) = tokio::join!(former.handle(input), new.handle(input));
             let outcomes = [first.unwrap().outcome, second.unwrap().outcome];

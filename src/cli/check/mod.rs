@@ -8,6 +8,7 @@ mod order;
 mod permissions;
 mod report;
 mod schedule;
+mod step_servers;
 mod text;
 
 use std::io::{self, Write};
@@ -19,6 +20,7 @@ pub use broker::{AddressReport, BrokerReport};
 pub use permissions::PermissionsReport;
 pub use report::{CheckReport, ConsumerReport, TopologyReport};
 pub use schedule::{DelayedRetry, RetrySchedule};
+pub use step_servers::StepServerReport;
 
 use super::output::write_json;
 use super::{Exit, Format, load_error};
@@ -32,7 +34,8 @@ const DEFAULT_USER: &str = "guest";
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct CheckArgs {
-    /// Also compare the broker with the configuration: missing objects, differences, dangerous policies
+    /// Also compare the broker with the configuration (missing objects, differences, dangerous policies), and ask the servers of
+    /// steps
     #[arg(long)]
     pub connect: bool,
     /// Print only the commands that create orderd's user and a producer's, with the least permissions they need
@@ -87,7 +90,7 @@ impl CheckArgs {
 
 /// Checks the configuration. Prints the report to `out`, problems and warnings to `err`.
 ///
-/// Returns the exit code: 0 if all is as it must be, 69 if the broker is unreachable, 78 if the configuration is invalid, the
+/// Returns the exit code: 0 if all is as it must be, 69 if the broker or a step's server is unreachable, 78 if the configuration is invalid, the
 /// broker contradicts it, or something is missing on the broker, even if orderd declares it at its next start.
 ///
 /// With `--format json`, `out` gets one object: `ok` (`true` for exit code 0), `problems` and `warnings`
@@ -126,6 +129,19 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         }
         code = broker.exit();
         report.connected = Some(broker);
+        let servers = step_servers::ask(&loaded.config).await;
+        for StepServerReport { address, steps, error } in &servers {
+            if let Some(error) = error {
+                let steps = steps.join(", ");
+                writeln!(
+                    err,
+                    "error: {}",
+                    escaped(&format!("cannot connect to {address}, which {steps} need: {error}"))
+                )?;
+                code = if code == Exit::Done { Exit::Unavailable } else { code };
+            }
+        }
+        report.step_servers = Some(servers);
     }
     let known = report.connected.as_ref().and_then(BrokerReport::user_name);
     if let Some(warning) = shared_user(&loaded.config, known) {

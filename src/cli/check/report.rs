@@ -26,12 +26,12 @@
 //!     },
 //!     "settings": {"faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}}
 //!   }],
-//!   "connected": null
+//!   "connected": null, "step_servers": null
 //! }
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `retention_ms` if rows are kept forever, `connected` without `--connect`. `settings` has the keys of the
+//! `retention_ms` if rows are kept forever, `connected` and `step_servers` without `--connect`. `settings` has the keys of the
 //! consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
@@ -43,6 +43,7 @@ use serde_json::{Map, Value};
 use super::broker::BrokerReport;
 use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
+use super::step_servers::StepServerReport;
 use crate::config::{Config, Consumer, Loaded, Problem};
 use crate::formats::Format;
 use crate::topology::{Argument, Topology};
@@ -68,6 +69,8 @@ pub struct CheckReport {
     pub consumers: Vec<ConsumerReport>,
     /// What the broker has; `None` without `--connect`.
     pub connected: Option<BrokerReport>,
+    /// Which servers of steps accept connections; `None` without `--connect`.
+    pub step_servers: Option<Vec<StepServerReport>>,
 }
 
 /// The broker's addresses, and the user orderd connects as.
@@ -191,6 +194,7 @@ impl CheckReport {
             permissions: PermissionsReport::new(config),
             consumers: config.consumers.iter().map(|(name, consumer)| ConsumerReport::new(name, consumer)).collect(),
             connected: None,
+            step_servers: None,
         }
     }
 }

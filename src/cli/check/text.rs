@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::broker::BrokerReport;
 use super::report::{CheckReport, ConsumerReport, QueueReport, TopologyReport};
 use super::schedule::RetrySchedule;
+use super::step_servers::StepServerReport;
 use crate::chain::chain;
 use crate::cli::table::{self, Layout};
 use crate::config::duration::format as duration;
@@ -19,10 +20,10 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     write_topology(&report.topology, out)?;
     write_consumers(&report.consumers, out)?;
     write_retries(&report.consumers, out)?;
-    match &report.connected {
-        Some(broker) => write_broker(broker, out),
-        None => Ok(()),
+    if let Some(broker) = &report.connected {
+        write_broker(broker, out)?;
     }
+    write_step_servers(report.step_servers.as_deref().unwrap_or_default(), out)
 }
 
 fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
@@ -118,9 +119,7 @@ fn write_retries(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Resul
         table::new(["CONSUMER", "IMMEDIATE", "DELAYED, AFTER FIRST FAILURE", "DEAD-LETTERED AFTER AT MOST"]);
     for consumer in consumers {
         table.add_row(match &consumer.retry {
-            Some(retry) => {
-                [consumer.name.clone(), immediate(retry.immediate), delayed(retry), worst_case(retry, consumer)]
-            }
+            Some(retry) => [consumer.name.clone(), immediate(retry.immediate), delayed(retry), worst_case(retry)],
             None => [
                 consumer.name.clone(),
                 "–".to_owned(),
@@ -153,15 +152,26 @@ fn delayed(retry: &RetrySchedule) -> String {
     times.join(", ")
 }
 
-fn worst_case(retry: &RetrySchedule, consumer: &ConsumerReport) -> String {
+fn worst_case(retry: &RetrySchedule) -> String {
+    let attempt = (retry.worst_case.saturating_sub(retry.total_delay)) / retry.attempts.max(1);
     format!(
         "{} = {} of delays + {} attempts × {}; max_age {}",
         duration(retry.worst_case),
         duration(retry.total_delay),
         retry.attempts,
-        duration(consumer.timeout),
+        duration(attempt),
         duration(retry.max_age)
     )
+}
+
+fn write_step_servers(servers: &[StepServerReport], out: &mut dyn Write) -> io::Result<()> {
+    if !servers.is_empty() {
+        writeln!(out, "\nservers of steps")?;
+    }
+    servers.iter().try_for_each(|StepServerReport { address, steps, error }| {
+        let state = error.as_deref().unwrap_or("accepts connections");
+        writeln!(out, "  {}: {} ({})", escaped(address), escaped(state), steps.join(", "))
+    })
 }
 
 fn write_broker(broker: &BrokerReport, out: &mut dyn Write) -> io::Result<()> {
