@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
-use super::engine::RunError;
+use super::run_error::RunError;
 use crate::instance;
 use crate::ledger::{ClaimAnswer, ClaimPurpose, LedgerWriter, NewOrder, Recorded, RunClaim, RunKey, StepRun};
 

@@ -21,11 +21,12 @@ use super::events;
 use super::http::HttpService;
 use super::plan::{idempotency_key, next_step, next_undo};
 use super::request::{RunInput, body, message_json};
+use super::run_error::RunError;
 use super::service::{FailureCause, StepAnswer, StepCall, StepFailure, StepService};
 use super::settings::{ServiceSettings, StepSettings, StepsSettings};
 use crate::ledger::{
-    CallOutcome, ClaimPurpose, EndedCall, LedgerError, LedgerWriter, NewOrder, Recorded, RecordedStep, RunRecord,
-    RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+    CallOutcome, ClaimPurpose, EndedCall, LedgerWriter, NewOrder, Recorded, RecordedStep, RunRecord, RunRecorded,
+    RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::{CallEnd, StepCounters};
@@ -78,27 +79,6 @@ pub enum RunOutcome {
     WasDone,
     /// The order is a duplicate or a conflict, and no step was called.
     NotAccepted(Recorded),
-}
-
-/// Why a run did not end.
-#[derive(Debug)]
-pub enum RunError {
-    /// The message has failed.
-    Failed(Failure),
-    /// The ledger.
-    Ledger(LedgerError),
-    /// Another instance works on the message, or other calls of the step take too long. Never an attempt.
-    Held,
-    /// Another instance has claimed the message. Never an attempt.
-    Lost,
-    /// The publisher was closed. Never an attempt.
-    PublisherClosed,
-}
-
-impl From<LedgerError> for RunError {
-    fn from(error: LedgerError) -> Self {
-        RunError::Ledger(error)
-    }
 }
 
 fn service(settings: &ServiceSettings, timeout: Duration, max_concurrent: usize) -> Arc<dyn StepService> {

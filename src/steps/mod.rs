@@ -4,7 +4,7 @@
 //! settings  [[consumers.<name>.steps]], checked    when     the condition of a step
 //! engine    carries out a run: read it first       plan     what is called next: pure
 //! claim     one instance works on a run            request  what a step is called with
-//! events    what an answer asks to publish
+//! events    what an answer asks to publish           run_error  why a run did not end
 //! service   the trait of what performs a step's calls      http/   an HTTP server
 //! ```
 //! It never decides on a retry of the message (`recovery` does) and never acks.
@@ -15,6 +15,7 @@ mod events;
 mod http;
 mod plan;
 mod request;
+mod run_error;
 mod service;
 mod settings;
 #[cfg(test)]
@@ -22,9 +23,10 @@ mod tests;
 mod when;
 
 pub use claim::{Claimed, claim};
-pub use engine::{Engine, EventPublisher, RunAccess, RunError, RunOutcome};
+pub use engine::{Engine, EventPublisher, RunAccess, RunOutcome};
 pub use plan::left_to_undo;
 pub use request::{OrderInput, RunInput};
+pub use run_error::RunError;
 pub use service::{
     FailureCause, MAX_ANSWER_BYTES, MAX_EVENTS, StepAnswer, StepCall, StepEvent, StepFailure, StepService, TraceContext,
 };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
-use super::engine::{EngineStep, RunError};
+use super::engine::EngineStep;
 use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{

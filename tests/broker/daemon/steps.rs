@@ -1,12 +1,15 @@
 //! Steps of orders and of other messages, performed by a real HTTP server: recorded, resumed after a crash, and undone.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use crate::support::Node;
 use crate::support::raw_client::RawClient;
 use crate::support::raw_client::properties::{Field, Properties};
 use crate::support::step_server::{StepServer, reply};
-use crate::support::test_env::{LedgerReader, TestEnv, order, wait_until};
+use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
 
 const STEPS: [&str; 3] = ["charge", "reserve", "ship"];
 
@@ -164,4 +167,45 @@ fn after_a_crash_no_step_is_skipped_or_undone_twice_and_none_is_called_more_than
     // Of each kill at most the calls in flight are repeated.
     assert!(repeated <= 2 * 3 * 2 * kills, "{repeated} calls were repeated");
     assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn two_instances_with_one_ledger_never_call_a_step_of_one_order_at_the_same_time() {
+    const ORDERS: usize = 20;
+    let node = Node::shared();
+    let (server, overlapping) = (StepServer::start(), Arc::new(AtomicU64::new(0)));
+    let (in_call, overlaps) = (Mutex::new(BTreeSet::new()), Arc::clone(&overlapping));
+    server.answer(move |call| {
+        let order = call.key.split('/').next().unwrap().to_owned();
+        if !in_call.lock().unwrap().insert(order.clone()) {
+            overlaps.fetch_add(1, Ordering::SeqCst);
+        }
+        thread::yield_now();
+        in_call.lock().unwrap().remove(&order);
+        reply("200 OK", "1")
+    });
+    let env = TestEnv::new(&node)
+        .set("consumers.order.steps", &server.steps(&STEPS, ""))
+        .set("consumers.order.workers", "1")
+        .set("consumers.order.prefetch", "10");
+    let (mut first, mut second) = (env.start(), env.start());
+    let consumes =
+        |orderd: &OrderdProcess| orderd.log_lines("consuming").iter().any(|line| line["queue"] == "order_queue");
+    wait_until("both consume", || consumes(&first) && consumes(&second));
+    let copies = (0..3 * ORDERS).map(|n| ("order.normal.created".to_owned(), order(&format!("c{}", n / 3))));
+    env.raw().publish_all("orders", copies);
+    let ledger = env.ledger();
+    wait_until("all orders are processed", || ledger.processed() == ORDERS as u64);
+    let settled = || {
+        let of = |orderd: &OrderdProcess| {
+            let status = orderd.status();
+            let count = |key: &str| status["consumers"]["order"][key].as_u64().unwrap();
+            count("processed") + count("duplicates")
+        };
+        of(&first) + of(&second)
+    };
+    wait_until("their copies are acked", || settled() >= 3 * ORDERS as u64);
+    assert_eq!(overlapping.load(Ordering::SeqCst), 0);
+    assert_eq!(server.calls().len(), 3 * ORDERS, "each step was called once");
+    assert_eq!((first.stop(), second.stop()), (0, 0));
 }
