@@ -69,7 +69,7 @@ struct StepsHandler {
 
 impl StepsHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let text = input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error))?;
+        let text = input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error.into()))?;
         let key = message_run(input.consumer, input.identity());
         let run = StepRunInput { key: &key, text, order: None, accept: None };
         let outcome = match run_steps(&self.engine, &self.claims, &self.names, input, run).await? {

@@ -291,7 +291,7 @@ async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_
         ..work(&key, "a", millis, None)
     };
     assert_eq!(granted(ledger, with(order("o-3"), 1, 0)).await.fence, 1);
-    let other = NewOrder { quantity: 4, ..order("o-3") };
+    let other = NewOrder { customer_id: None, ..order("o-3") };
     let conflict = ledger.claim_run(with(other, 2, 1)).await.unwrap();
     assert_eq!(conflict, ClaimAnswer::NotAccepted(Recorded::Conflict));
     let run = granted(ledger, with(order("o-3"), 3, 2)).await;
