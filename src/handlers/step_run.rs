@@ -57,7 +57,8 @@ pub(super) async fn run_steps(
         };
         engine.run(run, accept, access).await.map_err(handler_error)
     };
-    input.ledger.suspend_deadline(calls).await
+    let _suspended = input.ledger.suspend_deadline();
+    calls.await
 }
 
 /// Without services there is no worker to publish anything.

@@ -63,7 +63,8 @@ pub(super) async fn decide_with_run(
             RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
         }
     };
-    input.ledger.suspend_deadline(deciding).await
+    let _suspended = input.ledger.suspend_deadline();
+    deciding.await
 }
 
 /// What the run says about the message.
