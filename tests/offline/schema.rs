@@ -149,6 +149,9 @@ fn keys(schema: &Value, section: &Value, path: &str, found: &mut BTreeSet<String
     for option in section["anyOf"].as_array().into_iter().flatten() {
         keys(schema, option, path, found);
     }
+    if section["items"].is_object() {
+        keys(schema, &section["items"], path, found);
+    }
     if section["additionalProperties"].is_object() {
         keys(schema, &section["additionalProperties"], &format!("{path}<name>."), found);
     }
@@ -169,7 +172,7 @@ fn the_schema_of_the_configuration_has_the_keys_of_the_default_file() {
     for line in fs::read_to_string(root().join("config/orderd.toml")).unwrap().lines() {
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            let parts: Vec<_> = name.split('.').enumerate().collect();
+            let parts: Vec<_> = name.trim_matches(['[', ']']).split('.').enumerate().collect();
             let is_named = matches!(parts[0].1, "queues" | "consumers" | "formats");
             let parts: Vec<_> =
                 parts.iter().map(|(n, part)| if *n == 1 && is_named { "<name>" } else { part }).collect();
@@ -181,9 +184,13 @@ fn the_schema_of_the_configuration_has_the_keys_of_the_default_file() {
     let missing: Vec<_> = documented.difference(&found).collect();
     assert!(missing.is_empty(), "not in the schema: {missing:?}");
     let is_section = |key: &&String| documented.iter().any(|known| known.starts_with(&format!("{key}.")));
-    // `server_name` is for the broker only, and an amount's unit may be in a table of its own.
-    let further =
-        |key: &&String| key.ends_with("tls.server_name") || key.starts_with("formats.") && key.ends_with(".unit");
+    // `server_name` is for the broker only, an amount's unit may be in a table of its own, and tables within a step are documented in
+    // one line each.
+    let further = |key: &&String| {
+        key.ends_with("tls.server_name")
+            || key.starts_with("formats.") && key.ends_with(".unit")
+            || key.starts_with("consumers.<name>.steps.")
+    };
     let unknown: Vec<_> = found.difference(&documented).filter(|key| !is_section(key) && !further(key)).collect();
     assert!(unknown.is_empty(), "not in the default file: {unknown:?}");
 }

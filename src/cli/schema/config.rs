@@ -128,7 +128,7 @@ struct Queue {
 struct Consumer {
     /// One of the queues.
     queue: String,
-    /// "order", "notification", "analytics" or "failed". Default: the consumer's name.
+    /// "order", "notification", "analytics", "failed" or "steps". Default: the consumer's name.
     handler: Option<String>,
     /// The format of orders: "orderd", "shopify", "woocommerce" or one of the formats.
     format: Option<String>,
@@ -139,7 +139,87 @@ struct Consumer {
     prefetch: Option<u64>,
     timeout: Option<Duration>,
     retry: Option<Retry>,
+    /// The shop's own services, called in this sequence.
+    #[schemars(length(max = 16))]
+    steps: Option<Vec<Step>>,
     faults: Option<Faults>,
+}
+
+/// A step: one of the shop's own services.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Step {
+    #[schemars(regex(pattern = "^[a-z][a-z0-9_]{0,63}$"))]
+    name: String,
+    http: HttpService,
+    timeout: Option<Duration>,
+    undo: Option<Undo>,
+    when: Option<When>,
+    /// Topic patterns.
+    #[schemars(length(max = 16))]
+    emits: Option<Vec<String>>,
+    #[schemars(range(min = 1, max = 10_000))]
+    max_concurrent: Option<u64>,
+    retry_after_max: Option<Duration>,
+}
+
+/// What undoes a step.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Undo {
+    http: HttpService,
+    timeout: Option<Duration>,
+}
+
+/// An HTTP server that performs a step.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct HttpService {
+    /// http:// or https://.
+    url: String,
+    headers: Option<BTreeMap<String, String>>,
+    /// A file with a token.
+    bearer_file: Option<String>,
+    /// A file with the key that signs each request.
+    hmac_key_file: Option<String>,
+    ca_file: Option<String>,
+    certificate_file: Option<String>,
+    key_file: Option<String>,
+}
+
+/// When a step is called; all parts must hold.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct When {
+    priority: Option<bool>,
+    min_total: Option<Amount>,
+    currency: Option<String>,
+    /// A JSON pointer into the message.
+    pointer: Option<String>,
+    equals: Option<Scalar>,
+}
+
+/// An amount: a decimal in quotes, or a whole number.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Amount {
+    Text(String),
+    Number(i64),
+}
+
+/// The value of a field.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Scalar {
+    Text(String),
+    Number(i64),
+    Boolean(bool),
 }
 
 /// What happens to an order with the id of another one and different content.
