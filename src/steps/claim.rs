@@ -20,7 +20,7 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// The answer to a claim that did not have to wait too long.
 pub enum Claimed {
     /// The run is claimed.
-    Run(StepRun),
+    Run(Box<StepRun>),
     /// There is no such run.
     Unknown,
     /// The order is a duplicate or a conflict.
@@ -52,7 +52,7 @@ pub async fn claim(
             order: order.clone(),
         };
         match ledger.claim_run(claim).await? {
-            ClaimAnswer::Granted(run) => return Ok(Claimed::Run(*run)),
+            ClaimAnswer::Granted(run) => return Ok(Claimed::Run(run)),
             ClaimAnswer::Unknown => return Ok(Claimed::Unknown),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
             ClaimAnswer::Held { until } => {

@@ -124,7 +124,7 @@ impl Engine {
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
         let purpose = ClaimPurpose::Work { body: input.body, is_new: input.is_new, first: entry };
         let run = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
-            Claimed::Run(run) => run,
+            Claimed::Run(run) => *run,
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
             // Only a claim for a failed message is answered so.
             Claimed::Unknown => return Err(RunError::Lost),

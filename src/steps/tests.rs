@@ -157,7 +157,7 @@ impl Env {
     async fn claim(&self) -> StepRun {
         let claim = claim(&self.ledger, &self.key, ClaimPurpose::Failure, None, Duration::ZERO, Duration::ZERO);
         match claim.await {
-            Ok(Claimed::Run(run)) => run,
+            Ok(Claimed::Run(run)) => *run,
             Ok(_) | Err(_) => panic!("not claimed"),
         }
     }
