@@ -31,7 +31,7 @@ const POLICY_DEADLINE: Duration = Duration::from_secs(15);
 ///                  "expected": 20, "actual": 5}],
 ///  "dangerous_policies": [{"policies": ["mine"], "queues": ["order_queue"],
 ///                          "settings": [{"key": "overflow", "value": "drop-head", "effect": "…", "queues": ["order_queue"]}]}],
-///  "short_consumer_timeouts": [{"queue": "order_queue", "consumer_timeout_ms": 120000, "longest_hold_ms": 330000}],
+///  "short_consumer_timeouts": [{"queue": "order_queue", "consumer_timeout_ms": 120000, "longest_hold_ms": 360000}],
 ///  "unknown_policies": ["order_queue"],
 ///  "extra_bindings": [{"kind": "binding", "exchange": "orders", "queue": "order_queue", "routing_key": "old"}]}
 /// ```

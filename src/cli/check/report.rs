@@ -15,7 +15,7 @@
 //!     "bindings": [{"exchange": "orders", "queue": "order_queue", "routing_key": "order.normal.*"}]
 //!   },
 //!   "permissions": {"user": "orderd", "configure": "^(orders|…)$", "write": "…", "read": "…", "commands": ["rabbitmqctl …"],
-//!     "management": {"user": "orderd", "commands": ["rabbitmqctl …"]}, "producer": {"user": "shop", "commands": ["…"]}},
+//!     "management": {"user": "orderd", "commands": ["rabbitmqctl …"], "new_user_commands": []}, "producer": {"user": "shop", "commands": ["…"]}},
 //!   "consumers": [{
 //!     "name": "order", "queue": "order_queue", "handler": "order",
 //!     "workers": 4, "prefetch": 100, "slots": 400, "timeout_ms": 30000,

@@ -250,6 +250,44 @@ async fn the_commands_never_restrict_the_default_user_and_include_those_for_a_pr
 }
 
 #[tokio::test]
+async fn the_commands_never_restrict_a_user_that_orderd_uses_and_give_no_tag_to_an_existing_user() {
+    let args = || CheckArgs { permissions: true, ..printing(Format::Text) };
+    let with = |broker: &str, management: &str, poll_every: &str| {
+        let lines = DEFAULT_FILE.lines().map(|line| match line {
+            line if line.starts_with("username = ") => format!("username = {broker:?}\n"),
+            line if line.starts_with("poll_every = ") => {
+                format!("poll_every = {poll_every:?}\nusername = {management:?}\npassword = \"x\"\n")
+            }
+            line => format!("{line}\n"),
+        });
+        lines.collect::<String>()
+    };
+    let commands = async |file: &str| {
+        let output = check(args(), file).await;
+        assert_eq!(output.code, Exit::Done, "{}", output.err);
+        assert!(output.out.starts_with("# Run the lines one by one"), "{}", output.out);
+        let (comments, commands): (Vec<String>, Vec<String>) =
+            output.out.lines().map(str::to_owned).partition(|line| line.starts_with('#'));
+        (comments.join("\n"), commands.join("\n"))
+    };
+    for (broker, management, producer) in
+        [("shop", "shop", "'shop-2'"), ("orderd", "shop", "'shop-2'"), ("shop", "shop-2", "'shop-3'")]
+    {
+        let (_, commands) = commands(&with(broker, management, "5s")).await;
+        let of_producer = commands.lines().filter(|line| line.contains(producer)).count();
+        assert_eq!(of_producer, 3, "{broker} {management}: {commands}");
+        assert_eq!(commands.matches(&format!("set_permissions -p '/' '{broker}'")).count(), 1, "{commands}");
+    }
+    let (comments, listed) = commands(&with("orderd", "admin", "5s")).await;
+    assert!(!listed.contains("admin") && !listed.contains("set_user_tags"), "{listed}");
+    assert!(comments.contains("set_user_tags 'admin' monitoring"), "{comments}");
+    for management in ["orderd", "admin"] {
+        let (comments, listed) = commands(&with("orderd", management, "off")).await;
+        assert!(!comments.contains("set_user_tags") && !listed.contains("set_user_tags"), "{comments} {listed}");
+    }
+}
+
+#[tokio::test]
 async fn a_ledger_in_memory_is_a_warning() {
     let file = DEFAULT_FILE.replacen("directory = \"/var/lib/orderd\"", "directory = \"/dev/shm/orderd-check\"", 1);
     let output = check(printing(Format::Json), &file).await;
