@@ -72,6 +72,13 @@ fn the_order_consumer_in_the_default_file_has_the_default_of_every_consumer_key(
 }
 
 #[test]
+fn a_delivery_may_be_held_for_each_of_its_attempts_and_an_outage() {
+    let holds = valid(&default_with("\nimmediate = 1\n", "\nimmediate = 4\n")).longest_holds();
+    assert_eq!(holds["order_queue"], Duration::from_secs(5 * 30 + 300));
+    assert_eq!(holds["failed_order_queue"], Duration::from_secs(600));
+}
+
+#[test]
 fn every_key_is_in_the_default_file_with_a_comment() {
     let context = ReadContext::default();
     parse(DEFAULT_FILE.as_bytes(), &handlers::sources(), &context).expect("the default file is valid");

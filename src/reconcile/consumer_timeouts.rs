@@ -16,7 +16,7 @@ pub struct ShortConsumerTimeout {
     pub queue: String,
     /// How long the broker waits for an ack.
     pub consumer_timeout: Duration,
-    /// How long orderd may hold a delivery: the handler's timeout, and an outage that it waits for.
+    /// How long orderd may hold a delivery: all attempts of its handler, and an outage that it waits for.
     pub longest_hold: Duration,
 }
 
@@ -26,7 +26,7 @@ impl fmt::Display for ShortConsumerTimeout {
         write!(
             f,
             "queue {queue:?}: the broker's consumer_timeout is {consumer_timeout:?}, but orderd may hold a delivery for \
-             {longest_hold:?}, the consumer's timeout and the wait for an outage"
+             {longest_hold:?}, all attempts and the wait for an outage"
         )
     }
 }
