@@ -14,7 +14,7 @@ use crate::message::{Publication, PublishError};
 use crate::telemetry::RepeatedLog;
 
 /// Waits before publishing again what the broker did not accept: it may take a person to restore a binding or an exchange.
-const REFUSED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(120) };
+const REFUSED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(60) };
 
 /// Waits after a `basic.nack`: a full queue may have room again at any time, and nothing announces it.
 const NACKED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(5) };
@@ -70,8 +70,8 @@ pub(super) async fn publish_until_accepted(
             refused.set_error(error.to_string());
         }
         *rest = unpublished.rest(rest);
-        let only_nacked = unpublished.failures.iter().all(|(_, error)| matches!(error, PublishError::Nacked { .. }));
-        let wait = match only_nacked {
+        let any_nacked = unpublished.failures.iter().any(|(_, error)| matches!(error, PublishError::Nacked { .. }));
+        let wait = match any_nacked {
             true => nacked_wait(attempt, refused.waiting()),
             false => REFUSED_BACKOFF.wait(attempt, fastrand::f64()),
         };
@@ -80,7 +80,7 @@ pub(super) async fn publish_until_accepted(
         tokio::select! {
             () = sleep(wait) => {}
             () = waiting => {}
-            () = context.outage.another_was_accepted(), if only_nacked => {}
+            () = context.outage.another_was_accepted(), if any_nacked => {}
         }
         // Before the next attempt, so that nothing is missed between its refusal and the wait.
         acceptance = Some(context.publisher.acceptance());

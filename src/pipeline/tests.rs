@@ -195,6 +195,8 @@ struct FakePublisher {
     refusals: AtomicUsize,
     /// Whether it refuses with `basic.nack`.
     nacks: AtomicBool,
+    /// Whether it refuses all publications of a set, those after the first because of a missing permission.
+    refuses_all: AtomicBool,
     /// Counts what [`Publisher::acceptance`] waits for.
     acceptance: watch::Sender<u64>,
     /// Whether every publication is invalid.
@@ -218,12 +220,22 @@ impl Publisher for SharedPublisher {
             let one_less = |left: usize| left.checked_sub(1);
             if publisher.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
                 let (exchange, routing_key) = ("orders".into(), String::new());
-                publisher.sent.lock().unwrap().extend(publications[1..].iter().cloned());
+                let refused = || PublishError::Refused {
+                    exchange: "orders".into(),
+                    routing_key: String::new(),
+                    reply: String::new(),
+                };
                 let error = match publisher.nacks.load(Ordering::SeqCst) {
                     true => PublishError::Nacked { exchange, routing_key },
-                    false => PublishError::Refused { exchange, routing_key, reply: String::new() },
+                    false => refused(),
                 };
-                return Err(Unpublished::one(0, error));
+                let mut failures = vec![(0, error)];
+                if publisher.refuses_all.load(Ordering::SeqCst) {
+                    failures.extend((1..publications.len()).map(|index| (index, refused())));
+                } else {
+                    publisher.sent.lock().unwrap().extend(publications[1..].iter().cloned());
+                }
+                return Err(Unpublished { failures });
             }
             publisher.sent.lock().unwrap().extend(publications.iter().cloned());
             Ok(())
@@ -390,6 +402,7 @@ impl TestEnv {
             gate: Semaphore::new(1_000),
             refusals: AtomicUsize::new(0),
             nacks: AtomicBool::new(false),
+            refuses_all: AtomicBool::new(false),
             acceptance: watch::Sender::new(0),
             invalid: AtomicBool::new(false),
             invalid_key: "report.invalid",

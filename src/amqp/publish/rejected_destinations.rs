@@ -51,8 +51,11 @@ impl RejectedDestinations {
             PublishError::Refused { exchange, routing_key, .. } => (exchange, Some(routing_key)),
             PublishError::Nacked { .. } | PublishError::Invalid { .. } | PublishError::Closed => return,
         };
-        let is_same = |known: &RejectedDestination| known.exchange == *exchange && known.routing_key.as_ref() == key;
-        if let Some(known) = self.0.iter_mut().find(|known| is_same(known)) {
+        // The entry for all of the exchange includes every routing key.
+        let is_known = |known: &RejectedDestination| {
+            known.exchange == *exchange && (known.routing_key.is_none() || known.routing_key.as_ref() == key)
+        };
+        if let Some(known) = self.0.iter_mut().find(|known| is_known(known)) {
             // What was sent before the broker's answer is not another attempt.
             if !known.is_waiting(now) {
                 known.attempts = known.attempts.saturating_add(1);
@@ -180,6 +183,15 @@ mod tests {
         assert_eq!(tried.count(), MAX_KEYS + 1);
         assert_eq!(rejected.error("orders", "new", now), Some(denied("new")));
         assert_eq!(rejected.0.len(), 1);
+        let mut tried_at = Vec::new();
+        for second in 1..200 {
+            let (key, now) = (format!("later-{second}"), now + Duration::from_secs(second));
+            if rejected.error("orders", &key, now).is_none() {
+                rejected.record(&denied(&key), now);
+                tried_at.push(second);
+            }
+        }
+        assert_eq!((tried_at, rejected.0.len()), (vec![1, 3, 7, 15, 31, 63, 123, 183], 1));
         assert!(rejected.answered("orders", "any") && rejected.0.is_empty());
     }
 

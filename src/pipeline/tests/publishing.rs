@@ -103,6 +103,20 @@ async fn events_that_a_full_queue_rejected_are_published_within_seconds_of_its_h
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_that_a_full_queue_rejected_does_not_wait_for_the_permission_of_another_of_its_order() {
+    let env = TestEnv::start(1, 1).await;
+    env.publisher.nacks.store(true, Ordering::SeqCst);
+    env.publisher.refuses_all.store(true, Ordering::SeqCst);
+    env.publisher.refusals.store(usize::MAX, Ordering::SeqCst);
+    env.queue.deliver(1, "emit_both");
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    env.publisher.refusals.store(0, Ordering::SeqCst);
+    let has_room = tokio::time::Instant::now();
+    assert_eq!(env.queue.settled(1).await, [(1, ACK)]);
+    assert!(has_room.elapsed() < Duration::from_secs(6), "{:?}", has_room.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_that_lasts_is_shown_with_its_cause_and_its_age() {
     let env = TestEnv::start(1, 1).await;
     env.publisher.refusals.store(usize::MAX, Ordering::SeqCst);
