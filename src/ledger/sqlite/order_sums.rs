@@ -128,6 +128,13 @@ impl<'c> OrderSums<'c> {
         &mut self.changes[index].1
     }
 
+    /// How many orders the changes count that are accepted or processed in hours since a time, as [`super::overwrite::COUNT_ORDERS`]
+    /// counts them.
+    pub(super) fn changed_since(&self, since: i64) -> i64 {
+        let counted = self.changes.iter().filter(|(bucket, _)| bucket_start(bucket.minute, HOUR) >= since);
+        counted.map(|(_, sums)| sums.accepted.figures.orders + sums.processed.figures.orders).sum()
+    }
+
     /// Adds the changes to the table. Call it before every commit.
     pub(super) fn write(&mut self) -> rusqlite::Result<()> {
         for (Bucket { minute, group: OrderGroup { currency, priority } }, change) in self.changes.drain(..) {

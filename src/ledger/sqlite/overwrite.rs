@@ -31,7 +31,7 @@ pub(super) struct OverwriteDetector {
     read_at: Option<Instant>,
     /// How many orders the file counted then.
     in_file: i64,
-    /// How many orders file and log counted together, and when they were counted.
+    /// How many orders file and log counted together, with those of this connection's commits since, and when they were counted.
     recorded: i64,
     counted_at: Option<Instant>,
     /// The time since which orders are counted, in milliseconds since 1970.
@@ -62,6 +62,17 @@ impl OverwriteDetector {
         }
     }
 
+    /// The time since which orders are counted.
+    pub fn since(&self) -> i64 {
+        self.since
+    }
+
+    /// This connection has committed so many orders that are counted: an older state without them is then noticed even if more
+    /// orders were recorded since the last count than it lacks.
+    pub fn committed(&mut self, orders: i64) {
+        self.recorded = self.recorded.saturating_add(orders);
+    }
+
     /// Counts the orders that are recorded since a time, from time to time. `Ok(false)`: some are no longer there. A program has put
     /// an older state into the database by a transaction, as `.restore` of `sqlite3` does.
     pub fn count(
@@ -80,10 +91,12 @@ impl OverwriteDetector {
         }
         self.recorded = counted;
         let since = counted_since(now);
-        if since.saturating_sub(self.since) > MOVED_AFTER_MILLIS {
+        // Earlier: the clock was corrected. What is recorded now might otherwise not be counted.
+        if since < self.since || since.saturating_sub(self.since) > MOVED_AFTER_MILLIS {
             // The orders in between are no longer counted, and the file contains no more of them than file and log together.
             let recorded = count(since)?;
-            self.in_file = self.in_file.saturating_sub(self.recorded.saturating_sub(recorded)).max(0);
+            let no_longer = self.recorded.saturating_sub(recorded).max(0);
+            self.in_file = self.in_file.saturating_sub(no_longer).max(0);
             (self.recorded, self.since) = (recorded, since);
         }
         self.counted_at = Some(Instant::now());
@@ -214,6 +227,37 @@ mod tests {
     #[test]
     fn a_path_with_any_characters_can_be_opened_as_a_uri() {
         assert_eq!(uri(Path::new("/a b/100%?#/ü.db"), Log::Ignored), "file:/a%20b/100%25%3F%23/%C3%BC.db?immutable=1");
+    }
+
+    fn detector(directory: &Path, now: Timestamp) -> OverwriteDetector {
+        let create = |path: &PathBuf| drop(std::fs::File::create(path).unwrap());
+        super::super::files::paths(directory).iter().for_each(create);
+        OverwriteDetector::new(&OpenFiles::examine(directory).unwrap(), now)
+    }
+
+    #[test]
+    fn an_older_state_is_noticed_even_if_it_lacks_fewer_orders_than_were_recorded_since_the_last_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut detector = detector(directory.path(), now);
+        assert!(detector.count(now, |_| Ok(100)).unwrap());
+        detector.committed(10);
+        assert!(detector.count(now, |_| Ok(113)).unwrap(), "another instance has recorded three");
+        detector.committed(10);
+        assert!(!detector.count(now, |_| Ok(118)).unwrap(), "it lacks five");
+        assert!(detector.count(now, |_| Ok(123)).unwrap(), "they are back");
+    }
+
+    #[test]
+    fn an_older_state_is_noticed_after_a_clock_that_was_years_ahead_was_corrected() {
+        let directory = tempfile::tempdir().unwrap();
+        let [ahead, now]: [Timestamp; 2] =
+            ["2036-01-01T00:00:00Z", "2026-01-01T00:00:00Z"].map(|at| at.parse().unwrap());
+        let mut detector = detector(directory.path(), ahead);
+        let count = |orders: i64| move |since: i64| Ok(if since < now.as_millisecond() { orders } else { 0 });
+        assert!(detector.count(ahead, count(0)).unwrap());
+        assert!(detector.count(now, count(7)).unwrap());
+        assert!(!detector.count(now, count(6)).unwrap());
     }
 
     #[test]

@@ -174,6 +174,11 @@ impl<'c> Statements<'c> {
         counted.map_err(|error| ledger_error("count the orders", error))
     }
 
+    /// What the open transaction adds to [`COUNT_ORDERS`].
+    pub(super) fn new_orders(&self, since: i64) -> i64 {
+        self.order_sums.changed_since(since)
+    }
+
     /// Writes the aggregates' changes and commits.
     pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
         self.sales.write()?;

@@ -380,7 +380,9 @@ impl<'c> Writer<'c> {
                 Err(RecordError::Batch(error)) => return Err(ledger_error("record an entry", error)),
             }
         }
+        let new_orders = self.statements.new_orders(self.content.since());
         self.statements.commit().map_err(|error| ledger_error("commit", error))?;
+        self.content.committed(new_orders);
         self.check_files()?;
         Ok(outcomes)
     }
