@@ -15,6 +15,7 @@ mod log_messages;
 mod metrics;
 mod output;
 mod probe;
+mod publish;
 mod schema;
 mod tidy;
 

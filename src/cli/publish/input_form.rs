@@ -30,7 +30,8 @@ pub(super) enum InputProblem {
 }
 
 /// The problem of an input that begins with these bytes; `None` if there is none, or if only some of its lines are wrong.
-pub(super) fn problem(beginning: &[u8]) -> Option<InputProblem> {
+/// `ended`: nothing follows them, or as much as is judged has been read.
+pub(super) fn problem(beginning: &[u8], ended: bool) -> Option<InputProblem> {
     if let Some((_, program)) = COMPRESSED.iter().find(|(magic, _)| beginning.starts_with(magic)) {
         return Some(InputProblem::Compressed(program));
     }
@@ -48,7 +49,7 @@ pub(super) fn problem(beginning: &[u8]) -> Option<InputProblem> {
     let (value, rest) = text.split_at(end);
     let spans_lines = value.trim_ascii().contains(&b'\n');
     match text.first()? {
-        b'[' if spans_lines || rest.trim_ascii().is_empty() => Some(InputProblem::List),
+        b'[' if spans_lines || ended && rest.trim_ascii().is_empty() => Some(InputProblem::List),
         b'{' if spans_lines => Some(InputProblem::SeveralLines),
         _ => None,
     }
@@ -70,7 +71,7 @@ mod tests {
             (b"[{\"id\": 1}, {\"id", InputProblem::List),
             (b"\n[", InputProblem::List),
         ] {
-            assert_eq!(problem(input), Some(expected), "{}", String::from_utf8_lossy(input));
+            assert_eq!(problem(input, true), Some(expected), "{}", String::from_utf8_lossy(input));
         }
     }
 
@@ -90,17 +91,17 @@ mod tests {
             b"nonsense",
             b"7\n",
         ] {
-            assert_eq!(problem(input), None, "{}", String::from_utf8_lossy(input));
+            assert_eq!(problem(input, true), None, "{}", String::from_utf8_lossy(input));
         }
     }
 
     #[test]
     fn compressed_and_utf_16_inputs_name_the_program_that_converts_them() {
         for input in [&b"\xff\xfe{\0\"\0"[..], b"{\0\"\0", b"\0{\0\"", b"\xfe\xff\0{"] {
-            assert_eq!(problem(input), Some(InputProblem::Utf16));
+            assert_eq!(problem(input, false), Some(InputProblem::Utf16));
         }
         for (magic, program) in COMPRESSED {
-            assert_eq!(problem(magic), Some(InputProblem::Compressed(program)));
+            assert_eq!(problem(magic, false), Some(InputProblem::Compressed(program)));
         }
     }
 }

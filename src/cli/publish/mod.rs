@@ -13,15 +13,17 @@ mod summary;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, BufReader, Cursor, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
+use self::input_form::InputProblem;
 use self::input_lines::InputLines;
 use self::line_parser::LineParser;
 use self::publish_loop::{ConnectionState, Input, PublishLoop};
@@ -81,20 +83,22 @@ fn timeout(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When `out` cannot be written.
 pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write) -> io::Result<Exit> {
-    let (input, length): (Box<dyn Read + Send>, _) = match open(&arguments.file) {
+    let (mut input, length) = match open(&arguments.file) {
         Ok(opened) => opened,
         Err(error) => {
             print_error(&format!("cannot read {:?}: {error}", arguments.file));
             return Ok(Exit::Usage);
         }
     };
-    let mut input = BufReader::with_capacity(READ_BUFFER, input);
     // What a file contains is known before anything is connected; a pipe may be filled later.
-    if length.is_some()
-        && let Some(problem) = input.fill_buf().ok().and_then(input_form::problem)
-    {
-        print_error(&problem.to_string());
-        return print_summary(&PublishSummary::of_refused_input(), arguments.format, out);
+    if length.is_some() {
+        let (problem, examined) = examine(input);
+        if let Some(problem) = problem {
+            print_error(&problem.to_string());
+            let summary = PublishSummary { refused: 1, ..PublishSummary::of_nothing(EndReason::Input) };
+            return print_summary(&summary, arguments.format, out);
+        }
+        input = examined;
     }
     config.broker.connect_timeout = arguments.connect_timeout;
     let parser = LineParser {
@@ -102,8 +106,15 @@ pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write
         routing_key: arguments.routing_key.clone(),
         raw: arguments.raw,
     };
-    if let Err(exit) = broker_check::check(&config, parser.routing_key.as_deref()).await {
-        return Ok(exit);
+    let mut interrupts = Box::pin(publish_loop::interrupts());
+    // A check that is dropped has changed nothing.
+    tokio::select! {
+        checked = broker_check::check(&config, parser.routing_key.as_deref()) => if let Err(exit) = checked {
+            return Ok(exit);
+        },
+        Some(()) = interrupts.next() => {
+            return print_summary(&PublishSummary::of_nothing(EndReason::Interrupted), arguments.format, out);
+        }
     }
     let unbound = unbound_keys(&config, parser.routing_key.as_deref());
     for key in &unbound {
@@ -132,7 +143,7 @@ pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write
         connect_timeout: arguments.connect_timeout,
         bar: &bar,
     };
-    let summary = publish_loop.run(read(input, parser), publish_loop::interrupts()).await;
+    let summary = publish_loop.run(read(input, parser), interrupts).await;
     // Every line is answered, or the broker is unreachable: a failure to close loses nothing.
     let _ = publisher.close(Duration::from_secs(1)).await;
     bar.finish_and_clear();
@@ -168,16 +179,37 @@ fn open(file: &PathBuf) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
     Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
+/// Reads until it is known whether the input is one object per line, at most [`READ_BUFFER`] bytes. Returns its problem, and an
+/// input that begins with what was read. An error is found again by the next read.
+fn examine(mut input: Box<dyn Read + Send>) -> (Option<InputProblem>, Box<dyn Read + Send>) {
+    let (mut beginning, mut chunk) = (Vec::new(), vec![0; READ_BUFFER]);
+    let problem = loop {
+        let read = match input.read(&mut chunk[beginning.len()..]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => 0,
+            Ok(read) => read,
+        };
+        beginning.extend_from_slice(&chunk[beginning.len()..][..read]);
+        let problem_if = |ended| input_form::problem(&beginning, ended);
+        let ended = read == 0 || beginning.len() == READ_BUFFER;
+        let problem = problem_if(ended);
+        if ended || problem.is_some() || problem_if(true).is_none() {
+            break problem;
+        }
+    };
+    (problem, Box::new(Cursor::new(beginning).chain(input)))
+}
+
 /// Reads lines on a thread of its own. The thread is not joined, since a read from a terminal or a pipe may never end.
-fn read(mut input: BufReader<Box<dyn Read + Send>>, parser: LineParser) -> mpsc::Receiver<Input> {
+fn read(input: Box<dyn Read + Send>, parser: LineParser) -> mpsc::Receiver<Input> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     std::thread::spawn(move || {
-        // An error to read is found again below.
-        if let Some(problem) = input.fill_buf().ok().and_then(input_form::problem) {
+        let (problem, input) = examine(input);
+        if let Some(problem) = problem {
             let _ = sender.blocking_send(Input::Line { number: 1, bytes: 0, publication: Err(problem.into()) });
             return;
         }
-        let mut lines = InputLines::new(input);
+        let mut lines = InputLines::new(BufReader::with_capacity(READ_BUFFER, input));
         loop {
             let next = match lines.next() {
                 Ok(None) => return,
@@ -239,4 +271,27 @@ fn print_summary(summary: &PublishSummary, format: Format, out: &mut dyn Write) 
 fn unconfirmed(summary: &PublishSummary) -> String {
     let PublishSummary { unconfirmed, first_unconfirmed, .. } = summary;
     format!("{unconfirmed} messages unconfirmed: publish again from line {first_unconfirmed} on")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_whose_first_read_is_one_list_is_judged_by_what_follows() {
+        let examined = |parts: [&'static str; 2]| {
+            let [first, second] = parts.map(|part| Cursor::new(part.as_bytes()));
+            let (problem, mut input) = examine(Box::new(first.chain(second)));
+            let mut text = String::new();
+            input.read_to_string(&mut text).unwrap();
+            assert_eq!(text, parts.concat());
+            problem
+        };
+        assert_eq!(examined(["[1]\n", "{\"id\": 2}\n"]), None, "only its first line is wrong");
+        assert_eq!(examined(["[", "1]\n{\"id\": 2}\n"]), None);
+        assert_eq!(examined(["[1]\n", ""]), Some(InputProblem::List));
+        assert_eq!(examined(["[{\"id\": 1},", " {\"id\": 2}]\n"]), Some(InputProblem::List));
+        assert_eq!(examined(["[\n", "1]\n"]), Some(InputProblem::List));
+        assert_eq!(examined(["{\"id\": 1}\n", "{\"id\": 2}\n"]), None);
+    }
 }

@@ -102,15 +102,7 @@ impl PublishLoop<'_> {
     /// stops waiting.
     pub async fn run(&self, mut input: mpsc::Receiver<Input>, interrupts: impl Stream<Item = ()>) -> PublishSummary {
         let start = Instant::now();
-        let mut summary = PublishSummary {
-            published: 0,
-            unbound: 0,
-            refused: 0,
-            unconfirmed: 0,
-            first_unconfirmed: 0,
-            seconds: 0.0,
-            end: EndReason::Input,
-        };
+        let mut summary = PublishSummary::of_nothing(EndReason::Input);
         let mut interrupts = pin!(interrupts);
         let mut check = tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
         let mut last_connected = Instant::now();

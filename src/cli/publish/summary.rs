@@ -50,17 +50,9 @@ pub(super) struct PublishSummary {
 }
 
 impl PublishSummary {
-    /// The input as a whole was refused.
-    pub fn of_refused_input() -> Self {
-        PublishSummary {
-            published: 0,
-            unbound: 0,
-            refused: 1,
-            unconfirmed: 0,
-            first_unconfirmed: 0,
-            seconds: 0.0,
-            end: EndReason::Input,
-        }
+    /// Nothing was published.
+    pub fn of_nothing(end: EndReason) -> Self {
+        PublishSummary { published: 0, unbound: 0, refused: 0, unconfirmed: 0, first_unconfirmed: 0, seconds: 0.0, end }
     }
 }
 
