@@ -14,4 +14,5 @@ need cargo "builds orderd" "install Rust from your distribution or with rustup"
 need cc "links Rust programs and compiles the bundled SQLite" "on Debian: apt-get install gcc libc6-dev"
 need flock "locks the private broker nodes" "on Debian: apt-get install util-linux"
 need setsid "starts the private broker nodes" "on Debian: apt-get install util-linux"
+# Optional, for tests that only root can run: ip (on Debian: apt-get install iproute2). Without it, make test leaves them out.
 exit "$missing"

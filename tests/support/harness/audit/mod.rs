@@ -53,9 +53,9 @@ impl Published {
         Published { prefix, orders, unroutable: 0, notifications: 0, analytics: 0, gaps: Vec::new() }
     }
 
-    /// Whether a missing binding explains that a message with this id is unrouted.
-    fn may_be_unrouted(&self, id: &str) -> bool {
-        self.gaps.iter().any(|gap| gap.explains(&self.prefix, id))
+    /// Whether a missing binding explains that a message with this id is unrouted. `is_recorded`: it is an event in the ledger.
+    fn may_be_unrouted(&self, id: &str, is_recorded: bool) -> bool {
+        self.gaps.iter().any(|gap| gap.explains(&self.prefix, id, is_recorded))
     }
 }
 

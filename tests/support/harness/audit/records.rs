@@ -60,7 +60,10 @@ impl Records {
         problems.add("orders were both processed and dead-lettered", self.processed.intersection(&self.dead_letters));
         problems.add("orders exist that were never published", settled.difference(&routable));
         problems.add("unroutable orders are not in the unrouted queue", unroutable.difference(&self.unrouted));
-        let unexplained = self.unrouted.difference(&unroutable).filter(|id| !published.may_be_unrouted(id));
+        let unexplained = self
+            .unrouted
+            .difference(&unroutable)
+            .filter(|id| !published.may_be_unrouted(id, self.events.contains(*id)));
         problems.add("messages are unrouted, and no fault that happened explains it", unexplained);
         problems.add(
             "messages in the dead letter queue are not in the ledger",
@@ -202,6 +205,22 @@ mod tests {
         assert!(passes_with(unsettled), "it was published before, and not settled");
         published.gaps.clear();
         assert!(!passes(&published, &records), "no fault happened");
+    }
+
+    #[test]
+    fn a_repeated_event_that_is_recorded_may_be_unrouted_while_the_binding_of_its_queue_is_missing() {
+        let (mut published, mut records) = complete();
+        records.unrouted.insert("ord-13/analytics/failed".to_owned());
+        assert!(!passes(&published, &records), "no fault happened");
+        for (queue, published_before, published_until, passes_with) in
+            [("analytics_queue", 15, 17, true), ("order_queue", 15, 17, false), ("analytics_queue", 10, 12, false)]
+        {
+            published.gaps = vec![gap(queue, published_before, published_until)];
+            assert_eq!(passes(&published, &records), passes_with, "{queue} {published_until}");
+        }
+        published.gaps = vec![gap("analytics_queue", 15, 17)];
+        records.events.remove("ord-13/analytics/failed");
+        assert!(!passes(&published, &records), "it is lost");
     }
 
     #[test]
