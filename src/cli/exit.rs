@@ -7,7 +7,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// 0: success.
     Done,
-    /// 1: some input was refused, the order is unknown, or a reload was only partly applied.
+    /// 1: some input was refused, the order is unknown, or a reload left something unapplied.
     Refused,
     /// 64: wrong arguments, or an unknown consumer.
     Usage,
@@ -41,7 +41,7 @@ impl From<Exit> for ExitCode {
 /// Every exit code and its meaning, for the help and the man page.
 pub(super) const EXIT_CODES: [(u8, &str); 6] = [
     (0, "success"),
-    (1, "some input was refused, the order is unknown, or a reload was only partly applied"),
+    (1, "some input was refused, the order is unknown, or a reload left something unapplied"),
     (64, "usage error, or unknown consumer"),
     (69, "broker or daemon unreachable, or reload rejected for a temporary reason"),
     (70, "internal error, or a daemon that did not stop in time"),
