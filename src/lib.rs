@@ -20,7 +20,7 @@
 //!   2  telemetry (logging)
 //!   1  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
-//!      delay (of a delayed retry)   chain (an error with its causes)
+//!      delay (of a delayed retry)   chain (an error with its causes)   token_bucket (limits of a rate)
 //!   0  escape (text that others sent, for display)   files (modes, whole lines, limits of what is read)
 //!      random (secrets)
 //! ```
@@ -71,5 +71,6 @@ pub mod supervisor;
 pub mod systemd;
 pub mod telemetry;
 pub mod tls;
+pub mod token_bucket;
 pub mod topology;
 pub mod watchdog;

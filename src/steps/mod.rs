@@ -5,11 +5,12 @@
 //! engine    carries out a run: read it first       plan     what is called next: pure
 //! claim     one instance works on a run            request  what a step is called with
 //! events    what an answer asks to publish           run_error  why a run did not end
-//! service   the trait of what performs a step's calls      http/   an HTTP server
+//! service   the trait of what performs a step's calls      http/   an HTTP server      command/   child processes
 //! ```
 //! It never decides on a retry of the message (`recovery` does) and never acks.
 
 mod claim;
+mod command;
 mod engine;
 mod events;
 mod http;
@@ -23,6 +24,7 @@ mod tests;
 mod when;
 
 pub use claim::{Claimed, claim};
+pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings};
 pub use engine::{Engine, EventPublisher, RunAccess, RunOutcome};
 pub use plan::left_to_undo;
 pub use request::{OrderInput, RunInput};
