@@ -84,7 +84,7 @@ async fn measure(orders: u64, sqlite: bool, directory: &Path) {
         Some(ledger) => ledger.state(),
         None => watch::channel(LedgerState::Recording).1,
     };
-    let intake = Intake::new(ledger_state, None);
+    let intake = Intake::new(ledger_state, Vec::new(), Arc::default());
     let deps = handler_deps(directory).await;
     let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
     let config =

@@ -21,6 +21,7 @@
 //!   1  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
 //!      delay (of a delayed retry)   chain (an error with its causes)   token_bucket (limits of a rate)
+//!      gate (whether work may begin)
 //!   0  escape (text that others sent, for display)   files (modes, whole lines, limits of what is read)
 //!      random (secrets)
 //! ```
@@ -54,6 +55,7 @@ pub mod domain;
 pub mod escape;
 pub mod files;
 pub mod formats;
+pub mod gate;
 pub mod handlers;
 pub mod instance;
 pub mod ledger;

@@ -10,7 +10,9 @@ use crate::handlers::{self, HandlerDeps, OriginConsumer};
 use crate::ledger::{Ledger, LedgerWriter, StepAction};
 use crate::message::Publisher;
 use crate::metrics::Counters;
-use crate::pipeline::{ConsumerContext, DecompressedBytes, Intake, OnFailure, PublishOutage, UnidentifiedDeliveries};
+use crate::pipeline::{
+    ConsumerContext, DecompressedBytes, Intake, OnFailure, PublishOutage, RateLimiter, UnidentifiedDeliveries,
+};
 
 /// The consumers in which messages can fail, by queue: all but the failed-order consumer.
 pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeMap<String, OriginConsumer> {
@@ -27,6 +29,13 @@ pub(super) fn origin_consumers(consumers: &BTreeMap<String, Consumer>) -> BTreeM
     .collect()
 }
 
+/// What belongs to one consumer and changes while it runs.
+pub(super) struct ConsumerState {
+    pub unidentified: Arc<UnidentifiedDeliveries>,
+    pub counters: Arc<Counters>,
+    pub rate_limiter: Arc<RateLimiter>,
+}
+
 /// Builds the consumer's context, with a handler of its own.
 pub(super) fn consumer_context(
     name: &str,
@@ -34,9 +43,9 @@ pub(super) fn consumer_context(
     deps: &HandlerDeps,
     ledger: &Arc<dyn Ledger>,
     publisher: Arc<dyn Publisher>,
-    unidentified: Arc<UnidentifiedDeliveries>,
-    counters: Arc<Counters>,
+    state: ConsumerState,
 ) -> ConsumerContext {
+    let ConsumerState { unidentified, counters, rate_limiter } = state;
     let on_failure =
         if consumer.handles_failures() { OnFailure::KeepRetrying } else { OnFailure::Forward(consumer.retry.clone()) };
     add_steps(consumer, &counters);
@@ -46,7 +55,7 @@ pub(super) fn consumer_context(
     ConsumerContext {
         consumer: name.into(),
         queue: consumer.queue.as_str().into(),
-        intake: Intake::new(ledger.state(), handler.event_file()),
+        intake: Intake::new(ledger.state(), handler.gates(), rate_limiter),
         handler,
         publisher,
         ledger: Arc::clone(ledger) as Arc<dyn LedgerWriter>,

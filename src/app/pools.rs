@@ -14,13 +14,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::consumer_context::{consumer_context, origin_consumers};
+use super::consumer_context::{ConsumerState, consumer_context, origin_consumers};
 use super::pauses::Pauses;
 use crate::config::{self, MessageKind};
 use crate::handlers::{HandlerDeps, OriginConsumer};
 use crate::ledger::Ledger;
 use crate::message::{Consumer, Publisher};
-use crate::pipeline::{ConsumerContext, Pool, UnidentifiedDeliveries};
+use crate::pipeline::{ConsumerContext, Pool, RateLimiter, UnidentifiedDeliveries};
 use crate::shutdown::Shutdown;
 use crate::status::{RegisteredConsumer, StatusRegistry};
 use crate::supervisor::{RestartPolicy, supervise};
@@ -68,6 +68,8 @@ pub(super) struct Pools {
     draining: BTreeMap<Id, RegisteredConsumer>,
     /// [`Pool::intake_ended`] of former pools that may still be consuming.
     intake_ending: Vec<CancellationToken>,
+    /// By the consumer's name. A reload changes the limits of all its pools.
+    rate_limiters: BTreeMap<String, Arc<RateLimiter>>,
     tasks: JoinSet<()>,
 }
 
@@ -96,8 +98,8 @@ pub(super) struct TooManyDrainingPools {
 impl Pools {
     /// No pools yet.
     pub fn new(deps: PoolDeps) -> Self {
-        let (running, draining) = (BTreeMap::new(), BTreeMap::new());
-        Pools { deps, running, draining, intake_ending: Vec::new(), tasks: JoinSet::new() }
+        let (running, draining, rate_limiters) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Pools { deps, running, draining, intake_ending: Vec::new(), rate_limiters, tasks: JoinSet::new() }
     }
 
     /// Starts, replaces and drains pools until they match the configuration. Does not wait for anything.
@@ -133,12 +135,15 @@ impl Pools {
         true
     }
 
-    fn context(&self, name: &str, settings: &config::Consumer) -> ConsumerContext {
+    fn context(&mut self, name: &str, settings: &config::Consumer) -> ConsumerContext {
+        let rate_limiter = Arc::clone(self.rate_limiters.entry(name.to_owned()).or_default());
+        rate_limiter.set(settings.rate_limit);
         let (deps, counters) = (&self.deps, self.deps.status_registry.counters(name));
         let publisher = Arc::clone(&deps.publisher);
         let by_message_id = !matches!(settings.messages, MessageKind::Order | MessageKind::Failure);
         let unidentified = Arc::new(UnidentifiedDeliveries::new(by_message_id));
-        consumer_context(name, settings, &deps.handlers, &deps.ledger, publisher, unidentified, counters)
+        let state = ConsumerState { unidentified, counters, rate_limiter };
+        consumer_context(name, settings, &deps.handlers, &deps.ledger, publisher, state)
     }
 
     /// The consumers that need a new pool, because they have none or their settings differ from their pool's.

@@ -18,6 +18,7 @@ mod layers;
 mod load;
 mod model;
 mod origin;
+mod rate;
 mod read;
 mod redaction;
 mod report;
@@ -44,6 +45,7 @@ pub use model::{
     Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,
     Runtime, Shutdown, Tls, TopologySettings,
 };
+pub use rate::Rate;
 pub use redaction::Secret;
 pub use report::Problem;
 

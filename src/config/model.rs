@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::address::Address;
 use super::handler::{HandlerSettings, MessageKind};
+use super::rate::Rate;
 use super::redaction::Secret;
 use super::serialize;
 use crate::files::{self, Rolling};
@@ -173,6 +174,9 @@ pub struct Consumer {
     /// A handler's deadline; default 30 s, at most 15 min.
     #[serde(serialize_with = "serialize::duration")]
     pub timeout: Duration,
+    /// How many deliveries it starts in a time at most; `None`, the default, if that is `"off"`.
+    #[serde(serialize_with = "serialize::or_off")]
+    pub rate_limit: Option<Rate>,
     /// How failures are retried. It has no effect for the failed-order consumer.
     #[serde(serialize_with = "serialize::retry")]
     pub retry: RetryPolicy,
@@ -305,7 +309,7 @@ impl From<Rotation> for files::Rotation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Admin {
     /// Default `127.0.0.1:9640`; `None` if it is `"off"`. An address other than loopback needs a token.
-    #[serde(serialize_with = "serialize::address_or_off")]
+    #[serde(serialize_with = "serialize::or_off")]
     pub listen: Option<SocketAddr>,
     /// From `token_file`: the bearer token that all requests need except `/livez` and `/readyz`.
     #[serde(rename = "token_file", skip_serializing_if = "Option::is_none")]

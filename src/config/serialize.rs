@@ -1,7 +1,7 @@
 //! Serializes checked values as they are written in the file. A reload compares two configurations in this form.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,9 +31,9 @@ pub(super) fn duration_or_forever<S: Serializer>(value: &Option<Duration>, seria
     }
 }
 
-pub(super) fn address_or_off<S: Serializer>(value: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn or_off<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
-        Some(address) => serializer.collect_str(address),
+        Some(value) => serializer.collect_str(value),
         None => serializer.serialize_str("off"),
     }
 }

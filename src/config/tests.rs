@@ -63,7 +63,7 @@ fn every_value_in_the_default_file_is_the_default() {
 #[test]
 fn the_order_consumer_in_the_default_file_has_the_default_of_every_consumer_key() {
     let config = valid(DEFAULT_FILE);
-    for line in ["handler = \"order\"", "workers = 4", "prefetch = 250", "timeout = \"30s\""] {
+    for line in ["handler = \"order\"", "workers = 4", "prefetch = 250", "timeout = \"30s\"", "rate_limit = \"off\""] {
         assert_eq!(valid(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
     }
     for line in ["immediate = 1", "delays = [\"1s\", \"10s\", \"1m\"]", "max_age = \"24h\""] {
@@ -281,6 +281,11 @@ fn a_value_outside_its_limits_is_a_problem() {
         ),
         ("heartbeat = \"10s\"", "heartbeat = \"2500ms\"", "broker.heartbeat: must be whole seconds, is \"2500ms\""),
         ("heartbeat = \"10s\"", "heartbeat = \"1s\"", "broker.heartbeat: must be at least 2s, is 1s"),
+        (
+            "rate_limit = \"off\"",
+            "rate_limit = \"200\"",
+            "consumers.order.rate_limit: must be a rate such as \"200/s\" or \"30/m\", is \"200\"; or \"off\"",
+        ),
         ("immediate = 1", "immediate = 11", "consumers.order.retry.immediate: must be at most 10, is 11"),
         ("immediate = 1", "immediate = true", "consumers.order.retry.immediate: must be a whole number, is true"),
         ("delays = [\"1s\",", "delays = [\"0s\",", "consumers.order.retry.delays[0]: must be at least 1ms, is 0s"),

@@ -6,6 +6,7 @@ use super::format::{self, Formats};
 use super::handler::{HandlerRegistry, HandlerSettings, MessageKind};
 use super::layers::Value;
 use super::model::{Consumer, Queue};
+use super::rate::rate;
 use super::section::{ReadContext, Section};
 use super::suggestion::{did_you_mean, listed};
 use super::value_parser;
@@ -68,6 +69,7 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRe
         workers: section.optional_or("workers", 4, &value_parser::number(1..=MAX_WORKERS)),
         prefetch: section.optional_or("prefetch", 250, &value_parser::number(1..=u16::MAX)),
         timeout: section.optional_or("timeout", Duration::from_secs(30), &timeout),
+        rate_limit: section.optional_or("rate_limit", None, &value_parser::or_off(rate)),
         retry: retry(&mut section, messages),
         handler_settings: spec.map_or_else(HandlerSettings::none, |spec| spec.configure(name, &mut section)),
         handler,

@@ -10,7 +10,6 @@ use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
 use serde::Deserialize;
-use tokio::sync::watch;
 
 use super::claim::Claims;
 use super::event_line::event_line;
@@ -18,11 +17,10 @@ use super::notification::{last_word_of_routing_key, order_id_and_email};
 use super::{EventLog, HandlerDeps, HandlerFactory, append, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_ITEMS, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale, TextField};
-use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NewAnalytics, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
 
 /// The name of the event that orderd publishes for each processed order. Only this event is a sale.
@@ -155,8 +153,8 @@ impl Handler for AnalyticsHandler {
         Box::pin(self.record(input))
     }
 
-    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
-        Some(self.event_log.state())
+    fn gates(&self) -> Vec<IntakeGate> {
+        vec![IntakeGate::EventFile(self.event_log.state())]
     }
 }
 
@@ -311,7 +309,7 @@ mod tests {
         let (handler, delivery) = (handler(directory.path()).await, page_view());
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-        let mut file = handler.event_file().unwrap();
+        let mut file = handler.event_log.state();
         let mut handling = std::pin::pin!(handle(&handler, &ledger, &delivery));
         // Cancel-safe: `handling` is only borrowed.
         tokio::select! {

@@ -21,7 +21,7 @@ use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NewNotification, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
 use crate::topology::pattern;
 
@@ -140,8 +140,8 @@ impl Handler for NotificationHandler {
         Box::pin(self.notify(input))
     }
 
-    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
-        self.channel.event_file()
+    fn gates(&self) -> Vec<IntakeGate> {
+        self.channel.event_file().map(IntakeGate::EventFile).into_iter().collect()
     }
 }
 

@@ -31,7 +31,7 @@ pub struct ConsumerContext {
     pub publisher: Arc<dyn Publisher>,
     /// Records effects.
     pub ledger: Arc<dyn LedgerWriter>,
-    /// Closed while the ledger cannot record, or the handler's event file cannot be written.
+    /// Closed while the ledger cannot record, or something else that the handler needs is unavailable.
     pub intake: Intake,
     /// Begins when the broker does not accept for too long what a delivery causes.
     pub outage: PublishOutage,

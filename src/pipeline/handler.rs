@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
 
 use super::deadline::{Deadline, SuspendedDeadline};
+use super::intake::IntakeGate;
 use crate::chain::chain;
-use crate::files::FileState;
 use crate::ledger::{LedgerEntry, LedgerError, LedgerWriter, Recorded};
 use crate::message::{Delivery, Provenance, Publication, PublishError};
 use crate::metrics::{HandlerOutcome, StepCounters};
@@ -28,9 +27,9 @@ pub trait Handler: Send + Sync + 'static {
     /// attempt.
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>>;
 
-    /// The state of the file that it writes for each delivery, if it does: none is started while that cannot be written.
-    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
-        None
+    /// What it needs besides the ledger: no delivery is started while one of these is unavailable.
+    fn gates(&self) -> Vec<IntakeGate> {
+        Vec::new()
     }
 
     /// What to record if the copy of a failed message can never be published, for the given reason. The broker then

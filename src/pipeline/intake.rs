@@ -1,60 +1,125 @@
-//! Whether workers may start deliveries: not while the ledger cannot record, nor, if they write an event file, while that
-//! cannot be written. All pools watch the same states, so all of them stop, and all continue by themselves.
+//! Whether workers may start deliveries: not while the ledger cannot record, nor while something else that the handler needs is
+//! unavailable, such as an event file or a step's service; and not faster than the consumer's rate limit.
+//!
+//! All pools watch the same states, so all of them stop, and all continue by themselves.
 
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{join_all, select_all};
 use tokio::sync::watch;
 
+use super::rate_limiter::RateLimiter;
 use crate::files::FileState;
+use crate::gate::Gate;
 use crate::ledger::LedgerState;
+
+/// Something besides the ledger that a handler needs for each delivery. None is started while it is unavailable.
+#[derive(Debug, Clone)]
+pub enum IntakeGate {
+    /// A file that it writes. While it cannot be written for long, the subscription is closed.
+    EventFile(watch::Receiver<FileState>),
+    /// A service that it calls. Only a delivery shows whether it works again, so the subscription is not closed: it is limited to
+    /// one delivery.
+    Service(Gate),
+}
 
 /// The states that decide. Clones watch the same ones.
 #[derive(Debug, Clone)]
 pub struct Intake {
     ledger: watch::Receiver<LedgerState>,
-    event_file: Option<watch::Receiver<FileState>>,
+    files: Arc<[watch::Receiver<FileState>]>,
+    services: Arc<[Gate]>,
+    rate_limiter: Arc<RateLimiter>,
 }
 
 impl Intake {
-    /// Open while this ledger can record and this event file, if there is one, can be written.
-    pub fn new(ledger: watch::Receiver<LedgerState>, event_file: Option<watch::Receiver<FileState>>) -> Self {
-        Intake { ledger, event_file }
+    /// Open while this ledger can record and all gates are.
+    pub fn new(ledger: watch::Receiver<LedgerState>, gates: Vec<IntakeGate>, rate_limiter: Arc<RateLimiter>) -> Self {
+        let (mut files, mut services) = (Vec::new(), Vec::new());
+        for gate in gates {
+            match gate {
+                IntakeGate::EventFile(file) => files.push(file),
+                IntakeGate::Service(gate) => services.push(gate),
+            }
+        }
+        Intake { ledger, files: files.into(), services: services.into(), rate_limiter }
     }
 
-    /// Resolves while deliveries may be started. Cancel-safe.
+    /// The consumer's rate limit.
+    pub(super) fn rate_limiter(&self) -> &RateLimiter {
+        &self.rate_limiter
+    }
+
+    /// Resolves while deliveries may be started, apart from the rate limit. Cancel-safe.
     pub(super) async fn opened(&self) {
         loop {
-            wait_for(&self.ledger, |state| !is_unavailable(state)).await;
-            let Some(event_file) = &self.event_file else { return };
-            if event_file.borrow().outage.is_none() {
-                return;
-            }
-            wait_for(event_file, |file| file.outage.is_none()).await;
+            self.outage_ended().await;
+            let Some(closed) = self.services.iter().find(|gate| !gate.is_passable()) else { return };
+            closed.passable().await;
         }
     }
 
     /// Resolves while no delivery may be started. Cancel-safe.
     pub(super) async fn closed(&self) {
-        let file_is_unavailable = async {
-            match &self.event_file {
-                Some(event_file) => wait_for(event_file, |file| file.outage.is_some()).await,
-                None => pending().await,
-            }
-        };
         // Cancel-safe: both only wait.
         tokio::select! {
-            () = wait_for(&self.ledger, is_unavailable) => {}
-            () = file_is_unavailable => {}
+            () = self.outage() => {}
+            () = any(self.services.iter().map(Gate::closed)) => {}
         }
     }
 
-    /// Resolves once no delivery could be started for this long without a break. Not cancel-safe: it begins anew.
-    pub(super) async fn closed_for(&self, duration: Duration) {
+    /// Resolves while the ledger can record and the event file can be written. Cancel-safe.
+    pub(super) async fn outage_ended(&self) {
         loop {
-            self.closed().await;
-            if tokio::time::timeout(duration, self.opened()).await.is_err() {
+            wait_for(&self.ledger, |state| !is_unavailable(state)).await;
+            let Some(file) = self.files.iter().find(|file| file.borrow().outage.is_some()) else { return };
+            wait_for(file, |file| file.outage.is_none()).await;
+        }
+    }
+
+    /// Resolves while the ledger cannot record or the event file cannot be written. Cancel-safe.
+    async fn outage(&self) {
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = wait_for(&self.ledger, is_unavailable) => {}
+            () = any(self.files.iter().map(|file| wait_for(file, |file| file.outage.is_some()))) => {}
+        }
+    }
+
+    /// Resolves once an outage of the ledger or the event file has lasted this long without a break. Not cancel-safe: it begins
+    /// anew.
+    pub(super) async fn outage_for(&self, duration: Duration) {
+        loop {
+            self.outage().await;
+            if tokio::time::timeout(duration, self.outage_ended()).await.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// Whether a service may be unavailable: deliveries are started one at a time, to find out.
+    pub(super) fn is_trial(&self) -> bool {
+        self.services.iter().any(|gate| !gate.is_open())
+    }
+
+    /// Resolves while all services are available. Cancel-safe.
+    pub(super) async fn trial_ended(&self) {
+        while self.is_trial() {
+            join_all(self.services.iter().map(Gate::opened)).await;
+        }
+    }
+
+    /// Resolves once some service has not been available for this long, and returns which. Trials are no break: a service that
+    /// fails each of them is as unavailable as before. Not cancel-safe: it begins anew.
+    pub(super) async fn trial_for(&self, duration: Duration) -> &str {
+        loop {
+            any(self.services.iter().map(Gate::not_open)).await;
+            let unavailable = self.services.iter().find(|gate| !gate.is_open());
+            if tokio::time::timeout(duration, self.trial_ended()).await.is_err() {
+                let still = self.services.iter().find(|gate| !gate.is_open()).or(unavailable);
+                return still.map_or("", Gate::name);
             }
         }
     }
@@ -62,6 +127,15 @@ impl Intake {
 
 fn is_unavailable(state: &LedgerState) -> bool {
     matches!(state, LedgerState::Unavailable(_))
+}
+
+/// Resolves when one of these does; never if there are none.
+async fn any(waits: impl Iterator<Item = impl Future<Output = ()>>) {
+    let waits: Vec<_> = waits.map(Box::pin).collect();
+    if waits.is_empty() {
+        return pending().await;
+    }
+    select_all(waits).await;
 }
 
 /// Resolves while a state is as wanted.
@@ -79,20 +153,26 @@ mod tests {
 
     use super::*;
     use crate::files::{FileOutage, FileOutageCause};
+    use crate::gate::{GateControl, GateState};
     use crate::ledger::{Outage, OutageCause};
+
+    fn intake(ledger: &watch::Receiver<LedgerState>, gates: Vec<IntakeGate>) -> Intake {
+        Intake::new(ledger.clone(), gates, Arc::default())
+    }
+
+    fn is_open(intake: &Intake) -> bool {
+        let (opened, closed) = (intake.opened().now_or_never(), intake.closed().now_or_never());
+        assert_ne!(opened, closed, "it is either open or closed");
+        opened.is_some()
+    }
 
     #[tokio::test]
     async fn no_delivery_is_started_while_the_ledger_or_the_event_file_cannot_be_written() {
         let (ledger, ledger_state) = watch::channel(LedgerState::Recording);
         let (file, file_state) =
             watch::channel(FileState { path: "/var/lib/orderd/analytics.jsonl".into(), outages: 0, outage: None });
-        let (writes_file, writes_none) =
-            (Intake::new(ledger_state.clone(), Some(file_state)), Intake::new(ledger_state, None));
-        let is_open = |intake: &Intake| {
-            let (opened, closed) = (intake.opened().now_or_never(), intake.closed().now_or_never());
-            assert_ne!(opened, closed, "it is either open or closed");
-            opened.is_some()
-        };
+        let writes_file = intake(&ledger_state, vec![IntakeGate::EventFile(file_state)]);
+        let writes_none = intake(&ledger_state, Vec::new());
         let since = Timestamp::now();
         let fill_disk = || {
             let (cause, detail) = (FileOutageCause::DiskFull, String::new());
@@ -113,5 +193,33 @@ mod tests {
         assert!(opened.as_mut().now_or_never().is_none(), "the file became unavailable while it waited for the ledger");
         file.send_modify(|file| file.outage = None);
         opened.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_fails_every_trial_is_unavailable_all_the_time() {
+        let (_ledger, ledger_state) = watch::channel(LedgerState::Recording);
+        let (charge, ship) = (GateControl::open("charge"), GateControl::open("ship"));
+        let gates = vec![IntakeGate::Service(charge.gate()), IntakeGate::Service(ship.gate())];
+        let intake = intake(&ledger_state, gates);
+        assert!(is_open(&intake) && !intake.is_trial());
+        charge.set(GateState::Closed(None));
+        assert!(!is_open(&intake) && intake.is_trial());
+        let flapping = async {
+            for _ in 0..1_000 {
+                charge.set(GateState::Trial);
+                assert!(is_open(&intake) && intake.is_trial());
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                charge.set(GateState::Closed(None));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            name = intake.trial_for(Duration::from_secs(300)) => assert_eq!(name, "charge"),
+            () = flapping => panic!("it was not noticed"),
+        }
+        charge.set(GateState::Open);
+        intake.trial_ended().await;
+        assert!(intake.outage_ended().now_or_never().is_some());
     }
 }

@@ -14,6 +14,7 @@ mod pool;
 mod process;
 mod publish;
 mod publish_outage;
+mod rate_limiter;
 mod safe_mode;
 mod shared_subscription;
 mod step_services;
@@ -27,7 +28,8 @@ pub use handler::{
     DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess,
     StepServices,
 };
-pub use intake::Intake;
+pub use intake::{Intake, IntakeGate};
 pub use pool::{Pool, PoolError};
 pub use publish_outage::PublishOutage;
+pub use rate_limiter::RateLimiter;
 pub use unidentified::UnidentifiedDeliveries;

@@ -81,6 +81,8 @@ pub enum PoolError {
 struct Slots {
     workers: usize,
     per_worker: usize,
+    /// One delivery at a time, to find out whether a service works again.
+    is_trial: bool,
 }
 
 impl Pool {
@@ -99,6 +101,10 @@ impl Pool {
                 () = self.stopping() => return Ok(()),
             }
             let slots = self.slots(&safe_mode);
+            if slots.is_trial {
+                let consumer = &self.context.consumer;
+                info!(%consumer, "a service is unavailable; one delivery at a time until it works again");
+            }
             let prefetch = u16::try_from(slots.workers * slots.per_worker).unwrap_or(u16::MAX);
             // A shutdown may drop the attempt: the client cleans up after itself. A drain must not: the broker may already
             // have delivered the first messages, and would deliver them again.
@@ -164,7 +170,8 @@ impl Pool {
         }
     }
 
-    /// Resolves when the ledger can record and the broker has accepted what it did not accept before.
+    /// Resolves when the ledger can record, the event file can be written, and the broker has accepted what it did not accept
+    /// before.
     async fn outages_ended(&self) {
         if let Some(mut publications) = self.context.outage.publications() {
             // What is accepted here is published again by the delivery that caused it, which was released: orders and events are
@@ -175,12 +182,14 @@ impl Pool {
             self.context.outage.end();
             info!(consumer = %self.context.consumer, "publishing is possible again; consuming");
         }
-        self.context.intake.opened().await;
+        self.context.intake.outage_ended().await;
     }
 
-    /// Resolves when deliveries must not wait any longer: the ledger could not record, or the broker did not accept what
-    /// they cause, for [`ConsumerContext::max_hold`], or the ledger cannot record while the pool stops. Returns why.
-    async fn outage_ends_hold(&self) -> String {
+    /// Resolves when deliveries must not wait any longer: the ledger could not record, the broker did not accept what they cause,
+    /// or a service was unavailable, for [`ConsumerContext::max_hold`], or the intake is closed while the pool stops. Returns why.
+    ///
+    /// During a trial the only delivery does not wait for the service for long: it is soon used to try it.
+    async fn outage_ends_hold(&self, is_trial: bool) -> String {
         let max_hold = self.context.max_hold();
         let intake = &self.context.intake;
         let while_stopping = async {
@@ -189,8 +198,9 @@ impl Pool {
         };
         // Cancel-safe: all only wait.
         tokio::select! {
-            () = intake.closed_for(max_hold) => format!("the ledger or the event file could not be written for {max_hold:?}"),
-            () = while_stopping => "the ledger or the event file cannot be written".to_owned(),
+            () = intake.outage_for(max_hold) => format!("the ledger or the event file could not be written for {max_hold:?}"),
+            service = intake.trial_for(max_hold), if !is_trial => format!("{service} was unavailable for {max_hold:?}"),
+            () = while_stopping => "the ledger, the event file or a service is unavailable".to_owned(),
             () = self.context.outage.begun() => {
                 let max_hold = self.context.max_hold();
                 let cause = self.context.counters.broker_problems().read().publish_error;
@@ -230,9 +240,14 @@ impl Pool {
         self.context.counters.set_safe_mode(is_safe);
         if is_safe {
             warn!(consumer = %self.context.consumer, "safe mode: one delivery at a time, because deliveries keep being redelivered");
-            return Slots { workers: 1, per_worker: 1 };
+            return Slots { workers: 1, per_worker: 1, is_trial: false };
         }
-        Slots { workers: self.workers, per_worker: usize::from(self.prefetch) }
+        if self.context.intake.is_trial() {
+            return Slots { workers: 1, per_worker: 1, is_trial: true };
+        }
+        let most = self.context.intake.rate_limiter().max_slots();
+        let workers = self.workers.min(most);
+        Slots { workers, per_worker: usize::from(self.prefetch).min(most / workers).max(1), is_trial: false }
     }
 
     /// Runs the workers of one subscription until it is lost, is drained, or is stopped by a shutdown or by safe mode.
@@ -265,7 +280,7 @@ impl Pool {
         let mut exceeded = None;
         let mut cancelled = false;
         let (mut lost, mut loss) = (settler.ended(), None);
-        let mut outage_ends_hold = pin!(self.outage_ends_hold());
+        let mut outage_ends_hold = pin!(self.outage_ends_hold(slots.is_trial));
         let mut answer_check = tokio::time::interval(ANSWER_CHECK);
         loop {
             // Cancel-safe: joining a worker and waiting for a cancellation can both be started again.
@@ -290,6 +305,8 @@ impl Pool {
                     shared.interrupted.cancel();
                     shared.stopped.cancel();
                 }
+                // Subscribes again with the full prefetch.
+                () = self.context.intake.trial_ended(), if slots.is_trial && !cancelled => shared.stopped.cancel(),
                 () = self.shutdown.begun(), if !cancelled => shared.stopped.cancel(),
                 () = shared.stopped.cancelled(), if !cancelled => {
                     cancelled = true;

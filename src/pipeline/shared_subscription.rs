@@ -2,11 +2,12 @@
 //!
 //! It gives each delivery to one worker and reports delivery counts to safe mode. It never processes a delivery.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex as StdMutex};
 use std::task::{Context, Poll, Waker};
 
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, Fuse, Peekable};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +22,11 @@ use crate::metrics::{Counters, ReceivedAt};
 /// The most deliveries that one worker takes at once, so that a burst is spread over the workers.
 const MAX_BATCH: usize = 32;
 
+/// The stream of a subscription. A delivery is looked at before it is taken: it may have to wait for the rate limit.
+type Deliveries = Peekable<Fuse<BoxStream<'static, Delivery>>>;
+
 pub(super) struct SharedSubscription {
-    deliveries: Mutex<BoxStream<'static, Delivery>>,
+    deliveries: Mutex<Deliveries>,
     pub(super) settler: Arc<dyn Settler>,
     safe_mode: Arc<StdMutex<SafeMode>>,
     counters: Arc<Counters>,
@@ -50,7 +54,7 @@ impl SharedSubscription {
     ) -> Self {
         SharedSubscription {
             // Fused, because every worker polls it until it has seen the end.
-            deliveries: Mutex::new(deliveries.fuse().boxed()),
+            deliveries: Mutex::new(deliveries.fuse().peekable()),
             settler,
             safe_mode,
             counters,
@@ -83,12 +87,16 @@ impl SharedSubscription {
         let received_at = ReceivedAt::now();
         batch.push(self.guard(first, received_at));
         let mut without_waiting = Context::from_waker(Waker::noop());
-        while batch.len() < room.min(MAX_BATCH) {
-            match deliveries.poll_next_unpin(&mut without_waiting) {
-                Poll::Ready(Some(delivery)) => batch.push(self.guard(delivery, received_at)),
-                // The next call waits for more, or sees the end, with a waker of its own.
-                Poll::Ready(None) | Poll::Pending => break,
+        // While a service may be unavailable, one delivery is enough to find out.
+        let room = if self.intake.is_trial() { 1 } else { room.min(MAX_BATCH) };
+        while batch.len() < room {
+            // The next call waits for more, or sees the end, with a waker of its own.
+            let Poll::Ready(Some(_)) = Pin::new(&mut *deliveries).poll_peek(&mut without_waiting) else { break };
+            if !self.intake.rate_limiter().take() {
+                break;
             }
+            let Poll::Ready(Some(delivery)) = deliveries.poll_next_unpin(&mut without_waiting) else { break };
+            batch.push(self.guard(delivery, received_at));
         }
         drop(deliveries);
         self.check_safe_mode(batch)
@@ -96,11 +104,16 @@ impl SharedSubscription {
 
     /// The next delivery once the intake is open, and the lock on those that follow. Cancel-safe: no delivery is taken before it
     /// returns.
-    async fn next_while_open(&self) -> Option<(Delivery, MutexGuard<'_, BoxStream<'static, Delivery>>)> {
+    async fn next_while_open(&self) -> Option<(Delivery, MutexGuard<'_, Deliveries>)> {
         loop {
             self.intake.opened().await;
             let next = async {
                 let mut deliveries = self.deliveries.lock().await;
+                Pin::new(&mut *deliveries).peek().await?;
+                let rate_limiter = self.intake.rate_limiter();
+                while !rate_limiter.take() {
+                    rate_limiter.ready().await;
+                }
                 let first = deliveries.next().await?;
                 Some((first, deliveries))
             };

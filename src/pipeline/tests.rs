@@ -2,6 +2,7 @@
 
 mod ending;
 mod failures;
+mod flow_control;
 mod outages;
 mod publishing;
 mod subscriptions;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ConsumerContext, DecompressedBytes, DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Intake,
-    OnFailure, Pool, PublishOutage,
+    IntakeGate, OnFailure, Pool, PublishOutage, RateLimiter,
 };
 use crate::domain::OrderId;
+use crate::gate::Gate;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerWriter, OutageCause};
 use crate::message::{
@@ -254,6 +256,8 @@ struct ScriptedHandler {
     calls: AtomicUsize,
     /// Deferred log lines that were written.
     logged: Arc<AtomicUsize>,
+    /// A service that it calls.
+    service: Option<Gate>,
 }
 
 fn delay() -> crate::recovery::Delay {
@@ -333,9 +337,18 @@ impl Handler for ScriptedHandler {
                     Ok(HandlerOutput::finished(HandlerOutcome::Completed))
                 }
                 "hang" => std::future::pending().await,
+                "call" => {
+                    let service = self.service.as_ref().unwrap();
+                    input.ledger.suspend_deadline(service.opened()).await;
+                    Ok(HandlerOutput::finished(HandlerOutcome::Completed))
+                }
                 other => unreachable!("{other}"),
             }
         })
+    }
+
+    fn gates(&self) -> Vec<IntakeGate> {
+        self.service.clone().map(IntakeGate::Service).into_iter().collect()
     }
 
     fn dead_letter_without_copy(&self, input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {
@@ -396,6 +409,17 @@ impl TestEnv {
     }
 
     async fn start_with(workers: usize, prefetch: u16, on_failure: OnFailure) -> TestEnv {
+        let (handler, rate_limiter) = (ScriptedHandler::default(), Arc::default());
+        Self::start_limited(workers, prefetch, on_failure, handler, rate_limiter).await
+    }
+
+    async fn start_limited(
+        workers: usize,
+        prefetch: u16,
+        on_failure: OnFailure,
+        handler: ScriptedHandler,
+        rate_limiter: Arc<RateLimiter>,
+    ) -> TestEnv {
         let queue = Arc::new(FakeQueue::default());
         let publisher = Arc::new(FakePublisher {
             sent: Mutex::default(),
@@ -407,7 +431,7 @@ impl TestEnv {
             invalid: AtomicBool::new(false),
             invalid_key: "report.invalid",
         });
-        let (ledger, handler) = (Arc::new(MemoryLedger::default()), Arc::new(ScriptedHandler::default()));
+        let (ledger, handler) = (Arc::new(MemoryLedger::default()), Arc::new(handler));
         let counters = Arc::new(Counters::default());
         let (shutdown, drain) = (Shutdown::new(), CancellationToken::new());
         let context = ConsumerContext {
@@ -416,7 +440,7 @@ impl TestEnv {
             handler: Arc::clone(&handler) as Arc<dyn Handler>,
             publisher: Arc::new(SharedPublisher(Arc::clone(&publisher))),
             ledger: Arc::clone(&ledger) as Arc<dyn LedgerWriter>,
-            intake: Intake::new(ledger.state(), None),
+            intake: Intake::new(ledger.state(), handler.gates(), rate_limiter),
             outage: PublishOutage::default(),
             names: Arc::new(ExchangeNames::new("orders")),
             bindings: Vec::new(),

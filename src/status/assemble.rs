@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::recent::RecentActivity;
 use super::{Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts, StepStatus};
+use crate::config::Rate;
 use crate::ledger::StepAction;
 use crate::metrics::{CallEnd, CounterReading, Histogram, StepReading, conservation};
 
@@ -22,6 +23,8 @@ pub struct ConsumerReading {
     pub workers: u64,
     /// Deliveries that one worker processes at a time.
     pub prefetch: u64,
+    /// Its rate limit.
+    pub rate_limit: Option<Rate>,
     /// The delays of its retries; `None` for the failed-order consumer, which has none.
     pub delays: Option<Vec<String>>,
     /// When it was paused; `None` if it is not paused.
@@ -85,6 +88,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         workers_running: reading.pool.workers_running,
         workers_configured: consumer.workers,
         prefetch: consumer.prefetch,
+        rate_limit: consumer.rate_limit.map(|limit| limit.to_string()),
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
         oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
@@ -166,6 +170,7 @@ pub(super) mod tests {
             queue: format!("{name}_queue"),
             workers: 2,
             prefetch: 10,
+            rate_limit: None,
             delays: Some(Vec::new()),
             paused_since: None,
             reading,

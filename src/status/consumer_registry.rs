@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use crate::config::Consumer;
+use crate::config::{Consumer, Rate};
 use crate::metrics::Counters;
 
 /// One consumer and its counters.
@@ -21,6 +21,8 @@ pub struct RegisteredConsumer {
     pub workers: u64,
     /// Deliveries that one worker processes at a time.
     pub prefetch: u64,
+    /// Its rate limit, such as `200/s`.
+    pub rate_limit: Option<Rate>,
     /// The delays of its retries; `None` for the failed-order consumer.
     pub delays: Option<Vec<String>>,
     /// When it was paused; `None` if it is not paused.
@@ -40,6 +42,7 @@ impl RegisteredConsumer {
             queue: consumer.queue.clone(),
             workers: consumer.workers as u64,
             prefetch: u64::from(consumer.prefetch),
+            rate_limit: consumer.rate_limit,
             delays: (!consumer.handles_failures()).then(delays),
             paused_since: None,
             drains_former_queue: false,

@@ -198,6 +198,9 @@ pub struct ConsumerStatus {
     pub workers_configured: u64,
     /// Deliveries that one worker processes at a time.
     pub prefetch: u64,
+    /// How many deliveries it starts in a time at most, such as `200/s`; `None`: no limit.
+    #[serde(default)]
+    pub rate_limit: Option<String>,
     /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
     pub safe_mode: bool,
     /// Deliveries in flight.

@@ -275,6 +275,7 @@ fn read_consumer(consumer: &RegisteredConsumer, samples: &RecentSamples, uptime:
         queue: consumer.queue.clone(),
         workers: consumer.workers,
         prefetch: consumer.prefetch,
+        rate_limit: consumer.rate_limit,
         delays: consumer.delays.clone(),
         paused_since: consumer.paused_since,
         recent: samples.activity(&consumer.name, uptime, &reading),

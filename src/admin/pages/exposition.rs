@@ -200,6 +200,8 @@ impl SnapshotCollector {
             "Configured workers",
             consumers().map(|consumer| (labels(consumer), consumer.workers as f64)),
         )?;
+        let limits = consumers().filter_map(|consumer| Some((labels(consumer), consumer.rate_limit?.per_second())));
+        writer.gauges("rate_limit", "Deliveries that may be started per second, if that is limited", limits)?;
         let subscribed = consumers().map(|consumer| (labels(consumer), flag(pool(consumer).active_subscriptions > 0)));
         writer.gauges("subscribed", "1 if the consumer has a subscription that receives deliveries", subscribed)?;
         let paused = consumers().map(|consumer| (labels(consumer), flag(consumer.paused_since.is_some())));

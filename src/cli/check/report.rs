@@ -18,7 +18,7 @@
 //!     "management": {"user": "orderd", "commands": ["rabbitmqctl …"], "new_user_commands": []}, "producer": {"user": "shop", "commands": ["…"]}},
 //!   "consumers": [{
 //!     "name": "order", "queue": "order_queue", "handler": "order",
-//!     "workers": 4, "prefetch": 100, "slots": 400, "timeout_ms": 30000,
+//!     "workers": 4, "prefetch": 100, "slots": 400, "timeout_ms": 30000, "rate_limit": "200/s",
 //!     "retry": {
 //!       "immediate": 1, "max_age_ms": 86400000,
 //!       "delayed": [{"delay_ms": 1000, "after_ms": 1000, "queue": "order_queue.retry.1s"}],
@@ -31,7 +31,7 @@
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `retention_ms` if rows are kept forever, `connected` and `step_servers` without `--connect`. `settings` has the keys of the
+//! `rate_limit` without one, `retention_ms` if rows are kept forever, `connected` and `step_servers` without `--connect`. `settings` has the keys of the
 //! consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ use super::broker::BrokerReport;
 use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
 use super::step_servers::StepServerReport;
-use crate::config::{Config, Consumer, Loaded, Problem};
+use crate::config::{Config, Consumer, Loaded, Problem, Rate};
 use crate::formats::Format;
 use crate::topology::{Argument, Topology};
 
@@ -166,6 +166,8 @@ pub struct ConsumerReport {
     /// The handler's deadline.
     #[serde(rename = "timeout_ms", serialize_with = "millis")]
     pub timeout: Duration,
+    /// How many deliveries are started in a time at most; `None`: no limit.
+    pub rate_limit: Option<Rate>,
     /// How failures are retried; `None` for the failed-order consumer.
     pub retry: Option<RetrySchedule>,
     /// The handler's own keys, such as `faults`.
@@ -246,6 +248,7 @@ impl ConsumerReport {
             prefetch: consumer.prefetch,
             slots: consumer.slots(),
             timeout: consumer.timeout,
+            rate_limit: consumer.rate_limit,
             retry: is_retried.then(|| RetrySchedule::new(&consumer.queue, &consumer.retry, attempt)),
             handler_settings: consumer.handler_settings.keys(),
             handler_lines: format_line(name, consumer)

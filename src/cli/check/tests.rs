@@ -181,8 +181,19 @@ async fn json_has_the_documented_keys() {
     assert_eq!(keys, expected);
     let order = report["consumers"].as_array().unwrap().iter().find(|consumer| consumer["name"] == "order").unwrap();
     let keys: Vec<&str> = order.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected =
-        ["format", "handler", "name", "prefetch", "queue", "retry", "settings", "slots", "timeout_ms", "workers"];
+    let expected = [
+        "format",
+        "handler",
+        "name",
+        "prefetch",
+        "queue",
+        "rate_limit",
+        "retry",
+        "settings",
+        "slots",
+        "timeout_ms",
+        "workers",
+    ];
     assert_eq!(keys, expected);
     assert_eq!(order["retry"]["delayed"][1]["after_ms"], 11_000);
     assert_eq!(order["retry"]["worst_case_ms"], 311_000);

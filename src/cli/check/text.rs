@@ -110,7 +110,9 @@ fn write_consumers(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Res
             duration(consumer.timeout),
         ]);
     }
-    table::write(table, &Layout::default(), out)
+    table::write(table, &Layout::default(), out)?;
+    let limited = consumers.iter().filter_map(|consumer| Some((&consumer.name, consumer.rate_limit?)));
+    limited.into_iter().try_for_each(|(name, limit)| writeln!(out, "  {name} starts at most {limit}"))
 }
 
 fn write_retries(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {

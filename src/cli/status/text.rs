@@ -134,6 +134,12 @@ fn write_consumer_notes(
     if !safe_mode.is_empty() {
         notes.push(("SAFE MODE", format!("{safe_mode}: one delivery at a time, since deliveries keep coming back")));
     }
+    let limited =
+        consumers.iter().filter_map(|(name, consumer)| Some((escaped(name), consumer.rate_limit.as_deref()?)));
+    let limited: Vec<_> = limited.map(|(name, limit)| format!("{name} starts at most {}", escaped(limit))).collect();
+    if !limited.is_empty() {
+        notes.push(("rate limit", limited.join(", ")));
+    }
     let removed = names(consumers, |consumer| consumer.workers_configured == 0 && consumer.draining > 0);
     if !removed.is_empty() {
         notes.push(("removed", format!("{removed}: finishing deliveries in flight")));
@@ -254,7 +260,7 @@ mod tests {
             "rejected": 0, "in_flight": 1000, "problem": "\u{1b}[31m3 deliveries are neither settled nor in flight"});
         let quantiles = json!({"p50": 0.0487, "p95": 0.2274, "p99": 0.4937, "count": 5});
         let consumer = json!({"queue": "notification_queue", "subscribed": true, "workers_running": 1, "workers_configured": 16,
-            "prefetch": 1, "safe_mode": true, "in_flight": 1000, "oldest_in_flight_seconds": 0.478,
+            "prefetch": 1, "rate_limit": "200/s", "safe_mode": true, "in_flight": 1000, "oldest_in_flight_seconds": 0.478,
             "processed": 9_876_543, "duplicates": 12_345, "failed": 123_456, "failed_attempts": 1,
             "failures": [{"kind": "transient", "code": "a\u{9b}2J", "count": 1}], "retried": 1_234_567,
             "retries": {"10s": 1_234_000, "1m": 500, "10m": 60, "1h": 7}, "dead_lettered": 1234,
@@ -335,6 +341,7 @@ mod tests {
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "COUNTS DO NOT ADD UP",
             "SAFE MODE analytics, failed,",
+            "rate limit analytics starts at most 200/s, failed starts at most",
             "but PAUSED: priority",
             "priority PAUSED 1000 478ms",
             "PAUSED priority for 1h: takes no deliveries until `orderd resume priority`",

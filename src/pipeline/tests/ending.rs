@@ -158,7 +158,7 @@ async fn safe_mode_continues_in_the_pool_that_replaces_a_drained_one() {
         handler: Arc::clone(&env.handler) as Arc<dyn Handler>,
         publisher: Arc::new(SharedPublisher(Arc::clone(&env.publisher))),
         ledger: Arc::clone(&env.ledger) as Arc<dyn LedgerWriter>,
-        intake: Intake::new(env.ledger.state(), None),
+        intake: Intake::new(env.ledger.state(), Vec::new(), Arc::default()),
         outage: PublishOutage::default(),
         names: Arc::new(ExchangeNames::new("orders")),
         bindings: Vec::new(),

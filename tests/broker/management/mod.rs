@@ -78,7 +78,7 @@ fn start_pool(
         queue: QUEUE.into(),
         handler,
         publisher: Arc::new(connector.publisher()),
-        intake: Intake::new(ledger.state(), None),
+        intake: Intake::new(ledger.state(), Vec::new(), Arc::default()),
         outage: PublishOutage::default(),
         ledger: Arc::new(ledger),
         names: Arc::new(ExchangeNames::new("orders")),

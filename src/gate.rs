@@ -1,0 +1,145 @@
+//! A gate: whether work that needs something may begin now, soon, or only as a trial.
+//!
+//! Whoever watches the thing sets the gate, and those who begin work wait at it. It decides nothing.
+
+use std::future::pending;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// The state of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateState {
+    /// Work may begin.
+    Open,
+    /// Work may begin, as little as possible at a time: it shows whether the thing works again.
+    Trial,
+    /// No work may begin. From this time on it is as [`GateState::Trial`]; `None`: until the state is set again.
+    Closed(Option<Instant>),
+}
+
+/// Sets a gate.
+#[derive(Debug)]
+pub struct GateControl {
+    name: Arc<str>,
+    state: watch::Sender<GateState>,
+}
+
+/// A gate to wait at. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    name: Arc<str>,
+    state: watch::Receiver<GateState>,
+}
+
+impl GateControl {
+    /// An open gate. The name says what the work needs; for the log.
+    pub fn open(name: impl Into<Arc<str>>) -> Self {
+        GateControl { name: name.into(), state: watch::Sender::new(GateState::Open) }
+    }
+
+    /// Sets the state.
+    pub fn set(&self, state: GateState) {
+        self.state.send_if_modified(|current| std::mem::replace(current, state) != state);
+    }
+
+    /// The gate.
+    pub fn gate(&self) -> Gate {
+        Gate { name: Arc::clone(&self.name), state: self.state.subscribe() }
+    }
+}
+
+impl Gate {
+    /// What the work needs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether work may begin without being a trial.
+    pub fn is_open(&self) -> bool {
+        *self.state.borrow() == GateState::Open
+    }
+
+    /// Whether work may begin now.
+    pub fn is_passable(&self) -> bool {
+        match *self.state.borrow() {
+            GateState::Open | GateState::Trial => true,
+            GateState::Closed(until) => until.is_some_and(|until| until <= Instant::now()),
+        }
+    }
+
+    /// Resolves while work may begin without being a trial. Cancel-safe.
+    pub async fn opened(&self) {
+        self.wait_for(|state| state == GateState::Open).await;
+    }
+
+    /// Resolves while work may begin only as a trial, or not at all. Cancel-safe.
+    pub async fn not_open(&self) {
+        self.wait_for(|state| state != GateState::Open).await;
+    }
+
+    /// Resolves while work may begin. Cancel-safe.
+    pub async fn passable(&self) {
+        while !self.is_passable() {
+            let GateState::Closed(until) = *self.state.borrow() else { return };
+            let time_passed = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = time_passed => {}
+                () = self.wait_for(|state| state != GateState::Closed(until)) => {}
+            }
+        }
+    }
+
+    /// Resolves while no work may begin. Cancel-safe.
+    pub async fn closed(&self) {
+        self.wait_for(|state| match state {
+            GateState::Open | GateState::Trial => false,
+            GateState::Closed(until) => until.is_none_or(|until| until > Instant::now()),
+        })
+        .await;
+    }
+
+    async fn wait_for(&self, mut is_wanted: impl FnMut(GateState) -> bool) {
+        if self.state.clone().wait_for(|state| is_wanted(*state)).await.is_err() {
+            // The control was dropped, so the state cannot change any more.
+            pending().await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_that_is_closed_for_a_time_becomes_a_trial_by_itself() {
+        let control = GateControl::open("charge");
+        let gate = control.gate();
+        assert!(gate.is_open() && gate.closed().now_or_never().is_none());
+        let begun = Instant::now();
+        control.set(GateState::Closed(Some(begun + Duration::from_secs(10))));
+        assert!(gate.closed().now_or_never().is_some() && gate.not_open().now_or_never().is_some());
+        gate.passable().await;
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        assert!(gate.is_passable() && !gate.is_open() && gate.opened().now_or_never().is_none());
+        assert!(gate.closed().now_or_never().is_none());
+        control.set(GateState::Closed(None));
+        let opens_later = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            control.set(GateState::Open);
+        };
+        tokio::join!(gate.opened(), opens_later);
+        assert_eq!(begun.elapsed().as_secs(), 15);
+    }
+}
