@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use orderd::config::{Config, Sources};
 use orderd::files::{FILE_MODE, Rolling, Rotation};
-use orderd::handlers::{self, EventLog, HandlerDeps, LogChannel};
+use orderd::handlers::{self, EventLog, HandlerConsumer, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{
     ClaimAnswer, LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, Recorded, RunClaim, RunRecord,
@@ -139,6 +139,7 @@ async fn handler_deps(directory: &Path) -> HandlerDeps {
         event_log: open("analytics").await,
         channel: Arc::new(LogChannel { log: open("notifications").await }),
         claims: Arc::default(),
+        steps: orderd::steps::StepResources::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     }
 }
@@ -156,7 +157,11 @@ fn context(
         format: orderd::formats::Format::Own,
         consumer: name.into(),
         queue: queue.into(),
-        handler: handlers::build(name, &config.consumers[name].handler_settings, deps),
+        handler: handlers::build(
+            HandlerConsumer { name, workers: config.consumers[name].workers },
+            &config.consumers[name].handler_settings,
+            deps,
+        ),
         publisher: Arc::new(broker.clone()),
         ledger: Arc::clone(ledger),
         intake: intake.clone(),

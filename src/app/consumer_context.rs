@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::Consumer;
-use crate::handlers::{self, HandlerDeps, OriginConsumer};
+use crate::handlers::{self, HandlerConsumer, HandlerDeps, OriginConsumer};
 use crate::ledger::{Ledger, LedgerWriter, StepAction};
 use crate::message::Publisher;
 use crate::metrics::Counters;
@@ -50,8 +50,11 @@ pub(super) fn consumer_context(
         if consumer.handles_failures() { OnFailure::KeepRetrying } else { OnFailure::Forward(consumer.retry.clone()) };
     add_steps(consumer, &counters);
     let format = consumer.format.clone().unwrap_or_default();
-    let handler =
-        handlers::build(name, &consumer.handler_settings, &HandlerDeps { format: format.clone(), ..deps.clone() });
+    let handler = handlers::build(
+        HandlerConsumer { name, workers: consumer.workers },
+        &consumer.handler_settings,
+        &HandlerDeps { format: format.clone(), ..deps.clone() },
+    );
     ConsumerContext {
         consumer: name.into(),
         queue: consumer.queue.as_str().into(),

@@ -3,7 +3,7 @@
 //! ```text
 //! start:  admin listener → ledger → pauses → event files → topology → publisher → pools → management API poller
 //! run:    `daemon` carries out commands: reload (plan, then replace pools), pause, resume
-//! stop:   `stop`: pools stop consuming and settle → last confirms → ledger closed → event files → poller, admin listener
+//! stop:   `stop`: pools stop consuming and settle → last confirms → children of commands end → ledger closed → event files → poller, admin listener
 //! ```
 //! Each consumer that is not paused has a pool of workers, and each pool has a supervisor. `app` never processes a message.
 
@@ -53,6 +53,7 @@ use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, OutageCause};
 use crate::message::Publisher;
 use crate::shutdown::Shutdown;
+use crate::steps::{ChildProcesses, StepResources};
 use crate::systemd::ServiceNotifier;
 use crate::telemetry::LevelSwitch;
 
@@ -243,6 +244,10 @@ fn pool_deps(
         event_log: logs.analytics.clone(),
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         claims: Arc::default(),
+        steps: StepResources {
+            processes: ChildProcesses::new(),
+            breakers: observability.status_registry.breakers().clone(),
+        },
         origin_consumers: origin_consumers.subscribe(),
     };
     PoolDeps {

@@ -23,6 +23,7 @@ use crate::message::{Consumer, Publisher};
 use crate::pipeline::{ConsumerContext, Pool, RateLimiter, UnidentifiedDeliveries};
 use crate::shutdown::Shutdown;
 use crate::status::{RegisteredConsumer, StatusRegistry};
+use crate::steps::ChildProcesses;
 use crate::supervisor::{RestartPolicy, supervise};
 
 /// How long a pool that keeps dying is left stopped.
@@ -263,6 +264,11 @@ impl Pools {
             listed.insert(name.clone(), registered);
         }
         self.deps.status_registry.set_consumers(listed.into_values().collect());
+    }
+
+    /// The children of all commands.
+    pub fn processes(&self) -> ChildProcesses {
+        self.deps.handlers.steps.processes.clone()
     }
 
     /// Waits for all pools, which settle their deliveries once a shutdown has begun.

@@ -50,6 +50,9 @@ fn running(summary: &StatusSummary, publisher_connected: bool) -> Readiness {
             line.push_str(&format!("; {label}: {}", names.join(", ")));
         }
     }
+    if !summary.open_breakers.is_empty() {
+        line.push_str(&format!("; circuit breaker OPEN: {}", summary.open_breakers.join(", ")));
+    }
     if !publisher_connected {
         line.push_str("; no connection to publish on");
     }
@@ -71,6 +74,7 @@ mod tests {
             ledger_open: true,
             publisher_connected: Some(true),
             in_flight: 7,
+            open_breakers: Vec::new(),
             consumers: consumers.collect(),
         }
     }
@@ -86,6 +90,9 @@ mod tests {
         assert_eq!(line(&[("a", Active), ("b", Active)]), up("2 consumers, 7 in flight"));
         let degraded = [("a", Active), ("b", Paused), ("c", Lost), ("d", Lost)];
         assert_eq!(line(&degraded), up("4 consumers, 7 in flight; PAUSED: b; no subscription: c, d"));
+        let open_breakers = vec!["a/charge".to_owned()];
+        let without_service = StatusSummary { open_breakers, ..running_with(&[("a", Active)]) };
+        assert_eq!(readiness(&without_service), up("1 consumer, 7 in flight; circuit breaker OPEN: a/charge"));
         let disconnected = StatusSummary { publisher_connected: Some(false), ..running_with(&[("a", Active)]) };
         assert_eq!(readiness(&disconnected), up("1 consumer, 7 in flight; no connection to publish on"));
     }

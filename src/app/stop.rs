@@ -30,6 +30,7 @@ const MIN_STEP: Duration = Duration::from_secs(1);
 /// the ledger closes. Returns the names of the steps that did not end in time.
 pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) -> Vec<&'static str> {
     let Daemon { pools, observability, retention, ledger, logs, .. } = daemon;
+    let processes = pools.processes();
     let mut unfinished = Vec::new();
     // Cancel-safe: what is not finished then is released.
     tokio::select! {
@@ -43,6 +44,7 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
         warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
     }
     let mut steps = Steps::new(unfinished);
+    steps.finish("commands", processes.finish()).await;
     steps.finish("ledger", ledger.close()).await;
     observability.log_counts();
     steps.finish("retention", retention.finish()).await;

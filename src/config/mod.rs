@@ -51,4 +51,5 @@ pub use report::Problem;
 
 pub use secret::{read_token_file, token_in_file};
 pub use section::{Section, ValueParser};
+pub use serialize::duration as serialize_duration;
 pub use tls::client_files;

@@ -90,6 +90,11 @@ impl<'r> Section<'r> {
         self.report().warning(&self.path, message);
     }
 
+    /// Whether a key is given and was not taken yet.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.context.known_paths.borrow_mut().insert(self.key(key));

@@ -13,7 +13,11 @@ use crate::formats::Format;
 use crate::recovery::RetryPolicy;
 use crate::tls::{CertificateFiles, TlsFiles};
 
-pub(super) fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// A duration with its unit.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&duration::format(*value))
 }
 

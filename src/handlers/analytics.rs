@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::claim::Claims;
 use super::event_line::event_line;
 use super::notification::{last_word_of_routing_key, order_id_and_email};
-use super::{EventLog, HandlerDeps, HandlerFactory, append, body_failure};
+use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Currency, MAX_ITEMS, MAX_PRODUCT_BYTES, MAX_QUANTITY, OrderId, RuleError, Sale, TextField};
 use crate::ledger::{LedgerEntry, NewAnalytics, Recorded};
@@ -45,7 +45,7 @@ impl HandlerFactory for AnalyticsFactory {
 
     fn read(_section: &mut Section<'_>) {}
 
-    fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn build(_consumer: HandlerConsumer<'_>, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(AnalyticsHandler {
             event_log: deps.event_log.clone(),
             claims: Arc::clone(&deps.claims),

@@ -64,7 +64,7 @@ mod tests {
 
     use super::super::analytics::AnalyticsFactory;
     use super::super::notification::NotificationFactory;
-    use super::super::{EventLog, HandlerDeps, HandlerFactory, LogChannel};
+    use super::super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, LogChannel};
     use super::*;
     use crate::files::{FILE_MODE, Rolling, Rotation};
     use crate::ledger::memory::MemoryLedger;
@@ -120,10 +120,12 @@ mod tests {
             channel: Arc::new(LogChannel { log: event_log.clone() }),
             event_log,
             claims: Arc::default(),
+            steps: crate::steps::StepResources::default(),
             origin_consumers: watch::channel(BTreeMap::new()).1,
         };
-        let analytics = || AnalyticsFactory::build("analytics", &(), &deps);
-        let notification = || NotificationFactory::build("notification", &(), &deps);
+        let analytics = || AnalyticsFactory::build(HandlerConsumer { name: "analytics", workers: 1 }, &(), &deps);
+        let notification =
+            || NotificationFactory::build(HandlerConsumer { name: "notification", workers: 1 }, &(), &deps);
         let memory = MemoryLedger::default();
         let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
         for (name, [former, new]) in

@@ -37,11 +37,20 @@ pub trait HandlerFactory: Send + Sync + 'static {
     }
 
     /// Builds the handler of a consumer.
-    fn build(consumer: &str, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
+    fn build(consumer: HandlerConsumer<'_>, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
+}
+
+/// The consumer that a handler is built for.
+#[derive(Debug, Clone, Copy)]
+pub struct HandlerConsumer<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its workers.
+    pub workers: usize,
 }
 
 /// Builds the handler of a consumer; it has captured the settings.
-type Build = dyn Fn(&str, &HandlerDeps) -> Arc<dyn Handler> + Send + Sync;
+type Build = dyn Fn(HandlerConsumer<'_>, &HandlerDeps) -> Arc<dyn Handler> + Send + Sync;
 
 struct Constructor(Box<Build>);
 
@@ -59,7 +68,7 @@ impl<F: HandlerFactory> HandlerSpec for F {
         let keys = serde_json::to_value(&settings).expect("settings are structs of plain values");
         let lines = F::check_lines(consumer, &settings);
         let call_time = F::call_time(&settings);
-        let build = move |consumer: &str, deps: &HandlerDeps| F::build(consumer, &settings, deps);
+        let build = move |consumer: HandlerConsumer<'_>, deps: &HandlerDeps| F::build(consumer, &settings, deps);
         HandlerSettings::new(&keys, lines, Constructor(Box::new(build))).with_call_time(call_time)
     }
 }
@@ -69,7 +78,7 @@ impl<F: HandlerFactory> HandlerSpec for F {
 /// # Panics
 /// If the settings were not made by a [`HandlerFactory`]. Those of a loaded configuration were, since loading rejects unknown
 /// handlers.
-pub fn build(consumer: &str, settings: &HandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+pub fn build(consumer: HandlerConsumer<'_>, settings: &HandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
     let Constructor(build) = settings.constructor().expect("a handler factory made the settings");
     build(consumer, deps)
 }

@@ -32,7 +32,7 @@ use tokio::sync::watch;
 pub use claim::Claims;
 pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
-pub use factory::{HandlerFactory, build};
+pub use factory::{HandlerConsumer, HandlerFactory, build};
 pub use failed::{DeadLetteredEvent, OriginConsumer};
 pub use notification::{Channel, LogChannel};
 
@@ -41,6 +41,7 @@ use crate::formats::Format;
 use crate::message::{DocumentError, ExchangeNames, TrustedUsers};
 use crate::pipeline::{HandlerError, Interruption, LedgerAccess};
 use crate::recovery::{Failure, FailureKind};
+use crate::steps::StepResources;
 
 /// All handlers.
 pub const REGISTRY: HandlerRegistry = &[
@@ -73,6 +74,8 @@ pub struct HandlerDeps {
     pub channel: Arc<dyn Channel>,
     /// The messages that are being processed, so that two copies of one are never processed at the same time.
     pub claims: Arc<Claims>,
+    /// What the steps of all consumers share.
+    pub steps: StepResources,
     /// The consumers whose failures are retried or dead-lettered, by queue. A reload changes them.
     pub origin_consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
 }

@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::claim::Claims;
 use super::event_line::event_line;
-use super::{EventLog, HandlerDeps, HandlerFactory, append, body_failure};
+use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{OrderId, OtherFields, object_fields, text};
 use crate::files::FileState;
@@ -85,7 +85,7 @@ impl HandlerFactory for NotificationFactory {
 
     fn read(_section: &mut Section<'_>) {}
 
-    fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn build(_consumer: HandlerConsumer<'_>, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(NotificationHandler {
             channel: Arc::clone(&deps.channel),
             claims: Arc::clone(&deps.claims),

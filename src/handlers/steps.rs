@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::claim::Claims;
 use super::step_run::{StepRunInput, message_run, run_steps};
-use super::{HandlerDeps, HandlerFactory, body_failure};
+use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::message::ExchangeNames;
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::steps::{Engine, RunOutcome, StepsSettings};
 
 /// `handler = "steps"`
@@ -50,9 +50,9 @@ impl HandlerFactory for StepsFactory {
         settings.steps.longest()
     }
 
-    fn build(_consumer: &str, settings: &StepsHandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn build(consumer: HandlerConsumer<'_>, settings: &StepsHandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(StepsHandler {
-            engine: Engine::new(&settings.steps),
+            engine: Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps),
             names: Arc::clone(&deps.names),
             claims: Arc::clone(&deps.claims),
             max_body: deps.max_body,
@@ -83,5 +83,9 @@ impl StepsHandler {
 impl Handler for StepsHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.process(input))
+    }
+
+    fn gates(&self) -> Vec<IntakeGate> {
+        self.engine.gates().into_iter().map(IntakeGate::Service).collect()
     }
 }

@@ -339,7 +339,8 @@ impl Handler for ScriptedHandler {
                 "hang" => std::future::pending().await,
                 "call" => {
                     let service = self.service.as_ref().unwrap();
-                    input.ledger.suspend_deadline(service.opened()).await;
+                    let _suspended = input.ledger.suspend_deadline();
+                    service.opened().await;
                     Ok(HandlerOutput::finished(HandlerOutcome::Completed))
                 }
                 other => unreachable!("{other}"),

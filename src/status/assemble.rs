@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::recent::RecentActivity;
-use super::{Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts, StepStatus};
+use super::{
+    BreakerStatus, Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts, StepStatus,
+};
 use crate::config::Rate;
 use crate::ledger::StepAction;
 use crate::metrics::{CallEnd, CounterReading, Histogram, StepReading, conservation};
+use crate::steps::BreakerReading;
 
 /// A registered consumer with a reading of its counters.
 #[derive(Debug, Clone)]
@@ -25,6 +28,8 @@ pub struct ConsumerReading {
     pub prefetch: u64,
     /// Its rate limit.
     pub rate_limit: Option<Rate>,
+    /// The circuit breakers of its steps.
+    pub breakers: Vec<BreakerReading>,
     /// The delays of its retries; `None` for the failed-order consumer, which has none.
     pub delays: Option<Vec<String>>,
     /// When it was paused; `None` if it is not paused.
@@ -89,6 +94,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         workers_configured: consumer.workers,
         prefetch: consumer.prefetch,
         rate_limit: consumer.rate_limit.map(|limit| limit.to_string()),
+        breakers: consumer.breakers.iter().map(|breaker| (breaker.step.to_string(), breaker_status(breaker))).collect(),
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
         oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
@@ -133,6 +139,20 @@ fn step_status(step: &str, action: StepAction, reading: &StepReading) -> StepSta
     }
 }
 
+fn breaker_status(breaker: &BreakerReading) -> BreakerStatus {
+    let BreakerReading { consumer: _, step: _, state, since, openings, calls, failures, waiting, last_failure } =
+        breaker;
+    BreakerStatus {
+        state: state.as_str().to_owned(),
+        since: *since,
+        openings: *openings,
+        calls: *calls,
+        failures: *failures,
+        waiting: *waiting as u64,
+        last_failure: last_failure.clone(),
+    }
+}
+
 fn conservation(consumer: &ConsumerReading) -> Conservation {
     let counts = &consumer.reading.counts;
     let problem = conservation::check(counts, &consumer.reading.pool).err();
@@ -171,6 +191,7 @@ pub(super) mod tests {
             workers: 2,
             prefetch: 10,
             rate_limit: None,
+            breakers: Vec::new(),
             delays: Some(Vec::new()),
             paused_since: None,
             reading,

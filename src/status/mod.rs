@@ -201,6 +201,9 @@ pub struct ConsumerStatus {
     /// How many deliveries it starts in a time at most, such as `200/s`; `None`: no limit.
     #[serde(default)]
     pub rate_limit: Option<String>,
+    /// The circuit breakers of its steps, by step.
+    #[serde(default)]
+    pub breakers: BTreeMap<String, BreakerStatus>,
     /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
     pub safe_mode: bool,
     /// Deliveries in flight.
@@ -274,6 +277,25 @@ pub struct StepStatus {
     pub abandoned: u64,
     /// The durations of the calls that were not abandoned.
     pub call_seconds: Option<Quantiles>,
+}
+
+/// The circuit breaker of one step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BreakerStatus {
+    /// `closed`, `open`, `half_open` or `ramp_up`.
+    pub state: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// How often it has opened, failed trials included.
+    pub openings: u64,
+    /// Calls within its window.
+    pub calls: u32,
+    /// Those of them that failed.
+    pub failures: u32,
+    /// Deliveries in flight that wait to make a call.
+    pub waiting: u64,
+    /// The last failure that it has counted.
+    pub last_failure: Option<String>,
 }
 
 /// Deliveries whose senders should change something.

@@ -24,6 +24,7 @@ use crate::ledger::{LedgerMaintenance, LedgerState, Outage};
 use crate::metrics::Counters;
 use crate::reconcile::BrokerView;
 use crate::shutdown::Shutdown;
+use crate::steps::{BreakerReading, CircuitBreakers};
 use crate::watchdog::{Health, HeartbeatReading, Stuck};
 
 /// The ledger until it is open. Opening may take minutes, if it has to be migrated from an earlier version.
@@ -48,6 +49,7 @@ pub struct StatusRegistry {
     broker_view: watch::Receiver<Arc<BrokerView>>,
     shutdown: Shutdown,
     health: Health,
+    breakers: CircuitBreakers,
     samples: Mutex<RecentSamples>,
 }
 
@@ -82,6 +84,7 @@ impl StatusRegistry {
             broker_view,
             shutdown,
             health,
+            breakers: CircuitBreakers::default(),
             samples: Mutex::default(),
         }
     }
@@ -104,6 +107,11 @@ impl StatusRegistry {
     /// The counters of all consumers since the daemon started, removed ones included, by name.
     pub fn all_counters(&self) -> BTreeMap<String, Arc<Counters>> {
         self.consumers.all_counters()
+    }
+
+    /// The circuit breakers of all steps.
+    pub fn breakers(&self) -> &CircuitBreakers {
+        &self.breakers
     }
 
     /// Enters the result of a reload.
@@ -150,7 +158,9 @@ impl StatusRegistry {
         let uptime = self.started.elapsed();
         let readings: Vec<_> = {
             let samples = self.samples();
-            self.consumers().iter().map(|consumer| read_consumer(consumer, &samples, uptime)).collect()
+            let breakers = self.breakers.read();
+            let consumers = self.consumers();
+            consumers.iter().map(|consumer| read_consumer(consumer, &samples, uptime, &breakers)).collect()
         };
         let consumers = consumer_statuses(&readings);
         let daemon = self.daemon_status(&readings, uptime);
@@ -235,6 +245,7 @@ impl StatusRegistry {
             state: self.state(),
             ledger_open: self.ledger.get().is_some(),
             publisher_connected: self.publisher.get().map(|publisher| publisher.state().connected),
+            open_breakers: self.breakers.unavailable(),
             in_flight: self.all_counters().values().map(|counters| counters.counts().in_flight).sum(),
             consumers: configured
                 .map(|consumer| ConsumerSummary {
@@ -268,7 +279,12 @@ impl StatusRegistry {
     }
 }
 
-fn read_consumer(consumer: &RegisteredConsumer, samples: &RecentSamples, uptime: Duration) -> ConsumerReading {
+fn read_consumer(
+    consumer: &RegisteredConsumer,
+    samples: &RecentSamples,
+    uptime: Duration,
+    breakers: &[BreakerReading],
+) -> ConsumerReading {
     let reading = consumer.counters.read();
     ConsumerReading {
         name: consumer.name.clone(),
@@ -276,6 +292,7 @@ fn read_consumer(consumer: &RegisteredConsumer, samples: &RecentSamples, uptime:
         workers: consumer.workers,
         prefetch: consumer.prefetch,
         rate_limit: consumer.rate_limit,
+        breakers: breakers.iter().filter(|breaker| *breaker.consumer == *consumer.name).cloned().collect(),
         delays: consumer.delays.clone(),
         paused_since: consumer.paused_since,
         recent: samples.activity(&consumer.name, uptime, &reading),

@@ -16,6 +16,8 @@ pub struct StatusSummary {
     pub publisher_connected: Option<bool>,
     /// Deliveries in flight, of all consumers including removed ones.
     pub in_flight: u64,
+    /// Steps whose circuit breaker is not closed, as `<consumer>/<step>`.
+    pub open_breakers: Vec<String>,
     /// The configured consumers, ordered by name.
     pub consumers: Vec<ConsumerSummary>,
 }

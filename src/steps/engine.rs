@@ -13,17 +13,17 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value as Json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::claim::{Claimed, LEASE_MARGIN, after, claim};
+use super::engine_step::{CallPermit, EngineStep, StepResources};
 use super::events;
-use super::http::HttpService;
 use super::plan::{idempotency_key, next_step, next_undo};
 use super::request::{RunInput, body, message_json};
 use super::run_error::RunError;
-use super::service::{FailureCause, StepAnswer, StepCall, StepFailure, StepService};
-use super::settings::{ServiceSettings, StepSettings, StepsSettings};
+use super::service::{FailureCause, StepAnswer, StepCall, StepFailure};
+use super::settings::StepsSettings;
+use crate::gate::Gate;
 use crate::ledger::{
     CallOutcome, ClaimPurpose, EndedCall, LedgerWriter, NewOrder, Recorded, RecordedStep, RunRecord, RunRecorded,
     RunState, StepAction, StepCallEntry, StepRun, StepStatus,
@@ -35,15 +35,6 @@ use crate::recovery::{Failure, FailureKind};
 /// Calls the steps of one consumer's messages.
 pub struct Engine {
     pub(super) steps: Vec<EngineStep>,
-}
-
-pub(super) struct EngineStep {
-    name: Arc<str>,
-    settings: StepSettings,
-    pub(super) service: Arc<dyn StepService>,
-    pub(super) undo: Option<(Arc<dyn StepService>, Duration)>,
-    /// Its calls and those of its undo.
-    permits: Arc<Semaphore>,
 }
 
 /// What an engine needs for one message.
@@ -81,26 +72,17 @@ pub enum RunOutcome {
     NotAccepted(Recorded),
 }
 
-fn service(settings: &ServiceSettings, timeout: Duration, max_concurrent: usize) -> Arc<dyn StepService> {
-    match settings {
-        ServiceSettings::Http(http) => Arc::new(HttpService::new(http.clone(), timeout, max_concurrent)),
-    }
-}
-
 impl Engine {
-    /// Sets up the services of these steps.
-    pub fn new(settings: &StepsSettings) -> Self {
-        let step = |settings: &StepSettings| {
-            let service = |of: &ServiceSettings, timeout| service(of, timeout, settings.max_concurrent);
-            EngineStep {
-                name: settings.name.as_str().into(),
-                service: service(&settings.service, settings.timeout),
-                undo: settings.undo.as_ref().map(|undo| (service(&undo.service, undo.timeout), undo.timeout)),
-                permits: Arc::new(Semaphore::new(settings.max_concurrent)),
-                settings: settings.clone(),
-            }
-        };
-        Engine { steps: settings.0.iter().map(step).collect() }
+    /// Sets up the services of these steps. A command has at most as many children as the consumer has workers.
+    pub fn new(consumer: &str, workers: usize, settings: &StepsSettings, resources: &StepResources) -> Self {
+        let consumer: Arc<str> = consumer.into();
+        let steps = settings.0.iter().map(|step| EngineStep::new(&consumer, workers, step, resources));
+        Engine { steps: steps.collect() }
+    }
+
+    /// What closes the consumer's intake: a gate for each circuit breaker.
+    pub fn gates(&self) -> Vec<Gate> {
+        self.steps.iter().filter_map(|step| Some(step.breaker.as_ref()?.gate())).collect()
     }
 
     /// Calls the steps of a message that are not done, or undoes them if that was decided. `order` is accepted together with
@@ -161,28 +143,6 @@ impl Engine {
     }
 }
 
-impl EngineStep {
-    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).try_acquire_owned().ok()
-    }
-
-    /// Waits until one more call may be made.
-    async fn permit(&self, max_hold: Duration) -> Result<OwnedSemaphorePermit, RunError> {
-        match timeout(max_hold, Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed.
-            Ok(Err(_)) | Err(_) => Err(RunError::Held),
-        }
-    }
-
-    fn timeout(&self, action: StepAction) -> Duration {
-        match (action, &self.undo) {
-            (StepAction::Undo, Some((_, timeout))) => *timeout,
-            (StepAction::Undo, None) | (StepAction::Do, _) => self.settings.timeout,
-        }
-    }
-}
-
 /// A claimed run, while it is worked on.
 struct RunWork<'a> {
     engine: &'a Engine,
@@ -203,7 +163,7 @@ struct Change {
 
 impl<'a> RunWork<'a> {
     /// Calls what is not done, in order. `recorded` is the step whose first call is recorded already, with its permit.
-    async fn do_steps(&mut self, mut recorded: Option<(usize, OwnedSemaphorePermit)>) -> Result<(), RunError> {
+    async fn do_steps(&mut self, mut recorded: Option<(usize, CallPermit)>) -> Result<(), RunError> {
         let Some(mut index) = self.next() else {
             return self.record(None, self.all_done()).await;
         };
@@ -212,8 +172,7 @@ impl<'a> RunWork<'a> {
                 Some((recorded, permit)) if recorded == index => permit,
                 Some(_) | None => self.record_call(index, StepAction::Do).await?,
             };
-            let result = self.call(index, StepAction::Do).await?;
-            drop(permit);
+            let result = self.call(index, StepAction::Do, permit).await?;
             self.set_done(index, StepAction::Do, &result);
             let ended = self.ended(index, StepAction::Do, CallOutcome::Done { result });
             let Some(next) = self.next() else {
@@ -249,8 +208,7 @@ impl<'a> RunWork<'a> {
 
     async fn undo(&mut self, index: usize) -> Result<(), RunError> {
         let permit = self.record_call(index, StepAction::Undo).await?;
-        let result = self.call(index, StepAction::Undo).await?;
-        drop(permit);
+        let result = self.call(index, StepAction::Undo, permit).await?;
         self.set_done(index, StepAction::Undo, &result);
         let ended = self.ended(index, StepAction::Undo, CallOutcome::Done { result });
         let lease = Some(self.engine.steps[index].timeout(StepAction::Undo));
@@ -282,9 +240,9 @@ impl<'a> RunWork<'a> {
     }
 
     /// Waits until the call may be made, and records it.
-    async fn record_call(&mut self, index: usize, action: StepAction) -> Result<OwnedSemaphorePermit, RunError> {
+    async fn record_call(&mut self, index: usize, action: StepAction) -> Result<CallPermit, RunError> {
         let step = &self.engine.steps[index];
-        let permit = step.permit(self.access.max_hold).await?;
+        let permit = step.permit(self.access.max_hold).await.ok_or(RunError::Held)?;
         let entry = self.engine.entry(index, action, &self.input);
         let change = Change { next: Some(entry), lease: Some(step.timeout(action)), state: None };
         self.record(None, change).await?;
@@ -315,13 +273,15 @@ impl<'a> RunWork<'a> {
     }
 
     /// Makes a recorded call and publishes the events of its answer. Returns its result. A failure is recorded.
-    async fn call(&self, index: usize, action: StepAction) -> Result<String, RunError> {
+    async fn call(&self, index: usize, action: StepAction, permit: CallPermit) -> Result<String, RunError> {
         let step = &self.engine.steps[index];
         let recorded = self.run.steps.iter().find(|found| *found.step == *step.name && found.action == StepAction::Do);
         let round = recorded.map_or(self.run.round, |recorded| recorded.round);
         let key = idempotency_key(self.input.key, &step.name, action, round);
         let guard = self.access.counters.called(&step.name, action);
-        let result = match self.call_service(step, action, &key).await {
+        let answer = self.call_service(step, action, &key).await;
+        permit.ended(answer.as_ref().err());
+        let result = match answer {
             Ok(answer) => self.publish_events(step, &key, &answer).await?.map(|()| answer.result.get().to_owned()),
             Err(failure) => Err(failure),
         };

@@ -4,14 +4,19 @@
 //! settings  [[consumers.<name>.steps]], checked    when     the condition of a step
 //! engine    carries out a run: read it first       plan     what is called next: pure
 //! claim     one instance works on a run            request  what a step is called with
-//! events    what an answer asks to publish           run_error  why a run did not end
+//! events    what an answer asks to publish         run_error   why a run did not end
+//! engine_step  one step of the engine: its services, and when a call may be made
 //! service   the trait of what performs a step's calls      http/   an HTTP server      command/   child processes
+//! breaker   when a service is not called: pure             circuit_breaker   all of them: who waits, who may call
 //! ```
 //! It never decides on a retry of the message (`recovery` does) and never acks.
 
+mod breaker;
+mod circuit_breaker;
 mod claim;
 mod command;
 mod engine;
+mod engine_step;
 mod events;
 mod http;
 mod plan;
@@ -23,9 +28,12 @@ mod settings;
 mod tests;
 mod when;
 
+pub use breaker::{BreakerSettings, BreakerState, MIN_CALLS};
+pub use circuit_breaker::{BreakerReading, CircuitBreaker, CircuitBreakers};
 pub use claim::{Claimed, claim};
 pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings};
 pub use engine::{Engine, EventPublisher, RunAccess, RunOutcome};
+pub use engine_step::StepResources;
 pub use plan::left_to_undo;
 pub use request::{OrderInput, RunInput};
 pub use run_error::RunError;

@@ -5,11 +5,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+use super::breaker::BreakerSettings;
+use super::command::CommandSettings;
 use super::http::HttpSettings;
 use super::when::When;
-use crate::config::{Section, Value, duration, value_parser};
+use crate::config::{Section, Value, duration, serialize_duration, value_parser};
 use crate::topology::pattern;
 
 /// Most steps of one consumer.
@@ -50,8 +52,11 @@ pub struct StepSettings {
     pub when: When,
     /// Patterns of the routing keys that its events may have; default: none.
     pub emits: Vec<String>,
-    /// Calls that are made at the same time; default 64.
+    /// Calls that are made at the same time; default 64. Those of a command are also limited by the consumer's workers.
     pub max_concurrent: usize,
+    /// When it is not called because its service fails; `None`, the default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<BreakerSettings>,
     /// The longest time that the service may ask to wait; default 5 min.
     #[serde(serialize_with = "serialize_duration")]
     pub retry_after_max: Duration,
@@ -74,19 +79,24 @@ pub struct UndoSettings {
 pub enum ServiceSettings {
     /// An HTTP server.
     Http(HttpSettings),
-}
-
-fn serialize_duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&duration::format(*value))
+    /// A program.
+    #[serde(untagged)]
+    Command(CommandSettings),
 }
 
 impl ServiceSettings {
     /// Reads the one key that says what performs the step; `None` if it is missing or wrong, which is reported.
     fn read(section: &mut Section<'_>) -> Option<Self> {
-        match section.optional_section("http") {
-            Some(http) => HttpSettings::read(http).map(ServiceSettings::Http),
-            None => {
-                section.problem("http", "is missing: say what performs the step, http = { url = \"…\" }");
+        match (section.optional_section("http"), CommandSettings::read(section)) {
+            (Some(http), None) => HttpSettings::read(http).map(ServiceSettings::Http),
+            (None, Some(command)) => command.map(ServiceSettings::Command),
+            (Some(_), Some(_)) => {
+                section.problem("command", "cannot be combined with http: a step has one of them");
+                None
+            }
+            (None, None) => {
+                let problem = "is missing: say what performs the step, http = { url = \"…\" } or command = [\"/path/to/program\"]";
+                section.problem("http", problem);
                 None
             }
         }
@@ -96,6 +106,7 @@ impl ServiceSettings {
     fn shown(&self) -> String {
         match self {
             ServiceSettings::Http(http) => format!("POST {}", http.url),
+            ServiceSettings::Command(command) => format!("command {:?}", command.words[0]),
         }
     }
 }
@@ -160,6 +171,7 @@ impl StepSettings {
                 DEFAULT_MAX_CONCURRENT,
                 &value_parser::number(1..=MAX_CONCURRENT),
             ),
+            circuit_breaker: section.optional_section("circuit_breaker").map(BreakerSettings::read),
             retry_after_max: section.optional_or(
                 "retry_after_max",
                 DEFAULT_RETRY_AFTER_MAX,
@@ -183,6 +195,14 @@ impl StepSettings {
             self.service.shown(),
             duration::format(self.timeout)
         )
+    }
+
+    /// How many of its calls are made at the same time in a consumer with so many workers.
+    pub(super) fn calls_at_once(&self, workers: usize) -> usize {
+        match &self.service {
+            ServiceSettings::Http(_) => self.max_concurrent,
+            ServiceSettings::Command(_) => self.max_concurrent.min(workers),
+        }
     }
 
     /// Whether an event of its answers may have this routing key.

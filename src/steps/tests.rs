@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
-use super::engine::EngineStep;
+use super::engine_step::EngineStep;
 use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
@@ -104,7 +104,7 @@ impl Env {
     fn new() -> Self {
         let settings = settings::tests::read(CONFIG).expect("it is valid");
         let journal = Journal::default();
-        let mut engine = Engine::new(&settings);
+        let mut engine = Engine::new("order", 4, &settings, &StepResources::default());
         let (mut scripts, mut undo_scripts) = (Vec::new(), Vec::new());
         for EngineStep { service, undo, .. } in &mut engine.steps {
             let scripted = |scripts: &mut Vec<_>| {

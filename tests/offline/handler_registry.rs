@@ -15,11 +15,12 @@ use orderd::config::{
 use orderd::config_watcher;
 use orderd::control::Effect;
 use orderd::files::{FILE_MODE, Rolling, Rotation};
-use orderd::handlers::{self, EventLog, HandlerDeps, HandlerFactory, LogChannel};
+use orderd::handlers::{self, EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::message::{Delivery, DeliveryId, ExchangeNames, Message, TrustedUsers};
 use orderd::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, LedgerAccess, StepAccess};
 use orderd::recovery::{Failure, FailureKind};
+use orderd::steps::StepResources;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -63,7 +64,7 @@ impl HandlerFactory for GreeterFactory {
         vec![format!("consumer {consumer:?} says {text:?}, {times} times")]
     }
 
-    fn build(_consumer: &str, settings: &GreeterSettings, _deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn build(_consumer: HandlerConsumer<'_>, settings: &GreeterSettings, _deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(Greeter(settings.greeting.clone()))
     }
 }
@@ -118,9 +119,14 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         event_log: log.clone(),
         channel: Arc::new(LogChannel { log }),
         claims: Arc::default(),
+        steps: StepResources::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     };
-    let handler = handlers::build("visitor", &config.consumers["visitor"].handler_settings, &deps);
+    let handler = handlers::build(
+        HandlerConsumer { name: "visitor", workers: 1 },
+        &config.consumers["visitor"].handler_settings,
+        &deps,
+    );
     let delivery = Delivery {
         id: DeliveryId { connection: 1, tag: 1 },
         exchange: "orders".to_owned(),

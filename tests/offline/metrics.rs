@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use orderd::admin::exposition;
 use orderd::config::{Config, Sources};
@@ -14,6 +15,7 @@ use orderd::reconcile::BrokerView;
 use orderd::reconcile::{FindingKind, QueueRole, QueueView};
 use orderd::shutdown::Shutdown;
 use orderd::status::{RegisteredConsumer, StatusRegistry};
+use orderd::steps::BreakerSettings;
 use orderd::watchdog::Health;
 
 fn file(path: &str) -> String {
@@ -40,6 +42,8 @@ async fn scrape() -> String {
     registry.set_consumers(consumers.collect());
     registry.counters("order").steps().add(&"charge".into(), StepAction::Do);
     registry.set_ledger(ledger.clone());
+    let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
+    let _breaker = registry.breakers().breaker(&"order".into(), &"charge".into(), settings);
     let text = exposition(&Arc::new(registry));
     ledger.close().await;
     text

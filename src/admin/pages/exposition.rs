@@ -15,6 +15,7 @@ use crate::metrics::{CallEnd, Histogram, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
 use crate::status::{ConsumerReading, DaemonState, StatusRegistry, StatusSnapshot};
+use crate::steps::{BreakerReading, BreakerState};
 
 /// The `Content-Type` of the exposition.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -202,6 +203,22 @@ impl SnapshotCollector {
         )?;
         let limits = consumers().filter_map(|consumer| Some((labels(consumer), consumer.rate_limit?.per_second())));
         writer.gauges("rate_limit", "Deliveries that may be started per second, if that is limited", limits)?;
+        let breakers = || consumers().flat_map(|consumer| &consumer.breakers);
+        let states = breakers().flat_map(|breaker| {
+            let [consumer, step] = breaker_labels(breaker);
+            let state =
+                |state: BreakerState| ([consumer, step, ("state", state.as_str())], flag(breaker.state == state));
+            BreakerState::ALL.map(state)
+        });
+        writer.gauges(
+            "step_breaker_state",
+            "1 for the state of the step's circuit breaker, 0 for the others",
+            states,
+        )?;
+        let openings = breakers().map(|breaker| (breaker_labels(breaker), breaker.openings));
+        writer.counters("step_breaker_openings", "Times in which the step's circuit breaker opened", openings)?;
+        let waiting = breakers().map(|breaker| (breaker_labels(breaker), breaker.waiting as f64));
+        writer.gauges("step_breaker_waiting", "Deliveries that wait for the step's circuit breaker", waiting)?;
         let subscribed = consumers().map(|consumer| (labels(consumer), flag(pool(consumer).active_subscriptions > 0)));
         writer.gauges("subscribed", "1 if the consumer has a subscription that receives deliveries", subscribed)?;
         let paused = consumers().map(|consumer| (labels(consumer), flag(consumer.paused_since.is_some())));
@@ -292,6 +309,10 @@ type Label<'a> = (&'static str, &'a str);
 
 fn labels(consumer: &ConsumerReading) -> [Label<'_>; 2] {
     [("queue", &consumer.queue), ("consumer", &consumer.name)]
+}
+
+fn breaker_labels(breaker: &BreakerReading) -> [Label<'_>; 2] {
+    [("consumer", &breaker.consumer), ("step", &breaker.step)]
 }
 
 fn flag(value: bool) -> f64 {

@@ -8,6 +8,7 @@ mod order;
 mod permissions;
 mod report;
 mod schedule;
+mod step_commands;
 mod step_servers;
 mod text;
 
@@ -20,6 +21,7 @@ pub use broker::{AddressReport, BrokerReport};
 pub use permissions::PermissionsReport;
 pub use report::{CheckReport, ConsumerReport, TopologyReport};
 pub use schedule::{DelayedRetry, RetrySchedule};
+pub use step_commands::StepCommandReport;
 pub use step_servers::StepServerReport;
 
 use super::output::write_json;
@@ -35,7 +37,7 @@ const DEFAULT_USER: &str = "guest";
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct CheckArgs {
     /// Also compare the broker with the configuration (missing objects, differences, dangerous policies), and ask the servers of
-    /// steps
+    /// steps, and look for their programs
     #[arg(long)]
     pub connect: bool,
     /// Print only the commands that create orderd's user and a producer's, with the least permissions they need
@@ -142,6 +144,14 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
             }
         }
         report.step_servers = Some(servers);
+        let commands = step_commands::look(&loaded.config);
+        for StepCommandReport { step, error, .. } in &commands {
+            if let Some(error) = error {
+                writeln!(err, "error: {}", escaped(&format!("{step}: {error}")))?;
+                code = if code == Exit::Done { Exit::Config } else { code };
+            }
+        }
+        report.step_commands = Some(commands);
     }
     let known = report.connected.as_ref().and_then(BrokerReport::user_name);
     if let Some(warning) = shared_user(&loaded.config, known) {

@@ -26,13 +26,13 @@
 //!     },
 //!     "settings": {"faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}}
 //!   }],
-//!   "connected": null, "step_servers": null
+//!   "connected": null, "step_servers": null, "step_commands": null
 //! }
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `rate_limit` without one, `retention_ms` if rows are kept forever, `connected` and `step_servers` without `--connect`. `settings` has the keys of the
-//! consumer's handler, such as `faults` of the order handler.
+//! `rate_limit` without one, `retention_ms` if rows are kept forever, `connected`, `step_servers` and `step_commands` without
+//! `--connect`. `settings` has the keys of the consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -43,6 +43,7 @@ use serde_json::{Map, Value};
 use super::broker::BrokerReport;
 use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
+use super::step_commands::StepCommandReport;
 use super::step_servers::StepServerReport;
 use crate::config::{Config, Consumer, Loaded, Problem, Rate};
 use crate::formats::Format;
@@ -71,6 +72,8 @@ pub struct CheckReport {
     pub connected: Option<BrokerReport>,
     /// Which servers of steps accept connections; `None` without `--connect`.
     pub step_servers: Option<Vec<StepServerReport>>,
+    /// Whether the programs of steps are there; `None` without `--connect`.
+    pub step_commands: Option<Vec<StepCommandReport>>,
 }
 
 /// The broker's addresses, and the user orderd connects as.
@@ -197,6 +200,7 @@ impl CheckReport {
             consumers: config.consumers.iter().map(|(name, consumer)| ConsumerReport::new(name, consumer)).collect(),
             connected: None,
             step_servers: None,
+            step_commands: None,
         }
     }
 }

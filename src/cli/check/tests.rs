@@ -174,6 +174,7 @@ async fn json_has_the_documented_keys() {
         "permissions",
         "problems",
         "reload",
+        "step_commands",
         "step_servers",
         "topology",
         "warnings",

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::broker::BrokerReport;
 use super::report::{CheckReport, ConsumerReport, QueueReport, TopologyReport};
 use super::schedule::RetrySchedule;
+use super::step_commands::StepCommandReport;
 use super::step_servers::StepServerReport;
 use crate::chain::chain;
 use crate::cli::table::{self, Layout};
@@ -23,7 +24,8 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
     if let Some(broker) = &report.connected {
         write_broker(broker, out)?;
     }
-    write_step_servers(report.step_servers.as_deref().unwrap_or_default(), out)
+    write_step_servers(report.step_servers.as_deref().unwrap_or_default(), out)?;
+    write_step_commands(report.step_commands.as_deref().unwrap_or_default(), out)
 }
 
 fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
@@ -173,6 +175,16 @@ fn write_step_servers(servers: &[StepServerReport], out: &mut dyn Write) -> io::
     servers.iter().try_for_each(|StepServerReport { address, steps, error }| {
         let state = error.as_deref().unwrap_or("accepts connections");
         writeln!(out, "  {}: {} ({})", escaped(address), escaped(state), steps.join(", "))
+    })
+}
+
+fn write_step_commands(commands: &[StepCommandReport], out: &mut dyn Write) -> io::Result<()> {
+    if !commands.is_empty() {
+        writeln!(out, "\nprograms of steps")?;
+    }
+    commands.iter().try_for_each(|StepCommandReport { step, program, error }| {
+        let state = error.as_deref().unwrap_or("can be executed");
+        writeln!(out, "  {}: {} ({step})", escaped(program), escaped(state))
     })
 }
 

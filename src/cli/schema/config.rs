@@ -138,6 +138,9 @@ struct Consumer {
     #[schemars(range(min = 1, max = 65_535))]
     prefetch: Option<u64>,
     timeout: Option<Duration>,
+    /// "200/s", "30/m" or "off".
+    #[schemars(regex(pattern = "^([0-9]+ */ *[sm]|off)$"))]
+    rate_limit: Option<String>,
     retry: Option<Retry>,
     /// The shop's own services, called in this sequence.
     #[schemars(length(max = 16))]
@@ -152,7 +155,13 @@ struct Consumer {
 struct Step {
     #[schemars(regex(pattern = "^[a-z][a-z0-9_]{0,63}$"))]
     name: String,
-    http: HttpService,
+    /// Either http or command.
+    http: Option<HttpService>,
+    #[schemars(length(min = 1, max = 64))]
+    command: Option<Vec<String>>,
+    mode: Option<CommandMode>,
+    environment: Option<BTreeMap<String, String>>,
+    working_directory: Option<String>,
     timeout: Option<Duration>,
     undo: Option<Undo>,
     when: Option<When>,
@@ -161,6 +170,7 @@ struct Step {
     emits: Option<Vec<String>>,
     #[schemars(range(min = 1, max = 10_000))]
     max_concurrent: Option<u64>,
+    circuit_breaker: Option<CircuitBreaker>,
     retry_after_max: Option<Duration>,
 }
 
@@ -169,8 +179,33 @@ struct Step {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Undo {
-    http: HttpService,
+    /// Either http or command.
+    http: Option<HttpService>,
+    #[schemars(length(min = 1, max = 64))]
+    command: Option<Vec<String>>,
+    mode: Option<CommandMode>,
+    environment: Option<BTreeMap<String, String>>,
+    working_directory: Option<String>,
     timeout: Option<Duration>,
+}
+
+/// How a command performs calls.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum CommandMode {
+    LongLived,
+    PerMessage,
+}
+
+/// When a step is not called because its service fails.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct CircuitBreaker {
+    failures: Option<Fraction>,
+    window: Option<Duration>,
+    open: Option<Duration>,
 }
 
 /// An HTTP server that performs a step.

@@ -9,7 +9,7 @@ use super::{reload, tables};
 use crate::cli::text::{age, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
-use crate::status::{ConsumerStatus, DaemonState, OtherConsumer, ReadinessCheck, SenderCounts, Status};
+use crate::status::{BreakerStatus, ConsumerStatus, DaemonState, OtherConsumer, ReadinessCheck, SenderCounts, Status};
 
 /// Writes the whole status. Ages are relative to `now`.
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -129,6 +129,14 @@ fn write_consumer_notes(
     for (name, consumer) in consumers.iter().filter(|(_, consumer)| consumer.paused) {
         let age = consumer.paused_since.map_or_else(String::new, |since| format!(" for {}", age(since, now)));
         notes.push(("PAUSED", format!("{}{age}: takes no deliveries until `orderd resume {0}`", escaped(name))));
+    }
+    for (name, consumer) in consumers {
+        for (step, breaker) in consumer.breakers.iter().filter(|(_, breaker)| breaker.state != "closed") {
+            let BreakerStatus { state, since, waiting, last_failure, .. } = breaker;
+            let cause = last_failure.as_deref().map_or_else(String::new, |failure| format!(": {}", escaped(failure)));
+            let (name, step, state, age) = (escaped(name), escaped(step), escaped(state), age(*since, now));
+            notes.push(("BREAKER", format!("{name}/{step} {state} for {age}, {waiting} deliveries wait{cause}")));
+        }
     }
     let safe_mode = names(consumers, |consumer| consumer.safe_mode);
     if !safe_mode.is_empty() {
@@ -259,8 +267,10 @@ mod tests {
         let conservation = json!({"deliveries": 98_765_432, "succeeded": 98_765_000, "republished": 432, "released": 123_456,
             "rejected": 0, "in_flight": 1000, "problem": "\u{1b}[31m3 deliveries are neither settled nor in flight"});
         let quantiles = json!({"p50": 0.0487, "p95": 0.2274, "p99": 0.4937, "count": 5});
+        let breaker = json!({"state": "open", "since": "2026-11-22T08:00:00Z", "openings": 3, "calls": 10, "failures": 10,
+            "waiting": 4, "last_failure": "transient (http_503): \u{1b}[31m closed"});
         let consumer = json!({"queue": "notification_queue", "subscribed": true, "workers_running": 1, "workers_configured": 16,
-            "prefetch": 1, "rate_limit": "200/s", "safe_mode": true, "in_flight": 1000, "oldest_in_flight_seconds": 0.478,
+            "prefetch": 1, "rate_limit": "200/s", "safe_mode": true, "breakers": {"charge": breaker, "a\u{7}": breaker}, "in_flight": 1000, "oldest_in_flight_seconds": 0.478,
             "processed": 9_876_543, "duplicates": 12_345, "failed": 123_456, "failed_attempts": 1,
             "failures": [{"kind": "transient", "code": "a\u{9b}2J", "count": 1}], "retried": 1_234_567,
             "retries": {"10s": 1_234_000, "1m": 500, "10m": 60, "1h": 7}, "dead_lettered": 1234,
@@ -341,6 +351,7 @@ mod tests {
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "COUNTS DO NOT ADD UP",
             "SAFE MODE analytics, failed,",
+            "BREAKER order/charge open for 1h, 4 deliveries wait: transient (http_503)",
             "rate limit analytics starts at most 200/s, failed starts at most",
             "but PAUSED: priority",
             "priority PAUSED 1000 478ms",

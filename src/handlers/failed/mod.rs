@@ -19,7 +19,7 @@ use tracing::{error, warn};
 use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
-use super::{HandlerDeps, HandlerFactory};
+use super::{HandlerConsumer, HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
 use crate::formats::Format;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
@@ -56,7 +56,7 @@ impl HandlerFactory for FailedFactory {
 
     fn read(_section: &mut Section<'_>) {}
 
-    fn build(_consumer: &str, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn build(_consumer: HandlerConsumer<'_>, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(FailedHandler {
             names: Arc::clone(&deps.names),
             origin_consumers: deps.origin_consumers.clone(),

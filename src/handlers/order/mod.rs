@@ -23,14 +23,14 @@ use self::step_order::step_order;
 use super::claim::Claims;
 use super::event_publication::event;
 use super::step_run::{StepRunInput, order_run, run_steps};
-use super::{HandlerDeps, HandlerFactory, body_failure};
+use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderSummary};
 use crate::formats::{Format, OrderFaults};
 use crate::ledger::{LedgerEntry, NewOrder, Recorded};
 use crate::message::{ExchangeNames, Message, Publication};
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{Engine, OrderFacts, OrderInput, RunOutcome, StepsSettings};
 
@@ -71,13 +71,14 @@ impl HandlerFactory for OrderFactory {
         settings.steps.longest()
     }
 
-    fn build(consumer: &str, settings: &OrderSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn build(consumer: HandlerConsumer<'_>, settings: &OrderSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
         let faults = settings.faults;
         if faults.is_on() {
-            warn!(consumer, ?faults, "faults are injected on purpose: not for production");
+            warn!(consumer = consumer.name, ?faults, "faults are injected on purpose: not for production");
         }
-        let steps = (!settings.steps.is_empty())
-            .then(|| OrderSteps { engine: Engine::new(&settings.steps), claims: Arc::clone(&deps.claims) });
+        let engine = || Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps);
+        let steps =
+            (!settings.steps.is_empty()).then(|| OrderSteps { engine: engine(), claims: Arc::clone(&deps.claims) });
         let (names, max_body, format) = (Arc::clone(&deps.names), deps.max_body, deps.format.clone());
         Arc::new(OrderHandler { names, steps, on_conflict: settings.on_conflict, faults, max_body, format })
     }
@@ -207,6 +208,11 @@ impl OrderSteps {
 impl Handler for OrderHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(self.process(input))
+    }
+
+    fn gates(&self) -> Vec<IntakeGate> {
+        let gates = self.steps.iter().flat_map(|steps| steps.engine.gates());
+        gates.map(IntakeGate::Service).collect()
     }
 }
 

@@ -44,9 +44,6 @@ pub(super) enum CallError {
     /// The request is larger than any command gets.
     #[error("the request has more than {} bytes", super::protocol::MAX_REQUEST_BYTES)]
     RequestTooLarge,
-    /// The key cannot be passed to a process.
-    #[error("the idempotency key contains NUL, which no environment variable can hold; use mode = \"long_lived\"")]
-    NulInKey,
     /// It asked to be called again.
     #[error("{reason}")]
     Retry {
@@ -70,14 +67,14 @@ impl CallError {
             CallError::BadHello(_) => (Transient, "command_bad_hello", NotReached),
             CallError::Busy(_) => (Transient, "command_busy", NotReached),
             CallError::Exited(_) | CallError::Stopping => (Transient, "command_exited", Unanswered),
-            CallError::TimedOut(_) => (Transient, "command_timed_out", Unanswered),
+            // As the engine calls it, which may notice it first.
+            CallError::TimedOut(_) => (FailureKind::TimedOut, "step_timeout", Unanswered),
             CallError::MalformedAnswer(_) => (Transient, "command_malformed_answer", Unanswered),
             CallError::AnswerTooLarge(_) => (Transient, "command_answer_too_large", Unanswered),
             CallError::StderrFlood => (Transient, "command_stderr_flood", Unanswered),
             // It may have done a part of its work.
             CallError::Retry { .. } => (Transient, "command_retry", Unanswered),
             CallError::RequestTooLarge => (Permanent, "command_request_too_large", Refused),
-            CallError::NulInKey => (Permanent, "command_nul_in_key", Refused),
             CallError::Rejected(_) => (Permanent, "command_rejected", Refused),
         };
         // What the command says is the reason as it is.

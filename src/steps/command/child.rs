@@ -22,7 +22,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::CommandName;
-use super::call_error::CallError;
 use super::output_log::{Output, OutputLog, StderrReader};
 use super::settings::CommandSettings;
 
@@ -106,11 +105,7 @@ impl ChildStarter {
     }
 
     /// Starts a child, with these variables besides those of the settings.
-    pub(super) fn start(&self, variables: &[(&str, &str)]) -> Result<RunningChild, CallError> {
-        self.spawn(variables).map_err(CallError::NotStarted)
-    }
-
-    fn spawn(&self, variables: &[(&str, &str)]) -> io::Result<RunningChild> {
+    pub(super) fn start(&self, variables: &[(&str, &str)]) -> io::Result<RunningChild> {
         let (_, arguments) = self.settings.words.split_first().expect("checked: a command has at least the program");
         let mut child = Command::new(self.settings.executable()?)
             .args(arguments)

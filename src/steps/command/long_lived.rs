@@ -85,7 +85,7 @@ impl LongLivedChildren {
 
     async fn perform(&self, call: Call) {
         let Call { request, deadline, limit, answer } = call;
-        let mut ready = match self.take_idle() {
+        let mut ready = match self.take_idle().await {
             Some(ready) => ready,
             None => {
                 let mut starting = std::pin::pin!(self.start());
@@ -119,9 +119,11 @@ impl LongLivedChildren {
 
     /// A child that waits for a request. One that has ended meanwhile, or has written something without having been asked, is
     /// discarded.
-    fn take_idle(&self) -> Option<ReadyChild> {
+    async fn take_idle(&self) -> Option<ReadyChild> {
         loop {
             let mut ready = self.lock().idle.pop()?;
+            // The runtime notices meanwhile what has happened to the child and its output.
+            tokio::task::yield_now().await;
             let quiet = ready.child.stdout.fill_buf().now_or_never().is_none();
             if quiet && !ready.child.has_ended() {
                 return Some(ready);
@@ -142,7 +144,7 @@ impl LongLivedChildren {
         let start_at = self.lock().start_at;
         sleep_until(start_at).await;
         let started = async {
-            let mut child = self.starter.start(&[])?;
+            let mut child = self.starter.start(&[]).map_err(CallError::NotStarted)?;
             let problem = match timeout(READY_WAIT, read_line(&mut child.stdout, MAX_LINE_BYTES)).await {
                 Err(_) => CallError::NotReady(READY_WAIT),
                 Ok(Ok(line)) => match protocol::check_hello(&line) {

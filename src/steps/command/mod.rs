@@ -39,6 +39,9 @@ use self::child::ChildStarter;
 use self::long_lived::LongLivedChildren;
 use super::{StepAnswer, StepCall, StepFailure, StepService};
 
+/// How much earlier than the engine a call gives up.
+const MARGIN: Duration = Duration::from_millis(50);
+
 /// Which step a command performs; for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandName {
@@ -83,7 +86,8 @@ impl CommandService {
     /// Waits for a free child, then for its answer. A call that is dropped lets its child finish, so that no work is cut off
     /// because a connection to the broker is lost.
     async fn perform(&self, call: StepCall<'_>) -> Result<StepAnswer, CallError> {
-        let deadline = Instant::now() + call.timeout;
+        // Before the engine gives up the call, and with it what is known about its failure.
+        let deadline = Instant::now() + call.timeout - MARGIN.min(call.timeout / 10);
         let request = CommandRequest::new(call)?;
         let permit = self.permit(deadline, call.timeout).await?;
         match &self.children {

@@ -51,15 +51,12 @@ async fn perform(
     limit: Duration,
 ) -> Result<StepAnswer, CallError> {
     let CommandRequest { idempotency_key, traceparent, tracestate, body } = request;
-    if idempotency_key.contains('\0') {
-        return Err(CallError::NulInKey);
-    }
     let trace = [("TRACEPARENT", traceparent), ("TRACESTATE", tracestate)];
     // The trace context of a message can be any text.
     let trace = trace.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
     let mut variables: Vec<(&str, &str)> = trace.filter(|(_, value)| !value.contains('\0')).collect();
     variables.push(("IDEMPOTENCY_KEY", idempotency_key));
-    let mut child = starter.start(&variables)?;
+    let mut child = starter.start(&variables).map_err(CallError::NotStarted)?;
     let mut output = Vec::new();
     match timeout_at(deadline, run(&mut child, body, &mut output)).await {
         Ok(Ok(exit)) => read_outcome(exit, &output),

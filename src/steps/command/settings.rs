@@ -60,9 +60,10 @@ fn directory<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Erro
 }
 
 impl CommandSettings {
-    /// Takes the keys `command`, `mode`, `environment` and `working_directory`. `None` without a command, or with a wrong one,
-    /// which is reported.
-    pub fn read(section: &mut Section<'_>) -> Option<Self> {
+    /// Takes the keys `command`, `mode`, `environment` and `working_directory`. `None` without a command, `Some(None)` with a wrong
+    /// one, which is reported.
+    pub fn read(section: &mut Section<'_>) -> Option<Option<Self>> {
+        let is_given = section.has("command");
         let words = section.list("command", MAX_WORDS, &word);
         let modes = [("long_lived", CommandMode::LongLived), ("per_message", CommandMode::PerMessage)];
         let mode = section.optional("mode", &one_of(&modes));
@@ -74,10 +75,10 @@ impl CommandSettings {
                 ("environment", environment.is_some()),
                 ("working_directory", working_directory.is_some()),
             ];
-            for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
+            for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set && !is_given) {
                 section.problem(key, "has no effect without command");
             }
-            return None;
+            return is_given.then_some(None);
         };
         match words.first() {
             None => section.problem("command", "must have at least the program"),
@@ -87,11 +88,25 @@ impl CommandSettings {
             }
             Some(_) => {}
         }
-        (!words.is_empty()).then(|| CommandSettings {
+        Some((!words.is_empty()).then(|| CommandSettings {
             words,
             mode: mode.unwrap_or(CommandMode::LongLived),
             environment: environment.unwrap_or_default(),
             working_directory: working_directory.unwrap_or_else(|| DEFAULT_DIRECTORY.into()),
+        }))
+    }
+
+    /// The settings from the keys of a step as they are serialized; `None` if it has no command. Values of the environment are
+    /// redacted, so they cannot be started.
+    pub fn from_keys(step: &serde_json::Value) -> Option<Self> {
+        let texts = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let words: Vec<String> = step["command"].as_array()?.iter().filter_map(texts).collect();
+        let environment = step["environment"].as_object().into_iter().flatten();
+        (!words.is_empty()).then(|| CommandSettings {
+            words,
+            mode: CommandMode::LongLived,
+            environment: environment.map(|(name, _)| (name.clone(), Secret::new(""))).collect(),
+            working_directory: step["working_directory"].as_str().unwrap_or(DEFAULT_DIRECTORY).into(),
         })
     }
 

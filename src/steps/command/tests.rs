@@ -137,6 +137,14 @@ async fn field(service: &CommandService, order: &str, field: &str) -> String {
     }
 }
 
+/// The code of a call that must time out.
+async fn timed_out(service: &CommandService, timeout: Duration) -> String {
+    let failure = call(service, "ord-1", timeout).await.expect_err("it fails");
+    assert_eq!(failure.failure.kind, FailureKind::TimedOut, "{failure}");
+    assert!(failure.is_unavailable(), "{failure}");
+    failure.failure.code
+}
+
 /// The code of a call that must fail, once that was checked to be a transient failure which the circuit breaker counts.
 async fn transient(service: &CommandService, timeout: Duration) -> String {
     let failure = call(service, "ord-1", timeout).await.expect_err("it fails");

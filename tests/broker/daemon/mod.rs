@@ -3,6 +3,7 @@
 mod admin;
 mod as_root;
 mod backlog;
+mod command_steps;
 mod control;
 mod delivery_limit;
 mod drain;

@@ -51,7 +51,7 @@ async fn what_is_neither_success_nor_refusal_is_transient() {
     ] {
         assert_eq!(transient(&shell(&env, script), LONG).await, code, "{script}");
     }
-    assert_eq!(transient(&shell(&env, "sleep 600"), SHORT).await, "command_timed_out");
+    assert_eq!(timed_out(&shell(&env, "sleep 600"), SHORT).await, "step_timeout");
     let missing = env.service(&env.command(CommandMode::PerMessage, &["/nowhere/charge"]), 1);
     assert_eq!(transient(&missing, LONG).await, "command_not_started");
 }
@@ -62,14 +62,6 @@ async fn a_command_need_not_read_its_input() {
     let body = format!("{{\"order\":\"{}\"}}", "x".repeat(4 << 20));
     let answer = call_with(&shell(&env, "echo true"), "ord-1/charge", body, LONG).await.unwrap();
     assert_eq!(answer.result.get(), "true");
-}
-
-#[tokio::test]
-async fn a_key_that_no_variable_can_hold_is_a_permanent_failure() {
-    let env = TestEnv::new();
-    let service = shell(&env, "exit 0");
-    let failure = call_with(&service, "ord-\01/charge", "{}".to_owned(), LONG).await.unwrap_err().failure;
-    assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Permanent, "command_nul_in_key"));
 }
 
 #[tokio::test]
@@ -84,4 +76,22 @@ async fn a_process_that_keeps_the_output_open_does_not_delay_the_answer() {
     let escaped = env.written("escaped").await;
     assert!(is_running(&escaped), "only a service manager ends what has left the group");
     signal(&escaped, rustix::process::Signal::KILL);
+}
+
+#[tokio::test]
+async fn a_child_inherits_no_secret_and_no_open_file() {
+    let env = TestEnv::new();
+    let _open = fs::File::create(env.path("ledger")).unwrap();
+    let script = "tr '\\0' '\\n' < /proc/$$/environ > environment; ls -l /proc/$$/fd > files";
+    let mut settings = env.shell(CommandMode::PerMessage, script);
+    settings.environment.insert("SHOP".to_owned(), crate::config::Secret::new("s3cret"));
+    call(&env.service(&settings, 1), "ord-1", LONG).await.unwrap();
+    let environment = env.written("environment").await;
+    let names: Vec<_> = environment.lines().filter_map(|line| line.split('=').next()).collect();
+    assert!(std::env::vars_os().count() > 6, "this test has an environment of its own");
+    let allowed = ["PATH", "HOME", "LANG", "SHOP", "IDEMPOTENCY_KEY", "TRACEPARENT"];
+    assert!(names.contains(&"SHOP") && names.iter().all(|name| allowed.contains(name)), "{names:?}");
+    assert!(environment.contains("SHOP=s3cret"), "{environment}");
+    let files = env.written("files").await;
+    assert!(files.contains("pipe:") && !files.contains("ledger"), "{files}");
 }

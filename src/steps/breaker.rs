@@ -1,0 +1,490 @@
+//! When a step's service is called and when not: the state machine of a circuit breaker. Pure: the caller supplies the time.
+//!
+//! ```text
+//! closed ── too many calls fail ──► open ── time passes ──► half-open: one call
+//!   ▲                                ▲                        │ it fails │ it succeeds
+//!   │                                └────────────────────────┘          ▼
+//!   └───────── enough calls at the same time, or a window ────────── ramp-up: 2, 4, 8, … calls at the same time
+//! ```
+//! While it ramps up, too many failures open it again. In a shop with few orders it ends after the time of a window. The results of calls that were begun before it opened do not count.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::config::{Section, serialize_duration, value_parser};
+use crate::gate::GateState;
+
+/// A breaker that is closed does not open before so many calls within its window.
+pub const MIN_CALLS: u32 = 10;
+/// Calls at the same time when the ramp-up begins.
+const FIRST_RAMP: u32 = 2;
+/// The ramp-up ends after this many calls at the same time.
+const LAST_RAMP: u32 = 32;
+/// The window moves in steps of this part.
+const WINDOW_PARTS: u32 = 10;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// `circuit_breaker` of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct BreakerSettings {
+    /// The part of the calls within the window that must fail for it to open; above 0, at most 1; default 0.5.
+    pub failures: f64,
+    /// The time within which calls count; default 30 s.
+    #[serde(serialize_with = "serialize_duration")]
+    pub window: Duration,
+    /// How long it stays open before a call tries the service; default 10 s.
+    #[serde(serialize_with = "serialize_duration")]
+    pub open: Duration,
+}
+
+impl BreakerSettings {
+    /// Reads the section.
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let settings = BreakerSettings {
+            failures: section.optional_or("failures", 0.5, &value_parser::fraction),
+            window: section.optional_or("window", 30 * SECOND, &value_parser::duration(SECOND..=3600 * SECOND)),
+            // Well below the time for which the broker waits for an ack: a delivery may wait for the next trial.
+            open: section.optional_or("open", 10 * SECOND, &value_parser::duration(SECOND / 10..=120 * SECOND)),
+        };
+        if settings.failures == 0.0 {
+            section.problem("failures", "must be above 0: without any failure the service works");
+        }
+        section.finish();
+        settings
+    }
+}
+
+/// The state of a breaker, for display.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// All calls are made.
+    Closed,
+    /// No call is made.
+    Open,
+    /// One call tries the service.
+    HalfOpen,
+    /// Ever more calls are made at the same time.
+    RampUp,
+}
+
+impl BreakerState {
+    /// Every state.
+    pub const ALL: [BreakerState; 4] =
+        [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen, BreakerState::RampUp];
+
+    /// Its name in the status and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half_open",
+            BreakerState::RampUp => "ramp_up",
+        }
+    }
+}
+
+/// What a call says about the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallResult {
+    /// The service answered, also if it refused.
+    Answered,
+    /// The service seems to be out of order.
+    Failed,
+    /// Nobody waited for the end.
+    Abandoned,
+}
+
+/// When a call that may not be made now may be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// At this time.
+    Until(Instant),
+    /// When the state changes.
+    ForChange,
+}
+
+/// A call that may be made; handed back when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    generation: u64,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    settings: BreakerSettings,
+    phase: Phase,
+    window: Window,
+    /// One more each time it opens and each time it half-opens.
+    generation: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Closed,
+    Open { until: Instant },
+    HalfOpen { is_tried: bool },
+    RampUp { limit: u32, in_flight: u32, answered: u32, until: Instant },
+}
+
+impl Breaker {
+    pub(super) fn new(settings: BreakerSettings, now: Instant) -> Self {
+        Breaker { settings, phase: Phase::Closed, window: Window::new(settings.window, now), generation: 0 }
+    }
+
+    /// Changes the settings and keeps the state. One that is open stays so for at most the new time.
+    pub(super) fn set(&mut self, settings: BreakerSettings, now: Instant) {
+        if settings.window != self.settings.window {
+            self.window = Window::new(settings.window, now);
+        }
+        if let Phase::Open { until } = &mut self.phase {
+            *until = (*until).min(now + settings.open);
+        }
+        self.settings = settings;
+    }
+
+    pub(super) fn state(&self) -> BreakerState {
+        match self.phase {
+            Phase::Closed => BreakerState::Closed,
+            Phase::Open { .. } => BreakerState::Open,
+            Phase::HalfOpen { .. } => BreakerState::HalfOpen,
+            Phase::RampUp { .. } => BreakerState::RampUp,
+        }
+    }
+
+    /// Whether more deliveries may be started, if this many already wait to make a call.
+    pub(super) fn gate(&self, waiting: usize) -> GateState {
+        match self.phase {
+            Phase::Closed => GateState::Open,
+            // One of those that wait tries the service.
+            Phase::Open { .. } | Phase::HalfOpen { .. } | Phase::RampUp { .. } if waiting > 0 => {
+                GateState::Closed(None)
+            }
+            Phase::Open { until } => GateState::Closed(Some(until)),
+            Phase::HalfOpen { is_tried: true } => GateState::Closed(None),
+            Phase::HalfOpen { is_tried: false } | Phase::RampUp { .. } => GateState::Trial,
+        }
+    }
+
+    /// Ends a ramp-up that has lasted long enough.
+    pub(super) fn advance(&mut self, now: Instant) {
+        if let Phase::RampUp { until, .. } = self.phase
+            && now >= until
+        {
+            self.phase = Phase::Closed;
+        }
+    }
+
+    /// Begins a call, if one may be made now.
+    pub(super) fn begin(&mut self, now: Instant) -> Result<Ticket, Wait> {
+        self.advance(now);
+        match &mut self.phase {
+            Phase::Closed => {}
+            Phase::Open { until } if now < *until => return Err(Wait::Until(*until)),
+            Phase::Open { .. } => {
+                self.generation += 1;
+                self.phase = Phase::HalfOpen { is_tried: true };
+            }
+            Phase::HalfOpen { is_tried: true } => return Err(Wait::ForChange),
+            Phase::HalfOpen { is_tried } => *is_tried = true,
+            Phase::RampUp { limit, in_flight, .. } if *in_flight < *limit => *in_flight += 1,
+            Phase::RampUp { until, .. } => return Err(Wait::Until(*until)),
+        }
+        Ok(Ticket { generation: self.generation })
+    }
+
+    /// Ends a call.
+    pub(super) fn end(&mut self, ticket: Ticket, result: CallResult, now: Instant) {
+        if ticket.generation != self.generation {
+            return;
+        }
+        self.advance(now);
+        match result {
+            CallResult::Answered => self.window.add(false, now),
+            CallResult::Failed => self.window.add(true, now),
+            CallResult::Abandoned => {}
+        }
+        match (&mut self.phase, result) {
+            (Phase::Closed, _) => {
+                if self.fails_too_often(MIN_CALLS, now) {
+                    self.open(now);
+                }
+            }
+            // A call begun in this generation has left it only by its end.
+            (Phase::Open { .. }, _) => {}
+            (Phase::HalfOpen { .. }, CallResult::Answered) => {
+                self.window = Window::new(self.settings.window, now);
+                self.window.add(false, now);
+                let until = now + self.settings.window;
+                self.phase = Phase::RampUp { limit: FIRST_RAMP, in_flight: 0, answered: 0, until };
+            }
+            (Phase::HalfOpen { .. }, CallResult::Failed) => self.open(now),
+            (Phase::HalfOpen { is_tried }, CallResult::Abandoned) => *is_tried = false,
+            (Phase::RampUp { limit, in_flight, answered, until: _ }, result) => {
+                *in_flight = in_flight.saturating_sub(1);
+                if result == CallResult::Answered {
+                    *answered += 1;
+                }
+                if *answered >= *limit {
+                    (*limit, *answered) = (*limit * 2, 0);
+                }
+                if *limit > LAST_RAMP {
+                    self.phase = Phase::Closed;
+                } else if result == CallResult::Failed && self.fails_too_often(1, now) {
+                    self.open(now);
+                }
+            }
+        }
+    }
+
+    /// Calls and failures within the window.
+    pub(super) fn counts(&mut self, now: Instant) -> (u32, u32) {
+        self.window.counts(now)
+    }
+
+    fn fails_too_often(&mut self, min_calls: u32, now: Instant) -> bool {
+        let (calls, failures) = self.window.counts(now);
+        calls >= min_calls && f64::from(failures) >= self.settings.failures * f64::from(calls)
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.generation += 1;
+        self.phase = Phase::Open { until: now + self.settings.open };
+        self.window = Window::new(self.settings.window, now);
+    }
+}
+
+/// Counts the calls of the last time, in parts of it.
+#[derive(Debug)]
+struct Window {
+    part: Duration,
+    /// When the last part began.
+    began: Instant,
+    /// Calls and failures of each part, the last one first.
+    parts: [(u32, u32); WINDOW_PARTS as usize],
+}
+
+impl Window {
+    fn new(length: Duration, now: Instant) -> Self {
+        Window { part: length / WINDOW_PARTS, began: now, parts: [(0, 0); WINDOW_PARTS as usize] }
+    }
+
+    fn add(&mut self, failed: bool, now: Instant) {
+        self.advance(now);
+        let (calls, failures) = &mut self.parts[0];
+        *calls = calls.saturating_add(1);
+        *failures = failures.saturating_add(u32::from(failed));
+    }
+
+    fn counts(&mut self, now: Instant) -> (u32, u32) {
+        self.advance(now);
+        self.parts.iter().fold((0, 0), |(calls, failures), part| {
+            (u32::saturating_add(calls, part.0), u32::saturating_add(failures, part.1))
+        })
+    }
+
+    fn advance(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.began).as_nanos() / self.part.as_nanos().max(1);
+        const PARTS: usize = WINDOW_PARTS as usize;
+        let shift = usize::try_from(passed).unwrap_or(usize::MAX).min(PARTS);
+        if shift == 0 {
+            return;
+        }
+        self.parts.rotate_right(shift % PARTS);
+        self.parts[..shift].fill((0, 0));
+        self.began = if shift == PARTS { now } else { self.began + self.part * shift as u32 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: BreakerSettings =
+        BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
+
+    /// One line of a table: at a time in seconds, something happens, and then the breaker is in this state.
+    enum Do {
+        /// So many calls begin and end so.
+        Calls(u32, CallResult),
+        /// A call begins; its number is used later.
+        Begin(usize),
+        /// No call may begin.
+        Refused,
+        /// The call of this number ends so.
+        End(usize, CallResult),
+    }
+    use BreakerState as State;
+    use CallResult::{Abandoned, Answered, Failed};
+    use Do::{Begin, Calls, End, Refused};
+
+    fn play(settings: BreakerSettings, table: &[(u64, Do, State)]) {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(settings, start);
+        let mut tickets = std::collections::BTreeMap::new();
+        for (line, (seconds, action, state)) in table.iter().enumerate() {
+            let now = start + Duration::from_secs(*seconds);
+            match action {
+                Calls(count, result) => (0..*count).for_each(|_| {
+                    let ticket = breaker.begin(now).unwrap_or_else(|_| panic!("line {line}: a call may be made"));
+                    breaker.end(ticket, *result, now);
+                }),
+                Begin(number) => {
+                    tickets.insert(*number, breaker.begin(now).unwrap_or_else(|_| panic!("line {line}: may begin")));
+                }
+                Refused => assert!(breaker.begin(now).is_err(), "line {line}: no call may be made"),
+                End(number, result) => breaker.end(tickets[number], *result, now),
+            }
+            assert_eq!(breaker.state(), *state, "line {line}");
+        }
+    }
+
+    #[test]
+    fn it_opens_when_half_of_at_least_ten_calls_fail() {
+        play(
+            SETTINGS,
+            &[(0, Calls(9, Failed), State::Closed), (0, Calls(1, Failed), State::Open), (9, Refused, State::Open)],
+        );
+        play(
+            SETTINGS,
+            &[
+                (0, Calls(6, Answered), State::Closed),
+                (1, Calls(5, Failed), State::Closed),
+                (2, Calls(1, Failed), State::Open),
+            ],
+        );
+        play(SETTINGS, &[(0, Calls(1000, Answered), State::Closed), (1, Calls(999, Failed), State::Closed)]);
+    }
+
+    #[test]
+    fn what_is_older_than_the_window_does_not_count() {
+        play(
+            SETTINGS,
+            &[
+                (0, Calls(9, Failed), State::Closed),
+                (31, Calls(1, Failed), State::Closed),
+                (40, Calls(8, Failed), State::Closed),
+                (41, Calls(1, Failed), State::Open),
+            ],
+        );
+        // A slow service: fewer calls than needed within any window.
+        play(SETTINGS, &(0..20).map(|call| (call * 4, Calls(1, Failed), State::Closed)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn after_a_time_one_call_tries_and_a_failure_opens_it_again() {
+        play(
+            SETTINGS,
+            &[
+                (0, Calls(10, Failed), State::Open),
+                (10, Begin(1), State::HalfOpen),
+                (10, Refused, State::HalfOpen),
+                (12, End(1, Failed), State::Open),
+                (21, Refused, State::Open),
+                (22, Begin(2), State::HalfOpen),
+                (23, End(2, Abandoned), State::HalfOpen),
+                (23, Begin(3), State::HalfOpen),
+                (24, End(3, Answered), State::RampUp),
+            ],
+        );
+    }
+
+    #[test]
+    fn it_ramps_up_and_closes_again() {
+        let opened = |rest: Vec<(u64, Do, State)>| {
+            let start = vec![(0, Calls(10, Failed), State::Open), (10, Calls(1, Answered), State::RampUp)];
+            start.into_iter().chain(rest).collect::<Vec<_>>()
+        };
+        play(
+            SETTINGS,
+            &opened(vec![
+                (10, Begin(1), State::RampUp),
+                (10, Begin(2), State::RampUp),
+                (10, Refused, State::RampUp),
+                (11, End(1, Answered), State::RampUp),
+                (11, End(2, Answered), State::RampUp),
+                (11, Begin(3), State::RampUp),
+                (11, Begin(4), State::RampUp),
+                (11, Begin(5), State::RampUp),
+                (11, Begin(6), State::RampUp),
+                (11, Refused, State::RampUp),
+                (12, End(3, Abandoned), State::RampUp),
+                (12, Calls(3 + 8 + 16, Answered), State::RampUp),
+                (12, Calls(32, Answered), State::RampUp),
+                (12, Calls(1, Answered), State::Closed),
+                (12, End(4, Failed), State::Closed),
+            ]),
+        );
+        // The first call that fails is half of two.
+        play(SETTINGS, &opened(vec![(10, Calls(1, Failed), State::Open)]));
+        play(SETTINGS, &opened(vec![(10, Calls(2, Answered), State::RampUp), (10, Calls(1, Failed), State::RampUp)]));
+    }
+
+    #[test]
+    fn a_ramp_up_with_few_calls_ends_after_a_window() {
+        play(
+            SETTINGS,
+            &[
+                (0, Calls(10, Failed), State::Open),
+                (10, Calls(1, Answered), State::RampUp),
+                (30, Calls(1, Answered), State::RampUp),
+                (40, Calls(1, Answered), State::Closed),
+            ],
+        );
+    }
+
+    #[test]
+    fn calls_begun_before_it_opened_change_nothing() {
+        play(
+            SETTINGS,
+            &[
+                (0, Begin(1), State::Closed),
+                (0, Begin(2), State::Closed),
+                (0, Begin(3), State::Closed),
+                (0, Calls(10, Failed), State::Open),
+                (5, End(1, Answered), State::Open),
+                (10, Begin(4), State::HalfOpen),
+                (11, End(2, Failed), State::HalfOpen),
+                (11, End(4, Answered), State::RampUp),
+                (12, End(3, Failed), State::RampUp),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_change_of_settings_keeps_the_state() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(SETTINGS, start);
+        (0..10).for_each(|_| {
+            let ticket = breaker.begin(start).unwrap();
+            breaker.end(ticket, Failed, start);
+        });
+        assert_eq!(breaker.begin(start), Err(Wait::Until(start + SETTINGS.open)));
+        breaker.set(BreakerSettings { open: SECOND, ..SETTINGS }, start);
+        assert_eq!(breaker.begin(start), Err(Wait::Until(start + SECOND)));
+        breaker.set(BreakerSettings { open: 60 * SECOND, ..SETTINGS }, start);
+        assert_eq!(breaker.begin(start), Err(Wait::Until(start + SECOND)));
+    }
+
+    #[test]
+    fn deliveries_are_started_only_if_none_waits_to_try_the_service() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(SETTINGS, start);
+        assert_eq!((breaker.gate(0), breaker.gate(9)), (GateState::Open, GateState::Open));
+        for _ in 0..10 {
+            let ticket = breaker.begin(start).unwrap();
+            breaker.end(ticket, Failed, start);
+        }
+        let until = start + SETTINGS.open;
+        assert_eq!((breaker.gate(0), breaker.gate(1)), (GateState::Closed(Some(until)), GateState::Closed(None)));
+        let ticket = breaker.begin(until).unwrap();
+        assert_eq!(breaker.gate(0), GateState::Closed(None), "a call tries it");
+        breaker.end(ticket, Abandoned, until);
+        assert_eq!((breaker.gate(0), breaker.gate(1)), (GateState::Trial, GateState::Closed(None)));
+        let ticket = breaker.begin(until).unwrap();
+        breaker.end(ticket, Answered, until);
+        assert_eq!((breaker.gate(0), breaker.gate(1)), (GateState::Trial, GateState::Closed(None)));
+    }
+}

@@ -1,0 +1,352 @@
+//! The circuit breakers of all steps: who may call, who waits, and what the intake, the log and the status are shown.
+//!
+//! When a breaker opens and closes is decided in `breaker`. A breaker belongs to a consumer's name and a step's name, so that a
+//! reload keeps its state; it ends with the last handler that uses it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::breaker::{Breaker, BreakerSettings, BreakerState, CallResult, Ticket, Wait};
+use super::service::StepFailure;
+use crate::gate::{Gate, GateControl};
+use crate::telemetry::RepeatedLog;
+
+/// Breakers that open, by consumer and step.
+static OPENED: RepeatedLog = RepeatedLog::new();
+
+/// Breakers by consumer and step.
+type BreakersByStep = BTreeMap<(Arc<str>, Arc<str>), Weak<CircuitBreaker>>;
+
+/// All circuit breakers. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct CircuitBreakers(Arc<Mutex<BreakersByStep>>);
+
+/// The circuit breaker of one step: of its calls and of those of its undo.
+#[derive(Debug)]
+pub struct CircuitBreaker {
+    consumer: Arc<str>,
+    step: Arc<str>,
+    state: Mutex<SharedState>,
+    gate: GateControl,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct SharedState {
+    breaker: Breaker,
+    /// Deliveries that wait to make a call.
+    waiting: usize,
+    since: Timestamp,
+    openings: u64,
+    last_failure: Option<String>,
+}
+
+/// What the status shows about a breaker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BreakerReading {
+    /// The consumer's name.
+    pub consumer: Arc<str>,
+    /// The step's name.
+    pub step: Arc<str>,
+    /// Its state.
+    pub state: BreakerState,
+    /// Since when.
+    pub since: Timestamp,
+    /// How often it has opened, failed trials included.
+    pub openings: u64,
+    /// Calls within the window.
+    pub calls: u32,
+    /// Those that failed.
+    pub failures: u32,
+    /// Deliveries that wait to make a call.
+    pub waiting: usize,
+    /// The last failure that it has counted.
+    pub last_failure: Option<String>,
+}
+
+impl CircuitBreakers {
+    /// The breaker of a step, with these settings from now on.
+    pub fn breaker(&self, consumer: &Arc<str>, step: &Arc<str>, settings: BreakerSettings) -> Arc<CircuitBreaker> {
+        let mut breakers = self.lock();
+        breakers.retain(|_, breaker| breaker.strong_count() > 0);
+        let key = (Arc::clone(consumer), Arc::clone(step));
+        if let Some(breaker) = breakers.get(&key).and_then(Weak::upgrade) {
+            breaker.change(|state, now| state.breaker.set(settings, now));
+            breaker.changed.notify_waiters();
+            return breaker;
+        }
+        let breaker = Arc::new(CircuitBreaker::new(Arc::clone(consumer), Arc::clone(step), settings));
+        breakers.insert(key, Arc::downgrade(&breaker));
+        breaker
+    }
+
+    /// What all breakers do now, ordered by consumer and step.
+    pub fn read(&self) -> Vec<BreakerReading> {
+        let breakers: Vec<_> = self.lock().values().filter_map(Weak::upgrade).collect();
+        breakers.iter().map(|breaker| breaker.read()).collect()
+    }
+
+    /// The steps whose breaker is not closed, as `<consumer>/<step>`, in this order.
+    pub fn unavailable(&self) -> Vec<String> {
+        let unavailable = self.read().into_iter().filter(|breaker| breaker.state != BreakerState::Closed);
+        unavailable.map(|breaker| format!("{}/{}", breaker.consumer, breaker.step)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BreakersByStep> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CircuitBreaker {
+    fn new(consumer: Arc<str>, step: Arc<str>, settings: BreakerSettings) -> Self {
+        let state = SharedState {
+            breaker: Breaker::new(settings, Instant::now()),
+            waiting: 0,
+            since: Timestamp::now(),
+            openings: 0,
+            last_failure: None,
+        };
+        let gate = GateControl::open(format!("the service of step {step:?}"));
+        CircuitBreaker { consumer, step, state: Mutex::new(state), gate, changed: Notify::new() }
+    }
+
+    /// Closed while no delivery may be started because of this breaker.
+    pub fn gate(&self) -> Gate {
+        self.gate.gate()
+    }
+
+    /// A call that may be made now; `None` if none may.
+    pub(super) fn try_begin(self: &Arc<Self>) -> Option<BreakerPermit> {
+        let begun = self.change(|state, now| state.breaker.begin(now));
+        begun.ok().map(|ticket| BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned })
+    }
+
+    /// Waits until a call may be made. Cancel-safe.
+    pub(super) async fn begin(self: &Arc<Self>) -> BreakerPermit {
+        let mut waiting = None;
+        loop {
+            // Before the state is read, so that no change is missed.
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let wait = match self.change(|state, now| state.breaker.begin(now)) {
+                Ok(ticket) => {
+                    return BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned };
+                }
+                Err(wait) => wait,
+            };
+            waiting.get_or_insert_with(|| WaitingGuard::new(self));
+            match wait {
+                // Cancel-safe: both only wait.
+                Wait::Until(until) => tokio::select! {
+                    () = sleep_until(until) => {}
+                    () = changed => {}
+                },
+                Wait::ForChange => changed.await,
+            }
+        }
+    }
+
+    fn read(&self) -> BreakerReading {
+        self.change(|state, now| state.breaker.advance(now));
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (calls, failures) = state.breaker.counts(Instant::now());
+        BreakerReading {
+            consumer: Arc::clone(&self.consumer),
+            step: Arc::clone(&self.step),
+            state: state.breaker.state(),
+            since: state.since,
+            openings: state.openings,
+            calls,
+            failures,
+            waiting: state.waiting,
+            last_failure: state.last_failure.clone(),
+        }
+    }
+
+    /// Changes the state, sets the gate accordingly, and logs what became of the breaker.
+    fn change<T>(&self, change: impl FnOnce(&mut SharedState, Instant) -> T) -> T {
+        let now = Instant::now();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.breaker.state();
+        let result = change(&mut state, now);
+        let after = state.breaker.state();
+        if before != after {
+            state.since = Timestamp::now();
+            state.openings += u64::from(after == BreakerState::Open);
+        }
+        // Under the lock, so that the gate never shows an earlier state.
+        self.gate.set(state.breaker.gate(state.waiting));
+        let last_failure = state.last_failure.clone();
+        drop(state);
+        if before != after {
+            self.log(after, last_failure);
+        }
+        result
+    }
+
+    fn log(&self, state: BreakerState, last_failure: Option<String>) {
+        let (consumer, step) = (&self.consumer, &self.step);
+        match state {
+            BreakerState::Open => {
+                let Some(due) = OPENED.occurred((consumer, step)) else { return };
+                let repeated = due.repeated;
+                warn!(
+                    %consumer, %step, last_failure, repeated,
+                    "the circuit breaker of a step is open: its service fails too often, and the consumer's intake stops"
+                );
+            }
+            BreakerState::HalfOpen | BreakerState::RampUp => {}
+            BreakerState::Closed => {
+                let openings = OPENED.ended((consumer, step));
+                info!(%consumer, %step, openings, "the circuit breaker of a step is closed: its service works again");
+            }
+        }
+    }
+}
+
+/// A call that may be made. Dropping it without an end abandons the call.
+#[derive(Debug)]
+pub(super) struct BreakerPermit {
+    breaker: Arc<CircuitBreaker>,
+    ticket: Ticket,
+    result: CallResult,
+}
+
+impl BreakerPermit {
+    /// The call has ended: with this failure, or without one.
+    pub(super) fn ended(mut self, failure: Option<&StepFailure>) {
+        let unavailable = failure.filter(|failure| failure.is_unavailable());
+        if let Some(failure) = unavailable {
+            self.breaker.change(|state, _| state.last_failure = Some(failure.to_string()));
+        }
+        self.result = if unavailable.is_some() { CallResult::Failed } else { CallResult::Answered };
+    }
+}
+
+impl Drop for BreakerPermit {
+    fn drop(&mut self) {
+        self.breaker.change(|state, now| state.breaker.end(self.ticket, self.result, now));
+        self.breaker.changed.notify_waiters();
+    }
+}
+
+/// Counts a delivery as waiting until it is dropped.
+struct WaitingGuard<'a>(&'a CircuitBreaker);
+
+impl<'a> WaitingGuard<'a> {
+    fn new(breaker: &'a CircuitBreaker) -> Self {
+        breaker.change(|state, _| state.waiting += 1);
+        WaitingGuard(breaker)
+    }
+}
+
+impl Drop for WaitingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state, _| state.waiting -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::recovery::{Failure, FailureKind};
+    use crate::steps::FailureCause;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const SETTINGS: BreakerSettings =
+        BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
+
+    fn down() -> StepFailure {
+        StepFailure::new(Failure::new(FailureKind::Transient, "http_503", "closed"), FailureCause::Unanswered)
+    }
+
+    fn breaker(breakers: &CircuitBreakers) -> Arc<CircuitBreaker> {
+        breakers.breaker(&"order".into(), &"charge".into(), SETTINGS)
+    }
+
+    async fn open(breaker: &Arc<CircuitBreaker>) {
+        for _ in 0..10 {
+            breaker.begin().await.ended(Some(&down()));
+        }
+        assert_eq!(breaker.read().state, BreakerState::Open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_all_that_wait_one_tries_the_service_at_a_time() {
+        let breakers = CircuitBreakers::default();
+        let breaker = breaker(&breakers);
+        open(&breaker).await;
+        let begun = Instant::now();
+        let (calls, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let waiting: Vec<_> = (0..100)
+            .map(|_| {
+                let (breaker, calls) = (Arc::clone(&breaker), calls.clone());
+                tokio::spawn(async move {
+                    let permit = breaker.begin().await;
+                    calls.send(Instant::now() - begun).unwrap();
+                    // The service is away for a minute.
+                    let works = begun.elapsed() >= 60 * SECOND;
+                    tokio::time::sleep(SECOND / 10).await;
+                    permit.ended((!works).then(down).as_ref());
+                })
+            })
+            .collect();
+        tokio::time::sleep(5 * SECOND).await;
+        assert!(receiver.try_recv().is_err());
+        assert_eq!(breaker.read().waiting, 100);
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
+        let mut tries = Vec::new();
+        while let Ok(at) = receiver.try_recv() {
+            tries.push(at.as_secs());
+        }
+        assert_eq!(tries[..7], [10, 20, 30, 40, 50, 60, 60], "one every ten seconds, then ever more");
+        assert_eq!((tries.len(), breaker.read().state, breaker.read().openings), (100, BreakerState::Closed, 6));
+        assert!(begun.elapsed() < 62 * SECOND, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_intake_is_closed_while_it_is_open_and_a_reload_keeps_that() {
+        let breakers = CircuitBreakers::default();
+        let first = breaker(&breakers);
+        assert!(first.gate().is_open() && breakers.unavailable().is_empty());
+        open(&first).await;
+        let reloaded = breaker(&breakers);
+        drop(first);
+        assert!(reloaded.try_begin().is_none() && !reloaded.gate().is_passable());
+        assert_eq!(breakers.unavailable(), ["order/charge"]);
+        assert!(breakers.read()[0].last_failure.as_ref().is_some_and(|failure| failure.contains("http_503")));
+        reloaded.gate().passable().await;
+        let permit = reloaded.begin().now_or_never().expect("it tries the service");
+        assert!(!reloaded.gate().is_passable(), "one call is enough");
+        drop(permit);
+        assert!(reloaded.gate().is_passable(), "it was abandoned");
+        drop(reloaded);
+        assert!(breakers.read().is_empty(), "it ends with its last handler");
+        assert!(breaker(&breakers).try_begin().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delivery_that_waits_tries_the_service_instead_of_a_new_one() {
+        let breakers = CircuitBreakers::default();
+        let breaker = breaker(&breakers);
+        open(&breaker).await;
+        let mut waiting = Box::pin(breaker.begin());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        tokio::time::sleep(11 * SECOND).await;
+        assert!(!breaker.gate().is_passable());
+        drop(waiting);
+        assert!(breaker.gate().is_passable(), "it was released");
+        assert_eq!(breaker.read().waiting, 0);
+    }
+}
