@@ -145,10 +145,16 @@ fn after_a_crash_no_step_is_skipped_or_undone_twice_and_none_is_called_more_than
             calls.iter().filter(|call| call.key.split('/').next() == Some(&*id)).map(|call| &*call.path).collect();
         let count = |path: &str| made.iter().filter(|made| **made == path).count() as u64;
         let fails = id.ends_with(['3', '7']);
-        let expected: BTreeSet<&str> = match fails {
+        let mut expected: BTreeSet<&str> = match fails {
             true => ["/charge", "/reserve", "/ship", "/reserve/undo", "/charge/undo"].into(),
             false => ["/charge", "/reserve", "/ship"].into(),
         };
+        // Nobody knows what a call did whose answer was lost, so it is undone too.
+        let uncertain =
+            format!("SELECT uncertain FROM steps WHERE identity = '{id}' AND step = 'ship' AND action = 'do'");
+        if fails && ledger.number(&uncertain) == 1 {
+            expected.insert("/ship/undo");
+        }
         assert_eq!(made.iter().copied().collect::<BTreeSet<_>>(), expected, "{id}");
         assert_eq!(is_processed(&ledger, &id), !fails, "{id}");
         let mut first_calls = made.clone();
@@ -165,7 +171,7 @@ fn after_a_crash_no_step_is_skipped_or_undone_twice_and_none_is_called_more_than
         }
     }
     // Of each kill at most the calls in flight are repeated.
-    assert!(repeated <= 2 * 3 * 2 * kills, "{repeated} calls were repeated");
+    assert!(repeated <= 2 * 6 * kills, "{repeated} calls were repeated");
     assert_eq!(orderd.stop(), 0);
 }
 
