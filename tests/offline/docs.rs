@@ -18,9 +18,9 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// README, CHANGELOG and every page below docs/.
+/// README, CHANGELOG, the page about the examples and every page below docs/.
 fn pages() -> Vec<PathBuf> {
-    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md")];
+    let mut pages = ["README.md", "CHANGELOG.md", "examples/README.md"].map(|page| root().join(page)).to_vec();
     let mut folders = vec![root().join("docs")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {

@@ -7,6 +7,7 @@ mod config_file;
 mod decoder;
 mod deployment_files;
 mod docs;
+mod examples;
 mod handler_registry;
 mod install;
 mod ledger_backup;

@@ -40,6 +40,8 @@ fi
 # The tests fail without a broker, so find out before building them.
 step "find or install RabbitMQ, start a private node" "$node" start shared
 
+step "install what the examples in Python, Node.js and shell need" tests/support/examples.sh
+
 if cargo nextest --version >/dev/null 2>&1; then
     step "build tests" cargo nextest run --locked --no-run
     step "unit, offline and broker tests" cargo nextest run --locked --no-fail-fast

@@ -7,6 +7,7 @@ mod ledger_reader;
 mod orderd_process;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -101,6 +102,19 @@ impl<'a> TestEnv<'a> {
         self
     }
 
+    /// Removes a setting.
+    pub fn unset(mut self, key: &str) -> Self {
+        self.settings.remove(&environment_variable(key));
+        self
+    }
+
+    /// Uses a configuration file with this text. The settings take precedence.
+    pub fn with_config(mut self, text: &str) -> Self {
+        self.config = self.directory.path().join("orderd.toml");
+        fs::write(&self.config, text).unwrap();
+        self
+    }
+
     /// Moves the settings into a configuration file, which can be edited while orderd runs.
     pub fn with_file(mut self) -> (Self, ConfigFile) {
         self.config = self.directory.path().join("orderd.toml");
@@ -135,11 +149,18 @@ impl<'a> TestEnv<'a> {
 
     /// The program with these arguments and the settings, but without those of the caller's environment.
     pub fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = self.script(PROGRAM);
+        command.args(arguments).arg("--config").arg(&self.config);
+        command
+    }
+
+    /// Another program, which may call `orderd` with the same settings.
+    pub fn script(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ORDERD_")) {
             command.env_remove(name);
         }
-        command.args(arguments).arg("--config").arg(&self.config).envs(&self.settings).envs(&self.environment);
+        command.env("ORDERD_CONFIG", &self.config).envs(&self.settings).envs(&self.environment);
         command
     }
 

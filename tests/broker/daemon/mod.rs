@@ -8,6 +8,7 @@ mod control;
 mod delivery_limit;
 mod drain;
 mod erase;
+mod examples;
 mod failures;
 mod forged_messages;
 mod ledger_outages;
