@@ -1,4 +1,5 @@
-//! `make demo`: runs the whole pipeline with injected faults, and proves that no order is missing.
+//! `make demo`: runs the whole pipeline with a shop's services as steps and with injected faults, and proves that no order is
+//! missing, and that every charge is kept with a processed order or refunded.
 //! `make up` starts a broker and orderd and leaves them running; `make down` stops them.
 
 #[path = "../tests/support/harness/mod.rs"]
@@ -18,6 +19,8 @@ use harness::environment::{ADDRESSES, Environment};
 use harness::interrupt;
 use harness::node::Node;
 use harness::queued_messages::QueuedMessages;
+use harness::shop::Shop;
+use harness::shop::books::BooksAudit;
 use harness::{Outcome, repository, sibling_program};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
@@ -43,7 +46,12 @@ const FAULTS: [(&str, &str); 8] = [
     ("ORDERD_CONSUMERS__PRIORITY__RETRY__DELAYS", "1s,3s,5s"),
 ];
 
-/// Runs orderd with a broker, producers and injected faults.
+/// How long the reservation service is away, once a quarter of the orders is settled.
+const ABSENCE: Duration = Duration::from_secs(5);
+/// The consumers whose orders are charged, reserved and shipped.
+const STEPS: [&str; 2] = ["ORDERD_CONSUMERS__ORDER__STEPS", "ORDERD_CONSUMERS__PRIORITY__STEPS"];
+
+/// Runs orderd with a broker, producers, a shop's services and injected faults.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -95,12 +103,15 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
         gaps: Vec::new(),
     };
     let runtime = Runtime::new()?;
-    let environment = prepare_environment("demo", &FAULTS, &runtime)?;
-    let audit = run_in(&environment, published, rate, &runtime);
+    let mut shop = Shop::start()?;
+    let steps = shop.steps();
+    let settings: Vec<_> = STEPS.iter().map(|key| (*key, &*steps)).chain(FAULTS).collect();
+    let environment = prepare_environment("demo", &settings, &runtime)?;
+    let audits = run_in(&environment, published, rate, &mut shop, &runtime);
     environment.tear_down()?;
-    let audit = audit?;
-    println!("\n{audit}\n\nthe log of orderd is in {}", environment.directory.join("orderd.log").display());
-    Ok(audit.passed())
+    let (audit, books) = audits?;
+    println!("\n{audit}\n\n{books}\n\nthe log of orderd is in {}", environment.directory.join("orderd.log").display());
+    Ok(audit.passed() && books.passed())
 }
 
 fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
@@ -113,9 +124,19 @@ fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &
     Ok(environment)
 }
 
-fn run_in(environment: &Environment, published: Published, rate: u64, runtime: &Runtime) -> Outcome<Audit> {
+fn run_in(
+    environment: &Environment,
+    published: Published,
+    rate: u64,
+    shop: &mut Shop,
+    runtime: &Runtime,
+) -> Outcome<(Audit, BooksAudit)> {
     let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
-    println!("orderd is running as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad", daemon.pid());
+    println!(
+        "orderd is running as process {}; 5 % of the orders fail once, 1 % always, 1 % are bad;\n\
+         the shop's services refuse 1 % of the cards, 1 % are sold out, 1 % cannot be shipped",
+        daemon.pid()
+    );
     let seconds = published.orders.div_ceil(rate).max(1);
     let mut producers = Producers(Vec::new());
     for (program, count, extra) in [
@@ -133,17 +154,19 @@ fn run_in(environment: &Environment, published: Published, rate: u64, runtime: &
         )?;
     }
     publish_unroutable(environment, &published.prefix)?;
-    watch(environment, &published, &mut daemon, &mut producers)?;
+    watch(environment, &published, &mut daemon, &mut producers, shop)?;
     show_command(environment, &["status"])?;
     show_command(environment, &["report", "--by", "product"])?;
     let status = daemon.terminate(DRAIN)?;
     if !status.success() {
         return Err(format!("orderd failed while stopping: {status}").into());
     }
-    runtime.block_on(async {
+    let audit = runtime.block_on(async {
         let queued = QueuedMessages::read(&environment.connector()).await?;
         Audit::of_run(published, environment.ledger_directory(), queued).await
-    })
+    })?;
+    let books = shop.books().audit(audit.processed(), audit.dead_letters());
+    Ok((audit, books))
 }
 
 /// The running producers; killed when dropped.
@@ -219,14 +242,42 @@ fn show_command(environment: &Environment, command: &[&str]) -> Outcome<()> {
     if status.success() { Ok(()) } else { Err(format!("orderd {} failed ({status})", command.join(" ")).into()) }
 }
 
+/// The reservation service of the shop: it goes away once.
+enum Reservations {
+    Present,
+    AwaySince(Instant),
+    Back,
+}
+
+impl Reservations {
+    /// Lets it go away when enough orders are settled, and come back in time.
+    fn follow(self, settled: u64, orders: u64, shop: &mut Shop) -> Outcome<Reservations> {
+        match self {
+            Reservations::Present if settled >= orders / 4 => {
+                shop.stop_reservations();
+                println!("the reservation service is away for {ABSENCE:?}");
+                Ok(Reservations::AwaySince(Instant::now()))
+            }
+            Reservations::AwaySince(since) if since.elapsed() >= ABSENCE => {
+                shop.start_reservations()?;
+                println!("the reservation service is back");
+                Ok(Reservations::Back)
+            }
+            Reservations::Present | Reservations::AwaySince(_) | Reservations::Back => Ok(self),
+        }
+    }
+}
+
 /// Shows progress until everything is settled.
 fn watch(
     environment: &Environment,
     published: &Published,
     daemon: &mut Daemon,
     producers: &mut Producers,
+    shop: &mut Shop,
 ) -> Outcome<()> {
     let begin = Instant::now();
+    let mut reservations = Reservations::Present;
     let bar = ProgressBar::new(published.orders);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} orders  {msg}")?);
     let mut last_line = begin;
@@ -238,6 +289,7 @@ fn watch(
         let message = format!(
             "{processed} processed, {dead_lettered} dead-lettered, {notifications} notifications, {analytics} events"
         );
+        reservations = reservations.follow(processed + dead_lettered, published.orders, shop)?;
         bar.set_position(processed + dead_lettered);
         if !io::stderr().is_terminal() && last_line.elapsed() >= LINE_INTERVAL {
             println!("{:>4} s  {message}", begin.elapsed().as_secs());

@@ -1,5 +1,5 @@
 //! The parts of the demo, of the soak and of the small soak in the tests: a broker node and a daemon as child processes,
-//! published orders, and an audit of the result.
+//! published orders, a shop whose services are called, and an audit of the result.
 //!
 //! It runs orderd only as a program, and checks only the ledger and the broker. Paths are relative to the repository, which
 //! must be the working directory, as it is under `make` and `cargo test`.
@@ -14,6 +14,7 @@ pub mod environment;
 pub mod interrupt;
 pub mod node;
 pub mod queued_messages;
+pub mod shop;
 pub mod soak;
 
 use std::io;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use orderd::domain::ExactSum;
 use orderd::ledger::{LedgerLocation, Totals};
 pub use progress::{Progress, Unsettled, unsettled_ids};
+pub use records::Problems;
 use records::{MAX_LISTED_IDS, Records};
 pub use routing_gap::{RoutingGap, is_urgent};
 use rusqlite::{Connection, OpenFlags};
@@ -196,6 +197,16 @@ impl Audit {
             self.problems.push(format!("sales do not match: {sums:?} by orders, {aggregates:?} by aggregates"));
         }
         Ok(())
+    }
+
+    /// The orders that are processed.
+    pub fn processed(&self) -> &HashSet<String> {
+        &self.records.processed
+    }
+
+    /// The orders that are dead-lettered.
+    pub fn dead_letters(&self) -> &HashSet<String> {
+        &self.records.dead_letters
     }
 
     /// Whether there are no discrepancies.

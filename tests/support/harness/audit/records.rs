@@ -93,11 +93,13 @@ impl Records {
     }
 }
 
+/// What is wrong.
 #[derive(Default)]
-struct Problems(Vec<String>);
+pub struct Problems(pub Vec<String>);
 
 impl Problems {
-    fn add<'a>(&mut self, what: &str, ids: impl Iterator<Item = &'a String>) {
+    /// Adds one sentence about these ids, if there are any.
+    pub fn add<'a>(&mut self, what: &str, ids: impl Iterator<Item = &'a String>) {
         let ids: BTreeSet<&String> = ids.collect();
         if !ids.is_empty() {
             let named: Vec<_> = ids.iter().take(MAX_LISTED_IDS).map(|id| id.as_str()).collect();
