@@ -118,7 +118,7 @@ fn a_new_or_removed_consumer_is_reported_key_by_key() {
         .insert("vip".to_owned(), Consumer { queue: "vip_queue".to_owned(), ..old.consumers["order"].clone() });
     let added = changes(&old, &new);
     let keys: Vec<_> = added.iter().map(|change| change.key.as_str()).collect();
-    assert!(keys.is_sorted() && keys.len() == 16, "{keys:?}");
+    assert!(keys.is_sorted() && keys.len() == 17, "{keys:?}");
     assert!(keys.contains(&"queues.vip_queue.bindings") && keys.contains(&"consumers.vip.retry.delays"), "{keys:?}");
     assert!(added.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
     let removed = changes(&new, &old);
