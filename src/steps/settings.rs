@@ -262,6 +262,7 @@ pub(super) mod tests {
 
         fn configure(&self, _consumer: &str, section: &mut Section<'_>) -> HandlerSettings {
             section.section("faults");
+            section.optional("on_conflict", &value_parser::text(MAX_NAME_BYTES));
             let steps = StepsSettings::read(section, self.of_orders);
             HandlerSettings::new(&(), Vec::new(), steps)
         }

@@ -95,9 +95,12 @@ fn erase_order(connection: &Connection, order: &str, erased: &mut ErasedRows) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::conformance::fixtures::{accept, attempt, dead_letter, finish, order};
+    use crate::ledger::conformance::fixtures::{accept, at, attempt, dead_letter, finish, order};
     use crate::ledger::sqlite::SqliteLedger;
-    use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewOrder, Recorded};
+    use crate::ledger::{
+        CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
+        NewOrder, Recorded, RunClaim, RunKey, RunRecord, StepAction, StepCallEntry, StepStatus,
+    };
 
     fn of_customer(id: &str, customer: &str) -> LedgerEntry {
         accept(NewOrder { customer_id: Some(customer.to_owned()), ..order(id) })
@@ -134,5 +137,49 @@ mod tests {
         let file = std::fs::read(path.join(FILE_NAME)).unwrap();
         assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));
         assert!(orders(path, &ErasureSubject::Order("ord-7".to_owned())).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_the_steps_of_an_erased_order_said_is_erased_and_the_steps_stay_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        let key = RunKey { scope: String::new(), identity: "ord-1".to_owned() };
+        let call = StepCallEntry {
+            step: "charge".to_owned(),
+            action: StepAction::Do,
+            position: 0,
+            undoable: true,
+            retries: 0,
+        };
+        let claim = || RunClaim {
+            key: key.clone(),
+            purpose: ClaimPurpose::Work { body: [0; 32], is_new: true, first: Some(call.clone()) },
+            owner: "a".into(),
+            at: at(0),
+            until: at(1),
+            order: Some(Box::new(order("ord-1"))),
+        };
+        ledger.claim_run(claim()).await.unwrap();
+        let outcome = CallOutcome::Done { result: "{\"card\":\"of ada-lovelace\"}".to_owned() };
+        let record = RunRecord {
+            key: key.clone(),
+            fence: 1,
+            at: at(1),
+            until: None,
+            ended: Some(EndedCall { step: "charge".to_owned(), action: StepAction::Do, outcome }),
+            next: None,
+            state: None,
+            failure: None,
+            dead_lettered: false,
+        };
+        ledger.record_run(record).await.unwrap();
+        let orders = ["ord-1".to_owned()];
+        assert_eq!(erase(directory.path(), &orders, false).unwrap().step_texts, 1);
+        assert_eq!(erase(directory.path(), &orders, false).unwrap().step_texts, 0);
+        let ClaimAnswer::Granted(run) = ledger.claim_run(claim()).await.unwrap() else { panic!("it is not claimed") };
+        assert_eq!((run.steps[0].status, run.steps[0].result.as_deref()), (StepStatus::Done, Some("\"[erased]\"")));
+        ledger.close().await;
+        let file = std::fs::read(directory.path().join(FILE_NAME)).unwrap();
+        assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));
     }
 }
