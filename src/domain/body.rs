@@ -103,6 +103,11 @@ pub fn decompressed_length(body: &[u8], content_encoding: Option<&str>, max: usi
     }
 }
 
+/// Whether a content encoding names a compression that [`body_text`] reads.
+pub fn is_compressed(content_encoding: Option<&str>) -> bool {
+    matches!(content_encoding.map_or(Ok(None), compression), Ok(Some(_)))
+}
+
 /// The compression that a content encoding names. Spring writes `gzip:UTF-8`; many clients name the character set only.
 fn compression(content_encoding: &str) -> Result<Option<Compression>, BodyError> {
     let unknown = || BodyError::UnknownEncoding(shown(content_encoding));

@@ -15,7 +15,7 @@ mod model;
 mod rule;
 pub mod value;
 
-pub use body::{BodyError, body_text, decompressed_length};
+pub use body::{BodyError, body_text, decompressed_length, is_compressed};
 pub use currency::Currency;
 pub use decode::DecodeError;
 pub use event::{AnalyticsEvent, EVENT_ID_SUFFIXES, Notification, ProductSale, Sale};

@@ -82,7 +82,9 @@ fn own() -> Spec {
     }
 }
 
-/// All amounts are in the shop's currency. Discounts include those on shipping, and shipping is what it costs without them.
+/// All amounts are in the shop's currency. Discounts include those on shipping, and shipping is what it costs without them. A tip is
+/// one of the lines (with a `tip_payment_gateway`), so `total_tip_received` is in their sum already. Additional fees are neither
+/// duties nor taxes, and exist since the API's version 2023-04.
 fn shopify() -> Spec {
     Spec {
         customer_id: Some(text("/customer/id")),
@@ -90,7 +92,10 @@ fn shopify() -> Spec {
         placed_at: Some(at("/created_at")),
         total: Some(amount(&["/total_price"])),
         shipping: Some(amount(&["/shipping_lines/*/price"])),
-        fees: Some(amount(&["/total_tip_received", "/original_total_duties_set/shop_money/amount"])),
+        fees: Some(amount(&[
+            "/original_total_duties_set/shop_money/amount",
+            "/original_total_additional_fees_set/shop_money/amount",
+        ])),
         tax: Some(amount(&["/total_tax"])),
         tax_included: Some(at("/taxes_included")),
         discount: Some(amount(&["/total_discounts"])),

@@ -127,7 +127,7 @@ mod tests {
         let notification =
             || NotificationFactory::build(HandlerConsumer { name: "notification", workers: 1 }, &(), &deps);
         let memory = MemoryLedger::default();
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         for (name, [former, new]) in
             [("analytics", [analytics(), analytics()]), ("notification", [notification(), notification()])]
         {

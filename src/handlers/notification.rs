@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn input<'a>(delivery: &'a Delivery, consumer: &'a Arc<str>, ledger: LedgerAccess<'a>) -> HandlerInput<'a> {
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0, ledger, steps: StepAccess::default() }
     }
 
@@ -255,7 +255,7 @@ mod tests {
         let mut delivery = delivery(b"{}");
         for (key, deliveries) in [("order.normal.created", 0), ("order.notification.email", 1)] {
             key.clone_into(&mut delivery.routing_key);
-            let provenance = Provenance { sender: Sender::Unverified, is_copy: false, generated: None };
+            let provenance = Provenance { sender: Sender::Unverified, is_copy: false, generated: None, cloud_event: None };
             let input = HandlerInput { provenance, bindings: &bindings, ..input(&delivery, &consumer, ledger) };
             let result = handler.handle(input).await;
             assert_eq!(

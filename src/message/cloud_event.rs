@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::header::{HeaderValue, Headers};
 use super::{Message, Properties};
-use crate::domain::{BodyError, JsonError, body_text, object_values, text};
+use crate::domain::{BodyError, JsonError, body_text, is_compressed, object_values, text};
 
 /// The media types of events that contain all of it: this one, and others that are not supported.
 const STRUCTURED: &str = "application/cloudevents+json";
@@ -22,10 +22,10 @@ const VERSION: &str = "1.0";
 /// What the names of a binary event's headers begin with, in any case: those of the HTTP and the AMQP binding, and the one that
 /// the latter allows for clients that cannot write a colon.
 const PREFIXES: [&str; 3] = ["ce-", "cloudEvents:", "cloudEvents_"];
+/// What the identities of events begin with.
+pub(super) const CLOUD_EVENT_PREFIX: &str = "cloudevent:";
 /// The attributes that each event has, after `specversion`.
 const REQUIRED: [&str; 3] = ["id", "source", "type"];
-/// The longest body whose identity is read from it once it is decompressed, in bytes.
-const MAX_IDENTIFIED: usize = 16 << 20;
 
 /// A message contains no document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,32 +98,49 @@ impl Message {
         }
     }
 
-    /// What identifies a CloudEvent: its source and id. `None` if the message is none.
-    pub fn cloud_event_identity(&self) -> Option<String> {
-        let identity = |id: &str, source: &str| format!("cloudevent:{source} {id}");
+    /// What identifies a CloudEvent: its source and id. `None` if the message is none. The body may have `max` bytes once it is
+    /// decompressed.
+    ///
+    /// The length of the source makes it unambiguous, whatever characters the two contain.
+    pub fn cloud_event_identity(&self, max: usize) -> Option<String> {
+        let identity = |id: &str, source: &str| format!("{CLOUD_EVENT_PREFIX}{}:{source}:{id}", source.len());
         match self.envelope() {
             Envelope::None | Envelope::Unsupported => None,
             Envelope::Binary => binary_attributes(&self.headers).ok().map(|[id, source]| identity(id, source)),
             Envelope::Structured { .. } => {
-                let text = self.text(MAX_IDENTIFIED).ok()?;
+                let text = self.text(max).ok()?;
                 let [id, source] = structured_attributes(&text).ok()?;
                 Some(identity(&id, &source))
             }
         }
     }
 
-    fn envelope(&self) -> Envelope {
-        if attribute(&self.headers, "specversion").is_some() {
-            return Envelope::Binary;
+    /// Whether the message is a CloudEvent, as far as that can be known without decompressing its body: `None` if it may be one
+    /// once it is decompressed.
+    pub fn is_cloud_event(&self) -> Option<bool> {
+        match self.envelope() {
+            Envelope::None | Envelope::Unsupported => Some(false),
+            Envelope::Structured { .. } if is_compressed(self.properties.content_encoding.as_deref()) => None,
+            Envelope::Binary | Envelope::Structured { .. } => {
+                Some(self.cloud_event_identity(self.body.len()).is_some())
+            }
         }
+    }
+
+    fn envelope(&self) -> Envelope {
         let Properties { content_type, content_encoding, .. } = &self.properties;
         let media_type = content_type.as_deref().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        // The content type first: a producer may repeat the attributes of a structured event in its headers, for routing.
         if media_type.eq_ignore_ascii_case(STRUCTURED) {
             Envelope::Structured { certain: true }
         } else if media_type.get(..ANY_STRUCTURED.len()).is_some_and(|start| start.eq_ignore_ascii_case(ANY_STRUCTURED))
         {
             Envelope::Unsupported
-        } else if content_encoding.is_none() && memmem::find(&self.body, b"\"specversion\"").is_some() {
+        } else if attribute(&self.headers, "specversion").is_some() {
+            Envelope::Binary
+        } else if !is_compressed(content_encoding.as_deref())
+            && memmem::find(&self.body, b"\"specversion\"").is_some()
+        {
             // Many producers set no content type, or that of JSON.
             Envelope::Structured { certain: false }
         } else {
@@ -271,7 +288,7 @@ mod tests {
             ] {
                 let message = message(content_type, &event(&more));
                 assert_eq!(message.document(MAX).unwrap(), expected, "{more}");
-                assert_eq!(message.cloud_event_identity().as_deref(), Some("cloudevent:/shop e-1"));
+                assert_eq!(message.cloud_event_identity(MAX).as_deref(), Some("cloudevent:5:/shop:e-1"));
             }
         }
     }
@@ -281,12 +298,12 @@ mod tests {
         for prefix in ["ce-", "Ce-", "cloudEvents:", "cloudEvents_", "CLOUDEVENTS:"] {
             let message = binary(prefix);
             assert_eq!(message.document(MAX).unwrap(), ORDER, "{prefix}");
-            assert_eq!(message.cloud_event_identity().as_deref(), Some("cloudevent:/shop e-1"));
+            assert_eq!(message.cloud_event_identity(MAX).as_deref(), Some("cloudevent:5:/shop:e-1"));
         }
         let mut without = binary("ce-");
         without.headers.remove("ce-source");
         assert_eq!(error(&without), CloudEventError::Attribute("source"));
-        assert_eq!(without.cloud_event_identity(), None);
+        assert_eq!((without.cloud_event_identity(MAX), without.is_cloud_event()), (None, Some(false)));
         without.headers.insert("ce-specversion".to_owned(), "0.3".into());
         assert_eq!(error(&without), CloudEventError::Version);
     }
@@ -300,7 +317,7 @@ mod tests {
             message(Some("text/plain"), "\"specversion\""),
         ] {
             assert_eq!(message.document(MAX).unwrap(), message.text(MAX).unwrap());
-            assert_eq!(message.cloud_event_identity(), None);
+            assert_eq!((message.cloud_event_identity(MAX), message.is_cloud_event()), (None, Some(false)));
         }
     }
 
@@ -323,6 +340,53 @@ mod tests {
             (error(&batch), batch.document(MAX).unwrap_err().code()),
             (CloudEventError::Format, "invalid_cloud_event")
         );
+    }
+
+    #[test]
+    fn a_structured_event_that_repeats_its_attributes_in_headers_is_not_taken_for_a_binary_one() {
+        let mut message = binary("ce-");
+        message.properties.content_type = Some("application/cloudevents+json".to_owned());
+        message.body = event(&format!(r#", "data": {ORDER}"#)).into();
+        assert_eq!(message.document(MAX).unwrap(), ORDER);
+        message.properties.content_type = Some("application/cloudevents-batch+json".to_owned());
+        assert_eq!(error(&message), CloudEventError::Format);
+    }
+
+    #[test]
+    fn an_event_whose_content_encoding_is_a_character_set_is_unwrapped() {
+        // Kombu sets it on all messages.
+        for encoding in ["utf-8", "UTF-8", "", "identity"] {
+            let mut message = message(Some("application/json"), &event(&format!(r#", "data": {ORDER}"#)));
+            message.properties.content_encoding = Some(encoding.to_owned());
+            assert_eq!(message.document(MAX).unwrap(), ORDER, "{encoding}");
+            assert_eq!(message.is_cloud_event(), Some(true));
+        }
+    }
+
+    #[test]
+    fn different_sources_and_ids_never_have_the_same_identity() {
+        let of = |source: &str, id: &str| {
+            let body = event("").replace("/shop", source).replace("e-1", id);
+            message(None, &body).cloud_event_identity(MAX).unwrap()
+        };
+        for ((source, id), (other_source, other_id)) in [(("a b", "c"), ("a", "b c")), (("a:b", "c"), ("a", "b:c"))] {
+            assert_ne!(of(source, id), of(other_source, other_id));
+        }
+    }
+
+    #[test]
+    fn whether_a_compressed_body_is_an_event_is_not_found_out_by_decompressing_it() {
+        use std::io::Write;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(event("").as_bytes()).unwrap();
+        let mut compressed = message(Some("application/cloudevents+json"), "");
+        compressed.body = encoder.finish().unwrap().into();
+        compressed.properties.content_encoding = Some("gzip".to_owned());
+        assert_eq!(compressed.is_cloud_event(), None);
+        assert_eq!(compressed.cloud_event_identity(MAX).as_deref(), Some("cloudevent:5:/shop:e-1"));
+        assert_eq!(compressed.cloud_event_identity(10), None, "longer than a body may be");
+        compressed.properties.content_type = None;
+        assert_eq!((compressed.is_cloud_event(), compressed.cloud_event_identity(MAX)), (Some(false), None));
     }
 
     #[test]

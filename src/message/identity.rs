@@ -7,11 +7,19 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+use super::cloud_event::CLOUD_EVENT_PREFIX;
 use super::{Delivery, ExchangeNames, HeaderValue, TrustedUsers, names};
 use crate::domain::EVENT_ID_SUFFIXES;
 
 /// Longest identity, in bytes. With a suffix such as `/analytics/failed` it must fit AMQP's limit of 255 bytes.
 const MAX_IDENTITY_BYTES: usize = 200;
+
+/// What identities begin with that are not a `message_id`.
+const GENERATED_PREFIX: &str = "generated:";
+const HASH_PREFIX: &str = "sha256:";
+/// What is put before a `message_id` that begins with one of these prefixes, or with this one: so no `message_id` is taken for
+/// the identity of something else.
+const MESSAGE_ID_PREFIX: &str = "message_id:";
 
 /// Who published a message first, verified by the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +54,9 @@ pub struct Provenance<'a> {
     pub is_copy: bool,
     /// The identity of a message without a `message_id`, unless it is a copy that states one.
     pub generated: Option<GeneratedId>,
+    /// The identity of a CloudEvent ([`super::Message::cloud_event_identity`]). [`Delivery::provenance`] leaves it out: reading it
+    /// may decompress the body, for which the caller needs room.
+    pub cloud_event: Option<&'a str>,
 }
 
 /// The identity of a message without a `message_id`, unique in every process that ever ran.
@@ -59,7 +70,7 @@ pub struct GeneratedId {
 
 impl fmt::Display for GeneratedId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "generated:{:016x}-{}", self.run, self.number)
+        write!(f, "{GENERATED_PREFIX}{:016x}-{}", self.run, self.number)
     }
 }
 
@@ -79,7 +90,7 @@ impl Delivery {
         let stated = |user| if users.contains(user) { Sender::Own } else { Sender::User(user) };
         let publisher = if user.is_empty() { Sender::Unverified } else { stated(user) };
         if publisher != Sender::Own {
-            return Provenance { sender: publisher, is_copy: false, generated };
+            return Provenance { sender: publisher, is_copy: false, generated, cloud_event: None };
         }
         // A message that the broker dead-lettered is a copy only if orderd published it as one before. Copies that orderd
         // publishes carry no `x-death`.
@@ -91,11 +102,11 @@ impl Delivery {
             }
         };
         if !is_copy {
-            return Provenance { sender: Sender::Own, is_copy, generated };
+            return Provenance { sender: Sender::Own, is_copy, generated, cloud_event: None };
         }
         let original = self.message.headers.get(names::ORIGINAL_USER_ID).and_then(HeaderValue::as_text);
         let sender = original.filter(|user| !user.is_empty()).map_or(Sender::Unverified, stated);
-        Provenance { sender, is_copy, generated }
+        Provenance { sender, is_copy, generated, cloud_event: None }
     }
 
     /// Whether the message claims to be what only orderd publishes, without the proof: a copy of a failed message, or an event
@@ -125,10 +136,14 @@ impl Delivery {
         death.get(field).and_then(HeaderValue::as_text)
     }
 
-    /// Whether the message says which one it is: with a `message_id`, or as a CloudEvent.
+    /// Whether the message is known to say which one it is: with a `message_id`, or as a CloudEvent. Decompresses nothing, so it is
+    /// false for a compressed body that may be an event.
     pub fn has_message_id(&self) -> bool {
-        self.message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty())
-            || self.message.cloud_event_identity().is_some()
+        self.message_id().is_some() || self.message.is_cloud_event() == Some(true)
+    }
+
+    fn message_id(&self) -> Option<&str> {
+        self.message.properties.message_id.as_deref().filter(|id| !id.is_empty())
     }
 
     /// The identity that orderd gave to this message when it failed before, if it is a proven copy.
@@ -137,18 +152,16 @@ impl Delivery {
         identity.filter(|_| provenance.is_copy)
     }
 
-    /// The identity of a message that is not an order: that of a CloudEvent by its source and id, else its `message_id`. Messages of different senders are different, whatever their
-    /// `message_id`: those of others get a suffix with their sender, which no identity of orderd's own messages has. A
+    /// The identity of a message that is not an order: that of a CloudEvent by its source and id, else its `message_id`. Messages
+    /// of different senders are different, whatever their `message_id`: those of others get a suffix with their sender, which no identity of orderd's own messages has. A
     /// message without a `message_id` has the generated identity. An identity that is too long to derive other ids from is
     /// replaced by its hash.
     pub fn identity(&self, provenance: Provenance<'_>) -> String {
-        let event = self.message.cloud_event_identity();
-        let message_id = self.message.properties.message_id.as_deref().filter(|id| !id.is_empty());
-        let id = event.as_deref().or(message_id);
+        let id = provenance.cloud_event.map(Cow::Borrowed).or_else(|| self.message_id().map(unambiguous));
         let identity = match (id, provenance.sender) {
-            (Some(id), Sender::Own) => Cow::Borrowed(id),
-            (Some(id), Sender::User(user)) => Cow::Owned([id, "/from/", user].concat()),
-            (Some(id), Sender::Unverified) => Cow::Owned([id, "/unverified"].concat()),
+            (Some(id), Sender::Own) => id,
+            (Some(id), Sender::User(user)) => Cow::Owned([&*id, "/from/", user].concat()),
+            (Some(id), Sender::Unverified) => Cow::Owned([&*id, "/unverified"].concat()),
             (None, _) => match (self.identity_of_copy(provenance), provenance.generated) {
                 (Some(given), _) => Cow::Borrowed(given),
                 (None, Some(generated)) => Cow::Owned(generated.to_string()),
@@ -160,11 +173,21 @@ impl Delivery {
     }
 }
 
+/// A `message_id` as an identity, which nothing else has.
+fn unambiguous(message_id: &str) -> Cow<'_, str> {
+    let reserved = [CLOUD_EVENT_PREFIX, GENERATED_PREFIX, HASH_PREFIX, MESSAGE_ID_PREFIX];
+    if reserved.iter().any(|prefix| message_id.starts_with(prefix)) {
+        Cow::Owned([MESSAGE_ID_PREFIX, message_id].concat())
+    } else {
+        Cow::Borrowed(message_id)
+    }
+}
+
 fn hash(parts: &[&[u8]]) -> String {
     let mut digest = Sha256::new();
     parts.iter().for_each(|part| digest.update(part));
     let hex: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("{HASH_PREFIX}{hex}")
 }
 
 #[cfg(test)]
@@ -210,14 +233,14 @@ mod tests {
             for forger in [None, Some("shop")] {
                 let forged = claiming(delivery(exchange, key, forger), "orderd");
                 let sender = forger.map_or(Sender::Unverified, Sender::User);
-                assert_eq!(provenance(&forged), Provenance { sender, is_copy: false, generated: None });
+                assert_eq!(provenance(&forged), Provenance { sender, is_copy: false, generated: None, cloud_event: None });
             }
             let copy = claiming(delivery(exchange, key, Some("orderd")), "shop");
-            assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None });
+            assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None, cloud_event: None });
             let copy = claiming(delivery(exchange, key, Some("orderd")), "");
-            assert_eq!(provenance(&copy), Provenance { sender: Sender::Unverified, is_copy: true, generated: None });
+            assert_eq!(provenance(&copy), Provenance { sender: Sender::Unverified, is_copy: true, generated: None, cloud_event: None });
             let copy = claiming(delivery(exchange, key, Some("orderd")), "orderd");
-            assert_eq!(provenance(&copy), Provenance { sender: Sender::Own, is_copy: true, generated: None });
+            assert_eq!(provenance(&copy), Provenance { sender: Sender::Own, is_copy: true, generated: None, cloud_event: None });
         }
     }
 
@@ -249,21 +272,21 @@ mod tests {
     #[test]
     fn an_event_of_orderd_is_its_own_and_no_copy() {
         let event = claiming(delivery("orders", "order.analytics.processed", Some("orderd")), "shop");
-        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None });
+        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None });
     }
 
     #[test]
     fn what_the_broker_dead_lettered_is_a_copy_only_if_it_was_one_before() {
         let event = dead(delivery("orders", "order.failed.analytics", Some("orderd")), "orders");
-        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None });
+        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None });
         let copy =
             dead(claiming(delivery("orders", "order.failed.analytics", Some("orderd")), "shop"), "orders.requeue");
-        assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None });
+        assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None, cloud_event: None });
         let producers =
             dead(claiming(delivery("orders", "order.failed.order", Some("shop")), "orderd"), "orders.requeue");
         assert_eq!(
             provenance(&producers),
-            Provenance { sender: Sender::User("shop"), is_copy: false, generated: None }
+            Provenance { sender: Sender::User("shop"), is_copy: false, generated: None, cloud_event: None }
         );
     }
 
@@ -285,11 +308,26 @@ mod tests {
                 delivery.message.headers.insert(format!("ce-{name}"), value.into());
             }
             assert!(delivery.has_message_id());
-            delivery.identity(provenance(&delivery))
+            let event = delivery.message.cloud_event_identity(1 << 20);
+            delivery.identity(Provenance { cloud_event: event.as_deref(), ..provenance(&delivery) })
         };
-        assert_eq!(of("/a", Some("m-1")), "cloudevent:/a e-1/from/shop");
+        assert_eq!(of("/a", Some("m-1")), "cloudevent:2:/a:e-1/from/shop");
         assert_eq!(of("/a", Some("m-2")), of("/a", None), "the same event");
         assert_ne!(of("/b", Some("m-1")), of("/a", Some("m-1")));
+    }
+
+    #[test]
+    fn no_message_id_is_taken_for_a_cloud_event_or_for_a_generated_identity() {
+        for user in [Some("orderd"), Some("shop"), None] {
+            let of = |message_id: &str| {
+                let mut delivery = delivery("orders", "order.analytics.view", user);
+                delivery.message.properties.message_id = Some(message_id.to_owned());
+                delivery.identity(provenance(&delivery))
+            };
+            for id in ["cloudevent:2:/a:e-1", "generated:0000000000000001-7", "sha256:00", "message_id:cloudevent:2:/a:e-1"] {
+                assert!(of(id).starts_with(&format!("message_id:{id}")), "{}", of(id));
+            }
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(super) struct DeliveryGuard {
     delivery: Box<Delivery>,
     settler: Arc<dyn Settler>,
     counters: Arc<Counters>,
-    /// Its identity if it has no `message_id`.
+    /// Its identity if it has no `message_id`, and is no CloudEvent.
     unidentified: Option<Unidentified>,
     deliveries: Arc<UnidentifiedDeliveries>,
     in_flight: InFlightKey,
@@ -36,7 +36,8 @@ impl DeliveryGuard {
     ) -> Self {
         let in_flight = counters.received(received_at);
         let unidentified = deliveries.identify(&delivery);
-        if deliveries.by_message_id() && unidentified.is_some() && counters.without_message_id() {
+        let may_be_event = delivery.message.is_cloud_event().is_none();
+        if deliveries.by_message_id() && unidentified.is_some() && !may_be_event && counters.without_message_id() {
             let (exchange, routing_key) = (&delivery.exchange, &delivery.routing_key);
             warn!(
                 exchange,

@@ -76,7 +76,10 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
         return guard.settle(DeliveryOutcome::Released);
     };
     let mut retries = 0;
+    // Once, and here: there is room for what it decompresses.
+    let event = guard.delivery().message.cloud_event_identity(context.max_body);
     let provenance = guard.delivery().provenance(&context.names, &context.users, guard.generated_id());
+    let provenance = Provenance { cloud_event: event.as_deref(), ..provenance };
     if guard.delivery().is_unproven_claim(&context.names, provenance) && context.counters.unproven() {
         let Delivery { exchange, routing_key, .. } = guard.delivery();
         warn!(

@@ -121,7 +121,7 @@ pub(super) fn copy(delivery: &Delivery, provenance: Provenance<'_>) -> Message {
     if !provenance.is_copy {
         set(&mut copy.headers, names::ORIGINAL_USER_ID, HeaderValue::Text(user));
     }
-    if !delivery.has_message_id() {
+    if provenance.cloud_event.is_none() && !delivery.has_message_id() {
         set(&mut copy.headers, names::IDENTITY, HeaderValue::Text(delivery.identity(provenance)));
     }
     copy

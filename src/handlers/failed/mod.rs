@@ -369,7 +369,7 @@ mod tests {
             max_body: 1 << 20,
         };
         let (too_large, whole) = (delivery(60 << 20), delivery(0));
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None };
+        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         let memory = MemoryLedger::default();
         let ledger = LedgerAccess::without_deadline(&memory);
         let input = |delivery| HandlerInput {

@@ -241,7 +241,7 @@ fn cloud_events_are_unwrapped_and_identified_by_their_source_and_id() {
     wait_until("both are recorded", || ledger.number("SELECT count(*) FROM events WHERE name = 'view'") == 2);
     assert_eq!(
         ledger.rows("SELECT id FROM events WHERE name = 'view' ORDER BY id"),
-        ["cloudevent:/other e-1/unverified", "cloudevent:/shop e-1/unverified"]
+        ["cloudevent:5:/shop:e-1/unverified", "cloudevent:6:/other:e-1/unverified"]
     );
     assert_eq!(orderd.stop(), 0);
 }
