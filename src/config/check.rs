@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report)
     }
     bindings_do_not_overlap(config, report);
     events_are_bound(config, report);
+    order_ids_do_not_collide(config, report);
 }
 
 fn counts_are_within_limits(config: &Config, report: &Report) {
@@ -52,6 +53,22 @@ fn counts_are_within_limits(config: &Config, report: &Report) {
             "workers × prefetch add up to {slots}: that many orders are in memory, and are delivered again after a crash"
         );
         report.warning("consumers", message);
+    }
+}
+
+/// The ids of two shops' orders are the same sooner or later, and the second order would be taken for a copy of the first.
+fn order_ids_do_not_collide(config: &Config, report: &Report) {
+    let formats = config.consumers.iter().filter_map(|(name, consumer)| Some((name, consumer.format.as_ref()?)));
+    let mut plain = formats.filter(|(_, format)| format.has_plain_ids());
+    let Some((first, format)) = plain.next() else { return };
+    if let Some((other, other_format)) = plain.find(|(_, other)| other.name() != format.name()) {
+        let message = format!(
+            "has the format {:?} and consumers.{first} {:?}: orders of different shops with the same id are taken for the same \
+             order; give one of the formats an id with a prefix, such as id = {{ pointer = \"/id\", prefix = \"shop-b-\" }}",
+            other_format.name(),
+            format.name()
+        );
+        report.warning(&format!("consumers.{other}.format"), message);
     }
 }
 

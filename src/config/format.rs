@@ -13,6 +13,8 @@ use crate::formats::{BUILT_IN, Format, MAX_POINTER_BYTES, Pointer};
 
 /// Longest name of a format, in bytes.
 const MAX_NAME_BYTES: usize = 64;
+/// Longest prefix of an id, in bytes. An id with its prefix has at most 200.
+const MAX_PREFIX_BYTES: usize = 64;
 /// Longest constant, in bytes.
 const MAX_CONSTANT_BYTES: usize = 1024;
 /// Most formats of a configuration.
@@ -60,26 +62,35 @@ fn format(name: &str, mut section: Section<'_>) -> Spec {
     }
     let units = [("major", Unit::Major), ("minor", Unit::Minor)];
     let unit = section.optional_or("unit", Unit::Major, &value_parser::one_of(&units));
-    let id = section.required("id", ": where the order's id is, such as \"/id\"", &text_source);
+    let base = section.optional("base", &base_spec);
+    let hint = ": where the order's id is, such as \"/id\"";
+    let id = if base.is_some() { section.optional("id", &id) } else { section.required("id", hint, &id) };
+    let (source_of_id, prefix) = id.clone().unwrap_or_default();
+    if base.is_none() && id.is_some() && source_of_id.is_none() {
+        section.problem("id", "must have the key \"pointer\", unless the format has a base");
+    }
+    // A placeholder for one that is wrong, which is reported.
+    let nothing = || Spec::of_id(TextSource { source: Source::Constant("null".to_owned()), none: None });
+    let base = base.unwrap_or_else(nothing);
     let charge = amount(false, true, unit);
     let spec = Spec {
-        line: only_line(&mut section, unit),
-        items: section.optional_section("items").and_then(|section| items(section, unit)),
-        customer_id: section.optional("customer_id", &text_source),
-        email: section.optional("email", &text_source),
-        currency: section.optional("currency", &source(false)),
-        placed_at: section.optional("placed_at", &source(false)),
-        notify: section.optional("notify", &source(false)),
-        priority: section.optional("priority", &source(false)),
-        total: section.optional("total", &amount(false, false, unit)),
-        shipping: section.optional("shipping", &charge),
-        fees: section.optional("fees", &charge),
-        tax: section.optional("tax", &charge),
-        tax_included: section.optional("tax_included", &source(false)),
-        discount: section.optional("discount", &charge),
-        rounding: section.optional_or("rounding", Decimal::ZERO, &rounding),
-        // A placeholder for one that is wrong, which is reported.
-        id: id.unwrap_or(TextSource { source: Source::Constant("null".to_owned()), none: None }),
+        id: source_of_id.unwrap_or(base.id),
+        id_prefix: prefix.unwrap_or(base.id_prefix),
+        line: only_line(&mut section, unit).or(base.line),
+        items: section.optional_section("items").and_then(|section| items(section, unit)).or(base.items),
+        customer_id: section.optional("customer_id", &text_source).or(base.customer_id),
+        email: section.optional("email", &text_source).or(base.email),
+        currency: section.optional("currency", &source(false)).or(base.currency),
+        placed_at: section.optional("placed_at", &source(false)).or(base.placed_at),
+        notify: section.optional("notify", &source(false)).or(base.notify),
+        priority: section.optional("priority", &source(false)).or(base.priority),
+        total: section.optional("total", &amount(false, false, unit)).or(base.total),
+        shipping: section.optional("shipping", &charge).or(base.shipping),
+        fees: section.optional("fees", &charge).or(base.fees),
+        tax: section.optional("tax", &charge).or(base.tax),
+        tax_included: section.optional("tax_included", &source(false)).or(base.tax_included),
+        discount: section.optional("discount", &charge).or(base.discount),
+        rounding: section.optional("rounding", &rounding).unwrap_or(base.rounding),
     };
     let report = section.report();
     let path = section.path().to_owned();
@@ -196,6 +207,24 @@ fn text_source(value: &Value) -> Result<TextSource, String> {
         }
         _ => Err("must be a pointer, { pointer = …, none = … } or { value = … }".to_owned()),
     }
+}
+
+/// Where the id is, and what precedes it: a text, or `{ pointer = …, prefix = … }`. With a base, `{ prefix = … }`.
+type IdKeys = (Option<TextSource>, Option<String>);
+
+fn id(value: &Value) -> Result<IdKeys, String> {
+    let Value::Table(table) = value else { return text_source(value).map(|source| (Some(source), None)) };
+    let mut rest = table.clone();
+    let prefix = rest.remove("prefix").as_ref().map(value_parser::text(MAX_PREFIX_BYTES)).transpose();
+    let prefix = prefix.map_err(|error| format!("prefix {error}"))?;
+    let source = if rest.is_empty() && prefix.is_some() { None } else { Some(text_source(&Value::Table(rest))?) };
+    Ok((source, prefix))
+}
+
+/// The format that comes with orderd under this name.
+fn base_spec(value: &Value) -> Result<Spec, String> {
+    let name = value_parser::text(MAX_NAME_BYTES)(value)?;
+    Spec::built_in(&name).ok_or_else(|| format!("must be one of {}, is {value}", listed(&BUILT_IN)))
 }
 
 /// A pointer, a list of pointers whose amounts are added up, or `{ pointer = …, unit = … }`. `several`: more than one amount is

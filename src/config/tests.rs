@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::load::{ConfigErrors, parse};
 use super::section::ReadContext;
 use super::*;
+use crate::formats::spec::Spec;
 use crate::handlers;
 
 fn load(file: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), Vec<String>> {
@@ -470,6 +471,42 @@ fn everything_that_is_wrong_with_a_format_is_reported() {
         assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
     }
     assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+}
+
+#[test]
+fn a_format_of_another_shop_is_a_built_in_one_with_a_prefix() {
+    let spec = |keys: &str| valid(&with_format(keys)).formats["shop"].spec().unwrap().clone();
+    let woocommerce = Spec::built_in("woocommerce").unwrap();
+    assert_eq!(spec("base = \"woocommerce\""), woocommerce);
+    let id_prefix = "shop-b-".to_owned();
+    assert_eq!(
+        spec("base = \"woocommerce\"\nid = { prefix = \"shop-b-\" }"),
+        Spec { id_prefix: id_prefix.clone(), ..woocommerce.clone() }
+    );
+    let numbered =
+        spec("base = \"woocommerce\"\nid = { pointer = \"/number\", prefix = \"shop-b-\" }\nemail = \"/mail\"");
+    assert_eq!((numbered.id_prefix, numbered.total), (id_prefix, woocommerce.total));
+    assert_ne!((numbered.id, numbered.email), (woocommerce.id, woocommerce.email));
+    let problem = |keys: &str| problems(&with_format(&format!("{keys}\n{ITEMS}")));
+    assert!(problem("base = \"magento\"\nid = \"/id\"")[0].starts_with("formats.shop.base: must be one of"));
+    let without = problem("id = { prefix = \"b\" }");
+    assert!(without[0].starts_with("formats.shop.id: must have the key \"pointer\""), "{without:?}");
+    let long = format!("id = {{ pointer = \"/id\", prefix = \"{}\" }}", "x".repeat(65));
+    assert!(problem(&long)[0].starts_with("formats.shop.id: prefix must"), "{:?}", problem(&long));
+}
+
+#[test]
+fn consumers_of_different_formats_whose_order_ids_may_be_the_same_cause_a_warning() {
+    let file =
+        |format: &str, keys: &str| with_format(keys).replacen("format = \"orderd\"", &format!("format = {format}"), 1);
+    let base = "base = \"woocommerce\"";
+    let found = warnings(&file("\"shop\"", base));
+    assert!(
+        found.len() == 1 && found[0].starts_with("consumers.priority.format: has the format \"orderd\""),
+        "{found:?}"
+    );
+    assert_eq!(warnings(&file("\"shop\"", &format!("{base}\nid = {{ prefix = \"b-\" }}"))), [""; 0]);
+    assert_eq!(warnings(&file("\"orderd\"", base)), [""; 0]);
 }
 
 #[test]

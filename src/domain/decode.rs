@@ -168,7 +168,7 @@ impl Order {
             id,
             items,
             charges: Charges::default(),
-            stated_total: StatedTotal { amount: stated_total, rounding: Decimal::ZERO },
+            stated_total: StatedTotal { amount: stated_total, ..StatedTotal::default() },
             priority: priority.optional_value(value::as_boolean)?.unwrap_or(false),
             customer_id: customer_text.map(|text| TextField::CustomerId.cut(text, &mut broken)),
             email: email.map(|text| TextField::Email.cut(text, &mut broken)),

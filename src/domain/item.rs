@@ -83,25 +83,36 @@ impl Charges {
 pub struct StatedTotal {
     /// `None`: the order states none.
     pub amount: Option<Decimal>,
-    /// The unit that the shop rounds each amount to before it states it; zero if all amounts are exact.
+    /// The unit that the shop rounds each amount to before it states it; zero if all amounts are exact. A total with fewer decimal
+    /// places shows that the unit is larger: in a currency without decimals it is 1.
     pub rounding: Decimal,
+    /// How many amounts the charges were added up from, each of them rounded.
+    pub charges: usize,
 }
 
 impl StatedTotal {
     /// The order's total: what it states if that is the sum of its amounts, but for their rounding, else an error.
-    fn checked(self, sum: Decimal, amounts: usize) -> Result<Decimal, RuleError> {
+    fn checked(self, sum: Decimal, lines: usize) -> Result<Decimal, RuleError> {
         let Some(stated) = self.amount else { return Ok(sum) };
         if stated == sum {
             return Ok(sum);
         }
         // Each amount is at most half a unit away from the one that the shop has added, and so is the total.
+        let rounded = lines + self.charges + 1;
         let most =
-            self.rounding.checked_mul(Decimal::new(5, 1)).and_then(|half| half.checked_mul(Decimal::from(amounts + 1)));
+            self.unit(stated).checked_mul(Decimal::new(5, 1)).and_then(|half| half.checked_mul(Decimal::from(rounded)));
         let difference = stated.checked_sub(sum).map(|difference| difference.abs());
         match (difference, most) {
             (Some(difference), Some(most)) if difference <= most => Ok(stated),
             _ => Err(RuleError::TotalMismatch { expected: sum, stated }),
         }
+    }
+}
+
+impl StatedTotal {
+    /// What the amounts are rounded to.
+    fn unit(self, stated: Decimal) -> Decimal {
+        if self.rounding.is_zero() { self.rounding } else { self.rounding.max(Decimal::new(1, stated.scale())) }
     }
 }
 
@@ -151,7 +162,7 @@ pub(super) fn amounts(
     charges.check()?;
     let currency = currency()?;
     let goods = sum(items)?;
-    let total = stated.checked(total(goods, charges)?, items.len() + charges.count())?;
+    let total = stated.checked(total(goods, charges)?, items.len())?;
     Ok(Amounts { goods, charges, total, currency, quantity })
 }
 
@@ -230,7 +241,7 @@ mod tests {
     }
 
     fn checked(items: &[Item], charges: Charges, stated: Option<&str>) -> Result<Amounts, RuleError> {
-        let stated = StatedTotal { amount: stated.map(decimal), rounding: Decimal::ZERO };
+        let stated = StatedTotal { amount: stated.map(decimal), rounding: Decimal::ZERO, charges: 0 };
         amounts(items, charges, stated, || Ok(Currency::NONE))
     }
 
@@ -281,7 +292,7 @@ mod tests {
     fn a_total_of_rounded_amounts_may_differ_by_their_rounding_and_no_more() {
         let items = [line("a", 1, "8.40"), line("b", 1, "8.40"), line("c", 1, "8.40")];
         let checked = |amount: &str, rounding: &str| {
-            let stated = StatedTotal { amount: Some(decimal(amount)), rounding: decimal(rounding) };
+            let stated = StatedTotal { amount: Some(decimal(amount)), rounding: decimal(rounding), charges: 0 };
             amounts(&items, Charges::default(), stated, || Ok(Currency::NONE)).map(|amounts| amounts.total)
         };
         assert_eq!(checked("25.22", "0.01"), Ok(decimal("25.22")));

@@ -15,6 +15,13 @@ pub const OWN: &str = "orderd";
 const SHOPIFY: &str = "shopify";
 const WOOCOMMERCE: &str = "woocommerce";
 
+impl Spec {
+    /// The values of the format with this name, if it comes with orderd.
+    pub fn built_in(name: &str) -> Option<Self> {
+        spec(name)
+    }
+}
+
 /// The format with this name, if it comes with orderd.
 pub(super) fn spec(name: &str) -> Option<Spec> {
     match name {
@@ -47,24 +54,8 @@ fn line(product: &str, quantity: &str, price: PriceSpec) -> LineSpec {
 
 /// What a format has at least.
 fn with_items(id: &str, list: &str, line: LineSpec) -> Spec {
-    Spec {
-        id: text(id),
-        line: None,
-        items: Some(ItemsSpec { list: pointer(list), line }),
-        customer_id: None,
-        email: None,
-        currency: Some(at("/currency")),
-        placed_at: None,
-        notify: None,
-        priority: None,
-        total: None,
-        shipping: None,
-        fees: None,
-        tax: None,
-        tax_included: None,
-        discount: None,
-        rounding: Decimal::ZERO,
-    }
+    let items = Some(ItemsSpec { list: pointer(list), line });
+    Spec { items, currency: Some(at("/currency")), ..Spec::of_id(text(id)) }
 }
 
 /// For explanations: messages in this format are read by a decoder of their own.
@@ -103,7 +94,8 @@ fn shopify() -> Spec {
     }
 }
 
-/// All amounts are without tax, whether prices are entered with it or not, and each is rounded by itself. The line's `price` is
+/// All amounts are without tax, whether prices are entered with it or not, and each is rounded by itself, to as many decimal places
+/// as the shop has set: two, or none in a shop that sells in yen. The line's `price` is
 /// the price after discounts, with the digits of a float; so the line's total before discounts is read instead.
 fn woocommerce() -> Spec {
     Spec {
@@ -113,7 +105,7 @@ fn woocommerce() -> Spec {
         total: Some(amount(&["/total"])),
         shipping: Some(amount(&["/shipping_total"])),
         fees: Some(amount(&["/fee_lines/*/total"])),
-        tax: Some(amount(&["/total_tax"])),
+        tax: Some(amount(&["/cart_tax", "/shipping_tax"])),
         discount: Some(amount(&["/discount_total"])),
         rounding: Decimal::new(1, 2),
         ..with_items("/id", "/line_items", line("/name", "/quantity", PriceSpec::Total(amount(&["/subtotal"]))))

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::domain::value::Mismatch;
-use crate::domain::{DecodeError, JsonError, RuleError};
+use crate::domain::{DecodeError, JsonError, Order, OrderId, RuleError};
 
 /// Most faults of a document that are kept.
 pub const MAX_FAULTS: usize = 100;
@@ -104,13 +104,28 @@ impl fmt::Display for Fault {
 
 /// Everything that is wrong with a document: at least one fault, and at most [`MAX_FAULTS`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", shown(.0))]
-pub struct OrderFaults(pub Vec<Fault>);
+#[error("{}", shown(.faults))]
+pub struct OrderFaults {
+    /// The order that the document is about, if its id is known.
+    pub order_id: Option<OrderId>,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+}
 
 impl OrderFaults {
+    /// Faults of a document whose order is not known.
+    pub(super) fn of(faults: Vec<Fault>) -> Self {
+        OrderFaults { order_id: None, faults }
+    }
+
+    /// A rule that an order breaks.
+    pub(super) fn of_order(order: &Order, fault: Fault) -> Self {
+        OrderFaults { order_id: Some(order.id.clone()), faults: vec![fault] }
+    }
+
     /// The document as a whole is wrong.
     pub(super) fn whole(problem: impl Into<Problem>) -> Self {
-        OrderFaults(vec![Fault { field: String::new(), pointer: None, problem: problem.into() }])
+        Self::of(vec![Fault { field: String::new(), pointer: None, problem: problem.into() }])
     }
 
     /// The message contains no document.
@@ -120,13 +135,13 @@ impl OrderFaults {
 
     /// Whether the document cannot be read at all. If it can, it breaks a rule.
     pub fn is_malformed(&self) -> bool {
-        self.0.iter().any(|fault| fault.problem.is_malformed())
+        self.faults.iter().any(|fault| fault.problem.is_malformed())
     }
 
     /// The stable code of the first fault, or of the first that keeps the document from being read.
     pub fn code(&self) -> &'static str {
-        let malformed = self.0.iter().find(|fault| fault.problem.is_malformed());
-        malformed.or(self.0.first()).map_or("invalid_order", |fault| fault.problem.code())
+        let malformed = self.faults.iter().find(|fault| fault.problem.is_malformed());
+        malformed.or(self.faults.first()).map_or("invalid_order", |fault| fault.problem.code())
     }
 }
 

@@ -24,7 +24,7 @@ pub use mapping::Mapping;
 pub use pointer::{MAX_POINTER_BYTES, Pointer, PointerError};
 pub use read::{Explanation, FieldReading};
 
-use crate::domain::{Order, OrderId, OtherFields, object_fields};
+use crate::domain::{Amounts, Order, OrderId, OtherFields, object_fields};
 
 /// A format. A clone shares it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -63,7 +63,7 @@ impl Format {
         }
     }
 
-    /// Reads an order. One in a mapped format has also passed [`Order::check`].
+    /// Reads an order, which may still break a rule ([`Format::check`]).
     ///
     /// # Errors
     /// All faults of a document in a mapped format; the first of one in orderd's own.
@@ -72,6 +72,25 @@ impl Format {
             Format::Own => Order::from_json(document).map_err(OrderFaults::whole),
             Format::Mapped(mapping) => read::order(mapping, document),
         }
+    }
+
+    /// Checks the shop's rules for an order in this format. Returns the order's amounts.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self, order: &Order) -> Result<Amounts, OrderFaults> {
+        order.check().map_err(|rule| {
+            let fault = match self {
+                Format::Own => Fault { field: String::new(), pointer: None, problem: rule.into() },
+                Format::Mapped(mapping) => read::of_rule(mapping, rule),
+            };
+            OrderFaults::of_order(order, fault)
+        })
+    }
+
+    /// Whether the ids of its orders are those of their documents, which another shop's may be too.
+    pub fn has_plain_ids(&self) -> bool {
+        self.spec().is_none_or(|spec| spec.id_prefix.is_empty())
     }
 
     /// The order's id if the document has a readable one, even if the rest is invalid.
@@ -93,8 +112,7 @@ impl Format {
                 let mut explanation = read::explain(&mapping, document);
                 // The decoder that messages pass has the last word.
                 if explanation.result.is_ok() {
-                    let order = Order::from_json(document).map_err(OrderFaults::whole);
-                    explanation.result = order.and_then(|order| order.check().map_err(OrderFaults::whole));
+                    explanation.result = self.decode(document).and_then(|order| self.check(&order));
                 }
                 explanation
             }

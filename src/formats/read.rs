@@ -40,14 +40,15 @@ pub struct Explanation {
 
 /// Reads an order.
 pub(super) fn order(mapping: &Mapping, document: &str) -> Result<Order, OrderFaults> {
-    let mut reader = Reader { currency: None, fields: None, faults: Vec::new() };
-    reader.checked(mapping, document).map(|(order, _)| order)
+    Reader::default().read(mapping, document)
 }
 
 /// Reads an order and reports each value.
 pub(super) fn explain(mapping: &Mapping, document: &str) -> Explanation {
-    let mut reader = Reader { currency: None, fields: Some(Vec::new()), faults: Vec::new() };
-    let result = reader.checked(mapping, document).map(|(_, amounts)| amounts);
+    let mut reader = Reader { fields: Some(Vec::new()), ..Reader::default() };
+    let result = reader
+        .read(mapping, document)
+        .and_then(|order| order.check().map_err(|rule| OrderFaults::of_order(&order, of_rule(mapping, rule))));
     Explanation { fields: reader.fields.unwrap_or_default(), result }
 }
 
@@ -55,7 +56,8 @@ pub(super) fn explain(mapping: &Mapping, document: &str) -> Explanation {
 pub(super) fn order_id(mapping: &Mapping, document: &str) -> Option<OrderId> {
     let (slot, tree) = &mapping.id;
     let found = tree.find(document).ok()?;
-    OrderId::new(value::as_id(raw(slot, &found)?).ok()?)
+    let id = value::as_id(raw(slot, &found)?).ok()?;
+    OrderId::new([&mapping.spec.id_prefix, &*id].concat())
 }
 
 fn raw<'a>(slot: &'a Slot, found: &Found<'a>) -> Option<&'a str> {
@@ -91,7 +93,11 @@ impl Scope<'_> {
     }
 }
 
+#[derive(Default)]
 struct Reader {
+    order_id: Option<OrderId>,
+    /// How many amounts the charges were added up from.
+    charges: usize,
     /// The currency that the order or one of its amounts has.
     currency: Option<Currency>,
     /// `None`: nobody asks.
@@ -100,12 +106,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn checked(&mut self, mapping: &Mapping, document: &str) -> Result<(Order, Amounts), OrderFaults> {
+    fn read(&mut self, mapping: &Mapping, document: &str) -> Result<Order, OrderFaults> {
         let found = match mapping.tree.find(document) {
             Ok(found) => found,
             Err(FindError::Json(error)) => return Err(OrderFaults::whole(error)),
             Err(FindError::TooMany(pointer)) => {
-                return Err(OrderFaults(vec![Fault {
+                return Err(OrderFaults::of(vec![Fault {
                     field: String::new(),
                     pointer: Some(pointer),
                     problem: Problem::TooMany(MAX_VALUES),
@@ -114,19 +120,17 @@ impl Reader {
         };
         let order = self.order(mapping, &found);
         match (order, self.faults.is_empty()) {
-            (Some(order), true) => match order.check() {
-                Ok(amounts) => Ok((order, amounts)),
-                Err(rule) => Err(OrderFaults(vec![of_rule(mapping, rule)])),
-            },
-            (Some(_) | None, _) => Err(OrderFaults(std::mem::take(&mut self.faults))),
+            (Some(order), true) => Ok(order),
+            (Some(_) | None, _) => {
+                Err(OrderFaults { order_id: self.order_id.take(), faults: std::mem::take(&mut self.faults) })
+            }
         }
     }
 
     /// `None` if a required value is missing or wrong.
     fn order(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<Order> {
         let (slots, scope) = (&mapping.document, Scope::Document);
-        let id = self.text(scope, "id", &slots.id, found, Some(TextField::Id), value::as_id);
-        let id = id.or_else(|| self.missing(scope, "id", &slots.id.0, found));
+        self.order_id = self.id(mapping, found);
         // Before the amounts: it determines their minor units.
         let currency = self.optional(scope, "currency", slots.currency.as_ref(), found, currency);
         self.currency = currency.clone().and_then(|code| code.parse().ok());
@@ -148,13 +152,28 @@ impl Reader {
         let amount = charge(AmountField::Total, &slots.total);
         let tax_included = self.optional(scope, "tax_included", slots.tax_included.as_ref(), found, value::as_boolean);
         let tax_included = tax_included.unwrap_or(false);
-        let mut order = Order::new(OrderId::new(id?)?, items?);
+        let mut order = Order::new(self.order_id.clone()?, items?);
         order.charges = Charges { shipping, fees, tax, discount, tax_included };
-        order.stated_total = StatedTotal { amount, rounding: mapping.spec.rounding };
+        order.stated_total = StatedTotal { amount, rounding: mapping.spec.rounding, charges: self.charges };
         order.priority = priority.unwrap_or(false);
         order.currency = currency.or_else(|| self.currency.map(|currency| currency.to_string()));
         (order.customer_id, order.email, order.placed_at, order.notify) = (customer_id, email, placed_at, notify);
         Some(order)
+    }
+
+    fn id(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<OrderId> {
+        let (slot, scope) = (&mapping.document.id, Scope::Document);
+        let id = self.text(scope, "id", slot, found, None, value::as_id);
+        let id = id.or_else(|| self.missing(scope, "id", &slot.0, found))?;
+        let id = [&mapping.spec.id_prefix, &*id].concat();
+        if let Some(last) = self.fields.as_mut().and_then(|fields| fields.last_mut()) {
+            last.value = Some(id.clone());
+        }
+        let (field, length) = (TextField::Id, id.len());
+        if length > field.max_bytes() {
+            self.fault(scope, "id", &slot.0, RuleError::TooLong { field, length }.into());
+        }
+        OrderId::new(id)
     }
 
     fn items(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<Vec<Item>> {
@@ -256,6 +275,9 @@ impl Reader {
                     }
                 }
             }
+        }
+        if !matches!(field, AmountField::Price | AmountField::Total) {
+            self.charges += amounts.len();
         }
         let sum = match amounts.as_slice() {
             [] => None,
@@ -384,7 +406,7 @@ fn quantity(raw: &str) -> Result<i64, Problem> {
 }
 
 /// A rule about the whole order, with the pointer of the field that it concerns most.
-fn of_rule(mapping: &Mapping, rule: RuleError) -> Fault {
+pub(super) fn of_rule(mapping: &Mapping, rule: RuleError) -> Fault {
     let slots = &mapping.document;
     let amount = |name: &str, slots: &Option<AmountSlots>| {
         let parts = slots.iter().flat_map(|slots| &slots.parts);

@@ -82,6 +82,8 @@ pub struct ItemsSpec {
 pub struct Spec {
     /// The order's id.
     pub id: TextSource,
+    /// What precedes the ids of all orders in this format, so that they differ from those of other shops; empty for nothing.
+    pub id_prefix: String,
     /// The only line, in the document itself.
     pub line: Option<LineSpec>,
     /// A list of lines. If there is also a `line`, a document has one of both.
@@ -110,8 +112,34 @@ pub struct Spec {
     pub tax_included: Option<Source>,
     /// Deducted.
     pub discount: Option<AmountSource>,
-    /// The unit that the shop rounds each amount to, which the total may differ by; zero if all are exact.
+    /// The unit that the shop rounds each amount to, which the total may differ by; zero if all are exact. If the stated total has
+    /// fewer decimal places, those are the unit.
     pub rounding: Decimal,
+}
+
+impl Spec {
+    /// Only the id.
+    pub fn of_id(id: TextSource) -> Self {
+        Spec {
+            id,
+            id_prefix: String::new(),
+            line: None,
+            items: None,
+            customer_id: None,
+            email: None,
+            currency: None,
+            placed_at: None,
+            notify: None,
+            priority: None,
+            total: None,
+            shipping: None,
+            fees: None,
+            tax: None,
+            tax_included: None,
+            discount: None,
+            rounding: Decimal::ZERO,
+        }
+    }
 }
 
 /// Serialized as the keys of `[formats.<name>]`, with pointers where the section has them.
@@ -123,7 +151,7 @@ impl Serialize for Spec {
                 keys.insert(key.to_owned(), value);
             }
         };
-        set("id", Some(text(&self.id)));
+        set("id", Some(id(&self.id, &self.id_prefix)));
         set("customer_id", self.customer_id.as_ref().map(text));
         set("email", self.email.as_ref().map(text));
         let sources = [
@@ -173,6 +201,17 @@ fn text(text: &TextSource) -> Value {
     match &text.none {
         Some(none) => json!({"pointer": source(&text.source, false), "none": none}),
         None => source(&text.source, false),
+    }
+}
+
+fn id(source: &TextSource, prefix: &str) -> Value {
+    match text(source) {
+        id if prefix.is_empty() => id,
+        Value::Object(mut keys) => {
+            keys.insert("prefix".to_owned(), prefix.into());
+            keys.into()
+        }
+        pointer => json!({"pointer": pointer, "prefix": prefix}),
     }
 }
 

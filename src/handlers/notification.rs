@@ -255,7 +255,8 @@ mod tests {
         let mut delivery = delivery(b"{}");
         for (key, deliveries) in [("order.normal.created", 0), ("order.notification.email", 1)] {
             key.clone_into(&mut delivery.routing_key);
-            let provenance = Provenance { sender: Sender::Unverified, is_copy: false, generated: None, cloud_event: None };
+            let provenance =
+                Provenance { sender: Sender::Unverified, is_copy: false, generated: None, cloud_event: None };
             let input = HandlerInput { provenance, bindings: &bindings, ..input(&delivery, &consumer, ledger) };
             let result = handler.handle(input).await;
             assert_eq!(

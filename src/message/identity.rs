@@ -233,14 +233,26 @@ mod tests {
             for forger in [None, Some("shop")] {
                 let forged = claiming(delivery(exchange, key, forger), "orderd");
                 let sender = forger.map_or(Sender::Unverified, Sender::User);
-                assert_eq!(provenance(&forged), Provenance { sender, is_copy: false, generated: None, cloud_event: None });
+                assert_eq!(
+                    provenance(&forged),
+                    Provenance { sender, is_copy: false, generated: None, cloud_event: None }
+                );
             }
             let copy = claiming(delivery(exchange, key, Some("orderd")), "shop");
-            assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None, cloud_event: None });
+            assert_eq!(
+                provenance(&copy),
+                Provenance { sender: Sender::User("shop"), is_copy: true, generated: None, cloud_event: None }
+            );
             let copy = claiming(delivery(exchange, key, Some("orderd")), "");
-            assert_eq!(provenance(&copy), Provenance { sender: Sender::Unverified, is_copy: true, generated: None, cloud_event: None });
+            assert_eq!(
+                provenance(&copy),
+                Provenance { sender: Sender::Unverified, is_copy: true, generated: None, cloud_event: None }
+            );
             let copy = claiming(delivery(exchange, key, Some("orderd")), "orderd");
-            assert_eq!(provenance(&copy), Provenance { sender: Sender::Own, is_copy: true, generated: None, cloud_event: None });
+            assert_eq!(
+                provenance(&copy),
+                Provenance { sender: Sender::Own, is_copy: true, generated: None, cloud_event: None }
+            );
         }
     }
 
@@ -272,16 +284,25 @@ mod tests {
     #[test]
     fn an_event_of_orderd_is_its_own_and_no_copy() {
         let event = claiming(delivery("orders", "order.analytics.processed", Some("orderd")), "shop");
-        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None });
+        assert_eq!(
+            provenance(&event),
+            Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None }
+        );
     }
 
     #[test]
     fn what_the_broker_dead_lettered_is_a_copy_only_if_it_was_one_before() {
         let event = dead(delivery("orders", "order.failed.analytics", Some("orderd")), "orders");
-        assert_eq!(provenance(&event), Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None });
+        assert_eq!(
+            provenance(&event),
+            Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None }
+        );
         let copy =
             dead(claiming(delivery("orders", "order.failed.analytics", Some("orderd")), "shop"), "orders.requeue");
-        assert_eq!(provenance(&copy), Provenance { sender: Sender::User("shop"), is_copy: true, generated: None, cloud_event: None });
+        assert_eq!(
+            provenance(&copy),
+            Provenance { sender: Sender::User("shop"), is_copy: true, generated: None, cloud_event: None }
+        );
         let producers =
             dead(claiming(delivery("orders", "order.failed.order", Some("shop")), "orderd"), "orders.requeue");
         assert_eq!(
@@ -324,7 +345,9 @@ mod tests {
                 delivery.message.properties.message_id = Some(message_id.to_owned());
                 delivery.identity(provenance(&delivery))
             };
-            for id in ["cloudevent:2:/a:e-1", "generated:0000000000000001-7", "sha256:00", "message_id:cloudevent:2:/a:e-1"] {
+            for id in
+                ["cloudevent:2:/a:e-1", "generated:0000000000000001-7", "sha256:00", "message_id:cloudevent:2:/a:e-1"]
+            {
                 assert!(of(id).starts_with(&format!("message_id:{id}")), "{}", of(id));
             }
         }

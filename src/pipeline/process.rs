@@ -36,7 +36,7 @@ use super::handler::{DeferredLog, HandlerError, HandlerInput, HandlerOutput, Int
 use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
-use crate::domain::Order;
+use crate::domain::{Order, OrderId};
 use crate::message::{Delivery, Provenance, Publication, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
@@ -292,13 +292,16 @@ async fn forward(
 /// Logs a failed delivery, with the order's fields if the message is an order.
 fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure) {
     let text = delivery.message.document(context.max_body);
-    let order = text.ok().and_then(|text| context.format.decode(&text).ok());
+    let text = text.ok();
+    let order = text.as_ref().and_then(|text| context.format.decode(text).ok());
     let order = order.as_ref();
+    let id = order.map(|order| order.id.clone());
+    let id = id.or_else(|| text.as_ref().and_then(|text| context.format.order_id(text)));
     let summary = order.map(Order::summary);
     let summary = summary.as_ref();
     warn!(
         consumer = %context.consumer,
-        order = order.map(|order| order.id.as_str()),
+        order = id.as_ref().map(OrderId::as_str),
         product = summary.and_then(|summary| summary.product),
         lines = summary.and_then(|summary| summary.lines),
         quantity = summary.map(|summary| tracing::field::display(&summary.quantity)),

@@ -147,7 +147,7 @@ impl<'a> OrderReport<'a> {
         };
         let (amounts, problems) = match &explanation.result {
             Ok(amounts) => (Some(AmountsReport::from(amounts)), Vec::new()),
-            Err(faults) => (None, faults.0.iter().map(problem).collect()),
+            Err(faults) => (None, faults.faults.iter().map(problem).collect()),
         };
         OrderReport { ok: amounts.is_some(), order_format: format, fields: fields.collect(), amounts, problems }
     }

@@ -295,7 +295,8 @@ struct Faults {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Format {
-    id: Place,
+    base: Option<BaseFormat>,
+    id: Option<IdPlace>,
     customer_id: Option<Place>,
     email: Option<Place>,
     currency: Option<Place>,
@@ -328,6 +329,15 @@ struct Items {
     quantity: Place,
     price: Option<Place>,
     total: Option<Place>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum BaseFormat {
+    Orderd,
+    Shopify,
+    Woocommerce,
 }
 
 #[derive(JsonSchema)]
@@ -461,6 +471,26 @@ impl JsonSchema for Place {
              "properties": {"value": {"type": ["string", "integer", "boolean"]}}},
             {"type": "object", "required": ["pointer"], "additionalProperties": false,
              "properties": {"pointer": {"type": "string"}, "none": {"type": "string"}, "unit": {"enum": ["major", "minor"]}}}
+        ]})
+    }
+}
+
+/// Where an id is, and what precedes it.
+struct IdPlace;
+
+impl JsonSchema for IdPlace {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "IdPlace".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let text = json_schema!({"type": "string"});
+        json_schema!({"anyOf": [
+            text,
+            {"type": "object", "required": ["value"], "additionalProperties": false,
+             "properties": {"value": {"type": ["string", "integer", "boolean"]}, "prefix": text}},
+            {"type": "object", "minProperties": 1, "additionalProperties": false,
+             "properties": {"pointer": text, "none": text, "prefix": text}}
         ]})
     }
 }

@@ -105,7 +105,11 @@ fn other_event(message: &Message) -> Option<Failure> {
 /// The failure for a document that is no order, or breaks a rule.
 fn invalid(faults: &OrderFaults) -> Failure {
     let kind = if faults.is_malformed() { FailureKind::Malformed } else { FailureKind::Permanent };
-    Failure::new(kind, faults.code(), faults.to_string())
+    let reason = match &faults.order_id {
+        Some(id) => format!("order {id}: {faults}"),
+        None => faults.to_string(),
+    };
+    Failure::new(kind, faults.code(), reason)
 }
 
 /// What calls the steps of orders.
@@ -129,9 +133,7 @@ impl OrderHandler {
                 price = price.as_ref().map(tracing::field::display), retries = input.retries, "Processing Order"
             );
         }
-        let amounts = order.check().map_err(|error| {
-            Failure::new(FailureKind::Permanent, error.code(), format!("order {}: {error}", order.id))
-        })?;
+        let amounts = self.format.check(&order).map_err(|faults| invalid(&faults))?;
         if let Some(fault) = self.faults.fault_for(&order.id, input.retries) {
             inject(fault).await?;
         }
