@@ -43,7 +43,7 @@ pub struct Notification<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<EventItem<'_>>>")]
     pub items: Option<EventItems<'a>>,
-    /// The sum of the lines, if it is not the total.
+    /// The sum of the lines, if the order states a charge or its total is rounded.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub goods_total: Option<Decimal>,
@@ -59,6 +59,9 @@ pub struct Notification<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub tax: Option<Decimal>,
+    /// With `tax`: whether it is included in the prices, and so in `goods_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tax_included: Option<bool>,
     /// Deducted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -89,11 +92,15 @@ pub struct AnalyticsEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub price: Option<Decimal>,
-    /// The lines, if there are several or one has fields that orderd does not know.
+    /// The fields of the only line that orderd does not know, if it was given in a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    pub item_extra: Option<&'a UnknownFields>,
+    /// The lines, if there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<EventItem<'_>>>")]
     pub items: Option<EventItems<'a>>,
-    /// The sum of the lines, if it is not the total.
+    /// The sum of the lines, if the order states a charge or its total is rounded.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub goods_total: Option<Decimal>,
@@ -109,6 +116,9 @@ pub struct AnalyticsEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub tax: Option<Decimal>,
+    /// With `tax`: whether it is included in the prices, and so in `goods_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tax_included: Option<bool>,
     /// Deducted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -207,6 +217,7 @@ impl<'a> Notification<'a> {
             shipping: amounts.charges.shipping,
             fees: amounts.charges.fees,
             tax: amounts.charges.tax,
+            tax_included: amounts.charges.stated_tax_included(),
             discount: amounts.charges.discount,
             total: amounts.total,
             currency: amounts.currency,
@@ -225,11 +236,13 @@ impl<'a> AnalyticsEvent<'a> {
             product: item.map(|item| item.product.as_str()),
             quantity: amounts.quantity,
             price: item.map(|item| item.price),
-            items: (item.is_none() || !order.item_extra.is_empty()).then_some(items),
+            item_extra: item.and_then(|_| order.item_extra.first()).filter(|extra| !extra.is_empty()),
+            items: item.is_none().then_some(items),
             goods_total: goods_total(amounts),
             shipping: amounts.charges.shipping,
             fees: amounts.charges.fees,
             tax: amounts.charges.tax,
+            tax_included: amounts.charges.stated_tax_included(),
             discount: amounts.charges.discount,
             total: amounts.total,
             currency: amounts.currency,
@@ -244,7 +257,7 @@ impl<'a> AnalyticsEvent<'a> {
 }
 
 fn goods_total(amounts: &Amounts) -> Option<Decimal> {
-    (amounts.goods != amounts.total).then_some(amounts.goods)
+    (amounts.charges.count() > 0 || amounts.goods != amounts.total).then_some(amounts.goods)
 }
 
 /// The part of an analytics event that the aggregates count. Only events of processed orders have these fields.
@@ -374,6 +387,32 @@ mod tests {
     fn an_order_with_one_line_has_the_same_events_in_either_notation() {
         let plain = events(r#"{"id":1,"product":"Pen","quantity":2,"price":"1.20"}"#);
         assert_eq!(events(r#"{"id":1,"items":[{"product":"Pen","quantity":2,"price":"1.20"}]}"#), plain);
+    }
+
+    #[test]
+    fn the_fields_of_an_only_line_are_beside_its_product_and_it_is_not_repeated_as_a_list() {
+        let [_, analytics] =
+            events(r#"{"id":1,"items":[{"product":"Pen","quantity":2,"price":"1.20","colour":"red"}],"gift":true}"#);
+        assert_eq!(
+            analytics,
+            r#"{"event":"processed","order_id":"1","product":"Pen","quantity":2,"price":"1.20","item_extra":{"colour":"red"},"total":"2.40","currency":"XXX","priority":false,"at":"2026-11-22T08:00:01.5Z","extra":{"gift":true}}"#
+        );
+    }
+
+    #[test]
+    fn events_have_the_goods_total_whenever_a_charge_is_stated_and_say_whether_prices_include_the_tax() {
+        let mut order = Order::decode(br#"{"id":1,"product":"p","quantity":1,"price":"1.19"}"#).unwrap();
+        for (included, total) in [(true, "1.19"), (false, "1.38")] {
+            order.charges.tax = Some("0.19".parse().unwrap());
+            order.charges.tax_included = included;
+            let amounts = order.check().unwrap();
+            let notification = serde_json::to_value(Notification::processed(&order, &amounts)).unwrap();
+            let analytics = AnalyticsEvent::processed(&order, &amounts, Timestamp::UNIX_EPOCH);
+            for event in [notification, serde_json::to_value(analytics).unwrap()] {
+                assert_eq!((&event["goods_total"], &event["total"]), (&"1.19".into(), &total.into()));
+                assert_eq!((&event["tax"], &event["tax_included"]), (&"0.19".into(), &included.into()));
+            }
+        }
     }
 
     #[test]

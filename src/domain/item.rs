@@ -66,8 +66,13 @@ pub struct Charges {
 }
 
 impl Charges {
+    /// Whether the prices include the tax; `None` if the order states no tax.
+    pub fn stated_tax_included(&self) -> Option<bool> {
+        self.tax.map(|_| self.tax_included)
+    }
+
     /// How many of them the order states.
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         [self.shipping, self.fees, self.tax, self.discount].iter().flatten().count()
     }
 

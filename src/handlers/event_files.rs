@@ -16,7 +16,7 @@ use crate::files::{LineEdit, Rolling, Rotation, rewrite_lines};
 use crate::ledger::ErasureSubject;
 
 /// Fields of an event's body that say nothing about a customer. All others are erased, since producers may add any.
-const KEPT_FIELDS: [&str; 22] = [
+const KEPT_FIELDS: [&str; 23] = [
     "at",
     "channel",
     "consumer",
@@ -38,6 +38,7 @@ const KEPT_FIELDS: [&str; 22] = [
     "reason",
     "shipping",
     "tax",
+    "tax_included",
     "total",
 ];
 

@@ -11,7 +11,8 @@ pub struct Figures {
     pub orders: i64,
     /// Pieces ordered: the sum of the orders' quantities.
     pub quantity: i64,
-    /// What the goods cost, without shipping, added tax and discounts: the exact sum of the orders' lines.
+    /// What the goods cost, without shipping, discounts, and tax that their prices do not include: the exact sum of the orders'
+    /// lines.
     pub revenue: ExactSum,
 }
 
@@ -61,6 +62,8 @@ pub struct OrderFigures {
     /// What they charge besides.
     #[serde(flatten)]
     pub charges: ChargeSums,
+    /// What customers paid: the exact sum of the orders' totals.
+    pub total: ExactSum,
 }
 
 impl OrderFigures {
@@ -68,6 +71,7 @@ impl OrderFigures {
     pub fn add(&mut self, other: OrderFigures) {
         self.figures.add(other.figures);
         self.charges.add(other.charges);
+        self.total.add(other.total);
     }
 }
 
@@ -84,6 +88,7 @@ impl From<&Amounts> for OrderFigures {
                 tax: sum(charges.tax),
                 discount: sum(charges.discount),
             },
+            total: amounts.total.into(),
         }
     }
 }

@@ -423,6 +423,7 @@ fn traced_order(StoredOrder { order, processed_at }: &StoredOrder) -> TracedOrde
         shipping: charges.shipping.map(Into::into),
         fees: charges.fees.map(Into::into),
         tax: charges.tax.map(Into::into),
+        tax_included: charges.stated_tax_included(),
         discount: charges.discount.map(Into::into),
         total: total.into(),
         currency: currency.to_string(),

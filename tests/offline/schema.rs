@@ -184,11 +184,11 @@ fn the_schema_of_the_configuration_has_the_keys_of_the_default_file() {
     let missing: Vec<_> = documented.difference(&found).collect();
     assert!(missing.is_empty(), "not in the schema: {missing:?}");
     let is_section = |key: &&String| documented.iter().any(|known| known.starts_with(&format!("{key}.")));
-    // `server_name` is for the broker only, an amount's unit may be in a table of its own, and tables within a step are documented in
-    // one line each.
+    // `server_name` is for the broker only, an amount's unit and an id's prefix may be in tables of their own, and tables within a
+    // step are documented in one line each.
     let further = |key: &&String| {
         key.ends_with("tls.server_name")
-            || key.starts_with("formats.") && key.ends_with(".unit")
+            || key.starts_with("formats.") && (key.ends_with(".unit") || key.ends_with(".id.prefix"))
             || key.starts_with("consumers.<name>.steps.")
     };
     let unknown: Vec<_> = found.difference(&documented).filter(|key| !is_section(key) && !further(key)).collect();

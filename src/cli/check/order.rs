@@ -59,6 +59,7 @@ struct AmountsReport {
     shipping: Option<String>,
     fees: Option<String>,
     tax: Option<String>,
+    tax_included: Option<bool>,
     discount: Option<String>,
     total: String,
     currency: String,
@@ -162,6 +163,7 @@ impl From<&Amounts> for AmountsReport {
             shipping: text(charges.shipping),
             fees: text(charges.fees),
             tax: text(charges.tax),
+            tax_included: charges.stated_tax_included(),
             discount: text(charges.discount),
             total: amounts.total.to_string(),
             currency: amounts.currency.to_string(),
@@ -182,10 +184,11 @@ fn write_text(report: &OrderReport<'_>, out: &mut dyn Write, err: &mut dyn Write
     }
     if let Some(amounts) = &report.amounts {
         write!(out, "\n{} pieces, goods {}", amounts.quantity, amounts.goods_total)?;
+        let tax = if amounts.tax_included == Some(true) { "included tax" } else { "tax" };
         let charges = [
             ("shipping", &amounts.shipping),
             ("fees", &amounts.fees),
-            ("tax", &amounts.tax),
+            (tax, &amounts.tax),
             ("discount", &amounts.discount),
         ];
         for (name, amount) in charges {

@@ -11,14 +11,14 @@ use crate::ledger::{ChargeSums, Figures};
 
 /// Writes the rows. Dead letters are left out, since they have neither currency nor amount.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let charges = if report.by == GroupBy::Product { "" } else { ",shipping,fees,tax,discount" };
+    let charges = if report.by == GroupBy::Product { "" } else { ",shipping,fees,tax,discount,total" };
     writeln!(out, "{},currency,orders,quantity,revenue{charges}", report.by)?;
     for block in &report.currencies {
         for row in &block.rows {
             let Figures { orders, quantity, revenue } = row.figures;
             write!(out, "{},{},{orders},{quantity},{revenue}", text(&row.key), text(&block.currency))?;
-            if let Some(ChargeSums { shipping, fees, tax, discount }) = row.charges {
-                write!(out, ",{shipping},{fees},{tax},{discount}")?;
+            if let (Some(ChargeSums { shipping, fees, tax, discount }), Some(total)) = (row.charges, row.total) {
+                write!(out, ",{shipping},{fees},{tax},{discount},{total}")?;
             }
             writeln!(out)?;
         }
@@ -50,7 +50,7 @@ mod tests {
         let now = "2026-11-22T08:00:00Z".parse().unwrap();
         let figures = Figures { orders: 1, quantity: -2, revenue: "-5.00".parse().unwrap() };
         let names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "Laptop", "a-b", "a;=1", "\"=1"];
-        let rows = names.map(|key| ReportRow { key: key.to_owned(), figures, charges: None }).into();
+        let rows = names.map(|key| ReportRow { key: key.to_owned(), figures, charges: None, total: None }).into();
         let processed = OrderFigures { figures, ..OrderFigures::default() };
         let currencies = vec![CurrencyReport { currency: "=EUR".to_owned(), processed, rows }];
         let window = Window { since: now, until: now };

@@ -59,7 +59,9 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
     let charges = block.processed.charges;
     if !charges.is_zero() {
         let ChargeSums { shipping, fees, tax, discount } = charges;
-        writeln!(out, "  besides these goods: shipping {shipping}, fees {fees}, tax {tax}, discount {discount}")?;
+        let total = block.processed.total;
+        writeln!(out, "  paid {total}: goods, shipping {shipping}, fees {fees}, discount {discount}, tax {tax}")?;
+        writeln!(out, "  (where prices include the tax, it is in the revenue already)")?;
     }
     if by == GroupBy::Product && !all_are_counted(block) {
         let Figures { orders, revenue, .. } = block.processed.figures;
@@ -151,7 +153,7 @@ mod tests {
 
     fn row(key: &str, orders: i64, revenue: &str) -> ReportRow {
         let figures = Figures { orders, quantity: 2 * orders, revenue: revenue.parse().unwrap() };
-        ReportRow { key: key.to_owned(), figures, charges: None }
+        ReportRow { key: key.to_owned(), figures, charges: None, total: None }
     }
 
     fn text(by: GroupBy, rows: Vec<ReportRow>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
@@ -191,13 +193,14 @@ dead-lettered messages
         let rows = vec![row("Laptop", 2, "40"), row("Mouse", 2, "5")];
         let figures = Figures { orders: 3, quantity: 8, revenue: "45".parse().unwrap() };
         let charges = ChargeSums { shipping: "4.90".parse().unwrap(), ..ChargeSums::default() };
-        let processed = OrderFigures { figures, charges };
+        let processed = OrderFigures { figures, charges, total: "49.90".parse().unwrap() };
         let mut out = Vec::new();
         let block = CurrencyReport { currency: "EUR".to_owned(), processed, rows };
         write_block(GroupBy::Product, &block, &mut out).unwrap();
         let shown = String::from_utf8(out).unwrap();
         let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(words.ends_with("3 8 45 besides these goods: shipping 4.90, fees 0, tax 0, discount 0"), "{shown}");
+        let expected = "3 8 45 paid 49.90: goods, shipping 4.90, fees 0, discount 0, tax 0";
+        assert!(words.contains(expected), "{shown}");
     }
 
     #[test]

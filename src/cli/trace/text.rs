@@ -50,8 +50,9 @@ fn write_order(order: &TracedOrder, out: &mut dyn Write) -> io::Result<()> {
         [item] => format!("{quantity} × {} at {} = {goods_total}", escaped(&item.product), item.price),
         items => format!("{quantity} pieces in {} lines = {goods_total}", items.len()),
     };
+    let tax = if order.tax_included == Some(true) { "included tax" } else { "tax" };
     for (name, amount) in
-        [("shipping", order.shipping), ("fees", order.fees), ("tax", order.tax), ("discount", order.discount)]
+        [("shipping", order.shipping), ("fees", order.fees), (tax, order.tax), ("discount", order.discount)]
     {
         line.extend(amount.map(|amount| format!(", {name} {amount}")));
     }

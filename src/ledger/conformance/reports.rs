@@ -183,9 +183,9 @@ async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
         "currencies": [{
             "currency": "EUR",
             "processed": {"orders": 1, "quantity": 2, "revenue": "1200.00",
-                          "shipping": "0", "fees": "0", "tax": "0", "discount": "0"},
+                          "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "1200.00"},
             "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00",
-                      "shipping": "0", "fees": "0", "tax": "0", "discount": "0"}],
+                      "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "1200.00"}],
         }],
         "dead_lettered": [],
     });
@@ -218,7 +218,7 @@ async fn an_order_with_several_lines_counts_once_and_each_of_its_products_too(le
 }
 
 async fn charges_are_reported_apart_from_goods(ledger: &dyn Ledger) {
-    let at = moment("2026-11-22T08:00:00Z");
+    let (at, order_of) = (moment("2026-11-22T08:00:00Z"), order);
     let charges = |shipping: &str, discount: Option<&str>| Charges {
         shipping: Some(shipping.parse().unwrap()),
         fees: None,
@@ -233,14 +233,21 @@ async fn charges_are_reported_apart_from_goods(ledger: &dyn Ledger) {
     ledger.record(LedgerEntry::FinishOrder { id: OrderId::new("b").unwrap(), at }).await.unwrap();
     let json = serde_json::to_value(report(ledger, "1h", "now", GroupBy::Status).await).unwrap();
     let sums = |row: &serde_json::Value| {
-        ["orders", "revenue", "shipping", "tax", "discount"].map(|key| row[key].to_string().replace('"', "")).join(" ")
+        ["orders", "revenue", "shipping", "tax", "discount", "total"]
+            .map(|key| row[key].to_string().replace('"', ""))
+            .join(" ")
     };
     let currency = &json["currencies"][0];
-    assert_eq!(sums(&currency["processed"]), "1 1200 0.10 0.5 100");
-    assert_eq!(sums(&currency["rows"][0]), "2 2400 5.00 1.0 100");
-    assert_eq!(sums(&currency["rows"][1]), "1 1200 0.10 0.5 100");
+    assert_eq!(sums(&currency["processed"]), "1 1200 0.10 0.5 100 1100.60");
+    assert_eq!(sums(&currency["rows"][0]), "2 2400 5.00 1.0 100 2306.00");
+    assert_eq!(sums(&currency["rows"][1]), "1 1200 0.10 0.5 100 1100.60");
     let order = ledger.trace("b").await.unwrap().order.unwrap();
     assert_eq!((order.goods_total.to_string(), order.total.to_string()), ("1200".to_owned(), "1100.60".to_owned()));
+    assert_eq!(order.tax_included, Some(false));
+    let included = Charges { tax_included: true, ..charges("0", None) };
+    ledger.record(accept(NewOrder { at, ..with_charges(order_of("c"), included, "EUR") })).await.unwrap();
+    let order = ledger.trace("c").await.unwrap().order.unwrap();
+    assert_eq!((order.tax_included, order.total.to_string()), (Some(true), "1200".to_owned()));
 }
 
 /// An order for any product, at any moment within three days.

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::{CurrencyReport, DeadLettered, GroupBy, MAX_ROWS, Report, ReportError, ReportRow, Window};
 use crate::ledger::buckets::{DAY, HOUR, bucket_start};
-use crate::ledger::figures::{ChargeSums, Figures, OrderFigures};
+use crate::ledger::figures::{Figures, OrderFigures};
 
 /// What a row stands for. Rows other than products are sorted by it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,10 +99,10 @@ impl ReportBuilder {
 
 fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
     let by_product = sums.rows.keys().any(|key| matches!(key, Key::Product(_)));
-    let row = |(key, OrderFigures { figures, charges }): (Key, OrderFigures)| ReportRow {
-        charges: charges_of(&key, charges),
-        key: key.into_text(),
-        figures,
+    let row = |(key, OrderFigures { figures, charges, total }): (Key, OrderFigures)| {
+        let is_of_orders = has_charges(&key);
+        let (charges, total) = (is_of_orders.then_some(charges), is_of_orders.then_some(total));
+        ReportRow { key: key.into_text(), figures, charges, total }
     };
     let mut rows: Vec<ReportRow> = sums.rows.into_iter().map(row).collect();
     if by_product {
@@ -112,10 +112,10 @@ fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
 }
 
 /// Charges belong to orders, not to products.
-fn charges_of(key: &Key, charges: ChargeSums) -> Option<ChargeSums> {
+fn has_charges(key: &Key) -> bool {
     match key {
-        Key::Product(_) => None,
-        Key::Hour(_) | Key::Day(_) | Key::Accepted | Key::Processed | Key::Normal | Key::Urgent => Some(charges),
+        Key::Product(_) => false,
+        Key::Hour(_) | Key::Day(_) | Key::Accepted | Key::Processed | Key::Normal | Key::Urgent => true,
     }
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::error::OpenError;
 use super::figures::{ChargeSums, Figures, OrderFigures};
+use crate::domain::ExactSum;
 
 pub(super) use builder::ReportBuilder;
 pub use query::{GroupBy, InvalidTime, PointInTime, ReportQuery};
@@ -57,6 +58,9 @@ pub struct ReportRow {
     /// What its orders charge besides their goods; `None` for a product.
     #[serde(flatten)]
     pub charges: Option<ChargeSums>,
+    /// What customers paid for its orders; `None` for a product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<ExactSum>,
 }
 
 /// Messages of one consumer, dead-lettered for one reason.

@@ -46,11 +46,11 @@ pub(super) struct Sums {
 }
 
 /// The columns of [`Sums`], in the order in which [`read_sums`] reads them.
-pub(super) const SUMS: &str = "accepted, accepted_quantity, accepted_total, accepted_shipping, accepted_fees,
-    accepted_tax, accepted_discount, processed, processed_quantity, processed_total, processed_shipping, processed_fees,
-    processed_tax, processed_discount";
+pub(super) const SUMS: &str = "accepted, accepted_quantity, accepted_goods, accepted_shipping, accepted_fees,
+    accepted_tax, accepted_discount, accepted_total, processed, processed_quantity, processed_goods, processed_shipping,
+    processed_fees, processed_tax, processed_discount, processed_total";
 /// How many of these an [`OrderFigures`] has.
-const FIGURES_COLUMNS: usize = 7;
+const FIGURES_COLUMNS: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bucket {
@@ -77,7 +77,7 @@ impl<'c> OrderSums<'c> {
             ))?,
             write: connection.prepare(&format!(
                 "INSERT INTO order_sums (granularity, starts_at, currency, priority, {SUMS})
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
                  ON CONFLICT (granularity, starts_at, currency, priority) DO UPDATE SET ({SUMS}) = ({})",
                 SUMS.split(',').map(|column| format!("excluded.{}", column.trim())).collect::<Vec<_>>().join(", ")
             ))?,
@@ -144,27 +144,28 @@ impl<'c> OrderSums<'c> {
                 let mut sums = self.read.query_row(key, |row| read_sums(row, 0)).optional()?.unwrap_or_default();
                 sums.accepted.add(change.accepted);
                 sums.processed.add(change.processed);
-                let Sums { accepted: OrderFigures { figures: accepted, charges: accepted_charges }, processed } = sums;
-                let OrderFigures { figures: processed, charges: processed_charges } = processed;
+                let Sums { accepted, processed } = sums;
                 self.write.execute(params![
                     granularity,
                     starts_at,
                     currency.as_str(),
                     priority,
-                    accepted.orders,
-                    accepted.quantity,
-                    accepted.revenue.to_string(),
-                    accepted_charges.shipping.to_string(),
-                    accepted_charges.fees.to_string(),
-                    accepted_charges.tax.to_string(),
-                    accepted_charges.discount.to_string(),
-                    processed.orders,
-                    processed.quantity,
-                    processed.revenue.to_string(),
-                    processed_charges.shipping.to_string(),
-                    processed_charges.fees.to_string(),
-                    processed_charges.tax.to_string(),
-                    processed_charges.discount.to_string(),
+                    accepted.figures.orders,
+                    accepted.figures.quantity,
+                    accepted.figures.revenue.to_string(),
+                    accepted.charges.shipping.to_string(),
+                    accepted.charges.fees.to_string(),
+                    accepted.charges.tax.to_string(),
+                    accepted.charges.discount.to_string(),
+                    accepted.total.to_string(),
+                    processed.figures.orders,
+                    processed.figures.quantity,
+                    processed.figures.revenue.to_string(),
+                    processed.charges.shipping.to_string(),
+                    processed.charges.fees.to_string(),
+                    processed.charges.tax.to_string(),
+                    processed.charges.discount.to_string(),
+                    processed.total.to_string(),
                 ])?;
             }
         }
@@ -183,7 +184,7 @@ pub(super) fn read_sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Resu
     let read = |first| {
         let amount = |column: usize| read_amount(row, first + column);
         let charges = ChargeSums { shipping: amount(3)?, fees: amount(4)?, tax: amount(5)?, discount: amount(6)? };
-        Ok::<_, rusqlite::Error>(OrderFigures { figures: read_figures(row, first)?, charges })
+        Ok::<_, rusqlite::Error>(OrderFigures { figures: read_figures(row, first)?, charges, total: amount(7)? })
     };
     Ok(Sums { accepted: read(first)?, processed: read(first + FIGURES_COLUMNS)? })
 }
@@ -200,7 +201,7 @@ pub(super) fn read_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::R
 }
 
 /// The columns of an order that are counted, in the order in which [`read_group_and_figures`] reads them.
-const COUNTED: &str = "currency, priority, quantity, goods_total, shipping, fees, tax, discount";
+const COUNTED: &str = "currency, priority, quantity, goods_total, shipping, fees, tax, discount, total";
 
 /// Reads the columns [`COUNTED`], of which `first` is the first.
 fn read_group_and_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(OrderGroup, OrderFigures)> {
@@ -212,7 +213,7 @@ fn read_group_and_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Re
     };
     let charges = ChargeSums { shipping: charge(4)?, fees: charge(5)?, tax: charge(6)?, discount: charge(7)? };
     let figures = Figures { orders: 1, quantity: row.get(first + 2)?, revenue: read_amount(row, first + 3)? };
-    Ok((group, OrderFigures { figures, charges }))
+    Ok((group, OrderFigures { figures, charges, total: read_amount(row, first + 8)? }))
 }
 
 fn conversion_error(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {

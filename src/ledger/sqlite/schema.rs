@@ -125,7 +125,8 @@ const VERSION_3: &str = "
         goods_total  TEXT NOT NULL,     -- the sum of the lines
         shipping     TEXT,              -- NULL: the order does not say, as the next three
         fees         TEXT,              -- such as a tip; may be negative
-        tax          TEXT,              -- also if the prices include it
+        tax          TEXT,
+        tax_included INTEGER,           -- 0 | 1: the prices include the tax; NULL as tax
         discount     TEXT,
         total        TEXT NOT NULL,     -- what the order costs
         currency     TEXT NOT NULL,     -- ISO 4217; XXX where the order named none
@@ -136,8 +137,8 @@ const VERSION_3: &str = "
         processed_at INTEGER            -- set with status processed
     ) STRICT;
 
-    INSERT INTO orders SELECT id, status, consumer, product, quantity, price, total, NULL, NULL, NULL, NULL, total,
-                              currency, priority, customer_id, placed_at, accepted_at, processed_at FROM orders_2 ORDER BY rowid;
+    INSERT INTO orders SELECT id, status, consumer, product, quantity, price, total, NULL, NULL, NULL, NULL, NULL,
+                              total, currency, priority, customer_id, placed_at, accepted_at, processed_at FROM orders_2 ORDER BY rowid;
     DROP TABLE orders_2;
 
     CREATE TABLE order_items (
@@ -150,6 +151,8 @@ const VERSION_3: &str = "
         PRIMARY KEY (order_id, line)
     ) STRICT, WITHOUT ROWID;
 
+    ALTER TABLE order_sums RENAME COLUMN accepted_total TO accepted_goods;
+    ALTER TABLE order_sums RENAME COLUMN processed_total TO processed_goods;
     ALTER TABLE order_sums ADD COLUMN accepted_shipping TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN accepted_fees TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN accepted_tax TEXT NOT NULL DEFAULT '0';
@@ -158,6 +161,10 @@ const VERSION_3: &str = "
     ALTER TABLE order_sums ADD COLUMN processed_fees TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN processed_tax TEXT NOT NULL DEFAULT '0';
     ALTER TABLE order_sums ADD COLUMN processed_discount TEXT NOT NULL DEFAULT '0';
+    -- What customers paid: goods and charges.
+    ALTER TABLE order_sums ADD COLUMN accepted_total TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN processed_total TEXT NOT NULL DEFAULT '0';
+    UPDATE order_sums SET accepted_total = accepted_goods, processed_total = processed_goods;
 ";
 
 const VERSION_4: &str = "
@@ -235,6 +242,21 @@ pub(super) fn last_version(migrations: &[Migration]) -> i32 {
 /// leaves a complete version. `is_new` is asked about a file without tables: whether the file has no content either. Without
 /// its write-ahead log, the copy of a ledger may have no tables, and must not be taken for a new one.
 pub(super) fn migrate(
+    connection: &mut Connection,
+    migrations: &[Migration],
+    is_new: impl Fn() -> bool,
+) -> Result<(), MigrateError> {
+    // Overwrites the rows of a table that is dropped. In free pages, `orderd erase` would not find its customers.
+    let set =
+        |connection: &Connection, on: i64| connection.pragma_update_and_check(None, "secure_delete", on, |_| Ok(()));
+    let before = connection.pragma_query_value(None, "secure_delete", |row| row.get(0))?;
+    set(connection, 1)?;
+    let result = migrate_each(connection, migrations, is_new);
+    set(connection, before)?;
+    result
+}
+
+fn migrate_each(
     connection: &mut Connection,
     migrations: &[Migration],
     is_new: impl Fn() -> bool,

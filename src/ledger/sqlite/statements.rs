@@ -86,9 +86,10 @@ impl<'c> Statements<'c> {
             commit: connection.prepare("COMMIT")?,
             insert_order: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, goods_total, shipping, fees, tax,
-                                     discount, total, currency, priority, customer_id, placed_at, accepted_at)
+                                     tax_included, discount, total, currency, priority, customer_id, placed_at,
+                                     accepted_at)
                  VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-                         ?16)
+                         ?16, ?17)
                  ON CONFLICT (id) DO NOTHING",
             )?,
             select_order: connection.prepare(SELECT_STORED)?,
@@ -257,7 +258,7 @@ impl<'c> Statements<'c> {
         let goods = amounts.goods.to_string();
         let total = (amounts.total != amounts.goods).then(|| amounts.total.to_string());
         let charge = |charge: Option<Decimal>| charge.map(|amount| amount.to_string());
-        let rows = self.insert_order.execute((
+        let rows = self.insert_order.execute(params![
             order.id.as_str(),
             &order.consumer,
             only.map(|item| item.product.as_str()),
@@ -267,6 +268,7 @@ impl<'c> Statements<'c> {
             charge(amounts.charges.shipping),
             charge(amounts.charges.fees),
             charge(amounts.charges.tax),
+            amounts.charges.stated_tax_included(),
             charge(amounts.charges.discount),
             total.as_ref().unwrap_or(&goods),
             amounts.currency.as_str(),
@@ -274,7 +276,7 @@ impl<'c> Statements<'c> {
             &order.customer_id,
             order.placed_at.map(Timestamp::as_millisecond),
             order.at.as_millisecond(),
-        ))?;
+        ])?;
         if rows == 1 {
             let rowid = self.connection.last_insert_rowid();
             if only.is_none() {

@@ -1,6 +1,7 @@
 //! What the SQLite ledger guarantees beyond the traits: durable answers, shared commits, exact sums, and recovery from
 //! temporary errors.
 
+mod migration;
 mod outages;
 mod report;
 mod retention;
@@ -95,7 +96,7 @@ async fn an_answered_order_can_be_read_by_another_program_with_its_times() {
     let row: String = other(&directory)
         .query_row(
             "SELECT concat_ws('|', id, status, consumer, product, quantity, price, goods_total, shipping, fees,
-                              tax, discount, total, currency, priority, customer_id, placed_at, accepted_at, processed_at) FROM orders",
+                              tax, tax_included, discount, total, currency, priority, customer_id, placed_at, accepted_at, processed_at) FROM orders",
             [],
             |row| row.get(0),
         )

@@ -36,7 +36,7 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
 fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<Option<TracedOrder>> {
     let mut query = snapshot.prepare(
         "SELECT status, consumer, quantity, goods_total, shipping, tax, discount, total, currency, priority, customer_id,
-                placed_at, accepted_at, processed_at, product, price, fees FROM orders WHERE id = ?1",
+                placed_at, accepted_at, processed_at, product, price, fees, tax_included FROM orders WHERE id = ?1",
     )?;
     let found = query.query_row([id], |row| {
         let quantity = row.get(2)?;
@@ -55,6 +55,7 @@ fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> ru
             shipping: charge(4)?,
             fees: charge(16)?,
             tax: charge(5)?,
+            tax_included: row.get(17)?,
             discount: charge(6)?,
             total: read_amount(row, 7)?,
             currency: row.get(8)?,

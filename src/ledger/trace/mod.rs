@@ -39,6 +39,8 @@ pub struct TracedOrder {
     pub fees: Option<ExactSum>,
     /// The tax, whether the prices include it or not, if the order says so.
     pub tax: Option<ExactSum>,
+    /// Whether the prices include the tax, if the order states one.
+    pub tax_included: Option<bool>,
     /// Deducted, if the order says so.
     pub discount: Option<ExactSum>,
     /// What the order costs.
