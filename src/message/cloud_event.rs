@@ -138,8 +138,7 @@ impl Message {
             Envelope::Unsupported
         } else if attribute(&self.headers, "specversion").is_some() {
             Envelope::Binary
-        } else if !is_compressed(content_encoding.as_deref())
-            && memmem::find(&self.body, b"\"specversion\"").is_some()
+        } else if !is_compressed(content_encoding.as_deref()) && memmem::find(&self.body, b"\"specversion\"").is_some()
         {
             // Many producers set no content type, or that of JSON.
             Envelope::Structured { certain: false }
