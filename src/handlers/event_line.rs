@@ -43,7 +43,8 @@ fn write_body(body: &str, line: &mut Vec<u8>) {
             b'"' => end_of_string(bytes, at),
             b'{' | b'[' if depth == MAX_DEPTH => end_of_nested(bytes, at),
             b'-' | b'0'..=b'9' => end_of_number(bytes, at),
-            _ => at + 1,
+            b'\n' | b'\r' | b'\t' | b'{' | b'[' | b'}' | b']' => at + 1,
+            _ => end_of_other(bytes, at),
         };
         let token = &bytes[at..end];
         match byte {
@@ -100,14 +101,21 @@ fn is_out_of_range(number: &str) -> bool {
 /// The position after the string that begins here.
 fn end_of_string(json: &[u8], start: usize) -> usize {
     let mut at = start + 1;
-    while let Some(byte) = json.get(at) {
-        match byte {
-            b'"' => return at + 1,
-            b'\\' => at += 2,
-            _ => at += 1,
+    while let Some(found) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        match json[at + found] {
+            b'"' => return at + found + 1,
+            _ => at += found + 2,
         }
     }
     json.len()
+}
+
+/// The position after the spaces, separators and literals that begin here, which are copied as they are.
+fn end_of_other(json: &[u8], start: usize) -> usize {
+    let is_other = |byte: &u8| {
+        !matches!(byte, b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9' | b'\n' | b'\r' | b'\t')
+    };
+    json[start..].iter().position(|byte| !is_other(byte)).map_or(json.len(), |length| start + length)
 }
 
 /// The position after the array or object that begins here.
