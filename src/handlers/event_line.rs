@@ -112,9 +112,8 @@ fn end_of_string(json: &[u8], start: usize) -> usize {
 
 /// The position after the spaces, separators and literals that begin here, which are copied as they are.
 fn end_of_other(json: &[u8], start: usize) -> usize {
-    let is_other = |byte: &u8| {
-        !matches!(byte, b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9' | b'\n' | b'\r' | b'\t')
-    };
+    let is_other =
+        |byte: &u8| !matches!(byte, b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9' | b'\n' | b'\r' | b'\t');
     json[start..].iter().position(|byte| !is_other(byte)).map_or(json.len(), |length| start + length)
 }
 
