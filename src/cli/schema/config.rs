@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
+use super::places::{IdPlace, Place, Places};
+
 /// orderd's configuration file. Every key is optional; `orderd check` prints all problems of a file.
 #[derive(JsonSchema)]
 #[schemars(title = "orderd.toml", deny_unknown_fields)]
@@ -453,64 +455,5 @@ impl JsonSchema for Fraction {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "number", "minimum": 0, "maximum": 1})
-    }
-}
-
-/// A JSON pointer, or a table with one of its keys.
-struct Place;
-
-impl JsonSchema for Place {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Place".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"anyOf": [
-            {"type": "string"},
-            {"type": "object", "required": ["value"], "additionalProperties": false,
-             "properties": {"value": {"type": ["string", "integer", "boolean"]}}},
-            {"type": "object", "required": ["pointer"], "additionalProperties": false,
-             "properties": {"pointer": {"type": "string"}, "none": {"type": "string"}, "unit": {"enum": ["major", "minor"]}}}
-        ]})
-    }
-}
-
-/// Where an id is, and what precedes it.
-struct IdPlace;
-
-impl JsonSchema for IdPlace {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "IdPlace".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let text = json_schema!({"type": "string"});
-        json_schema!({"anyOf": [
-            text,
-            {"type": "object", "required": ["value"], "additionalProperties": false,
-             "properties": {"value": {"type": ["string", "integer", "boolean"]}, "prefix": text}},
-            {"type": "object", "minProperties": 1, "additionalProperties": false,
-             "properties": {"pointer": text, "none": text, "prefix": text}}
-        ]})
-    }
-}
-
-/// Several JSON pointers, whose amounts are added up.
-struct Places;
-
-impl JsonSchema for Places {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Places".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let pointers = json_schema!({"anyOf": [
-            {"type": "string"}, {"type": "array", "minItems": 1, "maxItems": 16, "items": {"type": "string"}}
-        ]});
-        json_schema!({"anyOf": [
-            pointers,
-            {"type": "object", "required": ["pointer"], "additionalProperties": false,
-             "properties": {"pointer": pointers, "unit": {"enum": ["major", "minor"]}}}
-        ]})
     }
 }

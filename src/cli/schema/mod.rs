@@ -5,6 +5,7 @@
 
 mod config;
 mod order;
+mod places;
 
 use std::io::{self, Write};
 
