@@ -109,7 +109,7 @@ check "it stops" systemctl stop orderd
 check "it is inactive" is ActiveState inactive
 check "the result is success" is Result success
 wait_until "it has started to drain" journal_has "draining;"
-wait_until "and finished" journal_has "app: stopped"
+wait_until "and finished" journal_has ": stopped"
 
 # -- kill -9
 check "it starts again" systemctl start orderd
