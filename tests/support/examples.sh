@@ -21,7 +21,7 @@ need() {
     command -v "$1" >/dev/null || packages+=("${@:2}")
 }
 need python3 python3 python3-venv
-need node nodejs npm
+need node nodejs
 need npm npm
 need jq jq
 # Debian's python3 comes without this module.
