@@ -9,10 +9,11 @@ use crate::domain::{Amounts, Item, OrderId, ProductSale, Sale};
 /// One thing to record, or to look up.
 #[derive(Debug, Clone)]
 pub enum LedgerEntry {
-    /// Adds an order with status `accepted`. Answers [`Recorded::New`], [`Recorded::Unfinished`],
+    /// Adds an order with status `accepted`. Answers [`Recorded::New`], [`Recorded::Unfinished`], [`Recorded::Undone`],
     /// [`Recorded::Duplicate`] (already `processed`) or [`Recorded::Conflict`].
     AcceptOrder(Box<NewOrder>),
-    /// Sets an accepted order to `processed`. Answers `New`, or `Duplicate` if it already was.
+    /// Sets an accepted order to `processed`. Answers `New`, `Duplicate` if it already was, or `Undone`, and then nothing is
+    /// recorded.
     FinishOrder {
         /// The order.
         id: OrderId,
@@ -197,6 +198,8 @@ pub enum Recorded {
     New,
     /// The same order was accepted before, but it is not recorded that its events were confirmed.
     Unfinished,
+    /// The same order was accepted before, and its steps are being undone or were, or could not be: it must not be processed.
+    Undone,
     /// The entry was recorded before. An order was also processed.
     Duplicate,
     /// An order with this id but other content (a line, a charge, the currency or the customer) is recorded.

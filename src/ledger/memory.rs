@@ -161,7 +161,13 @@ impl Tables {
 
     fn record(&mut self, entry: LedgerEntry) -> Result<Recorded, LedgerError> {
         Ok(match entry {
-            LedgerEntry::AcceptOrder(order) => self.accept(*order),
+            LedgerEntry::AcceptOrder(order) => {
+                let id = order.id.clone();
+                match self.accept(*order) {
+                    Recorded::Unfinished if self.runs.is_undone(id.as_str()) => Recorded::Undone,
+                    answer => answer,
+                }
+            }
             LedgerEntry::FinishOrder { id, at } => return self.finish(&id, at),
             LedgerEntry::LookUpNotification { id } => {
                 new_unless(self.events.contains_key(&(id, EventKind::Notification)))
@@ -213,6 +219,9 @@ impl Tables {
         };
         if processed_at.is_some() {
             return Ok(Recorded::Duplicate);
+        }
+        if self.runs.is_undone(id.as_str()) {
+            return Ok(Recorded::Undone);
         }
         *processed_at = Some(at);
         let order = order.clone();

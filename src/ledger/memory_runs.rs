@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::step_runs::{
     self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, RecordedStep, RunClaim, RunKey, RunRecord, RunRecorded,
-    StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+    RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 use super::trace::{TraceEvent, TraceStep, TracedMessage};
 
@@ -32,10 +32,10 @@ struct MemoryCall {
 
 impl MemoryRuns {
     pub(super) fn claim(&mut self, claim: &RunClaim, order_processed: bool) -> ClaimAnswer {
-        let effect = step_runs::claim(self.0.get(&claim.key).map(|run| &run.stored), claim);
+        let effect = step_runs::claim(self.0.get(&claim.key).map(|run| &run.stored), claim, order_processed);
         match effect {
             ClaimEffect::Held { until } => return ClaimAnswer::Held { until },
-            ClaimEffect::Unknown => return ClaimAnswer::Unknown,
+            ClaimEffect::NotConcerned => return ClaimAnswer::NotConcerned,
             ClaimEffect::Unchanged => {}
             ClaimEffect::Begin(stored) => {
                 let mut run = MemoryRun { stored, steps: Vec::new(), calls: BTreeMap::new() };
@@ -60,7 +60,6 @@ impl MemoryRuns {
             state: stored.state,
             body: stored.body,
             failure: stored.failure.clone(),
-            order_processed,
             steps: steps.clone(),
         }))
     }
@@ -91,6 +90,13 @@ impl MemoryRuns {
         }
         record.next.iter().for_each(|next| run.call(next, record.at));
         RunRecorded::Recorded
+    }
+
+    /// Whether an order's steps are being undone or were.
+    pub(super) fn is_undone(&self, order: &str) -> bool {
+        let key = RunKey { scope: String::new(), identity: order.to_owned() };
+        let state = self.0.get(&key).map(|run| run.stored.state);
+        matches!(state, Some(RunState::Undoing | RunState::Undone | RunState::UndoFailed))
     }
 
     /// The calls for an order's steps.

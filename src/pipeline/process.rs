@@ -37,6 +37,7 @@ use super::publish::publish;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::{Order, OrderId};
+use crate::ledger::Recorded;
 use crate::message::{Delivery, Provenance, Publication, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
@@ -143,8 +144,13 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Pro
     }
     if let Some(entry) = output.record {
         // During an outage this waits, so what is confirmed is not published again.
-        if let Err(error) = context.ledger.record(entry.confirmed_at(Timestamp::now())).await {
-            return HandlerError::from(error).into();
+        match context.ledger.record(entry.confirmed_at(Timestamp::now())).await {
+            Ok(Recorded::Undone) => {
+                let reason = "it was decided to undo the order's steps while its events were published";
+                return HandlerError::Failed(Failure::new(FailureKind::Permanent, "undone", reason)).into();
+            }
+            Ok(Recorded::New | Recorded::Unfinished | Recorded::Duplicate | Recorded::Conflict) => {}
+            Err(error) => return HandlerError::from(error).into(),
         }
     }
     handled(output.outcome, output.log)

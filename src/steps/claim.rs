@@ -21,8 +21,8 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 pub enum Claimed {
     /// The run is claimed.
     Run(Box<StepRun>),
-    /// There is no such run.
-    Unknown,
+    /// The run has no part in what becomes of the failed message.
+    NotConcerned,
     /// The order is a duplicate or a conflict.
     NotAccepted(Recorded),
 }
@@ -53,7 +53,7 @@ pub async fn claim(
         };
         match ledger.claim_run(claim).await? {
             ClaimAnswer::Granted(run) => return Ok(Claimed::Run(run)),
-            ClaimAnswer::Unknown => return Ok(Claimed::Unknown),
+            ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
             ClaimAnswer::Held { until } => {
                 let left = give_up.saturating_duration_since(Instant::now());

@@ -109,12 +109,17 @@ impl Engine {
             Claimed::Run(run) => *run,
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
             // Only a claim for a failed message is answered so.
-            Claimed::Unknown => return Err(RunError::Lost),
+            Claimed::NotConcerned => return Err(RunError::Lost),
         };
         let is_new = run.fence == 1;
+        let input_is_order = input.key.scope.is_empty();
         let mut work = RunWork { engine: self, input, access, applies, run };
         match work.run.state {
             RunState::Running => work.do_steps(first.filter(|_| is_new)).await.map(|()| RunOutcome::Done),
+            // The order is finished by this worker now.
+            RunState::Done if input_is_order => {
+                work.record(None, work.being_finished()).await.map(|()| RunOutcome::WasDone)
+            }
             RunState::Done => Ok(RunOutcome::WasDone),
             RunState::Undoing => {
                 drop(first);
@@ -236,7 +241,11 @@ impl<'a> RunWork<'a> {
 
     /// The run is done. It stays claimed until the message should be finished, so that nobody decides to undo it meanwhile.
     fn all_done(&self) -> Change {
-        Change { next: None, lease: Some(self.access.max_hold), state: Some(RunState::Done) }
+        Change { state: Some(RunState::Done), ..self.being_finished() }
+    }
+
+    fn being_finished(&self) -> Change {
+        Change { lease: Some(self.access.max_hold), ..Change::default() }
     }
 
     /// Waits until the call may be made, and records it.

@@ -155,7 +155,14 @@ impl Env {
 
     /// Claims the run as the failed-order handler does.
     async fn claim(&self) -> StepRun {
-        let claim = claim(&self.ledger, &self.key, ClaimPurpose::Failure, None, Duration::ZERO, Duration::ZERO);
+        let claim = claim(
+            &self.ledger,
+            &self.key,
+            ClaimPurpose::Failure { body: [1; 32], failed_at: jiff::Timestamp::now() },
+            None,
+            Duration::ZERO,
+            Duration::ZERO,
+        );
         match claim.await {
             Ok(Claimed::Run(run)) => *run,
             Ok(_) | Err(_) => panic!("not claimed"),

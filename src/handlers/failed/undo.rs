@@ -49,14 +49,14 @@ pub(super) async fn decide_with_run(
     let deciding = async {
         let _claim = claim_in_process(claims, &key, services).await?;
         let (ledger, lease) = (services.ledger(), std::time::Duration::ZERO);
-        let claimed = steps::claim(ledger, &key, ClaimPurpose::Failure, None, lease, services.max_hold()).await;
-        let Claimed::Run(run) = claimed.map_err(handler_error)? else { return Ok(Decision::Act(action)) };
-        let is_of_run = run.body == body_hash(&failed.delivery.message);
-        let verdict = if is_of_run {
-            judge(&run, &failed.history, action, &consumer.policy, failed.now)
-        } else {
-            Verdict::AsDecided
+        let purpose = ClaimPurpose::Failure {
+            body: body_hash(&failed.delivery.message),
+            // Without a header that says when it failed, it is the present time, and any copy may have failed earlier.
+            failed_at: Some(failed.history.failed_at).filter(|at| *at < failed.now).unwrap_or(Timestamp::MIN),
         };
+        let claimed = steps::claim(ledger, &key, purpose, None, lease, services.max_hold()).await;
+        let Claimed::Run(run) = claimed.map_err(handler_error)? else { return Ok(Decision::Act(action)) };
+        let verdict = judge(&run, &failed.history, action, &consumer.policy, failed.now);
         let record = verdict.record(&key, &run, failed, action);
         match ledger.record_run(record).await? {
             RunRecorded::Recorded => Ok(verdict.decision(&run, &failed.history, action)),
@@ -89,8 +89,6 @@ enum Verdict {
 /// Pure.
 fn judge(run: &StepRun, history: &History, action: Action, policy: &RetryPolicy, now: Timestamp) -> Verdict {
     match run.state {
-        // Another copy of it has succeeded.
-        _ if run.order_processed => Verdict::AsDecided,
         RunState::Running | RunState::Done => match action {
             Action::DeadLetter(_) if left_to_undo(&run.steps).next().is_some() => Verdict::BeginUndo,
             Action::DeadLetter(_) => Verdict::NothingToUndo,
@@ -248,7 +246,6 @@ mod tests {
             state,
             body: [0; 32],
             failure: Some(failure),
-            order_processed: false,
             steps: vec![
                 step("charge", 0, StepAction::Do, StepStatus::Done),
                 step("reserve", 1, StepAction::Do, StepStatus::Done),
@@ -287,8 +284,6 @@ mod tests {
         assert_eq!(judged(&run(RunState::Running), &first, DEAD), Verdict::BeginUndo);
         assert_eq!(judged(&run(RunState::Running), &first, retry), Verdict::AsDecided);
         assert_eq!(judged(&run(RunState::Done), &first, DEAD), Verdict::BeginUndo);
-        let processed = StepRun { order_processed: true, ..run(RunState::Done) };
-        assert_eq!(judged(&processed, &first, DEAD), Verdict::AsDecided);
         let nothing =
             StepRun { steps: vec![step("ship", 0, StepAction::Do, StepStatus::Failed)], ..run(RunState::Running) };
         assert_eq!(judged(&nothing, &first, DEAD), Verdict::NothingToUndo);

@@ -154,6 +154,11 @@ impl OrderHandler {
             Recorded::Conflict if self.on_conflict == OnConflict::Ignore => {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
             }
+            Recorded::Undone => {
+                let reason =
+                    "its steps are undone or have to be, and the consumer has no steps: it must not be processed";
+                return Err(Failure::new(FailureKind::Permanent, "undo_not_configured", reason).into());
+            }
             Recorded::Conflict => {
                 let reason = format!("an order with the id {} and different content was accepted before", order.id);
                 return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason).into());

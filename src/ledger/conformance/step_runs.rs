@@ -15,6 +15,8 @@ rules! {
     a_record_with_a_former_fencing_number_changes_nothing,
     a_call_whose_end_is_not_recorded_is_uncertain_once_it_is_repeated,
     a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_order_is_processed,
+    a_message_of_steps_that_succeeded_is_never_undone_for_a_stale_copy,
+    an_order_whose_steps_are_undone_is_never_processed,
     runs_of_consumers_and_of_orders_are_apart,
     a_replayed_message_begins_anew_what_was_undone_and_nothing_else,
     a_replayed_message_continues_an_undo_that_failed,
@@ -44,7 +46,7 @@ fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) ->
 }
 
 fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
-    RunClaim { purpose: ClaimPurpose::Failure, ..work(key, owner, millis, None) }
+    RunClaim { purpose: ClaimPurpose::Failure { body: BODY, failed_at: at(millis) }, ..work(key, owner, millis, None) }
 }
 
 async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
@@ -102,7 +104,7 @@ fn steps(run: &StepRun) -> Vec<(&str, StepAction, StepStatus, u32)> {
 
 async fn a_run_begins_with_its_first_call_recorded_and_hands_on_what_is_done(ledger: &dyn Ledger) {
     let key = key("o-1");
-    assert_eq!(ledger.claim_run(decide(&key, "a", 0)).await.unwrap(), ClaimAnswer::Unknown);
+    assert_eq!(ledger.claim_run(decide(&key, "a", 0)).await.unwrap(), ClaimAnswer::NotConcerned);
     let run = granted(ledger, work(&key, "a", 0, Some(charge()))).await;
     assert_eq!((run.fence, run.round, run.state, run.body), (1, 1, RunState::Running, BODY));
     assert_eq!(steps(&run), [("charge", StepAction::Do, StepStatus::Called, 1)]);
@@ -180,11 +182,55 @@ async fn a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_orde
     };
     recorded(ledger, last).await;
     let run = granted(ledger, work(&key, "b", 11, None)).await;
-    assert_eq!((run.fence, run.state, run.order_processed), (1, RunState::Done, false));
-    // Its first worker may be about to finish the order.
-    assert_eq!(ledger.claim_run(decide(&key, "b", 11)).await.unwrap(), ClaimAnswer::Held { until: at(1_000) });
-    ledger.record(finish("o-2")).await.unwrap();
-    assert!(granted(ledger, decide(&key, "b", 1_000)).await.order_processed);
+    assert_eq!((run.fence, run.state), (1, RunState::Done));
+    // Its first worker may be about to finish the order, and the failure is that of another copy, in the same process or not.
+    for owner in ["a", "b"] {
+        let stale = ClaimPurpose::Failure { body: BODY, failed_at: at(10) };
+        let stale = RunClaim { purpose: stale, ..decide(&key, owner, 11) };
+        assert_eq!(ledger.claim_run(stale).await.unwrap(), ClaimAnswer::Held { until: at(1_000) });
+    }
+    let other = ClaimPurpose::Failure { body: [8; 32], failed_at: at(10) };
+    let other = RunClaim { purpose: other, ..decide(&key, "b", 12) };
+    assert_eq!(ledger.claim_run(other).await.unwrap(), ClaimAnswer::NotConcerned);
+    assert_eq!(ledger.record(finish("o-2")).await.unwrap(), Recorded::New);
+    for (owner, millis) in [("a", 20), ("b", 20), ("b", 1_000)] {
+        assert_eq!(ledger.claim_run(decide(&key, owner, millis)).await.unwrap(), ClaimAnswer::NotConcerned);
+    }
+    // The worker of this process could not finish the order.
+    let key = self::key("o-4");
+    granted(ledger, work(&key, "a", 0, None)).await;
+    recorded(ledger, RunRecord { until: Some(at(1_000)), state: Some(RunState::Done), ..record_of(&key, 1, 10) }).await;
+    assert_eq!(granted(ledger, decide(&key, "a", 11)).await.state, RunState::Done);
+}
+
+async fn a_message_of_steps_that_succeeded_is_never_undone_for_a_stale_copy(ledger: &dyn Ledger) {
+    let key = RunKey { scope: "invoices".to_owned(), identity: "m-1".to_owned() };
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    assert_eq!(granted(ledger, decide(&key, "a", 1)).await.state, RunState::Running);
+    let ended = done("charge", StepAction::Do, "1");
+    let last = RunRecord { until: Some(at(1_000)), ended, state: Some(RunState::Done), ..record_of(&key, 2, 10) };
+    recorded(ledger, last).await;
+    for owner in ["a", "b"] {
+        assert_eq!(ledger.claim_run(decide(&key, owner, 20)).await.unwrap(), ClaimAnswer::NotConcerned);
+    }
+}
+
+async fn an_order_whose_steps_are_undone_is_never_processed(ledger: &dyn Ledger) {
+    let states = [RunState::Undoing, RunState::Undone, RunState::UndoFailed];
+    for (id, state) in ["u-1", "u-2", "u-3"].into_iter().zip(states) {
+        let key = key(id);
+        let claim = RunClaim { order: Some(Box::new(order(id))), ..work(&key, "a", 0, Some(charge())) };
+        granted(ledger, claim.clone()).await;
+        assert_eq!(ledger.record(accept(order(id))).await.unwrap(), Recorded::Unfinished);
+        recorded(ledger, RunRecord { state: Some(state), ..record_of(&key, 1, 10) }).await;
+        assert_eq!(ledger.record(finish(id)).await.unwrap(), Recorded::Undone);
+        // Also after another attempt, of which no instance has the order in memory.
+        assert_eq!(ledger.record(finish(id)).await.unwrap(), Recorded::Undone);
+        assert_eq!(ledger.record(accept(order(id))).await.unwrap(), Recorded::Undone);
+        assert_eq!(granted(ledger, claim).await.state, state);
+    }
+    let processed = ledger.totals().await.unwrap().orders.values().map(|counts| counts.processed).sum::<u64>();
+    assert_eq!(processed, 0);
 }
 
 async fn runs_of_consumers_and_of_orders_are_apart(ledger: &dyn Ledger) {
@@ -277,7 +323,7 @@ async fn retention_removes_finished_runs_only(ledger: &dyn Ledger) {
     assert_eq!(pruned.step_runs, 1);
     let known = |identity: &'static str, now: Timestamp| async move {
         let claim = RunClaim { at: now, until: now, ..decide(&key(identity), "a", 0) };
-        ledger.claim_run(claim).await.unwrap() != ClaimAnswer::Unknown
+        ledger.claim_run(claim).await.unwrap() != ClaimAnswer::NotConcerned
     };
     assert!(known("kept", at(2_000)).await && known("accepted", at(2_000)).await);
     assert!(!known("finished", at(2_000)).await);
@@ -299,7 +345,6 @@ async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_
     ledger.record(finish("o-3")).await.unwrap();
     let duplicate = ledger.claim_run(with(order("o-3"), 4, 3)).await.unwrap();
     assert_eq!(duplicate, ClaimAnswer::NotAccepted(Recorded::Duplicate));
-    assert_eq!(granted(ledger, decide(&key, "a", 4)).await.body, [3; 32]);
 }
 
 async fn a_trace_shows_each_call_with_its_duration_and_result(ledger: &dyn Ledger) {

@@ -4,7 +4,7 @@
 //! its entry's row was inserted or changed. It must never decide which entries share a transaction.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, Statement, params};
+use rusqlite::{Connection, OptionalExtension, Statement, params};
 use rust_decimal::Decimal;
 
 use super::order_items::{self, SELECT_STORED, compare, only_item};
@@ -94,11 +94,16 @@ impl<'c> Statements<'c> {
             )?,
             select_order: connection.prepare(SELECT_STORED)?,
             finish_order: connection.prepare(
-                "UPDATE orders SET status = 'processed', processed_at = ?2 WHERE id = ?1 AND status = 'accepted'",
+                "UPDATE orders SET status = 'processed', processed_at = ?2
+                 WHERE id = ?1 AND status = 'accepted'
+                   AND NOT EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1
+                                   AND state IN ('undoing', 'undone', 'undo_failed'))",
             )?,
             finish_order_at_row: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?3
-                 WHERE rowid = ?1 AND id = ?2 AND status = 'accepted'",
+                 WHERE rowid = ?1 AND id = ?2 AND status = 'accepted'
+                   AND NOT EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?2
+                                   AND state IN ('undoing', 'undone', 'undo_failed'))",
             )?,
             select_event: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = ?2")?,
             insert_notification: connection.prepare(
@@ -218,7 +223,7 @@ impl<'c> Statements<'c> {
                 if let Some(order) = &claim.order {
                     match self.accept_order(order)? {
                         Recorded::New | Recorded::Unfinished => {}
-                        answer @ (Recorded::Duplicate | Recorded::Conflict) => {
+                        answer @ (Recorded::Duplicate | Recorded::Conflict | Recorded::Undone) => {
                             return Ok(WriterAnswer::Claim(ClaimAnswer::NotAccepted(answer)));
                         }
                     }
@@ -233,7 +238,10 @@ impl<'c> Statements<'c> {
 
     fn record_effect(&mut self, entry: &LedgerEntry) -> Result<Recorded, RecordError> {
         match entry {
-            LedgerEntry::AcceptOrder(order) => self.accept_order(order),
+            LedgerEntry::AcceptOrder(order) => match self.accept_order(order)? {
+                Recorded::Unfinished if step_runs::is_undone(self.connection, &order.id)? => Ok(Recorded::Undone),
+                answer => Ok(answer),
+            },
             LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),
             LedgerEntry::LookUpNotification { id } => Ok(known(self.select_event.exists((id, "notification"))?)),
             LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
@@ -310,8 +318,11 @@ impl<'c> Statements<'c> {
             self.order_sums.processed(&order, at);
             return Ok(Recorded::New);
         }
-        if self.select_order.exists([id.as_str()])? {
-            return Ok(Recorded::Duplicate);
+        let status = self.select_order.query_row([id.as_str()], |row| row.get::<_, String>(0)).optional()?;
+        match status.as_deref() {
+            Some("accepted") => return Ok(Recorded::Undone),
+            Some(_) => return Ok(Recorded::Duplicate),
+            None => {}
         }
         Err(RecordError::Entry(LedgerError::refused("finish an order", NeverAccepted(id.clone()))))
     }

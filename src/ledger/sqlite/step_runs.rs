@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::domain::OrderId;
 use crate::ledger::step_runs::{
     self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, EndedCall, RecordedStep, RunClaim, RunFailure, RunKey,
     RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
@@ -15,10 +16,12 @@ use crate::ledger::step_runs::{
 /// Carries out a claim. If a statement fails, the whole transaction does.
 pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Result<ClaimAnswer> {
     let stored = read_run(connection, &claim.key)?;
-    let effect = step_runs::claim(stored.as_ref(), claim);
+    let decides = matches!(claim.purpose, ClaimPurpose::Failure { .. });
+    let order_processed = decides && is_order_processed(connection, &claim.key)?;
+    let effect = step_runs::claim(stored.as_ref(), claim, order_processed);
     let run = match (effect, stored) {
         (ClaimEffect::Held { until }, _) => return Ok(ClaimAnswer::Held { until }),
-        (ClaimEffect::Unknown, _) | (ClaimEffect::Unchanged, None) => return Ok(ClaimAnswer::Unknown),
+        (ClaimEffect::NotConcerned, _) | (ClaimEffect::Unchanged, None) => return Ok(ClaimAnswer::NotConcerned),
         (ClaimEffect::Unchanged, Some(stored)) => stored,
         (ClaimEffect::Begin(run), _) => {
             write_run(connection, &claim.key, &run)?;
@@ -41,7 +44,6 @@ pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Resu
         state: run.state,
         body: run.body,
         failure: run.failure,
-        order_processed: is_order_processed(connection, &claim.key)?,
         steps: read_steps(connection, &claim.key)?,
     })))
 }
@@ -142,6 +144,13 @@ fn is_order_processed(connection: &Connection, key: &RunKey) -> rusqlite::Result
         return Ok(false);
     }
     connection.prepare_cached("SELECT 1 FROM orders WHERE id = ?1 AND status = 'processed'")?.exists([&key.identity])
+}
+
+/// Whether an order's steps are being undone or were, so that it may not be processed.
+pub(super) fn is_undone(connection: &Connection, order: &OrderId) -> rusqlite::Result<bool> {
+    let select = "SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1
+                  AND state IN ('undoing', 'undone', 'undo_failed')";
+    connection.prepare_cached(select)?.exists([order.as_str()])
 }
 
 /// The steps of the current round.

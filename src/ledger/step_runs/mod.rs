@@ -39,7 +39,7 @@ pub struct RunClaim {
     /// What for.
     pub purpose: ClaimPurpose,
     /// Who asks: one process. A claim of the same owner is taken over at once, since a process never works on a run twice at the
-    /// same time.
+    /// same time. Only while an order whose steps are done is being finished, a claim for a failed message waits for it.
     pub owner: Arc<str>,
     /// When it asks.
     pub at: Timestamp,
@@ -62,7 +62,12 @@ pub enum ClaimPurpose {
         first: Option<StepCallEntry>,
     },
     /// To decide what becomes of a failed message. Only a run that is known can be claimed.
-    Failure,
+    Failure {
+        /// The message that failed.
+        body: BodyHash,
+        /// When it failed.
+        failed_at: Timestamp,
+    },
 }
 
 /// The ledger's answer to a claim.
@@ -75,8 +80,8 @@ pub enum ClaimAnswer {
         /// When its lease ends, unless it renews it.
         until: Timestamp,
     },
-    /// There is no such run.
-    Unknown,
+    /// Of a claim for a failed message: there is no such run, or it is that of another message, or its message has succeeded.
+    NotConcerned,
     /// The order is a duplicate or a conflict, so its run is not claimed.
     NotAccepted(Recorded),
 }
@@ -94,8 +99,6 @@ pub struct StepRun {
     pub body: BodyHash,
     /// Why it is undone; `None` unless it is.
     pub failure: Option<RunFailure>,
-    /// Whether it is the run of an order that is processed.
-    pub order_processed: bool,
     /// The steps, in the order of their position; of each, the undo after the step itself. Without those of earlier rounds that
     /// begin anew.
     pub steps: Vec<RecordedStep>,
@@ -312,7 +315,7 @@ impl RunClaim {
     pub(super) fn bytes(&self) -> usize {
         let first = match &self.purpose {
             ClaimPurpose::Work { first, .. } => first.as_ref().map_or(0, |first| first.step.len()),
-            ClaimPurpose::Failure => 0,
+            ClaimPurpose::Failure { .. } => 0,
         };
         size_of::<Self>() + self.key.bytes() + first + self.order.as_ref().map_or(0, |order| order.bytes())
     }

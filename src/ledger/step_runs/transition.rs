@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{
-    BodyHash, ClaimPurpose, RecordedStep, RunClaim, RunFailure, RunRecord, RunRecorded, RunState, StepAction,
+    BodyHash, ClaimPurpose, RecordedStep, RunClaim, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction,
     StepStatus,
 };
 
@@ -37,38 +37,59 @@ pub(in crate::ledger) enum ClaimEffect {
     Unchanged,
     /// Refused.
     Held { until: Timestamp },
-    /// Refused: there is no such run.
-    Unknown,
+    /// Refused: there is no such run, or it has no part in what becomes of a failed message.
+    NotConcerned,
 }
 
-/// Decides on a claim of a run.
-pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim) -> ClaimEffect {
+/// Decides on a claim of a run. `order_processed`: whether it is the run of an order that is processed.
+pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, order_processed: bool) -> ClaimEffect {
     let (body, is_new) = match &claim.purpose {
-        ClaimPurpose::Work { body, is_new, .. } => (Some(*body), *is_new),
-        ClaimPurpose::Failure => (None, false),
+        ClaimPurpose::Work { body, is_new, .. } => (*body, *is_new),
+        ClaimPurpose::Failure { body, .. } => (*body, false),
     };
     let Some(stored) = stored else {
-        return body.map_or(ClaimEffect::Unknown, |body| ClaimEffect::Begin(begin(claim, body)));
+        return match &claim.purpose {
+            ClaimPurpose::Work { .. } => ClaimEffect::Begin(begin(claim, body)),
+            ClaimPurpose::Failure { .. } => ClaimEffect::NotConcerned,
+        };
     };
-    // No call is left to make, so a message whose run is done may be finished whoever finishes it.
-    if stored.state == RunState::Done && body.is_some() {
-        return ClaimEffect::Unchanged;
-    }
+    let has_lease = match &claim.purpose {
+        // No call is left to make, so any worker may finish the message.
+        ClaimPurpose::Work { .. } if stored.state == RunState::Done => return ClaimEffect::Unchanged,
+        ClaimPurpose::Work { .. } => stored.owner != claim.owner,
+        ClaimPurpose::Failure { .. } if stored.has_succeeded(&claim.key, order_processed) || stored.body != body => {
+            return ClaimEffect::NotConcerned;
+        }
+        ClaimPurpose::Failure { failed_at, .. } => stored.owner != claim.owner || stored.may_be_finishing(*failed_at),
+    };
     match stored.leased_until {
-        Some(until) if until > claim.at && stored.owner != claim.owner => return ClaimEffect::Held { until },
+        Some(until) if until > claim.at && has_lease => return ClaimEffect::Held { until },
         Some(_) | None => {}
     }
     let mut run = StoredRun {
         fence: stored.fence + 1,
         owner: Arc::clone(&claim.owner),
         leased_until: Some(claim.until),
-        body: body.unwrap_or(stored.body),
+        body,
         ..stored.clone()
     };
     if is_new && stored.dead_lettered_at.is_some() {
         replay(&mut run);
     }
     ClaimEffect::Continue(run)
+}
+
+impl StoredRun {
+    /// Whether its message has succeeded. An order has only once it is processed.
+    fn has_succeeded(&self, key: &RunKey, order_processed: bool) -> bool {
+        order_processed || !key.scope.is_empty() && self.state == RunState::Done
+    }
+
+    /// Whether a worker of the same process may be finishing the order: publishing its events. A failure after the steps were done
+    /// is that worker's own.
+    fn may_be_finishing(&self, failed_at: Timestamp) -> bool {
+        self.state == RunState::Done && self.finished_at.is_none_or(|done_at| failed_at <= done_at)
+    }
 }
 
 fn begin(claim: &RunClaim, body: BodyHash) -> StoredRun {
