@@ -302,7 +302,7 @@ pub(super) mod tests {
             ["step 1 of consumer \"order\": \"charge\", POST http://127.0.0.1:8081/charge within 10s; never undone"]
         );
         let all = read(
-            "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"https://pay.example/charge\", headers = { X-Shop = \
+            "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"https://pay.example/charge?key=hidden\", headers = { X-Shop = \
              \"hidden\" } }\ntimeout = \"3s\"\nundo = { http = { url = \"https://pay.example/refund\" }, timeout = \"1m\" }\n\
              when = { priority = true, min_total = \"99.90\", currency = \"EUR\", pointer = \"/a\", equals = 1 }\n\
              emits = [\"order.payment.*\"]\nmax_concurrent = 2\nretry_after_max = \"1h\"\n",
@@ -314,7 +314,8 @@ pub(super) mod tests {
             shown[0]["when"],
             serde_json::json!({"priority": true, "min_total": "99.90", "currency": "EUR", "pointer": "/a", "equals": 1})
         );
-        assert!(!shown.to_string().contains("hidden"), "{shown}");
+        let shown = format!("{shown} {all:?} {:?}", all.check_lines("order"));
+        assert!(!shown.contains("hidden") && shown.contains("POST https://pay.example/charge within"), "{shown}");
     }
 
     #[test]
@@ -338,7 +339,7 @@ pub(super) mod tests {
                 "consumers.order.steps[0].when.priority: has no effect: the messages are not orders; use pointer",
             ),
             (
-                read("[[consumers.order.steps]]\nname = \"undo\"\nhttp = { url = \"ftp://127.0.0.1/\" }").unwrap_err(),
+                read("[[consumers.order.steps]]\nname = \"undo\"\nhttp = { url = \"ftp://127.0.0.1/?key=hunter2\" }").unwrap_err(),
                 "consumers.order.steps[0].name: must begin with a letter and must not be \"undo\"",
             ),
             (

@@ -93,6 +93,21 @@ impl TlsError {
         }
     }
 
+    /// Whether one side did not accept the other's certificate, so that the server read no request. With TLS 1.3 a server may say so
+    /// once the client takes the connection for established.
+    pub fn is_about_certificate(&self) -> bool {
+        match self {
+            TlsError::UnknownAuthority
+            | TlsError::WrongName { .. }
+            | TlsError::Expired(_)
+            | TlsError::NotYetValid(_)
+            | TlsError::Certificate(_)
+            | TlsError::ClientCertificateMissing
+            | TlsError::ClientCertificateRejected(_) => true,
+            TlsError::NotTls | TlsError::Incompatible(_) | TlsError::Other(_) => false,
+        }
+    }
+
     /// `true` if connecting again cannot succeed until a setting or a certificate is changed.
     pub fn is_permanent(&self) -> bool {
         match self {

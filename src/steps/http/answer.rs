@@ -33,7 +33,8 @@ pub(super) async fn read(response: Response, url: &str) -> Result<StepAnswer, St
         // One byte more than allowed may have been read, which says that the answer is too long.
         Ok(answer) => StepAnswer::read(&answer).or_else(invalid),
         Err(error) => {
-            let reason = format!("POST {url}: {status}, and then the connection was lost: {}", chain(&error));
+            let reason =
+                format!("POST {url}: {status}, and then the connection was lost: {}", chain(&error.without_url()));
             let failure = Failure::new(FailureKind::Transient, "connection_lost", reason);
             Err(StepFailure::new(failure, FailureCause::Unanswered))
         }
@@ -66,7 +67,7 @@ fn meaning(status: StatusCode) -> (FailureKind, FailureCause) {
             (FailureKind::Transient, FailureCause::Refused)
         }
         status if status.is_client_error() => (FailureKind::Permanent, FailureCause::Refused),
-        status if status.is_redirection() => (FailureKind::Transient, FailureCause::NotReached),
+        // A redirect may be the answer after the work is done.
         _ => (FailureKind::Transient, FailureCause::Unanswered),
     }
 }

@@ -5,11 +5,11 @@
 //! 408, 425, 429                not now: transient; `Retry-After` says when
 //! 5xx                          transient, and the call may have had its effect
 //! other 4xx                    permanent; the first KiB of the body is the reason
-//! 3xx                          transient: redirects are not followed
+//! 3xx                          transient, and the call may have had its effect: redirects are not followed
 //! no connection, no TLS        transient, and the call had no effect
 //! connection lost, no JSON, an answer that is too long    transient, and the call may have had its effect
 //! ```
-//! The engine limits the time of a call. A service never retries.
+//! The engine limits the time of a call. A service never retries. The query of a URL may contain a secret and is never shown.
 
 mod answer;
 mod settings;
@@ -24,7 +24,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
-use reqwest::{Client, RequestBuilder};
+use reqwest::{Client, RequestBuilder, retry};
 use tracing::error;
 
 use super::service::{FailureCause, StepAnswer, StepCall, StepFailure, StepService};
@@ -52,8 +52,6 @@ static SETUP: RepeatedLog = RepeatedLog::new();
 pub(super) struct HttpService {
     settings: HttpSettings,
     headers: HeaderMap,
-    /// The URL without its query, which may contain a secret.
-    shown_url: String,
     connect_timeout: Duration,
     max_idle: usize,
     tls: Option<Arc<TlsReloader>>,
@@ -85,6 +83,7 @@ impl Setup {
         let client = Client::builder()
             .no_proxy()
             .redirect(Policy::none())
+            .retry(retry::never())
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(self.max_idle)
@@ -110,12 +109,9 @@ impl HttpService {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let tls = (settings.url.scheme() == "https")
             .then(|| Arc::new(TlsReloader::new("consumers.<name>.steps.http", settings.tls.clone())));
-        let mut shown_url = settings.url.clone();
-        shown_url.set_query(None);
         let service = HttpService {
             settings,
             headers,
-            shown_url: shown_url.into(),
             connect_timeout: CONNECT_TIMEOUT.min(timeout * 3 / 4),
             max_idle: max_concurrent,
             tls,
@@ -125,13 +121,17 @@ impl HttpService {
         service
     }
 
+    fn shown_url(&self) -> &str {
+        self.settings.url.as_str()
+    }
+
     fn setup(&self) -> Setup {
         Setup { tls: self.tls.clone(), connect_timeout: self.connect_timeout, max_idle: self.max_idle }
     }
 
     fn log_setup(&self, error: &(dyn std::error::Error + 'static)) {
-        if let Some(due) = SETUP.occurred(&self.shown_url) {
-            let (url, error, repeated) = (&self.shown_url, chain(error), due.repeated);
+        if let Some(due) = SETUP.occurred(self.shown_url()) {
+            let (url, error, repeated) = (self.shown_url(), chain(error), due.repeated);
             error!(url, error, repeated, "cannot set up the HTTP client of a step");
         }
     }
@@ -168,9 +168,9 @@ impl HttpService {
     async fn post(&self, call: StepCall<'_>) -> Result<StepAnswer, StepFailure> {
         let http = self.http().await?;
         match self.request(&http.client, call).send().await {
-            Ok(response) => answer::read(response, &self.shown_url).await,
+            Ok(response) => answer::read(response, self.shown_url()).await,
             Err(error) => {
-                let failure = self.not_sent(&error, http.has_client_certificate);
+                let failure = self.no_answer(&error.without_url(), http.has_client_certificate);
                 if failure.failure.code == "tls_failed" {
                     // For the next call. What is wrong with the files is logged.
                     let _ = self.renew().await;
@@ -198,13 +198,14 @@ impl HttpService {
             let now = Timestamp::now().as_second();
             insert(SIGNATURE, &signature::sign(key.expose(), now, call.idempotency_key, call.body));
         }
-        client.post(self.settings.url.clone()).headers(headers).body(call.body.clone())
+        client.post(self.settings.called_url()).headers(headers).body(call.body.clone())
     }
 
-    /// Why there is no answer.
-    fn not_sent(&self, error: &reqwest::Error, has_client_certificate: bool) -> StepFailure {
+    /// Why there is no answer. `error` must not have the URL, which may contain a secret. A TLS error of an established connection may
+    /// have come after the request was read.
+    fn no_answer(&self, error: &reqwest::Error, has_client_certificate: bool) -> StepFailure {
         let tls = TlsError::find_in_chain(error, has_client_certificate);
-        match tls {
+        match tls.filter(|tls| error.is_connect() || tls.is_about_certificate()) {
             Some(tls) => self.failure("tls_failed", &chain(&tls), FailureCause::NotReached),
             None if error.is_connect() => self.failure("unreachable", &chain(error), FailureCause::NotReached),
             None => self.failure("connection_lost", &chain(error), FailureCause::Unanswered),
@@ -212,7 +213,7 @@ impl HttpService {
     }
 
     fn failure(&self, code: &str, why: &str, cause: FailureCause) -> StepFailure {
-        let reason = format!("POST {}: {why}", self.shown_url);
+        let reason = format!("POST {}: {why}", self.shown_url());
         StepFailure::new(Failure::new(FailureKind::Transient, code, reason), cause)
     }
 }

@@ -33,8 +33,10 @@ const RESERVED: [&str; 12] = [
 /// Where a service is, and how orderd authenticates to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpSettings {
-    /// `http://` or `https://`, without a user name.
+    /// `http://` or `https://`, without a user name and without a query.
     pub url: Url,
+    /// The query of the URL, which may contain a secret.
+    pub query: Option<Secret>,
     /// Further headers of each request. Their values may be secret.
     pub headers: BTreeMap<String, Secret>,
     /// The token in `bearer_file`.
@@ -47,7 +49,7 @@ pub struct HttpSettings {
 
 impl HttpSettings {
     pub(in crate::steps) fn read(mut section: Section<'_>) -> Option<Self> {
-        let url = section.required("url", ": say what to call", &url);
+        let mut url = section.required("url", ": say what to call", &url);
         let headers = section.named_values("headers", MAX_HEADERS, &header);
         let bearer = token_in_file(&mut section, "bearer_file");
         if bearer.is_some() && headers.keys().any(|name| name.eq_ignore_ascii_case("authorization")) {
@@ -57,16 +59,30 @@ impl HttpSettings {
         let is_tls = url.as_ref().is_some_and(|url| url.scheme() == "https");
         let tls = client_files(&mut section, is_tls);
         section.finish();
-        Some(HttpSettings { url: url?, headers, bearer, hmac_key, tls })
+        let query = url.as_ref().and_then(Url::query).map(Secret::new);
+        if let Some(url) = &mut url {
+            url.set_query(None);
+        }
+        Some(HttpSettings { url: url?, query, headers, bearer, hmac_key, tls })
+    }
+
+    /// The URL with its query, which must not be shown.
+    pub(super) fn called_url(&self) -> Url {
+        let mut url = self.url.clone();
+        url.set_query(self.query.as_ref().map(Secret::expose));
+        url
     }
 }
 
-/// As in the file. The secrets in files are compared by their content, so that a reload applies a changed one.
+/// As in the file, the query of the URL apart. The secrets in files are compared by their content, so that a reload applies a changed one.
 impl Serialize for HttpSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let HttpSettings { url, headers, bearer, hmac_key, tls } = self;
+        let HttpSettings { url, query, headers, bearer, hmac_key, tls } = self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("url", url.as_str())?;
+        if let Some(query) = query {
+            map.serialize_entry("url_query", query)?;
+        }
         if !headers.is_empty() {
             map.serialize_entry("headers", headers)?;
         }
@@ -90,7 +106,7 @@ impl Serialize for HttpSettings {
     }
 }
 
-/// A URL with a user name is rejected without showing it: it may contain a password.
+/// A URL with a user name is rejected without showing it: it may contain a password. So may the query of any other.
 fn url(value: &Value) -> Result<Url, String> {
     let text = value_parser::text(MAX_URL_BYTES)(value)?;
     if text.contains('@') && Url::parse(&text).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
@@ -98,7 +114,11 @@ fn url(value: &Value) -> Result<Url, String> {
     }
     match Url::parse(&text) {
         Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() && url.fragment().is_none() => Ok(url),
-        Ok(_) | Err(_) => Err(format!("must be a URL such as \"http://127.0.0.1:8081/charge\", is {value}")),
+        Ok(_) | Err(_) => {
+            let shown =
+                text.find(['?', '#']).map_or_else(|| value.to_string(), |end| format!("{:?} and more", &text[..end]));
+            Err(format!("must be a URL such as \"http://127.0.0.1:8081/charge\", is {shown}"))
+        }
     }
 }
 
