@@ -10,8 +10,10 @@ use super::run_error::RunError;
 use crate::instance;
 use crate::ledger::{ClaimAnswer, ClaimPurpose, LedgerWriter, NewOrder, Recorded, RunClaim, RunKey, StepRun};
 
-/// How much longer than a call a run stays claimed: time to publish the call's events and to record its end.
+/// How much longer than a call a run stays claimed: time to record its end.
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// A lease that the ledger has accepted later than this, after an outage, is renewed before a call is made.
+pub(super) const MAX_LEASE_DELAY: Duration = Duration::from_secs(2);
 /// The least time between two attempts to claim the same run.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 /// The most: the other instance may end its claim before its lease ends.
@@ -19,8 +21,8 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The answer to a claim that did not have to wait too long.
 pub enum Claimed {
-    /// The run is claimed.
-    Run(Box<StepRun>),
+    /// The run is claimed, with a lease that was computed at this time.
+    Run(Box<StepRun>, Instant),
     /// The run has no part in what becomes of the failed message.
     NotConcerned,
     /// The order is a duplicate or a conflict.
@@ -42,7 +44,7 @@ pub async fn claim(
     let owner: Arc<str> = instance::owner().into();
     let give_up = Instant::now() + max_hold;
     loop {
-        let at = Timestamp::now();
+        let (at, asked_at) = (Timestamp::now(), Instant::now());
         let claim = RunClaim {
             key: key.clone(),
             purpose: purpose.clone(),
@@ -52,7 +54,7 @@ pub async fn claim(
             order: order.clone(),
         };
         match ledger.claim_run(claim).await? {
-            ClaimAnswer::Granted(run) => return Ok(Claimed::Run(run)),
+            ClaimAnswer::Granted(run) => return Ok(Claimed::Run(run, asked_at)),
             ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
             ClaimAnswer::Held { until } => {

@@ -13,9 +13,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value as Json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::claim::{Claimed, LEASE_MARGIN, after, claim};
+use super::claim::{Claimed, LEASE_MARGIN, MAX_LEASE_DELAY, after, claim};
 use super::engine_step::{CallPermit, EngineStep, StepResources};
 use super::events;
 use super::plan::{idempotency_key, next_step, next_undo};
@@ -105,8 +105,8 @@ impl Engine {
         let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
         let purpose = ClaimPurpose::Work { body: input.body, is_new: input.is_new, first: entry };
-        let run = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
-            Claimed::Run(run) => *run,
+        let (run, leased_at) = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
+            Claimed::Run(run, leased_at) => (*run, leased_at),
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
             // Only a claim for a failed message is answered so.
             Claimed::NotConcerned => return Err(RunError::Lost),
@@ -115,10 +115,16 @@ impl Engine {
         let input_is_order = input.key.scope.is_empty();
         let mut work = RunWork { engine: self, input, access, applies, run };
         match work.run.state {
-            RunState::Running => work.do_steps(first.filter(|_| is_new)).await.map(|()| RunOutcome::Done),
+            RunState::Running => {
+                let first = first.filter(|_| is_new);
+                if first.is_some() && leased_at.elapsed() > MAX_LEASE_DELAY {
+                    work.record(None, Change { lease: Some(lease), ..Change::default() }).await?;
+                }
+                work.do_steps(first).await.map(|()| RunOutcome::Done)
+            }
             // The order is finished by this worker now.
             RunState::Done if input_is_order => {
-                work.record(None, work.being_finished()).await.map(|()| RunOutcome::WasDone)
+                work.record(None, work.while_publishing()).await.map(|()| RunOutcome::WasDone)
             }
             RunState::Done => Ok(RunOutcome::WasDone),
             RunState::Undoing => {
@@ -241,10 +247,11 @@ impl<'a> RunWork<'a> {
 
     /// The run is done. It stays claimed until the message should be finished, so that nobody decides to undo it meanwhile.
     fn all_done(&self) -> Change {
-        Change { state: Some(RunState::Done), ..self.being_finished() }
+        Change { state: Some(RunState::Done), ..self.while_publishing() }
     }
 
-    fn being_finished(&self) -> Change {
+    /// The run stays claimed while events are published.
+    fn while_publishing(&self) -> Change {
         Change { lease: Some(self.access.max_hold), ..Change::default() }
     }
 
@@ -258,16 +265,33 @@ impl<'a> RunWork<'a> {
         Ok(permit)
     }
 
-    async fn record(&mut self, ended: Option<EndedCall>, change: Change) -> Result<(), RunError> {
+    /// The claim lasts for the lease from now on: if the ledger took long to record it, it is renewed.
+    async fn record(&self, mut ended: Option<EndedCall>, mut change: Change) -> Result<(), RunError> {
+        loop {
+            let leased_at = Instant::now();
+            self.record_once(ended.take(), std::mem::take(&mut change.next), change.lease, change.state.take()).await?;
+            if change.lease.is_none() || leased_at.elapsed() <= MAX_LEASE_DELAY {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn record_once(
+        &self,
+        ended: Option<EndedCall>,
+        next: Option<StepCallEntry>,
+        lease: Option<Duration>,
+        state: Option<RunState>,
+    ) -> Result<(), RunError> {
         let at = Timestamp::now();
         let record = RunRecord {
             key: self.input.key.clone(),
             fence: self.run.fence,
             at,
-            until: change.lease.map(|lease| after(at, lease + LEASE_MARGIN)),
+            until: lease.map(|lease| after(at, lease + LEASE_MARGIN)),
             ended,
-            next: change.next,
-            state: change.state,
+            next,
+            state,
             failure: None,
             dead_lettered: false,
         };
@@ -344,6 +368,8 @@ impl<'a> RunWork<'a> {
             let reason = format!("step {:?} may not emit {:?}: see its key emits", step.name, event.routing_key);
             return failure("event_not_allowed", reason);
         }
+        // The broker may be away meanwhile.
+        self.record(None, self.while_publishing()).await?;
         let events = events::publications(&answer.events, key, &self.input, self.access.names);
         match self.access.publisher.publish(events).await {
             Ok(()) => Ok(Ok(())),

@@ -11,7 +11,8 @@ use super::engine_step::EngineStep;
 use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
-    ClaimPurpose, LedgerWriter, RunFailure, RunKey, RunRecord, RunState, StepAction, StepRun, StepStatus,
+    ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter, Recorded, RunClaim, RunFailure, RunKey,
+    RunRecord, RunRecorded, RunState, StepAction, StepRun, StepStatus,
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
@@ -127,12 +128,16 @@ impl Env {
     }
 
     async fn run(&self) -> Result<RunOutcome, RunError> {
+        self.run_with(&self.ledger).await
+    }
+
+    async fn run_with(&self, ledger: &dyn LedgerWriter) -> Result<RunOutcome, RunError> {
         let trace = TraceContext::default();
         let input =
             RunInput { key: &self.key, body: [1; 32], is_new: true, text: "{}", order: None, trace, retries: 0 };
         let publisher = JournalPublisher(Arc::clone(&self.journal));
         let access = RunAccess {
-            ledger: &self.ledger,
+            ledger,
             publisher: &publisher,
             counters: &self.counters,
             names: &self.names,
@@ -164,7 +169,7 @@ impl Env {
             Duration::ZERO,
         );
         match claim.await {
-            Ok(Claimed::Run(run)) => *run,
+            Ok(Claimed::Run(run, _)) => *run,
             Ok(_) | Err(_) => panic!("not claimed"),
         }
     }
@@ -280,6 +285,55 @@ async fn steps_are_undone_in_reverse_order_each_once_and_a_replay_begins_anew_wi
     let counted = env.counters.read();
     assert_eq!(counted.values().map(|step| step.in_flight).sum::<u64>(), 0);
     assert!(counted.contains_key(&("charge".into(), StepAction::Undo)));
+}
+
+/// Takes long for each claim and for each record of a call. Journals each renewal of a lease.
+struct SlowLedger(MemoryLedger, Journal);
+
+impl LedgerWriter for SlowLedger {
+    fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
+        self.0.record(entry)
+    }
+
+    fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
+        let answer = self.0.claim_run(claim);
+        async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            answer.await
+        }
+        .boxed()
+    }
+
+    fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
+        let is_renewal = record.next.is_none() && record.ended.is_none() && record.state.is_none();
+        if is_renewal {
+            let left = record.until.unwrap().duration_since(record.at);
+            self.1.lock().unwrap().push(format!("renewed for {} ms", left.as_millis()));
+        }
+        let delay = if record.next.is_some() { Duration::from_secs(60) } else { Duration::ZERO };
+        let answer = self.0.record_run(record);
+        async move {
+            tokio::time::sleep(delay).await;
+            answer.await
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_covers_the_whole_call_after_an_outage_of_the_ledger_and_the_publishing_of_its_events() {
+    let env = Env::new();
+    env.script(0, Scripted::Answer(r#"{"result":1,"events":[{"routing_key":"order.payment.done","body":{}}]}"#));
+    assert_eq!(
+        env.run_with(&SlowLedger(MemoryLedger::default(), Arc::clone(&env.journal))).await.unwrap(),
+        RunOutcome::Done
+    );
+    let happened = env.happened();
+    let kinds: Vec<&str> =
+        happened.iter().map(|line| if line.starts_with("renewed") { line } else { &line[..7] }).collect();
+    let call = "renewed for 5100 ms";
+    let expected = [call, "o/charg", "renewed for 5300 ms", "event o", call, "o/reser", call, "o/ship "];
+    assert_eq!(kinds, expected, "{happened:?}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 
 mod undo;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -112,7 +112,7 @@ impl FailedHandler {
             return Ok(self.act(&failed, action));
         }
         // Boxed, because this future is large and rarely needed.
-        match undo::decide_with_run(&self.claims, input, &failed, action).boxed().await? {
+        match undo::decide_with_run(&self.claims, input, &failed, action, || self.order_ids(delivery)).boxed().await? {
             Decision::Act(action) => Ok(self.act(&failed, action)),
             Decision::Undo => Ok(self.undo(&failed)),
             Decision::DeadLetter { reason, failure, retries, failed_at } => {
@@ -194,6 +194,16 @@ impl FailedHandler {
             record: Some(LedgerEntry::DeadLetter(Box::new(dead))),
             log: Some(log),
         }
+    }
+
+    /// The ids that the message's order may have, by the formats of all consumers.
+    fn order_ids(&self, delivery: &Delivery) -> Vec<String> {
+        let Ok(document) = delivery.message.document(self.max_body) else { return Vec::new() };
+        let consumers = self.origin_consumers.borrow();
+        let formats = consumers.values().filter_map(|consumer| consumer.format.as_ref());
+        let ids = formats.chain([&Format::Own]).filter_map(|format| format.order_id(&document));
+        let ids: BTreeSet<String> = ids.map(|id| id.as_str().to_owned()).collect();
+        ids.into_iter().collect()
     }
 
     /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.

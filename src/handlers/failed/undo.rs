@@ -12,6 +12,7 @@ use super::FailedMessage;
 use crate::handlers::claim::Claims;
 use crate::handlers::step_run::{body_hash, claim_in_process, handler_error, message_run, order_run, services};
 use crate::ledger::{ClaimPurpose, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun};
+use crate::message::ExchangeNames;
 use crate::pipeline::{HandlerError, HandlerInput, Interruption};
 use crate::recovery::{Action, DeadLetterReason, DecisionPoint, Failure, FailureKind, History, RetryPolicy, decide};
 use crate::steps::{self, Claimed, left_to_undo};
@@ -27,10 +28,25 @@ pub(super) enum Decision {
     DeadLetter { reason: DeadLetterReason, failure: Failure, retries: u32, failed_at: Timestamp },
 }
 
-/// Whether the run has to be asked: it is decided to dead-letter the message, or its steps are being undone.
+/// Whether the ledger has to be asked for a run: it is decided to dead-letter the message, or its steps are being undone. Whatever
+/// the configuration says now: its steps may have been removed since they were called. A body that was too large to be read has
+/// never had steps.
 pub(super) fn concerns_steps(failed: &FailedMessage<'_>, action: Action) -> bool {
-    let has_steps = failed.consumer.as_ref().is_some_and(|consumer| consumer.has_steps);
-    has_steps && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
+    failed.can_copy && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
+}
+
+/// The keys that the message's run may have. Without a consumer, its id may be of any format: the ledger compares the body too.
+fn run_keys(failed: &FailedMessage<'_>, order_ids: impl FnOnce() -> Vec<String>) -> Vec<RunKey> {
+    match &failed.consumer {
+        Some(consumer) if consumer.format.is_some() => vec![order_run(&failed.identity)],
+        Some(consumer) => vec![message_run(&consumer.name, failed.identity.clone())],
+        None => {
+            let consumer = failed.delivery.routing_key.strip_prefix(ExchangeNames::FAILED_KEY);
+            let consumer =
+                consumer.map(|key| message_run(&key.trim_start_matches('.').into(), failed.identity.clone()));
+            order_ids().iter().map(|id| order_run(id)).chain(consumer).collect()
+        }
+    }
 }
 
 /// Decides with what is recorded about the message's steps, and records the decision.
@@ -39,12 +55,25 @@ pub(super) async fn decide_with_run(
     input: HandlerInput<'_>,
     failed: &FailedMessage<'_>,
     action: Action,
+    order_ids: impl FnOnce() -> Vec<String>,
 ) -> Result<Decision, HandlerError> {
-    let Some(consumer) = &failed.consumer else { return Ok(Decision::Act(action)) };
-    let key = match consumer.format.is_some() {
-        true => order_run(&failed.identity),
-        false => message_run(&consumer.name, failed.identity.clone()),
-    };
+    for key in run_keys(failed, order_ids) {
+        if let Some(decision) = decide_with(claims, input, failed, action, key).await? {
+            return Ok(decision);
+        }
+    }
+    Ok(Decision::Act(action))
+}
+
+/// `None`: there is no such run, or it has no part in the decision.
+async fn decide_with(
+    claims: &Claims,
+    input: HandlerInput<'_>,
+    failed: &FailedMessage<'_>,
+    action: Action,
+    key: RunKey,
+) -> Result<Option<Decision>, HandlerError> {
+    let policy = failed.consumer.as_ref().filter(|consumer| consumer.has_steps).map(|consumer| &consumer.policy);
     let services = services(input)?;
     let deciding = async {
         let _claim = claim_in_process(claims, &key, services).await?;
@@ -55,11 +84,11 @@ pub(super) async fn decide_with_run(
             failed_at: Some(failed.history.failed_at).filter(|at| *at < failed.now).unwrap_or(Timestamp::MIN),
         };
         let claimed = steps::claim(ledger, &key, purpose, None, lease, services.max_hold()).await;
-        let Claimed::Run(run) = claimed.map_err(handler_error)? else { return Ok(Decision::Act(action)) };
-        let verdict = judge(&run, &failed.history, action, &consumer.policy, failed.now);
+        let Claimed::Run(run, _) = claimed.map_err(handler_error)? else { return Ok(None) };
+        let verdict = judge(&run, &failed.history, action, policy, failed.now);
         let record = verdict.record(&key, &run, failed, action);
         match ledger.record_run(record).await? {
-            RunRecorded::Recorded => Ok(verdict.decision(&run, &failed.history, action)),
+            RunRecorded::Recorded => Ok(Some(verdict.decision(&run, &failed.history, action))),
             RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
         }
     };
@@ -86,18 +115,20 @@ enum Verdict {
     Undone,
 }
 
-/// Pure.
-fn judge(run: &StepRun, history: &History, action: Action, policy: &RetryPolicy, now: Timestamp) -> Verdict {
+/// `policy`: of the consumer's steps; without it, nothing can be undone. Pure.
+fn judge(run: &StepRun, history: &History, action: Action, policy: Option<&RetryPolicy>, now: Timestamp) -> Verdict {
     match run.state {
         RunState::Running | RunState::Done => match action {
-            Action::DeadLetter(_) if left_to_undo(&run.steps).next().is_some() => Verdict::BeginUndo,
-            Action::DeadLetter(_) => Verdict::NothingToUndo,
+            Action::DeadLetter(_) if left_to_undo(&run.steps).next().is_none() => Verdict::NothingToUndo,
+            Action::DeadLetter(_) if policy.is_none() => Verdict::GiveUp,
+            Action::DeadLetter(_) => Verdict::BeginUndo,
             Action::RetryNow | Action::Forward | Action::KeepRetrying | Action::RetryAfter(_) => Verdict::AsDecided,
         },
+        RunState::Undoing if policy.is_none() => Verdict::GiveUp,
         RunState::Undoing if !history.is_undo => Verdict::ContinueUndo,
         RunState::Undoing => {
             let since_undo = undo_history(run, history);
-            match decide(Some(policy), &history.failure, DecisionPoint::FailedOrderQueue(&since_undo), now) {
+            match decide(policy, &history.failure, DecisionPoint::FailedOrderQueue(&since_undo), now) {
                 retry @ Action::RetryAfter(_) => Verdict::RetryUndo(retry),
                 Action::DeadLetter(_) | Action::RetryNow | Action::Forward | Action::KeepRetrying => Verdict::GiveUp,
             }
@@ -131,7 +162,7 @@ impl Verdict {
             Verdict::AsDecided | Verdict::ContinueUndo | Verdict::RetryUndo(_) => (None, None, false),
             Verdict::BeginUndo => (Some(RunState::Undoing), failure(), false),
             Verdict::NothingToUndo => (Some(RunState::Undone), failure(), true),
-            Verdict::GiveUp => (Some(RunState::UndoFailed), None, true),
+            Verdict::GiveUp => (Some(RunState::UndoFailed), failure().filter(|_| run.failure.is_none()), true),
             Verdict::Undone => (None, None, true),
         };
         RunRecord {
@@ -272,7 +303,23 @@ mod tests {
     }
 
     fn judged(run: &StepRun, history: &History, action: Action) -> Verdict {
-        judge(run, history, action, &policy(), at(120))
+        judge(run, history, action, Some(&policy()), at(120))
+    }
+
+    #[test]
+    fn what_no_configured_step_can_undo_any_more_is_named_in_the_dead_letter() {
+        let judged = |run: &StepRun| judge(run, &history(false, 3), DEAD, None, at(120));
+        for state in [RunState::Running, RunState::Done, RunState::Undoing, RunState::UndoFailed] {
+            assert_eq!(judged(&run(state)), Verdict::GiveUp);
+        }
+        assert_eq!(judged(&run(RunState::Undone)), Verdict::Undone);
+        let Decision::DeadLetter { reason, failure, .. } =
+            Verdict::GiveUp.decision(&run(RunState::Running), &history(false, 3), DEAD)
+        else {
+            panic!("it is dead-lettered")
+        };
+        assert_eq!(reason, DeadLetterReason::UndoFailed);
+        assert!(failure.reason.starts_with("left to be undone: reserve, charge; "), "{}", failure.reason);
     }
 
     const DEAD: Action = Action::DeadLetter(DeadLetterReason::RetriesExhausted);

@@ -28,7 +28,7 @@ use crate::config::{MessageKind, Section};
 use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderSummary};
 use crate::formats::{Format, OrderFaults};
 use crate::ledger::{LedgerEntry, NewOrder, Recorded};
-use crate::message::{ExchangeNames, Message, Publication};
+use crate::message::{ExchangeNames, HeaderValue, Message, Publication, names};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
@@ -144,6 +144,7 @@ impl OrderHandler {
                 // Boxed, because this future is large and most shops have no steps.
                 steps.run(&self.names, input, &order, text, accepted, &amounts).boxed().await?
             }
+            (None, _) | (_, None) if is_sent_back_to_be_undone(input) => Recorded::Undone,
             (None, _) | (_, None) => input.ledger.record(LedgerEntry::AcceptOrder(accepted)).await?,
         };
         // With steps, the events are of the time at which they are done.
@@ -234,6 +235,12 @@ fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp
         placed_at: order.placed_at,
         at,
     }
+}
+
+/// Whether the message is back in its queue so that its steps are undone.
+fn is_sent_back_to_be_undone(input: HandlerInput<'_>) -> bool {
+    let header = input.delivery.message.headers.get(names::UNDO);
+    input.provenance.is_copy && header == Some(&HeaderValue::Bool(true))
 }
 
 /// Fails, panics, hangs or blocks, according to the kind.
