@@ -12,6 +12,7 @@ use crate::config::MessageKind;
 use crate::ledger::{BodyHash, NewOrder, RunKey};
 use crate::message::{ExchangeNames, HeaderValue, Message, Publication, PublishError, names};
 use crate::pipeline::{HandlerError, HandlerInput, Interruption, StepServices};
+use crate::recovery::read_time;
 use crate::steps::{Engine, EventPublisher, OrderInput, RunAccess, RunError, RunInput, RunOutcome, TraceContext};
 
 /// What the steps of one delivery are called for.
@@ -43,6 +44,7 @@ pub(super) async fn run_steps(
             key,
             body: body_hash(message),
             is_new: is_new(input),
+            replayed_at: read_time(&message.headers, names::REPLAYED_AT),
             text: &text,
             order,
             trace: trace(message),

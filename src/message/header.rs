@@ -148,6 +148,8 @@ pub mod names {
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
     /// When the message last failed (timestamp).
     pub const FAILED_AT: &str = "x-failed-at";
+    /// When a dead letter was replayed (timestamp), set by the one who replays it.
+    pub const REPLAYED_AT: &str = "x-replayed-at";
     /// Why the message was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
     /// The `user_id` of the message as it was first published, empty if it had none. A copy's own `user_id` is orderd's.

@@ -166,7 +166,8 @@ fn read_failure(headers: &Headers) -> Option<Failure> {
     Some(Failure::new(kind, code, text(names::FAILURE_REASON).unwrap_or_default()).with_retry_after(retry_after))
 }
 
-pub(super) fn read_time(headers: &Headers, name: &str) -> Option<Timestamp> {
+/// The time in a header; `None` if there is none.
+pub fn read_time(headers: &Headers, name: &str) -> Option<Timestamp> {
     let seconds = headers.get(name)?.as_u64()?;
     Timestamp::from_second(i64::try_from(seconds).ok()?).ok()
 }

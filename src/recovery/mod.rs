@@ -15,5 +15,5 @@ pub use crate::delay::Delay;
 pub use copies::{copy_for_dead_letter, copy_for_failure, copy_for_retry, copy_for_undo};
 pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{BODY_TOO_LARGE, Failure, FailureKind, MAX_REASON_BYTES};
-pub use history::{History, Origin, trusted_retry_count};
+pub use history::{History, Origin, read_time, trusted_retry_count};
 pub use policy::RetryPolicy;

@@ -104,7 +104,8 @@ impl Engine {
         let first = first.and_then(|index| Some((index, self.steps[index].try_permit()?)));
         let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
-        let purpose = ClaimPurpose::Work { body: input.body, is_new: input.is_new, first: entry };
+        let purpose =
+            ClaimPurpose::Work { body: input.body, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
         let (run, leased_at) = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
             Claimed::Run(run, leased_at) => (*run, leased_at),
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),

@@ -24,6 +24,8 @@ pub struct RunInput<'a> {
     pub body: BodyHash,
     /// Whether it was published anew, and is neither delivered again nor a copy after a failure.
     pub is_new: bool,
+    /// When it was replayed, if it says so.
+    pub replayed_at: Option<jiff::Timestamp>,
     /// Its body as text.
     pub text: &'a str,
     /// The order, if it is one.
@@ -129,6 +131,7 @@ mod tests {
             key: &key,
             body: [0; 32],
             is_new: true,
+            replayed_at: None,
             text: "{\r\n  \"id\": 1.10, \"note\": \"a\\nb\"\n}",
             order: Some(OrderInput { json: &order, facts }),
             trace: TraceContext::default(),

@@ -133,8 +133,16 @@ impl Env {
 
     async fn run_with(&self, ledger: &dyn LedgerWriter) -> Result<RunOutcome, RunError> {
         let trace = TraceContext::default();
-        let input =
-            RunInput { key: &self.key, body: [1; 32], is_new: true, text: "{}", order: None, trace, retries: 0 };
+        let input = RunInput {
+            key: &self.key,
+            body: [1; 32],
+            is_new: true,
+            replayed_at: None,
+            text: "{}",
+            order: None,
+            trace,
+            retries: 0,
+        };
         let publisher = JournalPublisher(Arc::clone(&self.journal));
         let access = RunAccess {
             ledger,
@@ -352,7 +360,7 @@ async fn what_another_instance_works_on_is_waited_for_and_then_released() {
     let env = Env::new();
     let at = jiff::Timestamp::now();
     let until = at.checked_add(Duration::from_secs(60)).unwrap();
-    let purpose = ClaimPurpose::Work { body: [1; 32], is_new: true, first: None };
+    let purpose = ClaimPurpose::Work { body: [1; 32], is_new: true, replayed_at: None, first: None };
     let other =
         crate::ledger::RunClaim { key: env.key.clone(), purpose, owner: "other".into(), at, until, order: None };
     env.ledger.claim_run(other).await.unwrap();

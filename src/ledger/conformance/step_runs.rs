@@ -41,7 +41,7 @@ fn charge() -> StepCallEntry {
 
 /// A claim at this millisecond, for 100 ms.
 fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
-    let purpose = ClaimPurpose::Work { body: BODY, is_new: true, first };
+    let purpose = ClaimPurpose::Work { body: BODY, is_new: true, replayed_at: None, first };
     RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
 
@@ -278,10 +278,18 @@ async fn a_replayed_message_begins_anew_what_was_undone_and_nothing_else(ledger:
     recorded(ledger, RunRecord { dead_lettered: true, ..record_of(&key, run.fence, 33) }).await;
     assert_eq!(granted(ledger, decide(&key, "a", 34)).await.state, RunState::Undone);
     // The broker delivers it again, because the ack of its first delivery was lost.
-    let purpose = ClaimPurpose::Work { body: BODY, is_new: false, first: Some(charge()) };
+    let purpose = ClaimPurpose::Work { body: BODY, is_new: false, replayed_at: None, first: Some(charge()) };
     let again = RunClaim { purpose, ..work(&key, "a", 34, None) };
     assert_eq!(granted(ledger, again).await.state, RunState::Undone);
-    let run = granted(ledger, work(&key, "a", 35, None)).await;
+    // Nor does a mark of an earlier replay count, or one that is not true.
+    let replayed = |replayed_at| ClaimPurpose::Work { body: BODY, is_new: false, replayed_at, first: Some(charge()) };
+    for replayed_at in [33, 1_000].map(|millis| Some(at(millis))) {
+        let again = RunClaim { purpose: replayed(replayed_at), ..work(&key, "a", 34, None) };
+        assert_eq!(granted(ledger, again).await.state, RunState::Undone);
+    }
+    // It is delivered a second time before it begins.
+    let again = RunClaim { purpose: replayed(Some(at(34))), ..work(&key, "a", 35, None) };
+    let run = granted(ledger, again).await;
     assert_eq!((run.state, run.round, &run.failure), (RunState::Running, 2, &None));
     assert_eq!(steps(&run), [("pack", StepAction::Do, StepStatus::Done, 1)]);
     recorded(ledger, RunRecord { next: Some(charge()), ..record_of(&key, run.fence, 36) }).await;
@@ -332,7 +340,7 @@ async fn retention_removes_finished_runs_only(ledger: &dyn Ledger) {
 async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing(ledger: &dyn Ledger) {
     let key = key("o-3");
     let with = |order: NewOrder, body: u8, millis| RunClaim {
-        purpose: ClaimPurpose::Work { body: [body; 32], is_new: true, first: Some(charge()) },
+        purpose: ClaimPurpose::Work { body: [body; 32], is_new: true, replayed_at: None, first: Some(charge()) },
         order: Some(Box::new(order)),
         ..work(&key, "a", millis, None)
     };

@@ -153,7 +153,7 @@ mod tests {
         };
         let claim = || RunClaim {
             key: key.clone(),
-            purpose: ClaimPurpose::Work { body: [0; 32], is_new: true, first: Some(call.clone()) },
+            purpose: ClaimPurpose::Work { body: [0; 32], is_new: true, replayed_at: None, first: Some(call.clone()) },
             owner: "a".into(),
             at: at(0),
             until: at(1),

@@ -58,6 +58,8 @@ pub enum ClaimPurpose {
         body: BodyHash,
         /// Whether the message was published anew. If it was dead-lettered before, its run begins anew.
         is_new: bool,
+        /// When it was replayed, if it says so. It counts like a new one if it was dead-lettered before that.
+        replayed_at: Option<Timestamp>,
         /// The call to record if the run begins with this claim.
         first: Option<StepCallEntry>,
     },

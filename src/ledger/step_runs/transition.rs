@@ -43,9 +43,9 @@ pub(in crate::ledger) enum ClaimEffect {
 
 /// Decides on a claim of a run. `order_processed`: whether it is the run of an order that is processed.
 pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, order_processed: bool) -> ClaimEffect {
-    let (body, is_new) = match &claim.purpose {
-        ClaimPurpose::Work { body, is_new, .. } => (*body, *is_new),
-        ClaimPurpose::Failure { body, .. } => (*body, false),
+    let (body, is_new, replayed_at) = match &claim.purpose {
+        ClaimPurpose::Work { body, is_new, replayed_at, .. } => (*body, *is_new, *replayed_at),
+        ClaimPurpose::Failure { body, .. } => (*body, false, None),
     };
     let Some(stored) = stored else {
         return match &claim.purpose {
@@ -73,7 +73,9 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         body,
         ..stored.clone()
     };
-    if is_new && stored.dead_lettered_at.is_some() {
+    let is_replayed =
+        |dead_lettered_at| is_new || replayed_at.is_some_and(|at| dead_lettered_at < at && at <= claim.at);
+    if stored.dead_lettered_at.is_some_and(is_replayed) {
         replay(&mut run);
     }
     ClaimEffect::Continue(run)
