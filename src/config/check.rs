@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report)
     }
     bindings_do_not_overlap(config, report);
     events_are_bound(config, report);
+    step_events_are_bound(config, report);
     order_ids_do_not_collide(config, report);
 }
 
@@ -250,5 +251,21 @@ fn events_are_bound(config: &Config, report: &Report) {
             ExchangeNames::UNROUTED_QUEUE
         );
         report.warning("queues", message);
+    }
+}
+
+/// An event that no queue is bound for is not lost while the alternate exchange exists, but is not processed.
+fn step_events_are_bound(config: &Config, report: &Report) {
+    let bindings = config.queues.values().flat_map(|queue| &queue.bindings);
+    for (name, consumer) in &config.consumers {
+        let keys = consumer.handler_settings.event_keys();
+        for key in keys.iter().filter(|key| !bindings.clone().any(|binding| pattern::overlaps(binding, key))) {
+            let message = format!(
+                "a step emits {key:?}, to which no queue of this configuration is bound: unless another queue is, such events \
+                 end up in {}",
+                ExchangeNames::UNROUTED_QUEUE
+            );
+            report.warning(&format!("consumers.{name}.steps"), message);
+        }
     }
 }

@@ -51,6 +51,7 @@ pub struct HandlerSettings {
     check_lines: Arc<[String]>,
     constructor: Arc<dyn Any + Send + Sync>,
     call_time: Duration,
+    event_keys: Arc<[String]>,
 }
 
 impl HandlerSettings {
@@ -67,6 +68,7 @@ impl HandlerSettings {
             check_lines: check_lines.into(),
             constructor: Arc::new(constructor),
             call_time: Duration::ZERO,
+            event_keys: Arc::new([]),
         }
     }
 
@@ -80,6 +82,17 @@ impl HandlerSettings {
     /// How long the handler may wait for other services in one attempt, besides the consumer's timeout.
     pub fn call_time(&self) -> Duration {
         self.call_time
+    }
+
+    /// Sets the patterns of the routing keys of events that services ask the handler to publish.
+    #[must_use]
+    pub fn with_event_keys(self, keys: Vec<String>) -> Self {
+        HandlerSettings { event_keys: keys.into(), ..self }
+    }
+
+    /// Patterns of the routing keys of events that services ask the handler to publish.
+    pub fn event_keys(&self) -> &[String] {
+        &self.event_keys
     }
 
     /// Whether the handler has this key of its own.

@@ -77,6 +77,24 @@ fn a_delivery_may_be_held_for_each_of_its_attempts_and_an_outage() {
     let holds = valid(&default_with("\nimmediate = 1\n", "\nimmediate = 4\n")).longest_holds();
     assert_eq!(holds["order_queue"], Duration::from_secs(5 * 30 + 300));
     assert_eq!(holds["failed_order_queue"], Duration::from_secs(600));
+    let steps = "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"http://127.0.0.1:1/\" }\ntimeout = \"20s\"\n\
+                 undo = { http = { url = \"http://127.0.0.1:1/\" }, timeout = \"2m\" }\n";
+    let holds = valid(&format!("{}\n{steps}", default_with("\nimmediate = 1\n", "\nimmediate = 4\n"))).longest_holds();
+    assert_eq!(holds["order_queue"], Duration::from_secs(5 * (30 + 120) + 300), "with the undo, which is longer");
+}
+
+#[test]
+fn events_of_steps_that_no_queue_is_bound_for_are_warned_of() {
+    let with = |emits: &str| {
+        let step = "[[consumers.order.steps]]\nname = \"ship\"\nhttp = { url = \"http://127.0.0.1:1/\" }";
+        warnings(&format!("{DEFAULT_FILE}\n{step}\nemits = [{emits}]\n"))
+    };
+    assert_eq!(with("\"order.#\", \"order.notification.sms\""), [""; 0]);
+    let found = with("\"order.notification.sms\", \"shop.labels.*\"");
+    assert!(
+        found.len() == 1 && found[0].contains("consumers.order.steps: a step emits \"shop.labels.*\""),
+        "{found:?}"
+    );
 }
 
 #[test]

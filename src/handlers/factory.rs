@@ -31,6 +31,11 @@ pub trait HandlerFactory: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Patterns of the routing keys of events that services ask it to publish.
+    fn event_keys(_settings: &Self::Settings) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How long the handler may wait for other services in one attempt, which does not count toward the consumer's timeout.
     fn call_time(_settings: &Self::Settings) -> Duration {
         Duration::ZERO
@@ -67,9 +72,11 @@ impl<F: HandlerFactory> HandlerSpec for F {
         let settings = F::read(section);
         let keys = serde_json::to_value(&settings).expect("settings are structs of plain values");
         let lines = F::check_lines(consumer, &settings);
-        let call_time = F::call_time(&settings);
+        let (call_time, event_keys) = (F::call_time(&settings), F::event_keys(&settings));
         let build = move |consumer: HandlerConsumer<'_>, deps: &HandlerDeps| F::build(consumer, &settings, deps);
-        HandlerSettings::new(&keys, lines, Constructor(Box::new(build))).with_call_time(call_time)
+        HandlerSettings::new(&keys, lines, Constructor(Box::new(build)))
+            .with_call_time(call_time)
+            .with_event_keys(event_keys)
     }
 }
 

@@ -1,5 +1,6 @@
 //! `handler = "steps"`: calls the shop's own services for any message, without an order's rules. A message that is not JSON is
-//! passed on as text.
+//! passed on as text. A message without a `message_id`, or the id of a CloudEvent, is refused: its steps could not be recognised when it
+//! is delivered again.
 //!
 //! Its own keys: `steps`, at least one.
 
@@ -16,6 +17,7 @@ use crate::config::{MessageKind, Section};
 use crate::message::ExchangeNames;
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
+use crate::recovery::{Failure, FailureKind};
 use crate::steps::{Engine, RunOutcome, StepsSettings};
 
 /// `handler = "steps"`
@@ -50,6 +52,10 @@ impl HandlerFactory for StepsFactory {
         settings.steps.longest()
     }
 
+    fn event_keys(settings: &StepsHandlerSettings) -> Vec<String> {
+        settings.steps.event_keys()
+    }
+
     fn build(consumer: HandlerConsumer<'_>, settings: &StepsHandlerSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
         Arc::new(StepsHandler {
             engine: Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps),
@@ -69,7 +75,14 @@ struct StepsHandler {
 
 impl StepsHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        let text = input.delivery.message.text(self.max_body).map_err(|error| body_failure(&error.into()))?;
+        let message = &input.delivery.message;
+        let has_message_id = message.properties.message_id.as_deref().is_some_and(|id| !id.is_empty());
+        if !has_message_id && input.provenance.cloud_event.is_none() {
+            let reason = "the message has no message_id and is no CloudEvent with an id, so its steps could be called again under other \
+                          idempotency keys when it is delivered again; publish it with a unique message_id";
+            return Err(Failure::new(FailureKind::Permanent, "no_message_id", reason).into());
+        }
+        let text = message.text(self.max_body).map_err(|error| body_failure(&error.into()))?;
         let key = message_run(input.consumer, input.identity());
         let run = StepRunInput { key: &key, text, order: None, accept: None };
         let outcome = match run_steps(&self.engine, &self.claims, &self.names, input, run).await? {

@@ -131,6 +131,11 @@ pub enum PublishError {
 }
 
 impl PublishError {
+    /// Whether its exchange exists and no queue is bound for it, also not to the alternate exchange.
+    pub fn is_without_queue(&self) -> bool {
+        matches!(self, PublishError::Unroutable { reply, .. } if reply.starts_with("312"))
+    }
+
     /// Whether another attempt cannot help.
     pub fn is_permanent(&self) -> bool {
         match self {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::consumer_context::ConsumerContext;
@@ -21,6 +21,10 @@ const NACKED_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max
 /// All deliveries of a consumer that wait after a `basic.nack` publish about this often a second, however many they are.
 const NACKED_A_SECOND: u32 = 20;
 
+/// How long an event of a step's answer may have no queue before the step fails: bindings that got lost are declared again within
+/// this time.
+const UNROUTABLE_EVENT_TIME: Duration = Duration::from_secs(5);
+
 /// Refusals by consumer, exchange, routing key and kind of error.
 static REFUSALS: RepeatedLog = RepeatedLog::new();
 
@@ -31,11 +35,30 @@ static REFUSALS: RepeatedLog = RepeatedLog::new();
 /// # Errors
 /// [`PublishError::Invalid`] and [`PublishError::Closed`]: another attempt cannot help.
 pub(super) async fn publish(context: &ConsumerContext, publications: Arc<[Publication]>) -> Result<(), PublishError> {
+    publish_within(context, publications, Duration::MAX).await
+}
+
+/// Like [`publish`], for events whose routing keys a service chose: one that no queue is bound for must not stop the consumer.
+///
+/// # Errors
+/// Also [`PublishError::Unroutable`], if some event has no queue for some seconds.
+pub(super) async fn publish_step_events(
+    context: &ConsumerContext,
+    events: Arc<[Publication]>,
+) -> Result<(), PublishError> {
+    publish_within(context, events, UNROUTABLE_EVENT_TIME).await
+}
+
+async fn publish_within(
+    context: &ConsumerContext,
+    publications: Arc<[Publication]>,
+    unroutable_time: Duration,
+) -> Result<(), PublishError> {
     if publications.is_empty() {
         return Ok(());
     }
     let mut rest = publications;
-    match timeout(context.max_hold(), publish_until_accepted(context, &mut rest)).await {
+    match timeout(context.max_hold(), publish_rest(context, &mut rest, unroutable_time)).await {
         Ok(outcome) => outcome,
         Err(_) => {
             context.outage.begin(rest);
@@ -49,6 +72,16 @@ pub(super) async fn publish_until_accepted(
     context: &ConsumerContext,
     rest: &mut Arc<[Publication]>,
 ) -> Result<(), PublishError> {
+    publish_rest(context, rest, Duration::MAX).await
+}
+
+/// `unroutable_time`: how long a message without a queue is published again.
+async fn publish_rest(
+    context: &ConsumerContext,
+    rest: &mut Arc<[Publication]>,
+    unroutable_time: Duration,
+) -> Result<(), PublishError> {
+    let began = Instant::now();
     let mut acceptance = None;
     let mut refused = None;
     for attempt in 0.. {
@@ -60,6 +93,11 @@ pub(super) async fn publish_until_accepted(
             return Ok(());
         };
         if let Some(error) = unpublished.permanent() {
+            return Err(error.clone());
+        }
+        if let Some((_, error)) = unpublished.failures.iter().find(|(_, error)| error.is_without_queue())
+            && began.elapsed() >= unroutable_time
+        {
             return Err(error.clone());
         }
         for (_, error) in &unpublished.failures {

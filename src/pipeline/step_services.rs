@@ -7,14 +7,14 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::consumer_context::ConsumerContext;
 use super::handler::StepServices;
-use super::publish::publish;
+use super::publish::publish_step_events;
 use crate::ledger::LedgerWriter;
 use crate::message::{Publication, PublishError};
 use crate::metrics::StepCounters;
 
 impl StepServices for ConsumerContext {
     fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
-        publish(self, events).boxed()
+        publish_step_events(self, events).boxed()
     }
 
     fn ledger(&self) -> &dyn LedgerWriter {

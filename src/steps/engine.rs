@@ -375,6 +375,7 @@ impl<'a> RunWork<'a> {
         match self.access.publisher.publish(events).await {
             Ok(()) => Ok(Ok(())),
             Err(PublishError::Closed) => Err(RunError::PublisherClosed),
+            Err(error @ PublishError::Unroutable { .. }) => failure("event_unroutable", crate::chain::chain(&error)),
             Err(error) => failure("cannot_publish", crate::chain::chain(&error)),
         }
     }

@@ -120,8 +120,7 @@ impl StepsSettings {
             steps.extend(StepSettings::read(step, of_orders, &mut names));
         }
         let steps = StepsSettings(steps);
-        let undos: Duration = steps.0.iter().flat_map(|step| &step.undo).map(|undo| undo.timeout).sum();
-        let total = steps.longest() + undos;
+        let total = steps.steps_time() + steps.undos_time();
         if total > MAX_TOTAL {
             let (total, most) = (duration::format(total), duration::format(MAX_TOTAL));
             let message =
@@ -136,9 +135,22 @@ impl StepsSettings {
         self.0.is_empty()
     }
 
-    /// How long the calls of one attempt may take together.
+    /// How long the calls of one attempt may take together: it calls steps, or undoes them.
     pub fn longest(&self) -> Duration {
+        self.steps_time().max(self.undos_time())
+    }
+
+    fn steps_time(&self) -> Duration {
         self.0.iter().map(|step| step.timeout).sum()
+    }
+
+    fn undos_time(&self) -> Duration {
+        self.0.iter().flat_map(|step| &step.undo).map(|undo| undo.timeout).sum()
+    }
+
+    /// Patterns of the routing keys that events of their answers may have.
+    pub fn event_keys(&self) -> Vec<String> {
+        self.0.iter().flat_map(|step| &step.emits).cloned().collect()
     }
 
     /// What `orderd check` prints about them.

@@ -67,6 +67,10 @@ impl HandlerFactory for OrderFactory {
         line.into_iter().chain(settings.steps.check_lines(consumer)).collect()
     }
 
+    fn event_keys(settings: &OrderSettings) -> Vec<String> {
+        settings.steps.event_keys()
+    }
+
     fn call_time(settings: &OrderSettings) -> Duration {
         settings.steps.longest()
     }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::raw_client::properties::Properties;
+use crate::support::step_server::{StepServer, reply};
 use crate::support::test_env::{OrderdProcess, TestEnv, order, wait_until};
 use crate::support::{Node, Vhost};
 
@@ -186,5 +187,35 @@ fn a_burst_of_events_for_a_deleted_exchange_is_published_as_soon_as_it_is_declar
     // With a wait that grew with each event it took a minute.
     assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
     assert_eq!(orderd.status()["daemon"]["publisher"]["connections"], 1, "the connection was kept");
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn an_event_of_a_step_without_a_queue_fails_its_order_and_does_not_stop_the_consumer() {
+    let node = Node::shared();
+    let server = StepServer::start();
+    server.answer(|call| match call.body["order"]["id"].as_str() {
+        Some("plain") => reply("200 OK", "1"),
+        _ => reply("200 OK", r#"{"events": [{"routing_key": "shop.labels.new", "body": 1}]}"#),
+    });
+    let steps = server.steps(&["ship"], ", emits = [\"shop.#\"]");
+    let mut env = TestEnv::new(&node).set("consumers.order.steps", &steps);
+    assert_eq!(env.start().stop(), 0);
+    env.change("topology.declare", "false");
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    raw.publish_to("orders", NORMAL, &Properties::persistent(), &order("kept"));
+    wait_until("the order is processed", || ledger.processed() == 1);
+    assert_eq!(raw.depth("unrouted_queue"), 1);
+    // Without the queue of the alternate exchange, the broker returns the event: 312 NO_ROUTE.
+    delete(&env.vhost, &format!("bindings/{}/e/orders.unrouted/q/unrouted_queue/~", env.vhost.name));
+    for id in ["lost", "plain"] {
+        raw.publish_to("orders", NORMAL, &Properties::persistent(), &order(id));
+    }
+    let failed = || ledger.rows("SELECT identity, failure_kind, failure_code FROM dead_letters");
+    wait_until("the order is dead-lettered", || !failed().is_empty());
+    assert_eq!(failed(), ["lost|permanent|event_unroutable"]);
+    wait_until("the other order is processed", || ledger.processed() == 2);
+    assert_eq!(server.paths("lost").iter().filter(|path| **path == "/ship").count(), 1);
     assert_eq!(orderd.stop(), 0);
 }

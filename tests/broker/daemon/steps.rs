@@ -68,6 +68,7 @@ fn an_order_is_processed_once_its_steps_are_done_and_undone_in_reverse_before_it
         Properties::persistent().text("message_id", "inv-1").header("traceparent", Field::Text("00-a-b-01".into()));
     raw.publish_to("orders", "invoice.new", &invoice, b"not JSON");
     raw.publish_to("orders", "invoice.new", &invoice, b"not JSON");
+    raw.publish_to("orders", "invoice.new", &Properties::persistent(), b"without an id");
 
     wait_until("the order is processed", || is_processed(&ledger, "good"));
     assert_eq!(server.paths("good"), ["/charge", "/reserve", "/ship"]);
@@ -108,7 +109,9 @@ fn an_order_is_processed_once_its_steps_are_done_and_undone_in_reverse_before_it
     assert_eq!(printed(), 1);
     let invoice = server.calls().into_iter().find(|call| call.path == "/print").unwrap();
     assert_eq!((&invoice.body["message"], invoice.key.split('/').next()), (&"not JSON".into(), Some("invoices")));
-    assert_eq!(raw.depth("dead_letter_queue"), 3);
+    let refused = "SELECT failure_kind FROM dead_letters WHERE failure_code = 'no_message_id'";
+    wait_until("the message without an id is refused", || ledger.rows(refused) == ["permanent"]);
+    assert_eq!((printed(), raw.depth("dead_letter_queue")), (1, 4));
     assert_eq!(orderd.stop(), 0);
 }
 
