@@ -30,9 +30,10 @@ pub(super) enum Decision {
 
 /// Whether the ledger has to be asked for a run: it is decided to dead-letter the message, or its steps are being undone. Whatever
 /// the configuration says now: its steps may have been removed since they were called. A body that was too large to be read has
-/// never had steps.
+/// never had steps, and a message that nothing proves to have failed in a queue changes no run.
 pub(super) fn concerns_steps(failed: &FailedMessage<'_>, action: Action) -> bool {
-    failed.can_copy && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
+    let is_proven = failed.history.origin.is_some();
+    is_proven && failed.can_copy && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
 }
 
 /// The keys that the message's run may have. Without a consumer, its id may be of any format: the ledger compares the body too.
