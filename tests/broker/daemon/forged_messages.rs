@@ -144,7 +144,7 @@ fn forged_headers_and_odd_properties_of_an_order_have_no_effect() {
         Properties { delivery_mode: Some(7), ..Properties::default() },
         Properties::default(),
         Properties::persistent().text("reply_to", "amq.rabbitmq.reply-to").text("app_id", "\u{1b}[2J\n"),
-        Properties::persistent().text("expiration", "3600000").text("type", "order.unknown"),
+        Properties::persistent().text("expiration", "3600000").text("type", "unknown"),
         Properties::persistent().text("cluster_id", "x").text("correlation_id", "").text("message_id", ""),
     ];
     let mut sent = 0;
