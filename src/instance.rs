@@ -1,6 +1,6 @@
 //! The identity of this process among several instances: the names of its connections and consumer tags on the broker.
 //!
-//! For display and for counting, and to tell this process's claims in the ledger from those of others.
+//! For display and for counting, and to distinguish this process's claims in the ledger from those of others.
 
 use std::process;
 use std::sync::LazyLock;

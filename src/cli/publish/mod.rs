@@ -156,7 +156,7 @@ fn routing_keys(given: Option<&str>) -> Vec<&str> {
 }
 
 /// The routing keys of lines that match no binding of the configuration. The broker confirms such messages too, since its
-/// alternate exchange keeps them, so only the configuration can tell.
+/// alternate exchange keeps them, so only the configuration shows it.
 fn unbound_keys(config: &Config, given: Option<&str>) -> BTreeSet<String> {
     let (topology, exchange) = (config.topology(), config.names().orders);
     let is_bound = |key: &str| {

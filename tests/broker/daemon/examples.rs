@@ -144,7 +144,7 @@ fn the_example_shop_charges_reserves_and_ships_the_orders_of_all_producers_and_u
     let dead = "SELECT identity, reason, failure_code FROM dead_letters ORDER BY identity";
     wait_until("6 orders are dead-lettered", || ledger.rows(dead).len() == 6);
     let sent = "SELECT count(*) FROM events WHERE id LIKE '%/ship/event/1' AND name = 'email'";
-    wait_until("the customers are told of 5 parcels", || ledger.number(sent) == 5);
+    wait_until("5 notifications about parcels are sent", || ledger.number(sent) == 5);
     assert_eq!(processed(&ledger), ["js-1001", "js-1002", "sh-1", "web-1001", "web-1002"]);
     let dead_letters = ledger.rows(dead);
     for (index, prefix) in ["js", "web"].into_iter().enumerate() {
