@@ -21,6 +21,11 @@ use crate::topology::{RequiredPermission, Topology};
 const CONNECT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(15) };
 /// How long the broker may take to report the policies of new queues.
 const POLICIES_TIMEOUT: Duration = Duration::from_secs(20);
+/// For how long the broker may report a policy that has been deleted: RabbitMQ before 4.3 reports policies together with
+/// statistics, which are up to 10 s old.
+const DELETED_POLICIES_REPORTED: Duration = Duration::from_secs(12);
+/// The wait before the broker is asked again whether such a policy still applies.
+const POLICY_POLL: Duration = Duration::from_secs(1);
 /// How long the extension of the topology may take while the daemon runs.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -187,13 +192,13 @@ impl BrokerSetup {
     pub async fn reapply(&self, connector: &Connector) -> Vec<String> {
         // At the same time: a comparison with what is being declared finds nothing that is missing to be wrong.
         let reapplying = async {
-            let (mut problems, compared) = tokio::join!(self.declare_again(connector), self.compare(Duration::ZERO));
-            match compared {
-                Ok(_) if self.declare => {}
-                Ok(_) => {
+            let (mut problems, compared) = tokio::join!(self.declare_again(connector), self.audit(Duration::ZERO));
+            match compared.map(|audit| self.evaluate(&audit)) {
+                None | Some(Ok(_)) if self.declare => {}
+                None | Some(Ok(_)) => {
                     problems.extend(self.check_without_declaring(connector).await.err().map(|error| chain(&error)))
                 }
-                Err(contradiction) => problems.push(chain(&contradiction)),
+                Some(Err(contradiction)) => problems.push(chain(&contradiction)),
             }
             problems
         };
@@ -267,7 +272,22 @@ impl BrokerSetup {
     /// for at most `max_wait` until the API reports all policies. If the API does not answer, nothing is compared: the
     /// broker itself refuses wrong arguments, with less detail, and the policies are not known.
     async fn compare(&self, max_wait: Duration) -> Result<PolicyCheck, TopologyError> {
-        self.audit(max_wait).await.map_or(Ok(PolicyCheck::Passed), |audit| self.evaluate(&audit))
+        self.audit_of_lasting_policies(max_wait).await.map_or(Ok(PolicyCheck::Passed), |audit| self.evaluate(&audit))
+    }
+
+    /// Like [`BrokerSetup::audit`], but a dangerous policy counts only if the broker still reports it after the time for which
+    /// it may report a deleted one.
+    async fn audit_of_lasting_policies(&self, max_wait: Duration) -> Option<Audit> {
+        let mut audit = self.audit(max_wait).await?;
+        let deadline = tokio::time::Instant::now() + DELETED_POLICIES_REPORTED;
+        if let Some(policy) = audit.dangerous_policies.first() {
+            warn!(%policy, "a policy would lose messages; asking again, since it may have been deleted meanwhile");
+        }
+        while !audit.dangerous_policies.is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(POLICY_POLL).await;
+            audit = self.audit(max_wait).await?;
+        }
+        Some(audit)
     }
 
     async fn audit(&self, max_wait: Duration) -> Option<Audit> {
@@ -292,7 +312,9 @@ impl BrokerSetup {
     /// Like [`BrokerSetup::compare`], for the policies only: what has been deleted or changed since the start is a finding,
     /// and does not stop the daemon.
     async fn compare_policies(&self) -> Result<PolicyCheck, TopologyError> {
-        let Some(audit) = self.audit(POLICIES_TIMEOUT).await else { return Ok(PolicyCheck::Passed) };
+        let Some(audit) = self.audit_of_lasting_policies(POLICIES_TIMEOUT).await else {
+            return Ok(PolicyCheck::Passed);
+        };
         let policies = Audit {
             dangerous_policies: audit.dangerous_policies,
             unknown_policies: audit.unknown_policies,

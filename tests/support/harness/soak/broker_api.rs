@@ -39,13 +39,6 @@ impl BrokerApi {
         if is_success(status) { Ok(()) } else { Err(io::Error::other(format!("PUT {path}: {status} {answer}"))) }
     }
 
-    /// Whether the management API says that a policy applies to a queue. It says so for some seconds after the policy is deleted.
-    pub fn has_policy(self, queue: &str) -> io::Result<bool> {
-        let answer = self.request("GET", &format!("/queues/{VIRTUAL_HOST}/{queue}"), "")?.1;
-        let queue: Value = serde_json::from_str(&answer)?;
-        Ok(queue["effective_policy_definition"].as_object().is_some_and(|definition| !definition.is_empty()))
-    }
-
     /// Whether a queue is bound to an exchange with this routing key.
     pub fn has_binding(self, exchange: &str, queue: &str, key: &str) -> io::Result<bool> {
         let bindings = self.request("GET", &format!("/bindings/{VIRTUAL_HOST}/e/{exchange}/q/{queue}/{key}"), "")?;
