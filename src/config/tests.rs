@@ -1,7 +1,9 @@
 //! Loading: files, variables and settings in; configurations, problems and warnings out.
 
 mod environment;
+mod formats;
 mod secrets;
+mod workload;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -9,7 +11,6 @@ use std::time::Duration;
 use super::load::{ConfigErrors, parse};
 use super::section::ReadContext;
 use super::*;
-use crate::formats::spec::Spec;
 use crate::handlers;
 
 fn load(file: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), Vec<String>> {
@@ -70,31 +71,6 @@ fn the_order_consumer_in_the_default_file_has_the_default_of_every_consumer_key(
     for line in ["immediate = 1", "delays = [\"1s\", \"10s\", \"1m\"]", "max_age = \"24h\""] {
         assert_eq!(valid(&default_with(&format!("\n{line}\n"), "\n")), config, "{line}");
     }
-}
-
-#[test]
-fn a_delivery_may_be_held_for_each_of_its_attempts_and_an_outage() {
-    let holds = valid(&default_with("\nimmediate = 1\n", "\nimmediate = 4\n")).longest_holds();
-    assert_eq!(holds["order_queue"], Duration::from_secs(5 * 30 + 300));
-    assert_eq!(holds["failed_order_queue"], Duration::from_secs(600));
-    let steps = "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"http://127.0.0.1:1/\" }\ntimeout = \"20s\"\n\
-                 undo = { http = { url = \"http://127.0.0.1:1/\" }, timeout = \"2m\" }\n";
-    let holds = valid(&format!("{}\n{steps}", default_with("\nimmediate = 1\n", "\nimmediate = 4\n"))).longest_holds();
-    assert_eq!(holds["order_queue"], Duration::from_secs(5 * (30 + 120) + 300), "with the undo, which is longer");
-}
-
-#[test]
-fn events_of_steps_that_no_queue_is_bound_for_are_warned_of() {
-    let with = |emits: &str| {
-        let step = "[[consumers.order.steps]]\nname = \"ship\"\nhttp = { url = \"http://127.0.0.1:1/\" }";
-        warnings(&format!("{DEFAULT_FILE}\n{step}\nemits = [{emits}]\n"))
-    };
-    assert_eq!(with("\"order.#\", \"order.notification.sms\""), [""; 0]);
-    let found = with("\"order.notification.sms\", \"shop.labels.*\"");
-    assert!(
-        found.len() == 1 && found[0].contains("consumers.order.steps: a step emits \"shop.labels.*\""),
-        "{found:?}"
-    );
 }
 
 #[test]
@@ -171,89 +147,6 @@ fn a_syntax_error_has_line_and_column_and_does_not_show_the_line() {
     assert!(found[0].starts_with("line 3, column "), "{found:?}");
     assert!(found.iter().any(|problem| problem.starts_with("line 4, column ")), "{found:?}");
     assert!(!found.concat().contains("hunter2"), "{found:?}");
-}
-
-#[test]
-fn every_queue_has_one_consumer_and_every_consumer_a_queue() {
-    for (from, to, expected) in [
-        (
-            "queue = \"order_queue\"",
-            "queue = \"oder_queue\"",
-            "consumers.order.queue: must be one of [queues], is \"oder_queue\"; did you mean \"order_queue\"?",
-        ),
-        ("queue = \"order_queue\"\n", "", "consumers.order.queue: is missing: name one of [queues]"),
-        (
-            "[queues.order_queue]",
-            "[queues.other]\n# x\nbindings = [\"x\"]\n[queues.order_queue]",
-            "queues.other: has no consumer, so its orders would never be processed",
-        ),
-        (
-            "[queues.order_queue]",
-            "[queues.Order-Queue]\nbindings = [\"x\"]\n[queues.order_queue]",
-            "queues.Order-Queue: must be named in lower-case letters, digits and underscores",
-        ),
-        (
-            "[queues.order_queue]",
-            "[queues.dead_letter_queue]\nbindings = [\"x\"]\n[queues.order_queue]",
-            "queues.dead_letter_queue: must have another name: orderd itself declares a queue of this name",
-        ),
-    ] {
-        let found = problems(&default_with(from, to));
-        assert_eq!(found[0], expected);
-    }
-    let shared = default_with("queue = \"notification_queue\"", "queue = \"analytics_queue\"");
-    assert!(problems(&shared)[0].contains("is already the queue of consumer \"analytics\""), "{:?}", problems(&shared));
-}
-
-#[test]
-fn failures_reach_exactly_one_queue() {
-    for (from, to, expected) in [
-        (
-            "handler = \"failed\"",
-            "handler = \"order\"",
-            "consumers: one must have the handler \"failed\", which retries or dead-letters failed messages",
-        ),
-        (
-            "handler = \"analytics\"",
-            "handler = \"failed\"",
-            "consumers.failed.handler: \"failed\" is already the handler of consumer \"analytics\"; exactly one consumer may have it",
-        ),
-        (
-            "bindings = [\"order.failed.#\"]",
-            "bindings = [\"order.failed.order\"]",
-            "queues.failed_order_queue.bindings: must match \"order.failed.analytics\", the routing key of failures: add \"order.failed.#\"",
-        ),
-        (
-            "bindings = [\"order.normal.*\"]",
-            "bindings = [\"order.*.*\"]",
-            "queues.order_queue.bindings[0]: must not match \"order.failed.analytics\", is \"order.*.*\": failures must reach queue \"failed_order_queue\" only",
-        ),
-        (
-            "[ledger]",
-            "[consumers.failed.retry]\n[ledger]",
-            "consumers.failed.retry: has no effect on the failed-order consumer: remove it",
-        ),
-        (
-            "handler = \"analytics\"",
-            "handler = \"analytic\"",
-            "consumers.analytics.handler: must be one of \"order\", \"notification\", \"analytics\", \"failed\" and \"steps\", is \"analytic\"; did you mean \"analytics\"?",
-        ),
-    ] {
-        let found = problems(&default_with(from, to));
-        assert!(found.contains(&expected.to_owned()), "{found:#?}");
-    }
-}
-
-#[test]
-fn an_unknown_handler_does_not_hide_unknown_keys() {
-    let file = default_with("\nhandler = \"order\"\n", "\nhandler = \"ordr\"\nwrokers = 4\nfauls = 3\n");
-    let problems = problems(&file);
-    let expected = [
-        "consumers.order.handler: must be one of \"order\", \"notification\", \"analytics\", \"failed\" and \"steps\", is \"ordr\"; did you mean \"order\"?",
-        "consumers.order.wrokers: unknown key; did you mean \"workers\"?",
-        "consumers.order.fauls: unknown key; did you mean \"faults\"?",
-    ];
-    assert_eq!(problems, expected, "faults is a key of some handler, so it is not reported");
 }
 
 #[test]
@@ -383,14 +276,6 @@ fn a_value_outside_its_limits_is_a_problem() {
 }
 
 #[test]
-fn a_file_with_only_queues_or_only_consumers_does_not_get_the_default_ones() {
-    let found = problems("[queues.a]\nbindings = [\"a\"]\n");
-    assert!(found[0].starts_with("consumers: is missing"), "{found:?}");
-    let found = problems("[consumers.order]\nworkers = 3\n");
-    assert!(found.iter().any(|problem| problem.starts_with("queues: is missing")), "{found:?}");
-}
-
-#[test]
 fn the_error_for_an_unreadable_file_names_it() {
     let sources = Sources { file: Some("/nowhere/orderd.toml".into()), ..Sources::default() };
     let error = Config::load(&sources).unwrap_err();
@@ -398,16 +283,6 @@ fn the_error_for_an_unreadable_file_names_it() {
     assert_eq!(Sources::default().path(), std::path::Path::new(DEFAULT_PATH));
     let environment = vec![(OsString::from("ORDERD_CONFIG"), OsString::from("/x"))];
     assert_eq!(Sources { environment, ..Sources::default() }.path(), std::path::Path::new("/x"));
-}
-
-#[test]
-fn attempts_that_could_exceed_the_brokers_ack_timeout_cause_a_warning() {
-    let text = default_with("\ntimeout = \"30s\"\n", "\ntimeout = \"15m\"\n");
-    let (_, warnings) = load(&text, &[]).expect("15 minutes are allowed");
-    assert!(
-        warnings.iter().any(|warning| warning.contains("retry.immediate: allows 2 attempts of 15m")),
-        "{warnings:?}"
-    );
 }
 
 #[test]
@@ -452,101 +327,4 @@ fn the_admin_listener_can_be_off() {
     assert_eq!(address.to_string(), "[::1]:9640");
     assert!(problems("[admin]\nlisten = \"\"\n")[0].starts_with("admin.listen: must not be empty"));
     assert!(problems("[admin]\nhosts = [\"a:80\"]\n")[0].starts_with("admin.hosts[0]: must be a host name"));
-}
-
-/// The default file with this section.
-fn with_format(section: &str) -> String {
-    format!("{DEFAULT_FILE}\n[formats.shop]\n{section}\n")
-}
-
-const ITEMS: &str = "[formats.shop.items]\nlist = \"/lines\"\nproduct = \"name\"\nquantity = \"n\"\nprice = \"p\"";
-
-#[test]
-fn everything_that_is_wrong_with_a_format_is_reported() {
-    let file = with_format(&format!(
-        "id = \"id\"\ncustomer_id = {{ pointer = \"/c\", nil = \"0\" }}\ncurrency = {{ value = 1.5 }}\ntotal = [\"/a\", \"/b\"]\n\
-         shipping = []\ntax = \"/a/*\"\nemail = \"/a/*\"\nrounding = 0.01\nunit = \"cents\"\nprice = \"/p\"\nidd = \"/x\"\n{}",
-        ITEMS.replace("\"p\"", "\"/p\"").replace("quantity", "qantity")
-    ));
-    let problems = problems(&file);
-    let expected = [
-        "formats.shop.id: must begin with \"/\", such as \"/order/id\", is \"id\"",
-        "formats.shop.customer_id: must have no key but \"pointer\", \"none\" and \"value\", has \"nil\"",
-        "formats.shop.currency: must be a text, a whole number or a boolean, is 1.5",
-        "formats.shop.total: must be one pointer",
-        "formats.shop.shipping: must have 1 to 16 pointers, has 0",
-        "formats.shop.email: must not contain \"*\" here",
-        "formats.shop.rounding: must be a decimal in quotes",
-        "formats.shop.unit: must be one of \"major\" and \"minor\"",
-        "formats.shop.product: is missing",
-        "formats.shop.quantity: is missing",
-        "formats.shop.idd: unknown key",
-        "formats.shop.items.price: must not begin with \"/\"",
-        "formats.shop.items.quantity: is missing",
-        "formats.shop.items.qantity: unknown key",
-    ];
-    for expected in expected {
-        assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:#?}");
-    }
-    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
-}
-
-#[test]
-fn a_format_of_another_shop_is_a_built_in_one_with_a_prefix() {
-    let spec = |keys: &str| valid(&with_format(keys)).formats["shop"].spec().unwrap().clone();
-    let woocommerce = Spec::built_in("woocommerce").unwrap();
-    assert_eq!(spec("base = \"woocommerce\""), woocommerce);
-    let id_prefix = "shop-b-".to_owned();
-    assert_eq!(
-        spec("base = \"woocommerce\"\nid = { prefix = \"shop-b-\" }"),
-        Spec { id_prefix: id_prefix.clone(), ..woocommerce.clone() }
-    );
-    let numbered =
-        spec("base = \"woocommerce\"\nid = { pointer = \"/number\", prefix = \"shop-b-\" }\nemail = \"/mail\"");
-    assert_eq!((numbered.id_prefix, numbered.total), (id_prefix, woocommerce.total));
-    assert_ne!((numbered.id, numbered.email), (woocommerce.id, woocommerce.email));
-    let problem = |keys: &str| problems(&with_format(&format!("{keys}\n{ITEMS}")));
-    assert!(problem("base = \"magento\"\nid = \"/id\"")[0].starts_with("formats.shop.base: must be one of"));
-    let without = problem("id = { prefix = \"b\" }");
-    assert!(without[0].starts_with("formats.shop.id: must have the key \"pointer\""), "{without:?}");
-    let long = format!("id = {{ pointer = \"/id\", prefix = \"{}\" }}", "x".repeat(65));
-    assert!(problem(&long)[0].starts_with("formats.shop.id: prefix must"), "{:?}", problem(&long));
-}
-
-#[test]
-fn consumers_of_different_formats_whose_order_ids_may_be_the_same_cause_a_warning() {
-    let file =
-        |format: &str, keys: &str| with_format(keys).replacen("format = \"orderd\"", &format!("format = {format}"), 1);
-    let base = "base = \"woocommerce\"";
-    let found = warnings(&file("\"shop\"", base));
-    assert!(
-        found.len() == 1 && found[0].starts_with("consumers.priority.format: has the format \"orderd\""),
-        "{found:?}"
-    );
-    assert_eq!(warnings(&file("\"shop\"", &format!("{base}\nid = {{ prefix = \"b-\" }}"))), [""; 0]);
-    assert_eq!(warnings(&file("\"orderd\"", base)), [""; 0]);
-}
-
-#[test]
-fn a_consumer_of_orders_has_a_format_and_others_have_none() {
-    let file = |section: &str, format: &str| {
-        with_format(section).replacen("format = \"orderd\"", &format!("format = {format}"), 1)
-    };
-    let shop = format!("id = \"/id\"\n{ITEMS}");
-    let named = |format: &str| valid(&file(&shop, format)).consumers["order"].format.clone().unwrap();
-    assert_eq!((named("\"shop\"").name(), named("\"woocommerce\"").name()), ("shop", "woocommerce"));
-    let unknown = problems(&file(&shop, "\"shopfy\""));
-    assert!(unknown[0].contains("did you mean \"shopify\"?"), "{unknown:?}");
-    assert_eq!(
-        problems(&file("id = \"/id\"", "\"shop\"")).len(),
-        1,
-        "a consumer of a wrong format is not a second problem"
-    );
-    let analytics =
-        DEFAULT_FILE.replacen("queue = \"analytics_queue\"", "queue = \"analytics_queue\"\nformat = \"orderd\"", 1);
-    assert_eq!(problems(&analytics), ["consumers.analytics.format: unknown key"]);
-    for name in ["shopify", "json"] {
-        let named = with_format(&shop).replace("formats.shop", &format!("formats.{name}"));
-        assert!(problems(&named)[0].contains("must have another name"), "{name}");
-    }
 }

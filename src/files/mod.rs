@@ -4,6 +4,8 @@
 //! ```text
 //! read       small files, with a limit
 //! mode       permissions of files and directories, whatever the umask
+//! file_lock  a lock on a file that instances share
+//! last_line  an incomplete last line is removed or terminated
 //! line_file  appends whole lines to a file that other instances may share and other programs may move or delete
 //! rolling    a line file per minute, hour or day; removes old ones
 //! rewrite    removes or replaces lines of a file that running daemons append to
@@ -12,7 +14,9 @@
 //! ```
 //! It never decides what is written.
 
+mod file_lock;
 mod file_system;
+mod last_line;
 mod line_file;
 mod mode;
 mod outage;
@@ -21,7 +25,8 @@ mod rewrite;
 mod rolling;
 
 pub use file_system::{remote_file_system, volatile_file_system};
-pub use line_file::{IncompleteLine, LineFile};
+pub use last_line::IncompleteLine;
+pub use line_file::LineFile;
 pub use mode::{
     FILE_MODE, SECRET_MODE, create_directory, create_new_file, directory_mode, limit_umask, remove_others_access,
     set_file_mode, sync_directory,

@@ -9,7 +9,9 @@ use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use super::line_file::{IncompleteLine, Lock, leads_to, repair};
+use super::file_lock::Lock;
+use super::last_line::{IncompleteLine, repair};
+use super::line_file::leads_to;
 use super::mode::{SECRET_MODE, sync_directory};
 
 /// What becomes of a line.

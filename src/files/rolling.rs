@@ -11,7 +11,8 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use tracing::warn;
 
-use super::line_file::{IncompleteLine, LineFile};
+use super::last_line::IncompleteLine;
+use super::line_file::LineFile;
 use super::mode::create_directory;
 
 /// When a new file begins.

@@ -2,7 +2,7 @@
 //!
 //! Pure: it checks one consistent reading of a consumer's counters.
 
-use super::counters::{DeliveryCounts, PoolState};
+use super::counter_reading::{DeliveryCounts, PoolState};
 
 /// How the counts of a consumer do not add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

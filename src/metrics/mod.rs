@@ -4,6 +4,7 @@
 
 mod broker_problems;
 pub mod conservation;
+mod counter_reading;
 mod counters;
 mod histogram;
 mod outcome;
@@ -11,7 +12,8 @@ mod publish_to_ack;
 mod step_counters;
 
 pub use broker_problems::BrokerProblemReading;
-pub use counters::{CounterReading, Counters, DeliveryCounts, PoolState};
+pub use counter_reading::{CounterReading, DeliveryCounts, PoolState};
+pub use counters::Counters;
 pub(crate) use counters::{InFlightKey, ReceivedAt};
 pub use histogram::Histogram;
 pub(crate) use outcome::DeliveryOutcome;
