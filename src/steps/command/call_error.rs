@@ -14,9 +14,14 @@ pub(super) enum CallError {
     /// The operating system cannot start the program.
     #[error("cannot start the command")]
     NotStarted(#[source] io::Error),
-    /// It did not say hello within the time for a start.
-    #[error("the command was not ready within {0:?}")]
-    NotReady(Duration),
+    /// It did not say hello in time.
+    #[error("the command was not ready within {within:?}{}", after_failure(.last_failure.as_deref()))]
+    NotReady {
+        /// The time for its start, or that of the call.
+        within: Duration,
+        /// How it failed when it was started before.
+        last_failure: Option<String>,
+    },
     /// It did not begin with a hello line of this version.
     #[error("the command does not speak orderd's protocol: {0}")]
     BadHello(String),
@@ -57,13 +62,17 @@ pub(super) enum CallError {
     Rejected(String),
 }
 
+fn after_failure(last_failure: Option<&str>) -> String {
+    last_failure.map_or_else(String::new, |failure| format!("; before, it failed: {failure}"))
+}
+
 impl CallError {
     pub(super) fn into_failure(self) -> StepFailure {
         use FailureCause::{NotReached, Refused, Unanswered};
         use FailureKind::{Permanent, Transient};
         let (kind, code, cause) = match &self {
             CallError::NotStarted(_) => (Transient, "command_not_started", NotReached),
-            CallError::NotReady(_) => (Transient, "command_not_ready", NotReached),
+            CallError::NotReady { .. } => (Transient, "command_not_ready", NotReached),
             CallError::BadHello(_) => (Transient, "command_bad_hello", NotReached),
             CallError::Busy(_) => (Transient, "command_busy", NotReached),
             CallError::Exited(_) | CallError::Stopping => (Transient, "command_exited", Unanswered),

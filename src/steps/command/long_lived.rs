@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use bytes::Buf;
 use futures_util::FutureExt;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::ChildStdout;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::CommandRequest;
 use super::call_error::CallError;
-use super::child::{ChildExit, ChildStarter, RunningChild};
+use super::child::{ChildExit, ChildStarter, LAST_OUTPUT, RunningChild};
 use super::line_reader::{LineError, read_line};
 use super::protocol::{self, Answer, MAX_LINE_BYTES};
 use crate::backoff::Backoff;
@@ -31,6 +32,8 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), max: Durat
 
 /// Children that failed, by consumer, step and kind of failure.
 static FAILURES: RepeatedLog = RepeatedLog::new();
+/// Children that could not be used for another call, by consumer and step.
+static DISCARDED: RepeatedLog = RepeatedLog::new();
 
 /// The children of one command.
 pub(super) struct LongLivedChildren {
@@ -43,6 +46,8 @@ struct PoolState {
     idle: Vec<ReadyChild>,
     /// Failures since the last answer.
     failures: u32,
+    /// The last of these.
+    last_failure: Option<String>,
     /// When the next child may be started.
     start_at: Instant,
 }
@@ -56,7 +61,7 @@ struct ReadyChild {
 
 impl LongLivedChildren {
     pub(super) fn new(starter: Arc<ChildStarter>) -> Self {
-        let state = PoolState { idle: Vec::new(), failures: 0, start_at: Instant::now() };
+        let state = PoolState { idle: Vec::new(), failures: 0, last_failure: None, start_at: Instant::now() };
         LongLivedChildren { starter, state: Mutex::new(state) }
     }
 
@@ -93,7 +98,8 @@ impl LongLivedChildren {
                     Ok(Ok(ready)) => ready,
                     Ok(Err(error)) => return drop(answer.send(Err(error))),
                     Err(_) => {
-                        let _ = answer.send(Err(CallError::NotReady(limit)));
+                        let last_failure = self.lock().last_failure.clone();
+                        let _ = answer.send(Err(CallError::NotReady { within: limit, last_failure }));
                         // A later call finds it ready.
                         if let Ok(ready) = starting.await {
                             self.lock().idle.push(ready);
@@ -128,14 +134,19 @@ impl LongLivedChildren {
             if quiet && !ready.child.has_ended() {
                 return Some(ready);
             }
+            // At once, so that there are never more children than calls.
+            ready.child.kill().await;
             if ready.answers == 0 {
                 self.failed(&CallError::MalformedAnswer("it ended, or wrote, before it was asked".to_owned()));
+                continue;
             }
+            let (name, answers) = (&self.starter.name, ready.answers);
+            let Some(due) = DISCARDED.occurred((&name.consumer, &name.step)) else { continue };
+            let (consumer, step, repeated) = (&name.consumer, &name.step, due.repeated);
             info!(
-                consumer = %self.starter.name.consumer, step = %self.starter.name.step, pid = ready.child.pid,
-                answers = ready.answers, "a command ended, or wrote without being asked, between two calls; starting another"
+                %consumer, %step, answers, repeated,
+                "a command ended, or wrote without being asked, between two calls; starting another"
             );
-            // Dropping it ends it.
         }
     }
 
@@ -145,8 +156,9 @@ impl LongLivedChildren {
         sleep_until(start_at).await;
         let started = async {
             let mut child = self.starter.start(&[]).map_err(CallError::NotStarted)?;
-            let problem = match timeout(READY_WAIT, read_line(&mut child.stdout, MAX_LINE_BYTES)).await {
-                Err(_) => CallError::NotReady(READY_WAIT),
+            let exited = child.exited();
+            let problem = match timeout(READY_WAIT, read_line_of(&mut child.stdout, exited)).await {
+                Err(_) => CallError::NotReady { within: READY_WAIT, last_failure: None },
                 Ok(Ok(line)) => match protocol::check_hello(&line) {
                     Ok(()) => return Ok(ReadyChild { child, answers: 0 }),
                     Err(problem) => CallError::BadHello(problem),
@@ -166,7 +178,7 @@ impl LongLivedChildren {
     fn answered(&self, mut ready: ReadyChild) {
         ready.answers += 1;
         let mut state = self.lock();
-        state.failures = 0;
+        (state.failures, state.last_failure) = (0, None);
         state.idle.push(ready);
     }
 
@@ -202,6 +214,7 @@ impl LongLivedChildren {
             let mut state = self.lock();
             state.start_at = Instant::now() + BACKOFF.wait(state.failures, fastrand::f64());
             state.failures = state.failures.saturating_add(1);
+            state.last_failure = Some(chain(error));
         }
         let name = &self.starter.name;
         let Some(due) = FAILURES.occurred((&name.consumer, &name.step, std::mem::discriminant(error))) else { return };
@@ -241,15 +254,34 @@ async fn ended(child: RunningChild) -> ChildExit {
     }
 }
 
+/// Reads a line that a child writes. Once the child has ended, no more is awaited than what it wrote before: a process that has
+/// left its group may keep the output open.
+async fn read_line_of(
+    stdout: &mut BufReader<ChildStdout>,
+    exited: impl Future<Output = ChildExit>,
+) -> Result<Vec<u8>, LineError> {
+    let ended = async {
+        exited.await;
+        sleep(LAST_OUTPUT).await;
+    };
+    // Cancel-safe enough: nothing is read from a child that has ended any more.
+    tokio::select! {
+        biased;
+        line = read_line(stdout, MAX_LINE_BYTES) => line,
+        () = ended => Err(LineError::Ended { partial: false }),
+    }
+}
+
 impl ReadyChild {
     /// Writes a request and reads its answer. If it is dropped before it returns, the child cannot be used any more.
     async fn exchange(&mut self, request: &CommandRequest) -> Result<Answer, ExchangeError> {
         let id = protocol::new_id();
         let (head, end) = protocol::around_body(id, request);
+        let exited = self.child.exited();
         let Some(stdin) = &mut self.child.stdin else { return Err(ExchangeError::Ended) };
         let mut line = head.chain(&*request.body).chain(end);
         let mut write = std::pin::pin!(stdin.write_all_buf(&mut line));
-        let mut read = std::pin::pin!(read_line(&mut self.child.stdout, MAX_LINE_BYTES));
+        let mut read = std::pin::pin!(read_line_of(&mut self.child.stdout, exited));
         let mut written = None;
         // Both at the same time: a child may write before it has read everything.
         let answer = loop {

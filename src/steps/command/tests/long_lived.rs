@@ -222,3 +222,47 @@ async fn a_child_that_keeps_dying_is_started_again_with_a_backoff() {
     assert!(begun.elapsed() >= Duration::from_millis(150), "{:?}", begun.elapsed());
     assert_eq!(fs::read_to_string(env.path("starts")).unwrap().lines().count(), 5);
 }
+
+#[tokio::test]
+async fn a_child_that_dies_is_noticed_although_a_process_it_started_keeps_its_output() {
+    let escapes =
+        "setsid sh -c 'echo $$ > escaped; exec sleep 600' &\nwhile [ ! -s escaped ]; do sleep 0.01; done\n";
+    for (rest, code) in
+        [("echo '{\"orderd\": 1}'; read -r line; exit 3", "command_exited"), ("exit 3", "command_bad_hello")]
+    {
+        let env = TestEnv::new();
+        let service = env.service(&env.shell(CommandMode::LongLived, &format!("{escapes}{rest}")), 1);
+        // The call's time is long: it does not have to pass.
+        let failed = tokio::time::timeout(LONG, transient(&service, 10 * LONG)).await;
+        assert_eq!(failed.expect("it is noticed at once"), code);
+        signal(&env.written("escaped").await, rustix::process::Signal::KILL);
+    }
+}
+
+#[tokio::test]
+async fn children_that_answer_and_then_close_their_output_do_not_accumulate() {
+    let env = TestEnv::new();
+    // Answers once, and survives SIGTERM and the end of its input.
+    let (start, answer) = ANSWERS.split_once("    print").unwrap();
+    let script = format!(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{start}    print{answer}    os.close(1)\n    time.sleep(600)\n"
+    );
+    let service = env.service(&env.python(&script), 1);
+    let mut before: Option<String> = None;
+    for order in ["ord-1", "ord-2", "ord-3"] {
+        let pid = field(&service, order, "pid").await;
+        assert!(before.is_none_or(|before| !is_running(&before)), "{order}: the one before is gone");
+        before = Some(pid);
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_ready_says_how_it_failed_before() {
+    let env = TestEnv::new();
+    let script = "[ -e started ] && exec sleep 600; touch started; echo no licence >&2; exit 7";
+    let service = env.service(&env.shell(CommandMode::LongLived, script), 1);
+    assert_eq!(transient(&service, LONG).await, "command_bad_hello");
+    let failure = call(&service, "ord-1", SHORT).await.unwrap_err().failure;
+    assert_eq!(failure.code, "command_not_ready");
+    assert!(failure.reason.contains("no licence"), "{failure}");
+}
