@@ -123,6 +123,28 @@ async fn every_metric_on_the_dashboard_and_in_the_rules_exists_with_its_labels()
                 assert!(labels[&name].contains(label), "{name} has no label {label}: {expression}");
             }
         }
+        for label in grouping_labels(expression).filter(|label| !["instance", "le"].contains(label)) {
+            let has = |(name, _): &(String, Vec<String>)| labels.get(name).is_some_and(|labels| labels.contains(label));
+            assert!(metrics_in(expression).iter().any(has), "no metric has the label {label}: {expression}");
+        }
+    }
+}
+
+/// The labels in `by (…)` and `on (…)`.
+fn grouping_labels(expression: &str) -> impl Iterator<Item = &str> {
+    let groups = ["by (", "on ("].into_iter().flat_map(|word| expression.split(word).skip(1));
+    groups.flat_map(|rest| rest.split(')').next().unwrap_or_default().split(',')).map(str::trim)
+}
+
+/// Each instance exports the same values of the broker.
+#[test]
+fn no_panel_adds_up_over_instances_what_all_of_them_read_from_the_broker() {
+    for expression in dashboard_expressions() {
+        let is_of_broker = |name: &str| {
+            name.starts_with("orderd_queue_") || ["orderd_findings", "orderd_broker_alarm"].contains(&name)
+        };
+        let of_broker = metrics_in(&expression).iter().filter(|(name, _)| is_of_broker(name)).count();
+        assert_eq!(expression.matches("max").count(), of_broker, "{expression}");
     }
 }
 
