@@ -56,7 +56,8 @@ pub struct Pool {
     /// Stops the pool: unstarted deliveries are released, those in flight are finished.
     pub shutdown: Shutdown,
     /// To be cancelled when the pool is replaced or paused. It then stops consuming, finishes everything the broker has
-    /// delivered, and ends. Nothing is released or redelivered, unless a connection is lost or a shutdown begins.
+    /// delivered, and ends. Nothing is released or redelivered, unless a connection is lost, a shutdown begins, or a delivery
+    /// cannot be started within [`ConsumerContext::max_hold`] because of a rate limit.
     pub drain: CancellationToken,
     /// Cancelled once a draining pool has stopped consuming.
     pub intake_ended: CancellationToken,
@@ -210,6 +211,13 @@ impl Pool {
         }
     }
 
+    /// Resolves when a pool has been draining for [`ConsumerContext::max_hold`]. A rate limit that was lowered meanwhile could
+    /// otherwise keep what it has received for hours.
+    async fn drain_ends_hold(&self) {
+        self.drain.cancelled().await;
+        tokio::time::sleep(self.context.max_hold()).await;
+    }
+
     /// Reports a lost subscription to the safe-mode state machine, which may turn safe mode on.
     fn report_loss(&self, safe_mode: &Mutex<SafeMode>, lost: LostSubscription) {
         lock(safe_mode).lost(lost, Instant::now());
@@ -281,6 +289,7 @@ impl Pool {
         let mut cancelled = false;
         let (mut lost, mut loss) = (settler.ended(), None);
         let mut outage_ends_hold = pin!(self.outage_ends_hold(slots.is_trial));
+        let mut drain_ends_hold = pin!(self.drain_ends_hold());
         let mut answer_check = tokio::time::interval(ANSWER_CHECK);
         loop {
             // Cancel-safe: joining a worker and waiting for a cancellation can both be started again.
@@ -305,6 +314,8 @@ impl Pool {
                     shared.interrupted.cancel();
                     shared.stopped.cancel();
                 }
+                // What is in flight is finished; what was not started returns to the queue.
+                () = &mut drain_ends_hold, if !shared.stopped.is_cancelled() => shared.stopped.cancel(),
                 // Subscribes again with the full prefetch.
                 () = self.context.intake.trial_ended(), if slots.is_trial && !cancelled => shared.stopped.cancel(),
                 () = self.shutdown.begun(), if !cancelled => shared.stopped.cancel(),
@@ -326,8 +337,12 @@ impl Pool {
             return Ok(SubscriptionEnd::Lost(loss.or_else(|| lost.now_or_never())));
         }
         settler.cancel().await;
-        shared.release_unstarted().await;
+        let unstarted = shared.release_unstarted().await;
         if shared.draining.is_cancelled() {
+            if unstarted > 0 {
+                let (consumer, max_hold) = (&self.context.consumer, self.context.max_hold());
+                info!(%consumer, unstarted, ?max_hold, "returned to the queue what a former pool could not start in time");
+            }
             self.shutdown.sleep(LAST_ACKS).await;
         }
         if let Err(error) = settler.close().await {

@@ -126,12 +126,16 @@ impl SharedSubscription {
         }
     }
 
-    /// Releases all deliveries that no worker has started. To be called after the subscription is cancelled.
-    pub(super) async fn release_unstarted(&self) {
+    /// Releases all deliveries that no worker has started, and returns their number. To be called after the subscription is
+    /// cancelled.
+    pub(super) async fn release_unstarted(&self) -> u64 {
         let mut deliveries = self.deliveries.lock().await;
+        let mut count = 0;
         while let Some(unstarted) = deliveries.next().await {
             drop(self.guard(unstarted, ReceivedAt::now()));
+            count += 1;
         }
+        count
     }
 
     fn guard(&self, delivery: Delivery, received_at: ReceivedAt) -> DeliveryGuard {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::breaker::BreakerSettings;
+use super::breaker::{BreakerSettings, MIN_CALLS};
 use super::command::CommandSettings;
 use super::http::HttpSettings;
 use super::when::When;
@@ -171,6 +171,15 @@ impl StepSettings {
         let timeout = section.optional_or("timeout", DEFAULT_TIMEOUT, &value_parser::duration(MILLISECOND..=MAX_TOTAL));
         let undo = section.optional_section("undo").map(|undo| UndoSettings::read(undo, timeout));
         let when = section.optional_section("when").map(|when| When::read(when, of_orders)).unwrap_or_default();
+        let max_concurrent = section.optional_or(
+            "max_concurrent",
+            DEFAULT_MAX_CONCURRENT,
+            &value_parser::number(1..=MAX_CONCURRENT),
+        );
+        let circuit_breaker = section.optional_section("circuit_breaker").map(BreakerSettings::read);
+        if let Some(breaker) = circuit_breaker {
+            warn_of_short_window(&section, breaker, timeout, max_concurrent);
+        }
         let settings = StepSettings {
             name: name.unwrap_or_default(),
             service: service?,
@@ -178,12 +187,8 @@ impl StepSettings {
             undo: undo.flatten(),
             when,
             emits: section.list("emits", MAX_EMITS, &routing_pattern).unwrap_or_default(),
-            max_concurrent: section.optional_or(
-                "max_concurrent",
-                DEFAULT_MAX_CONCURRENT,
-                &value_parser::number(1..=MAX_CONCURRENT),
-            ),
-            circuit_breaker: section.optional_section("circuit_breaker").map(BreakerSettings::read),
+            max_concurrent,
+            circuit_breaker,
             retry_after_max: section.optional_or(
                 "retry_after_max",
                 DEFAULT_RETRY_AFTER_MAX,
@@ -232,6 +237,21 @@ impl UndoSettings {
     }
 }
 
+/// Of a service that does not answer, no more calls end within the window than these; below [`MIN_CALLS`], the breaker stays closed.
+fn warn_of_short_window(section: &Section<'_>, breaker: BreakerSettings, timeout: Duration, max_concurrent: usize) {
+    let calls_in_turn = 1 + breaker.window.as_millis() / timeout.as_millis().max(1);
+    let calls = calls_in_turn.saturating_mul(max_concurrent as u128);
+    if calls < u128::from(MIN_CALLS) {
+        let message = format!(
+            "has a window of {}, in which at most {calls} calls time out, {max_concurrent} at a time after {} each: it opens only \
+             after {MIN_CALLS} calls, so a service that does not answer never opens it",
+            duration::format(breaker.window),
+            duration::format(timeout)
+        );
+        section.warning("circuit_breaker", message);
+    }
+}
+
 fn name(value: &Value) -> Result<String, String> {
     let name = value_parser::text(MAX_NAME_BYTES)(value)?;
     match value_parser::name_problem(&name, MAX_NAME_BYTES) {
@@ -255,7 +275,7 @@ fn routing_pattern(value: &Value) -> Result<String, String> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::{Config, DEFAULT_FILE, HandlerSettings, HandlerSpec, LoadError, MessageKind, Sources};
+    use crate::config::{Config, DEFAULT_FILE, HandlerSettings, HandlerSpec, LoadError, Loaded, MessageKind, Sources};
     use crate::handlers;
 
     /// Stands in for the handler "order", or for one whose messages are no orders.
@@ -286,16 +306,19 @@ pub(super) mod tests {
     }
 
     fn read_of(steps: &str, of_orders: bool) -> Result<StepsSettings, Vec<String>> {
+        let loaded = load(steps, of_orders)?;
+        let settings = &loaded.config.consumers["order"].handler_settings;
+        Ok(settings.constructor::<StepsSettings>().expect("it is the test's handler").clone())
+    }
+
+    fn load(steps: &str, of_orders: bool) -> Result<Loaded, Vec<String>> {
         let test: &'static TestHandler = Box::leak(Box::new(TestHandler { of_orders }));
         let others = handlers::REGISTRY.iter().copied().filter(|handler| handler.name() != "order");
         let all: Vec<&'static dyn HandlerSpec> = others.chain([test as &dyn HandlerSpec]).collect();
         let sources = Sources { handlers: Vec::leak(all), ..Sources::default() };
         let file = format!("{DEFAULT_FILE}\n{steps}");
         match Config::from_bytes(file.as_bytes(), "orderd.toml".into(), &sources) {
-            Ok(loaded) => {
-                let settings = &loaded.config.consumers["order"].handler_settings;
-                Ok(settings.constructor::<StepsSettings>().expect("it is the test's handler").clone())
-            }
+            Ok(loaded) => Ok(loaded),
             Err(LoadError::Invalid { problems, .. }) => Err(problems.iter().map(ToString::to_string).collect()),
             Err(other) => panic!("{other}"),
         }
@@ -303,6 +326,23 @@ pub(super) mod tests {
 
     const CHARGE: &str =
         "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"http://127.0.0.1:8081/charge\" }\n";
+
+    #[test]
+    fn a_circuit_breaker_that_calls_without_an_answer_never_open_causes_a_warning() {
+        let warnings = |keys: &str| -> Vec<String> {
+            let loaded = load(&format!("{CHARGE}{keys}"), true).unwrap();
+            loaded.warnings.iter().map(ToString::to_string).collect()
+        };
+        let breaker = |window: &str| format!("circuit_breaker = {{ window = \"{window}\" }}\n");
+        for enough in [breaker("30s"), breaker("1s"), format!("max_concurrent = 1\ntimeout = \"3s\"\n{}", breaker("27s"))] {
+            assert_eq!(warnings(&enough), [""; 0], "{enough}");
+        }
+        for short in ["max_concurrent = 9\n", "max_concurrent = 1\ntimeout = \"200ms\"\n"] {
+            let found = warnings(&format!("{short}{}", breaker("1s")));
+            let prefix = "consumers.order.steps[0].circuit_breaker: has a window of 1s";
+            assert!(matches!(&found[..], [one] if one.starts_with(prefix)), "{short}: {found:?}");
+        }
+    }
 
     #[test]
     fn a_step_has_defaults_and_shows_itself() {

@@ -90,6 +90,20 @@ async fn a_drain_and_a_shutdown_do_not_wait_for_the_rate_limit_without_a_deliver
     assert!(begun.elapsed() < 10 * SECOND, "{:?}", begun.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_former_pool_cannot_start_in_time_because_the_limit_was_lowered_returns_to_the_queue() {
+    let (env, rate_limiter) = limited(1, 30, "1000/s").await;
+    rate_limiter.set(rate("1/m"));
+    (1..=30).for_each(|tag| env.queue.deliver(tag, "ok"));
+    let begun = tokio::time::Instant::now();
+    env.drain.cancel();
+    env.pool.await.unwrap().unwrap();
+    assert!(begun.elapsed() < 400 * SECOND, "well before the broker wants an ack: {:?}", begun.elapsed());
+    let counts = env.counters.counts();
+    assert_eq!((counts.completed + counts.released, counts.failed_attempts), (30, 0), "{counts:?}");
+    assert!((5..=8).contains(&counts.completed), "one a minute: {counts:?}");
+}
+
 async fn with_service(workers: usize, prefetch: u16) -> (TestEnv, GateControl) {
     let control = GateControl::open("the service of step \"charge\"");
     let handler = ScriptedHandler { service: Some(control.gate()), ..ScriptedHandler::default() };
