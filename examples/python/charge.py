@@ -7,12 +7,11 @@ import sqlite3
 import threading
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-directory = Path(os.environ.get("SHOP_DATA", Path.home() / "shop-data"))
-directory.mkdir(parents=True, exist_ok=True)
+directory = os.environ.get("SHOP_DATA", os.path.expanduser("~/shop-data"))
+os.makedirs(directory, exist_ok=True)
 # The answer to each idempotency key: orderd repeats a call whose answer it has not seen.
-database = sqlite3.connect(directory / "charges.db", check_same_thread=False)
+database = sqlite3.connect(f"{directory}/charges.db", check_same_thread=False)
 database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
 lock = threading.Lock()
 
@@ -22,6 +21,8 @@ def find(key):
 
 
 def charge(key, order):
+    if find(f"{key}/undo"):  # this call is so late that its undo came first
+        return 409, "the charge was refunded before it was made"
     if Decimal(order["total"]) > 5000:
         return 402, "the card was refused"
     return 200, json.dumps({"payment": f"pay-{key}", "amount": order["total"]})

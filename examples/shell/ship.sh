@@ -6,6 +6,8 @@
 set -eu
 directory=${SHOP_DATA:-$HOME/shop-data}/parcels
 mkdir -p "$directory" || exit 75
+# Without jq, every order would be refused.
+command -v jq >/dev/null || exit 75
 
 # The answer to each idempotency key has a file: orderd repeats a call whose answer it has not seen.
 file_of() { printf '%s/%s' "$directory" "$(printf '%s' "$1" | sha256sum | cut -c 1-64)"; }
@@ -13,20 +15,23 @@ answer=$(file_of "$IDEMPOTENCY_KEY")
 if [ -e "$answer" ]; then exec cat "$answer"; fi
 
 keep() {
-    printf '%s\n' "$1" >"$answer.$$"
-    mv "$answer.$$" "$answer"
+    printf '%s\n' "$1" >"$answer.$$" && sync "$answer.$$" && mv "$answer.$$" "$answer" || exit 75
     cat "$answer"
 }
 
 request=$(cat)
 case ${1:-ship} in
 ship)
+    if [ -e "$(file_of "$IDEMPOTENCY_KEY/undo")" ]; then
+        echo "the parcel was cancelled before it was sent" >&2 # this call is so late that its undo came first
+        exit 1
+    fi
     country=$(printf '%s' "$request" | jq -r '.message.ship_to.country // "DE"')
     if [ "$country" = AQ ]; then
         echo "no carrier delivers to $country" >&2
         exit 1
     fi
-    # The customer is told: orderd publishes the event before the step counts as done.
+    # The customer is notified: orderd publishes the event before the step counts as done.
     result=$(printf '%s' "$request" | jq -c --arg parcel "parcel-$IDEMPOTENCY_KEY" '{
         parcel: $parcel,
         payment: .steps.charge.payment,
