@@ -135,6 +135,7 @@ impl LongLivedChildren {
                 return Some(ready);
             }
             // At once, so that there are never more children than calls.
+            let pid = ready.child.pid;
             ready.child.kill().await;
             if ready.answers == 0 {
                 self.failed(&CallError::MalformedAnswer("it ended, or wrote, before it was asked".to_owned()));
@@ -144,7 +145,7 @@ impl LongLivedChildren {
             let Some(due) = DISCARDED.occurred((&name.consumer, &name.step)) else { continue };
             let (consumer, step, repeated) = (&name.consumer, &name.step, due.repeated);
             info!(
-                %consumer, %step, answers, repeated,
+                %consumer, %step, pid, answers, repeated,
                 "a command ended, or wrote without being asked, between two calls; starting another"
             );
         }

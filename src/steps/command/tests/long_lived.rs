@@ -240,14 +240,20 @@ async fn a_child_that_dies_is_noticed_although_a_process_it_started_keeps_its_ou
 }
 
 #[tokio::test]
-async fn children_that_answer_and_then_close_their_output_do_not_accumulate() {
+async fn children_that_answer_twice_do_not_accumulate() {
     let env = TestEnv::new();
-    // Answers once, and survives SIGTERM and the end of its input.
-    let (start, answer) = ANSWERS.split_once("    print").unwrap();
-    let script = format!(
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{start}    print{answer}    os.close(1)\n    time.sleep(600)\n"
-    );
-    let service = env.service(&env.python(&script), 1);
+    // Both answers at once. It also survives SIGTERM and the end of its input.
+    let script = r#"
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('{"orderd": 1}', flush=True)
+for line in sys.stdin:
+    answer = json.dumps({"id": json.loads(line)["id"], "result": {"pid": os.getpid()}}) + "\n"
+    sys.stdout.write(answer + answer)
+    sys.stdout.flush()
+time.sleep(600)
+"#;
+    let service = env.service(&env.python(script), 1);
     let mut before: Option<String> = None;
     for order in ["ord-1", "ord-2", "ord-3"] {
         let pid = field(&service, order, "pid").await;
