@@ -171,11 +171,8 @@ impl StepSettings {
         let timeout = section.optional_or("timeout", DEFAULT_TIMEOUT, &value_parser::duration(MILLISECOND..=MAX_TOTAL));
         let undo = section.optional_section("undo").map(|undo| UndoSettings::read(undo, timeout));
         let when = section.optional_section("when").map(|when| When::read(when, of_orders)).unwrap_or_default();
-        let max_concurrent = section.optional_or(
-            "max_concurrent",
-            DEFAULT_MAX_CONCURRENT,
-            &value_parser::number(1..=MAX_CONCURRENT),
-        );
+        let max_concurrent =
+            section.optional_or("max_concurrent", DEFAULT_MAX_CONCURRENT, &value_parser::number(1..=MAX_CONCURRENT));
         let circuit_breaker = section.optional_section("circuit_breaker").map(BreakerSettings::read);
         if let Some(breaker) = circuit_breaker {
             warn_of_short_window(&section, breaker, timeout, max_concurrent);
@@ -334,7 +331,9 @@ pub(super) mod tests {
             loaded.warnings.iter().map(ToString::to_string).collect()
         };
         let breaker = |window: &str| format!("circuit_breaker = {{ window = \"{window}\" }}\n");
-        for enough in [breaker("30s"), breaker("1s"), format!("max_concurrent = 1\ntimeout = \"3s\"\n{}", breaker("27s"))] {
+        for enough in
+            [breaker("30s"), breaker("1s"), format!("max_concurrent = 1\ntimeout = \"3s\"\n{}", breaker("27s"))]
+        {
             assert_eq!(warnings(&enough), [""; 0], "{enough}");
         }
         for short in ["max_concurrent = 9\n", "max_concurrent = 1\ntimeout = \"200ms\"\n"] {

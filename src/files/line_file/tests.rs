@@ -163,8 +163,7 @@ mod as_root {
     fn a_file_never_grows_and_shrinks_again_while_its_disk_is_full() {
         let directory = tempfile::tempdir().unwrap();
         for options in ["-ttmpfs", "-tramfs"] {
-            let mounted =
-                Command::new("mount").args([options, "-osize=64k", "tmpfs"]).arg(directory.path()).status();
+            let mounted = Command::new("mount").args([options, "-osize=64k", "tmpfs"]).arg(directory.path()).status();
             assert!(mounted.unwrap().success());
             let _mount = Mount(directory.path());
             let path = directory.path().join("events");

@@ -225,8 +225,7 @@ async fn a_child_that_keeps_dying_is_started_again_with_a_backoff() {
 
 #[tokio::test]
 async fn a_child_that_dies_is_noticed_although_a_process_it_started_keeps_its_output() {
-    let escapes =
-        "setsid sh -c 'echo $$ > escaped; exec sleep 600' &\nwhile [ ! -s escaped ]; do sleep 0.01; done\n";
+    let escapes = "setsid sh -c 'echo $$ > escaped; exec sleep 600' &\nwhile [ ! -s escaped ]; do sleep 0.01; done\n";
     for (rest, code) in
         [("echo '{\"orderd\": 1}'; read -r line; exit 3", "command_exited"), ("exit 3", "command_bad_hello")]
     {
