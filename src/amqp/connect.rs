@@ -225,7 +225,7 @@ impl Connector {
         match timeout(share * 3 / 4, &mut opening).await {
             Ok(Ok(Ok(connection))) => return Ok(connection),
             // The broker says why. It may accept the next connection, if a limit was reached.
-            Ok(Ok(Err(refused @ HandshakeError::Refused { .. }))) => {
+            Ok(Ok(Err(refused @ (HandshakeError::Refused { .. } | HandshakeError::Dropped { .. })))) => {
                 return Err(self.explain(refused, address.clone(), credentials));
             }
             Ok(_failed_or_panicked) => {}
@@ -256,6 +256,7 @@ impl Connector {
     fn explain(&self, error: HandshakeError, address: Address, credentials: &Credentials) -> ConnectError {
         match error {
             HandshakeError::Io(source) => ConnectError::Unreachable { address, source },
+            HandshakeError::Dropped { sent, source } => ConnectError::Dropped { address, sent, source },
             HandshakeError::Tls(error) => ConnectError::Tls { address, error },
             HandshakeError::ExpectsTls => ConnectError::ExpectsTls { address },
             HandshakeError::MechanismNotOffered { wanted, offered } => {
@@ -275,5 +276,38 @@ impl Connector {
             HandshakeError::Refused { code: NOT_ALLOWED, text: reply } => ConnectError::Limit { address, reply },
             HandshakeError::Refused { code, text: reply } => ConnectError::Refused { address, code, reply },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::fake_broker::FakeBroker;
+    use crate::amqp::protocol::Method;
+    use crate::config::Secret;
+
+    async fn dropped(broker: &FakeBroker, methods: &[Method<'_>]) -> String {
+        let connector = broker.connector();
+        let (error, ()) = tokio::join!(connector.open_channel("test"), broker.drop_next(methods));
+        match error.err() {
+            Some(error @ ConnectError::Dropped { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_drops_the_connection_without_a_reason_is_shown_with_what_it_was_sent() {
+        let mut broker = FakeBroker::new(&[]).await;
+        let start = Method::ConnectionStart { server_properties: &[], mechanisms: "PLAIN".into() };
+        let tune = |frame_max| Method::ConnectionTune { channel_max: 7, frame_max, heartbeat: 0 };
+        let error = dropped(&broker, &[start.clone(), tune(4096)]).await;
+        assert!(error.contains("frame_max 4096, channel_max 7, heartbeat 300") && error.contains("8192"), "{error}");
+        let error = dropped(&broker, &[start.clone(), tune(131_072)]).await;
+        assert!(error.contains("frame_max 131072") && !error.contains("8192"), "{error}");
+        let error = dropped(&broker, std::slice::from_ref(&start)).await;
+        assert!(error.contains("credentials") && !error.contains("bytes"), "{error}");
+        broker.config.password = Secret::new("x".repeat(5_000));
+        let error = dropped(&broker, &[start]).await;
+        assert!(error.contains("bytes") && error.contains("initial_frame_max") && !error.contains("xxx"), "{error}");
     }
 }

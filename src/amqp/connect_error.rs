@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use super::lifetime::ConnectionEnd;
+use super::protocol::LastSent;
 use crate::config::Address;
 use crate::tls::{TlsError, TlsFileError};
 
@@ -20,6 +21,17 @@ pub enum ConnectError {
     Unreachable {
         /// The last address tried.
         address: Address,
+        /// The network error.
+        #[source]
+        source: io::Error,
+    },
+    /// The broker ended the connection during the handshake, without a reason.
+    #[error("the broker at {address} gave no reason, but ended the connection when it was sent {sent}")]
+    Dropped {
+        /// The broker's address.
+        address: Address,
+        /// What it may not accept.
+        sent: LastSent,
         /// The network error.
         #[source]
         source: io::Error,
@@ -141,6 +153,7 @@ impl ConnectError {
             | ConnectError::VirtualHost { .. }
             | ConnectError::Invalid { .. } => true,
             ConnectError::Unreachable { .. }
+            | ConnectError::Dropped { .. }
             | ConnectError::TimedOut { .. }
             | ConnectError::Refused { .. }
             | ConnectError::Limit { .. }

@@ -18,6 +18,8 @@ use crate::message::Message;
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 const PROTOCOL_HEADER_LENGTH: usize = 8;
 const FRAME_MAX: usize = 4096;
+/// The largest frame that is read before [`FRAME_MAX`] is agreed, in bytes.
+const MAX_HANDSHAKE_FRAME: usize = 64 * 1024;
 
 /// A listening fake broker.
 pub(super) struct FakeBroker {
@@ -88,6 +90,25 @@ impl FakeBroker {
             connection.expect_method(*request).await;
         }
         connection
+    }
+}
+
+impl FakeBroker {
+    /// Accepts the next connection, sends it these methods, and drops it once it has replied to the last one.
+    pub async fn drop_next(&self, methods: &[Method<'_>]) {
+        let stream = timeout(DEADLINE, self.listener.accept()).await.expect("no connection").unwrap().0;
+        let mut connection = FakeConnection { stream, incoming: BytesMut::new() };
+        for method in methods {
+            connection.send_connection_method(method.clone()).await;
+        }
+        let mut replies = 0;
+        let mut read = PROTOCOL_HEADER_LENGTH;
+        while replies < methods.len() {
+            match connection.incoming.get(read..).map(|bytes| Frame::parse(bytes, MAX_HANDSHAKE_FRAME).unwrap()) {
+                Some(Some(frame)) => (replies, read) = (replies + 1, read + frame.len()),
+                Some(None) | None => connection.read().await,
+            }
+        }
     }
 }
 

@@ -30,13 +30,14 @@ pub enum ConnectionEnd {
         /// The broker's explanation.
         text: String,
     },
-    /// The broker closed the channel because a delivery was not settled within its acknowledgement timeout.
-    #[error("the broker's consumer_timeout of {0:?} passed for a delivery that was not settled")]
-    AckTimeout(Duration),
+    /// The broker ended the consumer because a delivery was not settled within its acknowledgement timeout, which is this long
+    /// if it is known.
+    #[error("the broker's consumer_timeout{} passed for a delivery that was not settled", .0.map(|it| format!(" of {it:?}")).unwrap_or_default())]
+    AckTimeout(Option<Duration>),
     /// The broker has not answered a request that was sent after settlements.
     #[error("the broker has not answered for {0:?} since settlements were sent")]
     Unanswered(Duration),
-    /// The broker cancelled the consumer because its queue is gone.
+    /// The broker cancelled the consumer, usually because its queue is gone.
     #[error("the broker cancelled the consumer: its queue was deleted or moved")]
     ConsumerCancelled,
     /// The broker sent what AMQP does not allow, or more than orderd asked for.
@@ -94,21 +95,18 @@ impl ConnectionEnd {
 
     /// The end of a channel that the broker closed with this code and text.
     pub(super) fn channel_closed(code: u16, text: String) -> Self {
-        match ack_timeout(code, &text) {
-            Some(timeout) => ConnectionEnd::AckTimeout(timeout),
-            None => ConnectionEnd::ChannelClosed { code, text },
+        const PRECONDITION_FAILED: u16 = 406;
+        // Many other problems have the same code, and only the text differs.
+        if code == PRECONDITION_FAILED && text.contains("delivery acknowledgement on channel") {
+            return ConnectionEnd::AckTimeout(stated_timeout(&text));
         }
+        ConnectionEnd::ChannelClosed { code, text }
     }
 }
 
-/// The broker's acknowledgement timeout, if it closed the channel because of it. The reply code is that of many other problems,
-/// and only the text differs: `PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used:
-/// 1800000 ms. …`.
-fn ack_timeout(code: u16, text: &str) -> Option<Duration> {
-    const PRECONDITION_FAILED: u16 = 406;
-    if code != PRECONDITION_FAILED || !text.contains("delivery acknowledgement on channel") {
-        return None;
-    }
+/// The acknowledgement timeout in the text with which the broker closed the channel: `PRECONDITION_FAILED - delivery
+/// acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. …`. RabbitMQ 4.3 states -1.
+fn stated_timeout(text: &str) -> Option<Duration> {
     let value = text.split_once("Timeout value used: ")?.1.split_once(" ms")?.0;
     value.parse().ok().map(Duration::from_millis)
 }
@@ -197,8 +195,10 @@ mod tests {
                        can be configured, see consumers doc guide to learn more";
         assert_eq!(
             ConnectionEnd::channel_closed(406, text(timeout)),
-            ConnectionEnd::AckTimeout(Duration::from_secs(1800))
+            ConnectionEnd::AckTimeout(Some(Duration::from_secs(1800)))
         );
+        let unknown = timeout.replace("1800000", "-1");
+        assert_eq!(ConnectionEnd::channel_closed(406, text(&unknown)), ConnectionEnd::AckTimeout(None));
         let other = text("unknown delivery tag 1");
         assert_eq!(
             ConnectionEnd::channel_closed(406, other.clone()),

@@ -14,6 +14,7 @@ use super::event_logs::EventLogs;
 use super::observability::Observability;
 use crate::amqp::ConfirmingPublisher;
 use crate::ledger::Ledger;
+use crate::pipeline::FAILED_MESSAGES;
 use crate::shutdown::Shutdown;
 
 /// How long the workers may take to end once the drain is aborted. They only release their deliveries, unless a handler blocks
@@ -37,6 +38,7 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
         () = pools.finish() => {}
         () = after_abort(shutdown) => unfinished.push("workers"),
     }
+    FAILED_MESSAGES.write_all_counts();
     if shutdown.is_aborted() {
         warn!("not all deliveries were finished in time; the broker will deliver those again");
     }

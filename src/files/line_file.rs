@@ -20,6 +20,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use tracing::warn;
 
+use super::disk_room::is_disk_full;
 use super::file_lock::Lock;
 use super::last_line::{IncompleteLine, repair};
 use super::mode::{create_directory, set_mode, sync_directory};
@@ -171,10 +172,6 @@ pub(super) fn leads_to(path: &Path, file: &File) -> bool {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
         _ => false,
     }
-}
-
-fn is_disk_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -10,10 +10,12 @@
 //! rolling    a line file per minute, hour or day; removes old ones
 //! rewrite    removes or replaces lines of a file that running daemons append to
 //! outage     why a file cannot be written
+//! disk_room  whether a directory has room for more
 //! file_system  file systems that are not local, or in memory
 //! ```
 //! It never decides what is written.
 
+mod disk_room;
 mod file_lock;
 mod file_system;
 mod last_line;
@@ -24,6 +26,7 @@ mod read;
 mod rewrite;
 mod rolling;
 
+pub use disk_room::{has_no_room, is_disk_full};
 pub use file_system::{remote_file_system, volatile_file_system};
 pub use last_line::IncompleteLine;
 pub use line_file::LineFile;

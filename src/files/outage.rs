@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::disk_room::is_disk_full;
 use super::line_file::NotARegularFile;
 
 /// The state of a file that lines are appended to.
@@ -80,7 +81,7 @@ impl FileOutageCause {
             return FileOutageCause::NotAFile;
         }
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FileOutageCause::DiskFull,
+            _ if is_disk_full(error) => FileOutageCause::DiskFull,
             io::ErrorKind::ReadOnlyFilesystem => FileOutageCause::ReadOnly,
             io::ErrorKind::PermissionDenied => FileOutageCause::PermissionDenied,
             io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => FileOutageCause::NotAFile,
@@ -114,7 +115,7 @@ impl FileOutageCause {
     /// What it means and what to do.
     pub fn advice(self) -> &'static str {
         match self {
-            FileOutageCause::DiskFull => "the disk is full; make room on it",
+            FileOutageCause::DiskFull => "the disk or a quota on it is full; make room, or raise the quota",
             FileOutageCause::ReadOnly => "the file system is read-only; make it writable",
             FileOutageCause::PermissionDenied => "orderd's user may not write it; change the owner or the permissions",
             FileOutageCause::NotAFile => "the path does not lead to a regular file; remove what is there",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::state::OutageCause;
+use crate::files::is_disk_full;
 
 /// The store's error.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
@@ -220,10 +221,8 @@ impl OpenError {
         match self {
             OpenError::Locked { .. } => Remedy::Wait(OutageCause::Locked),
             OpenError::Store { cause, .. } => Remedy::Wait(*cause),
-            OpenError::Directory { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Remedy::Wait(OutageCause::DiskFull),
-                _ => Remedy::Change,
-            },
+            OpenError::Directory { source, .. } if is_disk_full(source) => Remedy::Wait(OutageCause::DiskFull),
+            OpenError::Directory { .. } => Remedy::Change,
             OpenError::Thread { .. } => Remedy::None,
             OpenError::Missing { .. }
             | OpenError::ReadOnly { .. }

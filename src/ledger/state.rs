@@ -100,7 +100,7 @@ impl OutageCause {
     fn advice(self) -> &'static str {
         match self {
             OutageCause::Locked => "another program holds the lock; end that program",
-            OutageCause::DiskFull => "the disk is full; make room on it",
+            OutageCause::DiskFull => "the disk or a quota on it is full; make room, or raise the quota",
             OutageCause::ReadOnly => "the file or its file system is read-only; make it writable",
             OutageCause::IoError => "the operating system reports an I/O error; check the disk",
             OutageCause::Hung => "a write does not finish; the disk hangs or is overloaded",

@@ -64,7 +64,8 @@ pub enum Settlement {
 /// Why a subscription was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LossCause {
-    /// A delivery was not settled within the broker's acknowledgement timeout (`consumer_timeout`), which is this long.
+    /// A delivery was not settled within the broker's acknowledgement timeout (`consumer_timeout`), which is this long. Where the
+    /// broker does not state it, this is how long the delivery was held.
     AckTimeout(Duration),
     /// Anything else, in words.
     Other(String),

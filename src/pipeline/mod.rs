@@ -30,6 +30,7 @@ pub use handler::{
 };
 pub use intake::{Intake, IntakeGate};
 pub use pool::{Pool, PoolError};
+pub use process::FAILED_MESSAGES;
 pub use publish_outage::PublishOutage;
 pub use rate_limiter::RateLimiter;
 pub use unidentified::UnidentifiedDeliveries;

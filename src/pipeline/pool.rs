@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::consumer_context::ConsumerContext;
-use super::process::process;
+use super::process::{FAILED_MESSAGES, process};
 use super::publish::publish_until_accepted;
 use super::safe_mode::{LostSubscription, SafeMode};
 use super::shared_subscription::SharedSubscription;
@@ -228,7 +228,7 @@ impl Pool {
         match cause {
             Some(LossCause::AckTimeout(limit)) => {
                 let problem = counters.broker_problems().ack_timed_out(queue, limit, *timeout);
-                error!(%consumer, problem, "the broker closed the subscription's channel: a delivery was held for too long");
+                error!(%consumer, problem, "the broker ended the subscription: a delivery was held for too long");
             }
             Some(LossCause::Other(reason)) => warn!(%consumer, ?lived, reason, "lost the subscription"),
             None => warn!(%consumer, ?lived, "lost the subscription"),
@@ -307,7 +307,10 @@ impl Pool {
                     loss = Some(cause);
                     shared.lost.cancel();
                 }
-                _ = answer_check.tick() => serving.set_unanswered(settler.unanswered()),
+                _ = answer_check.tick() => {
+                    serving.set_unanswered(settler.unanswered());
+                    FAILED_MESSAGES.write_counts();
+                }
                 reason = &mut outage_ends_hold, if !shared.interrupted.is_cancelled() => {
                     warn!(consumer = %self.context.consumer, reason, "releasing what is in flight, until the outage ends");
                     self.context.counters.subscribe_failed(format!("closed during an outage: {reason}"));

@@ -43,13 +43,19 @@ use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count,
 };
-use crate::telemetry::RepeatedLog;
+use crate::telemetry::{MessageLine, MessageLog, RepeatedLog};
 
 /// Waits between attempts that are repeated until one succeeds: to process a failed message.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
 
+/// How much of a product's name a line about a failed order has, in bytes.
+const MAX_LOGGED_PRODUCT: usize = 256;
+
 /// What goes wrong for every message alike, by consumer and cause.
 static REPEATED: RepeatedLog = RepeatedLog::new();
+
+/// Lines about single messages that fail, by what happens to them, consumer, kind and code.
+pub static FAILED_MESSAGES: MessageLog = MessageLog::new();
 
 /// How one attempt at a delivery ended.
 enum AttemptOutcome {
@@ -67,8 +73,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
     if guard.delivery().message.unread > 0 && matches!(context.on_failure, OnFailure::Forward(_)) {
         // No copy can be published without the body. The broker moves the message to the failed-order queue, where the
         // failure is recorded.
-        let message_id = guard.delivery().message.properties.message_id.as_deref();
-        warn!(consumer = %context.consumer, message_id, code = BODY_TOO_LARGE, "the body is larger than broker.max_body");
+        log_too_large(&context, guard.delivery());
         return guard.settle(DeliveryOutcome::Rejected);
     }
     // Held until the delivery is settled: events and copies contain what was decompressed.
@@ -207,7 +212,10 @@ async fn record_without_copy(context: &ConsumerContext, output: HandlerOutput) -
     match context.ledger.record(entry.confirmed_at(Timestamp::now())).await.map_err(HandlerError::from) {
         Ok(_) => {}
         Err(HandlerError::Failed(failure)) => {
-            error!(consumer = %context.consumer, %failure, "cannot record a dead letter in the ledger; the broker keeps it without");
+            if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_record", failure.code.as_str())) {
+                let repeated = due.repeated;
+                error!(consumer = %context.consumer, %failure, repeated, "cannot record a dead letter in the ledger; the broker keeps it without");
+            }
         }
         Err(interrupted @ HandlerError::Interrupted(_)) => return interrupted.into(),
     }
@@ -300,22 +308,61 @@ fn log_failure(context: &ConsumerContext, delivery: &Delivery, failure: &Failure
     let text = delivery.message.document(context.max_body);
     let text = text.ok();
     let order = text.as_ref().and_then(|text| context.format.decode(text).ok());
-    let order = order.as_ref();
-    let id = order.map(|order| order.id.clone());
+    let id = order.as_ref().map(|order| order.id.clone());
     let id = id.or_else(|| text.as_ref().and_then(|text| context.format.order_id(text)));
-    let summary = order.map(Order::summary);
-    let summary = summary.as_ref();
-    warn!(
-        consumer = %context.consumer,
-        order = id.as_ref().map(OrderId::as_str),
-        product = summary.and_then(|summary| summary.product),
-        lines = summary.and_then(|summary| summary.lines),
-        quantity = summary.map(|summary| tracing::field::display(&summary.quantity)),
-        price = summary.and_then(|summary| summary.price.as_ref()).map(tracing::field::display),
-        message_id = delivery.message.properties.message_id,
-        kind = %failure.kind,
-        code = failure.code,
-        reason = failure.reason,
-        "Order Failed"
-    );
+    let order = order.as_ref().map(Order::summary);
+    let product = order.as_ref().and_then(|order| order.product).map(|product| cut(product).to_owned());
+    let lines = order.as_ref().and_then(|order| order.lines);
+    let (quantity, price) = order.map_or((None, None), |order| (Some(order.quantity), order.price));
+    let message_id = delivery.message.properties.message_id.clone();
+    let (consumer, failure) = (Arc::clone(&context.consumer), failure.clone());
+    let cause = ("Order Failed", Arc::clone(&consumer), failure.kind, failure.code.clone());
+    FAILED_MESSAGES.write(cause, move |line| {
+        macro_rules! log {
+            ($level:ident, $repeated:expr) => {
+                $level!(
+                    %consumer,
+                    order = id.as_ref().map(OrderId::as_str),
+                    product,
+                    lines,
+                    quantity = quantity.as_ref().map(tracing::field::display),
+                    price = price.as_ref().map(tracing::field::display),
+                    message_id,
+                    kind = %failure.kind,
+                    code = failure.code,
+                    reason = failure.reason,
+                    repeated = $repeated,
+                    "Order Failed"
+                )
+            };
+        }
+        match line {
+            MessageLine::Shown { repeated } => log!(warn, repeated),
+            MessageLine::Debug => log!(debug, None::<u64>),
+        }
+    });
+}
+
+/// A text of the sender's for a line that is kept for a while.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_LOGGED_PRODUCT)]
+}
+
+/// Logs a message that is dead-lettered unread.
+fn log_too_large(context: &ConsumerContext, delivery: &Delivery) {
+    let (consumer, message_id) = (Arc::clone(&context.consumer), delivery.message.properties.message_id.clone());
+    FAILED_MESSAGES.write((BODY_TOO_LARGE, Arc::clone(&consumer)), move |line| {
+        macro_rules! log {
+            ($level:ident, $repeated:expr) => {
+                $level!(
+                    %consumer, message_id, code = BODY_TOO_LARGE, repeated = $repeated,
+                    "the body is larger than broker.max_body"
+                )
+            };
+        }
+        match line {
+            MessageLine::Shown { repeated } => log!(warn, repeated),
+            MessageLine::Debug => log!(debug, None::<u64>),
+        }
+    });
 }

@@ -1,5 +1,5 @@
 //! Logging: to stderr and, if configured, to rolling files. Panics are logged too. What happens for every message is logged once
-//! per cause, then with counts: [`RepeatedLog`].
+//! per cause, then with counts: [`RepeatedLog`], and [`MessageLog`] for lines about single messages.
 //!
 //! Separate threads write the lines, so that a slow terminal or disk never delays a worker. Dropping the guards writes out
 //! what is buffered. It never sees a secret: the secret type does not print its value.
@@ -8,6 +8,7 @@
 
 mod fields;
 mod log_file;
+mod message_log;
 mod repeated_log;
 
 use std::io::{self, IsTerminal};
@@ -22,6 +23,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
+pub use message_log::{MessageLine, MessageLog};
 pub use repeated_log::{LineDue, RepeatedLog};
 
 use crate::escape::JsonEscaping;

@@ -21,6 +21,9 @@ const APPLIED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often closing asks for that.
 const APPLIED_POLL: Duration = Duration::from_millis(5);
 
+/// An acknowledgement timeout is at least this long. RabbitMQ advises against less than a minute.
+const MIN_ACK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What a passive `queue.declare` reports about a queue.
 struct QueueCounts {
     /// Messages that are ready to be delivered.
@@ -49,6 +52,23 @@ impl ReceiverTask {
             self.receive_during(sleep(IDLE)).await?;
         }
         Ok(())
+    }
+
+    /// Finds out why the broker ended the consumer, where the broker does not say.
+    ///
+    /// RabbitMQ 4.3 cancels a consumer when a delivery was not settled within the acknowledgement timeout, and a cancel has no
+    /// reason. It also cancels the consumers of a deleted queue, so the queue is looked for. It is asked at once: another instance
+    /// may declare it again.
+    pub async fn find_cause(&mut self, end: ConnectionEnd) -> ConnectionEnd {
+        let held = self.intake.longest_hold().filter(|held| *held >= MIN_ACK_TIMEOUT);
+        // To the second: the delivery and the cancel were on their way for a while.
+        let held = held.map(|held| Duration::from_secs(held.as_secs_f64().round() as u64));
+        let is_ack_timeout = match &end {
+            ConnectionEnd::AckTimeout(None) => true,
+            ConnectionEnd::ConsumerCancelled => held.is_some() && self.queue_counts().await.is_ok(),
+            _ => false,
+        };
+        if is_ack_timeout { ConnectionEnd::AckTimeout(held) } else { end }
     }
 
     /// Cancels the consumer. The stream then ends after everything that was delivered before.

@@ -61,6 +61,13 @@ pub fn spawn(
     (ChannelSettler { lifetime, pending, commands }, received)
 }
 
+/// A delivery that is not settled yet.
+struct UnsettledDelivery {
+    /// In bytes.
+    memory: usize,
+    received: Instant,
+}
+
 /// Passes deliveries from the broker on to the workers.
 pub struct DeliveryIntake {
     /// The connection's number.
@@ -71,8 +78,8 @@ pub struct DeliveryIntake {
     output: Option<mpsc::UnboundedSender<Delivery>>,
     /// The largest tag that the prefetch allows for now.
     limit: u64,
-    /// The memory of the deliveries that are not settled, in bytes, by tag.
-    memory: HashMap<u64, usize>,
+    /// The deliveries that are not settled, by tag.
+    unsettled: HashMap<u64, UnsettledDelivery>,
     /// Deliveries for which there was no room. They are released.
     overflowed: Vec<u64>,
     answers: AnswerCheck,
@@ -80,9 +87,9 @@ pub struct DeliveryIntake {
 
 impl DeliveryIntake {
     fn new(connection: u64, prefetch: u16, output: mpsc::UnboundedSender<Delivery>) -> Self {
-        let (limit, memory, overflowed) = (prefetch.into(), HashMap::new(), Vec::new());
+        let (limit, unsettled, overflowed) = (prefetch.into(), HashMap::new(), Vec::new());
         let answers = AnswerCheck::default();
-        DeliveryIntake { connection, latest: 0, output: Some(output), limit, memory, overflowed, answers }
+        DeliveryIntake { connection, latest: 0, output: Some(output), limit, unsettled, overflowed, answers }
     }
 
     /// Whether the broker may still deliver.
@@ -93,6 +100,11 @@ impl DeliveryIntake {
     /// Ends the stream of deliveries after those it has.
     pub fn close(&mut self) {
         self.output = None;
+    }
+
+    /// How long the oldest delivery that is not settled has been held; `None` if all are settled.
+    pub fn longest_hold(&self) -> Option<Duration> {
+        self.unsettled.values().map(|delivery| delivery.received.elapsed()).max()
     }
 
     /// Handles an event that is not the reply to a request.
@@ -124,7 +136,7 @@ impl DeliveryIntake {
     fn pass_on(&mut self, delivered: Delivered) {
         let Delivered { tag, redelivered, exchange, routing_key, message, memory, overflow } = delivered;
         self.latest = tag;
-        self.memory.insert(tag, memory);
+        self.unsettled.insert(tag, UnsettledDelivery { memory, received: Instant::now() });
         if overflow {
             self.overflowed.push(tag);
             return;
@@ -155,22 +167,27 @@ impl ReceiverTask {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         // In case this task panics.
         let _end = EndOnDrop(Arc::clone(&self.lifetime));
-        let (close_reply, outcome) = match self.serve(&mut inbox).await {
-            Ok(close_reply) => (close_reply, self.flush().await),
-            Err(end) => (None, Err(end)),
+        let (close_reply, end) = match self.serve(&mut inbox).await {
+            Ok(close_reply) => (close_reply, self.flush().await.err()),
+            Err(end) => (None, Some(end)),
+        };
+        let cause = match end.clone() {
+            Some(end) => Some(self.find_cause(end).await),
+            None => None,
         };
         let (queue, connection) = (&self.settings.queue, self.lifetime.number);
-        match &outcome {
-            Ok(()) => info!(%queue, connection, "subscription closed"),
+        match &cause {
+            None => info!(%queue, connection, "subscription closed"),
             // The consumer's pool warns of it.
-            Err(reason) => info!(%queue, connection, %reason, "subscription lost"),
+            Some(reason) => info!(%queue, connection, %reason, "subscription lost"),
         }
-        self.lifetime.end(outcome.clone().err().unwrap_or(ConnectionEnd::ClosedByUs));
+        let outcome = if cause.is_none() { Ok(()) } else { Err(SettleError) };
+        self.lifetime.end(cause.unwrap_or(ConnectionEnd::ClosedByUs));
         // Callers that wait for a cancel are answered before the connection is closed.
         drop(inbox);
-        self.channel.close(outcome.as_ref().err()).await;
+        self.channel.close(end.as_ref()).await;
         if let Some(reply) = close_reply {
-            let _ = reply.send(outcome.map_err(|_| SettleError));
+            let _ = reply.send(outcome);
         }
     }
 
@@ -288,7 +305,8 @@ impl ReceiverTask {
     pub fn take_settlements(&mut self) {
         self.pending.take(&mut self.spare);
         self.spare.extend(self.intake.overflowed.drain(..).map(|tag| (tag, Settlement::Release)));
-        let released = self.spare.iter().filter_map(|(tag, _)| self.intake.memory.remove(tag)).sum();
+        let settled = self.spare.iter().filter_map(|(tag, _)| self.intake.unsettled.remove(tag));
+        let released = settled.map(|delivery| delivery.memory).sum();
         self.channel.release(released);
         self.window.settle(self.spare.drain(..), &mut self.frames);
     }

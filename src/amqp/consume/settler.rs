@@ -95,7 +95,7 @@ impl Settler for ChannelSettler {
         Box::pin(async move {
             lifetime.ended().await;
             match lifetime.reason() {
-                ConnectionEnd::AckTimeout(timeout) => LossCause::AckTimeout(timeout),
+                ConnectionEnd::AckTimeout(Some(timeout)) => LossCause::AckTimeout(timeout),
                 other => LossCause::Other(other.to_string()),
             }
         })

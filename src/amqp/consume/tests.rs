@@ -7,6 +7,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
+use crate::amqp::ConnectionEnd;
 use crate::amqp::fake_broker::{DEADLINE, FakeBroker, FakeConnection, put_delivery, put_heartbeat};
 use crate::amqp::protocol::{FrameType, Method, MethodId, put_frame, put_method};
 use crate::chain::chain;
@@ -365,4 +366,34 @@ async fn a_passed_consumer_timeout_is_the_cause_of_a_lost_subscription() {
     let cause = timeout(DEADLINE, subscription.settler.ended()).await.unwrap();
     assert_eq!(cause, LossCause::AckTimeout(Duration::from_secs(10)));
     connection.expect_method(MethodId::CHANNEL_CLOSE_OK).await;
+}
+
+#[tokio::test]
+async fn a_cancel_without_a_reason_is_a_passed_consumer_timeout_if_the_queue_exists_and_a_delivery_was_held() {
+    for (held, exists, expected) in [
+        (Duration::from_secs(9), true, Some(LossCause::AckTimeout(Duration::from_secs(9)))),
+        (Duration::from_secs(9), false, None),
+        (Duration::from_millis(200), true, None),
+    ] {
+        let mut broker = FakeBroker::new(OPENING).await;
+        broker.config.heartbeat = Duration::ZERO;
+        let (mut subscription, mut connection) = subscribed(&broker, |out| put_delivery(out, 1, b"x")).await;
+        next(&mut subscription).await.unwrap();
+        tokio::time::pause();
+        tokio::time::sleep(held).await;
+        tokio::time::resume();
+        connection.send_method(Method::BasicCancel { consumer_tag: "orderd".into() }).await;
+        if held > Duration::from_secs(1) {
+            connection.expect_method(MethodId::QUEUE_DECLARE).await;
+            connection
+                .send_method(match exists {
+                    true => Method::QueueDeclareOk { message_count: 0, consumer_count: 0 },
+                    false => Method::ChannelClose { code: 404, text: "NOT_FOUND".into() },
+                })
+                .await;
+        }
+        let cause = timeout(DEADLINE, subscription.settler.ended()).await.unwrap();
+        let cancelled = || LossCause::Other(ConnectionEnd::ConsumerCancelled.to_string());
+        assert_eq!(cause, expected.unwrap_or_else(cancelled), "held for {held:?}, exists: {exists}");
+    }
 }

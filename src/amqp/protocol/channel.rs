@@ -27,6 +27,7 @@ use super::method::{Method, put_method};
 use crate::amqp::lifetime::{ConnectionEnd, REPLY_TIMEOUT};
 use crate::config::Address;
 use crate::message::{HeaderValue, Publication, names};
+use crate::telemetry::RepeatedLog;
 
 /// The number of the one channel that orderd opens.
 const CHANNEL: u16 = 1;
@@ -46,6 +47,9 @@ const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
 /// How long the broker may take to answer a close. Short, because nothing depends on the answer, yet the next connection is
 /// opened only after it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Messages whose headers do not fit a frame.
+static HEADERS_CUT: RepeatedLog = RepeatedLog::new();
 
 /// What a channel keeps in memory of what it receives, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -169,8 +173,14 @@ impl Channel {
         if publication.message.properties_len() > max_properties {
             let mut cut = publication.clone();
             cut.message.cut_headers(max_properties);
-            let names = cut.message.headers.get(names::HEADERS_DROPPED_NAMES).and_then(HeaderValue::as_text);
-            warn!(max_frame, names, "headers do not fit the broker's frame_max and are left out of a message");
+            if let Some(due) = HEADERS_CUT.occurred(()) {
+                let names = cut.message.headers.get(names::HEADERS_DROPPED_NAMES).and_then(HeaderValue::as_text);
+                let repeated = due.repeated;
+                warn!(
+                    max_frame,
+                    names, repeated, "headers do not fit the broker's frame_max and are left out of a message"
+                );
+            }
             put_publication(&mut self.outgoing, &cut, user_id, max_frame);
         } else {
             put_publication(&mut self.outgoing, publication, user_id, max_frame);

@@ -4,8 +4,8 @@
 //! client library cannot distinguish wrong credentials from a broken network. It does not announce the capability
 //! `authentication_failure_close`, so the broker closes the connection without giving a reason. Never logs what is sent.
 
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -31,8 +31,12 @@ const TLS_ALERT: u8 = 21;
 const CERTIFICATE_ALERT_WAIT: Duration = Duration::from_millis(500);
 /// RabbitMQ's default for the largest frame, and the largest that orderd accepts, in bytes.
 const MAX_FRAME: usize = 128 * 1024;
-/// AMQP 0-9-1, 4.2.3: every peer accepts frames of this many bytes.
+/// AMQP 0-9-1, 4.2.3: every peer accepts frames of this many bytes. Before the limits are agreed, RabbitMQ up to 4.0 accepts no
+/// larger one.
 const MIN_FRAME_MAX: u32 = 4096;
+/// RabbitMQ 4.1 and later accept frames of this many bytes before the limits are agreed, and refuse a lower `frame_max`, even
+/// their own.
+const RABBITMQ_MIN_FRAME_MAX: u32 = 8192;
 /// How much is kept of the mechanisms that a broker offers, in bytes. RabbitMQ's are about 30.
 const MAX_SHOWN_MECHANISMS: usize = 255;
 /// The reply code of a close without an error.
@@ -54,12 +58,64 @@ pub enum HandshakeError {
     Refused { code: u16, text: String },
     /// The broker does not offer the configured mechanism.
     MechanismNotOffered { wanted: &'static str, offered: String },
+    /// The broker ended the connection without a reason. RabbitMQ gives none for what it refuses before `connection.open-ok`,
+    /// other than credentials and the virtual host.
+    Dropped { sent: LastSent, source: io::Error },
     /// Nothing answers, or what answers does not speak AMQP.
     Io(io::Error),
     /// TLS failed.
     Tls(TlsError),
     /// The broker expects TLS on this port, and orderd did not use it.
     ExpectsTls,
+}
+
+/// What a broker was sent before it ended the handshake without a reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LastSent {
+    /// Its credentials, in a frame of this many bytes.
+    Credentials { frame: usize },
+    /// The limits that it had proposed.
+    Limits { frame_max: u32, channel_max: u16, heartbeat: u16 },
+}
+
+impl fmt::Display for LastSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LastSent::Credentials { frame } if *frame > MIN_FRAME_MAX as usize => write!(
+                f,
+                "the credentials in a frame of {frame} bytes: RabbitMQ before 4.1 accepts {MIN_FRAME_MAX}, and later versions \
+                 {RABBITMQ_MIN_FRAME_MAX} unless initial_frame_max is set; use a shorter password or token"
+            ),
+            LastSent::Credentials { .. } => f.write_str("the credentials"),
+            LastSent::Limits { frame_max, channel_max, heartbeat } => {
+                write!(
+                    f,
+                    "the broker's own limits (frame_max {frame_max}, channel_max {channel_max}, heartbeat {heartbeat})"
+                )?;
+                if *frame_max < RABBITMQ_MIN_FRAME_MAX {
+                    let least = RABBITMQ_MIN_FRAME_MAX;
+                    write!(
+                        f,
+                        ": RabbitMQ 4.1 and later accept no frame_max below {least}; set frame_max = {least} or more on it"
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl LastSent {
+    /// Explains the end of a connection that came next.
+    fn explain(self, error: HandshakeError) -> HandshakeError {
+        let ends = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+        match error {
+            HandshakeError::Io(source) if ends.contains(&source.kind()) => {
+                HandshakeError::Dropped { sent: self, source }
+            }
+            other => other,
+        }
+    }
 }
 
 impl From<io::Error> for HandshakeError {
@@ -140,17 +196,23 @@ impl Connection {
         let mut connection = Connection { stream, incoming, max_frame: MAX_FRAME, channel_max: 0, heartbeat };
         connection.stream.write_all(PROTOCOL_HEADER).await?;
         connection.stream.flush().await?;
-        connection.authenticate(broker, name).await?;
-        connection.tune(broker.heartbeat).await?;
+        let credentials = connection.authenticate(broker, name).await?;
+        connection.tune(broker.heartbeat).await.map_err(|error| credentials.explain(error))?;
         let channel_max = connection.channel_max;
         let (frame_max, heartbeat) = (connection.max_frame as u32, connection.heartbeat.as_secs() as u16);
-        connection.send_method(&Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }).await?;
-        connection.send_method(&Method::ConnectionOpen { virtual_host: broker.virtual_host.as_str().into() }).await?;
-        connection.receive(|method| matches!(method, Method::ConnectionOpenOk).then_some(())).await?;
+        let limits = LastSent::Limits { frame_max, channel_max, heartbeat };
+        let opened = async {
+            connection.send_method(&Method::ConnectionTuneOk { channel_max, frame_max, heartbeat }).await?;
+            connection
+                .send_method(&Method::ConnectionOpen { virtual_host: broker.virtual_host.as_str().into() })
+                .await?;
+            connection.receive(|method| matches!(method, Method::ConnectionOpenOk).then_some(())).await
+        };
+        opened.await.map_err(|error| limits.explain(error))?;
         Ok(connection)
     }
 
-    async fn authenticate(&mut self, broker: &Broker, name: &str) -> Result<(), HandshakeError> {
+    async fn authenticate(&mut self, broker: &Broker, name: &str) -> Result<LastSent, HandshakeError> {
         let mechanisms = |method: Method<'_>| match method {
             Method::ConnectionStart { mechanisms, .. } => Some(mechanisms.into_owned()),
             _ => None,
@@ -178,7 +240,11 @@ impl Connection {
             mechanism: wanted.into(),
             response: SaslResponse(&response),
         };
-        Ok(self.send_method(&start_ok).await?)
+        let mut frame = BytesMut::new();
+        put_method(&mut frame, 0, &start_ok);
+        self.stream.write_all(&frame).await?;
+        self.stream.flush().await?;
+        Ok(LastSent::Credentials { frame: frame.len() })
     }
 
     /// Adopts the broker's limits where they are lower than ours; 0 means no limit.

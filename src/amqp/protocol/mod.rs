@@ -20,7 +20,7 @@ pub use channel::{Channel, ReceiveLimits, broken, reject_unexpected};
 pub use encoding::{MAX_SHORT_STRING, ProtocolError};
 pub use frame::{Frame, FrameType};
 pub use fuzz::decode_stream;
-pub use handshake::{Connection, Credentials, HandshakeError, PROTOCOL_HEADER, connect};
+pub use handshake::{Connection, Credentials, HandshakeError, LastSent, PROTOCOL_HEADER, connect};
 pub use limits::check_size;
 pub use method::{Method, SaslResponse, put_method};
 pub use method_id::MethodId;

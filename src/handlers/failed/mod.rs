@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use self::undo::Decision;
 use super::claim::Claims;
@@ -25,11 +25,15 @@ use crate::formats::Format;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
-use crate::pipeline::{DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput};
+use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
     copy_for_dead_letter, copy_for_retry, copy_for_undo, decide,
 };
+use crate::telemetry::{MessageLine, RepeatedLog};
+
+/// Failures that the ledger refuses, by code.
+static REFUSED: RepeatedLog = RepeatedLog::new();
 
 /// The consumer in which a message failed, as far as recovery needs it.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,7 +162,7 @@ impl FailedHandler {
         HandlerOutput {
             emit: Arc::new([copy_for_undo(delivery, *provenance, history, &origin.queue, &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(None)))),
-            log: Some(failed.undo_log(&origin.queue)),
+            log: Some(failed.undo_log()),
             ..HandlerOutput::finished(HandlerOutcome::Undoing)
         }
     }
@@ -168,7 +172,7 @@ impl FailedHandler {
         HandlerOutput {
             emit: Arc::new([copy_for_retry(delivery, *provenance, history, queue, delay, &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(Some(delay))))),
-            log: Some(failed.retry_log(queue, delay)),
+            log: Some(failed.retry_log(delay)),
             ..HandlerOutput::finished(HandlerOutcome::Retried { consumer: failed.consumer_name(), delay })
         }
     }
@@ -176,7 +180,7 @@ impl FailedHandler {
     fn dead_letter(&self, failed: &FailedMessage<'_>, reason: DeadLetterReason) -> HandlerOutput {
         let FailedMessage { delivery, provenance, history, .. } = failed;
         let origin_queue = history.origin.as_ref().map(|origin| origin.queue.clone());
-        let log = failed.dead_letter_log(origin_queue.clone(), reason);
+        let log = failed.dead_letter_log(reason);
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
         let carries_orders = failed.consumer.as_ref().is_some_and(|consumer| consumer.format.is_some());
         let report = carries_orders.then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
@@ -242,11 +246,22 @@ async fn record_first(input: HandlerInput<'_>, entry: LedgerEntry) -> Result<(),
     match input.ledger.record(entry).await {
         Ok(_) => Ok(()),
         Err(HandlerError::Failed(failure)) => {
-            error!(id = %input.identity(), %failure, "cannot record a failure in the ledger; it is published without");
+            if let Some(due) = REFUSED.occurred(&failure.code) {
+                let (id, repeated) = (input.identity(), due.repeated);
+                error!(%id, %failure, repeated, "cannot record a failure in the ledger; it is published without");
+            }
             Ok(())
         }
         Err(interrupted @ HandlerError::Interrupted(_)) => Err(interrupted),
     }
+}
+
+/// What the log says about a failed message.
+struct LoggedMessage {
+    queue: Option<String>,
+    id: String,
+    retries: u32,
+    failure: Failure,
 }
 
 /// A failed message, and what is known about it.
@@ -292,21 +307,58 @@ impl FailedMessage<'_> {
         }
     }
 
-    fn retry_log(&self, queue: &str, delay: Delay) -> DeferredLog {
-        let (queue, id, retry) = (queue.to_owned(), self.identity.clone(), self.history.retries + 1);
-        let Failure { kind, code, reason, .. } = self.history.failure.clone();
-        DeferredLog::new(move || warn!(queue, id, %kind, code, reason, retry, %delay, "[Failed] will be retried"))
+    /// A line about this message, once the decision is carried out. Of many with one cause, some are shown and the others counted.
+    fn log(
+        &self,
+        event: &'static str,
+        write: impl Fn(&LoggedMessage, MessageLine) + Send + Sync + 'static,
+    ) -> DeferredLog {
+        let message = LoggedMessage {
+            queue: self.history.origin.as_ref().map(|origin| origin.queue.clone()),
+            id: self.identity.clone(),
+            retries: self.history.retries,
+            failure: self.history.failure.clone(),
+        };
+        let Failure { kind, code, .. } = message.failure.clone();
+        DeferredLog::new(move || {
+            let cause = (event, message.queue.clone(), kind, code);
+            FAILED_MESSAGES.write(cause, move |line| write(&message, line));
+        })
     }
 
-    fn undo_log(&self, queue: &str) -> DeferredLog {
-        let (queue, id, retries) = (queue.to_owned(), self.identity.clone(), self.history.retries);
-        let Failure { kind, code, reason, .. } = self.history.failure.clone();
-        DeferredLog::new(move || warn!(queue, id, %kind, code, reason, retries, "[Failed] its steps will be undone"))
+    fn retry_log(&self, delay: Delay) -> DeferredLog {
+        self.log("retry", move |LoggedMessage { queue, id, retries, failure }, line| {
+            let (Failure { kind, code, reason, .. }, retry) = (failure, retries + 1);
+            macro_rules! log {
+                ($level:ident, $repeated:expr) => {
+                    $level!(queue, id, %kind, code, reason, retry, %delay, repeated = $repeated, "[Failed] will be retried")
+                };
+            }
+            match line {
+                MessageLine::Shown { repeated } => log!(warn, repeated),
+                MessageLine::Debug => log!(debug, None::<u64>),
+            }
+        })
+    }
+
+    fn undo_log(&self) -> DeferredLog {
+        self.log("undo", |LoggedMessage { queue, id, retries, failure }, line| {
+            let Failure { kind, code, reason, .. } = failure;
+            macro_rules! log {
+                ($level:ident, $repeated:expr) => {
+                    $level!(queue, id, %kind, code, reason, retries, repeated = $repeated, "[Failed] its steps will be undone")
+                };
+            }
+            match line {
+                MessageLine::Shown { repeated } => log!(warn, repeated),
+                MessageLine::Debug => log!(debug, None::<u64>),
+            }
+        })
     }
 
     /// A message that is malformed, breaks a rule or was never in a queue of orderd's is its sender's mistake, on which no operator
     /// must act at once; the other reasons show trouble of the shop's own.
-    fn dead_letter_log(&self, queue: Option<String>, dead_lettered: DeadLetterReason) -> DeferredLog {
+    fn dead_letter_log(&self, dead_lettered: DeadLetterReason) -> DeferredLog {
         let is_senders_mistake = match dead_lettered {
             DeadLetterReason::Malformed | DeadLetterReason::Permanent => true,
             // A producer published it with the routing key of failures.
@@ -316,17 +368,23 @@ impl FailedMessage<'_> {
             | DeadLetterReason::DeliveryLimit
             | DeadLetterReason::UndoFailed => false,
         };
-        let (id, retries, dead_lettered) = (self.identity.clone(), self.history.retries, dead_lettered.as_str());
-        let Failure { kind, code, reason, .. } = self.history.failure.clone();
-        macro_rules! log {
-            ($level:ident) => {
-                $level!(
-                    queue, id, %kind, code, reason, retries, dead_lettered,
-                    "[Failed] dead-lettered in the dead letter queue"
-                )
-            };
-        }
-        DeferredLog::new(move || if is_senders_mistake { log!(warn) } else { log!(error) })
+        let dead_lettered = dead_lettered.as_str();
+        self.log(dead_lettered, move |LoggedMessage { queue, id, retries, failure }, line| {
+            let Failure { kind, code, reason, .. } = failure;
+            macro_rules! log {
+                ($level:ident, $repeated:expr) => {
+                    $level!(
+                        queue, id, %kind, code, reason, retries, dead_lettered, repeated = $repeated,
+                        "[Failed] dead-lettered in the dead letter queue"
+                    )
+                };
+            }
+            match line {
+                MessageLine::Shown { repeated } if is_senders_mistake => log!(warn, repeated),
+                MessageLine::Shown { repeated } => log!(error, repeated),
+                MessageLine::Debug => log!(debug, None::<u64>),
+            }
+        })
     }
 
     fn dead_lettered_event(&self, reason: DeadLetterReason, names: &ExchangeNames) -> crate::message::Publication {

@@ -72,6 +72,12 @@ pub(super) enum FileReplaced {
 }
 
 impl OpenFiles {
+    /// The directory of the write-ahead log.
+    pub fn directory(&self) -> &Path {
+        let [_, log, _] = &self.files;
+        log.path.parent().unwrap_or(Path::new("."))
+    }
+
     /// The files as they are now. To be called after a write, which creates the log and its index if they are missing.
     pub fn examine(directory: &Path) -> Result<Self, FileReplaced> {
         let [_, log, index] = paths(directory);

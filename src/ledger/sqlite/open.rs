@@ -29,6 +29,10 @@ pub(super) fn error(directory: &Path, error: rusqlite::Error) -> OpenError {
     let (code, is_sql) = (error.sqlite_error_code(), is_sql_error(&error));
     let source: Cause = Arc::new(error);
     match code {
+        // SQLite says the same of a file that cannot be created or written for want of room.
+        Some(ErrorCode::CannotOpen | ErrorCode::SystemIoFailure) if files::has_no_room(directory) => {
+            return OpenError::Store { location, cause: OutageCause::DiskFull, source };
+        }
         Some(ErrorCode::CannotOpen) => return OpenError::CannotOpen { location, source },
         // orderd's statements are right for the tables of this version.
         _ if is_sql => return OpenError::Damaged { location, source },

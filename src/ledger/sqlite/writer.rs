@@ -29,6 +29,7 @@ use super::store_error::ledger_error;
 use super::{Tuning, open, schema};
 use crate::backoff::Backoff;
 use crate::chain::chain;
+use crate::files::has_no_room;
 use crate::ledger::error::{LedgerError, OpenError};
 use crate::ledger::retention::Pruned;
 use crate::ledger::state::{OutageCause, StateSender};
@@ -246,6 +247,10 @@ impl<'c> Writer<'c> {
     fn failed(&mut self, error: LedgerError) {
         let failures = self.outage.take().map_or(0, |(_, failures)| failures + 1);
         let cause = match &error {
+            // SQLite reports an exceeded quota so.
+            LedgerError::Unavailable { cause: OutageCause::IoError, .. } if has_no_room(self.files.directory()) => {
+                OutageCause::DiskFull
+            }
             LedgerError::Unavailable { cause, .. } => *cause,
             LedgerError::Outdated { .. } => {
                 for PendingEntry { answer, .. } in self.pending.drain(..) {

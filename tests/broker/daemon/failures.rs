@@ -195,3 +195,24 @@ fn exhaust(raw: &mut RawClient, id: &str) {
     });
     held.iter().for_each(|tag| raw.reject(*tag));
 }
+
+#[test]
+fn forty_orders_that_fail_alike_are_five_lines_and_a_count_and_each_is_in_the_ledger() {
+    const ORDERS: u64 = 40;
+    let node = Node::shared();
+    let env = TestEnv::new(&node);
+    let mut orderd = env.start();
+    let malformed = (0..ORDERS).map(|n| ("order.normal.created".to_owned(), format!("not an order {n}").into_bytes()));
+    env.raw().publish_all("orders", malformed);
+    let ledger = env.ledger();
+    wait_until("each is in the ledger", || ledger.number("SELECT count(*) FROM dead_letters") == ORDERS);
+    assert_eq!(orderd.stop(), 0);
+    for message in ["Order Failed", "[Failed] dead-lettered in the dead letter queue"] {
+        let lines = orderd.log_lines(message);
+        let (single, shown): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line["level"] == "DEBUG");
+        let counted: u64 = shown.iter().map(|line| line["repeated"].as_u64().unwrap_or(1)).sum();
+        assert_eq!((single.len(), counted), (ORDERS as usize - 5, ORDERS), "{message}");
+        // One more for each minute that this took.
+        assert!(shown.len() < 10, "{message}: {shown:?}");
+    }
+}
