@@ -55,7 +55,7 @@ fn a_connection_limit_is_named(node: &Node) {
     wait_until("the limit and what to do are shown", || {
         let failing = failing_checks(&orderd);
         !failing.is_empty()
-            && failing.iter().all(|detail| detail.contains("limit (2)") && detail.contains("for each consumer"))
+            && failing.iter().all(|detail| detail.contains("limit 2") && detail.contains("for each consumer"))
     });
     limit("{}");
     wait_until("orderd is ready", || failing_checks(&orderd).is_empty());
@@ -69,28 +69,28 @@ fn limits_that_keep_orderd_from_declaring_or_checking_are_named(node: &Node) {
     let checked = || {
         let mut check = env.command(&["check", "--connect"]);
         assert_eq!(check.wait_for_exit(), 69, "{}", check.output());
-        check.output()
+        without_parentheses(&check.output())
     };
     of_vhost(r#"{"max-queues": 3}"#);
     let error = env.spawn().startup_error();
-    assert!(error.contains("queue limit") && error.contains("(3)") && !error.contains("other properties"), "{error}");
+    assert!(error.contains("queue limit") && error.contains('3') && !error.contains("other properties"), "{error}");
     of_vhost("{}");
     let mut orderd = env.start();
     of_user(r#"{"max-channels": 8}"#);
     let output = checked();
-    assert!(output.contains("530") && output.contains("user limit of (8)"), "{output}");
+    assert!(output.contains("530") && output.contains("user limit of 8"), "{output}");
     // The broker cancels the consumer of a deleted queue, so orderd declares at once.
     assert_eq!(node.management("DELETE", &format!("/queues/{}/order_queue", env.vhost.name), "").0, 204);
-    wait_until("the limit is shown", || failing_checks(&orderd).iter().any(|detail| detail.contains("limit of (8)")));
+    wait_until("the limit is shown", || failing_checks(&orderd).iter().any(|detail| detail.contains("limit of 8")));
     drop(node.ctl(&["clear_user_limits", "guest", "all"]));
     wait_until("orderd is ready", || failing_checks(&orderd).is_empty());
     of_user(r#"{"max-connections": 6}"#);
     let output = checked();
-    assert!(output.contains("user connection limit (6)"), "{output}");
+    assert!(output.contains("user connection limit 6"), "{output}");
     drop(node.ctl(&["clear_user_limits", "guest", "all"]));
     of_vhost(r#"{"max-connections": 6}"#);
     let output = checked();
-    assert!(output.contains("connection limit (6)"), "{output}");
+    assert!(output.contains("connection limit 6"), "{output}");
     assert_eq!(orderd.stop(), 0);
 }
 
@@ -131,7 +131,7 @@ fn a_passed_consumer_timeout_is_named(node: &Node) {
     assert!(problem.contains("consumer_timeout") && problem.contains("60s"), "{problem}");
     assert!(problem.contains("priority_order_queue"), "{problem}");
     let failing = failing_checks(&orderd);
-    assert!(failing.len() == 1 && failing[0].ends_with(problem), "{failing:?}");
+    assert!(failing.len() == 1 && failing[0].ends_with(&without_parentheses(problem)), "{failing:?}");
     // The order is neither lost nor dead-lettered: once its handler is fast enough, it is processed.
     assert_eq!(orderd.stop(), 0);
     let env = env.set("consumers.priority.faults.hang", "0");
@@ -146,9 +146,14 @@ fn publish(env: &TestEnv<'_>, id: &str, note: &str) {
     env.raw().publish_to("orders", "order.normal.created", &Properties::persistent(), body.as_bytes());
 }
 
+/// RabbitMQ before 4.3 writes numbers in parentheses.
+fn without_parentheses(text: &str) -> String {
+    text.replace(['(', ')'], "")
+}
+
 /// The details of the readiness checks that fail.
 fn failing_checks(orderd: &OrderdProcess) -> Vec<String> {
     let status = orderd.status();
     let checks = status["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false);
-    checks.map(|check| check["detail"].as_str().unwrap_or_default().to_owned()).collect()
+    checks.map(|check| without_parentheses(check["detail"].as_str().unwrap_or_default())).collect()
 }
