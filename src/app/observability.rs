@@ -106,7 +106,7 @@ impl Observability {
     /// Waits for the tasks to end, and stops the admin server. To be called after a shutdown has begun.
     pub async fn stop(self) {
         if let Err(died) = self.invariant_check.await {
-            error!(error = %died, "the invariant check died");
+            error!(error = %died, "the check of the delivery counts died");
         }
         if let Some(poller) = self.poller
             && let Err(died) = poller.await

@@ -87,7 +87,7 @@ impl Pauses {
             if consumers.contains_key(consumer) {
                 warn!(consumer, %since, "paused: consumes nothing until it is resumed");
             } else {
-                warn!(consumer, %since, "a consumer is paused that is not configured; resume it to remove the pause");
+                warn!(consumer, %since, "a paused consumer is not configured; resume it to remove the pause");
             }
         }
     }

@@ -43,7 +43,7 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
         warn!("not all deliveries were finished in time; the broker will deliver those again");
     }
     if let Err(unconfirmed) = publisher.close(LAST_CONFIRMS).await {
-        warn!(error = %unconfirmed, "closed the publisher with publications unconfirmed; their sources were not acked");
+        warn!(error = %unconfirmed, "closed the publisher while publications were unconfirmed; the deliveries that caused them were not acked");
     }
     let mut steps = Steps::new(unfinished);
     steps.finish("commands", processes.finish()).await;
@@ -92,7 +92,7 @@ impl Steps {
     async fn finish(&mut self, step: &'static str, work: impl Future<Output = ()>) {
         let until = self.until.max(Instant::now() + MIN_STEP);
         if timeout_at(until, work).await.is_err() {
-            error!(step, "a step of the stop did not end in time; stopping without it");
+            error!(step, "a part of the shutdown did not end in time; stopping without it");
             self.unfinished.push(step);
         }
     }

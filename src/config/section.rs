@@ -266,7 +266,7 @@ impl<'r> Section<'r> {
 fn not_a_section(value: &Value) -> String {
     match value {
         Value::Untyped(_) => "is a section: set the keys in it".to_owned(),
-        other => format!("must be a section, is {other}"),
+        other => format!("must be a table, is {other}"),
     }
 }
 

@@ -56,7 +56,7 @@ pub enum BackupError {
         file: PathBuf,
     },
     /// `--force` replaces an earlier backup and nothing else.
-    #[error("{file:?} is no earlier backup, but something else, which is not replaced: choose another file")]
+    #[error("{file:?} exists and is not an earlier backup: choose another file")]
     NotABackup {
         /// The file.
         file: PathBuf,

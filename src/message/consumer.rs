@@ -21,7 +21,7 @@ pub trait Consumer: Send + Sync + 'static {
 
 /// Why a queue cannot be consumed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot consume queue {queue:?}")]
+#[error("cannot consume from queue {queue:?}")]
 pub struct SubscribeError {
     /// The queue's name.
     pub queue: String,

@@ -344,12 +344,12 @@ impl Pool {
         if shared.draining.is_cancelled() {
             if unstarted > 0 {
                 let (consumer, max_hold) = (&self.context.consumer, self.context.max_hold());
-                info!(%consumer, unstarted, ?max_hold, "returned to the queue what a former pool could not start in time");
+                info!(%consumer, unstarted, ?max_hold, "a former pool could not start all its deliveries in time; the others returned to the queue");
             }
             self.shutdown.sleep(LAST_ACKS).await;
         }
         if let Err(error) = settler.close().await {
-            warn!(consumer = %self.context.consumer, %error, "the last settlements may be lost: their messages would be delivered again");
+            warn!(consumer = %self.context.consumer, %error, "the last acks may be lost; their messages would then be delivered again");
         }
         match exceeded {
             Some(source) => Err(PoolError::Worker { consumer: self.context.consumer.to_string(), source }),

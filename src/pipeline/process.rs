@@ -214,7 +214,7 @@ async fn record_without_copy(context: &ConsumerContext, output: HandlerOutput) -
         Err(HandlerError::Failed(failure)) => {
             if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_record", failure.code.as_str())) {
                 let repeated = due.repeated;
-                error!(consumer = %context.consumer, %failure, repeated, "cannot record a dead letter in the ledger; the broker keeps it without");
+                error!(consumer = %context.consumer, %failure, repeated, "cannot record a dead letter in the ledger; it is dead-lettered without a record");
             }
         }
         Err(interrupted @ HandlerError::Interrupted(_)) => return interrupted.into(),

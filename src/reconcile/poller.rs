@@ -331,7 +331,7 @@ impl Poller {
             warn!(node, resource, "the broker has an alarm: publishing is blocked");
         }
         for Alarm { node, resource } in before.iter().filter(|alarm| !after.contains(alarm)) {
-            info!(node, resource, "the broker's alarm is over");
+            info!(node, resource, "the broker's alarm has ended");
         }
         self.view.alarms = alarms;
     }

@@ -55,7 +55,7 @@ pub struct BreakerReading {
     pub step: Arc<str>,
     /// Its state.
     pub state: BreakerState,
-    /// Since when.
+    /// When it last closed or, while it is not closed, when it first opened.
     pub since: Timestamp,
     /// How often it has opened, failed trials included.
     pub openings: u64,
@@ -176,7 +176,10 @@ impl CircuitBreaker {
         let result = change(&mut state, now);
         let after = state.breaker.state();
         if before != after {
-            state.since = Timestamp::now();
+            // Trials and the ramp-up are part of the time in which the service is unavailable.
+            if before == BreakerState::Closed || after == BreakerState::Closed {
+                state.since = Timestamp::now();
+            }
             state.openings += u64::from(after == BreakerState::Open);
         }
         // Under the lock, so that the gate never shows an earlier state.
@@ -303,6 +306,12 @@ mod tests {
         tokio::time::sleep(5 * SECOND).await;
         assert!(receiver.try_recv().is_err());
         assert_eq!(breaker.read().waiting, 100);
+        let opened = breaker.read().since;
+        tokio::time::sleep(30 * SECOND).await;
+        assert!(
+            breaker.read().openings > 1 && breaker.read().since == opened,
+            "trials that fail do not hide how long it lasts"
+        );
         for waiting in waiting {
             waiting.await.unwrap();
         }

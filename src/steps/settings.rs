@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::breaker::{BreakerSettings, MIN_CALLS};
 use super::command::CommandSettings;
+use super::events;
 use super::http::HttpSettings;
 use super::when::When;
 use crate::config::{Section, Value, duration, serialize_duration, value_parser};
@@ -240,8 +241,8 @@ fn warn_of_short_window(section: &Section<'_>, breaker: BreakerSettings, timeout
     let calls = calls_in_turn.saturating_mul(max_concurrent as u128);
     if calls < u128::from(MIN_CALLS) {
         let message = format!(
-            "has a window of {}, in which at most {calls} calls time out, {max_concurrent} at a time after {} each: it opens only \
-             after {MIN_CALLS} calls, so a service that does not answer never opens it",
+            "has a window of {}, too short for a timeout of {} and max_concurrent = {max_concurrent}: it opens only if \
+             {MIN_CALLS} calls end within the window, which never happens while the service does not answer",
             duration::format(breaker.window),
             duration::format(timeout)
         );
@@ -265,6 +266,9 @@ fn routing_pattern(value: &Value) -> Result<String, String> {
     let text = value_parser::text(pattern::MAX_KEY_BYTES)(value)?;
     match pattern::problem(&text) {
         Some(message) => Err(format!("{message}, is {value}")),
+        None if events::is_reserved(&text) => {
+            Err(format!("must not be a key with which only orderd itself publishes, is {value}"))
+        }
         None => Ok(text),
     }
 }
@@ -378,6 +382,8 @@ pub(super) mod tests {
             (with("timeout = \"16m\""), "consumers.order.steps[0].timeout: must be at most 15m, is 16m"),
             (with("tiemout = \"1s\""), "consumers.order.steps[0].tiemout: unknown key; did you mean \"timeout\"?"),
             (with("emits = [\"order*\"]"), "consumers.order.steps[0].emits[0]: "),
+            (with("emits = [\"order.failed.*\"]"), "consumers.order.steps[0].emits[0]: must not be a key"),
+            (with("emits = [\"order.analytics.processed\"]"), "consumers.order.steps[0].emits[0]: must not be a key"),
             (with("when = { equals = 1 }"), "consumers.order.steps[0].when.equals: has no effect without pointer"),
             (with("when = { pointer = \"a\" }"), "consumers.order.steps[0].when.pointer: must be a JSON pointer"),
             (with("undo = { timeout = \"1s\" }"), "consumers.order.steps[0].undo.http: is missing"),

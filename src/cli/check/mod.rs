@@ -36,17 +36,17 @@ const DEFAULT_USER: &str = "guest";
 /// Arguments of `orderd check`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct CheckArgs {
-    /// Also compare the broker with the configuration (missing objects, differences, dangerous policies), and ask the servers of
-    /// steps, and look for their programs
+    /// Also compare the broker with the configuration (missing objects, differences, dangerous policies), and check that the servers
+    /// of steps accept connections and that their programs exist
     #[arg(long)]
     pub connect: bool,
-    /// Print only the commands that create orderd's user and a producer's, with the least permissions they need
+    /// Print only the commands that create orderd's and a producer's user, with the least permissions they need
     #[arg(long, conflicts_with = "connect")]
     pub permissions: bool,
     /// Show what orderd reads from an order document, field by field, or everything that is wrong with it; - is standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["connect", "permissions"])]
     pub order: Option<PathBuf>,
-    /// Output format, text or json; with --order also the name of the order's format [default: orderd]; may be repeated
+    /// Output format: text or json. With --order, give it a second time to name the format of the order, by default orderd
     #[arg(long = "format", value_name = "FORMAT", default_value = "text", value_parser = CheckFormat::parse)]
     pub formats: Vec<CheckFormat>,
 }

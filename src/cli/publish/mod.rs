@@ -32,7 +32,7 @@ use super::output::write_json_line;
 use super::{Exit, Format, print_error};
 use crate::amqp::Connector;
 use crate::config::{Config, duration};
-use crate::topology::{ExchangeNames, pattern};
+use crate::topology::pattern;
 
 /// Maximum number of lines queued between the reader and the publish loop.
 const READ_AHEAD: usize = 32;
@@ -117,13 +117,6 @@ pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write
         }
     }
     let unbound = unbound_keys(&config, parser.routing_key.as_deref());
-    for key in &unbound {
-        print_error(&format!(
-            "warning: no binding of the configuration matches the routing key {key:?}: unless the broker has one, these \
-             messages are kept in {} and not processed",
-            ExchangeNames::UNROUTED_QUEUE
-        ));
-    }
     let bar = progress_bar(length);
     let publisher = Connector::new(config.broker.clone()).publisher();
     let connection = publisher.clone();

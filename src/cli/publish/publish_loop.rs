@@ -23,6 +23,7 @@ use super::line_parser::LineError;
 use super::summary::{EndReason, PublishSummary};
 use crate::chain::chain;
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
+use crate::topology::ExchangeNames;
 
 /// Maximum number of messages in flight.
 const MAX_IN_FLIGHT: usize = 2_048;
@@ -80,6 +81,8 @@ struct InFlight {
     /// Their line numbers.
     lines: BTreeSet<u64>,
     bytes: usize,
+    /// The routing keys without a binding that were published with so far, of which the user was warned.
+    warned: BTreeSet<String>,
 }
 
 impl InFlight {
@@ -178,7 +181,15 @@ impl PublishLoop<'_> {
 
     fn publish(&self, in_flight: &mut InFlight, number: u64, publication: Publication) {
         let bytes = publication.message.body.len();
-        let unbound = self.unbound.contains(&publication.routing_key);
+        let key = &publication.routing_key;
+        let unbound = self.unbound.contains(key);
+        if unbound && in_flight.warned.insert(key.clone()) {
+            (self.notify)(&format!(
+                "warning: no binding of the configuration matches the routing key {key:?}: unless the broker has one, these \
+                 messages are kept in {} and not processed",
+                ExchangeNames::UNROUTED_QUEUE
+            ));
+        }
         in_flight.lines.insert(number);
         in_flight.bytes += bytes;
         let answer = self.publisher.publish([publication].into());
@@ -245,15 +256,21 @@ mod tests {
             }
         });
         let bar = ProgressBar::hidden();
+        let warnings = Mutex::new(Vec::new());
         let publish_loop = PublishLoop {
             publisher: broker,
             connection: &disconnected,
-            notify: &|_| {},
-            unbound: &["yes".to_owned()].into(),
+            notify: &|notice| warnings.lock().unwrap().extend(notice.strip_prefix("warning: ").map(str::to_owned)),
+            unbound: &["other", "yes"].map(str::to_owned).into(),
             connect_timeout: Duration::from_millis(600),
             bar: &bar,
         };
         let summary = publish_loop.run(input, stream::pending()).await;
+        let warnings = warnings.into_inner().unwrap();
+        assert!(
+            matches!(&warnings[..], [one] if one.contains("\"yes\"")),
+            "once, and not of a key without messages: {warnings:?}"
+        );
         feeding.await.unwrap();
         summary
     }

@@ -21,7 +21,7 @@ use crate::handlers::DeadLetteredEvent;
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct SchemaArgs {
     /// What the schema describes
-    #[arg(value_enum)]
+    #[arg(value_enum, value_name = "DOCUMENT")]
     pub of: SchemaOf,
 }
 

@@ -133,9 +133,14 @@ fn write_consumer_notes(
     for (name, consumer) in consumers {
         for (step, breaker) in consumer.breakers.iter().filter(|(_, breaker)| breaker.state != "closed") {
             let BreakerStatus { state, since, waiting, last_failure, .. } = breaker;
-            let cause = last_failure.as_deref().map_or_else(String::new, |failure| format!(": {}", escaped(failure)));
+            let cause = last_failure
+                .as_deref()
+                .map_or_else(String::new, |failure| format!("; last failure: {}", escaped(failure)));
             let (name, step, state, age) = (escaped(name), escaped(step), escaped(state), age(*since, now));
-            notes.push(("BREAKER", format!("{name}/{step} {state} for {age}, {waiting} deliveries wait{cause}")));
+            notes.push((
+                "BREAKER",
+                format!("{name}/{step} {state}, opened {age} ago; deliveries waiting: {waiting}{cause}"),
+            ));
         }
     }
     let safe_mode = names(consumers, |consumer| consumer.safe_mode);
@@ -351,7 +356,7 @@ mod tests {
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
             "COUNTS DO NOT ADD UP",
             "SAFE MODE analytics, failed,",
-            "BREAKER order/charge open for 1h, 4 deliveries wait: transient (http_503)",
+            "BREAKER order/charge open, opened 1h ago; deliveries waiting: 4; last failure: transient (http_503)",
             "rate limit analytics starts at most 200/s, failed starts at most",
             "but PAUSED: priority",
             "priority PAUSED 1000 478ms",

@@ -248,7 +248,7 @@ async fn record_first(input: HandlerInput<'_>, entry: LedgerEntry) -> Result<(),
         Err(HandlerError::Failed(failure)) => {
             if let Some(due) = REFUSED.occurred(&failure.code) {
                 let (id, repeated) = (input.identity(), due.repeated);
-                error!(%id, %failure, repeated, "cannot record a failure in the ledger; it is published without");
+                error!(%id, %failure, repeated, "cannot record a failure in the ledger; publishing it without a record");
             }
             Ok(())
         }

@@ -151,7 +151,7 @@ fn warn_of_file_system(directory: &Path) {
 /// Why a directory is no place for a ledger, though it works; `None` if nothing speaks against it.
 pub(super) fn storage_problem(directory: &Path) -> Option<String> {
     if let Some(file_system) = crate::files::volatile_file_system(directory) {
-        let remedy = "its files are gone when the machine restarts: use a directory on a disk";
+        let remedy = "its files are lost when the machine restarts: use a directory on a disk";
         return Some(format!("is in memory ({file_system}); {remedy}"));
     }
     // SQLite's write-ahead log needs memory shared by all its users, which no network file system provides across hosts.

@@ -63,7 +63,7 @@ impl OutputLog {
         };
         let CommandName { consumer, step } = &self.name;
         if left_out > 0 {
-            warn!(%consumer, %step, left_out, "a command writes too many lines to standard error; left out some");
+            warn!(%consumer, %step, left_out, "a command writes too many lines to standard error; some were left out");
         }
         let line = String::from_utf8_lossy(line);
         info!(%consumer, %step, pid, line = line.trim_end(), "output of a command");

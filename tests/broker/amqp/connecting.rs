@@ -12,7 +12,7 @@ use crate::support::{Node, eventually, with_deadline};
 
 async fn subscribe_error(broker: Broker) -> ConnectError {
     let error: SubscribeError = with_deadline("subscribe", Connector::new(broker).subscribe("q", 1)).await.unwrap_err();
-    assert_eq!(error.to_string(), "cannot consume queue \"q\"");
+    assert_eq!(error.to_string(), "cannot consume from queue \"q\"");
     *error.source.downcast::<ConnectError>().unwrap()
 }
 

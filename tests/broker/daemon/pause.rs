@@ -133,7 +133,7 @@ fn a_pause_that_cannot_be_written_is_refused_and_so_is_an_unknown_consumer() {
     // A consumer that was removed: its pause is kept, and can be ended by a resume.
     std::fs::write(folder.join("former"), "2026-11-22T08:00:00Z\n").unwrap();
     let mut orderd = env.start();
-    assert_eq!(orderd.log_lines("a consumer is paused that is not configured; resume it to remove the pause").len(), 1);
+    assert_eq!(orderd.log_lines("a paused consumer is not configured; resume it to remove the pause").len(), 1);
     assert_eq!(send_command(&orderd, "resume", "former"), answered("former", false, true));
     assert_eq!(send_command(&orderd, "resume", "former").0, 404);
     assert_eq!(orderd.stop(), 0);

@@ -23,6 +23,6 @@ fn without_the_management_plugin_orders_are_processed_and_polling_starts_once_it
     wait_until("the alarm is logged", || orderd.has_logged(alarm));
     assert_eq!(orderd.log_lines(alarm)[0]["resource"], "memory");
     node.clear_alarm();
-    wait_until("the end of the alarm is logged", || orderd.has_logged("the broker's alarm is over"));
+    wait_until("the end of the alarm is logged", || orderd.has_logged("the broker's alarm has ended"));
     assert_eq!((orderd.log_lines(alarm).len(), orderd.stop()), (1, 0));
 }
