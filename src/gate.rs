@@ -1,6 +1,6 @@
-//! A gate: whether work that needs something may begin now, soon, or only as a trial.
+//! A gate: whether work that needs a resource may begin now, later, or only as a trial.
 //!
-//! Whoever watches the thing sets the gate, and those who begin work wait at it. It decides nothing.
+//! The code that watches the resource sets the gate, and tasks wait at it before they begin work. It decides nothing.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 pub enum GateState {
     /// Work may begin.
     Open,
-    /// Work may begin, as little as possible at a time: it shows whether the thing works again.
+    /// Work may begin, but as little as possible at a time: it shows whether the resource is available again.
     Trial,
     /// No work may begin. From this time on it is as [`GateState::Trial`]; `None`: until the state is set again.
     Closed(Option<Instant>),
@@ -34,7 +34,7 @@ pub struct Gate {
 }
 
 impl GateControl {
-    /// An open gate. The name says what the work needs; for the log.
+    /// An open gate. The name is that of the resource; for the log.
     pub fn open(name: impl Into<Arc<str>>) -> Self {
         GateControl { name: name.into(), state: watch::Sender::new(GateState::Open) }
     }
@@ -51,7 +51,7 @@ impl GateControl {
 }
 
 impl Gate {
-    /// What the work needs.
+    /// The name of the resource.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -11,7 +11,7 @@ let channel;
 async function open() {
   const connection = await connect(url);
   const opened = await connection.createConfirmChannel();
-  // Either is emitted when the broker is gone; the pending publish fails, and the next attempt connects again.
+  // Either is emitted when the connection is lost; the pending publish fails, and the next attempt connects again.
   connection.on("error", (error) => console.error(error.message));
   connection.on("close", () => (channel = undefined));
   opened.on("error", (error) => console.error(error.message));

@@ -1,6 +1,6 @@
 //! Whether the client of a connection still waits for its answer.
 //!
-//! A daemon that was stopped for a while finds requests of clients that are gone. Their connections look open until the end of
+//! A daemon that was stopped for a while finds requests of clients that no longer wait. Their connections look open until the end of
 //! the stream is read, so the socket itself is asked. It never takes data out of a connection.
 //! The socket also says whether the client has sent something that is still unread.
 

@@ -99,7 +99,7 @@ pub(super) async fn check_access(
     next.run(request).await
 }
 
-/// The token in the ledger's directory. Commands are rare, so the file is read for each; one that was deleted is created anew.
+/// The token in the ledger's directory. Commands are rare, so the file is read for each; one that was deleted is created again.
 async fn read_command_token(token: &CommandToken) -> Option<Secret> {
     let token = token.clone();
     tokio::task::spawn_blocking(move || token.read_or_create()).await.ok()?.ok()

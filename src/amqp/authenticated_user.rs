@@ -1,7 +1,7 @@
-//! Finds out by which name the broker knows orderd's user: that of a client certificate, or one that a user directory maps to.
+//! Determines the name by which the broker knows orderd's user: that in a client certificate, or one from a user directory.
 //!
-//! What orderd publishes states this name, and what it consumes is compared with it. AMQP has no request for the name, but
-//! RabbitMQ states it when it refuses a publication of another user. Nothing is ever delivered to a queue.
+//! orderd puts this name into everything that it publishes, and compares it with what it consumes. AMQP has no request for the
+//! name, but RabbitMQ states it when it refuses a publication in another user's name. Nothing is ever delivered to a queue.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::message::{Message, Publication};
 const PRECONDITION_FAILED: u16 = 406;
 const ACCESS_REFUSED: u16 = 403;
 const INTERNAL_ERROR: u16 = 541;
-/// How the reply text goes on after `PRECONDITION_FAILED - `, up to the stated name. The authenticated name follows.
+/// What follows `PRECONDITION_FAILED - ` in the reply text, up to the stated name. The authenticated name comes after it.
 const REFUSED_USER: &str = "user_id property set to '";
 const AUTHENTICATED_USER: &str = "' but authenticated user was '";
 /// No queue is bound for it, and no user has this name.

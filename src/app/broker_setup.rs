@@ -47,7 +47,7 @@ pub enum TopologyError {
     /// Queues or exchanges exist with other arguments, or policies would drop messages from queues.
     #[error("the broker contradicts the configuration, and nothing was changed: {0}")]
     Contradictions(String),
-    /// The broker took too long. What was declared by then remains.
+    /// The broker took too long. What was declared before remains.
     #[error("cannot extend the topology: the broker needs longer than {} s", EXTEND_TIMEOUT.as_secs())]
     TooSlow,
 }
@@ -165,7 +165,7 @@ impl BrokerSetup {
     /// not.) RabbitMQ before 4.3 reports the policies of a new queue only after some seconds.
     ///
     /// # Errors
-    /// [`TopologyError`]. Queues declared by then remain, without a binding to the orders exchange.
+    /// [`TopologyError`]. Queues declared before remain, without a binding to the orders exchange.
     pub async fn extend(&self, connector: &Connector) -> Result<PolicyCheck, TopologyError> {
         let extending = async {
             let policies = self.compare(Duration::ZERO).await?;

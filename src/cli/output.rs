@@ -15,7 +15,7 @@ use crate::escape::{escaped, is_escaped, json_escaped};
 /// Where a command writes its output.
 pub(super) struct Output<W> {
     inner: W,
-    /// Nothing is written any more: the reader is gone.
+    /// Nothing is written any more: the reader has closed the pipe.
     closed: bool,
     /// Failures are ignored.
     best_effort: bool,
@@ -47,7 +47,7 @@ impl<W: Write> Output<W> {
         }
     }
 
-    /// Whether the reader is gone.
+    /// Whether the reader has closed the pipe.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
     }

@@ -1,4 +1,4 @@
-//! Whether a command may still be carried out: a caller that was refused, or that is gone, must not see it happen later.
+//! Whether a command may still be carried out: not after its caller was refused, or no longer waits.
 //!
 //! The daemon asks right before it changes anything; the sender cancels when it stops waiting. Exactly one of them is first.
 
@@ -40,7 +40,7 @@ impl fmt::Debug for Permit {
 }
 
 impl Permit {
-    /// A permit without a limit, for commands that nobody waits for, such as SIGHUP.
+    /// A permit without a limit, for commands without a caller that waits, such as SIGHUP.
     pub fn unlimited() -> Self {
         Permit { state: Arc::new(Mutex::new(PermitState::Waiting)), limit: None }
     }

@@ -13,7 +13,7 @@ const REMOTE: [(u32, &str); 8] = [
     (0x5346_414f, "afs"),
     (0x0116_1970, "gfs2"),
 ];
-/// File systems in memory, whose files are gone after a restart of the machine.
+/// File systems in memory, whose files are lost when the machine restarts.
 const VOLATILE: [(u32, &str); 2] = [(0x0102_1994, "tmpfs"), (0x8584_58f6, "ramfs")];
 
 /// The network file system that a directory is on, where locks and syncs may not be reliable. `None` if it is local, if it is

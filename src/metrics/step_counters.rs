@@ -36,7 +36,7 @@ pub enum CallEnd {
     Failed,
     /// It failed for good.
     Refused,
-    /// Nobody waits for its end any more: the delivery was released.
+    /// It was dropped before its end, because the delivery was released.
     Abandoned,
 }
 

@@ -88,8 +88,8 @@ impl Intake {
         }
     }
 
-    /// Resolves once an outage of the ledger or the event file has lasted this long without a break. Not cancel-safe: it begins
-    /// anew.
+    /// Resolves once an outage of the ledger or the event file has lasted this long without a break. Not cancel-safe: it starts
+    /// again.
     pub(super) async fn outage_for(&self, duration: Duration) {
         loop {
             self.outage().await;
@@ -111,8 +111,8 @@ impl Intake {
         }
     }
 
-    /// Resolves once some service has not been available for this long, and returns which. Trials are no break: a service that
-    /// fails each of them is as unavailable as before. Not cancel-safe: it begins anew.
+    /// Resolves once some service has not been available for this long, and returns which. Trials do not count as a break: a service that
+    /// fails each of them is as unavailable as before. Not cancel-safe: it starts again.
     pub(super) async fn trial_for(&self, duration: Duration) -> &str {
         loop {
             any(self.services.iter().map(Gate::not_open)).await;

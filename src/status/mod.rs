@@ -273,7 +273,7 @@ pub struct StepStatus {
     pub failed: u64,
     /// Calls that failed for good.
     pub refused: u64,
-    /// Calls whose end nobody waited for, because the delivery was released.
+    /// Calls that were dropped before their end, because the delivery was released.
     pub abandoned: u64,
     /// The durations of the calls that were not abandoned.
     pub call_seconds: Option<Quantiles>,

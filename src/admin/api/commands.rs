@@ -94,7 +94,7 @@ async fn resume(State(state): State<CommandState>, Path(consumer): Path<String>,
     answer(&state, request.into_parts().0, |permit| state.control.set_paused(consumer, false, permit)).await
 }
 
-/// Sends a command and awaits its result. A command that has not begun in time, or whose client is gone, is cancelled.
+/// Sends a command and awaits its result. A command that has not begun in time, or whose client has closed the connection, is cancelled.
 async fn answer<T, F>(state: &CommandState, request: Parts, command: impl FnOnce(Permit) -> F) -> Response
 where
     T: serde::Serialize,
@@ -112,10 +112,10 @@ where
     let is_waiting = move || caller.as_ref().is_none_or(CallerHandle::is_waiting);
     let permit = Permit::limited(Instant::now() + time_left, is_waiting);
     if !permit.is_valid() {
-        info!(path = request.uri.path(), "command not carried out: its time is over, or its sender is gone");
+        info!(path = request.uri.path(), "command not carried out: its time limit has passed, or its client has closed the connection");
         return failure(&ControlError::Expired);
     }
-    // Dropping the guard cancels the command: the client is gone, or gets no answer that the command was carried out.
+    // Dropping the guard cancels the command: the client has closed the connection, or gets no answer that the command was carried out.
     let permit = CancelOnDrop(permit);
     let mut command = pin!(command(permit.0.clone()));
     let result = match timeout(time_left, &mut command).await {

@@ -175,7 +175,7 @@ fn storage_warnings(config: &Config) -> Vec<Problem> {
     let ledger = config.ledger.location().storage_problem().map(|message| ("ledger.directory", message));
     let log = config.log.directory.as_deref().and_then(|directory| {
         let file_system = crate::files::volatile_file_system(directory)?;
-        Some(("log.directory", format!("is in memory ({file_system}): event files are gone when the machine restarts")))
+        Some(("log.directory", format!("is in memory ({file_system}): event files are lost when the machine restarts")))
     });
     let found = ledger.into_iter().chain(log);
     found.map(|(path, message)| warning(path, message)).collect()

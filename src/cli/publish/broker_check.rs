@@ -1,5 +1,5 @@
 //! Checks, before the first line is published, that the broker is reachable, that the exchange exists and that the user may
-//! publish to it. If not, publishing would wait in vain.
+//! publish to it. If not, publishing would wait forever.
 //!
 //! It publishes and declares nothing.
 

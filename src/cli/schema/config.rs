@@ -157,13 +157,8 @@ struct Consumer {
 struct Step {
     #[schemars(regex(pattern = "^[a-z][a-z0-9_]{0,63}$"))]
     name: String,
-    /// Either http or command.
-    http: Option<HttpService>,
-    #[schemars(length(min = 1, max = 64))]
-    command: Option<Vec<String>>,
-    mode: Option<CommandMode>,
-    environment: Option<BTreeMap<String, String>>,
-    working_directory: Option<String>,
+    #[serde(flatten)]
+    service: StepService,
     timeout: Option<Duration>,
     undo: Option<Undo>,
     when: Option<When>,
@@ -181,6 +176,15 @@ struct Step {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Undo {
+    #[serde(flatten)]
+    service: StepService,
+    timeout: Option<Duration>,
+}
+
+/// What performs a step or undoes it.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct StepService {
     /// Either http or command.
     http: Option<HttpService>,
     #[schemars(length(min = 1, max = 64))]
@@ -188,7 +192,6 @@ struct Undo {
     mode: Option<CommandMode>,
     environment: Option<BTreeMap<String, String>>,
     working_directory: Option<String>,
-    timeout: Option<Duration>,
 }
 
 /// How a command performs calls.

@@ -42,7 +42,7 @@ fn watch_interval(text: &str) -> Result<Duration, String> {
     if WATCH_INTERVALS.contains(&interval) { Ok(interval) } else { Err("must be from 100ms to 1h".to_owned()) }
 }
 
-/// Shows the status once, or repeatedly until interrupted or until the reader of the output is gone.
+/// Shows the status once, or repeatedly until interrupted or until the reader of the output has closed the pipe.
 ///
 /// Returns the exit code: 0, 69 if the daemon cannot be reached or has no connection to its broker, 78 if it rejects the
 /// request or the configuration has no address.
