@@ -112,7 +112,10 @@ where
     let is_waiting = move || caller.as_ref().is_none_or(CallerHandle::is_waiting);
     let permit = Permit::limited(Instant::now() + time_left, is_waiting);
     if !permit.is_valid() {
-        info!(path = request.uri.path(), "command not carried out: its time limit has passed, or its client has closed the connection");
+        info!(
+            path = request.uri.path(),
+            "command not carried out: its time limit has passed, or its client has closed the connection"
+        );
         return failure(&ControlError::Expired);
     }
     // Dropping the guard cancels the command: the client has closed the connection, or gets no answer that the command was carried out.
