@@ -1,8 +1,8 @@
 //! `make bench`: orderd against the broker's ceiling, on one private broker node.
 //!
-//! Each round measures the two ceilings, which perform only the broker operations, and then orderd. Each measurement begins
-//! with a newly preloaded order queue. Queues, messages and machine are the same for all, and connecting and declaring are
-//! never part of the measured time.
+//! Each round measures the two ceilings, which perform only the broker operations, and then orderd. With `--steps http`, it measures
+//! orderd without a step and with one instead. Each measurement begins with a newly preloaded order queue. Queues, messages and
+//! machine are the same for all, and connecting and declaring are never part of the measured time.
 
 mod ceiling;
 #[path = "../../tests/support/harness/daemon.rs"]
@@ -14,19 +14,25 @@ mod minimal_client;
 #[allow(dead_code, reason = "shared; the bench kills no broker")]
 mod node;
 mod report;
+mod step_report;
+mod step_service;
 
 use std::error::Error;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use orderd::config::{Config, Sources};
 
 use ceiling::{Style, Window};
 use minimal_client::Connection;
 use node::Node;
 use report::{Report, Round};
+use serde::Serialize;
+use step_report::{StepReport, StepRound};
+use step_service::StepService;
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// A new quorum queue may lose confirmed messages for a moment, and is not at full speed yet.
@@ -53,8 +59,11 @@ struct Arguments {
     #[arg(long, default_value_t = 200)]
     acks: u64,
     /// Measure only the ceilings
-    #[arg(long)]
+    #[arg(long, conflicts_with = "steps")]
     ceiling_only: bool,
+    /// Compare orderd with one step, performed by a trivial service in the benchmark, with orderd without it
+    #[arg(long, value_name = "KIND")]
+    steps: Option<StepKind>,
     /// An environment variable for orderd, such as ORDERD_CONSUMERS__ORDER__WORKERS=8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -66,31 +75,78 @@ struct Arguments {
     bench: bool,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StepKind {
+    Http,
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     Node::wipe("bench")?;
     let node = Node::start("bench")?;
-    let outcome = measure(&arguments, &node);
+    let outcome = match arguments.steps {
+        None => measure(&arguments, &node).and_then(|report| print(&arguments, &report)),
+        Some(StepKind::Http) => measure_steps(&arguments, &node).and_then(|report| print(&arguments, &report)),
+    };
     node.stop()?;
-    let report = outcome?;
+    outcome
+}
+
+fn print(arguments: &Arguments, report: &(impl Serialize + Display)) -> Result<(), Box<dyn Error>> {
     if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
+        println!("{}", serde_json::to_string(report)?);
     } else {
         print!("{report}");
     }
     Ok(())
 }
 
+/// The settings given as arguments.
+fn settings(arguments: &Arguments) -> Result<Vec<(&str, String)>, &'static str> {
+    let settings = arguments.settings.iter().map(|text| text.split_once('='));
+    let settings: Option<Vec<_>> = settings.map(|setting| setting.map(|(key, value)| (key, value.to_owned()))).collect();
+    settings.ok_or("--set takes KEY=VALUE")
+}
+
+/// Where orderd's ledger and log are.
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench")
+}
+
+/// Measures orderd without a step and with one, in turns.
+fn measure_steps(arguments: &Arguments, node: &Node) -> Result<StepReport, Box<dyn Error>> {
+    let (directory, without) = (directory(), settings(arguments)?);
+    let service = StepService::start()?;
+    let with = [&*without, &[("ORDERD_CONSUMERS__ORDER__STEPS", service.steps())]].concat();
+    declare(node)?;
+    // The warm-up: the broker is slower with its first messages.
+    ceiling::preload(node.amqp_port, arguments.orders / 10)?;
+    end_to_end::run(node, arguments.orders / 10, &directory, &with)?;
+    let mut rounds = Vec::new();
+    for number in 1..=arguments.rounds {
+        let run = |settings: &[(&str, String)]| -> Result<_, Box<dyn Error>> {
+            prepare(node, arguments.orders)?;
+            Ok(end_to_end::run(node, arguments.orders, &directory, settings)?)
+        };
+        let (without, _) = run(&without)?;
+        let called = service.calls();
+        let (with, memory) = run(&with)?;
+        let calls = service.calls() - called;
+        if calls != arguments.orders {
+            return Err(format!("the step was called {calls} times for {} orders", arguments.orders).into());
+        }
+        let round = StepRound { without, with, memory_mib: memory as f64 / MIB };
+        eprintln!("round {number}   {round}");
+        rounds.push(round);
+    }
+    Ok(StepReport::new(arguments.orders, rounds))
+}
+
 fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>> {
-    let settings = arguments
-        .settings
-        .iter()
-        .map(|text| text.split_once('=').map(|(key, value)| (key, value.to_owned())))
-        .collect::<Option<Vec<_>>>()
-        .ok_or("--set takes KEY=VALUE")?;
+    let settings = settings(arguments)?;
     let window = Window { prefetch: arguments.prefetch, acks: arguments.acks.clamp(1, arguments.prefetch.into()) };
     let in_windows = Window { prefetch: 2 * arguments.window, acks: arguments.window.into() };
-    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    let directory = directory();
 
     declare(node)?;
     let mut memory_at_a_tenth = 0.0;

@@ -136,16 +136,20 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for TargetResult { what, value, target, met } in &self.targets {
-            let word = if *met { "met" } else { "NOT MET" };
-            writeln!(f, "{what:<50} {value:>7.2}   target {target:<6}  {word}")?;
-        }
-        Ok(())
+        self.targets.iter().try_for_each(|target| writeln!(f, "{target}"))
+    }
+}
+
+impl fmt::Display for TargetResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TargetResult { what, value, target, met } = self;
+        let word = if *met { "met" } else { "NOT MET" };
+        write!(f, "{what:<50} {value:>7.2}   target {target:<6}  {word}")
     }
 }
 
 /// The median; 0 if there are no values.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => 0.0,

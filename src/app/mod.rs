@@ -245,7 +245,7 @@ fn pool_deps(
         channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
         claims: Arc::default(),
         steps: StepResources {
-            processes: ChildProcesses::new(),
+            processes: ChildProcesses::guarded(),
             breakers: observability.status_registry.breakers().clone(),
         },
         origin_consumers: origin_consumers.subscribe(),

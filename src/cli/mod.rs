@@ -34,7 +34,7 @@ pub use exit::Exit;
 
 use crate::config::{Config, Loaded, Sources};
 use crate::escape::{escaped, is_escaped};
-use crate::{files, handlers};
+use crate::{files, handlers, steps};
 
 /// Output format of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -100,11 +100,15 @@ enum CliCommand {
     },
     /// Print the man page, as roff
     Man,
+    /// Ends the commands of steps once the orderd that started this process is gone
+    #[command(hide = true)]
+    GuardCommands,
 }
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
     files::limit_umask();
+    files::close_inherited_in_children();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -204,6 +208,10 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         CliCommand::Schema(args) => schema::run(args, out),
         CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command()), out),
         CliCommand::Man => print(&pages::man(Arguments::command())?, out),
+        CliCommand::GuardCommands => {
+            steps::guard_commands(io::stdin().lock());
+            Ok(Exit::Done)
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! rewrite    removes or replaces lines of a file that running daemons append to
 //! outage     why a file cannot be written
 //! disk_room  whether a directory has room for more
+//! inherited  files that were open when this process was started
 //! file_system  file systems that are not local, or in memory
 //! ```
 //! It never decides what is written.
@@ -18,6 +19,7 @@
 mod disk_room;
 mod file_lock;
 mod file_system;
+mod inherited;
 mod last_line;
 mod line_file;
 mod mode;
@@ -28,6 +30,7 @@ mod rolling;
 
 pub use disk_room::{has_no_room, is_disk_full};
 pub use file_system::{remote_file_system, volatile_file_system};
+pub use inherited::close_inherited_in_children;
 pub use last_line::IncompleteLine;
 pub use line_file::LineFile;
 pub use mode::{

@@ -63,10 +63,10 @@ mod tests {
     use tokio::sync::watch;
 
     use super::super::analytics::AnalyticsFactory;
+    use super::super::event_log::tests::files_in;
     use super::super::notification::NotificationFactory;
     use super::super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, LogChannel};
     use super::*;
-    use crate::files::{FILE_MODE, Rolling, Rotation};
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, ExchangeNames, Message, Properties, Provenance, Sender, TrustedUsers};
     use crate::metrics::HandlerOutcome;
@@ -103,15 +103,7 @@ mod tests {
     #[tokio::test]
     async fn of_two_copies_in_the_former_and_in_the_new_handler_during_a_reload_only_one_is_written() {
         let directory = tempfile::tempdir().unwrap();
-        let file = Rolling {
-            directory: directory.path().to_owned(),
-            name: "events",
-            suffix: "jsonl",
-            rotation: Rotation::Never,
-            keep: 1,
-            mode: FILE_MODE,
-        };
-        let event_log = EventLog::start(file).await.unwrap().0;
+        let event_log = EventLog::start(files_in(directory.path())).await.unwrap().0;
         let deps = HandlerDeps {
             format: crate::formats::Format::Own,
             names: Arc::new(ExchangeNames::new("orders")),

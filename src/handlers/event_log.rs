@@ -236,7 +236,7 @@ impl Writer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
@@ -246,12 +246,15 @@ mod tests {
     use super::*;
     use crate::files::{FILE_MODE, FileOutageCause, Rotation};
 
-    async fn log_to(directory: &Path) -> (EventLog, EventLogWriter) {
+    /// The file `events.jsonl` in this directory.
+    pub(in crate::handlers) fn files_in(directory: &Path) -> Rolling {
         let directory = directory.to_owned();
         let (name, suffix) = ("events", "jsonl");
-        EventLog::start(Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE })
-            .await
-            .unwrap()
+        Rolling { directory, name, suffix, rotation: Rotation::Never, keep: 1, mode: FILE_MODE }
+    }
+
+    async fn log_to(directory: &Path) -> (EventLog, EventLogWriter) {
+        EventLog::start(files_in(directory)).await.unwrap()
     }
 
     #[tokio::test]
@@ -326,15 +329,7 @@ mod tests {
     async fn a_start_names_why_the_file_cannot_be_opened() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("events.jsonl")).unwrap();
-        let files = Rolling {
-            directory: directory.path().to_owned(),
-            name: "events",
-            suffix: "jsonl",
-            rotation: Rotation::Never,
-            keep: 1,
-            mode: FILE_MODE,
-        };
-        let error = EventLog::start(files).await.unwrap_err();
+        let error = EventLog::start(files_in(directory.path())).await.unwrap_err();
         assert_eq!(FileOutageCause::of(&error), FileOutageCause::NotAFile);
     }
 

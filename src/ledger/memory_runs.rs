@@ -137,7 +137,9 @@ impl MemoryRun {
         if let Some(step) = found {
             step.uncertain |= step.status == StepStatus::Called;
             (step.status, step.attempts) = (StepStatus::Called, step.attempts + 1);
-            return;
+            step.position = call.position;
+            step.undoable |= call.undoable;
+            return self.sort();
         }
         self.steps.push(RecordedStep {
             step: call.step.clone(),
@@ -151,6 +153,10 @@ impl MemoryRun {
             uncertain: false,
             result: None,
         });
+        self.sort();
+    }
+
+    fn sort(&mut self) {
         let order = |step: &RecordedStep| (step.position, step.step.clone(), step.action == StepAction::Undo);
         self.steps.sort_by_key(order);
     }

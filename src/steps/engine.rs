@@ -102,7 +102,7 @@ impl Engine {
         // The first call is recorded together with the claim, unless it has to wait for others.
         let first = applies.iter().position(|applies| *applies);
         let first = first.and_then(|index| Some((index, self.steps[index].try_permit()?)));
-        let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input));
+        let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input, &[]));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
         let purpose =
             ClaimPurpose::Work { body: input.body, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
@@ -142,13 +142,28 @@ impl Engine {
         self.steps.iter().map(|step| step.settings.when.holds(facts, message)).collect()
     }
 
-    /// What is recorded before a call.
-    fn entry(&self, index: usize, action: StepAction, input: &RunInput<'_>) -> StepCallEntry {
+    /// What is recorded before a call. Its position is that in the sequence of the last calls, not in the configuration, which a
+    /// reload may have changed: steps are undone in the reverse order of their calls.
+    fn entry(
+        &self,
+        index: usize,
+        action: StepAction,
+        input: &RunInput<'_>,
+        recorded: &[RecordedStep],
+    ) -> StepCallEntry {
         let step = &self.steps[index];
+        let done = recorded.iter().filter(|found| found.action == StepAction::Do);
+        let known = done.clone().find(|found| found.step == *step.name).map(|found| found.position);
+        let last = done.map(|found| found.position).max();
+        let position = match (action, known, last) {
+            (StepAction::Undo, Some(known), _) => known,
+            (StepAction::Do, Some(known), Some(last)) if known == last => known,
+            (StepAction::Do | StepAction::Undo, _, last) => last.map_or(0, |last| last + 1),
+        };
         StepCallEntry {
             step: step.settings.name.clone(),
             action,
-            position: u32::try_from(index).unwrap_or(u32::MAX),
+            position,
             undoable: step.undo.is_some(),
             retries: input.retries,
         }
@@ -193,7 +208,7 @@ impl<'a> RunWork<'a> {
             index = next;
             let step = &self.engine.steps[next];
             let permit = step.try_permit();
-            let entry = permit.is_some().then(|| self.engine.entry(next, StepAction::Do, &self.input));
+            let entry = permit.is_some().then(|| self.entry(next, StepAction::Do));
             let change = Change { next: entry, lease: Some(step.settings.timeout), state: None };
             self.record(Some(ended), change).await?;
             recorded = permit.map(|permit| (next, permit));
@@ -260,7 +275,7 @@ impl<'a> RunWork<'a> {
     async fn record_call(&mut self, index: usize, action: StepAction) -> Result<CallPermit, RunError> {
         let step = &self.engine.steps[index];
         let permit = step.permit(self.access.max_hold).await.ok_or(RunError::Held)?;
-        let entry = self.engine.entry(index, action, &self.input);
+        let entry = self.entry(index, action);
         let change = Change { next: Some(entry), lease: Some(step.timeout(action)), state: None };
         self.record(None, change).await?;
         Ok(permit)
@@ -300,6 +315,10 @@ impl<'a> RunWork<'a> {
             RunRecorded::Recorded => Ok(()),
             RunRecorded::Stale => Err(RunError::Lost),
         }
+    }
+
+    fn entry(&self, index: usize, action: StepAction) -> StepCallEntry {
+        self.engine.entry(index, action, &self.input, &self.run.steps)
     }
 
     fn ended(&self, index: usize, action: StepAction, outcome: CallOutcome) -> EndedCall {
@@ -414,7 +433,7 @@ impl<'a> RunWork<'a> {
 
     /// What the ledger has recorded, or is about to.
     fn set_done(&mut self, index: usize, action: StepAction, result: &str) {
-        let entry = self.engine.entry(index, action, &self.input);
+        let entry = self.entry(index, action);
         let is_same = |recorded: &RecordedStep| recorded.step == entry.step && recorded.action == action;
         let round = self.run.steps.iter().find(|recorded| is_same(recorded)).map_or(self.run.round, |step| step.round);
         self.run.steps.retain(|recorded| !is_same(recorded));

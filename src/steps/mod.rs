@@ -31,7 +31,7 @@ mod when;
 pub use breaker::{BreakerSettings, BreakerState, MIN_CALLS};
 pub use circuit_breaker::{BreakerReading, CircuitBreaker, CircuitBreakers};
 pub use claim::{Claimed, claim};
-pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings};
+pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings, guard_commands};
 pub use engine::{Engine, EventPublisher, RunAccess, RunOutcome};
 pub use engine_step::StepResources;
 pub use plan::left_to_undo;

@@ -345,6 +345,21 @@ async fn a_lease_covers_the_whole_call_after_an_outage_of_the_ledger_and_the_pub
 }
 
 #[tokio::test]
+async fn steps_that_a_reload_has_reordered_are_undone_in_the_reverse_order_of_their_calls() {
+    let mut env = Env::new();
+    env.script(0, Scripted::Fails(Transient, Refused));
+    env.failure().await;
+    env.engine.steps.swap(0, 1);
+    env.script(3, Scripted::Fails(Permanent, Refused));
+    env.failure().await;
+    assert_eq!(env.happened(), ["o/charge {}", "o/reserve {}", "o/charge {\"reserve\":1}", "o/ship {\"reserve\":1,\"charge\":1}"]);
+    env.record(Some(RunState::Undoing), Some(run_failure()), false).await;
+    env.failure().await;
+    let keys: Vec<String> = env.happened().iter().map(|call| call.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(keys, ["o/charge/undo", "o/reserve/undo"]);
+}
+
+#[tokio::test]
 async fn an_undo_that_is_not_configured_any_more_fails_for_good() {
     let mut env = Env::new();
     env.script(3, Scripted::Fails(Permanent, Refused));

@@ -197,7 +197,7 @@ const VERSION_4: &str = "
         action         TEXT NOT NULL,     -- do | undo
         round          INTEGER NOT NULL,  -- of its run when it was first called
         is_current     INTEGER NOT NULL,  -- 0: of an earlier round | 1
-        position       INTEGER NOT NULL,  -- among the steps, from 0
+        position       INTEGER NOT NULL,  -- in the sequence of the last calls, from 0
         undoable       INTEGER NOT NULL,  -- 0 | 1
         status         TEXT NOT NULL,     -- called | done | failed
         attempts       INTEGER NOT NULL,

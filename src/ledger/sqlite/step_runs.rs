@@ -199,10 +199,12 @@ fn write_call(
     let at = at.as_millisecond();
     let mut update = connection.prepare_cached(
         "UPDATE steps SET uncertain = (uncertain OR status = 'called'), status = 'called', attempts = attempts + 1,
-                called_at = ?5
+                called_at = ?5, position = ?6, undoable = (undoable OR ?7)
          WHERE scope = ?1 AND identity = ?2 AND step = ?3 AND action = ?4 AND is_current = 1",
     )?;
-    if update.execute((&key.scope, &key.identity, &call.step, call.action.as_str(), at))? > 0 {
+    let RunKey { scope, identity } = key;
+    let (position, undoable) = (call.position, call.undoable);
+    if update.execute((scope, identity, &call.step, call.action.as_str(), at, position, undoable))? > 0 {
         return Ok(());
     }
     let mut insert = connection.prepare_cached(
@@ -211,13 +213,13 @@ fn write_call(
          VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6, ?7, 'called', 1, ?8, 0, ?9, ?9)",
     )?;
     insert.execute(params![
-        key.scope,
-        key.identity,
+        scope,
+        identity,
         call.step,
         call.action.as_str(),
         round,
-        call.position,
-        call.undoable,
+        position,
+        undoable,
         call.retries,
         at,
     ])?;

@@ -210,9 +210,9 @@ pub struct RecordedStep {
     pub action: StepAction,
     /// The round in which it was first called.
     pub round: u32,
-    /// The step's place among the steps, from 0, when it was first called.
+    /// The step's place in the sequence in which the run's steps were last called, from 0.
     pub position: u32,
-    /// Whether the step had an undo then.
+    /// Whether the step had an undo when it was called.
     pub undoable: bool,
     /// How far it is.
     pub status: StepStatus,
@@ -263,7 +263,7 @@ pub struct StepCallEntry {
     pub step: String,
     /// Whether the step or its undo is called.
     pub action: StepAction,
-    /// The step's place among the configured steps, from 0.
+    /// The step's place in the sequence in which the run's steps were last called, from 0.
     pub position: u32,
     /// Whether the step has an undo.
     pub undoable: bool,

@@ -2,7 +2,7 @@
 //!
 //! Each child leads a process group of its own, which is killed when the child ends for whatever reason. A task reaps it and
 //! reads its standard error; [`ChildProcesses`] waits for all of them. If orderd itself is killed, a child sees the end of its
-//! standard input.
+//! standard input, and the guard ends what is left.
 
 use std::fmt;
 use std::io;
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::CommandName;
+use super::guard::GroupGuard;
 use super::output_log::{Output, OutputLog, StderrReader};
 use super::settings::CommandSettings;
 
@@ -40,12 +41,14 @@ const SHOWN_STDERR_BYTES: usize = 512;
 pub struct ChildProcesses {
     tasks: TaskTracker,
     stopping: CancellationToken,
+    /// `None`: nothing ends children if this process is killed.
+    guard: Option<Arc<GroupGuard>>,
 }
 
 impl ChildProcesses {
-    /// No children yet.
-    pub fn new() -> Self {
-        Self::default()
+    /// No children yet. Those to come are ended also if this process, which must be `orderd`, is killed.
+    pub fn guarded() -> Self {
+        ChildProcesses { guard: Some(Arc::default()), ..Self::default() }
     }
 
     /// Ends all children, also those in the middle of a call, and waits until they are gone: for [`STOP_WAIT`] and a moment at
@@ -118,7 +121,7 @@ impl ChildStarter {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
-        let group = ProcessGroup::of(&child);
+        let group = ProcessGroup::of(&child, self.processes.guard.clone());
         let pid = child.id().unwrap_or_default();
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (stdout, stderr) = (stdout.expect("it is piped"), stderr.expect("it is piped"));
@@ -224,15 +227,23 @@ impl Supervision {
 
 /// The process group of a child, which is killed when this is dropped.
 #[derive(Debug)]
-struct ProcessGroup(Option<Pid>);
+struct ProcessGroup {
+    /// `None` once nothing of it is left.
+    group: Option<Pid>,
+    guard: Option<Arc<GroupGuard>>,
+}
 
 impl ProcessGroup {
-    fn of(child: &Child) -> Self {
-        ProcessGroup(child.id().and_then(|id| Pid::from_raw(id.cast_signed())))
+    fn of(child: &Child, guard: Option<Arc<GroupGuard>>) -> Self {
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let (Some(group), Some(guard)) = (group, &guard) {
+            guard.started(group);
+        }
+        ProcessGroup { group, guard }
     }
 
     fn signal(&self, signal: Signal) {
-        let Some(group) = self.0 else { return };
+        let Some(group) = self.group else { return };
         match kill_process_group(group, signal) {
             // Nothing of it is left.
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -245,13 +256,15 @@ impl ProcessGroup {
     /// Kills what is left. Must be called right after the child was reaped: later, its number may be that of another process.
     fn end(&mut self) {
         self.signal(Signal::KILL);
-        self.0 = None;
+        if let (Some(group), Some(guard)) = (self.group.take(), &self.guard) {
+            guard.ended(group);
+        }
     }
 }
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
+        self.end();
     }
 }
 

@@ -5,6 +5,7 @@
 //! protocol      hello, request and answer lines (pure)
 //! line_reader   lines and output of a limited length
 //! child         one child process: its group, its environment, its end
+//! guard         ends children if orderd is killed
 //! output_log    what children write to standard error, in orderd's log
 //! long_lived    children that answer one request after the other, started as needed
 //! per_message   one child for each call
@@ -14,6 +15,7 @@
 
 mod call_error;
 mod child;
+mod guard;
 mod line_reader;
 mod long_lived;
 mod output_log;
@@ -32,6 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 pub use child::ChildProcesses;
+pub use guard::guard_commands;
 pub use settings::{CommandMode, CommandSettings};
 
 use self::call_error::CallError;

@@ -37,7 +37,7 @@ struct TestEnv {
 
 impl TestEnv {
     fn new() -> Self {
-        TestEnv { directory: tempfile::tempdir().unwrap(), processes: ChildProcesses::new() }
+        TestEnv { directory: tempfile::tempdir().unwrap(), processes: ChildProcesses::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {

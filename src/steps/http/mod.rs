@@ -9,7 +9,9 @@
 //! no connection, no TLS        transient, and the call had no effect
 //! connection lost, no JSON, an answer that is too long    transient, and the call may have had its effect
 //! ```
-//! The engine limits the time of a call. A service never retries. The query of a URL may contain a secret and is never shown.
+//! The engine limits the time of a call. A service never retries: what was not sent, because the server had closed the connection,
+//! or was refused unread, as HTTP/2 can tell, is sent on another connection, and is one call. The query of a URL may contain a
+//! secret and is never shown.
 
 mod answer;
 mod settings;
@@ -24,8 +26,9 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
-use reqwest::{Client, RequestBuilder, retry};
+use reqwest::{Client, RequestBuilder};
 use tracing::error;
+use url::Url;
 
 use super::service::{FailureCause, StepAnswer, StepCall, StepFailure, StepService};
 use crate::chain::chain;
@@ -40,6 +43,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept. Shorter than what servers do by default (Node.js: 5 s), so that a request is not sent
 /// while the server closes the connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often an HTTP/2 connection that is used is asked whether it still works, and how long the answer may take. Without that, one on
+/// which nothing comes back would be used for ever.
+const PING: Duration = Duration::from_secs(5);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const SIGNATURE: HeaderName = HeaderName::from_static("orderd-signature");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -51,10 +57,10 @@ static SETUP: RepeatedLog = RepeatedLog::new();
 /// A step's HTTP server.
 pub(super) struct HttpService {
     settings: HttpSettings,
+    /// With its query, which must not be shown.
+    called_url: Url,
     headers: HeaderMap,
-    connect_timeout: Duration,
-    max_idle: usize,
-    tls: Option<Arc<TlsReloader>>,
+    setup: Setup,
     /// `None`: it could not be set up, and is with the next call.
     http: Mutex<Option<Http>>,
 }
@@ -72,6 +78,7 @@ struct Setup {
     tls: Option<Arc<TlsReloader>>,
     connect_timeout: Duration,
     max_idle: usize,
+    ping: Duration,
 }
 
 impl Setup {
@@ -83,10 +90,11 @@ impl Setup {
         let client = Client::builder()
             .no_proxy()
             .redirect(Policy::none())
-            .retry(retry::never())
             .connect_timeout(self.connect_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(self.max_idle)
+            .http2_keep_alive_interval(self.ping)
+            .http2_keep_alive_timeout(self.ping)
             .user_agent(concat!("orderd/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(config)
             .build()?;
@@ -109,24 +117,16 @@ impl HttpService {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let tls = (settings.url.scheme() == "https")
             .then(|| Arc::new(TlsReloader::new("consumers.<name>.steps.http", settings.tls.clone())));
-        let service = HttpService {
-            settings,
-            headers,
-            connect_timeout: CONNECT_TIMEOUT.min(timeout * 3 / 4),
-            max_idle: max_concurrent,
-            tls,
-            http: Mutex::new(None),
-        };
-        service.set(service.setup().http().map_err(|error| service.log_setup(&*error)).ok());
+        let connect_timeout = CONNECT_TIMEOUT.min(timeout * 3 / 4);
+        let setup = Setup { tls, connect_timeout, max_idle: max_concurrent, ping: PING };
+        let called_url = settings.called_url();
+        let service = HttpService { settings, called_url, headers, setup, http: Mutex::new(None) };
+        service.set(service.setup.http().map_err(|error| service.log_setup(&*error)).ok());
         service
     }
 
     fn shown_url(&self) -> &str {
         self.settings.url.as_str()
-    }
-
-    fn setup(&self) -> Setup {
-        Setup { tls: self.tls.clone(), connect_timeout: self.connect_timeout, max_idle: self.max_idle }
     }
 
     fn log_setup(&self, error: &(dyn std::error::Error + 'static)) {
@@ -151,7 +151,7 @@ impl HttpService {
 
     /// Sets up a new client, because the certificate files may have been replaced.
     async fn renew(&self) -> Result<Http, StepFailure> {
-        let setup = self.setup();
+        let setup = self.setup.clone();
         let http = tokio::task::spawn_blocking(move || setup.http()).await;
         match http.expect("setting up a client neither panics nor is cancelled") {
             Ok(http) => {
@@ -167,6 +167,8 @@ impl HttpService {
 
     async fn post(&self, call: StepCall<'_>) -> Result<StepAnswer, StepFailure> {
         let http = self.http().await?;
+        // The runtime notices meanwhile which connections the server has closed.
+        tokio::task::yield_now().await;
         match self.request(&http.client, call).send().await {
             Ok(response) => answer::read(response, self.shown_url()).await,
             Err(error) => {
@@ -198,7 +200,7 @@ impl HttpService {
             let now = Timestamp::now().as_second();
             insert(SIGNATURE, &signature::sign(key.expose(), now, call.idempotency_key, call.body));
         }
-        client.post(self.settings.called_url()).headers(headers).body(call.body.clone())
+        client.post(self.called_url.clone()).headers(headers).body(call.body.clone())
     }
 
     /// Why there is no answer. `error` must not have the URL, which may contain a secret. A TLS error of an established connection may

@@ -1,5 +1,9 @@
 //! Calls of real servers, which answer well or misbehave in each way that a network allows.
 
+mod connections;
+mod http2;
+mod slow;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,8 +91,6 @@ impl Server {
         self.requests.try_recv().expect("it was called")
     }
 }
-
-use url::Url;
 
 fn response(status: &str, headers: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).into_bytes()
@@ -295,16 +297,22 @@ fn trusting(ca: &Path) -> TlsFiles {
 
 /// The file with a certificate for `localhost` in this directory, and what accepts connections with it.
 fn tls(directory: &Path) -> (PathBuf, TlsAcceptor) {
+    tls_offering(directory, &[])
+}
+
+/// [`tls`] that offers these protocols by ALPN.
+fn tls_offering(directory: &Path, protocols: &[&str]) -> (PathBuf, TlsAcceptor) {
     let ca = directory.join("ca.pem");
     let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     std::fs::write(&ca, generated.cert.pem()).unwrap();
     let certificate = CertificateDer::from_pem_slice(generated.cert.pem().as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(generated.signing_key.serialize_pem().as_bytes()).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)
         .unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     (ca, TlsAcceptor::from(Arc::new(config)))
 }

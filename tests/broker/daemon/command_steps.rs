@@ -81,6 +81,46 @@ fn orders_are_charged_by_a_command_whose_children_end_with_orderd_even_if_it_is_
     assert!(!is_running(&last));
 }
 
+/// Ignores SIGTERM and the end of its input, and writes down its open files and its pid.
+const HANGS: &str = r#"#!/usr/bin/env python3
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('{"orderd": 1}', flush=True)
+sys.stdin.readline()
+files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+with open("files", "w") as file:
+    print("\n".join(files), file=file)
+with open("pid.new", "w") as file:
+    print(os.getpid(), file=file)
+os.rename("pid.new", "pid")
+while True:
+    time.sleep(600)
+"#;
+
+#[test]
+fn a_command_that_hangs_ends_when_orderd_is_killed_and_has_none_of_the_files_that_orderd_was_started_with() {
+    let node = Node::shared();
+    let (env, mut file) = TestEnv::new(&node).with_file();
+    add_step(&env, &mut file, &script(&env, HANGS), "");
+    // As a shell script does that holds a lock while orderd runs.
+    let lock = fs::File::create(env.directory.path().join("lock")).unwrap();
+    rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty()).unwrap();
+    let mut orderd = env.start();
+    publish(&env, 1..=1);
+    let read = |name: &str| fs::read_to_string(env.directory.path().join(name)).unwrap_or_default();
+    wait_until("the command is called", || !read("pid").is_empty());
+    let open = fs::read_dir(format!("/proc/{}/fd", orderd.pid())).unwrap();
+    let is_lock = |path: std::path::PathBuf| path.ends_with("lock");
+    assert!(open.flatten().any(|file| fs::read_link(file.path()).is_ok_and(is_lock)), "orderd itself has it");
+    assert!(!read("files").contains("lock"), "{}", read("files"));
+    let process = format!("/proc/{}", read("pid").trim());
+    assert!(Path::new(&process).exists());
+    orderd.kill();
+    wait_until("the command has ended", || {
+        fs::read_to_string(format!("{process}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    });
+}
+
 #[test]
 fn an_open_circuit_breaker_stops_the_intake_and_uses_up_no_attempt_while_orderd_stays_ready() {
     let node = Node::shared();

@@ -3,8 +3,11 @@
 mod admin;
 mod as_root;
 mod backlog;
+mod carts;
+mod circuit_breaker;
 mod command_steps;
 mod control;
+mod crash_points;
 mod delivery_limit;
 mod drain;
 mod erase;
@@ -29,5 +32,6 @@ mod secrets;
 mod start;
 mod status;
 mod steps;
+mod steps_reload;
 mod systemd;
 mod tls;

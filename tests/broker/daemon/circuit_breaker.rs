@@ -1,0 +1,154 @@
+//! Circuit breakers of steps whose real HTTP service goes away, hangs, comes back and flaps.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::Node;
+use crate::support::step_server::{StepReply, StepServer, reply};
+use crate::support::test_env::{LedgerReader, OrderdProcess, TestEnv, order, wait_until};
+
+/// What the service does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Down,
+    Hangs,
+    Works,
+}
+
+fn publish(env: &TestEnv<'_>, ids: std::ops::Range<u32>) {
+    env.raw().publish_all("orders", ids.map(|n| ("order.normal.created".to_owned(), order(&format!("ord-{n}")))));
+}
+
+fn breaker(orderd: &OrderdProcess) -> Value {
+    orderd.status()["consumers"]["order"]["breakers"]["charge"].clone()
+}
+
+fn openings(orderd: &OrderdProcess) -> u64 {
+    breaker(orderd)["openings"].as_u64().unwrap()
+}
+
+fn attempts(ledger: &LedgerReader) -> u64 {
+    ledger.number("SELECT count(*) FROM attempts")
+}
+
+/// One step with a breaker that opens for 300 ms, and many retries.
+fn env<'n>(node: &'n Node, server: &StepServer, timeout: &str) -> TestEnv<'n> {
+    let step = format!(
+        "[{{ name = \"charge\", http = {{ url = {:?} }}, timeout = {timeout:?}, \
+         circuit_breaker = {{ window = \"1s\", open = \"300ms\" }} }}]",
+        server.url("/charge")
+    );
+    TestEnv::new(node)
+        .set("consumers.order.steps", &step)
+        .set("consumers.order.retry.immediate", "0")
+        .set("consumers.order.retry.delays", &["300ms"; 16].join(","))
+}
+
+/// How many calls a breaker allows at the same time, once the service has answered its trial and then this many calls.
+fn ramp(answered: usize) -> usize {
+    let limits = [2, 4, 8, 16, 32];
+    let mut left = answered;
+    for limit in limits {
+        match left.checked_sub(limit) {
+            None => return limit,
+            Some(rest) => left = rest,
+        }
+    }
+    usize::MAX
+}
+
+#[test]
+fn a_breaker_begins_closed_after_a_restart_tries_a_hanging_service_with_one_call_and_ramps_up() {
+    const ORDERS: u32 = 150;
+    let node = Node::shared();
+    let server = StepServer::start();
+    let mode = Arc::new(Mutex::new(Mode::Down));
+    let failed = Arc::new(AtomicUsize::new(0));
+    let (worked, too_many) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let hung = Arc::new(AtomicUsize::new(0));
+    {
+        let (server, mode, failed) = (server.clone(), Arc::clone(&mode), Arc::clone(&failed));
+        let (worked, too_many, hung) = (Arc::clone(&worked), Arc::clone(&too_many), Arc::clone(&hung));
+        server.clone().answer(move |_| {
+            let mode = *mode.lock().unwrap();
+            let limit = match mode {
+                Mode::Down => {
+                    failed.fetch_add(1, Ordering::SeqCst);
+                    return reply("503 Service Unavailable", "");
+                }
+                Mode::Hangs => 1,
+                // The first is the trial.
+                Mode::Works => worked.load(Ordering::SeqCst).checked_sub(1).map_or(1, ramp),
+            };
+            too_many.fetch_add(usize::from(server.in_flight() > limit), Ordering::SeqCst);
+            if mode == Mode::Hangs {
+                failed.fetch_add(1, Ordering::SeqCst);
+                hung.fetch_add(1, Ordering::SeqCst);
+                return StepReply::Nothing;
+            }
+            thread::sleep(Duration::from_millis(10));
+            worked.fetch_add(1, Ordering::SeqCst);
+            reply("200 OK", "1")
+        });
+    }
+    let (env, mut file) = env(&node, &server, "700ms").with_file();
+    let mut orderd = env.start();
+    let ledger = env.ledger();
+    publish(&env, 0..ORDERS);
+    wait_until("the breaker has opened", || openings(&orderd) > 0);
+    assert_eq!(orderd.stop(), 0);
+    let mut orderd = env.start();
+    wait_until("it opens again", || openings(&orderd) > 0);
+    file.set("consumers.order.prefetch", "50").save();
+    assert_eq!(orderd.reload()["outcome"], "applied");
+    assert!(openings(&orderd) > 0, "a reload keeps its state");
+
+    *mode.lock().unwrap() = Mode::Hangs;
+    // Calls that were begun before it opened may still be in flight.
+    wait_until("the service was tried", || hung.load(Ordering::SeqCst) > 0 && server.in_flight() <= 1);
+    too_many.store(0, Ordering::SeqCst);
+    let before = hung.load(Ordering::SeqCst);
+    wait_until("the service was tried three times more", || hung.load(Ordering::SeqCst) >= before + 3);
+    assert_eq!(too_many.load(Ordering::SeqCst), 0, "it was tried with more than one call");
+    assert!(["open", "half_open"].contains(&breaker(&orderd)["state"].as_str().unwrap()));
+    *mode.lock().unwrap() = Mode::Works;
+    env.ledger().await_settled(ORDERS.into());
+    assert_eq!(too_many.load(Ordering::SeqCst), 0, "it did not ramp up");
+    // Waiting uses up no attempt: each one is a call that the service did not answer well.
+    assert!(attempts(&ledger) <= failed.load(Ordering::SeqCst) as u64);
+    assert_eq!(ledger.number("SELECT count(*) FROM dead_letters"), 0);
+    publish(&env, ORDERS..2 * ORDERS);
+    env.ledger().await_settled(u64::from(2 * ORDERS));
+    assert_eq!(breaker(&orderd)["state"], "closed");
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn no_order_is_dead_lettered_because_a_service_flaps() {
+    const ORDERS: u32 = 320;
+    const FLAPS: u32 = 8;
+    let node = Node::shared();
+    let server = StepServer::start();
+    let is_up = Arc::new(AtomicBool::new(false));
+    let up = Arc::clone(&is_up);
+    server.answer(move |_| match up.load(Ordering::SeqCst) {
+        true => reply("200 OK", "1"),
+        false => StepReply::Reset,
+    });
+    let env = env(&node, &server, "2s");
+    let mut orderd = env.start();
+    for flap in 0..FLAPS {
+        publish(&env, flap * ORDERS / FLAPS..(flap + 1) * ORDERS / FLAPS);
+        thread::sleep(Duration::from_millis(400));
+        is_up.fetch_not(Ordering::SeqCst);
+    }
+    is_up.store(true, Ordering::SeqCst);
+    env.ledger().await_settled(ORDERS.into());
+    assert!(openings(&orderd) > 0);
+    assert_eq!(env.ledger().number("SELECT count(*) FROM dead_letters"), 0);
+    assert_eq!(orderd.stop(), 0);
+}
