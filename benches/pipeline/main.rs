@@ -104,7 +104,8 @@ fn print(arguments: &Arguments, report: &(impl Serialize + Display)) -> Result<(
 /// The settings given as arguments.
 fn settings(arguments: &Arguments) -> Result<Vec<(&str, String)>, &'static str> {
     let settings = arguments.settings.iter().map(|text| text.split_once('='));
-    let settings: Option<Vec<_>> = settings.map(|setting| setting.map(|(key, value)| (key, value.to_owned()))).collect();
+    let settings: Option<Vec<_>> =
+        settings.map(|setting| setting.map(|(key, value)| (key, value.to_owned()))).collect();
     settings.ok_or("--set takes KEY=VALUE")
 }
 

@@ -352,7 +352,10 @@ async fn steps_that_a_reload_has_reordered_are_undone_in_the_reverse_order_of_th
     env.engine.steps.swap(0, 1);
     env.script(3, Scripted::Fails(Permanent, Refused));
     env.failure().await;
-    assert_eq!(env.happened(), ["o/charge {}", "o/reserve {}", "o/charge {\"reserve\":1}", "o/ship {\"reserve\":1,\"charge\":1}"]);
+    assert_eq!(
+        env.happened(),
+        ["o/charge {}", "o/reserve {}", "o/charge {\"reserve\":1}", "o/ship {\"reserve\":1,\"charge\":1}"]
+    );
     env.record(Some(RunState::Undoing), Some(run_failure()), false).await;
     env.failure().await;
     let keys: Vec<String> = env.happened().iter().map(|call| call.split(' ').next().unwrap().to_owned()).collect();

@@ -63,7 +63,11 @@ impl GroupGuard {
     fn change(&self, group: Pid, is_started: bool) {
         let group = group.as_raw_nonzero().get();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_started { state.groups.insert(group) } else { state.groups.remove(&group) };
+        if is_started {
+            state.groups.insert(group)
+        } else {
+            state.groups.remove(&group)
+        };
         if let Err(error) = state.write(&line(group, is_started))
             && let Some(due) = FAILURES.occurred("guard")
         {
@@ -133,7 +137,11 @@ fn groups_at_end(input: impl BufRead) -> Vec<Pid> {
         let Some((change, Ok(group))) = line.split_at_checked(1).map(|(change, group)| (change, group.parse())) else {
             continue;
         };
-        if change == "+" { groups.insert(group) } else { groups.remove(&group) };
+        if change == "+" {
+            groups.insert(group)
+        } else {
+            groups.remove(&group)
+        };
     }
     groups.into_iter().filter_map(Pid::from_raw).collect()
 }

@@ -128,7 +128,12 @@ fn answer(call: &StepCall) -> StepReply {
 /// Calls of the consumer's steps that have not ended, as orderd sees it.
 fn in_flight(orderd: &OrderdProcess) -> u64 {
     let status = orderd.status();
-    status["consumers"]["order"]["steps"].as_array().unwrap().iter().map(|step| step["in_flight"].as_u64().unwrap()).sum()
+    status["consumers"]["order"]["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["in_flight"].as_u64().unwrap())
+        .sum()
 }
 
 /// For each step and undo of an order: its path, how often it was called and how often that is recorded.
@@ -218,10 +223,9 @@ fn what_is_recorded_as_done_or_undone_is_not_called_again_if_orderd_is_killed_be
         ledger.number(&processed) + ledger.number(&dead) == 1
     };
     let all: &[&str] = &CALLS;
-    for (id, blocked_at, state, expected) in [
-        ("good", "/ship", "done", &all[..3]),
-        ("gone", "/charge/undo", "undone", all),
-    ] {
+    for (id, blocked_at, state, expected) in
+        [("good", "/ship", "done", &all[..3]), ("gone", "/charge/undo", "undone", all)]
+    {
         let proxy = Arc::new(AmqpProxy::start(node.amqp_port).unwrap());
         env.change("broker.addresses", &proxy.address);
         let mut orderd = env.start();

@@ -24,7 +24,8 @@ fn await_processed(ledger: &LedgerReader, id: &str) {
 }
 
 fn await_failed(ledger: &LedgerReader, id: &str, step: &str) {
-    let failed = format!("SELECT count(*) FROM steps WHERE identity = '{id}' AND step = '{step}' AND status = 'failed'");
+    let failed =
+        format!("SELECT count(*) FROM steps WHERE identity = '{id}' AND step = '{step}' AND status = 'failed'");
     wait_until("the step has failed", || ledger.number(&failed) == 1);
 }
 

@@ -55,7 +55,10 @@ impl Http2Server {
 }
 
 /// Serves a connection; what is said before it begins is not for it.
-async fn serve_http2(stream: TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>, mut then: watch::Receiver<Then>) {
+async fn serve_http2(
+    stream: TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
+    mut then: watch::Receiver<Then>,
+) {
     then.mark_unchanged();
     let service = service_fn(|request: Request<Incoming>| async move {
         let known = request.headers().get("idempotency-key").is_some_and(|key| key == "ord-2/charge");

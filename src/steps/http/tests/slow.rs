@@ -47,7 +47,8 @@ async fn an_answer_that_comes_too_slowly_is_a_timeout_after_which_the_step_is_un
         );
         let engine = Engine::new("order", 1, &settings::tests::read(&step).unwrap(), &StepResources::default());
         let key = RunKey { scope: String::new(), identity: "ord-2".to_owned() };
-        let (ledger, counters, names) = (MemoryLedger::default(), StepCounters::default(), ExchangeNames::new("orders"));
+        let (ledger, counters, names) =
+            (MemoryLedger::default(), StepCounters::default(), ExchangeNames::new("orders"));
         let access = RunAccess {
             ledger: &ledger,
             publisher: &NoPublisher,
