@@ -354,7 +354,7 @@ async fn steps_that_a_reload_has_reordered_are_undone_in_the_reverse_order_of_th
     env.failure().await;
     assert_eq!(
         env.happened(),
-        ["o/charge {}", "o/reserve {}", "o/charge {\"reserve\":1}", "o/ship {\"reserve\":1,\"charge\":1}"]
+        ["o/charge {}", "o/reserve {}", "o/charge {\"reserve\":1}", "o/ship {\"charge\":1,\"reserve\":1}"]
     );
     env.record(Some(RunState::Undoing), Some(run_failure()), false).await;
     env.failure().await;

@@ -85,7 +85,7 @@ fn a_breaker_begins_closed_after_a_restart_tries_a_hanging_service_with_one_call
                 Mode::Works => worked.load(Ordering::SeqCst).checked_sub(1).map_or(1, ramp),
             };
             // The server may still hold a call that orderd has given up.
-            too_many.fetch_add(usize::from(server.in_flight() > limit + 1), Ordering::SeqCst);
+            too_many.fetch_add(usize::from(server.in_flight() > limit.saturating_add(1)), Ordering::SeqCst);
             if mode == Mode::Hangs {
                 failed.fetch_add(1, Ordering::SeqCst);
                 hung.fetch_add(1, Ordering::SeqCst);
