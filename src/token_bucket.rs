@@ -1,4 +1,4 @@
-//! A token bucket: limits how often something happens in the long run, and how often at once. Pure: the caller supplies the
+//! A token bucket: limits how often something happens in the long run, and the size of a burst. Pure: the caller supplies the
 //! time.
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket. The capacity is at least 1, so that one token can always be taken some time.
+    /// A full bucket. The capacity is at least 1, so that a token can be taken at all.
     pub fn full(capacity: f64, per_second: f64, now: Instant) -> Self {
         let capacity = capacity.max(1.0);
         TokenBucket { capacity, per_second, tokens: capacity, at: now }
@@ -34,7 +34,7 @@ impl TokenBucket {
         self.take_many(1.0, now)
     }
 
-    /// Takes all of these tokens, if there are so many, else none.
+    /// Takes this many tokens if the bucket has them, else none.
     pub fn take_many(&mut self, count: f64, now: Instant) -> bool {
         self.refill(now);
         let enough = self.tokens >= count;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::config::Rate;
 use crate::token_bucket::TokenBucket;
 
-/// How much of a second's deliveries may be started at once, so that a limit of 200 per second is one in each moment too.
+/// The fraction of a second's deliveries that may be started at the same moment, so that the limit also prevents bursts.
 const AT_ONCE: f64 = 0.1;
 
 /// Limits the deliveries of one consumer.
@@ -48,8 +48,8 @@ impl RateLimiter {
         self.changed.notify_waiters();
     }
 
-    /// The most deliveries that the broker should leave with the consumer: all of them are started within a minute, well before
-    /// the broker wants an ack.
+    /// The most deliveries that the consumer should hold: all of them can be started within a minute, well before the broker's
+    /// acknowledgement timeout.
     pub(super) fn max_slots(&self) -> usize {
         self.limit().as_ref().map_or(usize::MAX, |limit| limit.rate.per_minute())
     }
@@ -70,7 +70,7 @@ impl RateLimiter {
         }
     }
 
-    /// Counts a delivery that is started, if it may be.
+    /// Whether a delivery may be started now. If so, it is counted.
     pub(super) fn take(&self) -> bool {
         self.limit().as_mut().is_none_or(|limit| limit.bucket.take(Instant::now()))
     }

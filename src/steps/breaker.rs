@@ -6,7 +6,8 @@
 //!   │                                └────────────────────────┘          ▼
 //!   └───────── enough calls at the same time, or a window ────────── ramp-up: 2, 4, 8, … calls at the same time
 //! ```
-//! While it ramps up, too many failures open it again. In a shop with few orders it ends after the time of a window. The results of calls that were begun before it opened do not count.
+//! While it ramps up, too many failures open it again. With few calls, the ramp-up ends after the length of the window. The results
+//! of calls that began before it opened do not count.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use crate::config::{Section, serialize_duration, value_parser};
 use crate::gate::GateState;
 
-/// A breaker that is closed does not open before so many calls within its window.
+/// A closed breaker does not open until this many calls have ended within its window.
 pub const MIN_CALLS: u32 = 10;
 /// Calls at the same time when the ramp-up begins.
 const FIRST_RAMP: u32 = 2;
@@ -29,7 +30,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// `circuit_breaker` of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct BreakerSettings {
-    /// The part of the calls within the window that must fail for it to open; above 0, at most 1; default 0.5.
+    /// The fraction of the calls within the window that must fail for it to open; above 0, at most 1; default 0.5.
     pub failures: f64,
     /// The time within which calls count; default 30 s.
     #[serde(serialize_with = "serialize_duration")]
@@ -65,7 +66,7 @@ pub enum BreakerState {
     Open,
     /// One call tries the service.
     HalfOpen,
-    /// Ever more calls are made at the same time.
+    /// The number of calls at the same time grows.
     RampUp,
 }
 
@@ -90,9 +91,9 @@ impl BreakerState {
 pub(super) enum CallResult {
     /// The service answered, also if it refused.
     Answered,
-    /// The service seems to be out of order.
+    /// The service does not seem to work.
     Failed,
-    /// Nobody waited for the end.
+    /// The call was dropped before its end.
     Abandoned,
 }
 

@@ -61,7 +61,7 @@ pub trait EventPublisher: Send + Sync {
     fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>>;
 }
 
-/// How a run ended that did not fail.
+/// How a run ended without a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunOutcome {
     /// All steps are done.
@@ -261,7 +261,7 @@ impl<'a> RunWork<'a> {
         next_step(steps.map(|(step, applies)| (&*step.name, *applies)), &self.run.steps)
     }
 
-    /// The run is done. It stays claimed until the message should be finished, so that nobody decides to undo it meanwhile.
+    /// The run is done. It stays claimed until the message should be finished, so that it is not undone at the same time.
     fn all_done(&self) -> Change {
         Change { state: Some(RunState::Done), ..self.while_publishing() }
     }

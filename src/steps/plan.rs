@@ -34,8 +34,8 @@ pub fn left_to_undo(recorded: &[RecordedStep]) -> impl Iterator<Item = &Recorded
 
 /// The key of a step's calls: the same for every call of one step of one message, and different for all others. `scope` is the
 /// consumer of a message that is not an order, else empty. In visible ASCII; other bytes are percent-encoded, and so is a slash
-/// in the identity. A step that begins anew, because the message was replayed after the step was undone, has
-/// another key than before, and so has its undo.
+/// in the identity. A step that starts again, because the message was replayed after the step was undone, has
+/// a key other than before, and so has its undo.
 pub fn idempotency_key(key: &RunKey, step: &str, action: StepAction, round: u32) -> String {
     let RunKey { scope, identity } = key;
     let mut key = String::with_capacity(scope.len() + identity.len() + step.len() + 8);

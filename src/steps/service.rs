@@ -128,7 +128,7 @@ impl StepFailure {
         StepFailure { failure, retry_after: None, cause }
     }
 
-    /// Whether the circuit breaker counts it: the service itself seems to be out of order.
+    /// Whether the circuit breaker counts it: the service itself does not seem to work.
     pub fn is_unavailable(&self) -> bool {
         match self.cause {
             FailureCause::Refused => false,

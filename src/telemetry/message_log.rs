@@ -1,8 +1,8 @@
 //! Lines about single messages, such as each that fails: the first few of a cause in full, the others at the level `debug` and,
 //! once a minute, in one line that counts them.
 //!
-//! Decides which line is written when; callers write it. Never drops a count: whoever writes such lines calls
-//! [`MessageLog::write_counts`] from time to time, and [`MessageLog::write_all_counts`] at the end.
+//! Decides which line is written when; callers write it. Never drops a count, if the caller calls
+//! [`MessageLog::write_counts`] from time to time and [`MessageLog::write_all_counts`] at the end.
 
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};

@@ -28,9 +28,10 @@ use super::settings::CommandSettings;
 
 /// How long a child may take to end after its standard input was closed and it was sent SIGTERM. Then it is killed.
 const STOP_WAIT: Duration = Duration::from_secs(3);
-/// How long what a child wrote before its end may still arrive. Only a process that has left the group keeps a pipe open.
+/// How long to wait after a child's end for the rest of what it wrote. Only a process that has left the group keeps a pipe open
+/// for longer.
 pub(super) const LAST_OUTPUT: Duration = Duration::from_millis(200);
-/// How long a child that is killed may take to be gone. Only one that waits for a disk that hangs takes longer.
+/// How long to wait for the end of a child that was killed. Only one that waits for a disk that hangs takes longer.
 const KILLED_WAIT: Duration = Duration::from_secs(1);
 
 /// How much of the end of its standard error is shown with the way a child ended, in bytes.
@@ -51,7 +52,7 @@ impl ChildProcesses {
         ChildProcesses { guard: Some(Arc::default()), ..Self::default() }
     }
 
-    /// Ends all children, also those in the middle of a call, and waits until they are gone: for [`STOP_WAIT`] and a moment at
+    /// Ends all children, also those in the middle of a call, and waits until they have ended: a little longer than [`STOP_WAIT`] at
     /// most, unless the operating system cannot end one.
     pub async fn finish(&self) {
         self.stopping.cancel();

@@ -10,8 +10,8 @@
 //! long_lived    children that answer one request after the other, started as needed
 //! per_message   one child for each call
 //! ```
-//! A child never outlives orderd's stop, inherits no secret, and never takes an answer for another call's. It is not confined
-//! otherwise: it runs as orderd's user.
+//! A child ends at the latest when orderd stops, and inherits no secret. The answer to one call is never taken for that to another.
+//! Children are not confined otherwise: they run as orderd's user.
 
 mod call_error;
 mod child;

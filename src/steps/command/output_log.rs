@@ -70,7 +70,7 @@ impl OutputLog {
     }
 }
 
-/// Whether a child may go on.
+/// What a read found, and whether the child may continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
     /// It wrote something.

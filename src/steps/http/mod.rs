@@ -140,7 +140,7 @@ impl HttpService {
         *self.http.lock().unwrap_or_else(PoisonError::into_inner) = http;
     }
 
-    /// The client, set up anew if it could not be before.
+    /// The client. If it could not be set up before, this tries again.
     async fn http(&self) -> Result<Http, StepFailure> {
         let known = self.http.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match known {
