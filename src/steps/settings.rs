@@ -203,8 +203,13 @@ impl StepSettings {
             Some(undo) => format!("undone by {} within {}", undo.service.shown(), duration::format(undo.timeout)),
             None => "never undone".to_owned(),
         };
+        let breaker = self.circuit_breaker.map_or_else(String::new, |breaker| {
+            let (open, window) = (duration::format(breaker.open), duration::format(breaker.window));
+            let percent = breaker.failures * 100.0;
+            format!("; not called for {open} if {percent} % of at least {MIN_CALLS} calls within {window} fail")
+        });
         format!(
-            "step {} of consumer {consumer:?}: {:?}, {} within {}{conditional}; {undo}",
+            "step {} of consumer {consumer:?}: {:?}, {} within {}{conditional}; {undo}{breaker}",
             index + 1,
             self.name,
             self.service.shown(),
@@ -355,6 +360,11 @@ pub(super) mod tests {
         assert_eq!(
             steps.check_lines("order"),
             ["step 1 of consumer \"order\": \"charge\", POST http://127.0.0.1:8081/charge within 10s; never undone"]
+        );
+        let breaker = read(&format!("{CHARGE}circuit_breaker = {{ open = \"5s\" }}")).unwrap();
+        assert!(
+            breaker.check_lines("order")[0]
+                .ends_with("; not called for 5s if 50 % of at least 10 calls within 30s fail")
         );
         let all = read(
             "[[consumers.order.steps]]\nname = \"charge\"\nhttp = { url = \"https://pay.example/charge?key=hidden\", headers = { X-Shop = \

@@ -47,8 +47,9 @@ fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
 
 /// What the handlers say about their own settings, such as injected faults.
 fn write_handler_lines(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {
-    let mut lines = consumers.iter().flat_map(|consumer| &consumer.handler_lines);
-    lines.try_for_each(|line| writeln!(out, "\n{line}"))
+    let lines = consumers.iter().flat_map(|consumer| &consumer.handler_lines);
+    // One block, with a blank line before it.
+    lines.enumerate().try_for_each(|(index, line)| writeln!(out, "{}{line}", if index == 0 { "\n" } else { "" }))
 }
 
 fn write_topology(topology: &TopologyReport, out: &mut dyn Write) -> io::Result<()> {
