@@ -130,6 +130,7 @@ impl Observability {
                 failed_attempts = counts.failed_attempts,
                 forwarded = counts.forwarded,
                 retried = counts.retried,
+                returned = counts.returned,
                 dead_lettered = counts.dead_lettered,
                 released = counts.released,
                 rejected = counts.rejected,

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::amqp::{ConfirmingPublisher, Redeclaration};
 use crate::config::Config;
+use crate::metrics::FailedUndos;
 use crate::reconcile::{BrokerView, Limits, LocalCounts, Poller};
 use crate::status::StatusRegistry;
 
@@ -27,6 +28,10 @@ pub(super) fn poller(
         LocalCounts {
             counts: comparable.map(|consumer| (consumer.queue.clone(), consumer.counters.counts())).collect(),
             paused: paused.collect(),
+            failed_undos: consumers
+                .iter()
+                .map(|consumer| consumer.counters.failed_undos())
+                .fold(FailedUndos::default(), FailedUndos::and),
             publisher_connection: publisher.get().map_or(0, |publisher| publisher.state().connection),
         }
     };

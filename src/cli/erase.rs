@@ -1,4 +1,4 @@
-//! `orderd erase`: erases one customer's personal data from the ledger and the event files, while a daemon runs or not.
+//! `orderd erase`: erases personal data of one customer, order or message from the ledger and the event files, while a daemon runs or not.
 //!
 //! It never contacts the daemon, and asks the broker only for the number of queued messages. It says what it cannot erase.
 
@@ -19,7 +19,7 @@ use crate::chain::chain;
 use crate::config::Config;
 use crate::escape::escaped;
 use crate::handlers;
-use crate::ledger::{ErasedRows, ErasureSubject};
+use crate::ledger::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 use crate::management::{ManagementClient, Totals};
 
 /// How long the broker may take to say how many messages its queues have.
@@ -30,6 +30,9 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct EraseArgs {
     #[command(flatten)]
     subject: Subject,
+    /// Also erase results of steps that are still needed: of orders in progress, and of those whose undo failed, which a person has to undo
+    #[arg(long)]
+    include_unfinished: bool,
     /// Show what would be erased, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -47,6 +50,9 @@ struct Subject {
     /// Id of one order
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     order: Option<String>,
+    /// message_id of a message that is no order, such as one of a consumer with handler = "steps"; or its whole identity, as in the log
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    message: Option<String>,
 }
 
 /// What is printed. Its JSON is a contract: see `docs/reference/cli.md`.
@@ -55,6 +61,8 @@ struct ErasureReport {
     dry_run: bool,
     /// The orders whose data was erased.
     orders: Vec<String>,
+    /// The identities of other messages whose data was erased.
+    messages: Vec<String>,
     ledger: ErasedRows,
     /// The event files with lines that were changed.
     event_files: Vec<ErasedFile>,
@@ -72,31 +80,29 @@ struct ErasedFile {
 
 /// Erases the data and prints what was done.
 ///
-/// Returns the exit code: 0, 1 if nothing about the customer or order was found, 70 if a file cannot be rewritten, 70 or 78 if
+/// Returns the exit code: 0, 1 if nothing about the customer, order or message was found, 70 if a file cannot be rewritten, 70 or 78 if
 /// the ledger cannot be used.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    let subject = match (&args.subject.customer, &args.subject.order) {
-        (Some(customer), _) => ErasureSubject::Customer(customer.clone()),
-        (None, order) => ErasureSubject::Order(order.clone().unwrap_or_default()),
-    };
+    let subject = args.subject.checked();
     let location = config.ledger.location();
-    let orders = match location.orders_of(&subject).await {
-        Ok(orders) => orders,
+    let targets = match location.erasure_targets(&subject).await {
+        Ok(targets) => targets,
         Err(error) => {
             writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
             return Ok(ledger_exit(&error));
         }
     };
+    let options = ErasureOptions { dry_run: args.dry_run, include_unfinished: args.include_unfinished };
     // The ledger comes last: without its customer ids, a second run would not find the lines that this one left.
-    let (event_files, unreadable, failed) = erase_event_files(config, &subject, &orders, args.dry_run, err)?;
+    let (event_files, unreadable, failed) = erase_event_files(config, &subject, &targets, args.dry_run, err)?;
     if failed {
         writeln!(err, "orderd: the ledger is unchanged; repeat the command once the files can be written")?;
         return Ok(Exit::Internal);
     }
-    let ledger = match location.erase(orders.clone(), args.dry_run).await {
+    let ledger = match location.erase(targets.clone(), options).await {
         Ok(erased) => erased,
         Err(error) => {
             writeln!(err, "orderd: cannot erase from the ledger: {}", chain(&error))?;
@@ -105,12 +111,14 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
     };
     let queues = queues_with_messages(config).await;
     let mut not_erased = not_erased(config, queues.as_ref(), &unreadable, ledger.copies_remain);
+    not_erased.extend(still_needed(&ledger.unfinished));
     if let ErasureSubject::Customer(_) = subject {
         let never = "failure texts of orders that were never accepted, whose customers the ledger does not know: give such an order \
                      with --order";
         not_erased.push(never.to_owned());
     }
-    let report = ErasureReport { dry_run: args.dry_run, orders, ledger, event_files, queues, not_erased };
+    let ErasureTargets { orders, messages } = targets;
+    let report = ErasureReport { dry_run: args.dry_run, orders, messages, ledger, event_files, queues, not_erased };
     match args.format {
         Format::Text => write_text(&report, out)?,
         Format::Json => write_json(&report, out)?,
@@ -118,10 +126,21 @@ pub async fn run(args: &EraseArgs, config: &Config, out: &mut dyn Write, err: &m
     Ok(if report.is_empty() { Exit::Refused } else { Exit::Done })
 }
 
+impl Subject {
+    /// The one that is given.
+    fn checked(&self) -> ErasureSubject {
+        match (&self.customer, &self.order, &self.message) {
+            (Some(customer), _, _) => ErasureSubject::Customer(customer.clone()),
+            (None, Some(order), _) => ErasureSubject::Order(order.clone()),
+            (None, None, message) => ErasureSubject::Message(message.clone().unwrap_or_default()),
+        }
+    }
+}
+
 impl ErasureReport {
-    /// Whether nothing about the customer or order was found.
+    /// Whether nothing about the customer, order or message was found.
     fn is_empty(&self) -> bool {
-        self.orders.is_empty() && self.event_files.is_empty()
+        self.orders.is_empty() && self.messages.is_empty() && self.event_files.is_empty()
     }
 }
 
@@ -129,16 +148,16 @@ impl ErasureReport {
 fn erase_event_files(
     config: &Config,
     subject: &ErasureSubject,
-    orders: &[String],
+    targets: &ErasureTargets,
     dry_run: bool,
     err: &mut dyn Write,
 ) -> io::Result<(Vec<ErasedFile>, Vec<PathBuf>, bool)> {
     // An order that the ledger does not know may have events.
     let own = match subject {
         ErasureSubject::Order(id) => Some(id.clone()),
-        ErasureSubject::Customer(_) => None,
+        ErasureSubject::Customer(_) | ErasureSubject::Message(_) => None,
     };
-    let orders: HashSet<String> = orders.iter().cloned().chain(own).collect();
+    let orders: HashSet<String> = targets.orders.iter().cloned().chain(own).collect();
     let (mut erased, mut unreadable, mut failed) = (Vec::new(), Vec::new(), false);
     for files in config.event_files() {
         let (readable, compressed) = match handlers::event_files(&files) {
@@ -205,8 +224,30 @@ fn not_erased(
     places
 }
 
+/// What is not erased because steps, undos or people need it, and what to do about it.
+fn still_needed(unfinished: &[UnfinishedSteps]) -> Vec<String> {
+    let names = |in_state: fn(&str) -> bool| {
+        let found = unfinished.iter().filter(|steps| in_state(steps.state));
+        let names = found.map(|UnfinishedSteps { consumer, id, .. }| match consumer {
+            Some(consumer) => format!("{id} of consumer {consumer}"),
+            None => id.clone(),
+        });
+        Some(names.collect::<Vec<_>>().join(", ")).filter(|names| !names.is_empty())
+    };
+    let in_progress = names(|state| state != "undo_failed").map(|names| {
+        format!("results of the steps of {names}, which are in progress: they are erased as soon as all steps are done or undone")
+    });
+    let failed = names(|state| state == "undo_failed").map(|names| {
+        format!(
+            "results of the steps of {names}, which could not be undone: replay the dead letters, or undo by hand what is left, \
+             then repeat the command with --include-unfinished"
+        )
+    });
+    in_progress.into_iter().chain(failed).collect()
+}
+
 fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
-    let ErasureReport { dry_run, orders, ledger, event_files, queues: _, not_erased } = report;
+    let ErasureReport { dry_run, orders, messages, ledger, event_files, queues: _, not_erased } = report;
     let lines: usize = event_files.iter().map(|file| file.lines).sum();
     let heading = match (report.is_empty(), dry_run) {
         (true, _) => "nothing found, nothing erased",
@@ -219,10 +260,13 @@ fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
         "  orders         {}",
         if orders.is_empty() { "none in the ledger".to_owned() } else { escaped(&orders.join(", ")) }
     )?;
+    if !messages.is_empty() {
+        writeln!(out, "  messages       {}", escaped(&messages.join(", ")))?;
+    }
     writeln!(out, "  customer ids   {}", ledger.customer_ids)?;
     writeln!(out, "  failure texts  {}", ledger.failure_texts)?;
     writeln!(out, "  step texts     {}", ledger.step_texts)?;
     writeln!(out, "  event lines    {lines} in {} files", event_files.len())?;
     writeln!(out, "not erased")?;
-    not_erased.iter().try_for_each(|place| writeln!(out, "  {place}"))
+    not_erased.iter().try_for_each(|place| writeln!(out, "  {}", escaped(place)))
 }

@@ -140,12 +140,13 @@ fn is_about(event: &Line<'_>, subject: &ErasureSubject, orders: &HashSet<String>
     let field = |name: &str| event.body.get(name).map(|value| text(value.get()));
     let of_customer = match subject {
         ErasureSubject::Customer(id) => field("customer_id").is_some_and(|found| found == *id),
-        ErasureSubject::Order(_) => false,
+        ErasureSubject::Order(_) | ErasureSubject::Message(_) => false,
     };
     let of_order = |id: &str| orders.contains(id);
     of_customer
         || field("order_id").is_some_and(|id| of_order(&id))
         || of_order(&event.id)
+        || subject.is_message(&event.id)
         // Not every id that begins with the order's: `ord-1/2` may be another order.
         || EVENT_ID_SUFFIXES.iter().any(|suffix| event.id.strip_suffix(suffix).is_some_and(of_order))
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
@@ -44,7 +45,7 @@ pub(super) async fn run_steps(
             key,
             body: body_hash(message),
             is_new: is_new(input),
-            replayed_at: read_time(&message.headers, names::REPLAYED_AT),
+            replayed_at: replayed_at(input),
             text: &text,
             order,
             trace: trace(message),
@@ -109,6 +110,12 @@ fn is_new(input: HandlerInput<'_>) -> bool {
     let delivery = input.delivery;
     let is_copy = input.provenance.is_copy && delivery.message.headers.contains_key(names::FIRST_FAILED_AT);
     !delivery.redelivered && delivery.delivery_count() == 0 && !is_copy
+}
+
+/// When the message was replayed, if orderd's user says so. A producer could send the header with each order: one that was undone would
+/// begin anew when the broker delivers it again, and its customer would pay although nobody replayed it.
+fn replayed_at(input: HandlerInput<'_>) -> Option<Timestamp> {
+    if input.provenance.is_copy { read_time(&input.delivery.message.headers, names::REPLAYED_AT) } else { None }
 }
 
 fn trace(message: &Message) -> TraceContext<'_> {

@@ -1,4 +1,4 @@
-//! Erasing a customer's personal data: the subject, and the result.
+//! Erasing personal data: the subject, what the ledger has about it, and the result.
 
 use serde::Serialize;
 
@@ -12,6 +12,45 @@ pub enum ErasureSubject {
     Customer(String),
     /// The order with this id.
     Order(String),
+    /// The messages with this `message_id`, of any sender, that are no orders; or the one with this identity.
+    Message(String),
+}
+
+impl ErasureSubject {
+    /// Whether it is the message, other than an order, with this identity.
+    pub fn is_message(&self, identity: &str) -> bool {
+        match self {
+            ErasureSubject::Customer(_) | ErasureSubject::Order(_) => false,
+            ErasureSubject::Message(id) => identity.strip_prefix(id.as_str()).is_some_and(|sender| {
+                sender.is_empty() || sender == "/unverified" || sender.strip_prefix("/from/").is_some()
+            }),
+        }
+    }
+}
+
+/// What a ledger has about a subject.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ErasureTargets {
+    /// Orders, by id.
+    pub orders: Vec<String>,
+    /// Other messages, by identity.
+    pub messages: Vec<String>,
+}
+
+impl ErasureTargets {
+    /// Whether the ledger has nothing about the subject.
+    pub fn is_empty(&self) -> bool {
+        self.orders.is_empty() && self.messages.is_empty()
+    }
+}
+
+/// How to erase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ErasureOptions {
+    /// Change nothing, and only say what would be erased.
+    pub dry_run: bool,
+    /// Also erase results of steps that are still needed.
+    pub include_unfinished: bool,
 }
 
 /// What was erased from a ledger, or would be.
@@ -23,6 +62,34 @@ pub struct ErasedRows {
     pub failure_texts: usize,
     /// Results and failures of steps.
     pub step_texts: usize,
+    /// Orders and messages of which the results of steps are not erased yet, because they are still needed. Unless an undo has
+    /// failed, they are erased as soon as the steps are finished or undone.
+    pub unfinished: Vec<UnfinishedSteps>,
     /// Whether copies of erased text may remain in the store's log until it is written anew.
     pub copies_remain: bool,
+}
+
+/// The steps of an order or message whose results are still needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnfinishedSteps {
+    /// The consumer of a message that is no order; `None` for an order.
+    pub consumer: Option<String>,
+    /// The order's id, or the message's identity.
+    pub id: String,
+    /// `running`; `done`: the order is about to be processed; `undoing`; `undo_failed`: a person needs the results to undo them.
+    pub state: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_id_names_the_messages_of_all_senders_and_no_others() {
+        let subject = ErasureSubject::Message("inv-1".to_owned());
+        let found = |identity| subject.is_message(identity);
+        assert!(["inv-1", "inv-1/unverified", "inv-1/from/shop"].into_iter().all(found));
+        assert!(!["inv-10", "inv-1/2", "inv", "inv-1/unverified/2", "x/inv-1"].into_iter().any(found));
+        assert!(!ErasureSubject::Order("inv-1".to_owned()).is_message("inv-1"));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::backup::{BackupError, BackupProgress, BackupSummary};
-use super::erase::{ErasedRows, ErasureSubject};
+use super::erase::{ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets};
 use super::error::OpenError;
 use super::sqlite::{self, SqliteLedger, SqliteReader};
 use super::traits::{Ledger, LedgerReader};
@@ -50,29 +50,29 @@ impl LedgerLocation {
         }
     }
 
-    /// The ids of the orders of a customer, or the id of the order if the ledger knows it.
+    /// The orders of a customer, the order or the messages that the ledger knows.
     ///
     /// # Errors
     /// The ledger cannot be read.
-    pub async fn orders_of(&self, subject: &ErasureSubject) -> Result<Vec<String>, OpenError> {
+    pub async fn erasure_targets(&self, subject: &ErasureSubject) -> Result<ErasureTargets, OpenError> {
         match self {
             LedgerLocation::Directory(directory) => {
                 let (directory, subject) = (directory.clone(), subject.clone());
-                blocking(move || sqlite::orders_of(&directory, &subject)).await
+                blocking(move || sqlite::erasure_targets(&directory, &subject)).await
             }
         }
     }
 
-    /// Erases the customers of these orders and the texts of their failures, also while daemons use the ledger. Rows and
-    /// aggregates stay.
+    /// Erases the customers of orders, the texts of failures, and what steps have said, also while daemons use the ledger. Rows and
+    /// aggregates stay. Results of steps that are still needed are erased as soon as they are not.
     ///
     /// # Errors
     /// The ledger cannot be written. Some orders may have been erased; repeating it is safe.
-    pub async fn erase(&self, orders: Vec<String>, dry_run: bool) -> Result<ErasedRows, OpenError> {
+    pub async fn erase(&self, targets: ErasureTargets, options: ErasureOptions) -> Result<ErasedRows, OpenError> {
         match self {
             LedgerLocation::Directory(directory) => {
                 let directory = directory.clone();
-                blocking(move || sqlite::erase(&directory, &orders, dry_run)).await
+                blocking(move || sqlite::erase(&directory, &targets, options)).await
             }
         }
     }

@@ -453,12 +453,12 @@ impl LedgerMaintenance for MemoryLedger {
         let attempts = remove(&mut tables.attempts, |attempt| attempt.failed_at < before);
         let more = [orders, events, attempts].contains(&PRUNE_ROWS);
         let Tables { runs, orders: recorded, .. } = &mut *tables;
-        let is_unfinished = |key: &RunKey| {
-            let order = OrderId::new(&*key.identity).filter(|_| key.scope.is_empty()).and_then(|id| recorded.get(&id));
-            order.is_some_and(|stored| stored.processed_at.is_none())
+        let has_order = |key: &RunKey| {
+            let order = OrderId::new(&*key.identity).filter(|_| key.scope.is_empty());
+            order.is_some_and(|id| recorded.contains_key(&id))
         };
-        let step_runs = runs.prune(before, is_unfinished);
-        ready(Ok(Pruned { orders, events, attempts, step_runs, minutes: 0, more })).boxed()
+        let (step_runs, erased_runs) = runs.prune(before, has_order);
+        ready(Ok(Pruned { orders, events, attempts, step_runs, erased_runs, minutes: 0, more })).boxed()
     }
 
     fn state(&self) -> watch::Receiver<LedgerState> {

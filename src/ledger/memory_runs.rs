@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::erase::ERASED;
 use super::step_runs::{
-    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, RecordedStep, RunClaim, RunKey, RunRecord, RunRecorded,
-    RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunKey, RunRecord,
+    RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 use super::trace::{TraceEvent, TraceStep, TracedMessage};
 
@@ -58,7 +59,6 @@ impl MemoryRuns {
             fence: stored.fence,
             round: stored.round,
             state: stored.state,
-            body: stored.body,
             failure: stored.failure.clone(),
             steps: steps.clone(),
         }))
@@ -120,15 +120,38 @@ impl MemoryRuns {
         run.steps.iter().map(event).collect()
     }
 
-    /// Removes what retention removes; `keeps` says of which orders the run is kept.
-    pub(super) fn prune(&mut self, before: Timestamp, keeps: impl Fn(&RunKey) -> bool) -> usize {
-        let count = self.0.len();
-        self.0.retain(|key, run| keeps(key) || run.stored.finished_at.is_none_or(|at| at >= before));
-        count - self.0.len()
+    /// Removes what retention removes, and erases what the steps of old dead letters have said. Returns the numbers of runs.
+    /// `has_order`: whether the run's order has a row.
+    pub(super) fn prune(&mut self, before: Timestamp, has_order: impl Fn(&RunKey) -> bool) -> (usize, usize) {
+        let (count, mut erased) = (self.0.len(), 0);
+        self.0.retain(|key, run| {
+            let StoredRun { state, finished_at, dead_lettered_at, erasure, .. } = &run.stored;
+            let is_old = finished_at.is_some_and(|finished_at| dead_lettered_at.unwrap_or(finished_at) < before);
+            let is_dead_letter = dead_lettered_at.is_some();
+            if is_old && is_dead_letter && *state == RunState::Undone && *erasure != Some(Erasure::Done) {
+                erased += 1;
+                run.erase();
+            }
+            !is_old || is_dead_letter || has_order(key)
+        });
+        (count - self.0.len(), erased)
     }
 }
 
 impl MemoryRun {
+    fn erase(&mut self) {
+        self.stored.erasure = Some(Erasure::Done);
+        self.stored.failure.iter_mut().for_each(|failure| failure.reason = ERASED.to_owned());
+        self.steps
+            .iter_mut()
+            .filter_map(|step| step.result.as_mut())
+            .for_each(|result| *result = format!("\"{ERASED}\""));
+        self.calls
+            .values_mut()
+            .filter_map(|call| call.failure.as_mut())
+            .for_each(|(_, reason)| *reason = ERASED.to_owned());
+    }
+
     fn call(&mut self, call: &StepCallEntry, at: Timestamp) {
         let key = (call.step.clone(), call.action);
         let failure = self.calls.remove(&key).and_then(|call| call.failure);

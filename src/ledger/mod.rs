@@ -39,7 +39,7 @@ mod traits;
 
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
-pub use erase::{ERASED, ErasedRows, ErasureSubject};
+pub use erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 pub use error::{Cause, LedgerError, OpenError};
 pub use figures::{ChargeSums, Figures, OrderFigures};
 pub use location::LedgerLocation;

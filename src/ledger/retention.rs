@@ -11,6 +11,8 @@ pub struct Pruned {
     pub attempts: usize,
     /// Runs, each with its steps.
     pub step_runs: usize,
+    /// Runs of dead letters, which are kept, but no longer what their steps have said.
+    pub erased_runs: usize,
     /// Aggregates of single minutes. Zero in a ledger that keeps none.
     pub minutes: usize,
     /// Whether there may be more to remove.
@@ -20,17 +22,18 @@ pub struct Pruned {
 impl Pruned {
     /// Adds what another call removed; `more` is taken from that call.
     pub fn add(&mut self, other: Pruned) {
-        let Pruned { orders, events, attempts, step_runs, minutes, more } = other;
+        let Pruned { orders, events, attempts, step_runs, erased_runs, minutes, more } = other;
         self.orders += orders;
         self.events += events;
         self.attempts += attempts;
         self.step_runs += step_runs;
+        self.erased_runs += erased_runs;
         self.minutes += minutes;
         self.more = more;
     }
 
     /// Whether nothing was removed.
     pub fn is_empty(&self) -> bool {
-        self.orders + self.events + self.attempts + self.step_runs + self.minutes == 0
+        self.orders + self.events + self.attempts + self.step_runs + self.erased_runs + self.minutes == 0
     }
 }

@@ -68,9 +68,9 @@ pub trait LedgerReader: Send + Sync + 'static {
 
 /// What the daemon needs to run an open ledger: retention, health, closing.
 pub trait LedgerMaintenance: Send + Sync + 'static {
-    /// Removes one batch of what is older than `before`: rows of processed orders, events and attempts, and aggregates
-    /// that no report needs any more. Never removes an order that is not processed, or a dead letter, and never changes
-    /// a report. Call it again while [`Pruned::more`] is set.
+    /// Removes one batch of what is older than `before`: rows of processed orders, events and attempts, runs, and aggregates
+    /// that no report needs any more. Never removes an order that is not processed, a dead letter or its run, and never changes
+    /// a report. What the steps of an old dead letter have said is erased, unless an undo has failed. Call it again while [`Pruned::more`] is set.
     ///
     /// # Errors
     /// The store refused; this call removed nothing.

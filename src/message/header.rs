@@ -148,7 +148,7 @@ pub mod names {
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
     /// When the message last failed (timestamp).
     pub const FAILED_AT: &str = "x-failed-at";
-    /// When a dead letter was replayed (timestamp), set by the one who replays it.
+    /// When a dead letter was replayed (timestamp), set by the one who replays it as orderd's user.
     pub const REPLAYED_AT: &str = "x-replayed-at";
     /// Why the message was dead-lettered.
     pub const DEAD_LETTER_REASON: &str = "x-dead-letter-reason";
@@ -173,6 +173,7 @@ pub mod names {
         UNDO,
         FIRST_FAILED_AT,
         FAILED_AT,
+        REPLAYED_AT,
         DEAD_LETTER_REASON,
         ORIGINAL_USER_ID,
         IDENTITY,

@@ -113,6 +113,7 @@ mod tests {
             |counts: &mut DeliveryCounts| counts.dead_lettered += 1,
             |counts: &mut DeliveryCounts| counts.rejected += 1,
             |counts: &mut DeliveryCounts| counts.retried += 1,
+            |counts: &mut DeliveryCounts| counts.returned += 1,
         ] {
             let mut counts = balanced();
             count_twice(&mut counts);

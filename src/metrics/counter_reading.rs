@@ -23,8 +23,10 @@ pub struct DeliveryCounts {
     pub failed_attempts: u64,
     /// Acked because the failure was published to the failed-order queue.
     pub forwarded: u64,
-    /// Failures sent to a retry queue, or back to their queue to be undone (failed-order consumer only).
+    /// Failures sent to a retry queue (failed-order consumer only).
     pub retried: u64,
+    /// Failures sent back to their queue, to be undone or because nothing proved them (failed-order consumer only).
+    pub returned: u64,
     /// Failures dead-lettered (failed-order consumer only).
     pub dead_lettered: u64,
     /// Requeued, or in flight when a subscription was lost.
@@ -53,7 +55,7 @@ impl DeliveryCounts {
 
     /// Deliveries acked; before each ack, its effects were recorded or its replacement was confirmed.
     pub fn acked(&self) -> u64 {
-        self.completed + self.duplicates + self.forwarded + self.retried + self.dead_lettered
+        self.completed + self.duplicates + self.forwarded + self.retried + self.returned + self.dead_lettered
     }
 }
 

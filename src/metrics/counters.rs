@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::broker_problems::BrokerProblems;
 use super::counter_reading::{CounterReading, DeliveryCounts, PoolState};
+use super::failed_undos::FailedUndos;
 use super::histogram::Histogram;
 use super::outcome::{DeliveryOutcome, HandlerOutcome};
 use super::publish_to_ack::publish_to_ack;
@@ -109,6 +110,7 @@ struct CounterState {
     failures: BTreeMap<(FailureKind, String), u64>,
     retries: BTreeMap<(Arc<str>, Delay), u64>,
     dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
+    failed_undos: FailedUndos,
     pool: PoolState,
     /// [`PoolState::unanswered`] of each subscription, by its number, where it is not zero.
     unanswered: BTreeMap<u64, Duration>,
@@ -137,6 +139,7 @@ impl Default for CounterState {
             failures: BTreeMap::new(),
             retries: BTreeMap::new(),
             dead_letters: BTreeMap::new(),
+            failed_undos: FailedUndos::default(),
             pool: PoolState::default(),
             unanswered: BTreeMap::new(),
         }
@@ -189,20 +192,27 @@ impl Counters {
                 state.counts.retried += 1;
                 *state.retries.entry((consumer_label(consumer), *delay)).or_default() += 1;
             }
-            DeliveryOutcome::Handled(HandlerOutcome::Undoing) => state.counts.retried += 1,
+            DeliveryOutcome::Handled(HandlerOutcome::Returned) => state.counts.returned += 1,
             DeliveryOutcome::Handled(HandlerOutcome::DeadLettered { consumer, reason }) => {
                 state.counts.dead_lettered += 1;
+                state.failed_undos.count(*reason);
                 *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
             }
             // Rejected as far as the delivery is concerned: the broker counts no ack for it.
             DeliveryOutcome::Handled(HandlerOutcome::DeadLetteredByBroker { consumer, reason }) => {
                 state.counts.rejected += 1;
+                state.failed_undos.count(*reason);
                 *state.dead_letters.entry((consumer_label(consumer), *reason)).or_default() += 1;
             }
             DeliveryOutcome::Forwarded => state.counts.forwarded += 1,
             DeliveryOutcome::Released => state.counts.released += 1,
             DeliveryOutcome::Rejected => state.counts.rejected += 1,
         }
+    }
+
+    /// The dead letters whose steps could not be undone (failed-order consumer only).
+    pub fn failed_undos(&self) -> FailedUndos {
+        self.lock().failed_undos
     }
 
     /// Counts a failed attempt.

@@ -19,8 +19,8 @@ pub enum HandlerOutcome {
         /// The delay of that queue.
         delay: Delay,
     },
-    /// A failed message was sent back to its queue, so that its steps are undone.
-    Undoing,
+    /// A failed message was sent back to its queue: its steps are undone there, or nothing proved that it had failed.
+    Returned,
     /// A failed message was dead-lettered.
     DeadLettered {
         /// The consumer that failed; `None` if the queue it failed in is unknown.
@@ -62,7 +62,7 @@ impl DeliveryOutcome {
                 HandlerOutcome::Completed
                 | HandlerOutcome::Duplicate
                 | HandlerOutcome::Retried { .. }
-                | HandlerOutcome::Undoing
+                | HandlerOutcome::Returned
                 | HandlerOutcome::DeadLettered { .. },
             )
             | DeliveryOutcome::Forwarded => Settlement::Ack,

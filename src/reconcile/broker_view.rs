@@ -234,11 +234,13 @@ pub enum FindingKind {
     DeadLettersHeld,
     /// Messages stay in a retry queue past its delay.
     RetriesOverdue,
+    /// What the steps of dead-lettered messages have done could not be undone.
+    UndoFailed,
 }
 
 impl FindingKind {
     /// All kinds, in order.
-    pub const ALL: [FindingKind; 18] = [
+    pub const ALL: [FindingKind; 19] = [
         FindingKind::ExchangeMissing,
         FindingKind::QueueMissing,
         FindingKind::BindingMissing,
@@ -257,6 +259,7 @@ impl FindingKind {
         FindingKind::UnackedNotHeld,
         FindingKind::DeadLettersHeld,
         FindingKind::RetriesOverdue,
+        FindingKind::UndoFailed,
     ];
 
     /// Its name in JSON, metrics and logs.
@@ -280,6 +283,7 @@ impl FindingKind {
             FindingKind::UnackedNotHeld => "unacked_not_held",
             FindingKind::DeadLettersHeld => "dead_letters_held",
             FindingKind::RetriesOverdue => "retries_overdue",
+            FindingKind::UndoFailed => "undo_failed",
         }
     }
 
@@ -310,7 +314,8 @@ impl FindingKind {
             | FindingKind::PublishesMissing
             | FindingKind::TakenByOthers
             | FindingKind::DeadLettersHeld
-            | FindingKind::RetriesOverdue => true,
+            | FindingKind::RetriesOverdue
+            | FindingKind::UndoFailed => true,
             FindingKind::ConsumerPaused
             | FindingKind::AcksMissing
             | FindingKind::DeliveriesMissing

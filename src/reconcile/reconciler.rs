@@ -24,10 +24,10 @@ use super::findings::{FindingChanges, Findings, Moment, Observation};
 use super::overdue_detector::OverdueDetector;
 use super::queue_roles::QueueRoles;
 use crate::management::Detail;
-use crate::metrics::DeliveryCounts;
+use crate::metrics::{DeliveryCounts, FailedUndos};
 use crate::recovery::Delay;
 use crate::topology::ExchangeNames;
-use observations::{ack_gap, delivery_gap, no_consumer, paused_consumer};
+use observations::{ack_gap, delivery_gap, failed_undos, no_consumer, paused_consumer};
 
 /// After a counter went back, its growth is ignored for this many answers, because it may only return to its former value.
 const ANSWERS_AFTER_RESET: u32 = 8;
@@ -62,6 +62,8 @@ pub struct LocalCounts {
     pub counts: BTreeMap<String, DeliveryCounts>,
     /// When each paused consumer was paused, by queue.
     pub paused: BTreeMap<String, Timestamp>,
+    /// The dead letters of all consumers whose steps could not be undone.
+    pub failed_undos: FailedUndos,
     /// The number of the publisher's connection; counts of different connections are not compared.
     pub publisher_connection: u64,
 }
@@ -149,6 +151,8 @@ impl Reconciler {
     /// Records orderd's own counts.
     pub(super) fn record_local_counts(&mut self, now: Moment, local: &LocalCounts) {
         self.paused.clone_from(&local.paused);
+        let undos = failed_undos(local.failed_undos, now.wall);
+        self.update_condition(ExchangeNames::DEAD_LETTER_QUEUE, FindingKind::UndoFailed, undos, now, Duration::ZERO);
         let sample = |own| CountSample { asked_at: now.elapsed, read_at: now.elapsed, own, broker: None };
         for (queue, counts) in &local.counts {
             let consumed = self.consumed.entry(queue.clone()).or_insert_with(|| ConsumedQueue::new(self.limits.lag));

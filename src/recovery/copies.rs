@@ -16,6 +16,10 @@ use crate::message::{
 /// left for the frame's own fields and for what the publisher adds.
 const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
 
+/// The headers that are believed on copies and that a new copy may not set itself. What others send under these names is removed.
+const NOT_OVERWRITTEN: [&str; 5] =
+    [names::UNDO, names::REPLAYED_AT, names::IDENTITY, names::HEADERS_DROPPED, names::HEADERS_DROPPED_NAMES];
+
 /// The copy for the failed-order queue. `consumer` is the one whose handler failed, and `queue` the queue it consumes.
 pub fn copy_for_failure(
     delivery: &Delivery,
@@ -41,10 +45,6 @@ pub fn copy_for_failure(
         is_undo: false,
     };
     let mut message = copy(delivery, provenance);
-    if !provenance.is_copy {
-        message.headers.remove(names::HEADERS_DROPPED);
-        message.headers.remove(names::HEADERS_DROPPED_NAMES);
-    }
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set_failure(&mut message.headers, &history);
     if let Some(retry_after) = history.failure.retry_after {
@@ -71,18 +71,30 @@ pub fn copy_for_retry(
     Publication { exchange: Arc::clone(&names.retry), routing_key: ExchangeNames::retry_queue(queue, delay), message }
 }
 
-/// The copy that returns to `queue`, whose consumer undoes the message's steps.
-pub fn copy_for_undo(
+/// Why a failed message returns to its queue without a delay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReturnReason {
+    /// Its consumer undoes its steps.
+    Undo,
+    /// Nothing proves that it has failed.
+    Unproven,
+}
+
+/// The copy that returns to `queue`.
+pub fn copy_for_return(
     delivery: &Delivery,
     provenance: Provenance<'_>,
     history: &History,
-    queue: &str,
+    (queue, reason): (&str, ReturnReason),
     names: &ExchangeNames,
 ) -> Publication {
     let mut message = copy(delivery, provenance);
     set_failure(&mut message.headers, history);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
-    set(&mut message.headers, names::UNDO, HeaderValue::Bool(true));
+    match reason {
+        ReturnReason::Undo => set(&mut message.headers, names::UNDO, HeaderValue::Bool(true)),
+        ReturnReason::Unproven => {}
+    }
     message.cut_headers(MAX_PROPERTIES_BYTES);
     Publication { exchange: Arc::clone(&names.requeue), routing_key: queue.to_owned(), message }
 }
@@ -106,12 +118,13 @@ pub fn copy_for_dead_letter(
     Publication { exchange: Arc::clone(&names.dead_letter), routing_key, message }
 }
 
-/// A copy without what must not be published again: the broker's own headers and the expiration (it would block the head of
-/// a queue). The publisher states orderd's user in its `user_id`, so the original one is kept in a header, and so is the
+/// A copy without what must not be published again: the broker's own headers, what only orderd may say of a message (a copy is
+/// believed), and the expiration (it would block the head of a queue). The publisher states orderd's user in its `user_id`, so the original one is kept in a header, and so is the
 /// identity of a message without a `message_id`.
 pub(super) fn copy(delivery: &Delivery, provenance: Provenance<'_>) -> Message {
     let mut copy = delivery.message.clone();
-    for name in STRIPPED {
+    let forged: &[&str] = if provenance.is_copy { &[] } else { &NOT_OVERWRITTEN };
+    for name in STRIPPED.iter().chain(forged) {
         copy.headers.remove(*name);
     }
     // About the last failure only.

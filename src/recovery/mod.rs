@@ -12,7 +12,7 @@ mod policy;
 mod tests;
 
 pub use crate::delay::Delay;
-pub use copies::{copy_for_dead_letter, copy_for_failure, copy_for_retry, copy_for_undo};
+pub use copies::{ReturnReason, copy_for_dead_letter, copy_for_failure, copy_for_retry, copy_for_return};
 pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{BODY_TOO_LARGE, Failure, FailureKind, MAX_REASON_BYTES};
 pub use history::{History, Origin, read_time, trusted_retry_count};

@@ -212,6 +212,25 @@ fn a_copy_says_who_sent_the_message_even_if_the_sender_claims_another() {
     }
 }
 
+#[test]
+fn what_a_sender_claims_of_a_replay_or_an_undo_is_in_no_copy_of_its_message() {
+    let claims = [(names::REPLAYED_AT, HeaderValue::Timestamp(1)), (names::UNDO, HeaderValue::Bool(true))];
+    let headers: Headers = claims.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let failed_copy = |first: &Delivery| {
+        let failure = Failure::new(FailureKind::Transient, "busy", "try later");
+        let orders = ExchangeNames::new("orders");
+        received(copy_for_failure(first, provenance(first), ("order", "order_queue"), failure, &orders, now()))
+    };
+    let forged = failed_copy(&delivery("orders", "order.normal.created", headers.clone()));
+    assert!(claims.iter().all(|(name, _)| !forged.message.headers.contains_key(*name)), "{forged:?}");
+    assert!(!History::read(&forged, provenance(&forged), now()).is_undo);
+    // orderd's user says so.
+    let mut replayed = delivery("orders.requeue", "order_queue", headers);
+    replayed.message.properties.user_id = Some("orderd".to_owned());
+    let copy = failed_copy(&replayed);
+    assert!(claims.iter().all(|(name, value)| copy.message.headers.get(*name) == Some(value)), "{copy:?}");
+}
+
 /// What AMQP cannot carry, for each way in which a producer can send too much.
 #[test]
 fn every_copy_of_any_message_can_be_published() {

@@ -98,7 +98,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
         oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
-        processed: counts.completed + counts.retried + counts.dead_lettered,
+        processed: counts.completed + counts.retried + counts.returned + counts.dead_lettered,
         duplicates: counts.duplicates,
         failed: counts.forwarded,
         failed_attempts: counts.failed_attempts,
@@ -159,7 +159,7 @@ fn conservation(consumer: &ConsumerReading) -> Conservation {
     Conservation {
         deliveries: counts.deliveries,
         succeeded: counts.completed + counts.duplicates,
-        republished: counts.forwarded + counts.retried + counts.dead_lettered,
+        republished: counts.forwarded + counts.retried + counts.returned + counts.dead_lettered,
         released: counts.released,
         rejected: counts.rejected,
         in_flight: counts.in_flight,

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value as Json;
 use tokio::time::{Instant, timeout};
+use tracing::error;
 
 use super::claim::{Claimed, LEASE_MARGIN, MAX_LEASE_DELAY, after, claim};
 use super::engine_step::{CallPermit, EngineStep, StepResources};
@@ -335,7 +336,11 @@ impl<'a> RunWork<'a> {
         let answer = self.call_service(step, action, &key).await;
         permit.ended(answer.as_ref().err());
         let result = match answer {
-            Ok(answer) => self.publish_events(step, &key, &answer).await?.map(|()| answer.result.get().to_owned()),
+            Ok(answer) => {
+                let published = self.publish_events(step, &key, &answer).await?;
+                let published = if action == StepAction::Undo { leave_out(&key, published) } else { published };
+                published.map(|()| answer.result.get().to_owned())
+            }
             Err(failure) => Err(failure),
         };
         match result {
@@ -451,6 +456,15 @@ impl<'a> RunWork<'a> {
         });
         self.run.steps.sort_by_key(|step| (step.position, step.action));
     }
+}
+
+/// The service has undone its step, so the undo is done, whatever becomes of the events that it asks for: to call it again, or to
+/// leave it to a person, would be wrong. The events stay in the recorded result.
+fn leave_out(idempotency_key: &str, published: Result<(), StepFailure>) -> Result<(), StepFailure> {
+    if let Err(StepFailure { failure: Failure { code, reason, .. }, .. }) = published {
+        error!(idempotency_key, code, reason, "cannot publish the events of an undo, which is done; they are left out");
+    }
+    Ok(())
 }
 
 /// A step or its undo, for display.

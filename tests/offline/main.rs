@@ -7,6 +7,7 @@ mod config_file;
 mod decoder;
 mod deployment_files;
 mod docs;
+mod erase_kill;
 mod examples;
 mod handler_registry;
 mod install;

@@ -97,6 +97,7 @@ impl SnapshotCollector {
                 ("duplicate", counts.duplicates),
                 ("forwarded", counts.forwarded),
                 ("retried", counts.retried),
+                ("returned", counts.returned),
                 ("dead_lettered", counts.dead_lettered),
                 ("released", counts.released),
                 ("rejected", counts.rejected),

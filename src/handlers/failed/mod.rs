@@ -28,7 +28,7 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
-    copy_for_dead_letter, copy_for_retry, copy_for_undo, decide,
+    ReturnReason, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
 };
 use crate::telemetry::{MessageLine, RepeatedLog};
 
@@ -112,13 +112,16 @@ impl FailedHandler {
         }
         let failed = self.failed_message(delivery, input.provenance, history, now, unread == 0);
         let action = failed.action();
+        if undo::needs_proof(&failed, action) {
+            return Ok(self.send_back(&failed, ReturnReason::Unproven));
+        }
         if !undo::concerns_steps(&failed, action) {
             return Ok(self.act(&failed, action));
         }
         // Boxed, because this future is large and rarely needed.
         match undo::decide_with_run(&self.claims, input, &failed, action, || self.order_ids(delivery)).boxed().await? {
             Decision::Act(action) => Ok(self.act(&failed, action)),
-            Decision::Undo => Ok(self.undo(&failed)),
+            Decision::Undo => Ok(self.send_back(&failed, ReturnReason::Undo)),
             Decision::DeadLetter { reason, failure, retries, failed_at } => {
                 let history = History { failure, retries, failed_at, ..failed.history };
                 Ok(self.dead_letter(&FailedMessage { history, ..failed }, reason))
@@ -155,15 +158,15 @@ impl FailedHandler {
         }
     }
 
-    /// Sends the message back to its queue, so that its steps are undone.
-    fn undo(&self, failed: &FailedMessage<'_>) -> HandlerOutput {
+    /// Sends the message back to its queue.
+    fn send_back(&self, failed: &FailedMessage<'_>, reason: ReturnReason) -> HandlerOutput {
         let FailedMessage { delivery, provenance, history, .. } = failed;
         let Some(origin) = &history.origin else { return self.dead_letter(failed, DeadLetterReason::NoOrigin) };
         HandlerOutput {
-            emit: Arc::new([copy_for_undo(delivery, *provenance, history, &origin.queue, &self.names)]),
+            emit: Arc::new([copy_for_return(delivery, *provenance, history, (&origin.queue, reason), &self.names)]),
             record: Some(LedgerEntry::Attempt(Box::new(failed.attempt(None)))),
-            log: Some(failed.undo_log()),
-            ..HandlerOutput::finished(HandlerOutcome::Undoing)
+            log: Some(failed.return_log(reason)),
+            ..HandlerOutput::finished(HandlerOutcome::Returned)
         }
     }
 
@@ -341,17 +344,31 @@ impl FailedMessage<'_> {
         })
     }
 
-    fn undo_log(&self) -> DeferredLog {
-        self.log("undo", |LoggedMessage { queue, id, retries, failure }, line| {
+    fn return_log(&self, why: ReturnReason) -> DeferredLog {
+        let what = match why {
+            ReturnReason::Undo => "undo",
+            ReturnReason::Unproven => "return",
+        };
+        self.log(what, move |LoggedMessage { queue, id, retries, failure }, line| {
             let Failure { kind, code, reason, .. } = failure;
             macro_rules! log {
-                ($level:ident, $repeated:expr) => {
-                    $level!(queue, id, %kind, code, reason, retries, repeated = $repeated, "[Failed] its steps will be undone")
+                ($level:ident, $text:literal, $repeated:expr) => {
+                    $level!(queue, id, %kind, code, reason, retries, repeated = $repeated, $text)
                 };
             }
-            match line {
-                MessageLine::Shown { repeated } => log!(warn, repeated),
-                MessageLine::Debug => log!(debug, None::<u64>),
+            match (why, line) {
+                (ReturnReason::Undo, MessageLine::Shown { repeated }) => {
+                    log!(warn, "[Failed] its steps will be undone", repeated)
+                }
+                (ReturnReason::Undo, MessageLine::Debug) => {
+                    log!(debug, "[Failed] its steps will be undone", None::<u64>)
+                }
+                (ReturnReason::Unproven, MessageLine::Shown { repeated }) => {
+                    log!(warn, "[Failed] returned to its queue once: nothing proves that it failed", repeated)
+                }
+                (ReturnReason::Unproven, MessageLine::Debug) => {
+                    log!(debug, "[Failed] returned to its queue once: nothing proves that it failed", None::<u64>)
+                }
             }
         })
     }
@@ -406,7 +423,7 @@ mod tests {
     use super::*;
     use crate::ledger::LedgerReader;
     use crate::ledger::memory::MemoryLedger;
-    use crate::message::{DeliveryId, Headers, Message, Sender};
+    use crate::message::{DeliveryId, HeaderValue, Headers, Message, Sender};
     use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
     use crate::pipeline::{LedgerAccess, StepAccess};
 
@@ -424,6 +441,58 @@ mod tests {
         match &output.record {
             Some(LedgerEntry::DeadLetter(letter)) => (&letter.attempt.code, letter.attempt.kind),
             other => panic!("expected a dead letter, got {other:?}"),
+        }
+    }
+
+    static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "failed".into());
+
+    /// Of no retries, for orders with steps.
+    fn handler() -> FailedHandler {
+        let policy = RetryPolicy { immediate: 0, delays: Vec::new(), max_age: std::time::Duration::from_secs(3600) };
+        let order = OriginConsumer { name: "order".into(), policy, format: Some(Format::Own), has_steps: true };
+        let (_sender, origin_consumers) = watch::channel(BTreeMap::from([("order_queue".to_owned(), order)]));
+        let names = Arc::new(ExchangeNames::new("orders"));
+        FailedHandler { names, origin_consumers, claims: Arc::default(), max_body: 1 << 20 }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_only_a_header_says_to_have_failed_returns_once_before_its_steps_are_undone() {
+        let (handler, memory) = (handler(), MemoryLedger::default());
+        let dead = |queue: &str, reason: &str| {
+            let text = |text: &str| HeaderValue::Text(text.to_owned());
+            let death = [("queue", text(queue)), ("reason", text(reason)), ("exchange", text("orders"))];
+            let death = death.map(|(name, value)| (name.to_owned(), value)).into();
+            let mut dead = delivery(0);
+            dead.message.headers.insert("x-death".to_owned(), HeaderValue::List(vec![HeaderValue::Table(death)]));
+            dead
+        };
+        for (queue, reason, is_copy, expected) in [
+            ("order_queue", "delivery_limit", false, "returned"),
+            ("order_queue", "rejected", false, "returned"),
+            ("order_queue", "rejected", true, "the ledger is asked"),
+            ("unknown_queue", "rejected", false, "dead-lettered"),
+        ] {
+            let delivery = dead(queue, reason);
+            let input = HandlerInput {
+                delivery: &delivery,
+                provenance: Provenance { sender: Sender::Unverified, is_copy, generated: None, cloud_event: None },
+                consumer: &FAILED,
+                bindings: &[],
+                retries: 0,
+                ledger: LedgerAccess::without_deadline(&memory),
+                steps: StepAccess::default(),
+            };
+            let found = match handler.recover(input).await {
+                Ok(HandlerOutput { outcome: HandlerOutcome::Returned, emit, .. }) => {
+                    assert_eq!((&*emit[0].exchange, &*emit[0].routing_key), ("orders.requeue", "order_queue"));
+                    assert!(!emit[0].message.headers.contains_key("x-undo"));
+                    "returned"
+                }
+                Ok(HandlerOutput { outcome: HandlerOutcome::DeadLettered { .. }, .. }) => "dead-lettered",
+                Err(HandlerError::Interrupted(_)) => "the ledger is asked",
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(found, expected, "{queue} {reason}");
         }
     }
 
@@ -449,7 +518,6 @@ mod tests {
             ledger,
             steps: StepAccess::default(),
         };
-        static FAILED: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "failed".into());
         let output = handler.recover(input(&too_large)).await.unwrap();
         assert_eq!(recorded(&output), (BODY_TOO_LARGE, "permanent"));
         let output = handler.handle(input(&too_large)).await.unwrap();

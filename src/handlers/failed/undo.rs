@@ -30,10 +30,19 @@ pub(super) enum Decision {
 
 /// Whether the ledger has to be asked for a run: it is decided to dead-letter the message, or its steps are being undone. Whatever
 /// the configuration says now: its steps may have been removed since they were called. A body that was too large to be read has
-/// never had steps, and a message that nothing proves to have failed in a queue changes no run.
+/// never had steps, and a message that nothing proves to have failed changes no run.
 pub(super) fn concerns_steps(failed: &FailedMessage<'_>, action: Action) -> bool {
-    let is_proven = failed.history.origin.is_some();
+    let is_proven = failed.provenance.is_copy && failed.history.origin.is_some();
     is_proven && failed.can_copy && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
+}
+
+/// Whether the message returns to its queue once before it is dead-lettered and its steps are undone. The broker has dead-lettered
+/// a message that orderd had not published, so nothing but a header says so, and on RabbitMQ 3.10 whoever may use the routing keys of
+/// failures can send that header. What returns is orderd's own copy: if that fails too, or the broker dead-letters it, it is proven.
+pub(super) fn needs_proof(failed: &FailedMessage<'_>, action: Action) -> bool {
+    let has_steps = failed.consumer.as_ref().is_some_and(|consumer| consumer.has_steps);
+    let returns = has_steps && failed.can_copy && failed.history.origin.is_some();
+    returns && !failed.provenance.is_copy && matches!(action, Action::DeadLetter(_))
 }
 
 /// The keys that the message's run may have. Without a consumer, its id may be of any format: the ledger compares the body too.
@@ -276,7 +285,6 @@ mod tests {
             fence: 2,
             round: 1,
             state,
-            body: [0; 32],
             failure: Some(failure),
             steps: vec![
                 step("charge", 0, StepAction::Do, StepStatus::Done),

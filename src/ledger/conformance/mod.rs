@@ -6,7 +6,7 @@ pub(in crate::ledger) mod fixtures;
 mod maintenance;
 mod recording;
 pub(super) mod reports;
-mod step_runs;
+pub(in crate::ledger) mod step_runs;
 mod totals;
 mod traces;
 

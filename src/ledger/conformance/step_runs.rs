@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use super::rules;
 use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::{
-    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, NewOrder, Recorded, RunClaim, RunFailure, RunKey,
-    RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, NewOrder, Pruned, Recorded, RunClaim, RunFailure,
+    RunKey, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 
 rules! {
@@ -21,26 +21,30 @@ rules! {
     a_replayed_message_begins_anew_what_was_undone_and_nothing_else,
     a_replayed_message_continues_an_undo_that_failed,
     retention_removes_finished_runs_only,
+    the_run_of_a_processed_order_is_kept_as_long_as_the_order,
+    after_the_retention_a_replayed_dead_letter_still_repeats_no_step_that_is_done,
+    what_could_not_be_undone_is_kept_with_its_results,
+    retention_erases_the_runs_of_dead_letters_once,
     a_trace_shows_each_call_with_its_duration_and_result,
     an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing,
 }
 
 const BODY: [u8; 32] = [7; 32];
 
-fn key(identity: &str) -> RunKey {
+pub(in crate::ledger) fn key(identity: &str) -> RunKey {
     RunKey { scope: String::new(), identity: identity.to_owned() }
 }
 
-fn call(step: &str, action: StepAction, position: u32) -> StepCallEntry {
+pub(in crate::ledger) fn call(step: &str, action: StepAction, position: u32) -> StepCallEntry {
     StepCallEntry { step: step.to_owned(), action, position, undoable: step != "ship", retries: 0 }
 }
 
-fn charge() -> StepCallEntry {
+pub(in crate::ledger) fn charge() -> StepCallEntry {
     call("charge", StepAction::Do, 0)
 }
 
 /// A claim at this millisecond, for 100 ms.
-fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
+pub(in crate::ledger) fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
     let purpose = ClaimPurpose::Work { body: BODY, is_new: true, replayed_at: None, first };
     RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
@@ -49,7 +53,7 @@ fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
     RunClaim { purpose: ClaimPurpose::Failure { body: BODY, failed_at: at(millis) }, ..work(key, owner, millis, None) }
 }
 
-async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
+pub(in crate::ledger) async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
     match ledger.claim_run(claim).await.unwrap() {
         ClaimAnswer::Granted(run) => *run,
         other => panic!("{other:?}"),
@@ -57,7 +61,7 @@ async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
 }
 
 /// A record of this claim that changes nothing and ends the claim.
-fn record_of(key: &RunKey, fence: i64, millis: i64) -> RunRecord {
+pub(in crate::ledger) fn record_of(key: &RunKey, fence: i64, millis: i64) -> RunRecord {
     RunRecord {
         key: key.clone(),
         fence,
@@ -71,7 +75,7 @@ fn record_of(key: &RunKey, fence: i64, millis: i64) -> RunRecord {
     }
 }
 
-fn done(step: &str, action: StepAction, result: &str) -> Option<EndedCall> {
+pub(in crate::ledger) fn done(step: &str, action: StepAction, result: &str) -> Option<EndedCall> {
     Some(EndedCall { step: step.to_owned(), action, outcome: CallOutcome::Done { result: result.to_owned() } })
 }
 
@@ -81,11 +85,11 @@ fn failed(step: &str, uncertain: bool) -> Option<EndedCall> {
     Some(EndedCall { step: step.to_owned(), action: StepAction::Do, outcome })
 }
 
-async fn recorded(ledger: &dyn Ledger, record: RunRecord) {
+pub(in crate::ledger) async fn recorded(ledger: &dyn Ledger, record: RunRecord) {
     assert_eq!(ledger.record_run(record).await.unwrap(), RunRecorded::Recorded);
 }
 
-fn failure(millis: i64) -> RunFailure {
+pub(in crate::ledger) fn failure(millis: i64) -> RunFailure {
     RunFailure {
         kind: "permanent".to_owned(),
         code: "http_404".to_owned(),
@@ -106,7 +110,7 @@ async fn a_run_begins_with_its_first_call_recorded_and_hands_on_what_is_done(led
     let key = key("o-1");
     assert_eq!(ledger.claim_run(decide(&key, "a", 0)).await.unwrap(), ClaimAnswer::NotConcerned);
     let run = granted(ledger, work(&key, "a", 0, Some(charge()))).await;
-    assert_eq!((run.fence, run.round, run.state, run.body), (1, 1, RunState::Running, BODY));
+    assert_eq!((run.fence, run.round, run.state), (1, 1, RunState::Running));
     assert_eq!(steps(&run), [("charge", StepAction::Do, StepStatus::Called, 1)]);
     let both = RunRecord {
         until: Some(at(200)),
@@ -337,6 +341,92 @@ async fn retention_removes_finished_runs_only(ledger: &dyn Ledger) {
     assert!(!known("finished", at(2_000)).await);
 }
 
+/// All calls that one pass of retention takes.
+async fn prune_all(ledger: &dyn Ledger, before: i64) -> Pruned {
+    let mut sum = Pruned::default();
+    loop {
+        sum.add(ledger.prune(at(before)).await.unwrap());
+        if !sum.more {
+            return sum;
+        }
+    }
+}
+
+async fn the_run_of_a_processed_order_is_kept_as_long_as_the_order(ledger: &dyn Ledger) {
+    let key = key("o-5");
+    let claim = RunClaim { order: Some(Box::new(order("o-5"))), ..work(&key, "a", 0, Some(charge())) };
+    granted(ledger, claim).await;
+    let ended = done("charge", StepAction::Do, "7");
+    recorded(ledger, RunRecord { ended, state: Some(RunState::Done), ..record_of(&key, 1, 10) }).await;
+    ledger.record(finish("o-5")).await.unwrap();
+    // It was processed at 3,000 ms.
+    let pruned = prune_all(ledger, 2_000).await;
+    assert_eq!((pruned.orders, pruned.step_runs), (0, 0));
+    let run = granted(ledger, work(&key, "a", 2_000, None)).await;
+    assert_eq!((run.state, run.steps[0].result.as_deref()), (RunState::Done, Some("7")));
+    let pruned = prune_all(ledger, 4_000).await;
+    assert_eq!((pruned.orders, pruned.step_runs), (1, 1));
+    assert_eq!(ledger.claim_run(decide(&key, "a", 4_000)).await.unwrap(), ClaimAnswer::NotConcerned);
+}
+
+/// Its message is dead-lettered at 33 ms.
+async fn dead_lettered(ledger: &dyn Ledger, key: &RunKey, state: RunState) {
+    failed_run(ledger, key).await;
+    let run = granted(ledger, work(key, "a", 11, None)).await;
+    if state == RunState::Undone {
+        undo(ledger, key, run.fence, "charge", 0).await;
+    }
+    recorded(ledger, RunRecord { state: Some(state), ..record_of(key, run.fence, 30) }).await;
+    let run = granted(ledger, decide(key, "a", 32)).await;
+    recorded(ledger, RunRecord { dead_lettered: true, ..record_of(key, run.fence, 33) }).await;
+}
+
+async fn after_the_retention_a_replayed_dead_letter_still_repeats_no_step_that_is_done(ledger: &dyn Ledger) {
+    for (n, scope) in ["", "invoices"].into_iter().enumerate() {
+        let key = RunKey { scope: scope.to_owned(), identity: "dead".to_owned() };
+        dead_lettered(ledger, &key, RunState::Undone).await;
+        assert!(prune_all(ledger, 33).await.is_empty(), "{n}: it is not old yet");
+        let pruned = prune_all(ledger, 1_000).await;
+        assert_eq!((pruned.step_runs, pruned.erased_runs), (0, 1));
+        let run = granted(ledger, decide(&key, "a", 2_000)).await;
+        assert_eq!((run.state, &*run.failure.unwrap().reason), (RunState::Undone, "[erased]"));
+        recorded(ledger, record_of(&key, run.fence, 2_000)).await;
+        let run = granted(ledger, work(&key, "a", 3_000, Some(charge()))).await;
+        assert_eq!((run.state, run.round), (RunState::Running, 2), "its idempotency keys are new");
+        assert_eq!(steps(&run), [("pack", StepAction::Do, StepStatus::Done, 1)]);
+        assert_eq!(run.steps[0].result.as_deref(), Some("\"[erased]\""));
+        // What it says from now on is kept again.
+        recorded(ledger, RunRecord { next: Some(charge()), ..record_of(&key, run.fence, 3_001) }).await;
+        let ended = done("charge", StepAction::Do, "8");
+        recorded(ledger, RunRecord { ended, state: Some(RunState::Undone), ..record_of(&key, run.fence, 3_002) }).await;
+        let run = granted(ledger, decide(&key, "a", 3_003)).await;
+        let result =
+            |run: &StepRun| run.steps.iter().find_map(|step| step.result.clone().filter(|_| step.step == "charge"));
+        assert_eq!(result(&run).as_deref(), Some("8"));
+        recorded(ledger, RunRecord { dead_lettered: true, ..record_of(&key, run.fence, 3_004) }).await;
+        assert_eq!(prune_all(ledger, 4_000).await.erased_runs, 1);
+        assert_eq!(result(&granted(ledger, decide(&key, "a", 4_000)).await).as_deref(), Some("\"[erased]\""));
+    }
+}
+
+async fn what_could_not_be_undone_is_kept_with_its_results(ledger: &dyn Ledger) {
+    let key = key("stuck");
+    dead_lettered(ledger, &key, RunState::UndoFailed).await;
+    assert!(prune_all(ledger, 1_000_000).await.is_empty());
+    let run = granted(ledger, decide(&key, "a", 2_000_000)).await;
+    assert_eq!((run.state, run.failure.clone()), (RunState::UndoFailed, Some(failure(9))));
+    assert_eq!(run.steps[0].result.as_deref(), Some("1"));
+}
+
+/// However many there are, and in small transactions.
+async fn retention_erases_the_runs_of_dead_letters_once(ledger: &dyn Ledger) {
+    for n in 0..300 {
+        dead_lettered(ledger, &key(&format!("d-{n}")), RunState::Undone).await;
+    }
+    assert_eq!(prune_all(ledger, 1_000).await.erased_runs, 300);
+    assert!(prune_all(ledger, 1_000).await.is_empty());
+}
+
 async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing(ledger: &dyn Ledger) {
     let key = key("o-3");
     let with = |order: NewOrder, body: u8, millis| RunClaim {
@@ -348,8 +438,11 @@ async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_
     let other = NewOrder { customer_id: None, ..order("o-3") };
     let conflict = ledger.claim_run(with(other, 2, 1)).await.unwrap();
     assert_eq!(conflict, ClaimAnswer::NotAccepted(Recorded::Conflict));
-    let run = granted(ledger, with(order("o-3"), 3, 2)).await;
-    assert_eq!((run.fence, run.body), (2, [3; 32]));
+    assert_eq!(granted(ledger, with(order("o-3"), 3, 2)).await.fence, 2);
+    // The message that works on it now is the one whose failure counts.
+    assert_eq!(ledger.claim_run(decide(&key, "a", 2)).await.unwrap(), ClaimAnswer::NotConcerned);
+    let failed = ClaimPurpose::Failure { body: [3; 32], failed_at: at(2) };
+    assert_eq!(granted(ledger, RunClaim { purpose: failed, ..decide(&key, "a", 2) }).await.fence, 3);
     ledger.record(finish("o-3")).await.unwrap();
     let duplicate = ledger.claim_run(with(order("o-3"), 4, 3)).await.unwrap();
     assert_eq!(duplicate, ClaimAnswer::NotAccepted(Recorded::Duplicate));

@@ -1,6 +1,7 @@
 //! Erases personal data from the file, also while a daemon uses it.
 //!
-//! It never removes a row, and never changes an aggregate: an order that is delivered again stays a duplicate.
+//! It never removes a row, and never changes an aggregate: an order that is delivered again stays a duplicate. Results of steps
+//! that are still needed are erased by the daemon, once their run has ended.
 
 use std::iter;
 use std::path::Path;
@@ -8,43 +9,96 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{FILE_NAME, open};
+use super::{FILE_NAME, open, step_texts};
 use crate::domain::EVENT_ID_SUFFIXES;
-use crate::ledger::erase::{ERASED, ErasedRows, ErasureSubject};
+use crate::ledger::erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 use crate::ledger::error::OpenError;
+use crate::ledger::step_runs::{RunKey, RunState};
 
 /// How long to wait for a lock. A daemon holds it for one commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Orders in one transaction, during which a daemon records nothing.
-const BATCH_ORDERS: usize = 256;
+/// Orders or messages in one transaction, during which a daemon records nothing.
+const BATCH_TARGETS: usize = 256;
+/// Results and texts of steps in one transaction, and those of one more order. A result has at most 64 KiB.
+const BATCH_STEP_TEXTS: usize = 512;
 
-/// The ids of the subject's orders. An order that was never accepted has no row, but may have attempts.
-pub(in crate::ledger) fn orders(directory: &Path, subject: &ErasureSubject) -> Result<Vec<String>, OpenError> {
+/// The consumers that have runs, each found by one search of the primary key.
+const SCOPES: &str = "
+    WITH RECURSIVE scopes (scope) AS (
+        SELECT min(scope) FROM step_runs WHERE scope > ''
+        UNION ALL SELECT (SELECT min(step_runs.scope) FROM step_runs WHERE step_runs.scope > scopes.scope)
+        FROM scopes WHERE scopes.scope IS NOT NULL)";
+
+/// The identities of messages with the id `?1`: that of orderd's own or given whole, of a sender that is not verified, and of
+/// the broker's users.
+const IDENTITIES: [&str; 3] =
+    ["identity = ?1", "identity = ?1 || '/unverified'", "identity > ?1 || '/from/' AND identity < ?1 || '/from0'"];
+
+/// What the ledger has about the subject. An order that was never accepted has no row, but may have attempts.
+pub(in crate::ledger) fn targets(directory: &Path, subject: &ErasureSubject) -> Result<ErasureTargets, OpenError> {
     let connection = open::for_reading(directory, BUSY_TIMEOUT)?;
+    find(&connection, subject).map_err(|error| open::error(directory, error))
+}
+
+fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<ErasureTargets> {
     let read = |sql: &str, id: &str| {
         let mut select = connection.prepare(sql)?;
         select.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()
     };
-    let found = match subject {
-        ErasureSubject::Customer(id) => read("SELECT id FROM orders WHERE customer_id = ?1 ORDER BY rowid", id),
-        ErasureSubject::Order(id) => read(
-            "SELECT ?1 WHERE EXISTS (SELECT 1 FROM orders WHERE id = ?1)
+    let mut found = ErasureTargets::default();
+    match subject {
+        ErasureSubject::Customer(id) => {
+            found.orders = read("SELECT id FROM orders WHERE customer_id = ?1 ORDER BY rowid", id)?;
+        }
+        ErasureSubject::Order(id) => {
+            let known = "SELECT ?1 WHERE EXISTS (SELECT 1 FROM orders WHERE id = ?1)
                 OR EXISTS (SELECT 1 FROM attempts WHERE identity = ?1)
-                OR EXISTS (SELECT 1 FROM dead_letters WHERE identity = ?1)",
-            id,
-        ),
-    };
-    found.map_err(|error| open::error(directory, error))
+                OR EXISTS (SELECT 1 FROM dead_letters WHERE identity = ?1)
+                OR EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1)";
+            found.orders = read(known, id)?;
+        }
+        ErasureSubject::Message(id) => {
+            for sql in message_queries() {
+                found.messages.extend(read(&sql, id)?);
+            }
+            found.messages.sort();
+            found.messages.dedup();
+        }
+    }
+    Ok(found)
 }
 
-/// Erases the customers of these orders, and the texts of their failures and their events' failures.
-pub(in crate::ledger) fn erase(directory: &Path, orders: &[String], dry_run: bool) -> Result<ErasedRows, OpenError> {
+/// Each finds identities of messages with the id `?1`.
+fn message_queries() -> impl Iterator<Item = String> {
+    IDENTITIES.iter().flat_map(|is_meant| {
+        let failed = ["attempts", "dead_letters"].map(|table| format!("SELECT identity FROM {table} WHERE {is_meant}"));
+        let called = format!(
+            "{SCOPES} SELECT identity FROM scopes CROSS JOIN step_runs ON step_runs.scope = scopes.scope WHERE {is_meant}"
+        );
+        failed.into_iter().chain([called])
+    })
+}
+
+/// Erases the customers of these orders, the texts of their and their events' failures, and what their steps have said; of other
+/// messages the texts of failures and what their steps have said.
+pub(in crate::ledger) fn erase(
+    directory: &Path,
+    targets: &ErasureTargets,
+    options: ErasureOptions,
+) -> Result<ErasedRows, OpenError> {
     // Checks that there is a ledger, of this version.
     drop(open::for_reading(directory, BUSY_TIMEOUT)?);
-    erase_in(directory, orders, dry_run).map_err(|error| open::error(directory, error))
+    erase_in(directory, targets, options).map_err(|error| open::error(directory, error))
 }
 
-fn erase_in(directory: &Path, orders: &[String], dry_run: bool) -> rusqlite::Result<ErasedRows> {
+/// What is erased at once.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Order(&'a str),
+    Message(&'a str),
+}
+
+fn erase_in(directory: &Path, targets: &ErasureTargets, options: ErasureOptions) -> rusqlite::Result<ErasedRows> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(directory.join(FILE_NAME), flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -52,55 +106,104 @@ fn erase_in(directory: &Path, orders: &[String], dry_run: bool) -> rusqlite::Res
     // What is replaced is overwritten with zeros.
     connection.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
     let mut erased = ErasedRows::default();
-    for orders in orders.chunks(BATCH_ORDERS) {
+    let orders = targets.orders.iter().map(|order| Target::Order(order));
+    let mut left = orders.chain(targets.messages.iter().map(|identity| Target::Message(identity))).peekable();
+    while left.peek().is_some() {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for order in orders {
-            erase_order(&transaction, order, &mut erased)?;
+        let before = erased.step_texts;
+        for target in left.by_ref().take(BATCH_TARGETS) {
+            erase_target(&transaction, target, options, &mut erased)?;
+            if erased.step_texts - before >= BATCH_STEP_TEXTS {
+                break;
+            }
         }
-        if dry_run { transaction.rollback()? } else { transaction.commit()? }
+        if options.dry_run { transaction.rollback()? } else { transaction.commit()? }
     }
-    if !dry_run && !orders.is_empty() {
-        // The write-ahead log contains pages from before.
+    if !options.dry_run {
+        // The write-ahead log contains pages from before, also from before a command that was killed.
         let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         erased.copies_remain = busy != 0;
     }
     Ok(erased)
 }
 
-fn erase_order(connection: &Connection, order: &str, erased: &mut ErasedRows) -> rusqlite::Result<()> {
-    erased.customer_ids += connection
-        .execute("UPDATE orders SET customer_id = ?2 WHERE id = ?1 AND customer_id <> ?2", (order, ERASED))?;
-    for table in ["attempts", "dead_letters"] {
-        // Not every identity that begins with the order's: `ord-1/2` may be another order.
-        for suffix in iter::once("").chain(EVENT_ID_SUFFIXES) {
-            erased.failure_texts += connection.execute(
-                &format!("UPDATE {table} SET failure_reason = ?2 WHERE identity = ?1 AND failure_reason <> ?2"),
-                (format!("{order}{suffix}"), ERASED),
-            )?;
+fn erase_target(
+    connection: &Connection,
+    target: Target<'_>,
+    options: ErasureOptions,
+    erased: &mut ErasedRows,
+) -> rusqlite::Result<()> {
+    match target {
+        Target::Order(order) => {
+            erased.customer_ids += connection
+                .execute("UPDATE orders SET customer_id = ?2 WHERE id = ?1 AND customer_id <> ?2", (order, ERASED))?;
+            // Not every identity that begins with the order's: `ord-1/2` may be another order.
+            for suffix in iter::once("").chain(EVENT_ID_SUFFIXES) {
+                erase_failures(connection, &format!("{order}{suffix}"), erased)?;
+            }
+            let key = RunKey { scope: String::new(), identity: order.to_owned() };
+            erase_steps(connection, &key, options, erased)
+        }
+        Target::Message(identity) => {
+            erase_failures(connection, identity, erased)?;
+            for scope in scopes_of(connection, identity)? {
+                let key = RunKey { scope, identity: identity.to_owned() };
+                erase_steps(connection, &key, options, erased)?;
+            }
+            Ok(())
         }
     }
-    erased.step_texts += connection.execute(
-        "UPDATE steps SET result = iif(result IS NULL, NULL, json_quote(?2)),
-                          failure_reason = iif(failure_reason IS NULL, NULL, ?2)
-         WHERE scope = '' AND identity = ?1 AND (result <> json_quote(?2) OR failure_reason <> ?2)",
-        (order, ERASED),
-    )?;
-    erased.step_texts += connection.execute(
-        "UPDATE step_runs SET failure_reason = ?2 WHERE scope = '' AND identity = ?1 AND failure_reason <> ?2",
-        (order, ERASED),
-    )?;
+}
+
+fn erase_failures(connection: &Connection, identity: &str, erased: &mut ErasedRows) -> rusqlite::Result<()> {
+    for table in ["attempts", "dead_letters"] {
+        erased.failure_texts += connection.execute(
+            &format!("UPDATE {table} SET failure_reason = ?2 WHERE identity = ?1 AND failure_reason <> ?2"),
+            (identity, ERASED),
+        )?;
+    }
     Ok(())
+}
+
+/// The consumers that have called steps for the message with this identity.
+fn scopes_of(connection: &Connection, identity: &str) -> rusqlite::Result<Vec<String>> {
+    let mut select = connection.prepare(&format!(
+        "{SCOPES} SELECT step_runs.scope FROM scopes CROSS JOIN step_runs ON step_runs.scope = scopes.scope
+         WHERE identity = ?1"
+    ))?;
+    select.query_map([identity], |row| row.get(0))?.collect()
+}
+
+/// Erases what the steps of a run have said, at once or once it has ended.
+fn erase_steps(
+    connection: &Connection,
+    key: &RunKey,
+    options: ErasureOptions,
+    erased: &mut ErasedRows,
+) -> rusqlite::Result<()> {
+    let Some((state, has_ended)) = step_texts::state(connection, key)? else { return Ok(()) };
+    if has_ended || options.include_unfinished {
+        erased.step_texts += step_texts::erase(connection, key)?;
+    }
+    // What a run that has not ended says from now on is erased too.
+    step_texts::set_erasure(connection, key, Some(if has_ended { "done" } else { "requested" }))?;
+    if !has_ended && !options.include_unfinished {
+        erased.unfinished.push(unfinished(key, state));
+    }
+    Ok(())
+}
+
+fn unfinished(RunKey { scope, identity }: &RunKey, state: RunState) -> UnfinishedSteps {
+    let consumer = Some(scope.clone()).filter(|scope| !scope.is_empty());
+    UnfinishedSteps { consumer, id: identity.clone(), state: state.as_str() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::conformance::fixtures::{accept, at, attempt, dead_letter, finish, order};
+    use crate::ledger::conformance::fixtures::{accept, attempt, dead_letter, finish, order};
     use crate::ledger::sqlite::SqliteLedger;
-    use crate::ledger::{
-        CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter,
-        NewOrder, Recorded, RunClaim, RunKey, RunRecord, StepAction, StepCallEntry, StepStatus,
-    };
+    use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewOrder, Recorded};
 
     fn of_customer(id: &str, customer: &str) -> LedgerEntry {
         accept(NewOrder { customer_id: Some(customer.to_owned()), ..order(id) })
@@ -120,12 +223,16 @@ mod tests {
         }
         let totals = ledger.totals().await.unwrap();
         let path = directory.path();
-        let found = orders(path, &ErasureSubject::Customer("ada-lovelace".to_owned())).unwrap();
-        assert_eq!(found, ["ord-1", "ord-3"]);
-        let planned = erase(path, &found, true).unwrap();
+        let ada = ErasureSubject::Customer("ada-lovelace".to_owned());
+        let found = targets(path, &ada).unwrap();
+        assert_eq!((&*found.orders, found.messages.len()), (&["ord-1".to_owned(), "ord-3".to_owned()][..], 0));
+        let planned = erase(path, &found, ErasureOptions { dry_run: true, ..ErasureOptions::default() }).unwrap();
         assert_eq!((planned.customer_ids, planned.failure_texts), (2, 6));
-        assert_eq!(orders(path, &ErasureSubject::Customer("ada-lovelace".to_owned())).unwrap(), found);
-        let erased = |orders| ErasedRows { copies_remain: false, ..erase(path, orders, false).unwrap() };
+        assert_eq!(targets(path, &ada).unwrap(), found);
+        let erased = |targets| {
+            let erased = erase(path, targets, ErasureOptions::default()).unwrap();
+            ErasedRows { copies_remain: false, ..erased }
+        };
         assert_eq!(erased(&found), planned);
         assert_eq!(erased(&found), ErasedRows::default(), "nothing is left to erase");
         assert_eq!(ledger.totals().await.unwrap(), totals);
@@ -136,50 +243,21 @@ mod tests {
         ledger.close().await;
         let file = std::fs::read(path.join(FILE_NAME)).unwrap();
         assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));
-        assert!(orders(path, &ErasureSubject::Order("ord-7".to_owned())).unwrap().is_empty());
+        assert!(targets(path, &ErasureSubject::Order("ord-7".to_owned())).unwrap().is_empty());
     }
 
+    /// However large the ledger is.
     #[tokio::test]
-    async fn what_the_steps_of_an_erased_order_said_is_erased_and_the_steps_stay_done() {
+    async fn a_message_is_found_by_searches_of_indexes_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let ledger = SqliteLedger::open(directory.path()).unwrap();
-        let key = RunKey { scope: String::new(), identity: "ord-1".to_owned() };
-        let call = StepCallEntry {
-            step: "charge".to_owned(),
-            action: StepAction::Do,
-            position: 0,
-            undoable: true,
-            retries: 0,
-        };
-        let claim = || RunClaim {
-            key: key.clone(),
-            purpose: ClaimPurpose::Work { body: [0; 32], is_new: true, replayed_at: None, first: Some(call.clone()) },
-            owner: "a".into(),
-            at: at(0),
-            until: at(1),
-            order: Some(Box::new(order("ord-1"))),
-        };
-        ledger.claim_run(claim()).await.unwrap();
-        let outcome = CallOutcome::Done { result: "{\"card\":\"of ada-lovelace\"}".to_owned() };
-        let record = RunRecord {
-            key: key.clone(),
-            fence: 1,
-            at: at(1),
-            until: None,
-            ended: Some(EndedCall { step: "charge".to_owned(), action: StepAction::Do, outcome }),
-            next: None,
-            state: None,
-            failure: None,
-            dead_lettered: false,
-        };
-        ledger.record_run(record).await.unwrap();
-        let orders = ["ord-1".to_owned()];
-        assert_eq!(erase(directory.path(), &orders, false).unwrap().step_texts, 1);
-        assert_eq!(erase(directory.path(), &orders, false).unwrap().step_texts, 0);
-        let ClaimAnswer::Granted(run) = ledger.claim_run(claim()).await.unwrap() else { panic!("it is not claimed") };
-        assert_eq!((run.steps[0].status, run.steps[0].result.as_deref()), (StepStatus::Done, Some("\"[erased]\"")));
-        ledger.close().await;
-        let file = std::fs::read(directory.path().join(FILE_NAME)).unwrap();
-        assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));
+        SqliteLedger::open(directory.path()).unwrap().close().await;
+        let connection = open::for_reading(directory.path(), BUSY_TIMEOUT).unwrap();
+        for sql in message_queries() {
+            let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let plan = explain.query_map(["inv-1"], |row| row.get::<_, String>(3)).unwrap();
+            let plan: Vec<String> = plan.map(Result::unwrap).collect();
+            let scans_table = |line: &String| line.starts_with("SCAN") && !line.contains("scopes");
+            assert!(!plan.iter().any(scans_table) && plan.iter().any(|line| line.starts_with("SEARCH")), "{plan:?}");
+        }
     }
 }

@@ -13,6 +13,7 @@ mod order_items;
 mod order_sums;
 mod overwrite;
 mod prune;
+mod prune_runs;
 mod reader;
 mod report;
 mod request;
@@ -20,6 +21,7 @@ mod sales;
 mod schema;
 mod statements;
 mod step_runs;
+mod step_texts;
 mod store_error;
 mod totals;
 mod trace;
@@ -50,7 +52,7 @@ use request::{Outcome, PendingEntry, Request, WriterAnswer, WriterEntry};
 pub use reader::SqliteReader;
 
 pub(super) use backup::run as back_up;
-pub(super) use erase::{erase, orders as orders_of};
+pub(super) use erase::{erase, targets as erasure_targets};
 
 /// The ledger's file within its directory. Other programs may read it.
 pub const FILE_NAME: &str = "orderd.db";

@@ -7,6 +7,7 @@
 use rusqlite::Connection;
 
 use super::order_items;
+use super::prune_runs::{PrunedRuns, RunPruner};
 use crate::ledger::retention::Pruned;
 
 /// Rows read in each table in one transaction. This takes a few milliseconds, during which the writer records nothing.
@@ -14,10 +15,6 @@ pub(super) const BATCH_ROWS: i64 = 256;
 
 /// Lines of orders removed in one transaction, and those of one more order.
 const BATCH_LINES: usize = 2_048;
-
-/// A run is kept while it is not finished, and while its order is not: the order's steps would be called again.
-const RUN_REMOVABLE: &str = "finished_at IS NOT NULL AND NOT (scope = '' AND EXISTS (
-    SELECT 1 FROM orders WHERE orders.id = step_runs.identity AND orders.status = 'accepted'))";
 
 /// A table whose rows are in order of arrival, and the position of the pass over it.
 struct Table {
@@ -30,8 +27,6 @@ struct Table {
     finished_at: &'static str,
     /// Its rows are orders, which may have lines in a table of their own.
     has_lines: bool,
-    /// SQL statement that removes what belongs to the row with the rowid `?1`.
-    remove_details: Option<&'static str>,
     /// The last row read in this pass; 0 before the first.
     cursor: i64,
 }
@@ -40,7 +35,7 @@ impl Table {
     /// Removes the old ones among the next rows. Returns how many, and whether the pass continues. It ends at the end
     /// of the table, or at a batch without old rows; the next pass then starts from the first row.
     fn prune(&mut self, connection: &Connection, before: i64) -> rusqlite::Result<(usize, bool)> {
-        let Table { name, removable, arrived_at, finished_at, has_lines, remove_details, cursor } = self;
+        let Table { name, removable, arrived_at, finished_at, has_lines, cursor } = self;
         let mut select = connection.prepare(&format!(
             "SELECT rowid, {removable} AND {finished_at} < ?2, {arrived_at} < ?2 FROM {name} WHERE rowid > ?1
              ORDER BY rowid LIMIT {BATCH_ROWS}"
@@ -49,11 +44,7 @@ impl Table {
         let rows: Vec<(i64, bool, bool)> = rows.collect::<rusqlite::Result<_>>()?;
         let mut remove = connection.prepare(&format!("DELETE FROM {name} WHERE rowid = ?1"))?;
         let (mut removed, mut lines) = (0, 0);
-        let mut remove_details = remove_details.map(|statement| connection.prepare(statement)).transpose()?;
         for (rowid, _, _) in rows.iter().filter(|(_, is_old, _)| *is_old) {
-            if let Some(remove) = &mut remove_details {
-                remove.execute([rowid])?;
-            }
             if *has_lines {
                 lines += order_items::remove(connection, *rowid)?;
             }
@@ -78,7 +69,7 @@ pub(super) struct Pruner {
     orders: Table,
     events: Table,
     attempts: Table,
-    step_runs: Table,
+    step_runs: RunPruner,
 }
 
 impl Pruner {
@@ -89,19 +80,13 @@ impl Pruner {
             arrived_at,
             finished_at,
             has_lines: false,
-            remove_details: None,
             cursor: 0,
         };
         Pruner {
             orders: Table { has_lines: true, ..table("orders", "status = 'processed'", "accepted_at", "processed_at") },
             events: table("events", "TRUE", "recorded_at", "recorded_at"),
             attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
-            step_runs: Table {
-                remove_details: Some(
-                    "DELETE FROM steps WHERE (scope, identity) IN (SELECT scope, identity FROM step_runs WHERE rowid = ?1)",
-                ),
-                ..table("step_runs", RUN_REMOVABLE, "started_at", "finished_at")
-            },
+            step_runs: RunPruner::default(),
         }
     }
 
@@ -110,7 +95,9 @@ impl Pruner {
         let (orders, more_orders) = self.orders.prune(connection, before)?;
         let (events, more_events) = self.events.prune(connection, before)?;
         let (attempts, more_attempts) = self.attempts.prune(connection, before)?;
-        let (step_runs, more_runs) = self.step_runs.prune(connection, before)?;
+        // After the orders: with its row, an order keeps its run.
+        let PrunedRuns { removed: step_runs, erased: erased_runs, more: more_runs } =
+            self.step_runs.prune(connection, before)?;
         let mut minutes = 0;
         for (table, key) in [("sales", "currency, product"), ("order_sums", "currency, priority")] {
             let remove = format!(
@@ -124,6 +111,7 @@ impl Pruner {
             events,
             attempts,
             step_runs,
+            erased_runs,
             minutes,
             more: more_orders || more_events || more_attempts || more_runs || minutes > 0,
         })

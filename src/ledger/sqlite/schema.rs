@@ -187,8 +187,12 @@ const VERSION_4: &str = "
         started_at         INTEGER NOT NULL,
         finished_at        INTEGER,
         dead_lettered_at   INTEGER,
+        erasure            TEXT,              -- of results and texts: NULL | requested (when it ends) | done
         PRIMARY KEY (scope, identity)
     ) STRICT;
+
+    -- Empty, unless somebody waits for the end of a run whose results are to be erased.
+    CREATE INDEX step_runs_to_erase ON step_runs (scope, identity) WHERE erasure = 'requested';
 
     CREATE TABLE steps (
         scope          TEXT NOT NULL,     -- as in step_runs

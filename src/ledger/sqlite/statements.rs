@@ -14,12 +14,12 @@ use super::prune::Pruner;
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
 use super::store_error::{ledger_error, outage_cause};
-use super::{schema, step_runs};
+use super::{schema, step_runs, step_texts};
 use crate::domain::OrderId;
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
-use crate::ledger::step_runs::ClaimAnswer;
+use crate::ledger::step_runs::{ClaimAnswer, RunKey};
 
 /// What failed: one entry, or all that share its transaction.
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub(super) struct Statements<'c> {
     sales: Sales<'c>,
     order_sums: OrderSums<'c>,
     pruner: Pruner,
+    /// Whether the results of any unfinished run are to be erased once it has ended.
+    erases_at_end: bool,
 }
 
 // `ON CONFLICT … DO NOTHING` and not `INSERT OR IGNORE`, which would hide other broken constraints too.
@@ -139,6 +141,7 @@ impl<'c> Statements<'c> {
             sales: Sales::prepare(connection)?,
             order_sums: OrderSums::prepare(connection)?,
             pruner: Pruner::new(),
+            erases_at_end: false,
         })
     }
 
@@ -155,6 +158,8 @@ impl<'c> Statements<'c> {
             if found != known {
                 return Err(LedgerError::Outdated { found, known });
             }
+            self.erases_at_end =
+                step_texts::any_requested(self.connection).map_err(|error| ledger_error(BEGIN, error))?;
             self.sales.clear();
             self.last_data_version = data_version;
         }
@@ -242,7 +247,13 @@ impl<'c> Statements<'c> {
                 Recorded::Unfinished if step_runs::is_undone(self.connection, &order.id)? => Ok(Recorded::Undone),
                 answer => Ok(answer),
             },
-            LedgerEntry::FinishOrder { id, at } => self.finish_order(id, *at),
+            LedgerEntry::FinishOrder { id, at } => {
+                let finished = self.finish_order(id, *at)?;
+                if self.erases_at_end && finished == Recorded::New {
+                    self.erase_at_end(id).map_err(RecordError::Batch)?;
+                }
+                Ok(finished)
+            }
             LedgerEntry::LookUpNotification { id } => Ok(known(self.select_event.exists((id, "notification"))?)),
             LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
             LedgerEntry::Notification(notification) => {
@@ -325,6 +336,11 @@ impl<'c> Statements<'c> {
             None => {}
         }
         Err(RecordError::Entry(LedgerError::refused("finish an order", NeverAccepted(id.clone()))))
+    }
+
+    /// The results of the order's steps were to be erased once it is finished.
+    fn erase_at_end(&self, id: &OrderId) -> rusqlite::Result<()> {
+        step_texts::erase_requested(self.connection, &RunKey { scope: String::new(), identity: id.as_str().to_owned() })
     }
 
     fn insert_analytics(&mut self, event: &NewAnalytics) -> Result<Recorded, RecordError> {

@@ -4,13 +4,14 @@
 //! that a ledger without steps does without them.
 
 use jiff::Timestamp;
-use rusqlite::types::Type;
+use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::step_texts;
 use crate::domain::OrderId;
 use crate::ledger::step_runs::{
-    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, EndedCall, RecordedStep, RunClaim, RunFailure, RunKey,
-    RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, EndedCall, Erasure, RecordedStep, RunClaim, RunFailure,
+    RunKey, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 
 /// Carries out a claim. If a statement fails, the whole transaction does.
@@ -42,7 +43,6 @@ pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Resu
         fence: run.fence,
         round: run.round,
         state: run.state,
-        body: run.body,
         failure: run.failure,
         steps: read_steps(connection, &claim.key)?,
     })))
@@ -61,13 +61,16 @@ pub(super) fn record(connection: &Connection, record: &RunRecord) -> rusqlite::R
     if let Some(next) = &record.next {
         write_call(connection, &record.key, run.round, next, record.at)?;
     }
+    if run.erasure == Some(Erasure::Requested) {
+        step_texts::erase_requested(connection, &record.key)?;
+    }
     Ok(RunRecorded::Recorded)
 }
 
 fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<StoredRun>> {
     let mut select = connection.prepare_cached(
         "SELECT state, round, fence, owner, leased_until, body_hash, failure_kind, failure_code, failure_reason,
-                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at
+                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at, erasure
          FROM step_runs WHERE scope = ?1 AND identity = ?2",
     )?;
     let read = |row: &Row<'_>| {
@@ -96,6 +99,7 @@ fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<St
             started_at: time(row.get(13)?),
             finished_at: optional_time(14)?,
             dead_lettered_at: optional_time(15)?,
+            erasure: optional_named(row, 16, Erasure::ALL, Erasure::as_str)?,
         })
     };
     select.query_row((&key.scope, &key.identity), read).optional()
@@ -105,15 +109,15 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
     let mut upsert = connection.prepare_cached(
         "INSERT INTO step_runs (scope, identity, state, round, fence, owner, leased_until, body_hash, failure_kind,
                                 failure_code, failure_reason, dead_letter_reason, retries, failed_at, undo_from, started_at,
-                                finished_at, dead_lettered_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)
+                                finished_at, dead_lettered_at, erasure)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
          ON CONFLICT (scope, identity) DO UPDATE SET
             state = excluded.state, round = excluded.round, fence = excluded.fence, owner = excluded.owner,
             leased_until = excluded.leased_until, body_hash = excluded.body_hash, failure_kind = excluded.failure_kind,
             failure_code = excluded.failure_code, failure_reason = excluded.failure_reason,
             dead_letter_reason = excluded.dead_letter_reason, retries = excluded.retries, failed_at = excluded.failed_at,
             undo_from = excluded.undo_from, finished_at = excluded.finished_at,
-            dead_lettered_at = excluded.dead_lettered_at",
+            dead_lettered_at = excluded.dead_lettered_at, erasure = excluded.erasure",
     )?;
     let failure = run.failure.as_ref();
     upsert.execute(params![
@@ -135,6 +139,7 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
         run.started_at.as_millisecond(),
         run.finished_at.map(Timestamp::as_millisecond),
         run.dead_lettered_at.map(Timestamp::as_millisecond),
+        run.erasure.map(Erasure::as_str),
     ])?;
     Ok(())
 }
@@ -252,6 +257,15 @@ fn write_outcome(connection: &Connection, key: &RunKey, ended: &EndedCall, at: T
         at.as_millisecond(),
     ])?;
     Ok(())
+}
+
+fn optional_named<T: Copy, const N: usize>(
+    row: &Row<'_>,
+    column: usize,
+    values: [T; N],
+    name: impl Fn(T) -> &'static str,
+) -> rusqlite::Result<Option<T>> {
+    if row.get_ref(column)? == ValueRef::Null { Ok(None) } else { named(row, column, values, name).map(Some) }
 }
 
 /// A column that holds the name of one of these values.

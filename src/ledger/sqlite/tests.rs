@@ -1,6 +1,7 @@
 //! What the SQLite ledger guarantees beyond the traits: durable answers, shared commits, exact sums, and recovery from
 //! temporary errors.
 
+mod erasure;
 mod migration;
 mod outages;
 mod report;

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use super::entry::{NewOrder, Recorded};
 
-pub(super) use transition::{ClaimEffect, StoredRun, begins_anew, claim, record};
+pub(super) use transition::{ClaimEffect, Erasure, StoredRun, begins_anew, claim, record};
 
 /// SHA-256 of a message's body.
 pub type BodyHash = [u8; 32];
@@ -97,8 +97,6 @@ pub struct StepRun {
     pub round: u32,
     /// Where it is.
     pub state: RunState,
-    /// The message that worked on it last.
-    pub body: BodyHash,
     /// Why it is undone; `None` unless it is.
     pub failure: Option<RunFailure>,
     /// The steps, in the order of their position; of each, the undo after the step itself. Without those of earlier rounds that
@@ -134,6 +132,17 @@ impl RunState {
             RunState::Undoing => "undoing",
             RunState::Undone => "undone",
             RunState::UndoFailed => "undo_failed",
+        }
+    }
+
+    /// Whether nobody needs the results of its steps any more: neither the steps that follow, nor an undo, nor the person who has
+    /// to undo by hand what could not be undone. `order_open`: it is the run of an order that is neither processed nor given up.
+    pub fn has_ended(self, order_open: bool) -> bool {
+        match self {
+            RunState::Running | RunState::Undoing | RunState::UndoFailed => false,
+            // The order's events may be refused, and then its steps are undone.
+            RunState::Done => !order_open,
+            RunState::Undone => true,
         }
     }
 }

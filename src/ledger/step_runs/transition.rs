@@ -24,6 +24,30 @@ pub(in crate::ledger) struct StoredRun {
     /// When it became done, undone or `undo_failed`.
     pub finished_at: Option<Timestamp>,
     pub dead_lettered_at: Option<Timestamp>,
+    /// Whether its results and texts are erased, or will be.
+    pub erasure: Option<Erasure>,
+}
+
+/// Whether the results and texts of a run are erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ledger) enum Erasure {
+    /// As soon as the run has ended.
+    Requested,
+    /// They are. A run that begins anew has new ones.
+    Done,
+}
+
+impl Erasure {
+    /// Every value.
+    pub const ALL: [Erasure; 2] = [Erasure::Requested, Erasure::Done];
+
+    /// Its name in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Erasure::Requested => "requested",
+            Erasure::Done => "done",
+        }
+    }
 }
 
 /// What a claim does.
@@ -106,12 +130,14 @@ fn begin(claim: &RunClaim, body: BodyHash) -> StoredRun {
         started_at: claim.at,
         finished_at: None,
         dead_lettered_at: None,
+        erasure: None,
     }
 }
 
 /// The message was dead-lettered and has been replayed. What was undone begins anew; an undo that failed is continued.
 fn replay(run: &mut StoredRun) {
     (run.dead_lettered_at, run.finished_at) = (None, None);
+    run.erasure = run.erasure.filter(|erasure| *erasure == Erasure::Requested);
     match run.state {
         RunState::Undone => {
             (run.state, run.failure) = (RunState::Running, None);

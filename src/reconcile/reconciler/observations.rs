@@ -1,10 +1,12 @@
 //! Makes observations, with their texts, from the state of one queue or from one gap. Pure.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::super::broker_view::{FindingKind, QueueView};
 use super::super::count_comparison::Gap;
 use super::super::findings::Observation;
+use crate::metrics::FailedUndos;
+use crate::topology::ExchangeNames;
 
 /// Messages wait, and the queue has no consumer.
 pub(super) fn no_consumer(name: &str, queue: &QueueView) -> Option<Observation> {
@@ -28,6 +30,24 @@ pub(super) fn paused_consumer(name: &str, queue: &QueueView, consumer: &str, sin
         detail: format!(
             "messages are waiting: consumer {consumer:?} has been paused since {since:.0}; resume it with \
              `orderd resume {consumer}`"
+        ),
+    })
+}
+
+/// How long a failed undo is a finding. Only the person who undoes it knows when that is done.
+const FAILED_UNDO_SHOWN: SignedDuration = SignedDuration::from_hours(24);
+
+/// What the steps of dead-lettered messages have done could not be undone.
+pub(super) fn failed_undos(FailedUndos { messages, last }: FailedUndos, now: Timestamp) -> Option<Observation> {
+    let last = last.filter(|last| now.duration_since(*last) < FAILED_UNDO_SHOWN)?;
+    Some(Observation {
+        queue: ExchangeNames::DEAD_LETTER_QUEUE.to_owned(),
+        kind: FindingKind::UndoFailed,
+        messages: Some(messages),
+        detail: format!(
+            "what the steps of failed messages have done could not be undone, the last time at {last:.0}: x-failure-reason of \
+             each dead letter with the reason undo_failed names what is left; undo it by hand, or replay the dead letter once \
+             the service works"
         ),
     })
 }

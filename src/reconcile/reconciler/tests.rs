@@ -252,6 +252,29 @@ fn confirmed_retries_that_the_broker_never_counts_are_found() {
 }
 
 #[test]
+fn failures_that_return_to_their_queue_are_not_missed_in_the_retry_queues() {
+    let there = json!({"messages_ready": 0, "message_stats": {"publish": 5}});
+    let mut env = TestEnv::new();
+    env.counts("failed_order_queue").retried = 5;
+    env.pass(40, RETRY, &there);
+    env.counts("failed_order_queue").returned = 3;
+    assert_eq!(env.pass(80, RETRY, &there).found(), []);
+}
+
+#[test]
+fn a_failed_undo_is_found_for_a_day() {
+    let mut env = TestEnv::new();
+    env.pass(1, QUEUE, &json!({}));
+    assert_eq!(env.found(), []);
+    env.local.failed_undos = FailedUndos { messages: 2, last: Some(env.now().wall) };
+    assert_eq!(env.pass(1, QUEUE, &json!({})).found(), single("dead_letter_queue", FindingKind::UndoFailed, 2));
+    env.second += 86_300;
+    assert_eq!(env.pass(1, QUEUE, &json!({})).found(), single("dead_letter_queue", FindingKind::UndoFailed, 2));
+    env.second += 200;
+    assert_eq!(env.pass(1, QUEUE, &json!({})).found(), []);
+}
+
+#[test]
 fn the_first_use_of_a_retry_queue_is_no_gap() {
     let other = "order_queue.retry.1m";
     let there = |published: u64| json!({"messages_ready": 0, "message_stats": {"publish": published}});

@@ -30,7 +30,7 @@ fn confined_user(env: &TestEnv<'_>) -> String {
 }
 
 /// Properties with further routing keys, in a header that routes like the routing key.
-fn routed_to(key: &str, header: &str) -> Properties {
+pub(super) fn routed_to(key: &str, header: &str) -> Properties {
     let key = [b"S", u32::try_from(key.len()).unwrap().to_be_bytes().as_slice(), key.as_bytes()].concat();
     let list = [u32::try_from(key.len()).unwrap().to_be_bytes().as_slice(), &key].concat();
     Properties::persistent().header(header, Field::Other(b'A', list))

@@ -13,6 +13,7 @@ mod drain;
 mod erase;
 mod examples;
 mod failures;
+mod forged_failures;
 mod forged_messages;
 mod ledger_outages;
 mod lost_topology;

@@ -1,0 +1,199 @@
+//! Erasing what steps have said, while their runs are in progress and after that.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::super::{FILE_NAME, SqliteLedger};
+use super::{directory, other};
+use crate::ledger::conformance::step_runs::{call, charge, done, failure, granted, key, record_of, recorded, work};
+use crate::ledger::conformance::{finish, order};
+use crate::ledger::{
+    ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, LedgerMaintenance, LedgerWriter, NewOrder, Recorded,
+    RunClaim, RunKey, RunRecord, RunState, StepAction, StepRun,
+};
+
+const ADA: &str = "{\"card\":\"of ada-lovelace\"}";
+const ERASED: &str = "\"[erased]\"";
+
+fn erase(path: &Path, subject: &ErasureSubject, options: ErasureOptions) -> ErasedRows {
+    let targets = super::super::erasure_targets(path, subject).unwrap();
+    super::super::erase(path, &targets, options).unwrap()
+}
+
+fn erase_order(path: &Path, id: &str) -> ErasedRows {
+    erase(path, &ErasureSubject::Order(id.to_owned()), ErasureOptions::default())
+}
+
+/// The run after its first step, whose result is about Ada; `is_order`: with its order.
+async fn charged(ledger: &SqliteLedger, key: &RunKey, is_order: bool) {
+    let order = || Box::new(NewOrder { customer_id: Some("ada-lovelace".to_owned()), ..order(&key.identity) });
+    let claim = RunClaim { order: is_order.then(order), ..work(key, "a", 0, Some(charge())) };
+    assert_eq!(granted(ledger, claim).await.fence, 1);
+    recorded(ledger, RunRecord { ended: done("charge", StepAction::Do, ADA), ..record_of(key, 1, 1) }).await;
+}
+
+/// What the next worker is handed on, and its fencing number.
+async fn claimed(ledger: &SqliteLedger, key: &RunKey, millis: i64) -> (i64, String) {
+    let StepRun { fence, steps, .. } = granted(ledger, work(key, "a", millis, None)).await;
+    (fence, steps[0].result.clone().unwrap())
+}
+
+async fn enter(ledger: &SqliteLedger, key: &RunKey, state: RunState) {
+    let (fence, _) = claimed(ledger, key, 10).await;
+    let failure = (state != RunState::Done).then(|| failure(5));
+    recorded(ledger, RunRecord { state: Some(state), failure, ..record_of(key, fence, 11) }).await;
+}
+
+/// State and erasure of the runs in the file.
+fn runs(directory: &TempDir) -> Vec<String> {
+    let file = other(directory);
+    let mut query =
+        file.prepare("SELECT concat_ws('|', identity, state, erasure) FROM step_runs ORDER BY identity").unwrap();
+    query.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+fn states(erased: &ErasedRows) -> Vec<(&str, &str)> {
+    erased.unfinished.iter().map(|steps| (&*steps.id, steps.state)).collect()
+}
+
+fn is_in_file(directory: &TempDir, text: &[u8]) -> bool {
+    let file = std::fs::read(directory.path().join(FILE_NAME)).unwrap();
+    file.windows(text.len()).any(|bytes| bytes == text)
+}
+
+#[tokio::test]
+async fn the_steps_of_an_erased_order_in_progress_are_handed_what_was_charged_and_it_is_erased_when_the_order_ends() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    // The order may also be finished by another instance.
+    let other_instance = SqliteLedger::open(directory.path()).unwrap();
+    let path = directory.path();
+    let keys = ["processed", "elsewhere", "undone"].map(key);
+    for key in &keys {
+        charged(&ledger, key, true).await;
+        let erased = erase_order(path, &key.identity);
+        assert_eq!((states(&erased), erased.step_texts), (vec![(&*key.identity, "running")], 0));
+        assert_eq!(claimed(&ledger, key, 2).await.1, ADA);
+    }
+    let [processed, elsewhere, undone] = &keys;
+    for key in [processed, elsewhere] {
+        enter(&ledger, key, RunState::Done).await;
+        assert_eq!(states(&erase_order(path, &key.identity)), [(&*key.identity, "done")], "it may still be undone");
+    }
+    enter(&ledger, undone, RunState::Undoing).await;
+    assert_eq!(claimed(&ledger, undone, 20).await.1, ADA, "the refund needs it");
+    let expected = ["elsewhere|done|requested", "processed|done|requested", "undone|undoing|requested"];
+    assert_eq!(runs(&directory), expected);
+
+    assert_eq!(ledger.record(finish("processed")).await.unwrap(), Recorded::New);
+    assert_eq!(other_instance.record(finish("elsewhere")).await.unwrap(), Recorded::New);
+    enter(&ledger, undone, RunState::Undone).await;
+    assert_eq!(runs(&directory), ["elsewhere|done|done", "processed|done|done", "undone|undone|done"]);
+    for key in &keys {
+        assert_eq!(claimed(&ledger, key, 40).await.1, ERASED);
+        assert_eq!(states(&erase_order(path, &key.identity)), []);
+    }
+    other_instance.close().await;
+    ledger.close().await;
+    assert!(!is_in_file(&directory, b"ada-lovelace") && !is_in_file(&directory, failure(5).reason.as_bytes()));
+}
+
+#[tokio::test]
+async fn what_a_person_needs_to_refund_by_hand_is_erased_only_if_asked_for() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let (path, key) = (directory.path(), key("stuck"));
+    charged(&ledger, &key, true).await;
+    enter(&ledger, &key, RunState::UndoFailed).await;
+    let subject = ErasureSubject::Order("stuck".to_owned());
+    for dry_run in [true, false] {
+        let erased = erase(path, &subject, ErasureOptions { dry_run, include_unfinished: false });
+        assert_eq!((states(&erased), erased.step_texts), (vec![("stuck", "undo_failed")], 0));
+        assert_eq!(runs(&directory), [if dry_run { "stuck|undo_failed" } else { "stuck|undo_failed|requested" }]);
+    }
+    assert_eq!(claimed(&ledger, &key, 20).await.1, ADA);
+    let erased = erase(path, &subject, ErasureOptions { dry_run: false, include_unfinished: true });
+    assert_eq!((states(&erased), erased.step_texts), (vec![], 2));
+    assert_eq!(claimed(&ledger, &key, 30).await.1, ERASED);
+    // What its undo says later, after a replay, is erased too.
+    let (fence, _) = claimed(&ledger, &key, 40).await;
+    let undo = RunRecord { next: Some(call("charge", StepAction::Undo, 0)), ..record_of(&key, fence, 41) };
+    recorded(&ledger, undo).await;
+    let ended = done("charge", StepAction::Undo, ADA);
+    recorded(&ledger, RunRecord { ended, state: Some(RunState::Undone), ..record_of(&key, fence, 42) }).await;
+    assert_eq!(runs(&directory), ["stuck|undone|done"]);
+    ledger.close().await;
+    assert!(!is_in_file(&directory, b"ada-lovelace"));
+}
+
+#[tokio::test]
+async fn messages_that_are_no_orders_are_erased_by_their_id_whoever_sent_them() {
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let path = directory.path();
+    let of = |scope: &str, identity: &str| RunKey { scope: scope.to_owned(), identity: identity.to_owned() };
+    let meant = [of("invoices", "inv-1/unverified"), of("invoices", "inv-1/from/shop"), of("mails", "inv-1")];
+    let others = [of("invoices", "inv-10/unverified"), of("mails", "inv-1/2"), of("", "inv-1")];
+    for key in meant.iter().chain(&others) {
+        charged(&ledger, key, false).await;
+    }
+    for key in meant[..2].iter().chain(&others) {
+        enter(&ledger, key, RunState::Done).await;
+    }
+    let subject = ErasureSubject::Message("inv-1".to_owned());
+    let found = super::super::erasure_targets(path, &subject).unwrap();
+    let expected = ["inv-1", "inv-1/from/shop", "inv-1/unverified"].map(str::to_owned).to_vec();
+    assert_eq!(found, ErasureTargets { orders: vec![], messages: expected });
+    let erased = erase(path, &subject, ErasureOptions::default());
+    assert_eq!((erased.step_texts, states(&erased)), (2, vec![("inv-1", "running")]));
+    assert_eq!(erased.unfinished[0].consumer.as_deref(), Some("mails"));
+    enter(&ledger, &meant[2], RunState::Done).await;
+    for (key, result) in meant.iter().map(|key| (key, ERASED)).chain(others.iter().map(|key| (key, ADA))) {
+        assert_eq!(claimed(&ledger, key, 50).await.1, result, "{key:?}");
+    }
+    // By its whole identity it is one message.
+    let one = ErasureSubject::Message("inv-10/unverified".to_owned());
+    assert_eq!(erase(path, &one, ErasureOptions::default()).step_texts, 1);
+    ledger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_that_are_erased_while_they_are_processed_are_processed_and_then_erased() {
+    const ORDERS: usize = 60;
+    let directory = directory();
+    let ledger = SqliteLedger::open(directory.path()).unwrap();
+    let path = directory.path().to_owned();
+    let erasing = tokio::task::spawn_blocking(move || {
+        while runs_erased(&path) < ORDERS {
+            for n in 0..ORDERS {
+                erase_order(&path, &format!("ord-{n}"));
+            }
+        }
+    });
+    for n in 0..ORDERS {
+        let key = key(&format!("ord-{n}"));
+        charged(&ledger, &key, true).await;
+        let (fence, result) = claimed(&ledger, &key, 2).await;
+        assert_eq!(result, ADA, "the steps of an order in progress need it");
+        let ended = done("ship", StepAction::Do, ADA);
+        let ship = RunRecord { next: Some(call("ship", StepAction::Do, 1)), ..record_of(&key, fence, 3) };
+        recorded(&ledger, ship).await;
+        recorded(&ledger, RunRecord { ended, state: Some(RunState::Done), ..record_of(&key, fence, 4) }).await;
+        assert_eq!(ledger.record(finish(&key.identity)).await.unwrap(), Recorded::New);
+        // No run that has ended waits to be erased.
+        let waiting = "SELECT count(*) FROM step_runs JOIN orders ON id = identity
+                       WHERE erasure = 'requested' AND status = 'processed'";
+        let waiting: i64 = other(&directory).query_row(waiting, [], |row| row.get(0)).unwrap();
+        assert_eq!(waiting, 0);
+    }
+    erasing.await.unwrap();
+    ledger.close().await;
+    assert!(!is_in_file(&directory, b"ada-lovelace"));
+}
+
+fn runs_erased(path: &Path) -> usize {
+    let file = rusqlite::Connection::open(path.join(FILE_NAME)).unwrap();
+    let erased = "SELECT count(*) FROM step_runs WHERE erasure = 'done'";
+    file.query_row(erased, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap()
+}
