@@ -24,9 +24,9 @@ use crate::tls::TlsReloader;
 const ACCESS_REFUSED: u16 = 403;
 /// RabbitMQ's reply code for a virtual host that does not exist or that the user may not access.
 const NOT_ALLOWED: u16 = 530;
-/// How RabbitMQ's reply text ends, under the same code, when the connection limit of a virtual host, a user or a node is
-/// reached.
-const LIMIT_REACHED: &str = "is reached";
+/// What RabbitMQ's reply text contains, under the same code, when the connection limit of a virtual host, a user or a node is
+/// reached, or when RabbitMQ 4.3 could not find it out in time.
+const CONNECTION_LIMIT: &str = "connection limit";
 
 /// Connects to the broker: opens subscriptions and publishers, declares the topology, and checks permissions. Clones share
 /// the configuration.
@@ -270,7 +270,7 @@ impl Connector {
                 ConnectError::Credentials { address, who, reply }
             }
             // The broker uses the same code when a connection limit is reached, which is temporary. Only the text differs.
-            HandshakeError::Refused { code: NOT_ALLOWED, text: reply } if !reply.ends_with(LIMIT_REACHED) => {
+            HandshakeError::Refused { code: NOT_ALLOWED, text: reply } if !reply.contains(CONNECTION_LIMIT) => {
                 ConnectError::VirtualHost { address, virtual_host: self.broker.virtual_host.clone(), reply }
             }
             HandshakeError::Refused { code: NOT_ALLOWED, text: reply } => ConnectError::Limit { address, reply },

@@ -52,8 +52,13 @@ fn a_connection_limit_is_named(node: &Node) {
     let limit = |limits: &str| drop(node.ctl(&["set_vhost_limits", "--vhost", &env.vhost.name, limits]));
     limit(r#"{"max-connections": 2}"#);
     let mut orderd = env.start();
+    let mut shown = Vec::new();
     wait_until("the limit and what to do are shown", || {
         let failing = failing_checks(&orderd);
+        if failing != shown {
+            eprintln!("{failing:#?}");
+            shown.clone_from(&failing);
+        }
         !failing.is_empty()
             && failing.iter().all(|detail| detail.contains("limit 2") && detail.contains("for each consumer"))
     });
@@ -117,7 +122,10 @@ fn a_copy_that_is_too_large_for_the_broker_is_dead_lettered_and_disturbs_no_othe
 }
 
 fn a_passed_consumer_timeout_is_named(node: &Node) {
-    let env = TestEnv::new(node).set("consumers.priority.faults.hang", "1").set("consumers.priority.timeout", "60s");
+    let env = TestEnv::new(node)
+        .set("consumers.priority.faults.hang", "1")
+        .set("consumers.priority.timeout", "60s")
+        .set("shutdown.drain_timeout", "1s");
     let mut orderd = env.start();
     let mut raw = env.raw();
     raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("slow"));
