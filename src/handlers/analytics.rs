@@ -285,7 +285,7 @@ mod tests {
         ledger: &MemoryLedger,
         delivery: &Delivery,
     ) -> Result<HandlerOutput, HandlerError> {
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
+        let provenance = &Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         let ledger = LedgerAccess::without_deadline(ledger);
         let consumer = "analytics".into();
         handler

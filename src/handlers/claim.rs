@@ -4,7 +4,7 @@
 //! during a reload. A claim ends when it is dropped. The caller decides which messages are copies of each other.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -14,7 +14,7 @@ use crate::config::MessageKind;
 #[derive(Debug, Default)]
 pub struct Claims {
     /// With the kind of message: an event and a notification may have the same identity.
-    identities: Mutex<HashSet<(MessageKind, String)>>,
+    identities: Mutex<HashSet<(MessageKind, Arc<str>)>>,
     released: Notify,
 }
 
@@ -22,13 +22,13 @@ pub struct Claims {
 #[derive(Debug)]
 pub(super) struct Claim<'a> {
     claims: &'a Claims,
-    claimed: (MessageKind, String),
+    claimed: (MessageKind, Arc<str>),
 }
 
 impl Claims {
     /// Waits until the identity is not claimed, and claims it. Cancel-safe: nothing is claimed until it returns.
     pub(super) async fn claim(&self, kind: MessageKind, identity: &str) -> Claim<'_> {
-        let claimed = (kind, identity.to_owned());
+        let claimed = (kind, Arc::from(identity));
         while !self.insert(&claimed) {
             let released = self.released.notified();
             tokio::pin!(released);
@@ -42,7 +42,7 @@ impl Claims {
         Claim { claims: self, claimed }
     }
 
-    fn insert(&self, claimed: &(MessageKind, String)) -> bool {
+    fn insert(&self, claimed: &(MessageKind, Arc<str>)) -> bool {
         self.identities.lock().unwrap_or_else(PoisonError::into_inner).insert(claimed.clone())
     }
 }
@@ -57,7 +57,6 @@ impl Drop for Claim<'_> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     use futures_util::FutureExt;
     use tokio::sync::watch;
@@ -119,7 +118,7 @@ mod tests {
         let notification =
             || NotificationFactory::build(HandlerConsumer { name: "notification", workers: 1 }, &(), &deps);
         let memory = MemoryLedger::default();
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
+        let provenance = &Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         for (name, [former, new]) in
             [("analytics", [analytics(), analytics()]), ("notification", [notification(), notification()])]
         {

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::event_file_state::EventFileState;
 use crate::backoff::Backoff;
@@ -26,14 +29,18 @@ const MAX_QUEUED_LINES: usize = 4096;
 const MAX_BATCH_LINES: usize = 1024;
 /// A batch of this many bytes takes no further lines.
 const FULL_BATCH_BYTES: usize = 8 << 20;
-/// How long a line waits for others that are written with it. Waking the thread for each line costs more than writing it.
-const BATCH_DELAY: Duration = Duration::from_millis(2);
+/// How long the first line of a batch waits for others, per line of the previous batch. Waking the thread and syncing the file
+/// for each line costs more than writing it, so a busy log gathers large batches, and a quiet one waits little.
+const GATHER_PER_LINE: Duration = Duration::from_micros(50);
+/// The limits of that wait.
+const MIN_GATHER: Duration = Duration::from_millis(1);
+const MAX_GATHER: Duration = Duration::from_millis(10);
 /// Waits between two attempts to write to a file that cannot be written.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(2) };
 /// The room that is proven to be there, to learn whether an outage is over when no line waits: at least one block of the file
 /// system.
 const PROOF_BYTES: usize = 4096;
-/// How often a caller whose line waits looks whether the writer makes progress.
+/// How often the log looks whether the writer makes progress.
 const PROGRESS_CHECK: Duration = Duration::from_secs(1);
 /// How long the start waits for the file to be opened. A disk that hangs longer is an outage.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,13 +75,17 @@ pub struct EventLog {
 pub struct EventLogWriter {
     /// Never answered; closed when the thread ends.
     ended: oneshot::Receiver<()>,
+    /// Looks whether the thread makes progress. One task for all lines: a timer for each line would cost more than the line.
+    progress: AbortOnDropHandle<()>,
 }
 
 impl EventLogWriter {
     /// Waits until the thread has ended. To be called after all clones of the log were dropped. If its disk hangs, it does not
     /// end; nothing waits for what it writes.
     pub async fn finish(self) {
-        let _ = self.ended.await;
+        let EventLogWriter { ended, progress } = self;
+        let _ = ended.await;
+        drop(progress);
     }
 }
 
@@ -87,7 +98,7 @@ impl EventLog {
     pub async fn start(files: Rolling) -> io::Result<(Self, EventLogWriter)> {
         let (requests, waiting) = mpsc::channel(MAX_QUEUED_LINES);
         let state = Arc::new(EventFileState::new(files.path(Timestamp::now())));
-        let writer = Writer { files, file: None, state: Arc::clone(&state), failures: 0 };
+        let writer = Writer { files, file: None, state: Arc::clone(&state), failures: 0, previous: 0 };
         let (opening, opened) = oneshot::channel();
         let (ending, ended) = oneshot::channel::<()>();
         let run = move || {
@@ -103,7 +114,8 @@ impl EventLog {
             Ok(Err(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
             Err(_) => state.check_progress(),
         }
-        Ok((EventLog { requests, state }, EventLogWriter { ended }))
+        let progress = AbortOnDropHandle::new(tokio::spawn(check_progress(Arc::clone(&state))));
+        Ok((EventLog { requests, state }, EventLogWriter { ended, progress }))
     }
 
     /// Appends a line and waits until it is on disk, however long that takes. It must end with a line feed and contain no
@@ -112,19 +124,14 @@ impl EventLog {
     /// # Errors
     /// [`EventLogClosed`].
     pub async fn append(&self, text: Vec<u8>) -> Result<(), EventLogClosed> {
-        let (written, mut answer) = oneshot::channel();
-        loop {
-            match timeout(PROGRESS_CHECK, self.requests.reserve()).await {
-                Ok(place) => break place.map_err(|_| EventLogClosed)?.send(Request::Append(Line { text, written })),
-                Err(_) => self.state.check_progress(),
-            }
+        let (written, answer) = oneshot::channel();
+        let request = Request::Append(Line { text, written });
+        if let Err(TrySendError::Full(request)) = self.requests.try_send(request) {
+            // Boxed, because this future is large and rarely needed.
+            self.requests.send(request).boxed().await.map_err(|_| EventLogClosed)?;
         }
-        loop {
-            match timeout(PROGRESS_CHECK, &mut answer).await {
-                Ok(result) => return result.map_err(|_| EventLogClosed),
-                Err(_) => self.state.check_progress(),
-            }
-        }
+        // Closed also if the line could not be sent.
+        answer.await.map_err(|_| EventLogClosed)
     }
 
     /// Watches whether the file can be written.
@@ -139,6 +146,13 @@ impl EventLog {
     }
 }
 
+async fn check_progress(state: Arc<EventFileState>) {
+    loop {
+        tokio::time::sleep(PROGRESS_CHECK).await;
+        state.check_progress();
+    }
+}
+
 struct Writer {
     files: Rolling,
     /// `None` until it could be opened.
@@ -146,6 +160,8 @@ struct Writer {
     state: Arc<EventFileState>,
     /// Failed attempts since the last success.
     failures: u32,
+    /// Lines in the previous batch.
+    previous: usize,
 }
 
 impl Writer {
@@ -164,6 +180,7 @@ impl Writer {
         let mut lines = Vec::with_capacity(MAX_BATCH_LINES);
         while self.receive(&mut waiting, &mut lines) {
             lines.retain(|line| !line.written.is_closed());
+            self.previous = lines.len();
             if (!lines.is_empty() || self.failures > 0) && self.try_write(&lines) {
                 for Line { written, .. } in lines.drain(..) {
                     // The sender may have stopped waiting.
@@ -180,7 +197,7 @@ impl Writer {
         if self.failures > 0 {
             thread::sleep(RETRY_BACKOFF.wait(self.failures - 1, 1.0));
         } else if waiting.blocking_recv_many(&mut received, 1) > 0 {
-            thread::sleep(BATCH_DELAY);
+            thread::sleep(self.gather_time());
         }
         let mut bytes = lines.iter().map(|line| line.text.len()).sum::<usize>();
         while lines.len() < MAX_BATCH_LINES && bytes < FULL_BATCH_BYTES {
@@ -197,6 +214,11 @@ impl Writer {
             }
         }
         true
+    }
+
+    fn gather_time(&self) -> Duration {
+        let lines = u32::try_from(self.previous).unwrap_or(u32::MAX);
+        GATHER_PER_LINE.saturating_mul(lines).clamp(MIN_GATHER, MAX_GATHER)
     }
 
     /// Writes the lines; without any, proves that lines can be written. Returns whether they are on disk.
@@ -240,8 +262,6 @@ pub(super) mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
-
-    use futures_util::FutureExt;
 
     use super::*;
     use crate::files::{FILE_MODE, FileOutageCause, Rotation};

@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn input<'a>(delivery: &'a Delivery, consumer: &'a Arc<str>, ledger: LedgerAccess<'a>) -> HandlerInput<'a> {
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
+        let provenance = &Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         HandlerInput { delivery, provenance, consumer, bindings: &[], retries: 0, ledger, steps: StepAccess::default() }
     }
 
@@ -257,7 +257,8 @@ mod tests {
             key.clone_into(&mut delivery.routing_key);
             let provenance =
                 Provenance { sender: Sender::Unverified, is_copy: false, generated: None, cloud_event: None };
-            let input = HandlerInput { provenance, bindings: &bindings, ..input(&delivery, &consumer, ledger) };
+            let input =
+                HandlerInput { provenance: &provenance, bindings: &bindings, ..input(&delivery, &consumer, ledger) };
             let result = handler.handle(input).await;
             assert_eq!(
                 result.err().map(|error| error.failure().unwrap().kind),

@@ -4,6 +4,7 @@
 //! the attributes in headers. Pure. The message itself is never changed: copies stay the events they are.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +18,8 @@ use crate::domain::{BodyError, JsonError, body_text, is_compressed, object_value
 /// The media types of events that contain all of it: this one, and others that are not supported.
 const STRUCTURED: &str = "application/cloudevents+json";
 const ANY_STRUCTURED: &str = "application/cloudevents";
+/// What a structured event contains.
+static SPECVERSION: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\"specversion\""));
 /// The only version of the specification that is supported.
 const VERSION: &str = "1.0";
 /// What the names of a binary event's headers begin with, in any case: those of the HTTP and the AMQP binding, and the one that
@@ -138,8 +141,7 @@ impl Message {
             Envelope::Unsupported
         } else if attribute(&self.headers, "specversion").is_some() {
             Envelope::Binary
-        } else if !is_compressed(content_encoding.as_deref()) && memmem::find(&self.body, b"\"specversion\"").is_some()
-        {
+        } else if !is_compressed(content_encoding.as_deref()) && SPECVERSION.find(&self.body).is_some() {
             // Many producers set no content type, or that of JSON.
             Envelope::Structured { certain: false }
         } else {

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::message::Message;
@@ -20,8 +22,7 @@ pub struct DecompressedBytes {
 }
 
 /// The room of one body. Free again once this is dropped.
-#[derive(Debug)]
-pub(super) struct Room(#[expect(dead_code, reason = "held until it is dropped")] Option<OwnedSemaphorePermit>);
+pub(super) type Room = OwnedSemaphorePermit;
 
 impl DecompressedBytes {
     /// `max_body`: the longest body once it is decompressed. There is always room for one.
@@ -30,14 +31,14 @@ impl DecompressedBytes {
         DecompressedBytes { room: Arc::new(Semaphore::new(limit)), max_body }
     }
 
-    /// Waits until there is room for the decompressed body; not at all for a body that is not compressed. Cancel-safe.
-    pub(super) async fn room_for(&self, message: &Message) -> Room {
+    /// Waits until there is room for the decompressed body. `None` for a body that is not compressed, which needs none. The
+    /// future is cancel-safe, and boxed because few deliveries need it.
+    pub(super) fn room_for(&self, message: &Message) -> Option<BoxFuture<'static, Room>> {
         let bytes = u32::try_from(message.decompressed_length(self.max_body)).unwrap_or(u32::MAX);
-        match bytes {
-            0 => Room(None),
-            // The semaphore is never closed.
-            _ => Room(Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()),
-        }
+        let room = Arc::clone(&self.room);
+        (bytes > 0).then(|| {
+            async move { room.acquire_many_owned(bytes).await.expect("the semaphore is never closed") }.boxed()
+        })
     }
 }
 
@@ -47,7 +48,6 @@ mod tests {
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
-    use futures_util::FutureExt;
 
     use super::*;
     use crate::message::Properties;
@@ -69,19 +69,20 @@ mod tests {
     #[tokio::test]
     async fn compressed_bodies_wait_until_there_is_room_for_what_they_expand_to() {
         let bytes = DecompressedBytes::new(16 << 20);
+        let room = |message: &Message| bytes.room_for(message).unwrap();
         let large = message(16 << 20, Some("gzip"));
-        let (first, _second) = (bytes.room_for(&large).await, bytes.room_for(&large).await);
-        assert!(bytes.room_for(&message(1, Some("gzip"))).now_or_never().is_none(), "32 MiB are taken");
-        assert!(bytes.room_for(&message(64 << 20, None)).now_or_never().is_some(), "not compressed");
+        let (first, _second) = (room(&large).await, room(&large).await);
+        assert!(room(&message(1, Some("gzip"))).now_or_never().is_none(), "32 MiB are taken");
+        assert!(bytes.room_for(&message(64 << 20, None)).is_none(), "not compressed");
         drop(first);
-        assert!(bytes.room_for(&message(1, Some("gzip"))).now_or_never().is_some());
+        assert!(room(&message(1, Some("gzip"))).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn a_bomb_takes_the_room_of_the_longest_body_and_no_more() {
         for max_body in [1 << 20, 64 << 20] {
             let bytes = DecompressedBytes::new(max_body);
-            assert!(bytes.room_for(&message(80 << 20, Some("gzip"))).now_or_never().is_some(), "{max_body}");
+            assert!(bytes.room_for(&message(80 << 20, Some("gzip"))).unwrap().now_or_never().is_some(), "{max_body}");
         }
     }
 }

@@ -36,8 +36,8 @@ impl DeliveryGuard {
     ) -> Self {
         let in_flight = counters.received(received_at);
         let unidentified = deliveries.identify(&delivery);
-        let may_be_event = delivery.message.is_cloud_event().is_none();
-        if deliveries.by_message_id() && unidentified.is_some() && !may_be_event && counters.without_message_id() {
+        let known_not_to_say = || delivery.message.is_cloud_event().is_some();
+        if deliveries.by_message_id() && unidentified.is_some() && known_not_to_say() && counters.without_message_id() {
             let (exchange, routing_key) = (&delivery.exchange, &delivery.routing_key);
             warn!(
                 exchange,

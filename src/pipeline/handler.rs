@@ -163,7 +163,7 @@ pub struct HandlerInput<'a> {
     /// What was delivered.
     pub delivery: &'a Delivery,
     /// Who sent it.
-    pub provenance: Provenance<'a>,
+    pub provenance: &'a Provenance<'a>,
     /// The consumer's name.
     pub consumer: &'a Arc<str>,
     /// The patterns by which its queue is bound to the orders exchange.
@@ -179,7 +179,7 @@ pub struct HandlerInput<'a> {
 impl HandlerInput<'_> {
     /// The identity of the message, if it is not an order.
     pub fn identity(&self) -> String {
-        self.delivery.identity(self.provenance)
+        self.delivery.identity(*self.provenance)
     }
 }
 

@@ -69,33 +69,48 @@ enum AttemptOutcome {
 }
 
 /// Makes attempts at a delivery until it can be settled, and settles it.
-pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) {
-    if guard.delivery().message.unread > 0 && matches!(context.on_failure, OnFailure::Forward(_)) {
+///
+/// Thousands of these futures are in flight, and each wake-up reads one that is no longer in a cache: keep them small. An `async
+/// fn` would hold the guard twice.
+#[expect(clippy::manual_async_fn, reason = "see above")]
+pub(super) fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard) -> impl Future<Output = ()> + Send {
+    async move {
+        let outcome = make_attempts(&context, &guard).await;
+        guard.settle(outcome);
+    }
+}
+
+async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> DeliveryOutcome {
+    let delivery = guard.delivery();
+    if delivery.message.unread > 0 && matches!(context.on_failure, OnFailure::Forward(_)) {
         // No copy can be published without the body. The broker moves the message to the failed-order queue, where the
         // failure is recorded.
-        log_too_large(&context, guard.delivery());
-        return guard.settle(DeliveryOutcome::Rejected);
+        log_too_large(context, delivery);
+        return DeliveryOutcome::Rejected;
     }
     // Held until the delivery is settled: events and copies contain what was decompressed.
-    let room = context.decompressed.room_for(&guard.delivery().message);
-    let Ok(_room) = tokio::time::timeout(context.max_hold(), room).await else {
-        return guard.settle(DeliveryOutcome::Released);
+    let _room = match context.decompressed.room_for(&delivery.message) {
+        None => None,
+        Some(room) => match tokio::time::timeout(context.max_hold(), room).boxed().await {
+            Ok(room) => Some(room),
+            Err(_) => return DeliveryOutcome::Released,
+        },
     };
     let mut retries = 0;
     // Once, and here: there is room for what it decompresses.
-    let event = guard.delivery().message.cloud_event_identity(context.max_body);
-    let provenance = guard.delivery().provenance(&context.names, &context.users, guard.generated_id());
+    let event = delivery.message.cloud_event_identity(context.max_body);
+    let provenance = delivery.provenance(&context.names, &context.users, guard.generated_id());
     let provenance = Provenance { cloud_event: event.as_deref(), ..provenance };
-    if guard.delivery().is_unproven_claim(&context.names, provenance) && context.counters.unproven() {
-        let Delivery { exchange, routing_key, .. } = guard.delivery();
+    if delivery.is_unproven_claim(&context.names, provenance) && context.counters.unproven() {
+        let Delivery { exchange, routing_key, .. } = delivery;
         warn!(
             consumer = %context.consumer, exchange, routing_key, sender = %provenance.sender,
             "a message claims to be orderd's own, but orderd's user did not publish it: it is not believed; find its \
              sender, or add orderd's former user to broker.trusted_users"
         );
     }
-    let outcome = loop {
-        match attempt(&context, guard.delivery(), provenance).await {
+    loop {
+        match attempt(context, delivery, &provenance).await {
             AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
             AttemptOutcome::Interrupted(interruption) => {
                 debug!(consumer = %context.consumer, ?interruption, "released a delivery");
@@ -104,7 +119,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
             AttemptOutcome::CannotPublish => break DeliveryOutcome::Rejected,
             AttemptOutcome::Failed(failure) => {
                 context.counters.attempt_failed(&failure);
-                match next_action(&context, &failure, retries) {
+                match next_action(context, &failure, retries) {
                     Action::RetryNow => {}
                     Action::KeepRetrying => {
                         if let Some(due) = REPEATED.occurred((&context.consumer, "retrying", failure.code.as_str())) {
@@ -114,7 +129,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
                         tokio::time::sleep(RETRY_BACKOFF.wait(retries, fastrand::f64())).await;
                     }
                     // Boxed, because this future is large and rarely needed.
-                    Action::Forward => break forward(&context, guard.delivery(), provenance, failure).boxed().await,
+                    Action::Forward => break forward(context, delivery, provenance, failure).boxed().await,
                     Action::RetryAfter(_) | Action::DeadLetter(_) => {
                         unreachable!("these are decided in the failed-order queue only")
                     }
@@ -122,8 +137,7 @@ pub(super) async fn process(context: Arc<ConsumerContext>, guard: DeliveryGuard)
                 retries = retries.saturating_add(1);
             }
         }
-    };
-    guard.settle(outcome);
+    }
 }
 
 /// Decides what happens after a failure. `retries` counts the attempts at this delivery so far, without the first.
@@ -136,7 +150,7 @@ fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Ac
 }
 
 /// One attempt: run the handler, publish its events, record its effect.
-async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: Provenance<'_>) -> AttemptOutcome {
+async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: &Provenance<'_>) -> AttemptOutcome {
     let output = match run_handler(context, delivery, provenance).await {
         Ok(output) => output,
         Err(error) => return error.into(),
@@ -173,7 +187,7 @@ fn handled(outcome: HandlerOutcome, log: Option<DeferredLog>) -> AttemptOutcome 
 async fn output_not_publishable(
     context: &ConsumerContext,
     delivery: &Delivery,
-    provenance: Provenance<'_>,
+    provenance: &Provenance<'_>,
     error: &PublishError,
 ) -> AttemptOutcome {
     let deadline = Deadline::after(context.timeout);
@@ -191,7 +205,7 @@ async fn output_not_publishable(
 /// published once, right before the message is acked.
 async fn publish_output(context: &ConsumerContext, output: &HandlerOutput) -> Result<(), PublishError> {
     if let Some(report) = &output.report {
-        match publish(context, Arc::new([Publication::clone(report)])).await {
+        match publish(context, Arc::new([Publication::clone(report)])).boxed().await {
             Ok(()) => {}
             Err(PublishError::Closed) => return Err(PublishError::Closed),
             Err(error) => {
@@ -202,7 +216,11 @@ async fn publish_output(context: &ConsumerContext, output: &HandlerOutput) -> Re
             }
         }
     }
-    publish(context, Arc::clone(&output.emit)).await
+    if output.emit.is_empty() {
+        return Ok(());
+    }
+    // Boxed, because this future is large and most deliveries publish nothing.
+    publish(context, Arc::clone(&output.emit)).boxed().await
 }
 
 /// Records a dead letter whose copy cannot be published, before the broker itself dead-letters the message. The message is
@@ -235,9 +253,9 @@ impl From<HandlerError> for AttemptOutcome {
 async fn run_handler(
     context: &ConsumerContext,
     delivery: &Delivery,
-    provenance: Provenance<'_>,
+    provenance: &Provenance<'_>,
 ) -> Result<HandlerOutput, HandlerError> {
-    let retries = trusted_retry_count(delivery, provenance);
+    let retries = trusted_retry_count(delivery, *provenance);
     let deadline = Deadline::after(context.timeout);
     let ledger = LedgerAccess::new(&*context.ledger, &deadline);
     let (consumer, bindings) = (&context.consumer, &*context.bindings);

@@ -138,7 +138,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
     let ledger = SqliteLedger::open(directory).unwrap();
     let input = HandlerInput {
         delivery: &delivery,
-        provenance,
+        provenance: &provenance,
         consumer: &"visitor".into(),
         bindings: &[],
         retries: 0,

@@ -103,14 +103,14 @@ pub struct DeadLetteredEvent<'a> {
 impl FailedHandler {
     async fn recover(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         let (delivery, now) = (input.delivery, Timestamp::now());
-        let mut history = History::read(delivery, input.provenance, now);
+        let mut history = History::read(delivery, *input.provenance, now);
         let unread = delivery.message.unread;
         if unread > 0 {
             let reason =
                 format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
             history.failure = Failure::new(FailureKind::Permanent, BODY_TOO_LARGE, reason);
         }
-        let failed = self.failed_message(delivery, input.provenance, history, now, unread == 0);
+        let failed = self.failed_message(delivery, *input.provenance, history, now, unread == 0);
         let action = failed.action();
         if undo::needs_proof(&failed, action) {
             return Ok(self.send_back(&failed, ReturnReason::Unproven));
@@ -233,9 +233,9 @@ impl Handler for FailedHandler {
 
     fn dead_letter_without_copy(&self, input: HandlerInput<'_>, problem: &str) -> Option<HandlerOutput> {
         let now = Timestamp::now();
-        let mut history = History::read(input.delivery, input.provenance, now);
+        let mut history = History::read(input.delivery, *input.provenance, now);
         history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
-        let failed = self.failed_message(input.delivery, input.provenance, history, now, false);
+        let failed = self.failed_message(input.delivery, *input.provenance, history, now, false);
         let output = self.act(&failed, failed.action());
         Some(HandlerOutput { report: None, emit: Arc::default(), ..output })
     }
@@ -475,7 +475,7 @@ mod tests {
             let delivery = dead(queue, reason);
             let input = HandlerInput {
                 delivery: &delivery,
-                provenance: Provenance { sender: Sender::Unverified, is_copy, generated: None, cloud_event: None },
+                provenance: &Provenance { sender: Sender::Unverified, is_copy, generated: None, cloud_event: None },
                 consumer: &FAILED,
                 bindings: &[],
                 retries: 0,
@@ -506,7 +506,7 @@ mod tests {
             max_body: 1 << 20,
         };
         let (too_large, whole) = (delivery(60 << 20), delivery(0));
-        let provenance = Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
+        let provenance = &Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         let memory = MemoryLedger::default();
         let ledger = LedgerAccess::without_deadline(&memory);
         let input = |delivery| HandlerInput {

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, Either, FutureExt, ready};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -199,7 +199,7 @@ impl LedgerMaintenance for SqliteLedger {
 
 impl SqliteLedger {
     /// The call itself queues the entry while there is room, so entries are recorded in the order of the calls.
-    fn enqueue(&self, entry: WriterEntry, bytes: usize) -> BoxFuture<'static, Outcome> {
+    fn enqueue(&self, entry: WriterEntry, bytes: usize) -> impl Future<Output = Outcome> + Send + use<> {
         let bytes = bytes.max(MIN_ENTRY_BYTES).min(self.pending_bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let queue = self.queue.clone();
@@ -208,21 +208,20 @@ impl SqliteLedger {
             let sent = queue.send(Request::Record(PendingEntry { entry, answer, _room: room }));
             sent.map(|()| answered).map_err(|_| LedgerError::Closed)
         };
-        match Arc::clone(&self.room).try_acquire_many_owned(bytes) {
-            Ok(room) => {
-                let sent = send(room);
-                async move { answer(sent?).await }.boxed()
-            }
+        let sent = match Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+            Ok(room) => Either::Left(ready(send(room))),
             Err(_) => {
                 let room = Arc::clone(&self.room);
-                async move {
+                // Boxed, because it contains the entry and is rarely needed.
+                let sent = async move {
                     // The semaphore is never closed.
-                    let room = room.acquire_many_owned(bytes).await.map_err(|_| LedgerError::Closed)?;
-                    answer(send(room)?).await
-                }
-                .boxed()
+                    send(room.acquire_many_owned(bytes).await.map_err(|_| LedgerError::Closed)?)
+                };
+                Either::Right(sent.boxed())
             }
-        }
+        };
+        // The writer answers every entry that it takes from the queue, unless a defect makes it panic.
+        async move { sent.await?.await.unwrap_or(Err(LedgerError::Closed)) }
     }
 }
 
@@ -266,9 +265,4 @@ impl LedgerWriter for SqliteLedger {
         }
         .boxed()
     }
-}
-
-/// The writer answers every entry that it takes from the queue, unless a defect makes it panic.
-async fn answer(answered: oneshot::Receiver<Outcome>) -> Outcome {
-    answered.await.unwrap_or(Err(LedgerError::Closed))
 }
