@@ -130,6 +130,8 @@ async fn record_order(ledger: &SqliteLedger, n: u64, load: &Load) {
         items,
         priority: false,
         customer_id: Some(format!("customer-{}", n % 1_000)),
+        email: Some(format!("customer-{}@example.com", n % 1_000)),
+        notify: None,
         placed_at: Some(at),
         at,
     };

@@ -22,8 +22,8 @@ use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerConsumer, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{
-    ClaimAnswer, LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, Recorded, RunClaim, RunRecord,
-    RunRecorded,
+    CancelAnswer, ClaimAnswer, LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, NewCancellation,
+    Recorded, RunClaim, RunRecord, RunRecorded,
 };
 use orderd::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, LossCause, Message, Properties, Publication, Publisher, SettleError,
@@ -422,6 +422,10 @@ impl LedgerWriter for MemoryLedger {
         let (answer, answered) = oneshot::channel();
         self.0.send((entry, answer)).expect("the ledger stays");
         Box::pin(async { Ok(answered.await.expect("the ledger answers")) })
+    }
+
+    fn cancel_order(&self, _cancellation: NewCancellation) -> BoxFuture<'static, Result<CancelAnswer, LedgerError>> {
+        unreachable!("no order is cancelled")
     }
 
     fn claim_run(&self, _claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {

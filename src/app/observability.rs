@@ -127,6 +127,8 @@ impl Observability {
                 deliveries = counts.deliveries,
                 completed = counts.completed,
                 duplicates = counts.duplicates,
+                cancelled = counts.cancelled,
+                prevented = counts.prevented,
                 failed_attempts = counts.failed_attempts,
                 forwarded = counts.forwarded,
                 retried = counts.retried,

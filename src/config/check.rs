@@ -237,8 +237,8 @@ fn bindings_do_not_overlap(config: &Config, report: &Report) {
 }
 
 /// Routing keys of the events that orderd publishes about processed and dead-lettered orders, one of each kind.
-pub(super) const EVENTS: [&str; 3] =
-    ["order.notification.email", "order.analytics.processed", "order.analytics.failed"];
+pub(super) const EVENTS: [&str; 4] =
+    ["order.notification.email", "order.analytics.processed", "order.analytics.failed", "order.analytics.cancelled"];
 
 fn events_are_bound(config: &Config, report: &Report) {
     let bindings = config.queues.values().flat_map(|queue| &queue.bindings);

@@ -8,7 +8,9 @@ use super::layers::Value;
 use super::section::{Section, ValueParser};
 use super::suggestion::{did_you_mean, listed};
 use super::value_parser;
-use crate::formats::spec::{AmountSource, ItemsSpec, LineSpec, MAX_PARTS, PriceSpec, Source, Spec, TextSource, Unit};
+use crate::formats::spec::{
+    AmountSource, CancelledIf, EventSource, ItemsSpec, LineSpec, MAX_PARTS, PriceSpec, Source, Spec, TextSource, Unit,
+};
 use crate::formats::{BUILT_IN, Format, MAX_POINTER_BYTES, Pointer};
 
 /// Longest name of a format, in bytes.
@@ -17,6 +19,8 @@ const MAX_NAME_BYTES: usize = 64;
 const MAX_PREFIX_BYTES: usize = 64;
 /// Longest constant, in bytes.
 const MAX_CONSTANT_BYTES: usize = 1024;
+/// Most values that say that an order was cancelled.
+const MAX_VALUES: usize = 16;
 /// Most formats of a configuration.
 const MAX_FORMATS: usize = 64;
 /// Names that `orderd check --format` takes for its output format.
@@ -75,6 +79,7 @@ fn format(name: &str, mut section: Section<'_>) -> Spec {
     let charge = amount(false, true, unit);
     let spec = Spec {
         id: source_of_id.unwrap_or(base.id),
+        event: section.optional("event", &event).or(base.event),
         id_prefix: prefix.unwrap_or(base.id_prefix),
         line: only_line(&mut section, unit).or(base.line),
         items: section.optional_section("items").and_then(|section| items(section, unit)).or(base.items),
@@ -207,6 +212,24 @@ fn text_source(value: &Value) -> Result<TextSource, String> {
         }
         _ => Err("must be a pointer, { pointer = …, none = … } or { value = … }".to_owned()),
     }
+}
+
+/// A pointer to the name of an event, or `{ pointer = …, cancelled = … }`.
+fn event(value: &Value) -> Result<EventSource, String> {
+    let Value::Table(_) = value else {
+        return Ok(EventSource { pointer: one_pointer(false)(value)?, cancelled: CancelledIf::Named });
+    };
+    let problem = "must be a pointer or { pointer = …, cancelled = … }, where cancelled is true or a list of texts";
+    let [Some(at), Some(cancelled)] = keys(value, ["pointer", "cancelled"])? else { return Err(problem.to_owned()) };
+    let cancelled = match cancelled {
+        Value::Boolean(true) => CancelledIf::Present,
+        Value::List(values) if (1..=MAX_VALUES).contains(&values.len()) => {
+            let text = value_parser::text(MAX_CONSTANT_BYTES);
+            CancelledIf::OneOf(values.iter().map(text).collect::<Result<_, _>>()?)
+        }
+        _ => return Err(format!("{problem} (1 to {MAX_VALUES})")),
+    };
+    Ok(EventSource { pointer: one_pointer(false)(at)?, cancelled })
 }
 
 /// Where the id is, and what precedes it: a text, or `{ pointer = …, prefix = … }`. With a base, `{ prefix = … }`.

@@ -1,9 +1,8 @@
-//! The events about a processed order: the bodies of notifications and analytics events, and the sale that is read back
-//! from an analytics event.
+//! The events about an order: the bodies of notifications and analytics events.
 //!
 //! Bodies only: routing keys and message ids are chosen where the events are published.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
@@ -12,17 +11,26 @@ use serde::{Serialize, Serializer};
 
 use super::item::{Amounts, Item};
 use super::model::UnknownFields;
-use super::{Currency, ExactSum, Order};
+use super::{Currency, Order};
+
+/// The end of the identity of an order's cancellation; the order's id precedes it.
+pub const CANCELLATION_SUFFIX: &str = "/cancellation";
 
 /// The ends of the message ids of the events about an order; the order's id precedes them.
-pub const EVENT_ID_SUFFIXES: [&str; 3] = ["/analytics/processed", "/analytics/failed", "/notification/processed"];
+pub const EVENT_ID_SUFFIXES: [&str; 5] = [
+    "/analytics/processed",
+    "/analytics/failed",
+    "/analytics/cancelled",
+    "/notification/processed",
+    "/notification/cancelled",
+];
 
 /// The body of `order.notification.<channel>`: a message for the customer.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(title = "order.notification.<channel>")]
 pub struct Notification<'a> {
-    /// What happened: `processed`.
-    #[schemars(extend("const" = "processed"))]
+    /// What happened: `processed` or `cancelled`.
+    #[schemars(extend("enum" = ["processed", "cancelled"]))]
     pub event: &'static str,
     /// The order it is about.
     pub order_id: &'a str,
@@ -43,35 +51,9 @@ pub struct Notification<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<EventItem<'_>>>")]
     pub items: Option<EventItems<'a>>,
-    /// The sum of the lines, if the order states a charge or its total is rounded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub goods_total: Option<Decimal>,
-    /// Charged for shipping.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub shipping: Option<Decimal>,
-    /// Charged for other things, such as a tip.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub fees: Option<Decimal>,
-    /// The tax, whether the prices include it or not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub tax: Option<Decimal>,
-    /// With `tax`: whether it is included in the prices, and so in `goods_total`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tax_included: Option<bool>,
-    /// Deducted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub discount: Option<Decimal>,
     /// What the order costs.
-    #[schemars(with = "String")]
-    pub total: Decimal,
-    /// The total's currency.
-    #[schemars(with = "String")]
-    pub currency: Currency,
+    #[serde(flatten)]
+    pub costs: Costs,
 }
 
 /// The body of `order.analytics.processed`.
@@ -81,6 +63,41 @@ pub struct AnalyticsEvent<'a> {
     /// `processed`.
     #[schemars(extend("const" = "processed"))]
     pub event: &'static str,
+    /// The order.
+    #[serde(flatten)]
+    pub order: EventOrder<'a>,
+    /// When the order was processed. The aggregates count it at this time.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+    /// The order's fields that orderd does not know. They are in an object of their own, because a field named `total`
+    /// or `at` in an order has another meaning than here.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    pub extra: &'a UnknownFields,
+    /// Set if unknown fields were left out because they have more than 256 KiB, or the lines too many of them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(with = "Option<bool>")]
+    pub extra_dropped: bool,
+}
+
+/// The body of `order.analytics.cancelled`: an order that may have been announced as processed was cancelled.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "order.analytics.cancelled")]
+pub struct CancelledEvent<'a> {
+    /// `cancelled`.
+    #[schemars(extend("const" = "cancelled"))]
+    pub event: &'static str,
+    /// The order, as it was accepted.
+    #[serde(flatten)]
+    pub order: EventOrder<'a>,
+    /// When the order was cancelled. The aggregates subtract it at this time.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
+}
+
+/// An order in an analytics event.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EventOrder<'a> {
     /// The order it is about.
     pub order_id: &'a str,
     /// What was ordered, unless the order has several lines.
@@ -100,6 +117,23 @@ pub struct AnalyticsEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<EventItem<'_>>>")]
     pub items: Option<EventItems<'a>>,
+    /// What the order costs.
+    #[serde(flatten)]
+    pub costs: Costs,
+    /// Whether the producer marked the order as priority.
+    pub priority: bool,
+    /// Id of the customer, if the order names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub customer_id: Option<&'a str>,
+    /// When the customer placed the order, if the order says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub placed_at: Option<Timestamp>,
+}
+
+/// What an order costs, with what it charges besides its goods.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct Costs {
     /// The sum of the lines, if the order states a charge or its total is rounded.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -108,7 +142,7 @@ pub struct AnalyticsEvent<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub shipping: Option<Decimal>,
-    /// Charged for other things, such as a tip.
+    /// Charged for other things, such as a duty or a fee for the payment.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub fees: Option<Decimal>,
@@ -129,27 +163,6 @@ pub struct AnalyticsEvent<'a> {
     /// The amounts' currency.
     #[schemars(with = "String")]
     pub currency: Currency,
-    /// Whether the producer marked the order as priority.
-    pub priority: bool,
-    /// Id of the customer, if the order names one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub customer_id: Option<&'a str>,
-    /// When the customer placed the order, if the order says so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub placed_at: Option<Timestamp>,
-    /// When the order was processed. The aggregates count it at this time.
-    #[schemars(with = "String")]
-    pub at: Timestamp,
-    /// The order's fields that orderd does not know. They are in an object of their own, because a field named `total`
-    /// or `at` in an order has another meaning than here.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
-    pub extra: &'a UnknownFields,
-    /// Set if unknown fields were left out because they have more than 256 KiB, or the lines too many of them.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(with = "Option<bool>")]
-    pub extra_dropped: bool,
 }
 
 /// The lines of an order in an event.
@@ -203,9 +216,18 @@ fn only_item(order: &Order) -> Option<&Item> {
 impl<'a> Notification<'a> {
     /// The event for a processed order, with its checked amounts.
     pub fn processed(order: &'a Order, amounts: &Amounts) -> Self {
+        Self::of("processed", order, amounts)
+    }
+
+    /// The event for a cancelled order, with its checked amounts.
+    pub fn cancelled(order: &'a Order, amounts: &Amounts) -> Self {
+        Self::of("cancelled", order, amounts)
+    }
+
+    fn of(event: &'static str, order: &'a Order, amounts: &Amounts) -> Self {
         let item = only_item(order);
         Notification {
-            event: "processed",
+            event,
             order_id: order.id.as_str(),
             channel: order.notification_channel(),
             email: order.email.as_deref(),
@@ -213,14 +235,7 @@ impl<'a> Notification<'a> {
             product: item.map(|item| item.product.as_str()),
             quantity: amounts.quantity,
             items: item.is_none().then_some(EventItems { items: &order.items, extra: &[] }),
-            goods_total: goods_total(amounts),
-            shipping: amounts.charges.shipping,
-            fees: amounts.charges.fees,
-            tax: amounts.charges.tax,
-            tax_included: amounts.charges.stated_tax_included(),
-            discount: amounts.charges.discount,
-            total: amounts.total,
-            currency: amounts.currency,
+            costs: Costs::from(amounts),
         }
     }
 }
@@ -228,90 +243,51 @@ impl<'a> Notification<'a> {
 impl<'a> AnalyticsEvent<'a> {
     /// The event for a processed order, with its checked amounts.
     pub fn processed(order: &'a Order, amounts: &Amounts, at: Timestamp) -> Self {
+        let (extra, extra_dropped) = (&order.extra, order.extra_dropped);
+        AnalyticsEvent { event: "processed", order: EventOrder::new(order, amounts), at, extra, extra_dropped }
+    }
+}
+
+impl<'a> CancelledEvent<'a> {
+    /// The event for a cancelled order, with its checked amounts.
+    pub fn new(order: &'a Order, amounts: &Amounts, at: Timestamp) -> Self {
+        CancelledEvent { event: "cancelled", order: EventOrder::new(order, amounts), at }
+    }
+}
+
+impl<'a> EventOrder<'a> {
+    fn new(order: &'a Order, amounts: &Amounts) -> Self {
         let item = only_item(order);
         let items = EventItems { items: &order.items, extra: &order.item_extra };
-        AnalyticsEvent {
-            event: "processed",
+        EventOrder {
             order_id: order.id.as_str(),
             product: item.map(|item| item.product.as_str()),
             quantity: amounts.quantity,
             price: item.map(|item| item.price),
             item_extra: item.and_then(|_| order.item_extra.first()).filter(|extra| !extra.is_empty()),
             items: item.is_none().then_some(items),
-            goods_total: goods_total(amounts),
-            shipping: amounts.charges.shipping,
-            fees: amounts.charges.fees,
-            tax: amounts.charges.tax,
-            tax_included: amounts.charges.stated_tax_included(),
-            discount: amounts.charges.discount,
-            total: amounts.total,
-            currency: amounts.currency,
+            costs: Costs::from(amounts),
             priority: order.priority,
             customer_id: order.customer_id.as_deref(),
             placed_at: order.placed_at,
-            at,
-            extra: &order.extra,
-            extra_dropped: order.extra_dropped,
         }
     }
 }
 
-fn goods_total(amounts: &Amounts) -> Option<Decimal> {
-    (amounts.charges.count() > 0 || amounts.goods != amounts.total).then_some(amounts.goods)
-}
-
-/// The part of an analytics event that the aggregates count. Only events of processed orders have these fields.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sale {
-    /// Each product of the order, once.
-    products: Vec<ProductSale>,
-    /// The amounts' currency.
-    pub currency: Currency,
-    /// When the order was processed.
-    pub at: Timestamp,
-}
-
-/// What one order contains of one product.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProductSale {
-    /// The product.
-    pub product: String,
-    /// Number of pieces.
-    pub quantity: i64,
-    /// What they cost.
-    pub revenue: ExactSum,
-}
-
-impl Sale {
-    /// The sale of these lines: product, number of pieces, total. Lines of the same product are added up.
-    pub fn new(lines: impl IntoIterator<Item = (String, i64, Decimal)>, currency: Currency, at: Timestamp) -> Self {
-        let (mut products, mut indices) = (Vec::<ProductSale>::new(), HashMap::<String, usize>::new());
-        for (product, quantity, total) in lines {
-            let line = ProductSale { product, quantity, revenue: total.into() };
-            // Most orders have one line.
-            if let Some(first) = products.first().filter(|_| indices.is_empty()) {
-                indices.insert(first.product.clone(), 0);
-            }
-            match indices.get(&line.product) {
-                Some(index) => {
-                    let sum = &mut products[*index];
-                    sum.quantity = sum.quantity.saturating_add(line.quantity);
-                    sum.revenue.add(line.revenue);
-                }
-                None => {
-                    if !products.is_empty() {
-                        indices.insert(line.product.clone(), products.len());
-                    }
-                    products.push(line);
-                }
-            }
+impl From<&Amounts> for Costs {
+    fn from(amounts: &Amounts) -> Self {
+        let charges = &amounts.charges;
+        let states_goods = charges.count() > 0 || amounts.goods != amounts.total;
+        Costs {
+            goods_total: states_goods.then_some(amounts.goods),
+            shipping: charges.shipping,
+            fees: charges.fees,
+            tax: charges.tax,
+            tax_included: charges.stated_tax_included(),
+            discount: charges.discount,
+            total: amounts.total,
+            currency: amounts.currency,
         }
-        Sale { products, currency, at }
-    }
-
-    /// Each product of the order, once.
-    pub fn products(&self) -> &[ProductSale] {
-        &self.products
     }
 }
 
@@ -428,16 +404,5 @@ mod tests {
         let [notification, analytics] = events(&format!(r#"{{"id":1,"note":"{note}","items":[{}]}}"#, lines.join(",")));
         assert!(notification.len() < 1 << 20 && analytics.len() < 1 << 20, "{}", analytics.len());
         assert!(analytics.contains(r#""extra":{"n":999}"#));
-    }
-
-    #[test]
-    fn lines_of_the_same_product_are_one_product_of_a_sale() {
-        let line = |product: &str, quantity| (product.to_owned(), quantity, Decimal::TEN);
-        let at = Timestamp::UNIX_EPOCH;
-        let sale =
-            Sale::new([line("a", 1), line("b", 2), line("a", 4), line("b", 1), line("c", 1)], Currency::NONE, at);
-        let products: Vec<_> = sale.products().iter().map(|sale| (sale.product.as_str(), sale.quantity)).collect();
-        assert_eq!(products, [("a", 5), ("b", 3), ("c", 1)]);
-        assert_eq!(sale.products()[0].revenue.to_string(), "20");
     }
 }

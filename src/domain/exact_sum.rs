@@ -70,6 +70,18 @@ impl ExactSum {
     }
 }
 
+impl std::ops::Neg for ExactSum {
+    type Output = ExactSum;
+
+    fn neg(self) -> ExactSum {
+        let whole = self.whole.saturating_neg();
+        match self.fraction {
+            0 => ExactSum { whole, ..self },
+            fraction => ExactSum { whole: whole.saturating_sub(1), fraction: ONE - fraction, ..self },
+        }
+    }
+}
+
 impl From<Decimal> for ExactSum {
     fn from(amount: Decimal) -> Self {
         let (mantissa, scale) = (amount.mantissa().unsigned_abs(), amount.scale());

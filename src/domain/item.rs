@@ -55,7 +55,7 @@ impl Item {
 pub struct Charges {
     /// Added to the goods.
     pub shipping: Option<Decimal>,
-    /// Added to the goods, such as a tip, a duty or a fee for the payment. May be negative: some shops deduct with a fee.
+    /// Added to the goods, such as a duty or a fee for the payment. May be negative: some shops deduct with a fee.
     pub fees: Option<Decimal>,
     /// Added to the goods, unless the prices include it.
     pub tax: Option<Decimal>,

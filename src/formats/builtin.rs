@@ -6,7 +6,9 @@
 use rust_decimal::Decimal;
 
 use super::pointer::Pointer;
-use super::spec::{AmountSource, ItemsSpec, LineSpec, PriceSpec, Source, Spec, TextSource, Unit};
+use super::spec::{
+    AmountSource, CancelledIf, EventSource, ItemsSpec, LineSpec, PriceSpec, Source, Spec, TextSource, Unit,
+};
 
 /// The names of the formats that come with orderd.
 pub const BUILT_IN: [&str; 3] = [OWN, SHOPIFY, WOOCOMMERCE];
@@ -48,6 +50,10 @@ fn amount(parts: &[&str]) -> AmountSource {
     AmountSource { parts: parts.iter().map(|part| pointer(part)).collect(), unit: Unit::Major }
 }
 
+fn event(text: &str, cancelled: CancelledIf) -> Option<EventSource> {
+    Some(EventSource { pointer: pointer(text), cancelled })
+}
+
 fn line(product: &str, quantity: &str, price: PriceSpec) -> LineSpec {
     LineSpec { product: at(product), quantity: at(quantity), price }
 }
@@ -62,6 +68,7 @@ fn with_items(id: &str, list: &str, line: LineSpec) -> Spec {
 fn own() -> Spec {
     let its_line = || line("/product", "/quantity", PriceSpec::Each(amount(&["/price"])));
     Spec {
+        event: event("/event", CancelledIf::Named),
         line: Some(its_line()),
         customer_id: Some(text("/customer_id")),
         email: Some(text("/email")),
@@ -75,9 +82,10 @@ fn own() -> Spec {
 
 /// All amounts are in the shop's currency. Discounts include those on shipping, and shipping is what it costs without them. A tip is
 /// one of the lines (with a `tip_payment_gateway`), so `total_tip_received` is in their sum already. Additional fees are neither
-/// duties nor taxes, and exist since the API's version 2023-04.
+/// duties nor taxes, and exist since the API's version 2023-04. `cancelled_at` is null until the order is cancelled.
 fn shopify() -> Spec {
     Spec {
+        event: event("/cancelled_at", CancelledIf::Present),
         customer_id: Some(text("/customer/id")),
         email: Some(text("/email")),
         placed_at: Some(at("/created_at")),
@@ -96,9 +104,11 @@ fn shopify() -> Spec {
 
 /// All amounts are without tax, whether prices are entered with it or not, and each is rounded by itself, to as many decimal places
 /// as the shop has set: two, or none in a shop that sells in yen. The line's `price` is
-/// the price after discounts, with the digits of a float; so the line's total before discounts is read instead.
+/// the price after discounts, with the digits of a float; so the line's total before discounts is read instead. The status
+/// `refunded` is no cancellation: it says that all was paid back, which also happens after the goods were delivered and returned.
 fn woocommerce() -> Spec {
     Spec {
+        event: event("/status", CancelledIf::OneOf(vec!["cancelled".to_owned()])),
         customer_id: Some(TextSource { none: Some("0".to_owned()), ..text("/customer_id") }),
         email: Some(text("/billing/email")),
         placed_at: Some(at("/date_created_gmt")),

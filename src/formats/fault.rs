@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::domain::value::Mismatch;
-use crate::domain::{DecodeError, JsonError, Order, OrderId, RuleError};
+use crate::domain::{DecodeError, JsonError, Order, OrderId, RuleError, UnsupportedEvent};
 
 /// Most faults of a document that are kept.
 pub const MAX_FAULTS: usize = 100;
@@ -39,6 +39,9 @@ pub enum Problem {
     /// There are a line and a list of lines.
     #[error("is given besides a product, quantity or price of the order itself")]
     Ambiguous,
+    /// The order was neither placed nor cancelled.
+    #[error(transparent)]
+    Event(#[from] UnsupportedEvent),
     /// An amount in minor units has no currency, which says how many decimal places they are.
     #[error("is in minor units, and the order has no currency that says how many of them make one")]
     NoCurrency,
@@ -68,6 +71,7 @@ impl Problem {
             | Problem::Json(_)
             | Problem::TooMany(_)
             | Problem::Ambiguous
+            | Problem::Event(_)
             | Problem::NoCurrency
             | Problem::Unreadable { .. }
             | Problem::Decode(_) => true,
@@ -81,6 +85,7 @@ impl Problem {
             Problem::Decode(error) => error.code(),
             Problem::Unreadable { code, .. } => code,
             Problem::Ambiguous => "ambiguous_items",
+            Problem::Event(_) => UnsupportedEvent::CODE,
             Problem::Missing | Problem::Mismatch(_) | Problem::Json(_) | Problem::TooMany(_) | Problem::NoCurrency => {
                 "invalid_order"
             }
@@ -93,7 +98,7 @@ impl fmt::Display for Fault {
         match (&*self.field, &self.pointer) {
             ("", _) => write!(f, "{}", self.problem),
             // The text of most rules begins with the field's name.
-            (field, Some(pointer)) if !self.problem.is_malformed() => {
+            (field, Some(pointer)) if !self.problem.is_malformed() || matches!(self.problem, Problem::Event(_)) => {
                 write!(f, "{field} ({pointer}): {}", self.problem)
             }
             (field, Some(pointer)) => write!(f, "{field} ({pointer}) {}", self.problem),

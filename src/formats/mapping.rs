@@ -3,7 +3,7 @@
 //! Compiled once for each configuration, so that a message costs one pass over its document and one over each of its lines.
 
 use super::pointer::{Pointer, PointerTree};
-use super::spec::{AmountSource, LineSpec, PriceSpec, Source, Spec, TextSource, Unit};
+use super::spec::{AmountSource, CancelledIf, LineSpec, PriceSpec, Source, Spec, TextSource, Unit};
 
 /// A format.
 #[derive(Debug, Clone)]
@@ -53,6 +53,7 @@ pub(super) struct LineSlots {
 #[derive(Debug, Clone)]
 pub(super) struct DocumentSlots {
     pub id: (Slot, Option<String>),
+    pub event: Option<(Slot, CancelledIf)>,
     pub line: Option<LineSlots>,
     pub customer_id: Option<(Slot, Option<String>)>,
     pub email: Option<(Slot, Option<String>)>,
@@ -75,6 +76,10 @@ impl Mapping {
         let slots = &mut tree;
         let document = DocumentSlots {
             id: text(&spec.id, slots),
+            event: spec.event.as_ref().map(|event| {
+                let pointer = Source::Pointer(event.pointer.clone());
+                (slot(&pointer, slots), event.cancelled.clone())
+            }),
             line: spec.line.as_ref().map(|spec| line(spec, slots)),
             customer_id: spec.customer_id.as_ref().map(|source| text(source, slots)),
             email: spec.email.as_ref().map(|source| text(source, slots)),

@@ -22,9 +22,9 @@ pub use builtin::{BUILT_IN, OWN};
 pub use fault::{Fault, OrderFaults, Problem};
 pub use mapping::Mapping;
 pub use pointer::{MAX_POINTER_BYTES, Pointer, PointerError};
-pub use read::{Explanation, FieldReading};
+pub use read::{Explained, Explanation, FieldReading};
 
-use crate::domain::{Amounts, Order, OrderId, OtherFields, object_fields};
+use crate::domain::{Amounts, Order, OrderDocument, OrderEvent, OrderId, OtherFields, UnsupportedEvent, object_fields};
 
 /// A format. A clone shares it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -63,14 +63,26 @@ impl Format {
         }
     }
 
-    /// Reads an order, which may still break a rule ([`Format::check`]).
+    /// Reads an order, which may still break a rule ([`Format::check`]), or a cancellation, of which only the id is read. `stated` is
+    /// what the message says besides: its type.
     ///
     /// # Errors
     /// All faults of a document in a mapped format; the first of one in orderd's own.
-    pub fn decode(&self, document: &str) -> Result<Order, OrderFaults> {
+    pub fn read(&self, document: &str, stated: Option<OrderEvent>) -> Result<OrderDocument, OrderFaults> {
         match self {
-            Format::Own => Order::from_json(document).map_err(OrderFaults::whole),
-            Format::Mapped(mapping) => read::order(mapping, document),
+            Format::Own => OrderDocument::from_json(document, stated).map_err(OrderFaults::whole),
+            Format::Mapped(mapping) => read::document(mapping, document, stated),
+        }
+    }
+
+    /// Reads an order that was placed.
+    ///
+    /// # Errors
+    /// As [`Format::read`]; and that the order was cancelled.
+    pub fn decode(&self, document: &str) -> Result<Order, OrderFaults> {
+        match self.read(document, None)? {
+            OrderDocument::Placed(order) => Ok(order),
+            OrderDocument::Cancelled(_) => Err(OrderFaults::whole(UnsupportedEvent)),
         }
     }
 
@@ -105,18 +117,21 @@ impl Format {
     }
 
     /// What orderd reads from a document, value by value, and everything that is wrong with it.
-    pub fn explain(&self, document: &str) -> Explanation {
+    pub fn explain(&self, document: &str, stated: Option<OrderEvent>) -> Explanation {
         match self {
             Format::Own => {
                 let mapping = Mapping::new(OWN, builtin::spec(OWN).expect("it is built in"));
-                let mut explanation = read::explain(&mapping, document);
+                let mut explanation = read::explain(&mapping, document, stated);
                 // The decoder that messages pass has the last word.
                 if explanation.result.is_ok() {
-                    explanation.result = self.decode(document).and_then(|order| self.check(&order));
+                    explanation.result = self.read(document, stated).and_then(|document| match document {
+                        OrderDocument::Placed(order) => self.check(&order).map(Explained::Placed),
+                        OrderDocument::Cancelled(id) => Ok(Explained::Cancelled(id)),
+                    });
                 }
                 explanation
             }
-            Format::Mapped(mapping) => read::explain(mapping, document),
+            Format::Mapped(mapping) => read::explain(mapping, document, stated),
         }
     }
 }

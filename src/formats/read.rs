@@ -9,10 +9,11 @@ use super::fault::{Fault, MAX_FAULTS, OrderFaults, Problem};
 use super::mapping::{AmountSlots, LineSlots, Mapping, Slot};
 use super::money;
 use super::pointer::{FindError, Found, MAX_VALUES};
+use super::spec::CancelledIf;
 use crate::domain::value::{self, Mismatch};
 use crate::domain::{
-    AmountField, Amounts, Charges, Currency, Item, MAX_ITEMS, MAX_QUANTITY, Order, OrderId, RuleError, StatedTotal,
-    TextField, list_items, sum_exactly,
+    AmountField, Amounts, Charges, Currency, Item, MAX_ITEMS, MAX_QUANTITY, Order, OrderDocument, OrderEvent, OrderId,
+    RuleError, StatedTotal, TextField, UnsupportedEvent, list_items, sum_exactly,
 };
 
 /// Decimal places of a price that is a line's total divided by its quantity, if it is not exact.
@@ -34,21 +35,36 @@ pub struct FieldReading {
 pub struct Explanation {
     /// Each value, in the order of the format.
     pub fields: Vec<FieldReading>,
-    /// The order's amounts, or everything that is wrong.
-    pub result: Result<Amounts, OrderFaults>,
+    /// What the document is about, or everything that is wrong.
+    pub result: Result<Explained, OrderFaults>,
 }
 
-/// Reads an order.
-pub(super) fn order(mapping: &Mapping, document: &str) -> Result<Order, OrderFaults> {
-    Reader::default().read(mapping, document)
+/// What a document is about.
+#[derive(Debug, PartialEq)]
+pub enum Explained {
+    /// An order that was placed, with these amounts.
+    Placed(Amounts),
+    /// The cancellation of the order with this id.
+    Cancelled(OrderId),
 }
 
-/// Reads an order and reports each value.
-pub(super) fn explain(mapping: &Mapping, document: &str) -> Explanation {
+/// Reads an order or a cancellation. `stated` is what the message says besides.
+pub(super) fn document(
+    mapping: &Mapping,
+    document: &str,
+    stated: Option<OrderEvent>,
+) -> Result<OrderDocument, OrderFaults> {
+    Reader::default().read(mapping, document, stated)
+}
+
+/// Reads an order or a cancellation and reports each value.
+pub(super) fn explain(mapping: &Mapping, document: &str, stated: Option<OrderEvent>) -> Explanation {
     let mut reader = Reader { fields: Some(Vec::new()), ..Reader::default() };
-    let result = reader
-        .read(mapping, document)
-        .and_then(|order| order.check().map_err(|rule| OrderFaults::of_order(&order, of_rule(mapping, rule))));
+    let checked = |order: Order| order.check().map_err(|rule| OrderFaults::of_order(&order, of_rule(mapping, rule)));
+    let result = reader.read(mapping, document, stated).and_then(|document| match document {
+        OrderDocument::Placed(order) => checked(order).map(Explained::Placed),
+        OrderDocument::Cancelled(id) => Ok(Explained::Cancelled(id)),
+    });
     Explanation { fields: reader.fields.unwrap_or_default(), result }
 }
 
@@ -106,7 +122,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(&mut self, mapping: &Mapping, document: &str) -> Result<Order, OrderFaults> {
+    fn read(
+        &mut self,
+        mapping: &Mapping,
+        document: &str,
+        stated: Option<OrderEvent>,
+    ) -> Result<OrderDocument, OrderFaults> {
         let found = match mapping.tree.find(document) {
             Ok(found) => found,
             Err(FindError::Json(error)) => return Err(OrderFaults::whole(error)),
@@ -118,19 +139,48 @@ impl Reader {
                 }]));
             }
         };
-        let order = self.order(mapping, &found);
-        match (order, self.faults.is_empty()) {
-            (Some(order), true) => Ok(order),
+        self.order_id = self.id(mapping, &found);
+        let event = self.event(mapping, &found);
+        let read = match OrderEvent::of_all([stated, event]).unwrap_or(OrderEvent::Placed) {
+            OrderEvent::Placed => self.order(mapping, &found).map(OrderDocument::Placed),
+            OrderEvent::Cancelled => self.order_id.clone().map(OrderDocument::Cancelled),
+            OrderEvent::Other => {
+                match mapping.document.event.as_ref().filter(|_| event == Some(OrderEvent::Other)) {
+                    Some((slot, _)) => self.fault(Scope::Document, "event", slot, UnsupportedEvent.into()),
+                    None => {
+                        let problem = UnsupportedEvent.into();
+                        self.push(Fault { field: String::new(), pointer: None, problem });
+                    }
+                }
+                None
+            }
+        };
+        match (read, self.faults.is_empty()) {
+            (Some(document), true) => Ok(document),
             (Some(_) | None, _) => {
                 Err(OrderFaults { order_id: self.order_id.take(), faults: std::mem::take(&mut self.faults) })
             }
         }
     }
 
+    /// What the document says happened to the order; `None` if it says nothing.
+    fn event(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<OrderEvent> {
+        let (slot, cancelled) = mapping.document.event.as_ref()?;
+        let read = |raw: &str| -> Result<Named, Mismatch> {
+            Ok(Named(match cancelled {
+                CancelledIf::Named => OrderEvent::of_word(&value::as_text(raw)?),
+                CancelledIf::Present if value::as_boolean(raw) == Ok(false) => OrderEvent::Placed,
+                CancelledIf::Present => OrderEvent::Cancelled,
+                CancelledIf::OneOf(values) if values.contains(&value::as_text(raw)?) => OrderEvent::Cancelled,
+                CancelledIf::OneOf(_) => OrderEvent::Placed,
+            }))
+        };
+        self.optional(Scope::Document, "event", Some(slot), found, read).map(|Named(event)| event)
+    }
+
     /// `None` if a required value is missing or wrong.
     fn order(&mut self, mapping: &Mapping, found: &Found<'_>) -> Option<Order> {
         let (slots, scope) = (&mapping.document, Scope::Document);
-        self.order_id = self.id(mapping, found);
         // Before the amounts: it determines their minor units.
         let currency = self.optional(scope, "currency", slots.currency.as_ref(), found, currency);
         self.currency = currency.clone().and_then(|code| code.parse().ok());
@@ -378,6 +428,19 @@ impl Reader {
         if self.faults.len() < MAX_FAULTS {
             self.faults.push(fault);
         }
+    }
+}
+
+/// An event, for an explanation.
+struct Named(OrderEvent);
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.0 {
+            OrderEvent::Placed => "placed",
+            OrderEvent::Cancelled => "cancelled",
+            OrderEvent::Other => "not supported",
+        })
     }
 }
 

@@ -77,11 +77,33 @@ pub struct ItemsSpec {
     pub line: LineSpec,
 }
 
+/// Which values say that an order was cancelled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CancelledIf {
+    /// The value is the name of an event, such as `placed` or `cancelled`.
+    Named,
+    /// It is any but null, false, and a text that is empty or blank.
+    Present,
+    /// It is one of these texts. Any other says that the order was placed.
+    OneOf(Vec<String>),
+}
+
+/// Where it is said what happened to the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventSource {
+    /// Where.
+    pub pointer: Pointer,
+    /// How to read it.
+    pub cancelled: CancelledIf,
+}
+
 /// Where each value of an order is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     /// The order's id.
     pub id: TextSource,
+    /// What happened to the order. `None`: it was placed, unless the message says otherwise.
+    pub event: Option<EventSource>,
     /// What precedes the ids of all orders in this format, so that they differ from those of other shops; empty for nothing.
     pub id_prefix: String,
     /// The only line, in the document itself.
@@ -122,6 +144,7 @@ impl Spec {
     pub fn of_id(id: TextSource) -> Self {
         Spec {
             id,
+            event: None,
             id_prefix: String::new(),
             line: None,
             items: None,
@@ -152,6 +175,7 @@ impl Serialize for Spec {
             }
         };
         set("id", Some(id(&self.id, &self.id_prefix)));
+        set("event", self.event.as_ref().map(event));
         set("customer_id", self.customer_id.as_ref().map(text));
         set("email", self.email.as_ref().map(text));
         let sources = [
@@ -201,6 +225,15 @@ fn text(text: &TextSource) -> Value {
     match &text.none {
         Some(none) => json!({"pointer": source(&text.source, false), "none": none}),
         None => source(&text.source, false),
+    }
+}
+
+fn event(event: &EventSource) -> Value {
+    let pointer = place(&event.pointer, false);
+    match &event.cancelled {
+        CancelledIf::Named => pointer,
+        CancelledIf::Present => json!({"pointer": pointer, "cancelled": true}),
+        CancelledIf::OneOf(values) => json!({"pointer": pointer, "cancelled": values}),
     }
 }
 

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 use rust_decimal::Decimal;
 
-use super::spec::{AmountSource, ItemsSpec, LineSpec, PriceSpec, Source, Spec, TextSource, Unit};
+use super::spec::{
+    AmountSource, CancelledIf, EventSource, ItemsSpec, LineSpec, PriceSpec, Source, Spec, TextSource, Unit,
+};
 use super::*;
 use crate::domain::{Amounts, MAX_ITEMS};
 
@@ -102,12 +104,53 @@ fn orders_of_two_shops_with_the_same_id_are_different_orders_if_their_formats_ha
     let format = Format::new("shop_b", spec.clone());
     assert_eq!(format.decode(WOOCOMMERCE).unwrap().id.as_str(), "shop-b-8127");
     assert_eq!(format.order_id(WOOCOMMERCE).unwrap().as_str(), "shop-b-8127");
-    let explanation = format.explain(WOOCOMMERCE);
+    let explanation = format.explain(WOOCOMMERCE, None);
     assert_eq!(explanation.fields[0].value.as_deref(), Some("shop-b-8127"));
     let long = WOOCOMMERCE.replace("\"id\": 8127,", &format!("\"id\": \"{}\",", "8".repeat(194)));
     assert_eq!(format.decode(&long).unwrap_err().code(), "invalid_id", "with its prefix it is too long");
     assert!(built_in("woocommerce").decode(&long).is_ok());
     assert_eq!(serde_json::to_value(&spec).unwrap()["id"], serde_json::json!({"pointer": "/id", "prefix": "shop-b-"}));
+}
+
+#[test]
+fn a_cancellation_is_read_from_the_documents_of_shop_systems() {
+    let read = |format: &Format, document: &str, stated| match format.read(document, stated) {
+        Ok(OrderDocument::Placed(order)) => format!("placed {}", order.id),
+        Ok(OrderDocument::Cancelled(id)) => format!("cancelled {id}"),
+        Err(faults) => faults.code().to_owned(),
+    };
+    let (shopify, woocommerce) = (built_in("shopify"), built_in("woocommerce"));
+    let at = SHOPIFY.replace("\"cancelled_at\": null", "\"cancelled_at\": \"2026-11-22T08:00:00-05:00\"");
+    assert_ne!(at, SHOPIFY);
+    let status = |status: &str| {
+        let document = WOOCOMMERCE.replace("\"status\": \"processing\"", &format!("\"status\": \"{status}\""));
+        assert!(status == "processing" || document != WOOCOMMERCE);
+        document
+    };
+    let id = "5920047712345";
+    for (format, document, stated, expected) in [
+        (&shopify, SHOPIFY.to_owned(), None, format!("placed {id}")),
+        (&shopify, at.clone(), None, format!("cancelled {id}")),
+        (&shopify, SHOPIFY.to_owned(), Some(OrderEvent::Cancelled), format!("cancelled {id}")),
+        (&shopify, at, Some(OrderEvent::Other), format!("cancelled {id}")),
+        (&shopify, SHOPIFY.to_owned(), Some(OrderEvent::Other), "unsupported_event".to_owned()),
+        (&shopify, format!("{{\"id\": {id}, \"cancelled_at\": \"now\"}}"), None, format!("cancelled {id}")),
+        (&shopify, "{\"cancelled_at\": \"now\"}".to_owned(), None, "invalid_order".to_owned()),
+        (&woocommerce, status("processing"), None, "placed 8127".to_owned()),
+        (&woocommerce, status("cancelled"), None, "cancelled 8127".to_owned()),
+        (&woocommerce, status("refunded"), None, "placed 8127".to_owned()),
+        (&woocommerce, "{\"id\": 8127}".to_owned(), Some(OrderEvent::Cancelled), "cancelled 8127".to_owned()),
+    ] {
+        assert_eq!(read(format, &document, stated), expected, "{} {stated:?} {document}", format.name());
+    }
+    let named = EventSource { pointer: "/what".parse().unwrap(), cancelled: CancelledIf::Named };
+    let spec = Spec { event: Some(named), ..shopify.spec().unwrap().clone() };
+    let format = Format::new("named", spec);
+    for (event, expected) in
+        [("null", "invalid_order"), ("\"CANCELLED\"", "cancelled 7"), ("\"edited\"", "unsupported_event")]
+    {
+        assert_eq!(read(&format, &format!("{{\"id\": 7, \"what\": {event}}}"), None), expected);
+    }
 }
 
 #[test]
@@ -230,7 +273,7 @@ fn hostile_documents_are_refused_within_limits() {
 
 #[test]
 fn an_explanation_shows_each_value_with_its_pointer() {
-    let explanation = built_in("shopify").explain(SHOPIFY);
+    let explanation = built_in("shopify").explain(SHOPIFY, None);
     let field = |name: &str| {
         let reading = explanation.fields.iter().find(|reading| reading.field == name).unwrap();
         (reading.pointer.as_deref(), reading.value.as_deref())
@@ -238,10 +281,11 @@ fn an_explanation_shows_each_value_with_its_pointer() {
     assert_eq!(field("id"), (Some("/id"), Some("5920047712345")));
     assert_eq!(field("items[1].product"), (Some("/line_items/1/name"), Some("Canvas Bag")));
     assert_eq!(field("shipping"), (Some("/shipping_lines/*/price"), Some("9.90")));
-    assert_eq!(explanation.result.unwrap().total.to_string(), "82.19");
-    let explanation = cents().explain(CENTS);
+    let Explained::Placed(amounts) = explanation.result.unwrap() else { panic!("it was placed") };
+    assert_eq!(amounts.total.to_string(), "82.19");
+    let explanation = cents().explain(CENTS, None);
     assert!(explanation.fields.iter().any(|reading| reading.field == "currency" && reading.pointer.is_none()));
-    let own = Format::Own.explain(r#"{"id": 1, "product": "p", "quantity": 0, "price": "x"}"#);
+    let own = Format::Own.explain(r#"{"id": 1, "product": "p", "quantity": 0, "price": "x"}"#, None);
     assert_eq!(own.result.unwrap_err().faults.len(), 2);
 }
 
@@ -311,10 +355,10 @@ proptest! {
     fn an_explanation_of_orderds_own_format_agrees_with_its_decoder(document in any_document()) {
         let decoded = checked(&Format::Own, &document);
         let mapping = Mapping::new(OWN, super::builtin::spec(OWN).unwrap());
-        let explained = super::read::explain(&mapping, &document).result;
+        let explained = super::read::explain(&mapping, &document, None).result;
         prop_assert_eq!(explained.is_ok(), decoded.is_ok(), "{} {:?} {:?}", document, explained, decoded);
         if let (Ok(explained), Ok(decoded)) = (explained, decoded) {
-            prop_assert_eq!(explained, decoded);
+            prop_assert_eq!(explained, Explained::Placed(decoded));
         }
     }
 }

@@ -23,7 +23,8 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
 
-/// The name of the event that orderd publishes for each processed order. Only this event is a sale.
+/// The name of the event that orderd publishes for each processed order. Only this event is a sale. The ledger itself subtracts
+/// the sale of a cancelled order.
 const PROCESSED: &str = "processed";
 
 const NOT_A_SALE: &str = "not an event of a processed order: order_id, product or items, quantity, total, currency and at \
@@ -210,6 +211,12 @@ mod tests {
             let event = SALE.replace(r#""product":"Laptop""#, &format!("\"items\":{items}"));
             assert_eq!(read("processed", true, &event).unwrap_err().code, "invalid_sale");
         }
+    }
+
+    #[test]
+    fn the_event_of_a_cancelled_order_is_no_sale() {
+        let cancelled = SALE.replace("processed", "cancelled");
+        assert_eq!(read("cancelled", true, &cancelled).unwrap(), (Some("ord-2".to_owned()), None));
     }
 
     #[test]

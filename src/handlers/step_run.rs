@@ -34,34 +34,65 @@ pub(super) async fn run_steps(
     claims: &Claims,
     names: &ExchangeNames,
     input: HandlerInput<'_>,
-    run: StepRunInput<'_>,
+    mut run: StepRunInput<'_>,
 ) -> Result<RunOutcome, HandlerError> {
     let services = services(input)?;
+    let accept = run.accept.take();
     let calls = async {
         let _claim = claim_in_process(claims, run.key, services).await?;
-        let StepRunInput { key, text, order, accept } = run;
-        let message = &input.delivery.message;
-        let run = RunInput {
-            key,
-            body: body_hash(message),
-            is_new: is_new(input),
-            replayed_at: replayed_at(input),
-            text: &text,
-            order,
-            trace: trace(message),
-            retries: input.retries,
-        };
-        let access = RunAccess {
-            ledger: services.ledger(),
-            publisher: &StepPublisher(services),
-            counters: services.counters(),
-            names,
-            max_hold: services.max_hold(),
-        };
-        engine.run(run, accept, access).await.map_err(handler_error)
+        let publisher = StepPublisher(services);
+        let access = access(services, &publisher, names);
+        engine.run(run_input(input, &run), accept, access).await.map_err(handler_error)
     };
     let _suspended = input.ledger.suspend_deadline();
     calls.await
+}
+
+/// Undoes the steps of an order that was cancelled, with the deadline suspended too.
+pub(super) async fn cancel_steps(
+    engine: &Engine,
+    claims: &Claims,
+    names: &ExchangeNames,
+    input: HandlerInput<'_>,
+    run: StepRunInput<'_>,
+) -> Result<(), HandlerError> {
+    let services = services(input)?;
+    let calls = async {
+        let _claim = claim_in_process(claims, run.key, services).await?;
+        let publisher = StepPublisher(services);
+        let access = access(services, &publisher, names);
+        engine.cancel(run_input(input, &run), access).await.map_err(handler_error)
+    };
+    let _suspended = input.ledger.suspend_deadline();
+    calls.await
+}
+
+fn run_input<'a>(input: HandlerInput<'a>, run: &'a StepRunInput<'_>) -> RunInput<'a> {
+    let message = &input.delivery.message;
+    RunInput {
+        key: run.key,
+        body: body_hash(message),
+        is_new: is_new(input),
+        replayed_at: replayed_at(input),
+        text: &run.text,
+        order: run.order,
+        trace: trace(message),
+        retries: input.retries,
+    }
+}
+
+fn access<'a>(
+    services: &'a dyn StepServices,
+    publisher: &'a StepPublisher<'a>,
+    names: &'a ExchangeNames,
+) -> RunAccess<'a> {
+    RunAccess {
+        ledger: services.ledger(),
+        publisher,
+        counters: services.counters(),
+        names,
+        max_hold: services.max_hold(),
+    }
 }
 
 /// Without services there is no worker to publish anything.

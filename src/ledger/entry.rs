@@ -9,15 +9,24 @@ use crate::domain::{Amounts, Item, OrderId, ProductSale, Sale};
 /// One thing to record, or to look up.
 #[derive(Debug, Clone)]
 pub enum LedgerEntry {
-    /// Adds an order with status `accepted`. Answers [`Recorded::New`], [`Recorded::Unfinished`], [`Recorded::Undone`],
-    /// [`Recorded::Duplicate`] (already `processed`) or [`Recorded::Conflict`].
+    /// Adds an order with status `accepted`, or accepts one that has `failed` again. Answers [`Recorded::New`],
+    /// [`Recorded::Unfinished`], [`Recorded::Undone`], [`Recorded::Duplicate`] (already processed), [`Recorded::Cancelled`] or
+    /// [`Recorded::Conflict`].
     AcceptOrder(Box<NewOrder>),
     /// Sets an accepted order to `processed`. Answers `New`, `Duplicate` if it already was, or `Undone`, and then nothing is
-    /// recorded.
+    /// recorded; or `Cancelled` if it was cancelled meanwhile: then it stays so, and counts as processed and cancelled.
     FinishOrder {
         /// The order.
         id: OrderId,
         /// When the broker had confirmed its events.
+        at: Timestamp,
+    },
+    /// Records that a cancellation is complete: the order's steps are undone, and its events are confirmed. Answers `New` or
+    /// `Duplicate`.
+    FinishCancellation {
+        /// The order.
+        id: OrderId,
+        /// When that was.
         at: Timestamp,
     },
     /// Looks up a notification and records nothing. Answers `Duplicate` if it is recorded, else `New`.
@@ -32,15 +41,17 @@ pub enum LedgerEntry {
     },
     /// Adds a sent notification. Answers `New` or `Duplicate`.
     Notification(Box<NewNotification>),
-    /// Adds an analytics event, and its sale to the aggregates. Answers `New` or `Duplicate`.
+    /// Adds an analytics event, and its sale to the aggregates. If the order was cancelled, the sale is subtracted in the period
+    /// of the cancellation. Answers `New` or `Duplicate`.
     Analytics(Box<NewAnalytics>),
     /// Adds a failed attempt that will be retried. If this same failure was recorded with another decision before, which was not
     /// carried out, the new decision replaces it, and a dead letter of it is removed. Answers `New`, or `Duplicate` if nothing
     /// changed.
     Attempt(Box<NewAttempt>),
     /// Adds a dead-lettered message and its last attempt. Replaces the row if the message was dead-lettered before and
-    /// has failed again since, or if the same failure was recorded with another decision. Answers `New`, or `Duplicate` if
-    /// nothing changed.
+    /// has failed again since, or if the same failure was recorded with another decision. An accepted order becomes `failed`.
+    /// Answers `New`, `Duplicate` if nothing changed, or `Cancelled` if the message is an order that was cancelled: then nothing
+    /// is recorded, because it must not be dead-lettered.
     DeadLetter(Box<NewDeadLetter>),
 }
 
@@ -62,7 +73,7 @@ impl LedgerEntry {
         };
         let more = match self {
             LedgerEntry::AcceptOrder(order) => order.bytes(),
-            LedgerEntry::FinishOrder { id, .. } => id.as_str().len(),
+            LedgerEntry::FinishOrder { id, .. } | LedgerEntry::FinishCancellation { id, .. } => id.as_str().len(),
             LedgerEntry::LookUpNotification { id } | LedgerEntry::LookUpAnalytics { id } => id.len(),
             LedgerEntry::Notification(notification) => {
                 let NewNotification { id, order_id, channel, .. } = &**notification;
@@ -87,7 +98,7 @@ impl LedgerEntry {
     #[must_use]
     pub fn confirmed_at(mut self, now: Timestamp) -> Self {
         match &mut self {
-            LedgerEntry::FinishOrder { at, .. } => *at = now,
+            LedgerEntry::FinishOrder { at, .. } | LedgerEntry::FinishCancellation { at, .. } => *at = now,
             LedgerEntry::DeadLetter(letter) => letter.at = now,
             LedgerEntry::AcceptOrder(_)
             | LedgerEntry::LookUpNotification { .. }
@@ -115,6 +126,10 @@ pub struct NewOrder {
     pub priority: bool,
     /// Id of the customer.
     pub customer_id: Option<String>,
+    /// The customer's email address, for the notification of a cancellation.
+    pub email: Option<String>,
+    /// The notification channel that the order asks for.
+    pub notify: Option<String>,
     /// When the customer placed the order.
     pub placed_at: Option<Timestamp>,
     /// When it was accepted.
@@ -125,8 +140,51 @@ impl NewOrder {
     /// About how much memory it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let items = self.items.iter().map(|item| size_of::<Item>() + item.product.len()).sum::<usize>();
-        size_of::<Self>() + self.id.as_str().len() + items + length(self.customer_id.as_ref())
+        let texts = [&self.customer_id, &self.email, &self.notify].map(|text| length(text.as_ref()));
+        size_of::<Self>() + self.id.as_str().len() + items + texts.iter().sum::<usize>()
     }
+}
+
+/// The cancellation of an order.
+#[derive(Debug, Clone)]
+pub struct NewCancellation {
+    /// The order.
+    pub id: OrderId,
+    /// Name of the consumer that received the cancellation.
+    pub consumer: Arc<str>,
+    /// When it was cancelled.
+    pub at: Timestamp,
+}
+
+impl NewCancellation {
+    /// About how much memory it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.id.as_str().len()
+    }
+}
+
+/// The ledger's answer to a cancellation.
+#[derive(Debug, Clone)]
+pub enum CancelAnswer {
+    /// The order is not known. That it was cancelled is kept, so that it is not processed when it arrives.
+    Kept,
+    /// The order is cancelled, now or by an earlier delivery of the cancellation, which was not completed.
+    Cancelled(Box<CancelledOrder>),
+    /// It was cancelled before, and nothing is left to do.
+    Duplicate,
+}
+
+/// An order that was cancelled after it was accepted.
+#[derive(Debug, Clone)]
+pub struct CancelledOrder {
+    /// The order, as it was accepted.
+    pub order: NewOrder,
+    /// When it was cancelled.
+    pub at: Timestamp,
+    /// Whether the events of its processing were published, or may have been.
+    pub was_announced: bool,
+    /// Whether steps were called for it.
+    pub has_run: bool,
 }
 
 /// A notification that was sent to its channel.
@@ -183,6 +241,8 @@ pub struct NewAttempt {
 pub struct NewDeadLetter {
     /// The last attempt. Its identity and consumer are the primary key of the dead letter.
     pub attempt: NewAttempt,
+    /// The order that the message is, if it is one that passes its checks.
+    pub order: Option<OrderId>,
     /// The value of `x-dead-letter-reason`.
     pub reason: &'static str,
     /// The queue it failed in, if known.
@@ -200,8 +260,10 @@ pub enum Recorded {
     Unfinished,
     /// The same order was accepted before, and its steps are being undone or were, or could not be: it must not be processed.
     Undone,
-    /// The entry was recorded before. An order was also processed.
+    /// The entry was recorded before. An order was also processed, even if it was cancelled after that.
     Duplicate,
+    /// The order was cancelled: it must not be processed.
+    Cancelled,
     /// An order with this id but other content (a line, a charge, the currency or the customer) is recorded.
     Conflict,
 }

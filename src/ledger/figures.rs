@@ -25,12 +25,20 @@ impl Figures {
     }
 }
 
+impl std::ops::Neg for Figures {
+    type Output = Figures;
+
+    fn neg(self) -> Figures {
+        Figures { orders: -self.orders, quantity: -self.quantity, revenue: -self.revenue }
+    }
+}
+
 /// What orders charge besides their goods: exact sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct ChargeSums {
     /// Shipping.
     pub shipping: ExactSum,
-    /// Fees, such as tips; may be negative.
+    /// Fees, such as those for payments; may be negative.
     pub fees: ExactSum,
     /// Tax, whether the prices include it or not.
     pub tax: ExactSum,
@@ -72,6 +80,40 @@ impl OrderFigures {
         self.figures.add(other.figures);
         self.charges.add(other.charges);
         self.total.add(other.total);
+    }
+}
+
+impl std::ops::Neg for OrderFigures {
+    type Output = OrderFigures;
+
+    fn neg(self) -> OrderFigures {
+        let ChargeSums { shipping, fees, tax, discount } = self.charges;
+        let charges = ChargeSums { shipping: -shipping, fees: -fees, tax: -tax, discount: -discount };
+        OrderFigures { figures: -self.figures, charges, total: -self.total }
+    }
+}
+
+/// Whole orders of one period, by what happened to them in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OrdersByStatus {
+    /// Accepted.
+    pub accepted: OrderFigures,
+    /// Processed.
+    pub processed: OrderFigures,
+    /// Cancelled after they were processed, perhaps in another period.
+    pub cancelled: OrderFigures,
+    /// Cancelled before they were processed.
+    pub prevented: OrderFigures,
+}
+
+impl OrdersByStatus {
+    /// Adds other orders.
+    pub fn add(&mut self, other: OrdersByStatus) {
+        let OrdersByStatus { accepted, processed, cancelled, prevented } = other;
+        self.accepted.add(accepted);
+        self.processed.add(processed);
+        self.cancelled.add(cancelled);
+        self.prevented.add(prevented);
     }
 }
 

@@ -7,14 +7,17 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use super::entry::{
+    CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter, NewOrder,
+    Recorded,
+};
 use super::error::{LedgerError, OpenError};
-use super::figures::{Figures, OrderFigures};
+use super::figures::{Figures, OrderFigures, OrdersByStatus};
 use super::memory_runs::MemoryRuns;
 use super::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 use super::retention::Pruned;
 use super::state::{LedgerState, OutageCause, StateSender};
-use super::step_runs::{ClaimAnswer, RunClaim, RunKey, RunRecord, RunRecorded};
+use super::step_runs::{ClaimAnswer, RunClaim, RunKey, RunOrder, RunRecord, RunRecorded, RunState};
 use super::totals::Totals;
 use super::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
 use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
@@ -35,6 +38,8 @@ struct Tables {
     closed: bool,
     commits: u64,
     orders: BTreeMap<OrderId, StoredOrder>,
+    /// Of orders that are not known.
+    cancellations: BTreeMap<OrderId, NewCancellation>,
     events: BTreeMap<(String, EventKind), StoredEvent>,
     /// By identity, consumer and retry count.
     attempts: BTreeMap<(String, String, u32), NewAttempt>,
@@ -49,6 +54,40 @@ struct Tables {
 struct StoredOrder {
     order: NewOrder,
     processed_at: Option<Timestamp>,
+    has_failed: bool,
+    cancellation: Option<StoredCancellation>,
+    /// When it arrived, if it was cancelled before that.
+    prevented_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct StoredCancellation {
+    at: Timestamp,
+    was_announced: bool,
+    finished_at: Option<Timestamp>,
+}
+
+impl StoredOrder {
+    fn new(order: NewOrder) -> Self {
+        StoredOrder { order, processed_at: None, has_failed: false, cancellation: None, prevented_at: None }
+    }
+
+    fn status(&self) -> &'static str {
+        match (self.cancellation, self.processed_at, self.has_failed) {
+            (Some(_), ..) => "cancelled",
+            (None, Some(_), _) => "processed",
+            (None, None, true) => "failed",
+            (None, None, false) => "accepted",
+        }
+    }
+
+    /// When it was processed, or its cancellation was complete.
+    fn finished_at(&self) -> Option<Timestamp> {
+        match self.cancellation {
+            Some(cancellation) => cancellation.finished_at,
+            None => self.processed_at,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +115,8 @@ struct Counted {
 enum CountedAs {
     Accepted { priority: bool },
     Processed { priority: bool },
+    Cancelled { priority: bool },
+    Prevented { priority: bool },
     Sold { product: String },
 }
 
@@ -128,19 +169,26 @@ impl LedgerWriter for MemoryLedger {
         self.write(|tables| tables.record(entry))
     }
 
+    fn cancel_order(&self, cancellation: NewCancellation) -> BoxFuture<'static, Result<CancelAnswer, LedgerError>> {
+        self.write(|tables| Ok(tables.cancel(cancellation)))
+    }
+
     fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {
         self.write(move |tables| {
             match claim.order.as_ref().map(|order| tables.accept((**order).clone())) {
                 None | Some(Recorded::New | Recorded::Unfinished) => {}
                 Some(answer) => return Ok(ClaimAnswer::NotAccepted(answer)),
             }
-            let order_processed = tables.is_order_processed(&claim.key);
-            Ok(tables.runs.claim(&claim, order_processed))
+            let order = tables.run_order(&claim.key);
+            Ok(tables.runs.claim(&claim, order))
         })
     }
 
     fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
-        self.write(move |tables| Ok(tables.runs.record(&record)))
+        self.write(move |tables| {
+            let order = tables.run_order(&record.key);
+            Ok(tables.runs.record(&record, order))
+        })
     }
 }
 
@@ -155,8 +203,47 @@ impl Tables {
         self.orders.get(&id)
     }
 
-    fn is_order_processed(&self, key: &RunKey) -> bool {
-        self.order_of(key).is_some_and(|stored| stored.processed_at.is_some())
+    fn run_order(&self, key: &RunKey) -> RunOrder {
+        let Some(stored) = self.order_of(key) else { return RunOrder::Open };
+        match stored.status() {
+            "cancelled" => RunOrder::Cancelled,
+            "processed" => RunOrder::Processed,
+            _ => RunOrder::Open,
+        }
+    }
+
+    fn cancel(&mut self, cancellation: NewCancellation) -> CancelAnswer {
+        let NewCancellation { id, at, .. } = &cancellation;
+        let run = self.runs.state(id.as_str());
+        let Some(stored) = self.orders.get_mut(id) else {
+            return match self.cancellations.contains_key(id) {
+                true => CancelAnswer::Duplicate,
+                false => {
+                    self.cancellations.insert(id.clone(), cancellation);
+                    CancelAnswer::Kept
+                }
+            };
+        };
+        if stored.cancellation.is_some_and(|cancellation| cancellation.finished_at.is_some()) {
+            return CancelAnswer::Duplicate;
+        }
+        let is_new = stored.cancellation.is_none();
+        let is_finishing = stored.status() == "accepted" && matches!(run, None | Some(RunState::Done));
+        let was_announced = stored.processed_at.is_some() || is_finishing;
+        let new = StoredCancellation { at: *at, was_announced, finished_at: None };
+        let StoredCancellation { at, was_announced, .. } = *stored.cancellation.get_or_insert(new);
+        let (order, is_processed) = (stored.order.clone(), stored.processed_at.is_some());
+        if is_new {
+            let priority = order.priority;
+            let what = if is_processed { CountedAs::Cancelled { priority } } else { CountedAs::Prevented { priority } };
+            self.count(&order, at, what);
+            let event = ([order.id.as_str(), "/analytics/processed"].concat(), EventKind::Analytics);
+            if self.events.contains_key(&event) {
+                let lines = order.items.iter().map(|item| (item.product.clone(), item.quantity, item.total));
+                self.add_sale(&Sale::new(lines, order.amounts.currency, at), at, true);
+            }
+        }
+        CancelAnswer::Cancelled(Box::new(CancelledOrder { order, at, was_announced, has_run: run.is_some() }))
     }
 
     fn record(&mut self, entry: LedgerEntry) -> Result<Recorded, LedgerError> {
@@ -169,23 +256,21 @@ impl Tables {
                 }
             }
             LedgerEntry::FinishOrder { id, at } => return self.finish(&id, at),
+            LedgerEntry::FinishCancellation { id, at } => {
+                let cancellation = self.orders.get_mut(&id).and_then(|stored| stored.cancellation.as_mut());
+                let unfinished = cancellation.filter(|cancellation| cancellation.finished_at.is_none());
+                new_unless(unfinished.map(|cancellation| cancellation.finished_at = Some(at)).is_none())
+            }
             LedgerEntry::LookUpNotification { id } => {
                 new_unless(self.events.contains_key(&(id, EventKind::Notification)))
             }
             LedgerEntry::LookUpAnalytics { id } => new_unless(self.events.contains_key(&(id, EventKind::Analytics))),
             LedgerEntry::Notification(new) => self.add_event(new.id, EventKind::Notification, new.channel, new.at),
             LedgerEntry::Analytics(new) => {
-                let NewAnalytics { id, name, sale, at, .. } = *new;
+                let NewAnalytics { id, order_id, name, sale, at } = *new;
                 let recorded = self.add_event(id, EventKind::Analytics, name, at);
-                for sold in sale.iter().filter(|_| recorded == Recorded::New).flat_map(Sale::products) {
-                    let figures = Figures { orders: 1, quantity: sold.quantity, revenue: sold.revenue };
-                    let what = CountedAs::Sold { product: sold.product.clone() };
-                    self.counted.extend(sale.iter().map(|sale| Counted {
-                        at: sale.at,
-                        currency: sale.currency,
-                        what: what.clone(),
-                        figures: OrderFigures { figures, ..OrderFigures::default() },
-                    }));
+                if let Some(sale) = sale.filter(|_| recorded == Recorded::New) {
+                    self.count_sale(&sale, order_id.as_deref());
                 }
                 recorded
             }
@@ -195,38 +280,78 @@ impl Tables {
     }
 
     fn accept(&mut self, order: NewOrder) -> Recorded {
-        if let Some(StoredOrder { order: stored, processed_at }) = self.orders.get(&order.id) {
+        if let Some(NewCancellation { at, .. }) = self.cancellations.remove(&order.id) {
+            let cancellation = StoredCancellation { at, was_announced: false, finished_at: Some(at) };
+            self.count(&order, order.at, CountedAs::Prevented { priority: order.priority });
+            let (id, prevented_at) = (order.id.clone(), Some(order.at));
+            self.orders
+                .insert(id, StoredOrder { cancellation: Some(cancellation), prevented_at, ..StoredOrder::new(order) });
+            return Recorded::Cancelled;
+        }
+        if let Some(stored) = self.orders.get_mut(&order.id) {
             let content = |order: &NewOrder| {
                 let Amounts { goods, charges, total, currency, .. } = order.amounts;
                 let charges =
                     [charges.shipping, charges.fees, charges.tax, charges.discount].map(Option::unwrap_or_default);
                 (Arc::clone(&order.items), goods, charges, total, currency, order.customer_id.clone())
             };
-            return match processed_at {
-                _ if content(stored) != content(&order) => Recorded::Conflict,
-                Some(_) => Recorded::Duplicate,
-                None => Recorded::Unfinished,
+            if content(&stored.order) != content(&order) {
+                return Recorded::Conflict;
+            }
+            return match stored.status() {
+                "cancelled" if stored.processed_at.is_none() => Recorded::Cancelled,
+                "cancelled" | "processed" => Recorded::Duplicate,
+                _ => {
+                    stored.has_failed = false;
+                    Recorded::Unfinished
+                }
             };
         }
         self.count(&order, order.at, CountedAs::Accepted { priority: order.priority });
-        self.orders.insert(order.id.clone(), StoredOrder { order, processed_at: None });
+        self.orders.insert(order.id.clone(), StoredOrder::new(order));
         Recorded::New
     }
 
     fn finish(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, LedgerError> {
-        let Some(StoredOrder { order, processed_at }) = self.orders.get_mut(id) else {
+        let is_undone = self.runs.is_undone(id.as_str());
+        let Some(stored) = self.orders.get_mut(id) else {
             return refused("finish an order", "it was never accepted");
         };
-        if processed_at.is_some() {
+        if stored.processed_at.is_some() {
             return Ok(Recorded::Duplicate);
         }
-        if self.runs.is_undone(id.as_str()) {
+        let cancelled_at = stored.cancellation.map(|cancellation| cancellation.at);
+        if is_undone && cancelled_at.is_none() {
             return Ok(Recorded::Undone);
         }
-        *processed_at = Some(at);
-        let order = order.clone();
-        self.count(&order, at, CountedAs::Processed { priority: order.priority });
-        Ok(Recorded::New)
+        stored.processed_at = Some(at);
+        let order = stored.order.clone();
+        let priority = order.priority;
+        self.count(&order, at, CountedAs::Processed { priority });
+        let Some(cancelled_at) = cancelled_at else { return Ok(Recorded::New) };
+        self.count(&order, cancelled_at, CountedAs::Cancelled { priority });
+        let (currency, figures) = (order.amounts.currency, -OrderFigures::from(&order.amounts));
+        self.counted.push(Counted { at: cancelled_at, currency, what: CountedAs::Prevented { priority }, figures });
+        Ok(Recorded::Cancelled)
+    }
+
+    /// The sale of a cancelled order is subtracted, too.
+    fn count_sale(&mut self, sale: &Sale, order: Option<&str>) {
+        self.add_sale(sale, sale.at, false);
+        let order = order.and_then(OrderId::new).and_then(|id| self.orders.get(&id));
+        if let Some(at) = order.and_then(|stored| stored.cancellation).map(|cancellation| cancellation.at) {
+            self.add_sale(sale, at, true);
+        }
+    }
+
+    fn add_sale(&mut self, sale: &Sale, at: Timestamp, is_subtracted: bool) {
+        for sold in sale.products() {
+            let figures = Figures { orders: 1, quantity: sold.quantity, revenue: sold.revenue };
+            let figures = if is_subtracted { -figures } else { figures };
+            let figures = OrderFigures { figures, ..OrderFigures::default() };
+            let what = CountedAs::Sold { product: sold.product.clone() };
+            self.counted.push(Counted { at, currency: sale.currency, what, figures });
+        }
     }
 
     fn count(&mut self, order: &NewOrder, at: Timestamp, what: CountedAs) {
@@ -263,6 +388,12 @@ impl Tables {
     }
 
     fn add_dead_letter(&mut self, letter: NewDeadLetter) -> Recorded {
+        if let Some(stored) = letter.order.as_ref().and_then(|id| self.orders.get_mut(id)) {
+            if stored.cancellation.is_some() {
+                return Recorded::Cancelled;
+            }
+            stored.has_failed = true;
+        }
         self.add_attempt(letter.attempt.clone());
         let key = (letter.attempt.identity.clone(), letter.attempt.consumer.clone());
         let decision = |letter: &NewDeadLetter| (letter.reason, letter.attempt.code.clone());
@@ -308,12 +439,26 @@ impl LedgerReader for MemoryLedger {
 impl Tables {
     fn report(&self, window: Window, by: GroupBy) -> Result<Report, ReportError> {
         let within = |at: Timestamp| (window.since..window.until).contains(&at);
-        let (mut report, none) = (ReportBuilder::new(window, by), OrderFigures::default());
+        let mut report = ReportBuilder::new(window, by);
         for Counted { at, currency, what, figures } in self.counted.iter().filter(|counted| within(counted.at)) {
             let (at, currency) = (at.as_millisecond(), currency.as_str());
             match what {
-                CountedAs::Accepted { priority } => report.add_orders(at, currency, *priority, *figures, none),
-                CountedAs::Processed { priority } => report.add_orders(at, currency, *priority, none, *figures),
+                CountedAs::Accepted { priority } => {
+                    let orders = OrdersByStatus { accepted: *figures, ..OrdersByStatus::default() };
+                    report.add_orders(at, currency, *priority, orders);
+                }
+                CountedAs::Processed { priority } => {
+                    let orders = OrdersByStatus { processed: *figures, ..OrdersByStatus::default() };
+                    report.add_orders(at, currency, *priority, orders);
+                }
+                CountedAs::Cancelled { priority } => {
+                    let orders = OrdersByStatus { cancelled: *figures, ..OrdersByStatus::default() };
+                    report.add_orders(at, currency, *priority, orders);
+                }
+                CountedAs::Prevented { priority } => {
+                    let orders = OrdersByStatus { prevented: *figures, ..OrdersByStatus::default() };
+                    report.add_orders(at, currency, *priority, orders);
+                }
                 CountedAs::Sold { product } if by == GroupBy::Product => {
                     report.add_product(currency, product.clone(), figures.figures);
                 }
@@ -334,10 +479,18 @@ impl Tables {
     fn trace(&self, id: &str) -> Trace {
         let mut steps = Vec::new();
         let stored = OrderId::new(id).and_then(|id| self.orders.get(&id));
-        if let Some(StoredOrder { order, processed_at }) = stored {
-            let mut step = |at, event| steps.push(TraceStep { at, message: TracedMessage::Order, event });
-            step(order.at, TraceEvent::Accepted { consumer: order.consumer.to_string() });
+        let mut step = |at, event| steps.push(TraceStep { at, message: TracedMessage::Order, event });
+        if let Some(StoredOrder { order, processed_at, cancellation, prevented_at, .. }) = stored {
+            match prevented_at {
+                None => step(order.at, TraceEvent::Accepted { consumer: order.consumer.to_string() }),
+                Some(at) => step(*at, TraceEvent::Prevented),
+            }
             processed_at.iter().for_each(|at| step(*at, TraceEvent::Processed));
+            cancellation.iter().for_each(|cancellation| step(cancellation.at, TraceEvent::Cancelled));
+        }
+        let kept = OrderId::new(id).and_then(|id| self.cancellations.get(&id));
+        kept.iter().for_each(|kept| step(kept.at, TraceEvent::Cancelled));
+        if stored.is_some() {
             steps.extend(self.runs.trace(id));
         }
         for (message, suffix) in TracedMessage::SUFFIXES {
@@ -351,11 +504,11 @@ impl Tables {
             }
             let event = |kind| self.events.get(&(identity.clone(), kind));
             match message {
-                TracedMessage::Order => {}
-                TracedMessage::Notification => event(EventKind::Notification)
+                TracedMessage::Order | TracedMessage::Cancellation => {}
+                TracedMessage::Notification | TracedMessage::NotificationCancelled => event(EventKind::Notification)
                     .iter()
                     .for_each(|event| step(event.at, TraceEvent::Notified { channel: event.name.clone() })),
-                TracedMessage::Analytics | TracedMessage::AnalyticsFailed => {
+                TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => {
                     event(EventKind::Analytics).iter().for_each(|event| step(event.at, TraceEvent::Counted));
                 }
             }
@@ -365,12 +518,17 @@ impl Tables {
 
     fn totals(&self) -> Totals {
         let mut totals = Totals::default();
-        for StoredOrder { order, processed_at } in self.orders.values() {
-            let counts = totals.orders.entry(order.consumer.to_string()).or_default();
-            match processed_at {
-                Some(_) => counts.processed += 1,
-                None => counts.accepted += 1,
+        for stored in self.orders.values() {
+            let counts = totals.orders.entry(stored.order.consumer.to_string()).or_default();
+            match stored.status() {
+                "processed" => counts.processed += 1,
+                "failed" => counts.failed += 1,
+                "cancelled" => counts.cancelled += 1,
+                _ => counts.accepted += 1,
             }
+        }
+        for kept in self.cancellations.values() {
+            totals.orders.entry(kept.consumer.to_string()).or_default().cancelled += 1;
         }
         for (_, kind) in self.events.keys() {
             match kind {
@@ -415,7 +573,8 @@ fn dead_lettered(letter: &NewDeadLetter) -> TraceEvent {
     }
 }
 
-fn traced_order(StoredOrder { order, processed_at }: &StoredOrder) -> TracedOrder {
+fn traced_order(stored: &StoredOrder) -> TracedOrder {
+    let order = &stored.order;
     let item = |item: &Item| TracedItem {
         product: item.product.clone(),
         quantity: item.quantity,
@@ -424,7 +583,7 @@ fn traced_order(StoredOrder { order, processed_at }: &StoredOrder) -> TracedOrde
     };
     let Amounts { goods, charges, total, currency, quantity } = order.amounts;
     TracedOrder {
-        status: if processed_at.is_some() { "processed" } else { "accepted" }.to_owned(),
+        status: stored.status().to_owned(),
         consumer: order.consumer.to_string(),
         items: order.items.iter().map(item).collect(),
         quantity,
@@ -448,7 +607,8 @@ impl LedgerMaintenance for MemoryLedger {
         if tables.closed {
             return ready(Err(LedgerError::Closed)).boxed();
         }
-        let orders = remove(&mut tables.orders, |stored| stored.processed_at.is_some_and(|at| at < before));
+        let orders = remove(&mut tables.orders, |stored| stored.finished_at().is_some_and(|at| at < before))
+            + remove(&mut tables.cancellations, |kept| kept.at < before);
         let events = remove(&mut tables.events, |event| event.at < before);
         let attempts = remove(&mut tables.attempts, |attempt| attempt.failed_at < before);
         let more = [orders, events, attempts].contains(&PRUNE_ROWS);

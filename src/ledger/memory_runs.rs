@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::erase::ERASED;
 use super::step_runs::{
-    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunKey, RunRecord,
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunKey, RunOrder, RunRecord,
     RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 use super::trace::{TraceEvent, TraceStep, TracedMessage};
@@ -32,8 +32,8 @@ struct MemoryCall {
 }
 
 impl MemoryRuns {
-    pub(super) fn claim(&mut self, claim: &RunClaim, order_processed: bool) -> ClaimAnswer {
-        let effect = step_runs::claim(self.0.get(&claim.key).map(|run| &run.stored), claim, order_processed);
+    pub(super) fn claim(&mut self, claim: &RunClaim, order: RunOrder) -> ClaimAnswer {
+        let effect = step_runs::claim(self.0.get(&claim.key).map(|run| &run.stored), claim, order);
         match effect {
             ClaimEffect::Held { until } => return ClaimAnswer::Held { until },
             ClaimEffect::NotConcerned => return ClaimAnswer::NotConcerned,
@@ -64,10 +64,11 @@ impl MemoryRuns {
         }))
     }
 
-    pub(super) fn record(&mut self, record: &RunRecord) -> RunRecorded {
+    pub(super) fn record(&mut self, record: &RunRecord, order: RunOrder) -> RunRecorded {
         let Some(run) = self.0.get_mut(&record.key) else { return RunRecorded::Stale };
-        if step_runs::record(&mut run.stored, record) == RunRecorded::Stale {
-            return RunRecorded::Stale;
+        let recorded = step_runs::record(&mut run.stored, record, order);
+        if recorded == RunRecorded::Stale {
+            return recorded;
         }
         if let Some(ended) = &record.ended {
             if let Some(call) = run.calls.get_mut(&(ended.step.clone(), ended.action)) {
@@ -88,15 +89,21 @@ impl MemoryRuns {
                 }
             }
         }
-        record.next.iter().for_each(|next| run.call(next, record.at));
-        RunRecorded::Recorded
+        if recorded == RunRecorded::Recorded {
+            record.next.iter().for_each(|next| run.call(next, record.at));
+        }
+        recorded
+    }
+
+    /// The state of an order's run.
+    pub(super) fn state(&self, order: &str) -> Option<RunState> {
+        let key = RunKey { scope: String::new(), identity: order.to_owned() };
+        self.0.get(&key).map(|run| run.stored.state)
     }
 
     /// Whether an order's steps are being undone or were.
     pub(super) fn is_undone(&self, order: &str) -> bool {
-        let key = RunKey { scope: String::new(), identity: order.to_owned() };
-        let state = self.0.get(&key).map(|run| run.stored.state);
-        matches!(state, Some(RunState::Undoing | RunState::Undone | RunState::UndoFailed))
+        matches!(self.state(order), Some(RunState::Undoing | RunState::Undone | RunState::UndoFailed))
     }
 
     /// The calls for an order's steps.

@@ -38,10 +38,13 @@ pub mod trace;
 mod traits;
 
 pub use backup::{BackupError, BackupProgress, BackupSummary};
-pub use entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, Recorded};
+pub use entry::{
+    CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter,
+    NewNotification, NewOrder, Recorded,
+};
 pub use erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 pub use error::{Cause, LedgerError, OpenError};
-pub use figures::{ChargeSums, Figures, OrderFigures};
+pub use figures::{ChargeSums, Figures, OrderFigures, OrdersByStatus};
 pub use location::LedgerLocation;
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};

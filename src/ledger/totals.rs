@@ -28,14 +28,18 @@ pub struct Totals {
 pub struct OrderCounts {
     /// Accepted; the broker is not yet known to have confirmed their events.
     pub accepted: u64,
-    /// Processed.
+    /// Processed, and not cancelled.
     pub processed: u64,
+    /// Dead-lettered.
+    pub failed: u64,
+    /// Cancelled. One that was cancelled before it arrived counts for the consumer that received the cancellation, until it does.
+    pub cancelled: u64,
 }
 
 /// Revenue in one currency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Revenue {
-    /// Pieces sold in processed orders whose analytics event has been recorded.
+    /// Pieces sold in processed orders whose analytics event has been recorded, less those of cancelled orders.
     pub quantity: i64,
     /// What they cost: the exact sum of the orders' lines.
     pub total: ExactSum,

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::entry::{LedgerEntry, Recorded};
+use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::report::{Report, ReportError, ReportQuery};
 use super::retention::Pruned;
@@ -28,6 +28,14 @@ pub trait LedgerWriter: Send + Sync + 'static {
     /// The entry was not recorded; recording it again is safe. [`LedgerError::Refused`] is the entry's own fault. The others
     /// mean that this ledger records nothing any more.
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>>;
+
+    /// Cancels an order: from then on no step of it is called, and it is not processed. If it was, it and its sale are subtracted in
+    /// the period of the cancellation. Durable, in the order of the calls and
+    /// during an outage like [`LedgerWriter::record`].
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn cancel_order(&self, cancellation: NewCancellation) -> BoxFuture<'static, Result<CancelAnswer, LedgerError>>;
 
     /// Claims the steps of a message, so that no other instance calls them, and reads what is recorded about them. Durable, in
     /// the order of the calls and during an outage like [`LedgerWriter::record`].
@@ -68,9 +76,10 @@ pub trait LedgerReader: Send + Sync + 'static {
 
 /// What the daemon needs to run an open ledger: retention, health, closing.
 pub trait LedgerMaintenance: Send + Sync + 'static {
-    /// Removes one batch of what is older than `before`: rows of processed orders, events and attempts, runs, and aggregates
-    /// that no report needs any more. Never removes an order that is not processed, a dead letter or its run, and never changes
-    /// a report. What the steps of an old dead letter have said is erased, unless an undo has failed. Call it again while [`Pruned::more`] is set.
+    /// Removes one batch of what is older than `before`: rows of orders that are processed or whose cancellation is complete, events
+    /// and attempts, runs, and aggregates that no report needs any more. Never removes another order, a dead letter or its run, and
+    /// never changes a report. What the steps of an old dead letter have said is erased, unless an undo has failed. Call it again
+    /// while [`Pruned::more`] is set.
     ///
     /// # Errors
     /// The store refused; this call removed nothing.

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::header::{HeaderValue, Headers};
 use super::{Message, Properties};
-use crate::domain::{BodyError, JsonError, body_text, is_compressed, object_values, text};
+use crate::domain::{BodyError, JsonError, OrderEvent, body_text, is_compressed, object_values, text};
 
 /// The media types of events that contain all of it: this one, and others that are not supported.
 const STRUCTURED: &str = "application/cloudevents+json";
@@ -101,6 +101,24 @@ impl Message {
         }
     }
 
+    /// What the message's type says happened to an order, or the type of the CloudEvent that it is; `None` if they are not about
+    /// orders. The body may have `max` bytes once it is decompressed.
+    pub fn order_event(&self, max: usize) -> Option<OrderEvent> {
+        let of_message = self.properties.message_type.as_deref().and_then(OrderEvent::of_type);
+        let of_cloud_event = match self.envelope() {
+            Envelope::None | Envelope::Unsupported => None,
+            Envelope::Binary => attribute(&self.headers, REQUIRED[2])
+                .filter(|_| binary_attributes(&self.headers).is_ok())
+                .and_then(OrderEvent::of_type),
+            Envelope::Structured { .. } => {
+                let text = self.text(max).unwrap_or_default();
+                let attributes = structured_attributes(&text).ok();
+                attributes.and_then(|[_, _, event_type]| OrderEvent::of_type(&event_type))
+            }
+        };
+        OrderEvent::of_all([of_message, of_cloud_event])
+    }
+
     /// What identifies a CloudEvent: its source and id. `None` if the message is none. The body may have `max` bytes once it is
     /// decompressed.
     ///
@@ -112,7 +130,7 @@ impl Message {
             Envelope::Binary => binary_attributes(&self.headers).ok().map(|[id, source]| identity(id, source)),
             Envelope::Structured { .. } => {
                 let text = self.text(max).ok()?;
-                let [id, source] = structured_attributes(&text).ok()?;
+                let [id, source, _] = structured_attributes(&text).ok()?;
                 Some(identity(&id, &source))
             }
         }
@@ -191,8 +209,8 @@ fn is_event(text: &str) -> bool {
     values.is_ok_and(|values| values.iter().all(|value| value.is_some_and(|value| value.get().starts_with('"'))))
 }
 
-/// The id and the source of a structured event that has all attributes.
-fn structured_attributes(json: &str) -> Result<[String; 2], CloudEventError> {
+/// The id, the source and the type of a structured event that has all attributes.
+fn structured_attributes(json: &str) -> Result<[String; 3], CloudEventError> {
     let values = object_values(json, &["specversion", REQUIRED[0], REQUIRED[1], REQUIRED[2]])?;
     let text = |index: usize| values[index].and_then(|value| text(value.get()));
     if text(0).as_deref() != Some(VERSION) {
@@ -202,8 +220,7 @@ fn structured_attributes(json: &str) -> Result<[String; 2], CloudEventError> {
         let value = text(index).filter(|value| !value.is_empty());
         value.map(Cow::into_owned).ok_or(CloudEventError::Attribute(REQUIRED[index - 1]))
     };
-    let [id, source, _] = [required(1)?, required(2)?, required(3)?];
-    Ok([id, source])
+    Ok([required(1)?, required(2)?, required(3)?])
 }
 
 /// The document in a structured event.

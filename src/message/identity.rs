@@ -43,7 +43,7 @@ impl fmt::Display for Sender<'_> {
 }
 
 /// The routing keys of events that only orderd publishes.
-const OWN_EVENT_KEYS: [&str; 2] = ["order.analytics.processed", "order.analytics.failed"];
+const OWN_EVENT_KEYS: [&str; 3] = ["order.analytics.processed", "order.analytics.failed", "order.analytics.cancelled"];
 
 /// Where a delivery comes from, as far as the broker has verified it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

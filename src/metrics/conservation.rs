@@ -60,12 +60,14 @@ pub fn check(counts: &DeliveryCounts, pool: &PoolState) -> Result<(), Imbalance>
 mod tests {
     use super::*;
 
-    /// Ten deliveries: two completed, two in flight, and one of each other outcome.
+    /// Twelve deliveries: two completed, two in flight, and one of each other outcome.
     fn balanced() -> DeliveryCounts {
         DeliveryCounts {
-            deliveries: 10,
+            deliveries: 12,
             completed: 2,
             duplicates: 1,
+            cancelled: 1,
+            prevented: 1,
             forwarded: 1,
             retried: 1,
             dead_lettered: 1,

@@ -19,6 +19,10 @@ pub struct DeliveryCounts {
     pub completed: u64,
     /// Acked because their effects had been recorded before.
     pub duplicates: u64,
+    /// Acked cancellations of orders that were carried out or kept.
+    pub cancelled: u64,
+    /// Acked orders that were not processed, or not dead-lettered, because they were cancelled.
+    pub prevented: u64,
     /// Attempts that failed, immediate retries included.
     pub failed_attempts: u64,
     /// Acked because the failure was published to the failed-order queue.
@@ -55,7 +59,12 @@ impl DeliveryCounts {
 
     /// Deliveries acked; before each ack, its effects were recorded or its replacement was confirmed.
     pub fn acked(&self) -> u64 {
-        self.completed + self.duplicates + self.forwarded + self.retried + self.returned + self.dead_lettered
+        self.succeeded() + self.forwarded + self.retried + self.returned + self.dead_lettered
+    }
+
+    /// Deliveries acked because nothing is left to do for them.
+    pub fn succeeded(&self) -> u64 {
+        self.completed + self.duplicates + self.cancelled + self.prevented
     }
 }
 

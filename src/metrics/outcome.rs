@@ -12,6 +12,10 @@ pub enum HandlerOutcome {
     Completed,
     /// Its effects had been recorded before.
     Duplicate,
+    /// It is the cancellation of an order, which is carried out, or kept until the order arrives.
+    Cancelled,
+    /// It is an order that was cancelled before it was processed.
+    Prevented,
     /// A failed message was sent to a retry queue.
     Retried {
         /// The consumer that failed; `None` if the queue it failed in is unknown.
@@ -61,6 +65,8 @@ impl DeliveryOutcome {
             DeliveryOutcome::Handled(
                 HandlerOutcome::Completed
                 | HandlerOutcome::Duplicate
+                | HandlerOutcome::Cancelled
+                | HandlerOutcome::Prevented
                 | HandlerOutcome::Retried { .. }
                 | HandlerOutcome::Returned
                 | HandlerOutcome::DeadLettered { .. },

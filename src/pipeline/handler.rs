@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use super::deadline::{Deadline, SuspendedDeadline};
 use super::intake::IntakeGate;
 use crate::chain::chain;
-use crate::ledger::{LedgerEntry, LedgerError, LedgerWriter, Recorded};
+use crate::ledger::{CancelAnswer, LedgerEntry, LedgerError, LedgerWriter, NewCancellation, Recorded};
 use crate::message::{Delivery, Provenance, Publication, PublishError};
 use crate::metrics::{HandlerOutcome, StepCounters};
 use crate::recovery::{Failure, FailureKind};
@@ -114,6 +114,15 @@ impl<'a> LedgerAccess<'a> {
     pub async fn record(self, entry: LedgerEntry) -> Result<Recorded, HandlerError> {
         let _suspended = self.suspend_deadline();
         Ok(self.ledger.record(entry).await?)
+    }
+
+    /// Cancels an order, and waits like [`LedgerAccess::record`].
+    ///
+    /// # Errors
+    /// As [`LedgerAccess::record`].
+    pub async fn cancel_order(self, cancellation: NewCancellation) -> Result<CancelAnswer, HandlerError> {
+        let _suspended = self.suspend_deadline();
+        Ok(self.ledger.cancel_order(cancellation).await?)
     }
 
     /// Suspends the deadline until the result is dropped, for something else that may have to wait for the ledger or for an

@@ -168,7 +168,10 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: &Pr
                 let reason = "it was decided to undo the order's steps while its events were published";
                 return HandlerError::Failed(Failure::new(FailureKind::Permanent, "undone", reason)).into();
             }
-            Ok(Recorded::New | Recorded::Unfinished | Recorded::Duplicate | Recorded::Conflict) => {}
+            // An order that was cancelled while its events were published is recorded as both.
+            Ok(
+                Recorded::New | Recorded::Unfinished | Recorded::Duplicate | Recorded::Cancelled | Recorded::Conflict,
+            ) => {}
             Err(error) => return HandlerError::from(error).into(),
         }
     }
@@ -228,6 +231,8 @@ async fn publish_output(context: &ConsumerContext, output: &HandlerOutput) -> Re
 async fn record_without_copy(context: &ConsumerContext, output: HandlerOutput) -> AttemptOutcome {
     let Some(entry) = output.record else { return handled(output.outcome, output.log) };
     match context.ledger.record(entry.confirmed_at(Timestamp::now())).await.map_err(HandlerError::from) {
+        // It must not be dead-lettered.
+        Ok(Recorded::Cancelled) => return AttemptOutcome::Handled(HandlerOutcome::Prevented),
         Ok(_) => {}
         Err(HandlerError::Failed(failure)) => {
             if let Some(due) = REPEATED.occurred((&context.consumer, "cannot_record", failure.code.as_str())) {

@@ -100,6 +100,8 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
         processed: counts.completed + counts.retried + counts.returned + counts.dead_lettered,
         duplicates: counts.duplicates,
+        cancelled: counts.cancelled,
+        prevented: counts.prevented,
         failed: counts.forwarded,
         failed_attempts: counts.failed_attempts,
         failures: failures
@@ -158,7 +160,7 @@ fn conservation(consumer: &ConsumerReading) -> Conservation {
     let problem = conservation::check(counts, &consumer.reading.pool).err();
     Conservation {
         deliveries: counts.deliveries,
-        succeeded: counts.completed + counts.duplicates,
+        succeeded: counts.succeeded(),
         republished: counts.forwarded + counts.retried + counts.returned + counts.dead_lettered,
         released: counts.released,
         rejected: counts.rejected,

@@ -214,6 +214,12 @@ pub struct ConsumerStatus {
     pub processed: u64,
     /// Deliveries whose effects had been recorded before.
     pub duplicates: u64,
+    /// Cancellations of orders that were carried out, or kept until the order arrives.
+    #[serde(default)]
+    pub cancelled: u64,
+    /// Orders that were not processed because they were cancelled.
+    #[serde(default)]
+    pub prevented: u64,
     /// Deliveries whose failure was published to the failed-order queue.
     pub failed: u64,
     /// Attempts that failed, immediate retries included.

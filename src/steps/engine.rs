@@ -131,10 +131,23 @@ impl Engine {
             RunState::Done => Ok(RunOutcome::WasDone),
             RunState::Undoing => {
                 drop(first);
-                Err(work.undo_steps().await)
+                Err(work.undo_steps().await.err().unwrap_or_else(|| work.ended_before()))
             }
             RunState::Undone | RunState::UndoFailed => Err(work.ended_before()),
         }
+    }
+
+    /// Undoes the steps of an order that was cancelled, if any were called. `input` is that of the cancellation, and `input.order`
+    /// the order as the ledger has it.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn cancel(&self, input: RunInput<'_>, access: RunAccess<'_>) -> Result<(), RunError> {
+        let purpose = ClaimPurpose::Cancellation { body: input.body, retries: input.retries };
+        let claimed = claim(access.ledger, input.key, purpose, None, Duration::ZERO, access.max_hold).await?;
+        let Claimed::Run(run, _) = claimed else { return Ok(()) };
+        let mut work = RunWork { engine: self, input, access, applies: Vec::new(), run: *run };
+        work.undo_steps().await
     }
 
     /// Whether the condition of each step holds.
@@ -216,21 +229,19 @@ impl<'a> RunWork<'a> {
         }
     }
 
-    /// Undoes what is not undone, in reverse order. Always an error: the message has failed.
-    async fn undo_steps(&mut self) -> RunError {
+    /// Undoes what is not undone, in reverse order.
+    async fn undo_steps(&mut self) -> Result<(), RunError> {
         loop {
             let Some(step) = next_undo(&self.run.steps) else {
                 let change = Change { state: Some(RunState::Undone), ..Change::default() };
-                return self.record(None, change).await.err().unwrap_or_else(|| self.ended_before());
+                return self.record(None, change).await;
             };
             let configured = self.engine.steps.iter().position(|found| *found.name == *step.step);
             let Some(index) = configured.filter(|index| self.engine.steps[*index].undo.is_some()) else {
                 let reason = format!("step {:?} has to be undone, but the configuration has no undo for it", step.step);
-                return RunError::Failed(Failure::new(FailureKind::Permanent, "undo_not_configured", reason));
+                return Err(RunError::Failed(Failure::new(FailureKind::Permanent, "undo_not_configured", reason)));
             };
-            if let Err(error) = self.undo(index).await {
-                return error;
-            }
+            self.undo(index).await?;
         }
     }
 
@@ -314,7 +325,7 @@ impl<'a> RunWork<'a> {
         };
         match self.access.ledger.record_run(record).await? {
             RunRecorded::Recorded => Ok(()),
-            RunRecorded::Stale => Err(RunError::Lost),
+            RunRecorded::Stale | RunRecorded::Cancelled => Err(RunError::Lost),
         }
     }
 
@@ -428,7 +439,7 @@ impl<'a> RunWork<'a> {
         };
         match self.access.ledger.record_run(record).await {
             Ok(RunRecorded::Recorded) => {}
-            Ok(RunRecorded::Stale) => return RunError::Lost,
+            Ok(RunRecorded::Stale | RunRecorded::Cancelled) => return RunError::Lost,
             Err(error) => return error.into(),
         }
         let reason = format!("{}: {}", shown(&step.name, action), failure.reason);

@@ -14,7 +14,8 @@ use crate::topology::pattern;
 const MAX_ID_BYTES: usize = 255;
 
 /// Keys that a step never uses: failures, and the events about orders that only orderd itself publishes.
-const RESERVED: [&str; 3] = ["order.failed.#", "order.analytics.processed", "order.analytics.failed"];
+const RESERVED: [&str; 4] =
+    ["order.failed.#", "order.analytics.processed", "order.analytics.failed", "order.analytics.cancelled"];
 
 /// Whether only orderd itself publishes with this routing key.
 pub(super) fn is_reserved(routing_key: &str) -> bool {

@@ -11,8 +11,8 @@ use super::engine_step::EngineStep;
 use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
-    ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter, Recorded, RunClaim, RunFailure, RunKey,
-    RunRecord, RunRecorded, RunState, StepAction, StepRun, StepStatus,
+    CancelAnswer, ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter, NewCancellation, Recorded,
+    RunClaim, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun, StepStatus,
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
@@ -301,6 +301,10 @@ struct SlowLedger(MemoryLedger, Journal);
 impl LedgerWriter for SlowLedger {
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         self.0.record(entry)
+    }
+
+    fn cancel_order(&self, cancellation: NewCancellation) -> BoxFuture<'static, Result<CancelAnswer, LedgerError>> {
+        self.0.cancel_order(cancellation)
     }
 
     fn claim_run(&self, claim: RunClaim) -> BoxFuture<'static, Result<ClaimAnswer, LedgerError>> {

@@ -42,7 +42,13 @@ fn dead_letter(n: u64) -> LedgerEntry {
         failed_at: at,
         delay: None,
     };
-    LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, reason: "retries_exhausted", origin_queue: None, at }))
+    LedgerEntry::DeadLetter(Box::new(NewDeadLetter {
+        attempt,
+        order: None,
+        reason: "retries_exhausted",
+        origin_queue: None,
+        at,
+    }))
 }
 
 /// The victim, which records until it is killed. In an ordinary run it does nothing.

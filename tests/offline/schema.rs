@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use jsonschema::Validator;
-use orderd::domain::{AnalyticsEvent, Notification, Order};
+use orderd::domain::{AnalyticsEvent, CancelledEvent, Notification, Order, OrderDocument};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -61,6 +61,25 @@ fn an_order_is_valid_if_orderd_accepts_it() {
     }
 }
 
+#[test]
+fn a_cancellation_is_valid_with_nothing_but_its_id() {
+    let validator = validator("order");
+    let is_cancellation =
+        |document: &str| matches!(OrderDocument::from_json(document, None), Ok(OrderDocument::Cancelled(_)));
+    for (document, expected) in [
+        (r#"{"id": 2, "event": "cancelled"}"#, true),
+        (r#"{"id": "2", "event": " Canceled ", "price": "?", "items": 7}"#, true),
+        (r#"{"event": "cancelled"}"#, false),
+        (r#"{"id": 2, "event": "updated"}"#, false),
+        (r#"{"id": 2, "event": 7}"#, false),
+    ] {
+        assert_eq!(is_cancellation(document), expected, "{document}");
+        assert_eq!(validator.is_valid(&serde_json::from_str(document).unwrap()), expected, "{document}");
+    }
+    let placed = r#"{"id": 2, "product": "Pen", "quantity": 3, "price": 1, "event": "Created"}"#;
+    assert!(accepts(placed) && validator.is_valid(&serde_json::from_str(placed).unwrap()));
+}
+
 fn any_value() -> impl Strategy<Value = &'static str> {
     let values = [
         "1",
@@ -95,7 +114,7 @@ proptest! {
     #[test]
     fn no_order_that_orderd_accepts_is_invalid(
         fields in prop::collection::vec((prop::sample::select(vec!["id", "product", "quantity", "price", "items", "total", "customer_id",
-            "email", "currency", "placed_at", "priority", "notify"]), any_value()), 0..9),
+            "email", "currency", "placed_at", "priority", "notify", "event"]), any_value()), 0..9),
         complete in any::<bool>(),
     ) {
         static VALIDATOR: std::sync::LazyLock<Validator> = std::sync::LazyLock::new(|| validator("order"));
@@ -254,16 +273,16 @@ fn asyncapi() -> Value {
             "normalOrders": channel("order.normal.{name}", "order", "Orders"),
             "priorityOrders": channel("order.priority.{name}", "order", "Orders that must not wait behind the others"),
             "notifications": channel("order.notification.{name}", "event", "Messages for customers; the name is the channel, such as email"),
-            "analytics": channel("order.analytics.{name}", "event", "What happened to orders; the name is processed or failed")
+            "analytics": channel("order.analytics.{name}", "event", "What happened to orders; the name is processed, failed or cancelled")
         },
         "operations": {
-            "receiveNormalOrder": operation("receive", "normalOrders", "orderd processes an order"),
+            "receiveNormalOrder": operation("receive", "normalOrders", "orderd processes or cancels an order"),
             "receivePriorityOrder": operation("receive", "priorityOrders", "orderd processes an order with priority"),
-            "sendNotification": operation("send", "notifications", "orderd notifies a customer that an order was processed"),
-            "sendAnalyticsEvent": operation("send", "analytics", "orderd says that an order was processed or dead-lettered")
+            "sendNotification": operation("send", "notifications", "orderd notifies a customer that an order was processed or cancelled"),
+            "sendAnalyticsEvent": operation("send", "analytics", "orderd says that an order was processed, dead-lettered or cancelled")
         },
         "components": {
-            "messages": {"order": message("order", "An order in orderd's own format"), "event": message("event", "An event about an order")},
+            "messages": {"order": message("order", "An order in orderd's own format, or its cancellation"), "event": message("event", "An event about an order")},
             "schemas": {"order": schema("order"), "event": schema("event")}
         }
     })

@@ -95,6 +95,8 @@ impl SnapshotCollector {
             [
                 ("completed", counts.completed),
                 ("duplicate", counts.duplicates),
+                ("cancelled", counts.cancelled),
+                ("prevented", counts.prevented),
                 ("forwarded", counts.forwarded),
                 ("retried", counts.retried),
                 ("returned", counts.returned),

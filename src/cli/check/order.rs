@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::domain::Amounts;
 use crate::escape::escaped;
 use crate::files::read_limited;
-use crate::formats::{self, BUILT_IN, Explanation, Fault, OrderFaults};
+use crate::formats::{self, BUILT_IN, Explained, Explanation, Fault, OrderFaults};
 use crate::message::Message;
 
 /// Most characters shown of a value. The JSON output has all of them.
@@ -34,13 +34,15 @@ pub(super) enum OrderError {
 /// What is printed. Its JSON is a contract: see `docs/reference/http-api.md`.
 #[derive(Debug, Serialize)]
 struct OrderReport<'a> {
-    /// Whether orderd would accept the order.
+    /// Whether orderd would accept the order or the cancellation.
     ok: bool,
+    /// `placed` or `cancelled`; `None` if it would not.
+    event: Option<&'static str>,
     /// The format's name.
     order_format: &'a str,
     /// Each value of the format.
     fields: Vec<FieldReport<'a>>,
-    /// `None` if the order is not accepted.
+    /// `None` if the order is cancelled or not accepted.
     amounts: Option<AmountsReport>,
     /// Everything that is wrong.
     problems: Vec<ProblemReport<'a>>,
@@ -93,7 +95,7 @@ pub(super) fn run(
     };
     let message = Message { body: document.into(), ..Message::default() };
     let explanation = match message.document(config.broker.max_body) {
-        Ok(text) => format.explain(&text),
+        Ok(text) => format.explain(&text, message.order_event(config.broker.max_body)),
         Err(error) => {
             Explanation { fields: Vec::new(), result: Err(OrderFaults::unreadable(error.code(), error.to_string())) }
         }
@@ -146,11 +148,13 @@ impl<'a> OrderReport<'a> {
             code: fault.problem.code(),
             message: fault.problem.to_string(),
         };
-        let (amounts, problems) = match &explanation.result {
-            Ok(amounts) => (Some(AmountsReport::from(amounts)), Vec::new()),
-            Err(faults) => (None, faults.faults.iter().map(problem).collect()),
+        let (event, amounts, problems) = match &explanation.result {
+            Ok(Explained::Placed(amounts)) => (Some("placed"), Some(AmountsReport::from(amounts)), Vec::new()),
+            Ok(Explained::Cancelled(_)) => (Some("cancelled"), None, Vec::new()),
+            Err(faults) => (None, None, faults.faults.iter().map(problem).collect()),
         };
-        OrderReport { ok: amounts.is_some(), order_format: format, fields: fields.collect(), amounts, problems }
+        let (ok, fields) = (event.is_some(), fields.collect());
+        OrderReport { ok, event, order_format: format, fields, amounts, problems }
     }
 }
 
@@ -181,6 +185,9 @@ fn write_text(report: &OrderReport<'_>, out: &mut dyn Write, err: &mut dyn Write
             [escaped(field.field), escaped(field.pointer.unwrap_or("(constant)")), value]
         };
         table::write_rows(out, ["FIELD", "POINTER", "VALUE"], report.fields.iter().map(row))?;
+    }
+    if report.event == Some("cancelled") {
+        writeln!(out, "\na cancellation: the order with this id is cancelled")?;
     }
     if let Some(amounts) = &report.amounts {
         write!(out, "\n{} pieces, goods {}", amounts.quantity, amounts.goods_total)?;

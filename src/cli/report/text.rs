@@ -63,6 +63,15 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
         writeln!(out, "  paid {total}: goods, shipping {shipping}, fees {fees}, discount {discount}, tax {tax}")?;
         writeln!(out, "  (where prices include the tax, it is in the revenue already)")?;
     }
+    for (orders, what) in [
+        (&block.cancelled, "were cancelled and are subtracted"),
+        (&block.prevented, "were cancelled before they were processed"),
+    ] {
+        let Figures { orders, revenue, .. } = orders.figures;
+        if orders != 0 && by != GroupBy::Status {
+            writeln!(out, "  {orders} orders worth {revenue} {what}")?;
+        }
+    }
     if by == GroupBy::Product && !all_are_counted(block) {
         let Figures { orders, revenue, .. } = block.processed.figures;
         writeln!(
@@ -156,11 +165,16 @@ mod tests {
         ReportRow { key: key.to_owned(), figures, charges: None, total: None }
     }
 
+    fn currency(code: &str, processed: OrderFigures, rows: Vec<ReportRow>) -> CurrencyReport {
+        let (cancelled, prevented) = Default::default();
+        CurrencyReport { currency: code.to_owned(), processed, cancelled, prevented, rows }
+    }
+
     fn text(by: GroupBy, rows: Vec<ReportRow>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
         let processed = OrderFigures { figures: processed, ..OrderFigures::default() };
         let window =
             Window { since: "2026-11-20T00:00:00Z".parse().unwrap(), until: "2026-11-22T08:31:00Z".parse().unwrap() };
-        let currencies = vec![CurrencyReport { currency: "EUR".to_owned(), processed, rows }];
+        let currencies = vec![currency("EUR", processed, rows)];
         let mut out = Vec::new();
         write(&Report { window, by, currencies, dead_lettered }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
@@ -195,7 +209,7 @@ dead-lettered messages
         let charges = ChargeSums { shipping: "4.90".parse().unwrap(), ..ChargeSums::default() };
         let processed = OrderFigures { figures, charges, total: "49.90".parse().unwrap() };
         let mut out = Vec::new();
-        let block = CurrencyReport { currency: "EUR".to_owned(), processed, rows };
+        let block = currency("EUR", processed, rows);
         write_block(GroupBy::Product, &block, &mut out).unwrap();
         let shown = String::from_utf8(out).unwrap();
         let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -213,11 +227,7 @@ dead-lettered messages
     #[test]
     fn control_characters_in_a_currency_do_not_reach_the_terminal() {
         let figures = row("", 1, "5").figures;
-        let block = CurrencyReport {
-            currency: "\u{1b}[2J".to_owned(),
-            processed: OrderFigures { figures, ..OrderFigures::default() },
-            rows: Vec::new(),
-        };
+        let block = currency("\u{1b}[2J", OrderFigures { figures, ..OrderFigures::default() }, Vec::new());
         let mut out = Vec::new();
         write_block(GroupBy::Product, &block, &mut out).unwrap();
         assert!(!String::from_utf8(out).unwrap().contains('\u{1b}'));

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::places::{IdPlace, Place, Places};
+use super::places::{EventPlace, IdPlace, Place, Places};
 
 /// orderd's configuration file. Every key is optional; `orderd check` prints all problems of a file.
 #[derive(JsonSchema)]
@@ -302,6 +302,7 @@ struct Faults {
 struct Format {
     base: Option<BaseFormat>,
     id: Option<IdPlace>,
+    event: Option<EventPlace>,
     customer_id: Option<Place>,
     email: Option<Place>,
     currency: Option<Place>,

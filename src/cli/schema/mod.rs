@@ -14,7 +14,7 @@ use schemars::{JsonSchema, Schema};
 
 use super::Exit;
 use super::output::write_json;
-use crate::domain::{AnalyticsEvent, Notification};
+use crate::domain::{AnalyticsEvent, CancelledEvent, Notification};
 use crate::handlers::DeadLetteredEvent;
 
 /// Arguments of `orderd schema`.
@@ -44,6 +44,7 @@ pub enum SchemaOf {
 enum Event<'a> {
     Notification(Notification<'a>),
     Processed(AnalyticsEvent<'a>),
+    Cancelled(CancelledEvent<'a>),
     Failed(DeadLetteredEvent<'a>),
 }
 
@@ -53,7 +54,7 @@ impl SchemaOf {
         // Messages are embedded in other documents, so their schemas refer to nothing.
         let settings = |inline| SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = inline);
         match self {
-            SchemaOf::Order => settings(true).into_generator().into_root_schema_for::<order::OrderDocument>(),
+            SchemaOf::Order => settings(true).into_generator().into_root_schema_for::<order::OrderMessage>(),
             SchemaOf::Config => settings(false).into_generator().into_root_schema_for::<config::ConfigDocument>(),
             SchemaOf::Event => settings(true).into_generator().into_root_schema_for::<Event<'_>>(),
         }

@@ -1,12 +1,35 @@
-//! The schema of an order in orderd's own format.
+//! The schema of an order in orderd's own format, and of its cancellation.
 //!
 //! It allows all notations that the decoder reads; a test compares the two.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-/// An order. Fields that are not listed are kept and passed on in the analytics event.
+/// An order, or the cancellation of one.
 #[derive(JsonSchema)]
-#[schemars(title = "order", transform = one_notation)]
+#[schemars(title = "order")]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) enum OrderMessage {
+    Placed(OrderDocument),
+    Cancelled(CancellationDocument),
+}
+
+/// The cancellation of an order: nothing but the id is read of its other fields.
+#[derive(JsonSchema)]
+#[schemars(title = "cancellation")]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) struct CancellationDocument {
+    /// The order's id.
+    #[schemars(schema_with = "id")]
+    id: (),
+    /// That it was cancelled. It may be missing if the message's type says so.
+    #[schemars(schema_with = "cancelled")]
+    event: (),
+}
+
+/// An order that was placed. Fields that are not listed are kept and passed on in the analytics event.
+#[derive(JsonSchema)]
+#[schemars(title = "placed order", transform = one_notation)]
 #[expect(dead_code, reason = "only its schema is used")]
 pub(super) struct OrderDocument {
     /// The order's id. A number and its decimal text are the same id. Two orders with one id are the same order.
@@ -169,7 +192,14 @@ fn currency(_: &mut SchemaGenerator) -> Schema {
 }
 
 fn event(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"anyOf": [{"enum": ["placed", null]}, {"type": "string", "pattern": "^ *$"}]})
+    json_schema!({"anyOf": [
+        {"type": "null"}, {"type": "string", "pattern": "^ *$"},
+        {"type": "string", "pattern": "^[ \\t\\r\\n\\f]*([pP][lL][aA][cC][eE][dD]|[cC][rR][eE][aA][tT][eE][dD])[ \\t\\r\\n\\f]*$"}
+    ]})
+}
+
+fn cancelled(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "pattern": "^[ \\t\\r\\n\\f]*[cC][aA][nN][cC][eE][lL][lL]?[eE][dD][ \\t\\r\\n\\f]*$"})
 }
 
 fn text(_: &mut SchemaGenerator) -> Schema {

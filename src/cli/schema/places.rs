@@ -41,6 +41,25 @@ impl JsonSchema for IdPlace {
     }
 }
 
+/// Where it is said what happened to the order, and which values say that it was cancelled.
+pub(super) struct EventPlace;
+
+impl JsonSchema for EventPlace {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "EventPlace".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "string"},
+            {"type": "object", "required": ["pointer", "cancelled"], "additionalProperties": false,
+             "properties": {"pointer": {"type": "string"}, "cancelled": {"anyOf": [
+                {"const": true}, {"type": "array", "minItems": 1, "maxItems": 16, "items": {"type": "string"}}
+             ]}}}
+        ]})
+    }
+}
+
 /// Several JSON pointers, whose amounts are added up.
 pub(super) struct Places;
 

@@ -95,12 +95,14 @@ pub async fn run(
         let kind = config.consumers.get(consumer).map(|consumer| consumer.messages);
         match message {
             // Without an accepted order, the id may be that of another message that failed.
-            TracedMessage::Order => {
+            TracedMessage::Order | TracedMessage::Cancellation => {
                 !is_accepted || !matches!(kind, Some(MessageKind::Notification | MessageKind::Analytics))
             }
-            TracedMessage::Notification | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => {
-                kind != Some(MessageKind::Order)
-            }
+            TracedMessage::Notification
+            | TracedMessage::NotificationCancelled
+            | TracedMessage::Analytics
+            | TracedMessage::AnalyticsFailed
+            | TracedMessage::AnalyticsCancelled => kind != Some(MessageKind::Order),
         }
     });
     let exit = if trace.is_empty() { Exit::Refused } else { Exit::Done };
@@ -138,7 +140,7 @@ fn queues(config: &Config, message: TracedMessage, state: &MessageState, trace: 
         queues
     };
     match state {
-        MessageState::Done { .. } => Vec::new(),
+        MessageState::Done { .. } | MessageState::Cancelled { .. } => Vec::new(),
         MessageState::DeadLettered { .. } => vec![ExchangeNames::DEAD_LETTER_QUEUE.to_owned()],
         MessageState::Waiting { consumer, delay, .. } => {
             let queue = queue_of(consumer).zip(delay.parse::<Delay>().ok());
@@ -152,9 +154,13 @@ fn queues(config: &Config, message: TracedMessage, state: &MessageState, trace: 
             queues
         }
         MessageState::UnderWay { .. } => with_failed_queue(match message {
-            TracedMessage::Order => trace.order.iter().filter_map(|order| queue_of(&order.consumer)).collect(),
-            TracedMessage::Notification => of_kind(MessageKind::Notification),
-            TracedMessage::Analytics | TracedMessage::AnalyticsFailed => of_kind(MessageKind::Analytics),
+            TracedMessage::Order | TracedMessage::Cancellation => {
+                trace.order.iter().filter_map(|order| queue_of(&order.consumer)).collect()
+            }
+            TracedMessage::Notification | TracedMessage::NotificationCancelled => of_kind(MessageKind::Notification),
+            TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => {
+                of_kind(MessageKind::Analytics)
+            }
         }),
     }
 }

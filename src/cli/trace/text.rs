@@ -95,6 +95,9 @@ fn message_name(message: TracedMessage) -> &'static str {
         TracedMessage::Notification => "notification",
         TracedMessage::Analytics => "analytics",
         TracedMessage::AnalyticsFailed => "analytics (failed)",
+        TracedMessage::Cancellation => "cancellation",
+        TracedMessage::NotificationCancelled => "notification (cancelled)",
+        TracedMessage::AnalyticsCancelled => "analytics (cancelled)",
     }
 }
 
@@ -128,6 +131,8 @@ fn event_text(event: &TraceEvent) -> String {
             format!("{what} {status} ({attempts}{duration}){end}")
         }
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
+        TraceEvent::Cancelled => "cancelled".to_owned(),
+        TraceEvent::Prevented => "arrived after its cancellation: not processed".to_owned(),
         TraceEvent::Notified { channel } => format!("delivered to channel {channel}"),
         TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
@@ -155,6 +160,7 @@ fn location(message: &MessageLocation, now: Timestamp) -> String {
         }
         MessageState::Unknown => format!("unknown; if it was published, possibly in {queues}"),
         MessageState::Done { since } => format!("done since {}", moment(*since)),
+        MessageState::Cancelled { since } => format!("cancelled since {}", moment(*since)),
         MessageState::DeadLettered { since } => {
             format!("in {queues} since {}, unless removed there", moment(*since))
         }

@@ -19,10 +19,12 @@ use tracing::{debug, error, warn};
 use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
+use super::order::ID_CONFLICT;
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
+use crate::domain::{CANCELLATION_SUFFIX, OrderDocument, OrderId};
 use crate::formats::Format;
-use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter};
+use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter, Recorded};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
@@ -140,11 +142,19 @@ impl FailedHandler {
     ) -> FailedMessage<'a> {
         let consumer =
             history.origin.as_ref().and_then(|origin| self.origin_consumers.borrow().get(&origin.queue).cloned());
-        let identity = match consumer.as_ref().and_then(|consumer| consumer.format.as_ref()) {
-            Some(format) => self.order_identity(format, delivery, provenance),
-            None => delivery.identity(provenance),
+        let subject = match consumer.as_ref().and_then(|consumer| consumer.format.as_ref()) {
+            Some(format) => self.order_subject(format, delivery),
+            None => FailedSubject::Other,
         };
-        FailedMessage { delivery, provenance, history, consumer, identity, now, can_copy }
+        let identity = match &subject {
+            FailedSubject::Order { id, .. } => id.as_str().to_owned(),
+            FailedSubject::Cancellation(id) => [id.as_str(), CANCELLATION_SUFFIX].concat(),
+            FailedSubject::Other => delivery.identity(provenance),
+        };
+        // What fails of a cancellation is an undo.
+        let is_undo = history.is_undo || matches!(subject, FailedSubject::Cancellation(_));
+        let history = History { is_undo, ..history };
+        FailedMessage { delivery, provenance, history, consumer, subject, identity, now, can_copy }
     }
 
     fn act(&self, failed: &FailedMessage<'_>, action: Action) -> HandlerOutput {
@@ -186,9 +196,16 @@ impl FailedHandler {
         let log = failed.dead_letter_log(reason);
         let copy = failed.can_copy.then(|| copy_for_dead_letter(delivery, *provenance, history, reason, &self.names));
         let carries_orders = failed.consumer.as_ref().is_some_and(|consumer| consumer.format.is_some());
-        let report = carries_orders.then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
-        let dead =
-            NewDeadLetter { attempt: failed.attempt(None), reason: reason.as_str(), origin_queue, at: failed.now };
+        let is_cancellation = matches!(failed.subject, FailedSubject::Cancellation(_));
+        let report =
+            (carries_orders && !is_cancellation).then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
+        let dead = NewDeadLetter {
+            attempt: failed.attempt(None),
+            order: failed.valid_order(),
+            reason: reason.as_str(),
+            origin_queue,
+            at: failed.now,
+        };
         let consumer = failed.consumer_name();
         let outcome = match failed.can_copy {
             true => HandlerOutcome::DeadLettered { consumer, reason },
@@ -213,10 +230,20 @@ impl FailedHandler {
         ids.into_iter().collect()
     }
 
-    /// The order's id if the body has one, even if the rest of the body is invalid; else the message's identity.
-    fn order_identity(&self, format: &Format, delivery: &Delivery, provenance: Provenance<'_>) -> String {
-        let id = || format.order_id(&delivery.message.document(self.max_body).ok()?);
-        id().map_or_else(|| delivery.identity(provenance), |id| id.as_str().to_owned())
+    /// The order that the message is or cancels. Its id counts even if the rest of the body is invalid.
+    fn order_subject(&self, format: &Format, delivery: &Delivery) -> FailedSubject {
+        let Ok(document) = delivery.message.document(self.max_body) else { return FailedSubject::Other };
+        let read = format.read(&document, delivery.message.order_event(self.max_body));
+        match read {
+            Ok(OrderDocument::Cancelled(id)) => FailedSubject::Cancellation(id),
+            Ok(OrderDocument::Placed(order)) => {
+                FailedSubject::Order { is_valid: format.check(&order).is_ok(), id: order.id }
+            }
+            Err(_) => match format.order_id(&document) {
+                Some(id) => FailedSubject::Order { id, is_valid: false },
+                None => FailedSubject::Other,
+            },
+        }
     }
 }
 
@@ -224,8 +251,11 @@ impl Handler for FailedHandler {
     fn handle<'a>(&'a self, input: HandlerInput<'a>) -> BoxFuture<'a, Result<HandlerOutput, HandlerError>> {
         Box::pin(async move {
             let mut output = self.recover(input).await?;
-            if let Some(entry) = output.record.take() {
-                record_first(input, entry).await?;
+            if let Some(entry) = output.record.take()
+                && record_first(input, entry).await? == Some(Recorded::Cancelled)
+            {
+                // A cancelled order is not dead-lettered.
+                return Ok(HandlerOutput::finished(HandlerOutcome::Prevented));
             }
             Ok(output)
         })
@@ -244,16 +274,16 @@ impl Handler for FailedHandler {
 /// Records a failure before its copy is published. So a copy is never published while the ledger cannot record, and an outage
 /// or restart does not publish it again: only a restart between its confirm and the ack can.
 ///
-/// A message whose failure the ledger refuses is still published: the dead letter queue keeps it.
-async fn record_first(input: HandlerInput<'_>, entry: LedgerEntry) -> Result<(), HandlerError> {
+/// A message whose failure the ledger refuses is still published: the dead letter queue keeps it. `None`: it is refused.
+async fn record_first(input: HandlerInput<'_>, entry: LedgerEntry) -> Result<Option<Recorded>, HandlerError> {
     match input.ledger.record(entry).await {
-        Ok(_) => Ok(()),
+        Ok(recorded) => Ok(Some(recorded)),
         Err(HandlerError::Failed(failure)) => {
             if let Some(due) = REFUSED.occurred(&failure.code) {
                 let (id, repeated) = (input.identity(), due.repeated);
                 error!(%id, %failure, repeated, "cannot record a failure in the ledger; publishing it without a record");
             }
-            Ok(())
+            Ok(None)
         }
         Err(interrupted @ HandlerError::Interrupted(_)) => Err(interrupted),
     }
@@ -267,6 +297,17 @@ struct LoggedMessage {
     failure: Failure,
 }
 
+/// What a failed message is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum FailedSubject {
+    /// It is this order. `is_valid`: it passes its checks.
+    Order { id: OrderId, is_valid: bool },
+    /// It is the cancellation of this order.
+    Cancellation(OrderId),
+    /// It is no order, or none whose id can be read.
+    Other,
+}
+
 /// A failed message, and what is known about it.
 struct FailedMessage<'a> {
     delivery: &'a Delivery,
@@ -274,6 +315,7 @@ struct FailedMessage<'a> {
     history: History,
     /// `None` if the message does not say where it failed, or that queue has no consumer.
     consumer: Option<OriginConsumer>,
+    subject: FailedSubject,
     identity: String,
     now: Timestamp,
     /// Whether a copy of the message can be published. If not, the broker itself dead-letters it.
@@ -285,6 +327,14 @@ impl FailedMessage<'_> {
     fn action(&self) -> Action {
         let policy = self.consumer.as_ref().map(|consumer| &consumer.policy);
         decide(policy, &self.history.failure, DecisionPoint::FailedOrderQueue(&self.history), self.now)
+    }
+
+    /// The order that the message is, if it may be the one that was accepted. One with the id of another is not.
+    fn valid_order(&self) -> Option<OrderId> {
+        match &self.subject {
+            FailedSubject::Order { id, is_valid: true } if self.history.failure.code != ID_CONFLICT => Some(id.clone()),
+            FailedSubject::Order { .. } | FailedSubject::Cancellation(_) | FailedSubject::Other => None,
+        }
     }
 
     fn consumer_name(&self) -> Option<Arc<str>> {

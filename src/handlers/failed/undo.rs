@@ -8,7 +8,7 @@
 
 use jiff::Timestamp;
 
-use super::FailedMessage;
+use super::{FailedMessage, FailedSubject};
 use crate::handlers::claim::Claims;
 use crate::handlers::step_run::{body_hash, claim_in_process, handler_error, message_run, order_run, services};
 use crate::ledger::{ClaimPurpose, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun};
@@ -48,7 +48,10 @@ pub(super) fn needs_proof(failed: &FailedMessage<'_>, action: Action) -> bool {
 /// The keys that the message's run may have. Without a consumer, its id may be of any format: the ledger compares the body too.
 fn run_keys(failed: &FailedMessage<'_>, order_ids: impl FnOnce() -> Vec<String>) -> Vec<RunKey> {
     match &failed.consumer {
-        Some(consumer) if consumer.format.is_some() => vec![order_run(&failed.identity)],
+        Some(consumer) if consumer.format.is_some() => match &failed.subject {
+            FailedSubject::Order { id, .. } | FailedSubject::Cancellation(id) => vec![order_run(id.as_str())],
+            FailedSubject::Other => Vec::new(),
+        },
         Some(consumer) => vec![message_run(&consumer.name, failed.identity.clone())],
         None => {
             let consumer = failed.delivery.routing_key.strip_prefix(ExchangeNames::FAILED_KEY);
@@ -95,10 +98,14 @@ async fn decide_with(
         };
         let claimed = steps::claim(ledger, &key, purpose, None, lease, services.max_hold()).await;
         let Claimed::Run(run, _) = claimed.map_err(handler_error)? else { return Ok(None) };
-        let verdict = judge(&run, &failed.history, action, policy, failed.now);
+        let verdict = match (run.state, &failed.subject) {
+            // Nothing is left to undo: what has failed is the announcement of the cancellation.
+            (RunState::Undone, FailedSubject::Cancellation(_)) => Verdict::AsDecided,
+            _ => judge(&run, &failed.history, action, policy, failed.now),
+        };
         let record = verdict.record(&key, &run, failed, action);
         match ledger.record_run(record).await? {
-            RunRecorded::Recorded => Ok(Some(verdict.decision(&run, &failed.history, action))),
+            RunRecorded::Recorded | RunRecorded::Cancelled => Ok(Some(verdict.decision(&run, &failed.history, action))),
             RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
         }
     };
@@ -233,7 +240,7 @@ fn original_failure(original: &RunFailure) -> Failure {
 fn undo_failure(run: &StepRun, history: &History, original: Option<&RunFailure>) -> Failure {
     let left: Vec<&str> = left_to_undo(&run.steps).map(|step| step.step.as_str()).collect();
     let Failure { code, reason, .. } = &history.failure;
-    let original = original.map_or_else(String::new, |original| {
+    let original = original.filter(|original| original.code != "cancelled").map_or_else(String::new, |original| {
         let half = original.reason.floor_char_boundary(original.reason.len().min(MAX_ORIGINAL_BYTES));
         format!("; the order had failed with {}: {}", original.code, &original.reason[..half])
     });

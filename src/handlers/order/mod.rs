@@ -1,8 +1,10 @@
-//! Orders, normal and priority: decoded, checked, recorded in the ledger, and announced to the customer and to analytics.
+//! Orders, normal and priority: decoded, checked, recorded in the ledger, and announced to the customer and to analytics. A
+//! cancellation comes in the same queue: see `cancellation`.
 //!
 //! Its own keys: `steps`, the shop's own services that are called for each order; `on_conflict`; and `faults`, which makes a fraction
 //! of the orders fail on purpose.
 
+mod cancellation;
 mod fault_injection;
 mod on_conflict;
 mod step_order;
@@ -25,14 +27,17 @@ use super::event_publication::event;
 use super::step_run::{StepRunInput, order_run, run_steps};
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
-use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderSummary};
+use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderDocument, OrderSummary};
 use crate::formats::{Format, OrderFaults};
 use crate::ledger::{LedgerEntry, NewOrder, Recorded};
-use crate::message::{ExchangeNames, HeaderValue, Message, Publication, names};
+use crate::message::{ExchangeNames, HeaderValue, Publication, names};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{Engine, OrderFacts, OrderInput, RunOutcome, StepsSettings};
+
+/// The failure's code of an order with the id of another.
+pub(super) const ID_CONFLICT: &str = "id_conflict";
 
 /// `handler = "order"`
 pub(super) struct OrderFactory;
@@ -80,9 +85,11 @@ impl HandlerFactory for OrderFactory {
         if faults.is_on() {
             warn!(consumer = consumer.name, ?faults, "faults are injected on purpose: not for production");
         }
-        let engine = || Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps);
-        let steps =
-            (!settings.steps.is_empty()).then(|| OrderSteps { engine: engine(), claims: Arc::clone(&deps.claims) });
+        let steps = OrderSteps {
+            engine: Engine::new(consumer.name, consumer.workers, &settings.steps, &deps.steps),
+            claims: Arc::clone(&deps.claims),
+            are_configured: !settings.steps.is_empty(),
+        };
         let (names, max_body, format) = (Arc::clone(&deps.names), deps.max_body, deps.format.clone());
         Arc::new(OrderHandler { names, steps, on_conflict: settings.on_conflict, faults, max_body, format })
     }
@@ -90,20 +97,11 @@ impl HandlerFactory for OrderFactory {
 
 struct OrderHandler {
     names: Arc<ExchangeNames>,
-    /// `None`: no steps are configured.
-    steps: Option<OrderSteps>,
+    steps: OrderSteps,
     on_conflict: OnConflict,
     faults: FaultInjection,
     max_body: usize,
     format: Format,
-}
-
-/// The failure for a message that is about an order, but not about one that was placed, by its AMQP `type`. Its body may be the
-/// whole order.
-fn other_event(message: &Message) -> Option<Failure> {
-    let event = message.properties.message_type.as_deref()?.strip_prefix("order.")?;
-    let reason = "the message's type must be \"order.placed\": cancellations and other events are not processed";
-    (event != "placed").then(|| Failure::new(FailureKind::Malformed, "unsupported_event", reason))
 }
 
 /// The failure for a document that is no order, or breaks a rule.
@@ -120,16 +118,20 @@ fn invalid(faults: &OrderFaults) -> Failure {
 struct OrderSteps {
     engine: Engine,
     claims: Arc<Claims>,
+    /// Whether there are any. If not, none is called, but those of another configuration may have to be undone.
+    are_configured: bool,
 }
 
 impl OrderHandler {
     async fn process(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
-        if let Some(event) = other_event(&input.delivery.message) {
-            return Err(event.into());
-        }
-        let text = input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
-        let order = self.format.decode(&text).map_err(|faults| invalid(&faults))?;
-        let text = self.steps.is_some().then_some(text);
+        let message = &input.delivery.message;
+        let text = message.document(self.max_body).map_err(|error| body_failure(&error))?;
+        let stated = message.order_event(self.max_body);
+        let order = match self.format.read(&text, stated).map_err(|faults| invalid(&faults))? {
+            OrderDocument::Placed(order) => order,
+            // Boxed, because this future is large and rarely needed.
+            OrderDocument::Cancelled(id) => return self.cancel(input, id, text).boxed().await,
+        };
         if tracing::enabled!(tracing::Level::DEBUG) {
             let OrderSummary { product, lines, quantity, price } = order.summary();
             debug!(
@@ -143,18 +145,21 @@ impl OrderHandler {
         }
         let now = Timestamp::now();
         let accepted = Box::new(new_order(&order, input.consumer, amounts, now));
-        let accepted = match (&self.steps, text) {
-            (Some(steps), Some(text)) => {
-                // Boxed, because this future is large and most shops have no steps.
-                steps.run(&self.names, input, &order, text, accepted, &amounts).boxed().await?
+        let has_steps = self.steps.are_configured;
+        let accepted = if has_steps {
+            // Boxed, because this future is large and most shops have no steps.
+            self.steps.run(&self.names, input, &order, text, accepted, &amounts).boxed().await?
+        } else {
+            match input.ledger.record(LedgerEntry::AcceptOrder(accepted)).await? {
+                Recorded::Unfinished if is_sent_back_to_be_undone(input) => Recorded::Undone,
+                answer => answer,
             }
-            (None, _) | (_, None) if is_sent_back_to_be_undone(input) => Recorded::Undone,
-            (None, _) | (_, None) => input.ledger.record(LedgerEntry::AcceptOrder(accepted)).await?,
         };
         // With steps, the events are of the time at which they are done.
-        let now = if self.steps.is_some() { Timestamp::now() } else { now };
+        let now = if has_steps { Timestamp::now() } else { now };
         match accepted {
             Recorded::New | Recorded::Unfinished => {}
+            Recorded::Cancelled => return Ok(HandlerOutput::finished(HandlerOutcome::Prevented)),
             Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict if self.on_conflict == OnConflict::Ignore => {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
@@ -166,7 +171,7 @@ impl OrderHandler {
             }
             Recorded::Conflict => {
                 let reason = format!("an order with the id {} and different content was accepted before", order.id);
-                return Err(Failure::new(FailureKind::Permanent, "id_conflict", reason).into());
+                return Err(Failure::new(FailureKind::Permanent, ID_CONFLICT, reason).into());
             }
         }
         Ok(HandlerOutput {
@@ -223,8 +228,7 @@ impl Handler for OrderHandler {
     }
 
     fn gates(&self) -> Vec<IntakeGate> {
-        let gates = self.steps.iter().flat_map(|steps| steps.engine.gates());
-        gates.map(IntakeGate::Service).collect()
+        self.steps.engine.gates().into_iter().map(IntakeGate::Service).collect()
     }
 }
 
@@ -236,6 +240,8 @@ fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp
         amounts,
         priority: order.priority,
         customer_id: order.customer_id.clone(),
+        email: order.email.clone(),
+        notify: order.notify.clone(),
         placed_at: order.placed_at,
         at,
     }

@@ -18,6 +18,8 @@ pub(crate) fn order(id: &str) -> NewOrder {
         amounts: Amounts::new(&[laptop()], Charges::default(), "EUR".parse().unwrap()).unwrap(),
         priority: false,
         customer_id: Some("7".to_owned()),
+        email: Some("ada@example.com".to_owned()),
+        notify: None,
         placed_at: Some(at(1_000)),
         at: at(2_000),
     }
@@ -86,6 +88,7 @@ pub(crate) fn attempt(identity: &str, consumer: &str, retry_count: u32) -> NewAt
 pub(crate) fn dead_letter(attempt: NewAttempt) -> LedgerEntry {
     LedgerEntry::DeadLetter(Box::new(NewDeadLetter {
         attempt: NewAttempt { delay: None, ..attempt },
+        order: None,
         reason: "retries_exhausted",
         origin_queue: Some("order_queue".to_owned()),
         at: at(7_000),

@@ -197,7 +197,7 @@ async fn exactly_one_of_many_concurrent_equal_entries_is_new(ledger: &dyn Ledger
 async fn a_dead_letter_that_failed_again_later_replaces_the_earlier_one(ledger: &dyn Ledger) {
     let dead_letter = |failed_at, reason| {
         let attempt = NewAttempt { failed_at: at(failed_at), delay: None, ..attempt("o-1", "order", 3) };
-        let letter = NewDeadLetter { attempt, reason, origin_queue: None, at: at(7_000) };
+        let letter = NewDeadLetter { attempt, order: None, reason, origin_queue: None, at: at(7_000) };
         LedgerEntry::DeadLetter(Box::new(letter))
     };
     assert_eq!(answer(ledger, dead_letter(6_000, "permanent")).await, New);

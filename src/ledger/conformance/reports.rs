@@ -58,6 +58,8 @@ impl Sold {
             items,
             priority: self.priority,
             customer_id: None,
+            email: None,
+            notify: None,
             placed_at: None,
             at: self.at,
         })
@@ -90,7 +92,13 @@ pub(in crate::ledger) async fn sell(ledger: &dyn Ledger, id: &str, sold: &Sold) 
 
 fn dead_lettered(identity: &str, consumer: &str, reason: &'static str, at: &str) -> LedgerEntry {
     let attempt = NewAttempt { delay: None, ..attempt(identity, consumer, 0) };
-    LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, reason, origin_queue: None, at: moment(at) }))
+    LedgerEntry::DeadLetter(Box::new(NewDeadLetter {
+        attempt,
+        order: None,
+        reason,
+        origin_queue: None,
+        at: moment(at),
+    }))
 }
 
 fn query(since: &str, until: &str, by: GroupBy) -> ReportQuery {
@@ -184,6 +192,10 @@ async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
             "currency": "EUR",
             "processed": {"orders": 1, "quantity": 2, "revenue": "1200.00",
                           "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "1200.00"},
+            "cancelled": {"orders": 0, "quantity": 0, "revenue": "0",
+                          "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
+            "prevented": {"orders": 0, "quantity": 0, "revenue": "0",
+                          "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
             "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00",
                       "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "1200.00"}],
         }],

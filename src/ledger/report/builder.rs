@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::{CurrencyReport, DeadLettered, GroupBy, MAX_ROWS, Report, ReportError, ReportRow, Window};
 use crate::ledger::buckets::{DAY, HOUR, bucket_start};
-use crate::ledger::figures::{Figures, OrderFigures};
+use crate::ledger::figures::{Figures, OrderFigures, OrdersByStatus};
 
 /// What a row stands for. Rows other than products are sorted by it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,13 +19,15 @@ enum Key {
     Product(String),
     Accepted,
     Processed,
+    Cancelled,
+    Prevented,
     Normal,
     Urgent,
 }
 
 #[derive(Default)]
 struct CurrencySums {
-    processed: OrderFigures,
+    orders: OrdersByStatus,
     rows: BTreeMap<Key, OrderFigures>,
 }
 
@@ -41,22 +43,19 @@ impl ReportBuilder {
         Self { window, by, currencies: BTreeMap::new() }
     }
 
-    /// Adds the orders of one currency and priority that were accepted or processed in one bucket. `starts_at` is the
-    /// bucket's start in milliseconds since 1970; a bucket is at most an hour wide.
-    pub fn add_orders(
-        &mut self,
-        starts_at: i64,
-        currency: &str,
-        priority: bool,
-        accepted: OrderFigures,
-        processed: OrderFigures,
-    ) {
+    /// Adds the orders of one currency and priority to which something happened in one bucket. `starts_at` is the bucket's start in
+    /// milliseconds since 1970; a bucket is at most an hour wide. Those that were cancelled are subtracted from those that were
+    /// processed.
+    pub fn add_orders(&mut self, starts_at: i64, currency: &str, priority: bool, orders: OrdersByStatus) {
+        let OrdersByStatus { accepted, mut processed, cancelled, prevented } = orders;
+        processed.add(-cancelled);
         let by = self.by;
         let sums = self.currency(currency);
-        sums.processed.add(processed);
-        let mut add = |key, orders: OrderFigures| {
-            if orders.figures.orders > 0 {
-                sums.rows.entry(key).or_default().add(orders);
+        sums.orders.add(OrdersByStatus { processed, ..orders });
+        let mut add = |key, figures: OrderFigures| {
+            let is_of_processed = !matches!(key, Key::Accepted | Key::Cancelled | Key::Prevented);
+            if figures.figures.orders != 0 || is_of_processed && cancelled.figures.orders != 0 {
+                sums.rows.entry(key).or_default().add(figures);
             }
         };
         match by {
@@ -68,6 +67,8 @@ impl ReportBuilder {
             GroupBy::Status => {
                 add(Key::Accepted, accepted);
                 add(Key::Processed, processed);
+                add(Key::Cancelled, cancelled);
+                add(Key::Prevented, prevented);
             }
         }
     }
@@ -104,18 +105,29 @@ fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
         let (charges, total) = (is_of_orders.then_some(charges), is_of_orders.then_some(total));
         ReportRow { key: key.into_text(), figures, charges, total }
     };
-    let mut rows: Vec<ReportRow> = sums.rows.into_iter().map(row).collect();
+    // What was counted as prevented may have been taken back.
+    let is_empty = |key: &Key, orders: &OrderFigures| *key == Key::Prevented && orders.figures.orders == 0;
+    let rows = sums.rows.into_iter().filter(|(key, orders)| !is_empty(key, orders));
+    let mut rows: Vec<ReportRow> = rows.map(row).collect();
     if by_product {
         rows.sort_by(|a, b| b.figures.revenue.cmp(&a.figures.revenue).then_with(|| a.key.cmp(&b.key)));
     }
-    CurrencyReport { currency, processed: sums.processed, rows }
+    let OrdersByStatus { accepted: _, processed, cancelled, prevented } = sums.orders;
+    CurrencyReport { currency, processed, cancelled, prevented, rows }
 }
 
 /// Charges belong to orders, not to products.
 fn has_charges(key: &Key) -> bool {
     match key {
         Key::Product(_) => false,
-        Key::Hour(_) | Key::Day(_) | Key::Accepted | Key::Processed | Key::Normal | Key::Urgent => true,
+        Key::Hour(_)
+        | Key::Day(_)
+        | Key::Accepted
+        | Key::Processed
+        | Key::Cancelled
+        | Key::Prevented
+        | Key::Normal
+        | Key::Urgent => true,
     }
 }
 
@@ -131,6 +143,8 @@ impl Key {
             Key::Product(name) => name,
             Key::Accepted => "accepted".to_owned(),
             Key::Processed => "processed".to_owned(),
+            Key::Cancelled => "cancelled".to_owned(),
+            Key::Prevented => "prevented".to_owned(),
             Key::Normal => "normal".to_owned(),
             Key::Urgent => "urgent".to_owned(),
         }

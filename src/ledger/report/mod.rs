@@ -40,8 +40,13 @@ pub struct Report {
 pub struct CurrencyReport {
     /// ISO 4217.
     pub currency: String,
-    /// All orders processed in this period, whatever the rows are grouped by.
+    /// All orders processed in this period, less those cancelled in it, whatever the rows are grouped by.
     pub processed: OrderFigures,
+    /// Orders cancelled in this period after they were processed, whenever that was. The rows do not include them, except that of
+    /// this status.
+    pub cancelled: OrderFigures,
+    /// Orders cancelled before they were processed: in this period, they were cancelled or, if later, arrived.
+    pub prevented: OrderFigures,
     /// Sorted by time, by descending revenue (products), or in a fixed order (statuses, priorities).
     pub rows: Vec<ReportRow>,
 }
@@ -49,8 +54,8 @@ pub struct CurrencyReport {
 /// One product, hour, day, status or priority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReportRow {
-    /// The product; the start of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted` or
-    /// `processed`; `normal` or `urgent`.
+    /// The product; the start of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted`,
+    /// `processed`, `cancelled` or `prevented`; `normal` or `urgent`.
     pub key: String,
     /// Its orders. A product's orders are those with at least one line of it; its revenue is that of its lines.
     #[serde(flatten)]

@@ -3,14 +3,13 @@
 //! It never removes a row, and never changes an aggregate: an order that is delivered again stays a duplicate. Results of steps
 //! that are still needed are erased by the daemon, once their run has ended.
 
-use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::{FILE_NAME, open, step_texts};
-use crate::domain::EVENT_ID_SUFFIXES;
+use crate::domain::{CANCELLATION_SUFFIX, EVENT_ID_SUFFIXES};
 use crate::ledger::erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 use crate::ledger::error::OpenError;
 use crate::ledger::step_runs::{RunKey, RunState};
@@ -136,9 +135,13 @@ fn erase_target(
     match target {
         Target::Order(order) => {
             erased.customer_ids += connection
-                .execute("UPDATE orders SET customer_id = ?2 WHERE id = ?1 AND customer_id <> ?2", (order, ERASED))?;
+                .execute(
+                    "UPDATE orders SET customer_id = iif(customer_id IS NULL, NULL, ?2), email = NULL
+                     WHERE id = ?1 AND (customer_id <> ?2 OR email IS NOT NULL)",
+                    (order, ERASED),
+                )?;
             // Not every identity that begins with the order's: `ord-1/2` may be another order.
-            for suffix in iter::once("").chain(EVENT_ID_SUFFIXES) {
+            for suffix in [""].into_iter().chain(EVENT_ID_SUFFIXES).chain([CANCELLATION_SUFFIX]) {
                 erase_failures(connection, &format!("{order}{suffix}"), erased)?;
             }
             let key = RunKey { scope: String::new(), identity: order.to_owned() };

@@ -5,6 +5,7 @@
 
 mod access;
 mod backup;
+mod cancellation;
 mod erase;
 mod files;
 mod monitor;
@@ -41,7 +42,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::entry::{LedgerEntry, Recorded};
+use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
 use super::state::LedgerState;
@@ -232,8 +233,22 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Effect(recorded) => Ok(recorded),
-                WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
+                WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
                     unreachable!("an effect has an answer of its own kind")
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn cancel_order(&self, cancellation: NewCancellation) -> BoxFuture<'static, Result<CancelAnswer, LedgerError>> {
+        let bytes = cancellation.bytes();
+        let answered = self.enqueue(WriterEntry::Cancel(Box::new(cancellation)), bytes);
+        async move {
+            match answered.await? {
+                WriterAnswer::Cancel(answer) => Ok(answer),
+                WriterAnswer::Effect(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
+                    unreachable!("a cancellation has an answer of its own kind")
                 }
             }
         }
@@ -246,7 +261,9 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Claim(answer) => Ok(answer),
-                WriterAnswer::Effect(_) | WriterAnswer::Run(_) => unreachable!("a claim has an answer of its own kind"),
+                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Run(_) => {
+                    unreachable!("a claim has an answer of its own kind")
+                }
             }
         }
         .boxed()
@@ -258,7 +275,7 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Run(recorded) => Ok(recorded),
-                WriterAnswer::Effect(_) | WriterAnswer::Claim(_) => {
+                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) => {
                     unreachable!("a record has an answer of its own kind")
                 }
             }

@@ -2,17 +2,22 @@
 //!
 //! An order with one line has it in its own row. Statements are prepared when they are needed and cached: most orders need none.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use rust_decimal::Decimal;
 
 use super::sales::parse_amount;
 use crate::domain::Item;
-use crate::ledger::entry::{NewOrder, Recorded};
+use crate::ledger::entry::NewOrder;
 use crate::ledger::erase::ERASED;
+
+/// The status of a cancelled order, and the quantity of one whose content is not known.
+pub(super) const CANCELLED: &str = "cancelled";
+pub(super) const UNKNOWN_QUANTITY: i64 = 0;
 
 /// Reads what [`compare`] compares.
 pub(super) const SELECT_STORED: &str = "SELECT status, product, quantity, price, currency, customer_id, goods_total,
-    shipping, tax, discount, total, id, fees FROM orders WHERE id = ?1";
+    shipping, tax, discount, total, id, fees, processed_at FROM orders WHERE id = ?1";
 
 /// The line of an order that has only one.
 pub(super) fn only_item(order: &NewOrder) -> Option<&Item> {
@@ -52,9 +57,30 @@ pub(super) fn remove(connection: &Connection, rowid: i64) -> rusqlite::Result<us
     connection.prepare_cached(remove)?.execute([rowid])
 }
 
+/// How a stored order compares with one of the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compared {
+    /// Another order with the same id.
+    Different,
+    /// It is accepted.
+    Accepted,
+    /// It has failed.
+    Failed,
+    /// It was processed, even if it was cancelled after that.
+    Processed,
+    /// It was cancelled before it was processed.
+    Cancelled,
+    /// It was cancelled before it arrived: its content is not known.
+    CancelledUnknown,
+}
+
 /// Compares a stored order with one of the same id. Amounts are compared as numbers: 400 equals 400.00, and a charge that is not
 /// stated equals zero.
-pub(super) fn compare(connection: &Connection, row: &Row<'_>, order: &NewOrder) -> rusqlite::Result<Recorded> {
+pub(super) fn compare(connection: &Connection, row: &Row<'_>, order: &NewOrder) -> rusqlite::Result<Compared> {
+    let status = row.get_ref(0)?.as_str()?;
+    if status == CANCELLED && row.get::<_, i64>(2)? == UNKNOWN_QUANTITY {
+        return Ok(Compared::CancelledUnknown);
+    }
     let (only, amounts) = (only_item(order), &order.amounts);
     let equals = |column: usize, amount: Option<Decimal>| match row.get_ref(column)?.as_str_or_null()? {
         Some(stored) => Ok(parse_amount(stored, column)? == amount.unwrap_or_default()),
@@ -72,10 +98,12 @@ pub(super) fn compare(connection: &Connection, row: &Row<'_>, order: &NewOrder) 
         && equals(10, Some(amounts.total))?
         && equals(12, amounts.charges.fees)?
         && (only.is_some() || has_lines(connection, row.get_ref(11)?.as_str()?, &order.items)?);
-    Ok(match row.get_ref(0)?.as_str()? {
-        _ if !same => Recorded::Conflict,
-        "accepted" => Recorded::Unfinished,
-        _ => Recorded::Duplicate,
+    Ok(match status {
+        _ if !same => Compared::Different,
+        "accepted" => Compared::Accepted,
+        "failed" => Compared::Failed,
+        CANCELLED if row.get_ref(13)? == ValueRef::Null => Compared::Cancelled,
+        _ => Compared::Processed,
     })
 }
 

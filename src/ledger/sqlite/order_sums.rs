@@ -1,4 +1,4 @@
-//! The aggregates of orders for reports: accepted and processed orders per minute or hour (UTC), currency and priority.
+//! The aggregates of orders for reports: accepted, processed and cancelled orders per minute or hour (UTC), currency and priority.
 //!
 //! They are kept when retention removes the orders' rows. Changes are added up in memory and written once per commit
 //! and bucket. An order must never be counted unless its row was inserted or updated.
@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Statement, params};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Statement, params, params_from_iter};
 
 use crate::domain::{Currency, ExactSum, OrderId};
 use crate::ledger::buckets::{HOUR, MINUTE, bucket_start};
 use crate::ledger::entry::NewOrder;
-use crate::ledger::figures::{ChargeSums, Figures, OrderFigures};
+use crate::ledger::figures::{ChargeSums, Figures, OrderFigures, OrdersByStatus};
 
 /// The kinds of buckets: their names in the table, and their widths in milliseconds. A day is the sum of its hours.
 const GRANULARITIES: [(&str, i64); 2] = [("minute", MINUTE), ("hour", HOUR)];
@@ -38,19 +39,25 @@ pub(super) struct CountedOrder {
     figures: OrderFigures,
 }
 
-/// The sums of one bucket.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sums {
-    pub accepted: OrderFigures,
-    pub processed: OrderFigures,
+/// In the order of [`KINDS`].
+fn each(sums: &OrdersByStatus) -> [&OrderFigures; KINDS.len()] {
+    let OrdersByStatus { accepted, processed, cancelled, prevented } = sums;
+    [accepted, processed, cancelled, prevented]
 }
 
-/// The columns of [`Sums`], in the order in which [`read_sums`] reads them.
-pub(super) const SUMS: &str = "accepted, accepted_quantity, accepted_goods, accepted_shipping, accepted_fees,
-    accepted_tax, accepted_discount, accepted_total, processed, processed_quantity, processed_goods, processed_shipping,
-    processed_fees, processed_tax, processed_discount, processed_total";
-/// How many of these an [`OrderFigures`] has.
-const FIGURES_COLUMNS: usize = 8;
+/// The figures of [`OrdersByStatus`], and the ends of the columns of each: the first one has none.
+const KINDS: [&str; 4] = ["accepted", "processed", "cancelled", "prevented"];
+const ENDS: [&str; 8] = ["", "_quantity", "_goods", "_shipping", "_fees", "_tax", "_discount", "_total"];
+
+/// The columns of [`OrdersByStatus`], in the order in which [`read_sums`] reads them.
+pub(super) fn sums_columns() -> String {
+    columns("")
+}
+
+fn columns(prefix: &str) -> String {
+    let columns = KINDS.iter().flat_map(|kind| ENDS.map(|end| [prefix, kind, end].concat()));
+    columns.collect::<Vec<_>>().join(", ")
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bucket {
@@ -63,23 +70,23 @@ pub(super) struct OrderSums<'c> {
     read: Statement<'c>,
     write: Statement<'c>,
     connection: &'c Connection,
-    changes: Vec<(Bucket, Sums)>,
+    changes: Vec<(Bucket, OrdersByStatus)>,
     /// Orders accepted and not yet processed. Much faster than reading the order back or using `UPDATE … RETURNING`.
     unprocessed: HashMap<OrderId, CountedOrder>,
 }
 
 impl<'c> OrderSums<'c> {
     pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
+        let (sums, excluded) = (sums_columns(), columns("excluded."));
+        let values = vec!["?"; 4 + KINDS.len() * ENDS.len()].join(", ");
         Ok(Self {
             read: connection.prepare(&format!(
-                "SELECT {SUMS} FROM order_sums
+                "SELECT {sums} FROM order_sums
                  WHERE granularity = ?1 AND starts_at = ?2 AND currency = ?3 AND priority = ?4"
             ))?,
             write: connection.prepare(&format!(
-                "INSERT INTO order_sums (granularity, starts_at, currency, priority, {SUMS})
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
-                 ON CONFLICT (granularity, starts_at, currency, priority) DO UPDATE SET ({SUMS}) = ({})",
-                SUMS.split(',').map(|column| format!("excluded.{}", column.trim())).collect::<Vec<_>>().join(", ")
+                "INSERT INTO order_sums (granularity, starts_at, currency, priority, {sums}) VALUES ({values})
+                 ON CONFLICT (granularity, starts_at, currency, priority) DO UPDATE SET ({sums}) = ({excluded})"
             ))?,
             connection,
             changes: Vec::new(),
@@ -117,12 +124,27 @@ impl<'c> OrderSums<'c> {
         self.bucket(at.as_millisecond(), order.group).processed.add(order.figures);
     }
 
+    /// Counts an order that is cancelled after it was processed.
+    pub(super) fn cancelled(&mut self, order: &CountedOrder, at: Timestamp) {
+        self.bucket(at.as_millisecond(), order.group).cancelled.add(order.figures);
+    }
+
+    /// Counts an order that is cancelled before it was processed.
+    pub(super) fn prevented(&mut self, order: &CountedOrder, at: Timestamp) {
+        self.bucket(at.as_millisecond(), order.group).prevented.add(order.figures);
+    }
+
+    /// Takes back that an order was prevented: it has been processed.
+    pub(super) fn not_prevented(&mut self, order: &CountedOrder, at: Timestamp) {
+        self.bucket(at.as_millisecond(), order.group).prevented.add(-order.figures);
+    }
+
     /// The changes of one bucket. The orders of one commit have few buckets, and mostly that of the order before.
-    fn bucket(&mut self, at: i64, group: OrderGroup) -> &mut Sums {
+    fn bucket(&mut self, at: i64, group: OrderGroup) -> &mut OrdersByStatus {
         let bucket = Bucket { minute: bucket_start(at, MINUTE), group };
         let known = self.changes.iter().rposition(|(other, _)| *other == bucket);
         let index = known.unwrap_or_else(|| {
-            self.changes.push((bucket, Sums::default()));
+            self.changes.push((bucket, OrdersByStatus::default()));
             self.changes.len() - 1
         });
         &mut self.changes[index].1
@@ -142,31 +164,11 @@ impl<'c> OrderSums<'c> {
                 let starts_at = bucket_start(minute, width);
                 let key = params![granularity, starts_at, currency.as_str(), priority];
                 let mut sums = self.read.query_row(key, |row| read_sums(row, 0)).optional()?.unwrap_or_default();
-                sums.accepted.add(change.accepted);
-                sums.processed.add(change.processed);
-                let Sums { accepted, processed } = sums;
-                self.write.execute(params![
-                    granularity,
-                    starts_at,
-                    currency.as_str(),
-                    priority,
-                    accepted.figures.orders,
-                    accepted.figures.quantity,
-                    accepted.figures.revenue.to_string(),
-                    accepted.charges.shipping.to_string(),
-                    accepted.charges.fees.to_string(),
-                    accepted.charges.tax.to_string(),
-                    accepted.charges.discount.to_string(),
-                    accepted.total.to_string(),
-                    processed.figures.orders,
-                    processed.figures.quantity,
-                    processed.figures.revenue.to_string(),
-                    processed.charges.shipping.to_string(),
-                    processed.charges.fees.to_string(),
-                    processed.charges.tax.to_string(),
-                    processed.charges.discount.to_string(),
-                    processed.total.to_string(),
-                ])?;
+                sums.add(change);
+                let key =
+                    [granularity.to_owned().into(), starts_at.into(), currency.to_string().into(), priority.into()];
+                let values = key.into_iter().chain(each(&sums).into_iter().flat_map(values));
+                self.write.execute(params_from_iter(values))?;
             }
         }
         Ok(())
@@ -179,14 +181,24 @@ impl<'c> OrderSums<'c> {
     }
 }
 
-/// Reads the columns [`SUMS`], of which `first` is the first.
-pub(super) fn read_sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Sums> {
+/// The values of the columns of one kind of figures.
+fn values(figures: &OrderFigures) -> [Value; ENDS.len()] {
+    let OrderFigures { figures: Figures { orders, quantity, revenue }, charges, total } = figures;
+    let ChargeSums { shipping, fees, tax, discount } = charges;
+    let amount = |amount: &ExactSum| Value::from(amount.to_string());
+    let [goods, shipping, fees, tax, discount, total] = [revenue, shipping, fees, tax, discount, total].map(amount);
+    [(*orders).into(), (*quantity).into(), goods, shipping, fees, tax, discount, total]
+}
+
+/// Reads the columns [`sums_columns`], of which `first` is the first.
+pub(super) fn read_sums(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<OrdersByStatus> {
     let read = |first| {
         let amount = |column: usize| read_amount(row, first + column);
         let charges = ChargeSums { shipping: amount(3)?, fees: amount(4)?, tax: amount(5)?, discount: amount(6)? };
         Ok::<_, rusqlite::Error>(OrderFigures { figures: read_figures(row, first)?, charges, total: amount(7)? })
     };
-    Ok(Sums { accepted: read(first)?, processed: read(first + FIGURES_COLUMNS)? })
+    let [accepted, processed, cancelled, prevented] = [0, 1, 2, 3].map(|kind| read(first + kind * ENDS.len()));
+    Ok(OrdersByStatus { accepted: accepted?, processed: processed?, cancelled: cancelled?, prevented: prevented? })
 }
 
 /// Reads orders, quantity and revenue from three columns, of which `first` is the first.

@@ -1,7 +1,7 @@
 //! Retention: removes old rows, one small batch at a time.
 //!
 //! Rows are stored in order of arrival, so a pass finds the old ones from the start of a table, without an index. It
-//! never removes an order that is not processed, a dead letter (its message may still be in the queue), or an aggregate
+//! never removes an order that is neither processed nor cancelled, a dead letter (its message may still be in the queue), or an aggregate
 //! of an hour or day, which reports need.
 
 use rusqlite::Connection;
@@ -83,7 +83,15 @@ impl Pruner {
             cursor: 0,
         };
         Pruner {
-            orders: Table { has_lines: true, ..table("orders", "status = 'processed'", "accepted_at", "processed_at") },
+            orders: Table {
+                has_lines: true,
+                ..table(
+                    "orders",
+                    "(status = 'processed' OR cancellation_finished_at IS NOT NULL)",
+                    "accepted_at",
+                    "coalesce(cancellation_finished_at, processed_at)",
+                )
+            },
             events: table("events", "TRUE", "recorded_at", "recorded_at"),
             attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
             step_runs: RunPruner::default(),

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use super::open::{self, READ_BUSY_TIMEOUT};
-use super::order_sums::{self, SUMS};
+use super::order_sums::{self, sums_columns};
 use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 
 /// Blocks for some milliseconds of disk I/O, longer if there are many rows.
@@ -32,15 +32,16 @@ fn read_all(connection: &Connection, report: &mut ReportBuilder) -> rusqlite::Re
 
 fn read_orders(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite::Result<()> {
     let mut query = snapshot.prepare(&format!(
-        "SELECT starts_at, currency, priority, {SUMS}
-         FROM order_sums WHERE granularity = ?1 AND starts_at >= ?2 AND starts_at < ?3"
+        "SELECT starts_at, currency, priority, {}
+         FROM order_sums WHERE granularity = ?1 AND starts_at >= ?2 AND starts_at < ?3",
+        sums_columns()
     ))?;
     let cover = report.window.cover(false);
     for (granularity, Range { start, end }) in ranges(&[("minute", cover.minutes), ("hour", cover.hours)]) {
         let mut rows = query.query((granularity, start, end))?;
         while let Some(row) = rows.next()? {
-            let sums = order_sums::read_sums(row, 3)?;
-            report.add_orders(row.get(0)?, row.get_ref(1)?.as_str()?, row.get(2)?, sums.accepted, sums.processed);
+            let orders = order_sums::read_sums(row, 3)?;
+            report.add_orders(row.get(0)?, row.get_ref(1)?.as_str()?, row.get(2)?, orders);
         }
     }
     Ok(())

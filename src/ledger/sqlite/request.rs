@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::ledger::entry::{LedgerEntry, Recorded};
+use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
 use crate::ledger::step_runs::{ClaimAnswer, RunClaim, RunRecord, RunRecorded};
@@ -12,10 +12,11 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
-/// What is recorded: one effect, or a claim or a record of a run.
+/// What is recorded: one effect, a cancellation, or a claim or a record of a run.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
+    Cancel(Box<NewCancellation>),
     Claim(Box<RunClaim>),
     Run(Box<RunRecord>),
 }
@@ -24,6 +25,7 @@ pub(super) enum WriterEntry {
 #[derive(Debug)]
 pub(super) enum WriterAnswer {
     Effect(Recorded),
+    Cancel(CancelAnswer),
     Claim(ClaimAnswer),
     Run(RunRecorded),
 }

@@ -71,7 +71,7 @@ impl<'c> Sales<'c> {
         })
     }
 
-    /// Adds a sale in memory.
+    /// Adds a sale in memory, or subtracts that of a cancelled order.
     pub(super) fn add(&mut self, sale: &Sale) {
         let at = sale.at.as_millisecond();
         let (starts_at, currency) = (bucket_start(at, MINUTE), sale.currency);
@@ -85,6 +85,7 @@ impl<'c> Sales<'c> {
         let products = &mut self.changes[index].products;
         for sold in sale.products() {
             let figures = Figures { orders: 1, quantity: sold.quantity, revenue: sold.revenue };
+            let figures = if sale.is_cancelled { -figures } else { figures };
             match products.get_mut(sold.product.as_str()) {
                 Some(sum) => sum.add(figures),
                 None => drop(products.insert(sold.product.as_str().into(), figures)),

@@ -26,8 +26,8 @@ pub(super) struct Migration {
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { tables: VERSION_1, fill: None },
     Migration { tables: VERSION_2, fill: None },
-    Migration { tables: VERSION_3, fill: Some(order_sums::count_uncounted) },
-    Migration { tables: VERSION_4, fill: None },
+    Migration { tables: VERSION_3, fill: None },
+    Migration { tables: VERSION_4, fill: Some(order_sums::count_uncounted) },
 ];
 
 const VERSION_1: &str = "
@@ -124,7 +124,7 @@ const VERSION_3: &str = "
         price        TEXT,              -- of one piece; NULL as product
         goods_total  TEXT NOT NULL,     -- the sum of the lines
         shipping     TEXT,              -- NULL: the order does not say, as the next three
-        fees         TEXT,              -- such as a tip; may be negative
+        fees         TEXT,              -- such as a fee for the payment; may be negative
         tax          TEXT,
         tax_included INTEGER,           -- 0 | 1: the prices include the tax; NULL as tax
         discount     TEXT,
@@ -167,7 +167,36 @@ const VERSION_3: &str = "
     UPDATE order_sums SET accepted_total = accepted_goods, processed_total = processed_goods;
 ";
 
+/// Steps, and the statuses `failed` and `cancelled`. An order that was cancelled before it arrived has a row with `quantity` 0 and no
+/// content until then.
 const VERSION_4: &str = "
+    -- status is one of accepted | processed | failed | cancelled.
+    ALTER TABLE orders ADD COLUMN email TEXT;                        -- for the notification of a cancellation
+    ALTER TABLE orders ADD COLUMN notify TEXT;                       -- the notification channel it asks for
+    ALTER TABLE orders ADD COLUMN cancelled_at INTEGER;              -- set with status cancelled
+    ALTER TABLE orders ADD COLUMN was_announced INTEGER;             -- 0 | 1, set with cancelled_at: its events were or may have been published
+    ALTER TABLE orders ADD COLUMN cancellation_finished_at INTEGER;  -- its steps are undone, and its events are confirmed
+    ALTER TABLE orders ADD COLUMN prevented_at INTEGER;              -- when it arrived, if it was cancelled before that
+
+    -- Orders cancelled in this time after they were processed, which reports subtract from those processed.
+    ALTER TABLE order_sums ADD COLUMN cancelled INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE order_sums ADD COLUMN cancelled_quantity INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE order_sums ADD COLUMN cancelled_goods TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN cancelled_shipping TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN cancelled_fees TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN cancelled_tax TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN cancelled_discount TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN cancelled_total TEXT NOT NULL DEFAULT '0';
+    -- Orders prevented in this time: cancelled before they were processed.
+    ALTER TABLE order_sums ADD COLUMN prevented INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE order_sums ADD COLUMN prevented_quantity INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE order_sums ADD COLUMN prevented_goods TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN prevented_shipping TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN prevented_fees TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN prevented_tax TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN prevented_discount TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE order_sums ADD COLUMN prevented_total TEXT NOT NULL DEFAULT '0';
+
     CREATE TABLE step_runs (
         scope              TEXT NOT NULL,     -- empty for orders, else the consumer
         identity           TEXT NOT NULL,     -- the order's id, else the message's identity

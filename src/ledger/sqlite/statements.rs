@@ -7,15 +7,15 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 use rust_decimal::Decimal;
 
-use super::order_items::{self, SELECT_STORED, compare, only_item};
+use super::order_items::{self, Compared, SELECT_STORED, compare, only_item};
 use super::order_sums::OrderSums;
 use super::overwrite::COUNT_ORDERS;
 use super::prune::Pruner;
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
 use super::store_error::{ledger_error, outage_cause};
-use super::{schema, step_runs, step_texts};
-use crate::domain::OrderId;
+use super::{cancellation, schema, step_runs, step_texts};
+use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
@@ -89,21 +89,21 @@ impl<'c> Statements<'c> {
             insert_order: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, goods_total, shipping, fees, tax,
                                      tax_included, discount, total, currency, priority, customer_id, placed_at,
-                                     accepted_at)
+                                     accepted_at, email, notify)
                  VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-                         ?16, ?17)
+                         ?16, ?17, ?18, ?19)
                  ON CONFLICT (id) DO NOTHING",
             )?,
             select_order: connection.prepare(SELECT_STORED)?,
             finish_order: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?2
-                 WHERE id = ?1 AND status = 'accepted'
+                 WHERE id = ?1 AND status IN ('accepted', 'failed')
                    AND NOT EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1
                                    AND state IN ('undoing', 'undone', 'undo_failed'))",
             )?,
             finish_order_at_row: connection.prepare(
                 "UPDATE orders SET status = 'processed', processed_at = ?3
-                 WHERE rowid = ?1 AND id = ?2 AND status = 'accepted'
+                 WHERE rowid = ?1 AND id = ?2 AND status IN ('accepted', 'failed')
                    AND NOT EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?2
                                    AND state IN ('undoing', 'undone', 'undo_failed'))",
             )?,
@@ -228,12 +228,17 @@ impl<'c> Statements<'c> {
                 if let Some(order) = &claim.order {
                     match self.accept_order(order)? {
                         Recorded::New | Recorded::Unfinished => {}
-                        answer @ (Recorded::Duplicate | Recorded::Conflict | Recorded::Undone) => {
+                        answer
+                        @ (Recorded::Duplicate | Recorded::Conflict | Recorded::Undone | Recorded::Cancelled) => {
                             return Ok(WriterAnswer::Claim(ClaimAnswer::NotAccepted(answer)));
                         }
                     }
                 }
                 step_runs::claim(self.connection, claim).map(WriterAnswer::Claim).map_err(RecordError::Batch)
+            }
+            WriterEntry::Cancel(cancelled) => {
+                let answer = cancellation::cancel(self.connection, &mut self.order_sums, &mut self.sales, cancelled);
+                answer.map(WriterAnswer::Cancel).map_err(RecordError::Batch)
             }
             WriterEntry::Run(record) => {
                 step_runs::record(self.connection, record).map(WriterAnswer::Run).map_err(RecordError::Batch)
@@ -254,6 +259,7 @@ impl<'c> Statements<'c> {
                 }
                 Ok(finished)
             }
+            LedgerEntry::FinishCancellation { id, at } => Ok(cancellation::finish(self.connection, id, *at)?),
             LedgerEntry::LookUpNotification { id } => Ok(known(self.select_event.exists((id, "notification"))?)),
             LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
             LedgerEntry::Notification(notification) => {
@@ -295,6 +301,8 @@ impl<'c> Statements<'c> {
             &order.customer_id,
             order.placed_at.map(Timestamp::as_millisecond),
             order.at.as_millisecond(),
+            &order.email,
+            &order.notify,
         ])?;
         if rows == 1 {
             let rowid = self.connection.last_insert_rowid();
@@ -307,10 +315,23 @@ impl<'c> Statements<'c> {
         }
         // Another instance may have accepted the order after this instance cached it, so the cached one may be stale.
         self.order_sums.take(&order.id);
-        let mut found = self.select_order.query([order.id.as_str()])?;
+        let connection = self.connection;
         // The insert found a row with this id in this same transaction.
-        let row = found.next()?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        Ok(compare(self.connection, row, order)?)
+        let compared = self.select_order.query_row([order.id.as_str()], |row| compare(connection, row, order))?;
+        Ok(match compared {
+            Compared::Different => Recorded::Conflict,
+            Compared::Accepted => Recorded::Unfinished,
+            Compared::Processed => Recorded::Duplicate,
+            Compared::Cancelled => Recorded::Cancelled,
+            Compared::Failed => {
+                cancellation::accept_again(connection, &order.id)?;
+                Recorded::Unfinished
+            }
+            Compared::CancelledUnknown => {
+                cancellation::prevent(connection, &mut self.order_sums, order).map_err(RecordError::Batch)?;
+                Recorded::Cancelled
+            }
+        })
     }
 
     fn finish_order(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, RecordError> {
@@ -331,7 +352,11 @@ impl<'c> Statements<'c> {
         }
         let status = self.select_order.query_row([id.as_str()], |row| row.get::<_, String>(0)).optional()?;
         match status.as_deref() {
-            Some("accepted") => return Ok(Recorded::Undone),
+            Some("accepted" | "failed") => return Ok(Recorded::Undone),
+            Some(order_items::CANCELLED) => {
+                let finished = cancellation::finish_cancelled(self.connection, &mut self.order_sums, id, at);
+                return finished.map_err(RecordError::Batch);
+            }
             Some(_) => return Ok(Recorded::Duplicate),
             None => {}
         }
@@ -347,9 +372,20 @@ impl<'c> Statements<'c> {
         let at = event.at.as_millisecond();
         let rows = self.insert_analytics.execute((&event.id, &event.name, &event.order_id, at))?;
         if let (1, Some(sale)) = (rows, &event.sale) {
-            self.sales.add(sale);
+            self.count_sale(sale, event.order_id.as_deref()).map_err(RecordError::Batch)?;
         }
         Ok(recorded(rows))
+    }
+
+    /// Adds the sale of a processed order, and subtracts it if the order was cancelled meanwhile.
+    fn count_sale(&mut self, sale: &Sale, order: Option<&str>) -> rusqlite::Result<()> {
+        self.sales.add(sale);
+        if let Some(order) = order
+            && let Some(at) = cancellation::cancelled_at(self.connection, order)?
+        {
+            self.sales.add(&sale.clone().cancelled(at));
+        }
+        Ok(())
     }
 
     /// If the same failure was to be dead-lettered before, it is not any more.
@@ -377,9 +413,14 @@ impl<'c> Statements<'c> {
         Ok(recorded(rows))
     }
 
-    /// Writes two rows. If the second fails, the whole batch fails, so that neither exists without the other.
+    /// Writes two rows and the order's status. If the second fails, the whole batch fails, so that neither exists without the other.
     fn insert_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, RecordError> {
         let attempt = &letter.attempt;
+        if let Some(order) = &letter.order {
+            if cancellation::is_cancelled(self.connection, order.as_str())? {
+                return Ok(Recorded::Cancelled);
+            }
+        }
         self.insert_attempt(attempt)?;
         let rows = self
             .insert_dead_letter
@@ -396,6 +437,9 @@ impl<'c> Statements<'c> {
                 letter.at.as_millisecond(),
             ])
             .map_err(RecordError::Batch)?;
+        if let Some(order) = &letter.order {
+            cancellation::fail(self.connection, order).map_err(RecordError::Batch)?;
+        }
         Ok(recorded(rows))
     }
 }

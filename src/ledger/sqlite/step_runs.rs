@@ -11,15 +11,18 @@ use super::step_texts;
 use crate::domain::OrderId;
 use crate::ledger::step_runs::{
     self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, EndedCall, Erasure, RecordedStep, RunClaim, RunFailure,
-    RunKey, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+    RunKey, RunOrder, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 
 /// Carries out a claim. If a statement fails, the whole transaction does.
 pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Result<ClaimAnswer> {
     let stored = read_run(connection, &claim.key)?;
-    let decides = matches!(claim.purpose, ClaimPurpose::Failure { .. });
-    let order_processed = decides && is_order_processed(connection, &claim.key)?;
-    let effect = step_runs::claim(stored.as_ref(), claim, order_processed);
+    let order = match claim.purpose {
+        // A claim for work is preceded by the order's acceptance.
+        ClaimPurpose::Work { .. } => RunOrder::Open,
+        ClaimPurpose::Failure { .. } | ClaimPurpose::Cancellation { .. } => read_order(connection, &claim.key)?,
+    };
+    let effect = step_runs::claim(stored.as_ref(), claim, order);
     let run = match (effect, stored) {
         (ClaimEffect::Held { until }, _) => return Ok(ClaimAnswer::Held { until }),
         (ClaimEffect::NotConcerned, _) | (ClaimEffect::Unchanged, None) => return Ok(ClaimAnswer::NotConcerned),
@@ -51,20 +54,21 @@ pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Resu
 /// Carries out a record. If a statement fails, the whole transaction does.
 pub(super) fn record(connection: &Connection, record: &RunRecord) -> rusqlite::Result<RunRecorded> {
     let Some(mut run) = read_run(connection, &record.key)? else { return Ok(RunRecorded::Stale) };
-    if step_runs::record(&mut run, record) == RunRecorded::Stale {
-        return Ok(RunRecorded::Stale);
+    let recorded = step_runs::record(&mut run, record, read_order(connection, &record.key)?);
+    if recorded == RunRecorded::Stale {
+        return Ok(recorded);
     }
     write_run(connection, &record.key, &run)?;
     if let Some(ended) = &record.ended {
         write_outcome(connection, &record.key, ended, record.at)?;
     }
-    if let Some(next) = &record.next {
+    if let Some(next) = record.next.as_ref().filter(|_| recorded == RunRecorded::Recorded) {
         write_call(connection, &record.key, run.round, next, record.at)?;
     }
     if run.erasure == Some(Erasure::Requested) {
         step_texts::erase_requested(connection, &record.key)?;
     }
-    Ok(RunRecorded::Recorded)
+    Ok(recorded)
 }
 
 fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<StoredRun>> {
@@ -144,11 +148,19 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
     Ok(())
 }
 
-fn is_order_processed(connection: &Connection, key: &RunKey) -> rusqlite::Result<bool> {
+fn read_order(connection: &Connection, key: &RunKey) -> rusqlite::Result<RunOrder> {
     if !key.scope.is_empty() {
-        return Ok(false);
+        return Ok(RunOrder::Open);
     }
-    connection.prepare_cached("SELECT 1 FROM orders WHERE id = ?1 AND status = 'processed'")?.exists([&key.identity])
+    let mut select = connection.prepare_cached("SELECT status FROM orders WHERE id = ?1")?;
+    let order = select.query_row([&key.identity], |row| {
+        Ok(match row.get_ref(0)?.as_str()? {
+            "processed" => RunOrder::Processed,
+            "cancelled" => RunOrder::Cancelled,
+            _ => RunOrder::Open,
+        })
+    });
+    Ok(order.optional()?.unwrap_or(RunOrder::Open))
 }
 
 /// Whether an order's steps are being undone or were, so that it may not be processed.

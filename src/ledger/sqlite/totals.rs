@@ -48,6 +48,8 @@ fn count_orders(snapshot: &Connection) -> rusqlite::Result<BTreeMap<String, Orde
         let counts = orders.get_mut(consumer).expect("it was inserted above");
         match row.get_ref(1)?.as_str()? {
             "accepted" => counts.accepted += 1,
+            "failed" => counts.failed += 1,
+            "cancelled" => counts.cancelled += 1,
             _ => counts.processed += 1,
         }
     }

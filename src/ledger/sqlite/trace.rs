@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::open::{self, READ_BUSY_TIMEOUT};
-use super::order_items;
+use super::order_items::{self, UNKNOWN_QUANTITY};
 use super::order_sums::read_amount;
 use crate::domain::ExactSum;
 use crate::ledger::error::OpenError;
@@ -36,7 +36,8 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
 fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> rusqlite::Result<Option<TracedOrder>> {
     let mut query = snapshot.prepare(
         "SELECT status, consumer, quantity, goods_total, shipping, tax, discount, total, currency, priority, customer_id,
-                placed_at, accepted_at, processed_at, product, price, fees, tax_included FROM orders WHERE id = ?1",
+                placed_at, accepted_at, processed_at, product, price, fees, tax_included, cancelled_at, prevented_at
+         FROM orders WHERE id = ?1",
     )?;
     let found = query.query_row([id], |row| {
         let quantity = row.get(2)?;
@@ -63,13 +64,25 @@ fn read_order(snapshot: &Connection, id: &str, steps: &mut Vec<TraceStep>) -> ru
             customer_id: row.get(10)?,
             placed_at: row.get::<_, Option<i64>>(11)?.map(timestamp),
         };
-        Ok((order, time(row, 12)?, row.get::<_, Option<i64>>(13)?.map(timestamp)))
+        let optional_time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
+        Ok((order, time(row, 12)?, [optional_time(13)?, optional_time(18)?, optional_time(19)?]))
     });
-    let Some((order, accepted_at, processed_at)) = found.optional()? else { return Ok(None) };
+    let Some((order, accepted_at, [processed_at, cancelled_at, prevented_at])) = found.optional()? else {
+        return Ok(None);
+    };
     let step = |at, event| TraceStep { at, message: TracedMessage::Order, event };
-    steps.push(step(accepted_at, TraceEvent::Accepted { consumer: order.consumer.clone() }));
+    // An order that was cancelled before it arrived has no content until then.
+    let is_known = order.quantity != UNKNOWN_QUANTITY;
+    match prevented_at {
+        Some(at) => steps.push(step(at, TraceEvent::Prevented)),
+        None if is_known => {
+            steps.push(step(accepted_at, TraceEvent::Accepted { consumer: order.consumer.clone() }));
+        }
+        None => {}
+    }
     steps.extend(processed_at.map(|at| step(at, TraceEvent::Processed)));
-    Ok(Some(order))
+    steps.extend(cancelled_at.map(|at| step(at, TraceEvent::Cancelled)));
+    Ok(is_known.then_some(order))
 }
 
 fn read_items(snapshot: &Connection, id: &str) -> rusqlite::Result<Vec<TracedItem>> {
@@ -172,16 +185,22 @@ fn read_event(
     steps: &mut Vec<TraceStep>,
 ) -> rusqlite::Result<()> {
     let kind = match message {
-        TracedMessage::Order => return Ok(()),
-        TracedMessage::Notification => "notification",
-        TracedMessage::Analytics | TracedMessage::AnalyticsFailed => "analytics",
+        TracedMessage::Order | TracedMessage::Cancellation => return Ok(()),
+        TracedMessage::Notification | TracedMessage::NotificationCancelled => "notification",
+        TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => "analytics",
     };
     let mut query = snapshot.prepare("SELECT recorded_at, name FROM events WHERE id = ?1 AND kind = ?2")?;
     let found = query.query_row([id, kind], |row| Ok((time(row, 0)?, row.get(1)?))).optional()?;
     steps.extend(found.map(|(at, name)| {
         let event = match message {
-            TracedMessage::Order | TracedMessage::Analytics | TracedMessage::AnalyticsFailed => TraceEvent::Counted,
-            TracedMessage::Notification => TraceEvent::Notified { channel: name },
+            TracedMessage::Order
+            | TracedMessage::Cancellation
+            | TracedMessage::Analytics
+            | TracedMessage::AnalyticsFailed
+            | TracedMessage::AnalyticsCancelled => TraceEvent::Counted,
+            TracedMessage::Notification | TracedMessage::NotificationCancelled => {
+                TraceEvent::Notified { channel: name }
+            }
         };
         TraceStep { at, message, event }
     }));

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use super::entry::{NewOrder, Recorded};
 
-pub(super) use transition::{ClaimEffect, Erasure, StoredRun, begins_anew, claim, record};
+pub(super) use transition::{ClaimEffect, Erasure, RunOrder, StoredRun, begins_anew, claim, record};
 
 /// SHA-256 of a message's body.
 pub type BodyHash = [u8; 32];
@@ -70,6 +70,13 @@ pub enum ClaimPurpose {
         /// When it failed.
         failed_at: Timestamp,
     },
+    /// To undo the steps of an order that was cancelled. Only a run that is known can be claimed.
+    Cancellation {
+        /// The cancellation.
+        body: BodyHash,
+        /// Its delayed retries so far.
+        retries: u32,
+    },
 }
 
 /// The ledger's answer to a claim.
@@ -82,7 +89,7 @@ pub enum ClaimAnswer {
         /// When its lease ends, unless it renews it.
         until: Timestamp,
     },
-    /// Of a claim for a failed message: there is no such run, or it is that of another message, or its message has succeeded.
+    /// Of a claim for a failed message or a cancellation: there is no such run, or it is that of another message, or its message has succeeded.
     NotConcerned,
     /// The order is a duplicate or a conflict, so its run is not claimed.
     NotAccepted(Recorded),
@@ -319,6 +326,8 @@ pub enum RunRecorded {
     Recorded,
     /// Nothing was recorded: another instance has claimed the run since.
     Stale,
+    /// The order was cancelled. Only the end of the last call was recorded, and the claim has ended: no step may be called.
+    Cancelled,
 }
 
 impl RunClaim {
@@ -326,7 +335,7 @@ impl RunClaim {
     pub(super) fn bytes(&self) -> usize {
         let first = match &self.purpose {
             ClaimPurpose::Work { first, .. } => first.as_ref().map_or(0, |first| first.step.len()),
-            ClaimPurpose::Failure { .. } => 0,
+            ClaimPurpose::Failure { .. } | ClaimPurpose::Cancellation { .. } => 0,
         };
         size_of::<Self>() + self.key.bytes() + first + self.order.as_ref().map_or(0, |order| order.bytes())
     }

@@ -9,6 +9,9 @@ use super::{
     StepStatus,
 };
 
+/// The code of the failure of a run that is undone because its order was cancelled.
+const CANCELLED: &str = "cancelled";
+
 /// A run as it is stored, without its steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::ledger) struct StoredRun {
@@ -65,25 +68,37 @@ pub(in crate::ledger) enum ClaimEffect {
     NotConcerned,
 }
 
-/// Decides on a claim of a run. `order_processed`: whether it is the run of an order that is processed.
-pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, order_processed: bool) -> ClaimEffect {
+/// How far the order of a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ledger) enum RunOrder {
+    /// It is neither processed nor cancelled, or the run is not that of an order.
+    Open,
+    Processed,
+    Cancelled,
+}
+
+/// Decides on a claim of a run.
+pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, order: RunOrder) -> ClaimEffect {
     let (body, is_new, replayed_at) = match &claim.purpose {
         ClaimPurpose::Work { body, is_new, replayed_at, .. } => (*body, *is_new, *replayed_at),
-        ClaimPurpose::Failure { body, .. } => (*body, false, None),
+        ClaimPurpose::Failure { body, .. } | ClaimPurpose::Cancellation { body, .. } => (*body, false, None),
     };
     let Some(stored) = stored else {
         return match &claim.purpose {
             ClaimPurpose::Work { .. } => ClaimEffect::Begin(begin(claim, body)),
-            ClaimPurpose::Failure { .. } => ClaimEffect::NotConcerned,
+            ClaimPurpose::Failure { .. } | ClaimPurpose::Cancellation { .. } => ClaimEffect::NotConcerned,
         };
     };
     let has_lease = match &claim.purpose {
         // No call is left to make, so any worker may finish the message.
         ClaimPurpose::Work { .. } if stored.state == RunState::Done => return ClaimEffect::Unchanged,
         ClaimPurpose::Work { .. } => stored.owner != claim.owner,
-        ClaimPurpose::Failure { .. } if stored.has_succeeded(&claim.key, order_processed) || stored.body != body => {
+        ClaimPurpose::Failure { .. } if stored.has_succeeded(&claim.key, order) || stored.body != body => {
             return ClaimEffect::NotConcerned;
         }
+        // A worker may be publishing the order's events, which are revoked then; but it calls nothing.
+        ClaimPurpose::Cancellation { .. } if stored.state == RunState::Done => false,
+        ClaimPurpose::Cancellation { .. } => stored.owner != claim.owner,
         ClaimPurpose::Failure { failed_at, .. } => stored.owner != claim.owner || stored.may_be_finishing(*failed_at),
     };
     match stored.leased_until {
@@ -99,16 +114,21 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
     };
     let is_replayed =
         |dead_lettered_at| is_new || replayed_at.is_some_and(|at| dead_lettered_at < at && at <= claim.at);
-    if stored.dead_lettered_at.is_some_and(is_replayed) {
-        replay(&mut run);
+    match &claim.purpose {
+        ClaimPurpose::Cancellation { retries, .. } => cancel(&mut run, claim.at, *retries),
+        ClaimPurpose::Work { .. } | ClaimPurpose::Failure { .. } => {
+            if stored.dead_lettered_at.is_some_and(is_replayed) {
+                replay(&mut run);
+            }
+        }
     }
     ClaimEffect::Continue(run)
 }
 
 impl StoredRun {
     /// Whether its message has succeeded. An order has only once it is processed.
-    fn has_succeeded(&self, key: &RunKey, order_processed: bool) -> bool {
-        order_processed || !key.scope.is_empty() && self.state == RunState::Done
+    fn has_succeeded(&self, key: &RunKey, order: RunOrder) -> bool {
+        order == RunOrder::Processed || !key.scope.is_empty() && self.state == RunState::Done
     }
 
     /// Whether a worker of the same process may be finishing the order: publishing its events. A failure after the steps were done
@@ -148,6 +168,26 @@ fn replay(run: &mut StoredRun) {
     }
 }
 
+/// The order was cancelled: its steps are undone. An undo that failed is continued.
+fn cancel(run: &mut StoredRun, at: Timestamp, retries: u32) {
+    match run.state {
+        RunState::Running | RunState::Done => {
+            run.failure = Some(RunFailure {
+                kind: "permanent".to_owned(),
+                code: CANCELLED.to_owned(),
+                reason: "the order was cancelled".to_owned(),
+                dead_letter_reason: "permanent".to_owned(),
+                retries,
+                failed_at: at,
+                undo_from: at,
+            });
+        }
+        RunState::UndoFailed => {}
+        RunState::Undoing | RunState::Undone => return,
+    }
+    (run.state, run.finished_at, run.dead_lettered_at) = (RunState::Undoing, None, None);
+}
+
 /// Whether a step begins anew when a run begins its next round: it was undone, or it never had an effect. Other steps stay as
 /// they are, since calling them with another idempotency key could repeat their effect.
 pub(in crate::ledger) fn begins_anew(step: &str, steps: &[RecordedStep]) -> bool {
@@ -156,10 +196,18 @@ pub(in crate::ledger) fn begins_anew(step: &str, steps: &[RecordedStep]) -> bool
     is_undone || find(StepAction::Do).is_none_or(|step| !step.may_have_effect())
 }
 
-/// Applies a record to a stored run, unless it is stale.
-pub(in crate::ledger) fn record(stored: &mut StoredRun, record: &RunRecord) -> RunRecorded {
+/// Applies a record to a stored run, unless it is stale. If the order was cancelled, a worker that calls its steps is stopped: only
+/// the end of its last call is recorded.
+pub(in crate::ledger) fn record(stored: &mut StoredRun, record: &RunRecord, order: RunOrder) -> RunRecorded {
     if stored.fence != record.fence {
         return RunRecorded::Stale;
+    }
+    let calls_steps = matches!(stored.state, RunState::Running | RunState::Done)
+        && matches!(record.state, None | Some(RunState::Done))
+        && record.failure.is_none();
+    if order == RunOrder::Cancelled && calls_steps {
+        stored.leased_until = None;
+        return RunRecorded::Cancelled;
     }
     stored.leased_until = record.until;
     if let Some(state) = record.state {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::delay::Delay;
-use crate::domain::ExactSum;
+use crate::domain::{CANCELLATION_SUFFIX, ExactSum};
 
 /// Everything recorded about one order. Its JSON is a contract: see `docs/reference/http-api.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -23,7 +23,7 @@ pub struct Trace {
 /// An accepted order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TracedOrder {
-    /// `accepted` or `processed`.
+    /// `accepted`, `processed`, `failed` or `cancelled`.
     pub status: String,
     /// The consumer that accepted it.
     pub consumer: String,
@@ -35,7 +35,7 @@ pub struct TracedOrder {
     pub goods_total: ExactSum,
     /// Charged for shipping, if the order says so.
     pub shipping: Option<ExactSum>,
-    /// Charged for other things, such as a tip, if the order says so.
+    /// Charged for other things, such as a fee for the payment, if the order says so.
     pub fees: Option<ExactSum>,
     /// The tax, whether the prices include it or not, if the order says so.
     pub tax: Option<ExactSum>,
@@ -92,6 +92,12 @@ pub enum TracedMessage {
     Analytics,
     /// The analytics event for a dead-lettered order.
     AnalyticsFailed,
+    /// The cancellation of the order.
+    Cancellation,
+    /// The notification of the customer that the order was cancelled.
+    NotificationCancelled,
+    /// The analytics event for a cancelled order.
+    AnalyticsCancelled,
 }
 
 /// What happened in a step.
@@ -155,6 +161,10 @@ pub enum TraceEvent {
     },
     /// The broker had confirmed the order's events: the order is done.
     Processed,
+    /// The order was cancelled.
+    Cancelled,
+    /// The order arrived after it was cancelled, and was not processed.
+    Prevented,
     /// The notification was sent to its channel.
     Notified {
         /// The channel.
@@ -173,6 +183,11 @@ pub enum MessageState {
     /// Done.
     Done {
         /// When that was recorded.
+        since: Timestamp,
+    },
+    /// It was cancelled before it was done: it will not be processed.
+    Cancelled {
+        /// When.
         since: Timestamp,
     },
     /// In the dead letter queue, unless it was removed there.
@@ -207,11 +222,14 @@ pub enum MessageState {
 
 impl TracedMessage {
     /// The suffix that a message's identity has after the order's id.
-    pub(super) const SUFFIXES: [(TracedMessage, &str); 4] = [
+    pub(super) const SUFFIXES: [(TracedMessage, &str); 7] = [
         (TracedMessage::Order, ""),
         (TracedMessage::Notification, "/notification/processed"),
         (TracedMessage::Analytics, "/analytics/processed"),
         (TracedMessage::AnalyticsFailed, "/analytics/failed"),
+        (TracedMessage::Cancellation, CANCELLATION_SUFFIX),
+        (TracedMessage::NotificationCancelled, "/notification/cancelled"),
+        (TracedMessage::AnalyticsCancelled, "/analytics/cancelled"),
     ];
 }
 
@@ -250,6 +268,8 @@ impl Trace {
             TraceEvent::Accepted { .. }
             | TraceEvent::StepCalled { .. }
             | TraceEvent::Processed
+            | TraceEvent::Cancelled
+            | TraceEvent::Prevented
             | TraceEvent::Notified { .. }
             | TraceEvent::Counted => true,
         });
@@ -262,11 +282,14 @@ impl Trace {
         let done = match order {
             MessageState::Done { since } => Some(since),
             MessageState::Unknown
+            | MessageState::Cancelled { .. }
             | MessageState::DeadLettered { .. }
             | MessageState::Waiting { .. }
             | MessageState::Due { .. }
             | MessageState::UnderWay { .. } => None,
         };
+        let cancelled = self.steps.iter().find(|step| matches!(step.event, TraceEvent::Cancelled));
+        let order = cancelled.map_or(order, |step| MessageState::Cancelled { since: step.at });
         let mut states = vec![(TracedMessage::Order, order)];
         let dead_lettered_since = self.steps.iter().rfind(|step| {
             step.message == TracedMessage::Order
@@ -277,9 +300,9 @@ impl Trace {
             // This was another order with the same id.
             states.push((TracedMessage::Order, MessageState::DeadLettered { since: step.at }));
         }
-        for message in [TracedMessage::Notification, TracedMessage::Analytics, TracedMessage::AnalyticsFailed] {
+        for (message, _) in TracedMessage::SUFFIXES.into_iter().skip(1) {
             let published = done
-                .filter(|_| message != TracedMessage::AnalyticsFailed)
+                .filter(|_| matches!(message, TracedMessage::Notification | TracedMessage::Analytics))
                 .map(|since| MessageState::UnderWay { since });
             states.extend(self.state(message, now).or(published).map(|state| (message, state)));
         }
@@ -307,7 +330,10 @@ impl Trace {
                 MessageState::Due { consumer: consumer.clone(), since: due_at.unwrap_or(last.at) }
             }
             TraceEvent::DeadLettered { .. } => MessageState::DeadLettered { since: last.at },
-            TraceEvent::Accepted { .. } | TraceEvent::StepCalled { .. } => MessageState::UnderWay { since: last.at },
+            TraceEvent::Accepted { .. }
+            | TraceEvent::StepCalled { .. }
+            | TraceEvent::Cancelled
+            | TraceEvent::Prevented => MessageState::UnderWay { since: last.at },
             TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {
                 MessageState::Done { since: last.at }
             }

@@ -3,6 +3,7 @@
 mod admin;
 mod as_root;
 mod backlog;
+mod cancellation;
 mod carts;
 mod circuit_breaker;
 mod command_steps;

@@ -171,8 +171,8 @@ fn orders_of_a_shop_system_are_processed_as_they_come() {
     ledger.await_settled(1);
     send(&SHOPIFY.replace("Trail Mug - Green", "Trail Mug - Blue"));
     wait_until("the changed order is ignored", || orderd.status()["consumers"]["order"]["duplicates"] == 1);
-    let cancelled = Properties::persistent().text("type", "order.cancelled");
-    raw.publish_to("orders", NORMAL, &cancelled, SHOPIFY.replace("5920047712345", "79").as_bytes());
+    let updated = Properties::persistent().text("type", "order.updated");
+    raw.publish_to("orders", NORMAL, &updated, SHOPIFY.replace("5920047712345", "79").as_bytes());
     wait_until("three are dead-lettered", || ledger.number("SELECT count(*) FROM dead_letters") == 3);
     assert_eq!(
         ledger.rows("SELECT identity, failure_kind, failure_code FROM dead_letters ORDER BY 1"),

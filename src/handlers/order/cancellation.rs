@@ -1,0 +1,95 @@
+//! Cancellations: the order is not processed any more, or its steps are undone and its announcement is revoked.
+//!
+//! ```text
+//! cancelled in the ledger ─► its steps undone, in reverse order ─► events confirmed ─► complete
+//!     an unknown order: kept, so that it is prevented when it arrives
+//! ```
+//! The ledger decides, in one transaction, whether the order is prevented or was announced. Each delivery of a cancellation that is
+//! not complete continues it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tracing::debug;
+
+use super::OrderHandler;
+use super::step_order::step_order;
+use crate::domain::{CancelledEvent, Notification, Order, OrderId};
+use crate::handlers::event_publication::event;
+use crate::handlers::step_run::{StepRunInput, cancel_steps, order_run};
+use crate::ledger::{CancelAnswer, CancelledOrder, LedgerEntry, NewCancellation, NewOrder};
+use crate::message::Publication;
+use crate::metrics::HandlerOutcome;
+use crate::pipeline::{HandlerError, HandlerInput, HandlerOutput};
+use crate::steps::{OrderFacts, OrderInput};
+
+impl OrderHandler {
+    /// Cancels the order with this id. `text` is the cancellation.
+    pub(super) async fn cancel(
+        &self,
+        input: HandlerInput<'_>,
+        id: OrderId,
+        text: Cow<'_, str>,
+    ) -> Result<HandlerOutput, HandlerError> {
+        debug!(consumer = %input.consumer, order = %id, retries = input.retries, "Cancelling Order");
+        let (consumer, now) = (Arc::clone(input.consumer), Timestamp::now());
+        let cancellation = NewCancellation { id: id.clone(), consumer, at: now };
+        let cancelled = match input.ledger.cancel_order(cancellation).await? {
+            CancelAnswer::Kept => return Ok(HandlerOutput::finished(HandlerOutcome::Cancelled)),
+            CancelAnswer::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
+            CancelAnswer::Cancelled(cancelled) => *cancelled,
+        };
+        let order = stored_order(&cancelled.order);
+        if cancelled.has_run {
+            self.undo(input, &cancelled.order, &order, text).await?;
+        }
+        let emit = if cancelled.was_announced { self.revocation(&cancelled, &order) } else { Arc::default() };
+        Ok(HandlerOutput {
+            emit,
+            record: Some(LedgerEntry::FinishCancellation { id, at: now }),
+            ..HandlerOutput::finished(HandlerOutcome::Cancelled)
+        })
+    }
+
+    async fn undo(
+        &self,
+        input: HandlerInput<'_>,
+        stored: &NewOrder,
+        order: &Order,
+        text: Cow<'_, str>,
+    ) -> Result<(), HandlerError> {
+        let (json, amounts) = (step_order(order, &stored.amounts), &stored.amounts);
+        let facts = OrderFacts { priority: order.priority, total: amounts.total, currency: amounts.currency };
+        let key = order_run(order.id.as_str());
+        let order = Some(OrderInput { json: &json, facts });
+        let run = StepRunInput { key: &key, text, order, accept: None };
+        cancel_steps(&self.steps.engine, &self.steps.claims, &self.names, input, run).await
+    }
+
+    /// The events of an order that was announced, or may have been.
+    fn revocation(&self, cancelled: &CancelledOrder, order: &Order) -> Arc<[Publication]> {
+        let CancelledOrder { order: NewOrder { amounts, .. }, at, .. } = cancelled;
+        let (id, at) = (order.id.as_str(), *at);
+        let notification = Notification::cancelled(order, amounts);
+        let key = ["order.notification.", notification.channel].concat();
+        let analytics = CancelledEvent::new(order, amounts, at);
+        let analytics_key = "order.analytics.cancelled".to_owned();
+        Arc::new([
+            event(&self.names, key, id, "notification/cancelled", &notification, at),
+            event(&self.names, analytics_key, id, "analytics/cancelled", &analytics, at),
+        ])
+    }
+}
+
+/// The order as the ledger has it.
+fn stored_order(stored: &NewOrder) -> Order {
+    let mut order = Order::new(stored.id.clone(), stored.items.to_vec());
+    order.charges = stored.amounts.charges;
+    order.priority = stored.priority;
+    order.customer_id.clone_from(&stored.customer_id);
+    order.email.clone_from(&stored.email);
+    order.notify.clone_from(&stored.notify);
+    order.placed_at = stored.placed_at;
+    order
+}
