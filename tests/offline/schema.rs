@@ -144,7 +144,10 @@ fn the_events_of_every_order_are_valid() {
         let notification = serde_json::to_value(Notification::processed(&order, &amounts)).unwrap();
         let analytics =
             serde_json::to_value(AnalyticsEvent::processed(&order, &amounts, jiff::Timestamp::UNIX_EPOCH)).unwrap();
-        for event in [&notification, &analytics] {
+        let revoked = serde_json::to_value(Notification::cancelled(&order, &amounts)).unwrap();
+        let cancelled =
+            serde_json::to_value(CancelledEvent::new(&order, &amounts, jiff::Timestamp::UNIX_EPOCH)).unwrap();
+        for event in [&notification, &analytics, &revoked, &cancelled] {
             validator.validate(event).unwrap_or_else(|error| panic!("{error}: {event}"));
             for field in ["order_id", "event"] {
                 let mut without = event.clone();
@@ -203,11 +206,12 @@ fn the_schema_of_the_configuration_has_the_keys_of_the_default_file() {
     let missing: Vec<_> = documented.difference(&found).collect();
     assert!(missing.is_empty(), "not in the schema: {missing:?}");
     let is_section = |key: &&String| documented.iter().any(|known| known.starts_with(&format!("{key}.")));
-    // `server_name` is for the broker only, an amount's unit and an id's prefix may be in tables of their own, and tables within a
+    // `server_name` is for the broker only, an amount's unit, an id's prefix and which events are cancellations may be in tables of their own, and tables within a
     // step are documented in one line each.
     let further = |key: &&String| {
         key.ends_with("tls.server_name")
-            || key.starts_with("formats.") && (key.ends_with(".unit") || key.ends_with(".id.prefix"))
+            || key.starts_with("formats.")
+                && [".unit", ".id.prefix", ".event.cancelled"].iter().any(|end| key.ends_with(end))
             || key.starts_with("consumers.<name>.steps.")
     };
     let unknown: Vec<_> = found.difference(&documented).filter(|key| !is_section(key) && !further(key)).collect();

@@ -149,11 +149,10 @@ impl OrderHandler {
         let accepted = if has_steps {
             // Boxed, because this future is large and most shops have no steps.
             self.steps.run(&self.names, input, &order, text, accepted, &amounts).boxed().await?
+        } else if is_sent_back_to_be_undone(input) {
+            Recorded::Undone
         } else {
-            match input.ledger.record(LedgerEntry::AcceptOrder(accepted)).await? {
-                Recorded::Unfinished if is_sent_back_to_be_undone(input) => Recorded::Undone,
-                answer => answer,
-            }
+            input.ledger.record(LedgerEntry::AcceptOrder(accepted)).await?
         };
         // With steps, the events are of the time at which they are done.
         let now = if has_steps { Timestamp::now() } else { now };
