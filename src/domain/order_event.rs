@@ -27,6 +27,7 @@ impl UnsupportedEvent {
 
 /// What a message's document is about.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "it exists briefly, and most documents are orders that were placed")]
 pub enum OrderDocument {
     /// An order that was placed.
     Placed(Order),

@@ -416,10 +416,10 @@ impl<'c> Statements<'c> {
     /// Writes two rows and the order's status. If the second fails, the whole batch fails, so that neither exists without the other.
     fn insert_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, RecordError> {
         let attempt = &letter.attempt;
-        if let Some(order) = &letter.order {
-            if cancellation::is_cancelled(self.connection, order.as_str())? {
-                return Ok(Recorded::Cancelled);
-            }
+        if let Some(order) = &letter.order
+            && cancellation::is_cancelled(self.connection, order.as_str())?
+        {
+            return Ok(Recorded::Cancelled);
         }
         self.insert_attempt(attempt)?;
         let rows = self
