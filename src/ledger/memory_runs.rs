@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use super::erase::ERASED;
 use super::step_runs::{
-    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunKey, RunOrder, RunRecord,
-    RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunKey, RunOrder,
+    RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 use super::trace::{TraceEvent, TraceStep, TracedMessage};
 

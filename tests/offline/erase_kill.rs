@@ -28,6 +28,8 @@ fn order(n: usize) -> NewOrder {
         items: [item].into(),
         priority: false,
         customer_id: Some(NAME.to_owned()),
+        email: None,
+        notify: None,
         placed_at: None,
         at: Timestamp::UNIX_EPOCH,
     }

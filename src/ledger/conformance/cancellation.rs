@@ -269,7 +269,7 @@ async fn a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call(led
     }
     // That has ended the worker's claim.
     let ClaimAnswer::Granted(run) = claimed(ledger, undo("o", "b", 31)).await else { panic!("it is free") };
-    assert_eq!((run.state, run.fence, run.body, run.steps.len()), (RunState::Undoing, 2, [8; 32], 1));
+    assert_eq!((run.state, run.fence, run.steps.len()), (RunState::Undoing, 2, 1));
     assert_eq!(run.failure.map(|failure| (failure.code, failure.retries)), Some(("cancelled".to_owned(), 1)));
     let stale = RunRecord { next: Some(call("ship")), ..record("o", 1, 32, None) };
     assert_eq!(ledger.record_run(stale).await.unwrap(), RunRecorded::Stale);

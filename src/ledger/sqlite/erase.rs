@@ -134,12 +134,11 @@ fn erase_target(
 ) -> rusqlite::Result<()> {
     match target {
         Target::Order(order) => {
-            erased.customer_ids += connection
-                .execute(
-                    "UPDATE orders SET customer_id = iif(customer_id IS NULL, NULL, ?2), email = NULL
+            erased.customer_ids += connection.execute(
+                "UPDATE orders SET customer_id = iif(customer_id IS NULL, NULL, ?2), email = NULL
                      WHERE id = ?1 AND (customer_id <> ?2 OR email IS NOT NULL)",
-                    (order, ERASED),
-                )?;
+                (order, ERASED),
+            )?;
             // Not every identity that begins with the order's: `ord-1/2` may be another order.
             for suffix in [""].into_iter().chain(EVENT_ID_SUFFIXES).chain([CANCELLATION_SUFFIX]) {
                 erase_failures(connection, &format!("{order}{suffix}"), erased)?;
