@@ -148,14 +148,14 @@ fn no_order_is_both_processed_and_cancelled_without_its_steps_being_undone_throu
             cancel(&mut raw, &id(n));
         }
         send(&mut raw, &id(n));
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             cancel(&mut raw, &id(n));
         }
     }
     wait_until("some are undone", || server.calls().iter().any(|call| call.path.ends_with("/undo")));
     first.kill();
     first = env.start();
-    let (all, is_cancelled) = (0..ORDERS, |n: &usize| n % 2 == 0 || n % 4 == 3);
+    let (all, is_cancelled) = (0..ORDERS, |n: &usize| n.is_multiple_of(2) || n % 4 == 3);
     let cancelled = all.clone().filter(is_cancelled).count() as u64;
     let complete = "SELECT count(*) FROM orders WHERE status = 'cancelled' AND cancellation_finished_at IS NOT NULL";
     wait_until("every cancellation is complete", || ledger.number(complete) == cancelled);
