@@ -85,6 +85,8 @@ fn format(name: &str, mut section: Section<'_>) -> Spec {
         items: section.optional_section("items").and_then(|section| items(section, unit)).or(base.items),
         customer_id: section.optional("customer_id", &text_source).or(base.customer_id),
         email: section.optional("email", &text_source).or(base.email),
+        phone: section.optional("phone", &source(false)).or(base.phone),
+        locale: section.optional("locale", &source(false)).or(base.locale),
         currency: section.optional("currency", &source(false)).or(base.currency),
         placed_at: section.optional("placed_at", &source(false)).or(base.placed_at),
         notify: section.optional("notify", &source(false)).or(base.notify),

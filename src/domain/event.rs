@@ -39,9 +39,19 @@ pub struct Notification<'a> {
     /// The customer's email address, if the order has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<&'a str>,
+    /// The customer's telephone number, if the order has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phone: Option<&'a str>,
+    /// The customer's language, if the order has one, such as `de-AT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locale: Option<&'a str>,
     /// Id of the customer, if the order names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_id: Option<&'a str>,
+    /// When the customer placed the order, if the order says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub placed_at: Option<Timestamp>,
     /// What was ordered, unless the order has several lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub product: Option<&'a str>,
@@ -231,7 +241,10 @@ impl<'a> Notification<'a> {
             order_id: order.id.as_str(),
             channel: order.notification_channel(),
             email: order.email.as_deref(),
+            phone: order.customer_phone(),
+            locale: order.customer_locale(),
             customer_id: order.customer_id.as_deref(),
+            placed_at: order.placed_at,
             product: item.map(|item| item.product.as_str()),
             quantity: amounts.quantity,
             items: item.is_none().then_some(EventItems { items: &order.items, extra: &[] }),
@@ -313,7 +326,7 @@ mod tests {
         );
         assert_eq!(
             notification,
-            r#"{"event":"processed","order_id":"a\"b","channel":"sms","email":"a@b.c","customer_id":"7","product":"Bücher\n","quantity":3,"total":"0.30","currency":"EUR"}"#
+            r#"{"event":"processed","order_id":"a\"b","channel":"sms","email":"a@b.c","customer_id":"7","placed_at":"2026-11-22T08:00:00Z","product":"Bücher\n","quantity":3,"total":"0.30","currency":"EUR"}"#
         );
         assert_eq!(
             analytics,

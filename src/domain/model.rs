@@ -83,6 +83,10 @@ pub struct Order {
     pub customer_id: Option<String>,
     /// The customer's email address, for notifications.
     pub email: Option<String>,
+    /// The customer's telephone number as sent, for notifications.
+    pub phone: Option<String>,
+    /// The customer's language as sent, for notifications, such as `de-AT`.
+    pub locale: Option<String>,
     /// The currency code as sent; [`Order::checked_currency`] checks it.
     pub currency: Option<String>,
     /// When the customer placed the order.
@@ -115,6 +119,9 @@ pub struct OrderSummary<'a> {
     pub price: Option<String>,
 }
 
+/// Longest tag of a language, in bytes (RFC 5646, section 4.4.1).
+const MAX_LOCALE_BYTES: usize = 35;
+
 /// The notification channel of an order that asks for none.
 pub const DEFAULT_NOTIFY: &str = "email";
 
@@ -129,6 +136,8 @@ impl Order {
             priority: false,
             customer_id: None,
             email: None,
+            phone: None,
+            locale: None,
             currency: None,
             placed_at: None,
             notify: None,
@@ -175,14 +184,38 @@ impl Order {
     /// The channel to notify the customer by: the one the order asks for if it is at most 32 ASCII letters, digits, `_`
     /// or `-`, else [`DEFAULT_NOTIFY`].
     pub fn notification_channel(&self) -> &str {
-        self.notify
-            .as_deref()
-            .filter(|word| {
-                (1..=32).contains(&word.len())
-                    && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-            })
-            .unwrap_or(DEFAULT_NOTIFY)
+        self.wanted_channel().unwrap_or(DEFAULT_NOTIFY)
     }
+
+    /// The channel that the order asks for: at most 32 ASCII letters, digits, `_` or `-`.
+    pub fn wanted_channel(&self) -> Option<&str> {
+        self.notify.as_deref().filter(|word| is_channel(word))
+    }
+
+    /// The customer's telephone number: at most 32 digits, spaces and the characters that are usual between them.
+    pub fn customer_phone(&self) -> Option<&str> {
+        self.phone.as_deref().map(str::trim).filter(|phone| {
+            (1..=32).contains(&phone.len())
+                && phone.bytes().any(|b| b.is_ascii_digit())
+                && phone.bytes().all(|b| b.is_ascii_digit() || b" +-./()".contains(&b))
+        })
+    }
+
+    /// The customer's language: words of ASCII letters and digits, such as `de-AT` or `pt_BR`.
+    pub fn customer_locale(&self) -> Option<&str> {
+        self.locale.as_deref().filter(|locale| is_locale(locale))
+    }
+}
+
+/// Whether a text may be the name of a notification channel.
+pub fn is_channel(word: &str) -> bool {
+    (1..=32).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Whether a text may be the tag of a language.
+pub fn is_locale(text: &str) -> bool {
+    let is_word = |word: &str| (1..=8).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric());
+    text.len() <= MAX_LOCALE_BYTES && text.split(['-', '_']).all(is_word)
 }
 
 #[cfg(test)]
@@ -304,5 +337,20 @@ mod tests {
         assert_eq!(with(r#""sms""#), "sms");
         assert_eq!(with(r#""a.b""#), "email");
         assert_eq!(with("null"), "email");
+    }
+
+    #[test]
+    fn a_telephone_number_or_a_language_that_is_none_counts_as_missing() {
+        let with = |fields: &str| {
+            let order = order(&format!(r#"{{"id":1,"product":"p","quantity":1,"price":1,{fields}}}"#)).unwrap();
+            (order.customer_phone().map(str::to_owned), order.customer_locale().map(str::to_owned))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(with(r#""phone":" +49 (30) 1/2-3. ","locale":"de-AT""#), (some("+49 (30) 1/2-3."), some("de-AT")));
+        for (phone, locale) in [("call me", "de AT"), ("1\n2", "de\r\nBcc"), ("+", "../en"), ("", "")] {
+            assert_eq!(with(&format!(r#""phone":"{phone}","locale":"{locale}""#)), (None, None), "{phone} {locale}");
+        }
+        let long = "1".repeat(40);
+        assert_eq!(with(&format!(r#""phone":"{long}","locale":"{long}""#)), (None, None));
     }
 }

@@ -9,42 +9,6 @@ use super::spec::Unit;
 use crate::domain::value::{as_decimal, as_text, is_missing, kept_amount};
 use crate::domain::{AmountField, Currency, RuleError, object_values};
 
-/// The currencies that do not have two decimal places, with their number (ISO 4217).
-const DECIMAL_PLACES: [(&str, u32); 26] = [
-    ("BHD", 3),
-    ("BIF", 0),
-    ("CLF", 4),
-    ("CLP", 0),
-    ("DJF", 0),
-    ("GNF", 0),
-    ("IQD", 3),
-    ("ISK", 0),
-    ("JOD", 3),
-    ("JPY", 0),
-    ("KMF", 0),
-    ("KRW", 0),
-    ("KWD", 3),
-    ("LYD", 3),
-    ("OMR", 3),
-    ("PYG", 0),
-    ("RWF", 0),
-    ("TND", 3),
-    ("UGX", 0),
-    ("UYI", 0),
-    ("UYW", 4),
-    ("VND", 0),
-    ("VUV", 0),
-    ("XAF", 0),
-    ("XOF", 0),
-    ("XPF", 0),
-];
-
-/// How many decimal places the amounts of a currency have.
-fn decimal_places(currency: Currency) -> u32 {
-    let places = DECIMAL_PLACES.iter().find(|(code, _)| *code == currency.as_str());
-    places.map_or(2, |(_, places)| *places)
-}
-
 /// Reads one amount. `currency` is the order's, if it is known; an amount with a currency of its own determines it.
 pub(super) fn read(
     raw: &str,
@@ -59,7 +23,7 @@ pub(super) fn read(
         return Err(rule.into());
     }
     if unit == Unit::Minor && !amount.is_zero() {
-        let places = decimal_places(currency.ok_or(Problem::NoCurrency)?);
+        let places = currency.ok_or(Problem::NoCurrency)?.decimal_places();
         amount.set_scale(amount.scale() + places).map_err(|_| RuleError::TooPrecise(field))?;
     }
     // Fees may be deductions.

@@ -191,6 +191,8 @@ impl Reader {
         let email = slots.email.as_ref();
         let email =
             email.and_then(|slot| self.text(scope, "email", slot, found, Some(TextField::Email), value::as_text));
+        let phone = self.optional(scope, "phone", slots.phone.as_ref(), found, value::as_text);
+        let locale = self.optional(scope, "locale", slots.locale.as_ref(), found, value::as_text);
         let placed_at = self.optional(scope, "placed_at", slots.placed_at.as_ref(), found, value::as_time);
         let notify = self.optional(scope, "notify", slots.notify.as_ref(), found, value::as_text);
         let priority = self.optional(scope, "priority", slots.priority.as_ref(), found, value::as_boolean);
@@ -208,6 +210,7 @@ impl Reader {
         order.priority = priority.unwrap_or(false);
         order.currency = currency.or_else(|| self.currency.map(|currency| currency.to_string()));
         (order.customer_id, order.email, order.placed_at, order.notify) = (customer_id, email, placed_at, notify);
+        (order.phone, order.locale) = (phone, locale);
         Some(order)
     }
 

@@ -114,6 +114,10 @@ pub struct Spec {
     pub customer_id: Option<TextSource>,
     /// The customer's email address.
     pub email: Option<TextSource>,
+    /// The customer's telephone number.
+    pub phone: Option<Source>,
+    /// The customer's language.
+    pub locale: Option<Source>,
     /// The currency.
     pub currency: Option<Source>,
     /// When the order was placed.
@@ -150,6 +154,8 @@ impl Spec {
             items: None,
             customer_id: None,
             email: None,
+            phone: None,
+            locale: None,
             currency: None,
             placed_at: None,
             notify: None,
@@ -179,6 +185,8 @@ impl Serialize for Spec {
         set("customer_id", self.customer_id.as_ref().map(text));
         set("email", self.email.as_ref().map(text));
         let sources = [
+            ("phone", &self.phone),
+            ("locale", &self.locale),
             ("currency", &self.currency),
             ("placed_at", &self.placed_at),
             ("notify", &self.notify),

@@ -320,6 +320,8 @@ fn any_document() -> impl Strategy<Value = String> {
         "total",
         "customer_id",
         "email",
+        "phone",
+        "locale",
         "currency",
         "placed_at",
         "priority",

@@ -305,6 +305,8 @@ struct Format {
     event: Option<EventPlace>,
     customer_id: Option<Place>,
     email: Option<Place>,
+    phone: Option<Place>,
+    locale: Option<Place>,
     currency: Option<Place>,
     placed_at: Option<Place>,
     notify: Option<Place>,

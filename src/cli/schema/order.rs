@@ -67,6 +67,14 @@ pub(super) struct OrderDocument {
     #[serde(default)]
     #[schemars(schema_with = "email")]
     email: (),
+    /// The customer's telephone number: 1 to 32 digits, spaces and "+", "-", ".", "/", "(", ")"; any other counts as none.
+    #[serde(default)]
+    #[schemars(schema_with = "text")]
+    phone: (),
+    /// The customer's language, such as "de" or "de-AT"; any other text counts as none.
+    #[serde(default)]
+    #[schemars(schema_with = "text")]
+    locale: (),
     /// ISO 4217.
     #[serde(default)]
     #[schemars(schema_with = "currency")]

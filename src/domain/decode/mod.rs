@@ -24,7 +24,7 @@ use super::order_event::{OrderDocument, OrderEvent, UnsupportedEvent};
 use super::rule::{AmountField, RuleError, TextField};
 use super::value;
 
-const FIELDS: &[&str; 13] = &[
+const FIELDS: &[&str; 15] = &[
     "id",
     "product",
     "quantity",
@@ -38,6 +38,8 @@ const FIELDS: &[&str; 13] = &[
     "items",
     "total",
     "event",
+    "phone",
+    "locale",
 ];
 
 impl Order {
@@ -56,6 +58,7 @@ impl Order {
         let field = |index: usize| Field { name: FIELDS[index], raw: fields.named[index] };
         let [id, product, quantity, price, priority] = [0, 1, 2, 3, 4].map(field);
         let [customer_id, email, currency, placed_at, notify, items, total] = [5, 6, 7, 8, 9, 10, 11].map(field);
+        let [phone, locale] = [13, 14].map(field);
         let mut broken = (fields.others_count > MAX_EXTRA_FIELDS).then_some(RuleError::TooManyFields);
         let id_text = id.read(id.required()?, value::as_id)?;
         let id = OrderId::cut(id_text, &mut broken);
@@ -87,6 +90,8 @@ impl Order {
             priority: priority.optional_value(value::as_boolean)?.unwrap_or(false),
             customer_id: customer_text.map(|text| TextField::CustomerId.cut(text, &mut broken)),
             email: email.map(|text| TextField::Email.cut(text, &mut broken)),
+            phone: phone.optional_value(value::as_text)?,
+            locale: locale.optional_value(value::as_text)?,
             currency: currency.optional_value(value::as_text)?,
             placed_at: placed_at.optional_value(value::as_time)?,
             notify: notify.optional_value(value::as_text)?,

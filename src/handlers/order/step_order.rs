@@ -36,6 +36,10 @@ struct StepOrder<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     email: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    phone: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locale: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     placed_at: Option<Timestamp>,
 }
 
@@ -71,6 +75,8 @@ pub(super) fn step_order(order: &Order, amounts: &Amounts) -> Box<RawValue> {
         priority: order.priority,
         customer_id: order.customer_id.as_deref(),
         email: order.email.as_deref(),
+        phone: order.customer_phone(),
+        locale: order.customer_locale(),
         placed_at: order.placed_at,
     };
     to_raw_value(&body).expect("an order consists of texts and numbers")
