@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
-use orderd::config::{Config, Sources};
+use orderd::config::{Config, HandlerSettings, Sources};
 use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerConsumer, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
@@ -137,7 +137,9 @@ async fn handler_deps(directory: &Path) -> HandlerDeps {
         users: Arc::new(orderd::message::TrustedUsers::new("orderd", &[])),
         max_body: 1 << 20,
         event_log: open("analytics").await,
-        channel: Arc::new(LogChannel { log: open("notifications").await }),
+        notification_log: Arc::new(LogChannel { log: open("notifications").await }),
+        notify: HandlerSettings::none(),
+        default_channel: "email".into(),
         claims: Arc::default(),
         steps: orderd::steps::StepResources::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,

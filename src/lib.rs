@@ -4,11 +4,12 @@
 //! A module imports only modules of a lower rank. `tests/offline/tidy.rs` reads this table and enforces it.
 //! ```text
 //! rank
-//!  12  main (exit code)
-//!  11  cli (commands and their output)
-//!  10  app (builds, starts and stops everything)
-//!   9  admin (HTTP: health, metrics, status, commands)
-//!   8  status (live state of the daemon)   handlers (what is done with each kind of message)
+//!  13  main (exit code)
+//!  12  cli (commands and their output)
+//!  11  app (builds, starts and stops everything)
+//!  10  admin (HTTP: health, metrics, status, commands)
+//!   9  status (live state of the daemon)   handlers (what is done with each kind of message)
+//!   8  notify (delivers notifications: e-mail, webhooks)
 //!   7  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
 //!      steps (the shop's own services, called for each message)
 //!   6  metrics (counters)   amqp (the protocol)   management (the broker's HTTP API)   config_watcher (watches the file)
@@ -62,6 +63,7 @@ pub mod ledger;
 pub mod management;
 pub mod message;
 pub mod metrics;
+pub mod notify;
 pub mod pipeline;
 pub mod random;
 pub mod reconcile;

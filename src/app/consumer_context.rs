@@ -53,7 +53,15 @@ pub(super) fn consumer_context(
     let handler = handlers::build(
         HandlerConsumer { name, workers: consumer.workers },
         &consumer.handler_settings,
-        &HandlerDeps { format: format.clone(), ..deps.clone() },
+        &HandlerDeps {
+            format: format.clone(),
+            notify: consumer.notify.clone(),
+            default_channel: consumer
+                .default_channel
+                .as_deref()
+                .map_or_else(|| Arc::clone(&deps.default_channel), Arc::from),
+            ..deps.clone()
+        },
     );
     ConsumerContext {
         consumer: name.into(),
@@ -76,8 +84,13 @@ pub(super) fn consumer_context(
     }
 }
 
-/// Makes the consumer's steps known to its counters, so that they are shown before their first call.
+/// Makes the consumer's steps and notification channels known to its counters, so that they are shown before their first call.
 fn add_steps(consumer: &Consumer, counters: &Counters) {
+    for (channel, keys) in consumer.notify.keys() {
+        if keys["type"] != "log" {
+            counters.steps().add(&Arc::from(channel), StepAction::Do);
+        }
+    }
     let keys = consumer.handler_settings.keys();
     for step in keys.get("steps").and_then(Value::as_array).into_iter().flatten() {
         let Some(name) = step["name"].as_str() else { continue };

@@ -46,8 +46,9 @@ use retention::Retention;
 
 use crate::admin::{AdminError, BoundListener};
 use crate::amqp::{ConfirmingPublisher, Connector};
-use crate::config::{CommandToken, Config, Sources};
+use crate::config::{CommandToken, Config, HandlerSettings, Sources};
 use crate::control::{CommandReceiver, Control, ControlCommand};
+use crate::domain::DEFAULT_NOTIFY;
 use crate::formats::Format;
 use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, OutageCause};
@@ -242,7 +243,10 @@ fn pool_deps(
         users: Arc::clone(connector.users()),
         max_body: config.broker.max_body,
         event_log: logs.analytics.clone(),
-        channel: Arc::new(LogChannel { log: logs.notifications.clone() }),
+        notification_log: Arc::new(LogChannel { log: logs.notifications.clone() }),
+        // Each consumer has its own.
+        notify: HandlerSettings::none(),
+        default_channel: DEFAULT_NOTIFY.into(),
         claims: Arc::default(),
         steps: StepResources {
             processes: ChildProcesses::guarded(),

@@ -7,6 +7,7 @@ pub mod erase;
 mod exit;
 pub mod ledger;
 mod load_error;
+pub mod notify;
 mod output;
 mod pages;
 pub mod probe;
@@ -91,6 +92,8 @@ enum CliCommand {
     Ledger(ledger::LedgerArgs),
     /// Erase one customer's personal data from the ledger and the event files; the daemon may run
     Erase(erase::EraseArgs),
+    /// Show the notification that an event about an order would cause, and send it to an address for a trial
+    Notify(notify::NotifyArgs),
     /// Print the JSON Schema of orders, of the configuration file or of the events that orderd publishes
     Schema(schema::SchemaArgs),
     /// Print a shell completion script
@@ -204,6 +207,9 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         }
         CliCommand::Erase(args) => {
             with_config(sources, |loaded| block_on(1, erase::run(&args, &loaded.config, out, err)))
+        }
+        CliCommand::Notify(args) => {
+            with_config(sources, |loaded| block_on(1, notify::run(&args, &loaded.config, out, err)))
         }
         CliCommand::Schema(args) => schema::run(args, out),
         CliCommand::Completions { shell } => print(&pages::completions(shell, Arguments::command()), out),

@@ -37,6 +37,7 @@ pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report)
     events_are_bound(config, report);
     step_events_are_bound(config, report);
     order_ids_do_not_collide(config, report);
+    default_channels_exist(config, report);
 }
 
 fn counts_are_within_limits(config: &Config, report: &Report) {
@@ -54,6 +55,23 @@ fn counts_are_within_limits(config: &Config, report: &Report) {
             "workers × prefetch add up to {slots}: that many orders are in memory, and are delivered again after a crash"
         );
         report.warning("consumers", message);
+    }
+}
+
+/// Without its channel, the notification of every order that asks for none would be dead-lettered.
+fn default_channels_exist(config: &Config, report: &Report) {
+    let channels = config.notify.keys();
+    let consumers = config.consumers.iter().filter(|_| !channels.is_empty());
+    for (name, consumer) in consumers.filter(|(_, consumer)| consumer.messages == MessageKind::Notification) {
+        let default = consumer.handler_settings.text("default_channel").unwrap_or_default();
+        if !channels.contains_key(&default) && !report.has(&format!("notify.{default}")) {
+            let names: Vec<&str> = channels.keys().map(String::as_str).collect();
+            let message = format!(
+                "is {default:?}, but [notify] has only {}: notifications of orders that ask for no channel are dead-lettered",
+                listed(&names)
+            );
+            report.warning(&format!("consumers.{name}.default_channel"), message);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use super::suggestion::did_you_mean;
 
 /// The sections of a configuration. A test compares them with those that are read.
-pub(super) const SECTIONS: [&str; 12] = [
+pub(super) const SECTIONS: [&str; 13] = [
     "admin",
     "broker",
     "consumers",
@@ -14,6 +14,7 @@ pub(super) const SECTIONS: [&str; 12] = [
     "ledger",
     "log",
     "management",
+    "notify",
     "queues",
     "reload",
     "runtime",

@@ -25,6 +25,11 @@ pub trait HandlerSpec: Send + Sync {
     /// What its consumers receive.
     fn messages(&self) -> MessageKind;
 
+    /// Reads `[notify]`, which all consumers of notifications share. `None` unless it is the handler of notifications.
+    fn read_notify(&self, _section: Section<'_>) -> Option<HandlerSettings> {
+        None
+    }
+
     /// Takes the handler's own keys out of `[consumers.<consumer>]`, and reports what is wrong with them.
     fn configure(&self, consumer: &str, section: &mut Section<'_>) -> HandlerSettings;
 }
@@ -100,14 +105,19 @@ impl HandlerSettings {
         self.keys.contains_key(key)
     }
 
-    /// Placeholder for the settings of an unknown handler, until the problem is reported: no keys and no constructor.
-    pub(super) fn none() -> Self {
+    /// No keys and no constructor: of an unknown handler, until the problem is reported, and of a section that is missing.
+    pub fn none() -> Self {
         Self::new(&(), Vec::new(), ())
     }
 
     /// The handler's own keys as in the file, secrets redacted.
     pub fn keys(&self) -> Map<String, Value> {
         self.keys.iter().map(|(key, value)| (key.clone(), redact(value))).collect()
+    }
+
+    /// The text of one of the handler's own keys.
+    pub fn text(&self, key: &str) -> Option<String> {
+        self.keys.get(key).and_then(Value::as_str).map(str::to_owned)
     }
 
     /// What `orderd check` prints about them.

@@ -49,7 +49,7 @@ pub use rate::Rate;
 pub use redaction::Secret;
 pub use report::Problem;
 
-pub use secret::{read_token_file, token_in_file};
+pub use secret::{password_in_file, read_token_file, token_in_file};
 pub use section::{Section, ValueParser};
 pub use serialize::duration as serialize_duration;
 pub use tls::client_files;

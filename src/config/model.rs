@@ -36,6 +36,8 @@ pub struct Config {
     /// Formats of orders by name, without those that come with orderd.
     #[serde(serialize_with = "serialize::formats")]
     pub formats: BTreeMap<String, Format>,
+    /// The notification channels. Without any, notifications go to their file.
+    pub notify: HandlerSettings,
     /// The record of effects.
     pub ledger: Ledger,
     /// Logging.
@@ -186,6 +188,12 @@ pub struct Consumer {
     /// The patterns by which its queue is bound to the orders exchange.
     #[serde(skip)]
     pub bindings: Vec<String>,
+    /// Of a consumer of notifications: `[notify]`.
+    #[serde(skip)]
+    pub notify: HandlerSettings,
+    /// Of a consumer of orders: the notification channel of an order that asks for none.
+    #[serde(skip)]
+    pub default_channel: Option<String>,
     /// The handler's own keys.
     #[serde(flatten)]
     pub handler_settings: HandlerSettings,

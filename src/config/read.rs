@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::Address;
-use super::handler::HandlerRegistry;
+use super::handler::{HandlerRegistry, HandlerSettings, MessageKind};
 use super::layers::{Table, Value};
 use super::model::{
     Admin, Broker, Config, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Reload, Rotation, Runtime,
@@ -55,6 +55,7 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
             workload::consumer(name, section, handlers, &formats)
         }),
         formats,
+        notify: notify(&mut root, handlers),
         ledger: ledger(root.section("ledger")),
         log: log(root.section("log")),
         admin: admin(root.section("admin")),
@@ -62,11 +63,32 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
         shutdown: shutdown(root.section("shutdown")),
         runtime: runtime(root.section("runtime")),
     };
+    share_notify(&mut config);
     for consumer in config.consumers.values_mut() {
         consumer.bindings = config.queues.get(&consumer.queue).map(|queue| queue.bindings.clone()).unwrap_or_default();
     }
     root.finish();
     config
+}
+
+/// The notification channels.
+fn notify(root: &mut Section<'_>, handlers: HandlerRegistry) -> HandlerSettings {
+    let spec = handlers.iter().find(|spec| spec.messages() == MessageKind::Notification);
+    let read = |section: Section<'_>| spec?.read_notify(section);
+    root.optional_section("notify").and_then(read).unwrap_or_else(HandlerSettings::none)
+}
+
+/// Gives consumers what they need of other sections, so that a reload replaces their pools when it changes.
+fn share_notify(config: &mut Config) {
+    let mut notifications = config.consumers.values().filter(|consumer| consumer.messages == MessageKind::Notification);
+    let default_channel = notifications.find_map(|consumer| consumer.handler_settings.text("default_channel"));
+    for consumer in config.consumers.values_mut() {
+        match consumer.messages {
+            MessageKind::Notification => consumer.notify = config.notify.clone(),
+            MessageKind::Order => consumer.default_channel.clone_from(&default_channel),
+            MessageKind::Analytics | MessageKind::Failure | MessageKind::Other => {}
+        }
+    }
 }
 
 fn named_sections<'r, T>(

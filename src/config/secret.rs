@@ -44,6 +44,12 @@ pub fn token_in_file(section: &mut Section<'_>, key: &'static str) -> Option<Sec
     from_file(section, &section.key(key), &file, read_token)
 }
 
+/// The password in the file that this key names, if there is one.
+pub fn password_in_file(section: &mut Section<'_>, key: &'static str) -> Option<Secret> {
+    let file = section.file(key)?;
+    from_file(section, &section.key(key), &file, read)
+}
+
 /// The bearer token in a file.
 ///
 /// # Errors

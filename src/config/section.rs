@@ -242,6 +242,27 @@ impl<'r> Section<'r> {
         named.collect()
     }
 
+    /// The subsections of a section whose keys are names, and the section itself for problems with them.
+    pub fn named_sections(self) -> (Self, Vec<(String, Section<'r>)>) {
+        let empty = Section::new(self.path.clone(), Table::new(), self.context);
+        (empty, self.into_named_sections())
+    }
+
+    /// Reports a problem with a part of what a key names, such as one of its files.
+    pub fn part_problem(&self, key: &str, part: &str, message: impl Into<String>) {
+        self.report().problem(&format!("{}[{part}]", self.key(key)), message);
+    }
+
+    /// Reports a problem with a key of a subsection.
+    pub fn subsection_problem(&self, name: &str, key: &str, message: impl Into<String>) {
+        self.report().problem(&join(&self.key(name), key), message);
+    }
+
+    /// Whether a problem with this key was reported.
+    pub fn has_problem(&self, key: &str) -> bool {
+        self.report().has(&self.key(key))
+    }
+
     /// A copy of the keys that were not taken yet, which reports to another context.
     pub(super) fn copy_remaining<'o>(&self, context: &'o ReadContext) -> Section<'o> {
         Section { path: self.path.clone(), table: self.table.clone(), known: Vec::new(), context }

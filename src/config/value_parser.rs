@@ -135,7 +135,7 @@ pub fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, Stri
 /// `host`, `host:port`, `[::1]` or `[::1]:port`. `port` is the default port.
 ///
 /// An address with a scheme or an `@` is rejected without showing it: it may contain a password.
-pub(super) fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
+pub fn address(port: u16) -> impl Fn(&Value) -> Result<Address, String> {
     move |value| {
         let text = text(255)(value)?;
         if text.contains(['@', '/']) {

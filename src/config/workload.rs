@@ -65,6 +65,8 @@ pub(super) fn consumer(name: &str, mut section: Section<'_>, handlers: HandlerRe
         queue: queue.unwrap_or_default(),
         messages,
         bindings: Vec::new(),
+        notify: HandlerSettings::none(),
+        default_channel: None,
         format: (messages == MessageKind::Order).then(|| format::of_consumer(&mut section, formats)),
         workers: section.optional_or("workers", 4, &value_parser::number(1..=MAX_WORKERS)),
         prefetch: section.optional_or("prefetch", 250, &value_parser::number(1..=u16::MAX)),

@@ -347,7 +347,7 @@ mod tests {
         };
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(with(r#""phone":" +49 (30) 1/2-3. ","locale":"de-AT""#), (some("+49 (30) 1/2-3."), some("de-AT")));
-        for (phone, locale) in [("call me", "de AT"), ("1\n2", "de\r\nBcc"), ("+", "../en"), ("", "")] {
+        for (phone, locale) in [("call me", "de AT"), ("1\\n2", "de\\r\\nBcc"), ("+", "../en"), ("", "")] {
             assert_eq!(with(&format!(r#""phone":"{phone}","locale":"{locale}""#)), (None, None), "{phone} {locale}");
         }
         let long = "1".repeat(40);

@@ -63,7 +63,7 @@ mod tests {
 
     use super::super::analytics::AnalyticsFactory;
     use super::super::event_log::tests::files_in;
-    use super::super::notification::NotificationFactory;
+    use super::super::notification::{NotificationFactory, NotificationSettings};
     use super::super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, LogChannel};
     use super::*;
     use crate::ledger::memory::MemoryLedger;
@@ -108,15 +108,22 @@ mod tests {
             names: Arc::new(ExchangeNames::new("orders")),
             users: Arc::new(TrustedUsers::known("orderd")),
             max_body: 1 << 20,
-            channel: Arc::new(LogChannel { log: event_log.clone() }),
+            notification_log: Arc::new(LogChannel { log: event_log.clone() }),
+            notify: crate::config::HandlerSettings::none(),
+            default_channel: "email".into(),
             event_log,
             claims: Arc::default(),
             steps: crate::steps::StepResources::default(),
             origin_consumers: watch::channel(BTreeMap::new()).1,
         };
         let analytics = || AnalyticsFactory::build(HandlerConsumer { name: "analytics", workers: 1 }, &(), &deps);
-        let notification =
-            || NotificationFactory::build(HandlerConsumer { name: "notification", workers: 1 }, &(), &deps);
+        let notification = || {
+            NotificationFactory::build(
+                HandlerConsumer { name: "notification", workers: 1 },
+                &NotificationSettings::default(),
+                &deps,
+            )
+        };
         let memory = MemoryLedger::default();
         let provenance = &Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None };
         for (name, [former, new]) in

@@ -41,6 +41,11 @@ pub trait HandlerFactory: Send + Sync + 'static {
         Duration::ZERO
     }
 
+    /// Reads `[notify]`, which all consumers of notifications share. Only the handler of notifications does.
+    fn read_notify(_section: Section<'_>) -> Option<HandlerSettings> {
+        None
+    }
+
     /// Builds the handler of a consumer.
     fn build(consumer: HandlerConsumer<'_>, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
 }
@@ -66,6 +71,10 @@ impl<F: HandlerFactory> HandlerSpec for F {
 
     fn messages(&self) -> MessageKind {
         F::MESSAGES
+    }
+
+    fn read_notify(&self, section: Section<'_>) -> Option<HandlerSettings> {
+        F::read_notify(section)
     }
 
     fn configure(&self, consumer: &str, section: &mut Section<'_>) -> HandlerSettings {

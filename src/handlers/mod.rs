@@ -34,11 +34,12 @@ pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
 pub use factory::{HandlerConsumer, HandlerFactory, build};
 pub use failed::{DeadLetteredEvent, OriginConsumer};
-pub use notification::{Channel, LogChannel};
+pub use notification::LogChannel;
 
-use crate::config::{HandlerRegistry, Sources};
+use crate::config::{HandlerRegistry, HandlerSettings, Sources};
 use crate::formats::Format;
 use crate::message::{DocumentError, ExchangeNames, TrustedUsers};
+use crate::notify::Channel;
 use crate::pipeline::{HandlerError, Interruption, LedgerAccess};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::StepResources;
@@ -70,8 +71,12 @@ pub struct HandlerDeps {
     pub format: Format,
     /// The file of the analytics events.
     pub event_log: EventLog,
-    /// Delivers notifications.
-    pub channel: Arc<dyn Channel>,
+    /// The file of notifications.
+    pub notification_log: Arc<dyn Channel>,
+    /// The notification channels, for a consumer of notifications.
+    pub notify: HandlerSettings,
+    /// The notification channel of an order that asks for none.
+    pub default_channel: Arc<str>,
     /// The messages that are being processed, so that two copies of one are never processed at the same time.
     pub claims: Arc<Claims>,
     /// What the steps of all consumers share.

@@ -1,58 +1,35 @@
 //! Notifications: delivered to the customer through a channel, then recorded.
 //!
 //! Delivery comes first: a crash between the two then notifies the customer twice, which is better than never. Of two copies
-//! of a message that arrive at the same time, the second waits and then finds the first one recorded. This works within one
-//! process only: two instances with the same ledger may both deliver, and one of them records.
+//! of a message that arrive at the same time, the second waits and then finds the first one recorded, in another instance too:
+//! a notification is claimed in the ledger before a server gets it. Only the file of notifications needs no claim.
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::claim::Claims;
 use super::event_line::event_line;
+use super::step_run::trace;
 use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append, body_failure};
-use crate::config::{MessageKind, Section};
-use crate::domain::{OrderId, OtherFields, object_fields, text};
+use crate::config::{HandlerSettings, MessageKind, Section, Value, value_parser};
+use crate::domain::{DEFAULT_NOTIFY, OrderId, OtherFields, is_channel, object_fields, text};
 use crate::files::FileState;
 use crate::ledger::{LedgerEntry, NewNotification, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
+use crate::notify::{Channel, Channels, Delivered, Lease, Notice, NotifySettings};
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
 use crate::recovery::{Failure, FailureKind};
 use crate::topology::pattern;
 
-/// Delivers notifications to customers.
-pub trait Channel: Send + Sync + 'static {
-    /// Delivers one notification, which `input` brought.
-    ///
-    /// # Errors
-    /// A [`Failure`], whose kind says whether a retry can help, or an interruption.
-    fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>>;
-
-    /// The file that it writes to, if it does: no notification is started while that cannot be written.
-    fn event_file(&self) -> Option<watch::Receiver<FileState>> {
-        None
-    }
-}
-
-/// One notification to deliver.
-#[derive(Debug, Clone, Copy)]
-pub struct Notice<'a> {
-    /// The message's identity.
-    pub id: &'a str,
-    /// The last word of the routing key: `email`, `sms`, …
-    pub channel: &'a str,
-    /// The order it is about, if the message names one.
-    pub order_id: Option<&'a str>,
-    /// The customer's address, if the message has one.
-    pub email: Option<&'a str>,
-    /// The message's body: a JSON object.
-    pub body: &'a str,
-}
+/// Longest name of a channel, in bytes.
+const MAX_CHANNEL_BYTES: usize = 32;
 
 /// Writes each notification to a file of its own, not to orderd's log, because a notification names the customer.
 #[derive(Debug, Clone)]
@@ -77,25 +54,55 @@ impl Channel for LogChannel {
 pub(super) struct NotificationFactory;
 
 impl HandlerFactory for NotificationFactory {
-    type Settings = ();
+    type Settings = NotificationSettings;
 
     const NAME: &'static str = "notification";
 
     const MESSAGES: MessageKind = MessageKind::Notification;
 
-    fn read(_section: &mut Section<'_>) {}
+    fn read(section: &mut Section<'_>) -> NotificationSettings {
+        let channel = |value: &Value| {
+            let name = value_parser::text(MAX_CHANNEL_BYTES)(value)?;
+            let problem = || format!("must be letters, digits, \"_\" and \"-\", is {value}");
+            is_channel(&name).then_some(name).ok_or_else(problem)
+        };
+        let default = NotificationSettings::default();
+        NotificationSettings {
+            default_channel: section.optional_or("default_channel", default.default_channel, &channel),
+        }
+    }
 
-    fn build(_consumer: HandlerConsumer<'_>, (): &(), deps: &HandlerDeps) -> Arc<dyn Handler> {
+    fn read_notify(section: Section<'_>) -> Option<HandlerSettings> {
+        Some(NotifySettings::read(section))
+    }
+
+    fn build(consumer: HandlerConsumer<'_>, _: &NotificationSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
+        let none = NotifySettings::default();
+        let settings = deps.notify.constructor::<NotifySettings>().unwrap_or(&none);
+        let log = Arc::clone(&deps.notification_log);
         Arc::new(NotificationHandler {
-            channel: Arc::clone(&deps.channel),
+            channels: Channels::new(consumer.name, settings, log, &deps.steps.breakers),
             claims: Arc::clone(&deps.claims),
             max_body: deps.max_body,
         })
     }
 }
 
+/// The handler's own keys.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct NotificationSettings {
+    /// The channel of an order that asks for none; default `email`.
+    default_channel: String,
+}
+
+impl Default for NotificationSettings {
+    fn default() -> Self {
+        NotificationSettings { default_channel: DEFAULT_NOTIFY.to_owned() }
+    }
+}
+
 struct NotificationHandler {
-    channel: Arc<dyn Channel>,
+    channels: Channels,
     claims: Arc<Claims>,
     max_body: usize,
 }
@@ -114,19 +121,39 @@ impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         check_sender(input)?;
         let body = &*input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
-        let (order_id, email) = order_id_and_email(body)?;
+        let (order_id, _) = order_id_and_email(body)?;
         let id = input.identity();
         // The first copy may have to wait for the ledger.
         let waiting = input.ledger.suspend_deadline();
         let _claim = self.claims.claim(MessageKind::Notification, &id).await;
         drop(waiting);
-        let known = input.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await;
-        if known? == Recorded::Duplicate {
-            return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
-        }
         let channel = last_word_of_routing_key(input);
-        let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), email: email.as_deref(), body };
-        self.channel.deliver(notice, input).await?;
+        let duplicate = || Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
+        let mut lease = None;
+        match self.channels.lease_time(channel)? {
+            Some(time) => match Lease::claim(input, &id, time).await? {
+                Some(claimed) => lease = Some(claimed),
+                None => return duplicate(),
+            },
+            None => {
+                let known = input.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await?;
+                if known == Recorded::Duplicate {
+                    return duplicate();
+                }
+            }
+        }
+        let trace = trace(&input.delivery.message);
+        let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), body, trace };
+        match self.channels.deliver(notice, input, lease.as_mut()).await {
+            Ok(Delivered::Now) => {}
+            Ok(Delivered::Before) => return duplicate(),
+            Err(error) => {
+                if let Some(lease) = lease {
+                    lease.release().await?;
+                }
+                return Err(error);
+            }
+        }
         let (id, channel) = (id.clone(), channel.to_owned());
         let entry =
             LedgerEntry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
@@ -141,7 +168,8 @@ impl Handler for NotificationHandler {
     }
 
     fn gates(&self) -> Vec<IntakeGate> {
-        self.channel.event_file().map(IntakeGate::EventFile).into_iter().collect()
+        let file = self.channels.event_file().map(IntakeGate::EventFile);
+        file.into_iter().chain(self.channels.gates().into_iter().map(IntakeGate::Service)).collect()
     }
 }
 
@@ -171,6 +199,7 @@ mod tests {
     use crate::ledger::memory::MemoryLedger;
     use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
     use crate::pipeline::{LedgerAccess, StepAccess};
+    use crate::steps::CircuitBreakers;
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
     #[derive(Default)]
@@ -214,7 +243,12 @@ mod tests {
     fn test_env() -> TestEnv {
         let channel = Arc::new(CountingChannel::default());
         let handler = NotificationHandler {
-            channel: Arc::clone(&channel) as Arc<dyn Channel>,
+            channels: Channels::new(
+                "notification",
+                &NotifySettings::default(),
+                Arc::clone(&channel) as Arc<dyn Channel>,
+                &CircuitBreakers::default(),
+            ),
             claims: Arc::default(),
             max_body: 1 << 20,
         };

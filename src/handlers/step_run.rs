@@ -149,7 +149,7 @@ fn replayed_at(input: HandlerInput<'_>) -> Option<Timestamp> {
     if input.provenance.is_copy { read_time(&input.delivery.message.headers, names::REPLAYED_AT) } else { None }
 }
 
-fn trace(message: &Message) -> TraceContext<'_> {
+pub(super) fn trace(message: &Message) -> TraceContext<'_> {
     let header = |name| message.headers.get(name).and_then(HeaderValue::as_text);
     TraceContext { traceparent: header("traceparent"), tracestate: header("tracestate") }
 }

@@ -34,12 +34,31 @@ pub enum LedgerEntry {
         /// The event's message id.
         id: String,
     },
+    /// Claims a notification that is about to be delivered, so that no other instance delivers it too. A claim of the same owner is
+    /// renewed. Answers `New`, [`Recorded::Held`], or `Duplicate` if it is recorded as sent.
+    ClaimNotification {
+        /// The event's message id.
+        id: String,
+        /// Who asks: one process.
+        owner: Arc<str>,
+        /// When it asks.
+        at: Timestamp,
+        /// Until when it is claimed, unless it is recorded or released before.
+        until: Timestamp,
+    },
+    /// Ends a claim of this owner without an effect. Answers `New`, or `Duplicate` if there is none.
+    ReleaseNotification {
+        /// The event's message id.
+        id: String,
+        /// Who has claimed it.
+        owner: Arc<str>,
+    },
     /// Looks up an analytics event and records nothing. Answers `Duplicate` if it is recorded, else `New`.
     LookUpAnalytics {
         /// The event's message id.
         id: String,
     },
-    /// Adds a sent notification. Answers `New` or `Duplicate`.
+    /// Adds a sent notification, and ends its claim. Answers `New` or `Duplicate`.
     Notification(Box<NewNotification>),
     /// Adds an analytics event, and its sale to the aggregates. If the order was cancelled, the sale is subtracted in the period
     /// of the cancellation. Answers `New` or `Duplicate`.
@@ -74,7 +93,10 @@ impl LedgerEntry {
         let more = match self {
             LedgerEntry::AcceptOrder(order) => order.bytes(),
             LedgerEntry::FinishOrder { id, .. } | LedgerEntry::FinishCancellation { id, .. } => id.as_str().len(),
-            LedgerEntry::LookUpNotification { id } | LedgerEntry::LookUpAnalytics { id } => id.len(),
+            LedgerEntry::LookUpNotification { id }
+            | LedgerEntry::ClaimNotification { id, .. }
+            | LedgerEntry::ReleaseNotification { id, .. }
+            | LedgerEntry::LookUpAnalytics { id } => id.len(),
             LedgerEntry::Notification(notification) => {
                 let NewNotification { id, order_id, channel, .. } = &**notification;
                 size_of::<NewNotification>() + id.len() + length(order_id.as_ref()) + channel.len()
@@ -102,6 +124,8 @@ impl LedgerEntry {
             LedgerEntry::DeadLetter(letter) => letter.at = now,
             LedgerEntry::AcceptOrder(_)
             | LedgerEntry::LookUpNotification { .. }
+            | LedgerEntry::ClaimNotification { .. }
+            | LedgerEntry::ReleaseNotification { .. }
             | LedgerEntry::LookUpAnalytics { .. }
             | LedgerEntry::Notification(_)
             | LedgerEntry::Analytics(_)
@@ -264,6 +288,8 @@ pub enum Recorded {
     Duplicate,
     /// The order was cancelled: it must not be processed.
     Cancelled,
+    /// Another instance has claimed the notification.
+    Held,
     /// An order with this id but other content (a line, a charge, the currency or the customer) is recorded.
     Conflict,
 }

@@ -15,6 +15,8 @@ use super::entry::{
 };
 use super::error::{LedgerError, OpenError};
 use super::figures::{Figures, OrderFigures};
+use super::memory_claims::MemoryClaims;
+use super::memory_counted::{Counted, CountedAs};
 use super::memory_runs::MemoryRuns;
 use super::report::{Report, ReportError, ReportQuery, Window};
 use super::retention::Pruned;
@@ -23,7 +25,7 @@ use super::step_runs::{ClaimAnswer, RunClaim, RunKey, RunOrder, RunRecord, RunRe
 use super::totals::Totals;
 use super::trace::Trace;
 use super::traits::{LedgerMaintenance, LedgerReader, LedgerWriter};
-use crate::domain::{Amounts, Currency, OrderId, Sale};
+use crate::domain::{Amounts, OrderId, Sale};
 
 /// Most rows that one call of [`LedgerMaintenance::prune`] removes from each table.
 const PRUNE_ROWS: usize = 256;
@@ -50,6 +52,7 @@ struct Tables {
     /// Never pruned.
     counted: Vec<Counted>,
     runs: MemoryRuns,
+    claims: MemoryClaims,
 }
 
 #[derive(Debug)]
@@ -104,24 +107,6 @@ struct StoredEvent {
     at: Timestamp,
 }
 
-/// One contribution to reports.
-#[derive(Debug)]
-struct Counted {
-    at: Timestamp,
-    currency: Currency,
-    what: CountedAs,
-    figures: OrderFigures,
-}
-
-#[derive(Debug, Clone)]
-enum CountedAs {
-    Accepted { priority: bool },
-    Processed { priority: bool },
-    Cancelled { priority: bool },
-    Prevented { priority: bool },
-    Sold { product: String },
-}
-
 impl MemoryLedger {
     /// Begins an outage: entries wait until it ends.
     pub(crate) fn begin_outage(&self, cause: OutageCause) {
@@ -136,9 +121,7 @@ impl MemoryLedger {
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().expect("no test panics while it holds the lock")
     }
-}
 
-impl MemoryLedger {
     /// Writes at once, so that entries are recorded in the order of the calls; during an outage once it ends.
     fn write<T: Send + 'static>(
         &self,
@@ -248,6 +231,10 @@ impl Tables {
         CancelAnswer::Cancelled(Box::new(CancelledOrder { order, at, was_announced, has_run: run.is_some() }))
     }
 
+    fn is_sent(&self, id: &str) -> bool {
+        self.events.contains_key(&(id.to_owned(), EventKind::Notification))
+    }
+
     fn record(&mut self, entry: LedgerEntry) -> Result<Recorded, LedgerError> {
         Ok(match entry {
             LedgerEntry::AcceptOrder(order) => {
@@ -263,11 +250,20 @@ impl Tables {
                 let unfinished = cancellation.filter(|cancellation| cancellation.finished_at.is_none());
                 new_unless(unfinished.map(|cancellation| cancellation.finished_at = Some(at)).is_none())
             }
-            LedgerEntry::LookUpNotification { id } => {
-                new_unless(self.events.contains_key(&(id, EventKind::Notification)))
-            }
+            LedgerEntry::LookUpNotification { id } => new_unless(self.is_sent(&id)),
             LedgerEntry::LookUpAnalytics { id } => new_unless(self.events.contains_key(&(id, EventKind::Analytics))),
-            LedgerEntry::Notification(new) => self.add_event(new.id, EventKind::Notification, new.channel, new.at),
+            LedgerEntry::ClaimNotification { id, owner, at, until } => {
+                if self.is_sent(&id) {
+                    Recorded::Duplicate
+                } else {
+                    self.claims.claim(id, owner, at, until)
+                }
+            }
+            LedgerEntry::ReleaseNotification { id, owner } => new_unless(!self.claims.release(&id, &owner)),
+            LedgerEntry::Notification(new) => {
+                self.claims.end(&new.id);
+                self.add_event(new.id, EventKind::Notification, new.channel, new.at)
+            }
             LedgerEntry::Analytics(new) => {
                 let NewAnalytics { id, order_id, name, sale, at } = *new;
                 let recorded = self.add_event(id, EventKind::Analytics, name, at);

@@ -27,6 +27,10 @@ mod location;
 #[cfg(test)]
 pub(crate) mod memory;
 #[cfg(test)]
+mod memory_claims;
+#[cfg(test)]
+mod memory_counted;
+#[cfg(test)]
 mod memory_runs;
 pub mod report;
 mod retention;

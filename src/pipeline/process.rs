@@ -170,7 +170,12 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: &Pr
             }
             // An order that was cancelled while its events were published is recorded as both.
             Ok(
-                Recorded::New | Recorded::Unfinished | Recorded::Duplicate | Recorded::Cancelled | Recorded::Conflict,
+                Recorded::New
+                | Recorded::Unfinished
+                | Recorded::Duplicate
+                | Recorded::Cancelled
+                | Recorded::Conflict
+                | Recorded::Held,
             ) => {}
             Err(error) => return HandlerError::from(error).into(),
         }

@@ -42,18 +42,25 @@ pub struct BreakerSettings {
 
 impl BreakerSettings {
     /// Reads the section.
-    pub(super) fn read(mut section: Section<'_>) -> Self {
+    pub fn read(mut section: Section<'_>) -> Self {
+        let default = BreakerSettings::default();
         let settings = BreakerSettings {
-            failures: section.optional_or("failures", 0.5, &value_parser::fraction),
-            window: section.optional_or("window", 30 * SECOND, &value_parser::duration(SECOND..=3600 * SECOND)),
+            failures: section.optional_or("failures", default.failures, &value_parser::fraction),
+            window: section.optional_or("window", default.window, &value_parser::duration(SECOND..=3600 * SECOND)),
             // Well below the time for which the broker waits for an ack: a delivery may wait for the next trial.
-            open: section.optional_or("open", 10 * SECOND, &value_parser::duration(SECOND / 10..=120 * SECOND)),
+            open: section.optional_or("open", default.open, &value_parser::duration(SECOND / 10..=120 * SECOND)),
         };
         if settings.failures == 0.0 {
             section.problem("failures", "must be above 0: without any failure the service works");
         }
         section.finish();
         settings
+    }
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        BreakerSettings { failures: 0.5, window: 30 * SECOND, open: 10 * SECOND }
     }
 }
 

@@ -131,8 +131,15 @@ impl CircuitBreaker {
         begun.map(|ticket| BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned })
     }
 
+    /// A call that may be made now, a trial included, and must be made at once: all other deliveries wait for the end of a trial. `None`
+    /// if none may be made.
+    pub fn try_begin_now(self: &Arc<Self>) -> Option<BreakerPermit> {
+        let begun = self.change(|state, now| state.breaker.begin(now));
+        begun.ok().map(|ticket| BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned })
+    }
+
     /// Waits until a call may be made. Cancel-safe.
-    pub(super) async fn begin(self: &Arc<Self>) -> BreakerPermit {
+    pub async fn begin(self: &Arc<Self>) -> BreakerPermit {
         let mut waiting = None;
         loop {
             // Before the state is read, so that no change is missed.
@@ -219,7 +226,7 @@ impl CircuitBreaker {
 
 /// A call that may be made. Dropping it without an end abandons the call.
 #[derive(Debug)]
-pub(super) struct BreakerPermit {
+pub struct BreakerPermit {
     breaker: Arc<CircuitBreaker>,
     ticket: Ticket,
     result: CallResult,
@@ -227,7 +234,7 @@ pub(super) struct BreakerPermit {
 
 impl BreakerPermit {
     /// The call has ended: with this failure, or without one.
-    pub(super) fn ended(mut self, failure: Option<&StepFailure>) {
+    pub fn ended(mut self, failure: Option<&StepFailure>) {
         let unavailable = failure.filter(|failure| failure.is_unavailable());
         if let Some(failure) = unavailable {
             self.breaker.change(|state, _| state.last_failure = Some(failure.to_string()));

@@ -29,11 +29,12 @@ mod tests;
 mod when;
 
 pub use breaker::{BreakerSettings, BreakerState, MIN_CALLS};
-pub use circuit_breaker::{BreakerReading, CircuitBreaker, CircuitBreakers};
+pub use circuit_breaker::{BreakerPermit, BreakerReading, CircuitBreaker, CircuitBreakers};
 pub use claim::{Claimed, claim};
 pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings, guard_commands};
 pub use engine::{Engine, EventPublisher, RunAccess, RunOutcome};
 pub use engine_step::StepResources;
+pub use http::{HttpService, HttpSettings};
 pub use plan::left_to_undo;
 pub use request::{OrderInput, RunInput};
 pub use run_error::RunError;

@@ -76,7 +76,7 @@ fn default_keys() -> BTreeMap<String, Vec<String>> {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             let item = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
             let mut parts: Vec<_> = item.unwrap_or(name).split('.').collect();
-            if let [first @ ("queues" | "consumers" | "formats"), _, rest @ ..] = parts.as_slice() {
+            if let [first @ ("queues" | "consumers" | "formats" | "notify"), _, rest @ ..] = parts.as_slice() {
                 parts = [&[*first, "<name>"], rest].concat();
             }
             let path = parts.join(".");

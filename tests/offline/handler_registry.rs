@@ -10,7 +10,8 @@ use futures_util::future::BoxFuture;
 use orderd::cli::check::{self, CheckArgs, CheckFormat};
 use orderd::cli::{Exit, Format};
 use orderd::config::{
-    self, Config, DEFAULT_FILE, HandlerRegistry, LoadError, MessageKind, Section, Sources, value_parser,
+    self, Config, DEFAULT_FILE, HandlerRegistry, HandlerSettings, LoadError, MessageKind, Section, Sources,
+    value_parser,
 };
 use orderd::config_watcher;
 use orderd::control::Effect;
@@ -117,7 +118,9 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         max_body: 1 << 20,
         format: orderd::formats::Format::Own,
         event_log: log.clone(),
-        channel: Arc::new(LogChannel { log }),
+        notification_log: Arc::new(LogChannel { log }),
+        notify: HandlerSettings::none(),
+        default_channel: "email".into(),
         claims: Arc::default(),
         steps: StepResources::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,

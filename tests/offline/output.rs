@@ -36,6 +36,7 @@ fn commands(ledger: &TempDir) -> Vec<(Vec<String>, i32)> {
         (with_config(&["check", "--format", "json", "--set", "log.level=nonsense"]), 78),
         (with_config(&["check", "--order", ORDER, "--format", "shopify"]), 0),
         (with_config(&["check", "--order", ORDER, "--format", "shopify", "--format", "json"]), 0),
+        (with_config(&["notify", "--preview", "processed", "--order", ORDER, "--format", "shopify"]), 0),
         (with_config(&["report"]), 0),
         (with_config(&["report", "--format", "csv"]), 0),
         (with_config(&["report", "--format", "json"]), 0),

@@ -195,7 +195,7 @@ fn the_schema_of_the_configuration_has_the_keys_of_the_default_file() {
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             let parts: Vec<_> = name.trim_matches(['[', ']']).split('.').enumerate().collect();
-            let is_named = matches!(parts[0].1, "queues" | "consumers" | "formats");
+            let is_named = matches!(parts[0].1, "queues" | "consumers" | "formats" | "notify");
             let parts: Vec<_> =
                 parts.iter().map(|(n, part)| if *n == 1 && is_named { "<name>" } else { part }).collect();
             section = parts.join(".");
@@ -213,6 +213,8 @@ fn the_schema_of_the_configuration_has_the_keys_of_the_default_file() {
             || key.starts_with("formats.")
                 && [".unit", ".id.prefix", ".event.cancelled"].iter().any(|end| key.ends_with(end))
             || key.starts_with("consumers.<name>.steps.")
+            || key.starts_with("notify.<name>.http.")
+            || key.starts_with("notify.<name>.circuit_breaker.")
     };
     let unknown: Vec<_> = found.difference(&documented).filter(|key| !is_section(key) && !further(key)).collect();
     assert!(unknown.is_empty(), "not in the default file: {unknown:?}");

@@ -8,6 +8,7 @@
 pub mod certificates;
 pub mod http;
 pub mod raw_client;
+pub mod smtp_server;
 pub mod step_server;
 pub mod test_env;
 

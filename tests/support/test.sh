@@ -42,6 +42,8 @@ step "find or install RabbitMQ, start a private node" "$node" start shared
 
 step "install what the examples in Python, Node.js and shell need" tests/support/examples.sh
 
+step "install the SMTP server of the tests" tests/support/smtp.sh
+
 if cargo nextest --version >/dev/null 2>&1; then
     step "build tests" cargo nextest run --locked --no-run
     step "unit, offline and broker tests" cargo nextest run --locked --no-fail-fast

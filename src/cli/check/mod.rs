@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 pub use broker::{AddressReport, BrokerReport};
+pub use order::read_order;
 pub use permissions::PermissionsReport;
 pub use report::{CheckReport, ConsumerReport, TopologyReport};
 pub use schedule::{DelayedRetry, RetrySchedule};

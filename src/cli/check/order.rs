@@ -11,7 +11,7 @@ use crate::cli::output::write_json;
 use crate::cli::text::shortened;
 use crate::cli::{Exit, Format, table};
 use crate::config::Config;
-use crate::domain::Amounts;
+use crate::domain::{Amounts, Order};
 use crate::escape::escaped;
 use crate::files::read_limited;
 use crate::formats::{self, BUILT_IN, Explained, Explanation, Fault, OrderFaults};
@@ -106,6 +106,20 @@ pub(super) fn run(
         Format::Text => write_text(&report, out, err)?,
     }
     Ok(if report.ok { Exit::Done } else { Exit::Refused })
+}
+
+/// Reads and checks an order of a file, for another command.
+///
+/// # Errors
+/// Why there is none, for people.
+pub fn read_order(file: &Path, format: &str, config: &Config) -> Result<(Order, Amounts), String> {
+    let format = find(Some(format), config).map_err(|error| error.to_string())?;
+    let document = read(file, config).map_err(|error| error.to_string())?;
+    let message = Message { body: document.into(), ..Message::default() };
+    let text = message.document(config.broker.max_body).map_err(|error| error.to_string())?;
+    let order = format.decode(&text).map_err(|faults| faults.to_string())?;
+    let amounts = format.check(&order).map_err(|faults| faults.to_string())?;
+    Ok((order, amounts))
 }
 
 fn find(name: Option<&str>, config: &Config) -> Result<formats::Format, OrderError> {

@@ -258,6 +258,7 @@ impl ConsumerReport {
             handler_lines: format_line(name, consumer)
                 .into_iter()
                 .chain(consumer.handler_settings.check_lines().to_vec())
+                .chain(consumer.notify.check_lines().to_vec())
                 .collect(),
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::places::{EventPlace, IdPlace, Place, Places};
+use super::formats::Format;
 
 /// orderd's configuration file. Every key is optional; `orderd check` prints all problems of a file.
 #[derive(JsonSchema)]
@@ -23,6 +23,8 @@ pub(super) struct ConfigDocument {
     consumers: Option<BTreeMap<String, Consumer>>,
     /// Formats of orders by name.
     formats: Option<BTreeMap<String, Format>>,
+    /// Notification channels by name.
+    notify: Option<BTreeMap<String, NotifyChannel>>,
     ledger: Option<Ledger>,
     log: Option<Log>,
     admin: Option<Admin>,
@@ -135,6 +137,8 @@ struct Consumer {
     /// The format of orders: "orderd", "shopify", "woocommerce" or one of the formats.
     format: Option<String>,
     on_conflict: Option<OnConflict>,
+    /// The notification channel of orders that ask for none.
+    default_channel: Option<String>,
     #[schemars(range(min = 1, max = 1024))]
     workers: Option<u64>,
     #[schemars(range(min = 1, max = 65_535))]
@@ -295,65 +299,43 @@ struct Faults {
     block: Option<Fraction>,
 }
 
-/// Where each value of an order is in a producer's document.
+/// Where notifications of one channel go.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
-struct Format {
-    base: Option<BaseFormat>,
-    id: Option<IdPlace>,
-    event: Option<EventPlace>,
-    customer_id: Option<Place>,
-    email: Option<Place>,
-    phone: Option<Place>,
-    locale: Option<Place>,
-    currency: Option<Place>,
-    placed_at: Option<Place>,
-    notify: Option<Place>,
-    priority: Option<Place>,
-    unit: Option<Unit>,
-    total: Option<Place>,
-    shipping: Option<Places>,
-    fees: Option<Places>,
-    tax: Option<Places>,
-    tax_included: Option<Place>,
-    discount: Option<Places>,
-    /// A decimal in quotes.
-    rounding: Option<String>,
-    product: Option<Place>,
-    quantity: Option<Place>,
-    price: Option<Place>,
-    items: Option<Items>,
-}
-
-/// Where each value of an item is.
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[expect(dead_code, reason = "only its schema is used")]
-struct Items {
-    /// A JSON pointer.
-    list: String,
-    product: Place,
-    quantity: Place,
-    price: Option<Place>,
-    total: Option<Place>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase")]
-#[expect(dead_code, reason = "only its schema is used")]
-enum BaseFormat {
-    Orderd,
-    Shopify,
-    Woocommerce,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase")]
-#[expect(dead_code, reason = "only its schema is used")]
-enum Unit {
-    Major,
-    Minor,
+struct NotifyChannel {
+    /// "smtp", "webhook" or "log".
+    r#type: String,
+    /// host or host:port.
+    address: Option<String>,
+    /// "starttls", "tls" or "none".
+    tls: Option<String>,
+    ca_file: Option<String>,
+    certificate_file: Option<String>,
+    key_file: Option<String>,
+    username: Option<String>,
+    /// A file with the password.
+    password_file: Option<String>,
+    from: Option<String>,
+    reply_to: Option<String>,
+    /// A URL.
+    list_unsubscribe: Option<String>,
+    http: Option<HttpService>,
+    /// "event", "sms" or "slack".
+    preset: Option<String>,
+    /// A template.
+    body: Option<String>,
+    timeout: Option<Duration>,
+    #[schemars(range(min = 1, max = 256))]
+    max_connections: Option<u64>,
+    /// Another channel.
+    fallback: Option<String>,
+    circuit_breaker: Option<CircuitBreaker>,
+    /// A directory.
+    templates: Option<String>,
+    language: Option<String>,
+    time_zone: Option<String>,
+    shop: Option<String>,
 }
 
 /// The record of effects.

@@ -4,6 +4,7 @@
 //! such as the sum of an order, are orderd's own.
 
 mod config;
+mod formats;
 mod order;
 mod places;
 

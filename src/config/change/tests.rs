@@ -47,10 +47,6 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
         ("consumers.order.retry.max_age=7d", "consumers.order.retry.max_age: \"1d\" → \"7d\", Live"),
         ("consumers.order.faults.hang=0.25", "consumers.order.faults.hang: 0.0 → 0.25, Live"),
         (
-            "consumers.analytics.handler=notification",
-            "consumers.analytics.handler: \"analytics\" → \"notification\", Live",
-        ),
-        (
             "queues.order_queue.bindings=order.normal.*,order.plain",
             r#"queues.order_queue.bindings: ["order.normal.*"] → ["order.normal.*", "order.plain"], Live"#,
         ),
@@ -64,6 +60,10 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
         ("management.poll_every=off", "management.poll_every: \"5s\" → \"off\", Live"),
         ("topology.declare=false", "topology.declare: true → false, Live"),
         ("topology.exchange=o", "topology.exchange: \"orders\" → \"o\", Restart"),
+        (
+            "consumers.notification.default_channel=sms",
+            "consumers.notification.default_channel: \"email\" → \"sms\", Live",
+        ),
         ("ledger.retention=90d", "ledger.retention: \"forever\" → \"90d\", Live"),
         ("ledger.directory=/d", "ledger.directory: \"/var/lib/orderd\" → \"/d\", Restart"),
         ("log.level=debug", "log.level: \"info\" → \"debug\", Live"),
@@ -186,8 +186,10 @@ fn every_key_of_the_default_file_is_compared() {
             documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
         }
     }
-    // The format is an example. The list of a consumer's steps is compared as a whole, and is empty by default.
-    let is_example = |key: &String| key.starts_with("formats.webshop.") || key.starts_with("consumers.order.steps.");
+    // The format and the notification channel are examples. The list of a consumer's steps is compared as a whole, and is empty by default.
+    let is_example = |key: &String| {
+        ["formats.webshop.", "consumers.order.steps.", "notify.email."].iter().any(|example| key.starts_with(example))
+    };
     let not_compared: Vec<_> = documented.difference(&compared).filter(|key| !is_example(key)).collect();
     assert!(not_compared.is_empty(), "{not_compared:?}");
     // Faults are documented for one consumer only, and `[broker.tls]` is a section, not a key.

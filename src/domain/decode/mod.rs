@@ -54,7 +54,7 @@ impl Order {
         }
     }
 
-    fn from_fields(fields: ObjectFields<'_, 13>) -> Result<Self, DecodeError> {
+    fn from_fields(fields: ObjectFields<'_, 15>) -> Result<Self, DecodeError> {
         let field = |index: usize| Field { name: FIELDS[index], raw: fields.named[index] };
         let [id, product, quantity, price, priority] = [0, 1, 2, 3, 4].map(field);
         let [customer_id, email, currency, placed_at, notify, items, total] = [5, 6, 7, 8, 9, 10, 11].map(field);

@@ -71,7 +71,8 @@ impl OrderHandler {
     fn revocation(&self, cancelled: &CancelledOrder, order: &Order) -> Arc<[Publication]> {
         let CancelledOrder { order: NewOrder { amounts, .. }, at, .. } = cancelled;
         let (id, at) = (order.id.as_str(), *at);
-        let notification = Notification::cancelled(order, amounts);
+        let channel = order.wanted_channel().unwrap_or(&self.default_channel);
+        let notification = Notification { channel, ..Notification::cancelled(order, amounts) };
         let key = ["order.notification.", notification.channel].concat();
         let analytics = CancelledEvent::new(order, amounts, at);
         let analytics_key = "order.analytics.cancelled".to_owned();

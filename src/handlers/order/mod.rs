@@ -91,11 +91,22 @@ impl HandlerFactory for OrderFactory {
             are_configured: !settings.steps.is_empty(),
         };
         let (names, max_body, format) = (Arc::clone(&deps.names), deps.max_body, deps.format.clone());
-        Arc::new(OrderHandler { names, steps, on_conflict: settings.on_conflict, faults, max_body, format })
+        let default_channel = Arc::clone(&deps.default_channel);
+        Arc::new(OrderHandler {
+            default_channel,
+            names,
+            steps,
+            on_conflict: settings.on_conflict,
+            faults,
+            max_body,
+            format,
+        })
     }
 }
 
 struct OrderHandler {
+    /// The notification channel of an order that asks for none.
+    default_channel: Arc<str>,
     names: Arc<ExchangeNames>,
     steps: OrderSteps,
     on_conflict: OnConflict,
@@ -159,7 +170,7 @@ impl OrderHandler {
         match accepted {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Cancelled => return Ok(HandlerOutput::finished(HandlerOutcome::Prevented)),
-            Recorded::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
+            Recorded::Duplicate | Recorded::Held => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             Recorded::Conflict if self.on_conflict == OnConflict::Ignore => {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
             }
@@ -181,7 +192,8 @@ impl OrderHandler {
     }
 
     fn events(&self, order: &Order, amounts: &Amounts, now: Timestamp) -> Arc<[Publication]> {
-        let notification = Notification::processed(order, amounts);
+        let channel = order.wanted_channel().unwrap_or(&self.default_channel);
+        let notification = Notification { channel, ..Notification::processed(order, amounts) };
         let analytics = AnalyticsEvent::processed(order, amounts, now);
         let key = ["order.notification.", notification.channel].concat();
         Arc::new([

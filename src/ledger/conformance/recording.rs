@@ -19,6 +19,7 @@ rules! {
     prices_are_compared_as_numbers,
     an_order_that_was_never_accepted_cannot_be_finished,
     looking_up_a_notification_records_nothing,
+    a_claimed_notification_is_held_until_it_is_recorded_released_or_its_lease_ends,
     an_event_is_identified_by_its_id_and_kind,
     an_attempt_is_identified_by_message_consumer_and_retry_count,
     a_dead_letter_is_identified_by_message_and_consumer_and_records_its_attempt,
@@ -128,6 +129,27 @@ async fn looking_up_a_notification_records_nothing(ledger: &dyn Ledger) {
     assert_eq!(answer(ledger, look_up("looked-up")).await, New);
     assert_eq!(answer(ledger, notification("looked-up")).await, New);
     assert_eq!(answer(ledger, look_up("looked-up")).await, Duplicate);
+}
+
+async fn a_claimed_notification_is_held_until_it_is_recorded_released_or_its_lease_ends(ledger: &dyn Ledger) {
+    let claim = |owner: &str, second: i64| LedgerEntry::ClaimNotification {
+        id: "claimed".to_owned(),
+        owner: owner.into(),
+        at: at(second),
+        until: at(second + 10),
+    };
+    let release = |owner: &str| LedgerEntry::ReleaseNotification { id: "claimed".to_owned(), owner: owner.into() };
+    assert_eq!(answer(ledger, claim("a", 0)).await, New);
+    assert_eq!(answer(ledger, claim("b", 9)).await, Recorded::Held);
+    assert_eq!(answer(ledger, claim("a", 9)).await, New, "it is renewed");
+    assert_eq!(answer(ledger, claim("b", 18)).await, Recorded::Held);
+    assert_eq!(answer(ledger, release("b")).await, Duplicate);
+    assert_eq!(answer(ledger, release("a")).await, New);
+    assert_eq!(answer(ledger, claim("b", 18)).await, New);
+    assert_eq!(answer(ledger, claim("a", 28)).await, New, "the lease has ended");
+    assert_eq!(answer(ledger, notification("claimed")).await, New);
+    assert_eq!(answer(ledger, release("a")).await, Duplicate);
+    assert_eq!(answer(ledger, claim("b", 28)).await, Duplicate);
 }
 
 async fn an_event_is_identified_by_its_id_and_kind(ledger: &dyn Ledger) {

@@ -106,6 +106,8 @@ impl Pruner {
         // After the orders: with its row, an order keeps its run.
         let PrunedRuns { removed: step_runs, erased: erased_runs, more: more_runs } =
             self.step_runs.prune(connection, before)?;
+        // Those of instances that were killed; few, so no index is needed.
+        connection.execute("DELETE FROM notification_claims WHERE claimed_until < ?1", [before])?;
         let mut minutes = 0;
         for (table, key) in [("sales", "currency, product"), ("order_sums", "currency, priority")] {
             let remove = format!(

@@ -245,6 +245,13 @@ const VERSION_4: &str = "
         finished_at    INTEGER,           -- the end of the last attempt
         PRIMARY KEY (scope, identity, step, action, round)
     ) STRICT;
+
+    -- Notifications that an instance is delivering.
+    CREATE TABLE notification_claims (
+        id            TEXT NOT NULL PRIMARY KEY,  -- the message id
+        owner         TEXT NOT NULL,              -- a process
+        claimed_until INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ";
 
 /// Why a file cannot be migrated.

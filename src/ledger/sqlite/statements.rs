@@ -62,6 +62,9 @@ pub(super) struct Statements<'c> {
     finish_order_at_row: Statement<'c>,
     select_event: Statement<'c>,
     insert_notification: Statement<'c>,
+    claim_notification: Statement<'c>,
+    release_notification: Statement<'c>,
+    end_claim: Statement<'c>,
     insert_analytics: Statement<'c>,
     insert_attempt: Statement<'c>,
     delete_retried: Statement<'c>,
@@ -112,6 +115,13 @@ impl<'c> Statements<'c> {
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, 'notification', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
             )?,
+            claim_notification: connection.prepare(
+                "INSERT INTO notification_claims (id, owner, claimed_until) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, claimed_until = excluded.claimed_until
+                 WHERE owner = excluded.owner OR claimed_until <= ?4",
+            )?,
+            release_notification: connection.prepare("DELETE FROM notification_claims WHERE id = ?1 AND owner = ?2")?,
+            end_claim: connection.prepare("DELETE FROM notification_claims WHERE id = ?1")?,
             insert_analytics: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, 'analytics', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
@@ -228,8 +238,11 @@ impl<'c> Statements<'c> {
                 if let Some(order) = &claim.order {
                     match self.accept_order(order)? {
                         Recorded::New | Recorded::Unfinished => {}
-                        answer
-                        @ (Recorded::Duplicate | Recorded::Conflict | Recorded::Undone | Recorded::Cancelled) => {
+                        answer @ (Recorded::Duplicate
+                        | Recorded::Conflict
+                        | Recorded::Undone
+                        | Recorded::Cancelled
+                        | Recorded::Held) => {
                             return Ok(WriterAnswer::Claim(ClaimAnswer::NotAccepted(answer)));
                         }
                     }
@@ -261,9 +274,23 @@ impl<'c> Statements<'c> {
             }
             LedgerEntry::FinishCancellation { id, at } => Ok(cancellation::finish(self.connection, id, *at)?),
             LedgerEntry::LookUpNotification { id } => Ok(known(self.select_event.exists((id, "notification"))?)),
+            LedgerEntry::ClaimNotification { id, owner, at, until } => {
+                if self.select_event.exists((id, "notification"))? {
+                    return Ok(Recorded::Duplicate);
+                }
+                let (at, until) = (at.as_millisecond(), until.as_millisecond());
+                match self.claim_notification.execute((id, &**owner, until, at))? {
+                    0 => Ok(Recorded::Held),
+                    _ => Ok(Recorded::New),
+                }
+            }
+            LedgerEntry::ReleaseNotification { id, owner } => {
+                Ok(recorded(self.release_notification.execute((id, &**owner))?))
+            }
             LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
             LedgerEntry::Notification(notification) => {
                 let at = notification.at.as_millisecond();
+                self.end_claim.execute([&notification.id])?;
                 let rows = self.insert_notification.execute((
                     &notification.id,
                     &notification.channel,

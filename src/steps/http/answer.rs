@@ -41,6 +41,14 @@ pub(super) async fn read(response: Response, url: &str) -> Result<StepAnswer, St
     }
 }
 
+/// Reads no more of an answer than its status, unless it is a failure.
+///
+/// # Errors
+/// See the table in the parent module.
+pub(super) async fn check_status(response: Response, url: &str) -> Result<(), StepFailure> {
+    if response.status().is_success() { Ok(()) } else { Err(failure(response, url).await) }
+}
+
 async fn failure(response: Response, url: &str) -> StepFailure {
     let status = response.status();
     let (kind, cause) = meaning(status);

@@ -26,7 +26,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
-use reqwest::{Client, RequestBuilder};
+use reqwest::{Client, RequestBuilder, Response};
 use tracing::error;
 use url::Url;
 
@@ -55,7 +55,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 static SETUP: RepeatedLog = RepeatedLog::new();
 
 /// A step's HTTP server.
-pub(super) struct HttpService {
+pub struct HttpService {
     settings: HttpSettings,
     /// With its query, which must not be shown.
     called_url: Url,
@@ -105,7 +105,7 @@ impl Setup {
 impl HttpService {
     /// `timeout` is that of the step, and `max_concurrent` how many connections may be needed at the same time. Reads the files
     /// for TLS, and connects with the first call.
-    pub(super) fn new(settings: HttpSettings, timeout: Duration, max_concurrent: usize) -> Self {
+    pub fn new(settings: HttpSettings, timeout: Duration, max_concurrent: usize) -> Self {
         let mut headers = HeaderMap::new();
         for (name, value) in &settings.headers {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("checked when it was read");
@@ -165,12 +165,24 @@ impl HttpService {
         }
     }
 
+    /// Makes a call whose answer is of no interest: any 2xx will do.
+    ///
+    /// # Errors
+    /// As for a step's call.
+    pub async fn notify(&self, call: StepCall<'_>) -> Result<(), StepFailure> {
+        answer::check_status(self.send(call).await?, self.shown_url()).await
+    }
+
     async fn post(&self, call: StepCall<'_>) -> Result<StepAnswer, StepFailure> {
+        answer::read(self.send(call).await?, self.shown_url()).await
+    }
+
+    async fn send(&self, call: StepCall<'_>) -> Result<Response, StepFailure> {
         let http = self.http().await?;
         // The runtime notices meanwhile which connections the server has closed.
         tokio::task::yield_now().await;
         match self.request(&http.client, call).send().await {
-            Ok(response) => answer::read(response, self.shown_url()).await,
+            Ok(response) => Ok(response),
             Err(error) => {
                 let failure = self.no_answer(&error.without_url(), http.has_client_certificate);
                 if failure.failure.code == "tls_failed" {

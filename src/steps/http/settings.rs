@@ -48,7 +48,8 @@ pub struct HttpSettings {
 }
 
 impl HttpSettings {
-    pub(in crate::steps) fn read(mut section: Section<'_>) -> Option<Self> {
+    /// Reads the section. `None` if something is wrong, which is reported.
+    pub fn read(mut section: Section<'_>) -> Option<Self> {
         let mut url = section.required("url", ": say what to call", &url);
         let headers = section.named_values("headers", MAX_HEADERS, &header);
         let bearer = token_in_file(&mut section, "bearer_file");

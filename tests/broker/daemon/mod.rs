@@ -20,6 +20,7 @@ mod ledger_outages;
 mod lost_topology;
 mod memory;
 mod multiple_instances;
+mod notifications;
 mod odd_headers;
 mod orders;
 mod own_node;

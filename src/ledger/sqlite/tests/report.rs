@@ -32,7 +32,7 @@ proptest! {
             ledger.close().await;
             if migrated {
                 let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
-                let drop = ["order_sums", "order_items", "step_runs", "steps"].map(|table| format!("DROP TABLE {table};"));
+                let drop = ["order_sums", "order_items", "step_runs", "steps", "notification_claims"].map(|table| format!("DROP TABLE {table};"));
                 file.execute_batch(&(drop.concat() + "PRAGMA user_version = 1")).unwrap();
             }
             let ledger = SqliteLedger::open(directory.path()).unwrap();

@@ -1,0 +1,100 @@
+//! `orderd notify`: shows the notification that an event about an order would cause, and sends it to an address for a trial.
+//!
+//! It records nothing, and never uses the address in the order.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{Exit, check};
+use crate::config::Config;
+use crate::domain::{DEFAULT_NOTIFY, Notification, is_locale};
+use crate::escape::escaped;
+use crate::formats;
+use crate::notify::{self, NotifySettings};
+
+/// Arguments of `orderd notify`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NotifyArgs {
+    /// The event to show: processed, failed, cancelled, operator, or one with a template of your own
+    #[arg(long, value_name = "EVENT")]
+    pub preview: String,
+    /// A file with the order; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub order: PathBuf,
+    /// The name of the order's format
+    #[arg(long, value_name = "FORMAT", default_value = formats::OWN)]
+    pub format: String,
+    /// The language, instead of the order's
+    #[arg(long, value_name = "LANGUAGE", value_parser = locale)]
+    pub language: Option<String>,
+    /// The channel [default: the order's, else email]
+    #[arg(long, value_name = "CHANNEL")]
+    pub channel: Option<String>,
+    /// Also send it to this address, or number, instead of the order's
+    #[arg(long, value_name = "ADDRESS")]
+    pub send_to: Option<String>,
+}
+
+fn locale(text: &str) -> Result<String, String> {
+    is_locale(text).then(|| text.to_owned()).ok_or_else(|| "must be a language such as de or de-AT".to_owned())
+}
+
+/// Prints what would be sent, and sends it if that is asked for. The exit code is 0, 1 if it cannot be made of this order, or 69 if it
+/// was not sent.
+///
+/// # Errors
+/// When `out` or `err` cannot be written.
+pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    let (channel, body) = match event(args, config) {
+        Ok(event) => event,
+        Err(problem) => {
+            writeln!(err, "error: {}", escaped(&problem))?;
+            return Ok(Exit::Refused);
+        }
+    };
+    let none = NotifySettings::default();
+    let settings = config.notify.constructor::<NotifySettings>().unwrap_or(&none);
+    match notify::preview(settings, &channel, &body) {
+        Ok(text) => out.write_all(text.as_bytes())?,
+        Err(problem) => {
+            writeln!(err, "error: {}", escaped(&problem))?;
+            return Ok(Exit::Refused);
+        }
+    }
+    let Some(address) = &args.send_to else { return Ok(Exit::Done) };
+    match notify::send(settings, &channel, &body).await {
+        Ok(()) => {
+            writeln!(err, "sent to {}", escaped(address))?;
+            Ok(Exit::Done)
+        }
+        Err(problem) => {
+            writeln!(err, "error: not sent: {}", escaped(&problem))?;
+            Ok(Exit::Unavailable)
+        }
+    }
+}
+
+/// The channel, and the body of the event about the order.
+fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String> {
+    let (order, amounts) = check::read_order(&args.order, &args.format, config)?;
+    let channel = args.channel.as_deref().or(order.wanted_channel()).unwrap_or(DEFAULT_NOTIFY).to_owned();
+    let notification = Notification { channel: &channel, ..Notification::processed(&order, &amounts) };
+    let mut body = serde_json::to_value(notification).expect("an event consists of text and numbers");
+    body["event"] = Value::from(args.preview.as_str());
+    if let Some(language) = &args.language {
+        body["locale"] = Value::from(language.as_str());
+    }
+    if let Some(address) = &args.send_to {
+        body["email"] = Value::from(address.as_str());
+        body["phone"] = Value::from(address.as_str());
+    }
+    if args.preview == "operator" {
+        for (key, text) in [("title", "A finding"), ("text", "What was found, and what to do.")] {
+            body[key] = Value::from(text);
+        }
+        body["resolved"] = Value::from(false);
+    }
+    Ok((channel, body.to_string()))
+}

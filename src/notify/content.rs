@@ -1,0 +1,147 @@
+//! What a notification is about, as templates see it: the fields of an event's body under fixed names. Pure.
+//!
+//! Every name is defined for every event, null if the event has no such field, so that a template that misspells one fails when
+//! it is checked.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::domain::{Currency, is_locale};
+
+/// The fields of a body that templates use.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Content {
+    /// What happened: `processed`, `failed`, `cancelled`, or another event of the shop.
+    pub event: String,
+    pub order_id: Option<String>,
+    pub customer_id: Option<String>,
+    /// The lines; one for an order with a single product.
+    pub items: Vec<Line>,
+    pub quantity: Option<i64>,
+    pub goods_total: Option<Decimal>,
+    pub shipping: Option<Decimal>,
+    pub fees: Option<Decimal>,
+    pub tax: Option<Decimal>,
+    pub tax_included: Option<bool>,
+    pub discount: Option<Decimal>,
+    pub total: Option<Decimal>,
+    pub currency: Option<Currency>,
+    pub placed_at: Option<Timestamp>,
+    /// Why, for events that say it.
+    pub reason: Option<String>,
+    /// The whole body.
+    pub body: Value,
+    /// Where it goes.
+    #[serde(skip)]
+    pub recipient: Recipient,
+}
+
+/// One line of an order.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Line {
+    pub product: String,
+    pub quantity: Option<i64>,
+    pub price: Option<Decimal>,
+    pub total: Option<Decimal>,
+}
+
+/// Where a notification goes, and in which language.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Recipient {
+    pub email: Option<String>,
+    pub phone: Option<String>,
+    pub locale: Option<String>,
+}
+
+/// The event of a body that names none.
+const DEFAULT_EVENT: &str = "processed";
+
+impl Content {
+    /// Reads a body. Fields with another type than orderd's own events have count as missing.
+    ///
+    /// # Errors
+    /// It is not a JSON object.
+    pub fn read(body: &str) -> Result<Self, serde_json::Error> {
+        let fields: BTreeMap<String, Value> = serde_json::from_str(body)?;
+        let text = |name: &str| fields.get(name).and_then(as_text);
+        let amount = |name: &str| fields.get(name).and_then(as_amount);
+        let total = amount("total");
+        let goods_total = amount("goods_total");
+        let items = match fields.get("items").and_then(Value::as_array) {
+            Some(items) => items.iter().filter_map(line).collect(),
+            None => Vec::from_iter(text("product").map(|product| Line {
+                product,
+                quantity: fields.get("quantity").and_then(Value::as_i64),
+                price: amount("price"),
+                total: goods_total.or(total),
+            })),
+        };
+        Ok(Content {
+            event: text("event").unwrap_or_else(|| DEFAULT_EVENT.to_owned()),
+            order_id: text("order_id"),
+            customer_id: text("customer_id"),
+            items,
+            quantity: fields.get("quantity").and_then(Value::as_i64),
+            goods_total,
+            shipping: amount("shipping"),
+            fees: amount("fees"),
+            tax: amount("tax"),
+            tax_included: fields.get("tax_included").and_then(Value::as_bool),
+            discount: amount("discount"),
+            total,
+            currency: text("currency").and_then(|code| code.parse().ok()),
+            placed_at: text("placed_at").and_then(|at| at.parse().ok()),
+            reason: text("reason"),
+            recipient: Recipient {
+                email: text("email"),
+                phone: text("phone"),
+                locale: text("locale").filter(|locale| is_locale(locale)),
+            },
+            body: Value::Object(fields.into_iter().collect()),
+        })
+    }
+}
+
+/// A text, or a whole number in its place.
+fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn as_amount(value: &Value) -> Option<Decimal> {
+    as_text(value)?.parse().ok()
+}
+
+fn line(value: &Value) -> Option<Line> {
+    Some(Line {
+        product: as_text(value.get("product")?)?,
+        quantity: value.get("quantity").and_then(Value::as_i64),
+        price: value.get("price").and_then(as_amount),
+        total: value.get("total").and_then(as_amount),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_with_one_product_has_one_line_and_fields_of_a_wrong_type_count_as_missing() {
+        let content = Content::read(
+            r#"{"event":"processed","order_id":7,"product":"Lamp","quantity":2,"total":"20.00","currency":"EUR","tax":["1"],
+                "email":{"a":1},"locale":"../../etc"}"#,
+        )
+        .unwrap();
+        assert_eq!(content.order_id.as_deref(), Some("7"));
+        assert_eq!((content.items.len(), content.items[0].total), (1, content.total));
+        assert_eq!((content.tax, content.recipient), (None, Recipient::default()));
+        assert!(Content::read("[]").is_err());
+    }
+}

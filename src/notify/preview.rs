@@ -1,0 +1,104 @@
+//! What a notification would look like, and a trial delivery of it to an address of the operator's choice.
+//!
+//! It claims and records nothing, and never uses the customer's own address.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
+use super::content::Content;
+use super::settings::{ChannelKind, ChannelSettings, NotifySettings, TextSettings};
+use super::smtp::SmtpProvider;
+use super::templates::{BASE_LANGUAGE, TemplateFiles, TemplateOptions, Templates};
+use super::webhook::{WebhookNotice, WebhookProvider};
+use crate::escape::escaped;
+use crate::random::random_hex;
+use crate::steps::TraceContext;
+
+/// The name of the shop in previews without a channel.
+const SAMPLE_SHOP: &str = "Shop";
+
+/// What a channel would send for this body of an event.
+///
+/// # Errors
+/// There is no such channel, or it cannot send this; for people.
+pub fn preview(settings: &NotifySettings, channel: &str, body: &str) -> Result<String, String> {
+    let content = Content::read(body).map_err(|error| error.to_string())?;
+    if settings.0.is_empty() {
+        let options =
+            TemplateOptions { shop: SAMPLE_SHOP.to_owned(), language: BASE_LANGUAGE.to_owned(), zone: TimeZone::UTC };
+        return mail(&templates(&TemplateFiles::built_in(), &options), &content, None);
+    }
+    match &find(settings, channel)?.kind {
+        ChannelKind::Smtp(smtp, texts) => {
+            let from = smtp.sender.from.to_string();
+            mail(&of(texts), &content, Some(&from))
+        }
+        ChannelKind::Webhook(http, kind, texts) => {
+            let found = find(settings, channel)?;
+            let provider =
+                WebhookProvider::new((**http).clone(), kind.clone(), of(texts), found.timeout, found.max_connections);
+            let notice = WebhookNotice { id: "preview", channel };
+            let body = provider.body(notice, &content).map_err(|failure| failure.to_string())?;
+            Ok(format!("POST {}\n\n{}\n", http.url, escaped(&String::from_utf8_lossy(&body))))
+        }
+        ChannelKind::Log => Ok(format!("{}\n", escaped(body))),
+    }
+}
+
+/// Sends what [`preview`] shows; the body has the recipient.
+///
+/// # Errors
+/// Why it was not sent; for people.
+pub async fn send(settings: &NotifySettings, channel: &str, body: &str) -> Result<(), String> {
+    let content = Content::read(body).map_err(|error| error.to_string())?;
+    let found = find(settings, channel)?;
+    let id = format!("preview/{}", random_hex(8).map_err(|error| error.to_string())?);
+    let sent = match &found.kind {
+        ChannelKind::Smtp(smtp, texts) => {
+            SmtpProvider::new((**smtp).clone(), of(texts)).deliver(&id, &content, found.timeout).await
+        }
+        ChannelKind::Webhook(http, kind, texts) => {
+            let provider =
+                WebhookProvider::new((**http).clone(), kind.clone(), of(texts), found.timeout, found.max_connections);
+            let notice = WebhookNotice { id: &id, channel };
+            provider.deliver(notice, &content, TraceContext::default(), found.timeout).await
+        }
+        ChannelKind::Log => return Err(format!("the channel {channel:?} is a file")),
+    };
+    sent.map_err(|failure| failure.to_string())
+}
+
+fn find<'a>(settings: &'a NotifySettings, channel: &str) -> Result<&'a ChannelSettings, String> {
+    settings.0.get(channel).ok_or_else(|| {
+        let known: Vec<&str> = settings.0.keys().map(String::as_str).collect();
+        match known.is_empty() {
+            true => "no notification channel is configured: add [notify.<channel>]".to_owned(),
+            false => format!("there is no notification channel {channel:?}, only {}", known.join(", ")),
+        }
+    })
+}
+
+fn of(texts: &TextSettings) -> Arc<Templates> {
+    templates(&texts.files, &texts.options)
+}
+
+fn templates(files: &TemplateFiles, options: &TemplateOptions) -> Arc<Templates> {
+    Arc::new(Templates::new(files, options).expect("they were checked when they were read"))
+}
+
+fn mail(templates: &Templates, content: &Content, from: Option<&str>) -> Result<String, String> {
+    let texts = templates.mail(content).map_err(|error| error.to_string())?;
+    let mut shown = String::new();
+    let to = content.recipient.email.as_deref().unwrap_or("(the order has no email)");
+    let lines = [("From", from), ("To", Some(to)), ("Subject", Some(texts.subject.as_str()))];
+    for (name, value) in lines.iter().filter_map(|(name, value)| Some((name, (*value)?))) {
+        writeln!(shown, "{name}: {}", escaped(value)).expect("writing to a string does not fail");
+    }
+    write!(shown, "\n{}\n", texts.text.trim_end()).expect("writing to a string does not fail");
+    if let Some(html) = texts.html {
+        write!(shown, "\n--- HTML ---\n\n{}\n", html.trim_end()).expect("writing to a string does not fail");
+    }
+    Ok(shown)
+}

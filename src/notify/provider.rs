@@ -1,0 +1,166 @@
+//! One channel's server: how many notifications it gets at the same time, and its circuit breaker.
+//!
+//! It makes one attempt and classifies its outcome. It never retries and never chooses another server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::content::Content;
+use super::settings::{ChannelKind, ChannelSettings};
+use super::smtp::SmtpProvider;
+use super::templates::Templates;
+use super::webhook::{WebhookNotice, WebhookProvider};
+use super::{Channel, Notice};
+use crate::gate::Gate;
+use crate::pipeline::{HandlerError, HandlerInput};
+use crate::steps::{BreakerPermit, CircuitBreaker, CircuitBreakers, FailureCause, StepFailure};
+
+/// A channel's own server.
+pub(super) struct Provider {
+    name: Arc<str>,
+    transport: Transport,
+    timeout: Duration,
+    permits: Arc<Semaphore>,
+    /// `None`: it is a file.
+    breaker: Option<Arc<CircuitBreaker>>,
+}
+
+enum Transport {
+    Smtp(Box<SmtpProvider>),
+    Webhook(Box<WebhookProvider>),
+    Log(Arc<dyn Channel>),
+}
+
+/// The right to make one attempt.
+pub(super) struct Slot {
+    breaker: Option<BreakerPermit>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    /// The attempt has ended.
+    pub fn ended(self, failure: Option<&StepFailure>) {
+        if let Some(breaker) = self.breaker {
+            breaker.ended(failure);
+        }
+    }
+}
+
+/// What one attempt delivers.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub notice: Notice<'a>,
+    pub content: &'a Content,
+    pub input: HandlerInput<'a>,
+}
+
+/// Why an attempt did not succeed.
+pub(super) enum AttemptError {
+    Failed(StepFailure),
+    Interrupted(HandlerError),
+}
+
+impl From<StepFailure> for AttemptError {
+    fn from(failure: StepFailure) -> Self {
+        AttemptError::Failed(failure)
+    }
+}
+
+impl Provider {
+    /// Connects nothing yet.
+    pub fn new(
+        consumer: &Arc<str>,
+        name: &str,
+        settings: &ChannelSettings,
+        log: &Arc<dyn Channel>,
+        breakers: &CircuitBreakers,
+    ) -> Self {
+        let name: Arc<str> = name.into();
+        let templates = |texts: &super::settings::TextSettings| {
+            Arc::new(Templates::new(&texts.files, &texts.options).expect("they were checked when they were read"))
+        };
+        let (timeout, max_connections) = (settings.timeout, settings.max_connections);
+        let transport = match &settings.kind {
+            ChannelKind::Smtp(smtp, texts) => {
+                Transport::Smtp(Box::new(SmtpProvider::new((**smtp).clone(), templates(texts))))
+            }
+            ChannelKind::Webhook(http, body, texts) => {
+                let http = (**http).clone();
+                let webhook = WebhookProvider::new(http, body.clone(), templates(texts), timeout, max_connections);
+                Transport::Webhook(Box::new(webhook))
+            }
+            ChannelKind::Log => Transport::Log(Arc::clone(log)),
+        };
+        let breaker = match transport {
+            Transport::Log(_) => None,
+            Transport::Smtp(_) | Transport::Webhook(_) => Some(breakers.breaker(consumer, &name, settings.breaker)),
+        };
+        Provider { name, transport, timeout, permits: Arc::new(Semaphore::new(max_connections)), breaker }
+    }
+
+    /// The channel's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// How long one attempt may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether it is a file.
+    pub fn is_log(&self) -> bool {
+        matches!(self.transport, Transport::Log(_))
+    }
+
+    /// Closed while its circuit breaker is open.
+    pub fn gate(&self) -> Option<Gate> {
+        self.breaker.as_ref().map(|breaker| breaker.gate())
+    }
+
+    /// The right to make an attempt, unless its circuit breaker allows none now. Waits while it has enough to do. Cancel-safe.
+    pub async fn try_slot(&self) -> Option<Slot> {
+        let permit = self.permit().await;
+        let breaker = match &self.breaker {
+            Some(breaker) => Some(breaker.try_begin_now()?),
+            None => None,
+        };
+        Some(Slot { breaker, _permit: permit })
+    }
+
+    /// Waits for the right to make an attempt. Cancel-safe.
+    pub async fn slot(&self) -> Slot {
+        let permit = self.permit().await;
+        // Last, because an attempt that the breaker allows must be made at once: all others wait for its end.
+        let breaker = match &self.breaker {
+            Some(breaker) => Some(breaker.begin().await),
+            None => None,
+        };
+        Slot { breaker, _permit: permit }
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Makes one attempt, which ends within the timeout.
+    ///
+    /// # Errors
+    /// What the server says, or that it says nothing.
+    pub async fn deliver(&self, attempt: Attempt<'_>) -> Result<(), AttemptError> {
+        let Attempt { notice, content, input } = attempt;
+        match &self.transport {
+            Transport::Smtp(smtp) => Ok(smtp.deliver(notice.id, content, self.timeout).await?),
+            Transport::Webhook(webhook) => {
+                let named = WebhookNotice { id: notice.id, channel: notice.channel };
+                Ok(webhook.deliver(named, content, notice.trace, self.timeout).await?)
+            }
+            Transport::Log(log) => log.deliver(notice, input).await.map_err(|error| match error {
+                HandlerError::Failed(failure) => StepFailure::new(failure, FailureCause::Refused).into(),
+                interrupted @ HandlerError::Interrupted(_) => AttemptError::Interrupted(interrupted),
+            }),
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! `[notify.<channel>]`: reads and checks the channels, and shows them. Templates are read and rendered here too, so that a fault
+//! in one is found before a customer waits for an e-mail. Nothing is connected.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use lettre::message::Mailbox;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value as Json};
+
+use super::address::parse_mailbox;
+use super::templates::{
+    BASE_LANGUAGE, TemplateFault, TemplateFiles, TemplateOptions, Templates, read_directory, samples,
+};
+use super::webhook::WebhookBody;
+use crate::config::{
+    Address, HandlerSettings, Secret, Section, Value, client_files, duration, password_in_file, value_parser,
+};
+use crate::domain::{is_channel, is_locale};
+use crate::steps::{BreakerSettings, HttpSettings};
+use crate::tls::TlsFiles;
+
+const MAX_CHANNELS: usize = 32;
+/// Most channels that are tried one after the other.
+const MAX_FALLBACKS: usize = 4;
+const MAX_TEXT_BYTES: usize = 1024;
+const MAX_BODY_TEMPLATE_BYTES: usize = 16 * 1024;
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(20);
+const MAX_TIMEOUT: Duration = Duration::from_secs(120);
+const DEFAULT_MAX_CONNECTIONS: usize = 8;
+const MAX_CONNECTIONS: usize = 256;
+
+/// All channels, by name. Empty: notifications go to the file.
+#[derive(Debug, Clone, Default)]
+pub struct NotifySettings(pub(super) BTreeMap<String, ChannelSettings>);
+
+/// One channel.
+#[derive(Debug, Clone)]
+pub(super) struct ChannelSettings {
+    pub kind: ChannelKind,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// Notifications that are delivered at the same time.
+    pub max_connections: usize,
+    /// The channel that delivers while this one cannot.
+    pub fallback: Option<String>,
+    pub breaker: BreakerSettings,
+}
+
+/// How a channel delivers.
+#[derive(Debug, Clone)]
+pub(super) enum ChannelKind {
+    Smtp(Box<SmtpSettings>, TextSettings),
+    Webhook(Box<HttpSettings>, WebhookBody, TextSettings),
+    Log,
+}
+
+/// An SMTP server, and the sender.
+#[derive(Debug, Clone)]
+pub(super) struct SmtpSettings {
+    pub address: Address,
+    pub tls: SmtpTls,
+    pub files: TlsFiles,
+    /// The user's name and password.
+    pub login: Option<(String, Secret)>,
+    pub sender: Sender,
+}
+
+/// The headers that are the same for each e-mail of a channel.
+#[derive(Debug, Clone)]
+pub(super) struct Sender {
+    pub from: Mailbox,
+    pub reply_to: Option<Mailbox>,
+    /// With angle brackets, as in the header.
+    pub list_unsubscribe: Option<String>,
+}
+
+/// When TLS begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SmtpTls {
+    StartTls,
+    Tls,
+    None,
+}
+
+/// The templates of a channel.
+#[derive(Debug, Clone)]
+pub(super) struct TextSettings {
+    pub directory: Option<PathBuf>,
+    pub files: TemplateFiles,
+    pub options: TemplateOptions,
+    zone_name: Option<String>,
+}
+
+impl NotifySettings {
+    /// Reads `[notify]`.
+    pub fn read(section: Section<'_>) -> HandlerSettings {
+        let (reporter, named) = section.named_sections();
+        if named.len() > MAX_CHANNELS {
+            reporter.section_problem(format!("must have at most {MAX_CHANNELS}, has {}", named.len()));
+        }
+        let names: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
+        let mut channels = BTreeMap::new();
+        for (name, section) in named {
+            if !is_channel(&name) {
+                section.section_problem("must be 1 to 32 letters, digits, \"_\" and \"-\"");
+            }
+            channels.extend(ChannelSettings::read(section, &name).map(|channel| (name, channel)));
+        }
+        let settings = NotifySettings(channels);
+        for (name, channel) in &settings.0 {
+            if let Some(problem) = settings.fallback_problem(name, channel, &names) {
+                reporter.subsection_problem(name, "fallback", problem);
+            }
+        }
+        let lines = settings.0.iter().map(|(name, channel)| channel.check_line(name)).collect();
+        HandlerSettings::new(&settings, lines, settings.clone())
+    }
+
+    fn fallback_problem(&self, name: &str, channel: &ChannelSettings, names: &[String]) -> Option<String> {
+        let fallback = channel.fallback.as_ref()?;
+        if !names.contains(fallback) {
+            return Some(format!("must be one of [notify], is {fallback:?}"));
+        }
+        let chain = self.chain(name);
+        let last = self.0.get(chain.last()?.as_str())?;
+        match &last.fallback {
+            Some(next) if self.0.contains_key(next) && chain.contains(next) => {
+                Some(format!("leads back to {next:?}: a channel cannot be its own fallback"))
+            }
+            Some(next) if self.0.contains_key(next) => {
+                Some(format!("at most {MAX_FALLBACKS} channels can be tried one after the other"))
+            }
+            _ => None,
+        }
+    }
+
+    /// The channel and its fallbacks, in order.
+    pub(super) fn chain(&self, name: &str) -> Vec<String> {
+        let mut chain = Vec::new();
+        let mut next = Some(name.to_owned());
+        while let Some(name) = next.take().filter(|name| chain.len() < MAX_FALLBACKS && !chain.contains(name)) {
+            next = self.0.get(&name).and_then(|channel| channel.fallback.clone());
+            if self.0.contains_key(&name) {
+                chain.push(name);
+            }
+        }
+        chain
+    }
+}
+
+impl ChannelSettings {
+    /// `None` if something is wrong, which is reported.
+    fn read(mut section: Section<'_>, name: &str) -> Option<Self> {
+        let kinds = [("smtp", Kind::Smtp), ("webhook", Kind::Webhook), ("log", Kind::Log)];
+        let hint = ": \"smtp\", \"webhook\" or \"log\"";
+        let kind = section.required("type", hint, &value_parser::one_of(&kinds));
+        let kind = match kind {
+            Some(Kind::Smtp) => {
+                let smtp = SmtpSettings::read(&mut section);
+                let shop = smtp.as_ref().and_then(|smtp| smtp.sender.from.name.clone());
+                let texts = TextSettings::read(&mut section, shop, name);
+                smtp.zip(texts).map(|(smtp, texts)| ChannelKind::Smtp(Box::new(smtp), texts))
+            }
+            Some(Kind::Webhook) => read_webhook(&mut section, name),
+            Some(Kind::Log) => Some(ChannelKind::Log),
+            None => {
+                // It is unknown which keys it was meant to have.
+                return None;
+            }
+        };
+        let is_log = matches!(kind, Some(ChannelKind::Log));
+        let channel = if is_log {
+            let breaker = BreakerSettings::default();
+            let (timeout, max_connections) = (DEFAULT_TIMEOUT, MAX_CONNECTIONS);
+            Some(ChannelSettings { kind: ChannelKind::Log, timeout, max_connections, fallback: None, breaker })
+        } else {
+            let second = Duration::from_secs(1);
+            let timeout =
+                section.optional_or("timeout", DEFAULT_TIMEOUT, &value_parser::duration(second / 10..=MAX_TIMEOUT));
+            let max_connections = section.optional_or(
+                "max_connections",
+                DEFAULT_MAX_CONNECTIONS,
+                &value_parser::number(1..=MAX_CONNECTIONS),
+            );
+            let fallback = section.optional("fallback", &value_parser::text(MAX_TEXT_BYTES));
+            let breaker = section
+                .optional_section("circuit_breaker")
+                .map_or_else(BreakerSettings::default, BreakerSettings::read);
+            kind.map(|kind| ChannelSettings { kind, timeout, max_connections, fallback, breaker })
+        };
+        section.finish();
+        channel
+    }
+
+    fn check_line(&self, name: &str) -> String {
+        let how = match &self.kind {
+            ChannelKind::Smtp(smtp, _) => {
+                format!("e-mail from {} through {}, {}", smtp.sender.from, smtp.address, smtp.tls.shown())
+            }
+            ChannelKind::Webhook(http, _, _) => format!("POST {}", http.url),
+            ChannelKind::Log => return format!("notification channel {name:?}: the file of notifications"),
+        };
+        let fallback = self.fallback.as_ref().map(|next| format!(", else {next:?}")).unwrap_or_default();
+        format!("notification channel {name:?}: {how}, within {}{fallback}", duration::format(self.timeout))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Smtp,
+    Webhook,
+    Log,
+}
+
+impl SmtpTls {
+    const WORDS: [(&'static str, SmtpTls); 3] =
+        [("starttls", SmtpTls::StartTls), ("tls", SmtpTls::Tls), ("none", SmtpTls::None)];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            SmtpTls::StartTls => "starttls",
+            SmtpTls::Tls => "tls",
+            SmtpTls::None => "none",
+        }
+    }
+
+    fn shown(self) -> &'static str {
+        match self {
+            SmtpTls::StartTls => "STARTTLS",
+            SmtpTls::Tls => "TLS",
+            SmtpTls::None => "without TLS",
+        }
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            SmtpTls::StartTls => 587,
+            SmtpTls::Tls => 465,
+            SmtpTls::None => 25,
+        }
+    }
+}
+
+impl SmtpSettings {
+    fn read(section: &mut Section<'_>) -> Option<Self> {
+        let tls = section.optional_or("tls", SmtpTls::StartTls, &value_parser::one_of(&SmtpTls::WORDS));
+        let hint = ": name the SMTP server, such as \"smtp.example.com:587\"";
+        let address = section.required("address", hint, &value_parser::address(tls.port()));
+        let files = match tls {
+            SmtpTls::None => TlsFiles::default(),
+            SmtpTls::StartTls | SmtpTls::Tls => client_files(section, true),
+        };
+        let username = section.optional("username", &value_parser::text(MAX_TEXT_BYTES));
+        let password = password_in_file(section, "password_file");
+        for (given, missing, is_given) in
+            [("username", "password_file", username.is_some()), ("password_file", "username", password.is_some())]
+        {
+            let other = if missing == "username" { username.is_some() } else { password.is_some() };
+            if is_given && !other && !section.has_problem(missing) {
+                section.problem(missing, format!("is missing: {given} has no effect without it"));
+            }
+        }
+        let is_local = address.as_ref().is_some_and(|address| {
+            address.host == "localhost" || address.host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+        });
+        if tls == SmtpTls::None && password.is_some() && !is_local {
+            section.problem("tls", "must not be \"none\" with a password: it would be sent in plain text");
+        } else if tls == SmtpTls::None && address.is_some() && !is_local {
+            section.warning("tls", "is \"none\": e-mails with customers' addresses are sent in plain text");
+        }
+        let mailbox = |value: &Value| {
+            parse_mailbox(&value_parser::text(MAX_TEXT_BYTES)(value)?)
+                .map_err(|problem| format!("{problem}, is {value}"))
+        };
+        let from = section.required("from", ": name the sender, such as \"Lamps <orders@example.com>\"", &mailbox);
+        let reply_to = section.optional("reply_to", &mailbox);
+        let list_unsubscribe = section.optional("list_unsubscribe", &list_unsubscribe);
+        Some(SmtpSettings {
+            address: address?,
+            tls,
+            files,
+            login: username.zip(password),
+            sender: Sender { from: from?, reply_to, list_unsubscribe },
+        })
+    }
+}
+
+/// A URL, as the header has it.
+fn list_unsubscribe(value: &Value) -> Result<String, String> {
+    let text = value_parser::text(MAX_TEXT_BYTES)(value)?;
+    match url::Url::parse(&text) {
+        Ok(url) if ["https", "mailto"].contains(&url.scheme()) => Ok(format!("<{url}>")),
+        _ => Err(format!("must be a URL that begins with \"https:\" or \"mailto:\", is {value}")),
+    }
+}
+
+fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {
+    let http = match section.optional_section("http") {
+        Some(http) => HttpSettings::read(http),
+        None => {
+            section.problem("http", "is missing: say what to call, http = { url = \"…\" }");
+            None
+        }
+    };
+    let presets = [("event", WebhookBody::Event), ("slack", WebhookBody::Slack), ("sms", WebhookBody::Sms)];
+    let words: Vec<(&str, usize)> = presets.iter().enumerate().map(|(index, (word, _))| (*word, index)).collect();
+    let preset = section.optional("preset", &value_parser::one_of(&words));
+    let template = section.optional("body", &value_parser::text(MAX_BODY_TEMPLATE_BYTES));
+    if preset.is_some() && template.is_some() {
+        section.problem("body", "cannot be combined with preset");
+    }
+    let body = match template {
+        Some(template) => WebhookBody::Template(template),
+        None => presets[preset.unwrap_or_default()].1.clone(),
+    };
+    if let Some(problem) = samples("processed").iter().find_map(|sample| body.check(sample).err()) {
+        section.problem("body", problem);
+    }
+    let texts = TextSettings::read(section, None, name);
+    http.zip(texts).map(|(http, texts)| ChannelKind::Webhook(Box::new(http), body, texts))
+}
+
+impl TextSettings {
+    /// `shop` is the default of the shop's name.
+    fn read(section: &mut Section<'_>, shop: Option<String>, name: &str) -> Option<Self> {
+        let directory = section.file("templates");
+        let shop_name = section.optional("shop", &value_parser::text(MAX_TEXT_BYTES));
+        let language = |value: &Value| {
+            let text = value_parser::text(MAX_TEXT_BYTES)(value)?.to_ascii_lowercase().replace('_', "-");
+            is_locale(&text).then_some(text).ok_or_else(|| format!("must be a language such as \"de\", is {value}"))
+        };
+        let language = section.optional_or("language", BASE_LANGUAGE.to_owned(), &language);
+        let zone_name = section.optional("time_zone", &value_parser::text(MAX_TEXT_BYTES));
+        let zone = match zone_name.as_deref().map(TimeZone::get) {
+            None => TimeZone::UTC,
+            Some(Ok(zone)) => zone,
+            Some(Err(_)) => {
+                section.problem("time_zone", "must be a time zone such as \"Europe/Berlin\"");
+                TimeZone::UTC
+            }
+        };
+        let shop = shop_name.or(shop).unwrap_or_else(|| name.to_owned());
+        let options = TemplateOptions { shop, language, zone };
+        let files = match &directory {
+            None => Ok(TemplateFiles::built_in()),
+            Some(directory) => read_directory(directory),
+        };
+        let checked = files.and_then(|files| {
+            let faults = Templates::new(&files, &options)?.check();
+            if faults.is_empty() { Ok(files) } else { Err(faults) }
+        });
+        match checked {
+            Ok(files) => Some(TextSettings { directory, files, options, zone_name }),
+            Err(faults) => {
+                for fault in faults {
+                    report_fault(section, &fault);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Only the first problem of a path is kept, so each has a path of its own.
+fn report_fault(section: &Section<'_>, fault: &TemplateFault) {
+    let TemplateFault { file, line, problem } = fault;
+    match (file.as_str(), line) {
+        ("", _) => section.problem("templates", problem.clone()),
+        (file, None) => section.part_problem("templates", file, problem.clone()),
+        (file, Some(line)) => section.part_problem("templates", &format!("{file}:{line}"), problem.clone()),
+    }
+}
+
+/// As in the file. Templates are compared by their content, so that a reload applies a changed one.
+impl Serialize for NotifySettings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, channel)| (name, channel.keys())))
+    }
+}
+
+impl ChannelSettings {
+    fn keys(&self) -> Map<String, Json> {
+        let mut keys = Map::new();
+        let mut set = |key: &str, value: Json| keys.insert(key.to_owned(), value);
+        let texts = match &self.kind {
+            ChannelKind::Log => {
+                set("type", "log".into());
+                return keys;
+            }
+            ChannelKind::Smtp(smtp, texts) => {
+                set("type", "smtp".into());
+                set("address", smtp.address.to_string().into());
+                set("tls", smtp.tls.as_str().into());
+                if let Some((username, password)) = &smtp.login {
+                    set("username", username.as_str().into());
+                    set("password_file", json(password));
+                }
+                set("from", smtp.sender.from.to_string().into());
+                set("reply_to", smtp.sender.reply_to.as_ref().map(ToString::to_string).into());
+                set("list_unsubscribe", smtp.sender.list_unsubscribe.clone().into());
+                for (key, file) in tls_files(&smtp.files) {
+                    set(key, file.into());
+                }
+                texts
+            }
+            ChannelKind::Webhook(http, body, texts) => {
+                set("type", "webhook".into());
+                set("http", json(&**http));
+                set("body", body.template().into());
+                texts
+            }
+        };
+        set("timeout", duration::format(self.timeout).into());
+        set("max_connections", self.max_connections.into());
+        set("fallback", self.fallback.clone().into());
+        set("circuit_breaker", json(&self.breaker));
+        set("shop", texts.options.shop.as_str().into());
+        set("language", texts.options.language.as_str().into());
+        set("time_zone", texts.zone_name.clone().unwrap_or_else(|| "UTC".to_owned()).into());
+        set("templates", texts.directory.as_ref().map(|directory| directory.display().to_string()).into());
+        set("templates_content", texts.files.digest().into());
+        keys.retain(|_, value| !value.is_null());
+        keys
+    }
+}
+
+fn json(value: &impl Serialize) -> Json {
+    serde_json::to_value(value).expect("settings are structs of plain values")
+}
+
+fn tls_files(files: &TlsFiles) -> Vec<(&'static str, String)> {
+    let client = files.client.as_ref();
+    let files = [
+        ("ca_file", files.ca.as_ref()),
+        ("certificate_file", client.map(|client| &client.certificate)),
+        ("key_file", client.map(|client| &client.key)),
+    ];
+    files.into_iter().filter_map(|(key, file)| Some((key, file?.display().to_string()))).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! Sections of channels, right and wrong.
+
+use std::fs;
+
+use crate::config::{Config, LoadError};
+use crate::handlers;
+
+fn load(directory: &tempfile::TempDir, notify: &str) -> Result<crate::config::Loaded, Vec<String>> {
+    let file = directory.path().join("orderd.toml");
+    fs::write(&file, format!("{notify}\n")).unwrap();
+    let sources = crate::config::Sources { file: Some(file), ..handlers::sources() };
+    Config::load(&sources).map_err(|error| match error {
+        LoadError::Invalid { problems, .. } => problems.iter().map(ToString::to_string).collect(),
+        LoadError::Unreadable { .. } => panic!("{error}"),
+    })
+}
+
+#[test]
+fn every_fault_of_every_channel_is_reported_at_once_with_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("templates/en")).unwrap();
+    fs::write(directory.path().join("templates/en/failed.txt"), "Subject: x\n\n{{ ordr }}\n").unwrap();
+    let templates = directory.path().join("templates");
+    let problems = load(
+        &directory,
+        &format!(
+            r#"
+            [notify.email]
+            type = "smtp"
+            tls = "none"
+            address = "smtp.example.com"
+            username = "orderd"
+            password_file = "/nonexistent/password"
+            from = "Lamps\r\nBcc: eve@example.com"
+            list_unsubscribe = "javascript:alert(1)"
+            templates = {templates:?}
+            timeout = "1h"
+            fallback = "nowhere"
+            colour = "red"
+
+            [notify.sms]
+            type = "webhook"
+            body = "{{\"a\": \"{{{{ text }}}}\"}}"
+            time_zone = "Atlantis/Capital"
+            language = "../en"
+
+            [notify.fax]
+            type = "fax"
+
+            [notify."a.b"]
+            type = "log"
+            fallback = "sms"
+            "#
+        ),
+    )
+    .unwrap_err();
+    for path in [
+        "notify.email.password_file",
+        "notify.email.from",
+        "notify.email.list_unsubscribe",
+        "notify.email.templates[en/failed.txt:3]",
+        "notify.email.timeout",
+        "notify.email.colour",
+        "notify.sms.http",
+        "notify.sms.body",
+        "notify.sms.time_zone",
+        "notify.sms.language",
+        "notify.fax.type",
+    ] {
+        assert!(problems.iter().any(|problem| problem.contains(path)), "{path}: {problems:#?}");
+    }
+}
+
+#[test]
+fn a_password_is_never_sent_in_plain_text_to_another_machine_and_a_fallback_leads_somewhere_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let password = directory.path().join("password");
+    fs::write(&password, "hunter2\n").unwrap();
+    let channel = |name: &str, host: &str, fallback: &str| {
+        format!(
+            "[notify.{name}]\ntype = \"smtp\"\naddress = \"{host}:25\"\ntls = \"none\"\nusername = \"u\"\n\
+             password_file = {password:?}\nfrom = \"a@example.com\"\nfallback = \"{fallback}\"\n"
+        )
+    };
+    let problems = load(&directory, &channel("email", "smtp.example.com", "email")).unwrap_err();
+    assert!(problems.iter().any(|problem| problem.contains("notify.email.tls")), "{problems:?}");
+    let cycle = [channel("a", "127.0.0.1", "b"), channel("b", "127.0.0.1", "a")].concat();
+    let problems = load(&directory, &cycle).unwrap_err();
+    assert!(problems.iter().any(|problem| problem.contains("notify.a.fallback")), "{problems:?}");
+    let plain = |from: &str| {
+        format!(
+            "[notify.a]\ntype = \"smtp\"\naddress = \"localhost\"\ntls = \"none\"\nusername = \"u\"\npassword_file = {password:?}\nfrom = \"{from}\"\n"
+        )
+    };
+    let loaded = load(&directory, &plain("a@example.com")).unwrap();
+    let changed = load(&directory, &plain("b@example.com")).unwrap();
+    let changes = crate::config::changes(&loaded.config, &changed.config);
+    assert_eq!(changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["notify.a.from"]);
+    fs::write(&password, "hunter3\n").unwrap();
+    let renewed = load(&directory, &plain("a@example.com")).unwrap();
+    let changes = crate::config::changes(&loaded.config, &renewed.config);
+    assert_eq!(changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["notify.a.password_file"]);
+    assert!(!format!("{changes:?} {:?}", loaded.config).contains("hunter"));
+}
+
+#[test]
+fn a_default_channel_that_does_not_exist_is_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let warnings = |notify: &str| {
+        let loaded = load(&directory, notify).unwrap();
+        loaded.warnings.iter().filter(|warning| warning.to_string().contains("default_channel")).count()
+    };
+    assert_eq!(warnings(""), 0);
+    assert_eq!(warnings("[notify.email]\ntype = \"log\""), 0);
+    assert_eq!(warnings("[notify.sms]\ntype = \"log\""), 1);
+}

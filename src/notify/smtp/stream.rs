@@ -1,0 +1,176 @@
+//! The connection below SMTP: TCP, or TLS from the beginning or after `STARTTLS`, with a limit on what a server may send.
+//!
+//! TLS is that of the rest of orderd (`tls`), so the exchange before `STARTTLS` is here. It never sends a command of an e-mail.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use lettre::transport::smtp::client::AsyncTokioStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+/// The most bytes that a server may send over one connection.
+const MAX_RECEIVED_BYTES: usize = 1 << 20;
+/// The longest reply before TLS, in bytes.
+const MAX_REPLY_BYTES: usize = 4096;
+/// What stands for the greeting once TLS is established: the server sends none then, and the client expects one.
+const GREETING: &[u8] = b"220 TLS established\r\n";
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct SmtpStream {
+    transport: Transport,
+    /// Read before what the server sends.
+    pending: &'static [u8],
+    received: usize,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Why the server does not begin TLS.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartTlsError {
+    /// The connection.
+    #[error("the connection was lost")]
+    Io(#[from] io::Error),
+    /// The server refuses, with its reply.
+    #[error("the server answered {0:?}")]
+    Refused(String),
+    /// The server does not offer it.
+    #[error("the server does not offer STARTTLS; set tls = \"tls\", or \"none\" for a server on this machine")]
+    NotOffered,
+    /// More came with the reply, in plain text: someone may have inserted it.
+    #[error("the server sent more than its reply to STARTTLS")]
+    Injected,
+}
+
+impl SmtpStream {
+    /// Without TLS.
+    pub fn plain(stream: TcpStream) -> Self {
+        SmtpStream { transport: Transport::Plain(stream), pending: b"", received: 0 }
+    }
+
+    /// TLS from the beginning.
+    pub async fn tls(stream: TcpStream, connector: &TlsConnector, name: ServerName<'static>) -> io::Result<Self> {
+        let tls = connector.connect(name, stream).await?;
+        Ok(SmtpStream { transport: Transport::Tls(Box::new(tls)), pending: b"", received: 0 })
+    }
+
+    /// TLS after the greeting and `STARTTLS`, which [`start_tls`] has exchanged.
+    pub async fn after_start_tls(
+        stream: TcpStream,
+        connector: &TlsConnector,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
+        Ok(SmtpStream { pending: GREETING, ..Self::tls(stream, connector, name).await? })
+    }
+}
+
+/// The exchange in plain text: the greeting, `EHLO` and `STARTTLS`.
+///
+/// # Errors
+/// Then no e-mail may be sent: never in plain text instead.
+pub(super) async fn start_tls(stream: &mut TcpStream, name: &str) -> Result<(), StartTlsError> {
+    let expect = |reply: String, code: &str| match reply.starts_with(code) {
+        true => Ok(reply),
+        false => Err(StartTlsError::Refused(reply)),
+    };
+    expect(reply(stream).await?, "220")?;
+    stream.write_all(format!("EHLO {name}\r\n").as_bytes()).await?;
+    let offered = expect(reply(stream).await?, "250")?;
+    let offers = |line: &str| line.get(4..).is_some_and(|keyword| keyword.trim().eq_ignore_ascii_case("STARTTLS"));
+    if !offered.lines().any(offers) {
+        return Err(StartTlsError::NotOffered);
+    }
+    stream.write_all(b"STARTTLS\r\n").await?;
+    expect(reply(stream).await?, "220")?;
+    Ok(())
+}
+
+/// One reply of one or more lines, and not a byte more.
+async fn reply(stream: &mut TcpStream) -> Result<String, StartTlsError> {
+    let mut text = Vec::new();
+    loop {
+        let mut buffer = [0; 1024];
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        text.extend_from_slice(&buffer[..count]);
+        if text.len() > MAX_REPLY_BYTES {
+            return Err(io::Error::other("the reply is too long").into());
+        }
+        let shown = String::from_utf8_lossy(&text);
+        // The last line has a space after the code.
+        let mut lines = shown.split_inclusive('\n');
+        let last = lines.position(|line| line.ends_with('\n') && line.as_bytes().get(3) != Some(&b'-'));
+        match (last, lines.next()) {
+            (Some(_), None) => return Ok(shown.into_owned()),
+            (Some(_), Some(_)) => return Err(StartTlsError::Injected),
+            (None, _) => {}
+        }
+    }
+}
+
+impl AsyncRead for SmtpStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.pending.is_empty() {
+            let count = self.pending.len().min(buffer.remaining());
+            let (now, later) = self.pending.split_at(count);
+            buffer.put_slice(now);
+            self.pending = later;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let read = match &mut self.transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        self.received += buffer.filled().len() - before;
+        if self.received > MAX_RECEIVED_BYTES {
+            return Poll::Ready(Err(io::Error::other("the server has sent too much over one connection")));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for SmtpStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncTokioStream for SmtpStream {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        match &self.transport {
+            Transport::Plain(stream) => stream.peer_addr(),
+            Transport::Tls(stream) => stream.get_ref().0.peer_addr(),
+        }
+    }
+}

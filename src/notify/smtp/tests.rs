@@ -1,0 +1,237 @@
+//! A scripted SMTP server: what each reply means, which connections are used again, and what a hanging server costs.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::net::tcp::OwnedReadHalf;
+
+use super::super::settings::Sender;
+use super::super::templates::{TemplateFiles, TemplateOptions};
+use super::*;
+use crate::config::Address as ServerAddress;
+use crate::tls::TlsFiles;
+
+/// What the server does with the recipient of each local part, or at another point.
+#[derive(Clone, Copy, Default)]
+struct Script {
+    greeting: Option<&'static str>,
+    mail: Option<&'static str>,
+    recipient: Option<&'static str>,
+    data: Option<&'static str>,
+    /// Of the e-mail. Empty: none ever.
+    accepted: Option<&'static str>,
+    /// Closes the connection after the first e-mail.
+    close: bool,
+    /// To `EHLO`.
+    offers: Option<&'static str>,
+    starttls: Option<&'static str>,
+}
+
+struct Server {
+    port: u16,
+    connections: Arc<AtomicUsize>,
+    mails: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    async fn start(script: Script) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (connections, mails) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<String>>>::default());
+        let server = Server { port, connections: Arc::clone(&connections), mails: Arc::clone(&mails) };
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                connections.fetch_add(1, Ordering::SeqCst);
+                let mails = Arc::clone(&mails);
+                tokio::spawn(async move {
+                    let _ = serve(stream, script, &mails).await;
+                });
+            }
+        });
+        server
+    }
+
+    fn provider(&self, tls: SmtpTls) -> SmtpProvider {
+        let settings = SmtpSettings {
+            address: ServerAddress { host: "127.0.0.1".to_owned(), port: self.port },
+            tls,
+            files: TlsFiles::default(),
+            login: None,
+            sender: Sender {
+                from: address::parse_mailbox("orders@example.com").unwrap(),
+                reply_to: None,
+                list_unsubscribe: None,
+            },
+        };
+        let options =
+            TemplateOptions { shop: "Lamps".to_owned(), language: "en".to_owned(), zone: jiff::tz::TimeZone::UTC };
+        SmtpProvider::new(settings, Arc::new(Templates::new(&TemplateFiles::built_in(), &options).unwrap()))
+    }
+
+    fn mails(&self) -> usize {
+        self.mails.lock().unwrap().len()
+    }
+}
+
+async fn serve(stream: TcpStream, script: Script, mails: &Mutex<Vec<String>>) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    write.write_all(format!("{}\r\n", script.greeting.unwrap_or("220 ready")).as_bytes()).await?;
+    while let Some(line) = lines.next_line().await? {
+        let word = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
+        let reply = match word.as_str() {
+            "EHLO" => script.offers.unwrap_or("250-localhost\r\n250 8BITMIME"),
+            "MAIL" => script.mail.unwrap_or("250 OK"),
+            "RCPT" => script.recipient.unwrap_or("250 OK"),
+            "STARTTLS" => script.starttls.unwrap_or("454 no"),
+            "DATA" if script.data.is_none() => {
+                write.write_all(b"354 go on\r\n").await?;
+                let mail = mail(&mut lines).await?;
+                mails.lock().unwrap().push(mail);
+                script.accepted.unwrap_or("250 accepted")
+            }
+            "DATA" => script.data.unwrap_or_default(),
+            _ => "250 OK",
+        };
+        if reply.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        write.write_all(format!("{reply}\r\n").as_bytes()).await?;
+        if script.close && word == "DATA" {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+async fn mail(lines: &mut tokio::io::Lines<BufReader<OwnedReadHalf>>) -> std::io::Result<String> {
+    let mut mail = String::new();
+    while let Some(line) = lines.next_line().await?.filter(|line| line != ".") {
+        mail.push_str(&line);
+        mail.push('\n');
+    }
+    Ok(mail)
+}
+
+fn content(email: &str) -> Content {
+    Content::read(&serde_json::json!({"event": "processed", "order_id": "1", "email": email}).to_string()).unwrap()
+}
+
+const LIMIT: Duration = Duration::from_millis(500);
+
+async fn deliver(provider: &SmtpProvider, email: &str) -> Result<(), StepFailure> {
+    provider.deliver("1/notification/processed", &content(email), LIMIT).await
+}
+
+use FailureCause::{NotReached, Refused, Unanswered};
+use FailureKind::{Permanent, Transient};
+
+#[tokio::test]
+async fn each_reply_has_a_defined_meaning() {
+    let none = Script::default();
+    for (what, script, expected) in [
+        ("refused", Script { recipient: Some("550 5.1.1 no such user"), ..none }, (Permanent, "smtp_550", Refused)),
+        ("busy", Script { recipient: Some("450 later"), ..none }, (Transient, "smtp_450", Refused)),
+        ("gone", Script { recipient: Some("421 bye"), ..none }, (Transient, "smtp_421", NotReached)),
+        ("data", Script { data: Some("554 no"), ..none }, (Permanent, "smtp_554", Refused)),
+        ("spam", Script { accepted: Some("554 spam"), ..none }, (Permanent, "smtp_554", Refused)),
+        ("full", Script { accepted: Some("452 full"), ..none }, (Transient, "smtp_452", Refused)),
+        ("closing", Script { accepted: Some("421 bye"), ..none }, (Transient, "smtp_421", NotReached)),
+        ("sender", Script { mail: Some("550 not you"), ..none }, (Transient, "sender_refused", NotReached)),
+        ("no service", Script { greeting: Some("554 no"), ..none }, (Transient, "smtp_554", NotReached)),
+        (
+            "not SMTP",
+            Script { greeting: Some("SSH-2.0-OpenSSH_9.2"), ..none },
+            (Transient, "connection_lost", NotReached),
+        ),
+        ("hangs", Script { recipient: Some(""), ..none }, (Transient, "timed_out", NotReached)),
+        ("hangs at the end", Script { accepted: Some(""), ..none }, (Transient, "timed_out", Unanswered)),
+    ] {
+        let server = Server::start(script).await;
+        let failure = deliver(&server.provider(SmtpTls::None), "ada@example.com").await.unwrap_err();
+        let facts = (failure.failure.kind, failure.failure.code.as_str(), failure.cause);
+        assert_eq!(facts, expected, "{what}");
+    }
+    let multi = Script { recipient: Some("550-one\x1b[2J\r\n550 two"), ..none };
+    let server = Server::start(multi).await;
+    let failure = deliver(&server.provider(SmtpTls::None), "ada@example.com").await.unwrap_err();
+    let reason = &failure.failure.reason;
+    assert!(reason.contains("one") && reason.contains("two") && !reason.contains(['\x1b', '\n']), "{reason:?}");
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_unless_the_server_has_closed_it_or_an_exchange_was_not_complete() {
+    let server = Server::start(Script::default()).await;
+    let provider = server.provider(SmtpTls::None);
+    for _ in 0..3 {
+        deliver(&provider, "ada@example.com").await.unwrap();
+    }
+    assert_eq!((server.connections.load(Ordering::SeqCst), server.mails()), (1, 3));
+    let closing = Server::start(Script { close: true, ..Script::default() }).await;
+    let provider = closing.provider(SmtpTls::None);
+    for _ in 0..3 {
+        deliver(&provider, "ada@example.com").await.unwrap();
+    }
+    assert_eq!((closing.connections.load(Ordering::SeqCst), closing.mails()), (3, 3));
+    let hanging = Server::start(Script { accepted: Some(""), ..Script::default() }).await;
+    let provider = hanging.provider(SmtpTls::None);
+    assert!(deliver(&provider, "ada@example.com").await.is_err());
+    assert!(deliver(&provider, "ada@example.com").await.is_err());
+    assert_eq!(hanging.connections.load(Ordering::SeqCst), 2, "an unanswered connection was used again");
+}
+
+#[tokio::test]
+async fn an_invalid_address_never_reaches_the_server_and_a_dot_does_not_end_the_e_mail() {
+    let server = Server::start(Script::default()).await;
+    let provider = server.provider(SmtpTls::None);
+    for email in ["ada@example.com\r\nRCPT TO:<eve@example.com>", "ada", "jürgen@example.com\n"] {
+        assert_eq!(deliver(&provider, email).await.unwrap_err().failure.code, "invalid_address", "{email}");
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), 0);
+    assert_eq!(deliver(&provider, "jürgen@example.com").await.unwrap_err().failure.code, "invalid_address");
+    assert_eq!(deliver(&provider, "").await.unwrap_err().failure.code, "no_address");
+    deliver(&provider, "ada@example.com").await.unwrap();
+    assert_eq!(server.mails(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_in_plain_text_to_a_server_that_should_speak_tls() {
+    let offers = Some("250-localhost\r\n250 STARTTLS");
+    for (what, script, code) in [
+        ("not offered", Script::default(), "tls_failed"),
+        ("refused", Script { offers, ..Script::default() }, "tls_failed"),
+        ("injected", Script { offers, starttls: Some("220 go\r\n250 injected"), ..Script::default() }, "tls_failed"),
+        ("no TLS", Script { offers, starttls: Some("220 go"), ..Script::default() }, "tls_failed"),
+    ] {
+        let server = Server::start(script).await;
+        let failure = deliver(&server.provider(SmtpTls::StartTls), "ada@example.com").await.unwrap_err();
+        assert!([code, "timed_out"].contains(&failure.failure.code.as_str()), "{what}: {failure}");
+        assert_eq!((failure.cause, server.mails()), (NotReached, 0), "{what}");
+    }
+}
+
+/// For measurements: `cargo test --release … -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "a measurement"]
+async fn measure_e_mails_a_second() {
+    const MAILS: usize = 4_000;
+    let server = Server::start(Script::default()).await;
+    let provider = Arc::new(server.provider(SmtpTls::None));
+    let begun = std::time::Instant::now();
+    let senders = (0..8).map(|_| {
+        let provider = Arc::clone(&provider);
+        tokio::spawn(async move {
+            for _ in 0..MAILS / 8 {
+                let limit = Duration::from_secs(10);
+                provider.deliver("1/x", &content("ada@example.com"), limit).await.unwrap();
+            }
+        })
+    });
+    for sender in senders.collect::<Vec<_>>() {
+        sender.await.unwrap();
+    }
+    println!("{:.0} e-mails a second", MAILS as f64 / begun.elapsed().as_secs_f64());
+}

@@ -1,0 +1,43 @@
+//! A problem with a template, with its file and line. Pure.
+
+use std::fmt;
+
+use minijinja::Error;
+
+use super::SUBJECT;
+
+/// A problem with a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::notify) struct TemplateFault {
+    /// Below the directory of templates: `de/processed.txt`. Empty for the directory.
+    pub file: String,
+    pub line: Option<usize>,
+    pub problem: String,
+}
+
+impl TemplateFault {
+    pub fn new(file: &str, line: Option<usize>, problem: &str) -> Self {
+        TemplateFault { file: file.to_owned(), line, problem: problem.to_owned() }
+    }
+
+    /// The error of the engine. The file is the one that it names: a layout, for example.
+    pub fn of(file: &str, error: &Error) -> Self {
+        let name = error.name().unwrap_or(file);
+        let name = name.strip_suffix(SUBJECT).unwrap_or(name);
+        let problem = match error.detail() {
+            Some(detail) => format!("{}: {detail}", error.kind()),
+            None => error.kind().to_string(),
+        };
+        TemplateFault { file: name.to_owned(), line: error.line(), problem }
+    }
+}
+
+impl fmt::Display for TemplateFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.problem),
+            None if self.file.is_empty() => f.write_str(&self.problem),
+            None => write!(f, "{}: {}", self.file, self.problem),
+        }
+    }
+}

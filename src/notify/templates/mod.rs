@@ -1,0 +1,269 @@
+//! The texts of notifications: templates by language and event, and what becomes of one with the content of an event.
+//!
+//! ```text
+//! source   the files: those that come with orderd, replaced or extended by those of a directory
+//! fault    what is wrong with one
+//! check    renders every template with sample orders, and names what is wrong with file and line
+//! ```
+//! A template sees the values of an event as text only: what an order contains is never a template, never markup and never a
+//! second line. It has no access to files, and a limit on its work and its output.
+
+mod check;
+mod fault;
+mod source;
+
+use std::borrow::Cow;
+use std::io;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, context, escape_formatter,
+};
+use rust_decimal::Decimal;
+
+use super::content::Content;
+use super::language::Style;
+use crate::escape::is_escaped;
+
+pub(super) use check::samples;
+pub(super) use fault::TemplateFault;
+pub(super) use source::{TemplateFiles, read_directory};
+
+/// What one template may do: instructions of the engine. A line of an order takes about fifty.
+const MAX_FUEL: u64 = 1_000_000;
+/// The longest text or HTML of a notification, in bytes.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// The longest subject, in characters.
+const MAX_SUBJECT_CHARS: usize = 200;
+/// The language that every built-in template exists in.
+pub(super) const BASE_LANGUAGE: &str = "en";
+/// What the template of a subject is named after its file.
+const SUBJECT: &str = "#subject";
+
+/// The templates of one channel, compiled.
+#[derive(Debug)]
+pub(super) struct Templates {
+    environment: Environment<'static>,
+    /// The language of a customer without one, or with one that there are no templates for.
+    language: String,
+}
+
+/// What templates need besides the event.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TemplateOptions {
+    /// The name of the shop.
+    pub shop: String,
+    pub language: String,
+    pub zone: TimeZone,
+}
+
+/// An e-mail's texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MailTexts {
+    /// The language that was found.
+    pub language: String,
+    /// One line.
+    pub subject: String,
+    pub text: String,
+    pub html: Option<String>,
+}
+
+/// Why there is no text.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RenderError {
+    /// There is no template for the event in any language.
+    #[error("there is no template for the event {0:?}")]
+    UnknownEvent(String),
+    /// A template failed.
+    #[error("cannot render {0}")]
+    Failed(TemplateFault),
+}
+
+impl Templates {
+    /// Compiles all templates.
+    ///
+    /// # Errors
+    /// What is wrong with each that cannot be compiled.
+    pub fn new(files: &TemplateFiles, options: &TemplateOptions) -> Result<Self, Vec<TemplateFault>> {
+        let mut environment = environment(options);
+        let mut faults = Vec::new();
+        for (name, source) in files.iter() {
+            let (subject, body) = split_subject(name, source);
+            if let Some(subject) = subject {
+                let added = environment.add_template_owned([name, SUBJECT].concat(), subject);
+                faults.extend(added.err().map(|error| TemplateFault::of(name, &error)));
+            } else if source::needs_subject(name) {
+                faults.push(TemplateFault::new(name, Some(1), "must begin with a line \"Subject: …\""));
+            }
+            let added = environment.add_template_owned(name.to_owned(), body);
+            faults.extend(added.err().map(|error| TemplateFault::of(name, &error)));
+        }
+        let templates = Templates { environment, language: options.language.clone() };
+        if faults.is_empty() { Ok(templates) } else { Err(faults) }
+    }
+
+    /// What is wrong with the templates when they are rendered with sample orders.
+    pub fn check(&self) -> Vec<TemplateFault> {
+        check::check(self)
+    }
+
+    /// The texts of an e-mail.
+    ///
+    /// # Errors
+    /// There is no template, or it failed.
+    pub fn mail(&self, content: &Content) -> Result<MailTexts, RenderError> {
+        let (language, name) = self.find(content, ".txt")?;
+        let html = name.replace(".txt", ".html");
+        let html = self.has(&html).then(|| self.render(&html, content, &language)).transpose()?;
+        let subject = self.render(&[&name, SUBJECT].concat(), content, &language)?;
+        let text = self.render(&name, content, &language)?;
+        Ok(MailTexts { subject: one_line(&subject), text: text.trim_start_matches('\n').to_owned(), html, language })
+    }
+
+    /// A short text, for chats and text messages.
+    ///
+    /// # Errors
+    /// There is no template, or it failed.
+    pub fn short(&self, content: &Content) -> Result<String, RenderError> {
+        let (language, name) = self.find(content, ".short.txt")?;
+        Ok(self.render(&name, content, &language)?.trim().to_owned())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.environment.get_template(name).is_ok()
+    }
+
+    /// The first language that has the file: the customer's, without its region, the channel's, English.
+    fn find(&self, content: &Content, ending: &str) -> Result<(String, String), RenderError> {
+        let wanted = content.recipient.locale.as_deref().map(|locale| locale.to_ascii_lowercase().replace('_', "-"));
+        let general =
+            wanted.as_deref().and_then(|locale| locale.split_once('-')).map(|(language, _)| language.to_owned());
+        let languages = [wanted.clone(), general, Some(self.language.clone()), Some(BASE_LANGUAGE.to_owned())];
+        // An event is part of a template's name.
+        let is_name = source::is_event(&content.event);
+        let found = languages.into_iter().flatten().filter(|_| is_name).find_map(|language| {
+            let name = format!("{language}/{}{ending}", content.event);
+            self.has(&name).then_some((language, name))
+        });
+        found.ok_or_else(|| RenderError::UnknownEvent(content.event.clone()))
+    }
+
+    fn render(&self, name: &str, content: &Content, language: &str) -> Result<String, RenderError> {
+        self.render_with(name, content, language).map_err(|error| RenderError::Failed(TemplateFault::of(name, &error)))
+    }
+
+    fn render_with(&self, name: &str, content: &Content, language: &str) -> Result<String, Error> {
+        let values = context! { language, ..Value::from(Serde(content)) };
+        let mut output = LimitedOutput(Vec::new());
+        self.environment.get_template(name)?.render_captured_to(values, &mut output)?;
+        String::from_utf8(output.0).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
+    }
+}
+
+/// Refuses to become longer than a notification may be.
+struct LimitedOutput(Vec<u8>);
+
+impl io::Write for &mut LimitedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
+            return Err(io::Error::other(format!("the output is longer than {MAX_OUTPUT_BYTES} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An engine that knows the filters `money`, `date` and `time`, and no template yet.
+fn environment(options: &TemplateOptions) -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_fuel(Some(MAX_FUEL));
+    environment.set_debug(true);
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
+    environment.set_syntax(syntax.expect("only whitespace is configured"));
+    environment.set_auto_escape_callback(|name| match name.ends_with(".html") {
+        true => AutoEscape::Html,
+        false => AutoEscape::None,
+    });
+    environment.set_formatter(format_value);
+    // `{% extends "layout.txt" %}` is the layout of the same language.
+    environment.set_path_join_callback(|name, parent| match parent.split_once('/') {
+        Some((language, _)) if !name.contains('/') => Cow::Owned(format!("{language}/{name}")),
+        Some(_) | None => Cow::Borrowed(name),
+    });
+    environment.add_global("shop", options.shop.clone());
+    environment.add_filter("money", money);
+    let zone = options.zone.clone();
+    environment
+        .add_filter("date", move |state: &State, at: Value| at_time(state, &at, |style, at| style.date(at, &zone)));
+    let zone = options.zone.clone();
+    environment
+        .add_filter("time", move |state: &State, at: Value| at_time(state, &at, |style, at| style.time(at, &zone)));
+    environment
+}
+
+/// Writes a value. Missing ones are empty, and texts have no control characters: what an order contains never begins a line.
+fn format_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    if value.is_none() {
+        return Ok(());
+    }
+    match value.as_str() {
+        Some(text) if !value.is_safe() && text.chars().any(is_escaped) => {
+            let plain: String = text.chars().map(|c| if is_escaped(c) { ' ' } else { c }).collect();
+            escape_formatter(out, state, &Value::from(plain))
+        }
+        Some(_) | None => escape_formatter(out, state, value),
+    }
+}
+
+fn style(state: &State) -> Style {
+    let language = state.lookup("language");
+    Style::of(language.as_ref().and_then(Value::as_str).unwrap_or(BASE_LANGUAGE))
+}
+
+/// An amount in the order's currency.
+fn money(state: &State, amount: Value) -> Result<String, Error> {
+    if amount.is_none() {
+        return Ok(String::new());
+    }
+    let digits = amount.to_string();
+    let number: Decimal =
+        digits.parse().map_err(|_| Error::new(ErrorKind::InvalidOperation, "the filter money needs an amount"))?;
+    let currency = state.lookup("currency");
+    let currency = currency.as_ref().and_then(Value::as_str).and_then(|code| code.parse().ok());
+    Ok(style(state).money(number, currency))
+}
+
+fn at_time(state: &State, at: &Value, format: impl Fn(Style, Timestamp) -> String) -> Result<String, Error> {
+    if at.is_none() {
+        return Ok(String::new());
+    }
+    let problem = || Error::new(ErrorKind::InvalidOperation, "the filters date and time need a time");
+    let at = at.as_str().and_then(|at| at.parse().ok()).ok_or_else(problem)?;
+    Ok(format(style(state), at))
+}
+
+/// The template of the subject, if the first line is one, and that of the rest with the same line numbers.
+fn split_subject(name: &str, source: &str) -> (Option<String>, String) {
+    let (first, rest) = source.split_once('\n').unwrap_or((source, ""));
+    match first.strip_prefix("Subject:") {
+        Some(subject) if source::needs_subject(name) => (Some(subject.trim().to_owned()), ["\n", rest].concat()),
+        Some(_) | None => (None, source.to_owned()),
+    }
+}
+
+/// A subject: one line of limited length.
+fn one_line(text: &str) -> String {
+    let plain = text.chars().map(|c| if is_escaped(c) { ' ' } else { c });
+    plain.take(MAX_SUBJECT_CHARS).collect::<String>().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests;
