@@ -120,15 +120,12 @@ impl CircuitBreaker {
         self.gate.gate()
     }
 
-    /// A call that may be made now; `None` unless the breaker is closed. A trial is never begun here: its delivery may first have to
-    /// wait for another instance, and all other deliveries wait for the end of the trial.
-    pub(super) fn try_begin(self: &Arc<Self>) -> Option<BreakerPermit> {
-        let begun = self.change(|state, now| {
+    /// Whether the service is called without restriction.
+    pub(super) fn is_closed(&self) -> bool {
+        self.change(|state, now| {
             state.breaker.advance(now);
-            let is_closed = state.breaker.state() == BreakerState::Closed;
-            is_closed.then(|| state.breaker.begin(now).ok()).flatten()
-        });
-        begun.map(|ticket| BreakerPermit { breaker: Arc::clone(self), ticket, result: CallResult::Abandoned })
+            state.breaker.state() == BreakerState::Closed
+        })
     }
 
     /// A call that may be made now, a trial included, and must be made at once: all other deliveries wait for the end of a trial. `None`
@@ -344,7 +341,7 @@ mod tests {
         open(&first).await;
         let reloaded = breaker(&breakers);
         drop(first);
-        assert!(reloaded.try_begin().is_none() && !reloaded.gate().is_passable());
+        assert!(!reloaded.is_closed() && !reloaded.gate().is_passable());
         assert_eq!(breakers.unavailable(), ["order/charge"]);
         assert!(breakers.read()[0].last_failure.as_ref().is_some_and(|failure| failure.contains("http_503")));
         reloaded.gate().passable().await;
@@ -354,21 +351,7 @@ mod tests {
         assert!(reloaded.gate().is_passable(), "it was abandoned");
         drop(reloaded);
         assert!(breakers.read().is_empty(), "it ends with its last handler");
-        assert!(breaker(&breakers).try_begin().is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_delivery_that_may_have_to_wait_for_another_instance_does_not_take_the_trial() {
-        let breakers = CircuitBreakers::default();
-        let breaker = breaker(&breakers);
-        open(&breaker).await;
-        tokio::time::sleep(11 * SECOND).await;
-        assert!(breaker.try_begin().is_none() && breaker.gate().is_passable());
-        breaker.begin().now_or_never().expect("it tries the service").ended(None);
-        assert_eq!(breaker.read().state, BreakerState::RampUp);
-        assert!(breaker.try_begin().is_none());
-        tokio::time::sleep(31 * SECOND).await;
-        assert!(breaker.try_begin().is_some(), "closed again");
+        assert!(breaker(&breakers).is_closed());
     }
 
     #[tokio::test(start_paused = true)]

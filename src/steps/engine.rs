@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use tracing::error;
 
 use super::claim::{Claimed, LEASE_MARGIN, MAX_LEASE_DELAY, after, claim};
-use super::engine_step::{CallPermit, EngineStep, StepResources};
+use super::engine_step::{Admission, CallPermit, EngineStep, StepResources};
 use super::events;
 use super::plan::{idempotency_key, next_step, next_undo};
 use super::request::{RunInput, body, message_json};
@@ -100,9 +100,11 @@ impl Engine {
         let reads_message = self.steps.iter().any(|step| step.settings.when.reads_message());
         let message = if reads_message { message_json(input.text) } else { None };
         let applies = self.applies(&input, message.as_ref());
-        // The first call is recorded together with the claim, unless it has to wait for others.
-        let first = applies.iter().position(|applies| *applies);
-        let first = first.and_then(|index| Some((index, self.steps[index].try_permit()?)));
+        // The first call is recorded together with the claim, unless it has to wait for others for long.
+        let first = match applies.iter().position(|applies| *applies) {
+            Some(index) => self.steps[index].early_admission().await.map(|admission| (index, admission)),
+            None => None,
+        };
         let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input, &[]));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
         let purpose =
@@ -118,7 +120,7 @@ impl Engine {
         let mut work = RunWork { engine: self, input, access, applies, run };
         match work.run.state {
             RunState::Running => {
-                let first = first.filter(|_| is_new);
+                let first = first.filter(|_| is_new).map(|(index, admission)| (index, RecordedCall::Admitted(admission)));
                 if first.is_some() && leased_at.elapsed() > MAX_LEASE_DELAY {
                     work.record(None, Change { lease: Some(lease), ..Change::default() }).await?;
                 }
@@ -193,6 +195,14 @@ struct RunWork<'a> {
     run: StepRun,
 }
 
+/// A call that is recorded and is to be made.
+enum RecordedCall {
+    /// As soon as others have ended.
+    Admitted(Admission),
+    /// At once.
+    Permitted(CallPermit),
+}
+
 /// What one record says besides the call's end.
 #[derive(Default)]
 struct Change {
@@ -203,17 +213,17 @@ struct Change {
 }
 
 impl<'a> RunWork<'a> {
-    /// Calls what is not done, in order. `recorded` is the step whose first call is recorded already, with its permit.
-    async fn do_steps(&mut self, mut recorded: Option<(usize, CallPermit)>) -> Result<(), RunError> {
+    /// Calls what is not done, in order. `recorded` is the step whose first call is recorded already.
+    async fn do_steps(&mut self, mut recorded: Option<(usize, RecordedCall)>) -> Result<(), RunError> {
         let Some(mut index) = self.next() else {
             return self.record(None, self.all_done()).await;
         };
         loop {
-            let permit = match recorded.take() {
-                Some((recorded, permit)) if recorded == index => permit,
+            let call = match recorded.take() {
+                Some((recorded, call)) if recorded == index => call,
                 Some(_) | None => self.record_call(index, StepAction::Do).await?,
             };
-            let result = self.call(index, StepAction::Do, permit).await?;
+            let result = self.call(index, StepAction::Do, call).await?;
             self.set_done(index, StepAction::Do, &result);
             let ended = self.ended(index, StepAction::Do, CallOutcome::Done { result });
             let Some(next) = self.next() else {
@@ -221,11 +231,11 @@ impl<'a> RunWork<'a> {
             };
             index = next;
             let step = &self.engine.steps[next];
-            let permit = step.try_permit();
-            let entry = permit.is_some().then(|| self.entry(next, StepAction::Do));
+            let admission = step.early_admission().await;
+            let entry = admission.is_some().then(|| self.entry(next, StepAction::Do));
             let change = Change { next: entry, lease: Some(step.settings.timeout), state: None };
             self.record(Some(ended), change).await?;
-            recorded = permit.map(|permit| (next, permit));
+            recorded = admission.map(|admission| (next, RecordedCall::Admitted(admission)));
         }
     }
 
@@ -246,8 +256,8 @@ impl<'a> RunWork<'a> {
     }
 
     async fn undo(&mut self, index: usize) -> Result<(), RunError> {
-        let permit = self.record_call(index, StepAction::Undo).await?;
-        let result = self.call(index, StepAction::Undo, permit).await?;
+        let call = self.record_call(index, StepAction::Undo).await?;
+        let result = self.call(index, StepAction::Undo, call).await?;
         self.set_done(index, StepAction::Undo, &result);
         let ended = self.ended(index, StepAction::Undo, CallOutcome::Done { result });
         let lease = Some(self.engine.steps[index].timeout(StepAction::Undo));
@@ -283,14 +293,40 @@ impl<'a> RunWork<'a> {
         Change { lease: Some(self.access.max_hold), ..Change::default() }
     }
 
-    /// Waits until the call may be made, and records it.
-    async fn record_call(&mut self, index: usize, action: StepAction) -> Result<CallPermit, RunError> {
+    /// Waits until the call may be recorded, and records it. One that has to wait for a service that may be unavailable is recorded
+    /// only when it may be made.
+    async fn record_call(&mut self, index: usize, action: StepAction) -> Result<RecordedCall, RunError> {
         let step = &self.engine.steps[index];
-        let permit = step.permit(self.access.max_hold).await.ok_or(RunError::Held)?;
+        let max_hold = self.access.max_hold;
+        let call = if step.may_be_unavailable() {
+            step.permit(max_hold).await.map(RecordedCall::Permitted)
+        } else {
+            step.admission(max_hold).await.map(RecordedCall::Admitted)
+        };
+        let call = call.ok_or(RunError::Held)?;
         let entry = self.entry(index, action);
         let change = Change { next: Some(entry), lease: Some(step.timeout(action)), state: None };
         self.record(None, change).await?;
-        Ok(permit)
+        Ok(call)
+    }
+
+    /// Waits until a recorded call may be made. If that takes long, the lease is renewed.
+    async fn permit(
+        &self,
+        step: &EngineStep,
+        action: StepAction,
+        call: RecordedCall,
+    ) -> Result<(CallPermit, Option<Admission>), RunError> {
+        let admission = match call {
+            RecordedCall::Permitted(permit) => return Ok((permit, None)),
+            RecordedCall::Admitted(admission) => admission,
+        };
+        let waits_since = Instant::now();
+        let permit = step.permit(self.access.max_hold).await.ok_or(RunError::Held)?;
+        if waits_since.elapsed() > MAX_LEASE_DELAY / 2 {
+            self.record(None, Change { lease: Some(step.timeout(action)), ..Change::default() }).await?;
+        }
+        Ok((permit, Some(admission)))
     }
 
     /// The claim lasts for the lease from now on: if the ledger took long to record it, it is renewed.
@@ -338,14 +374,16 @@ impl<'a> RunWork<'a> {
     }
 
     /// Makes a recorded call and publishes the events of its answer. Returns its result. A failure is recorded.
-    async fn call(&self, index: usize, action: StepAction, permit: CallPermit) -> Result<String, RunError> {
+    async fn call(&self, index: usize, action: StepAction, call: RecordedCall) -> Result<String, RunError> {
         let step = &self.engine.steps[index];
+        let (permit, admission) = self.permit(step, action, call).await?;
         let recorded = self.run.steps.iter().find(|found| *found.step == *step.name && found.action == StepAction::Do);
         let round = recorded.map_or(self.run.round, |recorded| recorded.round);
         let key = idempotency_key(self.input.key, &step.name, action, round);
         let guard = self.access.counters.called(&step.name, action);
         let answer = self.call_service(step, action, &key).await;
         permit.ended(answer.as_ref().err());
+        drop(admission);
         let result = match answer {
             Ok(answer) => {
                 let published = self.publish_events(step, &key, &answer).await?;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -14,6 +15,12 @@ use super::http::HttpService;
 use super::service::{StepFailure, StepService};
 use super::settings::{ServiceSettings, StepSettings};
 use crate::ledger::StepAction;
+
+/// How many calls may be recorded, as a multiple of those that may be made at the same time: recording one takes longer than many
+/// services take to answer, and must not leave their places empty.
+const RECORDED_CALLS: usize = 4;
+/// How long a first call waits until it may be recorded together with the claim of its run. Later it is recorded by itself.
+const ADMISSION_WAIT: Duration = Duration::from_secs(1);
 
 /// What the steps of all consumers share.
 #[derive(Debug, Clone, Default)]
@@ -31,11 +38,16 @@ pub(super) struct EngineStep {
     pub service: Arc<dyn StepService>,
     /// What undoes it, with the timeout of one call.
     pub undo: Option<(Arc<dyn StepService>, Duration)>,
-    /// Its calls and those of its undo.
+    /// Its calls that are recorded or made, and those of its undo.
+    admissions: Arc<Semaphore>,
+    /// Those of them that are made.
     permits: Arc<Semaphore>,
     /// Of these calls too.
     pub breaker: Option<Arc<CircuitBreaker>>,
 }
+
+/// The right to record one call, and to make it as soon as others have ended.
+pub(super) struct Admission(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit);
 
 /// The right to make one call.
 pub(super) struct CallPermit {
@@ -72,6 +84,7 @@ impl EngineStep {
         EngineStep {
             service: service(&settings.service, &name, settings.timeout),
             undo: undo.map(|undo| (service(&undo.service, &undo_name, undo.timeout), undo.timeout)),
+            admissions: Arc::new(Semaphore::new(RECORDED_CALLS * settings.calls_at_once(workers))),
             permits: Arc::new(Semaphore::new(settings.calls_at_once(workers))),
             breaker: settings.circuit_breaker.map(|settings| resources.breakers.breaker(consumer, &name, settings)),
             settings: settings.clone(),
@@ -79,14 +92,25 @@ impl EngineStep {
         }
     }
 
-    /// The right to make a call now; `None` if none may be made.
-    pub(super) fn try_permit(&self) -> Option<CallPermit> {
-        let concurrency = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        let breaker = match &self.breaker {
-            Some(breaker) => Some(breaker.try_begin()?),
-            None => None,
-        };
-        Some(CallPermit { _concurrency: concurrency, breaker })
+    /// The right to record a call together with something else. `None` if the service may be unavailable, or others wait for too
+    /// long already.
+    pub(super) async fn early_admission(&self) -> Option<Admission> {
+        if self.may_be_unavailable() { None } else { self.admission(ADMISSION_WAIT).await }
+    }
+
+    /// Whether its calls may have to wait until the service is available again.
+    pub(super) fn may_be_unavailable(&self) -> bool {
+        self.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed())
+    }
+
+    /// Waits until one more call may be recorded; `None` if that takes longer than `max_hold`.
+    pub(super) async fn admission(&self, max_hold: Duration) -> Option<Admission> {
+        if let Ok(admission) = Arc::clone(&self.admissions).try_acquire_owned() {
+            return Some(Admission(admission));
+        }
+        // The semaphore is never closed.
+        let admission = timeout(max_hold, Arc::clone(&self.admissions).acquire_owned()).boxed().await;
+        admission.ok()?.ok().map(Admission)
     }
 
     /// Waits until one more call may be made; `None` if that takes longer than `max_hold`.
