@@ -120,7 +120,8 @@ impl Engine {
         let mut work = RunWork { engine: self, input, access, applies, run };
         match work.run.state {
             RunState::Running => {
-                let first = first.filter(|_| is_new).map(|(index, admission)| (index, RecordedCall::Admitted(admission)));
+                let first =
+                    first.filter(|_| is_new).map(|(index, admission)| (index, RecordedCall::Admitted(admission)));
                 if first.is_some() && leased_at.elapsed() > MAX_LEASE_DELAY {
                     work.record(None, Change { lease: Some(lease), ..Change::default() }).await?;
                 }
