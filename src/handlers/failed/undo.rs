@@ -50,7 +50,7 @@ fn run_keys(failed: &FailedMessage<'_>, order_ids: impl FnOnce() -> Vec<String>)
     match &failed.consumer {
         Some(consumer) if consumer.format.is_some() => match &failed.subject {
             FailedSubject::Order { id, .. } | FailedSubject::Cancellation(id) => vec![order_run(id.as_str())],
-            FailedSubject::Other => Vec::new(),
+            FailedSubject::Other => vec![order_run(&failed.identity)],
         },
         Some(consumer) => vec![message_run(&consumer.name, failed.identity.clone())],
         None => {
