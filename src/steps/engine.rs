@@ -7,6 +7,8 @@
 //! Whatever interrupts it, the next claim of the run continues with the first step that is not done. It never retries a call:
 //! its failure is the message's.
 
+mod records;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use serde_json::Value as Json;
 use tokio::time::{Instant, timeout};
 use tracing::error;
 
-use super::claim::{Claimed, LEASE_MARGIN, MAX_LEASE_DELAY, after, claim};
+use super::claim::{Claimed, MAX_LEASE_DELAY, claim};
 use super::engine_step::{Admission, CallPermit, EngineStep, StepResources};
 use super::events;
 use super::plan::{idempotency_key, next_step, next_undo};
@@ -328,42 +330,6 @@ impl<'a> RunWork<'a> {
             self.record(None, Change { lease: Some(step.timeout(action)), ..Change::default() }).await?;
         }
         Ok((permit, Some(admission)))
-    }
-
-    /// The claim lasts for the lease from now on: if the ledger took long to record it, it is renewed.
-    async fn record(&self, mut ended: Option<EndedCall>, mut change: Change) -> Result<(), RunError> {
-        loop {
-            let leased_at = Instant::now();
-            self.record_once(ended.take(), std::mem::take(&mut change.next), change.lease, change.state.take()).await?;
-            if change.lease.is_none() || leased_at.elapsed() <= MAX_LEASE_DELAY {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn record_once(
-        &self,
-        ended: Option<EndedCall>,
-        next: Option<StepCallEntry>,
-        lease: Option<Duration>,
-        state: Option<RunState>,
-    ) -> Result<(), RunError> {
-        let at = Timestamp::now();
-        let record = RunRecord {
-            key: self.input.key.clone(),
-            fence: self.run.fence,
-            at,
-            until: lease.map(|lease| after(at, lease + LEASE_MARGIN)),
-            ended,
-            next,
-            state,
-            failure: None,
-            dead_lettered: false,
-        };
-        match self.access.ledger.record_run(record).await? {
-            RunRecorded::Recorded => Ok(()),
-            RunRecorded::Stale | RunRecorded::Cancelled => Err(RunError::Lost),
-        }
     }
 
     fn entry(&self, index: usize, action: StepAction) -> StepCallEntry {
