@@ -131,6 +131,8 @@ async fn record_order(ledger: &SqliteLedger, n: u64, load: &Load) {
         priority: false,
         customer_id: Some(format!("customer-{}", n % 1_000)),
         email: Some(format!("customer-{}@example.com", n % 1_000)),
+        phone: None,
+        locale: None,
         notify: None,
         placed_at: Some(at),
         at,

@@ -79,7 +79,9 @@ pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &
 /// The channel, and the body of the event about the order.
 fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String> {
     let (order, amounts) = check::read_order(&args.order, &args.format, config)?;
-    let channel = args.channel.as_deref().or(order.wanted_channel()).unwrap_or(DEFAULT_NOTIFY).to_owned();
+    let default = config.consumers.values().find_map(|consumer| consumer.default_channel.as_deref());
+    let channel = args.channel.as_deref().or(order.wanted_channel());
+    let channel = channel.or(default).unwrap_or(DEFAULT_NOTIFY).to_owned();
     let notification = Notification { channel: &channel, ..Notification::processed(&order, &amounts) };
     let mut body = serde_json::to_value(notification).expect("an event consists of text and numbers");
     body["event"] = Value::from(args.preview.as_str());

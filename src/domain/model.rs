@@ -350,6 +350,10 @@ mod tests {
         for (phone, locale) in [("call me", "de AT"), ("1\\n2", "de\\r\\nBcc"), ("+", "../en"), ("", "")] {
             assert_eq!(with(&format!(r#""phone":"{phone}","locale":"{locale}""#)), (None, None), "{phone} {locale}");
         }
+        for other in ["{}", "[1]", "true", "4.5"] {
+            assert_eq!(with(&format!(r#""phone":{other},"locale":{other}"#)), (None, None), "{other}");
+        }
+        assert_eq!(with(r#""phone":4930123456,"locale":7"#), (some("4930123456"), None));
         let long = "1".repeat(40);
         assert_eq!(with(&format!(r#""phone":"{long}","locale":"{long}""#)), (None, None));
     }

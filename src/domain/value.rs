@@ -51,6 +51,17 @@ pub fn as_id(raw: &str) -> Result<String, Mismatch> {
     text.map(|text| text.into_owned()).ok_or_else(|| mismatch(raw, "a text of 1 to 200 bytes or a whole number"))
 }
 
+/// A telephone number, as a text or as a whole number. Any other value counts as missing: only notifications use it, and an order must
+/// not fail because of it.
+pub fn as_phone(raw: &str) -> Result<String, Mismatch> {
+    Ok(as_id(raw).unwrap_or_default())
+}
+
+/// A language. Any value that is no text counts as missing, as with [`as_phone`].
+pub fn as_locale(raw: &str) -> Result<String, Mismatch> {
+    Ok(as_text(raw).unwrap_or_default())
+}
+
 /// A decimal number, as a number or as text.
 pub fn as_decimal(raw: &str) -> Result<Result<Decimal, DecimalError>, Mismatch> {
     decimal(raw, DECIMAL)

@@ -191,8 +191,8 @@ impl Reader {
         let email = slots.email.as_ref();
         let email =
             email.and_then(|slot| self.text(scope, "email", slot, found, Some(TextField::Email), value::as_text));
-        let phone = self.optional(scope, "phone", slots.phone.as_ref(), found, value::as_text);
-        let locale = self.optional(scope, "locale", slots.locale.as_ref(), found, value::as_text);
+        let phone = self.optional(scope, "phone", slots.phone.as_ref(), found, value::as_phone);
+        let locale = self.optional(scope, "locale", slots.locale.as_ref(), found, value::as_locale);
         let placed_at = self.optional(scope, "placed_at", slots.placed_at.as_ref(), found, value::as_time);
         let notify = self.optional(scope, "notify", slots.notify.as_ref(), found, value::as_text);
         let priority = self.optional(scope, "priority", slots.priority.as_ref(), found, value::as_boolean);

@@ -152,6 +152,10 @@ pub struct NewOrder {
     pub customer_id: Option<String>,
     /// The customer's email address, for the notification of a cancellation.
     pub email: Option<String>,
+    /// The customer's telephone number, for the same.
+    pub phone: Option<String>,
+    /// The customer's language, for the same.
+    pub locale: Option<String>,
     /// The notification channel that the order asks for.
     pub notify: Option<String>,
     /// When the customer placed the order.
@@ -164,7 +168,8 @@ impl NewOrder {
     /// About how much memory it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let items = self.items.iter().map(|item| size_of::<Item>() + item.product.len()).sum::<usize>();
-        let texts = [&self.customer_id, &self.email, &self.notify].map(|text| length(text.as_ref()));
+        let texts =
+            [&self.customer_id, &self.email, &self.phone, &self.locale, &self.notify].map(|text| length(text.as_ref()));
         size_of::<Self>() + self.id.as_str().len() + items + texts.iter().sum::<usize>()
     }
 }

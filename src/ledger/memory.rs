@@ -86,10 +86,10 @@ impl StoredOrder {
         }
     }
 
-    /// When it was processed, or its cancellation was complete.
+    /// When it was processed, or its cancellation was complete and it had arrived.
     fn finished_at(&self) -> Option<Timestamp> {
         match self.cancellation {
-            Some(cancellation) => cancellation.finished_at,
+            Some(cancellation) => cancellation.finished_at.map(|at| at.max(self.prevented_at.unwrap_or(at))),
             None => self.processed_at,
         }
     }
@@ -214,7 +214,9 @@ impl Tables {
         }
         let is_new = stored.cancellation.is_none();
         let is_finishing = stored.status() == "accepted" && matches!(run, None | Some(RunState::Done));
-        let was_announced = stored.processed_at.is_some() || is_finishing;
+        let sale = ([id.as_str(), "/analytics/processed"].concat(), EventKind::Analytics);
+        let is_sold = self.events.contains_key(&sale);
+        let was_announced = stored.processed_at.is_some() || is_sold || is_finishing;
         let new = StoredCancellation { at: *at, was_announced, finished_at: None };
         let StoredCancellation { at, was_announced, .. } = *stored.cancellation.get_or_insert(new);
         let (order, is_processed) = (stored.order.clone(), stored.processed_at.is_some());
@@ -222,8 +224,7 @@ impl Tables {
             let priority = order.priority;
             let what = if is_processed { CountedAs::Cancelled { priority } } else { CountedAs::Prevented { priority } };
             self.count(&order, at, what);
-            let event = ([order.id.as_str(), "/analytics/processed"].concat(), EventKind::Analytics);
-            if self.events.contains_key(&event) {
+            if is_sold {
                 let lines = order.items.iter().map(|item| (item.product.clone(), item.quantity, item.total));
                 self.add_sale(&Sale::new(lines, order.amounts.currency, at), at, true);
             }
@@ -386,6 +387,9 @@ impl Tables {
     }
 
     fn add_dead_letter(&mut self, letter: NewDeadLetter) -> Recorded {
+        if letter.order.as_ref().is_some_and(|id| self.cancellations.contains_key(id)) {
+            return Recorded::Cancelled;
+        }
         if let Some(stored) = letter.order.as_ref().and_then(|id| self.orders.get_mut(id)) {
             if stored.cancellation.is_some() {
                 return Recorded::Cancelled;
@@ -440,8 +444,14 @@ impl LedgerMaintenance for MemoryLedger {
         if tables.closed {
             return ready(Err(LedgerError::Closed)).boxed();
         }
-        let orders = remove(&mut tables.orders, |stored| stored.finished_at().is_some_and(|at| at < before))
-            + remove(&mut tables.cancellations, |kept| kept.at < before);
+        let Tables { orders, cancellations, dead_letters, .. } = &mut *tables;
+        // A dead letter of a cancelled order may be replayed, and must not be processed then.
+        let may_return = |id: &OrderId| dead_letters.keys().any(|(identity, _)| identity == id.as_str());
+        let is_old = |stored: &StoredOrder| {
+            stored.finished_at().is_some_and(|at| at < before)
+                && (stored.cancellation.is_none() || !may_return(&stored.order.id))
+        };
+        let orders = remove(orders, is_old) + remove(cancellations, |kept| kept.at < before && !may_return(&kept.id));
         let events = remove(&mut tables.events, |event| event.at < before);
         let attempts = remove(&mut tables.attempts, |attempt| attempt.failed_at < before);
         let more = [orders, events, attempts].contains(&PRUNE_ROWS);

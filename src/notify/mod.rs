@@ -114,12 +114,11 @@ impl Channels {
         Channels { providers, chains, log }
     }
 
-    /// What must be available for a delivery to be started: the only provider, if there is one. With several, some may work.
+    /// What must be available for a delivery to be started: the servers of channels without a fallback. Deliveries that cannot be made
+    /// would otherwise be released again and again, and at last be dead-lettered by the broker.
     pub fn gates(&self) -> Vec<Gate> {
-        match self.providers.len() {
-            1 => self.providers.values().filter_map(|provider| provider.gate()).collect(),
-            _ => Vec::new(),
-        }
+        let alone = self.chains.values().filter(|chain| chain.len() == 1);
+        alone.filter_map(|chain| chain[0].gate()).collect()
     }
 
     /// The file that notifications are written to, if one is.
@@ -167,8 +166,10 @@ impl Channels {
         let _suspended = input.ledger.suspend_deadline();
         let content = Content::read(notice.body)
             .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_event", error.to_string()))?;
-        let chain = self.chain(notice.channel)?;
-        let (mut index, mut slot) = self.available(chain, input).await?;
+        let chain = self.chain(notice.channel)?.iter().enumerate();
+        let chain = chain.filter(|(index, provider)| *index == 0 || provider.can_deliver(notice, &content));
+        let chain: Vec<Arc<Provider>> = chain.map(|(_, provider)| Arc::clone(provider)).collect();
+        let (mut index, mut slot) = self.available(&chain, input).await?;
         loop {
             let provider = &chain[index];
             if !lease.cover(provider.timeout() + LEASE_MARGIN).await? {
@@ -180,7 +181,7 @@ impl Channels {
             };
             // Only what was certainly not delivered may be delivered another way.
             let next = match failure.cause {
-                FailureCause::NotReached => available_now(chain, index + 1).await,
+                FailureCause::NotReached => available_now(&chain, index + 1).await,
                 FailureCause::Refused | FailureCause::Unanswered => None,
             };
             match next {

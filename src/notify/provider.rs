@@ -141,6 +141,17 @@ impl Provider {
         Slot { breaker, _permit: permit }
     }
 
+    /// Whether it is of use as a fallback: it has what it needs to notify this customer of this event.
+    pub fn can_deliver(&self, notice: Notice<'_>, content: &Content) -> bool {
+        match &self.transport {
+            Transport::Smtp(smtp) => smtp.can_deliver(content),
+            Transport::Webhook(webhook) => {
+                webhook.body(WebhookNotice { id: notice.id, channel: notice.channel }, content).is_ok()
+            }
+            Transport::Log(_) => true,
+        }
+    }
+
     async fn permit(&self) -> OwnedSemaphorePermit {
         Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed")
     }

@@ -319,6 +319,8 @@ fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {
     if let Some(problem) = samples("processed").iter().find_map(|sample| body.check(sample).err()) {
         section.problem("body", problem);
     }
+    // Who knows the address of a chat can write to it.
+    let http = if body == WebhookBody::Slack { http.map(HttpSettings::with_secret_path) } else { http };
     let texts = TextSettings::read(section, None, name);
     http.zip(texts).map(|(http, texts)| ChannelKind::Webhook(Box::new(http), body, texts))
 }

@@ -192,7 +192,7 @@ mod tests {
         let templates = Arc::new(Templates::new(&TemplateFiles::built_in(), &options).unwrap());
         let http = HttpSettings {
             url: "http://127.0.0.1:1/".parse().unwrap(),
-            query: None,
+            url_rest: None,
             headers: std::collections::BTreeMap::new(),
             bearer: None,
             hmac_key: None,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::Value as Json;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tracing::error;
 
 use super::claim::{Claimed, MAX_LEASE_DELAY, claim};
@@ -234,7 +234,7 @@ impl<'a> RunWork<'a> {
             };
             index = next;
             let step = &self.engine.steps[next];
-            let admission = step.early_admission().await;
+            let admission = step.admission_now();
             let entry = admission.is_some().then(|| self.entry(next, StepAction::Do));
             let change = Change { next: entry, lease: Some(step.settings.timeout), state: None };
             self.record(Some(ended), change).await?;
@@ -313,25 +313,6 @@ impl<'a> RunWork<'a> {
         Ok(call)
     }
 
-    /// Waits until a recorded call may be made. If that takes long, the lease is renewed.
-    async fn permit(
-        &self,
-        step: &EngineStep,
-        action: StepAction,
-        call: RecordedCall,
-    ) -> Result<(CallPermit, Option<Admission>), RunError> {
-        let admission = match call {
-            RecordedCall::Permitted(permit) => return Ok((permit, None)),
-            RecordedCall::Admitted(admission) => admission,
-        };
-        let waits_since = Instant::now();
-        let permit = step.permit(self.access.max_hold).await.ok_or(RunError::Held)?;
-        if waits_since.elapsed() > MAX_LEASE_DELAY / 2 {
-            self.record(None, Change { lease: Some(step.timeout(action)), ..Change::default() }).await?;
-        }
-        Ok((permit, Some(admission)))
-    }
-
     fn entry(&self, index: usize, action: StepAction) -> StepCallEntry {
         self.engine.entry(index, action, &self.input, &self.run.steps)
     }
@@ -343,7 +324,7 @@ impl<'a> RunWork<'a> {
     /// Makes a recorded call and publishes the events of its answer. Returns its result. A failure is recorded.
     async fn call(&self, index: usize, action: StepAction, call: RecordedCall) -> Result<String, RunError> {
         let step = &self.engine.steps[index];
-        let (permit, admission) = self.permit(step, action, call).await?;
+        let (permit, admission) = self.permit(index, action, call).await?;
         let recorded = self.run.steps.iter().find(|found| *found.step == *step.name && found.action == StepAction::Do);
         let round = recorded.map_or(self.run.round, |recorded| recorded.round);
         let key = idempotency_key(self.input.key, &step.name, action, round);
@@ -353,7 +334,15 @@ impl<'a> RunWork<'a> {
         drop(admission);
         let result = match answer {
             Ok(answer) => {
-                let published = self.publish_events(step, &key, &answer).await?;
+                let published = match self.publish_events(step, &key, &answer).await {
+                    // If the order was cancelled meanwhile, its undo needs the result. If the claim is lost, this is refused too.
+                    Err(RunError::Lost) => {
+                        let done = CallOutcome::Done { result: answer.result.get().to_owned() };
+                        self.record(Some(self.ended(index, action, done)), Change::default()).await?;
+                        return Err(RunError::Lost);
+                    }
+                    published => published?,
+                };
                 let published = if action == StepAction::Undo { leave_out(&key, published) } else { published };
                 published.map(|()| answer.result.get().to_owned())
             }

@@ -98,6 +98,12 @@ impl EngineStep {
         if self.may_be_unavailable() { None } else { self.admission(ADMISSION_WAIT).await }
     }
 
+    /// The right to record a call together with the end of the one before it, which must not wait.
+    pub(super) fn admission_now(&self) -> Option<Admission> {
+        let is_free = !self.may_be_unavailable();
+        is_free.then(|| Arc::clone(&self.admissions).try_acquire_owned().ok().map(Admission)).flatten()
+    }
+
     /// Whether its calls may have to wait until the service is available again.
     pub(super) fn may_be_unavailable(&self) -> bool {
         self.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed())

@@ -29,6 +29,8 @@ fn order(n: usize) -> NewOrder {
         priority: false,
         customer_id: Some(NAME.to_owned()),
         email: None,
+        phone: None,
+        locale: None,
         notify: None,
         placed_at: None,
         at: Timestamp::UNIX_EPOCH,

@@ -37,8 +37,8 @@ pub(super) fn concerns_steps(failed: &FailedMessage<'_>, action: Action) -> bool
 }
 
 /// Whether the message returns to its queue once before it is dead-lettered and its steps are undone. The broker has dead-lettered
-/// a message that orderd had not published, so nothing but a header says so, and on RabbitMQ 3.10 whoever may use the routing keys of
-/// failures can send that header. What returns is orderd's own copy: if that fails too, or the broker dead-letters it, it is proven.
+/// a message that orderd had not published, so only a header says so, and on RabbitMQ 3.10 each producer that may use the routing keys
+/// of failures can send that header. What returns is orderd's own copy: if that fails too, or the broker dead-letters it, it is proven.
 pub(super) fn needs_proof(failed: &FailedMessage<'_>, action: Action) -> bool {
     let has_steps = failed.consumer.as_ref().is_some_and(|consumer| consumer.has_steps);
     let returns = has_steps && failed.can_copy && failed.history.origin.is_some();

@@ -90,6 +90,8 @@ fn stored_order(stored: &NewOrder) -> Order {
     order.priority = stored.priority;
     order.customer_id.clone_from(&stored.customer_id);
     order.email.clone_from(&stored.email);
+    order.phone.clone_from(&stored.phone);
+    order.locale.clone_from(&stored.locale);
     order.notify.clone_from(&stored.notify);
     order.placed_at = stored.placed_at;
     order

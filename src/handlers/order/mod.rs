@@ -252,6 +252,8 @@ fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp
         priority: order.priority,
         customer_id: order.customer_id.clone(),
         email: order.email.clone(),
+        phone: order.customer_phone().map(str::to_owned),
+        locale: order.customer_locale().map(str::to_owned),
         notify: order.notify.clone(),
         placed_at: order.placed_at,
         at,

@@ -19,6 +19,8 @@ pub(crate) fn order(id: &str) -> NewOrder {
         priority: false,
         customer_id: Some("7".to_owned()),
         email: Some("ada@example.com".to_owned()),
+        phone: Some("+49 30 1234".to_owned()),
+        locale: Some("de".to_owned()),
         notify: None,
         placed_at: Some(at(1_000)),
         at: at(2_000),

@@ -59,6 +59,8 @@ impl Sold {
             priority: self.priority,
             customer_id: None,
             email: None,
+            phone: None,
+            locale: None,
             notify: None,
             placed_at: None,
             at: self.at,

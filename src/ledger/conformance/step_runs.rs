@@ -314,7 +314,9 @@ async fn a_replayed_message_continues_an_undo_that_failed(ledger: &dyn Ledger) {
         RunRecord { state: Some(RunState::UndoFailed), dead_lettered: true, ..record_of(&key, run.fence, 31) };
     recorded(ledger, give_up).await;
     let run = granted(ledger, work(&key, "a", 40, None)).await;
-    assert_eq!((run.state, run.round, run.failure.clone()), (RunState::Undoing, 1, Some(failure(9))));
+    // Its retries begin anew.
+    let expected = RunFailure { undo_from: at(40), ..failure(9) };
+    assert_eq!((run.state, run.round, run.failure.clone()), (RunState::Undoing, 1, Some(expected)));
     assert_eq!(run.steps.len(), 4, "{run:?}");
 }
 

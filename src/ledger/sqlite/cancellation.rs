@@ -35,7 +35,7 @@ pub(super) fn cancel(
         status => {
             // Without steps, or once they are done, an accepted order's events may be being published.
             let is_finishing = status == "accepted" && matches!(stored.run.as_deref(), None | Some("done"));
-            let was_announced = stored.is_processed || is_finishing;
+            let was_announced = stored.is_processed || stored.is_sold || is_finishing;
             let mut update = connection.prepare_cached(
                 "UPDATE orders SET status = 'cancelled', cancelled_at = ?2, was_announced = ?3 WHERE id = ?1",
             )?;
@@ -187,7 +187,10 @@ fn read(connection: &Connection, id: &OrderId) -> rusqlite::Result<Option<Stored
                 processed_at IS NOT NULL, cancelled_at, coalesce(was_announced, 0),
                 cancellation_finished_at IS NOT NULL,
                 (SELECT state FROM step_runs WHERE scope = '' AND identity = orders.id),
-                EXISTS (SELECT 1 FROM events WHERE events.id = orders.id || '/analytics/processed' AND kind = 'analytics')
+                -- An id that looks like an identity of orderd's own has a prefix.
+                EXISTS (SELECT 1 FROM events WHERE kind = 'analytics' AND events.id IN
+                    (orders.id || '/analytics/processed', 'message_id:' || orders.id || '/analytics/processed')),
+                phone, locale
          FROM orders WHERE id = ?1",
     )?;
     let read = |row: &Row<'_>| {
@@ -237,6 +240,8 @@ fn read_order(connection: &Connection, id: &OrderId, row: &Row<'_>) -> rusqlite:
         priority: row.get(13)?,
         customer_id: text(14)?,
         email: text(15)?,
+        phone: text(25)?,
+        locale: text(26)?,
         notify: text(16)?,
         placed_at: row.get::<_, Option<i64>>(17)?.map(timestamp),
         at: row.get(18).map(timestamp)?,

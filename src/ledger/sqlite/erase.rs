@@ -135,8 +135,9 @@ fn erase_target(
     match target {
         Target::Order(order) => {
             erased.customer_ids += connection.execute(
-                "UPDATE orders SET customer_id = iif(customer_id IS NULL, NULL, ?2), email = NULL
-                     WHERE id = ?1 AND (customer_id <> ?2 OR email IS NOT NULL)",
+                "UPDATE orders SET customer_id = iif(customer_id IS NULL, NULL, ?2), email = NULL, phone = NULL,
+                                   locale = NULL
+                     WHERE id = ?1 AND (customer_id <> ?2 OR coalesce(email, phone, locale) IS NOT NULL)",
                 (order, ERASED),
             )?;
             // Not every identity that begins with the order's: `ord-1/2` may be another order.

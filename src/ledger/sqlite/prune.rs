@@ -87,9 +87,11 @@ impl Pruner {
                 has_lines: true,
                 ..table(
                     "orders",
-                    "(status = 'processed' OR cancellation_finished_at IS NOT NULL)",
+                    // A dead letter of a cancelled order may be replayed, and must not be processed then.
+                    "(status = 'processed' OR cancellation_finished_at IS NOT NULL
+                      AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE dead_letters.identity = orders.id))",
                     "accepted_at",
-                    "coalesce(cancellation_finished_at, processed_at)",
+                    "coalesce(max(prevented_at, cancellation_finished_at), cancellation_finished_at, processed_at)",
                 )
             },
             events: table("events", "TRUE", "recorded_at", "recorded_at"),

@@ -172,6 +172,8 @@ const VERSION_3: &str = "
 const VERSION_4: &str = "
     -- status is one of accepted | processed | failed | cancelled.
     ALTER TABLE orders ADD COLUMN email TEXT;                        -- for the notification of a cancellation
+    ALTER TABLE orders ADD COLUMN phone TEXT;                        -- for the same
+    ALTER TABLE orders ADD COLUMN locale TEXT;                       -- the customer's language, for the same
     ALTER TABLE orders ADD COLUMN notify TEXT;                       -- the notification channel it asks for
     ALTER TABLE orders ADD COLUMN cancelled_at INTEGER;              -- set with status cancelled
     ALTER TABLE orders ADD COLUMN was_announced INTEGER;             -- 0 | 1, set with cancelled_at: its events were or may have been published

@@ -92,9 +92,9 @@ impl<'c> Statements<'c> {
             insert_order: connection.prepare(
                 "INSERT INTO orders (id, status, consumer, product, quantity, price, goods_total, shipping, fees, tax,
                                      tax_included, discount, total, currency, priority, customer_id, placed_at,
-                                     accepted_at, email, notify)
+                                     accepted_at, email, notify, phone, locale)
                  VALUES (?1, 'accepted', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-                         ?16, ?17, ?18, ?19)
+                         ?16, ?17, ?18, ?19, ?20, ?21)
                  ON CONFLICT (id) DO NOTHING",
             )?,
             select_order: connection.prepare(SELECT_STORED)?,
@@ -330,6 +330,8 @@ impl<'c> Statements<'c> {
             order.at.as_millisecond(),
             &order.email,
             &order.notify,
+            &order.phone,
+            &order.locale,
         ])?;
         if rows == 1 {
             let rowid = self.connection.last_insert_rowid();

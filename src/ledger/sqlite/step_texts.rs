@@ -44,7 +44,8 @@ pub(super) fn any_requested(connection: &Connection) -> rusqlite::Result<bool> {
 /// The run's state, and whether nobody needs its results any more; `None` if there is no such run.
 pub(super) fn state(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<(RunState, bool)>> {
     let mut select = connection.prepare_cached(
-        "SELECT state, scope = '' AND EXISTS (SELECT 1 FROM orders WHERE id = ?2 AND status = 'accepted')
+        "SELECT state, scope = '' AND EXISTS (SELECT 1 FROM orders WHERE id = ?2 AND
+                             (status = 'accepted' OR status = 'cancelled' AND cancellation_finished_at IS NULL))
          FROM step_runs WHERE scope = ?1 AND identity = ?2",
     )?;
     let mut rows = select.query((&key.scope, &key.identity))?;

@@ -118,7 +118,7 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         ClaimPurpose::Cancellation { retries, .. } => cancel(&mut run, claim.at, *retries),
         ClaimPurpose::Work { .. } | ClaimPurpose::Failure { .. } => {
             if stored.dead_lettered_at.is_some_and(is_replayed) {
-                replay(&mut run);
+                replay(&mut run, claim.at);
             }
         }
     }
@@ -155,7 +155,7 @@ fn begin(claim: &RunClaim, body: BodyHash) -> StoredRun {
 }
 
 /// The message was dead-lettered and has been replayed. What was undone begins anew; an undo that failed is continued.
-fn replay(run: &mut StoredRun) {
+fn replay(run: &mut StoredRun, at: Timestamp) {
     (run.dead_lettered_at, run.finished_at) = (None, None);
     run.erasure = run.erasure.filter(|erasure| *erasure == Erasure::Requested);
     match run.state {
@@ -163,8 +163,16 @@ fn replay(run: &mut StoredRun) {
             (run.state, run.failure) = (RunState::Running, None);
             run.round += 1;
         }
-        RunState::UndoFailed => run.state = RunState::Undoing,
+        RunState::UndoFailed => continue_undo(run, at),
         RunState::Running | RunState::Done | RunState::Undoing => {}
+    }
+}
+
+/// Continues an undo that had failed for good. Its retries begin anew.
+fn continue_undo(run: &mut StoredRun, at: Timestamp) {
+    run.state = RunState::Undoing;
+    if let Some(failure) = &mut run.failure {
+        failure.undo_from = at;
     }
 }
 
@@ -182,9 +190,11 @@ fn cancel(run: &mut StoredRun, at: Timestamp, retries: u32) {
                 undo_from: at,
             });
         }
-        RunState::UndoFailed => {}
+        RunState::UndoFailed => continue_undo(run, at),
         RunState::Undoing | RunState::Undone => return,
     }
+    // What its undos say is erased too, once they have ended.
+    run.erasure = run.erasure.map(|_| Erasure::Requested);
     (run.state, run.finished_at, run.dead_lettered_at) = (RunState::Undoing, None, None);
 }
 
@@ -220,7 +230,8 @@ pub(in crate::ledger) fn record(stored: &mut StoredRun, record: &RunRecord, orde
     if let Some(failure) = &record.failure {
         stored.failure = Some(failure.clone());
     }
-    if record.dead_lettered {
+    // A cancelled order is not dead-lettered.
+    if record.dead_lettered && order != RunOrder::Cancelled {
         stored.dead_lettered_at = Some(record.at);
     }
     RunRecorded::Recorded

@@ -114,3 +114,18 @@ fn a_default_channel_that_does_not_exist_is_a_warning() {
     assert_eq!(warnings("[notify.email]\ntype = \"log\""), 0);
     assert_eq!(warnings("[notify.sms]\ntype = \"log\""), 1);
 }
+
+#[test]
+fn the_path_of_a_chats_url_is_never_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let chat = r#"
+        [notify.chat]
+        type = "webhook"
+        preset = "slack"
+        http = { url = "https://hooks.example.com/services/T0/SECRET?a=HIDDEN" }
+        "#;
+    let loaded = load(&directory, chat).unwrap();
+    let shown = format!("{:?} {:?}", loaded.config, loaded.config.notify.check_lines());
+    assert!(shown.contains("hooks.example.com"), "{shown}");
+    assert!(!shown.contains("SECRET") && !shown.contains("HIDDEN"), "{shown}");
+}

@@ -94,6 +94,11 @@ impl SmtpProvider {
         SmtpProvider { tls, hello: ClientId::Domain(domain), settings, templates, idle: Mutex::default() }
     }
 
+    /// Whether the customer has an address and the event a template.
+    pub fn can_deliver(&self, content: &Content) -> bool {
+        recipient(content).is_ok() && self.templates.mail(content).is_ok()
+    }
+
     /// Sends one e-mail within this time.
     ///
     /// # Errors
@@ -303,7 +308,11 @@ pub(super) fn recipient(content: &Content) -> Result<Address, StepFailure> {
         let failure = Failure::new(FailureKind::Permanent, "no_address", "the notification has no e-mail address");
         return Err(StepFailure::new(failure, FailureCause::Refused));
     };
-    address::parse(email).map_err(|problem| invalid_address(&problem.to_string()))
+    let address = address::parse(email.trim_matches(' ')).map_err(|problem| invalid_address(&problem.to_string()))?;
+    if !address.domain().contains('.') {
+        return Err(invalid_address("the domain of the address is not one of the Internet"));
+    }
+    Ok(address)
 }
 
 fn invalid_address(reason: &str) -> StepFailure {

@@ -7,8 +7,8 @@ use super::{Content, SUBJECT, Templates};
 
 /// The events whose fields are known. A shop's own event may have any field in `body`.
 pub(super) const KNOWN_EVENTS: [&str; 4] = ["processed", "failed", "cancelled", "operator"];
-/// What a template may use besides the names of [`Content`].
-const GLOBALS: [&str; 2] = ["shop", "language"];
+/// What a template may use besides the names of [`Content`]: what orderd adds, and the functions of MiniJinja.
+const GLOBALS: [&str; 6] = ["shop", "language", "range", "dict", "namespace", "debug"];
 
 /// Every problem, each once.
 pub(super) fn check(templates: &Templates) -> Vec<TemplateFault> {

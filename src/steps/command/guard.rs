@@ -78,7 +78,7 @@ impl GroupGuard {
 }
 
 impl GuardState {
-    /// Writes to the guard, or starts a new one, which is told all groups.
+    /// Writes to the guard. If it has died, starts a new one and sends it all groups.
     fn write(&mut self, line: &str) -> io::Result<()> {
         if let Some(process) = &mut self.process {
             if process.input.write_all(line.as_bytes()).is_ok() {

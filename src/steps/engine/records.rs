@@ -1,4 +1,4 @@
-//! Records what a worker does with its run, and keeps its claim.
+//! Records what a worker does with its run, keeps its claim, and waits until a recorded call may be made.
 
 use std::time::Duration;
 
@@ -6,9 +6,11 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::super::claim::{LEASE_MARGIN, MAX_LEASE_DELAY, after};
+use super::super::engine_step::{Admission, CallPermit};
 use super::super::run_error::RunError;
-use super::{Change, RunWork};
-use crate::ledger::{EndedCall, RunRecord, RunRecorded, RunState, StepCallEntry};
+use super::{Change, RecordedCall, RunWork};
+use crate::ledger::{CallOutcome, EndedCall, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry};
+use crate::recovery::FailureKind;
 
 impl RunWork<'_> {
     /// The claim lasts for the lease from now on: if the ledger took long to record it, it is renewed.
@@ -45,5 +47,33 @@ impl RunWork<'_> {
             RunRecorded::Recorded => Ok(()),
             RunRecorded::Stale | RunRecorded::Cancelled => Err(RunError::Lost),
         }
+    }
+
+    /// Waits until a recorded call may be made. If that takes long, the lease is renewed.
+    pub(super) async fn permit(
+        &self,
+        index: usize,
+        action: StepAction,
+        call: RecordedCall,
+    ) -> Result<(CallPermit, Option<Admission>), RunError> {
+        let admission = match call {
+            RecordedCall::Permitted(permit) => return Ok((permit, None)),
+            RecordedCall::Admitted(admission) => admission,
+        };
+        let (step, waits_since) = (&self.engine.steps[index], Instant::now());
+        let Some(permit) = step.permit(self.access.max_hold).await else {
+            let not_made = CallOutcome::Failed {
+                kind: FailureKind::Transient.as_str(),
+                code: "not_called".to_owned(),
+                reason: "no call could be made in time".to_owned(),
+                uncertain: false,
+            };
+            self.record(Some(self.ended(index, action, not_made)), Change::default()).await?;
+            return Err(RunError::Held);
+        };
+        if waits_since.elapsed() > MAX_LEASE_DELAY / 2 {
+            self.record(None, Change { lease: Some(step.timeout(action)), ..Change::default() }).await?;
+        }
+        Ok((permit, Some(admission)))
     }
 }

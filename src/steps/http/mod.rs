@@ -9,9 +9,9 @@
 //! no connection, no TLS        transient, and the call had no effect
 //! connection lost, no JSON, an answer that is too long    transient, and the call may have had its effect
 //! ```
-//! The engine limits the time of a call. A service never retries: what was not sent, because the server had closed the connection,
-//! or was refused unread, as HTTP/2 can tell, is sent on another connection, and is one call. The query of a URL may contain a
-//! secret and is never shown.
+//! The engine limits the time of a call. A service never retries. A request that the server has certainly not processed (the
+//! connection was closed before it was sent, or HTTP/2 says so) is sent again on another connection; both count as one call. The
+//! query of a URL may contain a secret and is never shown.
 
 mod answer;
 mod settings;
@@ -57,7 +57,7 @@ static SETUP: RepeatedLog = RepeatedLog::new();
 /// A step's HTTP server.
 pub struct HttpService {
     settings: HttpSettings,
-    /// With its query, which must not be shown.
+    /// The whole URL, which must not be shown.
     called_url: Url,
     headers: HeaderMap,
     setup: Setup,

@@ -33,10 +33,10 @@ const RESERVED: [&str; 12] = [
 /// Where a service is, and how orderd authenticates to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpSettings {
-    /// `http://` or `https://`, without a user name and without a query.
+    /// `http://` or `https://`, without a user name and without what is in `url_rest`.
     pub url: Url,
-    /// The query of the URL, which may contain a secret.
-    pub query: Option<Secret>,
+    /// The end of the URL, which may contain a secret: its query, or also its path.
+    pub url_rest: Option<Secret>,
     /// Further headers of each request. Their values may be secret.
     pub headers: BTreeMap<String, Secret>,
     /// The token in `bearer_file`.
@@ -60,29 +60,38 @@ impl HttpSettings {
         let is_tls = url.as_ref().is_some_and(|url| url.scheme() == "https");
         let tls = client_files(&mut section, is_tls);
         section.finish();
-        let query = url.as_ref().and_then(Url::query).map(Secret::new);
+        let url_rest = url.as_ref().and_then(Url::query).map(|query| Secret::new(["?", query].concat()));
         if let Some(url) = &mut url {
             url.set_query(None);
         }
-        Some(HttpSettings { url: url?, query, headers, bearer, hmac_key, tls })
+        Some(HttpSettings { url: url?, url_rest, headers, bearer, hmac_key, tls })
     }
 
-    /// The URL with its query, which must not be shown.
+    /// The whole URL, which must not be shown.
     pub(super) fn called_url(&self) -> Url {
-        let mut url = self.url.clone();
-        url.set_query(self.query.as_ref().map(Secret::expose));
-        url
+        let rest = self.url_rest.as_ref().map_or("", Secret::expose);
+        let whole = [self.url.as_str(), rest].concat().parse();
+        whole.expect("a URL that was read is still one with its end")
+    }
+
+    /// Hides the path of the URL, which is a secret.
+    pub fn with_secret_path(mut self) -> Self {
+        let whole = self.called_url();
+        self.url.set_path("/");
+        let rest = whole.as_str().strip_prefix(self.url.as_str());
+        self.url_rest = rest.filter(|rest| !rest.is_empty()).map(Secret::new);
+        self
     }
 }
 
-/// As in the file, the query of the URL apart. The secrets in files are compared by their content, so that a reload applies a changed one.
+/// As in the file, the end of the URL apart. The secrets in files are compared by their content, so that a reload applies a changed one.
 impl Serialize for HttpSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let HttpSettings { url, query, headers, bearer, hmac_key, tls } = self;
+        let HttpSettings { url, url_rest, headers, bearer, hmac_key, tls } = self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("url", url.as_str())?;
-        if let Some(query) = query {
-            map.serialize_entry("url_query", query)?;
+        if let Some(rest) = url_rest {
+            map.serialize_entry("url_rest", rest)?;
         }
         if !headers.is_empty() {
             map.serialize_entry("headers", headers)?;

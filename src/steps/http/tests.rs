@@ -128,9 +128,9 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin), requests: &mpsc::Un
 }
 
 fn settings(mut url: Url) -> HttpSettings {
-    let query = url.query().map(Secret::new);
+    let url_rest = url.query().map(|query| Secret::new(["?", query].concat()));
     url.set_query(None);
-    HttpSettings { url, query, headers: BTreeMap::new(), bearer: None, hmac_key: None, tls: TlsFiles::default() }
+    HttpSettings { url, url_rest, headers: BTreeMap::new(), bearer: None, hmac_key: None, tls: TlsFiles::default() }
 }
 
 async fn call(settings: HttpSettings) -> Result<StepAnswer, StepFailure> {
