@@ -11,7 +11,7 @@ use crate::cli::output::write_json;
 use crate::cli::text::shortened;
 use crate::cli::{Exit, Format, table};
 use crate::config::Config;
-use crate::domain::{Amounts, Order};
+use crate::domain::{Amounts, Order, OrderDocument};
 use crate::escape::escaped;
 use crate::files::read_limited;
 use crate::formats::{self, BUILT_IN, Explained, Explanation, Fault, OrderFaults};
@@ -117,7 +117,9 @@ pub fn read_order(file: &Path, format: &str, config: &Config) -> Result<(Order, 
     let document = read(file, config).map_err(|error| error.to_string())?;
     let message = Message { body: document.into(), ..Message::default() };
     let text = message.document(config.broker.max_body).map_err(|error| error.to_string())?;
-    let order = format.decode(&text).map_err(|faults| faults.to_string())?;
+    let OrderDocument::Placed(order) = format.read(&text, None).map_err(|faults| faults.to_string())? else {
+        return Err("a cancellation has no content: give the order as it was placed".to_owned());
+    };
     let amounts = format.check(&order).map_err(|faults| faults.to_string())?;
     Ok((order, amounts))
 }

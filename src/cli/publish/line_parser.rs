@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::input_form::InputProblem;
 use super::input_lines::MAX_LINE_BYTES;
-use crate::domain::{self, DecodeError, Order, OtherFields, RuleError, body_text, object_fields};
+use crate::domain::{self, DecodeError, OrderDocument, OtherFields, RuleError, body_text, object_fields};
 use crate::message::{Message, Properties, Publication};
 
 /// Maximum length of a message id, in bytes: AMQP's limit for a short string.
@@ -15,6 +15,9 @@ const MAX_MESSAGE_ID: usize = 255;
 pub(super) const NORMAL_KEY: &str = "order.normal.created";
 /// Routing key of orders with priority.
 pub(super) const PRIORITY_KEY: &str = "order.priority.created";
+
+/// Routing key of cancellations.
+const CANCELLED_KEY: &str = "order.normal.cancelled";
 
 /// Parses the lines of an input: what they contain, and where they are published.
 #[derive(Debug, Clone)]
@@ -60,10 +63,15 @@ impl LineParser {
 }
 
 fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineError> {
-    let order = Order::decode(body)?;
-    order.check()?;
-    let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
-    Ok((Some(order.id.as_str().to_owned()), key))
+    let json = body_text(body, None, body.len()).map_err(DecodeError::from)?;
+    match OrderDocument::from_json(&json, None)? {
+        OrderDocument::Placed(order) => {
+            order.check()?;
+            let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
+            Ok((Some(order.id.as_str().to_owned()), key))
+        }
+        OrderDocument::Cancelled(id) => Ok((Some([id.as_str(), "/cancellation"].concat()), CANCELLED_KEY)),
+    }
 }
 
 /// The id of a JSON object: its `message_id`, else its `id`, if that is a text or a number of a valid length.
@@ -106,6 +114,9 @@ mod tests {
             parse(&parser(Some("order.normal.import"), false), urgent).unwrap().routing_key,
             "order.normal.import"
         );
+        let cancellation = parse(&parser(None, false), br#"{"id": "ord-3", "event": "cancelled"}"#).unwrap();
+        assert_eq!(cancellation.routing_key, "order.normal.cancelled");
+        assert_eq!(cancellation.message.properties.message_id.as_deref(), Some("ord-3/cancellation"));
     }
 
     #[test]

@@ -42,12 +42,12 @@ const READ_BUFFER: usize = 64 * 1024;
 /// Arguments of `orderd publish`.
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// NDJSON file, one order per line, such as {"id": 2, "product": "Laptop", "quantity": 1, "price": "400.00"};
-    /// "-" is standard input
+    /// NDJSON file, one order or cancellation per line, such as {"id": 2, "product": "Laptop", "quantity": 1, "price":
+    /// "400.00"} or {"id": 2, "event": "cancelled"}; "-" is standard input
     #[arg(default_value = "-")]
     file: PathBuf,
     /// Routing key of every message [default: order.priority.created or order.normal.created, by the order's
-    /// "priority"]
+    /// "priority"; order.normal.cancelled for a cancellation]
     #[arg(long, value_name = "KEY", value_parser = routing_key)]
     routing_key: Option<String>,
     /// Accept any JSON object, such as a notification, and publish it with --routing-key; its "message_id" or "id"
