@@ -11,8 +11,9 @@ use super::cloud_event::CLOUD_EVENT_PREFIX;
 use super::{Delivery, ExchangeNames, HeaderValue, TrustedUsers, names};
 use crate::domain::EVENT_ID_SUFFIXES;
 
-/// Longest identity, in bytes. With a suffix such as `/analytics/failed` it must fit AMQP's limit of 255 bytes.
-const MAX_IDENTITY_BYTES: usize = 200;
+/// Longest identity, in bytes. The id of an order may have 200, and its events are found by theirs, such as
+/// `<id>/notification/processed`. With a further suffix such as `/analytics/failed` it must fit AMQP's limit of 255.
+const MAX_IDENTITY_BYTES: usize = 224;
 
 /// What identities begin with that are not a `message_id`.
 const GENERATED_PREFIX: &str = "generated:";
@@ -288,6 +289,16 @@ mod tests {
             provenance(&event),
             Provenance { sender: Sender::Own, is_copy: false, generated: None, cloud_event: None }
         );
+    }
+
+    #[test]
+    fn the_events_of_an_order_with_the_longest_id_are_found_by_their_ids() {
+        for suffix in EVENT_ID_SUFFIXES {
+            let mut event = delivery("orders", "order.analytics.processed", Some("orderd"));
+            let id = ["o".repeat(200).as_str(), suffix].concat();
+            event.message.properties.message_id = Some(id.clone());
+            assert_eq!(event.identity(provenance(&event)), id);
+        }
     }
 
     #[test]
