@@ -68,9 +68,9 @@ pub enum LedgerEntry {
     /// changed.
     Attempt(Box<NewAttempt>),
     /// Adds a dead-lettered message and its last attempt. Replaces the row if the message was dead-lettered before and
-    /// has failed again since, or if the same failure was recorded with another decision. An accepted order becomes `failed`.
-    /// Answers `New`, `Duplicate` if nothing changed, or `Cancelled` if the message is an order that was cancelled: then nothing
-    /// is recorded, because it must not be dead-lettered.
+    /// has failed again since, or if the same failure was recorded with another decision. If the message is an accepted order, that
+    /// becomes `failed`. Answers `New`, `Duplicate` if nothing changed, or `Cancelled` if the message is an order that was
+    /// cancelled: then no dead letter is recorded, because it must not be dead-lettered. Another order with the same id is.
     DeadLetter(Box<NewDeadLetter>),
 }
 
@@ -109,7 +109,8 @@ impl LedgerEntry {
             }
             LedgerEntry::Attempt(failed) => attempt(failed),
             LedgerEntry::DeadLetter(letter) => {
-                size_of::<NewDeadLetter>() + attempt(&letter.attempt) + length(letter.origin_queue.as_ref())
+                let order = letter.order.as_ref().map_or(0, |order| order.bytes());
+                size_of::<NewDeadLetter>() + attempt(&letter.attempt) + length(letter.origin_queue.as_ref()) + order
             }
         };
         size_of::<LedgerEntry>() + more
@@ -270,8 +271,9 @@ pub struct NewAttempt {
 pub struct NewDeadLetter {
     /// The last attempt. Its identity and consumer are the primary key of the dead letter.
     pub attempt: NewAttempt,
-    /// The order that the message is, if it is one that passes its checks.
-    pub order: Option<OrderId>,
+    /// The order that the message is, if all of it could be read and it passes its checks. It is compared with the recorded order
+    /// of the same id.
+    pub order: Option<Box<NewOrder>>,
     /// The value of `x-dead-letter-reason`.
     pub reason: &'static str,
     /// The queue it failed in, if known.

@@ -1,5 +1,6 @@
 //! A ledger in memory, for tests. The conformance suite holds it to the same rules as the others.
 
+mod failures;
 mod reading;
 
 use std::collections::BTreeMap;
@@ -75,6 +76,17 @@ struct StoredCancellation {
 impl StoredOrder {
     fn new(order: NewOrder) -> Self {
         StoredOrder { order, processed_at: None, has_failed: false, cancellation: None, prevented_at: None }
+    }
+
+    /// Whether this is the same order.
+    fn is(&self, order: &NewOrder) -> bool {
+        let content = |order: &NewOrder| {
+            let Amounts { goods, charges, total, currency, .. } = order.amounts;
+            let charges =
+                [charges.shipping, charges.fees, charges.tax, charges.discount].map(Option::unwrap_or_default);
+            (Arc::clone(&order.items), goods, charges, total, currency, order.customer_id.clone())
+        };
+        content(&self.order) == content(order)
     }
 
     fn status(&self) -> &'static str {
@@ -279,22 +291,12 @@ impl Tables {
     }
 
     fn accept(&mut self, order: NewOrder) -> Recorded {
-        if let Some(NewCancellation { at, .. }) = self.cancellations.remove(&order.id) {
-            let cancellation = StoredCancellation { at, was_announced: false, finished_at: Some(at) };
-            self.count(&order, order.at, CountedAs::Prevented { priority: order.priority });
-            let (id, prevented_at) = (order.id.clone(), Some(order.at));
-            self.orders
-                .insert(id, StoredOrder { cancellation: Some(cancellation), prevented_at, ..StoredOrder::new(order) });
+        if self.cancellations.contains_key(&order.id) {
+            self.prevent(order);
             return Recorded::Cancelled;
         }
         if let Some(stored) = self.orders.get_mut(&order.id) {
-            let content = |order: &NewOrder| {
-                let Amounts { goods, charges, total, currency, .. } = order.amounts;
-                let charges =
-                    [charges.shipping, charges.fees, charges.tax, charges.discount].map(Option::unwrap_or_default);
-                (Arc::clone(&order.items), goods, charges, total, currency, order.customer_id.clone())
-            };
-            if content(&stored.order) != content(&order) {
+            if !stored.is(&order) {
                 return Recorded::Conflict;
             }
             return match stored.status() {
@@ -309,6 +311,16 @@ impl Tables {
         self.count(&order, order.at, CountedAs::Accepted { priority: order.priority });
         self.orders.insert(order.id.clone(), StoredOrder::new(order));
         Recorded::New
+    }
+
+    /// Keeps an order that was cancelled before it arrived.
+    fn prevent(&mut self, order: NewOrder) {
+        let Some(NewCancellation { at, .. }) = self.cancellations.remove(&order.id) else { return };
+        let cancellation = StoredCancellation { at, was_announced: false, finished_at: Some(at) };
+        self.count(&order, order.at, CountedAs::Prevented { priority: order.priority });
+        let (id, prevented_at) = (order.id.clone(), Some(order.at));
+        let stored = StoredOrder { cancellation: Some(cancellation), prevented_at, ..StoredOrder::new(order) };
+        self.orders.insert(id, stored);
     }
 
     fn finish(&mut self, id: &OrderId, at: Timestamp) -> Result<Recorded, LedgerError> {
@@ -360,56 +372,6 @@ impl Tables {
 
     fn add_event(&mut self, id: String, kind: EventKind, name: String, at: Timestamp) -> Recorded {
         insert(&mut self.events, (id, kind), StoredEvent { name, at })
-    }
-
-    fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
-        let key = (attempt.identity.clone(), attempt.consumer.clone(), attempt.retry_count);
-        match self.attempts.get_mut(&key) {
-            Some(stored) if stored.failed_at == attempt.failed_at && stored.delay != attempt.delay => {
-                stored.delay = attempt.delay;
-                Recorded::New
-            }
-            _ => insert(&mut self.attempts, key, attempt),
-        }
-    }
-
-    fn add_retried(&mut self, attempt: NewAttempt) -> Recorded {
-        let is_same = |letter: &NewDeadLetter| {
-            let NewAttempt { identity, consumer, retry_count, failed_at, .. } = &letter.attempt;
-            (identity, consumer) == (&attempt.identity, &attempt.consumer)
-                && (*retry_count, *failed_at) == (attempt.retry_count, attempt.failed_at)
-        };
-        let recorded = self.add_attempt(attempt.clone());
-        if recorded == Recorded::New {
-            self.dead_letters.retain(|_, letter| !is_same(letter));
-        }
-        recorded
-    }
-
-    fn add_dead_letter(&mut self, letter: NewDeadLetter) -> Recorded {
-        if letter.order.as_ref().is_some_and(|id| self.cancellations.contains_key(id)) {
-            return Recorded::Cancelled;
-        }
-        if let Some(stored) = letter.order.as_ref().and_then(|id| self.orders.get_mut(id)) {
-            if stored.cancellation.is_some() {
-                return Recorded::Cancelled;
-            }
-            stored.has_failed = true;
-        }
-        self.add_attempt(letter.attempt.clone());
-        let key = (letter.attempt.identity.clone(), letter.attempt.consumer.clone());
-        let decision = |letter: &NewDeadLetter| (letter.reason, letter.attempt.code.clone());
-        let is_newer = |old: &NewDeadLetter| {
-            letter.attempt.failed_at > old.attempt.failed_at
-                || letter.attempt.failed_at == old.attempt.failed_at
-                    && letter.attempt.retry_count == old.attempt.retry_count
-                    && decision(&letter) != decision(old)
-        };
-        if self.dead_letters.get(&key).is_some_and(|old| !is_newer(old)) {
-            return Recorded::Duplicate;
-        }
-        self.dead_letters.insert(key, letter);
-        Recorded::New
     }
 }
 

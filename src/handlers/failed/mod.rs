@@ -19,12 +19,12 @@ use tracing::{debug, error, warn};
 use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
-use super::order::ID_CONFLICT;
+use super::order::{ID_CONFLICT, new_order};
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
 use crate::domain::{CANCELLATION_SUFFIX, OrderDocument, OrderId};
 use crate::formats::Format;
-use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter, Recorded};
+use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
@@ -142,9 +142,9 @@ impl FailedHandler {
     ) -> FailedMessage<'a> {
         let consumer =
             history.origin.as_ref().and_then(|origin| self.origin_consumers.borrow().get(&origin.queue).cloned());
-        let subject = match consumer.as_ref().and_then(|consumer| consumer.format.as_ref()) {
-            Some(format) => self.order_subject(format, delivery),
-            None => FailedSubject::Other,
+        let subject = match &consumer {
+            Some(OriginConsumer { name, format: Some(format), .. }) => self.order_subject(name, format, delivery, now),
+            Some(OriginConsumer { format: None, .. }) | None => FailedSubject::Other,
         };
         let identity = match &subject {
             FailedSubject::Order { id, .. } => id.as_str().to_owned(),
@@ -201,7 +201,7 @@ impl FailedHandler {
             (carries_orders && !is_cancellation).then(|| Box::new(failed.dead_lettered_event(reason, &self.names)));
         let dead = NewDeadLetter {
             attempt: failed.attempt(None),
-            order: failed.valid_order(),
+            order: failed.whole_order(),
             reason: reason.as_str(),
             origin_queue,
             at: failed.now,
@@ -231,16 +231,25 @@ impl FailedHandler {
     }
 
     /// The order that the message is or cancels. Its id counts even if the rest of the body is invalid.
-    fn order_subject(&self, format: &Format, delivery: &Delivery) -> FailedSubject {
+    fn order_subject(
+        &self,
+        consumer: &Arc<str>,
+        format: &Format,
+        delivery: &Delivery,
+        now: Timestamp,
+    ) -> FailedSubject {
         let Ok(document) = delivery.message.document(self.max_body) else { return FailedSubject::Other };
         let read = format.read(&document, delivery.message.order_event(self.max_body));
         match read {
             Ok(OrderDocument::Cancelled(id)) => FailedSubject::Cancellation(id),
             Ok(OrderDocument::Placed(order)) => {
-                FailedSubject::Order { is_valid: format.check(&order).is_ok(), id: order.id }
+                // What was not read may make it another order.
+                let amounts = format.check(&order).ok().filter(|_| delivery.message.unread == 0);
+                let whole = amounts.map(|amounts| Box::new(new_order(&order, consumer, amounts, now)));
+                FailedSubject::Order { whole, id: order.id }
             }
             Err(_) => match format.order_id(&document) {
-                Some(id) => FailedSubject::Order { id, is_valid: false },
+                Some(id) => FailedSubject::Order { id, whole: None },
                 None => FailedSubject::Other,
             },
         }
@@ -298,10 +307,10 @@ struct LoggedMessage {
 }
 
 /// What a failed message is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum FailedSubject {
-    /// It is this order. `is_valid`: it passes its checks.
-    Order { id: OrderId, is_valid: bool },
+    /// It is an order with this id. `whole`: what the ledger compares; `None` unless all of it was read and it passes its checks.
+    Order { id: OrderId, whole: Option<Box<NewOrder>> },
     /// It is the cancellation of this order.
     Cancellation(OrderId),
     /// It is no order, or none whose id can be read.
@@ -329,10 +338,10 @@ impl FailedMessage<'_> {
         decide(policy, &self.history.failure, DecisionPoint::FailedOrderQueue(&self.history), self.now)
     }
 
-    /// The order that the message is, if it may be the one that was accepted. One with the id of another is not.
-    fn valid_order(&self) -> Option<OrderId> {
+    /// The order that the message is, if it may be the one that the ledger has with this id.
+    fn whole_order(&self) -> Option<Box<NewOrder>> {
         match &self.subject {
-            FailedSubject::Order { id, is_valid: true } if self.history.failure.code != ID_CONFLICT => Some(id.clone()),
+            FailedSubject::Order { whole, .. } if self.history.failure.code != ID_CONFLICT => whole.clone(),
             FailedSubject::Order { .. } | FailedSubject::Cancellation(_) | FailedSubject::Other => None,
         }
     }

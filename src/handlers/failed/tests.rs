@@ -1,11 +1,18 @@
 //! The failed-order handler with the ledger in memory: what it publishes and records for failed messages.
 
+use std::time::Duration;
+
 use super::*;
-use crate::ledger::LedgerReader;
+use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::memory::MemoryLedger;
-use crate::message::{DeliveryId, HeaderValue, Headers, Message, Sender};
+use crate::ledger::{
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, LedgerReader, LedgerWriter, NewCancellation, RunClaim, RunKey,
+    RunRecord, StepAction, StepCallEntry,
+};
+use crate::message::{DeliveryId, HeaderValue, Headers, Message, PublishError, Sender};
 use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
-use crate::pipeline::{LedgerAccess, StepAccess};
+use crate::metrics::StepCounters;
+use crate::pipeline::{LedgerAccess, StepAccess, StepServices};
 
 fn delivery(unread: usize) -> Delivery {
     Delivery {
@@ -108,4 +115,171 @@ async fn what_cannot_be_published_as_a_copy_is_recorded_with_its_reason_and_dead
     let output = handler.dead_letter_without_copy(input(&whole), "406 too large").unwrap();
     assert_eq!(recorded(&output), ("cannot_publish", "permanent"));
     assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
+}
+
+/// What a worker offers.
+struct TestServices<'a> {
+    memory: &'a MemoryLedger,
+    counters: StepCounters,
+}
+
+impl<'a> TestServices<'a> {
+    fn new(memory: &'a MemoryLedger) -> Self {
+        TestServices { memory, counters: StepCounters::default() }
+    }
+}
+
+impl StepServices for TestServices<'_> {
+    fn publish(&self, _events: Arc<[crate::message::Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn ledger(&self) -> &dyn LedgerWriter {
+        self.memory
+    }
+
+    fn counters(&self) -> &StepCounters {
+        &self.counters
+    }
+
+    fn max_hold(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+/// A copy that orderd published after a failure in the order queue with this code, which is that of its kind for most.
+fn failed_copy(body: &str, code: &str) -> Delivery {
+    let kind = if code == ID_CONFLICT { "permanent" } else { code };
+    let mut copy = delivery(0);
+    copy.message.body = body.to_owned().into();
+    for (name, text) in [
+        ("x-origin-queue", "order_queue"),
+        ("x-failure-kind", kind),
+        ("x-failure-code", code),
+        ("x-failure-reason", "it failed"),
+    ] {
+        copy.message.headers.insert(name.to_owned(), HeaderValue::Text(text.to_owned()));
+    }
+    copy
+}
+
+async fn handle(handler: &FailedHandler, memory: &MemoryLedger, delivery: &Delivery) -> HandlerOutput {
+    let services = TestServices::new(memory);
+    let input = HandlerInput {
+        delivery,
+        provenance: &Provenance { sender: Sender::Own, is_copy: true, generated: None, cloud_event: None },
+        consumer: &FAILED,
+        bindings: &[],
+        retries: 0,
+        ledger: LedgerAccess::without_deadline(memory),
+        steps: StepAccess(Some(&services)),
+    };
+    handler.handle(input).await.unwrap()
+}
+
+/// The order that [`order`] is, with this customer.
+fn body(id: &str, customer: &str) -> String {
+    format!(
+        r#"{{"id":"{id}","product":"Laptop","quantity":3,"price":"400.00","currency":"EUR","customer_id":"{customer}"}}"#
+    )
+}
+
+fn header<'a>(output: &'a HandlerOutput, name: &str) -> &'a str {
+    output.emit[0].message.headers[name].as_text().unwrap()
+}
+
+#[tokio::test]
+async fn a_failed_order_is_prevented_only_if_it_is_the_cancelled_one_and_no_other_message_with_its_id_is_lost() {
+    let (handler, memory) = (handler(), MemoryLedger::default());
+    memory.record(accept(order("cancelled"))).await.unwrap();
+    memory.record(accept(order("revoked"))).await.unwrap();
+    memory.record(finish("revoked")).await.unwrap();
+    for id in ["cancelled", "revoked", "unknown"] {
+        let id = OrderId::new(id).unwrap();
+        memory.cancel_order(NewCancellation { id, consumer: "order".into(), at: at(4_000) }).await.unwrap();
+    }
+    let prevented = HandlerOutcome::Prevented;
+    for id in ["unknown", "cancelled", "revoked"] {
+        for kind in ["delivery_limit", "panicked", "timed_out"] {
+            let same = handle(&handler, &memory, &failed_copy(&body(id, "7"), kind)).await;
+            assert_eq!((same.outcome, same.emit.len()), (prevented.clone(), 0), "{id} {kind}");
+        }
+        let mut truncated = failed_copy(&body(id, "7"), "permanent");
+        truncated.message.unread = 1;
+        for other in [
+            failed_copy(&body(id, "8"), "delivery_limit"),
+            failed_copy(&body(id, "8"), "panicked"),
+            failed_copy(&body(id, "7").replace("\"quantity\":3", "\"quantity\":0"), "permanent"),
+            failed_copy(&body(id, "7").replace("\"400.00\"", "true"), "malformed"),
+            failed_copy(&body(id, "7").replace("EUR", "EUR\0"), "malformed"),
+            failed_copy(&format!(r#"{{"order":{{"id":"{id}"}}}}"#), "malformed"),
+            failed_copy(&format!(r#"{{"id":"{id}""#), "malformed"),
+            failed_copy(&format!(r#"{{"id":"{id}"}}"#), "malformed"),
+            failed_copy(&body(id, "7"), ID_CONFLICT),
+            truncated,
+        ] {
+            let kept = handle(&handler, &memory, &other).await.outcome;
+            let is_kept = matches!(kept, HandlerOutcome::DeadLettered { .. } | DeadLetteredByBroker { .. });
+            assert!(is_kept, "{id}: {kept:?}: {other:?}");
+        }
+    }
+}
+
+/// An order whose charge is done, by another instance.
+async fn charge(memory: &MemoryLedger, id: &str) {
+    let key = RunKey { scope: String::new(), identity: id.to_owned() };
+    let first = Some(StepCallEntry {
+        step: "charge".to_owned(),
+        action: StepAction::Do,
+        position: 0,
+        undoable: true,
+        retries: 0,
+    });
+    let purpose = ClaimPurpose::Work { body: [7; 32], is_new: true, replayed_at: None, first };
+    let (owner, accepted) = ("another".into(), Some(Box::new(order(id))));
+    let claim = RunClaim { key: key.clone(), purpose, owner, at: at(3_000), until: at(4_000), order: accepted };
+    assert!(matches!(memory.claim_run(claim).await.unwrap(), ClaimAnswer::Granted(_)));
+    let outcome = CallOutcome::Done { result: "1".to_owned() };
+    let ended = EndedCall { step: "charge".to_owned(), action: StepAction::Do, outcome };
+    let record = RunRecord {
+        key,
+        fence: 1,
+        at: at(3_500),
+        until: Some(at(4_000)),
+        ended: Some(ended),
+        next: None,
+        state: None,
+        failure: None,
+        dead_lettered: false,
+    };
+    memory.record_run(record).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cancellation_that_is_dead_lettered_before_it_could_undo_anything_says_what_is_left_to_undo() {
+    let (handler, memory) = (handler(), MemoryLedger::default());
+    for id in ["cancelled", "unreached"] {
+        charge(&memory, id).await;
+    }
+    memory.record(accept(order("without steps"))).await.unwrap();
+    for id in ["cancelled", "without steps"] {
+        let id = OrderId::new(id).unwrap();
+        memory.cancel_order(NewCancellation { id, consumer: "order".into(), at: at(5_000) }).await.unwrap();
+    }
+    let cancellation = |id: &str| failed_copy(&format!(r#"{{"id":"{id}","event":"cancelled"}}"#), "delivery_limit");
+    // Also when it is delivered again.
+    for _ in 0..2 {
+        let output = handle(&handler, &memory, &cancellation("cancelled")).await;
+        assert_eq!(header(&output, "x-dead-letter-reason"), "undo_failed");
+        assert_eq!(header(&output, "x-failure-code"), "undo_failed");
+        let reason = header(&output, "x-failure-reason");
+        assert!(reason.starts_with("left to be undone: charge; delivery_limit: "), "{reason}");
+    }
+    // It has not reached the ledger, so nothing is to be undone.
+    for id in ["unreached", "without steps", "never seen"] {
+        let output = handle(&handler, &memory, &cancellation(id)).await;
+        assert_eq!(header(&output, "x-dead-letter-reason"), "delivery_limit", "{id}");
+    }
+    let totals = memory.totals().await.unwrap().dead_letters;
+    assert_eq!(totals, [("undo_failed".to_owned(), 1), ("delivery_limit".to_owned(), 3)].into());
 }

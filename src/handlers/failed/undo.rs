@@ -91,26 +91,43 @@ async fn decide_with(
     let deciding = async {
         let _claim = claim_in_process(claims, &key, services).await?;
         let (ledger, lease) = (services.ledger(), std::time::Duration::ZERO);
-        let purpose = ClaimPurpose::Failure {
-            body: body_hash(&failed.delivery.message),
-            // Without a header that says when it failed, it is the present time, and any copy may have failed earlier.
-            failed_at: Some(failed.history.failed_at).filter(|at| *at < failed.now).unwrap_or(Timestamp::MIN),
+        let claim = async |purpose| {
+            let claimed = steps::claim(ledger, &key, purpose, None, lease, services.max_hold()).await;
+            claimed.map_err(handler_error)
         };
-        let claimed = steps::claim(ledger, &key, purpose, None, lease, services.max_hold()).await;
-        let Claimed::Run(run, _) = claimed.map_err(handler_error)? else { return Ok(None) };
-        let verdict = match (run.state, &failed.subject) {
-            // Nothing is left to undo: what has failed is the announcement of the cancellation.
-            (RunState::Undone, FailedSubject::Cancellation(_)) => Verdict::AsDecided,
-            _ => judge(&run, &failed.history, action, policy, failed.now),
-        };
-        let record = verdict.record(&key, &run, failed, action);
-        match ledger.record_run(record).await? {
-            RunRecorded::Recorded | RunRecorded::Cancelled => Ok(Some(verdict.decision(&run, &failed.history, action))),
-            RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
+        for purpose in claim_purposes(failed, action) {
+            let Claimed::Run(run, _) = claim(purpose).await? else { continue };
+            let verdict = judge(&run, &failed.history, action, policy, failed.now);
+            let decision = match (verdict, &failed.subject) {
+                // What has failed is the announcement of the cancellation.
+                (Verdict::Undone, FailedSubject::Cancellation(_)) => Decision::Act(action),
+                _ => verdict.decision(&run, &failed.history, action),
+            };
+            let record = verdict.record(&key, &run, failed, action);
+            return match ledger.record_run(record).await? {
+                RunRecorded::Recorded | RunRecorded::Cancelled => Ok(Some(decision)),
+                RunRecorded::Stale => Err(HandlerError::Interrupted(Interruption::TakenOver)),
+            };
         }
+        Ok(None)
     };
     let _suspended = input.ledger.suspend_deadline();
     deciding.await
+}
+
+/// What the run is claimed for: each is tried until one concerns the run.
+fn claim_purposes(failed: &FailedMessage<'_>, action: Action) -> impl Iterator<Item = ClaimPurpose> {
+    let body = body_hash(&failed.delivery.message);
+    let failure = ClaimPurpose::Failure {
+        body,
+        // Without a header that says when it failed, it is the present time, and any copy may have failed earlier.
+        failed_at: Some(failed.history.failed_at).filter(|at| *at < failed.now).unwrap_or(Timestamp::MIN),
+    };
+    // The order may be cancelled, and the run still be that of the order: the cancellation failed before it could claim it.
+    let is_cancellation = matches!(failed.subject, FailedSubject::Cancellation(_));
+    let ends = is_cancellation && matches!(action, Action::DeadLetter(_));
+    let cancellation = ends.then_some(ClaimPurpose::Cancellation { body, retries: failed.history.retries });
+    [failure].into_iter().chain(cancellation)
 }
 
 /// What the run says about the message.
@@ -141,6 +158,8 @@ fn judge(run: &StepRun, history: &History, action: Action, policy: Option<&Retry
             Action::DeadLetter(_) => Verdict::BeginUndo,
             Action::RetryNow | Action::Forward | Action::KeepRetrying | Action::RetryAfter(_) => Verdict::AsDecided,
         },
+        // The daemon ended before that was recorded.
+        RunState::Undoing if left_to_undo(&run.steps).next().is_none() => Verdict::Undone,
         RunState::Undoing if policy.is_none() => Verdict::GiveUp,
         RunState::Undoing if !history.is_undo => Verdict::ContinueUndo,
         RunState::Undoing => {
@@ -180,7 +199,7 @@ impl Verdict {
             Verdict::BeginUndo => (Some(RunState::Undoing), failure(), false),
             Verdict::NothingToUndo => (Some(RunState::Undone), failure(), true),
             Verdict::GiveUp => (Some(RunState::UndoFailed), failure().filter(|_| run.failure.is_none()), true),
-            Verdict::Undone => (None, None, true),
+            Verdict::Undone => (Some(RunState::Undone).filter(|_| run.state == RunState::Undoing), None, true),
         };
         RunRecord {
             key: key.clone(),
@@ -354,6 +373,10 @@ mod tests {
         assert_eq!(judged(&run(RunState::Undoing), &first, DEAD), Verdict::ContinueUndo);
         let undone = run(RunState::Undone);
         assert_eq!(judged(&undone, &history(true, 3), DEAD), Verdict::Undone);
+        // The daemon ended after the last undo, before it was recorded that nothing is left.
+        let nothing_left = StepRun { state: RunState::Undoing, ..nothing.clone() };
+        assert_eq!(judged(&nothing_left, &first, DEAD), Verdict::Undone);
+        assert_eq!(judged(&nothing_left, &history(true, 3), DEAD), Verdict::Undone);
         let Decision::DeadLetter { reason, failure, retries, failed_at } =
             Verdict::Undone.decision(&undone, &history(true, 5), DEAD)
         else {

@@ -243,7 +243,8 @@ impl Handler for OrderHandler {
     }
 }
 
-fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp) -> NewOrder {
+/// The order as the ledger records and compares it.
+pub(super) fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at: Timestamp) -> NewOrder {
     NewOrder {
         id: order.id.clone(),
         consumer: Arc::clone(consumer),

@@ -9,9 +9,9 @@ use crate::ledger::conformance::{accept, at, attempt, finish, order, with_charge
 use crate::ledger::report::{GroupBy, PointInTime, Report, ReportQuery};
 use crate::ledger::trace::{MessageState, TraceEvent, TracedMessage};
 use crate::ledger::{
-    CancelAnswer, CancelledOrder, ClaimAnswer, ClaimPurpose, Ledger, LedgerEntry, NewAnalytics, NewCancellation,
-    NewDeadLetter, NewOrder, OrderCounts, Recorded, RunClaim, RunKey, RunRecord, RunRecorded, RunState, StepAction,
-    StepCallEntry,
+    CancelAnswer, CancelledOrder, ClaimAnswer, ClaimPurpose, Ledger, LedgerEntry, NewAnalytics, NewAttempt,
+    NewCancellation, NewDeadLetter, NewOrder, OrderCounts, Recorded, RunClaim, RunKey, RunRecord, RunRecorded,
+    RunState, StepAction, StepCallEntry,
 };
 
 rules! {
@@ -22,6 +22,7 @@ rules! {
     the_sale_of_a_cancelled_order_is_subtracted_whenever_its_event_is_recorded,
     a_failed_order_is_accepted_again_when_it_is_replayed_unless_it_was_cancelled,
     another_order_with_the_id_of_a_cancelled_one_is_a_conflict,
+    a_dead_letter_prevents_or_fails_only_the_order_that_has_its_content,
     a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call,
     a_cancellation_undoes_steps_that_are_done_at_once_and_continues_an_undo_that_failed,
     retention_removes_what_was_cancelled_long_ago_and_no_cancellation_that_is_not_complete,
@@ -52,9 +53,14 @@ async fn complete(ledger: &dyn Ledger, order: &str, at: Timestamp) -> Recorded {
     answer(ledger, LedgerEntry::FinishCancellation { id: id(order), at }).await
 }
 
-fn dead_letter(order: &str) -> LedgerEntry {
-    let attempt = attempt(order, "order", 3);
-    let order = Some(id(order));
+fn dead_letter(id: &str) -> LedgerEntry {
+    dead_letter_of(order(id), 3)
+}
+
+/// The dead letter of a message that is this order.
+fn dead_letter_of(order: NewOrder, retries: u32) -> LedgerEntry {
+    let attempt = NewAttempt { failed_at: order.at, ..attempt(order.id.as_str(), "order", retries) };
+    let order = Some(Box::new(order));
     LedgerEntry::DeadLetter(Box::new(NewDeadLetter {
         attempt,
         order,
@@ -214,6 +220,53 @@ async fn another_order_with_the_id_of_a_cancelled_one_is_a_conflict(ledger: &dyn
     cancelled(ledger, "o", at(MINUTE)).await;
     let other = NewOrder { customer_id: None, ..order("o") };
     assert_eq!(answer(ledger, accept(other)).await, Recorded::Conflict);
+}
+
+/// Orders with the id of another one that differ from it in one value each.
+fn others(id: &str) -> Vec<NewOrder> {
+    let charges = Charges { shipping: Some(Decimal::ONE), ..Charges::default() };
+    let lines = [Item::new("Laptop", 2, Decimal::from(400)), Item::new("Laptop", 1, Decimal::from(400))];
+    vec![
+        NewOrder { customer_id: Some("8".to_owned()), ..order(id) },
+        with_charges(order(id), Charges::default(), "USD"),
+        with_charges(order(id), charges, "EUR"),
+        with_items(order(id), lines),
+        with_items(order(id), [Item::new("Laptop", 3, Decimal::from(399))]),
+        with_items(order(id), [Item::new("laptop", 3, Decimal::from(400))]),
+    ]
+}
+
+async fn a_dead_letter_prevents_or_fails_only_the_order_that_has_its_content(ledger: &dyn Ledger) {
+    let status = async |id: &str| ledger.trace(id).await.unwrap().order.map(|order| order.status);
+    let dead = async || ledger.totals().await.unwrap().dead_letters.values().sum::<u64>();
+    answer(ledger, accept(order("cancelled"))).await;
+    answer(ledger, accept(order("revoked"))).await;
+    answer(ledger, finish("revoked")).await;
+    for name in ["cancelled", "revoked"] {
+        cancelled(ledger, name, at(MINUTE)).await;
+    }
+    answer(ledger, accept(order("accepted"))).await;
+    cancel(ledger, "unknown", at(MINUTE)).await;
+    // The first order that arrives is the one that was cancelled.
+    assert_eq!(answer(ledger, dead_letter("unknown")).await, Recorded::Cancelled);
+    assert_eq!(counts(ledger).await.cancelled, 3);
+    for (found, name) in (1..).zip(["cancelled", "revoked", "unknown", "accepted"]) {
+        for (retries, other) in (0..).zip(others(name)) {
+            let later = NewOrder { at: at(i64::from(retries) * 10 + 10_000), ..other };
+            assert_eq!(answer(ledger, dead_letter_of(later, retries)).await, Recorded::New, "{name} {retries}");
+        }
+        assert_eq!(dead().await, found, "{name}");
+        let same = dead_letter_of(NewOrder { at: at(20_000), email: None, ..order(name) }, 9);
+        let (expected, becomes) = match name {
+            "accepted" => (Recorded::New, "failed"),
+            _ => (Recorded::Cancelled, "cancelled"),
+        };
+        assert_ne!(status(name).await.as_deref(), Some("failed"), "{name}");
+        assert_eq!(answer(ledger, same).await, expected, "{name}");
+        assert_eq!((status(name).await.as_deref(), dead().await), (Some(becomes), found), "{name}");
+    }
+    assert_eq!(answer(ledger, dead_letter("never accepted")).await, Recorded::New);
+    assert_eq!(status("never accepted").await, None);
 }
 
 fn key(order: &str) -> RunKey {

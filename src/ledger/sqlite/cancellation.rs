@@ -140,11 +140,6 @@ pub(super) fn finish(connection: &Connection, id: &OrderId, at: Timestamp) -> ru
     Ok(if rows == 1 { Recorded::New } else { Recorded::Duplicate })
 }
 
-/// Whether an order was cancelled.
-pub(super) fn is_cancelled(connection: &Connection, id: &str) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM orders WHERE id = ?1 AND status = 'cancelled'")?.exists([id])
-}
-
 /// Sets the status of an accepted order that is dead-lettered.
 pub(super) fn fail(connection: &Connection, id: &OrderId) -> rusqlite::Result<()> {
     let update = "UPDATE orders SET status = 'failed' WHERE id = ?1 AND status = 'accepted'";

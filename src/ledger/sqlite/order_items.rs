@@ -66,8 +66,10 @@ pub(super) enum Compared {
     Accepted,
     /// It has failed.
     Failed,
-    /// It was processed, even if it was cancelled after that.
+    /// It was processed.
     Processed,
+    /// It was cancelled after it was processed.
+    Revoked,
     /// It was cancelled before it was processed.
     Cancelled,
     /// It was cancelled before it arrived: its content is not known.
@@ -103,6 +105,7 @@ pub(super) fn compare(connection: &Connection, row: &Row<'_>, order: &NewOrder) 
         "accepted" => Compared::Accepted,
         "failed" => Compared::Failed,
         CANCELLED if row.get_ref(13)? == ValueRef::Null => Compared::Cancelled,
+        CANCELLED => Compared::Revoked,
         _ => Compared::Processed,
     })
 }

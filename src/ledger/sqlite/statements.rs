@@ -3,6 +3,8 @@
 //! It owns what an entry does within an open transaction, and beginning and committing that. An effect is added only if
 //! its entry's row was inserted or changed. It must never decide which entries share a transaction.
 
+mod failures;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 use rust_decimal::Decimal;
@@ -16,7 +18,7 @@ use super::sales::Sales;
 use super::store_error::{ledger_error, outage_cause};
 use super::{cancellation, schema, step_runs, step_texts};
 use crate::domain::{OrderId, Sale};
-use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewOrder, Recorded};
+use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
 use crate::ledger::step_runs::{ClaimAnswer, RunKey};
@@ -350,7 +352,7 @@ impl<'c> Statements<'c> {
         Ok(match compared {
             Compared::Different => Recorded::Conflict,
             Compared::Accepted => Recorded::Unfinished,
-            Compared::Processed => Recorded::Duplicate,
+            Compared::Processed | Compared::Revoked => Recorded::Duplicate,
             Compared::Cancelled => Recorded::Cancelled,
             Compared::Failed => {
                 cancellation::accept_again(connection, &order.id)?;
@@ -415,61 +417,6 @@ impl<'c> Statements<'c> {
             self.sales.add(&sale.clone().cancelled(at));
         }
         Ok(())
-    }
-
-    /// If the same failure was to be dead-lettered before, it is not any more.
-    fn insert_retried(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {
-        let recorded = self.insert_attempt(attempt)?;
-        if recorded == Recorded::New {
-            let failed_at = attempt.failed_at.as_millisecond();
-            let key = (&attempt.identity, &attempt.consumer, attempt.retry_count, failed_at);
-            self.delete_retried.execute(key).map_err(RecordError::Batch)?;
-        }
-        Ok(recorded)
-    }
-
-    fn insert_attempt(&mut self, attempt: &NewAttempt) -> Result<Recorded, RecordError> {
-        let rows = self.insert_attempt.execute(params![
-            attempt.identity,
-            attempt.consumer,
-            attempt.retry_count,
-            attempt.kind,
-            attempt.code,
-            attempt.reason,
-            attempt.delay,
-            attempt.failed_at.as_millisecond(),
-        ])?;
-        Ok(recorded(rows))
-    }
-
-    /// Writes two rows and the order's status. If the second fails, the whole batch fails, so that neither exists without the other.
-    fn insert_dead_letter(&mut self, letter: &NewDeadLetter) -> Result<Recorded, RecordError> {
-        let attempt = &letter.attempt;
-        if let Some(order) = &letter.order
-            && cancellation::is_cancelled(self.connection, order.as_str())?
-        {
-            return Ok(Recorded::Cancelled);
-        }
-        self.insert_attempt(attempt)?;
-        let rows = self
-            .insert_dead_letter
-            .execute(params![
-                attempt.identity,
-                attempt.consumer,
-                letter.reason,
-                attempt.retry_count,
-                attempt.kind,
-                attempt.code,
-                attempt.reason,
-                letter.origin_queue,
-                attempt.failed_at.as_millisecond(),
-                letter.at.as_millisecond(),
-            ])
-            .map_err(RecordError::Batch)?;
-        if let Some(order) = &letter.order {
-            cancellation::fail(self.connection, order).map_err(RecordError::Batch)?;
-        }
-        Ok(recorded(rows))
     }
 }
 

@@ -70,7 +70,7 @@ pub enum ClaimPurpose {
         /// When it failed.
         failed_at: Timestamp,
     },
-    /// To undo the steps of an order that was cancelled. Only a run that is known can be claimed.
+    /// To undo the steps of an order that the ledger has as cancelled. Only a run that is known can be claimed.
     Cancellation {
         /// The cancellation.
         body: BodyHash,

@@ -96,6 +96,8 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         ClaimPurpose::Failure { .. } if stored.has_succeeded(&claim.key, order) || stored.body != body => {
             return ClaimEffect::NotConcerned;
         }
+        // A cancellation that failed may not have reached the ledger.
+        ClaimPurpose::Cancellation { .. } if order != RunOrder::Cancelled => return ClaimEffect::NotConcerned,
         // A worker may be publishing the order's events, which are revoked then; but it calls nothing.
         ClaimPurpose::Cancellation { .. } if stored.state == RunState::Done => false,
         ClaimPurpose::Cancellation { .. } => stored.owner != claim.owner,

@@ -44,6 +44,11 @@ fn count(orderd: &OrderdProcess, key: &str) -> u64 {
     orderd.status()["consumers"]["order"][key].as_u64().unwrap()
 }
 
+/// Of the consumer of failed orders.
+fn count_failed(orderd: &OrderdProcess, key: &str) -> u64 {
+    orderd.status()["consumers"]["failed"][key].as_u64().unwrap()
+}
+
 #[test]
 fn a_cancelled_order_is_prevented_undone_or_revoked_wherever_it_is_and_the_sums_are_exact() {
     let node = Node::shared();
@@ -123,6 +128,39 @@ fn a_cancelled_order_is_prevented_undone_or_revoked_wherever_it_is_and_the_sums_
     let rows = report["currencies"][0]["rows"].as_array().unwrap().iter();
     let rows: Vec<_> = rows.map(|row| format!("{} {}", row["key"].as_str().unwrap(), row["orders"])).collect();
     assert_eq!(rows, ["accepted 5", "processed 1", "cancelled 2", "prevented 3"]);
+    assert_eq!(orderd.stop(), 0);
+}
+
+/// They fail before the ledger compares them.
+#[test]
+fn another_order_with_the_id_of_a_cancelled_one_is_kept_when_it_panics_and_the_cancelled_one_is_not() {
+    let node = Node::shared();
+    let mut env = TestEnv::new(&node).set("consumers.order.retry.delays", "");
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    for id in ["known", "unknown"] {
+        if id == "known" {
+            send(&mut raw, id);
+            wait_until("it is processed", || ledger.processed() == 1);
+        }
+        cancel(&mut raw, id);
+        wait_until("it is cancelled", || is_complete(&ledger, id));
+    }
+    assert_eq!(orderd.stop(), 0);
+    env.change("consumers.order.faults.panic", "1");
+    let mut orderd = env.start();
+    let other = |id: &str| String::from_utf8(order(id)).unwrap().replace("400.00", "400.01").into_bytes();
+    let garbage = |id: &str| format!(r#"{{"id":"{id}","product":7}}"#).into_bytes();
+    for (nth, id) in (1..).zip(["known", "unknown"]) {
+        send(&mut raw, id);
+        wait_until("the cancelled one is prevented", || count_failed(&orderd, "prevented") == u64::from(nth));
+        for body in [other(id), garbage(id)] {
+            raw.publish_to("orders", "order.normal.created", &Properties::persistent(), &body);
+        }
+        wait_until("the others are dead-lettered", || raw.depth("dead_letter_queue") == 2 * nth);
+    }
+    assert_eq!(ledger.rows("SELECT DISTINCT status FROM orders"), ["cancelled"]);
+    assert_eq!(count_failed(&orderd, "prevented"), 2);
     assert_eq!(orderd.stop(), 0);
 }
 

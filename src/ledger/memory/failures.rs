@@ -1,0 +1,59 @@
+//! Failed attempts and dead letters. A dead letter changes an order only if it is that order by its content.
+
+use super::{Tables, insert};
+use crate::ledger::entry::{NewAttempt, NewDeadLetter, Recorded};
+
+impl Tables {
+    fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
+        let key = (attempt.identity.clone(), attempt.consumer.clone(), attempt.retry_count);
+        match self.attempts.get_mut(&key) {
+            Some(stored) if stored.failed_at == attempt.failed_at && stored.delay != attempt.delay => {
+                stored.delay = attempt.delay;
+                Recorded::New
+            }
+            _ => insert(&mut self.attempts, key, attempt),
+        }
+    }
+
+    pub(super) fn add_retried(&mut self, attempt: NewAttempt) -> Recorded {
+        let is_same = |letter: &NewDeadLetter| {
+            let NewAttempt { identity, consumer, retry_count, failed_at, .. } = &letter.attempt;
+            (identity, consumer) == (&attempt.identity, &attempt.consumer)
+                && (*retry_count, *failed_at) == (attempt.retry_count, attempt.failed_at)
+        };
+        let recorded = self.add_attempt(attempt.clone());
+        if recorded == Recorded::New {
+            self.dead_letters.retain(|_, letter| !is_same(letter));
+        }
+        recorded
+    }
+
+    pub(super) fn add_dead_letter(&mut self, mut letter: NewDeadLetter) -> Recorded {
+        if let Some(order) = letter.order.take() {
+            if self.cancellations.contains_key(&order.id) {
+                self.prevent(*order);
+                return Recorded::Cancelled;
+            }
+            if let Some(stored) = self.orders.get_mut(&order.id).filter(|stored| stored.is(&order)) {
+                if stored.cancellation.is_some() {
+                    return Recorded::Cancelled;
+                }
+                stored.has_failed = true;
+            }
+        }
+        self.add_attempt(letter.attempt.clone());
+        let key = (letter.attempt.identity.clone(), letter.attempt.consumer.clone());
+        let decision = |letter: &NewDeadLetter| (letter.reason, letter.attempt.code.clone());
+        let is_newer = |old: &NewDeadLetter| {
+            letter.attempt.failed_at > old.attempt.failed_at
+                || letter.attempt.failed_at == old.attempt.failed_at
+                    && letter.attempt.retry_count == old.attempt.retry_count
+                    && decision(&letter) != decision(old)
+        };
+        if self.dead_letters.get(&key).is_some_and(|old| !is_newer(old)) {
+            return Recorded::Duplicate;
+        }
+        self.dead_letters.insert(key, letter);
+        Recorded::New
+    }
+}
