@@ -253,6 +253,11 @@ impl<'r> Section<'r> {
         self.report().problem(&format!("{}[{part}]", self.key(key)), message);
     }
 
+    /// Reports a warning about a part of what a key names, such as one of its files.
+    pub fn part_warning(&self, key: &str, part: &str, message: impl Into<String>) {
+        self.report().warning(&format!("{}[{part}]", self.key(key)), message);
+    }
+
     /// Reports a problem with a key of a subsection.
     pub fn subsection_problem(&self, name: &str, key: &str, message: impl Into<String>) {
         self.report().problem(&join(&self.key(name), key), message);

@@ -1,8 +1,11 @@
 //! What a notification is about, as templates see it: the fields of an event's body under fixed names. Pure.
 //!
 //! Every name is defined for every event, null if the event has no such field, so that a template that misspells one fails when
-//! it is checked.
+//! it is checked. Every text is one line without characters that are invisible or change the direction of text: whatever a template
+//! does with what an order contains, it begins no line. Only the recipient and the raw body are as they came: a program reads
+//! them, or they are checked as addresses.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -11,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::domain::{Currency, is_locale};
+use crate::escape::is_escaped;
 
 /// The fields of a body that templates use.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,6 +39,9 @@ pub(super) struct Content {
     pub reason: Option<String>,
     /// The whole body.
     pub body: Value,
+    /// The whole body as it came, for programs.
+    #[serde(skip)]
+    pub raw_body: Value,
     /// Where it goes.
     #[serde(skip)]
     pub recipient: Recipient,
@@ -66,43 +73,78 @@ impl Content {
     /// # Errors
     /// It is not a JSON object.
     pub fn read(body: &str) -> Result<Self, serde_json::Error> {
-        let fields: BTreeMap<String, Value> = serde_json::from_str(body)?;
-        let text = |name: &str| fields.get(name).and_then(as_text);
-        let amount = |name: &str| fields.get(name).and_then(as_amount);
+        let raw: BTreeMap<String, Value> = serde_json::from_str(body)?;
+        let raw_text = |name: &str| raw.get(name).and_then(as_text);
+        let recipient = Recipient {
+            email: raw_text("email"),
+            phone: raw_text("phone"),
+            locale: raw_text("locale").filter(|locale| is_locale(locale)),
+        };
+        let event = raw_text("event").unwrap_or_else(|| DEFAULT_EVENT.to_owned());
+        let raw_body = Value::Object(raw.into_iter().collect());
+        let body = in_one_line(&raw_body);
+        let text = |name: &str| body.get(name).and_then(as_text);
+        let amount = |name: &str| body.get(name).and_then(as_amount);
+        let quantity = body.get("quantity").and_then(Value::as_i64);
         let total = amount("total");
         let goods_total = amount("goods_total");
-        let items = match fields.get("items").and_then(Value::as_array) {
+        let items = match body.get("items").and_then(Value::as_array) {
             Some(items) => items.iter().filter_map(line).collect(),
             None => Vec::from_iter(text("product").map(|product| Line {
                 product,
-                quantity: fields.get("quantity").and_then(Value::as_i64),
+                quantity,
                 price: amount("price"),
                 total: goods_total.or(total),
             })),
         };
         Ok(Content {
-            event: text("event").unwrap_or_else(|| DEFAULT_EVENT.to_owned()),
+            event,
             order_id: text("order_id"),
             customer_id: text("customer_id"),
             items,
-            quantity: fields.get("quantity").and_then(Value::as_i64),
+            quantity,
             goods_total,
             shipping: amount("shipping"),
             fees: amount("fees"),
             tax: amount("tax"),
-            tax_included: fields.get("tax_included").and_then(Value::as_bool),
+            tax_included: body.get("tax_included").and_then(Value::as_bool),
             discount: amount("discount"),
             total,
             currency: text("currency").and_then(|code| code.parse().ok()),
             placed_at: text("placed_at").and_then(|at| at.parse().ok()),
             reason: text("reason"),
-            recipient: Recipient {
-                email: text("email"),
-                phone: text("phone"),
-                locale: text("locale").filter(|locale| is_locale(locale)),
-            },
-            body: Value::Object(fields.into_iter().collect()),
+            recipient,
+            body,
+            raw_body,
         })
+    }
+}
+
+/// A text without line breaks, and without characters that are invisible or change the direction of text. Those that join or separate
+/// letters and emoji are kept: Persian names need them.
+pub(super) fn one_line(text: &str) -> Cow<'_, str> {
+    let is_kept = |c: char| !is_escaped(c) || matches!(c, '\u{200c}' | '\u{200d}');
+    if text.chars().all(is_kept) {
+        return Cow::Borrowed(text);
+    }
+    let plain = |c: char| match c {
+        c if is_kept(c) => Some(c),
+        c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => Some(' '),
+        _ => None,
+    };
+    Cow::Owned(text.chars().filter_map(plain).collect())
+}
+
+/// The value with all its texts, and the names of its fields, in one line.
+fn in_one_line(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(one_line(text).into_owned()),
+        Value::Array(items) => Value::Array(items.iter().map(in_one_line).collect()),
+        Value::Object(fields) => {
+            let field = |(name, value): (&String, &Value)| (one_line(name).into_owned(), in_one_line(value));
+            Value::Object(fields.iter().map(field).collect())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
 }
 
@@ -143,5 +185,21 @@ mod tests {
         assert_eq!((content.items.len(), content.items[0].total), (1, content.total));
         assert_eq!((content.tax, content.recipient), (None, Recipient::default()));
         assert!(Content::read("[]").is_err());
+    }
+
+    #[test]
+    fn no_text_of_an_order_has_a_second_line_except_for_programs_and_the_recipient() {
+        let content = Content::read(
+            r#"{"event":"processed","order_id":"1\r\nBcc: eve","items":[{"product":"a\u2028b\u202ec\u200b","quantity":1}],
+                "email":"ada@example.com\r\n","extra":{"k\n":["x\ny"]},"reason":"a\tb\u0085","customer_id":"رسول\u200cپور"}"#,
+        )
+        .unwrap();
+        assert_eq!(content.order_id.as_deref(), Some("1  Bcc: eve"));
+        assert_eq!(content.items[0].product, "a bc");
+        assert_eq!(content.reason.as_deref(), Some("a b "));
+        assert_eq!(content.customer_id.as_deref(), Some("رسول\u{200c}پور"));
+        assert_eq!(content.body["extra"]["k "][0], "x y");
+        assert_eq!(content.raw_body["extra"]["k\n"][0], "x\ny");
+        assert_eq!(content.recipient.email.as_deref(), Some("ada@example.com\r\n"));
     }
 }

@@ -11,9 +11,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
 
 use super::address::parse_mailbox;
-use super::templates::{
-    BASE_LANGUAGE, TemplateFault, TemplateFiles, TemplateOptions, Templates, read_directory, samples,
-};
+use super::templates::{BASE_LANGUAGE, TemplateFault, TemplateFiles, TemplateOptions, Templates, read_directory};
 use super::webhook::WebhookBody;
 use crate::config::{
     Address, HandlerSettings, Secret, Section, Value, client_files, duration, password_in_file, value_parser,
@@ -316,12 +314,14 @@ fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {
         Some(template) => WebhookBody::Template(template),
         None => presets[preset.unwrap_or_default()].1.clone(),
     };
-    if let Some(problem) = samples("processed").iter().find_map(|sample| body.check(sample).err()) {
-        section.problem("body", problem);
-    }
     // Who knows the address of a chat can write to it.
     let http = if body == WebhookBody::Slack { http.map(HttpSettings::with_secret_path) } else { http };
     let texts = TextSettings::read(section, None, name);
+    let none = TemplateOptions { shop: name.to_owned(), language: BASE_LANGUAGE.to_owned(), zone: TimeZone::UTC };
+    let options = texts.as_ref().map_or(&none, |texts| &texts.options);
+    if let Err(problem) = body.check(options) {
+        section.problem("body", problem);
+    }
     http.zip(texts).map(|(http, texts)| ChannelKind::Webhook(Box::new(http), body, texts))
 }
 
@@ -348,10 +348,17 @@ impl TextSettings {
         let options = TemplateOptions { shop, language, zone };
         let files = match &directory {
             None => Ok(TemplateFiles::built_in()),
-            Some(directory) => read_directory(directory),
+            Some(directory) => read_directory(directory).map(|read| {
+                for TemplateFault { file, problem, .. } in &read.warnings {
+                    section.part_warning("templates", file, problem.clone());
+                }
+                read.files
+            }),
         };
         let checked = files.and_then(|files| {
-            let faults = Templates::new(&files, &options)?.check();
+            let templates = Templates::new(&files, &options)?;
+            // A test checks the built-in ones.
+            let faults = if files == TemplateFiles::built_in() { Vec::new() } else { templates.check() };
             if faults.is_empty() { Ok(files) } else { Err(faults) }
         });
         match checked {

@@ -1,5 +1,6 @@
 //! A problem with a template, with its file and line. Pure.
 
+use std::error::Error as _;
 use std::fmt;
 
 use minijinja::Error;
@@ -24,12 +25,18 @@ impl TemplateFault {
     pub fn of(file: &str, error: &Error) -> Self {
         let name = error.name().unwrap_or(file);
         let name = name.strip_suffix(SUBJECT).unwrap_or(name);
-        let problem = match error.detail() {
-            Some(detail) => format!("{}: {detail}", error.kind()),
-            None => error.kind().to_string(),
-        };
-        TemplateFault { file: name.to_owned(), line: error.line(), problem }
+        TemplateFault { file: name.to_owned(), line: error.line(), problem: shown(error) }
     }
+}
+
+/// What the engine says, without the place.
+pub(in crate::notify) fn shown(error: &Error) -> String {
+    let parts = [
+        Some(error.kind().to_string()),
+        error.detail().map(str::to_owned),
+        error.source().map(|cause| cause.to_string()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(": ")
 }
 
 impl fmt::Display for TemplateFault {

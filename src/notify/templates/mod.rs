@@ -1,15 +1,20 @@
 //! The texts of notifications: templates by language and event, and what becomes of one with the content of an event.
 //!
 //! ```text
-//! source   the files: those that come with orderd, replaced or extended by those of a directory
+//! source   the files: those that come with orderd
+//! directory   a directory of templates that replace or extend them, and files in it that are not used
 //! fault    what is wrong with one
-//! check    renders every template with sample orders, and names what is wrong with file and line
+//! check    renders every template with sample events, and names what is wrong with file and line
+//! samples  these events      names   the filters, tests and variables that a template names
 //! ```
 //! A template sees the values of an event as text only: what an order contains is never a template, never markup and never a
 //! second line. It has no access to files, and a limit on its work and its output.
 
 mod check;
+mod directory;
 mod fault;
+mod names;
+mod samples;
 mod source;
 
 use std::borrow::Cow;
@@ -18,24 +23,26 @@ use std::io;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, context, escape_formatter,
 };
 use rust_decimal::Decimal;
 
-use super::content::Content;
+use super::content::{Content, one_line};
 use super::language::Style;
-use crate::escape::is_escaped;
 
-pub(super) use check::samples;
-pub(super) use fault::TemplateFault;
-pub(super) use source::{TemplateFiles, read_directory};
+pub(super) use check::{is_name, unknown_names};
+pub(super) use directory::read_directory;
+pub(super) use fault::{TemplateFault, shown};
+pub(super) use samples::samples;
+pub(super) use source::TemplateFiles;
 
 /// What one template may do: instructions of the engine. A line of an order takes about fifty.
 const MAX_FUEL: u64 = 1_000_000;
-/// The longest text or HTML of a notification, in bytes.
-const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// The longest text or HTML of a notification, in bytes. The products of an order have at most 512 KiB, and six times as much when all of
+/// it has to be escaped in HTML.
+const MAX_OUTPUT_BYTES: usize = 4 << 20;
 /// The longest subject, in characters.
 const MAX_SUBJECT_CHARS: usize = 200;
 /// The language that every built-in template exists in.
@@ -47,8 +54,7 @@ const SUBJECT: &str = "#subject";
 #[derive(Debug)]
 pub(super) struct Templates {
     environment: Environment<'static>,
-    /// The language of a customer without one, or with one that there are no templates for.
-    language: String,
+    options: TemplateOptions,
 }
 
 /// What templates need besides the event.
@@ -56,6 +62,7 @@ pub(super) struct Templates {
 pub(super) struct TemplateOptions {
     /// The name of the shop.
     pub shop: String,
+    /// The language of a customer without one, or with one that there are no templates for.
     pub language: String,
     pub zone: TimeZone,
 }
@@ -101,11 +108,16 @@ impl Templates {
             let added = environment.add_template_owned(name.to_owned(), body);
             faults.extend(added.err().map(|error| TemplateFault::of(name, &error)));
         }
-        let templates = Templates { environment, language: options.language.clone() };
+        let templates = Templates { environment, options: options.clone() };
         if faults.is_empty() { Ok(templates) } else { Err(faults) }
     }
 
-    /// What is wrong with the templates when they are rendered with sample orders.
+    /// What they were compiled with.
+    pub fn options(&self) -> &TemplateOptions {
+        &self.options
+    }
+
+    /// What is wrong with the templates when they are rendered with sample events.
     pub fn check(&self) -> Vec<TemplateFault> {
         check::check(self)
     }
@@ -120,7 +132,15 @@ impl Templates {
         let html = self.has(&html).then(|| self.render(&html, content, &language)).transpose()?;
         let subject = self.render(&[&name, SUBJECT].concat(), content, &language)?;
         let text = self.render(&name, content, &language)?;
-        Ok(MailTexts { subject: one_line(&subject), text: text.trim_start_matches('\n').to_owned(), html, language })
+        let text = text.trim_start_matches('\n').to_owned();
+        Ok(MailTexts { subject: shortened_subject(&subject), text, html, language })
+    }
+
+    /// The language of the short text, or that of the customer if there is none.
+    pub fn language(&self, content: &Content) -> String {
+        let languages = self.languages(content);
+        self.find(content, ".short.txt")
+            .map_or_else(|_| languages.into_iter().next().unwrap_or_default(), |found| found.0)
     }
 
     /// A short text, for chats and text messages.
@@ -136,15 +156,20 @@ impl Templates {
         self.environment.get_template(name).is_ok()
     }
 
-    /// The first language that has the file: the customer's, without its region, the channel's, English.
-    fn find(&self, content: &Content, ending: &str) -> Result<(String, String), RenderError> {
+    /// The languages in which a text is looked for: the customer's, the same without its region, the channel's, English.
+    fn languages(&self, content: &Content) -> Vec<String> {
         let wanted = content.recipient.locale.as_deref().map(|locale| locale.to_ascii_lowercase().replace('_', "-"));
         let general =
             wanted.as_deref().and_then(|locale| locale.split_once('-')).map(|(language, _)| language.to_owned());
-        let languages = [wanted.clone(), general, Some(self.language.clone()), Some(BASE_LANGUAGE.to_owned())];
+        let last = [self.options.language.clone(), BASE_LANGUAGE.to_owned()];
+        wanted.into_iter().chain(general).chain(last).collect()
+    }
+
+    /// The first language that has the file.
+    fn find(&self, content: &Content, ending: &str) -> Result<(String, String), RenderError> {
         // An event is part of a template's name.
         let is_name = source::is_event(&content.event);
-        let found = languages.into_iter().flatten().filter(|_| is_name).find_map(|language| {
+        let found = self.languages(content).into_iter().filter(|_| is_name).find_map(|language| {
             let name = format!("{language}/{}{ending}", content.event);
             self.has(&name).then_some((language, name))
         });
@@ -156,7 +181,10 @@ impl Templates {
     }
 
     fn render_with(&self, name: &str, content: &Content, language: &str) -> Result<String, Error> {
-        let values = context! { language, ..Value::from(Serde(content)) };
+        self.render_values(name, context! { language, ..Value::from(Serde(content)) })
+    }
+
+    fn render_values(&self, name: &str, values: Value) -> Result<String, Error> {
         let mut output = LimitedOutput(Vec::new());
         self.environment.get_template(name)?.render_captured_to(values, &mut output)?;
         String::from_utf8(output.0).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
@@ -180,17 +208,18 @@ impl io::Write for &mut LimitedOutput {
     }
 }
 
-/// An engine that knows the filters `money`, `date` and `time`, and no template yet.
-fn environment(options: &TemplateOptions) -> Environment<'static> {
+/// An engine that knows the name of the shop and the filters `money`, `date` and `time`, and no template yet.
+pub(super) fn environment(options: &TemplateOptions) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_fuel(Some(MAX_FUEL));
     environment.set_debug(true);
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
     environment.set_syntax(syntax.expect("only whitespace is configured"));
-    environment.set_auto_escape_callback(|name| match name.ends_with(".html") {
-        true => AutoEscape::Html,
-        false => AutoEscape::None,
+    environment.set_auto_escape_callback(|name| match name {
+        name if name.ends_with(".html") => AutoEscape::Html,
+        name if name.ends_with(".json") => AutoEscape::Json,
+        _ => AutoEscape::None,
     });
     environment.set_formatter(format_value);
     // `{% extends "layout.txt" %}` is the layout of the same language.
@@ -199,6 +228,9 @@ fn environment(options: &TemplateOptions) -> Environment<'static> {
         Some(_) | None => Cow::Borrowed(name),
     });
     environment.add_global("shop", options.shop.clone());
+    // Nothing that an order contains is written as it is. `check` refuses `autoescape`, which cannot be removed.
+    environment.remove_filter("safe");
+    environment.add_filter("tojson", to_json);
     environment.add_filter("money", money);
     let zone = options.zone.clone();
     environment
@@ -209,18 +241,22 @@ fn environment(options: &TemplateOptions) -> Environment<'static> {
     environment
 }
 
-/// Writes a value. Missing ones are empty, and texts have no control characters: what an order contains never begins a line.
+/// Writes a value. Missing ones are empty, or null in JSON.
 fn format_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    if value.is_none() {
+    let is_json = matches!(state.auto_escape(), AutoEscape::Json);
+    if (value.is_none() || value.is_undefined()) && !is_json {
         return Ok(());
     }
-    match value.as_str() {
-        Some(text) if !value.is_safe() && text.chars().any(is_escaped) => {
-            let plain: String = text.chars().map(|c| if is_escaped(c) { ' ' } else { c }).collect();
-            escape_formatter(out, state, &Value::from(plain))
-        }
-        Some(_) | None => escape_formatter(out, state, value),
-    }
+    escape_formatter(out, state, value)
+}
+
+/// A value as JSON, which is escaped like any other text: its quotation marks would end an attribute in HTML.
+fn to_json(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    let json = minijinja::filters::tojson(value, indent, options)?;
+    Ok(match state.auto_escape() {
+        AutoEscape::Json => json,
+        _ => Value::from(json.to_string()),
+    })
 }
 
 fn style(state: &State) -> Style {
@@ -230,8 +266,11 @@ fn style(state: &State) -> Style {
 
 /// An amount in the order's currency.
 fn money(state: &State, amount: Value) -> Result<String, Error> {
-    if amount.is_none() {
+    if amount.is_none() || amount.is_undefined() {
         return Ok(String::new());
+    }
+    if samples::is_any(&amount) {
+        return Ok(amount.to_string());
     }
     let digits = amount.to_string();
     let number: Decimal =
@@ -242,8 +281,11 @@ fn money(state: &State, amount: Value) -> Result<String, Error> {
 }
 
 fn at_time(state: &State, at: &Value, format: impl Fn(Style, Timestamp) -> String) -> Result<String, Error> {
-    if at.is_none() {
+    if at.is_none() || at.is_undefined() {
         return Ok(String::new());
+    }
+    if samples::is_any(at) {
+        return Ok(at.to_string());
     }
     let problem = || Error::new(ErrorKind::InvalidOperation, "the filters date and time need a time");
     let at = at.as_str().and_then(|at| at.parse().ok()).ok_or_else(problem)?;
@@ -260,9 +302,8 @@ fn split_subject(name: &str, source: &str) -> (Option<String>, String) {
 }
 
 /// A subject: one line of limited length.
-fn one_line(text: &str) -> String {
-    let plain = text.chars().map(|c| if is_escaped(c) { ' ' } else { c });
-    plain.take(MAX_SUBJECT_CHARS).collect::<String>().trim().to_owned()
+fn shortened_subject(text: &str) -> String {
+    one_line(text).chars().take(MAX_SUBJECT_CHARS).collect::<String>().trim().to_owned()
 }
 
 #[cfg(test)]

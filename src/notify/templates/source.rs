@@ -1,23 +1,12 @@
-//! The files of templates: `<language>/<event>.txt`, `.html` and `.short.txt`, and a layout for each language. Reads files, and
-//! never renders one.
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::fs;
-use std::io;
-use std::path::Path;
+//! The sources of templates: `<language>/<event>.txt`, `.html` and `.short.txt`, and a layout for each language; and which names
+//! of files are templates. Pure, and never renders one.
 
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use super::BASE_LANGUAGE;
-use super::fault::TemplateFault;
-use crate::domain::is_locale;
-use crate::files::read_limited;
 
-/// The most files of a directory of templates.
-const MAX_FILES: usize = 256;
-/// The longest file, in bytes.
-const MAX_FILE_BYTES: usize = 64 * 1024;
 const LAYOUTS: [&str; 2] = ["layout.txt", "layout.html"];
 
 macro_rules! built_in {
@@ -87,8 +76,23 @@ impl TemplateFiles {
         })
     }
 
+    /// Whether there is a template of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Adds a template, or replaces it.
+    pub fn insert(&mut self, name: String, source: String) {
+        self.0.insert(name, source);
+    }
+
+    /// Removes a template.
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     /// A language without a layout of its own has the English one.
-    fn add_layouts(&mut self) {
+    pub fn add_layouts(&mut self) {
         let languages: BTreeSet<String> =
             self.0.keys().filter_map(|name| name.split_once('/')).map(|(language, _)| language.to_owned()).collect();
         for language in languages {
@@ -98,55 +102,6 @@ impl TemplateFiles {
             }
         }
     }
-}
-
-/// The built-in templates, with those of a directory instead of and besides them. Blocks on the disk.
-///
-/// # Errors
-/// What cannot be read.
-pub(in crate::notify) fn read_directory(directory: &Path) -> Result<TemplateFiles, Vec<TemplateFault>> {
-    let mut files = TemplateFiles::built_in();
-    let (mut faults, mut count) = (Vec::new(), 0);
-    let mut read = |files: &mut TemplateFiles, language: &str, path: &Path| -> io::Result<()> {
-        for entry in fs::read_dir(path)? {
-            let entry = entry?;
-            let file = entry.file_name().to_string_lossy().into_owned();
-            let name = format!("{}/{file}", language.to_ascii_lowercase().replace('_', "-"));
-            if !is_template(&file) {
-                continue;
-            }
-            count += 1;
-            if count > MAX_FILES {
-                return Err(io::Error::other(format!("there are more than {MAX_FILES} templates")));
-            }
-            match read_template(&entry.path()) {
-                Ok(source) => drop(files.0.insert(name, source)),
-                Err(error) => faults.push(TemplateFault::new(&name, None, &error.to_string())),
-            }
-        }
-        Ok(())
-    };
-    let languages = || -> io::Result<Vec<(String, std::path::PathBuf)>> {
-        let entries: Vec<fs::DirEntry> = fs::read_dir(directory)?.collect::<io::Result<_>>()?;
-        let folders = entries.into_iter().map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()));
-        Ok(folders.filter(|(name, path)| is_locale(name) && path.is_dir()).collect())
-    };
-    let found = languages()
-        .and_then(|languages| languages.iter().try_for_each(|(language, path)| read(&mut files, language, path)));
-    if let Err(error) = found {
-        faults.push(TemplateFault::new("", None, &format!("cannot read {directory:?}: {error}")));
-    }
-    files.add_layouts();
-    if faults.is_empty() { Ok(files) } else { Err(faults) }
-}
-
-fn read_template(path: &Path) -> io::Result<String> {
-    let bytes = read_limited(path, MAX_FILE_BYTES)?;
-    if bytes.len() > MAX_FILE_BYTES {
-        return Err(io::Error::other(format!("it is longer than {MAX_FILE_BYTES} bytes")));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))?;
-    Ok(text.replace("\r\n", "\n"))
 }
 
 /// Whether a text may be the name of an event: it is part of a template's name.
@@ -161,8 +116,8 @@ pub(super) fn event_of(file: &str) -> Option<&str> {
     [".short.txt", ".txt", ".html"].iter().find_map(|ending| file.strip_suffix(ending))
 }
 
-/// Editors leave other files.
-fn is_template(file: &str) -> bool {
+/// Whether a file is a template.
+pub(super) fn is_template(file: &str) -> bool {
     event_of(file).is_some_and(|event| is_event(event) || LAYOUTS.contains(&file))
 }
 

@@ -28,7 +28,7 @@ fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
 fn faults(files: &[(&str, &str)]) -> Vec<String> {
     let directory = directory(files);
     let faults = read_directory(directory.path())
-        .and_then(|files| Templates::new(&files, &options()))
+        .and_then(|files| Templates::new(&files.files, &options()))
         .map_or_else(|faults| faults, |templates| templates.check());
     faults.iter().map(ToString::to_string).collect()
 }
@@ -89,10 +89,10 @@ fn a_subject_is_one_line_of_limited_length_and_an_endless_text_is_an_error() {
     assert!(built_in().mail(&content(&order)).unwrap().subject.chars().count() <= MAX_SUBJECT_CHARS);
     for (name, body) in [
         ("loops", "{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}"),
-        ("long", "{% for a in range(3000) %}{{ body.text }}{% endfor %}"),
+        ("long", "{% for a in range(6000) %}{{ body.text }}{% endfor %}"),
     ] {
         let directory = directory(&[(&format!("en/{name}.txt"), &format!("Subject: x\n\n{body}"))]);
-        let templates = Templates::new(&read_directory(directory.path()).unwrap(), &options()).unwrap();
+        let templates = Templates::new(&read_directory(directory.path()).unwrap().files, &options()).unwrap();
         let body = serde_json::json!({"event": name, "text": "x".repeat(1000)}).to_string();
         assert!(matches!(templates.mail(&content(&body)), Err(RenderError::Failed(_))), "{name}");
     }
@@ -106,7 +106,7 @@ fn a_directory_replaces_and_adds_templates_and_languages() {
         ("en/README.md", "not a template"),
         ("en/processed.txt~", "{{ broken"),
     ]);
-    let templates = Templates::new(&read_directory(directory.path()).unwrap(), &options()).unwrap();
+    let templates = Templates::new(&read_directory(directory.path()).unwrap().files, &options()).unwrap();
     assert_eq!(templates.check(), Vec::new());
     let english = templates.mail(&content(r#"{"event":"processed","order_id":"1"}"#)).unwrap();
     assert!(english.text.starts_with("== Lamps & More ==\nThank you"), "{}", english.text);
@@ -115,7 +115,7 @@ fn a_directory_replaces_and_adds_templates_and_languages() {
     assert_eq!((french.subject.as_str(), french.text.trim(), french.html), ("Commande 1", "P-1", None));
     assert!(read_directory(&directory.path().join("none")).is_err());
     let changed = TemplateFiles::built_in();
-    assert_ne!(changed.digest(), read_directory(directory.path()).unwrap().digest());
+    assert_ne!(changed.digest(), read_directory(directory.path()).unwrap().files.digest());
 }
 
 #[test]
@@ -145,4 +145,86 @@ fn a_fault_is_named_with_its_file_and_line_even_where_no_sample_comes_along() {
     }
     let lines = faults(&[("en/processed.html", "a\n{% for item in items %}{{ item.prodct }}{% endfor %}")]);
     assert!(lines[0].starts_with("en/processed.html:2: ") && lines[0].contains("prodct"), "{lines:?}");
+}
+
+#[test]
+fn nothing_in_an_order_breaks_out_through_filters_the_whole_body_or_lists() {
+    let source = "{{ order_id | e }} {{ body }} {{ body | tojson }} {{ body.list | join(' ') }} {{ body.k | title }} {{ body.k | trim }}\n\
+        {% for key, value in body.map | items %}{{ key }}={{ value }}{% endfor %}{% set x = order_id ~ body.k %}{{ x }}";
+    let directory = directory(&[
+        ("en/own.txt", &format!("Subject: {{{{ body }}}}\n\n{source}")),
+        ("en/own.html", &format!("<p title=\"{{{{ body.k }}}}\" id=\"{{{{ body | tojson }}}}\">{source}")),
+        ("en/own.short.txt", "{{ body.k | e }}"),
+    ]);
+    let templates = Templates::new(&read_directory(directory.path()).unwrap().files, &options()).unwrap();
+    assert_eq!(templates.check(), Vec::new());
+    let hostile = "x\r\n\r\nBcc: eve\u{2028}\u{85}\u{202e}\u{2066}\u{200b}\" onload='1'<b>{{ shop }}";
+    let event = serde_json::json!({"event": "own", "order_id": hostile, "k": hostile, "list": [hostile, [hostile]],
+        "map": {hostile: hostile}});
+    let mail = templates.mail(&content(&event.to_string())).unwrap();
+    let (html, short) = (mail.html.unwrap(), templates.short(&content(&event.to_string())).unwrap());
+    for (output, lines) in [(&mail.subject, 1), (&mail.text, 2), (&html, 2), (&short, 1)] {
+        assert_eq!(output.lines().count(), lines, "{output:?}");
+        assert!(!output.contains(['\r', '\u{2028}', '\u{85}', '\u{202e}', '\u{2066}', '\u{200b}']), "{output:?}");
+    }
+    assert!(
+        !html.contains("<b>")
+            && !html.contains("onload='")
+            && !html.contains("\\\" onload")
+            && !html.contains("  \" onload"),
+        "{html}"
+    );
+}
+
+#[test]
+fn an_order_of_a_thousand_lines_with_long_words_becomes_an_e_mail() {
+    let line = serde_json::json!({"product": "<&'\"".repeat(120), "quantity": 1, "price": "1.00", "total": "1.00"});
+    let order =
+        serde_json::json!({"event": "processed", "items": vec![line; 1000], "total": "1000", "currency": "EUR"});
+    let mail = built_in().mail(&content(&order.to_string())).unwrap();
+    assert!(mail.text.lines().count() > 1000);
+    assert!(mail.html.unwrap().matches("&lt;&amp;").count() >= 1000);
+}
+
+#[test]
+fn templates_of_own_events_are_checked_and_may_use_any_field() {
+    let right = "Subject: {{ body.parcel.number }}\n\n{{ body.at | date }} {{ body.price | money }} {{ body.count * 2 }}\
+        {% for parcel in body.parcels %}{{ parcel.weight + 1 }} {{ parcel.name | upper }}{% endfor %}\
+        {% if body.count > 3 %}{{ body.list | join(', ') }}{% endif %}{{ body | tojson }}{{ total | money }}\
+        {% for key, value in body.map | items %}{{ key }}{% endfor %}{% if body.a == 'b' %}{{ body.c[0] }}{% endif %}";
+    assert_eq!(faults(&[("en/shipped.txt", right)]), Vec::<String>::new());
+    for (line, problem) in [
+        ("{% if body.rare == 'x' %}{{ body.name | uper }}{% endif %}", "\"uper\""),
+        ("{% if body.rare is odditee %}{% endif %}", "\"odditee\""),
+        ("{{ order_id | money }}", "amount"),
+        ("{{ items[0].prodct }}", "prodct"),
+        ("{% if body.rare == 'x' %}{% include 'footer.txt' %}{% endif %}", "footer.txt"),
+        ("{{ parcel }}", "\"parcel\""),
+        ("{{ body.name | safe }}", "\"safe\""),
+        ("{% autoescape false %}{{ body.name }}{% endautoescape %}", "autoescape"),
+        ("{{ total | money(1, 2) }}", "argument"),
+    ] {
+        let found = faults(&[("de/shipped.txt", &format!("Subject: x\n\n{line}\n"))]);
+        assert!(
+            found.iter().any(|fault| fault.starts_with("de/shipped.txt:3: ") && fault.contains(problem)),
+            "{line}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_filter_is_found_in_a_part_that_only_some_orders_reach() {
+    for part in [
+        "{% if total is none %}{{ order_id | money }}{% endif %}",
+        "{% if not items %}{{ order_id | date }}{% endif %}",
+        "{% if items %}{% else %}{{ event | money }}{% endif %}",
+        "{% if customer_id is none and total %}{{ event | money }}{% endif %}",
+        "{% if tax and not tax_included %}{{ event | money }}{% endif %}",
+        "{% if reason %}{{ reason | time }}{% endif %}",
+        "{% if event == 'processed' %}{{ 1 | nosuch }}{% endif %}",
+        "{% for item in items if item.total is none %}{{ item.product | money }}{% endfor %}",
+    ] {
+        let found = faults(&[("en/cancelled.html", &format!("\n{part}")), ("en/cancelled.txt", "Subject: x\n\nx")]);
+        assert!(found.iter().any(|fault| fault.starts_with("en/cancelled.html:2: ")), "{part}: {found:?}");
+    }
 }
