@@ -80,6 +80,15 @@ struct Schedule {
     first_round_done: bool,
 }
 
+impl Schedule {
+    /// The totals are requested at once. They come before any queue's details, however long ago those were due: after a request
+    /// that was given up late, they would be due for ever.
+    fn totals_next(&mut self) {
+        self.totals_at = Instant::now();
+        self.detail_at = self.detail_at.max(self.totals_at + MIN_PAUSE);
+    }
+}
+
 impl Poller {
     /// Sends no request yet. `local_counts` reads orderd's own counts; it is called a few times a second.
     pub fn new(
@@ -214,22 +223,18 @@ impl Poller {
             self.publish_view();
             if let Some(pause) = pause {
                 tokio::time::sleep(pause).await;
-                self.schedule.totals_at = Instant::now();
+                self.schedule.totals_next();
             }
         }
     }
 
     /// Waits until the next request is due.
     async fn next_request(&mut self) -> Request {
-        let queues = self.view.queues.len();
-        if queues == 0 || self.schedule.totals_at <= self.schedule.detail_at {
+        if self.view.queues.is_empty() || self.schedule.totals_at <= self.schedule.detail_at {
             tokio::time::sleep_until(self.schedule.totals_at).await;
             Request::Totals
         } else {
             tokio::time::sleep_until(self.schedule.detail_at).await;
-            let share = self.limits.details_every / u32::try_from(queues).unwrap_or(u32::MAX);
-            let pause = if self.schedule.first_round_done { share.max(MIN_PAUSE) } else { MIN_PAUSE };
-            self.schedule.detail_at = Instant::now() + pause;
             Request::Detail
         }
     }
@@ -275,6 +280,9 @@ impl Poller {
         let Some(name) = self.next_queue() else { return };
         // Even if this request fails, the next one is for the next queue.
         self.schedule.last = Some(name.clone());
+        let share = self.limits.details_every / u32::try_from(self.view.queues.len()).unwrap_or(u32::MAX);
+        let pause = if self.schedule.first_round_done { share.max(MIN_PAUSE) } else { MIN_PAUSE };
+        self.schedule.detail_at = Instant::now() + pause;
         let asked_at = self.created_at.elapsed();
         let answer = match self.client() {
             Ok(client) => client.detail(&name).await,
@@ -284,7 +292,7 @@ impl Poller {
             Ok(answer) => self.record_detail(asked_at, &name, answer),
             Err(error) => {
                 self.failed_detail = Some((name, error));
-                self.schedule.totals_at = Instant::now();
+                self.schedule.totals_next();
             }
         }
     }

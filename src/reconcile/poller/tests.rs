@@ -24,11 +24,20 @@ fn answer(path: &str) -> Option<Value> {
     }
 }
 
-async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+/// `fails`: answers with an error, after longer than the poller pauses between two queues' details.
+async fn serve(mut stream: TcpStream, fails: Option<Arc<AtomicBool>>) -> std::io::Result<()> {
     let mut request = vec![0; 4096];
     let length = stream.read(&mut request).await?;
     let request = String::from_utf8_lossy(&request[..length]).into_owned();
-    let answer = answer(request.split(' ').nth(1).unwrap_or_default());
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let mut answer = answer(path);
+    if let Some(fails) = fails {
+        if fails.load(Ordering::SeqCst) {
+            tokio::time::sleep(2 * MIN_PAUSE).await;
+            answer = None;
+        }
+        fails.fetch_or(path.starts_with("/api/queues/"), Ordering::SeqCst);
+    }
     let status = if answer.is_some() { "200 OK" } else { "500 Internal Server Error" };
     let body = answer.map_or_else(String::new, |answer| answer.to_string());
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
@@ -36,11 +45,16 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 async fn api() -> (Config, AbortOnDropHandle<()>) {
+    api_that_fails(None).await
+}
+
+/// Once the flag is set: it sets that itself when it has answered a request about queues.
+async fn api_that_fails(fails: Option<Arc<AtomicBool>>) -> (Config, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("management.url=http://{}", listener.local_addr().unwrap());
     let serving = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream));
+            tokio::spawn(serve(stream, fails.clone()));
         }
     });
     let file = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/config/orderd.toml").into());
@@ -96,4 +110,19 @@ async fn an_api_that_does_not_answer_is_shown_as_stale_before_the_next_request()
     // The first pause takes at least six seconds.
     let changed = tokio::time::timeout(Duration::from_secs(5), view.wait_for(stale)).await;
     assert!(changed.expect("in time").is_ok());
+}
+
+#[tokio::test]
+async fn an_api_whose_details_fail_late_is_asked_for_the_totals_and_shown_as_stale() {
+    let (config, _serving) = api_that_fails(Some(Arc::default())).await;
+    let poller = Poller::new(&config, QUICK, LocalCounts::default);
+    let mut view = poller.view();
+    let _polling = AbortOnDropHandle::new(tokio::spawn(poller.run(Shutdown::new())));
+    for is_reached in [
+        |view: &BrokerView| view.api == ApiState::Fresh,
+        |view: &BrokerView| matches!(view.api, ApiState::Stale { .. }),
+    ] {
+        let changed = tokio::time::timeout(Duration::from_secs(30), view.wait_for(|view| is_reached(view)));
+        assert!(changed.await.expect("in time").is_ok());
+    }
 }
