@@ -28,8 +28,8 @@ pub struct AmqpProxy {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The name of the connections on which nothing is forwarded to the broker.
-    blocked: Mutex<Option<String>>,
+    /// By direction: the name of the connections on which nothing is forwarded.
+    blocked: [Mutex<Option<String>>; 2],
     connections: Mutex<Vec<Arc<Connection>>>,
 }
 
@@ -37,6 +37,8 @@ struct State {
 struct Connection {
     client: TcpStream,
     broker: TcpStream,
+    /// The start of what the client has sent, with its name.
+    preamble: Mutex<Vec<u8>>,
     /// By direction: whether what is sent is dropped. Held during each write, so that nothing is forwarded once it is set.
     dropped: [Mutex<bool>; 2],
 }
@@ -64,9 +66,18 @@ impl AmqpProxy {
 
     /// Stops forwarding to the broker on connections whose names contain `name`. After it returns, nothing more is forwarded.
     pub fn block(&self, name: &str) {
-        *lock(&self.state.blocked) = Some(name.to_owned());
+        self.block_direction(name, Direction::ToBroker);
+    }
+
+    /// Stops forwarding what the broker sends on these connections.
+    pub fn block_answers(&self, name: &str) {
+        self.block_direction(name, Direction::ToClient);
+    }
+
+    fn block_direction(&self, name: &str, direction: Direction) {
+        *lock(&self.state.blocked[direction as usize]) = Some(name.to_owned());
         for connection in lock(&self.state.connections).iter() {
-            drop(lock(&connection.dropped[Direction::ToBroker as usize]));
+            drop(lock(&connection.dropped[direction as usize]));
         }
     }
 
@@ -90,7 +101,7 @@ impl State {
         client.set_nodelay(true)?;
         broker.set_nodelay(true)?;
         let dropped = [Mutex::new(false), Mutex::new(false)];
-        let connection = Arc::new(Connection { client, broker, dropped });
+        let connection = Arc::new(Connection { client, broker, preamble: Mutex::default(), dropped });
         lock(&self.connections).push(Arc::clone(&connection));
         for direction in [Direction::ToBroker, Direction::ToClient] {
             let (state, connection) = (Arc::clone(self), Arc::clone(&connection));
@@ -109,16 +120,18 @@ impl State {
             Direction::ToBroker => (&connection.client, &connection.broker),
             Direction::ToClient => (&connection.broker, &connection.client),
         };
-        let (mut preamble, mut buffer) = (Vec::new(), [0; 16_384]);
+        let mut buffer = [0; 16_384];
         while let Ok(count) = from.read(&mut buffer)
             && count > 0
         {
-            if preamble.len() < PREAMBLE {
-                preamble.extend_from_slice(&buffer[..count]);
+            if direction == Direction::ToBroker {
+                let mut preamble = lock(&connection.preamble);
+                let wanted = PREAMBLE.saturating_sub(preamble.len()).min(count);
+                preamble.extend_from_slice(&buffer[..wanted]);
             }
             let dropped = lock(&connection.dropped[direction as usize]);
-            let is_blocked = direction == Direction::ToBroker
-                && lock(&self.blocked).as_ref().is_some_and(|name| contains(&preamble, name.as_bytes()));
+            let blocked = lock(&self.blocked[direction as usize]).clone();
+            let is_blocked = blocked.is_some_and(|name| contains(&lock(&connection.preamble), name.as_bytes()));
             if !is_blocked && !*dropped && to.write_all(&buffer[..count]).is_err() {
                 break;
             }

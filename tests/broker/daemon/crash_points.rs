@@ -10,6 +10,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::pause::send_command;
 use crate::soak::harness::amqp_proxy::AmqpProxy;
 use crate::support::Node;
 use crate::support::step_server::{StepCall, StepReply, StepServer, reply};
@@ -249,6 +250,53 @@ fn what_is_recorded_as_done_or_undone_is_not_called_again_if_orderd_is_killed_be
         let mut orderd = env.start();
         wait_until("the order is finished", || ended(&ledger, id));
         assert_eq!(server.paths(id), expected);
+        assert_eq!(orderd.stop(), 0);
+    }
+}
+
+/// The handler of failed orders records that the steps are undone, and then sends the order back to its queue.
+#[test]
+fn an_order_whose_undo_was_decided_is_undone_once_if_orderd_is_killed_before_it_is_back_in_its_queue() {
+    let node = Node::shared();
+    let server = StepServer::start();
+    server.answer(answer);
+    let mut env = TestEnv::new(&node).set("consumers.order.steps", &server.steps(&STEPS, ""));
+    // Whether the broker gets the order: if it does, orderd does not see the confirm, and does not ack the copy.
+    for (id, is_published) in [("lost", false), ("unconfirmed", true)] {
+        let proxy = AmqpProxy::start(node.amqp_port).unwrap();
+        env.change("broker.addresses", &proxy.address);
+        let mut orderd = env.start();
+        let (ledger, mut raw) = (env.ledger(), env.raw());
+        assert_eq!(send_command(&orderd, "pause", "failed").0, 200);
+        env.raw().publish_all("orders", [("order.normal.created".to_owned(), order(id))]);
+        wait_until("it has failed", || raw.depth("failed_order_queue") == 1);
+        assert_eq!(send_command(&orderd, "pause", "order").0, 200);
+        if is_published {
+            proxy.block_answers("orderd publish");
+        } else {
+            proxy.block("orderd publish");
+        }
+        assert_eq!(send_command(&orderd, "resume", "failed").0, 200);
+        let undoing = format!("SELECT count(*) FROM step_runs WHERE identity = '{id}' AND state = 'undoing'");
+        wait_until("the undo is decided", || ledger.number(&undoing) == 1);
+        if is_published {
+            wait_until("it is back in its queue", || raw.depth("order_queue") == 1);
+        }
+        assert_eq!(server.paths(id), CALLS[..3]);
+        orderd.kill();
+        env.change("broker.addresses", &format!("127.0.0.1:{}", node.amqp_port));
+        let mut orderd = env.start();
+        assert_eq!(send_command(&orderd, "resume", "order").0, 200);
+        let dead = format!("SELECT failure_code FROM dead_letters WHERE identity = '{id}'");
+        wait_until("it is dead-lettered", || ledger.rows(&dead) == ["http_410"]);
+        let queues = ["order_queue", "failed_order_queue"];
+        let unsettled = |queue: &str| orderd.status()["consumers"][queue]["in_flight"].as_u64().unwrap();
+        wait_until("nothing is left in the queues", || {
+            queues.iter().all(|queue| raw.depth(queue) == 0) && unsettled("order") + unsettled("failed") == 0
+        });
+        assert_eq!(server.paths(id), CALLS, "{id}");
+        let run = format!("SELECT state FROM step_runs WHERE identity = '{id}'");
+        assert_eq!(ledger.rows(&run), ["undone"]);
         assert_eq!(orderd.stop(), 0);
     }
 }
