@@ -88,10 +88,10 @@ up: programs ## Start a private broker and orderd, and leave them running
 down: ## Stop the broker and orderd of `make up`
 	@if [[ -x $(DEBUG)/demo ]]; then $(STEP) "stop orderd and RabbitMQ" $(DEBUG)/demo down; else $(STEP) "stop RabbitMQ" $(NODE) stop up; fi
 
-bench: ## Compare orderd's throughput with the broker's own limit; STEPS=http with a step against without; N=10000 for a shorter run
+bench: ## Compare orderd's throughput with the broker's own limit; STEPS=http with a step against without; NOTIFY=smtp e-mails against what the mail server accepts; N=10000 for a shorter run
 	@tests/support/prerequisites.sh
 	@$(STEP) "build orderd and the benchmark with full optimization" $(CARGO) bench --profile dist --locked --bench pipeline --no-run
-	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N)) $(if $(STEPS),--steps $(STEPS))
+	@$(STEP) "benchmark" $(CARGO) bench --profile dist --locked --bench pipeline -- $(if $(N),--orders $(N)) $(if $(STEPS),--steps $(STEPS)) $(if $(NOTIFY),--notify $(NOTIFY))
 
 soak: programs ## Random faults under load; check that no order or event is lost or duplicated; FAULTS=300 SEED=1 KINDS=ledger_moved
 	@$(STEP) "soak" $(DEBUG)/soak $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))

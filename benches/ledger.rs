@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use orderd::domain::{Amounts, Charges, Currency, Item, OrderId, Sale};
 use orderd::ledger::sqlite::{SqliteLedger, Tuning};
 use orderd::ledger::{
-    LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewAnalytics, NewNotification, NewOrder, Recorded,
+    LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewAnalytics, NewNotification, NewOrder,
+    NotificationDelivery, Recorded,
 };
 use rust_decimal::Decimal;
 use threads::threads;
@@ -145,7 +146,9 @@ async fn record_order(ledger: &SqliteLedger, n: u64, load: &Load) {
     record(LedgerEntry::LookUpNotification { id: notification.clone() }).await;
     let order_id = Some(id.clone());
     let channel = "email".to_owned();
-    record(LedgerEntry::Notification(Box::new(NewNotification { id: notification, order_id, channel, at }))).await;
+    let delivery = NotificationDelivery::default();
+    let notification = NewNotification { id: notification, order_id, channel, at, delivery };
+    record(LedgerEntry::Notification(Box::new(notification))).await;
     let sale = Sale::new([(product, 3, total)], currency, at);
     record(LedgerEntry::Analytics(Box::new(NewAnalytics {
         id: format!("{id}/analytics/processed"),

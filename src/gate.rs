@@ -5,6 +5,8 @@
 use std::future::pending;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, select_all};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -114,13 +116,107 @@ impl Gate {
     }
 }
 
+/// Gates of which one that lets work begin is enough. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct GateGroup {
+    name: Arc<str>,
+    gates: Arc<[Gate]>,
+}
+
+impl From<Gate> for GateGroup {
+    fn from(gate: Gate) -> Self {
+        GateGroup { name: Arc::clone(&gate.name), gates: Arc::new([gate]) }
+    }
+}
+
+impl GateGroup {
+    /// At least one gate. The name is that of all of them, for the log.
+    pub fn new(name: impl Into<Arc<str>>, gates: Vec<Gate>) -> Self {
+        GateGroup { name: name.into(), gates: gates.into() }
+    }
+
+    /// The name of the resources.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether work may begin without being a trial.
+    pub fn is_open(&self) -> bool {
+        self.gates.iter().any(Gate::is_open)
+    }
+
+    /// Whether work may begin now.
+    pub fn is_passable(&self) -> bool {
+        self.gates.iter().any(Gate::is_passable)
+    }
+
+    /// Resolves while work may begin without being a trial. Cancel-safe.
+    pub async fn opened(&self) {
+        self.any(|gate| gate.opened().boxed()).await;
+    }
+
+    /// Resolves while work may begin. Cancel-safe.
+    pub async fn passable(&self) {
+        self.any(|gate| gate.passable().boxed()).await;
+    }
+
+    /// Resolves while work may begin only as a trial, or not at all. Cancel-safe.
+    pub async fn not_open(&self) {
+        while self.is_open() {
+            for gate in &*self.gates {
+                gate.not_open().await;
+            }
+        }
+    }
+
+    /// Resolves while no work may begin. Cancel-safe.
+    pub async fn closed(&self) {
+        while self.is_passable() {
+            for gate in &*self.gates {
+                gate.closed().await;
+            }
+        }
+    }
+
+    async fn any<'g>(&'g self, wait: impl Fn(&'g Gate) -> BoxFuture<'g, ()>) {
+        match &*self.gates {
+            [] => pending().await,
+            [gate] => wait(gate).await,
+            gates => drop(select_all(gates.iter().map(wait)).await),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use futures_util::FutureExt;
-
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_is_closed_only_while_all_of_its_gates_are() {
+        let (email, backup) = (GateControl::open("email"), GateControl::open("backup"));
+        let group = GateGroup::new("both", vec![email.gate(), backup.gate()]);
+        let closed = || GateState::Closed(None);
+        email.set(closed());
+        assert!(group.is_open() && group.is_passable());
+        assert!(group.closed().now_or_never().is_none() && group.not_open().now_or_never().is_none());
+        backup.set(GateState::Trial);
+        assert!(!group.is_open() && group.is_passable());
+        assert!(group.not_open().now_or_never().is_some() && group.closed().now_or_never().is_none());
+        backup.set(closed());
+        assert!(group.closed().now_or_never().is_some() && group.passable().now_or_never().is_none());
+        let opens_later = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            email.set(GateState::Closed(Some(Instant::now() + Duration::from_secs(5))));
+        };
+        let begun = Instant::now();
+        tokio::join!(group.passable(), opens_later);
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        email.set(GateState::Open);
+        group.opened().await;
+        assert!(group.is_open());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_gate_that_is_closed_for_a_time_becomes_a_trial_by_itself() {

@@ -57,12 +57,22 @@ pub struct Window {
 
 /// Publishes orders 1 to `count` to the order queue, and waits for all confirms.
 pub fn preload(port: u16, count: u64) -> io::Result<()> {
+    publish_all(port, count, "order.normal.created", order)
+}
+
+/// Publishes notifications of orders 1 to `count`, and waits for all confirms.
+pub fn preload_notifications(port: u16, count: u64) -> io::Result<()> {
+    publish_all(port, count, EVENT_KEYS[0], notification)
+}
+
+/// Publishes messages 1 to `count`, each with its id and body, and waits for all confirms.
+fn publish_all(port: u16, count: u64, routing_key: &str, message: impl Fn(u64) -> (String, String)) -> io::Result<()> {
     let mut connection = Connection::open(port)?;
     connection.confirm_select()?;
     let mut confirms = Confirms::new(count);
     for number in 1..=count {
-        let (id, body) = order(number);
-        connection.writer.publish(EXCHANGE, "order.normal.created", &id, &id, body.as_bytes());
+        let (id, body) = message(number);
+        connection.writer.publish(EXCHANGE, routing_key, &id, &id, body.as_bytes());
         if connection.writer.out.len() >= FLUSH_BYTES || number == count {
             connection.writer.flush()?;
         }
@@ -72,6 +82,15 @@ pub fn preload(port: u16, count: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Id and body of a notification.
+fn notification(number: u64) -> (String, String) {
+    let body = format!(
+        "{{\"event\":\"processed\",\"order_id\":\"ord-{number}\",\"channel\":\"email\",\"email\":\"user{number}@example.com\",\
+         \"product\":\"Laptop\",\"quantity\":3,\"price\":\"400.00\",\"total\":\"1200.00\",\"currency\":\"EUR\"}}"
+    );
+    (format!("ord-{number}/notification/processed"), body)
 }
 
 /// Id and body of a valid order. All orders are similar in size.

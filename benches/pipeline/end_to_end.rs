@@ -31,18 +31,40 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// queues empty and every order and event in the ledger. So start-up is excluded, as it is for the ceiling, and the error
 /// of the measurement is to orderd's disadvantage.
 pub fn run(node: &Node, count: u64, directory: &Path, settings: &[(&str, String)]) -> io::Result<(Measurement, u64)> {
+    run_until(node, count, (ORDER_QUEUE, (count, 2 * count)), directory, settings)
+}
+
+/// [`run`] on `count` preloaded notifications.
+pub fn notify(
+    node: &Node,
+    count: u64,
+    directory: &Path,
+    settings: &[(&str, String)],
+) -> io::Result<(Measurement, u64)> {
+    run_until(node, count, (EVENT_QUEUES[0], (0, count)), directory, settings)
+}
+
+/// `work` is the queue with the messages, and the orders and events that are recorded at the end.
+fn run_until(
+    node: &Node,
+    count: u64,
+    work: (&str, (u64, u64)),
+    directory: &Path,
+    settings: &[(&str, String)],
+) -> io::Result<(Measurement, u64)> {
+    let (queue, expected) = work;
     if directory.exists() {
         fs::remove_dir_all(directory)?;
     }
     let mut connection = Connection::open(node.amqp_port)?;
     let mut daemon = start(node, directory, settings)?;
-    let Start { at: begin, cpu, broker_cpu } = await_consumer(node, &mut connection, &mut daemon)?;
+    let Start { at: begin, cpu, broker_cpu } = await_consumer(node, queue, &mut connection, &mut daemon)?;
     loop {
         let mut ready = 0;
         for queue in [ORDER_QUEUE].into_iter().chain(EVENT_QUEUES) {
             ready += connection.inspect(queue)?.0;
         }
-        if ready == 0 && recorded(directory)? == (count, 2 * count) {
+        if ready == 0 && recorded(directory)? == expected {
             break;
         }
         daemon.check_alive()?;
@@ -80,11 +102,11 @@ struct Start {
     broker_cpu: Duration,
 }
 
-fn await_consumer(node: &Node, connection: &mut Connection, daemon: &mut Daemon) -> io::Result<Start> {
+fn await_consumer(node: &Node, queue: &str, connection: &mut Connection, daemon: &mut Daemon) -> io::Result<Start> {
     let start = Instant::now();
     loop {
         let before = Start { at: Instant::now(), cpu: daemon.cpu()?, broker_cpu: cpu_of(node.pid)? };
-        if connection.inspect(ORDER_QUEUE)?.1 > 0 {
+        if connection.inspect(queue)?.1 > 0 {
             return Ok(before);
         }
         daemon.check_alive()?;

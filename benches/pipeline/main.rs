@@ -1,7 +1,7 @@
 //! `make bench`: orderd against the broker's ceiling, on one private broker node.
 //!
 //! Each round measures the two ceilings, which perform only the broker operations, and then orderd. With `--steps http`, it measures
-//! orderd without a step and with one instead. Each measurement begins with a newly preloaded order queue. Queues, messages and
+//! orderd without a step and with one instead; with `--notify smtp`, a mail server and then orderd, which sends e-mails to it. Each measurement begins with a newly preloaded order queue. Queues, messages and
 //! machine are the same for all, and connecting and declaring are never part of the measured time.
 
 mod ceiling;
@@ -9,10 +9,12 @@ mod ceiling;
 #[allow(dead_code, reason = "shared; the bench kills no daemon")]
 mod daemon;
 mod end_to_end;
+mod mail_server;
 mod minimal_client;
 #[path = "../../tests/support/harness/node.rs"]
 #[allow(dead_code, reason = "shared; the bench kills no broker")]
 mod node;
+mod notify_report;
 mod report;
 mod step_report;
 mod step_service;
@@ -21,19 +23,23 @@ use std::error::Error;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use orderd::config::{Config, Sources};
 
 use ceiling::{Style, Window};
+use mail_server::MailServer;
 use minimal_client::Connection;
 use node::Node;
+use notify_report::{NotifyReport, NotifyRound};
 use report::{Report, Round};
 use serde::Serialize;
 use step_report::{StepReport, StepRound};
 use step_service::StepService;
 
+/// Connections to the mail server: the default of `max_connections`.
+const CONNECTIONS: u64 = 8;
 const MIB: f64 = 1024.0 * 1024.0;
 /// A new quorum queue may lose confirmed messages for a moment, and is not at full speed yet.
 const AFTER_DECLARING: Duration = Duration::from_secs(2);
@@ -64,6 +70,9 @@ struct Arguments {
     /// Compare orderd with one step, performed by a trivial service in the benchmark, with orderd without it
     #[arg(long, value_name = "KIND")]
     steps: Option<StepKind>,
+    /// Compare orderd, which sends e-mails, with the most that the mail server of the tests accepts
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["steps", "ceiling_only"])]
+    notify: Option<NotifyKind>,
     /// An environment variable for orderd, such as ORDERD_CONSUMERS__ORDER__WORKERS=8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -80,13 +89,21 @@ enum StepKind {
     Http,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NotifyKind {
+    Smtp,
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     Node::wipe("bench")?;
     let node = Node::start("bench")?;
-    let outcome = match arguments.steps {
-        None => measure(&arguments, &node).and_then(|report| print(&arguments, &report)),
-        Some(StepKind::Http) => measure_steps(&arguments, &node).and_then(|report| print(&arguments, &report)),
+    let outcome = match (arguments.steps, arguments.notify) {
+        (None, None) => measure(&arguments, &node).and_then(|report| print(&arguments, &report)),
+        (Some(StepKind::Http), _) => measure_steps(&arguments, &node).and_then(|report| print(&arguments, &report)),
+        (None, Some(NotifyKind::Smtp)) => {
+            measure_mails(&arguments, &node).and_then(|report| print(&arguments, &report))
+        }
     };
     node.stop()?;
     outcome
@@ -141,6 +158,32 @@ fn measure_steps(arguments: &Arguments, node: &Node) -> Result<StepReport, Box<d
         rounds.push(round);
     }
     Ok(StepReport::new(arguments.orders, rounds))
+}
+
+/// Measures the mail server and then orderd, in turns.
+fn measure_mails(arguments: &Arguments, node: &Node) -> Result<NotifyReport, Box<dyn Error>> {
+    let (directory, server, mails) = (directory(), MailServer::start()?, arguments.orders);
+    let smtp = [
+        ("ORDERD_NOTIFY__EMAIL__TYPE", "smtp".to_owned()),
+        ("ORDERD_NOTIFY__EMAIL__ADDRESS", format!("localhost:{}", server.port)),
+        ("ORDERD_NOTIFY__EMAIL__TLS", "none".to_owned()),
+        ("ORDERD_NOTIFY__EMAIL__FROM", "Lamps <orders@example.com>".to_owned()),
+    ];
+    let settings = [&smtp, &*settings(arguments)?].concat();
+    declare(node)?;
+    let mut rounds = Vec::new();
+    for number in 1..=arguments.rounds {
+        let most = server.most_per_second(mails, CONNECTIONS)?;
+        ceiling::preload_notifications(node.amqp_port, mails)?;
+        let (begin, cpu) = (Instant::now(), server.cpu()?);
+        let (orderd, _) = end_to_end::notify(node, mails, &directory, &settings)?;
+        // orderd's start and end included, while the server has nothing to do: the share is at least this.
+        let server_cpu = (server.cpu()? - cpu).as_secs_f64() / begin.elapsed().as_secs_f64();
+        let round = NotifyRound { server: most, orderd, server_cpu };
+        eprintln!("round {number}   {round}");
+        rounds.push(round);
+    }
+    Ok(NotifyReport::new(mails, rounds))
 }
 
 fn measure(arguments: &Arguments, node: &Node) -> Result<Report, Box<dyn Error>> {

@@ -10,6 +10,7 @@ use crate::handlers::{self, HandlerConsumer, HandlerDeps, OriginConsumer};
 use crate::ledger::{Ledger, LedgerWriter, StepAction};
 use crate::message::Publisher;
 use crate::metrics::Counters;
+use crate::notify::channel_routes;
 use crate::pipeline::{
     ConsumerContext, DecompressedBytes, Intake, OnFailure, PublishOutage, RateLimiter, UnidentifiedDeliveries,
 };
@@ -49,6 +50,7 @@ pub(super) fn consumer_context(
     let on_failure =
         if consumer.handles_failures() { OnFailure::KeepRetrying } else { OnFailure::Forward(consumer.retry.clone()) };
     add_steps(consumer, &counters);
+    counters.channels().configure(channel_routes(&consumer.notify));
     let format = consumer.format.clone().unwrap_or_default();
     let handler = handlers::build(
         HandlerConsumer { name, workers: consumer.workers },
@@ -84,13 +86,8 @@ pub(super) fn consumer_context(
     }
 }
 
-/// Makes the consumer's steps and notification channels known to its counters, so that they are shown before their first call.
+/// Makes the consumer's steps known to its counters, so that they are shown before their first call.
 fn add_steps(consumer: &Consumer, counters: &Counters) {
-    for (channel, keys) in consumer.notify.keys() {
-        if keys["type"] != "log" {
-            counters.steps().add(&Arc::from(channel), StepAction::Do);
-        }
-    }
     let keys = consumer.handler_settings.keys();
     for step in keys.get("steps").and_then(Value::as_array).into_iter().flatten() {
         let Some(name) = step["name"].as_str() else { continue };

@@ -114,14 +114,16 @@ mod tests {
     use super::*;
     use crate::files::{FILE_MODE, Rotation};
     use crate::ledger::memory::MemoryLedger;
-    use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification};
+    use crate::ledger::{
+        LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification, NotificationDelivery,
+    };
 
     const DAY: Duration = Duration::from_secs(86_400);
 
     async fn record(ledger: &MemoryLedger, id: &str, age: Duration) {
         let at = Timestamp::now().checked_sub(age).unwrap();
-        let (id, channel) = (id.to_owned(), "email".to_owned());
-        let entry = LedgerEntry::Notification(Box::new(NewNotification { id, order_id: None, channel, at }));
+        let (id, channel, delivery) = (id.to_owned(), "email".to_owned(), NotificationDelivery::default());
+        let entry = LedgerEntry::Notification(Box::new(NewNotification { id, order_id: None, channel, at, delivery }));
         ledger.record(entry).await.unwrap();
     }
 

@@ -265,6 +265,7 @@ fn write_text(report: &ErasureReport, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out, "  customer ids   {}", ledger.customer_ids)?;
     writeln!(out, "  failure texts  {}", ledger.failure_texts)?;
+    writeln!(out, "  recipients     {}", ledger.recipients)?;
     writeln!(out, "  step texts     {}", ledger.step_texts)?;
     writeln!(out, "  event lines    {lines} in {} files", event_files.len())?;
     writeln!(out, "not erased")?;

@@ -38,6 +38,7 @@ pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report)
     step_events_are_bound(config, report);
     order_ids_do_not_collide(config, report);
     default_channels_exist(config, report);
+    default_channels_agree(config, report);
 }
 
 fn counts_are_within_limits(config: &Config, report: &Report) {
@@ -75,6 +76,21 @@ fn default_channels_exist(config: &Config, report: &Report) {
     }
 }
 
+/// An order that asks for no channel has one default, whatever consumer delivers its notification.
+fn default_channels_agree(config: &Config, report: &Report) {
+    let notifications = config.consumers.iter().filter(|(_, consumer)| consumer.messages == MessageKind::Notification);
+    let mut defaults =
+        notifications.filter_map(|(name, consumer)| Some((name, consumer.handler_settings.text("default_channel")?)));
+    let Some((first, channel)) = defaults.next() else { return };
+    for (other, different) in defaults.filter(|(_, default)| *default != channel) {
+        let message = format!(
+            "must be the same for all consumers of notifications, is {different:?}, and {channel:?} in consumers.{first}: it is \
+             the channel of each order that asks for none"
+        );
+        report.problem(&format!("consumers.{other}.default_channel"), message);
+    }
+}
+
 /// The ids of two shops' orders are the same sooner or later, and the second order would be taken for a copy of the first.
 fn order_ids_do_not_collide(config: &Config, report: &Report) {
     let formats = config.consumers.iter().filter_map(|(name, consumer)| Some((name, consumer.format.as_ref()?)));
@@ -96,7 +112,7 @@ fn order_ids_do_not_collide(config: &Config, report: &Report) {
 fn attempts_fit_the_ack_timeout(config: &Config, report: &Report) {
     for (name, consumer) in &config.consumers {
         let attempts = consumer.retry.immediate + 1;
-        let attempt = consumer.timeout + consumer.handler_settings.call_time();
+        let attempt = consumer.attempt_time();
         let longest = attempt * attempts;
         if longest > MAX_UNSETTLED_TIME {
             let message = format!(

@@ -205,6 +205,12 @@ impl Consumer {
         self.messages == MessageKind::Failure
     }
 
+    /// How long one attempt may take: the handler's own time, and that of the services and notification channels that it waits for.
+    pub fn attempt_time(&self) -> Duration {
+        let calls = self.handler_settings.call_time().saturating_add(self.notify.call_time());
+        self.timeout.saturating_add(calls)
+    }
+
     /// Maximum number of unsettled deliveries of this consumer: workers × prefetch.
     pub fn slots(&self) -> u16 {
         u16::try_from(self.workers * usize::from(self.prefetch)).expect("checked: workers × prefetch fits 16 bits")

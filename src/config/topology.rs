@@ -68,15 +68,14 @@ impl Config {
         Permissions::of_producer(&self.topology.exchange, bindings.map(String::as_str))
     }
 
-    /// How long a delivery from each consumed queue may be held: all attempts of its handler with the calls of its steps or of their undos, and the wait for the end of an
+    /// How long a delivery from each consumed queue may be held: all attempts of its handler with the calls of its steps, of their undos or of notification channels, and the wait for the end of an
     /// outage. The failed-order consumer may wait for the ledger, and then for what it publishes.
     pub fn longest_holds(&self) -> BTreeMap<String, Duration> {
         let hold = |consumer: &Consumer| {
             let attempts = if consumer.handles_failures() {
                 MAX_HOLD
             } else {
-                let attempt = consumer.timeout.saturating_add(consumer.handler_settings.call_time());
-                attempt.saturating_mul(consumer.retry.immediate.saturating_add(1))
+                consumer.attempt_time().saturating_mul(consumer.retry.immediate.saturating_add(1))
             };
             (consumer.queue.clone(), attempts.saturating_add(MAX_HOLD))
         };

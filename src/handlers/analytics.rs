@@ -155,7 +155,7 @@ impl Handler for AnalyticsHandler {
     }
 
     fn gates(&self) -> Vec<IntakeGate> {
-        vec![IntakeGate::EventFile(self.event_log.state())]
+        vec![IntakeGate::EventFile(self.event_log.state().into())]
     }
 }
 

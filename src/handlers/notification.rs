@@ -5,6 +5,7 @@
 //! a notification is claimed in the ledger before a server gets it. Only the file of notifications needs no claim.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -20,7 +21,7 @@ use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append, body
 use crate::config::{HandlerSettings, MessageKind, Section, Value, value_parser};
 use crate::domain::{DEFAULT_NOTIFY, OrderId, OtherFields, is_channel, object_fields, text};
 use crate::files::FileState;
-use crate::ledger::{LedgerEntry, NewNotification, Recorded};
+use crate::ledger::{LedgerEntry, NewNotification, NotificationDelivery, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
 use crate::notify::{Channel, Channels, Delivered, Lease, Notice, NotifySettings};
@@ -144,20 +145,23 @@ impl NotificationHandler {
         }
         let trace = trace(&input.delivery.message);
         let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), body, trace };
-        match self.channels.deliver(notice, input, lease.as_mut()).await {
-            Ok(Delivered::Now) => {}
+        let mut failed = Vec::new();
+        let (delivery, unrecorded) = match self.channels.deliver(notice, input, lease.as_mut(), &mut failed).await {
+            Ok(Delivered::Now { provider, recipient, unrecorded }) => {
+                (NotificationDelivery { provider, recipient, failed }, unrecorded)
+            }
             Ok(Delivered::Before) => return duplicate(),
             Err(error) => {
                 if let Some(lease) = lease {
-                    lease.release().await?;
+                    lease.release(failed).await?;
                 }
                 return Err(error);
             }
-        }
+        };
         let (id, channel) = (id.clone(), channel.to_owned());
-        let entry =
-            LedgerEntry::Notification(Box::new(NewNotification { id, order_id, channel, at: Timestamp::now() }));
-        input.ledger.record(entry).await?;
+        let notified = NewNotification { id, order_id, channel, at: Timestamp::now(), delivery };
+        input.ledger.record(LedgerEntry::Notification(Box::new(notified))).await?;
+        drop(unrecorded);
         Ok(HandlerOutput::finished(HandlerOutcome::Completed))
     }
 }
@@ -170,6 +174,10 @@ impl Handler for NotificationHandler {
     fn gates(&self) -> Vec<IntakeGate> {
         let file = self.channels.event_file().map(IntakeGate::EventFile);
         file.into_iter().chain(self.channels.gates().into_iter().map(IntakeGate::Service)).collect()
+    }
+
+    fn max_in_flight(&self, max_hold: Duration) -> Option<usize> {
+        self.channels.max_in_flight(max_hold)
     }
 }
 

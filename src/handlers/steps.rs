@@ -99,6 +99,6 @@ impl Handler for StepsHandler {
     }
 
     fn gates(&self) -> Vec<IntakeGate> {
-        self.engine.gates().into_iter().map(IntakeGate::Service).collect()
+        self.engine.gates().into_iter().map(|gate| IntakeGate::Service(gate.into())).collect()
     }
 }

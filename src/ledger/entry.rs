@@ -46,12 +46,15 @@ pub enum LedgerEntry {
         /// Until when it is claimed, unless it is recorded or released before.
         until: Timestamp,
     },
-    /// Ends a claim of this owner without an effect. Answers `New`, or `Duplicate` if there is none.
+    /// Ends a claim of this owner, and keeps why the notification was not delivered. Answers `New`, or `Duplicate` if there is no
+    /// claim.
     ReleaseNotification {
         /// The event's message id.
         id: String,
         /// Who has claimed it.
         owner: Arc<str>,
+        /// The attempts to deliver it that have failed.
+        failed: Vec<FailedDelivery>,
     },
     /// Looks up an analytics event and records nothing. Answers `Duplicate` if it is recorded, else `New`.
     LookUpAnalytics {
@@ -95,11 +98,14 @@ impl LedgerEntry {
             LedgerEntry::FinishOrder { id, .. } | LedgerEntry::FinishCancellation { id, .. } => id.as_str().len(),
             LedgerEntry::LookUpNotification { id }
             | LedgerEntry::ClaimNotification { id, .. }
-            | LedgerEntry::ReleaseNotification { id, .. }
             | LedgerEntry::LookUpAnalytics { id } => id.len(),
+            LedgerEntry::ReleaseNotification { id, failed, .. } => id.len() + FailedDelivery::bytes_of(failed),
             LedgerEntry::Notification(notification) => {
-                let NewNotification { id, order_id, channel, .. } = &**notification;
-                size_of::<NewNotification>() + id.len() + length(order_id.as_ref()) + channel.len()
+                let NewNotification { id, order_id, channel, delivery, .. } = &**notification;
+                let NotificationDelivery { provider, recipient, failed } = delivery;
+                let texts = [order_id, provider, recipient].map(|text| length(text.as_ref()));
+                let texts: usize = texts.iter().sum();
+                size_of::<NewNotification>() + id.len() + channel.len() + texts + FailedDelivery::bytes_of(failed)
             }
             LedgerEntry::Analytics(event) => {
                 let NewAnalytics { id, order_id, name, sale, .. } = &**event;
@@ -228,6 +234,49 @@ pub struct NewNotification {
     pub channel: String,
     /// When it was sent.
     pub at: Timestamp,
+    /// How it was delivered.
+    pub delivery: NotificationDelivery,
+}
+
+/// How a notification was delivered.
+#[derive(Debug, Clone, Default)]
+pub struct NotificationDelivery {
+    /// The provider that has accepted it; `None`: the file of notifications.
+    pub provider: Option<String>,
+    /// Its recipient, shortened so that it names nobody.
+    pub recipient: Option<String>,
+    /// The attempts before that which have failed.
+    pub failed: Vec<FailedDelivery>,
+}
+
+/// An attempt to deliver a notification that has failed.
+#[derive(Debug, Clone)]
+pub struct FailedDelivery {
+    /// The channel.
+    pub channel: String,
+    /// The provider that did not accept it.
+    pub provider: String,
+    /// The recipient, shortened so that it names nobody.
+    pub recipient: Option<String>,
+    /// The name of the failure's [`crate::recovery::FailureKind`].
+    pub kind: &'static str,
+    /// The failure's stable code.
+    pub code: String,
+    /// The failure's text.
+    pub reason: String,
+    /// When it failed.
+    pub at: Timestamp,
+}
+
+impl FailedDelivery {
+    fn bytes_of(failed: &[FailedDelivery]) -> usize {
+        let bytes = |failed: &FailedDelivery| {
+            let FailedDelivery { channel, provider, recipient, code, reason, .. } = failed;
+            let texts = channel.len() + provider.len() + code.len() + reason.len() + length(recipient.as_ref());
+            size_of::<FailedDelivery>() + texts
+        };
+        failed.iter().map(bytes).sum()
+    }
 }
 
 /// An analytics event.

@@ -60,6 +60,8 @@ pub struct ErasedRows {
     pub customer_ids: usize,
     /// Texts of failed attempts and dead letters.
     pub failure_texts: usize,
+    /// Shortened recipients of notifications.
+    pub recipients: usize,
     /// Results and failures of steps.
     pub step_texts: usize,
     /// Orders and messages of which the results of steps are not erased yet, because they are still needed. Unless an undo has

@@ -272,9 +272,11 @@ impl Tables {
                     self.claims.claim(id, owner, at, until)
                 }
             }
-            LedgerEntry::ReleaseNotification { id, owner } => new_unless(!self.claims.release(&id, &owner)),
+            LedgerEntry::ReleaseNotification { id, owner, failed } => {
+                new_unless(!self.claims.release(&id, &owner, failed))
+            }
             LedgerEntry::Notification(new) => {
-                self.claims.end(&new.id);
+                self.claims.delivered(&new.id, new.delivery);
                 self.add_event(new.id, EventKind::Notification, new.channel, new.at)
             }
             LedgerEntry::Analytics(new) => {

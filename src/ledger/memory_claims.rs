@@ -1,39 +1,64 @@
-//! The claims of notifications of the ledger in memory.
+//! The claims and deliveries of notifications of the ledger in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::entry::Recorded;
+use super::entry::{FailedDelivery, NotificationDelivery, Recorded};
+use super::trace::TraceEvent;
 
-/// Owner and end of each claim, by the notification's id.
+/// All by the notification's id.
 #[derive(Debug, Default)]
-pub(super) struct MemoryClaims(BTreeMap<String, (Arc<str>, Timestamp)>);
+pub(super) struct MemoryClaims {
+    /// Owner and end of each claim.
+    claims: BTreeMap<String, (Arc<str>, Timestamp)>,
+    failed: BTreeMap<String, Vec<FailedDelivery>>,
+    /// Provider and recipient of each that was delivered.
+    delivered: BTreeMap<String, (Option<String>, Option<String>)>,
+}
 
 impl MemoryClaims {
     /// Claims or renews it, unless another owner holds it.
     pub fn claim(&mut self, id: String, owner: Arc<str>, at: Timestamp, until: Timestamp) -> Recorded {
-        match self.0.get(&id) {
+        match self.claims.get(&id) {
             Some((other, held_until)) if *other != owner && *held_until > at => Recorded::Held,
             _ => {
-                self.0.insert(id, (owner, until));
+                self.claims.insert(id, (owner, until));
                 Recorded::New
             }
         }
     }
 
     /// Ends the claim of this owner. Returns whether there was one.
-    pub fn release(&mut self, id: &str, owner: &Arc<str>) -> bool {
-        let is_own = self.0.get(id).is_some_and(|(holder, _)| holder == owner);
+    pub fn release(&mut self, id: &str, owner: &Arc<str>, failed: Vec<FailedDelivery>) -> bool {
+        self.failed.entry(id.to_owned()).or_default().extend(failed);
+        let is_own = self.claims.get(id).is_some_and(|(holder, _)| holder == owner);
         if is_own {
-            self.end(id);
+            self.claims.remove(id);
         }
         is_own
     }
 
     /// Ends the claim of any owner.
-    pub fn end(&mut self, id: &str) {
-        self.0.remove(id);
+    pub fn delivered(&mut self, id: &str, delivery: NotificationDelivery) {
+        self.claims.remove(id);
+        let NotificationDelivery { provider, recipient, failed } = delivery;
+        self.failed.entry(id.to_owned()).or_default().extend(failed);
+        self.delivered.entry(id.to_owned()).or_insert((provider, recipient));
+    }
+
+    /// What a trace shows about the attempts that have failed.
+    pub fn failed(&self, id: &str) -> impl Iterator<Item = (Timestamp, TraceEvent)> {
+        self.failed.get(id).into_iter().flatten().map(|failed| {
+            let FailedDelivery { channel, provider, recipient, kind, code, reason, at } = failed.clone();
+            (at, TraceEvent::DeliveryFailed { channel, provider, recipient, kind: kind.to_owned(), code, reason })
+        })
+    }
+
+    /// What a trace shows about the delivery.
+    pub fn notified(&self, id: &str, channel: String) -> TraceEvent {
+        let (provider, recipient) = self.delivered.get(id).cloned().unwrap_or_default();
+        TraceEvent::Notified { channel, provider, recipient }
     }
 }

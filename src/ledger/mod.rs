@@ -43,8 +43,8 @@ mod traits;
 
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{
-    CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter,
-    NewNotification, NewOrder, Recorded,
+    CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,
+    NewDeadLetter, NewNotification, NewOrder, NotificationDelivery, Recorded,
 };
 pub use erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 pub use error::{Cause, LedgerError, OpenError};

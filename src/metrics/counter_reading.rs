@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::broker_problems::BrokerProblemReading;
+use super::channel_counters::ChannelsReading;
 use super::histogram::Histogram;
 use super::step_counters::StepReading;
 use crate::ledger::StepAction;
@@ -124,4 +125,6 @@ pub struct CounterReading {
     pub dead_letters: BTreeMap<(Arc<str>, DeadLetterReason), u64>,
     /// The calls of its steps, by step and action.
     pub steps: BTreeMap<(Arc<str>, StepAction), StepReading>,
+    /// What its notification channels have delivered.
+    pub channels: ChannelsReading,
 }

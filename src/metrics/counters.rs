@@ -13,6 +13,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::broker_problems::BrokerProblems;
+use super::channel_counters::ChannelCounters;
 use super::counter_reading::{CounterReading, DeliveryCounts, PoolState};
 use super::failed_undos::FailedUndos;
 use super::histogram::Histogram;
@@ -93,6 +94,7 @@ pub struct Counters {
     heartbeats: Heartbeats,
     broker_problems: BrokerProblems,
     steps: StepCounters,
+    channels: ChannelCounters,
 }
 
 #[derive(Debug)]
@@ -283,6 +285,11 @@ impl Counters {
         &self.steps
     }
 
+    /// What its notification channels have delivered.
+    pub fn channels(&self) -> &ChannelCounters {
+        &self.channels
+    }
+
     /// Counts a running worker until the guard is dropped.
     pub(crate) fn worker_started(self: &Arc<Self>) -> WorkerGuard {
         self.lock().pool.workers_running += 1;
@@ -327,6 +334,7 @@ impl Counters {
             retries: state.retries.clone(),
             dead_letters: state.dead_letters.clone(),
             steps: self.steps.read(),
+            channels: self.channels.read(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! It counts; it never decides anything and performs no I/O.
 
 mod broker_problems;
+mod channel_counters;
 pub mod conservation;
 mod counter_reading;
 mod counters;
@@ -13,6 +14,7 @@ mod publish_to_ack;
 mod step_counters;
 
 pub use broker_problems::BrokerProblemReading;
+pub use channel_counters::{ChannelCounters, ChannelsReading, ProviderReading};
 pub use counter_reading::{CounterReading, DeliveryCounts, PoolState};
 pub use counters::Counters;
 pub(crate) use counters::{InFlightKey, ReceivedAt};

@@ -10,7 +10,7 @@ use super::histogram::Histogram;
 use crate::ledger::StepAction;
 
 /// Bucket bounds of the calls' durations.
-const CALL_BOUNDS: [Duration; 14] = [
+pub(super) const CALL_BOUNDS: [Duration; 14] = [
     Duration::from_millis(1),
     Duration::from_millis(5),
     Duration::from_millis(10),

@@ -5,10 +5,14 @@
 use lettre::Address;
 use lettre::message::Mailbox;
 
+use crate::escape::escaped;
+
 /// The longest address, in bytes: 64 for the local part, 255 for the domain (RFC 5321).
 const MAX_ADDRESS_BYTES: usize = 320;
 const MAX_LOCAL_BYTES: usize = 64;
 const MAX_DOMAIN_BYTES: usize = 255;
+/// The last digits of a shorter number are not shown.
+const MIN_DIGITS: usize = 5;
 
 /// Why a text is no address. Never contains the address, which belongs to a customer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +65,21 @@ pub(super) fn parse_mailbox(text: &str) -> Result<Mailbox, String> {
     Ok(Mailbox::new(mailbox.name, email))
 }
 
+/// An address or telephone number for display, shortened so that it names nobody: `a…@example.com`, `…89`.
+pub(super) fn shortened(text: &str) -> String {
+    match text.trim_matches(['"', ' ']).rsplit_once('@') {
+        Some((local, domain)) => {
+            let first: String = local.chars().take(1).collect();
+            escaped(&format!("{first}…@{}", domain.trim_matches('"')))
+        }
+        None => {
+            let digits: Vec<char> = text.chars().filter(char::is_ascii_digit).collect();
+            let shown = if digits.len() > MIN_DIGITS { &digits[digits.len() - 2..] } else { &[] };
+            format!("…{}", shown.iter().collect::<String>())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +130,21 @@ mod tests {
             &format!("ada@{}.com", "a".repeat(300)),
         ] {
             assert!(parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_shortened_address_or_number_names_nobody() {
+        for (text, expected) in [
+            ("ada.lovelace@example.com", "a…@example.com"),
+            (" ada@example.com ", "a…@example.com"),
+            ("\"ada, eve\"@example.com", "a…@example.com"),
+            ("+49 30 123456-89", "…89"),
+            ("110", "…"),
+            ("", "…"),
+            ("ada\r\n@example.com", "a…@example.com"),
+        ] {
+            assert_eq!(shortened(text), expected, "{text:?}");
         }
     }
 

@@ -15,9 +15,11 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
 use crate::instance;
-use crate::ledger::{LedgerEntry, Recorded};
+use crate::ledger::{FailedDelivery, LedgerEntry, Recorded};
 use crate::pipeline::{HandlerError, HandlerInput, Interruption, LedgerAccess};
 
+/// How much longer than needed a lease is renewed for: the time that recording it may take.
+const RENEWAL_MARGIN: Duration = Duration::from_secs(5);
 /// The least time between two attempts to claim the same notification.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 /// The most: the other instance may release it before its lease ends.
@@ -30,6 +32,8 @@ pub struct Lease<'a> {
     id: &'a str,
     owner: Arc<str>,
     until: Instant,
+    /// How long the delivery has waited for another instance.
+    waited: Duration,
 }
 
 impl<'a> Lease<'a> {
@@ -39,13 +43,22 @@ impl<'a> Lease<'a> {
     /// The ledger was closed, or another instance still delivers it.
     pub async fn claim(input: HandlerInput<'a>, id: &'a str, time: Duration) -> Result<Option<Self>, HandlerError> {
         let _suspended = input.ledger.suspend_deadline();
-        let mut lease = Lease { ledger: input.ledger, id, owner: instance::owner().into(), until: Instant::now() };
+        let mut lease = Lease {
+            ledger: input.ledger,
+            id,
+            owner: instance::owner().into(),
+            until: Instant::now(),
+            waited: Duration::ZERO,
+        };
         let max_hold = input.steps.0.map_or(Duration::MAX, |services| services.max_hold());
         let begun = Instant::now();
         let mut wait = MIN_WAIT;
         loop {
             match lease.record(time).await? {
-                Recorded::New => return Ok(Some(lease)),
+                Recorded::New => {
+                    lease.waited = begun.elapsed();
+                    return Ok(Some(lease));
+                }
                 Recorded::Held => {}
                 Recorded::Duplicate
                 | Recorded::Unfinished
@@ -67,26 +80,32 @@ impl<'a> Lease<'a> {
     /// # Errors
     /// The ledger was closed, or another instance has taken the notification over.
     pub(super) async fn cover(&mut self, time: Duration) -> Result<bool, HandlerError> {
-        if self.until.saturating_duration_since(Instant::now()) >= time {
-            return Ok(true);
+        // Recording may take long, during an outage of the ledger: then what was asked for has ended before it is granted.
+        while self.until.saturating_duration_since(Instant::now()) < time {
+            match self.record(time + RENEWAL_MARGIN).await? {
+                Recorded::New => {}
+                Recorded::Held => return Err(HandlerError::Interrupted(Interruption::TakenOver)),
+                Recorded::Duplicate
+                | Recorded::Unfinished
+                | Recorded::Undone
+                | Recorded::Cancelled
+                | Recorded::Conflict => return Ok(false),
+            }
         }
-        match self.record(time).await? {
-            Recorded::New => Ok(true),
-            Recorded::Held => Err(HandlerError::Interrupted(Interruption::TakenOver)),
-            Recorded::Duplicate
-            | Recorded::Unfinished
-            | Recorded::Undone
-            | Recorded::Cancelled
-            | Recorded::Conflict => Ok(false),
-        }
+        Ok(true)
     }
 
-    /// Ends the claim of a notification that was not delivered, so that the next attempt need not wait.
+    /// How long the delivery has waited for another instance.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Ends the claim of a notification that was not delivered, so that the next attempt need not wait, and records why.
     ///
     /// # Errors
     /// The ledger was closed.
-    pub async fn release(self) -> Result<(), HandlerError> {
-        let entry = LedgerEntry::ReleaseNotification { id: self.id.to_owned(), owner: self.owner };
+    pub async fn release(self, failed: Vec<FailedDelivery>) -> Result<(), HandlerError> {
+        let entry = LedgerEntry::ReleaseNotification { id: self.id.to_owned(), owner: self.owner, failed };
         self.ledger.record(entry).await.map(drop)
     }
 

@@ -4,19 +4,21 @@
 //! settings   [notify.<channel>], checked, templates included
 //! mod        which channel, and its fallbacks: read it first      provider   one of them: its limits and its circuit breaker
 //! lease      one instance delivers a notification at a time       address    what is accepted as an address
+//! route      a channel's providers in order, and what must be available for it
 //! content    an event's body as templates see it      templates/  the texts      language   amounts and times in them
 //! smtp/      e-mail                                   webhook     JSON by HTTP
-//! preview    for `orderd notify`
+//! preview    for `orderd notify`                                  probe      for `orderd check --connect`
 //! ```
-//! A channel counts as a step of its consumer: its circuit breaker, its calls and their durations are shown as those of a step
-//! with the channel's name. It never decides on a retry (`recovery` does), never acks, and never records what was delivered.
+//! A channel's provider is the channel itself or one of its fallbacks. It never decides on a retry (`recovery` does), never acks, and never records what was delivered.
 
 mod address;
 mod content;
 mod language;
 mod lease;
 mod preview;
+mod probe;
 mod provider;
+mod route;
 mod settings;
 mod smtp;
 mod templates;
@@ -27,19 +29,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, select_all};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub use lease::Lease;
 pub use preview::{preview, send};
+pub use probe::{ProbedServer, probe};
+pub use provider::Unrecorded;
 use provider::{Attempt, Provider, Slot};
-pub use settings::NotifySettings;
+use route::Route;
+pub use settings::{NotifySettings, channel_routes};
 
 use crate::files::FileState;
-use crate::gate::Gate;
-use crate::ledger::StepAction;
-use crate::metrics::CallEnd;
-use crate::pipeline::{HandlerError, HandlerInput, Interruption};
+use crate::gate::{GateControl, GateGroup, GateState};
+use crate::ledger::FailedDelivery;
+use crate::pipeline::{EventFileGate, HandlerError, HandlerInput, Interruption};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{CircuitBreakers, FailureCause, StepFailure, TraceContext};
 
@@ -81,21 +86,28 @@ pub struct Notice<'a> {
 }
 
 /// How a delivery ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Delivered {
     /// It was delivered now.
-    Now,
+    Now {
+        /// By this provider; `None`: to the file, because there are no channels.
+        provider: Option<String>,
+        /// To this recipient, shortened so that it names nobody.
+        recipient: Option<String>,
+        /// To be dropped once it is recorded.
+        unrecorded: Option<Unrecorded>,
+    },
     /// Another instance had delivered it meanwhile.
     Before,
 }
 
 /// All channels of a consumer.
 pub struct Channels {
-    providers: BTreeMap<String, Arc<Provider>>,
-    /// The providers of each channel: its own, and its fallbacks.
-    chains: BTreeMap<String, Vec<Arc<Provider>>>,
+    routes: BTreeMap<String, Route>,
     /// The file of notifications.
     log: Arc<dyn Channel>,
+    /// Open until a notification is written to the file.
+    file_unneeded: GateControl,
 }
 
 impl Channels {
@@ -106,25 +118,34 @@ impl Channels {
             (name.clone(), Arc::new(Provider::new(&consumer, name, channel, &log, breakers)))
         };
         let providers: BTreeMap<String, Arc<Provider>> = settings.0.iter().map(provider).collect();
-        let chain = |name: &String| {
+        let route = |name: &String| {
             let chain = settings.chain(name).iter().map(|name| Arc::clone(&providers[name])).collect();
-            (name.clone(), chain)
+            (name.clone(), Route::new(name, chain))
         };
-        let chains = settings.0.keys().map(chain).collect();
-        Channels { providers, chains, log }
+        let file_unneeded = GateControl::open("the file of notifications");
+        Channels { routes: settings.0.keys().map(route).collect(), log, file_unneeded }
     }
 
-    /// What must be available for a delivery to be started: the servers of channels without a fallback. Deliveries that cannot be made
-    /// would otherwise be released again and again, and at last be dead-lettered by the broker.
-    pub fn gates(&self) -> Vec<Gate> {
-        let alone = self.chains.values().filter(|chain| chain.len() == 1);
-        alone.filter_map(|chain| chain[0].gate()).collect()
+    /// What must be available for a delivery to be started: of each channel that has been used, one of its servers. Deliveries that
+    /// cannot be made would otherwise be released again and again, and at last be dead-lettered by the broker.
+    pub fn gates(&self) -> Vec<GateGroup> {
+        self.routes.values().filter_map(Route::gate).collect()
     }
 
-    /// The file that notifications are written to, if one is.
-    pub fn event_file(&self) -> Option<watch::Receiver<FileState>> {
-        let writes = self.providers.is_empty() || self.providers.values().any(|provider| provider.is_log());
-        writes.then(|| self.log.event_file()).flatten()
+    /// The file that notifications are written to, if one is. With channels, it is needed once one of them has written to it.
+    pub fn event_file(&self) -> Option<EventFileGate> {
+        let file = self.log.event_file()?;
+        if self.routes.is_empty() {
+            return Some(file.into());
+        }
+        let writes = self.routes.values().any(|route| route.providers().iter().any(|provider| provider.is_log()));
+        writes.then(|| EventFileGate { file, unneeded: Some(self.file_unneeded.gate()) })
+    }
+
+    /// How many notifications may wait for a server without any of them waiting for longer than this, if each takes as long as it
+    /// may and all are for the slowest channel. `None`: no limit.
+    pub fn max_in_flight(&self, max_hold: Duration) -> Option<usize> {
+        self.routes.values().filter_map(|route| route.max_in_flight(max_hold)).min()
     }
 
     /// How long a notification through this channel has to be claimed; `None` if two instances may both deliver it, to a file.
@@ -132,24 +153,23 @@ impl Channels {
     /// # Errors
     /// There is no such channel.
     pub fn lease_time(&self, channel: &str) -> Result<Option<Duration>, Failure> {
-        if self.chains.is_empty() {
+        if self.routes.is_empty() {
             return Ok(None);
         }
-        let chain = self.chain(channel)?;
-        let time: Duration = chain.iter().map(|provider| provider.timeout()).sum();
-        Ok(chain.iter().any(|provider| !provider.is_log()).then_some(time + LEASE_MARGIN))
+        let route = self.route(channel)?;
+        Ok(route.has_server().then(|| route.time() + LEASE_MARGIN))
     }
 
-    fn chain(&self, channel: &str) -> Result<&[Arc<Provider>], Failure> {
-        self.chains.get(channel).map(Vec::as_slice).ok_or_else(|| {
-            let known: Vec<&str> = self.chains.keys().map(String::as_str).collect();
+    fn route(&self, channel: &str) -> Result<&Route, Failure> {
+        self.routes.get(channel).ok_or_else(|| {
+            let known: Vec<&str> = self.routes.keys().map(String::as_str).collect();
             let reason = format!("there is no notification channel {channel:?}, only {}", known.join(", "));
             Failure::new(FailureKind::Permanent, "unknown_channel", reason)
         })
     }
 
     /// Delivers a notification through its channel, or through a fallback while the channel's own server is unavailable. The
-    /// handler's deadline is suspended: each attempt has a limit of its own.
+    /// handler's deadline is suspended: each attempt has a limit of its own. Attempts that fail are added to `failed`.
     ///
     /// # Errors
     /// The failure of the last attempt, or an interruption.
@@ -157,28 +177,39 @@ impl Channels {
         &self,
         notice: Notice<'_>,
         input: HandlerInput<'_>,
-        lease: Option<&mut Lease<'_>>,
+        mut lease: Option<&mut Lease<'_>>,
+        failed: &mut Vec<FailedDelivery>,
     ) -> Result<Delivered, HandlerError> {
-        let Some(lease) = lease else {
+        if self.routes.is_empty() {
             self.log.deliver(notice, input).await?;
-            return Ok(Delivered::Now);
-        };
+            return Ok(Delivered::Now { provider: None, recipient: None, unrecorded: None });
+        }
         let _suspended = input.ledger.suspend_deadline();
         let content = Content::read(notice.body)
             .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_event", error.to_string()))?;
-        let chain = self.chain(notice.channel)?.iter().enumerate();
+        let route = self.route(notice.channel)?;
+        route.used();
+        let chain = route.providers().iter().enumerate();
         let chain = chain.filter(|(index, provider)| *index == 0 || provider.can_deliver(notice, &content));
         let chain: Vec<Arc<Provider>> = chain.map(|(_, provider)| Arc::clone(provider)).collect();
-        let (mut index, mut slot) = self.available(&chain, input).await?;
+        let waited = lease.as_ref().map_or(Duration::ZERO, |lease| lease.waited());
+        let (mut index, mut slot) = available(&chain, input, waited).await?;
         loop {
             let provider = &chain[index];
-            if !lease.cover(provider.timeout() + LEASE_MARGIN).await? {
+            if let Some(lease) = &mut lease
+                && !lease.cover(provider.timeout() + LEASE_MARGIN).await?
+            {
                 return Ok(Delivered::Before);
             }
+            let recipient = provider.recipient(&content);
             let failure = match self.attempt(provider, slot, notice, &content, input).await? {
-                None => return Ok(Delivered::Now),
-                Some(failure) => failure,
+                Ok(unrecorded) => {
+                    let (provider, unrecorded) = (Some(provider.name().to_string()), Some(unrecorded));
+                    return Ok(Delivered::Now { provider, recipient, unrecorded });
+                }
+                Err(failure) => failure,
             };
+            failed.push(failed_delivery(notice.channel, provider, recipient, &failure.failure));
             // Only what was certainly not delivered may be delivered another way.
             let next = match failure.cause {
                 FailureCause::NotReached => available_now(&chain, index + 1).await,
@@ -194,25 +225,7 @@ impl Channels {
         }
     }
 
-    /// The first provider that may be called, waiting until one may if none does. Not longer than a delivery may wait.
-    async fn available(&self, chain: &[Arc<Provider>], input: HandlerInput<'_>) -> Result<(usize, Slot), HandlerError> {
-        let search = async {
-            if let Some(found) = available_now(chain, 0).await {
-                return found;
-            }
-            let waits = chain.iter().enumerate();
-            let waits = waits.map(|(index, provider)| async move { (index, provider.slot().await) }.boxed());
-            select_all(waits).await.0
-        };
-        match input.steps.0 {
-            Some(services) => timeout(services.max_hold(), search)
-                .await
-                .map_err(|_| HandlerError::Interrupted(Interruption::TakenOver)),
-            None => Ok(search.await),
-        }
-    }
-
-    /// One attempt, counted. `None`: it was delivered.
+    /// One attempt, counted.
     async fn attempt(
         &self,
         provider: &Provider,
@@ -220,23 +233,57 @@ impl Channels {
         notice: Notice<'_>,
         content: &Content,
         input: HandlerInput<'_>,
-    ) -> Result<Option<StepFailure>, HandlerError> {
-        let counted = input.steps.0.map(|services| services.counters().called(provider.name(), StepAction::Do));
+    ) -> Result<Result<Unrecorded, StepFailure>, HandlerError> {
+        if provider.is_log() {
+            self.file_unneeded.set(GateState::Closed(None));
+        }
+        let counted = input.steps.0.map(|services| services.channels().begun(notice.channel, provider.name()));
         let result = provider.deliver(Attempt { notice, content, input }).await;
         let failure = match result {
             Ok(()) => None,
             Err(provider::AttemptError::Failed(failure)) => Some(failure),
             Err(provider::AttemptError::Interrupted(error)) => return Err(error),
         };
-        slot.ended(failure.as_ref());
+        let unrecorded = slot.ended(failure.as_ref());
         if let Some(counted) = counted {
-            counted.ended(match failure.as_ref().map(|failure| failure.failure.kind) {
-                None => CallEnd::Done,
-                Some(FailureKind::Permanent | FailureKind::Malformed) => CallEnd::Refused,
-                Some(_) => CallEnd::Failed,
-            });
+            counted.ended(failure.as_ref().map(|failure| &failure.failure));
         }
-        Ok(failure)
+        Ok(failure.map_or(Ok(unrecorded), Err))
+    }
+}
+
+/// The first provider that may be called, waiting until one may if none does. Not longer than a delivery may wait, which has
+/// `waited` so long already.
+async fn available(
+    chain: &[Arc<Provider>],
+    input: HandlerInput<'_>,
+    waited: Duration,
+) -> Result<(usize, Slot), HandlerError> {
+    let search = async {
+        if let Some(found) = available_now(chain, 0).await {
+            return found;
+        }
+        let waits = chain.iter().enumerate();
+        let waits = waits.map(|(index, provider)| async move { (index, provider.slot().await) }.boxed());
+        select_all(waits).await.0
+    };
+    match input.steps.0 {
+        Some(services) => timeout(services.max_hold().saturating_sub(waited), search)
+            .await
+            .map_err(|_| HandlerError::Interrupted(Interruption::TakenOver)),
+        None => Ok(search.await),
+    }
+}
+
+fn failed_delivery(channel: &str, provider: &Provider, recipient: Option<String>, failure: &Failure) -> FailedDelivery {
+    FailedDelivery {
+        channel: channel.to_owned(),
+        provider: provider.name().to_string(),
+        recipient,
+        kind: failure.kind.as_str(),
+        code: failure.code.clone(),
+        reason: failure.reason.clone(),
+        at: Timestamp::now(),
     }
 }
 

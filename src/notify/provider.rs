@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::address;
 use super::content::Content;
 use super::settings::{ChannelKind, ChannelSettings};
 use super::smtp::SmtpProvider;
@@ -15,14 +16,20 @@ use super::webhook::{WebhookNotice, WebhookProvider};
 use super::{Channel, Notice};
 use crate::gate::Gate;
 use crate::pipeline::{HandlerError, HandlerInput};
-use crate::steps::{BreakerPermit, CircuitBreaker, CircuitBreakers, FailureCause, StepFailure};
+use crate::steps::{BreakerKind, BreakerPermit, CircuitBreaker, CircuitBreakers, FailureCause, StepFailure};
+
+/// Notifications that are being delivered or are not recorded yet, for each connection. More than one, so that a connection is used
+/// while the ledger records.
+const UNRECORDED_PART: usize = 2;
 
 /// A channel's own server.
 pub(super) struct Provider {
     name: Arc<str>,
     transport: Transport,
     timeout: Duration,
+    max_connections: usize,
     permits: Arc<Semaphore>,
+    unrecorded: Arc<Semaphore>,
     /// `None`: it is a file.
     breaker: Option<Arc<CircuitBreaker>>,
 }
@@ -37,14 +44,23 @@ enum Transport {
 pub(super) struct Slot {
     breaker: Option<BreakerPermit>,
     _permit: OwnedSemaphorePermit,
+    unrecorded: Unrecorded,
+}
+
+/// A notification that a server is about to accept or has accepted, and that is not recorded yet. Dropped once it is: if orderd is
+/// killed before that, it is delivered again, so there are not many.
+#[derive(Debug)]
+pub struct Unrecorded {
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Slot {
-    /// The attempt has ended.
-    pub fn ended(self, failure: Option<&StepFailure>) {
+    /// The attempt has ended, and another one may begin.
+    pub fn ended(self, failure: Option<&StepFailure>) -> Unrecorded {
         if let Some(breaker) = self.breaker {
             breaker.ended(failure);
         }
+        self.unrecorded
     }
 }
 
@@ -95,9 +111,13 @@ impl Provider {
         };
         let breaker = match transport {
             Transport::Log(_) => None,
-            Transport::Smtp(_) | Transport::Webhook(_) => Some(breakers.breaker(consumer, &name, settings.breaker)),
+            Transport::Smtp(_) | Transport::Webhook(_) => {
+                Some(breakers.breaker(consumer, BreakerKind::Channel, &name, settings.breaker))
+            }
         };
-        Provider { name, transport, timeout, permits: Arc::new(Semaphore::new(max_connections)), breaker }
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        let (permits, unrecorded) = (semaphore(max_connections), semaphore(UNRECORDED_PART * max_connections));
+        Provider { name, transport, timeout, max_connections, permits, unrecorded, breaker }
     }
 
     /// The channel's name.
@@ -108,6 +128,21 @@ impl Provider {
     /// How long one attempt may take.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// Notifications that it delivers at the same time.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    /// Whom it would notify, shortened so that it names nobody; `None` if that is not known.
+    pub fn recipient(&self, content: &Content) -> Option<String> {
+        let recipient = match &self.transport {
+            Transport::Smtp(_) => content.recipient.email.as_deref(),
+            Transport::Webhook(webhook) if webhook.is_sms() => content.recipient.phone.as_deref(),
+            Transport::Webhook(_) | Transport::Log(_) => None,
+        };
+        recipient.map(address::shortened)
     }
 
     /// Whether it is a file.
@@ -122,23 +157,23 @@ impl Provider {
 
     /// The right to make an attempt, unless its circuit breaker allows none now. Waits while it has enough to do. Cancel-safe.
     pub async fn try_slot(&self) -> Option<Slot> {
-        let permit = self.permit().await;
+        let (unrecorded, permit) = self.permit().await;
         let breaker = match &self.breaker {
             Some(breaker) => Some(breaker.try_begin_now()?),
             None => None,
         };
-        Some(Slot { breaker, _permit: permit })
+        Some(Slot { breaker, _permit: permit, unrecorded })
     }
 
     /// Waits for the right to make an attempt. Cancel-safe.
     pub async fn slot(&self) -> Slot {
-        let permit = self.permit().await;
+        let (unrecorded, permit) = self.permit().await;
         // Last, because an attempt that the breaker allows must be made at once: all others wait for its end.
         let breaker = match &self.breaker {
             Some(breaker) => Some(breaker.begin().await),
             None => None,
         };
-        Slot { breaker, _permit: permit }
+        Slot { breaker, _permit: permit, unrecorded }
     }
 
     /// Whether it is of use as a fallback: it has what it needs to notify this customer of this event.
@@ -152,8 +187,12 @@ impl Provider {
         }
     }
 
-    async fn permit(&self) -> OwnedSemaphorePermit {
-        Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed")
+    /// First the right to have one more that is not recorded: it does not wait for another right.
+    async fn permit(&self) -> (Unrecorded, OwnedSemaphorePermit) {
+        let acquired = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_owned();
+        let unrecorded = acquired(&self.unrecorded).await.expect("the semaphore is never closed");
+        let permit = acquired(&self.permits).await.expect("the semaphore is never closed");
+        (Unrecorded { _permit: unrecorded }, permit)
     }
 
     /// Makes one attempt, which ends within the timeout.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -64,6 +65,8 @@ pub(super) struct SmtpSettings {
     /// The user's name and password.
     pub login: Option<(String, Secret)>,
     pub sender: Sender,
+    /// The section that it was read from, for the log.
+    pub section: Arc<str>,
 }
 
 /// The headers that are the same for each e-mail of a channel.
@@ -114,7 +117,7 @@ impl NotifySettings {
             }
         }
         let lines = settings.0.iter().map(|(name, channel)| channel.check_line(name)).collect();
-        HandlerSettings::new(&settings, lines, settings.clone())
+        HandlerSettings::new(&settings, lines, settings.clone()).with_call_time(settings.longest())
     }
 
     fn fallback_problem(&self, name: &str, channel: &ChannelSettings, names: &[String]) -> Option<String> {
@@ -135,6 +138,12 @@ impl NotifySettings {
         }
     }
 
+    /// How long one attempt may take at most: that through the slowest channel, with all its fallbacks.
+    fn longest(&self) -> Duration {
+        let time = |name: &String| self.chain(name).iter().filter_map(|name| self.0[name].server_timeout()).sum();
+        self.0.keys().map(time).max().unwrap_or_default()
+    }
+
     /// The channel and its fallbacks, in order.
     pub(super) fn chain(&self, name: &str) -> Vec<String> {
         let mut chain = Vec::new();
@@ -147,6 +156,16 @@ impl NotifySettings {
         }
         chain
     }
+}
+
+/// The providers of each channel, in the order in which they are tried; none without channels.
+pub fn channel_routes(notify: &HandlerSettings) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
+    let settings = notify.constructor::<NotifySettings>();
+    let route = |settings: &NotifySettings, name: &String| {
+        let providers = settings.chain(name).iter().map(|name| Arc::from(name.as_str())).collect();
+        (Arc::from(name.as_str()), providers)
+    };
+    settings.into_iter().flat_map(|settings| settings.0.keys().map(|name| route(settings, name))).collect()
 }
 
 impl ChannelSettings {
@@ -187,10 +206,19 @@ impl ChannelSettings {
             let breaker = section
                 .optional_section("circuit_breaker")
                 .map_or_else(BreakerSettings::default, BreakerSettings::read);
+            breaker.warn_of_short_window(&section, timeout, ("max_connections", max_connections));
             kind.map(|kind| ChannelSettings { kind, timeout, max_connections, fallback, breaker })
         };
         section.finish();
         channel
+    }
+
+    /// How long an attempt may take; `None`: it is a file.
+    fn server_timeout(&self) -> Option<Duration> {
+        match self.kind {
+            ChannelKind::Smtp(..) | ChannelKind::Webhook(..) => Some(self.timeout),
+            ChannelKind::Log => None,
+        }
     }
 
     fn check_line(&self, name: &str) -> String {
@@ -282,6 +310,7 @@ impl SmtpSettings {
             files,
             login: username.zip(password),
             sender: Sender { from: from?, reply_to, list_unsubscribe },
+            section: section.path().into(),
         })
     }
 }

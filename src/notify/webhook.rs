@@ -126,6 +126,11 @@ impl WebhookProvider {
         WebhookProvider { service: HttpService::new(http, timeout, max_connections), body, environment, templates }
     }
 
+    /// Whether it sends to a telephone number.
+    pub fn is_sms(&self) -> bool {
+        self.body == WebhookBody::Sms
+    }
+
     /// Posts one notification within this time.
     ///
     /// # Errors
@@ -232,6 +237,7 @@ mod tests {
     fn rendered(body: WebhookBody, content: &str) -> Result<serde_json::Value, StepFailure> {
         let templates = Arc::new(Templates::new(&TemplateFiles::built_in(), &options()).unwrap());
         let http = HttpSettings {
+            section: "http".into(),
             url: "http://127.0.0.1:1/".parse().unwrap(),
             url_rest: None,
             headers: std::collections::BTreeMap::new(),

@@ -14,7 +14,7 @@ use super::intake::IntakeGate;
 use crate::chain::chain;
 use crate::ledger::{CancelAnswer, LedgerEntry, LedgerError, LedgerWriter, NewCancellation, Recorded};
 use crate::message::{Delivery, Provenance, Publication, PublishError};
-use crate::metrics::{HandlerOutcome, StepCounters};
+use crate::metrics::{ChannelCounters, HandlerOutcome, StepCounters};
 use crate::recovery::{Failure, FailureKind};
 
 /// Processes the deliveries of one consumer.
@@ -30,6 +30,12 @@ pub trait Handler: Send + Sync + 'static {
     /// What it needs besides the ledger: no delivery is started while one of these is unavailable.
     fn gates(&self) -> Vec<IntakeGate> {
         Vec::new()
+    }
+
+    /// The most deliveries that it may have at the same time without any of them waiting longer than `max_hold`; `None`: no
+    /// limit of its own. What waits longer would be released, and count toward the broker's delivery limit.
+    fn max_in_flight(&self, _max_hold: Duration) -> Option<usize> {
+        None
     }
 
     /// What to record if the copy of a failed message can never be published, for the given reason. The broker then
@@ -151,6 +157,9 @@ pub trait StepServices: Send + Sync {
 
     /// Counts the calls.
     fn counters(&self) -> &StepCounters;
+
+    /// Counts the attempts to deliver notifications.
+    fn channels(&self) -> &ChannelCounters;
 
     /// How long a delivery may wait before it is released.
     fn max_hold(&self) -> Duration;

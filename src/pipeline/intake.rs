@@ -12,25 +12,56 @@ use tokio::sync::watch;
 
 use super::rate_limiter::RateLimiter;
 use crate::files::FileState;
-use crate::gate::Gate;
+use crate::gate::{Gate, GateGroup};
 use crate::ledger::LedgerState;
 
 /// Something besides the ledger that a handler needs for each delivery. None is started while it is unavailable.
 #[derive(Debug, Clone)]
 pub enum IntakeGate {
     /// A file that it writes. While it cannot be written for long, the subscription is closed.
-    EventFile(watch::Receiver<FileState>),
+    EventFile(EventFileGate),
     /// A service that it calls. Only a delivery shows whether it works again, so the subscription is not closed: it is limited to
     /// one delivery.
-    Service(Gate),
+    Service(GateGroup),
+}
+
+/// A file that a handler writes.
+#[derive(Debug, Clone)]
+pub struct EventFileGate {
+    /// The state of the file.
+    pub file: watch::Receiver<FileState>,
+    /// While this one is passable, the file is not needed. Once closed, it stays closed.
+    pub unneeded: Option<Gate>,
+}
+
+impl EventFileGate {
+    fn is_closed(&self) -> bool {
+        self.file.borrow().outage.is_some() && self.unneeded.as_ref().is_none_or(|unneeded| !unneeded.is_passable())
+    }
+
+    /// Resolves while it is needed and cannot be written. Cancel-safe.
+    async fn closed(&self) {
+        while !self.is_closed() {
+            wait_for(&self.file, |file| file.outage.is_some()).await;
+            if let Some(unneeded) = &self.unneeded {
+                unneeded.closed().await;
+            }
+        }
+    }
+}
+
+impl From<watch::Receiver<FileState>> for EventFileGate {
+    fn from(file: watch::Receiver<FileState>) -> Self {
+        EventFileGate { file, unneeded: None }
+    }
 }
 
 /// The states that decide. Clones watch the same ones.
 #[derive(Debug, Clone)]
 pub struct Intake {
     ledger: watch::Receiver<LedgerState>,
-    files: Arc<[watch::Receiver<FileState>]>,
-    services: Arc<[Gate]>,
+    files: Arc<[EventFileGate]>,
+    services: Arc<[GateGroup]>,
     rate_limiter: Arc<RateLimiter>,
 }
 
@@ -66,7 +97,7 @@ impl Intake {
         // Cancel-safe: both only wait.
         tokio::select! {
             () = self.outage() => {}
-            () = any(self.services.iter().map(Gate::closed)) => {}
+            () = any(self.services.iter().map(GateGroup::closed)) => {}
         }
     }
 
@@ -74,8 +105,8 @@ impl Intake {
     pub(super) async fn outage_ended(&self) {
         loop {
             wait_for(&self.ledger, |state| !is_unavailable(state)).await;
-            let Some(file) = self.files.iter().find(|file| file.borrow().outage.is_some()) else { return };
-            wait_for(file, |file| file.outage.is_none()).await;
+            let Some(closed) = self.files.iter().find(|gate| gate.is_closed()) else { return };
+            wait_for(&closed.file, |file| file.outage.is_none()).await;
         }
     }
 
@@ -84,7 +115,7 @@ impl Intake {
         // Cancel-safe: both only wait.
         tokio::select! {
             () = wait_for(&self.ledger, is_unavailable) => {}
-            () = any(self.files.iter().map(|file| wait_for(file, |file| file.outage.is_some()))) => {}
+            () = any(self.files.iter().map(EventFileGate::closed)) => {}
         }
     }
 
@@ -107,7 +138,7 @@ impl Intake {
     /// Resolves while all services are available. Cancel-safe.
     pub(super) async fn trial_ended(&self) {
         while self.is_trial() {
-            join_all(self.services.iter().map(Gate::opened)).await;
+            join_all(self.services.iter().map(GateGroup::opened)).await;
         }
     }
 
@@ -115,11 +146,11 @@ impl Intake {
     /// fails each of them is as unavailable as before. Not cancel-safe: it starts again.
     pub(super) async fn trial_for(&self, duration: Duration) -> &str {
         loop {
-            any(self.services.iter().map(Gate::not_open)).await;
+            any(self.services.iter().map(GateGroup::not_open)).await;
             let unavailable = self.services.iter().find(|gate| !gate.is_open());
             if tokio::time::timeout(duration, self.trial_ended()).await.is_err() {
                 let still = self.services.iter().find(|gate| !gate.is_open()).or(unavailable);
-                return still.map_or("", Gate::name);
+                return still.map_or("", GateGroup::name);
             }
         }
     }
@@ -171,7 +202,7 @@ mod tests {
         let (ledger, ledger_state) = watch::channel(LedgerState::Recording);
         let (file, file_state) =
             watch::channel(FileState { path: "/var/lib/orderd/analytics.jsonl".into(), outages: 0, outage: None });
-        let writes_file = intake(&ledger_state, vec![IntakeGate::EventFile(file_state)]);
+        let writes_file = intake(&ledger_state, vec![IntakeGate::EventFile(file_state.into())]);
         let writes_none = intake(&ledger_state, Vec::new());
         let since = Timestamp::now();
         let fill_disk = || {
@@ -195,11 +226,30 @@ mod tests {
         opened.await;
     }
 
+    #[tokio::test]
+    async fn a_file_that_is_not_needed_yet_stops_nothing_until_it_is() {
+        let (_ledger, ledger_state) = watch::channel(LedgerState::Recording);
+        let (cause, detail) = (FileOutageCause::DiskFull, String::new());
+        let outage = Some(FileOutage { cause, detail, since: Timestamp::now() });
+        let (file, state) = watch::channel(FileState { path: "/notifications.jsonl".into(), outages: 1, outage });
+        let unneeded = GateControl::open("the file");
+        let gate = EventFileGate { file: state, unneeded: Some(unneeded.gate()) };
+        let intake = intake(&ledger_state, vec![IntakeGate::EventFile(gate)]);
+        assert!(is_open(&intake));
+        let mut closed = std::pin::pin!(intake.closed());
+        assert!(closed.as_mut().now_or_never().is_none());
+        unneeded.set(GateState::Closed(None));
+        closed.await;
+        assert!(!is_open(&intake));
+        file.send_modify(|file| file.outage = None);
+        assert!(is_open(&intake));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_service_that_fails_every_trial_is_unavailable_all_the_time() {
         let (_ledger, ledger_state) = watch::channel(LedgerState::Recording);
         let (charge, ship) = (GateControl::open("charge"), GateControl::open("ship"));
-        let gates = vec![IntakeGate::Service(charge.gate()), IntakeGate::Service(ship.gate())];
+        let gates = vec![IntakeGate::Service(charge.gate().into()), IntakeGate::Service(ship.gate().into())];
         let intake = intake(&ledger_state, gates);
         assert!(is_open(&intake) && !intake.is_trial());
         charge.set(GateState::Closed(None));

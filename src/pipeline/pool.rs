@@ -254,6 +254,8 @@ impl Pool {
             return Slots { workers: 1, per_worker: 1, is_trial: true };
         }
         let most = self.context.intake.rate_limiter().max_slots();
+        let most_at_once = self.context.handler.max_in_flight(self.context.max_hold()).unwrap_or(usize::MAX);
+        let most = most.min(most_at_once).max(1);
         let workers = self.workers.min(most);
         Slots { workers, per_worker: usize::from(self.prefetch).min(most / workers).max(1), is_trial: false }
     }

@@ -10,7 +10,7 @@ use super::handler::StepServices;
 use super::publish::publish_step_events;
 use crate::ledger::LedgerWriter;
 use crate::message::{Publication, PublishError};
-use crate::metrics::StepCounters;
+use crate::metrics::{ChannelCounters, StepCounters};
 
 impl StepServices for ConsumerContext {
     fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
@@ -23,6 +23,10 @@ impl StepServices for ConsumerContext {
 
     fn counters(&self) -> &StepCounters {
         self.counters.steps()
+    }
+
+    fn channels(&self) -> &ChannelCounters {
+        self.counters.channels()
     }
 
     fn max_hold(&self) -> Duration {

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::channels::channel_statuses;
+use super::quantiles::quantiles;
 use super::recent::RecentActivity;
-use super::{
-    BreakerStatus, Conservation, ConsumerStatus, FailureCount, OtherConsumer, Quantiles, SenderCounts, StepStatus,
-};
+use super::{BreakerStatus, Conservation, ConsumerStatus, FailureCount, OtherConsumer, SenderCounts, StepStatus};
 use crate::config::Rate;
 use crate::ledger::StepAction;
-use crate::metrics::{CallEnd, CounterReading, Histogram, StepReading, conservation};
+use crate::metrics::{CallEnd, CounterReading, StepReading, conservation};
 use crate::steps::BreakerReading;
 
 /// A registered consumer with a reading of its counters.
@@ -28,7 +28,7 @@ pub struct ConsumerReading {
     pub prefetch: u64,
     /// Its rate limit.
     pub rate_limit: Option<Rate>,
-    /// The circuit breakers of its steps.
+    /// The circuit breakers of its steps and notification channels.
     pub breakers: Vec<BreakerReading>,
     /// The delays of its retries; `None` for the failed-order consumer, which has none.
     pub delays: Option<Vec<String>>,
@@ -94,7 +94,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         workers_configured: consumer.workers,
         prefetch: consumer.prefetch,
         rate_limit: consumer.rate_limit.map(|limit| limit.to_string()),
-        breakers: consumer.breakers.iter().map(|breaker| (breaker.step.to_string(), breaker_status(breaker))).collect(),
+        breakers: consumer.breakers.iter().map(|breaker| (breaker.name.to_string(), breaker_status(breaker))).collect(),
         safe_mode: reading.pool.safe_mode,
         in_flight: counts.in_flight,
         oldest_in_flight_seconds: reading.oldest_in_flight.map(|age| age.as_secs_f64()),
@@ -118,6 +118,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
             headers_dropped: counts.headers_dropped,
         },
         steps: reading.steps.iter().map(|((step, action), reading)| step_status(step, *action, reading)).collect(),
+        channels: channel_statuses(&reading.channels, &consumer.breakers),
         restarts: counts.restarts,
         subscriptions: reading.pool.subscriptions,
         acks_per_second: recent.acks_per_second,
@@ -142,8 +143,18 @@ fn step_status(step: &str, action: StepAction, reading: &StepReading) -> StepSta
 }
 
 fn breaker_status(breaker: &BreakerReading) -> BreakerStatus {
-    let BreakerReading { consumer: _, step: _, state, since, openings, calls, failures, waiting, last_failure } =
-        breaker;
+    let BreakerReading {
+        consumer: _,
+        kind: _,
+        name: _,
+        state,
+        since,
+        openings,
+        calls,
+        failures,
+        waiting,
+        last_failure,
+    } = breaker;
     BreakerStatus {
         state: state.as_str().to_owned(),
         since: *since,
@@ -167,11 +178,6 @@ fn conservation(consumer: &ConsumerReading) -> Conservation {
         in_flight: counts.in_flight,
         problem: problem.map(|problem| problem.to_string()),
     }
-}
-
-fn quantiles(histogram: &Histogram) -> Option<Quantiles> {
-    let at = |quantile| histogram.quantile(quantile).map(|duration| duration.as_secs_f64());
-    Some(Quantiles { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)?, count: histogram.count() })
 }
 
 #[cfg(test)]

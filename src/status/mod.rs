@@ -8,8 +8,10 @@
 //! It exists with and without the admin listener. It never changes what it shows.
 
 mod assemble;
+mod channels;
 mod consumer_registry;
 mod invariant_check;
+mod quantiles;
 mod readiness;
 mod recent;
 mod registry;
@@ -26,6 +28,7 @@ use crate::ledger::Outage;
 use crate::reconcile::BrokerView;
 
 pub use assemble::ConsumerReading;
+pub use channels::provider_in_use;
 pub use consumer_registry::RegisteredConsumer;
 pub use invariant_check::check_invariants;
 pub use readiness::ReadinessCheck;
@@ -201,7 +204,7 @@ pub struct ConsumerStatus {
     /// How many deliveries it starts in a time at most, such as `200/s`; `None`: no limit.
     #[serde(default)]
     pub rate_limit: Option<String>,
-    /// The circuit breakers of its steps, by step.
+    /// The circuit breakers of its steps, by step, and of its notification channels, by channel.
     #[serde(default)]
     pub breakers: BTreeMap<String, BreakerStatus>,
     /// Safe mode is on: one delivery at a time, since some delivery kills the process that handles it.
@@ -240,6 +243,9 @@ pub struct ConsumerStatus {
     /// Its steps, in alphabetical order; of each, its undo after the step itself.
     #[serde(default)]
     pub steps: Vec<StepStatus>,
+    /// Its notification channels and the providers of each, in the order in which they are tried.
+    #[serde(default)]
+    pub channels: Vec<ChannelStatus>,
     /// Restarts of workers and of the pool.
     pub restarts: u64,
     /// Subscriptions opened since the start.
@@ -285,7 +291,32 @@ pub struct StepStatus {
     pub call_seconds: Option<Quantiles>,
 }
 
-/// The circuit breaker of one step.
+/// What one provider of a notification channel has delivered since the start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// The channel.
+    pub channel: String,
+    /// The channel that delivers: itself, or one of its fallbacks.
+    pub provider: String,
+    /// Whether it gets the channel's notifications now.
+    pub in_use: bool,
+    /// The state of its circuit breaker; `None`: it is a file, or not configured any more.
+    pub breaker: Option<String>,
+    /// Attempts that have not ended.
+    pub in_flight: u64,
+    /// Notifications that it has accepted.
+    pub sent: u64,
+    /// Attempts that have failed.
+    pub failed: u64,
+    /// Those, by code.
+    pub failures: BTreeMap<String, u64>,
+    /// Attempts that were dropped before their end, because the delivery was released.
+    pub abandoned: u64,
+    /// The durations of the attempts that were not abandoned.
+    pub send_seconds: Option<Quantiles>,
+}
+
+/// The circuit breaker of one step or notification channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BreakerStatus {
     /// `closed`, `open`, `half_open` or `ramp_up`.

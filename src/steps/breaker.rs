@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::config::{Section, serialize_duration, value_parser};
+use crate::config::{Section, duration, serialize_duration, value_parser};
 use crate::gate::GateState;
 
 /// A closed breaker does not open until this many calls have ended within its window.
@@ -55,6 +55,23 @@ impl BreakerSettings {
         }
         section.finish();
         settings
+    }
+
+    /// Warns of a breaker that can never open. Of a service that does not answer, no more calls end within the window than these;
+    /// below [`MIN_CALLS`], the breaker stays closed. `at_once` is the key that limits calls at the same time, and its value.
+    pub fn warn_of_short_window(self, section: &Section<'_>, timeout: Duration, at_once: (&str, usize)) {
+        let (key, at_once) = at_once;
+        let calls_in_turn = 1 + self.window.as_millis() / timeout.as_millis().max(1);
+        let calls = calls_in_turn.saturating_mul(at_once as u128);
+        if calls < u128::from(MIN_CALLS) {
+            let message = format!(
+                "has a window of {}, too short for a timeout of {} and {key} = {at_once}: it opens only if {MIN_CALLS} calls end \
+                 within the window, which never happens while the service does not answer",
+                duration::format(self.window),
+                duration::format(timeout)
+            );
+            section.warning("circuit_breaker", message);
+        }
     }
 }
 

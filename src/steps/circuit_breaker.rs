@@ -1,6 +1,7 @@
-//! The circuit breakers of all steps: who may call, who waits, and what the intake, the log and the status are shown.
+//! The circuit breakers of all steps and notification channels: who may call, who waits, and what the intake, the log and the
+//! status are shown.
 //!
-//! When a breaker opens and closes is decided in `breaker`. A breaker belongs to a consumer's name and a step's name, so that a
+//! When a breaker opens and closes is decided in `breaker`. A breaker belongs to the names of a consumer and of its step or channel, so that a
 //! reload keeps its state; it ends with the last handler that uses it.
 
 use std::collections::BTreeMap;
@@ -16,21 +17,41 @@ use super::service::StepFailure;
 use crate::gate::{Gate, GateControl};
 use crate::telemetry::RepeatedLog;
 
-/// Breakers that open, by consumer and step.
+/// Breakers that open, by consumer, kind and name.
 static OPENED: RepeatedLog = RepeatedLog::new();
 
-/// Breakers by consumer and step.
-type BreakersByStep = BTreeMap<(Arc<str>, Arc<str>), Weak<CircuitBreaker>>;
+/// What a circuit breaker belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BreakerKind {
+    /// A step, and its undo.
+    Step,
+    /// The server of a notification channel.
+    Channel,
+}
+
+impl BreakerKind {
+    /// How the log names it.
+    fn as_str(self) -> &'static str {
+        match self {
+            BreakerKind::Step => "step",
+            BreakerKind::Channel => "notification channel",
+        }
+    }
+}
+
+/// Breakers by consumer, kind and name.
+type BreakersByName = BTreeMap<(Arc<str>, BreakerKind, Arc<str>), Weak<CircuitBreaker>>;
 
 /// All circuit breakers. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct CircuitBreakers(Arc<Mutex<BreakersByStep>>);
+pub struct CircuitBreakers(Arc<Mutex<BreakersByName>>);
 
-/// The circuit breaker of one step: of its calls and of those of its undo.
+/// The circuit breaker of one step, of its calls and of those of its undo, or of one notification channel's server.
 #[derive(Debug)]
 pub struct CircuitBreaker {
     consumer: Arc<str>,
-    step: Arc<str>,
+    kind: BreakerKind,
+    name: Arc<str>,
     state: Mutex<SharedState>,
     gate: GateControl,
     changed: Notify,
@@ -51,8 +72,10 @@ struct SharedState {
 pub struct BreakerReading {
     /// The consumer's name.
     pub consumer: Arc<str>,
-    /// The step's name.
-    pub step: Arc<str>,
+    /// What it belongs to.
+    pub kind: BreakerKind,
+    /// The name of the step or channel.
+    pub name: Arc<str>,
     /// Its state.
     pub state: BreakerState,
     /// When it last closed or, while it is not closed, when it first opened.
@@ -70,40 +93,46 @@ pub struct BreakerReading {
 }
 
 impl CircuitBreakers {
-    /// The breaker of a step, with these settings from now on.
-    pub fn breaker(&self, consumer: &Arc<str>, step: &Arc<str>, settings: BreakerSettings) -> Arc<CircuitBreaker> {
+    /// The breaker of a step or channel, with these settings from now on.
+    pub fn breaker(
+        &self,
+        consumer: &Arc<str>,
+        kind: BreakerKind,
+        name: &Arc<str>,
+        settings: BreakerSettings,
+    ) -> Arc<CircuitBreaker> {
         let mut breakers = self.lock();
         breakers.retain(|_, breaker| breaker.strong_count() > 0);
-        let key = (Arc::clone(consumer), Arc::clone(step));
+        let key = (Arc::clone(consumer), kind, Arc::clone(name));
         if let Some(breaker) = breakers.get(&key).and_then(Weak::upgrade) {
             breaker.change(|state, now| state.breaker.set(settings, now));
             breaker.changed.notify_waiters();
             return breaker;
         }
-        let breaker = Arc::new(CircuitBreaker::new(Arc::clone(consumer), Arc::clone(step), settings));
+        let breaker = Arc::new(CircuitBreaker::new(Arc::clone(consumer), kind, Arc::clone(name), settings));
         breakers.insert(key, Arc::downgrade(&breaker));
         breaker
     }
 
-    /// What all breakers do now, ordered by consumer and step.
+    /// What all breakers do now, ordered by consumer, kind and name.
     pub fn read(&self) -> Vec<BreakerReading> {
         let breakers: Vec<_> = self.lock().values().filter_map(Weak::upgrade).collect();
         breakers.iter().map(|breaker| breaker.read()).collect()
     }
 
-    /// The steps whose breaker is not closed, as `<consumer>/<step>`, in this order.
+    /// The steps and channels whose breaker is not closed, as `<consumer>/<name>`, in this order.
     pub fn unavailable(&self) -> Vec<String> {
         let unavailable = self.read().into_iter().filter(|breaker| breaker.state != BreakerState::Closed);
-        unavailable.map(|breaker| format!("{}/{}", breaker.consumer, breaker.step)).collect()
+        unavailable.map(|breaker| format!("{}/{}", breaker.consumer, breaker.name)).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BreakersByStep> {
+    fn lock(&self) -> MutexGuard<'_, BreakersByName> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl CircuitBreaker {
-    fn new(consumer: Arc<str>, step: Arc<str>, settings: BreakerSettings) -> Self {
+    fn new(consumer: Arc<str>, kind: BreakerKind, name: Arc<str>, settings: BreakerSettings) -> Self {
         let state = SharedState {
             breaker: Breaker::new(settings, Instant::now()),
             waiting: 0,
@@ -111,8 +140,11 @@ impl CircuitBreaker {
             openings: 0,
             last_failure: None,
         };
-        let gate = GateControl::open(format!("the service of step {step:?}"));
-        CircuitBreaker { consumer, step, state: Mutex::new(state), gate, changed: Notify::new() }
+        let gate = GateControl::open(match kind {
+            BreakerKind::Step => format!("the service of step {name:?}"),
+            BreakerKind::Channel => format!("the server of notification channel {name:?}"),
+        });
+        CircuitBreaker { consumer, kind, name, state: Mutex::new(state), gate, changed: Notify::new() }
     }
 
     /// Closed while no delivery may be started because of this breaker.
@@ -166,7 +198,8 @@ impl CircuitBreaker {
         let (calls, failures) = state.breaker.counts(Instant::now());
         BreakerReading {
             consumer: Arc::clone(&self.consumer),
-            step: Arc::clone(&self.step),
+            kind: self.kind,
+            name: Arc::clone(&self.name),
             state: state.breaker.state(),
             since: state.since,
             openings: state.openings,
@@ -202,20 +235,21 @@ impl CircuitBreaker {
     }
 
     fn log(&self, state: BreakerState, last_failure: Option<String>) {
-        let (consumer, step) = (&self.consumer, &self.step);
+        let (consumer, of, name) = (&self.consumer, self.kind.as_str(), &self.name);
         match state {
             BreakerState::Open => {
-                let Some(due) = OPENED.occurred((consumer, step)) else { return };
+                let Some(due) = OPENED.occurred((consumer, self.kind, name)) else { return };
                 let repeated = due.repeated;
                 warn!(
-                    %consumer, %step, last_failure, repeated,
-                    "the circuit breaker of a step is open: its service fails too often, and the consumer's intake stops"
+                    %consumer, of, %name, last_failure, repeated,
+                    "a circuit breaker is open: the service fails too often and is not called; unless a fallback takes over, the \
+                     consumer's intake stops"
                 );
             }
             BreakerState::HalfOpen | BreakerState::RampUp => {}
             BreakerState::Closed => {
-                let openings = OPENED.ended((consumer, step));
-                info!(%consumer, %step, openings, "the circuit breaker of a step is closed: its service works again");
+                let openings = OPENED.ended((consumer, self.kind, name));
+                info!(%consumer, of, %name, openings, "a circuit breaker is closed: the service works again");
             }
         }
     }
@@ -282,7 +316,7 @@ mod tests {
     }
 
     fn breaker(breakers: &CircuitBreakers) -> Arc<CircuitBreaker> {
-        breakers.breaker(&"order".into(), &"charge".into(), SETTINGS)
+        breakers.breaker(&"order".into(), BreakerKind::Step, &"charge".into(), SETTINGS)
     }
 
     async fn open(breaker: &Arc<CircuitBreaker>) {

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::circuit_breaker::{BreakerPermit, CircuitBreaker, CircuitBreakers};
+use super::circuit_breaker::{BreakerKind, BreakerPermit, CircuitBreaker, CircuitBreakers};
 use super::command::{ChildProcesses, CommandName, CommandService};
 use super::http::HttpService;
 use super::service::{StepFailure, StepService};
@@ -86,7 +86,9 @@ impl EngineStep {
             undo: undo.map(|undo| (service(&undo.service, &undo_name, undo.timeout), undo.timeout)),
             admissions: Arc::new(Semaphore::new(RECORDED_CALLS * settings.calls_at_once(workers))),
             permits: Arc::new(Semaphore::new(settings.calls_at_once(workers))),
-            breaker: settings.circuit_breaker.map(|settings| resources.breakers.breaker(consumer, &name, settings)),
+            breaker: settings
+                .circuit_breaker
+                .map(|settings| resources.breakers.breaker(consumer, BreakerKind::Step, &name, settings)),
             settings: settings.clone(),
             name,
         }

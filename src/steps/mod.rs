@@ -29,7 +29,7 @@ mod tests;
 mod when;
 
 pub use breaker::{BreakerSettings, BreakerState, MIN_CALLS};
-pub use circuit_breaker::{BreakerPermit, BreakerReading, CircuitBreaker, CircuitBreakers};
+pub use circuit_breaker::{BreakerKind, BreakerPermit, BreakerReading, CircuitBreaker, CircuitBreakers};
 pub use claim::{Claimed, claim};
 pub use command::{ChildProcesses, CommandMode, CommandName, CommandService, CommandSettings, guard_commands};
 pub use engine::{Engine, EventPublisher, RunAccess, RunOutcome};

@@ -176,7 +176,7 @@ impl StepSettings {
             section.optional_or("max_concurrent", DEFAULT_MAX_CONCURRENT, &value_parser::number(1..=MAX_CONCURRENT));
         let circuit_breaker = section.optional_section("circuit_breaker").map(BreakerSettings::read);
         if let Some(breaker) = circuit_breaker {
-            warn_of_short_window(&section, breaker, timeout, max_concurrent);
+            breaker.warn_of_short_window(&section, timeout, ("max_concurrent", max_concurrent));
         }
         let settings = StepSettings {
             name: name.unwrap_or_default(),
@@ -237,21 +237,6 @@ impl UndoSettings {
         let timeout = section.optional_or("timeout", timeout, &value_parser::duration(MILLISECOND..=MAX_TOTAL));
         section.finish();
         Some(UndoSettings { service: service?, timeout })
-    }
-}
-
-/// Of a service that does not answer, no more calls end within the window than these; below [`MIN_CALLS`], the breaker stays closed.
-fn warn_of_short_window(section: &Section<'_>, breaker: BreakerSettings, timeout: Duration, max_concurrent: usize) {
-    let calls_in_turn = 1 + breaker.window.as_millis() / timeout.as_millis().max(1);
-    let calls = calls_in_turn.saturating_mul(max_concurrent as u128);
-    if calls < u128::from(MIN_CALLS) {
-        let message = format!(
-            "has a window of {}, too short for a timeout of {} and max_concurrent = {max_concurrent}: it opens only if \
-             {MIN_CALLS} calls end within the window, which never happens while the service does not answer",
-            duration::format(breaker.window),
-            duration::format(timeout)
-        );
-        section.warning("circuit_breaker", message);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads the certificate files again for each new connection, so that replaced files are used without a restart. As long as
 //! the current files cannot be used, the content of the last good ones is.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tracing::{error, info, warn};
@@ -13,7 +13,7 @@ use super::files::{Identity, TlsClient, TlsFileError, load};
 #[derive(Debug)]
 pub struct TlsReloader {
     /// The section of the configuration that names the files, for the log.
-    section: &'static str,
+    section: Arc<str>,
     files: TlsFiles,
     state: Mutex<ReloaderState>,
 }
@@ -27,8 +27,8 @@ struct ReloaderState {
 
 impl TlsReloader {
     /// Reads nothing yet. `section` is the section that names the files, such as `broker.tls`.
-    pub fn new(section: &'static str, files: TlsFiles) -> Self {
-        TlsReloader { section, files, state: Mutex::default() }
+    pub fn new(section: impl Into<Arc<str>>, files: TlsFiles) -> Self {
+        TlsReloader { section: section.into(), files, state: Mutex::default() }
     }
 
     /// Reads the files. If they cannot be used, returns the content of the last good ones. Blocks on the disk.
@@ -50,7 +50,7 @@ impl TlsReloader {
                 {
                     self.log_replacement(identity, now);
                 } else if state.logged_error.is_some() {
-                    info!(section = self.section, "certificate files can be used again");
+                    info!(section = %self.section, "certificate files can be used again");
                 }
                 *state = ReloaderState { last_good: Some(client.clone()), logged_error: None };
                 return Ok(client);
@@ -61,7 +61,7 @@ impl TlsReloader {
         let message = error.to_string();
         if state.logged_error.as_ref() != Some(&message) {
             error!(
-                section = self.section,
+                section = %self.section,
                 error = message,
                 "cannot use the current certificate files; still using the last good ones"
             );
@@ -73,7 +73,7 @@ impl TlsReloader {
     /// Logs that a certificate has replaced another. The first certificate is checked when the configuration is loaded.
     fn log_replacement(&self, identity: &Identity, now: SystemTime) {
         let (section, subject, serial, until) =
-            (self.section, &identity.subject, &identity.serial, &identity.not_after);
+            (&*self.section, &identity.subject, &identity.serial, &identity.not_after);
         if identity.expires_soon(now) {
             warn!(section, subject, serial, %until, "the new client certificate expires soon; replace it again");
         } else {

@@ -15,7 +15,7 @@ use orderd::reconcile::BrokerView;
 use orderd::reconcile::{FindingKind, QueueRole, QueueView};
 use orderd::shutdown::Shutdown;
 use orderd::status::{RegisteredConsumer, StatusRegistry};
-use orderd::steps::BreakerSettings;
+use orderd::steps::{BreakerKind, BreakerSettings};
 use orderd::watchdog::Health;
 
 fn file(path: &str) -> String {
@@ -41,9 +41,14 @@ async fn scrape() -> String {
     let consumers = consumers.map(|(name, settings)| RegisteredConsumer::new(name, settings, registry.counters(name)));
     registry.set_consumers(consumers.collect());
     registry.counters("order").steps().add(&"charge".into(), StepAction::Do);
+    registry.counters("notification").channels().configure([("email".into(), vec!["email".into()])].into());
     registry.set_ledger(ledger.clone());
     let settings = BreakerSettings { failures: 0.5, window: Duration::from_secs(30), open: Duration::from_secs(10) };
-    let _breaker = registry.breakers().breaker(&"order".into(), &"charge".into(), settings);
+    let of_step = (BreakerKind::Step, "order", "charge");
+    let breaker = |(kind, consumer, name): (BreakerKind, &str, &str)| {
+        registry.breakers().breaker(&consumer.into(), kind, &name.into(), settings)
+    };
+    let _breakers = [of_step, (BreakerKind::Channel, "notification", "email")].map(breaker);
     let text = exposition(&Arc::new(registry));
     ledger.close().await;
     text

@@ -44,8 +44,13 @@ impl CertificateAuthority {
 
     /// Issues a server certificate for `localhost` and 127.0.0.1.
     pub fn issue_server_certificate(&self, name: &str, validity: Validity) {
+        self.issue_certificate_of(&["localhost", "127.0.0.1"], name, validity);
+    }
+
+    /// Issues a server certificate for these hosts.
+    pub fn issue_certificate_of(&self, hosts: &[&str], name: &str, validity: Validity) {
         let mut parameters = parameters(name, validity);
-        let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         parameters.subject_alt_names = CertificateParams::new(hosts).unwrap().subject_alt_names;
         self.issue(parameters, name, 1);
     }

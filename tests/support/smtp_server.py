@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 """A real SMTP server for the tests: aiosmtpd, Debian's python3-aiosmtpd.
 
-usage: smtp_server.py [--starttls|--tls CERTIFICATE KEY] [--login NAME PASSWORD] [--down]
+usage: smtp_server.py [--starttls|--tls CERTIFICATE KEY] [--login NAME PASSWORD] [--mode MODE] [--quiet]
 
 Prints its port, then one JSON object for each e-mail that it accepts. The local part of a recipient decides on the answer:
-`refused` 550, `later` 450, `gone` 421, `hang` none, `rejected` 554 to the e-mail, `slow` accepts after two seconds. With --down it
-greets with 421. It ends when its standard input does.
+`refused` 550, `later` 450, `gone` 421, `hang` none, `hang-data` none to DATA, `hang-end` none to the e-mail, `rejected` 554 to the
+e-mail, `slow` accepts after two seconds.
+
+With --quiet it prints no e-mails. Each line of its standard input is a mode: `up`, `down` (greets with 421) or `silent` (does not greet). A change to another mode than
+`up` ends all connections. It ends when its standard input does.
 """
 
 import asyncio
@@ -15,6 +18,9 @@ import sys
 
 from aiosmtpd.smtp import SMTP, AuthResult
 
+# Every connection since the last change of the mode.
+connections = set()
+quiet = False
 REPLIES = {
     "refused": "550 5.1.1 no such customer\r\n<script>",
     "later": "450 4.2.0 greylisted",
@@ -37,8 +43,11 @@ class Handler:
         if local == "rejected":
             return "554 5.7.1 looks like spam"
         content = envelope.content.decode("utf-8", "replace")
-        print(json.dumps({"from": envelope.mail_from, "to": envelope.rcpt_tos, "content": content,
-                          "tls": session.ssl is not None, "login": session.authenticated}), flush=True)
+        if local == "hang-end":
+            await asyncio.sleep(3600)
+        if not quiet:
+            print(json.dumps({"from": envelope.mail_from, "to": envelope.rcpt_tos, "content": content,
+                              "tls": session.ssl is not None, "login": session.authenticated}), flush=True)
         if local == "slow":
             await asyncio.sleep(2)
         return "250 2.0.0 accepted"
@@ -50,9 +59,27 @@ class Down(asyncio.Protocol):
         transport.close()
 
 
+class Silent(asyncio.Protocol):
+    def connection_made(self, transport):
+        connections.add(transport)
+
+
+class Server(SMTP):
+    def connection_made(self, transport):
+        connections.add(transport)
+        super().connection_made(transport)
+
+    async def smtp_DATA(self, arg):
+        recipients = self.envelope.rcpt_tos if self.envelope else []
+        if recipients and recipients[0].startswith("hang-data@"):
+            await asyncio.sleep(3600)
+        await super().smtp_DATA(arg)
+
+
 async def main():
+    global quiet
     arguments = sys.argv[1:]
-    context, implicit, login, down = None, False, None, False
+    context, implicit, login, mode = None, False, None, "up"
     while arguments:
         option = arguments.pop(0)
         if option in ("--starttls", "--tls"):
@@ -61,24 +88,32 @@ async def main():
             implicit = option == "--tls"
         elif option == "--login":
             login = (arguments.pop(0).encode(), arguments.pop(0).encode())
-        elif option == "--down":
-            down = True
+        elif option == "--quiet":
+            quiet = True
+        elif option == "--mode":
+            mode = arguments.pop(0)
 
     def authenticate(server, session, envelope, mechanism, data):
         return AuthResult(success=(data.login, data.password) == login, handled=False)
 
     def protocol():
-        if down:
-            return Down()
+        if mode != "up":
+            return Down() if mode == "down" else Silent()
         starttls = context if not implicit else None
-        return SMTP(Handler(), hostname="localhost", enable_SMTPUTF8=False, tls_context=starttls,
+        return Server(Handler(), hostname="localhost", enable_SMTPUTF8=False, tls_context=starttls,
                     require_starttls=starttls is not None, auth_required=login is not None,
                     auth_require_tls=False, authenticator=authenticate if login else None, timeout=60)
 
     loop = asyncio.get_running_loop()
     server = await loop.create_server(protocol, "127.0.0.1", 0, ssl=context if implicit else None)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await loop.run_in_executor(None, sys.stdin.read)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        mode = line.strip()
+        if mode != "up":
+            for connection in connections:
+                connection.abort()
+            connections.clear()
+        print(json.dumps({"mode": mode}), flush=True)
 
 
 asyncio.run(main())

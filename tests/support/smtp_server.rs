@@ -1,7 +1,8 @@
 //! A real SMTP server, written in Python (`smtp_server.py`), which keeps the e-mails that it has accepted.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -13,6 +14,8 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support");
 pub struct SmtpServer {
     pub port: u16,
     mails: Arc<Mutex<Vec<Value>>>,
+    modes: Receiver<Value>,
+    input: ChildStdin,
     child: Child,
 }
 
@@ -31,12 +34,25 @@ impl SmtpServer {
         let port = lines.next().expect("it prints its port").parse().unwrap();
         let mails: Arc<Mutex<Vec<Value>>> = Arc::default();
         let received = Arc::clone(&mails);
+        let (changed, modes) = channel();
         thread::spawn(move || {
             for line in lines {
-                received.lock().unwrap().push(serde_json::from_str(&line).unwrap());
+                let value: Value = serde_json::from_str(&line).unwrap();
+                if value.get("mode").is_some() {
+                    let _ = changed.send(value);
+                } else {
+                    received.lock().unwrap().push(value);
+                }
             }
         });
-        SmtpServer { port, mails, child }
+        let input = child.stdin.take().unwrap();
+        SmtpServer { port, mails, modes, input, child }
+    }
+
+    /// Changes the mode, as the script describes it.
+    pub fn set_mode(&mut self, mode: &str) {
+        writeln!(self.input, "{mode}").unwrap();
+        assert_eq!(self.modes.recv().unwrap()["mode"], mode);
     }
 
     /// Every e-mail so far.

@@ -5,17 +5,18 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::channels::channels;
+use super::metric_writer::{MetricWriter, flag};
 use crate::control::ReloadOutcome;
-use crate::metrics::{CallEnd, Histogram, conservation};
+use crate::metrics::{CallEnd, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
 use crate::recovery::DeadLetterReason;
 use crate::status::{ConsumerReading, DaemonState, StatusRegistry, StatusSnapshot};
-use crate::steps::{BreakerReading, BreakerState};
+use crate::steps::{BreakerKind, BreakerReading, BreakerState};
 
 /// The `Content-Type` of the exposition.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +40,7 @@ impl Collector for SnapshotCollector {
         self.deliveries(&mut writer)?;
         self.failures(&mut writer)?;
         steps(&self.0.consumers, &mut writer)?;
+        channels(&self.0.consumers, &mut writer)?;
         self.pools(&mut writer)?;
         broker(&self.0.status.broker, &mut writer)?;
         queues(&self.0.status.broker, &mut writer)
@@ -206,7 +208,8 @@ impl SnapshotCollector {
         )?;
         let limits = consumers().filter_map(|consumer| Some((labels(consumer), consumer.rate_limit?.per_second())));
         writer.gauges("rate_limit", "Deliveries that may be started per second, if that is limited", limits)?;
-        let breakers = || consumers().flat_map(|consumer| &consumer.breakers);
+        let of_steps = |breaker: &&BreakerReading| breaker.kind == BreakerKind::Step;
+        let breakers = || consumers().flat_map(|consumer| &consumer.breakers).filter(of_steps);
         let states = breakers().flat_map(|breaker| {
             let [consumer, step] = breaker_labels(breaker);
             let state =
@@ -315,68 +318,5 @@ fn labels(consumer: &ConsumerReading) -> [Label<'_>; 2] {
 }
 
 fn breaker_labels(breaker: &BreakerReading) -> [Label<'_>; 2] {
-    [("consumer", &breaker.consumer), ("step", &breaker.step)]
-}
-
-fn flag(value: bool) -> f64 {
-    f64::from(u8::from(value))
-}
-
-/// Writes metric families, one after the other.
-struct MetricWriter<'a>(DescriptorEncoder<'a>);
-
-impl MetricWriter<'_> {
-    fn counter(&mut self, name: &str, help: &str, count: u64) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        family.encode_counter::<NoLabelSet, _, u64>(&count, None)
-    }
-
-    fn counters<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        counts: impl IntoIterator<Item = (L, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, count) in counts {
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-        }
-        Ok(())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn gauges<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = (L, f64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
-    }
-
-    fn histograms<'h, L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        histograms: impl IntoIterator<Item = (L, &'h Histogram)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, histogram) in histograms {
-            // The encoder makes the buckets cumulative.
-            let buckets: Vec<_> = histogram
-                .buckets()
-                .map(|(bound, count)| (bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64()), count))
-                .collect();
-            let (sum, count) = (histogram.sum().as_secs_f64(), histogram.count());
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-        }
-        Ok(())
-    }
+    [("consumer", &breaker.consumer), ("step", &breaker.name)]
 }

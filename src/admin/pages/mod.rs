@@ -2,7 +2,9 @@
 //!
 //! Every answer is made from one reading of the status. Nothing here asks the broker.
 
+mod channels;
 pub(super) mod exposition;
+mod metric_writer;
 
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@
 //! consumes. Problems with the configuration go to standard error, one line each; the exit code is then 78.
 
 mod broker;
+mod channel_servers;
 mod order;
 mod permissions;
 mod report;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 pub use broker::{AddressReport, BrokerReport};
+pub use channel_servers::{ChannelServerError, ChannelServerReport};
 pub use order::read_order;
 pub use permissions::PermissionsReport;
 pub use report::{CheckReport, ConsumerReport, TopologyReport};
@@ -38,7 +40,7 @@ const DEFAULT_USER: &str = "guest";
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct CheckArgs {
     /// Also compare the broker with the configuration (missing objects, differences, dangerous policies), and check that the servers
-    /// of steps accept connections and that their programs exist
+    /// of steps accept connections, that their programs exist, and that the servers of notification channels can be used
     #[arg(long)]
     pub connect: bool,
     /// Print only the commands that create orderd's and a producer's user, with the least permissions they need
@@ -93,7 +95,7 @@ impl CheckArgs {
 
 /// Checks the configuration. Prints the report to `out`, problems and warnings to `err`.
 ///
-/// Returns the exit code: 0 if all is as it must be, 69 if the broker or a step's server is unreachable, 78 if the configuration is invalid, the
+/// Returns the exit code: 0 if all is as it must be, 69 if the broker, a step's server or that of a notification channel is unreachable, 78 if the configuration is invalid, the
 /// broker contradicts it, or something is missing on the broker, even if orderd declares it at its next start.
 ///
 /// With `--format json`, `out` gets one object: `ok` (`true` for exit code 0), `problems` and `warnings`
@@ -124,13 +126,13 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     let storage = storage_warnings(&loaded.config);
     load_error::write_warnings(&storage, &loaded.path, err)?;
     report.warnings.extend(storage);
-    let mut code = Exit::Done;
+    let mut exit = Exit::Done;
     if args.connect {
         let broker = broker::ask(&loaded.config).await;
         for problem in broker.problems(loaded.config.topology.declare) {
             writeln!(err, "error: {}", escaped(&problem))?;
         }
-        code = broker.exit();
+        exit = broker.exit();
         report.connected = Some(broker);
         let servers = step_servers::ask(&loaded.config).await;
         for StepServerReport { address, steps, error } in &servers {
@@ -141,7 +143,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
                     "error: {}",
                     escaped(&format!("cannot connect to {address}, which {steps} need: {error}"))
                 )?;
-                code = if code == Exit::Done { Exit::Unavailable } else { code };
+                exit = if exit == Exit::Done { Exit::Unavailable } else { exit };
             }
         }
         report.step_servers = Some(servers);
@@ -149,10 +151,19 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         for StepCommandReport { step, error, .. } in &commands {
             if let Some(error) = error {
                 writeln!(err, "error: {}", escaped(&format!("{step}: {error}")))?;
-                code = if code == Exit::Done { Exit::Config } else { code };
+                exit = if exit == Exit::Done { Exit::Config } else { exit };
             }
         }
         report.step_commands = Some(commands);
+        let channels = channel_servers::ask(&loaded.config).await;
+        for ChannelServerReport { channel, address, error } in &channels {
+            if let Some(ChannelServerError { code, reason }) = error {
+                let problem = format!("notification channel {channel:?} cannot use {address}: {code}: {reason}");
+                writeln!(err, "error: {}", escaped(&problem))?;
+                exit = if exit == Exit::Done { Exit::Unavailable } else { exit };
+            }
+        }
+        report.channel_servers = Some(channels);
     }
     let known = report.connected.as_ref().and_then(BrokerReport::user_name);
     if let Some(warning) = shared_user(&loaded.config, known) {
@@ -163,12 +174,12 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
         Format::Text => text::write(&report, out)?,
         Format::Json => {
             let mut object = serde_json::to_value(&report)?;
-            object["ok"] = json!(code == Exit::Done);
+            object["ok"] = json!(exit == Exit::Done);
             object["problems"] = json!([]);
             write_json(&object, out)?;
         }
     }
-    Ok(code)
+    Ok(exit)
 }
 
 /// Warnings about a ledger or event files that would be lost, or damaged, where they are.

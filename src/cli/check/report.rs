@@ -26,13 +26,13 @@
 //!     },
 //!     "settings": {"faults": {"transient": 0.05, "permanent": 0.0, "panic": 0.0, "hang": 0.0, "block": 0.0}}
 //!   }],
-//!   "connected": null, "step_servers": null, "step_commands": null
+//!   "connected": null, "step_servers": null, "step_commands": null, "channel_servers": null
 //! }
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `rate_limit` without one, `retention_ms` if rows are kept forever, `connected`, `step_servers` and `step_commands` without
-//! `--connect`. `settings` has the keys of the consumer's handler, such as `faults` of the order handler.
+//! `rate_limit` without one, `retention_ms` if rows are kept forever, `connected`, `step_servers`, `step_commands` and
+//! `channel_servers` without `--connect`. `settings` has the keys of the consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +41,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
+use super::channel_servers::ChannelServerReport;
 use super::permissions::PermissionsReport;
 use super::schedule::{RetrySchedule, millis, optional_millis};
 use super::step_commands::StepCommandReport;
@@ -74,6 +75,8 @@ pub struct CheckReport {
     pub step_servers: Option<Vec<StepServerReport>>,
     /// Whether the programs of steps are there; `None` without `--connect`.
     pub step_commands: Option<Vec<StepCommandReport>>,
+    /// Whether the servers of notification channels can be used; `None` without `--connect`.
+    pub channel_servers: Option<Vec<ChannelServerReport>>,
 }
 
 /// The broker's addresses, and the user orderd connects as.
@@ -201,6 +204,7 @@ impl CheckReport {
             connected: None,
             step_servers: None,
             step_commands: None,
+            channel_servers: None,
         }
     }
 }
@@ -242,7 +246,7 @@ fn arguments(arguments: &std::collections::BTreeMap<&'static str, Argument>) -> 
 impl ConsumerReport {
     fn new(name: &str, consumer: &Consumer) -> Self {
         let is_retried = !consumer.handles_failures();
-        let attempt = consumer.timeout + consumer.handler_settings.call_time();
+        let attempt = consumer.attempt_time();
         ConsumerReport {
             name: name.to_owned(),
             queue: consumer.queue.clone(),

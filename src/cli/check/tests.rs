@@ -166,6 +166,7 @@ async fn json_has_the_documented_keys() {
     let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
         "broker",
+        "channel_servers",
         "config",
         "connected",
         "consumers",

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value};
 
 use super::broker::BrokerReport;
+use super::channel_servers::{ChannelServerError, ChannelServerReport};
 use super::report::{CheckReport, ConsumerReport, QueueReport, TopologyReport};
 use super::schedule::RetrySchedule;
 use super::step_commands::StepCommandReport;
@@ -25,7 +26,8 @@ pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()>
         write_broker(broker, out)?;
     }
     write_step_servers(report.step_servers.as_deref().unwrap_or_default(), out)?;
-    write_step_commands(report.step_commands.as_deref().unwrap_or_default(), out)
+    write_step_commands(report.step_commands.as_deref().unwrap_or_default(), out)?;
+    write_channel_servers(report.channel_servers.as_deref().unwrap_or_default(), out)
 }
 
 fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
@@ -186,6 +188,17 @@ fn write_step_commands(commands: &[StepCommandReport], out: &mut dyn Write) -> i
     commands.iter().try_for_each(|StepCommandReport { step, program, error }| {
         let state = error.as_deref().unwrap_or("can be executed");
         writeln!(out, "  {}: {} ({step})", escaped(program), escaped(state))
+    })
+}
+
+fn write_channel_servers(servers: &[ChannelServerReport], out: &mut dyn Write) -> io::Result<()> {
+    if !servers.is_empty() {
+        writeln!(out, "\nservers of notification channels")?;
+    }
+    servers.iter().try_for_each(|ChannelServerReport { channel, address, error }| {
+        let error = error.as_ref().map(|ChannelServerError { code, reason }| format!("{code}: {reason}"));
+        let state = error.unwrap_or_else(|| "can be used".to_owned());
+        writeln!(out, "  {channel}: {} ({})", escaped(&state), escaped(address))
     })
 }
 

@@ -123,6 +123,54 @@ pub(super) fn write_steps(consumers: &BTreeMap<String, ConsumerStatus>, out: &mu
     table::write(table, &layout(1, 2..10), out)
 }
 
+/// Writes a row for each provider of each notification channel; nothing if there are no channels.
+pub(super) fn write_channels(consumers: &BTreeMap<String, ConsumerStatus>, out: &mut dyn Write) -> io::Result<()> {
+    if consumers.values().all(|consumer| consumer.channels.is_empty()) {
+        return Ok(());
+    }
+    let mut table = table::new([
+        "CONSUMER",
+        "CHANNEL",
+        "PROVIDER",
+        "IN USE",
+        "BREAKER",
+        "IN-FLIGHT",
+        "SENT",
+        "FAILED",
+        "P50",
+        "P95",
+        "P99",
+    ]);
+    for (name, consumer) in consumers {
+        for channel in &consumer.channels {
+            let quantile = |value: fn(&Quantiles) -> f64| seconds(channel.send_seconds.as_ref().map(value));
+            table.add_row([
+                escaped(name),
+                escaped(&channel.channel),
+                escaped(&channel.provider),
+                if channel.in_use { "yes" } else { "no" }.to_owned(),
+                channel.breaker.as_deref().map_or_else(|| UNKNOWN.to_owned(), escaped),
+                channel.in_flight.to_string(),
+                channel.sent.to_string(),
+                channel.failed.to_string(),
+                quantile(|quantiles| quantiles.p50),
+                quantile(|quantiles| quantiles.p95),
+                quantile(|quantiles| quantiles.p99),
+            ]);
+        }
+    }
+    writeln!(out)?;
+    table::write(table, &layout(1, 5..11), out)?;
+    let failing = consumers.values().flat_map(|consumer| &consumer.channels);
+    for channel in failing.filter(|channel| channel.failed > 0) {
+        let codes = channel.failures.iter().map(|(code, count)| format!("{count} {}", escaped(code)));
+        let (name, provider) = (escaped(&channel.channel), escaped(&channel.provider));
+        let codes = codes.collect::<Vec<_>>().join(", ");
+        wrapped(&format!("failed attempts of channel {name} by {provider}: {codes}"), out)?;
+    }
+    Ok(())
+}
+
 fn layout(gap: u16, numbers: std::ops::Range<usize>) -> Layout {
     Layout { indent: 0, gap, numbers, max_width: Some(MAX_WIDTH as u16) }
 }

@@ -19,6 +19,7 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
     tables::write_queues(&status.broker, out)?;
     tables::write_consumers(&status.consumers, out)?;
     tables::write_steps(&status.consumers, out)?;
+    tables::write_channels(&status.consumers, out)?;
     write_consumer_notes(&status.consumers, now, out)?;
     writeln!(out)?;
     write_counts("retries", status, |consumer| &consumer.retries, |other| &other.retries, out)?;
@@ -284,6 +285,9 @@ mod tests {
             "subscriptions": 9, "acks_per_second": 1234.56, "handling_seconds": quantiles, "publish_to_ack_seconds": null,
             "steps": [{"step": "charge", "action": "undo", "in_flight": 64, "done": 1_234_567, "failed": 123, "refused": 45,
                 "abandoned": 6, "call_seconds": quantiles}],
+            "channels": [{"channel": "email", "provider": "backup", "in_use": true, "breaker": "half_open", "in_flight": 8,
+                "sent": 1_234_567, "failed": 123, "failures": {"smtp_421": 100, "a\u{9b}2J": 23}, "abandoned": 0,
+                "call_seconds": null, "send_seconds": quantiles}],
             "conservation": conservation});
         let mut paused = consumer.clone();
         paused["paused"] = json!(true);
@@ -346,6 +350,9 @@ mod tests {
             "notification 1/16 1000 478ms 9876543 12345 123456 1234567 1234 123 1234.6 48.7ms 227ms 494ms",
             "CONSUMER STEP IN-FLIGHT DONE FAILED REFUSED ABANDONED P50 P95 P99",
             "order charge (undo) 64 1234567 123 45 6 48.7ms 227ms 494ms",
+            "CONSUMER CHANNEL PROVIDER IN USE BREAKER IN-FLIGHT SENT FAILED P50 P95 P99",
+            "order email backup yes half_open 8 1234567 123 48.7ms 227ms 494ms",
+            "failed attempts of channel email by backup: 23 a\\u{9b}2J, 100 smtp_421",
             "ledger CANNOT RECORD",
             "123456789 commits, 2 outages",
             "messages of order to correct at their senders: 7 not proven to be orderd's own, 5 without message_id, 6 with an \

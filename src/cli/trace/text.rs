@@ -133,9 +133,23 @@ fn event_text(event: &TraceEvent) -> String {
         TraceEvent::Processed => "processed: its events are confirmed".to_owned(),
         TraceEvent::Cancelled => "cancelled".to_owned(),
         TraceEvent::Prevented => "arrived after its cancellation: not processed".to_owned(),
-        TraceEvent::Notified { channel } => format!("delivered to channel {channel}"),
+        TraceEvent::DeliveryFailed { channel, provider, recipient, kind, code, reason } => {
+            let route = route(channel, Some(provider), recipient.as_deref());
+            format!("not delivered to {route}: {kind} {code}: {reason}")
+        }
+        TraceEvent::Notified { channel, provider, recipient } => {
+            format!("delivered to {}", route(channel, provider.as_deref(), recipient.as_deref()))
+        }
         TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
+}
+
+/// A channel, the fallback that stands in for it, and the shortened recipient.
+fn route(channel: &str, provider: Option<&str>, recipient: Option<&str>) -> String {
+    let fallback = provider.filter(|provider| *provider != channel);
+    let fallback = fallback.map_or_else(String::new, |provider| format!(" by its fallback {provider}"));
+    let recipient = recipient.map_or_else(String::new, |recipient| format!(" ({recipient})"));
+    format!("channel {channel}{fallback}{recipient}")
 }
 
 /// The beginning of a result. JSON output has all of it.

@@ -11,7 +11,7 @@ use crate::ledger::{
 };
 use crate::message::{DeliveryId, HeaderValue, Headers, Message, PublishError, Sender};
 use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
-use crate::metrics::StepCounters;
+use crate::metrics::{ChannelCounters, StepCounters};
 use crate::pipeline::{LedgerAccess, StepAccess, StepServices};
 
 fn delivery(unread: usize) -> Delivery {
@@ -121,11 +121,12 @@ async fn what_cannot_be_published_as_a_copy_is_recorded_with_its_reason_and_dead
 struct TestServices<'a> {
     memory: &'a MemoryLedger,
     counters: StepCounters,
+    channels: ChannelCounters,
 }
 
 impl<'a> TestServices<'a> {
     fn new(memory: &'a MemoryLedger) -> Self {
-        TestServices { memory, counters: StepCounters::default() }
+        TestServices { memory, counters: StepCounters::default(), channels: ChannelCounters::default() }
     }
 }
 
@@ -140,6 +141,10 @@ impl StepServices for TestServices<'_> {
 
     fn counters(&self) -> &StepCounters {
         &self.counters
+    }
+
+    fn channels(&self) -> &ChannelCounters {
+        &self.channels
     }
 
     fn max_hold(&self) -> Duration {

@@ -239,7 +239,7 @@ impl Handler for OrderHandler {
     }
 
     fn gates(&self) -> Vec<IntakeGate> {
-        self.steps.engine.gates().into_iter().map(IntakeGate::Service).collect()
+        self.steps.engine.gates().into_iter().map(|gate| IntakeGate::Service(gate.into())).collect()
     }
 }
 

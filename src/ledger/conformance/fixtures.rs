@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 
 use crate::domain::{Amounts, Charges, Item, OrderId, Sale};
-use crate::ledger::{LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder};
+use crate::ledger::{
+    LedgerEntry, NewAnalytics, NewAttempt, NewDeadLetter, NewNotification, NewOrder, NotificationDelivery,
+};
 
 pub(crate) fn at(milliseconds: i64) -> Timestamp {
     Timestamp::from_millisecond(milliseconds).unwrap()
@@ -62,7 +64,8 @@ pub(crate) fn look_up(id: &str) -> LedgerEntry {
 
 pub(crate) fn notification(id: &str) -> LedgerEntry {
     let channel = "email".to_owned();
-    LedgerEntry::Notification(Box::new(NewNotification { id: id.to_owned(), order_id: None, channel, at: at(4_000) }))
+    let (id, delivery) = (id.to_owned(), NotificationDelivery::default());
+    LedgerEntry::Notification(Box::new(NewNotification { id, order_id: None, channel, at: at(4_000), delivery }))
 }
 
 pub(crate) fn analytics(id: &str, sale: Option<Sale>) -> LedgerEntry {

@@ -11,7 +11,8 @@ use crate::ledger::conformance::{
 };
 use crate::ledger::report::{GroupBy, PointInTime, ReportQuery};
 use crate::ledger::{
-    Ledger, LedgerEntry, LedgerError, LedgerState, NewAttempt, NewNotification, NewOrder, Pruned, Recorded,
+    Ledger, LedgerEntry, LedgerError, LedgerState, NewAttempt, NewNotification, NewOrder, NotificationDelivery, Pruned,
+    Recorded,
 };
 
 const DAY: i64 = 86_400_000;
@@ -50,6 +51,7 @@ fn processed(id: &str, moment: Timestamp) -> [LedgerEntry; 4] {
         order_id: Some(id.to_owned()),
         channel: "email".to_owned(),
         at: moment,
+        delivery: NotificationDelivery::default(),
     };
     let mut counted = analytics(&event("analytics/processed"), Some(sale("Laptop", Decimal::from(1_200), moment)));
     if let LedgerEntry::Analytics(event) = &mut counted {

@@ -138,7 +138,11 @@ async fn a_claimed_notification_is_held_until_it_is_recorded_released_or_its_lea
         at: at(second),
         until: at(second + 10),
     };
-    let release = |owner: &str| LedgerEntry::ReleaseNotification { id: "claimed".to_owned(), owner: owner.into() };
+    let release = |owner: &str| LedgerEntry::ReleaseNotification {
+        id: "claimed".to_owned(),
+        owner: owner.into(),
+        failed: Vec::new(),
+    };
     assert_eq!(answer(ledger, claim("a", 0)).await, New);
     assert_eq!(answer(ledger, claim("b", 9)).await, Recorded::Held);
     assert_eq!(answer(ledger, claim("a", 9)).await, New, "it is renewed");

@@ -2,8 +2,11 @@
 
 use super::rules;
 use crate::ledger::conformance::{accept, at, attempt, dead_letter, finish, notification, order};
-use crate::ledger::trace::{MessageState, Trace, TraceStep, TracedMessage};
-use crate::ledger::{Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewOrder};
+use crate::ledger::trace::{MessageState, Trace, TraceEvent, TraceStep, TracedMessage};
+use crate::ledger::{
+    FailedDelivery, Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewNotification, NewOrder, NotificationDelivery,
+    Recorded,
+};
 
 rules! {
     a_failure_recorded_to_the_second_is_not_shown_before_its_order,
@@ -16,6 +19,7 @@ rules! {
     a_dead_lettered_order_is_in_the_dead_letter_queue_until_it_is_processed,
     events_that_are_not_recorded_yet_are_under_way,
     a_notification_that_fails_is_traced_with_its_order,
+    each_attempt_to_deliver_a_notification_is_traced_with_its_provider,
 }
 
 async fn record(ledger: &dyn Ledger, entries: impl IntoIterator<Item = LedgerEntry>) {
@@ -167,6 +171,59 @@ async fn events_that_are_not_recorded_yet_are_under_way(ledger: &dyn Ledger) {
     assert_eq!(
         unfinished.message_states(at(9_000)),
         [(TracedMessage::Order, MessageState::UnderWay { since: at(2_000) })]
+    );
+}
+
+async fn each_attempt_to_deliver_a_notification_is_traced_with_its_provider(ledger: &dyn Ledger) {
+    let id = "o-1/notification/processed".to_owned();
+    let failed = |provider: &str, second: i64| FailedDelivery {
+        channel: "email".to_owned(),
+        provider: provider.to_owned(),
+        recipient: Some("a…@example.com".to_owned()),
+        kind: "transient",
+        code: "smtp_421".to_owned(),
+        reason: "421 not now".to_owned(),
+        at: at(second),
+    };
+    let released = LedgerEntry::ReleaseNotification {
+        id: id.clone(),
+        owner: "a".into(),
+        failed: vec![failed("email", 3_100), failed("backup", 3_200)],
+    };
+    let delivery = NotificationDelivery {
+        provider: Some("backup".to_owned()),
+        recipient: Some("a…@example.com".to_owned()),
+        failed: vec![failed("email", 3_300)],
+    };
+    let notified = NewNotification { id, order_id: None, channel: "email".to_owned(), at: at(3_400), delivery };
+    let notified = LedgerEntry::Notification(Box::new(notified));
+    record(ledger, [accept(order("o-1")), finish("o-1")]).await;
+    assert_eq!(ledger.record(released).await.unwrap(), Recorded::Duplicate, "there was no claim");
+    let trace = ledger.trace("o-1").await.unwrap();
+    let since = at(3_000);
+    assert_eq!(trace.message_states(at(4_000))[1], (TracedMessage::Notification, MessageState::UnderWay { since }));
+    let trace = traced(ledger, [notified]).await;
+    let of_notification = trace.steps.iter().filter(|step| step.message == TracedMessage::Notification);
+    let seen: Vec<_> = of_notification
+        .map(|step| match &step.event {
+            TraceEvent::DeliveryFailed { channel, provider, code, .. } => {
+                (step.at, channel.as_str(), provider.as_str(), code.as_str())
+            }
+            TraceEvent::Notified { channel, provider, recipient } => {
+                assert_eq!(recipient.as_deref(), Some("a…@example.com"));
+                (step.at, channel.as_str(), provider.as_deref().unwrap(), "")
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (at(3_100), "email", "email", "smtp_421"),
+            (at(3_200), "email", "backup", "smtp_421"),
+            (at(3_300), "email", "email", "smtp_421"),
+            (at(3_400), "email", "backup", "")
+        ]
     );
 }
 

@@ -81,9 +81,12 @@ impl Tables {
             let event = |kind| self.events.get(&(identity.clone(), kind));
             match message {
                 TracedMessage::Order | TracedMessage::Cancellation => {}
-                TracedMessage::Notification | TracedMessage::NotificationCancelled => event(EventKind::Notification)
-                    .iter()
-                    .for_each(|event| step(event.at, TraceEvent::Notified { channel: event.name.clone() })),
+                TracedMessage::Notification | TracedMessage::NotificationCancelled => {
+                    self.claims.failed(&identity).for_each(|(at, event)| step(at, event));
+                    event(EventKind::Notification)
+                        .iter()
+                        .for_each(|event| step(event.at, self.claims.notified(&identity, event.name.clone())));
+                }
                 TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => {
                     event(EventKind::Analytics).iter().for_each(|event| step(event.at, TraceEvent::Counted));
                 }

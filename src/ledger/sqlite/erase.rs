@@ -70,11 +70,14 @@ fn find(connection: &Connection, subject: &ErasureSubject) -> rusqlite::Result<E
 /// Each finds identities of messages with the id `?1`.
 fn message_queries() -> impl Iterator<Item = String> {
     IDENTITIES.iter().flat_map(|is_meant| {
-        let failed = ["attempts", "dead_letters"].map(|table| format!("SELECT identity FROM {table} WHERE {is_meant}"));
+        let failed = ["attempts", "dead_letters", "notification_attempts"]
+            .map(|table| format!("SELECT identity FROM {table} WHERE {is_meant}"));
+        let is_event = is_meant.replace("identity", "id");
+        let delivered = format!("SELECT id FROM events WHERE ({is_event}) AND recipient IS NOT NULL");
         let called = format!(
             "{SCOPES} SELECT identity FROM scopes CROSS JOIN step_runs ON step_runs.scope = scopes.scope WHERE {is_meant}"
         );
-        failed.into_iter().chain([called])
+        failed.into_iter().chain([delivered, called])
     })
 }
 
@@ -159,10 +162,16 @@ fn erase_target(
 }
 
 fn erase_failures(connection: &Connection, identity: &str, erased: &mut ErasedRows) -> rusqlite::Result<()> {
-    for table in ["attempts", "dead_letters"] {
+    for table in ["attempts", "dead_letters", "notification_attempts"] {
         erased.failure_texts += connection.execute(
             &format!("UPDATE {table} SET failure_reason = ?2 WHERE identity = ?1 AND failure_reason <> ?2"),
             (identity, ERASED),
+        )?;
+    }
+    for (table, key) in [("events", "id"), ("notification_attempts", "identity")] {
+        erased.recipients += connection.execute(
+            &format!("UPDATE {table} SET recipient = NULL WHERE {key} = ?1 AND recipient IS NOT NULL"),
+            [identity],
         )?;
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tracing::{info, warn};
 
@@ -107,7 +108,7 @@ pub(super) fn for_writing(directory: &Path, tuning: &Tuning) -> Result<(Connecti
     } else if is_new {
         info!(location, "created a new ledger");
     }
-    let written = configure(&mut connection, tuning).and_then(|()| prove_write(&mut connection));
+    let written = configure(&mut connection, tuning).and_then(|()| first_write(&mut connection));
     written.map_err(|cause| error(directory, cause))?;
     let files = OpenFiles::examine(directory);
     let files = files.map_err(|cause| OpenError::Store {
@@ -122,10 +123,13 @@ fn is_empty_file(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() == 0)
 }
 
-/// Writes the version that the file has, in a transaction of its own: a ledger that can only be read must not look ready.
-fn prove_write(connection: &mut Connection) -> rusqlite::Result<()> {
+/// Writes the version that the file has, in a transaction of its own: a ledger that can only be read must not look ready. Removes
+/// the claims of instances that were killed, which end by themselves and mean nothing after that; they are few.
+fn first_write(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     schema::write_version(&transaction)?;
+    let now = Timestamp::now().as_millisecond();
+    transaction.execute("DELETE FROM notification_claims WHERE claimed_until < ?1", [now])?;
     transaction.commit()
 }
 

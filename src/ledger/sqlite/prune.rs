@@ -69,6 +69,7 @@ pub(super) struct Pruner {
     orders: Table,
     events: Table,
     attempts: Table,
+    notification_attempts: Table,
     step_runs: RunPruner,
 }
 
@@ -96,6 +97,7 @@ impl Pruner {
             },
             events: table("events", "TRUE", "recorded_at", "recorded_at"),
             attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
+            notification_attempts: table("notification_attempts", "TRUE", "failed_at", "failed_at"),
             step_runs: RunPruner::default(),
         }
     }
@@ -105,11 +107,10 @@ impl Pruner {
         let (orders, more_orders) = self.orders.prune(connection, before)?;
         let (events, more_events) = self.events.prune(connection, before)?;
         let (attempts, more_attempts) = self.attempts.prune(connection, before)?;
+        let (deliveries, more_deliveries) = self.notification_attempts.prune(connection, before)?;
         // After the orders: with its row, an order keeps its run.
         let PrunedRuns { removed: step_runs, erased: erased_runs, more: more_runs } =
             self.step_runs.prune(connection, before)?;
-        // Those of instances that were killed; few, so no index is needed.
-        connection.execute("DELETE FROM notification_claims WHERE claimed_until < ?1", [before])?;
         let mut minutes = 0;
         for (table, key) in [("sales", "currency, product"), ("order_sums", "currency, priority")] {
             let remove = format!(
@@ -121,11 +122,11 @@ impl Pruner {
         Ok(Pruned {
             orders,
             events,
-            attempts,
+            attempts: attempts + deliveries,
             step_runs,
             erased_runs,
             minutes,
-            more: more_orders || more_events || more_attempts || more_runs || minutes > 0,
+            more: more_orders || more_events || more_attempts || more_deliveries || more_runs || minutes > 0,
         })
     }
 

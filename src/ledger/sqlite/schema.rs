@@ -248,6 +248,24 @@ const VERSION_4: &str = "
         PRIMARY KEY (scope, identity, step, action, round)
     ) STRICT;
 
+    -- Of a notification: the provider that accepted it, NULL for the file, and its recipient, shortened so that it names nobody.
+    ALTER TABLE events ADD COLUMN provider TEXT;
+    ALTER TABLE events ADD COLUMN recipient TEXT;
+
+    -- Attempts to deliver a notification that have failed, at most 100 of each.
+    CREATE TABLE notification_attempts (
+        identity       TEXT NOT NULL,     -- the message id
+        number         INTEGER NOT NULL,  -- from 1
+        channel        TEXT NOT NULL,
+        provider       TEXT NOT NULL,     -- the channel, or one of its fallbacks
+        recipient      TEXT,              -- shortened so that it names nobody
+        failure_kind   TEXT NOT NULL,
+        failure_code   TEXT NOT NULL,
+        failure_reason TEXT NOT NULL,
+        failed_at      INTEGER NOT NULL,
+        PRIMARY KEY (identity, number)
+    ) STRICT;
+
     -- Notifications that an instance is delivering.
     CREATE TABLE notification_claims (
         id            TEXT NOT NULL PRIMARY KEY,  -- the message id

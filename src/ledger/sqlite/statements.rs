@@ -9,38 +9,21 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Statement, params};
 use rust_decimal::Decimal;
 
+use super::notifications::Notifications;
 use super::order_items::{self, Compared, SELECT_STORED, compare, only_item};
 use super::order_sums::OrderSums;
 use super::overwrite::COUNT_ORDERS;
 use super::prune::Pruner;
+use super::record_error::{RecordError, recorded};
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
-use super::store_error::{ledger_error, outage_cause};
+use super::store_error::ledger_error;
 use super::{cancellation, schema, step_runs, step_texts};
 use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
 use crate::ledger::step_runs::{ClaimAnswer, RunKey};
-
-/// What failed: one entry, or all that share its transaction.
-#[derive(Debug)]
-pub(super) enum RecordError {
-    /// Only this entry; nothing of it was kept.
-    Entry(LedgerError),
-    /// The whole transaction.
-    Batch(rusqlite::Error),
-}
-
-impl From<rusqlite::Error> for RecordError {
-    fn from(error: rusqlite::Error) -> Self {
-        // SQLite has undone this one statement and the transaction continues, unless the store has failed.
-        match outage_cause(&error) {
-            None => RecordError::Entry(LedgerError::refused("record an entry", error)),
-            Some(_) => RecordError::Batch(error),
-        }
-    }
-}
 
 /// An order is to be finished that is not in the ledger: the file was replaced after it was accepted.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +46,7 @@ pub(super) struct Statements<'c> {
     finish_order: Statement<'c>,
     finish_order_at_row: Statement<'c>,
     select_event: Statement<'c>,
-    insert_notification: Statement<'c>,
-    claim_notification: Statement<'c>,
-    release_notification: Statement<'c>,
-    end_claim: Statement<'c>,
+    notifications: Notifications<'c>,
     insert_analytics: Statement<'c>,
     insert_attempt: Statement<'c>,
     delete_retried: Statement<'c>,
@@ -113,17 +93,7 @@ impl<'c> Statements<'c> {
                                    AND state IN ('undoing', 'undone', 'undo_failed'))",
             )?,
             select_event: connection.prepare("SELECT 1 FROM events WHERE id = ?1 AND kind = ?2")?,
-            insert_notification: connection.prepare(
-                "INSERT INTO events (id, kind, name, order_id, recorded_at)
-                 VALUES (?1, 'notification', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
-            )?,
-            claim_notification: connection.prepare(
-                "INSERT INTO notification_claims (id, owner, claimed_until) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, claimed_until = excluded.claimed_until
-                 WHERE owner = excluded.owner OR claimed_until <= ?4",
-            )?,
-            release_notification: connection.prepare("DELETE FROM notification_claims WHERE id = ?1 AND owner = ?2")?,
-            end_claim: connection.prepare("DELETE FROM notification_claims WHERE id = ?1")?,
+            notifications: Notifications::prepare(connection)?,
             insert_analytics: connection.prepare(
                 "INSERT INTO events (id, kind, name, order_id, recorded_at)
                  VALUES (?1, 'analytics', ?2, ?3, ?4) ON CONFLICT (id, kind) DO NOTHING",
@@ -280,27 +250,11 @@ impl<'c> Statements<'c> {
                 if self.select_event.exists((id, "notification"))? {
                     return Ok(Recorded::Duplicate);
                 }
-                let (at, until) = (at.as_millisecond(), until.as_millisecond());
-                match self.claim_notification.execute((id, &**owner, until, at))? {
-                    0 => Ok(Recorded::Held),
-                    _ => Ok(Recorded::New),
-                }
+                Ok(self.notifications.claim(id, owner, *at, *until)?)
             }
-            LedgerEntry::ReleaseNotification { id, owner } => {
-                Ok(recorded(self.release_notification.execute((id, &**owner))?))
-            }
+            LedgerEntry::ReleaseNotification { id, owner, failed } => self.notifications.release(id, owner, failed),
             LedgerEntry::LookUpAnalytics { id } => Ok(known(self.select_event.exists((id, "analytics"))?)),
-            LedgerEntry::Notification(notification) => {
-                let at = notification.at.as_millisecond();
-                self.end_claim.execute([&notification.id])?;
-                let rows = self.insert_notification.execute((
-                    &notification.id,
-                    &notification.channel,
-                    &notification.order_id,
-                    at,
-                ))?;
-                Ok(recorded(rows))
-            }
+            LedgerEntry::Notification(notification) => self.notifications.insert(notification),
             LedgerEntry::Analytics(event) => self.insert_analytics(event),
             LedgerEntry::Attempt(attempt) => self.insert_retried(attempt),
             LedgerEntry::DeadLetter(letter) => self.insert_dead_letter(letter),
@@ -425,8 +379,4 @@ const BEGIN: &str = "begin a transaction";
 
 fn known(is_known: bool) -> Recorded {
     if is_known { Recorded::Duplicate } else { Recorded::New }
-}
-
-fn recorded(rows: usize) -> Recorded {
-    if rows == 1 { Recorded::New } else { Recorded::Duplicate }
 }

@@ -28,6 +28,7 @@ fn trace(connection: &Connection, id: &str) -> rusqlite::Result<Trace> {
         let identity = format!("{id}{suffix}");
         read_attempts(&snapshot, message, &identity, &mut steps)?;
         read_dead_letters(&snapshot, message, &identity, &mut steps)?;
+        read_failed_deliveries(&snapshot, message, &identity, &mut steps)?;
         read_event(&snapshot, message, &identity, &mut steps)?;
     }
     Ok(Trace::new(id, order, steps))
@@ -178,6 +179,35 @@ fn read_dead_letters(
     Ok(())
 }
 
+/// What providers of notification channels did not accept.
+fn read_failed_deliveries(
+    snapshot: &Connection,
+    message: TracedMessage,
+    identity: &str,
+    steps: &mut Vec<TraceStep>,
+) -> rusqlite::Result<()> {
+    if !matches!(message, TracedMessage::Notification | TracedMessage::NotificationCancelled) {
+        return Ok(());
+    }
+    let mut query = snapshot.prepare(
+        "SELECT failed_at, channel, provider, recipient, failure_kind, failure_code, failure_reason
+         FROM notification_attempts WHERE identity = ?1 ORDER BY number",
+    )?;
+    let mut rows = query.query([identity])?;
+    while let Some(row) = rows.next()? {
+        let event = TraceEvent::DeliveryFailed {
+            channel: row.get(1)?,
+            provider: row.get(2)?,
+            recipient: row.get(3)?,
+            kind: row.get(4)?,
+            code: row.get(5)?,
+            reason: row.get(6)?,
+        };
+        steps.push(TraceStep { at: time(row, 0)?, message, event });
+    }
+    Ok(())
+}
+
 fn read_event(
     snapshot: &Connection,
     message: TracedMessage,
@@ -189,9 +219,11 @@ fn read_event(
         TracedMessage::Notification | TracedMessage::NotificationCancelled => "notification",
         TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => "analytics",
     };
-    let mut query = snapshot.prepare("SELECT recorded_at, name FROM events WHERE id = ?1 AND kind = ?2")?;
-    let found = query.query_row([id, kind], |row| Ok((time(row, 0)?, row.get(1)?))).optional()?;
-    steps.extend(found.map(|(at, name)| {
+    let columns = "recorded_at, name, provider, recipient";
+    let mut query = snapshot.prepare(&format!("SELECT {columns} FROM events WHERE id = ?1 AND kind = ?2"))?;
+    let read = |row: &Row<'_>| Ok((time(row, 0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    let found = query.query_row([id, kind], read).optional()?;
+    steps.extend(found.map(|(at, channel, provider, recipient)| {
         let event = match message {
             TracedMessage::Order
             | TracedMessage::Cancellation
@@ -199,7 +231,7 @@ fn read_event(
             | TracedMessage::AnalyticsFailed
             | TracedMessage::AnalyticsCancelled => TraceEvent::Counted,
             TracedMessage::Notification | TracedMessage::NotificationCancelled => {
-                TraceEvent::Notified { channel: name }
+                TraceEvent::Notified { channel, provider, recipient }
             }
         };
         TraceStep { at, message, event }

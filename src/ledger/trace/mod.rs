@@ -165,10 +165,29 @@ pub enum TraceEvent {
     Cancelled,
     /// The order arrived after it was cancelled, and was not processed.
     Prevented,
+    /// A provider of a channel did not accept the notification.
+    DeliveryFailed {
+        /// The channel.
+        channel: String,
+        /// The provider: the channel itself, or a fallback.
+        provider: String,
+        /// The recipient, shortened so that it names nobody.
+        recipient: Option<String>,
+        /// The failure's kind.
+        kind: String,
+        /// The failure's stable code.
+        code: String,
+        /// The failure's text.
+        reason: String,
+    },
     /// The notification was sent to its channel.
     Notified {
         /// The channel.
         channel: String,
+        /// The provider that accepted it; `None`: it was written to the file of notifications.
+        provider: Option<String>,
+        /// The recipient, shortened so that it names nobody.
+        recipient: Option<String>,
     },
     /// The analytics event was recorded, and its sale, if it has one, added to the aggregates.
     Counted,
@@ -270,6 +289,7 @@ impl Trace {
             | TraceEvent::Processed
             | TraceEvent::Cancelled
             | TraceEvent::Prevented
+            | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Notified { .. }
             | TraceEvent::Counted => true,
         });
@@ -320,7 +340,9 @@ impl Trace {
             return Some(MessageState::Done { since: step.at });
         }
         // A failure is known to the second only, so the call that failed may seem to be later.
-        let last = steps().rfind(|step| !matches!(step.event, TraceEvent::StepCalled { .. }))?;
+        let is_call =
+            |step: &&TraceStep| matches!(step.event, TraceEvent::StepCalled { .. } | TraceEvent::DeliveryFailed { .. });
+        let last = steps().rfind(|step| !is_call(step))?;
         Some(match &last.event {
             TraceEvent::Failed { consumer, delay: Some(delay), due_at: Some(due_at), .. } if *due_at > now => {
                 let (consumer, delay) = (consumer.clone(), delay.clone());
@@ -332,6 +354,7 @@ impl Trace {
             TraceEvent::DeadLettered { .. } => MessageState::DeadLettered { since: last.at },
             TraceEvent::Accepted { .. }
             | TraceEvent::StepCalled { .. }
+            | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Cancelled
             | TraceEvent::Prevented => MessageState::UnderWay { since: last.at },
             TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {

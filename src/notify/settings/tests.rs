@@ -1,6 +1,7 @@
 //! Sections of channels, right and wrong.
 
 use std::fs;
+use std::time::Duration;
 
 use crate::config::{Config, LoadError};
 use crate::handlers;
@@ -113,6 +114,58 @@ fn a_default_channel_that_does_not_exist_is_a_warning() {
     assert_eq!(warnings(""), 0);
     assert_eq!(warnings("[notify.email]\ntype = \"log\""), 0);
     assert_eq!(warnings("[notify.sms]\ntype = \"log\""), 1);
+}
+
+const SERVER: &str = "type = \"smtp\"\ntls = \"none\"\naddress = \"localhost\"\nfrom = \"a@example.com\"\n";
+
+#[test]
+fn the_timeouts_of_the_longest_chain_of_fallbacks_count_toward_the_brokers_ack_timeout() {
+    let directory = tempfile::tempdir().unwrap();
+    let chain = |timeout: &str| {
+        let channel = |name: &str, more: &str| format!("[notify.{name}]\n{SERVER}timeout = \"{timeout}\"\n{more}");
+        let fallbacks =
+            [("a", "b"), ("b", "c"), ("c", "d")].map(|(name, next)| channel(name, &format!("fallback = \"{next}\"\n")));
+        [fallbacks.concat(), channel("d", ""), "[notify.email]\ntype = \"log\"\n".to_owned()].concat()
+    };
+    let loaded = load(&directory, &chain("2m")).unwrap();
+    let consumer = &loaded.config.consumers["notification"];
+    assert_eq!(consumer.attempt_time(), consumer.timeout + Duration::from_secs(8 * 60));
+    assert!(loaded.config.longest_holds()[&consumer.queue] >= consumer.attempt_time());
+    let retries = |immediate: u32| format!("[consumers.notification.retry]\nimmediate = {immediate}\n");
+    let warned = |notify: &str| {
+        let default = crate::config::DEFAULT_FILE.replace("immediate = 1", "immediate = 3");
+        let loaded = load(&directory, &[&default, "\n", notify].concat()).unwrap();
+        loaded.warnings.iter().any(|warning| warning.to_string().contains("consumers.notification.retry.immediate"))
+    };
+    let _ = retries;
+    assert!(warned(&chain("2m")) && !warned(&chain("1s")));
+}
+
+#[test]
+fn a_breaker_that_a_silent_server_can_never_open_is_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let warned = |more: &str| {
+        let loaded = load(&directory, &format!("[notify.email]\n{SERVER}{more}")).unwrap();
+        loaded.warnings.iter().any(|warning| warning.to_string().contains("notify.email.circuit_breaker"))
+    };
+    assert!(!warned(""));
+    assert!(warned("max_connections = 1\n"));
+    assert!(!warned("max_connections = 1\ncircuit_breaker = { window = \"5m\" }\n"));
+    assert!(warned("timeout = \"2m\"\n"));
+}
+
+#[test]
+fn consumers_of_notifications_with_different_default_channels_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let second = |default: &str| {
+        let queue =
+            "[queues.texts]\nbindings = [\"order.notification.sms\"]\n[consumers.texts]\nhandler = \"notification\"\n";
+        let file = [crate::config::DEFAULT_FILE, "\n", queue, "queue = \"texts\"\n", default].concat();
+        load(&directory, &file)
+    };
+    let problems = second("default_channel = \"sms\"\n").unwrap_err();
+    assert!(problems.iter().any(|problem| problem.contains("consumers.texts.default_channel")), "{problems:?}");
+    assert!(second("").is_ok());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! E-mail through an SMTP server: pooled connections, and what each of the server's replies means.
 //!
 //! ```text
-//! no connection, no TLS, login refused, 421, MAIL FROM refused, timeout before the e-mail was sent   transient; not sent: a fallback may
+//! no connection, no TLS, login refused or missing, 421, MAIL FROM refused, timeout before the e-mail was sent   transient; not sent:
+//!                                                                                                          a fallback may
 //! 4xx to RCPT TO, DATA or the e-mail   transient: not now, for this recipient
 //! 5xx to RCPT TO, DATA or the e-mail   permanent; the server's text is the reason
 //! connection lost or timeout after the e-mail was sent   transient, and the server may have accepted it
@@ -23,7 +24,7 @@ use lettre::transport::smtp::client::AsyncSmtpConnection;
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
@@ -43,10 +44,13 @@ use stream::{SmtpStream, StartTlsError, start_tls};
 
 /// How long an idle connection is kept; servers close them after minutes.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The most e-mails over one connection: many servers allow 100.
-const MAX_MAILS: u32 = 100;
-/// How long ending a connection may take.
+/// The most transactions over one connection, those that were refused included: many servers allow 100.
+const MAX_TRANSACTIONS: u32 = 100;
+/// How long ending a connection, or a transaction that was refused, may take.
 const QUIT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Replies about the session, not about the recipient: the service closes, a wrong sequence of commands, a login that is missing,
+/// too weak, refused or not encrypted.
+const SESSION_REPLIES: [u16; 6] = [421, 503, 530, 534, 535, 538];
 
 /// An SMTP server.
 pub(super) struct SmtpProvider {
@@ -60,7 +64,10 @@ pub(super) struct SmtpProvider {
 struct IdleConnection {
     connection: AsyncSmtpConnection,
     since: Instant,
-    mails: u32,
+    /// Begun so far.
+    transactions: u32,
+    /// The last transaction was refused and has to be ended before the next one.
+    is_refused: bool,
 }
 
 /// Why a command did not succeed.
@@ -87,7 +94,7 @@ impl SmtpProvider {
         let tls = match settings.tls {
             SmtpTls::None => None,
             SmtpTls::StartTls | SmtpTls::Tls => {
-                Some(Arc::new(TlsReloader::new("notify.<name>", settings.files.clone())))
+                Some(Arc::new(TlsReloader::new(&*settings.section, settings.files.clone())))
             }
         };
         let domain = settings.sender.from.email.domain().to_owned();
@@ -107,7 +114,22 @@ impl SmtpProvider {
         let to = recipient(content)?;
         let texts = self.templates.mail(content).map_err(|error: RenderError| template_failure(&error))?;
         let mail = mail(&self.settings.sender, &to, event_id, &texts);
-        self.send(&to, &mail, Instant::now() + limit).await
+        let sent = self.send(&to, &mail, Instant::now() + limit).await;
+        // Servers repeat the recipient in their replies. The log and the status show failures.
+        sent.map_err(|failure| without_recipient(failure, &to))
+    }
+
+    /// Connects and logs in, without sending anything, within this time.
+    ///
+    /// # Errors
+    /// As for [`SmtpProvider::deliver`].
+    pub async fn probe(&self, limit: Duration) -> Result<(), StepFailure> {
+        let connected = timeout(limit, self.connect()).await;
+        let mut connection =
+            connected.map_err(|_| self.failure("timed_out", "timed out", FailureCause::NotReached))??;
+        // Nothing depends on it.
+        let _ = timeout(QUIT_TIMEOUT, connection.quit()).await;
+        Ok(())
     }
 
     async fn send(&self, to: &Address, mail: &[u8], deadline: Instant) -> Result<(), StepFailure> {
@@ -118,13 +140,12 @@ impl SmtpProvider {
         let sent = timeout_at(deadline, ready.connection.message(mail)).await;
         match sent.map_err(|_| timed_out("after the e-mail was sent", FailureCause::Unanswered))? {
             Ok(_) => {
-                ready.mails += 1;
                 self.put_back(ready);
                 Ok(())
             }
             Err(error) => match Refusal::from(error) {
                 Refusal::Reply(code, text) => {
-                    if code != 421 {
+                    if !SESSION_REPLIES.contains(&code) {
                         self.put_back(ready);
                     }
                     Err(self.about_recipient(code, &text))
@@ -138,7 +159,19 @@ impl SmtpProvider {
     /// closed is replaced.
     async fn prepared(&self, to: &Address) -> Result<IdleConnection, StepFailure> {
         while let Some(mut idle) = self.take_idle() {
-            match self.begin(&mut idle.connection, to).await {
+            if idle.transactions >= MAX_TRANSACTIONS {
+                // Nothing depends on it.
+                let _ = timeout(QUIT_TIMEOUT, idle.connection.quit()).await;
+                continue;
+            }
+            if idle.is_refused {
+                let reset = timeout(QUIT_TIMEOUT, idle.connection.command(Rset)).await;
+                if !reset.is_ok_and(|reset| reset.is_ok()) {
+                    continue;
+                }
+                idle.is_refused = false;
+            }
+            match self.begin(&mut idle, to).await {
                 Ok(()) => return Ok(idle),
                 Err((failure, is_usable)) if is_usable => {
                     self.put_back(idle);
@@ -150,8 +183,8 @@ impl SmtpProvider {
             }
         }
         let connection = self.connect().await?;
-        let mut new = IdleConnection { connection, since: Instant::now(), mails: 0 };
-        match self.begin(&mut new.connection, to).await {
+        let mut new = IdleConnection { connection, since: Instant::now(), transactions: 0, is_refused: false };
+        match self.begin(&mut new, to).await {
             Ok(()) => Ok(new),
             Err((failure, is_usable)) => {
                 if is_usable {
@@ -163,7 +196,8 @@ impl SmtpProvider {
     }
 
     /// `MAIL FROM`, `RCPT TO` and `DATA`. An error comes with whether the connection can be used again.
-    async fn begin(&self, connection: &mut AsyncSmtpConnection, to: &Address) -> Result<(), (StepFailure, bool)> {
+    async fn begin(&self, idle: &mut IdleConnection, to: &Address) -> Result<(), (StepFailure, bool)> {
+        let IdleConnection { connection, transactions, is_refused, .. } = idle;
         let mut options = Vec::new();
         if !to.to_string().is_ascii() {
             if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
@@ -174,6 +208,7 @@ impl SmtpProvider {
         }
         let lost = |why: &str| (self.failure("connection_lost", why, FailureCause::NotReached), false);
         let from = self.settings.sender.from.email.clone();
+        *transactions += 1;
         match connection.command(Mail::new(Some(from), options)).await.map_err(Refusal::from) {
             Ok(_) => {}
             Err(Refusal::Reply(421, text)) => return Err((self.unavailable(421, &text), false)),
@@ -187,10 +222,10 @@ impl SmtpProvider {
         for command in [Rcpt::new(to.clone(), Vec::new()).to_string(), Data.to_string()] {
             match connection.command(command).await.map_err(Refusal::from) {
                 Ok(_) => {}
-                Err(Refusal::Reply(421, text)) => return Err((self.unavailable(421, &text), false)),
                 Err(Refusal::Reply(code, text)) => {
-                    let is_usable = connection.command(Rset).await.is_ok();
-                    return Err((self.about_recipient(code, &text), is_usable));
+                    // It is ended before the next one, so that a server which does not answer that changes nothing about this reply.
+                    *is_refused = true;
+                    return Err((self.about_recipient(code, &text), !SESSION_REPLIES.contains(&code)));
                 }
                 Err(Refusal::Lost(why)) => return Err(lost(&why)),
             }
@@ -246,9 +281,11 @@ impl SmtpProvider {
 
     fn start_tls_failure(&self, error: &StartTlsError) -> StepFailure {
         let code = match error {
+            StartTlsError::NotGreeted(code, text) | StartTlsError::Refused(code @ 421, text) => {
+                return self.unavailable(*code, text);
+            }
             StartTlsError::Io(_) => "connection_lost",
-            StartTlsError::Refused(reply) if reply.starts_with("421") => "smtp_421",
-            StartTlsError::Refused(_) | StartTlsError::NotOffered | StartTlsError::Injected => "tls_failed",
+            StartTlsError::Refused(..) | StartTlsError::NotOffered | StartTlsError::Injected => "tls_failed",
         };
         self.failure(code, &escaped(&chain(error)), FailureCause::NotReached)
     }
@@ -267,7 +304,7 @@ impl SmtpProvider {
 
     /// A reply to the recipient, or to the e-mail for it.
     fn about_recipient(&self, code: u16, text: &str) -> StepFailure {
-        if code == 421 {
+        if SESSION_REPLIES.contains(&code) {
             return self.unavailable(code, text);
         }
         let kind = if (500..600).contains(&code) { FailureKind::Permanent } else { FailureKind::Transient };
@@ -288,18 +325,21 @@ impl SmtpProvider {
         idle.pop()
     }
 
-    /// Keeps a connection after a complete exchange. One that has served enough is closed.
+    /// Keeps a connection after a complete exchange.
     fn put_back(&self, mut connection: IdleConnection) {
-        if connection.mails >= MAX_MAILS {
-            // Bounded, and nothing depends on it.
-            tokio::spawn(async move {
-                let _ = tokio::time::timeout(QUIT_TIMEOUT, connection.connection.quit()).await;
-            });
-            return;
-        }
         connection.since = Instant::now();
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
+}
+
+/// The failure with its recipient shortened.
+fn without_recipient(mut failure: StepFailure, to: &Address) -> StepFailure {
+    let to = to.to_string();
+    let reason = &mut failure.failure.reason;
+    while let Some(at) = reason.to_ascii_lowercase().find(&to.to_ascii_lowercase()) {
+        reason.replace_range(at..at + to.len(), &address::shortened(&to));
+    }
+    failure
 }
 
 /// The customer's address, if it can be used.

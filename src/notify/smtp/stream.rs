@@ -14,6 +14,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use crate::escape::escaped;
+
 /// The most bytes that a server may send over one connection.
 const MAX_RECEIVED_BYTES: usize = 1 << 20;
 /// The longest reply before TLS, in bytes.
@@ -42,9 +44,12 @@ pub(super) enum StartTlsError {
     /// The connection.
     #[error("the connection was lost")]
     Io(#[from] io::Error),
-    /// The server refuses, with its reply.
-    #[error("the server answered {0:?}")]
-    Refused(String),
+    /// The server accepts nobody, or not the greeting, with this code and text.
+    #[error("{0} {1}")]
+    NotGreeted(u16, String),
+    /// The server refuses to begin TLS, with this code and text.
+    #[error("the server refuses STARTTLS: {0} {1}")]
+    Refused(u16, String),
     /// The server does not offer it.
     #[error("the server does not offer STARTTLS; set tls = \"tls\", or \"none\" for a server on this machine")]
     NotOffered,
@@ -80,24 +85,34 @@ impl SmtpStream {
 /// # Errors
 /// Then no e-mail may be sent: never in plain text instead.
 pub(super) async fn start_tls(stream: &mut TcpStream, name: &str) -> Result<(), StartTlsError> {
-    let expect = |reply: String, code: &str| match reply.starts_with(code) {
-        true => Ok(reply),
-        false => Err(StartTlsError::Refused(reply)),
-    };
-    expect(reply(stream).await?, "220")?;
+    match reply(stream).await? {
+        (220, _) => {}
+        (code, lines) => return Err(StartTlsError::NotGreeted(code, shown(&lines))),
+    }
     stream.write_all(format!("EHLO {name}\r\n").as_bytes()).await?;
-    let offered = expect(reply(stream).await?, "250")?;
+    let offered = match reply(stream).await? {
+        (250, lines) => lines,
+        (code, lines) => return Err(StartTlsError::NotGreeted(code, shown(&lines))),
+    };
     let offers = |line: &str| line.get(4..).is_some_and(|keyword| keyword.trim().eq_ignore_ascii_case("STARTTLS"));
     if !offered.lines().any(offers) {
         return Err(StartTlsError::NotOffered);
     }
     stream.write_all(b"STARTTLS\r\n").await?;
-    expect(reply(stream).await?, "220")?;
-    Ok(())
+    match reply(stream).await? {
+        (220, _) => Ok(()),
+        (code, lines) => Err(StartTlsError::Refused(code, shown(&lines))),
+    }
 }
 
-/// One reply of one or more lines, and not a byte more.
-async fn reply(stream: &mut TcpStream) -> Result<String, StartTlsError> {
+/// The text of a reply without its codes.
+fn shown(lines: &str) -> String {
+    let texts = lines.lines().filter_map(|line| line.get(4..)).map(|text| escaped(text.trim()));
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+/// The code and the lines of one reply, and not a byte more.
+async fn reply(stream: &mut TcpStream) -> Result<(u16, String), StartTlsError> {
     let mut text = Vec::new();
     loop {
         let mut buffer = [0; 1024];
@@ -109,12 +124,19 @@ async fn reply(stream: &mut TcpStream) -> Result<String, StartTlsError> {
         if text.len() > MAX_REPLY_BYTES {
             return Err(io::Error::other("the reply is too long").into());
         }
+        if !text.iter().take(3).all(u8::is_ascii_digit) {
+            return Err(io::Error::other("the server does not speak SMTP").into());
+        }
         let shown = String::from_utf8_lossy(&text);
         // The last line has a space after the code.
         let mut lines = shown.split_inclusive('\n');
         let last = lines.position(|line| line.ends_with('\n') && line.as_bytes().get(3) != Some(&b'-'));
         match (last, lines.next()) {
-            (Some(_), None) => return Ok(shown.into_owned()),
+            (Some(_), None) => {
+                let code = shown.get(..3).and_then(|code| code.parse().ok());
+                let code = code.ok_or_else(|| io::Error::other("the server does not speak SMTP"))?;
+                return Ok((code, shown.into_owned()));
+            }
             (Some(_), Some(_)) => return Err(StartTlsError::Injected),
             (None, _) => {}
         }

@@ -26,6 +26,8 @@ struct Script {
     /// To `EHLO`.
     offers: Option<&'static str>,
     starttls: Option<&'static str>,
+    /// Does not answer `RSET`.
+    ignores_reset: bool,
 }
 
 struct Server {
@@ -65,6 +67,7 @@ impl Server {
                 reply_to: None,
                 list_unsubscribe: None,
             },
+            section: "notify.email".into(),
         };
         let options =
             TemplateOptions { shop: "Lamps".to_owned(), language: "en".to_owned(), zone: jiff::tz::TimeZone::UTC };
@@ -94,6 +97,7 @@ async fn serve(stream: TcpStream, script: Script, mails: &Mutex<Vec<String>>) ->
                 script.accepted.unwrap_or("250 accepted")
             }
             "DATA" => script.data.unwrap_or_default(),
+            "RSET" if script.ignores_reset => "",
             _ => "250 OK",
         };
         if reply.is_empty() {
@@ -142,6 +146,8 @@ async fn each_reply_has_a_defined_meaning() {
         ("closing", Script { accepted: Some("421 bye"), ..none }, (Transient, "smtp_421", NotReached)),
         ("sender", Script { mail: Some("550 not you"), ..none }, (Transient, "sender_refused", NotReached)),
         ("no service", Script { greeting: Some("554 no"), ..none }, (Transient, "smtp_554", NotReached)),
+        ("no login", Script { recipient: Some("530 log in"), ..none }, (Transient, "smtp_530", NotReached)),
+        ("login lost", Script { accepted: Some("535 no"), ..none }, (Transient, "smtp_535", NotReached)),
         (
             "not SMTP",
             Script { greeting: Some("SSH-2.0-OpenSSH_9.2"), ..none },
@@ -184,6 +190,36 @@ async fn a_connection_is_used_again_unless_the_server_has_closed_it_or_an_exchan
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_end_a_refused_transaction_does_not_hide_its_reply_or_delay_the_next_e_mail() {
+    let server = Server::start(Script { recipient: Some("550 no"), ignores_reset: true, ..Script::default() }).await;
+    let provider = server.provider(SmtpTls::None);
+    for connections in 1..=2 {
+        let failure = provider.deliver("1/x", &content("ada@example.com"), 4 * QUIT_TIMEOUT).await.unwrap_err();
+        assert_eq!(failure.failure.code, "smtp_550");
+        assert_eq!(server.connections.load(Ordering::SeqCst), connections);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_replaced_after_as_many_transactions_as_servers_allow_also_if_they_were_refused() {
+    let server = Server::start(Script { recipient: Some("550 no"), ..Script::default() }).await;
+    let provider = server.provider(SmtpTls::None);
+    for _ in 0..=MAX_TRANSACTIONS {
+        assert!(deliver(&provider, "ada@example.com").await.is_err());
+    }
+    assert_eq!(server.connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_reply_that_repeats_the_recipient_does_not_show_it() {
+    let reply = "421 4.2.1 <Ada@Example.com> ada@example.com: too many";
+    let server = Server::start(Script { recipient: Some(reply), ..Script::default() }).await;
+    let failure = deliver(&server.provider(SmtpTls::None), "ada@example.com").await.unwrap_err();
+    let reason = failure.failure.reason;
+    assert!(!reason.to_lowercase().contains("ada@") && reason.contains("a…@example.com: too many"), "{reason}");
+}
+
+#[tokio::test]
 async fn an_invalid_address_never_reaches_the_server_and_a_dot_does_not_end_the_e_mail() {
     let server = Server::start(Script::default()).await;
     let provider = server.provider(SmtpTls::None);
@@ -210,6 +246,20 @@ async fn nothing_is_sent_in_plain_text_to_a_server_that_should_speak_tls() {
         let failure = deliver(&server.provider(SmtpTls::StartTls), "ada@example.com").await.unwrap_err();
         assert!([code, "timed_out"].contains(&failure.failure.code.as_str()), "{what}: {failure}");
         assert_eq!((failure.cause, server.mails()), (NotReached, 0), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_the_connection_before_tls_is_not_reported_as_one_without_tls() {
+    for (greeting, offers, code) in [
+        (Some("554 5.3.2 no service"), None, "smtp_554"),
+        (Some("421-busy\r\n421 later"), None, "smtp_421"),
+        (None, Some("550 who are you"), "smtp_550"),
+        (Some("SSH-2.0-OpenSSH_9.2"), None, "connection_lost"),
+    ] {
+        let server = Server::start(Script { greeting, offers, ..Script::default() }).await;
+        let failure = deliver(&server.provider(SmtpTls::StartTls), "ada@example.com").await.unwrap_err();
+        assert_eq!((failure.failure.code.as_str(), failure.cause), (code, NotReached), "{greeting:?}");
     }
 }
 

@@ -101,7 +101,7 @@ impl Handler for ScriptedHandler {
     }
 
     fn gates(&self) -> Vec<IntakeGate> {
-        self.service.clone().map(IntakeGate::Service).into_iter().collect()
+        self.service.clone().map(|gate| IntakeGate::Service(gate.into())).into_iter().collect()
     }
 
     fn dead_letter_without_copy(&self, input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {

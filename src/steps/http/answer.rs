@@ -44,9 +44,34 @@ pub(super) async fn read(response: Response, url: &str) -> Result<StepAnswer, St
 /// Reads no more of an answer than its status, unless it is a failure.
 ///
 /// # Errors
-/// See the table in the parent module.
+/// See the table in the parent module, and [`is_about_endpoint`].
 pub(super) async fn check_status(response: Response, url: &str) -> Result<(), StepFailure> {
-    if response.status().is_success() { Ok(()) } else { Err(failure(response, url).await) }
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let mut failure = failure(response, url).await;
+    if is_about_endpoint(status) {
+        let reason = format!("POST {url}: {status}: {}", failure.failure.reason);
+        failure.failure = Failure::new(FailureKind::Transient, failure.failure.code, reason);
+        failure.cause = FailureCause::NotReached;
+    }
+    Err(failure)
+}
+
+/// Whether a status says something about the endpoint or the account, and so about whatever is sent to it: a revoked token, no
+/// credit, a URL that does not exist.
+fn is_about_endpoint(status: StatusCode) -> bool {
+    [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::PAYMENT_REQUIRED,
+        StatusCode::FORBIDDEN,
+        StatusCode::NOT_FOUND,
+        StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+        StatusCode::GONE,
+    ]
+    .contains(&status)
 }
 
 async fn failure(response: Response, url: &str) -> StepFailure {

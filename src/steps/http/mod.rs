@@ -116,7 +116,7 @@ impl HttpService {
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let tls = (settings.url.scheme() == "https")
-            .then(|| Arc::new(TlsReloader::new("consumers.<name>.steps.http", settings.tls.clone())));
+            .then(|| Arc::new(TlsReloader::new(&*settings.section, settings.tls.clone())));
         let connect_timeout = CONNECT_TIMEOUT.min(timeout * 3 / 4);
         let setup = Setup { tls, connect_timeout, max_idle: max_concurrent, ping: PING };
         let called_url = settings.called_url();
@@ -132,7 +132,8 @@ impl HttpService {
     fn log_setup(&self, error: &(dyn std::error::Error + 'static)) {
         if let Some(due) = SETUP.occurred(self.shown_url()) {
             let (url, error, repeated) = (self.shown_url(), chain(error), due.repeated);
-            error!(url, error, repeated, "cannot set up the HTTP client of a step");
+            let section = &*self.settings.section;
+            error!(section, url, error, repeated, "cannot set up an HTTP client");
         }
     }
 
@@ -168,7 +169,8 @@ impl HttpService {
     /// Makes a call whose answer is of no interest: any 2xx will do.
     ///
     /// # Errors
-    /// As for a step's call.
+    /// As for a step's call, but an answer about the endpoint or the account, such as 401, is transient and counts for the circuit
+    /// breaker: no notification would be accepted.
     pub async fn notify(&self, call: StepCall<'_>) -> Result<(), StepFailure> {
         answer::check_status(self.send(call).await?, self.shown_url()).await
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use reqwest::header::{HeaderName, HeaderValue};
 use serde::ser::SerializeMap;
@@ -33,6 +34,8 @@ const RESERVED: [&str; 12] = [
 /// Where a service is, and how orderd authenticates to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpSettings {
+    /// The section that it was read from, for the log.
+    pub section: Arc<str>,
     /// `http://` or `https://`, without a user name and without what is in `url_rest`.
     pub url: Url,
     /// The end of the URL, which may contain a secret: its query, or also its path.
@@ -59,12 +62,13 @@ impl HttpSettings {
         let hmac_key = token_in_file(&mut section, "hmac_key_file");
         let is_tls = url.as_ref().is_some_and(|url| url.scheme() == "https");
         let tls = client_files(&mut section, is_tls);
+        let path = section.path().into();
         section.finish();
         let url_rest = url.as_ref().and_then(Url::query).map(|query| Secret::new(["?", query].concat()));
         if let Some(url) = &mut url {
             url.set_query(None);
         }
-        Some(HttpSettings { url: url?, url_rest, headers, bearer, hmac_key, tls })
+        Some(HttpSettings { section: path, url: url?, url_rest, headers, bearer, hmac_key, tls })
     }
 
     /// The whole URL, which must not be shown.
@@ -87,7 +91,7 @@ impl HttpSettings {
 /// As in the file, the end of the URL apart. The secrets in files are compared by their content, so that a reload applies a changed one.
 impl Serialize for HttpSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let HttpSettings { url, url_rest, headers, bearer, hmac_key, tls } = self;
+        let HttpSettings { section: _, url, url_rest, headers, bearer, hmac_key, tls } = self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("url", url.as_str())?;
         if let Some(rest) = url_rest {

@@ -130,7 +130,15 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin), requests: &mpsc::Un
 fn settings(mut url: Url) -> HttpSettings {
     let url_rest = url.query().map(|query| Secret::new(["?", query].concat()));
     url.set_query(None);
-    HttpSettings { url, url_rest, headers: BTreeMap::new(), bearer: None, hmac_key: None, tls: TlsFiles::default() }
+    HttpSettings {
+        section: "http".into(),
+        url,
+        url_rest,
+        headers: BTreeMap::new(),
+        bearer: None,
+        hmac_key: None,
+        tls: TlsFiles::default(),
+    }
 }
 
 async fn call(settings: HttpSettings) -> Result<StepAnswer, StepFailure> {

@@ -21,6 +21,7 @@ mod lost_topology;
 mod memory;
 mod multiple_instances;
 mod notifications;
+mod notifications_servers;
 mod odd_headers;
 mod orders;
 mod own_node;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -13,7 +15,7 @@ use crate::support::smtp_server::SmtpServer;
 use crate::support::step_server::{StepServer, reply};
 use crate::support::test_env::{LedgerReader, TestEnv, wait_until};
 
-fn smtp<'a>(env: TestEnv<'a>, channel: &str, port: u16) -> TestEnv<'a> {
+pub(super) fn smtp<'a>(env: TestEnv<'a>, channel: &str, port: u16) -> TestEnv<'a> {
     let key = |key: &str| format!("notify.{channel}.{key}");
     env.set(&key("type"), "smtp")
         .set(&key("address"), &format!("localhost:{port}"))
@@ -22,18 +24,18 @@ fn smtp<'a>(env: TestEnv<'a>, channel: &str, port: u16) -> TestEnv<'a> {
         .set(&key("timeout"), "2s")
 }
 
-fn place(raw: &mut RawClient, id: &str, more: &serde_json::Value) {
+pub(super) fn place(raw: &mut RawClient, id: &str, more: &serde_json::Value) {
     let mut order = json!({"id": id, "product": "Lamp <b>", "quantity": 2, "price": "649.50", "currency": "EUR"});
     order.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     raw.publish_to("orders", "order.normal.created", &Properties::persistent(), order.to_string().as_bytes());
 }
 
-fn notified(ledger: &LedgerReader, id: &str) -> bool {
+pub(super) fn notified(ledger: &LedgerReader, id: &str) -> bool {
     let sql = format!("SELECT count(*) FROM events WHERE kind = 'notification' AND order_id = '{id}'");
     ledger.number(&sql) == 1
 }
 
-fn dead_letter(ledger: &LedgerReader, id: &str) -> Vec<String> {
+pub(super) fn dead_letter(ledger: &LedgerReader, id: &str) -> Vec<String> {
     let columns = "reason, failure_kind, failure_code, retry_count";
     ledger.rows(&format!("SELECT {columns} FROM dead_letters WHERE identity = '{id}/notification/processed'"))
 }
@@ -105,43 +107,42 @@ fn an_e_mail_arrives_once_and_each_refusal_of_the_server_has_its_code() {
 }
 
 #[test]
-fn a_fallback_delivers_while_the_server_is_down_and_a_webhook_gets_what_its_template_makes() {
+fn a_webhook_gets_what_its_template_makes_and_a_refused_token_dead_letters_nothing() {
     let node = Node::shared();
-    let (down, backup, sms) = (SmtpServer::start(&["--down"]), SmtpServer::start(&[]), StepServer::start());
-    sms.answer(|call| match call.body["to"].as_str() {
+    let sms = StepServer::start();
+    let is_revoked = Arc::new(AtomicBool::new(true));
+    let revoked = Arc::clone(&is_revoked);
+    sms.answer(move |call| match call.body["to"].as_str() {
+        _ if revoked.load(Ordering::SeqCst) => reply("401 Unauthorized", "revoked"),
         Some("+49 1") => reply("200 OK", "queued"),
         _ => reply("400 Bad Request", "no such number"),
     });
-    let env = smtp(smtp(TestEnv::new(&node), "email", down.port), "backup", backup.port)
-        .set("notify.email.fallback", "backup")
+    let env = TestEnv::new(&node)
         .set("notify.sms.type", "webhook")
         .set("notify.sms.preset", "sms")
         .set("notify.sms.http.url", &format!("http://127.0.0.1:{}/sms", sms.port))
-        .set("consumers.notification.default_channel", "sms");
+        .set("consumers.notification.default_channel", "sms")
+        .set("consumers.notification.retry.delays", &["300ms"; 32].join(","));
     let _orderd = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
-    for number in 0..30 {
-        place(&mut raw, &format!("mail-{number}"), &json!({"email": "ada@example.com", "notify": "email"}));
-    }
     place(&mut raw, "text-1", &json!({"phone": "+49 1"}));
     place(&mut raw, "text-2", &json!({"phone": "+49 2"}));
-    wait_until("all are notified", || {
-        (0..30).all(|number| notified(&ledger, &format!("mail-{number}"))) && notified(&ledger, "text-1")
-    });
-    assert_eq!((down.mails().len(), backup.mails().len()), (0, 30));
+    wait_until("the token was refused", || !sms.calls().is_empty());
+    is_revoked.store(false, Ordering::SeqCst);
+    wait_until("it is notified", || notified(&ledger, "text-1"));
     wait_until("the wrong number is a dead letter", || !dead_letter(&ledger, "text-2").is_empty());
-    assert_eq!(dead_letter(&ledger, "text-2").join(" "), "permanent|permanent|http_400|0");
+    assert!(dead_letter(&ledger, "text-2").join(" ").starts_with("permanent|permanent|http_400|"));
     let call = sms.calls().into_iter().find(|call| call.body["to"] == "+49 1").unwrap();
     assert_eq!(call.key, "text-1/notification/processed");
     assert!(call.body["text"].as_str().unwrap().contains("text-1"), "{call:?}");
 }
 
-#[test]
-fn of_two_instances_one_delivers_and_a_crash_repeats_only_what_was_not_recorded_yet() {
+/// Kills one of two instances while both deliver, and returns how many customers got their e-mail twice.
+fn delivered_twice_after_a_kill(node: &Node, connections: usize) -> usize {
     const ORDERS: usize = 200;
-    let node = Node::shared();
     let server = SmtpServer::start(&[]);
-    let env = smtp(TestEnv::new(&node), "email", server.port).set("notify.email.max_connections", "4");
+    let env =
+        smtp(TestEnv::new(node), "email", server.port).set("notify.email.max_connections", &connections.to_string());
     let mut first = env.start();
     let second = env.start();
     let (mut raw, ledger) = (env.raw(), env.ledger());
@@ -156,10 +157,24 @@ fn of_two_instances_one_delivers_and_a_crash_repeats_only_what_was_not_recorded_
     for mail in server.mails() {
         *counts.entry(mail["to"][0].as_str().unwrap().to_owned()).or_default() += 1;
     }
-    let repeated = counts.values().filter(|count| **count > 1).count();
     assert_eq!(counts.len(), ORDERS);
-    // Those that were accepted and not recorded yet.
-    eprintln!("{repeated} of {ORDERS} were delivered twice");
-    assert!(repeated <= 20, "{repeated} were delivered twice");
     drop(second);
+    counts.values().filter(|count| **count > 1).count()
+}
+
+#[test]
+fn of_two_instances_one_delivers_and_a_crash_repeats_only_what_was_not_recorded_yet() {
+    const CONNECTIONS: usize = 4;
+    let repeated = delivered_twice_after_a_kill(&Node::shared(), CONNECTIONS);
+    // Those that the server was about to accept, or had accepted, and that were not recorded yet.
+    assert!(repeated <= 2 * CONNECTIONS, "{repeated} were delivered twice");
+}
+
+/// For the documentation: how many, over several kills.
+#[test]
+#[ignore = "a measurement"]
+fn measure_how_many_are_delivered_twice_after_a_kill() {
+    let node = Node::shared();
+    let counts: Vec<_> = (0..12).map(|_| delivered_twice_after_a_kill(&node, 4)).collect();
+    println!("delivered twice: {counts:?}");
 }

@@ -32,8 +32,9 @@ proptest! {
             ledger.close().await;
             if migrated {
                 let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
-                let drop = ["order_sums", "order_items", "step_runs", "steps", "notification_claims"].map(|table| format!("DROP TABLE {table};"));
-                file.execute_batch(&(drop.concat() + "PRAGMA user_version = 1")).unwrap();
+                let drop = ["order_sums", "order_items", "step_runs", "steps", "notification_claims", "notification_attempts"].map(|table| format!("DROP TABLE {table};"));
+                let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient;";
+                file.execute_batch(&(drop.concat() + columns + "PRAGMA user_version = 1")).unwrap();
             }
             let ledger = SqliteLedger::open(directory.path()).unwrap();
             every_grouping_adds_up(&ledger, &orders, since, length).await;

@@ -11,7 +11,8 @@ use super::outage;
 use crate::domain::{Item, MAX_ITEMS, OrderId};
 use crate::ledger::conformance::{accept, analytics, at, attempt, dead_letter, order, sale, with_items};
 use crate::ledger::{
-    LedgerEntry, LedgerMaintenance, LedgerWriter, NewAttempt, NewNotification, NewOrder, OutageCause, Pruned, Recorded,
+    LedgerEntry, LedgerMaintenance, LedgerWriter, NewAttempt, NewNotification, NewOrder, NotificationDelivery,
+    OutageCause, Pruned, Recorded,
 };
 
 const DAY: i64 = 86_400_000;
@@ -47,6 +48,7 @@ fn processed(id: &str, moment: Timestamp) -> [LedgerEntry; 4] {
         order_id: Some(id.to_owned()),
         channel: "email".to_owned(),
         at: moment,
+        delivery: NotificationDelivery::default(),
     };
     let mut counted = analytics(&event("analytics/processed"), Some(sale("Laptop", Decimal::from(1_200), moment)));
     if let LedgerEntry::Analytics(event) = &mut counted {

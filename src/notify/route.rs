@@ -1,0 +1,60 @@
+//! The route of a channel: its providers in the order in which they are tried, and what must be available for a delivery.
+//!
+//! It delivers nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::provider::Provider;
+use crate::gate::{GateControl, GateGroup, GateState};
+
+/// A channel's own server, then its fallbacks.
+pub(super) struct Route {
+    name: Arc<str>,
+    providers: Vec<Arc<Provider>>,
+    /// Open until the first notification for this channel: one that is not used must not stop the others.
+    unused: GateControl,
+}
+
+impl Route {
+    /// `providers` are at least one.
+    pub fn new(channel: &str, providers: Vec<Arc<Provider>>) -> Self {
+        let name = format!("each server of notification channel {channel:?}");
+        let name = if providers.len() == 1 { name.replacen("each", "the", 1) } else { name };
+        Route { name: name.into(), providers, unused: GateControl::open(channel) }
+    }
+
+    /// The providers.
+    pub fn providers(&self) -> &[Arc<Provider>] {
+        &self.providers
+    }
+
+    /// There is a notification for this channel.
+    pub fn used(&self) {
+        self.unused.set(GateState::Closed(None));
+    }
+
+    /// Closed while the channel is used and the circuit breakers of all its providers are open. `None`: one of them is a file.
+    pub fn gate(&self) -> Option<GateGroup> {
+        let breakers: Option<Vec<_>> = self.providers.iter().map(|provider| provider.gate()).collect();
+        Some(GateGroup::new(Arc::clone(&self.name), [vec![self.unused.gate()], breakers?].concat()))
+    }
+
+    /// Whether one of its providers is a server.
+    pub fn has_server(&self) -> bool {
+        self.providers.iter().any(|provider| !provider.is_log())
+    }
+
+    /// How long a delivery may take that tries all of them.
+    pub fn time(&self) -> Duration {
+        self.providers.iter().filter(|provider| !provider.is_log()).map(|provider| provider.timeout()).sum()
+    }
+
+    /// See [`super::Channels::max_in_flight`].
+    pub fn max_in_flight(&self, max_hold: Duration) -> Option<usize> {
+        let servers = self.providers.iter().filter(|provider| !provider.is_log());
+        let at_once = servers.map(|provider| provider.max_connections()).min()?;
+        let in_turn = max_hold.as_millis() / self.time().as_millis().max(1);
+        Some(at_once.saturating_mul(usize::try_from(in_turn).unwrap_or(usize::MAX).max(1)))
+    }
+}
