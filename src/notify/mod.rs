@@ -22,6 +22,8 @@ mod route;
 mod settings;
 mod smtp;
 mod templates;
+#[cfg(test)]
+mod tests;
 mod webhook;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ Prints its port, then one JSON object for each e-mail that it accepts. The local
 e-mail, `slow` accepts after two seconds.
 
 With --quiet it prints no e-mails. Each line of its standard input is a mode: `up`, `down` (greets with 421) or `silent` (does not greet). A change to another mode than
-`up` ends all connections. It ends when its standard input does.
+`up` ends all connections. The line `sync` changes nothing; each line is answered once all e-mails before are printed. It ends when its standard input does.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Handler:
             await asyncio.sleep(3600)
         if not quiet:
             print(json.dumps({"from": envelope.mail_from, "to": envelope.rcpt_tos, "content": content,
-                              "tls": session.ssl is not None, "login": session.authenticated}), flush=True)
+                              "tls": server.transport.get_extra_info("ssl_object") is not None, "login": session.authenticated}), flush=True)
         if local == "slow":
             await asyncio.sleep(2)
         return "250 2.0.0 accepted"
@@ -108,12 +108,14 @@ async def main():
     server = await loop.create_server(protocol, "127.0.0.1", 0, ssl=context if implicit else None)
     print(server.sockets[0].getsockname()[1], flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        mode = line.strip()
-        if mode != "up":
+        answer = line.strip()
+        if answer != "sync":
+            mode = answer
+        if answer not in ("up", "sync"):
             for connection in connections:
                 connection.abort()
             connections.clear()
-        print(json.dumps({"mode": mode}), flush=True)
+        print(json.dumps({"mode": answer}), flush=True)
 
 
 asyncio.run(main())

@@ -14,8 +14,7 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support");
 pub struct SmtpServer {
     pub port: u16,
     mails: Arc<Mutex<Vec<Value>>>,
-    modes: Receiver<Value>,
-    input: ChildStdin,
+    control: Mutex<(ChildStdin, Receiver<Value>)>,
     child: Child,
 }
 
@@ -46,17 +45,19 @@ impl SmtpServer {
             }
         });
         let input = child.stdin.take().unwrap();
-        SmtpServer { port, mails, modes, input, child }
+        SmtpServer { port, mails, control: Mutex::new((input, modes)), child }
     }
 
     /// Changes the mode, as the script describes it.
-    pub fn set_mode(&mut self, mode: &str) {
-        writeln!(self.input, "{mode}").unwrap();
-        assert_eq!(self.modes.recv().unwrap()["mode"], mode);
+    pub fn set_mode(&self, mode: &str) {
+        let mut control = self.control.lock().unwrap();
+        writeln!(control.0, "{mode}").unwrap();
+        assert_eq!(control.1.recv().unwrap()["mode"], mode);
     }
 
     /// Every e-mail so far.
     pub fn mails(&self) -> Vec<Value> {
+        self.set_mode("sync");
         self.mails.lock().unwrap().clone()
     }
 

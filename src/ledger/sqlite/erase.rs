@@ -215,7 +215,10 @@ mod tests {
     use super::*;
     use crate::ledger::conformance::fixtures::{accept, attempt, dead_letter, finish, order};
     use crate::ledger::sqlite::SqliteLedger;
-    use crate::ledger::{LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewOrder, Recorded};
+    use crate::ledger::{
+        FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification, NewOrder,
+        NotificationDelivery, Recorded,
+    };
 
     fn of_customer(id: &str, customer: &str) -> LedgerEntry {
         accept(NewOrder { customer_id: Some(customer.to_owned()), ..order(id) })
@@ -256,6 +259,63 @@ mod tests {
         let file = std::fs::read(path.join(FILE_NAME)).unwrap();
         assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));
         assert!(targets(path, &ErasureSubject::Order("ord-7".to_owned())).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_mail_servers_have_said_and_whom_a_notification_reached_is_erased_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        let failed = |identity: &str| FailedDelivery {
+            channel: "email".to_owned(),
+            provider: "email".to_owned(),
+            recipient: Some("a…@lovelace.example".to_owned()),
+            kind: "transient",
+            code: "smtp_450".to_owned(),
+            reason: format!("450 <ada@home.example> is full ({identity})"),
+            at: crate::ledger::conformance::at(1_000),
+        };
+        for id in ["ord-1/notification/processed", "m-1"] {
+            let (id, channel) = (id.to_owned(), "email".to_owned());
+            let (provider, recipient) = (Some("email".to_owned()), Some("a…@lovelace.example".to_owned()));
+            let delivery = NotificationDelivery { provider, recipient, failed: vec![failed(&id)] };
+            let at = crate::ledger::conformance::at(2_000);
+            let notified = NewNotification { id, order_id: None, channel, at, delivery };
+            ledger.record(LedgerEntry::Notification(Box::new(notified))).await.unwrap();
+        }
+        ledger.record(accept(order("ord-1"))).await.unwrap();
+        let path = directory.path();
+        for (subject, number) in
+            [(ErasureSubject::Order("ord-1".to_owned()), 1), (ErasureSubject::Message("m-1".to_owned()), 1)]
+        {
+            let found = targets(path, &subject).unwrap();
+            assert_eq!(found.orders.len() + found.messages.len(), number, "{subject:?}");
+            let erased = erase(path, &found, ErasureOptions::default()).unwrap();
+            assert_eq!((erased.failure_texts, erased.recipients), (1, 2), "{subject:?}");
+        }
+        ledger.close().await;
+        let file = std::fs::read(path.join(FILE_NAME)).unwrap();
+        let contains = |text: &[u8]| file.windows(text.len()).any(|bytes| bytes == text);
+        assert!(!contains(b"lovelace") && !contains(b"home.example"));
+    }
+
+    #[tokio::test]
+    async fn claims_of_instances_that_were_killed_are_removed_at_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let claims = || {
+            let connection = open::for_reading(directory.path(), BUSY_TIMEOUT).unwrap();
+            connection.query_row("SELECT count(*) FROM notification_claims", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let ledger = SqliteLedger::open(directory.path()).unwrap();
+        let now = jiff::Timestamp::now();
+        for (id, seconds) in [("ended", -1), ("held", 60)] {
+            let until = now + jiff::SignedDuration::from_secs(seconds);
+            let (id, owner) = (id.to_owned(), "killed".into());
+            ledger.record(LedgerEntry::ClaimNotification { id, owner, at: now, until }).await.unwrap();
+        }
+        ledger.close().await;
+        assert_eq!(claims(), 2);
+        SqliteLedger::open(directory.path()).unwrap().close().await;
+        assert_eq!(claims(), 1);
     }
 
     /// However large the ledger is.

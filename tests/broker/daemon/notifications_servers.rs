@@ -138,7 +138,7 @@ fn a_server_that_hangs_at_any_point_costs_only_the_e_mails_it_hangs_for() {
 #[test]
 fn a_fallback_takes_over_while_the_server_is_down_and_what_both_cannot_deliver_waits() {
     let node = Node::shared();
-    let (mut email, mut backup) = (SmtpServer::start(&[]), SmtpServer::start(&[]));
+    let (email, backup) = (SmtpServer::start(&[]), SmtpServer::start(&[]));
     let mut env = patient(smtp(smtp(TestEnv::new(&node), "email", email.port), "backup", backup.port))
         .set("notify.email.fallback", "backup");
     for channel in ["email", "backup"] {
@@ -162,7 +162,7 @@ fn a_fallback_takes_over_while_the_server_is_down_and_what_both_cannot_deliver_w
     let scrape = Scrape::of(orderd.admin_address());
     let route = |provider| [("channel", "email"), ("provider", provider)];
     assert_eq!(scrape.sum("orderd_notifications_sent_total", &route("backup")), 30.0);
-    assert!(scrape.sum("orderd_notifications_failed_total", &[("provider", "email"), ("code", "smtp_421")]) >= 10.0);
+    assert!(scrape.sum("orderd_notifications_failed_total", &[("provider", "email"), ("code", "smtp_421")]) >= 1.0);
     assert_eq!(scrape.sum("orderd_notification_provider_in_use", &route("backup")), 1.0);
 
     let failed = "SELECT identity FROM notification_attempts WHERE provider = 'email' LIMIT 1";
@@ -192,7 +192,7 @@ fn a_fallback_takes_over_while_the_server_is_down_and_what_both_cannot_deliver_w
 #[test]
 fn a_channel_that_hangs_stops_no_other_one_with_a_consumer_of_its_own() {
     let node = Node::shared();
-    let (mut email, sms) = (SmtpServer::start(&["--mode", "silent"]), StepServer::start());
+    let (email, sms) = (SmtpServer::start(&["--mode", "silent"]), StepServer::start());
     sms.answer(|_| reply("200 OK", "queued"));
     let env = patient(smtp(TestEnv::new(&node), "email", email.port))
         .set("notify.email.timeout", "500ms")
