@@ -88,6 +88,16 @@ impl From<SmtpError> for Refusal {
     }
 }
 
+impl Refusal {
+    /// To what was said about this recipient. Servers repeat it in their replies, and the log and the status show failures.
+    fn about(to: &Address, error: SmtpError) -> Self {
+        match Refusal::from(error) {
+            Refusal::Reply(code, text) => Refusal::Reply(code, without_recipient(&text, to)),
+            Refusal::Lost(why) => Refusal::Lost(without_recipient(&why, to)),
+        }
+    }
+}
+
 impl SmtpProvider {
     /// Connects with the first e-mail.
     pub fn new(settings: SmtpSettings, templates: Arc<Templates>) -> Self {
@@ -114,9 +124,7 @@ impl SmtpProvider {
         let to = recipient(content)?;
         let texts = self.templates.mail(content).map_err(|error: RenderError| template_failure(&error))?;
         let mail = mail(&self.settings.sender, &to, event_id, &texts);
-        let sent = self.send(&to, &mail, Instant::now() + limit).await;
-        // Servers repeat the recipient in their replies. The log and the status show failures.
-        sent.map_err(|failure| without_recipient(failure, &to))
+        self.send(&to, &mail, Instant::now() + limit).await
     }
 
     /// Connects and logs in, without sending anything, within this time.
@@ -143,7 +151,7 @@ impl SmtpProvider {
                 self.put_back(ready);
                 Ok(())
             }
-            Err(error) => match Refusal::from(error) {
+            Err(error) => match Refusal::about(to, error) {
                 Refusal::Reply(code, text) => {
                     if !SESSION_REPLIES.contains(&code) {
                         self.put_back(ready);
@@ -209,7 +217,7 @@ impl SmtpProvider {
         let lost = |why: &str| (self.failure("connection_lost", why, FailureCause::NotReached), false);
         let from = self.settings.sender.from.email.clone();
         *transactions += 1;
-        match connection.command(Mail::new(Some(from), options)).await.map_err(Refusal::from) {
+        match connection.command(Mail::new(Some(from), options)).await.map_err(|error| Refusal::about(to, error)) {
             Ok(_) => {}
             Err(Refusal::Reply(421, text)) => return Err((self.unavailable(421, &text), false)),
             // It refuses the sender: no e-mail of this channel would be accepted.
@@ -220,7 +228,7 @@ impl SmtpProvider {
             Err(Refusal::Lost(why)) => return Err(lost(&why)),
         }
         for command in [Rcpt::new(to.clone(), Vec::new()).to_string(), Data.to_string()] {
-            match connection.command(command).await.map_err(Refusal::from) {
+            match connection.command(command).await.map_err(|error| Refusal::about(to, error)) {
                 Ok(_) => {}
                 Err(Refusal::Reply(code, text)) => {
                     // It is ended before the next one, so that a server which does not answer that changes nothing about this reply.
@@ -332,14 +340,21 @@ impl SmtpProvider {
     }
 }
 
-/// The failure with its recipient shortened.
-fn without_recipient(mut failure: StepFailure, to: &Address) -> StepFailure {
+/// The text with the recipient shortened wherever it occurs. What is inserted is not searched: it may contain the address again.
+fn without_recipient(text: &str, to: &Address) -> String {
     let to = to.to_string();
-    let reason = &mut failure.failure.reason;
-    while let Some(at) = reason.to_ascii_lowercase().find(&to.to_ascii_lowercase()) {
-        reason.replace_range(at..at + to.len(), &address::shortened(&to));
+    let hidden = address::shortened(&to);
+    // Of the same length as the text.
+    let lower = text.to_ascii_lowercase();
+    let mut shown = String::with_capacity(text.len());
+    let mut end = 0;
+    for (at, found) in lower.match_indices(&to.to_ascii_lowercase()) {
+        shown.push_str(&text[end..at]);
+        shown.push_str(&hidden);
+        end = at + found.len();
     }
-    failure
+    shown.push_str(&text[end..]);
+    shown
 }
 
 /// The customer's address, if it can be used.

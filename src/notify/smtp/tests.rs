@@ -220,6 +220,25 @@ async fn a_reply_that_repeats_the_recipient_does_not_show_it() {
 }
 
 #[tokio::test]
+async fn a_reply_that_repeats_an_address_with_an_ellipsis_ends_the_attempt_and_does_not_show_it() {
+    let offers = Some("250-localhost\r\n250 SMTPUTF8");
+    for (email, recipient, expected) in [
+        ("a…@x.example", "450 4.1.2 <A…@X.EXAMPLE> a…@x.example: not found", "<a…@x.example> a…@x.example: not found"),
+        ("…@x.example", "450 4.1.2 <…@x.example>: not found", "<……@x.example>: not found"),
+        ("……@x.example", "450 4.1.2 <……@x.example>: not found", "<……@x.example>: not found"),
+    ] {
+        let server = Server::start(Script { offers, recipient: Some(recipient), ..Script::default() }).await;
+        let failure = deliver(&server.provider(SmtpTls::None), email).await.unwrap_err();
+        assert!(failure.failure.reason.ends_with(expected), "{}", failure.failure.reason);
+    }
+    let long: &'static str =
+        format!("550 {} ada@example.com", "x".repeat(crate::recovery::MAX_REASON_BYTES - 8)).leak();
+    let server = Server::start(Script { recipient: Some(long), ..Script::default() }).await;
+    let failure = deliver(&server.provider(SmtpTls::None), "ada@example.com").await.unwrap_err();
+    assert!(!failure.failure.reason.contains("ada"), "part of the address is left at the end of the reason");
+}
+
+#[tokio::test]
 async fn an_invalid_address_never_reaches_the_server_and_a_dot_does_not_end_the_e_mail() {
     let server = Server::start(Script::default()).await;
     let provider = server.provider(SmtpTls::None);
