@@ -23,7 +23,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use orderd::config::{Config, Sources};
@@ -175,10 +175,9 @@ fn measure_mails(arguments: &Arguments, node: &Node) -> Result<NotifyReport, Box
     for number in 1..=arguments.rounds {
         let most = server.most_per_second(mails, CONNECTIONS)?;
         ceiling::preload_notifications(node.amqp_port, mails)?;
-        let (begin, cpu) = (Instant::now(), server.cpu()?);
+        let cpu = server.cpu()?;
         let (orderd, _) = end_to_end::notify(node, mails, &directory, &settings)?;
-        // orderd's start and end included, while the server has nothing to do: the share is at least this.
-        let server_cpu = (server.cpu()? - cpu).as_secs_f64() / begin.elapsed().as_secs_f64();
+        let server_cpu = (server.cpu()? - cpu).as_secs_f64() * orderd.orders_per_second / mails as f64;
         let round = NotifyRound { server: most, orderd, server_cpu };
         eprintln!("round {number}   {round}");
         rounds.push(round);

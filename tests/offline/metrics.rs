@@ -167,6 +167,7 @@ fn every_alert_that_an_operator_relies_on_exists() {
         "NotReady",
         "ConfigRejected",
         "ConsumerPaused",
+        "ChannelUnavailable",
     ] {
         assert!(rules.contains(&format!("- alert: Orderd{alert}\n")), "{alert}");
     }

@@ -27,7 +27,7 @@ pub(super) async fn read(response: Response, url: &str) -> Result<StepAnswer, St
         Err(StepFailure::new(failure, FailureCause::Unanswered))
     };
     if !status.is_success() {
-        return Err(failure(response, url).await);
+        return Err(failure(response, url, meaning(status)).await);
     }
     match body(response, MAX_ANSWER_BYTES).await {
         // One byte more than allowed may have been read, which says that the answer is too long.
@@ -50,13 +50,11 @@ pub(super) async fn check_status(response: Response, url: &str) -> Result<(), St
     if status.is_success() {
         return Ok(());
     }
-    let mut failure = failure(response, url).await;
-    if is_about_endpoint(status) {
-        let reason = format!("POST {url}: {status}: {}", failure.failure.reason);
-        failure.failure = Failure::new(FailureKind::Transient, failure.failure.code, reason);
-        failure.cause = FailureCause::NotReached;
-    }
-    Err(failure)
+    let meaning = match is_about_endpoint(status) {
+        true => (FailureKind::Transient, FailureCause::NotReached),
+        false => meaning(status),
+    };
+    Err(failure(response, url, meaning).await)
 }
 
 /// Whether a status says something about the endpoint or the account, and so about whatever is sent to it: a revoked token, no
@@ -74,9 +72,9 @@ fn is_about_endpoint(status: StatusCode) -> bool {
     .contains(&status)
 }
 
-async fn failure(response: Response, url: &str) -> StepFailure {
+async fn failure(response: Response, url: &str, meaning: (FailureKind, FailureCause)) -> StepFailure {
     let status = response.status();
-    let (kind, cause) = meaning(status);
+    let (kind, cause) = meaning;
     let retry_after = match status {
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
         status => status.is_server_error(),

@@ -168,6 +168,28 @@ fn facts(failure: &StepFailure) -> (FailureKind, &str, FailureCause) {
     (failure.failure.kind, &failure.failure.code, failure.cause)
 }
 
+#[tokio::test]
+async fn a_notification_that_is_refused_because_of_the_endpoint_is_retried_and_counts_for_the_breaker() {
+    for (status, expected) in [
+        ("400 Bad Request", (Permanent, "http_400", Refused)),
+        ("401 Unauthorized", (Transient, "http_401", NotReached)),
+        ("402 Payment Required", (Transient, "http_402", NotReached)),
+        ("403 Forbidden", (Transient, "http_403", NotReached)),
+        ("404 Not Found", (Transient, "http_404", NotReached)),
+        ("410 Gone", (Transient, "http_410", NotReached)),
+        ("422 Unprocessable", (Permanent, "http_422", Refused)),
+        ("503 Service Unavailable", (Transient, "http_503", Unanswered)),
+    ] {
+        let server = Server::answering(status, "", "invalid_token").await;
+        let (service, body) = (service(settings(server.url())), Bytes::from_static(BODY.as_bytes()));
+        let trace = TraceContext::default();
+        let call = StepCall { idempotency_key: "ord-2/notification", body: &body, trace, timeout: DEADLINE };
+        let failure = service.notify(call).await.unwrap_err();
+        assert_eq!(facts(&failure), expected, "{status}");
+        assert_eq!(failure.failure.reason.matches("invalid_token").count(), 1, "{}", failure.failure.reason);
+    }
+}
+
 use FailureCause::{NotReached, Refused, Unanswered};
 use FailureKind::{Permanent, Transient};
 
