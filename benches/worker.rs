@@ -22,8 +22,8 @@ use orderd::files::{FILE_MODE, Rolling, Rotation};
 use orderd::handlers::{self, EventLog, HandlerConsumer, HandlerDeps, LogChannel};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{
-    CancelAnswer, ClaimAnswer, LedgerEntry, LedgerError, LedgerMaintenance, LedgerState, LedgerWriter, NewCancellation,
-    Recorded, RunClaim, RunRecord, RunRecorded,
+    AlertAnswer, AlertBook, CancelAnswer, ClaimAnswer, LedgerEntry, LedgerError, LedgerMaintenance, LedgerState,
+    LedgerWriter, NewCancellation, Recorded, RunClaim, RunRecord, RunRecorded,
 };
 use orderd::message::{
     Consumer, Delivery, DeliveryId, ExchangeNames, LossCause, Message, Properties, Publication, Publisher, SettleError,
@@ -436,6 +436,10 @@ impl LedgerWriter for MemoryLedger {
 
     fn record_run(&self, _record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
         unreachable!("no consumer has steps")
+    }
+
+    fn exchange_alerts(&self, _replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
+        unreachable!("there are no alerts")
     }
 }
 

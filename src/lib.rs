@@ -4,11 +4,12 @@
 //! A module imports only modules of a lower rank. `tests/offline/tidy.rs` reads this table and enforces it.
 //! ```text
 //! rank
-//!  13  main (exit code)
-//!  12  cli (commands and their output)
-//!  11  app (builds, starts and stops everything)
-//!  10  admin (HTTP: health, metrics, status, commands)
-//!   9  status (live state of the daemon)   handlers (what is done with each kind of message)
+//!  14  main (exit code)
+//!  13  cli (commands and their output)
+//!  12  app (builds, starts and stops everything)
+//!  11  admin (HTTP: health, metrics, status, commands)
+//!  10  status (live state of the daemon)   handlers (what is done with each kind of message)
+//!   9  alerts (operators' alerts: what is open, and messages about it)
 //!   8  notify (delivers notifications: e-mail, webhooks)
 //!   7  pipeline (worker pools; read process.rs first)       reconcile (compares orderd's counts with the broker's)
 //!      steps (the shop's own services, called for each message)
@@ -43,6 +44,7 @@
 //! Read [`app`] next, then `pipeline/process.rs`.
 
 pub mod admin;
+pub mod alerts;
 pub mod amqp;
 pub mod app;
 pub mod backoff;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::alerting::Alerting;
 use super::event_logs::EventLogs;
 use super::ledger::unusable;
 use super::observability::Observability;
@@ -44,6 +45,7 @@ pub(super) struct Daemon {
     pub pauses: Pauses,
     pub observability: Observability,
     pub retention: Retention,
+    pub alerting: Alerting,
     pub ledger: Arc<dyn Ledger>,
     pub logs: EventLogs,
     pub level: LevelSwitch,
@@ -248,6 +250,9 @@ impl Daemon {
         let active = &self.config;
         if former.ledger.retention != active.ledger.retention {
             self.retention.set(active.ledger.retention);
+        }
+        if former.alerts != active.alerts || former.notify != active.notify {
+            self.alerting.set(active).await;
         }
         self.drain_timeout.send_replace(active.shutdown.drain_timeout);
         self.redeclarer.set(active);

@@ -7,6 +7,7 @@
 //! ```
 //! Each consumer that is not paused has a pool of workers, and each pool has a supervisor. `app` never processes a message.
 
+mod alerting;
 mod broker_setup;
 mod consumer_context;
 mod daemon;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use alerting::Alerting;
 pub use broker_setup::TopologyError;
 use broker_setup::{BrokerSetup, PolicyCheck};
 use daemon::Daemon;
@@ -191,7 +193,10 @@ async fn start(config: Config, process: Process, shutdown: &Shutdown) -> Result<
         PolicyCheck::Incomplete => Some(tokio::spawn(setup.complete_policy_check(shutdown.clone()))),
     };
     let rebalancer = Rebalancer::start(&config.broker, &connector, &observability.status_registry);
+    let log = Arc::new(LogChannel { log: logs.notifications.clone() });
+    let alerting = Alerting::start(&config, &observability.status_registry, &ledger, log, shutdown).await;
     let daemon = Daemon {
+        alerting,
         retention: Retention::start(Arc::clone(&ledger), config.event_files(), config.ledger.retention, shutdown),
         config,
         generation: FIRST_GENERATION,

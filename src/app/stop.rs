@@ -30,7 +30,7 @@ const MIN_STEP: Duration = Duration::from_secs(1);
 /// Stops everything, after a shutdown has begun. Deliveries are settled before the publisher closes, and recorded before
 /// the ledger closes. Returns the names of the steps that did not end in time.
 pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) -> Vec<&'static str> {
-    let Daemon { pools, observability, retention, ledger, logs, .. } = daemon;
+    let Daemon { pools, observability, retention, alerting, ledger, logs, .. } = daemon;
     let processes = pools.processes();
     let mut unfinished = Vec::new();
     // Cancel-safe: what is not finished then is released.
@@ -47,6 +47,7 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
     }
     let mut steps = Steps::new(unfinished);
     steps.finish("commands", processes.finish()).await;
+    steps.finish("alerts", alerting.finish()).await;
     steps.finish("ledger", ledger.close()).await;
     observability.log_counts();
     steps.finish("retention", retention.finish()).await;

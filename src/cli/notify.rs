@@ -1,28 +1,32 @@
-//! `orderd notify`: shows the notification that an event about an order would cause, and sends it to an address for a trial.
+//! `orderd notify`: shows the notification that an event about an order would cause, and sends it to an address for a trial; and
+//! sends a trial alert to the operators.
 //!
 //! It records nothing, and never uses the address in the order.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{Exit, check};
+use crate::alerts::{self, AlertSettings};
 use crate::config::Config;
 use crate::domain::{DEFAULT_NOTIFY, Notification, is_locale};
 use crate::escape::escaped;
 use crate::formats;
+use crate::instance;
 use crate::notify::{self, NotifySettings};
 
 /// Arguments of `orderd notify`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct NotifyArgs {
     /// The event to show: processed, failed, cancelled, operator, or one with a template of your own
-    #[arg(long, value_name = "EVENT")]
-    pub preview: String,
+    #[arg(long, value_name = "EVENT", required_unless_present = "alert", requires = "order")]
+    pub preview: Option<String>,
     /// A file with the order; - is standard input
-    #[arg(long, value_name = "FILE")]
-    pub order: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "preview")]
+    pub order: Option<PathBuf>,
     /// The name of the order's format
     #[arg(long, value_name = "FORMAT", default_value = formats::OWN)]
     pub format: String,
@@ -35,6 +39,9 @@ pub struct NotifyArgs {
     /// Also send it to this address, or number, instead of the order's
     #[arg(long, value_name = "ADDRESS")]
     pub send_to: Option<String>,
+    /// Show a test of the alerts instead, and send it to the operators of [alerts]
+    #[arg(long, conflicts_with_all = ["preview", "language", "channel", "send_to"])]
+    pub alert: bool,
 }
 
 fn locale(text: &str) -> Result<String, String> {
@@ -47,6 +54,9 @@ fn locale(text: &str) -> Result<String, String> {
 /// # Errors
 /// When `out` or `err` cannot be written.
 pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    if args.alert {
+        return alert(config, out, err).await;
+    }
     let (channel, body) = match event(args, config) {
         Ok(event) => event,
         Err(problem) => {
@@ -76,15 +86,53 @@ pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &
     }
 }
 
+/// Shows a test of the alerts, and sends it.
+async fn alert(config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    let (Some(alerts), Some(channels)) =
+        (config.alerts.constructor::<AlertSettings>(), config.notify.constructor::<NotifySettings>())
+    else {
+        writeln!(err, "error: no alerts are configured: add [alerts]")?;
+        return Ok(Exit::Refused);
+    };
+    let body = alerts::test_message(&config.broker.virtual_host, instance::name(), Timestamp::now());
+    let mut shown = body.clone();
+    if let Some(to) = alerts.channel.to.first() {
+        let mut fields: Value = serde_json::from_str(&body).expect("a message is JSON");
+        fields["email"] = Value::from(to.as_str());
+        shown = fields.to_string();
+    }
+    match notify::preview(channels, &alerts.channel.name, &shown) {
+        Ok(text) => out.write_all(text.as_bytes())?,
+        Err(problem) => {
+            writeln!(err, "error: {}", escaped(&problem))?;
+            return Ok(Exit::Refused);
+        }
+    }
+    let outcome = notify::send_to_operators(&alerts.channel, &body).await;
+    match outcome {
+        Ok(recipients) => {
+            writeln!(err, "sent to {}", escaped(&recipients))?;
+            Ok(Exit::Done)
+        }
+        Err(problem) => {
+            writeln!(err, "error: not sent: {}", escaped(&problem))?;
+            Ok(Exit::Unavailable)
+        }
+    }
+}
+
 /// The channel, and the body of the event about the order.
 fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String> {
-    let (order, amounts) = check::read_order(&args.order, &args.format, config)?;
+    let (Some(preview), Some(file)) = (&args.preview, &args.order) else {
+        return Err("--preview and --order belong together".to_owned());
+    };
+    let (order, amounts) = check::read_order(file, &args.format, config)?;
     let default = config.consumers.values().find_map(|consumer| consumer.default_channel.as_deref());
     let channel = args.channel.as_deref().or(order.wanted_channel());
     let channel = channel.or(default).unwrap_or(DEFAULT_NOTIFY).to_owned();
     let notification = Notification { channel: &channel, ..Notification::processed(&order, &amounts) };
     let mut body = serde_json::to_value(notification).expect("an event consists of text and numbers");
-    body["event"] = Value::from(args.preview.as_str());
+    body["event"] = Value::from(preview.as_str());
     if let Some(language) = &args.language {
         body["locale"] = Value::from(language.as_str());
     }
@@ -92,7 +140,7 @@ fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String>
         body["email"] = Value::from(address.as_str());
         body["phone"] = Value::from(address.as_str());
     }
-    if args.preview == "operator" {
+    if preview == "operator" {
         for (key, text) in [("title", "A finding"), ("text", "What was found, and what to do.")] {
             body[key] = Value::from(text);
         }

@@ -39,6 +39,7 @@ pub(super) fn check(config: &Config, handlers: HandlerRegistry, report: &Report)
     order_ids_do_not_collide(config, report);
     default_channels_exist(config, report);
     default_channels_agree(config, report);
+    alerts_have_a_channel_of_their_own(config, report);
 }
 
 fn counts_are_within_limits(config: &Config, report: &Report) {
@@ -61,14 +62,18 @@ fn counts_are_within_limits(config: &Config, report: &Report) {
 
 /// Without its channel, the notification of every order that asks for none would be dead-lettered.
 fn default_channels_exist(config: &Config, report: &Report) {
-    let channels = config.notify.keys();
-    let consumers = config.consumers.iter().filter(|_| !channels.is_empty());
-    for (name, consumer) in consumers.filter(|(_, consumer)| consumer.messages == MessageKind::Notification) {
+    for (name, consumer) in
+        config.consumers.iter().filter(|(_, consumer)| consumer.messages == MessageKind::Notification)
+    {
+        let channels = consumer.notify.keys();
+        if channels.is_empty() {
+            continue;
+        }
         let default = consumer.handler_settings.text("default_channel").unwrap_or_default();
         if !channels.contains_key(&default) && !report.has(&format!("notify.{default}")) {
             let names: Vec<&str> = channels.keys().map(String::as_str).collect();
             let message = format!(
-                "is {default:?}, but [notify] has only {}: notifications of orders that ask for no channel are dead-lettered",
+                "is {default:?}, but customers' channels in [notify] are only {}: notifications of orders that ask for no channel are dead-lettered",
                 listed(&names)
             );
             report.warning(&format!("consumers.{name}.default_channel"), message);
@@ -88,6 +93,27 @@ fn default_channels_agree(config: &Config, report: &Report) {
              the channel of each order that asks for none"
         );
         report.problem(&format!("consumers.{other}.default_channel"), message);
+    }
+}
+
+/// The channel of alerts exists, and no customer's notification may choose it.
+fn alerts_have_a_channel_of_their_own(config: &Config, report: &Report) {
+    let Some(channel) = config.alerts.text("channel") else { return };
+    let channels = config.notify.keys();
+    if !channels.contains_key(&channel) && !report.has(&format!("notify.{channel}")) {
+        let hint = did_you_mean(&channel, channels.keys().map(String::as_str));
+        report.problem("alerts.channel", format!("must be one of [notify], is {channel:?}{hint}"));
+    }
+    for (name, consumer) in &config.consumers {
+        if consumer.messages == MessageKind::Notification
+            && consumer.handler_settings.text("default_channel").as_ref() == Some(&channel)
+        {
+            let message = format!(
+                "must not be default_channel of consumer {name:?}, is {channel:?}: customers' notifications cannot use the channel of \
+                 alerts; give alerts a channel of their own, which may have the same server"
+            );
+            report.problem("alerts.channel", message);
+        }
     }
 }
 

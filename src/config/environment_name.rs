@@ -6,8 +6,9 @@
 use super::suggestion::did_you_mean;
 
 /// The sections of a configuration. A test compares them with those that are read.
-pub(super) const SECTIONS: [&str; 13] = [
+pub(super) const SECTIONS: [&str; 14] = [
     "admin",
+    "alerts",
     "broker",
     "consumers",
     "formats",

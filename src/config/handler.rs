@@ -30,6 +30,16 @@ pub trait HandlerSpec: Send + Sync {
         None
     }
 
+    /// Reads `[alerts]`. Returns its settings, and what remains of `[notify]` for customers. `None` unless it is the handler of
+    /// notifications.
+    fn read_alerts(
+        &self,
+        _section: Section<'_>,
+        _notify: &HandlerSettings,
+    ) -> Option<(HandlerSettings, HandlerSettings)> {
+        None
+    }
+
     /// Takes the handler's own keys out of `[consumers.<consumer>]`, and reports what is wrong with them.
     fn configure(&self, consumer: &str, section: &mut Section<'_>) -> HandlerSettings;
 }

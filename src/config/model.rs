@@ -38,6 +38,8 @@ pub struct Config {
     pub formats: BTreeMap<String, Format>,
     /// The notification channels. Without any, notifications go to their file.
     pub notify: HandlerSettings,
+    /// Alerts for operators. Without keys, there are none.
+    pub alerts: HandlerSettings,
     /// The record of effects.
     pub ledger: Ledger,
     /// Logging.
@@ -188,7 +190,7 @@ pub struct Consumer {
     /// The patterns by which its queue is bound to the orders exchange.
     #[serde(skip)]
     pub bindings: Vec<String>,
-    /// Of a consumer of notifications: `[notify]`.
+    /// Of a consumer of notifications: `[notify]`, without what is reserved for operators.
     #[serde(skip)]
     pub notify: HandlerSettings,
     /// Of a consumer of orders: the notification channel of an order that asks for none.

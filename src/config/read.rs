@@ -56,6 +56,7 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
         }),
         formats,
         notify: notify(&mut root, handlers),
+        alerts: HandlerSettings::none(),
         ledger: ledger(root.section("ledger")),
         log: log(root.section("log")),
         admin: admin(root.section("admin")),
@@ -63,7 +64,8 @@ pub(super) fn config(root: Table, handlers: HandlerRegistry, context: &ReadConte
         shutdown: shutdown(root.section("shutdown")),
         runtime: runtime(root.section("runtime")),
     };
-    share_notify(&mut config);
+    let customers = alerts(&mut root, handlers, &mut config);
+    share_notify(&mut config, &customers);
     for consumer in config.consumers.values_mut() {
         consumer.bindings = config.queues.get(&consumer.queue).map(|queue| queue.bindings.clone()).unwrap_or_default();
     }
@@ -78,13 +80,24 @@ fn notify(root: &mut Section<'_>, handlers: HandlerRegistry) -> HandlerSettings 
     root.optional_section("notify").and_then(read).unwrap_or_else(HandlerSettings::none)
 }
 
+/// The alerts. Returns the notification channels that customers' notifications may choose.
+fn alerts(root: &mut Section<'_>, handlers: HandlerRegistry, config: &mut Config) -> HandlerSettings {
+    let spec = handlers.iter().find(|spec| spec.messages() == MessageKind::Notification);
+    let read = |section: Section<'_>| spec?.read_alerts(section, &config.notify);
+    let Some((alerts, customers)) = root.optional_section("alerts").and_then(read) else {
+        return config.notify.clone();
+    };
+    config.alerts = alerts;
+    customers
+}
+
 /// Gives consumers what they need of other sections, so that a reload replaces their pools when it changes.
-fn share_notify(config: &mut Config) {
+fn share_notify(config: &mut Config, customers: &HandlerSettings) {
     let mut notifications = config.consumers.values().filter(|consumer| consumer.messages == MessageKind::Notification);
     let default_channel = notifications.find_map(|consumer| consumer.handler_settings.text("default_channel"));
     for consumer in config.consumers.values_mut() {
         match consumer.messages {
-            MessageKind::Notification => consumer.notify = config.notify.clone(),
+            MessageKind::Notification => consumer.notify = customers.clone(),
             MessageKind::Order => consumer.default_channel.clone_from(&default_channel),
             MessageKind::Analytics | MessageKind::Failure | MessageKind::Other => {}
         }

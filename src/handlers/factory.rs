@@ -46,6 +46,11 @@ pub trait HandlerFactory: Send + Sync + 'static {
         None
     }
 
+    /// Reads `[alerts]`. Returns its settings, and what remains of `[notify]` for customers. Only the handler of notifications does.
+    fn read_alerts(_section: Section<'_>, _notify: &HandlerSettings) -> Option<(HandlerSettings, HandlerSettings)> {
+        None
+    }
+
     /// Builds the handler of a consumer.
     fn build(consumer: HandlerConsumer<'_>, settings: &Self::Settings, deps: &HandlerDeps) -> Arc<dyn Handler>;
 }
@@ -75,6 +80,14 @@ impl<F: HandlerFactory> HandlerSpec for F {
 
     fn read_notify(&self, section: Section<'_>) -> Option<HandlerSettings> {
         F::read_notify(section)
+    }
+
+    fn read_alerts(
+        &self,
+        section: Section<'_>,
+        notify: &HandlerSettings,
+    ) -> Option<(HandlerSettings, HandlerSettings)> {
+        F::read_alerts(section, notify)
     }
 
     fn configure(&self, consumer: &str, section: &mut Section<'_>) -> HandlerSettings {

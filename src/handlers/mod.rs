@@ -89,6 +89,10 @@ pub struct HandlerDeps {
 /// is suspended.
 async fn append(log: &EventLog, line: Vec<u8>, ledger: LedgerAccess<'_>) -> Result<(), HandlerError> {
     let _suspended = ledger.suspend_deadline();
+    append_line(log, line).await
+}
+
+async fn append_line(log: &EventLog, line: Vec<u8>) -> Result<(), HandlerError> {
     log.append(line).await.map_err(|EventLogClosed| HandlerError::Interrupted(Interruption::EventFileClosed))
 }
 

@@ -17,7 +17,8 @@ use tracing::debug;
 use super::claim::Claims;
 use super::event_line::event_line;
 use super::step_run::trace;
-use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append, body_failure};
+use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append_line, body_failure};
+use crate::alerts::AlertSettings;
 use crate::config::{HandlerSettings, MessageKind, Section, Value, value_parser};
 use crate::domain::{DEFAULT_NOTIFY, OrderId, OtherFields, is_channel, object_fields, text};
 use crate::files::FileState;
@@ -41,9 +42,17 @@ pub struct LogChannel {
 
 impl Channel for LogChannel {
     fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
+        Box::pin(async move {
+            // A file that cannot be written is never the message's failure.
+            let _suspended = input.ledger.suspend_deadline();
+            self.write(notice).await
+        })
+    }
+
+    fn write<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
         let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body);
-        Box::pin(append(&self.log, line, input.ledger))
+        Box::pin(append_line(&self.log, line))
     }
 
     fn event_file(&self) -> Option<watch::Receiver<FileState>> {
@@ -75,6 +84,11 @@ impl HandlerFactory for NotificationFactory {
 
     fn read_notify(section: Section<'_>) -> Option<HandlerSettings> {
         Some(NotifySettings::read(section))
+    }
+
+    fn read_alerts(section: Section<'_>, notify: &HandlerSettings) -> Option<(HandlerSettings, HandlerSettings)> {
+        let none = NotifySettings::default();
+        Some(AlertSettings::read(section, notify.constructor::<NotifySettings>().unwrap_or(&none)))
     }
 
     fn build(consumer: HandlerConsumer<'_>, _: &NotificationSettings, deps: &HandlerDeps) -> Arc<dyn Handler> {
@@ -220,6 +234,10 @@ mod tests {
                 self.0.fetch_add(1, Ordering::SeqCst);
                 Ok(())
             })
+        }
+
+        fn write<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
+            unreachable!("every notification is a message")
         }
     }
 

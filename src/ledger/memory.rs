@@ -10,6 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::alerts::{AlertAnswer, AlertBook};
 use super::entry::{
     CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter, NewOrder,
     Recorded,
@@ -54,6 +55,7 @@ struct Tables {
     counted: Vec<Counted>,
     runs: MemoryRuns,
     claims: MemoryClaims,
+    alerts: AlertBook,
 }
 
 #[derive(Debug)]
@@ -186,6 +188,10 @@ impl LedgerWriter for MemoryLedger {
             let order = tables.run_order(&record.key);
             Ok(tables.runs.record(&record, order))
         })
+    }
+
+    fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
+        self.write(|tables| Ok(tables.alerts.exchange(replacement)))
     }
 }
 

@@ -9,12 +9,14 @@
 //! entry, error, report, trace, totals, retention    inputs and results, and pure functions on them
 //! step_runs the steps of a message: claims, what is recorded about each, and pure transitions
 //! state     whether it can record, and why not
+//! alerts    operators' alerts, as they are kept
 //! sqlite    the default implementation
 //! memory    an implementation for tests
 //! backup    what a backup reports
 //! location  opens the implementation that the configuration asks for
 //! ```
 
+mod alerts;
 mod backup;
 mod buckets;
 #[cfg(test)]
@@ -41,6 +43,7 @@ mod totals;
 pub mod trace;
 mod traits;
 
+pub use alerts::{AlertAnswer, AlertBook, AlertRecord};
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{
     CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::alerts::{AlertAnswer, AlertBook};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::report::{Report, ReportError, ReportQuery};
@@ -49,6 +50,13 @@ pub trait LedgerWriter: Send + Sync + 'static {
     /// # Errors
     /// As for [`LedgerWriter::record`].
     fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>>;
+
+    /// Reads operators' alerts, and replaces them if a replacement is given whose version is that of what is recorded. The version
+    /// then grows by one. Durable and during an outage like [`LedgerWriter::record`].
+    ///
+    /// # Errors
+    /// As for [`LedgerWriter::record`].
+    fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>>;
 }
 
 /// Reads what is recorded, each answer from one snapshot. Reading works in any process, while a daemon writes and while

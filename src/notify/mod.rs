@@ -8,6 +8,7 @@
 //! content    an event's body as templates see it      templates/  the texts      language   amounts and times in them
 //! smtp/      e-mail                                   webhook     JSON by HTTP
 //! preview    for `orderd notify`                                  probe      for `orderd check --connect`
+//! operators  alerts for operators, through a channel of their own
 //! ```
 //! A channel's provider is the channel itself or one of its fallbacks. It never decides on a retry (`recovery` does), never acks, and never records what was delivered.
 
@@ -15,6 +16,7 @@ mod address;
 mod content;
 mod language;
 mod lease;
+mod operators;
 mod preview;
 mod probe;
 mod provider;
@@ -26,7 +28,7 @@ mod templates;
 mod tests;
 mod webhook;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub use lease::Lease;
+pub use operators::{OperatorChannel, OperatorChannelSettings, SendOutcome, send_to_operators};
 pub use preview::{preview, send};
 pub use probe::{ProbedServer, probe};
 pub use provider::Unrecorded;
@@ -65,6 +68,12 @@ pub trait Channel: Send + Sync + 'static {
     /// # Errors
     /// A [`Failure`], whose kind says whether a retry can help, or an interruption.
     fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>>;
+
+    /// Writes one notification to the file, if it is one: no other channel delivers without a message.
+    ///
+    /// # Errors
+    /// An interruption.
+    fn write<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>>;
 
     /// The file that it writes to, if it does: no notification is started while that cannot be written.
     fn event_file(&self) -> Option<watch::Receiver<FileState>> {
@@ -106,6 +115,8 @@ pub enum Delivered {
 /// All channels of a consumer.
 pub struct Channels {
     routes: BTreeMap<String, Route>,
+    /// Channels of operators, which no message can choose.
+    reserved: BTreeSet<String>,
     /// The file of notifications.
     log: Arc<dyn Channel>,
     /// Open until a notification is written to the file.
@@ -125,7 +136,8 @@ impl Channels {
             (name.clone(), Route::new(name, chain))
         };
         let file_unneeded = GateControl::open("the file of notifications");
-        Channels { routes: settings.0.keys().map(route).collect(), log, file_unneeded }
+        let routes = settings.0.keys().map(route).collect();
+        Channels { routes, reserved: settings.1.clone(), log, file_unneeded }
     }
 
     /// What must be available for a delivery to be started: of each channel that has been used, one of its servers. Deliveries that
@@ -155,7 +167,7 @@ impl Channels {
     /// # Errors
     /// There is no such channel.
     pub fn lease_time(&self, channel: &str) -> Result<Option<Duration>, Failure> {
-        if self.routes.is_empty() {
+        if self.routes.is_empty() && !self.reserved.contains(channel) {
             return Ok(None);
         }
         let route = self.route(channel)?;
@@ -165,7 +177,10 @@ impl Channels {
     fn route(&self, channel: &str) -> Result<&Route, Failure> {
         self.routes.get(channel).ok_or_else(|| {
             let known: Vec<&str> = self.routes.keys().map(String::as_str).collect();
-            let reason = format!("there is no notification channel {channel:?}, only {}", known.join(", "));
+            let reason = match known.is_empty() {
+                true => format!("the notification channel {channel:?} is not for customers"),
+                false => format!("there is no notification channel {channel:?}, only {}", known.join(", ")),
+            };
             Failure::new(FailureKind::Permanent, "unknown_channel", reason)
         })
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::address;
 use super::content::Content;
@@ -16,6 +17,7 @@ use super::webhook::{WebhookNotice, WebhookProvider};
 use super::{Channel, Notice};
 use crate::gate::Gate;
 use crate::pipeline::{HandlerError, HandlerInput};
+use crate::recovery::{Failure, FailureKind};
 use crate::steps::{BreakerKind, BreakerPermit, CircuitBreaker, CircuitBreakers, FailureCause, StepFailure};
 
 /// Notifications that are being delivered or are not recorded yet, for each connection. More than one, so that a connection is used
@@ -184,6 +186,34 @@ impl Provider {
                 webhook.body(WebhookNotice { id: notice.id, channel: notice.channel }, content).is_ok()
             }
             Transport::Log(_) => true,
+        }
+    }
+
+    /// Whether it sends e-mail, so that it needs an address.
+    pub fn is_smtp(&self) -> bool {
+        matches!(self.transport, Transport::Smtp(_))
+    }
+
+    /// Makes one attempt to deliver what no message brought.
+    ///
+    /// # Errors
+    /// What the server says, or that it says nothing.
+    pub async fn deliver_without_message(&self, notice: Notice<'_>, content: &Content) -> Result<(), StepFailure> {
+        match &self.transport {
+            Transport::Smtp(smtp) => smtp.deliver(notice.id, content, self.timeout).await,
+            Transport::Webhook(webhook) => {
+                let named = WebhookNotice { id: notice.id, channel: notice.channel };
+                webhook.deliver(named, content, notice.trace, self.timeout).await
+            }
+            Transport::Log(log) => match timeout(self.timeout, log.write(notice)).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(HandlerError::Failed(failure))) => Err(StepFailure::new(failure, FailureCause::Refused)),
+                Ok(Err(HandlerError::Interrupted(_))) | Err(_) => {
+                    let reason = "the file of notifications cannot be written";
+                    let failure = Failure::new(FailureKind::Transient, "file_unavailable", reason);
+                    Err(StepFailure::new(failure, FailureCause::NotReached))
+                }
+            },
         }
     }
 

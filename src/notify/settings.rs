@@ -1,7 +1,7 @@
 //! `[notify.<channel>]`: reads and checks the channels, and shows them. Templates are read and rendered here too, so that a fault
 //! in one is found before a customer waits for an e-mail. Nothing is connected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +31,9 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 const DEFAULT_MAX_CONNECTIONS: usize = 8;
 const MAX_CONNECTIONS: usize = 256;
 
-/// All channels, by name. Empty: notifications go to the file.
+/// All channels, by name, and the names of those that are reserved for operators. Without any channel, notifications go to the file.
 #[derive(Debug, Clone, Default)]
-pub struct NotifySettings(pub(super) BTreeMap<String, ChannelSettings>);
+pub struct NotifySettings(pub(super) BTreeMap<String, ChannelSettings>, pub(super) BTreeSet<String>);
 
 /// One channel.
 #[derive(Debug, Clone)]
@@ -110,14 +110,20 @@ impl NotifySettings {
             }
             channels.extend(ChannelSettings::read(section, &name).map(|channel| (name, channel)));
         }
-        let settings = NotifySettings(channels);
+        let settings = NotifySettings(channels, BTreeSet::new());
         for (name, channel) in &settings.0 {
             if let Some(problem) = settings.fallback_problem(name, channel, &names) {
                 reporter.subsection_problem(name, "fallback", problem);
             }
         }
-        let lines = settings.0.iter().map(|(name, channel)| channel.check_line(name)).collect();
-        HandlerSettings::new(&settings, lines, settings.clone()).with_call_time(settings.longest())
+        settings.into_handler_settings()
+    }
+
+    /// As the configuration keeps it.
+    pub fn into_handler_settings(self) -> HandlerSettings {
+        let lines = self.0.iter().map(|(name, channel)| channel.check_line(name)).collect();
+        let call_time = self.longest();
+        HandlerSettings::new(&self, lines, self.clone()).with_call_time(call_time)
     }
 
     fn fallback_problem(&self, name: &str, channel: &ChannelSettings, names: &[String]) -> Option<String> {
@@ -221,7 +227,7 @@ impl ChannelSettings {
         }
     }
 
-    fn check_line(&self, name: &str) -> String {
+    pub(super) fn check_line(&self, name: &str) -> String {
         let how = match &self.kind {
             ChannelKind::Smtp(smtp, _) => {
                 format!("e-mail from {} through {}, {}", smtp.sender.from, smtp.address, smtp.tls.shown())
@@ -348,7 +354,7 @@ fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {
     let texts = TextSettings::read(section, None, name);
     let none = TemplateOptions { shop: name.to_owned(), language: BASE_LANGUAGE.to_owned(), zone: TimeZone::UTC };
     let options = texts.as_ref().map_or(&none, |texts| &texts.options);
-    if let Err(problem) = body.check(options) {
+    if let Err(problem) = body.check(options, "processed") {
         section.problem("body", problem);
     }
     http.zip(texts).map(|(http, texts)| ChannelKind::Webhook(Box::new(http), body, texts))

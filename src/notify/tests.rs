@@ -21,6 +21,10 @@ impl Channel for File {
         async { Ok(()) }.boxed()
     }
 
+    fn write<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
+        async { Ok(()) }.boxed()
+    }
+
     fn event_file(&self) -> Option<watch::Receiver<FileState>> {
         Some(self.0.clone())
     }

@@ -58,11 +58,11 @@ impl WebhookBody {
         matches!(self, WebhookBody::Template(_))
     }
 
-    /// Renders the body with sample events.
+    /// Renders the body with samples of this event.
     ///
     /// # Errors
     /// What is wrong with the template.
-    pub fn check(&self, options: &TemplateOptions) -> Result<(), String> {
+    pub fn check(&self, options: &TemplateOptions, event: &str) -> Result<(), String> {
         let environment = self.environment(options).map_err(|error| shown(&error))?;
         let template = environment.get_template(NAME).map_err(|error| shown(&error))?;
         let is_variable = |name: &str| VARIABLES.contains(&name) || is_name(name);
@@ -70,7 +70,7 @@ impl WebhookBody {
             return Err(line.map(|line| format!("line {line}: {problem}")).unwrap_or(problem));
         }
         let notice = WebhookNotice { id: "ord-2/notification/processed", channel: "sms" };
-        for sample in samples("processed") {
+        for sample in samples(event) {
             let body = render(&environment, notice, &sample, Some("text"), "en").map_err(|error| shown(&error))?;
             check_json(&body)?;
         }
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_body_that_makes_no_json_or_has_an_unknown_name_is_found_when_it_is_checked() {
-        let check = |template: &str| WebhookBody::Template(template.to_owned()).check(&options());
+        let check = |template: &str| WebhookBody::Template(template.to_owned()).check(&options(), "processed");
         for right in [
             r#"{"a": {{ text }}}"#,
             r#"{"shop": {{ shop }}, "in": {{ language }}, "costs": {{ total | money }}, "on": {{ placed_at | date }}}"#,
@@ -297,7 +297,7 @@ mod tests {
             assert!(check(wrong).is_err(), "{wrong}");
         }
         for body in [WebhookBody::Event, WebhookBody::Slack, WebhookBody::Sms] {
-            assert_eq!(body.check(&options()), Ok(()));
+            assert_eq!(body.check(&options(), "processed"), Ok(()));
         }
     }
 

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::AlertsStatus;
 use crate::control::ReloadReport;
 use crate::files::FileState;
 use crate::ledger::Outage;
@@ -51,6 +52,9 @@ pub struct Status {
     pub other_consumers: BTreeMap<String, OtherConsumer>,
     /// The broker's queues, alarms and the findings, as last read from the management API.
     pub broker: BrokerView,
+    /// Operators' alerts; `None` if none are configured.
+    #[serde(default)]
+    pub alerts: Option<AlertsStatus>,
     /// Every delivery of every consumer is accounted for.
     pub conservation_ok: bool,
 }

@@ -18,6 +18,7 @@ use super::readiness::readiness_checks;
 use super::recent::{RecentSamples, Sample};
 use super::summary::{ConsumerSummary, StatusSummary, SubscriptionState};
 use super::{DaemonState, DaemonStatus, LastReload, LedgerStatus, PublisherStatus, Status};
+use crate::alerts::AlertsStatus;
 use crate::amqp::ConfirmingPublisher;
 use crate::files::FileState;
 use crate::ledger::{LedgerMaintenance, LedgerState, Outage};
@@ -50,6 +51,7 @@ pub struct StatusRegistry {
     shutdown: Shutdown,
     health: Health,
     breakers: CircuitBreakers,
+    alerts: watch::Sender<Option<AlertsStatus>>,
     samples: Mutex<RecentSamples>,
 }
 
@@ -85,6 +87,7 @@ impl StatusRegistry {
             shutdown,
             health,
             breakers: CircuitBreakers::default(),
+            alerts: watch::Sender::default(),
             samples: Mutex::default(),
         }
     }
@@ -112,6 +115,26 @@ impl StatusRegistry {
     /// The circuit breakers of all steps.
     pub fn breakers(&self) -> &CircuitBreakers {
         &self.breakers
+    }
+
+    /// What is shown about operators' alerts; `None` if none are configured.
+    pub fn alerts(&self) -> &watch::Sender<Option<AlertsStatus>> {
+        &self.alerts
+    }
+
+    /// The configuration file, for display.
+    pub fn config_path(&self) -> &str {
+        &self.config_path
+    }
+
+    /// The broker's state, as last read from the management API.
+    pub fn broker_view(&self) -> Arc<BrokerView> {
+        Arc::clone(&self.broker_view.borrow())
+    }
+
+    /// The last reload; `None` before the first.
+    pub fn last_reload(&self) -> Option<LastReload> {
+        self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Enters the result of a reload.
@@ -179,6 +202,7 @@ impl StatusRegistry {
             conservation_ok: consumers.values().all(|consumer| consumer.conservation.problem.is_none()),
             consumers,
             other_consumers: other_consumers(&readings),
+            alerts: self.alerts.borrow().clone(),
             broker,
         };
         StatusSnapshot { status, consumers: readings }
@@ -210,7 +234,7 @@ impl StatusRegistry {
             uptime_seconds: uptime.as_secs_f64(),
             config: self.config_path.clone(),
             config_generation: self.config_generation.load(Ordering::Relaxed),
-            last_reload: self.last_reload.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_reload: self.last_reload(),
             connections: subscriptions + publisher.as_ref().map_or(0, |publisher| u64::from(publisher.connected)),
             connections_made: subscriptions_made + publisher.as_ref().map_or(0, |publisher| publisher.connections),
             publisher,

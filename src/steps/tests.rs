@@ -11,8 +11,9 @@ use super::engine_step::EngineStep;
 use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
-    CancelAnswer, ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter, NewCancellation, Recorded,
-    RunClaim, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun, StepStatus,
+    AlertAnswer, AlertBook, CancelAnswer, ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter,
+    NewCancellation, Recorded, RunClaim, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun,
+    StepStatus,
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
@@ -299,6 +300,10 @@ async fn steps_are_undone_in_reverse_order_each_once_and_a_replay_begins_anew_wi
 struct SlowLedger(MemoryLedger, Journal);
 
 impl LedgerWriter for SlowLedger {
+    fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
+        self.0.exchange_alerts(replacement)
+    }
+
     fn record(&self, entry: LedgerEntry) -> BoxFuture<'static, Result<Recorded, LedgerError>> {
         self.0.record(entry)
     }

@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 
 use super::channels::channels;
 use super::metric_writer::{MetricWriter, flag};
+use crate::alerts::AlertsStatus;
 use crate::control::ReloadOutcome;
 use crate::metrics::{CallEnd, conservation};
 use crate::reconcile::{ApiState, BrokerView, FindingKind, QueueRole, QueueView};
@@ -42,6 +43,7 @@ impl Collector for SnapshotCollector {
         steps(&self.0.consumers, &mut writer)?;
         channels(&self.0.consumers, &mut writer)?;
         self.pools(&mut writer)?;
+        alerts(self.0.status.alerts.as_ref(), &mut writer)?;
         broker(&self.0.status.broker, &mut writer)?;
         queues(&self.0.status.broker, &mut writer)
     }
@@ -241,6 +243,18 @@ impl SnapshotCollector {
         let restarts = consumers().map(|consumer| (labels(consumer), consumer.reading.counts.restarts));
         writer.counters("restarts", "Restarts of workers and pools", restarts)
     }
+}
+
+fn alerts(status: Option<&AlertsStatus>, writer: &mut MetricWriter<'_>) -> fmt::Result {
+    let off = AlertsStatus::default();
+    let status = status.unwrap_or(&off);
+    let open = status.open_by_kind();
+    let open = open.iter().map(|(kind, count)| ([("kind", *kind)], *count as f64));
+    writer.gauges("alerts_open", "Operators' alerts that are open, by the kind of their cause", open)?;
+    let help = "Operators' alerts that opened or ended and are in no message yet";
+    writer.gauge("alerts_unsent", help, status.unsent as f64)?;
+    writer.counter("alerts_sent", "Messages about operators' alerts that this instance has sent", status.sent)?;
+    writer.counter("alerts_failed", "Failed attempts of this instance to send such a message", status.failed)
 }
 
 fn steps(consumers: &[ConsumerReading], writer: &mut MetricWriter<'_>) -> fmt::Result {

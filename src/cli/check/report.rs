@@ -8,6 +8,7 @@
 //!   "broker": {"addresses": ["127.0.0.1:5672"], "virtual_host": "/", "username": "guest"},
 //!   "ledger": {"directory": "/var/lib/orderd", "retention_ms": null},
 //!   "reload": {"watch": false},
+//!   "alerts": null,
 //!   "topology": {
 //!     "declare": true,
 //!     "exchanges": [{"name": "orders", "type": "topic", "arguments": {"alternate-exchange": "orders.unrouted"}}],
@@ -31,7 +32,7 @@
 //! ```
 //!
 //! The topology is in the order of declaration; consumers are sorted by name. `retry` is null for the failed-order consumer,
-//! `rate_limit` without one, `retention_ms` if rows are kept forever, `connected`, `step_servers`, `step_commands` and
+//! `rate_limit` without one, `alerts` without such a section, `retention_ms` if rows are kept forever, `connected`, `step_servers`, `step_commands` and
 //! `channel_servers` without `--connect`. `settings` has the keys of the consumer's handler, such as `faults` of the order handler.
 
 use std::path::PathBuf;
@@ -57,6 +58,11 @@ pub struct CheckReport {
     pub config: String,
     /// Warnings about the configuration.
     pub warnings: Vec<Problem>,
+    /// The keys of the alerts; `None` if none are configured.
+    pub alerts: Option<Map<String, Value>>,
+    /// What is said about them.
+    #[serde(skip)]
+    pub alert_lines: Vec<String>,
     /// The broker and the user.
     pub broker: BrokerSettings,
     /// The ledger.
@@ -191,6 +197,8 @@ impl CheckReport {
         CheckReport {
             config: loaded.path.display().to_string(),
             warnings: loaded.warnings.clone(),
+            alerts: Some(config.alerts.keys()).filter(|keys| !keys.is_empty()),
+            alert_lines: config.alerts.check_lines().to_vec(),
             broker: BrokerSettings {
                 addresses: config.broker.addresses.iter().map(ToString::to_string).collect(),
                 virtual_host: config.broker.virtual_host.clone(),

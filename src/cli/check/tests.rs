@@ -165,6 +165,7 @@ async fn json_has_the_documented_keys() {
     let report: Value = serde_json::from_str(&output.out).unwrap();
     let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
+        "alerts",
         "broker",
         "channel_servers",
         "config",

@@ -18,7 +18,7 @@ use crate::escape::escaped;
 /// Writes the whole report.
 pub(super) fn write(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
     write_settings(report, out)?;
-    write_handler_lines(&report.consumers, out)?;
+    write_handler_lines(report, out)?;
     write_topology(&report.topology, out)?;
     write_consumers(&report.consumers, out)?;
     write_retries(&report.consumers, out)?;
@@ -47,9 +47,9 @@ fn write_settings(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "reload         {trigger}")
 }
 
-/// What the handlers say about their own settings, such as injected faults.
-fn write_handler_lines(consumers: &[ConsumerReport], out: &mut dyn Write) -> io::Result<()> {
-    let lines = consumers.iter().flat_map(|consumer| &consumer.handler_lines);
+/// What the handlers say about their own settings, such as injected faults, and what is said about alerts.
+fn write_handler_lines(report: &CheckReport, out: &mut dyn Write) -> io::Result<()> {
+    let lines = report.consumers.iter().flat_map(|consumer| &consumer.handler_lines).chain(&report.alert_lines);
     // One block, with a blank line before it.
     lines.enumerate().try_for_each(|(index, line)| writeln!(out, "{}{line}", if index == 0 { "\n" } else { "" }))
 }

@@ -25,6 +25,7 @@ pub(super) struct ConfigDocument {
     formats: Option<BTreeMap<String, Format>>,
     /// Notification channels by name.
     notify: Option<BTreeMap<String, NotifyChannel>>,
+    alerts: Option<Alerts>,
     ledger: Option<Ledger>,
     log: Option<Log>,
     admin: Option<Admin>,
@@ -336,6 +337,26 @@ struct NotifyChannel {
     language: Option<String>,
     time_zone: Option<String>,
     shop: Option<String>,
+}
+
+/// Alerts for operators, through a notification channel.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Alerts {
+    /// One of the notification channels.
+    channel: String,
+    /// Addresses, if the channel sends e-mail.
+    #[schemars(length(max = 16))]
+    to: Option<Vec<String>>,
+    open_after: Option<Duration>,
+    resolved_after: Option<Duration>,
+    interval: Option<Duration>,
+    /// Or "off".
+    repeat: Option<Duration>,
+    #[schemars(range(min = 1, max = 1_000_000))]
+    dead_letters: Option<u64>,
+    dead_letter_window: Option<Duration>,
 }
 
 /// The record of effects.

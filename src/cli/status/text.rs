@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::{reload, tables};
+use crate::alerts::AlertsStatus;
 use crate::cli::text::{age, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
@@ -15,6 +16,7 @@ use crate::status::{BreakerStatus, ConsumerStatus, DaemonState, OtherConsumer, R
 pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
     write_daemon(status, out)?;
     reload::write(&status.daemon, now, out)?;
+    write_alerts(status.alerts.as_ref(), now, out)?;
     write_broker(&status.broker, now, out)?;
     tables::write_queues(&status.broker, out)?;
     tables::write_consumers(&status.consumers, out)?;
@@ -99,6 +101,15 @@ fn failing(checks: &[ReadinessCheck]) -> Vec<String> {
     }
     shown.extend(shared.into_iter().map(|(cause, names)| format!("{} ({})", names.join(", "), escaped(&cause))));
     shown
+}
+
+fn write_alerts(alerts: Option<&AlertsStatus>, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
+    let Some(AlertsStatus { channel, open, unsent, sent_at, problem, .. }) = alerts else { return Ok(()) };
+    let sent = sent_at.map_or_else(|| "none sent yet".to_owned(), |at| format!("last message {} ago", age(at, now)));
+    let unsent = if *unsent == 0 { String::new() } else { format!(", {unsent} NOT SENT") };
+    let problem = problem.as_deref().map_or_else(String::new, |problem| format!(": {}", escaped(problem)));
+    let text = format!("{} open, through channel {}; {sent}{unsent}{problem}", open.len(), escaped(channel));
+    labelled("alerts", &text, out)
 }
 
 fn write_broker(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {

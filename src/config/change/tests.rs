@@ -186,9 +186,11 @@ fn every_key_of_the_default_file_is_compared() {
             documented.insert(format!("{section}.{}", key.replace("password_file", "password")));
         }
     }
-    // The format and the notification channel are examples. The list of a consumer's steps is compared as a whole, and is empty by default.
+    // The format, the notification channel and the alerts are examples. The list of a consumer's steps is compared as a whole, and is empty by default.
     let is_example = |key: &String| {
-        ["formats.webshop.", "consumers.order.steps.", "notify.email."].iter().any(|example| key.starts_with(example))
+        ["formats.webshop.", "consumers.order.steps.", "notify.email.", "alerts."]
+            .iter()
+            .any(|example| key.starts_with(example))
     };
     let not_compared: Vec<_> = documented.difference(&compared).filter(|key| !is_example(key)).collect();
     assert!(not_compared.is_empty(), "{not_compared:?}");

@@ -2,6 +2,7 @@
 //!
 //! Rules use the traits alone and never inspect a store. Each gets an empty ledger of its own.
 
+mod alerts;
 mod cancellation;
 pub(in crate::ledger) mod fixtures;
 mod maintenance;

@@ -4,6 +4,7 @@
 //! the commit that contains the answer is on disk.
 
 mod access;
+mod alerts;
 mod backup;
 mod cancellation;
 mod erase;
@@ -44,6 +45,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::alerts::{AlertAnswer, AlertBook};
 use super::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use super::error::{LedgerError, OpenError};
 use super::retention::Pruned;
@@ -235,7 +237,7 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Effect(recorded) => Ok(recorded),
-                WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
+                WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) | WriterAnswer::Alerts(_) => {
                     unreachable!("an effect has an answer of its own kind")
                 }
             }
@@ -249,7 +251,7 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Cancel(answer) => Ok(answer),
-                WriterAnswer::Effect(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
+                WriterAnswer::Effect(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) | WriterAnswer::Alerts(_) => {
                     unreachable!("a cancellation has an answer of its own kind")
                 }
             }
@@ -263,7 +265,7 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Claim(answer) => Ok(answer),
-                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Run(_) => {
+                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Run(_) | WriterAnswer::Alerts(_) => {
                     unreachable!("a claim has an answer of its own kind")
                 }
             }
@@ -277,8 +279,25 @@ impl LedgerWriter for SqliteLedger {
         async move {
             match answered.await? {
                 WriterAnswer::Run(recorded) => Ok(recorded),
-                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) => {
+                WriterAnswer::Effect(_)
+                | WriterAnswer::Cancel(_)
+                | WriterAnswer::Claim(_)
+                | WriterAnswer::Alerts(_) => {
                     unreachable!("a record has an answer of its own kind")
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn exchange_alerts(&self, replacement: Option<AlertBook>) -> BoxFuture<'static, Result<AlertAnswer, LedgerError>> {
+        let bytes = replacement.as_ref().map_or(0, AlertBook::bytes);
+        let answered = self.enqueue(WriterEntry::Alerts(replacement.map(Box::new)), bytes);
+        async move {
+            match answered.await? {
+                WriterAnswer::Alerts(answer) => Ok(answer),
+                WriterAnswer::Effect(_) | WriterAnswer::Cancel(_) | WriterAnswer::Claim(_) | WriterAnswer::Run(_) => {
+                    unreachable!("alerts have an answer of their own kind")
                 }
             }
         }

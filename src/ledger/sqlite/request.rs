@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::ledger::alerts::{AlertAnswer, AlertBook};
 use crate::ledger::entry::{CancelAnswer, LedgerEntry, NewCancellation, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
@@ -12,13 +13,14 @@ pub(super) type Outcome = Result<WriterAnswer, LedgerError>;
 
 pub(super) type Answer = oneshot::Sender<Outcome>;
 
-/// What is recorded: one effect, a cancellation, or a claim or a record of a run.
+/// What is recorded: one effect, a cancellation, a claim or a record of a run, or alerts.
 #[derive(Debug)]
 pub(super) enum WriterEntry {
     Effect(LedgerEntry),
     Cancel(Box<NewCancellation>),
     Claim(Box<RunClaim>),
     Run(Box<RunRecord>),
+    Alerts(Option<Box<AlertBook>>),
 }
 
 /// The answer to each kind of entry.
@@ -28,6 +30,7 @@ pub(super) enum WriterAnswer {
     Cancel(CancelAnswer),
     Claim(ClaimAnswer),
     Run(RunRecorded),
+    Alerts(AlertAnswer),
 }
 
 /// An entry to record, until it is answered.

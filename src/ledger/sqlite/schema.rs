@@ -272,6 +272,29 @@ const VERSION_4: &str = "
         owner         TEXT NOT NULL,              -- a process
         claimed_until INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+
+    -- Operators' alerts that are open, or whose end has not been reported yet.
+    CREATE TABLE alerts (
+        scope       TEXT NOT NULL,     -- a virtual host, or a host and the configuration of an instance on it
+        cause       TEXT NOT NULL,     -- kind and subject
+        title       TEXT NOT NULL,
+        detail      TEXT NOT NULL,
+        instance    TEXT NOT NULL,     -- the process that opened it
+        opened_at   INTEGER NOT NULL,  -- when the cause began
+        observed_at INTEGER NOT NULL,  -- the last time; up to a minute ago while it lasts
+        resolved_at INTEGER,
+        reported_at INTEGER,           -- when a message last said that it is open
+        PRIMARY KEY (scope, cause)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Messages about alerts: at most one row.
+    CREATE TABLE alert_messages (
+        version      INTEGER NOT NULL,  -- grows with each change of both tables
+        messages     INTEGER NOT NULL,  -- sent so far
+        sent_at      INTEGER,           -- the last of them
+        sender       TEXT,              -- the process that is sending one
+        sender_until INTEGER
+    ) STRICT;
 ";
 
 /// Why a file cannot be migrated.

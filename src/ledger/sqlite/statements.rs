@@ -18,7 +18,7 @@ use super::record_error::{RecordError, recorded};
 use super::request::{WriterAnswer, WriterEntry};
 use super::sales::Sales;
 use super::store_error::ledger_error;
-use super::{cancellation, schema, step_runs, step_texts};
+use super::{alerts, cancellation, schema, step_runs, step_texts};
 use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
@@ -227,6 +227,10 @@ impl<'c> Statements<'c> {
             }
             WriterEntry::Run(record) => {
                 step_runs::record(self.connection, record).map(WriterAnswer::Run).map_err(RecordError::Batch)
+            }
+            WriterEntry::Alerts(replacement) => {
+                let answer = alerts::exchange(self.connection, replacement.as_deref());
+                answer.map(WriterAnswer::Alerts).map_err(RecordError::Batch)
             }
         }
     }

@@ -15,7 +15,7 @@ pub(super) const KNOWN_EVENTS: [&str; 4] = ["processed", "failed", "cancelled", 
 
 /// Bodies of an event: the first has everything, the second as little as possible.
 pub(in crate::notify) fn samples(event: &str) -> Vec<Content> {
-    let whole = json!({
+    let mut whole = json!({
         "event": event, "order_id": "ord-2", "channel": "email", "email": "ada@example.com", "customer_id": "c-7",
         "phone": "+49 30 123456", "locale": "en", "placed_at": "2026-11-22T08:00:00Z", "quantity": 3,
         "items": [{"product": "Lamp", "quantity": 1, "price": "1299.00", "total": "1299.00"},
@@ -24,6 +24,17 @@ pub(in crate::notify) fn samples(event: &str) -> Vec<Content> {
         "discount": "10.00", "total": "1304.80", "currency": "EUR", "reason": "sold out",
         "title": "The circuit breaker of a step is open", "text": "order/charge", "resolved": false,
     });
+    if event == "operator" {
+        whole["more"] = json!(1);
+        whole["alerts"] = json!([
+            {"state": "open", "repeated": false, "cause": "breaker/order/charge", "title": "Step \"charge\" is unavailable",
+             "detail": "503 <busy>", "since": "2026-11-22T08:00:00Z", "resolved_at": null, "lasted": null,
+             "scope": "shop-1, /etc/orderd/orderd.toml", "instance": "shop-1:7", "runbook": "OrderdStepUnavailable"},
+            {"state": "resolved", "repeated": false, "cause": "reload", "title": "A reload was rejected", "detail": "",
+             "since": "2026-11-22T08:00:00Z", "resolved_at": "2026-11-22T09:00:00Z", "lasted": "1h",
+             "scope": "shop-1, /etc/orderd/orderd.toml", "instance": "shop-1:7", "runbook": "OrderdConfigRejected"},
+        ]);
+    }
     let always = if event == "operator" { &["event", "title", "text", "resolved"][..] } else { &["event"][..] };
     let object = |value: &Json| value.as_object().cloned().unwrap_or_default();
     let whole = object(&whole);

@@ -1,6 +1,7 @@
 //! The whole daemon as a process, on a real broker, tested through what its users see.
 
 mod admin;
+mod alerts;
 mod as_root;
 mod backlog;
 mod cancellation;

@@ -1,0 +1,170 @@
+//! A message about alerts: the body of an event `operator`, which the channel's templates render. Pure.
+//!
+//! One message lists everything that is due, but at most [`MAX_LISTED`] alerts in full, so that a storm of causes is one message of
+//! limited length.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::observation::runbook_entry;
+use super::tracker::Due;
+use crate::config::duration;
+use crate::ledger::AlertRecord;
+
+/// The most alerts that one message lists.
+const MAX_LISTED: usize = 20;
+
+/// A message to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Message {
+    /// The same for each attempt to send the same message, so that a repeated one is recognised.
+    pub id: String,
+    /// JSON.
+    pub body: String,
+}
+
+/// The message about what is due. `number` counts the messages.
+pub(super) fn message(due: &Due, number: u64) -> Message {
+    let alerts = &due.alerts;
+    let mut hash = Sha256::new();
+    for alert in alerts {
+        let resolved = if alert.resolved_at.is_some() { "resolved" } else { "open" };
+        for part in [&alert.scope, &alert.cause, &alert.opened_at.to_string(), resolved] {
+            hash.update(part.as_bytes());
+            hash.update([0]);
+        }
+    }
+    let mut id = format!("alerts/{number}/");
+    for byte in hash.finalize().iter().take(8) {
+        write!(id, "{byte:02x}").expect("writing to a string does not fail");
+    }
+    Message { id, body: body(alerts).to_string() }
+}
+
+/// The message of a trial. `instance` is this process.
+pub fn test_message(scope: &str, instance: &str, now: Timestamp) -> String {
+    let alert = AlertRecord {
+        scope: scope.to_owned(),
+        cause: "test".to_owned(),
+        title: "Test of the alerts".to_owned(),
+        detail: "Alerts reach you through this channel. Nothing is wrong.".to_owned(),
+        instance: instance.to_owned(),
+        opened_at: now,
+        observed_at: now,
+        resolved_at: None,
+        reported_at: None,
+    };
+    body(&[alert]).to_string()
+}
+
+fn body(alerts: &[AlertRecord]) -> Value {
+    let resolved = alerts.iter().filter(|alert| alert.resolved_at.is_some()).count();
+    let first = alerts.first().map(|alert| alert.title.as_str()).unwrap_or_default();
+    let title = match alerts.len() {
+        0 | 1 => first.to_owned(),
+        count => format!("{first}, and {} more", count - 1),
+    };
+    let text = match alerts {
+        [alert] => alert.detail.clone(),
+        alerts => {
+            let shown = alerts.iter().take(MAX_LISTED);
+            let shown: Vec<String> = shown
+                .map(|alert| match alert.resolved_at {
+                    Some(_) => format!("resolved: {}", alert.title),
+                    None => alert.title.clone(),
+                })
+                .collect();
+            shown.join("; ")
+        }
+    };
+    json!({
+        "event": "operator",
+        "title": title,
+        "text": text,
+        "resolved": resolved == alerts.len(),
+        "alerts": alerts.iter().take(MAX_LISTED).map(listed).collect::<Vec<_>>(),
+        "more": alerts.len().saturating_sub(MAX_LISTED),
+    })
+}
+
+fn listed(alert: &AlertRecord) -> Value {
+    let AlertRecord { scope, cause, title, detail, instance, opened_at, observed_at: _, resolved_at, reported_at } =
+        alert;
+    let lasted = resolved_at.map(|at| duration::format(whole_seconds(at.duration_since(*opened_at))));
+    json!({
+        "state": if resolved_at.is_some() { "resolved" } else { "open" },
+        "repeated": resolved_at.is_none() && reported_at.is_some(),
+        "cause": cause,
+        "title": title,
+        "detail": detail,
+        "since": opened_at,
+        "resolved_at": resolved_at,
+        "lasted": lasted,
+        "scope": scope,
+        "instance": instance,
+        "runbook": runbook_entry(cause),
+    })
+}
+
+fn whole_seconds(lasted: jiff::SignedDuration) -> Duration {
+    Duration::from_secs(lasted.as_secs().max(0).unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alert(cause: &str, resolved_at: Option<i64>) -> AlertRecord {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        AlertRecord {
+            scope: "virtual host /".to_owned(),
+            cause: cause.to_owned(),
+            title: format!("Cause {cause}"),
+            detail: "Details".to_owned(),
+            instance: "shop-1:7".to_owned(),
+            opened_at: at(60),
+            observed_at: at(60),
+            resolved_at: resolved_at.map(at),
+            reported_at: None,
+        }
+    }
+
+    fn built(alerts: Vec<AlertRecord>) -> (String, Value) {
+        let Message { id, body } = message(&Due { alerts }, 4);
+        (id, serde_json::from_str(&body).unwrap())
+    }
+
+    #[test]
+    fn one_alert_is_the_title_and_its_end_says_how_long_it_lasted() {
+        let (_, body) = built(vec![alert("finding/queue_missing/a", Some(60 + 3_661))]);
+        assert_eq!(
+            (&body["title"], &body["text"], &body["resolved"]),
+            (&json!("Cause finding/queue_missing/a"), &json!("Details"), &json!(true))
+        );
+        let listed = &body["alerts"][0];
+        assert_eq!((&listed["state"], &listed["lasted"]), (&json!("resolved"), &json!("1h 1m 1s")));
+        assert_eq!(listed["runbook"], "OrderdQueueMissing");
+    }
+
+    #[test]
+    fn a_hundred_causes_are_one_message_of_limited_length() {
+        let alerts = (0..100).map(|number| alert(&number.to_string(), (number >= 50).then_some(90))).collect();
+        let (_, body) = built(alerts);
+        assert_eq!(body["title"], "Cause 0, and 99 more");
+        assert_eq!((body["alerts"].as_array().unwrap().len(), &body["more"]), (MAX_LISTED, &json!(80)));
+        assert_eq!(body["resolved"], json!(false));
+        assert!(body.to_string().len() < 10_000);
+    }
+
+    #[test]
+    fn the_same_message_has_the_same_id_and_another_one_has_another() {
+        let id = |alerts| built(alerts).0;
+        assert_eq!(id(vec![alert("a", None)]), id(vec![alert("a", None)]));
+        assert_ne!(id(vec![alert("a", None)]), id(vec![alert("a", Some(90))]));
+        assert_ne!(id(vec![alert("a", None)]), id(vec![alert("a", None), alert("b", None)]));
+    }
+}

@@ -1,0 +1,339 @@
+//! What the daemon sees at one moment, as causes of alerts with texts for people. Pure.
+//!
+//! Names and conditions are those of `config/prometheus/orderd.rules.yml` where it has them. It never decides whether a cause is an
+//! alert: it may have begun just now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::dead_letters::{DeadLetterKey, DeadLetterWindow, Growth};
+use super::settings::DeadLetterLimit;
+use crate::config::duration;
+use crate::control::{ReloadOutcome, ReloadReport};
+use crate::escape::escaped;
+use crate::reconcile::{ApiState, Finding, FindingKind};
+use crate::steps::{BreakerKind, BreakerReading, BreakerState};
+
+/// The longest title and the longest explanation, in characters.
+const MAX_TITLE_CHARS: usize = 160;
+const MAX_DETAIL_CHARS: usize = 1_000;
+/// How long a consumer with waiting messages must have been paused.
+const PAUSED_FOR: Duration = Duration::from_secs(15 * 60);
+
+/// Where causes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlertScopes {
+    /// Of what every instance sees: the virtual host.
+    pub broker: String,
+    /// Of what this instance alone sees: its host and configuration file, which a restart does not change.
+    pub instance: String,
+}
+
+/// What is read from the running daemon.
+#[derive(Debug, Clone, Default)]
+pub struct LocalState {
+    /// Whether the management API answers.
+    pub api: ApiState,
+    /// What is wrong on the broker.
+    pub findings: Vec<Finding>,
+    /// All circuit breakers.
+    pub breakers: Vec<BreakerReading>,
+    /// The last reload, and when it ended.
+    pub last_reload: Option<(Timestamp, ReloadReport)>,
+    /// Dead letters since the start, by consumer and reason.
+    pub dead_letters: BTreeMap<DeadLetterKey, u64>,
+}
+
+/// What may be an alert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cause {
+    pub scope: String,
+    /// Kind and subject: the same for as long as it lasts.
+    pub id: String,
+    pub title: String,
+    pub detail: String,
+    pub since: Timestamp,
+    /// How long it must last at least, whatever is configured.
+    pub wait: Duration,
+}
+
+/// All causes at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Observation {
+    pub causes: Vec<Cause>,
+    /// The scopes of which every cause is seen. Causes of another scope may last although they are not seen.
+    pub complete: BTreeSet<String>,
+}
+
+/// The kinds of causes; also the values of a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum CauseKind {
+    Finding,
+    DeadLetters,
+    Breaker,
+    Reload,
+}
+
+impl CauseKind {
+    pub const ALL: [CauseKind; 4] = [CauseKind::Finding, CauseKind::DeadLetters, CauseKind::Breaker, CauseKind::Reload];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CauseKind::Finding => "finding",
+            CauseKind::DeadLetters => "dead_letters",
+            CauseKind::Breaker => "breaker",
+            CauseKind::Reload => "reload",
+        }
+    }
+
+    /// Of a cause's id.
+    pub fn of(id: &str) -> Option<Self> {
+        let word = id.split('/').next().unwrap_or_default();
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// The entry of the runbook about a cause.
+pub(super) fn runbook_entry(id: &str) -> &'static str {
+    match CauseKind::of(id) {
+        Some(CauseKind::DeadLetters) => "OrderdDeadLettersGrowing",
+        Some(CauseKind::Breaker) => "OrderdStepUnavailable",
+        Some(CauseKind::Reload) => "OrderdConfigRejected",
+        Some(CauseKind::Finding) => {
+            let word = id.split('/').nth(1).unwrap_or_default();
+            let kind = FindingKind::ALL.into_iter().find(|kind| kind.as_str() == word);
+            kind.map_or("Alerts", finding_entry)
+        }
+        None => "Alerts",
+    }
+}
+
+fn finding_entry(kind: FindingKind) -> &'static str {
+    match kind {
+        FindingKind::ExchangeMissing => "OrderdExchangeMissing",
+        FindingKind::QueueMissing => "OrderdQueueMissing",
+        FindingKind::BindingMissing => "OrderdBindingMissing",
+        FindingKind::ExchangeMismatch | FindingKind::QueueMismatch => "OrderdTopologyMismatch",
+        FindingKind::DangerousPolicy => "OrderdDangerousPolicy",
+        FindingKind::ShortConsumerTimeout => "OrderdShortConsumerTimeout",
+        FindingKind::Redeclared => "OrderdTopologyRedeclared",
+        FindingKind::NoConsumer => "OrderdNoConsumer",
+        FindingKind::ConsumerPaused => "OrderdConsumerPaused",
+        FindingKind::AckedByOthers
+        | FindingKind::AcksMissing
+        | FindingKind::DeliveriesMissing
+        | FindingKind::PublishesMissing
+        | FindingKind::TakenByOthers
+        | FindingKind::UnackedNotHeld => "OrderdMessagesMissing",
+        FindingKind::DeadLettersHeld | FindingKind::RetriesOverdue => "OrderdRetriesOverdue",
+        FindingKind::UndoFailed => "OrderdUndoFailed",
+    }
+}
+
+/// Every cause at this moment.
+pub(super) fn observe(
+    state: &LocalState,
+    scopes: &AlertScopes,
+    dead_letters: &mut DeadLetterWindow,
+    limit: DeadLetterLimit,
+    now: Timestamp,
+) -> Observation {
+    dead_letters.observe(state.dead_letters.clone(), now, limit.window);
+    // Messages that orderd does not hold are acked by themselves, or become another finding.
+    let findings = state.findings.iter().filter(|finding| finding.kind != FindingKind::UnackedNotHeld);
+    let open = [BreakerState::Open, BreakerState::HalfOpen];
+    let breakers = state.breakers.iter().filter(|breaker| open.contains(&breaker.state));
+    let rejected = state.last_reload.iter().filter(|(_, report)| report.outcome == ReloadOutcome::Rejected);
+    let causes = findings
+        .map(|finding| finding_cause(finding, &scopes.broker))
+        .chain(
+            dead_letters
+                .at_least(limit.count)
+                .map(|(key, growth)| dead_letter_cause(key, &growth, limit, &scopes.broker)),
+        )
+        .chain(breakers.map(|breaker| breaker_cause(breaker, &scopes.instance)))
+        .chain(rejected.map(|(at, report)| reload_cause(*at, report, &scopes.instance)));
+    let mut complete = BTreeSet::from([scopes.instance.clone()]);
+    if state.api == ApiState::Fresh {
+        complete.insert(scopes.broker.clone());
+    }
+    Observation { causes: causes.collect(), complete }
+}
+
+fn cause(scope: &str, id: &[&str], title: &str, detail: &str, since: Timestamp) -> Cause {
+    Cause {
+        scope: scope.to_owned(),
+        id: id.iter().map(|part| escaped(part)).collect::<Vec<_>>().join("/"),
+        title: limited(title, MAX_TITLE_CHARS),
+        detail: limited(detail, MAX_DETAIL_CHARS),
+        since,
+        wait: Duration::ZERO,
+    }
+}
+
+/// Texts of others, such as names of queues and answers of services, in one line.
+fn limited(text: &str, max: usize) -> String {
+    let text = escaped(text);
+    match text.char_indices().nth(max) {
+        None => text,
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+fn finding_cause(finding: &Finding, scope: &str) -> Cause {
+    let subject = finding.subject();
+    let what = match finding.kind {
+        FindingKind::ExchangeMissing => format!("Exchange {subject:?} does not exist"),
+        FindingKind::QueueMissing => format!("Queue {subject:?} does not exist"),
+        FindingKind::BindingMissing => format!("A binding of queue {subject:?} does not exist"),
+        FindingKind::ExchangeMismatch => format!("Exchange {subject:?} has other properties than orderd needs"),
+        FindingKind::QueueMismatch => format!("Queue {subject:?} has other properties than orderd needs"),
+        FindingKind::DangerousPolicy => format!("Policy {subject:?} would lose messages"),
+        FindingKind::ShortConsumerTimeout => format!("The broker's consumer_timeout of queue {subject:?} is too short"),
+        FindingKind::Redeclared => format!("{subject:?} was deleted and has been declared again"),
+        FindingKind::NoConsumer => format!("Queue {subject:?} has no consumer"),
+        FindingKind::ConsumerPaused => format!("Messages wait in queue {subject:?}, whose consumer is paused"),
+        FindingKind::AckedByOthers | FindingKind::TakenByOthers => {
+            format!("Another client takes messages from queue {subject:?}")
+        }
+        FindingKind::AcksMissing
+        | FindingKind::DeliveriesMissing
+        | FindingKind::PublishesMissing
+        | FindingKind::UnackedNotHeld => {
+            format!("The counts of orderd and of the broker for queue {subject:?} differ")
+        }
+        FindingKind::DeadLettersHeld => format!("The broker cannot dead-letter messages of queue {subject:?}"),
+        FindingKind::RetriesOverdue => format!("Messages stay in retry queue {subject:?} past their delay"),
+        FindingKind::UndoFailed => "Steps of dead-lettered messages could not be undone".to_owned(),
+    };
+    let count = finding.messages.map_or_else(String::new, |count| format!("{count} messages: "));
+    let routing_key = finding.routing_key.as_deref().unwrap_or_default();
+    let id = ["finding", finding.kind.as_str(), subject, routing_key];
+    let id = if routing_key.is_empty() { &id[..3] } else { &id };
+    let cause = cause(scope, id, &what, &format!("{count}{}", finding.detail), finding.since);
+    let wait = if finding.kind == FindingKind::ConsumerPaused { PAUSED_FOR } else { Duration::ZERO };
+    Cause { wait, ..cause }
+}
+
+fn dead_letter_cause(key: &DeadLetterKey, growth: &Growth, limit: DeadLetterLimit, scope: &str) -> Cause {
+    let (consumer, reason) = key;
+    let title = format!("Messages of consumer {consumer:?} are dead-lettered ({reason})");
+    let detail = format!("{} in the last {}", growth.count, duration::format(limit.window));
+    cause(scope, &["dead_letters", consumer, reason], &title, &detail, growth.since)
+}
+
+fn breaker_cause(breaker: &BreakerReading, scope: &str) -> Cause {
+    let BreakerReading { consumer, kind, name, since, waiting, last_failure, .. } = breaker;
+    let title = match kind {
+        BreakerKind::Channel => format!("Notification channel {name:?} is unavailable"),
+        BreakerKind::Step => format!("Step {name:?} of consumer {consumer:?} is unavailable"),
+    };
+    let failure = last_failure.as_deref().map_or_else(String::new, |failure| format!(", last failure: {failure}"));
+    let detail = format!("The circuit breaker is open{failure}; {waiting} deliveries wait besides those in the queue");
+    cause(scope, &["breaker", consumer, name], &title, &detail, *since)
+}
+
+fn reload_cause(at: Timestamp, report: &ReloadReport, scope: &str) -> Cause {
+    let detail = format!(
+        "The former configuration is still active, but a restart may fail. {}",
+        report.problems.iter().map(String::as_str).collect::<Vec<_>>().join("; ")
+    );
+    cause(scope, &["reload"], "A reload was rejected", &detail, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::ConfigChange;
+
+    const LIMIT: DeadLetterLimit = DeadLetterLimit { count: 2, window: Duration::from_secs(600) };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn scopes() -> AlertScopes {
+        AlertScopes { broker: "virtual host /".to_owned(), instance: "shop-1, /etc/orderd/orderd.toml".to_owned() }
+    }
+
+    fn finding(kind: FindingKind) -> Finding {
+        serde_json::from_value(serde_json::json!({
+            "queue": "a\r\nBcc: eve", "kind": kind, "since": at(7), "messages": 3, "detail": "<b>deleted</b>"
+        }))
+        .unwrap()
+    }
+
+    fn breaker(state: BreakerState, name: &str) -> BreakerReading {
+        BreakerReading {
+            consumer: "order".into(),
+            kind: if name == "email" { BreakerKind::Channel } else { BreakerKind::Step },
+            name: name.into(),
+            state,
+            since: at(9),
+            openings: 1,
+            calls: 10,
+            failures: 10,
+            waiting: 4,
+            last_failure: Some("x".repeat(5_000)),
+        }
+    }
+
+    fn report(outcome: ReloadOutcome) -> ReloadReport {
+        let problems = vec!["consumers.order.workers: must be at least 1, is 0".to_owned()];
+        let changes = Vec::<ConfigChange>::new();
+        let (generation, notes) = (1, Vec::new());
+        ReloadReport { outcome, generation, changes, applied_after_ms: None, problems, temporary: false, notes }
+    }
+
+    fn ids(state: &LocalState) -> Vec<String> {
+        let observation = observe(state, &scopes(), &mut DeadLetterWindow::default(), LIMIT, at(10));
+        observation.causes.into_iter().map(|cause| cause.id).collect()
+    }
+
+    #[test]
+    fn every_kind_of_cause_has_an_id_that_does_not_change_and_one_line_of_limited_text() {
+        let mut state = LocalState {
+            api: ApiState::Fresh,
+            findings: FindingKind::ALL.map(finding).to_vec(),
+            breakers: vec![breaker(BreakerState::Open, "charge"), breaker(BreakerState::HalfOpen, "email")],
+            last_reload: Some((at(3), report(ReloadOutcome::Rejected))),
+            dead_letters: [(("order".to_owned(), "permanent".to_owned()), 0)].into(),
+        };
+        let mut window = DeadLetterWindow::default();
+        observe(&state, &scopes(), &mut window, LIMIT, at(9));
+        *state.dead_letters.values_mut().next().unwrap() = 5;
+        let observation = observe(&state, &scopes(), &mut window, LIMIT, at(10));
+        let mut ids: Vec<&str> = observation.causes.iter().map(|cause| cause.id.as_str()).collect();
+        assert!(ids.contains(&"finding/queue_missing/a\\r\\nBcc: eve"), "{ids:?}");
+        for id in ["dead_letters/order/permanent", "breaker/order/charge", "breaker/order/email", "reload"] {
+            assert!(ids.contains(&id), "{id}");
+        }
+        assert_eq!(ids.len(), FindingKind::ALL.len() - 1 + 4);
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), observation.causes.len(), "two causes have one id");
+        for cause in &observation.causes {
+            assert!(!cause.title.contains(char::is_control) && !cause.detail.contains(char::is_control), "{cause:?}");
+            assert!(cause.detail.chars().count() <= MAX_DETAIL_CHARS + 1, "{cause:?}");
+            assert!(runbook_entry(&cause.id).starts_with("Orderd"), "{cause:?}");
+        }
+        assert_eq!(observation.complete.len(), 2);
+    }
+
+    #[test]
+    fn closed_breakers_and_accepted_reloads_are_no_causes_and_without_the_management_api_findings_may_last() {
+        let mut state = LocalState {
+            breakers: vec![breaker(BreakerState::Closed, "charge"), breaker(BreakerState::RampUp, "email")],
+            last_reload: Some((at(3), report(ReloadOutcome::Applied))),
+            ..LocalState::default()
+        };
+        for outcome in [ReloadOutcome::Applied, ReloadOutcome::PartlyApplied, ReloadOutcome::Unchanged] {
+            state.last_reload = Some((at(3), report(outcome)));
+            assert!(ids(&state).is_empty());
+        }
+        let observation = observe(&state, &scopes(), &mut DeadLetterWindow::default(), LIMIT, at(10));
+        assert_eq!(observation.complete, [scopes().instance].into());
+    }
+}

@@ -1,0 +1,174 @@
+//! Which alerts open, continue and end, and which are due for a message. Pure: the caller supplies the time.
+//!
+//! ```text
+//!           a cause lasts for open_after           not seen for resolved_after
+//! nothing ─────────────────────────────► open ──────────────────────────────► resolved ── reported ──► nothing
+//!                                         ▲                                      │
+//!                                         └────── seen before it is reported ────┘
+//! ```
+//! A cause that comes and goes faster than that changes nothing, so it causes no stream of messages. What is recorded is the same for
+//! all instances that share a ledger; only how long this process has seen a cause is not recorded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::observation::{Cause, Observation};
+use super::settings::AlertTimes;
+use crate::ledger::{AlertBook, AlertRecord};
+
+/// The most alerts at the same time. Further causes wait until one ends.
+const MAX_ALERTS: usize = 200;
+/// How old the recorded time of an observation may become at most while a cause lasts.
+const MAX_REFRESH: Duration = Duration::from_secs(60);
+/// After this time, an alert ends of which this process cannot know whether its cause lasts: that of an instance which has stopped.
+const ABANDONED_AFTER: Duration = Duration::from_secs(86_400);
+
+type AlertKey = (String, String);
+
+/// What this process remembers about causes.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    /// Since when each cause has been seen without a gap.
+    seen_since: BTreeMap<AlertKey, Timestamp>,
+    /// Since when every cause of a scope has been seen without a gap.
+    complete_since: BTreeMap<String, Timestamp>,
+}
+
+impl Tracker {
+    /// Takes an observation. To be called once for each, before [`Tracker::next`].
+    pub fn observe(&mut self, observation: &Observation, now: Timestamp) {
+        let keys: BTreeSet<AlertKey> = observation.causes.iter().map(key).collect();
+        self.seen_since.retain(|key, _| keys.contains(key));
+        for key in keys {
+            self.seen_since.entry(key).or_insert(now);
+        }
+        self.complete_since.retain(|scope, _| observation.complete.contains(scope));
+        for scope in &observation.complete {
+            self.complete_since.entry(scope.clone()).or_insert(now);
+        }
+    }
+
+    /// What is to be recorded after this observation, in place of `book`; equal to it if nothing changes.
+    pub fn next(
+        &self,
+        book: &AlertBook,
+        observation: &Observation,
+        times: &AlertTimes,
+        instance: &str,
+        now: Timestamp,
+    ) -> AlertBook {
+        let mut causes: BTreeMap<AlertKey, &Cause> =
+            observation.causes.iter().map(|cause| (key(cause), cause)).collect();
+        let mut next = book.clone();
+        for alert in &mut next.alerts {
+            match causes.remove(&(alert.scope.clone(), alert.cause.clone())) {
+                Some(cause) => continues(alert, cause, times, now),
+                None if alert.resolved_at.is_none() && self.has_ended(alert, times, now) => {
+                    alert.resolved_at = Some(alert.observed_at.max(alert.opened_at));
+                }
+                None => {}
+            }
+        }
+        for (key, cause) in causes {
+            let seen = self.seen_since.get(&key).map_or(Duration::ZERO, |since| elapsed(*since, now));
+            if next.alerts.len() < MAX_ALERTS && seen >= times.open_after.max(cause.wait) {
+                next.alerts.push(opened(cause, instance, now));
+            }
+        }
+        next.alerts.sort_by(|a, b| (&a.scope, &a.cause).cmp(&(&b.scope, &b.cause)));
+        next
+    }
+
+    fn has_ended(&self, alert: &AlertRecord, times: &AlertTimes, now: Timestamp) -> bool {
+        let complete = self.complete_since.get(&alert.scope).map(|since| elapsed(*since, now));
+        let is_certain = complete.is_some_and(|complete| complete >= times.resolved_after);
+        elapsed(alert.observed_at, now) >= if is_certain { times.resolved_after } else { ABANDONED_AFTER }
+    }
+}
+
+fn key(cause: &Cause) -> AlertKey {
+    (cause.scope.clone(), cause.id.clone())
+}
+
+/// Zero if the clock was set back.
+fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+    now.duration_since(since).try_into().unwrap_or(Duration::ZERO)
+}
+
+fn opened(cause: &Cause, instance: &str, now: Timestamp) -> AlertRecord {
+    AlertRecord {
+        scope: cause.scope.clone(),
+        cause: cause.id.clone(),
+        title: cause.title.clone(),
+        detail: cause.detail.clone(),
+        instance: instance.to_owned(),
+        opened_at: cause.since.min(now),
+        observed_at: now,
+        resolved_at: None,
+        reported_at: None,
+    }
+}
+
+/// Not written each time, because each change is a commit.
+fn continues(alert: &mut AlertRecord, cause: &Cause, times: &AlertTimes, now: Timestamp) {
+    let refresh = (times.resolved_after / 4).min(MAX_REFRESH);
+    if alert.resolved_at.is_some() || elapsed(alert.observed_at, now) >= refresh || alert.observed_at > now {
+        alert.resolved_at = None;
+        alert.observed_at = now;
+        alert.detail.clone_from(&cause.detail);
+    }
+}
+
+/// What a message is to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Due {
+    /// The alerts, open ones first.
+    pub alerts: Vec<AlertRecord>,
+}
+
+/// The alerts that are not reported as they are, whether a message may be sent now or not.
+pub(super) fn unsent<'b>(
+    book: &'b AlertBook,
+    times: &AlertTimes,
+    now: Timestamp,
+) -> impl Iterator<Item = &'b AlertRecord> {
+    let repeat = times.repeat;
+    book.alerts.iter().filter(move |alert| match (alert.resolved_at, alert.reported_at) {
+        (Some(_), _) | (None, None) => true,
+        (None, Some(reported)) => repeat.is_some_and(|repeat| elapsed(reported, now) >= repeat),
+    })
+}
+
+/// The message that may be sent now, if any. `owner` is this process.
+pub(super) fn due(book: &AlertBook, times: &AlertTimes, owner: &str, now: Timestamp) -> Option<Due> {
+    let is_early = book.sent_at.is_some_and(|sent| sent <= now && elapsed(sent, now) < times.interval);
+    let is_taken = book.sender.as_ref().is_some_and(|(sender, until)| sender != owner && *until > now);
+    if is_early || is_taken {
+        return None;
+    }
+    let mut alerts: Vec<_> = unsent(book, times, now).cloned().collect();
+    alerts.sort_by_key(|alert| (alert.resolved_at.is_some(), alert.opened_at));
+    (!alerts.is_empty()).then_some(Due { alerts })
+}
+
+/// What is to be recorded once the message was sent, in place of `book`, which may have changed meanwhile.
+pub(super) fn sent(book: &AlertBook, due: &Due, now: Timestamp) -> AlertBook {
+    let mut next = AlertBook { messages: book.messages + 1, sent_at: Some(now), sender: None, ..book.clone() };
+    next.alerts.retain_mut(|alert| {
+        let is_same = |sent: &&AlertRecord| sent.scope == alert.scope && sent.cause == alert.cause;
+        let Some(sent) = due.alerts.iter().find(is_same) else { return true };
+        match (sent.resolved_at, alert.resolved_at) {
+            (Some(_), Some(_)) => return false,
+            // It was reported as resolved, and has come back.
+            (Some(_), None) => alert.reported_at = None,
+            (None, _) => alert.reported_at = Some(now),
+        }
+        true
+    });
+    next
+}
+
+#[cfg(test)]
+mod tests;
