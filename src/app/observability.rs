@@ -129,6 +129,7 @@ impl Observability {
                 duplicates = counts.duplicates,
                 cancelled = counts.cancelled,
                 prevented = counts.prevented,
+                skipped = counts.skipped,
                 failed_attempts = counts.failed_attempts,
                 forwarded = counts.forwarded,
                 retried = counts.retried,

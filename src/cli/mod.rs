@@ -34,7 +34,9 @@ use output::Output;
 pub use exit::Exit;
 
 use crate::config::{Config, Loaded, Sources};
+use crate::domain::DEFAULT_NOTIFY;
 use crate::escape::{escaped, is_escaped};
+use crate::notify::{NotifySettings, RecipientCheck};
 use crate::{files, handlers, steps};
 
 /// Output format of a command.
@@ -171,6 +173,17 @@ fn finished(exit: io::Result<Exit>) -> Exit {
             Exit::Internal
         }
     }
+}
+
+/// The notification channel of an order that names none.
+fn default_channel(config: &Config) -> &str {
+    config.consumers.values().find_map(|consumer| consumer.default_channel.as_deref()).unwrap_or(DEFAULT_NOTIFY)
+}
+
+/// What the notification channels need of an order.
+fn recipient_check(config: &Config) -> RecipientCheck {
+    let none = NotifySettings::default();
+    RecipientCheck::new(config.notify.constructor::<NotifySettings>().unwrap_or(&none), default_channel(config))
 }
 
 /// Writes a line about the command itself to standard error.

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Exit, check};
+use super::{Exit, check, default_channel};
 use crate::alerts::{self, AlertSettings};
 use crate::config::Config;
-use crate::domain::{DEFAULT_NOTIFY, Notification, is_locale};
+use crate::domain::{Notification, is_locale};
 use crate::escape::escaped;
 use crate::formats;
 use crate::instance;
@@ -48,8 +48,8 @@ fn locale(text: &str) -> Result<String, String> {
     is_locale(text).then(|| text.to_owned()).ok_or_else(|| "must be a language such as de or de-AT".to_owned())
 }
 
-/// Prints what would be sent, and sends it if that is asked for. The exit code is 0, 1 if it cannot be made of this order, or 69 if it
-/// was not sent.
+/// Prints what would be sent, and sends it if that is asked for. The exit code is 0, 1 if it cannot be made of this order, 64 if it cannot
+/// be sent to this address, or 69 if it was not sent.
 ///
 /// # Errors
 /// When `out` or `err` cannot be written.
@@ -66,6 +66,12 @@ pub async fn run(args: &NotifyArgs, config: &Config, out: &mut dyn Write, err: &
     };
     let none = NotifySettings::default();
     let settings = config.notify.constructor::<NotifySettings>().unwrap_or(&none);
+    if let Some(address) = &args.send_to
+        && let Err(problem) = notify::check_recipient(settings, &channel, address)
+    {
+        writeln!(err, "error: --send-to: {}", escaped(&problem))?;
+        return Ok(Exit::Usage);
+    }
     match notify::preview(settings, &channel, &body) {
         Ok(text) => out.write_all(text.as_bytes())?,
         Err(problem) => {
@@ -127,9 +133,8 @@ fn event(args: &NotifyArgs, config: &Config) -> Result<(String, String), String>
         return Err("--preview and --order belong together".to_owned());
     };
     let (order, amounts) = check::read_order(file, &args.format, config)?;
-    let default = config.consumers.values().find_map(|consumer| consumer.default_channel.as_deref());
     let channel = args.channel.as_deref().or(order.wanted_channel());
-    let channel = channel.or(default).unwrap_or(DEFAULT_NOTIFY).to_owned();
+    let channel = channel.unwrap_or_else(|| default_channel(config)).to_owned();
     let notification = Notification { channel: &channel, ..Notification::processed(&order, &amounts) };
     let mut body = serde_json::to_value(notification).expect("an event consists of text and numbers");
     body["event"] = Value::from(preview.as_str());

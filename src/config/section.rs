@@ -263,6 +263,11 @@ impl<'r> Section<'r> {
         self.report().problem(&join(&self.key(name), key), message);
     }
 
+    /// Reports a warning about a key of a subsection.
+    pub fn subsection_warning(&self, name: &str, key: &str, message: impl Into<String>) {
+        self.report().warning(&join(&self.key(name), key), message);
+    }
+
     /// Whether a problem with this key was reported.
     pub fn has_problem(&self, key: &str) -> bool {
         self.report().has(&self.key(key))

@@ -25,7 +25,7 @@ pub use exact_sum::{ExactSum, InvalidSum};
 pub use item::{Amounts, Charges, Item, StatedTotal, sum_exactly};
 pub use json::{JsonError, ListItems, ObjectFields, OtherFields, list_items, object_fields, object_values, text};
 pub use limits::{MAX_ITEMS, MAX_PRODUCT_BYTES, MAX_QUANTITY};
-pub use model::{DEFAULT_NOTIFY, Order, OrderId, OrderSummary, UnknownFields, is_channel, is_locale};
+pub use model::{DEFAULT_NOTIFY, Order, OrderId, OrderSummary, UnknownFields, is_channel, is_locale, is_phone};
 pub use order_event::{OrderDocument, OrderEvent, UnsupportedEvent};
 pub use rule::{AmountField, RuleError, TextField};
 pub use sale::{ProductSale, Sale};

@@ -194,17 +194,20 @@ impl Order {
 
     /// The customer's telephone number: at most 32 digits, spaces and the characters that are usual between them.
     pub fn customer_phone(&self) -> Option<&str> {
-        self.phone.as_deref().map(str::trim).filter(|phone| {
-            (1..=32).contains(&phone.len())
-                && phone.bytes().any(|b| b.is_ascii_digit())
-                && phone.bytes().all(|b| b.is_ascii_digit() || b" +-./()".contains(&b))
-        })
+        self.phone.as_deref().map(str::trim).filter(|phone| is_phone(phone))
     }
 
     /// The customer's language: words of ASCII letters and digits, such as `de-AT` or `pt_BR`.
     pub fn customer_locale(&self) -> Option<&str> {
         self.locale.as_deref().filter(|locale| is_locale(locale))
     }
+}
+
+/// Whether a text may be a telephone number.
+pub fn is_phone(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text.bytes().any(|b| b.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_digit() || b" +-./()".contains(&b))
 }
 
 /// Whether a text may be the name of a notification channel.

@@ -32,6 +32,8 @@ use crate::topology::pattern;
 
 /// Longest name of a channel, in bytes.
 const MAX_CHANNEL_BYTES: usize = 32;
+/// Why a notification is recorded that was not delivered.
+const NO_ADDRESS: &str = "no_address";
 
 /// Writes each notification to a file of its own, not to orderd's log, because a notification names the customer.
 #[derive(Debug, Clone)]
@@ -162,7 +164,11 @@ impl NotificationHandler {
         let mut failed = Vec::new();
         let (delivery, unrecorded) = match self.channels.deliver(notice, input, lease.as_mut(), &mut failed).await {
             Ok(Delivered::Now { provider, recipient, unrecorded }) => {
-                (NotificationDelivery { provider, recipient, failed }, unrecorded)
+                (NotificationDelivery { provider, recipient, failed, not_delivered: None }, unrecorded)
+            }
+            Ok(Delivered::WithoutAddress) => {
+                let not_delivered = Some(NO_ADDRESS);
+                (NotificationDelivery { not_delivered, ..NotificationDelivery::default() }, None)
             }
             Ok(Delivered::Before) => return duplicate(),
             Err(error) => {
@@ -173,10 +179,14 @@ impl NotificationHandler {
             }
         };
         let (id, channel) = (id.clone(), channel.to_owned());
+        let outcome = match delivery.not_delivered {
+            Some(_) => HandlerOutcome::Skipped,
+            None => HandlerOutcome::Completed,
+        };
         let notified = NewNotification { id, order_id, channel, at: Timestamp::now(), delivery };
         input.ledger.record(LedgerEntry::Notification(Box::new(notified))).await?;
         drop(unrecorded);
-        Ok(HandlerOutput::finished(HandlerOutcome::Completed))
+        Ok(HandlerOutput::finished(outcome))
     }
 }
 
@@ -325,6 +335,28 @@ mod tests {
                 (deliveries == 0).then_some(FailureKind::Permanent)
             );
             assert_eq!(channel.0.load(Ordering::SeqCst), deliveries);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_without_an_address_is_skipped_and_recorded_unless_the_channel_is_strict() {
+        for (policy, expected) in [("skip", Ok(HandlerOutcome::Skipped)), ("fail", Err("no_address"))] {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("orderd.toml");
+            let channel =
+                "[notify.email]\ntype = \"smtp\"\naddress = \"127.0.0.1:1\"\nfrom = \"a@example.com\"\ntls = \"none\"";
+            std::fs::write(&file, format!("{channel}\nwithout_address = {policy:?}\n")).unwrap();
+            let sources = crate::config::Sources { file: Some(file), ..crate::handlers::sources() };
+            let notify = crate::config::Config::load(&sources).unwrap().config.notify;
+            let TestEnv { channel, mut handler, ledger } = test_env();
+            let settings = notify.constructor::<NotifySettings>().unwrap();
+            handler.channels = Channels::new("notification", settings, channel, &CircuitBreakers::default());
+            let access = LedgerAccess::without_deadline(&ledger);
+            let delivery = delivery(br#"{"event":"processed","order_id":"ord-1","email":" "}"#);
+            let consumer = "notification".into();
+            let result = handler.handle(input(&delivery, &consumer, access)).await;
+            let ended = result.map(|output| output.outcome).map_err(|error| error.failure().unwrap().code);
+            assert_eq!(ended, expected.map_err(str::to_owned), "{policy}");
         }
     }
 }

@@ -102,7 +102,7 @@ impl LedgerEntry {
             LedgerEntry::ReleaseNotification { id, failed, .. } => id.len() + FailedDelivery::bytes_of(failed),
             LedgerEntry::Notification(notification) => {
                 let NewNotification { id, order_id, channel, delivery, .. } = &**notification;
-                let NotificationDelivery { provider, recipient, failed } = delivery;
+                let NotificationDelivery { provider, recipient, failed, not_delivered: _ } = delivery;
                 let texts = [order_id, provider, recipient].map(|text| length(text.as_ref()));
                 let texts: usize = texts.iter().sum();
                 size_of::<NewNotification>() + id.len() + channel.len() + texts + FailedDelivery::bytes_of(failed)
@@ -247,6 +247,8 @@ pub struct NotificationDelivery {
     pub recipient: Option<String>,
     /// The attempts before that which have failed.
     pub failed: Vec<FailedDelivery>,
+    /// Why it was not delivered, a stable code; `None` if it was.
+    pub not_delivered: Option<&'static str>,
 }
 
 /// An attempt to deliver a notification that has failed.

@@ -11,7 +11,7 @@ use crate::domain::ExactSum;
 pub struct Totals {
     /// Orders by the consumer that accepted them.
     pub orders: BTreeMap<String, OrderCounts>,
-    /// Notifications sent to their channels.
+    /// Notifications sent to their channels, or skipped.
     pub notifications: u64,
     /// Analytics events received, of any name.
     pub analytics: u64,

@@ -60,14 +60,15 @@ pub fn check(counts: &DeliveryCounts, pool: &PoolState) -> Result<(), Imbalance>
 mod tests {
     use super::*;
 
-    /// Twelve deliveries: two completed, two in flight, and one of each other outcome.
+    /// Thirteen deliveries: two completed, two in flight, and one of each other outcome.
     fn balanced() -> DeliveryCounts {
         DeliveryCounts {
-            deliveries: 12,
+            deliveries: 13,
             completed: 2,
             duplicates: 1,
             cancelled: 1,
             prevented: 1,
+            skipped: 1,
             forwarded: 1,
             retried: 1,
             dead_lettered: 1,

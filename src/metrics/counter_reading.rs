@@ -24,6 +24,8 @@ pub struct DeliveryCounts {
     pub cancelled: u64,
     /// Acked orders that were not processed, or not dead-lettered, because they were cancelled.
     pub prevented: u64,
+    /// Acked notifications that were not delivered because the order has no address.
+    pub skipped: u64,
     /// Attempts that failed, immediate retries included.
     pub failed_attempts: u64,
     /// Acked because the failure was published to the failed-order queue.
@@ -65,7 +67,7 @@ impl DeliveryCounts {
 
     /// Deliveries acked because nothing is left to do for them.
     pub fn succeeded(&self) -> u64 {
-        self.completed + self.duplicates + self.cancelled + self.prevented
+        self.completed + self.duplicates + self.cancelled + self.prevented + self.skipped
     }
 }
 

@@ -192,6 +192,7 @@ impl Counters {
             DeliveryOutcome::Handled(HandlerOutcome::Duplicate) => state.counts.duplicates += 1,
             DeliveryOutcome::Handled(HandlerOutcome::Cancelled) => state.counts.cancelled += 1,
             DeliveryOutcome::Handled(HandlerOutcome::Prevented) => state.counts.prevented += 1,
+            DeliveryOutcome::Handled(HandlerOutcome::Skipped) => state.counts.skipped += 1,
             DeliveryOutcome::Handled(HandlerOutcome::Retried { consumer, delay }) => {
                 state.counts.retried += 1;
                 *state.retries.entry((consumer_label(consumer), *delay)).or_default() += 1;

@@ -16,6 +16,8 @@ pub enum HandlerOutcome {
     Cancelled,
     /// It is an order that was cancelled before it was processed.
     Prevented,
+    /// It is a notification for an order without an address: recorded, and not delivered.
+    Skipped,
     /// A failed message was sent to a retry queue.
     Retried {
         /// The consumer that failed; `None` if the queue it failed in is unknown.
@@ -67,6 +69,7 @@ impl DeliveryOutcome {
                 | HandlerOutcome::Duplicate
                 | HandlerOutcome::Cancelled
                 | HandlerOutcome::Prevented
+                | HandlerOutcome::Skipped
                 | HandlerOutcome::Retried { .. }
                 | HandlerOutcome::Returned
                 | HandlerOutcome::DeadLettered { .. },

@@ -29,6 +29,9 @@ pub(super) enum AddressProblem {
     /// The domain is no name: an IP address, or not allowed by IDNA.
     #[error("the domain of the address is not valid")]
     Domain,
+    /// The domain is a single word.
+    #[error("the domain of the address is not one of the Internet")]
+    NotInternet,
 }
 
 /// Parses an address. A domain with other than ASCII characters becomes its ASCII form.
@@ -49,6 +52,12 @@ pub(super) fn parse(text: &str) -> Result<Address, AddressProblem> {
         return Err(AddressProblem::Domain);
     }
     Address::new(local, domain).map_err(|_| AddressProblem::Form)
+}
+
+/// Parses the address of a customer, whose domain is one of the Internet.
+pub(super) fn parse_customer(text: &str) -> Result<Address, AddressProblem> {
+    let address = parse(text.trim_matches(' '))?;
+    if address.domain().contains('.') { Ok(address) } else { Err(AddressProblem::NotInternet) }
 }
 
 /// Parses an address of the configuration, with or without a name: `Lamps <orders@example.com>`.

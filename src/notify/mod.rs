@@ -9,6 +9,7 @@
 //! smtp/      e-mail                                   webhook     JSON by HTTP
 //! preview    for `orderd notify`                                  probe      for `orderd check --connect`
 //! operators  alerts for operators, through a channel of their own
+//! recipient  warnings about orders whose customer cannot be notified
 //! ```
 //! A channel's provider is the channel itself or one of its fallbacks. It never decides on a retry (`recovery` does), never acks, and never records what was delivered.
 
@@ -20,6 +21,7 @@ mod operators;
 mod preview;
 mod probe;
 mod provider;
+mod recipient;
 mod route;
 mod settings;
 mod smtp;
@@ -39,10 +41,11 @@ use tokio::time::timeout;
 
 pub use lease::Lease;
 pub use operators::{OperatorChannel, OperatorChannelSettings, SendOutcome, send_to_operators};
-pub use preview::{preview, send};
+pub use preview::{check_recipient, preview, send};
 pub use probe::{ProbedServer, probe};
 pub use provider::Unrecorded;
 use provider::{Attempt, Provider, Slot};
+pub use recipient::{RecipientCheck, RecipientWarning};
 use route::Route;
 pub use settings::{NotifySettings, channel_routes};
 
@@ -110,6 +113,8 @@ pub enum Delivered {
     },
     /// Another instance had delivered it meanwhile.
     Before,
+    /// It was not: the order has no address or number, and the channel skips such orders.
+    WithoutAddress,
 }
 
 /// All channels of a consumer.
@@ -205,6 +210,9 @@ impl Channels {
         let content = Content::read(notice.body)
             .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_event", error.to_string()))?;
         let route = self.route(notice.channel)?;
+        if route.providers()[0].skips(&content) {
+            return Ok(Delivered::WithoutAddress);
+        }
         route.used();
         let chain = route.providers().iter().enumerate();
         let chain = chain.filter(|(index, provider)| *index == 0 || provider.can_deliver(notice, &content));

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
+use super::address;
 use super::content::Content;
 use super::settings::{ChannelKind, ChannelSettings, NotifySettings, TextSettings};
 use super::smtp::SmtpProvider;
 use super::templates::{BASE_LANGUAGE, TemplateFiles, TemplateOptions, Templates};
-use super::webhook::{WebhookNotice, WebhookProvider};
+use super::webhook::{WebhookBody, WebhookNotice, WebhookProvider};
+use crate::domain::is_phone;
 use crate::escape::escaped;
 use crate::random::random_hex;
 use crate::steps::TraceContext;
@@ -68,6 +70,24 @@ pub async fn send(settings: &NotifySettings, channel: &str, body: &str) -> Resul
         ChannelKind::Log => return Err(format!("the channel {channel:?} is a file")),
     };
     sent.map_err(|failure| failure.to_string())
+}
+
+/// Checks the address or number to which [`send`] is to send.
+///
+/// # Errors
+/// It is none, or the channel has no recipients; for people.
+pub fn check_recipient(settings: &NotifySettings, channel: &str, recipient: &str) -> Result<(), String> {
+    match &find(settings, channel)?.kind {
+        ChannelKind::Smtp(..) => match address::parse_customer(recipient) {
+            Ok(_) => Ok(()),
+            Err(problem) => Err(format!("{recipient:?} is no address to which e-mail can be sent: {problem}")),
+        },
+        ChannelKind::Webhook(_, WebhookBody::Sms, _) if !is_phone(recipient) => {
+            Err(format!("{recipient:?} is no telephone number"))
+        }
+        ChannelKind::Webhook(..) => Ok(()),
+        ChannelKind::Log => Err(format!("the channel {channel:?} is a file: it sends to nobody")),
+    }
 }
 
 fn find<'a>(settings: &'a NotifySettings, channel: &str) -> Result<&'a ChannelSettings, String> {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::address;
 use super::content::Content;
-use super::settings::{ChannelKind, ChannelSettings};
+use super::settings::{ChannelKind, ChannelSettings, WithoutAddress};
 use super::smtp::SmtpProvider;
 use super::templates::Templates;
 use super::webhook::{WebhookNotice, WebhookProvider};
@@ -32,6 +32,7 @@ pub(super) struct Provider {
     max_connections: usize,
     permits: Arc<Semaphore>,
     unrecorded: Arc<Semaphore>,
+    without_address: WithoutAddress,
     /// `None`: it is a file.
     breaker: Option<Arc<CircuitBreaker>>,
 }
@@ -119,7 +120,8 @@ impl Provider {
         };
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
         let (permits, unrecorded) = (semaphore(max_connections), semaphore(UNRECORDED_PART * max_connections));
-        Provider { name, transport, timeout, max_connections, permits, unrecorded, breaker }
+        let without_address = settings.without_address;
+        Provider { name, transport, timeout, max_connections, permits, unrecorded, without_address, breaker }
     }
 
     /// The channel's name.
@@ -215,6 +217,17 @@ impl Provider {
                 }
             },
         }
+    }
+
+    /// Whether the customer is not to be notified, having no address or number.
+    pub fn skips(&self, content: &Content) -> bool {
+        let is_missing = |text: &Option<String>| text.as_deref().is_none_or(|text| text.trim().is_empty());
+        let has_none = match &self.transport {
+            Transport::Smtp(_) => is_missing(&content.recipient.email),
+            Transport::Webhook(webhook) => webhook.needs_phone() && is_missing(&content.recipient.phone),
+            Transport::Log(_) => false,
+        };
+        has_none && self.without_address == WithoutAddress::Skip
     }
 
     /// First the right to have one more that is not recorded: it does not wait for another right.

@@ -1,8 +1,9 @@
 //! `[notify.<channel>]`: reads and checks the channels, and shows them. Templates are read and rendered here too, so that a fault
 //! in one is found before a customer waits for an e-mail. Nothing is connected.
 
+mod texts;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +13,16 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
 
 use super::address::parse_mailbox;
-use super::templates::{BASE_LANGUAGE, TemplateFault, TemplateFiles, TemplateOptions, Templates, read_directory};
+use super::templates::{BASE_LANGUAGE, TemplateOptions};
 use super::webhook::WebhookBody;
 use crate::config::{
     Address, HandlerSettings, Secret, Section, Value, client_files, duration, password_in_file, value_parser,
 };
-use crate::domain::{is_channel, is_locale};
+use crate::domain::is_channel;
 use crate::steps::{BreakerSettings, HttpSettings};
 use crate::tls::TlsFiles;
+
+pub(super) use texts::TextSettings;
 
 const MAX_CHANNELS: usize = 32;
 /// Most channels that are tried one after the other.
@@ -45,7 +48,28 @@ pub(super) struct ChannelSettings {
     pub max_connections: usize,
     /// The channel that delivers while this one cannot.
     pub fallback: Option<String>,
+    pub without_address: WithoutAddress,
     pub breaker: BreakerSettings,
+}
+
+/// What becomes of a notification for an order without an address or number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithoutAddress {
+    /// It is recorded as skipped.
+    Skip,
+    /// It fails, and is dead-lettered.
+    Fail,
+}
+
+impl WithoutAddress {
+    const WORDS: [(&'static str, WithoutAddress); 2] = [("skip", WithoutAddress::Skip), ("fail", WithoutAddress::Fail)];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            WithoutAddress::Skip => "skip",
+            WithoutAddress::Fail => "fail",
+        }
+    }
 }
 
 /// How a channel delivers.
@@ -86,15 +110,6 @@ pub(super) enum SmtpTls {
     None,
 }
 
-/// The templates of a channel.
-#[derive(Debug, Clone)]
-pub(super) struct TextSettings {
-    pub directory: Option<PathBuf>,
-    pub files: TemplateFiles,
-    pub options: TemplateOptions,
-    zone_name: Option<String>,
-}
-
 impl NotifySettings {
     /// Reads `[notify]`.
     pub fn read(section: Section<'_>) -> HandlerSettings {
@@ -110,7 +125,8 @@ impl NotifySettings {
             }
             channels.extend(ChannelSettings::read(section, &name).map(|channel| (name, channel)));
         }
-        let settings = NotifySettings(channels, BTreeSet::new());
+        let mut settings = NotifySettings(channels, BTreeSet::new());
+        settings.name_shop(&reporter);
         for (name, channel) in &settings.0 {
             if let Some(problem) = settings.fallback_problem(name, channel, &names) {
                 reporter.subsection_problem(name, "fallback", problem);
@@ -124,6 +140,28 @@ impl NotifySettings {
         let lines = self.0.iter().map(|(name, channel)| channel.check_line(name)).collect();
         let call_time = self.longest();
         HandlerSettings::new(&self, lines, self.clone()).with_call_time(call_time)
+    }
+
+    /// Channels without a name of the shop have that of the first sender of e-mail.
+    fn name_shop(&mut self, reporter: &Section<'_>) {
+        let sender = self.0.values().find_map(|channel| match &channel.kind {
+            ChannelKind::Smtp(smtp, _) => smtp.sender.from.name.clone(),
+            ChannelKind::Webhook(..) | ChannelKind::Log => None,
+        });
+        for (name, channel) in &mut self.0 {
+            let texts = match &mut channel.kind {
+                ChannelKind::Smtp(_, texts) | ChannelKind::Webhook(_, _, texts) if !texts.names_shop => texts,
+                ChannelKind::Smtp(..) | ChannelKind::Webhook(..) | ChannelKind::Log => continue,
+            };
+            match &sender {
+                Some(sender) => texts.options.shop.clone_from(sender),
+                None => reporter.subsection_warning(
+                    name,
+                    "shop",
+                    format!("is missing: texts call the shop {:?}; give its name, here or in the \"from\" of a channel of e-mail", texts.options.shop),
+                ),
+            }
+        }
     }
 
     fn fallback_problem(&self, name: &str, channel: &ChannelSettings, names: &[String]) -> Option<String> {
@@ -198,7 +236,9 @@ impl ChannelSettings {
         let channel = if is_log {
             let breaker = BreakerSettings::default();
             let (timeout, max_connections) = (DEFAULT_TIMEOUT, MAX_CONNECTIONS);
-            Some(ChannelSettings { kind: ChannelKind::Log, timeout, max_connections, fallback: None, breaker })
+            let without_address = WithoutAddress::Skip;
+            let kind = ChannelKind::Log;
+            Some(ChannelSettings { kind, timeout, max_connections, fallback: None, without_address, breaker })
         } else {
             let second = Duration::from_secs(1);
             let timeout =
@@ -213,7 +253,19 @@ impl ChannelSettings {
                 .optional_section("circuit_breaker")
                 .map_or_else(BreakerSettings::default, BreakerSettings::read);
             breaker.warn_of_short_window(&section, timeout, ("max_connections", max_connections));
-            kind.map(|kind| ChannelSettings { kind, timeout, max_connections, fallback, breaker })
+            let needs_address = !matches!(
+                kind,
+                Some(ChannelKind::Webhook(_, WebhookBody::Event | WebhookBody::Slack | WebhookBody::Template(_), _))
+            );
+            let without_address = match needs_address {
+                true => section.optional_or(
+                    "without_address",
+                    WithoutAddress::Skip,
+                    &value_parser::one_of(&WithoutAddress::WORDS),
+                ),
+                false => WithoutAddress::Skip,
+            };
+            kind.map(|kind| ChannelSettings { kind, timeout, max_connections, fallback, without_address, breaker })
         };
         section.finish();
         channel
@@ -360,64 +412,6 @@ fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {
     http.zip(texts).map(|(http, texts)| ChannelKind::Webhook(Box::new(http), body, texts))
 }
 
-impl TextSettings {
-    /// `shop` is the default of the shop's name.
-    fn read(section: &mut Section<'_>, shop: Option<String>, name: &str) -> Option<Self> {
-        let directory = section.file("templates");
-        let shop_name = section.optional("shop", &value_parser::text(MAX_TEXT_BYTES));
-        let language = |value: &Value| {
-            let text = value_parser::text(MAX_TEXT_BYTES)(value)?.to_ascii_lowercase().replace('_', "-");
-            is_locale(&text).then_some(text).ok_or_else(|| format!("must be a language such as \"de\", is {value}"))
-        };
-        let language = section.optional_or("language", BASE_LANGUAGE.to_owned(), &language);
-        let zone_name = section.optional("time_zone", &value_parser::text(MAX_TEXT_BYTES));
-        let zone = match zone_name.as_deref().map(TimeZone::get) {
-            None => TimeZone::UTC,
-            Some(Ok(zone)) => zone,
-            Some(Err(_)) => {
-                section.problem("time_zone", "must be a time zone such as \"Europe/Berlin\"");
-                TimeZone::UTC
-            }
-        };
-        let shop = shop_name.or(shop).unwrap_or_else(|| name.to_owned());
-        let options = TemplateOptions { shop, language, zone };
-        let files = match &directory {
-            None => Ok(TemplateFiles::built_in()),
-            Some(directory) => read_directory(directory).map(|read| {
-                for TemplateFault { file, problem, .. } in &read.warnings {
-                    section.part_warning("templates", file, problem.clone());
-                }
-                read.files
-            }),
-        };
-        let checked = files.and_then(|files| {
-            let templates = Templates::new(&files, &options)?;
-            // A test checks the built-in ones.
-            let faults = if files == TemplateFiles::built_in() { Vec::new() } else { templates.check() };
-            if faults.is_empty() { Ok(files) } else { Err(faults) }
-        });
-        match checked {
-            Ok(files) => Some(TextSettings { directory, files, options, zone_name }),
-            Err(faults) => {
-                for fault in faults {
-                    report_fault(section, &fault);
-                }
-                None
-            }
-        }
-    }
-}
-
-/// Only the first problem of a path is kept, so each has a path of its own.
-fn report_fault(section: &Section<'_>, fault: &TemplateFault) {
-    let TemplateFault { file, line, problem } = fault;
-    match (file.as_str(), line) {
-        ("", _) => section.problem("templates", problem.clone()),
-        (file, None) => section.part_problem("templates", file, problem.clone()),
-        (file, Some(line)) => section.part_problem("templates", &format!("{file}:{line}"), problem.clone()),
-    }
-}
-
 /// As in the file. Templates are compared by their content, so that a reload applies a changed one.
 impl Serialize for NotifySettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -460,6 +454,9 @@ impl ChannelSettings {
         set("timeout", duration::format(self.timeout).into());
         set("max_connections", self.max_connections.into());
         set("fallback", self.fallback.clone().into());
+        if matches!(self.kind, ChannelKind::Smtp(..) | ChannelKind::Webhook(_, WebhookBody::Sms, _)) {
+            set("without_address", self.without_address.as_str().into());
+        }
         set("circuit_breaker", json(&self.breaker));
         set("shop", texts.options.shop.as_str().into());
         set("language", texts.options.language.as_str().into());

@@ -153,6 +153,11 @@ impl WebhookProvider {
         }
     }
 
+    /// Whether it is for telephones.
+    pub fn needs_phone(&self) -> bool {
+        self.body == WebhookBody::Sms
+    }
+
     /// The body of the request.
     ///
     /// # Errors
@@ -167,7 +172,7 @@ impl WebhookProvider {
             (Err(RenderError::UnknownEvent(_)), WebhookBody::Event | WebhookBody::Template(_)) => None,
             (Err(error), _) => return Err(template_failure(&error)),
         };
-        if self.body == WebhookBody::Sms && content.recipient.phone.is_none() {
+        if self.needs_phone() && content.recipient.phone.as_deref().is_none_or(|phone| phone.trim().is_empty()) {
             return Err(permanent("no_address", "the notification has no telephone number"));
         }
         let language = self.templates.language(content);

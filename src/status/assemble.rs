@@ -102,6 +102,7 @@ pub fn consumer_status(consumer: &ConsumerReading, all: &[ConsumerReading]) -> C
         duplicates: counts.duplicates,
         cancelled: counts.cancelled,
         prevented: counts.prevented,
+        skipped: counts.skipped,
         failed: counts.forwarded,
         failed_attempts: counts.failed_attempts,
         failures: failures

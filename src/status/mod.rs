@@ -227,6 +227,9 @@ pub struct ConsumerStatus {
     /// Orders that were not processed because they were cancelled.
     #[serde(default)]
     pub prevented: u64,
+    /// Notifications that were not delivered because the order has no address.
+    #[serde(default)]
+    pub skipped: u64,
     /// Deliveries whose failure was published to the failed-order queue.
     pub failed: u64,
     /// Attempts that failed, immediate retries included.

@@ -102,3 +102,52 @@ fn a_wrong_argument_is_a_usage_error() {
         json(r#"{"no": "A-1", "p": "Pen", "q": 2, "x": "1.20"}"#, &[&custom[..], &["--format", "mine"]].concat());
     assert_eq!((code, &report["amounts"]["total"]), (0, &"2.40".into()), "{report}");
 }
+
+/// Runs `orderd notify --preview processed` with this document.
+fn notify(document: &str, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = crate::orderd();
+    command.args(["notify", "--config", CONFIG, "--preview", "processed", "--order", "-"]).args(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(document.as_bytes());
+    output(child.wait_with_output().unwrap())
+}
+
+const ORDER: &str =
+    r#"{"id": 1, "product": "Pen", "quantity": 1, "price": 1, "notify": "sms", "phone": "call me", "locale": "?"}"#;
+const CHANNELS: [&str; 10] = [
+    "--set",
+    "notify.email.type=smtp",
+    "--set",
+    "notify.email.address=127.0.0.1:1",
+    "--set",
+    "notify.email.from=a@example.com",
+    "--set",
+    "notify.email.tls=none",
+    "--set",
+    "notify.email.shop=Lamps",
+];
+
+#[test]
+fn a_customer_who_cannot_be_notified_is_a_warning_and_the_order_is_accepted() {
+    let (code, report) = json(ORDER, &CHANNELS);
+    let codes: Vec<_> =
+        report["warnings"].as_array().unwrap().iter().map(|warning| warning["code"].as_str().unwrap()).collect();
+    assert_eq!((code, codes), (0, vec!["invalid_phone", "invalid_locale", "unknown_channel"]));
+    let (code, report) = json(r#"{"id": 1, "product": "Pen", "quantity": 1, "price": 1}"#, &CHANNELS);
+    assert_eq!((code, &report["warnings"][0]["code"]), (0, &"no_address".into()));
+    assert_eq!(json(r#"{"id": 1, "event": "cancelled"}"#, &CHANNELS).1["warnings"], serde_json::json!([]));
+}
+
+#[test]
+fn a_trial_needs_one_order_and_an_address_that_can_be_used() {
+    let orders = format!("{ORDER}\n{ORDER}\n");
+    let (code, _, err) = notify(&orders, &[]);
+    assert!(code == 1 && err.contains("more than one order"), "{code} {err}");
+    let (code, _, err) = check(orders.as_bytes(), &[]);
+    assert!(code == 64 && err.contains("more than one order"), "{code} {err}");
+    for address in ["foo", "foo@localhost", "a@example.com, b@example.com"] {
+        let arguments = [&["--channel", "email", "--send-to", address][..], &CHANNELS].concat();
+        let (code, out, err) = notify(ORDER, &arguments);
+        assert!(code == 64 && out.is_empty() && err.contains("--send-to"), "{code} {out} {err}");
+    }
+}

@@ -101,6 +101,7 @@ impl SnapshotCollector {
                 ("duplicate", counts.duplicates),
                 ("cancelled", counts.cancelled),
                 ("prevented", counts.prevented),
+                ("skipped", counts.skipped),
                 ("forwarded", counts.forwarded),
                 ("retried", counts.retried),
                 ("returned", counts.returned),

@@ -6,16 +6,18 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
+use serde::de::IgnoredAny;
 
 use crate::cli::output::write_json;
 use crate::cli::text::shortened;
-use crate::cli::{Exit, Format, table};
+use crate::cli::{Exit, Format, recipient_check, table};
 use crate::config::Config;
 use crate::domain::{Amounts, Order, OrderDocument};
 use crate::escape::escaped;
 use crate::files::read_limited;
 use crate::formats::{self, BUILT_IN, Explained, Explanation, Fault, OrderFaults};
 use crate::message::Message;
+use crate::notify::RecipientWarning;
 
 /// Most characters shown of a value. The JSON output has all of them.
 const MAX_VALUE_CHARS: usize = 60;
@@ -29,6 +31,8 @@ pub(super) enum OrderError {
     Unreadable(String, io::Error),
     #[error("{0} has more than {1} bytes, the value of broker.max_body")]
     TooLong(String, usize),
+    #[error("{0} has more than one order: give a file with one, such as one of its lines")]
+    Several(String),
 }
 
 /// What is printed. Its JSON is a contract: see `docs/reference/http-api.md`.
@@ -46,6 +50,8 @@ struct OrderReport<'a> {
     amounts: Option<AmountsReport>,
     /// Everything that is wrong.
     problems: Vec<ProblemReport<'a>>,
+    /// Why the customer may not be notified.
+    warnings: Vec<WarningReport<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,7 +106,14 @@ pub(super) fn run(
             Explanation { fields: Vec::new(), result: Err(OrderFaults::unreadable(error.code(), error.to_string())) }
         }
     };
-    let report = OrderReport::new(format.name(), &explanation);
+    let order = message.document(config.broker.max_body).ok().filter(|_| explanation.result.is_ok()).and_then(|text| {
+        match format.read(&text, message.order_event(config.broker.max_body)) {
+            Ok(OrderDocument::Placed(order)) => Some(order),
+            Ok(OrderDocument::Cancelled(_)) | Err(_) => None,
+        }
+    });
+    let warnings = order.map(|order| recipient_check(config).warnings(&order)).unwrap_or_default();
+    let report = OrderReport::new(format.name(), &explanation, &warnings);
     match output {
         Format::Json => write_json(&report, out)?,
         Format::Text => write_text(&report, out, err)?,
@@ -145,13 +158,20 @@ fn read(file: &Path, config: &Config) -> Result<Vec<u8>, OrderError> {
     let shown = file.display().to_string();
     match bytes {
         Ok(bytes) if bytes.len() > max => Err(OrderError::TooLong(shown, max)),
+        Ok(bytes) if has_several(&bytes) => Err(OrderError::Several(shown)),
         Ok(bytes) => Ok(bytes),
         Err(error) => Err(OrderError::Unreadable(shown, error)),
     }
 }
 
+/// Whether it is a file for `orderd publish`, with an order in each line.
+fn has_several(bytes: &[u8]) -> bool {
+    let mut documents = serde_json::Deserializer::from_slice(bytes).into_iter::<IgnoredAny>();
+    matches!((documents.next(), documents.next()), (Some(Ok(_)), Some(Ok(_))))
+}
+
 impl<'a> OrderReport<'a> {
-    fn new(format: &'a str, explanation: &'a Explanation) -> Self {
+    fn new(format: &'a str, explanation: &'a Explanation, warnings: &'a [RecipientWarning]) -> Self {
         let fields = explanation.fields.iter().map(|reading| FieldReport {
             field: &reading.field,
             pointer: reading.pointer.as_deref(),
@@ -170,7 +190,13 @@ impl<'a> OrderReport<'a> {
             Err(faults) => (None, None, faults.faults.iter().map(problem).collect()),
         };
         let (ok, fields) = (event.is_some(), fields.collect());
-        OrderReport { ok, event, order_format: format, fields, amounts, problems }
+        let warning = |warning: &'a RecipientWarning| WarningReport {
+            field: warning.field,
+            code: warning.code,
+            message: &warning.message,
+        };
+        let warnings = warnings.iter().map(warning).collect();
+        OrderReport { ok, event, order_format: format, fields, amounts, problems, warnings }
     }
 }
 
@@ -190,6 +216,13 @@ impl From<&Amounts> for AmountsReport {
             quantity: amounts.quantity,
         }
     }
+}
+
+#[derive(Debug, Serialize)]
+struct WarningReport<'a> {
+    field: &'a str,
+    code: &'static str,
+    message: &'a str,
 }
 
 fn write_text(report: &OrderReport<'_>, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<()> {
@@ -229,6 +262,9 @@ fn write_text(report: &OrderReport<'_>, out: &mut dyn Write, err: &mut dyn Write
             (field, None) => field.to_owned(),
         };
         writeln!(err, "error: {}: {}: {}", escaped(&place), problem.code, escaped(&problem.message))?;
+    }
+    for WarningReport { field, code, message } in &report.warnings {
+        writeln!(err, "warning: {field}: {code}: {}", escaped(message))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::input_form::InputProblem;
 use super::input_lines::MAX_LINE_BYTES;
 use crate::domain::{self, DecodeError, OrderDocument, OtherFields, RuleError, body_text, object_fields};
 use crate::message::{Message, Properties, Publication};
+use crate::notify::{RecipientCheck, RecipientWarning};
 
 /// Maximum length of a message id, in bytes: AMQP's limit for a short string.
 const MAX_MESSAGE_ID: usize = 255;
@@ -28,6 +29,16 @@ pub(super) struct LineParser {
     pub routing_key: Option<String>,
     /// Accept any JSON object instead of orders only.
     pub raw: bool,
+    /// Finds orders whose customer cannot be notified.
+    pub recipients: RecipientCheck,
+}
+
+/// A line that can be published.
+#[derive(Debug)]
+pub(super) struct ParsedLine {
+    pub publication: Publication,
+    /// Why the customer may not be notified.
+    pub warnings: Vec<RecipientWarning>,
 }
 
 /// Why a line is not published.
@@ -49,28 +60,31 @@ impl LineParser {
     ///
     /// # Errors
     /// [`LineError`].
-    pub fn parse(&self, line: Option<Vec<u8>>) -> Result<Publication, LineError> {
+    pub fn parse(&self, line: Option<Vec<u8>>) -> Result<ParsedLine, LineError> {
         let body = line.ok_or(LineError::TooLong)?;
-        let (message_id, key) = if self.raw { (raw_id(&body)?, NORMAL_KEY) } else { order_id_and_key(&body)? };
+        let mut warnings = Vec::new();
+        let (message_id, key) = if self.raw {
+            (raw_id(&body)?, NORMAL_KEY)
+        } else {
+            let json = body_text(&body, None, body.len()).map_err(DecodeError::from)?;
+            match OrderDocument::from_json(&json, None)? {
+                OrderDocument::Placed(order) => {
+                    order.check()?;
+                    warnings = self.recipients.warnings(&order);
+                    let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
+                    (Some(order.id.as_str().to_owned()), key)
+                }
+                OrderDocument::Cancelled(id) => (Some([id.as_str(), "/cancellation"].concat()), CANCELLED_KEY),
+            }
+        };
         let properties =
             Properties { content_type: Some("application/json".to_owned()), message_id, ..Properties::default() };
-        Ok(Publication {
+        let publication = Publication {
             exchange: Arc::clone(&self.exchange),
             routing_key: self.routing_key.clone().unwrap_or_else(|| key.to_owned()),
             message: Message { properties, body: Bytes::from(body), ..Message::default() },
-        })
-    }
-}
-
-fn order_id_and_key(body: &[u8]) -> Result<(Option<String>, &'static str), LineError> {
-    let json = body_text(body, None, body.len()).map_err(DecodeError::from)?;
-    match OrderDocument::from_json(&json, None)? {
-        OrderDocument::Placed(order) => {
-            order.check()?;
-            let key = if order.priority { PRIORITY_KEY } else { NORMAL_KEY };
-            Ok((Some(order.id.as_str().to_owned()), key))
-        }
-        OrderDocument::Cancelled(id) => Ok((Some([id.as_str(), "/cancellation"].concat()), CANCELLED_KEY)),
+        };
+        Ok(ParsedLine { publication, warnings })
     }
 }
 
@@ -94,11 +108,12 @@ mod tests {
     use crate::chain::chain;
 
     fn parser(routing_key: Option<&str>, raw: bool) -> LineParser {
-        LineParser { exchange: "orders".into(), routing_key: routing_key.map(str::to_owned), raw }
+        let recipients = RecipientCheck::default();
+        LineParser { exchange: "orders".into(), routing_key: routing_key.map(str::to_owned), raw, recipients }
     }
 
     fn parse(parser: &LineParser, line: &[u8]) -> Result<Publication, String> {
-        parser.parse(Some(line.to_vec())).map_err(|error| chain(&error))
+        parser.parse(Some(line.to_vec())).map(|parsed| parsed.publication).map_err(|error| chain(&error))
     }
 
     #[test]

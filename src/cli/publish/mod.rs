@@ -29,7 +29,7 @@ use self::line_parser::LineParser;
 use self::publish_loop::{ConnectionState, Input, PublishLoop};
 use self::summary::{EndReason, PublishSummary};
 use super::output::write_json_line;
-use super::{Exit, Format, print_error};
+use super::{Exit, Format, print_error, recipient_check};
 use crate::amqp::Connector;
 use crate::config::{Config, duration};
 use crate::topology::pattern;
@@ -105,6 +105,7 @@ pub async fn run(arguments: PublishArgs, mut config: Config, out: &mut dyn Write
         exchange: Arc::clone(&config.names().orders),
         routing_key: arguments.routing_key.clone(),
         raw: arguments.raw,
+        recipients: recipient_check(&config),
     };
     let mut interrupts = Box::pin(publish_loop::interrupts());
     // A check that is dropped has changed nothing.
@@ -199,7 +200,7 @@ fn read(input: Box<dyn Read + Send>, parser: LineParser) -> mpsc::Receiver<Input
     std::thread::spawn(move || {
         let (problem, input) = examine(input);
         if let Some(problem) = problem {
-            let _ = sender.blocking_send(Input::Line { number: 1, bytes: 0, publication: Err(problem.into()) });
+            let _ = sender.blocking_send(Input::Line { number: 1, bytes: 0, parsed: Err(problem.into()) });
             return;
         }
         let mut lines = InputLines::new(BufReader::with_capacity(READ_BUFFER, input));
@@ -209,7 +210,7 @@ fn read(input: Box<dyn Read + Send>, parser: LineParser) -> mpsc::Receiver<Input
                 Ok(Some(line)) => Input::Line {
                     number: line.number,
                     bytes: lines.bytes,
-                    publication: parser.parse(line.text).map(Box::new),
+                    parsed: parser.parse(line.text).map(Box::new),
                 },
                 Err(error) => Input::Unreadable(error),
             };

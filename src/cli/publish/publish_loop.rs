@@ -19,10 +19,11 @@ use tokio::time::Instant;
 pub(super) use obstacle::ConnectionState;
 use obstacle::Obstacles;
 
-use super::line_parser::LineError;
+use super::line_parser::{LineError, ParsedLine};
 use super::summary::{EndReason, PublishSummary};
 use crate::chain::chain;
 use crate::message::{Publication, PublishError, Publisher, Unpublished};
+use crate::notify::RecipientWarning;
 use crate::topology::ExchangeNames;
 
 /// Maximum number of messages in flight.
@@ -36,7 +37,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) enum Input {
     /// One line. `bytes` is the length of the input up to the end of the line.
-    Line { number: u64, bytes: u64, publication: Result<Box<Publication>, LineError> },
+    Line { number: u64, bytes: u64, parsed: Result<Box<ParsedLine>, LineError> },
     /// The input cannot be read further; nothing follows.
     Unreadable(io::Error),
 }
@@ -130,10 +131,13 @@ impl PublishLoop<'_> {
                     }
                 }
                 received = input.recv(), if reading && in_flight.has_room() => match received {
-                    Some(Input::Line { number, bytes, publication }) => {
+                    Some(Input::Line { number, bytes, parsed }) => {
                         self.bar.set_position(bytes);
-                        match publication {
-                            Ok(publication) => self.publish(&mut in_flight, number, *publication),
+                        match parsed {
+                            Ok(parsed) => {
+                                self.warn(&mut summary, number, parsed.warnings);
+                                self.publish(&mut in_flight, number, parsed.publication);
+                            }
                             Err(error) => self.refuse(&mut summary, number, &error),
                         }
                     }
@@ -198,6 +202,17 @@ impl PublishLoop<'_> {
         }));
     }
 
+    /// Shows the first warning of each kind, and counts them.
+    fn warn(&self, summary: &mut PublishSummary, line: u64, warnings: Vec<RecipientWarning>) {
+        for RecipientWarning { field, code, message } in warnings {
+            let count = summary.warnings.entry(code).or_default();
+            *count += 1;
+            if *count == 1 {
+                (self.notify)(&format!("warning: line {line}: {field}: {code}: {message}; further ones are counted"));
+            }
+        }
+    }
+
     fn refuse(&self, summary: &mut PublishSummary, line: u64, error: &dyn std::error::Error) {
         summary.refused += 1;
         (self.notify)(&format!("line {line}: {}", chain(error)));
@@ -213,6 +228,7 @@ mod tests {
 
     use super::super::line_parser::LineParser;
     use super::*;
+    use crate::notify::RecipientCheck;
 
     /// Answers after a yield; refuses the routing key "no", and never answers for "never".
     #[derive(Default)]
@@ -239,9 +255,10 @@ mod tests {
     }
 
     fn line(number: u64, key: &str) -> Input {
-        let parser = LineParser { exchange: "orders".into(), routing_key: Some(key.to_owned()), raw: true };
+        let recipients = RecipientCheck::default();
+        let parser = LineParser { exchange: "orders".into(), routing_key: Some(key.to_owned()), raw: true, recipients };
         let body = if key == "bad" { b"[]".to_vec() } else { b"{}".to_vec() };
-        Input::Line { number, bytes: 2 * number, publication: parser.parse(Some(body)).map(Box::new) }
+        Input::Line { number, bytes: 2 * number, parsed: parser.parse(Some(body)).map(Box::new) }
     }
 
     fn disconnected() -> ConnectionState {

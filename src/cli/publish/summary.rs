@@ -1,5 +1,6 @@
 //! The result of `orderd publish`, as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::{fmt, io};
 
 use serde::{Serialize, Serializer};
@@ -38,6 +39,8 @@ pub(super) struct PublishSummary {
     pub published: u64,
     /// Those of them whose routing key matches no binding of the configuration.
     pub unbound: u64,
+    /// Orders whose customer may not be notified, by what is wrong.
+    pub warnings: BTreeMap<&'static str, u64>,
     /// Lines that are invalid, or that the broker refused.
     pub refused: u64,
     /// Messages that the broker has not answered.
@@ -52,7 +55,17 @@ pub(super) struct PublishSummary {
 impl PublishSummary {
     /// Nothing was published.
     pub fn of_nothing(end: EndReason) -> Self {
-        PublishSummary { published: 0, unbound: 0, refused: 0, unconfirmed: 0, first_unconfirmed: 0, seconds: 0.0, end }
+        let warnings = BTreeMap::new();
+        PublishSummary {
+            published: 0,
+            unbound: 0,
+            warnings,
+            refused: 0,
+            unconfirmed: 0,
+            first_unconfirmed: 0,
+            seconds: 0.0,
+            end,
+        }
     }
 }
 
@@ -63,6 +76,9 @@ impl fmt::Display for PublishSummary {
         write!(f, "published {published}, ")?;
         if *unbound > 0 {
             write!(f, "of which {unbound} match no binding of the configuration, ")?;
+        }
+        for (code, count) in &self.warnings {
+            write!(f, "{count} with {code}, ")?;
         }
         write!(f, "refused {refused}, in {seconds:.2} s ({rate:.0}/s)")?;
         match self.end {

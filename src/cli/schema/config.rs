@@ -331,6 +331,8 @@ struct NotifyChannel {
     max_connections: Option<u64>,
     /// Another channel.
     fallback: Option<String>,
+    /// "skip" or "fail".
+    without_address: Option<String>,
     circuit_breaker: Option<CircuitBreaker>,
     /// A directory.
     templates: Option<String>,

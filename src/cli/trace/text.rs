@@ -140,6 +140,7 @@ fn event_text(event: &TraceEvent) -> String {
         TraceEvent::Notified { channel, provider, recipient } => {
             format!("delivered to {}", route(channel, provider.as_deref(), recipient.as_deref()))
         }
+        TraceEvent::Skipped { channel, code } => format!("not delivered to channel {channel}: {code}"),
         TraceEvent::Counted => "counted in the statistics".to_owned(),
     }
 }

@@ -63,8 +63,13 @@ pub(crate) fn look_up(id: &str) -> LedgerEntry {
 }
 
 pub(crate) fn notification(id: &str) -> LedgerEntry {
+    skipped(id, None)
+}
+
+/// A notification that was not delivered for this reason.
+pub(crate) fn skipped(id: &str, not_delivered: Option<&'static str>) -> LedgerEntry {
     let channel = "email".to_owned();
-    let (id, delivery) = (id.to_owned(), NotificationDelivery::default());
+    let (id, delivery) = (id.to_owned(), NotificationDelivery { not_delivered, ..NotificationDelivery::default() });
     LedgerEntry::Notification(Box::new(NewNotification { id, order_id: None, channel, at: at(4_000), delivery }))
 }
 

@@ -1,7 +1,7 @@
 //! Traces: what was recorded about an order is what its trace shows.
 
 use super::rules;
-use crate::ledger::conformance::{accept, at, attempt, dead_letter, finish, notification, order};
+use crate::ledger::conformance::{accept, at, attempt, dead_letter, finish, notification, order, skipped};
 use crate::ledger::trace::{MessageState, Trace, TraceEvent, TraceStep, TracedMessage};
 use crate::ledger::{
     FailedDelivery, Ledger, LedgerEntry, NewAnalytics, NewAttempt, NewNotification, NewOrder, NotificationDelivery,
@@ -102,6 +102,7 @@ async fn steps_are_sorted_by_time(ledger: &dyn Ledger) {
         finish("o-1"),
         notification("o-1/notification/processed"),
         counted("o-1/analytics/processed"),
+        skipped("o-1/notification/cancelled", Some("no_address")),
     ];
     let trace = traced(ledger, own.into_iter().chain(others)).await;
     assert_eq!(
@@ -111,6 +112,7 @@ async fn steps_are_sorted_by_time(ledger: &dyn Ledger) {
             "2500 order failed",
             "3000 order processed",
             "4000 notification notified",
+            "4000 notification_cancelled skipped",
             "5000 analytics counted",
         ]
     );
@@ -125,7 +127,8 @@ async fn steps_are_sorted_by_time(ledger: &dyn Ledger) {
         [
             done(TracedMessage::Order, 3_000),
             done(TracedMessage::Notification, 4_000),
-            done(TracedMessage::Analytics, 5_000)
+            done(TracedMessage::Analytics, 5_000),
+            done(TracedMessage::NotificationCancelled, 4_000)
         ]
     );
 }
@@ -194,6 +197,7 @@ async fn each_attempt_to_deliver_a_notification_is_traced_with_its_provider(ledg
         provider: Some("backup".to_owned()),
         recipient: Some("a…@example.com".to_owned()),
         failed: vec![failed("email", 3_300)],
+        not_delivered: None,
     };
     let notified = NewNotification { id, order_id: None, channel: "email".to_owned(), at: at(3_400), delivery };
     let notified = LedgerEntry::Notification(Box::new(notified));

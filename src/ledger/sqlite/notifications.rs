@@ -33,8 +33,8 @@ impl<'c> Notifications<'c> {
             release: connection.prepare("DELETE FROM notification_claims WHERE id = ?1 AND owner = ?2")?,
             end_claim: connection.prepare("DELETE FROM notification_claims WHERE id = ?1")?,
             insert: connection.prepare(
-                "INSERT INTO events (id, kind, name, order_id, recorded_at, provider, recipient)
-                 VALUES (?1, 'notification', ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id, kind) DO NOTHING",
+                "INSERT INTO events (id, kind, name, order_id, recorded_at, provider, recipient, not_delivered)
+                 VALUES (?1, 'notification', ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id, kind) DO NOTHING",
             )?,
             insert_failed: connection.prepare(&format!(
                 "INSERT INTO notification_attempts (identity, number, channel, provider, recipient, failure_kind,
@@ -73,9 +73,9 @@ impl<'c> Notifications<'c> {
     /// Records a delivery and ends the claim.
     pub(super) fn insert(&mut self, new: &NewNotification) -> Result<Recorded, RecordError> {
         let NewNotification { id, order_id, channel, at, delivery } = new;
-        let NotificationDelivery { provider, recipient, failed } = delivery;
+        let NotificationDelivery { provider, recipient, failed, not_delivered } = delivery;
         self.end_claim.execute([id])?;
-        let row = (id, channel, order_id, at.as_millisecond(), provider, recipient);
+        let row = (id, channel, order_id, at.as_millisecond(), provider, recipient, not_delivered);
         let rows = self.insert.execute(row)?;
         self.insert_failed(id, failed)?;
         Ok(recorded(rows))

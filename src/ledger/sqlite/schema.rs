@@ -251,6 +251,7 @@ const VERSION_4: &str = "
     -- Of a notification: the provider that accepted it, NULL for the file, and its recipient, shortened so that it names nobody.
     ALTER TABLE events ADD COLUMN provider TEXT;
     ALTER TABLE events ADD COLUMN recipient TEXT;
+    ALTER TABLE events ADD COLUMN not_delivered TEXT;                -- why a notification was skipped, such as no_address
 
     -- Attempts to deliver a notification that have failed, at most 100 of each.
     CREATE TABLE notification_attempts (

@@ -219,20 +219,21 @@ fn read_event(
         TracedMessage::Notification | TracedMessage::NotificationCancelled => "notification",
         TracedMessage::Analytics | TracedMessage::AnalyticsFailed | TracedMessage::AnalyticsCancelled => "analytics",
     };
-    let columns = "recorded_at, name, provider, recipient";
+    let columns = "recorded_at, name, provider, recipient, not_delivered";
     let mut query = snapshot.prepare(&format!("SELECT {columns} FROM events WHERE id = ?1 AND kind = ?2"))?;
-    let read = |row: &Row<'_>| Ok((time(row, 0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    let read = |row: &Row<'_>| Ok((time(row, 0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
     let found = query.query_row([id, kind], read).optional()?;
-    steps.extend(found.map(|(at, channel, provider, recipient)| {
+    steps.extend(found.map(|(at, channel, provider, recipient, not_delivered)| {
         let event = match message {
             TracedMessage::Order
             | TracedMessage::Cancellation
             | TracedMessage::Analytics
             | TracedMessage::AnalyticsFailed
             | TracedMessage::AnalyticsCancelled => TraceEvent::Counted,
-            TracedMessage::Notification | TracedMessage::NotificationCancelled => {
-                TraceEvent::Notified { channel, provider, recipient }
-            }
+            TracedMessage::Notification | TracedMessage::NotificationCancelled => match not_delivered {
+                Some(code) => TraceEvent::Skipped { channel, code },
+                None => TraceEvent::Notified { channel, provider, recipient },
+            },
         };
         TraceStep { at, message, event }
     }));

@@ -189,6 +189,13 @@ pub enum TraceEvent {
         /// The recipient, shortened so that it names nobody.
         recipient: Option<String>,
     },
+    /// The notification was not sent, because of what the order lacks.
+    Skipped {
+        /// The channel.
+        channel: String,
+        /// Why, a stable code.
+        code: String,
+    },
     /// The analytics event was recorded, and its sale, if it has one, added to the aggregates.
     Counted,
 }
@@ -291,6 +298,7 @@ impl Trace {
             | TraceEvent::Prevented
             | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Notified { .. }
+            | TraceEvent::Skipped { .. }
             | TraceEvent::Counted => true,
         });
     }
@@ -334,7 +342,10 @@ impl Trace {
     fn state(&self, message: TracedMessage, now: Timestamp) -> Option<MessageState> {
         let steps = || self.steps.iter().filter(|step| step.message == message);
         let done = |step: &&TraceStep| {
-            matches!(step.event, TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted)
+            matches!(
+                step.event,
+                TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Skipped { .. } | TraceEvent::Counted
+            )
         };
         if let Some(step) = steps().find(done) {
             return Some(MessageState::Done { since: step.at });
@@ -357,7 +368,7 @@ impl Trace {
             | TraceEvent::DeliveryFailed { .. }
             | TraceEvent::Cancelled
             | TraceEvent::Prevented => MessageState::UnderWay { since: last.at },
-            TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Counted => {
+            TraceEvent::Processed | TraceEvent::Notified { .. } | TraceEvent::Skipped { .. } | TraceEvent::Counted => {
                 MessageState::Done { since: last.at }
             }
         })

@@ -182,3 +182,33 @@ fn the_path_of_a_chats_url_is_never_shown() {
     assert!(shown.contains("hooks.example.com"), "{shown}");
     assert!(!shown.contains("SECRET") && !shown.contains("HIDDEN"), "{shown}");
 }
+
+#[test]
+fn a_text_message_begins_with_the_name_of_the_shop_and_not_with_that_of_its_channel() {
+    let sms = "[notify.a_sms]\ntype = \"webhook\"\npreset = \"sms\"\nhttp = { url = \"http://127.0.0.1:1/\" }\n";
+    let mail =
+        "[notify.email]\ntype = \"smtp\"\naddress = \"127.0.0.1\"\ntls = \"none\"\nfrom = \"Lamps <a@example.com>\"\n";
+    let shop = |notify: &str| {
+        let loaded = load(&tempfile::tempdir().unwrap(), notify).unwrap();
+        let keys = serde_json::to_value(&loaded.config.notify).unwrap();
+        let warnings =
+            loaded.warnings.iter().filter(|warning| warning.to_string().contains("notify.a_sms.shop")).count();
+        (keys["a_sms"]["shop"].as_str().unwrap().to_owned(), warnings)
+    };
+    assert_eq!(shop(&format!("{sms}{mail}")), ("Lamps".to_owned(), 0));
+    assert_eq!(shop(&format!("{sms}shop = \"Bulbs\"\n{mail}")), ("Bulbs".to_owned(), 0));
+    assert_eq!(shop(sms), ("a_sms".to_owned(), 1));
+}
+
+#[test]
+fn a_template_file_that_is_not_used_is_a_warning_with_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("templates/de")).unwrap();
+    fs::write(directory.path().join("templates/de/Shipped.txt"), "Subject: x\n\ny\n").unwrap();
+    let templates = directory.path().join("templates");
+    let mail =
+        "[notify.email]\ntype = \"smtp\"\naddress = \"127.0.0.1\"\ntls = \"none\"\nfrom = \"Lamps <a@example.com>\"";
+    let loaded = load(&directory, &format!("{mail}\ntemplates = {templates:?}")).unwrap();
+    let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings.iter().any(|text| text.contains("notify.email.templates[de/Shipped.txt]")), "{warnings:?}");
+}

@@ -359,15 +359,11 @@ fn without_recipient(text: &str, to: &Address) -> String {
 
 /// The customer's address, if it can be used.
 pub(super) fn recipient(content: &Content) -> Result<Address, StepFailure> {
-    let Some(email) = content.recipient.email.as_deref().filter(|email| !email.is_empty()) else {
+    let Some(email) = content.recipient.email.as_deref().filter(|email| !email.trim().is_empty()) else {
         let failure = Failure::new(FailureKind::Permanent, "no_address", "the notification has no e-mail address");
         return Err(StepFailure::new(failure, FailureCause::Refused));
     };
-    let address = address::parse(email.trim_matches(' ')).map_err(|problem| invalid_address(&problem.to_string()))?;
-    if !address.domain().contains('.') {
-        return Err(invalid_address("the domain of the address is not one of the Internet"));
-    }
-    Ok(address)
+    address::parse_customer(email).map_err(|problem| invalid_address(&problem.to_string()))
 }
 
 fn invalid_address(reason: &str) -> StepFailure {

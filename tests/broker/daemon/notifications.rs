@@ -81,12 +81,16 @@ fn an_e_mail_arrives_once_and_each_refusal_of_the_server_has_its_code() {
         ("later", "retries_exhausted|transient|smtp_450|1"),
         ("injected", "permanent|permanent|invalid_address|0"),
         ("idn", "permanent|permanent|invalid_address|0"),
-        ("silent", "permanent|permanent|no_address|0"),
         ("fax", "permanent|permanent|unknown_channel|0"),
     ] {
         wait_until(id, || !dead_letter(&ledger, id).is_empty());
         assert_eq!(dead_letter(&ledger, id).join(" "), expected, "{id}");
     }
+    wait_until("the order without an address is skipped", || notified(&ledger, "silent"));
+    assert_eq!(
+        ledger.rows("SELECT not_delivered FROM events WHERE order_id = 'silent' AND kind = 'notification'"),
+        ["no_address"]
+    );
     let reason = ledger.rows("SELECT failure_reason FROM dead_letters WHERE failure_code = 'smtp_550'");
     assert!(reason[0].contains("no such customer"), "{reason:?}");
     let mails = server.mails();

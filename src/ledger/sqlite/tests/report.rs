@@ -33,7 +33,8 @@ proptest! {
             if migrated {
                 let file = Connection::open(directory.path().join(FILE_NAME)).unwrap();
                 let drop = ["order_sums", "order_items", "step_runs", "steps", "notification_claims", "notification_attempts", "alerts", "alert_messages"].map(|table| format!("DROP TABLE {table};"));
-                let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient;";
+                let columns = "ALTER TABLE events DROP COLUMN provider; ALTER TABLE events DROP COLUMN recipient; \
+                    ALTER TABLE events DROP COLUMN not_delivered;";
                 file.execute_batch(&(drop.concat() + columns + "PRAGMA user_version = 1")).unwrap();
             }
             let ledger = SqliteLedger::open(directory.path()).unwrap();
