@@ -9,7 +9,7 @@ use minijinja::{Environment, ErrorKind, Template, context};
 use super::fault::TemplateFault;
 use super::names::{Name, NameKind, names};
 use super::samples::{AnyValue, KNOWN_EVENTS, samples};
-use super::source::event_of;
+use super::source::{event_of, is_event};
 use super::{SUBJECT, Templates};
 
 /// What a template may use besides the names of [`super::Content`]: what orderd adds, and the functions of MiniJinja.
@@ -28,7 +28,7 @@ pub(super) fn check(templates: &Templates) -> Vec<TemplateFault> {
         let (language, base) = file.split_once('/').unwrap_or(("", file));
         let problems = unknown_names(&templates.environment, &template, language, is_name);
         problems.into_iter().for_each(|(line, problem)| add(TemplateFault::new(file, line, &problem)));
-        let Some(event) = event_of(base).filter(|event| *event != "layout") else { continue };
+        let Some(event) = event_of(base).filter(|event| is_event(event)) else { continue };
         for sample in samples(event) {
             let fault = match KNOWN_EVENTS.contains(&event) {
                 true => {

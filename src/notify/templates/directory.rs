@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::TemplateFiles;
 use super::fault::TemplateFault;
-use super::source::{event_of, is_event, is_template, needs_subject};
+use super::source::{event_of, is_event, is_part, is_template, needs_subject};
 use crate::domain::is_locale;
 use crate::files::read_limited;
 
@@ -124,7 +124,7 @@ impl Reading {
         }
         for (name, source) in std::mem::take(&mut self.sources) {
             let text = name.strip_suffix(".html").map(|event| format!("{event}.txt"));
-            let is_layout = name.ends_with("/layout.html");
+            let is_layout = name.ends_with("/layout.html") || is_part(&name);
             if let Some(text) = text.filter(|text| !is_layout && !texts.contains(text)) {
                 let problem = match built_in.has(&text) {
                     true => format!(
@@ -227,6 +227,8 @@ mod tests {
             "..data/processed.txt",
             "en/processed.txt~",
             "en/layout.html",
+            "en/_order.html",
+            "fr/_footer.txt",
             "fr/shipped.txt",
             "fr/shipped.html",
             "fr/processed.short.txt",

@@ -149,7 +149,8 @@ impl Templates {
     /// There is no template, or it failed.
     pub fn short(&self, content: &Content) -> Result<String, RenderError> {
         let (language, name) = self.find(content, ".short.txt")?;
-        Ok(self.render(&name, content, &language)?.trim().to_owned())
+        // Spaces that do not break would double the length of a text message, in which they have no code.
+        Ok(self.render(&name, content, &language)?.trim().replace(['\u{a0}', '\u{202f}'], " "))
     }
 
     fn has(&self, name: &str) -> bool {

@@ -1,5 +1,5 @@
-//! The sources of templates: `<language>/<event>.txt`, `.html` and `.short.txt`, and a layout for each language; and which names
-//! of files are templates. Pure, and never renders one.
+//! The sources of templates: `<language>/<event>.txt`, `.html` and `.short.txt`, a layout for each language, and parts that others
+//! include (`_order.txt`); and which names of files are templates. Pure, and never renders one.
 
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,8 @@ macro_rules! built_in {
 }
 
 built_in![
+    "de/_order.html",
+    "de/_order.txt",
     "de/cancelled.html",
     "de/cancelled.short.txt",
     "de/cancelled.txt",
@@ -31,6 +33,8 @@ built_in![
     "de/processed.html",
     "de/processed.short.txt",
     "de/processed.txt",
+    "en/_order.html",
+    "en/_order.txt",
     "en/cancelled.html",
     "en/cancelled.short.txt",
     "en/cancelled.txt",
@@ -109,6 +113,13 @@ pub(super) fn is_event(event: &str) -> bool {
     (1..=64).contains(&event.len())
         && event.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
         && event != "layout"
+        && !event.starts_with('_')
+}
+
+/// Whether it is a part of other templates, which they include: its name begins with an underscore.
+pub(super) fn is_part(name: &str) -> bool {
+    let file = name.rsplit_once('/').map_or(name, |(_, file)| file);
+    event_of(file).and_then(|part| part.strip_prefix('_')).is_some_and(is_event)
 }
 
 /// The event, or `layout`, of a file that is a template.
@@ -118,10 +129,10 @@ pub(super) fn event_of(file: &str) -> Option<&str> {
 
 /// Whether a file is a template.
 pub(super) fn is_template(file: &str) -> bool {
-    event_of(file).is_some_and(|event| is_event(event) || LAYOUTS.contains(&file))
+    event_of(file).is_some_and(|event| is_event(event) || is_part(file) || LAYOUTS.contains(&file))
 }
 
 /// Whether the template is the text of an e-mail.
 pub(super) fn needs_subject(name: &str) -> bool {
-    name.ends_with(".txt") && !name.ends_with(".short.txt") && !name.ends_with("/layout.txt")
+    name.ends_with(".txt") && !name.ends_with(".short.txt") && !name.ends_with("/layout.txt") && !is_part(name)
 }

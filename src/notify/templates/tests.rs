@@ -49,9 +49,8 @@ fn a_customer_reads_amounts_and_dates_in_the_form_of_the_orders_language() {
     assert_eq!((mail.language.as_str(), mail.subject.as_str()), ("de", "Ihre Bestellung ord-2"));
     for part in [
         "vom 22.11.2026",
-        "1 x Laptop  1.299,00\u{a0}€\n2 x Maus  9,90\u{a0}€\n",
-        "Versand: 4,90\u{a0}€\n",
-        "Gesamt: 1.313,80\u{a0}€",
+        "1 x Laptop: 1.299,00\u{a0}€\n2 x Maus (je 4,95\u{a0}€): 9,90\u{a0}€\n\nZwischensumme: 1.308,90\u{a0}€\n",
+        "Versand: 4,90\u{a0}€\nGesamtbetrag: 1.313,80\u{a0}€\n\nWenn",
     ] {
         assert!(mail.text.contains(part), "{part}: {}", mail.text);
     }
@@ -59,7 +58,7 @@ fn a_customer_reads_amounts_and_dates_in_the_form_of_the_orders_language() {
     assert!(html.contains("lang=\"de\"") && html.contains("1.313,80") && html.contains("Lamps &amp; More"), "{html}");
     let english = built_in().mail(&content(&ORDER.replace("de-AT", "pl"))).unwrap();
     assert!(english.text.contains("22 November 2026") && english.text.contains("€1,313.80"), "{}", english.text);
-    assert!(english.text.starts_with("Thank you"), "{}", english.text);
+    assert!(english.text.starts_with("Hello,\n\nThank you"), "{}", english.text);
 }
 
 #[test]
@@ -109,7 +108,7 @@ fn a_directory_replaces_and_adds_templates_and_languages() {
     let templates = Templates::new(&read_directory(directory.path()).unwrap().files, &options()).unwrap();
     assert_eq!(templates.check(), Vec::new());
     let english = templates.mail(&content(r#"{"event":"processed","order_id":"1"}"#)).unwrap();
-    assert!(english.text.starts_with("== Lamps & More ==\nThank you"), "{}", english.text);
+    assert!(english.text.starts_with("== Lamps & More ==\nHello,\n\nThank you"), "{}", english.text);
     let french =
         templates.mail(&content(r#"{"event":"shipped","order_id":"1","locale":"fr","parcel":"P-1"}"#)).unwrap();
     assert_eq!((french.subject.as_str(), french.text.trim(), french.html), ("Commande 1", "P-1", None));
@@ -227,4 +226,42 @@ fn a_wrong_filter_is_found_in_a_part_that_only_some_orders_reach() {
         let found = faults(&[("en/cancelled.html", &format!("\n{part}")), ("en/cancelled.txt", "Subject: x\n\nx")]);
         assert!(found.iter().any(|fault| fault.starts_with("en/cancelled.html:2: ")), "{part}: {found:?}");
     }
+}
+
+/// What a reader sees of an HTML part: one line for each paragraph and each row.
+fn seen(html: &str) -> Vec<String> {
+    let mut text = String::new();
+    for part in html[html.find("<body").unwrap()..].split('<').skip(1) {
+        let (tag, rest) = part.split_once('>').unwrap();
+        text.push_str(if matches!(tag, "/p" | "/tr" | "br") { "\n" } else { "" });
+        text.push_str(&rest.replace('\n', ""));
+    }
+    let text = text.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">");
+    text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+}
+
+#[test]
+fn the_text_and_the_html_of_an_e_mail_say_the_same_in_every_language_for_every_order() {
+    for language in ["en", "de"] {
+        for event in ["processed", "cancelled", "failed"] {
+            for sample in samples(event) {
+                let mut sample = sample;
+                sample.recipient.locale = Some(language.to_owned());
+                let mail = built_in().mail(&sample).unwrap();
+                let plain = |text: &str| -> String {
+                    text.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect::<String>().replace("×", "x")
+                };
+                let text: Vec<String> = mail.text.lines().map(plain).collect();
+                let text = text.concat().replace("--", "");
+                let html = seen(mail.html.as_deref().unwrap())[1..].concat().replace('×', "x");
+                assert_eq!(plain(&html), text, "{language} {event}: {mail:?}");
+                assert!(!mail.text.contains("\n\n\n") && !mail.text.contains("  "), "{:?}", mail.text);
+                assert!(!mail.subject.is_empty() && !templates_short(&sample).contains('\u{a0}'));
+            }
+        }
+    }
+}
+
+fn templates_short(sample: &Content) -> String {
+    built_in().short(sample).unwrap()
 }
