@@ -277,7 +277,7 @@ mod tests {
         for id in ["ord-1/notification/processed", "m-1"] {
             let (id, channel) = (id.to_owned(), "email".to_owned());
             let (provider, recipient) = (Some("email".to_owned()), Some("a…@lovelace.example".to_owned()));
-            let delivery = NotificationDelivery { provider, recipient, failed: vec![failed(&id)] };
+            let delivery = NotificationDelivery { provider, recipient, failed: vec![failed(&id)], not_delivered: None };
             let at = crate::ledger::conformance::at(2_000);
             let notified = NewNotification { id, order_id: None, channel, at, delivery };
             ledger.record(LedgerEntry::Notification(Box::new(notified))).await.unwrap();
