@@ -14,8 +14,8 @@ pub(super) struct MemoryClaims {
     /// Owner and end of each claim.
     claims: BTreeMap<String, (Arc<str>, Timestamp)>,
     failed: BTreeMap<String, Vec<FailedDelivery>>,
-    /// Provider and recipient of each that was delivered, or why it was not.
-    delivered: BTreeMap<String, (Option<String>, Option<String>, Option<&'static str>)>,
+    /// How each was delivered, without the failed attempts, or why it was not.
+    delivered: BTreeMap<String, NotificationDelivery>,
 }
 
 impl MemoryClaims {
@@ -41,11 +41,10 @@ impl MemoryClaims {
     }
 
     /// Ends the claim of any owner.
-    pub fn delivered(&mut self, id: &str, delivery: NotificationDelivery) {
+    pub fn delivered(&mut self, id: &str, mut delivery: NotificationDelivery) {
         self.claims.remove(id);
-        let NotificationDelivery { provider, recipient, failed, not_delivered } = delivery;
-        self.failed.entry(id.to_owned()).or_default().extend(failed);
-        self.delivered.entry(id.to_owned()).or_insert((provider, recipient, not_delivered));
+        self.failed.entry(id.to_owned()).or_default().extend(std::mem::take(&mut delivery.failed));
+        self.delivered.entry(id.to_owned()).or_insert(delivery);
     }
 
     /// What a trace shows about the attempts that have failed.
@@ -58,7 +57,8 @@ impl MemoryClaims {
 
     /// What a trace shows about the delivery.
     pub fn notified(&self, id: &str, channel: String) -> TraceEvent {
-        let (provider, recipient, not_delivered) = self.delivered.get(id).cloned().unwrap_or_default();
+        let NotificationDelivery { provider, recipient, not_delivered, .. } =
+            self.delivered.get(id).cloned().unwrap_or_default();
         match not_delivered {
             Some(code) => TraceEvent::Skipped { channel, code: code.to_owned() },
             None => TraceEvent::Notified { channel, provider, recipient },
