@@ -10,10 +10,11 @@ use tokio::time::timeout;
 
 use super::claim::{Claim, Claims};
 use crate::config::MessageKind;
-use crate::ledger::{BodyHash, NewOrder, RunKey};
-use crate::message::{ExchangeNames, HeaderValue, Message, Publication, PublishError, names};
+use crate::domain::OrderId;
+use crate::ledger::{MessageHash, NewOrder, RunKey, RunMessage};
+use crate::message::{ExchangeNames, HeaderValue, Message, Properties, Publication, PublishError, names};
 use crate::pipeline::{HandlerError, HandlerInput, Interruption, StepServices};
-use crate::recovery::read_time;
+use crate::recovery::{ClaimedRun, read_time};
 use crate::steps::{Engine, EventPublisher, OrderInput, RunAccess, RunError, RunInput, RunOutcome, TraceContext};
 
 /// What the steps of one delivery are called for.
@@ -42,7 +43,8 @@ pub(super) async fn run_steps(
         let _claim = claim_in_process(claims, run.key, services).await?;
         let publisher = StepPublisher(services);
         let access = access(services, &publisher, names);
-        engine.run(run_input(input, &run), accept, access).await.map_err(handler_error)
+        let message = run_message(input, services);
+        engine.run(run_input(input, &run, &message), accept, access).await.map_err(handler_error)
     };
     let _suspended = input.ledger.suspend_deadline();
     calls.await
@@ -61,17 +63,25 @@ pub(super) async fn cancel_steps(
         let _claim = claim_in_process(claims, run.key, services).await?;
         let publisher = StepPublisher(services);
         let access = access(services, &publisher, names);
-        engine.cancel(run_input(input, &run), access).await.map_err(handler_error)
+        let message = run_message(input, services);
+        engine.cancel(run_input(input, &run, &message), access).await.map_err(handler_error)
     };
     let _suspended = input.ledger.suspend_deadline();
     calls.await
 }
 
-fn run_input<'a>(input: HandlerInput<'a>, run: &'a StepRunInput<'_>) -> RunInput<'a> {
+/// A copy is the message that it was when it claimed its run, also if it has lost headers since.
+fn run_message(input: HandlerInput<'_>, services: &dyn StepServices) -> RunMessage {
+    let claimed = ClaimedRun::read(input.delivery, *input.provenance);
+    let hash = claimed.map_or_else(|| message_hash(&input.delivery.message), |claimed| claimed.message);
+    RunMessage { queue: Arc::clone(services.queue()), hash }
+}
+
+fn run_input<'a>(input: HandlerInput<'a>, run: &'a StepRunInput<'_>, of: &'a RunMessage) -> RunInput<'a> {
     let message = &input.delivery.message;
     RunInput {
         key: run.key,
-        body: body_hash(message),
+        message: of,
         is_new: is_new(input),
         replayed_at: replayed_at(input),
         text: &run.text,
@@ -90,6 +100,7 @@ fn access<'a>(
         ledger: services.ledger(),
         publisher,
         counters: services.counters(),
+        note: services.note(),
         names,
         max_hold: services.max_hold(),
     }
@@ -112,13 +123,33 @@ pub(super) async fn claim_in_process<'c>(
     claimed.map_err(|_| HandlerError::Interrupted(Interruption::TakenOver))
 }
 
-pub(super) fn body_hash(message: &Message) -> BodyHash {
-    Sha256::digest(&message.body).into()
+/// What identifies a message for the run that it has claimed: its body, and all that decides how the body is read. Another message may
+/// have the same body and be refused, for its type or its encoding, before it claims anything.
+pub(super) fn message_hash(message: &Message) -> MessageHash {
+    let Properties { message_type, content_type, content_encoding, .. } = &message.properties;
+    let mut digest = Sha256::new();
+    // The lengths make it unambiguous.
+    let mut add = |text: &str| {
+        digest.update(text.len().to_be_bytes());
+        digest.update(text);
+    };
+    [message_type, content_type, content_encoding].iter().for_each(|text| add(text.as_deref().unwrap_or_default()));
+    for (name, value) in message.cloud_event_headers() {
+        add(name);
+        add(value);
+    }
+    digest.update(&message.body);
+    digest.finalize().into()
 }
 
 /// The key of a message's run. `order`: the order's id.
 pub(super) fn order_run(order: &str) -> RunKey {
     RunKey { scope: String::new(), identity: order.to_owned() }
+}
+
+/// The id that the order of a copy had when it claimed its run: the configuration may read another one from it now.
+pub(super) fn claimed_order_id(claimed: &ClaimedRun) -> Option<OrderId> {
+    OrderId::new(&*claimed.key.identity).filter(|_| claimed.key.scope.is_empty())
 }
 
 /// The key of the run of a message that is no order.
@@ -137,7 +168,7 @@ pub(super) fn handler_error(error: RunError) -> HandlerError {
 
 /// Whether the message was published anew: not delivered again, and no copy of orderd's after a failure. Copies that were replayed
 /// from the dead letter queue have no headers of a failure.
-fn is_new(input: HandlerInput<'_>) -> bool {
+pub(super) fn is_new(input: HandlerInput<'_>) -> bool {
     let delivery = input.delivery;
     let is_copy = input.provenance.is_copy && delivery.message.headers.contains_key(names::FIRST_FAILED_AT);
     !delivery.redelivered && delivery.delivery_count() == 0 && !is_copy

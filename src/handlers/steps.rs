@@ -11,13 +11,14 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use super::claim::Claims;
+use super::order::ID_CONFLICT;
 use super::step_run::{StepRunInput, message_run, run_steps};
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::message::ExchangeNames;
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
-use crate::recovery::{Failure, FailureKind};
+use crate::recovery::{ClaimedRun, Failure, FailureKind};
 use crate::steps::{Engine, RunOutcome, StepsSettings};
 
 /// `handler = "steps"`
@@ -83,11 +84,19 @@ impl StepsHandler {
             return Err(Failure::new(FailureKind::Permanent, "no_message_id", reason).into());
         }
         let text = message.text(self.max_body).map_err(|error| body_failure(&error.into()))?;
-        let key = message_run(input.consumer, input.identity());
+        // The consumer may have had another name when the message claimed its run.
+        let claimed =
+            ClaimedRun::read(input.delivery, *input.provenance).filter(|claimed| !claimed.key.scope.is_empty());
+        let key = claimed.map_or_else(|| message_run(input.consumer, input.identity()), |claimed| claimed.key);
         let run = StepRunInput { key: &key, text, order: None, accept: None };
         let outcome = match run_steps(&self.engine, &self.claims, &self.names, input, run).await? {
             RunOutcome::Done => HandlerOutcome::Completed,
-            RunOutcome::WasDone | RunOutcome::NotAccepted(_) => HandlerOutcome::Duplicate,
+            RunOutcome::WasDone => HandlerOutcome::Duplicate,
+            RunOutcome::NotAccepted(_) => {
+                let reason = "the steps of another message with the same message_id were called before; publish each message with a unique \
+                              message_id";
+                return Err(Failure::new(FailureKind::Permanent, ID_CONFLICT, reason).into());
+            }
         };
         Ok(HandlerOutput::finished(outcome))
     }

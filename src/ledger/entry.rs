@@ -219,8 +219,8 @@ pub struct CancelledOrder {
     pub at: Timestamp,
     /// Whether the events of its processing were published, or may have been.
     pub was_announced: bool,
-    /// Whether steps were called for it.
-    pub has_run: bool,
+    /// The queue of the consumer that has called its steps; `None` if none were called. Only that consumer can undo them.
+    pub steps_queue: Option<String>,
 }
 
 /// A notification that was sent to its channel.
@@ -348,6 +348,19 @@ pub enum Recorded {
     Cancelled,
     /// Another instance has claimed the notification.
     Held,
+    /// The same order was accepted before, and the consumer of another queue calls its steps: it is not processed without them.
+    InProgress,
     /// An order with this id but other content (a line, a charge, the currency or the customer) is recorded.
-    Conflict,
+    Conflict(OtherOrder),
+}
+
+/// How far the recorded order is with which another one is in conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherOrder {
+    /// It is accepted.
+    InProgress,
+    /// It was processed or cancelled.
+    Finished,
+    /// It was dead-lettered, or its steps are being undone or were.
+    Failed,
 }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::alerts::{AlertAnswer, AlertBook};
 use super::entry::{
     CancelAnswer, CancelledOrder, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation, NewDeadLetter, NewOrder,
-    Recorded,
+    OtherOrder, Recorded,
 };
 use super::error::{LedgerError, OpenError};
 use super::figures::{Figures, OrderFigures};
@@ -186,7 +186,16 @@ impl LedgerWriter for MemoryLedger {
     fn record_run(&self, record: RunRecord) -> BoxFuture<'static, Result<RunRecorded, LedgerError>> {
         self.write(move |tables| {
             let order = tables.run_order(&record.key);
-            Ok(tables.runs.record(&record, order))
+            let recorded = tables.runs.record(&record, order);
+            if record.state == Some(RunState::Undone) && recorded == RunRecorded::Recorded {
+                tables.dead_letters_undone(&record.key);
+            }
+            if record.dead_lettered && recorded == RunRecorded::Recorded && order == RunOrder::Open {
+                let id = OrderId::new(&*record.key.identity).filter(|_| record.key.scope.is_empty());
+                let stored = id.and_then(|id| tables.orders.get_mut(&id));
+                stored.into_iter().for_each(|stored| stored.has_failed = true);
+            }
+            Ok(recorded)
         })
     }
 
@@ -217,7 +226,7 @@ impl Tables {
 
     fn cancel(&mut self, cancellation: NewCancellation) -> CancelAnswer {
         let NewCancellation { id, at, .. } = &cancellation;
-        let run = self.runs.state(id.as_str());
+        let (run, steps_queue) = (self.runs.state(id.as_str()), self.runs.queue(id.as_str()));
         let Some(stored) = self.orders.get_mut(id) else {
             return match self.cancellations.contains_key(id) {
                 true => CancelAnswer::Duplicate,
@@ -231,7 +240,8 @@ impl Tables {
             return CancelAnswer::Duplicate;
         }
         let is_new = stored.cancellation.is_none();
-        let is_finishing = stored.status() == "accepted" && matches!(run, None | Some(RunState::Done));
+        let is_finishing =
+            matches!((stored.status(), run), ("accepted", None) | ("accepted" | "failed", Some(RunState::Done)));
         let sale = ([id.as_str(), "/analytics/processed"].concat(), EventKind::Analytics);
         let is_sold = self.events.contains_key(&sale);
         let was_announced = stored.processed_at.is_some() || is_sold || is_finishing;
@@ -247,7 +257,7 @@ impl Tables {
                 self.add_sale(&Sale::new(lines, order.amounts.currency, at), at, true);
             }
         }
-        CancelAnswer::Cancelled(Box::new(CancelledOrder { order, at, was_announced, has_run: run.is_some() }))
+        CancelAnswer::Cancelled(Box::new(CancelledOrder { order, at, was_announced, steps_queue }))
     }
 
     fn is_sent(&self, id: &str) -> bool {
@@ -259,7 +269,7 @@ impl Tables {
             LedgerEntry::AcceptOrder(order) => {
                 let id = order.id.clone();
                 match self.accept(*order) {
-                    Recorded::Unfinished if self.runs.is_undone(id.as_str()) => Recorded::Undone,
+                    Recorded::Unfinished => self.runs.state(id.as_str()).map_or(Recorded::Unfinished, RunState::answer),
                     answer => answer,
                 }
             }
@@ -303,9 +313,15 @@ impl Tables {
             self.prevent(order);
             return Recorded::Cancelled;
         }
+        let is_undone = self.runs.is_undone(order.id.as_str());
         if let Some(stored) = self.orders.get_mut(&order.id) {
             if !stored.is(&order) {
-                return Recorded::Conflict;
+                return Recorded::Conflict(match stored.status() {
+                    "processed" | "cancelled" => OtherOrder::Finished,
+                    "failed" => OtherOrder::Failed,
+                    _ if is_undone => OtherOrder::Failed,
+                    _ => OtherOrder::InProgress,
+                });
             }
             return match stored.status() {
                 "cancelled" if stored.processed_at.is_none() => Recorded::Cancelled,

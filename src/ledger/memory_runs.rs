@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::entry::{OtherOrder, Recorded};
 use super::erase::ERASED;
 use super::step_runs::{
-    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunKey, RunOrder,
-    RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
+    self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, Erasure, RecordedStep, RunClaim, RunFailure, RunKey,
+    RunOrder, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
 };
 use super::trace::{TraceEvent, TraceStep, TracedMessage};
 
@@ -37,6 +38,7 @@ impl MemoryRuns {
         match effect {
             ClaimEffect::Held { until } => return ClaimAnswer::Held { until },
             ClaimEffect::NotConcerned => return ClaimAnswer::NotConcerned,
+            ClaimEffect::Conflict => return ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress)),
             ClaimEffect::Unchanged => {}
             ClaimEffect::Begin(stored) => {
                 let mut run = MemoryRun { stored, steps: Vec::new(), calls: BTreeMap::new() };
@@ -99,6 +101,17 @@ impl MemoryRuns {
     pub(super) fn state(&self, order: &str) -> Option<RunState> {
         let key = RunKey { scope: String::new(), identity: order.to_owned() };
         self.0.get(&key).map(|run| run.stored.state)
+    }
+
+    /// The queue of the consumer that has called an order's steps.
+    pub(super) fn queue(&self, order: &str) -> Option<String> {
+        let key = RunKey { scope: String::new(), identity: order.to_owned() };
+        self.0.get(&key).map(|run| run.stored.queue.to_string())
+    }
+
+    /// Why a message's steps are undone.
+    pub(super) fn failure(&self, key: &RunKey) -> Option<&RunFailure> {
+        self.0.get(key)?.stored.failure.as_ref()
     }
 
     /// Whether an order's steps are being undone or were.

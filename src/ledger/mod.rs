@@ -47,7 +47,7 @@ pub use alerts::{AlertAnswer, AlertBook, AlertRecord};
 pub use backup::{BackupError, BackupProgress, BackupSummary};
 pub use entry::{
     CancelAnswer, CancelledOrder, FailedDelivery, LedgerEntry, NewAnalytics, NewAttempt, NewCancellation,
-    NewDeadLetter, NewNotification, NewOrder, NotificationDelivery, Recorded,
+    NewDeadLetter, NewNotification, NewOrder, NotificationDelivery, OtherOrder, Recorded,
 };
 pub use erase::{ERASED, ErasedRows, ErasureOptions, ErasureSubject, ErasureTargets, UnfinishedSteps};
 pub use error::{Cause, LedgerError, OpenError};
@@ -56,8 +56,8 @@ pub use location::LedgerLocation;
 pub use retention::Pruned;
 pub use state::{LedgerState, Outage, OutageCause};
 pub use step_runs::{
-    BodyHash, CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, RecordedStep, RunClaim, RunFailure, RunKey, RunRecord,
-    RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, MessageHash, RecordedStep, RunClaim, RunFailure, RunKey,
+    RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 pub use totals::{OrderCounts, Revenue, Totals};
 pub use traits::{Ledger, LedgerMaintenance, LedgerReader, LedgerWriter};

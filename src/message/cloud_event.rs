@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
 use serde_json::value::RawValue;
 
-use super::header::{HeaderValue, Headers};
+use super::header::Headers;
 use super::{Message, Properties};
 use crate::domain::{BodyError, JsonError, OrderEvent, body_text, is_compressed, object_values, text};
 
@@ -148,6 +148,11 @@ impl Message {
         }
     }
 
+    /// The headers with the attributes that decide how a binary event is read, if it is one: their names and values.
+    pub fn cloud_event_headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        ["specversion"].into_iter().chain(REQUIRED).filter_map(|name| attribute_header(&self.headers, name))
+    }
+
     fn envelope(&self) -> Envelope {
         let Properties { content_type, content_encoding, .. } = &self.properties;
         let media_type = content_type.as_deref().unwrap_or_default().split(';').next().unwrap_or_default().trim();
@@ -181,6 +186,11 @@ enum Envelope {
 
 /// An attribute of a binary event.
 fn attribute<'h>(headers: &'h Headers, name: &str) -> Option<&'h str> {
+    attribute_header(headers, name).map(|(_, value)| value)
+}
+
+/// The header that has this attribute, and its value.
+fn attribute_header<'h>(headers: &'h Headers, name: &str) -> Option<(&'h str, &'h str)> {
     let is_named = |header: &str| {
         PREFIXES.iter().any(|prefix| {
             header.len() == prefix.len() + name.len()
@@ -188,7 +198,8 @@ fn attribute<'h>(headers: &'h Headers, name: &str) -> Option<&'h str> {
                 && header.get(prefix.len()..).is_some_and(|rest| rest.eq_ignore_ascii_case(name))
         })
     };
-    headers.iter().find(|(header, _)| is_named(header)).and_then(|(_, value)| HeaderValue::as_text(value))
+    let (header, value) = headers.iter().find(|(header, _)| is_named(header))?;
+    Some((header, value.as_text()?))
 }
 
 /// The id and the source of a binary event that has all attributes.
@@ -257,6 +268,7 @@ fn is_json(content_type: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::HeaderValue;
 
     const ORDER: &str = r#"{"id": 1, "price": 0.10}"#;
     const MAX: usize = 1 << 20;

@@ -144,6 +144,8 @@ pub mod names {
     pub const RETRY_AFTER: &str = "x-retry-after";
     /// The message is back in its queue so that its steps are undone (boolean).
     pub const UNDO: &str = "x-undo";
+    /// The run of steps that the message has claimed.
+    pub const RUN: &str = "x-run";
     /// When the message first failed (timestamp).
     pub const FIRST_FAILED_AT: &str = "x-first-failed-at";
     /// When the message last failed (timestamp).
@@ -171,6 +173,7 @@ pub mod names {
         FAILURE_REASON,
         RETRY_AFTER,
         UNDO,
+        RUN,
         FIRST_FAILED_AT,
         FAILED_AT,
         REPLAYED_AT,

@@ -1,6 +1,7 @@
 //! How many bytes properties and headers take in AMQP, and cutting a copy's headers until they fit.
 //!
-//! Pure. It never removes or shortens what orderd itself has put into a copy, except for the text of the failure.
+//! Pure. It never removes or shortens what orderd itself has put into a copy, except for the text of the failure, and never removes
+//! what a CloudEvent is recognised by.
 
 use super::delivery::{Message, Properties};
 use super::header::{HeaderContent, HeaderName, HeaderValue, Headers, names};
@@ -90,9 +91,12 @@ impl Message {
         let earlier = self.headers.remove(names::HEADERS_DROPPED).and_then(|count| count.as_u64()).unwrap_or(0);
         self.headers.remove(names::HEADERS_DROPPED_NAMES);
         length = self.properties_len() + NOTE_BYTES;
+        let attributes: Vec<&str> = self.cloud_event_headers().map(|(name, _)| name).collect();
+        let is_kept =
+            |name: &str, bytes| is_own(name, bytes) || attributes.contains(&name) && bytes <= MAX_OWN_ENTRY_BYTES;
         let droppable = self.headers.iter().map(|(name, value)| (entry_len(name, value), name));
         let mut droppable: Vec<_> = droppable
-            .filter(|(bytes, name)| !is_own(name, *bytes))
+            .filter(|(bytes, name)| !is_kept(name, *bytes))
             .map(|(bytes, name)| (bytes, name.clone()))
             .collect();
         droppable.sort_unstable_by(|a, b| b.cmp(a));

@@ -25,7 +25,8 @@ pub enum HandlerOutcome {
         /// The delay of that queue.
         delay: Delay,
     },
-    /// A failed message was sent back to its queue: its steps are undone there, or nothing proved that it had failed.
+    /// A failed message was sent back to its queue: its steps are undone there, or nothing proved that it had failed. Or a
+    /// cancellation was sent to the queue of the consumer that has called the steps of its order.
     Returned,
     /// A failed message was dead-lettered.
     DeadLettered {

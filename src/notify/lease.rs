@@ -64,7 +64,8 @@ impl<'a> Lease<'a> {
                 | Recorded::Unfinished
                 | Recorded::Undone
                 | Recorded::Cancelled
-                | Recorded::Conflict => return Ok(None),
+                | Recorded::InProgress
+                | Recorded::Conflict(_) => return Ok(None),
             }
             let left = max_hold.saturating_sub(begun.elapsed());
             if left.is_zero() {
@@ -89,7 +90,8 @@ impl<'a> Lease<'a> {
                 | Recorded::Unfinished
                 | Recorded::Undone
                 | Recorded::Cancelled
-                | Recorded::Conflict => return Ok(false),
+                | Recorded::InProgress
+                | Recorded::Conflict(_) => return Ok(false),
             }
         }
         Ok(true)

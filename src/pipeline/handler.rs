@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use super::deadline::{Deadline, SuspendedDeadline};
 use super::intake::IntakeGate;
@@ -15,7 +15,7 @@ use crate::chain::chain;
 use crate::ledger::{CancelAnswer, LedgerEntry, LedgerError, LedgerWriter, NewCancellation, Recorded};
 use crate::message::{Delivery, Provenance, Publication, PublishError};
 use crate::metrics::{ChannelCounters, HandlerOutcome, StepCounters};
-use crate::recovery::{Failure, FailureKind};
+use crate::recovery::{ClaimNote, Failure, FailureKind};
 
 /// Processes the deliveries of one consumer.
 pub trait Handler: Send + Sync + 'static {
@@ -40,8 +40,15 @@ pub trait Handler: Send + Sync + 'static {
 
     /// What to record if the copy of a failed message can never be published, for the given reason. The broker then
     /// dead-letters the message itself. Only the failed-order handler returns something.
-    fn dead_letter_without_copy(&self, _input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {
-        None
+    ///
+    /// # Errors
+    /// As [`Handler::handle`].
+    fn dead_letter_without_copy<'a>(
+        &'a self,
+        _input: HandlerInput<'a>,
+        _problem: &'a str,
+    ) -> BoxFuture<'a, Result<Option<HandlerOutput>, HandlerError>> {
+        ready(Ok(None)).boxed()
     }
 }
 
@@ -163,6 +170,12 @@ pub trait StepServices: Send + Sync {
 
     /// How long a delivery may wait before it is released.
     fn max_hold(&self) -> Duration;
+
+    /// The queue that the delivery came from.
+    fn queue(&self) -> &Arc<str>;
+
+    /// Notes the run that the delivery has claimed, for its copies.
+    fn note(&self) -> &ClaimNote;
 }
 
 /// [`StepServices`], if there are any: tests of handlers that call no steps have none.

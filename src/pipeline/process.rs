@@ -34,6 +34,7 @@ use super::deadline::Deadline;
 use super::delivery_guard::DeliveryGuard;
 use super::handler::{DeferredLog, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess};
 use super::publish::publish;
+use super::step_services::DeliveryServices;
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::domain::{Order, OrderId};
@@ -41,7 +42,8 @@ use crate::ledger::Recorded;
 use crate::message::{Delivery, Provenance, Publication, PublishError, names};
 use crate::metrics::{DeliveryOutcome, HandlerOutcome};
 use crate::recovery::{
-    Action, BODY_TOO_LARGE, DecisionPoint, Failure, FailureKind, copy_for_failure, decide, trusted_retry_count,
+    Action, BODY_TOO_LARGE, ClaimNote, DecisionPoint, Failure, FailureKind, copy_for_failure, decide,
+    trusted_retry_count,
 };
 use crate::telemetry::{MessageLine, MessageLog, RepeatedLog};
 
@@ -109,8 +111,10 @@ async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> Deli
              sender, or add orderd's former user to broker.trusted_users"
         );
     }
+    let note = ClaimNote::default();
+    let services = DeliveryServices { context, note: &note };
     loop {
-        match attempt(context, delivery, &provenance).await {
+        match attempt(services, delivery, &provenance).await {
             AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),
             AttemptOutcome::Interrupted(interruption) => {
                 debug!(consumer = %context.consumer, ?interruption, "released a delivery");
@@ -129,7 +133,7 @@ async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> Deli
                         tokio::time::sleep(RETRY_BACKOFF.wait(retries, fastrand::f64())).await;
                     }
                     // Boxed, because this future is large and rarely needed.
-                    Action::Forward => break forward(context, delivery, provenance, failure).boxed().await,
+                    Action::Forward => break forward(services, delivery, provenance, failure).boxed().await,
                     Action::RetryAfter(_) | Action::DeadLetter(_) => {
                         unreachable!("these are decided in the failed-order queue only")
                     }
@@ -150,8 +154,9 @@ fn next_action(context: &ConsumerContext, failure: &Failure, retries: u32) -> Ac
 }
 
 /// One attempt: run the handler, publish its events, record its effect.
-async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: &Provenance<'_>) -> AttemptOutcome {
-    let output = match run_handler(context, delivery, provenance).await {
+async fn attempt(services: DeliveryServices<'_>, delivery: &Delivery, provenance: &Provenance<'_>) -> AttemptOutcome {
+    let context = services.context;
+    let output = match run_handler(services, delivery, provenance).await {
         Ok(output) => output,
         Err(error) => return error.into(),
     };
@@ -159,7 +164,7 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: &Pr
         Ok(()) => {}
         Err(PublishError::Closed) => return AttemptOutcome::Interrupted(Interruption::PublisherClosed),
         // Boxed, because this future is large and rarely needed.
-        Err(error) => return output_not_publishable(context, delivery, provenance, &error).boxed().await,
+        Err(error) => return output_not_publishable(services, delivery, provenance, &error).boxed().await,
     }
     if let Some(entry) = output.record {
         // During an outage this waits, so what is confirmed is not published again.
@@ -174,7 +179,8 @@ async fn attempt(context: &ConsumerContext, delivery: &Delivery, provenance: &Pr
                 | Recorded::Unfinished
                 | Recorded::Duplicate
                 | Recorded::Cancelled
-                | Recorded::Conflict
+                | Recorded::Conflict(_)
+                | Recorded::InProgress
                 | Recorded::Held,
             ) => {}
             Err(error) => return HandlerError::from(error).into(),
@@ -193,19 +199,21 @@ fn handled(outcome: HandlerOutcome, log: Option<DeferredLog>) -> AttemptOutcome 
 /// What the handler returned can never be published. The failed-order consumer records the dead letter, and the broker itself
 /// moves the message.
 async fn output_not_publishable(
-    context: &ConsumerContext,
+    services: DeliveryServices<'_>,
     delivery: &Delivery,
     provenance: &Provenance<'_>,
     error: &PublishError,
 ) -> AttemptOutcome {
+    let context = services.context;
     let deadline = Deadline::after(context.timeout);
     let ledger = LedgerAccess::new(&*context.ledger, &deadline);
     let (consumer, bindings) = (&context.consumer, &context.bindings);
-    let steps = StepAccess(Some(context));
+    let steps = StepAccess(Some(&services));
     let input = HandlerInput { delivery, provenance, consumer, bindings, retries: 0, ledger, steps };
-    match context.handler.dead_letter_without_copy(input, &chain(error)) {
-        Some(without_copy) => record_without_copy(context, without_copy).await,
-        None => cannot_publish(context, error),
+    match context.handler.dead_letter_without_copy(input, &chain(error)).await {
+        Ok(Some(without_copy)) => record_without_copy(context, without_copy).await,
+        Ok(None) => cannot_publish(context, error),
+        Err(error) => error.into(),
     }
 }
 
@@ -261,15 +269,16 @@ impl From<HandlerError> for AttemptOutcome {
 
 /// Runs the handler under its deadline. A panic costs this delivery one attempt, and nothing else.
 async fn run_handler(
-    context: &ConsumerContext,
+    services: DeliveryServices<'_>,
     delivery: &Delivery,
     provenance: &Provenance<'_>,
 ) -> Result<HandlerOutput, HandlerError> {
+    let context = services.context;
     let retries = trusted_retry_count(delivery, *provenance);
     let deadline = Deadline::after(context.timeout);
     let ledger = LedgerAccess::new(&*context.ledger, &deadline);
     let (consumer, bindings) = (&context.consumer, &*context.bindings);
-    let steps = StepAccess(Some(context));
+    let steps = StepAccess(Some(&services));
     let input = HandlerInput { delivery, provenance, consumer, bindings, retries, ledger, steps };
     let handling = AssertUnwindSafe(context.handler.handle(input)).catch_unwind();
     let failure = match deadline.limit(handling).await {
@@ -307,13 +316,16 @@ fn cannot_publish(context: &ConsumerContext, error: &PublishError) -> AttemptOut
 
 /// Publishes a copy to the failed-order queue. The delivery may be acked once the copy is confirmed.
 async fn forward(
-    context: &ConsumerContext,
+    services: DeliveryServices<'_>,
     delivery: &Delivery,
     provenance: Provenance<'_>,
     failure: Failure,
 ) -> DeliveryOutcome {
+    let context = services.context;
     log_failure(context, delivery, &failure);
     let failed_in = (&*context.consumer, &*context.queue);
+    let claimed = services.note.get();
+    let failure = (failure, claimed.as_ref());
     let copy = copy_for_failure(delivery, provenance, failed_in, failure, &context.names, Timestamp::now());
     if copy.message.headers.contains_key(names::HEADERS_DROPPED) {
         context.counters.headers_dropped();

@@ -1,4 +1,4 @@
-//! What a consumer's context offers to a handler that calls steps.
+//! What a worker offers, for one delivery, to a handler that calls steps.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,25 +11,41 @@ use super::publish::publish_step_events;
 use crate::ledger::LedgerWriter;
 use crate::message::{Publication, PublishError};
 use crate::metrics::{ChannelCounters, StepCounters};
+use crate::recovery::ClaimNote;
 
-impl StepServices for ConsumerContext {
+/// See [`StepServices`].
+#[derive(Clone, Copy)]
+pub(super) struct DeliveryServices<'a> {
+    pub context: &'a ConsumerContext,
+    pub note: &'a ClaimNote,
+}
+
+impl StepServices for DeliveryServices<'_> {
     fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
-        publish_step_events(self, events).boxed()
+        publish_step_events(self.context, events).boxed()
     }
 
     fn ledger(&self) -> &dyn LedgerWriter {
-        &*self.ledger
+        &*self.context.ledger
     }
 
     fn counters(&self) -> &StepCounters {
-        self.counters.steps()
+        self.context.counters.steps()
     }
 
     fn channels(&self) -> &ChannelCounters {
-        self.counters.channels()
+        self.context.counters.channels()
     }
 
     fn max_hold(&self) -> Duration {
-        ConsumerContext::max_hold(self)
+        self.context.max_hold()
+    }
+
+    fn queue(&self) -> &Arc<str> {
+        &self.context.queue
+    }
+
+    fn note(&self) -> &ClaimNote {
+        self.note
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::history::{read_origin, read_time};
-use super::{DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
+use super::{ClaimedRun, DeadLetterReason, Delay, Failure, History, Origin, trusted_retry_count};
 use crate::message::{
     Delivery, ExchangeNames, HeaderValue, Headers, Message, Provenance, Publication, STRIPPED, names,
 };
@@ -17,15 +17,22 @@ use crate::message::{
 const MAX_PROPERTIES_BYTES: usize = 126 * 1024;
 
 /// The headers that are believed on copies and that a new copy may not set itself. What others send under these names is removed.
-const NOT_OVERWRITTEN: [&str; 5] =
-    [names::UNDO, names::REPLAYED_AT, names::IDENTITY, names::HEADERS_DROPPED, names::HEADERS_DROPPED_NAMES];
+const NOT_OVERWRITTEN: [&str; 6] = [
+    names::UNDO,
+    names::RUN,
+    names::REPLAYED_AT,
+    names::IDENTITY,
+    names::HEADERS_DROPPED,
+    names::HEADERS_DROPPED_NAMES,
+];
 
-/// The copy for the failed-order queue. `consumer` is the one whose handler failed, and `queue` the queue it consumes.
+/// The copy for the failed-order queue. `consumer` is the one whose handler failed, and `queue` the queue it consumes. `claimed`: the
+/// run that this delivery has claimed.
 pub fn copy_for_failure(
     delivery: &Delivery,
     provenance: Provenance<'_>,
     (consumer, queue): (&str, &str),
-    failure: Failure,
+    (failure, claimed): (Failure, Option<&ClaimedRun>),
     names: &ExchangeNames,
     now: Timestamp,
 ) -> Publication {
@@ -47,6 +54,9 @@ pub fn copy_for_failure(
     let mut message = copy(delivery, provenance);
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set_failure(&mut message.headers, &history);
+    if let Some(claimed) = claimed {
+        set(&mut message.headers, names::RUN, claimed.header());
+    }
     if let Some(retry_after) = history.failure.retry_after {
         let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
         set(&mut message.headers, names::RETRY_AFTER, HeaderValue::I64(i64::try_from(seconds).unwrap_or(i64::MAX)));
@@ -99,6 +109,28 @@ pub fn copy_for_return(
     Publication { exchange: Arc::clone(&names.requeue), routing_key: queue.to_owned(), message }
 }
 
+/// The copy for another queue. The message has not failed.
+pub fn copy_for_queue(
+    delivery: &Delivery,
+    provenance: Provenance<'_>,
+    queue: &str,
+    names: &ExchangeNames,
+) -> Publication {
+    let mut message = copy(delivery, provenance);
+    if !provenance.is_copy {
+        // It becomes a copy, which is believed.
+        let is_set = |name: &&str| [names::ORIGINAL_USER_ID, names::IDENTITY].contains(name);
+        for name in names::ADDED.iter().filter(|name| !is_set(name)) {
+            message.headers.remove(*name);
+        }
+        set(&mut message.headers, names::ORIGIN_QUEUE, queue.into());
+        set(&mut message.headers, names::ORIGIN_EXCHANGE, delivery.exchange.as_str().into());
+        set(&mut message.headers, names::ORIGIN_ROUTING_KEY, delivery.routing_key.as_str().into());
+    }
+    message.cut_headers(MAX_PROPERTIES_BYTES);
+    Publication { exchange: Arc::clone(&names.requeue), routing_key: queue.to_owned(), message }
+}
+
 /// The copy for the dead letter queue.
 pub fn copy_for_dead_letter(
     delivery: &Delivery,
@@ -112,6 +144,10 @@ pub fn copy_for_dead_letter(
     set(&mut message.headers, names::RETRY_COUNT, retry_count(history.retries));
     set(&mut message.headers, names::DEAD_LETTER_REASON, reason.as_str().into());
     message.headers.remove(names::UNDO);
+    // Otherwise nothing is left to be undone. A person may give the message another id, which counts when it is replayed.
+    if reason != DeadLetterReason::UndoFailed {
+        message.headers.remove(names::RUN);
+    }
     message.cut_headers(MAX_PROPERTIES_BYTES);
     let routing_key =
         history.origin.as_ref().map_or_else(|| delivery.routing_key.clone(), |origin| origin.routing_key.clone());

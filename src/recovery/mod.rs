@@ -3,6 +3,7 @@
 //! [`decide`] chooses between immediate retry, delayed retry and dead letter; `history` reads from a message's headers what
 //! is known about its failures; `copies` builds the publications with those headers.
 
+mod claimed_run;
 mod copies;
 mod decide;
 mod failure;
@@ -12,7 +13,10 @@ mod policy;
 mod tests;
 
 pub use crate::delay::Delay;
-pub use copies::{ReturnReason, copy_for_dead_letter, copy_for_failure, copy_for_retry, copy_for_return};
+pub use claimed_run::{ClaimNote, ClaimedRun};
+pub use copies::{
+    ReturnReason, copy_for_dead_letter, copy_for_failure, copy_for_queue, copy_for_retry, copy_for_return,
+};
 pub use decide::{Action, DeadLetterReason, DecisionPoint, decide};
 pub use failure::{BODY_TOO_LARGE, Failure, FailureKind, MAX_REASON_BYTES};
 pub use history::{History, Origin, read_time, trusted_retry_count};

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::*;
+use crate::ledger::RunKey;
 use crate::message::{
     Delivery, DeliveryId, ExchangeNames, HeaderValue, Headers, Message, Provenance, Publication, TrustedUsers, names,
 };
@@ -39,7 +40,7 @@ fn failed(delivery: &Delivery, at: i64) -> History {
         delivery,
         provenance(delivery),
         ("order", "order_queue"),
-        failure,
+        (failure, None),
         &ExchangeNames::new("orders"),
         at,
     );
@@ -214,21 +215,47 @@ fn a_copy_says_who_sent_the_message_even_if_the_sender_claims_another() {
 
 #[test]
 fn what_a_sender_claims_of_a_replay_or_an_undo_is_in_no_copy_of_its_message() {
-    let claims = [(names::REPLAYED_AT, HeaderValue::Timestamp(1)), (names::UNDO, HeaderValue::Bool(true))];
+    let claims = [
+        (names::REPLAYED_AT, HeaderValue::Timestamp(1)),
+        (names::UNDO, HeaderValue::Bool(true)),
+        (names::RUN, HeaderValue::Text(format!("1/{}//ord-2", "00".repeat(32)))),
+    ];
     let headers: Headers = claims.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     let failed_copy = |first: &Delivery| {
         let failure = Failure::new(FailureKind::Transient, "busy", "try later");
         let orders = ExchangeNames::new("orders");
-        received(copy_for_failure(first, provenance(first), ("order", "order_queue"), failure, &orders, now()))
+        received(copy_for_failure(first, provenance(first), ("order", "order_queue"), (failure, None), &orders, now()))
     };
     let forged = failed_copy(&delivery("orders", "order.normal.created", headers.clone()));
     assert!(claims.iter().all(|(name, _)| !forged.message.headers.contains_key(*name)), "{forged:?}");
     assert!(!History::read(&forged, provenance(&forged), now()).is_undo);
+    assert_eq!(ClaimedRun::read(&forged, provenance(&forged)), None);
     // orderd's user says so.
     let mut replayed = delivery("orders.requeue", "order_queue", headers);
     replayed.message.properties.user_id = Some("orderd".to_owned());
     let copy = failed_copy(&replayed);
     assert!(claims.iter().all(|(name, value)| copy.message.headers.get(*name) == Some(value)), "{copy:?}");
+    assert_eq!(ClaimedRun::read(&copy, provenance(&copy)).map(|run| run.key.identity), Some("ord-2".to_owned()));
+}
+
+#[test]
+fn a_dead_letter_states_its_run_only_if_something_is_left_to_undo_so_that_a_person_may_change_its_id() {
+    let (orders, key) = (ExchangeNames::new("orders"), "order.normal.created");
+    let first = delivery("orders", key, Headers::new());
+    let run = RunKey { scope: String::new(), identity: "ord-2".to_owned() };
+    let claimed = ClaimedRun { key: run, message: [7; 32], round: 2 };
+    let failure = (Failure::new(FailureKind::Permanent, "http_404", "no such address"), Some(&claimed));
+    let failed =
+        received(copy_for_failure(&first, provenance(&first), ("order", "order_queue"), failure, &orders, now()));
+    assert_eq!(ClaimedRun::read(&failed, provenance(&failed)).as_ref(), Some(&claimed));
+    let history = History::read(&failed, provenance(&failed), now());
+    let back = (history.origin.as_ref().unwrap().queue.as_str(), ReturnReason::Undo);
+    let back = copy_for_return(&failed, provenance(&failed), &history, back, &orders);
+    assert!(back.message.headers.contains_key(names::RUN));
+    for (reason, states) in [(DeadLetterReason::UndoFailed, true), (DeadLetterReason::Permanent, false)] {
+        let dead = copy_for_dead_letter(&failed, provenance(&failed), &history, reason, &orders);
+        assert_eq!(dead.message.headers.contains_key(names::RUN), states, "{reason:?}");
+    }
 }
 
 /// What AMQP cannot carry, for each way in which a producer can send too much.
@@ -252,7 +279,7 @@ fn every_copy_of_any_message_can_be_published() {
             let first = delivery(exchange, key, headers.clone());
             let failure = Failure::new(FailureKind::Transient, "c".repeat(999), "r".repeat(9_999));
             let failed =
-                copy_for_failure(&first, provenance(&first), ("order", "order_queue"), failure, &orders, now());
+                copy_for_failure(&first, provenance(&first), ("order", "order_queue"), (failure, None), &orders, now());
             let failed = received(failed);
             for delivery in [&first, &failed] {
                 let history = History::read(delivery, provenance(delivery), now());
@@ -290,7 +317,7 @@ fn headers_that_do_not_fit_are_dropped_and_a_header_says_so() {
         &first,
         provenance(&first),
         ("order", "order_queue"),
-        failure,
+        (failure, None),
         &ExchangeNames::new("orders"),
         now(),
     );

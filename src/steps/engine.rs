@@ -33,7 +33,7 @@ use crate::ledger::{
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::{CallEnd, StepCounters};
-use crate::recovery::{Failure, FailureKind};
+use crate::recovery::{ClaimNote, ClaimedRun, Failure, FailureKind};
 
 /// Calls the steps of one consumer's messages.
 pub struct Engine {
@@ -49,6 +49,8 @@ pub struct RunAccess<'a> {
     pub publisher: &'a dyn EventPublisher,
     /// Counts calls.
     pub counters: &'a StepCounters,
+    /// Notes what the message has claimed.
+    pub note: &'a ClaimNote,
     /// The names of the exchanges.
     pub names: &'a ExchangeNames,
     /// How long to wait, at most, for another instance that works on the same message, or for other calls of the same step.
@@ -109,14 +111,16 @@ impl Engine {
         };
         let entry = first.as_ref().map(|(index, _)| self.entry(*index, StepAction::Do, &input, &[]));
         let lease = first.as_ref().map_or(Duration::ZERO, |(index, _)| self.steps[*index].settings.timeout);
+        let message = input.message.clone();
         let purpose =
-            ClaimPurpose::Work { body: input.body, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
+            ClaimPurpose::Work { message, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
         let (run, leased_at) = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
             Claimed::Run(run, leased_at) => (*run, leased_at),
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
             // Only a claim for a failed message is answered so.
             Claimed::NotConcerned => return Err(RunError::Lost),
         };
+        note(&input, &run, access);
         let is_new = run.fence == 1;
         let input_is_order = input.key.scope.is_empty();
         let mut work = RunWork { engine: self, input, access, applies, run };
@@ -148,9 +152,10 @@ impl Engine {
     /// # Errors
     /// See [`RunError`].
     pub async fn cancel(&self, input: RunInput<'_>, access: RunAccess<'_>) -> Result<(), RunError> {
-        let purpose = ClaimPurpose::Cancellation { body: input.body, retries: input.retries };
+        let purpose = ClaimPurpose::Cancellation { message: input.message.hash, retries: input.retries };
         let claimed = claim(access.ledger, input.key, purpose, None, Duration::ZERO, access.max_hold).await?;
         let Claimed::Run(run, _) = claimed else { return Ok(()) };
+        note(&input, &run, access);
         let mut work = RunWork { engine: self, input, access, applies: Vec::new(), run: *run };
         work.undo_steps().await
     }
@@ -187,6 +192,11 @@ impl Engine {
             retries: input.retries,
         }
     }
+}
+
+/// If the message fails from now on, its copies state that it has claimed the run.
+fn note(input: &RunInput<'_>, run: &StepRun, access: RunAccess<'_>) {
+    access.note.set(ClaimedRun { key: input.key.clone(), message: input.message.hash, round: run.round });
 }
 
 /// A claimed run, while it is worked on.

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use serde_json::value::RawValue;
 
 use super::when::OrderFacts;
-use crate::ledger::{BodyHash, RecordedStep, RunFailure, RunKey, StepAction, StepStatus};
+use crate::ledger::{RecordedStep, RunFailure, RunKey, RunMessage, StepAction, StepStatus};
 
 use super::service::TraceContext;
 
@@ -20,8 +20,8 @@ use super::service::TraceContext;
 pub struct RunInput<'a> {
     /// Its run.
     pub key: &'a RunKey,
-    /// SHA-256 of its body.
-    pub body: BodyHash,
+    /// Which message it is.
+    pub message: &'a RunMessage,
     /// Whether it was published anew, and is neither delivered again nor a copy after a failure.
     pub is_new: bool,
     /// When it was replayed, if it says so.
@@ -129,7 +129,7 @@ mod tests {
         let facts = OrderFacts { priority: false, total: 1.into(), currency: "EUR".parse().unwrap() };
         let input = RunInput {
             key: &key,
-            body: [0; 32],
+            message: &RunMessage { queue: "order_queue".into(), hash: [0; 32] },
             is_new: true,
             replayed_at: None,
             text: "{\r\n  \"id\": 1.10, \"note\": \"a\\nb\"\n}",

@@ -12,12 +12,12 @@ use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
     AlertAnswer, AlertBook, CancelAnswer, ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter,
-    NewCancellation, Recorded, RunClaim, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun,
+    NewCancellation, Recorded, RunClaim, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepRun,
     StepStatus,
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
-use crate::recovery::{Failure, FailureKind};
+use crate::recovery::{ClaimNote, Failure, FailureKind};
 
 /// What happened, in order: calls, and published events.
 type Journal = Arc<Mutex<Vec<String>>>;
@@ -136,7 +136,7 @@ impl Env {
         let trace = TraceContext::default();
         let input = RunInput {
             key: &self.key,
-            body: [1; 32],
+            message: &message(),
             is_new: true,
             replayed_at: None,
             text: "{}",
@@ -149,6 +149,7 @@ impl Env {
             ledger,
             publisher: &publisher,
             counters: &self.counters,
+            note: &ClaimNote::default(),
             names: &self.names,
             max_hold: Duration::from_millis(300),
         };
@@ -172,7 +173,7 @@ impl Env {
         let claim = claim(
             &self.ledger,
             &self.key,
-            ClaimPurpose::Failure { body: [1; 32], failed_at: jiff::Timestamp::now() },
+            ClaimPurpose::Failure { message: message(), failed_at: jiff::Timestamp::now(), round: None },
             None,
             Duration::ZERO,
             Duration::ZERO,
@@ -190,6 +191,10 @@ impl Env {
         let record = RunRecord { key, fence, at, until: None, ended: None, next: None, state, failure, dead_lettered };
         self.ledger.record_run(record).await.unwrap();
     }
+}
+
+fn message() -> RunMessage {
+    RunMessage { queue: "order_queue".into(), hash: [1; 32] }
 }
 
 fn run_failure() -> RunFailure {
@@ -387,7 +392,7 @@ async fn what_another_instance_works_on_is_waited_for_and_then_released() {
     let env = Env::new();
     let at = jiff::Timestamp::now();
     let until = at.checked_add(Duration::from_secs(60)).unwrap();
-    let purpose = ClaimPurpose::Work { body: [1; 32], is_new: true, replayed_at: None, first: None };
+    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: None };
     let other =
         crate::ledger::RunClaim { key: env.key.clone(), purpose, owner: "other".into(), at, until, order: None };
     env.ledger.claim_run(other).await.unwrap();

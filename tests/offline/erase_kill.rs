@@ -9,7 +9,7 @@ use orderd::domain::{Amounts, Charges, Item, OrderId};
 use orderd::ledger::sqlite::SqliteLedger;
 use orderd::ledger::{
     CallOutcome, ClaimPurpose, EndedCall, LedgerEntry, LedgerMaintenance, LedgerWriter, NewOrder, Recorded, RunClaim,
-    RunKey, RunRecord, RunState, StepAction, StepCallEntry,
+    RunKey, RunMessage, RunRecord, RunState, StepAction, StepCallEntry,
 };
 use rusqlite::Connection;
 use rust_decimal::Decimal;
@@ -45,9 +45,10 @@ fn claim(n: usize) -> RunClaim {
     let (step, action) = ("charge".to_owned(), StepAction::Do);
     let first = StepCallEntry { step, action, position: 0, undoable: true, retries: 0 };
     let at = Timestamp::UNIX_EPOCH;
+    let message = RunMessage { queue: "order_queue".into(), hash: [0; 32] };
     RunClaim {
         key: key(n),
-        purpose: ClaimPurpose::Work { body: [0; 32], is_new: true, replayed_at: None, first: Some(first) },
+        purpose: ClaimPurpose::Work { message, is_new: true, replayed_at: None, first: Some(first) },
         owner: "a".into(),
         at,
         until: at,

@@ -20,6 +20,7 @@ use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
 use super::order::{ID_CONFLICT, new_order};
+use super::step_run::claimed_order_id;
 use super::{HandlerConsumer, HandlerDeps, HandlerFactory};
 use crate::config::{MessageKind, Section};
 use crate::domain::{CANCELLATION_SUFFIX, OrderDocument, OrderId};
@@ -29,8 +30,8 @@ use crate::message::{Delivery, ExchangeNames, Provenance};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
-    Action, BODY_TOO_LARGE, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History, RetryPolicy,
-    ReturnReason, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
+    Action, BODY_TOO_LARGE, ClaimedRun, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History,
+    RetryPolicy, ReturnReason, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
 };
 use crate::telemetry::{MessageLine, RepeatedLog};
 
@@ -112,7 +113,19 @@ impl FailedHandler {
                 format!("the body has {} bytes, more than broker.max_body", delivery.message.body.len() + unread);
             history.failure = Failure::new(FailureKind::Permanent, BODY_TOO_LARGE, reason);
         }
-        let failed = self.failed_message(delivery, *input.provenance, history, now, unread == 0);
+        self.decide(input, history, now, unread == 0).await
+    }
+
+    /// `can_copy`: whether a copy of the message can be published.
+    async fn decide(
+        &self,
+        input: HandlerInput<'_>,
+        history: History,
+        now: Timestamp,
+        can_copy: bool,
+    ) -> Result<HandlerOutput, HandlerError> {
+        let delivery = input.delivery;
+        let failed = self.failed_message(delivery, *input.provenance, history, now, can_copy);
         let action = failed.action();
         if undo::needs_proof(&failed, action) {
             return Ok(self.send_back(&failed, ReturnReason::Unproven));
@@ -131,7 +144,6 @@ impl FailedHandler {
         }
     }
 
-    /// `can_copy`: whether a copy of the message can be published.
     fn failed_message<'a>(
         &self,
         delivery: &'a Delivery,
@@ -146,6 +158,11 @@ impl FailedHandler {
             Some(OriginConsumer { name, format: Some(format), .. }) => self.order_subject(name, format, delivery, now),
             Some(OriginConsumer { format: None, .. }) | None => FailedSubject::Other,
         };
+        let claimed = ClaimedRun::read(delivery, provenance);
+        let subject = match claimed.as_ref().and_then(claimed_order_id) {
+            Some(id) => subject.with_id(id),
+            None => subject,
+        };
         let identity = match &subject {
             FailedSubject::Order { id, .. } => id.as_str().to_owned(),
             FailedSubject::Cancellation(id) => [id.as_str(), CANCELLATION_SUFFIX].concat(),
@@ -154,7 +171,7 @@ impl FailedHandler {
         // What fails of a cancellation is an undo.
         let is_undo = history.is_undo || matches!(subject, FailedSubject::Cancellation(_));
         let history = History { is_undo, ..history };
-        FailedMessage { delivery, provenance, history, consumer, subject, identity, now, can_copy }
+        FailedMessage { delivery, provenance, history, consumer, claimed, subject, identity, now, can_copy }
     }
 
     fn act(&self, failed: &FailedMessage<'_>, action: Action) -> HandlerOutput {
@@ -270,13 +287,18 @@ impl Handler for FailedHandler {
         })
     }
 
-    fn dead_letter_without_copy(&self, input: HandlerInput<'_>, problem: &str) -> Option<HandlerOutput> {
-        let now = Timestamp::now();
-        let mut history = History::read(input.delivery, *input.provenance, now);
-        history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
-        let failed = self.failed_message(input.delivery, *input.provenance, history, now, false);
-        let output = self.act(&failed, failed.action());
-        Some(HandlerOutput { report: None, emit: Arc::default(), ..output })
+    fn dead_letter_without_copy<'a>(
+        &'a self,
+        input: HandlerInput<'a>,
+        problem: &'a str,
+    ) -> BoxFuture<'a, Result<Option<HandlerOutput>, HandlerError>> {
+        Box::pin(async move {
+            let now = Timestamp::now();
+            let mut history = History::read(input.delivery, *input.provenance, now);
+            history.failure = Failure::new(FailureKind::Permanent, "cannot_publish", problem);
+            let output = self.decide(input, history, now, false).await?;
+            Ok(Some(HandlerOutput { report: None, emit: Arc::default(), ..output }))
+        })
     }
 }
 
@@ -317,6 +339,21 @@ enum FailedSubject {
     Other,
 }
 
+impl FailedSubject {
+    /// The same with the id that it had when its steps were called. The configuration may read another one from the message now, or
+    /// none.
+    fn with_id(self, id: OrderId) -> Self {
+        match self {
+            FailedSubject::Order { whole, .. } => {
+                let whole = whole.map(|order| Box::new(NewOrder { id: id.clone(), ..*order }));
+                FailedSubject::Order { id, whole }
+            }
+            FailedSubject::Cancellation(_) => FailedSubject::Cancellation(id),
+            FailedSubject::Other => FailedSubject::Order { id, whole: None },
+        }
+    }
+}
+
 /// A failed message, and what is known about it.
 struct FailedMessage<'a> {
     delivery: &'a Delivery,
@@ -324,6 +361,8 @@ struct FailedMessage<'a> {
     history: History,
     /// `None` if the message does not say where it failed, or that queue has no consumer.
     consumer: Option<OriginConsumer>,
+    /// The run that the message has claimed, if it states one.
+    claimed: Option<ClaimedRun>,
     subject: FailedSubject,
     identity: String,
     now: Timestamp,

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use super::*;
+use crate::handlers::step_run::message_hash;
 use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
-    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, LedgerReader, LedgerWriter, NewCancellation, RunClaim, RunKey,
-    RunRecord, StepAction, StepCallEntry,
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, LedgerReader, LedgerWriter, MessageHash, NewCancellation,
+    RunClaim, RunKey, RunMessage, RunRecord, StepAction, StepCallEntry,
 };
-use crate::message::{DeliveryId, HeaderValue, Headers, Message, PublishError, Sender};
+use crate::message::{DeliveryId, HeaderValue, Headers, Message, PublishError, Sender, names};
 use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
 use crate::metrics::{ChannelCounters, StepCounters};
 use crate::pipeline::{LedgerAccess, StepAccess, StepServices};
+use crate::recovery::ClaimNote;
 
 fn delivery(unread: usize) -> Delivery {
     Delivery {
@@ -112,7 +114,7 @@ async fn what_cannot_be_published_as_a_copy_is_recorded_with_its_reason_and_dead
     assert!(output.log.is_some(), "it is logged after that");
     assert_eq!(memory.totals().await.unwrap().dead_letters.values().sum::<u64>(), 1);
     assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
-    let output = handler.dead_letter_without_copy(input(&whole), "406 too large").unwrap();
+    let output = handler.dead_letter_without_copy(input(&whole), "406 too large").await.unwrap().unwrap();
     assert_eq!(recorded(&output), ("cannot_publish", "permanent"));
     assert!(output.emit.is_empty() && matches!(output.outcome, DeadLetteredByBroker { .. }), "{output:?}");
 }
@@ -122,11 +124,14 @@ struct TestServices<'a> {
     memory: &'a MemoryLedger,
     counters: StepCounters,
     channels: ChannelCounters,
+    queue: Arc<str>,
+    note: ClaimNote,
 }
 
 impl<'a> TestServices<'a> {
     fn new(memory: &'a MemoryLedger) -> Self {
-        TestServices { memory, counters: StepCounters::default(), channels: ChannelCounters::default() }
+        let (counters, channels) = (StepCounters::default(), ChannelCounters::default());
+        TestServices { memory, counters, channels, queue: "order_queue".into(), note: ClaimNote::default() }
     }
 }
 
@@ -149,6 +154,14 @@ impl StepServices for TestServices<'_> {
 
     fn max_hold(&self) -> Duration {
         Duration::from_secs(1)
+    }
+
+    fn queue(&self) -> &Arc<str> {
+        &self.queue
+    }
+
+    fn note(&self) -> &ClaimNote {
+        &self.note
     }
 }
 
@@ -232,6 +245,11 @@ async fn a_failed_order_is_prevented_only_if_it_is_the_cancelled_one_and_no_othe
 
 /// An order whose charge is done, by another instance.
 async fn charge(memory: &MemoryLedger, id: &str) {
+    charge_for(memory, id, [7; 32]).await;
+}
+
+/// The same with the message that is this order.
+async fn charge_for(memory: &MemoryLedger, id: &str, hash: MessageHash) {
     let key = RunKey { scope: String::new(), identity: id.to_owned() };
     let first = Some(StepCallEntry {
         step: "charge".to_owned(),
@@ -240,7 +258,8 @@ async fn charge(memory: &MemoryLedger, id: &str) {
         undoable: true,
         retries: 0,
     });
-    let purpose = ClaimPurpose::Work { body: [7; 32], is_new: true, replayed_at: None, first };
+    let message = RunMessage { queue: "order_queue".into(), hash };
+    let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, first };
     let (owner, accepted) = ("another".into(), Some(Box::new(order(id))));
     let claim = RunClaim { key: key.clone(), purpose, owner, at: at(3_000), until: at(4_000), order: accepted };
     assert!(matches!(memory.claim_run(claim).await.unwrap(), ClaimAnswer::Granted(_)));
@@ -287,4 +306,75 @@ async fn a_cancellation_that_is_dead_lettered_before_it_could_undo_anything_says
     }
     let totals = memory.totals().await.unwrap().dead_letters;
     assert_eq!(totals, [("undo_failed".to_owned(), 1), ("delivery_limit".to_owned(), 3)].into());
+}
+
+#[tokio::test]
+async fn a_message_that_was_refused_before_it_called_steps_undoes_nothing_of_an_order_with_the_same_body() {
+    let (handler, memory) = (handler(), MemoryLedger::default());
+    let own = failed_copy(&body("o", "7"), "permanent");
+    charge_for(&memory, "o", message_hash(&own.message)).await;
+    let changes: [fn(&mut Message); 7] = [
+        |message| message.properties.message_type = Some("order.updated".to_owned()),
+        |message| message.properties.content_type = Some("application/cloudevents-batch+json".to_owned()),
+        |message| message.properties.content_encoding = Some("utf-16".to_owned()),
+        |message| drop(message.headers.insert("ce-specversion".to_owned(), "0.3".into())),
+        |message| drop(message.headers.insert("cloudEvents_type".to_owned(), "order.updated".into())),
+        |message| drop(message.headers.insert(names::ORIGIN_QUEUE.to_owned(), "priority_order_queue".into())),
+        |message| message.body = body("o", "8").into(),
+    ];
+    for (nth, change) in changes.into_iter().enumerate() {
+        for code in ["malformed", "permanent", ID_CONFLICT] {
+            let mut other = failed_copy(&body("o", "7"), code);
+            change(&mut other.message);
+            let outcome = handle(&handler, &memory, &other).await.outcome;
+            assert!(matches!(outcome, HandlerOutcome::DeadLettered { .. }), "{nth} {code}: {outcome:?}");
+        }
+    }
+    let own = handle(&handler, &memory, &own).await;
+    assert_eq!(own.outcome, HandlerOutcome::Returned);
+    assert_eq!(own.emit[0].message.headers["x-undo"], HeaderValue::Bool(true));
+}
+
+/// Whatever the configuration reads from the message now.
+#[tokio::test]
+async fn the_run_that_a_copy_states_is_undone_or_named_in_the_dead_letter() {
+    let (handler, memory) = (handler(), MemoryLedger::default());
+    let stating = |id: &str, mut message: Delivery| {
+        let run = format!("1/{}//{id}", "07".repeat(32));
+        message.message.headers.insert(names::RUN.to_owned(), HeaderValue::Text(run));
+        message
+    };
+    for id in ["renamed", "unreadable", "too large", "no copy"] {
+        charge(&memory, id).await;
+    }
+    for (id, body) in [("renamed", body("new-id", "7")), ("unreadable", "{}".to_owned())] {
+        let output = handle(&handler, &memory, &stating(id, failed_copy(&body, "malformed"))).await;
+        assert_eq!(output.outcome, HandlerOutcome::Returned, "{id}");
+        assert!(output.emit[0].message.headers.contains_key(names::RUN));
+    }
+    let mut too_large = stating("too large", failed_copy("{", "transient"));
+    too_large.message.unread = 60 << 20;
+    let output = handle(&handler, &memory, &too_large).await;
+    let reason = DeadLetterReason::UndoFailed;
+    let by_broker = DeadLetteredByBroker { consumer: Some("order".into()), reason };
+    assert_eq!(output.outcome, by_broker);
+    let trace = memory.trace("too large").await.unwrap();
+    let left = serde_json::to_string(&trace.steps).unwrap();
+    assert!(left.contains("left to be undone: charge; body_too_large"), "{left}");
+    assert_eq!(trace.order.unwrap().status, "failed");
+
+    let no_copy = stating("no copy", failed_copy(&body("no copy", "7"), "transient"));
+    let services = TestServices::new(&memory);
+    let input = HandlerInput {
+        delivery: &no_copy,
+        provenance: &Provenance { sender: Sender::Own, is_copy: true, generated: None, cloud_event: None },
+        consumer: &FAILED,
+        bindings: &[],
+        retries: 0,
+        ledger: LedgerAccess::without_deadline(&memory),
+        steps: StepAccess(Some(&services)),
+    };
+    let output = handler.dead_letter_without_copy(input, "406 too large").await.unwrap().unwrap();
+    assert_eq!(recorded(&output), ("undo_failed", "permanent"));
+    assert_eq!((output.outcome, output.emit.len()), (by_broker, 0));
 }

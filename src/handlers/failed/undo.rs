@@ -10,8 +10,10 @@ use jiff::Timestamp;
 
 use super::{FailedMessage, FailedSubject};
 use crate::handlers::claim::Claims;
-use crate::handlers::step_run::{body_hash, claim_in_process, handler_error, message_run, order_run, services};
-use crate::ledger::{ClaimPurpose, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction, StepRun};
+use crate::handlers::step_run::{claim_in_process, handler_error, message_hash, message_run, order_run, services};
+use crate::ledger::{
+    ClaimPurpose, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepRun,
+};
 use crate::message::ExchangeNames;
 use crate::pipeline::{HandlerError, HandlerInput, Interruption};
 use crate::recovery::{Action, DeadLetterReason, DecisionPoint, Failure, FailureKind, History, RetryPolicy, decide};
@@ -29,11 +31,12 @@ pub(super) enum Decision {
 }
 
 /// Whether the ledger has to be asked for a run: it is decided to dead-letter the message, or its steps are being undone. Whatever
-/// the configuration says now: its steps may have been removed since they were called. A body that was too large to be read has
-/// never had steps, and a message that nothing proves to have failed changes no run.
+/// the configuration says now: its steps may have been removed since they were called. A message that nothing proves to have failed
+/// changes no run, and one that was not read as a whole only the run that it states.
 pub(super) fn concerns_steps(failed: &FailedMessage<'_>, action: Action) -> bool {
     let is_proven = failed.provenance.is_copy && failed.history.origin.is_some();
-    is_proven && failed.can_copy && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
+    let is_known = failed.claimed.is_some() || failed.delivery.message.unread == 0;
+    is_proven && is_known && (failed.history.is_undo || matches!(action, Action::DeadLetter(_)))
 }
 
 /// Whether the message returns to its queue once before it is dead-lettered and its steps are undone. The broker has dead-lettered
@@ -45,8 +48,11 @@ pub(super) fn needs_proof(failed: &FailedMessage<'_>, action: Action) -> bool {
     returns && !failed.provenance.is_copy && matches!(action, Action::DeadLetter(_))
 }
 
-/// The keys that the message's run may have. Without a consumer, its id may be of any format: the ledger compares the body too.
+/// The keys that the message's run may have. Without a consumer, its id may be of any format: the ledger compares the message too.
 fn run_keys(failed: &FailedMessage<'_>, order_ids: impl FnOnce() -> Vec<String>) -> Vec<RunKey> {
+    if let Some(claimed) = &failed.claimed {
+        return vec![claimed.key.clone()];
+    }
     match &failed.consumer {
         Some(consumer) if consumer.format.is_some() => match &failed.subject {
             FailedSubject::Order { id, .. } | FailedSubject::Cancellation(id) => vec![order_run(id.as_str())],
@@ -86,7 +92,9 @@ async fn decide_with(
     action: Action,
     key: RunKey,
 ) -> Result<Option<Decision>, HandlerError> {
-    let policy = failed.consumer.as_ref().filter(|consumer| consumer.has_steps).map(|consumer| &consumer.policy);
+    // What cannot return to its queue cannot be undone.
+    let consumer = failed.consumer.as_ref().filter(|consumer| consumer.has_steps && failed.can_copy);
+    let policy = consumer.map(|consumer| &consumer.policy);
     let services = services(input)?;
     let deciding = async {
         let _claim = claim_in_process(claims, &key, services).await?;
@@ -117,16 +125,19 @@ async fn decide_with(
 
 /// What the run is claimed for: each is tried until one concerns the run.
 fn claim_purposes(failed: &FailedMessage<'_>, action: Action) -> impl Iterator<Item = ClaimPurpose> {
-    let body = body_hash(&failed.delivery.message);
+    let FailedMessage { delivery, history, claimed, .. } = failed;
+    let hash = claimed.as_ref().map_or_else(|| message_hash(&delivery.message), |claimed| claimed.message);
+    let queue = history.origin.as_ref().map(|origin| origin.queue.as_str()).unwrap_or_default();
     let failure = ClaimPurpose::Failure {
-        body,
+        message: RunMessage { queue: queue.into(), hash },
         // Without a header that says when it failed, it is the present time, and any copy may have failed earlier.
         failed_at: Some(failed.history.failed_at).filter(|at| *at < failed.now).unwrap_or(Timestamp::MIN),
+        round: claimed.as_ref().map(|claimed| claimed.round),
     };
     // The order may be cancelled, and the run still be that of the order: the cancellation failed before it could claim it.
     let is_cancellation = matches!(failed.subject, FailedSubject::Cancellation(_));
     let ends = is_cancellation && matches!(action, Action::DeadLetter(_));
-    let cancellation = ends.then_some(ClaimPurpose::Cancellation { body, retries: failed.history.retries });
+    let cancellation = ends.then_some(ClaimPurpose::Cancellation { message: hash, retries: history.retries });
     [failure].into_iter().chain(cancellation)
 }
 

@@ -17,11 +17,12 @@ use super::OrderHandler;
 use super::step_order::step_order;
 use crate::domain::{CancelledEvent, Notification, Order, OrderId};
 use crate::handlers::event_publication::event;
-use crate::handlers::step_run::{StepRunInput, cancel_steps, order_run};
+use crate::handlers::step_run::{StepRunInput, cancel_steps, order_run, services};
 use crate::ledger::{CancelAnswer, CancelledOrder, LedgerEntry, NewCancellation, NewOrder};
 use crate::message::Publication;
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{HandlerError, HandlerInput, HandlerOutput};
+use crate::recovery::{Failure, FailureKind, copy_for_queue};
 use crate::steps::{OrderFacts, OrderInput};
 
 impl OrderHandler {
@@ -41,7 +42,10 @@ impl OrderHandler {
             CancelAnswer::Cancelled(cancelled) => *cancelled,
         };
         let order = stored_order(&cancelled.order);
-        if cancelled.has_run {
+        if let Some(queue) = &cancelled.steps_queue {
+            if **services(input)?.queue() != **queue {
+                return self.hand_over(input, queue);
+            }
             self.undo(input, &cancelled.order, &order, text).await?;
         }
         let emit = if cancelled.was_announced { self.revocation(&cancelled, &order) } else { Arc::default() };
@@ -50,6 +54,20 @@ impl OrderHandler {
             record: Some(LedgerEntry::FinishCancellation { id, at: now }),
             ..HandlerOutput::finished(HandlerOutcome::Cancelled)
         })
+    }
+
+    /// Sends the cancellation to the queue of the consumer that has called the steps: only its configuration says what undoes them.
+    /// Another consumer may have steps of the same names.
+    fn hand_over(&self, input: HandlerInput<'_>, queue: &str) -> Result<HandlerOutput, HandlerError> {
+        let is_known = self.consumers.borrow().get(queue).is_some_and(|consumer| consumer.format.is_some());
+        if !is_known {
+            let reason = format!(
+                "the order's steps were called by the consumer of queue {queue:?}, which is not configured any more"
+            );
+            return Err(Failure::new(FailureKind::Permanent, "undo_not_configured", reason).into());
+        }
+        let copy = copy_for_queue(input.delivery, *input.provenance, queue, &self.names);
+        Ok(HandlerOutput { emit: Arc::new([copy]), ..HandlerOutput::finished(HandlerOutcome::Returned) })
     }
 
     async fn undo(

@@ -10,6 +10,7 @@ mod on_conflict;
 mod step_order;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use self::fault_injection::{FaultInjection, FaultKind};
@@ -24,16 +26,16 @@ use self::on_conflict::OnConflict;
 use self::step_order::step_order;
 use super::claim::Claims;
 use super::event_publication::event;
-use super::step_run::{StepRunInput, order_run, run_steps};
-use super::{HandlerConsumer, HandlerDeps, HandlerFactory, body_failure};
+use super::step_run::{StepRunInput, claimed_order_id, is_new, order_run, run_steps};
+use super::{HandlerConsumer, HandlerDeps, HandlerFactory, OriginConsumer, body_failure};
 use crate::config::{MessageKind, Section};
 use crate::domain::{Amounts, AnalyticsEvent, Notification, Order, OrderDocument, OrderSummary};
 use crate::formats::{Format, OrderFaults};
-use crate::ledger::{LedgerEntry, NewOrder, Recorded};
+use crate::ledger::{LedgerEntry, NewOrder, OtherOrder, Recorded};
 use crate::message::{ExchangeNames, HeaderValue, Publication, names};
 use crate::metrics::HandlerOutcome;
 use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
-use crate::recovery::{Failure, FailureKind};
+use crate::recovery::{ClaimedRun, Failure, FailureKind};
 use crate::steps::{Engine, OrderFacts, OrderInput, RunOutcome, StepsSettings};
 
 /// The failure's code of an order with the id of another.
@@ -96,6 +98,7 @@ impl HandlerFactory for OrderFactory {
             default_channel,
             names,
             steps,
+            consumers: deps.origin_consumers.clone(),
             on_conflict: settings.on_conflict,
             faults,
             max_body,
@@ -109,6 +112,8 @@ struct OrderHandler {
     default_channel: Arc<str>,
     names: Arc<ExchangeNames>,
     steps: OrderSteps,
+    /// By queue: an order's steps may be those of another consumer.
+    consumers: watch::Receiver<BTreeMap<String, OriginConsumer>>,
     on_conflict: OnConflict,
     faults: FaultInjection,
     max_body: usize,
@@ -138,10 +143,15 @@ impl OrderHandler {
         let message = &input.delivery.message;
         let text = message.document(self.max_body).map_err(|error| body_failure(&error))?;
         let stated = message.order_event(self.max_body);
-        let order = match self.format.read(&text, stated).map_err(|faults| invalid(&faults))? {
-            OrderDocument::Placed(order) => order,
+        let document = self.format.read(&text, stated).map_err(|faults| invalid(&faults))?;
+        let claimed = ClaimedRun::read(input.delivery, *input.provenance).as_ref().and_then(claimed_order_id);
+        let order = match document {
+            OrderDocument::Placed(mut order) => {
+                order.id = claimed.unwrap_or(order.id);
+                order
+            }
             // Boxed, because this future is large and rarely needed.
-            OrderDocument::Cancelled(id) => return self.cancel(input, id, text).boxed().await,
+            OrderDocument::Cancelled(id) => return self.cancel(input, claimed.unwrap_or(id), text).boxed().await,
         };
         if tracing::enabled!(tracing::Level::DEBUG) {
             let OrderSummary { product, lines, quantity, price } = order.summary();
@@ -171,15 +181,19 @@ impl OrderHandler {
             Recorded::New | Recorded::Unfinished => {}
             Recorded::Cancelled => return Ok(HandlerOutput::finished(HandlerOutcome::Prevented)),
             Recorded::Duplicate | Recorded::Held => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
-            Recorded::Conflict if self.on_conflict == OnConflict::Ignore => {
+            Recorded::Conflict(other) if self.on_conflict == OnConflict::Ignore && may_be_ignored(other, input) => {
                 return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
+            }
+            Recorded::InProgress => {
+                let reason = "the consumer of another queue calls its steps; it is not processed without them";
+                return Err(Failure::new(FailureKind::Transient, "steps_in_progress", reason).into());
             }
             Recorded::Undone => {
                 let reason =
                     "its steps are undone or have to be, and the consumer has no steps: it must not be processed";
                 return Err(Failure::new(FailureKind::Permanent, "undo_not_configured", reason).into());
             }
-            Recorded::Conflict => {
+            Recorded::Conflict(_) => {
                 let reason = format!("an order with the id {} and different content was accepted before", order.id);
                 return Err(Failure::new(FailureKind::Permanent, ID_CONFLICT, reason).into());
             }
@@ -258,6 +272,17 @@ pub(super) fn new_order(order: &Order, consumer: &Arc<str>, amounts: Amounts, at
         notify: order.notify.clone(),
         placed_at: order.placed_at,
         at,
+    }
+}
+
+/// Whether an order may be acked although the ledger has another one with its id, without losing either: that one is processed or
+/// cancelled, or is in progress with a message other than this one. A message that was delivered before may be that one, read in
+/// another way since.
+fn may_be_ignored(other: OtherOrder, input: HandlerInput<'_>) -> bool {
+    match other {
+        OtherOrder::Finished => true,
+        OtherOrder::InProgress => !input.provenance.is_copy && is_new(input),
+        OtherOrder::Failed => false,
     }
 }
 

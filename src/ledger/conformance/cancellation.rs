@@ -5,13 +5,14 @@ use rust_decimal::Decimal;
 
 use super::rules;
 use crate::domain::{Charges, Item, OrderId, Sale};
+use crate::ledger::conformance::step_runs::{failure, message};
 use crate::ledger::conformance::{accept, at, attempt, finish, order, with_charges, with_items};
 use crate::ledger::report::{GroupBy, PointInTime, Report, ReportQuery};
 use crate::ledger::trace::{MessageState, TraceEvent, TracedMessage};
 use crate::ledger::{
     CancelAnswer, CancelledOrder, ClaimAnswer, ClaimPurpose, Ledger, LedgerEntry, NewAnalytics, NewAttempt,
-    NewCancellation, NewDeadLetter, NewOrder, OrderCounts, Recorded, RunClaim, RunKey, RunRecord, RunRecorded,
-    RunState, StepAction, StepCallEntry,
+    NewCancellation, NewDeadLetter, NewOrder, OrderCounts, OtherOrder, Recorded, RunClaim, RunKey, RunRecord,
+    RunRecorded, RunState, StepAction, StepCallEntry,
 };
 
 rules! {
@@ -22,6 +23,9 @@ rules! {
     the_sale_of_a_cancelled_order_is_subtracted_whenever_its_event_is_recorded,
     a_failed_order_is_accepted_again_when_it_is_replayed_unless_it_was_cancelled,
     another_order_with_the_id_of_a_cancelled_one_is_a_conflict,
+    a_conflict_says_how_far_the_other_order_is,
+    no_dead_letter_says_that_something_is_left_to_undo_once_all_is_undone,
+    an_order_whose_steps_are_done_counts_as_announced_even_if_a_copy_of_it_is_dead_lettered,
     a_dead_letter_prevents_or_fails_only_the_order_that_has_its_content,
     a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call,
     a_cancellation_undoes_steps_that_are_done_at_once_and_continues_an_undo_that_failed,
@@ -119,7 +123,7 @@ async fn an_accepted_order_that_is_cancelled_is_not_processed(ledger: &dyn Ledge
     answer(ledger, accept(order("o"))).await;
     let first = cancelled(ledger, "o", at(MINUTE)).await;
     // Without steps, its events may be being published.
-    assert!(first.was_announced && !first.has_run);
+    assert!(first.was_announced && !first.steps_queue.is_some());
     let CancelledOrder { order: stored, at: moment, .. } = cancelled(ledger, "o", at(2 * MINUTE)).await;
     assert_eq!((moment, stored.amounts, &stored.items), (at(MINUTE), order("o").amounts, &order("o").items));
     let contact = |order: &NewOrder| [&order.customer_id, &order.email, &order.phone, &order.locale].map(Clone::clone);
@@ -219,7 +223,61 @@ async fn another_order_with_the_id_of_a_cancelled_one_is_a_conflict(ledger: &dyn
     answer(ledger, accept(order("o"))).await;
     cancelled(ledger, "o", at(MINUTE)).await;
     let other = NewOrder { customer_id: None, ..order("o") };
-    assert_eq!(answer(ledger, accept(other)).await, Recorded::Conflict);
+    assert_eq!(answer(ledger, accept(other)).await, Recorded::Conflict(OtherOrder::Finished));
+}
+
+async fn a_conflict_says_how_far_the_other_order_is(ledger: &dyn Ledger) {
+    for name in ["accepted", "processed", "failed", "cancelled", "undone"] {
+        answer(ledger, accept(order(name))).await;
+    }
+    answer(ledger, finish("processed")).await;
+    answer(ledger, dead_letter("failed")).await;
+    cancelled(ledger, "cancelled", at(MINUTE)).await;
+    claimed(ledger, work("undone", "a", 0)).await;
+    ledger.record_run(record("undone", 1, 10, Some(RunState::Undoing))).await.unwrap();
+    for (name, progress) in [
+        ("accepted", OtherOrder::InProgress),
+        ("processed", OtherOrder::Finished),
+        ("cancelled", OtherOrder::Finished),
+        ("failed", OtherOrder::Failed),
+        ("undone", OtherOrder::Failed),
+    ] {
+        let other = NewOrder { customer_id: None, ..order(name) };
+        assert_eq!(answer(ledger, accept(other.clone())).await, Recorded::Conflict(progress), "{name}");
+        let claim = RunClaim { order: Some(Box::new(other)), ..work(name, "a", 20) };
+        assert_eq!(claimed(ledger, claim).await, ClaimAnswer::NotAccepted(Recorded::Conflict(progress)), "{name}");
+    }
+}
+
+async fn no_dead_letter_says_that_something_is_left_to_undo_once_all_is_undone(ledger: &dyn Ledger) {
+    let letters = async || ledger.totals().await.unwrap().dead_letters;
+    claimed(ledger, work("o", "a", 0)).await;
+    let failed = RunRecord { failure: Some(failure(9)), ..record("o", 1, 10, Some(RunState::UndoFailed)) };
+    ledger.record_run(failed).await.unwrap();
+    let left = |identity: &str| {
+        let attempt = NewAttempt { failed_at: at(5_000), ..attempt(identity, "order", 0) };
+        let (reason, order, origin_queue) = ("undo_failed", None, None);
+        LedgerEntry::DeadLetter(Box::new(NewDeadLetter { attempt, order, reason, origin_queue, at: at(5_000) }))
+    };
+    for identity in ["o", "o/cancellation", "another"] {
+        assert_eq!(answer(ledger, left(identity)).await, Recorded::New);
+    }
+    assert_eq!(letters().await, [("undo_failed".to_owned(), 3)].into());
+    ledger.record_run(record("o", 1, 20, Some(RunState::Undone))).await.unwrap();
+    assert_eq!(letters().await, [("permanent".to_owned(), 2), ("undo_failed".to_owned(), 1)].into());
+    let trace = serde_json::to_string(&ledger.trace("o").await.unwrap().steps).unwrap();
+    assert!(trace.contains("http_404") && !trace.contains("undo_failed"), "{trace}");
+}
+
+async fn an_order_whose_steps_are_done_counts_as_announced_even_if_a_copy_of_it_is_dead_lettered(ledger: &dyn Ledger) {
+    for name in ["done", "running"] {
+        claimed(ledger, work(name, "a", 0)).await;
+    }
+    ledger.record_run(record("done", 1, 10, Some(RunState::Done))).await.unwrap();
+    for (name, announced) in [("done", true), ("running", false)] {
+        answer(ledger, dead_letter(name)).await;
+        assert_eq!(cancelled(ledger, name, at(MINUTE)).await.was_announced, announced, "{name}");
+    }
 }
 
 /// Orders with the id of another one that differ from it in one value each.
@@ -279,13 +337,14 @@ fn call(step: &str) -> StepCallEntry {
 
 /// A claim at this millisecond, for 100 ms, that accepts the order.
 fn work(order_id: &str, owner: &str, millis: i64) -> RunClaim {
-    let purpose = ClaimPurpose::Work { body: [7; 32], is_new: true, replayed_at: None, first: Some(call("charge")) };
+    let purpose =
+        ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: Some(call("charge")) };
     let order = Some(Box::new(order(order_id)));
     RunClaim { key: key(order_id), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order }
 }
 
 fn undo(order_id: &str, owner: &str, millis: i64) -> RunClaim {
-    let purpose = ClaimPurpose::Cancellation { body: [8; 32], retries: 1 };
+    let purpose = ClaimPurpose::Cancellation { message: [8; 32], retries: 1 };
     RunClaim { purpose, order: None, ..work(order_id, owner, millis) }
 }
 
@@ -311,7 +370,7 @@ async fn a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call(led
     assert!(matches!(claimed(ledger, work("o", "a", 0)).await, ClaimAnswer::Granted(_)));
     assert!(matches!(claimed(ledger, undo("unknown", "b", 0)).await, ClaimAnswer::NotConcerned));
     let order = cancelled(ledger, "o", at(10)).await;
-    assert!(!order.was_announced && order.has_run);
+    assert!(!order.was_announced && order.steps_queue.as_deref() == Some("order_queue"));
     assert_eq!(claimed(ledger, undo("o", "b", 20)).await, ClaimAnswer::Held { until: at(100) });
     assert_eq!(claimed(ledger, work("o", "c", 20)).await, ClaimAnswer::NotAccepted(Recorded::Cancelled));
     for change in [

@@ -5,6 +5,7 @@ use rust_decimal::Decimal;
 
 use super::rules;
 use crate::domain::{Charges, Item};
+use crate::ledger::OtherOrder;
 use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
 use crate::ledger::conformance::{
     accept, analytics, at, attempt, dead_letter, finish, look_up, notification, of_product, order, sale, with_charges,
@@ -55,14 +56,14 @@ async fn an_order_with_other_content_is_a_conflict_whether_processed_or_not(ledg
     ];
     answer(ledger, accept(order(id))).await;
     for other in &others {
-        assert_eq!(answer(ledger, accept(other.clone())).await, Conflict, "{other:?}");
+        assert_eq!(answer(ledger, accept(other.clone())).await, Conflict(OtherOrder::InProgress), "{other:?}");
     }
     // Times, consumer and priority are not content.
     let redelivered = NewOrder { consumer: "priority".into(), priority: true, placed_at: None, at: at(9), ..order(id) };
     assert_eq!(answer(ledger, accept(redelivered)).await, Unfinished);
     answer(ledger, finish(id)).await;
     for other in others {
-        assert_eq!(answer(ledger, accept(other)).await, Conflict);
+        assert_eq!(answer(ledger, accept(other)).await, Conflict(OtherOrder::Finished));
     }
 }
 
@@ -88,11 +89,11 @@ async fn an_order_with_several_lines_is_compared_line_by_line(ledger: &dyn Ledge
         vec![line("Pen", 4, "1.60")],
     ];
     for other in &others {
-        assert_eq!(answer(ledger, cart(other.clone())).await, Conflict, "{other:?}");
+        assert_eq!(answer(ledger, cart(other.clone())).await, Conflict(OtherOrder::InProgress), "{other:?}");
     }
     assert_eq!(answer(ledger, finish("cart")).await, New);
     assert_eq!(answer(ledger, cart(lines())).await, Duplicate);
-    assert_eq!(answer(ledger, cart(others[0].clone())).await, Conflict);
+    assert_eq!(answer(ledger, cart(others[0].clone())).await, Conflict(OtherOrder::Finished));
     let trace = ledger.trace("cart").await.unwrap().order.unwrap();
     let shown: Vec<_> = trace
         .items

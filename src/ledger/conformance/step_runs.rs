@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use super::rules;
 use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::{
-    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, NewOrder, Pruned, Recorded, RunClaim, RunFailure,
-    RunKey, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
+    CallOutcome, ClaimAnswer, ClaimPurpose, EndedCall, Ledger, NewOrder, OtherOrder, Pruned, Recorded, RunClaim,
+    RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus,
 };
 
 rules! {
@@ -15,6 +15,12 @@ rules! {
     a_record_with_a_former_fencing_number_changes_nothing,
     a_call_whose_end_is_not_recorded_is_uncertain_once_it_is_repeated,
     a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_order_is_processed,
+    a_failure_counts_only_if_it_is_that_of_the_message_that_called_steps_last,
+    a_failure_of_an_earlier_round_undoes_nothing_of_the_present_one,
+    another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_one_was_dead_lettered,
+    a_lease_that_is_longer_than_any_call_has_ended,
+    an_order_whose_steps_are_called_is_not_accepted_without_them,
+    an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered,
     a_message_of_steps_that_succeeded_is_never_undone_for_a_stale_copy,
     an_order_whose_steps_are_undone_is_never_processed,
     runs_of_consumers_and_of_orders_are_apart,
@@ -29,7 +35,10 @@ rules! {
     an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing,
 }
 
-const BODY: [u8; 32] = [7; 32];
+/// The message of all claims.
+pub(in crate::ledger) fn message() -> RunMessage {
+    RunMessage { queue: "order_queue".into(), hash: [7; 32] }
+}
 
 pub(in crate::ledger) fn key(identity: &str) -> RunKey {
     RunKey { scope: String::new(), identity: identity.to_owned() }
@@ -45,12 +54,15 @@ pub(in crate::ledger) fn charge() -> StepCallEntry {
 
 /// A claim at this millisecond, for 100 ms.
 pub(in crate::ledger) fn work(key: &RunKey, owner: &str, millis: i64, first: Option<StepCallEntry>) -> RunClaim {
-    let purpose = ClaimPurpose::Work { body: BODY, is_new: true, replayed_at: None, first };
+    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first };
     RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
 
 fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
-    RunClaim { purpose: ClaimPurpose::Failure { body: BODY, failed_at: at(millis) }, ..work(key, owner, millis, None) }
+    RunClaim {
+        purpose: ClaimPurpose::Failure { message: message(), failed_at: at(millis), round: None },
+        ..work(key, owner, millis, None)
+    }
 }
 
 pub(in crate::ledger) async fn granted(ledger: &dyn Ledger, claim: RunClaim) -> StepRun {
@@ -189,11 +201,12 @@ async fn a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_orde
     assert_eq!((run.fence, run.state), (1, RunState::Done));
     // Its first worker may be about to finish the order, and the failure is that of another copy, in the same process or not.
     for owner in ["a", "b"] {
-        let stale = ClaimPurpose::Failure { body: BODY, failed_at: at(10) };
+        let stale = ClaimPurpose::Failure { message: message(), failed_at: at(10), round: None };
         let stale = RunClaim { purpose: stale, ..decide(&key, owner, 11) };
         assert_eq!(ledger.claim_run(stale).await.unwrap(), ClaimAnswer::Held { until: at(1_000) });
     }
-    let other = ClaimPurpose::Failure { body: [8; 32], failed_at: at(10) };
+    let message = RunMessage { hash: [8; 32], ..message() };
+    let other = ClaimPurpose::Failure { message, failed_at: at(10), round: None };
     let other = RunClaim { purpose: other, ..decide(&key, "b", 12) };
     assert_eq!(ledger.claim_run(other).await.unwrap(), ClaimAnswer::NotConcerned);
     assert_eq!(ledger.record(finish("o-2")).await.unwrap(), Recorded::New);
@@ -205,6 +218,90 @@ async fn a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_orde
     granted(ledger, work(&key, "a", 0, None)).await;
     recorded(ledger, RunRecord { until: Some(at(1_000)), state: Some(RunState::Done), ..record_of(&key, 1, 10) }).await;
     assert_eq!(granted(ledger, decide(&key, "a", 11)).await.state, RunState::Done);
+}
+
+async fn a_failure_counts_only_if_it_is_that_of_the_message_that_called_steps_last(ledger: &dyn Ledger) {
+    let key = key("o-5");
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    let failed = |message| RunClaim {
+        purpose: ClaimPurpose::Failure { message, failed_at: at(10), round: Some(1) },
+        ..decide(&key, "a", 10)
+    };
+    for other in
+        [RunMessage { hash: [8; 32], ..message() }, RunMessage { queue: "priority_order_queue".into(), ..message() }]
+    {
+        assert_eq!(ledger.claim_run(failed(other)).await.unwrap(), ClaimAnswer::NotConcerned);
+    }
+    assert_eq!(granted(ledger, failed(message())).await.state, RunState::Running);
+}
+
+async fn a_failure_of_an_earlier_round_undoes_nothing_of_the_present_one(ledger: &dyn Ledger) {
+    let key = key("o-6");
+    failed_run(ledger, &key).await;
+    let run = granted(ledger, work(&key, "a", 11, None)).await;
+    let undone = RunRecord { state: Some(RunState::Undone), dead_lettered: true, ..record_of(&key, run.fence, 30) };
+    recorded(ledger, undone).await;
+    assert_eq!(granted(ledger, work(&key, "a", 31, None)).await.round, 2);
+    for (round, counts) in [(Some(1), false), (Some(2), true), (None, true)] {
+        let purpose = ClaimPurpose::Failure { message: message(), failed_at: at(9), round };
+        let answer = ledger.claim_run(RunClaim { purpose, ..decide(&key, "a", 40) }).await.unwrap();
+        assert_eq!(matches!(answer, ClaimAnswer::Granted(_)), counts, "{answer:?}");
+    }
+}
+
+async fn another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_one_was_dead_lettered(
+    ledger: &dyn Ledger,
+) {
+    let key = RunKey { scope: "invoices".to_owned(), identity: "m-2".to_owned() };
+    let other = |millis| {
+        let message = RunMessage { hash: [8; 32], ..message() };
+        let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, first: None };
+        RunClaim { purpose, ..work(&key, "a", millis, None) }
+    };
+    let conflict = ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress));
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    assert_eq!(ledger.claim_run(other(1)).await.unwrap(), conflict);
+    recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, 1, 2) }).await;
+    assert_eq!(ledger.claim_run(other(3)).await.unwrap(), conflict);
+    // A person has changed the dead letter.
+    let key = RunKey { identity: "m-3".to_owned(), ..key.clone() };
+    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
+    recorded(ledger, RunRecord { state: Some(RunState::Undone), dead_lettered: true, ..record_of(&key, 1, 2) }).await;
+    let replayed = RunClaim { key: key.clone(), ..other(3) };
+    assert_eq!(granted(ledger, replayed).await.round, 2);
+    assert_eq!(ledger.claim_run(work(&key, "a", 4, None)).await.unwrap(), conflict);
+}
+
+async fn a_lease_that_is_longer_than_any_call_has_ended(ledger: &dyn Ledger) {
+    const DAY: i64 = 86_400_000;
+    let key = key("o-7");
+    granted(ledger, work(&key, "a", DAY, Some(charge()))).await;
+    // The clock was set back by a day.
+    assert_eq!(granted(ledger, work(&key, "b", 0, None)).await.fence, 2);
+    assert!(matches!(ledger.claim_run(work(&key, "a", 99, None)).await.unwrap(), ClaimAnswer::Held { .. }));
+}
+
+async fn an_order_whose_steps_are_called_is_not_accepted_without_them(ledger: &dyn Ledger) {
+    let key = key("o-9");
+    let claim = RunClaim { order: Some(Box::new(order("o-9"))), ..work(&key, "a", 0, Some(charge())) };
+    granted(ledger, claim).await;
+    assert_eq!(ledger.record(accept(order("o-9"))).await.unwrap(), Recorded::InProgress);
+    recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, 1, 10) }).await;
+    assert_eq!(ledger.record(accept(order("o-9"))).await.unwrap(), Recorded::Unfinished);
+}
+
+async fn an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered(ledger: &dyn Ledger) {
+    let key = key("o-8");
+    let claim = RunClaim { order: Some(Box::new(order("o-8"))), ..work(&key, "a", 0, Some(charge())) };
+    granted(ledger, claim.clone()).await;
+    let status = async || ledger.trace("o-8").await.unwrap().order.unwrap().status;
+    let undone = RunRecord { state: Some(RunState::Undone), ..record_of(&key, 1, 2) };
+    recorded(ledger, undone.clone()).await;
+    assert_eq!(status().await, "accepted");
+    recorded(ledger, RunRecord { dead_lettered: true, ..undone }).await;
+    assert_eq!(status().await, "failed");
+    granted(ledger, RunClaim { at: at(3), ..claim }).await;
+    assert_eq!(status().await, "accepted");
 }
 
 async fn a_message_of_steps_that_succeeded_is_never_undone_for_a_stale_copy(ledger: &dyn Ledger) {
@@ -225,7 +322,7 @@ async fn an_order_whose_steps_are_undone_is_never_processed(ledger: &dyn Ledger)
         let key = key(id);
         let claim = RunClaim { order: Some(Box::new(order(id))), ..work(&key, "a", 0, Some(charge())) };
         granted(ledger, claim.clone()).await;
-        assert_eq!(ledger.record(accept(order(id))).await.unwrap(), Recorded::Unfinished);
+        assert_eq!(ledger.record(accept(order(id))).await.unwrap(), Recorded::InProgress);
         recorded(ledger, RunRecord { state: Some(state), ..record_of(&key, 1, 10) }).await;
         assert_eq!(ledger.record(finish(id)).await.unwrap(), Recorded::Undone);
         // Also after another attempt, of which no instance has the order in memory.
@@ -282,17 +379,18 @@ async fn a_replayed_message_begins_anew_what_was_undone_and_nothing_else(ledger:
     recorded(ledger, RunRecord { dead_lettered: true, ..record_of(&key, run.fence, 33) }).await;
     assert_eq!(granted(ledger, decide(&key, "a", 34)).await.state, RunState::Undone);
     // The broker delivers it again, because the ack of its first delivery was lost.
-    let purpose = ClaimPurpose::Work { body: BODY, is_new: false, replayed_at: None, first: Some(charge()) };
+    let purpose = ClaimPurpose::Work { message: message(), is_new: false, replayed_at: None, first: Some(charge()) };
     let again = RunClaim { purpose, ..work(&key, "a", 34, None) };
     assert_eq!(granted(ledger, again).await.state, RunState::Undone);
     // Nor does a mark of an earlier replay count, or one that is not true.
-    let replayed = |replayed_at| ClaimPurpose::Work { body: BODY, is_new: false, replayed_at, first: Some(charge()) };
-    for replayed_at in [33, 1_000].map(|millis| Some(at(millis))) {
+    let replayed =
+        |replayed_at| ClaimPurpose::Work { message: message(), is_new: false, replayed_at, first: Some(charge()) };
+    for replayed_at in [-1_000, 61_000].map(|millis| Some(at(millis))) {
         let again = RunClaim { purpose: replayed(replayed_at), ..work(&key, "a", 34, None) };
         assert_eq!(granted(ledger, again).await.state, RunState::Undone);
     }
-    // It is delivered a second time before it begins.
-    let again = RunClaim { purpose: replayed(Some(at(34))), ..work(&key, "a", 35, None) };
+    // It is delivered a second time before it begins. The mark is in whole seconds.
+    let again = RunClaim { purpose: replayed(Some(at(0))), ..work(&key, "a", 35, None) };
     let run = granted(ledger, again).await;
     assert_eq!((run.state, run.round, &run.failure), (RunState::Running, 2, &None));
     assert_eq!(steps(&run), [("pack", StepAction::Do, StepStatus::Done, 1)]);
@@ -431,19 +529,20 @@ async fn retention_erases_the_runs_of_dead_letters_once(ledger: &dyn Ledger) {
 
 async fn an_order_is_accepted_with_its_claim_and_a_conflict_or_duplicate_claims_nothing(ledger: &dyn Ledger) {
     let key = key("o-3");
-    let with = |order: NewOrder, body: u8, millis| RunClaim {
-        purpose: ClaimPurpose::Work { body: [body; 32], is_new: true, replayed_at: None, first: Some(charge()) },
+    let of = |hash: u8| RunMessage { hash: [hash; 32], ..message() };
+    let with = |order: NewOrder, hash, millis| RunClaim {
+        purpose: ClaimPurpose::Work { message: of(hash), is_new: true, replayed_at: None, first: Some(charge()) },
         order: Some(Box::new(order)),
         ..work(&key, "a", millis, None)
     };
     assert_eq!(granted(ledger, with(order("o-3"), 1, 0)).await.fence, 1);
     let other = NewOrder { customer_id: None, ..order("o-3") };
     let conflict = ledger.claim_run(with(other, 2, 1)).await.unwrap();
-    assert_eq!(conflict, ClaimAnswer::NotAccepted(Recorded::Conflict));
+    assert_eq!(conflict, ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress)));
     assert_eq!(granted(ledger, with(order("o-3"), 3, 2)).await.fence, 2);
     // The message that works on it now is the one whose failure counts.
     assert_eq!(ledger.claim_run(decide(&key, "a", 2)).await.unwrap(), ClaimAnswer::NotConcerned);
-    let failed = ClaimPurpose::Failure { body: [3; 32], failed_at: at(2) };
+    let failed = ClaimPurpose::Failure { message: of(3), failed_at: at(2), round: None };
     assert_eq!(granted(ledger, RunClaim { purpose: failed, ..decide(&key, "a", 2) }).await.fence, 3);
     ledger.record(finish("o-3")).await.unwrap();
     let duplicate = ledger.claim_run(with(order("o-3"), 4, 3)).await.unwrap();

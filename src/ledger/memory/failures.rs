@@ -1,7 +1,9 @@
 //! Failed attempts and dead letters. A dead letter changes an order only if it is that order by its content.
 
 use super::{Tables, insert};
+use crate::domain::CANCELLATION_SUFFIX;
 use crate::ledger::entry::{NewAttempt, NewDeadLetter, Recorded};
+use crate::ledger::step_runs::RunKey;
 
 impl Tables {
     fn add_attempt(&mut self, attempt: NewAttempt) -> Recorded {
@@ -55,5 +57,19 @@ impl Tables {
         }
         self.dead_letters.insert(key, letter);
         Recorded::New
+    }
+
+    /// All is undone, so no dead letter says any more that something is left to undo.
+    pub(super) fn dead_letters_undone(&mut self, key: &RunKey) {
+        let Some(failure) = self.runs.failure(key).cloned() else { return };
+        let identities = [key.identity.clone(), [&*key.identity, CANCELLATION_SUFFIX].concat()];
+        for ((identity, consumer), letter) in &mut self.dead_letters {
+            let is_meant = identities.contains(identity) && (key.scope.is_empty() || *consumer == key.scope);
+            if is_meant && letter.reason == "undo_failed" {
+                letter.reason = "permanent";
+                letter.attempt.code.clone_from(&failure.code);
+                letter.attempt.reason.clone_from(&failure.reason);
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::order_items::{self, CANCELLED, UNKNOWN_QUANTITY, only_item};
 use super::order_sums::OrderSums;
 use super::sales::{Sales, parse_amount};
 use crate::domain::{Amounts, Charges, Currency, Item, OrderId, Sale};
-use crate::ledger::entry::{CancelAnswer, CancelledOrder, NewCancellation, NewOrder, Recorded};
+use crate::ledger::entry::{CancelAnswer, CancelledOrder, NewCancellation, NewOrder, OtherOrder, Recorded};
 use crate::ledger::erase::ERASED;
 
 /// Cancels an order.
@@ -33,8 +33,10 @@ pub(super) fn cancel(
         CANCELLED if stored.is_finished => return Ok(CancelAnswer::Duplicate),
         CANCELLED => (stored.was_announced, stored.cancelled_at.unwrap_or(cancellation.at)),
         status => {
-            // Without steps, or once they are done, an accepted order's events may be being published.
-            let is_finishing = status == "accepted" && matches!(stored.run.as_deref(), None | Some("done"));
+            // Without steps, or once they are done, an accepted order's events may be being published; also if another copy of it was
+            // dead-lettered meanwhile.
+            let is_finishing =
+                matches!((status, stored.run.as_deref()), ("accepted", None) | ("accepted" | "failed", Some("done")));
             let was_announced = stored.is_processed || stored.is_sold || is_finishing;
             let mut update = connection.prepare_cached(
                 "UPDATE orders SET status = 'cancelled', cancelled_at = ?2, was_announced = ?3 WHERE id = ?1",
@@ -53,8 +55,8 @@ pub(super) fn cancel(
         }
     };
     sums.take(id);
-    let (order, has_run) = (stored.order, stored.run.is_some());
-    Ok(CancelAnswer::Cancelled(Box::new(CancelledOrder { order, at, was_announced, has_run })))
+    let (order, steps_queue) = (stored.order, stored.steps_queue);
+    Ok(CancelAnswer::Cancelled(Box::new(CancelledOrder { order, at, was_announced, steps_queue })))
 }
 
 /// Keeps the cancellation of an order that is not known.
@@ -147,6 +149,20 @@ pub(super) fn fail(connection: &Connection, id: &OrderId) -> rusqlite::Result<()
     Ok(())
 }
 
+/// How far an order is.
+pub(super) fn progress(connection: &Connection, id: &OrderId) -> rusqlite::Result<OtherOrder> {
+    let select = "SELECT status, EXISTS (SELECT 1 FROM step_runs WHERE scope = '' AND identity = orders.id
+                                         AND state IN ('undoing', 'undone', 'undo_failed'))
+                  FROM orders WHERE id = ?1";
+    connection.prepare_cached(select)?.query_row([id.as_str()], |row| {
+        Ok(match (row.get_ref(0)?.as_str()?, row.get(1)?) {
+            ("processed" | CANCELLED, _) => OtherOrder::Finished,
+            ("failed", _) | (_, true) => OtherOrder::Failed,
+            (_, false) => OtherOrder::InProgress,
+        })
+    })
+}
+
 /// When an order was cancelled, if it was.
 pub(super) fn cancelled_at(connection: &Connection, id: &str) -> rusqlite::Result<Option<Timestamp>> {
     let select = "SELECT cancelled_at FROM orders WHERE id = ?1 AND status = 'cancelled'";
@@ -173,6 +189,8 @@ struct Stored {
     is_finished: bool,
     /// The state of its run of steps.
     run: Option<String>,
+    /// The queue of the consumer that has called them.
+    steps_queue: Option<String>,
 }
 
 fn read(connection: &Connection, id: &OrderId) -> rusqlite::Result<Option<Stored>> {
@@ -185,7 +203,7 @@ fn read(connection: &Connection, id: &OrderId) -> rusqlite::Result<Option<Stored
                 -- An id that looks like an identity of orderd's own has a prefix.
                 EXISTS (SELECT 1 FROM events WHERE kind = 'analytics' AND events.id IN
                     (orders.id || '/analytics/processed', 'message_id:' || orders.id || '/analytics/processed')),
-                phone, locale
+                phone, locale, (SELECT queue FROM step_runs WHERE scope = '' AND identity = orders.id)
          FROM orders WHERE id = ?1",
     )?;
     let read = |row: &Row<'_>| {
@@ -197,6 +215,7 @@ fn read(connection: &Connection, id: &OrderId) -> rusqlite::Result<Option<Stored
             was_announced: row.get(21)?,
             is_finished: row.get(22)?,
             run: row.get(23)?,
+            steps_queue: row.get(27)?,
             is_sold: row.get(24)?,
         })
     };

@@ -217,7 +217,7 @@ mod tests {
     use crate::ledger::sqlite::SqliteLedger;
     use crate::ledger::{
         FailedDelivery, LedgerEntry, LedgerMaintenance, LedgerReader, LedgerWriter, NewNotification, NewOrder,
-        NotificationDelivery, Recorded,
+        NotificationDelivery, OtherOrder, Recorded,
     };
 
     fn of_customer(id: &str, customer: &str) -> LedgerEntry {
@@ -254,7 +254,10 @@ mod tests {
         // A redelivery is no conflict, and another customer is untouched.
         assert_eq!(ledger.record(of_customer("ord-1", "ada-lovelace")).await.unwrap(), Recorded::Duplicate);
         assert_eq!(ledger.record(of_customer("ord-3", "ada-lovelace")).await.unwrap(), Recorded::Unfinished);
-        assert_eq!(ledger.record(of_customer("ord-2", "third")).await.unwrap(), Recorded::Conflict);
+        assert_eq!(
+            ledger.record(of_customer("ord-2", "third")).await.unwrap(),
+            Recorded::Conflict(OtherOrder::InProgress)
+        );
         ledger.close().await;
         let file = std::fs::read(path.join(FILE_NAME)).unwrap();
         assert!(!file.windows(12).any(|bytes| bytes == b"ada-lovelace"));

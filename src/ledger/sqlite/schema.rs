@@ -207,7 +207,8 @@ const VERSION_4: &str = "
         fence              INTEGER NOT NULL,  -- one more with each claim
         owner              TEXT NOT NULL,     -- the process that claimed it last
         leased_until       INTEGER,           -- NULL: not claimed
-        body_hash          BLOB NOT NULL,     -- SHA-256 of the body of the message that claimed it last
+        queue              TEXT NOT NULL,     -- of the message that claimed it last to call steps
+        message_hash       BLOB NOT NULL,     -- SHA-256 of the message that claimed it last
         failure_kind       TEXT,              -- why it is undone
         failure_code       TEXT,
         failure_reason     TEXT,

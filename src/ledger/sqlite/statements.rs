@@ -23,7 +23,7 @@ use crate::domain::{OrderId, Sale};
 use crate::ledger::entry::{LedgerEntry, NewAnalytics, NewOrder, Recorded};
 use crate::ledger::error::LedgerError;
 use crate::ledger::retention::Pruned;
-use crate::ledger::step_runs::{ClaimAnswer, RunKey};
+use crate::ledger::step_runs::{ClaimAnswer, RunKey, RunState};
 
 /// An order is to be finished that is not in the ledger: the file was replaced after it was accepted.
 #[derive(Debug, thiserror::Error)]
@@ -211,7 +211,8 @@ impl<'c> Statements<'c> {
                     match self.accept_order(order)? {
                         Recorded::New | Recorded::Unfinished => {}
                         answer @ (Recorded::Duplicate
-                        | Recorded::Conflict
+                        | Recorded::Conflict(_)
+                        | Recorded::InProgress
                         | Recorded::Undone
                         | Recorded::Cancelled
                         | Recorded::Held) => {
@@ -238,7 +239,10 @@ impl<'c> Statements<'c> {
     fn record_effect(&mut self, entry: &LedgerEntry) -> Result<Recorded, RecordError> {
         match entry {
             LedgerEntry::AcceptOrder(order) => match self.accept_order(order)? {
-                Recorded::Unfinished if step_runs::is_undone(self.connection, &order.id)? => Ok(Recorded::Undone),
+                Recorded::Unfinished => {
+                    let state = step_runs::state(self.connection, &order.id)?;
+                    Ok(state.map_or(Recorded::Unfinished, RunState::answer))
+                }
                 answer => Ok(answer),
             },
             LedgerEntry::FinishOrder { id, at } => {
@@ -308,7 +312,7 @@ impl<'c> Statements<'c> {
         // The insert found a row with this id in this same transaction.
         let compared = self.select_order.query_row([order.id.as_str()], |row| compare(connection, row, order))?;
         Ok(match compared {
-            Compared::Different => Recorded::Conflict,
+            Compared::Different => Recorded::Conflict(cancellation::progress(connection, &order.id)?),
             Compared::Accepted => Recorded::Unfinished,
             Compared::Processed | Compared::Revoked => Recorded::Duplicate,
             Compared::Cancelled => Recorded::Cancelled,

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::step_texts;
-use crate::domain::OrderId;
+use super::{cancellation, step_texts};
+use crate::domain::{CANCELLATION_SUFFIX, OrderId};
+use crate::ledger::entry::{OtherOrder, Recorded};
 use crate::ledger::step_runs::{
     self, CallOutcome, ClaimAnswer, ClaimEffect, ClaimPurpose, EndedCall, Erasure, RecordedStep, RunClaim, RunFailure,
     RunKey, RunOrder, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry, StepRun, StepStatus, StoredRun,
@@ -25,6 +26,7 @@ pub(super) fn claim(connection: &Connection, claim: &RunClaim) -> rusqlite::Resu
     let effect = step_runs::claim(stored.as_ref(), claim, order);
     let run = match (effect, stored) {
         (ClaimEffect::Held { until }, _) => return Ok(ClaimAnswer::Held { until }),
+        (ClaimEffect::Conflict, _) => return Ok(ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress))),
         (ClaimEffect::NotConcerned, _) | (ClaimEffect::Unchanged, None) => return Ok(ClaimAnswer::NotConcerned),
         (ClaimEffect::Unchanged, Some(stored)) => stored,
         (ClaimEffect::Begin(run), _) => {
@@ -65,16 +67,46 @@ pub(super) fn record(connection: &Connection, record: &RunRecord) -> rusqlite::R
     if let Some(next) = record.next.as_ref().filter(|_| recorded == RunRecorded::Recorded) {
         write_call(connection, &record.key, run.round, next, record.at)?;
     }
+    if recorded == RunRecorded::Recorded {
+        ended(connection, record, &run)?;
+    }
     if run.erasure == Some(Erasure::Requested) {
         step_texts::erase_requested(connection, &record.key)?;
     }
     Ok(recorded)
 }
 
+/// What the end of a run means for its order and its dead letters.
+fn ended(connection: &Connection, record: &RunRecord, run: &StoredRun) -> rusqlite::Result<()> {
+    let order = OrderId::new(&*record.key.identity).filter(|_| record.key.scope.is_empty());
+    if let Some(order) = order.as_ref().filter(|_| record.dead_lettered) {
+        // Also if its content cannot be compared, because it is read in another way now.
+        cancellation::fail(connection, order)?;
+    }
+    if record.state == Some(RunState::Undone)
+        && let Some(failure) = &run.failure
+    {
+        dead_letters_undone(connection, &record.key, failure)?;
+    }
+    Ok(())
+}
+
+/// All is undone, so no dead letter of the message, or of its order's cancellation, says any more that something is left to undo.
+fn dead_letters_undone(connection: &Connection, key: &RunKey, failure: &RunFailure) -> rusqlite::Result<()> {
+    let mut update = connection.prepare_cached(
+        "UPDATE dead_letters SET reason = ?4, failure_kind = ?5, failure_code = ?6, failure_reason = ?7
+         WHERE identity IN (?1, ?2) AND ?3 IN ('', consumer) AND reason = 'undo_failed'",
+    )?;
+    let cancellation = [&*key.identity, CANCELLATION_SUFFIX].concat();
+    let RunFailure { kind, code, reason, dead_letter_reason, .. } = failure;
+    update.execute((&key.identity, cancellation, &key.scope, dead_letter_reason, kind, code, reason))?;
+    Ok(())
+}
+
 fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<StoredRun>> {
     let mut select = connection.prepare_cached(
-        "SELECT state, round, fence, owner, leased_until, body_hash, failure_kind, failure_code, failure_reason,
-                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at, erasure
+        "SELECT state, round, fence, owner, leased_until, message_hash, failure_kind, failure_code, failure_reason,
+                dead_letter_reason, retries, failed_at, undo_from, started_at, finished_at, dead_lettered_at, erasure, queue
          FROM step_runs WHERE scope = ?1 AND identity = ?2",
     )?;
     let read = |row: &Row<'_>| {
@@ -98,7 +130,8 @@ fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<St
             fence: row.get(2)?,
             owner: owner.into(),
             leased_until: optional_time(4)?,
-            body: row.get(5)?,
+            queue: row.get::<_, String>(17)?.into(),
+            message: row.get(5)?,
             failure,
             started_at: time(row.get(13)?),
             finished_at: optional_time(14)?,
@@ -111,13 +144,14 @@ fn read_run(connection: &Connection, key: &RunKey) -> rusqlite::Result<Option<St
 
 fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite::Result<()> {
     let mut upsert = connection.prepare_cached(
-        "INSERT INTO step_runs (scope, identity, state, round, fence, owner, leased_until, body_hash, failure_kind,
+        "INSERT INTO step_runs (scope, identity, state, round, fence, owner, leased_until, message_hash, failure_kind,
                                 failure_code, failure_reason, dead_letter_reason, retries, failed_at, undo_from, started_at,
-                                finished_at, dead_lettered_at, erasure)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+                                finished_at, dead_lettered_at, erasure, queue)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
          ON CONFLICT (scope, identity) DO UPDATE SET
             state = excluded.state, round = excluded.round, fence = excluded.fence, owner = excluded.owner,
-            leased_until = excluded.leased_until, body_hash = excluded.body_hash, failure_kind = excluded.failure_kind,
+            leased_until = excluded.leased_until, queue = excluded.queue,
+            message_hash = excluded.message_hash, failure_kind = excluded.failure_kind,
             failure_code = excluded.failure_code, failure_reason = excluded.failure_reason,
             dead_letter_reason = excluded.dead_letter_reason, retries = excluded.retries, failed_at = excluded.failed_at,
             undo_from = excluded.undo_from, finished_at = excluded.finished_at,
@@ -132,7 +166,7 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
         run.fence,
         &*run.owner,
         run.leased_until.map(Timestamp::as_millisecond),
-        run.body,
+        run.message,
         failure.map(|failure| &failure.kind),
         failure.map(|failure| &failure.code),
         failure.map(|failure| &failure.reason),
@@ -144,6 +178,7 @@ fn write_run(connection: &Connection, key: &RunKey, run: &StoredRun) -> rusqlite
         run.finished_at.map(Timestamp::as_millisecond),
         run.dead_lettered_at.map(Timestamp::as_millisecond),
         run.erasure.map(Erasure::as_str),
+        &*run.queue,
     ])?;
     Ok(())
 }
@@ -163,11 +198,10 @@ fn read_order(connection: &Connection, key: &RunKey) -> rusqlite::Result<RunOrde
     Ok(order.optional()?.unwrap_or(RunOrder::Open))
 }
 
-/// Whether an order's steps are being undone or were, so that it may not be processed.
-pub(super) fn is_undone(connection: &Connection, order: &OrderId) -> rusqlite::Result<bool> {
-    let select = "SELECT 1 FROM step_runs WHERE scope = '' AND identity = ?1
-                  AND state IN ('undoing', 'undone', 'undo_failed')";
-    connection.prepare_cached(select)?.exists([order.as_str()])
+/// The state of an order's steps, if any were called.
+pub(super) fn state(connection: &Connection, order: &OrderId) -> rusqlite::Result<Option<RunState>> {
+    let mut select = connection.prepare_cached("SELECT state FROM step_runs WHERE scope = '' AND identity = ?1")?;
+    select.query_row([order.as_str()], |row| named(row, 0, RunState::ALL, RunState::as_str)).optional()
 }
 
 /// The steps of the current round.

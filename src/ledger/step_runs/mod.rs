@@ -19,8 +19,17 @@ use super::entry::{NewOrder, Recorded};
 
 pub(super) use transition::{ClaimEffect, Erasure, RunOrder, StoredRun, begins_anew, claim, record};
 
-/// SHA-256 of a message's body.
-pub type BodyHash = [u8; 32];
+/// SHA-256 of a message: of its body, and of all that decides how the body is read.
+pub type MessageHash = [u8; 32];
+
+/// The message for which a run is claimed. A failure is that of the run's own message only if both are the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunMessage {
+    /// The queue that it was delivered from.
+    pub queue: Arc<str>,
+    /// What it is.
+    pub hash: MessageHash,
+}
 
 /// Identifies a run.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +64,7 @@ pub enum ClaimPurpose {
     /// To call steps. A run that is not known begins.
     Work {
         /// The message that is processed.
-        body: BodyHash,
+        message: RunMessage,
         /// Whether the message was published anew. If it was dead-lettered before, its run begins anew.
         is_new: bool,
         /// When it was replayed, if it says so. It counts like a new one if it was dead-lettered before that.
@@ -66,14 +75,16 @@ pub enum ClaimPurpose {
     /// To decide what becomes of a failed message. Only a run that is known can be claimed.
     Failure {
         /// The message that failed.
-        body: BodyHash,
+        message: RunMessage,
         /// When it failed.
         failed_at: Timestamp,
+        /// The round in which it has claimed the run, if that is known. Its failure says nothing about a later round.
+        round: Option<u32>,
     },
     /// To undo the steps of an order that the ledger has as cancelled. Only a run that is known can be claimed.
     Cancellation {
         /// The cancellation.
-        body: BodyHash,
+        message: MessageHash,
         /// Its delayed retries so far.
         retries: u32,
     },
@@ -91,7 +102,8 @@ pub enum ClaimAnswer {
     },
     /// Of a claim for a failed message or a cancellation: there is no such run, or it is that of another message, or its message has succeeded.
     NotConcerned,
-    /// The order is a duplicate or a conflict, so its run is not claimed.
+    /// The order is a duplicate or a conflict, so its run is not claimed. `Conflict` also of a message that is no order: the run is
+    /// that of another message with this identity.
     NotAccepted(Recorded),
 }
 
@@ -139,6 +151,16 @@ impl RunState {
             RunState::Undoing => "undoing",
             RunState::Undone => "undone",
             RunState::UndoFailed => "undo_failed",
+        }
+    }
+
+    /// What a consumer without steps is answered that receives the order of such a run, which it knows already.
+    pub(super) fn answer(self) -> Recorded {
+        match self {
+            RunState::Running => Recorded::InProgress,
+            // Only its events are missing.
+            RunState::Done => Recorded::Unfinished,
+            RunState::Undoing | RunState::Undone | RunState::UndoFailed => Recorded::Undone,
         }
     }
 

@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    BodyHash, ClaimPurpose, RecordedStep, RunClaim, RunFailure, RunKey, RunRecord, RunRecorded, RunState, StepAction,
-    StepStatus,
+    ClaimPurpose, MessageHash, RecordedStep, RunClaim, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded,
+    RunState, StepAction, StepStatus,
 };
 
 /// The code of the failure of a run that is undone because its order was cancelled.
 const CANCELLED: &str = "cancelled";
+
+/// No lease is longer: a call takes at most 15 minutes. One that seems to be was written before the clock was set back.
+const MAX_LEASE: SignedDuration = SignedDuration::from_mins(20);
+
+/// How far the clock may be ahead with which a replay was marked.
+const MAX_SKEW: SignedDuration = SignedDuration::from_mins(1);
 
 /// A run as it is stored, without its steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +27,10 @@ pub(in crate::ledger) struct StoredRun {
     pub owner: Arc<str>,
     /// `None`: it is not claimed.
     pub leased_until: Option<Timestamp>,
-    pub body: BodyHash,
+    /// The queue of the message that claimed it last for work: that of the consumer that has its steps.
+    pub queue: Arc<str>,
+    /// The message that claimed it last.
+    pub message: MessageHash,
     pub failure: Option<RunFailure>,
     pub started_at: Timestamp,
     /// When it became done, undone or `undo_failed`.
@@ -66,6 +75,8 @@ pub(in crate::ledger) enum ClaimEffect {
     Held { until: Timestamp },
     /// Refused: there is no such run, or it has no part in what becomes of a failed message.
     NotConcerned,
+    /// Refused: it is the run of another message with the same identity.
+    Conflict,
 }
 
 /// How far the order of a run is.
@@ -79,21 +90,28 @@ pub(in crate::ledger) enum RunOrder {
 
 /// Decides on a claim of a run.
 pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, order: RunOrder) -> ClaimEffect {
-    let (body, is_new, replayed_at) = match &claim.purpose {
-        ClaimPurpose::Work { body, is_new, replayed_at, .. } => (*body, *is_new, *replayed_at),
-        ClaimPurpose::Failure { body, .. } | ClaimPurpose::Cancellation { body, .. } => (*body, false, None),
-    };
     let Some(stored) = stored else {
         return match &claim.purpose {
-            ClaimPurpose::Work { .. } => ClaimEffect::Begin(begin(claim, body)),
+            ClaimPurpose::Work { message, .. } => ClaimEffect::Begin(begin(claim, message)),
             ClaimPurpose::Failure { .. } | ClaimPurpose::Cancellation { .. } => ClaimEffect::NotConcerned,
         };
     };
+    let is_replayed = stored.is_replayed(claim);
     let has_lease = match &claim.purpose {
+        // Orders are compared by their content before.
+        ClaimPurpose::Work { message, .. }
+            if !claim.key.scope.is_empty() && stored.message != message.hash && !is_replayed =>
+        {
+            return ClaimEffect::Conflict;
+        }
         // No call is left to make, so any worker may finish the message.
         ClaimPurpose::Work { .. } if stored.state == RunState::Done => return ClaimEffect::Unchanged,
         ClaimPurpose::Work { .. } => stored.owner != claim.owner,
-        ClaimPurpose::Failure { .. } if stored.has_succeeded(&claim.key, order) || stored.body != body => {
+        ClaimPurpose::Failure { message, round, .. }
+            if stored.has_succeeded(&claim.key, order)
+                || (&stored.queue, stored.message) != (&message.queue, message.hash)
+                || round.is_some_and(|round| round < stored.round) =>
+        {
             return ClaimEffect::NotConcerned;
         }
         // A cancellation that failed may not have reached the ledger.
@@ -103,26 +121,29 @@ pub(in crate::ledger) fn claim(stored: Option<&StoredRun>, claim: &RunClaim, ord
         ClaimPurpose::Cancellation { .. } => stored.owner != claim.owner,
         ClaimPurpose::Failure { failed_at, .. } => stored.owner != claim.owner || stored.may_be_finishing(*failed_at),
     };
+    let longest = claim.at.saturating_add(MAX_LEASE).unwrap_or(Timestamp::MAX);
     match stored.leased_until {
-        Some(until) if until > claim.at && has_lease => return ClaimEffect::Held { until },
+        Some(until) if until > claim.at && until <= longest && has_lease => return ClaimEffect::Held { until },
         Some(_) | None => {}
     }
     let mut run = StoredRun {
         fence: stored.fence + 1,
         owner: Arc::clone(&claim.owner),
         leased_until: Some(claim.until),
-        body,
         ..stored.clone()
     };
-    let is_replayed =
-        |dead_lettered_at| is_new || replayed_at.is_some_and(|at| dead_lettered_at < at && at <= claim.at);
     match &claim.purpose {
-        ClaimPurpose::Cancellation { retries, .. } => cancel(&mut run, claim.at, *retries),
-        ClaimPurpose::Work { .. } | ClaimPurpose::Failure { .. } => {
-            if stored.dead_lettered_at.is_some_and(is_replayed) {
+        ClaimPurpose::Cancellation { message, retries } => {
+            run.message = *message;
+            cancel(&mut run, claim.at, *retries);
+        }
+        ClaimPurpose::Work { message, .. } => {
+            (run.queue, run.message) = (Arc::clone(&message.queue), message.hash);
+            if is_replayed {
                 replay(&mut run, claim.at);
             }
         }
+        ClaimPurpose::Failure { .. } => {}
     }
     ClaimEffect::Continue(run)
 }
@@ -133,6 +154,15 @@ impl StoredRun {
         order == RunOrder::Processed || !key.scope.is_empty() && self.state == RunState::Done
     }
 
+    /// Whether the message that claims it was dead-lettered, and has come back since. A replay is marked in whole seconds.
+    fn is_replayed(&self, claim: &RunClaim) -> bool {
+        let ClaimPurpose::Work { is_new, replayed_at, .. } = claim.purpose else { return false };
+        let latest = claim.at.saturating_add(MAX_SKEW).unwrap_or(Timestamp::MAX);
+        self.dead_lettered_at.is_some_and(|dead_lettered_at| {
+            is_new || replayed_at.is_some_and(|at| dead_lettered_at.as_second() <= at.as_second() && at <= latest)
+        })
+    }
+
     /// Whether a worker of the same process may be finishing the order: publishing its events. A failure after the steps were done
     /// is that worker's own.
     fn may_be_finishing(&self, failed_at: Timestamp) -> bool {
@@ -140,14 +170,15 @@ impl StoredRun {
     }
 }
 
-fn begin(claim: &RunClaim, body: BodyHash) -> StoredRun {
+fn begin(claim: &RunClaim, message: &RunMessage) -> StoredRun {
     StoredRun {
         state: RunState::Running,
         round: 1,
         fence: 1,
         owner: Arc::clone(&claim.owner),
         leased_until: Some(claim.until),
-        body,
+        queue: Arc::clone(&message.queue),
+        message: message.hash,
         failure: None,
         started_at: claim.at,
         finished_at: None,

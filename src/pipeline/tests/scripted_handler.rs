@@ -104,17 +104,22 @@ impl Handler for ScriptedHandler {
         self.service.clone().map(|gate| IntakeGate::Service(gate.into())).into_iter().collect()
     }
 
-    fn dead_letter_without_copy(&self, input: HandlerInput<'_>, _problem: &str) -> Option<HandlerOutput> {
+    fn dead_letter_without_copy<'a>(
+        &'a self,
+        input: HandlerInput<'a>,
+        _problem: &'a str,
+    ) -> BoxFuture<'a, Result<Option<HandlerOutput>, HandlerError>> {
         let outcome = HandlerOutcome::DeadLetteredByBroker { consumer: None, reason: DeadLetterReason::Permanent };
         // The ledger refuses it.
         let refused =
             LedgerEntry::FinishOrder { id: OrderId::new("never-accepted").unwrap(), at: jiff::Timestamp::UNIX_EPOCH };
-        (&*input.delivery.message.body == b"without_copy").then(|| HandlerOutput {
+        let output = (&*input.delivery.message.body == b"without_copy").then(|| HandlerOutput {
             outcome,
             report: None,
             emit: Arc::default(),
             record: Some(refused),
             log: Some(self.log()),
-        })
+        });
+        Box::pin(std::future::ready(Ok(output)))
     }
 }

@@ -229,3 +229,22 @@ fn no_order_is_both_processed_and_cancelled_without_its_steps_being_undone_throu
     assert_eq!(ledger.rows(sums), [net]);
     assert_eq!((first.stop(), second.stop()), (0, 0));
 }
+
+/// Both consumers have a step of this name.
+#[test]
+fn a_cancellation_in_the_queue_of_another_consumer_is_carried_out_by_the_one_that_called_the_steps() {
+    let node = Node::shared();
+    let (own, other) = (StepServer::start(), StepServer::start());
+    let env = TestEnv::new(&node)
+        .set("consumers.priority.steps", &own.steps(&STEPS, ""))
+        .set("consumers.order.steps", &other.steps(&["charge"], ""));
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("o"));
+    wait_until("it is processed", || ledger.processed() == 1);
+    cancel(&mut raw, "o");
+    wait_until("it is cancelled", || is_complete(&ledger, "o"));
+    assert_eq!(own.paths("o"), ["/charge", "/ship", "/ship/undo", "/charge/undo"]);
+    assert!(other.calls().is_empty(), "{:?}", other.calls());
+    assert_eq!(orderd.stop(), 0);
+}

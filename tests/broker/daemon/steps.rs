@@ -1,7 +1,7 @@
 //! Steps of orders and of other messages, performed by a real HTTP server: recorded, resumed after a crash, and undone.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -218,4 +218,63 @@ fn two_instances_with_one_ledger_never_call_a_step_of_one_order_at_the_same_time
     assert_eq!(overlapping.load(Ordering::SeqCst), 0);
     assert_eq!(server.calls().len(), 3 * ORDERS, "each step was called once");
     assert_eq!((first.stop(), second.stop()), (0, 0));
+}
+
+/// They are refused, or fail in a consumer without steps, before any step is called for them.
+#[test]
+fn other_messages_with_the_bytes_of_an_order_neither_undo_its_steps_nor_process_it_without_them() {
+    let node = Node::shared();
+    let (server, has_stock) = (StepServer::start(), Arc::new(AtomicBool::new(false)));
+    let in_stock = Arc::clone(&has_stock);
+    server.answer(move |call| match &*call.path {
+        "/ship" if !in_stock.load(Ordering::SeqCst) => reply("503 Service Unavailable", ""),
+        path => reply("200 OK", &format!("{{\"done\":{path:?}}}")),
+    });
+    let env = TestEnv::new(&node)
+        .set("consumers.order.steps", &server.steps(&["charge", "ship"], ""))
+        .set("consumers.order.retry.delays", &["200ms"; 32].join(","))
+        .set("consumers.priority.retry.delays", "200ms");
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    send(&mut raw, "o");
+    wait_until("it waits for its second step", || steps(&ledger, "o").len() == 2);
+    let updated = Properties::persistent().text("type", "order.updated");
+    raw.publish_to("orders", "order.normal.updated", &updated, &order("o"));
+    raw.publish_to("orders", "order.priority.created", &Properties::persistent(), &order("o"));
+    let codes = || ledger.rows("SELECT failure_code FROM dead_letters ORDER BY 1");
+    wait_until("both are dead-lettered", || codes() == ["steps_in_progress", "unsupported_event"]);
+    assert_eq!(run(&ledger, "o"), ["|running"]);
+    has_stock.store(true, Ordering::SeqCst);
+    wait_until("the order is processed", || is_processed(&ledger, "o"));
+    let paths = server.paths("o");
+    assert!(paths[0] == "/charge" && paths[1..].iter().all(|path| path == "/ship"), "{paths:?}");
+    assert_eq!(orderd.stop(), 0);
+}
+
+#[test]
+fn with_on_conflict_ignore_an_order_that_replaces_a_failed_one_is_kept() {
+    let node = Node::shared();
+    let server = StepServer::start();
+    server.answer(|call| match &*call.path {
+        "/ship" => reply("404 Not Found", "no such address"),
+        path => reply("200 OK", &format!("{{\"done\":{path:?}}}")),
+    });
+    let env = TestEnv::new(&node)
+        .set("consumers.order.steps", &server.steps(&["charge", "ship"], ""))
+        .set("consumers.order.on_conflict", "ignore");
+    let mut orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    send(&mut raw, "o");
+    wait_until("it is dead-lettered", || raw.depth("dead_letter_queue") == 1);
+    let changed = |quantity: u32| {
+        let order = String::from_utf8(order("o")).unwrap();
+        order.replace("\"quantity\":3", &format!("\"quantity\":{quantity}")).into_bytes()
+    };
+    // The shop sends it again, and a person replays it with another quantity.
+    raw.publish_to("orders", "order.normal.updated", &Properties::persistent(), &changed(2));
+    wait_until("the changed one is kept", || raw.depth("dead_letter_queue") == 2);
+    raw.publish_to("orders.requeue", "order_queue", &Properties::persistent().text("user_id", "guest"), &changed(1));
+    wait_until("the replayed one is kept", || raw.depth("dead_letter_queue") == 3);
+    assert_eq!(ledger.rows("SELECT failure_code FROM dead_letters"), ["id_conflict"]);
+    assert_eq!(orderd.stop(), 0);
 }

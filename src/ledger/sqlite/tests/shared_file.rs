@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::super::*;
 use super::{is_refused, other, outage, record_together};
 use crate::domain::Item;
+use crate::ledger::OtherOrder;
 use crate::ledger::Recorded::{Conflict, Duplicate, New, Unfinished};
 use crate::ledger::conformance::{accept, analytics, at, attempt, finish, order, sale, with_items};
 use crate::ledger::{LedgerEntry, NewOrder, OutageCause};
@@ -223,7 +224,8 @@ struct Model {
 impl Model {
     fn accept(&mut self, id: &str, quantity: i64) -> Recorded {
         match self.orders.get(id) {
-            Some((other, _)) if *other != quantity => Conflict,
+            Some((other, true)) if *other != quantity => Conflict(OtherOrder::Finished),
+            Some((other, false)) if *other != quantity => Conflict(OtherOrder::InProgress),
             Some((_, true)) => Duplicate,
             Some((_, false)) => Unfinished,
             None => {

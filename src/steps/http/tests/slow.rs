@@ -6,9 +6,10 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use super::*;
 use crate::ledger::memory::MemoryLedger;
-use crate::ledger::{ClaimPurpose, RunKey};
+use crate::ledger::{ClaimPurpose, RunKey, RunMessage};
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
+use crate::recovery::ClaimNote;
 use crate::steps::{
     Claimed, Engine, EventPublisher, RunAccess, RunError, RunInput, StepResources, TraceContext, claim, settings,
 };
@@ -46,6 +47,7 @@ async fn an_answer_that_comes_too_slowly_is_a_timeout_after_which_the_step_is_un
              undo = {{ http = {{ url = \"http://127.0.0.1:1/\" }} }}\ntimeout = \"200ms\""
         );
         let engine = Engine::new("order", 1, &settings::tests::read(&step).unwrap(), &StepResources::default());
+        let message = RunMessage { queue: "order_queue".into(), hash: [1; 32] };
         let key = RunKey { scope: String::new(), identity: "ord-2".to_owned() };
         let (ledger, counters, names) =
             (MemoryLedger::default(), StepCounters::default(), ExchangeNames::new("orders"));
@@ -53,12 +55,13 @@ async fn an_answer_that_comes_too_slowly_is_a_timeout_after_which_the_step_is_un
             ledger: &ledger,
             publisher: &NoPublisher,
             counters: &counters,
+            note: &ClaimNote::default(),
             names: &names,
             max_hold: DEADLINE,
         };
         let input = RunInput {
             key: &key,
-            body: [1; 32],
+            message: &message,
             is_new: true,
             replayed_at: None,
             text: "{}",
@@ -68,7 +71,7 @@ async fn an_answer_that_comes_too_slowly_is_a_timeout_after_which_the_step_is_un
         };
         let Err(RunError::Failed(failure)) = engine.run(input, None, access).await else { panic!("it has failed") };
         assert_eq!((failure.kind, &*failure.code), (FailureKind::TimedOut, "step_timeout"));
-        let purpose = ClaimPurpose::Failure { body: [1; 32], failed_at: Timestamp::now() };
+        let purpose = ClaimPurpose::Failure { message: message.clone(), failed_at: Timestamp::now(), round: None };
         let claimed = claim(&ledger, &key, purpose, None, Duration::ZERO, DEADLINE).await;
         let Ok(Claimed::Run(run, _)) = claimed else { panic!("the run is known") };
         assert!(run.steps[0].uncertain, "it may have had its effect");
