@@ -23,7 +23,7 @@
 //!   1  domain (orders)   control (commands to the daemon)   shutdown   watchdog (stuck tasks)
 //!      tls (certificates)   instance (this process's name on the broker)   backoff (waits between attempts)
 //!      delay (of a delayed retry)   chain (an error with its causes)   token_bucket (limits of a rate)
-//!      gate (whether work may begin)
+//!      gate (whether work may begin)   wait_budget (how long a delivery may wait)
 //!   0  escape (text that others sent, for display)   files (modes, whole lines, limits of what is read)
 //!      random (secrets)
 //! ```
@@ -79,4 +79,5 @@ pub mod telemetry;
 pub mod tls;
 pub mod token_bucket;
 pub mod topology;
+pub mod wait_budget;
 pub mod watchdog;

@@ -21,6 +21,7 @@ mod factory;
 mod failed;
 mod notification;
 mod order;
+mod origin_consumer;
 mod step_run;
 mod steps;
 
@@ -33,8 +34,9 @@ pub use claim::Claims;
 pub use event_files::{erase_events, event_files, remove_old_events};
 pub use event_log::{EventLog, EventLogClosed, EventLogWriter};
 pub use factory::{HandlerConsumer, HandlerFactory, build};
-pub use failed::{DeadLetteredEvent, OriginConsumer};
+pub use failed::DeadLetteredEvent;
 pub use notification::LogChannel;
+pub use origin_consumer::OriginConsumer;
 
 use crate::config::{HandlerRegistry, HandlerSettings, Sources};
 use crate::formats::Format;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
 
 use super::claim::{Claim, Claims};
 use crate::config::MessageKind;
@@ -102,6 +101,7 @@ fn access<'a>(
         counters: services.counters(),
         note: services.note(),
         names,
+        waits: services.waits(),
         max_hold: services.max_hold(),
     }
 }
@@ -119,8 +119,8 @@ pub(super) async fn claim_in_process<'c>(
 ) -> Result<Claim<'c>, HandlerError> {
     let kind = if key.scope.is_empty() { MessageKind::Order } else { MessageKind::Other };
     let identity = [&*key.scope, "/", &*key.identity].concat();
-    let claimed = timeout(services.max_hold(), claims.claim(kind, &identity)).await;
-    claimed.map_err(|_| HandlerError::Interrupted(Interruption::TakenOver))
+    let claimed = services.waits().wait_for(claims.claim(kind, &identity)).await;
+    claimed.ok_or(HandlerError::Interrupted(Interruption::TakenOver))
 }
 
 /// What identifies a message for the run that it has claimed: its body, and all that decides how the body is read. Another message may

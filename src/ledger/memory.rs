@@ -117,6 +117,7 @@ enum EventKind {
 
 #[derive(Debug)]
 struct StoredEvent {
+    order_id: Option<String>,
     name: String,
     at: Timestamp,
 }
@@ -293,11 +294,13 @@ impl Tables {
             }
             LedgerEntry::Notification(new) => {
                 self.claims.delivered(&new.id, new.delivery);
-                self.add_event(new.id, EventKind::Notification, new.channel, new.at)
+                let event = StoredEvent { order_id: new.order_id, name: new.channel, at: new.at };
+                self.add_event(new.id, EventKind::Notification, event)
             }
             LedgerEntry::Analytics(new) => {
                 let NewAnalytics { id, order_id, name, sale, at } = *new;
-                let recorded = self.add_event(id, EventKind::Analytics, name, at);
+                let event = StoredEvent { order_id: order_id.clone(), name, at };
+                let recorded = self.add_event(id, EventKind::Analytics, event);
                 if let Some(sale) = sale.filter(|_| recorded == Recorded::New) {
                     self.count_sale(&sale, order_id.as_deref());
                 }
@@ -394,8 +397,8 @@ impl Tables {
         self.counted.push(Counted { at, currency: order.amounts.currency, what, figures });
     }
 
-    fn add_event(&mut self, id: String, kind: EventKind, name: String, at: Timestamp) -> Recorded {
-        insert(&mut self.events, (id, kind), StoredEvent { name, at })
+    fn add_event(&mut self, id: String, kind: EventKind, event: StoredEvent) -> Recorded {
+        insert(&mut self.events, (id, kind), event)
     }
 }
 
@@ -438,7 +441,10 @@ impl LedgerMaintenance for MemoryLedger {
                 && (stored.cancellation.is_none() || !may_return(&stored.order.id))
         };
         let orders = remove(orders, is_old) + remove(cancellations, |kept| kept.at < before && !may_return(&kept.id));
-        let events = remove(&mut tables.events, |event| event.at < before);
+        let Tables { orders: recorded, events, .. } = &mut *tables;
+        // Whether an order's sale is counted is read from its event when the order is cancelled.
+        let has_order = |order: &str| OrderId::new(order).is_some_and(|id| recorded.contains_key(&id));
+        let events = remove(events, |event| event.at < before && !event.order_id.as_deref().is_some_and(has_order));
         let attempts = remove(&mut tables.attempts, |attempt| attempt.failed_at < before);
         let more = [orders, events, attempts].contains(&PRUNE_ROWS);
         let Tables { runs, orders: recorded, .. } = &mut *tables;

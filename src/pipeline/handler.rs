@@ -16,6 +16,7 @@ use crate::ledger::{CancelAnswer, LedgerEntry, LedgerError, LedgerWriter, NewCan
 use crate::message::{Delivery, Provenance, Publication, PublishError};
 use crate::metrics::{ChannelCounters, HandlerOutcome, StepCounters};
 use crate::recovery::{ClaimNote, Failure, FailureKind};
+use crate::wait_budget::WaitBudget;
 
 /// Processes the deliveries of one consumer.
 pub trait Handler: Send + Sync + 'static {
@@ -170,6 +171,9 @@ pub trait StepServices: Send + Sync {
 
     /// How long a delivery may wait before it is released.
     fn max_hold(&self) -> Duration;
+
+    /// How long the delivery may still wait for others before it is released.
+    fn waits(&self) -> &WaitBudget;
 
     /// The queue that the delivery came from.
     fn queue(&self) -> &Arc<str>;

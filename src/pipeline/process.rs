@@ -46,6 +46,7 @@ use crate::recovery::{
     trusted_retry_count,
 };
 use crate::telemetry::{MessageLine, MessageLog, RepeatedLog};
+use crate::wait_budget::WaitBudget;
 
 /// Waits between attempts that are repeated until one succeeds: to process a failed message.
 const RETRY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(30) };
@@ -91,11 +92,12 @@ async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> Deli
         return DeliveryOutcome::Rejected;
     }
     // Held until the delivery is settled: events and copies contain what was decompressed.
+    let waits = WaitBudget::new(context.max_hold());
     let _room = match context.decompressed.room_for(&delivery.message) {
         None => None,
-        Some(room) => match tokio::time::timeout(context.max_hold(), room).boxed().await {
-            Ok(room) => Some(room),
-            Err(_) => return DeliveryOutcome::Released,
+        Some(room) => match waits.wait_for(room).boxed().await {
+            Some(room) => Some(room),
+            None => return DeliveryOutcome::Released,
         },
     };
     let mut retries = 0;
@@ -112,7 +114,7 @@ async fn make_attempts(context: &ConsumerContext, guard: &DeliveryGuard) -> Deli
         );
     }
     let note = ClaimNote::default();
-    let services = DeliveryServices { context, note: &note };
+    let services = DeliveryServices { context, note: &note, waits: &waits };
     loop {
         match attempt(services, delivery, &provenance).await {
             AttemptOutcome::Handled(outcome) => break DeliveryOutcome::Handled(outcome),

@@ -12,12 +12,14 @@ use crate::ledger::LedgerWriter;
 use crate::message::{Publication, PublishError};
 use crate::metrics::{ChannelCounters, StepCounters};
 use crate::recovery::ClaimNote;
+use crate::wait_budget::WaitBudget;
 
 /// See [`StepServices`].
 #[derive(Clone, Copy)]
 pub(super) struct DeliveryServices<'a> {
     pub context: &'a ConsumerContext,
     pub note: &'a ClaimNote,
+    pub waits: &'a WaitBudget,
 }
 
 impl StepServices for DeliveryServices<'_> {
@@ -39,6 +41,10 @@ impl StepServices for DeliveryServices<'_> {
 
     fn max_hold(&self) -> Duration {
         self.context.max_hold()
+    }
+
+    fn waits(&self) -> &WaitBudget {
+        self.waits
     }
 
     fn queue(&self) -> &Arc<str> {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::run_error::RunError;
 use crate::instance;
 use crate::ledger::{ClaimAnswer, ClaimPurpose, LedgerWriter, NewOrder, Recorded, RunClaim, RunKey, StepRun};
+use crate::wait_budget::WaitBudget;
 
 /// How much longer than a call a run stays claimed: time to record its end.
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ pub enum Claimed {
     NotAccepted(Recorded),
 }
 
-/// Claims a run for the time of one call. Waits while another instance works on it, at most `max_hold`.
+/// Claims a run for the time of one call. Waits while another instance works on it, within the delivery's budget.
 ///
 /// # Errors
 /// The ledger was closed, or another instance still works on the run.
@@ -39,10 +40,9 @@ pub async fn claim(
     purpose: ClaimPurpose,
     order: Option<Box<NewOrder>>,
     lease: Duration,
-    max_hold: Duration,
+    waits: &WaitBudget,
 ) -> Result<Claimed, RunError> {
     let owner: Arc<str> = instance::owner().into();
-    let give_up = Instant::now() + max_hold;
     loop {
         let (at, asked_at) = (Timestamp::now(), Instant::now());
         let claim = RunClaim {
@@ -58,12 +58,8 @@ pub async fn claim(
             ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
             ClaimAnswer::Held { until } => {
-                let left = give_up.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(RunError::Held);
-                }
                 let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
-                sleep(wait.clamp(MIN_WAIT, MAX_WAIT).min(left)).await;
+                waits.wait_for(sleep(wait.clamp(MIN_WAIT, MAX_WAIT))).await.ok_or(RunError::Held)?;
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::ledger::{
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::{CallEnd, StepCounters};
 use crate::recovery::{ClaimNote, ClaimedRun, Failure, FailureKind};
+use crate::wait_budget::WaitBudget;
 
 /// Calls the steps of one consumer's messages.
 pub struct Engine {
@@ -53,7 +54,9 @@ pub struct RunAccess<'a> {
     pub note: &'a ClaimNote,
     /// The names of the exchanges.
     pub names: &'a ExchangeNames,
-    /// How long to wait, at most, for another instance that works on the same message, or for other calls of the same step.
+    /// How long the message may wait for another instance that works on it, and for other calls of its steps.
+    pub waits: &'a WaitBudget,
+    /// How long the publishing of events may take.
     pub max_hold: Duration,
 }
 
@@ -114,7 +117,7 @@ impl Engine {
         let message = input.message.clone();
         let purpose =
             ClaimPurpose::Work { message, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
-        let (run, leased_at) = match claim(access.ledger, input.key, purpose, order, lease, access.max_hold).await? {
+        let (run, leased_at) = match claim(access.ledger, input.key, purpose, order, lease, access.waits).await? {
             Claimed::Run(run, leased_at) => (*run, leased_at),
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
             // Only a claim for a failed message is answered so.
@@ -153,7 +156,7 @@ impl Engine {
     /// See [`RunError`].
     pub async fn cancel(&self, input: RunInput<'_>, access: RunAccess<'_>) -> Result<(), RunError> {
         let purpose = ClaimPurpose::Cancellation { message: input.message.hash, retries: input.retries };
-        let claimed = claim(access.ledger, input.key, purpose, None, Duration::ZERO, access.max_hold).await?;
+        let claimed = claim(access.ledger, input.key, purpose, None, Duration::ZERO, access.waits).await?;
         let Claimed::Run(run, _) = claimed else { return Ok(()) };
         note(&input, &run, access);
         let mut work = RunWork { engine: self, input, access, applies: Vec::new(), run: *run };
@@ -310,11 +313,11 @@ impl<'a> RunWork<'a> {
     /// only when it may be made.
     async fn record_call(&mut self, index: usize, action: StepAction) -> Result<RecordedCall, RunError> {
         let step = &self.engine.steps[index];
-        let max_hold = self.access.max_hold;
+        let waits = self.access.waits;
         let call = if step.may_be_unavailable() {
-            step.permit(max_hold).await.map(RecordedCall::Permitted)
+            step.permit(waits).await.map(RecordedCall::Permitted)
         } else {
-            step.admission(max_hold).await.map(RecordedCall::Admitted)
+            step.admission(waits).await.map(RecordedCall::Admitted)
         };
         let call = call.ok_or(RunError::Held)?;
         let entry = self.entry(index, action);

@@ -15,6 +15,7 @@ use super::http::HttpService;
 use super::service::{StepFailure, StepService};
 use super::settings::{ServiceSettings, StepSettings};
 use crate::ledger::StepAction;
+use crate::wait_budget::WaitBudget;
 
 /// How many calls may be recorded, as a multiple of those that may be made at the same time: recording one takes longer than many
 /// services take to answer, and must not leave their places empty.
@@ -97,7 +98,7 @@ impl EngineStep {
     /// The right to record a call together with something else. `None` if the service may be unavailable, or others wait for too
     /// long already.
     pub(super) async fn early_admission(&self) -> Option<Admission> {
-        if self.may_be_unavailable() { None } else { self.admission(ADMISSION_WAIT).await }
+        if self.may_be_unavailable() { None } else { timeout(ADMISSION_WAIT, self.admit()).await.ok().flatten() }
     }
 
     /// The right to record a call together with the end of the one before it, which must not wait.
@@ -111,18 +112,22 @@ impl EngineStep {
         self.breaker.as_ref().is_some_and(|breaker| !breaker.is_closed())
     }
 
-    /// Waits until one more call may be recorded; `None` if that takes longer than `max_hold`.
-    pub(super) async fn admission(&self, max_hold: Duration) -> Option<Admission> {
+    /// Waits until one more call may be recorded; `None` if that takes too long.
+    pub(super) async fn admission(&self, waits: &WaitBudget) -> Option<Admission> {
+        waits.wait_for(self.admit()).await.flatten()
+    }
+
+    async fn admit(&self) -> Option<Admission> {
         if let Ok(admission) = Arc::clone(&self.admissions).try_acquire_owned() {
             return Some(Admission(admission));
         }
         // The semaphore is never closed.
-        let admission = timeout(max_hold, Arc::clone(&self.admissions).acquire_owned()).boxed().await;
-        admission.ok()?.ok().map(Admission)
+        let admission = Arc::clone(&self.admissions).acquire_owned().boxed().await;
+        admission.ok().map(Admission)
     }
 
-    /// Waits until one more call may be made; `None` if that takes longer than `max_hold`.
-    pub(super) async fn permit(&self, max_hold: Duration) -> Option<CallPermit> {
+    /// Waits until one more call may be made; `None` if that takes too long.
+    pub(super) async fn permit(&self, waits: &WaitBudget) -> Option<CallPermit> {
         let permit = async {
             // The semaphore is never closed.
             let concurrency = Arc::clone(&self.permits).acquire_owned().await.ok()?;
@@ -133,7 +138,7 @@ impl EngineStep {
             };
             Some(CallPermit { _concurrency: concurrency, breaker })
         };
-        timeout(max_hold, permit).await.ok().flatten()
+        waits.wait_for(permit).await.flatten()
     }
 
     /// How long one call may take.

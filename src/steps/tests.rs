@@ -18,6 +18,7 @@ use crate::ledger::{
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
 use crate::recovery::{ClaimNote, Failure, FailureKind};
+use crate::wait_budget::WaitBudget;
 
 /// What happened, in order: calls, and published events.
 type Journal = Arc<Mutex<Vec<String>>>;
@@ -151,6 +152,7 @@ impl Env {
             counters: &self.counters,
             note: &ClaimNote::default(),
             names: &self.names,
+            waits: &WaitBudget::new(Duration::from_millis(300)),
             max_hold: Duration::from_millis(300),
         };
         self.engine.run(input, None, access).await
@@ -170,13 +172,14 @@ impl Env {
 
     /// Claims the run as the failed-order handler does.
     async fn claim(&self) -> StepRun {
+        let waits = WaitBudget::new(Duration::ZERO);
         let claim = claim(
             &self.ledger,
             &self.key,
             ClaimPurpose::Failure { message: message(), failed_at: jiff::Timestamp::now(), round: None },
             None,
             Duration::ZERO,
-            Duration::ZERO,
+            &waits,
         );
         match claim.await {
             Ok(Claimed::Run(run, _)) => *run,

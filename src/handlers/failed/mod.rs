@@ -3,6 +3,7 @@
 //! It only builds the publications and the ledger entry that carry out the decision. What the steps of the message have done is
 //! undone first: see `undo`.
 
+mod subject;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +17,15 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
+use self::subject::FailedSubject;
 use self::undo::Decision;
 use super::claim::Claims;
 use super::event_publication::event;
 use super::order::{ID_CONFLICT, new_order};
 use super::step_run::claimed_order_id;
-use super::{HandlerConsumer, HandlerDeps, HandlerFactory};
+use super::{HandlerConsumer, HandlerDeps, HandlerFactory, OriginConsumer};
 use crate::config::{MessageKind, Section};
-use crate::domain::{CANCELLATION_SUFFIX, OrderDocument, OrderId};
+use crate::domain::{CANCELLATION_SUFFIX, OrderDocument};
 use crate::formats::Format;
 use crate::ledger::{LedgerEntry, NewAttempt, NewDeadLetter, NewOrder, Recorded};
 use crate::message::{Delivery, ExchangeNames, Provenance};
@@ -31,25 +33,12 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{DeferredLog, FAILED_MESSAGES, Handler, HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{
     Action, BODY_TOO_LARGE, ClaimedRun, DeadLetterReason, DecisionPoint, Delay, Failure, FailureKind, History,
-    RetryPolicy, ReturnReason, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
+    ReturnReason, copy_for_dead_letter, copy_for_retry, copy_for_return, decide,
 };
 use crate::telemetry::{MessageLine, RepeatedLog};
 
 /// Failures that the ledger refuses, by code.
 static REFUSED: RepeatedLog = RepeatedLog::new();
-
-/// The consumer in which a message failed, as far as recovery needs it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OriginConsumer {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its retry policy.
-    pub policy: RetryPolicy,
-    /// The format of its messages if they are orders: a dead-lettered order is reported to analytics.
-    pub format: Option<Format>,
-    /// Whether its handler calls steps, which are undone before a message is dead-lettered.
-    pub has_steps: bool,
-}
 
 /// `handler = "failed"`
 pub(super) struct FailedFactory;
@@ -326,32 +315,6 @@ struct LoggedMessage {
     id: String,
     retries: u32,
     failure: Failure,
-}
-
-/// What a failed message is about.
-#[derive(Debug, Clone)]
-enum FailedSubject {
-    /// It is an order with this id. `whole`: what the ledger compares; `None` unless all of it was read and it passes its checks.
-    Order { id: OrderId, whole: Option<Box<NewOrder>> },
-    /// It is the cancellation of this order.
-    Cancellation(OrderId),
-    /// It is no order, or none whose id can be read.
-    Other,
-}
-
-impl FailedSubject {
-    /// The same with the id that it had when its steps were called. The configuration may read another one from the message now, or
-    /// none.
-    fn with_id(self, id: OrderId) -> Self {
-        match self {
-            FailedSubject::Order { whole, .. } => {
-                let whole = whole.map(|order| Box::new(NewOrder { id: id.clone(), ..*order }));
-                FailedSubject::Order { id, whole }
-            }
-            FailedSubject::Cancellation(_) => FailedSubject::Cancellation(id),
-            FailedSubject::Other => FailedSubject::Order { id, whole: None },
-        }
-    }
 }
 
 /// A failed message, and what is known about it.

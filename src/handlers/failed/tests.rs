@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::domain::OrderId;
 use crate::handlers::step_run::message_hash;
 use crate::ledger::conformance::{accept, at, finish, order};
 use crate::ledger::memory::MemoryLedger;
@@ -14,7 +15,8 @@ use crate::message::{DeliveryId, HeaderValue, Headers, Message, PublishError, Se
 use crate::metrics::HandlerOutcome::DeadLetteredByBroker;
 use crate::metrics::{ChannelCounters, StepCounters};
 use crate::pipeline::{LedgerAccess, StepAccess, StepServices};
-use crate::recovery::ClaimNote;
+use crate::recovery::{ClaimNote, RetryPolicy};
+use crate::wait_budget::WaitBudget;
 
 fn delivery(unread: usize) -> Delivery {
     Delivery {
@@ -125,13 +127,15 @@ struct TestServices<'a> {
     counters: StepCounters,
     channels: ChannelCounters,
     queue: Arc<str>,
+    waits: WaitBudget,
     note: ClaimNote,
 }
 
 impl<'a> TestServices<'a> {
     fn new(memory: &'a MemoryLedger) -> Self {
         let (counters, channels) = (StepCounters::default(), ChannelCounters::default());
-        TestServices { memory, counters, channels, queue: "order_queue".into(), note: ClaimNote::default() }
+        let waits = WaitBudget::new(Duration::from_secs(1));
+        TestServices { memory, counters, channels, queue: "order_queue".into(), waits, note: ClaimNote::default() }
     }
 }
 
@@ -154,6 +158,10 @@ impl StepServices for TestServices<'_> {
 
     fn max_hold(&self) -> Duration {
         Duration::from_secs(1)
+    }
+
+    fn waits(&self) -> &WaitBudget {
+        &self.waits
     }
 
     fn queue(&self) -> &Arc<str> {

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::OrderHandler;
 use super::step_order::step_order;
@@ -24,6 +24,10 @@ use crate::metrics::HandlerOutcome;
 use crate::pipeline::{HandlerError, HandlerInput, HandlerOutput};
 use crate::recovery::{Failure, FailureKind, copy_for_queue};
 use crate::steps::{OrderFacts, OrderInput};
+use crate::telemetry::RepeatedLog;
+
+/// Cancellations of orders that the ledger does not know, by consumer.
+static KEPT: RepeatedLog = RepeatedLog::new();
 
 impl OrderHandler {
     /// Cancels the order with this id. `text` is the cancellation.
@@ -37,7 +41,13 @@ impl OrderHandler {
         let (consumer, now) = (Arc::clone(input.consumer), Timestamp::now());
         let cancellation = NewCancellation { id: id.clone(), consumer, at: now };
         let cancelled = match input.ledger.cancel_order(cancellation).await? {
-            CancelAnswer::Kept => return Ok(HandlerOutput::finished(HandlerOutcome::Cancelled)),
+            CancelAnswer::Kept => {
+                if let Some(due) = KEPT.occurred(input.consumer) {
+                    let (consumer, repeated) = (input.consumer, due.repeated);
+                    info!(%consumer, order = %id, repeated, "kept the cancellation of an order that is not known");
+                }
+                return Ok(HandlerOutput::finished(HandlerOutcome::Cancelled));
+            }
             CancelAnswer::Duplicate => return Ok(HandlerOutput::finished(HandlerOutcome::Duplicate)),
             CancelAnswer::Cancelled(cancelled) => *cancelled,
         };

@@ -5,7 +5,7 @@ use rust_decimal::Decimal;
 
 use super::rules;
 use crate::domain::{Charges, Item, OrderId, Sale};
-use crate::ledger::conformance::step_runs::{failure, message};
+use crate::ledger::conformance::step_runs::{done, failure, message};
 use crate::ledger::conformance::{accept, at, attempt, finish, order, with_charges, with_items};
 use crate::ledger::report::{GroupBy, PointInTime, Report, ReportQuery};
 use crate::ledger::trace::{MessageState, TraceEvent, TracedMessage};
@@ -380,9 +380,14 @@ async fn a_cancellation_waits_for_a_worker_and_stops_it_before_the_next_call(led
     ] {
         assert_eq!(ledger.record_run(change).await.unwrap(), RunRecorded::Cancelled);
     }
+    // Its last call may have been answered, and its undo needs the result.
+    assert!(matches!(claimed(ledger, undo("o", "b", 31)).await, ClaimAnswer::Held { .. }));
+    let result = RunRecord { ended: done("charge", StepAction::Do, "7"), ..record("o", 1, 31, None) };
+    assert_eq!(ledger.record_run(result).await.unwrap(), RunRecorded::Cancelled);
     // That has ended the worker's claim.
     let ClaimAnswer::Granted(run) = claimed(ledger, undo("o", "b", 31)).await else { panic!("it is free") };
     assert_eq!((run.state, run.fence, run.steps.len()), (RunState::Undoing, 2, 1));
+    assert_eq!(run.steps[0].result.as_deref(), Some("7"));
     assert_eq!(run.failure.map(|failure| (failure.code, failure.retries)), Some(("cancelled".to_owned(), 1)));
     let stale = RunRecord { next: Some(call("ship")), ..record("o", 1, 32, None) };
     assert_eq!(ledger.record_run(stale).await.unwrap(), RunRecorded::Stale);

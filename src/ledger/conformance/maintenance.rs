@@ -22,6 +22,7 @@ rules! {
     unprocessed_orders_and_dead_letters_are_never_removed,
     an_order_is_kept_for_the_retention_after_it_was_processed,
     no_report_changes_when_old_rows_are_removed,
+    the_events_of_an_order_are_kept_as_long_as_the_order,
     an_open_ledger_records_and_a_closed_one_does_not,
     closing_answers_queued_entries,
 }
@@ -63,6 +64,17 @@ fn processed(id: &str, moment: Timestamp) -> [LedgerEntry; 4] {
         LedgerEntry::Notification(Box::new(notified)),
         counted,
     ]
+}
+
+/// Its sale is subtracted when it is cancelled, whenever its event was recorded.
+async fn the_events_of_an_order_are_kept_as_long_as_the_order(ledger: &dyn Ledger) {
+    let [accepted, _, notified, _] = processed("late", at(DAY));
+    let finished = LedgerEntry::FinishOrder { id: OrderId::new("late").unwrap(), at: at(3 * DAY) };
+    record(ledger, [accepted, notified, finished]).await;
+    let pruned = prune_all(ledger, 2 * DAY).await;
+    assert_eq!((pruned.orders, pruned.events), (0, 0));
+    let pruned = prune_all(ledger, 4 * DAY).await;
+    assert_eq!((pruned.orders, pruned.events), (1, 1));
 }
 
 fn failed(id: &str, moment: Timestamp) -> LedgerEntry {

@@ -8,6 +8,7 @@ pub(in crate::ledger) mod fixtures;
 mod maintenance;
 mod recording;
 pub(super) mod reports;
+mod run_claims;
 pub(in crate::ledger) mod step_runs;
 mod totals;
 mod traces;

@@ -15,12 +15,6 @@ rules! {
     a_record_with_a_former_fencing_number_changes_nothing,
     a_call_whose_end_is_not_recorded_is_uncertain_once_it_is_repeated,
     a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_order_is_processed,
-    a_failure_counts_only_if_it_is_that_of_the_message_that_called_steps_last,
-    a_failure_of_an_earlier_round_undoes_nothing_of_the_present_one,
-    another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_one_was_dead_lettered,
-    a_lease_that_is_longer_than_any_call_has_ended,
-    an_order_whose_steps_are_called_is_not_accepted_without_them,
-    an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered,
     a_message_of_steps_that_succeeded_is_never_undone_for_a_stale_copy,
     an_order_whose_steps_are_undone_is_never_processed,
     runs_of_consumers_and_of_orders_are_apart,
@@ -58,7 +52,7 @@ pub(in crate::ledger) fn work(key: &RunKey, owner: &str, millis: i64, first: Opt
     RunClaim { key: key.clone(), purpose, owner: owner.into(), at: at(millis), until: at(millis + 100), order: None }
 }
 
-fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
+pub(in crate::ledger) fn decide(key: &RunKey, owner: &str, millis: i64) -> RunClaim {
     RunClaim {
         purpose: ClaimPurpose::Failure { message: message(), failed_at: at(millis), round: None },
         ..work(key, owner, millis, None)
@@ -220,90 +214,6 @@ async fn a_run_that_is_done_is_granted_to_every_worker_and_says_whether_its_orde
     assert_eq!(granted(ledger, decide(&key, "a", 11)).await.state, RunState::Done);
 }
 
-async fn a_failure_counts_only_if_it_is_that_of_the_message_that_called_steps_last(ledger: &dyn Ledger) {
-    let key = key("o-5");
-    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
-    let failed = |message| RunClaim {
-        purpose: ClaimPurpose::Failure { message, failed_at: at(10), round: Some(1) },
-        ..decide(&key, "a", 10)
-    };
-    for other in
-        [RunMessage { hash: [8; 32], ..message() }, RunMessage { queue: "priority_order_queue".into(), ..message() }]
-    {
-        assert_eq!(ledger.claim_run(failed(other)).await.unwrap(), ClaimAnswer::NotConcerned);
-    }
-    assert_eq!(granted(ledger, failed(message())).await.state, RunState::Running);
-}
-
-async fn a_failure_of_an_earlier_round_undoes_nothing_of_the_present_one(ledger: &dyn Ledger) {
-    let key = key("o-6");
-    failed_run(ledger, &key).await;
-    let run = granted(ledger, work(&key, "a", 11, None)).await;
-    let undone = RunRecord { state: Some(RunState::Undone), dead_lettered: true, ..record_of(&key, run.fence, 30) };
-    recorded(ledger, undone).await;
-    assert_eq!(granted(ledger, work(&key, "a", 31, None)).await.round, 2);
-    for (round, counts) in [(Some(1), false), (Some(2), true), (None, true)] {
-        let purpose = ClaimPurpose::Failure { message: message(), failed_at: at(9), round };
-        let answer = ledger.claim_run(RunClaim { purpose, ..decide(&key, "a", 40) }).await.unwrap();
-        assert_eq!(matches!(answer, ClaimAnswer::Granted(_)), counts, "{answer:?}");
-    }
-}
-
-async fn another_message_with_the_identity_of_a_run_is_a_conflict_unless_that_one_was_dead_lettered(
-    ledger: &dyn Ledger,
-) {
-    let key = RunKey { scope: "invoices".to_owned(), identity: "m-2".to_owned() };
-    let other = |millis| {
-        let message = RunMessage { hash: [8; 32], ..message() };
-        let purpose = ClaimPurpose::Work { message, is_new: true, replayed_at: None, first: None };
-        RunClaim { purpose, ..work(&key, "a", millis, None) }
-    };
-    let conflict = ClaimAnswer::NotAccepted(Recorded::Conflict(OtherOrder::InProgress));
-    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
-    assert_eq!(ledger.claim_run(other(1)).await.unwrap(), conflict);
-    recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, 1, 2) }).await;
-    assert_eq!(ledger.claim_run(other(3)).await.unwrap(), conflict);
-    // A person has changed the dead letter.
-    let key = RunKey { identity: "m-3".to_owned(), ..key.clone() };
-    granted(ledger, work(&key, "a", 0, Some(charge()))).await;
-    recorded(ledger, RunRecord { state: Some(RunState::Undone), dead_lettered: true, ..record_of(&key, 1, 2) }).await;
-    let replayed = RunClaim { key: key.clone(), ..other(3) };
-    assert_eq!(granted(ledger, replayed).await.round, 2);
-    assert_eq!(ledger.claim_run(work(&key, "a", 4, None)).await.unwrap(), conflict);
-}
-
-async fn a_lease_that_is_longer_than_any_call_has_ended(ledger: &dyn Ledger) {
-    const DAY: i64 = 86_400_000;
-    let key = key("o-7");
-    granted(ledger, work(&key, "a", DAY, Some(charge()))).await;
-    // The clock was set back by a day.
-    assert_eq!(granted(ledger, work(&key, "b", 0, None)).await.fence, 2);
-    assert!(matches!(ledger.claim_run(work(&key, "a", 99, None)).await.unwrap(), ClaimAnswer::Held { .. }));
-}
-
-async fn an_order_whose_steps_are_called_is_not_accepted_without_them(ledger: &dyn Ledger) {
-    let key = key("o-9");
-    let claim = RunClaim { order: Some(Box::new(order("o-9"))), ..work(&key, "a", 0, Some(charge())) };
-    granted(ledger, claim).await;
-    assert_eq!(ledger.record(accept(order("o-9"))).await.unwrap(), Recorded::InProgress);
-    recorded(ledger, RunRecord { state: Some(RunState::Done), ..record_of(&key, 1, 10) }).await;
-    assert_eq!(ledger.record(accept(order("o-9"))).await.unwrap(), Recorded::Unfinished);
-}
-
-async fn an_order_has_failed_once_the_message_that_called_its_steps_is_dead_lettered(ledger: &dyn Ledger) {
-    let key = key("o-8");
-    let claim = RunClaim { order: Some(Box::new(order("o-8"))), ..work(&key, "a", 0, Some(charge())) };
-    granted(ledger, claim.clone()).await;
-    let status = async || ledger.trace("o-8").await.unwrap().order.unwrap().status;
-    let undone = RunRecord { state: Some(RunState::Undone), ..record_of(&key, 1, 2) };
-    recorded(ledger, undone.clone()).await;
-    assert_eq!(status().await, "accepted");
-    recorded(ledger, RunRecord { dead_lettered: true, ..undone }).await;
-    assert_eq!(status().await, "failed");
-    granted(ledger, RunClaim { at: at(3), ..claim }).await;
-    assert_eq!(status().await, "accepted");
-}
-
 async fn a_message_of_steps_that_succeeded_is_never_undone_for_a_stale_copy(ledger: &dyn Ledger) {
     let key = RunKey { scope: "invoices".to_owned(), identity: "m-1".to_owned() };
     granted(ledger, work(&key, "a", 0, Some(charge()))).await;
@@ -342,7 +252,7 @@ async fn runs_of_consumers_and_of_orders_are_apart(ledger: &dyn Ledger) {
 }
 
 /// Charge and reserve are done, ship has failed for good.
-async fn failed_run(ledger: &dyn Ledger, key: &RunKey) {
+pub(in crate::ledger) async fn failed_run(ledger: &dyn Ledger, key: &RunKey) {
     granted(ledger, work(key, "a", 0, Some(charge()))).await;
     let result = |step, next| RunRecord {
         until: Some(at(500)),

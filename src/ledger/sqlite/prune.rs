@@ -95,7 +95,13 @@ impl Pruner {
                     "coalesce(max(prevented_at, cancellation_finished_at), cancellation_finished_at, processed_at)",
                 )
             },
-            events: table("events", "TRUE", "recorded_at", "recorded_at"),
+            // Whether an order's sale is in the aggregates is read from its event when the order is cancelled.
+            events: table(
+                "events",
+                "NOT EXISTS (SELECT 1 FROM orders WHERE orders.id = events.order_id)",
+                "recorded_at",
+                "recorded_at",
+            ),
             attempts: table("attempts", "TRUE", "failed_at", "failed_at"),
             notification_attempts: table("notification_attempts", "TRUE", "failed_at", "failed_at"),
             step_runs: RunPruner::default(),

@@ -348,7 +348,8 @@ pub enum RunRecorded {
     Recorded,
     /// Nothing was recorded: another instance has claimed the run since.
     Stale,
-    /// The order was cancelled. Only the end of the last call was recorded, and the claim has ended: no step may be called.
+    /// The order was cancelled. Only the end of the last call was recorded: no step may be called. The claim has ended; one that was only
+    /// to be renewed ends within seconds, or with the end of the call.
     Cancelled,
 }
 

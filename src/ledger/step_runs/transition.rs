@@ -15,6 +15,9 @@ const CANCELLED: &str = "cancelled";
 /// No lease is longer: a call takes at most 15 minutes. One that seems to be was written before the clock was set back.
 const MAX_LEASE: SignedDuration = SignedDuration::from_mins(20);
 
+/// How long a worker that is stopped may take to record the result of its last call.
+const RESULT_TIME: SignedDuration = SignedDuration::from_secs(5);
+
 /// How far the clock may be ahead with which a replay was marked.
 const MAX_SKEW: SignedDuration = SignedDuration::from_mins(1);
 
@@ -249,7 +252,10 @@ pub(in crate::ledger) fn record(stored: &mut StoredRun, record: &RunRecord, orde
         && matches!(record.state, None | Some(RunState::Done))
         && record.failure.is_none();
     if order == RunOrder::Cancelled && calls_steps {
-        stored.leased_until = None;
+        // Of a claim that is only renewed, the result of a call may still have to be recorded: its undo needs it.
+        let is_renewal = record.ended.is_none() && record.next.is_none() && record.state.is_none();
+        let latest = record.at.saturating_add(RESULT_TIME).unwrap_or(Timestamp::MAX);
+        stored.leased_until = record.until.filter(|_| is_renewal).map(|until| until.min(latest));
         return RunRecorded::Cancelled;
     }
     stored.leased_until = record.until;

@@ -61,7 +61,7 @@ impl RunWork<'_> {
             RecordedCall::Admitted(admission) => admission,
         };
         let (step, waits_since) = (&self.engine.steps[index], Instant::now());
-        let Some(permit) = step.permit(self.access.max_hold).await else {
+        let Some(permit) = step.permit(self.access.waits).await else {
             let not_made = CallOutcome::Failed {
                 kind: FailureKind::Transient.as_str(),
                 code: "not_called".to_owned(),
