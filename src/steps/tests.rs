@@ -12,8 +12,8 @@ use super::*;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
     AlertAnswer, AlertBook, CancelAnswer, ClaimAnswer, ClaimPurpose, LedgerEntry, LedgerError, LedgerWriter,
-    NewCancellation, Recorded, RunClaim, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction, StepRun,
-    StepStatus,
+    NewCancellation, Recorded, RunClaim, RunFailure, RunKey, RunMessage, RunRecord, RunRecorded, RunState, StepAction,
+    StepRun, StepStatus,
 };
 use crate::message::{ExchangeNames, Publication, PublishError};
 use crate::metrics::StepCounters;
