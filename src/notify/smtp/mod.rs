@@ -185,9 +185,8 @@ impl SmtpProvider {
                     self.put_back(idle);
                     return Err(failure);
                 }
-                // The server has closed it meanwhile: another one may do.
-                Err((failure, _)) if ["connection_lost", "smtp_421"].contains(&failure.failure.code.as_str()) => {}
-                Err((failure, _)) => return Err(failure),
+                // The server has closed it meanwhile, or accepts no more over it: another one may do.
+                Err((_, _)) => {}
             }
         }
         let connection = self.connect().await?;

@@ -26,6 +26,8 @@ struct Script {
     /// To `EHLO`.
     offers: Option<&'static str>,
     starttls: Option<&'static str>,
+    /// So many e-mails are accepted over one connection, the next one is refused; 0: no limit.
+    most: usize,
     /// Does not answer `RSET`.
     ignores_reset: bool,
 }
@@ -83,11 +85,16 @@ async fn serve(stream: TcpStream, script: Script, mails: &Mutex<Vec<String>>) ->
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     write.write_all(format!("{}\r\n", script.greeting.unwrap_or("220 ready")).as_bytes()).await?;
+    let mut begun = 0;
     while let Some(line) = lines.next_line().await? {
         let word = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
         let reply = match word.as_str() {
             "EHLO" => script.offers.unwrap_or("250-localhost\r\n250 8BITMIME"),
-            "MAIL" => script.mail.unwrap_or("250 OK"),
+            "MAIL" if begun == script.most && begun > 0 => "452 4.5.3 too many over this connection",
+            "MAIL" => {
+                begun += 1;
+                script.mail.unwrap_or("250 OK")
+            }
             "RCPT" => script.recipient.unwrap_or("250 OK"),
             "STARTTLS" => script.starttls.unwrap_or("454 no"),
             "DATA" if script.data.is_none() => {
@@ -182,6 +189,12 @@ async fn a_connection_is_used_again_unless_the_server_has_closed_it_or_an_exchan
         deliver(&provider, "ada@example.com").await.unwrap();
     }
     assert_eq!((closing.connections.load(Ordering::SeqCst), closing.mails()), (3, 3));
+    let limited = Server::start(Script { most: 2, ..Script::default() }).await;
+    let provider = limited.provider(SmtpTls::None);
+    for _ in 0..5 {
+        deliver(&provider, "ada@example.com").await.unwrap();
+    }
+    assert_eq!((limited.connections.load(Ordering::SeqCst), limited.mails()), (3, 5));
     let hanging = Server::start(Script { accepted: Some(""), ..Script::default() }).await;
     let provider = hanging.provider(SmtpTls::None);
     assert!(deliver(&provider, "ada@example.com").await.is_err());
