@@ -3,7 +3,7 @@
 //! ```text
 //! start:  admin listener → ledger → pauses → event files → topology → publisher → pools → management API poller
 //! run:    `daemon` carries out commands: reload (plan, then replace pools), pause, resume
-//! stop:   `stop`: pools stop consuming and settle → last confirms → children of commands end → ledger closed → event files → poller, admin listener
+//! stop:   `stop`: pools stop consuming and settle → last confirms → children of commands end → alerts end → ledger closed → event files → poller, admin listener
 //! ```
 //! Each consumer that is not paused has a pool of workers, and each pool has a supervisor. `app` never processes a message.
 

@@ -329,6 +329,10 @@ mod tests {
         let queues = json!({"order_queue": queue, "a\u{7}": queue, "order_queue.retry.10s": retry("10s"),
             "order_queue.retry.1m": retry("1m"), "order_queue.retry.1h": retry("1h")});
         let api = json!({"state": "stale", "since": "2026-11-22T08:00:00Z", "cause": "timed_out", "reason": long});
+        let open = json!({"cause": "reload", "scope": "shop-1", "title": "A reload was rejected", "instance": "shop-1:7",
+            "since": "2026-11-22T08:00:00Z", "reported_at": null});
+        let alerts = json!({"channel": "operators", "open": [open], "unsent": 2, "sent": 1, "failed": 7,
+            "sent_at": "2026-11-22T08:00:00Z", "problem": format!("\u{1b}[31m{long}")});
         let finding = json!({"queue": "order_queue", "kind": "no_consumer", "since": "2026-11-22T08:00:00Z",
             "messages": 7, "detail": long});
         let report = json!({"outcome": "rejected", "generation": 7, "changes": [], "notes": [],
@@ -340,6 +344,7 @@ mod tests {
             "ledger": {"recording": false, "commits": 123_456_789, "outages": 2}});
         serde_json::from_value(json!({"daemon": daemon, "conservation_ok": false, "consumers": consumers,
             "checks": checks, "other_consumers": {"unknown": {"retries": {}, "dead_letters": {"no_origin": 3}}},
+            "alerts": alerts,
             "broker": {"api": api, "taken_at": null, "queues": queues, "missing_queues": [],
                 "alarms": [{"node": "rabbit@a\u{1b}]0;x", "resource": "memory"}], "findings": [finding]}}))
         .unwrap()
@@ -380,6 +385,7 @@ mod tests {
             "priority PAUSED 1000 478ms",
             "PAUSED priority for 1h: takes no deliveries until `orderd resume priority`",
             "reload REJECTED 1h ago, requested by SIGHUP",
+            "alerts 1 open, through channel operators; last message 1h ago, 2 NOT SENT:",
             "finding on order_queue for 1h (7 messages): why",
         ] {
             assert!(words.to_lowercase().contains(&part.to_lowercase()), "no {part:?}:\n{text}");

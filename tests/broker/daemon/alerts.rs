@@ -35,7 +35,7 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     let address = format!("localhost:{}", mails.port);
     let operators = [("type", "smtp"), ("address", &address), ("from", "orderd@example.com"), ("tls", "none")];
     let (env, mut file) = alerts(TestEnv::new(&node), &operators)
-        .set("alerts.to", "[\"ada@example.com\", \"bob@example.com\"]")
+        .set("alerts.to", "[\"later@example.com\", \"ada@example.com\", \"refused@example.com\", \"bob@example.com\"]")
         .set("consumers.order.steps", &step)
         .set("consumers.order.retry.immediate", "0")
         .set("consumers.order.retry.delays", &["300ms"; 16].join(","))
@@ -81,11 +81,16 @@ fn each_cause_is_one_e_mail_and_its_end_another_also_over_a_restart() {
     assert_eq!(status["alerts"]["open"][0]["cause"], "breaker/order/charge", "{status}");
     assert_eq!(Scrape::of(orderd.admin_address()).sum("orderd_alerts_open", &[("kind", "breaker")]), 1.0);
 
+    assert!(status["alerts"]["problem"].is_string(), "two recipients are refused: {status}");
+
+    file.set("alerts.to", "[\"eve@example.com\"]").save();
+    assert_eq!(orderd.reload()["outcome"], "applied");
     service.answer(|_| reply("200 OK", "1"));
-    wait_until("the last one ends", || resolved() == [1; 4]);
-    assert_eq!(opened(), [1; 4]);
+    let last = || mails.mails_to("eve@example.com").iter().map(content).collect::<Vec<_>>();
+    wait_until("the last one ends", || !last().is_empty());
+    assert!(last().len() == 1 && last()[0].contains(&format!("\r\nRESOLVED: {}", causes[2])), "{:?}", last());
+    assert_eq!((opened(), resolved()), ([1; 4], [1, 1, 0, 1]));
     wait_until("nothing is left in the ledger", || env.ledger().number("SELECT count(*) FROM alerts") == 0);
-    file.remove("alerts.channel").remove("alerts.to").save();
     assert_eq!(orderd.stop(), 0);
 }
 
