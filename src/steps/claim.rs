@@ -15,6 +15,9 @@ use crate::wait_budget::WaitBudget;
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// A lease that the ledger has accepted later than this, after an outage, is renewed before a call is made.
 pub(super) const MAX_LEASE_DELAY: Duration = Duration::from_secs(2);
+/// How long a run stays claimed while the events of an answer are published. It is renewed until they are, so that another process
+/// need not wait for longer after a crash.
+pub(super) const PUBLISHING_LEASE: Duration = Duration::from_secs(10);
 /// The least time between two attempts to claim the same run.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 /// The most: the other instance may end its claim before its lease ends.
@@ -30,17 +33,19 @@ pub enum Claimed {
     NotAccepted(Recorded),
 }
 
-/// Claims a run for the time of one call. Waits while another instance works on it, within the delivery's budget.
+/// Claims a run for the time of one call. Waits while another instance works on it, within the delivery's budget; before that it
+/// calls `gives_way`, and the claim asks for no first call any more.
 ///
 /// # Errors
 /// The ledger was closed, or another instance still works on the run.
 pub async fn claim(
     ledger: &dyn LedgerWriter,
     key: &RunKey,
-    purpose: ClaimPurpose,
+    mut purpose: ClaimPurpose,
     order: Option<Box<NewOrder>>,
     lease: Duration,
     waits: &WaitBudget,
+    mut gives_way: impl FnMut(),
 ) -> Result<Claimed, RunError> {
     let owner: Arc<str> = instance::owner().into();
     loop {
@@ -58,6 +63,10 @@ pub async fn claim(
             ClaimAnswer::NotConcerned => return Ok(Claimed::NotConcerned),
             ClaimAnswer::NotAccepted(answer) => return Ok(Claimed::NotAccepted(answer)),
             ClaimAnswer::Held { until } => {
+                gives_way();
+                if let ClaimPurpose::Work { first, .. } = &mut purpose {
+                    *first = None;
+                }
                 let wait = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
                 waits.wait_for(sleep(wait.clamp(MIN_WAIT, MAX_WAIT))).await.ok_or(RunError::Held)?;
             }

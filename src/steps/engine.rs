@@ -108,7 +108,7 @@ impl Engine {
         let message = if reads_message { message_json(input.text) } else { None };
         let applies = self.applies(&input, message.as_ref());
         // The first call is recorded together with the claim, unless it has to wait for others for long.
-        let first = match applies.iter().position(|applies| *applies) {
+        let mut first = match applies.iter().position(|applies| *applies) {
             Some(index) => self.steps[index].early_admission().await.map(|admission| (index, admission)),
             None => None,
         };
@@ -117,7 +117,10 @@ impl Engine {
         let message = input.message.clone();
         let purpose =
             ClaimPurpose::Work { message, is_new: input.is_new, replayed_at: input.replayed_at, first: entry };
-        let (run, leased_at) = match claim(access.ledger, input.key, purpose, order, lease, access.waits).await? {
+        // The run of one that waits for another instance exists, and does not begin with this claim: others may call the step.
+        let gives_way = || first = None;
+        let claimed = claim(access.ledger, input.key, purpose, order, lease, access.waits, gives_way).await?;
+        let (run, leased_at) = match claimed {
             Claimed::Run(run, leased_at) => (*run, leased_at),
             Claimed::NotAccepted(answer) => return Ok(RunOutcome::NotAccepted(answer)),
             // Only a claim for a failed message is answered so.
@@ -138,7 +141,7 @@ impl Engine {
             }
             // The order is finished by this worker now.
             RunState::Done if input_is_order => {
-                work.record(None, work.while_publishing()).await.map(|()| RunOutcome::WasDone)
+                work.record(None, work.while_finishing()).await.map(|()| RunOutcome::WasDone)
             }
             RunState::Done => Ok(RunOutcome::WasDone),
             RunState::Undoing => {
@@ -156,7 +159,7 @@ impl Engine {
     /// See [`RunError`].
     pub async fn cancel(&self, input: RunInput<'_>, access: RunAccess<'_>) -> Result<(), RunError> {
         let purpose = ClaimPurpose::Cancellation { message: input.message.hash, retries: input.retries };
-        let claimed = claim(access.ledger, input.key, purpose, None, Duration::ZERO, access.waits).await?;
+        let claimed = claim(access.ledger, input.key, purpose, None, Duration::ZERO, access.waits, || {}).await?;
         let Claimed::Run(run, _) = claimed else { return Ok(()) };
         note(&input, &run, access);
         let mut work = RunWork { engine: self, input, access, applies: Vec::new(), run: *run };
@@ -301,11 +304,11 @@ impl<'a> RunWork<'a> {
 
     /// The run is done. It stays claimed until the message should be finished, so that it is not undone at the same time.
     fn all_done(&self) -> Change {
-        Change { state: Some(RunState::Done), ..self.while_publishing() }
+        Change { state: Some(RunState::Done), ..self.while_finishing() }
     }
 
-    /// The run stays claimed while events are published.
-    fn while_publishing(&self) -> Change {
+    /// The run stays claimed while the order's own events are published. Only the decision on an earlier failure waits for that.
+    fn while_finishing(&self) -> Change {
         Change { lease: Some(self.access.max_hold), ..Change::default() }
     }
 
@@ -411,10 +414,8 @@ impl<'a> RunWork<'a> {
             let reason = format!("step {:?} may not emit {:?}: see its key emits", step.name, event.routing_key);
             return failure("event_not_allowed", reason);
         }
-        // The broker may be away meanwhile.
-        self.record(None, self.while_publishing()).await?;
         let events = events::publications(&answer.events, key, &self.input, self.access.names);
-        match self.access.publisher.publish(events).await {
+        match self.publish_claimed(events).await? {
             Ok(()) => Ok(Ok(())),
             Err(PublishError::Closed) => Err(RunError::PublisherClosed),
             Err(error @ PublishError::Unroutable { .. }) => failure("event_unroutable", crate::chain::chain(&error)),

@@ -57,15 +57,22 @@ fn steps_of(body: &[u8]) -> String {
     body["steps"].to_string()
 }
 
-struct JournalPublisher(Journal);
+/// Takes this long.
+struct JournalPublisher(Journal, Duration);
 
 impl EventPublisher for JournalPublisher {
     fn publish(&self, events: Arc<[Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
-        for event in events.iter() {
-            let id = event.message.properties.message_id.as_deref().unwrap_or_default();
-            self.0.lock().unwrap().push(format!("event {} {id}", event.routing_key));
+        async move {
+            if !self.1.is_zero() {
+                tokio::time::sleep(self.1).await;
+            }
+            for event in events.iter() {
+                let id = event.message.properties.message_id.as_deref().unwrap_or_default();
+                self.0.lock().unwrap().push(format!("event {} {id}", event.routing_key));
+            }
+            Ok(())
         }
-        ready(Ok(())).boxed()
+        .boxed()
     }
 }
 
@@ -78,6 +85,8 @@ struct Env {
     undo_scripts: Vec<Arc<Mutex<VecDeque<Scripted>>>>,
     key: RunKey,
     names: ExchangeNames,
+    publish_time: Duration,
+    max_hold: Duration,
 }
 
 const CONFIG: &str = r#"
@@ -103,9 +112,16 @@ const CONFIG: &str = r#"
     retry_after_max = "2m"
 "#;
 
+/// Before a step's timeout.
+const ONE_CALL: &str = "max_concurrent = 1\n    timeout";
+
 impl Env {
     fn new() -> Self {
-        let settings = settings::tests::read(CONFIG).expect("it is valid");
+        Self::with(CONFIG)
+    }
+
+    fn with(config: &str) -> Self {
+        let settings = settings::tests::read(config).expect("it is valid");
         let journal = Journal::default();
         let mut engine = Engine::new("order", 4, &settings, &StepResources::default());
         let (mut scripts, mut undo_scripts) = (Vec::new(), Vec::new());
@@ -122,7 +138,9 @@ impl Env {
         }
         let key = RunKey { scope: String::new(), identity: "o".to_owned() };
         let (ledger, counters) = (MemoryLedger::default(), StepCounters::default());
-        Env { ledger, journal, counters, engine, scripts, undo_scripts, key, names: ExchangeNames::new("orders") }
+        let names = ExchangeNames::new("orders");
+        let (publish_time, max_hold) = (Duration::ZERO, Duration::from_millis(300));
+        Env { ledger, journal, counters, engine, scripts, undo_scripts, key, names, publish_time, max_hold }
     }
 
     fn script(&self, step: usize, scripted: Scripted) {
@@ -134,9 +152,13 @@ impl Env {
     }
 
     async fn run_with(&self, ledger: &dyn LedgerWriter) -> Result<RunOutcome, RunError> {
+        self.run_key(&self.key, ledger).await
+    }
+
+    async fn run_key(&self, key: &RunKey, ledger: &dyn LedgerWriter) -> Result<RunOutcome, RunError> {
         let trace = TraceContext::default();
         let input = RunInput {
-            key: &self.key,
+            key,
             message: &message(),
             is_new: true,
             replayed_at: None,
@@ -145,15 +167,15 @@ impl Env {
             trace,
             retries: 0,
         };
-        let publisher = JournalPublisher(Arc::clone(&self.journal));
+        let publisher = JournalPublisher(Arc::clone(&self.journal), self.publish_time);
         let access = RunAccess {
             ledger,
             publisher: &publisher,
             counters: &self.counters,
             note: &ClaimNote::default(),
             names: &self.names,
-            waits: &WaitBudget::new(Duration::from_millis(300)),
-            max_hold: Duration::from_millis(300),
+            waits: &WaitBudget::new(self.max_hold),
+            max_hold: self.max_hold,
         };
         self.engine.run(input, None, access).await
     }
@@ -180,6 +202,7 @@ impl Env {
             None,
             Duration::ZERO,
             &waits,
+            || {},
         );
         match claim.await {
             Ok(Claimed::Run(run, _)) => *run,
@@ -357,8 +380,18 @@ async fn a_lease_covers_the_whole_call_after_an_outage_of_the_ledger_and_the_pub
     let kinds: Vec<&str> =
         happened.iter().map(|line| if line.starts_with("renewed") { line } else { &line[..7] }).collect();
     let call = "renewed for 5100 ms";
-    let expected = [call, "o/charg", "renewed for 5300 ms", "event o", call, "o/reser", call, "o/ship "];
+    let expected = [call, "o/charg", "renewed for 15000 ms", "event o", call, "o/reser", call, "o/ship "];
     assert_eq!(kinds, expected, "{happened:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_short_and_renewed_while_the_broker_confirms_no_event_so_that_nobody_waits_long_after_a_crash() {
+    let env = Env { publish_time: Duration::from_secs(22), ..Env::new() };
+    env.script(0, Scripted::Answer(r#"{"result":1,"events":[{"routing_key":"order.payment.done","body":{}}]}"#));
+    let ledger = SlowLedger(MemoryLedger::default(), Arc::clone(&env.journal));
+    assert_eq!(env.run_with(&ledger).await.unwrap(), RunOutcome::Done);
+    let renewed = |line: &&String| line.contains("renewed for 15000 ms");
+    assert_eq!(env.happened().iter().filter(renewed).count(), 5, "at once, and each five seconds");
 }
 
 #[tokio::test]
@@ -393,12 +426,38 @@ async fn an_undo_that_is_not_configured_any_more_fails_for_good() {
 #[tokio::test]
 async fn what_another_instance_works_on_is_waited_for_and_then_released() {
     let env = Env::new();
-    let at = jiff::Timestamp::now();
-    let until = at.checked_add(Duration::from_secs(60)).unwrap();
-    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: None };
-    let other =
-        crate::ledger::RunClaim { key: env.key.clone(), purpose, owner: "other".into(), at, until, order: None };
-    env.ledger.claim_run(other).await.unwrap();
+    claim_as_another(&env.ledger, &env.key).await;
     assert!(matches!(env.run().await, Err(RunError::Held)));
     assert!(env.happened().is_empty());
+}
+
+/// For an hour.
+async fn claim_as_another(ledger: &MemoryLedger, key: &RunKey) {
+    let at = jiff::Timestamp::now();
+    let until = at.checked_add(Duration::from_secs(3600)).unwrap();
+    let purpose = ClaimPurpose::Work { message: message(), is_new: true, replayed_at: None, first: None };
+    let other = RunClaim { key: key.clone(), purpose, owner: "other".into(), at, until, order: None };
+    ledger.claim_run(other).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_wait_for_another_instance_keep_no_place_of_a_step_with_one_call_at_a_time() {
+    let mut env = Env { max_hold: Duration::from_secs(300), ..Env::with(&CONFIG.replace("timeout", ONE_CALL)) };
+    env.key.identity = "free".to_owned();
+    let keys: Vec<RunKey> = (0..10).map(|n| RunKey { scope: String::new(), identity: format!("held-{n}") }).collect();
+    for key in &keys {
+        claim_as_another(&env.ledger, key).await;
+    }
+    let waiting = futures_util::future::join_all(keys.iter().map(|key| env.run_key(key, &env.ledger)));
+    let free = async {
+        // All others have asked for their claims by then.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let begun = tokio::time::Instant::now();
+        env.run().await.map(|outcome| (outcome, begun.elapsed() < Duration::from_secs(1)))
+    };
+    tokio::pin!(waiting);
+    tokio::select! {
+        _ = &mut waiting => panic!("they wait"),
+        done = free => assert_eq!(done.unwrap(), (RunOutcome::Done, true)),
+    }
 }

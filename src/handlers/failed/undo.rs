@@ -100,7 +100,7 @@ async fn decide_with(
         let _claim = claim_in_process(claims, &key, services).await?;
         let (ledger, lease) = (services.ledger(), std::time::Duration::ZERO);
         let claim = async |purpose| {
-            let claimed = steps::claim(ledger, &key, purpose, None, lease, services.waits()).await;
+            let claimed = steps::claim(ledger, &key, purpose, None, lease, services.waits(), || {}).await;
             claimed.map_err(handler_error)
         };
         for purpose in claim_purposes(failed, action) {

@@ -1,15 +1,17 @@
 //! Records what a worker does with its run, keeps its claim, and waits until a recorded call may be made.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::super::claim::{LEASE_MARGIN, MAX_LEASE_DELAY, after};
+use super::super::claim::{LEASE_MARGIN, MAX_LEASE_DELAY, PUBLISHING_LEASE, after};
 use super::super::engine_step::{Admission, CallPermit};
 use super::super::run_error::RunError;
 use super::{Change, RecordedCall, RunWork};
 use crate::ledger::{CallOutcome, EndedCall, RunRecord, RunRecorded, RunState, StepAction, StepCallEntry};
+use crate::message::{Publication, PublishError};
 use crate::recovery::FailureKind;
 
 impl RunWork<'_> {
@@ -20,6 +22,22 @@ impl RunWork<'_> {
             self.record_once(ended.take(), std::mem::take(&mut change.next), change.lease, change.state.take()).await?;
             if change.lease.is_none() || leased_at.elapsed() <= MAX_LEASE_DELAY {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Publishes the events of an answer. The broker may be away meanwhile, so the claim is renewed until they are confirmed.
+    pub(super) async fn publish_claimed(
+        &self,
+        events: Arc<[Publication]>,
+    ) -> Result<Result<(), PublishError>, RunError> {
+        let renewal = || Change { lease: Some(PUBLISHING_LEASE), ..Change::default() };
+        self.record(None, renewal()).await?;
+        let mut published = self.access.publisher.publish(events);
+        loop {
+            match timeout(PUBLISHING_LEASE / 2, &mut published).await {
+                Ok(published) => return Ok(published),
+                Err(_) => self.record(None, renewal()).await?,
             }
         }
     }

@@ -74,7 +74,8 @@ async fn an_answer_that_comes_too_slowly_is_a_timeout_after_which_the_step_is_un
         let Err(RunError::Failed(failure)) = engine.run(input, None, access).await else { panic!("it has failed") };
         assert_eq!((failure.kind, &*failure.code), (FailureKind::TimedOut, "step_timeout"));
         let purpose = ClaimPurpose::Failure { message: message.clone(), failed_at: Timestamp::now(), round: None };
-        let claimed = claim(&ledger, &key, purpose, None, Duration::ZERO, &WaitBudget::new(DEADLINE)).await;
+        let waits = WaitBudget::new(DEADLINE);
+        let claimed = claim(&ledger, &key, purpose, None, Duration::ZERO, &waits, || {}).await;
         let Ok(Claimed::Run(run, _)) = claimed else { panic!("the run is known") };
         assert!(run.steps[0].uncertain, "it may have had its effect");
     }
