@@ -82,10 +82,10 @@ deny: ## Check licences, duplicates, sources and known vulnerabilities of all de
 demo: programs ## Run the whole pipeline with a shop's services, and prove that no order and no refund is missing
 	@$(STEP) "demo" $(DEBUG)/demo run
 
-up: programs ## Start a private broker and orderd, and leave them running
-	@$(STEP) "start RabbitMQ and orderd" $(DEBUG)/demo up
+up: programs ## Start a private broker and orderd, and leave them running; FRESH=1 without the data of the last time
+	@$(STEP) "start RabbitMQ and orderd" $(DEBUG)/demo up $(if $(FRESH),--fresh)
 
-down: ## Stop the broker and orderd of `make up`
+down: ## Stop the broker and orderd of `make up`; their data is kept
 	@if [[ -x $(DEBUG)/demo ]]; then $(STEP) "stop orderd and RabbitMQ" $(DEBUG)/demo down; else $(STEP) "stop RabbitMQ" $(NODE) stop up; fi
 
 bench: ## Compare orderd's throughput with the broker's own limit; STEPS=http with a step against without; NOTIFY=smtp e-mails against what the mail server accepts; N=10000 for a shorter run

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use harness::audit::{Audit, Progress, Published};
 use harness::daemon::{CONFIG, Daemon};
-use harness::environment::{ADDRESSES, Environment};
+use harness::environment::{ADDRESSES, EarlierData, Environment, external_broker};
 use harness::interrupt;
 use harness::node::Node;
 use harness::queued_messages::QueuedMessages;
@@ -70,7 +70,11 @@ enum Action {
         rate: u64,
     },
     /// Start a broker and orderd, and leave them running
-    Up,
+    Up {
+        /// Delete the broker's data and the ledger of the last time first
+        #[arg(long)]
+        fresh: bool,
+    },
     /// Stop what `up` started
     Down,
 }
@@ -78,7 +82,7 @@ enum Action {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Action::Run { orders, rate } => run(orders, rate.max(1)),
-        Action::Up => up().map(|()| true),
+        Action::Up { fresh } => up(fresh).map(|()| true),
         Action::Down => down().map(|()| true),
     };
     match outcome {
@@ -106,7 +110,7 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
     let mut shop = Shop::start()?;
     let steps = shop.steps();
     let settings: Vec<_> = STEPS.iter().map(|key| (*key, &*steps)).chain(FAULTS).collect();
-    let environment = prepare_environment("demo", &settings, &runtime)?;
+    let environment = prepare_environment("demo", &settings, EarlierData::Deleted, &runtime)?;
     let audits = run_in(&environment, published, rate, &mut shop, &runtime);
     environment.tear_down()?;
     let (audit, books) = audits?;
@@ -114,12 +118,17 @@ fn run(orders: u64, rate: u64) -> Outcome<bool> {
     Ok(audit.passed() && books.passed())
 }
 
-fn prepare_environment(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
-    match std::env::var(ADDRESSES) {
-        Ok(addresses) => println!("using the broker at {addresses}, from {ADDRESSES}"),
-        Err(_) => println!("starting a private RabbitMQ node, with its data in target/broker/{name}"),
+fn prepare_environment(
+    name: &str,
+    settings: &[(&'static str, &str)],
+    earlier: EarlierData,
+    runtime: &Runtime,
+) -> Outcome<Environment> {
+    match external_broker()? {
+        Some(addresses) => println!("using the broker at {addresses}, from {ADDRESSES}"),
+        None => println!("starting a private RabbitMQ node, with its data in target/broker/{name}"),
     }
-    let environment = Environment::prepare(name, settings, runtime)?;
+    let environment = Environment::prepare(name, settings, earlier, runtime)?;
     println!("topology declared on {}", environment.config.broker.addresses[0]);
     Ok(environment)
 }
@@ -311,13 +320,20 @@ fn watch(
 
 /// The file with the process id of the daemon that `up` has started, relative to the repository.
 const PID_FILE: &str = "target/up/orderd.pid";
+/// The ledger of that daemon.
+const LEDGER: &str = "target/up/ledger";
 
-fn up() -> Outcome<()> {
+/// Continues with the broker's data and the ledger of the last time, unless `fresh`.
+fn up(fresh: bool) -> Outcome<()> {
     if let Some(pid) = running_daemon() {
         return Err(format!("orderd is running already, as process {pid}; to stop it, run: make down").into());
     }
     let runtime = Runtime::new()?;
-    let environment = prepare_environment("up", &[], &runtime)?;
+    let earlier = if fresh { EarlierData::Deleted } else { EarlierData::Kept };
+    if !fresh && repository()?.join(LEDGER).exists() {
+        println!("continuing with the messages and the ledger of the last time; to begin empty, run: make up FRESH=1");
+    }
+    let environment = prepare_environment("up", &[], earlier, &runtime)?;
     let mut daemon = environment.start_daemon(&sibling_program("orderd")?)?;
     thread::sleep(Duration::from_secs(1));
     if let Err(error) = daemon.check_alive() {
@@ -326,6 +342,7 @@ fn up() -> Outcome<()> {
     }
     let pid = daemon.leave_running();
     fs::write(PID_FILE, pid.to_string())?;
+    environment.save_exports()?;
     println!(
         "orderd is running as process {pid}, and logs to {}\n",
         environment.directory.join("orderd.log").display()

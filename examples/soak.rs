@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         FaultKind::all().iter().for_each(|kind| println!("{:<26} {}", kind.name, kind.about));
         return ExitCode::SUCCESS;
     }
-    if std::env::var_os(environment::ADDRESSES).is_some() {
+    if !matches!(environment::external_broker(), Ok(None)) {
         eprintln!("soak: refusing to kill an external broker; unset {}", environment::ADDRESSES);
         return ExitCode::from(64);
     }

@@ -1,6 +1,7 @@
 //! The environment of a run: a broker with the topology declared, and the settings and directories of a daemon.
 //!
-//! The broker is a private node, unless `ORDERD_BROKER__ADDRESSES` names another, which is neither started nor stopped.
+//! The broker is a private node, unless `ORDERD_BROKER__ADDRESSES` names another, which is neither started nor stopped. What
+//! `make up` has told to export in this shell names no other.
 
 use std::env;
 use std::ffi::OsString;
@@ -20,6 +21,30 @@ use super::node::Node;
 /// The environment variable that names a broker to use instead of a private node.
 pub const ADDRESSES: &str = "ORDERD_BROKER__ADDRESSES";
 const ADMIN: &str = "ORDERD_ADMIN__LISTEN";
+/// The variables that `make up` has told to export, one `NAME=VALUE` a line; relative to the repository.
+const EXPORTS: &str = "target/up/exports";
+
+/// What happens to the data of an earlier run with the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlierData {
+    /// It is deleted: the broker and the ledger are empty.
+    Deleted,
+    /// The broker and the ledger continue with it.
+    Kept,
+}
+
+/// The address of a broker to use instead of a private node.
+pub fn external_broker() -> Outcome<Option<String>> {
+    let address = env::var(ADDRESSES).ok();
+    let exported = exports()?.into_iter().find(|(name, _)| name == ADDRESSES).map(|(_, value)| value);
+    Ok(address.filter(|address| exported.as_ref() != Some(address)))
+}
+
+fn exports() -> Outcome<Vec<(String, String)>> {
+    let text = fs::read_to_string(super::repository()?.join(EXPORTS)).unwrap_or_default();
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
 
 /// A running broker, and the configuration with which a daemon uses it.
 #[derive(Debug)]
@@ -36,21 +61,32 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Starts the broker, creates an empty directory `target/<name>`, and declares the topology.
-    pub fn prepare(name: &str, settings: &[(&'static str, &str)], runtime: &Runtime) -> Outcome<Environment> {
+    /// Starts the broker, creates the directory `target/<name>`, and declares the topology.
+    pub fn prepare(
+        name: &str,
+        settings: &[(&'static str, &str)],
+        earlier: EarlierData,
+        runtime: &Runtime,
+    ) -> Outcome<Environment> {
         let directory = super::repository()?.join("target").join(name);
-        if directory.exists() {
+        // Before its file is deleted.
+        let (external, exported) = (external_broker()?, exports()?);
+        if earlier == EarlierData::Deleted && directory.exists() {
             fs::remove_dir_all(&directory)?;
         }
         fs::create_dir_all(&directory)?;
         let mut all: Vec<_> = settings.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
         all.push(("ORDERD_LEDGER__DIRECTORY", directory.join("ledger").display().to_string()));
         all.push(("ORDERD_LOG__DIRECTORY", directory.join("log").display().to_string()));
-        all.push((ADMIN, free_address()?));
-        let node = match env::var_os(ADDRESSES) {
+        let former = exported.iter().find(|(name, _)| name == ADMIN).map(|(_, address)| address.clone());
+        let former = former.filter(|address| earlier == EarlierData::Kept && TcpListener::bind(address).is_ok());
+        all.push((ADMIN, former.map_or_else(free_address, Ok)?));
+        let node = match external {
             Some(_) => None,
             None => {
-                Node::wipe(name)?;
+                if earlier == EarlierData::Deleted {
+                    Node::wipe(name)?;
+                }
                 let node = Node::start(name)?;
                 all.push((ADDRESSES, format!("127.0.0.1:{}", node.amqp_port)));
                 all.push(("ORDERD_MANAGEMENT__URL", format!("http://127.0.0.1:{}", node.management_port)));
@@ -58,7 +94,10 @@ impl Environment {
             }
         };
         let prepare = || -> Outcome<Config> {
-            let environment = env::vars_os().chain(all.iter().map(|(key, value)| (OsString::from(key), value.into())));
+            // What this shell has of an earlier `make up` would be set twice.
+            let is_set = |name: &OsString| all.iter().any(|(key, _)| name == key);
+            let inherited = env::vars_os().filter(|(name, _)| !is_set(name));
+            let environment = inherited.chain(all.iter().map(|(key, value)| (OsString::from(key), value.into())));
             let sources = Sources {
                 file: Some(CONFIG.into()),
                 environment: environment.collect(),
@@ -96,6 +135,12 @@ impl Environment {
     /// Environment variables with which any orderd command uses this broker and this daemon.
     pub fn settings(&self) -> &[(&'static str, String)] {
         &self.settings
+    }
+
+    /// Keeps the settings as those that a person is told to export.
+    pub fn save_exports(&self) -> Outcome<()> {
+        let lines: String = self.settings.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        Ok(fs::write(super::repository()?.join(EXPORTS), lines)?)
     }
 
     /// Starts orderd.

@@ -27,7 +27,7 @@ use super::Outcome;
 use super::amqp_proxy::AmqpProxy;
 use super::audit::{Audit, Published};
 use super::daemon::CONFIG;
-use super::environment::{ADDRESSES, Environment};
+use super::environment::{ADDRESSES, EarlierData, Environment};
 use super::node::Node;
 use super::queued_messages::QueuedMessages;
 
@@ -74,8 +74,12 @@ impl Soak {
         let mounts = super::repository()?.join("target").join(&self.name);
         let mounts = ["ledger-disk", "events-disk"].map(|name| mounts.join(name));
         mounts.iter().for_each(|path| Disk::unmount_leftover(path));
-        let mut environment =
-            Environment::prepare(&self.name, &[&SETTINGS[..], &RECONNECT_SETTINGS].concat(), &runtime)?;
+        let mut environment = Environment::prepare(
+            &self.name,
+            &[&SETTINGS[..], &RECONNECT_SETTINGS].concat(),
+            EarlierData::Deleted,
+            &runtime,
+        )?;
         let report = self.run_in(&mut environment, mounts, &runtime, log);
         environment.tear_down()?;
         report
