@@ -11,7 +11,7 @@ use crate::escape::escaped;
 pub(super) fn write(error: &LoadError, err: &mut dyn Write) -> io::Result<()> {
     match error {
         LoadError::Unreadable { .. } => writeln!(err, "orderd: {}", chain(error)),
-        LoadError::Invalid { path, problems, warnings } => {
+        LoadError::Invalid { path, problems, warnings, .. } => {
             write_warnings(warnings, path, err)?;
             problems.iter().try_for_each(|problem| writeln!(err, "error: {}", line(problem, path)))
         }

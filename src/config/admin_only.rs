@@ -23,9 +23,9 @@ pub fn load_admin(sources: &Sources) -> Result<Admin, LoadError> {
     };
     let (admin, problems, warnings) = match utf8_text(&bytes) {
         Ok(text) => read_admin(text, sources),
-        Err(problems) => return Err(LoadError::Invalid { path, problems, warnings: Vec::new() }),
+        Err(problems) => return Err(LoadError::Invalid { path, problems, warnings: Vec::new(), read: None }),
     };
-    if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings }) }
+    if problems.is_empty() { Ok(admin) } else { Err(LoadError::Invalid { path, problems, warnings, read: None }) }
 }
 
 /// Like [`load_admin`], for requests that need no token: a token file that cannot be read is ignored. If the

@@ -2,9 +2,11 @@
 //!
 //! It reads files, and the clock only to check the dates in certificates. It never connects to the broker.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use super::handler::HandlerRegistry;
@@ -74,6 +76,21 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// The file it was read from.
     pub path: PathBuf,
+    /// The keys that the file, the environment or the command line sets.
+    pub written: WrittenKeys,
+}
+
+/// The paths of keys that were set, and not left to their defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WrittenKeys(BTreeSet<String>);
+
+impl WrittenKeys {
+    /// Whether this key or one below it was set.
+    pub fn has(&self, key: &str) -> bool {
+        let from =
+            self.0.range::<str, _>((Bound::Included(key), Bound::Unbounded)).take_while(|path| path.starts_with(key));
+        from.map(|path| &path[key.len()..]).any(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    }
 }
 
 /// Why there is no configuration. Exit code 78.
@@ -97,6 +114,8 @@ pub enum LoadError {
         problems: Vec<Problem>,
         /// Every warning, in the order of the file.
         warnings: Vec<Problem>,
+        /// What was read, with defaults in place of what has problems: for further warnings. `None` if the file is no TOML.
+        read: Option<Box<Config>>,
     },
 }
 
@@ -137,11 +156,14 @@ impl Config {
     pub(crate) fn from_bytes(bytes: &[u8], path: PathBuf, sources: &Sources) -> Result<Loaded, LoadError> {
         let context = ReadContext::new(&sources.environment, secret::is_world_readable(&path));
         match parse(bytes, sources, &context) {
-            Ok((config, mut warnings)) => {
+            Ok((config, mut warnings, written)) => {
                 warnings.extend(missing_newline(bytes));
-                Ok(Loaded { config, warnings, path })
+                Ok(Loaded { config, warnings, path, written })
             }
-            Err(ConfigErrors { problems, warnings }) => Err(LoadError::Invalid { path, problems, warnings }),
+            Err(ConfigErrors { problems, mut warnings, read }) => {
+                warnings.extend(missing_newline(bytes));
+                Err(LoadError::Invalid { path, problems, warnings, read })
+            }
         }
     }
 }
@@ -166,16 +188,17 @@ pub(crate) fn has_workload(bytes: &[u8]) -> bool {
 pub(super) struct ConfigErrors {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
+    pub read: Option<Box<Config>>,
 }
 
 /// Loads a configuration from the content of its file, with the overrides and handlers of `sources`. Returns it with its
-/// warnings.
+/// warnings and the keys that were set.
 pub(super) fn parse(
     bytes: &[u8],
     sources: &Sources,
     context: &ReadContext,
-) -> Result<(Config, Vec<Problem>), ConfigErrors> {
-    let not_toml = |problems| ConfigErrors { problems, warnings: Vec::new() };
+) -> Result<(Config, Vec<Problem>, WrittenKeys), ConfigErrors> {
+    let not_toml = |problems| ConfigErrors { problems, warnings: Vec::new(), read: None };
     let mut layers = utf8_text(bytes).and_then(Layers::read).map_err(not_toml)?;
     if !layers.root.contains_key("queues") && !layers.root.contains_key("consumers") {
         add_default_workload(&mut layers);
@@ -187,7 +210,10 @@ pub(super) fn parse(
     check::check(&config, sources.handlers, &context.report);
     secret::warn_about_exposed_passwords(&config, &layers.origins, context);
     let (problems, warnings) = context.report.take_sorted(&layers.origins);
-    if problems.is_empty() { Ok((config, warnings)) } else { Err(ConfigErrors { problems, warnings }) }
+    if !problems.is_empty() {
+        return Err(ConfigErrors { problems, warnings, read: Some(Box::new(config)) });
+    }
+    Ok((config, warnings, WrittenKeys(layers.origins.into_keys().collect())))
 }
 
 pub(super) fn utf8_text(bytes: &[u8]) -> Result<&str, Vec<Problem>> {

@@ -24,9 +24,15 @@ pub struct Fault {
 /// What is wrong with a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// A required value is missing or null.
+    /// A required value is not there.
     #[error("is missing")]
     Missing,
+    /// A required value is null.
+    #[error("is null")]
+    Null,
+    /// A required value is a text without any characters but spaces.
+    #[error("is empty")]
+    Empty,
     /// It has the wrong type.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
@@ -67,6 +73,8 @@ impl Problem {
         match self {
             Problem::Rule(_) => false,
             Problem::Missing
+            | Problem::Null
+            | Problem::Empty
             | Problem::Mismatch(_)
             | Problem::Json(_)
             | Problem::TooMany(_)
@@ -86,9 +94,13 @@ impl Problem {
             Problem::Unreadable { code, .. } => code,
             Problem::Ambiguous => "ambiguous_items",
             Problem::Event(_) => UnsupportedEvent::CODE,
-            Problem::Missing | Problem::Mismatch(_) | Problem::Json(_) | Problem::TooMany(_) | Problem::NoCurrency => {
-                "invalid_order"
-            }
+            Problem::Missing
+            | Problem::Null
+            | Problem::Empty
+            | Problem::Mismatch(_)
+            | Problem::Json(_)
+            | Problem::TooMany(_)
+            | Problem::NoCurrency => "invalid_order",
         }
     }
 }

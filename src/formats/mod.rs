@@ -4,7 +4,7 @@
 //! spec      where each value of an order is: plain values, from the configuration or built in
 //! mapping   a spec, compiled          pointer   JSON pointers, and finding all of them in one pass
 //! read      reads an order            money     amounts in major and minor units
-//! fault     what is wrong with a document
+//! fault     what is wrong with a document            rule_fault the place of a broken rule
 //! ```
 //! Pure: a document in, an order or all of its faults out. It never decides what happens to an order.
 
@@ -14,6 +14,7 @@ mod mapping;
 mod money;
 mod pointer;
 mod read;
+mod rule_fault;
 pub mod spec;
 
 use std::sync::Arc;
@@ -94,7 +95,7 @@ impl Format {
         order.check().map_err(|rule| {
             let fault = match self {
                 Format::Own => Fault { field: String::new(), pointer: None, problem: rule.into() },
-                Format::Mapped(mapping) => read::of_rule(mapping, rule),
+                Format::Mapped(mapping) => rule_fault::rule_fault(mapping, rule),
             };
             OrderFaults::of_order(order, fault)
         })

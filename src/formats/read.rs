@@ -9,6 +9,7 @@ use super::fault::{Fault, MAX_FAULTS, OrderFaults, Problem};
 use super::mapping::{AmountSlots, LineSlots, Mapping, Slot};
 use super::money;
 use super::pointer::{FindError, Found, MAX_VALUES};
+use super::rule_fault::rule_fault;
 use super::spec::CancelledIf;
 use crate::domain::value::{self, Mismatch};
 use crate::domain::{
@@ -60,7 +61,7 @@ pub(super) fn document(
 /// Reads an order or a cancellation and reports each value.
 pub(super) fn explain(mapping: &Mapping, document: &str, stated: Option<OrderEvent>) -> Explanation {
     let mut reader = Reader { fields: Some(Vec::new()), ..Reader::default() };
-    let checked = |order: Order| order.check().map_err(|rule| OrderFaults::of_order(&order, of_rule(mapping, rule)));
+    let checked = |order: Order| order.check().map_err(|rule| OrderFaults::of_order(&order, rule_fault(mapping, rule)));
     let result = reader.read(mapping, document, stated).and_then(|document| match document {
         OrderDocument::Placed(order) => checked(order).map(Explained::Placed),
         OrderDocument::Cancelled(id) => Ok(Explained::Cancelled(id)),
@@ -76,12 +77,26 @@ pub(super) fn order_id(mapping: &Mapping, document: &str) -> Option<OrderId> {
     OrderId::new([&mapping.spec.id_prefix, &*id].concat())
 }
 
+/// The value, unless it counts as missing.
 fn raw<'a>(slot: &'a Slot, found: &Found<'a>) -> Option<&'a str> {
-    let raw = match slot {
-        Slot::At { number, .. } => found.one(*number)?,
-        Slot::Constant(json) => json,
-    };
-    (!value::is_missing(raw)).then_some(raw)
+    given(slot, found).filter(|raw| is_present(raw))
+}
+
+/// The value, also if it is null or empty.
+fn given<'a>(slot: &'a Slot, found: &Found<'a>) -> Option<&'a str> {
+    match slot {
+        Slot::At { number, .. } => found.one(*number),
+        Slot::Constant(json) => Some(json),
+    }
+}
+
+/// What is wrong with a required value that counts as missing.
+fn absent(given: Option<&str>) -> Problem {
+    match given {
+        None => Problem::Missing,
+        Some("null") => Problem::Null,
+        Some(_) => Problem::Empty,
+    }
 }
 
 /// The place that field names and pointers are relative to.
@@ -151,6 +166,10 @@ impl Reader {
                         let problem = UnsupportedEvent.into();
                         self.push(Fault { field: String::new(), pointer: None, problem });
                     }
+                }
+                // A document of another kind may lack everything else, so that is only told to a person who asks.
+                if self.fields.is_some() {
+                    self.order(mapping, &found);
                 }
                 None
             }
@@ -244,7 +263,6 @@ impl Reader {
         };
         if line.is_some_and(is_given) {
             self.fault(Scope::Document, "items", list, Problem::Ambiguous);
-            return None;
         }
         let Some(values) = list_items(raw_list, MAX_ITEMS) else {
             let mismatch = value::mismatch(raw_list, "a list");
@@ -296,7 +314,8 @@ impl Reader {
         let amount = self.amount(scope, AmountField::Price, name, &slots.price, found);
         if amount.is_none() && self.faults.len() == known {
             let pointer = slots.price.parts.first().map(|(pointer, _)| scope.pointer(pointer));
-            self.push(Fault { field: scope.field(name), pointer, problem: Problem::Missing });
+            let given = slots.price.parts.iter().find_map(|(_, number)| found.one(*number));
+            self.push(Fault { field: scope.field(name), pointer, problem: absent(given) });
         }
         let (product, quantity, amount) = (product?, quantity?, amount?);
         if !slots.is_total {
@@ -316,7 +335,7 @@ impl Reader {
         slots: &AmountSlots,
         found: &Found<'_>,
     ) -> Option<Decimal> {
-        let mut amounts = Vec::new();
+        let (mut amounts, mut is_wrong) = (Vec::new(), false);
         for (pointer, number) in &slots.parts {
             for raw in found.all(*number).filter(|raw| is_present(raw)) {
                 match money::read(raw, field, slots.unit, &mut self.currency) {
@@ -324,7 +343,7 @@ impl Reader {
                     Err(problem) => {
                         let (field, pointer) = (scope.field(name), Some(scope.pointer(pointer)));
                         self.push(Fault { field, pointer, problem });
-                        return None;
+                        is_wrong = true;
                     }
                 }
             }
@@ -333,12 +352,13 @@ impl Reader {
             self.charges += amounts.len();
         }
         let sum = match amounts.as_slice() {
+            _ if is_wrong => None,
             [] => None,
             [amount] => Some(*amount),
             several => sum_exactly(several.iter().copied()),
         };
         let pointers = || slots.parts.iter().map(|(pointer, _)| scope.pointer(pointer)).collect::<Vec<_>>().join(" + ");
-        if !amounts.is_empty() && sum.is_none() {
+        if !amounts.is_empty() && sum.is_none() && !is_wrong {
             self.push(Fault { field: scope.field(name), pointer: Some(pointers()), problem: RuleError::Total.into() });
         }
         if let Some(fields) = &mut self.fields {
@@ -414,7 +434,7 @@ impl Reader {
     /// Reports a required value as missing, unless it is there and wrong.
     fn missing<T>(&mut self, scope: Scope<'_>, name: &str, slot: &Slot, found: &Found<'_>) -> Option<T> {
         if raw(slot, found).is_none() {
-            self.fault(scope, name, slot, Problem::Missing);
+            self.fault(scope, name, slot, absent(given(slot, found)));
         }
         None
     }
@@ -469,20 +489,4 @@ fn quantity(raw: &str) -> Result<i64, Problem> {
     let quantity = value::as_quantity(raw)?.unwrap_or(i64::MAX);
     let is_valid = (1..=MAX_QUANTITY).contains(&quantity);
     if is_valid { Ok(quantity) } else { Err(RuleError::quantity(quantity).into()) }
-}
-
-/// A rule about the whole order, with the pointer of the field that it concerns most.
-pub(super) fn of_rule(mapping: &Mapping, rule: RuleError) -> Fault {
-    let slots = &mapping.document;
-    let amount = |name: &str, slots: &Option<AmountSlots>| {
-        let parts = slots.iter().flat_map(|slots| &slots.parts);
-        let pointers: Vec<_> = parts.map(|(pointer, _)| pointer.to_string()).collect();
-        (name.to_owned(), (!pointers.is_empty()).then(|| pointers.join(" + ")))
-    };
-    let (field, pointer) = match &rule {
-        RuleError::TotalMismatch { .. } | RuleError::Total => amount("total", &slots.total),
-        RuleError::NegativeTotal => amount("discount", &slots.discount),
-        _ => (String::new(), None),
-    };
-    Fault { field, pointer, problem: rule.into() }
 }

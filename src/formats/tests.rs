@@ -245,7 +245,7 @@ fn every_fault_of_a_document_is_reported_with_its_pointer() {
     );
     assert!(faults.is_malformed() && faults.code() == "invalid_order");
     let text = faults.to_string();
-    assert!(text.contains("id (/order/no) is missing") && !text.contains("4111"), "{text}");
+    assert!(text.contains("id (/order/no) is null") && !text.contains("4111"), "{text}");
     let broken = checked(&cents(), &CENTS.replace("2640", "2641")).unwrap_err();
     assert_eq!((broken.is_malformed(), broken.code()), (false, "total_mismatch"));
     assert_eq!(broken.faults[0].pointer.as_deref(), Some("/order/sum"));

@@ -68,6 +68,21 @@ fn everything_that_is_wrong_with_an_order_is_shown_at_once() {
     let (code, out, err) = check(b"{\"id\": 1, \"product\": \"\\u001b[2J\"}", &[]);
     assert!(code == 1 && err.contains("error: quantity (/quantity): invalid_order: is missing"), "{err}");
     assert!(!out.contains('\u{1b}') && !err.contains('\u{1b}'));
+    // No fault hides another one.
+    let document = br#"{"id": "", "event": "edited", "product": null, "quantity": 0, "price": " ", "items":
+        [{"product": "", "quantity": 1}, {"product": "Pen", "quantity": "x", "price": null}]}"#;
+    let (_, _, err) = check(document, &[]);
+    for fault in [
+        "error: id (/id): invalid_order: is empty\n",
+        "error: event (/event): unsupported_event: ",
+        "error: items (/items): ambiguous_items: ",
+        "error: items[0].product (/items/0/product): invalid_order: is empty\n",
+        "error: items[0].price (/items/0/price): invalid_order: is missing\n",
+        "error: items[1].quantity (/items/1/quantity): invalid_order: ",
+        "error: items[1].price (/items/1/price): invalid_order: is null\n",
+    ] {
+        assert!(err.contains(fault), "no {fault:?}:\n{err}");
+    }
     for (document, code) in
         [(&b"[1]"[..], "invalid_order"), (b"", "invalid_order"), (b"\xff\xfe{\0", "unsupported_encoding")]
     {

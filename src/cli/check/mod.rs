@@ -112,7 +112,7 @@ pub async fn run(args: CheckArgs, sources: &Sources, out: &mut dyn Write, err: &
     }
     let loaded = match Config::load(sources) {
         Ok(loaded) => loaded,
-        Err(error) => return report_load_error(output, &error, out, err),
+        Err(error) => return report_load_error(output, with_all_warnings(error), out, err),
     };
     load_error::write_warnings(&loaded.warnings, &loaded.path, err)?;
     if let Some(file) = &args.order {
@@ -210,12 +210,21 @@ fn shared_user(config: &Config, known: Option<&str>) -> Option<Problem> {
     is_shared.then(|| warning("broker.username", message.to_owned()))
 }
 
+/// The errors with the warnings that a valid configuration would get too, except about keys that have errors.
+fn with_all_warnings(mut error: LoadError) -> LoadError {
+    if let LoadError::Invalid { problems, warnings, read: Some(config), .. } = &mut error {
+        let found = storage_warnings(config).into_iter().chain(shared_user(config, None));
+        warnings.extend(found.filter(|warning| problems.iter().all(|problem| problem.path != warning.path)));
+    }
+    error
+}
+
 /// Prints why the configuration cannot be loaded.
-fn report_load_error(format: Format, error: &LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    load_error::write(error, err)?;
+fn report_load_error(format: Format, error: LoadError, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+    load_error::write(&error, err)?;
     if format == Format::Json {
-        let (problems, warnings) = match error {
-            LoadError::Unreadable { path, .. } => (json!([{"path": path, "message": chain(error)}]), json!([])),
+        let (problems, warnings) = match &error {
+            LoadError::Unreadable { path, .. } => (json!([{"path": path, "message": chain(&error)}]), json!([])),
             LoadError::Invalid { problems, warnings, .. } => (json!(problems), json!(warnings)),
         };
         write_json(&json!({"ok": false, "problems": problems, "warnings": warnings}), out)?;
