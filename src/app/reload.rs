@@ -67,7 +67,7 @@ pub(super) async fn plan(
     let reread = config_watcher::reread(sources, active).await;
     let loaded =
         reread.map_err(|error| Rejection { problems: error.problems(), temporary: false, changes: Vec::new() })?;
-    let changes = config::changes(active, &loaded.config);
+    let changes = config::changes(active, &loaded.config, &loaded.written);
     let next = config::applicable(active, &loaded.config);
     let rejected = |problem, temporary| Rejection { problems: vec![problem], temporary, changes: changes.clone() };
     pools.wait_for_capacity(&next.consumers, pauses).await.map_err(|error| rejected(error.to_string(), true))?;

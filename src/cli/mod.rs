@@ -33,9 +33,10 @@ use output::Output;
 
 pub use exit::Exit;
 
-use crate::config::{Config, Loaded, Sources};
+use crate::config::{Config, Loaded, Sources, load_ledger_directory};
 use crate::domain::DEFAULT_NOTIFY;
 use crate::escape::{escaped, is_escaped};
+use crate::ledger::LedgerLocation;
 use crate::notify::{NotifySettings, RecipientCheck};
 use crate::{files, handlers, steps};
 
@@ -210,11 +211,11 @@ fn run_command(command: CliCommand, sources: &Sources, out: &mut Output<Stdout>)
         CliCommand::Resume(args) => block_on(1, control::set_paused(args, false, sources, out, err)),
         CliCommand::Probe(args) => block_on(1, probe::run(args, sources, out, err)),
         CliCommand::Report(args) => {
-            with_config(sources, |loaded| block_on(1, report::run(&args, &loaded.config, Timestamp::now(), out, err)))
+            with_ledger(sources, |ledger, _| block_on(1, report::run(&args, ledger, Timestamp::now(), out, err)))
         }
-        CliCommand::Trace(args) => {
-            with_config(sources, |loaded| block_on(1, trace::run(&args, &loaded.config, Timestamp::now(), out, err)))
-        }
+        CliCommand::Trace(args) => with_ledger(sources, |ledger, config| {
+            block_on(1, trace::run(&args, ledger, config, Timestamp::now(), out, err))
+        }),
         CliCommand::Ledger(args) => {
             with_config(sources, |loaded| block_on(1, ledger::run(args, &loaded.config, out, err)))
         }
@@ -257,6 +258,27 @@ fn block_on(threads: usize, command: impl Future<Output = io::Result<Exit>>) -> 
             Ok(Exit::Internal)
         }
     }
+}
+
+/// Finds the ledger for a command that only reads it. Errors elsewhere in the configuration must not keep an operator from
+/// reading what was recorded: then the command gets no configuration.
+fn with_ledger(
+    sources: &Sources,
+    command: impl FnOnce(&LedgerLocation, Option<&Config>) -> io::Result<Exit>,
+) -> io::Result<Exit> {
+    let error = match Config::load(sources) {
+        Ok(Loaded { config, .. }) => return command(&config.ledger.location(), Some(&config)),
+        Err(error) => error,
+    };
+    let Some(directory) = load_ledger_directory(sources) else {
+        load_error::write(&error, &mut Output::stderr())?;
+        return Ok(Exit::Config);
+    };
+    let shown = directory.display();
+    print_error(&format!(
+        "the configuration has errors, see `orderd check`; reading the ledger in {shown}, as it says"
+    ));
+    command(&LedgerLocation::Directory(directory), None)
 }
 
 /// Loads the configuration for a command, or prints every problem.

@@ -26,7 +26,7 @@ const LAST_LOG_LINE: Duration = Duration::from_millis(50);
 
 /// Runs the daemon until a signal or an error stops it. `loaded` was read from `sources`; a reload reads them again.
 pub async fn run(loaded: Loaded, sources: Sources) -> Exit {
-    let Loaded { config, warnings, path } = loaded;
+    let Loaded { config, warnings, path, .. } = loaded;
     let log = &config.log;
     let settings =
         telemetry::Settings { level: log.level.into(), json: log.format == LogFormat::Json, files: log.log_files() };

@@ -21,6 +21,13 @@ pub(super) fn shortened(text: &str, max: usize) -> String {
     }
 }
 
+/// A number of things: `1 order`, `2 orders`.
+pub(super) fn counted(count: impl Into<i128>, what: &str) -> String {
+    let count = count.into();
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// The time since a moment, in whole seconds.
 pub(super) fn age(moment: Timestamp, now: Timestamp) -> String {
     whole_seconds(now.duration_since(moment).as_secs_f64())

@@ -39,7 +39,7 @@ pub use change::{applicable, changes};
 pub use command_token::CommandToken;
 pub use handler::{HandlerRegistry, HandlerSettings, HandlerSpec, MessageKind};
 pub use layers::{Table, Value};
-pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources};
+pub use load::{DEFAULT_FILE, DEFAULT_PATH, LoadError, Loaded, Sources, WrittenKeys};
 pub(crate) use load::{MAX_FILE_BYTES, has_workload};
 pub use model::{
     Admin, Broker, Config, Consumer, Ledger, Log, LogFormat, LogLevel, Management, Mechanism, Queue, Reload, Rotation,

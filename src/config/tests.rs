@@ -23,7 +23,7 @@ fn load_with(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Result<(
     let sources = Sources { settings, environment, ..handlers::sources() };
     let lines = |problems: Vec<Problem>| problems.iter().map(Problem::to_string).collect::<Vec<_>>();
     match parse(file.as_bytes(), &sources, &ReadContext::default()) {
-        Ok((config, warnings)) => Ok((config, lines(warnings))),
+        Ok((config, warnings, _)) => Ok((config, lines(warnings))),
         Err(ConfigErrors { problems, .. }) => Err(lines(problems)),
     }
 }

@@ -60,6 +60,21 @@ impl ExactSum {
         exact(&text).or_else(|| exact(text.trim_end_matches('0').trim_end_matches('.')).filter(|_| text.contains('.')))
     }
 
+    /// Decimal places in its text.
+    pub fn places(&self) -> usize {
+        self.scale as usize
+    }
+
+    /// Its text, with zeros at the end so that it has at least this many decimal places.
+    pub fn with_places(self, places: usize) -> String {
+        let mut text = self.to_string();
+        if self.scale == 0 && places > 0 {
+            text.push('.');
+        }
+        text.extend(std::iter::repeat_n('0', places.saturating_sub(self.places())));
+        text
+    }
+
     fn from_parts(negative: bool, whole: u128, fraction: u128, scale: u32) -> Self {
         let whole = i128::try_from(whole).unwrap_or(i128::MAX);
         match (negative, fraction) {

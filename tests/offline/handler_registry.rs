@@ -217,8 +217,9 @@ async fn a_reload_reports_each_changed_key_and_the_new_handler_has_the_new_value
     let old = Config::load(&sources).unwrap().config;
     assert_eq!(greeting(&old, &path).await, "hello");
     fs::write(sources.path(), file_with("text = \"welcome\"\ntimes = 2")).unwrap();
-    let new = config_watcher::reread(&sources, &old).await.unwrap().config;
-    let changes = config::changes(&old, &new);
+    let loaded = config_watcher::reread(&sources, &old).await.unwrap();
+    let new = loaded.config;
+    let changes = config::changes(&old, &new, &loaded.written);
     let changes: Vec<_> = changes
         .iter()
         .map(|change| (change.key.as_str(), change.from.as_deref(), change.to.as_deref(), change.effect))

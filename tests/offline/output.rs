@@ -160,3 +160,36 @@ fn a_configuration_file_without_its_option_is_refused_with_the_option() {
     assert_eq!(output.status.code(), Some(64), "{error}");
     assert!(error.contains(&format!("--config {CONFIG}")), "{error}");
 }
+
+#[tokio::test]
+async fn what_was_recorded_can_be_read_although_the_configuration_has_errors_elsewhere() {
+    let ledger = ledger().await;
+    let set = format!("ledger.directory={}", ledger.path().display());
+    for (arguments, code) in [(&["report", "--format", "json"][..], 0), (&["trace", "ord-1", "--format", "json"], 1)] {
+        let output = |more: &[&str]| {
+            let common = ["--config", CONFIG, "--set", &set, "--set", "consumers.order.workers=0"];
+            let output = crate::orderd().args(arguments).args(common).args(more).output().unwrap();
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            (output.status.code(), text(output.stdout), text(output.stderr))
+        };
+        let (found, out, err) = output(&[]);
+        assert_eq!(found, Some(code), "{err}");
+        assert!(err.contains("the configuration has errors") && err.contains(ledger.path().to_str().unwrap()), "{err}");
+        let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert!(report["broker_error"].is_null() == (arguments[0] == "report"), "{report}");
+        // Not if the error may be about the ledger.
+        assert_eq!(output(&["--set", "ledger.directory="]).0, Some(78));
+    }
+}
+
+#[test]
+fn a_configuration_with_errors_is_shown_with_its_warnings() {
+    let check = |set: &str| {
+        let output = crate::orderd().args(["check", "--config", CONFIG, "--set", set]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, err) = check("log.level=nonsense");
+    assert_eq!(code, Some(78));
+    assert!(err.contains("error: ") && err.contains("warning: ") && err.contains("default user \"guest\""), "{err}");
+    assert!(!check("broker.username=").1.contains("default user"));
+}

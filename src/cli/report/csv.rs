@@ -52,8 +52,9 @@ mod tests {
         let names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "Laptop", "a-b", "a;=1", "\"=1"];
         let rows = names.map(|key| ReportRow { key: key.to_owned(), figures, charges: None, total: None }).into();
         let processed = OrderFigures { figures, ..OrderFigures::default() };
-        let (cancelled, prevented) = Default::default();
-        let currencies = vec![CurrencyReport { currency: "=EUR".to_owned(), processed, cancelled, prevented, rows }];
+        let (cancelled, prevented, failed) = Default::default();
+        let currencies =
+            vec![CurrencyReport { currency: "=EUR".to_owned(), processed, cancelled, prevented, failed, rows }];
         let window = Window { since: now, until: now };
         let mut out = Vec::new();
         write(&Report { window, by: GroupBy::Product, currencies, dead_lettered: Vec::new() }, &mut out).unwrap();

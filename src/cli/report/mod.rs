@@ -13,9 +13,8 @@ use jiff::Timestamp;
 use super::Exit;
 use super::output::write_json;
 use crate::chain::chain;
-use crate::config::Config;
-use crate::ledger::OpenError;
 use crate::ledger::report::{GroupBy, PointInTime, ReportError, ReportQuery};
+use crate::ledger::{LedgerLocation, OpenError};
 
 /// Arguments of `orderd report`.
 #[derive(Debug, Args)]
@@ -55,7 +54,7 @@ enum Grouping {
     Hour,
     /// Days, UTC
     Day,
-    /// Accepted and processed orders, each counted at that moment
+    /// Accepted, processed, cancelled and failed orders, each counted at that moment
     Status,
     /// Orders with priority, and others
     Priority,
@@ -81,13 +80,13 @@ impl From<Grouping> for GroupBy {
 /// When `out` or `err` cannot be written.
 pub async fn run(
     args: &ReportArgs,
-    config: &Config,
+    ledger: &LedgerLocation,
     now: Timestamp,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
     let query = ReportQuery { since: args.since, until: args.until, by: args.by.into() };
-    match config.ledger.location().reader().report(query, now).await {
+    match ledger.reader().report(query, now).await {
         Ok(report) => {
             match args.format {
                 ReportFormat::Text => text::write(&report, out)?,

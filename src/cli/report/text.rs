@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cli::table::{self, Layout};
-use crate::cli::text::shortened;
+use crate::cli::text::{counted, shortened};
+use crate::domain::ExactSum;
 use crate::escape::escaped;
 use crate::ledger::report::{CurrencyReport, DeadLettered, GroupBy, Report, ReportRow};
 use crate::ledger::{ChargeSums, Figures};
@@ -42,11 +43,12 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
     let currency = if block.currency == "XXX" { "no currency" } else { &block.currency };
     writeln!(out, "\n{}", escaped(currency))?;
     let mut table = table::new([&by.to_string().to_uppercase(), "ORDERS", "PIECES", "REVENUE", ""]);
-    let mut rows: Vec<_> =
-        block.rows.iter().map(|row| cells(&shortened(&escaped(&row.key), MAX_KEY_CHARS), row.figures)).collect();
+    let places = block.rows.iter().map(|row| row.figures.revenue.places()).max().unwrap_or(0);
+    let key = |row: &ReportRow| shortened(&escaped(&row.key), MAX_KEY_CHARS);
+    let mut rows: Vec<_> = block.rows.iter().map(|row| cells(&key(row), row.figures, places)).collect();
     // No sum of statuses: a processed order was accepted before, and would count twice.
     if by != GroupBy::Status {
-        rows.push(sum_cells(by, block));
+        rows.push(sum_cells(by, block, places));
     }
     table.add_rows(rows);
     // The column of the bars is still empty.
@@ -60,24 +62,29 @@ fn write_block(by: GroupBy, block: &CurrencyReport, out: &mut dyn Write) -> io::
     if !charges.is_zero() {
         let ChargeSums { shipping, fees, tax, discount } = charges;
         let total = block.processed.total;
+        let all = [total, shipping, fees, discount, tax];
+        let places = all.iter().map(ExactSum::places).max().unwrap_or(0).max(places);
+        let [total, shipping, fees, discount, tax] = all.map(|amount| amount.with_places(places));
         writeln!(out, "  paid {total}: goods, shipping {shipping}, fees {fees}, discount {discount}, tax {tax}")?;
         writeln!(out, "  (where prices include the tax, it is in the revenue already)")?;
     }
-    for (orders, what) in [
-        (&block.cancelled, "were cancelled and are subtracted"),
-        (&block.prevented, "were cancelled before they were processed"),
+    for (orders, one, several) in [
+        (&block.cancelled, "was cancelled and is subtracted", "were cancelled and are subtracted"),
+        (&block.prevented, "was cancelled before it was processed", "were cancelled before they were processed"),
+        (&block.failed, "has failed and was not replayed", "have failed and were not replayed"),
     ] {
         let Figures { orders, revenue, .. } = orders.figures;
         if orders != 0 && by != GroupBy::Status {
-            writeln!(out, "  {orders} orders worth {revenue} {what}")?;
+            let what = if orders == 1 { one } else { several };
+            let (orders, revenue) = (counted(orders, "order"), revenue.with_places(places));
+            writeln!(out, "  {orders} worth {revenue} {what}")?;
         }
     }
     if by == GroupBy::Product && !all_are_counted(block) {
         let Figures { orders, revenue, .. } = block.processed.figures;
-        writeln!(
-            out,
-            "  {orders} orders worth {revenue} were processed in this period: products are counted when their"
-        )?;
+        let was = if orders == 1 { "was" } else { "were" };
+        let (orders, revenue) = (counted(orders, "order"), revenue.with_places(places));
+        writeln!(out, "  {orders} worth {revenue} {was} processed in this period: products are counted when their")?;
         writeln!(out, "  analytics events are handled")?;
     }
     Ok(())
@@ -96,8 +103,8 @@ fn all_are_counted(block: &CurrencyReport) -> bool {
 }
 
 /// The last row. An order with several products is in the row of each of them, so their orders do not add up.
-fn sum_cells(by: GroupBy, block: &CurrencyReport) -> [String; 4] {
-    let mut cells = cells("", sum(&block.rows));
+fn sum_cells(by: GroupBy, block: &CurrencyReport, places: usize) -> [String; 4] {
+    let mut cells = cells("", sum(&block.rows), places);
     if by == GroupBy::Product && all_are_counted(block) {
         cells[1] = block.processed.figures.orders.to_string();
     } else if by == GroupBy::Product {
@@ -106,9 +113,10 @@ fn sum_cells(by: GroupBy, block: &CurrencyReport) -> [String; 4] {
     cells
 }
 
-fn cells(key: &str, figures: Figures) -> [String; 4] {
+/// `places`: decimal places of all amounts in the column.
+fn cells(key: &str, figures: Figures, places: usize) -> [String; 4] {
     let Figures { orders, quantity, revenue } = figures;
-    [key.to_owned(), orders.to_string(), quantity.to_string(), revenue.to_string()]
+    [key.to_owned(), orders.to_string(), quantity.to_string(), revenue.with_places(places)]
 }
 
 /// Bars in proportion to revenue, or to the number of orders if there is no revenue.
@@ -166,8 +174,8 @@ mod tests {
     }
 
     fn currency(code: &str, processed: OrderFigures, rows: Vec<ReportRow>) -> CurrencyReport {
-        let (cancelled, prevented) = Default::default();
-        CurrencyReport { currency: code.to_owned(), processed, cancelled, prevented, rows }
+        let (cancelled, prevented, failed) = Default::default();
+        CurrencyReport { currency: code.to_owned(), processed, cancelled, prevented, failed, rows }
     }
 
     fn text(by: GroupBy, rows: Vec<ReportRow>, processed: Figures, dead_lettered: Vec<DeadLettered>) -> String {
@@ -213,8 +221,35 @@ dead-lettered messages
         write_block(GroupBy::Product, &block, &mut out).unwrap();
         let shown = String::from_utf8(out).unwrap();
         let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
-        let expected = "3 8 45 paid 49.90: goods, shipping 4.90, fees 0, discount 0, tax 0";
+        let expected = "3 8 45 paid 49.90: goods, shipping 4.90, fees 0.00, discount 0.00, tax 0.00";
         assert!(words.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn amounts_of_a_column_have_the_same_decimal_places_and_one_order_is_not_several() {
+        let rows = vec![row("Laptop", 1, "1200"), row("Mouse", 2, "-5.5"), row("Pen", 1, "0.125")];
+        let figures = |orders| OrderFigures { figures: row("", orders, "5").figures, ..OrderFigures::default() };
+        let block = CurrencyReport {
+            cancelled: figures(1),
+            prevented: figures(2),
+            failed: figures(1),
+            ..currency("EUR", figures(1), rows)
+        };
+        let mut out = Vec::new();
+        write_block(GroupBy::Product, &block, &mut out).unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        for part in [
+            " 1200.000 ",
+            " -5.500\n",
+            " 0.125 ",
+            " 1194.625\n",
+            "  1 order worth 5.000 was cancelled and is subtracted\n",
+            "  2 orders worth 5.000 were cancelled before they were processed\n",
+            "  1 order worth 5.000 has failed and was not replayed\n",
+            "  1 order worth 5.000 was processed in this period",
+        ] {
+            assert!(shown.contains(part), "no {part:?}:\n{shown}");
+        }
     }
 
     #[test]

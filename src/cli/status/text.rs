@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{reload, tables};
 use crate::alerts::AlertsStatus;
-use crate::cli::text::{age, labelled, whole_seconds, wrapped};
+use crate::cli::text::{age, counted, labelled, whole_seconds, wrapped};
 use crate::escape::escaped;
 use crate::reconcile::{ApiState, BrokerView};
 use crate::status::{BreakerStatus, ConsumerStatus, DaemonState, OtherConsumer, ReadinessCheck, SenderCounts, Status};
@@ -26,6 +26,7 @@ pub(super) fn write(status: &Status, now: Timestamp, out: &mut dyn Write) -> io:
     writeln!(out)?;
     write_counts("retries", status, |consumer| &consumer.retries, |other| &other.retries, out)?;
     write_counts("dead letters", status, |consumer| &consumer.dead_letters, |other| &other.dead_letters, out)?;
+    write_cancellations(status, out)?;
     write_failures(status, out)?;
     write_senders(status, out)?;
     write_conservation(status, out)?;
@@ -63,12 +64,13 @@ fn write_daemon(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     };
     let outages = match daemon.ledger.outages {
         0 => String::new(),
-        1 => ", 1 outage".to_owned(),
-        count => format!(", {count} outages"),
+        count => format!(", {}", counted(count, "outage")),
     };
     let connections = format!(
-        "{} open, {} made since start; {publisher}; ledger {ledger}, {} commits{outages}",
-        daemon.connections, daemon.connections_made, daemon.ledger.commits
+        "{} open, {} made since start; {publisher}; ledger {ledger}, {}{outages}",
+        daemon.connections,
+        daemon.connections_made,
+        counted(daemon.ledger.commits, "commit")
     );
     labelled("connections", &connections, out)?;
     labelled("ready", &readiness(status), out)
@@ -205,6 +207,18 @@ fn write_counts(
     wrapped(&format!("{label}: {}", counted.join("; ")), out)
 }
 
+/// One line with the cancellations of each consumer, and its orders that were cancelled; nothing if there are none.
+fn write_cancellations(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    let any = status.consumers.iter().filter(|(_, consumer)| consumer.cancelled + consumer.prevented > 0);
+    let counts = any.map(|(name, consumer)| {
+        let counts = [(consumer.cancelled, "carried out"), (consumer.prevented, "orders prevented")];
+        let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{what} {count}"));
+        format!("{}: {}", escaped(name), counts.collect::<Vec<_>>().join(", "))
+    });
+    let counts: Vec<_> = counts.collect();
+    if counts.is_empty() { Ok(()) } else { wrapped(&format!("cancellations: {}", counts.join("; ")), out) }
+}
+
 fn write_failures(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     for (name, consumer) in status.consumers.iter().filter(|(_, consumer)| !consumer.failures.is_empty()) {
         let failures = consumer
@@ -240,15 +254,26 @@ fn write_senders(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 
 fn write_conservation(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let sum = |count: fn(&ConsumerStatus) -> u64| status.consumers.values().map(count).sum::<u64>();
+    // The sums of the columns with these names, of the line about cancellations, and what no column shows.
+    let terms = [
+        (sum(|consumer| consumer.processed), "done", true),
+        (sum(|consumer| consumer.duplicates), "duplicate", true),
+        (sum(|consumer| consumer.cancelled), "cancellations carried out", false),
+        (sum(|consumer| consumer.prevented), "orders prevented", false),
+        (sum(|consumer| consumer.failed), "failed", true),
+        (sum(|consumer| consumer.conservation.released), "released", true),
+        (sum(|consumer| consumer.conservation.rejected), "rejected", true),
+        (sum(|consumer| consumer.conservation.in_flight), "in flight", true),
+    ];
+    let terms = terms.iter().filter(|(count, _, is_always_shown)| *is_always_shown || *count > 0);
     let equation = format!(
-        "{}: {} deliveries = {} done + {} republished + {} released + {} rejected + {} in flight",
+        "{}: {} = {}",
         if status.conservation_ok { "nothing is missing" } else { "COUNTS DO NOT ADD UP" },
-        sum(|consumer| consumer.conservation.deliveries),
-        sum(|consumer| consumer.conservation.succeeded),
-        sum(|consumer| consumer.conservation.republished),
-        sum(|consumer| consumer.conservation.released),
-        sum(|consumer| consumer.conservation.rejected),
-        sum(|consumer| consumer.conservation.in_flight),
+        match sum(|consumer| consumer.conservation.deliveries) {
+            1 => "1 delivery".to_owned(),
+            count => format!("{count} deliveries"),
+        },
+        terms.map(|(count, what, _)| format!("{count} {what}")).collect::<Vec<_>>().join(" + ")
     );
     wrapped(&equation, out)?;
     for (name, consumer) in &status.consumers {
@@ -263,7 +288,7 @@ fn write_findings(view: &BrokerView, now: Timestamp, out: &mut dyn Write) -> io:
     for finding in &view.findings {
         let age = age(finding.since, now);
         let label = if finding.kind.requires_action() { "FINDING" } else { "finding" };
-        let count = finding.messages.map_or_else(String::new, |count| format!(" ({count} messages)"));
+        let count = finding.messages.map_or_else(String::new, |count| format!(" ({})", counted(count, "message")));
         let text = format!("{label} on {} for {age}{count}: {}", escaped(finding.subject()), escaped(&finding.detail));
         wrapped(&text, out)?;
     }
@@ -288,7 +313,7 @@ mod tests {
             "waiting": 4, "last_failure": "transient (http_503): \u{1b}[31m closed"});
         let consumer = json!({"queue": "notification_queue", "subscribed": true, "workers_running": 1, "workers_configured": 16,
             "prefetch": 1, "rate_limit": "200/s", "safe_mode": true, "breakers": {"charge": breaker, "a\u{7}": breaker}, "in_flight": 1000, "oldest_in_flight_seconds": 0.478,
-            "processed": 9_876_543, "duplicates": 12_345, "failed": 123_456, "failed_attempts": 1,
+            "processed": 9_876_543, "duplicates": 12_345, "cancelled": 7, "prevented": 8, "failed": 123_456, "failed_attempts": 1,
             "failures": [{"kind": "transient", "code": "a\u{9b}2J", "count": 1}], "retried": 1_234_567,
             "retries": {"10s": 1_234_000, "1m": 500, "10m": 60, "1h": 7}, "dead_lettered": 1234,
             "senders": {"without_message_id": 5, "implausible_timestamps": 6, "unproven": 7, "headers_dropped": 8},
@@ -377,7 +402,9 @@ mod tests {
              failed (refused)",
             "too_old 34; unknown: no_origin 3",
             "1234567 in 10s, 1234567 in 1h, 1234567 in 1m",
-            "COUNTS DO NOT ADD UP",
+            "COUNTS DO NOT ADD UP: 493827160 deliveries = 49382715 done + 61725 duplicate + 35 cancellations carried out + 40 \
+             orders prevented + 617280 failed + 617280 released + 0 rejected + 5000 in flight",
+            "cancellations: analytics: carried out 7, orders prevented 8; failed: carried out 7",
             "SAFE MODE analytics, failed,",
             "BREAKER order/charge open, opened 1h ago; deliveries waiting: 4; last failure: transient (http_503)",
             "rate limit analytics starts at most 200/s, failed starts at most",

@@ -19,6 +19,7 @@ use super::{Exit, Format};
 use crate::chain::chain;
 use crate::config::{Config, MessageKind};
 use crate::delay::Delay;
+use crate::ledger::LedgerLocation;
 use crate::ledger::trace::{MessageState, Trace, TracedMessage};
 use crate::message::ExchangeNames;
 
@@ -42,6 +43,9 @@ struct TraceReport {
     places: Vec<MessageLocation>,
     /// Why the depths of queues are not known; `None` if the broker answered.
     broker_error: Option<String>,
+    /// Whether the configuration, which names the queues, is valid.
+    #[serde(skip)]
+    has_config: bool,
 }
 
 /// Where one message is now.
@@ -70,7 +74,8 @@ impl TracedQueue {
     }
 }
 
-/// Reads the ledger, asks the broker, and prints the trace.
+/// Reads the ledger, asks the broker, and prints the trace. Without a valid configuration, which names the queues and the broker's
+/// address, it prints what the ledger knows.
 ///
 /// Returns the exit code: 0, 1 if the order is not in the ledger, 70 or 78 if the ledger cannot be read.
 ///
@@ -78,12 +83,13 @@ impl TracedQueue {
 /// When `out` or `err` cannot be written.
 pub async fn run(
     args: &TraceArgs,
-    config: &Config,
+    ledger: &LedgerLocation,
+    config: Option<&Config>,
     now: Timestamp,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<Exit> {
-    let mut trace = match config.ledger.location().reader().trace(&args.id).await {
+    let mut trace = match ledger.reader().trace(&args.id).await {
         Ok(trace) => trace,
         Err(error) => {
             writeln!(err, "orderd: cannot read the ledger: {}", chain(&error))?;
@@ -92,7 +98,7 @@ pub async fn run(
     };
     let is_accepted = trace.order.is_some();
     trace.keep_failures(|message, consumer| {
-        let kind = config.consumers.get(consumer).map(|consumer| consumer.messages);
+        let kind = config.and_then(|config| config.consumers.get(consumer)).map(|consumer| consumer.messages);
         match message {
             // Without an accepted order, the id may be that of another message that failed.
             TracedMessage::Order | TracedMessage::Cancellation => {
@@ -110,7 +116,7 @@ pub async fn run(
         .message_states(now)
         .into_iter()
         .map(|(message, state)| {
-            let queues = queues(config, message, &state, &trace);
+            let queues = config.map_or_else(Vec::new, |config| queues(config, message, &state, &trace));
             MessageLocation {
                 message,
                 queues: queues.into_iter().map(|name| TracedQueue { name, depth: None }).collect(),
@@ -118,8 +124,11 @@ pub async fn run(
             }
         })
         .collect();
-    let broker_error = queue_depth::add_depths(config, &mut places).await.err().map(|error| chain(&error));
-    let report = TraceReport { trace, places, broker_error };
+    let broker_error = match config {
+        Some(config) => queue_depth::add_depths(config, &mut places).await.err().map(|error| chain(&error)),
+        None => Some("the configuration has errors".to_owned()),
+    };
+    let report = TraceReport { trace, places, broker_error, has_config: config.is_some() };
     match args.format {
         Format::Text => text::write(&report, now, out)?,
         Format::Json => write_json(&report, out)?,

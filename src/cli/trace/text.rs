@@ -7,11 +7,15 @@ use jiff::{SignedDuration, Timestamp};
 use super::queue_depth::QueueDepth;
 use super::{MessageLocation, TraceReport, TracedQueue};
 use crate::cli::table;
+use crate::cli::text::counted;
 use crate::escape::escaped;
 use crate::ledger::trace::{MessageState, TraceEvent, TraceStep, TracedMessage, TracedOrder};
 
 /// How much of a step's result is shown, in characters.
 const MAX_RESULT_CHARS: usize = 120;
+
+/// How old the broker's counts of a queue are.
+const BROKER_DELAY: &str = "some seconds ago";
 
 /// Writes the whole trace.
 pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -> io::Result<()> {
@@ -23,6 +27,9 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
             out,
             "  not in the ledger: it may still be in a queue, have another id, or be older than ledger.retention"
         )?,
+        None if trace.steps.iter().any(|step| matches!(step.event, TraceEvent::Cancelled)) => {
+            writeln!(out, "  cancelled before it arrived: what it contains is not known")?;
+        }
         None => writeln!(out, "  not accepted, or done and older than ledger.retention")?,
     }
     if !trace.steps.is_empty() {
@@ -33,7 +40,10 @@ pub(super) fn write(report: &TraceReport, now: Timestamp, out: &mut dyn Write) -
     table::write_rows(
         out,
         ["MESSAGE", "LOCATION"],
-        report.places.iter().map(|message| [message_name(message.message).to_owned(), location(message, now)]),
+        report
+            .places
+            .iter()
+            .map(|message| [message_name(message.message).to_owned(), location(message, report.has_config, now)]),
     )?;
     match &report.broker_error {
         Some(error) => writeln!(out, "  queue depths unknown: {}", escaped(error)),
@@ -48,7 +58,9 @@ fn write_order(order: &TracedOrder, out: &mut dyn Write) -> io::Result<()> {
     let TracedOrder { items, quantity, goods_total, total, currency, .. } = order;
     let mut line = match items.as_slice() {
         [item] => format!("{quantity} × {} at {} = {goods_total}", escaped(&item.product), item.price),
-        items => format!("{quantity} pieces in {} lines = {goods_total}", items.len()),
+        items => {
+            format!("{} in {} = {goods_total}", counted(*quantity, "piece"), counted(items.len() as i64, "line"))
+        }
     };
     let tax = if order.tax_included == Some(true) { "included tax" } else { "tax" };
     for (name, amount) in
@@ -85,8 +97,9 @@ fn row(step: &TraceStep) -> [String; 3] {
     [moment(step.at), message_name(step.message).to_owned(), escaped(&event_text(&step.event))]
 }
 
+/// To the millisecond. Failures are known to the second only.
 fn moment(at: Timestamp) -> String {
-    format!("{at:.3}")
+    if at.as_millisecond() % 1_000 == 0 { format!("{at:.0}") } else { format!("{at:.3}") }
 }
 
 fn message_name(message: TracedMessage) -> &'static str {
@@ -117,11 +130,12 @@ fn event_text(event: &TraceEvent) -> String {
             format!("{attempt} failed in consumer {consumer}: {kind} {code}: {reason}{next}")
         }
         TraceEvent::DeadLettered { consumer, reason, retries, code, .. } => {
-            format!("dead-lettered: {reason} ({code} in consumer {consumer}, after {retries} retries)")
+            let retries = if *retries == 1 { "1 retry".to_owned() } else { format!("{retries} retries") };
+            format!("dead-lettered: {reason} ({code} in consumer {consumer}, after {retries})")
         }
         TraceEvent::StepCalled { name, action, status, attempts, duration_ms, result, code, reason } => {
             let what = if action == "do" { format!("step {name}") } else { format!("{action} of step {name}") };
-            let attempts = if *attempts == 1 { "1 call".to_owned() } else { format!("{attempts} calls") };
+            let attempts = counted(*attempts, "call");
             let duration = duration_ms.map_or_else(String::new, |duration| format!(", {duration} ms"));
             let end = match (status.as_str(), result, code, reason) {
                 ("done", Some(result), ..) => format!(": {}", cut(&result.to_string())),
@@ -159,19 +173,20 @@ fn cut(result: &str) -> String {
     if cut.len() < result.len() { cut + "…" } else { cut }
 }
 
-fn location(message: &MessageLocation, now: Timestamp) -> String {
+fn location(message: &MessageLocation, has_config: bool, now: Timestamp) -> String {
     // It is not in an empty queue, unless all are reported as empty: the broker's counts are some seconds old.
     let all_are_empty = message.queues.iter().all(TracedQueue::is_empty);
     let shown = message.queues.iter().filter(|queue| all_are_empty || !queue.is_empty());
     let queues = shown.map(|queue| format!("{}{}", queue.name, depth(queue.depth))).collect::<Vec<_>>();
     let queues = match queues.is_empty() {
-        true => "a queue that is not in the configuration".to_owned(),
+        true if has_config => "a queue that is not in the configuration".to_owned(),
+        true => "a queue that the configuration names".to_owned(),
         false => queues.join(" or "),
     };
     match &message.state {
         MessageState::Unknown if all_are_empty && !message.queues.is_empty() => {
             let names: Vec<_> = message.queues.iter().map(|queue| queue.name.as_str()).collect();
-            format!("unknown: the queues that may contain it ({}) are empty", names.join(", "))
+            format!("unknown: the queues that may contain it ({}) were empty {BROKER_DELAY}", names.join(", "))
         }
         MessageState::Unknown => format!("unknown; if it was published, possibly in {queues}"),
         MessageState::Done { since } => format!("done since {}", moment(*since)),
@@ -201,6 +216,7 @@ fn location(message: &MessageLocation, now: Timestamp) -> String {
 
 fn depth(depth: Option<QueueDepth>) -> String {
     match depth {
+        Some(QueueDepth { ready: Some(0), unacknowledged: Some(0) }) => format!(" (empty {BROKER_DELAY})"),
         Some(QueueDepth { ready: Some(ready), unacknowledged: Some(unacked) }) => {
             format!(" (about {ready} ready, {unacked} in flight)")
         }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::load::WrittenKeys;
 use super::model::{Config, Ledger, Log, TopologySettings};
 use super::redaction::{self, REDACTED};
 use crate::control::{ConfigChange, Effect};
@@ -26,21 +27,54 @@ const RESTART: [&str; 11] = [
     "runtime",
 ];
 
+/// Sections whose own sections have names: a new or removed one is one change.
+const NAMED: [&str; 4] = ["queues", "consumers", "formats", "notify"];
+
+/// The value of a section that is new or removed.
+const SECTION: &str = "(section)";
+
 /// Every key that differs, sorted, with its old and new value as in the file and secrets redacted. A key that is missing in
-/// one configuration has no value there. If there are no changes, the configurations are equal.
-pub fn changes(old: &Config, new: &Config) -> Vec<ConfigChange> {
+/// one configuration has no value there. Of a new section with a name, such as `consumers.vip`, these are the section and those of its
+/// keys that are `written`, not the defaults of all others; of a removed one, the section. If there are no changes, the configurations
+/// are equal.
+pub fn changes(old: &Config, new: &Config, written: &WrittenKeys) -> Vec<ConfigChange> {
     let (old, new) = (keys(old), keys(new));
+    let (old_sections, new_sections) = (sections(&old), sections(&new));
+    let of_section = |name: &str, from: bool| ConfigChange {
+        key: name.to_owned(),
+        from: from.then(|| SECTION.to_owned()),
+        to: (!from).then(|| SECTION.to_owned()),
+        effect: Effect::Live,
+    };
+    let removed = old_sections.difference(&new_sections).map(|name| of_section(name, true));
+    let added = new_sections.difference(&old_sections).map(|name| of_section(name, false));
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let values = names.into_iter().map(|key| (key, old.get(key), new.get(key)));
-    let changed = values.filter(|(_, from, to)| from != to);
-    changed
-        .map(|(key, from, to)| ConfigChange {
-            key: key.clone(),
-            from: from.map(shown),
-            to: to.map(shown),
-            effect: effect(key, from, to),
-        })
-        .collect()
+    let is_shown = |key: &str| {
+        let Some(section) = section(key) else { return true };
+        new_sections.contains(section) && (old_sections.contains(section) || written.has(key))
+    };
+    let changed = values.filter(|(key, from, to)| from != to && is_shown(key));
+    let changed = changed.map(|(key, from, to)| ConfigChange {
+        key: key.clone(),
+        from: from.map(shown),
+        to: to.map(shown),
+        effect: effect(key, from, to),
+    });
+    let mut changes: Vec<_> = removed.chain(added).chain(changed).collect();
+    changes.sort_by(|one, other| one.key.cmp(&other.key));
+    changes
+}
+
+fn sections(keys: &BTreeMap<String, Value>) -> BTreeSet<&str> {
+    keys.keys().filter_map(|key| section(key)).collect()
+}
+
+/// The section with a name that a key is in.
+fn section(key: &str) -> Option<&str> {
+    let (kind, rest) = key.split_once('.').filter(|(kind, _)| NAMED.contains(kind))?;
+    let name = rest.split('.').next()?;
+    Some(&key[..kind.len() + 1 + name.len()])
 }
 
 /// The new configuration with the old values of all keys that need a restart: what a reload applies.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use super::super::load::{DEFAULT_FILE, Sources, parse};
-use super::super::model::{Consumer, Queue, Tls};
+use super::super::model::Tls;
 use super::super::redaction::Secret;
 use super::super::section::ReadContext;
 use super::*;
@@ -25,7 +25,7 @@ fn with(settings: &[&str]) -> Config {
 /// Each change as `key: from → to, effect`.
 fn described(old: &Config, new: &Config) -> Vec<String> {
     let value = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
-    changes(old, new)
+    changes(old, new, &WrittenKeys::default())
         .into_iter()
         .map(|change| format!("{}: {} → {}, {:?}", change.key, value(change.from), value(change.to), change.effect))
         .collect()
@@ -90,7 +90,7 @@ fn each_changed_key_is_reported_with_its_values_and_its_effect() {
     ] {
         let new = with(&[setting]);
         assert_eq!(described(&old, &new), [expected]);
-        let change = changes(&old, &new).remove(0);
+        let change = changes(&old, &new, &WrittenKeys::default()).remove(0);
         let (applied, pending) = (applicable(&old, &new), change.effect == Effect::Restart);
         assert_eq!(applied, if pending { old.clone() } else { new.clone() }, "{setting}");
     }
@@ -110,20 +110,31 @@ fn the_management_api_uses_the_brokers_login_unless_it_has_its_own() {
 }
 
 #[test]
-fn a_new_or_removed_consumer_is_reported_key_by_key() {
+fn a_new_section_is_reported_with_the_keys_that_are_written_and_a_removed_one_by_its_name() {
     let old = with(&[]);
-    let mut new = old.clone();
-    new.queues.insert("vip_queue".to_owned(), Queue { bindings: vec!["order.vip.#".to_owned()] });
-    new.consumers
-        .insert("vip".to_owned(), Consumer { queue: "vip_queue".to_owned(), ..old.consumers["order"].clone() });
-    let added = changes(&old, &new);
-    let keys: Vec<_> = added.iter().map(|change| change.key.as_str()).collect();
-    assert!(keys.is_sorted() && keys.len() == 17, "{keys:?}");
-    assert!(keys.contains(&"queues.vip_queue.bindings") && keys.contains(&"consumers.vip.retry.delays"), "{keys:?}");
-    assert!(added.iter().all(|change| change.from.is_none() && change.to.is_some() && change.effect == Effect::Live));
-    let removed = changes(&new, &old);
-    assert!(removed.iter().all(|change| change.to.is_none() && change.from.is_some() && change.effect == Effect::Live));
-    assert_eq!(removed.len(), added.len());
+    let text = format!(
+        "{DEFAULT_FILE}\n[queues.vip_queue]\nbindings = [\"order.vip.#\"]\n[consumers.vip]\nqueue = \"vip_queue\"\n\
+         handler = \"order\"\nretry.delays = [\"5s\"]\n\
+         steps = [{{ name = \"charge\", http = {{ url = \"http://127.0.0.1:1/\" }} }}]\n"
+    );
+    let (new, _, written) = parse(text.as_bytes(), &handlers::sources(), &ReadContext::default()).unwrap();
+    let added = changes(&old, &new, &written);
+    let shown: Vec<_> = added.iter().map(|change| (change.key.as_str(), change.to.as_deref())).collect();
+    let keys: Vec<_> = shown.iter().map(|(key, _)| *key).collect();
+    let expected = [
+        "consumers.vip",
+        "consumers.vip.handler",
+        "consumers.vip.queue",
+        "consumers.vip.retry.delays",
+        "consumers.vip.steps",
+        "queues.vip_queue",
+        "queues.vip_queue.bindings",
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!((shown[0].1, shown[3].1), (Some(SECTION), Some("[\"5s\"]")));
+    assert!(added.iter().all(|change| change.from.is_none() && change.effect == Effect::Live));
+    let removed = described(&new, &old);
+    assert_eq!(removed, ["consumers.vip: (section) → none, Live", "queues.vip_queue: (section) → none, Live"]);
     assert_eq!((applicable(&old, &new), applicable(&new, &old)), (new, old));
 }
 

@@ -48,7 +48,7 @@ fn a_path_may_name_one_of_systemds_credentials() {
         parse(file.as_bytes(), &handlers::sources(), &ReadContext::new(environment, false))
     };
     let set = [(OsString::from("CREDENTIALS_DIRECTORY"), directory.path().as_os_str().to_owned())];
-    let (config, warnings) = with(&set, &file).expect("a valid configuration");
+    let (config, warnings, _) = with(&set, &file).expect("a valid configuration");
     assert_eq!((config.broker.password.expose(), warnings.len()), ("hunter2", 0));
     let problem =
         |result: Result<_, ConfigErrors>| result.expect_err("an invalid configuration").problems[0].to_string();
@@ -69,7 +69,7 @@ fn a_password_is_rejected_on_the_command_line_and_causes_a_warning_where_others_
     assert!(warnings.len() == 1 && warnings[0].contains("can read its environment"), "{warnings:?}");
     let warnings = |file: &str, is_world_readable| {
         let context = ReadContext::new(&[], is_world_readable);
-        let (_, warnings) = parse(file.as_bytes(), &handlers::sources(), &context).expect("a valid configuration");
+        let (_, warnings, _) = parse(file.as_bytes(), &handlers::sources(), &context).expect("a valid configuration");
         warnings.iter().map(Problem::to_string).collect::<Vec<_>>()
     };
     assert_eq!(warnings(DEFAULT_FILE, true), [""; 0], "the default password is not a secret");

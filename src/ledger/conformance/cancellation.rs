@@ -210,11 +210,21 @@ async fn a_failed_order_is_accepted_again_when_it_is_replayed_unless_it_was_canc
         assert_eq!(answer(ledger, dead_letter(name)).await, Recorded::New);
     }
     assert_eq!(counts(ledger).await, OrderCounts { failed: 2, ..OrderCounts::default() });
+    // Their dead letters are of the first minute, as `dead_letter` says.
+    let by_status = async || rows(ledger, 0, GroupBy::Status).await;
+    assert_eq!(by_status().await, ["accepted 2 6 2400 0 2400", "failed 2 6 2400 0 2400"]);
+    let day = minute(ledger, 0, GroupBy::Day).await;
+    assert_eq!((day.currencies[0].failed.figures.orders, day.currencies[0].rows.len()), (2, 0));
     assert_eq!(&*ledger.trace("a").await.unwrap().order.unwrap().status, "failed");
     assert_eq!(answer(ledger, accept(order("a"))).await, Recorded::Unfinished);
     assert_eq!(counts(ledger).await, OrderCounts { accepted: 1, failed: 1, ..OrderCounts::default() });
+    assert_eq!(by_status().await, ["accepted 2 6 2400 0 2400", "failed 1 3 1200 0 1200"]);
     assert_eq!(answer(ledger, finish("a")).await, Recorded::New);
     assert!(!cancelled(ledger, "b", at(MINUTE)).await.was_announced);
+    // Its dead letter may still be in the dead letter queue.
+    let states = ledger.trace("b").await.unwrap().message_states(at(2 * MINUTE));
+    let expected = [MessageState::Cancelled { since: at(MINUTE) }, MessageState::DeadLettered { since: at(7_000) }];
+    assert_eq!(states, expected.map(|state| (TracedMessage::Order, state)));
     assert_eq!(answer(ledger, accept(order("b"))).await, Recorded::Cancelled);
     assert_eq!(counts(ledger).await, OrderCounts { processed: 1, cancelled: 1, ..OrderCounts::default() });
 }

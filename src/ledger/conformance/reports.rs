@@ -198,6 +198,8 @@ async fn the_json_of_a_report_is_a_contract(ledger: &dyn Ledger) {
                           "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
             "prevented": {"orders": 0, "quantity": 0, "revenue": "0",
                           "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
+            "failed": {"orders": 0, "quantity": 0, "revenue": "0",
+                       "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "0"},
             "rows": [{"key": "2026-11-20T23:00Z", "orders": 1, "quantity": 2, "revenue": "1200.00",
                       "shipping": "0", "fees": "0", "tax": "0", "discount": "0", "total": "1200.00"}],
         }],

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Counted, CountedAs, EventKind, StoredOrder, Tables};
 use crate::domain::{Amounts, Item, OrderId};
 use crate::ledger::entry::{NewAttempt, NewDeadLetter};
-use crate::ledger::figures::OrdersByStatus;
+use crate::ledger::figures::{OrderFigures, OrdersByStatus};
 use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, Window};
 use crate::ledger::totals::Totals;
 use crate::ledger::trace::{Trace, TraceEvent, TraceStep, TracedItem, TracedMessage, TracedOrder, due};
@@ -49,6 +49,14 @@ impl Tables {
             let reason = reason.to_owned();
             DeadLettered { consumer, reason, messages }
         });
+        for stored in self.orders.values().filter(|stored| stored.status() == "failed") {
+            let id = stored.order.id.as_str();
+            let mut letters = self.dead_letters.values().filter(|letter| letter.attempt.identity == id);
+            if letters.any(|letter| within(letter.at)) {
+                let amounts = &stored.order.amounts;
+                report.add_failed(amounts.currency.as_str(), OrderFigures::from(amounts));
+            }
+        }
         report.finish(dead_lettered.collect())
     }
 

@@ -21,6 +21,7 @@ enum Key {
     Processed,
     Cancelled,
     Prevented,
+    Failed,
     Normal,
     Urgent,
 }
@@ -28,6 +29,7 @@ enum Key {
 #[derive(Default)]
 struct CurrencySums {
     orders: OrdersByStatus,
+    failed: OrderFigures,
     rows: BTreeMap<Key, OrderFigures>,
 }
 
@@ -73,6 +75,16 @@ impl ReportBuilder {
         }
     }
 
+    /// Adds an order of one currency that was dead-lettered and is not replayed.
+    pub fn add_failed(&mut self, currency: &str, order: OrderFigures) {
+        let is_by_status = self.by == GroupBy::Status;
+        let sums = self.currency(currency);
+        sums.failed.add(order);
+        if is_by_status {
+            sums.rows.entry(Key::Failed).or_default().add(order);
+        }
+    }
+
     /// Adds sales of one product. Only for a report by product.
     pub fn add_product(&mut self, currency: &str, product: String, sold: Figures) {
         self.currency(currency).rows.entry(Key::Product(product)).or_default().figures.add(sold);
@@ -113,7 +125,7 @@ fn block(currency: String, sums: CurrencySums) -> CurrencyReport {
         rows.sort_by(|a, b| b.figures.revenue.cmp(&a.figures.revenue).then_with(|| a.key.cmp(&b.key)));
     }
     let OrdersByStatus { accepted: _, processed, cancelled, prevented } = sums.orders;
-    CurrencyReport { currency, processed, cancelled, prevented, rows }
+    CurrencyReport { currency, processed, cancelled, prevented, failed: sums.failed, rows }
 }
 
 /// Charges belong to orders, not to products.
@@ -126,6 +138,7 @@ fn has_charges(key: &Key) -> bool {
         | Key::Processed
         | Key::Cancelled
         | Key::Prevented
+        | Key::Failed
         | Key::Normal
         | Key::Urgent => true,
     }
@@ -145,6 +158,7 @@ impl Key {
             Key::Processed => "processed".to_owned(),
             Key::Cancelled => "cancelled".to_owned(),
             Key::Prevented => "prevented".to_owned(),
+            Key::Failed => "failed".to_owned(),
             Key::Normal => "normal".to_owned(),
             Key::Urgent => "urgent".to_owned(),
         }

@@ -47,6 +47,8 @@ pub struct CurrencyReport {
     pub cancelled: OrderFigures,
     /// Orders cancelled before they were processed: in this period, they were cancelled or, if later, arrived.
     pub prevented: OrderFigures,
+    /// Orders that were accepted and, in this period, dead-lettered, unless they were replayed or cancelled since.
+    pub failed: OrderFigures,
     /// Sorted by time, by descending revenue (products), or in a fixed order (statuses, priorities).
     pub rows: Vec<ReportRow>,
 }
@@ -55,7 +57,7 @@ pub struct CurrencyReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReportRow {
     /// The product; the start of the hour (`2026-11-22T08:00Z`) or the day (`2026-11-22`), UTC; `accepted`,
-    /// `processed`, `cancelled` or `prevented`; `normal` or `urgent`.
+    /// `processed`, `cancelled`, `prevented` or `failed`; `normal` or `urgent`.
     pub key: String,
     /// Its orders. A product's orders are those with at least one line of it; its revenue is that of its lines.
     #[serde(flatten)]

@@ -26,8 +26,8 @@ const MAX_CACHED_ORDERS: usize = 16_384;
 
 /// What orders are counted by, besides time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct OrderGroup {
-    currency: Currency,
+pub(super) struct OrderGroup {
+    pub currency: Currency,
     priority: bool,
 }
 
@@ -213,10 +213,13 @@ pub(super) fn read_amount(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::R
 }
 
 /// The columns of an order that are counted, in the order in which [`read_group_and_figures`] reads them.
-const COUNTED: &str = "currency, priority, quantity, goods_total, shipping, fees, tax, discount, total";
+pub(super) const COUNTED: &str = "currency, priority, quantity, goods_total, shipping, fees, tax, discount, total";
 
 /// Reads the columns [`COUNTED`], of which `first` is the first.
-fn read_group_and_figures(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<(OrderGroup, OrderFigures)> {
+pub(super) fn read_group_and_figures(
+    row: &rusqlite::Row<'_>,
+    first: usize,
+) -> rusqlite::Result<(OrderGroup, OrderFigures)> {
     let currency = row.get_ref(first)?.as_str()?.parse().map_err(|error| conversion_error(first, error))?;
     let group = OrderGroup { currency, priority: row.get(first + 1)? };
     let charge = |column: usize| match row.get_ref(first + column)?.as_str_or_null()? {

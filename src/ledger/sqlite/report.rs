@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use super::open::{self, READ_BUSY_TIMEOUT};
-use super::order_sums::{self, sums_columns};
+use super::order_sums::{self, COUNTED, sums_columns};
 use crate::ledger::report::{DeadLettered, GroupBy, Report, ReportBuilder, ReportError, ReportQuery, Window};
 
 /// Blocks for some milliseconds of disk I/O, longer if there are many rows.
@@ -27,6 +27,7 @@ fn read_all(connection: &Connection, report: &mut ReportBuilder) -> rusqlite::Re
     if report.by == GroupBy::Product {
         read_products(&snapshot, report)?;
     }
+    read_failed(&snapshot, report)?;
     read_dead_lettered(&snapshot, report.window)
 }
 
@@ -59,6 +60,20 @@ fn read_products(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite:
         while let Some(row) = rows.next()? {
             report.add_product(row.get_ref(0)?.as_str()?, row.get(1)?, order_sums::read_figures(row, 2)?);
         }
+    }
+    Ok(())
+}
+
+/// Orders that are failed now, by the time of their dead letters. The last one of an order counts.
+fn read_failed(snapshot: &Connection, report: &mut ReportBuilder) -> rusqlite::Result<()> {
+    let mut query = snapshot.prepare(&format!(
+        "SELECT {COUNTED} FROM orders WHERE status = 'failed'
+           AND id IN (SELECT identity FROM dead_letters WHERE dead_lettered_at >= ?1 AND dead_lettered_at < ?2)"
+    ))?;
+    let mut rows = query.query((report.window.since.as_millisecond(), report.window.until.as_millisecond()))?;
+    while let Some(row) = rows.next()? {
+        let (group, figures) = order_sums::read_group_and_figures(row, 0)?;
+        report.add_failed(group.currency.as_str(), figures);
     }
     Ok(())
 }

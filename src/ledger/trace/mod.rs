@@ -303,8 +303,8 @@ impl Trace {
         });
     }
 
-    /// The state of each message of the order: the order itself, the events published about it, and another order with
-    /// the same id that was dead-lettered after this one was done.
+    /// The state of each message of the order: the order itself, the events published about it, and a dead letter of an order with
+    /// this id that is kept although this one is done or cancelled.
     pub fn message_states(&self, now: Timestamp) -> Vec<(TracedMessage, MessageState)> {
         let order = self.state(TracedMessage::Order, now).unwrap_or(MessageState::Unknown);
         let done = match order {
@@ -324,8 +324,8 @@ impl Trace {
                 && matches!(step.event, TraceEvent::DeadLettered { .. })
                 && done < Some(step.at)
         });
-        if let (Some(_), Some(step)) = (done, dead_lettered_since) {
-            // This was another order with the same id.
+        if let (true, Some(step)) = (done.is_some() || cancelled.is_some(), dead_lettered_since) {
+            // Of this order, which had failed before it was cancelled, or of another one with the same id.
             states.push((TracedMessage::Order, MessageState::DeadLettered { since: step.at }));
         }
         for (message, _) in TracedMessage::SUFFIXES.into_iter().skip(1) {

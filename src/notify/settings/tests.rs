@@ -95,11 +95,11 @@ fn a_password_is_never_sent_in_plain_text_to_another_machine_and_a_fallback_lead
     };
     let loaded = load(&directory, &plain("a@example.com")).unwrap();
     let changed = load(&directory, &plain("b@example.com")).unwrap();
-    let changes = crate::config::changes(&loaded.config, &changed.config);
+    let changes = crate::config::changes(&loaded.config, &changed.config, &changed.written);
     assert_eq!(changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["notify.a.from"]);
     fs::write(&password, "hunter3\n").unwrap();
     let renewed = load(&directory, &plain("a@example.com")).unwrap();
-    let changes = crate::config::changes(&loaded.config, &renewed.config);
+    let changes = crate::config::changes(&loaded.config, &renewed.config, &renewed.written);
     assert_eq!(changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["notify.a.password_file"]);
     assert!(!format!("{changes:?} {:?}", loaded.config).contains("hunter"));
 }
