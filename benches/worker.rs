@@ -141,6 +141,7 @@ async fn handler_deps(directory: &Path) -> HandlerDeps {
         notify: HandlerSettings::none(),
         default_channel: "email".into(),
         claims: Arc::default(),
+        deliveries: orderd::notify::Deliveries::default(),
         steps: orderd::steps::StepResources::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     }

@@ -6,15 +6,18 @@ use std::process;
 use std::sync::LazyLock;
 
 /// Differs between hosts, between processes, and between successive processes in one container.
-static INSTANCE: LazyLock<Instance> = LazyLock::new(|| {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Instance { name: format!("{host}:{}", process::id()), start: fastrand::u32(..) }
-});
+static INSTANCE: LazyLock<Instance> =
+    LazyLock::new(|| Instance { name: format!("{}:{}", host_name(), process::id()), start: fastrand::u32(..) });
 
 struct Instance {
     name: String,
     /// A random number for each start: in a restarted container, host name and process id are the same again.
     start: u32,
+}
+
+/// The name of this host, as the operating system has it.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// `<host>:<process id>`. At most 76 bytes, because Linux limits host names to 64.

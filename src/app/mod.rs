@@ -55,6 +55,7 @@ use crate::formats::Format;
 use crate::handlers::{HandlerDeps, LogChannel};
 use crate::ledger::{Ledger, OpenError, OutageCause};
 use crate::message::Publisher;
+use crate::notify::Deliveries;
 use crate::shutdown::Shutdown;
 use crate::steps::{ChildProcesses, StepResources};
 use crate::systemd::ServiceNotifier;
@@ -253,6 +254,7 @@ fn pool_deps(
         notify: HandlerSettings::none(),
         default_channel: DEFAULT_NOTIFY.into(),
         claims: Arc::default(),
+        deliveries: Deliveries::default(),
         steps: StepResources {
             processes: ChildProcesses::guarded(),
             breakers: observability.status_registry.breakers().clone(),

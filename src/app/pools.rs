@@ -20,6 +20,7 @@ use crate::config::{self, MessageKind};
 use crate::handlers::{HandlerDeps, OriginConsumer};
 use crate::ledger::Ledger;
 use crate::message::{Consumer, Publisher};
+use crate::notify::Deliveries;
 use crate::pipeline::{ConsumerContext, Pool, RateLimiter, UnidentifiedDeliveries};
 use crate::shutdown::Shutdown;
 use crate::status::{RegisteredConsumer, StatusRegistry};
@@ -269,6 +270,11 @@ impl Pools {
     /// The children of all commands.
     pub fn processes(&self) -> ChildProcesses {
         self.deps.handlers.steps.processes.clone()
+    }
+
+    /// The deliveries of notifications that have begun.
+    pub fn deliveries(&self) -> Deliveries {
+        self.deps.handlers.deliveries.clone()
     }
 
     /// Waits for all pools, which settle their deliveries once a shutdown has begun.

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{error, info, warn};
 
 use super::daemon::Daemon;
@@ -20,7 +20,7 @@ use crate::shutdown::Shutdown;
 /// How long the workers may take to end once the drain is aborted. They only release their deliveries, unless a handler blocks
 /// its thread.
 const ABORT_LIMIT: Duration = Duration::from_secs(5);
-/// How long the publisher waits for its last confirms after all workers have ended.
+/// How long the publisher waits for its last confirms, and notifications for the answers of their servers, after all workers have ended.
 const LAST_CONFIRMS: Duration = Duration::from_secs(5);
 /// How long the steps after the last confirms may take together: the ledger's last commit and checkpoint take most of it.
 const STOP_LIMIT: Duration = Duration::from_secs(12);
@@ -31,7 +31,7 @@ const MIN_STEP: Duration = Duration::from_secs(1);
 /// the ledger closes. Returns the names of the steps that did not end in time.
 pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdown: &Shutdown) -> Vec<&'static str> {
     let Daemon { pools, observability, retention, alerting, ledger, logs, .. } = daemon;
-    let processes = pools.processes();
+    let (processes, deliveries) = (pools.processes(), pools.deliveries());
     let mut unfinished = Vec::new();
     // Cancel-safe: what is not finished then is released.
     tokio::select! {
@@ -42,7 +42,13 @@ pub(super) async fn stop(daemon: Daemon, publisher: &ConfirmingPublisher, shutdo
     if shutdown.is_aborted() {
         warn!("not all deliveries were finished in time; the broker will deliver those again");
     }
-    if let Err(unconfirmed) = publisher.close(LAST_CONFIRMS).await {
+    // A server that has got a whole notification accepts it, so its record is worth waiting for. Without an abort there is none left.
+    let (closed, delivered) = tokio::join!(publisher.close(LAST_CONFIRMS), timeout(LAST_CONFIRMS, deliveries.finish()));
+    if delivered.is_err() {
+        let count = deliveries.in_flight();
+        warn!(count, "stopped while servers had not answered to notifications; those will be delivered again");
+    }
+    if let Err(unconfirmed) = closed {
         warn!(error = %unconfirmed, "closed the publisher while publications were unconfirmed; the deliveries that caused them were not acked");
     }
     let mut steps = Steps::new(unfinished);

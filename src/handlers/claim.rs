@@ -4,6 +4,7 @@
 //! during a reload. A claim ends when it is dropped. The caller decides which messages are copies of each other.
 
 use std::collections::HashSet;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -20,14 +21,24 @@ pub struct Claims {
 
 /// The exclusive right to process an identity; released when dropped.
 #[derive(Debug)]
-pub(super) struct Claim<'a> {
-    claims: &'a Claims,
+pub(super) struct Claim<C: Deref<Target = Claims>> {
+    claims: C,
     claimed: (MessageKind, Arc<str>),
 }
 
 impl Claims {
     /// Waits until the identity is not claimed, and claims it. Cancel-safe: nothing is claimed until it returns.
-    pub(super) async fn claim(&self, kind: MessageKind, identity: &str) -> Claim<'_> {
+    pub(super) async fn claim(&self, kind: MessageKind, identity: &str) -> Claim<&Claims> {
+        Claim { claims: self, claimed: self.claimed(kind, identity).await }
+    }
+
+    /// As [`Claims::claim`], for a task of its own.
+    pub(super) async fn claim_owned(self: &Arc<Self>, kind: MessageKind, identity: &str) -> Claim<Arc<Claims>> {
+        let claimed = self.claimed(kind, identity).await;
+        Claim { claims: Arc::clone(self), claimed }
+    }
+
+    async fn claimed(&self, kind: MessageKind, identity: &str) -> (MessageKind, Arc<str>) {
         let claimed = (kind, Arc::from(identity));
         while !self.insert(&claimed) {
             let released = self.released.notified();
@@ -39,7 +50,7 @@ impl Claims {
             }
             released.await;
         }
-        Claim { claims: self, claimed }
+        claimed
     }
 
     fn insert(&self, claimed: &(MessageKind, Arc<str>)) -> bool {
@@ -47,7 +58,7 @@ impl Claims {
     }
 }
 
-impl Drop for Claim<'_> {
+impl<C: Deref<Target = Claims>> Drop for Claim<C> {
     fn drop(&mut self) {
         self.claims.identities.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.claimed);
         self.claims.released.notify_waiters();
@@ -113,6 +124,7 @@ mod tests {
             default_channel: "email".into(),
             event_log,
             claims: Arc::default(),
+            deliveries: crate::notify::Deliveries::default(),
             steps: crate::steps::StepResources::default(),
             origin_consumers: watch::channel(BTreeMap::new()).1,
         };

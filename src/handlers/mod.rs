@@ -41,7 +41,7 @@ pub use origin_consumer::OriginConsumer;
 use crate::config::{HandlerRegistry, HandlerSettings, Sources};
 use crate::formats::Format;
 use crate::message::{DocumentError, ExchangeNames, TrustedUsers};
-use crate::notify::Channel;
+use crate::notify::{Channel, Deliveries};
 use crate::pipeline::{HandlerError, Interruption, LedgerAccess};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::StepResources;
@@ -81,6 +81,8 @@ pub struct HandlerDeps {
     pub default_channel: Arc<str>,
     /// The messages that are being processed, so that two copies of one are never processed at the same time.
     pub claims: Arc<Claims>,
+    /// The deliveries of notifications that have begun.
+    pub deliveries: Deliveries,
     /// What the steps of all consumers share.
     pub steps: StepResources,
     /// The consumers whose failures are retried or dead-lettered, by queue. A reload changes them.

@@ -3,6 +3,9 @@
 //! Delivery comes first: a crash between the two then notifies the customer twice, which is better than never. Of two copies
 //! of a message that arrive at the same time, the second waits and then finds the first one recorded, in another instance too:
 //! a notification is claimed in the ledger before a server gets it. Only the file of notifications needs no claim.
+//!
+//! Once a server may be called, attempts and record are a task that a lost connection to the broker does not end: the server may accept
+//! what it has got. A copy that is delivered again waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,22 +15,26 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::claim::Claims;
+use super::claim::{Claim, Claims};
 use super::event_line::event_line;
-use super::step_run::trace;
+use super::step_run::{services, trace};
 use super::{EventLog, HandlerConsumer, HandlerDeps, HandlerFactory, append_line, body_failure};
 use crate::alerts::AlertSettings;
 use crate::config::{HandlerSettings, MessageKind, Section, Value, value_parser};
 use crate::domain::{DEFAULT_NOTIFY, OrderId, OtherFields, is_channel, object_fields, text};
 use crate::files::FileState;
-use crate::ledger::{LedgerEntry, NewNotification, NotificationDelivery, Recorded};
+use crate::ledger::{FailedDelivery, LedgerEntry, NewNotification, NotificationDelivery, Recorded};
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
-use crate::notify::{Channel, Channels, Delivered, Lease, Notice, NotifySettings};
-use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate};
+use crate::notify::{Channel, Channels, Delivered, Deliveries, Lease, Notice, NotifySettings, ReadyDelivery};
+use crate::pipeline::{
+    Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate, Interruption, SharedServices,
+};
 use crate::recovery::{Failure, FailureKind};
+use crate::steps::TraceContext;
 use crate::topology::pattern;
 
 /// Longest name of a channel, in bytes.
@@ -43,14 +50,6 @@ pub struct LogChannel {
 }
 
 impl Channel for LogChannel {
-    fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
-        Box::pin(async move {
-            // A file that cannot be written is never the message's failure.
-            let _suspended = input.ledger.suspend_deadline();
-            self.write(notice).await
-        })
-    }
-
     fn write<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         debug!(id = notice.id, channel = notice.channel, order = notice.order_id, "Notification");
         let line = event_line(notice.id, notice.channel, Timestamp::now(), notice.body);
@@ -98,8 +97,9 @@ impl HandlerFactory for NotificationFactory {
         let settings = deps.notify.constructor::<NotifySettings>().unwrap_or(&none);
         let log = Arc::clone(&deps.notification_log);
         Arc::new(NotificationHandler {
-            channels: Channels::new(consumer.name, settings, log, &deps.steps.breakers),
+            channels: Arc::new(Channels::new(consumer.name, settings, log, &deps.steps.breakers)),
             claims: Arc::clone(&deps.claims),
+            deliveries: deps.deliveries.clone(),
             max_body: deps.max_body,
         })
     }
@@ -119,8 +119,9 @@ impl Default for NotificationSettings {
 }
 
 struct NotificationHandler {
-    channels: Channels,
+    channels: Arc<Channels>,
     claims: Arc<Claims>,
+    deliveries: Deliveries,
     max_body: usize,
 }
 
@@ -134,59 +135,146 @@ pub(super) fn order_id_and_email(object: &str) -> Result<(Option<String>, Option
     Ok((order_id.and_then(id), email.and_then(text).map(|email| email.into_owned())))
 }
 
+/// What a delivery needs that does not end with the handler's future.
+struct NotificationTask {
+    notice: OwnedNotice,
+    ready: ReadyDelivery,
+    services: SharedServices,
+    lease: Option<Lease>,
+    _claim: Claim<Arc<Claims>>,
+}
+
+struct OwnedNotice {
+    id: String,
+    channel: String,
+    order_id: Option<String>,
+    body: String,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+}
+
+impl OwnedNotice {
+    fn notice(&self) -> Notice<'_> {
+        let OwnedNotice { id, channel, order_id, body, traceparent, tracestate } = self;
+        let trace = TraceContext { traceparent: traceparent.as_deref(), tracestate: tracestate.as_deref() };
+        Notice { id, channel, order_id: order_id.as_deref(), body, trace }
+    }
+
+    /// To be recorded.
+    fn notified(self, delivery: NotificationDelivery) -> LedgerEntry {
+        let OwnedNotice { id, channel, order_id, .. } = self;
+        let notified = NewNotification { id, order_id, channel, at: Timestamp::now(), delivery };
+        LedgerEntry::Notification(Box::new(notified))
+    }
+}
+
+impl NotificationTask {
+    /// Makes the attempts, and records how they end.
+    async fn run(self) -> Result<HandlerOutcome, HandlerError> {
+        let NotificationTask { notice, ready, services, mut lease, _claim } = self;
+        let mut failed = Vec::new();
+        match ready.deliver(notice.notice(), &services, lease.as_mut(), &mut failed).await {
+            Ok(Delivered::Now { provider, recipient, unrecorded }) => {
+                let delivery = NotificationDelivery { provider: Some(provider), recipient, failed, not_delivered: None };
+                services.ledger.record(notice.notified(delivery)).await?;
+                drop(unrecorded);
+                Ok(HandlerOutcome::Completed)
+            }
+            Ok(Delivered::Before) => {
+                release(lease, failed).await?;
+                Ok(HandlerOutcome::Duplicate)
+            }
+            Err(error) => {
+                release(lease, failed).await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn release(lease: Option<Lease>, failed: Vec<FailedDelivery>) -> Result<(), HandlerError> {
+    match lease {
+        Some(lease) => lease.release(failed).await,
+        None => Ok(()),
+    }
+}
+
 impl NotificationHandler {
     async fn notify(&self, input: HandlerInput<'_>) -> Result<HandlerOutput, HandlerError> {
         check_sender(input)?;
-        let body = &*input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
-        let (order_id, _) = order_id_and_email(body)?;
-        let id = input.identity();
+        let body = input.delivery.message.document(self.max_body).map_err(|error| body_failure(&error))?;
+        let (order_id, _) = order_id_and_email(&body)?;
+        let TraceContext { traceparent, tracestate } = trace(&input.delivery.message);
+        let notice = OwnedNotice {
+            id: input.identity(),
+            channel: last_word_of_routing_key(input).to_owned(),
+            order_id,
+            body: body.into_owned(),
+            traceparent: traceparent.map(str::to_owned),
+            tracestate: tracestate.map(str::to_owned),
+        };
+        // What follows has limits of its own.
+        let _suspended = input.ledger.suspend_deadline();
+        let outcome = match self.channels.is_file(&notice.channel) {
+            true => self.write(notice, input).await?,
+            false => self.deliver(notice, input).await?,
+        };
+        Ok(HandlerOutput::finished(outcome))
+    }
+
+    /// Without channels.
+    async fn write(&self, notice: OwnedNotice, input: HandlerInput<'_>) -> Result<HandlerOutcome, HandlerError> {
         // The first copy may have to wait for the ledger.
-        let waiting = input.ledger.suspend_deadline();
-        let _claim = self.claims.claim(MessageKind::Notification, &id).await;
-        drop(waiting);
-        let channel = last_word_of_routing_key(input);
-        let duplicate = || Ok(HandlerOutput::finished(HandlerOutcome::Duplicate));
+        let _claim = self.claims.claim(MessageKind::Notification, &notice.id).await;
+        let look_up = LedgerEntry::LookUpNotification { id: notice.id.clone() };
+        if input.ledger.record(look_up).await? == Recorded::Duplicate {
+            return Ok(HandlerOutcome::Duplicate);
+        }
+        self.channels.write_to_file(notice.notice()).await?;
+        input.ledger.record(notice.notified(NotificationDelivery::default())).await?;
+        Ok(HandlerOutcome::Completed)
+    }
+
+    /// Through a channel.
+    async fn deliver(&self, notice: OwnedNotice, input: HandlerInput<'_>) -> Result<HandlerOutcome, HandlerError> {
+        let time = self.channels.lease_time(&notice.channel)?;
+        let services = services(input)?;
+        let begun = Instant::now();
+        // The first copy may have been sent already, and its server may take minutes to answer.
+        let claimed = self.claims.claim_owned(MessageKind::Notification, &notice.id);
+        let claim = timeout_at(begun + services.max_hold(), claimed).await;
+        let claim = claim.map_err(|_| HandlerError::Interrupted(Interruption::TakenOver))?;
         let mut lease = None;
-        match self.channels.lease_time(channel)? {
-            Some(time) => match Lease::claim(input, &id, time).await? {
+        match time {
+            Some(time) => match Lease::claim(services, &notice.id, time, begun).await? {
                 Some(claimed) => lease = Some(claimed),
-                None => return duplicate(),
+                None => return Ok(HandlerOutcome::Duplicate),
             },
             None => {
-                let known = input.ledger.record(LedgerEntry::LookUpNotification { id: id.clone() }).await?;
-                if known == Recorded::Duplicate {
-                    return duplicate();
+                let look_up = LedgerEntry::LookUpNotification { id: notice.id.clone() };
+                if input.ledger.record(look_up).await? == Recorded::Duplicate {
+                    return Ok(HandlerOutcome::Duplicate);
                 }
             }
         }
-        let trace = trace(&input.delivery.message);
-        let notice = Notice { id: &id, channel, order_id: order_id.as_deref(), body, trace };
         let mut failed = Vec::new();
-        let (delivery, unrecorded) = match self.channels.deliver(notice, input, lease.as_mut(), &mut failed).await {
-            Ok(Delivered::Now { provider, recipient, unrecorded }) => {
-                (NotificationDelivery { provider, recipient, failed, not_delivered: None }, unrecorded)
+        match self.channels.ready(notice.notice(), services, begun, &mut failed).await {
+            Ok(Some(ready)) => {
+                let services = services.shared();
+                let task = NotificationTask { notice, ready, services, lease, _claim: claim };
+                self.deliveries.run(task.run()).await
             }
-            Ok(Delivered::WithoutAddress) => {
+            Ok(None) => {
                 let not_delivered = Some(NO_ADDRESS);
-                (NotificationDelivery { not_delivered, ..NotificationDelivery::default() }, None)
+                let delivery = NotificationDelivery { not_delivered, ..NotificationDelivery::default() };
+                input.ledger.record(notice.notified(delivery)).await?;
+                Ok(HandlerOutcome::Skipped)
             }
-            Ok(Delivered::Before) => return duplicate(),
             Err(error) => {
-                if let Some(lease) = lease {
-                    lease.release(failed).await?;
-                }
-                return Err(error);
+                release(lease, failed).await?;
+                Err(error)
             }
-        };
-        let (id, channel) = (id.clone(), channel.to_owned());
-        let outcome = match delivery.not_delivered {
-            Some(_) => HandlerOutcome::Skipped,
-            None => HandlerOutcome::Completed,
-        };
-        let notified = NewNotification { id, order_id, channel, at: Timestamp::now(), delivery };
-        input.ledger.record(LedgerEntry::Notification(Box::new(notified))).await?;
-        drop(unrecorded);
-        Ok(HandlerOutput::finished(outcome))
+        }
     }
 }
 
@@ -227,10 +315,17 @@ pub(super) fn last_word_of_routing_key(input: HandlerInput<'_>) -> &str {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::ledger::LedgerWriter;
     use crate::ledger::memory::MemoryLedger;
+    use crate::message::PublishError;
     use crate::message::{Delivery, DeliveryId, Message, Properties, Provenance};
-    use crate::pipeline::{LedgerAccess, StepAccess};
+    use crate::metrics::{ChannelCounters, StepCounters};
+    use crate::pipeline::{LedgerAccess, StepAccess, StepServices};
     use crate::steps::CircuitBreakers;
 
     /// Counts deliveries. Yields first, so that concurrent deliveries interleave.
@@ -238,16 +333,12 @@ mod tests {
     struct CountingChannel(AtomicUsize);
 
     impl Channel for CountingChannel {
-        fn deliver<'a>(&'a self, _: Notice<'a>, _: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
+        fn write<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
             Box::pin(async {
                 tokio::task::yield_now().await;
                 self.0.fetch_add(1, Ordering::SeqCst);
                 Ok(())
             })
-        }
-
-        fn write<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
-            unreachable!("every notification is a message")
         }
     }
 
@@ -279,13 +370,14 @@ mod tests {
     fn test_env() -> TestEnv {
         let channel = Arc::new(CountingChannel::default());
         let handler = NotificationHandler {
-            channels: Channels::new(
+            channels: Arc::new(Channels::new(
                 "notification",
                 &NotifySettings::default(),
                 Arc::clone(&channel) as Arc<dyn Channel>,
                 &CircuitBreakers::default(),
-            ),
+            )),
             claims: Arc::default(),
+            deliveries: Deliveries::default(),
             max_body: 1 << 20,
         };
         TestEnv { channel, handler, ledger: MemoryLedger::default() }
@@ -338,24 +430,144 @@ mod tests {
         }
     }
 
+    struct TestServices(SharedServices);
+
+    impl StepServices for TestServices {
+        fn publish(&self, _: Arc<[crate::message::Publication]>) -> BoxFuture<'_, Result<(), PublishError>> {
+            unreachable!("notifications publish nothing")
+        }
+
+        fn ledger(&self) -> &dyn LedgerWriter {
+            &*self.0.ledger
+        }
+
+        fn counters(&self) -> &StepCounters {
+            self.0.counters.steps()
+        }
+
+        fn channels(&self) -> &ChannelCounters {
+            self.0.counters.channels()
+        }
+
+        fn max_hold(&self) -> Duration {
+            Duration::from_secs(60)
+        }
+
+        fn shared(&self) -> SharedServices {
+            self.0.clone()
+        }
+    }
+
+    /// An SMTP server that answers to an e-mail only when it may.
+    async fn slow_server(listener: TcpListener, received: Arc<Semaphore>, may_answer: Arc<Semaphore>) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        let mut reply = "220 ready";
+        loop {
+            write.write_all(format!("{reply}\r\n").as_bytes()).await.unwrap();
+            let Ok(Some(line)) = lines.next_line().await else { return };
+            reply = if line == "DATA" { "354 more" } else { "250 OK" };
+            if line == "DATA" {
+                write.write_all(b"354 more\r\n").await.unwrap();
+                while lines.next_line().await.unwrap().unwrap() != "." {}
+                received.add_permits(1);
+                may_answer.acquire().await.unwrap().forget();
+                reply = "250 accepted";
+            }
+        }
+    }
+
+    /// With an e-mail server at this port, and these keys.
+    fn e_mail_handler(port: u16, more: &str) -> (NotificationHandler, CircuitBreakers) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("orderd.toml");
+        let email = "[notify.email]\ntype = \"smtp\"\ntls = \"none\"\nfrom = \"orders@example.com\"\n";
+        std::fs::write(&file, format!("{email}address = \"127.0.0.1:{port}\"\n{more}\n")).unwrap();
+        let sources = crate::config::Sources { file: Some(file), ..crate::handlers::sources() };
+        let config = crate::config::Config::load(&sources).unwrap().config;
+        let settings = config.notify.constructor::<NotifySettings>().unwrap();
+        let (log, breakers) = (Arc::new(CountingChannel::default()), CircuitBreakers::default());
+        let handler = NotificationHandler {
+            channels: Arc::new(Channels::new("notification", settings, log, &breakers)),
+            claims: Arc::default(),
+            deliveries: Deliveries::default(),
+            max_body: 1 << 20,
+        };
+        (handler, breakers)
+    }
+
+    fn test_services() -> TestServices {
+        TestServices(SharedServices { ledger: Arc::new(MemoryLedger::default()), counters: Arc::default() })
+    }
+
+    const E_MAIL: &[u8] = br#"{"event":"processed","order_id":"ord-1","email":"ada@example.com"}"#;
+
+    #[tokio::test]
+    async fn a_connection_to_the_broker_that_is_lost_while_a_server_accepts_an_e_mail_sends_it_no_second_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (handler, _) = e_mail_handler(listener.local_addr().unwrap().port(), "");
+        let (received, may_answer) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        tokio::spawn(slow_server(listener, Arc::clone(&received), Arc::clone(&may_answer)));
+        let (services, delivery, consumer) = (test_services(), delivery(E_MAIL), "notification".into());
+        let ledger = LedgerAccess::without_deadline(services.ledger());
+        let input = HandlerInput { steps: StepAccess(Some(&services)), ..input(&delivery, &consumer, ledger) };
+        let lost = handler.handle(input);
+        // The future of the handler is dropped once the server has the e-mail.
+        tokio::select! {
+            _ = lost => panic!("the server has not answered"),
+            _ = received.acquire() => {}
+        }
+        assert_eq!(handler.deliveries.in_flight(), 1);
+        let again = handler.handle(input);
+        may_answer.add_permits(1);
+        assert_eq!(again.await.unwrap().outcome, HandlerOutcome::Duplicate);
+        handler.deliveries.finish().await;
+        let reading = services.channels().read().providers[&("email".into(), "email".into())].clone();
+        assert_eq!((reading.sent, reading.abandoned, received.available_permits()), (1, 0, 1));
+    }
+
+    #[tokio::test]
+    async fn an_e_mail_that_a_server_may_have_accepted_is_not_repeated_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (handler, _) = e_mail_handler(port, "accept_timeout = \"100ms\"");
+        tokio::spawn(slow_server(listener, Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0))));
+        let (services, delivery, consumer) = (test_services(), delivery(E_MAIL), "notification".into());
+        let ledger = LedgerAccess::without_deadline(services.ledger());
+        let input = HandlerInput { steps: StepAccess(Some(&services)), ..input(&delivery, &consumer, ledger) };
+        let failure = handler.handle(input).await.unwrap_err().failure().unwrap();
+        assert_eq!((failure.code.as_str(), failure.retry_after), ("timed_out", Some(Duration::ZERO)));
+    }
+
+    #[tokio::test]
+    async fn a_notification_that_cannot_be_made_says_nothing_about_the_server() {
+        let (handler, breakers) = e_mail_handler(1, "");
+        let (services, consumer) = (test_services(), "notification".into());
+        let ledger = LedgerAccess::without_deadline(services.ledger());
+        for (body, code) in [
+            (br#"{"event":"processed","email":"ada"}"#.as_slice(), "invalid_address"),
+            (br#"{"event":"shipped","email":"ada@example.com"}"#, "unknown_event"),
+        ] {
+            let delivery = delivery(body);
+            let input = HandlerInput { steps: StepAccess(Some(&services)), ..input(&delivery, &consumer, ledger) };
+            assert_eq!(handler.handle(input).await.unwrap_err().failure().unwrap().code, code);
+        }
+        assert_eq!(breakers.read()[0].calls, 0);
+        assert!(services.channels().read().providers.is_empty());
+    }
+
     #[tokio::test]
     async fn an_order_without_an_address_is_skipped_and_recorded_unless_the_channel_is_strict() {
         for (policy, expected) in [("skip", Ok(HandlerOutcome::Skipped)), ("fail", Err("no_address"))] {
-            let directory = tempfile::tempdir().unwrap();
-            let file = directory.path().join("orderd.toml");
-            let channel =
-                "[notify.email]\ntype = \"smtp\"\naddress = \"127.0.0.1:1\"\nfrom = \"a@example.com\"\ntls = \"none\"";
-            std::fs::write(&file, format!("{channel}\nwithout_address = {policy:?}\n")).unwrap();
-            let sources = crate::config::Sources { file: Some(file), ..crate::handlers::sources() };
-            let notify = crate::config::Config::load(&sources).unwrap().config.notify;
-            let TestEnv { channel, mut handler, ledger } = test_env();
-            let settings = notify.constructor::<NotifySettings>().unwrap();
-            handler.channels = Channels::new("notification", settings, channel, &CircuitBreakers::default());
-            let access = LedgerAccess::without_deadline(&ledger);
+            let (handler, _) = e_mail_handler(1, &format!("without_address = {policy:?}"));
+            let services = test_services();
             let delivery = delivery(br#"{"event":"processed","order_id":"ord-1","email":" "}"#);
             let consumer = "notification".into();
-            let result = handler.handle(input(&delivery, &consumer, access)).await;
-            let ended = result.map(|output| output.outcome).map_err(|error| error.failure().unwrap().code);
+            let ledger = LedgerAccess::without_deadline(services.ledger());
+            let input = HandlerInput { steps: StepAccess(Some(&services)), ..input(&delivery, &consumer, ledger) };
+            let ended = handler.handle(input).await;
+            let ended = ended.map(|output| output.outcome).map_err(|error| error.failure().unwrap().code);
             assert_eq!(ended, expected.map_err(str::to_owned), "{policy}");
         }
     }

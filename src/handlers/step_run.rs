@@ -116,7 +116,7 @@ pub(super) async fn claim_in_process<'c>(
     claims: &'c Claims,
     key: &RunKey,
     services: &dyn StepServices,
-) -> Result<Claim<'c>, HandlerError> {
+) -> Result<Claim<&'c Claims>, HandlerError> {
     let kind = if key.scope.is_empty() { MessageKind::Order } else { MessageKind::Other };
     let identity = [&*key.scope, "/", &*key.identity].concat();
     let claimed = services.waits().wait_for(claims.claim(kind, &identity)).await;

@@ -6,59 +6,57 @@
 //!                  ─► failure ─► released
 //!       ─► held by another instance until its lease ends: wait, at most as long as a delivery may
 //! ```
-//! An instance that was killed leaves its claim until the lease ends. What it had delivered and not recorded is delivered again.
+//! While a server takes its time, the claim is extended. An instance that was killed leaves its claim until the lease ends. What it had delivered and not recorded is delivered again.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::instance;
-use crate::ledger::{FailedDelivery, LedgerEntry, Recorded};
-use crate::pipeline::{HandlerError, HandlerInput, Interruption, LedgerAccess};
+use crate::ledger::{FailedDelivery, LedgerEntry, LedgerWriter, Recorded};
+use crate::pipeline::{HandlerError, Interruption, StepServices};
 
-/// How much longer than needed a lease is renewed for: the time that recording it may take.
-const RENEWAL_MARGIN: Duration = Duration::from_secs(5);
+/// How much longer than its attempts a notification stays claimed: time to record it.
+pub(super) const RECORDING_MARGIN: Duration = Duration::from_secs(5);
+/// How much longer than needed a lease is renewed for, and claimed for at first: time that passes before it is needed.
+pub(super) const RENEWAL_MARGIN: Duration = Duration::from_secs(5);
+/// How long a lease is extended for while an attempt takes longer than it covers.
+const EXTENSION: Duration = Duration::from_secs(15);
 /// The least time between two attempts to claim the same notification.
 const MIN_WAIT: Duration = Duration::from_millis(50);
 /// The most: the other instance may release it before its lease ends.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The exclusive right to deliver a notification.
-#[derive(Debug)]
-pub struct Lease<'a> {
-    ledger: LedgerAccess<'a>,
-    id: &'a str,
+pub struct Lease {
+    ledger: Arc<dyn LedgerWriter>,
+    id: String,
     owner: Arc<str>,
     until: Instant,
-    /// How long the delivery has waited for another instance.
-    waited: Duration,
 }
 
-impl<'a> Lease<'a> {
-    /// Claims a notification for this time. Waits while another instance delivers it. `None`: it was delivered before.
+impl Lease {
+    /// Claims a notification for this time. Waits while another instance delivers it, at most until its delivery, which has begun then,
+    /// may wait no longer. `None`: it was delivered before.
     ///
     /// # Errors
     /// The ledger was closed, or another instance still delivers it.
-    pub async fn claim(input: HandlerInput<'a>, id: &'a str, time: Duration) -> Result<Option<Self>, HandlerError> {
-        let _suspended = input.ledger.suspend_deadline();
-        let mut lease = Lease {
-            ledger: input.ledger,
-            id,
-            owner: instance::owner().into(),
-            until: Instant::now(),
-            waited: Duration::ZERO,
-        };
-        let max_hold = input.steps.0.map_or(Duration::MAX, |services| services.max_hold());
-        let begun = Instant::now();
+    pub async fn claim(
+        services: &dyn StepServices,
+        id: &str,
+        time: Duration,
+        begun: Instant,
+    ) -> Result<Option<Self>, HandlerError> {
+        let ledger = services.shared().ledger;
+        let mut lease = Lease { ledger, id: id.to_owned(), owner: instance::owner().into(), until: begun };
         let mut wait = MIN_WAIT;
         loop {
             match lease.record(time).await? {
-                Recorded::New => {
-                    lease.waited = begun.elapsed();
-                    return Ok(Some(lease));
-                }
+                Recorded::New => return Ok(Some(lease)),
                 Recorded::Held => {}
                 Recorded::Duplicate
                 | Recorded::Unfinished
@@ -67,7 +65,7 @@ impl<'a> Lease<'a> {
                 | Recorded::InProgress
                 | Recorded::Conflict(_) => return Ok(None),
             }
-            let left = max_hold.saturating_sub(begun.elapsed());
+            let left = services.max_hold().saturating_sub(begun.elapsed());
             if left.is_zero() {
                 return Err(HandlerError::Interrupted(Interruption::TakenOver));
             }
@@ -97,9 +95,28 @@ impl<'a> Lease<'a> {
         Ok(true)
     }
 
-    /// How long the delivery has waited for another instance.
-    pub(super) fn waited(&self) -> Duration {
-        self.waited
+    /// Does this, and meanwhile extends the lease whenever it is about to end.
+    pub(super) async fn extended_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            let soon = self.until.checked_sub(RECORDING_MARGIN).unwrap_or(self.until);
+            // Cancel-safe: it only waits.
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = sleep_until(soon) => {}
+            }
+            // Cancel-safe: it is then open whether the lease was extended, and it is not needed any more.
+            let extended = tokio::select! {
+                biased;
+                done = &mut work => return done,
+                extended = self.record(EXTENSION) => extended,
+            };
+            if !matches!(extended, Ok(Recorded::New)) {
+                // The ledger was closed, or another instance has taken over what cannot be stopped any more.
+                return work.await;
+            }
+        }
     }
 
     /// Ends the claim of a notification that was not delivered, so that the next attempt need not wait, and records why.
@@ -107,14 +124,14 @@ impl<'a> Lease<'a> {
     /// # Errors
     /// The ledger was closed.
     pub async fn release(self, failed: Vec<FailedDelivery>) -> Result<(), HandlerError> {
-        let entry = LedgerEntry::ReleaseNotification { id: self.id.to_owned(), owner: self.owner, failed };
-        self.ledger.record(entry).await.map(drop)
+        let entry = LedgerEntry::ReleaseNotification { id: self.id, owner: self.owner, failed };
+        self.ledger.record(entry).await.map(drop).map_err(HandlerError::from)
     }
 
     async fn record(&mut self, time: Duration) -> Result<Recorded, HandlerError> {
         let (asked_at, at) = (Instant::now(), Timestamp::now());
         let until = at.checked_add(time).unwrap_or(Timestamp::MAX);
-        let (id, owner) = (self.id.to_owned(), Arc::clone(&self.owner));
+        let (id, owner) = (self.id.clone(), Arc::clone(&self.owner));
         let recorded = self.ledger.record(LedgerEntry::ClaimNotification { id, owner, at, until }).await?;
         self.until = asked_at + time;
         Ok(recorded)

@@ -4,6 +4,7 @@
 //! settings   [notify.<channel>], checked, templates included
 //! mod        which channel, and its fallbacks: read it first      provider   one of them: its limits and its circuit breaker
 //! lease      one instance delivers a notification at a time       address    what is accepted as an address
+//! delivery   the attempts to deliver one notification             deliveries  the tasks that make them
 //! route      a channel's providers in order, and what must be available for it
 //! content    an event's body as templates see it      templates/  the texts      language   amounts and times in them
 //! smtp/      e-mail                                   webhook     JSON by HTTP
@@ -15,6 +16,8 @@
 
 mod address;
 mod content;
+mod deliveries;
+mod delivery;
 mod language;
 mod lease;
 mod operators;
@@ -34,17 +37,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, select_all};
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
+pub use deliveries::Deliveries;
+pub use delivery::{Delivered, ReadyDelivery};
 pub use lease::Lease;
+use lease::{RECORDING_MARGIN, RENEWAL_MARGIN};
 pub use operators::{OperatorChannel, OperatorChannelSettings, SendOutcome, send_to_operators};
 pub use preview::{check_recipient, preview, send};
 pub use probe::{ProbedServer, probe};
+use provider::Provider;
 pub use provider::Unrecorded;
-use provider::{Attempt, Provider, Slot};
 pub use recipient::{RecipientCheck, RecipientWarning};
 use route::Route;
 pub use settings::{NotifySettings, channel_routes};
@@ -52,27 +57,15 @@ pub use settings::{NotifySettings, channel_routes};
 use crate::files::FileState;
 use crate::gate::{GateControl, GateGroup, GateState};
 use crate::ledger::FailedDelivery;
-use crate::pipeline::{EventFileGate, HandlerError, HandlerInput, Interruption};
+use crate::pipeline::{EventFileGate, HandlerError};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{CircuitBreakers, FailureCause, StepFailure, TraceContext};
 
-use content::Content;
 use templates::RenderError;
 
-/// How much longer than its attempts a notification stays claimed: time to record it.
-const LEASE_MARGIN: Duration = Duration::from_secs(5);
-/// The longest time that a server may ask to wait.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-
-/// Delivers notifications to one place.
+/// Where notifications are written instead of being delivered.
 pub trait Channel: Send + Sync + 'static {
-    /// Delivers one notification, which `input` brought.
-    ///
-    /// # Errors
-    /// A [`Failure`], whose kind says whether a retry can help, or an interruption.
-    fn deliver<'a>(&'a self, notice: Notice<'a>, input: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>>;
-
-    /// Writes one notification to the file, if it is one: no other channel delivers without a message.
+    /// Writes one notification.
     ///
     /// # Errors
     /// An interruption.
@@ -97,24 +90,6 @@ pub struct Notice<'a> {
     pub body: &'a str,
     /// The trace context of the message.
     pub trace: TraceContext<'a>,
-}
-
-/// How a delivery ended.
-#[derive(Debug)]
-pub enum Delivered {
-    /// It was delivered now.
-    Now {
-        /// By this provider; `None`: to the file, because there are no channels.
-        provider: Option<String>,
-        /// To this recipient, shortened so that it names nobody.
-        recipient: Option<String>,
-        /// To be dropped once it is recorded.
-        unrecorded: Option<Unrecorded>,
-    },
-    /// Another instance had delivered it meanwhile.
-    Before,
-    /// It was not: the order has no address or number, and the channel skips such orders.
-    WithoutAddress,
 }
 
 /// All channels of a consumer.
@@ -172,11 +147,8 @@ impl Channels {
     /// # Errors
     /// There is no such channel.
     pub fn lease_time(&self, channel: &str) -> Result<Option<Duration>, Failure> {
-        if self.routes.is_empty() && !self.reserved.contains(channel) {
-            return Ok(None);
-        }
         let route = self.route(channel)?;
-        Ok(route.has_server().then(|| route.time() + LEASE_MARGIN))
+        Ok(route.has_server().then(|| route.time() + RECORDING_MARGIN + RENEWAL_MARGIN))
     }
 
     fn route(&self, channel: &str) -> Result<&Route, Failure> {
@@ -190,113 +162,22 @@ impl Channels {
         })
     }
 
-    /// Delivers a notification through its channel, or through a fallback while the channel's own server is unavailable. The
-    /// handler's deadline is suspended: each attempt has a limit of its own. Attempts that fail are added to `failed`.
+    /// Whether notifications for this channel are written to the file, because there are no channels for customers.
+    pub fn is_file(&self, channel: &str) -> bool {
+        self.routes.is_empty() && !self.reserved.contains(channel)
+    }
+
+    /// Writes a notification to the file.
     ///
     /// # Errors
-    /// The failure of the last attempt, or an interruption.
-    pub async fn deliver(
-        &self,
-        notice: Notice<'_>,
-        input: HandlerInput<'_>,
-        mut lease: Option<&mut Lease<'_>>,
-        failed: &mut Vec<FailedDelivery>,
-    ) -> Result<Delivered, HandlerError> {
-        if self.routes.is_empty() {
-            self.log.deliver(notice, input).await?;
-            return Ok(Delivered::Now { provider: None, recipient: None, unrecorded: None });
-        }
-        let _suspended = input.ledger.suspend_deadline();
-        let content = Content::read(notice.body)
-            .map_err(|error| Failure::new(FailureKind::Malformed, "invalid_event", error.to_string()))?;
-        let route = self.route(notice.channel)?;
-        if route.providers()[0].skips(&content) {
-            return Ok(Delivered::WithoutAddress);
-        }
-        route.used();
-        let chain = route.providers().iter().enumerate();
-        let chain = chain.filter(|(index, provider)| *index == 0 || provider.can_deliver(notice, &content));
-        let chain: Vec<Arc<Provider>> = chain.map(|(_, provider)| Arc::clone(provider)).collect();
-        let waited = lease.as_ref().map_or(Duration::ZERO, |lease| lease.waited());
-        let (mut index, mut slot) = available(&chain, input, waited).await?;
-        loop {
-            let provider = &chain[index];
-            if let Some(lease) = &mut lease
-                && !lease.cover(provider.timeout() + LEASE_MARGIN).await?
-            {
-                return Ok(Delivered::Before);
-            }
-            let recipient = provider.recipient(&content);
-            let failure = match self.attempt(provider, slot, notice, &content, input).await? {
-                Ok(unrecorded) => {
-                    let (provider, unrecorded) = (Some(provider.name().to_string()), Some(unrecorded));
-                    return Ok(Delivered::Now { provider, recipient, unrecorded });
-                }
-                Err(failure) => failure,
-            };
-            failed.push(failed_delivery(notice.channel, provider, recipient, &failure.failure));
-            // Only what was certainly not delivered may be delivered another way.
-            let next = match failure.cause {
-                FailureCause::NotReached => available_now(&chain, index + 1).await,
-                FailureCause::Refused | FailureCause::Unanswered => None,
-            };
-            match next {
-                Some(next) => (index, slot) = next,
-                None => {
-                    let retry_after = failure.retry_after.map(|delay| delay.min(MAX_RETRY_AFTER));
-                    return Err(failure.failure.with_retry_after(retry_after).into());
-                }
-            }
-        }
+    /// The file was closed.
+    pub async fn write_to_file(&self, notice: Notice<'_>) -> Result<(), HandlerError> {
+        self.log.write(notice).await
     }
 
-    /// One attempt, counted.
-    async fn attempt(
-        &self,
-        provider: &Provider,
-        slot: Slot,
-        notice: Notice<'_>,
-        content: &Content,
-        input: HandlerInput<'_>,
-    ) -> Result<Result<Unrecorded, StepFailure>, HandlerError> {
-        if provider.is_log() {
-            self.file_unneeded.set(GateState::Closed(None));
-        }
-        let counted = input.steps.0.map(|services| services.channels().begun(notice.channel, provider.name()));
-        let result = provider.deliver(Attempt { notice, content, input }).await;
-        let failure = match result {
-            Ok(()) => None,
-            Err(provider::AttemptError::Failed(failure)) => Some(failure),
-            Err(provider::AttemptError::Interrupted(error)) => return Err(error),
-        };
-        let unrecorded = slot.ended(failure.as_ref());
-        if let Some(counted) = counted {
-            counted.ended(failure.as_ref().map(|failure| &failure.failure));
-        }
-        Ok(failure.map_or(Ok(unrecorded), Err))
-    }
-}
-
-/// The first provider that may be called, waiting until one may if none does. Not longer than a delivery may wait, which has
-/// `waited` so long already.
-async fn available(
-    chain: &[Arc<Provider>],
-    input: HandlerInput<'_>,
-    waited: Duration,
-) -> Result<(usize, Slot), HandlerError> {
-    let search = async {
-        if let Some(found) = available_now(chain, 0).await {
-            return found;
-        }
-        let waits = chain.iter().enumerate();
-        let waits = waits.map(|(index, provider)| async move { (index, provider.slot().await) }.boxed());
-        select_all(waits).await.0
-    };
-    match input.steps.0 {
-        Some(services) => timeout(services.max_hold().saturating_sub(waited), search)
-            .await
-            .map_err(|_| HandlerError::Interrupted(Interruption::TakenOver)),
-        None => Ok(search.await),
+    /// A notification is about to be written to the file.
+    fn file_used(&self) {
+        self.file_unneeded.set(GateState::Closed(None));
     }
 }
 
@@ -310,16 +191,6 @@ fn failed_delivery(channel: &str, provider: &Provider, recipient: Option<String>
         reason: failure.reason.clone(),
         at: Timestamp::now(),
     }
-}
-
-/// The first provider, from this one on, whose circuit breaker allows an attempt. One that is busy is waited for.
-async fn available_now(chain: &[Arc<Provider>], from: usize) -> Option<(usize, Slot)> {
-    for (index, provider) in chain.iter().enumerate().skip(from) {
-        if let Some(slot) = provider.try_slot().await {
-            return Some((index, slot));
-        }
-    }
-    None
 }
 
 /// The failure of a notification whose text cannot be made.

@@ -276,10 +276,6 @@ pub async fn send_to_operators(settings: &OperatorChannelSettings, body: &str) -
 struct NoFile;
 
 impl Channel for NoFile {
-    fn deliver<'a>(&'a self, notice: Notice<'a>, _: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
-        self.write(notice)
-    }
-
     fn write<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         let failure =
             Failure::new(FailureKind::Permanent, "file", "the channel is a file, which only the daemon writes");

@@ -59,13 +59,20 @@ pub async fn send(settings: &NotifySettings, channel: &str, body: &str) -> Resul
     let id = format!("preview/{}", random_hex(8).map_err(|error| error.to_string())?);
     let sent = match &found.kind {
         ChannelKind::Smtp(smtp, texts) => {
-            SmtpProvider::new((**smtp).clone(), of(texts)).deliver(&id, &content, found.timeout).await
+            let provider = SmtpProvider::new((**smtp).clone(), of(texts));
+            match provider.prepare(&id, provider.domain(), &content) {
+                Ok(mail) => provider.send(&mail, found.timeout).await,
+                Err(failure) => Err(failure),
+            }
         }
         ChannelKind::Webhook(http, kind, texts) => {
             let provider =
                 WebhookProvider::new((**http).clone(), kind.clone(), of(texts), found.timeout, found.max_connections);
             let notice = WebhookNotice { id: &id, channel };
-            provider.deliver(notice, &content, TraceContext::default(), found.timeout).await
+            match provider.body(notice, &content) {
+                Ok(body) => provider.deliver(&id, &body, TraceContext::default(), found.timeout).await,
+                Err(failure) => Err(failure),
+            }
         }
         ChannelKind::Log => return Err(format!("the channel {channel:?} is a file")),
     };

@@ -5,18 +5,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::address;
 use super::content::Content;
 use super::settings::{ChannelKind, ChannelSettings, WithoutAddress};
-use super::smtp::SmtpProvider;
+use super::smtp::{OutgoingMail, SmtpProvider};
 use super::templates::Templates;
 use super::webhook::{WebhookNotice, WebhookProvider};
 use super::{Channel, Notice};
 use crate::gate::Gate;
-use crate::pipeline::{HandlerError, HandlerInput};
+use crate::pipeline::HandlerError;
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{BreakerKind, BreakerPermit, CircuitBreaker, CircuitBreakers, FailureCause, StepFailure};
 
@@ -67,12 +68,13 @@ impl Slot {
     }
 }
 
-/// What one attempt delivers.
-#[derive(Clone, Copy)]
-pub(super) struct Attempt<'a> {
-    pub notice: Notice<'a>,
-    pub content: &'a Content,
-    pub input: HandlerInput<'a>,
+/// What a provider would send.
+pub(super) enum Outgoing {
+    Mail(OutgoingMail),
+    /// The body of a request.
+    Request(Bytes),
+    /// The line is made when it is written.
+    Line,
 }
 
 /// Why an attempt did not succeed.
@@ -129,9 +131,17 @@ impl Provider {
         &self.name
     }
 
-    /// How long one attempt may take.
+    /// How long one attempt may take until the server has got the notification, and until it has answered if it is no SMTP server.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// The domain of the sender of e-mails, if it sends e-mails.
+    pub fn mail_domain(&self) -> Option<&str> {
+        match &self.transport {
+            Transport::Smtp(smtp) => Some(smtp.domain()),
+            Transport::Webhook(_) | Transport::Log(_) => None,
+        }
     }
 
     /// Notifications that it delivers at the same time.
@@ -169,25 +179,35 @@ impl Provider {
         Some(Slot { breaker, _permit: permit, unrecorded })
     }
 
-    /// Waits for the right to make an attempt. Cancel-safe.
+    /// Waits for the right to make an attempt. Nothing is occupied while its circuit breaker allows none: it may be the fallback of a
+    /// channel whose own server works. Cancel-safe.
     pub async fn slot(&self) -> Slot {
-        let (unrecorded, permit) = self.permit().await;
-        // Last, because an attempt that the breaker allows must be made at once: all others wait for its end.
-        let breaker = match &self.breaker {
-            Some(breaker) => Some(breaker.begin().await),
-            None => None,
-        };
-        Slot { breaker, _permit: permit, unrecorded }
+        loop {
+            let breaker = match &self.breaker {
+                Some(breaker) => Some(breaker.begin().await),
+                None => None,
+            };
+            // An attempt that the breaker allows must be made at once: all others wait for its end.
+            if let Some((unrecorded, permit)) = self.permit_now() {
+                return Slot { breaker, _permit: permit, unrecorded };
+            }
+            drop(breaker);
+            drop(self.permit().await);
+        }
     }
 
-    /// Whether it is of use as a fallback: it has what it needs to notify this customer of this event.
-    pub fn can_deliver(&self, notice: Notice<'_>, content: &Content) -> bool {
+    /// What it would send to notify this customer of this event. E-mails have a `Message-ID` of this domain.
+    ///
+    /// # Errors
+    /// It cannot notify this customer, or not of this event: permanent. No server was asked.
+    pub fn prepare(&self, notice: Notice<'_>, domain: &str, content: &Content) -> Result<Outgoing, StepFailure> {
         match &self.transport {
-            Transport::Smtp(smtp) => smtp.can_deliver(content),
+            Transport::Smtp(smtp) => smtp.prepare(notice.id, domain, content).map(Outgoing::Mail),
             Transport::Webhook(webhook) => {
-                webhook.body(WebhookNotice { id: notice.id, channel: notice.channel }, content).is_ok()
+                let named = WebhookNotice { id: notice.id, channel: notice.channel };
+                webhook.body(named, content).map(Outgoing::Request)
             }
-            Transport::Log(_) => true,
+            Transport::Log(_) => Ok(Outgoing::Line),
         }
     }
 
@@ -201,13 +221,14 @@ impl Provider {
     /// # Errors
     /// What the server says, or that it says nothing.
     pub async fn deliver_without_message(&self, notice: Notice<'_>, content: &Content) -> Result<(), StepFailure> {
-        match &self.transport {
-            Transport::Smtp(smtp) => smtp.deliver(notice.id, content, self.timeout).await,
-            Transport::Webhook(webhook) => {
-                let named = WebhookNotice { id: notice.id, channel: notice.channel };
-                webhook.deliver(named, content, notice.trace, self.timeout).await
+        let domain = self.mail_domain().unwrap_or_default();
+        match (&self.transport, self.prepare(notice, domain, content)?) {
+            // An alert that is sent twice does no harm, but others wait for its end.
+            (Transport::Smtp(smtp), Outgoing::Mail(mail)) => smtp.send_within(&mail, self.timeout).await,
+            (Transport::Webhook(webhook), Outgoing::Request(body)) => {
+                webhook.deliver(notice.id, &body, notice.trace, self.timeout).await
             }
-            Transport::Log(log) => match timeout(self.timeout, log.write(notice)).await {
+            (Transport::Log(log), Outgoing::Line) => match timeout(self.timeout, log.write(notice)).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(HandlerError::Failed(failure))) => Err(StepFailure::new(failure, FailureCause::Refused)),
                 Ok(Err(HandlerError::Interrupted(_))) | Err(_) => {
@@ -216,6 +237,9 @@ impl Provider {
                     Err(StepFailure::new(failure, FailureCause::NotReached))
                 }
             },
+            (Transport::Smtp(_) | Transport::Webhook(_) | Transport::Log(_), _) => {
+                unreachable!("it was prepared for this provider")
+            }
         }
     }
 
@@ -230,6 +254,12 @@ impl Provider {
         has_none && self.without_address == WithoutAddress::Skip
     }
 
+    fn permit_now(&self) -> Option<(Unrecorded, OwnedSemaphorePermit)> {
+        let unrecorded = Arc::clone(&self.unrecorded).try_acquire_owned().ok()?;
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some((Unrecorded { _permit: unrecorded }, permit))
+    }
+
     /// First the right to have one more that is not recorded: it does not wait for another right.
     async fn permit(&self) -> (Unrecorded, OwnedSemaphorePermit) {
         let acquired = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_owned();
@@ -238,22 +268,23 @@ impl Provider {
         (Unrecorded { _permit: unrecorded }, permit)
     }
 
-    /// Makes one attempt, which ends within the timeout.
+    /// Makes one attempt with what it has prepared, which ends within its limits.
     ///
     /// # Errors
     /// What the server says, or that it says nothing.
-    pub async fn deliver(&self, attempt: Attempt<'_>) -> Result<(), AttemptError> {
-        let Attempt { notice, content, input } = attempt;
-        match &self.transport {
-            Transport::Smtp(smtp) => Ok(smtp.deliver(notice.id, content, self.timeout).await?),
-            Transport::Webhook(webhook) => {
-                let named = WebhookNotice { id: notice.id, channel: notice.channel };
-                Ok(webhook.deliver(named, content, notice.trace, self.timeout).await?)
+    pub async fn deliver(&self, notice: Notice<'_>, outgoing: &Outgoing) -> Result<(), AttemptError> {
+        match (&self.transport, outgoing) {
+            (Transport::Smtp(smtp), Outgoing::Mail(mail)) => Ok(smtp.send(mail, self.timeout).await?),
+            (Transport::Webhook(webhook), Outgoing::Request(body)) => {
+                Ok(webhook.deliver(notice.id, body, notice.trace, self.timeout).await?)
             }
-            Transport::Log(log) => log.deliver(notice, input).await.map_err(|error| match error {
+            (Transport::Log(log), Outgoing::Line) => log.write(notice).await.map_err(|error| match error {
                 HandlerError::Failed(failure) => StepFailure::new(failure, FailureCause::Refused).into(),
                 interrupted @ HandlerError::Interrupted(_) => AttemptError::Interrupted(interrupted),
             }),
+            (Transport::Smtp(_) | Transport::Webhook(_) | Transport::Log(_), _) => {
+                unreachable!("it was prepared for this provider")
+            }
         }
     }
 }

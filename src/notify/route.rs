@@ -45,7 +45,12 @@ impl Route {
         self.providers.iter().any(|provider| !provider.is_log())
     }
 
-    /// How long a delivery may take that tries all of them.
+    /// The domain of the `Message-ID` of its e-mails: the same whichever of its servers sends one.
+    pub fn mail_domain(&self) -> &str {
+        self.providers.iter().find_map(|provider| provider.mail_domain()).unwrap_or_default()
+    }
+
+    /// How long a delivery may take that tries all of them, without the time for the answer to a whole e-mail.
     pub fn time(&self) -> Duration {
         self.providers.iter().filter(|provider| !provider.is_log()).map(|provider| provider.timeout()).sum()
     }

@@ -1,6 +1,7 @@
 //! `[notify.<channel>]`: reads and checks the channels, and shows them. Templates are read and rendered here too, so that a fault
 //! in one is found before a customer waits for an e-mail. Nothing is connected.
 
+mod keys;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,8 +10,6 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use lettre::message::Mailbox;
-use serde::{Serialize, Serializer};
-use serde_json::{Map, Value as Json};
 
 use super::address::parse_mailbox;
 use super::templates::{BASE_LANGUAGE, TemplateOptions};
@@ -31,6 +30,9 @@ const MAX_TEXT_BYTES: usize = 1024;
 const MAX_BODY_TEMPLATE_BYTES: usize = 16 * 1024;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_TIMEOUT: Duration = Duration::from_secs(120);
+/// RFC 5321 (4.5.3.2.6) asks for ten minutes.
+const DEFAULT_ACCEPT_TIMEOUT: Duration = Duration::from_secs(300);
+const MAX_ACCEPT_TIMEOUT: Duration = Duration::from_secs(600);
 const DEFAULT_MAX_CONNECTIONS: usize = 8;
 const MAX_CONNECTIONS: usize = 256;
 
@@ -42,7 +44,7 @@ pub struct NotifySettings(pub(super) BTreeMap<String, ChannelSettings>, pub(supe
 #[derive(Debug, Clone)]
 pub(super) struct ChannelSettings {
     pub kind: ChannelKind,
-    /// How long one attempt may take.
+    /// How long one attempt may take; of an e-mail, until the server has accepted `DATA`.
     pub timeout: Duration,
     /// Notifications that are delivered at the same time.
     pub max_connections: usize,
@@ -89,6 +91,8 @@ pub(super) struct SmtpSettings {
     /// The user's name and password.
     pub login: Option<(String, Secret)>,
     pub sender: Sender,
+    /// How long sending the text of an e-mail, and the server's answer to it, may take.
+    pub accept_timeout: Duration,
     /// The section that it was read from, for the log.
     pub section: Arc<str>,
 }
@@ -130,6 +134,8 @@ impl NotifySettings {
         for (name, channel) in &settings.0 {
             if let Some(problem) = settings.fallback_problem(name, channel, &names) {
                 reporter.subsection_problem(name, "fallback", problem);
+            } else if let Some(warning) = settings.fallback_warning(name, channel) {
+                reporter.subsection_warning(name, "fallback", warning);
             }
         }
         settings.into_handler_settings()
@@ -182,9 +188,25 @@ impl NotifySettings {
         }
     }
 
-    /// How long one attempt may take at most: that through the slowest channel, with all its fallbacks.
+    /// A fallback that keeps a notification from the customer for good, although the server may be back in a second.
+    fn fallback_warning(&self, name: &str, channel: &ChannelSettings) -> Option<String> {
+        channel.fallback.as_ref()?;
+        let chain = self.chain(name);
+        let file = chain.iter().skip(1).find(|name| matches!(self.0[*name].kind, ChannelKind::Log))?;
+        Some(format!(
+            "leads to {file:?}, a file: what is written there while a server is unavailable counts as delivered and never reaches the \
+             customer; without it, notifications wait for the server"
+        ))
+    }
+
+    /// How long one attempt may take at most: that through the slowest channel, with all its fallbacks. After an e-mail that a server has
+    /// got and not answered to no fallback is tried.
     fn longest(&self) -> Duration {
-        let time = |name: &String| self.chain(name).iter().filter_map(|name| self.0[name].server_timeout()).sum();
+        let time = |name: &String| {
+            let chain: Vec<_> = self.chain(name).iter().map(|name| &self.0[name]).collect();
+            let timeouts: Duration = chain.iter().filter_map(|channel| channel.server_timeout()).sum();
+            timeouts + chain.iter().map(|channel| channel.accept_timeout()).max().unwrap_or_default()
+        };
         self.0.keys().map(time).max().unwrap_or_default()
     }
 
@@ -279,6 +301,14 @@ impl ChannelSettings {
         }
     }
 
+    /// What an attempt may take besides.
+    fn accept_timeout(&self) -> Duration {
+        match &self.kind {
+            ChannelKind::Smtp(smtp, _) => smtp.accept_timeout,
+            ChannelKind::Webhook(..) | ChannelKind::Log => Duration::ZERO,
+        }
+    }
+
     pub(super) fn check_line(&self, name: &str) -> String {
         let how = match &self.kind {
             ChannelKind::Smtp(smtp, _) => {
@@ -362,12 +392,16 @@ impl SmtpSettings {
         let from = section.required("from", ": name the sender, such as \"Lamps <orders@example.com>\"", &mailbox);
         let reply_to = section.optional("reply_to", &mailbox);
         let list_unsubscribe = section.optional("list_unsubscribe", &list_unsubscribe);
+        let limits = Duration::from_millis(100)..=MAX_ACCEPT_TIMEOUT;
+        let accept_timeout =
+            section.optional_or("accept_timeout", DEFAULT_ACCEPT_TIMEOUT, &value_parser::duration(limits));
         Some(SmtpSettings {
             address: address?,
             tls,
             files,
             login: username.zip(password),
             sender: Sender { from: from?, reply_to, list_unsubscribe },
+            accept_timeout,
             section: section.path().into(),
         })
     }
@@ -410,76 +444,6 @@ fn read_webhook(section: &mut Section<'_>, name: &str) -> Option<ChannelKind> {
         section.problem("body", problem);
     }
     http.zip(texts).map(|(http, texts)| ChannelKind::Webhook(Box::new(http), body, texts))
-}
-
-/// As in the file. Templates are compared by their content, so that a reload applies a changed one.
-impl Serialize for NotifySettings {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, channel)| (name, channel.keys())))
-    }
-}
-
-impl ChannelSettings {
-    fn keys(&self) -> Map<String, Json> {
-        let mut keys = Map::new();
-        let mut set = |key: &str, value: Json| keys.insert(key.to_owned(), value);
-        let texts = match &self.kind {
-            ChannelKind::Log => {
-                set("type", "log".into());
-                return keys;
-            }
-            ChannelKind::Smtp(smtp, texts) => {
-                set("type", "smtp".into());
-                set("address", smtp.address.to_string().into());
-                set("tls", smtp.tls.as_str().into());
-                if let Some((username, password)) = &smtp.login {
-                    set("username", username.as_str().into());
-                    set("password_file", json(password));
-                }
-                set("from", smtp.sender.from.to_string().into());
-                set("reply_to", smtp.sender.reply_to.as_ref().map(ToString::to_string).into());
-                set("list_unsubscribe", smtp.sender.list_unsubscribe.clone().into());
-                for (key, file) in tls_files(&smtp.files) {
-                    set(key, file.into());
-                }
-                texts
-            }
-            ChannelKind::Webhook(http, body, texts) => {
-                set("type", "webhook".into());
-                set("http", json(&**http));
-                set("body", body.template().into());
-                texts
-            }
-        };
-        set("timeout", duration::format(self.timeout).into());
-        set("max_connections", self.max_connections.into());
-        set("fallback", self.fallback.clone().into());
-        if matches!(self.kind, ChannelKind::Smtp(..) | ChannelKind::Webhook(_, WebhookBody::Sms, _)) {
-            set("without_address", self.without_address.as_str().into());
-        }
-        set("circuit_breaker", json(&self.breaker));
-        set("shop", texts.options.shop.as_str().into());
-        set("language", texts.options.language.as_str().into());
-        set("time_zone", texts.zone_name.clone().unwrap_or_else(|| "UTC".to_owned()).into());
-        set("templates", texts.directory.as_ref().map(|directory| directory.display().to_string()).into());
-        set("templates_content", texts.files.digest().into());
-        keys.retain(|_, value| !value.is_null());
-        keys
-    }
-}
-
-fn json(value: &impl Serialize) -> Json {
-    serde_json::to_value(value).expect("settings are structs of plain values")
-}
-
-fn tls_files(files: &TlsFiles) -> Vec<(&'static str, String)> {
-    let client = files.client.as_ref();
-    let files = [
-        ("ca_file", files.ca.as_ref()),
-        ("certificate_file", client.map(|client| &client.certificate)),
-        ("key_file", client.map(|client| &client.key)),
-    ];
-    files.into_iter().filter_map(|(key, file)| Some((key, file?.display().to_string()))).collect()
 }
 
 #[cfg(test)]

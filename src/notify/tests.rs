@@ -17,10 +17,6 @@ use crate::steps::{BreakerKind, BreakerSettings};
 struct File(watch::Receiver<FileState>);
 
 impl Channel for File {
-    fn deliver<'a>(&'a self, _: Notice<'a>, _: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
-        async { Ok(()) }.boxed()
-    }
-
     fn write<'a>(&'a self, _: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         async { Ok(()) }.boxed()
     }

@@ -131,19 +131,18 @@ impl WebhookProvider {
         self.body == WebhookBody::Sms
     }
 
-    /// Posts one notification within this time.
+    /// Posts the body of one notification within this time.
     ///
     /// # Errors
     /// As those of steps: see `steps::http`.
     pub async fn deliver(
         &self,
-        notice: WebhookNotice<'_>,
-        content: &Content,
+        id: &str,
+        body: &Bytes,
         trace: TraceContext<'_>,
         timeout: Duration,
     ) -> Result<(), StepFailure> {
-        let body = self.body(notice, content)?;
-        let call = StepCall { idempotency_key: notice.id, body: &body, trace, timeout };
+        let call = StepCall { idempotency_key: id, body, trace, timeout };
         match tokio::time::timeout(timeout, self.service.notify(call)).await {
             Ok(answered) => answered,
             Err(_) => {

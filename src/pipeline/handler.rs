@@ -14,7 +14,7 @@ use super::intake::IntakeGate;
 use crate::chain::chain;
 use crate::ledger::{CancelAnswer, LedgerEntry, LedgerError, LedgerWriter, NewCancellation, Recorded};
 use crate::message::{Delivery, Provenance, Publication, PublishError};
-use crate::metrics::{ChannelCounters, HandlerOutcome, StepCounters};
+use crate::metrics::{ChannelCounters, Counters, HandlerOutcome, StepCounters};
 use crate::recovery::{ClaimNote, Failure, FailureKind};
 use crate::wait_budget::WaitBudget;
 
@@ -180,6 +180,18 @@ pub trait StepServices: Send + Sync {
 
     /// Notes the run that the delivery has claimed, for its copies.
     fn note(&self) -> &ClaimNote;
+
+    /// What a task needs that does not end with the handler's future.
+    fn shared(&self) -> SharedServices;
+}
+
+/// The ledger and the counters, for a task that does not end with the handler's future.
+#[derive(Clone)]
+pub struct SharedServices {
+    /// The ledger.
+    pub ledger: Arc<dyn LedgerWriter>,
+    /// The consumer's counters.
+    pub counters: Arc<Counters>,
 }
 
 /// [`StepServices`], if there are any: tests of handlers that call no steps have none.

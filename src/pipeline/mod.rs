@@ -25,8 +25,8 @@ mod unidentified;
 pub use consumer_context::{ConsumerContext, OnFailure};
 pub use decompressed_bytes::DecompressedBytes;
 pub use handler::{
-    DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, StepAccess,
-    StepServices,
+    DeferredLog, Handler, HandlerError, HandlerInput, HandlerOutput, Interruption, LedgerAccess, SharedServices,
+    StepAccess, StepServices,
 };
 pub use intake::{EventFileGate, Intake, IntakeGate};
 pub use pool::{Pool, PoolError};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::consumer_context::ConsumerContext;
-use super::handler::StepServices;
+use super::handler::{SharedServices, StepServices};
 use super::publish::publish_step_events;
 use crate::ledger::LedgerWriter;
 use crate::message::{Publication, PublishError};
@@ -53,5 +53,9 @@ impl StepServices for DeliveryServices<'_> {
 
     fn note(&self) -> &ClaimNote {
         self.note
+    }
+
+    fn shared(&self) -> SharedServices {
+        SharedServices { ledger: Arc::clone(&self.context.ledger), counters: Arc::clone(&self.context.counters) }
     }
 }

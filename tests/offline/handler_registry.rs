@@ -122,6 +122,7 @@ async fn greeting(config: &Config, directory: &Path) -> String {
         notify: HandlerSettings::none(),
         default_channel: "email".into(),
         claims: Arc::default(),
+        deliveries: orderd::notify::Deliveries::default(),
         steps: StepResources::default(),
         origin_consumers: watch::channel(BTreeMap::new()).1,
     };

@@ -26,6 +26,12 @@ pub(super) fn channels(consumers: &[ConsumerReading], writer: &mut MetricWriter<
         })
     });
     writer.counters("notifications_failed", "Attempts to deliver a notification that failed, by code", failed)?;
+    let abandoned = providers().map(|(labels, reading)| (labels, reading.abandoned));
+    writer.counters(
+        "notifications_abandoned",
+        "Attempts that did not end: orderd ended, or a fault in it",
+        abandoned,
+    )?;
     let in_flight = providers().map(|(labels, reading)| (labels, reading.in_flight as f64));
     writer.gauges("notifications_in_flight", "Attempts to deliver a notification that have not ended", in_flight)?;
     let durations = providers().map(|(labels, reading)| (labels, &reading.durations));

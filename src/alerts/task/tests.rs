@@ -32,10 +32,6 @@ struct FakeFile {
 }
 
 impl Channel for FakeFile {
-    fn deliver<'a>(&'a self, _: Notice<'a>, _: HandlerInput<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
-        unreachable!("no message is delivered")
-    }
-
     fn write<'a>(&'a self, notice: Notice<'a>) -> BoxFuture<'a, Result<(), HandlerError>> {
         Box::pin(async move {
             if self.is_down.load(Ordering::SeqCst) {

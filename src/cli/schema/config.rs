@@ -327,6 +327,7 @@ struct NotifyChannel {
     /// A template.
     body: Option<String>,
     timeout: Option<Duration>,
+    accept_timeout: Option<Duration>,
     #[schemars(range(min = 1, max = 256))]
     max_connections: Option<u64>,
     /// Another channel.

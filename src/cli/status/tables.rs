@@ -162,8 +162,10 @@ pub(super) fn write_channels(consumers: &BTreeMap<String, ConsumerStatus>, out: 
     writeln!(out)?;
     table::write(table, &layout(1, 5..11), out)?;
     let failing = consumers.values().flat_map(|consumer| &consumer.channels);
-    for channel in failing.filter(|channel| channel.failed > 0) {
+    for channel in failing.filter(|channel| channel.failed + channel.abandoned > 0) {
         let codes = channel.failures.iter().map(|(code, count)| format!("{count} {}", escaped(code)));
+        let abandoned = (channel.abandoned > 0).then(|| format!("{} abandoned", channel.abandoned));
+        let codes = codes.chain(abandoned);
         let (name, provider) = (escaped(&channel.channel), escaped(&channel.provider));
         let codes = codes.collect::<Vec<_>>().join(", ");
         wrapped(&format!("failed attempts of channel {name} by {provider}: {codes}"), out)?;

@@ -171,6 +171,10 @@ impl StepServices for TestServices<'_> {
     fn note(&self) -> &ClaimNote {
         &self.note
     }
+
+    fn shared(&self) -> crate::pipeline::SharedServices {
+        unreachable!("only deliveries of notifications need it")
+    }
 }
 
 /// A copy that orderd published after a failure in the order queue with this code, which is that of its kind for most.

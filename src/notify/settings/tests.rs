@@ -129,7 +129,8 @@ fn the_timeouts_of_the_longest_chain_of_fallbacks_count_toward_the_brokers_ack_t
     };
     let loaded = load(&directory, &chain("2m")).unwrap();
     let consumer = &loaded.config.consumers["notification"];
-    assert_eq!(consumer.attempt_time(), consumer.timeout + Duration::from_secs(8 * 60));
+    // The answer to one e-mail besides: after one that was sent no fallback is tried.
+    assert_eq!(consumer.attempt_time(), consumer.timeout + Duration::from_secs((8 + 5) * 60));
     assert!(loaded.config.longest_holds()[&consumer.queue] >= consumer.attempt_time());
     let retries = |immediate: u32| format!("[consumers.notification.retry]\nimmediate = {immediate}\n");
     let warned = |notify: &str| {
@@ -139,6 +140,18 @@ fn the_timeouts_of_the_longest_chain_of_fallbacks_count_toward_the_brokers_ack_t
     };
     let _ = retries;
     assert!(warned(&chain("2m")) && !warned(&chain("1s")));
+}
+
+#[test]
+fn a_fallback_that_keeps_notifications_from_the_customer_is_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let warned = |last: &str| {
+        let middle = format!("[notify.middle]\n{SERVER}fallback = \"last\"\n[notify.last]\n{last}");
+        let loaded = load(&directory, &format!("[notify.email]\n{SERVER}fallback = \"middle\"\n{middle}")).unwrap();
+        loaded.warnings.iter().filter(|warning| warning.to_string().contains(".fallback")).count()
+    };
+    assert_eq!(warned("type = \"log\"\n"), 2);
+    assert_eq!(warned(SERVER), 0);
 }
 
 #[test]

@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use super::super::settings::Sender;
 use super::super::templates::MailTexts;
 
-/// The whole e-mail, with line ends as SMTP has them.
-pub(in crate::notify) fn mail(sender: &Sender, to: &Address, event_id: &str, texts: &MailTexts) -> Vec<u8> {
+/// The whole e-mail, with line ends as SMTP has them. `id` is the event's id and the domain of the `Message-ID`.
+pub(in crate::notify) fn mail(sender: &Sender, to: &Address, id: (&str, &str), texts: &MailTexts) -> Vec<u8> {
+    let (event_id, domain) = id;
     let envelope = Envelope::new(Some(sender.from.email.clone()), vec![to.clone()]);
     let mut builder = Message::builder()
         .from(sender.from.clone())
@@ -21,7 +22,7 @@ pub(in crate::notify) fn mail(sender: &Sender, to: &Address, event_id: &str, tex
         .date_now()
         // Not read back from the header, whose parser knows no quoted local part.
         .envelope(envelope.expect("there is a recipient"))
-        .message_id(Some(message_id(event_id, sender.from.email.domain())))
+        .message_id(Some(message_id(event_id, domain)))
         .raw_header(header("Auto-Submitted", "auto-generated"))
         .raw_header(header("Content-Language", &texts.language));
     if let Some(reply_to) = &sender.reply_to {
@@ -37,8 +38,8 @@ pub(in crate::notify) fn mail(sender: &Sender, to: &Address, event_id: &str, tex
     built.expect("an e-mail with one sender and one recipient is complete").formatted()
 }
 
-/// Derived from the event's id, so that every attempt has the same and a mail program can recognise a repeated e-mail. Valid
-/// whatever characters the id has.
+/// Derived from the event's id and the channel's domain, so that every attempt through every server of the channel has the same and a
+/// mail program can recognise a repeated e-mail. Valid whatever characters the id has.
 fn message_id(event_id: &str, domain: &str) -> String {
     let digest = Sha256::digest(event_id.as_bytes());
     let mut text = "<".to_owned();
@@ -73,7 +74,7 @@ mod tests {
             reply_to: Some(address::parse_mailbox("help@example.com").unwrap()),
             list_unsubscribe: Some("<https://example.com/unsubscribe>".to_owned()),
         };
-        let mail = mail(&sender, &address::parse(to).unwrap(), event_id, texts);
+        let mail = mail(&sender, &address::parse(to).unwrap(), (event_id, "xn--bcher-kva.example"), texts);
         String::from_utf8(mail).unwrap()
     }
 

@@ -2,28 +2,31 @@
 //!
 //! ```text
 //! no connection, no TLS, login refused or missing, 421, MAIL FROM refused, timeout before the e-mail was sent   transient; not sent:
-//!                                                                                                          a fallback may
+//! a refusal of us or a fault of the server, at any point (see `refusal`)                                    a fallback may
 //! 4xx to RCPT TO, DATA or the e-mail   transient: not now, for this recipient
 //! 5xx to RCPT TO, DATA or the e-mail   permanent; the server's text is the reason
 //! connection lost or timeout after the e-mail was sent   transient, and the server may have accepted it
 //! ```
 //! A connection returns to the pool only after a complete exchange, so that a reply is never taken for that to another e-mail.
 
+mod idle;
 mod mail;
+mod refusal;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lettre::Address;
-use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::AsyncSmtpConnection;
-use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
+use lettre::transport::smtp::commands::{Data, Mail, Noop, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -35,67 +38,37 @@ use super::{address, template_failure};
 use crate::chain::chain;
 use crate::config::Secret;
 use crate::escape::escaped;
+use crate::instance;
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{FailureCause, StepFailure};
 use crate::tls::{TlsError, TlsReloader};
 
+use idle::{IdleConnection, IdleConnections};
 use mail::mail;
+use refusal::{Answered, Refusal, SESSION_REPLIES, is_about_service};
 use stream::{SmtpStream, StartTlsError, start_tls};
 
-/// How long an idle connection is kept; servers close them after minutes.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most transactions over one connection, those that were refused included: many servers allow 100.
 const MAX_TRANSACTIONS: u32 = 100;
 /// How long ending a connection, or a transaction that was refused, may take.
 const QUIT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Replies about the session, not about the recipient: the service closes, a wrong sequence of commands, a login that is missing,
-/// too weak, refused or not encrypted.
-const SESSION_REPLIES: [u16; 6] = [421, 503, 530, 534, 535, 538];
+/// The most addresses of a host that are tried.
+const MAX_ADDRESSES: usize = 8;
+/// The longest time for one address of a host that has others.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An SMTP server.
 pub(super) struct SmtpProvider {
     settings: SmtpSettings,
     templates: Arc<Templates>,
     tls: Option<Arc<TlsReloader>>,
-    hello: ClientId,
-    idle: Mutex<Vec<IdleConnection>>,
+    idle: IdleConnections,
 }
 
-struct IdleConnection {
-    connection: AsyncSmtpConnection,
-    since: Instant,
-    /// Begun so far.
-    transactions: u32,
-    /// The last transaction was refused and has to be ended before the next one.
-    is_refused: bool,
-}
-
-/// Why a command did not succeed.
-enum Refusal {
-    /// The server answered with this code and text.
-    Reply(u16, String),
-    /// The connection does not work.
-    Lost(String),
-}
-
-impl From<SmtpError> for Refusal {
-    fn from(error: SmtpError) -> Self {
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        match error.status() {
-            Some(code) => Refusal::Reply(code.into(), escaped(source.unwrap_or_default().trim())),
-            None => Refusal::Lost(chain(&error)),
-        }
-    }
-}
-
-impl Refusal {
-    /// To what was said about this recipient. Servers repeat it in their replies, and the log and the status show failures.
-    fn about(to: &Address, error: SmtpError) -> Self {
-        match Refusal::from(error) {
-            Refusal::Reply(code, text) => Refusal::Reply(code, without_recipient(&text, to)),
-            Refusal::Lost(why) => Refusal::Lost(without_recipient(&why, to)),
-        }
-    }
+/// An e-mail that is ready to be sent.
+pub(super) struct OutgoingMail {
+    to: Address,
+    mail: Vec<u8>,
 }
 
 impl SmtpProvider {
@@ -107,66 +80,95 @@ impl SmtpProvider {
                 Some(Arc::new(TlsReloader::new(&*settings.section, settings.files.clone())))
             }
         };
-        let domain = settings.sender.from.email.domain().to_owned();
-        SmtpProvider { tls, hello: ClientId::Domain(domain), settings, templates, idle: Mutex::default() }
+        SmtpProvider { tls, settings, templates, idle: IdleConnections::default() }
     }
 
-    /// Whether the customer has an address and the event a template.
-    pub fn can_deliver(&self, content: &Content) -> bool {
-        recipient(content).is_ok() && self.templates.mail(content).is_ok()
+    /// The domain of the sender.
+    pub fn domain(&self) -> &str {
+        self.settings.sender.from.email.domain()
     }
 
-    /// Sends one e-mail within this time.
+    /// The e-mail for this event, with a `Message-ID` of this domain.
+    ///
+    /// # Errors
+    /// The customer has no address, or the event no template: permanent. No server is needed for that.
+    pub fn prepare(&self, event_id: &str, domain: &str, content: &Content) -> Result<OutgoingMail, StepFailure> {
+        let to = recipient(content)?;
+        let texts = self.templates.mail(content).map_err(|error: RenderError| template_failure(&error))?;
+        let mail = mail(&self.settings.sender, &to, (event_id, domain), &texts);
+        Ok(OutgoingMail { to, mail })
+    }
+
+    /// Sends one e-mail within this time, and then waits for the server's answer for as long as that may take. A client that gives
+    /// up on an e-mail that the server accepts would send it twice, so servers are given more time for that (RFC 5321, 4.5.3.2.6).
     ///
     /// # Errors
     /// See the table of the module.
-    pub async fn deliver(&self, event_id: &str, content: &Content, limit: Duration) -> Result<(), StepFailure> {
-        let to = recipient(content)?;
-        let texts = self.templates.mail(content).map_err(|error: RenderError| template_failure(&error))?;
-        let mail = mail(&self.settings.sender, &to, event_id, &texts);
-        self.send(&to, &mail, Instant::now() + limit).await
+    pub async fn send(&self, mail: &OutgoingMail, limit: Duration) -> Result<(), StepFailure> {
+        self.exchange(mail, limit, Some(self.settings.accept_timeout)).await
     }
 
-    /// Connects and logs in, without sending anything, within this time.
+    /// Sends one e-mail within this time, the server's answer to it included.
     ///
     /// # Errors
-    /// As for [`SmtpProvider::deliver`].
-    pub async fn probe(&self, limit: Duration) -> Result<(), StepFailure> {
-        let connected = timeout(limit, self.connect()).await;
-        let mut connection =
-            connected.map_err(|_| self.failure("timed_out", "timed out", FailureCause::NotReached))??;
-        // Nothing depends on it.
-        let _ = timeout(QUIT_TIMEOUT, connection.quit()).await;
-        Ok(())
+    /// As for [`SmtpProvider::send`].
+    pub async fn send_within(&self, mail: &OutgoingMail, limit: Duration) -> Result<(), StepFailure> {
+        self.exchange(mail, limit, None).await
     }
 
-    async fn send(&self, to: &Address, mail: &[u8], deadline: Instant) -> Result<(), StepFailure> {
+    async fn exchange(
+        &self,
+        outgoing: &OutgoingMail,
+        limit: Duration,
+        accept_timeout: Option<Duration>,
+    ) -> Result<(), StepFailure> {
+        let OutgoingMail { to, mail } = outgoing;
+        let deadline = Instant::now() + limit;
         let timed_out = |what: &str, cause| self.failure("timed_out", &format!("timed out {what}"), cause);
-        let ready = timeout_at(deadline, self.prepared(to)).await;
+        let ready = timeout_at(deadline, self.prepared(to, deadline)).await;
         let mut ready = ready.map_err(|_| timed_out("before the e-mail was sent", FailureCause::NotReached))??;
         // From here on, the server may accept it.
-        let sent = timeout_at(deadline, ready.connection.message(mail)).await;
+        let answered_by = accept_timeout.map_or(deadline, |accept_timeout| Instant::now() + accept_timeout);
+        let sent = timeout_at(answered_by, ready.connection.message(mail)).await;
         match sent.map_err(|_| timed_out("after the e-mail was sent", FailureCause::Unanswered))? {
             Ok(_) => {
-                self.put_back(ready);
+                self.idle.put_back(ready);
                 Ok(())
             }
             Err(error) => match Refusal::about(to, error) {
                 Refusal::Reply(code, text) => {
                     if !SESSION_REPLIES.contains(&code) {
-                        self.put_back(ready);
+                        self.idle.put_back(ready);
                     }
-                    Err(self.about_recipient(code, &text))
+                    Err(self.refused(code, &text, Answered::Content))
                 }
                 Refusal::Lost(why) => Err(self.failure("connection_lost", &why, FailureCause::Unanswered)),
             },
         }
     }
 
+    /// Connects, logs in and names the sender, without sending anything, within this time.
+    ///
+    /// # Errors
+    /// As for [`SmtpProvider::deliver`].
+    pub async fn probe(&self, limit: Duration) -> Result<(), StepFailure> {
+        let asked = timeout(limit, async {
+            let mut connection = self.connect(Instant::now() + limit).await?;
+            let from = Mail::new(Some(self.settings.sender.from.email.clone()), Vec::new());
+            connection.command(from).await.map_err(|error| self.sender_refused(error.into()))?;
+            Ok(connection)
+        });
+        let asked = asked.await;
+        let mut connection = asked.map_err(|_| self.failure("timed_out", "timed out", FailureCause::NotReached))??;
+        // Nothing depends on it.
+        let _ = timeout(QUIT_TIMEOUT, connection.quit()).await;
+        Ok(())
+    }
+
     /// A connection whose server has accepted sender and recipient and waits for the e-mail. An idle connection that the server has
     /// closed is replaced.
-    async fn prepared(&self, to: &Address) -> Result<IdleConnection, StepFailure> {
-        while let Some(mut idle) = self.take_idle() {
+    async fn prepared(&self, to: &Address, deadline: Instant) -> Result<IdleConnection, StepFailure> {
+        while let Some(mut idle) = self.idle.take() {
             if idle.transactions >= MAX_TRANSACTIONS {
                 // Nothing depends on it.
                 let _ = timeout(QUIT_TIMEOUT, idle.connection.quit()).await;
@@ -182,20 +184,20 @@ impl SmtpProvider {
             match self.begin(&mut idle, to).await {
                 Ok(()) => return Ok(idle),
                 Err((failure, is_usable)) if is_usable => {
-                    self.put_back(idle);
+                    self.idle.put_back(idle);
                     return Err(failure);
                 }
                 // The server has closed it meanwhile, or accepts no more over it: another one may do.
                 Err((_, _)) => {}
             }
         }
-        let connection = self.connect().await?;
+        let connection = self.connect(deadline).await?;
         let mut new = IdleConnection { connection, since: Instant::now(), transactions: 0, is_refused: false };
         match self.begin(&mut new, to).await {
             Ok(()) => Ok(new),
             Err((failure, is_usable)) => {
                 if is_usable {
-                    self.put_back(new);
+                    self.idle.put_back(new);
                 }
                 Err(failure)
             }
@@ -209,6 +211,8 @@ impl SmtpProvider {
         if !to.to_string().is_ascii() {
             if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
                 let reason = "the server does not accept addresses with other than ASCII characters before the \"@\"";
+                // It may be an idle connection: that the server works has to be asked.
+                connection.command(Noop).await.map_err(|error| (self.not_greeted(error.into()), false))?;
                 return Err((invalid_address(reason), true));
             }
             options.push(MailParameter::SmtpUtfEight);
@@ -216,23 +220,15 @@ impl SmtpProvider {
         let lost = |why: &str| (self.failure("connection_lost", why, FailureCause::NotReached), false);
         let from = self.settings.sender.from.email.clone();
         *transactions += 1;
-        match connection.command(Mail::new(Some(from), options)).await.map_err(|error| Refusal::about(to, error)) {
-            Ok(_) => {}
-            Err(Refusal::Reply(421, text)) => return Err((self.unavailable(421, &text), false)),
-            // It refuses the sender: no e-mail of this channel would be accepted.
-            Err(Refusal::Reply(code, text)) => {
-                let reason = format!("MAIL FROM refused: {code} {text}");
-                return Err((self.failure("sender_refused", &reason, FailureCause::NotReached), false));
-            }
-            Err(Refusal::Lost(why)) => return Err(lost(&why)),
-        }
+        let named = connection.command(Mail::new(Some(from), options)).await;
+        named.map_err(|error| (self.sender_refused(error.into()), false))?;
         for command in [Rcpt::new(to.clone(), Vec::new()).to_string(), Data.to_string()] {
             match connection.command(command).await.map_err(|error| Refusal::about(to, error)) {
                 Ok(_) => {}
                 Err(Refusal::Reply(code, text)) => {
                     // It is ended before the next one, so that a server which does not answer that changes nothing about this reply.
                     *is_refused = true;
-                    return Err((self.about_recipient(code, &text), !SESSION_REPLIES.contains(&code)));
+                    return Err((self.refused(code, &text, Answered::Envelope), !SESSION_REPLIES.contains(&code)));
                 }
                 Err(Refusal::Lost(why)) => return Err(lost(&why)),
             }
@@ -240,11 +236,12 @@ impl SmtpProvider {
         Ok(())
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, StepFailure> {
+    async fn connect(&self, deadline: Instant) -> Result<AsyncSmtpConnection, StepFailure> {
         let not_reached = |code: &str, why: &str| self.failure(code, why, FailureCause::NotReached);
         let address = &self.settings.address;
-        let connected = TcpStream::connect((address.host.as_str(), address.port)).await;
+        let connected = connect_to_any(&address.host, address.port, deadline).await;
         let mut stream = connected.map_err(|error| not_reached("unreachable", &error.to_string()))?;
+        let hello = hello(&stream);
         // The end of an e-mail is a write of its own.
         let _ = stream.set_nodelay(true);
         let stream = match (&self.tls, self.settings.tls) {
@@ -260,7 +257,7 @@ impl SmtpProvider {
                     .map_err(|_| not_reached("tls_failed", "the host is no name that a certificate can have"))?;
                 let established = match mode {
                     SmtpTls::StartTls => {
-                        let started = start_tls(&mut stream, &self.hello.to_string()).await;
+                        let started = start_tls(&mut stream, &hello.to_string()).await;
                         started.map_err(|error| self.start_tls_failure(&error))?;
                         SmtpStream::after_start_tls(stream, &connector, name).await
                     }
@@ -272,7 +269,7 @@ impl SmtpProvider {
                 })?
             }
         };
-        let connected = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &self.hello).await;
+        let connected = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &hello).await;
         let mut connection = connected.map_err(|error| self.not_greeted(error.into()))?;
         if let Some((username, password)) = &self.settings.login {
             let credentials = Credentials::new(username.clone(), Secret::expose(password).to_owned());
@@ -304,14 +301,25 @@ impl SmtpProvider {
         }
     }
 
+    /// No e-mail of this channel would be accepted.
+    fn sender_refused(&self, refusal: Refusal) -> StepFailure {
+        match refusal {
+            Refusal::Reply(code, text) if SESSION_REPLIES.contains(&code) => self.unavailable(code, &text),
+            Refusal::Reply(code, text) => {
+                let reason = format!("MAIL FROM refused: {code} {text}");
+                self.failure("sender_refused", &reason, FailureCause::NotReached)
+            }
+            Refusal::Lost(why) => self.failure("connection_lost", &why, FailureCause::NotReached),
+        }
+    }
+
     /// The server itself accepts nothing at present.
     fn unavailable(&self, code: u16, text: &str) -> StepFailure {
         self.failure(&format!("smtp_{code}"), &format!("{code} {text}"), FailureCause::NotReached)
     }
 
-    /// A reply to the recipient, or to the e-mail for it.
-    fn about_recipient(&self, code: u16, text: &str) -> StepFailure {
-        if SESSION_REPLIES.contains(&code) {
+    fn refused(&self, code: u16, text: &str, answered: Answered) -> StepFailure {
+        if is_about_service(code, text, answered) {
             return self.unavailable(code, text);
         }
         let kind = if (500..600).contains(&code) { FailureKind::Permanent } else { FailureKind::Transient };
@@ -323,37 +331,47 @@ impl SmtpProvider {
         let reason = format!("{}: {why}", self.settings.address);
         StepFailure::new(Failure::new(FailureKind::Transient, code, reason), cause)
     }
+}
 
-    fn take_idle(&self) -> Option<IdleConnection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        idle.retain(|connection| now.duration_since(connection.since) < IDLE_TIMEOUT);
-        // The one that was used last.
-        idle.pop()
+/// Connects to the first address of a host that accepts. One that does not answer leaves time for the others.
+async fn connect_to_any(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.take(MAX_ADDRESSES).collect();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for (tried, address) in addresses.iter().enumerate() {
+        let connecting = TcpStream::connect(address);
+        let connected = match u32::try_from(addresses.len() - tried) {
+            Ok(more @ 2..) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                timeout(ADDRESS_TIMEOUT.min(left / more), connecting).await
+            }
+            _ => Ok(connecting.await),
+        };
+        match connected {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address}: no answer")),
+        }
     }
+    Err(last)
+}
 
-    /// Keeps a connection after a complete exchange.
-    fn put_back(&self, mut connection: IdleConnection) {
-        connection.since = Instant::now();
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+/// How we name ourselves: RFC 5321 (4.1.1.1) wants the host's name, or its address if it has no full name. Never the sender's domain:
+/// servers refuse strangers who name themselves like the recipient's own domain.
+fn hello(stream: &TcpStream) -> ClientId {
+    let name = instance::host_name();
+    if is_full_name(&name) {
+        return ClientId::Domain(name);
+    }
+    match stream.local_addr() {
+        Ok(SocketAddr::V4(address)) => ClientId::Ipv4(*address.ip()),
+        Ok(SocketAddr::V6(address)) => ClientId::Ipv6(*address.ip()),
+        Err(_) => ClientId::Domain("localhost".to_owned()),
     }
 }
 
-/// The text with the recipient shortened wherever it occurs. What is inserted is not searched: it may contain the address again.
-fn without_recipient(text: &str, to: &Address) -> String {
-    let to = to.to_string();
-    let hidden = address::shortened(&to);
-    // Of the same length as the text.
-    let lower = text.to_ascii_lowercase();
-    let mut shown = String::with_capacity(text.len());
-    let mut end = 0;
-    for (at, found) in lower.match_indices(&to.to_ascii_lowercase()) {
-        shown.push_str(&text[end..at]);
-        shown.push_str(&hidden);
-        end = at + found.len();
-    }
-    shown.push_str(&text[end..]);
-    shown
+fn is_full_name(name: &str) -> bool {
+    let is_label = |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    name.contains('.') && name.split('.').all(is_label) && !name.ends_with(".localdomain")
 }
 
 /// The customer's address, if it can be used.

@@ -18,6 +18,8 @@ use crate::escape::escaped;
 
 /// The most bytes that a server may send over one connection.
 const MAX_RECEIVED_BYTES: usize = 1 << 20;
+/// Read at once, in bytes.
+const READ_BYTES: usize = 2048;
 /// The longest reply before TLS, in bytes.
 const MAX_REPLY_BYTES: usize = 4096;
 /// What stands for the greeting once TLS is established: the server sends none then, and the client expects one.
@@ -27,8 +29,12 @@ const GREETING: &[u8] = b"220 TLS established\r\n";
 #[derive(Debug)]
 pub(super) struct SmtpStream {
     transport: Transport,
-    /// Read before what the server sends.
-    pending: &'static [u8],
+    /// Whole lines that were not read yet.
+    ready: Vec<u8>,
+    /// The beginning of a line.
+    line: Vec<u8>,
+    /// The server has ended the connection.
+    is_ended: bool,
     received: usize,
 }
 
@@ -61,13 +67,13 @@ pub(super) enum StartTlsError {
 impl SmtpStream {
     /// Without TLS.
     pub fn plain(stream: TcpStream) -> Self {
-        SmtpStream { transport: Transport::Plain(stream), pending: b"", received: 0 }
+        Self::new(Transport::Plain(stream))
     }
 
     /// TLS from the beginning.
     pub async fn tls(stream: TcpStream, connector: &TlsConnector, name: ServerName<'static>) -> io::Result<Self> {
         let tls = connector.connect(name, stream).await?;
-        Ok(SmtpStream { transport: Transport::Tls(Box::new(tls)), pending: b"", received: 0 })
+        Ok(Self::new(Transport::Tls(Box::new(tls))))
     }
 
     /// TLS after the greeting and `STARTTLS`, which [`start_tls`] has exchanged.
@@ -76,8 +82,49 @@ impl SmtpStream {
         connector: &TlsConnector,
         name: ServerName<'static>,
     ) -> io::Result<Self> {
-        Ok(SmtpStream { pending: GREETING, ..Self::tls(stream, connector, name).await? })
+        Ok(SmtpStream { ready: GREETING.to_vec(), ..Self::tls(stream, connector, name).await? })
     }
+
+    fn new(transport: Transport) -> Self {
+        SmtpStream { transport, ready: Vec::new(), line: Vec::new(), is_ended: false, received: 0 }
+    }
+
+    /// Makes what the server has sent readable, line by line. Nothing means that it has ended the connection.
+    fn receive(&mut self, received: &[u8]) -> io::Result<()> {
+        self.received += received.len();
+        if self.received > MAX_RECEIVED_BYTES {
+            return Err(io::Error::other("the server has sent too much over one connection"));
+        }
+        self.is_ended = received.is_empty();
+        if self.is_ended {
+            self.ready.append(&mut self.line);
+        }
+        for part in received.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.line);
+                self.ready.extend_from_slice(normalised(&line).as_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line of a reply as the parser accepts it: it would take an acceptance that it cannot read for a lost connection, and the e-mail would
+/// be sent again. Texts may have bytes that are not UTF-8, a code may be all there is (RFC 5321, 4.2.1), and only the first digit of a
+/// code that is not a known one has a meaning (4.2).
+fn normalised(line: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(line).into_owned();
+    let code = text.bytes().take_while(u8::is_ascii_digit).count();
+    if code == 3 {
+        if matches!(text.as_bytes().get(1), Some(b'6'..=b'9')) {
+            text.replace_range(1..2, "5");
+        }
+        if matches!(text.as_bytes().get(3), Some(b'\r' | b'\n')) {
+            text.insert(3, ' ');
+        }
+    }
+    text
 }
 
 /// The exchange in plain text: the greeting, `EHLO` and `STARTTLS`.
@@ -144,24 +191,25 @@ async fn reply(stream: &mut TcpStream) -> Result<(u16, String), StartTlsError> {
 }
 
 impl AsyncRead for SmtpStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.pending.is_empty() {
-            let count = self.pending.len().min(buffer.remaining());
-            let (now, later) = self.pending.split_at(count);
-            buffer.put_slice(now);
-            self.pending = later;
-            return Poll::Ready(Ok(()));
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
+        while stream.ready.is_empty() && !stream.is_ended {
+            let mut bytes = [0; READ_BYTES];
+            let mut read = ReadBuf::new(&mut bytes);
+            let polled = match &mut stream.transport {
+                Transport::Plain(stream) => Pin::new(stream).poll_read(cx, &mut read),
+                Transport::Tls(stream) => Pin::new(stream).poll_read(cx, &mut read),
+            };
+            match polled {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => stream.receive(read.filled())?,
+            }
         }
-        let before = buffer.filled().len();
-        let read = match &mut self.transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        };
-        self.received += buffer.filled().len() - before;
-        if self.received > MAX_RECEIVED_BYTES {
-            return Poll::Ready(Err(io::Error::other("the server has sent too much over one connection")));
-        }
-        read
+        let count = stream.ready.len().min(buffer.remaining());
+        buffer.put_slice(&stream.ready[..count]);
+        stream.ready.drain(..count);
+        Poll::Ready(Ok(()))
     }
 }
 

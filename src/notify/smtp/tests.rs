@@ -1,5 +1,6 @@
 //! A scripted SMTP server: what each reply means, which connections are used again, and what a hanging server costs.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -30,12 +31,17 @@ struct Script {
     most: usize,
     /// Does not answer `RSET`.
     ignores_reset: bool,
+    /// Answers to an e-mail after twice [`LIMIT`].
+    slow: bool,
+    /// Writes each character as one byte.
+    is_latin_1: bool,
 }
 
 struct Server {
     port: u16,
     connections: Arc<AtomicUsize>,
     mails: Arc<Mutex<Vec<String>>>,
+    quits: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -43,15 +49,17 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (connections, mails) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<String>>>::default());
-        let server = Server { port, connections: Arc::clone(&connections), mails: Arc::clone(&mails) };
+        let quits = Arc::new(AtomicUsize::new(0));
+        let (received, sent) = (Arc::clone(&connections), Arc::clone(&mails));
+        let server = Server { port, connections: received, mails: sent, quits: Arc::clone(&quits) };
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 connections.fetch_add(1, Ordering::SeqCst);
-                let mails = Arc::clone(&mails);
+                let (mails, quits) = (Arc::clone(&mails), Arc::clone(&quits));
                 tokio::spawn(async move {
-                    let _ = serve(stream, script, &mails).await;
+                    let _ = serve(stream, script, &mails, &quits).await;
                 });
             }
         });
@@ -69,6 +77,7 @@ impl Server {
                 reply_to: None,
                 list_unsubscribe: None,
             },
+            accept_timeout: LIMIT,
             section: "notify.email".into(),
         };
         let options =
@@ -81,7 +90,12 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, script: Script, mails: &Mutex<Vec<String>>) -> std::io::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    script: Script,
+    mails: &Mutex<Vec<String>>,
+    quits: &AtomicUsize,
+) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     write.write_all(format!("{}\r\n", script.greeting.unwrap_or("220 ready")).as_bytes()).await?;
@@ -101,16 +115,25 @@ async fn serve(stream: TcpStream, script: Script, mails: &Mutex<Vec<String>>) ->
                 write.write_all(b"354 go on\r\n").await?;
                 let mail = mail(&mut lines).await?;
                 mails.lock().unwrap().push(mail);
+                if script.slow {
+                    tokio::time::sleep(2 * LIMIT).await;
+                }
                 script.accepted.unwrap_or("250 accepted")
             }
             "DATA" => script.data.unwrap_or_default(),
             "RSET" if script.ignores_reset => "",
             _ => "250 OK",
         };
+        quits.fetch_add(usize::from(word == "QUIT"), Ordering::SeqCst);
         if reply.is_empty() {
             std::future::pending::<()>().await;
         }
-        write.write_all(format!("{reply}\r\n").as_bytes()).await?;
+        let mut reply = format!("{reply}\r\n").into_bytes();
+        if script.is_latin_1 {
+            let text = String::from_utf8(reply).unwrap();
+            reply = text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+        }
+        write.write_all(&reply).await?;
         if script.close && word == "DATA" {
             return Ok(());
         }
@@ -134,7 +157,12 @@ fn content(email: &str) -> Content {
 const LIMIT: Duration = Duration::from_millis(500);
 
 async fn deliver(provider: &SmtpProvider, email: &str) -> Result<(), StepFailure> {
-    provider.deliver("1/notification/processed", &content(email), LIMIT).await
+    deliver_within(provider, email, LIMIT).await
+}
+
+async fn deliver_within(provider: &SmtpProvider, email: &str, limit: Duration) -> Result<(), StepFailure> {
+    let mail = provider.prepare("1/notification/processed", provider.domain(), &content(email))?;
+    provider.send(&mail, limit).await
 }
 
 use FailureCause::{NotReached, Refused, Unanswered};
@@ -160,6 +188,14 @@ async fn each_reply_has_a_defined_meaning() {
             Script { greeting: Some("SSH-2.0-OpenSSH_9.2"), ..none },
             (Transient, "connection_lost", NotReached),
         ),
+        (
+            "relay",
+            Script { recipient: Some("554 5.7.1 relay access denied"), ..none },
+            (Transient, "smtp_554", NotReached),
+        ),
+        ("full disk", Script { accepted: Some("452 4.3.1 no space"), ..none }, (Transient, "smtp_452", NotReached)),
+        ("odd code", Script { recipient: Some("571 no"), ..none }, (Permanent, "smtp_551", Refused)),
+        ("bare code", Script { recipient: Some("550"), ..none }, (Permanent, "smtp_550", Refused)),
         ("hangs", Script { recipient: Some(""), ..none }, (Transient, "timed_out", NotReached)),
         ("hangs at the end", Script { accepted: Some(""), ..none }, (Transient, "timed_out", Unanswered)),
     ] {
@@ -173,6 +209,73 @@ async fn each_reply_has_a_defined_meaning() {
     let failure = deliver(&server.provider(SmtpTls::None), "ada@example.com").await.unwrap_err();
     let reason = &failure.failure.reason;
     assert!(reason.contains("one") && reason.contains("two") && !reason.contains(['\x1b', '\n']), "{reason:?}");
+}
+
+#[tokio::test]
+async fn an_acceptance_with_a_bare_code_or_a_text_that_is_not_utf_8_is_one() {
+    // The scripted server writes U+0080 and the like as single bytes.
+    for accepted in ["250", "250 Nachricht \u{fc}bernommen", "250-eins\r\n250", "290 fine"] {
+        let server = Server::start(Script { accepted: Some(accepted), is_latin_1: true, ..Script::default() }).await;
+        let provider = server.provider(SmtpTls::None);
+        for _ in 0..2 {
+            deliver(&provider, "ada@example.com").await.unwrap();
+        }
+        assert_eq!(server.connections.load(Ordering::SeqCst), 1, "{accepted}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_longer_than_the_timeout_to_accept_gets_the_e_mail_once() {
+    let server = Server::start(Script { slow: true, ..Script::default() }).await;
+    let mut provider = server.provider(SmtpTls::None);
+    provider.settings.accept_timeout = Duration::from_secs(60);
+    let mail = provider.prepare("1/x", "example.com", &content("ada@example.com")).unwrap();
+    provider.send(&mail, LIMIT).await.unwrap();
+    assert_eq!(server.mails(), 1);
+}
+
+#[tokio::test]
+async fn an_address_of_the_host_that_does_not_answer_leaves_time_for_the_others() {
+    let server = Server::start(Script::default()).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    assert!(connect_to_any("localhost", server.port, deadline).await.is_ok());
+    drop(server);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let error = connect_to_any("127.0.0.1", closed, deadline).await.unwrap_err();
+    assert!(error.to_string().contains("127.0.0.1:"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_is_greeted_with_the_hosts_name_or_address_and_never_with_the_senders_domain() {
+    let server = Server::start(Script::default()).await;
+    let stream = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+    let name = hello(&stream).to_string();
+    assert!(name == "[127.0.0.1]" || name == instance::host_name(), "{name}");
+    for (name, expected) in [
+        ("mail.example.com", true),
+        ("mail", false),
+        ("localhost.localdomain", false),
+        ("a..b", false),
+        ("a_b.c", false),
+    ] {
+        assert_eq!(is_full_name(name), expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn connections_that_are_idle_for_too_long_are_ended_without_another_e_mail() {
+    let server = Server::start(Script::default()).await;
+    let provider = server.provider(SmtpTls::None);
+    deliver(&provider, "ada@example.com").await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(idle::IDLE_TIMEOUT).await;
+    tokio::time::resume();
+    let ended = async {
+        while server.quits.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), ended).await.expect("QUIT was sent");
 }
 
 #[tokio::test]
@@ -207,7 +310,7 @@ async fn a_server_that_does_not_end_a_refused_transaction_does_not_hide_its_repl
     let server = Server::start(Script { recipient: Some("550 no"), ignores_reset: true, ..Script::default() }).await;
     let provider = server.provider(SmtpTls::None);
     for connections in 1..=2 {
-        let failure = provider.deliver("1/x", &content("ada@example.com"), 4 * QUIT_TIMEOUT).await.unwrap_err();
+        let failure = deliver_within(&provider, "ada@example.com", 4 * QUIT_TIMEOUT).await.unwrap_err();
         assert_eq!(failure.failure.code, "smtp_550");
         assert_eq!(server.connections.load(Ordering::SeqCst), connections);
     }
@@ -307,8 +410,7 @@ async fn measure_e_mails_a_second() {
         let provider = Arc::clone(&provider);
         tokio::spawn(async move {
             for _ in 0..MAILS / 8 {
-                let limit = Duration::from_secs(10);
-                provider.deliver("1/x", &content("ada@example.com"), limit).await.unwrap();
+                deliver_within(&provider, "ada@example.com", Duration::from_secs(10)).await.unwrap();
             }
         })
     });

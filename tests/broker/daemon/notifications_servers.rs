@@ -112,6 +112,7 @@ fn a_server_that_hangs_at_any_point_costs_only_the_e_mails_it_hangs_for() {
         .set("notify.email.tls", "tls")
         .set("notify.email.ca_file", &file("ca", "pem"))
         .set("notify.email.timeout", "1s")
+        .set("notify.email.accept_timeout", "1s")
         // It would stop the intake for a moment.
         .set("notify.email.circuit_breaker.failures", "1.0")
         .set("consumers.notification.retry.immediate", "0");
