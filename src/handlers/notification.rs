@@ -30,9 +30,7 @@ use crate::ledger::{FailedDelivery, LedgerEntry, NewNotification, NotificationDe
 use crate::message::Sender;
 use crate::metrics::HandlerOutcome;
 use crate::notify::{Channel, Channels, Delivered, Deliveries, Lease, Notice, NotifySettings, ReadyDelivery};
-use crate::pipeline::{
-    Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate, Interruption, SharedServices,
-};
+use crate::pipeline::{Handler, HandlerError, HandlerInput, HandlerOutput, IntakeGate, Interruption, SharedServices};
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::TraceContext;
 use crate::topology::pattern;
@@ -175,7 +173,8 @@ impl NotificationTask {
         let mut failed = Vec::new();
         match ready.deliver(notice.notice(), &services, lease.as_mut(), &mut failed).await {
             Ok(Delivered::Now { provider, recipient, unrecorded }) => {
-                let delivery = NotificationDelivery { provider: Some(provider), recipient, failed, not_delivered: None };
+                let delivery =
+                    NotificationDelivery { provider: Some(provider), recipient, failed, not_delivered: None };
                 services.ledger.record(notice.notified(delivery)).await?;
                 drop(unrecorded);
                 Ok(HandlerOutcome::Completed)

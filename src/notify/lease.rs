@@ -137,3 +137,37 @@ impl Lease {
         Ok(recorded)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::memory::MemoryLedger;
+
+    const TIMEOUT: Duration = Duration::from_secs(20);
+
+    async fn lease() -> Lease {
+        let ledger = Arc::new(MemoryLedger::default());
+        let mut lease = Lease { ledger, id: "1".to_owned(), owner: "a".into(), until: Instant::now() };
+        lease.record(TIMEOUT + RECORDING_MARGIN + RENEWAL_MARGIN).await.unwrap();
+        lease
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ordinary_attempt_records_one_claim() {
+        let mut lease = lease().await;
+        let until = lease.until;
+        sleep(RENEWAL_MARGIN / 2).await;
+        assert!(lease.cover(TIMEOUT + RECORDING_MARGIN).await.unwrap());
+        lease.extended_during(sleep(TIMEOUT)).await;
+        assert_eq!(lease.until, until);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_takes_minutes_to_answer_keeps_its_notification_claimed() {
+        let mut lease = lease().await;
+        for _ in 0..10 {
+            lease.extended_during(sleep(Duration::from_secs(30))).await;
+            assert!(lease.until >= Instant::now() + RECORDING_MARGIN);
+        }
+    }
+}

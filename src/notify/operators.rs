@@ -15,7 +15,7 @@ use super::settings::{ChannelKind, ChannelSettings, NotifySettings};
 use super::webhook::WebhookBody;
 use super::{Channel, Notice};
 use crate::config::{HandlerSettings, Section, Value, value_parser};
-use crate::pipeline::{HandlerError, HandlerInput};
+use crate::pipeline::HandlerError;
 use crate::random::random_hex;
 use crate::recovery::{Failure, FailureKind};
 use crate::steps::{CircuitBreakers, FailureCause, StepFailure, TraceContext};

@@ -254,7 +254,8 @@ impl Provider {
         has_none && self.without_address == WithoutAddress::Skip
     }
 
-    fn permit_now(&self) -> Option<(Unrecorded, OwnedSemaphorePermit)> {
+    /// The permits of an attempt, if they are free.
+    pub fn permit_now(&self) -> Option<(Unrecorded, OwnedSemaphorePermit)> {
         let unrecorded = Arc::clone(&self.unrecorded).try_acquire_owned().ok()?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         Some((Unrecorded { _permit: unrecorded }, permit))

@@ -31,7 +31,7 @@ fn channels(breakers: &CircuitBreakers) -> Channels {
     let file = directory.path().join("orderd.toml");
     let smtp = |name: &str, more: &str| {
         format!(
-            "[notify.{name}]\ntype = \"smtp\"\ntls = \"none\"\naddress = \"localhost\"\nfrom = \"a@example.com\"\n{more}\n"
+            "[notify.{name}]\ntype = \"smtp\"\ntls = \"none\"\naddress = \"localhost\"\nfrom = \"a@{name}.example\"\n{more}\n"
         )
     };
     let text = [smtp("email", "fallback = \"backup\""), smtp("backup", ""), smtp("news", "max_connections = 2")];
@@ -80,4 +80,22 @@ async fn a_slow_server_gets_no_more_notifications_than_it_can_deliver_before_the
     // "news": two connections, 20 s for each e-mail.
     assert_eq!(channels.max_in_flight(Duration::from_secs(300)), Some(30));
     assert_eq!(channels.max_in_flight(Duration::from_secs(10)), Some(2), "each has a connection at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn notifications_that_wait_for_a_server_occupy_nothing_of_a_fallback_that_others_use() {
+    let breakers = CircuitBreakers::default();
+    let channels = channels(&breakers);
+    let backup = &channels.routes["backup"].providers()[0];
+    open(&breakers, "backup").await;
+    let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(backup.slot())).collect();
+    assert!(waiting.iter_mut().all(|slot| slot.as_mut().now_or_never().is_none()));
+    assert!(backup.permit_now().is_some());
+}
+
+#[tokio::test]
+async fn an_e_mail_has_the_same_message_id_whichever_server_of_its_channel_sends_it() {
+    let channels = channels(&CircuitBreakers::default());
+    assert_eq!(channels.routes["email"].mail_domain(), "email.example");
+    assert_eq!(channels.routes["backup"].mail_domain(), "backup.example");
 }

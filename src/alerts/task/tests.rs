@@ -11,7 +11,7 @@ use crate::config::{Config, Sources};
 use crate::handlers;
 use crate::ledger::memory::MemoryLedger;
 use crate::notify::{Channel, Notice};
-use crate::pipeline::{HandlerError, HandlerInput, Interruption};
+use crate::pipeline::{HandlerError, Interruption};
 use crate::reconcile::{ApiState, Finding, FindingKind};
 use crate::steps::CircuitBreakers;
 

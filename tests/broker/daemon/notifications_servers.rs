@@ -137,6 +137,27 @@ fn a_server_that_hangs_at_any_point_costs_only_the_e_mails_it_hangs_for() {
 }
 
 #[test]
+fn a_lost_connection_to_the_broker_repeats_no_e_mail_that_a_slow_server_is_accepting() {
+    let node = Node::shared();
+    let server = SmtpServer::start(&[]);
+    // The server accepts after two seconds.
+    let env = smtp(TestEnv::new(&node), "email", server.port).set("notify.email.timeout", "1s");
+    let _orderd = env.start();
+    let (mut raw, ledger) = (env.raw(), env.ledger());
+    for number in 0..4 {
+        place(&mut raw, &format!("slow-{number}"), &json!({"email": "slow@example.com"}));
+    }
+    wait_until("the server has them", || server.mails().len() == 4);
+    drop(raw);
+    env.vhost.close_connections();
+    wait_until("they are recorded", || all_notified(&ledger, "slow", 4));
+    place(&mut env.raw(), "after-0", &json!({"email": "ada@example.com"}));
+    wait_until("the consumer works again", || all_notified(&ledger, "after", 1));
+    assert_eq!(server.mails_to("slow@example.com").len(), 4, "one was sent twice");
+    assert_eq!(ledger.number("SELECT count(*) FROM notification_attempts"), 0);
+}
+
+#[test]
 fn a_fallback_takes_over_while_the_server_is_down_and_what_both_cannot_deliver_waits() {
     let node = Node::shared();
     let (email, backup) = (SmtpServer::start(&[]), SmtpServer::start(&[]));
