@@ -452,6 +452,18 @@ mod tests {
             Duration::from_secs(60)
         }
 
+        fn waits(&self) -> &crate::wait_budget::WaitBudget {
+            unreachable!("no step is called")
+        }
+
+        fn queue(&self) -> &Arc<str> {
+            unreachable!("no step is called")
+        }
+
+        fn note(&self) -> &crate::recovery::ClaimNote {
+            unreachable!("no step is called")
+        }
+
         fn shared(&self) -> SharedServices {
             self.0.clone()
         }
